@@ -1,0 +1,1 @@
+"""Templates of the batch scripts and the pilot's launcher."""

@@ -1,0 +1,1 @@
+"""The factory: matches pilots in a batch system to the manager's demand."""

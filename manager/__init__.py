@@ -1,0 +1,1 @@
+"""The manager: queue, placement, server, and the program's side of them."""

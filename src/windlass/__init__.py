@@ -1,0 +1,1 @@
+"""Windlass runs Python functions on HTCondor and Slurm, with hoisted imports."""

@@ -1,0 +1,139 @@
+"""What can go wrong, split by what whoever catches it can do.
+
+::
+
+    WindlassError
+    ├── UsageError (also ValueError)       you asked for something that cannot be: mend the program
+    │   ├── UnknownName                    no such library, function, pool, manager; has near names
+    │   ├── NotPossible                    no pool can ever run this call, and why
+    │   └── NotPicklable (also TypeError)  a function, argument or result that cannot travel
+    ├── CallFailed                         the call ended without a result, and not by its own exception
+    │   ├── SlotDied                       the process that ran it died: signal, exit status, stderr
+    │   ├── OutOfMemory                    it used more than its share when memory ran short
+    │   ├── CallTimeout (also TimeoutError)
+    │   ├── CallTooLong                    longer than any pool's walltime
+    │   ├── WorkersLost                    lost with its worker more than `max_losses` times
+    │   └── LibraryFailed                  its library cannot start: import error, context error, crash
+    ├── RemoteError                        the function's own exception, where its type cannot travel
+    ├── Closed                             the manager is closed
+    ├── ConnectionRefused                  the other side does not accept us: versions, certificates; names both
+    ├── BatchError                         a batch system said no, or nothing
+    │   ├── Rejected                       refused as asked; asking again gives the same
+    │   ├── OverLimit                      a limit on jobs is reached; wait for own pilots to end
+    │   └── Unreachable                    no answer; nothing is known to have changed
+    └── InternalError                      a defect of Windlass
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class WindlassError(Exception):
+    """Root of all errors that Windlass raises."""
+
+
+class UsageError(WindlassError, ValueError):
+    """You asked for something that cannot be."""
+
+
+class UnknownName(UsageError, KeyError):
+    """There is no such library, function, pool or manager."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.kind, self.name, self.known = kind, name, tuple(sorted(known))
+        near = difflib.get_close_matches(name, self.known, n=3)
+        if near:
+            tail = "did you mean " + " or ".join(repr(word) for word in near) + "?"
+        elif self.known:
+            tail = f"known: {', '.join(self.known[:10])}"
+        else:
+            tail = f"there is no {kind} yet"
+        super().__init__(f"there is no {kind} {name!r}; {tail}" + (f" {hint}" if hint else ""))
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would show its repr
+
+
+class NotPossible(UsageError):
+    """No pool can ever run this call."""
+
+
+class NotPicklable(UsageError, TypeError):
+    """A function, an argument or a result cannot travel between processes."""
+
+
+class CallFailed(WindlassError):
+    """The call ended without a result, and not by an exception of its own function."""
+
+
+class SlotDied(CallFailed):
+    """The process that ran the call died in it."""
+
+    def __init__(self, text: str, *, signal: int = 0, exit_status: int = -1, peak_memory: int = 0, stderr: str = "") -> None:
+        super().__init__(text)
+        self.signal, self.exit_status, self.peak_memory, self.stderr = signal, exit_status, peak_memory, stderr
+
+
+class OutOfMemory(CallFailed):
+    """The call was ended because memory ran short and it was furthest over its share. Figures in bytes."""
+
+    def __init__(self, text: str, *, peak: int = 0, share: int = 0, limit: int = 0) -> None:
+        super().__init__(text)
+        self.peak, self.share, self.limit = peak, share, limit
+
+
+class CallTimeout(CallFailed, TimeoutError):
+    """The call ran longer than its ``timeout``."""
+
+
+class CallTooLong(CallFailed):
+    """The call needs longer than any pool's walltime."""
+
+
+class WorkersLost(CallFailed):
+    """The call was lost with its worker too often; the text has the story of its attempts."""
+
+
+class LibraryFailed(CallFailed):
+    """The call's library cannot start; the text has the reason and the remote traceback."""
+
+
+class RemoteError(WindlassError):
+    """Stands for an exception of the function's own whose type cannot travel; the text has its type, message and traceback."""
+
+
+class RemoteTraceback(Exception):
+    """The cause of a function's exception: the traceback as text, as it was on the worker."""
+
+    def __str__(self) -> str:
+        return "\n" + str(self.args[0]) if self.args else ""
+
+
+class Closed(WindlassError, RuntimeError):
+    """The manager is closed."""
+
+
+class ConnectionRefused(WindlassError, ConnectionError):
+    """The other side does not accept this connection."""
+
+
+class BatchError(WindlassError):
+    """A batch system said no, or nothing."""
+
+
+class Rejected(BatchError):
+    """Refused as asked: bad account, partition, constraint. Asking again gives the same answer."""
+
+
+class OverLimit(BatchError):
+    """A limit on jobs is reached."""
+
+
+class Unreachable(BatchError):
+    """No answer, or an answer that says nothing: what was asked may or may not have happened."""
+
+
+class InternalError(WindlassError):
+    """A defect of Windlass; please report it with this text."""

@@ -1,0 +1,669 @@
+"""Every message that two parts of Windlass send each other, in one file.
+
+Theory of operation
+-------------------
+A *control connection* carries frames.  Its first frame in each direction is a handshake (`Hello`, answered by `Welcome` or
+`Refused`), which is not numbered.  After it every frame is a `Frame`: a number, the number of the newest frame received from
+the other side (the acknowledgement), and a list of messages.  `windlass.session` keeps unacknowledged frames and sends them again after a
+cut, so each message arrives exactly once and in order for as long as both processes live.
+
+Three roles speak to the manager: ``worker``, ``factory`` and ``client`` (the program, the command line).  Each role has one
+union of messages that it may say and one that it may hear; a decoder made for a role accepts nothing else.  The in-process client hands over the same
+records without encoding them.
+
+Arguments and results are opaque ``payload`` bytes here: they are pickled and unpickled at the ends (`windlass.pickling`), never on a
+manager's or worker's event loop.  Buffers over `OUT_OF_BAND_BYTES` are *objects*: files with a content name that travel over
+data connections (`GetObject`, `PutObject`), so that no payload delays a heartbeat.
+
+All records are arrays on the wire (``array_like``): a field is added at the end, with a default, or the protocol number changes.
+Times are seconds; ``*_at`` is seconds since the epoch on the clock of the host that says it.  Memory and sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NewType
+
+import msgspec
+
+PROTOCOL: Final = 1
+#: A control frame may have this many bytes at most; larger data are objects.
+MAX_FRAME_BYTES: Final = 1 << 20
+#: A pickle buffer, or a pickled stream, of at least this many bytes travels as an object.
+OUT_OF_BAND_BYTES: Final = 64 << 10
+
+CallId = NewType("CallId", int)
+#: Names one version of a library: ``name@hash``; the hash covers all of its `LibrarySpec`.
+LibraryId = NewType("LibraryId", str)
+#: A library instance on a worker; unique in a manager's life.
+InstanceId = NewType("InstanceId", int)
+#: Content name of a pickled function (16 bytes of BLAKE2b).
+FunctionId = NewType("FunctionId", bytes)
+WorkerId = NewType("WorkerId", str)
+#: Content name of an object: ``b3-`` and 32 hexadecimal digits of BLAKE3, or ``r-`` and a random name for results.
+ObjectName = NewType("ObjectName", str)
+PoolName = NewType("PoolName", str)
+#: A pilot as its batch backend names it; for the manager an opaque word.
+PilotId = NewType("PilotId", str)
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Base of records inside messages."""
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Base of messages; the class name is the tag."""
+
+
+# ---------------------------------------------------------------- data
+
+
+class ObjectRef(Record):
+    """An object: its content name and its size in bytes."""
+
+    name: ObjectName
+    size: int
+
+
+class Resources(Record):
+    """What a call, a slot or a worker has or needs. ``cores`` may be a fraction; ``memory`` is in bytes."""
+
+    cores: float = 0.0
+    memory: int = 0
+    gpus: int = 0
+
+
+# ---------------------------------------------------------------- libraries
+
+
+class ImportSpec(Record):
+    """A module to hoist. An explicit one that fails fails the library; an automatic one is left to the call."""
+
+    module: str
+    explicit: bool = False
+
+
+class FunctionDef(Record):
+    """A function by content: its cloudpickle bytes, inline or as an object (then ``blob`` is empty)."""
+
+    id: FunctionId
+    #: The name that people read in errors and in the status.
+    name: str
+    blob: bytes = b""
+    object: ObjectRef | None = None
+    #: Objects that must be in the worker's cache and on the instance's ``sys.path`` first: snapshots of local source trees.
+    code: tuple[ObjectRef, ...] = ()
+
+
+class LibrarySpec(Record):
+    """One version of a library, all that a worker needs to start an instance of it."""
+
+    id: LibraryId
+    name: str
+    #: (major, minor) of the program's Python; an instance of another one is refused.
+    python: tuple[int, int]
+    functions: tuple[FunctionDef, ...] = ()
+    imports: tuple[ImportSpec, ...] = ()
+    #: cloudpickle bytes of ``(context_function, args, kwargs)``, or empty.
+    context: bytes = b""
+    #: The context is computed once in the zygote, before the forks, instead of once per slot.
+    share_context: bool = False
+    mode: str = "direct"  # or "fork": a fresh fork of the warm slot for each call
+    start: str = "fork"  # or "spawn": each slot is a fresh interpreter that imports for itself
+    #: Slots per worker; 0: as many as the worker has room for by `per_slot`.
+    slots: int = 0
+    #: What one slot needs. cores 0 means 1 core; memory 0 means an equal share.
+    per_slot: Resources = Resources()
+    #: Variables set in the zygote's environment before its exec.
+    env: tuple[tuple[str, str], ...] = ()
+    #: Limit for BLAS and OpenMP threads in a slot; 0: the slot's whole cores (at least 1).
+    threads: int = 0
+    #: Source snapshots (objects, zip archives) put first on ``sys.path``, and further ``sys.path`` entries of the program.
+    code: tuple[ObjectRef, ...] = ()
+    paths: tuple[str, ...] = ()
+    #: Seconds that imports and context may take before the library counts as one that cannot start.
+    start_timeout: float = 300.0
+    #: A slot is replaced after so many calls; 0: never.
+    max_calls: int = 0
+
+
+# ---------------------------------------------------------------- calls
+
+
+class CallOptions(Record):
+    """How a call is to be run; most calls of a program share one of these."""
+
+    #: Seconds an attempt may run, enforced at the worker; 0: no limit.
+    timeout: float = 0.0
+    #: Further attempts after a slot died in the call, or it raised one of ``retry_on``.
+    retries: int = 0
+    #: ``module.qualname`` of the exceptions worth a retry; matched against the exception's whole MRO.
+    retry_on: tuple[str, ...] = ()
+    #: Larger first.
+    priority: float = 0.0
+    #: What the call needs; more than a slot's share occupies several slots. Zeros: one slot.
+    needs: Resources = Resources()
+    #: On `OUT_OF_MEMORY` try again with a larger share (``memory="auto"``).
+    grow_memory: bool = False
+    #: Attempts that may be lost with their worker before the call ends with the story of them.
+    max_losses: int = 5
+    #: Seconds the caller expects the call to take; 0: learn it.
+    expected_time: float = 0.0
+
+
+class CallSpec(msgspec.Struct, array_like=True, gc=False):
+    """A call as the client hands it to the manager."""
+
+    call: CallId
+    library: LibraryId
+    function: FunctionId
+    #: Pickled ``(args, kwargs)``; empty when the stream itself is the first of ``spans``.
+    payload: bytes
+    spans: tuple[ObjectRef, ...] = ()
+    options: CallOptions = CallOptions()
+
+
+class CallRun(msgspec.Struct, array_like=True, gc=False):
+    """A call as the manager hands it to a worker, and the worker (in the same bytes) to a slot."""
+
+    call: CallId
+    #: Counted from 1; an answer to an older attempt is dropped.
+    attempt: int
+    instance: InstanceId
+    function: FunctionId
+    payload: bytes
+    spans: tuple[ObjectRef, ...] = ()
+    timeout: float = 0.0
+    #: How many of the instance's slots the call occupies.
+    weight: int = 1
+
+
+#: `CallEnd.outcome`
+RETURNED: Final = 0  # payload: the pickled result
+RAISED: Final = 1  # payload: the pickled exception (`windlass.pickling`); detail.types has its MRO
+DIED: Final = 2  # the slot died in the call; detail says how
+TIMED_OUT: Final = 3  # ran longer than its timeout; the slot was replaced
+OUT_OF_MEMORY: Final = 4  # ended because of memory; detail has peak, share and limit
+CANCELLED: Final = 5  # cancelled while it ran or before it started
+BAD_CALL: Final = 6  # could not run or answer at all: arguments or result that cannot be (un)pickled; detail.text
+
+
+class EndDetail(Record):
+    """Why a call ended otherwise than by returning."""
+
+    #: ``module.qualname`` of the exception's classes, most derived first.
+    types: tuple[str, ...] = ()
+    text: str = ""
+    signal: int = 0
+    exit_status: int = -1
+    peak_memory: int = 0
+    share: int = 0
+    limit: int = 0
+
+
+class CallEnd(msgspec.Struct, array_like=True, gc=False):
+    """How an attempt ended."""
+
+    call: CallId
+    attempt: int
+    outcome: int
+    #: Pickled result or exception; empty when the stream itself is the first of ``spans``.
+    payload: bytes = b""
+    spans: tuple[ObjectRef, ...] = ()
+    #: What the call wrote, bounded (`windlass.worker.capture`).
+    stdout: bytes = b""
+    stderr: bytes = b""
+    #: Worker's clock. `started_at` is when the slot took the call, `ready_at` when its function and arguments were there.
+    started_at: float = 0.0
+    ready_at: float = 0.0
+    ended_at: float = 0.0
+    detail: EndDetail | None = None
+
+
+# ---------------------------------------------------------------- handshake
+
+
+class WorkerInfo(Record):
+    """What a worker is and has."""
+
+    host: str
+    pid: int
+    resources: Resources
+    gpu_ids: tuple[str, ...] = ()
+    pool: PoolName = PoolName("")
+    pilot: PilotId = PilotId("")
+    #: Seconds until the pilot's hard end; 0: unlimited.
+    seconds_left: float = 0.0
+    #: False: stop-accepting has begun.
+    accepting: bool = True
+    scratch: str = ""
+
+
+class HeldCall(Record):
+    """A call that a worker holds, told when a session is taken up by a manager that does not know it."""
+
+    call: CallId
+    attempt: int
+
+
+class Hello(Message):
+    """Anyone → manager: the first frame of a control connection (role ``worker``, ``factory``, ``client``) or a data connection."""
+
+    role: str
+    protocol: int
+    version: str
+    python: tuple[int, int]
+    #: Worker id, factory name or client name; must match the certificate where that names one.
+    peer: str
+    #: Session to take up again; empty: a new one.
+    session: str = ""
+    #: Number of the newest frame received in that session.
+    received: int = 0
+    #: "control" or "data".
+    purpose: str = "control"
+    worker: WorkerInfo | None = None
+
+
+class Welcome(Message):
+    """Manager → anyone: the connection is accepted."""
+
+    session: str
+    received: int
+    manager: str
+    version: str
+    #: Send at least one frame per so many seconds; a side that is silent for ``silence`` seconds counts as cut off.
+    heartbeat: float = 5.0
+    silence: float = 30.0
+    #: A worker leaves when it has not reached its manager for so long.
+    manager_timeout: float = 300.0
+    #: Folder of the manager's objects and the content of ``.token`` in it: a worker that can read that token shares the host
+    #: and takes objects by path.
+    store: str = ""
+    store_token: str = ""
+
+
+class Refused(Message):
+    """Manager → anyone: the connection is not accepted; final unless ``retry``."""
+
+    text: str
+    retry: bool = False
+
+
+# ---------------------------------------------------------------- manager → worker
+
+
+class StartLibrary(Message):
+    """Manager → worker: start an instance with so many slots (0: zygote only)."""
+
+    instance: InstanceId
+    spec: LibrarySpec
+    slots: int
+    #: GPU ids for the slots, ``per_slot.gpus`` each.
+    gpu_ids: tuple[str, ...] = ()
+
+
+class SetSlots(Message):
+    """Manager → worker: give an instance so many slots; surplus ones leave when idle."""
+
+    instance: InstanceId
+    slots: int
+    gpu_ids: tuple[str, ...] = ()
+
+
+class StopLibrary(Message):
+    """Manager → worker: end an instance; it has no calls."""
+
+    instance: InstanceId
+
+
+class AddFunctions(Message):
+    """Manager → worker: functions that calls will name; sent once per worker, before the first such call."""
+
+    functions: tuple[FunctionDef, ...]
+
+
+class ForgetFunctions(Message):
+    """Manager → worker: functions that will not be named again."""
+
+    functions: tuple[FunctionId, ...]
+
+
+class RunCalls(Message):
+    """Manager → worker: run these, in this order."""
+
+    calls: list[CallRun]
+
+
+class RecallCalls(Message):
+    """Manager → worker: give back up to so many calls of an instance that have not started, newest first."""
+
+    instance: InstanceId
+    count: int
+
+
+class CancelCalls(Message):
+    """Manager → worker: end these attempts, started or not; each is answered by a `CallEnd`."""
+
+    calls: tuple[HeldCall, ...]
+
+
+class Drain(Message):
+    """Manager → worker: accept nothing more, give back what has not started, finish what runs, then leave."""
+
+    reason: str
+
+
+class Leave(Message):
+    """Manager → worker: the run is over; end everything and exit."""
+
+    reason: str
+
+
+class CertificateIssued(Message):
+    """Manager → worker: the certificate asked for, PEM."""
+
+    certificate: bytes
+
+
+# ---------------------------------------------------------------- worker → manager
+
+
+class HoistedImport(Record):
+    """A module that the zygote loaded, the seconds that took, and an error if it failed."""
+
+    module: str
+    seconds: float
+    error: str = ""
+
+
+class LibraryReady(Message):
+    """Worker → manager: an instance serves."""
+
+    instance: InstanceId
+    pid: int
+    imports: tuple[HoistedImport, ...] = ()
+    context_seconds: float = 0.0
+    #: Why it does not run as asked ("spawn instead of fork: 3 threads after import of x"), one per line.
+    notes: tuple[str, ...] = ()
+
+
+class LibraryFailed(Message):
+    """Worker → manager: an instance could not start, or its zygote died."""
+
+    instance: InstanceId
+    #: "import", "context", "function", "python", "crash", "timeout".
+    kind: str
+    text: str
+    #: False when it had served before.
+    at_start: bool = True
+
+
+class LibraryStopped(Message):
+    """Worker → manager: an instance has ended as asked."""
+
+    instance: InstanceId
+
+
+class CallsEnded(Message):
+    """Worker → manager: calls have ended, well or badly."""
+
+    ends: list[CallEnd]
+
+
+class CallsReturned(Message):
+    """Worker → manager: calls that did not start and will not: recalled, drained, or their instance is gone."""
+
+    calls: tuple[HeldCall, ...]
+    #: "recalled", "draining", "instance", "unknown".
+    reason: str
+
+
+class WorkerDraining(Message):
+    """Worker → manager: I accept nothing more (walltime, signal, asked to)."""
+
+    reason: str
+    seconds_left: float = 0.0
+
+
+class WorkerReport(Message):
+    """Worker → manager, every few seconds: how things stand."""
+
+    memory_used: int
+    memory_limit: int
+    #: Seconds to the hard end; 0: unlimited.
+    seconds_left: float
+    running: int
+    queued: int
+    cache_bytes: int = 0
+
+
+class Goodbye(Message):
+    """Anyone → manager: an orderly end of the session."""
+
+    reason: str
+
+
+class CertificateRequest(Message):
+    """Worker → manager: sign my key (PEM request); the name is my worker id."""
+
+    request: bytes
+
+
+# ---------------------------------------------------------------- data connections
+
+
+class GetObject(Message):
+    """Worker → manager or peer: send me this object. Answered by `ObjectHead` and the bytes, or `ObjectMissing`."""
+
+    name: ObjectName
+
+
+class PutObject(Message):
+    """Worker → manager: here are ``size`` bytes of this object; they follow the frame. With ``path``, take the file there."""
+
+    name: ObjectName
+    size: int
+    path: str = ""
+
+
+class ObjectHead(Message):
+    """Answer to `GetObject`: ``size`` raw bytes follow this frame."""
+
+    name: ObjectName
+    size: int
+
+
+class ObjectStored(Message):
+    """Answer to `PutObject`."""
+
+    name: ObjectName
+
+
+class ObjectMissing(Message):
+    """Answer to `GetObject` or `PutObject`: not here, or not allowed."""
+
+    name: ObjectName
+    text: str = ""
+
+
+# ---------------------------------------------------------------- factory
+
+
+class Shape(Record):
+    """Calls that need the same: how many wait and run, and the expected seconds of work in them (0: unknown)."""
+
+    needs: Resources
+    waiting: int
+    running: int
+    seconds: float = 0.0
+    #: Expected seconds of the longest such call; 0: unknown.
+    longest: float = 0.0
+    #: Pools that calls of this shape fit; empty: any.
+    pools: tuple[PoolName, ...] = ()
+
+
+class PilotSeen(Record):
+    """A pilot as the manager sees it."""
+
+    pool: PoolName
+    pilot: PilotId
+    connected: bool
+    running: int
+    idle_seconds: float
+    draining: bool = False
+    resources: Resources = Resources()
+
+
+class Demand(Message):
+    """Manager → factory, when it changes and every few seconds: what could be used now."""
+
+    shapes: tuple[Shape, ...]
+    pilots: tuple[PilotSeen, ...] = ()
+
+
+class ReleasePilots(Message):
+    """Factory → manager: drain these; I will end them."""
+
+    pilots: tuple[PilotId, ...]
+    pool: PoolName
+    reason: str = "not needed"
+
+
+class PoolOffer(Record):
+    """What one pilot of a pool can give."""
+
+    pool: PoolName
+    resources: Resources
+    #: Seconds a pilot may live; 0: unlimited.
+    walltime: float = 0.0
+    #: Not empty: the pool is paused, and why.
+    paused: str = ""
+    backend: str = ""
+
+
+class PilotEnded(Record):
+    """A pilot that the batch system says has ended."""
+
+    pilot: PilotId
+    reason: str
+    #: Died before it served: the tail of its own stderr, a hold reason, a reject text.
+    failed: bool = False
+
+
+class PoolReport(Message):
+    """Factory → manager: my pools, what became of pilots, counts of pilots by state."""
+
+    offers: tuple[PoolOffer, ...]
+    ended: tuple[PilotEnded, ...] = ()
+    #: (pool, state, number)
+    counts: tuple[tuple[PoolName, str, int], ...] = ()
+    #: (pool, text): the newest failure.
+    failures: tuple[tuple[PoolName, str], ...] = ()
+    #: (kind of command, number) sent to the batch system so far.
+    commands: tuple[tuple[str, int], ...] = ()
+
+
+# ---------------------------------------------------------------- client
+
+
+class SubmitCalls(Message):
+    """Client → manager: queue these."""
+
+    calls: list[CallSpec]
+
+
+class CancelSubmitted(Message):
+    """Client → manager: cancel these calls, whatever their state."""
+
+    calls: tuple[CallId, ...]
+
+
+class InstallLibrary(Message):
+    """Client → manager: this version of a library is there to be called."""
+
+    spec: LibrarySpec
+
+
+class RemoveLibrary(Message):
+    """Client → manager: no more calls of this version will come; end its instances when its calls have ended."""
+
+    library: LibraryId
+
+
+class DefineFunctions(Message):
+    """Client → manager: functions that calls of this client name."""
+
+    functions: tuple[FunctionDef, ...]
+
+
+class CallAttempt(Record):
+    """One try of a call, for the story of its attempts."""
+
+    attempt: int
+    worker: WorkerId
+    host: str
+    outcome: str
+    seconds: float = 0.0
+
+
+class CallDone(msgspec.Struct, array_like=True, gc=False):
+    """Manager → client: a call has its one end."""
+
+    #: `end.outcome` as above, or one of the manager's own: see `windlass.manager.calls`.
+    end: CallEnd
+    #: Manager's clock: when it was queued and sent, and when its end came in.
+    queued_at: float = 0.0
+    sent_at: float = 0.0
+    returned_at: float = 0.0
+    attempts: tuple[CallAttempt, ...] = ()
+
+
+class CallsDone(Message):
+    """Manager → client: these calls have ended."""
+
+    calls: list[CallDone]
+
+
+class GetStatus(Message):
+    """Client → manager: how do things stand?"""
+
+
+class Status(Message):
+    """Manager → client: answer to `GetStatus`; ``json`` is the documented status object."""
+
+    json: bytes
+
+
+class Shutdown(Message):
+    """Client → manager: send all workers away and end."""
+
+    reason: str
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True):
+    """What stands in a numbered frame; ``messages`` is decoded by the reader's role."""
+
+    number: int
+    received: int
+    messages: msgspec.Raw
+
+
+ToWorker = (
+    StartLibrary | SetSlots | StopLibrary | AddFunctions | ForgetFunctions | RunCalls | RecallCalls | CancelCalls | Drain | Leave | CertificateIssued
+)
+FromWorker = (
+    LibraryReady
+    | LibraryFailed
+    | LibraryStopped
+    | CallsEnded
+    | CallsReturned
+    | WorkerDraining
+    | WorkerReport
+    | Goodbye
+    | CertificateRequest
+)
+ToFactory = Demand | Leave
+FromFactory = PoolReport | ReleasePilots | Goodbye
+ToClient = CallsDone | Status | Leave
+FromClient = SubmitCalls | CancelSubmitted | InstallLibrary | RemoveLibrary | DefineFunctions | GetStatus | Shutdown | Goodbye
+FromData = GetObject | PutObject
+ToData = ObjectHead | ObjectStored | ObjectMissing
