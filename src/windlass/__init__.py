@@ -1,1 +1,104 @@
-"""Windlass runs Python functions on HTCondor and Slurm, with hoisted imports."""
+"""Windlass runs Python functions on HTCondor and Slurm, from one call to millions, with imports hoisted once per node.
+
+Theory of operation: this module has the public names and no logic.  A worker imports the package too, and must say hello before
+it loads anything that it does not need, so a name is loaded when it is first asked for (PEP 562); type checkers see
+plain imports.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # checkers take it for True; `typing` itself is not needed here
+if TYPE_CHECKING:
+    from windlass.errors import (
+        BatchError,
+        CallFailed,
+        CallTimeout,
+        CallTooLong,
+        Closed,
+        ConnectionRefused,
+        InternalError,
+        LibraryFailed,
+        NotPicklable,
+        NotPossible,
+        OutOfMemory,
+        OverLimit,
+        Rejected,
+        RemoteError,
+        RemoteTraceback,
+        SlotDied,
+        UnknownName,
+        Unreachable,
+        UsageError,
+        WindlassError,
+        WorkersLost,
+    )
+    from windlass.factory.factory import Factory
+    from windlass.manager.call import FunctionCall
+    from windlass.manager.executor import Executor
+    from windlass.manager.future import CallFuture
+    from windlass.manager.library import Library
+    from windlass.manager.manager import Manager
+    from windlass.worker.slot_api import current_call, load_variable_from_library
+
+#: The one place of the version: pyproject.toml reads it from here.
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Manager": "windlass.manager.manager",
+    "Factory": "windlass.factory.factory",
+    "Executor": "windlass.manager.executor",
+    "FunctionCall": "windlass.manager.call",
+    "Library": "windlass.manager.library",
+    "CallFuture": "windlass.manager.future",
+    "load_variable_from_library": "windlass.worker.slot_api",
+    "current_call": "windlass.worker.slot_api",
+}
+
+__all__ = [
+    "BatchError",
+    "CallFailed",
+    "CallFuture",
+    "CallTimeout",
+    "CallTooLong",
+    "Closed",
+    "ConnectionRefused",
+    "Executor",
+    "Factory",
+    "FunctionCall",
+    "InternalError",
+    "Library",
+    "LibraryFailed",
+    "Manager",
+    "NotPicklable",
+    "NotPossible",
+    "OutOfMemory",
+    "OverLimit",
+    "Rejected",
+    "RemoteError",
+    "RemoteTraceback",
+    "SlotDied",
+    "UnknownName",
+    "Unreachable",
+    "UsageError",
+    "WindlassError",
+    "WorkersLost",
+    "__version__",
+    "current_call",
+    "load_variable_from_library",
+]
+
+
+if not TYPE_CHECKING:  # so that checkers know a misspelt name
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module 'windlass' has no attribute {name!r}")
+        import importlib
+
+        value: object = getattr(importlib.import_module(_HOMES.get(name, "windlass.errors")), name)
+        globals()[name] = value  # asked for once
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

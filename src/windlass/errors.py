@@ -16,6 +16,7 @@
     │   └── LibraryFailed                  its library cannot start: import error, context error, crash
     ├── RemoteError                        the function's own exception, where its type cannot travel
     ├── Closed                             the manager is closed
+    ├── StoreFull (also OSError)           no room for an object: a limit or a full disk
     ├── ConnectionRefused                  the other side does not accept us: versions, certificates; names both
     ├── BatchError                         a batch system said no, or nothing
     │   ├── Rejected                       refused as asked; asking again gives the same
@@ -137,3 +138,7 @@ class Unreachable(BatchError):
 
 class InternalError(WindlassError):
     """A defect of Windlass; please report it with this text."""
+
+
+class StoreFull(WindlassError, OSError):
+    """No room for an object: its store is at its limit, or the disk is full."""

@@ -1,0 +1,62 @@
+# What a fresh checkout can do with nothing but Python 3.11 (with pip), git and make.
+#   make demo    the main job on this machine, with what happens shown
+#   make test    all tests          make test ARGS="tests/manager -k wait"
+#   make lint    ruff, mypy, pyright
+#   make bench   every benchmark's table (minutes)
+#   make clean   forget .venv and what builds leave behind
+# Each installs into .venv what it needs, and again only when pyproject.toml has changed.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(VENV)/.runtime
+	@$(BIN)/windlass demo $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python .ci/pyright_all.py
+	@if command -v shellcheck >/dev/null; then echo shellcheck .ci/run && shellcheck .ci/run; \
+	 else echo "shellcheck is not here: .ci/run is not checked"; fi
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.dev
+	@for one in throughput latency startup pending payload hoisting; do $(BIN)/python benchmarks/$$one.py || exit 1; echo; done
+
+# Debian's Python has venv but not ensurepip, so pip may have to be put in from outside.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	 { echo "Windlass needs Python 3.11 or later; $(PYTHON) is older. Try: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || \
+	 { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --disable-pip-version-check --quiet --python $(BIN)/python install pip; }
+
+$(VENV)/.runtime: pyproject.toml | $(BIN)/python
+	@echo "installing Windlass into $(VENV)"
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "installing Windlass and its development tools into $(VENV)"
+	@$(PIP) install --editable '.[dev]'
+	@touch $@ $(VENV)/.runtime
+
+clean:
+	rm -rf $(VENV) build dist src/windlass.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,249 @@
+"""What a batch system is to the factory: words in, words out.
+
+Theory of operation
+-------------------
+A backend turns a `PilotRequest` into pilots of its batch system, tells the state of all pilots of one factory in one answer, ends pilots, and
+has the last words of a pilot that failed.  It decides nothing: how many, when and why is the planner's.  Its methods block, are called by one thread only
+(the factory's), and bound their own time; they raise three errors and no others:
+
+* `Rejected`: refused as asked; asking again gives the same answer.
+* `OverLimit`: a limit on jobs is reached; nothing was submitted.
+* `Unreachable`: no answer.  What was asked may or may not have happened; so each submission carries a `ticket` (in the job's name or in an
+  attribute of it), and a later `query` that shows a pilot with the ticket settles it.
+
+Everything of one factory carries its `Tag` in the batch system.  `query` and `cancel_all` go by the tag, not by remembered ids: a
+factory that was restarted finds its pilots again, and one command ends them all.
+
+A pilot is known by its *job* and *restart*: batch systems start a preempted job again under the same id.  `pilot_word` makes of both the
+word by which the manager knows it, which the pilot itself says when it connects.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import ClassVar, Final, NewType, Protocol, cast
+
+from windlass.errors import UnknownName
+from windlass.messages import PilotId, PoolName, Resources
+
+#: A job as the batch system names it: ``17``, ``17_4``, ``23.0``.
+JobId = NewType("JobId", str)
+
+RESTART_MARK: Final = "+"
+
+
+def pilot_word(job: JobId, restart: int) -> PilotId:
+    """The word by which the manager knows a pilot: the job, and after its first restart a mark and the number."""
+    return PilotId(f"{job}{RESTART_MARK}{restart}" if restart else str(job))
+
+
+def split_pilot_word(pilot: PilotId) -> tuple[JobId, int]:
+    """Job and restart of a pilot's word."""
+    job, mark, restart = pilot.rpartition(RESTART_MARK)
+    if mark and restart.isdigit():
+        return JobId(job), int(restart)
+    return JobId(pilot), 0
+
+
+class Listed(StrEnum):
+    """How a batch system lists a pilot."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    ENDING = "ending"  # completing: neither running nor ended, may yet be queued again
+    HELD = "held"  # will never start by itself
+    ENDED = "ended"
+
+
+class Cause(StrEnum):
+    """Why a pilot ended, as far as the batch system knows; `UNKNOWN` where it has forgotten."""
+
+    EXIT = "exit"
+    SIGNAL = "signal"
+    WALLTIME = "walltime"
+    PREEMPTED = "preempted"
+    CANCELLED = "cancelled"
+    NODE = "node"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PilotState:
+    """One pilot in the answer to a query."""
+
+    job: JobId
+    listed: Listed
+    #: The submission that it came from; "" where the batch system cannot say.
+    ticket: str = ""
+    #: Earlier starts under the same id; None: the batch system does not say, and the registry counts what it sees.
+    restart: int | None = None
+    node: str = ""
+    #: The batch system's own words: pending reason, hold reason, state at the end.
+    reason: str = ""
+    cause: Cause = Cause.UNKNOWN
+    exit_status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """What every pilot of a factory carries in the batch system."""
+
+    factory: str
+    manager: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PilotRequest:
+    """What to submit. All pilots of one submission are alike."""
+
+    ticket: str
+    pool: PoolName
+    #: The worker's argument vector without ``--pilot``: a backend appends that, as only it knows the job's id (`windlass.factory.launch`).
+    command: tuple[str, ...]
+    #: Per node.
+    resources: Resources
+    nodes: int = 1
+    #: Seconds; 0: unlimited.
+    walltime: float = 0.0
+    #: Seconds from SIGTERM to SIGKILL.
+    grace: float = 30.0
+    #: Shell lines run before the worker, in its shell.
+    setup: tuple[str, ...] = ()
+    shell: str = "/bin/sh"
+    env: tuple[tuple[str, str], ...] = ()
+    #: Nodes on which pilots die.
+    avoid: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CommandLimits:
+    """How many commands a batch system may be sent: ``burst`` in any 10 s, ``sustained`` in any 10 min."""
+
+    burst: int = 5
+    sustained: int = 30
+
+
+#: For batch systems that are not shared with anyone.
+OWN_MACHINE: Final = CommandLimits(burst=1_000, sustained=20_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolDefaults:
+    """What a pool of a backend is, unless its user says otherwise. Seconds, bytes."""
+
+    max_pilots: int = 1
+    cores: float = 1.0
+    #: Pilots share these cores (they are those of one machine), instead of having so many each.
+    shared: bool = False
+    memory: int = 0
+    #: Pilots in the queue at a time, at most.
+    max_queued: int = 32
+    walltime: float = 3600.0
+    #: A pilot without calls is let go after this long.
+    idle_timeout: float = 120.0
+    #: What starting a pilot costs, queue and all: work shorter than this is not worth a pilot more.
+    start_cost: float = 60.0
+    #: Surplus pilots are cancelled only when demand has been low for so long.
+    hold: float = 60.0
+    #: A pilot that runs and has not said hello after this long is ended.
+    hello_timeout: float = 600.0
+
+
+class Backend(Protocol):
+    """A batch system. Adding one is one module, one template, and `BACKENDS` below."""
+
+    name: ClassVar[str]
+    defaults: ClassVar[PoolDefaults]
+    limits: ClassVar[CommandLimits]
+    #: Pilots in one submission, at most.
+    max_batch: ClassVar[int]
+    #: Seconds between queries, at least.
+    query_interval: float
+
+    def open(self, tag: Tag, folder: Path, wake: Callable[[], None]) -> None:
+        """Take up service for one factory. Logs of pilots go below ``folder``; ``wake`` may be called (any thread) when a query is worth it."""
+        ...
+
+    def submit(self, request: PilotRequest, count: int) -> Sequence[JobId]:
+        """Submit ``count`` pilots with one command; their ids. Raises `Rejected`, `OverLimit`, `Unreachable`."""
+        ...
+
+    def query(self) -> Sequence[PilotState]:
+        """All pilots of the tag that the batch system knows, with one command. Raises `Unreachable`."""
+        ...
+
+    def cancel(self, jobs: Sequence[JobId]) -> None:
+        """End these, queued or running (SIGTERM, grace, SIGKILL), with one command; unknown and ended ones are no error. Raises `Unreachable`."""
+        ...
+
+    def cancel_all(self) -> None:
+        """End every pilot of the tag, known or not, with one command. Raises `Unreachable`."""
+        ...
+
+    def tail(self, job: JobId) -> str:
+        """The last lines of the pilot's own stderr, or "" where there are none. No command to the batch system."""
+        ...
+
+    def describe(self, request: PilotRequest, count: int) -> str:
+        """Exactly what `submit` would execute, files and all, for people to read."""
+        ...
+
+    def close(self) -> None:
+        """End service: local processes and threads of the backend are gone when it returns; pilots in a batch system are not touched. Idempotent."""
+        ...
+
+
+class BackendFactory(Protocol):
+    """A backend's class: its keyword-only parameters are the pool options that only it has."""
+
+    name: ClassVar[str]
+    defaults: ClassVar[PoolDefaults]
+
+    def __call__(self, **options: object) -> Backend: ...
+
+
+#: Backends by name; a module is imported when it is asked for.
+BACKENDS: Final[Mapping[str, str]] = {
+    "local": "windlass.factory.local:LocalBackend",
+    "fake": "windlass.factory.fake:FakeBackend",
+    "slurm": "windlass.factory.slurm:SlurmBackend",
+    "htcondor": "windlass.factory.htcondor:HTCondorBackend",
+}
+
+
+def known_backends() -> tuple[str, ...]:
+    """Names of the backends that are there."""
+    return tuple(name for name, place in BACKENDS.items() if importlib.util.find_spec(place.partition(":")[0]) is not None)
+
+
+def backend_class(name: str) -> BackendFactory:
+    """The class of a backend. Raises `UnknownName`."""
+    known = known_backends()
+    if name not in known:
+        raise UnknownName("batch backend", name, known)
+    module, _, attribute = BACKENDS[name].partition(":")
+    return cast(BackendFactory, getattr(importlib.import_module(module), attribute))
+
+
+def backend_options(made_by: BackendFactory) -> frozenset[str]:
+    """The pool options that only this backend has."""
+    parameters = inspect.signature(made_by).parameters.values()
+    return frozenset(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
+
+
+@dataclass(slots=True)
+class Tickets:
+    """Makes tickets: unique in a factory's life and, with its name, in the batch system."""
+
+    factory: str
+    made: int = field(default=0)
+
+    def next(self) -> str:
+        self.made += 1
+        return f"{self.factory}-{self.made}"

@@ -1,0 +1,315 @@
+"""The factory's core: what has happened in, what to do next out. Pure; `windlass.factory.factory` is its shell.
+
+Theory of operation
+-------------------
+The core holds a pool's register of pilots (`Fleet`), its `History`, the budget of commands, and the newest `Demand`.  The shell asks `step(now)` for one
+instruction at a time, carries it out, and tells the result, as each result changes what is to be done next:
+
+==========  ==============================================  =========================================
+`Query`     ask the batch system about all pilots           `listed` or `unreachable`
+`Submit`    submit so many alike                            `submitted`, `rejected`, `over_limit` or `unreachable`
+`Cancel`    end these                                       `cancelled` or `unreachable`
+`Release`   ask the manager to drain these                  (nothing: the register has noted it)
+`EndAll`    end every pilot with the factory's tag          `ended_all` or `unreachable`
+==========  ==============================================  =========================================
+
+The first instruction is a query, so that pilots of an earlier life are counted before any are submitted.  A query is due every ``query_interval`` while
+there are pilots, at five times the last one's duration at most as often, and at once when the backend says that something changed.
+
+Closing goes through three steps: what is not connected is cancelled; what is connected is released and may finish what runs; when all are gone, or
+the time given is over, `EndAll`; then `finished`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from windlass.factory.backend import CommandLimits, JobId, PilotRequest, PilotState, Tickets
+from windlass.factory.history import CommandBudget, History
+from windlass.factory.pilots import Ending, Event, Fleet, Phase, Pilot
+from windlass.factory.planner import Actions, plan
+from windlass.factory.pool import PoolConfig
+from windlass.messages import Demand, PilotEnded, PilotId, PoolReport
+
+#: A query may take a fifth of the time, at most.
+SLOW_FACTOR: Final = 5.0
+#: Batch systems with quicker answers than this tell the end of a pilot soon enough for closing to wait for it.
+PROMPT: Final = 5.0
+#: Tries of the last command of all.
+LAST_TRIES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Ask the batch system about all pilots."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Submit so many pilots, alike but for their ids."""
+
+    request: PilotRequest
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End these."""
+
+    jobs: tuple[JobId, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Ask the manager to drain these."""
+
+    pilots: tuple[PilotId, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndAll:
+    """End every pilot with the factory's tag."""
+
+
+Instruction = Query | Submit | Cancel | Release | EndAll
+
+
+@dataclass(slots=True)
+class FactoryCore:
+    """One pool of one factory."""
+
+    pool: PoolConfig
+    #: What every request has in common; ticket and nodes to avoid are filled in.
+    request: PilotRequest
+    limits: CommandLimits
+    query_interval: float
+    max_batch: int
+    tickets: Tickets
+    fleet: Fleet = field(default_factory=Fleet)
+    demand: Demand | None = None
+    history: History = field(init=False)
+    budget: CommandBudget = field(init=False)
+    #: The newest plan.
+    actions: Actions | None = None
+    finished: bool = False
+    _query_at: float = -math.inf
+    _queried: bool = False
+    _ended: list[PilotEnded] = field(default_factory=list[PilotEnded])
+    _reported: PoolReport | None = None
+    _deadline: float | None = None
+    _last_tries: int = 0
+
+    def __post_init__(self) -> None:
+        self.history = History(self.pool.max_start_failures)
+        self.budget = CommandBudget(self.limits)
+
+    # ---------------------------------------------------------------- what has happened
+
+    def hear(self, demand: Demand, now: float) -> None:
+        """The manager says what it could use."""
+        self.demand = demand
+        self.fleet.seen([seen for seen in demand.pilots if seen.pool == self.pool.name], now)
+        self._settle(now)
+
+    def woken(self, now: float) -> None:
+        """The backend says that a query is worth it."""
+        self._query_at = min(self._query_at, now)
+
+    def listed(self, states: Sequence[PilotState], now: float, took: float = 0.0) -> None:
+        """The answer to a query, and the seconds it took."""
+        self.history.answered()
+        self._queried = True
+        self._query_at = now + max(self.query_interval, SLOW_FACTOR * took)
+        self.fleet.listed(states, now)
+        self._settle(now)
+
+    def submitted(self, ticket: str, jobs: Sequence[JobId], now: float) -> None:
+        self.history.accepted()
+        self.fleet.submitted(ticket, jobs, now)
+        if self._query_at < now:
+            self._query_at = now + self.query_interval
+
+    def rejected(self, ticket: str, text: str) -> None:
+        self.fleet.not_submitted(ticket)
+        self.history.rejected(text)
+
+    def over_limit(self, ticket: str, text: str, count: int, now: float) -> None:
+        self.fleet.not_submitted(ticket)
+        self.history.over_limit(text, count, self.fleet.live, now)
+
+    def unreachable(self, text: str, now: float) -> None:
+        """A command got no answer. A submission may have happened: the register keeps it as unsure."""
+        self.history.unreachable(text, now)
+        if self._last_tries >= LAST_TRIES:
+            self.finished = True
+
+    def cancelled(self) -> None:
+        self.history.answered()
+
+    def ended_all(self) -> None:
+        self.finished = True
+
+    def change(self, pool: PoolConfig) -> None:
+        """Other limits for the same pool."""
+        self.pool = pool
+
+    def close(self, now: float, seconds: float) -> None:
+        """No more pilots; those there are end, with so many seconds for what runs. Again with fewer seconds: hurry."""
+        deadline = now + seconds
+        self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
+
+    @property
+    def closing(self) -> bool:
+        return self._deadline is not None
+
+    def _settle(self, now: float) -> None:
+        """What the register has found goes to the history and the next report."""
+        for node in self.fleet.newly_served:
+            self.history.served(node)
+        self.fleet.newly_served.clear()
+        for pilot in self.fleet.pilots.values():
+            if pilot.phase is Phase.HELD and not pilot.charged and not pilot.served:
+                pilot.charged = True
+                self.history.died_at_start(pilot.node, f"held: {pilot.reason}", now)
+        overdue = [p for p in self.fleet.pilots.values() if p.phase is Phase.RUNNING and not p.served and not p.charged]
+        for pilot in overdue:
+            if now - pilot.since >= self.pool.hello_timeout:
+                pilot.charged = True
+                self.history.died_at_start(pilot.node, f"{pilot.job} ran for {now - pilot.since:.0f} s without connecting", now)
+
+    def take_endings(self) -> list[Ending]:
+        """Pilots that have ended since the last time; the shell adds the last words of the failed ones and gives them to `ended`."""
+        endings, self.fleet.endings = self.fleet.endings, []
+        return endings
+
+    def ended(self, ending: Ending, last_words: str, now: float) -> None:
+        """A pilot has ended; ``last_words`` of its own, where it failed."""
+        reason = f"{ending.reason}: {last_words}" if last_words else ending.reason
+        self._ended.append(PilotEnded(ending.pilot, reason, ending.failed))
+        if ending.gone:
+            self.history.pilot_ended()
+        if ending.failed and not self.closing:
+            self.history.died_at_start(ending.node, f"pilot {ending.pilot}{f' on {ending.node}' if ending.node else ''}: {reason}", now)
+
+    # ---------------------------------------------------------------- what to do
+
+    def step(self, now: float) -> Instruction | None:
+        """The next thing to do now; None: nothing until `again_at`."""
+        if self.finished:
+            return None
+        if self._query_due(now):
+            self.budget.spend("query", now)
+            # Should the shell never answer, it is not asked again at once.
+            self._query_at = now + self.query_interval
+            return Query()
+        if self.closing:
+            return self._step_closing(now)
+        actions = self._plan(now)
+        for release in actions.release:
+            return self._release(release.jobs, release.reason, now)
+        if self.budget.free_at(now) > now or self.history.silent_until() > now:
+            return None
+        if actions.cancel:
+            # One command for all of them; the reasons in one line.
+            jobs = tuple(dict.fromkeys(job for decision in actions.cancel for job in decision.jobs))
+            return self._cancel(jobs, "; ".join(dict.fromkeys(decision.reason for decision in actions.cancel)), now)
+        if actions.submit and self._queried:
+            ticket = self.tickets.next()
+            self.budget.spend("submit", now)
+            self.fleet.submitting(ticket, actions.submit, now)
+            request = replace(self.request, ticket=ticket, avoid=self.history.avoided(now))
+            return Submit(request, actions.submit, actions.submit_reason)
+        return None
+
+    def _plan(self, now: float) -> Actions:
+        pilots = self.fleet.pilots.values()
+        actions = plan(self.demand, pilots, self.fleet.unsure_count, self.pool, self.history, now, max_batch=self.max_batch)
+        self.history.note_wanted(actions.wanted, now, self.pool.hold)
+        self.actions = actions
+        return actions
+
+    def _query_due(self, now: float) -> bool:
+        if self._queried and not self.fleet.live:
+            return False
+        return self._query_at <= now and self.budget.free_at(now, query=True) <= now and self.history.silent_until() <= now
+
+    def _cancel(self, jobs: tuple[JobId, ...], reason: str, now: float) -> Cancel:
+        self.budget.spend("cancel", now)
+        self.fleet.asked(jobs, Event.CANCELLED, now)
+        return Cancel(jobs, reason)
+
+    def _release(self, jobs: tuple[JobId, ...], reason: str, now: float) -> Release:
+        words = tuple(self.fleet.pilots[job].word for job in jobs)
+        self.fleet.asked(jobs, Event.RELEASED, now)
+        return Release(words, reason)
+
+    def _step_closing(self, now: float) -> Instruction | None:
+        assert self._deadline is not None
+        pilots = list(self.fleet.pilots.values())
+        serving = tuple(pilot.job for pilot in pilots if pilot.phase is Phase.SERVING)
+        if serving:
+            return self._release(serving, "the factory closes", now)
+        if now < self._deadline and self.fleet.live:
+            if self.history.silent_until() > now:
+                return None
+            unconnected = tuple(pilot.job for pilot in pilots if not pilot.connected and self._cancellable(pilot))
+            if unconnected:
+                return self._cancel(unconnected, "the factory closes", now)
+            if any(pilot.connected for pilot in pilots) or self.query_interval <= PROMPT:
+                return None
+        if not self.fleet.live:
+            self.finished = True
+            return None
+        if self._last_tries >= LAST_TRIES or self.history.silent_until() > now:
+            return None
+        self._last_tries += 1
+        self.budget.spend("cancel", now)
+        return EndAll()
+
+    @staticmethod
+    def _cancellable(pilot: Pilot) -> bool:
+        return pilot.phase in (Phase.QUEUED, Phase.RUNNING, Phase.HELD)
+
+    def again_at(self, now: float) -> float:
+        """When `step` may have something to do although nothing happened; inf: never."""
+        if self.finished:
+            return math.inf
+        silent = self.history.silent_until()
+        times: list[float] = []
+        if self.fleet.live or not self._queried:
+            times.append(max(self._query_at, self.budget.free_at(now, query=True), silent))
+        if self._deadline is not None:
+            times.append(max(self._deadline, silent))
+            if silent > now:
+                times.append(silent)
+        elif self.actions is not None:
+            times.append(self.actions.again_at)
+            if self.actions.cancel or self.actions.submit:
+                times.append(max(self.budget.free_at(now), silent))
+        return max(now, min(times, default=math.inf))
+
+    # ---------------------------------------------------------------- what is told
+
+    def report(self) -> PoolReport | None:
+        """What the manager has not been told yet; None: nothing."""
+        name = self.pool.name
+        counts = tuple((name, phase.value, number) for phase, number in self.fleet.counts().items() if number)
+        failures = ((name, self.history.failure),) if self.history.failure else ()
+        report = PoolReport((self.pool.offer(self.history.paused),), (), counts, failures, tuple(sorted(self.budget.sent.items())))
+        last = self._reported
+        if not self._ended and last is not None and (last.offers, last.counts, last.failures) == (report.offers, report.counts, report.failures):
+            return None
+        self._reported = report
+        ended, self._ended = tuple(self._ended), []
+        return PoolReport(report.offers, ended, report.counts, report.failures, report.commands)
+
+    def check(self) -> None:
+        """Invariants; raises AssertionError."""
+        self.fleet.check()
+        assert not self.finished or self.closing

@@ -1,0 +1,209 @@
+"""What a pool has been through: refusals, silences, deaths at start, commands sent. Pure.
+
+Theory of operation
+-------------------
+Three kinds of failure of a command, each with an answer of its own:
+
+=============  =========================================================================================================
+`Rejected`     asking again gives the same answer: the pool is paused at once, with the text
+`OverLimit`    the batch is halved, and the next submission waits for an own pilot to end (or 5 min; 10 s where the pool has none)
+`Unreachable`  5 s, doubling to 5 min; never counts towards a pause
+=============  =========================================================================================================
+
+A *death at start* is a pilot that ended before it served.  Deaths in a row are followed by 0, 1, 15, 30, 60 min of waiting, with one pilot at a
+time as a probe; after ``max_start_failures`` in a row the pool is paused, with the pilot's own last words.  One pilot that serves ends the row.
+
+*Black-hole nodes* end pilots at once and so get the next ones, and the next.  A node with two deaths in a row is avoided for an hour; and once pilots have
+served on other nodes, each node counts once in the row, so that one bad node does not pause a pool that works.
+
+`CommandBudget` keeps the limits on commands: it is asked before each, told of each, and keeps some for queries.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from windlass.factory.backend import CommandLimits
+
+UNREACHABLE_FIRST: Final = 5.0
+UNREACHABLE_LONGEST: Final = 300.0
+#: Seconds to wait after the first, second, ... death at start in a row.
+START_BACKOFF: Final = (0.0, 60.0, 900.0, 1800.0, 3600.0)
+#: Waiting at a limit on jobs: with own pilots in the queue, whose end is what is waited for, and without.
+OVER_LIMIT_WAIT: Final = 300.0
+OVER_LIMIT_ALONE: Final = 10.0
+#: A batch that has grown to this size again is not limited any more.
+BATCH_FREE: Final = 64
+NODE_DEATHS: Final = 2
+NODE_AVOIDED: Final = 3600.0
+#: Commands of the ten minutes that only queries may use.
+KEPT_FOR_QUERIES: Final = 6
+BURST_SECONDS: Final = 10.0
+SUSTAINED_SECONDS: Final = 600.0
+
+
+@dataclass(slots=True)
+class History:
+    """What a pool has been through, and what follows for its next submission. Times are the caller's ``now``."""
+
+    max_start_failures: int = 3
+    #: Why the pool is paused; "": it is not.
+    paused: str = ""
+    #: The newest failure of any kind.
+    failure: str = ""
+    #: Deaths at start in a row, as counted towards a pause.
+    start_failures: int = 0
+    #: A submission may not be larger than this; 0: no limit.
+    batch_cap: int = 0
+    _start_wait: float = 0.0
+    _limit_wait: float = 0.0
+    _silence_wait: float = 0.0
+    _silences: int = 0
+    _row_nodes: set[str] = field(default_factory=set[str])
+    _node_deaths: dict[str, int] = field(default_factory=dict[str, int])
+    _avoided: dict[str, float] = field(default_factory=dict[str, float])
+    _served: set[str] = field(default_factory=set[str])
+    _wanted_now: int = 0
+    #: (until when, so many were wanted), numbers falling: the maximum of a sliding window.
+    _wanted: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
+
+    # ---------------------------------------------------------------- commands
+
+    def answered(self) -> None:
+        """The batch system has answered a command."""
+        self._silences, self._silence_wait = 0, 0.0
+
+    def accepted(self) -> None:
+        """A submission was accepted: the next may be twice as large."""
+        self.answered()
+        if self.batch_cap:
+            self.batch_cap = self.batch_cap * 2 if self.batch_cap * 2 < BATCH_FREE else 0
+
+    def rejected(self, text: str) -> None:
+        """A submission was refused as asked."""
+        self.answered()
+        self.paused = self.failure = text
+
+    def over_limit(self, text: str, count: int, own_pilots: int, now: float) -> None:
+        """A submission of ``count`` met a limit on jobs while ``own_pilots`` were in the batch system."""
+        self.answered()
+        self.failure = text
+        self.batch_cap = max(1, count // 2)
+        self._limit_wait = now + (OVER_LIMIT_WAIT if own_pilots else OVER_LIMIT_ALONE)
+
+    def unreachable(self, text: str, now: float) -> None:
+        """A command got no answer."""
+        self.failure = text
+        self._silence_wait = now + min(UNREACHABLE_LONGEST, UNREACHABLE_FIRST * 2**self._silences)
+        self._silences = min(self._silences + 1, 16)
+
+    # ---------------------------------------------------------------- pilots
+
+    def served(self, node: str) -> None:
+        """A pilot has connected: whatever was wrong is not wrong everywhere."""
+        self.start_failures, self._start_wait = 0, 0.0
+        self._row_nodes.clear()
+        if node:
+            self._served.add(node)
+            self._node_deaths.pop(node, None)
+            self._avoided.pop(node, None)
+
+    def died_at_start(self, node: str, text: str, now: float) -> None:
+        """A pilot ended before it served."""
+        self.failure = text
+        counts = not (node and self._served - {node}) or node not in self._row_nodes or node in self._avoided
+        self._row_nodes.add(node)
+        if node:
+            deaths = self._node_deaths[node] = self._node_deaths.get(node, 0) + 1
+            if deaths >= NODE_DEATHS:
+                self._avoided[node] = now + NODE_AVOIDED
+        if not counts:
+            return
+        self.start_failures += 1
+        self._start_wait = now + START_BACKOFF[min(self.start_failures, len(START_BACKOFF)) - 1]
+        if self.start_failures >= self.max_start_failures:
+            self.paused = f"{self.start_failures} pilots in a row ended before they served, the last one so: {text}"
+
+    def pilot_ended(self) -> None:
+        """An own pilot left the batch system: there is room below the limit again."""
+        self._limit_wait = 0.0
+
+    def resume(self) -> None:
+        """A person says that it is mended."""
+        self.paused, self.start_failures, self._start_wait, self._limit_wait = "", 0, 0.0, 0.0
+        self._row_nodes.clear()
+        self._avoided.clear()
+        self._node_deaths.clear()
+
+    # ---------------------------------------------------------------- what follows
+
+    def silent_until(self) -> float:
+        """No command before this."""
+        return self._silence_wait
+
+    def submit_after(self, now: float) -> tuple[float, str]:
+        """When the next submission may go, and what it waits for ("" when nothing)."""
+        waits = (
+            (self._silence_wait, "the batch system does not answer"),
+            (self._limit_wait, "a limit on jobs is reached"),
+            (self._start_wait, f"{self.start_failures} pilots in a row ended before they served"),
+        )
+        until, why = max(waits, key=lambda wait: wait[0])
+        return (until, why) if until > now else (now, "")
+
+    def avoided(self, now: float) -> tuple[str, ...]:
+        """Nodes to keep away from."""
+        for node in [node for node, until in self._avoided.items() if until <= now]:
+            del self._avoided[node], self._node_deaths[node]
+        return tuple(sorted(self._avoided))
+
+    def note_wanted(self, wanted: int, now: float, window: float) -> None:
+        """Remember how many pilots are wanted from now on, for `keep`."""
+        last, self._wanted_now = self._wanted_now, wanted
+        while self._wanted and (self._wanted[-1][1] <= last):
+            self._wanted.pop()
+        self._wanted.append((now, last))
+        while self._wanted and self._wanted[0][0] <= now - window:
+            self._wanted.popleft()
+
+    def keep(self, wanted: int, now: float, window: float) -> tuple[int, float]:
+        """The most pilots wanted within the last ``window`` seconds, and when that will be less (0: not foreseen)."""
+        for until, number in self._wanted:  # falling numbers
+            if number <= wanted:
+                break
+            if until > now - window:
+                return number, until + window
+        return max(wanted, 0), 0.0
+
+
+@dataclass(slots=True)
+class CommandBudget:
+    """Counts commands against limits."""
+
+    limits: CommandLimits = CommandLimits()
+    #: (kind, number) sent in all.
+    sent: dict[str, int] = field(default_factory=dict[str, int])
+    _times: deque[float] = field(default_factory=deque[float])
+
+    def spend(self, kind: str, now: float) -> None:
+        """A command is being sent."""
+        self.sent[kind] = self.sent.get(kind, 0) + 1
+        self._times.append(now)
+        while len(self._times) > self.limits.sustained:
+            self._times.popleft()
+
+    def free_at(self, now: float, *, query: bool = False) -> float:
+        """When the next command may be sent: ``now`` or later. Some of the ten minutes' commands are kept for queries."""
+        kept = 0 if query else min(KEPT_FOR_QUERIES, self.limits.sustained - 1)
+        return max(
+            now,
+            self._room_at(self.limits.burst, BURST_SECONDS),
+            self._room_at(self.limits.sustained - kept, SUSTAINED_SECONDS),
+        )
+
+    def _room_at(self, number: int, seconds: float) -> float:
+        if len(self._times) < number:
+            return float("-inf")
+        return self._times[-number] + seconds

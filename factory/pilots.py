@@ -1,0 +1,330 @@
+"""The pilots of a pool: their states as a table, and the register of them.
+
+Theory of operation
+-------------------
+Two witnesses speak of a pilot.  The *batch system* lists it (queued, running, ending, held, ended) in the answer to a query, seldom and late.  The
+*manager* sees it connected or not, at once.  What each may change is the table `NEXT`:
+
+* The manager is the better witness that a pilot lives: a connected one that is listed as queued, held or not at all goes on serving.
+* The batch system is the only witness that it ended.  A pilot that has disconnected is only *running* again.
+* Unknown is not gone: a query without an answer is no event.  A pilot that an answer does not list is *missing*, and only the second time in a row, and
+  without a connection, is it over.
+* *Ending* (Slurm's COMPLETING) masks what comes: the end, or the queue again.
+* A running pilot that is queued again was preempted: that incarnation has ended, the same job waits for its next start.
+
+A submission that got no answer may have made pilots.  It is kept as `Unsure`, counted as so many queued pilots, until a query shows pilots with its
+ticket, or two queries at least `SETTLE` seconds later have shown none.  What turns up later still is adopted, and so is what an earlier life of the factory left.
+
+The register hands each end of an incarnation out once, as an `Ending`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from windlass.factory.backend import Cause, JobId, Listed, PilotState, pilot_word, split_pilot_word
+from windlass.messages import PilotId, PilotSeen
+
+#: Queries in a row that do not list a pilot before it counts as gone.
+MISSES: Final = 2
+#: Seconds after which a submission without an answer can be judged: a batch system that wakes up may still take it.
+SETTLE: Final = 30.0
+
+
+class Phase(StrEnum):
+    """Where a pilot stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"  # by the batch system; not connected
+    SERVING = "serving"  # connected to the manager
+    LEAVING = "leaving"  # the manager was asked to drain it
+    CANCELLING = "cancelling"  # the batch system was asked to end it
+    ENDING = "ending"
+    HELD = "held"
+    ENDED = "ended"
+
+
+class Event(StrEnum):
+    """What may befall a pilot."""
+
+    LISTED_QUEUED = "listed queued"
+    LISTED_RUNNING = "listed running"
+    LISTED_ENDING = "listed ending"
+    LISTED_HELD = "listed held"
+    LISTED_ENDED = "listed ended"
+    MISSING = "missing"
+    CONNECTED = "connected"
+    DISCONNECTED = "disconnected"
+    RELEASED = "released"
+    CANCELLED = "cancelled"
+
+
+def _table() -> dict[tuple[Phase, Event], Phase]:
+    p, e = Phase, Event
+    listed = (e.LISTED_QUEUED, e.LISTED_RUNNING, e.LISTED_ENDING, e.LISTED_HELD, e.LISTED_ENDED, e.MISSING)
+    by_listing: dict[Phase, tuple[Phase, ...]] = {
+        # how listed:  queued        running       ending        held          ended    missing twice
+        p.QUEUED: (p.QUEUED, p.RUNNING, p.ENDING, p.HELD, p.ENDED, p.ENDED),
+        p.RUNNING: (p.QUEUED, p.RUNNING, p.ENDING, p.HELD, p.ENDED, p.ENDED),
+        p.SERVING: (p.SERVING, p.SERVING, p.ENDING, p.SERVING, p.ENDED, p.SERVING),
+        p.LEAVING: (p.QUEUED, p.LEAVING, p.ENDING, p.HELD, p.ENDED, p.ENDED),
+        # Asked to end: that it is still listed says only that it has not happened yet.
+        p.CANCELLING: (p.CANCELLING, p.CANCELLING, p.CANCELLING, p.CANCELLING, p.ENDED, p.ENDED),
+        p.ENDING: (p.QUEUED, p.RUNNING, p.ENDING, p.HELD, p.ENDED, p.ENDED),
+        p.HELD: (p.QUEUED, p.RUNNING, p.ENDING, p.HELD, p.ENDED, p.ENDED),
+    }
+    table = {(phase, event): after for phase, row in by_listing.items() for event, after in zip(listed, row, strict=True)}
+    table |= {
+        (p.QUEUED, e.CONNECTED): p.SERVING,  # it said hello before the batch system was asked again
+        (p.RUNNING, e.CONNECTED): p.SERVING,
+        (p.SERVING, e.CONNECTED): p.SERVING,
+        (p.LEAVING, e.CONNECTED): p.LEAVING,
+        (p.CANCELLING, e.CONNECTED): p.CANCELLING,
+        (p.ENDING, e.CONNECTED): p.ENDING,
+        (p.HELD, e.CONNECTED): p.SERVING,
+        (p.SERVING, e.DISCONNECTED): p.RUNNING,
+        (p.LEAVING, e.DISCONNECTED): p.LEAVING,
+        (p.CANCELLING, e.DISCONNECTED): p.CANCELLING,
+        (p.ENDING, e.DISCONNECTED): p.ENDING,
+        (p.SERVING, e.RELEASED): p.LEAVING,
+        (p.LEAVING, e.RELEASED): p.LEAVING,
+        (p.QUEUED, e.CANCELLED): p.CANCELLING,
+        (p.RUNNING, e.CANCELLED): p.CANCELLING,
+        (p.SERVING, e.CANCELLED): p.CANCELLING,
+        (p.LEAVING, e.CANCELLED): p.CANCELLING,
+        (p.CANCELLING, e.CANCELLED): p.CANCELLING,
+        (p.ENDING, e.CANCELLED): p.CANCELLING,
+        (p.HELD, e.CANCELLED): p.CANCELLING,
+    }
+    return table
+
+
+#: What it lacks is refused, and then nothing has changed. Nothing leads out of `Phase.ENDED`.
+NEXT: Final[Mapping[tuple[Phase, Event], Phase]] = _table()
+
+EVENT_OF: Final[Mapping[Listed, Event]] = {
+    Listed.QUEUED: Event.LISTED_QUEUED,
+    Listed.RUNNING: Event.LISTED_RUNNING,
+    Listed.ENDING: Event.LISTED_ENDING,
+    Listed.HELD: Event.LISTED_HELD,
+    Listed.ENDED: Event.LISTED_ENDED,
+}
+
+#: Ends that say nothing against the pilot, though it never served.
+BLAMELESS: Final = frozenset({Cause.PREEMPTED, Cause.CANCELLED, Cause.NODE})
+
+
+@dataclass(slots=True)
+class Pilot:
+    """One pilot in its current incarnation. Times are the caller's ``now``."""
+
+    job: JobId
+    ticket: str = ""
+    restart: int = 0
+    phase: Phase = Phase.QUEUED
+    since: float = 0.0
+    node: str = ""
+    reason: str = ""
+    connected: bool = False
+    #: It has been connected, in this incarnation.
+    served: bool = False
+    draining: bool = False
+    #: Its death at start has been counted.
+    charged: bool = False
+    running_calls: int = 0
+    idle_seconds: float = 0.0
+    misses: int = 0
+    #: When the factory last asked for its end, and whether it did at all.
+    asked_at: float = 0.0
+    asked: bool = False
+
+    @property
+    def word(self) -> PilotId:
+        return pilot_word(self.job, self.restart)
+
+    @property
+    def coming(self) -> bool:
+        """It serves or will: it counts against demand."""
+        return self.phase in (Phase.QUEUED, Phase.RUNNING, Phase.SERVING) and not self.draining
+
+    def apply(self, event: Event, now: float) -> bool:
+        """Follow the table; False, and nothing has changed, where it has no row."""
+        after = NEXT.get((self.phase, event))
+        if after is None:
+            return False
+        if after is not self.phase:
+            self.phase, self.since = after, now
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """An incarnation of a pilot has ended."""
+
+    job: JobId
+    pilot: PilotId
+    reason: str
+    node: str
+    #: It died at start: it never served, and not because someone ended it.
+    failed: bool
+    #: The job is out of the batch system (False: it waits for its next start).
+    gone: bool
+
+
+@dataclass(slots=True)
+class Unsure:
+    """A submission without an answer."""
+
+    ticket: str
+    count: int
+    since: float
+    looks: int = 0
+
+
+@dataclass(slots=True)
+class Fleet:
+    """The register of a pool's pilots: all that are not known to have ended."""
+
+    pilots: dict[JobId, Pilot] = field(default_factory=dict[JobId, Pilot])
+    unsure: dict[str, Unsure] = field(default_factory=dict[str, Unsure])
+    endings: list[Ending] = field(default_factory=list[Ending])
+    #: Nodes (maybe "") of pilots that connected for the first time, for the history.
+    newly_served: list[str] = field(default_factory=list[str])
+
+    # ---------------------------------------------------------------- what the factory did
+
+    def submitting(self, ticket: str, count: int, now: float) -> None:
+        """A submission is being sent; until its answer is known it may have happened."""
+        self.unsure[ticket] = Unsure(ticket, count, now)
+
+    def submitted(self, ticket: str, jobs: Iterable[JobId], now: float) -> None:
+        """It was accepted."""
+        self.unsure.pop(ticket, None)
+        for job in jobs:
+            self.pilots.setdefault(job, Pilot(job, ticket, since=now))
+
+    def not_submitted(self, ticket: str) -> None:
+        """It was refused: there are no such pilots."""
+        self.unsure.pop(ticket, None)
+
+    def asked(self, jobs: Iterable[JobId], event: Event, now: float) -> None:
+        """The end of these was asked for, of the manager (RELEASED) or of the batch system (CANCELLED)."""
+        for job in jobs:
+            pilot = self.pilots.get(job)
+            if pilot is not None and pilot.apply(event, now):
+                pilot.asked, pilot.asked_at = True, now
+
+    # ---------------------------------------------------------------- what the batch system says
+
+    def listed(self, states: Sequence[PilotState], now: float) -> None:
+        """An answer to a query: all pilots of the factory that the batch system knows."""
+        seen: set[JobId] = set()
+        tickets: set[str] = set()
+        for state in states:
+            seen.add(state.job)
+            tickets.add(state.ticket)
+            pilot = self.pilots.get(state.job)
+            if pilot is None:
+                if state.listed is Listed.ENDED and state.ticket not in self.unsure:
+                    continue  # of an earlier life, or ended long ago
+                pilot = self.pilots[state.job] = Pilot(state.job, state.ticket, state.restart or 0, since=now)
+            self._one_listed(pilot, state, now)
+        for pilot in [pilot for job, pilot in self.pilots.items() if job not in seen]:
+            pilot.misses += 1
+            if pilot.misses >= MISSES and not pilot.connected:
+                self._end(pilot, Event.MISSING, "the batch system does not know it any more", Cause.UNKNOWN, None, now)
+        for unsure in list(self.unsure.values()):
+            unsure.looks += 1
+            if unsure.ticket in tickets or (unsure.looks >= MISSES and now - unsure.since >= SETTLE):
+                del self.unsure[unsure.ticket]
+
+    def _one_listed(self, pilot: Pilot, state: PilotState, now: float) -> None:
+        pilot.misses = 0
+        if state.restart is not None and state.restart > pilot.restart:
+            self._restarted(pilot, state.restart, state.reason, now)
+        elif state.restart is not None and state.restart < pilot.restart:
+            return  # about an incarnation that is over
+        elif state.restart is None and state.listed is Listed.QUEUED and not pilot.connected and self._has_run(pilot):
+            self._restarted(pilot, pilot.restart + 1, state.reason, now)
+        pilot.node = state.node or pilot.node
+        pilot.reason = state.reason
+        event = EVENT_OF[state.listed]
+        if event is Event.LISTED_ENDED:
+            self._end(pilot, event, state.reason, state.cause, state.exit_status, now)
+        else:
+            pilot.apply(event, now)
+
+    @staticmethod
+    def _has_run(pilot: Pilot) -> bool:
+        return pilot.phase in (Phase.RUNNING, Phase.ENDING) or (pilot.phase is Phase.LEAVING)
+
+    def _restarted(self, pilot: Pilot, restart: int, reason: str, now: float) -> None:
+        """The incarnation that the register knows is over; the job goes on."""
+        self.endings.append(Ending(pilot.job, pilot.word, f"started again by the batch system: {reason or 'requeued'}", pilot.node, False, False))
+        cancelling = pilot.phase is Phase.CANCELLING
+        pilot.restart, pilot.connected, pilot.served, pilot.draining, pilot.running_calls = restart, False, False, False, 0
+        if not cancelling:
+            pilot.phase, pilot.since, pilot.asked, pilot.node = Phase.QUEUED, now, False, ""
+
+    def _end(self, pilot: Pilot, event: Event, reason: str, cause: Cause, exit_status: int | None, now: float) -> None:
+        phase = pilot.phase
+        if not pilot.apply(event, now) or pilot.phase is not Phase.ENDED:
+            return
+        blameless = pilot.served or pilot.asked or pilot.charged or phase is Phase.CANCELLING or cause in BLAMELESS or exit_status == 0
+        self.endings.append(Ending(pilot.job, pilot.word, reason or cause.value, pilot.node, not blameless, True))
+        del self.pilots[pilot.job]
+
+    # ---------------------------------------------------------------- what the manager says
+
+    def seen(self, seen: Iterable[PilotSeen], now: float) -> None:
+        """All pilots of this pool that have a standing with the manager; a pilot of several nodes comes several times."""
+        by_word: dict[PilotId, list[PilotSeen]] = {}
+        for one in seen:
+            by_word.setdefault(one.pilot, []).append(one)
+            job, restart = split_pilot_word(one.pilot)
+            pilot = self.pilots.get(job)
+            if pilot is not None and one.connected and restart > pilot.restart:
+                self._restarted(pilot, restart, "", now)
+        for pilot in self.pilots.values():
+            nodes = [one for one in by_word.get(pilot.word, ()) if one.connected]
+            pilot.connected = bool(nodes)
+            pilot.running_calls = sum(one.running for one in nodes)
+            pilot.idle_seconds = min((one.idle_seconds for one in nodes), default=0.0)
+            pilot.draining = bool(nodes) and all(one.draining for one in nodes)
+            pilot.apply(Event.CONNECTED if nodes else Event.DISCONNECTED, now)
+            if nodes and not pilot.served:
+                pilot.served = True
+                self.newly_served.append(pilot.node)
+
+    # ---------------------------------------------------------------- counts
+
+    @property
+    def unsure_count(self) -> int:
+        return sum(unsure.count for unsure in self.unsure.values())
+
+    @property
+    def live(self) -> int:
+        """All that exist or may exist: what ``max_pilots`` bounds."""
+        return len(self.pilots) + self.unsure_count
+
+    def counts(self) -> dict[Phase, int]:
+        """Pilots by phase; those of unsure submissions count as queued."""
+        counts = {phase: 0 for phase in Phase if phase is not Phase.ENDED}
+        for pilot in self.pilots.values():
+            counts[pilot.phase] += 1
+        counts[Phase.QUEUED] += self.unsure_count
+        return counts
+
+    def check(self) -> None:
+        """Invariants between the collections; raises AssertionError."""
+        for job, pilot in self.pilots.items():
+            assert pilot.job == job
+            assert pilot.phase is not Phase.ENDED, f"{job} has ended and is still registered"
+            assert pilot.served or not pilot.connected, f"{job} is connected and has not served"
+            assert pilot.phase is not Phase.SERVING or pilot.connected, f"{job} serves without a connection"
+        for ticket, unsure in self.unsure.items():
+            assert unsure.ticket == ticket
+            assert unsure.count > 0

@@ -1,0 +1,213 @@
+"""How many pilots: a pure function of demand, pilots, limits and what has been. It decides; `windlass.factory.factory` acts.
+
+Theory of operation
+-------------------
+Demand is in calls, by what they need, and where known in expected seconds.  A *fraction* says how much of a pilot each shape could use:
+
+    calls / (calls that fit a pilot at a time), but no more than seconds of work / (those calls x worthwhile seconds)
+
+Worthwhile is a pilot that saves more than it costs to start: so many seconds as a pilot's start takes, or as the longest call takes, which nothing shortens.  What connected
+pilots of *other* pools can take is subtracted first.  The sum of the fractions, rounded up, between ``min_pilots`` and ``max_pilots``, is *wanted*.
+
+*Coming* are pilots that are queued, running or serving, and not draining; *live* are all that exist or, after a submission without an answer, may exist.
+
+* More wanted than coming: submit the difference at once, in one submission, bounded by ``max_pilots`` minus live, ``max_queued`` minus queued,
+  and what the history allows (batch halved at a limit, one probe at a time after deaths at start, waits, pause).
+* Fewer wanted than coming, for as long as ``hold`` (so that a program that submits in bursts keeps its place in the queue): cancel queued pilots first,
+  youngest first; then release pilots that have been idle for ``idle_timeout``.  A pilot with running calls is never touched.
+* Whatever the demand: held pilots are cancelled (they never start), running ones that do not say hello in time too.
+
+Every decision carries its reason in one line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from windlass.factory.backend import JobId
+from windlass.factory.history import History
+from windlass.factory.pilots import Phase, Pilot
+from windlass.factory.pool import PoolConfig
+from windlass.messages import Demand, PilotSeen, PoolName, Resources, Shape
+
+#: A pilot that was asked to end and is still there is asked again after this long.
+ASK_AGAIN: Final = 120.0
+#: Rounding of sums of fractions.
+EPSILON: Final = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Something to do to some pilots, and why."""
+
+    jobs: tuple[JobId, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """What to do now."""
+
+    #: Pilots that demand asks for, within the limits, and how that comes about.
+    wanted: int
+    why: str
+    submit: int = 0
+    submit_reason: str = ""
+    cancel: tuple[Decision, ...] = ()
+    release: tuple[Decision, ...] = ()
+    #: Why fewer are submitted than wanted; "" when none are lacking.
+    waits: str = ""
+    #: Plan again at this time at the latest; inf: only when something happens.
+    again_at: float = math.inf
+
+
+def calls_at_a_time(needs: Resources, resources: Resources, nodes: int = 1) -> int:
+    """How many calls of this need fit a pilot at a time; 0: none. Memory that a pilot does not state bounds nothing."""
+    fits = math.floor(resources.cores / (needs.cores or 1.0) + EPSILON)
+    if needs.memory and resources.memory:
+        fits = min(fits, resources.memory // needs.memory)
+    if needs.gpus:
+        fits = min(fits, resources.gpus // needs.gpus)
+    return fits * nodes
+
+
+def plan(
+    demand: Demand | None,
+    pilots: Collection[Pilot],
+    unsure: int,
+    pool: PoolConfig,
+    history: History,
+    now: float,
+    *,
+    max_batch: int = 500,
+) -> Actions:
+    """What to do about a pool now. ``unsure`` pilots may exist beside ``pilots``; ``demand`` None: not heard yet."""
+    wanted, why = wanted_pilots(demand, pool)
+    keep, less_at = history.keep(wanted, now, pool.hold)
+    keep = max(min(keep, pool.max_pilots), pool.min_pilots)
+    coming = sum(pilot.coming for pilot in pilots) + unsure
+    cancel = list(_overdue(pilots, pool, now))
+    release: list[Decision] = []
+    submit, submit_reason, waits, again_at = 0, "", "", math.inf
+    if wanted > coming:
+        submit, waits, again_at = _how_many(wanted - coming, len(pilots) + unsure, pilots, unsure, pool, history, now, max_batch)
+        submit_reason = f"{why}; {coming} there or coming" if submit else ""
+    elif coming > keep:
+        surplus = coming - keep
+        queued = sorted((pilot for pilot in pilots if pilot.phase is Phase.QUEUED), key=lambda pilot: (pilot.since, pilot.job), reverse=True)
+        if queued:
+            cancel.append(Decision(tuple(pilot.job for pilot in queued[:surplus]), f"{why}; {coming} there or coming"))
+            surplus -= len(queued[:surplus])
+        idle = sorted((p for p in pilots if _idle(p, pool)), key=lambda pilot: (-pilot.idle_seconds, pilot.job))
+        if surplus > 0 and idle:
+            release.append(Decision(tuple(p.job for p in idle[:surplus]), f"{why}; idle for {pool.idle_timeout:g} s or longer"))
+    elif coming > wanted and less_at:
+        again_at = less_at
+    if history.paused:
+        # What waits in the queue would die as well, where that is why the pool is paused.
+        doomed = tuple(p.job for p in pilots if p.phase is Phase.QUEUED) if history.start_failures >= pool.max_start_failures else ()
+        if doomed:
+            cancel = [*_overdue(pilots, pool, now), Decision(doomed, f"the pool is paused: {history.paused}")]
+    return Actions(wanted, why, submit, submit_reason, tuple(cancel), tuple(release), waits, again_at)
+
+
+def _how_many(
+    need: int, live: int, pilots: Collection[Pilot], unsure: int, pool: PoolConfig, history: History, now: float, max_batch: int
+) -> tuple[int, str, float]:
+    """How many of those needed to submit now, why not all, and when to plan again."""
+    if history.paused:
+        return 0, f"the pool is paused: {history.paused}", math.inf
+    until, waiting_for = history.submit_after(now)
+    if waiting_for:
+        return 0, f"{waiting_for}; next try in {until - now:.0f} s", until
+    queued = sum(pilot.phase is Phase.QUEUED for pilot in pilots) + unsure
+    bounds = [(need, ""), (pool.max_pilots - live, f"max_pilots={pool.max_pilots}"), (pool.max_queued - queued, f"max_queued={pool.max_queued}")]
+    bounds.append((max_batch, f"at most {max_batch} in one submission"))
+    if history.batch_cap:
+        bounds.append((history.batch_cap, f"a limit on jobs was met; {history.batch_cap} at a time"))
+    if history.start_failures:
+        probes = unsure + sum(pilot.phase in (Phase.QUEUED, Phase.RUNNING) and not pilot.served for pilot in pilots)
+        bounds.append((1 - probes, f"{history.start_failures} pilots in a row ended before they served; trying one"))
+    count, waits = min(bounds, key=lambda bound: bound[0])
+    return max(0, count), waits, math.inf
+
+
+def _overdue(pilots: Iterable[Pilot], pool: PoolConfig, now: float) -> Iterable[Decision]:
+    for pilot in pilots:
+        asked_lately = pilot.asked and now - pilot.asked_at < ASK_AGAIN
+        if pilot.phase is Phase.HELD:
+            yield Decision((pilot.job,), f"held, so it will never start: {pilot.reason or 'no reason given'}")
+        elif pilot.phase is Phase.CANCELLING and not asked_lately and not pilot.running_calls:
+            yield Decision((pilot.job,), "it was asked to end and is still there")
+        elif pilot.phase is Phase.LEAVING and not asked_lately and not pilot.running_calls:
+            yield Decision((pilot.job,), "it was let go and is still there")
+        elif pilot.phase is Phase.RUNNING and not pilot.served and now - pilot.since >= pool.hello_timeout:
+            yield Decision((pilot.job,), f"it runs since {now - pilot.since:.0f} s and has not connected to the manager")
+
+
+def _idle(pilot: Pilot, pool: PoolConfig) -> bool:
+    return pilot.phase is Phase.SERVING and not pilot.draining and not pilot.running_calls and pilot.idle_seconds >= pool.idle_timeout
+
+
+def wanted_pilots(demand: Demand | None, pool: PoolConfig) -> tuple[int, str]:
+    """Pilots that the demand asks for, within the pool's limits, and how that comes about."""
+    if demand is None:
+        return pool.min_pilots, "the manager has not said what it needs"
+    shapes = [shape for shape in demand.shapes if shape.waiting + shape.running and unfit(shape, pool) == ""]
+    fractions = _less_others([_fraction(shape, pool) for shape in shapes], shapes, demand.pilots, pool.name)
+    total = math.ceil(sum(fractions) - EPSILON)
+    waiting, running = sum(shape.waiting for shape in shapes), sum(shape.running for shape in shapes)
+    wanted = max(min(total, pool.max_pilots), pool.min_pilots)
+    if not shapes and demand.shapes:
+        why = f"no call fits: {unfit(demand.shapes[0], pool)}"
+    else:
+        why = f"{waiting} calls wait, {running} run: work for {total} pilots"
+    return wanted, why + (f", at least {pool.min_pilots} are kept" if wanted > total else "")
+
+
+def unfit(shape: Shape, pool: PoolConfig) -> str:
+    """Why a pool can never run calls of this shape, or ""."""
+    if shape.pools and pool.name not in shape.pools:
+        return f"it is for {', '.join(shape.pools)}"
+    if not calls_at_a_time(shape.needs, pool.resources):
+        return f"a call needs {_show(shape.needs)}, a pilot has {_show(pool.resources)}"
+    if pool.walltime and shape.longest > pool.walltime:
+        return f"a call takes {shape.longest:.0f} s, a pilot lives {pool.walltime:.0f} s"
+    return ""
+
+
+def _show(resources: Resources) -> str:
+    return f"{resources.cores or 1:g} cores, {resources.memory} bytes, {resources.gpus} GPUs"
+
+
+def _fraction(shape: Shape, pool: PoolConfig) -> float:
+    """How many pilots this shape could use."""
+    at_a_time = calls_at_a_time(shape.needs, pool.resources, pool.nodes)
+    by_calls = (shape.waiting + shape.running) / at_a_time
+    if shape.seconds <= 0:
+        return by_calls
+    worthwhile = max(pool.start_cost, shape.longest)
+    return min(by_calls, shape.seconds / (at_a_time * worthwhile)) if worthwhile else by_calls
+
+
+def _less_others(fractions: Sequence[float], shapes: Sequence[Shape], seen: Iterable[PilotSeen], own: PoolName) -> list[float]:
+    """What is left when the pilots of other pools have taken what they can."""
+    left = list(fractions)
+    calls = [float(shape.waiting + shape.running) for shape in shapes]
+    for pilot in seen:
+        if pilot.pool == own or not pilot.connected or pilot.draining:
+            continue
+        whole = 1.0
+        for number, shape in enumerate(shapes):
+            fits = calls_at_a_time(shape.needs, pilot.resources)
+            if not fits or calls[number] <= 0 or (shape.pools and pilot.pool not in shape.pools):
+                continue
+            part = min(whole, calls[number] / fits)
+            taken = part * fits
+            left[number] *= 1 - taken / calls[number]
+            calls[number] -= taken
+            whole -= part
+    return left

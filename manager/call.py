@@ -1,0 +1,292 @@
+"""A call as the program writes it, and the options that say how it is to be run.
+
+Theory of operation
+-------------------
+`FunctionCall` holds names, arguments and options until `submit` pickles it. All its own keyword arguments belong to the function;
+options are given by `FunctionCall.with_options`, which gives a new call, or by TaskVine's setters, which change it in place.
+
+Options are checked where they are written (`merge_options`), so that an error points at the program's line, and end up in one
+frozen `CallOptions` record. Equal records are one object (`intern_options`): a million calls with the same options hold one record,
+and the manager groups calls by it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, cast
+
+import msgspec
+
+from windlass.errors import UnknownName, UsageError
+from windlass.messages import CallOptions, Resources
+from windlass.units import parse_memory, parse_seconds
+
+N = TypeVar("N", int, float)
+RetryOn: TypeAlias = "type[BaseException] | str | Iterable[type[BaseException] | str]"
+DEFAULT_OPTIONS: Final = CallOptions()
+#: A program that gives each call options of its own must not fill memory with records.
+_INTERNED_MOST: Final = 4096
+_interned: dict[CallOptions, CallOptions] = {}
+#: TaskVine counts memory in these.
+MEGABYTE: Final = 1 << 20
+
+
+class CallKeywords(TypedDict, total=False):
+    """The options of a call, as keywords of ``with_options``."""
+
+    #: Seconds an attempt may run (or ``"10min"``); None: no limit.
+    timeout: float | str | None
+    #: Further attempts after its slot died, or it raised one of ``retry_on``.
+    retries: int
+    #: Exceptions worth a retry: classes or ``"module.Name"``, one or several.
+    retry_on: RetryOn
+    #: Larger first.
+    priority: float
+    #: A word of yours, kept at the future.
+    tag: str | None
+    #: Cores it needs; a fraction is fine.
+    cores: float
+    #: Bytes or ``"2GB"``; ``"auto"``: a slot's share, and a larger one after running out of it.
+    memory: int | str
+    gpus: int
+    #: Seconds (or ``"2h"``) you expect it to take; None: learn it.
+    expected_time: float | str | None
+    #: Attempts that may be lost with their worker.
+    max_losses: int
+
+
+class Named(Protocol):
+    """A library object: what counts here is its name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+def intern_options(options: CallOptions) -> CallOptions:
+    """The one record that stands for all equal to it."""
+    if options == DEFAULT_OPTIONS:
+        return DEFAULT_OPTIONS
+    found = _interned.get(options)
+    if found is not None:
+        return found
+    if len(_interned) >= _INTERNED_MOST:
+        _interned.clear()
+    return _interned.setdefault(options, options)
+
+
+def merge_options(base: CallOptions, tag: str | None, given: Mapping[str, Any]) -> tuple[CallOptions, str | None]:
+    """``base`` and ``tag`` with the options ``given`` by keyword put in. UsageError with the line to write instead."""
+    fields: dict[str, Any] = {}
+    needs: dict[str, Any] = {}
+    for key, value in given.items():
+        match key:
+            case "timeout" | "expected_time":
+                fields[key] = 0.0 if value is None else read_seconds(key, value)
+            case "retries" | "max_losses":
+                fields[key] = read_count(key, value)
+            case "retry_on":
+                fields[key] = read_exceptions(value)
+            case "priority":
+                fields[key] = read_number(key, value, negative=True)
+            case "tag":
+                if value is not None and not isinstance(value, str):
+                    raise UsageError(f"tag={value!r} is {_a(value)}; a tag is a text: write tag={str(value)!r}")
+                tag = value
+            case "cores":
+                needs[key] = read_number(key, value)
+            case "gpus":
+                needs[key] = read_count(key, value)
+            case "memory":
+                if value == "auto":
+                    fields["grow_memory"] = True
+                    needs[key] = 0
+                else:
+                    fields["grow_memory"] = False
+                    needs[key] = read_memory(key, value)
+            case _:
+                raise UnknownName("option of a call", key, CallKeywords.__annotations__, _OPTION_HINT)
+    if needs:
+        fields["needs"] = msgspec.structs.replace(base.needs, **needs)
+    options = msgspec.structs.replace(base, **fields)
+    if options.retry_on and not options.retries:
+        raise UsageError("retry_on= without retries= retries nothing; write retry_on=..., retries=3")
+    return intern_options(options), tag
+
+
+_OPTION_HINT: Final = "(arguments of the function itself go into FunctionCall(library, function, ...) or submit(function, ...))"
+
+
+def _a(value: object) -> str:
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
+
+
+def read_number(key: str, value: object, *, negative: bool = False) -> float:
+    """A finite number, not below zero unless ``negative``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UsageError(f"{key}={value!r} is {_a(value)}; {key} is a number: write {key}=1.5")
+    if value < 0 and not negative:
+        raise UsageError(f"{key}={value!r} is negative; write {key}={-value!r}, or leave it out")
+    return float(value)
+
+
+def read_count(key: str, value: object) -> int:
+    """A whole number, not below zero."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"{key}={value!r} is {_a(value)}; {key} is a whole number: write {key}=2")
+    if value < 0:
+        raise UsageError(f"{key}={value!r} is negative; write {key}={-value!r}, or leave it out")
+    return value
+
+
+def read_seconds(key: str, value: object) -> float:
+    """Seconds, from a number or a text like ``"10min"``."""
+    if isinstance(value, str):
+        return _parsed(key, value, parse_seconds, "'90s', '10min' or '2h'")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UsageError(f"{key}={value!r} is {_a(value)}; {key} is in seconds: write {key}=90, or {key}='2h'")
+    if value <= 0:
+        raise UsageError(f"{key}={value!r} leaves no time; write {key}=90 (seconds), or {key}=None for no limit")
+    return float(value)
+
+
+def read_memory(key: str, value: object) -> int:
+    """Bytes, from a number or a text like ``"2GB"``."""
+    if isinstance(value, str):
+        return _parsed(key, value, parse_memory, "'500MB' or '2GB'")
+    count = read_number(key, value)
+    if 0 < count < MEGABYTE:
+        # Numbers are bytes; so small a one was meant in MB (TaskVine, Slurm) or GB.
+        raise UsageError(f"{key}={value!r} is {value} bytes; write {key}='{value}MB' (or 'GB')")
+    return int(count)
+
+
+def _parsed(key: str, value: str, parse: Callable[[str], N], examples: str) -> N:
+    try:
+        parsed = parse(value)
+    except UsageError as error:
+        raise UsageError(f"{key}={value!r}: {error}") from None
+    if parsed < 0 or not math.isfinite(parsed):
+        raise UsageError(f"{key}={value!r} makes no sense here; write {key}= with {examples}")
+    return parsed
+
+
+def read_exceptions(value: object) -> tuple[str, ...]:
+    """``module.qualname`` of each exception, from classes and names, one or several."""
+    if isinstance(value, str | type):
+        return (_exception_name(value),)
+    if not isinstance(value, Iterable):
+        raise UsageError(f"retry_on={value!r} is {_a(value)}; write retry_on=OSError, or retry_on=(OSError, 'package.module.Error')")
+    names = [_exception_name(each) for each in cast("Iterable[object]", value)]
+    return tuple(dict.fromkeys(names))
+
+
+def _exception_name(value: object) -> str:
+    if isinstance(value, type):
+        if not issubclass(value, BaseException):
+            raise UsageError(f"retry_on={value.__name__} is not an exception class; write retry_on=OSError")
+        return f"{value.__module__}.{value.__qualname__}"
+    if not isinstance(value, str):
+        raise UsageError(f"retry_on has {value!r}, {_a(value)}; write a class, as in retry_on=OSError, not an instance")
+    if all(part.isidentifier() for part in value.split(".")) and "." in value:
+        return value
+    known = getattr(builtins, value, None)
+    if isinstance(known, type) and issubclass(known, BaseException):
+        return f"builtins.{known.__qualname__}"
+    raise UsageError(f"retry_on={value!r} names no built-in exception; write it with its module: retry_on='package.module.{value}'")
+
+
+class FunctionCall:
+    """One call of a library's function, for `Manager.submit`; it may be submitted several times, each with a future of its own."""
+
+    __slots__ = ("args", "function", "kwargs", "library", "options", "tag")
+
+    def __init__(self, library: str | Named, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
+        """Call ``function`` of ``library`` with these arguments; all keywords are the function's.
+
+        Raises UsageError for what cannot be names. Whether library and function exist is asked at `submit`.
+        """
+        name: object = library if isinstance(library, str) else getattr(library, "name", None)
+        if not isinstance(name, str) or not name:
+            raise UsageError(
+                f"FunctionCall({library!r}, ...): the first argument names a library; write FunctionCall('lib', 'function', ...)"
+            )
+        target: object = function if isinstance(function, str) else getattr(function, "__name__", None)
+        if not isinstance(target, str) or not target:
+            line = f"FunctionCall({name!r}, {function!r}, ...)"
+            raise UsageError(f"{line}: the second argument names a function; write FunctionCall({name!r}, 'function', ...)")
+        self.library: str = name
+        self.function: str = target
+        self.args = args
+        self.kwargs = kwargs
+        self.options = DEFAULT_OPTIONS
+        self.tag: str | None = None
+
+    def with_options(self, **options: Unpack[CallKeywords]) -> FunctionCall:
+        """The same call with these options; this one stays as it is. UsageError for what cannot be, with the line to write."""
+        twin = FunctionCall.__new__(FunctionCall)
+        twin.library, twin.function, twin.args, twin.kwargs = self.library, self.function, self.args, self.kwargs
+        twin.options, twin.tag = merge_options(self.options, self.tag, options)
+        return twin
+
+    def _set(self, **options: Any) -> None:
+        self.options, self.tag = merge_options(self.options, self.tag, options)
+
+    # TaskVine's setters: in place, in TaskVine's units.
+
+    def set_priority(self, priority: float) -> None:
+        """Larger first."""
+        self._set(priority=priority)
+
+    def set_tag(self, tag: str) -> None:
+        """A word of yours, kept at the future."""
+        self._set(tag=tag)
+
+    def set_retries(self, retries: int) -> None:
+        """Further attempts after its slot died."""
+        self._set(retries=retries)
+
+    def set_time_max(self, seconds: float) -> None:
+        """Seconds an attempt may run; enforced."""
+        self._set(timeout=seconds)
+
+    def set_cores(self, cores: float) -> None:
+        """Cores it needs."""
+        self._set(cores=cores)
+
+    def set_memory(self, megabytes: float | str) -> None:
+        """Memory it needs, in MB (of 1,048,576 bytes, as in TaskVine), or a text like ``"2GB"``."""
+        self._set(memory=megabytes if isinstance(megabytes, str) else megabytes_to_bytes("memory", megabytes))
+
+    def set_gpus(self, gpus: int) -> None:
+        """GPUs it needs."""
+        self._set(gpus=gpus)
+
+    def __repr__(self) -> str:
+        words = [repr(self.library), repr(self.function)]
+        words += [_short(each) for each in self.args] + [f"{key}={_short(each)}" for key, each in self.kwargs.items()]
+        return f"FunctionCall({', '.join(words)})"
+
+
+def megabytes_to_bytes(key: str, megabytes: object) -> int:
+    """TaskVine's MB in bytes."""
+    return int(read_number(key, megabytes) * MEGABYTE)
+
+
+def _short(value: object) -> str:
+    # The repr of an array or a frame may be long, or slow.
+    if isinstance(value, int | float | str | bytes | bool | None):
+        text = repr(value)
+        return text if len(text) <= 40 else text[:37] + "..."
+    return f"<{type(value).__name__}>"
+
+
+def needs_of(cores: float | None, memory: int | str | None, gpus: int | None) -> Resources:
+    """Resources from what people write; None is nothing asked."""
+    return Resources(
+        cores=0.0 if cores is None else read_number("cores", cores),
+        memory=0 if memory is None else read_memory("memory", memory),
+        gpus=0 if gpus is None else read_count("gpus", gpus),
+    )

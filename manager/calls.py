@@ -1,0 +1,118 @@
+"""Calls as the manager's core knows them, and the queues they wait in.
+
+Theory of operation
+-------------------
+A `Call` is in exactly one of three places: *waiting* in one `CallQueue`, *sent* to one worker, or *ended* (then it is forgotten).
+Calls that are alike for placement (same library version, same options, same least time) share a queue, so placement looks at
+queues and never at calls.  A waiting call that is cancelled stays in the deque as a tombstone (`CANCELLED_MARK`) until it is
+popped, which keeps cancelling constant in time; `CallQueue.waiting` counts live ones only.
+
+Attempts are numbered from 1.  An attempt that is lost with its worker costs no retry but counts towards ``max_losses``; an attempt
+that never started costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import msgspec
+
+from windlass.messages import CallAttempt, CallOptions, CallSpec, LibraryId, Resources, WorkerId
+
+#: Outcomes that only the manager gives; they continue `windlass.messages.CANCELLED` and its like in `CallEnd.outcome`.
+LOST: Final = 20
+LIBRARY_FAILED: Final = 21
+TOO_LONG: Final = 22
+NOT_POSSIBLE: Final = 23
+CLOSED: Final = 24
+
+#: Weight of a new batch in the moving mean of durations: about the newest ten batches count.
+SMOOTHING: Final = 0.1
+
+
+class Call(msgspec.Struct, gc=False):
+    """A call that has not ended. ``worker`` is empty while it waits."""
+
+    spec: CallSpec
+    queued_at: float
+    queue: CallQueue
+    worker: WorkerId = WorkerId("")
+    attempt: int = 0
+    sent_at: float = 0.0
+    cancelled: bool = False
+    #: Attempts used up by deaths and retried exceptions.
+    failures: int = 0
+    losses: int = 0
+    weight: int = 1
+    #: Seconds of the longest attempt that a pilot's walltime cut short.
+    ran: float = 0.0
+    #: Ended attempts, oldest first; None until there is one.
+    story: list[CallAttempt] | None = None
+
+
+class Durations(msgspec.Struct):
+    """Run times of calls in seconds: moving mean, longest, number."""
+
+    mean: float = 0.0
+    longest: float = 0.0
+    count: int = 0
+
+    def add(self, total: float, number: int, longest: float) -> None:
+        """Take in ``number`` run times that sum to ``total`` seconds."""
+        batch = total / number
+        if not self.count:
+            self.mean = batch
+        else:
+            # A batch of many weighs as much as that many single ones, bounded by one.
+            weight = min(1.0, SMOOTHING * number)
+            self.mean += (batch - self.mean) * weight
+        self.count += number
+        if longest > self.longest:
+            self.longest = longest
+
+
+class CallQueue(msgspec.Struct, gc=True):
+    """Waiting calls of one signature, first come, first served."""
+
+    library: LibraryId
+    options: CallOptions
+    #: Placed only where more than so many seconds are left; 0: anywhere.
+    least_seconds: float
+    calls: deque[Call]
+    #: Live calls in ``calls``.
+    waiting: int = 0
+    #: Sent and not ended.
+    running: int = 0
+
+    @property
+    def needs(self) -> Resources:
+        """What one of these calls asks for."""
+        return self.options.needs
+
+    def push(self, call: Call) -> None:
+        """Put a call last."""
+        self.calls.append(call)
+        self.waiting += 1
+
+    def push_front(self, call: Call) -> None:
+        """Put a call that comes back first: it has waited longest."""
+        self.calls.appendleft(call)
+        self.waiting += 1
+
+    def pop(self) -> Call | None:
+        """Take the first live call; None when there is none."""
+        calls = self.calls
+        while calls:
+            call = calls.popleft()
+            if not call.cancelled:
+                self.waiting -= 1
+                return call
+        return None
+
+    def drop(self, call: Call) -> None:
+        """A waiting call is cancelled: leave its tombstone, sweep when tombstones are the most."""
+        call.cancelled = True
+        self.waiting -= 1
+        if len(self.calls) > 64 and self.waiting * 2 < len(self.calls):
+            self.calls = deque(call for call in self.calls if not call.cancelled)

@@ -1,0 +1,51 @@
+"""What the manager could use now, for factories: pure functions over the core's libraries and workers.
+
+Calls are counted, never library processes: an idle library is no demand.  Seconds are expected work, from measured
+durations or the calls' own ``expected_time``; 0 where nothing is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from windlass.manager.libraries import LibraryState
+from windlass.manager.workers import Worker
+from windlass.messages import Demand, PilotSeen, Resources, Shape
+
+
+def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now: float) -> Demand:
+    """Demand by resource shape, and every pilot that has a worker here."""
+    shapes: dict[Resources, list[float]] = {}
+    for library in libraries:
+        if library.failed:
+            continue
+        per_slot = library.spec.per_slot
+        mean, longest = library.durations.mean, library.durations.longest
+        for queue in library.queues:
+            if not queue.waiting and not queue.running:
+                continue
+            needs = queue.needs
+            # A call takes at least a slot of its library.
+            shape = Resources(max(needs.cores, per_slot.cores, 1.0 if not per_slot.cores else 0.0), max(needs.memory, per_slot.memory), max(needs.gpus, per_slot.gpus))
+            each = queue.options.expected_time or mean
+            sums = shapes.setdefault(shape, [0, 0, 0.0, 0.0])
+            sums[0] += queue.waiting
+            sums[1] += queue.running
+            sums[2] += each * (queue.waiting + queue.running)
+            sums[3] = max(sums[3], longest, queue.options.expected_time, queue.least_seconds)
+    pilots = tuple(
+        PilotSeen(
+            pool=worker.info.pool,
+            pilot=worker.info.pilot,
+            connected=worker.connected,
+            running=len(worker.calls),
+            idle_seconds=0.0 if worker.calls else max(0.0, now - worker.idle_since),
+            draining=bool(worker.draining),
+            resources=worker.info.resources,
+        )
+        for worker in workers
+    )
+    return Demand(
+        tuple(Shape(shape, int(sums[0]), int(sums[1]), sums[2], sums[3]) for shape, sums in shapes.items()),
+        pilots,
+    )

@@ -1,0 +1,723 @@
+"""The future of a call: what `submit` returns.
+
+Theory of operation
+-------------------
+`CallFuture` is a `concurrent.futures.Future` for programs that hold a million of them. A stock future makes a condition, a lock and
+two lists at birth (1,600 bytes); this one makes them when somebody first waits, watches or adds a callback, and most futures are
+never waited for before they end.
+
+Three threads meet here. The *loop thread* of the manager calls `finish`, which stores the record of how the call ended and returns
+within a microsecond. *Asking threads* call `result`, `exception` or ``await``; the first to ask settles the future: it unpickles
+the record through the owner's `Resolver.resolve`, once, in its own time. Callbacks run on the *callback thread*
+(`set_callback_runner`), never on the loop thread.
+
+Locks. ``_GUARD`` is one lock for all futures. It is a leaf: whoever holds it only loads and stores attributes, so nothing can be
+waited for under it. A future's own lock is made on demand, under the guard, and from then on guards its changes; while there is
+none, nobody watches, and the guard alone makes the change. `concurrent.futures.wait` and `as_completed` take many futures' locks in
+the order of their ids; that is free of deadlock only because each future has a lock of its own, so these must not be shared.
+
+The states are those of `concurrent.futures`: PENDING, RUNNING, CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED. A future without an
+owner is a plain `Future` in every respect. One with an owner can be cancelled while it runs, and goes to CANCELLED_AND_NOTIFIED at
+once. An ended future stays as it is: a late record is dropped.
+
+A call is *collected* when its program has taken notice of its end: by `result`, `exception`, ``await``, a done-callback, or the
+manager's ``wait``. The owner hears of the first only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Generator
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+
+from windlass.manager.inbox import Inbox
+from windlass.messages import CANCELLED as OUTCOME_CANCELLED
+from windlass.messages import RETURNED, CallAttempt, CallDone, CallId
+
+T = TypeVar("T")
+
+PENDING: Final = "PENDING"
+RUNNING: Final = "RUNNING"
+CANCELLED: Final = "CANCELLED"
+CANCELLED_AND_NOTIFIED: Final = "CANCELLED_AND_NOTIFIED"
+FINISHED: Final = "FINISHED"
+_NO_CALL: Final = CallId(0)
+_ENDED: Final = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))
+
+_LOGGER: Final = logging.getLogger("concurrent.futures")
+_GUARD: Final = threading.RLock()
+#: Threads that wait while another one unpickles; shared by all futures because it is hardly ever used.
+_SETTLED: Final = threading.Condition(_GUARD)
+#: How many they are; under the guard.
+_settle_waiters = 0
+
+
+class Resolver(Protocol):
+    """Turns the record of a call's end into its value."""
+
+    def resolve(self, future: CallFuture[Any], done: CallDone) -> Any:
+        """The value, or raise the call's exception. In the asking thread; may be slow; once per future."""
+        ...
+
+
+class Canceller(Protocol):
+    """Tells the manager that a call is not wanted any more."""
+
+    def cancel(self, future: CallFuture[Any]) -> None:
+        """``future`` has just become cancelled. In the cancelling thread; must not block."""
+        ...
+
+
+class Owner(Resolver, Canceller, Protocol):
+    """What stands behind the futures of one manager."""
+
+    def on_collected(self, future: CallFuture[Any]) -> None:
+        """The program has taken notice of the call's end. Once per future, in any thread; must be quick."""
+        ...
+
+
+class Watcher(Protocol):
+    """Is told of a future's end on the thread that ends it; must be quick and must not raise."""
+
+    def add_result(self, future: Any) -> None: ...
+    def add_exception(self, future: Any) -> None: ...
+    def add_cancelled(self, future: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """When things happened to a call, in seconds since the epoch; 0.0: not (yet).
+
+    ``submitted``, ``sent`` and ``returned`` are on the program's side; ``started``, ``ready`` and ``ended`` on the worker's
+    clock, which may differ. The derived figures subtract only times of one clock.
+    """
+
+    #: `submit` was called.
+    submitted: float = 0.0
+    #: Sent to the worker that answered.
+    sent: float = 0.0
+    #: The slot took it.
+    started: float = 0.0
+    #: Its function and arguments were loaded.
+    ready: float = 0.0
+    #: The function ended.
+    ended: float = 0.0
+    #: The answer reached the manager.
+    returned: float = 0.0
+
+    @property
+    def running(self) -> float:
+        """Seconds it occupied a slot in its last attempt, loading included."""
+        return max(0.0, self.ended - self.started)
+
+    @property
+    def setup(self) -> float:
+        """Seconds of `running` that went into loading function and arguments."""
+        return max(0.0, self.ready - self.started)
+
+    @property
+    def total(self) -> float:
+        """Seconds from `submit` to its answer."""
+        return max(0.0, self.returned - self.submitted)
+
+    @property
+    def waiting(self) -> float:
+        """Seconds of `total` in which its last attempt was not running: queues, transfers, earlier attempts."""
+        return max(0.0, self.total - self.running)
+
+
+class CallbackThread:
+    """Runs callbacks one after another on a thread of their own, which starts with the first one."""
+
+    def __init__(self, name: str = "windlass-callbacks") -> None:
+        self._name = name
+        self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def __call__(self, work: Callable[[], object]) -> None:
+        """Run ``work`` soon. From any thread; never blocks. What it raises is logged."""
+        self._work.put(work)
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    # A daemon: a callback that hangs must not keep the program from ending.
+                    thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                    self._thread = thread
+                    thread.start()
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            try:
+                work()
+            except BaseException:  # user's code: the thread must outlive whatever it raises
+                _LOGGER.exception("exception calling callback")
+            del work  # a waiting thread keeps no future alive
+
+    def close(self, timeout: float | None = None) -> None:
+        """Run what has been handed over so far, at most ``timeout`` seconds, and end the thread; a later callback starts another."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            self._work.put(None)
+            thread.join(timeout)
+        elif thread is not None:
+            self._work.put(None)
+
+
+CallbackRunner = Callable[[Callable[[], object]], object]
+_callback_runner: CallbackRunner = CallbackThread()
+
+
+def set_callback_runner(runner: CallbackRunner) -> CallbackRunner:
+    """Have callbacks of calls that a manager ended run through ``runner(work)``, which must not block; gives back the one before."""
+    global _callback_runner
+    before, _callback_runner = _callback_runner, runner
+    return before
+
+
+class _Sleeper:
+    """One thread that waits for one future."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def sleep(self, timeout: float | None) -> bool:
+        if timeout is None:
+            return self._lock.acquire()
+        return self._lock.acquire(timeout=timeout) if timeout > 0 else self._lock.acquire(blocking=False)
+
+    def add_result(self, future: Any) -> None:
+        self._lock.release()
+
+    add_exception = add_cancelled = add_result
+
+
+class _LoopPost:
+    """Wakes tasks of one event loop, one signal to the loop for many futures."""
+
+    __slots__ = ("_inbox", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)  # the table of posts must not keep its loops alive
+        self._inbox: Inbox[asyncio.Future[None]] = Inbox(self._wake)
+
+    def _wake(self) -> None:
+        loop = self._loop()
+        if loop is not None:
+            loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        for waiting in self._inbox.drain():
+            if not waiting.done():
+                waiting.set_result(None)
+
+    def put(self, waiting: asyncio.Future[None]) -> None:
+        try:
+            self._inbox.put(waiting)
+        except RuntimeError:
+            pass  # the loop is closed: its tasks are gone
+
+
+_posts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopPost] = weakref.WeakKeyDictionary()
+
+
+class _TaskWaiting:
+    """One task that awaits one future."""
+
+    __slots__ = ("_post", "waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        post = _posts.get(loop)
+        if post is None:
+            post = _posts[loop] = _LoopPost(loop)
+        self._post = post
+        self.waiting: asyncio.Future[None] = loop.create_future()
+
+    def add_result(self, future: Any) -> None:
+        self._post.put(self.waiting)
+
+    add_exception = add_cancelled = add_result
+
+
+class CallFuture(Future[T]):
+    """The future of one call: a `concurrent.futures.Future` that can also be awaited and knows the call's story."""
+
+    __slots__ = (
+        "_callbacks",
+        "_collected",
+        "_exception",
+        "_lock",
+        "_record",
+        "_resolving",
+        "_result",
+        "_settled",
+        "_state",
+        "_watchers",
+        "call_id",
+        "owner",
+        "submitted_at",
+        "tag",
+    )
+
+    # The base class's own __init__ makes what we make lazily, and is not called.
+    def __init__(self, owner: Owner | None = None, call_id: CallId = _NO_CALL, tag: str | None = None, submitted_at: float = 0.0) -> None:
+        """A pending future. ``submitted_at`` is in seconds since the epoch; without an owner it is a plain future."""
+        self._state = PENDING
+        self._result: T | None = None
+        self._exception: BaseException | None = None
+        self._lock: Any = None
+        self._watchers: list[Watcher] | None = None
+        self._callbacks: list[Callable[[CallFuture[T]], object]] | None = None
+        self._record: CallDone | None = None
+        #: False between `finish` and the first asking: ``_result`` and ``_exception`` are yet to come from ``_record``.
+        self._settled = True
+        #: Ident of the thread that is settling it; 0: none.
+        self._resolving = 0
+        self._collected = False
+        self.owner = owner
+        self.call_id = call_id
+        self.tag = tag
+        self.submitted_at = submitted_at
+
+    # ------------------------------------------------------------ what concurrent.futures reaches into
+
+    @property
+    def _condition(self) -> Any:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The future's own lock, made now if need be. The base class has a Condition here; its users only acquire and release it."""
+        lock = self._lock
+        if lock is None:
+            fresh = threading.RLock()
+            with _GUARD:
+                lock = self._lock
+                if lock is None:
+                    lock = self._lock = fresh
+        return lock
+
+    @property
+    def _waiters(self) -> list[Watcher]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+        """To be used while holding `_condition`."""
+        watchers = self._watchers
+        if watchers is None:
+            watchers = self._watchers = []
+        return watchers
+
+    # ------------------------------------------------------------ ending
+
+    def finish(self, done: CallDone) -> bool:
+        """The call has ended so: keep the record, wake who waits, hand callbacks over. False, and nothing changes, if it had ended before.
+
+        For the manager's thread: unpickles nothing and runs no code of the user's. The record becomes the future's
+        own: its payload is dropped once it has been unpickled.
+        """
+        outcome = done.end.outcome
+        state = FINISHED if outcome != OUTCOME_CANCELLED else CANCELLED_AND_NOTIFIED
+        if self._lock is None:
+            with _GUARD:
+                if self._lock is None:  # nobody has ever watched: no one to tell
+                    if self._state in _ENDED:
+                        return False
+                    self._record = done
+                    self._settled = False
+                    self._state = state
+                    return True
+        with self._lock:
+            if self._state in _ENDED:
+                return False
+            self._record = done
+            self._settled = False
+            self._state = state
+            callbacks = self._tell(failed=outcome != RETURNED)
+        if callbacks is not None:
+            _callback_runner(lambda: self._call_back(callbacks))
+        return True
+
+    def _tell(self, failed: bool) -> list[Callable[[CallFuture[T]], object]] | None:
+        """Tell watchers of the state just reached; holding the lock. The callbacks, for the caller to run after releasing it."""
+        watchers = self._watchers
+        if watchers:
+            if self._state != FINISHED:
+                for watcher in watchers:
+                    watcher.add_cancelled(self)
+            elif failed:
+                for watcher in watchers:
+                    watcher.add_exception(self)
+            else:
+                for watcher in watchers:
+                    watcher.add_result(self)
+            self._drop_sleepers(watchers)
+        callbacks, self._callbacks = self._callbacks, None
+        return callbacks
+
+    def _drop_sleepers(self, watchers: list[Watcher]) -> None:
+        # A sleeper is woken once; others, of concurrent.futures, take themselves off the list later.
+        watchers[:] = [watcher for watcher in watchers if type(watcher) is not _Sleeper]
+
+    def _call_back(self, callbacks: list[Callable[[CallFuture[T]], object]]) -> None:
+        self.collect()
+        for callback in callbacks:
+            try:
+                callback(self)
+            except Exception:  # user's code; the stock future logs it so
+                _LOGGER.exception("exception calling callback for %r", self)
+
+    def cancel(self) -> bool:
+        """Cancel the call, also one that runs (its slot is replaced). True if it is now cancelled; False if it had ended otherwise."""
+        owner = self.owner
+        with self._condition:
+            if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
+                return True
+            if self._state == FINISHED or (owner is None and self._state == RUNNING):
+                return False
+            if owner is not None:
+                self._state = CANCELLED_AND_NOTIFIED
+                callbacks = self._tell(failed=False)
+            else:
+                self._state = CANCELLED
+                watchers = self._watchers
+                if watchers:
+                    for watcher in watchers:
+                        if type(watcher) is _Sleeper:
+                            watcher.add_cancelled(self)
+                    self._drop_sleepers(watchers)
+                callbacks, self._callbacks = self._callbacks, None
+        if owner is not None:
+            owner.cancel(self)
+        if callbacks is not None:
+            self._call_back(callbacks)  # we are in a thread of the program's: here, as a stock future does
+        return True
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """As in `concurrent.futures`."""
+        with self._condition:
+            if self._state == CANCELLED:
+                self._state = CANCELLED_AND_NOTIFIED
+                self._tell(failed=False)
+                return False
+            if self._state == CANCELLED_AND_NOTIFIED and self.owner is not None:
+                return False
+            if self._state == PENDING:
+                self._state = RUNNING
+                return True
+            _LOGGER.critical("Future %s in unexpected state: %s", id(self), self._state)
+            raise RuntimeError("Future in unexpected state")
+
+    def set_result(self, result: T) -> None:
+        """As in `concurrent.futures`: for executors and tests; callbacks run here."""
+        self._set(result, None)
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """As in `concurrent.futures`: for executors and tests; callbacks run here."""
+        self._set(None, exception)
+
+    def _set(self, result: T | None, exception: BaseException | None) -> None:
+        with self._condition:
+            if self._state in _ENDED:
+                raise InvalidStateError(f"{self._state}: {self!r}")
+            self._result = result
+            self._exception = exception
+            self._state = FINISHED
+            callbacks = self._tell(failed=exception is not None)
+        if callbacks is not None:
+            self._call_back(callbacks)
+
+    # ------------------------------------------------------------ asking
+
+    def cancelled(self) -> bool:
+        """True if it was cancelled."""
+        return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
+
+    def running(self) -> bool:
+        """True while it is known to run."""
+        return self._state == RUNNING
+
+    def done(self) -> bool:
+        """True if it has ended: result, exception, or cancelled."""
+        return self._state in _ENDED
+
+    def result(self, timeout: float | None = None) -> T:
+        """The call's result; waits up to ``timeout`` seconds (None: for ever).
+
+        Raises the call's own exception (its cause has the remote traceback), a `CallFailed` that says why there is no
+        result, `CancelledError`, or `TimeoutError` when it has not ended in time.
+        """
+        try:
+            if self._state not in _ENDED:
+                self._sleep(timeout)
+            if not self._collected:
+                self.collect()
+            if self._state != FINISHED:
+                raise CancelledError
+            if not self._settled:
+                self._settle()
+            if self._exception is not None:
+                raise self._exception
+            return self._result  # type: ignore[return-value]  # pyright: ignore[reportReturnType]  # None may be a T
+        finally:
+            # Break a reference cycle with the exception in self._exception.
+            self = None  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The call's exception, None if it has a result; waits up to ``timeout`` seconds (None: for ever).
+
+        Raises `CancelledError`, or `TimeoutError` when it has not ended in time.
+        """
+        if self._state not in _ENDED:
+            self._sleep(timeout)
+        # `concurrent.futures.wait(..., FIRST_EXCEPTION)` asks while it holds the locks of all its futures: results stay packed then,
+        # and looking is not collecting.
+        looking = self._lock is not None and self._lock._is_owned()
+        if not self._collected and not looking:
+            self.collect()
+        if self._state != FINISHED:
+            raise CancelledError
+        if not self._settled:
+            record = self._record
+            if looking and record is not None and record.end.outcome == RETURNED:
+                return None
+            self._settle()
+        return self._exception
+
+    def _sleep(self, timeout: float | None) -> None:
+        """Wait for the end; TimeoutError."""
+        sleeper = _Sleeper()
+        lock = self._condition
+        with lock:
+            if self._state in _ENDED:
+                return
+            self._waiters.append(sleeper)
+        woken = False
+        try:
+            woken = sleeper.sleep(timeout)
+        finally:
+            if not woken:
+                with lock:
+                    if sleeper in self._waiters:
+                        self._waiters.remove(sleeper)
+        if self._state not in _ENDED:
+            raise TimeoutError
+
+    def _settle(self) -> None:
+        """Have ``_result`` or ``_exception`` made from the record: by this thread, or by the one that is at it already."""
+        global _settle_waiters
+        me = threading.get_ident()
+        with _GUARD:
+            while self._resolving and self._resolving != me and not self._settled:
+                _settle_waiters += 1
+                try:
+                    _SETTLED.wait()
+                finally:
+                    _settle_waiters -= 1
+            if self._settled:
+                return
+            # Our own ident here means that a signal handler or finaliser asks while this very thread settles: it may not wait
+            # for itself, so it does the work over.
+            self._resolving = me
+        record, owner = self._record, self.owner
+        result: T | None = None
+        exception: BaseException | None = None
+        settled = False
+        try:
+            if record is None or owner is None:
+                raise InvalidStateError(f"a future without an owner cannot unpack its record: {self!r}")
+            try:
+                result = owner.resolve(self, record)
+            except Exception as error:  # noqa: BLE001 - the call's own exception, whatever it is
+                exception = error
+            except BaseException as error:
+                # Ctrl-C while unpickling is the asking thread's, and one may ask again; a KeyboardInterrupt or SystemExit
+                # that the function itself raised is its answer.
+                if record.end.outcome == RETURNED:
+                    raise
+                exception = error
+            settled = True
+        finally:
+            if exception is not None:
+                # These frames are ours, and refer to the future that refers to the exception.
+                exception.__traceback__ = None
+            with _GUARD:
+                if settled and not self._settled:
+                    self._result, self._exception = result, exception
+                    self._settled = True
+                self._resolving = 0
+                if _settle_waiters:
+                    _SETTLED.notify_all()
+            if settled and record is not None:
+                # The unpickled form is here: do not keep both.
+                record.end.payload = b""
+                record.end.spans = ()
+            del exception
+
+    def collect(self) -> bool:
+        """Note that the program has taken notice of the end. True the first time, when the owner is told."""
+        with _GUARD:
+            if self._collected:
+                return False
+            self._collected = True
+        if self.owner is not None:
+            self.owner.on_collected(self)
+        return True
+
+    @property
+    def collected(self) -> bool:
+        """The program has taken notice of the call's end."""
+        return self._collected
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """Call ``fn(future)`` when it has ended: on the callback thread, or here and now if it has ended already."""
+        with self._condition:
+            if self._state not in _ENDED:
+                if self._callbacks is None:
+                    self._callbacks = []
+                self._callbacks.append(fn)
+                return
+        self._call_back([fn])
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell ``watcher`` of the end, on the thread that ends it, or here and now if it has ended. Does not collect."""
+        with self._condition:
+            if self._state not in _ENDED:
+                self._waiters.append(watcher)
+                return
+        if self._state != FINISHED:
+            watcher.add_cancelled(self)
+        elif self.state == "failed":
+            watcher.add_exception(self)
+        else:
+            watcher.add_result(self)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Undo `watch`, if it has not happened yet."""
+        with self._condition:
+            if self._watchers is not None and watcher in self._watchers:
+                self._watchers.remove(watcher)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """The result, as from `result`. Cancelling the task cancels the call (`asyncio.shield` keeps it)."""
+        if self._state not in _ENDED:
+            task = _TaskWaiting(asyncio.get_running_loop())
+            self.watch(task)
+            try:
+                yield from task.waiting
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
+            finally:
+                self.unwatch(task)
+        if self.cancelled():
+            self.collect()
+            raise asyncio.CancelledError
+        return self.result()
+
+    # ------------------------------------------------------------ the call's story
+
+    @property
+    def state(self) -> str:
+        """``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``."""
+        if self._state == PENDING:
+            return "waiting"
+        if self._state == RUNNING:
+            return "running"
+        if self._state != FINISHED:
+            return "cancelled"
+        if self._exception is not None:
+            return "failed"
+        record = self._record
+        return "done" if record is None or record.end.outcome == RETURNED else "failed"
+
+    @property
+    def output(self) -> T:
+        """The result of an ended call, as `result` gives it without waiting: a failed call raises here, and has its exception in `error`.
+
+        Raises `InvalidStateError` while the call has not ended.
+        """
+        if self._state not in _ENDED:
+            raise InvalidStateError(f"{self!r} has not ended, so it has no output; wait for it with manager.wait(), or use .result()")
+        return self.result()
+
+    @property
+    def error(self) -> BaseException | None:
+        """The exception of a failed or cancelled call; None when it has a result or has not ended."""
+        if self._state not in _ENDED:
+            return None
+        if self._state != FINISHED:
+            return CancelledError(f"{self!r} was cancelled")
+        return self.exception()
+
+    @property
+    def stdout(self) -> str:
+        """What the call wrote to its standard output (bounded); empty until it has ended."""
+        return "" if self._record is None else self._record.end.stdout.decode("utf-8", "replace")
+
+    @property
+    def stderr(self) -> str:
+        """What the call wrote to its standard error (bounded); empty until it has ended."""
+        return "" if self._record is None else self._record.end.stderr.decode("utf-8", "replace")
+
+    @property
+    def timings(self) -> Timings:
+        """When things happened to it."""
+        record = self._record
+        if record is None:
+            return Timings(submitted=self.submitted_at)
+        end = record.end
+        return Timings(
+            submitted=self.submitted_at or record.queued_at,
+            sent=record.sent_at,
+            started=end.started_at,
+            ready=end.ready_at,
+            ended=end.ended_at,
+            returned=record.returned_at,
+        )
+
+    @property
+    def attempts(self) -> tuple[CallAttempt, ...]:
+        """Its tries so far known, oldest first."""
+        return () if self._record is None else self._record.attempts
+
+    # TaskVine's names.
+
+    @property
+    def id(self) -> CallId:
+        """TaskVine's name of `call_id`."""
+        return self.call_id
+
+    @property
+    def std_output(self) -> str:
+        """TaskVine's name of `stdout`."""
+        return self.stdout
+
+    def completed(self) -> bool:
+        """TaskVine's name of `done`."""
+        return self.done()
+
+    def successful(self) -> bool:
+        """It has ended with a result."""
+        return self.state == "done"
+
+    def __repr__(self) -> str:
+        words = [f"call={self.call_id}"] if self.call_id else [f"at {id(self):#x}"]
+        if self.tag is not None:
+            words.append(f"tag={self.tag!r}")
+        words.append(f"state={self.state}")
+        if self._state == FINISHED and self._settled:
+            if self._exception is not None:
+                words.append(f"raised {type(self._exception).__name__}")
+            else:
+                words.append(f"returned {type(self._result).__name__}")
+        record = self._record
+        if record is not None:
+            if record.end.ended_at and record.end.started_at:
+                words.append(f"ran {self.timings.running:.3g} s")
+            if record.end.attempt > 1:
+                words.append(f"in attempt {record.end.attempt}")
+        return f"<{type(self).__name__} {' '.join(words)}>"

@@ -1,0 +1,73 @@
+"""The way from the program's threads to the manager's loop, inside one process.
+
+Theory of operation
+-------------------
+Any thread may `Inbox.put`; one thread, the loop's, may `Inbox.drain`. ``wake`` makes the loop drain soon (it is
+``loop.call_soon_threadsafe`` or the like, which writes to a pipe and costs several microseconds), so it is called once for all that
+is put between two drains. There is no lock: two deques are used, whose ``append``, ``pop`` and ``popleft`` are atomic.
+
+``_token`` holds one token while no wake-up is under way. ``put`` appends its item and *then* takes the token; who gets it calls
+``wake``. ``drain`` puts the token back and *then* takes the items.
+
+*Nothing is lost.* Take a ``put`` whose ``wake`` was not called: it found no token. So another ``put`` had taken it, and no
+``drain`` had put it back yet. That other ``put`` calls ``wake``, so a ``drain`` is still to put the token back, after our look at
+the token, hence after our item was appended; it takes items after that, and so takes ours.
+
+*At most one wake-up per drain.* Each ``wake`` needs the token, there is at most one (only ``drain`` adds it, and only when it is
+absent; others only remove it), and only a ``drain`` brings it back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Inbox(Generic[T]):
+    """Hands items from any thread to one, in order for each thread, waking that one once per drain."""
+
+    __slots__ = ("_items", "_token", "_wake")
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        """``wake`` makes the draining thread call `drain` soon; it is called in the thread that puts, must not block, may raise."""
+        self._items: deque[T] = deque()
+        self._token: deque[None] = deque((None,))
+        self._wake = wake
+
+    def put(self, item: T) -> None:
+        """Append an item and see that it is drained. From any thread. Raises what ``wake`` raises; the item then stays in."""
+        self._items.append(item)
+        if self._token:
+            self._rouse()
+
+    def put_all(self, items: Iterable[T]) -> None:
+        """Append several items, one wake-up at most. Other threads' items may come between them."""
+        self._items.extend(items)
+        if self._token:
+            self._rouse()
+
+    def _rouse(self) -> None:
+        try:
+            self._token.pop()
+        except IndexError:
+            return  # another thread took it between our look and our hand: it wakes
+        try:
+            self._wake()
+        except BaseException:
+            # No drain will come of this wake-up; the next put must try again.
+            self._token.append(None)
+            raise
+
+    def drain(self) -> list[T]:
+        """Take all that is there, oldest first. From the one draining thread only."""
+        if not self._token:
+            self._token.append(None)
+        items = self._items
+        take = items.popleft
+        return [take() for _ in range(len(items))]
+
+    def __len__(self) -> int:
+        return len(self._items)

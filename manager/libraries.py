@@ -1,0 +1,86 @@
+"""Library versions as the manager's core knows them.
+
+Theory of operation
+-------------------
+A `LibraryState` is one version of a library: its queues of waiting calls and its instances.  Instances that could take a call are kept in two
+insertion-ordered sets: ``idle`` (a slot is free) and ``roomy`` (no free slot, but the short queue at the worker has room).  Dispatch empties ``idle`` before it
+touches ``roomy``, so a call never waits behind another while a slot elsewhere is free; both are kept up to date by
+`refresh`, called with the one instance that changed.  So the cost of a dispatched call does not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from windlass.manager.calls import CallQueue, Durations
+from windlass.manager.workers import Instance
+from windlass.messages import InstanceId, LibrarySpec
+
+#: Seconds of measured work that may wait at a worker for each slot, so that slots stay busy while the manager is held up: a program that
+#: computes keeps the interpreter's lock 5 ms at a time, and a turn of the manager's loop takes it several times.
+AHEAD_SECONDS = 0.05
+AHEAD_MOST = 1024
+#: Calls ahead per slot while nothing is known of durations.
+AHEAD_UNKNOWN = 4
+
+
+class LibraryState(msgspec.Struct, eq=False):
+    """One version of a library."""
+
+    spec: LibrarySpec
+    #: Sorted by priority, largest first; first come, first served among equals.
+    queues: list[CallQueue] = msgspec.field(default_factory=list[CallQueue])
+    instances: dict[InstanceId, Instance] = msgspec.field(default_factory=dict[InstanceId, Instance])
+    idle: dict[InstanceId, Instance] = msgspec.field(default_factory=dict[InstanceId, Instance])
+    roomy: dict[InstanceId, Instance] = msgspec.field(default_factory=dict[InstanceId, Instance])
+    waiting: int = 0
+    running: int = 0
+    done: int = 0
+    durations: Durations = msgspec.field(default_factory=Durations)
+    ahead: int = AHEAD_UNKNOWN
+    #: Why it cannot start; then its calls end with this text.
+    failed: str = ""
+    #: Starts that crashed or timed out since one succeeded.
+    crashes: int = 0
+    removed: bool = False
+    #: Seconds that the imports of its instances took in all, and how often they were done.
+    hoisted_seconds: float = 0.0
+    starts: int = 0
+    #: Placement was tried without success at this version of the manager's structure.
+    tried: int = -1
+
+    def refresh(self, instance: Instance) -> None:
+        """Put an instance into the set that it belongs to now. One that is to lose slots gets no calls ahead."""
+        key = instance.id
+        if not instance.serving:
+            self.idle.pop(key, None)
+            self.roomy.pop(key, None)
+        elif instance.outstanding < instance.target:
+            self.roomy.pop(key, None)
+            self.idle[key] = instance
+        elif instance.target == instance.slots and instance.outstanding < instance.target * (1 + self.ahead):
+            self.idle.pop(key, None)
+            self.roomy[key] = instance
+        else:
+            self.idle.pop(key, None)
+            self.roomy.pop(key, None)
+
+    def learn(self, total: float, number: int, longest: float) -> None:
+        """Take in run times; the number of calls ahead follows from their mean."""
+        self.durations.add(total, number, longest)
+        mean = self.durations.mean
+        ahead = AHEAD_MOST if mean * AHEAD_MOST <= AHEAD_SECONDS else int(AHEAD_SECONDS / mean)
+        if ahead != self.ahead:
+            grown = ahead > self.ahead
+            self.ahead = ahead
+            if grown:
+                for instance in self.instances.values():
+                    self.refresh(instance)
+
+    def slots(self) -> int:
+        """Slots that serve or will, over all instances."""
+        return sum(one.target for one in self.instances.values())
+
+    def capacity(self) -> int:
+        """Calls that its instances would hold when full."""
+        return sum(one.target * (1 + self.ahead) for one in self.instances.values() if one.serving)

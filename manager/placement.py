@@ -1,0 +1,169 @@
+"""Which worker gives slots to which library: pure functions over workers and libraries.
+
+Theory of operation
+-------------------
+Slots are granted on demand: a library that has calls and not enough slots is offered, worker by worker, what is free there
+(`grants`).  A worker that has the library warm comes first, then the one with the most free cores.  One that has nothing free may *reclaim* slots from other libraries:
+idle slots of libraries without waiting calls at once, and else slots of libraries that have more there, as their calls end.
+
+`why_never` says why no worker and no pool could ever run a call, or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from windlass.manager.libraries import LibraryState
+from windlass.manager.workers import Instance, Worker, slot_share, slots_in, weight_of
+from windlass.messages import CallOptions, LibraryId, LibrarySpec, PoolOffer, Resources
+
+#: A library keeps its last slot on a worker for so long before another may take it: moving a slot costs milliseconds.
+HOLD_SECONDS = 1.0
+
+
+class Grant(msgspec.Struct):
+    """Give ``library`` on ``worker`` so many slots more."""
+
+    worker: Worker
+    instance: Instance | None
+    slots: int
+    share: Resources
+
+
+def whole(worker: Worker) -> Resources:
+    """All that a worker has."""
+    return worker.info.resources
+
+
+def fits(spec: LibrarySpec, needs: Resources, of: Resources) -> int:
+    """Weight of a call with ``needs`` on a worker with ``of``; 0: such a worker can never run it."""
+    share = slot_share(spec, of)
+    slots = slots_in(share, of, spec.slots)
+    weight = weight_of(needs, share)
+    return weight if 0 < weight <= slots else 0
+
+
+def grants(library: LibraryState, workers: Iterable[Worker], wanted: int, now: float, least_seconds: float, needs: Resources) -> list[Grant]:
+    """Where ``wanted`` more slots can be had from what is free, best first; fewer where there are not so many."""
+    found: list[Grant] = []
+    spec = library.spec
+    for worker in workers:
+        if not worker.usable or spec.id in worker.unfit or worker.seconds_left(now) <= least_seconds:
+            continue
+        of = whole(worker)
+        share = slot_share(spec, of)
+        if not fits(spec, needs, of):
+            continue
+        instance = worker.by_library.get(spec.id)
+        has = instance.target if instance else 0
+        most = slots_in(share, of, spec.slots) - has
+        slots = min(most, slots_in(share, worker.free(), 0))
+        if slots > 0:
+            found.append(Grant(worker, instance, slots, share))
+    found.sort(key=lambda grant: (grant.instance is None, -grant.slots))
+    chosen: list[Grant] = []
+    for grant in found:
+        if wanted <= 0:
+            break
+        # A fresh instance gets all that is free: forks are cheap, and what another library needs is reclaimed when idle.
+        chosen.append(grant)
+        wanted -= grant.slots
+    return chosen
+
+
+def reclaimable(worker: Worker, library: LibraryState, states: dict[LibraryId, LibraryState], share: Resources, now: float) -> list[tuple[Instance, int]]:
+    """Slots of other libraries on ``worker`` to take away for one slot of ``library``: (instance, how many to take), enough for one slot or nothing."""
+    missing = _minus(share, worker.free())
+    taken: list[tuple[Instance, int]] = []
+    others = [one for one in worker.instances.values() if one.library != library.spec.id and one.target > 0]
+    # First what lies idle without a call waiting for it, longest idle first.
+    for one in sorted(others, key=lambda one: one.idle_since):
+        if not _more(missing):
+            break
+        if states[one.library].waiting:
+            continue
+        spare = one.target - max(0, min(one.outstanding, one.target))
+        count = min(spare, _slots_for(missing, one.share))
+        if count > 0:
+            taken.append((one, count))
+            missing = _minus(missing, _times(one.share, count))
+    if _more(missing):
+        # Nothing idle is enough: libraries with more slots here than this one give, as their calls end. A library may
+        # lose its last slot only to one that has none anywhere, and not before it had it for a while.
+        mine = worker.by_library.get(library.spec.id)
+        has = mine.target if mine else 0
+        destitute = library.slots() == 0
+        for one in sorted(others, key=lambda one: -one.target * (one.share.cores or 1.0)):
+            already = sum(count for other, count in taken if other is one)
+            count = _slots_for(missing, one.share)
+            left = one.target - already - count
+            if left > has or (destitute and (left > 0 or (left == 0 and now - one.granted_at >= HOLD_SECONDS))):
+                taken = [(other, n) for other, n in taken if other is not one] + [(one, already + count)]
+                missing = _minus(missing, _times(one.share, count))
+            if not _more(missing):
+                break
+    return [] if _more(missing) else taken
+
+
+def why_never(spec: LibrarySpec, options: CallOptions, offers: Sequence[PoolOffer], workers: Sequence[Resources]) -> str:
+    """Why no pool and no worker can ever run such a call; empty when one can, or when nothing is known of pools."""
+    if not offers:
+        return ""
+    known = [offer.resources for offer in offers] + list(workers)
+    needs = options.needs
+    if needs.gpus and not spec.per_slot.gpus:
+        return f"it asks for {needs.gpus} GPUs, and library {spec.name!r} has none: create the library with gpus=1 or more"
+    if any(fits(spec, needs, of) for of in known):
+        longest = max((offer.walltime or float("inf")) for offer in offers)
+        if options.expected_time and options.expected_time >= longest:
+            return f"it is expected to take {options.expected_time:g} s, and the longest walltime of a pool is {longest:g} s"
+        return ""
+    asks = ", ".join(show(needs) or ["one slot"])
+    if spec.slots:
+        asks += f" within the {spec.slots} slots of library {spec.name!r}"
+    per_slot = show(spec.per_slot)
+    if per_slot:
+        asks += f" (a slot of library {spec.name!r} needs {', '.join(per_slot)})"
+    gives = "; ".join(f"pool {offer.pool!r} gives {', '.join(show(offer.resources))} per pilot" for offer in offers)
+    return f"it needs {asks}; {gives}"
+
+
+def show(resources: Resources) -> list[str]:
+    """Resources in words, what is zero left out."""
+    words: list[str] = []
+    if resources.cores:
+        words.append(f"{resources.cores:g} core{'s' if resources.cores != 1 else ''}")
+    if resources.memory:
+        words.append(f"{resources.memory / 1e9:.3g} GB of memory")
+    if resources.gpus:
+        words.append(f"{resources.gpus} GPU{'s' if resources.gpus != 1 else ''}")
+    return words
+
+
+def _minus(a: Resources, b: Resources) -> Resources:
+    return Resources(max(0.0, a.cores - b.cores), max(0, a.memory - b.memory), max(0, a.gpus - b.gpus))
+
+
+def _times(a: Resources, count: int) -> Resources:
+    return Resources(a.cores * count, a.memory * count, a.gpus * count)
+
+
+def _more(missing: Resources) -> bool:
+    # The rounding of fractions and of equal memory shares is not a lack.
+    return missing.cores > 1e-6 or missing.memory > 4096 or missing.gpus > 0
+
+
+def _slots_for(missing: Resources, share: Resources) -> int:
+    """How many slots of ``share`` together have ``missing``."""
+    count = 1
+    if share.cores:
+        count = max(count, int(-(-(missing.cores - 1e-6) // share.cores)))
+    if share.memory:
+        count = max(count, int(-(-(missing.memory - 4096) // share.memory)))
+    if missing.gpus:
+        if not share.gpus:
+            return 1 << 20
+        count = max(count, -(-missing.gpus // share.gpus))
+    return count

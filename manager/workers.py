@@ -1,0 +1,148 @@
+"""Workers and library instances as the manager's core knows them.
+
+Theory of operation
+-------------------
+A worker's cores, memory and GPUs are lent to library instances as *slots*; `Worker.free` is what is not lent.  A call occupies
+``weight`` slots of its instance from when it is sent until its end comes in, so ``outstanding`` above ``slots`` is the short queue
+that waits at the worker.
+
+An instance's life is a table: STARTING, READY, STOPPING; it ends by a message of the worker or with the worker.  ``target`` is what the instance is to
+have; it is below ``slots`` while a shrink waits for calls to end, since only idle slots are taken away.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+
+import msgspec
+
+from windlass.manager.calls import Call
+from windlass.messages import CallId, CallRun, FunctionId, InstanceId, LibraryId, LibraryReady, LibrarySpec, Resources, WorkerId, WorkerInfo
+
+
+class Phase(enum.Enum):
+    """Where an instance is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+
+
+class Instance(msgspec.Struct, eq=False):
+    """One library on one worker."""
+
+    id: InstanceId
+    library: LibraryId
+    worker: WorkerId
+    spec: LibrarySpec
+    slots: int
+    #: What a slot of it has on this worker.
+    share: Resources
+    phase: Phase = Phase.STARTING
+    target: int = 0
+    outstanding: int = 0
+    gpu_ids: tuple[str, ...] = ()
+    #: A `RecallCalls` is not answered yet.
+    recalling: bool = False
+    #: When it was last given slots.
+    granted_at: float = 0.0
+    idle_since: float = 0.0
+    served: int = 0
+    ready: LibraryReady | None = None
+
+    @property
+    def serving(self) -> bool:
+        """Calls may be sent to it."""
+        return self.phase is Phase.READY and self.target > 0
+
+
+class Worker(msgspec.Struct, eq=False):
+    """One worker's standing: what it has, lends and holds."""
+
+    id: WorkerId
+    info: WorkerInfo
+    joined_at: float
+    #: When the pilot ends, on the manager's clock; 0: no limit.
+    ends_at: float = 0.0
+    #: When the session is given up, while the connection is cut; 0: connected.
+    given_up_at: float = 0.0
+    draining: str = ""
+    instances: dict[InstanceId, Instance] = msgspec.field(default_factory=dict[InstanceId, Instance])
+    by_library: dict[LibraryId, Instance] = msgspec.field(default_factory=dict[LibraryId, Instance])
+    calls: dict[CallId, Call] = msgspec.field(default_factory=dict[CallId, Call])
+    functions: set[FunctionId] = msgspec.field(default_factory=set[FunctionId])
+    #: Library versions that cannot run here, and why.
+    unfit: dict[LibraryId, str] = msgspec.field(default_factory=dict[LibraryId, str])
+    #: Calls chosen in this turn, sent as one message at its end.
+    to_run: list[CallRun] = msgspec.field(default_factory=list[CallRun])
+    idle_since: float = 0.0
+    memory_used: int = 0
+    memory_limit: int = 0
+
+    @property
+    def connected(self) -> bool:
+        """Its connection stands."""
+        return not self.given_up_at
+
+    @property
+    def usable(self) -> bool:
+        """It accepts calls and libraries."""
+        return not self.draining and not self.given_up_at
+
+    def seconds_left(self, now: float) -> float:
+        """Seconds to the pilot's end; infinite without one."""
+        return self.ends_at - now if self.ends_at else float("inf")
+
+    def free(self) -> Resources:
+        """What is not lent to slots."""
+        cores, memory, gpus = self.info.resources.cores, self.info.resources.memory, self.info.resources.gpus
+        for instance in self.instances.values():
+            cores -= instance.slots * instance.share.cores
+            memory -= instance.slots * instance.share.memory
+            gpus -= instance.slots * instance.share.gpus
+        return Resources(max(0.0, cores), max(0, memory), max(0, gpus))
+
+    def free_gpu_ids(self) -> list[str]:
+        """Ids of GPUs that no instance has."""
+        taken = {gpu for instance in self.instances.values() for gpu in instance.gpu_ids}
+        return [gpu for gpu in self.info.gpu_ids if gpu not in taken]
+
+
+def slot_share(spec: LibrarySpec, of: Resources) -> Resources:
+    """What one slot of a library has on a worker with ``of``: as asked, else one core and an equal part of the memory."""
+    cores = spec.per_slot.cores or min(1.0, of.cores or 1.0)
+    memory = spec.per_slot.memory or int(of.memory * cores / of.cores) if of.cores else spec.per_slot.memory
+    return Resources(cores, memory, spec.per_slot.gpus)
+
+
+def slots_in(share: Resources, room: Resources, most: int = 0) -> int:
+    """How many slots of ``share`` fit in ``room``, at most ``most`` (0: any number)."""
+    # A hair of slack: sums of fractions of cores and of memory must not lose a slot.
+    fit = int(room.cores / share.cores + 1e-6) if share.cores else 1 << 20
+    if share.memory:
+        fit = min(fit, int(room.memory * 1.000001 / share.memory))
+    if share.gpus:
+        fit = min(fit, room.gpus // share.gpus)
+    return min(fit, most) if most else fit
+
+
+def weight_of(needs: Resources, share: Resources) -> int:
+    """How many slots of ``share`` a call occupies that asks for ``needs``; 0: no number of them is enough."""
+    weight = 1.0
+    if needs.cores > share.cores:
+        weight = max(weight, needs.cores / share.cores)
+    if needs.memory > share.memory:
+        if not share.memory:
+            return 1  # nothing is known of the worker's memory: nothing to refuse on
+        weight = max(weight, needs.memory / share.memory)
+    if needs.gpus > share.gpus:
+        if not share.gpus:
+            return 0
+        weight = max(weight, needs.gpus / share.gpus)
+    return int(-(-(weight - 1e-6) // 1))
+
+
+def idle_instances(instances: Iterable[Instance]) -> list[Instance]:
+    """Those without a call, longest idle first."""
+    return sorted((one for one in instances if not one.outstanding and one.phase is not Phase.STOPPING), key=lambda one: one.idle_since)

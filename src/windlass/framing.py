@@ -1,0 +1,106 @@
+"""Frames: how a stream of bytes is cut into pieces of known length.
+
+Theory of operation
+-------------------
+A frame is a length, four bytes big-endian, and that many bytes of body.  Nothing else is known here: not what a body holds, not
+where bytes come from.  `FrameReader` takes bytes in whatever pieces the network delivers and gives out whole bodies.
+
+Most pieces hold many whole frames, so the bodies are given out as slices of the piece itself, without a copy; only a frame that two
+pieces share is put together in a buffer of its own.  The length is judged as soon as its four bytes are there, so a peer cannot make us
+wait for, or store, more than the limit.  The limit is small until the handshake is over and `MAX_FRAME_BYTES` after it.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from windlass.errors import WindlassError
+from windlass.messages import MAX_FRAME_BYTES
+
+#: Room for what surrounds the messages in a frame (numbers, array headers).
+FRAME_SLACK: Final = 1 << 10
+#: A handshake frame may have this many bytes at most: nobody is known yet.
+MAX_HELLO_BYTES: Final = 64 << 10
+
+_LENGTH: Final = struct.Struct(">I")
+LENGTH_BYTES: Final = _LENGTH.size
+
+Piece = bytes | bytearray | memoryview
+
+
+class ProtocolError(WindlassError):
+    """The other side said what the protocol does not allow; the connection, or the session, cannot go on."""
+
+
+def frame(*bodies: Piece) -> bytes:
+    """The bytes to send for these bodies, one frame each, in one piece."""
+    if len(bodies) == 1:
+        return _LENGTH.pack(len(bodies[0])) + bodies[0]
+    parts: list[Piece] = []
+    for body in bodies:
+        parts.append(_LENGTH.pack(len(body)))
+        parts.append(body)
+    return b"".join(parts)
+
+
+def body_length(prefix: Piece, limit: int = MAX_FRAME_BYTES + FRAME_SLACK, offset: int = 0) -> int:
+    """The length that a frame's first four bytes announce.
+
+    Raises:
+        ProtocolError: it is over ``limit``.
+    """
+    (length,) = _LENGTH.unpack_from(prefix, offset)
+    if length > limit:
+        raise ProtocolError(
+            f"a frame of {length:,} bytes was announced, and {limit:,} is the most; "
+            "the other side is not a Windlass of this protocol, or the stream is damaged"
+        )
+    return int(length)
+
+
+class FrameReader:
+    """Cuts a stream into frames. ``limit`` (bytes of a body) may be changed between two calls of `feed`."""
+
+    __slots__ = ("_need", "_tail", "limit")
+
+    def __init__(self, limit: int = MAX_FRAME_BYTES + FRAME_SLACK) -> None:
+        self.limit = limit
+        #: The beginning of a frame that is not all here, and how many bytes must be here before looking again.
+        self._tail = bytearray()
+        self._need = LENGTH_BYTES
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of an unfinished frame that are kept."""
+        return len(self._tail)
+
+    def feed(self, data: Piece) -> list[memoryview]:
+        """The bodies that ``data`` completes, in order; they may be slices of ``data``, so use them before changing it.
+
+        Raises:
+            ProtocolError: a frame over the limit was announced; the reader is of no use after that.
+        """
+        if self._tail:
+            self._tail += data
+            if len(self._tail) < self._need:
+                return []
+            # The slices given out keep the old buffer alive; it is never written again.
+            data, self._tail = self._tail, bytearray()
+        view = memoryview(data)
+        end = len(view)
+        at = 0
+        bodies: list[memoryview] = []
+        need = LENGTH_BYTES
+        while end - at >= LENGTH_BYTES:
+            length = body_length(view, self.limit, at)
+            start = at + LENGTH_BYTES
+            if end - start < length:
+                need = LENGTH_BYTES + length
+                break
+            bodies.append(view[start : start + length])
+            at = start + length
+        if at < end:
+            self._tail = bytearray(view[at:])
+        self._need = need
+        return bodies

@@ -1,0 +1,454 @@
+"""Who is who: the manager's own certificate authority, connection files, and the TLS contexts made from them.
+
+Theory of operation
+-------------------
+A manager makes an authority for itself (EC P-256) and keeps it in its state folder (0700)::
+
+    authority.json   the authority's key and the server's certificate; never leaves the folder
+    client.json      for the user's programs and the command line: role ``client``; never sent anywhere
+    pilot.json       travels with pilots: role ``enrol``, good only to ask for a certificate of one's own
+
+A worker that connects with the enrolling credential makes a key on its node, and `Authority.issue` binds a certificate to its
+worker id.  Role and name stand in the certificate's subject (``OU`` and ``CN``), so what a peer may say is known before a byte
+of it is decoded.
+The name that TLS checks is the manager's id, never an address: a manager may move, and addresses can be forged.  Because
+a worker's certificate is of the same authority, the dialling side also checks that the other side's role is ``manager``.
+
+Certificates are valid from a day back, because clocks differ, and for a year.
+
+Python's `ssl` reads keys from files only, so a key goes through an anonymous memory file where the system has them.  `cryptography` takes
+50 ms and hundreds of file-system calls to import and is loaded only where something is made or signed, never by a worker before its hello.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+import stat
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+import msgspec
+
+from windlass.errors import ConnectionRefused, UnknownName, UsageError
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+MANAGER: Final = "manager"
+CLIENT: Final = "client"
+FACTORY: Final = "factory"
+ENROL: Final = "enrol"
+WORKER: Final = "worker"
+
+#: Seconds. A year outlasts the longest walltime that a batch system gives.
+LIFETIME: Final = 365 * 86400.0
+#: Seconds. Clocks of nodes differ; this is further than any that runs jobs at all.
+BACKDATE: Final = 86400.0
+
+Address = tuple[str, int]
+
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
+_WORKER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}")
+
+
+class Identity(NamedTuple):
+    """What a certificate says of its holder."""
+
+    role: str
+    name: str
+
+
+class ConnectionFile(msgspec.Struct, frozen=True):
+    """How to reach a manager and what to show it: the content of ``client.json`` and ``pilot.json``. PEM texts."""
+
+    manager: str
+    role: str
+    ca: str
+    certificate: str
+    key: str
+    addresses: tuple[Address, ...]
+    #: Where it was read, to be read afresh at a reconnect; empty: nowhere.
+    path: str = ""
+
+    def client_context(self) -> ssl.SSLContext:
+        """TLS for dialling with the credential of this file."""
+        return context_for(self, self.certificate.encode(), self.key.encode())
+
+
+class _Stored(msgspec.Struct):
+    """``authority.json``."""
+
+    manager: str
+    ca: str
+    ca_key: str
+    certificate: str
+    key: str
+    lifetime: float
+
+
+# ---------------------------------------------------------------- folders and files
+
+
+def state_folder() -> Path:
+    """Where managers keep what outlives them: ``$WINDLASS_STATE_DIR``, ``$XDG_STATE_HOME/windlass`` or ``~/.local/state/windlass``."""
+    chosen = os.environ.get("WINDLASS_STATE_DIR")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "windlass"
+
+
+def manager_folder(name: str) -> Path:
+    """The folder of the manager of this name, there or not.
+
+    Raises:
+        UsageError: the name cannot be one.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} cannot name a manager: use a letter, then up to 62 letters, digits, '-' and '_'")
+    return state_folder() / "managers" / name
+
+
+def find_manager(name_or_path: str | os.PathLike[str]) -> Path:
+    """The ``client.json`` of a manager, given its name, its folder or the file itself.
+
+    Raises:
+        UnknownName: there is none; the text has near names.
+    """
+    text = os.fspath(name_or_path)
+    path = Path(text).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir() and (path / "client.json").is_file():
+        return path / "client.json"
+    managers = state_folder() / "managers"
+    if _NAME.fullmatch(text) and (managers / text / "client.json").is_file():
+        return managers / text / "client.json"
+    known = [folder.parent.name for folder in managers.glob("*/client.json")] if managers.is_dir() else []
+    raise UnknownName("manager", text, known, hint=f"(managers are looked for in {managers})")
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    """Replace a file, atomically and readable by its owner only; readers see the old one or the new one."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.replace(fresh, path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def _make_private(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+        folder.chmod(0o700)
+
+
+def _check_private(path: Path, strict_folder: bool) -> None:
+    """Refuse a credential that others can read or swap."""
+    about = path.stat()
+    if stat.S_IMODE(about.st_mode) & 0o077:
+        raise UsageError(
+            f"{path} holds a private key and others can read it (mode {stat.S_IMODE(about.st_mode):04o}): "
+            f"run  chmod 600 {path}  and make a new one if somebody may have read it"
+        )
+    if about.st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:
+        raise UsageError(f"{path} belongs to user {about.st_uid}, not to you (user {os.geteuid()}): use a file of your own")
+    folder = path.resolve().parent
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    # A batch system's sandbox may be listed by others, which gives them nothing; they must not be able to swap the file.
+    swappable = mode & 0o022 and not mode & stat.S_ISVTX
+    if swappable or (strict_folder and mode & 0o077):
+        raise UsageError(f"{folder}, which holds {path.name}, is open to others (mode {mode:04o}): run  chmod 700 {folder}")
+
+
+def read_connection_file(path: str | os.PathLike[str]) -> ConnectionFile:
+    """Read ``client.json`` or ``pilot.json``.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        UsageError: others can read it, or it is not a connection file; the text says what to do.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    try:
+        found = msgspec.json.decode(data, type=ConnectionFile)
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{path} is not a connection file of Windlass ({error}); give the manager's client.json or pilot.json") from error
+    _check_private(path, strict_folder=found.role != ENROL)
+    return msgspec.structs.replace(found, path=str(path.absolute()))
+
+
+# ---------------------------------------------------------------- TLS contexts
+
+
+@contextmanager
+def _as_file(data: bytes) -> Generator[str]:
+    """A path that gives these bytes to this process, as long as the block lasts."""
+    if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
+        descriptor = os.memfd_create("windlass-key", os.MFD_CLOEXEC)
+        try:
+            with os.fdopen(descriptor, "wb", closefd=False) as file:
+                file.write(data)
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+        return
+    import tempfile
+
+    with tempfile.NamedTemporaryFile() as file:  # mode 0600
+        file.write(data)
+        file.flush()
+        yield file.name
+
+
+def _prepare(context: ssl.SSLContext, ca_pem: str, cert_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cadata=ca_pem)
+    with _as_file(cert_pem.rstrip() + b"\n" + key_pem) as path:
+        context.load_cert_chain(path)
+    return context
+
+
+def context_for(connection: ConnectionFile, cert_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
+    """TLS for dialling the manager of ``connection`` with this certificate and key. Pass its id as ``server_hostname``."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks the host name
+    return _prepare(context, connection.ca, cert_pem, key_pem)
+
+
+def peer_of(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> Identity:
+    """Role and name of the other side, from its verified certificate.
+
+    Raises:
+        ConnectionRefused: it showed none, or one without role and name.
+    """
+    certificate = cast("dict[str, Any]", ssl_object.getpeercert() or {})
+    subject = cast("tuple[tuple[tuple[str, str], ...], ...]", certificate.get("subject", ()))
+    fields = {key: value for part in subject for key, value in part}
+    role, name = fields.get("organizationalUnitName"), fields.get("commonName")
+    if not role or not name:
+        raise ConnectionRefused("the other side's certificate names no role: it was not made by a Windlass manager")
+    return Identity(role, name)
+
+
+# ---------------------------------------------------------------- making certificates
+
+
+def new_key_and_request(worker_id: str) -> tuple[bytes, bytes]:
+    """A fresh private key and a request to sign it for this worker id: (key PEM, request PEM)."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    key = _new_key()
+    request = x509.CertificateSigningRequestBuilder().subject_name(_subject(WORKER, worker_id)).sign(key, hashes.SHA256())
+    return _key_pem(key), _pem(request)
+
+
+def _new_key() -> ec.EllipticCurvePrivateKey:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    from cryptography.hazmat.primitives import serialization as s
+
+    return key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
+
+
+def _pem(thing: x509.Certificate | x509.CertificateSigningRequest) -> bytes:
+    from cryptography.hazmat.primitives import serialization as s
+
+    return thing.public_bytes(s.Encoding.PEM)
+
+
+def _subject(role: str, name: str) -> x509.Name:
+    from cryptography import x509
+
+    oid = x509.oid.NameOID
+    return x509.Name([x509.NameAttribute(oid.ORGANIZATIONAL_UNIT_NAME, role), x509.NameAttribute(oid.COMMON_NAME, name)])
+
+
+class _Signer:
+    """The authority's certificate and key, loaded."""
+
+    def __init__(self, ca_pem: bytes, key_pem: bytes) -> None:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import serialization
+
+        self.certificate = x509.load_pem_x509_certificate(ca_pem)
+        self.key: Any = serialization.load_pem_private_key(key_pem, None)
+
+    def sign(self, public: Any, role: str, name: str, lifetime: float) -> bytes:
+        return _pem(_certificate(self.certificate.subject, self.key, public, _subject(role, name), role, name, lifetime))
+
+
+def _certificate(
+    issuer: x509.Name, signer: Any, public: Any, subject: x509.Name, role: str, name: str, lifetime: float
+) -> x509.Certificate:
+    """One certificate; ``role`` "authority" makes the authority's own."""
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    now = datetime.datetime.now(datetime.UTC)
+    authority = role == "authority"
+    usage = dict.fromkeys(
+        ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only"), False
+    )
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(seconds=BACKDATE))
+        .not_valid_after(now + datetime.timedelta(seconds=lifetime))
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True)
+        .add_extension(x509.KeyUsage(digital_signature=True, key_cert_sign=authority, crl_sign=authority, **usage), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+    )
+    if not authority:
+        purposes = x509.oid.ExtendedKeyUsageOID
+        uses = {MANAGER: [purposes.SERVER_AUTH], WORKER: [purposes.CLIENT_AUTH, purposes.SERVER_AUTH]}  # a worker may serve peers
+        builder = builder.add_extension(x509.ExtendedKeyUsage(uses.get(role, [purposes.CLIENT_AUTH])), critical=False)
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    return builder.sign(signer, hashes.SHA256())
+
+
+class Authority:
+    """A manager's own certificate authority, and its state folder."""
+
+    def __init__(self, folder: Path, stored: _Stored) -> None:
+        self.folder = folder
+        self._stored = stored
+        self._signer: _Signer | None = None
+
+    @property
+    def manager_id(self) -> str:
+        return self._stored.manager
+
+    @property
+    def client_file(self) -> Path:
+        return self.folder / "client.json"
+
+    @property
+    def pilot_file(self) -> Path:
+        return self.folder / "pilot.json"
+
+    @classmethod
+    def create(cls, manager_id: str, folder: Path, addresses: Sequence[Address] = (), *, lifetime: float = LIFETIME) -> Authority:
+        """Make an authority, and write its files into ``folder`` (made if need be, mode 0700). ``lifetime`` in seconds.
+
+        Raises:
+            UsageError: the id cannot be one.
+        """
+        if not _NAME.fullmatch(manager_id):
+            raise UsageError(f"{manager_id!r} cannot be a manager's id: use a letter, then up to 62 letters, digits, '-' and '_'")
+        _make_private(folder)
+        ca_key = _new_key()
+        subject = _subject("authority", manager_id)
+        ca = _pem(_certificate(subject, ca_key, ca_key.public_key(), subject, "authority", manager_id, lifetime))
+        key = _new_key()
+        signer = _Signer(ca, _key_pem(ca_key))
+        certificate = signer.sign(key.public_key(), MANAGER, manager_id, lifetime)
+        stored = _Stored(
+            manager=manager_id,
+            ca=ca.decode(),
+            ca_key=_key_pem(ca_key).decode(),
+            certificate=certificate.decode(),
+            key=_key_pem(key).decode(),
+            lifetime=lifetime,
+        )
+        authority = cls(folder, stored)
+        authority._signer = signer
+        _write_private(folder / "authority.json", msgspec.json.encode(stored))
+        authority._write_connection(authority.client_file, CLIENT, addresses)
+        authority._write_connection(authority.pilot_file, ENROL, addresses)
+        return authority
+
+    @classmethod
+    def load(cls, folder: Path) -> Authority:
+        """The authority that is kept in ``folder``.
+
+        Raises:
+            FileNotFoundError: there is none.
+            UsageError: others can read it, or it is damaged.
+        """
+        path = folder / "authority.json"
+        data = path.read_bytes()
+        _check_private(path, strict_folder=True)
+        try:
+            stored = msgspec.json.decode(data, type=_Stored)
+        except msgspec.MsgspecError as error:
+            raise UsageError(
+                f"{path} is damaged ({error}): remove {folder} and a new authority is made, which old pilots cannot use"
+            ) from error
+        return cls(folder, stored)
+
+    def _write_connection(self, path: Path, role: str, addresses: Sequence[Address]) -> None:
+        certificate, key = self.credential(role, role)
+        connection = ConnectionFile(
+            manager=self.manager_id,
+            role=role,
+            ca=self._stored.ca,
+            certificate=certificate.decode(),
+            key=key.decode(),
+            addresses=tuple((host, port) for host, port in addresses),
+        )
+        _write_private(path, msgspec.json.encode(connection))
+
+    def set_addresses(self, addresses: Sequence[Address]) -> None:
+        """Write where the manager listens into ``client.json`` and ``pilot.json``."""
+        for path in (self.client_file, self.pilot_file):
+            old = read_connection_file(path)
+            fresh = msgspec.structs.replace(old, addresses=tuple((host, port) for host, port in addresses), path="")
+            _write_private(path, msgspec.json.encode(fresh))
+
+    def signer(self) -> _Signer:
+        """The key that signs, loaded when first needed."""
+        if self._signer is None:
+            self._signer = _Signer(self._stored.ca.encode(), self._stored.ca_key.encode())
+        return self._signer
+
+    def credential(self, role: str, name: str) -> tuple[bytes, bytes]:
+        """A new certificate and key for a role, made here: (certificate PEM, key PEM)."""
+        key = _new_key()
+        return self.signer().sign(key.public_key(), role, name, self._stored.lifetime), _key_pem(key)
+
+    def issue(self, csr_pem: bytes, worker_id: str) -> bytes:
+        """A certificate (PEM) that binds the request's key to this worker id; what the request says of itself does not count.
+
+        Raises:
+            ConnectionRefused: the request is damaged or not signed by its key, or the id cannot be one.
+        """
+        from cryptography import x509
+
+        if not _WORKER_NAME.fullmatch(worker_id) or worker_id == self.manager_id:
+            raise ConnectionRefused(f"{worker_id!r} cannot be a worker's id: use up to 64 letters, digits and any of '_.:@-'")
+        try:
+            request = x509.load_pem_x509_csr(csr_pem)
+            sound = request.is_signature_valid
+        except Exception as error:  # the parser's errors are many, the bytes a stranger's
+            raise ConnectionRefused(f"worker {worker_id}'s certificate request cannot be read: {error}") from error
+        if not sound:
+            raise ConnectionRefused(f"worker {worker_id}'s certificate request is not signed by its own key")
+        return self.signer().sign(request.public_key(), WORKER, worker_id, self._stored.lifetime)
+
+    def server_context(self) -> ssl.SSLContext:
+        """TLS for the manager's listener: version 1.3, a certificate of this authority asked of everyone."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        # A reconnect shows its certificate again anyway; tickets would cost two more records per handshake.
+        context.num_tickets = 0
+        return _prepare(context, self._stored.ca, self._stored.certificate.encode(), self._stored.key.encode())

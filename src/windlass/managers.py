@@ -1,0 +1,112 @@
+"""Which manager a person means who types a name, a port, or nothing at all.
+
+Theory of operation: every manager, named or not, keeps a connection file in the user's state folder (`windlass.identity`).  A file may be
+older than its manager's end (a killed program removes nothing), so a manager counts as running when something at one of its addresses
+completes a TLS handshake as this very manager: a port that another program has taken since does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from windlass.errors import UnknownName, UsageError, WindlassError
+from windlass.identity import ConnectionFile, find_manager, read_connection_file, state_folder
+
+#: Seconds for a connection and a handshake with a manager that is there.
+REACH_TIMEOUT: Final = 2.0
+#: Seconds between looks for a manager that is waited for.
+LOOK_INTERVAL: Final = 0.2
+
+
+class NotRunning(UsageError):
+    """No manager that was meant is running now; one may be later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A manager of this user that has left a connection file."""
+
+    name: str
+    path: Path
+    connection: ConnectionFile
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        return tuple(sorted({port for _, port in self.connection.addresses}))
+
+    def describe(self) -> str:
+        return f"{self.name} (port {', '.join(str(port) for port in self.ports) or '?'})"
+
+    def is_running(self) -> bool:
+        """Whether something at one of its addresses proves to be this manager."""
+        context = self.connection.client_context()
+        for address in self.connection.addresses:
+            with (
+                contextlib.suppress(OSError),  # ssl's errors are among these
+                socket.create_connection(address, timeout=REACH_TIMEOUT) as plain,
+                context.wrap_socket(plain, server_hostname=self.connection.manager),
+            ):
+                return True
+        return False
+
+
+def known_managers() -> list[Known]:
+    """Managers of this user with a readable connection file, the newest first, running or not."""
+    found: list[tuple[float, Known]] = []
+    for path in (state_folder() / "managers").glob("*/client.json"):
+        with contextlib.suppress(OSError, WindlassError):  # gone meanwhile, or not ours to read
+            found.append((path.stat().st_mtime, Known(path.parent.name, path, read_connection_file(path))))
+    return [known for _, known in sorted(found, key=lambda pair: pair[0], reverse=True)]
+
+
+def choose_manager(name: str | None = None, port: int | None = None) -> Known:
+    """The manager meant by a name (or folder, or file), by a port, or by nothing: then the only one that runs.
+
+    Raises `UnknownName` for a name that nobody has, `NotRunning` when none fits, `UsageError` when several do; the text lists them.
+    """
+    if name is not None:
+        path = find_manager(name)
+        return Known(path.parent.name, path, read_connection_file(path))
+    running = [known for known in known_managers() if (port is None or port in known.ports) and known.is_running()]
+    if len(running) == 1:
+        return running[0]
+    if not running:
+        where = f"on port {port} " if port is not None else ""
+        raise UsageError(
+            f"no manager of yours is running {where}here (looked in {state_folder() / 'managers'}); start the program that has it"
+        )
+    raise UsageError(f"{len(running)} managers of yours are running: {_listed(running)}; say which by its name")
+
+
+def await_manager(name: str | None, port: int | None, wait: float, say: Callable[[str], None]) -> Known:
+    """As `choose_manager`, but a manager that is not there yet is waited for, ``wait`` seconds at most.
+
+    ``say`` is told once that it waits. Raises what `choose_manager` raised last.
+    """
+    end = time.monotonic() + wait
+    told = False
+    while True:
+        try:
+            known = choose_manager(name, port)
+            if name is None or known.is_running():
+                return known
+            reason: UsageError = NotRunning(f"manager {known.describe()} does not answer; start the program that has it")
+        except (UnknownName, NotRunning) as error:
+            reason = error
+        if time.monotonic() >= end:
+            raise reason
+        if not told:
+            what = f"manager {name!r}" if name else f"a manager on port {port}" if port is not None else "a manager"
+            say(f"waiting up to {wait:g} s for {what}")
+            told = True
+        time.sleep(LOOK_INTERVAL)
+
+
+def _listed(managers: Sequence[Known]) -> str:
+    return ", ".join(known.describe() for known in managers)

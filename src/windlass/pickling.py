@@ -1,0 +1,447 @@
+"""Arguments, results and exceptions as bytes, pickled and unpickled at the two ends of a call.
+
+Theory of operation
+-------------------
+A value becomes a pickle stream (the *payload*) and *spans*: objects in a store. Buffers of `OUT_OF_BAND_BYTES` and more (arrays, large
+``bytes`` arguments) leave the stream by pickle's protocol 5 and go to ``put`` without being copied into it. A stream that is still that
+large becomes the first span, and the payload is ``b""``. ::
+
+    payload  stream                    spans  [stream, if payload is b""] [snapshots of local modules] [buffers]
+
+Three ways to pickle, the first that can wins:
+
+1. scalars: ``pickle.dumps``, nothing to look at; under a microsecond.
+2. *by name*: the C pickler, with a hook that sees every class and function: each must be what its module has under its name, in a module
+   that the other side can import. No cloudpickle, so a slot that answers with arrays or dicts never loads it.
+3. *by value*: cloudpickle, for what lives in ``__main__``, a notebook, a function's body, or a module that cannot be imported
+   elsewhere.
+
+Local modules (`windlass.snapshots`) go by name too; the stream of a call that names one starts by installing its snapshot.
+
+Unpickling is plain ``pickle.loads`` everywhere: the stream imports what it needs. What comes back from a worker names the classes that
+went there by value by cloudpickle's tracker id, so that the program gets instances of its own class, which stays untouched.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from io import BytesIO
+from pickle import PickleBuffer, dumps, loads
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+from windlass.messages import OUT_OF_BAND_BYTES, EndDetail, ObjectName, ObjectRef
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from windlass.errors import NotPicklable
+
+    Put = Callable[[Buffer], ObjectRef]
+    OpenObject = Callable[[ObjectName], memoryview]
+
+#: Values of exactly these types name nothing, so plain pickle is right for them.
+_SCALARS: Final = frozenset({int, float, str, bool, bytes, complex, type(None)})
+_BUFFERS: Final = frozenset({bytes, bytearray})
+_MAINS: Final = frozenset({"__main__", "__mp_main__"})
+
+
+# ---------------------------------------------------------------- calls
+
+
+def pack_call(
+    args: tuple[Any, ...], kwargs: dict[str, Any], put: Put, parameters: Sequence[str] = ()
+) -> tuple[bytes, tuple[ObjectRef, ...]]:
+    """Pickle a call's arguments: payload and spans.
+
+    `parameters` are the function's positional parameter names, if known, for the text of an error. Raises `NotPicklable`, which says
+    which argument and why, and what ``put`` raises; nothing has been put when an argument cannot be pickled.
+    """
+    if not kwargs:
+        for value in args:
+            if type(value) not in _SCALARS and not _is_flat(value):
+                break
+        else:
+            payload = dumps((args, kwargs), 5)
+            if len(payload) < OUT_OF_BAND_BYTES:
+                return payload, ()
+    call = (tuple(map(_wrapped, args)), {name: _wrapped(value) for name, value in kwargs.items()} if kwargs else kwargs)
+    try:
+        stream, buffers, local = _pickled(call, homes=True)
+        code: tuple[ObjectRef, ...] = ()
+        if local:
+            from windlass import snapshots
+
+            code = snapshots.snapshots_of(local, put)
+            if code:
+                header = _Code(code)
+                stream, buffers, _ = _pickled((header, *call), homes=True, skip=header.markers)
+    except Exception as error:  # pickling runs the user's code, which may raise anything
+        raise _bad_arguments(args, kwargs, parameters, error) from error
+    return _put_parts(stream, buffers, put, code)
+
+
+def unpack_call(payload: bytes, spans: Sequence[ObjectRef], open_object: OpenObject) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What `pack_call` was given. Raises `NotPicklable` when it cannot be read here, `KeyError` for a lost object."""
+    if spans:
+        stream, buffers = _open_parts(payload, spans, open_object)
+    else:
+        stream, buffers = payload, ()
+    try:
+        call = loads(stream, buffers=buffers)
+        if len(call) == 3:
+            return call[1], call[2]
+        args, kwargs = call
+        return args, kwargs
+    except Exception as error:  # unpickling runs the user's code, which may raise anything
+        raise _unreadable("the call's arguments", error) from error
+
+
+# ---------------------------------------------------------------- results
+
+
+def pack_result(value: Any, put: Put) -> tuple[bytes, tuple[ObjectRef, ...]]:
+    """Pickle what a function returned: payload and spans. Raises `NotPicklable` naming the type, and what ``put`` raises."""
+    if type(value) in _SCALARS or _is_flat(value):
+        payload = dumps(value, 5)
+        if len(payload) < OUT_OF_BAND_BYTES:
+            return payload, ()
+    try:
+        stream, buffers, _ = _pickled(_wrapped(value), homes=False)
+    except Exception as error:  # pickling runs the user's code, which may raise anything
+        raise _not_picklable(f"a result of type {type_name(value)} cannot be pickled{_culprit(value)}: {_reason(error)}") from error
+    return _put_parts(stream, buffers, put, ())
+
+
+def unpack_result(payload: bytes, spans: Sequence[ObjectRef], open_object: OpenObject) -> Any:
+    """The value that `pack_result` was given. Raises `NotPicklable` when it cannot be read here, `KeyError` for a lost object."""
+    if spans:
+        stream, buffers = _open_parts(payload, spans, open_object)
+    else:
+        stream, buffers = payload, ()
+    try:
+        return loads(stream, buffers=buffers)
+    except Exception as error:  # unpickling runs the user's code, which may raise anything
+        raise _unreadable("the call's result", error) from error
+
+
+# ---------------------------------------------------------------- exceptions
+
+
+def pack_exception(exc: BaseException) -> tuple[bytes, EndDetail]:
+    """An exception with its chain, notes and tracebacks as bytes, and what the manager must know of it. Never raises."""
+    from windlass import raised
+
+    return raised.pack_exception(exc)
+
+
+def unpack_exception(payload: bytes) -> BaseException:
+    """The exception that `pack_exception` was given; its ``__cause__`` is a `RemoteTraceback`. Raises `NotPicklable` for damaged bytes."""
+    from windlass import raised
+
+    return raised.unpack_exception(payload)
+
+
+# ---------------------------------------------------------------- for the neighbours
+
+
+def dumps_by_value(value: Any) -> tuple[bytes, frozenset[str]]:
+    """Pickle what a program defines: bytes, and the local top-level modules that it names. All buffers stay in the bytes."""
+    file = BytesIO()
+    pickler = _by_value()(file, homes=True)
+    pickler.dump(value)
+    return file.getvalue(), frozenset(pickler.local)
+
+
+def dumps_result(value: Any) -> bytes:
+    """Pickle a value on the worker for the program, all in one stream."""
+    return _pickled(value, homes=False, in_band=True)[0].getvalue()
+
+
+def type_name(value: object) -> str:
+    """``module.qualname`` of the value's type, without the module for builtins."""
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+# ---------------------------------------------------------------- streams
+
+
+def _pickled(
+    value: Any, *, homes: bool, skip: Collection[PickleBuffer] = (), in_band: bool = False
+) -> tuple[BytesIO, list[PickleBuffer], set[str]]:
+    """The stream, its out-of-band buffers, and the local modules that it names. `homes`: look for those."""
+    buffers: list[PickleBuffer] = []
+
+    def keep_in_band(buffer: PickleBuffer) -> bool:
+        if (in_band or buffer.raw().nbytes < OUT_OF_BAND_BYTES) and not any(buffer is marker for marker in skip):
+            return True
+        buffers.append(buffer)
+        return False
+
+    try:
+        file = BytesIO()
+        pickler: Any = (_ByNameWithHomes if homes else _ByName)(file, 5, buffer_callback=keep_in_band)
+        pickler.dump(value)
+    except Exception:  # noqa: BLE001 - whatever it was, cloudpickle may know better, and says why when it does not
+        buffers.clear()
+        file = BytesIO()
+        pickler = _by_value()(file, homes=homes, buffer_callback=keep_in_band)
+        pickler.dump(value)
+    return file, buffers, pickler.local
+
+
+def _put_parts(stream: BytesIO, buffers: list[PickleBuffer], put: Put, code: tuple[ObjectRef, ...]) -> tuple[bytes, tuple[ObjectRef, ...]]:
+    spans = [*code]
+    spans += [put(buffer.raw()) for buffer in buffers[len(code) :]]
+    size = stream.tell()
+    if size < OUT_OF_BAND_BYTES:
+        return stream.getvalue(), tuple(spans)
+    return b"", (put(stream.getbuffer()), *spans)
+
+
+def _open_parts(payload: bytes, spans: Sequence[ObjectRef], open_object: OpenObject) -> tuple[bytes | memoryview, Sequence[memoryview]]:
+    views = [open_object(span.name) for span in spans]
+    return (payload, views) if payload else (views[0], views[1:])
+
+
+class _Large:
+    """Stands in a stream for large ``bytes``: pickle keeps them in band, this sends them out."""
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self.data = data
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return type(self.data), (PickleBuffer(self.data),)
+
+
+def _is_flat(value: Any) -> bool:
+    """True for a small list, tuple or dict of scalars: a glance that is cheaper than the pickler's hook."""
+    kind = type(value)
+    if kind is list or kind is tuple:
+        return len(value) <= 64 and _SCALARS.issuperset(map(type, value))
+    if kind is dict:
+        return len(value) <= 64 and _SCALARS.issuperset(map(type, value)) and _SCALARS.issuperset(map(type, value.values()))
+    return False
+
+
+def _wrapped(value: Any) -> Any:
+    return _Large(value) if type(value) in _BUFFERS and len(value) >= OUT_OF_BAND_BYTES else value
+
+
+class _Code:
+    """Stands first in the stream of a call: installs snapshots before anything that needs them is read."""
+
+    def __init__(self, code: tuple[ObjectRef, ...]) -> None:
+        self.names = tuple(ref.name for ref in code)
+        self.markers = [PickleBuffer(b"") for _ in code]  # the spans with the snapshots take their places
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        from windlass import snapshots
+
+        return snapshots.install_all, (self.names, self.markers)
+
+
+# ---------------------------------------------------------------- by name
+
+
+class _NeedsValueError(Exception):
+    """Something in the value cannot go by name."""
+
+
+class _ByName(pickle.Pickler):
+    """Plain pickle that refuses functions and classes which their module does not have under their name."""
+
+    local: Collection[str] = ()
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if (kind is type or kind is FunctionType or issubclass(kind, type)) and not is_named(obj):
+            raise _NeedsValueError
+        return NotImplemented
+
+
+class _ByNameWithHomes(_ByName):
+    """The same in the program: notes local modules, and refuses modules that cannot be imported elsewhere."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.local: set[str] = set()
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind is type or kind is FunctionType or issubclass(kind, type):
+            if not is_named(obj):
+                raise _NeedsValueError
+            from windlass import snapshots
+
+            home = snapshots.home(obj.__module__)
+            if home is not snapshots.INSTALLED:
+                if home is snapshots.BY_VALUE:
+                    raise _NeedsValueError
+                self.local.add(obj.__module__.partition(".")[0])
+        return NotImplemented
+
+
+def is_named(obj: Any) -> bool:
+    """True when a function or class is found again under its module and qualified name, and not in ``__main__``."""
+    module_name = getattr(obj, "__module__", None)
+    if module_name is None or module_name in _MAINS:
+        return False
+    found: Any = sys.modules.get(module_name)
+    if found is None:
+        return False
+    try:
+        name = obj.__qualname__
+        if "." not in name:
+            return getattr(found, name) is obj
+        for part in name.split("."):
+            found = getattr(found, part)
+    except AttributeError:
+        return False
+    return found is obj
+
+
+# ---------------------------------------------------------------- by value
+
+_by_value_class: Any = None
+
+
+def _by_value() -> Any:
+    """The cloudpickle pickler; made at first need because cloudpickle takes a while to import."""
+    global _by_value_class
+    if _by_value_class is None:
+        _by_value_class = _make_by_value()
+    return _by_value_class
+
+
+def _make_by_value() -> Any:
+    import cloudpickle.cloudpickle as cp
+
+    class ByValue(cp.Pickler):  # type: ignore[misc]
+        """cloudpickle that knows where modules live (`homes`), or, on the worker, answers with the program's own classes."""
+
+        def __init__(self, file: BytesIO, *, homes: bool, buffer_callback: Any = None) -> None:
+            super().__init__(file, 5, buffer_callback)
+            self.homes = homes
+            self.local: set[str] = set()
+
+        def reducer_override(self, obj: Any) -> Any:
+            kind = type(obj)
+            is_class = kind is type or issubclass(kind, type)
+            if not (is_class or kind is FunctionType or kind is ModuleType):
+                return super().reducer_override(obj)
+            if self.homes:
+                module_name = obj.__name__ if kind is ModuleType else getattr(obj, "__module__", None)
+                if module_name in sys.modules:
+                    from windlass import snapshots
+
+                    home = snapshots.home(module_name)
+                    if home is snapshots.LOCAL and (kind is ModuleType or is_named(obj)):
+                        self.local.add(module_name.partition(".")[0])
+                    elif home is snapshots.BY_VALUE and kind is not ModuleType and is_named(obj):
+                        return cp._dynamic_class_reduce(obj) if is_class else self._dynamic_function_reduce(obj)
+            elif is_class:
+                reduced = super().reducer_override(obj)
+                if reduced is not NotImplemented and reduced[0] in (cp._make_skeleton_class, cp._make_skeleton_enum):
+                    return _known_class, (cp._get_or_create_tracker_id(obj), _class_blob(obj))
+                return reduced
+            return super().reducer_override(obj)
+
+    return ByValue
+
+
+_class_blobs: WeakKeyDictionary[type, bytes] = WeakKeyDictionary()
+
+
+def _class_blob(kind: type) -> bytes:
+    blob = _class_blobs.get(kind)
+    if blob is None:
+        import cloudpickle
+
+        blob = _class_blobs[kind] = cloudpickle.dumps(kind, 5)
+    return blob
+
+
+def _known_class(tracker: str, blob: bytes) -> Any:
+    """The class that went out under this tracker id, as it is here; made from `blob` where it is not known."""
+    import cloudpickle.cloudpickle as cp
+
+    known = cp._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker)
+    return loads(blob) if known is None else known
+
+
+# ---------------------------------------------------------------- what cannot travel, and why
+
+
+def _not_picklable(text: str) -> NotPicklable:
+    from windlass.errors import NotPicklable
+
+    return NotPicklable(text)
+
+
+def _unreadable(what: str, error: Exception) -> NotPicklable:
+    hint = "; is it installed on this side too?" if isinstance(error, ImportError) else ""
+    return _not_picklable(f"{what} cannot be unpickled here: {_reason(error)}{hint}")
+
+
+def _bad_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Sequence[str], error: Exception) -> Exception:
+    from windlass.errors import WindlassError
+
+    if isinstance(error, WindlassError):  # a snapshot that is too large, and the like: it says more than we can
+        return error
+    named = [(f"argument {i + 1}", parameters[i] if i < len(parameters) else "", value) for i, value in enumerate(args)]
+    named += [(f"keyword argument {name!r}", "", value) for name, value in kwargs.items()]
+    for title, name, value in named:
+        reason = _why_not(value)
+        if reason is not None:
+            kind = f"({name!r}, {type_name(value)})" if name else f"({type_name(value)})"
+            return _not_picklable(
+                f"{title} {kind} cannot be pickled{_culprit(value)}: {reason}; pass what it is made from, and make it in the function"
+            )
+    return _not_picklable(f"the arguments cannot be pickled: {_reason(error)}")
+
+
+def _why_not(value: Any) -> str | None:
+    try:
+        _pickled(_wrapped(value), homes=True)
+    except Exception as error:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
+        return _reason(error)
+    return None
+
+
+def _culprit(value: Any, depth: int = 4) -> str:
+    """ " because of its ['key'].attribute (type)": the way down to the innermost part that cannot be pickled."""
+    way = ""
+    for _ in range(depth):
+        for step, part in _parts(value):
+            if _why_not(part) is not None:
+                way, value = way + step, part
+                break
+        else:
+            break
+    return f" because of its {way} ({type_name(value)})" if way else ""
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    """What a container or an instance is made of, a bounded number."""
+    if isinstance(value, dict):
+        items: Any = list(value.items())[:1000]  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        return [(f"[{key!r:.60}]", part) for key, part in items]
+    if isinstance(value, list | tuple):
+        parts: Any = value[:1000]  # pyright: ignore[reportUnknownVariableType]
+        return [(f"[{index}]", part) for index, part in enumerate(parts)]
+    if isinstance(value, FunctionType):
+        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=False)
+        names = [(f" closure variable {name!r}", cell.cell_contents) for name, cell in cells]
+        return names + [(f" global {name!r}", value.__globals__[name]) for name in value.__code__.co_names if name in value.__globals__]
+    if isinstance(value, type | ModuleType):
+        return []
+    return [(f".{name}", part) for name, part in list(getattr(value, "__dict__", {}).items())[:1000]]
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,334 @@
+"""Exceptions on their way from a slot to the program.
+
+Theory of operation
+-------------------
+An exception is told as a list of plain records, one for each exception that hangs together with it: causes, contexts, members of groups.
+A record has the type's name, the message, the traceback as text, and the pickled exception, if it has one.  Whether an exception
+can be pickled is tried where it was raised, by a round trip, in four ways:
+
+1. as it pickles itself;
+2. without its ``__init__``: made by ``__new__`` and given its ``args`` and attributes.  This saves the many classes whose ``__init__``
+   takes other arguments than it hands to ``Exception``: they pickle without complaint and fail, or change their message, when read;
+3. the same without those attributes that cannot be pickled (locks, connections);
+4. not at all: the program gets a `RemoteError` with type, message and traceback.
+
+What the program gets reads, printed, like the story on the worker.  Each exception's ``__cause__`` is a `RemoteTraceback` with its own
+traceback; under that, as its cause, is the exception's original cause or context, again with its own.  ``__context__`` of the exception
+itself is that original cause or context too.
+
+Frames of Windlass that lead to the function are left out. The bytes have a limit: pickled states are dropped, then texts shortened.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import traceback
+from types import TracebackType
+from typing import Any, Final
+
+import msgspec
+
+from windlass import pickling
+from windlass.errors import NotPicklable, RemoteError, RemoteTraceback
+from windlass.messages import EndDetail, Record
+
+#: A control frame takes 1 MiB, for all it carries.
+_MAX_BYTES: Final = 256 << 10
+#: Exceptions of one chain or group that are told.
+_MAX_TOLD: Final = 64
+_MAX_TEXT: Final = 32 << 10
+_OWN: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+class _Told(Record, frozen=True):
+    """One exception. ``cause``, ``context`` and ``members`` are places in the list of all; -1: none."""
+
+    type: str
+    message: str
+    traceback: str
+    #: The pickled exception; empty: it cannot be, or (`inside`) it is in its group's.
+    state: bytes = b""
+    cause: int = -1
+    context: int = -1
+    suppress: bool = False
+    notes: tuple[str, ...] = ()
+    members: tuple[int, ...] = ()
+    #: A group's class if it has to be made anew: 1 ExceptionGroup, 2 BaseExceptionGroup.
+    group: int = 0
+    inside: bool = False
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(list[_Told])
+
+
+# ---------------------------------------------------------------- on the worker
+
+
+def pack_exception(exc: BaseException) -> tuple[bytes, EndDetail]:
+    """See `windlass.pickling.pack_exception`."""
+    told = _tell(exc)
+    payload = _encoder.encode(told)
+    if len(payload) > _MAX_BYTES:
+        told = [_shortened(record) for record in told]
+        payload = _encoder.encode(told)
+        if len(payload) > _MAX_BYTES:
+            told = [msgspec.structs.replace(told[0], cause=-1, context=-1, members=())]
+            payload = _encoder.encode(told)
+    types = tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in type(exc).__mro__)
+    return payload, EndDetail(types=types, text=_clipped(_story(told), _MAX_TEXT))
+
+
+def format_exception(exc: BaseException) -> str:
+    """The whole story as text: the chain, each with its traceback, without Windlass's own frames at the start."""
+    return _story(_tell(exc, states=False))
+
+
+def _tell(exc: BaseException, states: bool = True) -> list[_Told]:
+    found: list[BaseException] = [exc]
+    places = {id(exc): 0}
+
+    def place(other: BaseException | None) -> int:
+        if other is None:
+            return -1
+        if id(other) not in places:
+            if len(found) >= _MAX_TOLD:
+                return -1
+            places[id(other)] = len(found)
+            found.append(other)
+        return places[id(other)]
+
+    told: list[_Told] = []
+    inside: set[int] = set()
+    while len(told) < len(found):
+        here = len(told)
+        one = found[here]
+        group: BaseExceptionGroup[BaseException] | None = one if isinstance(one, BaseExceptionGroup) else None
+        members = tuple(place(member) for member in group.exceptions) if group else ()
+        state = _state(one) if states and here not in inside else b""
+        if group and (state or here in inside):
+            inside.update(members)
+        told.append(
+            _Told(
+                type=pickling.type_name(one),
+                message=group.message if group else _message(one),
+                traceback=_traceback(one),
+                state=state,
+                cause=place(one.__cause__),
+                context=place(one.__context__),
+                suppress=one.__suppress_context__,
+                notes=_notes(one),
+                members=members,
+                group=0 if not group else 1 if isinstance(one, ExceptionGroup) else 2,
+                inside=here in inside,
+            )
+        )
+    return told
+
+
+def _state(exc: BaseException) -> bytes:
+    """The exception pickled so that reading it gives the same type and message; else empty."""
+    first = b""
+    for attempt in (_as_it_is, _without_init, _without_attributes):
+        try:
+            stream = pickling.dumps_result(attempt(exc))
+            copy = pickle.loads(stream)
+            if type(copy) is type(exc):
+                if _message(copy) == _message(exc):
+                    return stream
+                first = first or stream
+        except Exception:  # noqa: BLE001 - the user's code runs here, and whatever it raises means: not this way
+            continue
+    return first
+
+
+def _as_it_is(exc: BaseException) -> object:
+    return exc
+
+
+def _without_init(exc: BaseException) -> object:
+    return _Bare(type(exc), exc.args, exc.__dict__)
+
+
+def _without_attributes(exc: BaseException) -> object:
+    return _Bare(type(exc), exc.args, {name: value for name, value in exc.__dict__.items() if _can_travel(value)})
+
+
+def _can_travel(value: object) -> bool:
+    try:
+        pickle.loads(pickling.dumps_result(value))
+    except Exception:  # noqa: BLE001 - the user's code runs here, and whatever it raises means no
+        return False
+    return True
+
+
+class _Bare:
+    """Stands in a stream for an exception that is to be made without its ``__init__``."""
+
+    def __init__(self, kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> None:
+        self.recipe = (kind, args, state)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_bare, self.recipe
+
+
+def _make_bare(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    exc = kind.__new__(kind, *args)
+    exc.args = args
+    exc.__dict__.update(state)
+    return exc
+
+
+def _message(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except Exception:  # noqa: BLE001 - the user's __str__
+        return "<its message cannot be shown>"
+
+
+def _notes(exc: BaseException) -> tuple[str, ...]:
+    notes: Any = getattr(exc, "__notes__", ())
+    try:
+        return tuple(str(note) for note in notes)
+    except Exception:  # noqa: BLE001 - the user's __str__, or notes that are no list
+        return ()
+
+
+def _traceback(exc: BaseException) -> str:
+    """The exception's own traceback, without chain and members, with notes."""
+    frames = _users_frames(exc.__traceback__)
+    try:
+        lines = traceback.TracebackException(type(exc), exc, frames, compact=True).format(chain=False)
+        text = "".join(lines)
+    except Exception:  # noqa: BLE001 - the user's __str__ or __getattr__
+        text = "".join(traceback.format_tb(frames)) + f"{pickling.type_name(exc)}: {_message(exc)}\n"
+    return _clipped(text, _MAX_TEXT)
+
+
+def _users_frames(frames: TracebackType | None) -> TracebackType | None:
+    """The traceback from the first frame on that is not Windlass's own; all of it if there is none."""
+    here = frames
+    while here is not None and os.path.abspath(here.tb_frame.f_code.co_filename).startswith(_OWN):
+        here = here.tb_next
+    return here or frames
+
+
+# ---------------------------------------------------------------- as text
+
+
+def _story(told: list[_Told]) -> str:
+    """As Python prints a chain: the oldest first."""
+    parts: list[str] = []
+    here, seen = 0, set[int]()
+    while here >= 0 and here not in seen:
+        seen.add(here)
+        record = told[here]
+        parts.append(record.traceback)
+        if record.cause >= 0:
+            parts.append("\nThe above exception was the direct cause of the following exception:\n\n")
+            here = record.cause
+        elif record.context >= 0 and not record.suppress:
+            parts.append("\nDuring handling of the above exception, another exception occurred:\n\n")
+            here = record.context
+        else:
+            break
+    if len(parts) % 2 == 0:
+        parts.pop()  # the chain bites its tail
+    return "".join(reversed(parts))
+
+
+def _clipped(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+
+
+def _shortened(record: _Told) -> _Told:
+    """Without the pickled state when that is large, and with short texts."""
+    state = record.state if len(record.state) <= 4096 else b""
+    notes = tuple(_clipped(note, 256) for note in record.notes[:8])
+    texts = {"message": _clipped(record.message, 1024), "traceback": _clipped(record.traceback, 3072)}
+    return msgspec.structs.replace(record, state=state, notes=notes, inside=False, **texts)
+
+
+# ---------------------------------------------------------------- in the program
+
+
+def unpack_exception(payload: bytes) -> BaseException:
+    """See `windlass.pickling.unpack_exception`."""
+    try:
+        told = _decoder.decode(payload)
+        if not told:
+            raise ValueError("no exception in it")
+        count = len(told)
+        if any(not -1 <= place < count for record in told for place in (record.cause, record.context, *record.members)):
+            raise ValueError("it names exceptions that it does not have")
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise NotPicklable(f"the call's exception cannot be unpickled here: {error}; its bytes are damaged") from error
+    made: list[BaseException | None] = [None] * len(told)
+    for here in range(len(told)):
+        _make(told, made, here, ())
+    whole = [exc for exc in made if exc is not None]
+    for exc, record in zip(whole, told, strict=True):
+        _link(exc, record, whole)
+    return whole[0]
+
+
+def _make(told: list[_Told], made: list[BaseException | None], here: int, above: tuple[int, ...]) -> BaseException:
+    done = made[here]
+    if done is not None:
+        return done
+    record = told[here]
+    exc: BaseException | None = None
+    if record.state:
+        try:
+            exc = pickle.loads(record.state)
+        except Exception as error:  # noqa: BLE001 - the user's code, or a class that is not here
+            exc = _stand_in(record, f" (it cannot be unpickled here: {pickling.type_name(error)}: {error})")
+        if not isinstance(exc, BaseException):
+            exc = _stand_in(record)
+    elif record.group and record.members and here not in above and -1 not in record.members:
+        members = [_make(told, made, member, (*above, here)) for member in record.members]
+        group = ExceptionGroup if record.group == 1 and all(isinstance(member, Exception) for member in members) else BaseExceptionGroup
+        exc = group(record.message, members)  # type: ignore[type-var]
+    else:
+        exc = _stand_in(record)
+    made[here] = exc
+    if isinstance(exc, BaseExceptionGroup) and record.state:
+        # The members are in the group's own pickle: what is told of them belongs to those.
+        for place, member in zip(record.members, exc.exceptions, strict=False):
+            if place >= 0 and told[place].inside:
+                _place_members(told, made, place, member)
+    return exc
+
+
+def _place_members(told: list[_Told], made: list[BaseException | None], place: int, member: BaseException) -> None:
+    if made[place] is not None:
+        return
+    made[place] = member
+    if isinstance(member, BaseExceptionGroup):
+        for inner, one in zip(told[place].members, member.exceptions, strict=False):
+            if inner >= 0:
+                _place_members(told, made, inner, one)
+
+
+def _stand_in(record: _Told, why: str = "") -> RemoteError:
+    error = RemoteError(f"{record.type}: {record.message}{why}" if record.message or why else record.type)
+    error.__dict__.update(type_name=record.type, message=record.message, traceback=record.traceback)
+    return error
+
+
+def _link(exc: BaseException, record: _Told, whole: list[BaseException]) -> None:
+    """Give the exception its remote traceback, its notes, and its original cause or context."""
+    if record.notes and not getattr(exc, "__notes__", None):
+        for note in record.notes:
+            exc.add_note(note)
+    told = RemoteTraceback(record.traceback)
+    if record.cause >= 0:
+        told.__cause__ = exc.__context__ = whole[record.cause]
+    elif record.context >= 0:
+        told.__context__ = exc.__context__ = whole[record.context]
+        told.__suppress_context__ = record.suppress
+    exc.__cause__ = told

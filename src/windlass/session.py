@@ -1,0 +1,329 @@
+"""Sessions: every message arrives once and in order, however often the connection is cut.
+
+Theory of operation
+-------------------
+Each side of a session numbers the frames that it sends, from 1, and keeps the encoded bytes until the other side has said that it
+received them.  Every frame carries the number of the newest frame received (the acknowledgement), so traffic in both directions needs no
+frames of its own for that; a *bare* frame, number 0 and without messages, says it when nothing else is sent, and is also the heartbeat.
+Bare frames are neither kept nor acknowledged, so two idle sides do not acknowledge each other for ever.
+
+A bare frame is due `ACK_SECONDS` after the first frame that has not been acknowledged, or at once after `ACK_FRAMES` frames or
+`ACK_BYTES` bytes: that bounds what the other side must keep.
+
+After a cut both sides say, in the handshake, the newest number they received; `Session.resume` drops what arrived and gives the rest to be
+sent again.  A frame whose number was seen is dropped; one that leaves a number out cannot come from an honest link, and is a
+`ProtocolError`: the session is over.
+
+`Handshake` is the table of what may be said when at the beginning of a connection; see `NEXT`.  The accepting side goes
+NEW → GREETED → OPEN, the dialling side NEW → WAITING → OPEN.  CLOSED accepts a further LOST, because both a
+timer and the socket may report the same end; nothing else leaves it.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any, Final
+
+import msgspec
+
+from windlass import messages
+from windlass.errors import InternalError
+from windlass.framing import Piece, ProtocolError
+from windlass.messages import MAX_FRAME_BYTES, Frame, Hello, Message, Refused, Welcome
+
+#: An acknowledgement may be late by this many seconds, frames and bytes; whichever comes first.
+ACK_SECONDS: Final = 0.2
+ACK_FRAMES: Final = 64
+ACK_BYTES: Final = 1 << 20
+
+#: A frame's beginning: an array of three, and two unsigned 64-bit numbers. Of fixed size, so that one call packs it.
+_HEAD: Final = struct.Struct(">BBQBQ")
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_EMPTY: Final = b"\x90"
+
+MessageDecoder = msgspec.msgpack.Decoder[list[Message]]
+
+_SAID: Final[Mapping[str, Any]] = {
+    "worker": list[messages.FromWorker],
+    "factory": list[messages.FromFactory],
+    "client": list[messages.FromClient],
+}
+_HEARD: Final[Mapping[str, Any]] = {
+    "worker": list[messages.ToWorker],
+    "factory": list[messages.ToFactory],
+    "client": list[messages.ToClient],
+}
+ROLES: Final = frozenset(_SAID)
+
+
+@cache
+def said_by(role: str) -> MessageDecoder:
+    """What the manager accepts from a peer of this role. Made when first needed, for import time."""
+    return msgspec.msgpack.Decoder(_SAID[role])
+
+
+@cache
+def heard_by(role: str) -> MessageDecoder:
+    """What a peer of this role accepts from the manager."""
+    return msgspec.msgpack.Decoder(_HEARD[role])
+
+
+@cache
+def _frame_decoder() -> msgspec.msgpack.Decoder[Frame]:
+    return msgspec.msgpack.Decoder(Frame)
+
+
+@cache
+def _hello_decoder() -> msgspec.msgpack.Decoder[Hello]:
+    return msgspec.msgpack.Decoder(Hello)
+
+
+@cache
+def _answer_decoder() -> msgspec.msgpack.Decoder[Welcome | Refused]:
+    return msgspec.msgpack.Decoder(Welcome | Refused)
+
+
+def encode_one(message: Message) -> bytes:
+    """The body of a frame that holds one message and no numbers: handshakes and data connections."""
+    return _ENCODER.encode(message)
+
+
+def decode_hello(body: Piece) -> Hello:
+    """Read the first frame of a connection, at the manager.
+
+    Raises:
+        ProtocolError: it is not a `Hello`.
+    """
+    try:
+        return _hello_decoder().decode(body)
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"the first frame is not a Hello of this protocol: {error}") from error
+
+
+def decode_answer(body: Piece) -> Welcome | Refused:
+    """Read the manager's answer to `Hello`.
+
+    Raises:
+        ProtocolError: it is neither `Welcome` nor `Refused`.
+    """
+    try:
+        return _answer_decoder().decode(body)
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"the answer to Hello is neither Welcome nor Refused: {error}") from error
+
+
+def _bodies(batch: Sequence[Message], limit: int) -> Iterable[bytes]:
+    """The batch as encoded lists, each within ``limit`` bytes; all are encoded before any is given out."""
+    whole = _ENCODER.encode(batch)
+    if len(whole) <= limit:
+        return [whole]
+    # Too much for one frame, which is rare: message by message, as many per frame as fit.
+    lists: list[bytes] = []
+    pieces: list[bytes] = []
+    size = 0
+    room = limit - 5  # the longest array header
+    for message in batch:
+        piece = _ENCODER.encode(message)
+        if len(piece) > room:
+            raise InternalError(
+                f"a {type(message).__name__} of {len(piece):,} bytes cannot be sent: a frame holds {limit:,}. "
+                "Its sender should have split it, or sent its data as objects; please report this"
+            )
+        if size + len(piece) > room:
+            lists.append(_array_of(pieces))
+            pieces, size = [], 0
+        pieces.append(piece)
+        size += len(piece)
+    lists.append(_array_of(pieces))
+    return lists
+
+
+def _array_of(pieces: Sequence[bytes]) -> bytes:
+    """A msgpack array of values that are encoded already."""
+    return b"\xdd" + len(pieces).to_bytes(4, "big") + b"".join(pieces)
+
+
+class Session:
+    """One side of a session: numbers, what is not acknowledged, and when an acknowledgement is due."""
+
+    __slots__ = ("_decoder", "_sent", "_since_ack_bytes", "_since_ack_frames", "_unacked", "ack_at", "received", "unacked_bytes")
+
+    def __init__(self, decoder: MessageDecoder) -> None:
+        self._decoder = decoder
+        self._sent = 0
+        #: (number, body) of frames that the other side has not acknowledged, oldest first.
+        self._unacked: deque[tuple[int, bytes]] = deque()
+        self.unacked_bytes = 0
+        #: Number of the newest frame received.
+        self.received = 0
+        #: When a bare frame is due; None: nothing waits for an acknowledgement.
+        self.ack_at: float | None = None
+        self._since_ack_frames = 0
+        self._since_ack_bytes = 0
+
+    @property
+    def sent(self) -> int:
+        """Number of the newest frame made."""
+        return self._sent
+
+    @property
+    def unacked(self) -> int:
+        """How many frames the other side has not acknowledged."""
+        return len(self._unacked)
+
+    def encode(self, batch: Sequence[Message]) -> list[bytes]:
+        """Frames (bodies, without their length) that carry these messages in this order; they are kept until acknowledged.
+
+        Raises:
+            InternalError: one message is over `MAX_FRAME_BYTES`; then nothing has changed.
+        """
+        if not batch:
+            return []
+        bodies: list[bytes] = []
+        for encoded in _bodies(batch, MAX_FRAME_BYTES):
+            self._sent += 1
+            body = _HEAD.pack(0x93, 0xCF, self._sent, 0xCF, self.received) + encoded
+            self._unacked.append((self._sent, body))
+            self.unacked_bytes += len(body)
+            bodies.append(body)
+        self._acknowledged_ours()
+        return bodies
+
+    def bare(self) -> bytes:
+        """A frame without messages: an acknowledgement, a heartbeat."""
+        self._acknowledged_ours()
+        return _HEAD.pack(0x93, 0xCF, 0, 0xCF, self.received) + _EMPTY
+
+    def take(self, body: Piece, now: float) -> list[Message]:
+        """Take a frame in, and give out its messages: none if it is bare or was received before. ``now`` in seconds.
+
+        Raises:
+            ProtocolError: the frame cannot be read, leaves a number out, or acknowledges what was never sent. Then nothing has changed.
+        """
+        try:
+            frame = _frame_decoder().decode(body)
+        except msgspec.MsgspecError as error:
+            raise ProtocolError(f"a frame cannot be read: {error}") from error
+        if not 0 <= frame.received <= self._sent:
+            raise ProtocolError(f"the other side acknowledges frame {frame.received}, and {self._sent} is the newest that was sent to it")
+        number = frame.number
+        if number > self.received + 1 or number < 0:
+            raise ProtocolError(f"frame {number} came after frame {self.received}: what is between was lost, so this session cannot go on")
+        if number <= self.received:
+            self._drop_acknowledged(frame.received)
+            if number:
+                # Sent again because our acknowledgement was lost in the cut: say it again soon.
+                self.ack_at = now
+            return []
+        try:
+            batch = self._decoder.decode(frame.messages)
+        except msgspec.MsgspecError as error:
+            raise ProtocolError(f"frame {number} has a message that is not allowed here: {error}") from error
+        self._drop_acknowledged(frame.received)
+        self.received = number
+        self._since_ack_frames += 1
+        self._since_ack_bytes += len(body)
+        if self._since_ack_frames >= ACK_FRAMES or self._since_ack_bytes >= ACK_BYTES:
+            self.ack_at = now
+        elif self.ack_at is None:
+            self.ack_at = now + ACK_SECONDS
+        return batch
+
+    def resume(self, peer_received: int) -> list[bytes]:
+        """Frames to send again, given the newest number that the other side says it received.
+
+        Raises:
+            ProtocolError: it received more than was sent, or less than it acknowledged before: it is not the side we knew.
+        """
+        oldest = self._unacked[0][0] if self._unacked else self._sent + 1
+        if not oldest - 1 <= peer_received <= self._sent:
+            raise ProtocolError(
+                f"the other side says it received frame {peer_received}, but frames {oldest} to {self._sent} are what it can lack: "
+                "it has lost its memory of this session"
+            )
+        self._drop_acknowledged(peer_received)
+        return [body for _, body in self._unacked]
+
+    def _drop_acknowledged(self, number: int) -> None:
+        unacked = self._unacked
+        while unacked and unacked[0][0] <= number:
+            self.unacked_bytes -= len(unacked.popleft()[1])
+
+    def _acknowledged_ours(self) -> None:
+        self.ack_at = None
+        self._since_ack_frames = 0
+        self._since_ack_bytes = 0
+
+    def check(self) -> None:
+        """Assert what must hold between the collections."""
+        numbers = [number for number, _ in self._unacked]
+        assert numbers == list(range(self._sent - len(numbers) + 1, self._sent + 1)), numbers
+        assert self.unacked_bytes == sum(len(body) for _, body in self._unacked)
+        assert self._since_ack_frames == 0 or self.ack_at is not None
+
+
+class Phase(enum.Enum):
+    """Where a connection stands."""
+
+    NEW = "new"
+    #: Accepting side: a Hello was heard and is being judged.
+    GREETED = "greeted"
+    #: Dialling side: Hello was said, the answer is awaited.
+    WAITING = "waiting"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class Event(enum.Enum):
+    """What happens to a connection."""
+
+    SAID_HELLO = "said Hello"
+    HEARD_HELLO = "heard Hello"
+    SAID_WELCOME = "said Welcome"
+    HEARD_WELCOME = "heard Welcome"
+    SAID_REFUSED = "said Refused"
+    HEARD_REFUSED = "heard Refused"
+    FRAME = "a numbered frame"
+    LOST = "the connection ended"
+
+
+NEXT: Final[Mapping[tuple[Phase, Event], Phase]] = {
+    (Phase.NEW, Event.HEARD_HELLO): Phase.GREETED,
+    (Phase.GREETED, Event.SAID_WELCOME): Phase.OPEN,
+    (Phase.GREETED, Event.SAID_REFUSED): Phase.CLOSED,
+    (Phase.NEW, Event.SAID_REFUSED): Phase.CLOSED,  # what came was no Hello of this protocol
+    (Phase.NEW, Event.SAID_HELLO): Phase.WAITING,
+    (Phase.WAITING, Event.HEARD_WELCOME): Phase.OPEN,
+    (Phase.WAITING, Event.HEARD_REFUSED): Phase.CLOSED,
+    (Phase.OPEN, Event.FRAME): Phase.OPEN,
+    (Phase.NEW, Event.LOST): Phase.CLOSED,
+    (Phase.GREETED, Event.LOST): Phase.CLOSED,
+    (Phase.WAITING, Event.LOST): Phase.CLOSED,
+    (Phase.OPEN, Event.LOST): Phase.CLOSED,
+    (Phase.CLOSED, Event.LOST): Phase.CLOSED,
+}
+
+
+class Handshake:
+    """The phase of one connection; refuses what `NEXT` lacks."""
+
+    __slots__ = ("phase",)
+
+    def __init__(self) -> None:
+        self.phase = Phase.NEW
+
+    def note(self, event: Event) -> Phase:
+        """Go to the next phase.
+
+        Raises:
+            ProtocolError: the event has no place in this phase; then nothing has changed.
+        """
+        after = NEXT.get((self.phase, event))
+        if after is None:
+            raise ProtocolError(f"{event.value} has no place on a connection that is {self.phase.value}")
+        self.phase = after
+        return after

@@ -1,0 +1,3 @@
+INSTALLED="installed"; LOCAL="local"; BY_VALUE="value"
+def home(name):
+    return INSTALLED

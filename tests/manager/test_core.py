@@ -1,0 +1,572 @@
+"""The manager's core, driven by plain calls: events in, messages out, no process and no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from windlass.manager.calls import LIBRARY_FAILED, LOST, NOT_POSSIBLE, TOO_LONG
+from windlass.manager.core import CRASHES_MOST, Core
+from windlass.messages import (
+    CANCELLED,
+    DIED,
+    OUT_OF_MEMORY,
+    RAISED,
+    RETURNED,
+    TIMED_OUT,
+    AddFunctions,
+    CallDone,
+    CallEnd,
+    CallId,
+    CallOptions,
+    CallRun,
+    CallsEnded,
+    CallSpec,
+    CallsReturned,
+    CancelCalls,
+    Drain,
+    EndDetail,
+    FunctionDef,
+    FunctionId,
+    HeldCall,
+    HoistedImport,
+    Leave,
+    LibraryFailed,
+    LibraryId,
+    LibraryReady,
+    LibrarySpec,
+    LibraryStopped,
+    Message,
+    PilotEnded,
+    PilotId,
+    PoolName,
+    PoolOffer,
+    PoolReport,
+    RecallCalls,
+    Resources,
+    RunCalls,
+    SetSlots,
+    StartLibrary,
+    StopLibrary,
+    WorkerDraining,
+    WorkerId,
+    WorkerInfo,
+)
+
+F = FunctionId(b"f" * 16)
+PLAIN = CallOptions()
+
+
+class Bench:
+    """A core with a manual clock and readable ways to say what happens to it."""
+
+    def __init__(self) -> None:
+        self.core = Core()
+        self.now = 1000.0
+        self.next_call = 1
+        self.sent: dict[str, list[Message]] = {}
+        self.done: dict[int, CallDone] = {}
+
+    def library(self, name: str = "lib", **fields: object) -> LibraryId:
+        spec = LibrarySpec(LibraryId(name + "@1"), name, (3, 11), functions=(FunctionDef(F, "f", b"blob"),), **fields)  # type: ignore[arg-type]
+        self.core.install(spec, self.now)
+        return spec.id
+
+    def worker(self, name: str = "w1", cores: float = 2, memory: int = 0, gpus: int = 0, seconds_left: float = 0.0) -> str:
+        ids = tuple(f"gpu{index}" for index in range(gpus))
+        info = WorkerInfo("host", 1, Resources(cores, memory, gpus), ids, PoolName("pool"), PilotId("pilot-" + name), seconds_left)
+        self.core.worker_joined(WorkerId(name), info, self.now)
+        self.step()
+        return name
+
+    def offer(self, cores: float = 2, walltime: float = 0.0, **fields: object) -> None:
+        offer = PoolOffer(PoolName("pool"), Resources(cores, 0, 0), walltime, **fields)  # type: ignore[arg-type]
+        self.core.pools_reported("factory", PoolReport((offer,)), self.now)
+        self.step()
+
+    def submit(self, library: LibraryId, count: int = 1, options: CallOptions = PLAIN) -> list[CallId]:
+        ids = [CallId(self.next_call + index) for index in range(count)]
+        self.next_call += count
+        self.core.submit([CallSpec(call, library, F, b"args", (), options) for call in ids], self.now)
+        self.step()
+        return ids
+
+    def say(self, worker: str, *messages: Message) -> None:
+        self.core.worker_said(WorkerId(worker), messages, self.now)
+        self.step()
+
+    def step(self, seconds: float = 0.0) -> None:
+        self.now += seconds
+        if seconds:
+            self.core.tick(self.now)
+        self.core.pump(self.now)
+        self.core.check()
+        for worker, messages in self.core.take_outbox().items():
+            self.sent.setdefault(worker, []).extend(messages)
+        for done in self.core.take_done():
+            assert done.end.call not in self.done, "a call ended twice"
+            self.done[done.end.call] = done
+
+    def heard(self, worker: str = "w1") -> list[Message]:
+        return self.sent.pop(worker, [])
+
+    def runs(self, worker: str = "w1") -> list[CallRun]:
+        """The calls that the worker was sent since the last time; anything else it was sent must have been taken before."""
+        messages = self.heard(worker)
+        assert all(isinstance(message, RunCalls | AddFunctions) for message in messages), messages
+        return [run for message in messages if isinstance(message, RunCalls) for run in message.calls]
+
+    def serve(self, worker: str = "w1") -> int:
+        """Answer the worker's `StartLibrary`; its instance's number."""
+        started = [message for message in self.sent.get(worker, []) if isinstance(message, StartLibrary)]
+        self.sent[worker] = [message for message in self.sent[worker] if not isinstance(message, StartLibrary)]
+        for message in started:
+            self.say(worker, LibraryReady(message.instance, 77, (HoistedImport("numpy", 0.5),)))
+        return int(started[-1].instance)
+
+    def end(self, run: CallRun, outcome: int = RETURNED, worker: str = "w1", seconds: float = 1.0, detail: EndDetail | None = None) -> None:
+        self.say(worker, CallsEnded([CallEnd(run.call, run.attempt, outcome, b"r", started_at=self.now, ended_at=self.now + seconds, detail=detail)]))
+
+    def outcome(self, call: int) -> int:
+        return self.done[call].end.outcome
+
+    def text(self, call: int) -> str:
+        detail = self.done[call].end.detail
+        return detail.text if detail else ""
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    one = Bench()
+    yield one
+    one.core.check()
+
+
+def test_a_call_starts_its_library_runs_and_ends_once(bench: Bench) -> None:
+    """Libraries start on demand; the first call goes out when the instance is ready."""
+    library = bench.library()
+    bench.worker()
+    assert bench.heard() == [], "a worker without calls gets no library"
+    [call] = bench.submit(library)
+    [start] = bench.heard()
+    assert isinstance(start, StartLibrary)
+    assert start.slots == 2, "a slot per core"
+    bench.say("w1", LibraryReady(start.instance, 77))
+    [run] = bench.runs()
+    assert (run.call, run.attempt) == (call, 1)
+    bench.end(run)
+    assert bench.outcome(call) == RETURNED
+    bench.end(run)
+    assert not bench.core.calls
+
+
+def test_calls_wait_for_a_worker_and_go_to_it_when_it_comes(bench: Bench) -> None:
+    library = bench.library()
+    bench.submit(library, 3)
+    assert bench.core.demand(bench.now).shapes[0].waiting == 3
+    bench.worker()
+    bench.serve()
+    assert len(bench.runs()) == 3
+
+
+def test_short_calls_queue_at_the_worker_and_long_ones_do_not(bench: Bench) -> None:
+    """The short queue is worth 50 ms of measured durations: thousands of no-op calls, none of calls of seconds."""
+    library = bench.library()
+    bench.worker()
+    bench.submit(library, 5000)
+    bench.serve()
+    first = bench.runs()
+    assert len(first) == 2 * 5, "little while nothing is known"
+    for run in first[:4]:
+        bench.end(run, seconds=0.00001)
+    assert len(bench.runs()) > 1000
+
+
+def test_calls_of_minutes_do_not_queue_at_the_worker(bench: Bench) -> None:
+    library = bench.library()
+    bench.worker()
+    bench.submit(library, 50)
+    bench.serve()
+    runs = bench.runs()
+    for run in runs:
+        bench.end(run, seconds=60.0)
+    assert len(bench.runs()) == 2
+
+
+def test_priority_comes_first_and_equals_in_order(bench: Bench) -> None:
+    library = bench.library(slots=1)
+    low = bench.submit(library, 2, CallOptions(priority=-1))
+    normal = bench.submit(library, 2)
+    high = bench.submit(library, 1, CallOptions(priority=5))
+    bench.worker()
+    bench.serve()
+    assert [run.call for run in bench.runs()] == [*high, *normal, *low]
+
+
+def test_late_answers_of_older_attempts_are_dropped(bench: Bench) -> None:
+    library = bench.library()
+    [call] = bench.submit(library)
+    bench.worker()
+    bench.serve()
+    [run] = bench.runs()
+    bench.say("w1", CallsReturned((HeldCall(call, 1),), "recalled"))
+    [again] = bench.runs()
+    assert again.attempt == 2
+    bench.end(run)
+    assert call not in bench.done
+    bench.end(again)
+    assert bench.outcome(call) == RETURNED
+
+
+def test_a_lost_worker_costs_no_retry_and_the_calls_run_elsewhere(bench: Bench) -> None:
+    library = bench.library()
+    calls = bench.submit(library, 4)
+    bench.worker()
+    bench.serve()
+    bench.runs()
+    bench.core.worker_cut(WorkerId("w1"), bench.now)
+    bench.worker("w2")
+    bench.step(59)
+    assert bench.heard("w2") == [], "the session may come back"
+    bench.step(2)
+    bench.serve("w2")
+    runs = bench.runs("w2")
+    assert sorted(run.call for run in runs) == calls
+    for run in runs:
+        bench.end(run, worker="w2")
+    assert [len(bench.done[call].attempts) for call in calls] == [1, 1, 0, 0], "only the two that ran have a story"
+
+
+def test_a_session_that_comes_back_keeps_its_calls(bench: Bench) -> None:
+    library = bench.library()
+    [call] = bench.submit(library)
+    bench.worker()
+    bench.serve()
+    [run] = bench.runs()
+    bench.core.worker_cut(WorkerId("w1"), bench.now)
+    bench.step(20)
+    bench.core.worker_back(WorkerId("w1"), bench.now)
+    bench.step()
+    assert bench.runs() == []
+    bench.end(run)
+    assert bench.outcome(call) == RETURNED
+
+
+def test_a_call_that_keeps_losing_its_worker_ends_with_the_story(bench: Bench) -> None:
+    library = bench.library()
+    [call] = bench.submit(library, options=CallOptions(max_losses=2))
+    for number in range(3):
+        name = f"w{number}"
+        bench.worker(name)
+        bench.serve(name)
+        assert len(bench.runs(name)) == 1
+        bench.core.worker_lost(WorkerId(name), "its pilot ended", bench.now)
+        bench.step()
+    assert bench.outcome(call) == LOST
+    assert [one.worker for one in bench.done[call].attempts] == ["w0", "w1", "w2"]
+
+
+def test_deaths_use_retries_and_exceptions_only_when_named(bench: Bench) -> None:
+    library = bench.library()
+    bench.worker()
+    options = CallOptions(retries=1, retry_on=("builtins.OSError",))
+    [died, raised, other] = bench.submit(library, 3, options)
+    bench.serve()
+    by_call = {run.call: run for run in bench.runs()}
+    bench.end(by_call[died], DIED)
+    bench.end(by_call[raised], RAISED, detail=EndDetail(types=("builtins.FileNotFoundError", "builtins.OSError")))
+    bench.end(by_call[other], RAISED, detail=EndDetail(types=("builtins.ValueError",)))
+    assert bench.outcome(other) == RAISED
+    for run in bench.runs():
+        assert run.attempt == 2
+        bench.end(run, DIED)
+    assert bench.outcome(died) == DIED
+    assert bench.outcome(raised) == DIED
+    assert [one.outcome for one in bench.done[died].attempts] == ["slot died", "slot died"]
+
+
+def test_a_timeout_is_not_retried_unless_asked(bench: Bench) -> None:
+    library = bench.library()
+    bench.worker()
+    [plain] = bench.submit(library, options=CallOptions(timeout=1, retries=3))
+    [asked] = bench.submit(library, options=CallOptions(timeout=1, retries=1, retry_on=("windlass.errors.CallTimeout",)))
+    bench.serve()
+    by_call = {run.call: run for run in bench.runs()}
+    bench.end(by_call[plain], TIMED_OUT)
+    bench.end(by_call[asked], TIMED_OUT)
+    assert bench.outcome(plain) == TIMED_OUT
+    assert asked not in bench.done
+    assert [run.call for run in bench.runs()] == [asked]
+
+
+def test_memory_auto_doubles_the_share_until_it_fits_nowhere(bench: Bench) -> None:
+    library = bench.library()
+    bench.worker(cores=4, memory=8 << 30)
+    [call] = bench.submit(library, options=CallOptions(grow_memory=True))
+    bench.serve()
+    weights = []
+    for _ in range(3):
+        runs = bench.runs()
+        if not runs:
+            break
+        weights.append(runs[0].weight)
+        bench.end(runs[0], OUT_OF_MEMORY, detail=EndDetail(share=runs[0].weight * (2 << 30)))
+    assert weights == [1, 2, 4]
+    assert bench.outcome(call) == OUT_OF_MEMORY
+
+
+def test_waiting_calls_are_cancelled_at_once_and_running_ones_at_the_worker(bench: Bench) -> None:
+    library = bench.library(slots=1)
+    bench.worker()
+    [running] = bench.submit(library)
+    bench.serve()
+    [run] = bench.runs()
+    waiting = bench.submit(library, 100, CallOptions(priority=-1))
+    bench.runs()
+    bench.core.cancel(waiting[50:], bench.now)
+    bench.step()
+    assert all(bench.outcome(call) == CANCELLED for call in waiting[50:])
+    bench.core.cancel([running], bench.now)
+    bench.step()
+    [message] = bench.heard()
+    assert message == CancelCalls((HeldCall(running, 1),))
+    bench.end(run, CANCELLED)
+    assert bench.outcome(running) == CANCELLED
+
+
+def test_a_cancelled_call_that_is_lost_is_not_run_again(bench: Bench) -> None:
+    library = bench.library()
+    bench.worker()
+    [call] = bench.submit(library)
+    bench.serve()
+    bench.runs()
+    bench.core.cancel([call], bench.now)
+    bench.core.worker_lost(WorkerId("w1"), "gone", bench.now)
+    bench.step()
+    assert bench.outcome(call) == CANCELLED
+
+
+def test_an_import_that_fails_ends_all_calls_at_once_with_the_reason(bench: Bench) -> None:
+    library = bench.library()
+    calls = bench.submit(library, 3)
+    bench.worker()
+    [start] = bench.heard()
+    assert isinstance(start, StartLibrary)
+    bench.say("w1", LibraryFailed(start.instance, "import", "ModuleNotFoundError: No module named 'nope'"))
+    assert [bench.outcome(call) for call in calls] == [LIBRARY_FAILED] * 3
+    assert "No module named 'nope'" in bench.text(calls[0])
+    [late] = bench.submit(library)
+    assert bench.outcome(late) == LIBRARY_FAILED
+    assert bench.heard() == [], "it is not started again"
+
+
+def test_a_library_that_crashes_at_start_is_tried_a_few_times(bench: Bench) -> None:
+    library = bench.library()
+    [call] = bench.submit(library)
+    bench.worker()
+    for _ in range(CRASHES_MOST):
+        assert call not in bench.done
+        [start] = bench.heard()
+        assert isinstance(start, StartLibrary)
+        bench.say("w1", LibraryFailed(start.instance, "crash", "killed by signal 11"))
+    assert bench.outcome(call) == LIBRARY_FAILED
+    assert "signal 11" in bench.text(call)
+
+
+def test_another_python_refuses_the_instance_and_another_worker_serves(bench: Bench) -> None:
+    library = bench.library()
+    bench.worker("old")
+    bench.worker("new")
+    bench.core.workers[WorkerId("old")].info = bench.core.workers[WorkerId("old")].info
+    [call] = bench.submit(library)
+    [name] = [worker for worker, messages in bench.sent.items() if messages]
+    other = {"old": "new", "new": "old"}[name]
+    [start] = bench.heard(name)
+    assert isinstance(start, StartLibrary)
+    bench.say(name, LibraryFailed(start.instance, "python", "program has 3.11, worker has 3.12"))
+    assert call not in bench.done
+    bench.serve(other)
+    [run] = bench.runs(other)
+    bench.end(run, worker=other)
+    assert bench.outcome(call) == RETURNED
+
+
+def test_two_libraries_share_a_worker_and_an_idle_one_makes_room(bench: Bench) -> None:
+    first, second = bench.library("a"), bench.library("b")
+    bench.worker()
+    [one] = bench.submit(first)
+    bench.serve()
+    [run] = bench.runs()
+    bench.end(run)
+    [two] = bench.submit(second)
+    shrink, start = bench.heard()
+    assert isinstance(shrink, SetSlots)
+    assert isinstance(start, StartLibrary)
+    assert (shrink.slots, start.slots) == (1, 1)
+    bench.say("w1", LibraryReady(start.instance, 78))
+    [run] = bench.runs()
+    bench.end(run)
+    assert {bench.outcome(one), bench.outcome(two)} == {RETURNED}
+
+
+def test_a_busy_library_gives_a_slot_to_one_that_has_none(bench: Bench) -> None:
+    """Without it the second library would wait until the first has no calls at all."""
+    first, second = bench.library("a"), bench.library("b")
+    bench.worker()
+    bench.submit(first, 100)
+    bench.serve()
+    runs = bench.runs()
+    bench.submit(second, 5)
+    [recall] = bench.heard()
+    assert isinstance(recall, RecallCalls)
+    bench.say("w1", CallsReturned(tuple(HeldCall(run.call, run.attempt) for run in runs[2:]), "recalled"))
+    bench.end(runs[0])
+    messages = bench.heard()
+    assert [type(message) for message in messages] == [SetSlots, StartLibrary], messages
+    assert [message.slots for message in messages if isinstance(message, SetSlots | StartLibrary)] == [1, 1]
+
+
+def test_a_wide_call_occupies_several_slots(bench: Bench) -> None:
+    library = bench.library()
+    bench.worker(cores=4)
+    wide = bench.submit(library, 2, CallOptions(needs=Resources(3)))
+    narrow = bench.submit(library, 10)
+    bench.serve()
+    runs = bench.runs()
+    assert [(run.call, run.weight) for run in runs if run.weight > 1] == [(wide[0], 3)]
+    assert {run.call for run in runs if run.weight == 1} <= set(narrow)
+    for run in runs:
+        bench.end(run)
+    assert wide[1] in {run.call for run in bench.runs()}
+
+
+def test_gpus_are_lent_by_id(bench: Bench) -> None:
+    library = bench.library(per_slot=Resources(1, 0, 2))
+    bench.worker(cores=8, gpus=4)
+    bench.submit(library, 10)
+    [start] = bench.heard()
+    assert isinstance(start, StartLibrary)
+    assert (start.slots, start.gpu_ids) == (2, ("gpu0", "gpu1", "gpu2", "gpu3"))
+
+
+def test_what_no_pool_can_run_ends_with_the_reason(bench: Bench) -> None:
+    library = bench.library()
+    [early] = bench.submit(library, options=CallOptions(needs=Resources(64)))
+    assert early not in bench.done, "nothing is known of pools yet"
+    bench.offer(cores=2)
+    assert bench.outcome(early) == NOT_POSSIBLE
+    [late] = bench.submit(library, options=CallOptions(needs=Resources(32)))
+    assert bench.text(late).endswith("it needs 32 cores; pool 'pool' gives 2 cores per pilot")
+
+
+def test_queued_calls_are_recalled_for_an_idle_worker(bench: Bench) -> None:
+    library = bench.library()
+    bench.worker("w1")
+    calls = bench.submit(library, 8)
+    bench.serve("w1")
+    runs = bench.runs("w1")
+    assert len(runs) == 8
+    bench.end(runs[0], seconds=5.0)
+    bench.worker("w2")
+    assert bench.heard("w2") == [], "no call waits, so it is given no library"
+    bench.step(0.05)
+    assert len(calls) == 8
+
+
+def test_a_pilot_that_drains_gets_nothing_more(bench: Bench) -> None:
+    library = bench.library()
+    bench.worker()
+    bench.submit(library, 1)
+    bench.serve()
+    [run] = bench.runs()
+    bench.say("w1", WorkerDraining("walltime", 30.0))
+    bench.submit(library, 2)
+    assert bench.heard() == []
+    bench.end(run)
+    assert bench.heard() == []
+
+
+def test_a_call_lost_at_walltime_is_placed_where_more_time_is_left(bench: Bench) -> None:
+    library = bench.library()
+    bench.offer(cores=2, walltime=100.0)
+    bench.worker("w1", seconds_left=100.0)
+    [call] = bench.submit(library)
+    bench.serve()
+    bench.runs()
+    bench.now += 90
+    bench.core.worker_lost(WorkerId("w1"), "walltime", bench.now)
+    bench.step()
+    assert call not in bench.done, "90 s of 100 s: a fresh pilot may be enough"
+    bench.worker("w2", seconds_left=50.0)
+    assert bench.heard("w2") == []
+    bench.worker("w3", seconds_left=100.0)
+    bench.serve("w3")
+    assert len(bench.runs("w3")) == 1
+    bench.now += 101
+    bench.core.worker_lost(WorkerId("w3"), "walltime", bench.now)
+    bench.step()
+    assert bench.outcome(call) == TOO_LONG
+    assert "longest walltime of a pool is 100 s" in bench.text(call)
+
+
+def test_the_batch_systems_word_ends_a_cut_session_at_once(bench: Bench) -> None:
+    library = bench.library()
+    bench.worker()
+    bench.submit(library)
+    bench.serve()
+    bench.runs()
+    bench.core.worker_cut(WorkerId("w1"), bench.now)
+    offer = PoolOffer(PoolName("pool"), Resources(2))
+    bench.core.pools_reported("factory", PoolReport((offer,), (PilotEnded(PilotId("pilot-w1"), "preempted"),)), bench.now)
+    bench.step()
+    assert not bench.core.workers
+
+
+def test_released_pilots_drain(bench: Bench) -> None:
+    bench.worker()
+    bench.core.release([PilotId("pilot-w1")], PoolName("pool"), "not needed", bench.now)
+    bench.step()
+    assert bench.heard() == [Drain("not needed")]
+
+
+def test_a_removed_library_ends_its_instances_after_its_calls(bench: Bench) -> None:
+    library = bench.library()
+    bench.worker()
+    [call] = bench.submit(library)
+    bench.serve()
+    [run] = bench.runs()
+    bench.core.remove(library, bench.now)
+    bench.step()
+    assert bench.heard() == []
+    bench.end(run)
+    [stop] = bench.heard()
+    assert isinstance(stop, StopLibrary)
+    bench.say("w1", LibraryStopped(stop.instance))
+    assert library not in bench.core.libraries
+    assert bench.outcome(call) == RETURNED
+
+
+def test_functions_are_sent_once_per_worker_before_their_first_call(bench: Bench) -> None:
+    library = bench.library()
+    bench.worker()
+    other = FunctionId(b"g" * 16)
+    bench.core.define([FunctionDef(other, "g", b"blob")])
+    for number in (1, 2):
+        bench.core.submit([CallSpec(CallId(number), library, other, b"")], bench.now)
+        bench.step()
+    bench.serve()
+    messages = bench.heard()
+    assert [type(message) for message in messages] == [AddFunctions, RunCalls]
+
+
+def test_closing_ends_every_call_and_sends_the_workers_away(bench: Bench) -> None:
+    library = bench.library(slots=1)
+    bench.worker()
+    calls = bench.submit(library, 20)
+    bench.serve()
+    bench.runs()
+    bench.core.close("the manager was closed", bench.now)
+    for message in bench.core.take_outbox()[WorkerId("w1")]:
+        assert message == Leave("the manager was closed")
+    assert {done.end.call for done in bench.core.take_done()} == set(calls)

@@ -1,0 +1,377 @@
+"""Rules of `windlass.worker.backlog`, driven by plain calls; what goes out is recorded by `Desk`, an instance is played by `Queue`."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from windlass.messages import (
+    BAD_CALL,
+    CANCELLED,
+    RETURNED,
+    TIMED_OUT,
+    CallEnd,
+    CallId,
+    CallRun,
+    EndDetail,
+    FunctionId,
+    HeldCall,
+    InstanceId,
+    ObjectName,
+    ObjectRef,
+)
+from windlass.worker.backlog import Backlog
+
+LIB = InstanceId(1)
+OTHER = InstanceId(2)
+FUNCTION = FunctionId(b"f" * 16)
+
+
+@dataclass
+class Slot:
+    call: CallId
+    attempt: int
+    started_at: float
+
+
+class Queue:
+    """An instance's call queue with room for `room` calls, and what its slots run."""
+
+    def __init__(self, room: int = 1000) -> None:
+        self.room = room
+        self.queue: deque[CallRun] = deque()
+        self.slots: list[Slot] = []
+        self.killed: list[tuple[CallId, int, int]] = []
+        self.details: list[EndDetail | None] = []
+        #: Calls that a slot has claimed and not yet noted.
+        self.limbo: list[CallRun] = []
+
+    def feed(self, calls: Sequence[CallRun], /) -> int:
+        count = max(0, min(len(calls), self.room - len(self.queue)))
+        self.queue.extend(copy.copy(call) for call in calls[:count])
+        return count
+
+    def take_back(self, count: int | None, /) -> list[CallRun]:
+        return [self.queue.pop() for _ in range(len(self.queue) if count is None else min(count, len(self.queue)))]
+
+    def running(self) -> list[Slot]:
+        return self.slots
+
+    def kill_call(self, call: CallId, attempt: int, outcome: int, detail: EndDetail | None, /) -> bool:
+        for slot in self.slots:
+            if (slot.call, slot.attempt) == (call, attempt):
+                self.killed.append((call, attempt, outcome))
+                self.details.append(detail)
+                return True
+        return False
+
+    def start(self, now: float = 0.0) -> CallRun:
+        """A slot claims the oldest call and starts it."""
+        call = self.queue.popleft()
+        self.slots.append(Slot(call.call, call.attempt, now))
+        return call
+
+
+class Desk:
+    """Records what the backlog asks of the worker."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[object, ...]] = []
+        self.here: set[ObjectName] = set()
+        self.held: list[ObjectName] = []
+
+    def ended(self, ends: list[CallEnd], /) -> None:
+        self.said += [("ended", end.call, end.outcome) for end in ends]
+
+    def returned(self, calls: tuple[HeldCall, ...], reason: str, /) -> None:
+        self.said.append((reason, *(call.call for call in calls)))
+
+    def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
+        self.held += [ref.name for ref in refs]
+        return [ref.name for ref in refs if ref.name not in self.here]
+
+    def release(self, refs: Sequence[ObjectRef], /) -> None:
+        for ref in refs:
+            self.held.remove(ref.name)
+
+    def take(self) -> list[tuple[object, ...]]:
+        """What was said since the last look."""
+        said, self.said = self.said, []
+        return said
+
+
+def call(
+    number: int, *, attempt: int = 1, instance: InstanceId = LIB, timeout: float = 0.0, weight: int = 1, spans: Sequence[str] = ()
+) -> CallRun:
+    refs = tuple(ObjectRef(ObjectName(name), 100) for name in spans)
+    return CallRun(CallId(number), attempt, instance, FUNCTION, b"x", refs, timeout, weight)
+
+
+def end(number: int, attempt: int = 1) -> CallEnd:
+    return CallEnd(CallId(number), attempt, RETURNED)
+
+
+def ref(number: int, attempt: int = 1) -> HeldCall:
+    return HeldCall(CallId(number), attempt)
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return Queue()
+
+
+@pytest.fixture
+def backlog(desk: Desk, queue: Queue) -> Iterator[Backlog]:
+    """A backlog with one serving instance of four slots; its invariants hold after each test."""
+    it = Backlog(desk)
+    it.add(LIB, queue, 4)
+    it.serves(LIB)
+    yield it
+    it.check()
+    assert desk.take() == []
+
+
+def numbers(calls: Sequence[CallRun] | deque[CallRun]) -> list[int]:
+    return [call.call for call in calls]
+
+
+def test_calls_are_fed_in_order_and_their_ends_go_out_together(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """The plain way of a call."""
+    backlog.run([call(1), call(2), call(3)])
+    assert numbers(queue.queue) == [1, 2, 3]
+    assert backlog.held == 3
+    queue.queue.clear()
+    backlog.ended(LIB, [end(1), end(2), end(3)])
+    assert desk.take() == [("ended", 1, RETURNED), ("ended", 2, RETURNED), ("ended", 3, RETURNED)]
+    assert backlog.held == 0
+
+
+def test_calls_wait_until_their_instance_serves(desk: Desk, queue: Queue) -> None:
+    """The manager may send calls right after StartLibrary."""
+    backlog = Backlog(desk)
+    backlog.add(LIB, queue, 1)
+    backlog.run([call(1)])
+    assert not queue.queue
+    backlog.serves(LIB)
+    assert numbers(queue.queue) == [1]
+    backlog.check()
+
+
+def test_what_the_queue_has_no_room_for_is_fed_when_it_has(backlog: Backlog, queue: Queue) -> None:
+    """Nothing is lost and the order stays, over more than one batch."""
+    queue.room = 700
+    backlog.run([call(number) for number in range(2000)])
+    assert numbers(queue.queue) == list(range(700))
+    queue.queue.clear()
+    backlog.room(LIB)
+    assert numbers(queue.queue) == list(range(700, 1400))
+    backlog.check()
+
+
+def test_a_call_for_an_instance_that_is_not_there_goes_back(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """And its neighbours run."""
+    backlog.run([call(1), call(2, instance=OTHER), call(3)])
+    assert numbers(queue.queue) == [1, 3]
+    assert desk.take() == [("instance", 2)]
+
+
+def test_the_same_attempt_again_is_not_run_twice(backlog: Backlog, queue: Queue) -> None:
+    """A repeated message changes nothing."""
+    backlog.run([call(1)])
+    backlog.run([call(1)])
+    assert numbers(queue.queue) == [1]
+
+
+def test_a_newer_attempt_runs_beside_the_older_one(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """Both answer; the manager drops the older answer by its number."""
+    backlog.run([call(1)])
+    backlog.run([call(1, attempt=2)])
+    assert backlog.held == 2
+    backlog.ended(LIB, [end(1)])
+    assert backlog.held == 1
+    backlog.ended(LIB, [end(1, attempt=2)])
+    assert backlog.held == 0
+    assert desk.take() == [("ended", 1, RETURNED)] * 2
+
+
+def test_a_call_waits_for_its_objects_and_keeps_them_while_it_is_held(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """Others go past it meanwhile."""
+    desk.here = {ObjectName("b3-a")}
+    backlog.run([call(1, spans=["b3-a", "b3-b"]), call(2)])
+    assert numbers(queue.queue) == [2]
+    backlog.arrived(ObjectName("b3-b"))
+    assert numbers(queue.queue) == [2, 1]
+    assert desk.held == ["b3-a", "b3-b"]
+    backlog.ended(LIB, [end(1)])
+    assert desk.held == []
+    assert desk.take() == [("ended", 1, RETURNED)]
+
+
+def test_an_object_that_cannot_be_had_fails_the_calls_that_need_it(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """Only those."""
+    backlog.run([call(1, spans=["b3-b"]), call(2, spans=["b3-c"]), call(3)])
+    backlog.failed(ObjectName("b3-b"), BAD_CALL, "object b3-b is not there")
+    assert desk.take() == [("ended", 1, BAD_CALL)]
+    assert desk.held == ["b3-c"]
+    backlog.arrived(ObjectName("b3-c"))
+    assert numbers(queue.queue) == [3, 2]
+
+
+def test_a_call_waits_for_its_function(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """And fails at once, also later ones, when the function will not come."""
+    backlog.expect(FUNCTION)
+    backlog.run([call(1)])
+    assert not queue.queue
+    backlog.arrived(FUNCTION)
+    assert numbers(queue.queue) == [1]
+    backlog.expect(FUNCTION)
+    backlog.run([call(2)])
+    backlog.failed(FUNCTION, BAD_CALL, "function f could not be fetched")
+    backlog.run([call(3)])
+    assert desk.take() == [("ended", 2, BAD_CALL), ("ended", 3, BAD_CALL)]
+    backlog.forget(FUNCTION)
+    backlog.run([call(4)])
+    assert numbers(queue.queue) == [1, 4]
+
+
+def test_a_heavy_call_waits_for_enough_free_slots_and_keeps_its_turn(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """Four slots: two light calls, then one of weight 3, then light ones behind it."""
+    backlog.run([call(1), call(2), call(3, weight=3), call(4), call(5)])
+    assert numbers(queue.queue) == [1, 2]
+    backlog.ended(LIB, [end(1)])
+    assert numbers(queue.queue) == [1, 2, 3]
+    backlog.ended(LIB, [end(2)])
+    assert numbers(queue.queue) == [1, 2, 3, 4], "three slots are taken by one call, so one is left"
+    backlog.ended(LIB, [end(3)])
+    assert numbers(queue.queue) == [1, 2, 3, 4, 5]
+    backlog.check()
+    backlog.ended(LIB, [end(4), end(5)])
+    desk.take()
+
+
+def test_a_call_heavier_than_all_slots_runs_alone(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """Otherwise it would never run."""
+    backlog.run([call(1), call(2, weight=9), call(3)])
+    assert numbers(queue.queue) == [1]
+    backlog.ended(LIB, [end(1)])
+    assert numbers(queue.queue) == [1, 2]
+    backlog.ended(LIB, [end(2)])
+    assert numbers(queue.queue) == [1, 2, 3]
+    desk.take()
+
+
+def test_recall_takes_the_newest_unstarted_calls(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """First those that lack something, then waiting ones, then the instance's queue; never a running one."""
+    queue.room = 3
+    backlog.run([call(number) for number in range(1, 6)])
+    backlog.run([call(6, spans=["b3-x"])])
+    queue.start()
+    backlog.recall(LIB, 2)
+    assert desk.take() == [("recalled", 6, 5)]
+    backlog.recall(LIB, 10)
+    assert desk.take() == [("recalled", 4, 3, 2)]
+    assert backlog.held == 1
+    backlog.recall(LIB, 1)
+    assert desk.take() == [("recalled",)], "an empty answer says that there are no more"
+
+
+def test_cancel_finds_a_call_wherever_it_is(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """Running, in the queue, waiting, blocked, unknown; and leaves the others in their order."""
+    queue.room = 4
+    backlog.run([call(number) for number in range(1, 8)])
+    backlog.run([call(8, spans=["b3-x"])])
+    queue.start()
+    backlog.cancel([ref(1), ref(3), ref(6), ref(8), ref(9), ref(2, attempt=7)])
+    assert queue.killed == [(1, 1, CANCELLED)]
+    assert desk.take() == [("unknown", 9, 2), ("ended", 8, CANCELLED), ("ended", 6, CANCELLED), ("ended", 3, CANCELLED)]
+    assert numbers(queue.queue) == [2, 4, 5, 7]
+    assert desk.held == []
+    backlog.check()
+
+
+def test_a_cancelled_call_caught_between_queue_and_start_is_ended_by_the_sweep(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """A slot has claimed it and not noted it yet."""
+    backlog.run([call(1)])
+    queue.queue.clear()
+    backlog.cancel([ref(1)])
+    assert backlog.sweeping
+    backlog.sweep(0.0)
+    assert queue.killed == []
+    queue.slots.append(Slot(CallId(1), 1, 0.0))
+    backlog.sweep(0.0)
+    assert queue.killed == [(1, 1, CANCELLED)]
+    assert not backlog.sweeping
+    backlog.ended(LIB, [CallEnd(CallId(1), 1, CANCELLED)])
+    assert desk.take() == [("ended", 1, CANCELLED)]
+
+
+def test_a_doomed_call_that_ends_by_itself_is_not_looked_for(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """It was quicker than the sweep."""
+    backlog.run([call(1)])
+    queue.queue.clear()
+    backlog.cancel([ref(1)])
+    backlog.ended(LIB, [end(1)])
+    assert not backlog.sweeping
+    assert desk.take() == [("ended", 1, RETURNED)]
+
+
+def test_a_call_past_its_timeout_is_ended_and_others_are_not(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """The time counts from its start, not from its arrival."""
+    backlog.run([call(1, timeout=2.0), call(2, timeout=5.0), call(3)])
+    for _ in range(3):
+        queue.start(now=10.0)
+    backlog.sweep(11.9)
+    assert queue.killed == []
+    backlog.sweep(12.0)
+    assert queue.killed == [(1, 1, TIMED_OUT)]
+    assert queue.details[0] is not None
+    assert queue.details[0].text == "ran longer than its timeout of 2 s and was ended; give it a longer timeout= if it needs that"
+    backlog.ended(LIB, [CallEnd(CallId(1), 1, TIMED_OUT), end(2)])
+    assert not backlog.sweeping
+    desk.take()
+
+
+def test_draining_gives_back_everything_unstarted_and_accepts_nothing(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """Running calls stay."""
+    queue.room = 3
+    backlog.run([call(number) for number in range(1, 6)])
+    backlog.run([call(6, spans=["b3-x"])])
+    queue.start()
+    backlog.drain()
+    assert desk.take() == [("draining", 6, 4, 5, 3, 2)]
+    backlog.run([call(7)])
+    assert desk.take() == [("draining", 7)]
+    assert backlog.held == 1
+    backlog.ended(LIB, [end(1)])
+    assert desk.take() == [("ended", 1, RETURNED)]
+
+
+def test_calls_of_an_instance_that_is_gone_go_back(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """Whatever state they were in; those of others stay."""
+    other = Queue()
+    backlog.add(OTHER, other, 1)
+    backlog.serves(OTHER)
+    queue.room = 1
+    backlog.run([call(1), call(2), call(3, spans=["b3-x"]), call(4, instance=OTHER)])
+    backlog.gone(LIB)
+    assert desk.take() == [("instance", 1, 2, 3)]
+    assert desk.held == []
+    assert backlog.held == 1
+    backlog.arrived(ObjectName("b3-x"))
+
+
+def test_calls_that_a_dead_slot_had_not_started_go_back(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """And ones that are not held are not told twice."""
+    backlog.run([call(1), call(2)])
+    backlog.lost(LIB, [ref(2), ref(7)])
+    assert desk.take() == [("instance", 2)]
+    assert backlog.held == 1

@@ -1,0 +1,497 @@
+"""The calls that a worker holds: what waits, what has been fed, what is taken back, cancelled, timed out.
+
+Theory of operation
+-------------------
+Each library instance has a `Line`. A call that arrives is *blocked* while an object or a function that it names is not on the
+node yet, then *waiting* in its line, then *fed*: in the instance's call queue or running. It leaves by an end (`ended`), or by
+being returned to the manager without having started. `_held` has every call that has not left; which of the three states it is
+in follows from where it stands.
+
+The hot path is `run` → `_pump` → `Instance.feed` and back `ended`: a few dictionary and deque operations for a call that has no
+objects, timeout or extra weight ("plain"); everything else is looked at only for calls that are not plain, which the three
+counts of a line tell.
+
+A call of weight *w* occupies *w* slots. Slots claim calls by themselves, so the only means is not to feed: while a line holds a
+heavy call (waiting or fed) it feeds, in order, only as many calls as have free slots, and nothing into the queue ahead. A call
+heavier than all slots runs alone.
+
+Between a slot's claim of a call and the note that it has started, a call is neither in the queue nor running. A cancelled call
+that is not found for that reason is *doomed*: `sweep` looks for it again until it is found or has ended.
+
+This is a core: the instances and the way to the manager come as `Instance` and `Comm`, `now` is an argument.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Final, Protocol
+
+from windlass.messages import (
+    BAD_CALL,
+    CANCELLED,
+    TIMED_OUT,
+    CallEnd,
+    CallId,
+    CallRun,
+    EndDetail,
+    FunctionId,
+    HeldCall,
+    InstanceId,
+    ObjectName,
+    ObjectRef,
+)
+
+#: What a blocked call waits for: an object or a function.
+Key = ObjectName | FunctionId
+#: Calls handed to an instance in one go; its queue takes a few thousand.
+BATCH: Final = 512
+
+
+class Running(Protocol):
+    """A call that a slot runs now."""
+
+    @property
+    def call(self) -> CallId: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def started_at(self) -> float: ...
+
+
+class Instance(Protocol):
+    """A library instance as the backlog needs it; `windlass.worker.instance.LibraryInstance` is one."""
+
+    def feed(self, calls: Sequence[CallRun], /) -> int: ...
+    def take_back(self, count: int | None, /) -> list[CallRun]: ...
+    def running(self) -> Sequence[Running]: ...
+    def kill_call(self, call: CallId, attempt: int, outcome: int, detail: EndDetail | None, /) -> bool: ...
+
+
+class Comm(Protocol):
+    """What the backlog asks of the worker."""
+
+    def ended(self, ends: list[CallEnd], /) -> None:
+        """Tell the manager (after the objects of results are there)."""
+
+    def returned(self, calls: tuple[HeldCall, ...], reason: str, /) -> None:
+        """Give these back to the manager."""
+
+    def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
+        """Keep these objects until `release`, fetch what is missing, and say what that is.
+
+        `Backlog.arrived` or `Backlog.failed` follows for each.
+        """
+        ...
+
+    def release(self, refs: Sequence[ObjectRef], /) -> None:
+        """A call does not need these any more."""
+
+
+class Line:
+    """The calls of one instance."""
+
+    __slots__ = ("extra", "fed", "heavy", "holder", "instance", "ready", "slots", "timed", "waiting")
+
+    def __init__(self, instance: InstanceId, holder: Instance, slots: int) -> None:
+        self.instance = instance
+        self.holder = holder
+        self.slots = slots
+        #: False until the instance serves: calls may come before.
+        self.ready = False
+        self.waiting: deque[CallRun] = deque()
+        #: Calls in the instance's queue or running, and how many slots they occupy beyond one each.
+        self.fed = 0
+        self.extra = 0
+        #: Held calls with a weight over 1, held calls with a timeout.
+        self.heavy = 0
+        self.timed = 0
+
+
+class Backlog:
+    """All calls of a worker. Methods are named after what happened; what is to be done goes out through `comm` and the instances."""
+
+    def __init__(self, comm: Comm) -> None:
+        self._comm = comm
+        self._lines: dict[InstanceId, Line] = {}
+        self._held: dict[CallId, CallRun] = {}
+        #: Attempts that a newer attempt of the same call has overtaken; they are still somewhere and will still answer.
+        self._older: dict[tuple[CallId, int], CallRun] = {}
+        self._blocked: dict[CallId, set[Key]] = {}
+        self._waiters: dict[Key, list[CallRun]] = {}
+        #: Functions on their way, and those that will not come, with the reason.
+        self._absent: dict[FunctionId, str] = {}
+        self._doomed: dict[CallId, CallRun] = {}
+        self.draining = False
+
+    # ------------------------------------------------------------ what is there
+
+    @property
+    def held(self) -> int:
+        """Calls that have neither ended nor been returned."""
+        return len(self._held) + len(self._older)
+
+    @property
+    def sweeping(self) -> bool:
+        """Whether `sweep` has anything to watch."""
+        return bool(self._doomed) or any(line.timed for line in self._lines.values())
+
+    # ------------------------------------------------------------ instances and functions
+
+    def add(self, instance: InstanceId, holder: Instance, slots: int) -> None:
+        """An instance is being started; its calls wait until `serves`."""
+        self._lines[instance] = Line(instance, holder, slots)
+
+    def serves(self, instance: InstanceId) -> None:
+        """The instance takes calls now."""
+        line = self._lines.get(instance)
+        if line is not None:
+            line.ready = True
+            self._pump(line)
+
+    def set_slots(self, instance: InstanceId, slots: int) -> None:
+        """The instance has another number of slots."""
+        line = self._lines.get(instance)
+        if line is not None:
+            line.slots = slots
+            self._pump(line)
+
+    def room(self, instance: InstanceId) -> None:
+        """The instance's call queue has room again."""
+        line = self._lines.get(instance)
+        if line is not None:
+            self._pump(line)
+
+    def gone(self, instance: InstanceId) -> None:
+        """The instance serves no more: whatever is still held for it goes back."""
+        line = self._lines.pop(instance, None)
+        if line is None:
+            return
+        orphans = [call for call in (*self._held.values(), *self._older.values()) if call.instance == instance]
+        self._give_back(orphans, "instance")
+
+    def expect(self, function: FunctionId) -> None:
+        """Calls that name this function wait until it has `arrived` or `failed`."""
+        self._absent[function] = ""
+
+    def forget(self, function: FunctionId) -> None:
+        """The function will not be named again."""
+        self._absent.pop(function, None)
+
+    # ------------------------------------------------------------ calls come
+
+    def run(self, calls: Sequence[CallRun]) -> None:
+        """The manager hands over calls, to be run in this order."""
+        if self.draining:
+            self._comm.returned(tuple(HeldCall(call.call, call.attempt) for call in calls), "draining")
+            return
+        held, absent = self._held, self._absent
+        lines: dict[InstanceId, Line] = {}
+        strays: list[HeldCall] = []
+        line: Line | None = None
+        current: InstanceId | None = None
+        for call in calls:
+            if call.instance != current:
+                current = call.instance
+                line = self._lines.get(current)
+                if line is not None:
+                    lines[current] = line
+            if line is None:
+                strays.append(HeldCall(call.call, call.attempt))
+                continue
+            if call.call in held:
+                older = held[call.call]
+                if older.attempt == call.attempt:
+                    continue
+                if call.call in self._blocked:
+                    self._remove(older)  # nobody waits for its answer any more
+                else:
+                    self._older[older.call, older.attempt] = older
+            held[call.call] = call
+            if call.spans or call.timeout or call.weight > 1 or (absent and call.function in absent):
+                self._admit(call, line)
+            else:
+                line.waiting.append(call)
+        for line in lines.values():
+            self._pump(line)
+        if strays:
+            self._comm.returned(tuple(strays), "instance")
+
+    def arrived(self, key: Key) -> None:
+        """An object or a function is there: calls that lacked only that may run."""
+        if isinstance(key, bytes):
+            self._absent.pop(key, None)
+        lines: dict[InstanceId, Line] = {}
+        for call in self._waiters.pop(key, ()):
+            missing = self._blocked.get(call.call)
+            if missing is None or self._held.get(call.call) is not call:
+                continue
+            missing.discard(key)
+            if not missing:
+                del self._blocked[call.call]
+                line = self._lines[call.instance]
+                line.waiting.append(call)
+                lines[call.instance] = line
+        for line in lines.values():
+            self._pump(line)
+
+    def failed(self, key: Key, outcome: int, text: str) -> None:
+        """An object or a function will not come: calls that need it end with `outcome`, and later ones for a function too."""
+        if isinstance(key, bytes):
+            self._absent[key] = text
+        ends: list[CallEnd] = []
+        for call in self._waiters.pop(key, ()):
+            if call.call in self._blocked and self._held.get(call.call) is call:
+                self._remove(call)
+                ends.append(CallEnd(call.call, call.attempt, outcome, detail=EndDetail(text=text)))
+        if ends:
+            self._comm.ended(ends)
+
+    # ------------------------------------------------------------ calls go
+
+    def ended(self, instance: InstanceId, ends: list[CallEnd]) -> None:
+        """The instance reports ends of calls that it was fed."""
+        line = self._lines.get(instance)
+        held = self._held
+        count = 0
+        for end in ends:
+            call = held.get(end.call)
+            if call is not None and call.attempt == end.attempt:
+                del held[end.call]
+            else:
+                call = self._older.pop((end.call, end.attempt), None)
+                if call is None:
+                    continue
+            count += 1
+            if call.spans or call.timeout or call.weight > 1 or self._doomed:
+                self._drop(call, line, fed=True)
+        self._comm.ended(ends)
+        if line is not None:
+            line.fed -= count
+            if line.heavy or line.waiting:
+                self._pump(line)
+
+    def lost(self, instance: InstanceId, calls: Sequence[HeldCall]) -> None:
+        """The instance gives back calls that it was fed and that never started."""
+        line = self._lines.get(instance)
+        found: list[HeldCall] = []
+        for item in calls:
+            call = self._find(item)
+            if call is None:
+                continue
+            self._remove(call, fed=True)
+            if line is not None:
+                line.fed -= 1
+            found.append(item)
+        if found:
+            self._comm.returned(tuple(found), "instance")
+        if line is not None:
+            self._pump(line)
+
+    def recall(self, instance: InstanceId, count: int) -> None:
+        """The manager wants up to `count` unstarted calls back, newest first.
+
+        Those that still lack an object go first: they are furthest from running. Answered by one "recalled", also by an empty
+        one, so that the manager knows that there are no more.
+        """
+        line = self._lines.get(instance)
+        calls: list[CallRun] = []
+        if line is not None:
+            blocked = [self._held[number] for number in self._blocked]
+            calls = [call for call in reversed(blocked) if call.instance == instance][:count]
+            while len(calls) < count and line.waiting:
+                calls.append(line.waiting.pop())
+            if len(calls) < count and line.fed:
+                back = line.holder.take_back(count - len(calls))
+                self._unfeed(line, back)
+                calls += back
+        self._give_back(calls, "recalled")
+
+    def cancel(self, wanted: Iterable[HeldCall]) -> None:
+        """The manager wants these attempts ended, started or not."""
+        unknown: list[HeldCall] = []
+        ends: list[CallEnd] = []
+        by_line: dict[InstanceId, dict[CallId, CallRun]] = {}
+        for item in wanted:
+            call = self._find(item)
+            if call is None:
+                unknown.append(item)
+            elif call.call in self._blocked:
+                self._remove(call)
+                ends.append(CallEnd(call.call, call.attempt, CANCELLED))
+            else:
+                by_line.setdefault(call.instance, {})[call.call] = call
+        for instance, calls in by_line.items():
+            ends += self._cancel_in(self._lines[instance], calls)
+        if unknown:
+            self._comm.returned(tuple(unknown), "unknown")
+        if ends:
+            self._comm.ended(ends)
+
+    def drain(self) -> None:
+        """Accept nothing more and give back everything that has not started."""
+        self.draining = True
+        calls = [self._held[call] for call in self._blocked]
+        for line in self._lines.values():
+            calls += line.waiting
+            line.waiting.clear()
+            if line.fed:
+                back = line.holder.take_back(None)
+                self._unfeed(line, back)
+                calls += back
+        if calls:
+            self._give_back(calls, "draining")
+
+    def sweep(self, now: float) -> None:
+        """End calls that run longer than their timeout, and cancelled ones that could not be found before.
+
+        `now` is on the clock of `started_at`: seconds since the epoch.
+        """
+        for call in list(self._doomed.values()):
+            line = self._lines.get(call.instance)
+            if line is None or line.holder.kill_call(call.call, call.attempt, CANCELLED, None):
+                self._doomed.pop(call.call, None)
+        for line in list(self._lines.values()):
+            if not line.timed:
+                continue
+            for slot in line.holder.running():
+                late = self._find(HeldCall(slot.call, slot.attempt))
+                if late is None or not late.timeout or now - slot.started_at < late.timeout:
+                    continue
+                text = f"ran longer than its timeout of {late.timeout:g} s and was ended; give it a longer timeout= if it needs that"
+                line.holder.kill_call(late.call, late.attempt, TIMED_OUT, EndDetail(text=text))
+
+    def check(self) -> None:
+        """Raise AssertionError where collections disagree; for tests."""
+        fed = sum(line.fed for line in self._lines.values())
+        waiting = [call for line in self._lines.values() for call in line.waiting]
+        assert fed + len(waiting) + len(self._blocked) == self.held, (fed, len(waiting), len(self._blocked), self.held)
+        assert all(self._held.get(call) is not None for call in self._blocked)
+        assert all(call.call not in self._blocked for call in waiting)
+        for line in self._lines.values():
+            mine = [call for call in (*self._held.values(), *self._older.values()) if call.instance == line.instance]
+            assert line.heavy == sum(call.weight > 1 for call in mine)
+            assert line.timed == sum(call.timeout > 0 for call in mine)
+            assert line.fed >= 0
+            assert line.extra >= 0
+
+    # ------------------------------------------------------------ inside
+
+    def _admit(self, call: CallRun, line: Line) -> None:
+        """The rarer kind of call: it has objects, a timeout, weight, or a function that is not there."""
+        line.timed += call.timeout > 0
+        line.heavy += call.weight > 1
+        missing: set[Key] = set(self._comm.hold(call.spans)) if call.spans else set()
+        reason = self._absent.get(call.function)
+        if reason:
+            self._held.pop(call.call)
+            self._drop(call, line)
+            self._comm.ended([CallEnd(call.call, call.attempt, BAD_CALL, detail=EndDetail(text=reason))])
+            return
+        if reason is not None:
+            missing.add(call.function)
+        if not missing:
+            line.waiting.append(call)
+            return
+        self._blocked[call.call] = missing
+        for key in missing:
+            self._waiters.setdefault(key, []).append(call)
+
+    def _pump(self, line: Line) -> None:
+        """Feed what may be fed."""
+        waiting = line.waiting
+        while waiting and line.ready:
+            batch = self._fitting(line) if line.heavy else list(islice(waiting, BATCH))
+            taken = line.holder.feed(batch) if batch else 0
+            for _ in range(taken):
+                waiting.popleft()
+            line.fed += taken
+            if line.heavy:
+                line.extra += sum(call.weight - 1 for call in batch[:taken] if call.weight > 1)
+            if taken < BATCH:
+                return
+
+    def _fitting(self, line: Line) -> list[CallRun]:
+        """The first waiting calls for which there are free slots."""
+        batch: list[CallRun] = []
+        used = line.fed + line.extra
+        for call in line.waiting:
+            if used and used + call.weight > line.slots:
+                break
+            used += call.weight
+            batch.append(call)
+        return batch
+
+    def _cancel_in(self, line: Line, calls: dict[CallId, CallRun]) -> list[CallEnd]:
+        """End these calls of one line; answers for those that had not started."""
+        unstarted = [call for call in line.waiting if calls.get(call.call) is call]
+        if unstarted:
+            line.waiting = deque(call for call in line.waiting if calls.get(call.call) is not call)
+        left = dict(calls)
+        for call in unstarted:
+            del left[call.call]
+        for call in list(left.values()):
+            if line.holder.kill_call(call.call, call.attempt, CANCELLED, None):
+                del left[call.call]
+        if left:
+            back = line.holder.take_back(None)
+            self._unfeed(line, back)
+            found = [call for call in back if call.call in left and left[call.call].attempt == call.attempt]
+            unstarted += found
+            for call in found:
+                del left[call.call]
+            taken = {id(call) for call in found}
+            # `back` is newest first, and extendleft turns it round once more: the oldest is first again.
+            line.waiting.extendleft(self._find(HeldCall(call.call, call.attempt)) or call for call in back if id(call) not in taken)
+            for call in left.values():
+                if not line.holder.kill_call(call.call, call.attempt, CANCELLED, None):
+                    self._doomed[call.call] = call
+        self._forget_calls(unstarted)
+        self._pump(line)
+        return [CallEnd(call.call, call.attempt, CANCELLED) for call in unstarted]
+
+    def _unfeed(self, line: Line, back: Sequence[CallRun]) -> None:
+        """Calls were taken back out of the instance's queue."""
+        line.fed -= len(back)
+        line.extra -= sum(call.weight - 1 for call in back if call.weight > 1)
+
+    def _give_back(self, calls: Sequence[CallRun], reason: str) -> None:
+        self._forget_calls(calls)
+        self._comm.returned(tuple(HeldCall(call.call, call.attempt) for call in calls), reason)
+
+    def _forget_calls(self, calls: Sequence[CallRun]) -> None:
+        """These were taken out of where they stood; calls that come back from an instance are copies, so they are found by number."""
+        for call in calls:
+            original = self._find(HeldCall(call.call, call.attempt))
+            if original is not None:
+                self._remove(original)
+
+    def _find(self, item: HeldCall) -> CallRun | None:
+        call = self._held.get(item.call)
+        return call if call is not None and call.attempt == item.attempt else self._older.get((item.call, item.attempt))
+
+    def _remove(self, call: CallRun, *, fed: bool = False) -> None:
+        """The call is held no more; whoever calls this has taken it out of its line.
+
+        `fed`: it was in the instance's queue, and no `_unfeed` has counted it.
+        """
+        if self._held.get(call.call) is call:
+            del self._held[call.call]
+            self._blocked.pop(call.call, None)
+        else:
+            self._older.pop((call.call, call.attempt), None)
+        self._drop(call, self._lines.get(call.instance), fed=fed)
+
+    def _drop(self, call: CallRun, line: Line | None, *, fed: bool = False) -> None:
+        """Take back what `_admit` counted for a call that is not plain."""
+        if self._doomed.get(call.call) is call:
+            del self._doomed[call.call]
+        if call.spans:
+            self._comm.release(call.spans)
+        if line is not None:
+            line.timed -= call.timeout > 0
+            if call.weight > 1:
+                line.heavy -= 1
+                if fed:
+                    line.extra -= call.weight - 1

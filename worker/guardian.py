@@ -1,0 +1,205 @@
+"""Nothing that a worker started outlives it, also when it is killed with SIGKILL.
+
+Theory of operation
+-------------------
+The guardian is a child of the worker, forked as its very first act: no thread exists yet and little memory is in use. It is a
+session of its own, ignores the signals that batch systems send to every process of a job, and waits for a pipe of which the
+worker alone holds the other end. Over the pipe the worker tells it the folders that it makes (``folder PATH``) and sessions of
+its processes (``session ID``). If the pipe ends with ``done``, all was put in order and the guardian exits. If it just ends,
+the worker was killed: the guardian ends what it started and removes the folders.
+
+What the worker started is found by a mark: an unguessable token in the variable `VARIABLE`, set before the first library
+starts, which every process below inherits and which /proc shows as it was at the process's exec, whatever becomes of its
+parents, groups and sessions. A worker inside a call of another worker adds its token to the one it inherited, so that the outer
+guardian finds everything of the inner one too. A process that clears its environment is still found while it is in a session
+that was told.
+
+Processes are looked for again and again until two looks in a row find none, since one may fork while it is being looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Collection
+from typing import Final, NoReturn
+
+#: Names, in the environment of everything below a worker, the workers above it.
+VARIABLE: Final = "WINDLASS_WORKER_ID"
+#: A process in the kernel's hands (disk sleep) may not end: after so many seconds the guardian gives up on it.
+PATIENCE_SECONDS: Final = 10.0
+
+_IGNORED: Final = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGQUIT,
+    signal.SIGTSTP,
+    signal.SIGPIPE,
+)
+
+
+class Guardian:
+    """The worker's end of the pipe."""
+
+    def __init__(self) -> None:
+        """Fork the guardian. Call this before any thread exists."""
+        self.token = os.urandom(12).hex()
+        read_end, self._pipe = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _guard(read_end, self.token)
+        os.close(read_end)
+        outer = os.environ.get(VARIABLE)
+        os.environ[VARIABLE] = f"{outer}/{self.token}" if outer else self.token
+
+    def folder(self, path: str | os.PathLike[str]) -> None:
+        """This folder is the worker's own and goes with it."""
+        self._tell("folder", os.fspath(path))
+
+    def session(self, leader: int) -> None:
+        """The worker started a process that leads this session."""
+        self._tell("session", str(leader))
+
+    def release(self) -> None:
+        """All is in order: the guardian leaves. Waits for that, which takes a millisecond."""
+        if self._pipe < 0:
+            return
+        self._tell("done", "")
+        os.close(self._pipe)
+        self._pipe = -1
+        try:
+            os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            pass
+
+    def sweep(self) -> int:
+        """End everything marked as this worker's that is still there; returns how many processes that were."""
+        return end_marked(self.token, (), {os.getpid(), self.pid})
+
+    def _tell(self, word: str, value: str) -> None:
+        try:
+            os.write(self._pipe, f"{word} {value}\n".encode())
+        except OSError:  # the guardian was killed: the worker works on, and its own end stays orderly
+            pass
+
+
+def end_marked(token: str, sessions: Collection[int], spare: Collection[int]) -> int:
+    """SIGKILL every process marked with `token` or in one of `sessions`, but not `spare`; returns how many."""
+    killed: set[int] = set()
+    until = time.monotonic() + PATIENCE_SECONDS
+    quiet = 0
+    while quiet < 2 and time.monotonic() < until:
+        found = [pid for pid in marked(token, sessions) if pid not in spare]
+        quiet = 0 if found else quiet + 1
+        for pid in found:
+            killed.add(pid)
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass
+        if found:
+            time.sleep(0.005)
+    return len(killed)
+
+
+def marked(token: str, sessions: Collection[int] = ()) -> list[int]:
+    """The living processes that have `token` in `VARIABLE`, or belong to one of `sessions`."""
+    key, value = f"{VARIABLE}=".encode(), token.encode()
+    found: list[int] = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/environ", "rb", buffering=0) as file:
+                block = _read_all(file.fileno())
+            if value in block and any(entry.startswith(key) and value in entry for entry in block.split(b"\0")):
+                found.append(int(name))
+            elif sessions:
+                with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
+                    fields = _read_all(file.fileno()).rpartition(b") ")[2].split()
+                if int(fields[3]) in sessions and fields[0] not in b"ZX":
+                    found.append(int(name))
+        except (OSError, IndexError, ValueError):
+            continue  # gone, or another user's
+    return found
+
+
+def remove_tree(path: str) -> None:
+    """Remove a folder and all in it, as far as that is possible; links are not followed."""
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        remove_tree(entry.path)
+                    else:
+                        os.unlink(entry.path)
+                except OSError:
+                    continue
+        os.rmdir(path)
+    except OSError:
+        try:  # a folder whose rights a call has taken away
+            if os.stat(path, follow_symlinks=False).st_mode & 0o700 != 0o700:
+                os.chmod(path, 0o700)
+                remove_tree(path)
+        except OSError:
+            pass
+
+
+def _guard(read_end: int, token: str) -> NoReturn:
+    """The guardian's life."""
+    status = 1
+    try:
+        os.setsid()
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        _keep_only(read_end)
+        os.chdir("/")
+        orderly, folders, sessions = _listen(read_end)
+        if not orderly:
+            end_marked(token, sessions, {os.getpid()})
+            for folder in folders:
+                remove_tree(folder)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _listen(read_end: int) -> tuple[bool, list[str], set[int]]:
+    """Read until the pipe ends: whether that was orderly, the folders and the sessions."""
+    text = b""
+    while chunk := os.read(read_end, 65536):
+        text += chunk
+    folders: list[str] = []
+    sessions: set[int] = set()
+    orderly = False
+    for line in text.decode("utf-8", "surrogateescape").split("\n"):
+        word, _, value = line.partition(" ")
+        if word == "folder" and os.path.isabs(value) and value.strip("/"):
+            folders.append(value)
+        elif word == "session" and value.isdigit():
+            sessions.add(int(value))
+        elif word == "done":
+            orderly = True
+    return orderly, folders, sessions
+
+
+def _keep_only(descriptor: int) -> None:
+    """Close everything else, so that no pipe or socket of the worker's stays open because of the guardian."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.closerange(3, descriptor)
+    os.closerange(descriptor + 1, max(1024, null + 1))
+
+
+def _read_all(descriptor: int) -> bytes:
+    """All of a file of /proc, whose size is not known before."""
+    pieces: list[bytes] = []
+    while piece := os.read(descriptor, 1 << 16):
+        pieces.append(piece)
+    return b"".join(pieces)

@@ -1,0 +1,250 @@
+"""Loading a library into this process: code, imports, functions, context; and whether the process may be forked afterwards.
+
+Theory of operation
+-------------------
+The same steps run in a zygote, once for all its slots, and in a slot that is an interpreter of its own (``start="spawn"``):
+
+1. put the code snapshots first on ``sys.path``, then the program's own entries;
+2. do the hoisted imports, each with its time. An explicit one that fails ends everything (`CannotStart`); an automatic one that fails is noted
+   and left to the calls;
+3. load the library's functions. One that needs a module whose automatic import has failed is left to the calls as well;
+4. compute the context, if this process is the one to have it.
+
+Each step is announced before it is done, so that the worker can name the step that hung or killed the interpreter.
+
+A fork copies only the thread that forks. Threads of a library that does not expect this leave locks taken and work undone in the child, so a
+process that has such threads must not be forked. Some libraries do expect it: OpenBLAS ends its threads before each fork and starts them again
+when needed. So threads are judged by a trial: fork a child that leaves at once, and see whether they are still there.
+An open device (GPU drivers) and an initialised MPI do not survive a fork either.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import pickle
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from windlass.messages import FunctionDef, FunctionId, HoistedImport, LibrarySpec, ObjectRef
+from windlass.objects import open_in
+from windlass.worker.slotlink import Setup, Step, bounded
+
+#: Devices that survive a fork; anything else below /dev belongs to a driver that may not.
+_HARMLESS_DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx", "/dev/console")
+_HARMLESS_FOLDERS: Final = ("/dev/shm/", "/dev/pts/", "/dev/fd/", "/dev/mqueue/", "/dev/hugepages/")
+
+
+class CannotStart(Exception):
+    """The library cannot start; `kind` and the text are those of `LibraryFailed`."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class Library:
+    """A library as it is loaded in this process."""
+
+    def __init__(self, spec: LibrarySpec) -> None:
+        self.spec = spec
+        self.imports: tuple[HoistedImport, ...] = ()
+        self.functions: dict[FunctionId, Callable[..., Any]] = {}
+        self.context: Any = None
+        self.has_context = False
+        self.context_seconds = 0.0
+        #: The import after which this process had more threads than before.
+        self.threads_after = ""
+
+
+def load(setup: Setup, announce: Callable[[Step], None], *, with_context: bool) -> Library:
+    """Do all steps. Raises `CannotStart`."""
+    spec = setup.spec
+    if tuple(spec.python) != sys.version_info[:2]:
+        raise CannotStart(
+            "python",
+            f"library {spec.name!r} comes from Python {spec.python[0]}.{spec.python[1]}, and this worker runs Python {sys.version_info[0]}."
+            f"{sys.version_info[1]} ({sys.executable}); give the pool an environment with the program's version of Python",
+        )
+    library = Library(spec)
+    try:
+        add_code(spec.code, setup.store_folder, setup.code_folder, spec.paths)
+    except Exception as error:
+        raise CannotStart("import", f"the code of library {spec.name!r} cannot be unpacked on the worker: {error!r}\n{_trace()}") from error
+    # Objects made while loading live as long as the process: looking for garbage among them is wasted.
+    gc.disable()
+    try:
+        _hoist(library, setup, announce)
+        _load_functions(library, setup, announce)
+        if with_context:
+            compute_context(library, announce)
+    finally:
+        gc.enable()
+    return library
+
+
+def add_code(refs: Sequence[ObjectRef], store_folder: str, code_folder: str, paths: Sequence[str] = ()) -> None:
+    """Put snapshots (zip archives in the store), and then `paths`, first on ``sys.path``; what is on it stays where it is."""
+    new = [_unpacked(ref, store_folder, code_folder) for ref in refs]
+    new = [path for path in (*new, *paths) if path not in sys.path]
+    if new:
+        sys.path[:0] = new
+        importlib.invalidate_caches()
+
+
+def load_function(definition: FunctionDef, setup: Setup) -> Callable[..., Any]:
+    """The function of a definition. Raises whatever unpickling does."""
+    add_code(definition.code, setup.store_folder, setup.code_folder)
+    blob = definition.blob if definition.object is None else open_in(setup.store_folder, definition.object.name)
+    function: Callable[..., Any] = pickle.loads(blob)
+    return function
+
+
+def compute_context(library: Library, announce: Callable[[Step], None]) -> None:
+    """Run the library's context function, if it has one. Raises `CannotStart`."""
+    if not library.spec.context:
+        return
+    announce(Step("context"))
+    begin = time.perf_counter()
+    try:
+        function, args, kwargs = pickle.loads(library.spec.context)
+        library.context = function(*args, **kwargs)
+    except BaseException as error:  # a context that calls sys.exit must not look like a crash
+        raise CannotStart(
+            "context", f"the context function of library {library.spec.name!r} failed: {_short(error)}\n{_trace()}"
+        ) from error
+    library.has_context = True
+    library.context_seconds = time.perf_counter() - begin
+
+
+def thread_count() -> int:
+    """Threads of this process, Python's and others."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def fork_hazards(library: Library) -> list[str]:
+    """Why a fork of this process would not be safe, one reason a line; empty when it is."""
+    hazards: list[str] = []
+    if thread_count() > 1:
+        _trial_fork()
+        count = thread_count()
+        if count > 1:
+            after = f" after import of {library.threads_after}" if library.threads_after else ""
+            hazards.append(f"{count - 1} thread{'s' if count > 2 else ''} besides the main one{after}")
+    devices = sorted(set(_devices()))
+    if devices:
+        hazards.append(f"open device {', '.join(devices)}")
+    mpi: Any = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        hazards.append("MPI is initialised")
+    return hazards
+
+
+# ---------------------------------------------------------------- steps
+
+
+def _hoist(library: Library, setup: Setup, announce: Callable[[Step], None]) -> None:
+    done: list[HoistedImport] = []
+    dropped = {item.module: item for item in setup.dropped}
+    threads = thread_count()
+    for item in library.spec.imports:
+        if item.module in dropped:
+            done.append(dropped[item.module])
+            continue
+        announce(Step("import", item.module, item.explicit))
+        begin = time.perf_counter()
+        failure = ""
+        try:
+            importlib.import_module(item.module)
+        except BaseException as error:  # modules raise anything, and some call sys.exit
+            failure = _short(error)
+            if item.explicit:
+                raise CannotStart(
+                    "import", f"import of {item.module!r} for library {library.spec.name!r} failed: {failure}\n{_trace()}"
+                ) from error
+        done.append(HoistedImport(item.module, time.perf_counter() - begin, failure))
+        now = thread_count()
+        if now > threads:
+            library.threads_after, threads = item.module, now
+    library.imports = tuple(done)
+
+
+def _load_functions(library: Library, setup: Setup, announce: Callable[[Step], None]) -> None:
+    announce(Step("functions"))
+    # Nearly every function is made by it, also those that come later: once here instead of once in each slot.
+    try:
+        importlib.import_module("cloudpickle")
+    except ImportError:
+        pass
+    if setup.dropped:
+        return  # the functions may import what killed the interpreter before
+    failed_imports = any(item.error for item in library.imports)
+    for definition in library.spec.functions:
+        try:
+            library.functions[definition.id] = load_function(definition, setup)
+        except BaseException as error:
+            if failed_imports and isinstance(error, ImportError):
+                continue  # the call says so, if one comes
+            raise CannotStart(
+                "function", f"function {definition.name!r} of library {library.spec.name!r} cannot be loaded: {_short(error)}\n{_trace()}"
+            ) from error
+
+
+def _unpacked(ref: ObjectRef, store_folder: str, code_folder: str) -> str:
+    """The folder with the content of a snapshot, unpacked by the first process of the worker that needs it."""
+    folder = os.path.join(code_folder, ref.name)
+    if os.path.isdir(folder):
+        return folder
+    import zipfile
+
+    temporary = f"{folder}.{os.getpid()}.tmp"
+    with zipfile.ZipFile(os.path.join(store_folder, ref.name)) as archive:
+        archive.extractall(temporary)
+    try:
+        os.rename(temporary, folder)
+    except OSError:  # another process was first
+        import shutil
+
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not os.path.isdir(folder):
+            raise
+    return folder
+
+
+def _trial_fork() -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer Pythons warn of forks with threads: that is what is tried out
+        pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    # A thread that was told to end may need a moment to leave the kernel's list.
+    until = time.monotonic() + 0.2
+    while thread_count() > 1 and time.monotonic() < until:
+        time.sleep(0.002)
+
+
+def _devices() -> list[str]:
+    found: list[str] = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        if target.startswith("/dev/") and target not in _HARMLESS_DEVICES and not target.startswith(_HARMLESS_FOLDERS):
+            found.append(target)
+    return found
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _trace() -> str:
+    return bounded(traceback.format_exc(), 24 << 10)

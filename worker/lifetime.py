@@ -1,0 +1,173 @@
+"""When a worker stops accepting, and when it ends.
+
+Theory of operation
+-------------------
+A worker is *serving*, then *draining* (accepts nothing, has given back what had not started, lets running calls finish), then
+*ending*. Nothing leads back. `Lifetime` is told what happened (a signal, a message, a look at the clock) and answers with a
+`Decision`; `NEXT` says in which phase which decision may still be made, so that a decision is made once.
+
+Two limits come from the walltime. The *hard end* lies a little before the end of the pilot, so that there is time to end
+processes and to remove folders. *Stop accepting* lies before that by what calls take here: the 90th percentile of recent run
+times. A worker that has seen nothing but short calls goes on until about a second before its hard end; one whose calls take an
+hour stops an hour early, and its calls go where more time is left.
+
+A first SIGTERM, SIGINT or SIGUSR1 means "you are going away": drain inside the grace. A batch system sends a signal to every
+process of a job, and wrappers pass it on once more, so a second one counts only from `ECHO_SECONDS` after the first; then it
+means "now".
+
+Times are seconds on one monotonic clock that the caller chooses; `now` is always an argument.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+#: A copy of a signal that comes sooner than this is an echo of the first, not a second wish.
+ECHO_SECONDS: Final = 0.25
+#: Between the last call that fits and the hard end: what sending results takes.
+MARGIN_SECONDS: Final = 1.0
+#: Run times that are remembered, and how many of one batch are looked at: batches of no-op calls must not cost time here.
+REMEMBERED: Final = 128
+PER_BATCH: Final = 8
+
+
+class Phase(enum.Enum):
+    """Where a worker stands."""
+
+    SERVING = "serving"
+    DRAINING = "draining"
+    ENDING = "ending"
+
+
+class Decision(enum.Enum):
+    """What the worker is to do now."""
+
+    NOTHING = "nothing"
+    #: Say so, give back what has not started, let the rest finish.
+    DRAIN = "drain"
+    #: Nothing is held any more: say goodbye and exit.
+    FINISH = "finish"
+    #: End everything, also running calls, say goodbye and exit.
+    END = "end"
+
+
+#: What may be decided in which phase, and where it leads; anything else is no decision.
+NEXT: Final[Mapping[tuple[Phase, Decision], Phase]] = {
+    (Phase.SERVING, Decision.DRAIN): Phase.DRAINING,
+    (Phase.SERVING, Decision.FINISH): Phase.ENDING,  # idle too long: there is nothing to drain
+    (Phase.SERVING, Decision.END): Phase.ENDING,
+    (Phase.DRAINING, Decision.FINISH): Phase.ENDING,
+    (Phase.DRAINING, Decision.END): Phase.ENDING,
+}
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """The value that `share` (0 to 1) of `values` do not exceed; 0.0 without values."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
+
+
+def hard_end(started: float, walltime: float) -> float:
+    """When everything must end, given the pilot's walltime in seconds (0: unlimited, then infinity).
+
+    3 % of the walltime, at least half a second and at most 10 s, are kept for ending processes and removing folders.
+    """
+    return started + walltime - min(10.0, max(0.5, 0.03 * walltime)) if walltime > 0 else float("inf")
+
+
+def stop_accepting_at(end: float, run_times: Iterable[float]) -> float:
+    """When to accept nothing more, so that nine of ten calls like the recent ones (`run_times`, seconds) still finish before `end`."""
+    return end - MARGIN_SECONDS - percentile(run_times, 0.9)
+
+
+class Lifetime:
+    """The phase of one worker, and why.
+
+    `walltime` is the seconds from `now` that the pilot may live (0: unlimited), `grace` the seconds that running calls get after a signal,
+    `idle_timeout` the seconds without any call after which the worker leaves (0: never).
+    """
+
+    def __init__(self, now: float, *, walltime: float = 0.0, grace: float = 30.0, idle_timeout: float = 0.0) -> None:
+        self.phase = Phase.SERVING
+        #: Why the phase is what it is, for the manager and for the log.
+        self.reason = ""
+        self.hard_end = hard_end(now, walltime)
+        self.grace = grace
+        self.idle_timeout = idle_timeout
+        self._deadline = self.hard_end
+        self._signalled_at: float | None = None
+        self._busy_at = now
+        self._run_times: deque[float] = deque(maxlen=REMEMBERED)
+
+    def ran(self, seconds: Iterable[float]) -> None:
+        """Calls have run for so many seconds; the caller hands over a sample of each batch."""
+        self._run_times.extend(seconds)
+
+    @property
+    def deadline(self) -> float:
+        """When running calls are ended: the hard end, or sooner after a signal. Infinity: never."""
+        return self._deadline
+
+    def seconds_left(self, now: float) -> float:
+        """Seconds to the end of running calls as the messages say it: 0 means unlimited, so a past end is a millisecond."""
+        return 0.0 if self._deadline == float("inf") else max(0.001, self._deadline - now)
+
+    def signal(self, name: str, now: float, *, warning: bool = False) -> Decision:
+        """A signal that means "leave" came. `warning`: it never means "now", however often it comes (SIGUSR1)."""
+        if self._signalled_at is None:
+            self._signalled_at = now
+            self._deadline = min(self.hard_end, now + self.grace)
+            if self.phase is Phase.SERVING:
+                return self._decide(Decision.DRAIN, f"{name} received")
+            return Decision.NOTHING
+        if warning or now - self._signalled_at < ECHO_SECONDS:
+            return Decision.NOTHING
+        return self._decide(Decision.END, f"{name} received again")
+
+    def drain(self, reason: str) -> Decision:
+        """The manager asks for a drain; running calls have all the time that the walltime leaves."""
+        return self._decide(Decision.DRAIN, reason)
+
+    def leave(self, reason: str) -> Decision:
+        """The manager says that the run is over, or the parent of the pilot has died: everything ends at once."""
+        return self._decide(Decision.END, reason)
+
+    def look(self, now: float, *, held: int, oldest: float = 0.0) -> Decision:
+        """Look at the clock. `held` is the number of calls held, `oldest` the seconds that the longest running one has run."""
+        if self.phase is Phase.ENDING:
+            return Decision.NOTHING
+        if held:
+            self._busy_at = now
+        if now >= self._deadline:
+            reason = "end of walltime" if self._deadline == self.hard_end else f"{self.reason}; grace of {self.grace:g} s is over"
+            return self._decide(Decision.END, reason)
+        if self.phase is Phase.DRAINING:
+            return self._decide(Decision.FINISH, self.reason) if not held else Decision.NOTHING
+        if self.hard_end != float("inf") and now >= self.stop_accepting(oldest):
+            return self._decide(Decision.DRAIN, "near the end of walltime")
+        if self.idle_timeout and now - self._busy_at >= self.idle_timeout:
+            return self._decide(Decision.FINISH, f"idle for {self.idle_timeout:g} s")
+        return Decision.NOTHING
+
+    def stop_accepting(self, oldest: float = 0.0) -> float:
+        """When accepting stops as things stand. Before any call has ended, the longest running one teaches."""
+        return stop_accepting_at(self.hard_end, self._run_times or (oldest,))
+
+    def next_look(self, now: float, longest: float) -> float:
+        """Seconds until `look` is worth calling again, at most `longest`."""
+        times = [self._deadline]
+        if self.phase is Phase.SERVING:
+            times.append(self.stop_accepting())
+            if self.idle_timeout:
+                times.append(self._busy_at + self.idle_timeout)
+        return min(longest, max(0.01, min(times) - now))
+
+    def _decide(self, decision: Decision, reason: str) -> Decision:
+        phase = NEXT.get((self.phase, decision))
+        if phase is None:
+            return Decision.NOTHING
+        self.phase, self.reason = phase, reason
+        return decision

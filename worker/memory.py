@@ -1,0 +1,247 @@
+"""How much memory a worker may use, how much its slots use, and which one to end when it runs short.
+
+Theory of operation
+-------------------
+The *limit* is the least of what was asked for the pilot (``--memory``), the limits of the cgroups that the worker is in (v1 and
+v2, each level up to the root), a finite RLIMIT_AS, and the node's memory. A slot's *share* is what its library asks per slot,
+else the limit divided by the slots.
+
+What a slot uses is the proportional set size (PSS) of it and of all processes below it: pages that slots share with their
+zygote count once in sum. PSS costs milliseconds per large process (``smaps_rollup`` walks its page tables), so it is read only
+when the resident sizes (``statm``, microseconds), whose sum is never below the sum of PSS, come to `LOOK_SHARE` of the limit or
+more. At `NEAR_SHARE` one slot is ended: the one that is furthest over its share, the one most at fault, so that neighbours and
+the pilot survive. One at a time: the next look comes when its memory is free.
+
+The kernel may be quicker. Slots have a higher ``oom_score_adj`` than the worker, so it ends a slot; its cgroup's count of such
+kills (`oom_kills`) tells a death by SIGKILL that was for memory from others.
+
+Reading is separate from deciding: `parse_*` and `choose` are pure. All figures are bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from windlass.messages import CallId, InstanceId
+
+#: Below this share of the limit nothing but resident sizes is read; from `NEAR_SHARE` on a slot is ended.
+LOOK_SHARE: Final = 0.7
+NEAR_SHARE: Final = 0.95
+#: Seconds between looks, far from and near the limit.
+FAR_SECONDS: Final = 1.0
+CLOSE_SECONDS: Final = 0.25
+#: Larger figures mean "no limit" (cgroup v1 says so with the largest multiple of a page).
+UNLIMITED: Final = 1 << 60
+
+PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class Usage(NamedTuple):
+    """What one slot uses. `call` is None while it is idle."""
+
+    instance: InstanceId
+    pid: int
+    call: CallId | None
+    attempt: int
+    used: int
+    share: int
+
+
+class Cgroup(NamedTuple):
+    """A memory cgroup that the worker is in: files for its limit and its use, and the one that counts kills."""
+
+    limit_file: str
+    usage_file: str
+    stat_file: str
+    kills_file: str
+
+
+# ---------------------------------------------------------------- limits
+
+
+def parse_cgroups(membership: str, mounts: str) -> list[Cgroup]:
+    """The memory cgroups of a process, innermost first, from its ``/proc/self/cgroup`` and ``/proc/self/mountinfo``."""
+    points: dict[str, tuple[str, str]] = {}
+    for line in mounts.splitlines():
+        fields = line.split(" ")
+        if " - " not in line or len(fields) < 7:
+            continue
+        after = fields[fields.index("-") + 1 :]
+        if after[0] == "cgroup2":
+            points.setdefault("v2", (fields[4], fields[3]))
+        elif after[0] == "cgroup" and "memory" in after[-1].split(","):
+            points.setdefault("v1", (fields[4], fields[3]))
+    found: list[Cgroup] = []
+    for line in membership.splitlines():
+        number, controllers, path = (*line.split(":", 2), "", "")[:3]
+        version = "v2" if number == "0" and not controllers else "v1" if "memory" in controllers.split(",") else ""
+        if version not in points:
+            continue
+        point, root = points[version]
+        # Inside a container the mount shows a part of the hierarchy: paths are counted from its root.
+        path = path[len(root) :] if root != "/" and path.startswith(root) else path
+        parts = [part for part in path.split("/") if part and part != ".."]
+        for depth in range(len(parts), -1, -1):
+            folder = "/".join([point, *parts[:depth]])
+            if version == "v2":
+                files = ("memory.max", "memory.current", "memory.stat", "memory.events")
+            else:
+                files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "memory.oom_control")
+            found.append(Cgroup(*(f"{folder}/{name}" for name in files)))
+    return found
+
+
+def parse_limit(text: str) -> int:
+    """A cgroup's limit; 0 where there is none ("max", or v1's huge number)."""
+    word = text.strip()
+    value = int(word) if word.isdigit() else 0
+    return value if value < UNLIMITED else 0
+
+
+def parse_table(text: str) -> dict[str, int]:
+    """Lines ``name value`` (memory.stat, memory.events, memory.oom_control) and ``name: value kB`` (meminfo, smaps_rollup)."""
+    table: dict[str, int] = {}
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) >= 2 and fields[1].isdigit():
+            table[fields[0].rstrip(":")] = int(fields[1]) * (1024 if fields[-1] == "kB" else 1)
+    return table
+
+
+def read_text(path: str) -> str:
+    """A small file of /proc or /sys as text; empty where it cannot be read (gone, not allowed, not there)."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(1 << 20).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def own_cgroups() -> list[Cgroup]:
+    """The memory cgroups that this process is in and that have a limit, innermost first."""
+    groups = parse_cgroups(read_text("/proc/self/cgroup"), read_text("/proc/self/mountinfo"))
+    return [group for group in groups if parse_limit(read_text(group.limit_file))]
+
+
+def smallest(limits: Iterable[int]) -> int:
+    """The least of some limits, in which 0 means none."""
+    return min((limit for limit in limits if limit > 0), default=0)
+
+
+def read_limit(asked: int, groups: Sequence[Cgroup]) -> int:
+    """The worker's limit: the least of `asked` (0: not), the cgroups', RLIMIT_AS and the node's memory."""
+    import resource
+
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    physical = parse_table(read_text("/proc/meminfo")).get("MemTotal", 0)
+    return smallest([asked, physical, soft if 0 < soft < UNLIMITED else 0, *(parse_limit(read_text(group.limit_file)) for group in groups)])
+
+
+def cgroup_excess(groups: Sequence[Cgroup]) -> float:
+    """How full the fullest of these cgroups is (1.0: at its limit), not counting file pages that the kernel can drop."""
+    fullest = 0.0
+    for group in groups:
+        limit = parse_limit(read_text(group.limit_file))
+        stat = parse_table(read_text(group.stat_file))
+        used = parse_limit(read_text(group.usage_file)) - stat.get("total_inactive_file", stat.get("inactive_file", 0))
+        if limit:
+            fullest = max(fullest, used / limit)
+    return fullest
+
+
+def oom_kills(groups: Sequence[Cgroup]) -> int:
+    """How often the kernel has ended a process of these cgroups for memory."""
+    return sum(parse_table(read_text(group.kills_file)).get("oom_kill", 0) for group in groups[:1])
+
+
+# ---------------------------------------------------------------- use
+
+
+def parent_of(stat: str) -> int:
+    """The parent's pid from ``/proc/PID/stat``, whose second field may have any character; 0 if unreadable."""
+    fields = stat[stat.rfind(")") + 2 :].split(" ", 2)
+    return int(fields[1]) if len(fields) > 2 else 0
+
+
+def descendants(pids: Iterable[int], parents: Mapping[int, int]) -> dict[int, list[int]]:
+    """For each of `pids` itself and all processes below it, given every process's parent."""
+    children: dict[int, list[int]] = {}
+    for pid, parent in parents.items():
+        children.setdefault(parent, []).append(pid)
+    trees: dict[int, list[int]] = {}
+    for pid in pids:
+        tree, found = [pid], {pid}
+        for member in tree:  # grows while it is walked
+            for child in children.get(member, ()):
+                if child not in found:
+                    found.add(child)
+                    tree.append(child)
+        trees[pid] = tree
+    return trees
+
+
+def read_parents() -> dict[int, int]:
+    """Every process's parent."""
+    return {int(name): parent_of(read_text(f"/proc/{name}/stat")) for name in os.listdir("/proc") if name.isdigit()}
+
+
+def resident(pid: int) -> int:
+    """Resident size of a process; 0 when it is gone."""
+    fields = read_text(f"/proc/{pid}/statm").split()
+    return int(fields[1]) * PAGE if len(fields) > 1 else 0
+
+
+def proportional(pid: int) -> int:
+    """Proportional set size of a process; its resident size where the kernel does not tell; 0 when it is gone."""
+    return parse_table(read_text(f"/proc/{pid}/smaps_rollup")).get("Pss", 0) or resident(pid)
+
+
+def measure(trees: Mapping[int, Sequence[int]], size: Callable[[int], int]) -> dict[int, int]:
+    """The size of each tree of processes."""
+    return {root: sum(size(pid) for pid in tree) for root, tree in trees.items()}
+
+
+def prefer_for_oom(score: int) -> None:
+    """Ask the kernel to take this process sooner (larger) when memory runs short; ignored where that is not allowed."""
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(str(score))
+    except OSError:
+        pass
+
+
+# ---------------------------------------------------------------- decisions
+
+
+def share_of(limit: int, per_slot: int, slots: int, weight: int = 1) -> int:
+    """A slot's share: what its library asks per slot, else an equal part of the limit; times the slots that the call occupies."""
+    return min(limit, (per_slot or limit // max(1, slots)) * max(1, weight))
+
+
+def choose(usages: Sequence[Usage], used: int, limit: int, *, fullness: float = 0.0) -> Usage | None:
+    """The slot to end now, or None: memory is not short, or no slot runs a call.
+
+    `used` is the use of all of the worker's processes, `fullness` that of the fullest cgroup (1.0: at its limit). Furthest over
+    its share goes first; where nobody is over (the zygotes are large), the largest.
+    """
+    if not limit or (used < NEAR_SHARE * limit and fullness < NEAR_SHARE):
+        return None
+    busy = [usage for usage in usages if usage.call is not None]
+    if not busy:
+        return None
+    worst = max(busy, key=lambda usage: (usage.used - usage.share, usage.used))
+    return worst if worst.used > worst.share else max(busy, key=lambda usage: usage.used)
+
+
+def out_of_memory_text(usage: Usage, limit: int) -> str:
+    """What the user reads when a call was ended."""
+
+    def show(size: int) -> str:
+        return f"{size / (1 << 30):.2f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MiB"
+
+    return (
+        f"the call used {show(usage.used)} of memory when the pilot's limit of {show(limit)} was reached, and was the furthest over "
+        f"its share of {show(usage.share)}; give the calls more memory (memory=...) or the pilots fewer slots"
+    )

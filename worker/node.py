@@ -1,0 +1,184 @@
+"""What a worker needs to know of its node: where to put files, how many cores and GPUs are its own, when the batch system ends it.
+
+Theory of operation
+-------------------
+Everything is read from the environment, /proc and /sys, with few file-system calls: this runs before the worker has said hello.
+Functions that decide take what they decide on as arguments; those named ``own_*`` read it from this process.
+
+*Scratch* is the first that can be written of: what was asked, ``$SLURM_TMPDIR``, ``$_CONDOR_SCRATCH_DIR``, ``$TMPDIR``,
+``/tmp``. The folder made in it has an unguessable name and mode 0700. A network filesystem works but makes everything slow, so
+it gets a warning that names it.
+
+*Cores*: the CPUs that this process may use, or less where a cgroup gives it a part of them. *GPUs*: what the batch system has
+assigned, else what is there; a number asked for takes the first ones.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+from windlass.worker.memory import read_text
+
+#: Filesystem types that live on other machines.
+NETWORK_FILESYSTEMS: Final = frozenset(
+    [
+        "nfs",
+        "nfs4",
+        "lustre",
+        "gpfs",
+        "beegfs",
+        "ceph",
+        "cephfs",
+        "afs",
+        "smb3",
+        "cifs",
+        "smbfs",
+        "panfs",
+        "9p",
+        "glusterfs",
+        "orangefs",
+        "pvfs2",
+        "wekafs",
+        "fuse.sshfs",
+        "fuse.glusterfs",
+        "fuse.cvmfs",
+        "fuse.ceph",
+        "fuse.juicefs",
+        "fuse.s3fs",
+        "fuse.gcsfuse",
+        "fuse.beegfs",
+    ]
+)
+#: Where the batch systems say which GPUs are a job's own, most particular first.
+GPU_VARIABLES: Final = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "_CONDOR_AssignedGPUs")
+
+
+class NoScratch(OSError):
+    """No folder for scratch can be written."""
+
+
+def scratch_candidates(asked: str, environ: Mapping[str, str]) -> list[str]:
+    """Folders to try for scratch, in order. One that was asked for is the only one: a person has chosen it."""
+    if asked:
+        return [asked]
+    folders = [environ.get(name, "") for name in ("SLURM_TMPDIR", "_CONDOR_SCRATCH_DIR", "TMPDIR")]
+    return [folder for folder in dict.fromkeys([*folders, "/tmp"]) if folder]
+
+
+def make_scratch(candidates: Iterable[str]) -> str:
+    """Make a private folder in the first candidate where that is possible, and say where it is. Raises `NoScratch` with each reason."""
+    reasons: list[str] = []
+    for folder in candidates:
+        path = os.path.join(os.path.abspath(folder), f"windlass-{os.getuid()}-{os.urandom(8).hex()}")
+        try:
+            os.mkdir(path, 0o700)
+        except OSError as error:
+            reasons.append(f"{folder}: {error.strerror}")
+        else:
+            return path
+    raise NoScratch(f"no folder for scratch can be made ({'; '.join(reasons)}); name one on a local disk with --scratch DIR")
+
+
+def filesystem_of(path: str, mounts: str) -> tuple[str, str]:
+    """Type and mount point of the filesystem that `path` (absolute, without links) is on, from the text of ``/proc/self/mountinfo``."""
+    best, kind = "", ""
+    for line in mounts.splitlines():
+        fields = line.split(" ")
+        if "-" not in fields[5:]:
+            continue
+        point = fields[4].encode().decode("unicode_escape") if "\\" in fields[4] else fields[4]
+        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):  # of two mounts on one point the later covers the earlier
+            best, kind = point, fields[fields.index("-", 5) + 1]
+    return kind, best
+
+
+def scratch_warning(path: str, mounts: str) -> str:
+    """What to say about a scratch folder on a network filesystem; empty for a local one."""
+    kind, point = filesystem_of(os.path.realpath(path), mounts)
+    if kind not in NETWORK_FILESYSTEMS:
+        return ""
+    return (
+        f"scratch {path} is on a network filesystem ({kind}, mounted at {point}): starting libraries will be slow; "
+        "give a local disk with --scratch DIR"
+    )
+
+
+def own_scratch_warning(path: str) -> str:
+    """`scratch_warning` with this process's mounts."""
+    return scratch_warning(path, read_text("/proc/self/mountinfo"))
+
+
+def quota_cores(read: Callable[[str], str], membership: str) -> float:
+    """Cores that the CPU quotas of the process's cgroups give (v1 and v2); 0.0: no quota.
+
+    `read` gives a file's text, or "" if there is none.
+    """
+    quotas: list[float] = []
+    for line in membership.splitlines():
+        number, controllers, path = (*line.split(":", 2), "", "")[:3]
+        parts = [part for part in path.split("/") if part]
+        for depth in range(len(parts), -1, -1):
+            tail = "/".join(["", *parts[:depth]])
+            if number == "0" and not controllers:
+                quota, period = (*read(f"/sys/fs/cgroup{tail}/cpu.max").split(), "", "")[:2]
+            elif "cpu" in controllers.split(","):
+                quota, period = (read(f"/sys/fs/cgroup/cpu{tail}/cpu.cfs_{word}_us").strip() for word in ("quota", "period"))
+            else:
+                break
+            if quota.isdigit() and period.isdigit() and int(period):
+                quotas.append(int(quota) / int(period))
+    return min(quotas, default=0.0)
+
+
+def usable_cores(affinity: int, quota: float) -> int:
+    """Whole cores to use, at least 1: those of the affinity mask, or less by a quota (rounded down, but 0.96 of a core is a core)."""
+    return max(1, min(affinity, int(quota + 0.05)) if quota else affinity)
+
+
+def own_cores() -> int:
+    """The cores that this process may use."""
+    return usable_cores(len(os.sched_getaffinity(0)), quota_cores(read_text, read_text("/proc/self/cgroup")))
+
+
+def gpu_ids(asked: int, environ: Mapping[str, str], devices: Sequence[str]) -> tuple[str, ...]:
+    """Ids of the GPUs to use: `asked` (-1: all) of those that the batch system assigned, else of `devices` (names in /dev).
+
+    An assignment that is empty, "none" or "NoDevFiles" means no GPU, whatever devices are there.
+    """
+    if asked == 0:
+        return ()
+    ids: list[str] = []
+    for name in GPU_VARIABLES:
+        if name in environ:
+            words = [word.strip() for word in environ[name].split(",")]
+            # HTCondor writes "CUDA0" or "GPU-5a1c..." for what CUDA calls "0" and "GPU-5a1c...".
+            words = [word[4:] if word.startswith("CUDA") and word[4:].isdigit() else word for word in words]
+            ids = [word for word in words if word and word.lower() not in ("none", "nodevfiles", "-1", "void")]
+            break
+    else:
+        numbers = [name[len("nvidia") :] for name in devices if name.startswith("nvidia") and name[len("nvidia") :].isdigit()]
+        ids = sorted(numbers, key=int)
+    return tuple(ids if asked < 0 else ids[:asked])
+
+
+def own_gpu_ids(asked: int) -> tuple[str, ...]:
+    """The GPUs that this process may use; `asked` -1: all."""
+    if asked == 0:
+        return ()
+    known = any(name in os.environ for name in GPU_VARIABLES)
+    return gpu_ids(asked, os.environ, () if known else os.listdir("/dev"))
+
+
+def seconds_left(asked: float, environ: Mapping[str, str], now: float) -> float:
+    """Seconds until the pilot's end, 0.0 if unlimited: what was asked, or sooner by the batch system's own word.
+
+    `now`: seconds since the epoch.
+    """
+    limits = [asked] if asked > 0 else []
+    end = environ.get("SLURM_JOB_END_TIME", "")
+    if end.isdigit():
+        limits.append(max(1.0, int(end) - now))
+    return min(limits, default=0.0)

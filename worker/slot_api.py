@@ -1,0 +1,75 @@
+"""What a function may ask while it runs in a slot: its context and its call.
+
+Importable anywhere at no cost. Outside of a slot there is no call, and asking for a variable of the library says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from windlass.messages import CallId, CallRun, InstanceId
+
+
+class CurrentCall(msgspec.Struct, frozen=True):
+    """The call that this process runs. ``started_at`` is in seconds since the epoch."""
+
+    call: CallId
+    attempt: int
+    instance: InstanceId
+    library: str
+    #: Number of the slot in its instance, from 0; no other call runs in the same slot at the same time.
+    slot: int
+    started_at: float
+    #: Seconds that the call may run; 0: no limit.
+    timeout: float
+
+
+class SlotState:
+    """What the slot's main loop leaves here for `current_call` and `load_variable_from_library`."""
+
+    def __init__(self) -> None:
+        self.library = ""
+        self.slot = -1
+        self.context: Any = None
+        self.has_context = False
+        self.run: CallRun | None = None
+        self.started_at = 0.0
+
+
+#: The one state of this process; written by `windlass.worker.slot` only.
+STATE = SlotState()
+
+
+def current_call() -> CurrentCall | None:
+    """The call that is running, or None outside of one."""
+    run = STATE.run
+    if run is None:
+        return None
+    return CurrentCall(run.call, run.attempt, run.instance, STATE.library, STATE.slot, STATE.started_at, run.timeout)
+
+
+def load_variable_from_library(name: str) -> Any:
+    """The value that the library's context function returned under `name`.
+
+    A context that is no dict is called ``context``. Raises `windlass.errors.UnknownName` (a `KeyError`) when there is no such variable,
+    and `windlass.errors.UsageError` outside of a library or in one without a context.
+    """
+    from windlass.errors import UnknownName, UsageError
+
+    state = STATE
+    if state.slot < 0:
+        raise UsageError(
+            f"variable {name!r} was asked for outside of a library: load_variable_from_library works in functions that a library runs, "
+            "and in what they call"
+        )
+    if not state.has_context:
+        raise UsageError(
+            f"library {state.library!r} has no context, so it has no variable {name!r}; give it one with "
+            "context=(function, args, kwargs) when you install it"
+        )
+    context: Any = state.context if isinstance(state.context, dict) else {"context": state.context}
+    if name not in context:
+        raise UnknownName("variable", name, [str(key) for key in context], f"(in the context of library {state.library!r})")
+    return context[name]

@@ -1,0 +1,228 @@
+"""What a worker, a zygote and the slots of one library instance say to each other.
+
+Theory of operation
+-------------------
+Four things connect the processes of an instance::
+
+    worker ──── control (seqpacket, both ways) ───── zygote
+    worker ──── call queue (seqpacket) ────────────▶ slots     every slot claims from the same end
+    worker ◀─── results (stream, one per slot) ───── slot
+    worker ◀──▶ rows (shared memory) ◀─────────────▶ slots
+
+*Control* carries one msgpack record per packet; `ForkSlot` brings the new slot's descriptors along.
+
+*The call queue* carries one call per packet: the msgpack of a `CallRun`, whose first byte is that of an array. A call that is
+too long for a packet stands in a file, and its packet is `SPILLED` and the file's path. End of file means that the worker is
+gone: leave.
+
+*Results* are frames: four bytes of length, then the msgpack of a `CallEnd`; with `NOTE` set in the length, one of `SlotNote`
+instead.
+
+*Rows* say what each slot is doing, in aligned words that one side writes and the other reads, without locks. The slot writes
+`CALL`, `ATTEMPT` and `STARTED_AT` of the call it has claimed, and then `BEGUN` (a count). It sends the result and then writes
+`FINISHED`, the same count. So a call is running while the two differ, and when the process dies exactly that call is charged
+with it, unless its result is found in the results. `SENDING` is written before the first byte of a result: in mode ``fork`` it
+tells a child that died without an answer from one that died in the middle of it. `LEAVE` is the worker's wish, read between
+calls; `LEFT` is the slot's reason for going by itself.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import struct
+from typing import Final
+
+import msgspec
+
+from windlass.messages import HoistedImport, InstanceId, LibrarySpec
+
+#: Words of eight bytes in a row: two cache lines, so that slots do not slow each other.
+ROW_WORDS: Final = 16
+CALL, ATTEMPT, STARTED_AT, BEGUN, FINISHED, SENDING, LEAVE, LEFT = range(8)
+
+#: Values of `LEFT`.
+LEFT_ASKED: Final = 1  # `LEAVE` was set
+LEFT_FULL: Final = 2  # `LibrarySpec.max_calls` reached
+LEFT_TORN: Final = 3  # mode "fork": the child died in the middle of an answer, so the stream of results is of no more use
+LEFT_UNABLE: Final = 4  # could not start, and has said why
+
+SPILLED: Final = 0x01
+#: A packet has this many bytes at most; sockets refuse packets over their buffer, and 208 KiB is the smallest default of Linux.
+MAX_PACKET: Final = 144 << 10
+#: Wanted for the call queue; the kernel gives what ``net.core.wmem_max`` allows.
+QUEUE_BYTES: Final = 1 << 20
+RESULT_BYTES: Final = 1 << 20
+LENGTH: Final = struct.Struct("=I")
+NOTE: Final = 1 << 31
+
+
+class Setup(msgspec.Struct, frozen=True, array_like=True):
+    """All that a zygote, or a spawned slot, needs to begin with; it finds this in a memory file."""
+
+    spec: LibrarySpec
+    instance: InstanceId
+    store_folder: str
+    functions_folder: str
+    #: Where code snapshots are unpacked, once per worker.
+    code_folder: str
+    #: Working directory of the calls.
+    work_folder: str
+    rows: int
+    #: Automatic imports that an earlier zygote of this instance did not survive, and why.
+    dropped: tuple[HoistedImport, ...] = ()
+
+
+class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Zygote or slot → worker: I am about to do this, which may take long or kill me."""
+
+    #: "import", "functions" or "context".
+    kind: str
+    what: str = ""
+    explicit: bool = True
+
+
+class Prepared(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Zygote or slot → worker: all is loaded; I serve."""
+
+    imports: tuple[HoistedImport, ...] = ()
+    context_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    #: Zygote: a fork of me would not be safe, the notes say why; start interpreters instead.
+    spawn: bool = False
+
+
+class Unable(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Zygote or slot → worker: the library cannot start; as in `LibraryFailed`."""
+
+    kind: str
+    text: str
+
+
+class Forked(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Zygote → worker: the slot in this row has this process id."""
+
+    row: int
+    pid: int
+
+
+class NotForked(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Zygote → worker: the kernel gave no process for the slot in this row."""
+
+    row: int
+    text: str
+
+
+class SlotExited(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Zygote → worker: a slot has ended and is reaped. ``status`` is that of wait(2), ``peak_memory`` in bytes."""
+
+    row: int
+    pid: int
+    status: int
+    peak_memory: int = 0
+
+
+class ForkSlot(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Worker → zygote: fork a slot for this row. Descriptors that come along: results, standard output, standard error."""
+
+    row: int
+    gpu_ids: tuple[str, ...] = ()
+
+
+FromZygote = Step | Prepared | Unable | Forked | NotForked | SlotExited
+SlotNote = Step | Prepared | Unable
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What a row says: the call that the slot runs, or ran last."""
+
+    call: int
+    attempt: int
+    started_at: float
+    begun: int
+    finished: int
+    left: int
+
+    @property
+    def busy(self) -> bool:
+        """True while `call` runs."""
+        return self.begun != self.finished
+
+
+class Rows:
+    """The shared memory of an instance: one row per slot."""
+
+    def __init__(self, descriptor: int, count: int) -> None:
+        """Map `descriptor`, which must have room for `count` rows."""
+        self.count = count
+        self._map = mmap.mmap(descriptor, count * ROW_WORDS * 8)
+        self._view = memoryview(self._map)
+        self.words = self._view.cast("Q")
+        self.doubles = self._view.cast("d")
+
+    def read(self, row: int) -> Row:
+        """A consistent copy of a row that its slot may be writing at this moment."""
+        base = row * ROW_WORDS
+        words = self.words
+        while True:
+            begun = words[base + BEGUN]
+            copy = Row(
+                words[base + CALL],
+                words[base + ATTEMPT],
+                self.doubles[base + STARTED_AT],
+                begun,
+                words[base + FINISHED],
+                words[base + LEFT],
+            )
+            if words[base + BEGUN] == begun:
+                return copy
+
+    def clear(self, row: int) -> None:
+        """Make the row ready for another slot."""
+        base = row * ROW_WORDS
+        self._map[base * 8 : (base + ROW_WORDS) * 8] = bytes(ROW_WORDS * 8)
+
+    def ask_to_leave(self, row: int, wish: bool) -> None:
+        """Tell the slot to leave before its next call, or not to."""
+        self.words[row * ROW_WORDS + LEAVE] = wish
+
+    def close(self) -> None:
+        """Unmap."""
+        self.words.release()
+        self.doubles.release()
+        self._view.release()
+        self._map.close()
+
+
+def memory_file(name: str, size: int = 0, *, append: bool = False) -> int:
+    """A descriptor of an anonymous file in memory, not inherited by programs that are executed."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+    if size:
+        os.ftruncate(descriptor, size)
+    if append:
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
+    return descriptor
+
+
+def socket_pair(kind: socket.SocketKind, size: int) -> tuple[socket.socket, socket.socket]:
+    """Two connected Unix sockets; the first one's sends, and the second one's, have `size` bytes of buffer if the kernel allows."""
+    one, other = socket.socketpair(socket.AF_UNIX, kind)
+    for end in (one, other):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+    return one, other
+
+
+def read_setup(descriptor: int) -> Setup:
+    """The `Setup` in a memory file, which others may be reading as well."""
+    return msgspec.msgpack.decode(os.pread(descriptor, os.fstat(descriptor).st_size, 0), type=Setup)
+
+
+def bounded(text: str, limit: int = 32 << 10) -> str:
+    """`text` with its middle left out when it is too long for a packet."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"

@@ -1,0 +1,110 @@
+"""Processes of slots, as /proc shows them: are they stopped, gone, whose children are they, and how to end all of them.
+
+Only processes of this user's own instances are asked about, by ids that their zygote or this worker has not yet reaped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterable
+from contextlib import suppress
+
+
+def process_state(pid: int) -> str:
+    """The state letter of a process (``R S D T t Z X``), or nothing when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return chr(file.read().rpartition(b") ")[2][0])
+    except (OSError, IndexError):
+        return ""
+
+
+def is_gone(pid: int) -> bool:
+    """True when the process has ended; it is reaped here if it happens to be a child of this process."""
+    with suppress(ChildProcessError):
+        if os.waitpid(pid, os.WNOHANG)[0] == pid:
+            return True
+    return process_state(pid) in ("", "Z", "X")
+
+
+def descendants(pid: int) -> list[int]:
+    """All living processes below `pid`, parents before children; processes whose parent has died are not among them."""
+    found: list[int] = []
+    level = [pid]
+    while level:
+        level = [child for parent in level for child in _children(parent)]
+        found += level
+    return found
+
+
+def kill_below(pid: int) -> int:
+    """Kill all descendants of a process, also those that start while this happens; returns how many there were."""
+    killed: set[int] = set()
+    for _ in range(8):
+        fresh = [child for child in descendants(pid) if child not in killed]
+        if not fresh:
+            break
+        for child in fresh:
+            kill(child, signal.SIGKILL)
+        killed.update(fresh)
+    return len(killed)
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process that leads its own process group, its group, and all its descendants."""
+    # Stopped first, so that it starts no more of them.
+    kill(pid, signal.SIGSTOP)
+    kill_below(pid)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    kill(pid, signal.SIGKILL)
+
+
+def kill(pid: int, number: int) -> bool:
+    """Send a signal; False when there is no such process."""
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+async def all_gone(pids: Iterable[int], limit: float = 10.0) -> list[int]:
+    """Wait until these have ended; returns those that had not after `limit` seconds (stuck in the kernel)."""
+    left = list(pids)
+    loop = asyncio.get_running_loop()
+    until, pause = loop.time() + limit, 0.001
+    while True:
+        left = [pid for pid in left if not is_gone(pid)]
+        if not left or loop.time() > until:
+            return left
+        # Only asking tells: most of them are not children of this process.
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, 0.05)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+            children = [int(word) for word in file.read().split()]
+        threads = os.listdir(f"/proc/{pid}/task")
+        for thread in threads:
+            if thread != str(pid):
+                with suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                    children += [int(word) for word in file.read().split()]
+    except OSError:
+        return _children_by_scan(pid) if os.path.exists(f"/proc/{pid}") else []
+    return children
+
+
+def _children_by_scan(pid: int) -> list[int]:
+    """For kernels without CONFIG_PROC_CHILDREN."""
+    children: list[int] = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
+                if int(file.read().rpartition(b") ")[2].split()[1]) == pid:
+                    children.append(int(name))
+    return children
