@@ -303,7 +303,11 @@ class FactoryCore:
         failures = ((name, self.history.failure),) if self.history.failure else ()
         report = PoolReport((self.pool.offer(self.history.paused),), (), counts, failures, tuple(sorted(self.budget.sent.items())))
         last = self._reported
-        if not self._ended and last is not None and (last.offers, last.counts, last.failures) == (report.offers, report.counts, report.failures):
+        if (
+            not self._ended
+            and last is not None
+            and (last.offers, last.counts, last.failures) == (report.offers, report.counts, report.failures)
+        ):
             return None
         self._reported = report
         ended, self._ended = tuple(self._ended), []

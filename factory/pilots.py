@@ -263,7 +263,9 @@ class Fleet:
 
     def _restarted(self, pilot: Pilot, restart: int, reason: str, now: float) -> None:
         """The incarnation that the register knows is over; the job goes on."""
-        self.endings.append(Ending(pilot.job, pilot.word, f"started again by the batch system: {reason or 'requeued'}", pilot.node, False, False))
+        self.endings.append(
+            Ending(pilot.job, pilot.word, f"started again by the batch system: {reason or 'requeued'}", pilot.node, False, False)
+        )
         cancelling = pilot.phase is Phase.CANCELLING
         pilot.restart, pilot.connected, pilot.served, pilot.draining, pilot.running_calls = restart, False, False, False, 0
         if not cancelling:

@@ -97,7 +97,9 @@ def plan(
         submit_reason = f"{why}; {coming} there or coming" if submit else ""
     elif coming > keep:
         surplus = coming - keep
-        queued = sorted((pilot for pilot in pilots if pilot.phase is Phase.QUEUED), key=lambda pilot: (pilot.since, pilot.job), reverse=True)
+        queued = sorted(
+            (pilot for pilot in pilots if pilot.phase is Phase.QUEUED), key=lambda pilot: (pilot.since, pilot.job), reverse=True
+        )
         if queued:
             cancel.append(Decision(tuple(pilot.job for pilot in queued[:surplus]), f"{why}; {coming} there or coming"))
             surplus -= len(queued[:surplus])
@@ -124,7 +126,11 @@ def _how_many(
     if waiting_for:
         return 0, f"{waiting_for}; next try in {until - now:.0f} s", until
     queued = sum(pilot.phase is Phase.QUEUED for pilot in pilots) + unsure
-    bounds = [(need, ""), (pool.max_pilots - live, f"max_pilots={pool.max_pilots}"), (pool.max_queued - queued, f"max_queued={pool.max_queued}")]
+    bounds = [
+        (need, ""),
+        (pool.max_pilots - live, f"max_pilots={pool.max_pilots}"),
+        (pool.max_queued - queued, f"max_queued={pool.max_queued}"),
+    ]
     bounds.append((max_batch, f"at most {max_batch} in one submission"))
     if history.batch_cap:
         bounds.append((history.batch_cap, f"a limit on jobs was met; {history.batch_cap} at a time"))

@@ -15,10 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Final, cast
 
+from windlass.units import parse_memory, parse_seconds, show_memory, show_seconds
+
 from windlass.errors import UnknownName, UsageError
 from windlass.factory.backend import BackendFactory, PoolDefaults, backend_options
 from windlass.messages import PoolName, PoolOffer, Resources
-from windlass.units import parse_memory, parse_seconds, show_memory, show_seconds
 
 #: Letters that every batch system takes in a job's name.
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
@@ -70,7 +71,10 @@ class PoolConfig:
         in_all = self.resources.cores * self.nodes * self.max_pilots
         rows = [
             ("pool", f"{self.name} (backend {self.backend})"),
-            ("pilots", f"{self.min_pilots} to {self.max_pilots} at a time, at most {min(self.max_queued, self.max_pilots)} of them in the queue"),
+            (
+                "pilots",
+                f"{self.min_pilots} to {self.max_pilots} at a time, at most {min(self.max_queued, self.max_pilots)} of them in the queue",
+            ),
             ("each has", ", ".join(each)),
             ("in all", f"at most {_number(in_all, 'core')}: {_number(math.floor(in_all), 'call')} of one core at a time"),
             ("each lives", f"at most {show_seconds(self.walltime)}" if self.walltime else "as long as it is needed"),
@@ -109,7 +113,9 @@ def make_pool(backend: str, made_by: BackendFactory, options: Mapping[str, objec
     walltime = _seconds(given, "walltime", default.walltime)
     grace = _seconds(given, "grace", min(30.0, walltime / 4) if walltime else 30.0)
     if walltime and grace >= walltime:
-        raise UsageError(f"grace={show_seconds(grace)} leaves nothing of walltime={show_seconds(walltime)}; give a shorter grace or a longer walltime")
+        raise UsageError(
+            f"grace={show_seconds(grace)} leaves nothing of walltime={show_seconds(walltime)}; give a shorter grace or a longer walltime"
+        )
     pool = str(given.get("pool", name))
     if not NAME.match(pool):
         raise UsageError(f"{pool!r} is no name for a pool; use up to 64 letters, digits, '_', '-' and '.', for example 'short-jobs'")

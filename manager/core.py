@@ -3,34 +3,30 @@
 Theory of operation
 -------------------
 Events are method calls that carry ``now``; what is to be done comes out of `take_outbox` (messages for workers) and `take_done`
-(ends for the client).  Nothing here does I/O or looks at a clock, so the real shell and a simulator run the same code.
+(ends for the client).  Nothing here does I/O or looks at a clock, so the real shell and a simulator run the same code. Three layers, each
+a class: `Books` (what is known), `Dispatch` (who gets what), `Core` (what happens).
 
 *Calls.* waiting → sent → ended, with ways back to waiting: returned unstarted (free), lost with the worker (counts a loss), died or raised
-and worth a retry (counts a failure).  Each call ends exactly once: it leaves ``calls`` in `_finish` and nowhere else.  An answer counts only if the call is still
-sent to that worker with that attempt number.
+and worth a retry (counts a failure).  Each call ends exactly once: it leaves the books at its end and nowhere else.  An answer counts
+only if the call is still sent to that worker with that attempt number.
 
-*Dispatch* (`pump`) looks at the libraries that something happened to in this turn ("dirty").  A library's calls go to its idle instances, then to
-those with room ahead.  If calls still wait, more slots are looked for (`placement`); if none can be had, queued calls of loaded instances are
-recalled for idle ones.  The cost of a call is constant, whatever the number of waiting calls, workers and libraries.
-
-*Losses teach.* A call that was lost while running needs longer than it ran when its pilot came to its walltime: it is placed where more time is left, and ends with
-`TOO_LONG` when no pool's walltime is longer.
-
-`check` states the invariants; tests call it after every step.
+*Losses teach.* A call that was lost while running needs longer than it ran when its pilot came to its walltime: it is placed where more
+time is left, and ends with `TOO_LONG` when no pool's walltime is longer.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from windlass.manager.books import Books, Counters, Settings
 from windlass.manager.calls import CLOSED, LIBRARY_FAILED, LOST, NOT_POSSIBLE, TOO_LONG, Call, CallQueue
 from windlass.manager.demand import demand_of
+from windlass.manager.dispatch import Dispatch
 from windlass.manager.libraries import LibraryState
-from windlass.manager.placement import fits, grants, reclaimable, slots_in, why_never
-from windlass.manager.workers import Instance, Phase, Worker, slot_share, weight_of
+from windlass.manager.placement import fits, why_never
+from windlass.manager.workers import Phase, Worker
 from windlass.messages import (
     BAD_CALL,
     CANCELLED,
@@ -39,13 +35,10 @@ from windlass.messages import (
     RAISED,
     RETURNED,
     TIMED_OUT,
-    AddFunctions,
     CallAttempt,
     CallDone,
     CallEnd,
     CallId,
-    CallOptions,
-    CallRun,
     CallsEnded,
     CallSpec,
     CallsReturned,
@@ -55,7 +48,6 @@ from windlass.messages import (
     EndDetail,
     ForgetFunctions,
     FunctionDef,
-    FunctionId,
     HeldCall,
     InstanceId,
     Leave,
@@ -67,30 +59,20 @@ from windlass.messages import (
     Message,
     PilotId,
     PoolName,
-    PoolOffer,
     PoolReport,
-    RecallCalls,
     Resources,
-    RunCalls,
-    SetSlots,
-    StartLibrary,
-    StopLibrary,
     WorkerDraining,
     WorkerId,
     WorkerInfo,
     WorkerReport,
 )
 
-#: Zygotes without slots that a worker keeps warm for their next call.
-WARM_INSTANCES = 4
+__all__ = ["Books", "Core", "Counters", "Settings"]
+
 #: Starts that may crash or time out in a row before a library counts as one that cannot start.
 CRASHES_MOST = 3
-#: Bytes of payload in one `RunCalls`, well under the limit of a frame.
-RUN_BYTES = 256 << 10
 #: Functions that are remembered without a call or a library naming them.
 FUNCTIONS_MOST = 20_000
-#: A recall is worth its round trip when the queued work would take at least so long.
-RECALL_SECONDS = 0.005
 
 _OUTCOME_WORDS = {
     RETURNED: "returned",
@@ -104,49 +86,8 @@ _OUTCOME_WORDS = {
 }
 
 
-class Settings(msgspec.Struct, frozen=True):
-    """Times of the core, in seconds."""
-
-    #: A worker whose connection is cut has so long to come back with its session.
-    reconnect_grace: float = 60.0
-
-
-class Counters(msgspec.Struct):
-    """Numbers since the start."""
-
-    submitted: int = 0
-    returned: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    retried: int = 0
-    lost: int = 0
-
-
-class Core:
+class Core(Dispatch):
     """All decisions of one manager."""
-
-    def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or Settings()
-        self.calls: dict[CallId, Call] = {}
-        self.libraries: dict[LibraryId, LibraryState] = {}
-        self.workers: dict[WorkerId, Worker] = {}
-        self.functions: dict[FunctionId, FunctionDef] = {}
-        self.offers: dict[str, tuple[PoolOffer, ...]] = {}
-        self.reports: dict[str, PoolReport] = {}
-        self.counters = Counters()
-        #: Changes when workers, instances or libraries come or go: what failed to find room is tried again.
-        self.structure = 0
-        self._queues: dict[tuple[LibraryId, CallOptions, float], CallQueue] = {}
-        self._queue_of: dict[tuple[LibraryId, int], CallQueue] = {}
-        self._dirty: dict[LibraryId, LibraryState] = {}
-        self._starved: dict[LibraryId, LibraryState] = {}
-        self._shrinking: dict[InstanceId, Instance] = {}
-        self._outbox: dict[WorkerId, list[Message]] = {}
-        self._done: list[CallDone] = []
-        self._next_instance = 1
-        self.demand_changed = True
-
-    # ------------------------------------------------------------ client
 
     def install(self, spec: LibrarySpec, now: float) -> None:
         """A library version is there to be called; installing it again changes nothing."""
@@ -239,8 +180,6 @@ class Core:
                 self._off_lists(instance)
             self._send(worker, Leave(reason))
 
-    # ------------------------------------------------------------ workers
-
     def worker_joined(self, worker_id: WorkerId, info: WorkerInfo, now: float) -> None:
         """A worker has a new session. An older one of the same worker is lost."""
         if worker_id in self.workers:
@@ -280,7 +219,7 @@ class Core:
         # Only what was started is a loss. Sent calls stand in order; the oldest, as many as the instance has slots, were running.
         started: dict[InstanceId, int] = {}
         at_walltime = bool(worker.ends_at) and now >= worker.ends_at - 30.0
-        instance_of = {library: instance for library, instance in worker.by_library.items()}
+        instance_of = dict(worker.by_library)
         back: list[Call] = []
         for call in worker.calls.values():
             instance = instance_of.get(call.spec.library)
@@ -337,8 +276,6 @@ class Core:
                 if message.seconds_left:
                     worker.ends_at = now + message.seconds_left
 
-    # ------------------------------------------------------------ pools
-
     def pools_reported(self, factory: str, report: PoolReport, now: float) -> None:
         """What a factory's pools offer, and which of its pilots ended."""
         changed = self.offers.get(factory) != report.offers
@@ -355,31 +292,10 @@ class Core:
         self.offers.pop(factory, None)
         self.reports.pop(factory, None)
 
-    def all_offers(self) -> tuple[PoolOffer, ...]:
-        """Offers of all pools of all factories."""
-        return tuple(offer for offers in self.offers.values() for offer in offers)
-
     def demand(self, now: float) -> Demand:
         """What could be used now."""
         self.demand_changed = False
         return demand_of(self.libraries.values(), self.workers.values(), now)
-
-    # ------------------------------------------------------------ out
-
-    def take_outbox(self) -> dict[WorkerId, list[Message]]:
-        """Messages for workers since the last time, in the order in which they must be sent."""
-        for worker in self.workers.values() if self._dirty_runs else ():
-            self._flush_runs(worker)
-        self._dirty_runs = False
-        out, self._outbox = self._outbox, {}
-        return out
-
-    def take_done(self) -> list[CallDone]:
-        """Ends of calls since the last time."""
-        done, self._done = self._done, []
-        return done
-
-    _dirty_runs = False
 
     def tick(self, now: float) -> None:
         """Time has passed: sessions are given up, starved libraries and recalls are looked at again."""
@@ -392,200 +308,6 @@ class Core:
         for state in self.libraries.values():
             if state.running and state.idle and not state.waiting:
                 self._recall(state, now, patient=False)
-
-    # ------------------------------------------------------------ dispatch
-
-    def pump(self, now: float) -> None:
-        """Place what can be placed; call it once after a batch of events."""
-        while self._dirty:
-            dirty, self._dirty = self._dirty, {}
-            # Who has fewest slots looks first: a slot taken from one library for another must not be granted back.
-            for state in sorted(dirty.values(), key=LibraryState.slots) if len(dirty) > 1 else list(dirty.values()):
-                if state.waiting:
-                    self._dispatch(state, now)
-                    if state.waiting and (state.tried != self.structure or not state.instances):
-                        self._find_slots(state, now)
-                if state.running and state.idle and not state.waiting:
-                    self._recall(state, now, patient=True)
-                if state.removed and not state.waiting and not state.running:
-                    self._uninstall(state)
-            if self._shrinking:
-                self._finish_shrinks(now)
-
-    def _dispatch(self, state: LibraryState, now: float) -> None:
-        for queue in state.queues:
-            if not queue.waiting:
-                continue
-            options = queue.options
-            plain = not (options.needs.cores or options.needs.memory or options.needs.gpus or queue.least_seconds)
-            skipped: list[Instance] = []
-            while queue.waiting:
-                if state.idle:
-                    instance = next(iter(state.idle.values()))
-                    room = instance.target - instance.outstanding
-                elif state.roomy and plain:
-                    instance = next(iter(state.roomy.values()))
-                    room = instance.target * (1 + state.ahead) - instance.outstanding
-                    # What waits is shared out evenly, so that the last calls do not pile up at one worker.
-                    room = min(room, max(1, -(-queue.waiting // max(1, len(state.roomy)))))
-                else:
-                    break
-                worker = self.workers[instance.worker]
-                weight = 1
-                if not plain:
-                    weight = weight_of(options.needs, instance.share)
-                    room = room // weight if weight else 0
-                    if not room or worker.seconds_left(now) <= queue.least_seconds:
-                        state.idle.pop(instance.id, None)
-                        skipped.append(instance)
-                        continue
-                self._send_calls(state, queue, instance, worker, min(room, queue.waiting), weight, now)
-                state.refresh(instance)
-            for instance in skipped:
-                state.refresh(instance)
-
-    def _send_calls(self, state: LibraryState, queue: CallQueue, instance: Instance, worker: Worker, count: int, weight: int, now: float) -> None:
-        timeout = queue.options.timeout
-        known, calls, to_run, instance_id, worker_id = worker.functions, worker.calls, worker.to_run, instance.id, worker.id
-        if not worker.calls:
-            worker.idle_since = 0.0
-        sent = 0
-        while sent < count:
-            call = queue.pop()
-            if call is None:
-                break
-            spec = call.spec
-            if spec.function not in known:
-                definition = self.functions.get(spec.function)
-                if definition is None:
-                    state.waiting -= 1
-                    text = "the manager no longer knows its function: submit it again"
-                    self._finish(call, CallEnd(spec.call, call.attempt, BAD_CALL, detail=EndDetail(text=text)), now)
-                    continue
-                known.add(spec.function)
-                self._send(worker, AddFunctions((definition,)))
-                to_run = worker.to_run
-            call.attempt += 1
-            call.worker = worker_id
-            call.sent_at = now
-            call.weight = weight
-            calls[spec.call] = call
-            to_run.append(CallRun(spec.call, call.attempt, instance_id, spec.function, spec.payload, spec.spans, timeout, weight))
-            sent += 1
-        self._dirty_runs = True
-        queue.running += sent
-        state.waiting -= sent
-        state.running += sent
-        instance.outstanding += sent * weight
-
-    def _find_slots(self, state: LibraryState, now: float) -> None:
-        """Calls wait and no instance has room: grant free slots, or reclaim some."""
-        state.tried = self.structure
-        if state.failed:
-            return
-        for queue in state.queues:
-            if not queue.waiting:
-                continue
-            # Instances that are starting will take calls too.
-            coming = sum(one.target for one in state.instances.values() if one.phase is Phase.STARTING)
-            wanted = queue.waiting - coming
-            if wanted <= 0:
-                continue
-            for grant in grants(state, self.workers.values(), wanted, now, queue.least_seconds, queue.needs):
-                self._grant(state, grant.worker, grant.instance, grant.slots, grant.share, now)
-                wanted -= grant.slots
-            if wanted > 0:
-                self._reclaim(state, queue, now)
-        if state.waiting:
-            self._starved[state.spec.id] = state
-        else:
-            self._starved.pop(state.spec.id, None)
-
-    def _grant(self, state: LibraryState, worker: Worker, instance: Instance | None, slots: int, share: Resources, now: float) -> None:
-        spec = state.spec
-        gpus = tuple(worker.free_gpu_ids()[: slots * share.gpus])
-        if instance is None:
-            self._make_room_for_zygote(worker)
-            instance = Instance(InstanceId(self._next_instance), spec.id, worker.id, spec, slots, share, target=slots, gpu_ids=gpus, granted_at=now, idle_since=now)
-            self._next_instance += 1
-            worker.instances[instance.id] = instance
-            worker.by_library[spec.id] = instance
-            state.instances[instance.id] = instance
-            worker.functions.update(function.id for function in spec.functions)
-            self._send(worker, StartLibrary(instance.id, spec, slots, gpus))
-        else:
-            instance.slots += slots
-            instance.target = instance.slots
-            instance.granted_at = now
-            instance.gpu_ids += gpus
-            self._shrinking.pop(instance.id, None)
-            self._send(worker, SetSlots(instance.id, instance.slots, instance.gpu_ids))
-        self._refresh(instance)
-        self._dirty[spec.id] = state
-
-    def _reclaim(self, state: LibraryState, queue: CallQueue, now: float) -> None:
-        """Take slots from other libraries, on the first worker where that gives this one a slot."""
-        spec = state.spec
-        for worker in self.workers.values():
-            of = worker.info.resources
-            if not worker.usable or spec.id in worker.unfit or worker.seconds_left(now) <= queue.least_seconds or not fits(spec, queue.needs, of):
-                continue
-            if any(one.target < one.slots for one in worker.instances.values()):
-                continue  # a shrink is under way here
-            share = slot_share(spec, of)
-            mine = worker.by_library.get(spec.id)
-            if mine is not None and mine.target >= slots_in(share, of, spec.slots):
-                continue
-            for instance, count in reclaimable(worker, state, self.libraries, share, now):
-                instance.target -= count
-                self._shrinking[instance.id] = instance
-                self._refresh(instance)
-                if instance.outstanding > instance.target and not instance.recalling:
-                    instance.recalling = True
-                    self._send(worker, RecallCalls(instance.id, instance.outstanding - instance.target))
-
-    def _finish_shrinks(self, now: float) -> None:
-        for instance in list(self._shrinking.values()):
-            if instance.outstanding > instance.target:
-                continue
-            del self._shrinking[instance.id]
-            worker = self.workers[instance.worker]
-            keep = instance.target * instance.share.gpus
-            instance.slots, instance.gpu_ids = instance.target, instance.gpu_ids[:keep]
-            self._send(worker, SetSlots(instance.id, instance.slots, instance.gpu_ids))
-            self._restructured()
-
-    def _make_room_for_zygote(self, worker: Worker) -> None:
-        """Keep few warm zygotes without slots: end the one that was idle longest."""
-        warm = [one for one in worker.instances.values() if one.slots == 0 and not one.outstanding and one.phase is Phase.READY]
-        if len(warm) >= WARM_INSTANCES:
-            self._stop(min(warm, key=lambda one: one.idle_since), worker)
-
-    def _stop(self, instance: Instance, worker: Worker) -> None:
-        instance.phase = Phase.STOPPING
-        instance.target = 0
-        self._off_lists(instance)
-        self._shrinking.pop(instance.id, None)
-        worker.by_library.pop(instance.library, None)
-        self._send(worker, StopLibrary(instance.id))
-
-    def _recall(self, state: LibraryState, now: float, patient: bool) -> None:
-        """Slots are idle and no call waits: take queued calls back from the most loaded instance."""
-        loaded = [one for one in state.instances.values() if one.outstanding > one.target and not one.recalling and one.phase is Phase.READY]
-        if not loaded:
-            return
-        free = sum(one.target - one.outstanding for one in state.idle.values())
-        most = max(loaded, key=lambda one: one.outstanding / max(1, one.target))
-        worker = self.workers[most.worker]
-        if not worker.connected:
-            return
-        queued = most.outstanding - most.target
-        if patient and queued * state.durations.mean / max(1, most.target) < RECALL_SECONDS:
-            return  # it will be done sooner than it could be moved; the tick looks again
-        most.recalling = True
-        self._send(worker, RecallCalls(most.id, min(queued, max(free, queued // 2))))
-
-    # ------------------------------------------------------------ what workers say
 
     def _calls_ended(self, worker: Worker, ends: Sequence[CallEnd], now: float) -> None:
         held, by_library, done, calls = worker.calls, worker.by_library, self._done, self.calls
@@ -751,45 +473,6 @@ class Core:
             self._off_lists(instance)
         self._restructured()
 
-    # ------------------------------------------------------------ the ways of a call
-
-    def _queue_for(self, library: LibraryId, options: CallOptions, least_seconds: float) -> CallQueue | str:
-        """The queue of a signature; or why there can be none."""
-        state = self.libraries.get(library)
-        if state is None:
-            return f"library version {library!r} is not installed"
-        key = (library, options, least_seconds)
-        queue = self._queues.get(key)
-        if queue is None:
-            reason = why_never(state.spec, options, self.all_offers(), [one.info.resources for one in self.workers.values()])
-            if reason:
-                return f"no pool can ever run this call of library {state.spec.name!r}: {reason}"
-            if len(state.queues) > 100:
-                self._sweep_queues(state)
-            queue = self._queues[key] = CallQueue(library, options, least_seconds, deque())
-            state.queues.append(queue)
-            state.queues.sort(key=lambda one: -one.options.priority)
-            state.tried = -1
-        return queue
-
-    def _sweep_queues(self, state: LibraryState) -> None:
-        for queue in [one for one in state.queues if not one.waiting and not one.running]:
-            state.queues.remove(queue)
-            self._queues.pop((queue.library, queue.options, queue.least_seconds), None)
-        self._queue_of.clear()
-
-    def _drop_waiting(self, call: Call) -> None:
-        call.queue.drop(call)
-        self.libraries[call.spec.library].waiting -= 1
-
-    def _requeue(self, call: Call) -> None:
-        """Wait again, first in line. The call is with no worker, and no longer counted as running."""
-        call.worker = WorkerId("")
-        call.queue.push_front(call)
-        state = self.libraries[call.spec.library]
-        state.waiting += 1
-        self._dirty[call.spec.library] = state
-
     def _back(self, call: Call, now: float) -> None:
         """A sent call comes back without an end of its own."""
         state = self.libraries[call.spec.library]
@@ -834,22 +517,16 @@ class Core:
         if any(not one.ends_at for one in self.workers.values()):
             return ""
         longest = max(offer.walltime for offer in offers)
-        return f"it ran for {seconds:.0f} s when its pilot came to its end, so it needs longer than that; the longest walltime of a pool is {longest:.0f} s"
+        return (
+            f"it ran for {seconds:.0f} s when its pilot came to its end, so it needs longer than that; "
+            f"the longest walltime of a pool is {longest:.0f} s"
+        )
 
     def _tell(self, call: Call, worker: Worker, outcome: int, seconds: float, reason: str = "") -> None:
         word = _OUTCOME_WORDS.get(outcome, str(outcome)) + (f" ({reason})" if reason else "")
         if call.story is None:
             call.story = []
         call.story.append(CallAttempt(call.attempt, worker.id, worker.info.host, word, seconds))
-
-    def _finish(self, call: Call, end: CallEnd, now: float) -> None:
-        """The one end of a call."""
-        self.calls.pop(call.spec.call, None)
-        if end.outcome == CANCELLED:
-            self.counters.cancelled += 1
-        elif end.outcome != RETURNED:
-            self.counters.failed += 1
-        self._done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(call.story) if call.story else ()))
 
     def _refuse(self, spec: CallSpec, text: str, now: float) -> None:
         self._end_unqueued(spec, NOT_POSSIBLE, text, now)
@@ -871,73 +548,6 @@ class Core:
                 text = f"no pool can ever run this call of library {state.spec.name!r}: {reason}"
                 self._finish(call, CallEnd(call.spec.call, call.attempt, NOT_POSSIBLE, detail=EndDetail(text=text)), now)
 
-    # ------------------------------------------------------------ small parts
-
-    def _send(self, worker: Worker, message: Message) -> None:
-        if worker.to_run:
-            self._flush_runs(worker)
-        self._outbox.setdefault(worker.id, []).append(message)
-
-    def _flush_runs(self, worker: Worker) -> None:
-        runs = worker.to_run
-        if not runs:
-            return
-        out = self._outbox.setdefault(worker.id, [])
-        size = first = 0
-        for index, run in enumerate(runs):
-            size += len(run.payload) + 64 + 48 * len(run.spans)
-            if size > RUN_BYTES:
-                out.append(RunCalls(runs[first : index + 1]))
-                size, first = 0, index + 1
-        if first < len(runs):
-            out.append(RunCalls(runs[first:] if first else runs))
-        worker.to_run = []
-
-    def _refresh(self, instance: Instance) -> None:
-        worker = self.workers.get(instance.worker)
-        if worker is not None and worker.usable:
-            self.libraries[instance.library].refresh(instance)
-        else:
-            self._off_lists(instance)
-
-    def _off_lists(self, instance: Instance) -> None:
-        state = self.libraries[instance.library]
-        state.idle.pop(instance.id, None)
-        state.roomy.pop(instance.id, None)
-
-    def _gone(self, instance: Instance, worker: Worker, now: float) -> None:
-        """An instance is no more."""
-        self._off_lists(instance)
-        self._shrinking.pop(instance.id, None)
-        worker.instances.pop(instance.id, None)
-        if worker.by_library.get(instance.library) is instance:
-            del worker.by_library[instance.library]
-        self.libraries[instance.library].instances.pop(instance.id, None)
-
-    def _restructured(self) -> None:
-        self.structure += 1
-        self.demand_changed = True
-        for state in self.libraries.values():
-            if state.waiting or state.removed:
-                self._dirty[state.spec.id] = state
-
-    def _wake_starved(self) -> None:
-        for state in self._starved.values():
-            if state.waiting:
-                self._dirty[state.spec.id] = state
-
-    def _uninstall(self, state: LibraryState) -> None:
-        """A removed library has no calls left: end its instances; forget it when they are gone."""
-        for instance in list(state.instances.values()):
-            worker = self.workers.get(instance.worker)
-            if worker is not None and instance.phase is not Phase.STOPPING:
-                self._stop(instance, worker)
-        if not state.instances:
-            self._sweep_queues(state)
-            if not state.queues:
-                self.libraries.pop(state.spec.id, None)
-                self._starved.pop(state.spec.id, None)
-
     def _forget_functions(self) -> None:
         kept = {function.id for state in self.libraries.values() for function in state.spec.functions}
         kept.update(call.spec.function for call in self.calls.values())
@@ -949,28 +559,3 @@ class Core:
             if gone:
                 worker.functions.difference_update(gone)
                 self._send(worker, ForgetFunctions(gone))
-
-    def check(self) -> None:
-        """Invariants between the collections; raises AssertionError."""
-        waiting = {call.spec.call for queue in self._queues.values() for call in queue.calls if not call.cancelled}
-        sent = {call_id for worker in self.workers.values() for call_id in worker.calls}
-        assert not waiting & sent, f"both waiting and sent: {waiting & sent}"
-        assert waiting | sent == set(self.calls), f"lost track of {set(self.calls) ^ (waiting | sent)}"
-        for queue in self._queues.values():
-            live = sum(not call.cancelled for call in queue.calls)
-            assert queue.waiting == live, f"{queue.waiting} counted, {live} waiting"
-            assert queue.running == sum(call.queue is queue for one in self.workers.values() for call in one.calls.values())
-        for state in self.libraries.values():
-            assert state.waiting == sum(queue.waiting for queue in state.queues)
-            assert state.running == sum(queue.running for queue in state.queues)
-            for instance in state.instances.values():
-                worker = self.workers[instance.worker]
-                assert worker.instances[instance.id] is instance
-                held = sum(call.weight for call in worker.calls.values() if call.spec.library == state.spec.id)
-                if worker.by_library.get(instance.library) is instance:
-                    assert instance.outstanding == held, f"{instance.outstanding} outstanding, {held} held"
-                assert 0 <= instance.target <= instance.slots
-                assert instance.id not in state.idle or instance.outstanding < instance.target
-        for worker in self.workers.values():
-            lent = sum(one.slots * one.share.cores for one in worker.instances.values())
-            assert lent <= worker.info.resources.cores + 1e-6, f"{lent} cores lent of {worker.info.resources.cores}"

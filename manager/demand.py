@@ -26,7 +26,11 @@ def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now:
                 continue
             needs = queue.needs
             # A call takes at least a slot of its library.
-            shape = Resources(max(needs.cores, per_slot.cores, 1.0 if not per_slot.cores else 0.0), max(needs.memory, per_slot.memory), max(needs.gpus, per_slot.gpus))
+            shape = Resources(
+                max(needs.cores, per_slot.cores, 1.0 if not per_slot.cores else 0.0),
+                max(needs.memory, per_slot.memory),
+                max(needs.gpus, per_slot.gpus),
+            )
             each = queue.options.expected_time or mean
             sums = shapes.setdefault(shape, [0, 0, 0.0, 0.0])
             sums[0] += queue.waiting

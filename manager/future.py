@@ -487,6 +487,15 @@ class CallFuture(Future[T]):
             self._settle()
         return self._exception
 
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the end up to ``timeout`` seconds (None: for ever) without collecting; True if it has ended."""
+        if self._state not in _ENDED:
+            try:
+                self._sleep(timeout)
+            except TimeoutError:
+                return False
+        return True
+
     def _sleep(self, timeout: float | None) -> None:
         """Wait for the end; TimeoutError."""
         sleeper = _Sleeper()

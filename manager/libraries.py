@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-A `LibraryState` is one version of a library: its queues of waiting calls and its instances.  Instances that could take a call are kept in two
-insertion-ordered sets: ``idle`` (a slot is free) and ``roomy`` (no free slot, but the short queue at the worker has room).  Dispatch empties ``idle`` before it
-touches ``roomy``, so a call never waits behind another while a slot elsewhere is free; both are kept up to date by
-`refresh`, called with the one instance that changed.  So the cost of a dispatched call does not depend on the number of workers.
+A `LibraryState` is one version of a library: its queues of waiting calls and its instances.  Instances that could take a call are kept in
+two insertion-ordered sets: ``idle`` (a slot is free) and ``roomy`` (no free slot, but the short queue at the worker has room).  Dispatch
+empties ``idle`` before it touches ``roomy``, so a call never waits behind another while a slot elsewhere is free; both are kept up to
+date by `refresh`, called with the one instance that changed.  So the cost of a dispatched call does not depend on the number of workers.
 """
 
 from __future__ import annotations

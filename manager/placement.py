@@ -3,8 +3,9 @@
 Theory of operation
 -------------------
 Slots are granted on demand: a library that has calls and not enough slots is offered, worker by worker, what is free there
-(`grants`).  A worker that has the library warm comes first, then the one with the most free cores.  One that has nothing free may *reclaim* slots from other libraries:
-idle slots of libraries without waiting calls at once, and else slots of libraries that have more there, as their calls end.
+(`grants`).  A worker that has the library warm comes first, then the one with the most free cores.  One that has nothing free may
+*reclaim* slots from other libraries: idle slots of libraries without waiting calls at once, and else slots of libraries that have more
+there, as their calls end.
 
 `why_never` says why no worker and no pool could ever run a call, or nothing.
 """
@@ -45,7 +46,9 @@ def fits(spec: LibrarySpec, needs: Resources, of: Resources) -> int:
     return weight if 0 < weight <= slots else 0
 
 
-def grants(library: LibraryState, workers: Iterable[Worker], wanted: int, now: float, least_seconds: float, needs: Resources) -> list[Grant]:
+def grants(
+    library: LibraryState, workers: Iterable[Worker], wanted: int, now: float, least_seconds: float, needs: Resources
+) -> list[Grant]:
     """Where ``wanted`` more slots can be had from what is free, best first; fewer where there are not so many."""
     found: list[Grant] = []
     spec = library.spec
@@ -73,8 +76,10 @@ def grants(library: LibraryState, workers: Iterable[Worker], wanted: int, now: f
     return chosen
 
 
-def reclaimable(worker: Worker, library: LibraryState, states: dict[LibraryId, LibraryState], share: Resources, now: float) -> list[tuple[Instance, int]]:
-    """Slots of other libraries on ``worker`` to take away for one slot of ``library``: (instance, how many to take), enough for one slot or nothing."""
+def reclaimable(
+    worker: Worker, library: LibraryState, states: dict[LibraryId, LibraryState], share: Resources, now: float
+) -> list[tuple[Instance, int]]:
+    """Slots of others on ``worker`` to take away for one slot of ``library``: (instance, number) pairs, enough or nothing."""
     missing = _minus(share, worker.free())
     taken: list[tuple[Instance, int]] = []
     others = [one for one in worker.instances.values() if one.library != library.spec.id and one.target > 0]

@@ -6,8 +6,8 @@ A worker's cores, memory and GPUs are lent to library instances as *slots*; `Wor
 ``weight`` slots of its instance from when it is sent until its end comes in, so ``outstanding`` above ``slots`` is the short queue
 that waits at the worker.
 
-An instance's life is a table: STARTING, READY, STOPPING; it ends by a message of the worker or with the worker.  ``target`` is what the instance is to
-have; it is below ``slots`` while a shrink waits for calls to end, since only idle slots are taken away.
+An instance's life is a table: STARTING, READY, STOPPING; it ends by a message of the worker or with the worker.  ``target`` is what the
+instance is to have; it is below ``slots`` while a shrink waits for calls to end, since only idle slots are taken away.
 """
 
 from __future__ import annotations

@@ -5,11 +5,12 @@ Only processes of this user's own instances are asked about, by ids that their z
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from collections.abc import Iterable
 from contextlib import suppress
+
+from windlass.messages import EndDetail
 
 
 def process_state(pid: int) -> str:
@@ -71,8 +72,38 @@ def kill(pid: int, number: int) -> bool:
     return True
 
 
+def signal_name(number: int) -> str:
+    """``SIGKILL`` for 9."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "a real-time signal"
+
+
+def ended_how(status: int) -> str:
+    """A status of wait(2) in words."""
+    if os.WIFSIGNALED(status):
+        return f"killed by signal {os.WTERMSIG(status)} ({signal_name(os.WTERMSIG(status))})"
+    return f"exit status {os.waitstatus_to_exitcode(status)}"
+
+
+def death(pid: int, status: int, peak_memory: int, seconds: float) -> EndDetail:
+    """How a process that ran a call has ended; `status` is that of wait(2), `seconds` since the call began."""
+    after = f"{seconds:.3g} s after the call began"
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        hint = "; often the kernel does that when memory runs out" if number == signal.SIGKILL else ""
+        text = f"the process that ran it (pid {pid}) was killed by signal {number} ({signal_name(number)}) {after}{hint}"
+        return EndDetail(text=text, signal=number, peak_memory=peak_memory)
+    code = os.waitstatus_to_exitcode(status)
+    text = f"the process that ran it (pid {pid}) exited with status {code} {after}; os._exit and exec in a function end its slot"
+    return EndDetail(text=text, exit_status=code, peak_memory=peak_memory)
+
+
 async def all_gone(pids: Iterable[int], limit: float = 10.0) -> list[int]:
     """Wait until these have ended; returns those that had not after `limit` seconds (stuck in the kernel)."""
+    import asyncio  # slots use this module too, and need none
+
     left = list(pids)
     loop = asyncio.get_running_loop()
     until, pause = loop.time() + limit, 0.001

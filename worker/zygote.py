@@ -117,7 +117,8 @@ class Zygote:
             for end in (*wake, self.control):
                 end.close()
             link = slot.Link(descriptors[0], self.queue, self.rows, wish.row, descriptors[1], descriptors[2])
-            status = slot.run(link, self.setup, library, wish.gpu_ids)
+            slot.settle(link, self.setup, wish.gpu_ids)
+            status = slot.run(link, self.setup, library)
         finally:
             os._exit(status)
 

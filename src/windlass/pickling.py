@@ -18,8 +18,7 @@ Three ways to pickle, the first that can wins:
 
 Local modules (`windlass.snapshots`) go by name too; the stream of a call that names one starts by installing its snapshot.
 
-Unpickling is plain ``pickle.loads`` everywhere: the stream imports what it needs. What comes back from a worker names the classes that
-went there by value by cloudpickle's tracker id, so that the program gets instances of its own class, which stays untouched.
+Unpickling is plain ``pickle.loads`` everywhere: the stream imports what it needs. By value: `windlass.byvalue`.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from io import BytesIO
 from pickle import PickleBuffer, dumps, loads
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
 
 from windlass.messages import OUT_OF_BAND_BYTES, EndDetail, ObjectName, ObjectRef
 
@@ -151,7 +149,7 @@ def unpack_exception(payload: bytes) -> BaseException:
 def dumps_by_value(value: Any) -> tuple[bytes, frozenset[str]]:
     """Pickle what a program defines: bytes, and the local top-level modules that it names. All buffers stay in the bytes."""
     file = BytesIO()
-    pickler = _by_value()(file, homes=True)
+    pickler = _by_value(file, True, None)
     pickler.dump(value)
     return file.getvalue(), frozenset(pickler.local)
 
@@ -189,7 +187,7 @@ def _pickled(
     except Exception:  # noqa: BLE001 - whatever it was, cloudpickle may know better, and says why when it does not
         buffers.clear()
         file = BytesIO()
-        pickler = _by_value()(file, homes=homes, buffer_callback=keep_in_band)
+        pickler = _by_value(file, homes, keep_in_band)
         pickler.dump(value)
     return file, buffers, pickler.local
 
@@ -220,7 +218,7 @@ class _Large:
 
 def _is_flat(value: Any) -> bool:
     """True for a small list, tuple or dict of scalars: a glance that is cheaper than the pickler's hook."""
-    kind = type(value)
+    kind: type[Any] = type(value)
     if kind is list or kind is tuple:
         return len(value) <= 64 and _SCALARS.issuperset(map(type, value))
     if kind is dict:
@@ -255,10 +253,12 @@ class _NeedsValueError(Exception):
 class _ByName(pickle.Pickler):
     """Plain pickle that refuses functions and classes which their module does not have under their name."""
 
-    local: Collection[str] = ()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.local: set[str] = set()
 
     def reducer_override(self, obj: Any) -> Any:
-        kind = type(obj)
+        kind: type[Any] = type(obj)
         if (kind is type or kind is FunctionType or issubclass(kind, type)) and not is_named(obj):
             raise _NeedsValueError
         return NotImplemented
@@ -267,12 +267,8 @@ class _ByName(pickle.Pickler):
 class _ByNameWithHomes(_ByName):
     """The same in the program: notes local modules, and refuses modules that cannot be imported elsewhere."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.local: set[str] = set()
-
     def reducer_override(self, obj: Any) -> Any:
-        kind = type(obj)
+        kind: type[Any] = type(obj)
         if kind is type or kind is FunctionType or issubclass(kind, type):
             if not is_named(obj):
                 raise _NeedsValueError
@@ -305,73 +301,10 @@ def is_named(obj: Any) -> bool:
     return found is obj
 
 
-# ---------------------------------------------------------------- by value
+def _by_value(file: BytesIO, homes: bool, buffer_callback: Callable[[PickleBuffer], bool] | None) -> Any:
+    from windlass import byvalue  # cloudpickle takes a while to import, and most slots never need it
 
-_by_value_class: Any = None
-
-
-def _by_value() -> Any:
-    """The cloudpickle pickler; made at first need because cloudpickle takes a while to import."""
-    global _by_value_class
-    if _by_value_class is None:
-        _by_value_class = _make_by_value()
-    return _by_value_class
-
-
-def _make_by_value() -> Any:
-    import cloudpickle.cloudpickle as cp
-
-    class ByValue(cp.Pickler):  # type: ignore[misc]
-        """cloudpickle that knows where modules live (`homes`), or, on the worker, answers with the program's own classes."""
-
-        def __init__(self, file: BytesIO, *, homes: bool, buffer_callback: Any = None) -> None:
-            super().__init__(file, 5, buffer_callback)
-            self.homes = homes
-            self.local: set[str] = set()
-
-        def reducer_override(self, obj: Any) -> Any:
-            kind = type(obj)
-            is_class = kind is type or issubclass(kind, type)
-            if not (is_class or kind is FunctionType or kind is ModuleType):
-                return super().reducer_override(obj)
-            if self.homes:
-                module_name = obj.__name__ if kind is ModuleType else getattr(obj, "__module__", None)
-                if module_name in sys.modules:
-                    from windlass import snapshots
-
-                    home = snapshots.home(module_name)
-                    if home is snapshots.LOCAL and (kind is ModuleType or is_named(obj)):
-                        self.local.add(module_name.partition(".")[0])
-                    elif home is snapshots.BY_VALUE and kind is not ModuleType and is_named(obj):
-                        return cp._dynamic_class_reduce(obj) if is_class else self._dynamic_function_reduce(obj)
-            elif is_class:
-                reduced = super().reducer_override(obj)
-                if reduced is not NotImplemented and reduced[0] in (cp._make_skeleton_class, cp._make_skeleton_enum):
-                    return _known_class, (cp._get_or_create_tracker_id(obj), _class_blob(obj))
-                return reduced
-            return super().reducer_override(obj)
-
-    return ByValue
-
-
-_class_blobs: WeakKeyDictionary[type, bytes] = WeakKeyDictionary()
-
-
-def _class_blob(kind: type) -> bytes:
-    blob = _class_blobs.get(kind)
-    if blob is None:
-        import cloudpickle
-
-        blob = _class_blobs[kind] = cloudpickle.dumps(kind, 5)
-    return blob
-
-
-def _known_class(tracker: str, blob: bytes) -> Any:
-    """The class that went out under this tracker id, as it is here; made from `blob` where it is not known."""
-    import cloudpickle.cloudpickle as cp
-
-    known = cp._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker)
-    return loads(blob) if known is None else known
+    return byvalue.ByValue(file, homes, buffer_callback)
 
 
 # ---------------------------------------------------------------- what cannot travel, and why

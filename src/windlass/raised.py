@@ -25,7 +25,7 @@ import os
 import pickle
 import traceback
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -104,8 +104,8 @@ def _tell(exc: BaseException, states: bool = True) -> list[_Told]:
     while len(told) < len(found):
         here = len(told)
         one = found[here]
-        group: BaseExceptionGroup[BaseException] | None = one if isinstance(one, BaseExceptionGroup) else None
-        members = tuple(place(member) for member in group.exceptions) if group else ()
+        group = _group(one)
+        members = tuple(place(member) for member in _members(one))
         state = _state(one) if states and here not in inside else b""
         if group and (state or here in inside):
             inside.update(members)
@@ -125,6 +125,15 @@ def _tell(exc: BaseException, states: bool = True) -> list[_Told]:
             )
         )
     return told
+
+
+def _group(exc: BaseException) -> BaseExceptionGroup[BaseException] | None:
+    return cast("BaseExceptionGroup[BaseException]", exc) if isinstance(exc, BaseExceptionGroup) else None
+
+
+def _members(exc: BaseException) -> tuple[BaseException, ...]:
+    group = _group(exc)
+    return group.exceptions if group else ()
 
 
 def _state(exc: BaseException) -> bytes:
@@ -291,14 +300,17 @@ def _make(told: list[_Told], made: list[BaseException | None], here: int, above:
             exc = _stand_in(record)
     elif record.group and record.members and here not in above and -1 not in record.members:
         members = [_make(told, made, member, (*above, here)) for member in record.members]
-        group = ExceptionGroup if record.group == 1 and all(isinstance(member, Exception) for member in members) else BaseExceptionGroup
-        exc = group(record.message, members)  # type: ignore[type-var]
+        ordinary = [member for member in members if isinstance(member, Exception)]
+        if record.group == 1 and len(ordinary) == len(members):
+            exc = ExceptionGroup(record.message, ordinary)
+        else:
+            exc = BaseExceptionGroup(record.message, members)
     else:
         exc = _stand_in(record)
     made[here] = exc
-    if isinstance(exc, BaseExceptionGroup) and record.state:
-        # The members are in the group's own pickle: what is told of them belongs to those.
-        for place, member in zip(record.members, exc.exceptions, strict=False):
+    if record.state:
+        # A group's members are in its own pickle: what is told of them belongs to those.
+        for place, member in zip(record.members, _members(exc), strict=False):
             if place >= 0 and told[place].inside:
                 _place_members(told, made, place, member)
     return exc
@@ -308,10 +320,9 @@ def _place_members(told: list[_Told], made: list[BaseException | None], place: i
     if made[place] is not None:
         return
     made[place] = member
-    if isinstance(member, BaseExceptionGroup):
-        for inner, one in zip(told[place].members, member.exceptions, strict=False):
-            if inner >= 0:
-                _place_members(told, made, inner, one)
+    for inner, one in zip(told[place].members, _members(member), strict=False):
+        if inner >= 0:
+            _place_members(told, made, inner, one)
 
 
 def _stand_in(record: _Told, why: str = "") -> RemoteError:

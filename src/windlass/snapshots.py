@@ -1,3 +1,356 @@
-INSTALLED="installed"; LOCAL="local"; BY_VALUE="value"
-def home(name):
-    return INSTALLED
+"""Snapshots: the source of local modules, as zip archives with content names, for workers that do not have it.
+
+Theory of operation
+-------------------
+Every module has a *home*:
+
+``INSTALLED``  the standard library, site-packages, Windlass itself: the worker has it, functions go by name;
+``LOCAL``      found on the program's path outside of those, such as helpers.py beside the script, or an editable install: its top-level
+               module or package goes as a snapshot, and its functions by name;
+``BY_VALUE``   ``__main__``, notebooks, modules made by hand: nobody else can import it, cloudpickle carries its functions.
+
+A snapshot is a zip of one top-level module or package with all its files: sorted, with fixed dates, so that the same source has the same
+name everywhere and travels once per worker.  Left out are caches, version control, virtual environments, hidden files and files over
+`MAX_FILE_BYTES`.  What the source imports (statically) and is local too comes along.  A zip is made again when path, modification time or
+size of a file differ; that is looked at once a second at most, as it may be asked for each call.
+
+The worker unpacks a snapshot into a folder of its own, which goes first on ``sys.path``; so submodules, files beside ``__file__``
+and imports inside a function's body work there. This module is imported by slots: zipfile and the like only where needed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from windlass.messages import ObjectName, ObjectRef
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from importlib.machinery import ModuleSpec
+
+    from typing_extensions import Buffer
+
+    Put = Callable[[Buffer], ObjectRef]
+
+Home = Literal["installed", "local", "by value"]
+INSTALLED: Final = "installed"
+LOCAL: Final = "local"
+BY_VALUE: Final = "by value"
+
+#: Larger files are data sets rather than source; they are left out.
+MAX_FILE_BYTES: Final = 20_000_000
+#: A module with more than this is refused.
+MAX_TOTAL_BYTES: Final = 200_000_000
+#: Seconds for which the files of a module are taken to be unchanged.
+MAX_AGE: Final = 1.0
+
+_SKIPPED_FOLDERS: Final = frozenset({"__pycache__", "node_modules", "venv", "CVS"})
+_SKIPPED_ENDS: Final = (".pyc", ".pyo", ".egg-info", ".dist-info", "~")
+_DATE: Final = (1980, 1, 1, 0, 0, 0)
+
+
+# ---------------------------------------------------------------- where modules live
+
+_homes: dict[str, tuple[object, Home]] = {}
+
+
+def home(name: str) -> Home:
+    """Where the module of this dotted name lives. It need not be imported; unknown names are `BY_VALUE`."""
+    module = sys.modules.get(name)
+    known = _homes.get(name)
+    if known is not None and known[0] is module and module is not None:
+        return known[1]
+    found = _find_home(name, module)
+    _homes[name] = (module, found)
+    return found
+
+
+def _find_home(name: str, module: Any) -> Home:
+    top = name.partition(".")[0]
+    if top == "windlass":
+        return INSTALLED
+    if not top or top in ("__main__", "__mp_main__"):
+        return BY_VALUE
+    if module is None:
+        spec = _find_spec(top)
+        places = [] if spec is None else _places(spec)
+        if spec is not None and not places:
+            return INSTALLED  # built in or frozen
+        if not places or not any(map(os.path.exists, places)):
+            return BY_VALUE
+        return INSTALLED if all(map(_is_installed, places)) else LOCAL
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str):
+        if getattr(getattr(module, "__spec__", None), "origin", None) in ("built-in", "frozen"):
+            return INSTALLED
+        paths = [path for path in getattr(module, "__path__", ()) if isinstance(path, str)]
+        if not paths:
+            return BY_VALUE
+        if all(map(_is_installed, paths)):
+            return INSTALLED
+        file = next(path for path in paths if not _is_installed(path))
+    elif _is_installed(file):
+        return INSTALLED
+    # It must be what an import of that name gives in another process.
+    spec = _find_spec(top)
+    if spec is None or not os.path.exists(file):
+        return BY_VALUE
+    real = os.path.realpath(file)
+    for place in map(os.path.realpath, _places(spec)):
+        if real == place or real.startswith(place + os.sep):
+            return LOCAL
+    return BY_VALUE
+
+
+def _find_spec(top: str) -> ModuleSpec | None:
+    """The spec that an import would find, whatever is imported already."""
+    for finder in list(sys.meta_path):
+        try:
+            spec = finder.find_spec(top, None)
+        except Exception:  # noqa: BLE001 - anybody's finder
+            continue
+        if spec is not None:
+            return spec
+    return None
+
+
+def _places(spec: ModuleSpec) -> list[str]:
+    """The folders of a package, or the file of a module."""
+    if spec.submodule_search_locations is not None:
+        return [path for path in spec.submodule_search_locations if not path.startswith("__editable__")]
+    return [spec.origin] if spec.has_location and spec.origin else []
+
+
+_installed_folders: tuple[str, ...] = ()
+
+
+def _is_installed(path: str) -> bool:
+    global _installed_folders
+    if not _installed_folders:
+        import sysconfig
+
+        wanted = ("stdlib", "platstdlib", "purelib", "platlib")
+        folders = {os.path.join(folder, "") for name, folder in sysconfig.get_paths().items() if name in wanted}
+        _installed_folders = tuple(sorted(folders | {os.path.realpath(folder) + os.sep for folder in folders}))
+    path = os.path.abspath(path)
+    if f"{os.sep}site-packages{os.sep}" in path or f"{os.sep}dist-packages{os.sep}" in path:
+        return True
+    return path.startswith(_installed_folders)
+
+
+# ---------------------------------------------------------------- making them
+
+
+class _Snapshot:
+    """The newest snapshot of a top-level module."""
+
+    def __init__(self, files: dict[str, tuple[str, int, int]]) -> None:
+        self.files = files
+        self.data = _zipped(files)
+        self.needs = _imported(files)
+        self.looked_at = 0.0
+
+
+_snapshots: dict[str, _Snapshot] = {}
+
+
+def snapshots_of(modules: Iterable[str], put: Put, max_age: float = MAX_AGE) -> tuple[ObjectRef, ...]:
+    """Snapshots of these top-level modules, as far as they are local, and of the local ones that their source imports.
+
+    `max_age`: seconds for which files are taken to be unchanged. Raises `UsageError` for a module that is too large, and what
+    ``put`` raises.
+    """
+    import time
+
+    now = time.monotonic()
+    taken: dict[str, _Snapshot] = {}
+    waiting = sorted(set(modules))
+    while waiting:
+        name = waiting.pop()
+        if name in taken or home(name) != LOCAL:
+            continue
+        snapshot = taken[name] = _take(name, now, max_age)
+        waiting += snapshot.needs
+    return tuple(put(taken[name].data) for name in sorted(taken) if taken[name].files)
+
+
+def _take(name: str, now: float, max_age: float) -> _Snapshot:
+    known = _snapshots.get(name)
+    if known is not None and now - known.looked_at <= max_age:
+        return known
+    files = _files(name)
+    if known is None or known.files != files:
+        known = _Snapshot(files)
+        _snapshots[name] = known
+    known.looked_at = now
+    return known
+
+
+def _files(top: str) -> dict[str, tuple[str, int, int]]:
+    """Name in the archive → (path, modification time in ns, bytes). Raises `UsageError` when they are too many bytes."""
+    spec = _find_spec(top)
+    files: dict[str, tuple[str, int, int]] = {}
+    for place in [] if spec is None else _places(spec):
+        if _is_installed(place):
+            continue  # the other portion of a namespace package
+        found = _walk(place, top, set()) if os.path.isdir(place) else [(os.path.basename(place), place)]
+        for name, path in found:
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue  # a dangling link, or just removed
+            if status.st_size <= MAX_FILE_BYTES:
+                files.setdefault(name, (path, status.st_mtime_ns, status.st_size))
+    total = sum(size for _, _, size in files.values())
+    if total > MAX_TOTAL_BYTES:
+        from windlass.errors import UsageError
+
+        largest = sorted(files.values(), key=lambda file: -file[2])[:3]
+        listed = ", ".join(f"{path} ({size / 1e6:.0f} MB)" for path, _, size in largest)
+        raise UsageError(
+            f"the local module {top!r} has {total / 1e6:.0f} MB of files, and at most {MAX_TOTAL_BYTES / 1e6:.0f} MB can be sent to "
+            f"workers; the largest: {listed}; move data out of the package, or install it where workers see it"
+        )
+    return files
+
+
+def _walk(folder: str, inside: str, above: set[str]) -> Iterator[tuple[str, str]]:
+    """(name in the archive, path) of all that belongs to a source tree; links are followed, never in circles."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name.endswith(_SKIPPED_ENDS):
+            continue
+        if entry.is_dir():
+            if entry.name not in _SKIPPED_FOLDERS and not os.path.exists(os.path.join(entry.path, "pyvenv.cfg")):
+                yield from _walk(entry.path, f"{inside}/{entry.name}", above | {real})
+        elif entry.is_file():
+            yield f"{inside}/{entry.name}", entry.path
+
+
+def _zipped(files: dict[str, tuple[str, int, int]]) -> bytes:
+    import io
+    import zipfile
+
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name in sorted(files):
+            path = files[name][0]
+            try:
+                with open(path, "rb") as file:
+                    data = file.read()
+                executable = os.access(path, os.X_OK)
+            except OSError:
+                continue  # not ours to read, or just removed
+            info = zipfile.ZipInfo(name, _DATE)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.create_system = 3  # Unix, wherever it is made
+            info.external_attr = (0o100755 if executable else 0o100644) << 16
+            archive.writestr(info, data)
+    return out.getvalue()
+
+
+def _imported(files: dict[str, tuple[str, int, int]]) -> list[str]:
+    """The top-level modules that the Python files import by an absolute name, anywhere in them."""
+    import ast
+
+    names: set[str] = set()
+    for name, (path, _, _) in files.items():
+        if not name.endswith(".py"):
+            continue
+        try:
+            with open(path, "rb") as file:
+                tree = ast.parse(file.read())
+        except (OSError, SyntaxError, ValueError, RecursionError):
+            continue  # its import will say so
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.partition(".")[0])
+    return sorted(names)
+
+
+# ---------------------------------------------------------------- on the worker
+
+
+def unpack(archive: str | os.PathLike[str] | Buffer, folder: str | os.PathLike[str]) -> str:
+    """Unpack a snapshot into `folder`, whole or not at all; returns the folder. One that is there already is used as it is.
+
+    Raises `ValueError`, and makes nothing, for an archive that is damaged or names files outside of the folder.
+    """
+    folder = os.fspath(folder)
+    if os.path.isdir(folder):
+        return folder
+    import io
+    import shutil
+    import zipfile
+
+    half = f"{folder}.{os.getpid()}-{os.urandom(6).hex()}"
+    try:
+        source: Any = archive if isinstance(archive, str | os.PathLike) else io.BytesIO(archive)
+        os.makedirs(half, mode=0o700)
+        with zipfile.ZipFile(source) as zipped:
+            for info in zipped.infolist():
+                _unpack_one(zipped, info, half)
+        try:
+            os.rename(half, folder)
+        except OSError:
+            if not os.path.isdir(folder):  # else another process was quicker
+                raise
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"a snapshot of source code is damaged and was not unpacked into {folder}: {error}") from error
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+    return folder
+
+
+def _unpack_one(zipped: Any, info: Any, folder: str) -> None:
+    name: str = info.filename
+    kind = (info.external_attr >> 16) & 0o170000
+    parts = name.split("/")
+    if name.startswith("/") or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts) or kind not in (0, 0o100000):
+        raise ValueError(f"a snapshot of source code names {name!r}, which is no plain file below its folder; nothing was unpacked")
+    path = os.path.join(folder, *parts)
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    mode = 0o700 if (info.external_attr >> 16) & 0o100 else 0o600
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(zipped.read(info))
+    os.utime(path, (315532800, 315532800))  # as in the archive, so that compiled files stay valid
+
+
+def use(folder: str) -> None:
+    """Put an unpacked snapshot first on ``sys.path``, once."""
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+        sys.path_importer_cache.pop(folder, None)
+
+
+def code_folder(base: str | os.PathLike[str], name: ObjectName | str) -> str:
+    """Where the snapshot of this name is unpacked below `base`."""
+    return os.path.join(base, name)
+
+
+def install_all(names: Sequence[str], archives: Sequence[Buffer]) -> None:
+    """Unpack snapshots that came with a call and use them; the first thing that such a call's stream does.
+
+    They go below ``WINDLASS_CODE``, which the worker sets, else below the temporary folder.
+    """
+    base = os.environ.get("WINDLASS_CODE")
+    if not base:
+        import tempfile
+
+        base = os.path.join(tempfile.gettempdir(), f"windlass-code-{os.getuid()}-{os.getpid()}")
+    for name, archive in zip(names, archives, strict=True):
+        folder = code_folder(base, name)
+        if folder not in sys.path:
+            use(unpack(archive, folder))

@@ -1,9 +1,9 @@
 """What a manager says of itself, asked for and shown to a person.
 
 Theory of operation: the status is one JSON object, described in docs/status.md; `StatusPort` gets it over an ordinary client
-connection, so it is what any other client would see.  `picture` turns it into tables.  It takes what is there: a key that is missing
-leaves out its column or table, and one that it does not know is shown under its own name, so that the command line of one version can
-look at managers of others.
+connection, so it is what any other client would see.  `picture` turns it into tables with the columns that a person looks for, and long
+texts (imports, why a library failed, why a pool is paused) into lines below them.  It takes what is there: a key that is missing leaves
+out its column, so that the command line of one version can look at managers of others; ``--json`` has everything.
 """
 
 from __future__ import annotations
@@ -117,90 +117,136 @@ def show_left(value: object) -> str:
 
 
 def show_imports(value: object) -> str:
-    """``numpy 0.12 s, scipy.stats 1.3 s``, from records or from a mapping of seconds by module."""
-    parts: list[str] = []
-    if isinstance(value, Mapping):
-        parts = [f"{module} {show_span(seconds)}" for module, seconds in cast("Mapping[str, object]", value).items()]
-    elif isinstance(value, list):
-        for one in cast("list[object]", value):
-            if isinstance(one, Mapping):
-                record = cast("Mapping[str, object]", one)
-                text = str(record.get("module", "?"))
-                parts.append(text + (f" {show_span(record['seconds'])}" if "seconds" in record else ""))
-            else:
-                parts.append(str(one))
-    else:
+    """``numpy 0.12 s, scipy.stats 1.3 s``; one that failed says so."""
+    if not isinstance(value, Mapping):
         return show_plain(value)
+    parts: list[str] = []
+    for module, spent in cast("Mapping[str, object]", value).items():
+        record = cast("Mapping[str, object]", spent) if isinstance(spent, Mapping) else {"seconds": spent}
+        parts.append(f"{module} failed" if record.get("error") else f"{module} {show_span(record.get('seconds'))}")
     return ", ".join(parts)
 
 
-#: How keys are shown that are not plain: by their last word, or whole.
+def show_hosted(value: object) -> str:
+    """A worker's libraries: ``digits (2 slots), other (starting)``."""
+    if not isinstance(value, list):
+        return show_plain(value)
+    parts: list[str] = []
+    for one in cast("list[object]", value):
+        record = cast("Mapping[str, object]", one) if isinstance(one, Mapping) else {"name": one}
+        phase = str(record.get("phase", "ready"))
+        slots = record.get("slots")
+        detail = phase if phase not in ("ready", "serving") else f"{slots} slot{'s' * (slots != 1)}" if slots is not None else ""
+        parts.append(f"{record.get('name', '?')}" + (f" ({detail})" if detail else ""))
+    return ", ".join(parts)
+
+
+#: How keys are shown that are not plain.
 _SHOWN: Final[Mapping[str, Callable[[object], str]]] = {
-    "bytes": show_bytes,
+    "hoisted_seconds": show_span,
+    "idle_seconds": show_span,
+    "imports": show_imports,
+    "libraries": show_hosted,
+    "longest_seconds": show_span,
+    "mean_seconds": show_span,
     "memory": show_bytes,
-    "memory_used": show_bytes,
     "memory_limit": show_bytes,
-    "seconds": show_span,
+    "memory_used": show_bytes,
+    "saved_seconds": show_span,
+    "seconds_left": show_left,
     "uptime": show_span,
     "walltime": show_left,
-    "seconds_left": show_left,
-    "imports": show_imports,
 }
 
-#: First columns of each table, in this order; other keys follow as they come.
-_FIRST: Final = ("name", "id", "pool", "backend", "host", "state", "waiting", "running", "queued", "done", "failed")
+#: The columns of each table, in this order; `_REMARKS` are long texts, shown in lines below it.
+_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
+    "libraries": ("name", "waiting", "running", "done", "instances", "slots", "mean_seconds", "hoisted_seconds", "saved_seconds"),
+    "workers": (
+        "id",
+        "host",
+        "pool",
+        "cores",
+        "gpus",
+        "running",
+        "held",
+        "memory_used",
+        "memory_limit",
+        "idle_seconds",
+        "seconds_left",
+        "libraries",
+    ),
+    "pools": ("name", "backend", "pilots", "cores", "memory", "gpus", "walltime", "commands"),
+}
+_REMARKS: Final[Mapping[str, tuple[str, ...]]] = {
+    "libraries": ("imports", "notes", "failed"),
+    "workers": ("draining",),
+    "pools": ("paused", "failure"),
+}
+#: Columns whose zeros say something.
+_COUNTS: Final = {"waiting", "running", "done", "failed", "cancelled", "instances", "slots", "held"}
 
 
 def show(key: str, value: object) -> str:
     """A value as its key asks for."""
-    form = _SHOWN.get(key) or _SHOWN.get(key.rpartition("_")[2], show_plain)
-    return form(value)
+    return _SHOWN.get(key, show_plain)(value)
+
+
+def _is_empty(key: str, value: object) -> bool:
+    return value in (None, "", [], {}, False) or (value == 0 and key not in _COUNTS)
 
 
 # ---------------------------------------------------------------- the picture
 
 
-def _table(title: str, rows: list[Mapping[str, object]]) -> Table:
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    keys.sort(key=lambda key: _FIRST.index(key) if key in _FIRST else len(_FIRST))
-    keys = [key for key in keys if any(row.get(key) not in (None, "", [], {}) for row in rows)]
+def _table(kind: str, rows: list[Mapping[str, object]], title: str) -> list[RenderableType]:
+    keys = [key for key in _COLUMNS[kind] if any(not _is_empty(key, row.get(key)) or row.get(key) == 0 and key in _COUNTS for row in rows)]
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     for key in keys:
-        numbers = all(isinstance(row.get(key, 0), int | float) for row in rows)
-        table.add_column(key.replace("_", " "), justify="right" if numbers else "left", overflow="fold")
+        numbers = all(isinstance(row.get(key) or 0, int | float) for row in rows)
+        heading = key.removesuffix("_seconds").replace("_", " ") if key != "seconds_left" else "time left"
+        table.add_column(heading, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(show(key, row[key]) if key in row else "") for key in keys))
-    return table
+        table.add_row(*(Text("" if row.get(key) is None else show(key, row[key])) for key in keys))
+    remarks = [
+        Text(f"  {row.get('name') or row.get('id') or '?'}: {key}: {show(key, row[key])}")
+        for row in rows
+        for key in _REMARKS[kind]
+        if not _is_empty(key, row.get(key))
+    ]
+    return [table, *remarks]
 
 
-def _line(pairs: Mapping[str, object]) -> str:
-    return "   ".join(f"{key.replace('_', ' ')} {show(key, value)}" for key, value in pairs.items() if value not in (None, "", [], {}))
+def _about(manager: Mapping[str, object]) -> str:
+    words = [f"manager {manager.get('name') or manager.get('id') or '?'}"]
+    addresses = manager.get("addresses")
+    if addresses:
+        words.append(f"at {show_plain(addresses)}")
+    if isinstance(manager.get("uptime"), int | float):
+        words.append(f"up {show_span(manager['uptime'])}")
+    return ", ".join(words)
 
 
 def picture(status: Mapping[str, object], *, most_workers: int = 40) -> RenderableType:
     """The status as tables, for a terminal or a plain stream; of more workers than ``most_workers`` the first ones."""
     parts: list[RenderableType] = []
-    manager = status.get("manager")
+    manager, calls = status.get("manager"), status.get("calls")
     if isinstance(manager, Mapping):
-        about = dict(cast("Mapping[str, object]", manager))
-        name = about.pop("name", None) or about.get("id") or "?"
-        parts += [Text(f"manager {name}", style="bold"), Text("  " + _line(about))]
-    calls = status.get("calls")
+        parts.append(Text(_about(cast("Mapping[str, object]", manager)), style="bold"))
     if isinstance(calls, Mapping):
         counts = dict(cast("Mapping[str, object]", calls))
         rate = counts.pop("rate", None)
-        words = "   ".join(f"{show(key, value)} {key.replace('_', ' ')}" for key, value in counts.items())
-        parts.append(Text("  calls: " + words + (f"   {show_plain(rate)} per s" if isinstance(rate, int | float) else "")))
-    for key in ("libraries", "workers", "pools"):
-        value = status.get(key)
+        words = [f"{show(key, value)} {key.replace('_', ' ')}" for key, value in counts.items() if not _is_empty(key, value)]
+        words += [f"{show_plain(rate)} per s"] if isinstance(rate, int | float) else []
+        parts.append(Text("calls: " + ", ".join(words)))
+    for kind in _COLUMNS:
+        value = status.get(kind)
         if not isinstance(value, list):
             continue
         rows = [cast("Mapping[str, object]", row) for row in cast("list[object]", value) if isinstance(row, Mapping)]
-        if not rows:
-            parts.append(Text(f"no {key}", style="dim"))
-            continue
-        if key == "workers" and len(rows) > most_workers:
-            parts.append(_table(f"workers (the first {most_workers} of {len(rows)})", rows[:most_workers]))
-        else:
-            parts.append(_table(key, rows))
+        title = kind
+        if kind == "workers" and len(rows) > most_workers:
+            title = f"workers (the first {most_workers} of {len(rows)})"
+            rows = rows[:most_workers]
+        parts.append(Text(""))
+        parts += _table(kind, rows, title) if rows else [Text(f"no {kind}", style="dim")]
     return Group(*parts) if parts else Text("the manager says nothing about itself")

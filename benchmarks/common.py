@@ -1,0 +1,162 @@
+"""What all benchmarks share: rounds that take turns, medians, the machine's facts, a table and one JSON object.
+
+Theory of operation: systems that are compared run in the same program, in turns, round after round, so that whatever else the machine
+does falls on all of them; a figure is the median of the rounds.  Each call has an argument of its own and each result is checked, so that
+nothing can be skipped or answered twice.  Both sides use the same plain loop of ``submit`` and ``result()``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import windlass
+
+T = TypeVar("T")
+
+#: Slots on each side.
+SLOTS = 2
+
+
+class Submits(Protocol):
+    """Gives a future of ``function(argument)``: all that a benchmark needs of a system."""
+
+    def __call__(self, argument: Any, /) -> Any: ...
+
+
+def arguments(description: str | None, *, rounds: int = 5, **sizes: int) -> argparse.Namespace:
+    """The command line of a benchmark: ``--json``, ``--rounds``, and its sizes (``calls=10_000`` → ``--calls``)."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--rounds", type=int, default=rounds, help="rounds that each side runs; figures are medians (default: %(default)s)")
+    for name, size in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=size, help="default: %(default)s")
+    return parser.parse_args()
+
+
+def echo(value: Any) -> Any:
+    """The call that does nothing."""
+    return value
+
+
+@contextlib.contextmanager
+def windlass_side(*functions: Callable[..., Any], **library: Any) -> Generator[windlass.Manager]:
+    """A manager with one local pilot of `SLOTS` cores and a library ``lib`` of the functions that has answered once on each slot."""
+    with windlass.Manager() as manager, windlass.Factory(manager, "local", cores=SLOTS, max_pilots=1):
+        manager.install_library("lib", *functions, **library)
+        yield manager
+
+
+def windlass_submits(manager: windlass.Manager, function: str = "echo") -> Submits:
+    """``submit`` as a user of Windlass writes it."""
+    FunctionCall = windlass.FunctionCall
+
+    def submit(argument: Any) -> Any:
+        return manager.submit(FunctionCall("lib", function, argument))
+
+    return submit
+
+
+def pool_submits(pool: ProcessPoolExecutor, function: Callable[[Any], Any] = echo) -> Submits:
+    """``submit`` as a user of the standard library's process pool writes it."""
+
+    def submit(argument: Any) -> Any:
+        return pool.submit(function, argument)
+
+    return submit
+
+
+def warm(*sides: Submits, calls: int = 50) -> None:
+    """Let every process start and load what it needs."""
+    for submit in sides:
+        for number, future in [(number, submit(number)) for number in range(calls)]:
+            check(future.result() == number)
+
+
+def in_turns(rounds: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
+    """Run each side once per round; every second round in the opposite order, so that none always goes first."""
+    found: dict[str, list[T]] = {name: [] for name in sides}
+    for number in range(rounds):
+        names = list(sides) if number % 2 == 0 else list(reversed(sides))
+        for name in names:
+            found[name].append(sides[name]())
+    return found
+
+
+def check(right: bool) -> None:
+    """Stop the benchmark when a result is wrong: a figure of wrong results is none."""
+    if not right:
+        raise SystemExit("a call gave a wrong result; the figures are void")
+
+
+def median(values: Iterable[float]) -> float:
+    return statistics.median(values)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that ``share`` of all stay under, by nearest rank."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def clock() -> float:
+    return time.perf_counter()
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    model = platform.processor()
+    with contextlib.suppress(OSError):
+        names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "windlass": windlass.__version__,
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def report(
+    chosen: argparse.Namespace,
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    figures: Mapping[str, object],
+    note: str,
+) -> None:
+    """Print the table, or with ``--json`` one object: the figures, the machine, the number of rounds."""
+    name = Path(sys.argv[0]).stem
+    if chosen.json:
+        print(json.dumps({"benchmark": name, **figures, "rounds": chosen.rounds, "machine": machine()}))
+        return
+    text = [[str(column) for column in columns]] + [[cell(value) for value in row] for row in rows]
+    widths = [max(len(row[at]) for row in text) for at in range(len(columns))]
+    print(title)
+    for row in text:
+        print("  " + "  ".join([row[0].ljust(widths[0]), *(value.rjust(width) for value, width in zip(row[1:], widths[1:], strict=True))]))
+    print("  " + "   ".join(f"{key} {cell(value)}" for key, value in figures.items()))
+    print(f"  {note}")
+    facts = machine()
+    print(
+        f"  medians of {chosen.rounds} rounds in turns; Python {facts['python']}, {facts['cores']} cores, {facts['cpu']}, load {facts['load']}"
+    )
+
+
+def cell(value: object) -> str:
+    """A number with three or more digits that say something."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,88 @@
+"""Payload: arrays of 1 MB and 100 MB there and back, one at a time and several at once.
+
+A figure is megabytes (10^6 bytes) of array per second of wall clock, the way there and the way back counted once together: an array of
+1 MB that is back after 2 ms makes 500 MB/s.  Each array differs, and what comes back is compared in full after the clock has stopped.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from common import (
+    SLOTS,
+    Submits,
+    arguments,
+    check,
+    clock,
+    echo,
+    in_turns,
+    median,
+    pool_submits,
+    report,
+    warm,
+    windlass_side,
+    windlass_submits,
+)
+
+MEGABYTE = 10**6
+
+
+def arrays(size: int, count: int, seed: int) -> list[Any]:
+    """Arrays of ``size`` bytes that differ from each other and from those of other rounds."""
+    made = []
+    for number in range(count):
+        array = np.arange(size // 8, dtype=np.float64)
+        array[0] = seed * 1_000 + number
+        made.append(array)
+    return made
+
+
+def one_run(submit: Submits, size: int, count: int, at_once: int, seed: int) -> float:
+    """Megabytes per second."""
+    sent = arrays(size, count, seed)
+    back: list[Any] = []
+    began = clock()
+    under_way: list[Any] = []
+    for array in sent:
+        if len(under_way) == at_once:
+            back.append(under_way.pop(0).result())
+        under_way.append(submit(array))
+    back += [future.result() for future in under_way]
+    took = clock() - began
+    check(len(back) == count and all(np.array_equal(one, other) for one, other in zip(sent, back, strict=True)))
+    return size * count / MEGABYTE / took
+
+
+def main() -> None:
+    chosen = arguments(__doc__, small=100, large=4)
+    seeds = iter(range(1, 10**9))
+    rows: list[tuple[object, ...]] = []
+    figures: dict[str, object] = {}
+    with ProcessPoolExecutor(SLOTS) as pool:
+        processes = pool_submits(pool)
+        warm(processes)
+        with windlass_side(echo) as manager:
+            ours = windlass_submits(manager)
+            warm(ours)
+            for label, size, count in (("1mb", MEGABYTE, chosen.small), ("100mb", 100 * MEGABYTE, chosen.large)):
+                for way, at_once in (("serial", 1), ("pipelined", min(8, max(2, count // 2)))):
+                    runs = in_turns(
+                        chosen.rounds,
+                        {
+                            "Windlass": lambda size=size, count=count, n=at_once: one_run(ours, size, count, n, next(seeds)),
+                            "pool": lambda size=size, count=count, n=at_once: one_run(processes, size, count, n, next(seeds)),
+                        },
+                    )
+                    here, there = median(runs["Windlass"]), median(runs["pool"])
+                    rows.append((f"{label.removesuffix('mb')} MB, {way}", here, there, here / there))
+                    figures[f"mb_per_s_{label}_{way}"] = round(here)
+                    figures[f"vs_process_pool_{label}_{way}"] = round(here / there, 2)
+    note = f"arrays there and back, {SLOTS} slots; pipelined: up to 8 calls at once"
+    report(chosen, "Payload", ("array", "Windlass MB/s", "process pool MB/s", "ratio"), rows, figures, note)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""How a pilot is started: the worker's command line made from its pool, and the script around it.
+
+Theory of operation
+-------------------
+Every option of a worker stands once, in the `PoolConfig`; `worker_command` says it in the worker's words.  A pilot that needs no shell is started by that command alone;
+one with ``setup`` lines, and every pilot of a batch system, by a script rendered from a template (`windlass.batch_templates`).  The id of a pilot is known to the
+batch system only when the pilot runs, so the command lacks ``--pilot``, which `with_pilot` or the script adds.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from windlass.factory.backend import PilotRequest
+from windlass.factory.pool import PoolConfig
+from windlass.messages import PilotId
+
+
+def worker_command(pool: PoolConfig, connection: Path) -> tuple[str, ...]:
+    """The worker's argument vector, without ``--pilot``. ``connection`` is the manager's ``pilot.json``."""
+    resources = pool.resources
+    # -P: no folder of the user's comes before the standard library, so a random.py beside the program breaks no pilot.
+    command = [pool.python or sys.executable, "-P", "-m", "windlass.worker", "--connection", str(connection), "--pool", pool.name]
+    options: list[tuple[str, object]] = [
+        ("--cores", f"{resources.cores:g}" if resources.cores else ""),
+        ("--memory", resources.memory or ""),
+        ("--gpus", resources.gpus or ""),
+        ("--walltime", f"{pool.walltime:g}" if pool.walltime else ""),
+        # The factory lets idle pilots go; this is for pilots that no factory looks after any more. The minimum stays.
+        ("--idle-timeout", f"{pool.idle_timeout + 60:g}" if pool.idle_timeout and not pool.min_pilots else ""),
+        ("--grace", f"{pool.grace:g}"),
+        ("--scratch", pool.scratch),
+        ("--log-level", pool.log_level),
+    ]
+    for name, value in options:
+        if value != "":
+            command += [name, str(value)]
+    return tuple(command)
+
+
+def with_pilot(command: Iterable[str], pilot: PilotId) -> tuple[str, ...]:
+    """The whole command of a pilot whose word is known."""
+    return (*command, "--pilot", pilot)
+
+
+def pilot_script(request: PilotRequest, *, template: str = "pilot.sh.j2", **values: object) -> str:
+    """The script that starts a pilot; ``values`` are for the template (``pilot``: its word, where that is known)."""
+    import jinja2  # 60 ms; only pools with setup lines and batch systems need it
+
+    loader = jinja2.PackageLoader("windlass.batch_templates", "")
+    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    environment.filters["sh"] = lambda text: shlex.quote(str(text))
+    environment.filters["words"] = shlex.join
+    given: Mapping[str, object] = {
+        "shell": request.shell,
+        "pool": request.pool,
+        "ticket": request.ticket,
+        "env": request.env,
+        "setup": [line for line in request.setup if line.strip()],
+        "command": request.command,
+        "resources": request.resources,
+        "nodes": request.nodes,
+        "walltime": request.walltime,
+        "avoid": request.avoid,
+    }
+    return environment.get_template(template).render({**given, **values})

@@ -1,0 +1,146 @@
+"""The local backend: each pilot is a process of this machine.
+
+Theory of operation
+-------------------
+A pilot is the worker's own process (no shell in between, unless the pool has ``setup`` lines), the leader of its session, with its output in
+``FOLDER/JOB.log``.  The end of one is known at once, so the factory is woken.  Unless told otherwise a pool is one pilot with all cores that this
+process may use.  The id of this process is in ``WINDLASS_PARENT_PID``, so that a worker can leave when its parent was killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from windlass.errors import OverLimit, Rejected
+from windlass.factory.backend import (
+    OWN_MACHINE,
+    Cause,
+    CommandLimits,
+    JobId,
+    Listed,
+    PilotRequest,
+    PilotState,
+    PoolDefaults,
+    Tag,
+    pilot_word,
+)
+from windlass.factory.launch import pilot_script, with_pilot
+from windlass.factory.processes import Process, Processes, tail_of
+
+#: Errors of starting a process that say "not now".
+SHORT_OF: frozenset[int] = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+
+
+def state_of(process: Process, job: JobId, ticket: str, restart: int | None = None) -> PilotState:
+    """How a backend lists a process that has ended."""
+    status = process.status or 0
+    if process.timed_out:
+        cause, reason = Cause.WALLTIME, "its walltime is over"
+    elif status < 0:
+        cause, reason = Cause.SIGNAL, f"ended by signal {-status}"
+    else:
+        cause, reason = Cause.EXIT, f"exit status {status}"
+    exit_status = status if status >= 0 else None
+    return PilotState(job=job, listed=Listed.ENDED, ticket=ticket, restart=restart, reason=reason, cause=cause, exit_status=exit_status)
+
+
+class LocalBackend:
+    """Pilots as processes of this machine."""
+
+    name: ClassVar[str] = "local"
+    defaults: ClassVar[PoolDefaults] = PoolDefaults(
+        max_pilots=1,
+        cores=float(len(os.sched_getaffinity(0))),
+        shared=True,
+        max_queued=1000,
+        walltime=0.0,
+        idle_timeout=300.0,
+        start_cost=0.5,
+        hold=5.0,
+        hello_timeout=60.0,
+    )
+    limits: ClassVar[CommandLimits] = OWN_MACHINE
+    max_batch: ClassVar[int] = 64
+
+    def __init__(self) -> None:
+        self.query_interval = 5.0  # ends are told at once; this is for the logs
+        self._folder = Path()
+        self._processes: Processes | None = None
+        self._tickets: dict[JobId, str] = {}
+        self._number = 0
+        self._prefix = ""
+
+    def open(self, tag: Tag, folder: Path, wake: Callable[[], None]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._processes = Processes(wake)
+        # A later life of a factory of the same name must not use the same ids.
+        self._prefix = f"{tag.factory}-{secrets.token_hex(2)}"
+
+    @property
+    def _table(self) -> Processes:
+        assert self._processes is not None, "open() comes first"
+        return self._processes
+
+    def submit(self, request: PilotRequest, count: int) -> Sequence[JobId]:
+        jobs: list[JobId] = []
+        for _ in range(count):
+            job = JobId(f"{self._prefix}.{self._number + 1}")
+            try:
+                self._start(job, request)
+            except OSError as error:
+                if jobs:
+                    break  # those that started count; the rest is asked for again
+                text = f"cannot start {request.command[0]}: {error.strerror or error}"
+                raise (OverLimit if error.errno in SHORT_OF else Rejected)(text) from None
+            self._number += 1
+            self._tickets[job] = request.ticket
+            jobs.append(job)
+        return jobs
+
+    def _start(self, job: JobId, request: PilotRequest) -> None:
+        command = with_pilot(request.command, pilot_word(job, 0))
+        if request.setup:
+            script = self._folder / f"{job}.sh"
+            script.write_text(pilot_script(request, pilot=pilot_word(job, 0)))
+            command = (request.shell, str(script))
+        env = {**os.environ, **dict(request.env), "WINDLASS_PARENT_PID": str(os.getpid())}
+        self._table.start(job, command, env, self._log(job), grace=request.grace, walltime=request.walltime)
+
+    def query(self) -> Sequence[PilotState]:
+        self._table.trim()
+        ended = self._table.take_ended()
+        states = [state_of(process, JobId(process.key), self._tickets.pop(JobId(process.key), "")) for process in ended]
+        host = os.uname().nodename
+        running = [JobId(key) for key in self._table.running()]
+        return states + [PilotState(job=job, listed=Listed.RUNNING, ticket=self._tickets.get(job, ""), node=host) for job in running]
+
+    def cancel(self, jobs: Sequence[JobId]) -> None:
+        self._table.end(jobs)
+
+    def cancel_all(self) -> None:
+        self._table.end()
+
+    def tail(self, job: JobId) -> str:
+        return tail_of(self._log(job))
+
+    def describe(self, request: PilotRequest, count: int) -> str:
+        import shlex
+
+        job = JobId("JOB")
+        if request.setup:
+            script = pilot_script(request, pilot=pilot_word(job, 0))
+            return f"# {count} x {request.shell} FOLDER/{job}.sh, which is:\n{script}"
+        return f"# {count} x\n{shlex.join(with_pilot(request.command, pilot_word(job, 0)))}"
+
+    def close(self) -> None:
+        if self._processes is not None:
+            self._processes.close()
+
+    def _log(self, job: JobId) -> Path:
+        return self._folder / f"{job}.log"

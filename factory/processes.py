@@ -1,0 +1,244 @@
+"""Pilots as processes of this machine: started, watched, ended, none left behind.
+
+Theory of operation
+-------------------
+Each process is the leader of a session of its own, so that signals of the terminal do not reach it and its group can be ended whole.  One thread, the
+*reaper*, waits on the pidfds of all of them: it learns an end at once, sees to walltimes, and turns the grace after a SIGTERM into a SIGKILL.  What is left of the group of
+an ended leader is given `STRAGGLE` seconds to end by itself (a worker's guardian cleans up there), then killed.  A group's number cannot be taken by another
+process while a member lives, and is not signalled after the last one is gone.
+
+Output goes to one file per process, opened for appending, so that `trim` can cut it while it is written.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+STRAGGLE: Final = 2.0
+STRAGGLE_STEP: Final = 0.02
+#: A log is cut when it is larger than this, to so much of its end. Bytes.
+LOG_LIMIT: Final = 1 << 20
+LOG_KEPT: Final = 128 << 10
+TAIL_BYTES: Final = 4096
+TAIL_LINES: Final = 12
+
+
+@dataclass(slots=True)
+class Process:
+    """One process. Times are of the monotonic clock."""
+
+    key: str
+    popen: subprocess.Popen[bytes]
+    pidfd: int
+    log: Path
+    grace: float
+    #: When it is told to end for its walltime, and when it is killed; None: never.
+    term_at: float | None
+    kill_at: float | None = None
+    #: Popen's: negative for a signal; None while it runs.
+    status: int | None = None
+    #: It was told to end because of its walltime.
+    timed_out: bool = False
+    #: Until when its group may straggle.
+    straggles_until: float | None = None
+
+
+class Processes:
+    """The processes of one backend. Methods may be called by any thread; ``wake`` is called by the reaper when one has ended."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._processes: dict[str, Process] = {}
+        self._ended: dict[str, Process] = {}
+        self._thread: threading.Thread | None = None
+        self._poll = select.poll()
+        self._bell, self._ring = os.pipe()
+        os.set_blocking(self._bell, False)
+        os.set_blocking(self._ring, False)
+        self._poll.register(self._bell, select.POLLIN)
+        self._closing = False
+
+    def start(self, key: str, command: Sequence[str], env: Mapping[str, str], log: Path, *, grace: float, walltime: float = 0.0) -> int:
+        """Start one; its pid. Raises OSError."""
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            popen = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor, env=dict(env), start_new_session=True
+            )
+        finally:
+            os.close(descriptor)
+        term_at = time.monotonic() + walltime if walltime else None
+        process = Process(key, popen, os.pidfd_open(popen.pid), log, grace, term_at)
+        with self._lock:
+            self._processes[key] = process
+            self._poll.register(process.pidfd, select.POLLIN)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._reap, name="windlass-reaper", daemon=True)
+                self._thread.start()
+        self._bell_rings()
+        return popen.pid
+
+    def end(self, keys: Sequence[str] | None = None, *, grace: float | None = None) -> None:
+        """SIGTERM to these (None: all), SIGKILL after their grace. Ended and unknown ones are no error."""
+        now = time.monotonic()
+        with self._lock:
+            for key in list(self._processes) if keys is None else keys:
+                process = self._processes.get(key)
+                if process is not None and process.status is None:
+                    self._tell(process, now, process.grace if grace is None else grace)
+        self._bell_rings()
+
+    def _tell(self, process: Process, now: float, grace: float) -> None:
+        if process.kill_at is None:
+            self._signal(process, signal.SIGTERM)
+        kill_at = now + grace
+        process.kill_at = kill_at if process.kill_at is None else min(process.kill_at, kill_at)
+        process.term_at = None
+
+    @staticmethod
+    def _signal(process: Process, number: signal.Signals) -> None:
+        try:
+            signal.pidfd_send_signal(process.pidfd, number)
+        except ProcessLookupError:
+            pass  # it ended this moment; the reaper is about to see it
+
+    def kill(self, keys: Sequence[str]) -> None:
+        """SIGKILL to these now."""
+        self.end(keys, grace=0.0)
+
+    def running(self) -> list[str]:
+        """Those that run."""
+        with self._lock:
+            return [key for key, process in self._processes.items() if process.status is None]
+
+    def take_ended(self) -> list[Process]:
+        """Those that have ended since the last time."""
+        with self._lock:
+            ended, self._ended = list(self._ended.values()), {}
+        return ended
+
+    def trim(self) -> None:
+        """Cut logs that have grown too long to their end."""
+        with self._lock:
+            logs = [process.log for process in self._processes.values()]
+        for log in logs:
+            trim_log(log)
+
+    def close(self) -> None:
+        """Wait for the end of all (they have been told), killing those whose grace is over; the reaper ends. Idempotent."""
+        self.end()
+        with self._lock:
+            self._closing = True
+            thread, self._thread = self._thread, None
+        self._bell_rings()
+        if thread is not None:
+            thread.join()
+        with self._lock:
+            if self._bell >= 0:
+                os.close(self._bell)
+                os.close(self._ring)
+                self._bell = self._ring = -1
+
+    # ---------------------------------------------------------------- the reaper
+
+    def _bell_rings(self) -> None:
+        try:
+            os.write(self._ring, b"!")
+        except (BlockingIOError, OSError):
+            pass  # it rings already, or nobody listens any more
+
+    def _reap(self) -> None:
+        while True:
+            with self._lock:
+                if self._closing and not self._processes:
+                    return
+                timeout = self._timeout(time.monotonic())
+            events = self._poll.poll(timeout)
+            if any(descriptor == self._bell for descriptor, _ in events):
+                os.read(self._bell, 4096)
+            with self._lock:
+                ended = self._look(time.monotonic())
+            if ended:
+                self._wake()
+
+    def _timeout(self, now: float) -> float | None:
+        """Milliseconds until the next thing to do."""
+        times: list[float] = []
+        for process in self._processes.values():
+            if process.straggles_until is not None:
+                times.append(now + STRAGGLE_STEP)
+            else:
+                times += [at for at in (process.term_at, process.kill_at) if at is not None]
+        return max(0.0, min(times) - now) * 1000 + 1 if times else None
+
+    def _look(self, now: float) -> bool:
+        ended = False
+        for key, process in list(self._processes.items()):
+            if process.status is None:
+                process.status = process.popen.poll()
+                if process.status is not None:
+                    self._poll.unregister(process.pidfd)
+                    os.close(process.pidfd)
+                    process.straggles_until = now + STRAGGLE
+                    self._ended[key] = process
+                    ended = True
+                elif process.kill_at is not None and process.kill_at <= now:
+                    self._signal(process, signal.SIGKILL)
+                    process.kill_at = now + 1.0
+                elif process.term_at is not None and process.term_at <= now:
+                    process.timed_out = True
+                    self._tell(process, now, process.grace)
+            if process.straggles_until is not None and not self._straggling(process, now):
+                del self._processes[key]
+        return ended
+
+    @staticmethod
+    def _straggling(process: Process, now: float) -> bool:
+        """Members of the ended leader's group are still there."""
+        assert process.straggles_until is not None
+        late = process.straggles_until <= now
+        try:
+            os.killpg(process.popen.pid, signal.SIGKILL if late else 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return False  # changed its user; not ours to end
+        return not late
+
+
+def trim_log(log: Path, limit: int = LOG_LIMIT, kept: int = LOG_KEPT) -> None:
+    """Cut a log that others append to, when it is larger than ``limit`` bytes, to about the last ``kept``."""
+    try:
+        with log.open("r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size <= limit:
+                return
+            file.seek(size - kept)
+            end = file.read()
+            file.truncate(0)
+        with log.open("ab") as file:
+            file.write(b"[windlass: %d bytes were cut here]\n" % (size - len(end)) + end)
+    except FileNotFoundError:
+        pass
+
+
+def tail_of(log: Path) -> str:
+    """The last lines of a log, bounded; "" when there is none."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.strip().splitlines()[-TAIL_LINES:])

@@ -1,0 +1,226 @@
+"""The manager's books: every call, library, worker and pool, and the small moves that keep them consistent.
+
+Theory of operation
+-------------------
+A call is in one place: in a queue (waiting), with one worker (sent), or ended and forgotten. The moves here take a call from one place to
+another and keep the counts beside it: `_requeue`, `_drop_waiting`, `_finish`. What is to be sent is gathered in an outbox per worker, in
+order; ends in a list.
+
+`check` states what must hold between the collections; tests call it after every step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import msgspec
+
+from windlass.manager.calls import Call, CallQueue
+from windlass.manager.libraries import LibraryState
+from windlass.manager.placement import why_never
+from windlass.manager.workers import Instance, Worker
+from windlass.messages import (
+    CANCELLED,
+    RETURNED,
+    CallDone,
+    CallEnd,
+    CallId,
+    CallOptions,
+    FunctionDef,
+    FunctionId,
+    InstanceId,
+    LibraryId,
+    Message,
+    PoolOffer,
+    PoolReport,
+    RunCalls,
+    WorkerId,
+)
+
+#: Bytes of payload in one `RunCalls`, well under the limit of a frame.
+RUN_BYTES = 256 << 10
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Times of the core, in seconds."""
+
+    #: A worker whose connection is cut has so long to come back with its session.
+    reconnect_grace: float = 60.0
+
+
+class Counters(msgspec.Struct):
+    """Numbers since the start."""
+
+    submitted: int = 0
+    returned: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    retried: int = 0
+    lost: int = 0
+
+
+class Books:
+    """All that a manager knows."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self.calls: dict[CallId, Call] = {}
+        self.libraries: dict[LibraryId, LibraryState] = {}
+        self.workers: dict[WorkerId, Worker] = {}
+        self.functions: dict[FunctionId, FunctionDef] = {}
+        self.offers: dict[str, tuple[PoolOffer, ...]] = {}
+        self.reports: dict[str, PoolReport] = {}
+        self.counters = Counters()
+        #: Changes when workers, instances or libraries come or go: what failed to find room is tried again.
+        self.structure = 0
+        self._queues: dict[tuple[LibraryId, CallOptions, float], CallQueue] = {}
+        self._queue_of: dict[tuple[LibraryId, int], CallQueue] = {}
+        self._dirty: dict[LibraryId, LibraryState] = {}
+        self._starved: dict[LibraryId, LibraryState] = {}
+        self._shrinking: dict[InstanceId, Instance] = {}
+        self._outbox: dict[WorkerId, list[Message]] = {}
+        self._done: list[CallDone] = []
+        self._next_instance = 1
+        self.demand_changed = True
+        self._dirty_runs = False
+
+    def take_outbox(self) -> dict[WorkerId, list[Message]]:
+        """Messages for workers since the last time, in the order in which they must be sent."""
+        for worker in self.workers.values() if self._dirty_runs else ():
+            self._flush_runs(worker)
+        self._dirty_runs = False
+        out, self._outbox = self._outbox, {}
+        return out
+
+    def take_done(self) -> list[CallDone]:
+        """Ends of calls since the last time."""
+        done, self._done = self._done, []
+        return done
+
+    def all_offers(self) -> tuple[PoolOffer, ...]:
+        """Offers of all pools of all factories."""
+        return tuple(offer for offers in self.offers.values() for offer in offers)
+
+    def _queue_for(self, library: LibraryId, options: CallOptions, least_seconds: float) -> CallQueue | str:
+        """The queue of a signature; or why there can be none."""
+        state = self.libraries.get(library)
+        if state is None:
+            return f"library version {library!r} is not installed"
+        key = (library, options, least_seconds)
+        queue = self._queues.get(key)
+        if queue is None:
+            reason = why_never(state.spec, options, self.all_offers(), [one.info.resources for one in self.workers.values()])
+            if reason:
+                return f"no pool can ever run this call of library {state.spec.name!r}: {reason}"
+            if len(state.queues) > 100:
+                self._sweep_queues(state)
+            queue = self._queues[key] = CallQueue(library, options, least_seconds, deque())
+            state.queues.append(queue)
+            state.queues.sort(key=lambda one: -one.options.priority)
+            state.tried = -1
+        return queue
+
+    def _sweep_queues(self, state: LibraryState) -> None:
+        for queue in [one for one in state.queues if not one.waiting and not one.running]:
+            state.queues.remove(queue)
+            self._queues.pop((queue.library, queue.options, queue.least_seconds), None)
+        self._queue_of.clear()
+
+    def _drop_waiting(self, call: Call) -> None:
+        call.queue.drop(call)
+        self.libraries[call.spec.library].waiting -= 1
+
+    def _requeue(self, call: Call) -> None:
+        """Wait again, first in line. The call is with no worker, and no longer counted as running."""
+        call.worker = WorkerId("")
+        call.queue.push_front(call)
+        state = self.libraries[call.spec.library]
+        state.waiting += 1
+        self._dirty[call.spec.library] = state
+
+    def _finish(self, call: Call, end: CallEnd, now: float) -> None:
+        """The one end of a call."""
+        self.calls.pop(call.spec.call, None)
+        if end.outcome == CANCELLED:
+            self.counters.cancelled += 1
+        elif end.outcome != RETURNED:
+            self.counters.failed += 1
+        self._done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(call.story) if call.story else ()))
+
+    def _send(self, worker: Worker, message: Message) -> None:
+        if worker.to_run:
+            self._flush_runs(worker)
+        self._outbox.setdefault(worker.id, []).append(message)
+
+    def _flush_runs(self, worker: Worker) -> None:
+        runs = worker.to_run
+        if not runs:
+            return
+        out = self._outbox.setdefault(worker.id, [])
+        size = first = 0
+        for index, run in enumerate(runs):
+            size += len(run.payload) + 64 + 48 * len(run.spans)
+            if size > RUN_BYTES:
+                out.append(RunCalls(runs[first : index + 1]))
+                size, first = 0, index + 1
+        if first < len(runs):
+            out.append(RunCalls(runs[first:] if first else runs))
+        worker.to_run = []
+
+    def _refresh(self, instance: Instance) -> None:
+        worker = self.workers.get(instance.worker)
+        if worker is not None and worker.usable:
+            self.libraries[instance.library].refresh(instance)
+        else:
+            self._off_lists(instance)
+
+    def _off_lists(self, instance: Instance) -> None:
+        state = self.libraries[instance.library]
+        state.idle.pop(instance.id, None)
+        state.roomy.pop(instance.id, None)
+
+    def _gone(self, instance: Instance, worker: Worker, now: float) -> None:
+        """An instance is no more."""
+        self._off_lists(instance)
+        self._shrinking.pop(instance.id, None)
+        worker.instances.pop(instance.id, None)
+        if worker.by_library.get(instance.library) is instance:
+            del worker.by_library[instance.library]
+        self.libraries[instance.library].instances.pop(instance.id, None)
+
+    def _restructured(self) -> None:
+        self.structure += 1
+        self.demand_changed = True
+        for state in self.libraries.values():
+            if state.waiting or state.removed:
+                self._dirty[state.spec.id] = state
+
+    def _wake_starved(self) -> None:
+        for state in self._starved.values():
+            if state.waiting:
+                self._dirty[state.spec.id] = state
+
+    def check(self) -> None:
+        """Invariants between the collections; raises AssertionError."""
+        waiting = {call.spec.call for queue in self._queues.values() for call in queue.calls if not call.cancelled}
+        sent = {call_id for worker in self.workers.values() for call_id in worker.calls}
+        assert not waiting & sent, f"both waiting and sent: {waiting & sent}"
+        assert waiting | sent == set(self.calls), f"lost track of {set(self.calls) ^ (waiting | sent)}"
+        for queue in self._queues.values():
+            live = sum(not call.cancelled for call in queue.calls)
+            assert queue.waiting == live, f"{queue.waiting} counted, {live} waiting"
+            assert queue.running == sum(call.queue is queue for one in self.workers.values() for call in one.calls.values())
+        for state in self.libraries.values():
+            assert state.waiting == sum(queue.waiting for queue in state.queues)
+            assert state.running == sum(queue.running for queue in state.queues)
+            for instance in state.instances.values():
+                worker = self.workers[instance.worker]
+                assert worker.instances[instance.id] is instance
+                held = sum(call.weight for call in worker.calls.values() if call.spec.library == state.spec.id)
+                if worker.by_library.get(instance.library) is instance:
+                    assert instance.outstanding == held, f"{instance.outstanding} outstanding, {held} held"
+                assert 0 <= instance.target <= instance.slots
+                assert instance.id not in state.idle or instance.outstanding < instance.target
+        for worker in self.workers.values():
+            lent = sum(one.slots * one.share.cores for one in worker.instances.values())
+            assert lent <= worker.info.resources.cores + 1e-6, f"{lent} cores lent of {worker.info.resources.cores}"

@@ -1,0 +1,247 @@
+"""The program's side of a manager: futures, libraries by name, and what is pickled on the way.
+
+Theory of operation
+-------------------
+`Client` runs in the program's threads and speaks to the manager's core only by messages put into its inbox: `CallSpec` records for calls
+(so many that they go without an envelope) and whole messages for the rest.  Ends come back through `deliver`, on the manager's thread,
+which only finishes futures: unpickling is done by whoever asks for the result (`resolve`).
+
+Objects.  A large argument is put into the store under its content name and pinned until its call has ended.  The result's objects are
+dropped from the store as soon as they are mapped into this process, or when nobody is left who could ask.
+
+What ``wait`` may hand out is kept in ``_finished``, in the order of ending, until somebody has collected it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from windlass.errors import (
+    CallFailed,
+    CallTimeout,
+    CallTooLong,
+    Closed,
+    InternalError,
+    LibraryFailed,
+    NotPicklable,
+    NotPossible,
+    OutOfMemory,
+    SlotDied,
+    WorkersLost,
+)
+from windlass.manager.calls import CLOSED, LIBRARY_FAILED, LOST, NOT_POSSIBLE, TOO_LONG
+from windlass.manager.future import CallFuture
+from windlass.manager.inbox import Inbox
+from windlass.messages import (
+    BAD_CALL,
+    CANCELLED,
+    DIED,
+    OUT_OF_MEMORY,
+    RAISED,
+    RETURNED,
+    TIMED_OUT,
+    CallDone,
+    CallId,
+    CallOptions,
+    CallSpec,
+    CancelSubmitted,
+    EndDetail,
+    FunctionId,
+    LibraryId,
+    Message,
+    ObjectRef,
+)
+from windlass.objects import ObjectStore
+from windlass.pickling import pack_call, unpack_exception, unpack_result
+
+#: What goes into the manager's inbox: a call, or who says it and a message.
+Item = CallSpec | tuple[str, Message]
+
+
+class Client:
+    """Turns calls into messages and ends into results."""
+
+    def __init__(self, store: ObjectStore, inbox: Inbox[Any], clock: Callable[[], float]) -> None:
+        self.store = store
+        self._inbox = inbox
+        self._clock = clock
+        self._ids = itertools.count(1)
+        self._futures: dict[CallId, CallFuture[Any]] = {}
+        self._finished: OrderedDict[CallId, CallFuture[Any]] = OrderedDict()
+        #: Spans of waiting calls, to unpin at their end; few calls have any.
+        self._pinned: dict[CallId, tuple[ObjectRef, ...]] = {}
+        #: What a call is called in errors; only kept for calls in flight of functions that are not a library's own.
+        self._arrived = threading.Condition()
+        self._waiters = 0
+        #: Not empty: why nothing more is taken.
+        self.closed = ""
+
+    # ------------------------------------------------------------ to the manager
+
+    def say(self, message: Message) -> None:
+        """Hand a message of the client's role to the manager."""
+        self._inbox.put(("client", message))
+
+    def submit(
+        self, library: LibraryId, function: FunctionId, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions, tag: str | None
+    ) -> CallFuture[Any]:
+        """Pickle the arguments, make a future, hand the call over. Raises `NotPicklable` and `Closed`."""
+        if self.closed:
+            raise Closed(self.closed)
+        payload, spans = pack_call(args, kwargs, self._put)
+        call = CallId(next(self._ids))
+        future: CallFuture[Any] = CallFuture(self, call, tag, self._clock())
+        self._futures[call] = future
+        if spans:
+            self._pinned[call] = spans
+        self._inbox.put(CallSpec(call, library, function, payload, spans, options))
+        return future
+
+    def _put(self, data: Any) -> ObjectRef:
+        return self.store.put(data, pin=True)
+
+    def cancel(self, future: CallFuture[Any]) -> None:
+        """The owner's part of `CallFuture.cancel`."""
+        self.say(CancelSubmitted((future.call_id,)))
+
+    def cancel_all(self, futures: Sequence[CallFuture[Any]]) -> int:
+        """Cancel many at once; how many had not ended."""
+        return sum(future.cancel() for future in futures)
+
+    def pending(self) -> list[CallFuture[Any]]:
+        """Futures that have not ended."""
+        return list(self._futures.values())
+
+    # ------------------------------------------------------------ from the manager, on its thread
+
+    def deliver(self, ends: Sequence[CallDone]) -> None:
+        """Finish the futures of calls that have ended."""
+        futures, finished, pinned = self._futures, self._finished, self._pinned
+        for done in ends:
+            end = done.end
+            future = futures.pop(end.call, None)
+            if pinned and end.call in pinned:
+                for span in pinned.pop(end.call):
+                    self.store.unpin(span.name)
+            if future is None:
+                self._discard(end.spans)
+                continue
+            if end.spans:
+                weakref.finalize(future, self._discard, end.spans).atexit = False
+            finished[end.call] = future
+            if not future.finish(done):
+                finished.pop(end.call, None)
+                self._discard(end.spans)
+        if self._waiters:
+            with self._arrived:
+                self._arrived.notify_all()
+
+    def _discard(self, spans: Sequence[ObjectRef]) -> None:
+        for span in spans:
+            self.store.discard(span.name)
+
+    # ------------------------------------------------------------ asking
+
+    def wait(self, timeout: float | None) -> CallFuture[Any] | None:
+        """The next call that has ended and that nobody has collected; None after ``timeout`` seconds or when there is none to come."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            future = self._next_finished()
+            if future is not None:
+                return future
+            with self._arrived:
+                self._waiters += 1
+                try:
+                    if self._finished:
+                        continue
+                    if not self._futures:
+                        return None
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        return None
+                    self._arrived.wait(left)
+                finally:
+                    self._waiters -= 1
+
+    def _next_finished(self) -> CallFuture[Any] | None:
+        while self._finished:
+            try:
+                _, future = self._finished.popitem(last=False)
+            except KeyError:
+                return None
+            if future.collect():
+                return future
+        return None
+
+    def empty(self) -> bool:
+        """No call is waiting, running, or ended and uncollected."""
+        return not self._futures and not self._finished
+
+    def on_collected(self, future: CallFuture[Any]) -> None:
+        """The owner's part of `CallFuture.collect`."""
+        self._finished.pop(future.call_id, None)
+        if self._waiters and not self._futures:
+            with self._arrived:
+                self._arrived.notify_all()
+
+    def resolve(self, future: CallFuture[Any], done: CallDone) -> Any:
+        """The result, or raise what the call ended with. In the thread that asks."""
+        end = done.end
+        if end.outcome == RETURNED:
+            if not end.spans:
+                return unpack_result(end.payload, (), self.store.open)
+            try:
+                return unpack_result(end.payload, end.spans, self.store.open)
+            finally:
+                self._discard(end.spans)
+        if end.outcome == RAISED:
+            raise unpack_exception(end.payload)
+        raise failure(done, future)
+
+
+def failure(done: CallDone, future: CallFuture[Any]) -> BaseException:
+    """The exception for a call that ended neither by returning nor by its function's exception."""
+    end = done.end
+    detail = end.detail or EndDetail()
+    text = detail.text
+    error: BaseException
+    match end.outcome:
+        case o if o == DIED:
+            tail = end.stderr.decode(errors="replace").strip()
+            error = SlotDied(
+                text + (f"\nthe end of its stderr:\n{tail}" if tail else ""),
+                signal=detail.signal,
+                exit_status=detail.exit_status,
+                peak_memory=detail.peak_memory,
+                stderr=tail,
+            )
+        case o if o == OUT_OF_MEMORY:
+            error = OutOfMemory(text, peak=detail.peak_memory, share=detail.share, limit=detail.limit)
+        case o if o == TIMED_OUT:
+            error = CallTimeout(text)
+        case o if o == LOST:
+            error = WorkersLost(text)
+        case o if o == TOO_LONG:
+            error = CallTooLong(text)
+        case o if o == LIBRARY_FAILED:
+            error = LibraryFailed(text)
+        case o if o == NOT_POSSIBLE:
+            error = NotPossible(text)
+        case o if o == CLOSED:
+            error = Closed(text)
+        case o if o == BAD_CALL:
+            error = NotPicklable(text) if "pickle" in text else CallFailed(text)
+        case o if o == CANCELLED:
+            error = CallFailed(text or "the call was cancelled at its worker")
+        case _:
+            error = InternalError(f"call {end.call} ended with outcome {end.outcome}: {text}")
+    if done.attempts:
+        for one in done.attempts:
+            error.add_note(f"attempt {one.attempt} on {one.host} ({one.worker}): {one.outcome} after {one.seconds:.3g} s")
+    return error

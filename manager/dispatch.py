@@ -1,0 +1,262 @@
+"""Dispatch: which waiting calls go to which instances, and which instances get slots.
+
+Theory of operation
+-------------------
+`pump` looks at the libraries that something happened to since the last time ("dirty"). A library's calls go to its idle instances, then to
+those with room ahead. If calls still wait, more slots are looked for (`windlass.manager.placement`); if none can be had, slots of others
+are reclaimed, and queued calls of loaded instances are recalled for idle ones. The cost of a call is constant, whatever the number of
+waiting calls, workers and libraries: what found no room is not tried again before the structure (workers, instances, libraries) has changed
+or the timer says so.
+"""
+
+from __future__ import annotations
+
+from windlass.manager.books import Books
+from windlass.manager.calls import CallQueue
+from windlass.manager.libraries import LibraryState
+from windlass.manager.placement import fits, grants, reclaimable
+from windlass.manager.workers import Instance, Phase, Worker, slot_share, slots_in, weight_of
+from windlass.messages import (
+    BAD_CALL,
+    AddFunctions,
+    CallEnd,
+    CallRun,
+    EndDetail,
+    InstanceId,
+    RecallCalls,
+    Resources,
+    SetSlots,
+    StartLibrary,
+    StopLibrary,
+)
+
+#: Zygotes without slots that a worker keeps warm for their next call.
+WARM_INSTANCES = 4
+#: A recall is worth its round trip when the queued work would take at least so long.
+RECALL_SECONDS = 0.005
+
+
+class Dispatch(Books):
+    """The books, and who gets what."""
+
+    def pump(self, now: float) -> None:
+        """Place what can be placed; call it once after a batch of events."""
+        while self._dirty:
+            dirty, self._dirty = self._dirty, {}
+            # Who has fewest slots looks first: a slot taken from one library for another must not be granted back.
+            for state in sorted(dirty.values(), key=LibraryState.slots) if len(dirty) > 1 else list(dirty.values()):
+                if state.waiting:
+                    self._dispatch(state, now)
+                    if state.waiting and (state.tried != self.structure or not state.instances):
+                        self._find_slots(state, now)
+                if state.running and state.idle and not state.waiting:
+                    self._recall(state, now, patient=True)
+                if state.removed and not state.waiting and not state.running:
+                    self._uninstall(state)
+            if self._shrinking:
+                self._finish_shrinks(now)
+
+    def _dispatch(self, state: LibraryState, now: float) -> None:
+        for queue in state.queues:
+            if not queue.waiting:
+                continue
+            options = queue.options
+            plain = not (options.needs.cores or options.needs.memory or options.needs.gpus or queue.least_seconds)
+            skipped: list[Instance] = []
+            while queue.waiting:
+                if state.idle:
+                    instance = next(iter(state.idle.values()))
+                    room = instance.target - instance.outstanding
+                elif state.roomy and plain:
+                    instance = next(iter(state.roomy.values()))
+                    room = instance.target * (1 + state.ahead) - instance.outstanding
+                    # What waits is shared out evenly, so that the last calls do not pile up at one worker.
+                    room = min(room, max(1, -(-queue.waiting // max(1, len(state.roomy)))))
+                else:
+                    break
+                worker = self.workers[instance.worker]
+                weight = 1
+                if not plain:
+                    weight = weight_of(options.needs, instance.share)
+                    room = room // weight if weight else 0
+                    if not room or worker.seconds_left(now) <= queue.least_seconds:
+                        state.idle.pop(instance.id, None)
+                        skipped.append(instance)
+                        continue
+                self._send_calls(state, queue, instance, worker, min(room, queue.waiting), weight, now)
+                state.refresh(instance)
+            for instance in skipped:
+                state.refresh(instance)
+
+    def _send_calls(
+        self, state: LibraryState, queue: CallQueue, instance: Instance, worker: Worker, count: int, weight: int, now: float
+    ) -> None:
+        timeout = queue.options.timeout
+        known, calls, to_run, instance_id, worker_id = worker.functions, worker.calls, worker.to_run, instance.id, worker.id
+        if not worker.calls:
+            worker.idle_since = 0.0
+        sent = 0
+        while sent < count:
+            call = queue.pop()
+            if call is None:
+                break
+            spec = call.spec
+            if spec.function not in known:
+                definition = self.functions.get(spec.function)
+                if definition is None:
+                    state.waiting -= 1
+                    text = "the manager no longer knows its function: submit it again"
+                    self._finish(call, CallEnd(spec.call, call.attempt, BAD_CALL, detail=EndDetail(text=text)), now)
+                    continue
+                known.add(spec.function)
+                self._send(worker, AddFunctions((definition,)))
+                to_run = worker.to_run
+            call.attempt += 1
+            call.worker = worker_id
+            call.sent_at = now
+            call.weight = weight
+            calls[spec.call] = call
+            to_run.append(CallRun(spec.call, call.attempt, instance_id, spec.function, spec.payload, spec.spans, timeout, weight))
+            sent += 1
+        self._dirty_runs = True
+        queue.running += sent
+        state.waiting -= sent
+        state.running += sent
+        instance.outstanding += sent * weight
+
+    def _find_slots(self, state: LibraryState, now: float) -> None:
+        """Calls wait and no instance has room: grant free slots, or reclaim some."""
+        state.tried = self.structure
+        if state.failed:
+            return
+        for queue in state.queues:
+            if not queue.waiting:
+                continue
+            # Instances that are starting will take calls too.
+            coming = sum(one.target for one in state.instances.values() if one.phase is Phase.STARTING)
+            wanted = queue.waiting - coming
+            if wanted <= 0:
+                continue
+            for grant in grants(state, self.workers.values(), wanted, now, queue.least_seconds, queue.needs):
+                self._grant(state, grant.worker, grant.instance, grant.slots, grant.share, now)
+                wanted -= grant.slots
+            if wanted > 0:
+                self._reclaim(state, queue, now)
+        if state.waiting:
+            self._starved[state.spec.id] = state
+        else:
+            self._starved.pop(state.spec.id, None)
+
+    def _grant(self, state: LibraryState, worker: Worker, instance: Instance | None, slots: int, share: Resources, now: float) -> None:
+        spec = state.spec
+        gpus = tuple(worker.free_gpu_ids()[: slots * share.gpus])
+        if instance is None:
+            self._make_room_for_zygote(worker)
+            instance = Instance(
+                InstanceId(self._next_instance),
+                spec.id,
+                worker.id,
+                spec,
+                slots,
+                share,
+                target=slots,
+                gpu_ids=gpus,
+                granted_at=now,
+                idle_since=now,
+            )
+            self._next_instance += 1
+            worker.instances[instance.id] = instance
+            worker.by_library[spec.id] = instance
+            state.instances[instance.id] = instance
+            worker.functions.update(function.id for function in spec.functions)
+            self._send(worker, StartLibrary(instance.id, spec, slots, gpus))
+        else:
+            instance.slots += slots
+            instance.target = instance.slots
+            instance.granted_at = now
+            instance.gpu_ids += gpus
+            self._shrinking.pop(instance.id, None)
+            self._send(worker, SetSlots(instance.id, instance.slots, instance.gpu_ids))
+        self._refresh(instance)
+        self._dirty[spec.id] = state
+
+    def _reclaim(self, state: LibraryState, queue: CallQueue, now: float) -> None:
+        """Take slots from other libraries, on the first worker where that gives this one a slot."""
+        spec = state.spec
+        for worker in self.workers.values():
+            of = worker.info.resources
+            if (
+                not worker.usable
+                or spec.id in worker.unfit
+                or worker.seconds_left(now) <= queue.least_seconds
+                or not fits(spec, queue.needs, of)
+            ):
+                continue
+            if any(one.target < one.slots for one in worker.instances.values()):
+                continue  # a shrink is under way here
+            share = slot_share(spec, of)
+            mine = worker.by_library.get(spec.id)
+            if mine is not None and mine.target >= slots_in(share, of, spec.slots):
+                continue
+            for instance, count in reclaimable(worker, state, self.libraries, share, now):
+                instance.target -= count
+                self._shrinking[instance.id] = instance
+                self._refresh(instance)
+                if instance.outstanding > instance.target and not instance.recalling:
+                    instance.recalling = True
+                    self._send(worker, RecallCalls(instance.id, instance.outstanding - instance.target))
+
+    def _finish_shrinks(self, now: float) -> None:
+        for instance in list(self._shrinking.values()):
+            if instance.outstanding > instance.target:
+                continue
+            del self._shrinking[instance.id]
+            worker = self.workers[instance.worker]
+            keep = instance.target * instance.share.gpus
+            instance.slots, instance.gpu_ids = instance.target, instance.gpu_ids[:keep]
+            self._send(worker, SetSlots(instance.id, instance.slots, instance.gpu_ids))
+            self._restructured()
+
+    def _make_room_for_zygote(self, worker: Worker) -> None:
+        """Keep few warm zygotes without slots: end the one that was idle longest."""
+        warm = [one for one in worker.instances.values() if one.slots == 0 and not one.outstanding and one.phase is Phase.READY]
+        if len(warm) >= WARM_INSTANCES:
+            self._stop(min(warm, key=lambda one: one.idle_since), worker)
+
+    def _stop(self, instance: Instance, worker: Worker) -> None:
+        instance.phase = Phase.STOPPING
+        instance.target = 0
+        self._off_lists(instance)
+        self._shrinking.pop(instance.id, None)
+        worker.by_library.pop(instance.library, None)
+        self._send(worker, StopLibrary(instance.id))
+
+    def _recall(self, state: LibraryState, now: float, patient: bool) -> None:
+        """Slots are idle and no call waits: take queued calls back from the most loaded instance."""
+        loaded = [
+            one for one in state.instances.values() if one.outstanding > one.target and not one.recalling and one.phase is Phase.READY
+        ]
+        if not loaded:
+            return
+        free = sum(one.target - one.outstanding for one in state.idle.values())
+        most = max(loaded, key=lambda one: one.outstanding / max(1, one.target))
+        worker = self.workers[most.worker]
+        if not worker.connected:
+            return
+        queued = most.outstanding - most.target
+        if patient and queued * state.durations.mean / max(1, most.target) < RECALL_SECONDS:
+            return  # it will be done sooner than it could be moved; the tick looks again
+        most.recalling = True
+        self._send(worker, RecallCalls(most.id, min(queued, max(free, queued // 2))))
+
+    def _uninstall(self, state: LibraryState) -> None:
+        """A removed library has no calls left: end its instances; forget it when they are gone."""
+        for instance in list(state.instances.values()):
+            worker = self.workers.get(instance.worker)
+            if worker is not None and instance.phase is not Phase.STOPPING:
+                self._stop(instance, worker)
+        if not state.instances:
+            self._sweep_queues(state)
+            if not state.queues:
+                self.libraries.pop(state.spec.id, None)
+                self._starved.pop(state.spec.id, None)

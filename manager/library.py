@@ -1,0 +1,408 @@
+"""A library as the program describes it: functions, what to import once, and what a slot is.
+
+Theory of operation
+-------------------
+`Library` checks what it is given where it is given, and holds it. `Library.spec` turns it into the `LibrarySpec` that workers get:
+functions and context are pickled, imports found, local modules put into snapshots; all large bytes go through ``put``. The id is
+the name and a hash of everything else, so equal descriptions are one version and any change makes another one; calls keep the
+version that they were submitted to.
+
+`spec` freezes the library: a setter called later would change nothing on any worker, so it is refused.
+
+Figures of `create_library` are per slot. TaskVine's setters are for the whole library, which it divides among its slots; they are
+kept as such and divided in `spec`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import re
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+import msgspec
+
+from windlass.errors import UnknownName, UsageError
+from windlass.manager.call import megabytes_to_bytes, needs_of, read_count, read_number, read_seconds
+from windlass.messages import MAX_FRAME_BYTES, FunctionDef, ImportSpec, LibraryId, LibrarySpec, ObjectRef, Resources
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    Put = Callable[[Buffer], ObjectRef]
+
+AnyFunction = Callable[..., Any]
+Imports = Literal["auto"] | str | types.ModuleType | Iterable[str | types.ModuleType] | None
+Context = AnyFunction | Sequence[Any] | None
+
+MODES: Final = ("direct", "fork")
+STARTS: Final = ("fork", "spawn")
+#: Seconds that imports and context may take.
+START_TIMEOUT: Final = 300.0
+#: Names appear in ids, in file names and in what people type.
+_NAME: Final = re.compile(r"[^\W\d][\w.-]{0,99}")
+#: The spec travels in one frame; the rest of it needs room too.
+_CONTEXT_MOST: Final = MAX_FRAME_BYTES // 2
+
+
+class Library:
+    """Functions that share hoisted imports, an optional context, and slots. Made by `Manager.create_library`."""
+
+    def __init__(
+        self,
+        name: str,
+        *functions: AnyFunction,
+        imports: Imports = "auto",
+        context: Context = None,
+        share_context: bool = False,
+        slots: int | None = None,
+        mode: str = "direct",
+        start: str = "fork",
+        cores: float | None = None,
+        memory: int | str | None = None,
+        gpus: int | None = None,
+        threads: int | None = None,
+        env: Mapping[str, str] | None = None,
+        start_timeout: float | str | None = START_TIMEOUT,
+        max_calls: int | None = None,
+        python: str | tuple[int, int] | None = None,
+    ) -> None:
+        """``cores``, ``memory`` (bytes or ``"2GB"``) and ``gpus`` are per slot; ``slots`` per worker (None: as many as it has room for).
+
+        ``imports``: ``"auto"``, or modules and dotted names, which must load (``"auto"`` may be among them). ``context``: a function, or
+        ``(function, args, kwargs)``. ``start_timeout`` in seconds or ``"10min"``. ``python``: the (major, minor) of instances, when it is to
+        differ from the program's. Raises UsageError with the line to write.
+        """
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # programs are not always checked
+            raise UsageError(f"create_library({name!r}, ...): the name comes first; write create_library('lib', function, ...)")
+        if not _NAME.fullmatch(name):
+            fixed = re.sub(r"[^\w.-]+", "_", name).strip("_.-")[:100]
+            fixed = fixed if fixed and _NAME.fullmatch(fixed) else f"lib_{fixed}"[:100].rstrip("_")
+            raise UsageError(
+                f"library name {name!r} cannot be: names have letters, digits, '_', '-', '.', and begin with a letter; write {fixed!r}"
+            )
+        self.name = name
+        self.functions: dict[str, AnyFunction] = _named(name, functions)
+        self._explicit, self._auto = _split_imports(imports)
+        self._context = _read_context(context)
+        if share_context and self._context is None:
+            raise UsageError("share_context=True without a context shares nothing; write context=function, share_context=True")
+        self._share_context = bool(share_context)
+        self._slots = 0 if slots is None else _positive("slots", slots)
+        self._mode = _one_of("mode", mode, MODES)
+        self._start = _one_of("start", start, STARTS)
+        if (mode, start) == ("fork", "spawn"):
+            raise UsageError("mode='fork' forks a warm process for each call and start='spawn' forbids forks; write one of them")
+        self._per_slot = needs_of(cores, memory, gpus)
+        #: TaskVine's figures, for the whole library: cores, bytes, GPUs.
+        self._whole: dict[str, float] = {}
+        self._threads = 0 if threads is None else _positive("threads", threads)
+        self._env = _read_env(env)
+        self._start_timeout = START_TIMEOUT if start_timeout is None else read_seconds("start_timeout", start_timeout)
+        self._max_calls = 0 if max_calls is None else _positive("max_calls", max_calls)
+        self._python = _read_python(python)
+        self._frozen = False
+
+    @classmethod
+    def from_functions(
+        cls,
+        name: str,
+        *functions: AnyFunction,
+        hoisting_modules: Iterable[object] | None = None,
+        exec_mode: str = "fork",
+        library_context_info: Sequence[Any] | None = None,
+        add_env: object = True,
+        **options: Any,
+    ) -> Library:
+        """TaskVine's `create_library_from_functions`, with its default of a fork per call.
+
+        Modules in ``hoisting_modules`` are imported; functions and classes in it travel with the functions that use them. ``add_env`` is
+        accepted and means nothing: instances run in the environment of their pilots. Further ``options`` as for `create_library`.
+        """
+        del add_env
+        imports: list[str | types.ModuleType] = ["auto"]
+        for each in hoisting_modules or ():
+            if isinstance(each, str | types.ModuleType):
+                imports.append(each)
+            elif not callable(each):
+                raise UsageError(f"hoisting_modules has {each!r}; write modules, as in hoisting_modules=[numpy]")
+        return cls(name, *functions, imports=imports, mode=exec_mode, context=library_context_info, **options)
+
+    # ------------------------------------------------------------ TaskVine's setters: for the whole library, in its units
+
+    def set_function_slots(self, slots: int) -> None:
+        """Calls that run at once on each worker."""
+        self._change("set_function_slots")
+        self._slots = _positive("slots", slots)
+
+    def set_cores(self, cores: float) -> None:
+        """Cores for the whole library on a worker; without `set_function_slots` it has as many slots."""
+        self._change("set_cores")
+        self._whole["cores"] = read_number("cores", cores)
+
+    def set_memory(self, megabytes: float) -> None:
+        """Memory for the whole library on a worker, in MB of 1,048,576 bytes."""
+        self._change("set_memory")
+        self._whole["memory"] = megabytes_to_bytes("memory", megabytes)
+
+    def set_gpus(self, gpus: int) -> None:
+        """GPUs for the whole library on a worker."""
+        self._change("set_gpus")
+        self._whole["gpus"] = read_count("gpus", gpus)
+
+    def set_function_exec_mode(self, mode: str) -> None:
+        """``"direct"`` or ``"fork"``."""
+        self._change("set_function_exec_mode")
+        self._mode = _one_of("mode", mode, MODES)
+
+    def _change(self, setter: str) -> None:
+        if self._frozen:
+            raise UsageError(
+                f"library {self.name!r} is installed, so {setter}() would change nothing;"
+                " call it before install_library(), or create another library"
+            )
+
+    # ------------------------------------------------------------ what workers get
+
+    def function(self, name: str) -> AnyFunction:
+        """A function by its name; UnknownName with near names."""
+        try:
+            return self.functions[name]
+        except KeyError:
+            raise UnknownName("function", name, self.functions, f"(in library {self.name!r})") from None
+
+    def _resources(self) -> tuple[int, Resources]:
+        """Slots per worker (0: as fits) and what one needs."""
+        slots, whole = self._slots, self._whole
+        if not whole:
+            return slots, self._per_slot
+        if not slots and "cores" in whole:
+            slots = max(1, int(whole["cores"]))
+        if not slots:
+            what = " and ".join(f"set_{key}()" for key in whole)
+            raise UsageError(
+                f"library {self.name!r}: {what} is for all slots of it together, so say how many: set_function_slots(4);"
+                " or give figures per slot: create_library(..., memory='2GB')"
+            )
+        share = {key: value / slots for key, value in whole.items()}
+        gpus = share.get("gpus", float(self._per_slot.gpus))
+        if gpus != int(gpus):
+            raise UsageError(
+                f"library {self.name!r}: {whole['gpus']:g} GPUs cannot be divided among {slots} slots;"
+                f" write set_function_slots({int(whole['gpus'])}), or create_library(..., gpus=1), which is per slot"
+            )
+        return slots, Resources(
+            cores=share.get("cores", self._per_slot.cores), memory=int(share.get("memory", self._per_slot.memory)), gpus=int(gpus)
+        )
+
+    def spec(self, put: Put) -> LibrarySpec:
+        """The record for workers; large bytes are given to ``put``. Freezes the library.
+
+        Raises UsageError (`NotPicklable` and its like) for what cannot travel.
+        """
+        # Here and not above: they need cloudpickle, which a program loads only when it has something to pickle.
+        from windlass import functions as defining
+        from windlass import imports as importing
+
+        slots, per_slot = self._resources()
+        definitions: list[FunctionDef] = []
+        imports: dict[str, ImportSpec] = {}
+        code: dict[str, ObjectRef] = {}
+        if self._explicit:
+            for each in importing.explicit_imports(self._explicit):
+                imports[each.module] = each
+        for name, function in self.functions.items():
+            defined = defining.define(function, put)
+            definitions.append(msgspec.structs.replace(defined.definition, name=name))
+            for ref in defined.definition.code:
+                code[ref.name] = ref
+            if self._auto:
+                for each in defined.imports:
+                    imports.setdefault(each.module, each)
+        local = {module.partition(".")[0] for module, each in imports.items() if each.explicit}
+        context = b""
+        if self._context is not None:
+            context, named = self._packed_context()
+            local |= named
+            if self._auto:
+                for each in importing.find_imports(self._context[0]):
+                    imports.setdefault(each.module, each)
+        for ref in _snapshots(local, put):
+            code[ref.name] = ref
+        draft = LibrarySpec(
+            id=LibraryId(""),
+            name=self.name,
+            python=self._python,
+            functions=tuple(definitions),
+            imports=tuple(imports.values()),
+            context=context,
+            share_context=self._share_context,
+            mode=self._mode,
+            start=self._start,
+            slots=slots,
+            per_slot=per_slot,
+            env=self._env,
+            threads=self._threads,
+            code=tuple(code.values()),
+            start_timeout=self._start_timeout,
+            max_calls=self._max_calls,
+        )
+        self._frozen = True
+        digest = hashlib.blake2b(msgspec.msgpack.encode(draft), digest_size=8).hexdigest()
+        return msgspec.structs.replace(draft, id=LibraryId(f"{self.name}@{digest}"))
+
+    def _packed_context(self) -> tuple[bytes, frozenset[str]]:
+        from windlass import pickling
+
+        try:
+            blob, local = pickling.dumps_by_value(self._context)
+        except Exception as error:  # pickling runs the user's code, which may raise anything
+            raise UsageError(
+                f"the context of library {self.name!r} cannot be pickled: {error}; make what it needs inside the function"
+            ) from error
+        if len(blob) > _CONTEXT_MOST:
+            raise UsageError(
+                f"the context of library {self.name!r} has {len(blob):,} bytes of arguments (most: {_CONTEXT_MOST:,});"
+                " let the context function load its data itself, from a file that workers see"
+            )
+        return blob, local
+
+    def __repr__(self) -> str:
+        return f"Library({', '.join([repr(self.name), *self.functions])})"
+
+
+# ---------------------------------------------------------------- reading what people write
+
+
+def _named(library: str, functions: Sequence[object]) -> dict[str, AnyFunction]:
+    """Functions by name; lambdas get names."""
+    named: dict[str, AnyFunction] = {}
+    for position, function in enumerate(functions, 1):
+        if not callable(function):
+            raise UsageError(
+                f"create_library({library!r}, ...): {function!r} is not a function; write the function itself, without quotes or brackets"
+            )
+        inner = _innermost(function)
+        for refused, is_one, remedy in _REFUSED:
+            if is_one(inner):
+                raise UsageError(
+                    f"{_name_of(inner, position)}() in library {library!r} is {refused}, which cannot be called remotely; {remedy}"
+                )
+        name = _name_of(function, position)
+        if name in named:
+            if named[name] is function:
+                continue
+            raise UsageError(
+                f"library {library!r} has two functions named {name!r};"
+                " rename one of them, or give one another __name__, or put it in a library of its own"
+            )
+        named[name] = function
+    return named
+
+
+_REFUSED: Final[tuple[tuple[str, Callable[[object], bool], str], ...]] = (
+    ("a generator function", inspect.isgeneratorfunction, "let it return a list"),
+    ("an async generator function", inspect.isasyncgenfunction, "let it return a list"),
+    ("an async function", inspect.iscoroutinefunction, "let it be a plain function that uses asyncio.run()"),
+)
+
+
+def _innermost(function: object) -> object:
+    """The function inside partials, wrappers and methods."""
+    while True:
+        if isinstance(function, functools.partial):
+            function = cast("functools.partial[Any]", function).func
+        elif isinstance(function, types.MethodType):
+            function = function.__func__
+        else:
+            return function
+
+
+def _name_of(function: object, position: int) -> str:
+    if isinstance(function, functools.partial):
+        return _name_of(cast("functools.partial[Any]", function).func, position)
+    name = getattr(function, "__name__", None)
+    if not isinstance(name, str):
+        return type(function).__name__
+    return f"lambda_{position}" if name == "<lambda>" else name
+
+
+def _split_imports(imports: Imports) -> tuple[tuple[str | types.ModuleType, ...], bool]:
+    """Explicit imports, and whether automatic ones are wanted too."""
+    if imports is None:
+        return (), False
+    if isinstance(imports, str | types.ModuleType):
+        imports = (imports,)
+    elif not isinstance(imports, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]  # programs are not always checked
+        raise UsageError(f"imports={imports!r}; write imports=[numpy, 'scipy.stats'], or imports='auto'")
+    values = tuple(imports)
+    for value in values:
+        if not isinstance(value, str | types.ModuleType):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"imports= has {value!r}, neither a module nor a name; write imports=[numpy, 'scipy.stats']")
+        if isinstance(value, str) and value != "auto" and not all(part.isidentifier() for part in value.split(".")):
+            raise UsageError(f"imports= has {value!r}, which is no module's name; write it as in an import statement: 'package.module'")
+    explicit = tuple(value for value in values if not (isinstance(value, str) and value == "auto"))
+    return explicit, len(explicit) != len(values)
+
+
+def _read_context(context: object) -> tuple[AnyFunction, tuple[Any, ...], dict[str, Any]] | None:
+    if context is None:
+        return None
+    parts: list[Any] = list(cast("Sequence[Any]", context)) if isinstance(context, list | tuple) else [context]
+    function = parts[0] if parts else None
+    args = parts[1] if len(parts) > 1 and parts[1] is not None else ()
+    kwargs = parts[2] if len(parts) > 2 and parts[2] is not None else {}
+    if not callable(function) or len(parts) > 3 or not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping):
+        raise UsageError(f"context={context!r}; write context=function, or context=(function, [args], {{'name': value}})")
+    return function, tuple(cast("Sequence[Any]", args)), dict(cast("Mapping[str, Any]", kwargs))
+
+
+def _read_env(env: object) -> tuple[tuple[str, str], ...]:
+    if env is None:
+        return ()
+    if not isinstance(env, Mapping):
+        raise UsageError(f"env={env!r}; write env={{'NAME': 'value'}}")
+    pairs = cast("Mapping[object, object]", env)
+    for key, value in pairs.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise UsageError(f"env={{{key!r}: {value!r}}}: names and values are texts; write env={{{str(key)!r}: {str(value)!r}}}")
+        if not key or "=" in key or "\0" in key + value:
+            raise UsageError(f"env has {key!r}: a variable's name has no '=' and neither has a zero byte")
+    return tuple(sorted(cast("Mapping[str, str]", env).items()))
+
+
+def _read_python(python: object) -> tuple[int, int]:
+    if python is None:
+        return sys.version_info[0], sys.version_info[1]
+    if isinstance(python, str) and re.fullmatch(r"3\.\d+", python):
+        return 3, int(python[2:])
+    if isinstance(python, tuple):
+        parts = cast("tuple[object, ...]", python)
+        if len(parts) == 2 and isinstance(parts[0], int) and isinstance(parts[1], int):
+            return parts[0], parts[1]
+    raise UsageError(f"python={python!r}; write the version of the instances' Python, as in python='3.11'")
+
+
+def _positive(key: str, value: object) -> int:
+    count = read_count(key, value)
+    if count == 0:
+        raise UsageError(f"{key}=0 cannot be; write {key}=1 or more, or leave it out")
+    return count
+
+
+def _one_of(key: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise UsageError(f"{key}={value!r}; write " + " or ".join(f"{key}={word!r}" for word in known))
+    return value
+
+
+def _snapshots(modules: Iterable[str], put: Put) -> tuple[ObjectRef, ...]:
+    """Snapshots of those of the top-level modules that are local."""
+    from windlass import snapshots
+
+    local = [name for name in sorted(modules) if snapshots.home(name) == snapshots.LOCAL]
+    return tuple(snapshots.snapshots_of(local, put)) if local else ()

@@ -1,0 +1,390 @@
+"""The manager's thread: one event loop with the core, the listener, and the ports of the program and of factories in it.
+
+Theory of operation
+-------------------
+`Server.start` starts the thread and returns when it listens.  The loop has three sources of events: the inbox (what the program's threads
+and in-process factories say), links (what workers, remote factories and clients say), and a timer.  Each event goes into the core, then
+`_act` carries out what came of it: `Core.pump`, messages to links, ends to the client, demand to the factories.
+
+The loop never unpickles, never calls user code and never waits.  Time is one clock: seconds since the epoch as they were at the start,
+plus what the monotonic clock has counted since, so that it never jumps.
+
+Factories are told the demand when it changed, at once the first time and then at most every `DEMAND_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from windlass.dataplane import DataServer
+from windlass.errors import Closed, WindlassError
+from windlass.identity import Authority, Identity
+from windlass.links import Link
+from windlass.listener import Listener
+from windlass.manager.client import Client
+from windlass.manager.core import Core
+from windlass.manager.inbox import Inbox
+from windlass.manager.status import status_json
+from windlass.messages import (
+    CallSpec,
+    CancelSubmitted,
+    CertificateIssued,
+    CertificateRequest,
+    DefineFunctions,
+    GetStatus,
+    Goodbye,
+    Hello,
+    InstallLibrary,
+    Leave,
+    Message,
+    PoolReport,
+    Refused,
+    ReleasePilots,
+    RemoveLibrary,
+    Shutdown,
+    Status,
+    SubmitCalls,
+    Welcome,
+    WorkerId,
+)
+from windlass.objects import ObjectStore
+
+log = logging.getLogger("windlass.manager")
+
+#: Seconds between two messages of demand, and between two turns of the timer while there is work.
+DEMAND_SECONDS: Final = 0.2
+TICK_SECONDS: Final = 0.05
+#: The timer's turn while nothing waits or runs: a manager at rest must cost nothing.
+REST_SECONDS: Final = 1.0
+#: Seconds that workers get to take note of the end before the sockets close.
+FAREWELL_SECONDS: Final = 2.0
+
+
+class LocalPort:
+    """A factory's or another part's way to the manager of its own process."""
+
+    def __init__(self, server: Server, role: str, name: str, on_message: Callable[[Message], None]) -> None:
+        self.role, self.name, self.on_message = role, name, on_message
+        self._server = server
+
+    def send(self, *messages: Message) -> None:
+        """Hand messages over; from any thread."""
+        for message in messages:
+            self._server.inbox.put((self, message))
+
+    def close(self) -> None:
+        """Say goodbye."""
+        self._server.inbox.put((self, Goodbye("closed")))
+
+
+class Server:
+    """Runs a core on a thread of its own."""
+
+    def __init__(
+        self, authority: Authority, store: ObjectStore, core: Core, *, hosts: Sequence[str], port: int | tuple[int, int], welcome: Welcome
+    ) -> None:
+        self.authority, self.store, self.core = authority, store, core
+        self.inbox: Inbox[Any] = Inbox(self._rouse)
+        self.client: Client | None = None
+        self.addresses: list[tuple[str, int]] = []
+        self._welcome = welcome
+        self._hosts, self._port = hosts, port
+        self._epoch = time.time() - time.monotonic()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listener: Listener | None = None
+        self._links: dict[WorkerId, Link] = {}
+        self._factories: dict[str, Callable[[Message], object]] = {}
+        self._demand_at = 0.0
+        self._demand_timer: asyncio.TimerHandle | None = None
+        self._stop: asyncio.Event | None = None
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
+        self._reason = "the manager was closed"
+        self._thread = threading.Thread(target=self._run, name="windlass-manager", daemon=True)
+
+    def now(self) -> float:
+        """Seconds since the epoch, by a clock that never jumps."""
+        return self._epoch + time.monotonic()
+
+    # ------------------------------------------------------------ from the program's threads
+
+    def start(self) -> None:
+        """Return when it listens. Raises what kept it from that (`UsageError` for a port in use)."""
+        self._thread.start()
+        self._ready.wait()
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
+
+    def stop(self, reason: str) -> None:
+        """End every call, send the workers away, and return when the thread has ended."""
+        self._reason = reason
+        loop = self._loop
+        if loop is not None and self._thread.is_alive():
+            try:
+                loop.call_soon_threadsafe(self._set_stop)
+            except RuntimeError:
+                pass  # the loop has just ended by itself
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """The thread runs."""
+        return self._thread.is_alive()
+
+    def open_port(self, role: str, name: str, on_message: Callable[[Message], None]) -> LocalPort:
+        """A port for a part of this process; ``on_message`` is called on the manager's thread and must be quick."""
+        port = LocalPort(self, role, name, on_message)
+        self.call(lambda: self._port_opened(port))
+        return port
+
+    def call(self, work: Callable[[], object]) -> None:
+        """Have something done on the manager's thread soon."""
+        if self._loop is None:
+            raise Closed("the manager is not running")
+        self._loop.call_soon_threadsafe(work)
+
+    def _rouse(self) -> None:
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            raise Closed("the manager is closed")
+        loop.call_soon_threadsafe(self._drain)
+
+    def _set_stop(self) -> None:
+        if self._stop is not None:
+            self._stop.set()
+
+    # ------------------------------------------------------------ the thread
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as error:
+            if not self._ready.is_set():
+                self._failure = error
+            else:
+                log.exception("a defect of Windlass: the manager's thread ended")
+                self._give_up(error)
+        finally:
+            self._ready.set()
+
+    def _give_up(self, error: BaseException) -> None:
+        """The thread died: every future must end all the same."""
+        self._reason = f"the manager's thread ended by a defect of Windlass: {error!r}"
+        self.core.close(self._reason, self.now())
+        if self.client is not None:
+            self.client.closed = self._reason
+            self.client.deliver(self.core.take_done())
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        data = DataServer(self.store)
+        self._listener = Listener(self.authority, self, serve_data=data.connection)
+        try:
+            self.addresses = await self._listener.listen(self._hosts, self._port)
+            self.authority.set_addresses(self.addresses)
+            self._ready.set()
+            self._tick()
+            await self._stop.wait()
+            self._drain()
+            self.core.close(self._reason, self.now())
+            self._act()
+            for tell in self._factories.values():
+                tell(Leave(self._reason))
+            waits = [link.acknowledged(FAREWELL_SECONDS) for link in self._links.values() if link.connected]
+            if waits:
+                await asyncio.gather(*waits)
+        finally:
+            await self._listener.close()
+
+    def _tick(self) -> None:
+        now = self.now()
+        self.core.tick(now)
+        self._act()
+        assert self._loop is not None
+        self._loop.call_later(TICK_SECONDS if self.core.calls or self._links else REST_SECONDS, self._tick)
+
+    # ------------------------------------------------------------ events
+
+    def _drain(self) -> None:
+        now = self.now()
+        specs: list[CallSpec] = []
+        for item in self.inbox.drain():
+            if type(item) is CallSpec:
+                specs.append(item)
+                continue
+            if specs:
+                # Keep the order: a call may follow the definition of its function.
+                self.core.submit(specs, now)
+                specs = []
+            source, message = item
+            if isinstance(source, LocalPort):
+                self._said(source.role, source.name, message, source.on_message)
+            else:
+                self._said("client", source, message, None)
+        if specs:
+            self.core.submit(specs, now)
+        self._act()
+
+    def _said(self, role: str, name: str, message: Message, answer: Callable[[Message], object] | None) -> None:
+        """A client or factory has said something."""
+        now, core = self.now(), self.core
+        match message:
+            case SubmitCalls(calls):
+                core.submit(calls, now)
+            case CancelSubmitted(calls):
+                core.cancel(calls, now)
+            case InstallLibrary(spec):
+                core.install(spec, now)
+            case RemoveLibrary(library):
+                core.remove(library, now)
+            case DefineFunctions(functions):
+                core.define(functions)
+            case PoolReport() if role == "factory":
+                core.pools_reported(name, message, now)
+            case ReleasePilots(pilots, pool, reason) if role == "factory":
+                core.release(pilots, pool, reason, now)
+            case GetStatus():
+                if answer is not None:
+                    answer(Status(status_json(core, self._welcome.manager, self.addresses, now)))
+            case Shutdown(reason):
+                self._reason = reason
+                self._set_stop()
+            case Goodbye():
+                if role == "factory":
+                    self._factories.pop(name, None)
+                    core.factory_left(name, now)
+            case _:
+                log.warning("%s %s said %s, which its role may not", role, name, type(message).__name__)
+
+    def _act(self) -> None:
+        """Carry out what the core has decided."""
+        core = self.core
+        core.pump(self.now())
+        for worker, messages in core.take_outbox().items():
+            link = self._links.get(worker)
+            if link is not None:
+                link.send(*messages)
+        done = core.take_done()
+        if done and self.client is not None:
+            self.client.deliver(done)
+        if core.demand_changed and self._factories and self._demand_timer is None:
+            assert self._loop is not None
+            wait = self._demand_at + DEMAND_SECONDS - self.now()
+            if wait <= 0:
+                self._tell_demand()
+            else:
+                self._demand_timer = self._loop.call_later(wait, self._tell_demand)
+
+    def _tell_demand(self) -> None:
+        self._demand_timer = None
+        self._demand_at = self.now()
+        demand = self.core.demand(self._demand_at)
+        for tell in list(self._factories.values()):
+            tell(demand)
+
+    def _port_opened(self, port: LocalPort) -> None:
+        if port.role == "factory":
+            self._factories[port.name] = port.on_message
+            port.on_message(self.core.demand(self.now()))
+
+    # ------------------------------------------------------------ the listener's handler
+
+    def hello(self, hello: Hello, identity: Identity) -> Welcome | Refused:
+        """Take up a session that is known, begin a new one for all others."""
+        assert self._listener is not None
+        known = hello.session and hello.session in self._listener.links
+        return _with_session(self._welcome, hello.session if known else secrets.token_hex(12))
+
+    def attach(self, session: str, link: Link) -> None:
+        """A peer has begun a session."""
+        hello = link.hello
+        assert hello is not None
+        if link.role != "worker":
+            self._attach_other(link)
+            return
+        worker = WorkerId(link.peer)
+        if hello.worker is None:
+            link.send(Leave("a worker must say what it has"))
+            return
+        link.on_messages = lambda batch: self._worker_said(worker, link, batch)
+        link.on_cut = lambda reason: self._worker_cut(worker, link, reason)
+        link.on_resumed = lambda hello: self._worker_back(worker, link)
+        link.on_lost = lambda reason: self._worker_lost(worker, link, reason)
+        self._links[worker] = link
+        log.info("worker %s on %s has joined", worker, hello.worker.host)
+        self.core.worker_joined(worker, hello.worker, self.now())
+        self._act()
+
+    def _attach_other(self, link: Link) -> None:
+        role, name = link.role, link.peer
+
+        def said(batch: list[Message]) -> None:
+            for message in batch:
+                self._said(role, name, message, link.send)
+            self._act()
+
+        def left(reason: str) -> None:
+            if role == "factory":
+                self._factories.pop(name, None)
+                self.core.factory_left(name, self.now())
+
+        link.on_messages, link.on_lost = said, left
+        if role == "factory":
+            self._factories[name] = link.send
+            link.send(self.core.demand(self.now()))
+
+    def _worker_said(self, worker: WorkerId, link: Link, batch: list[Message]) -> None:
+        for message in batch:
+            if isinstance(message, CertificateRequest):
+                try:
+                    link.send(CertificateIssued(self.authority.issue(message.request, worker)))
+                except WindlassError as error:
+                    log.warning("worker %s gets no certificate: %s", worker, error)
+            elif isinstance(message, Goodbye):
+                self.core.worker_said(worker, batch[: batch.index(message)], self.now())
+                self._worker_lost(worker, link, message.reason)
+                link.close()
+                return
+        self.core.worker_said(worker, batch, self.now())
+        self._act()
+
+    def _worker_cut(self, worker: WorkerId, link: Link, reason: str) -> None:
+        if self._links.get(worker) is link:
+            log.warning("worker %s: %s; its session waits for it", worker, reason)
+            self.core.worker_cut(worker, self.now())
+            self._act()
+
+    def _worker_back(self, worker: WorkerId, link: Link) -> None:
+        if self._links.get(worker) is link:
+            self.core.worker_back(worker, self.now())
+            self._act()
+
+    def _worker_lost(self, worker: WorkerId, link: Link, reason: str) -> None:
+        if self._links.get(worker) is link:
+            log.info("worker %s has left: %s", worker, reason)
+            del self._links[worker]
+            self.core.worker_lost(worker, reason, self.now())
+            self._act()
+
+
+def _with_session(welcome: Welcome, session: str) -> Welcome:
+    return Welcome(
+        session,
+        0,
+        welcome.manager,
+        welcome.version,
+        welcome.heartbeat,
+        welcome.silence,
+        welcome.manager_timeout,
+        welcome.store,
+        welcome.store_token,
+    )

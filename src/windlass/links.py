@@ -1,0 +1,386 @@
+"""Links: one peer's session over the connections that come and go.
+
+Theory of operation
+-------------------
+A `Link` is one peer's standing here: a `Session` and, most of the time, a connection.  `Link.send` puts messages into an outbox; once per
+turn of the event loop all of it becomes frames and goes out in one write, which is what makes small messages cheap.  What arrives
+in one read goes to ``on_messages`` as one list.  When a connection is cut the link lives on, and `Session.resume` sends again what
+the other side lacks.
+
+Silence tells a half-open connection from an idle one: each side sends at least a bare frame per ``heartbeat`` seconds and cuts a connection
+that brought nothing for ``silence`` seconds.  A loop that was itself held up (a stopped process, a long pause) does not judge: what it
+missed may be waiting in the socket.
+
+A `Connection` is the socket's half of that: frames in, bytes out, how it ended.  `windlass.listener` and `windlass.transport` add the
+handshakes of the accepting and of the dialling side.  Everything here belongs to one event loop and is not safe for threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final, cast
+
+from windlass.errors import InternalError, WindlassError
+from windlass.framing import MAX_HELLO_BYTES, FrameReader, ProtocolError, frame
+from windlass.identity import Identity, peer_of
+from windlass.messages import Hello, Message
+from windlass.session import Event, Handshake, Session
+
+log = logging.getLogger("windlass.transport")
+
+#: A link with more unacknowledged bytes than this counts as congested.
+MUCH_UNACKED: Final = 16 << 20
+
+
+def _nothing(*_: Any) -> None:
+    """The callback of who wants none."""
+
+
+class Link:
+    """One peer's session and its current connection. Set the callbacks before the loop's next turn.
+
+    ``on_messages(batch)`` gets what arrived, in order; ``on_cut(reason)`` says that the connection is gone and the session waits;
+    ``on_resumed(hello)`` that it goes on; ``on_lost(reason)`` that the session is over (never after one's own `close`);
+    ``on_writable()`` that a link which said `congested` is so no more.
+    """
+
+    def __init__(self, session: Session, peer: str, role: str) -> None:
+        self.session = session
+        #: Name and role of the other side.
+        self.peer, self.role = peer, role
+        self.session_id = ""
+        self.closed = False
+        #: At the manager: what the peer last said of itself, and by which certificate.
+        self.hello: Hello | None = None
+        self.identity: Identity | None = None
+        self.heartbeat, self.silence = 5.0, 30.0
+        self.on_messages: Callable[[list[Message]], None] = _nothing
+        self.on_cut: Callable[[str], None] = _nothing
+        self.on_resumed: Callable[[Hello | None], None] = _nothing
+        self.on_lost: Callable[[str], None] = _nothing
+        self.on_writable: Callable[[], None] = _nothing
+        self._loop = asyncio.get_running_loop()
+        #: When a byte of the other side last came, on the loop's clock.
+        self.last_heard = self._loop.time()
+        self._outbox: list[Message] = []
+        self._flush_due = False
+        self._connection: Connection | None = None
+        self._closing: Connection | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+        self._tick_at = 0.0
+        self._ack_timer: asyncio.TimerHandle | None = None
+        self._said_congested = False
+        self._waiters: list[asyncio.Future[bool]] = []
+        #: For the listener and the dialler that own it: called when the link is closed, and what `use_certificate` does.
+        self.released: Callable[[Link], None] = _nothing
+        self.certificate_user: Callable[[bytes, bytes], None] | None = None
+
+    # -- what owners call
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now."""
+        return self._connection is not None
+
+    @property
+    def congested(self) -> bool:
+        """Whether the sender should hold back: much is unsent or unacknowledged. ``on_writable`` says when that is over."""
+        connection = self._connection
+        congested = (connection is not None and connection.paused) or self.session.unacked_bytes > MUCH_UNACKED
+        self._said_congested |= congested
+        return congested
+
+    def send(self, *messages: Message) -> None:
+        """Send these after all that was sent before, now or after the next reconnect. Does nothing when closed."""
+        if self.closed:
+            return
+        self._outbox.extend(messages)
+        self._flush_soon()
+
+    async def acknowledged(self, within: float) -> bool:
+        """Wait up to so many seconds until the other side has all that was sent: True if it has."""
+        self._flush()
+        if not self.session.unacked or self.closed:
+            return not self.session.unacked
+        waiter = self._loop.create_future()
+        self._waiters.append(waiter)
+        try:
+            async with asyncio.timeout(within):
+                return bool(await waiter)
+        except TimeoutError:
+            return False
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def close(self) -> None:
+        """End the session here: what is in the outbox still goes out, nothing more comes in, no callback is called."""
+        if self.closed:
+            return
+        self._flush()
+        connection = self._connection
+        if connection is not None and self.session.ack_at is not None:
+            connection.write(frame(self.session.bare()))
+        self._end()
+        if connection is not None:
+            self._closing = connection
+            connection.close()
+
+    async def gone(self, within: float) -> None:
+        """After `close`: wait up to so many seconds until the connection has sent everything and has ended."""
+        if self._closing is not None and not self._closing.gone.done():
+            await asyncio.wait([self._closing.gone], timeout=within)
+
+    def use_certificate(self, certificate: bytes, key: bytes) -> None:
+        """On the dialling side: reconnects show this certificate (PEM both)."""
+        if self.certificate_user is None:
+            raise InternalError(f"the link to {self.peer} was not dialled from here, so it shows no certificate of its own")
+        self.certificate_user(certificate, key)
+
+    # -- what connections call
+
+    def begin(self, connection: Connection, heartbeat: float, silence: float, first: bytes, resend: Sequence[bytes]) -> None:
+        """Go on over this connection: write ``first`` (already a frame) and the frames that the other side lacks."""
+        old, self._connection = self._connection, connection
+        connection.link = self
+        if old is not None:
+            old.link = None
+            old.abort("a newer connection of this session took its place")
+        self.heartbeat, self.silence = heartbeat, silence
+        self.last_heard = self._loop.time()
+        self._tick_at = self.last_heard + self._interval
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self._ticker = self._loop.call_at(self._tick_at, self._tick)
+        if first or resend:
+            connection.write(first + frame(*resend) if resend else first)
+        if self._outbox:
+            self._flush_soon()
+
+    def take(self, bodies: Sequence[memoryview]) -> None:
+        """Frames have arrived."""
+        session, now = self.session, self._loop.time()
+        batch: list[Message] = []
+        try:
+            for body in bodies:
+                batch += session.take(body, now)
+        except ProtocolError as error:
+            self.fail(f"{self.role} {self.peer} broke the protocol: {error}")
+            return
+        if self._waiters and not session.unacked and not self._outbox:
+            self._wake(True)
+        if batch:
+            try:
+                self.on_messages(batch)
+            except Exception:
+                # A batch that was half dealt with cannot be dealt with again.
+                log.exception("a defect of Windlass: messages of %s %s were not dealt with; its session ends", self.role, self.peer)
+                self.fail("a defect of Windlass while dealing with its messages; see the log")
+                return
+        if session.ack_at is not None and not self.closed:
+            if session.ack_at <= now:
+                self._flush_soon()
+            elif self._ack_timer is None:
+                self._ack_timer = self._loop.call_at(session.ack_at, self._ack_due)
+        if self._said_congested:
+            self.writable()
+
+    def writable(self) -> None:
+        """The connection takes bytes again, or much was acknowledged."""
+        if self._said_congested and not self.congested:
+            self._said_congested = False
+            self.on_writable()
+
+    def cut(self, connection: Connection, reason: str) -> None:
+        """A connection has ended; if it was ours, the session waits for another one."""
+        if connection is not self._connection:
+            return
+        self._connection = None
+        self._quiet()
+        if not self.closed:
+            self.on_cut(reason)
+
+    def fail(self, reason: str) -> None:
+        """The session cannot go on."""
+        if self.closed:
+            return
+        connection = self._connection
+        self._end()
+        if connection is not None:
+            connection.abort(reason)
+        self.on_lost(reason)
+
+    # -- inside
+
+    @property
+    def _interval(self) -> float:
+        """Seconds between two looks: bare frames are on time, and silence is noticed at most so much late."""
+        return min(self.heartbeat / 2, self.silence / 4)
+
+    def _flush_soon(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flush_due = False
+        self._flush()
+
+    def _flush(self) -> None:
+        if self.closed:
+            return
+        bodies: list[bytes] = []
+        if self._outbox:
+            batch, self._outbox = self._outbox, []
+            try:
+                bodies = self.session.encode(batch)
+            except (InternalError, TypeError, ValueError, OverflowError) as error:
+                log.exception("messages for %s %s cannot be sent; its session ends", self.role, self.peer)
+                self.fail(f"messages for it cannot be sent: {error}")
+                return
+        connection = self._connection
+        if connection is None:
+            return
+        if not bodies and self.session.ack_at is not None and self.session.ack_at <= self._loop.time():
+            bodies = [self.session.bare()]
+        if bodies:
+            connection.write(frame(*bodies))
+
+    def _ack_due(self) -> None:
+        self._ack_timer = None
+        due = self.session.ack_at
+        if due is None or self._connection is None:
+            return
+        if due <= self._loop.time():
+            self._flush()
+        else:
+            self._ack_timer = self._loop.call_at(due, self._ack_due)
+
+    def _tick(self) -> None:
+        now, interval, connection = self._loop.time(), self._interval, self._connection
+        if connection is None:
+            return
+        held_up = now - self._tick_at > interval
+        self._tick_at = now + interval
+        self._ticker = self._loop.call_at(self._tick_at, self._tick)
+        silent = now - self.last_heard
+        if silent > self.silence and not held_up:
+            connection.abort(f"nothing was heard from {self.role} {self.peer} for {silent:.1f} s; {self.silence:g} s is the limit")
+        elif now - connection.last_sent >= self.heartbeat / 2:
+            connection.write(frame(self.session.bare()))
+
+    def _quiet(self) -> None:
+        for timer in (self._ticker, self._ack_timer):
+            if timer is not None:
+                timer.cancel()
+        self._ticker = self._ack_timer = None
+
+    def _wake(self, well: bool) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(well)
+
+    def _end(self) -> None:
+        self.closed = True
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.link = None
+        self._quiet()
+        self._wake(False)
+        self.released(self)
+
+
+class Connection(asyncio.Protocol):
+    """What both sides' connections have in common: frames in, bytes out, and how it ended."""
+
+    def __init__(self) -> None:
+        self.link: Link | None = None
+        self.paused = False
+        self.last_sent = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._reader = FrameReader(MAX_HELLO_BYTES)
+        self._handshake = Handshake()
+        self._transport: asyncio.Transport | None = None
+        self._reason = ""
+        #: Done with the reason when the connection has ended.
+        self.gone: asyncio.Future[str] = self._loop.create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.last_sent = self._loop.time()
+
+    @property
+    def identity(self) -> Identity:
+        """Who the other side is, by its certificate."""
+        assert self._transport is not None
+        return peer_of(self._transport.get_extra_info("ssl_object"))
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self.last_sent = self._loop.time()
+            self._transport.write(data)
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """For who goes on with another protocol after the handshake; None when it has ended."""
+        return self._transport
+
+    def close(self) -> None:
+        """End it when all that was written is sent."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self, reason: str) -> None:
+        """End it now; ``reason`` is what its link and `gone` are told."""
+        self._reason = self._reason or reason
+        if self._transport is not None:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        link = self.link
+        try:
+            bodies = self._reader.feed(data)
+            if link is None:
+                bodies = self._greet(bodies)
+                link = self.link
+        except WindlassError as error:
+            self._broken(error)
+            return
+        if link is not None:
+            link.last_heard = self._loop.time()
+            if bodies:
+                link.take(bodies)
+
+    def _greet(self, bodies: list[memoryview]) -> list[memoryview]:
+        """Bodies before the connection is open; gives back those that follow the handshake."""
+        raise NotImplementedError
+
+    def _broken(self, error: WindlassError) -> None:
+        """The other side broke the rules of frames or of the handshake."""
+        link = self.link
+        if link is not None:
+            link.fail(f"{link.role} {link.peer} broke the protocol: {error}")
+        self.abort(str(error))
+
+    def pause_writing(self) -> None:
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        if self.link is not None:
+            self.link.writable()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._handshake.note(Event.LOST)
+        reason = self._reason or (f"{exc}" if exc is not None and str(exc) else "the other side closed the connection")
+        link, self.link = self.link, None
+        if not self.gone.done():
+            self.gone.set_result(reason)
+        if link is not None:
+            link.cut(self, reason)
+        self._transport = None

@@ -1,0 +1,366 @@
+"""The manager's door: accepts connections, authenticates them, and keeps one link per session.
+
+Theory of operation
+-------------------
+The `Listener` accepts a connection only when it has room for one more unfinished handshake (the rest wait in the kernel's queue), and gives
+each `handshake_timeout` seconds from accept to a good `Hello`.  TLS asks for a certificate of the manager's authority, so what is
+not authenticated never reaches a decoder; `Hello` must then agree with the certificate (`_disagreement`).  The *handler*, the
+manager's shell, judges the rest: it answers `Welcome`, with a new session's id or the one asked for, or `Refused`.
+
+A session is resumed by who began it: the same role, name and certificate, except that a worker which began with the enrolling credential
+comes back with a certificate of its own.  All pilots share that credential, so with it alone nobody can take a session, or a
+worker's id, that is in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from windlass.errors import UsageError, WindlassError
+from windlass.framing import FrameReader, ProtocolError, frame
+from windlass.identity import CLIENT, ENROL, FACTORY, WORKER, Address, Authority, Identity
+from windlass.links import Connection, Link
+from windlass.messages import PROTOCOL, Hello, Refused, Welcome
+from windlass.session import Event, Phase, Session, decode_hello, encode_one, said_by
+
+log = logging.getLogger("windlass.transport")
+
+#: Seconds from accept to a good Hello.
+HANDSHAKE_TIMEOUT: Final = 10.0
+#: Unfinished handshakes at one time; each costs a TLS state of some 300 KiB.
+MAX_HANDSHAKES: Final = 256
+#: Seconds that a closing connection may take to send what it has.
+SHUTDOWN_TIMEOUT: Final = 2.0
+
+_ALLOWED: Final[Mapping[str, frozenset[str]]] = {
+    CLIENT: frozenset({"client", "factory"}),
+    FACTORY: frozenset({"factory"}),
+    ENROL: frozenset({"worker"}),
+    WORKER: frozenset({"worker"}),
+}
+
+
+class Handler(Protocol):
+    """What the manager's shell does for a `Listener`; called on its loop, must be quick."""
+
+    def hello(self, hello: Hello, identity: Identity) -> Welcome | Refused:
+        """Judge a peer. ``Welcome.session`` is the session asked for, to resume it, or a new unguessable id; ``received`` is
+        filled in here. For ``purpose`` "data" there is no session: give back what was asked for. A worker that begins a new
+        session loses its old one, whose ``on_lost`` comes after this and before `attach`.
+        """
+        ...
+
+    def attach(self, session: str, link: Link) -> None:
+        """A new session has begun; set the link's callbacks."""
+        ...
+
+
+def _disagreement(hello: Hello, identity: Identity) -> str:
+    """Why this certificate may not say this Hello; empty if it may."""
+    if hello.protocol != PROTOCOL:
+        return (
+            f"this manager speaks protocol {PROTOCOL} and {hello.role} {hello.peer} protocol {hello.protocol} (Windlass {hello.version}): "
+            "use one version of Windlass on both sides"
+        )
+    if hello.role not in _ALLOWED.get(identity.role, ()):
+        return f"a certificate for role {identity.role!r} may not be used as {hello.role!r}: use the manager's client.json or pilot.json"
+    named = identity.role == WORKER or (identity.role == FACTORY and identity.name != FACTORY)
+    if named and hello.peer != identity.name:
+        return f"the certificate belongs to {identity.role} {identity.name!r} and may not be used by {hello.peer!r}"
+    if hello.purpose not in ("control", "data"):
+        return f"there are no connections for {hello.purpose!r}: use 'control' or 'data'"
+    return ""
+
+
+def _may_resume(link: Link, hello: Hello, identity: Identity) -> bool:
+    """Whether this is the peer that began the session. A worker that has enrolled comes back with a certificate of its own, and
+    from then on the enrolling credential, which all pilots have, does not do."""
+    assert link.identity is not None
+    same = hello.role == link.role and hello.peer == link.peer
+    return same and (identity == link.identity or (link.identity.role == ENROL and identity.role == WORKER))
+
+
+class _Accepted(Connection):
+    """A connection that a peer made to the listener."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__()
+        self._listener = listener
+        #: Done when the handshake is over, well or badly.
+        self.greeted: asyncio.Future[None] = self._loop.create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._listener.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._listener.connections.discard(self)
+        super().connection_lost(exc)
+        self._over()
+
+    def _over(self) -> None:
+        if not self.greeted.done():
+            self.greeted.set_result(None)
+
+    def _broken(self, error: WindlassError) -> None:
+        if self._handshake.phase is Phase.NEW:
+            self._refuse(Refused(str(error)))
+        else:
+            super()._broken(error)
+
+    def _refuse(self, refused: Refused) -> None:
+        self._handshake.note(Event.SAID_REFUSED)
+        log.info("refused a connection: %s", refused.text)
+        self.write(frame(encode_one(refused)))
+        self.close()
+        self._over()
+
+    def _greet(self, bodies: list[memoryview]) -> list[memoryview]:
+        if not bodies or self._handshake.phase is Phase.CLOSED:
+            return []
+        self._reader.limit = FrameReader().limit
+        hello, identity = decode_hello(bodies[0]), self.identity
+        self._handshake.note(Event.HEARD_HELLO)
+        if len(bodies) > 1 or self._reader.waiting:
+            self._refuse(Refused("a peer waits for Welcome before it says more than Hello"))
+            return []
+        answer = self._listener.judge(hello, identity)
+        if isinstance(answer, Refused):
+            self._refuse(answer)
+            return []
+        if hello.purpose == "data":
+            self._become_data(hello, answer)
+        else:
+            try:
+                link, resend, new = self._listener.link_for(hello, identity, answer)
+            except ProtocolError as error:
+                self._refuse(Refused(f"session {answer.session} cannot go on: {error}"))
+                return []
+            answer = msgspec.structs.replace(answer, received=link.session.received)
+            self._handshake.note(Event.SAID_WELCOME)
+            link.begin(self, answer.heartbeat, answer.silence, frame(encode_one(answer)), resend)
+            try:
+                if new:
+                    self._listener.handler.attach(link.session_id, link)
+                else:
+                    link.on_resumed(hello)
+            except Exception:
+                log.exception("a defect of Windlass: %s %s was not attached; its session ends", link.role, link.peer)
+                link.fail("a defect of Windlass while attaching it; see the log")
+        self._over()
+        return []
+
+    def _become_data(self, hello: Hello, welcome: Welcome) -> None:
+        assert self._transport is not None
+        make = self._listener.serve_data
+        if make is None:
+            self._refuse(Refused("this listener serves no objects"))
+            return
+        self._handshake.note(Event.SAID_WELCOME)
+        self.write(frame(encode_one(welcome)))
+        protocol = make(hello)
+        listener, transport = self._listener, self._transport
+        listener.connections.discard(self)
+        listener.data_transports.add(transport)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        listener.data_transports = {known for known in listener.data_transports if not known.is_closing()}
+
+
+class Listener:
+    """The manager's door: accepts, authenticates, and keeps one `Link` per session."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        handler: Handler,
+        *,
+        serve_data: Callable[[Hello], asyncio.BaseProtocol] | None = None,
+        handshake_timeout: float = HANDSHAKE_TIMEOUT,
+        max_handshakes: int = MAX_HANDSHAKES,
+    ) -> None:
+        self.authority = authority
+        self.handler = handler
+        #: Makes the protocol of a data connection (`windlass.dataplane.DataServer`).
+        self.serve_data = serve_data
+        self.handshake_timeout = handshake_timeout
+        self.connections: set[_Accepted] = set()
+        self.data_transports: set[asyncio.Transport] = set()
+        #: By session id.
+        self.links: dict[str, Link] = {}
+        #: Where it listens: host as it was given, and port.
+        self.addresses: list[Address] = []
+        self._context = authority.server_context()
+        self._room = asyncio.Semaphore(max_handshakes)
+        self._sockets: list[socket.socket] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def listen(self, hosts: Sequence[str], port: int | tuple[int, int] = 0) -> list[Address]:
+        """Listen on these hosts (never on more), at a port, the first free one of a range, or (0) any; may be called again to add hosts.
+
+        Raises:
+            UsageError: no such port is free, or the host is not this machine's; the text names both.
+        """
+        loop = asyncio.get_running_loop()
+        fresh: list[Address] = []
+        for host in hosts:
+            try:
+                found = await loop.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            except OSError as error:
+                raise UsageError(f"cannot listen on {host!r}: {error}; give a name or an address of this machine") from error
+            family, _, _, _, where = found[0]
+            listening = _bind(family, str(where[0]), host, port)
+            self._sockets.append(listening)
+            fresh.append((host, int(listening.getsockname()[1])))
+            self._start(self._accept(listening))
+        self.addresses += fresh
+        return fresh
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._room.acquire()
+            try:
+                accepted, _ = await loop.sock_accept(listening)
+            except asyncio.CancelledError:
+                raise
+            except OSError as error:
+                self._room.release()
+                if error.errno not in (errno.ECONNABORTED, errno.EPROTO):
+                    log.warning("cannot accept a connection: %s; trying again in a second", error)
+                    await asyncio.sleep(1)
+                continue
+            self._start(self._serve(accepted))
+
+    async def _serve(self, accepted: socket.socket) -> None:
+        """See one connection through its handshake."""
+        connection = _Accepted(self)
+        try:
+            async with asyncio.timeout(self.handshake_timeout):
+                accepted.setblocking(False)
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: connection,
+                    accepted,
+                    ssl=self._context,
+                    ssl_handshake_timeout=self.handshake_timeout,
+                    ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
+                )
+                await connection.greeted
+        except (OSError, TimeoutError) as error:
+            log.info("a connection ended in its handshake: %s", error if str(error) else f"it took over {self.handshake_timeout:g} s")
+            connection.abort(f"no Hello within {self.handshake_timeout:g} s")
+        finally:
+            self._room.release()
+
+    def judge(self, hello: Hello, identity: Identity) -> Welcome | Refused:
+        """What the rules of certificates, and then the handler, say to this peer."""
+        text = _disagreement(hello, identity)
+        if text:
+            return Refused(text)
+        known = self.links.get(hello.session) if hello.session else None
+        if known is not None and not _may_resume(known, hello, identity):
+            return Refused(f"session {hello.session} is not one of {hello.role} {hello.peer!r} with this certificate")
+        if identity.role == ENROL:
+            if hello.purpose == "data" and known is None:
+                return Refused("a worker that has not enrolled yet gets no data")
+            others = [link for link in self.links.values() if link.role == "worker" and link.peer == hello.peer and link is not known]
+            # A session whose peer never said anything may be one whose Welcome was lost, and its peer asks again.
+            if any(link.session.received or link.identity != identity for link in others):
+                return Refused(f"worker id {hello.peer!r} is taken: choose another one")
+        try:
+            return self.handler.hello(hello, identity)
+        except Exception:
+            log.exception("a defect of Windlass: the Hello of %s %s was not dealt with", hello.role, hello.peer)
+            return Refused("a defect of Windlass at the manager; see its log", retry=True)
+
+    def link_for(self, hello: Hello, identity: Identity, welcome: Welcome) -> tuple[Link, list[bytes], bool]:
+        """The link of the session that was agreed on, frames to send again, and whether it is new.
+
+        Raises:
+            ProtocolError: the peer has lost its memory of the session.
+        """
+        link = self.links.get(welcome.session)
+        if link is not None:
+            if welcome.session != hello.session:
+                raise ProtocolError("it is another peer's")
+            try:
+                resend = link.session.resume(hello.received)
+            except ProtocolError as error:
+                link.fail(str(error))
+                raise
+            link.hello, link.identity = hello, identity
+            return link, resend, False
+        if hello.role == "worker":
+            # A worker has one session: beginning another one, it has given up the old one.
+            for old in [link for link in self.links.values() if link.role == "worker" and link.peer == hello.peer]:
+                old.fail(f"worker {hello.peer} began a new session")
+        link = Link(Session(said_by(hello.role)), hello.peer, hello.role)
+        link.session_id, link.hello, link.identity = welcome.session, hello, identity
+        link.released = self._forget
+        self.links[welcome.session] = link
+        return link, [], True
+
+    def _forget(self, link: Link) -> None:
+        self.links.pop(link.session_id, None)
+
+    async def close(self) -> None:
+        """Stop listening, send what the links still have, and end all connections; none of their callbacks is called."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for listening in self._sockets:
+            listening.close()
+        self._sockets.clear()
+        for link in list(self.links.values()):
+            link.close()
+        open_ones = list(self.connections)
+        for connection in open_ones:
+            connection.close()
+        for transport in self.data_transports:
+            transport.abort()
+        if open_ones:
+            await asyncio.wait([connection.gone for connection in open_ones], timeout=SHUTDOWN_TIMEOUT + 1)
+        for connection in list(self.connections):
+            connection.abort("the manager is closed")
+        await asyncio.sleep(0)
+
+
+def _bind(family: int, address: str, host: str, port: int | tuple[int, int]) -> socket.socket:
+    low, high = port if isinstance(port, tuple) else (port, port)
+    for number in range(low, high + 1):
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((address, number))
+            listening.listen(1024)
+            listening.setblocking(False)
+        except OSError as error:
+            listening.close()
+            if error.errno == errno.EADDRINUSE:
+                continue
+            raise UsageError(
+                f"cannot listen on {host!r}, port {number}: {os.strerror(error.errno or 0)}; choose another host or port"
+            ) from error
+        except OverflowError as error:
+            listening.close()
+            raise UsageError(f"there is no port {number}: choose one from 1 to 65535, or 0 for any free one") from error
+        return listening
+    if low == high:
+        raise UsageError(f"port {low} on {host!r} is in use: choose another one, a range like port=({low}, {low + 99}), or port=0 for any")
+    raise UsageError(f"all ports from {low} to {high} on {host!r} are in use: choose a wider range, or port=0 for any free one")

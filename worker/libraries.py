@@ -1,0 +1,331 @@
+"""The library instances of a worker and the functions that their calls name.
+
+Theory of operation
+-------------------
+`StartLibrary` makes the instance known to the backlog at once, so that calls may follow right behind it; then the objects that the library
+names (code snapshots, large functions) are fetched, its functions are written where slots look for them, and only then its zygote is started.
+A function is a file in `functions_folder`, named by its id, written whole or not at all; several libraries may name the same one.
+
+What an instance reports comes through `_Events`, one for each instance, so that each report is known to be of that instance also after it was stopped;
+then it is dropped, for the backlog has already given its calls back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from windlass.errors import WindlassError
+from windlass.messages import (
+    BAD_CALL,
+    AddFunctions,
+    CallEnd,
+    ForgetFunctions,
+    FunctionDef,
+    FunctionId,
+    HeldCall,
+    InstanceId,
+    LibraryFailed,
+    LibraryReady,
+    LibraryStopped,
+    Message,
+    ObjectRef,
+    SetSlots,
+    StartLibrary,
+    StopLibrary,
+)
+from windlass.worker.backlog import Backlog
+from windlass.worker.lifetime import PER_BATCH
+from windlass.worker.transfers import Transfers
+
+if TYPE_CHECKING:
+    from windlass.worker.instance import LibraryInstance
+
+#: Seconds that slots get to end before they are killed when an instance is stopped; a stopped instance runs no calls.
+STOP_GRACE = 1.0
+
+
+class Entry:
+    """One instance and what it holds."""
+
+    def __init__(self, message: StartLibrary, library: LibraryInstance) -> None:
+        self.spec = message.spec
+        self.library = library
+        self.slots = message.slots
+        self.gpu_ids = message.gpu_ids
+        self.started = False
+        self.ready = False
+        #: The zygote's pid, once it serves.
+        self.pid = 0
+        self.refs: tuple[ObjectRef, ...] = (*message.spec.code, *(ref for each in message.spec.functions for ref in _refs(each)))
+        self.held = False
+        self.task: asyncio.Task[None] | None = None
+
+
+class Libraries:
+    """All instances of a worker."""
+
+    def __init__(
+        self,
+        backlog: Backlog,
+        transfers: Transfers,
+        say: Callable[[Message], None],
+        ran: Callable[[Iterable[float]], None],
+        *,
+        scratch: Path,
+        store_folder: Path,
+        functions_folder: Path,
+    ) -> None:
+        self._backlog = backlog
+        self._transfers = transfers
+        self._say = say
+        self._ran = ran
+        self._scratch = scratch
+        self._store_folder = store_folder
+        self._functions_folder = functions_folder
+        self.entries: dict[InstanceId, Entry] = {}
+        self._functions: dict[FunctionId, tuple[ObjectRef, ...]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ------------------------------------------------------------ what the manager says
+
+    def start(self, message: StartLibrary) -> None:
+        """Start an instance."""
+        from windlass.worker.instance import LibraryInstance
+
+        if message.instance in self.entries:
+            return
+        library = LibraryInstance(
+            message.spec,
+            message.instance,
+            scratch=self._scratch,
+            store_folder=self._store_folder,
+            functions_folder=self._functions_folder,
+            events=_Events(self, message.instance),
+        )
+        entry = self.entries[message.instance] = Entry(message, library)
+        self._backlog.add(message.instance, library, message.slots)
+        if entry.refs:
+            entry.task = self._spawn(self._start_when_there(message.instance, entry))
+        else:
+            self._start_now(message.instance, entry)
+
+    def set_slots(self, message: SetSlots) -> None:
+        """Give an instance another number of slots."""
+        entry = self.entries.get(message.instance)
+        if entry is None:
+            return
+        entry.slots, entry.gpu_ids = message.slots, message.gpu_ids
+        if entry.started:
+            entry.library.set_slots(message.slots, message.gpu_ids)
+        self._backlog.set_slots(message.instance, message.slots)
+
+    def stop(self, message: StopLibrary) -> None:
+        """End an instance, and say when it has ended."""
+        entry = self._take_out(message.instance)
+        if entry is None:
+            self._say(LibraryStopped(message.instance))
+        else:
+            self._spawn(self._stop(message.instance, entry))
+
+    def add_functions(self, message: AddFunctions) -> None:
+        """Calls will name these."""
+        for function in message.functions:
+            if function.id in self._functions:
+                continue
+            refs = self._functions[function.id] = tuple(_refs(function))
+            if refs:
+                self._backlog.expect(function.id)
+                self._spawn(self._add_when_there(function, refs))
+                continue
+            try:
+                self._write(function)
+            except OSError as error:
+                self._backlog.expect(function.id)
+                self._backlog.failed(function.id, BAD_CALL, _cannot_write(function, error))
+
+    def forget_functions(self, message: ForgetFunctions) -> None:
+        """Calls will name these no more."""
+        for function in message.functions:
+            refs = self._functions.pop(function, None)
+            if refs is None:
+                continue
+            self._backlog.forget(function)
+            self._transfers.release(refs)
+            with contextlib.suppress(OSError):
+                os.unlink(self._functions_folder / function.hex())
+
+    # ------------------------------------------------------------ for the worker
+
+    def slots(self) -> int:
+        """Slots of all instances."""
+        return sum(entry.slots for entry in self.entries.values())
+
+    def oldest(self, now: float) -> float:
+        """Seconds that the longest running call has run; `now` in seconds since the epoch."""
+        starts = [slot.started_at for entry in self.entries.values() for slot in entry.library.running()]
+        return max(0.0, now - min(starts)) if starts else 0.0
+
+    def running(self) -> int:
+        """Calls that run now."""
+        return sum(len(entry.library.running()) for entry in self.entries.values())
+
+    async def close(self, grace: float) -> None:
+        """End all instances; nothing they report from now on is heard."""
+        entries = [entry for entry in map(self._take_out, list(self.entries)) if entry is not None]
+        await asyncio.gather(*(entry.library.stop(grace) for entry in entries), return_exceptions=True)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ------------------------------------------------------------ what instances report
+
+    def on_ready(self, instance: InstanceId, message: LibraryReady) -> None:
+        entry = self.entries.get(instance)
+        if entry is not None:
+            entry.ready, entry.pid = True, message.pid
+            self._say(message)
+            self._backlog.serves(instance)
+
+    def on_failed(self, instance: InstanceId, message: LibraryFailed) -> None:
+        entry = self._take_out(instance, tell=message)
+        if entry is not None:
+            self._spawn(self._stop(instance, entry, say=False))
+
+    def on_ended(self, instance: InstanceId, ends: list[CallEnd]) -> None:
+        if instance in self.entries:
+            # A few of a large batch do: this is for telling calls of minutes from calls of milliseconds.
+            sample = ends if len(ends) <= PER_BATCH else ends[:: len(ends) // PER_BATCH]
+            self._ran([end.ended_at - end.started_at for end in sample if end.started_at])
+            self._backlog.ended(instance, ends)
+
+    def on_lost(self, instance: InstanceId, calls: Sequence[HeldCall]) -> None:
+        if instance in self.entries:
+            self._backlog.lost(instance, calls)
+
+    def on_room(self, instance: InstanceId) -> None:
+        self._backlog.room(instance)
+
+    # ------------------------------------------------------------ inside
+
+    def _take_out(self, instance: InstanceId, tell: Message | None = None) -> Entry | None:
+        """The instance serves no more; its calls go back after the manager was told why."""
+        entry = self.entries.pop(instance, None)
+        if entry is None:
+            return None
+        if tell is not None:
+            self._say(tell)
+        if entry.task is not None:
+            entry.task.cancel()
+        if entry.held:
+            self._transfers.release(entry.refs)
+            entry.held = False
+        self._backlog.gone(instance)
+        return entry
+
+    def _start_now(self, instance: InstanceId, entry: Entry) -> None:
+        try:
+            for function in entry.spec.functions:
+                self._write(function)
+            entry.started = True
+            entry.library.start(entry.slots, entry.gpu_ids)
+        except OSError as error:
+            self.on_failed(instance, LibraryFailed(instance, "crash", f"library {entry.spec.name} cannot start on {os.uname().nodename}: {error}"))
+
+    async def _start_when_there(self, instance: InstanceId, entry: Entry) -> None:
+        try:
+            await self._transfers.obtain(entry.refs)
+        except WindlassError as error:
+            entry.task = None
+            self.on_failed(instance, LibraryFailed(instance, "function", f"library {entry.spec.name}: {error}"))
+            return
+        entry.held = True
+        entry.task = None
+        self._start_now(instance, entry)
+
+    async def _stop(self, instance: InstanceId, entry: Entry, *, say: bool = True) -> None:
+        await entry.library.stop(STOP_GRACE)
+        if say:
+            self._say(LibraryStopped(instance))
+
+    async def _add_when_there(self, function: FunctionDef, refs: tuple[ObjectRef, ...]) -> None:
+        try:
+            await self._transfers.obtain(refs)
+            self._write(function)
+        except WindlassError as error:
+            self._backlog.failed(function.id, BAD_CALL, f"function {function.name}: {error}")
+        except OSError as error:
+            self._transfers.release(refs)
+            self._backlog.failed(function.id, BAD_CALL, _cannot_write(function, error))
+        else:
+            if function.id in self._functions:
+                self._backlog.arrived(function.id)
+                return
+            self._transfers.release(refs)  # forgotten meanwhile
+            return
+        if function.id in self._functions:
+            self._functions[function.id] = ()
+
+    def _write(self, function: FunctionDef) -> None:
+        """Put a function where slots look for it."""
+        path = os.fspath(self._functions_folder / function.id.hex())
+        if os.path.exists(path):
+            return
+        temporary = f"{path}.{os.urandom(4).hex()}"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(msgspec.msgpack.encode(function))
+            os.rename(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    def _spawn(self, work: Coroutine[object, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            asyncio.get_running_loop().call_exception_handler({"message": "a defect of Windlass", "exception": task.exception(), "task": task})
+
+
+class _Events:
+    """What one instance reports."""
+
+    def __init__(self, libraries: Libraries, instance: InstanceId) -> None:
+        self._libraries = libraries
+        self._instance = instance
+
+    def ready(self, message: LibraryReady, /) -> None:
+        self._libraries.on_ready(self._instance, message)
+
+    def failed(self, message: LibraryFailed, /) -> None:
+        self._libraries.on_failed(self._instance, message)
+
+    def ended(self, ends: list[CallEnd], /) -> None:
+        self._libraries.on_ended(self._instance, ends)
+
+    def lost(self, calls: list[HeldCall], /) -> None:
+        self._libraries.on_lost(self._instance, calls)
+
+    def room(self) -> None:
+        self._libraries.on_room(self._instance)
+
+
+def _refs(function: FunctionDef) -> tuple[ObjectRef, ...]:
+    """The objects that a function needs."""
+    return (*((function.object,) if function.object is not None else ()), *function.code)
+
+
+def _cannot_write(function: FunctionDef, error: OSError) -> str:
+    return f"function {function.name} could not be stored on {os.uname().nodename}: {error}; free space in the worker's scratch"

@@ -1,0 +1,490 @@
+"""A slot: the process that runs one call at a time.
+
+Theory of operation
+-------------------
+`serve` is the loop: claim a packet from the call queue, note in the row which call it is, run it, send the answer, note that it is finished. The
+order is the promise: a call is either in the queue, or noted in a row, or answered, but for the microsecond between claim and note (the worker's
+audit of the queue finds such a call when the slot dies just there). A slot never claims before its last answer is sent.
+
+For a call that does nothing the loop costs a few microseconds: one receive, one send, one decode, one encode, two pickles and four looks at a
+clock or a file's length. Nothing else may be added to the path of every call: no signal, no file, no process, no look at /proc.
+
+*Functions*: those of the library are loaded before; others come by content, from the functions folder, at their first call, and
+the least recently used ones are forgotten past `FUNCTIONS_KEPT`.
+
+*Context*: which of its variables a function takes is found out once per function, from its signature.
+
+*Mode fork*: each call runs in a child, which answers by itself; the slot waits for it, ends what the child left behind, and answers for a child that
+died.
+
+Everything a function may do is caught and answered, `SystemExit` and `KeyboardInterrupt` too. What cannot be caught ends the process, and
+the worker reads the row.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from windlass import pickling
+from windlass.messages import (
+    BAD_CALL,
+    DIED,
+    RAISED,
+    RETURNED,
+    CallEnd,
+    CallRun,
+    EndDetail,
+    FunctionDef,
+    FunctionId,
+    ObjectName,
+    ObjectRef,
+)
+from windlass.objects import open_in, write_result
+from windlass.worker import capture, hoist
+from windlass.worker.callqueue import read_spilled
+from windlass.worker.slot_api import STATE
+from windlass.worker.slotlink import (
+    ATTEMPT,
+    BEGUN,
+    CALL,
+    FINISHED,
+    LEAVE,
+    LEFT,
+    LEFT_ASKED,
+    LEFT_FULL,
+    LEFT_TORN,
+    LEFT_UNABLE,
+    LENGTH,
+    MAX_PACKET,
+    NOTE,
+    ROW_WORDS,
+    SENDING,
+    SPILLED,
+    STARTED_AT,
+    Prepared,
+    Rows,
+    Setup,
+    Step,
+    Unable,
+    bounded,
+    read_setup,
+)
+from windlass.worker.slotproc import death
+
+#: Functions that came after the start and are kept loaded: a loop that submits ever new closures must not fill the memory.
+FUNCTIONS_KEPT: Final = 256
+#: Sent to whole jobs by batch systems; see `windlass.worker.zygote`.
+_SURVIVED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+_PR_SET_PDEATHSIG: Final = 1
+
+#: A loaded function, and the variables of the context it takes: (parameter, its position or a large number, value).
+Loaded = tuple[Callable[..., Any], tuple[tuple[str, int, Any], ...]]
+
+_prctl: Any = None
+_flush_c: Callable[[], Any] | None = None
+
+
+class Link:
+    """A slot's connections: descriptors of results, call queue, standard output and error, and its row."""
+
+    def __init__(self, results: int, queue: int, rows: Rows, row: int, out: int, err: int) -> None:
+        self.results = socket.socket(fileno=results)
+        self.queue = socket.socket(fileno=queue)
+        self.rows, self.row, self.out, self.err = rows, row, out, err
+
+    def note(self, note: Step | Prepared | Unable) -> None:
+        """Tell the worker something that is no answer to a call."""
+        packet = msgspec.msgpack.encode(note)
+        self.results.sendall(LENGTH.pack(len(packet) | NOTE) + packet)
+
+
+def begin_process(name: str) -> None:
+    """What zygotes and spawned slots do first: a name for ps, tracebacks of crashes, an end with their parent."""
+    global _prctl, _flush_c  # noqa: PLW0603 - found once per process, used after forks
+    with suppress(OSError), open("/proc/self/comm", "w") as file:
+        file.write(name)
+    faulthandler.enable()
+    try:
+        import ctypes
+
+        libc = ctypes.PyDLL(None)
+        _prctl = libc.prctl
+        stdout = ctypes.c_void_p.in_dll(libc, "stdout")
+        flush = libc.fflush
+        flush.argtypes = (ctypes.c_void_p,)
+        _flush_c = lambda: flush(stdout)  # noqa: E731
+    except (ImportError, OSError, AttributeError, ValueError):
+        pass  # without it C output comes late, and the guardian alone ends orphans
+    die_with_parent()
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that made it ends."""
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+def survive_signals() -> None:
+    """Do nothing on the signals that a batch system sends to all processes of a job; processes forked or executed from here do not inherit it."""
+    for number in _SURVIVED:
+        signal.signal(number, _ignored)
+
+
+def run(link: Link, setup: Setup, library: hoist.Library) -> int:
+    """A slot's life, in a process that is settled and has loaded the library; returns its exit status."""
+    words, base = link.rows.words, link.row * ROW_WORDS
+    if setup.spec.context and not library.has_context:
+        try:
+            hoist.compute_context(library, link.note)
+        except hoist.CannotStart as error:
+            words[base + LEFT] = LEFT_UNABLE
+            link.note(Unable(error.kind, bounded(str(error))))
+            return 1
+    STATE.context, STATE.has_context = library.context, library.has_context
+    capture.take(link.out)  # what imports and context wrote belongs to no call
+    capture.take(link.err)
+    link.note(Prepared(library.imports, library.context_seconds))
+    Slot(link, setup, library).serve()
+    return 0
+
+
+class Slot:
+    """Runs calls; `serve` until there is a reason to leave."""
+
+    def __init__(self, link: Link, setup: Setup, library: hoist.Library) -> None:
+        self.link, self.setup, self.library = link, setup, library
+        self.store = setup.store_folder
+        self.functions: dict[FunctionId, Loaded] = {key: self.bind(function) for key, function in library.functions.items()}
+        self.names = {definition.id: definition.name for definition in setup.spec.functions}
+        self.definitions = {definition.id: definition for definition in setup.spec.functions}
+        self.others: dict[FunctionId, Loaded] = {}
+        self.newest = FunctionId(b"")
+        self.encoder = msgspec.msgpack.Encoder()
+        self.frame = bytearray(64 << 10)
+        self.words = link.rows.words
+        self.base = link.row * ROW_WORDS
+
+    def serve(self) -> None:
+        """The loop. Returns when the worker is gone, wants this slot to leave, or it has run its share of calls."""
+        words, doubles, base = self.words, self.link.rows.doubles, self.base
+        call_word, attempt_word, started_word, begun_word = base + CALL, base + ATTEMPT, base + STARTED_AT, base + BEGUN
+        finished_word, leave_word = base + FINISHED, base + LEAVE
+        buffer = bytearray(MAX_PACKET)
+        view = memoryview(buffer)
+        receive = self.link.queue.recv_into
+        decode = msgspec.msgpack.Decoder(CallRun).decode
+        now = time.time
+        answer, send = self.answer, self.send
+        forked = self.setup.spec.mode == "fork"
+        most = self.setup.spec.max_calls
+        count = 0
+        while not words[leave_word]:
+            size = receive(buffer)
+            if not size:
+                return
+            run = decode(read_spilled(view[:size]) if buffer[0] == SPILLED else view[:size])
+            started_at = now()
+            words[call_word] = run.call
+            words[attempt_word] = run.attempt
+            doubles[started_word] = started_at
+            count += 1
+            words[begun_word] = count
+            if forked:
+                self.answer_in_child(run, started_at, count)
+            else:
+                send(answer(run, started_at))
+            words[finished_word] = count
+            if count == most:
+                words[base + LEFT] = LEFT_FULL
+                return
+        words[base + LEFT] = LEFT_ASKED
+
+    def answer(self, run: CallRun, started_at: float) -> CallEnd:
+        """Run a call. Whatever happens in it becomes the answer."""
+        call, attempt = run.call, run.attempt
+        state = STATE
+        state.run, state.started_at = run, started_at
+        payload, spans, detail = b"", (), None
+        ready_at = started_at
+        try:
+            loaded = self.functions.get(run.function) or self.load(run.function)
+            args, kwargs = pickling.unpack_call(run.payload, run.spans, self.open_object)
+        except BaseException as error:
+            ready_at = time.time()
+            outcome, payload, detail = self.not_begun(run, error)
+        else:
+            function, wants = loaded
+            if wants:
+                for name, position, value in wants:
+                    if name not in kwargs and len(args) <= position:
+                        kwargs[name] = value
+            ready_at = time.time()
+            try:
+                value = function(*args, **kwargs)
+            except BaseException as error:
+                # The first entry is this frame, which tells the user nothing.
+                error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+                payload, detail = pickling.pack_exception(error)
+                outcome = RAISED
+            else:
+                outcome = RETURNED
+                try:
+                    payload, spans = pickling.pack_result(value, self.put)
+                except BaseException as error:
+                    outcome, detail = BAD_CALL, EndDetail(text=self.bad_result(run, value, error))
+        state.run = None
+        stdout, stderr = self.written()
+        return CallEnd(call, attempt, outcome, payload, spans, stdout, stderr, started_at, ready_at, time.time(), detail)
+
+    def send(self, end: CallEnd) -> None:
+        """Send an answer whole."""
+        frame = self.frame
+        self.encoder.encode_into(end, frame, 4)
+        LENGTH.pack_into(frame, 0, len(frame) - 4)
+        sent = self.link.results.send(frame)
+        if sent < len(frame):
+            self.link.results.sendall(memoryview(frame)[sent:])
+            self.frame = bytearray(64 << 10)
+
+    # ------------------------------------------------ functions
+
+    def load(self, key: FunctionId) -> Loaded:
+        """A function that is not one of those loaded before the fork."""
+        others = self.others
+        loaded = others.get(key)
+        if loaded is not None:
+            if key != self.newest:  # keep the order of use, but not at each call of the same
+                del others[key]
+                others[key] = loaded
+                self.newest = key
+            return loaded
+        definition = self.definitions.get(key)
+        if definition is None:
+            with open(os.path.join(self.setup.functions_folder, key.hex()), "rb") as file:
+                definition = msgspec.msgpack.decode(file.read(), type=FunctionDef)
+        self.names[key] = definition.name
+        loaded = self.bind(hoist.load_function(definition, self.setup))
+        while len(others) >= FUNCTIONS_KEPT:
+            old = next(iter(others))
+            del others[old]
+            self.names.pop(old, None)
+        others[key] = loaded
+        self.newest = key
+        return loaded
+
+    def bind(self, function: Callable[..., Any]) -> Loaded:
+        """Find out which variables of the context the function takes."""
+        if not self.library.has_context:
+            return function, ()
+        import inspect
+
+        try:
+            parameters = inspect.signature(function).parameters
+        except (TypeError, ValueError):
+            return function, ()
+        context: Any = self.library.context
+        variables: dict[Any, Any] = {"context": context}
+        if isinstance(context, dict):
+            variables.update(context)  # pyright: ignore[reportUnknownArgumentType]
+        wants: list[tuple[str, int, Any]] = []
+        for position, (name, parameter) in enumerate(parameters.items()):
+            if name in variables:
+                if parameter.kind is parameter.KEYWORD_ONLY:
+                    wants.append((name, sys.maxsize, variables[name]))
+                elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+                    wants.append((name, position, variables[name]))
+        return function, tuple(wants)
+
+    # ------------------------------------------------ objects
+
+    def open_object(self, name: ObjectName) -> memoryview:
+        """An argument's object, from the worker's store."""
+        return open_in(self.store, name)
+
+    def put(self, data: Any) -> ObjectRef:
+        """Leave a part of a result in the worker's store."""
+        return write_result(self.store, data)
+
+    # ------------------------------------------------ what goes wrong
+
+    def not_begun(self, run: CallRun, error: BaseException) -> tuple[int, bytes, EndDetail]:
+        """The function or its arguments could not be had."""
+        name = self.names.get(run.function, run.function.hex())
+        if run.function not in self.functions and run.function not in self.others:
+            if isinstance(error, ImportError):  # what the function's own import statement would have raised
+                return RAISED, *pickling.pack_exception(error)
+            text = f"function {name!r} of library {self.setup.spec.name!r} cannot be loaded on the worker"
+        else:
+            text = f"the arguments of {name!r} cannot be loaded on the worker"
+        import traceback
+
+        trace = bounded("".join(traceback.format_exception(error)), 24 << 10)
+        return BAD_CALL, b"", EndDetail(text=f"{text}: {type(error).__name__}: {error}\n{trace}")
+
+    def bad_result(self, run: CallRun, value: object, error: BaseException) -> str:
+        """Why a result cannot travel, and what to do."""
+        name = self.names.get(run.function, run.function.hex())
+        if isinstance(error, OSError):
+            return bounded(f"the result of {name!r} could not be left in the worker's object store: {error}")
+        kind = type(value).__name__
+        advice = {
+            "generator": f"return list(...) of it, or make {name!r} return a list",
+            "coroutine": f"{name!r} is an async function: call it inside another one with asyncio.run(...) and return what that gives",
+            "async_generator": f"{name!r} is an async generator: collect its items inside a function with asyncio.run(...) and return a list",
+        }.get(kind, "return something that pickle can handle, or write it to a file and return the path")
+        return bounded(f"{name!r} returned a {pickling.type_name(value)}, which cannot be pickled and sent back; {advice} ({error})")
+
+    def written(self) -> tuple[bytes, bytes]:
+        """What the call has written, and make room for the next one."""
+        link = self.link
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if _flush_c is not None:
+                _flush_c()
+        except (AttributeError, ValueError, OSError):
+            self.mend_output()
+        out = capture.take(link.out) if os.lseek(link.out, 0, os.SEEK_END) else b""
+        err = capture.take(link.err) if os.lseek(link.err, 0, os.SEEK_END) else b""
+        return out, err
+
+    def mend_output(self) -> None:
+        """The call has closed, replaced or lost its standard streams: give the next one new ones."""
+        os.dup2(self.link.out, 1)
+        os.dup2(self.link.err, 2)
+        sys.stdout = sys.__stdout__ = open(1, "w", closefd=False, errors="backslashreplace")  # type: ignore[misc]  # noqa: SIM115
+        sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # type: ignore[misc]  # noqa: SIM115
+
+    # ------------------------------------------------ mode "fork"
+
+    def answer_in_child(self, run: CallRun, started_at: float, count: int) -> None:
+        """Run a call in a child of its own; answer for it if it dies."""
+        words, base = self.words, self.base
+        try:
+            pid = os.fork()
+        except OSError as error:
+            now = time.time()
+            text = f"no process could be forked for the call: {error}; the limit on processes of the node or the pilot is reached"
+            self.send(CallEnd(run.call, run.attempt, DIED, started_at=started_at, ready_at=now, ended_at=now, detail=EndDetail(text=text)))
+            return
+        if pid == 0:
+            self.be_child(run, started_at, count)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)  # what it left behind; before it is reaped, for then the number may be another's
+        _, status, usage = os.wait4(pid, 0)
+        if words[base + FINISHED] == count:
+            return
+        if words[base + SENDING] == count:
+            words[base + LEFT] = LEFT_TORN
+            os._exit(1)
+        now = time.time()
+        detail = death(pid, status, usage.ru_maxrss * 1024, now - started_at)
+        stdout, stderr = capture.take(self.link.out), capture.take(self.link.err)
+        self.send(CallEnd(run.call, run.attempt, DIED, b"", (), stdout, stderr, started_at, started_at, now, detail))
+
+    def be_child(self, run: CallRun, started_at: float, count: int) -> NoReturn:
+        """In the child."""
+        status = 1
+        try:
+            os.setpgid(0, 0)
+            die_with_parent()
+            survive_signals()
+            _reseed()
+            end = self.answer(run, started_at)
+            self.words[self.base + SENDING] = count
+            self.send(end)
+            self.words[self.base + FINISHED] = count
+            status = 0
+        finally:
+            os._exit(status)
+
+
+# ---------------------------------------------------------------- a new process
+
+
+def settle(link: Link, setup: Setup, gpu_ids: tuple[str, ...]) -> None:
+    """Make the process a slot: its session, streams, GPUs, random numbers."""
+    with suppress(OSError):
+        os.setsid()  # a spawned one leads its session already
+    die_with_parent()
+    survive_signals()
+    os.register_at_fork(after_in_child=_default_signals)
+    with suppress(OSError), open("/proc/self/comm", "w") as file:
+        file.write(f"windlass-slot{link.row}")
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("300")  # when memory runs out, the slot goes before the worker
+    os.dup2(link.out, 1)
+    os.dup2(link.err, 2)
+    os.chdir(setup.work_folder)
+    if setup.spec.per_slot.gpus:
+        for variable in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
+            os.environ[variable] = ",".join(gpu_ids)
+    _reseed()
+    gc.enable()
+    STATE.library, STATE.slot = setup.spec.name, link.row
+
+
+def _reseed() -> None:
+    """Forks of one process would all draw the same numbers; the standard library's generator sees to that itself."""
+    numpy_random: Any = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        with suppress(Exception):
+            numpy_random.seed()
+
+
+def _ignored(_signal: int, _frame: Any) -> None:
+    """Survive: a handler instead of SIG_IGN, because that would be inherited by programs that user code executes."""
+
+
+def _default_signals() -> None:
+    """In processes that user code forks: terminate() must work on them."""
+    for number in _SURVIVED:
+        if signal.getsignal(number) is _ignored:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def main(arguments: list[str]) -> int:
+    """A spawned slot (``RESULTS QUEUE ROWS SETUP ROW GPU,GPU``): load the library, then be a slot."""
+    results, queue, rows, setup_file, row = (int(word) for word in arguments[:5])
+    gpu_ids = tuple(word for word in arguments[5].split(",") if word)
+    for descriptor in (results, queue, rows, setup_file):
+        os.set_inheritable(descriptor, False)
+    begin_process(f"windlass-slot{row}")
+    setup = read_setup(setup_file)
+    link = Link(results, queue, Rows(rows, setup.rows), row, os.dup(1), os.dup(2))
+    settle(link, setup, gpu_ids)  # before the imports: they may look for GPUs
+    try:
+        library = hoist.load(setup, link.note, with_context=False)
+    except hoist.CannotStart as error:
+        link.rows.words[row * ROW_WORDS + LEFT] = LEFT_UNABLE
+        link.note(Unable(error.kind, bounded(str(error))))
+        return 1
+    return run(link, setup, library)
+
+
+if __name__ == "__main__":
+    # The module is `__main__` here; functions that ask for their call must meet the one that is imported by its name.
+    from windlass.worker import slot as imported
+
+    exit_status = 1
+    try:
+        exit_status = imported.main(sys.argv[1:])
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(exit_status)

@@ -1,0 +1,126 @@
+"""What a worker keeps of one slot, and how it learns that a child process has ended.
+
+Parts of `windlass.worker.instance`, which alone uses them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from signal import SIGKILL
+from typing import Final
+
+import msgspec
+
+from windlass.messages import EndDetail
+from windlass.worker.slotlink import RESULT_BYTES, Step, Unable, memory_file, socket_pair
+
+#: (call, attempt)
+Key = tuple[int, int]
+#: Where the kernel has no pidfd (before 5.3), children are asked after so often (seconds).
+_POLL_SECONDS: Final = 0.25
+
+
+class Kill(msgspec.Struct):
+    """A wish to end a running call."""
+
+    key: Key
+    outcome: int
+    detail: EndDetail | None
+
+
+class SlotHandle:
+    """One slot, from the wish for it until its process is reaped."""
+
+    def __init__(self, row: int, gpu_ids: tuple[str, ...]) -> None:
+        self.row, self.gpu_ids = row, gpu_ids
+        self.pid = 0
+        self.results, self.other_end = socket_pair(socket.SOCK_STREAM, RESULT_BYTES)
+        self.results.setblocking(False)
+        self.out = memory_file("stdout", append=True)
+        self.err = memory_file("stderr", append=True)
+        self.trimmed = [0, 0]
+        self.rest = b""  # the beginning of a frame
+        self.ready = False
+        self.leaving = False
+        self.stopping = False
+        self.kill: Kill | None = None
+        self.unable: Unable | None = None
+        self.step: Step | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+        self.watch: Watch | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    def close(self) -> None:
+        self.results.close()
+        self.other_end.close()
+        os.close(self.out)
+        os.close(self.err)
+
+
+class Watch:
+    """Calls `on_ended` with the status of wait(2) and the peak memory in bytes when a child has ended, and reaps it.
+
+    The child leads a process group; what is left of the group is killed before the child is reaped, while its id cannot be another's.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes], on_ended: Callable[[int, int], None]) -> None:
+        self._loop, self._process, self._on_ended = loop, process, on_ended
+        self._timer: asyncio.TimerHandle | None = None
+        try:
+            self._pidfd = os.pidfd_open(process.pid)
+        except (OSError, AttributeError):
+            self._pidfd = -1
+            self._timer = loop.call_later(_POLL_SECONDS, self._look)
+        else:
+            loop.add_reader(self._pidfd, self._look)
+
+    def _look(self) -> None:
+        ended = reap(self._process)
+        if ended is not None:
+            self.close()
+            self._on_ended(*ended)
+        elif self._pidfd < 0:
+            self._timer = self._loop.call_later(_POLL_SECONDS, self._look)
+
+    def close(self) -> None:
+        """Watch no more; may be called twice."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+def reap(process: subprocess.Popen[bytes]) -> tuple[int, int] | None:
+    """Status and peak memory of a child that has ended; None while it lives."""
+    if process.returncode is not None:
+        return 0, 0
+    try:
+        if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return None
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, SIGKILL)
+        _, status, usage = os.wait4(process.pid, 0)
+    except ChildProcessError:  # somebody else has reaped it
+        process.returncode = 0
+        return 0, 0
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return status, usage.ru_maxrss * 1024
+
+
+async def reaped(process: subprocess.Popen[bytes], limit: float = 10.0) -> bool:
+    """Wait until a child has ended, and reap it; False when it had not after `limit` seconds."""
+    loop = asyncio.get_running_loop()
+    until, pause = loop.time() + limit, 0.001
+    while reap(process) is None:
+        if loop.time() > until:
+            return False
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, 0.05)
+    return True

@@ -1,0 +1,194 @@
+"""Objects on their way: those that calls need come before they are fed, those of results go before their end is told.
+
+Theory of operation
+-------------------
+`Transfers` counts for each object how many calls, functions and libraries hold it. The first hold pins it in the store, or starts one fetch
+for all who wait; the last release takes the pin away, and the store may evict it when it needs the room.  What happens is told by `arrived` and
+`failed` (`windlass.worker.backlog.Backlog` has both), or awaited with `obtain`.
+
+A result's objects are files that a slot wrote into the store's folder. They are put to the manager (by path where it is on this host), then the end
+of the call is told, then the local copy goes.
+
+A cut connection is no failure: it is tried again until the worker gives up its manager. What the manager does not have, or a disk that is full, is
+one, and the text says which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+from windlass.errors import WindlassError
+from windlass.messages import BAD_CALL, DIED, CallEnd, EndDetail, ObjectName, ObjectRef
+
+if TYPE_CHECKING:
+    from windlass.objects import ObjectStore
+
+#: Seconds between attempts while the manager cannot be reached.
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 5.0
+
+
+class Data(Protocol):
+    """The data connections to the manager; `windlass.dataplane.DataClient` is one."""
+
+    async def get(self, ref: ObjectRef, /) -> object: ...
+    async def put(self, name: ObjectName, path: str, /) -> object: ...
+
+
+class TransferFailed(WindlassError):
+    """An object cannot be had; `outcome` is how a call that needs it ends."""
+
+    def __init__(self, text: str, outcome: int = BAD_CALL) -> None:
+        super().__init__(text)
+        self.outcome = outcome
+
+
+class Transfers:
+    """All objects that a worker holds or moves."""
+
+    def __init__(
+        self, store: ObjectStore, data: Data, *, arrived: Callable[[ObjectName], None], failed: Callable[[ObjectName, int, str], None]
+    ) -> None:
+        self._store = store
+        self._data = data
+        self._arrived = arrived
+        self._failed = failed
+        self._holds: dict[ObjectName, int] = {}
+        self._pinned: set[ObjectName] = set()
+        self._fetches: dict[ObjectName, asyncio.Task[None]] = {}
+        self._pushes: set[asyncio.Task[None]] = set()
+
+    @property
+    def pushing(self) -> int:
+        """Ends of calls that wait for their objects to be sent."""
+        return len(self._pushes)
+
+    def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
+        """Keep these until `release`; fetch what is missing, and say what that is."""
+        missing: list[ObjectName] = []
+        for ref in refs:
+            name = ref.name
+            self._holds[name] = self._holds.get(name, 0) + 1
+            if name in self._pinned:
+                continue
+            if name in self._fetches or not self._pin(name):
+                missing.append(name)
+                if name not in self._fetches:
+                    self._fetches[name] = asyncio.get_running_loop().create_task(self._fetch(ref))
+        return missing
+
+    def release(self, refs: Sequence[ObjectRef], /) -> None:
+        """A holder does not need these any more."""
+        for ref in refs:
+            left = self._holds.get(ref.name, 0) - 1
+            if left > 0:
+                self._holds[ref.name] = left
+                continue
+            self._holds.pop(ref.name, None)
+            if ref.name in self._pinned:
+                self._pinned.discard(ref.name)
+                self._store.unpin(ref.name)
+
+    async def obtain(self, refs: Sequence[ObjectRef]) -> None:
+        """Hold these and wait until all are there. Raises `TransferFailed`, and then holds none of them."""
+        self.hold(refs)
+        try:
+            for ref in refs:
+                task = self._fetches.get(ref.name)
+                if task is not None:
+                    await asyncio.shield(task)
+                if ref.name not in self._pinned:
+                    raise TransferFailed(f"object {ref.name} could not be kept in the worker's store: it is full")
+        except BaseException:
+            self.release(refs)
+            raise
+
+    def push(self, end: CallEnd, tell: Callable[[CallEnd], None]) -> None:
+        """Send the objects of a result, then `tell` the end of its call; as a failed one where they cannot be sent."""
+        task = asyncio.get_running_loop().create_task(self._push(end, tell))
+        self._pushes.add(task)
+        task.add_done_callback(self._pushes.discard)
+
+    async def pushed(self, timeout: float) -> None:
+        """Wait up to so many seconds until no push is on its way."""
+        if self._pushes:
+            await asyncio.wait(self._pushes, timeout=timeout)
+
+    async def close(self) -> None:
+        """Give up whatever is on its way."""
+        tasks = [*self._fetches.values(), *self._pushes]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # ------------------------------------------------------------ inside
+
+    def _pin(self, name: ObjectName) -> bool:
+        try:
+            self._store.pin(name)
+        except KeyError:
+            return False
+        self._pinned.add(name)
+        return True
+
+    async def _fetch(self, ref: ObjectRef) -> None:
+        try:
+            await self._get(ref)
+            if ref.name in self._holds and not self._pin(ref.name):
+                raise TransferFailed(f"object {ref.name} of {ref.size} bytes was fetched and did not stay: the worker's store is too small")
+        except TransferFailed as error:
+            del self._fetches[ref.name]
+            self._failed(ref.name, error.outcome, str(error))
+            raise
+        except BaseException:
+            self._fetches.pop(ref.name, None)
+            raise
+        del self._fetches[ref.name]
+        self._arrived(ref.name)
+
+    async def _get(self, ref: ObjectRef) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await self._data.get(ref)
+            except (ConnectionError, TimeoutError):
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            except OSError as error:
+                # A full disk is this node's trouble: the call may be tried again elsewhere.
+                raise TransferFailed(f"object {ref.name} of {ref.size} bytes could not be stored on {os.uname().nodename}: {error}", DIED) from error
+            except (KeyError, ValueError, WindlassError) as error:
+                raise TransferFailed(f"object {ref.name} of {ref.size} bytes could not be fetched: {_text(error)}") from error
+            else:
+                return
+
+    async def _push(self, end: CallEnd, tell: Callable[[CallEnd], None]) -> None:
+        pause = FIRST_PAUSE
+        text = ""
+        outcome = BAD_CALL
+        for ref in end.spans:
+            path = self._store.folder / ref.name
+            while not text:
+                try:
+                    await self._data.put(ref.name, str(path))
+                except (ConnectionError, TimeoutError):
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+                except OSError as error:
+                    text, outcome = f"the result of {ref.size} bytes could not be read back on {os.uname().nodename}: {error}", DIED
+                except (KeyError, ValueError, WindlassError) as error:
+                    text = f"the result of {ref.size} bytes could not be handed to the manager: {_text(error)}"
+                else:
+                    break
+        for ref in end.spans:
+            self._store.discard(ref.name)
+        if text:
+            end.outcome, end.payload, end.spans, end.detail = outcome, b"", (), EndDetail(text=text)
+        tell(end)
+
+
+def _text(error: Exception) -> str:
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
