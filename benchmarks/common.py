@@ -87,8 +87,8 @@ def in_turns(rounds: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, lis
     """Run each side once per round; every second round in the opposite order, so that none always goes first."""
     found: dict[str, list[T]] = {name: [] for name in sides}
     for number in range(rounds):
-        names = list(sides) if number % 2 == 0 else list(reversed(sides))
-        for name in names:
+        names = list(sides)
+        for name in names if number % 2 == 0 else reversed(names):
             found[name].append(sides[name]())
     return found
 
@@ -145,14 +145,12 @@ def report(
     text = [[str(column) for column in columns]] + [[cell(value) for value in row] for row in rows]
     widths = [max(len(row[at]) for row in text) for at in range(len(columns))]
     print(title)
-    for row in text:
-        print("  " + "  ".join([row[0].ljust(widths[0]), *(value.rjust(width) for value, width in zip(row[1:], widths[1:], strict=True))]))
+    for first, *others in text:
+        print("  " + "  ".join([first.ljust(widths[0]), *(value.rjust(width) for value, width in zip(others, widths[1:], strict=True))]))
     print("  " + "   ".join(f"{key} {cell(value)}" for key, value in figures.items()))
     print(f"  {note}")
     facts = machine()
-    print(
-        f"  medians of {chosen.rounds} rounds in turns; Python {facts['python']}, {facts['cores']} cores, {facts['cpu']}, load {facts['load']}"
-    )
+    print(f"  medians of {chosen.rounds} rounds; Python {facts['python']}, {facts['cores']} cores, {facts['cpu']}, load {facts['load']}")
 
 
 def cell(value: object) -> str:

@@ -6,7 +6,9 @@ A figure is megabytes (10^6 bytes) of array per second of wall clock, the way th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,7 @@ MEGABYTE = 10**6
 
 def arrays(size: int, count: int, seed: int) -> list[Any]:
     """Arrays of ``size`` bytes that differ from each other and from those of other rounds."""
-    made = []
+    made: list[Any] = []
     for number in range(count):
         array = np.arange(size // 8, dtype=np.float64)
         array[0] = seed * 1_000 + number
@@ -40,9 +42,9 @@ def arrays(size: int, count: int, seed: int) -> list[Any]:
     return made
 
 
-def one_run(submit: Submits, size: int, count: int, at_once: int, seed: int) -> float:
+def one_run(submit: Submits, size: int, count: int, at_once: int, seeds: Iterator[int]) -> float:
     """Megabytes per second."""
-    sent = arrays(size, count, seed)
+    sent = arrays(size, count, next(seeds))
     back: list[Any] = []
     began = clock()
     under_way: list[Any] = []
@@ -72,8 +74,8 @@ def main() -> None:
                     runs = in_turns(
                         chosen.rounds,
                         {
-                            "Windlass": lambda size=size, count=count, n=at_once: one_run(ours, size, count, n, next(seeds)),
-                            "pool": lambda size=size, count=count, n=at_once: one_run(processes, size, count, n, next(seeds)),
+                            "Windlass": partial(one_run, ours, size, count, at_once, seeds),
+                            "pool": partial(one_run, processes, size, count, at_once, seeds),
                         },
                     )
                     here, there = median(runs["Windlass"]), median(runs["pool"])

@@ -76,13 +76,9 @@ def main() -> None:
             "process pool": lambda: in_own_program("pool", chosen.calls),
         },
     )
-    keys = ("bytes_per_call", "submit_per_s")
-    rows = [(name, *(median(run[key] for run in of) for key in keys)) for name, of in runs.items()]
-    figures = {
-        "bytes_per_call": round(float(rows[0][1])),
-        "submit_per_s": round(float(rows[0][2])),
-        "vs_process_pool_bytes": round(float(rows[0][1]) / float(rows[1][1]), 2),
-    }
+    rows = [(name, median(run["bytes_per_call"] for run in of), median(run["submit_per_s"] for run in of)) for name, of in runs.items()]
+    (_, ours, submits), (_, theirs, _) = rows
+    figures = {"bytes_per_call": round(ours), "submit_per_s": round(submits), "vs_process_pool_bytes": round(ours / theirs, 2)}
     note = f"{chosen.calls:,} calls with an integer each; resident memory of the whole program, futures and all"
     report(chosen, "Waiting calls", ("side", "bytes/call", "submits/s"), rows, figures, note)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 from common import SLOTS, arguments, check, clock, in_turns, median, report
@@ -33,8 +35,9 @@ class Run(NamedTuple):
     end: float
 
 
-def one_run(program: str, number: int) -> Run:
+def one_run(program: str, numbers: Iterator[int]) -> Run:
     """Run a program that prints the square of its argument, found by a call."""
+    number = next(numbers)
     began = clock()
     with subprocess.Popen([sys.executable, "-c", program, str(number)], stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
@@ -50,7 +53,7 @@ def main() -> None:
     chosen = arguments(__doc__, rounds=7)
     numbers = iter(range(2, 10**9))
     sides = {"Windlass": WINDLASS, "process pool": PROCESS_POOL, "bare interpreter": BARE}
-    runs = in_turns(chosen.rounds, {name: lambda program=program: one_run(program, next(numbers)) for name, program in sides.items()})
+    runs = in_turns(chosen.rounds, {name: partial(one_run, program, numbers) for name, program in sides.items()})
     rows = [(name, median(run.first_result for run in of), median(run.end for run in of)) for name, of in runs.items()]
     figures = {
         "first_result_s": round(rows[0][1], 3),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common import (
     SLOTS,
@@ -56,7 +56,7 @@ def one_run(submit: Submits, base: int, calls: int, busy: bool) -> Run:
     """Submit calls with arguments of their own, then ask for each result."""
     computing = 0.0
     began = clock()
-    futures = []
+    futures: list[Any] = []
     for number in range(base, base + calls):
         futures.append(submit(number))
         if busy and number % GROUP == 0:

@@ -4,7 +4,8 @@ import windlass
 
 
 def mean_of_normals(seed: int) -> float:
-    import random, statistics  # hoisted: loaded once per worker, not once per call
+    import random
+    import statistics  # both hoisted: loaded once per worker, not once per call
 
     chance = random.Random(seed)
     return statistics.fmean(chance.gauss() for _ in range(10_000))

@@ -2,14 +2,14 @@
 
 Theory of operation
 -------------------
-A backend turns a `PilotRequest` into pilots of its batch system, tells the state of all pilots of one factory in one answer, ends pilots, and
-has the last words of a pilot that failed.  It decides nothing: how many, when and why is the planner's.  Its methods block, are called by one thread only
-(the factory's), and bound their own time; they raise three errors and no others:
+A backend turns a `PilotRequest` into pilots of its batch system, tells the state of all pilots of one factory in one answer, ends
+pilots, and has the last words of a pilot that failed.  It decides nothing: how many, when and why is the planner's.  Its methods
+block, are called by one thread only (the factory's), and bound their own time; they raise three errors and no others:
 
 * `Rejected`: refused as asked; asking again gives the same answer.
 * `OverLimit`: a limit on jobs is reached; nothing was submitted.
-* `Unreachable`: no answer.  What was asked may or may not have happened; so each submission carries a `ticket` (in the job's name or in an
-  attribute of it), and a later `query` that shows a pilot with the ticket settles it.
+* `Unreachable`: no answer.  What was asked may or may not have happened; so each submission carries a `ticket` (in the job's name or
+  in an attribute of it), and a later `query` that shows a pilot with the ticket settles it.
 
 Everything of one factory carries its `Tag` in the batch system.  `query` and `cancel_all` go by the tag, not by remembered ids: a
 factory that was restarted finds its pilots again, and one command ends them all.
@@ -167,7 +167,7 @@ class Backend(Protocol):
     query_interval: float
 
     def open(self, tag: Tag, folder: Path, wake: Callable[[], None]) -> None:
-        """Take up service for one factory. Logs of pilots go below ``folder``; ``wake`` may be called (any thread) when a query is worth it."""
+        """Take up service for one factory. Pilots' logs go below ``folder``; ``wake`` (any thread) says that a query is worth it."""
         ...
 
     def submit(self, request: PilotRequest, count: int) -> Sequence[JobId]:
@@ -179,7 +179,7 @@ class Backend(Protocol):
         ...
 
     def cancel(self, jobs: Sequence[JobId]) -> None:
-        """End these, queued or running (SIGTERM, grace, SIGKILL), with one command; unknown and ended ones are no error. Raises `Unreachable`."""
+        """End these, queued or running (SIGTERM, grace, SIGKILL), with one command; ended ones are no error. Raises `Unreachable`."""
         ...
 
     def cancel_all(self) -> None:
@@ -195,17 +195,8 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """End service: local processes and threads of the backend are gone when it returns; pilots in a batch system are not touched. Idempotent."""
+        """End service: own processes and threads are gone when it returns; pilots in a batch system are not touched. Idempotent."""
         ...
-
-
-class BackendFactory(Protocol):
-    """A backend's class: its keyword-only parameters are the pool options that only it has."""
-
-    name: ClassVar[str]
-    defaults: ClassVar[PoolDefaults]
-
-    def __call__(self, **options: object) -> Backend: ...
 
 
 #: Backends by name; a module is imported when it is asked for.
@@ -222,17 +213,17 @@ def known_backends() -> tuple[str, ...]:
     return tuple(name for name, place in BACKENDS.items() if importlib.util.find_spec(place.partition(":")[0]) is not None)
 
 
-def backend_class(name: str) -> BackendFactory:
+def backend_class(name: str) -> type[Backend]:
     """The class of a backend. Raises `UnknownName`."""
     known = known_backends()
     if name not in known:
         raise UnknownName("batch backend", name, known)
     module, _, attribute = BACKENDS[name].partition(":")
-    return cast(BackendFactory, getattr(importlib.import_module(module), attribute))
+    return cast("type[Backend]", getattr(importlib.import_module(module), attribute))
 
 
-def backend_options(made_by: BackendFactory) -> frozenset[str]:
-    """The pool options that only this backend has."""
+def backend_options(made_by: type[Backend]) -> frozenset[str]:
+    """The pool options that only this backend has: the keyword-only parameters of its class."""
     parameters = inspect.signature(made_by).parameters.values()
     return frozenset(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
 

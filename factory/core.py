@@ -2,8 +2,8 @@
 
 Theory of operation
 -------------------
-The core holds a pool's register of pilots (`Fleet`), its `History`, the budget of commands, and the newest `Demand`.  The shell asks `step(now)` for one
-instruction at a time, carries it out, and tells the result, as each result changes what is to be done next:
+The core holds a pool's register of pilots (`Fleet`), its `History`, the budget of commands, and the newest `Demand`.  The shell asks
+`step(now)` for one instruction at a time, carries it out, and tells the result, as each result changes what is to be done next:
 
 ==========  ==============================================  =========================================
 `Query`     ask the batch system about all pilots           `listed` or `unreachable`
@@ -13,12 +13,12 @@ instruction at a time, carries it out, and tells the result, as each result chan
 `EndAll`    end every pilot with the factory's tag          `ended_all` or `unreachable`
 ==========  ==============================================  =========================================
 
-The first instruction is a query, so that pilots of an earlier life are counted before any are submitted.  A query is due every ``query_interval`` while
-there are pilots, at five times the last one's duration at most as often, and at once when the backend says that something changed.
+The first instruction is a query, so that pilots of an earlier life are counted before any are submitted.  A query is due every
+``query_interval`` while there are pilots, at five times the last one's duration at most as often, and at once when the backend says
+that something changed.
 
-Closing goes through three steps: what is not connected is cancelled; what is connected is released and may finish what runs; when all are gone, or
-the time given is over, `EndAll`; then `finished`.
-"""
+Closing goes through three steps: what is not connected is cancelled; what is connected is released and may finish what runs; when all
+are gone, or the time given is over, `EndAll`; then `finished`."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ from windlass.messages import Demand, PilotEnded, PilotId, PoolReport
 SLOW_FACTOR: Final = 5.0
 #: Batch systems with quicker answers than this tell the end of a pilot soon enough for closing to wait for it.
 PROMPT: Final = 5.0
-#: Tries of the last command of all.
+#: Tries of the last command of all, and the seconds between them: a program that ends does not wait for minutes.
 LAST_TRIES: Final = 3
+LAST_PAUSE: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,7 @@ class FactoryCore:
     _reported: PoolReport | None = None
     _deadline: float | None = None
     _last_tries: int = 0
+    _last_try_at: float = -math.inf
 
     def __post_init__(self) -> None:
         self.history = History(self.pool.max_start_failures)
@@ -172,16 +174,19 @@ class FactoryCore:
         """What the register has found goes to the history and the next report."""
         for node in self.fleet.newly_served:
             self.history.served(node)
+        for node in self.fleet.nodes_learned:
+            self.history.serves_on(node)
         self.fleet.newly_served.clear()
+        self.fleet.nodes_learned.clear()
         for pilot in self.fleet.pilots.values():
             if pilot.phase is Phase.HELD and not pilot.charged and not pilot.served:
                 pilot.charged = True
-                self.history.died_at_start(pilot.node, f"held: {pilot.reason}", now)
+                self.history.died_at_start(pilot.node, f"held: {pilot.reason}", pilot.made_at, now)
         overdue = [p for p in self.fleet.pilots.values() if p.phase is Phase.RUNNING and not p.served and not p.charged]
         for pilot in overdue:
             if now - pilot.since >= self.pool.hello_timeout:
                 pilot.charged = True
-                self.history.died_at_start(pilot.node, f"{pilot.job} ran for {now - pilot.since:.0f} s without connecting", now)
+                self.history.died_at_start(pilot.node, f"{pilot.job} ran for {now - pilot.since:.0f} s without connecting", pilot.made_at, now)
 
     def take_endings(self) -> list[Ending]:
         """Pilots that have ended since the last time; the shell adds the last words of the failed ones and gives them to `ended`."""
@@ -195,7 +200,7 @@ class FactoryCore:
         if ending.gone:
             self.history.pilot_ended()
         if ending.failed and not self.closing:
-            self.history.died_at_start(ending.node, f"pilot {ending.pilot}{f' on {ending.node}' if ending.node else ''}: {reason}", now)
+            self.history.died_at_start(ending.node, f"pilot {ending.pilot}{f' on {ending.node}' if ending.node else ''}: {reason}", ending.made_at, now)
 
     # ---------------------------------------------------------------- what to do
 
@@ -235,7 +240,7 @@ class FactoryCore:
         return actions
 
     def _query_due(self, now: float) -> bool:
-        if self._queried and not self.fleet.live:
+        if (self._queried and not self.fleet.live) or self._last_tries:
             return False
         return self._query_at <= now and self.budget.free_at(now, query=True) <= now and self.history.silent_until() <= now
 
@@ -266,9 +271,10 @@ class FactoryCore:
         if not self.fleet.live:
             self.finished = True
             return None
-        if self._last_tries >= LAST_TRIES or self.history.silent_until() > now:
+        if self._last_try_at > now:
             return None
         self._last_tries += 1
+        self._last_try_at = now + LAST_PAUSE
         self.budget.spend("cancel", now)
         return EndAll()
 
@@ -285,8 +291,8 @@ class FactoryCore:
         if self.fleet.live or not self._queried:
             times.append(max(self._query_at, self.budget.free_at(now, query=True), silent))
         if self._deadline is not None:
-            times.append(max(self._deadline, silent))
-            if silent > now:
+            times.append(self._last_try_at if self._last_tries else self._deadline)
+            if silent > now and not self._last_tries:
                 times.append(silent)
         elif self.actions is not None:
             times.append(self.actions.again_at)

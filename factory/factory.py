@@ -2,16 +2,17 @@
 
 Theory of operation
 -------------------
-One thread per factory.  It waits on one queue of events (demand from the manager, a word from the backend that something ended, a wish to close), tells the
-core, and carries out the core's instructions until there are none; it sleeps until the next event or the time the core names.  Nothing is polled, and the first pilot
-is started as soon as there is demand.  Only this thread calls the backend.
+One thread per factory.  It waits on one queue of events (demand from the manager, a word from the backend that something ended, a
+wish to close), tells the core, and carries out the core's instructions until there are none; it sleeps until the next event or the
+time the core names.  Nothing is polled, and the first pilot is started as soon as there is demand.  Only this thread calls the
+backend.
 
-It talks to the manager through a `Port` and nothing else: it says `PoolReport` when something changed (first of all, what a pilot of the pool will be, so that the
-manager listens where pilots can reach it) and `ReleasePilots`; it hears `Demand` and `Leave`.
+It talks to the manager through a `Port` and nothing else: it says `PoolReport` when something changed (first of all, what a pilot of
+the pool will be, so that the manager listens where pilots can reach it) and `ReleasePilots`; it hears `Demand` and `Leave`.
 
-Closing cancels what waits in the queue, asks the manager to drain what serves, and ends the rest when the time given is over.  A program that ends without closing
-its factory closes it on the way out; one that is killed cannot, and then pilots leave by themselves, as their manager is gone.
-"""
+Closing cancels what waits in the queue, asks the manager to drain what serves, and ends the rest when the time given is over.  A
+program that ends without closing its factory closes it on the way out; one that is killed cannot, and then pilots leave by
+themselves, as their manager is gone."""
 
 from __future__ import annotations
 
@@ -30,11 +31,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol, Self, cast
 
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable, UsageError
-from windlass.factory.backend import Backend, PilotRequest, Tag, Tickets, backend_class
-from windlass.factory.core import Cancel, EndAll, FactoryCore, Instruction, Query, Release, Submit
+from windlass.factory.backend import Backend, PilotRequest, Tag, Tickets, backend_class, backend_options
+from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Release, Submit
 from windlass.factory.launch import worker_command
 from windlass.factory.pool import NAME, PoolConfig, make_pool
 from windlass.messages import Demand, Goodbye, Leave, Message, ReleasePilots
@@ -212,7 +213,7 @@ class Factory:
         self._events.put(_Lost(str(reason)))
 
     def close(self, seconds: float | None = None) -> None:
-        """End all pilots: queued ones now, others when what they run has ended or ``seconds`` (default: the pool's grace) are over. Idempotent."""
+        """End all pilots: queued ones now, others when what they run has ended or ``seconds`` (default: the pool's grace) are over."""
         thread = self._thread
         if thread is None:
             return
@@ -231,7 +232,7 @@ class Factory:
         self.close(min(HURRY, self.pool.grace))
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the factory has ended (its manager closed, or somebody called `close`); False: it has not within ``timeout`` seconds."""
+        """Wait until the factory has ended (its manager did, or somebody called `close`); False: not within ``timeout`` seconds."""
         return self._done.wait(timeout)
 
     # ---------------------------------------------------------------- for the user
@@ -241,9 +242,7 @@ class Factory:
         most = self.pool.max_pilots if max_pilots is None else max_pilots
         least = self.pool.min_pilots if min_pilots is None else min_pilots
         if not 0 <= least <= most or most < 1:
-            raise UsageError(
-                f"min_pilots={least} and max_pilots={most} cannot be; they go 0 <= min_pilots <= max_pilots, and 1 <= max_pilots"
-            )
+            raise UsageError(f"min_pilots={least} and max_pilots={most} cannot be; give 0 <= min_pilots <= max_pilots")
         self._events.put(_Change(max_pilots, min_pilots))
 
     def resume(self) -> None:
@@ -358,7 +357,7 @@ class Factory:
                 log.info("%s: cancelling %s: %s", self.name, ", ".join(instruction.jobs), instruction.reason)
                 backend.cancel(instruction.jobs)
                 core.cancelled()
-            elif isinstance(instruction, EndAll):
+            else:
                 backend.cancel_all()
                 core.ended_all()
         except Exception as error:  # noqa: BLE001  a backend's defect must not look like silence
@@ -413,9 +412,9 @@ def _backend_and_pool(backend: str | Backend, options: Mapping[str, object], nam
         raise UsageError(f"{name!r} is no name for a factory; use up to 64 letters, digits, '_', '-' and '.', for example 'night-shift'")
     if isinstance(backend, str):
         made_by = backend_class(backend)
-        pool = make_pool(word, made_by, options, name=name)
-        return made_by(**pool.options), pool, name
-    pool = make_pool(word, type(backend), options, name=name)
+        pool = make_pool(word, made_by.defaults, backend_options(made_by), options, name=name)
+        return cast("Callable[..., Backend]", made_by)(**pool.options), pool, name
+    pool = make_pool(word, backend.defaults, backend_options(type(backend)), options, name=name)
     if pool.options:
         raise UsageError(f"{', '.join(pool.options)} of a backend that is made already; give the options where it is made")
     return backend, pool, name
@@ -451,7 +450,7 @@ def dry_run(backend: str, options: Mapping[str, object]) -> str:
 
 
 def run(connection: str, backend: str, options: Mapping[str, object]) -> int:
-    """Run a factory until its manager ends (0), is lost (1), or somebody interrupts: once removes what is queued and drains (0), twice ends all (0).
+    """Run a factory until its manager ends (0) or is lost (1), or somebody interrupts: once cancels and drains, twice ends all (0).
 
     Must be called by the main thread, as it takes SIGINT and SIGTERM.
     """

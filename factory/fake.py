@@ -2,20 +2,22 @@
 
 Theory of operation
 -------------------
-`FakeCluster` is the batch system, without I/O: jobs queue for a delay, start where a node has free cores, run until they end, are cancelled, preempted, or
-reach their walltime, and are forgotten a while after their end.  ``advance(now)`` moves it on and returns what is to be done to processes
-(`Start`, `Terminate`, `Kill`); ``process_ended`` tells it what became of them.  Ends go as in Slurm: SIGTERM, ``kill_wait`` seconds, SIGKILL, and *ending* meanwhile.
+`FakeCluster` is the batch system, without I/O: jobs queue for a delay, start where a node has free cores, run until they end, are
+cancelled, preempted, or reach their walltime, and are forgotten a while after their end.  ``advance(now)`` moves it on and returns
+what is to be done to processes (`Start`, `Terminate`, `Kill`); ``process_ended`` tells it what became of them.  Ends go as in Slurm:
+SIGTERM, ``kill_wait`` seconds, SIGKILL, and *ending* meanwhile.
 
 Faults are asked for by name:
 
-* ``fail("submit", Fault.REJECTED)`` and ``OVER_LIMIT``, ``UNREACHABLE`` (nothing was done), ``AMBIGUOUS`` (it *was* done, though the answer is a time-out), also for
-  ``"query"`` and ``"cancel"``; ``max_jobs`` refuses what is too many as ``OVER_LIMIT``.
-* ``preempt(job)`` (queued again under the same id, ``restart`` counted; or ended), ``hold(job)``, ``lose_node(node)``, ``black_holes`` (nodes where jobs end at once).
-* ``lie(job, listed, times)`` in answers to queries; ``hide(job, times)``; ``forget(job)``, and ``forget_after=0`` forgets each job as it ends.
+* ``fail("submit", Fault.REJECTED)`` and ``OVER_LIMIT``, ``UNREACHABLE`` (nothing was done), ``AMBIGUOUS`` (it *was* done, though the
+  answer is a time-out), also for ``"query"`` and ``"cancel"``; ``max_jobs`` refuses what is too many as ``OVER_LIMIT``.
+* ``preempt(job)`` (queued again under the same id, ``restart`` counted; or ended), ``hold(job)``, ``lose_node(node)``,
+  ``black_holes`` (nodes where jobs end at once).
+* ``lie(job, listed, times)`` in answers to queries; ``hide(job, times)``; ``forget(job)``, and ``forget_after=0`` forgets each job as
+  it ends.
 
-`FakeBackend` is the thin shell: with ``processes=True`` real workers run and a thread moves the time on; with ``processes=False`` nothing runs, the clock is
-``advance(seconds)``, a started job stays until ``finish(job)``, and the same state machine is at work.
-"""
+`FakeBackend` is the thin shell: with ``processes=True`` real workers run and a thread moves the time on; with ``processes=False``
+nothing runs, the clock is ``advance(seconds)``, a started job stays until ``finish(job)``, and the same state machine is at work."""
 
 from __future__ import annotations
 
@@ -315,7 +317,7 @@ class FakeCluster:
         job.state, job.exit_status, job.ended_at = Listed.ENDED, exit_status, now
 
     def next_at(self, now: float) -> float:
-        """When `advance` has something to do, later than ``now``; inf: nothing is foreseen. Jobs that wait for a free node are not counted."""
+        """When `advance` has something to do, later than ``now``; inf: not foreseen. Jobs that wait for a free node do not count."""
         times = [float("inf")]
         for job in self.jobs.values():
             if job.state is Listed.QUEUED:

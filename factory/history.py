@@ -10,17 +10,20 @@ Three kinds of failure of a command, each with an answer of its own:
 `Unreachable`  5 s, doubling to 5 min; never counts towards a pause
 =============  =========================================================================================================
 
-A *death at start* is a pilot that ended before it served.  Deaths in a row are followed by 0, 1, 15, 30, 60 min of waiting, with one pilot at a
-time as a probe; after ``max_start_failures`` in a row the pool is paused, with the pilot's own last words.  One pilot that serves ends the row.
+A *death at start* is a pilot that ended before it served.  Deaths in a row are followed by 0, 1, 15, 30, 60 min of waiting, with one
+pilot at a time as a probe; after ``max_start_failures`` in a row the pool is paused, with the pilot's own last words.  One pilot that
+serves ends the row.
 
-*Black-hole nodes* end pilots at once and so get the next ones, and the next.  A node with two deaths in a row is avoided for an hour; and once pilots have
-served on other nodes, each node counts once in the row, so that one bad node does not pause a pool that works.
+*Black-hole nodes* end pilots at once and so get the next ones, and the next.  A node with two deaths in a row is avoided for an hour;
+and once pilots have served on other nodes, each node counts once in the row, so that one bad node does not pause a pool that works
+(but a pilot that was submitted to keep away from it, and came there all the same, counts: this batch system cannot avoid nodes).
 
 `CommandBudget` keeps the limits on commands: it is asked before each, told of each, and keeps some for queries.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
@@ -105,26 +108,35 @@ class History:
         """A pilot has connected: whatever was wrong is not wrong everywhere."""
         self.start_failures, self._start_wait = 0, 0.0
         self._row_nodes.clear()
+        self.serves_on(node)
+
+    def serves_on(self, node: str) -> None:
+        """A pilot that has connected earlier is on this node."""
         if node:
             self._served.add(node)
             self._node_deaths.pop(node, None)
             self._avoided.pop(node, None)
 
-    def died_at_start(self, node: str, text: str, now: float) -> None:
-        """A pilot ended before it served."""
+    def died_at_start(self, node: str, text: str, made_at: float, now: float) -> None:
+        """A pilot that was submitted at ``made_at`` ended before it served."""
         self.failure = text
-        counts = not (node and self._served - {node}) or node not in self._row_nodes or node in self._avoided
+        elsewhere = bool(node and self._served - {node})
+        counts = not elsewhere or node not in self._row_nodes or made_at > self._avoided_from(node)
         self._row_nodes.add(node)
         if node:
             deaths = self._node_deaths[node] = self._node_deaths.get(node, 0) + 1
             if deaths >= NODE_DEATHS:
-                self._avoided[node] = now + NODE_AVOIDED
+                self._avoided.setdefault(node, now + NODE_AVOIDED)
         if not counts:
             return
         self.start_failures += 1
         self._start_wait = now + START_BACKOFF[min(self.start_failures, len(START_BACKOFF)) - 1]
         if self.start_failures >= self.max_start_failures:
             self.paused = f"{self.start_failures} pilots in a row ended before they served, the last one so: {text}"
+
+    def _avoided_from(self, node: str) -> float:
+        """Since when pilots are told to keep away from a node; inf: they are not."""
+        return self._avoided.get(node, math.inf) - NODE_AVOIDED
 
     def pilot_ended(self) -> None:
         """An own pilot left the batch system: there is room below the limit again."""
@@ -182,7 +194,7 @@ class History:
 class CommandBudget:
     """Counts commands against limits."""
 
-    limits: CommandLimits = CommandLimits()
+    limits: CommandLimits
     #: (kind, number) sent in all.
     sent: dict[str, int] = field(default_factory=dict[str, int])
     _times: deque[float] = field(default_factory=deque[float])

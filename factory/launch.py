@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-Every option of a worker stands once, in the `PoolConfig`; `worker_command` says it in the worker's words.  A pilot that needs no shell is started by that command alone;
-one with ``setup`` lines, and every pilot of a batch system, by a script rendered from a template (`windlass.batch_templates`).  The id of a pilot is known to the
-batch system only when the pilot runs, so the command lacks ``--pilot``, which `with_pilot` or the script adds.
-"""
+Every option of a worker stands once, in the `PoolConfig`; `worker_command` says it in the worker's words.  A pilot that needs no
+shell is started by that command alone; one with ``setup`` lines, and every pilot of a batch system, by a script rendered from a
+template (`windlass.batch_templates`).  The id of a pilot is known to the batch system only when the pilot runs, so the command lacks
+``--pilot``, which `with_pilot` or the script adds."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-A pilot is the worker's own process (no shell in between, unless the pool has ``setup`` lines), the leader of its session, with its output in
-``FOLDER/JOB.log``.  The end of one is known at once, so the factory is woken.  Unless told otherwise a pool is one pilot with all cores that this
-process may use.  The id of this process is in ``WINDLASS_PARENT_PID``, so that a worker can leave when its parent was killed.
-"""
+A pilot is the worker's own process (no shell in between, unless the pool has ``setup`` lines), the leader of its session, with its
+output in ``FOLDER/JOB.log``.  The end of one is known at once, so the factory is woken.  Unless told otherwise a pool is one pilot
+with all cores that this process may use.  The id of this process is in ``WINDLASS_PARENT_PID``, so that a worker can leave when its
+parent was killed."""
 
 from __future__ import annotations
 

@@ -2,18 +2,19 @@
 
 Theory of operation
 -------------------
-Two witnesses speak of a pilot.  The *batch system* lists it (queued, running, ending, held, ended) in the answer to a query, seldom and late.  The
-*manager* sees it connected or not, at once.  What each may change is the table `NEXT`:
+Two witnesses speak of a pilot.  The *batch system* lists it (queued, running, ending, held, ended) in the answer to a query, seldom
+and late.  The *manager* sees it connected or not, at once.  What each may change is the table `NEXT`:
 
 * The manager is the better witness that a pilot lives: a connected one that is listed as queued, held or not at all goes on serving.
 * The batch system is the only witness that it ended.  A pilot that has disconnected is only *running* again.
-* Unknown is not gone: a query without an answer is no event.  A pilot that an answer does not list is *missing*, and only the second time in a row, and
-  without a connection, is it over.
+* Unknown is not gone: a query without an answer is no event.  A pilot that an answer does not list is *missing*, and only the second
+  time in a row, and without a connection, is it over.
 * *Ending* (Slurm's COMPLETING) masks what comes: the end, or the queue again.
 * A running pilot that is queued again was preempted: that incarnation has ended, the same job waits for its next start.
 
-A submission that got no answer may have made pilots.  It is kept as `Unsure`, counted as so many queued pilots, until a query shows pilots with its
-ticket, or two queries at least `SETTLE` seconds later have shown none.  What turns up later still is adopted, and so is what an earlier life of the factory left.
+A submission that got no answer may have made pilots.  It is kept as `Unsure`, counted as so many queued pilots, until a query shows
+pilots with its ticket, or two queries at least `SETTLE` seconds later have shown none.  What turns up later still is adopted, and so
+is what an earlier life of the factory left.
 
 The register hands each end of an incarnation out once, as an `Ending`.
 """
@@ -126,6 +127,8 @@ class Pilot:
     restart: int = 0
     phase: Phase = Phase.QUEUED
     since: float = 0.0
+    #: When it was submitted, or found.
+    made_at: float = 0.0
     node: str = ""
     reason: str = ""
     connected: bool = False
@@ -168,6 +171,7 @@ class Ending:
     pilot: PilotId
     reason: str
     node: str
+    made_at: float
     #: It died at start: it never served, and not because someone ended it.
     failed: bool
     #: The job is out of the batch system (False: it waits for its next start).
@@ -193,6 +197,8 @@ class Fleet:
     endings: list[Ending] = field(default_factory=list[Ending])
     #: Nodes (maybe "") of pilots that connected for the first time, for the history.
     newly_served: list[str] = field(default_factory=list[str])
+    #: Nodes on which pilots serve, learned after they connected.
+    nodes_learned: list[str] = field(default_factory=list[str])
 
     # ---------------------------------------------------------------- what the factory did
 
@@ -204,7 +210,7 @@ class Fleet:
         """It was accepted."""
         self.unsure.pop(ticket, None)
         for job in jobs:
-            self.pilots.setdefault(job, Pilot(job, ticket, since=now))
+            self.pilots.setdefault(job, Pilot(job, ticket, since=now, made_at=now))
 
     def not_submitted(self, ticket: str) -> None:
         """It was refused: there are no such pilots."""
@@ -230,7 +236,7 @@ class Fleet:
             if pilot is None:
                 if state.listed is Listed.ENDED and state.ticket not in self.unsure:
                     continue  # of an earlier life, or ended long ago
-                pilot = self.pilots[state.job] = Pilot(state.job, state.ticket, state.restart or 0, since=now)
+                pilot = self.pilots[state.job] = Pilot(state.job, state.ticket, state.restart or 0, since=now, made_at=now)
             self._one_listed(pilot, state, now)
         for pilot in [pilot for job, pilot in self.pilots.items() if job not in seen]:
             pilot.misses += 1
@@ -249,6 +255,8 @@ class Fleet:
             return  # about an incarnation that is over
         elif state.restart is None and state.listed is Listed.QUEUED and not pilot.connected and self._has_run(pilot):
             self._restarted(pilot, pilot.restart + 1, state.reason, now)
+        if pilot.served and state.node and not pilot.node:
+            self.nodes_learned.append(state.node)
         pilot.node = state.node or pilot.node
         pilot.reason = state.reason
         event = EVENT_OF[state.listed]
@@ -263,9 +271,8 @@ class Fleet:
 
     def _restarted(self, pilot: Pilot, restart: int, reason: str, now: float) -> None:
         """The incarnation that the register knows is over; the job goes on."""
-        self.endings.append(
-            Ending(pilot.job, pilot.word, f"started again by the batch system: {reason or 'requeued'}", pilot.node, False, False)
-        )
+        why = f"queued again by the batch system: {reason}" if reason else "queued again by the batch system"
+        self.endings.append(Ending(pilot.job, pilot.word, why, pilot.node, pilot.made_at, failed=False, gone=False))
         cancelling = pilot.phase is Phase.CANCELLING
         pilot.restart, pilot.connected, pilot.served, pilot.draining, pilot.running_calls = restart, False, False, False, 0
         if not cancelling:
@@ -276,7 +283,7 @@ class Fleet:
         if not pilot.apply(event, now) or pilot.phase is not Phase.ENDED:
             return
         blameless = pilot.served or pilot.asked or pilot.charged or phase is Phase.CANCELLING or cause in BLAMELESS or exit_status == 0
-        self.endings.append(Ending(pilot.job, pilot.word, reason or cause.value, pilot.node, not blameless, True))
+        self.endings.append(Ending(pilot.job, pilot.word, reason or cause.value, pilot.node, pilot.made_at, failed=not blameless, gone=True))
         del self.pilots[pilot.job]
 
     # ---------------------------------------------------------------- what the manager says

@@ -6,15 +6,18 @@ Demand is in calls, by what they need, and where known in expected seconds.  A *
 
     calls / (calls that fit a pilot at a time), but no more than seconds of work / (those calls x worthwhile seconds)
 
-Worthwhile is a pilot that saves more than it costs to start: so many seconds as a pilot's start takes, or as the longest call takes, which nothing shortens.  What connected
-pilots of *other* pools can take is subtracted first.  The sum of the fractions, rounded up, between ``min_pilots`` and ``max_pilots``, is *wanted*.
+Worthwhile is a pilot that saves more than it costs to start: so many seconds as a pilot's start takes, or as the longest call takes,
+which nothing shortens.  What connected pilots of *other* pools can take is subtracted first.  The sum of the fractions, rounded up,
+between ``min_pilots`` and ``max_pilots``, is *wanted*.
 
-*Coming* are pilots that are queued, running or serving, and not draining; *live* are all that exist or, after a submission without an answer, may exist.
+*Coming* are pilots that are queued, running or serving, and not draining; *live* are all that exist or, after a submission without an
+answer, may exist.
 
-* More wanted than coming: submit the difference at once, in one submission, bounded by ``max_pilots`` minus live, ``max_queued`` minus queued,
-  and what the history allows (batch halved at a limit, one probe at a time after deaths at start, waits, pause).
-* Fewer wanted than coming, for as long as ``hold`` (so that a program that submits in bursts keeps its place in the queue): cancel queued pilots first,
-  youngest first; then release pilots that have been idle for ``idle_timeout``.  A pilot with running calls is never touched.
+* More wanted than coming: submit the difference at once, in one submission, bounded by ``max_pilots`` minus live, ``max_queued``
+  minus queued, and what the history allows (batch halved at a limit, one probe at a time after deaths at start, waits, pause).
+* Fewer wanted than coming, for as long as ``hold`` (so that a program that submits in bursts keeps its place in the queue): cancel
+  queued pilots first, youngest first; then release pilots that have been idle for ``idle_timeout``.  A pilot with running calls is
+  never touched.
 * Whatever the demand: held pilots are cancelled (they never start), running ones that do not say hello in time too.
 
 Every decision carries its reason in one line.

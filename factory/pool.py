@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-`make_pool` takes the options as people write them (``walltime="2h"``, ``memory="4GB"``), refuses unknown ones with the near names, and gives a
-`PoolConfig`, which nothing changes afterwards, and the options that are the backend's own.  Every figure in it is in seconds, bytes and cores *per pilot
-and node*.  `PoolConfig.text` says what follows in units of the user: pilots, cores in all, calls at a time.
-"""
+`make_pool` takes the options as people write them (``walltime="2h"``, ``memory="4GB"``), refuses unknown ones with the near names,
+and gives a `PoolConfig`, which nothing changes afterwards, and the options that are the backend's own.  Every figure in it is in
+seconds, bytes and cores *per pilot and node*.  `PoolConfig.text` says what follows in units of the user: pilots, cores in all, calls
+at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Final, cast
 from windlass.units import parse_memory, parse_seconds, show_memory, show_seconds
 
 from windlass.errors import UnknownName, UsageError
-from windlass.factory.backend import BackendFactory, PoolDefaults, backend_options
+from windlass.factory.backend import PoolDefaults
 from windlass.messages import PoolName, PoolOffer, Resources
 
 #: Letters that every batch system takes in a job's name.
@@ -98,14 +98,17 @@ COMMON_OPTIONS: Final = frozenset(field.name for field in fields(PoolConfig)) - 
 }
 
 
-def make_pool(backend: str, made_by: BackendFactory, options: Mapping[str, object], *, name: str) -> PoolConfig:
-    """A pool named ``name`` (unless ``pool=`` names it). Raises `UnknownName` for an unknown option, `UsageError` for an impossible one."""
-    own = backend_options(made_by)
+def make_pool(backend: str, default: PoolDefaults, own: frozenset[str], options: Mapping[str, object], *, name: str) -> PoolConfig:
+    """A pool named ``name`` (unless ``pool=`` names it); ``own``: options that only this backend has.
+
+    Raises:
+        UnknownName: an unknown option; the text has near names.
+        UsageError: an impossible one.
+    """
     for option in options:
         if option not in COMMON_OPTIONS and option not in own:
             raise UnknownName(f"option of a {backend} pool", option, COMMON_OPTIONS | own)
     given = {option: value for option, value in options.items() if value is not None}
-    default = made_by.defaults
     max_pilots = _whole(given, "max_pilots", default.max_pilots, least=1)
     min_pilots = _whole(given, "min_pilots", 0, least=0)
     if min_pilots > max_pilots:

@@ -2,10 +2,11 @@
 
 Theory of operation
 -------------------
-Each process is the leader of a session of its own, so that signals of the terminal do not reach it and its group can be ended whole.  One thread, the
-*reaper*, waits on the pidfds of all of them: it learns an end at once, sees to walltimes, and turns the grace after a SIGTERM into a SIGKILL.  What is left of the group of
-an ended leader is given `STRAGGLE` seconds to end by itself (a worker's guardian cleans up there), then killed.  A group's number cannot be taken by another
-process while a member lives, and is not signalled after the last one is gone.
+Each process is the leader of a session of its own, so that signals of the terminal do not reach it and its group can be ended whole.
+One thread, the *reaper*, waits on the pidfds of all of them: it learns an end at once, sees to walltimes, and turns the grace after a
+SIGTERM into a SIGKILL.  What is left of the group of an ended leader is given `STRAGGLE` seconds to end by itself (a worker's
+guardian cleans up there), then killed.  A group's number cannot be taken by another process while a member lives, and is not
+signalled after the last one is gone.
 
 Output goes to one file per process, opened for appending, so that `trim` can cut it while it is written.
 """

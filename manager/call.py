@@ -21,7 +21,6 @@ import msgspec
 
 from windlass.errors import UnknownName, UsageError
 from windlass.messages import CallOptions, Resources
-from windlass.units import parse_memory, parse_seconds
 
 N = TypeVar("N", int, float)
 RetryOn: TypeAlias = "type[BaseException] | str | Iterable[type[BaseException] | str]"
@@ -144,6 +143,8 @@ def read_count(key: str, value: object) -> int:
 def read_seconds(key: str, value: object) -> float:
     """Seconds, from a number or a text like ``"10min"``."""
     if isinstance(value, str):
+        from windlass.units import parse_seconds  # here: only texts need it
+
         return _parsed(key, value, parse_seconds, "'90s', '10min' or '2h'")
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UsageError(f"{key}={value!r} is {_a(value)}; {key} is in seconds: write {key}=90, or {key}='2h'")
@@ -155,6 +156,8 @@ def read_seconds(key: str, value: object) -> float:
 def read_memory(key: str, value: object) -> int:
     """Bytes, from a number or a text like ``"2GB"``."""
     if isinstance(value, str):
+        from windlass.units import parse_memory
+
         return _parsed(key, value, parse_memory, "'500MB' or '2GB'")
     count = read_number(key, value)
     if 0 < count < MEGABYTE:

@@ -32,6 +32,8 @@ from windlass.messages import (
 
 #: Zygotes without slots that a worker keeps warm for their next call.
 WARM_INSTANCES = 4
+#: Rounds of placement in one pump; what is left then waits for the next event or the timer.
+ROUNDS_MOST = 10
 #: A recall is worth its round trip when the queued work would take at least so long.
 RECALL_SECONDS = 0.005
 
@@ -41,7 +43,9 @@ class Dispatch(Books):
 
     def pump(self, now: float) -> None:
         """Place what can be placed; call it once after a batch of events."""
-        while self._dirty:
+        for _ in range(ROUNDS_MOST):
+            if not self._dirty:
+                break
             dirty, self._dirty = self._dirty, {}
             # Who has fewest slots looks first: a slot taken from one library for another must not be granted back.
             for state in sorted(dirty.values(), key=LibraryState.slots) if len(dirty) > 1 else list(dirty.values()):
@@ -181,32 +185,35 @@ class Dispatch(Books):
         self._dirty[spec.id] = state
 
     def _reclaim(self, state: LibraryState, queue: CallQueue, now: float) -> None:
-        """Take slots from other libraries, on the first worker where that gives this one a slot."""
+        """Take slots from other libraries, on the first worker where that lets this one run a call."""
         spec = state.spec
         for worker in self.workers.values():
             of = worker.info.resources
-            if (
-                not worker.usable
-                or spec.id in worker.unfit
-                or worker.seconds_left(now) <= queue.least_seconds
-                or not fits(spec, queue.needs, of)
-            ):
+            weight = fits(spec, queue.needs, of)
+            if not weight or not worker.usable or spec.id in worker.unfit or worker.seconds_left(now) <= queue.least_seconds:
                 continue
             if any(one.target < one.slots for one in worker.instances.values()):
                 continue  # a shrink is under way here
             share = slot_share(spec, of)
             mine = worker.by_library.get(spec.id)
-            if mine is not None and mine.target >= slots_in(share, of, spec.slots):
+            has = mine.target if mine is not None else 0
+            if has >= slots_in(share, of, spec.slots):
                 continue
-            for instance, count in reclaimable(worker, state, self.libraries, share, now):
+            destitute = not any(one.target >= weight for one in state.instances.values())
+            taken = reclaimable(worker, state, self.libraries, share, max(1, weight - has), destitute, now)
+            for instance, count in taken:
                 instance.target -= count
+                instance.promised = spec.id
                 self._shrinking[instance.id] = instance
                 self._refresh(instance)
                 if instance.outstanding > instance.target and not instance.recalling:
                     instance.recalling = True
                     self._send(worker, RecallCalls(instance.id, instance.outstanding - instance.target))
+            if taken and destitute:
+                break
 
     def _finish_shrinks(self, now: float) -> None:
+        """Slots that were to be taken away have fallen idle: they go to the library that they were taken for."""
         for instance in list(self._shrinking.values()):
             if instance.outstanding > instance.target:
                 continue
@@ -215,6 +222,9 @@ class Dispatch(Books):
             keep = instance.target * instance.share.gpus
             instance.slots, instance.gpu_ids = instance.target, instance.gpu_ids[:keep]
             self._send(worker, SetSlots(instance.id, instance.slots, instance.gpu_ids))
+            heir = self.libraries.get(instance.promised)
+            if heir is not None and heir.waiting and not heir.failed:
+                self._find_slots(heir, now)
             self._restructured()
 
     def _make_room_for_zygote(self, worker: Worker) -> None:

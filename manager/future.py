@@ -28,17 +28,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
 import threading
-import weakref
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future, InvalidStateError
-from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from windlass.manager.inbox import Inbox
+from windlass.manager.callbacks import CallbackThread, hand_over, set_callback_runner
+from windlass.manager.timings import Timings
+from windlass.manager.watchers import Sleeper, TaskWaiting, Watcher
 from windlass.messages import CANCELLED as OUTCOME_CANCELLED
 from windlass.messages import RETURNED, CallAttempt, CallDone, CallId
+
+__all__ = ["CallFuture", "CallbackThread", "Canceller", "Owner", "Resolver", "Timings", "Watcher", "set_callback_runner"]
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ _GUARD: Final = threading.RLock()
 #: Threads that wait while another one unpickles; shared by all futures because it is hardly ever used.
 _SETTLED: Final = threading.Condition(_GUARD)
 #: How many they are; under the guard.
-_settle_waiters = 0
+_settle_waiters: int = 0
 
 
 class Resolver(Protocol):
@@ -80,173 +81,6 @@ class Owner(Resolver, Canceller, Protocol):
     def on_collected(self, future: CallFuture[Any]) -> None:
         """The program has taken notice of the call's end. Once per future, in any thread; must be quick."""
         ...
-
-
-class Watcher(Protocol):
-    """Is told of a future's end on the thread that ends it; must be quick and must not raise."""
-
-    def add_result(self, future: Any) -> None: ...
-    def add_exception(self, future: Any) -> None: ...
-    def add_cancelled(self, future: Any) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """When things happened to a call, in seconds since the epoch; 0.0: not (yet).
-
-    ``submitted``, ``sent`` and ``returned`` are on the program's side; ``started``, ``ready`` and ``ended`` on the worker's
-    clock, which may differ. The derived figures subtract only times of one clock.
-    """
-
-    #: `submit` was called.
-    submitted: float = 0.0
-    #: Sent to the worker that answered.
-    sent: float = 0.0
-    #: The slot took it.
-    started: float = 0.0
-    #: Its function and arguments were loaded.
-    ready: float = 0.0
-    #: The function ended.
-    ended: float = 0.0
-    #: The answer reached the manager.
-    returned: float = 0.0
-
-    @property
-    def running(self) -> float:
-        """Seconds it occupied a slot in its last attempt, loading included."""
-        return max(0.0, self.ended - self.started)
-
-    @property
-    def setup(self) -> float:
-        """Seconds of `running` that went into loading function and arguments."""
-        return max(0.0, self.ready - self.started)
-
-    @property
-    def total(self) -> float:
-        """Seconds from `submit` to its answer."""
-        return max(0.0, self.returned - self.submitted)
-
-    @property
-    def waiting(self) -> float:
-        """Seconds of `total` in which its last attempt was not running: queues, transfers, earlier attempts."""
-        return max(0.0, self.total - self.running)
-
-
-class CallbackThread:
-    """Runs callbacks one after another on a thread of their own, which starts with the first one."""
-
-    def __init__(self, name: str = "windlass-callbacks") -> None:
-        self._name = name
-        self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    def __call__(self, work: Callable[[], object]) -> None:
-        """Run ``work`` soon. From any thread; never blocks. What it raises is logged."""
-        self._work.put(work)
-        if self._thread is None:
-            with self._lock:
-                if self._thread is None:
-                    # A daemon: a callback that hangs must not keep the program from ending.
-                    thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                    self._thread = thread
-                    thread.start()
-
-    def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            try:
-                work()
-            except BaseException:  # user's code: the thread must outlive whatever it raises
-                _LOGGER.exception("exception calling callback")
-            del work  # a waiting thread keeps no future alive
-
-    def close(self, timeout: float | None = None) -> None:
-        """Run what has been handed over so far, at most ``timeout`` seconds, and end the thread; a later callback starts another."""
-        with self._lock:
-            thread, self._thread = self._thread, None
-        if thread is not None and thread is not threading.current_thread():
-            self._work.put(None)
-            thread.join(timeout)
-        elif thread is not None:
-            self._work.put(None)
-
-
-CallbackRunner = Callable[[Callable[[], object]], object]
-_callback_runner: CallbackRunner = CallbackThread()
-
-
-def set_callback_runner(runner: CallbackRunner) -> CallbackRunner:
-    """Have callbacks of calls that a manager ended run through ``runner(work)``, which must not block; gives back the one before."""
-    global _callback_runner
-    before, _callback_runner = _callback_runner, runner
-    return before
-
-
-class _Sleeper:
-    """One thread that waits for one future."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def sleep(self, timeout: float | None) -> bool:
-        if timeout is None:
-            return self._lock.acquire()
-        return self._lock.acquire(timeout=timeout) if timeout > 0 else self._lock.acquire(blocking=False)
-
-    def add_result(self, future: Any) -> None:
-        self._lock.release()
-
-    add_exception = add_cancelled = add_result
-
-
-class _LoopPost:
-    """Wakes tasks of one event loop, one signal to the loop for many futures."""
-
-    __slots__ = ("_inbox", "_loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = weakref.ref(loop)  # the table of posts must not keep its loops alive
-        self._inbox: Inbox[asyncio.Future[None]] = Inbox(self._wake)
-
-    def _wake(self) -> None:
-        loop = self._loop()
-        if loop is not None:
-            loop.call_soon_threadsafe(self._deliver)
-
-    def _deliver(self) -> None:
-        for waiting in self._inbox.drain():
-            if not waiting.done():
-                waiting.set_result(None)
-
-    def put(self, waiting: asyncio.Future[None]) -> None:
-        try:
-            self._inbox.put(waiting)
-        except RuntimeError:
-            pass  # the loop is closed: its tasks are gone
-
-
-_posts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopPost] = weakref.WeakKeyDictionary()
-
-
-class _TaskWaiting:
-    """One task that awaits one future."""
-
-    __slots__ = ("_post", "waiting")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        post = _posts.get(loop)
-        if post is None:
-            post = _posts[loop] = _LoopPost(loop)
-        self._post = post
-        self.waiting: asyncio.Future[None] = loop.create_future()
-
-    def add_result(self, future: Any) -> None:
-        self._post.put(self.waiting)
-
-    add_exception = add_cancelled = add_result
 
 
 class CallFuture(Future[T]):
@@ -291,9 +125,8 @@ class CallFuture(Future[T]):
 
     # ------------------------------------------------------------ what concurrent.futures reaches into
 
-    @property
-    def _condition(self) -> Any:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The future's own lock, made now if need be. The base class has a Condition here; its users only acquire and release it."""
+    def _own_lock(self) -> Any:
+        """The future's own lock, made now if need be."""
         lock = self._lock
         if lock is None:
             fresh = threading.RLock()
@@ -303,13 +136,18 @@ class CallFuture(Future[T]):
                     lock = self._lock = fresh
         return lock
 
-    @property
-    def _waiters(self) -> list[Watcher]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
-        """To be used while holding `_condition`."""
+    def _own_watchers(self) -> list[Watcher]:
+        """Who watches; to be used while holding the lock."""
         watchers = self._watchers
         if watchers is None:
             watchers = self._watchers = []
         return watchers
+
+    if not TYPE_CHECKING:
+        # For checkers these stay the base class's attributes, or `as_completed` would not be seen to accept us. In the base class
+        # ``_condition`` is a Condition, of which `concurrent.futures` uses no more than the lock.
+        _condition = property(_own_lock)
+        _waiters = property(_own_watchers)
 
     # ------------------------------------------------------------ ending
 
@@ -338,7 +176,7 @@ class CallFuture(Future[T]):
             self._state = state
             callbacks = self._tell(failed=outcome != RETURNED)
         if callbacks is not None:
-            _callback_runner(lambda: self._call_back(callbacks))
+            hand_over(lambda: self._call_back(callbacks))
         return True
 
     def _tell(self, failed: bool) -> list[Callable[[CallFuture[T]], object]] | None:
@@ -360,7 +198,7 @@ class CallFuture(Future[T]):
 
     def _drop_sleepers(self, watchers: list[Watcher]) -> None:
         # A sleeper is woken once; others, of concurrent.futures, take themselves off the list later.
-        watchers[:] = [watcher for watcher in watchers if type(watcher) is not _Sleeper]
+        watchers[:] = [watcher for watcher in watchers if type(watcher) is not Sleeper]
 
     def _call_back(self, callbacks: list[Callable[[CallFuture[T]], object]]) -> None:
         self.collect()
@@ -373,7 +211,7 @@ class CallFuture(Future[T]):
     def cancel(self) -> bool:
         """Cancel the call, also one that runs (its slot is replaced). True if it is now cancelled; False if it had ended otherwise."""
         owner = self.owner
-        with self._condition:
+        with self._own_lock():
             if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
                 return True
             if self._state == FINISHED or (owner is None and self._state == RUNNING):
@@ -386,7 +224,7 @@ class CallFuture(Future[T]):
                 watchers = self._watchers
                 if watchers:
                     for watcher in watchers:
-                        if type(watcher) is _Sleeper:
+                        if type(watcher) is Sleeper:
                             watcher.add_cancelled(self)
                     self._drop_sleepers(watchers)
                 callbacks, self._callbacks = self._callbacks, None
@@ -398,7 +236,7 @@ class CallFuture(Future[T]):
 
     def set_running_or_notify_cancel(self) -> bool:
         """As in `concurrent.futures`."""
-        with self._condition:
+        with self._own_lock():
             if self._state == CANCELLED:
                 self._state = CANCELLED_AND_NOTIFIED
                 self._tell(failed=False)
@@ -420,7 +258,7 @@ class CallFuture(Future[T]):
         self._set(None, exception)
 
     def _set(self, result: T | None, exception: BaseException | None) -> None:
-        with self._condition:
+        with self._own_lock():
             if self._state in _ENDED:
                 raise InvalidStateError(f"{self._state}: {self!r}")
             self._result = result
@@ -498,20 +336,20 @@ class CallFuture(Future[T]):
 
     def _sleep(self, timeout: float | None) -> None:
         """Wait for the end; TimeoutError."""
-        sleeper = _Sleeper()
-        lock = self._condition
+        sleeper = Sleeper()
+        lock = self._own_lock()
         with lock:
             if self._state in _ENDED:
                 return
-            self._waiters.append(sleeper)
+            self._own_watchers().append(sleeper)
         woken = False
         try:
             woken = sleeper.sleep(timeout)
         finally:
             if not woken:
                 with lock:
-                    if sleeper in self._waiters:
-                        self._waiters.remove(sleeper)
+                    if sleeper in self._own_watchers():
+                        self._own_watchers().remove(sleeper)
         if self._state not in _ENDED:
             raise TimeoutError
 
@@ -583,7 +421,7 @@ class CallFuture(Future[T]):
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call ``fn(future)`` when it has ended: on the callback thread, or here and now if it has ended already."""
-        with self._condition:
+        with self._own_lock():
             if self._state not in _ENDED:
                 if self._callbacks is None:
                     self._callbacks = []
@@ -593,9 +431,9 @@ class CallFuture(Future[T]):
 
     def watch(self, watcher: Watcher) -> None:
         """Tell ``watcher`` of the end, on the thread that ends it, or here and now if it has ended. Does not collect."""
-        with self._condition:
+        with self._own_lock():
             if self._state not in _ENDED:
-                self._waiters.append(watcher)
+                self._own_watchers().append(watcher)
                 return
         if self._state != FINISHED:
             watcher.add_cancelled(self)
@@ -606,14 +444,14 @@ class CallFuture(Future[T]):
 
     def unwatch(self, watcher: Watcher) -> None:
         """Undo `watch`, if it has not happened yet."""
-        with self._condition:
+        with self._own_lock():
             if self._watchers is not None and watcher in self._watchers:
                 self._watchers.remove(watcher)
 
     def __await__(self) -> Generator[Any, None, T]:
         """The result, as from `result`. Cancelling the task cancels the call (`asyncio.shield` keeps it)."""
         if self._state not in _ENDED:
-            task = _TaskWaiting(asyncio.get_running_loop())
+            task = TaskWaiting(asyncio.get_running_loop())
             self.watch(task)
             try:
                 yield from task.waiting

@@ -71,11 +71,11 @@ class Library:
         max_calls: int | None = None,
         python: str | tuple[int, int] | None = None,
     ) -> None:
-        """``cores``, ``memory`` (bytes or ``"2GB"``) and ``gpus`` are per slot; ``slots`` per worker (None: as many as it has room for).
+        """``cores``, ``memory`` (bytes or ``"2GB"``) and ``gpus`` are per slot; ``slots`` per worker (None: all that fit).
 
         ``imports``: ``"auto"``, or modules and dotted names, which must load (``"auto"`` may be among them). ``context``: a function, or
-        ``(function, args, kwargs)``. ``start_timeout`` in seconds or ``"10min"``. ``python``: the (major, minor) of instances, when it is to
-        differ from the program's. Raises UsageError with the line to write.
+        ``(function, args, kwargs)``. ``start_timeout`` in seconds or ``"10min"``. ``python``: the (major, minor) of instances,
+        when it is to differ from the program's. Raises UsageError with the line to write.
         """
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # programs are not always checked
             raise UsageError(f"create_library({name!r}, ...): the name comes first; write create_library('lib', function, ...)")
@@ -207,6 +207,7 @@ class Library:
         # Here and not above: they need cloudpickle, which a program loads only when it has something to pickle.
         from windlass import functions as defining
         from windlass import imports as importing
+        from windlass import snapshots
 
         slots, per_slot = self._resources()
         definitions: list[FunctionDef] = []
@@ -223,16 +224,16 @@ class Library:
             if self._auto:
                 for each in defined.imports:
                     imports.setdefault(each.module, each)
-        local = {module.partition(".")[0] for module, each in imports.items() if each.explicit}
+        for ref in snapshots.snapshots_of([each.module.partition(".")[0] for each in imports.values() if each.explicit], put):
+            code[ref.name] = ref
         context = b""
         if self._context is not None:
-            context, named = self._packed_context()
-            local |= named
+            context, refs, found = self._packed_context(put)
+            for ref in refs:
+                code[ref.name] = ref
             if self._auto:
-                for each in importing.find_imports(self._context[0]):
+                for each in found:
                     imports.setdefault(each.module, each)
-        for ref in _snapshots(local, put):
-            code[ref.name] = ref
         draft = LibrarySpec(
             id=LibraryId(""),
             name=self.name,
@@ -255,21 +256,17 @@ class Library:
         digest = hashlib.blake2b(msgspec.msgpack.encode(draft), digest_size=8).hexdigest()
         return msgspec.structs.replace(draft, id=LibraryId(f"{self.name}@{digest}"))
 
-    def _packed_context(self) -> tuple[bytes, frozenset[str]]:
-        from windlass import pickling
+    def _packed_context(self, put: Put) -> tuple[bytes, tuple[ObjectRef, ...], tuple[ImportSpec, ...]]:
+        from windlass import functions as defining
 
-        try:
-            blob, local = pickling.dumps_by_value(self._context)
-        except Exception as error:  # pickling runs the user's code, which may raise anything
-            raise UsageError(
-                f"the context of library {self.name!r} cannot be pickled: {error}; make what it needs inside the function"
-            ) from error
+        assert self._context is not None
+        blob, code, imports = defining.pack_context(*self._context, put)
         if len(blob) > _CONTEXT_MOST:
             raise UsageError(
-                f"the context of library {self.name!r} has {len(blob):,} bytes of arguments (most: {_CONTEXT_MOST:,});"
+                f"the context of library {self.name!r} takes {len(blob):,} bytes to send (most: {_CONTEXT_MOST:,});"
                 " let the context function load its data itself, from a file that workers see"
             )
-        return blob, local
+        return blob, code, imports
 
     def __repr__(self) -> str:
         return f"Library({', '.join([repr(self.name), *self.functions])})"
@@ -315,7 +312,7 @@ def _innermost(function: object) -> object:
     """The function inside partials, wrappers and methods."""
     while True:
         if isinstance(function, functools.partial):
-            function = cast("functools.partial[Any]", function).func
+            function = cast("Any", function).func
         elif isinstance(function, types.MethodType):
             function = function.__func__
         else:
@@ -324,7 +321,7 @@ def _innermost(function: object) -> object:
 
 def _name_of(function: object, position: int) -> str:
     if isinstance(function, functools.partial):
-        return _name_of(cast("functools.partial[Any]", function).func, position)
+        return _name_of(cast("Any", function).func, position)
     name = getattr(function, "__name__", None)
     if not isinstance(name, str):
         return type(function).__name__
@@ -355,7 +352,7 @@ def _read_context(context: object) -> tuple[AnyFunction, tuple[Any, ...], dict[s
     parts: list[Any] = list(cast("Sequence[Any]", context)) if isinstance(context, list | tuple) else [context]
     function = parts[0] if parts else None
     args = parts[1] if len(parts) > 1 and parts[1] is not None else ()
-    kwargs = parts[2] if len(parts) > 2 and parts[2] is not None else {}
+    kwargs: Any = parts[2] if len(parts) > 2 and parts[2] is not None else {}
     if not callable(function) or len(parts) > 3 or not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping):
         raise UsageError(f"context={context!r}; write context=function, or context=(function, [args], {{'name': value}})")
     return function, tuple(cast("Sequence[Any]", args)), dict(cast("Mapping[str, Any]", kwargs))
@@ -398,11 +395,3 @@ def _one_of(key: str, value: str, known: tuple[str, ...]) -> str:
     if value not in known:
         raise UsageError(f"{key}={value!r}; write " + " or ".join(f"{key}={word!r}" for word in known))
     return value
-
-
-def _snapshots(modules: Iterable[str], put: Put) -> tuple[ObjectRef, ...]:
-    """Snapshots of those of the top-level modules that are local."""
-    from windlass import snapshots
-
-    local = [name for name in sorted(modules) if snapshots.home(name) == snapshots.LOCAL]
-    return tuple(snapshots.snapshots_of(local, put)) if local else ()

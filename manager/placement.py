@@ -77,10 +77,13 @@ def grants(
 
 
 def reclaimable(
-    worker: Worker, library: LibraryState, states: dict[LibraryId, LibraryState], share: Resources, now: float
+    worker: Worker, library: LibraryState, states: dict[LibraryId, LibraryState], share: Resources, slots: int, destitute: bool, now: float
 ) -> list[tuple[Instance, int]]:
-    """Slots of others on ``worker`` to take away for one slot of ``library``: (instance, number) pairs, enough or nothing."""
-    missing = _minus(share, worker.free())
+    """Slots of others on ``worker`` to take away for ``slots`` slots of ``library``: (instance, number) pairs, enough or nothing.
+
+    ``destitute``: the library has nowhere the slots that its calls need; then it may take another one's last slot, too.
+    """
+    missing = _minus(_times(share, slots), worker.free())
     taken: list[tuple[Instance, int]] = []
     others = [one for one in worker.instances.values() if one.library != library.spec.id and one.target > 0]
     # First what lies idle without a call waiting for it, longest idle first.
@@ -94,22 +97,27 @@ def reclaimable(
         if count > 0:
             taken.append((one, count))
             missing = _minus(missing, _times(one.share, count))
-    if _more(missing):
-        # Nothing idle is enough: libraries with more slots here than this one give, as their calls end. A library may
-        # lose its last slot only to one that has none anywhere, and not before it had it for a while.
-        mine = worker.by_library.get(library.spec.id)
-        has = mine.target if mine else 0
-        destitute = library.slots() == 0
-        for one in sorted(others, key=lambda one: -one.target * (one.share.cores or 1.0)):
-            already = sum(count for other, count in taken if other is one)
-            count = _slots_for(missing, one.share)
+    if not _more(missing):
+        return taken
+    # Nothing idle is enough: libraries with more slots here than this one give, as their calls end. A library may
+    # lose its last slot only to a destitute one, and not before it had it for a while.
+    mine = worker.by_library.get(library.spec.id)
+    has = mine.target if mine else 0
+    for one in sorted(others, key=lambda one: -one.target * (one.share.cores or 1.0)):
+        already = sum(count for other, count in taken if other is one)
+        count = min(_slots_for(missing, one.share), one.target - already)
+        held = now - one.granted_at >= HOLD_SECONDS
+        while count > 0:
             left = one.target - already - count
-            if left > has or (destitute and (left > 0 or (left == 0 and now - one.granted_at >= HOLD_SECONDS))):
-                taken = [(other, n) for other, n in taken if other is not one] + [(one, already + count)]
-                missing = _minus(missing, _times(one.share, count))
-            if not _more(missing):
+            if left > has or (destitute and ((left > 0 and has == 0) or held)):
                 break
-    return [] if _more(missing) else taken
+            count -= 1
+        if count > 0:
+            taken = [(other, n) for other, n in taken if other is not one] + [(one, already + count)]
+            missing = _minus(missing, _times(one.share, count))
+        if not _more(missing):
+            return taken
+    return []
 
 
 def why_never(spec: LibrarySpec, options: CallOptions, offers: Sequence[PoolOffer], workers: Sequence[Resources]) -> str:

@@ -45,6 +45,8 @@ class Instance(msgspec.Struct, eq=False):
     gpu_ids: tuple[str, ...] = ()
     #: A `RecallCalls` is not answered yet.
     recalling: bool = False
+    #: Whom the slots that it is to lose are for.
+    promised: LibraryId = LibraryId("")
     #: When it was last given slots.
     granted_at: float = 0.0
     idle_since: float = 0.0

@@ -137,6 +137,11 @@ class Backlog:
         """Whether `sweep` has anything to watch."""
         return bool(self._doomed) or any(line.timed for line in self._lines.values())
 
+    def weight(self, call: CallId, attempt: int) -> int:
+        """How many slots a held call occupies; 1 for one that is not held."""
+        found = self._find(HeldCall(call, attempt))
+        return found.weight if found is not None else 1
+
     # ------------------------------------------------------------ instances and functions
 
     def add(self, instance: InstanceId, holder: Instance, slots: int) -> None:
@@ -169,7 +174,8 @@ class Backlog:
         if line is None:
             return
         orphans = [call for call in (*self._held.values(), *self._older.values()) if call.instance == instance]
-        self._give_back(orphans, "instance")
+        if orphans:
+            self._give_back(orphans, "instance")
 
     def expect(self, function: FunctionId) -> None:
         """Calls that name this function wait until it has `arrived` or `failed`."""

@@ -2,12 +2,13 @@
 
 Theory of operation
 -------------------
-`StartLibrary` makes the instance known to the backlog at once, so that calls may follow right behind it; then the objects that the library
-names (code snapshots, large functions) are fetched, its functions are written where slots look for them, and only then its zygote is started.
-A function is a file in `functions_folder`, named by its id, written whole or not at all; several libraries may name the same one.
+`StartLibrary` makes the instance known to the backlog at once, so that calls may follow right behind it; then the objects that
+the library names (code snapshots, large functions) are fetched, its functions are written where slots look for them, and only
+then its zygote is started. A function is a file in `functions_folder`, named by its id, written whole or not at all; several
+libraries may name the same one.
 
-What an instance reports comes through `_Events`, one for each instance, so that each report is known to be of that instance also after it was stopped;
-then it is dropped, for the backlog has already given its calls back.
+What an instance reports comes through `_Events`, one for each instance, so that each report is known to be of that instance
+also after it was stopped; then it is dropped, for the backlog has already given its calls back.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import contextlib
 import os
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from windlass.worker.instance import LibraryInstance
 
 #: Seconds that slots get to end before they are killed when an instance is stopped; a stopped instance runs no calls.
-STOP_GRACE = 1.0
+STOP_GRACE: Final = 1.0
 
 
 class Entry:
@@ -60,9 +61,6 @@ class Entry:
         self.slots = message.slots
         self.gpu_ids = message.gpu_ids
         self.started = False
-        self.ready = False
-        #: The zygote's pid, once it serves.
-        self.pid = 0
         self.refs: tuple[ObjectRef, ...] = (*message.spec.code, *(ref for each in message.spec.functions for ref in _refs(each)))
         self.held = False
         self.task: asyncio.Task[None] | None = None
@@ -177,8 +175,9 @@ class Libraries:
         return sum(len(entry.library.running()) for entry in self.entries.values())
 
     async def close(self, grace: float) -> None:
-        """End all instances; nothing they report from now on is heard."""
-        entries = [entry for entry in map(self._take_out, list(self.entries)) if entry is not None]
+        """End all instances with all that they run. Nothing they report from now on is heard: their calls go back with the goodbye."""
+        entries = list(self.entries.values())
+        self.entries.clear()
         await asyncio.gather(*(entry.library.stop(grace) for entry in entries), return_exceptions=True)
         for task in list(self._tasks):
             task.cancel()
@@ -189,7 +188,6 @@ class Libraries:
     def on_ready(self, instance: InstanceId, message: LibraryReady) -> None:
         entry = self.entries.get(instance)
         if entry is not None:
-            entry.ready, entry.pid = True, message.pid
             self._say(message)
             self._backlog.serves(instance)
 
@@ -236,7 +234,9 @@ class Libraries:
             entry.started = True
             entry.library.start(entry.slots, entry.gpu_ids)
         except OSError as error:
-            self.on_failed(instance, LibraryFailed(instance, "crash", f"library {entry.spec.name} cannot start on {os.uname().nodename}: {error}"))
+            self.on_failed(
+                instance, LibraryFailed(instance, "crash", f"library {entry.spec.name} cannot start on {os.uname().nodename}: {error}")
+            )
 
     async def _start_when_there(self, instance: InstanceId, entry: Entry) -> None:
         try:
@@ -296,7 +296,9 @@ class Libraries:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            asyncio.get_running_loop().call_exception_handler({"message": "a defect of Windlass", "exception": task.exception(), "task": task})
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a defect of Windlass", "exception": task.exception(), "task": task}
+            )
 
 
 class _Events:
@@ -306,16 +308,16 @@ class _Events:
         self._libraries = libraries
         self._instance = instance
 
-    def ready(self, message: LibraryReady, /) -> None:
+    def ready(self, message: LibraryReady) -> None:
         self._libraries.on_ready(self._instance, message)
 
-    def failed(self, message: LibraryFailed, /) -> None:
+    def failed(self, message: LibraryFailed) -> None:
         self._libraries.on_failed(self._instance, message)
 
-    def ended(self, ends: list[CallEnd], /) -> None:
+    def ended(self, ends: list[CallEnd]) -> None:
         self._libraries.on_ended(self._instance, ends)
 
-    def lost(self, calls: list[HeldCall], /) -> None:
+    def lost(self, calls: list[HeldCall]) -> None:
         self._libraries.on_lost(self._instance, calls)
 
     def room(self) -> None:

@@ -100,6 +100,14 @@ def parse_limit(text: str) -> int:
     return value if value < UNLIMITED else 0
 
 
+def parse_rlimit(text: str) -> int:
+    """The soft RLIMIT_AS in the text of ``/proc/self/limits``; 0: none."""
+    for line in text.splitlines():
+        if line.startswith("Max address space"):
+            return parse_limit(line[len("Max address space") :].split()[0])
+    return 0
+
+
 def parse_table(text: str) -> dict[str, int]:
     """Lines ``name value`` (memory.stat, memory.events, memory.oom_control) and ``name: value kB`` (meminfo, smaps_rollup)."""
     table: dict[str, int] = {}
@@ -113,10 +121,18 @@ def parse_table(text: str) -> dict[str, int]:
 def read_text(path: str) -> str:
     """A small file of /proc or /sys as text; empty where it cannot be read (gone, not allowed, not there)."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read(1 << 20).decode("utf-8", "replace")
+        descriptor = os.open(path, os.O_RDONLY)  # open() would ask for the file's size as well
     except OSError:
         return ""
+    try:
+        pieces: list[bytes] = []
+        while piece := os.read(descriptor, 1 << 16):
+            pieces.append(piece)
+        return b"".join(pieces).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
 
 
 def own_cgroups() -> list[Cgroup]:
@@ -132,11 +148,9 @@ def smallest(limits: Iterable[int]) -> int:
 
 def read_limit(asked: int, groups: Sequence[Cgroup]) -> int:
     """The worker's limit: the least of `asked` (0: not), the cgroups', RLIMIT_AS and the node's memory."""
-    import resource
-
-    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    address_space = parse_rlimit(read_text("/proc/self/limits"))
     physical = parse_table(read_text("/proc/meminfo")).get("MemTotal", 0)
-    return smallest([asked, physical, soft if 0 < soft < UNLIMITED else 0, *(parse_limit(read_text(group.limit_file)) for group in groups)])
+    return smallest([asked, physical, address_space, *(parse_limit(read_text(group.limit_file)) for group in groups)])
 
 
 def cgroup_excess(groups: Sequence[Cgroup]) -> float:
@@ -159,34 +173,6 @@ def oom_kills(groups: Sequence[Cgroup]) -> int:
 # ---------------------------------------------------------------- use
 
 
-def parent_of(stat: str) -> int:
-    """The parent's pid from ``/proc/PID/stat``, whose second field may have any character; 0 if unreadable."""
-    fields = stat[stat.rfind(")") + 2 :].split(" ", 2)
-    return int(fields[1]) if len(fields) > 2 else 0
-
-
-def descendants(pids: Iterable[int], parents: Mapping[int, int]) -> dict[int, list[int]]:
-    """For each of `pids` itself and all processes below it, given every process's parent."""
-    children: dict[int, list[int]] = {}
-    for pid, parent in parents.items():
-        children.setdefault(parent, []).append(pid)
-    trees: dict[int, list[int]] = {}
-    for pid in pids:
-        tree, found = [pid], {pid}
-        for member in tree:  # grows while it is walked
-            for child in children.get(member, ()):
-                if child not in found:
-                    found.add(child)
-                    tree.append(child)
-        trees[pid] = tree
-    return trees
-
-
-def read_parents() -> dict[int, int]:
-    """Every process's parent."""
-    return {int(name): parent_of(read_text(f"/proc/{name}/stat")) for name in os.listdir("/proc") if name.isdigit()}
-
-
 def resident(pid: int) -> int:
     """Resident size of a process; 0 when it is gone."""
     fields = read_text(f"/proc/{pid}/statm").split()
@@ -199,17 +185,8 @@ def proportional(pid: int) -> int:
 
 
 def measure(trees: Mapping[int, Sequence[int]], size: Callable[[int], int]) -> dict[int, int]:
-    """The size of each tree of processes."""
-    return {root: sum(size(pid) for pid in tree) for root, tree in trees.items()}
-
-
-def prefer_for_oom(score: int) -> None:
-    """Ask the kernel to take this process sooner (larger) when memory runs short; ignored where that is not allowed."""
-    try:
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write(str(score))
-    except OSError:
-        pass
+    """The size of each tree of processes, by its root."""
+    return {root: sum(map(size, tree)) for root, tree in trees.items()}
 
 
 # ---------------------------------------------------------------- decisions

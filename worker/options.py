@@ -2,8 +2,8 @@
 
 Theory of operation
 -------------------
-Read by hand: argparse costs tens of file-system calls, which a thousand workers that start at once would all make against one shared filesystem.
-Each option stands once, in `_OPTIONS`, with its reader and its text; the usage text is made from it.
+Read by hand: argparse costs tens of file-system calls, which a thousand workers that start at once would all make against one
+shared filesystem. Each option stands once, in `_OPTIONS`, with its reader and its text; the usage text is made from it.
 """
 
 from __future__ import annotations

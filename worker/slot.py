@@ -111,7 +111,7 @@ class Link:
 
 def begin_process(name: str) -> None:
     """What zygotes and spawned slots do first: a name for ps, tracebacks of crashes, an end with their parent."""
-    global _prctl, _flush_c  # noqa: PLW0603 - found once per process, used after forks
+    global _prctl, _flush_c
     with suppress(OSError), open("/proc/self/comm", "w") as file:
         file.write(name)
     faulthandler.enable()
@@ -215,12 +215,14 @@ class Slot:
         call, attempt = run.call, run.attempt
         state = STATE
         state.run, state.started_at = run, started_at
-        payload, spans, detail = b"", (), None
+        payload = b""
+        spans: tuple[ObjectRef, ...] = ()
+        detail: EndDetail | None = None
         ready_at = started_at
         try:
             loaded = self.functions.get(run.function) or self.load(run.function)
             args, kwargs = pickling.unpack_call(run.payload, run.spans, self.open_object)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - everything is answered
             ready_at = time.time()
             outcome, payload, detail = self.not_begun(run, error)
         else:
@@ -232,7 +234,7 @@ class Slot:
             ready_at = time.time()
             try:
                 value = function(*args, **kwargs)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - SystemExit too: one call must not end the slot
                 # The first entry is this frame, which tells the user nothing.
                 error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
                 payload, detail = pickling.pack_exception(error)
@@ -241,7 +243,7 @@ class Slot:
                 outcome = RETURNED
                 try:
                     payload, spans = pickling.pack_result(value, self.put)
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001 - pickling runs the user's code
                     outcome, detail = BAD_CALL, EndDetail(text=self.bad_result(run, value, error))
         state.run = None
         stdout, stderr = self.written()
@@ -420,7 +422,7 @@ def settle(link: Link, setup: Setup, gpu_ids: tuple[str, ...]) -> None:
         os.setsid()  # a spawned one leads its session already
     die_with_parent()
     survive_signals()
-    os.register_at_fork(after_in_child=_default_signals)
+    os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_default_signals)
     with suppress(OSError), open("/proc/self/comm", "w") as file:
         file.write(f"windlass-slot{link.row}")
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
@@ -448,11 +450,21 @@ def _ignored(_signal: int, _frame: Any) -> None:
     """Survive: a handler instead of SIG_IGN, because that would be inherited by programs that user code executes."""
 
 
+def _hold_signals() -> None:
+    # A signal to the child between its fork and its first line would be survived there.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SURVIVED)
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SURVIVED)
+
+
 def _default_signals() -> None:
     """In processes that user code forks: terminate() must work on them."""
     for number in _SURVIVED:
         if signal.getsignal(number) is _ignored:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _release_signals()
 
 
 def main(arguments: list[str]) -> int:
@@ -481,7 +493,7 @@ if __name__ == "__main__":
     exit_status = 1
     try:
         exit_status = imported.main(sys.argv[1:])
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - told on stderr, which the worker reads
         sys.excepthook(*sys.exc_info())
     finally:
         with suppress(Exception):

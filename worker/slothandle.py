@@ -62,6 +62,46 @@ class SlotHandle:
         os.close(self.err)
 
 
+def during(step: Step | None) -> str:
+    """What was being done, for the end of an error's text."""
+    if step is None:
+        return "; its interpreter had not said anything yet"
+    return {"import": f"; it was in the import of {step.what!r}", "functions": "; it was loading the library's functions"}.get(
+        step.kind, "; it was in the context function"
+    )
+
+
+class Timers:
+    """Calls that are due later, as long as their owner has not ended."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._handles: set[asyncio.TimerHandle] = set()
+
+    def later(self, seconds: float, what: Callable[[], object]) -> asyncio.TimerHandle:
+        """Call `what` in so many seconds."""
+
+        def due() -> None:
+            self._handles.discard(handle)
+            what()
+
+        handle = self._loop.call_later(seconds, due)
+        self._handles.add(handle)
+        return handle
+
+    def cancel(self, handle: asyncio.TimerHandle | None) -> None:
+        """Do not; None and what has been called already are fine."""
+        if handle is not None:
+            handle.cancel()
+            self._handles.discard(handle)
+
+    def cancel_all(self) -> None:
+        """The owner has ended."""
+        for handle in self._handles:
+            handle.cancel()
+        self._handles.clear()
+
+
 class Watch:
     """Calls `on_ended` with the status of wait(2) and the peak memory in bytes when a child has ended, and reaps it.
 

@@ -2,15 +2,15 @@
 
 Theory of operation
 -------------------
-`Transfers` counts for each object how many calls, functions and libraries hold it. The first hold pins it in the store, or starts one fetch
-for all who wait; the last release takes the pin away, and the store may evict it when it needs the room.  What happens is told by `arrived` and
-`failed` (`windlass.worker.backlog.Backlog` has both), or awaited with `obtain`.
+`Transfers` counts for each object how many calls, functions and libraries hold it. The first hold pins it in the store, or
+starts one fetch for all who wait; the last release takes the pin away, and the store may evict it when it needs the room. What
+happens is told by `arrived` and `failed` (`windlass.worker.backlog.Backlog` has both), or awaited with `obtain`.
 
-A result's objects are files that a slot wrote into the store's folder. They are put to the manager (by path where it is on this host), then the end
-of the call is told, then the local copy goes.
+A result's objects are files that a slot wrote into the store's folder. They are put to the manager (by path where it is on this
+host), then the end of the call is told, then the local copy goes.
 
-A cut connection is no failure: it is tried again until the worker gives up its manager. What the manager does not have, or a disk that is full, is
-one, and the text says which.
+A cut connection is no failure: it is tried again until the worker gives up its manager. What the manager does not have, or a
+disk that is full, is one, and the text says which.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ LONGEST_PAUSE: Final = 5.0
 class Data(Protocol):
     """The data connections to the manager; `windlass.dataplane.DataClient` is one."""
 
-    async def get(self, ref: ObjectRef, /) -> object: ...
-    async def put(self, name: ObjectName, path: str, /) -> object: ...
+    async def get(self, ref: ObjectRef, /) -> None: ...
+    async def put(self, name: ObjectName, path: str, /) -> None: ...
 
 
 class TransferFailed(WindlassError):
@@ -112,10 +112,10 @@ class Transfers:
         self._pushes.add(task)
         task.add_done_callback(self._pushes.discard)
 
-    async def pushed(self, timeout: float) -> None:
+    async def pushed(self, seconds: float) -> None:
         """Wait up to so many seconds until no push is on its way."""
         if self._pushes:
-            await asyncio.wait(self._pushes, timeout=timeout)
+            await asyncio.wait(self._pushes, timeout=seconds)
 
     async def close(self) -> None:
         """Give up whatever is on its way."""
@@ -159,7 +159,9 @@ class Transfers:
                 pause = min(2 * pause, LONGEST_PAUSE)
             except OSError as error:
                 # A full disk is this node's trouble: the call may be tried again elsewhere.
-                raise TransferFailed(f"object {ref.name} of {ref.size} bytes could not be stored on {os.uname().nodename}: {error}", DIED) from error
+                raise TransferFailed(
+                    f"object {ref.name} of {ref.size} bytes could not be stored on {os.uname().nodename}: {error}", DIED
+                ) from error
             except (KeyError, ValueError, WindlassError) as error:
                 raise TransferFailed(f"object {ref.name} of {ref.size} bytes could not be fetched: {_text(error)}") from error
             else:

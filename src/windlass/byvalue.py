@@ -3,15 +3,15 @@
 Theory of operation
 -------------------
 In the program (``homes``) two things differ from plain cloudpickle.  Functions and classes of modules that other processes cannot
-import (`windlass.snapshots.BY_VALUE`) go by value although their module is imported here; and local modules that the stream names are
-noted, so that their snapshot can go along.
+import (`windlass.snapshots.BY_VALUE`) go by value although their module is imported here; and what the stream names is noted: local
+modules, so that their snapshot can go along, all modules, and the functions that went by value, so that their imports can be hoisted.
 
-On the worker (not ``homes``) classes that came by value go back as a tracker id, by which cloudpickle knows that two classes are the same, and a
-blob that defines the class, read only where the id is unknown.  Plain cloudpickle would define the class again wherever it arrives: with each
-result the program's own class would get its methods replaced by copies with globals of their own.
+On the worker (not ``homes``) classes that came by value go back as a tracker id, by which cloudpickle knows that two classes are the
+same, and a blob that defines the class, read only where the id is unknown.  Plain cloudpickle would define the class again wherever
+it arrives: with each result the program's own class would get its methods replaced by copies with globals of their own.
 
-Not imported before something must go by value: cloudpickle takes a while. It has no types and its parts used here are not public, though
-unchanged since its version 1.6; therefore they all stand in this module.
+Not imported before something must go by value: cloudpickle takes a while. It has no types, and its parts used here are not public,
+though unchanged since its version 1.6; therefore they all stand in this module.
 """
 
 from __future__ import annotations
@@ -32,46 +32,65 @@ _Pickler: Any = _cloudpickle.Pickler
 
 
 class ByValue(_Pickler):  # type: ignore[misc]
-    """A pickler whose `local` is the set of local top-level modules named so far."""
+    """A pickler that notes what it meets (with `homes`)."""
 
     def __init__(self, file: BytesIO, homes: bool, buffer_callback: Callable[[PickleBuffer], bool] | None) -> None:
-        super().__init__(file, 5, buffer_callback)
+        _Pickler.__init__(self, file, 5, buffer_callback)
         self._homes = homes
+        #: Local top-level modules that the stream names.
         self.local: set[str] = set()
+        #: All modules that reading the stream imports.
+        self.modules: set[str] = set()
+        #: The functions and classes that went by value.
+        self.functions: list[FunctionType] = []
+        self.classes: list[type] = []
 
-    def reducer_override(self, obj: Any) -> Any:
-        kind: type[Any] = type(obj)
+    def reducer_override(self, obj: object) -> Any:
+        kind = type(obj)
         is_class = kind is type or issubclass(kind, type)
-        if is_class or kind is FunctionType or kind is ModuleType:
-            reduced = self._reduced_in_program(obj, kind, is_class) if self._homes else self._reduced_on_worker(obj, is_class)
-            if reduced is not None:
-                return reduced
-        return super().reducer_override(obj)
-
-    def _reduced_in_program(self, obj: Any, kind: type[Any], is_class: bool) -> Any:
-        module_name = obj.__name__ if kind is ModuleType else getattr(obj, "__module__", None)
-        if module_name not in sys.modules or not (kind is ModuleType or pickling.is_named(obj)):
-            return None
+        reduced: Any
+        if not self._homes:
+            reduced = _Pickler.reducer_override(self, obj)
+            if is_class and _is_by_value(reduced):
+                return known_class, (_cloudpickle._get_or_create_tracker_id(obj), _class_blob(obj))
+            return reduced
+        module_name = getattr(obj, "__name__" if kind is ModuleType else "__module__", None)
+        if not isinstance(module_name, str) or module_name not in sys.modules:
+            module_name = ""
         home = snapshots.home(module_name)
-        if home == snapshots.LOCAL:
-            self.local.add(module_name.partition(".")[0])
-        elif home == snapshots.BY_VALUE and kind is not ModuleType:
-            return _cloudpickle._dynamic_class_reduce(obj) if is_class else self._dynamic_function_reduce(obj)
-        return None
+        if not (is_class or kind is FunctionType or kind is ModuleType):
+            reduced = NotImplemented
+        elif home == snapshots.BY_VALUE and isinstance(obj, FunctionType):
+            reduced = self._dynamic_function_reduce(obj)
+        elif home == snapshots.BY_VALUE and is_class and module_name and pickling.is_named(obj):
+            reduced = _cloudpickle._dynamic_class_reduce(obj)
+        else:
+            reduced = _Pickler.reducer_override(self, obj)
+        if is_class and _is_by_value(reduced):
+            self.classes.append(_as_class(obj))
+        elif (reduced is NotImplemented or kind is ModuleType) and module_name:
+            self.modules.add(module_name)
+            if home == snapshots.LOCAL:
+                self.local.add(module_name.partition(".")[0])
+        return reduced
 
-    def _reduced_on_worker(self, obj: Any, is_class: bool) -> Any:
-        if not is_class:
-            return None
-        reduced = super().reducer_override(obj)
-        if isinstance(reduced, tuple) and reduced[0] in (_cloudpickle._make_skeleton_class, _cloudpickle._make_skeleton_enum):
-            return known_class, (_cloudpickle._get_or_create_tracker_id(obj), _class_blob(obj))
-        return None
+    def _dynamic_function_reduce(self, func: FunctionType) -> Any:
+        self.functions.append(func)
+        return _Pickler._dynamic_function_reduce(self, func)
 
 
-_class_blobs: WeakKeyDictionary[type, bytes] = WeakKeyDictionary()
+def _as_class(obj: Any) -> type:
+    return obj  # type: ignore[no-any-return]
 
 
-def _class_blob(kind: type) -> bytes:
+def _is_by_value(reduced: Any) -> bool:
+    return isinstance(reduced, tuple) and reduced[0] in (_cloudpickle._make_skeleton_class, _cloudpickle._make_skeleton_enum)
+
+
+_class_blobs: WeakKeyDictionary[Any, bytes] = WeakKeyDictionary()
+
+
+def _class_blob(kind: Any) -> bytes:
     blob = _class_blobs.get(kind)
     if blob is None:
         file = BytesIO()
@@ -84,3 +103,8 @@ def known_class(tracker: str, blob: bytes) -> Any:
     """The class that is known here under this tracker id, else the one that `blob` defines."""
     known = _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker)
     return loads(blob) if known is None else known
+
+
+def global_names(func: FunctionType) -> list[str]:
+    """The names of globals that a function's code, with the functions inside it, reads or writes."""
+    return list(_cloudpickle._extract_code_globals(func.__code__))

@@ -89,6 +89,9 @@ FACTORY_OPTIONS = (
     OwnOption("--wait", "SECONDS", float, MANAGER_WAIT, "how long to wait for the manager to be there (%(default)g)"),
 )
 
+#: Options of pools whose values are never numbers.
+TEXTS = {"name", "pool", "python", "shell", "scratch", "log_level"}
+
 
 def split_pool_options(words: Sequence[str]) -> tuple[list[str], dict[str, object]]:
     """Take the pool's options out of a command line: ``--max-pilots 4`` or ``--max-pilots=4`` → ``max_pilots=4``.
@@ -97,7 +100,7 @@ def split_pool_options(words: Sequence[str]) -> tuple[list[str], dict[str, objec
     """
     own = {option.flag for option in FACTORY_OPTIONS}
     rest: list[str] = []
-    options: dict[str, object] = {}
+    given: dict[str, list[str | bool]] = {}
     waiting = list(reversed(words))
     while waiting:
         word = waiting.pop()
@@ -109,18 +112,23 @@ def split_pool_options(words: Sequence[str]) -> tuple[list[str], dict[str, objec
             if not equals and waiting:
                 rest.append(waiting.pop())
         else:
-            value: object = True
-            if equals:
-                value = pool_value(text)
-            elif waiting and not waiting[-1].startswith("--"):
-                value = pool_value(waiting.pop())
-            name = flag[2:].replace("-", "_")
-            if name in options:
-                before = options[name]
-                options[name] = [*before, value] if isinstance(before, list) else [before, value]
-            else:
-                options[name] = value
-    return rest, options
+            followed = waiting and not waiting[-1].startswith("--")
+            value: str | bool = text if equals else waiting.pop() if followed else True
+            given.setdefault(flag[2:].replace("-", "_"), []).append(value)
+    return rest, {name: pool_option(name, values) for name, values in given.items()}
+
+
+def pool_option(name: str, values: Sequence[str | bool]) -> object:
+    """What the words given for an option mean. Names and lines stay text, whatever they look like."""
+    if name == "env":
+        pairs = [str(value).partition("=") for value in values]
+        return {variable: text for variable, _, text in pairs}
+    if name == "setup":
+        return [str(value) for value in values]
+    if name in TEXTS:
+        return values[-1]
+    read = [value if isinstance(value, bool) else pool_value(value) for value in values]
+    return read[0] if len(read) == 1 else read
 
 
 def pool_value(text: str) -> object:

@@ -110,7 +110,7 @@ def pack_result(value: Any, put: Put) -> tuple[bytes, tuple[ObjectRef, ...]]:
     try:
         stream, buffers, _ = _pickled(_wrapped(value), homes=False)
     except Exception as error:  # pickling runs the user's code, which may raise anything
-        raise _not_picklable(f"a result of type {type_name(value)} cannot be pickled{_culprit(value)}: {_reason(error)}") from error
+        raise _not_picklable(f"a result of type {type_name(value)} cannot be pickled{culprit(value)}: {_reason(error)}") from error
     return _put_parts(stream, buffers, put, ())
 
 
@@ -157,6 +157,26 @@ def dumps_by_value(value: Any) -> tuple[bytes, frozenset[str]]:
 def dumps_result(value: Any) -> bytes:
     """Pickle a value on the worker for the program, all in one stream."""
     return _pickled(value, homes=False, in_band=True)[0].getvalue()
+
+
+def with_sources(fn: Any, sources: Sequence[tuple[str, int, str]]) -> Any:
+    """Read on the worker (`windlass.functions`): the function, whose source lines go to `linecache` where there is no such file.
+
+    `sources`: file name, first line's number, text.
+    """
+    import linecache
+    import os
+
+    for filename, first, text in sources:
+        known = linecache.cache.get(filename)
+        if known is None and os.path.exists(filename):
+            continue
+        lines: list[str] = list(known[2]) if known is not None and len(known) == 4 else []
+        new = text.splitlines(keepends=True)
+        lines += ["\n"] * (first - 1 + len(new) - len(lines))
+        lines[first - 1 : first - 1 + len(new)] = new
+        linecache.cache[filename] = (sum(map(len, lines)), None, lines, filename)
+    return fn
 
 
 def type_name(value: object) -> str:
@@ -218,7 +238,7 @@ class _Large:
 
 def _is_flat(value: Any) -> bool:
     """True for a small list, tuple or dict of scalars: a glance that is cheaper than the pickler's hook."""
-    kind: type[Any] = type(value)
+    kind = type(value)  # pyright: ignore[reportUnknownVariableType]
     if kind is list or kind is tuple:
         return len(value) <= 64 and _SCALARS.issuperset(map(type, value))
     if kind is dict:
@@ -257,8 +277,8 @@ class _ByName(pickle.Pickler):
         super().__init__(*args, **kwargs)
         self.local: set[str] = set()
 
-    def reducer_override(self, obj: Any) -> Any:
-        kind: type[Any] = type(obj)
+    def reducer_override(self, obj: object) -> Any:
+        kind = type(obj)
         if (kind is type or kind is FunctionType or issubclass(kind, type)) and not is_named(obj):
             raise _NeedsValueError
         return NotImplemented
@@ -267,8 +287,8 @@ class _ByName(pickle.Pickler):
 class _ByNameWithHomes(_ByName):
     """The same in the program: notes local modules, and refuses modules that cannot be imported elsewhere."""
 
-    def reducer_override(self, obj: Any) -> Any:
-        kind: type[Any] = type(obj)
+    def reducer_override(self, obj: object) -> Any:
+        kind = type(obj)
         if kind is type or kind is FunctionType or issubclass(kind, type):
             if not is_named(obj):
                 raise _NeedsValueError
@@ -333,7 +353,7 @@ def _bad_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters:
         if reason is not None:
             kind = f"({name!r}, {type_name(value)})" if name else f"({type_name(value)})"
             return _not_picklable(
-                f"{title} {kind} cannot be pickled{_culprit(value)}: {reason}; pass what it is made from, and make it in the function"
+                f"{title} {kind} cannot be pickled{culprit(value)}: {reason}; pass what it is made from, and make it in the function"
             )
     return _not_picklable(f"the arguments cannot be pickled: {_reason(error)}")
 
@@ -346,7 +366,7 @@ def _why_not(value: Any) -> str | None:
     return None
 
 
-def _culprit(value: Any, depth: int = 4) -> str:
+def culprit(value: Any, depth: int = 4) -> str:
     """ " because of its ['key'].attribute (type)": the way down to the innermost part that cannot be pickled."""
     way = ""
     for _ in range(depth):

@@ -75,7 +75,7 @@ def _find_home(name: str, module: Any) -> Home:
     if not top or top in ("__main__", "__mp_main__"):
         return BY_VALUE
     if module is None:
-        spec = _find_spec(top)
+        spec = find_spec(top)
         places = [] if spec is None else _places(spec)
         if spec is not None and not places:
             return INSTALLED  # built in or frozen
@@ -95,7 +95,7 @@ def _find_home(name: str, module: Any) -> Home:
     elif _is_installed(file):
         return INSTALLED
     # It must be what an import of that name gives in another process.
-    spec = _find_spec(top)
+    spec = find_spec(top)
     if spec is None or not os.path.exists(file):
         return BY_VALUE
     real = os.path.realpath(file)
@@ -105,7 +105,7 @@ def _find_home(name: str, module: Any) -> Home:
     return BY_VALUE
 
 
-def _find_spec(top: str) -> ModuleSpec | None:
+def find_spec(top: str) -> ModuleSpec | None:
     """The spec that an import would find, whatever is imported already."""
     for finder in list(sys.meta_path):
         try:
@@ -191,7 +191,7 @@ def _take(name: str, now: float, max_age: float) -> _Snapshot:
 
 def _files(top: str) -> dict[str, tuple[str, int, int]]:
     """Name in the archive → (path, modification time in ns, bytes). Raises `UsageError` when they are too many bytes."""
-    spec = _find_spec(top)
+    spec = find_spec(top)
     files: dict[str, tuple[str, int, int]] = {}
     for place in [] if spec is None else _places(spec):
         if _is_installed(place):
@@ -340,17 +340,18 @@ def code_folder(base: str | os.PathLike[str], name: ObjectName | str) -> str:
     return os.path.join(base, name)
 
 
-def install_all(names: Sequence[str], archives: Sequence[Buffer]) -> None:
-    """Unpack snapshots that came with a call and use them; the first thing that such a call's stream does.
+#: Where snapshots that come with a call are unpacked; a worker's processes set their worker's folder here.
+call_code_folder: str = ""
 
-    They go below ``WINDLASS_CODE``, which the worker sets, else below the temporary folder.
-    """
-    base = os.environ.get("WINDLASS_CODE")
-    if not base:
+
+def install_all(names: Sequence[str], archives: Sequence[Buffer]) -> None:
+    """Unpack snapshots that came with a call and use them; the first thing that such a call's stream does."""
+    global call_code_folder
+    if not call_code_folder:
         import tempfile
 
-        base = os.path.join(tempfile.gettempdir(), f"windlass-code-{os.getuid()}-{os.getpid()}")
+        call_code_folder = tempfile.mkdtemp(prefix="windlass-code-")  # in a slot, below the worker's scratch
     for name, archive in zip(names, archives, strict=True):
-        folder = code_folder(base, name)
+        folder = code_folder(call_code_folder, name)
         if folder not in sys.path:
             use(unpack(archive, folder))

@@ -171,7 +171,6 @@ _COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
         "held",
         "memory_used",
         "memory_limit",
-        "idle_seconds",
         "seconds_left",
         "libraries",
     ),
@@ -199,7 +198,7 @@ def _is_empty(key: str, value: object) -> bool:
 
 
 def _table(kind: str, rows: list[Mapping[str, object]], title: str) -> list[RenderableType]:
-    keys = [key for key in _COLUMNS[kind] if any(not _is_empty(key, row.get(key)) or row.get(key) == 0 and key in _COUNTS for row in rows)]
+    keys = [key for key in _COLUMNS[kind] if any(key in row and not _is_empty(key, row[key]) for row in rows)]
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     for key in keys:
         numbers = all(isinstance(row.get(key) or 0, int | float) for row in rows)

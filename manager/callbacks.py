@@ -1,0 +1,72 @@
+"""Where callbacks of calls run: not on the manager's thread.
+
+Theory of operation
+-------------------
+A done-callback is user's code: it may be slow, and it may raise. The manager's thread hands it over (`hand_over`) and goes on. By
+default one `CallbackThread` runs all callbacks of a program, one after another, in the order in which their calls ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Final
+
+_LOGGER: Final = logging.getLogger("concurrent.futures")
+CallbackRunner = Callable[[Callable[[], object]], object]
+
+
+class CallbackThread:
+    """Runs callbacks one after another on a thread of their own, which starts with the first one."""
+
+    def __init__(self, name: str = "windlass-callbacks") -> None:
+        self._name = name
+        self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def __call__(self, work: Callable[[], object]) -> None:
+        """Run ``work`` soon. From any thread; never blocks. What it raises is logged."""
+        self._work.put(work)
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    # A daemon: a callback that hangs must not keep the program from ending.
+                    thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                    self._thread = thread
+                    thread.start()
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            try:
+                work()
+            except BaseException:  # user's code: the thread must outlive whatever it raises
+                _LOGGER.exception("exception calling callback")
+            del work  # a waiting thread keeps no future alive
+
+    def close(self, timeout: float | None = None) -> None:
+        """Run what has been handed over so far, at most ``timeout`` seconds, and end the thread; a later callback starts another."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            self._work.put(None)
+            thread.join(timeout)
+        elif thread is not None:
+            self._work.put(None)
+
+
+_runner: CallbackRunner = CallbackThread()
+
+
+def set_callback_runner(runner: CallbackRunner) -> CallbackRunner:
+    """Have callbacks of calls that a manager ended run through ``runner(work)``, which must not block; gives back the one before."""
+    global _runner
+    before, _runner = _runner, runner
+    return before
+
+
+def hand_over(work: Callable[[], object]) -> None:
+    """Run ``work`` soon, on another thread."""
+    _runner(work)

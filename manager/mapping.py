@@ -1,0 +1,217 @@
+"""Results of a `map` over inputs that may be endless.
+
+Theory of operation
+-------------------
+`MapResults` keeps a *window* of calls ahead of the consumer, and takes from its inputs only to fill the window, so that inputs may
+be endless and memory stays flat. The window holds what the manager could use now (`Manager.hungry`) and `AHEAD_SECONDS` of work at
+the pace at which results have been taken, within `WINDOW_LEAST` and `WINDOW_MOST`; ``buffersize=`` fixes it. It is looked at again
+whenever half of it is used up and, while the consumer waits, a few times a second, because pilots come and go.
+
+The first error ends it. What has not ended is cancelled when it ends early: by an error, by `MapResults.close`, or when it is
+dropped half-way. One that nobody has looked at is left alone, since programs map for the effect too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, Generic, TypeVar
+
+from windlass.manager.future import CallFuture
+from windlass.manager.progress import TICK, Progress
+
+R = TypeVar("R")
+
+#: Calls that `map` keeps ahead at least: enough to start on before the first pilot is there.
+WINDOW_LEAST: Final = 32
+#: And at most, finished ones that wait for their turn included.
+WINDOW_MOST: Final = 16_384
+#: Seconds of work, at the measured pace, to keep ahead.
+AHEAD_SECONDS: Final = 0.5
+
+
+def in_chunks(fn: Callable[..., R]) -> Callable[[Iterable[tuple[Any, ...]]], list[R]]:
+    """A function of many inputs; a closure, so that it is found and sent with ``fn``'s imports, once."""
+
+    def run_chunk(chunk: Iterable[tuple[Any, ...]]) -> list[R]:
+        return [fn(*args) for args in chunk]
+
+    run_chunk.__name__ = run_chunk.__qualname__ = getattr(fn, "__name__", "function")
+    return run_chunk
+
+
+class _Ended:
+    """Collects futures as they end."""
+
+    def __init__(self) -> None:
+        self.queue: queue.SimpleQueue[CallFuture[Any]] = queue.SimpleQueue()
+
+    def add_result(self, future: CallFuture[Any]) -> None:
+        self.queue.put(future)
+
+    add_exception = add_cancelled = add_result
+
+
+class MapResults(Iterator[R], Generic[R]):
+    """The results of a `map`, in order or as they come; `close` cancels what has not ended."""
+
+    def __init__(
+        self,
+        submit: Callable[[tuple[Any, ...]], CallFuture[Any]],
+        inputs: Iterator[tuple[Any, ...]],
+        hungry: Callable[[], int],
+        progress: Progress,
+        timeout: float | None,
+        ordered: bool,
+        buffersize: int | None,
+        *,
+        chunked: bool,
+    ) -> None:
+        self._submit = submit
+        self._inputs = inputs
+        self._hungry = hungry
+        self._progress = progress
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._fixed = buffersize
+        self._chunked = chunked
+        #: Calls ahead: in order, or those that have not been taken.
+        self._row: deque[CallFuture[Any]] = deque()
+        self._loose: set[CallFuture[Any]] = set()
+        self._ended = None if ordered else _Ended()
+        self._values: deque[R] = deque()
+        self._exhausted = False
+        self._started = False
+        #: Taken since the window was last filled, and when that was.
+        self._taken = 0
+        self._filled_at = time.monotonic()
+        self._window = 0
+        try:
+            self._fill()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def ahead(self) -> int:
+        """Calls that are submitted and not yet taken."""
+        return len(self._row) or len(self._loose)
+
+    def _fill(self) -> None:
+        """Submit what is missing in the window."""
+        if self._exhausted:
+            return
+        ahead = self.ahead
+        if self._fixed is not None:
+            window = self._fixed
+        else:
+            now = time.monotonic()
+            if ahead * 2 > self._window and now - self._filled_at < TICK:
+                return
+            pace = self._taken / max(now - self._filled_at, 1e-3)
+            window = max(WINDOW_LEAST, min(WINDOW_MOST, max(ahead + self._hungry(), int(pace * AHEAD_SECONDS))))
+            self._taken, self._filled_at, self._window = 0, now, window
+        for _ in range(window - ahead):
+            try:
+                args = next(self._inputs)
+            except StopIteration:
+                self._exhausted = True
+                return
+            future = self._submit(args)
+            if self._ended is None:
+                self._row.append(future)
+            else:
+                self._loose.add(future)
+                future.watch(self._ended)
+
+    def _next_ended(self) -> CallFuture[Any]:
+        """The next future whose turn it is, ended. TimeoutError."""
+        while True:
+            patience = self._patience()
+            if self._ended is None:
+                if self._row[0].wait(patience):
+                    return self._row.popleft()
+            else:
+                try:
+                    future = self._ended.queue.get(timeout=patience)
+                except queue.Empty:
+                    pass
+                else:
+                    self._loose.discard(future)
+                    return future
+            self._progress.tick()
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                raise TimeoutError(
+                    f"map() has not given its last result within timeout={self._timeout} seconds; what was left is cancelled"
+                )
+            self._fill()
+
+    def _patience(self) -> float | None:
+        """Seconds to wait before looking around: for the bar, for more slots, for the deadline."""
+        patience = TICK if self._progress.watching or not (self._exhausted or self._fixed) else None
+        if self._deadline is None:
+            return patience
+        left = max(0.0, self._deadline - time.monotonic())
+        return left if patience is None else min(left, patience)
+
+    def __iter__(self) -> MapResults[R]:
+        return self
+
+    def __next__(self) -> R:
+        self._started = True
+        if self._values:
+            return self._give(self._values.popleft())
+        try:
+            while True:
+                self._fill()
+                if not self.ahead:
+                    self.close()
+                    raise StopIteration
+                # No name for the future: what has been given must not be kept alive from here.
+                value = self._next_ended().result()
+                self._taken += 1
+                if not self._chunked:
+                    return self._give(value)
+                self._values.extend(value)
+                if self._values:
+                    del value
+                    return self._give(self._values.popleft())
+        except StopIteration:
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def _give(self, value: R) -> R:
+        self._progress.advance()
+        return value
+
+    def close(self) -> None:
+        """Cancel what has not ended and take no more inputs. May be called again."""
+        self._exhausted = True
+        self._started = True
+        row, self._row = self._row, deque()
+        loose, self._loose = self._loose, set()
+        for future in (*row, *loose):
+            future.cancel()
+        self._values.clear()
+        self._progress.close()
+
+    def __del__(self) -> None:
+        if not hasattr(self, "_window"):
+            return  # never came to be
+        if self._started:
+            with contextlib.suppress(RuntimeError):  # at the program's end the manager may be gone before us
+                self.close()
+        elif not self._exhausted:
+            # As in concurrent.futures, calls of a map that nobody looks at run; but the rest of the inputs was never read.
+            warnings.warn(
+                f"the results of a map() were never taken, so only its first {self.ahead} calls were submitted; write list(pool.map(...))",
+                RuntimeWarning,
+                stacklevel=2,
+                source=self,
+            )

@@ -1,0 +1,47 @@
+"""When things happened to a call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """When things happened to a call, in seconds since the epoch; 0.0: not (yet).
+
+    ``submitted``, ``sent`` and ``returned`` are on the program's side; ``started``, ``ready`` and ``ended`` on the worker's
+    clock, which may differ. The derived figures subtract only times of one clock.
+    """
+
+    #: `submit` was called.
+    submitted: float = 0.0
+    #: Sent to the worker that answered.
+    sent: float = 0.0
+    #: The slot took it.
+    started: float = 0.0
+    #: Its function and arguments were loaded.
+    ready: float = 0.0
+    #: The function ended.
+    ended: float = 0.0
+    #: The answer reached the manager.
+    returned: float = 0.0
+
+    @property
+    def running(self) -> float:
+        """Seconds it occupied a slot in its last attempt, loading included."""
+        return max(0.0, self.ended - self.started)
+
+    @property
+    def setup(self) -> float:
+        """Seconds of `running` that went into loading function and arguments."""
+        return max(0.0, self.ready - self.started)
+
+    @property
+    def total(self) -> float:
+        """Seconds from `submit` to its answer."""
+        return max(0.0, self.returned - self.submitted)
+
+    @property
+    def waiting(self) -> float:
+        """Seconds of `total` in which its last attempt was not running: queues, transfers, earlier attempts."""
+        return max(0.0, self.total - self.running)

@@ -1,0 +1,577 @@
+"""Data connections: objects as raw bytes between a worker's store and its manager's.
+
+Theory of operation
+-------------------
+A data connection begins like any other (TLS, `Hello` with purpose "data", `Welcome`).  Then the worker says `GetObject` or `PutObject` in
+frames without numbers; raw bytes of the announced size follow a `PutObject`, or the manager's `ObjectHead`, directly.  Answers name their
+object, so many requests may be under way at once and answers need not come in their order.  Nothing is numbered or remembered: a
+request is done or, after a cut, made again from its beginning.
+
+No object delays anything else on its loop: it is sent at most `CHUNK_BYTES` per turn of the loop, only while the socket takes it, straight
+from the mapped file; and it is written, and hashed, in such pieces as it arrives.  What cannot be kept (no room, a bad name) is read and
+thrown away, so that the connection stays good for others, and answered with `ObjectMissing`.
+
+A worker that can read the manager's store by path (it finds the token of `Welcome` in ``.token``) shares its host, and bytes do not
+travel: the file is adopted, by a hard link where that is possible.  Should that fail, the bytes are sent after all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import ssl
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+import msgspec
+
+from windlass.errors import ConnectionRefused, WindlassError
+from windlass.framing import LENGTH_BYTES, MAX_HELLO_BYTES, ProtocolError, body_length, frame
+from windlass.identity import ConnectionFile, context_for, read_connection_file
+from windlass.messages import (
+    FromData,
+    GetObject,
+    Hello,
+    ObjectHead,
+    ObjectMissing,
+    ObjectName,
+    ObjectRef,
+    ObjectStored,
+    PutObject,
+    Refused,
+    ToData,
+    Welcome,
+)
+from windlass.objects import map_object, same_host
+from windlass.session import encode_one
+from windlass.transport import dial
+
+if TYPE_CHECKING:
+    from windlass.objects import Incoming, ObjectStore
+
+log = logging.getLogger("windlass.dataplane")
+
+#: At most so many bytes of an object are sent, or taken in, per turn of the loop.
+CHUNK_BYTES: Final = 256 << 10
+#: Adopting a file of more bytes than this is left to a thread: where links are not possible it is a copy.
+LONG_COPY: Final = 1 << 20
+#: Requests of one connection that may wait for their turn at the manager.
+MAX_WAITING: Final = 4096
+#: Seconds without a byte either way after which a data connection with requests counts as cut.
+SILENCE: Final = 30.0
+
+T = TypeVar("T")
+
+
+class ObjectGone(WindlassError):
+    """The other side does not have the object, or does not take it; the text says why."""
+
+
+class _Outgoing:
+    """Something to send: a frame, then the bytes of a mapped file, if any. ``open`` gives both when its turn has come."""
+
+    __slots__ = ("open",)
+
+    def __init__(self, open: Callable[[], tuple[bytes, memoryview | None]]) -> None:
+        self.open = open
+
+
+class _Stream(asyncio.BufferedProtocol):
+    """Frames that raw bytes may follow, both ways; what they mean is the two subclasses' matter."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._reason = ""
+        self._buffer = memoryview(bytearray(CHUNK_BYTES))
+        #: What is being read: a frame's length, its body, or raw bytes; how many bytes that has, and how many are here.
+        self._reading = "length"
+        self._size, self._have = LENGTH_BYTES, 0
+        #: Takes the raw bytes; None: they are thrown away.
+        self._incoming: Incoming | None = None
+        self._queue: deque[_Outgoing] = deque()
+        self._sending: memoryview | None = None
+        self._sent = 0
+        self._paused = False
+        self._pumping = False
+        #: Bytes moved so far; does not move when the connection is half-open.
+        self.moved = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def abort(self, reason: str) -> None:
+        """End it now."""
+        self._reason = self._reason or reason
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._queue.clear()
+        self._sending = None
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None:
+            incoming.abort()
+        self.ended(self._reason or (str(exc) if exc is not None else "") or "the other side closed the data connection")
+
+    def ended(self, reason: str) -> None:
+        """The connection is gone."""
+
+    # -- in
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._reading == "raw":
+            return self._buffer[: min(CHUNK_BYTES, self._size - self._have)]
+        return self._buffer[self._have : self._size]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        self.moved += nbytes
+        self._have += nbytes
+        try:
+            if self._reading == "raw":
+                self._take_raw(self._buffer[:nbytes])
+            elif self._have < self._size:
+                return
+            elif self._reading == "length":
+                self._expect("body", body_length(self._buffer, MAX_HELLO_BYTES))
+            else:
+                body = self._buffer[: self._size]
+                self._expect("length", LENGTH_BYTES)
+                self.heard(body)
+        except (msgspec.MsgspecError, ProtocolError) as error:
+            self.abort(f"the other side of a data connection broke the protocol: {error}")
+
+    def _expect(self, what: str, size: int) -> None:
+        if what == "body" and not size:
+            raise ProtocolError("an empty frame was sent")
+        self._reading, self._size, self._have = what, size, 0
+
+    def heard(self, body: memoryview) -> None:
+        """A frame has arrived; a call of `take_in` says that raw bytes follow it."""
+        raise NotImplementedError
+
+    def take_in(self, incoming: Incoming | None, size: int) -> None:
+        """So many raw bytes follow, for ``incoming`` or for nobody."""
+        self._incoming = incoming
+        if size:
+            self._expect("raw", size)
+        else:
+            self._raw_is_here()
+
+    def _take_raw(self, chunk: memoryview) -> None:
+        incoming = self._incoming
+        if incoming is not None:
+            try:
+                incoming.write(chunk)
+            except (OSError, ValueError) as error:
+                self._incoming = None
+                incoming.abort()
+                self.kept(str(error))
+        if self._have == self._size:
+            self._expect("length", LENGTH_BYTES)
+            self._raw_is_here()
+
+    def _raw_is_here(self) -> None:
+        incoming, self._incoming = self._incoming, None
+        if incoming is None:
+            return
+        try:
+            incoming.commit()
+        except (OSError, ValueError) as error:
+            self.kept(str(error))
+        else:
+            self.kept("")
+
+    def kept(self, trouble: str) -> None:
+        """The object that `take_in` was for is in the store, or (``trouble`` not empty) is not."""
+        raise NotImplementedError
+
+    # -- out
+
+    def post(self, outgoing: _Outgoing) -> None:
+        """Send this after what waits already."""
+        self._queue.append(outgoing)
+        self._pump_soon()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        if not self._pumping and not self._paused:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Send up to one chunk; others get their turn before the next."""
+        self._pumping = False
+        transport = self._transport
+        if transport is None or self._paused:
+            return
+        room = CHUNK_BYTES
+        while room > 0 and not self._paused:
+            view = self._sending
+            if view is None:
+                if not self._queue:
+                    return
+                head, view = self._queue.popleft().open()
+                transport.write(head)
+                room -= len(head)
+                self._sending, self._sent = view, 0
+                continue
+            chunk = view[self._sent : self._sent + room]
+            transport.write(chunk)
+            room -= len(chunk)
+            self.moved += len(chunk)
+            self._sent += len(chunk)
+            if self._sent == len(view):
+                self._sending = None
+        self._pump_soon()
+
+
+# ---------------------------------------------------------------- the manager's side
+
+
+class DataServer:
+    """Makes the protocol of each data connection; give it to `windlass.listener.Listener` as ``serve_data``."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.store = store
+        self.decoder: msgspec.msgpack.Decoder[GetObject | PutObject] = msgspec.msgpack.Decoder(FromData)
+        #: Bytes of objects sent and received over connections, for the status.
+        self.bytes_out = 0
+        self.bytes_in = 0
+
+    def __call__(self, hello: Hello) -> asyncio.BaseProtocol:
+        return _Served(self, hello.peer)
+
+
+class _Served(_Stream):
+    """A data connection at the manager."""
+
+    def __init__(self, server: DataServer, peer: str) -> None:
+        super().__init__()
+        self._server = server
+        self._peer = peer
+        self._name = ObjectName("")
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def ended(self, reason: str) -> None:
+        log.debug("the data connection of %s has ended: %s", self._peer, reason)
+
+    def heard(self, body: memoryview) -> None:
+        message = self._server.decoder.decode(body)
+        if len(self._queue) + len(self._tasks) > MAX_WAITING:
+            raise ProtocolError(f"{self._peer} has more than {MAX_WAITING} requests waiting")
+        if isinstance(message, GetObject):
+            self.post(_Outgoing(lambda: self._open(message.name)))
+        elif message.path:
+            task = self._loop.create_task(self._adopt(message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._receive(message)
+
+    def _open(self, name: ObjectName) -> tuple[bytes, memoryview | None]:
+        try:
+            view = self._server.store.open(name)
+        except KeyError:
+            return frame(encode_one(ObjectMissing(name, "the manager does not have it any more"))), None
+        except OSError as error:
+            return frame(encode_one(ObjectMissing(name, f"the manager cannot read it: {error}"))), None
+        self._server.bytes_out += len(view)
+        return frame(encode_one(ObjectHead(name, len(view)))), (view if len(view) else None)
+
+    def _receive(self, message: PutObject) -> None:
+        self._name = message.name
+        if message.size < 0:
+            raise ProtocolError(f"object {message.name} was announced with {message.size} bytes")
+        if self._server.store.has(message.name):
+            self.take_in(None, message.size)
+            self._answer(message.name, "")
+            return
+        try:
+            incoming = self._server.store.receive(message.name, message.size)
+        except (OSError, ValueError) as error:
+            self.take_in(None, message.size)
+            self._answer(message.name, str(error))
+            return
+        self._server.bytes_in += message.size
+        self.take_in(incoming, message.size)
+
+    def kept(self, trouble: str) -> None:
+        self._answer(self._name, trouble)
+
+    async def _adopt(self, message: PutObject) -> None:
+        self._answer(message.name, await _adopt(self._server.store, ObjectRef(message.name, message.size), message.path))
+
+    def _answer(self, name: ObjectName, trouble: str) -> None:
+        answer = frame(encode_one(ObjectMissing(name, trouble) if trouble else ObjectStored(name)))
+        self.post(_Outgoing(lambda: (answer, None)))
+
+
+async def _adopt(store: ObjectStore, ref: ObjectRef, path: str) -> str:
+    """Take a file of this host into a store: empty, or why that was not possible."""
+
+    def take() -> str:
+        try:
+            about = os.lstat(path)
+            if about.st_uid != os.geteuid() or about.st_size != ref.size:
+                return f"{path} is not a file of {ref.size} bytes of this user"
+            store.adopt(ref.name, path)
+        except (OSError, ValueError) as error:
+            return f"{path} cannot be taken in: {error}"
+        return ""
+
+    if ref.size <= LONG_COPY:
+        return take()
+    return await asyncio.get_running_loop().run_in_executor(None, take)
+
+
+# ---------------------------------------------------------------- the worker's side
+
+
+class _Requests(_Stream):
+    """A data connection at the worker."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        super().__init__()
+        self._store = store
+        self._decoder: msgspec.msgpack.Decoder[ObjectHead | ObjectStored | ObjectMissing] = msgspec.msgpack.Decoder(ToData)
+        self._waiting: dict[ObjectName, deque[tuple[int, asyncio.Future[None]]]] = {}
+        self._arriving: asyncio.Future[None] | None = None
+        self.alive = True
+
+    async def ask(self, name: ObjectName, size: int, outgoing: _Outgoing) -> None:
+        """Send a request; wait for its answer and the object that comes with it. Raises `ObjectGone`, `ConnectionError`, `OSError`."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        if not self.alive:
+            raise ConnectionResetError(self._reason or "the data connection is gone")
+        self._waiting.setdefault(name, deque()).append((size, future))
+        self.post(outgoing)
+        while True:
+            before = self.moved
+            done, _ = await asyncio.wait([future], timeout=SILENCE)
+            if done:
+                return future.result()
+            if self.moved == before:
+                self.abort(f"nothing moved on the data connection for {SILENCE:g} s")
+
+    def heard(self, body: memoryview) -> None:
+        message = self._decoder.decode(body)
+        known = self._waiting.get(message.name)
+        if not known:
+            raise ProtocolError(f"an answer about {message.name} came, which was not asked for")
+        size, future = known.popleft()
+        if not known:
+            del self._waiting[message.name]
+        if isinstance(message, ObjectMissing):
+            _fail(future, ObjectGone(f"object {message.name}: {message.text or 'the manager does not have it'}"))
+        elif isinstance(message, ObjectStored):
+            if not future.done():
+                future.set_result(None)
+        elif message.size != size:
+            raise ProtocolError(f"object {message.name} came with {message.size} bytes and has {size}")
+        else:
+            self._arriving = future
+            try:
+                incoming = self._store.receive(message.name, message.size)
+            except (OSError, ValueError) as error:
+                _fail(future, error)
+                self.take_in(None, message.size)
+            else:
+                self.take_in(incoming, message.size)
+
+    def kept(self, trouble: str) -> None:
+        future, self._arriving = self._arriving, None
+        if future is None or future.done():
+            return
+        if trouble:
+            # Damaged on its way, or the disk is full: the first is worth another try, and so is, once, the second.
+            future.set_exception(ConnectionError(trouble))
+        else:
+            future.set_result(None)
+
+    def ended(self, reason: str) -> None:
+        self.alive = False
+        self._reason = reason
+        futures = [future for known in self._waiting.values() for _, future in known]
+        if self._arriving is not None:
+            futures.append(self._arriving)
+        self._waiting.clear()
+        self._arriving = None
+        for future in futures:
+            _fail(future, ConnectionResetError(f"the data connection to the manager was cut: {reason}"))
+
+
+def _fail(future: asyncio.Future[None], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+class _Lane:
+    """A place for one connection, made when needed; ``load`` is the bytes it has to move."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.stream: _Requests | None = None
+        self.load = 0
+
+
+class DataClient:
+    """A worker's way to its manager's objects. Belongs to one event loop."""
+
+    def __init__(self, connection: ConnectionFile, make_hello: Callable[[], Hello], store: ObjectStore, *, connections: int = 2) -> None:
+        self._connection = connection
+        self._make_hello = make_hello
+        self._store = store
+        self._lanes = [_Lane() for _ in range(connections)]
+        self._credential: tuple[bytes, bytes] | None = None
+        self._context: ssl.SSLContext | None = None
+        self._session = ""
+        #: The manager's store, if this host has it.
+        self._folder = ""
+        self._getting: dict[ObjectName, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def shares_host(self) -> bool:
+        """Whether objects are taken and given by path."""
+        return bool(self._folder)
+
+    def use_welcome(self, welcome: Welcome) -> None:
+        """Take from the control connection's newest Welcome which session this is, and whether the manager's store is on this host."""
+        self._session = welcome.session
+        self._folder = welcome.store if same_host(welcome.store, welcome.store_token) else ""
+
+    def use_certificate(self, certificate: bytes, key: bytes) -> None:
+        """New connections show this certificate (PEM both)."""
+        self._credential = (certificate, key)
+        self._context = None
+
+    async def get(self, ref: ObjectRef) -> None:
+        """Have the object in the store. Several calls for one object share its transfer.
+
+        Raises:
+            ObjectGone: the manager does not have it.
+            ConnectionError: the manager was not reached, or the transfer was cut twice.
+            OSError: it cannot be kept here (`StoreFull`).
+        """
+        if self._store.has(ref.name):
+            return
+        task = self._getting.get(ref.name)
+        if task is None:
+            task = self._start(self._get(ref))
+            self._getting[ref.name] = task
+            task.add_done_callback(lambda _: self._getting.pop(ref.name, None))
+        await asyncio.shield(task)
+
+    async def put(self, name: ObjectName, path: str | os.PathLike[str]) -> None:
+        """Give the manager the object that is in this file.
+
+        Raises:
+            ObjectGone: the manager does not take it; the text says why.
+            ConnectionError: the manager was not reached, or the transfer was cut twice.
+            OSError: the file cannot be read.
+        """
+        view = map_object(path)
+        size = len(view)
+        if self._folder:
+            head = frame(encode_one(PutObject(name, size, os.path.join(os.getcwd(), path))))
+            try:
+                await self._ask(name, size, 1, lambda: (head, None))
+            except ObjectGone as error:
+                log.info("%s; sending its bytes instead", error)
+            else:
+                return
+        start = frame(encode_one(PutObject(name, size)))
+        await self._ask(name, size, size, lambda: (start, view if size else None))
+
+    async def close(self) -> None:
+        """End all connections; what is under way fails."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for lane in self._lanes:
+            if lane.stream is not None:
+                lane.stream.abort("the worker closed it")
+        async with asyncio.timeout(2):
+            while any(lane.stream is not None and lane.stream.alive for lane in self._lanes):
+                await asyncio.sleep(0)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _get(self, ref: ObjectRef) -> None:
+        if self._folder:
+            trouble = await _adopt(self._store, ref, os.path.join(self._folder, ref.name))
+            if not trouble:
+                return
+            log.info("%s; asking for its bytes instead", trouble)
+        head = frame(encode_one(GetObject(ref.name)))
+        await self._ask(ref.name, ref.size, ref.size, lambda: (head, None))
+
+    async def _ask(self, name: ObjectName, size: int, load: int, open: Callable[[], tuple[bytes, memoryview | None]]) -> None:
+        """Make a request on the lane with least to do, and once more after a cut."""
+        for last in (False, True):
+            lane = min(self._lanes, key=lambda lane: lane.load)
+            lane.load += load + 1
+            try:
+                stream = await self._connected(lane)
+                await stream.ask(name, size, _Outgoing(open))
+                return
+            except ConnectionRefused:
+                raise
+            except ConnectionError as error:
+                if last:
+                    raise
+                log.info("object %s: %s; once more", name, error)
+            finally:
+                lane.load -= load + 1
+
+    async def _connected(self, lane: _Lane) -> _Requests:
+        async with lane.lock:
+            if lane.stream is not None and lane.stream.alive:
+                return lane.stream
+            try:
+                stream = await self._dial()
+            except ConnectionRefused:
+                raise
+            except ConnectionError:
+                if not self._connection.path:
+                    raise
+                # The manager may have moved.
+                self._connection = await asyncio.get_running_loop().run_in_executor(None, read_connection_file, self._connection.path)
+                self._context = None
+                stream = await self._dial()
+            lane.stream = stream
+            return stream
+
+    async def _dial(self) -> _Requests:
+        known = self._connection
+        if self._context is None:
+            self._context = known.client_context() if self._credential is None else context_for(known, *self._credential)
+        hello = msgspec.structs.replace(self._make_hello(), purpose="data", session=self._session, received=0, worker=None)
+        connection, answer, _ = await dial(known.manager, known.addresses, self._context, hello)
+        if isinstance(answer, Refused):
+            connection.close()
+            raise ConnectionRefused(f"manager {known.manager} refused a data connection: {answer.text}")
+        transport = connection.transport
+        if transport is None:
+            raise ConnectionResetError(connection.gone.result())
+        stream = _Requests(self._store)
+        transport.set_protocol(stream)
+        stream.connection_made(transport)
+        return stream

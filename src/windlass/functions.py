@@ -1,0 +1,431 @@
+"""A user's function as a `FunctionDef`: what a worker needs to run it, named by content.
+
+Theory of operation
+-------------------
+Functions of installed modules go by name, those of local modules by name with a snapshot of the module (`windlass.snapshots`), all
+others by value (`windlass.byvalue`). Lines of source travel with functions by value: tracebacks on the worker show them although
+``__main__`` or a notebook's cell is no file there.
+
+The definition's id is a hash of the pickled bytes and the snapshots' names. Pickling takes 100 µs or more, so a definition is kept
+for as long as its function lives, together with a *watch*, by which the next submit sees whether it is still true:
+
+* of each function by value its code, defaults, closure cells, attributes, and the globals that it names must be the same objects as
+  before, and so must what classes by value have; that is enough where these are immutable (numbers, strings, modules, functions by
+  name, tuples of such, ...);
+* where one is mutable (a list, an array, an instance), identity says nothing: the function is pickled again each time, and
+  has the same id as long as its content is the same;
+* local source files are looked at once a second.
+
+So what a call sees is what the function referred to when the call was submitted, at the price of a pickling per submit for functions with
+mutable globals or closures; large ones are better passed as arguments or made by the library's context.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import linecache
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from io import BytesIO
+from types import BuiltinFunctionType, CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from windlass import imports, pickling, snapshots
+from windlass.errors import NotPicklable, UsageError, WindlassError
+from windlass.messages import OUT_OF_BAND_BYTES, FunctionDef, FunctionId, ImportSpec, ObjectRef
+
+if TYPE_CHECKING:
+    from windlass.pickling import Put
+
+#: Definitions that are remembered; each holds less than 64 KiB.
+_MAX_KEPT: Final = 1024
+#: Source lines that travel with one function at most.
+_MAX_SOURCE: Final = 32 << 10
+_MISSING: Final = object()
+_IMMUTABLE: Final = frozenset(
+    {int, float, complex, str, bytes, bool, type(None), type(Ellipsis), type(NotImplemented), range, slice, ModuleType, BuiltinFunctionType}
+    | {staticmethod, classmethod, property, GetSetDescriptorType, MemberDescriptorType}
+)
+_IMMUTABLE_NAMES: Final = frozenset(
+    [
+        "datetime.date",
+        "datetime.datetime",
+        "datetime.time",
+        "datetime.timedelta",
+        "datetime.timezone",
+        "decimal.Decimal",
+        "fractions.Fraction",
+        "pathlib.Path",
+        "pathlib.PosixPath",
+        "pathlib.PurePosixPath",
+        "re.Pattern",
+        "uuid.UUID",
+    ]
+)
+#: What a class keeps about itself; changes of these alone are not looked for.
+_CLASS_BOOKS: Final = frozenset(
+    [
+        "__abstractmethods__",
+        "__annotations__",
+        "__dataclass_fields__",
+        "__dataclass_params__",
+        "__dict__",
+        "__doc__",
+        "__module__",
+        "__orig_bases__",
+        "__parameters__",
+        "__weakref__",
+        "_abc_impl",
+        "_generate_next_value_",
+        "_member_map_",
+        "_member_names_",
+        "_member_type_",
+        "_unhashable_values_",
+        "_value2member_map_",
+        "_value_repr_",
+        "_use_args_",
+        "_new_member_",
+        "__new__",
+        "__classcell__",
+        "__match_args__",
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Defined:
+    """A function ready to travel."""
+
+    definition: FunctionDef
+    #: What it needs hoisted, as far as can be told.
+    imports: tuple[ImportSpec, ...]
+    #: Always False: generator functions are refused.
+    is_generator: bool
+    #: None where it cannot be told, as for some builtins.
+    signature: inspect.Signature | None
+    #: Names of its positional parameters, for `windlass.pickling.pack_call`.
+    parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A function pickled."""
+
+    blob: bytes
+    #: Local top-level modules that it needs.
+    local: frozenset[str]
+    imports: tuple[ImportSpec, ...]
+    functions: tuple[FunctionType, ...]
+    classes: tuple[type, ...]
+
+
+def define(fn: Callable[..., Any], put: Put) -> Defined:
+    """The function's definition; the same function again costs about a microsecond.
+
+    Large definitions and snapshots go to ``put``, and are taken to stay there for as long as ``put`` (the object whose method it is) lives.
+    Raises `UsageError` for what is no function, or a generator or async one, `NotPicklable` for one that cannot travel.
+    """
+    kept = _kept.get(id(fn))
+    if kept is not None and kept.function() is fn and kept.is_for(put) and kept.is_true(fn, put):
+        return kept.defined
+    check_callable(fn)
+    look = look_at(fn)
+    code = snapshots.snapshots_of(look.local, put)
+    defined = _defined(fn, look, code, put, kept)
+    _keep(fn, look, defined, code, put)
+    return defined
+
+
+def look_at(fn: Callable[..., Any]) -> Look:
+    """Pickle a function and see what it needs. Raises `NotPicklable`."""
+    return _look(fn, fn, f"the function {function_name(fn)!r}")
+
+
+def _look(value: Any, fn: Callable[..., Any], title: str) -> Look:
+    from windlass import byvalue
+
+    file = BytesIO()
+    pickler = byvalue.ByValue(file, True, None)
+    try:
+        pickler.dump(_Sourced(value, pickler.functions))
+    except WindlassError:
+        raise
+    except Exception as error:  # pickling runs the user's code, which may raise anything
+        raise NotPicklable(
+            f"{title} cannot be pickled{pickling.culprit(value)}: {type(error).__name__}: {error}; make that inside the function "
+            "or in the library's context, or pass what it is made from as an argument"
+        ) from error
+    functions = list(pickler.functions)
+    inner = imports.plain_function(fn)
+    if inner is not None and inner not in functions and snapshots.home(inner.__module__ or "") == snapshots.LOCAL:
+        functions.append(inner)  # it goes by name, and yet its body may import
+    found = imports.automatic_imports(pickler.modules, functions)
+    tops = {spec.module.partition(".")[0] for spec in found}
+    local = frozenset(pickler.local | {top for top in tops if snapshots.home(top) == snapshots.LOCAL})
+    return Look(file.getvalue(), local, found, tuple(pickler.functions), tuple(pickler.classes))
+
+
+def pack_context(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], put: Put
+) -> tuple[bytes, tuple[ObjectRef, ...], tuple[ImportSpec, ...]]:
+    """A library's context: bytes for `LibrarySpec.context`, snapshots for its `code`, and automatic imports.
+
+    Raises `UsageError` and `NotPicklable` as `define` does.
+    """
+    check_callable(fn)
+    look = _look((fn, args, kwargs), fn, f"the context function {function_name(fn)!r}, or an argument of it,")
+    return look.blob, snapshots.snapshots_of(look.local, put), look.imports
+
+
+def function_name(fn: Any) -> str:
+    """What people call the function: its own name, that of the function below a partial, or its class."""
+    inner = imports.plain_function(fn)
+    named = inner if inner is not None else getattr(fn, "func", fn)
+    name = getattr(named, "__name__", None)
+    return name if isinstance(name, str) else type(fn).__name__
+
+
+def check_callable(fn: Any) -> None:
+    """Raises `UsageError` for what cannot be called, or gives a generator or a coroutine instead of a result."""
+    if not callable(fn):
+        raise UsageError(
+            f"{fn!r:.80} of type {type(fn).__name__} is no function; pass the function itself, and its arguments beside it: submit(f, x)"
+        )
+    call = fn if isinstance(fn, type) or imports.plain_function(fn) is not None else getattr(type(fn), "__call__", fn)  # noqa: B004
+    for one in (fn, call):
+        if inspect.isgeneratorfunction(one):
+            raise UsageError(
+                f"{function_name(fn)!r} is a generator function, and a generator cannot travel back; "
+                "return a list, or submit one call for each item"
+            )
+        if inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one):
+            raise UsageError(
+                f"{function_name(fn)!r} is an async function, and calls run without an event loop; "
+                "submit a plain function that does asyncio.run(...) inside"
+            )
+
+
+# ---------------------------------------------------------------- definitions
+
+
+def _defined(fn: Any, look: Look, code: tuple[ObjectRef, ...], put: Put, kept: _Kept | None) -> Defined:
+    digest = hashlib.blake2b(look.blob, digest_size=16)
+    for ref in code:
+        digest.update(ref.name.encode())
+    name = FunctionId(digest.digest())
+    if kept is not None and kept.function() is fn and kept.is_for(put) and kept.defined.definition.id == name:
+        return kept.defined
+    large = len(look.blob) >= OUT_OF_BAND_BYTES
+    signature = _signature(fn)
+    return Defined(
+        FunctionDef(name, function_name(fn), b"" if large else look.blob, put(look.blob) if large else None, code),
+        look.imports,
+        False,
+        signature,
+        tuple(one.name for one in signature.parameters.values() if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD))
+        if signature
+        else (),
+    )
+
+
+def _signature(fn: Any) -> inspect.Signature | None:
+    try:
+        return inspect.signature(fn)
+    except (ValueError, TypeError):
+        return None
+
+
+class _Kept:
+    """A definition and what tells that it is still true."""
+
+    __slots__ = ("code", "defined", "function", "local", "looked_at", "owner", "watches")
+
+    def __init__(
+        self, fn: Any, defined: Defined, local: frozenset[str], code: tuple[ObjectRef, ...], put: Put, watches: _Watches | None
+    ) -> None:
+        try:
+            self.function: Callable[[], Any] = weakref.ref(fn, _forgetter(id(fn)))
+        except TypeError:
+            if not pickling.is_named(fn):
+                raise
+            self.function = lambda: fn  # its module keeps it anyway
+        self.defined = defined
+        self.local, self.code = local, code
+        self.looked_at = time.monotonic()
+        self.owner = weakref.ref(_owner(put))
+        #: None: it refers to something mutable.
+        self.watches = watches
+
+    def is_for(self, put: Put) -> bool:
+        return self.owner() is getattr(put, "__self__", put)
+
+    def is_true(self, fn: Any, put: Put) -> bool:
+        if self.watches is None:
+            return False
+        for other, code, defaults, cells in self.watches.functions:
+            function = other or fn
+            if function.__code__ is not code or function.__defaults__ is not defaults:
+                return False
+            for cell, value in cells:
+                if _content(cell) is not value:
+                    return False
+        for mapping, length, names, values in self.watches.mappings:
+            if length != -1 and len(mapping) != length:
+                return False
+            for name, value in zip(names, values, strict=True):
+                if mapping.get(name, _MISSING) is not value:
+                    return False
+        if self.local and time.monotonic() - self.looked_at > snapshots.MAX_AGE:
+            if snapshots.snapshots_of(self.local, put) != self.code:
+                return False
+            self.looked_at = time.monotonic()
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Watches:
+    """Objects that must be the same ones still."""
+
+    #: Function (None: the one that is defined), its code, its defaults, and its closure cells with their contents.
+    functions: list[tuple[Any, CodeType, Any, tuple[tuple[Any, Any], ...]]]
+    #: Globals (length -1: it may have more), attributes, keyword defaults, and namespaces of classes.
+    mappings: list[tuple[Mapping[str, Any], int, tuple[str, ...], tuple[Any, ...]]]
+
+
+_kept: dict[int, _Kept] = {}
+
+
+def _owner(put: Put) -> Any:
+    return getattr(put, "__self__", put)
+
+
+def _forgetter(key: int) -> Callable[[Any], None]:
+    def forget(gone: Any) -> None:
+        kept = _kept.get(key)
+        if kept is not None and kept.function is gone:
+            del _kept[key]
+
+    return forget
+
+
+def _keep(fn: Any, look: Look, defined: Defined, code: tuple[ObjectRef, ...], put: Put) -> None:
+    try:
+        kept = _Kept(fn, defined, look.local, code, put, _watches(fn, look))
+    except TypeError:
+        return  # it has no weak references
+    while len(_kept) >= _MAX_KEPT:
+        try:
+            del _kept[next(iter(_kept))]
+        except (KeyError, RuntimeError, StopIteration):
+            break  # another thread was quicker
+    _kept[id(fn)] = kept
+
+
+def _watches(fn: Any, look: Look) -> _Watches | None:
+    """What to look at before the definition is used again; None when something is mutable."""
+    from windlass import byvalue
+
+    by_value = {id(one) for one in (*look.functions, *look.classes)}
+    watches = _Watches([], [])
+    referred: list[Any] = [fn]
+
+    def watch(mapping: Mapping[str, Any], length: int, names: Iterable[str]) -> None:
+        names = tuple(names)
+        values = tuple(mapping.get(name, _MISSING) for name in names)
+        watches.mappings.append((mapping, length, names, values))
+        referred.extend(values)
+
+    for function in look.functions:
+        cells = tuple((cell, _content(cell)) for cell in function.__closure__ or ())
+        # The function itself is not held, or nothing would ever be forgotten.
+        watches.functions.append((None if function is fn else function, function.__code__, function.__defaults__, cells))
+        if function.__globals__.get("__name__") != "dataclasses":  # whose __repr__ has a set in a cell, for recursion
+            referred.extend(value for _, value in cells)
+        referred.extend(function.__defaults__ or ())
+        names = byvalue.global_names(function)
+        if names:
+            watch(function.__globals__, -1, names)
+        watch(function.__dict__, len(function.__dict__), function.__dict__)
+        if function.__kwdefaults__:
+            watch(function.__kwdefaults__, len(function.__kwdefaults__), function.__kwdefaults__)
+    for kind in look.classes:
+        space = vars(kind)
+        watch(space, len(space), (name for name in space if name not in _CLASS_BOOKS))
+    return watches if all(_is_immutable(value, by_value) for value in referred) else None
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _MISSING
+
+
+def _is_immutable(value: Any, by_value: set[int]) -> bool:
+    """True when being the same object means being the same; functions by value count, as they are watched themselves."""
+    kind = cast("type[object]", type(value))
+    if value is _MISSING or kind in _IMMUTABLE or id(value) in by_value:
+        return True
+    if kind is tuple or kind is frozenset:
+        return len(value) <= 100 and all(_is_immutable(part, by_value) for part in value)
+    if kind is FunctionType or issubclass(kind, type):
+        return pickling.is_named(value) and snapshots.home(value.__module__) != snapshots.BY_VALUE
+    if kind is partial:
+        return not value.keywords and _is_immutable(value.func, by_value) and _is_immutable(value.args, by_value)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(value, Enum) or name in _IMMUTABLE_NAMES:
+        return True
+    if any(base.__module__ == "numpy" and base.__name__ in ("generic", "dtype", "ufunc") for base in kind.__mro__):
+        return True
+    # A function in another language, such as numpy.dot, that its module has under its name.
+    return kind.__module__ != "builtins" and callable(value) and "__qualname__" in dir(value) and pickling.is_named(value)
+
+
+# ---------------------------------------------------------------- source lines
+
+
+class _Sourced:
+    """Stands in a stream for a function: reading it first makes the function, then notes its source for tracebacks."""
+
+    def __init__(self, fn: Any, functions: list[FunctionType]) -> None:
+        self.fn, self.functions = fn, functions
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickling.with_sources, (self.fn, _Sources(self.functions))
+
+
+class _Sources:
+    """The source lines of the functions met so far; pickled after the function, when they all are."""
+
+    def __init__(self, functions: list[FunctionType]) -> None:
+        self.functions = functions
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, (list(_source_lines(self.functions)),)
+
+
+def _source_lines(functions: Iterable[FunctionType]) -> Iterator[tuple[str, int, str]]:
+    """(file name, first line, text)"""
+    room = _MAX_SOURCE
+    for function in functions:
+        code = function.__code__
+        lines = linecache.getlines(code.co_filename, function.__globals__)
+        if not lines:
+            continue
+        last = max((line for _, _, line in _all_lines(code) if line), default=code.co_firstlineno)
+        text = "".join(lines[code.co_firstlineno - 1 : last])
+        room -= len(text)
+        if text and room >= 0:
+            yield code.co_filename, code.co_firstlineno, text
+
+
+def _all_lines(code: CodeType) -> Iterator[tuple[int, int, int | None]]:
+    yield from code.co_lines()
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _all_lines(constant)

@@ -1,0 +1,72 @@
+"""What all tests share: managers keep their state in a folder of the test run, and tests can prove that nothing stays behind.
+
+Theory of operation: a process that a test starts, or that one of those starts, inherits the test's mark in its environment, whatever
+becomes of its parents; `nothing_left_running` looks for the mark in every process of this user.  Processes that were forked from the
+test run without an exec have no mark, but are its children.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+MARK = "WINDLASS_TEST_MARK"
+#: Seconds that processes have to end in after a test. What ends orderly takes a fraction of one.
+END_TIMEOUT = 10.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_of_managers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The state folder of all managers of this test run, in place of the user's own."""
+    folder = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WINDLASS_STATE_DIR", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def nothing_left_running(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails a test after which a process that it started still runs. Ask for it before what is to end first."""
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    end = time.monotonic() + END_TIMEOUT
+    while (left := _marked(mark, before)) and time.monotonic() < end:
+        time.sleep(0.02)
+    for process in left:
+        process.kill()
+    assert not left, f"still running {END_TIMEOUT:g} s after the test: {[_words(process) for process in left]}"
+
+
+def _marked(mark: str, before: set[int]) -> list[psutil.Process]:
+    wanted = f"{MARK}={mark}".encode()
+    found = {child.pid: child for child in psutil.Process().children(recursive=True) if child.pid not in before}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            try:
+                if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                    found[int(folder.name)] = psutil.Process(int(folder.name))
+            except (OSError, psutil.NoSuchProcess):
+                continue  # ended meanwhile, or another user's
+    return [process for process in found.values() if _is_alive(process)]
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE  # its parent's business
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _words(process: psutil.Process) -> str:
+    try:
+        return f"{process.pid}: {' '.join(process.cmdline())[:200]}"
+    except psutil.NoSuchProcess:
+        return f"{process.pid}: just ended"

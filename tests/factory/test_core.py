@@ -1,0 +1,474 @@
+"""The factory's core against a fake cluster: hours of simulated time, every kind of fault."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from windlass.errors import BatchError, OverLimit, Rejected, Unreachable
+from windlass.factory.backend import CommandLimits, JobId, Listed, PilotRequest, Tickets, pilot_word, split_pilot_word
+from windlass.factory.core import Cancel, FactoryCore, Query, Release, Submit
+from windlass.factory.fake import Fault, FakeCluster, Terminate, Todo
+from windlass.factory.pool import PoolConfig
+from windlass.messages import Demand, PilotId, PilotSeen, PoolName, PoolReport, Resources, Shape
+
+#: Seconds from a pilot's start to its hello, and from being told to end to its end.
+HELLO = 3.0
+FAREWELL = 12.0
+
+
+@dataclass
+class Simulation:
+    """A core, a cluster, and a manager that is only arithmetic: one clock for all."""
+
+    core: FactoryCore
+    cluster: FakeCluster
+    now: float = 0.0
+    #: Calls that are there, and the seconds that each takes (0: unknown).
+    calls: int = 0
+    seconds_each: float = 0.0
+    #: Pilots that were told to end, and when they will have.
+    leaving: dict[PilotId, float] = field(default_factory=dict[PilotId, float])
+    idle_since: dict[PilotId, float] = field(default_factory=dict[PilotId, float])
+    submissions: list[int] = field(default_factory=list[int])
+    cancelled: list[JobId] = field(default_factory=list[JobId])
+    released: list[PilotId] = field(default_factory=list[PilotId])
+    reports: list[PoolReport] = field(default_factory=list[PoolReport])
+
+    def seen(self) -> tuple[PilotSeen, ...]:
+        pilots: list[PilotSeen] = []
+        left = self.calls
+        for job in self.cluster.jobs.values():
+            if job.state is not Listed.RUNNING or self.now - job.started_at < HELLO:
+                continue
+            word = pilot_word(job.job, job.restart)
+            running = 0 if word in self.leaving else min(left, int(job.cores))
+            left -= running
+            if running:
+                self.idle_since.pop(word, None)
+            idle = self.now - self.idle_since.setdefault(word, self.now) if not running else 0.0
+            pilots.append(PilotSeen(PoolName("p"), word, True, running, idle, word in self.leaving, Resources(4.0)))
+        return tuple(pilots)
+
+    def demand(self) -> Demand:
+        seen = self.seen()
+        running = sum(pilot.running for pilot in seen)
+        longest = self.seconds_each
+        shape = Shape(Resources(), self.calls - running, running, self.seconds_each * self.calls, longest)
+        return Demand((shape,) if self.calls else (), seen)
+
+    def busy(self) -> set[str]:
+        return {pilot.pilot for pilot in self.seen() if pilot.running}
+
+    def tick(self, seconds: float = 0.0) -> None:
+        """Let time pass, then let the core do all it wants."""
+        self.now += seconds
+        for word, at in list(self.leaving.items()):
+            if at <= self.now:
+                del self.leaving[word]
+                self.cluster.process_ended(*split_pilot_word(word), 0, self.now)
+        self.obey(self.cluster.advance(self.now))
+        self.core.hear(self.demand(), self.now)
+        steps = 0
+        while (instruction := self.core.step(self.now)) is not None:
+            steps += 1
+            assert steps < 50, f"no end of instructions; the last was {instruction}"
+            self.carry_out(instruction)
+            self.bury()
+        self.bury()
+        report = self.core.report()
+        if report is not None:
+            self.reports.append(report)
+        self.core.check()
+        self.cluster.check()
+
+    def bury(self) -> None:
+        for ending in self.core.take_endings():
+            self.core.ended(ending, "last words" if ending.failed else "", self.now)
+
+    def obey(self, todo: list[Todo]) -> None:
+        for one in todo:
+            if isinstance(one, Terminate):
+                self.leaving.setdefault(pilot_word(one.job, one.restart), self.now + FAREWELL)
+
+    def carry_out(self, instruction: object) -> None:
+        core, cluster, now = self.core, self.cluster, self.now
+        try:
+            if isinstance(instruction, Query):
+                core.listed(cluster.query(now), now)
+            elif isinstance(instruction, Submit):
+                self.submissions.append(instruction.count)
+                request = instruction.request
+                jobs = cluster.submit(request.ticket, instruction.count, now, cores=4.0, walltime=request.walltime, avoid=request.avoid)
+                core.submitted(request.ticket, jobs, now)
+            elif isinstance(instruction, Cancel):
+                assert not self.busy() & set(instruction.jobs), "a pilot with running calls was cancelled"
+                self.cancelled += instruction.jobs
+                self.obey(cluster.cancel(instruction.jobs, now))
+                core.cancelled()
+            elif isinstance(instruction, Release):
+                assert core.closing or not self.busy() & set(instruction.pilots), "a pilot with running calls was let go"
+                self.released += instruction.pilots
+                self.leaving |= {pilot: self.now + FAREWELL for pilot in instruction.pilots}
+            else:
+                self.obey(cluster.cancel(None, now))
+                core.ended_all()
+        except Rejected as error:
+            assert isinstance(instruction, Submit)
+            core.rejected(instruction.request.ticket, str(error))
+        except OverLimit as error:
+            assert isinstance(instruction, Submit)
+            core.over_limit(instruction.request.ticket, str(error), instruction.count, now)
+        except Unreachable as error:
+            core.unreachable(str(error), now)
+
+    def run(self, seconds: float, step: float = 5.0) -> None:
+        end = self.now + seconds
+        while self.now < end:
+            self.tick(step)
+
+
+MakePool = Callable[..., PoolConfig]
+BATCH = CommandLimits()
+
+
+def simulation(pool: PoolConfig, **cluster: object) -> Simulation:
+    request = PilotRequest(ticket="", pool=pool.name, command=("worker",), resources=pool.resources, walltime=pool.walltime)
+    core = FactoryCore(pool=pool, request=request, limits=BATCH, query_interval=30.0, max_batch=500, tickets=Tickets("f"))
+    return Simulation(core, FakeCluster(1, **{"nodes": 20, "cores_per_node": 4, **cluster}))  # type: ignore[arg-type]
+
+
+def commands_in(sim: Simulation, seconds: float) -> int:
+    times = [at for _, at in sim.cluster.commands]
+    return max((bisect_left(times, start + seconds) - index for index, start in enumerate(times)), default=0)
+
+
+def test_the_first_pilots_are_asked_for_as_soon_as_there_is_demand(make_pool: MakePool) -> None:
+    sim = simulation(make_pool())
+    sim.tick()
+    assert sim.submissions == []
+    sim.calls = 12
+    sim.tick()
+    assert sim.submissions == [3]
+
+
+def test_a_steady_demand_gives_one_submission_and_nothing_else(make_pool: MakePool) -> None:
+    sim = simulation(make_pool(), queue_delay=(10.0, 300.0))
+    sim.calls = 40
+    sim.run(3600)
+    assert sim.submissions == [10]
+    assert sim.cancelled == []
+    assert sim.released == []
+
+
+def test_without_demand_there_are_no_pilots_and_no_commands(make_pool: MakePool) -> None:
+    sim = simulation(make_pool())
+    sim.calls = 40
+    sim.run(600)
+    assert sim.cluster.alive == 10
+    sim.calls = 0
+    sim.run(600)
+    assert sim.cluster.alive == 0
+    sim.run(120)
+    before = len(sim.cluster.commands)
+    sim.run(3600)
+    assert len(sim.cluster.commands) == before
+
+
+def test_a_demand_that_comes_and_goes_faster_than_the_queue_does_not_flap(make_pool: MakePool) -> None:
+    sim = simulation(make_pool(), queue_delay=600.0)
+    for _ in range(30):
+        sim.calls = 40
+        sim.run(20)
+        sim.calls = 0
+        sim.run(20)
+    assert sim.submissions == [10]
+    assert sim.cancelled == []
+
+
+def test_queued_pilots_are_cancelled_before_idle_ones_are_let_go(make_pool: MakePool) -> None:
+    sim = simulation(make_pool(), nodes=6)
+    sim.calls = 40
+    sim.run(300)
+    assert sim.core.report() is None
+    sim.calls = 24
+    sim.run(100)
+    assert len(sim.cancelled) == 4
+    assert sim.released == []
+
+
+def test_pilots_that_end_are_replaced_whatever_ended_them(make_pool: MakePool) -> None:
+    sim = simulation(make_pool(walltime=600.0, grace=10.0))
+    sim.calls = 40
+    sim.run(3600)
+    assert sim.cluster.alive == 10
+    assert sum(sim.submissions) >= 60
+    assert sim.core.history.paused == ""
+
+
+def test_min_pilots_are_kept_without_demand(make_pool: MakePool) -> None:
+    sim = simulation(make_pool(min_pilots=2))
+    sim.run(3600)
+    assert (sim.cluster.alive, sim.submissions) == (2, [2])
+
+
+def test_a_query_without_an_answer_changes_nothing(make_pool: MakePool) -> None:
+    sim = simulation(make_pool())
+    sim.calls = 40
+    sim.run(60)
+    sim.cluster.fail("query", Fault.UNREACHABLE, 20)
+    sim.run(3600)
+    assert sim.submissions == [10]
+    assert sim.cancelled == []
+    assert sim.core.history.paused == ""
+
+
+def test_a_submission_that_happened_without_an_answer_is_not_repeated(make_pool: MakePool) -> None:
+    sim = simulation(make_pool())
+    sim.calls = 40
+    sim.cluster.fail("submit", Fault.AMBIGUOUS)
+    sim.run(600)
+    assert (sim.submissions, sim.cluster.alive) == ([10], 10)
+
+
+def test_a_submission_that_did_not_happen_is_repeated_when_that_is_known(make_pool: MakePool) -> None:
+    sim = simulation(make_pool())
+    sim.calls = 40
+    sim.cluster.fail("submit", Fault.UNREACHABLE)
+    sim.tick()
+    sim.run(25)
+    assert sim.submissions == [10], "it may have happened"
+    sim.run(200)
+    assert (sim.submissions, sim.cluster.alive) == ([10, 10], 10)
+
+
+def test_what_is_refused_as_asked_pauses_at_once_with_the_text(make_pool: MakePool) -> None:
+    sim = simulation(make_pool())
+    sim.calls = 40
+    sim.cluster.fail("submit", Fault.REJECTED, text="Invalid account")
+    sim.run(3600)
+    assert sim.submissions == [10]
+    assert sim.reports[-1].offers[0].paused == "Invalid account"
+    assert sim.reports[-1].failures == (("p", "Invalid account"),)
+    sim.core.history.resume()
+    sim.run(60)
+    assert sim.cluster.alive == 10
+
+
+def test_a_limit_on_jobs_halves_the_batch_and_waits(make_pool: MakePool) -> None:
+    sim = simulation(make_pool(), max_jobs=4)
+    sim.calls = 40
+    sim.run(120)
+    assert sim.submissions[:3] == [10, 5, 2]
+    sim.run(3600)
+    assert sim.cluster.alive == 4
+    assert sim.core.history.paused == ""
+    assert len(sim.submissions) < 20
+
+
+def test_pilots_that_die_at_start_pause_the_pool_after_three_with_their_last_words(make_pool: MakePool) -> None:
+    sim = simulation(make_pool(), nodes=3)
+    sim.cluster.black_holes = {"n1", "n2", "n3"}
+    sim.calls = 4
+    sim.run(300)
+    assert sim.submissions == [1, 1, 1]
+    assert "3 pilots in a row" in sim.core.history.paused
+    assert "last words" in sim.core.history.paused
+    assert [ended.failed for report in sim.reports for ended in report.ended] == [True] * 3
+    sim.run(3600)
+    assert sim.submissions == [1, 1, 1]
+
+
+def test_a_black_hole_is_avoided_and_does_not_pause_a_pool_that_works(make_pool: MakePool) -> None:
+    sim = simulation(make_pool())
+    sim.calls = 12
+    sim.run(60)
+    assert sim.cluster.alive == 3
+    sim.cluster.black_holes = {"n7"}
+    sim.calls = 40
+    sim.run(1800)
+    assert sim.core.history.paused == ""
+    assert sim.cluster.alive == 10
+    assert sim.core.history.avoided(sim.now) == ("n7",)
+
+
+def test_held_pilots_are_removed_and_count_as_dead_at_start(make_pool: MakePool) -> None:
+    sim = simulation(make_pool(max_pilots=1), queue_delay=40.0)
+    sim.calls = 4
+    sim.tick()
+    [job] = sim.cluster.jobs
+    sim.cluster.hold(job, "launch failed requeued held")
+    sim.run(60)
+    assert sim.cancelled == [job]
+    assert sim.core.history.failure == "held: launch failed requeued held"
+    sim.run(300)
+    assert sim.cluster.alive == 1
+
+
+def test_a_pilot_that_never_says_hello_is_ended_and_counted(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    sim = simulation(make_pool(max_pilots=1, hello_timeout=120.0))
+    sim.calls = 4
+    monkeypatch.setattr(sim, "seen", lambda: ())
+    sim.run(200)
+    assert len(sim.cancelled) == 1
+    assert sim.core.history.start_failures == 1
+
+
+def test_preempted_pilots_are_told_of_and_come_back_by_themselves(make_pool: MakePool) -> None:
+    sim = simulation(make_pool(max_pilots=1))
+    sim.calls = 4
+    sim.run(60)
+    [job] = sim.cluster.jobs
+    sim.obey(sim.cluster.preempt(job, sim.now))
+    sim.run(120)
+    assert sim.submissions == [1]
+    [ended] = [ended for report in sim.reports for ended in report.ended]
+    assert (ended.pilot, ended.failed) == (job, False)
+    assert sim.core.fleet.pilots[job].word == f"{job}+1"
+    assert sim.core.fleet.pilots[job].connected
+
+
+def test_closing_cancels_what_waits_lets_go_what_serves_and_ends_the_rest(make_pool: MakePool) -> None:
+    sim = simulation(make_pool(), nodes=2)
+    sim.calls = 40
+    sim.run(60)
+    sim.core.close(sim.now, 30.0)
+    sim.tick()
+    assert (len(sim.released), len(sim.cancelled)) == (2, 8)
+    sim.run(40)
+    assert sim.core.finished
+    assert sim.cluster.alive == 0
+    assert math.isinf(sim.core.again_at(sim.now))
+
+
+def test_closing_gives_up_a_batch_system_that_never_answers(make_pool: MakePool) -> None:
+    sim = simulation(make_pool())
+    sim.calls = 40
+    sim.run(60)
+    sim.cluster.fail("cancel", Fault.UNREACHABLE, 100)
+    sim.cluster.fail("query", Fault.UNREACHABLE, 100)
+    sim.core.close(sim.now, 0.0)
+    sim.run(120)
+    assert sim.core.finished
+
+
+def test_an_earlier_life_of_the_factory_left_pilots_that_count(make_pool: MakePool) -> None:
+    sim = simulation(make_pool())
+    sim.cluster.submit("f-old-1", 7, 0.0, cores=4.0)
+    sim.calls = 40
+    sim.run(60)
+    assert (sim.submissions, sim.cluster.alive) == ([3], 10)
+
+
+class AnyWeather(RuleBasedStateMachine):
+    """Whatever happens, and in whatever order."""
+
+    @initialize(seed=st.integers(0, 99), delay=st.sampled_from([0.0, 20.0, 200.0]), forget=st.sampled_from([0.0, 60.0, 300.0]))
+    def begin(self, seed: int, delay: float, forget: float) -> None:
+        pool = PoolConfig(name=PoolName("p"), backend="fake", resources=Resources(4.0), max_pilots=6, walltime=1800.0, grace=10.0)
+        self.sim = simulation(pool, nodes=4, queue_delay=(0.0, delay), forget_after=forget)
+        self.sim.cluster.random.seed(seed)
+        self.hidden: set[JobId] = set()
+        self.sim.tick()
+        self.demand(60, 0.0)
+
+    @rule(calls=st.sampled_from([0, 3, 24, 60, 60]), each=st.sampled_from([0.0, 1.0, 100.0]))
+    def demand(self, calls: int, each: float) -> None:
+        self.sim.calls, self.sim.seconds_each = calls, each
+        self.sim.tick()
+
+    @rule(seconds=st.sampled_from([5.0, 31.0, 31.0, 120.0, 700.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.sim.run(seconds, min(seconds, 20.0))
+
+    @rule(command=st.sampled_from(["query", "submit", "cancel"]), fault=st.sampled_from([Fault.UNREACHABLE, Fault.AMBIGUOUS]))
+    def no_answer(self, command: str, fault: Fault) -> None:
+        self.sim.cluster.fail(command, fault)
+
+    @rule()
+    def a_limit_is_met(self) -> None:
+        self.sim.cluster.fail("submit", Fault.OVER_LIMIT)
+
+    @rule(data=st.data(), requeue=st.booleans())
+    def preempted(self, data: st.DataObject, requeue: bool) -> None:
+        if (job := self._pick(data)) is not None:
+            self.sim.obey(self.sim.cluster.preempt(job, self.sim.now, requeue=requeue))
+
+    @rule(data=st.data(), listed=st.sampled_from([Listed.QUEUED, Listed.RUNNING, Listed.ENDING]))
+    def a_lie(self, data: st.DataObject, listed: Listed) -> None:
+        if (job := self._pick(data)) is not None:
+            self.sim.cluster.lie(job, listed)
+
+    @rule(data=st.data())
+    def not_listed_once(self, data: st.DataObject) -> None:
+        job = self._pick(data)
+        if job is not None and job not in self.hidden:  # twice in a row is gone, by rule
+            self.hidden.add(job)
+            self.sim.cluster.hide(job)
+
+    @rule(data=st.data())
+    def held(self, data: st.DataObject) -> None:
+        job = self._pick(data)
+        if job is not None and self.sim.cluster.jobs[job].state is Listed.QUEUED:
+            self.sim.cluster.hold(job)
+            self.sim.tick()
+
+    @rule(node=st.sampled_from(["n1", "n2", "n3", "n4"]))
+    def a_black_hole_opens_or_closes(self, node: str) -> None:
+        self.sim.cluster.black_holes ^= {node}
+
+    def _pick(self, data: st.DataObject) -> JobId | None:
+        alive = [job.job for job in self.sim.cluster.jobs.values() if job.state is not Listed.ENDED]
+        return data.draw(st.sampled_from(alive)) if alive else None
+
+    @invariant()
+    def never_over_the_maximum(self) -> None:
+        if hasattr(self, "sim"):
+            assert self.sim.cluster.most_alive <= 6
+            assert self.sim.core.fleet.live <= 6
+
+    @invariant()
+    def never_more_commands_than_allowed(self) -> None:
+        if hasattr(self, "sim"):
+            assert commands_in(self.sim, 10.0) <= BATCH.burst
+            assert commands_in(self.sim, 600.0) <= BATCH.sustained
+
+    def teardown(self) -> None:
+        """In fair weather it converges to demand, and to nothing without demand."""
+        if not hasattr(self, "sim"):
+            return
+        sim = self.sim
+        sim.cluster.black_holes.clear()
+        for command in ("query", "submit", "cancel"):  # what was to fail has failed
+            while True:
+                try:
+                    if command == "query":
+                        sim.cluster.query(sim.now)
+                    elif command == "cancel":
+                        sim.cluster.cancel([], sim.now)
+                    else:
+                        sim.cluster.submit("t", 0, sim.now)
+                    break
+                except BatchError:
+                    continue
+        for job in sim.cluster.jobs.values():
+            job.hidden, job.lies = 0, []
+        sim.calls, sim.seconds_each = 16, 0.0
+        sim.run(200, 10.0)  # what died before is known now
+        sim.core.history.resume()
+        sim.run(1200, 20.0)
+        coming = sum(pilot.coming for pilot in sim.core.fleet.pilots.values())
+        assert coming == 4, f"{coming} pilots for 16 calls of a core at 4 cores each: {sim.core.actions}"
+        sim.calls = 0
+        sim.run(1200, 20.0)
+        assert sim.cluster.alive == 0, f"without demand: {sim.core.actions}"
+
+
+TestAnyWeather = AnyWeather.TestCase
+TestAnyWeather.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

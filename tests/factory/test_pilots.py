@@ -1,0 +1,200 @@
+"""The states of a pilot, and the register of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from windlass.factory.backend import Cause, JobId, Listed, PilotState, pilot_word, split_pilot_word
+from windlass.factory.pilots import NEXT, SETTLE, Event, Fleet, Phase, Pilot
+from windlass.messages import PilotId, PilotSeen
+
+A, B = JobId("a"), JobId("b")
+MakeSeen = Callable[..., PilotSeen]
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    """A register with one submitted pilot, checked after each test."""
+    fleet = Fleet()
+    fleet.submitting("t", 1, 0.0)
+    fleet.submitted("t", [A], 0.0)
+    yield fleet
+    fleet.check()
+
+
+def state(job: JobId, listed: Listed, **more: object) -> PilotState:
+    return PilotState(job=job, listed=listed, **more)  # type: ignore[arg-type]
+
+
+def test_what_the_table_lacks_is_refused_and_changes_nothing() -> None:
+    for phase in Phase:
+        for event in Event:
+            pilot = Pilot(A, phase=phase, since=1.0)
+            after = NEXT.get((phase, event))
+            assert pilot.apply(event, 2.0) is (after is not None)
+            assert pilot.phase is (after or phase)
+            assert pilot.since == (1.0 if after in (None, phase) else 2.0)
+
+
+def test_nothing_leads_out_of_the_end() -> None:
+    assert not [key for key in NEXT if key[0] is Phase.ENDED]
+
+
+def test_every_phase_that_may_be_listed_has_an_answer_to_every_listing() -> None:
+    listings = [event for event in Event if event.value.startswith("listed")]
+    for phase in Phase:
+        if phase is not Phase.ENDED:
+            assert all((phase, event) in NEXT for event in listings)
+
+
+def test_a_pilot_goes_from_queue_to_service_to_its_end(fleet: Fleet, seen: MakeSeen) -> None:
+    fleet.listed([state(A, Listed.QUEUED)], 1.0)
+    fleet.listed([state(A, Listed.RUNNING, node="n1")], 2.0)
+    assert fleet.pilots[A].phase is Phase.RUNNING
+    fleet.seen([seen("a", running=2)], 3.0)
+    assert fleet.pilots[A].phase is Phase.SERVING
+    assert fleet.newly_served == ["n1"]
+    fleet.listed([state(A, Listed.ENDED, cause=Cause.WALLTIME, reason="TIMEOUT")], 4.0)
+    [ending] = fleet.endings
+    assert (ending.pilot, ending.reason, ending.failed, ending.gone) == ("a", "TIMEOUT", False, True)
+    assert fleet.live == 0
+
+
+def test_a_connection_is_the_better_witness_that_a_pilot_lives(fleet: Fleet, seen: MakeSeen) -> None:
+    fleet.seen([seen("a")], 1.0)
+    for lie in (Listed.QUEUED, Listed.HELD):
+        fleet.listed([state(A, lie)], 2.0)
+        assert fleet.pilots[A].phase is Phase.SERVING
+    for _ in range(5):
+        fleet.listed([], 3.0)
+    assert fleet.pilots[A].phase is Phase.SERVING
+    assert fleet.endings == []
+
+
+def test_a_pilot_that_is_not_listed_is_gone_only_the_second_time(fleet: Fleet) -> None:
+    fleet.listed([], 1.0)
+    assert fleet.live == 1
+    fleet.listed([state(A, Listed.QUEUED)], 2.0)
+    fleet.listed([], 3.0)
+    assert fleet.live == 1
+    fleet.listed([], 4.0)
+    assert fleet.live == 0
+    assert fleet.endings[0].failed
+
+
+def test_a_disconnected_pilot_runs_until_the_batch_system_says_otherwise(fleet: Fleet, seen: MakeSeen) -> None:
+    fleet.seen([seen("a")], 1.0)
+    fleet.seen([seen("a", connected=False)], 2.0)
+    assert fleet.pilots[A].phase is Phase.RUNNING
+    fleet.seen([], 3.0)
+    assert fleet.pilots[A].phase is Phase.RUNNING
+    fleet.seen([seen("a")], 4.0)
+    assert fleet.pilots[A].phase is Phase.SERVING
+    assert fleet.newly_served == [""]
+
+
+def test_ending_may_be_the_end_or_the_queue_again(fleet: Fleet) -> None:
+    fleet.listed([state(A, Listed.RUNNING)], 1.0)
+    fleet.listed([state(A, Listed.ENDING)], 2.0)
+    assert fleet.live == 1
+    assert not fleet.pilots[A].coming
+    fleet.listed([state(A, Listed.QUEUED, restart=1)], 3.0)
+    assert fleet.pilots[A].phase is Phase.QUEUED
+    assert [(one.pilot, one.gone, one.failed) for one in fleet.endings] == [("a", False, False)]
+
+
+def test_a_restart_is_another_incarnation_with_another_word(fleet: Fleet, seen: MakeSeen) -> None:
+    fleet.listed([state(A, Listed.RUNNING, restart=0)], 1.0)
+    fleet.seen([seen("a", running=1)], 2.0)
+    fleet.listed([state(A, Listed.RUNNING, restart=1)], 3.0)
+    assert fleet.pilots[A].word == "a+1"
+    assert not fleet.pilots[A].connected
+    fleet.seen([seen("a"), seen("a+1")], 4.0)
+    assert fleet.pilots[A].phase is Phase.SERVING
+    fleet.listed([state(A, Listed.ENDED, restart=0)], 5.0)
+    assert fleet.live == 1, "an answer about an incarnation that is over"
+
+
+def test_a_restart_is_counted_where_the_batch_system_does_not(fleet: Fleet) -> None:
+    fleet.listed([state(A, Listed.RUNNING)], 1.0)
+    fleet.listed([state(A, Listed.QUEUED)], 2.0)
+    assert fleet.pilots[A].word == "a+1"
+
+
+def test_a_restart_is_learned_from_the_pilot_that_connects(fleet: Fleet, seen: MakeSeen) -> None:
+    fleet.seen([seen("a")], 1.0)
+    fleet.seen([seen("a+1")], 2.0)
+    assert fleet.pilots[A].word == "a+1"
+    assert fleet.pilots[A].phase is Phase.SERVING
+    assert [one.pilot for one in fleet.endings] == ["a"]
+
+
+@pytest.mark.parametrize(("cause", "exit_status", "failed"), [
+    (Cause.EXIT, 5, True),
+    (Cause.EXIT, 0, False),
+    (Cause.SIGNAL, None, True),
+    (Cause.UNKNOWN, None, True),
+    (Cause.WALLTIME, None, True),
+    (Cause.PREEMPTED, None, False),
+    (Cause.CANCELLED, None, False),
+    (Cause.NODE, None, False),
+])
+def test_what_never_served_failed_unless_something_else_ended_it(fleet: Fleet, cause: Cause, exit_status: int | None, failed: bool) -> None:
+    fleet.listed([state(A, Listed.ENDED, cause=cause, exit_status=exit_status)], 1.0)
+    assert [one.failed for one in fleet.endings] == [failed]
+
+
+def test_what_the_factory_ended_has_not_failed(fleet: Fleet) -> None:
+    fleet.asked([A], Event.CANCELLED, 1.0)
+    fleet.listed([state(A, Listed.RUNNING)], 2.0)
+    assert fleet.pilots[A].phase is Phase.CANCELLING
+    fleet.listed([state(A, Listed.ENDED, cause=Cause.SIGNAL)], 3.0)
+    assert [one.failed for one in fleet.endings] == [False]
+
+
+def test_only_what_serves_can_be_released(fleet: Fleet, seen: MakeSeen) -> None:
+    fleet.asked([A], Event.RELEASED, 1.0)
+    assert (fleet.pilots[A].phase, fleet.pilots[A].asked) == (Phase.QUEUED, False)
+    fleet.seen([seen("a")], 2.0)
+    fleet.asked([A], Event.RELEASED, 3.0)
+    assert fleet.pilots[A].phase is Phase.LEAVING
+    assert not fleet.pilots[A].coming
+
+
+def test_a_submission_without_an_answer_counts_until_queries_have_settled_it(fleet: Fleet) -> None:
+    fleet.submitting("u", 5, 0.0)
+    assert fleet.live == 6
+    running = [state(A, Listed.RUNNING)]
+    fleet.listed(running, 1.0)
+    fleet.listed(running, 2.0)
+    assert fleet.live == 6, "a batch system that wakes up may still take it"
+    fleet.listed(running, SETTLE)
+    assert fleet.live == 1
+
+
+def test_a_submission_without_an_answer_that_happened_is_found_by_its_ticket(fleet: Fleet) -> None:
+    fleet.submitting("u", 2, 0.0)
+    fleet.listed([state(A, Listed.QUEUED), state(B, Listed.QUEUED, ticket="u"), state(JobId("c"), Listed.ENDED, ticket="u")], 1.0)
+    assert fleet.live == 2
+    assert fleet.unsure == {}
+    assert [one.job for one in fleet.endings] == ["c"]
+
+
+def test_pilots_of_an_earlier_life_are_adopted_unless_they_have_ended(fleet: Fleet) -> None:
+    fleet.listed([state(A, Listed.QUEUED), state(B, Listed.RUNNING, restart=2), state(JobId("c"), Listed.ENDED)], 1.0)
+    assert {pilot.word: pilot.phase for pilot in fleet.pilots.values()} == {"a": Phase.QUEUED, "b+2": Phase.RUNNING}
+    assert fleet.endings == []
+
+
+def test_a_pilot_of_several_nodes_is_as_busy_as_all_of_them(fleet: Fleet, seen: MakeSeen) -> None:
+    fleet.seen([seen("a", running=2), seen("a", idle=50.0, draining=True)], 1.0)
+    pilot = fleet.pilots[A]
+    assert (pilot.running_calls, pilot.idle_seconds, pilot.draining) == (2, 0.0, False)
+
+
+@pytest.mark.parametrize(("word", "parts"), [("17", ("17", 0)), ("17_3+2", ("17_3", 2)), ("x+y", ("x+y", 0)), ("+1", ("", 1))])
+def test_words_of_pilots_come_apart_again(word: str, parts: tuple[str, int]) -> None:
+    assert split_pilot_word(PilotId(word)) == parts
+    if parts[1]:
+        assert pilot_word(JobId(parts[0]), parts[1]) == word

@@ -1,0 +1,196 @@
+"""Calls and their options: what is accepted, what it becomes, and the line that a refusal shows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from windlass.errors import UnknownName, UsageError
+from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall, intern_options, merge_options, needs_of
+from windlass.messages import CallOptions, Resources
+
+
+class LocalError(Exception):
+    pass
+
+
+def options_of(**given: Any) -> CallOptions:
+    return FunctionCall("lib", "f").with_options(**given).options
+
+
+class TestFunctionCall:
+    def test_it_holds_names_and_arguments(self) -> None:
+        call = FunctionCall("lib", "f", 1, "two", three=3)
+        assert (call.library, call.function, call.args, call.kwargs) == ("lib", "f", (1, "two"), {"three": 3})
+        assert (call.options, call.tag) == (DEFAULT_OPTIONS, None)
+
+    def test_all_its_keywords_are_the_functions(self) -> None:
+        """Options never steal an argument, whatever its name."""
+        call = FunctionCall("lib", "f", timeout=1, retries=2, tag="x", library="y", function="z", self=5)
+        assert call.kwargs == {"timeout": 1, "retries": 2, "tag": "x", "library": "y", "function": "z", "self": 5}
+        assert call.options == DEFAULT_OPTIONS
+
+    def test_a_library_object_and_a_function_stand_for_their_names(self) -> None:
+        class Lib:
+            name = "lib"
+
+        def work() -> None: ...
+
+        call = FunctionCall(Lib(), work)
+        assert (call.library, call.function) == ("lib", "work")
+
+    @pytest.mark.parametrize(
+        ("library", "function", "text"),
+        [
+            (math.sqrt, "f", r"the first argument names a library; write FunctionCall\('lib', 'function', \.\.\.\)"),
+            ("", "f", "the first argument names a library"),
+            (
+                "lib",
+                3,
+                r"FunctionCall\('lib', 3, \.\.\.\): the second argument names a function; write FunctionCall\('lib', 'function', \.\.\.\)",
+            ),
+        ],
+    )
+    def test_what_cannot_be_a_name_is_refused_with_the_right_line(self, library: Any, function: Any, text: str) -> None:
+        with pytest.raises(UsageError, match=text):
+            FunctionCall(library, function)
+
+    def test_with_options_leaves_the_call_as_it_is(self) -> None:
+        call = FunctionCall("lib", "f", 1)
+        other = call.with_options(timeout=5, tag="x")
+        assert (call.options, call.tag) == (DEFAULT_OPTIONS, None)
+        assert (other.options.timeout, other.tag, other.args) == (5.0, "x", (1,))
+        assert other.with_options(retries=1).options == CallOptions(timeout=5.0, retries=1)
+
+    def test_its_repr_shows_no_large_arguments(self) -> None:
+        call = FunctionCall("lib", "f", 1, "x" * 100, [0] * 1000, key=None)
+        assert repr(call) == f"FunctionCall('lib', 'f', 1, 'x{'x' * 35}..., <list>, key=None)"
+
+    def test_taskvines_setters_change_it_in_taskvines_units(self) -> None:
+        call = FunctionCall("lib", "f")
+        call.set_priority(-2)
+        call.set_tag("t")
+        call.set_retries(3)
+        call.set_time_max(60)
+        call.set_cores(2)
+        call.set_memory(512)
+        call.set_gpus(1)
+        assert call.tag == "t"
+        assert call.options == CallOptions(timeout=60.0, retries=3, priority=-2.0, needs=Resources(2.0, 512 << 20, 1))
+        call.set_memory("2GiB")
+        assert call.options.needs.memory == 2 << 30
+
+
+class TestOptions:
+    def test_all_of_them(self) -> None:
+        options = options_of(
+            timeout="2min",
+            retries=3,
+            retry_on=(OSError, "pkg.Error"),
+            priority=1,
+            cores=2,
+            memory="2GiB",
+            gpus=1,
+            expected_time=30,
+            max_losses=2,
+        )
+        assert options == CallOptions(
+            timeout=120.0,
+            retries=3,
+            retry_on=("builtins.OSError", "pkg.Error"),
+            priority=1.0,
+            needs=Resources(2.0, 2 << 30, 1),
+            max_losses=2,
+            expected_time=30.0,
+        )
+
+    def test_equal_ones_are_one_object(self) -> None:
+        assert options_of(timeout=5) is options_of(timeout=5.0)
+        assert options_of(retries=0) is DEFAULT_OPTIONS
+
+    def test_a_program_with_options_for_each_call_fills_no_memory(self) -> None:
+        kept = intern_options(CallOptions(priority=-1.0))
+        for number in range(10_000):
+            intern_options(CallOptions(priority=float(number)))
+        assert intern_options(CallOptions(priority=-1.0)) == kept
+        assert intern_options(CallOptions()) is DEFAULT_OPTIONS
+
+    def test_memory_auto_grows_and_a_figure_does_not(self) -> None:
+        auto = options_of(memory="auto")
+        assert (auto.grow_memory, auto.needs.memory) == (True, 0)
+        fixed, _ = merge_options(auto, None, {"memory": "1GiB"})
+        assert (fixed.grow_memory, fixed.needs.memory) == (False, 1 << 30)
+
+    def test_none_is_no_limit(self) -> None:
+        assert options_of(timeout=None, expected_time=None) == DEFAULT_OPTIONS
+
+    @pytest.mark.parametrize(
+        ("given", "names"),
+        [
+            (OSError, ("builtins.OSError",)),
+            ("ValueError", ("builtins.ValueError",)),
+            ("a.b.Error", ("a.b.Error",)),
+            ([OSError, "OSError", LocalError], ("builtins.OSError", f"{__name__}.LocalError")),
+        ],
+    )
+    def test_retry_on_takes_classes_and_names(self, given: Any, names: tuple[str, ...]) -> None:
+        assert options_of(retries=1, retry_on=given).retry_on == names
+
+    @pytest.mark.parametrize(
+        ("given", "text"),
+        [
+            ({"timeout": -1}, "timeout=-1 leaves no time; write timeout=90 (seconds), or timeout=None for no limit"),
+            ({"timeout": 0}, "timeout=0 leaves no time; write timeout=90 (seconds), or timeout=None for no limit"),
+            ({"timeout": [3]}, "timeout=[3] is a list; timeout is in seconds: write timeout=90, or timeout='2h'"),
+            ({"timeout": math.nan}, "timeout=nan is a float; timeout is in seconds: write timeout=90, or timeout='2h'"),
+            ({"retries": -2}, "retries=-2 is negative; write retries=2, or leave it out"),
+            ({"retries": True}, "retries=True is a bool; retries is a whole number: write retries=2"),
+            ({"retries": 1.5}, "retries=1.5 is a float; retries is a whole number: write retries=2"),
+            ({"priority": "high"}, "priority='high' is a str; priority is a number: write priority=1.5"),
+            ({"tag": 3}, "tag=3 is an int; a tag is a text: write tag='3'"),
+            ({"cores": -1}, "cores=-1 is negative; write cores=1, or leave it out"),
+            ({"memory": 2000}, "memory=2000 is 2000 bytes; write memory='2000MB' (or 'GB')"),
+            ({"gpus": 0.5}, "gpus=0.5 is a float; gpus is a whole number: write gpus=2"),
+            ({"retry_on": OSError}, "retry_on= without retries= retries nothing; write retry_on=..., retries=3"),
+            ({"retry_on": 3}, "retry_on=3 is an int; write retry_on=OSError, or retry_on=(OSError, 'package.module.Error')"),
+            ({"retry_on": int}, "retry_on=int is not an exception class; write retry_on=OSError"),
+            ({"retry_on": [OSError()]}, "retry_on has OSError(), an OSError; write a class, as in retry_on=OSError, not an instance"),
+            (
+                {"retry_on": "MyError"},
+                "retry_on='MyError' names no built-in exception; write it with its module: retry_on='package.module.MyError'",
+            ),
+            (
+                {"time_out": 3},
+                "there is no option of a call 'time_out'; did you mean 'timeout'? (arguments of the function itself go into "
+                "FunctionCall(library, function, ...) or submit(function, ...))",
+            ),
+        ],
+    )
+    def test_what_cannot_be_is_refused_with_the_right_line(self, given: dict[str, Any], text: str) -> None:
+        with pytest.raises(UsageError) as caught:
+            options_of(**given)
+        assert str(caught.value) == text
+
+    def test_an_unknown_option_is_an_unknown_name(self) -> None:
+        with pytest.raises(UnknownName):
+            options_of(whatever=1)
+
+    @pytest.mark.parametrize("given", [{"timeout": "soon"}, {"memory": "much"}, {"expected_time": ""}])
+    def test_texts_that_are_no_amounts_are_refused_by_name(self, given: dict[str, Any]) -> None:
+        ((key, value),) = given.items()
+        with pytest.raises(UsageError, match=f"^{key}={value!r}"):
+            options_of(**given)
+
+    def test_a_refused_option_changes_nothing(self) -> None:
+        call = FunctionCall("lib", "f")
+        call.set_retries(2)
+        with pytest.raises(UsageError):
+            call.set_retries(-1)
+        assert call.options == CallOptions(retries=2)
+
+
+def test_needs_are_read_as_people_write_them() -> None:
+    assert needs_of(None, None, None) == Resources()
+    assert needs_of(0.5, 4 << 30, 2) == Resources(0.5, 4 << 30, 2)

@@ -1,0 +1,596 @@
+"""The executor: what `concurrent.futures` promises, options, and maps that never fill memory."""
+
+# pyright: reportPrivateUsage=false
+# What bookkeeping costs cannot be seen from outside.
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import gc
+import itertools
+import math
+import operator
+import pickle
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from windlass.errors import Closed, UnknownName, UsageError
+from windlass.functions import define
+from windlass.manager import mapping
+from windlass.manager.executor import Executor
+from windlass.manager.future import CallFuture
+from windlass.manager.mapping import WINDOW_LEAST, WINDOW_MOST, MapResults, in_chunks
+from windlass.messages import CANCELLED, RAISED, RETURNED, CallDone, CallEnd, CallId, CallOptions
+from windlass.objects import ObjectStore
+
+
+class Threads:
+    """Stands in for a Manager: runs calls in threads of this process and ends their futures as a manager does."""
+
+    def __init__(self, workers: int = 2) -> None:
+        self.pool = ThreadPoolExecutor(workers)
+        self.submitted: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], CallOptions | None, str | None]] = []
+        self.cancelled: list[CallId] = []
+        self.closed = 0
+        self.room = 0
+
+    def submit_function(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CallOptions | None = None,
+        tag: str | None = None,
+    ) -> CallFuture[Any]:
+        self.submitted.append((fn, args, kwargs, options, tag))
+        future: CallFuture[Any] = CallFuture(self, CallId(len(self.submitted)), tag)
+        self.pool.submit(self._run, weakref.ref(future), fn, args, kwargs)
+        return future
+
+    def _run(self, waiting: weakref.ref[CallFuture[Any]], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        future = waiting()
+        if future is None or future.done():
+            return
+        del future
+        try:
+            outcome, value = RETURNED, fn(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - the call's own, for its future
+            outcome, value = RAISED, error
+        future = waiting()
+        if future is not None:
+            future.finish(CallDone(CallEnd(future.call_id, 1, outcome, pickle.dumps(value))))
+
+    def hungry(self) -> int:
+        return self.room
+
+    def close(self) -> None:
+        self.closed += 1
+        self.pool.shutdown(wait=True)
+
+    def resolve(self, future: CallFuture[Any], done: CallDone) -> Any:
+        value = pickle.loads(done.end.payload)
+        if done.end.outcome == RAISED:
+            raise value
+        return value
+
+    def cancel(self, future: CallFuture[Any]) -> None:
+        self.cancelled.append(future.call_id)
+
+    def on_collected(self, future: CallFuture[Any]) -> None:
+        pass
+
+
+class Held:
+    """Stands in for a Manager: calls end when the test says so."""
+
+    def __init__(self) -> None:
+        self.futures: list[CallFuture[Any]] = []
+        self.values: list[Any] = []
+        self.cancelled: list[CallId] = []
+        self.closed = 0
+        self.room = 0
+
+    def submit_function(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CallOptions | None = None,
+        tag: str | None = None,
+    ) -> CallFuture[Any]:
+        future: CallFuture[Any] = CallFuture(self, CallId(len(self.futures)))
+        self.futures.append(future)
+        self.values.append(fn(*args, **kwargs))
+        return future
+
+    def end(self, number: int) -> None:
+        self.futures[number].finish(CallDone(CallEnd(CallId(number), 1, RETURNED)))
+
+    def hungry(self) -> int:
+        return self.room
+
+    def close(self) -> None:
+        self.closed += 1
+        for number, future in enumerate(self.futures):
+            future.finish(CallDone(CallEnd(CallId(number), 1, CANCELLED)))
+
+    def resolve(self, future: CallFuture[Any], done: CallDone) -> Any:
+        return self.values[future.call_id]
+
+    def cancel(self, future: CallFuture[Any]) -> None:
+        self.cancelled.append(future.call_id)
+
+    def on_collected(self, future: CallFuture[Any]) -> None:
+        pass
+
+
+class Direct(Executor):
+    """An executor whose manager and factory are the test's."""
+
+    def __init__(self, manager: Any, factory: Any = None, **options: Any) -> None:
+        self.made: list[Any] = []
+        self._test_manager, self._test_factory = manager, factory
+        super().__init__(**options)
+
+    def _make_manager(self, options: dict[str, Any]) -> Any:
+        self.made.append(options)
+        return self._test_manager
+
+    def _make_factory(self, manager: Any, backend: str, options: dict[str, Any]) -> Any:
+        self.made.append((backend, options))
+        return self._test_factory
+
+
+class Factory:
+    """Stands in for a Factory."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+
+    def __enter__(self) -> Factory:
+        self.log.append("factory starts")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.log.append("factory ends")
+
+
+@pytest.fixture
+def threads() -> Iterator[Threads]:
+    manager = Threads()
+    yield manager
+    manager.pool.shutdown(wait=True)
+
+
+@pytest.fixture
+def pool(threads: Threads) -> Iterator[Executor]:
+    executor = Executor(None, manager=threads)
+    yield executor
+    executor.shutdown()
+
+
+@pytest.fixture
+def held() -> Held:
+    return Held()
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what another thread is about to do, where no event tells of it."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def fail_at(number: int, bad: int) -> int:
+    if number == bad:
+        raise ZeroDivisionError(number)
+    return number
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def given(**keywords: object) -> dict[str, object]:
+    return keywords
+
+
+# ---------------------------------------------------------------- submit
+
+
+class TestSubmit:
+    def test_it_is_an_executor_of_concurrent_futures(self, pool: Executor) -> None:
+        assert isinstance(pool, concurrent.futures.Executor)
+        future = pool.submit(pow, 2, 8)
+        assert isinstance(future, concurrent.futures.Future)
+        assert future.result(20) == 256
+
+    def test_keywords_are_the_functions(self, pool: Executor) -> None:
+        keywords = {"fn": 1, "self": 2, "timeout": 3, "retries": 4, "args": 5}
+        assert pool.submit(given, **keywords).result(20) == keywords
+
+    def test_a_function_s_exception_comes_back(self, pool: Executor) -> None:
+        with pytest.raises(ZeroDivisionError, match="3"):
+            pool.submit(fail_at, 3, 3).result(20)
+
+    def test_asyncio_can_run_in_it(self, pool: Executor) -> None:
+        async def main() -> int:
+            return await asyncio.get_running_loop().run_in_executor(pool, square, 3)
+
+        assert asyncio.run(main()) == 9
+
+    def test_it_keeps_no_future_alive(self, pool: Executor) -> None:
+        future = pool.submit(square, 3)
+        future.result(20)
+        gone = weakref.ref(future)
+        del future
+        gc.collect()
+        until(lambda: gone() is None)
+
+    def test_after_shutdown_it_is_refused(self, pool: Executor) -> None:
+        pool.shutdown()
+        with pytest.raises(Closed, match="cannot submit a call after shutdown of its Executor; submit inside the with block"):
+            pool.submit(square, 1)
+        with pytest.raises(RuntimeError):
+            pool.map(square, [1])
+
+
+class TestOptions:
+    def test_a_view_submits_with_options_and_the_pool_does_not(self, pool: Executor, threads: Threads) -> None:
+        view = pool.with_options(timeout=5, tag="x").with_options(retries=2)
+        view.submit(square, 1).result(20)
+        pool.submit(square, 1).result(20)
+        assert list(view.map(square, [3])) == [9]
+        told = [(options, tag) for _, _, _, options, tag in threads.submitted]
+        assert told == [(CallOptions(timeout=5.0, retries=2), "x"), (CallOptions(), None), (CallOptions(timeout=5.0, retries=2), "x")]
+
+    def test_an_unknown_option_is_refused_with_near_names(self, pool: Executor) -> None:
+        with pytest.raises(UnknownName, match="there is no option of a call 'timout'; did you mean 'timeout'"):
+            pool.with_options(timout=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+    def test_shutdown_of_a_view_leaves_the_pool_open(self, pool: Executor) -> None:
+        with pool.with_options(timeout=5) as view:
+            assert view.submit(square, 2).result(20) == 4
+        assert pool.submit(square, 2).result(20) == 4
+
+
+# ---------------------------------------------------------------- opening and shutdown
+
+
+class TestLife:
+    def test_it_opens_a_manager_and_a_factory_and_closes_them_in_turn(self, threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+        log: list[str] = []
+        monkeypatch.setattr(threads, "close", lambda: log.append("manager ends"))
+        with Direct(threads, Factory(log), backend="slurm", max_pilots=20, walltime="2h", manager_options={"name": "m"}) as pool:
+            assert pool.made == [{"name": "m"}, ("slurm", {"max_pilots": 20, "walltime": "2h"})]
+            assert log == ["factory starts"]
+        assert log == ["factory starts", "factory ends", "manager ends"]
+
+    def test_a_factory_that_cannot_start_leaves_no_manager_open(self, threads: Threads) -> None:
+        class Bad:
+            def __enter__(self) -> None:
+                raise UsageError("no such backend")
+
+            def __exit__(self, *_: object) -> None: ...
+
+        with pytest.raises(UsageError, match="no such backend"):
+            Direct(threads, Bad())
+        assert threads.closed == 1
+
+    def test_a_manager_of_the_programs_own_stays_open(self, threads: Threads) -> None:
+        with Executor(None, manager=threads) as pool:
+            assert pool.manager is threads
+        assert threads.closed == 0
+
+    @pytest.mark.parametrize(
+        ("options", "text"),
+        [
+            ({"manager": Held(), "manager_options": {"port": 1}}, "manager= is a manager that is there already"),
+            ({"backend": None, "manager": Held(), "cores": 2}, "backend=None starts no pilots, so options of a pool would change nothing"),
+            ({"backend": None, "manager": Held(), "max_pilots": 2}, "backend=None starts no pilots"),
+        ],
+    )
+    def test_options_that_would_change_nothing_are_refused(self, options: dict[str, Any], text: str) -> None:
+        with pytest.raises(UsageError, match=text):
+            Executor(**options)
+
+    def test_shutdown_waits_for_all_calls(self, threads: Threads) -> None:
+        gate = threading.Event()
+        pool = Direct(threads, Factory([]))
+        futures = [pool.submit(gate.wait, 20) for _ in range(3)]
+        opener = threading.Timer(0.01, gate.set)
+        opener.start()
+        pool.shutdown()
+        assert all(future.done() for future in futures)
+        assert threads.closed == 1
+        pool.shutdown()
+        assert threads.closed == 1
+        opener.join()
+
+    def test_shutdown_without_waiting_returns_and_closes_later(self, held: Held) -> None:
+        pool = Direct(held, Factory([]))
+        future = pool.submit(square, 2)
+        pool.shutdown(wait=False)
+        assert not future.done()
+        assert held.closed == 0
+        held.end(0)
+        until(lambda: held.closed)
+        assert future.result() == 4
+
+    def test_shutdown_can_cancel(self, held: Held) -> None:
+        pool = Direct(held, Factory([]))
+        futures = [pool.submit(square, 2) for _ in range(3)]
+        held.end(0)
+        pool.shutdown(cancel_futures=True)
+        assert [future.cancelled() for future in futures] == [False, True, True]
+        assert held.cancelled == [1, 2]
+        assert held.closed == 1
+
+    def test_ctrl_c_in_the_block_cancels_what_has_not_ended(self, held: Held) -> None:
+        pool = Direct(held, Factory([]))
+        future = pool.submit(square, 2)
+        with pytest.raises(KeyboardInterrupt), pool:
+            raise KeyboardInterrupt
+        assert future.cancelled()
+
+    def test_an_error_in_the_block_waits_for_calls(self, held: Held) -> None:
+        pool = Direct(held, Factory([]))
+        future = pool.submit(square, 2)
+        timer = threading.Timer(0.01, held.end, [0])
+        timer.start()
+        with pytest.raises(ZeroDivisionError), pool:
+            raise ZeroDivisionError
+        assert future.result() == 4
+        timer.join()
+
+    def test_ctrl_c_while_waiting_cancels_the_rest_and_closes(self, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+        pool = Direct(held, Factory([]))
+        futures = [pool.submit(square, 2) for _ in range(3)]
+
+        def interrupted(self: object, timeout: float | None = None) -> bool:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(CallFuture, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.shutdown()
+        assert all(future.cancelled() for future in futures)
+        assert held.closed == 1
+
+    def test_bookkeeping_of_a_million_calls_stays_small(self, held: Held) -> None:
+        """One call that lasts does not make the pool remember all that ended after it."""
+        pool = Executor(None, manager=held)
+        first = pool.submit(square, 1)
+        for number in range(1, 5000):
+            pool.submit(square, 1)
+            held.end(number)
+        assert len(pool._pool._calls) <= 1025
+        held.end(0)
+        pool.shutdown()
+        assert first.done()
+
+
+# ---------------------------------------------------------------- map
+
+
+class TestMap:
+    def test_it_is_like_map(self, pool: Executor) -> None:
+        assert list(pool.map(pow, range(10), range(10))) == list(map(pow, range(10), range(10)))
+        assert list(pool.map(pow, range(10), range(7))) == list(map(pow, range(10), range(7)))
+        assert list(pool.map(square, [])) == []
+        assert list(pool.map(square)) == []
+
+    @pytest.mark.parametrize("chunksize", [1, 3, 40, 100])
+    def test_chunks_give_the_same(self, pool: Executor, threads: Threads, chunksize: int) -> None:
+        assert list(pool.map(operator.add, range(40), range(1, 41), chunksize=chunksize)) == [2 * x + 1 for x in range(40)]
+        assert len(threads.submitted) == math.ceil(40 / chunksize)
+
+    def test_a_chunked_function_travels_by_value_and_runs_elsewhere(self, tmp_path: Path) -> None:
+        store = ObjectStore(tmp_path / "store", 1 << 30)
+        first, second = (define(in_chunks(math.hypot), store.put) for _ in range(2))
+        assert first.definition.id == second.definition.id  # two maps send it once
+        assert first.definition.name == "hypot"
+        assert pickle.loads(first.definition.blob)([(3, 4), (6, 8)]) == [5.0, 10.0]
+        store.close()
+
+    @pytest.mark.parametrize("count", [10, 1000])
+    def test_results_come_in_order_whatever_ends_first(self, held: Held, count: int) -> None:
+        held.room = count
+        results = Executor(None, manager=held).map(square, range(count))
+        for number in reversed(range(count)):
+            held.end(number)
+        assert list(results) == [x * x for x in range(count)]
+
+    def test_unordered_results_come_as_they_end(self, held: Held) -> None:
+        results = Executor(None, manager=held).map(square, range(4), ordered=False)
+        got: list[int] = []
+        for number in (2, 0, 3, 1):
+            held.end(number)
+            got.append(next(results))
+        assert got == [4, 0, 9, 1]
+        with pytest.raises(StopIteration):
+            next(results)
+
+    def test_unordered_results_of_many_calls_are_all_there(self, pool: Executor) -> None:
+        assert sorted(pool.map(square, range(500), ordered=False)) == [x * x for x in range(500)]
+
+    def test_an_endless_input_is_read_only_so_far_ahead(self, held: Held) -> None:
+        read = itertools.count()
+        results = Executor(None, manager=held).map(square, read)
+        assert len(held.futures) == WINDOW_LEAST
+        for number in range(100):
+            if not held.futures[number].done():
+                held.end(number)
+            assert next(results) == number * number
+        assert len(held.futures) <= 100 + WINDOW_MOST
+        results.close()
+        assert next(read) == len(held.futures)
+
+    @pytest.mark.parametrize("ordered", [True, False])
+    def test_buffersize_is_the_most_that_is_ahead(self, held: Held, ordered: bool) -> None:
+        results = Executor(None, manager=held).map(square, itertools.count(), buffersize=5, ordered=ordered)
+        assert len(held.futures) == 5
+        for number in range(20):
+            held.end(number)
+            assert next(results) == number * number
+            assert len(held.futures) <= number + 6
+            assert results.ahead <= 5
+
+    def test_the_window_is_as_wide_as_the_manager_is_hungry(self, held: Held) -> None:
+        held.room = 500
+        results = Executor(None, manager=held).map(square, itertools.count())
+        assert len(held.futures) == 500
+        held.room = 10**9
+        for number in range(300):
+            held.end(number)
+            next(results)
+        assert results.ahead <= WINDOW_MOST
+
+    def test_while_the_consumer_waits_new_slots_get_calls(self, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Pilots come while the first result is awaited; they must not stay idle until it is there."""
+        monkeypatch.setattr(mapping, "TICK", 0.01)
+        results = Executor(None, manager=held).map(square, itertools.count())
+        got: list[int] = []
+        consumer = threading.Thread(target=lambda: got.append(next(results)))
+        consumer.start()
+        held.room = 100
+        until(lambda: len(held.futures) >= WINDOW_LEAST + 100)
+        held.room = 0
+        held.end(0)
+        consumer.join(20)
+        assert got == [0]
+
+    def test_it_begins_before_anybody_asks_for_a_result(self, held: Held) -> None:
+        results = Executor(None, manager=held).map(square, range(10))
+        assert len(held.futures) == 10
+        for number in range(10):
+            held.end(number)
+        assert len(list(results)) == 10
+
+    def test_results_that_were_taken_are_not_kept(self, pool: Executor) -> None:
+        for thing in pool.map(make_thing, range(10)):
+            gone = weakref.ref(thing)
+            del thing
+            assert gone() is None
+
+    @pytest.mark.parametrize("ordered", [True, False])
+    def test_the_first_error_is_raised_and_the_rest_cancelled(self, held: Held, ordered: bool) -> None:
+        results = Executor(None, manager=held).map(square, range(5), ordered=ordered)
+        held.end(0)
+        assert next(results) == 0
+        held.futures[1].finish(CallDone(CallEnd(CallId(1), 1, RETURNED)))
+        held.values = []  # resolving fails
+        with pytest.raises(IndexError):
+            next(results)
+        assert [future.cancelled() for future in held.futures] == [False, False, True, True, True]
+        with pytest.raises(StopIteration):
+            next(results)
+
+    def test_an_error_in_the_middle_comes_at_its_place(self, pool: Executor) -> None:
+        results = pool.map(fail_at, range(10), itertools.repeat(3))
+        assert [next(results) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+
+    def test_an_error_of_the_inputs_cancels_what_was_submitted(self, held: Held) -> None:
+        def inputs() -> Iterator[int]:
+            yield from range(3)
+            raise OSError("no more")
+
+        with pytest.raises(OSError, match="no more"):
+            Executor(None, manager=held).map(square, inputs())
+        assert held.cancelled == [0, 1, 2]
+
+    @pytest.mark.parametrize("ordered", [True, False])
+    def test_closing_it_cancels_the_rest(self, held: Held, ordered: bool) -> None:
+        results = Executor(None, manager=held).map(square, range(5), ordered=ordered)
+        held.end(0)
+        next(results)
+        results.close()
+        results.close()
+        assert sorted(held.cancelled) == [1, 2, 3, 4]
+        assert list(results) == []
+
+    def test_dropping_it_half_way_cancels_the_rest(self, held: Held) -> None:
+        results = Executor(None, manager=held).map(square, range(5))
+        held.end(0)
+        next(results)
+        del results
+        gc.collect()
+        assert held.cancelled == [1, 2, 3, 4]
+
+    def test_dropping_it_unread_lets_the_calls_run(self, held: Held) -> None:
+        """As in concurrent.futures: some programs map for the effect."""
+        Executor(None, manager=held).map(square, range(5))
+        gc.collect()
+        assert held.cancelled == []
+
+    def test_dropping_it_unread_with_inputs_left_says_so(self, held: Held) -> None:
+        results = Executor(None, manager=held).map(square, itertools.count())
+        with pytest.warns(RuntimeWarning, match=r"never taken, so only its first 32 calls were submitted; write list\(pool.map"):
+            results.__del__()
+        results.close()
+
+    @pytest.mark.parametrize("ordered", [True, False])
+    def test_a_timeout_counts_from_the_beginning(self, held: Held, ordered: bool) -> None:
+        results = Executor(None, manager=held).map(square, range(3), timeout=0.02, ordered=ordered)
+        held.end(0)
+        assert next(results) == 0
+        with pytest.raises(
+            TimeoutError, match=r"map\(\) has not given its last result within timeout=0.02 seconds; what was left is cancelled"
+        ):
+            next(results)
+        assert sorted(held.cancelled) == [1, 2]
+
+    def test_a_function_s_own_timeout_error_is_an_error_like_any_other(self, pool: Executor) -> None:
+        with pytest.raises(TimeoutError, match="mine"):
+            list(pool.map(raise_timeout, range(3), timeout=20))
+
+    @pytest.mark.parametrize(
+        ("options", "text"),
+        [
+            ({"chunksize": 0}, "chunksize=0 makes no calls"),
+            ({"chunksize": -1}, "chunksize=-1 is negative"),
+            ({"chunksize": 1.5}, "chunksize=1.5 is a float; chunksize is a whole number"),
+            ({"buffersize": 0}, "buffersize=0 makes no calls"),
+        ],
+    )
+    def test_sizes_that_cannot_be_are_refused(self, pool: Executor, options: dict[str, Any], text: str) -> None:
+        with pytest.raises(ValueError, match=text):
+            pool.map(square, range(3), **options)
+
+    def test_a_bar_is_shown_on_request(self, pool: Executor, capsys: pytest.CaptureFixture[str]) -> None:
+        assert list(pool.map(square, range(4), progress="squares", chunksize=2)) == [0, 1, 4, 9]
+        shown = capsys.readouterr()
+        assert "squares" in shown.err
+        assert "4/4" in shown.err
+        assert shown.out == ""
+        list(pool.map(square, range(4)))
+        assert capsys.readouterr().err == ""
+
+    def test_it_is_an_iterator(self, pool: Executor) -> None:
+        results = pool.map(square, range(3))
+        assert isinstance(results, MapResults)
+        assert iter(results) is results
+        assert list(zip(results, "ab", strict=False)) == [(0, "a"), (1, "b")]
+        results.close()
+
+
+class Thing:
+    pass
+
+
+def make_thing(_: int) -> Thing:
+    return Thing()
+
+
+def raise_timeout(_: int) -> None:
+    raise TimeoutError("mine")

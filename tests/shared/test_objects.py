@@ -1,0 +1,350 @@
+"""The object store: content names, eviction, pins, arrivals, other processes, and folders that dead ones left."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from windlass import objects
+from windlass.errors import StoreFull, WindlassError
+from windlass.objects import ObjectStore, content_name, open_in, same_host, write_result
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[ObjectStore]:
+    store = ObjectStore(tmp_path / "store", 1000)
+    yield store
+    store.check()
+    assert not [name for name in os.listdir(store.folder) if name.startswith(".t-")]
+
+
+def test_the_same_content_is_kept_once_under_its_name(store: ObjectStore) -> None:
+    first, second = store.put(b"x" * 100), store.put(bytearray(b"x" * 100))
+    assert first == second
+    assert first.name == content_name(b"x" * 100)
+    assert first.name.startswith("b3-")
+    assert (store.used, first.size) == (100, 100)
+    assert store.path(first.name).read_bytes() == b"x" * 100
+
+
+def test_results_have_random_names(store: ObjectStore) -> None:
+    first, second = store.put_result(b"x"), store.put_result(b"x")
+    assert first.name != second.name
+    assert first.name.startswith("r-")
+
+
+def test_folder_and_files_are_private(store: ObjectStore) -> None:
+    ref = store.put(b"secret")
+    assert store.folder.stat().st_mode & 0o777 == 0o700
+    assert store.path(ref.name).stat().st_mode & 0o777 == 0o600
+    assert (store.folder / ".token").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_view_is_private_writable_and_outlives_the_object(store: ObjectStore) -> None:
+    ref = store.put(b"hello")
+    view, other = store.open(ref.name), store.open(ref.name)
+    store.discard(ref.name)
+    assert not store.has(ref.name)
+    view[0] = ord("j")
+    assert (bytes(view), bytes(other)) == (b"jello", b"hello")
+
+
+def test_an_empty_object_is_an_object(store: ObjectStore) -> None:
+    ref = store.put(b"")
+    assert ref.size == 0
+    assert bytes(store.open(ref.name)) == b""
+    assert store.receive(ref.name, 0).commit() == ref
+
+
+@pytest.mark.parametrize("name", ["b3-" + "0" * 32, "r-" + "a" * 32])
+def test_what_is_absent_is_a_key_error(store: ObjectStore, name: str) -> None:
+    assert not store.has(name)
+    store.discard(name)
+    store.unpin(name)
+    for ask in (store.path, store.open, store.pin, store.size):
+        with pytest.raises(KeyError):
+            ask(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".token", "../store/.token", "b3-../../../../../../../../etc/passwd", "b3-" + "G" * 32, "r-/" + "0" * 31]
+)
+def test_a_name_that_could_be_another_path_is_none(store: ObjectStore, name: str, tmp_path: Path) -> None:
+    assert not store.has(name)
+    with pytest.raises(KeyError):
+        store.open(name)
+    with pytest.raises(KeyError):
+        open_in(store.folder, name)
+    with pytest.raises(ValueError, match="names are b3- or r- and 32 hexadecimal digits"):
+        store.receive(name, 1)
+    with pytest.raises(ValueError, match="names are b3- or r- and 32 hexadecimal digits"):
+        store.adopt(name, tmp_path)
+
+
+def test_past_the_limit_the_least_recently_used_goes_first(store: ObjectStore) -> None:
+    refs = [store.put(bytes([number]) * 400) for number in range(2)]
+    store.open(refs[0].name)
+    new = store.put(b"n" * 400)
+    assert [store.has(ref.name) for ref in (*refs, new)] == [True, False, True]
+    assert store.used == 800
+
+
+def test_what_is_pinned_stays_and_the_newcomer_is_refused(store: ObjectStore) -> None:
+    ref = store.put(b"a" * 900, pin=True)
+    with pytest.raises(StoreFull, match="an object of 200 bytes does not fit .*900 of 1000 bytes are in use; raise the limit") as caught:
+        store.put(b"b" * 200)
+    assert isinstance(caught.value, OSError)
+    assert isinstance(caught.value, WindlassError)
+    store.unpin(ref.name)
+    store.put(b"b" * 200)
+    assert not store.has(ref.name)
+
+
+def test_pins_are_counted(store: ObjectStore) -> None:
+    ref = store.put(b"a" * 900, pin=True)
+    assert store.put(b"a" * 900, pin=True) == ref
+    store.unpin(ref.name)
+    with pytest.raises(StoreFull):
+        store.put(b"b" * 200)
+
+
+def test_a_pinned_object_that_is_discarded_goes_with_its_last_pin(store: ObjectStore) -> None:
+    ref = store.put(b"a", pin=True)
+    store.discard(ref.name)
+    assert store.has(ref.name)
+    store.unpin(ref.name)
+    assert not store.has(ref.name)
+    ref = store.put(b"a", pin=True)
+    store.discard(ref.name)
+    store.put(b"a")  # wanted again
+    store.unpin(ref.name)
+    assert store.has(ref.name)
+
+
+def test_an_arrival_is_seen_when_it_is_whole(store: ObjectStore) -> None:
+    data = bytes(range(200))
+    name = content_name(data)
+    incoming = store.receive(name, 200)
+    incoming.write(data[:120])
+    assert not store.has(name)
+    incoming.write(memoryview(data)[120:])
+    ref = incoming.commit()
+    assert (ref.name, ref.size) == (name, 200)
+    assert bytes(store.open(name)) == data
+    assert store.used == 200
+
+
+def test_an_arrival_can_be_filled_in_place(store: ObjectStore) -> None:
+    data = bytes(range(200))
+    incoming = store.receive(content_name(data), 200)
+    view = incoming.view()
+    view[100:] = data[100:]
+    view[:100] = data[:100]
+    assert bytes(store.open(incoming.commit().name)) == data
+
+
+def test_a_damaged_arrival_is_not_kept(store: ObjectStore) -> None:
+    name = content_name(b"right")
+    for fill in ("write", "view"):
+        incoming = store.receive(name, 5)
+        if fill == "write":
+            incoming.write(b"wrong")
+        else:
+            incoming.view()[:] = b"wrong"
+        with pytest.raises(ValueError, match="was damaged on its way"):
+            incoming.commit()
+    short = store.receive(name, 5)
+    short.write(b"rig")
+    with pytest.raises(ValueError, match="has 3 bytes instead of 5"):
+        short.commit()
+    long = store.receive(name, 5)
+    with pytest.raises(ValueError, match="was announced with 5 bytes and has more"):
+        long.write(b"right?")
+    long.abort()
+    long.abort()
+    assert not store.has(name)
+    assert store.used == 0
+    store.put(b"x" * 1000)  # nothing stays reserved
+
+
+def test_arrivals_take_their_room_when_they_begin(store: ObjectStore) -> None:
+    incoming = store.receive("r-" + "0" * 32, 900)
+    with pytest.raises(StoreFull):
+        store.put(b"b" * 200)
+    incoming.abort()
+    store.put(b"b" * 200)
+
+
+def test_two_arrivals_of_one_object_are_one(store: ObjectStore) -> None:
+    name = content_name(b"twice")
+    both = [store.receive(name, 5), store.receive(name, 5)]
+    for incoming in both:
+        incoming.write(b"twice")
+    assert both[0].commit() == both[1].commit()
+    assert store.used == 5
+
+
+def test_a_result_of_another_process_is_met_in_the_folder(store: ObjectStore) -> None:
+    code = (
+        "import sys; from windlass.objects import write_result; ref = write_result(sys.argv[1], b'made there'); print(ref.name, ref.size)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(store.folder)], capture_output=True, text=True, check=True)
+    name, size = done.stdout.split()
+    assert store.used == 0
+    assert (bytes(store.open(name)), store.size(name), store.used) == (b"made there", int(size), 10)
+
+
+def test_adopting_links_the_file_and_the_other_name_may_go(store: ObjectStore, tmp_path: Path) -> None:
+    ref = write_result(tmp_path, b"elsewhere")
+    source = tmp_path / ref.name
+    assert store.adopt(ref.name, source) == ref
+    assert store.path(ref.name).stat().st_ino == source.stat().st_ino
+    source.unlink()
+    assert bytes(store.open(ref.name)) == b"elsewhere"
+    assert store.adopt(ref.name, source) == ref  # it is here already
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a second file system")
+def test_adopting_copies_where_no_link_is_possible(tmp_path: Path) -> None:
+    other = objects.default_store_folder("test", scratch="/dev/shm")
+    try:
+        if os.stat(other).st_dev == os.stat(tmp_path).st_dev:
+            pytest.skip("needs a second file system")
+        ref = write_result(other, b"far away")
+        store = ObjectStore(tmp_path / "store")
+        store.adopt(ref.name, other / ref.name)
+        assert bytes(store.open(ref.name)) == b"far away"
+    finally:
+        ObjectStore(other).close()
+
+
+def test_only_plain_files_are_adopted(store: ObjectStore, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("/etc/hostname")
+    for path in (link, tmp_path, Path("/dev/null")):
+        with pytest.raises(ValueError, match="is no regular file"):
+            store.adopt("r-" + "1" * 32, path)
+    with pytest.raises(FileNotFoundError):
+        store.adopt("r-" + "1" * 32, tmp_path / "absent")
+
+
+def test_a_damaged_object_is_found_and_removed(store: ObjectStore) -> None:
+    good, bad = store.put(b"good"), store.put(b"bad")
+    store.path(bad.name).write_bytes(b"bAd")
+    assert store.verify(good.name)
+    assert not store.verify(bad.name)
+    assert not store.has(bad.name)
+
+
+def test_a_store_takes_up_what_is_in_its_folder(tmp_path: Path) -> None:
+    ref = ObjectStore(tmp_path).put(b"kept")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / f".t-{gone.pid}-00").write_bytes(b"half a file")
+    (tmp_path / f".t-{os.getpid()}-00").write_bytes(b"somebody writes this")
+    store = ObjectStore(tmp_path)
+    assert (store.names(), store.used) == ([ref.name], 4)
+    assert sorted(os.listdir(tmp_path)) == sorted([".token", ref.name, f".t-{os.getpid()}-00"])
+
+
+def test_the_token_proves_the_same_host(store: ObjectStore, tmp_path: Path) -> None:
+    folder = str(store.folder)
+    assert same_host(folder, store.token)
+    assert not same_host(folder, "guessed")
+    assert not same_host(folder, "")
+    assert not same_host("", store.token)
+    assert not same_host(str(tmp_path), store.token)
+
+
+def test_a_full_disk_is_said_to_be_full(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(StoreFull, match="no room for an object of 5 bytes in .*: No space left on device; free some space there"):
+            store.put(b"hello")
+        with pytest.raises(StoreFull):
+            write_result(store.folder, b"hello")
+    assert store.used == 0
+    store.put(b"x" * 1000)
+
+
+def test_a_disk_that_others_filled_is_helped_by_eviction(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = store.put(b"old")
+    write = os.write
+
+    def full_until_evicted(descriptor: int, data: memoryview) -> int:
+        if store.folder.joinpath(old.name).exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", full_until_evicted)
+    new = store.put(b"new")
+    assert (store.has(old.name), store.has(new.name)) == (False, True)
+
+
+def test_threads_can_share_a_store(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path, 50_000)
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for step in range(60):
+                data = bytes([step % 7]) * 1000
+                ref = store.put(data, pin=True)
+                assert bytes(store.open(ref.name)) == data
+                store.unpin(ref.name)
+                store.discard(store.put_result(bytes([number]) * 500).name)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    store.check()
+    assert store.used == 7000
+
+
+def test_folders_of_dead_processes_are_removed_and_those_of_living_ones_kept(tmp_path: Path) -> None:
+    code = "import sys; from windlass.objects import default_store_folder as new; print(new('test', sys.argv[1]), flush=True); sys.stdin.read()"
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", f"import os; import windlass.objects as o; o._shm_is_roomy = lambda: False; {code}", tmp_path],
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(2)
+    ]  # fmt: skip
+    folders = []
+    for process in processes:
+        assert process.stdout is not None
+        folders.append(Path(process.stdout.readline().strip()))
+    assert all(folder.is_dir() and folder.parent == tmp_path for folder in folders)
+    processes[0].communicate()
+    unrelated = tmp_path / "windlass-of-somebody"
+    unrelated.mkdir()
+    assert objects.remove_dead_folders(str(tmp_path)) == [str(folders[0])]
+    assert (folders[0].exists(), folders[1].exists(), unrelated.exists()) == (False, True, True)
+    processes[1].communicate()
+
+
+def test_a_closed_store_leaves_nothing(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path / "store")
+    view = store.open(store.put(b"still here").name)
+    store.close()
+    assert not store.folder.exists()
+    assert bytes(view) == b"still here"
+
+
+def test_the_default_limit_is_part_of_what_is_free(tmp_path: Path) -> None:
+    status = os.statvfs(tmp_path)
+    assert 0 < objects.default_store_limit(tmp_path) <= status.f_blocks * status.f_frsize

@@ -1,0 +1,629 @@
+"""Arguments, results and exceptions: what comes back is what went, by the cheapest way that is right, or a text says why it cannot."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import enum
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from windlass import pickling
+from windlass.errors import NotPicklable, RemoteError, RemoteTraceback
+from windlass.messages import OUT_OF_BAND_BYTES, ObjectRef
+from windlass.objects import ObjectStore
+
+BIG = OUT_OF_BAND_BYTES
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[ObjectStore]:
+    store = ObjectStore(tmp_path / "store")
+    yield store
+    store.check()
+
+
+def no_put(data: Any) -> ObjectRef:
+    raise AssertionError("nothing was to be put")
+
+
+def there_and_back(store: ObjectStore, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    payload, spans = pickling.pack_call(args, kwargs, store.put)
+    assert len(payload) < BIG
+    return pickling.unpack_call(payload, spans, store.open)
+
+
+def result_and_back(store: ObjectStore, value: Any) -> Any:
+    payload, spans = pickling.pack_result(value, store.put_result)
+    assert len(payload) < BIG
+    return pickling.unpack_result(payload, spans, store.open)
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+
+
+def run(code: str, *args: object, cwd: Path | None = None) -> str:
+    """The output of a fresh interpreter, whose ``__main__`` is a file with `code`."""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), *map(str, args)], capture_output=True, text=True, cwd=cwd or "/")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+PLAIN = [
+    None, 1, -(10**30), 2.5, "text", b"bytes", True, 1j, [1, 2], (1, "a"), {"k": 1.5}, [[1], {"a": (None,)}], {1, 2}, frozenset("ab"),
+    bytearray(b"x"), range(3), ..., NotImplemented, type(None), Color.RED, Point(3), collections.OrderedDict(a=1), np.float64(2.5), len, np.dot, dict,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", PLAIN, ids=repr)
+def test_plain_values_come_back_equal_and_of_their_type(value: Any, store: ObjectStore) -> None:
+    args, kwargs = there_and_back(store, value, 7, key=value)
+    assert args == (value, 7)
+    assert kwargs == {"key": value}
+    for back in (args[0], result_and_back(store, value), there_and_back(store, value)[0][0]):
+        assert back == value
+        assert type(back) is type(value)
+    assert store.used == 0
+
+
+def test_without_arguments_the_payload_is_small(store: ObjectStore) -> None:
+    payload, spans = pickling.pack_call((), {}, no_put)
+    assert (len(payload) < 20, spans) == (True, ())
+    assert pickling.unpack_call(payload, (), store.open) == ((), {})
+
+
+def test_small_arrays_stay_in_band_and_writable(store: ObjectStore) -> None:
+    array = np.arange(100.0)
+    back = there_and_back(store, array)[0][0]
+    assert np.array_equal(back, array)
+    back[0] = 5
+    assert store.used == 0
+
+
+def test_large_arrays_go_out_of_band_once_and_come_back_writable(store: ObjectStore) -> None:
+    array = np.arange(BIG, dtype=np.uint8).reshape(256, -1)
+    payload, spans = pickling.pack_call((array, {"deep": [array]}), {"key": array}, store.put)
+    assert len(payload) < 1000
+    assert {span.size for span in spans} == {BIG}
+    assert store.used == BIG
+    (first, second), kwargs = pickling.unpack_call(payload, spans, store.open)
+    assert np.array_equal(first, array)
+    first[0, 0] = 99
+    assert first is second["deep"][0] is kwargs["key"]
+    assert np.array_equal(pickling.unpack_call(payload, spans, store.open)[0][0], array)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((300, 300))[::2, ::3],
+        np.asfortranarray(np.random.default_rng(1).random((200, 200))),
+        np.zeros((0, 3)),
+        np.array([{"a": 1}, None], dtype=object),
+        np.zeros(20000, dtype=[("a", "i4"), ("b", "f8")]),
+        np.array(5.0),
+    ],
+    ids=["strided", "fortran", "empty", "objects", "records", "scalar"],
+)
+def test_arrays_of_all_layouts_come_back(array: Any, store: ObjectStore) -> None:
+    for back in (there_and_back(store, array)[0][0], result_and_back(store, array)):
+        assert np.array_equal(back, array)
+        assert (back.dtype, back.shape) == (array.dtype, array.shape)
+
+
+def test_a_read_only_array_stays_read_only(store: ObjectStore) -> None:
+    array = np.zeros(BIG)
+    array.flags.writeable = False
+    assert not there_and_back(store, array)[0][0].flags.writeable
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_large_bytes_go_out_of_band_without_a_copy_in_the_stream(kind: Callable[[bytes], Any], store: ObjectStore) -> None:
+    data = kind(os.urandom(BIG))
+    payload, spans = pickling.pack_call((data, "x"), {"key": data}, store.put)
+    assert [span.size for span in spans] == [BIG, BIG]
+    args, kwargs = pickling.unpack_call(payload, spans, store.open)
+    assert args == (data, "x")
+    assert kwargs == {"key": data}
+    assert type(args[0]) is kind
+    assert result_and_back(store, data) == data
+
+
+@pytest.mark.parametrize("value", ["x" * BIG, [b"y" * BIG], list(range(BIG)), {"deep": ["z" * BIG]}])
+def test_a_stream_that_is_large_itself_becomes_the_first_span(value: Any, store: ObjectStore) -> None:
+    array = np.ones(BIG)
+    payload, spans = pickling.pack_call((value, array), {}, store.put)
+    assert payload == b""
+    assert len(spans) == 2
+    args, _ = pickling.unpack_call(payload, spans, store.open)
+    assert args[0] == value
+    assert np.array_equal(args[1], array)
+    payload, spans = pickling.pack_result(value, store.put_result)
+    assert (payload, len(spans)) == (b"", 1)
+    assert pickling.unpack_result(payload, spans, store.open) == value
+
+
+def test_just_below_the_limit_nothing_is_put() -> None:
+    payload, spans = pickling.pack_result(b"x" * (BIG - 100), no_put)
+    assert not spans
+    assert pickling.unpack_result(payload, (), lambda name: memoryview(b"")) == b"x" * (BIG - 100)
+
+
+def test_functions_and_classes_that_nobody_can_import_go_by_value(store: ObjectStore) -> None:
+    """This test's module is one of them: no path leads to it by its name."""
+    payload, spans = pickling.pack_call((Point(4), lambda x: x + 1, Color.RED, Point), {}, store.put)
+    out = run(
+        f"""
+        from windlass import pickling
+        args, _ = pickling.unpack_call({payload!r}, {spans!r}, None)
+        print(args[0], args[1](2), args[2].name, type(args[0]) is args[3])
+        """
+    )
+    assert out.split() == ["Point(x=4)", "3", "RED", "True"]
+
+
+def test_what_the_program_defines_comes_back_as_its_own_class_untouched(tmp_path: Path) -> None:
+    """A result of a class by value is an instance of the program's class, and that class keeps its methods with their globals."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        textwrap.dedent(
+            """
+            import sys
+            from windlass import pickling
+            (thing,), _ = pickling.unpack_call(sys.stdin.buffer.read(), (), None)
+            thing.x += 1
+            sys.stdout.buffer.write(pickling.pack_result([thing, type(thing)], None)[0])
+            """
+        )
+    )
+    out = run(
+        """
+        import subprocess, sys
+        from windlass import pickling
+        count = 0
+        class Thing:
+            x = 1
+            def counted(self):
+                return count
+        method = Thing.counted
+        payload, _ = pickling.pack_call((Thing(),), {}, None)
+        done = subprocess.run([sys.executable, sys.argv[1]], input=payload, stdout=subprocess.PIPE, check=True)
+        thing, kind = pickling.unpack_result(done.stdout, (), None)
+        count = 7
+        print(type(thing) is Thing, kind is Thing, thing.x, thing.counted(), Thing.counted is method)
+        """,
+        worker,
+    )
+    assert out.split() == ["True", "True", "2", "7", "True"]
+
+
+def test_a_class_that_only_the_worker_has_travels_by_value() -> None:
+    out = run(
+        """
+        import sys
+        from windlass import pickling
+        class Made:
+            def seven(self): return 7
+        sys.stdout.write(pickling.pack_result(Made(), None)[0].hex())
+        """
+    )
+    assert pickling.unpack_result(bytes.fromhex(out), (), lambda name: memoryview(b"")).seven() == 7
+
+
+def test_a_worker_does_without_cloudpickle_for_ordinary_values() -> None:
+    """A slot that takes and gives arrays, dicts and exceptions stays light."""
+    payload, _ = pickling.pack_call((np.zeros(3), {"a": [1, (2,)]}, "x"), {"k": 1}, no_put)
+    out = run(
+        f"""
+        import sys
+        from windlass import pickling
+        args, kwargs = pickling.unpack_call({payload!r}, (), None)
+        for value in (None, 1, args, kwargs, {{"a": args[0]}}, args[0].sum()):
+            pickling.pack_result(value, None)
+        try:
+            1 / 0
+        except ZeroDivisionError as error:
+            pickling.pack_exception(error)
+        print([name for name in ("cloudpickle", "windlass.byvalue") if name in sys.modules])
+        """
+    )
+    assert out.strip() == "[]"
+
+
+def test_importing_it_loads_nothing_heavy() -> None:
+    code = "import sys; import windlass.pickling, windlass.objects; print([n for n in {} if n in sys.modules])"
+    heavy = [
+        "cloudpickle",
+        "numpy",
+        "blake3",
+        "inspect",
+        "traceback",
+        "tempfile",
+        "zipfile",
+        "windlass.functions",
+        "ast",
+        "logging",
+        "asyncio",
+    ]
+    assert run(code.format(heavy)).strip() == "[]"
+
+
+# ---------------------------------------------------------------- local modules
+
+
+@pytest.fixture
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module that only this test's path has."""
+    name = f"local_{os.urandom(4).hex()}"
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / f"{name}.py").write_text("class Thing:\n    def __init__(self, x):\n        self.x = x\n\ndef double(x):\n    return 2 * x\n")
+    monkeypatch.syspath_prepend(folder)
+    yield name
+    sys.modules.pop(name, None)
+
+
+def test_a_class_of_a_local_module_goes_by_name_and_its_source_comes_along(local: str, store: ObjectStore) -> None:
+    module: Any = __import__(local)
+    array = np.zeros(BIG)
+    payload, spans = pickling.pack_call((module.Thing(5), module.double, array), {"m": module.Thing}, store.put)
+    assert len(spans) == 2
+    out = run(
+        """
+        import sys
+        from windlass import pickling, snapshots
+        from windlass.objects import open_in
+        from windlass.messages import ObjectRef
+        snapshots.call_code_folder = sys.argv[2]
+        """
+        + f"""
+        (thing, double, array), kwargs = pickling.unpack_call({payload!r}, {spans!r}, lambda name: open_in(sys.argv[1], name))
+        module = __import__({local!r})
+        print(thing.x, double(4), array.sum(), type(thing) is module.Thing is kwargs["m"], module.__file__.startswith(sys.argv[2]))
+        """,
+        store.folder,
+        store.folder.parent / "code",
+    )
+    assert out.split() == ["5", "8", "0.0", "True", "True"]
+
+
+# ---------------------------------------------------------------- what cannot travel
+
+
+def test_an_argument_that_cannot_be_pickled_is_named_by_position(store: ObjectStore) -> None:
+    with (
+        socket.socket() as connection,
+        pytest.raises(
+            NotPicklable, match=r"^argument 2 \(socket\.socket\) cannot be pickled: TypeError: cannot pickle 'socket' object; pass what"
+        ),
+    ):
+        pickling.pack_call((1, connection), {}, store.put)
+
+
+def test_an_argument_that_cannot_be_pickled_is_named_by_keyword_with_the_way_down_to_the_reason() -> None:
+    conf = {"level": 1, "parts": [0, Point(threading.Lock())]}  # type: ignore[arg-type]
+    with pytest.raises(
+        NotPicklable, match=r"^keyword argument 'conf' \(dict\) .* because of its \['parts'\]\[1\]\.x \(_thread\.lock\): TypeError"
+    ):
+        pickling.pack_call((1,), {"ok": 1, "conf": conf}, no_put)
+    with pytest.raises(NotPicklable, match=r"argument 1 \('conf', dict\)"):
+        pickling.pack_call((conf,), {}, no_put, parameters=("conf", "other"))
+
+
+def test_nothing_is_put_when_an_argument_cannot_be_pickled() -> None:
+    with pytest.raises(NotPicklable):
+        pickling.pack_call((np.zeros(BIG), threading.Lock()), {}, no_put)
+
+
+def test_a_result_that_cannot_be_pickled_names_its_type_and_the_reason() -> None:
+    with pytest.raises(
+        NotPicklable, match=r"a result of type list cannot be pickled because of its \[0\] \(_thread\.lock\): TypeError: cannot"
+    ):
+        pickling.pack_result([threading.Lock()], no_put)
+    with pytest.raises(NotPicklable, match="a result of type generator cannot be pickled"):
+        pickling.pack_result((x for x in ()), no_put)
+
+
+def test_a_value_too_deep_to_pickle_is_refused() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(NotPicklable, match="recursion"):
+        pickling.pack_result(deep, no_put)
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x80", b"garbage", pickle.dumps(3), pickle.dumps((1,)), pickle.dumps((1, 2))[:-3]])
+def test_damaged_arguments_are_refused(payload: bytes, store: ObjectStore) -> None:
+    with pytest.raises(NotPicklable, match="the call's arguments cannot be unpickled here"):
+        pickling.unpack_call(payload, (), store.open)
+
+
+def test_a_result_of_a_module_that_is_not_here_says_so(store: ObjectStore) -> None:
+    payload = b"\x80\x05cno_such_module\nThing\n."
+    with pytest.raises(NotPicklable, match="No module named 'no_such_module'; is it installed on this side too?"):
+        pickling.unpack_result(payload, (), store.open)
+
+
+def test_a_lost_object_is_a_key_error(store: ObjectStore) -> None:
+    payload, spans = pickling.pack_result(np.zeros(BIG), store.put_result)
+    store.discard(spans[0].name)
+    with pytest.raises(KeyError):
+        pickling.unpack_result(payload, spans, store.open)
+
+
+# ---------------------------------------------------------------- exceptions
+
+
+class Simple(Exception):
+    pass
+
+
+class NeedsMore(Exception):
+    def __init__(self, code: int, *, reason: str) -> None:
+        super().__init__(f"code {code}: {reason}")
+        self.code, self.reason = code, reason
+
+
+class Doubles(Exception):
+    """Pickles without complaint, and has another message when it is read."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no such name: {name}")
+
+
+class Holds(Exception):
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock, self.number = threading.Lock(), 3
+
+
+class Unpicklable(Exception):
+    pass
+
+
+def thrown(function: Callable[[], object]) -> BaseException:
+    try:
+        function()
+    except BaseException as error:
+        return error
+    raise AssertionError("it did not raise")
+
+
+def sent(exc: BaseException) -> BaseException:
+    payload, _ = pickling.pack_exception(exc)
+    return pickling.unpack_exception(payload)
+
+
+def fails(exc: BaseException) -> Callable[[], object]:
+    def innermost() -> None:
+        raise exc
+
+    return innermost
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [ValueError("bad"), KeyError("k"), Simple("a", 2), OSError(2, "No such file", "/x"), SystemExit(3), KeyboardInterrupt(),
+     UnicodeDecodeError("utf-8", b"\xff", 0, 1, "why"), StopIteration(5), Simple(np.arange(3).tolist())],
+    ids=repr,
+)  # fmt: skip
+def test_an_exception_keeps_type_arguments_and_message(exc: BaseException) -> None:
+    back = sent(thrown(fails(exc)))
+    assert type(back) is type(exc)
+    assert (back.args, str(back)) == (exc.args, str(exc))
+
+
+def test_attributes_and_notes_are_kept() -> None:
+    exc = Simple("x")
+    exc.detail = {"a": 1}  # type: ignore[attr-defined]
+    exc.add_note("while reading row 7")
+    back: Any = sent(thrown(fails(exc)))
+    assert back.detail == {"a": 1}
+    assert back.__notes__ == ["while reading row 7"]
+    assert isinstance(sent(FileNotFoundError(2, "gone", "f")), FileNotFoundError)
+
+
+def test_an_init_with_other_arguments_is_no_obstacle() -> None:
+    back = sent(thrown(fails(NeedsMore(5, reason="late"))))
+    assert isinstance(back, NeedsMore)
+    assert (str(back), back.code, back.reason) == ("code 5: late", 5, "late")
+    back = sent(thrown(fails(Doubles("x"))))
+    assert (type(back), str(back)) == (Doubles, "no such name: x")
+
+
+def test_attributes_that_cannot_travel_are_left_behind() -> None:
+    back: Any = sent(thrown(fails(Holds("busy"))))
+    assert type(back) is Holds
+    assert (str(back), back.number, hasattr(back, "lock")) == ("busy", 3, False)
+
+
+def test_an_exception_that_cannot_travel_becomes_a_remote_error_that_names_it() -> None:
+    back = sent(thrown(fails(Unpicklable(threading.Lock()))))
+    assert type(back) is RemoteError
+    assert "Unpicklable: <unlocked _thread.lock" in str(back)
+    assert "in innermost" in str(back.__cause__)
+
+
+def test_the_cause_is_the_remote_traceback_from_the_users_first_frame_on() -> None:
+    back = sent(thrown(fails(ValueError("bad"))))
+    assert isinstance(back.__cause__, RemoteTraceback)
+    text = str(back.__cause__)
+    assert "in innermost" in text
+    assert "raise exc" in text
+    assert text.rstrip().endswith("ValueError: bad")
+
+
+def test_windlass_own_frames_are_left_out() -> None:
+    exc = thrown(lambda: pickling.pack_result(Explodes(), no_put))
+    assert isinstance(exc, NotPicklable)
+    assert exc.__cause__ is not None
+    text = pickling.pack_exception(exc.__cause__)[1].text
+    assert "in __reduce__" in text
+    assert os.path.join("windlass", "pickling.py") not in text
+
+
+class Explodes:
+    def __reduce__(self) -> str:
+        raise ZeroDivisionError("user code")
+
+
+def test_the_chain_is_kept_each_with_its_own_traceback() -> None:
+    def inner() -> None:
+        raise KeyError("inner")
+
+    def middle() -> None:
+        try:
+            inner()
+        except KeyError as error:
+            raise Simple("middle") from error
+
+    def outer() -> None:
+        try:
+            middle()
+        except Simple:
+            raise ValueError("outer")  # noqa: B904 - the context is what is tested
+
+    exc = thrown(outer)
+    payload, detail = pickling.pack_exception(exc)
+    back = pickling.unpack_exception(payload)
+    remote = back.__cause__
+    assert isinstance(remote, RemoteTraceback)
+    middle_back = remote.__context__
+    assert isinstance(middle_back, Simple)
+    assert back.__context__ is middle_back
+    assert middle_back.__cause__ is not None
+    inner_back = middle_back.__cause__.__cause__
+    assert isinstance(inner_back, KeyError)
+    assert "in inner" in str(inner_back.__cause__)
+    story = "".join(traceback.format_exception(back))
+    places = [story.index(text) for text in ("KeyError: 'inner'", "Simple: middle", "ValueError: outer")]
+    assert places == sorted(places)
+    assert [detail.text.count(text) for text in ("KeyError: 'inner'", "Simple: middle", "ValueError: outer")] == [1, 1, 1]
+
+
+def test_a_chain_that_bites_its_tail_ends() -> None:
+    first, second = Simple("first"), Simple("second")
+    first.__cause__, second.__cause__ = second, first
+    back = sent(first)
+    assert str(back) == "first"
+    assert str(back.__context__) == "second"
+
+
+def test_a_suppressed_context_stays_suppressed() -> None:
+    def quiet() -> None:
+        try:
+            raise KeyError("hidden")
+        except KeyError:
+            raise ValueError("shown") from None
+
+    back = sent(thrown(quiet))
+    assert "hidden" not in "".join(traceback.format_exception(back))
+
+
+def test_groups_come_back_with_their_members_and_their_causes() -> None:
+    def both() -> None:
+        members: list[Exception] = []
+        for exc in (ValueError("one"), NeedsMore(2, reason="two")):
+            try:
+                raise exc from KeyError("why")
+            except Exception as error:
+                members.append(error)
+        raise ExceptionGroup("many", [*members, ExceptionGroup("inner", [TypeError("three")])])
+
+    back = sent(thrown(both))
+    assert isinstance(back, ExceptionGroup)
+    assert back.message == "many"
+    one, two, inner = back.exceptions
+    assert (type(one), type(two), type(inner)) == (ValueError, NeedsMore, ExceptionGroup)
+    assert isinstance(one.__cause__, RemoteTraceback)
+    assert isinstance(one.__cause__.__cause__, KeyError)
+    assert back.subgroup(TypeError) is not None
+
+
+def test_a_group_with_a_member_that_cannot_travel_is_a_group_still() -> None:
+    back = sent(ExceptionGroup("many", [ValueError("one"), Unpicklable(threading.Lock())]))
+    assert isinstance(back, ExceptionGroup)
+    assert [type(member) for member in back.exceptions] == [ValueError, RemoteError]
+
+
+def test_the_detail_has_all_classes_by_name() -> None:
+    _, detail = pickling.pack_exception(FileNotFoundError(2, "gone"))
+    assert detail.types[:2] == ("builtins.FileNotFoundError", "builtins.OSError")
+    assert "builtins.Exception" in detail.types
+
+
+def test_an_exception_of_any_size_fits_into_a_frame() -> None:
+    exc = ValueError("x" * 2_000_000, np.zeros(1_000_000))
+    exc.add_note("y" * 2_000_000)
+    exc.__cause__ = Simple("z" * 3_000_000)
+    payload, detail = pickling.pack_exception(exc)
+    assert len(payload) < 300_000
+    assert len(detail.text) < 40_000
+    assert isinstance(pickling.unpack_exception(payload), RemoteError)
+    long = Simple("0")
+    for number in range(1, 500):
+        later = Simple(str(number))
+        later.__cause__ = long
+        long = later
+    payload, _ = pickling.pack_exception(long)
+    assert len(payload) < 300_000
+    assert str(pickling.unpack_exception(payload)) == "499"
+
+
+class Hostile(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    def __reduce__(self) -> str:
+        raise RuntimeError("no pickle")
+
+
+def test_telling_of_an_exception_never_raises() -> None:
+    back = sent(thrown(fails(Hostile())))
+    assert type(back) is Hostile
+    assert "in innermost" in str(back.__cause__)
+    assert "Hostile" in str(sent(thrown(fails(Hostile(threading.Lock())))))
+
+
+def test_an_exception_whose_class_is_not_here_is_told_by_name() -> None:
+    out = run(
+        """
+        import sys, types
+        from windlass import pickling
+        module = sys.modules["only_there"] = types.ModuleType("only_there")
+        class Odd(Exception): pass
+        Odd.__module__ = "only_there"
+        module.Odd = Odd
+        try:
+            raise Odd("strange")
+        except Odd as error:
+            print(pickling.pack_exception(error)[0].hex())
+        """
+    )
+    back = pickling.unpack_exception(bytes.fromhex(out))
+    assert type(back) is RemoteError
+    assert "only_there.Odd: strange (it cannot be unpickled here: ModuleNotFoundError: No module named 'only_there')" in str(back)
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x90", b"garbage", b"\x91\x91\xa1a", pickle.dumps(ValueError(1))])
+def test_damaged_exceptions_are_refused(payload: bytes) -> None:
+    with pytest.raises(NotPicklable, match="its bytes are damaged"):
+        pickling.unpack_exception(payload)

@@ -1,0 +1,250 @@
+"""The command line: what is typed, what is printed, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import windlass
+from windlass.cli import main, split_pool_options
+from windlass.managers import choose_manager, known_managers
+from windlass.status import picture, show_bytes, show_span
+
+COMMAND = str(Path(sys.executable).with_name("windlass"))
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def text_of(status: dict[str, Any], width: int = 200) -> str:
+    """What a person sees of a status."""
+    console = Console(width=width, force_terminal=False, color_system=None, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    with console.file:
+        console.print(picture(status))
+        return console.export_text()
+
+
+@pytest.fixture
+def manager(nothing_left_running: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[windlass.Manager]:
+    """The only manager of its user."""
+    monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path / "state"))
+    with windlass.Manager() as manager:
+        yield manager
+
+
+# ---------------------------------------------------------------- words
+
+
+def test_version_names_what_matters_to_whoever_reports_a_defect(capsys: pytest.CaptureFixture[str]) -> None:
+    """Windlass, its protocol and Python."""
+    assert main(["version"]) == 0
+    assert windlass.__version__ in capsys.readouterr().out
+    assert main(["version", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["windlass"] == windlass.__version__
+
+
+@pytest.mark.parametrize("words", [[], ["factory"]])
+def test_a_command_line_without_a_command_shows_the_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """And counts as a wrong one, for the sake of scripts."""
+    assert main(words) == 2
+    assert "commands:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["statsu"], ["factory", "start"], ["status", "--jsno"], ["version", "extra"]])
+def test_words_that_are_not_commands_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 2, by argparse."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert "usage: windlass" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "rest", "options"),
+    [
+        ("local", "local", {}),
+        ("local --max-pilots 4 --memory 8GB", "local", {"max_pilots": 4, "memory": "8GB"}),
+        ("--max-pilots 4 local", "local", {"max_pilots": 4}),
+        ("mine slurm --cores=0.5 --exclusive", "mine slurm", {"cores": 0.5, "exclusive": True}),
+        ("--exclusive --cores 2 slurm", "slurm", {"exclusive": True, "cores": 2}),
+        ("local --port 9123 --cores 2", "local --port 9123", {"cores": 2}),
+        ("local --wait=3 --grace 5s", "local --wait=3", {"grace": "5s"}),
+        ("slurm --hold no --shared yes", "slurm", {"hold": False, "shared": True}),
+        ("slurm --setup a --setup b", "slurm", {"setup": ["a", "b"]}),
+        ("slurm --setup 1", "slurm", {"setup": ["1"]}),
+        ("slurm --env A=1 --env=B=x=y", "slurm", {"env": {"A": "1", "B": "x=y"}}),
+        ("local --pool 7 --python 3", "local", {"pool": "7", "python": "3"}),
+        ("local --help", "local --help", {}),
+    ],
+)
+def test_pool_options_are_taken_out_of_the_command_line(words: str, rest: str, options: dict[str, object]) -> None:
+    """``--some-option value`` is ``some_option=value`` of `Factory`, wherever it stands."""
+    assert split_pool_options(words.split()) == (rest.split(), options)
+
+
+def test_a_worker_goes_by_before_anything_is_loaded() -> None:
+    """Pilots run this; a thousand of them must not load a parser of options that are not theirs."""
+    program = "import sys; sys.argv = ['windlass', 'worker', '--no-such-option']; from windlass.cli import main; main()"
+    watched = f"import atexit, sys; atexit.register(lambda: print('argparse' in sys.modules, 'rich' in sys.modules)); {program}"
+    ran = subprocess.run([sys.executable, "-c", watched], capture_output=True, text=True, check=False, timeout=30)
+    assert ran.stdout.split()[-2:] == ["False", "False"]
+    assert "no-such-option" in ran.stderr
+
+
+# ---------------------------------------------------------------- status
+
+
+def test_status_says_that_no_manager_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happened, where was looked, what to do."""
+    monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path))
+    assert main(["status"]) == 2
+    assert capsys.readouterr().err == (
+        f"windlass: no manager of yours is running (looked in {tmp_path}/managers); start the program that has it\n"
+    )
+
+
+def test_status_of_an_unknown_name_shows_near_ones(manager: windlass.Manager, capsys: pytest.CaptureFixture[str]) -> None:
+    """A typing error is the likeliest cause."""
+    assert main(["status", manager.name + "x"]) == 2
+    assert f"did you mean '{manager.name}'?" in capsys.readouterr().err
+
+
+def test_status_shows_the_only_manager(manager: windlass.Manager, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a name; and the JSON is the documented object."""
+    manager.install_library("lib", double)
+    assert main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert str(manager.port) in shown
+    assert "lib" in shown
+    assert main(["status", "--json", "--port", str(manager.port)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["calls"]["waiting"] == 0
+    assert [library["name"] for library in found["libraries"]] == ["lib"]
+
+
+def test_several_managers_are_listed_and_told_apart_by_name_or_port(manager: windlass.Manager, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guessing would show, or serve, the wrong one."""
+    with windlass.Manager(name="second") as second:
+        assert main(["status"]) == 2
+        error = capsys.readouterr().err
+        assert f"second (port {second.port})" in error
+        assert f"{manager.name} (port {manager.port})" in error
+        assert choose_manager(port=second.port).name == "second"
+        assert choose_manager("second").name == "second"
+
+
+def test_a_manager_that_has_ended_is_not_taken_for_a_running_one(manager: windlass.Manager) -> None:
+    """A named one leaves its connection file, for its successor."""
+    with windlass.Manager(name="gone"):
+        pass
+    assert choose_manager().name == manager.name
+    assert [known.is_running() for known in known_managers() if known.name == "gone"] in ([], [False])
+
+
+def test_a_status_is_shown_whatever_it_lacks() -> None:
+    """The command line of one version looks at managers of others."""
+    assert "says nothing" in text_of({})
+    full: dict[str, Any] = {
+        "manager": {"name": "mine", "addresses": ["127.0.0.1:9123"]},
+        "calls": {"waiting": 3, "running": 2, "done": 1_000_000, "failed": 0, "rate": 1234.5},
+        "libraries": [
+            {"name": "lib", "imports": {"numpy": {"seconds": 0.25, "error": ""}, "no": {"error": "x"}}, "failed": "why", "new": 1}
+        ],
+        "workers": [
+            {"id": "w1", "memory_used": 3 << 30, "seconds_left": None, "libraries": [{"name": "lib", "slots": 2, "phase": "ready"}]}
+        ],
+        "pools": [{"name": "short", "pilots": {"queued": 2, "running": 0}, "paused": "bad account"}],
+    }
+    shown = text_of(full)
+    for words in ("manager mine, at 127.0.0.1:9123", "1,000,000 done", "0 failed", "1,234 per s", "3.0 GB", "lib (2 slots)", "2 queued"):
+        assert words in shown, words
+    for words in ("lib: imports: numpy 0.25 s, no failed", "lib: failed: why", "short: paused: bad account"):
+        assert words in shown, words
+    for missing in full:
+        text_of({key: value for key, value in full.items() if key != missing})
+        text_of({**full, missing: [{}] if isinstance(full[missing], list) else {}})
+        text_of({**full, missing: None})
+
+
+def test_of_many_workers_the_first_are_shown() -> None:
+    """A terminal has forty lines or so."""
+    shown = text_of({"workers": [{"id": f"worker-{number}"} for number in range(1000)]})
+    assert "the first 40 of 1000" in shown
+    assert "worker-39" in shown
+    assert "worker-40" not in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.25, "0.25 s"), (42, "42 s"), (300, "5 min"), (3 * 3600 + 60, "3 h 1 min"), (3 * 86400 + 7200, "3 d 2 h")]
+)
+def test_times_are_shown_as_people_say_them(seconds: float, text: str) -> None:
+    assert show_span(seconds) == text
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (999, "999 B"), (1024, "1.0 kB"), (3 << 30, "3.0 GB"), (200 << 30, "200 GB")])
+def test_sizes_are_shown_as_people_say_them(size: int, text: str) -> None:
+    assert show_bytes(size) == text
+
+
+# ---------------------------------------------------------------- factory
+
+
+def test_a_dry_run_prints_what_would_be_started_and_starts_nothing(nothing_left_running: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the plan in the user's units."""
+    assert main(["factory", "dry-run", "local", "--cores", "2", "--max-pilots", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "windlass.worker" in shown
+    assert "3" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("local --max-pilot 3", "did you mean 'max_pilots'"),
+        ("locl", "did you mean 'local'"),
+        ("mine local more", r"factory takes \[MANAGER\] BACKEND"),
+    ],
+)
+def test_a_wrong_pool_is_refused_with_near_names(words: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing falls back to something else silently."""
+    assert main(["factory", "dry-run", *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("windlass: ")
+    assert re.search(text, error)
+
+
+def test_a_factory_that_finds_no_manager_gives_up_after_its_wait(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says for what it waited."""
+    monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path))
+    assert main(["factory", "run", "local", "--wait", "0.3", "--port", "9"]) == 2
+    error = capsys.readouterr().err
+    assert "waiting up to 0.3 s for a manager on port 9" in error
+    assert "no manager of yours is running on port 9" in error
+
+
+def test_a_factory_serves_a_manager_of_another_program_until_it_is_interrupted(manager: windlass.Manager) -> None:
+    """The manager is found by its port; Ctrl-C is an orderly end."""
+    manager.install_library("lib", double)
+    future = manager.submit(windlass.FunctionCall("lib", "double", 21))
+    words = [COMMAND, "factory", "run", "local", "--port", str(manager.port), "--cores", "1"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        try:
+            assert future.result(timeout=30) == 42
+            assert main(["status"]) == 0
+        finally:
+            running.send_signal(signal.SIGINT)
+        said, _ = running.communicate(timeout=30)
+    assert running.returncode == 0, said

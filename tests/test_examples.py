@@ -1,0 +1,130 @@
+"""What a newcomer runs: the examples, the README's code, the demo. Each is run as they would run it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = str(Path(sys.executable).with_name("windlass"))
+#: Seconds that any of them may take before the test gives up.
+PATIENCE = 60
+
+
+@pytest.fixture
+def own_state(nothing_left_running: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user who has no other manager; gives the folder to work in."""
+    monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path / "state"))
+    return tmp_path
+
+
+def run(*words: str, folder: Path) -> str:
+    """The output of a program that must succeed and must not write to stderr."""
+    ran = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stderr == ""
+    return ran.stdout
+
+
+def readme_blocks() -> list[tuple[str, str]]:
+    """Words after the fence and the code, of each Python block."""
+    found = re.findall(r"^```python *(.*?)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    return [(words, code) for words, code in found]
+
+
+def test_the_readme_has_code() -> None:
+    """So that the next tests test something."""
+    assert [words for words, _ in readme_blocks()] == ["", "slurm", ""]
+
+
+@pytest.mark.parametrize(("words", "code"), readme_blocks())
+def test_code_of_the_readme_runs(words: str, code: str, own_state: Path) -> None:
+    """As a script, in an empty folder; the one for Slurm with its backend replaced by ``local``, and nothing else changed."""
+    if words == "slurm":
+        code, replaced = re.subn(r'Executor\("slurm", [^)]*\)', 'Executor("local")', code)
+        assert replaced == 1
+        assert code == readme_blocks()[0][1], "the ten lines with Slurm differ from the ten without in more than the backend"
+    script = own_state / "script.py"
+    script.write_text(code)
+    assert run(sys.executable, str(script), folder=own_state).startswith("[")
+
+
+def test_the_first_code_of_the_readme_is_ten_lines() -> None:
+    """As it says; blank lines not counted."""
+    (_, code), *_ = readme_blocks()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+
+
+def test_quickstart_runs(own_state: Path) -> None:
+    """The README's example as a file."""
+    assert "200 results" in run(sys.executable, str(ROOT / "examples/quickstart.py"), folder=own_state)
+
+
+def test_digits_finds_the_best_model_and_tells_what_hoisting_saved(own_state: Path) -> None:
+    """A table, the best model first, then seconds."""
+    shown = run(sys.executable, str(ROOT / "examples/digits.py"), "--quick", "--folds", "3", folder=own_state)
+    lines = shown.splitlines()
+    assert lines[0].split()[:2] == ["model", "right"]
+    right = [float(found) for found in re.findall(r"^\S.*? +(\d+\.\d+)% ", shown, re.MULTILINE)]
+    assert len(right) == 4
+    assert right == sorted(right, reverse=True)
+    assert re.search(r"12 calls in .* Imports and context took \d", lines[-1])
+
+
+def test_the_posters_program_runs_with_a_factory_beside_it(own_state: Path) -> None:
+    """Two terminals, in whatever order: here the factory is started first and waits. It ends by itself when the program has ended."""
+    port = str(free_port())
+    words = [COMMAND, "factory", "run", "local", "--port", port, "--cores", "1"]
+    with subprocess.Popen(words, cwd=own_state, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as factory:
+        try:
+            shown = run(sys.executable, str(ROOT / "examples/poster.py"), "--port", port, folder=own_state)
+            said, _ = factory.communicate(timeout=PATIENCE)
+        finally:
+            factory.kill()
+    assert factory.returncode == 0, said
+    assert shown.startswith("[[")
+    assert "..." in shown  # a 100 x 100 matrix, as numpy prints it
+
+
+def test_the_posters_program_differs_from_the_poster_in_its_first_import_only() -> None:
+    """Every line of the program as published is there, in its order."""
+    published = """
+        import numpy as np
+        def mul_matrix(matrix):
+            import numpy
+            return numpy.dot(matrix, matrix)
+        q = vine.Manager(port=args.port)
+        libtask = q.create_library('lib', mul_matrix, imports=[np])
+        q.install_library(libtask)
+        task = vine.FunctionCall('lib', 'mul_matrix', np.random.rand(100, 100))
+        q.submit(task)
+        while not q.empty():
+            done = q.wait(5)
+            if done: print(done.output)
+    """
+    lines = iter([line.strip() for line in (ROOT / "examples/poster.py").read_text().splitlines()])
+    assert "import windlass as vine" in lines
+    for line in published.strip().splitlines():
+        assert line.strip() in lines, line
+
+
+def test_the_demo_shows_the_main_job(own_state: Path) -> None:
+    """Steps with numbers, a picture, a pilot killed on the way, an exception from a call, what hoisting saved."""
+    shown = run(COMMAND, "demo", folder=own_state)
+    assert [line.split(".")[0] for line in shown.splitlines() if re.match(r"\d\. ", line)] == ["1", "2", "3", "4", "5", "6", "7"]
+    for words in ("@@@@@@", "was killed", "ValueError: there is no row -1", "once per call it would have taken"):
+        assert words in shown
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

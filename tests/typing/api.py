@@ -1,0 +1,90 @@
+"""What type checkers make of the public API. Never run: `test_typing.py` gives it to mypy, and pyright reads all tests."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from typing import assert_type
+
+from windlass import CallFuture, Executor, FunctionCall, Library
+from windlass.manager.executor import View
+from windlass.manager.future import Timings
+from windlass.manager.mapping import MapResults
+from windlass.messages import CallId
+
+
+def length(text: str, *, strip: bool = False) -> int:
+    return len(text.strip() if strip else text)
+
+
+def futures(pool: Executor) -> None:
+    future = pool.submit(length, "x", strip=True)
+    assert_type(future, CallFuture[int])
+    assert_type(future.result(timeout=1.5), int)
+    assert_type(future.exception(), BaseException | None)
+    assert_type(future.output, int)
+    assert_type(future.error, BaseException | None)
+    assert_type(future.stdout, str)
+    assert_type(future.timings, Timings)
+    assert_type(future.timings.running, float)
+    assert_type(future.call_id, CallId)
+    assert_type(future.cancel(), bool)
+    stock: concurrent.futures.Future[int] = future
+    stock.add_done_callback(lambda done: assert_type(done.result(), int))
+    pool.submit(length, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    pool.submit(length, "x", strip="y")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def many_futures(pool: Executor) -> None:
+    several = [pool.submit(length, text) for text in "abc"]
+    done, _ = concurrent.futures.wait(several)
+    for future in done:
+        assert_type(future.result(), int)
+    for future in concurrent.futures.as_completed(several):
+        assert_type(future.result(), int)
+
+
+async def awaited(pool: Executor) -> None:
+    future = pool.submit(length, "x")
+    assert_type(await future, int)
+    assert_type(await asyncio.wrap_future(future), int)
+    assert_type(await asyncio.gather(future, future), tuple[int, int])
+
+
+def options(pool: Executor) -> None:
+    view = pool.with_options(timeout="10min", retries=2, retry_on=(OSError, "package.Error"), memory="auto", tag="x")
+    assert_type(view, View)
+    assert_type(view.submit(length, "x"), CallFuture[int])
+    pool.with_options(timout=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    pool.with_options(retries="2")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def mapping(pool: Executor) -> None:
+    results = pool.map(length, ["a", "b"], timeout=3, ordered=False, progress="lengths", buffersize=10)
+    assert_type(results, MapResults[int])
+    for value in results:
+        assert_type(value, int)
+    results.close()
+
+
+def for_any_executor(stock: concurrent.futures.Executor) -> None:
+    assert_type(stock.submit(length, "x"), concurrent.futures.Future[int])
+
+
+def everywhere(pool: Executor) -> None:
+    for_any_executor(pool)
+    for_any_executor(pool.with_options(timeout=3))
+
+
+def calls(library: Library) -> None:
+    call = FunctionCall("lib", "length", "x", strip=True)
+    assert_type(call.with_options(retries=1, cores=2.5), FunctionCall)
+    FunctionCall(library, length, "x", timeout=3)
+    FunctionCall(3, "length")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    call.with_options(priority="high")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def libraries() -> None:
+    Library("lib", length, imports=[asyncio, "json"], context=(length, ["x"], {}), slots=2, memory="2GB", env={"A": "1"})
+    Library("lib", length, imports="auto", start_timeout="10min", python="3.11")
+    Library("lib", length, env={"A": 1})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,654 @@
+"""The worker as pilots run it, a real process, against a small manager made of the real listener.
+
+Each way that a call can go, and each way that a worker can end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cloudpickle
+import pytest
+import pytest_asyncio
+
+from windlass import __version__, pickling
+from windlass.dataplane import DataServer
+from windlass.identity import Authority, Identity
+from windlass.links import Link
+from windlass.listener import Listener
+from windlass.messages import (
+    BAD_CALL,
+    CANCELLED,
+    OUT_OF_BAND_BYTES,
+    OUT_OF_MEMORY,
+    RETURNED,
+    TIMED_OUT,
+    AddFunctions,
+    CallEnd,
+    CallId,
+    CallRun,
+    CallsEnded,
+    CallsReturned,
+    CancelCalls,
+    CertificateIssued,
+    CertificateRequest,
+    Drain,
+    FunctionDef,
+    FunctionId,
+    Goodbye,
+    HeldCall,
+    Hello,
+    InstanceId,
+    Leave,
+    LibraryFailed,
+    LibraryId,
+    LibraryReady,
+    LibrarySpec,
+    LibraryStopped,
+    Message,
+    ObjectName,
+    ObjectRef,
+    RecallCalls,
+    Refused,
+    RunCalls,
+    StartLibrary,
+    StopLibrary,
+    Welcome,
+    WorkerDraining,
+)
+from windlass.objects import ObjectStore
+from windlass.worker.guardian import VARIABLE
+
+# Slots cannot import this file, so its functions travel by value.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+M = TypeVar("M", bound=Message)
+LIB = InstanceId(7)
+
+
+def add(left: int, right: int) -> int:
+    return left + right
+
+
+def double(data: Any) -> Any:
+    return data * 2
+
+
+def wait_for(path: str) -> str:
+    """Say that it runs, and wait until a file is there."""
+    import pathlib
+    import time
+
+    pathlib.Path(path + ".started").touch()
+    while not pathlib.Path(path).exists():
+        time.sleep(0.002)
+    return "seen"
+
+
+def hog(size: int) -> int:
+    """Use memory and keep it."""
+    import time
+
+    kept = bytearray(size)
+    kept[::4096] = b"x" * len(kept[::4096])
+    time.sleep(600)
+    return len(kept)
+
+
+class Manager:
+    """Welcomes workers, records what they say, and says what a test tells it to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        #: What workers write to stderr.
+        self.errors = folder / "stderr"
+        self.authority = Authority.create("test-manager", folder / "state")
+        self.store = ObjectStore(folder / "store", 1 << 30)
+        self.listener = Listener(self.authority, self, serve_data=DataServer(self.store))
+        self.hellos: list[Hello] = []
+        self.identities: list[Identity] = []
+        self.heard: list[Message] = []
+        self.ends: dict[int, CallEnd] = {}
+        self.returned: list[tuple[str, int]] = []
+        self.changed = asyncio.Event()
+        self.link: Link | None = None
+        self.refusal: Refused | None = None
+        self.manager_timeout = 60.0
+        self.shares_host = True
+        self.sessions = 0
+        self.processes: list[asyncio.subprocess.Process] = []
+        self.functions: dict[Callable[..., Any], FunctionId] = {}
+
+    # -- the listener's handler
+
+    def hello(self, hello: Hello, identity: Identity) -> Welcome | Refused:
+        self.identities.append(identity)
+        if hello.purpose == "control":
+            self.hellos.append(hello)
+        if self.refusal is not None:
+            return self.refusal
+        known = hello.session in self.listener.links
+        self.sessions += not known and hello.purpose == "control"
+        session = hello.session if known else f"session-{self.sessions}"
+        store, token = (str(self.store.folder), self.store.token) if self.shares_host else ("", "")
+        return Welcome(session, 0, "test-manager", __version__, 1.0, 10.0, self.manager_timeout, store, token)
+
+    def attach(self, session: str, link: Link) -> None:
+        self.link = link
+        link.on_messages = self._hear
+        link.on_resumed = lambda _: self.changed.set()
+        self.changed.set()
+
+    def _hear(self, batch: list[Message]) -> None:
+        self.heard += batch
+        for message in batch:
+            if isinstance(message, CallsEnded):
+                for end in message.ends:
+                    assert end.call not in self.ends, "ended twice"
+                    self.ends[end.call] = end
+            elif isinstance(message, CallsReturned):
+                self.returned += [(message.reason, item.call) for item in message.calls]
+        self.changed.set()
+
+    # -- what tests do
+
+    async def worker(self, *options: str, attached: bool = True) -> asyncio.subprocess.Process:
+        """Start a worker; with `attached`, wait until it has said hello."""
+        if not self.listener.addresses:
+            await self.listener.listen(["127.0.0.1"])
+            self.authority.set_addresses(self.listener.addresses)
+        words = ["--connection", str(self.authority.pilot_file), "--scratch", str(self.folder / "scratch"), "--cores", "2", *options]
+        with self.errors.open("ab") as err:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "windlass.worker", *words, stdin=asyncio.subprocess.DEVNULL, stderr=err
+            )
+        self.processes.append(process)
+        if attached:
+            await self.until(lambda: self.link is not None)
+        return process
+
+    def say(self, *messages: Message) -> None:
+        assert self.link is not None
+        self.link.send(*messages)
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+        """Wait for something that was heard to make this true."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not condition():
+                    self.changed.clear()
+                    await self.changed.wait()
+        except TimeoutError:
+            pytest.fail(f"not within {seconds:g} s; heard: {self.heard}; the worker wrote: {self.errors.read_text()}")
+
+    async def hear(self, kind: type[M]) -> M:
+        """The first message of this kind."""
+        await self.until(lambda: any(isinstance(message, kind) for message in self.heard))
+        return next(message for message in self.heard if isinstance(message, kind))
+
+    def define(self, function: Callable[..., Any]) -> FunctionDef:
+        self.functions[function] = FunctionId(os.urandom(16))
+        return FunctionDef(self.functions[function], function.__name__, cloudpickle.dumps(function))
+
+    async def library(self, *functions: Callable[..., Any], slots: int = 1) -> LibraryReady:
+        """Have an instance with these functions that serves."""
+        definitions = tuple(self.define(function) for function in functions)
+        spec = LibrarySpec(LibraryId("lib@1"), "lib", sys.version_info[:2], definitions)
+        self.say(StartLibrary(LIB, spec, slots))
+        return await self.hear(LibraryReady)
+
+    def call(self, number: int, function: Callable[..., Any], *args: Any, timeout: float = 0.0) -> CallRun:
+        payload, spans = pickling.pack_call(args, {}, self.store.put)
+        return CallRun(CallId(number), 1, LIB, self.functions[function], payload, spans, timeout)
+
+    async def end(self, number: int) -> CallEnd:
+        await self.until(lambda: number in self.ends)
+        return self.ends[number]
+
+    def value(self, end: CallEnd) -> Any:
+        assert end.outcome == RETURNED, end
+        return pickling.unpack_result(end.payload, end.spans, self.store.open)
+
+    async def started(self, *paths: Path) -> None:
+        """Wait until calls of `wait_for` run; only the file tells."""
+        async with asyncio.timeout(20):
+            while not all(os.path.exists(f"{path}.started") for path in paths):  # noqa: ASYNC240 (a local file)
+                await asyncio.sleep(0.002)
+
+    async def close(self) -> None:
+        for process in self.processes:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+        await self.listener.close()
+        self.store.close()
+
+
+def processes_of(pid: int) -> list[int]:
+    """Living processes that bear the mark of a worker's environment, given the worker or one of its processes; not itself."""
+    try:
+        marks = [word for word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if word.startswith(f"{VARIABLE}=".encode())]
+    except OSError:
+        marks = []
+    return marked(marks[0]) if marks else []
+
+
+def marked(mark: bytes) -> list[int]:
+    found: list[int] = []
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if name.isdigit() and mark in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+                found.append(int(name))
+    return found
+
+
+async def all_gone(mark: bytes, seconds: float = 5.0) -> None:
+    """Wait until no process bears the mark; only /proc tells."""
+    async with asyncio.timeout(seconds):
+        while marked(mark):
+            await asyncio.sleep(0.005)
+
+
+def mark_of(pid: int) -> bytes:
+    block = Path(f"/proc/{pid}/environ").read_bytes()
+    return next(word for word in block.split(b"\0") if word.startswith(f"{VARIABLE}=".encode()))
+
+
+async def status(process: asyncio.subprocess.Process, seconds: float = 15.0) -> int:
+    """Exit status of a worker that is about to end."""
+    async with asyncio.timeout(seconds):
+        return await process.wait()
+
+
+@pytest_asyncio.fixture
+async def manager(tmp_path: Path, nothing_left_running: None) -> AsyncIterator[Manager]:
+    (tmp_path / "scratch").mkdir()
+    it = Manager(tmp_path)
+    yield it
+    await it.close()
+
+
+def scratch_is_empty(manager: Manager) -> bool:
+    return not list((manager.folder / "scratch").iterdir())
+
+
+pytestmark = pytest.mark.asyncio
+
+
+# ---------------------------------------------------------------- calls
+
+
+async def test_calls_run_and_each_ends_once(manager: Manager) -> None:
+    """Many calls over two slots; then the instance is stopped, and the worker leaves with nothing behind."""
+    process = await manager.worker("--pool", "p", "--pilot", "12.0", "--worker-id", "w1")
+    info = manager.hellos[0].worker
+    assert info is not None
+    assert (info.pool, info.pilot, info.resources.cores, info.pid) == ("p", "12.0", 2.0, process.pid)
+    assert info.resources.memory > 0
+    ready = await manager.library(add, slots=2)
+    assert ready.pid
+    manager.say(RunCalls([manager.call(number, add, number, 1) for number in range(3000)]))
+    await manager.until(lambda: len(manager.ends) == 3000)
+    assert [manager.value(manager.ends[number]) for number in (0, 1, 2999)] == [1, 2, 3000]
+    manager.say(StopLibrary(LIB))
+    await manager.hear(LibraryStopped)
+    manager.say(Leave("the run is over"))
+    assert await status(process) == 0
+    assert (await manager.hear(Goodbye)).reason == "the run is over"
+    assert scratch_is_empty(manager)
+
+
+@pytest.mark.parametrize("shares_host", [True, False], ids=["by path", "by bytes"])
+async def test_large_arguments_come_first_and_large_results_go_first(manager: Manager, shares_host: bool) -> None:
+    """When the end of the call is told, the manager has the object of its result."""
+    manager.shares_host = shares_host
+    await manager.worker()
+    await manager.library(double)
+    data = os.urandom(3 * OUT_OF_BAND_BYTES)
+    call = manager.call(1, double, data)
+    assert call.spans
+    manager.say(RunCalls([call]))
+    end = await manager.end(1)
+    assert end.spans
+    assert all(manager.store.has(ref.name) for ref in end.spans)
+    assert manager.value(end) == data * 2
+
+
+async def test_a_call_whose_object_is_nowhere_fails_with_a_text(manager: Manager) -> None:
+    """And the next call runs."""
+    await manager.worker()
+    await manager.library(double)
+    lost = ObjectRef(ObjectName("b3-" + "0" * 32), 100_000)
+    manager.say(RunCalls([CallRun(CallId(1), 1, LIB, manager.functions[double], b"", (lost,)), manager.call(2, double, 4)]))
+    end = await manager.end(1)
+    assert end.outcome == BAD_CALL
+    assert end.detail is not None
+    assert lost.name in end.detail.text
+    assert manager.value(await manager.end(2)) == 8
+
+
+async def test_functions_are_added_to_a_live_instance(manager: Manager) -> None:
+    """Small ones in the message, large ones as objects that are fetched first."""
+    await manager.worker()
+    await manager.library()
+    small = manager.define(add)
+    large = manager.define(double)
+    ref = manager.store.put(large.blob)
+    manager.say(AddFunctions((small, FunctionDef(large.id, large.name, b"", ref))))
+    manager.say(RunCalls([manager.call(1, add, 1, 2), manager.call(2, double, 3)]))
+    assert manager.value(await manager.end(1)) == 3
+    assert manager.value(await manager.end(2)) == 6
+
+
+async def test_a_library_whose_code_is_nowhere_fails(manager: Manager) -> None:
+    """Its calls go back."""
+    await manager.worker()
+    lost = ObjectRef(ObjectName("b3-" + "0" * 32), 100_000)
+    spec = LibrarySpec(LibraryId("lib@1"), "lib", sys.version_info[:2], (manager.define(add),), code=(lost,))
+    manager.say(StartLibrary(LIB, spec, 1), RunCalls([manager.call(1, add, 1, 2)]))
+    failed = await manager.hear(LibraryFailed)
+    assert lost.name in failed.text
+    await manager.until(lambda: manager.returned == [("instance", 1)])
+
+
+async def test_running_calls_end_at_their_timeout_and_when_cancelled(manager: Manager, tmp_path: Path) -> None:
+    """Unstarted ones are cancelled without running, unknown ones come back as unknown; the slot works on."""
+    await manager.worker()
+    await manager.library(wait_for, add)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, wait_for, str(gate), timeout=0.2)]))
+    end = await manager.end(1)
+    assert end.outcome == TIMED_OUT
+    assert end.detail is not None
+    assert "timeout of 0.2 s" in end.detail.text
+    other = tmp_path / "other"
+    manager.say(RunCalls([manager.call(2, wait_for, str(other)), manager.call(3, add, 1, 1), manager.call(4, add, 2, 2)]))
+    await manager.started(other)
+    manager.say(CancelCalls((HeldCall(CallId(3), 1), HeldCall(CallId(2), 1), HeldCall(CallId(99), 1))))
+    assert (await manager.end(3)).outcome == CANCELLED
+    assert (await manager.end(2)).outcome == CANCELLED
+    assert manager.value(await manager.end(4)) == 4
+    assert ("unknown", 99) in manager.returned
+
+
+async def test_a_stopped_slot_is_ended_at_the_timeout_of_its_call(manager: Manager, tmp_path: Path) -> None:
+    """SIGSTOP from outside does not keep a call for ever."""
+    process = await manager.worker()
+    ready = await manager.library(wait_for, add)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, wait_for, str(gate), timeout=0.5)]))
+    await manager.started(gate)
+    slots = [pid for pid in marked(mark_of(ready.pid)) if pid != ready.pid]
+    assert slots
+    for pid in slots:
+        os.kill(pid, signal.SIGSTOP)
+    assert (await manager.end(1)).outcome == TIMED_OUT
+    manager.say(RunCalls([manager.call(2, add, 1, 1)]))
+    assert manager.value(await manager.end(2)) == 2
+    assert process.returncode is None
+
+
+async def test_recalled_calls_are_the_newest_and_have_not_run(manager: Manager, tmp_path: Path) -> None:
+    """Up to the number asked for; the rest runs."""
+    await manager.worker()
+    await manager.library(wait_for, add)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, wait_for, str(gate)), *(manager.call(number, add, 1, number) for number in range(2, 6))]))
+    await manager.started(gate)
+    manager.say(RecallCalls(LIB, 2))
+    await manager.until(lambda: manager.returned == [("recalled", 5), ("recalled", 4)])
+    gate.touch()
+    await manager.until(lambda: len(manager.ends) == 3)
+    assert sorted(manager.ends) == [1, 2, 3]
+
+
+async def test_the_call_that_takes_the_memory_is_ended_and_not_its_neighbour(manager: Manager, tmp_path: Path) -> None:
+    """It says how much it used, its share, and the limit."""
+    limit = 400 << 20
+    await manager.worker("--memory", str(limit))
+    await manager.library(wait_for, hog, slots=2)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, wait_for, str(gate)), manager.call(2, hog, 390 << 20)]))
+    end = await manager.end(2)
+    assert end.outcome == OUT_OF_MEMORY
+    assert end.detail is not None
+    assert end.detail.peak_memory >= 390 << 20
+    assert (end.detail.share, end.detail.limit) == (limit // 2, limit)
+    assert "the call used" in end.detail.text
+    gate.touch()
+    assert manager.value(await manager.end(1)) == "seen"
+
+
+# ---------------------------------------------------------------- the connection
+
+
+async def test_the_session_outlives_a_cut_and_goes_on_with_a_certificate_of_its_own(manager: Manager, tmp_path: Path) -> None:
+    """A call that ran through the cut ends once."""
+    await manager.worker("--worker-id", "w1")
+    request = await manager.hear(CertificateRequest)
+    manager.say(CertificateIssued(manager.authority.issue(request.request, "w1")))
+    await manager.library(wait_for)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, wait_for, str(gate))]))
+    await manager.started(gate)
+    for connection in list(manager.listener.connections):
+        connection.abort("cut by the test")
+    gate.touch()
+    assert manager.value(await manager.end(1)) == "seen"
+    assert manager.sessions == 1
+    assert manager.hellos[-1].session == "session-1"
+    assert manager.identities[-1] == Identity("worker", "w1")
+
+
+async def test_a_worker_that_its_manager_has_forgotten_begins_anew(manager: Manager, tmp_path: Path) -> None:
+    """What it ran is ended, for it has been queued again; it serves the new session."""
+    await manager.worker()
+    await manager.library(wait_for, add)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, wait_for, str(gate))]))
+    await manager.started(gate)
+    link = manager.link
+    assert link is not None
+    manager.link = None
+    manager.heard.clear()
+    link.fail("given up by the test")
+    await manager.until(lambda: manager.link is not None)
+    await manager.library(add)
+    manager.say(RunCalls([manager.call(2, add, 1, 1)]))
+    assert manager.value(await manager.end(2)) == 2
+    gate.touch()
+    manager.say(Drain("enough"))
+    await manager.hear(Goodbye)
+    assert list(manager.ends) == [2]
+
+
+async def test_a_refused_worker_says_why_and_exits_3(manager: Manager) -> None:
+    """The text is the manager's."""
+    manager.refusal = Refused("this pool is closed")
+    assert await status(await manager.worker(attached=False)) == 3
+    err = manager.errors.read_text()
+    assert "refused by manager test-manager: this pool is closed" in err
+    assert scratch_is_empty(manager)
+
+
+async def test_a_worker_whose_manager_is_gone_exits_4(manager: Manager) -> None:
+    """After manager_timeout, with what it started."""
+    manager.manager_timeout = 0.5
+    process = await manager.worker()
+    ready = await manager.library(add)
+    mark = mark_of(ready.pid)
+    await manager.listener.close()
+    assert await status(process) == 4
+    err = manager.errors.read_text()
+    assert "was not reached for" in err
+    assert marked(mark) == []
+    assert scratch_is_empty(manager)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--connection", "/nonexistent/pilot.json"], "No such file or directory: '/nonexistent/pilot.json'"),
+        (["--scratch", "/nonexistent"], "no folder for scratch can be made (/nonexistent: No such file or directory)"),
+        (["--core", "2"], "there is no option '--core'; did you mean '--cores'?"),
+        (["--walltime", "soon"], "--walltime 'soon' cannot be used: give seconds as in --walltime 3600"),
+        (["--memory"], "--memory needs a value: --memory BYTES"),
+    ],
+)
+async def test_a_worker_that_cannot_start_says_why_and_exits_5(manager: Manager, options: list[str], text: str) -> None:
+    """What is wrong, and what to give instead."""
+    assert await status(await manager.worker(*options, attached=False)) == 5
+    err = manager.errors.read_text()
+    assert text in err
+
+
+# ---------------------------------------------------------------- the end
+
+
+async def drain_by_message(manager: Manager, process: asyncio.subprocess.Process) -> None:
+    manager.say(Drain("scale down"))
+
+
+async def drain_by_signal(manager: Manager, process: asyncio.subprocess.Process) -> None:
+    process.send_signal(signal.SIGTERM)
+
+
+async def drain_by_warning(manager: Manager, process: asyncio.subprocess.Process) -> None:
+    process.send_signal(signal.SIGUSR1)
+
+
+Way = Callable[[Manager, asyncio.subprocess.Process], Awaitable[None]]
+
+
+@pytest.mark.parametrize("way", [drain_by_message, drain_by_signal, drain_by_warning])
+async def test_a_draining_worker_finishes_what_runs_and_gives_the_rest_back(manager: Manager, tmp_path: Path, way: Way) -> None:
+    """It says so first, and leaves with a goodbye."""
+    process = await manager.worker()
+    await manager.library(wait_for, add)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, wait_for, str(gate)), manager.call(2, add, 1, 1)]))
+    await manager.started(gate)
+    await way(manager, process)
+    await manager.until(lambda: manager.returned == [("draining", 2)])
+    kinds = [type(message) for message in manager.heard]
+    assert kinds.index(WorkerDraining) < kinds.index(CallsReturned)
+    manager.say(RunCalls([manager.call(3, add, 1, 1)]))
+    await manager.until(lambda: manager.returned[-1] == ("draining", 3))
+    gate.touch()
+    assert manager.value(await manager.end(1)) == "seen"
+    assert await status(process) == 0
+    assert isinstance(manager.heard[-1], Goodbye)
+    assert scratch_is_empty(manager)
+
+
+async def test_a_second_sigterm_ends_running_calls(manager: Manager, tmp_path: Path) -> None:
+    """At once; the goodbye gives them back."""
+    process = await manager.worker()
+    ready = await manager.library(wait_for)
+    mark = mark_of(ready.pid)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, wait_for, str(gate))]))
+    await manager.started(gate)
+    process.send_signal(signal.SIGTERM)
+    await manager.hear(WorkerDraining)
+    # An echo of the first does nothing; one that comes later does.
+    begin = time.monotonic()
+    while process.returncode is None and time.monotonic() - begin < 10:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), 0.1)
+    assert await status(process) == 0
+    assert (await manager.hear(Goodbye)).reason == "SIGTERM received again"
+    assert manager.ends == {}
+    assert marked(mark) == []
+
+
+async def test_the_grace_ends_running_calls(manager: Manager, tmp_path: Path) -> None:
+    """A call that does not finish in time goes back with the goodbye."""
+    process = await manager.worker("--grace", "0.3")
+    await manager.library(wait_for)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, wait_for, str(gate))]))
+    await manager.started(gate)
+    process.send_signal(signal.SIGTERM)
+    assert await status(process) == 0
+    assert (await manager.hear(Goodbye)).reason == "SIGTERM received; grace of 0.3 s is over"
+
+
+async def test_it_drains_before_its_walltime(manager: Manager) -> None:
+    """By itself, in time."""
+    process = await manager.worker("--walltime", "2")
+    assert (await manager.hear(WorkerDraining)).reason == "near the end of walltime"
+    assert await status(process) == 0
+
+
+async def test_an_idle_worker_leaves(manager: Manager) -> None:
+    """With a goodbye that says so."""
+    process = await manager.worker("--idle-timeout", "0.4")
+    await manager.library(add)
+    assert await status(process) == 0
+    assert (await manager.hear(Goodbye)).reason == "idle for 0.4 s"
+
+
+async def test_a_killed_worker_leaves_no_process_and_no_folder(manager: Manager, tmp_path: Path) -> None:
+    """The guardian ends slots, zygotes and what calls have started."""
+    process = await manager.worker()
+    ready = await manager.library(wait_for)
+    mark = mark_of(ready.pid)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, wait_for, str(gate))]))
+    await manager.started(gate)
+    assert len(marked(mark)) >= 2
+    process.kill()
+    await all_gone(mark)
+    async with asyncio.timeout(5):
+        while not scratch_is_empty(manager):
+            await asyncio.sleep(0.005)
+
+
+async def test_a_worker_leaves_when_its_parent_dies(manager: Manager) -> None:
+    """A local pilot does not outlive the program that started it."""
+    await manager.listener.listen(["127.0.0.1"])
+    manager.authority.set_addresses(manager.listener.addresses)
+    script = "import subprocess, sys; subprocess.Popen([sys.executable, '-m', 'windlass.worker', *sys.argv[1:]]); sys.stdin.read()"
+    words = ["--connection", str(manager.authority.pilot_file), "--scratch", str(manager.folder / "scratch")]
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", script, *words, stdin=asyncio.subprocess.PIPE)
+    manager.processes.append(parent)
+    await manager.until(lambda: manager.link is not None)
+    parent.kill()
+    assert (await manager.hear(Goodbye)).reason == "the pilot's parent process has ended"
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="counts file-system calls with strace")
+async def test_a_worker_says_hello_within_its_budget_of_file_system_calls(manager: Manager, tmp_path: Path) -> None:
+    """1,200 from exec to hello: a thousand workers that start at once all load the same shared filesystem."""
+    await manager.listener.listen(["127.0.0.1"])
+    manager.authority.set_addresses(manager.listener.addresses)
+    manager.refusal = Refused("counted")
+    log = tmp_path / "trace"
+    words = ["--connection", str(manager.authority.pilot_file), "--scratch", str(manager.folder / "scratch")]
+    process = await asyncio.create_subprocess_exec(
+        *("strace", "-f", "-ff", "-e", "trace=file,sendto,write", "-s", "0", "-o", str(log), sys.executable, "-m", "windlass.worker"),
+        *words,
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    manager.processes.append(process)
+    assert await status(process, 60) == 3
+    traces = sorted(tmp_path.glob("trace.*"), key=lambda path: int(path.suffix[1:]))
+    calls = [line for line in traces[0].read_text().splitlines() if re.match(r"\w+\(", line)]
+    sends = [index for index, line in enumerate(calls) if line.startswith("sendto(")]
+    # TLS: the client's hello, its finish, and then the first frame with ours.
+    hello = sends[min(2, len(sends) - 1)]
+    count = sum(not line.startswith(("sendto(", "write(")) for line in calls[:hello])
+    assert 300 < count <= 1200, count

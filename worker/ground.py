@@ -1,0 +1,103 @@
+"""What all processes of one library instance stand on: folders, call queue, rows, the setup, and how an interpreter is executed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from windlass.messages import HoistedImport, InstanceId, LibrarySpec
+from windlass.worker.callqueue import CallQueue
+from windlass.worker.slotlink import ROW_WORDS, Rows, Setup, bounded, memory_file
+
+#: What numerical libraries read, before they start threads.
+_THREAD_VARIABLES: Final = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "BLIS_NUM_THREADS",
+)
+
+
+class Ground:
+    """Made when an instance starts, closed when none of its processes lives. Raises `OSError` when the node has no room."""
+
+    def __init__(
+        self, spec: LibrarySpec, instance: InstanceId, scratch: Path, folder: Path, store_folder: Path, functions_folder: Path, rows: int
+    ) -> None:
+        self.spec, self.folder = spec, folder
+        self.work = folder / "work"
+        code = scratch / "code"
+        for path in (self.work, folder / "tmp", code):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._setup = Setup(spec, instance, str(store_folder), str(functions_folder), str(code), str(self.work), rows)
+        self._setup_file = -1
+        self.dropped: list[HoistedImport] = []
+        self.rows_file = memory_file("rows", rows * ROW_WORDS * 8)
+        self.rows = Rows(self.rows_file, rows)
+        self.queue = CallQueue(str(folder))
+        self.write_setup()
+
+    def drop(self, module: str, why: str) -> None:
+        """Processes that start from now on do without this automatic import."""
+        if all(item.module != module for item in self.dropped):
+            self.dropped.append(HoistedImport(module, 0.0, f"{why}; it is left to the calls"))
+        self.write_setup()
+
+    def write_setup(self) -> None:
+        """Give processes that start from now on what is known now."""
+        if self._setup_file >= 0:
+            os.close(self._setup_file)
+        self._setup_file = memory_file("setup")
+        with os.fdopen(os.dup(self._setup_file), "wb") as file:
+            file.write(msgspec.msgpack.encode(msgspec.structs.replace(self._setup, dropped=tuple(self.dropped))))
+
+    def execute(self, module: str, link: int, extra: Sequence[str], out: int, err: int) -> subprocess.Popen[bytes]:
+        """An interpreter in a session of its own that runs `module`; its arguments are ``link QUEUE ROWS SETUP`` and `extra`."""
+        descriptors = (link, self.queue.claims, self.rows_file, self._setup_file)
+        # -P: what calls leave in their working directory must not shadow modules.
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", module, *(str(number) for number in descriptors), *extra],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            pass_fds=descriptors,
+            env=self._environment(),
+            cwd=self.work,
+            start_new_session=True,
+        )
+
+    def close(self) -> None:
+        """Let go of all but the folder."""
+        self.queue.close()
+        self.rows.close()
+        os.close(self.rows_file)
+        os.close(self._setup_file)
+
+    def remove_folder(self) -> None:
+        """Remove what calls have left behind; may take long."""
+        import shutil
+
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _environment(self) -> dict[str, str]:
+        threads = str(self.spec.threads or max(1, int(self.spec.per_slot.cores)))
+        return {
+            **os.environ,
+            **dict.fromkeys(_THREAD_VARIABLES, threads),
+            "TMPDIR": str(self.folder / "tmp"),
+            **dict(self.spec.env),
+        }
+
+
+def quoted(output: bytes) -> str:
+    """What a process wrote, for the end of an error's text."""
+    text = output.decode(errors="replace").strip()
+    return f"; it wrote:\n{bounded(text, 8 << 10)}" if text else ""

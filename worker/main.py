@@ -1,0 +1,546 @@
+"""The worker: what a pilot runs on a node.
+
+Theory of operation
+-------------------
+One event loop. It connects to the manager before it loads anything heavy, hears messages (`_on_messages`), and hands them to
+the two parts that keep state: `Backlog` (calls) and `Libraries` (instances). What these have to say goes through `_say` and
+`ended`; ends of calls gather and leave as one `CallsEnded` per turn of the loop. `Lifetime` decides when the worker drains and
+when it ends; `_look` asks it, on signals, on messages and by the clock. `Transfers` moves objects, `MemoryWatch` ends slots
+when memory runs short, and the guardian, a process of its own, clears up when this one is killed.
+
+How it ends::
+
+    finish   nothing is held: results and Goodbye reach the manager, then instances end       exit 0
+    end      everything is killed first, then Goodbye: what ran goes back to the queue        exit 0
+    refused  the manager will not have it, the text is on stderr                              exit 3
+    lost     the manager was not reached for manager_timeout                                  exit 4
+    cannot   no connection file, no scratch folder: the text is on stderr                     exit 5
+
+A manager that welcomes with another session does not know this worker's calls: it has queued them anew, or was started anew
+itself. The worker ends what it runs and goes on with nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from windlass import __version__
+from windlass.errors import UsageError
+from windlass.identity import ConnectionFile, read_connection_file
+from windlass.messages import (
+    DIED,
+    PROTOCOL,
+    AddFunctions,
+    CallEnd,
+    CallsEnded,
+    CallsReturned,
+    CancelCalls,
+    CertificateIssued,
+    CertificateRequest,
+    Drain,
+    ForgetFunctions,
+    Goodbye,
+    HeldCall,
+    Hello,
+    Leave,
+    Message,
+    ObjectName,
+    ObjectRef,
+    PilotId,
+    PoolName,
+    RecallCalls,
+    Refused,
+    Resources,
+    RunCalls,
+    SetSlots,
+    StartLibrary,
+    StopLibrary,
+    Welcome,
+    WorkerDraining,
+    WorkerInfo,
+    WorkerReport,
+)
+from windlass.transport import connect
+from windlass.worker import memory, node
+from windlass.worker.backlog import Backlog
+from windlass.worker.guardian import Guardian, remove_tree
+from windlass.worker.lifetime import Decision, Lifetime, Phase
+from windlass.worker.options import Options, parse, usage
+
+if TYPE_CHECKING:
+    from windlass.dataplane import DataClient
+    from windlass.links import Link
+    from windlass.objects import ObjectStore
+    from windlass.worker.libraries import Libraries
+    from windlass.worker.transfers import Transfers
+    from windlass.worker.watch import MemoryWatch
+
+log = logging.getLogger("windlass.worker")
+
+ORDERLY: Final = 0
+REFUSED: Final = 3
+MANAGER_LOST: Final = 4
+CANNOT_START: Final = 5
+
+#: Seconds between looks at the clock, the parent and the timeouts of calls, and between reports.
+LOOK_SECONDS: Final = 0.5
+SWEEP_SECONDS: Final = 0.05
+REPORT_SECONDS: Final = 5.0
+#: Making a key loads `cryptography` (50 ms of both cores of a small node): not while the first library starts.
+ENROL_AFTER_SECONDS: Final = 1.0
+#: What the manager gets to acknowledge the last words, and the processes to end.
+FAREWELL_SECONDS: Final = 5.0
+#: Messages are at most 1 MiB: ends are cut into messages of about so many bytes, returned calls of so many.
+ENDS_BYTES: Final = 256 << 10
+RETURNED_CALLS: Final = 20_000
+
+
+class CannotStart(Exception):
+    """The worker cannot start here; the text is for the pilot's stderr."""
+
+
+class Worker:
+    """One worker from its start to its end: `run` gives its exit status."""
+
+    def __init__(self, options: Options, guardian: Guardian) -> None:
+        self._options = options
+        self._guardian = guardian
+        self._parent = os.getppid()
+        host = os.uname().nodename
+        self.id = options.worker_id or f"{host.split('.')[0][:30] or 'node'}-{os.getpid()}-{os.urandom(4).hex()}"
+        self._host = host
+        self._groups = memory.own_cgroups()
+        self._limit = memory.read_limit(options.memory, self._groups)
+        self._cores = options.cores or node.own_cores()
+        self._gpu_ids = node.own_gpu_ids(options.gpus)
+        walltime = node.seconds_left(options.walltime, os.environ, time.time())
+        self._life = Lifetime(time.monotonic(), walltime=walltime, grace=options.grace, idle_timeout=options.idle_timeout)
+        self._backlog = Backlog(self)
+        self._ends: list[CallEnd] = []
+        self._flush_due = False
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._private_key = b""
+        self._certificate = b""
+        self._status = ORDERLY
+        self._leaving = False
+        self.scratch = Path()
+        self._connection: ConnectionFile
+        self._link: Link
+        self._over: asyncio.Event
+        self._welcome: Welcome | None = None
+        self._store: ObjectStore | None = None
+        self._libraries: Libraries | None = None
+        self._transfers: Transfers | None = None
+        self._data: DataClient | None = None
+        self._watch: MemoryWatch | None = None
+
+    async def run(self) -> int:
+        """Serve until the end. Raises `CannotStart`."""
+        loop = asyncio.get_running_loop()
+        self._over = asyncio.Event()
+        try:
+            self._connection = read_connection_file(self._options.connection)
+            self.scratch = Path(node.make_scratch(node.scratch_candidates(self._options.scratch, os.environ)))
+        except (OSError, UsageError) as error:
+            raise CannotStart(str(error)) from error
+        self._guardian.folder(self.scratch)
+        try:
+            self._link = connect(
+                self._connection,
+                self._hello,
+                self._on_messages,
+                on_welcome=self._on_welcome,
+                on_lost=self._on_lost,
+                on_refused=self._on_refused,
+            )
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                loop.add_signal_handler(number, self._on_signal, number)
+            self._look()
+            await self._over.wait()
+            return self._status
+        finally:
+            await self._clean_up()
+
+    # ------------------------------------------------------------ the connection
+
+    def _hello(self) -> Hello:
+        life = self._life
+        info = WorkerInfo(
+            self._host,
+            os.getpid(),
+            Resources(float(self._cores), self._limit, len(self._gpu_ids)),
+            self._gpu_ids,
+            PoolName(self._options.pool),
+            PilotId(self._options.pilot),
+            life.seconds_left(time.monotonic()),
+            life.phase is Phase.SERVING,
+            str(self.scratch),
+        )
+        return Hello("worker", PROTOCOL, __version__, sys.version_info[:2], self.id, worker=info)
+
+    def _on_welcome(self, welcome: Welcome, fresh: bool) -> None:
+        self._welcome = welcome
+        if self._data is not None:
+            self._data.use_welcome(welcome)
+        if fresh:
+            log.warning("manager %s does not know this worker any more: what it ran for it is ended", welcome.manager)
+            self._ends.clear()
+            self._spawn(self._begin_anew())
+        elif self._libraries is None:
+            try:
+                self._set_up()
+            except OSError as error:
+                self._link.send(Goodbye(f"cannot serve: {error}"))
+                self._leave(Decision.END, CANNOT_START)
+                print(f"windlass worker: {error}", file=sys.stderr)
+                return
+            self._spawn(self._report())
+            self._spawn(self._enrol())
+
+    def _set_up(self) -> None:
+        """All that is needed from the first library on; not before hello. Raises `OSError`."""
+        from windlass.objects import ObjectStore, default_store_folder, default_store_limit
+        from windlass.worker.libraries import Libraries
+        from windlass.worker.transfers import Transfers
+        from windlass.worker.watch import MemoryWatch
+
+        folder = default_store_folder("worker", self.scratch)
+        self._guardian.folder(folder)
+        limit = default_store_limit(folder)
+        if str(folder).startswith("/dev/shm"):
+            limit = min(limit, self._limit // 4)  # these files count as the pilot's memory
+        self._store = ObjectStore(folder, limit)
+        functions = self.scratch / "functions"
+        functions.mkdir(mode=0o700, exist_ok=True)
+        self._transfers = Transfers(self._store, self, arrived=self._backlog.arrived, failed=self._backlog.failed)
+        self._libraries = Libraries(
+            self._backlog,
+            self._transfers,
+            self._say,
+            self._life.ran,
+            scratch=self.scratch,
+            store_folder=folder,
+            functions_folder=functions,
+        )
+        self._watch = MemoryWatch(self._libraries, self._backlog, self._limit, self._groups)
+        self._spawn(self._watch.run())
+        warning = node.own_scratch_warning(str(self.scratch))
+        if warning:
+            log.warning("%s", warning)
+
+    async def _begin_anew(self) -> None:
+        """The manager knows none of our calls: end what runs and forget it."""
+        libraries = self._libraries
+        if libraries is None or self._store is None:
+            return
+        # New instances and calls of the new session must not meet the old ones: these are taken out before anything waits.
+        old_libraries, old_transfers = libraries, self._transfers
+        draining = self._backlog.draining
+        self._backlog = Backlog(self)
+        self._backlog.draining = draining
+        from windlass.worker.libraries import Libraries
+        from windlass.worker.transfers import Transfers
+        from windlass.worker.watch import MemoryWatch
+
+        self._transfers = Transfers(self._store, self, arrived=self._backlog.arrived, failed=self._backlog.failed)
+        functions = self.scratch / f"functions-{os.urandom(4).hex()}"
+        functions.mkdir(mode=0o700)
+        folders = {"scratch": self.scratch, "store_folder": self._store.folder, "functions_folder": functions}
+        self._libraries = Libraries(self._backlog, self._transfers, self._say, self._life.ran, **folders)
+        self._watch = MemoryWatch(self._libraries, self._backlog, self._limit, self._groups)
+        self._spawn(self._watch.run())
+        if old_transfers is not None:
+            await old_transfers.close()
+        await old_libraries.close(0.0)
+
+    def _on_lost(self, reason: str) -> None:
+        print(f"windlass worker {self.id}: {reason}", file=sys.stderr)
+        self._leave(Decision.END, MANAGER_LOST)
+
+    def _on_refused(self, answer: Refused) -> None:
+        print(f"windlass worker {self.id}: refused by manager {self._connection.manager}: {answer.text}", file=sys.stderr)
+        self._leave(Decision.END, REFUSED)
+
+    async def _enrol(self) -> None:
+        """Ask for a certificate of this worker's own; reconnects show that."""
+        await asyncio.sleep(ENROL_AFTER_SECONDS)
+        from windlass.identity import new_key_and_request
+
+        self._private_key, request = await asyncio.get_running_loop().run_in_executor(None, new_key_and_request, self.id)
+        self._say(CertificateRequest(request))
+
+    # ------------------------------------------------------------ messages
+
+    def _on_messages(self, batch: list[Message]) -> None:
+        for message in batch:
+            if type(message) is RunCalls:
+                self._backlog.run(message.calls)
+            else:
+                self._on_message(message)
+        if self._sweep_timer is None and self._backlog.sweeping:
+            self._sweep_timer = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
+
+    def _on_message(self, message: Message) -> None:
+        libraries, backlog = self._libraries, self._backlog
+        if libraries is None:
+            return
+        match message:
+            case StartLibrary():
+                libraries.start(message)
+            case SetSlots():
+                libraries.set_slots(message)
+            case StopLibrary():
+                libraries.stop(message)
+            case AddFunctions():
+                libraries.add_functions(message)
+            case ForgetFunctions():
+                libraries.forget_functions(message)
+            case RecallCalls():
+                backlog.recall(message.instance, message.count)
+            case CancelCalls():
+                backlog.cancel(message.calls)
+            case Drain():
+                self._act(self._life.drain(message.reason))
+            case Leave():
+                self._act(self._life.leave(message.reason))
+            case CertificateIssued():
+                self._certificate = message.certificate
+                self._link.use_certificate(self._certificate, self._private_key)
+                if self._data is not None:
+                    self._data.use_certificate(self._certificate, self._private_key)
+            case _:
+                log.error("a message that is no worker's: %s", type(message).__name__)
+
+    def _say(self, *messages: Message) -> None:
+        """Send these after the ends that have gathered."""
+        if self._ends:
+            self._flush()
+        self._link.send(*messages)
+
+    # ------------------------------------------------------------ what the backlog says (`windlass.worker.backlog.Comm`)
+
+    def ended(self, ends: list[CallEnd], /) -> None:
+        for end in ends:
+            if end.outcome == DIED and self._watch is not None:
+                end = self._watch.explain(end)
+            if end.spans and self._transfers is not None:
+                self._transfers.push(end, self._tell)
+            else:
+                self._ends.append(end)
+        if self._ends and not self._flush_due:
+            self._flush_due = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _tell(self, end: CallEnd) -> None:
+        """The objects of a result are at the manager."""
+        self._ends.append(end)
+        self._flush()
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        ends, self._ends = self._ends, []
+        first = size = 0
+        for index, end in enumerate(ends):
+            size += len(end.payload) + len(end.stdout) + len(end.stderr) + 120
+            if end.detail is not None:
+                size += 4 * len(end.detail.text)
+            if size > ENDS_BYTES and index > first:
+                self._link.send(CallsEnded(ends[first:index]))
+                first, size = index, 0
+        if first < len(ends):
+            self._link.send(CallsEnded(ends[first:] if first else ends))
+        if self._life.phase is Phase.DRAINING:
+            asyncio.get_running_loop().call_soon(self._look)
+
+    def returned(self, calls: tuple[HeldCall, ...], reason: str, /) -> None:
+        for first in range(0, len(calls) or 1, RETURNED_CALLS):
+            self._say(CallsReturned(calls[first : first + RETURNED_CALLS], reason))
+        if self._life.phase is Phase.DRAINING:
+            asyncio.get_running_loop().call_soon(self._look)
+
+    def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
+        assert self._transfers is not None
+        return self._transfers.hold(refs)
+
+    def release(self, refs: Sequence[ObjectRef], /) -> None:
+        assert self._transfers is not None
+        self._transfers.release(refs)
+
+    # ------------------------------------------------------------ objects (`windlass.worker.transfers.Data`)
+
+    async def get(self, ref: ObjectRef, /) -> None:
+        await self._data_client().get(ref)
+
+    async def put(self, name: ObjectName, path: str, /) -> None:
+        await self._data_client().put(name, path)
+
+    def _data_client(self) -> DataClient:
+        if self._data is None:
+            from windlass.dataplane import DataClient
+
+            assert self._store is not None
+            assert self._welcome is not None
+            self._data = DataClient(self._connection, self._hello, self._store)
+            self._data.use_welcome(self._welcome)
+            if self._certificate:
+                self._data.use_certificate(self._certificate, self._private_key)
+        return self._data
+
+    # ------------------------------------------------------------ time, signals, the end
+
+    def _look(self) -> None:
+        """Ask what the clock says, and do it."""
+        if self._leaving:
+            return
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        now = time.monotonic()
+        if os.getppid() != self._parent:
+            self._act(self._life.leave("the pilot's parent process has ended"))
+        held = self._backlog.held + (self._transfers.pushing if self._transfers is not None else 0)
+        oldest = (
+            self._libraries.oldest(time.time()) if self._libraries is not None and held and self._life.hard_end != float("inf") else 0.0
+        )
+        self._act(self._life.look(now, held=held, oldest=oldest))
+        if not self._leaving:
+            self._look_timer = asyncio.get_running_loop().call_later(self._life.next_look(now, LOOK_SECONDS), self._look)
+
+    def _sweep(self) -> None:
+        """Timeouts of calls, while any is held that has one."""
+        self._sweep_timer = None
+        self._backlog.sweep(time.time())
+        if self._backlog.sweeping and not self._leaving:
+            self._sweep_timer = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
+
+    def _on_signal(self, number: int) -> None:
+        name = signal.Signals(number).name
+        log.warning("%s received", name)
+        self._act(self._life.signal(name, time.monotonic(), warning=number == signal.SIGUSR1))
+
+    def _act(self, decision: Decision) -> None:
+        if decision is Decision.DRAIN:
+            log.warning("draining: %s", self._life.reason)
+            self._say(WorkerDraining(self._life.reason, self._life.seconds_left(time.monotonic())))
+            self._backlog.drain()
+            asyncio.get_running_loop().call_soon(self._look)
+        elif decision in (Decision.FINISH, Decision.END):
+            log.warning("leaving: %s", self._life.reason)
+            self._leave(decision, ORDERLY)
+
+    def _leave(self, decision: Decision, status: int) -> None:
+        if self._leaving:
+            return
+        self._leaving = True
+        self._status = status
+        self._backlog.draining = True
+        self._tasks.add(asyncio.get_running_loop().create_task(self._go(decision)))
+
+    async def _go(self, decision: Decision) -> None:
+        """Say the last words and end the processes: in this order when nothing runs, in the other when something is cut off."""
+        try:
+            if decision is Decision.END:
+                self._flush()
+                await self._end_processes()
+            if not self._link.closed:
+                self._say(Goodbye(self._life.reason))
+                await self._link.acknowledged(self._farewell(decision))
+            self._link.close()
+            await self._link.gone(1.0)
+            if decision is not Decision.END:
+                await self._end_processes()
+        finally:
+            self._over.set()
+
+    def _farewell(self, decision: Decision) -> float:
+        """Seconds for the last words: results are worth waiting for a cut connection, but not past the end."""
+        if decision is Decision.FINISH:
+            return max(FAREWELL_SECONDS, min(60.0, self._life.deadline - time.monotonic()))
+        return FAREWELL_SECONDS if self._link.connected else 0.0
+
+    async def _end_processes(self) -> None:
+        if self._libraries is not None:
+            try:
+                await asyncio.wait_for(self._libraries.close(0.0), FAREWELL_SECONDS)
+            except TimeoutError:
+                log.error("instances have not ended within %g s: they are killed", FAREWELL_SECONDS)
+
+    async def _clean_up(self) -> None:
+        """Leave nothing: no process, no folder."""
+        await self._end_processes()
+        if self._transfers is not None:
+            await self._transfers.close()
+        if self._data is not None:
+            await self._data.close()
+        current = asyncio.current_task()
+        tasks = [task for task in self._tasks if task is not current and not task.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._guardian.sweep()
+        if self._store is not None:
+            remove_tree(str(self._store.folder))
+        remove_tree(str(self.scratch))
+
+    # ------------------------------------------------------------ small things
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            libraries = self._libraries
+            if libraries is None:
+                continue
+            for entry in libraries.entries.values():
+                entry.library.trim_captures()
+            running = libraries.running()
+            self._say(
+                WorkerReport(
+                    self._watch.used if self._watch is not None else 0,
+                    self._limit,
+                    self._life.seconds_left(time.monotonic()),
+                    running,
+                    max(0, self._backlog.held - running),
+                    self._store.used if self._store is not None else 0,
+                )
+            )
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a defect of Windlass in the worker", exc_info=task.exception())
+
+
+def main(argv: Sequence[str] | None = None, guardian: Guardian | None = None) -> int:
+    """Run a worker; returns its exit status. Fork the guardian before threads exist, if it is not given."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if "--help" in words or "-h" in words:
+        if guardian is not None:
+            guardian.release()
+        print(usage())
+        return ORDERLY
+    guardian = guardian or Guardian()
+    try:
+        options = parse(words)
+        worker = Worker(options, guardian)
+        form = f"%(asctime)s %(levelname)s worker {worker.id}: %(message)s"
+        logging.basicConfig(stream=sys.stderr, level=options.log_level.upper(), format=form)
+        return asyncio.run(worker.run())
+    except (CannotStart, UsageError) as error:
+        print(f"windlass worker cannot start: {error}", file=sys.stderr)
+        return CANNOT_START
+    finally:
+        guardian.release()

@@ -1,0 +1,446 @@
+"""The slots of one library instance: how they come, answer, are ended, and go.
+
+Theory of operation
+-------------------
+`fill` brings the number of slots to the target. `outstanding` has every call that was fed and has neither been answered nor taken back.
+
+*A slot ends.* The zygote (or, for a spawned slot, this process) reports it after reaping it. First everything it sent is read. Then its row is
+read: a call that has begun, and is still outstanding, ended with the slot and is charged (`DIED`, or what `kill_call` asked for). A slot that
+died without a running call may still have claimed one, in the microsecond before it noted so: `_audit` finds calls that are neither in the queue
+nor with any living slot, and gives them back as lost. Then the slot is replaced; three in a row that ended before they had run a
+call fail the library.
+
+*A running call is ended* (`kill_call`) without hitting the next one by mistake: the slot is stopped, and when it stands, its row says whether
+it is still that call. Then it is killed with all its children, else continued. In mode ``fork`` the slot stays, and only what is below it
+is killed. Idle slots that are to leave go the same way; busy ones see `LEAVE` in their row after their call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from signal import SIGCONT, SIGKILL, SIGSTOP
+from typing import Final, Protocol
+
+import msgspec
+
+from windlass.messages import DIED, CallEnd, CallId, EndDetail, HeldCall
+from windlass.worker import capture
+from windlass.worker.ground import Ground, quoted
+from windlass.worker.slothandle import Key, Kill, SlotHandle, Timers, Watch, during, reaped
+from windlass.worker.slotlink import LEFT_TORN, LEFT_UNABLE, LENGTH, NOTE, Prepared, Row, SlotNote, Step, Unable
+from windlass.worker.slotproc import all_gone, death, ended_how, kill, kill_below, kill_tree, process_state
+from windlass.worker.zygotehandle import ZygoteHandle
+
+#: So many slots in a row that end before they have run a call: the library cannot run here.
+EARLY_DEATHS: Final = 3
+_READ_BYTES: Final = 256 << 10
+
+
+class RunningCall(msgspec.Struct, frozen=True):
+    """A call that a slot runs now; ``started_at`` is in seconds since the epoch."""
+
+    call: CallId
+    attempt: int
+    slot: int
+    pid: int
+    started_at: float
+
+
+class Owner(Protocol):
+    """What slots tell their instance."""
+
+    @property
+    def zygote(self) -> ZygoteHandle | None:
+        """Who forks; None: slots are executed."""
+        ...
+
+    @property
+    def active(self) -> bool:
+        """False when the instance has begun to end: slots are not replaced, and nothing is a failure any more."""
+        ...
+
+    def ended(self, ends: list[CallEnd]) -> None: ...
+    def lost(self, calls: list[HeldCall]) -> None: ...
+    def step(self, step: Step, slot: SlotHandle) -> None:
+        """A slot that loads the library by itself does this now."""
+
+    def prepared(self, note: Prepared, slot: SlotHandle) -> None:
+        """A slot serves."""
+
+    def fail(self, kind: str, text: str) -> None:
+        """The library cannot run here."""
+
+
+class SlotSet:
+    """The slots of an instance; `row_count` bounds them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, ground: Ground, timers: Timers, owner: Owner, row_count: int) -> None:
+        self._loop, self._ground, self._timers, self._owner, self._row_count = loop, ground, timers, owner, row_count
+        self._spec = ground.spec
+        self._rows = ground.rows
+        self.target = 0
+        self.gpu_ids: tuple[str, ...] = ()
+        self.outstanding: set[Key] = set()
+        #: Set whenever no call is outstanding.
+        self.drained = asyncio.Event()
+        self.slots: dict[int, SlotHandle] = {}  # by row
+        self._kills: dict[Key, Kill] = {}  # mode "fork": killed below a slot that lives on
+        self._early_deaths = 0
+        self._buffer = bytearray(_READ_BYTES)
+        self._decode = msgspec.msgpack.Decoder(CallEnd).decode
+        self._decode_note = msgspec.msgpack.Decoder(SlotNote).decode
+
+    # ------------------------------------------------ calls
+
+    def running(self) -> list[RunningCall]:
+        """The calls that slots run now."""
+        found: list[RunningCall] = []
+        for slot in self.slots.values():
+            row = self._rows.read(slot.row)
+            if row.busy and (row.call, row.attempt) in self.outstanding:
+                found.append(RunningCall(CallId(row.call), row.attempt, slot.row, slot.pid, row.started_at))
+        return found
+
+    def kill_call(self, call: CallId, attempt: int, outcome: int, detail: EndDetail | None = None) -> bool:
+        """End a running call, which then ends with this outcome, unless it ends by itself in this moment.
+
+        False when no slot runs it: it is still in the queue (`take_back` finds it), has ended, or is being claimed right now.
+        """
+        key = (call, attempt)
+        for slot in self.slots.values():
+            row = self._rows.read(slot.row)
+            if row.busy and (row.call, row.attempt) == key and key in self.outstanding:
+                if slot.kill is None and key not in self._kills:
+                    slot.kill = Kill(key, outcome, detail)
+                    self._stop_slot(slot)
+                return True
+        return False
+
+    def check_drained(self) -> None:
+        """Calls have left `outstanding`."""
+        if not self.outstanding:
+            self.drained.set()
+
+    # ------------------------------------------------ slots come
+
+    def fill(self) -> None:
+        """Bring the number of slots to the target."""
+        wanted_gpus = set(self.gpu_ids)
+        for slot in self.slots.values():
+            if not slot.leaving and not wanted_gpus.issuperset(slot.gpu_ids):
+                self._let_leave(slot)
+        staying = [slot for slot in self.slots.values() if not slot.leaving]
+        if len(staying) > self.target:
+            # Those that have not begun first, then idle ones, then the newest: they have cached the least.
+            staying.sort(key=lambda slot: (slot.ready, self._rows.read(slot.row).busy, -slot.row))
+            for slot in staying[: len(staying) - self.target]:
+                self._let_leave(slot)
+        missing = self.target - len(staying)
+        for slot in list(self.slots.values()):
+            if missing > 0 and slot.leaving and not slot.stopping and slot.unable is None and wanted_gpus.issuperset(slot.gpu_ids):
+                slot.leaving = False
+                self._rows.ask_to_leave(slot.row, False)
+                missing -= 1
+        while missing > 0 and self._add_slot():
+            missing -= 1
+
+    def _add_slot(self) -> bool:
+        row = next((row for row in range(self._row_count) if row not in self.slots), -1)
+        gpus = self._free_gpus()
+        if row < 0 or gpus is None:
+            return False
+        try:
+            slot = SlotHandle(row, gpus)
+        except OSError as error:
+            self._timers.later(1.0, self.fill)
+            self._count_early_death(f"no more descriptors for slots: {error}")
+            return False
+        self.slots[row] = slot
+        self._loop.add_reader(slot.results.fileno(), self._on_results, slot)
+        slot.timer = self._timers.later(self._spec.start_timeout, lambda: self._on_slot_timeout(slot))
+        zygote = self._owner.zygote
+        try:
+            if zygote is not None:
+                zygote.fork(row, gpus, (slot.other_end.fileno(), slot.out, slot.err))
+            else:
+                extra = (str(row), ",".join(gpus))
+                slot.process = self._ground.execute("windlass.worker.slot", slot.other_end.fileno(), extra, slot.out, slot.err)
+        except OSError as error:  # no room on the node; or the zygote is slow, or gone: then its end is on the way
+            self.not_started(row, str(error))
+            return False
+        slot.other_end.close()
+        if slot.process is not None:
+            slot.pid = slot.process.pid
+            slot.watch = Watch(self._loop, slot.process, lambda status, peak: self._on_slot_ended(slot, status, peak))
+        return True
+
+    def _free_gpus(self) -> tuple[str, ...] | None:
+        """GPUs for one more slot; None: not enough are free yet."""
+        count = self._spec.per_slot.gpus
+        used = {gpu for slot in self.slots.values() for gpu in slot.gpu_ids}
+        free = [gpu for gpu in self.gpu_ids if gpu not in used]
+        return tuple(free[:count]) if len(free) >= count else None
+
+    def started(self, row: int, pid: int) -> None:
+        """The zygote has forked this slot."""
+        slot = self.slots[row]
+        slot.pid = pid
+        if slot.leaving:
+            self._stop_slot(slot)
+
+    def not_started(self, row: int, text: str) -> None:
+        """There is no process for this slot; tried again soon."""
+        self._remove_slot(self.slots[row])
+        self._timers.later(1.0, self.fill)
+        if not any(slot.ready for slot in self.slots.values()):
+            self._count_early_death(f"no process for a slot: {text}")
+
+    def exited(self, row: int, pid: int, status: int, peak_memory: int) -> None:
+        """The zygote has reaped this slot."""
+        slot = self.slots.get(row)
+        if slot is not None and slot.pid == pid:
+            self._on_slot_ended(slot, status, peak_memory)
+
+    def _on_slot_timeout(self, slot: SlotHandle) -> None:
+        if not slot.ready and self.slots.get(slot.row) is slot and not slot.leaving:
+            limit = f"{self._spec.start_timeout:g} s"
+            self._owner.fail("timeout", f"a slot of library {self._spec.name!r} was not ready within {limit}{during(slot.step)}")
+
+    # ------------------------------------------------ what slots say
+
+    def _on_slot_says(self, slot: SlotHandle, note: SlotNote) -> None:
+        if isinstance(note, Step):
+            slot.step = note
+            self._owner.step(note, slot)
+        elif isinstance(note, Unable):
+            slot.unable = note
+        else:
+            slot.ready, slot.step = True, None
+            self._timers.cancel(slot.timer)
+            self._owner.prepared(note, slot)
+
+    def _on_results(self, slot: SlotHandle) -> None:
+        """Read whatever is there, once: a slot that sends without pause must not starve the others."""
+        try:
+            size = slot.results.recv_into(self._buffer)
+        except (BlockingIOError, ConnectionError):
+            return
+        if not size:
+            self._loop.remove_reader(slot.results.fileno())
+            return  # its end is reported by whoever reaps it
+        self._take_results(slot, size)
+
+    def _take_results(self, slot: SlotHandle, size: int) -> None:
+        if slot.rest:
+            data: memoryview = memoryview(slot.rest + self._buffer[:size])
+        else:
+            data = memoryview(self._buffer)[:size]
+        end, position = len(data), 0
+        ends: list[CallEnd] = []
+        decode, outstanding = self._decode, self.outstanding
+        while end - position >= 4:
+            (length,) = LENGTH.unpack_from(data, position)
+            stop = position + 4 + (length & ~NOTE)
+            if stop > end:
+                break
+            frame = data[position + 4 : stop]
+            position = stop
+            if length & NOTE:
+                self._on_slot_says(slot, self._decode_note(frame))
+                continue
+            call = decode(frame)
+            key = (call.call, call.attempt)
+            if key not in outstanding:
+                continue
+            outstanding.discard(key)
+            if self._kills and call.outcome == DIED:
+                call = self._as_asked(call)
+            ends.append(call)
+        slot.rest = bytes(data[position:])
+        if ends:
+            self._early_deaths = 0
+            self._owner.ended(ends)
+            self.check_drained()
+
+    def _as_asked(self, end: CallEnd) -> CallEnd:
+        """The end of a call that was killed below a slot, with the outcome that was asked for."""
+        wish = self._kills.pop((end.call, end.attempt), None)
+        if wish is None:
+            return end
+        end.outcome, end.detail = wish.outcome, wish.detail
+        return end
+
+    def _drain_results(self, slot: SlotHandle) -> None:
+        """Read all that a slot has sent."""
+        with suppress(BlockingIOError, ConnectionError):
+            while size := slot.results.recv_into(self._buffer):
+                self._take_results(slot, size)
+
+    # ------------------------------------------------ slots go
+
+    def _let_leave(self, slot: SlotHandle) -> None:
+        slot.leaving = True
+        self._rows.ask_to_leave(slot.row, True)
+        if slot.pid and not self._rows.read(slot.row).busy:
+            self._stop_slot(slot)
+
+    def _stop_slot(self, slot: SlotHandle) -> None:
+        """Bring a slot to a halt, to decide then what becomes of it."""
+        if slot.stopping or not slot.pid:
+            return
+        slot.stopping = True
+        kill(slot.pid, SIGSTOP)
+        self._look_whether_stopped(slot, 0)
+
+    def _look_whether_stopped(self, slot: SlotHandle, looks: int) -> None:
+        if self.slots.get(slot.row) is not slot or not self._owner.active:
+            return
+        # After two seconds it is deep in the kernel, and will not run a line of Python before it stops.
+        if process_state(slot.pid) not in ("T", "t", "Z", "X", "") and looks < 200:
+            self._timers.later(0.0005 if looks < 20 else 0.01, lambda: self._look_whether_stopped(slot, looks + 1))
+            return
+        self._on_stopped(slot)
+
+    def _on_stopped(self, slot: SlotHandle) -> None:
+        slot.stopping = False
+        row = self._rows.read(slot.row)
+        wish, slot.kill = slot.kill, None
+        if wish is not None and row.busy and (row.call, row.attempt) == wish.key and wish.key in self.outstanding:
+            if self._spec.mode != "fork":
+                slot.kill = wish  # `_charge` looks at it
+                kill_tree(slot.pid)
+                return
+            self._kills[wish.key] = wish
+            if not kill_below(slot.pid):  # it has not forked the call's process yet, or has just reaped it
+                del self._kills[wish.key]
+                self._timers.later(0.002, lambda: self.kill_call(CallId(wish.key[0]), wish.key[1], wish.outcome, wish.detail) and None)
+        elif slot.leaving and not row.busy:
+            kill_tree(slot.pid)
+            return
+        kill(slot.pid, SIGCONT)
+
+    def _on_slot_ended(self, slot: SlotHandle, status: int, peak_memory: int) -> None:
+        """The slot's process has been reaped."""
+        if not self._owner.active:
+            return
+        self._drain_results(slot)
+        if self.slots.get(slot.row) is not slot:
+            return
+        row = self._rows.read(slot.row)
+        charged = self._charge(slot, row, status, peak_memory)
+        unable, step = slot.unable, slot.step
+        early = not row.begun and not slot.leaving
+        said = quoted(capture.take(slot.err)) if early else ""
+        self._remove_slot(slot)
+        if charged is not None:
+            self._owner.ended([charged])
+            self.check_drained()
+        elif not row.left or row.left == LEFT_TORN:
+            self._audit()
+        if not self._owner.active:
+            return
+        if unable is not None and row.left == LEFT_UNABLE:
+            self._owner.fail(unable.kind, unable.text)
+            return
+        if step is not None and step.kind == "import" and not step.explicit:
+            self._ground.drop(step.what, f"ended the interpreter ({ended_how(status)})")
+        elif early:
+            self._count_early_death(f"{ended_how(status)}{said}")
+        self.fill()
+
+    def _charge(self, slot: SlotHandle, row: Row, status: int, peak_memory: int) -> CallEnd | None:
+        """The end of the call that a slot died in, if there is one."""
+        key = (row.call, row.attempt)
+        if not row.busy or key not in self.outstanding:
+            return None
+        self.outstanding.discard(key)
+        self._early_deaths = 0
+        wish = slot.kill if slot.kill is not None and slot.kill.key == key else self._kills.pop(key, None)
+        now = time.time()
+        if wish is not None:
+            outcome, detail = wish.outcome, wish.detail
+        else:
+            outcome, detail = DIED, death(slot.pid, status, peak_memory, now - row.started_at)
+        stdout, stderr = capture.take(slot.out), capture.take(slot.err)
+        return CallEnd(CallId(row.call), row.attempt, outcome, b"", (), stdout, stderr, row.started_at, row.started_at, now, detail)
+
+    def _remove_slot(self, slot: SlotHandle) -> None:
+        """Let go of all that belongs to a slot without a process."""
+        self._timers.cancel(slot.timer)
+        if slot.watch is not None:
+            slot.watch.close()
+        self._loop.remove_reader(slot.results.fileno())
+        slot.close()
+        self._rows.clear(slot.row)
+        del self.slots[slot.row]
+
+    def _count_early_death(self, why: str) -> None:
+        self._early_deaths += 1
+        if self._early_deaths >= EARLY_DEATHS:
+            self._owner.fail(
+                "crash",
+                f"{self._early_deaths} slots of library {self._spec.name!r} in a row ended before they had run a call; the last: {why}",
+            )
+
+    def _audit(self) -> None:
+        """Give back calls that a dead slot had claimed and not yet noted.
+
+        They are neither in the queue nor with a slot. A living slot without a noted call may be in the same microsecond; it is not when it sleeps,
+        for then it waits for a call. The order of looks matters: queue, slots, results.
+        """
+        if not self.outstanding or not self._owner.active:
+            return
+        suspects = self.outstanding.difference((call.call, call.attempt) for call in self._ground.queue.peek())
+        if not suspects:
+            return
+        sure = True
+        for slot in list(self.slots.values()):
+            if not slot.pid or not slot.ready:
+                self._drain_results(slot)
+                if not slot.ready:
+                    continue  # it had not claimed anything when the queue was read
+            before = self._rows.read(slot.row)
+            asleep = process_state(slot.pid) == "S"
+            row = self._rows.read(slot.row)
+            if row.busy:
+                suspects.discard((row.call, row.attempt))
+            elif not asleep or before.begun != row.begun:
+                sure = False
+        for slot in list(self.slots.values()):
+            self._drain_results(slot)
+        suspects &= self.outstanding
+        if suspects and sure:
+            self.outstanding -= suspects
+            self._owner.lost([HeldCall(CallId(call), attempt) for call, attempt in sorted(suspects)])
+            self.check_drained()
+        elif suspects:
+            self._timers.later(0.005, self._audit)
+
+    # ------------------------------------------------ the end
+
+    async def end_all(self) -> None:
+        """Kill every slot with all below it, and wait until they have ended; `close` follows."""
+        slots = list(self.slots.values())
+        for slot in slots:
+            if slot.pid:
+                kill_tree(slot.pid)
+        for slot in slots:
+            if slot.process is not None:
+                await reaped(slot.process)
+        await all_gone(slot.pid for slot in slots if slot.pid and slot.process is None)
+
+    def close(self, *, charge: bool) -> None:
+        """Read the last answers; calls without one are charged if they have begun and `charge` says so, else given back."""
+        for slot in list(self.slots.values()):
+            self._drain_results(slot)
+            charged = self._charge(slot, self._rows.read(slot.row), SIGKILL, 0) if charge else None
+            if charged is not None:
+                self._owner.ended([charged])
+            self._remove_slot(slot)
+        if self.outstanding:
+            lost = [HeldCall(CallId(call), attempt) for call, attempt in sorted(self.outstanding)]
+            self.outstanding.clear()
+            self._owner.lost(lost)
+        self.check_drained()

@@ -1,0 +1,119 @@
+"""Watches the memory of slots, and ends one when it runs short.
+
+Theory of operation
+-------------------
+`windlass.worker.memory` says how to read and how to choose; this looks every second, and every quarter of a second near the
+limit. A look first adds up resident sizes. Only when these, or a cgroup, are near does it read proportional sizes, in a thread,
+because that may take long; then one call is ended through its instance, which charges exactly that call. The slot's row is
+compared with the call that was measured by `kill_call` itself, so a slot that has gone on to its next call meanwhile is left
+alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from windlass.messages import OUT_OF_MEMORY, CallEnd, CallId, EndDetail, InstanceId
+from windlass.worker import memory
+
+if TYPE_CHECKING:
+    from windlass.worker.backlog import Backlog
+    from windlass.worker.libraries import Entry, Libraries
+
+log = logging.getLogger("windlass.worker")
+
+
+class MemoryWatch:
+    """The memory of a worker's slots against `limit` (bytes)."""
+
+    def __init__(self, libraries: Libraries, backlog: Backlog, limit: int, groups: list[memory.Cgroup]) -> None:
+        self._libraries = libraries
+        self._backlog = backlog
+        self._groups = groups
+        self.limit = limit
+        #: Bytes in use when last looked at.
+        self.used = 0
+        self._kills = memory.oom_kills(groups)
+        self._peaks: dict[tuple[CallId, int], int] = {}
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            try:
+                near = await self.look()
+            except OSError as error:
+                log.warning("memory could not be looked at: %s", error)
+                near = False
+            await asyncio.sleep(memory.CLOSE_SECONDS if near else memory.FAR_SECONDS)
+
+    async def look(self) -> bool:
+        """One look; True when the limit is near. Ends a call when it is reached."""
+        from windlass.worker.slotproc import descendants
+
+        entries = self._libraries.entries
+        roots = [pid for entry in entries.values() for pid in entry.library.slot_pids().values()]
+        others = [os.getpid(), *(pid for entry in entries.values() if (pid := entry.library.zygote_pid))]
+        trees = {pid: [pid, *descendants(pid)] for pid in roots}
+        trees.update({pid: [pid] for pid in others})
+        self.used = sum(memory.measure(trees, memory.resident).values())
+        fullness = memory.cgroup_excess(self._groups) if self._groups else 0.0
+        if self.used < memory.LOOK_SHARE * self.limit and fullness < memory.LOOK_SHARE:
+            self._peaks.clear()
+            return False
+        sizes = await asyncio.get_running_loop().run_in_executor(None, memory.measure, trees, memory.proportional)
+        self.used = sum(sizes.values())
+        usages = self._usages(sizes)
+        worst = memory.choose(usages, self.used, self.limit, fullness=fullness)
+        if worst is not None and worst.call is not None:
+            self._end(worst, worst.call)
+        return self.used >= memory.LOOK_SHARE * self.limit or fullness >= memory.LOOK_SHARE
+
+    def explain(self, end: CallEnd) -> CallEnd:
+        """A slot died in this call: if the kernel ended it for want of memory, say so."""
+        detail = end.detail
+        if detail is None or detail.signal != 9 or not self._groups:
+            return end
+        kills = memory.oom_kills(self._groups)
+        if kills <= self._kills:
+            return end
+        self._kills = kills
+        share = memory.share_of(self.limit, 0, self._libraries.slots())
+        text = (
+            f"the kernel ended the call because the pilot's memory ran out; {detail.text}"
+            if detail.text
+            else "the kernel ended the call for memory"
+        )
+        end.outcome = OUT_OF_MEMORY
+        end.detail = EndDetail((), text, detail.signal, detail.exit_status, detail.peak_memory, share, self.limit)
+        return end
+
+    def _usages(self, sizes: Mapping[int, int]) -> list[memory.Usage]:
+        usages: list[memory.Usage] = []
+        slots = self._libraries.slots()
+        peaks: dict[tuple[CallId, int], int] = {}
+        for instance, entry in self._libraries.entries.items():
+            for running in entry.library.running():
+                used = sizes.get(running.pid, 0)
+                key = (running.call, running.attempt)
+                peaks[key] = max(used, self._peaks.get(key, 0))
+                usages.append(self._usage(instance, entry, running.pid, key, used, slots))
+        self._peaks = peaks
+        return usages
+
+    def _usage(self, instance: InstanceId, entry: Entry, pid: int, key: tuple[CallId, int], used: int, slots: int) -> memory.Usage:
+        share = memory.share_of(self.limit, entry.spec.per_slot.memory, slots, self._backlog.weight(*key))
+        return memory.Usage(instance, pid, key[0], key[1], used, share)
+
+    def _end(self, worst: memory.Usage, call: CallId) -> None:
+        entry = self._libraries.entries.get(worst.instance)
+        if entry is None:
+            return
+        peak = max(worst.used, self._peaks.get((call, worst.attempt), 0))
+        text = memory.out_of_memory_text(worst, self.limit)
+        detail = EndDetail(text=text, signal=9, peak_memory=peak, share=worst.share, limit=self.limit)
+        if entry.library.kill_call(call, worst.attempt, OUT_OF_MEMORY, detail):
+            log.warning("call %d: %s", call, text)
