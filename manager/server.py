@@ -186,8 +186,7 @@ class Server:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        data = DataServer(self.store)
-        self._listener = Listener(self.authority, self, serve_data=data.connection)
+        self._listener = Listener(self.authority, self, serve_data=DataServer(self.store))
         try:
             self.addresses = await self._listener.listen(self._hosts, self._port)
             self.authority.set_addresses(self.addresses)

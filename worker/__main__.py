@@ -2,8 +2,9 @@
 
 The guardian is forked before anything else is loaded: no thread exists yet, and its memory stays small.
 
-``-m`` puts the working directory first on ``sys.path``. A pilot's is often the user's project on a shared filesystem: each import would ask
-it first (100 file-system calls up to hello), and a ``random.py`` there would be taken for the real one. So it goes.
+``-m`` puts the working directory first on ``sys.path``. A pilot's is often the user's project on a shared filesystem: each
+import would ask it first (100 file-system calls up to hello), and a ``random.py`` there would be taken for the real one. So it
+goes.
 """
 
 from __future__ import annotations

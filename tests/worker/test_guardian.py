@@ -15,7 +15,8 @@ import pytest
 
 from windlass.worker.guardian import VARIABLE, end_marked, marked, remove_tree
 
-#: A worker in small: has a guardian, a folder, a child in a session of its own with a child that has left its parent; then does as it is told.
+#: A worker in small: has a guardian, a folder, a child in a session of its own with a child that has left its parent;
+#: then does as it is told.
 WORKER = """
 import os, subprocess, sys
 from windlass.worker.guardian import Guardian

@@ -1,0 +1,169 @@
+"""Rules of `windlass.worker.memory`: limits as kernels tell them, and which slot is ended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from windlass.messages import CallId, InstanceId
+from windlass.worker import memory
+from windlass.worker.memory import Usage, choose, out_of_memory_text, parse_cgroups, parse_limit, parse_table, share_of, smallest
+
+GIB = 1 << 30
+
+V1_MOUNTS = "30 25 0:26 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n"
+V2_MOUNTS = "25 20 0:22 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
+HYBRID_MOUNTS = V1_MOUNTS + "31 25 0:27 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n"
+CONTAINER_MOUNTS = "30 25 0:26 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n"
+
+
+def usage(pid: int, used: float, share: float, *, busy: bool = True) -> Usage:
+    return Usage(InstanceId(1), pid, CallId(pid) if busy else None, 1, int(used * GIB), int(share * GIB))
+
+
+def test_every_level_of_a_slurm_cgroup_counts() -> None:
+    """The limit may stand at the step, the job or the user; version 1."""
+    groups = parse_cgroups("5:devices:/\n4:memory:/slurm/uid_0/job_7/step_0\n", V1_MOUNTS)
+    assert [group.limit_file for group in groups] == [
+        "/sys/fs/cgroup/memory/slurm/uid_0/job_7/step_0/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/slurm/uid_0/job_7/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/slurm/uid_0/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/slurm/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ]
+
+
+def test_version_2_has_its_own_names() -> None:
+    """One hierarchy for all controllers."""
+    groups = parse_cgroups("0::/system.slice/condor.service\n", V2_MOUNTS)
+    assert groups[0].limit_file == "/sys/fs/cgroup/system.slice/condor.service/memory.max"
+    assert groups[0].usage_file.endswith("/condor.service/memory.current")
+    assert groups[0].kills_file.endswith("/condor.service/memory.events")
+    assert len(groups) == 3
+
+
+def test_a_hybrid_host_has_both() -> None:
+    """The memory controller is bound to one of them; the other has no files, which read as no limit."""
+    groups = parse_cgroups("4:memory:/job\n0::/\n", HYBRID_MOUNTS)
+    assert [group.limit_file for group in groups] == [
+        "/sys/fs/cgroup/memory/job/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/unified/memory.max",
+    ]
+
+
+def test_in_a_container_paths_count_from_the_mount() -> None:
+    """The membership names the host's path, the mount shows a part of it."""
+    groups = parse_cgroups("4:memory:/docker/abc/job\n", CONTAINER_MOUNTS)
+    assert groups[0].limit_file == "/sys/fs/cgroup/memory/job/memory.limit_in_bytes"
+
+
+@pytest.mark.parametrize("text", ["", "garbage", "4:memory", "::::", "0:"])
+def test_what_cannot_be_read_is_no_cgroup(text: str) -> None:
+    """Nothing here may keep a worker from starting."""
+    assert parse_cgroups(text, text) == []
+    assert parse_cgroups(text, "30 25 0:26 / - x") == []
+
+
+@pytest.mark.parametrize(("text", "limit"), [("max\n", 0), ("9223372036854771712\n", 0), ("1073741824\n", GIB), ("", 0), ("-1", 0)])
+def test_no_limit_reads_as_zero(text: str, limit: int) -> None:
+    """In the words of both versions."""
+    assert parse_limit(text) == limit
+
+
+def test_tables_of_proc_and_cgroups_are_in_bytes() -> None:
+    """With a unit and without."""
+    assert parse_table("MemTotal:       1024 kB\nHugePages_Total:       3\n") == {"MemTotal": 1 << 20, "HugePages_Total": 3}
+    assert parse_table("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")["oom_kill"] == 2
+    assert parse_table("00400000-7ffd4 ---p 00000000 00:00 0  [rollup]\nPss:  12 kB\n")["Pss"] == 12 << 10
+
+
+def test_the_limit_on_address_space_is_read_from_proc() -> None:
+    """An ``ulimit -v`` of the batch system counts; none is none."""
+    line = "Max address space         {0}            {0}            bytes\n"
+    assert memory.parse_rlimit("Limit  Soft Limit\n" + line.format("2147483648")) == 2 * GIB
+    assert memory.parse_rlimit(line.format("unlimited")) == 0
+    assert memory.parse_rlimit("") == 0
+
+
+def test_the_least_limit_counts() -> None:
+    """0 means none."""
+    assert smallest([0, 3, 2, 0]) == 2
+    assert smallest([0]) == 0
+    assert 0 < memory.read_limit(0, []) <= memory.parse_table(memory.read_text("/proc/meminfo"))["MemTotal"]
+    assert memory.read_limit(1 << 20, memory.own_cgroups()) == 1 << 20
+
+
+def test_far_below_the_limit_nobody_is_ended() -> None:
+    """However much over its share a slot is: memory that nobody needs may be used."""
+    assert choose([usage(1, 5, 1)], 5 * GIB, 10 * GIB) is None
+
+
+def test_near_the_limit_the_one_furthest_over_its_share_is_ended() -> None:
+    """Not the largest: that one may have asked for it."""
+    asked_for_much, over = usage(1, 6, 6), usage(2, 3, 1)
+    assert choose([asked_for_much, over], 95 * GIB // 10, 10 * GIB) is over
+
+
+def test_where_nobody_is_over_the_largest_is_ended() -> None:
+    """The zygotes take the rest."""
+    small, large = usage(1, 1, 3), usage(2, 2.5, 5)
+    assert choose([small, large], 10 * GIB, 10 * GIB) is large
+
+
+def test_an_idle_slot_is_never_ended() -> None:
+    """There is no call to charge."""
+    assert choose([usage(1, 9, 1, busy=False)], 10 * GIB, 10 * GIB) is None
+    busy = usage(2, 1, 1)
+    assert choose([usage(1, 9, 1, busy=False), busy], 10 * GIB, 10 * GIB) is busy
+
+
+def test_a_full_cgroup_counts_also_when_our_own_processes_do_not_fill_it() -> None:
+    """Files in memory are the cgroup's too."""
+    slot = usage(1, 2, 1)
+    assert choose([slot], 2 * GIB, 10 * GIB, fullness=0.96) is slot
+    assert choose([slot], 2 * GIB, 10 * GIB, fullness=0.94) is None
+
+
+def test_a_share_is_what_was_asked_or_an_equal_part() -> None:
+    """Times the slots that the call occupies, and never more than all."""
+    assert share_of(8 * GIB, 0, 4) == 2 * GIB
+    assert share_of(8 * GIB, 3 * GIB, 4) == 3 * GIB
+    assert share_of(8 * GIB, 0, 4, weight=2) == 4 * GIB
+    assert share_of(8 * GIB, 3 * GIB, 4, weight=9) == 8 * GIB
+    assert share_of(8 * GIB, 0, 0) == 8 * GIB
+
+
+def test_the_text_says_how_much_and_what_to_do() -> None:
+    """Peak, limit, share, and the two remedies."""
+    assert out_of_memory_text(usage(1, 3, 0.5), 4 * GIB) == (
+        "the call used 3.00 GiB of memory when the pilot's limit of 4.00 GiB was reached, and was the furthest over its share of 512 MiB; "
+        "give the calls more memory (memory=...) or the pilots fewer slots"
+    )
+
+
+def test_a_real_process_is_measured() -> None:
+    """PSS is below the resident size, since libraries are shared; a process that is gone has none."""
+    script = "x = bytearray(50 << 20); x[::4096] = b'x' * len(x[::4096]); print('there', flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-S", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert 50 << 20 <= memory.proportional(process.pid) <= memory.resident(process.pid)
+        sizes = memory.measure({process.pid: [process.pid, os.getpid()]}, memory.resident)
+        assert sizes[process.pid] > memory.resident(process.pid)
+    finally:
+        process.communicate(b"\n")
+    assert memory.resident(process.pid) == 0
+    assert memory.proportional(process.pid) == 0
+
+
+def test_reading_what_is_not_there_gives_nothing() -> None:
+    """Files of /proc and /sys come and go."""
+    assert memory.read_text("/proc/self/nothing") == ""
+    assert memory.read_text("/proc") == ""
+    assert memory.cgroup_excess([]) == 0.0
+    assert memory.oom_kills([]) == 0

@@ -1,0 +1,136 @@
+"""Rules of `windlass.worker.node`: scratch, network filesystems, cores, GPUs, the pilot's end."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from windlass.worker import node
+from windlass.worker.node import (
+    NoScratch,
+    filesystem_of,
+    gpu_ids,
+    make_scratch,
+    quota_cores,
+    scratch_candidates,
+    scratch_warning,
+    seconds_left,
+)
+
+MOUNTS = """\
+22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw
+40 22 0:50 / /home rw,relatime - nfs4 server:/home rw
+41 22 0:51 / /scratch rw,relatime shared:3 master:1 - lustre mds@tcp:/fs rw
+42 22 0:52 / /home/local rw - tmpfs tmpfs rw
+43 22 0:53 / /with\\040space rw - beegfs beegfs rw
+"""
+
+
+def test_the_batch_systems_own_scratch_comes_first() -> None:
+    """Slurm's, HTCondor's, the user's, /tmp; each once."""
+    environ = {"TMPDIR": "/t", "SLURM_TMPDIR": "/s", "_CONDOR_SCRATCH_DIR": "/c"}
+    assert scratch_candidates("", environ) == ["/s", "/c", "/t", "/tmp"]
+    assert scratch_candidates("", {"TMPDIR": "/tmp"}) == ["/tmp"]
+    assert scratch_candidates("/mine", environ) == ["/mine"]
+
+
+def test_scratch_is_private_and_goes_to_the_first_place_that_takes_it(tmp_path: Path) -> None:
+    """Mode 0700, and a name that nobody can guess."""
+    first = make_scratch([str(tmp_path / "missing"), str(tmp_path)])
+    second = make_scratch([str(tmp_path)])
+    assert first != second
+    assert Path(first).parent == tmp_path
+    assert stat.S_IMODE(os.stat(first).st_mode) == 0o700
+
+
+def test_no_scratch_at_all_says_why(tmp_path: Path) -> None:
+    """Each place with its reason, and what to do."""
+    (tmp_path / "file").touch()
+    with pytest.raises(NoScratch, match=r"missing: No such file or directory; .*file: Not a directory\); name one on a local disk"):
+        make_scratch([str(tmp_path / "missing"), str(tmp_path / "file")])
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "point"),
+    [
+        ("/tmp/x", "ext4", "/"),
+        ("/home/anna", "nfs4", "/home"),
+        ("/homestead", "ext4", "/"),
+        ("/home/local/x", "tmpfs", "/home/local"),
+        ("/with space/x", "beegfs", "/with space"),
+        ("/scratch", "lustre", "/scratch"),
+    ],
+)
+def test_the_filesystem_of_a_path_is_that_of_its_nearest_mount(path: str, kind: str, point: str) -> None:
+    """By whole names, not by letters."""
+    assert filesystem_of(path, MOUNTS) == (kind, point)
+
+
+def test_a_network_filesystem_gets_a_warning_that_names_it() -> None:
+    """And a local one none."""
+    assert scratch_warning("/tmp", MOUNTS) == ""
+    assert scratch_warning("/scratch/me", MOUNTS) == (
+        "scratch /scratch/me is on a network filesystem (lustre, mounted at /scratch): starting libraries will be slow; "
+        "give a local disk with --scratch DIR"
+    )
+    assert scratch_warning("/tmp", "garbage\n- -\n") == ""
+
+
+def reader(files: dict[str, str]) -> Callable[[str], str]:
+    return lambda path: files.get(path, "")
+
+
+def test_a_quota_of_any_level_counts() -> None:
+    """Versions 1 and 2; the least of them."""
+    v2 = {"/sys/fs/cgroup/a/b/cpu.max": "max 100000\n", "/sys/fs/cgroup/a/cpu.max": "250000 100000\n"}
+    assert quota_cores(reader(v2), "0::/a/b\n") == 2.5
+    v1 = {"/sys/fs/cgroup/cpu/j/cpu.cfs_quota_us": "400000\n", "/sys/fs/cgroup/cpu/j/cpu.cfs_period_us": "100000\n"}
+    assert quota_cores(reader(v1), "4:cpu,cpuacct:/j\n1:memory:/x\n") == 4.0
+    assert quota_cores(reader({"/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n"}), "4:cpu:/\n") == 0.0
+    assert quota_cores(reader({}), "garbage\n") == 0.0
+
+
+@pytest.mark.parametrize(("affinity", "quota", "cores"), [(8, 0.0, 8), (8, 2.5, 2), (8, 0.3, 1), (2, 16.0, 2), (8, 3.97, 4)])
+def test_cores_are_whole_and_at_least_one(affinity: int, quota: float, cores: int) -> None:
+    """The less of mask and quota."""
+    assert node.usable_cores(affinity, quota) == cores
+
+
+def test_own_cores_are_within_the_affinity_mask() -> None:
+    """On whatever machine this runs."""
+    assert 1 <= node.own_cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("asked", "environ", "devices", "ids"),
+    [
+        (-1, {}, ["nvidia1", "nvidia0", "nvidiactl", "nvidia-uvm", "null"], ("0", "1")),
+        (1, {}, ["nvidia0", "nvidia1"], ("0",)),
+        (0, {"CUDA_VISIBLE_DEVICES": "0,1"}, [], ()),
+        (-1, {"CUDA_VISIBLE_DEVICES": "2,3"}, ["nvidia0"], ("2", "3")),
+        (-1, {"CUDA_VISIBLE_DEVICES": ""}, ["nvidia0"], ()),
+        (-1, {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, ["nvidia0"], ()),
+        (-1, {"CUDA_VISIBLE_DEVICES": "GPU-8f3a, GPU-11"}, [], ("GPU-8f3a", "GPU-11")),
+        (-1, {"_CONDOR_AssignedGPUs": "CUDA0,CUDA2"}, [], ("0", "2")),
+        (-1, {"_CONDOR_AssignedGPUs": "none"}, ["nvidia0"], ()),
+        (-1, {"SLURM_JOB_GPUS": "1"}, [], ("1",)),
+    ],
+)
+def test_gpus_are_those_that_the_batch_system_assigned(
+    asked: int, environ: dict[str, str], devices: list[str], ids: tuple[str, ...]
+) -> None:
+    """Else those that are there; a number takes the first."""
+    assert gpu_ids(asked, environ, devices) == ids
+
+
+def test_the_end_is_the_sooner_of_what_was_asked_and_what_slurm_says() -> None:
+    """0 means unlimited; an end that is past leaves a second to say goodbye."""
+    assert seconds_left(0.0, {}, 1000.0) == 0.0
+    assert seconds_left(60.0, {}, 1000.0) == 60.0
+    assert seconds_left(60.0, {"SLURM_JOB_END_TIME": "1030"}, 1000.0) == 30.0
+    assert seconds_left(0.0, {"SLURM_JOB_END_TIME": "900"}, 1000.0) == 1.0
+    assert seconds_left(0.0, {"SLURM_JOB_END_TIME": "Unknown"}, 1000.0) == 0.0
