@@ -16,7 +16,6 @@ import numpy as np
 
 def mul_matrix(matrix):
     import numpy
-
     return numpy.dot(matrix, matrix)
 
 
@@ -25,11 +24,10 @@ parser.add_argument("--port", type=int, default=9123)
 args = parser.parse_args()
 
 q = vine.Manager(port=args.port)
-libtask = q.create_library("lib", mul_matrix, imports=[np])
+libtask = q.create_library('lib', mul_matrix, imports=[np])
 q.install_library(libtask)
-task = vine.FunctionCall("lib", "mul_matrix", np.random.rand(100, 100))
+task = vine.FunctionCall('lib', 'mul_matrix', np.random.rand(100, 100))
 q.submit(task)
 while not q.empty():
     done = q.wait(5)
-    if done:
-        print(done.output)
+    if done: print(done.output)

@@ -186,7 +186,9 @@ class FactoryCore:
         for pilot in overdue:
             if now - pilot.since >= self.pool.hello_timeout:
                 pilot.charged = True
-                self.history.died_at_start(pilot.node, f"{pilot.job} ran for {now - pilot.since:.0f} s without connecting", pilot.made_at, now)
+                self.history.died_at_start(
+                    pilot.node, f"{pilot.job} ran for {now - pilot.since:.0f} s without connecting", pilot.made_at, now
+                )
 
     def take_endings(self) -> list[Ending]:
         """Pilots that have ended since the last time; the shell adds the last words of the failed ones and gives them to `ended`."""
@@ -200,7 +202,9 @@ class FactoryCore:
         if ending.gone:
             self.history.pilot_ended()
         if ending.failed and not self.closing:
-            self.history.died_at_start(ending.node, f"pilot {ending.pilot}{f' on {ending.node}' if ending.node else ''}: {reason}", ending.made_at, now)
+            self.history.died_at_start(
+                ending.node, f"pilot {ending.pilot}{f' on {ending.node}' if ending.node else ''}: {reason}", ending.made_at, now
+            )
 
     # ---------------------------------------------------------------- what to do
 

@@ -283,7 +283,9 @@ class Fleet:
         if not pilot.apply(event, now) or pilot.phase is not Phase.ENDED:
             return
         blameless = pilot.served or pilot.asked or pilot.charged or phase is Phase.CANCELLING or cause in BLAMELESS or exit_status == 0
-        self.endings.append(Ending(pilot.job, pilot.word, reason or cause.value, pilot.node, pilot.made_at, failed=not blameless, gone=True))
+        self.endings.append(
+            Ending(pilot.job, pilot.word, reason or cause.value, pilot.node, pilot.made_at, failed=not blameless, gone=True)
+        )
         del self.pilots[pilot.job]
 
     # ---------------------------------------------------------------- what the manager says
@@ -321,7 +323,7 @@ class Fleet:
 
     def counts(self) -> dict[Phase, int]:
         """Pilots by phase; those of unsure submissions count as queued."""
-        counts = {phase: 0 for phase in Phase if phase is not Phase.ENDED}
+        counts: dict[Phase, int] = {phase: 0 for phase in Phase if phase is not Phase.ENDED}
         for pilot in self.pilots.values():
             counts[pilot.phase] += 1
         counts[Phase.QUEUED] += self.unsure_count

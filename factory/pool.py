@@ -15,11 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Final, cast
 
-from windlass.units import parse_memory, parse_seconds, show_memory, show_seconds
-
 from windlass.errors import UnknownName, UsageError
 from windlass.factory.backend import PoolDefaults
 from windlass.messages import PoolName, PoolOffer, Resources
+from windlass.units import parse_memory, parse_seconds, show_memory, show_seconds
 
 #: Letters that every batch system takes in a job's name.
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")

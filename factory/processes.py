@@ -13,6 +13,7 @@ Output goes to one file per process, opened for appending, so that `trim` can cu
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Final
 
 STRAGGLE: Final = 2.0
-STRAGGLE_STEP: Final = 0.02
+STRAGGLE_STEP: Final = 0.05
 #: A log is cut when it is larger than this, to so much of its end. Bytes.
 LOG_LIMIT: Final = 1 << 20
 LOG_KEPT: Final = 128 << 10
@@ -207,14 +208,30 @@ class Processes:
     def _straggling(process: Process, now: float) -> bool:
         """Members of the ended leader's group are still there."""
         assert process.straggles_until is not None
-        late = process.straggles_until <= now
-        try:
-            os.killpg(process.popen.pid, signal.SIGKILL if late else 0)
-        except ProcessLookupError:
+        if not group_lives(process.popen.pid):
             return False
-        except PermissionError:
-            return False  # changed its user; not ours to end
-        return not late
+        if process.straggles_until <= now:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.popen.pid, signal.SIGKILL)
+            return False
+        return True
+
+
+def group_lives(group: int) -> bool:
+    """Whether a process group has a member that is not a zombie (whoever inherits those may be slow to collect them)."""
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False  # nobody; or not ours any more
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                state, _, pgrp = (folder / "stat").read_bytes().rpartition(b")")[2].split()[:3]
+            except OSError:
+                continue  # it has ended meanwhile
+            if int(pgrp) == group and state not in (b"Z", b"X"):
+                return True
+    return False
 
 
 def trim_log(log: Path, limit: int = LOG_LIMIT, kept: int = LOG_KEPT) -> None:

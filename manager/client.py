@@ -76,7 +76,8 @@ class Client:
         self._finished: OrderedDict[CallId, CallFuture[Any]] = OrderedDict()
         #: Spans of waiting calls, to unpin at their end; few calls have any.
         self._pinned: dict[CallId, tuple[ObjectRef, ...]] = {}
-        #: What a call is called in errors; only kept for calls in flight of functions that are not a library's own.
+        #: Ended calls whose results are still objects in the store.
+        self._unread: weakref.WeakValueDictionary[CallId, CallFuture[Any]] = weakref.WeakValueDictionary()
         self._arrived = threading.Condition()
         self._waiters = 0
         #: Not empty: why nothing more is taken.
@@ -118,6 +119,15 @@ class Client:
         """Futures that have not ended."""
         return list(self._futures.values())
 
+    def outstanding(self) -> int:
+        """How many calls have not ended."""
+        return len(self._futures)
+
+    def settle(self) -> None:
+        """The store is about to go: read the results that are still in it, for whoever asks later."""
+        for future in list(self._unread.values()):
+            future.settle()
+
     # ------------------------------------------------------------ from the manager, on its thread
 
     def deliver(self, ends: Sequence[CallDone]) -> None:
@@ -134,6 +144,7 @@ class Client:
                 continue
             if end.spans:
                 weakref.finalize(future, self._discard, end.spans).atexit = False
+                self._unread[end.call] = future
             finished[end.call] = future
             if not future.finish(done):
                 finished.pop(end.call, None)

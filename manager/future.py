@@ -353,6 +353,14 @@ class CallFuture(Future[T]):
         if self._state not in _ENDED:
             raise TimeoutError
 
+    def settle(self) -> None:
+        """Unpack the result of an ended call now, without collecting it: for a manager that is about to drop the objects it needs.
+
+        An exception, the call's own or one of unpickling, is kept for who asks.
+        """
+        if self._state == FINISHED and not self._settled:
+            self._settle()
+
     def _settle(self) -> None:
         """Have ``_result`` or ``_exception`` made from the record: by this thread, or by the one that is at it already."""
         global _settle_waiters

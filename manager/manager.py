@@ -185,7 +185,7 @@ class Manager:
         return self._closed or bool(self._client.closed)
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"port {self.port}, {len(self._client.pending())} calls waiting or running"
+        state = "closed" if self.closed else f"port {self.port}, {self._client.outstanding()} calls waiting or running"
         return f"<Manager {self.name!r}, {state}>"
 
     # ------------------------------------------------------------ libraries
@@ -258,7 +258,7 @@ class Manager:
             installed = self._library(call.library)
         function = installed.functions.get(call.function)
         if function is None:
-            raise UnknownName(f"function of library {call.library!r}", call.function, installed.functions)
+            raise UnknownName("function", call.function, installed.functions, within=f"in library {call.library!r}")
         if call.options is not DEFAULT_OPTIONS:
             self._check_possible(installed.spec, call.options)
         return self._client.submit(installed.spec.id, function, call.args, call.kwargs, call.options, call.tag)
@@ -337,7 +337,7 @@ class Manager:
     def hungry(self) -> int:
         """How many more calls could be used well now; 0: enough are queued."""
         capacity = sum(state.capacity() for state in list(self._core.libraries.values()))
-        return max(0, max(_HUNGRY_LEAST, _HUNGRY_TIMES * capacity) - len(self._client.pending()))
+        return max(0, max(_HUNGRY_LEAST, _HUNGRY_TIMES * capacity) - self._client.outstanding())
 
     def cancel_by_tag(self, tag: str) -> int:
         """Cancel all calls with this tag; how many had not ended."""
@@ -478,6 +478,7 @@ def _close_quietly(server: Server, client: Client, store: ObjectStore, folder: P
     client.closed = client.closed or "it was closed"
     with contextlib.suppress(RuntimeError):
         server.stop("the manager was closed")
+    client.settle()
     store.close()
     if not named:
         shutil.rmtree(folder, ignore_errors=True)

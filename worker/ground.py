@@ -25,6 +25,8 @@ _THREAD_VARIABLES: Final = (
     "BLIS_NUM_THREADS",
 )
 
+_DESCRIPTORS: Final = 16384
+
 
 class Ground:
     """Made when an instance starts, closed when none of its processes lives. Raises `OSError` when the node has no room."""
@@ -32,6 +34,7 @@ class Ground:
     def __init__(
         self, spec: LibrarySpec, instance: InstanceId, scratch: Path, folder: Path, store_folder: Path, functions_folder: Path, rows: int
     ) -> None:
+        _allow_many_descriptors()
         self.spec, self.folder = spec, folder
         self.work = folder / "work"
         code = scratch / "code"
@@ -95,6 +98,16 @@ class Ground:
             "TMPDIR": str(self.folder / "tmp"),
             **dict(self.spec.env),
         }
+
+
+def _allow_many_descriptors() -> None:
+    """A slot costs the worker three descriptors, and the usual soft limit of 1,024 is for programs that use select(2)."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def quoted(output: bytes) -> str:

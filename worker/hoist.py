@@ -5,16 +5,16 @@ Theory of operation
 The same steps run in a zygote, once for all its slots, and in a slot that is an interpreter of its own (``start="spawn"``):
 
 1. put the code snapshots first on ``sys.path``, then the program's own entries;
-2. do the hoisted imports, each with its time. An explicit one that fails ends everything (`CannotStart`); an automatic one that fails is noted
-   and left to the calls;
-3. load the library's functions. One that needs a module whose automatic import has failed is left to the calls as well;
+2. do the hoisted imports, each with its time. An explicit one that fails ends everything (`CannotStart`); an automatic one is noted and
+   left to the calls;
+3. load the library's functions; one that needs a module whose automatic import has failed is left to the calls as well;
 4. compute the context, if this process is the one to have it.
 
 Each step is announced before it is done, so that the worker can name the step that hung or killed the interpreter.
 
-A fork copies only the thread that forks. Threads of a library that does not expect this leave locks taken and work undone in the child, so a
-process that has such threads must not be forked. Some libraries do expect it: OpenBLAS ends its threads before each fork and starts them again
-when needed. So threads are judged by a trial: fork a child that leaves at once, and see whether they are still there.
+A fork copies only the thread that forks. Threads of a library that does not expect this leave locks taken and work undone in the child,
+so a process that has such threads must not be forked. Some libraries do expect it: OpenBLAS ends its threads before each fork and
+starts them again when needed. So threads are judged by a trial: fork a child that leaves at once, and see whether they are still there.
 An open device (GPU drivers) and an initialised MPI do not survive a fork either.
 """
 
@@ -28,8 +28,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
+from windlass import snapshots
 from windlass.messages import FunctionDef, FunctionId, HoistedImport, LibrarySpec, ObjectRef
 from windlass.objects import open_in
 from windlass.worker.slotlink import Setup, Step, bounded
@@ -71,6 +73,7 @@ def load(setup: Setup, announce: Callable[[Step], None], *, with_context: bool) 
             f"{sys.version_info[1]} ({sys.executable}); give the pool an environment with the program's version of Python",
         )
     library = Library(spec)
+    snapshots.call_code_folder = setup.code_folder
     try:
         add_code(spec.code, setup.store_folder, setup.code_folder, spec.paths)
     except Exception as error:
@@ -119,6 +122,13 @@ def compute_context(library: Library, announce: Callable[[Step], None]) -> None:
         ) from error
     library.has_context = True
     library.context_seconds = time.perf_counter() - begin
+
+
+def tell_traceback() -> None:
+    """Write the traceback of what is being handled to standard error: for processes that end by ``os._exit``."""
+    with suppress(Exception):
+        traceback.print_exc()
+        sys.stderr.flush()
 
 
 def thread_count() -> int:
@@ -196,23 +206,7 @@ def _load_functions(library: Library, setup: Setup, announce: Callable[[Step], N
 
 def _unpacked(ref: ObjectRef, store_folder: str, code_folder: str) -> str:
     """The folder with the content of a snapshot, unpacked by the first process of the worker that needs it."""
-    folder = os.path.join(code_folder, ref.name)
-    if os.path.isdir(folder):
-        return folder
-    import zipfile
-
-    temporary = f"{folder}.{os.getpid()}.tmp"
-    with zipfile.ZipFile(os.path.join(store_folder, ref.name)) as archive:
-        archive.extractall(temporary)
-    try:
-        os.rename(temporary, folder)
-    except OSError:  # another process was first
-        import shutil
-
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not os.path.isdir(folder):
-            raise
-    return folder
+    return snapshots.unpack(os.path.join(store_folder, ref.name), snapshots.code_folder(code_folder, ref.name))
 
 
 def _trial_fork() -> None:

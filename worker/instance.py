@@ -7,13 +7,13 @@ Theory of operation
     NEW ── start ──▶ STARTING ── Prepared ──▶ SERVING ── stop ──▶ (STOPPING) ──▶ GONE
                          └── Unable, crash, timeout ──┴── zygote died, slots cannot start ──▶ FAILED
 
-All of this lives on the worker's event loop; the only waits are for processes to end. `feed` puts calls into the call queue, from which slots claim
-them (`windlass.worker.callqueue`); slots are the business of `windlass.worker.slotset`. This module starts the zygote, judges its end and each
-slot's failure to start, and takes everything down.
+All of this lives on the worker's event loop; the only waits are for processes to end. `feed` puts calls into the call queue, from which
+slots claim them (`windlass.worker.callqueue`); slots are the business of `windlass.worker.slotset`. This module starts the zygote,
+judges its end and each slot's failure to start, and takes everything down.
 
 *The zygote dies.* While it starts, an automatic import during which it died, or which took longer than `import_limit`, is dropped: the next
-zygote does without. Later, nothing is left that could reap the slots: all are killed, begun calls are charged, the others given back, and the
-instance has failed.
+zygote does without. Later, nothing is left that could reap the slots: all are killed, begun calls are charged, the others given back,
+and the instance has failed.
 
 *Spawn.* Without a zygote (as the library asks, or because a fork would not be safe) each slot is a child of the worker, and says by itself
 what a zygote would have said.
@@ -324,12 +324,10 @@ class LibraryInstance:
     async def _end_all(self, *, charge: bool, failure: LibraryFailed | None = None) -> None:
         self._timers.cancel_all()
         self.zygote = None
-        # Slots that a zygote is forking at this moment are found as its children; the others have it for a reaper, so it goes last.
-        ending = self._loop.create_task(self._slots.end_all())
-        for zygote in self._zygotes:
+        await self._slots.end_all()
+        for zygote in self._zygotes:  # after the slots, which it reaps; one that it is forking right now goes with it
             zygote.dismiss()
             await zygote.gone()
-        await ending
         self._slots.close(charge=charge)
         if self._starved:
             self._loop.remove_writer(self._queue.sender)

@@ -174,10 +174,16 @@ class Libraries:
         """Calls that run now."""
         return sum(len(entry.library.running()) for entry in self.entries.values())
 
-    async def close(self, grace: float) -> None:
-        """End all instances with all that they run. Nothing they report from now on is heard: their calls go back with the goodbye."""
+    def close(self, grace: float) -> Coroutine[object, None, None]:
+        """End all instances with all that they run; await what this gives. From this call on nothing they report is heard.
+
+        Their calls are not given back one by one: they go back with the goodbye, or are known to be lost.
+        """
         entries = list(self.entries.values())
         self.entries.clear()
+        return self._close(entries, grace)
+
+    async def _close(self, entries: list[Entry], grace: float) -> None:
         await asyncio.gather(*(entry.library.stop(grace) for entry in entries), return_exceptions=True)
         for task in list(self._tasks):
             task.cancel()

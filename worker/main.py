@@ -133,6 +133,7 @@ class Worker:
         self._certificate = b""
         self._status = ORDERLY
         self._leaving = False
+        self._signals = 0
         self.scratch = Path()
         self._connection: ConnectionFile
         self._link: Link
@@ -143,6 +144,7 @@ class Worker:
         self._transfers: Transfers | None = None
         self._data: DataClient | None = None
         self._watch: MemoryWatch | None = None
+        self._watching: asyncio.Task[Any] | None = None
 
     async def run(self) -> int:
         """Serve until the end. Raises `CannotStart`."""
@@ -194,8 +196,7 @@ class Worker:
             self._data.use_welcome(welcome)
         if fresh:
             log.warning("manager %s does not know this worker any more: what it ran for it is ended", welcome.manager)
-            self._ends.clear()
-            self._spawn(self._begin_anew())
+            self._begin_anew()
         elif self._libraries is None:
             try:
                 self._set_up()
@@ -210,9 +211,6 @@ class Worker:
     def _set_up(self) -> None:
         """All that is needed from the first library on; not before hello. Raises `OSError`."""
         from windlass.objects import ObjectStore, default_store_folder, default_store_limit
-        from windlass.worker.libraries import Libraries
-        from windlass.worker.transfers import Transfers
-        from windlass.worker.watch import MemoryWatch
 
         folder = default_store_folder("worker", self.scratch)
         self._guardian.folder(folder)
@@ -220,48 +218,39 @@ class Worker:
         if str(folder).startswith("/dev/shm"):
             limit = min(limit, self._limit // 4)  # these files count as the pilot's memory
         self._store = ObjectStore(folder, limit)
-        functions = self.scratch / "functions"
-        functions.mkdir(mode=0o700, exist_ok=True)
-        self._transfers = Transfers(self._store, self, arrived=self._backlog.arrived, failed=self._backlog.failed)
-        self._libraries = Libraries(
-            self._backlog,
-            self._transfers,
-            self._say,
-            self._life.ran,
-            scratch=self.scratch,
-            store_folder=folder,
-            functions_folder=functions,
-        )
-        self._watch = MemoryWatch(self._libraries, self._backlog, self._limit, self._groups)
-        self._spawn(self._watch.run())
+        self._make_parts(self._store)
         warning = node.own_scratch_warning(str(self.scratch))
         if warning:
             log.warning("%s", warning)
 
-    async def _begin_anew(self) -> None:
-        """The manager knows none of our calls: end what runs and forget it."""
-        libraries = self._libraries
-        if libraries is None or self._store is None:
-            return
-        # New instances and calls of the new session must not meet the old ones: these are taken out before anything waits.
-        old_libraries, old_transfers = libraries, self._transfers
-        draining = self._backlog.draining
-        self._backlog = Backlog(self)
-        self._backlog.draining = draining
+    def _make_parts(self, store: ObjectStore) -> None:
+        """What knows of calls, instances and objects: for one session."""
         from windlass.worker.libraries import Libraries
         from windlass.worker.transfers import Transfers
         from windlass.worker.watch import MemoryWatch
 
-        self._transfers = Transfers(self._store, self, arrived=self._backlog.arrived, failed=self._backlog.failed)
         functions = self.scratch / f"functions-{os.urandom(4).hex()}"
         functions.mkdir(mode=0o700)
-        folders = {"scratch": self.scratch, "store_folder": self._store.folder, "functions_folder": functions}
-        self._libraries = Libraries(self._backlog, self._transfers, self._say, self._life.ran, **folders)
-        self._watch = MemoryWatch(self._libraries, self._backlog, self._limit, self._groups)
-        self._spawn(self._watch.run())
-        if old_transfers is not None:
-            await old_transfers.close()
-        await old_libraries.close(0.0)
+        backlog = self._backlog
+        self._transfers = Transfers(store, self, arrived=backlog.arrived, failed=backlog.failed)
+        folders = {"scratch": self.scratch, "store_folder": store.folder, "functions_folder": functions}
+        self._libraries = Libraries(backlog, self._transfers, self._say, self._life.ran, **folders)
+        self._watch = MemoryWatch(self._libraries, backlog, self._limit, self._groups)
+        if self._watching is not None:
+            self._watching.cancel()
+        self._watching = self._spawn(self._watch.run())
+
+    def _begin_anew(self) -> None:
+        """The manager knows none of our calls: end what runs and forget it. New calls may follow right behind."""
+        transfers, libraries, draining = self._transfers, self._libraries, self._backlog.draining
+        if transfers is None or libraries is None or self._store is None:
+            return
+        self._ends.clear()
+        self._backlog = Backlog(self)
+        self._backlog.draining = draining
+        self._make_parts(self._store)
+        self._spawn(libraries.close(0.0))
+        self._spawn(transfers.close())
 
     def _on_lost(self, reason: str) -> None:
         print(f"windlass worker {self.id}: {reason}", file=sys.stderr)
@@ -425,6 +414,9 @@ class Worker:
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
         log.warning("%s received", name)
+        if self._leaving and self._signals and number != signal.SIGUSR1:
+            self._link.close()  # the last words have waited long enough
+        self._signals += number != signal.SIGUSR1
         self._act(self._life.signal(name, time.monotonic(), warning=number == signal.SIGUSR1))
 
     def _act(self, decision: Decision) -> None:
@@ -453,19 +445,15 @@ class Worker:
                 await self._end_processes()
             if not self._link.closed:
                 self._say(Goodbye(self._life.reason))
-                await self._link.acknowledged(self._farewell(decision))
+                if decision is Decision.FINISH:
+                    # Results are worth waiting for a cut connection, but not past the end. Otherwise closing sends what there is.
+                    await self._link.acknowledged(max(FAREWELL_SECONDS, min(60.0, self._life.deadline - time.monotonic())))
             self._link.close()
             await self._link.gone(1.0)
             if decision is not Decision.END:
                 await self._end_processes()
         finally:
             self._over.set()
-
-    def _farewell(self, decision: Decision) -> float:
-        """Seconds for the last words: results are worth waiting for a cut connection, but not past the end."""
-        if decision is Decision.FINISH:
-            return max(FAREWELL_SECONDS, min(60.0, self._life.deadline - time.monotonic()))
-        return FAREWELL_SECONDS if self._link.connected else 0.0
 
     async def _end_processes(self) -> None:
         if self._libraries is not None:
@@ -513,10 +501,11 @@ class Worker:
                 )
             )
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

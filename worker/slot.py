@@ -2,20 +2,21 @@
 
 Theory of operation
 -------------------
-`serve` is the loop: claim a packet from the call queue, note in the row which call it is, run it, send the answer, note that it is finished. The
-order is the promise: a call is either in the queue, or noted in a row, or answered, but for the microsecond between claim and note (the worker's
-audit of the queue finds such a call when the slot dies just there). A slot never claims before its last answer is sent.
+`serve` is the loop: claim a packet from the call queue, note in the row which call it is, run it, send the answer, note that it is
+finished. The order is the promise: a call is either in the queue, or noted in a row, or answered, but for the microsecond between claim
+and note (the worker's audit of the queue finds such a call when the slot dies just there). A slot never claims before its last answer
+is sent.
 
-For a call that does nothing the loop costs a few microseconds: one receive, one send, one decode, one encode, two pickles and four looks at a
-clock or a file's length. Nothing else may be added to the path of every call: no signal, no file, no process, no look at /proc.
+For a call that does nothing the loop costs a few microseconds: one receive, one send, one decode, one encode, two pickles and four looks
+at a clock or a file's length. Nothing else may be added to the path of every call: no signal, no file, no process, no look at /proc.
 
 *Functions*: those of the library are loaded before; others come by content, from the functions folder, at their first call, and
 the least recently used ones are forgotten past `FUNCTIONS_KEPT`.
 
 *Context*: which of its variables a function takes is found out once per function, from its signature.
 
-*Mode fork*: each call runs in a child, which answers by itself; the slot waits for it, ends what the child left behind, and answers for a child that
-died.
+*Mode fork*: each call runs in a child, which answers by itself; the slot waits for it, ends what the child left behind, and answers for
+a child that died.
 
 Everything a function may do is caught and answered, `SystemExit` and `KeyboardInterrupt` too. What cannot be caught ends the process, and
 the worker reads the row.
@@ -112,6 +113,7 @@ class Link:
 def begin_process(name: str) -> None:
     """What zygotes and spawned slots do first: a name for ps, tracebacks of crashes, an end with their parent."""
     global _prctl, _flush_c
+    survive_signals()
     with suppress(OSError), open("/proc/self/comm", "w") as file:
         file.write(name)
     faulthandler.enable()
@@ -136,7 +138,7 @@ def die_with_parent() -> None:
 
 
 def survive_signals() -> None:
-    """Do nothing on the signals that a batch system sends to all processes of a job; processes forked or executed from here do not inherit it."""
+    """Do nothing on signals that a batch system sends to all processes of a job; programs executed from here do not inherit it."""
     for number in _SURVIVED:
         signal.signal(number, _ignored)
 
@@ -280,7 +282,8 @@ class Slot:
         while len(others) >= FUNCTIONS_KEPT:
             old = next(iter(others))
             del others[old]
-            self.names.pop(old, None)
+            if old not in self.definitions:
+                self.names.pop(old, None)
         others[key] = loaded
         self.newest = key
         return loaded
@@ -297,7 +300,7 @@ class Slot:
             return function, ()
         context: Any = self.library.context
         variables: dict[Any, Any] = {"context": context}
-        if isinstance(context, dict):
+        if type(context) is dict:
             variables.update(context)  # pyright: ignore[reportUnknownArgumentType]
         wants: list[tuple[str, int, Any]] = []
         for position, (name, parameter) in enumerate(parameters.items()):
@@ -343,7 +346,7 @@ class Slot:
         advice = {
             "generator": f"return list(...) of it, or make {name!r} return a list",
             "coroutine": f"{name!r} is an async function: call it inside another one with asyncio.run(...) and return what that gives",
-            "async_generator": f"{name!r} is an async generator: collect its items inside a function with asyncio.run(...) and return a list",
+            "async_generator": f"{name!r} is an async generator: collect its items in a function with asyncio.run(...) and return a list",
         }.get(kind, "return something that pickle can handle, or write it to a file and return the path")
         return bounded(f"{name!r} returned a {pickling.type_name(value)}, which cannot be pickled and sent back; {advice} ({error})")
 
@@ -494,7 +497,7 @@ if __name__ == "__main__":
     try:
         exit_status = imported.main(sys.argv[1:])
     except BaseException:  # noqa: BLE001 - told on stderr, which the worker reads
-        sys.excepthook(*sys.exc_info())
+        hoist.tell_traceback()
     finally:
         with suppress(Exception):
             sys.stdout.flush()

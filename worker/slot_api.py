@@ -69,7 +69,8 @@ def load_variable_from_library(name: str) -> Any:
             f"library {state.library!r} has no context, so it has no variable {name!r}; give it one with "
             "context=(function, args, kwargs) when you install it"
         )
-    context: Any = state.context if isinstance(state.context, dict) else {"context": state.context}
-    if name not in context:
-        raise UnknownName("variable", name, [str(key) for key in context], f"(in the context of library {state.library!r})")
-    return context[name]
+    context: Any = state.context
+    variables: dict[Any, Any] = context if type(context) is dict else {"context": context}
+    if name not in variables:
+        raise UnknownName("variable", name, [str(key) for key in variables], f"(in the context of library {state.library!r})")
+    return variables[name]

@@ -41,8 +41,13 @@ class SlotHandle:
         self.pid = 0
         self.results, self.other_end = socket_pair(socket.SOCK_STREAM, RESULT_BYTES)
         self.results.setblocking(False)
-        self.out = memory_file("stdout", append=True)
-        self.err = memory_file("stderr", append=True)
+        self.out = self.err = -1
+        try:
+            self.out = memory_file("stdout", append=True)
+            self.err = memory_file("stderr", append=True)
+        except OSError:
+            self.close()
+            raise
         self.trimmed = [0, 0]
         self.rest = b""  # the beginning of a frame
         self.ready = False
@@ -58,8 +63,9 @@ class SlotHandle:
     def close(self) -> None:
         self.results.close()
         self.other_end.close()
-        os.close(self.out)
-        os.close(self.err)
+        for descriptor in (self.out, self.err):
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 def during(step: Step | None) -> str:

@@ -4,15 +4,15 @@ Theory of operation
 -------------------
 `fill` brings the number of slots to the target. `outstanding` has every call that was fed and has neither been answered nor taken back.
 
-*A slot ends.* The zygote (or, for a spawned slot, this process) reports it after reaping it. First everything it sent is read. Then its row is
-read: a call that has begun, and is still outstanding, ended with the slot and is charged (`DIED`, or what `kill_call` asked for). A slot that
-died without a running call may still have claimed one, in the microsecond before it noted so: `_audit` finds calls that are neither in the queue
-nor with any living slot, and gives them back as lost. Then the slot is replaced; three in a row that ended before they had run a
-call fail the library.
+*A slot ends.* The zygote (or, for a spawned slot, this process) reports it after reaping it. First everything it sent is read. Then its
+row is read: a call that has begun, and is still outstanding, ended with the slot and is charged (`DIED`, or what `kill_call` asked
+for). A slot that died without a running call may still have claimed one, in the microsecond before it noted so: `_audit` finds calls
+that are neither in the queue nor with any living slot, and gives them back as lost. Then the slot is replaced; three in a row that
+ended before they had run a call fail the library.
 
-*A running call is ended* (`kill_call`) without hitting the next one by mistake: the slot is stopped, and when it stands, its row says whether
-it is still that call. Then it is killed with all its children, else continued. In mode ``fork`` the slot stays, and only what is below it
-is killed. Idle slots that are to leave go the same way; busy ones see `LEAVE` in their row after their call.
+*A running call is ended* (`kill_call`) without hitting the next one by mistake: the slot is stopped, and when it stands, its row says
+whether it is still that call. Then it is killed with all its children, else continued. In mode ``fork`` the slot stays, and only what
+is below it is killed. Idle slots that are to leave go the same way; busy ones see `LEAVE` in their row after their call.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ class SlotSet:
             slot = SlotHandle(row, gpus)
         except OSError as error:
             self._timers.later(1.0, self.fill)
-            self._count_early_death(f"no more descriptors for slots: {error}")
+            if not any(slot.ready for slot in self.slots.values()):
+                self._count_early_death(f"no more descriptors for slots: {error}")
             return False
         self.slots[row] = slot
         self._loop.add_reader(slot.results.fileno(), self._on_results, slot)
@@ -255,8 +256,8 @@ class SlotSet:
             if key not in outstanding:
                 continue
             outstanding.discard(key)
-            if self._kills and call.outcome == DIED:
-                call = self._as_asked(call)
+            if self._kills:
+                self._as_asked(call)
             ends.append(call)
         slot.rest = bytes(data[position:])
         if ends:
@@ -264,13 +265,11 @@ class SlotSet:
             self._owner.ended(ends)
             self.check_drained()
 
-    def _as_asked(self, end: CallEnd) -> CallEnd:
-        """The end of a call that was killed below a slot, with the outcome that was asked for."""
+    def _as_asked(self, end: CallEnd) -> None:
+        """Give a call that was killed below a slot the outcome that was asked for, unless it was quicker."""
         wish = self._kills.pop((end.call, end.attempt), None)
-        if wish is None:
-            return end
-        end.outcome, end.detail = wish.outcome, wish.detail
-        return end
+        if wish is not None and end.outcome == DIED:
+            end.outcome, end.detail = wish.outcome, wish.detail
 
     def _drain_results(self, slot: SlotHandle) -> None:
         """Read all that a slot has sent."""
@@ -387,8 +386,8 @@ class SlotSet:
     def _audit(self) -> None:
         """Give back calls that a dead slot had claimed and not yet noted.
 
-        They are neither in the queue nor with a slot. A living slot without a noted call may be in the same microsecond; it is not when it sleeps,
-        for then it waits for a call. The order of looks matters: queue, slots, results.
+        They are neither in the queue nor with a slot. A living slot without a noted call may be in the same microsecond; it is not when
+        it sleeps, for then it waits for a call. The order of looks matters: queue, slots, results.
         """
         if not self.outstanding or not self._owner.active:
             return

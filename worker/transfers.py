@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
-from windlass.errors import WindlassError
+from windlass.errors import ConnectionRefused, WindlassError
 from windlass.messages import BAD_CALL, DIED, CallEnd, EndDetail, ObjectName, ObjectRef
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 #: Seconds between attempts while the manager cannot be reached.
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
+#: A manager that was just started anew may refuse a session that it does not know yet; one that refuses so often means it.
+REFUSALS: Final = 6
 
 
 class Data(Protocol):
@@ -58,7 +60,7 @@ class Transfers:
         self._failed = failed
         self._holds: dict[ObjectName, int] = {}
         self._pinned: set[ObjectName] = set()
-        self._fetches: dict[ObjectName, asyncio.Task[None]] = {}
+        self._fetches: dict[ObjectName, asyncio.Task[TransferFailed | None]] = {}
         self._pushes: set[asyncio.Task[None]] = set()
 
     @property
@@ -77,7 +79,8 @@ class Transfers:
             if name in self._fetches or not self._pin(name):
                 missing.append(name)
                 if name not in self._fetches:
-                    self._fetches[name] = asyncio.get_running_loop().create_task(self._fetch(ref))
+                    task = self._fetches[name] = asyncio.get_running_loop().create_task(self._fetch(ref))
+                    task.add_done_callback(lambda task, name=name: self._fetched(name, task))
         return missing
 
     def release(self, refs: Sequence[ObjectRef], /) -> None:
@@ -98,8 +101,9 @@ class Transfers:
         try:
             for ref in refs:
                 task = self._fetches.get(ref.name)
-                if task is not None:
-                    await asyncio.shield(task)
+                error = await asyncio.shield(task) if task is not None else None
+                if error is not None:
+                    raise error
                 if ref.name not in self._pinned:
                     raise TransferFailed(f"object {ref.name} could not be kept in the worker's store: it is full")
         except BaseException:
@@ -108,14 +112,9 @@ class Transfers:
 
     def push(self, end: CallEnd, tell: Callable[[CallEnd], None]) -> None:
         """Send the objects of a result, then `tell` the end of its call; as a failed one where they cannot be sent."""
-        task = asyncio.get_running_loop().create_task(self._push(end, tell))
+        task = asyncio.get_running_loop().create_task(self._push(end))
         self._pushes.add(task)
-        task.add_done_callback(self._pushes.discard)
-
-    async def pushed(self, seconds: float) -> None:
-        """Wait up to so many seconds until no push is on its way."""
-        if self._pushes:
-            await asyncio.wait(self._pushes, timeout=seconds)
+        task.add_done_callback(lambda task: self._pushed(end, tell, task))
 
     async def close(self) -> None:
         """Give up whatever is on its way."""
@@ -134,62 +133,84 @@ class Transfers:
         self._pinned.add(name)
         return True
 
-    async def _fetch(self, ref: ObjectRef) -> None:
+    async def _fetch(self, ref: ObjectRef) -> TransferFailed | None:
+        """Fetch one object; an error is handed back, since there may be nobody who awaits this."""
         try:
             await self._get(ref)
-            if ref.name in self._holds and not self._pin(ref.name):
-                raise TransferFailed(f"object {ref.name} of {ref.size} bytes was fetched and did not stay: the worker's store is too small")
         except TransferFailed as error:
-            del self._fetches[ref.name]
-            self._failed(ref.name, error.outcome, str(error))
-            raise
-        except BaseException:
-            self._fetches.pop(ref.name, None)
-            raise
-        del self._fetches[ref.name]
-        self._arrived(ref.name)
+            return error
+        if ref.name in self._holds and not self._pin(ref.name):
+            return TransferFailed(f"object {ref.name} of {ref.size} bytes was fetched and did not stay: the worker's store is too small")
+        return None
+
+    def _fetched(self, name: ObjectName, task: asyncio.Task[TransferFailed | None]) -> None:
+        self._fetches.pop(name, None)
+        if task.cancelled():
+            return
+        defect = task.exception()
+        if defect is not None:
+            self._failed(name, BAD_CALL, f"object {name} could not be fetched, by a defect of Windlass: {defect!r}")
+            return
+        error = task.result()
+        if error is None:
+            self._arrived(name)
+        else:
+            self._failed(name, error.outcome, str(error))
 
     async def _get(self, ref: ObjectRef) -> None:
-        pause = FIRST_PAUSE
-        while True:
+        try:
+            await _insist(lambda: self._data.get(ref))
+        except ConnectionRefused as error:
+            raise TransferFailed(f"object {ref.name} of {ref.size} bytes could not be fetched: {error}", DIED) from error
+        except OSError as error:
+            # A full disk is this node's trouble: the call may be tried again elsewhere.
+            raise TransferFailed(
+                f"object {ref.name} of {ref.size} bytes could not be stored on {os.uname().nodename}: {error}", DIED
+            ) from error
+        except (KeyError, ValueError, WindlassError) as error:
+            raise TransferFailed(f"object {ref.name} of {ref.size} bytes could not be fetched: {_text(error)}") from error
+
+    async def _push(self, end: CallEnd) -> None:
+        for ref in end.spans:
+            path = str(self._store.folder / ref.name)
             try:
-                await self._data.get(ref)
-            except (ConnectionError, TimeoutError):
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                await _insist(lambda name=ref.name, path=path: self._data.put(name, path))  # type: ignore[misc]
+            except ConnectionRefused as error:
+                raise TransferFailed(f"the result of {ref.size} bytes could not be handed to the manager: {error}", DIED) from error
             except OSError as error:
-                # A full disk is this node's trouble: the call may be tried again elsewhere.
                 raise TransferFailed(
-                    f"object {ref.name} of {ref.size} bytes could not be stored on {os.uname().nodename}: {error}", DIED
+                    f"the result of {ref.size} bytes could not be read back on {os.uname().nodename}: {error}", DIED
                 ) from error
             except (KeyError, ValueError, WindlassError) as error:
-                raise TransferFailed(f"object {ref.name} of {ref.size} bytes could not be fetched: {_text(error)}") from error
-            else:
-                return
+                raise TransferFailed(f"the result of {ref.size} bytes could not be handed to the manager: {_text(error)}") from error
 
-    async def _push(self, end: CallEnd, tell: Callable[[CallEnd], None]) -> None:
-        pause = FIRST_PAUSE
-        text = ""
-        outcome = BAD_CALL
-        for ref in end.spans:
-            path = self._store.folder / ref.name
-            while not text:
-                try:
-                    await self._data.put(ref.name, str(path))
-                except (ConnectionError, TimeoutError):
-                    await asyncio.sleep(pause)
-                    pause = min(2 * pause, LONGEST_PAUSE)
-                except OSError as error:
-                    text, outcome = f"the result of {ref.size} bytes could not be read back on {os.uname().nodename}: {error}", DIED
-                except (KeyError, ValueError, WindlassError) as error:
-                    text = f"the result of {ref.size} bytes could not be handed to the manager: {_text(error)}"
-                else:
-                    break
+    def _pushed(self, end: CallEnd, tell: Callable[[CallEnd], None], task: asyncio.Task[None]) -> None:
+        self._pushes.discard(task)
         for ref in end.spans:
             self._store.discard(ref.name)
-        if text:
-            end.outcome, end.payload, end.spans, end.detail = outcome, b"", (), EndDetail(text=text)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            outcome = error.outcome if isinstance(error, TransferFailed) else BAD_CALL
+            end.outcome, end.payload, end.spans, end.detail = outcome, b"", (), EndDetail(text=str(error) or repr(error))
         tell(end)
+
+
+async def _insist(move: Callable[[], Awaitable[None]]) -> None:
+    """Move an object; again and again while the manager cannot be reached."""
+    pause, refusals = FIRST_PAUSE, 0
+    while True:
+        try:
+            return await move()
+        except ConnectionRefused:
+            refusals += 1
+            if refusals == REFUSALS:
+                raise
+        except (ConnectionError, TimeoutError):
+            pass
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def _text(error: Exception) -> str:

@@ -2,9 +2,9 @@
 
 Theory of operation
 -------------------
-The worker executes it (``python -P -m windlass.worker.zygote CONTROL QUEUE ROWS SETUP``: descriptors) in a session of its own, with the library's
-environment. It loads the library (`windlass.worker.hoist`), and says `Prepared` or `Unable`. Before that it has moved all that lives into
-the permanent generation, so that no slot's garbage collector touches, and thereby copies, the shared memory.
+The worker executes it (``python -P -m windlass.worker.zygote CONTROL QUEUE ROWS SETUP``: descriptors) in a session of its own, with the
+library's environment. It loads the library (`windlass.worker.hoist`), and says `Prepared` or `Unable`. Before that it has moved all that
+lives into the permanent generation, so that no slot's garbage collector touches, and thereby copies, the shared memory.
 
 Then it waits for two things, and never polls: packets on the control socket, and SIGCHLD, which the interpreter turns into a byte
 on a wake-up socket. `ForkSlot` forks; a child that has ended takes its process group along, is reaped and reported. A process id is not
@@ -119,6 +119,8 @@ class Zygote:
             link = slot.Link(descriptors[0], self.queue, self.rows, wish.row, descriptors[1], descriptors[2])
             slot.settle(link, self.setup, wish.gpu_ids)
             status = slot.run(link, self.setup, library)
+        except BaseException:  # noqa: BLE001 - the worker quotes what stands on standard error
+            hoist.tell_traceback()
         finally:
             os._exit(status)
 

@@ -94,7 +94,7 @@ def run_demo() -> int:
     """Run it; the exit status: 0, or 1 when anything was not as it should be."""
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     step = _steps(console)
 
     import windlass
@@ -105,9 +105,12 @@ def run_demo() -> int:
         step("A factory keeps as many pilots in a batch system as the manager could use. Here the batch system is this machine.")
         with windlass.Factory(manager, "local", cores=1, max_pilots=2):
             _say(console, "at most 2 pilots, real processes with one core each")
-            step("A library names functions. What they import is found and hoisted: loaded once per pilot, not once per call.")
-            manager.install_library("mandelbrot", tile)
-            _say(console, "library mandelbrot, function tile; its first instance starts when there are calls")
+            step("A library names functions and what they import. That is hoisted: loaded once per pilot, not once per call.")
+            manager.install_library("mandelbrot", tile, imports=["rich.text"])
+            _say(
+                console,
+                "library mandelbrot, function tile, imports rich.text (of functions in your program imports are found by themselves)",
+            )
             step(f"{len(places())} calls draw a picture, each of them one tile of it. A third of the way through, a pilot is killed.")
             drawn = _draw(console, manager)
             _say(console, f"all {drawn.calls} calls came back in {drawn.seconds:.1f} s")
@@ -162,7 +165,7 @@ def _draw(console: Console, manager: Manager) -> Drawn:
     took = time.perf_counter() - began
     if live is None:
         console.print(picture)
-    return Drawn(picture, len(calls), killed, sum(len(call.attempts) > 1 for call in calls), took)
+    return Drawn(picture, len(calls), killed, manager.status()["calls"]["lost_attempts"], took)
 
 
 def _kill_a_pilot(manager: Manager) -> str:

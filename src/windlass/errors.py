@@ -42,7 +42,8 @@ class UsageError(WindlassError, ValueError):
 class UnknownName(UsageError, KeyError):
     """There is no such library, function, pool or manager."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "", *, within: str = "") -> None:
+        """``within``: where it was looked for, as in "in library 'lib'"."""
         self.kind, self.name, self.known = kind, name, tuple(sorted(known))
         near = difflib.get_close_matches(name, self.known, n=3)
         if near:
@@ -51,7 +52,8 @@ class UnknownName(UsageError, KeyError):
             tail = f"known: {', '.join(self.known[:10])}"
         else:
             tail = f"there is no {kind} yet"
-        super().__init__(f"there is no {kind} {name!r}; {tail}" + (f" {hint}" if hint else ""))
+        place = f" {within}" if within else ""
+        super().__init__(f"there is no {kind} {name!r}{place}; {tail}" + (f" {hint}" if hint else ""))
 
     def __str__(self) -> str:
         return str(self.args[0])  # KeyError would show its repr

@@ -120,10 +120,9 @@ def _explicit_name(value: Any) -> str:
             "as in imports=[numpy, 'scipy.stats']"
         )
     if not all(part.isidentifier() and not keyword.iskeyword(part) for part in value.split(".")):
-        hint = f"; write {'.'.join(value.split()[1:])!r}" if value.split()[:1] == ["import"] and len(value.split()) == 2 else ""
-        raise UsageError(
-            f"imports: {value!r} cannot be the name of a module{hint or '; write a dotted name such as ' + repr('scipy.stats')}"
-        )
+        words = value.split()
+        right = words[1] if len(words) > 1 and words[0] in ("import", "from") else "scipy.stats"
+        raise UsageError(f"imports: {value!r} cannot be the name of a module; write a dotted name, such as {right!r}")
     return value
 
 

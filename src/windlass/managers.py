@@ -77,10 +77,8 @@ def choose_manager(name: str | None = None, port: int | None = None) -> Known:
     if len(running) == 1:
         return running[0]
     if not running:
-        where = f"on port {port} " if port is not None else ""
-        raise UsageError(
-            f"no manager of yours is running {where}here (looked in {state_folder() / 'managers'}); start the program that has it"
-        )
+        where = f" on port {port}" if port is not None else ""
+        raise NotRunning(f"no manager of yours is running{where} (looked in {state_folder() / 'managers'}); start the program that has it")
     raise UsageError(f"{len(running)} managers of yours are running: {_listed(running)}; say which by its name")
 
 

@@ -376,7 +376,7 @@ def culprit(value: Any, depth: int = 4) -> str:
                 break
         else:
             break
-    return f" because of its {way} ({type_name(value)})" if way else ""
+    return f" because of its {way.strip()} ({type_name(value)})" if way else ""
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:

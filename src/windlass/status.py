@@ -191,7 +191,9 @@ def show(key: str, value: object) -> str:
 
 
 def _is_empty(key: str, value: object) -> bool:
-    return value in (None, "", [], {}, False) or (value == 0 and key not in _COUNTS)
+    if isinstance(value, int | float):
+        return value is False or (value == 0 and key not in _COUNTS)
+    return not value
 
 
 # ---------------------------------------------------------------- the picture
@@ -199,7 +201,7 @@ def _is_empty(key: str, value: object) -> bool:
 
 def _table(kind: str, rows: list[Mapping[str, object]], title: str) -> list[RenderableType]:
     keys = [key for key in _COLUMNS[kind] if any(key in row and not _is_empty(key, row[key]) for row in rows)]
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    table = Table(box=None, pad_edge=False, header_style="dim")
     for key in keys:
         numbers = all(isinstance(row.get(key) or 0, int | float) for row in rows)
         heading = key.removesuffix("_seconds").replace("_", " ") if key != "seconds_left" else "time left"
@@ -212,7 +214,7 @@ def _table(kind: str, rows: list[Mapping[str, object]], title: str) -> list[Rend
         for key in _REMARKS[kind]
         if not _is_empty(key, row.get(key))
     ]
-    return [table, *remarks]
+    return [Text(title, style="bold"), table, *remarks]
 
 
 def _about(manager: Mapping[str, object]) -> str:

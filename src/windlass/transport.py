@@ -51,6 +51,8 @@ class Dialled(Connection):
 
     def __init__(self, manager: str, hello: Hello) -> None:
         super().__init__()
+        # TLS has shown that it is the manager, and large frames may come in one read with its Welcome.
+        self._reader.limit = FrameReader().limit
         self._manager = manager
         self._hello = hello
         #: Done with what the manager says to our Hello; frames that follow a Welcome wait until `Link.begin`.
@@ -75,7 +77,6 @@ class Dialled(Connection):
         if bodies and not self.answer.done():
             answer = decode_answer(bodies[0])
             self._handshake.note(Event.HEARD_WELCOME if isinstance(answer, Welcome) else Event.HEARD_REFUSED)
-            self._reader.limit = FrameReader().limit
             self.answer.set_result(answer)
             bodies = bodies[1:]
         self._early += bodies

@@ -12,12 +12,20 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+
 from windlass.factory.backend import JobId, PilotRequest
 from windlass.factory.pool import PoolConfig
 from windlass.messages import Demand, Message, PilotEnded, PilotId, PilotSeen, PoolName, PoolReport, ReleasePilots, Resources, Shape
 
 POOL = PoolConfig(
-    name=PoolName("p"), backend="fake", resources=Resources(4.0), max_pilots=10, max_queued=32, idle_timeout=60.0, start_cost=60.0, hold=60.0
+    name=PoolName("p"),
+    backend="fake",
+    resources=Resources(4.0),
+    max_pilots=10,
+    max_queued=32,
+    idle_timeout=60.0,
+    start_cost=60.0,
+    hold=60.0,
 )
 
 
@@ -179,6 +187,13 @@ def written() -> Callable[[Path], str]:
     return wait
 
 
+def children_of(task: Path) -> list[str]:
+    try:
+        return (task / "children").read_text().split()
+    except FileNotFoundError:
+        return []  # the thread has ended meanwhile
+
+
 @pytest.fixture(autouse=True)
 def no_process_stays() -> Iterator[None]:
     """Whatever a test started has ended when it ends."""
@@ -186,7 +201,7 @@ def no_process_stays() -> Iterator[None]:
     children: list[str] = []
     limit = time.monotonic() + 5
     while time.monotonic() < limit:
-        children = [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+        children = [pid for task in Path("/proc/self/task").iterdir() for pid in children_of(task)]
         if not any(alive(int(pid)) for pid in children):
             return
         time.sleep(0.01)
@@ -202,7 +217,9 @@ def make_request() -> MakeRequest:
     """Makes a request whose pilots run a Python program instead of a worker."""
 
     def make(body: str, **changes: object) -> PilotRequest:
-        request = PilotRequest(ticket="t-1", pool=PoolName("p"), command=(sys.executable, "-S", "-E", "-c", body), resources=Resources(1.0), grace=5.0)
+        request = PilotRequest(
+            ticket="t-1", pool=PoolName("p"), command=(sys.executable, "-S", "-E", "-c", body), resources=Resources(1.0), grace=5.0
+        )
         return replace(request, **changes)  # type: ignore[arg-type]
 
     return make

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from windlass.factory.backend import Cause, JobId, Listed, PilotState, pilot_word, split_pilot_word
 from windlass.factory.pilots import NEXT, SETTLE, Event, Fleet, Phase, Pilot
 from windlass.messages import PilotId, PilotSeen
@@ -130,16 +131,19 @@ def test_a_restart_is_learned_from_the_pilot_that_connects(fleet: Fleet, seen: M
     assert [one.pilot for one in fleet.endings] == ["a"]
 
 
-@pytest.mark.parametrize(("cause", "exit_status", "failed"), [
-    (Cause.EXIT, 5, True),
-    (Cause.EXIT, 0, False),
-    (Cause.SIGNAL, None, True),
-    (Cause.UNKNOWN, None, True),
-    (Cause.WALLTIME, None, True),
-    (Cause.PREEMPTED, None, False),
-    (Cause.CANCELLED, None, False),
-    (Cause.NODE, None, False),
-])
+@pytest.mark.parametrize(
+    ("cause", "exit_status", "failed"),
+    [
+        (Cause.EXIT, 5, True),
+        (Cause.EXIT, 0, False),
+        (Cause.SIGNAL, None, True),
+        (Cause.UNKNOWN, None, True),
+        (Cause.WALLTIME, None, True),
+        (Cause.PREEMPTED, None, False),
+        (Cause.CANCELLED, None, False),
+        (Cause.NODE, None, False),
+    ],
+)
 def test_what_never_served_failed_unless_something_else_ended_it(fleet: Fleet, cause: Cause, exit_status: int | None, failed: bool) -> None:
     fleet.listed([state(A, Listed.ENDED, cause=cause, exit_status=exit_status)], 1.0)
     assert [one.failed for one in fleet.endings] == [failed]

@@ -11,6 +11,7 @@ import gc
 import itertools
 import math
 import operator
+import os
 import pickle
 import threading
 import time
@@ -594,3 +595,35 @@ def make_thing(_: int) -> Thing:
 
 def raise_timeout(_: int) -> None:
     raise TimeoutError("mine")
+
+
+# ---------------------------------------------------------------- the real thing
+
+
+@pytest.mark.usefixtures("nothing_left_running")
+def test_it_runs_functions_on_a_real_pilot() -> None:
+    """A manager, a factory, a worker and its slots: one of each kind of call."""
+    here = os.getpid()
+
+    def elsewhere(x: int, *, plus: int) -> tuple[int, bool]:
+        print("out", x)
+        return x + plus, os.getpid() != here
+
+    def up(x: int) -> int:
+        return x + here - here + 1
+
+    async def awaited(pool: Executor) -> list[int]:
+        return await asyncio.gather(*[pool.submit(square, number) for number in range(5)])
+
+    with Executor("local", cores=2) as pool:
+        future = pool.submit(elsewhere, 3, plus=4)
+        assert future.result(60) == (7, True)
+        assert future.stdout == "out 3\n"
+        with pytest.raises(ZeroDivisionError, match="3"):
+            pool.with_options(retries=1, retry_on=OSError).submit(fail_at, 3, 3).result(60)
+        assert list(pool.map(square, range(200), chunksize=7)) == [x * x for x in range(200)]
+        assert sorted(pool.map(up, range(50), ordered=False)) == list(range(1, 51))
+        assert list(itertools.islice(pool.map(square, itertools.count()), 5)) == [0, 1, 4, 9, 16]
+        assert asyncio.run(awaited(pool)) == [0, 1, 4, 9, 16]
+        last = pool.submit(square, 9)
+    assert last.result(0) == 81

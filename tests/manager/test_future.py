@@ -479,6 +479,21 @@ class TestFinish:
         assert all(each is got[0] for each in got)
         assert desk.resolved == [7]
 
+    def test_it_can_be_unpacked_before_anybody_asks(self, desk: Desk, future: CallFuture[Any]) -> None:
+        """A manager that closes drops the objects that results need."""
+        future.settle()
+        future.finish(returned([1]))
+        failed: CallFuture[Any] = CallFuture(desk, CallId(8))
+        failed.finish(raised(OSError("x")))
+        for _ in range(2):
+            future.settle()
+            failed.settle()
+        assert desk.resolved == [7, 8]
+        assert desk.collected == []
+        assert future.result() == [1]
+        assert isinstance(failed.exception(), OSError)
+        assert desk.resolved == [7, 8]
+
     def test_unpickling_stops_no_other_future_from_ending(self, desk: Desk, background: Background) -> None:
         slow, quick = CallFuture[Any](desk, CallId(1)), CallFuture[Any](desk, CallId(2))
         gate = threading.Event()

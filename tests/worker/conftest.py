@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import pickle
 import sys
@@ -11,7 +12,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import msgspec
 import pytest
 import pytest_asyncio
@@ -37,6 +37,8 @@ from windlass.objects import open_in, write_result
 from windlass.worker.instance import LibraryInstance
 
 PYTHON = (3, 11)
+#: cloudpickle, which has no types.
+CLOUD: Any = importlib.import_module("cloudpickle")
 
 
 class Record:
@@ -100,10 +102,10 @@ class Bench:
         """A definition with a content name of its own."""
         module = sys.modules[function.__module__]
         if "test_" in module.__name__:  # slots cannot import it
-            cloudpickle.register_pickle_by_value(module)
+            CLOUD.register_pickle_by_value(module)
         identity = FunctionId(os.urandom(16))
         self.ids[function] = identity
-        return FunctionDef(identity, function.__name__, cloudpickle.dumps(function))
+        return FunctionDef(identity, function.__name__, CLOUD.dumps(function))
 
     def add_function(self, function: Callable[..., Any]) -> None:
         """As `AddFunctions` leaves it for slots."""
@@ -124,8 +126,8 @@ class Bench:
 
     def context_blob(self, context: tuple[Any, ...]) -> bytes:
         """``(function, args, kwargs)`` by value."""
-        cloudpickle.register_pickle_by_value(sys.modules[context[0].__module__])
-        return cloudpickle.dumps(context)
+        CLOUD.register_pickle_by_value(sys.modules[context[0].__module__])
+        return CLOUD.dumps(context)  # type: ignore[no-any-return]
 
     def start(self, spec: LibrarySpec, slots: int = 1, gpu_ids: tuple[str, ...] = (), **more: Any) -> LibraryInstance:
         """An instance that has been told to start."""

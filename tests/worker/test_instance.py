@@ -512,7 +512,7 @@ async def test_a_runaway_writer_is_trimmed_by_the_worker(bench: Any, tmp_path: P
     call = bench.call(shout, str(tmp_path / "a"))
     instance.feed([call])
     await bench.until((tmp_path / "a").exists)
-    (slot,) = instance._slots.values()
+    (slot,) = instance._slots.slots.values()
     assert os.fstat(slot.out).st_blocks * 512 > 40 << 20
     instance.trim_captures()
     assert os.fstat(slot.out).st_blocks * 512 < 1 << 20

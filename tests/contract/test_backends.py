@@ -1,0 +1,25 @@
+"""Each batch backend keeps the contract that the factory relies on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from windlass.factory.fake import FakeBackend
+from windlass.factory.local import LocalBackend
+
+CheckBackend = Callable[..., None]
+
+
+def test_the_local_backend_keeps_the_contract(check_backend: CheckBackend, tmp_path: Path) -> None:
+    check_backend(LocalBackend(), tmp_path)
+
+
+def test_the_fake_backend_keeps_the_contract(check_backend: CheckBackend, tmp_path: Path) -> None:
+    check_backend(FakeBackend(kill_wait=1.0), tmp_path)
+
+
+def test_the_fake_backend_keeps_the_contract_when_its_queue_is_slow_and_its_memory_short(
+    check_backend: CheckBackend, tmp_path: Path
+) -> None:
+    check_backend(FakeBackend(kill_wait=1.0, queue_delay=(0.05, 0.2), forget_after=0.0), tmp_path)

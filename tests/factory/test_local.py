@@ -1,0 +1,169 @@
+"""Pilots as processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from windlass.errors import Rejected
+from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, PilotState, Tag
+from windlass.factory.local import LocalBackend
+from windlass.factory.processes import tail_of, trim_log
+
+MakeRequest = Callable[..., PilotRequest]
+Written = Callable[[Path], str]
+Gone = Callable[[int], None]
+
+
+class Local:
+    """A backend in service, and waiting for the ends of its pilots."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.woken = threading.Semaphore(0)
+        self.backend = LocalBackend()
+        self.backend.open(Tag("f", "m"), folder, self.woken.release)
+
+    def ended(self, number: int = 1) -> list[PilotState]:
+        states: list[PilotState] = []
+        while len(states) < number:
+            assert self.woken.acquire(timeout=20), f"no more than {states} ended"
+            states += [state for state in self.backend.query() if state.listed is Listed.ENDED]
+        return states
+
+    def submit(self, request: PilotRequest, count: int = 1) -> Sequence[JobId]:
+        return self.backend.submit(request, count)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[Local]:
+    local = Local(tmp_path / "pilots")
+    yield local
+    local.backend.close()
+
+
+def test_a_pilot_is_told_its_word_and_leads_a_session_of_its_own(local: Local, make_request: MakeRequest, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    body = f"import os, sys; open({str(out)!r}, 'w').write(f'{{sys.argv[1:]}} {{os.getsid(0) == os.getpid()}}\\n')"
+    [job] = local.submit(make_request(body))
+    [state] = local.ended()
+    assert out.read_text() == f"['--pilot', '{job}'] True\n"
+    assert (state.job, state.ticket, state.cause, state.exit_status) == (job, "t-1", Cause.EXIT, 0)
+    assert local.backend.query() == []
+
+
+def test_the_end_of_a_pilot_wakes_the_factory_and_its_last_words_are_there(local: Local, make_request: MakeRequest) -> None:
+    [job] = local.submit(make_request("import sys; print('no such account', file=sys.stderr); sys.exit(7)"))
+    [state] = local.ended()
+    assert (state.exit_status, state.reason) == (7, "exit status 7")
+    assert local.backend.tail(job) == "no such account"
+
+
+def test_several_pilots_have_several_ids_and_are_listed_together(local: Local, make_request: MakeRequest) -> None:
+    jobs = local.submit(make_request("import time; time.sleep(60)"), 3)
+    assert len(set(jobs)) == 3
+    states = local.backend.query()
+    assert {state.job for state in states} == set(jobs)
+    assert {(state.listed, state.ticket) for state in states} == {(Listed.RUNNING, "t-1")}
+    local.backend.cancel([jobs[0], JobId("unknown")])
+    assert [(state.job, state.cause) for state in local.ended()] == [(jobs[0], Cause.SIGNAL)]
+    local.backend.cancel_all()
+    assert len(local.ended(2)) == 2
+
+
+def test_what_does_not_listen_is_killed_after_its_grace(local: Local, make_request: MakeRequest, written: Written, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    body = f"import signal, time; signal.signal(15, signal.SIG_IGN); open({str(ready)!r}, 'w').write('x\\n'); time.sleep(60)"
+    [job] = local.submit(make_request(body, grace=0.05))
+    written(ready)
+    local.backend.cancel([job])
+    [state] = local.ended()
+    assert state.reason == f"ended by signal {signal.SIGKILL:d}"
+
+
+def test_what_a_pilot_left_in_its_group_is_ended_too(
+    local: Local, make_request: MakeRequest, written: Written, gone: Gone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("windlass.factory.processes.STRAGGLE", 0.05)
+    out = tmp_path / "child"
+    body = f"import subprocess; p = subprocess.Popen(['sleep', '60']); open({str(out)!r}, 'w').write(f'{{p.pid}}\\n')"
+    local.submit(make_request(body))
+    local.ended()
+    gone(int(written(out)))
+
+
+def test_a_walltime_ends_a_pilot(local: Local, make_request: MakeRequest) -> None:
+    local.submit(make_request("import time; time.sleep(60)", walltime=0.05))
+    [state] = local.ended()
+    assert (state.cause, state.reason) == (Cause.WALLTIME, "its walltime is over")
+
+
+def test_a_program_that_is_not_there_is_refused(local: Local, make_request: MakeRequest) -> None:
+    with pytest.raises(Rejected, match=r"cannot start /no/such/python: No such file or directory"):
+        local.submit(make_request("", command=("/no/such/python",)))
+    assert local.backend.query() == []
+
+
+def test_setup_lines_run_first_in_the_shell_of_the_worker(local: Local, make_request: MakeRequest, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    body = f"import os; open({str(out)!r}, 'w').write(os.environ['A'] + os.environ['B'] + os.environ['C'])"
+    local.submit(make_request(body, setup=("A=1", "export A", "B='2 3'; export B # a comment"), env=(("C", "it's"),)))
+    [state] = local.ended()
+    assert state.exit_status == 0
+    assert out.read_text() == "12 3it's"
+
+
+def test_a_setup_line_that_fails_ends_the_pilot_and_is_named(local: Local, make_request: MakeRequest) -> None:
+    [job] = local.submit(make_request("print('not reached')", setup=("true", "(exit 9)", "true")))
+    [state] = local.ended()
+    assert state.exit_status == 5
+    assert local.backend.tail(job) == "windlass pilot: this line of setup= failed with status 9: (exit 9)"
+
+
+def test_signals_reach_the_worker_through_its_setup(local: Local, make_request: MakeRequest, written: Written, tmp_path: Path) -> None:
+    out = tmp_path / "pid"
+    [job] = local.submit(
+        make_request(f"import os, time; open({str(out)!r}, 'w').write(f'{{os.getpid()}}\\n'); time.sleep(60)", setup=("true",))
+    )
+    written(out)
+    local.backend.cancel([job])
+    assert local.ended()[0].cause is Cause.SIGNAL
+
+
+def test_closing_leaves_no_process(local: Local, make_request: MakeRequest, written: Written, gone: Gone, tmp_path: Path) -> None:
+    out = tmp_path / "pid"
+    local.submit(make_request(f"import os, time; open({str(out)!r}, 'w').write(f'{{os.getpid()}}\\n'); time.sleep(60)"))
+    pid = int(written(out))
+    local.backend.close()
+    gone(pid)
+    local.backend.close()
+
+
+def test_pilots_know_the_process_that_started_them(local: Local, make_request: MakeRequest, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    local.submit(make_request(f"import os; open({str(out)!r}, 'w').write(os.environ['WINDLASS_PARENT_PID'])"))
+    local.ended()
+    assert out.read_text() == str(os.getpid())
+
+
+def test_a_description_is_the_command_itself(make_request: MakeRequest) -> None:
+    backend = LocalBackend()
+    assert backend.describe(make_request("pass"), 2) == f"# 2 x\n{sys.executable} -S -E -c pass --pilot JOB"
+    assert "A=1" in backend.describe(make_request("pass", setup=("A=1",)), 1)
+
+
+def test_a_long_log_is_cut_to_its_end(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"x" * 5000 + b"the end\n")
+    trim_log(log, limit=1000, kept=8)
+    assert log.read_bytes() == b"[windlass: 5000 bytes were cut here]\nthe end\n"
+    trim_log(log, limit=1000, kept=8)
+    assert len(log.read_bytes()) < 100
+    trim_log(tmp_path / "none")
+    assert tail_of(tmp_path / "none") == ""

@@ -1,0 +1,522 @@
+"""Functions of all kinds, defined once, loaded by another process; the same again costs nothing, a changed one is never served stale."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import gc
+import importlib
+import linecache
+import math
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from windlass import functions, pickling
+from windlass.errors import NotPicklable, UsageError
+from windlass.functions import Defined, define, pack_context
+from windlass.messages import OUT_OF_BAND_BYTES, FunctionDef, LibrarySpec, ObjectRef
+from windlass.objects import ObjectStore
+
+FACTOR: Any = 2
+TABLE: Any = [1]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    return ObjectStore(tmp_path / "store")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
+    """A folder on the path, and a module name of this test's own."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    top = f"mine_{os.urandom(4).hex()}"
+    yield folder, top
+    for name in [name for name in sys.modules if name.startswith(top)]:
+        del sys.modules[name]
+
+
+LOADER = """
+import pickle, sys
+from pathlib import Path
+import msgspec
+from windlass import pickling, snapshots
+from windlass.messages import FunctionDef
+from windlass.objects import open_in
+store, code = sys.argv[1:3]
+definition, args, expression = pickle.loads(sys.stdin.buffer.read())
+definition = msgspec.msgpack.decode(definition, type=FunctionDef)
+for ref in definition.code:
+    snapshots.use(snapshots.unpack(Path(store) / ref.name, snapshots.code_folder(code, ref.name)))
+blob = open_in(store, definition.object.name) if definition.object else definition.blob
+function = pickle.loads(blob)
+try:
+    result = function(*args)
+    print(eval(expression))
+except Exception as error:
+    print(pickling.pack_exception(error)[1].text)
+"""
+
+
+def called_elsewhere(store: ObjectStore, defined: Defined, *args: Any, expression: str = "repr(result)") -> str:
+    """What a fresh process says of a call; it has the definition and the objects, as a worker has."""
+    order = pickle.dumps((msgspec.msgpack.encode(defined.definition), args, expression))
+    code_folder = store.folder.parent / "code"
+    code_folder.mkdir(exist_ok=True)
+    done = subprocess.run([sys.executable, "-c", LOADER, store.folder, code_folder], input=order, capture_output=True, cwd="/")
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().strip()
+
+
+def named(x: Any) -> Any:
+    return x * FACTOR
+
+
+def decorate(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(function)
+    def wrapper(x: Any) -> Any:
+        return "wrapped", function(x)
+
+    return wrapper
+
+
+@decorate
+def decorated(x: Any) -> Any:
+    return x + 1
+
+
+class Adder:
+    total = 10
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def add(self, x: int) -> int:
+        return x + self.step
+
+    def __call__(self, x: int) -> int:
+        return x + self.step + self.total
+
+    @classmethod
+    def of_class(cls, x: int) -> int:
+        return x + cls.total
+
+    @staticmethod
+    def static(x: int) -> int:
+        return x + 1
+
+
+def make_closure(n: Any) -> Callable[[Any], Any]:
+    return lambda x: x + n
+
+
+def recursive(x: int) -> int:
+    return 1 if x == 0 else x * recursive(x - 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "result"),
+    [
+        (named, "named", "6"),
+        (lambda x: x - 1, "<lambda>", "2"),
+        (make_closure(4), "<lambda>", "7"),
+        (decorated, "decorated", "('wrapped', 4)"),
+        (recursive, "recursive", "6"),
+        (Adder(2).add, "add", "5"),
+        (Adder(2), "Adder", "15"),
+        (Adder.of_class, "of_class", "13"),
+        (Adder.static, "static", "4"),
+        (functools.partial(pow, 2), "pow", "8"),
+        (functools.partial(named), "named", "6"),
+        (math.factorial, "factorial", "6"),
+        (str, "str", "'3'"),
+        (np.negative, "negative", "np.int64(-3)"),
+        ([1, 2, 3].count, "count", "1"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None) or str(value)[:20],
+)
+def test_functions_of_all_kinds_can_be_called_elsewhere(function: Callable[..., Any], name: str, result: str, store: ObjectStore) -> None:
+    defined = define(function, store.put)
+    assert defined.definition.name == name
+    assert len(defined.definition.id) == 16
+    assert not defined.is_generator
+    assert called_elsewhere(store, defined, 3) == result
+
+
+def test_the_records_of_defined_functions_go_through_the_wire_format(store: ObjectStore) -> None:
+    definition = define(named, store.put).definition
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(definition), type=FunctionDef) == definition
+
+
+def test_a_function_of_main_or_a_notebook_goes_with_its_source_lines(store: ObjectStore) -> None:
+    source = "\n\ndef in_cell(x):\n    y = x\n    return 1 / y\n"
+    filename = "<ipython-input-7-abc>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, filename, "exec"), space)
+    told = called_elsewhere(store, define(space["in_cell"], store.put), 0)
+    assert 'File "<ipython-input-7-abc>", line 5, in in_cell\n    return 1 / y' in told
+    assert told.endswith("ZeroDivisionError: division by zero")
+
+
+def test_code_that_was_made_by_exec_needs_no_module(store: ObjectStore) -> None:
+    space: dict[str, Any] = {}
+    exec("import math\ndef made(x):\n    return math.floor(x)\n", space)
+    assert called_elsewhere(store, define(space["made"], store.put), 2.5) == "2"
+
+
+def test_a_local_modules_function_goes_by_name_with_its_source(project: tuple[Path, str], store: ObjectStore) -> None:
+    folder, top = project
+    (folder / top).mkdir()
+    (folder / top / "__init__.py").write_text("")
+    (folder / top / "core.py").write_text(
+        f"from {top}.data import load\ndef work(x):\n    import {top}_extra as e\n    return x, load(), e.y\n"
+    )
+    (folder / top / "data.py").write_text(
+        "from pathlib import Path\ndef load():\n    return (Path(__file__).parent / 'd.txt').read_text()\n"
+    )
+    (folder / top / "d.txt").write_text("data")
+    (folder / f"{top}_extra.py").write_text("y = 5\n")
+    work = importlib.import_module(f"{top}.core").work
+    defined = define(work, store.put)
+    assert len(defined.definition.code) == 2
+    assert [spec.module for spec in defined.imports] == [f"{top}.core", f"{top}_extra"]
+    assert called_elsewhere(store, defined, 1) == "(1, 'data', 5)"
+
+
+def test_a_local_module_that_a_body_imports_comes_along(project: tuple[Path, str], store: ObjectStore) -> None:
+    folder, top = project
+    (folder / f"{top}.py").write_text("y = 6\n")
+    space: dict[str, Any] = {}
+    exec(f"def body():\n    import {top}\n    return {top}.y\n", space)
+    defined = define(space["body"], store.put)
+    assert len(defined.definition.code) == 1
+    assert called_elsewhere(store, defined) == "6"
+
+
+def test_edited_source_gives_another_definition(project: tuple[Path, str], store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("windlass.snapshots.MAX_AGE", -1.0)
+    folder, top = project
+    path = folder / f"{top}.py"
+    path.write_text("def f(): return 1\n")
+    function = importlib.import_module(top).f
+    first = define(function, store.put).definition
+    assert define(function, store.put).definition is first
+    path.write_text("def f(): return 22\n")
+    functions.snapshots._snapshots[top].looked_at = -1e9  # as if a second had gone by
+    second = define(function, store.put)
+    assert second.definition.id != first.id
+    assert called_elsewhere(store, second) == "22"
+
+
+def test_installed_functions_go_by_name_without_code(store: ObjectStore) -> None:
+    definition = define(np.linalg.norm, store.put).definition
+    assert definition.code == ()
+    assert len(definition.blob) < 200
+
+
+def test_a_large_closure_goes_as_an_object(store: ObjectStore) -> None:
+    array = np.ones(OUT_OF_BAND_BYTES)
+    definition = define(lambda: array.sum(), store.put).definition
+    assert definition.blob == b""
+    assert definition.object is not None
+    assert definition.object.size > array.nbytes
+    assert store.has(definition.object.name)
+
+
+def test_parameters_are_known_for_error_texts(store: ObjectStore) -> None:
+    def function(a: int, /, b: int, *rest: int, key: int = 0) -> None: ...
+
+    defined = define(function, store.put)
+    assert defined.parameters == ("a", "b")
+    assert str(defined.signature).startswith("(a: ")
+    assert define(print, store.put).definition.name == "print"
+    assert define(min, store.put).signature is None
+
+
+# ---------------------------------------------------------------- once, and never stale
+
+
+@pytest.mark.parametrize("function", [named, make_closure((1, "a")), decorated, math.sqrt, np.dot, functools.partial(named, 3), str, Adder])
+def test_the_same_function_again_is_the_same_definition(function: Callable[..., Any], store: ObjectStore) -> None:
+    first = define(function, store.put)
+    again = define(function, store.put)
+    assert again.definition.id == first.definition.id
+    assert again is first
+
+
+def test_functions_of_the_same_content_have_the_same_id(store: ObjectStore) -> None:
+    first, second = make_closure(4), make_closure(4)
+    assert define(first, store.put).definition.id == define(second, store.put).definition.id
+    assert define(make_closure(5), store.put).definition.id != define(first, store.put).definition.id
+    adder = Adder(2)
+    assert define(adder.add, store.put).definition.id == define(adder.add, store.put).definition.id
+
+
+def test_a_global_that_is_bound_anew_is_seen(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert called_elsewhere(store, define(named, store.put), 3) == "6"
+    monkeypatch.setattr(sys.modules[__name__], "FACTOR", 5)
+    assert called_elsewhere(store, define(named, store.put), 3) == "15"
+
+
+def test_a_global_that_comes_into_being_is_seen(store: ObjectStore) -> None:
+    space: dict[str, Any] = {}
+    exec("def late(): return LATE\n", space)
+    assert "NameError" in called_elsewhere(store, define(space["late"], store.put))
+    space["LATE"] = 4
+    assert called_elsewhere(store, define(space["late"], store.put)) == "4"
+
+
+def test_a_mutable_global_that_changes_in_place_is_seen(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reads() -> Any:
+        return TABLE
+
+    monkeypatch.setattr(sys.modules[__name__], "TABLE", [1])
+    first = define(reads, store.put)
+    assert define(reads, store.put).definition.id == first.definition.id
+    TABLE.append(2)
+    assert called_elsewhere(store, define(reads, store.put)) == "[1, 2]"
+
+
+def test_a_closure_that_changes_is_seen(store: ObjectStore) -> None:
+    count, items = 1, np.zeros(2)
+
+    def reads() -> Any:
+        return count, items.tolist()
+
+    assert called_elsewhere(store, define(reads, store.put)) == "(1, [0.0, 0.0])"
+    count = 2
+    assert called_elsewhere(store, define(reads, store.put)) == "(2, [0.0, 0.0])"
+    items[0] = 7
+    assert called_elsewhere(store, define(reads, store.put)) == "(2, [7.0, 0.0])"
+
+
+def test_a_changed_helper_default_attribute_or_code_is_seen(store: ObjectStore) -> None:
+    def helper(x: int = 1) -> int:
+        return x
+
+    def function(*, y: int = 1) -> Any:
+        return helper(), y, getattr(function, "extra", None)
+
+    def other() -> Any:
+        return "other"
+
+    ids = [define(function, store.put).definition.id]
+    helper.__defaults__ = (2,)
+    ids.append(define(function, store.put).definition.id)
+    function.__kwdefaults__["y"] = 3
+    ids.append(define(function, store.put).definition.id)
+    function.extra = 4  # type: ignore[attr-defined]
+    ids.append(define(function, store.put).definition.id)
+    assert called_elsewhere(store, define(function, store.put)) == "(2, 3, 4)"
+    helper.__code__ = other.__code__
+    ids.append(define(function, store.put).definition.id)
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_changed_class_is_seen(store: ObjectStore) -> None:
+    class Setting(enum.Enum):
+        ON = 1
+
+    @dataclasses.dataclass
+    class Config:
+        x: int = 1
+        mode: Setting = Setting.ON
+
+        def get(self) -> int:
+            return self.x
+
+    def function() -> Any:
+        return Config().get()
+
+    first = define(function, store.put)
+    assert define(function, store.put) is first
+    Config.get = lambda self: 99  # type: ignore[method-assign]
+    assert called_elsewhere(store, define(function, store.put)) == "99"
+
+
+def test_the_cache_keeps_no_function_alive(store: ObjectStore) -> None:
+    function = make_closure(12345)
+    define(function, store.put)
+    gone = weakref.ref(function)
+    key = id(function)
+    assert key in functions._kept
+    del function
+    gc.collect()
+    assert gone() is None
+    assert key not in functions._kept
+
+
+def test_the_cache_is_bounded(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functions, "_MAX_KEPT", 10)
+    closures = [make_closure(number) for number in range(30)]
+    ids = {define(closure, store.put).definition.id for closure in closures}
+    assert len(ids) == 30
+    assert len(functions._kept) <= 10
+
+
+def test_each_store_gets_what_the_definition_needs(store: ObjectStore, tmp_path: Path) -> None:
+    text = "x" * OUT_OF_BAND_BYTES
+    function = make_closure(text)
+    other = ObjectStore(tmp_path / "other")
+    for one in (store, other, store):
+        definition = define(function, one.put).definition
+        assert definition.object is not None
+        assert one.has(definition.object.name)
+
+
+def test_threads_may_define_at_once(store: ObjectStore) -> None:
+    ids: set[bytes] = set()
+
+    def work() -> None:
+        for number in range(20):
+            ids.add(define(make_closure(number), store.put).definition.id)
+            ids.add(define(named, store.put).definition.id)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ids) == 21
+
+
+# ---------------------------------------------------------------- what cannot be a function
+
+
+def generator() -> Iterator[int]:
+    yield 1
+
+
+async def coroutine() -> int:
+    return 1
+
+
+async def async_generator() -> AsyncIterator[int]:
+    yield 1
+
+
+class GeneratorCallable:
+    def __call__(self) -> Iterator[int]:
+        yield 1
+
+
+@pytest.mark.parametrize("function", [generator, functools.partial(generator), GeneratorCallable(), GeneratorCallable().__call__])
+def test_a_generator_function_is_refused(function: Callable[..., Any], store: ObjectStore) -> None:
+    with pytest.raises(
+        UsageError, match="is a generator function, and a generator cannot travel back; return a list, or submit one call for each"
+    ):
+        define(function, store.put)
+
+
+@pytest.mark.parametrize("function", [coroutine, async_generator, functools.partial(coroutine)])
+def test_an_async_function_is_refused(function: Callable[..., Any], store: ObjectStore) -> None:
+    with pytest.raises(UsageError, match=r"is an async function, and calls run without an event loop; .*asyncio\.run"):
+        define(function, store.put)
+
+
+def test_a_generator_made_into_a_list_by_a_decorator_is_fine(store: ObjectStore) -> None:
+    @functools.wraps(generator)
+    def listed() -> list[int]:
+        return [1]
+
+    assert called_elsewhere(store, define(listed, store.put)) == "[1]"
+
+
+@pytest.mark.parametrize("value", [3, None, "name", [len], generator()])
+def test_what_cannot_be_called_is_refused(value: Any, store: ObjectStore) -> None:
+    with pytest.raises(UsageError, match=r"is no function; pass the function itself, and its arguments beside it: submit\(f, x\)"):
+        define(value, store.put)
+
+
+def test_a_function_that_cannot_travel_says_because_of_what(store: ObjectStore) -> None:
+    lock = threading.Lock()
+
+    def locked() -> Any:
+        return lock
+
+    with pytest.raises(
+        NotPicklable, match=r"the function 'locked' cannot be pickled because of its closure variable 'lock' \(_thread\.lock\)"
+    ):
+        define(locked, store.put)
+    space: dict[str, Any] = {"connection": lock}
+    exec("def uses(): return connection\n", space)
+    with pytest.raises(
+        NotPicklable, match=r"because of its global 'connection' \(_thread\.lock\): TypeError: .*; make that inside the function"
+    ):
+        define(space["uses"], store.put)
+
+
+# ---------------------------------------------------------------- contexts
+
+
+def test_a_context_is_packed_with_what_it_needs(project: tuple[Path, str], store: ObjectStore) -> None:
+    folder, top = project
+    (folder / f"{top}.py").write_text("def build(n, *, plus=0): return {'n': n + plus}\n")
+    build = importlib.import_module(top).build
+    blob, code, imports = pack_context(build, (4,), {"plus": 1}, store.put)
+    assert len(code) == 1
+    assert [spec.module for spec in imports] == [top]
+    LibrarySpec(id="x@1", name="x", python=(3, 11), context=blob, code=code)  # type: ignore[arg-type]
+    function, args, kwargs = pickle.loads(blob)
+    assert function(*args, **kwargs) == {"n": 5}
+    with pytest.raises(NotPicklable, match="the context function 'build', or an argument of it, cannot be pickled"):
+        pack_context(build, (threading.Lock(),), {}, store.put)
+
+
+def test_a_store_that_is_full_says_so_itself(store: ObjectStore) -> None:
+    def put(data: Any) -> ObjectRef:
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        define(make_closure("y" * OUT_OF_BAND_BYTES), put)
+
+
+def test_loading_a_function_needs_no_more_than_pickling(store: ObjectStore) -> None:
+    """A slot that loads functions by value imports cloudpickle for them, and nothing of what made them."""
+    loaded = "[name for name in ('windlass.functions', 'windlass.byvalue', 'windlass.imports') if name in sys.modules]"
+    assert called_elsewhere(store, define(named, store.put), 3, expression=loaded) == "[]"
+
+
+def test_a_script_can_define_its_functions_and_run_elsewhere(tmp_path: Path, store: ObjectStore) -> None:
+    """``__main__`` is another module on the worker, and still the script's functions and classes work there."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import pickle, sys
+            from pathlib import Path
+            import msgspec
+            from windlass.functions import define
+            from windlass.objects import ObjectStore
+            import beside
+            BASE = 100
+            class Thing:
+                def __init__(self, x): self.x = x
+                def __repr__(self): return f"Thing({self.x})"
+            def helper(x): return Thing(x + BASE)
+            def work(x): return helper(beside.double(x))
+            definition = define(work, ObjectStore(Path(sys.argv[1])).put).definition
+            sys.stdout.buffer.write(msgspec.msgpack.encode(definition))
+            """
+        )
+    )
+    (tmp_path / "beside.py").write_text("def double(x): return 2 * x\n")
+    made = subprocess.run([sys.executable, script, store.folder], capture_output=True, check=True).stdout
+    definition = msgspec.msgpack.decode(made, type=FunctionDef)
+    assert called_elsewhere(store, Defined(definition, (), False, None), 4) == "Thing(108)"

@@ -1,0 +1,269 @@
+"""Snapshots: where modules live, what goes into the archive, and that unpacking is safe."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import math
+import os
+import subprocess
+import sys
+import textwrap
+import types
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import windlass
+from windlass import snapshots
+from windlass.errors import UsageError
+from windlass.messages import ObjectName, ObjectRef
+from windlass.objects import content_name
+
+
+class Kept:
+    """A store of the simplest kind."""
+
+    def __init__(self) -> None:
+        self.archives: dict[str, bytes] = {}
+
+    def put(self, data: Any) -> ObjectRef:
+        name = content_name(data)
+        self.archives[name] = bytes(data)
+        return ObjectRef(ObjectName(name), len(data))
+
+
+Write = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def kept() -> Kept:
+    return Kept()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the path; what is imported from it is forgotten afterwards."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    before = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")) or str(tmp_path) in str(
+            getattr(sys.modules[name], "__path__", "")
+        ):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def write(folder: Path) -> Write:
+    def write(name: str, text: str) -> Path:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+        importlib.invalidate_caches()
+        return path
+
+    return write
+
+
+@pytest.fixture
+def top() -> str:
+    """A module name of this test's own: homes and snapshots are remembered by name."""
+    return f"mine_{os.urandom(4).hex()}"
+
+
+def names_in(archive: bytes) -> list[str]:
+    return zipfile.ZipFile(io.BytesIO(archive)).namelist()
+
+
+@pytest.mark.parametrize(
+    "name", ["sys", "math", "json", "json.decoder", "os.path", "numpy", "numpy.linalg", "pytest", "windlass", "wsgiref"]
+)
+def test_the_standard_library_installed_packages_and_windlass_are_installed(name: str) -> None:
+    assert snapshots.home(name) == snapshots.INSTALLED
+
+
+def test_modules_that_nobody_else_can_import_go_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "made_by_hand", types.ModuleType("made_by_hand"))
+    for name in ("__main__", "__mp_main__", "made_by_hand", "no_such_module", "", __name__):
+        assert snapshots.home(name) == snapshots.BY_VALUE
+
+
+def test_a_module_on_the_programs_path_is_local_imported_or_not(write: Write, top: str) -> None:
+    write(f"{top}.py", "")
+    assert snapshots.home(top) == snapshots.LOCAL
+    importlib.import_module(top)
+    assert snapshots.home(top) == snapshots.LOCAL
+
+
+def test_a_module_of_the_same_name_as_another_file_goes_by_value(write: Write, top: str, tmp_path: Path) -> None:
+    """What an import would find elsewhere is another module."""
+    write(f"{top}.py", "")
+    other = tmp_path / "other.py"
+    other.write_text("")
+    spec = importlib.util.spec_from_file_location(top, other)
+    assert spec is not None
+    module = sys.modules[top] = importlib.util.module_from_spec(spec)
+    assert module.__file__ == str(other)
+    assert snapshots.home(top) == snapshots.BY_VALUE
+
+
+def test_what_lies_in_a_site_packages_folder_is_installed(write: Write, folder: Path, top: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(f"lib/site-packages/{top}/__init__.py", "")
+    monkeypatch.syspath_prepend(folder / "lib" / "site-packages")
+    assert snapshots.home(top) == snapshots.INSTALLED
+
+
+def test_an_editable_install_is_local(write: Write, folder: Path, top: str, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its finder, as setuptools makes it, maps the name to the source tree."""
+    path = write(f"checkout/src/{top}/__init__.py", "")
+
+    class EditableFinder:
+        @classmethod
+        def find_spec(cls, name: str, path_: object = None, target: object = None) -> Any:
+            return (
+                importlib.util.spec_from_file_location(name, path, submodule_search_locations=[str(path.parent)]) if name == top else None
+            )
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, EditableFinder])
+    assert snapshots.home(top) == snapshots.LOCAL
+    importlib.import_module(top)
+    (ref,) = snapshots.snapshots_of([top], kept.put)
+    assert names_in(kept.archives[ref.name]) == [f"{top}/__init__.py"]
+
+
+def test_a_package_goes_whole_without_caches_and_hidden_files(write: Write, folder: Path, top: str, kept: Kept) -> None:
+    for name in ("__init__.py", "sub/__init__.py", "sub/deep.py", "data/table.csv", ".git/config", ".secret", "__pycache__/x.pyc", "venv/x.py",
+                 "env/pyvenv.cfg", "env/lib.py", "old.py~", "node_modules/a.js"):  # fmt: skip
+        write(f"{top}/{name}", "")
+    (folder / top / "link.py").symlink_to("sub/deep.py")
+    (folder / top / "sub" / "circle").symlink_to("..", target_is_directory=True)
+    (folder / top / "dangling").symlink_to("nowhere")
+    (ref,) = snapshots.snapshots_of([top], kept.put)
+    assert names_in(kept.archives[ref.name]) == [
+        f"{top}/{name}" for name in ("__init__.py", "data/table.csv", "link.py", "sub/__init__.py", "sub/deep.py")
+    ]
+
+
+def test_the_same_source_has_the_same_name_wherever_and_whenever(write: Write, top: str, kept: Kept) -> None:
+    path = write(f"{top}.py", "x = 1\n")
+    first = snapshots.snapshots_of([top], kept.put)
+    os.utime(path, (1, 1))
+    assert snapshots.snapshots_of([top], kept.put, max_age=0) == first
+    assert len(kept.archives) == 1
+
+
+def test_changed_source_has_another_name(write: Write, top: str, kept: Kept) -> None:
+    write(f"{top}/__init__.py", "x = 1\n")
+    first = snapshots.snapshots_of([top], kept.put)
+    write(f"{top}/more.py", "y = 1\n")
+    assert snapshots.snapshots_of([top], kept.put, max_age=1e9) == first
+    second = snapshots.snapshots_of([top], kept.put, max_age=0)
+    assert second != first
+    write(f"{top}/__init__.py", "x = 22\n")
+    assert snapshots.snapshots_of([top], kept.put, max_age=0) not in (first, second)
+
+
+def test_local_modules_that_the_source_imports_come_along(write: Write, top: str, kept: Kept) -> None:
+    write(f"{top}.py", f"import json, numpy\ndef late():\n    from {top}_b.deep import x\n")
+    write(f"{top}_b/deep.py", f"import {top}_c\nimport {top}\nimport no_such_module\nfrom . import sibling\n")
+    write(f"{top}_c.py", "this is no Python\n")
+    refs = snapshots.snapshots_of([top], kept.put)
+    assert [names_in(kept.archives[ref.name]) for ref in refs] == [[f"{top}.py"], [f"{top}_b/deep.py"], [f"{top}_c.py"]]
+
+
+def test_installed_and_unknown_modules_have_no_snapshot(kept: Kept) -> None:
+    assert snapshots.snapshots_of(["numpy", "windlass", "no_such_module", "__main__", "math"], kept.put) == ()
+
+
+def test_large_files_are_left_out_and_too_much_in_all_is_refused(
+    write: Write, folder: Path, top: str, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(snapshots, "MAX_TOTAL_BYTES", 250)
+    write(f"{top}/__init__.py", "")
+    write(f"{top}/huge.bin", "x" * 101)
+    for number in range(2):
+        write(f"{top}/part{number}.bin", "x" * 100)
+    (ref,) = snapshots.snapshots_of([top], kept.put, max_age=0)
+    assert f"{top}/huge.bin" not in names_in(kept.archives[ref.name])
+    write(f"{top}/part2.bin", "x" * 100)
+    with pytest.raises(
+        UsageError, match=rf"the local module '{top}' has 0 MB of files, .* the largest: .*/part\d.bin \(0 MB\).*; move data out"
+    ):
+        snapshots.snapshots_of([top], kept.put, max_age=0)
+
+
+def test_unpacked_source_is_imported_with_submodules_and_data_files(write: Write, top: str, kept: Kept, tmp_path: Path) -> None:
+    write(f"{top}/__init__.py", "")
+    write(f"{top}/sub/deep.py", "from pathlib import Path\ntext = (Path(__file__).parent / 'data.txt').read_text()\n")
+    write(f"{top}/sub/data.txt", "the data")
+    tool = write(f"{top}/tool.sh", "#!/bin/sh\n")
+    tool.chmod(0o755)
+    (ref,) = snapshots.snapshots_of([top], kept.put)
+    code = """
+        import sys
+        from windlass import snapshots
+        snapshots.use(snapshots.unpack(sys.stdin.buffer.read(), sys.argv[1]))
+        module = __import__(sys.argv[2] + ".sub.deep", fromlist=["text"])
+        print(sys.path[0] == sys.argv[1], module.text)
+    """
+    target = tmp_path / "code" / ref.name
+    target.parent.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), target, top], input=kept.archives[ref.name], capture_output=True, check=True, cwd="/"
+    )
+    assert done.stdout.decode().strip() == "True the data"
+    assert os.access(target / top / "tool.sh", os.X_OK)
+    assert os.listdir(target.parent) == [ref.name]
+
+
+def archive_of(*names: str, mode: int = 0o100644) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name in names:
+            info = zipfile.ZipInfo("x")
+            info.filename = name
+            info.external_attr = mode << 16
+            archive.writestr(info, "text")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("name", ["../evil.py", "/etc/evil.py", "a/../../evil.py", "a//b.py", "a/./b.py", "..", "a\\..\\b.py", "folder/"])
+def test_an_archive_that_leaves_its_folder_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="which is no plain file below its folder; nothing was unpacked"):
+        snapshots.unpack(archive_of("good.py", name), tmp_path / "code" / "x")
+    assert not list((tmp_path / "code").glob("*"))
+    assert sorted(os.listdir(tmp_path)) == ["code"]
+
+
+def test_an_archive_with_a_link_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no plain file"):
+        snapshots.unpack(archive_of("link", mode=0o120777), tmp_path / "x")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-10], lambda data: b"no zip", lambda data: data.replace(b"text", b"tExt")])
+def test_a_damaged_archive_is_refused_and_leaves_nothing(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="damaged and was not unpacked"):
+        snapshots.unpack(damage(archive_of("a.py")), tmp_path / "x")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_unpacked_is_used_again(tmp_path: Path) -> None:
+    path = tmp_path / "archive.zip"
+    path.write_bytes(archive_of("a.py"))
+    folder = snapshots.unpack(path, tmp_path / "x")
+    path.unlink()
+    assert snapshots.unpack(path, tmp_path / "x") == folder
+
+
+def test_windlass_never_ships_itself(kept: Kept) -> None:
+    assert windlass.__file__ is not None
+    assert "site-packages" not in windlass.__file__ or snapshots.home("windlass") == snapshots.INSTALLED
+    assert snapshots.home(np.__name__) == snapshots.home(math.__name__) == snapshots.INSTALLED

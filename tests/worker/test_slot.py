@@ -1,0 +1,350 @@
+"""What happens in a slot around a call: functions, context, results that cannot travel, output, mode fork."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from windlass import pickling
+from windlass.errors import UsageError
+from windlass.messages import BAD_CALL, CANCELLED, DIED, RAISED, RETURNED, CallRun, FunctionId, ImportSpec
+from windlass.worker import slot_api
+from windlass.worker.slotproc import is_gone
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+@pytest.mark.asyncio
+async def test_whatever_a_function_raises_is_its_answer(bench: Any) -> None:
+    """SystemExit and KeyboardInterrupt too; the slot lives on."""
+
+    def fail(kind: type[BaseException]) -> None:
+        raise kind("the end")
+
+    await bench.serving(bench.spec(fail, add))
+    for kind in (ValueError, SystemExit, KeyboardInterrupt, GeneratorExit):
+        end = await bench.run(fail, kind)
+        assert end.outcome == RAISED
+        error = pickling.unpack_exception(end.payload)
+        assert type(error) is kind
+        assert error.args == ("the end",)
+        assert end.detail.types[0] == f"builtins.{kind.__name__}"
+        assert "in fail" in str(error.__cause__)
+        assert "in answer" not in str(error.__cause__), "our own frames tell the user nothing"
+    assert len(set(bench.instances[0].slot_pids())) == 1
+    assert bench.value(await bench.run(add, 1, 2)) == 3
+
+
+@pytest.mark.asyncio
+async def test_results_that_cannot_be_pickled_say_so_and_what_to_return(bench: Any) -> None:
+    """Generators and coroutines by their own texts."""
+
+    def generate() -> Any:
+        yield 1
+
+    async def wait() -> int:
+        return 1
+
+    async def agenerate() -> Any:
+        yield 1
+
+    def lock() -> Any:
+        import threading
+
+        return threading.Lock()
+
+    await bench.serving(bench.spec(generate, wait, agenerate, lock))
+    expected = {
+        generate: "'generate' returned a generator, which cannot be pickled and sent back; return list(...) of it, or make",
+        wait: "'wait' returned a coroutine, which cannot be pickled and sent back; 'wait' is an async function: call it inside",
+        agenerate: "'agenerate' returned a async_generator, which cannot be pickled and sent back; 'agenerate' is an async generator",
+        lock: "'lock' returned a _thread.lock, which cannot be pickled and sent back; return something that pickle can handle",
+    }
+    for function, text in expected.items():
+        end = await bench.run(function)
+        assert end.outcome == BAD_CALL
+        assert end.detail.text.startswith(text)
+
+
+@pytest.mark.asyncio
+async def test_arguments_that_cannot_be_read_and_unknown_functions_are_bad_calls(bench: Any) -> None:
+    """With the remote traceback."""
+    instance = await bench.serving(bench.spec(add))
+    call = bench.call(add, 1, 2)
+    unreadable = CallRun(call.call, 1, call.instance, call.function, b"garbage")
+    unknown = CallRun(call.call, 2, call.instance, FunctionId(b"\7" * 16), call.payload)
+    instance.feed([unreadable, unknown])
+    end = await bench.end(unreadable)
+    assert end.outcome == BAD_CALL
+    assert end.detail.text.startswith("the arguments of 'add' cannot be loaded on the worker: NotPicklable")
+    assert "Traceback" in end.detail.text
+    end = await bench.end(unknown)
+    assert end.outcome == BAD_CALL
+    assert end.detail.text.startswith(f"function '{'07' * 16}' of library 'lib' cannot be loaded on the worker: FileNotFoundError")
+    assert bench.value(await bench.run(add, 1, 2)) == 3
+
+
+@pytest.mark.asyncio
+async def test_functions_that_come_later_are_found_in_their_folder_and_kept(bench: Any) -> None:
+    """The second call needs no file; the least recently used of very many goes."""
+    await bench.serving(bench.spec())
+    factories = [lambda number=number: number for number in range(300)]
+    for function in factories:
+        bench.add_function(function)
+    assert bench.value(await bench.run(factories[0])) == 0
+    (bench.functions / bench.ids[factories[0]].hex()).unlink()
+    for number, function in enumerate(factories):
+        assert bench.value(await bench.run(function)) == number
+        if number % 50 == 0:
+            assert bench.value(await bench.run(factories[0])) == 0, "used again and again, so kept"
+    assert bench.value(await bench.run(factories[299])) == 299
+
+
+@pytest.mark.asyncio
+async def test_large_arguments_and_results_are_objects(bench: Any) -> None:
+    """Results are files in the worker's store."""
+
+    def double(data: bytes) -> bytes:
+        return bytes(data) + bytes(data)
+
+    await bench.serving(bench.spec(double))
+    end = await bench.run(double, b"ab" * 100_000)
+    assert len(end.payload) < 1000
+    assert [span.name[:2] for span in end.spans] == ["r-"]
+    assert (bench.store / end.spans[0].name).stat().st_size == end.spans[0].size
+    assert bench.value(end) == b"ab" * 200_000
+
+
+@pytest.mark.asyncio
+async def test_output_comes_back_with_the_call_that_wrote_it(bench: Any) -> None:
+    """From Python, child processes and C code; nothing is left for the next call."""
+
+    def talk(name: str) -> None:
+        import ctypes
+        import subprocess
+        import sys
+
+        sys.stdout.write(f"py {name}\n")
+        sys.stderr.write("err")
+        sys.stdout.flush()
+        subprocess.run(["echo", "child"], check=True)
+        ctypes.CDLL(None).printf(b"c code")
+
+    await bench.serving(bench.spec(talk, add))
+    for name in ("one", "two"):
+        end = await bench.run(talk, name)
+        assert end.stdout == f"py {name}\nchild\nc code".encode()
+        assert end.stderr == b"err"
+    end = await bench.run(add, 1, 2)
+    assert (end.stdout, end.stderr) == (b"", b"")
+
+
+@pytest.mark.asyncio
+async def test_a_call_that_breaks_its_streams_does_not_spoil_the_next(bench: Any) -> None:
+    """Closed, replaced, or its descriptors taken away."""
+
+    def close() -> None:
+        import sys
+
+        sys.stdout.close()
+
+    def lose() -> None:
+        import os
+        import sys
+
+        sys.stdout = None
+        os.close(1)
+
+    def talk() -> None:
+        print("hello")
+
+    await bench.serving(bench.spec(close, lose, talk))
+    for breaker in (close, lose):
+        assert (await bench.run(breaker)).outcome == RETURNED
+        assert (await bench.run(talk)).stdout == b"hello\n"
+
+
+@pytest.mark.asyncio
+async def test_standard_input_is_empty(bench: Any) -> None:
+    """A function that asks for input gets an end of file at once."""
+
+    def ask() -> str:
+        import sys
+
+        return sys.stdin.read()
+
+    await bench.serving(bench.spec(ask))
+    assert bench.value(await bench.run(ask)) == ""
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("shared", [True, False])
+async def test_context_reaches_functions_by_name(bench: Any, shared: bool) -> None:
+    """As keyword-only or ordinary parameters that the caller has not given, or by load_variable_from_library."""
+
+    def context(base: int) -> dict[str, int]:
+        import os
+
+        return {"base": base, "made_by": os.getpid()}
+
+    def use(a: int, base: int, *, made_by: int, other: int = 5) -> tuple[int, int, int, int]:
+        from windlass.worker.slot_api import load_variable_from_library
+
+        return a, base, made_by - load_variable_from_library("made_by"), other
+
+    def whole(context: dict[str, int]) -> int:
+        return context["made_by"]
+
+    def unknown() -> None:
+        from windlass.worker.slot_api import load_variable_from_library
+
+        load_variable_from_library("bass")
+
+    instance = await bench.serving(bench.spec(use, whole, unknown, context=(context, (), {"base": 7}), share_context=shared), 2)
+    assert bench.value(await bench.run(use, 1)) == (1, 7, 0, 5)
+    assert bench.value(await bench.run(use, 1, 2)) == (1, 2, 0, 5)
+    assert bench.value(await bench.run(use, 1, base=3, other=4)) == (1, 3, 0, 4)
+    maker = bench.value(await bench.run(whole))
+    assert maker == instance.zygote_pid if shared else maker in instance.slot_pids().values()
+    error = pickling.unpack_exception((await bench.run(unknown)).payload)
+    assert "there is no variable 'bass'; did you mean 'base'?" in str(error)
+
+
+@pytest.mark.asyncio
+async def test_a_call_knows_itself(bench: Any) -> None:
+    """`current_call` in a slot, and nothing outside of one."""
+
+    def ask() -> Any:
+        from windlass.worker.slot_api import current_call
+
+        return current_call()
+
+    await bench.serving(bench.spec(ask))
+    call = bench.call(ask)
+    call.timeout = 9.0
+    bench.instances[0].feed([call])
+    current = bench.value(await bench.end(call))
+    assert (current.call, current.attempt, current.library, current.slot, current.timeout) == (call.call, 1, "lib", 0, 9.0)
+    assert slot_api.current_call() is None
+    with pytest.raises(UsageError, match="was asked for outside of a library"):
+        slot_api.load_variable_from_library("x")
+
+
+@pytest.mark.asyncio
+async def test_slots_draw_different_random_numbers(bench: Any) -> None:
+    """Python's generator and numpy's, also in mode fork."""
+
+    def draw() -> tuple[float, float]:
+        import random
+        import time
+
+        import numpy
+
+        time.sleep(0.02)
+        return random.random(), float(numpy.random.random())
+
+    imports = (ImportSpec("numpy.random", True), ImportSpec("random", True))
+    instance = await bench.serving(bench.spec(draw, imports=imports, mode="fork"), 2)
+    calls = [bench.call(draw) for _ in range(6)]
+    instance.feed(calls)
+    drawn = [bench.value(await bench.end(call)) for call in calls]
+    assert len({number for pair in drawn for number in pair}) == 12
+
+
+# ---------------------------------------------------------------- mode "fork"
+
+
+@pytest.mark.asyncio
+async def test_in_mode_fork_each_call_has_a_fresh_process(bench: Any) -> None:
+    """What a call changes is gone; its slot is its parent."""
+
+    def remember(value: int) -> tuple[int, int, Any]:
+        import os
+        import sys
+
+        before = getattr(sys, "kept", None)
+        sys.kept = value  # type: ignore[attr-defined]
+        print("value", value)
+        return os.getpid(), os.getppid(), before
+
+    instance = await bench.serving(bench.spec(remember, mode="fork"))
+    seen = set[int]()
+    for value in range(3):
+        end = await bench.run(remember, value)
+        pid, parent, before = bench.value(end)
+        assert before is None
+        assert end.stdout == f"value {value}\n".encode()
+        assert parent == instance.slot_pids()[0]
+        seen.add(pid)
+    assert len(seen) == 3
+
+
+@pytest.mark.asyncio
+async def test_in_mode_fork_a_death_costs_the_call_and_not_the_slot(bench: Any) -> None:
+    """The slot answers for its child."""
+
+    def die(how: int) -> None:
+        import os
+        import sys
+
+        print("last words", file=sys.stderr, flush=True)
+        if how:
+            os.kill(os.getpid(), how)
+        os._exit(0)
+
+    instance = await bench.serving(bench.spec(die, add, mode="fork"))
+    slot = instance.slot_pids()[0]
+    end = await bench.run(die, signal.SIGKILL)
+    assert (end.outcome, end.detail.signal, end.stderr) == (DIED, signal.SIGKILL, b"last words\n")
+    end = await bench.run(die, 0)
+    assert (end.outcome, end.detail.signal, end.detail.exit_status) == (DIED, 0, 0)
+    assert bench.value(await bench.run(add, 1, 2)) == 3
+    assert instance.slot_pids()[0] == slot
+
+
+@pytest.mark.asyncio
+async def test_in_mode_fork_a_killed_call_ends_as_asked_with_all_below_it(bench: Any, tmp_path: Path) -> None:
+    """The slot goes on; what the call left running does not."""
+
+    def family(path: str) -> None:
+        import os
+        import subprocess
+
+        child = subprocess.Popen(["sleep", "60"])
+        Path(path).with_suffix(".part").write_text(f"{os.getpid()} {child.pid}")
+        Path(path).with_suffix(".part").rename(path)
+        child.wait()
+
+    def leave_behind() -> int:
+        import subprocess
+
+        return subprocess.Popen(["sleep", "60"]).pid
+
+    instance = await bench.serving(bench.spec(family, add, leave_behind, mode="fork"))
+    slot = instance.slot_pids()[0]
+    call = bench.call(family, str(tmp_path / "pids"))
+    instance.feed([call])
+    await bench.until((tmp_path / "pids").exists)
+    pids = [int(word) for word in (tmp_path / "pids").read_text().split()]
+    assert instance.kill_call(call.call, 1, CANCELLED, None)
+    assert (await bench.end(call)).outcome == CANCELLED
+    await bench.until(lambda: all(is_gone(pid) for pid in pids))
+    assert bench.value(await bench.run(add, 1, 2)) == 3
+    assert instance.slot_pids()[0] == slot
+    left = bench.value(await bench.run(leave_behind))
+    await bench.until(lambda: is_gone(left))
+
+
+def test_the_names_of_the_slots_api_cost_nothing_to_import() -> None:
+    """Programs import it through ``windlass``."""
+    code = "import sys, windlass.worker.slot_api; print({'asyncio', 'pickle', 'numpy', 'cloudpickle'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=os.sep)
+    assert result.stdout == "set()\n"

@@ -1,0 +1,300 @@
+"""How a library starts in its zygote, or fails to, and says why."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from windlass import pickling
+from windlass.messages import DIED, RAISED, ImportSpec, LibraryFailed, LibraryReady, ObjectName, ObjectRef
+from windlass.worker.slotproc import process_state
+
+_CANDIDATES = [f"/dev/{name}" for name in ("fuse", "kmsg", "net/tun", "loop-control", "rtc0", "cpu_dma_latency", "mem")]
+#: A device of this machine that may be opened.
+DEVICE = next((path for path in _CANDIDATES if os.path.exists(path) and os.access(path, os.R_OK)), None)
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+async def failure_of(bench: Any, *args: Any, **more: Any) -> LibraryFailed:
+    """How an instance that cannot start fails."""
+    bench.start(*args, **more)
+    await bench.events.until(lambda: bool(bench.events.failures))
+    assert not bench.events.readies
+    (failure,) = bench.events.failures
+    assert failure.at_start
+    return failure  # type: ignore[no-any-return]
+
+
+async def ready_of(bench: Any, *args: Any, **more: Any) -> LibraryReady:
+    """What an instance says when it serves."""
+    await bench.serving(*args, **more)
+    (ready,) = bench.events.readies
+    return ready  # type: ignore[no-any-return]
+
+
+def module(folder: Path, name: str, text: str) -> None:
+    (folder / f"{name}.py").write_text(text)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> tuple[str, ...]:
+    """A folder of modules on the library's path."""
+    return (str(tmp_path),)
+
+
+@pytest.mark.asyncio
+async def test_an_explicit_import_that_fails_fails_the_library_with_its_traceback(
+    bench: Any, tmp_path: Path, paths: tuple[str, ...]
+) -> None:
+    """At once, once; no slot is forked."""
+    module(tmp_path, "broken", "def inner():\n    raise OSError('no licence')\ninner()\n")
+    failure = await failure_of(bench, bench.spec(add, imports=(ImportSpec("broken", True),), paths=paths))
+    assert failure.kind == "import"
+    assert failure.text.startswith("import of 'broken' for library 'lib' failed: OSError: no licence\nTraceback (most recent call last)")
+    assert "in inner" in failure.text
+
+
+@pytest.mark.asyncio
+async def test_a_module_that_calls_exit_when_imported_fails_like_any_other(bench: Any, tmp_path: Path, paths: tuple[str, ...]) -> None:
+    """SystemExit does not end the zygote in silence."""
+    module(tmp_path, "leaver", "import sys\nsys.exit('not today')\n")
+    failure = await failure_of(bench, bench.spec(imports=(ImportSpec("leaver", True),), paths=paths))
+    assert (failure.kind, "SystemExit: not today" in failure.text) == ("import", True)
+
+
+@pytest.mark.asyncio
+async def test_an_automatic_import_that_fails_is_noted_and_left_to_the_call(bench: Any) -> None:
+    """Also when a function of the library needs the module to be loaded."""
+
+    def use() -> object:
+        import no_such_module  # type: ignore[import-not-found]  # pyright: ignore
+
+        return no_such_module
+
+    ready = await ready_of(bench, bench.spec(use, add, imports=(ImportSpec("no_such_module"),)))
+    (hoisted,) = ready.imports
+    assert hoisted.error == "ModuleNotFoundError: No module named 'no_such_module'"
+    assert bench.value(await bench.run(add, 1, 2)) == 3
+    end = await bench.run(use)
+    assert end.outcome == RAISED
+    assert isinstance(pickling.unpack_exception(end.payload), ModuleNotFoundError)
+
+
+@pytest.mark.asyncio
+async def test_an_automatic_import_that_kills_the_interpreter_is_named_and_dropped(
+    bench: Any, tmp_path: Path, paths: tuple[str, ...]
+) -> None:
+    """The next zygote does without it; other imports are done."""
+    module(tmp_path, "killer", "import os\nos.kill(os.getpid(), 11)\n")
+    module(tmp_path, "fine", "")
+    imports = (ImportSpec("fine"), ImportSpec("killer"))
+    ready = await ready_of(bench, bench.spec(add, imports=imports, paths=paths))
+    assert [(item.module, item.error) for item in ready.imports] == [
+        ("fine", ""),
+        ("killer", "ended the interpreter (killed by signal 11 (SIGSEGV)); it is left to the calls"),
+    ]
+    assert bench.value(await bench.run(add, 1, 2)) == 3
+
+
+@pytest.mark.asyncio
+async def test_an_automatic_import_that_hangs_is_named_and_dropped(bench: Any, tmp_path: Path, paths: tuple[str, ...]) -> None:
+    """After `import_limit`."""
+    module(tmp_path, "sleeper", "import time\ntime.sleep(60)\n")
+    ready = await ready_of(bench, bench.spec(add, imports=(ImportSpec("sleeper"),), paths=paths), import_limit=0.2)
+    assert [item.error for item in ready.imports] == ["took longer than 0.2 s and was ended; it is left to the calls"]
+    assert bench.value(await bench.run(add, 1, 2)) == 3
+
+
+@pytest.mark.asyncio
+async def test_an_explicit_import_that_kills_the_interpreter_fails_the_library_by_name(
+    bench: Any, tmp_path: Path, paths: tuple[str, ...]
+) -> None:
+    """With what it wrote."""
+    module(tmp_path, "killer", "import os\nprint('hello from killer', flush=True)\nos._exit(6)\n")
+    failure = await failure_of(bench, bench.spec(imports=(ImportSpec("killer", True),), paths=paths))
+    assert failure.kind == "crash"
+    assert failure.text == (
+        "the interpreter of library 'lib' ended (exit status 6) before it was ready; it was in the import of 'killer'; it wrote:\n"
+        "hello from killer"
+    )
+
+
+@pytest.mark.asyncio
+async def test_a_library_that_is_not_ready_in_time_fails_with_what_it_was_doing(bench: Any, tmp_path: Path, paths: tuple[str, ...]) -> None:
+    """``start_timeout``."""
+    module(tmp_path, "sleeper", "import time\ntime.sleep(60)\n")
+    failure = await failure_of(bench, bench.spec(imports=(ImportSpec("sleeper", True),), paths=paths, start_timeout=0.5))
+    assert failure.kind == "timeout"
+    assert failure.text == "library 'lib' was not ready within 0.5 s; it was in the import of 'sleeper'"
+
+
+@pytest.mark.asyncio
+async def test_another_minor_version_of_python_is_refused_with_both_named(bench: Any) -> None:
+    """What was pickled there may crash here."""
+    failure = await failure_of(bench, bench.spec(add, python=(3, 9)))
+    assert failure.kind == "python"
+    assert "comes from Python 3.9, and this worker runs Python 3.11" in failure.text
+
+
+@pytest.mark.asyncio
+async def test_a_function_that_cannot_be_loaded_fails_the_library(bench: Any) -> None:
+    """By its name."""
+    spec = bench.spec(add)
+    broken = spec.functions[0].__class__(spec.functions[0].id, "mul", b"not a pickle")
+    failure = await failure_of(bench, bench.spec().__class__(spec.id, "lib", spec.python, (broken,)))
+    assert failure.kind == "function"
+    assert failure.text.startswith("function 'mul' of library 'lib' cannot be loaded: UnpicklingError")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("shared", [True, False])
+async def test_a_context_that_fails_fails_the_library_with_its_traceback(bench: Any, shared: bool) -> None:
+    """In the zygote or in the first slot; there is no second try."""
+
+    def context(path: str) -> None:
+        open(path, "a").write("x")  # noqa: SIM115
+        raise LookupError("no data")
+
+    log = bench.folder / "log"
+    bench.start(bench.spec(add, context=(context, (str(log),), {}), share_context=shared), 1)
+    await bench.events.until(lambda: bool(bench.events.failures))
+    (failure,) = bench.events.failures
+    assert failure.kind == "context"
+    assert failure.text.startswith("the context function of library 'lib' failed: LookupError: no data\nTraceback")
+    assert log.read_text() == "x"
+
+
+@pytest.mark.asyncio
+async def test_code_snapshots_come_first_on_the_path_and_are_unpacked_once(bench: Any, tmp_path: Path) -> None:
+    """Before a module of the same name on the program's path; data files beside the code are files."""
+    name = ObjectName("b3-" + "5" * 32)
+    with zipfile.ZipFile(bench.store / name, "w") as archive:
+        for path, text in (("helpers/__init__.py", "WHICH = 'snapshot'\n"), ("helpers/data.txt", "42")):
+            archive.writestr(path, text)
+    (tmp_path / "other").mkdir()
+    module(tmp_path / "other", "helpers", "WHICH = 'program'\n")
+
+    def use() -> tuple[str, str]:
+        import importlib
+
+        helpers: Any = importlib.import_module("helpers")
+        return helpers.WHICH, (Path(helpers.__file__).parent / "data.txt").read_text()
+
+    spec = bench.spec(use, imports=(ImportSpec("helpers"),), code=(ObjectRef(name, 0),), paths=(str(tmp_path / "other"),))
+    instance = await bench.serving(spec, 2)
+    assert bench.value(await bench.run(use)) == ("snapshot", "42")
+    assert os.listdir(tmp_path / "code") == [name]
+    await instance.stop()
+    assert os.listdir(tmp_path / "code") == [name], "it is the worker's, not the instance's"
+
+
+@pytest.mark.asyncio
+async def test_threads_after_the_imports_make_slots_interpreters_of_their_own(bench: Any, tmp_path: Path, paths: tuple[str, ...]) -> None:
+    """The note names the import that started them."""
+    module(tmp_path, "threader", "import threading, time\nthreading.Thread(target=time.sleep, args=(99,), daemon=True).start()\n")
+
+    def parent() -> int:
+        import os
+
+        return os.getppid()
+
+    ready = await ready_of(bench, bench.spec(parent, imports=(ImportSpec("threader"),), paths=paths), 2)
+    assert ready.notes == ("spawn instead of fork: 1 thread besides the main one after import of threader",)
+    assert bench.value(await bench.run(parent)) == os.getpid(), "the slot is a child of the worker"
+    await bench.until(lambda: process_state(ready.pid) in ("", "Z"))
+
+
+@pytest.mark.asyncio
+async def test_threads_that_end_at_a_fork_do_no_harm(bench: Any) -> None:
+    """OpenBLAS ends its threads before a fork and starts them again when needed: numpy is forked with several threads as well."""
+
+    def multiply() -> float:
+        import numpy
+
+        return float(numpy.ones((200, 200)).dot(numpy.ones((200, 200)))[0, 0])
+
+    ready = await ready_of(bench, bench.spec(multiply, imports=(ImportSpec("numpy", True),), threads=2))
+    assert ready.notes == ()
+    assert bench.value(await bench.run(multiply)) == 200.0
+
+
+@pytest.mark.asyncio
+async def test_an_open_device_makes_slots_interpreters_of_their_own(bench: Any, tmp_path: Path, paths: tuple[str, ...]) -> None:
+    """A GPU driver's state does not survive a fork."""
+    if DEVICE is None:
+        pytest.skip("no device here that may be opened")
+    module(tmp_path, "driver", f"import os\nFD = os.open({DEVICE!r}, os.O_RDONLY)\n")
+    ready = await ready_of(bench, bench.spec(add, imports=(ImportSpec("driver"),), paths=paths), 0)
+    assert ready.notes == (f"spawn instead of fork: open device {DEVICE}",)
+
+
+@pytest.mark.asyncio
+async def test_the_environment_has_thread_limits_and_the_librarys_variables(bench: Any) -> None:
+    """Before the interpreter starts; the library's own values win."""
+
+    def environment() -> list[str | None]:
+        import os
+        import tempfile
+
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "COLOUR")
+        return [*(os.environ.get(name) for name in names), tempfile.gettempdir(), os.getcwd()]
+
+    spec = bench.spec(environment, threads=3, env=(("COLOUR", "blue"), ("MKL_NUM_THREADS", "5")))
+    instance = await bench.serving(spec)
+    folder = str(instance.folder)
+    assert bench.value(await bench.run(environment)) == ["3", "3", "5", "blue", f"{folder}/tmp", f"{folder}/work"]
+
+
+@pytest.mark.asyncio
+async def test_spawned_slots_load_the_library_for_themselves(bench: Any, tmp_path: Path, paths: tuple[str, ...]) -> None:
+    """Each imports once, and there is no zygote."""
+    module(tmp_path, "heavy", f"import os\nopen({str(tmp_path / 'log')!r}, 'a').write(f'{{os.getpid()}}\\n')\n")
+    ready = await ready_of(bench, bench.spec(add, imports=(ImportSpec("heavy", True),), paths=paths, start="spawn"), 2)
+    instance = bench.instances[0]
+    assert instance.zygote_pid == 0
+    assert sorted((tmp_path / "log").read_text().split()) == sorted(str(pid) for pid in instance.slot_pids().values())
+    assert [item.module for item in ready.imports] == ["heavy"]
+    assert bench.value(await bench.run(add, 1, 2)) == 3
+
+
+@pytest.mark.asyncio
+async def test_spawned_slots_fail_die_and_drop_imports_as_forked_ones_do(bench: Any, tmp_path: Path, paths: tuple[str, ...]) -> None:
+    """The same rules without a zygote."""
+    module(tmp_path, "killer", "import os\nos._exit(4)\n")
+
+    def leave() -> None:
+        import os
+
+        os._exit(3)
+
+    ready = await ready_of(bench, bench.spec(leave, add, imports=(ImportSpec("killer"),), paths=paths, start="spawn"))
+    assert [item.error for item in ready.imports] == ["ended the interpreter (exit status 4); it is left to the calls"]
+    end = await bench.run(leave)
+    assert (end.outcome, end.detail.exit_status) == (DIED, 3)
+    assert bench.value(await bench.run(add, 1, 2)) == 3
+
+
+@pytest.mark.asyncio
+async def test_a_spawned_slots_explicit_import_that_fails_fails_the_library(bench: Any) -> None:
+    """Once."""
+    failure = await failure_of(bench, bench.spec(imports=(ImportSpec("no_such_module", True),), start="spawn"))
+    assert failure.kind == "import"
+    assert failure.text.startswith("import of 'no_such_module' for library 'lib' failed: ModuleNotFoundError")
+
+
+@pytest.mark.asyncio
+async def test_zygote_and_slots_leave_when_the_worker_is_gone(bench: Any) -> None:
+    """End of file on the control socket is enough."""
+    instance = await bench.serving(bench.spec(add), 2)
+    pids = [instance.zygote_pid, *instance.slot_pids().values()]
+    zygote = instance.zygote
+    zygote._loop.remove_reader(zygote._control.fileno())
+    zygote._control.shutdown(2)
+    await bench.until(lambda: all(process_state(pid) in ("", "Z") for pid in pids))
