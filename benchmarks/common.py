@@ -40,7 +40,7 @@ def arguments(description: str | None, *, rounds: int = 5, **sizes: int) -> argp
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--rounds", type=int, default=rounds, help="rounds that each side runs; figures are medians (default: %(default)s)")
     for name, size in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=size, help="default: %(default)s")
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=int, default=size, help="default: %(default)s")
     return parser.parse_args()
 
 

@@ -27,8 +27,9 @@ from common import (
     windlass_submits,
 )
 
-#: Calls between two pieces of computation, and iterations of a piece (one or two milliseconds).
-GROUP, PIECE = 100, 20_000
+#: Calls between two pieces of computation, and iterations of a piece: some milliseconds, about as long as the interpreter lets a
+#: thread keep its lock; all pieces together take about as long as the calls.
+GROUP, PIECE = 500, 100_000
 
 
 class Run(NamedTuple):

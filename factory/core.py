@@ -292,7 +292,7 @@ class FactoryCore:
             return math.inf
         silent = self.history.silent_until()
         times: list[float] = []
-        if self.fleet.live or not self._queried:
+        if (self.fleet.live or not self._queried) and not self._last_tries:
             times.append(max(self._query_at, self.budget.free_at(now, query=True), silent))
         if self._deadline is not None:
             times.append(self._last_try_at if self._last_tries else self._deadline)

@@ -34,7 +34,7 @@ from types import FrameType, TracebackType
 from typing import Any, Final, Protocol, Self, cast
 
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable, UsageError
-from windlass.factory.backend import Backend, PilotRequest, Tag, Tickets, backend_class, backend_options
+from windlass.factory.backend import Backend, PilotRequest, Tag, Tickets, backend_class, backend_options, known_backends
 from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Release, Submit
 from windlass.factory.launch import worker_command
 from windlass.factory.pool import NAME, PoolConfig, make_pool
@@ -154,6 +154,8 @@ class Factory:
         }
         self.backend, config, self.name = _backend_and_pool(backend, common, name)
         self._manager = manager if not isinstance(manager, str | os.PathLike) else None
+        if not isinstance(manager, str | os.PathLike) and not hasattr(manager, "pilot_file"):
+            raise UsageError(f"Factory({manager!r}, ...): the first argument is a Manager, or the name of one that runs elsewhere")
         self._pilot_file = self._manager.pilot_file if self._manager is not None else _pilot_file(manager)  # type: ignore[arg-type]
         self._folder = Path(folder) if folder is not None else self._pilot_file.parent / "pilots" / self.name
         self._core = FactoryCore(
@@ -168,6 +170,7 @@ class Factory:
         self._thread: threading.Thread | None = None
         self._port: Port | None = None
         self._done = threading.Event()
+        self._manager_gone = False
         #: Why the factory ended otherwise than by closing; "": it did not.
         self.lost = ""
 
@@ -287,7 +290,7 @@ class Factory:
                 with contextlib.suppress(Exception):  # the manager may be gone first
                     self._bury()
                     self._tell()
-                    port.send(Goodbye("the factory closed"))
+                    self._send(Goodbye("the factory closed"))
                     port.close()
             self._done.set()
 
@@ -324,8 +327,10 @@ class Factory:
         elif isinstance(event, _Close):
             core.close(now, event.seconds)
         elif isinstance(event, Leave):
+            self._manager_gone = True
             core.close(now, min(HURRY, core.pool.grace))
         elif isinstance(event, _Lost):
+            self._manager_gone = True
             self.lost = f"the manager is lost: {event.reason}"
             log.warning("%s: %s; its pilots are ended", self.name, self.lost)
             core.close(now, 0.0)
@@ -341,8 +346,7 @@ class Factory:
         core, backend = self._core, self.backend
         if isinstance(instruction, Release):
             log.info("%s: letting go %s: %s", self.name, ", ".join(instruction.pilots), instruction.reason)
-            if self._port is not None:
-                self._port.send(ReleasePilots(instruction.pilots, core.pool.name, instruction.reason))
+            self._send(ReleasePilots(instruction.pilots, core.pool.name, instruction.reason))
             return
         started = time.monotonic()
         try:
@@ -393,8 +397,13 @@ class Factory:
 
     def _tell(self) -> None:
         report = self._core.report()
-        if report is not None and self._port is not None:
-            self._port.send(report)
+        if report is not None:
+            self._send(report)
+
+    def _send(self, message: Message) -> None:
+        # A manager that has said Leave, or is lost, reads nothing more, and a port would wait for it.
+        if self._port is not None and not self._manager_gone:
+            self._port.send(message)
 
 
 def _pilot_file(manager: str | os.PathLike[str]) -> Path:
@@ -405,10 +414,12 @@ def _pilot_file(manager: str | os.PathLike[str]) -> Path:
 
 
 def _backend_and_pool(backend: str | Backend, options: Mapping[str, object], name: str | None) -> tuple[Backend, PoolConfig, str]:
-    word = backend if isinstance(backend, str) else backend.name
+    word = backend if isinstance(backend, str) else getattr(backend, "name", None)
+    if not isinstance(word, str):
+        raise UsageError(f"{backend!r} is no batch backend; write its name, one of {', '.join(map(repr, known_backends()))}")
     if name is None:
         name = f"{word}-{secrets.token_hex(3)}"
-    elif not NAME.match(name):
+    elif not isinstance(name, str) or not NAME.match(name):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(f"{name!r} is no name for a factory; use up to 64 letters, digits, '_', '-' and '.', for example 'night-shift'")
     if isinstance(backend, str):
         made_by = backend_class(backend)

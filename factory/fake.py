@@ -491,7 +491,7 @@ class FakeBackend:
             script = self._folder / f"{word}.sh"
             script.write_text(pilot_script(request, pilot=word))
             command = (request.shell, str(script))
-        env = {**os.environ, **dict(request.env), "WINDLASS_PARENT_PID": str(os.getpid())}
+        env = {**os.environ, **dict(request.env)}
         log = self._log(start.job, start.restart)
         try:
             processes.start(word, command, env, log, grace=request.grace)

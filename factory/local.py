@@ -4,8 +4,8 @@ Theory of operation
 -------------------
 A pilot is the worker's own process (no shell in between, unless the pool has ``setup`` lines), the leader of its session, with its
 output in ``FOLDER/JOB.log``.  The end of one is known at once, so the factory is woken.  Unless told otherwise a pool is one pilot
-with all cores that this process may use.  The id of this process is in ``WINDLASS_PARENT_PID``, so that a worker can leave when its
-parent was killed."""
+with all cores that this process may use.  The worker watches its parent, which
+is this process, and leaves when that was killed."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class LocalBackend:
             script = self._folder / f"{job}.sh"
             script.write_text(pilot_script(request, pilot=pilot_word(job, 0)))
             command = (request.shell, str(script))
-        env = {**os.environ, **dict(request.env), "WINDLASS_PARENT_PID": str(os.getpid())}
+        env = {**os.environ, **dict(request.env)}
         self._table.start(job, command, env, self._log(job), grace=request.grace, walltime=request.walltime)
 
     def query(self) -> Sequence[PilotState]:

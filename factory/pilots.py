@@ -21,6 +21,7 @@ The register hands each end of an incarnation out once, as an `Ending`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -138,7 +139,9 @@ class Pilot:
     #: Its death at start has been counted.
     charged: bool = False
     running_calls: int = 0
+    #: Idle for so long when the manager last spoke, and when that was: it speaks when something changes.
     idle_seconds: float = 0.0
+    heard_at: float = math.inf
     misses: int = 0
     #: When the factory last asked for its end, and whether it did at all.
     asked_at: float = 0.0
@@ -152,6 +155,10 @@ class Pilot:
     def coming(self) -> bool:
         """It serves or will: it counts against demand."""
         return self.phase in (Phase.QUEUED, Phase.RUNNING, Phase.SERVING) and not self.draining
+
+    def idle_for(self, now: float) -> float:
+        """Seconds that it has been connected without calls."""
+        return 0.0 if self.running_calls else self.idle_seconds + max(0.0, now - self.heard_at)
 
     def apply(self, event: Event, now: float) -> bool:
         """Follow the table; False, and nothing has changed, where it has no row."""
@@ -282,10 +289,9 @@ class Fleet:
         phase = pilot.phase
         if not pilot.apply(event, now) or pilot.phase is not Phase.ENDED:
             return
+        words = reason or (cause.value if exit_status is None else f"exit status {exit_status}")
         blameless = pilot.served or pilot.asked or pilot.charged or phase is Phase.CANCELLING or cause in BLAMELESS or exit_status == 0
-        self.endings.append(
-            Ending(pilot.job, pilot.word, reason or cause.value, pilot.node, pilot.made_at, failed=not blameless, gone=True)
-        )
+        self.endings.append(Ending(pilot.job, pilot.word, words, pilot.node, pilot.made_at, failed=not blameless, gone=True))
         del self.pilots[pilot.job]
 
     # ---------------------------------------------------------------- what the manager says
@@ -303,7 +309,7 @@ class Fleet:
             nodes = [one for one in by_word.get(pilot.word, ()) if one.connected]
             pilot.connected = bool(nodes)
             pilot.running_calls = sum(one.running for one in nodes)
-            pilot.idle_seconds = min((one.idle_seconds for one in nodes), default=0.0)
+            pilot.idle_seconds, pilot.heard_at = min((one.idle_seconds for one in nodes), default=0.0), now
             pilot.draining = bool(nodes) and all(one.draining for one in nodes)
             pilot.apply(Event.CONNECTED if nodes else Event.DISCONNECTED, now)
             if nodes and not pilot.served:
@@ -314,7 +320,7 @@ class Fleet:
 
     @property
     def unsure_count(self) -> int:
-        return sum(unsure.count for unsure in self.unsure.values())
+        return sum(unsure.count for unsure in list(self.unsure.values()))
 
     @property
     def live(self) -> int:
@@ -324,7 +330,7 @@ class Fleet:
     def counts(self) -> dict[Phase, int]:
         """Pilots by phase; those of unsure submissions count as queued."""
         counts: dict[Phase, int] = {phase: 0 for phase in Phase if phase is not Phase.ENDED}
-        for pilot in self.pilots.values():
+        for pilot in list(self.pilots.values()):  # a copy: other threads ask for the status
             counts[pilot.phase] += 1
         counts[Phase.QUEUED] += self.unsure_count
         return counts

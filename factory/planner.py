@@ -106,11 +106,14 @@ def plan(
         if queued:
             cancel.append(Decision(tuple(pilot.job for pilot in queued[:surplus]), f"{why}; {coming} there or coming"))
             surplus -= len(queued[:surplus])
-        idle = sorted((p for p in pilots if _idle(p, pool)), key=lambda pilot: (-pilot.idle_seconds, pilot.job))
+        free = sorted((p for p in pilots if _free(p)), key=lambda pilot: (-pilot.idle_for(now), pilot.job))
+        idle = [pilot for pilot in free if pilot.idle_for(now) >= pool.idle_timeout]
         if surplus > 0 and idle:
             release.append(Decision(tuple(p.job for p in idle[:surplus]), f"{why}; idle for {pool.idle_timeout:g} s or longer"))
-    elif coming > wanted and less_at:
-        again_at = less_at
+        if surplus > len(idle) and len(free) > len(idle):
+            again_at = now + pool.idle_timeout - free[len(idle)].idle_for(now)
+    if coming > wanted and less_at:
+        again_at = min(again_at, less_at)
     if history.paused:
         # What waits in the queue would die as well, where that is why the pool is paused.
         doomed = tuple(p.job for p in pilots if p.phase is Phase.QUEUED) if history.start_failures >= pool.max_start_failures else ()
@@ -157,8 +160,8 @@ def _overdue(pilots: Iterable[Pilot], pool: PoolConfig, now: float) -> Iterable[
             yield Decision((pilot.job,), f"it runs since {now - pilot.since:.0f} s and has not connected to the manager")
 
 
-def _idle(pilot: Pilot, pool: PoolConfig) -> bool:
-    return pilot.phase is Phase.SERVING and not pilot.draining and not pilot.running_calls and pilot.idle_seconds >= pool.idle_timeout
+def _free(pilot: Pilot) -> bool:
+    return pilot.phase is Phase.SERVING and not pilot.draining and not pilot.running_calls
 
 
 def wanted_pilots(demand: Demand | None, pool: PoolConfig) -> tuple[int, str]:

@@ -20,6 +20,12 @@ from windlass.factory.backend import PoolDefaults
 from windlass.messages import PoolName, PoolOffer, Resources
 from windlass.units import parse_memory, parse_seconds, show_memory, show_seconds
 
+#: Other figures are slips of units: bytes, and seconds (a century).
+MEMORY_LEAST: Final = 1 << 20
+MEMORY_MOST: Final = 1 << 60
+SECONDS_MOST: Final = 100 * 366 * 86_400
+#: What the worker's ``--log-level`` takes.
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 #: Letters that every batch system takes in a job's name.
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 
@@ -140,7 +146,7 @@ def make_pool(backend: str, default: PoolDefaults, own: frozenset[str], options:
         shell=str(given.get("shell", "/bin/sh")),
         python=str(given.get("python", "")),
         scratch=str(given.get("scratch", "")),
-        log_level=str(given.get("log_level", "")),
+        log_level=_log_level(given.get("log_level", "")),
         env=_pairs(given.get("env", ())),
         options={option: value for option, value in given.items() if option in own},
     )
@@ -163,7 +169,7 @@ def _seconds(given: Mapping[str, object], name: str, default: float) -> float:
         seconds = parse_seconds(cast("str | int | float", value))
     except (ValueError, TypeError) as error:
         raise UsageError(f"{name}={value!r}: {error}") from None
-    if not 0 <= seconds < math.inf:
+    if not 0 <= seconds < SECONDS_MOST:
         raise UsageError(f"{name}={value!r} is not a time; write seconds or for example {name}='90 min'")
     return seconds
 
@@ -173,9 +179,12 @@ def _memory(given: Mapping[str, object], default: int) -> int:
     if value is None:
         return default
     try:
-        return parse_memory(cast("str | int | float", value))
+        memory = parse_memory(cast("str | int | float", value))
     except (ValueError, TypeError) as error:
         raise UsageError(f"memory={value!r}: {error}") from None
+    if not MEMORY_LEAST <= memory <= MEMORY_MOST and memory:
+        raise UsageError(f"memory={value!r} is {memory:.3g} bytes, which no pilot has; write for example memory='4GB'")
+    return memory
 
 
 def _cores(given: Mapping[str, object], default: PoolDefaults, max_pilots: int) -> float:
@@ -187,9 +196,15 @@ def _cores(given: Mapping[str, object], default: PoolDefaults, max_pilots: int) 
         cores = float(cast("str | int | float", value))
     except (ValueError, TypeError):
         cores = math.nan
-    if isinstance(value, bool) or not 0 < cores < 1e6:
-        raise UsageError(f"cores={value!r} is not a number of cores; write for example cores=8")
+    if isinstance(value, bool) or not 0 < cores < 1e6 or cores != int(cores):
+        raise UsageError(f"cores={value!r} is not a whole number of cores; write for example cores=8")
     return cores
+
+
+def _log_level(value: object) -> str:
+    if value and str(value).lower() not in LOG_LEVELS:
+        raise UsageError(f"log_level={value!r}; write one of {', '.join(map(repr, LOG_LEVELS))}")
+    return str(value)
 
 
 def _lines(value: object) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import builtins
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, cast
+from typing import Any, Final, Protocol, TypeAlias, TypedDict, TypeGuard, TypeVar, Unpack, cast
 
 import msgspec
 
@@ -30,6 +30,11 @@ _INTERNED_MOST: Final = 4096
 _interned: dict[CallOptions, CallOptions] = {}
 #: TaskVine counts memory in these.
 MEGABYTE: Final = 1 << 20
+#: Larger figures are slips, and some of them no message can carry: any number, a number of things, seconds (a century), bytes.
+NUMBER_MOST: Final = 1 << 60
+COUNT_MOST: Final = 1 << 31
+SECONDS_MOST: Final = 100 * 366 * 86_400
+MEMORY_MOST: Final = 1 << 60
 
 
 class CallKeywords(TypedDict, total=False):
@@ -124,11 +129,25 @@ def _a(value: object) -> str:
 
 def read_number(key: str, value: object, *, negative: bool = False) -> float:
     """A finite number, not below zero unless ``negative``."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not _is_finite(value):
         raise UsageError(f"{key}={value!r} is {_a(value)}; {key} is a number: write {key}=1.5")
     if value < 0 and not negative:
         raise UsageError(f"{key}={value!r} is negative; write {key}={-value!r}, or leave it out")
+    _bounded(key, value, NUMBER_MOST)
     return float(value)
+
+
+def _is_finite(value: object) -> TypeGuard[int | float]:
+    # `math.isfinite` makes a float of an int, which may be too large for one.
+    return not isinstance(value, bool) and (isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)))
+
+
+def _bounded(key: str, value: N, most: int) -> N:
+    """No larger than anything real, and than what messages can carry: such a figure is a slip of units."""
+    if abs(value) > most:
+        # Not the figure itself: it may have thousands of digits.
+        raise UsageError(f"{key} is larger than anything there is: at most {most:.3g} makes sense; look at its unit")
+    return value
 
 
 def read_count(key: str, value: object) -> int:
@@ -137,7 +156,7 @@ def read_count(key: str, value: object) -> int:
         raise UsageError(f"{key}={value!r} is {_a(value)}; {key} is a whole number: write {key}=2")
     if value < 0:
         raise UsageError(f"{key}={value!r} is negative; write {key}={-value!r}, or leave it out")
-    return value
+    return _bounded(key, value, COUNT_MOST)
 
 
 def read_seconds(key: str, value: object) -> float:
@@ -145,11 +164,12 @@ def read_seconds(key: str, value: object) -> float:
     if isinstance(value, str):
         from windlass.units import parse_seconds  # here: only texts need it
 
-        return _parsed(key, value, parse_seconds, "'90s', '10min' or '2h'")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return _bounded(key, _parsed(key, value, parse_seconds, "'90s', '10min' or '2h'"), SECONDS_MOST)
+    if not _is_finite(value):
         raise UsageError(f"{key}={value!r} is {_a(value)}; {key} is in seconds: write {key}=90, or {key}='2h'")
     if value <= 0:
         raise UsageError(f"{key}={value!r} leaves no time; write {key}=90 (seconds), or {key}=None for no limit")
+    _bounded(key, value, SECONDS_MOST)
     return float(value)
 
 
@@ -158,12 +178,12 @@ def read_memory(key: str, value: object) -> int:
     if isinstance(value, str):
         from windlass.units import parse_memory
 
-        return _parsed(key, value, parse_memory, "'500MB' or '2GB'")
+        return _bounded(key, _parsed(key, value, parse_memory, "'500MB' or '2GB'"), MEMORY_MOST)
     count = read_number(key, value)
     if 0 < count < MEGABYTE:
         # Numbers are bytes; so small a one was meant in MB (TaskVine, Slurm) or GB.
         raise UsageError(f"{key}={value!r} is {value} bytes; write {key}='{value}MB' (or 'GB')")
-    return int(count)
+    return int(_bounded(key, count, MEMORY_MOST))
 
 
 def _parsed(key: str, value: str, parse: Callable[[str], N], examples: str) -> N:

@@ -47,6 +47,7 @@ from windlass.messages import (
     RETURNED,
     TIMED_OUT,
     CallDone,
+    CallEnd,
     CallId,
     CallOptions,
     CallSpec,
@@ -90,22 +91,46 @@ class Client:
         self._inbox.put(("client", message))
 
     def submit(
-        self, library: LibraryId, function: FunctionId, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions, tag: str | None
+        self,
+        library: LibraryId,
+        function: FunctionId,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+        tag: str | None,
+        parameters: Sequence[str] = (),
     ) -> CallFuture[Any]:
-        """Pickle the arguments, make a future, hand the call over. Raises `NotPicklable` and `Closed`."""
+        """Pickle the arguments, make a future, hand the call over. ``parameters``: the function's, for the text of an error.
+
+        Raises `NotPicklable`, `StoreFull` and `Closed`; then nothing was submitted.
+        """
         if self.closed:
             raise Closed(self.closed)
-        payload, spans = pack_call(args, kwargs, self._put)
+        put: list[ObjectRef] = []
+
+        def keep(data: Any) -> ObjectRef:
+            ref = self.store.put(data, pin=True)
+            put.append(ref)
+            return ref
+
+        try:
+            payload, spans = pack_call(args, kwargs, keep, parameters)
+        except BaseException:
+            self._unpin(put)
+            raise
         call = CallId(next(self._ids))
         future: CallFuture[Any] = CallFuture(self, call, tag, self._clock())
         self._futures[call] = future
-        if spans:
-            self._pinned[call] = spans
+        if put:
+            self._pinned[call] = tuple(put)
         self._inbox.put(CallSpec(call, library, function, payload, spans, options))
+        if self.closed:
+            self._close_one(call)  # the manager ended meanwhile, perhaps without having seen this call
         return future
 
-    def _put(self, data: Any) -> ObjectRef:
-        return self.store.put(data, pin=True)
+    def _unpin(self, refs: Sequence[ObjectRef]) -> None:
+        for ref in refs:
+            self.store.unpin(ref.name)
 
     def cancel(self, future: CallFuture[Any]) -> None:
         """The owner's part of `CallFuture.cancel`."""
@@ -123,6 +148,15 @@ class Client:
         """How many calls have not ended."""
         return len(self._futures)
 
+    def close(self, reason: str) -> None:
+        """Take nothing more, and end with `Closed` what has not ended: the manager will say nothing more."""
+        self.closed = self.closed or reason
+        for call in list(self._futures):
+            self._close_one(call)
+
+    def _close_one(self, call: CallId) -> None:
+        self.deliver([CallDone(CallEnd(call, 0, CLOSED, detail=EndDetail(text=self.closed)), returned_at=self._clock())])
+
     def settle(self) -> None:
         """The store is about to go: read the results that are still in it, for whoever asks later."""
         for future in list(self._unread.values()):
@@ -137,8 +171,7 @@ class Client:
             end = done.end
             future = futures.pop(end.call, None)
             if pinned and end.call in pinned:
-                for span in pinned.pop(end.call):
-                    self.store.unpin(span.name)
+                self._unpin(pinned.pop(end.call))
             if future is None:
                 self._discard(end.spans)
                 continue

@@ -306,8 +306,12 @@ class Core(Dispatch):
             state.tried = -1
             self._dirty[state.spec.id] = state
         for state in self.libraries.values():
-            if state.running and state.idle and not state.waiting:
-                self._recall(state, now, patient=False)
+            if state.running and not state.waiting:
+                if state.idle:
+                    self._recall(state, now, patient=False)
+                elif not state.progressed and state.behind():
+                    self._find_slots(state, now)  # they were sent ahead of slots that have turned out to be long busy
+            state.progressed = False
 
     def _calls_ended(self, worker: Worker, ends: Sequence[CallEnd], now: float) -> None:
         held, by_library, done, calls = worker.calls, worker.by_library, self._done, self.calls
@@ -341,6 +345,7 @@ class Core(Dispatch):
         for library, (total, number, longest, finished) in learned.items():
             state = self.libraries[library]
             state.running -= int(finished)
+            state.progressed = True
             if number:
                 state.done += int(number)
                 self.counters.returned += int(number)

@@ -129,16 +129,21 @@ class Dispatch(Books):
         instance.outstanding += sent * weight
 
     def _find_slots(self, state: LibraryState, now: float) -> None:
-        """Calls wait and no instance has room: grant free slots, or reclaim some."""
+        """Calls wait, here or behind others at workers, and no instance has room: grant free slots, or reclaim some."""
         state.tried = self.structure
         if state.failed:
             return
+        behind = 0 if state.waiting else state.behind()
         for queue in state.queues:
-            if not queue.waiting:
+            waiting = queue.waiting
+            if behind:  # which calls are behind others is not known here; any with such options will do
+                waiting = min(behind, queue.running)
+                behind -= waiting
+            if not waiting:
                 continue
             # Instances that are starting will take calls too.
             coming = sum(one.target for one in state.instances.values() if one.phase is Phase.STARTING)
-            wanted = queue.waiting - coming
+            wanted = waiting - coming
             if wanted <= 0:
                 continue
             for grant in grants(state, self.workers.values(), wanted, now, queue.least_seconds, queue.needs):
@@ -223,7 +228,7 @@ class Dispatch(Books):
             instance.slots, instance.gpu_ids = instance.target, instance.gpu_ids[:keep]
             self._send(worker, SetSlots(instance.id, instance.slots, instance.gpu_ids))
             heir = self.libraries.get(instance.promised)
-            if heir is not None and heir.waiting and not heir.failed:
+            if heir is not None and (heir.waiting or heir.behind()) and not heir.failed:
                 self._find_slots(heir, now)
             self._restructured()
 

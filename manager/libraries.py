@@ -48,6 +48,8 @@ class LibraryState(msgspec.Struct, eq=False):
     starts: int = 0
     #: Placement was tried without success at this version of the manager's structure.
     tried: int = -1
+    #: A call of it has ended since the last tick.
+    progressed: bool = False
 
     def refresh(self, instance: Instance) -> None:
         """Put an instance into the set that it belongs to now. One that is to lose slots gets no calls ahead."""
@@ -80,6 +82,10 @@ class LibraryState(msgspec.Struct, eq=False):
     def slots(self) -> int:
         """Slots that serve or will, over all instances."""
         return sum(one.target for one in self.instances.values())
+
+    def behind(self) -> int:
+        """How many slots the calls would occupy that wait at workers, behind those that run there."""
+        return sum(one.outstanding - one.target for one in self.instances.values() if one.serving and one.outstanding > one.target)
 
     def capacity(self) -> int:
         """Calls that its instances would hold when full."""

@@ -22,11 +22,11 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Never, cast
 
 import msgspec
 
-from windlass.errors import UnknownName, UsageError
+from windlass.errors import UnknownName, UsageError, refuse_unknown
 from windlass.manager.call import megabytes_to_bytes, needs_of, read_count, read_number, read_seconds
 from windlass.messages import MAX_FRAME_BYTES, FunctionDef, ImportSpec, LibraryId, LibrarySpec, ObjectRef, Resources
 
@@ -70,6 +70,7 @@ class Library:
         start_timeout: float | str | None = START_TIMEOUT,
         max_calls: int | None = None,
         python: str | tuple[int, int] | None = None,
+        **unknown: Never,
     ) -> None:
         """``cores``, ``memory`` (bytes or ``"2GB"``) and ``gpus`` are per slot; ``slots`` per worker (None: all that fit).
 
@@ -77,6 +78,7 @@ class Library:
         ``(function, args, kwargs)``. ``start_timeout`` in seconds or ``"10min"``. ``python``: the (major, minor) of instances,
         when it is to differ from the program's. Raises UsageError with the line to write.
         """
+        refuse_unknown("option of create_library", unknown, Library.__init__)
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # programs are not always checked
             raise UsageError(f"create_library({name!r}, ...): the name comes first; write create_library('lib', function, ...)")
         if not _NAME.fullmatch(name):

@@ -18,6 +18,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
+import inspect
 import os
 import secrets
 import shutil
@@ -28,14 +29,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Never, Self
 
 import msgspec
 
 import windlass
-from windlass.errors import Closed, UnknownName, UsageError
+from windlass.errors import Closed, UnknownName, UsageError, refuse_unknown
 from windlass.identity import Authority, manager_folder, state_folder
-from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall
+from windlass.manager.call import DEFAULT_OPTIONS, SECONDS_MOST, FunctionCall
 from windlass.manager.client import Client
 from windlass.manager.core import Core, Settings
 from windlass.manager.future import CallFuture
@@ -91,12 +92,14 @@ class Stats:
 class _Installed:
     """The newest version under a library's name."""
 
-    __slots__ = ("functions", "library", "spec")
+    __slots__ = ("functions", "library", "parameters", "spec")
 
-    def __init__(self, spec: LibrarySpec, library: Library | None) -> None:
+    def __init__(self, spec: LibrarySpec, library: Library) -> None:
         self.spec = spec
         self.library = library
         self.functions: dict[str, FunctionId] = {function.name: function.id for function in spec.functions}
+        #: Names of parameters by function, for the texts of errors.
+        self.parameters = {name: _parameters(function) for name, function in library.functions.items()}
 
 
 class Manager:
@@ -120,7 +123,9 @@ class Manager:
         manager_timeout: float = 300.0,
         heartbeat: float = 5.0,
         silence: float = 30.0,
+        **unknown: Never,
     ) -> None:
+        refuse_unknown("option of Manager", unknown, Manager.__init__)
         self._closed = False
         self._lock = threading.RLock()
         self._installed: dict[str, _Installed] = {}
@@ -135,16 +140,30 @@ class Manager:
             ("heartbeat", heartbeat),
             ("silence", silence),
         ):
-            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < SECONDS_MOST:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise UsageError(f"{key}={value!r} must be a number of seconds over 0: write {key}=60")
+        if silence <= heartbeat:
+            raise UsageError(
+                f"silence={silence:g} is not longer than heartbeat={heartbeat:g}, so every connection would count as cut;"
+                f" write silence={6 * heartbeat:g}"
+            )
+        if not isinstance(host, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"host={host!r}: write a name or an address of this machine, as in host='127.0.0.1'")
+        if name is not None and not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"name={name!r}: a manager's name is a text: write name='m{name}'")
         self.name = name if name is not None else f"m{os.getpid()}-{secrets.token_hex(4)}"
         self._named = name is not None
         self._folder = manager_folder(self.name)
         self._folder_lock = _take_folder(self._folder, self.name)
-        try:
+        opened = contextlib.ExitStack()
+        opened.callback(os.close, self._folder_lock)
+        if not self._named:
+            opened.callback(shutil.rmtree, self._folder, ignore_errors=True)
+        with opened:
             authority = _authority(self._folder, self.name)
             folder = default_store_folder("manager")
             self._store = ObjectStore(folder, default_store_limit(folder))
+            opened.callback(self._store.close)
             welcome = Welcome(
                 "", 0, authority.manager_id, windlass.__version__, heartbeat, silence, manager_timeout, str(folder), self._store.token
             )
@@ -153,9 +172,7 @@ class Manager:
             self._client = Client(self._store, self._server.inbox, self._server.now)
             self._server.client = self._client
             self._server.start()
-        except BaseException:
-            os.close(self._folder_lock)
-            raise
+            opened.pop_all()  # from here on `close` does it
         self._finalizer = weakref.finalize(
             self, _close_quietly, self._server, self._client, self._store, self._folder, self._folder_lock, self._named
         )
@@ -223,7 +240,10 @@ class Manager:
 
     def remove_library(self, library: Library | str) -> None:
         """No more calls of it: its instances end when the calls submitted so far have."""
-        name = library if isinstance(library, str) else library.name
+        self._check_open()
+        name: object = getattr(library, "name", library)
+        if not isinstance(name, str):
+            raise UsageError(f"remove_library({library!r}): write remove_library('lib') or give what create_library returned")
         with self._lock:
             self._client.say(RemoveLibrary(self._library(name).spec.id))
             del self._installed[name]
@@ -252,16 +272,18 @@ class Manager:
         """
         if type(call) is not FunctionCall and not isinstance(call, FunctionCall):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"submit({call!r}): write submit(FunctionCall('library', 'function', arguments...))")
+        if self._client.closed:
+            self._check_open()
         installed = self._installed.get(call.library)
         if installed is None:
-            self._check_open()
             installed = self._library(call.library)
         function = installed.functions.get(call.function)
         if function is None:
             raise UnknownName("function", call.function, installed.functions, within=f"in library {call.library!r}")
         if call.options is not DEFAULT_OPTIONS:
             self._check_possible(installed.spec, call.options)
-        return self._client.submit(installed.spec.id, function, call.args, call.kwargs, call.options, call.tag)
+        parameters = installed.parameters.get(call.function, ())
+        return self._client.submit(installed.spec.id, function, call.args, call.kwargs, call.options, call.tag, parameters)
 
     def submit_function(
         self,
@@ -291,7 +313,7 @@ class Manager:
         chosen = options or DEFAULT_OPTIONS
         if chosen is not DEFAULT_OPTIONS:
             self._check_possible(spec, chosen)
-        return self._client.submit(spec.id, definition.id, args, kwargs or {}, chosen, tag)
+        return self._client.submit(spec.id, definition.id, args, kwargs or {}, chosen, tag, defined.parameters)
 
     def _next_implicit(self, imports: tuple[ImportSpec, ...]) -> LibrarySpec:
         self._implicit_imports.update((one.module, one) for one in imports)
@@ -325,17 +347,20 @@ class Manager:
 
     def wait(self, timeout: float | None = None) -> CallFuture[Any] | None:
         """The next call that has ended and is not collected; None after ``timeout`` seconds, or when none is to come."""
-        number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+        number = isinstance(timeout, int | float) and not isinstance(timeout, bool) and timeout == timeout  # not NaN
         if timeout is not None and not number:
             raise UsageError(f"wait({timeout!r}): give seconds, or None to wait for ever")
-        return self._client.wait(timeout)
+        # More than a thread can wait for is for ever.
+        return self._client.wait(timeout if timeout is None or timeout < threading.TIMEOUT_MAX else None)
 
     def empty(self) -> bool:
         """No call is waiting, running, or ended and uncollected."""
         return self._client.empty()
 
     def hungry(self) -> int:
-        """How many more calls could be used well now; 0: enough are queued."""
+        """How many more calls could be used well now; 0: enough are queued, or the manager is closed."""
+        if self.closed:
+            return 0
         capacity = sum(state.capacity() for state in list(self._core.libraries.values()))
         return max(0, max(_HUNGRY_LEAST, _HUNGRY_TIMES * capacity) - self._client.outstanding())
 
@@ -409,11 +434,18 @@ class Manager:
 
     def _check_open(self) -> None:
         if self.closed:
-            raise Closed(f"manager {self.name!r} is closed: {self._client.closed or 'close() was called'}; make another one")
+            raise Closed(f"manager {self.name!r} is closed ({self._client.closed or 'the manager was closed'}); make another one")
 
     def _put_forever(self, data: Any) -> ObjectRef:
         # Functions and code are needed for as long as the manager lives.
         return self._store.put(data, pin=True)
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return ()  # some functions written in C
 
 
 def _read_port(port: object) -> int | tuple[int, int]:
@@ -430,8 +462,14 @@ def _read_port(port: object) -> int | tuple[int, int]:
 
 def _take_folder(folder: Path, name: str) -> int:
     """Lock a manager's state folder for this process; the descriptor that holds the lock."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UsageError(
+            f"manager {name!r} cannot keep its state in {folder}: {error.strerror or error};"
+            " name a folder that you can write to in the environment variable WINDLASS_STATE_DIR"
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -475,7 +513,7 @@ def _authority(folder: Path, name: str) -> Authority:
 
 def _close_quietly(server: Server, client: Client, store: ObjectStore, folder: Path, lock: int, named: bool) -> None:
     """The end of a manager; no reference to it, so that it can be the finaliser of one that was dropped."""
-    client.closed = client.closed or "it was closed"
+    client.closed = client.closed or "the manager was closed"
     with contextlib.suppress(RuntimeError):
         server.stop("the manager was closed")
     client.settle()

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
+from windlass.errors import UsageError
 from windlass.manager.future import CallFuture
 from windlass.manager.progress import TICK, Progress
 
@@ -76,6 +77,8 @@ class MapResults(Iterator[R], Generic[R]):
         self._hungry = hungry
         self._progress = progress
         self._timeout = timeout
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout != timeout):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"timeout={timeout!r}: give seconds until the last result, or None to wait for ever")
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._fixed = buffersize
         self._chunked = chunked
@@ -197,7 +200,8 @@ class MapResults(Iterator[R], Generic[R]):
         row, self._row = self._row, deque()
         loose, self._loose = self._loose, set()
         for future in (*row, *loose):
-            future.cancel()
+            if not future.cancel():
+                future.collect()  # it has ended, and nobody will ask: neither `wait()` nor memory is to have it
         self._values.clear()
         self._progress.close()
 

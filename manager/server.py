@@ -173,6 +173,9 @@ class Server:
                 log.exception("a defect of Windlass: the manager's thread ended")
                 self._give_up(error)
         finally:
+            if self.client is not None:
+                # Also for calls that came in too late for the core.
+                self.client.close(self._reason)
             self._ready.set()
 
     def _give_up(self, error: BaseException) -> None:
@@ -193,6 +196,8 @@ class Server:
             self._ready.set()
             self._tick()
             await self._stop.wait()
+            if self.client is not None:
+                self.client.closed = self.client.closed or self._reason
             self._drain()
             self.core.close(self._reason, self.now())
             self._act()
@@ -271,7 +276,7 @@ class Server:
         for worker, messages in core.take_outbox().items():
             link = self._links.get(worker)
             if link is not None:
-                link.send(*messages)
+                link.send_now(*messages)
         done = core.take_done()
         if done and self.client is not None:
             self.client.deliver(done)

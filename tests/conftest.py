@@ -31,12 +31,23 @@ def state_of_managers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 
 
 @pytest.fixture
-def nothing_left_running(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_left_running() -> Iterator[None]:
     """Fails a test after which a process that it started still runs. Ask for it before what is to end first."""
+    yield from _proving_the_end()
+
+
+@pytest.fixture(scope="module")
+def nothing_left_running_after_module() -> Iterator[None]:
+    """The same for a module whose tests share a manager and its pilots."""
+    yield from _proving_the_end()
+
+
+def _proving_the_end() -> Iterator[None]:
     mark = uuid.uuid4().hex
-    monkeypatch.setenv(MARK, mark)
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, mark)
+        yield
     end = time.monotonic() + END_TIMEOUT
     while (left := _marked(mark, before)) and time.monotonic() < end:
         time.sleep(0.02)

@@ -20,6 +20,7 @@ from windlass.cli import main, split_pool_options
 from windlass.managers import choose_manager, known_managers
 from windlass.status import picture, show_bytes, show_span
 
+ROOT = Path(__file__).resolve().parent.parent
 COMMAND = str(Path(sys.executable).with_name("windlass"))
 
 
@@ -133,6 +134,29 @@ def test_status_shows_the_only_manager(manager: windlass.Manager, capsys: pytest
     assert [library["name"] for library in found["libraries"]] == ["lib"]
 
 
+def test_every_key_of_the_status_is_documented(manager: windlass.Manager) -> None:
+    """docs/status.md names what is there; whoever adds a key describes it."""
+    manager.install_library("lib", double)
+    with windlass.Factory(manager, "local", cores=1):
+        assert manager.submit(windlass.FunctionCall("lib", "double", 1)).result(timeout=30) == 2
+        status = manager.status()
+    documented = set(re.findall(r"`(\w+)`", (ROOT / "docs/status.md").read_text()))
+    assert set(status) == {"manager", "calls", "libraries", "workers", "pools"}
+    records: list[dict[str, Any]] = [status["manager"], status["calls"], *status["libraries"], *status["workers"], *status["pools"]]
+    for record in records:
+        assert set(record) <= documented
+    assert all(status[part] for part in status)
+
+
+def test_the_help_of_factory_names_the_options_of_pools(capsys: pytest.CaptureFixture[str]) -> None:
+    """They are the factory's to declare, not the command line's."""
+    with pytest.raises(SystemExit):
+        main(["factory", "run", "--help"])
+    shown = capsys.readouterr().out
+    for flag in ("--max-pilots", "--walltime", "--port"):
+        assert flag in shown
+
+
 def test_several_managers_are_listed_and_told_apart_by_name_or_port(manager: windlass.Manager, capsys: pytest.CaptureFixture[str]) -> None:
     """Guessing would show, or serve, the wrong one."""
     with windlass.Manager(name="second") as second:
@@ -144,12 +168,14 @@ def test_several_managers_are_listed_and_told_apart_by_name_or_port(manager: win
         assert choose_manager("second").name == "second"
 
 
-def test_a_manager_that_has_ended_is_not_taken_for_a_running_one(manager: windlass.Manager) -> None:
+def test_a_manager_that_has_ended_is_not_taken_for_a_running_one(manager: windlass.Manager, capsys: pytest.CaptureFixture[str]) -> None:
     """A named one leaves its connection file, for its successor."""
-    with windlass.Manager(name="gone"):
-        pass
+    with windlass.Manager(name="gone") as gone:
+        port = gone.port
     assert choose_manager().name == manager.name
-    assert [known.is_running() for known in known_managers() if known.name == "gone"] in ([], [False])
+    assert [known.is_running() for known in known_managers() if known.name == "gone"] == [False]
+    assert main(["status", "gone"]) == 2
+    assert capsys.readouterr().err == f"windlass: manager gone (port {port}) does not answer; start the program that has it\n"
 
 
 def test_a_status_is_shown_whatever_it_lacks() -> None:
@@ -169,7 +195,7 @@ def test_a_status_is_shown_whatever_it_lacks() -> None:
     shown = text_of(full)
     for words in ("manager mine, at 127.0.0.1:9123", "1,000,000 done", "0 failed", "1,234 per s", "3.0 GB", "lib (2 slots)", "2 queued"):
         assert words in shown, words
-    for words in ("lib: imports: numpy 0.25 s, no failed", "lib: failed: why", "short: paused: bad account"):
+    for words in ("lib: imports: numpy 250 ms, no failed", "lib: failed: why", "short: paused: bad account"):
         assert words in shown, words
     for missing in full:
         text_of({key: value for key, value in full.items() if key != missing})
@@ -186,7 +212,17 @@ def test_of_many_workers_the_first_are_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.25, "0.25 s"), (42, "42 s"), (300, "5 min"), (3 * 3600 + 60, "3 h 1 min"), (3 * 86400 + 7200, "3 d 2 h")]
+    ("seconds", "text"),
+    [
+        (0, "0"),
+        (26e-6, "26 us"),
+        (0.25, "250 ms"),
+        (2.5, "2.5 s"),
+        (42, "42 s"),
+        (300, "5 min"),
+        (10_860, "3 h 1 min"),
+        (266_400, "3 d 2 h"),
+    ],
 )
 def test_times_are_shown_as_people_say_them(seconds: float, text: str) -> None:
     assert show_span(seconds) == text

@@ -29,7 +29,6 @@ from itertools import islice
 from typing import Final, Protocol
 
 from windlass.messages import (
-    BAD_CALL,
     CANCELLED,
     TIMED_OUT,
     CallEnd,
@@ -120,8 +119,8 @@ class Backlog:
         self._older: dict[tuple[CallId, int], CallRun] = {}
         self._blocked: dict[CallId, set[Key]] = {}
         self._waiters: dict[Key, list[CallRun]] = {}
-        #: Functions on their way, and those that will not come, with the reason.
-        self._absent: dict[FunctionId, str] = {}
+        #: Functions on their way (None), and those that will not come: how calls that name them end.
+        self._absent: dict[FunctionId, tuple[int, str] | None] = {}
         self._doomed: dict[CallId, CallRun] = {}
         self.draining = False
 
@@ -179,7 +178,7 @@ class Backlog:
 
     def expect(self, function: FunctionId) -> None:
         """Calls that name this function wait until it has `arrived` or `failed`."""
-        self._absent[function] = ""
+        self._absent[function] = None
 
     def forget(self, function: FunctionId) -> None:
         """The function will not be named again."""
@@ -245,7 +244,7 @@ class Backlog:
     def failed(self, key: Key, outcome: int, text: str) -> None:
         """An object or a function will not come: calls that need it end with `outcome`, and later ones for a function too."""
         if isinstance(key, bytes):
-            self._absent[key] = text
+            self._absent[key] = (outcome, text)
         ends: list[CallEnd] = []
         for call in self._waiters.pop(key, ()):
             if call.call in self._blocked and self._held.get(call.call) is call:
@@ -379,8 +378,10 @@ class Backlog:
             mine = [call for call in (*self._held.values(), *self._older.values()) if call.instance == line.instance]
             assert line.heavy == sum(call.weight > 1 for call in mine)
             assert line.timed == sum(call.timeout > 0 for call in mine)
-            assert line.fed >= 0
-            assert line.extra >= 0
+            unfed = {id(call) for call in line.waiting} | {id(self._held[number]) for number in self._blocked}
+            fed_calls = [call for call in mine if id(call) not in unfed]
+            assert line.fed == len(fed_calls)
+            assert line.extra == sum(call.weight - 1 for call in fed_calls)
 
     # ------------------------------------------------------------ inside
 
@@ -389,13 +390,13 @@ class Backlog:
         line.timed += call.timeout > 0
         line.heavy += call.weight > 1
         missing: set[Key] = set(self._comm.hold(call.spans)) if call.spans else set()
-        reason = self._absent.get(call.function)
-        if reason:
-            self._held.pop(call.call)
-            self._drop(call, line)
-            self._comm.ended([CallEnd(call.call, call.attempt, BAD_CALL, detail=EndDetail(text=reason))])
-            return
-        if reason is not None:
+        if call.function in self._absent:
+            failure = self._absent[call.function]
+            if failure is not None:
+                self._held.pop(call.call)
+                self._drop(call, line)
+                self._comm.ended([CallEnd(call.call, call.attempt, failure[0], detail=EndDetail(text=failure[1]))])
+                return
             missing.add(call.function)
         if not missing:
             line.waiting.append(call)

@@ -4,15 +4,15 @@ Theory of operation
 -------------------
 The guardian is a child of the worker, forked as its very first act: no thread exists yet and little memory is in use. It is a
 session of its own, ignores the signals that batch systems send to every process of a job, and waits for a pipe of which the
-worker alone holds the other end. Over the pipe the worker tells it the folders that it makes (``folder PATH``) and sessions of
-its processes (``session ID``). If the pipe ends with ``done``, all was put in order and the guardian exits. If it just ends,
-the worker was killed: the guardian ends what it started and removes the folders.
+worker alone holds the other end. Over the pipe the worker tells it the folders that it makes (``folder PATH``) and which
+sessions its zygotes and slots lead now (``sessions ID ID ...``). If the pipe ends with ``done``, all was put in order and the
+guardian exits. If it just ends, the worker was killed: the guardian ends what it started and removes the folders.
 
 What the worker started is found by a mark: an unguessable token in the variable `VARIABLE`, set before the first library
 starts, which every process below inherits and which /proc shows as it was at the process's exec, whatever becomes of its
 parents, groups and sessions. A worker inside a call of another worker adds its token to the one it inherited, so that the outer
-guardian finds everything of the inner one too. A process that clears its environment is still found while it is in a session
-that was told.
+guardian finds everything of the inner one too. A process that clears its environment is still found in its slot's session; only
+one that does both, clear its environment and leave the session, is not.
 
 Processes are looked for again and again until two looks in a row find none, since one may fork while it is being looked at.
 """
@@ -48,11 +48,13 @@ class Guardian:
     def __init__(self) -> None:
         """Fork the guardian. Call this before any thread exists."""
         self.token = os.urandom(12).hex()
+        self._sessions: frozenset[int] = frozenset()
         read_end, self._pipe = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             _guard(read_end, self.token)
         os.close(read_end)
+        os.set_blocking(self._pipe, False)  # a guardian that somebody has stopped must not stop the worker
         outer = os.environ.get(VARIABLE)
         os.environ[VARIABLE] = f"{outer}/{self.token}" if outer else self.token
 
@@ -60,29 +62,35 @@ class Guardian:
         """This folder is the worker's own and goes with it."""
         self._tell("folder", os.fspath(path))
 
-    def session(self, leader: int) -> None:
-        """The worker started a process that leads this session."""
-        self._tell("session", str(leader))
+    def sessions(self, leaders: Collection[int]) -> None:
+        """The sessions that the worker's processes lead now. A leader that is gone is not told again: its number may be another's soon."""
+        current = frozenset(leaders)
+        if current != self._sessions:
+            self._sessions = current
+            # More than 4,096 bytes might be written in part. What is left out is still found by its mark.
+            self._tell("sessions", " ".join(map(str, sorted(current)[:400])))
 
     def release(self) -> None:
         """All is in order: the guardian leaves. Waits for that, which takes a millisecond."""
         if self._pipe < 0:
             return
-        self._tell("done", "")
-        os.close(self._pipe)
-        self._pipe = -1
         try:
+            os.set_blocking(self._pipe, True)
+            os.kill(self.pid, signal.SIGCONT)
+            self._tell("done", "")
+            os.close(self._pipe)
+            self._pipe = -1
             os.waitpid(self.pid, 0)
-        except ChildProcessError:
+        except (ProcessLookupError, ChildProcessError):
             pass
 
     def sweep(self) -> int:
         """End everything marked as this worker's that is still there; returns how many processes that were."""
-        return end_marked(self.token, (), {os.getpid(), self.pid})
+        return end_marked(self.token, self._sessions, {os.getpid(), self.pid})
 
     def _tell(self, word: str, value: str) -> None:
         try:
-            os.write(self._pipe, f"{word} {value}\n".encode())
+            os.write(self._pipe, os.fsencode(f"{word} {value}\n"))
         except OSError:  # the guardian was killed: the worker works on, and its own end stays orderly
             pass
 
@@ -91,9 +99,10 @@ def end_marked(token: str, sessions: Collection[int], spare: Collection[int]) ->
     """SIGKILL every process marked with `token` or in one of `sessions`, but not `spare`; returns how many."""
     killed: set[int] = set()
     until = time.monotonic() + PATIENCE_SECONDS
+    since = _own_start()
     quiet = 0
     while quiet < 2 and time.monotonic() < until:
-        found = [pid for pid in marked(token, sessions) if pid not in spare]
+        found = [pid for pid in marked(token, sessions, since) if pid not in spare]
         quiet = 0 if found else quiet + 1
         for pid in found:
             killed.add(pid)
@@ -106,8 +115,12 @@ def end_marked(token: str, sessions: Collection[int], spare: Collection[int]) ->
     return len(killed)
 
 
-def marked(token: str, sessions: Collection[int] = ()) -> list[int]:
-    """The living processes that have `token` in `VARIABLE`, or belong to one of `sessions`."""
+def marked(token: str, sessions: Collection[int] = (), since: int = 0) -> list[int]:
+    """The living processes that have `token` in `VARIABLE`, or belong to one of `sessions`.
+
+    Of sessions only what began at `since` (ticks since the boot) or later: an older process with the number of a session that is
+    gone is not the worker's.
+    """
     key, value = f"{VARIABLE}=".encode(), token.encode()
     found: list[int] = []
     for name in os.listdir("/proc"):
@@ -121,11 +134,17 @@ def marked(token: str, sessions: Collection[int] = ()) -> list[int]:
             elif sessions:
                 with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
                     fields = _read_all(file.fileno()).rpartition(b") ")[2].split()
-                if int(fields[3]) in sessions and fields[0] not in b"ZX":
+                if int(fields[3]) in sessions and fields[0] not in b"ZX" and int(fields[19]) >= since:
                     found.append(int(name))
         except (OSError, IndexError, ValueError):
             continue  # gone, or another user's
     return found
+
+
+def _own_start() -> int:
+    """When this process began: a guardian or a worker, before anything that they end."""
+    with open("/proc/self/stat", "rb", buffering=0) as file:
+        return int(_read_all(file.fileno()).rpartition(b") ")[2].split()[19])
 
 
 def remove_tree(path: str) -> None:
@@ -170,21 +189,21 @@ def _guard(read_end: int, token: str) -> NoReturn:
 
 
 def _listen(read_end: int) -> tuple[bool, list[str], set[int]]:
-    """Read until the pipe ends: whether that was orderly, the folders and the sessions."""
-    text = b""
-    while chunk := os.read(read_end, 65536):
-        text += chunk
+    """Read until the pipe ends: whether that was orderly, the folders and the newest sessions."""
     folders: list[str] = []
     sessions: set[int] = set()
     orderly = False
-    for line in text.decode("utf-8", "surrogateescape").split("\n"):
-        word, _, value = line.partition(" ")
-        if word == "folder" and os.path.isabs(value) and value.strip("/"):
-            folders.append(value)
-        elif word == "session" and value.isdigit():
-            sessions.add(int(value))
-        elif word == "done":
-            orderly = True
+    rest = b""
+    while chunk := os.read(read_end, 65536):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            word, _, value = os.fsdecode(line).partition(" ")
+            if word == "folder" and os.path.isabs(value) and value.strip("/"):
+                folders.append(value)
+            elif word == "sessions":
+                sessions = {int(number) for number in value.split() if number.isdigit()}
+            elif word == "done":
+                orderly = True
     return orderly, folders, sessions
 
 

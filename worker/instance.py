@@ -101,7 +101,7 @@ class LibraryInstance:
         self._zygotes: list[ZygoteHandle] = []
         self._step: Step | None = None
         self._start_timer: asyncio.TimerHandle | None = None
-        self._starved = False
+        self._starved = self._answered = False
         self._ending: asyncio.Task[None] | None = None
 
     # ------------------------------------------------ what the worker asks
@@ -166,7 +166,7 @@ class LibraryInstance:
     @property
     def slots(self) -> int:
         """How many slots serve and are to stay."""
-        return sum(slot.ready and not slot.leaving for slot in self._slots.slots.values()) if self.active else 0
+        return sum(slot.ready and slot.pid > 0 and not slot.leaving for slot in self._slots.slots.values()) if self.active else 0
 
     @property
     def queued(self) -> int:
@@ -218,6 +218,7 @@ class LibraryInstance:
 
     def ended(self, ends: list[CallEnd]) -> None:
         """Calls have ended."""
+        self._answered = True
         self.events.ended(ends)
 
     def lost(self, calls: list[HeldCall]) -> None:
@@ -239,7 +240,9 @@ class LibraryInstance:
     def fail(self, kind: str, text: str, *, charge: bool = False) -> None:
         """End everything, then tell the worker."""
         if self.active:
-            failure = LibraryFailed(self.instance, kind, text, at_start=self.state is State.STARTING)
+            # Ready, but without one answer: another start would end the same way.
+            at_start = self.state is State.STARTING or not (self._answered or charge)
+            failure = LibraryFailed(self.instance, kind, text, at_start)
             self.state = State.FAILED
             self._ending = self._loop.create_task(self._end_all(charge=charge, failure=failure))
 

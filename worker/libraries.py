@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from windlass.errors import WindlassError
 from windlass.messages import (
-    BAD_CALL,
+    DIED,
     AddFunctions,
     CallEnd,
     ForgetFunctions,
@@ -43,7 +42,7 @@ from windlass.messages import (
 )
 from windlass.worker.backlog import Backlog
 from windlass.worker.lifetime import PER_BATCH
-from windlass.worker.transfers import Transfers
+from windlass.worker.transfers import TransferFailed, Transfers
 
 if TYPE_CHECKING:
     from windlass.worker.instance import LibraryInstance
@@ -61,6 +60,7 @@ class Entry:
         self.slots = message.slots
         self.gpu_ids = message.gpu_ids
         self.started = False
+        self.ready = False
         self.refs: tuple[ObjectRef, ...] = (*message.spec.code, *(ref for each in message.spec.functions for ref in _refs(each)))
         self.held = False
         self.task: asyncio.Task[None] | None = None
@@ -75,6 +75,7 @@ class Libraries:
         transfers: Transfers,
         say: Callable[[Message], None],
         ran: Callable[[Iterable[float]], None],
+        trouble: Callable[[str], None],
         *,
         scratch: Path,
         store_folder: Path,
@@ -84,6 +85,8 @@ class Libraries:
         self._transfers = transfers
         self._say = say
         self._ran = ran
+        #: Told when this node's disk does not take what must be written: other workers do better.
+        self._trouble = trouble
         self._scratch = scratch
         self._store_folder = store_folder
         self._functions_folder = functions_folder
@@ -137,7 +140,8 @@ class Libraries:
         for function in message.functions:
             if function.id in self._functions:
                 continue
-            refs = self._functions[function.id] = tuple(_refs(function))
+            self._functions[function.id] = ()
+            refs = _refs(function)
             if refs:
                 self._backlog.expect(function.id)
                 self._spawn(self._add_when_there(function, refs))
@@ -145,8 +149,8 @@ class Libraries:
             try:
                 self._write(function)
             except OSError as error:
-                self._backlog.expect(function.id)
-                self._backlog.failed(function.id, BAD_CALL, _cannot_write(function, error))
+                self._backlog.expect(function.id)  # its calls wait, and go back with the drain
+                self._trouble(_cannot_write(function, error))
 
     def forget_functions(self, message: ForgetFunctions) -> None:
         """Calls will name these no more."""
@@ -164,6 +168,11 @@ class Libraries:
     def slots(self) -> int:
         """Slots of all instances."""
         return sum(entry.slots for entry in self.entries.values())
+
+    @property
+    def starting(self) -> bool:
+        """Whether an instance is on its way."""
+        return any(not entry.ready for entry in self.entries.values())
 
     def oldest(self, now: float) -> float:
         """Seconds that the longest running call has run; `now` in seconds since the epoch."""
@@ -194,6 +203,7 @@ class Libraries:
     def on_ready(self, instance: InstanceId, message: LibraryReady) -> None:
         entry = self.entries.get(instance)
         if entry is not None:
+            entry.ready = True
             self._say(message)
             self._backlog.serves(instance)
 
@@ -247,9 +257,11 @@ class Libraries:
     async def _start_when_there(self, instance: InstanceId, entry: Entry) -> None:
         try:
             await self._transfers.obtain(entry.refs)
-        except WindlassError as error:
+        except TransferFailed as error:
             entry.task = None
-            self.on_failed(instance, LibraryFailed(instance, "function", f"library {entry.spec.name}: {error}"))
+            # A full disk is this node's trouble, and other workers may try; what is nowhere is nowhere.
+            kind = "crash" if error.outcome == DIED else "function"
+            self.on_failed(instance, LibraryFailed(instance, kind, f"library {entry.spec.name}: {error}"))
             return
         entry.held = True
         entry.task = None
@@ -263,20 +275,19 @@ class Libraries:
     async def _add_when_there(self, function: FunctionDef, refs: tuple[ObjectRef, ...]) -> None:
         try:
             await self._transfers.obtain(refs)
-            self._write(function)
-        except WindlassError as error:
-            self._backlog.failed(function.id, BAD_CALL, f"function {function.name}: {error}")
-        except OSError as error:
-            self._transfers.release(refs)
-            self._backlog.failed(function.id, BAD_CALL, _cannot_write(function, error))
-        else:
-            if function.id in self._functions:
-                self._backlog.arrived(function.id)
-                return
-            self._transfers.release(refs)  # forgotten meanwhile
+        except TransferFailed as error:
+            self._backlog.failed(function.id, error.outcome, f"function {function.name}: {error}")
             return
-        if function.id in self._functions:
-            self._functions[function.id] = ()
+        if self._functions.get(function.id) != ():  # forgotten meanwhile, or added twice
+            self._transfers.release(refs)
+            return
+        self._functions[function.id] = refs
+        try:
+            self._write(function)
+        except OSError as error:
+            self._trouble(_cannot_write(function, error))
+        else:
+            self._backlog.arrived(function.id)
 
     def _write(self, function: FunctionDef) -> None:
         """Put a function where slots look for it."""

@@ -135,11 +135,15 @@ class Lifetime:
         """The manager says that the run is over, or the parent of the pilot has died: everything ends at once."""
         return self._decide(Decision.END, reason)
 
-    def look(self, now: float, *, held: int, oldest: float = 0.0) -> Decision:
-        """Look at the clock. `held` is the number of calls held, `oldest` the seconds that the longest running one has run."""
+    def look(self, now: float, *, held: int, oldest: float = 0.0, starting: bool = False) -> Decision:
+        """Look at the clock.
+
+        `held` is the number of calls held, `oldest` the seconds that the longest running one has run. `starting`: a library is being
+        started, so the worker is not idle, though it has nothing that it would have to finish.
+        """
         if self.phase is Phase.ENDING:
             return Decision.NOTHING
-        if held:
+        if held or starting:
             self._busy_at = now
         if now >= self._deadline:
             reason = "end of walltime" if self._deadline == self.hard_end else f"{self.reason}; grace of {self.grace:g} s is over"

@@ -90,12 +90,14 @@ REFUSED: Final = 3
 MANAGER_LOST: Final = 4
 CANNOT_START: Final = 5
 
+#: What batch systems and people send.
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 #: Seconds between looks at the clock, the parent and the timeouts of calls, and between reports.
 LOOK_SECONDS: Final = 0.5
 SWEEP_SECONDS: Final = 0.05
 REPORT_SECONDS: Final = 5.0
 #: Making a key loads `cryptography` (50 ms of both cores of a small node): not while the first library starts.
-ENROL_AFTER_SECONDS: Final = 1.0
+ENROL_AFTER_SECONDS: Final = 0.5
 #: What the manager gets to acknowledge the last words, and the processes to end.
 FAREWELL_SECONDS: Final = 5.0
 #: Messages are at most 1 MiB: ends are cut into messages of about so many bytes, returned calls of so many.
@@ -165,7 +167,7 @@ class Worker:
                 on_lost=self._on_lost,
                 on_refused=self._on_refused,
             )
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            for number in SIGNALS:
                 loop.add_signal_handler(number, self._on_signal, number)
             self._look()
             await self._over.wait()
@@ -234,8 +236,8 @@ class Worker:
         backlog = self._backlog
         self._transfers = Transfers(store, self, arrived=backlog.arrived, failed=backlog.failed)
         folders = {"scratch": self.scratch, "store_folder": store.folder, "functions_folder": functions}
-        self._libraries = Libraries(backlog, self._transfers, self._say, self._life.ran, **folders)
-        self._watch = MemoryWatch(self._libraries, backlog, self._limit, self._groups)
+        self._libraries = Libraries(backlog, self._transfers, self._say, self._life.ran, self._on_trouble, **folders)
+        self._watch = MemoryWatch(self._libraries, backlog, self._limit, self._groups, self._guardian.sessions)
         if self._watching is not None:
             self._watching.cancel()
         self._watching = self._spawn(self._watch.run())
@@ -344,10 +346,10 @@ class Worker:
             if end.detail is not None:
                 size += 4 * len(end.detail.text)
             if size > ENDS_BYTES and index > first:
-                self._link.send(CallsEnded(ends[first:index]))
+                self._link.send_now(CallsEnded(ends[first:index]))
                 first, size = index, 0
         if first < len(ends):
-            self._link.send(CallsEnded(ends[first:] if first else ends))
+            self._link.send_now(CallsEnded(ends[first:] if first else ends))
         if self._life.phase is Phase.DRAINING:
             asyncio.get_running_loop().call_soon(self._look)
 
@@ -396,11 +398,13 @@ class Worker:
         now = time.monotonic()
         if os.getppid() != self._parent:
             self._act(self._life.leave("the pilot's parent process has ended"))
-        held = self._backlog.held + (self._transfers.pushing if self._transfers is not None else 0)
-        oldest = (
-            self._libraries.oldest(time.time()) if self._libraries is not None and held and self._life.hard_end != float("inf") else 0.0
-        )
-        self._act(self._life.look(now, held=held, oldest=oldest))
+        held, oldest, starting = self._backlog.held, 0.0, False
+        if self._libraries is not None and self._transfers is not None:
+            held += self._transfers.pushing
+            starting = self._libraries.starting
+            if held and self._life.hard_end != float("inf"):
+                oldest = self._libraries.oldest(time.time())
+        self._act(self._life.look(now, held=held, oldest=oldest, starting=starting))
         if not self._leaving:
             self._look_timer = asyncio.get_running_loop().call_later(self._life.next_look(now, LOOK_SECONDS), self._look)
 
@@ -418,6 +422,11 @@ class Worker:
             self._link.close()  # the last words have waited long enough
         self._signals += number != signal.SIGUSR1
         self._act(self._life.signal(name, time.monotonic(), warning=number == signal.SIGUSR1))
+
+    def _on_trouble(self, text: str) -> None:
+        """This node cannot serve: let others do it, rather than fail one call after the other."""
+        log.error("%s", text)
+        self._act(self._life.drain(text))
 
     def _act(self, decision: Decision) -> None:
         if decision is Decision.DRAIN:
@@ -474,6 +483,8 @@ class Worker:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # The loop takes its handlers away when it closes: a signal that comes then must not change the exit status.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._guardian.sweep()
         if self._store is not None:
             remove_tree(str(self._store.folder))

@@ -300,7 +300,7 @@ class Slot:
             return function, ()
         context: Any = self.library.context
         variables: dict[Any, Any] = {"context": context}
-        if type(context) is dict:
+        if isinstance(context, dict):
             variables.update(context)  # pyright: ignore[reportUnknownArgumentType]
         wants: list[tuple[str, int, Any]] = []
         for position, (name, parameter) in enumerate(parameters.items()):
@@ -477,6 +477,7 @@ def main(arguments: list[str]) -> int:
     for descriptor in (results, queue, rows, setup_file):
         os.set_inheritable(descriptor, False)
     begin_process(f"windlass-slot{row}")
+    del sys.argv[1:]  # modules that look there must not find our descriptors
     setup = read_setup(setup_file)
     link = Link(results, queue, Rows(rows, setup.rows), row, os.dup(1), os.dup(2))
     settle(link, setup, gpu_ids)  # before the imports: they may look for GPUs

@@ -70,7 +70,7 @@ def load_variable_from_library(name: str) -> Any:
             "context=(function, args, kwargs) when you install it"
         )
     context: Any = state.context
-    variables: dict[Any, Any] = context if type(context) is dict else {"context": context}
+    variables: Any = context if isinstance(context, dict) else {"context": context}  # pyright: ignore[reportUnknownVariableType]
     if name not in variables:
         raise UnknownName("variable", name, [str(key) for key in variables], f"(in the context of library {state.library!r})")
     return variables[name]

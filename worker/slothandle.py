@@ -53,6 +53,7 @@ class SlotHandle:
         self.ready = False
         self.leaving = False
         self.stopping = False
+        self.doomed = False  # killed by us
         self.kill: Kill | None = None
         self.unable: Unable | None = None
         self.step: Step | None = None

@@ -29,7 +29,7 @@ from windlass.messages import DIED, CallEnd, CallId, EndDetail, HeldCall
 from windlass.worker import capture
 from windlass.worker.ground import Ground, quoted
 from windlass.worker.slothandle import Key, Kill, SlotHandle, Timers, Watch, during, reaped
-from windlass.worker.slotlink import LEFT_TORN, LEFT_UNABLE, LENGTH, NOTE, Prepared, Row, SlotNote, Step, Unable
+from windlass.worker.slotlink import LEFT_ASKED, LEFT_TORN, LEFT_UNABLE, LENGTH, NOTE, Prepared, Row, SlotNote, Step, Unable
 from windlass.worker.slotproc import all_gone, death, ended_how, kill, kill_below, kill_tree, process_state
 from windlass.worker.zygotehandle import ZygoteHandle
 
@@ -127,6 +127,8 @@ class SlotSet:
 
     def fill(self) -> None:
         """Bring the number of slots to the target."""
+        if not self._owner.active:
+            return
         wanted_gpus = set(self.gpu_ids)
         for slot in self.slots.values():
             if not slot.leaving and not wanted_gpus.issuperset(slot.gpu_ids):
@@ -139,7 +141,7 @@ class SlotSet:
                 self._let_leave(slot)
         missing = self.target - len(staying)
         for slot in list(self.slots.values()):
-            if missing > 0 and slot.leaving and not slot.stopping and slot.unable is None and wanted_gpus.issuperset(slot.gpu_ids):
+            if missing > 0 and slot.leaving and not (slot.stopping or slot.doomed or slot.unable) and wanted_gpus.issuperset(slot.gpu_ids):
                 slot.leaving = False
                 self._rows.ask_to_leave(slot.row, False)
                 missing -= 1
@@ -188,7 +190,8 @@ class SlotSet:
         """The zygote has forked this slot."""
         slot = self.slots[row]
         slot.pid = pid
-        if slot.leaving:
+        # Its own first words may have come before the zygote's, and with them a wish to end it or its call.
+        if slot.leaving or slot.kill is not None:
             self._stop_slot(slot)
 
     def not_started(self, row: int, text: str) -> None:
@@ -309,6 +312,7 @@ class SlotSet:
         if wish is not None and row.busy and (row.call, row.attempt) == wish.key and wish.key in self.outstanding:
             if self._spec.mode != "fork":
                 slot.kill = wish  # `_charge` looks at it
+                slot.doomed = True
                 kill_tree(slot.pid)
                 return
             self._kills[wish.key] = wish
@@ -316,6 +320,7 @@ class SlotSet:
                 del self._kills[wish.key]
                 self._timers.later(0.002, lambda: self.kill_call(CallId(wish.key[0]), wish.key[1], wish.outcome, wish.detail) and None)
         elif slot.leaving and not row.busy:
+            slot.doomed = True
             kill_tree(slot.pid)
             return
         kill(slot.pid, SIGCONT)
@@ -330,7 +335,7 @@ class SlotSet:
         row = self._rows.read(slot.row)
         charged = self._charge(slot, row, status, peak_memory)
         unable, step = slot.unable, slot.step
-        early = not row.begun and not slot.leaving
+        early = not row.begun and not slot.leaving and not slot.doomed and row.left != LEFT_ASKED
         said = quoted(capture.take(slot.err)) if early else ""
         self._remove_slot(slot)
         if charged is not None:

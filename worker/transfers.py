@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from windlass.errors import ConnectionRefused, WindlassError
@@ -80,7 +81,7 @@ class Transfers:
                 missing.append(name)
                 if name not in self._fetches:
                     task = self._fetches[name] = asyncio.get_running_loop().create_task(self._fetch(ref))
-                    task.add_done_callback(lambda task, name=name: self._fetched(name, task))
+                    task.add_done_callback(partial(self._fetched, name))
         return missing
 
     def release(self, refs: Sequence[ObjectRef], /) -> None:
@@ -114,7 +115,7 @@ class Transfers:
         """Send the objects of a result, then `tell` the end of its call; as a failed one where they cannot be sent."""
         task = asyncio.get_running_loop().create_task(self._push(end))
         self._pushes.add(task)
-        task.add_done_callback(lambda task: self._pushed(end, tell, task))
+        task.add_done_callback(partial(self._pushed, end, tell))
 
     async def close(self) -> None:
         """Give up whatever is on its way."""
@@ -159,7 +160,7 @@ class Transfers:
 
     async def _get(self, ref: ObjectRef) -> None:
         try:
-            await _insist(lambda: self._data.get(ref))
+            await _insist(partial(self._data.get, ref))
         except ConnectionRefused as error:
             raise TransferFailed(f"object {ref.name} of {ref.size} bytes could not be fetched: {error}", DIED) from error
         except OSError as error:
@@ -174,7 +175,7 @@ class Transfers:
         for ref in end.spans:
             path = str(self._store.folder / ref.name)
             try:
-                await _insist(lambda name=ref.name, path=path: self._data.put(name, path))  # type: ignore[misc]
+                await _insist(partial(self._data.put, ref.name, path))
             except ConnectionRefused as error:
                 raise TransferFailed(f"the result of {ref.size} bytes could not be handed to the manager: {error}", DIED) from error
             except OSError as error:

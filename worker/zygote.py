@@ -116,6 +116,8 @@ class Zygote:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for end in (*wake, self.control):
                 end.close()
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, False)
             link = slot.Link(descriptors[0], self.queue, self.rows, wish.row, descriptors[1], descriptors[2])
             slot.settle(link, self.setup, wish.gpu_ids)
             status = slot.run(link, self.setup, library)
@@ -165,6 +167,7 @@ def main(arguments: list[str]) -> int:
     for descriptor in (control, queue, rows, setup):
         os.set_inheritable(descriptor, False)
     slot.begin_process("windlass-zygote")
+    del sys.argv[1:]  # modules that look there must not find our descriptors
     Zygote(socket.socket(fileno=control), queue, rows, read_setup(setup)).run()
     return 0
 

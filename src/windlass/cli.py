@@ -22,7 +22,7 @@ The options of pools belong to the backends, which check them and know the near 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _run(words: list[str]) -> int:
     options: dict[str, object] = {}
     if words[:2] in (["factory", "run"], ["factory", "dry-run"]):
         words, options = split_pool_options(words)
-    parser = _parser()
+    parser = _parser(_pool_options() if words[:1] == ["factory"] and {"-h", "--help"} & set(words) else "")
     chosen = parser.parse_args(words)
     command: Callable[[argparse.Namespace, Mapping[str, object]], int] | None = getattr(chosen, "command", None)
     if command is None:
@@ -205,6 +205,7 @@ def status(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     from windlass.status import StatusPort, picture
 
     known = choose_manager(chosen.name, chosen.port)
+    known.require_running()
     console = Console()
     with StatusPort(known.connection) as port:
         while True:
@@ -229,7 +230,26 @@ def status(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
 # ---------------------------------------------------------------- the parser
 
 
-def _parser() -> argparse.ArgumentParser:
+def _pool_options() -> str:
+    """The names of all options of pools, for the help."""
+    import textwrap
+
+    from windlass.factory.backend import backend_class, backend_options, known_backends
+    from windlass.factory.pool import COMMON_OPTIONS
+
+    def flags(names: Iterable[str]) -> str:
+        text = " ".join("--" + name.replace("_", "-") for name in sorted(names))
+        return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+
+    parts = ["options of every pool:\n" + flags(COMMON_OPTIONS)]
+    for backend in known_backends():
+        own = backend_options(backend_class(backend))
+        if own:
+            parts.append(f"and of backend {backend}:\n{flags(own)}")
+    return "\n\n" + "\n".join(parts)
+
+
+def _parser(pool_options: str = "") -> argparse.ArgumentParser:
     import argparse
 
     class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -253,9 +273,8 @@ def _parser() -> argparse.ArgumentParser:
     factory.set_defaults(parser=factory)
     verbs = factory.add_subparsers(title="commands", metavar="COMMAND")
     about = (
-        "Options of the pool are written as --name value: --max-pilots, --min-pilots, --cores, --memory, --gpus, --walltime,\n"
-        "--idle-timeout, --name, --setup (one line of shell, may be repeated), and the backend's own.\n"
-        "A misspelt one is refused with its near names."
+        "Options of the pool are those of windlass.Factory, written --max-pilots 4 for max_pilots=4. --setup (a line of shell)\n"
+        "and --env NAME=VALUE may be repeated. A misspelt one is refused with its near names." + pool_options
     )
     run = verbs.add_parser(
         "run",

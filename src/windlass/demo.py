@@ -107,14 +107,13 @@ def run_demo() -> int:
             _say(console, "at most 2 pilots, real processes with one core each")
             step("A library names functions and what they import. That is hoisted: loaded once per pilot, not once per call.")
             manager.install_library("mandelbrot", tile, imports=["rich.text"])
-            _say(
-                console,
-                "library mandelbrot, function tile, imports rich.text (of functions in your program imports are found by themselves)",
-            )
+            _say(console, "library mandelbrot, function tile, imports rich.text")
+            _say(console, "(what functions of your own program import is found by itself)")
             step(f"{len(places())} calls draw a picture, each of them one tile of it. A third of the way through, a pilot is killed.")
             drawn = _draw(console, manager)
             _say(console, f"all {drawn.calls} calls came back in {drawn.seconds:.1f} s")
-            _say(console, f"pilot {drawn.killed} was killed; {drawn.again} calls that it held ran again elsewhere")
+            ran_again = "1 call that it held" if drawn.again == 1 else f"{drawn.again} calls that it held"
+            _say(console, f"pilot {drawn.killed} was killed; {ran_again} ran again elsewhere")
             step("A call that raises: the same exception here, with the traceback from there.")
             error = manager.submit(windlass.FunctionCall("mandelbrot", "tile", BAD_ROW, 0, 1)).exception()
             _say(console, f"{type(error).__name__}: {error}")

@@ -28,7 +28,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class WindlassError(Exception):
@@ -57,6 +57,15 @@ class UnknownName(UsageError, KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])  # KeyError would show its repr
+
+
+def refuse_unknown(kind: str, given: Iterable[str], function: Callable[..., object]) -> None:
+    """Raise `UnknownName`, with near names, for the first keyword ``given`` that ``function`` does not have."""
+    for name in given:
+        import inspect
+
+        takes = inspect.signature(function).parameters.values()
+        raise UnknownName(kind, name, [each.name for each in takes if each.name != "self" and each.kind not in (2, 4)])
 
 
 class NotPossible(UsageError):

@@ -267,9 +267,9 @@ class _Kept:
     def is_true(self, fn: Any, put: Put) -> bool:
         if self.watches is None:
             return False
-        for other, code, defaults, cells in self.watches.functions:
+        for other, code, defaults, keywords, cells in self.watches.functions:
             function = other or fn
-            if function.__code__ is not code or function.__defaults__ is not defaults:
+            if function.__code__ is not code or function.__defaults__ is not defaults or function.__kwdefaults__ is not keywords:
                 return False
             for cell, value in cells:
                 if _content(cell) is not value:
@@ -291,8 +291,8 @@ class _Kept:
 class _Watches:
     """Objects that must be the same ones still."""
 
-    #: Function (None: the one that is defined), its code, its defaults, and its closure cells with their contents.
-    functions: list[tuple[Any, CodeType, Any, tuple[tuple[Any, Any], ...]]]
+    #: Function (None: the one that is defined), its code, its two kinds of defaults, and its closure cells with their contents.
+    functions: list[tuple[Any, CodeType, Any, Any, tuple[tuple[Any, Any], ...]]]
     #: Globals (length -1: it may have more), attributes, keyword defaults, and namespaces of classes.
     mappings: list[tuple[Mapping[str, Any], int, tuple[str, ...], tuple[Any, ...]]]
 
@@ -343,7 +343,9 @@ def _watches(fn: Any, look: Look) -> _Watches | None:
     for function in look.functions:
         cells = tuple((cell, _content(cell)) for cell in function.__closure__ or ())
         # The function itself is not held, or nothing would ever be forgotten.
-        watches.functions.append((None if function is fn else function, function.__code__, function.__defaults__, cells))
+        watches.functions.append(
+            (None if function is fn else function, function.__code__, function.__defaults__, function.__kwdefaults__, cells)
+        )
         if function.__globals__.get("__name__") != "dataclasses":  # whose __repr__ has a set in a cell, for recursion
             referred.extend(value for _, value in cells)
         referred.extend(function.__defaults__ or ())

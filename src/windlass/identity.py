@@ -98,7 +98,7 @@ def state_folder() -> Path:
     """Where managers keep what outlives them: ``$WINDLASS_STATE_DIR``, ``$XDG_STATE_HOME/windlass`` or ``~/.local/state/windlass``."""
     chosen = os.environ.get("WINDLASS_STATE_DIR")
     if chosen:
-        return Path(chosen).expanduser()
+        return Path(chosen).expanduser().absolute()  # pilots run elsewhere
     base = os.environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "windlass"
 

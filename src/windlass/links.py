@@ -67,7 +67,8 @@ class Link:
         self._outbox: list[Message] = []
         self._flush_due = False
         self._connection: Connection | None = None
-        self._closing: Connection | None = None
+        #: The connection that is ending after `close`, `fail` or a refusal; `gone` waits for it.
+        self.closing: Connection | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._tick_at = 0.0
         self._ack_timer: asyncio.TimerHandle | None = None
@@ -99,6 +100,12 @@ class Link:
         self._outbox.extend(messages)
         self._flush_soon()
 
+    def send_now(self, *messages: Message) -> None:
+        """As `send`, but written at once: for who has gathered everything already and wants it there a turn of the loop sooner."""
+        if not self.closed:
+            self._outbox.extend(messages)
+            self._flush()
+
     async def acknowledged(self, within: float) -> bool:
         """Wait up to so many seconds until the other side has all that was sent: True if it has."""
         self._flush()
@@ -125,13 +132,13 @@ class Link:
             connection.write(frame(self.session.bare()))
         self._end()
         if connection is not None:
-            self._closing = connection
+            self.closing = connection
             connection.close()
 
     async def gone(self, within: float) -> None:
         """After `close`: wait up to so many seconds until the connection has sent everything and has ended."""
-        if self._closing is not None and not self._closing.gone.done():
-            await asyncio.wait([self._closing.gone], timeout=within)
+        if self.closing is not None and not self.closing.gone.done():
+            await asyncio.wait([self.closing.gone], timeout=within)
 
     def use_certificate(self, certificate: bytes, key: bytes) -> None:
         """On the dialling side: reconnects show this certificate (PEM both)."""
@@ -209,6 +216,7 @@ class Link:
         connection = self._connection
         self._end()
         if connection is not None:
+            self.closing = connection
             connection.abort(reason)
         self.on_lost(reason)
 

@@ -43,6 +43,11 @@ class Known:
     def describe(self) -> str:
         return f"{self.name} (port {', '.join(str(port) for port in self.ports) or '?'})"
 
+    def require_running(self) -> None:
+        """Raises `NotRunning` unless it runs."""
+        if not self.is_running():
+            raise NotRunning(f"manager {self.describe()} does not answer; start the program that has it")
+
     def is_running(self) -> bool:
         """Whether something at one of its addresses proves to be this manager."""
         context = self.connection.client_context()
@@ -92,13 +97,12 @@ def await_manager(name: str | None, port: int | None, wait: float, say: Callable
     while True:
         try:
             known = choose_manager(name, port)
-            if name is None or known.is_running():
-                return known
-            reason: UsageError = NotRunning(f"manager {known.describe()} does not answer; start the program that has it")
-        except (UnknownName, NotRunning) as error:
-            reason = error
-        if time.monotonic() >= end:
-            raise reason
+            if name is not None:
+                known.require_running()
+            return known
+        except (UnknownName, NotRunning):
+            if time.monotonic() >= end:
+                raise
         if not told:
             what = f"manager {name!r}" if name else f"a manager on port {port}" if port is not None else "a manager"
             say(f"waiting up to {wait:g} s for {what}")

@@ -69,16 +69,16 @@ def pack_call(
     call = (tuple(map(_wrapped, args)), {name: _wrapped(value) for name, value in kwargs.items()} if kwargs else kwargs)
     try:
         stream, buffers, local = _pickled(call, homes=True)
-        code: tuple[ObjectRef, ...] = ()
-        if local:
-            from windlass import snapshots
-
-            code = snapshots.snapshots_of(local, put)
-            if code:
-                header = _Code(code)
-                stream, buffers, _ = _pickled((header, *call), homes=True, skip=header.markers)
     except Exception as error:  # pickling runs the user's code, which may raise anything
         raise _bad_arguments(args, kwargs, parameters, error) from error
+    code: tuple[ObjectRef, ...] = ()
+    if local:
+        from windlass import snapshots
+
+        code = snapshots.snapshots_of(local, put)
+        if code:
+            header = _Code(code)
+            stream, buffers, _ = _pickled((header, *call), homes=True, skip=header.markers)
     return _put_parts(stream, buffers, put, code)
 
 
@@ -342,10 +342,6 @@ def _unreadable(what: str, error: Exception) -> NotPicklable:
 
 
 def _bad_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Sequence[str], error: Exception) -> Exception:
-    from windlass.errors import WindlassError
-
-    if isinstance(error, WindlassError):  # a snapshot that is too large, and the like: it says more than we can
-        return error
     named = [(f"argument {i + 1}", parameters[i] if i < len(parameters) else "", value) for i, value in enumerate(args)]
     named += [(f"keyword argument {name!r}", "", value) for name, value in kwargs.items()]
     for title, name, value in named:

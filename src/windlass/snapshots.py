@@ -42,8 +42,9 @@ BY_VALUE: Final = "by value"
 
 #: Larger files are data sets rather than source; they are left out.
 MAX_FILE_BYTES: Final = 20_000_000
-#: A module with more than this is refused.
+#: A module with more than these is refused.
 MAX_TOTAL_BYTES: Final = 200_000_000
+MAX_FILES: Final = 20_000
 #: Seconds for which the files of a module are taken to be unchanged.
 MAX_AGE: Final = 1.0
 
@@ -81,6 +82,8 @@ def _find_home(name: str, module: Any) -> Home:
             return INSTALLED  # built in or frozen
         if not places or not any(map(os.path.exists, places)):
             return BY_VALUE
+        if spec is not None and not spec.has_location and not any(map(_has_python, places)):
+            return BY_VALUE  # any folder on the path would do as a namespace package: one of data is none
         return INSTALLED if all(map(_is_installed, places)) else LOCAL
     file = getattr(module, "__file__", None)
     if not isinstance(file, str):
@@ -103,6 +106,13 @@ def _find_home(name: str, module: Any) -> Home:
         if real == place or real.startswith(place + os.sep):
             return LOCAL
     return BY_VALUE
+
+
+def _has_python(folder: str) -> bool:
+    try:
+        return any(name.endswith(".py") for name in os.listdir(folder))
+    except OSError:
+        return False
 
 
 def find_spec(top: str) -> ModuleSpec | None:
@@ -193,6 +203,7 @@ def _files(top: str) -> dict[str, tuple[str, int, int]]:
     """Name in the archive → (path, modification time in ns, bytes). Raises `UsageError` when they are too many bytes."""
     spec = find_spec(top)
     files: dict[str, tuple[str, int, int]] = {}
+    total = 0
     for place in [] if spec is None else _places(spec):
         if _is_installed(place):
             continue  # the other portion of a namespace package
@@ -202,19 +213,23 @@ def _files(top: str) -> dict[str, tuple[str, int, int]]:
                 status = os.stat(path)
             except OSError:
                 continue  # a dangling link, or just removed
-            if status.st_size <= MAX_FILE_BYTES:
-                files.setdefault(name, (path, status.st_mtime_ns, status.st_size))
-    total = sum(size for _, _, size in files.values())
-    if total > MAX_TOTAL_BYTES:
-        from windlass.errors import UsageError
-
-        largest = sorted(files.values(), key=lambda file: -file[2])[:3]
-        listed = ", ".join(f"{path} ({size / 1e6:.0f} MB)" for path, _, size in largest)
-        raise UsageError(
-            f"the local module {top!r} has {total / 1e6:.0f} MB of files, and at most {MAX_TOTAL_BYTES / 1e6:.0f} MB can be sent to "
-            f"workers; the largest: {listed}; move data out of the package, or install it where workers see it"
-        )
+            if status.st_size <= MAX_FILE_BYTES and name not in files:
+                files[name] = (path, status.st_mtime_ns, status.st_size)
+                total += status.st_size
+                if total > MAX_TOTAL_BYTES or len(files) > MAX_FILES:
+                    raise _too_large(top, files)
     return files
+
+
+def _too_large(top: str, files: dict[str, tuple[str, int, int]]) -> Exception:
+    from windlass.errors import UsageError
+
+    largest = sorted(files.values(), key=lambda file: -file[2])[:3]
+    listed = ", ".join(f"{path} ({size / 1e6:.0f} MB)" for path, _, size in largest)
+    return UsageError(
+        f"the local module {top!r} has too many files for workers: more than {MAX_TOTAL_BYTES / 1e6:.0f} MB or {MAX_FILES} files; "
+        f"among the largest: {listed}; move data out of the package, or install it where workers see it"
+    )
 
 
 def _walk(folder: str, inside: str, above: set[str]) -> Iterator[tuple[str, str]]:

@@ -81,9 +81,15 @@ def show_bytes(value: object) -> str:
 
 
 def show_span(value: object) -> str:
-    """Seconds as people read them: ``0.25 s``, ``42 s``, ``5 min``, ``1 h 20 min``, ``2 d 3 h``."""
+    """Seconds as people read them: ``25 us``, ``250 ms``, ``2.5 s``, ``42 s``, ``5 min``, ``1 h 20 min``, ``2 d 3 h``."""
     if not isinstance(value, int | float):
         return str(value)
+    if value == 0:
+        return "0"
+    if value < 0.001:
+        return f"{value * 1e6:.0f} us"
+    if value < 1:
+        return f"{value * 1e3:.3g} ms"
     if value < 10:
         return f"{value:.2g} s"
     if value < 120:
@@ -117,7 +123,7 @@ def show_left(value: object) -> str:
 
 
 def show_imports(value: object) -> str:
-    """``numpy 0.12 s, scipy.stats 1.3 s``; one that failed says so."""
+    """``numpy 120 ms, scipy.stats 1.3 s``; one that failed says so."""
     if not isinstance(value, Mapping):
         return show_plain(value)
     parts: list[str] = []

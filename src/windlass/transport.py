@@ -111,7 +111,10 @@ async def dial(
         except TimeoutError:
             reason = f"no answer within {within:g} s"
         except (OSError, WindlassError) as error:
-            reason = str(error) or type(error).__name__
+            number = getattr(error, "errno", None)
+            # asyncio's own text repeats the address; TLS errors have numbers of their own.
+            plain = isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and number
+            reason = os.strerror(number) if plain and number else str(error) or type(error).__name__
         except asyncio.CancelledError:
             connection.abort("given up")
             raise
@@ -263,6 +266,7 @@ class _Dialler:
             if not answer.retry:
                 log.info("manager %s refused: %s", known.manager, answer.text)
                 link.close()
+                link.closing = connection
                 self.on_refused(answer)
             return f"refused for now: {answer.text}", 0.0
         if connection.gone.done():
@@ -283,7 +287,8 @@ class _Dialler:
         early = connection.early()
         if early and not link.closed:
             link.take(early)
-        reason = await connection.gone
+        # Shielded: `Link.gone` still waits for it when this task is cancelled.
+        reason = await asyncio.shield(connection.gone)
         return reason, asyncio.get_running_loop().time() - connection.began
 
 

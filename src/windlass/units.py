@@ -127,9 +127,13 @@ def _clock_seconds(value: str, clock: re.Match[str]) -> float:
 def _number(value: object, what: str, hint: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"{value!r} of type {type(value).__name__} is no {what}; {hint}")
-    if value < 0 or not math.isfinite(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if number < 0 or not math.isfinite(number):
         raise UsageError(f"{value!r} is no {what}: it must be finite and not negative; {hint}")
-    return float(value)
+    return number
 
 
 def _whole(value: object, count: float) -> int:

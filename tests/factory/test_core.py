@@ -86,6 +86,7 @@ class Simulation:
         report = self.core.report()
         if report is not None:
             self.reports.append(report)
+        assert self.core.again_at(self.now) > self.now, "the shell would spin"
         self.core.check()
         self.cluster.check()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -143,13 +142,6 @@ def test_closing_leaves_no_process(local: Local, make_request: MakeRequest, writ
     local.backend.close()
     gone(pid)
     local.backend.close()
-
-
-def test_pilots_know_the_process_that_started_them(local: Local, make_request: MakeRequest, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    local.submit(make_request(f"import os; open({str(out)!r}, 'w').write(os.environ['WINDLASS_PARENT_PID'])"))
-    local.ended()
-    assert out.read_text() == str(os.getpid())
 
 
 def test_a_description_is_the_command_itself(make_request: MakeRequest) -> None:

@@ -31,6 +31,7 @@ from windlass.messages import (
     FunctionId,
     HeldCall,
     HoistedImport,
+    InstanceId,
     Leave,
     LibraryFailed,
     LibraryId,
@@ -116,6 +117,10 @@ class Bench:
         messages = self.heard(worker)
         assert all(isinstance(message, RunCalls | AddFunctions) for message in messages), messages
         return [run for message in messages if isinstance(message, RunCalls) for run in message.calls]
+
+    def all_runs(self, worker: str = "w1") -> list[CallRun]:
+        """The calls that the worker was sent since the last time, whatever else it was sent."""
+        return [run for message in self.heard(worker) if isinstance(message, RunCalls) for run in message.calls]
 
     def serve(self, worker: str = "w1") -> int:
         """Answer the worker's `StartLibrary`; its instance's number."""
@@ -472,6 +477,41 @@ def test_queued_calls_are_recalled_for_an_idle_worker(bench: Bench) -> None:
     assert bench.heard("w2") == [], "no call waits, so it is given no library"
     bench.step(0.05)
     assert len(calls) == 8
+
+
+def test_calls_behind_a_long_one_get_idle_slots_of_another_library(bench: Bench) -> None:
+    """A call that was sent ahead to a slot that stays busy does not wait for it while another library's slot lies idle.
+
+    Slots move at the first tick in which no call of the library has ended, so that short calls move none.
+    """
+    other, library = bench.library("other"), bench.library("lib", slots=2)
+    bench.worker()
+    bench.submit(other, 1)
+    bench.submit(library, 1)
+    bench.serve()
+    [busy] = [run for run in bench.all_runs() if run.instance == 1]
+    bench.say("w1", LibraryReady(InstanceId(2), 77))
+    bench.heard()
+    assert [one.slots for one in bench.core.workers[WorkerId("w1")].instances.values()] == [1, 1]
+    bench.submit(library, 1)
+    assert len(bench.runs()) == 1, "sent ahead: no slot of the library is free"
+    bench.end(busy)
+    bench.step(0.05)
+    assert [(one.instance, one.slots) for one in bench.heard() if isinstance(one, SetSlots)] == [(1, 0), (2, 2)]
+
+
+def test_calls_behind_a_long_one_go_to_a_worker_that_came_later(bench: Bench) -> None:
+    """What was sent ahead to one worker comes back for another one that is idle, although no call waits at the manager."""
+    library = bench.library()
+    bench.worker("w1", cores=1)
+    bench.submit(library, 3)
+    bench.serve("w1")
+    assert len(bench.runs("w1")) == 3
+    bench.worker("w2", cores=1)
+    bench.step(0.05)
+    bench.serve("w2")
+    bench.step(0.05)
+    assert [(type(one), getattr(one, "count", 0)) for one in bench.heard("w1")] == [(RecallCalls, 1)]
 
 
 def test_a_pilot_that_drains_gets_nothing_more(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,7 @@ def test_bodies_come_out_as_they_went_in_wherever_the_stream_is_cut(bodies: list
     stream = frame(*bodies)
     edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     reader = FrameReader()
-    got = [bytes(body) for begin, end in zip(edges, edges[1:], strict=False) for body in reader.feed(stream[begin:end])]
+    got = [bytes(body) for begin, end in pairwise(edges) for body in reader.feed(stream[begin:end])]
     assert got == bodies
     assert reader.waiting == 0
 

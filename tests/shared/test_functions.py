@@ -1,5 +1,9 @@
 """Functions of all kinds, defined once, loaded by another process; the same again costs nothing, a changed one is never served stale."""
 
+# Functions and values of any type are what is tested here, and what a module keeps to itself.
+# pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownVariableType=false, reportPrivateUsage=false
+
 from __future__ import annotations
 
 import dataclasses
@@ -24,7 +28,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from windlass import functions, pickling
+from windlass import functions, snapshots
 from windlass.errors import NotPicklable, UsageError
 from windlass.functions import Defined, define, pack_context
 from windlass.messages import OUT_OF_BAND_BYTES, FunctionDef, LibrarySpec, ObjectRef
@@ -166,7 +170,8 @@ def test_the_records_of_defined_functions_go_through_the_wire_format(store: Obje
 def test_a_function_of_main_or_a_notebook_goes_with_its_source_lines(store: ObjectStore) -> None:
     source = "\n\ndef in_cell(x):\n    y = x\n    return 1 / y\n"
     filename = "<ipython-input-7-abc>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    lines: list[str] = list(source.splitlines(keepends=True))
+    linecache.cache[filename] = (len(source), None, lines, filename)
     space: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(source, filename, "exec"), space)
     told = called_elsewhere(store, define(space["in_cell"], store.put), 0)
@@ -218,7 +223,7 @@ def test_edited_source_gives_another_definition(project: tuple[Path, str], store
     first = define(function, store.put).definition
     assert define(function, store.put).definition is first
     path.write_text("def f(): return 22\n")
-    functions.snapshots._snapshots[top].looked_at = -1e9  # as if a second had gone by
+    snapshots._snapshots[top].looked_at = -1e9  # as if a second had gone by
     second = define(function, store.put)
     assert second.definition.id != first.id
     assert called_elsewhere(store, second) == "22"
@@ -319,7 +324,10 @@ def test_a_changed_helper_default_attribute_or_code_is_seen(store: ObjectStore) 
     ids = [define(function, store.put).definition.id]
     helper.__defaults__ = (2,)
     ids.append(define(function, store.put).definition.id)
-    function.__kwdefaults__["y"] = 3
+    assert function.__kwdefaults__ is not None
+    function.__kwdefaults__["y"] = 2
+    ids.append(define(function, store.put).definition.id)
+    function.__kwdefaults__ = {"y": 3}
     ids.append(define(function, store.put).definition.id)
     function.extra = 4  # type: ignore[attr-defined]
     ids.append(define(function, store.put).definition.id)

@@ -31,7 +31,7 @@ from windlass.identity import (
 )
 
 
-@pytest.fixture()
+@pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return Authority.create("m1", tmp_path / "m1", [("127.0.0.1", 9123)])
 
@@ -119,7 +119,7 @@ def test_the_name_that_is_checked_is_the_managers_id(authority: Authority) -> No
 
 def test_another_managers_credentials_do_not_do(authority: Authority, tmp_path: Path) -> None:
     other = Authority.create("m1", tmp_path / "other", [])
-    with pytest.raises(ssl.SSLError, match="(?i)certificate.verify.failed"):
+    with pytest.raises(ssl.SSLError, match=r"(?i)certificate.verify.failed"):
         shake(read_connection_file(other.client_file).client_context(), authority.server_context(), "m1")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from windlass import objects
+from windlass import objects, store_folders
 from windlass.errors import StoreFull, WindlassError
 from windlass.objects import ObjectStore, content_name, open_in, same_host, write_result
 
@@ -98,7 +98,7 @@ def test_past_the_limit_the_least_recently_used_goes_first(store: ObjectStore) -
 
 def test_what_is_pinned_stays_and_the_newcomer_is_refused(store: ObjectStore) -> None:
     ref = store.put(b"a" * 900, pin=True)
-    with pytest.raises(StoreFull, match="an object of 200 bytes does not fit .*900 of 1000 bytes are in use; raise the limit") as caught:
+    with pytest.raises(StoreFull, match=r"an object of 200 bytes does not fit .*900 of 1000 bytes are in use; raise the limit") as caught:
         store.put(b"b" * 200)
     assert isinstance(caught.value, OSError)
     assert isinstance(caught.value, WindlassError)
@@ -269,7 +269,7 @@ def test_a_full_disk_is_said_to_be_full(store: ObjectStore, monkeypatch: pytest.
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
-        with pytest.raises(StoreFull, match="no room for an object of 5 bytes in .*: No space left on device; free some space there"):
+        with pytest.raises(StoreFull, match=r"no room for an object of 5 bytes in .*: No space left on device; free some space there"):
             store.put(b"hello")
         with pytest.raises(StoreFull):
             write_result(store.folder, b"hello")
@@ -303,7 +303,7 @@ def test_threads_can_share_a_store(tmp_path: Path) -> None:
                 assert bytes(store.open(ref.name)) == data
                 store.unpin(ref.name)
                 store.discard(store.put_result(bytes([number]) * 500).name)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - shown by the test's own thread
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
@@ -317,14 +317,16 @@ def test_threads_can_share_a_store(tmp_path: Path) -> None:
 
 
 def test_folders_of_dead_processes_are_removed_and_those_of_living_ones_kept(tmp_path: Path) -> None:
-    code = "import sys; from windlass.objects import default_store_folder as new; print(new('test', sys.argv[1]), flush=True); sys.stdin.read()"
-    environment = {**os.environ, "PYTHONWARNINGS": "error"}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", f"import os; import windlass.objects as o; o._shm_is_roomy = lambda: False; {code}", tmp_path],
-                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        for _ in range(2)
-    ]  # fmt: skip
-    folders = []
+    code = """
+import sys
+import windlass.store_folders as folders
+folders._shm_is_roomy = lambda: False
+print(folders.default_store_folder("test", sys.argv[1]), flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    folders: list[Path] = []
     for process in processes:
         assert process.stdout is not None
         folders.append(Path(process.stdout.readline().strip()))
@@ -332,7 +334,7 @@ def test_folders_of_dead_processes_are_removed_and_those_of_living_ones_kept(tmp
     processes[0].communicate()
     unrelated = tmp_path / "windlass-of-somebody"
     unrelated.mkdir()
-    assert objects.remove_dead_folders(str(tmp_path)) == [str(folders[0])]
+    assert store_folders.remove_dead_folders(str(tmp_path)) == [str(folders[0])]
     assert (folders[0].exists(), folders[1].exists(), unrelated.exists()) == (False, True, True)
     processes[1].communicate()
 

@@ -1,5 +1,9 @@
 """Arguments, results and exceptions: what comes back is what went, by the cheapest way that is right, or a text says why it cannot."""
 
+# Functions and values of any type are what is tested here, and what a module keeps to itself.
+# pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownVariableType=false, reportPrivateUsage=false
+
 from __future__ import annotations
 
 import collections
@@ -21,7 +25,7 @@ import numpy as np
 import pytest
 
 from windlass import pickling
-from windlass.errors import NotPicklable, RemoteError, RemoteTraceback
+from windlass.errors import NotPicklable, RemoteError, RemoteTraceback, StoreFull
 from windlass.messages import OUT_OF_BAND_BYTES, ObjectRef
 from windlass.objects import ObjectStore
 
@@ -67,9 +71,10 @@ def run(code: str, *args: object, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-PLAIN = [
+PLAIN: list[Any] = [
     None, 1, -(10**30), 2.5, "text", b"bytes", True, 1j, [1, 2], (1, "a"), {"k": 1.5}, [[1], {"a": (None,)}], {1, 2}, frozenset("ab"),
-    bytearray(b"x"), range(3), ..., NotImplemented, type(None), Color.RED, Point(3), collections.OrderedDict(a=1), np.float64(2.5), len, np.dot, dict,
+    bytearray(b"x"), range(3), ..., NotImplemented, type(None), Color.RED, Point(3), collections.OrderedDict(a=1), np.float64(2.5), len,
+    np.dot, dict,
 ]  # fmt: skip
 
 
@@ -250,7 +255,7 @@ def test_a_worker_does_without_cloudpickle_for_ordinary_values() -> None:
 
 def test_importing_it_loads_nothing_heavy() -> None:
     code = "import sys; import windlass.pickling, windlass.objects; print([n for n in {} if n in sys.modules])"
-    heavy = "cloudpickle numpy blake3 traceback tempfile zipfile windlass.functions windlass.snapshots logging asyncio".split()
+    heavy = ["cloudpickle", "numpy", "blake3", "tempfile", "zipfile", "windlass.functions", "windlass.snapshots", "logging", "asyncio"]
     assert run(code.format(heavy)).strip() == "[]"
 
 
@@ -296,6 +301,17 @@ def test_a_class_of_a_local_module_goes_by_name_and_its_source_comes_along(local
 # ---------------------------------------------------------------- what cannot travel
 
 
+def test_a_full_store_says_so_itself_whatever_is_put(local: str) -> None:
+    module: Any = __import__(local)
+
+    def put(data: Any) -> ObjectRef:
+        raise StoreFull("no room")
+
+    for value in (np.zeros(BIG), "x" * BIG, module.Thing(1)):
+        with pytest.raises(StoreFull, match="no room"):
+            pickling.pack_call((value,), {}, put)
+
+
 def test_an_argument_that_cannot_be_pickled_is_named_by_position(store: ObjectStore) -> None:
     with (
         socket.socket() as connection,
@@ -327,7 +343,11 @@ def test_a_result_that_cannot_be_pickled_names_its_type_and_the_reason() -> None
     ):
         pickling.pack_result([threading.Lock()], no_put)
     with pytest.raises(NotPicklable, match="a result of type generator cannot be pickled"):
-        pickling.pack_result((x for x in ()), no_put)
+        pickling.pack_result(iter_of_nothing(), no_put)
+
+
+def iter_of_nothing() -> Iterator[int]:
+    yield from ()
 
 
 def test_a_value_too_deep_to_pickle_is_refused() -> None:
@@ -346,7 +366,7 @@ def test_damaged_arguments_are_refused(payload: bytes, store: ObjectStore) -> No
 
 def test_a_result_of_a_module_that_is_not_here_says_so(store: ObjectStore) -> None:
     payload = b"\x80\x05cno_such_module\nThing\n."
-    with pytest.raises(NotPicklable, match="No module named 'no_such_module'; is it installed on this side too?"):
+    with pytest.raises(NotPicklable, match=r"No module named 'no_such_module'; is it installed on this side too?"):
         pickling.unpack_result(payload, (), store.open)
 
 
@@ -390,7 +410,7 @@ class Unpicklable(Exception):
 def thrown(function: Callable[[], object]) -> BaseException:
     try:
         function()
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - that is what is asked for
         return error
     raise AssertionError("it did not raise")
 
@@ -532,7 +552,7 @@ def test_groups_come_back_with_their_members_and_their_causes() -> None:
         for exc in (ValueError("one"), NeedsMore(2, reason="two")):
             try:
                 raise exc from KeyError("why")
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - any of those above
                 members.append(error)
         raise ExceptionGroup("many", [*members, ExceptionGroup("inner", [TypeError("three")])])
 

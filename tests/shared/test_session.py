@@ -65,7 +65,7 @@ def test_a_gap_ends_the_session_and_changes_nothing() -> None:
 
 
 def test_an_acknowledgement_of_what_was_never_sent_is_refused() -> None:
-    manager, worker = pair()
+    manager, _ = pair()
     with pytest.raises(ProtocolError, match="acknowledges frame 7, and 0 is the newest"):
         manager.take(msgspec.msgpack.encode((0, 7, [])), 0.0)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
-import pickle
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -217,9 +216,3 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         assert not instance.folder.exists()
     assert not _living()
     assert not bench.events.ended_twice
-
-
-@pytest.fixture
-def load_pickle() -> Callable[[bytes], Any]:
-    """Plain unpickling, as a slot does it."""
-    return pickle.loads

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from windlass.messages import (
     BAD_CALL,
@@ -375,3 +378,114 @@ def test_calls_that_a_dead_slot_had_not_started_go_back(backlog: Backlog, queue:
     backlog.lost(LIB, [ref(2), ref(7)])
     assert desk.take() == [("instance", 2)]
     assert backlog.held == 1
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Whatever happens in whatever order: each call that came is answered exactly once, and none is forgotten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.desk = Desk()
+        self.queue = Queue(room=6)
+        self.backlog = Backlog(self.desk)
+        self.backlog.add(LIB, self.queue, 3)
+        self.backlog.serves(LIB)
+        self.count = 0
+        self.open: set[int] = set()
+        self.cancelled: set[int] = set()
+
+    @rule(
+        weights=st.lists(st.sampled_from([1, 1, 1, 2, 5]), min_size=1, max_size=5), timeout=st.sampled_from([0.0, 9.0]), span=st.booleans()
+    )
+    def calls_come(self, weights: list[int], timeout: float, span: bool) -> None:
+        calls: list[CallRun] = []
+        for weight in weights:
+            self.count += 1
+            calls.append(call(self.count, timeout=timeout, weight=weight, spans=[f"b3-{self.count % 3}"] if span else ()))
+        self.open |= {item.call for item in calls}
+        self.backlog.run(calls)
+
+    @rule(which=st.integers(0, 2), well=st.booleans())
+    def object_comes_or_not(self, which: int, well: bool) -> None:
+        name = ObjectName(f"b3-{which}")
+        if well:
+            self.desk.here.add(name)
+            self.backlog.arrived(name)
+        elif name not in self.desk.here:
+            self.backlog.failed(name, BAD_CALL, "not there")
+
+    @precondition(lambda self: self.queue.queue and len(self.queue.slots) < 3)
+    @rule(noted=st.booleans())
+    def slot_claims(self, noted: bool) -> None:
+        claimed = self.queue.queue.popleft()
+        if noted:
+            self.queue.slots.append(Slot(claimed.call, claimed.attempt, 0.0))
+        else:
+            self.queue.limbo.append(claimed)
+
+    @precondition(lambda self: self.queue.limbo)
+    @rule()
+    def slot_notes(self) -> None:
+        claimed = self.queue.limbo.pop()
+        self.queue.slots.append(Slot(claimed.call, claimed.attempt, 0.0))
+
+    @precondition(lambda self: self.queue.slots)
+    @rule(first=st.booleans())
+    def slot_ends(self, first: bool) -> None:
+        slot = self.queue.slots.pop(0 if first else -1)
+        self.backlog.ended(LIB, [end(slot.call)])
+
+    @precondition(lambda self: self.queue.limbo)
+    @rule()
+    def slot_dies_before_it_started(self) -> None:
+        claimed = self.queue.limbo.pop()
+        self.backlog.lost(LIB, [HeldCall(claimed.call, claimed.attempt)])
+
+    @rule()
+    def queue_has_room(self) -> None:
+        self.backlog.room(LIB)
+
+    @rule(count=st.integers(1, 4))
+    def manager_recalls(self, count: int) -> None:
+        self.backlog.recall(LIB, count)
+
+    @rule(data=st.data())
+    def manager_cancels(self, data: st.DataObject) -> None:
+        if self.open:
+            wanted = data.draw(st.lists(st.sampled_from(sorted(self.open)), max_size=3, unique=True))
+            self.backlog.cancel([ref(number) for number in wanted])
+
+    @rule(slots=st.integers(0, 4))
+    def slots_change(self, slots: int) -> None:
+        self.backlog.set_slots(LIB, slots)
+
+    @rule(now=st.sampled_from([1.0, 20.0]))
+    def clock(self, now: float) -> None:
+        self.backlog.sweep(now)
+
+    @rule()
+    def instance_is_replaced(self) -> None:
+        self.backlog.gone(LIB)
+        self.queue = Queue(room=6)
+        self.backlog.add(LIB, self.queue, 3)
+        self.backlog.serves(LIB)
+
+    @invariant()
+    def each_is_answered_once(self) -> None:
+        for word, *numbers in self.desk.take():
+            answered = {numbers[0]} if word == "ended" else set(numbers) if word != "unknown" else set[object]()
+            assert answered <= self.open, (word, numbers)
+            self.open -= {number for number in answered if isinstance(number, int)}
+        assert self.backlog.held == len(self.open)
+        self.backlog.check()
+
+    def teardown(self) -> None:
+        """Drained, everything that does not run has gone back."""
+        self.backlog.drain()
+        self.each_is_answered_once()
+        running = {slot.call for slot in self.queue.slots} | {item.call for item in self.queue.limbo}
+        assert self.open == running
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)

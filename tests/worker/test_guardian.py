@@ -17,6 +17,7 @@ from windlass.worker.guardian import VARIABLE, end_marked, marked, remove_tree
 
 #: A worker in small: has a guardian, a folder, a child in a session of its own with a child that has left its parent;
 #: then does as it is told.
+#: Numbers over 5,000,000 are no process's: the kernel's largest is 4,194,304.
 WORKER = """
 import os, subprocess, sys
 from windlass.worker.guardian import Guardian
@@ -28,12 +29,17 @@ orphan = "import os, time; os.setsid(); os.fork() and os._exit(0); print(os.getp
 child = "import subprocess, sys, time; subprocess.run([sys.executable, '-S', '-c', sys.argv[1]]); time.sleep(600)"
 process = subprocess.Popen([sys.executable, "-S", "-c", child, orphan], start_new_session=True, stdout=subprocess.PIPE, text=True)
 cleared = subprocess.Popen(["sleep", "600"], env={}, start_new_session=True)
-guardian.session(cleared.pid)
+guardian.sessions([5_000_000, cleared.pid])
+guardian.sessions([cleared.pid])
 print(guardian.pid, process.pid, process.stdout.readline().strip(), cleared.pid, guardian.token, flush=True)
-if sys.stdin.readline().strip() == "orderly":
-    cleared.kill()
+word = sys.stdin.readline().strip()
+if word == "busy":
+    for number in range(20_000):
+        guardian.sessions([cleared.pid, 5_000_000 + number])
+    guardian.sessions([cleared.pid])
+if word:
+    assert guardian.sweep() >= 3
     cleared.wait()
-    assert guardian.sweep() >= 2
     process.wait()
     guardian.release()
     print("released", flush=True)
@@ -127,6 +133,14 @@ def test_the_guardian_stays_when_every_process_is_signalled(small: Small, number
     assert not small.folder.exists()
 
 
+def test_a_stopped_guardian_stops_nobody(small: Small) -> None:
+    """The worker tells it more than a pipe holds, and leaves in order."""
+    os.kill(small.guardian, signal.SIGSTOP)
+    out, _ = small.process.communicate("busy\n", timeout=20)
+    assert out == "released\n"
+    assert await_gone([*small.started, small.guardian]) == []
+
+
 def test_a_stopped_process_is_ended_too(small: Small) -> None:
     """SIGKILL reaches processes under SIGSTOP."""
     os.kill(small.orphan, signal.SIGSTOP)
@@ -156,6 +170,18 @@ def test_only_the_marked_are_ended(small: Small) -> None:
     finally:
         bystander.kill()
         bystander.wait()
+
+
+def test_a_process_older_than_the_worker_is_never_ended() -> None:
+    """The number of a session that is gone may have become another one's; the worker started nothing before itself."""
+    older = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    try:
+        began = int(Path(f"/proc/{older.pid}/stat").read_text().rpartition(") ")[2].split()[19])
+        assert marked("no such mark", {older.pid}, since=began + 1) == []
+        assert marked("no such mark", {older.pid}, since=began) == [older.pid]
+    finally:
+        older.kill()
+        older.wait()
 
 
 def test_a_tree_is_removed_with_its_locked_folders_and_links_are_not_followed(tmp_path: Path) -> None:

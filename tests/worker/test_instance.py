@@ -186,6 +186,22 @@ async def test_a_killed_call_ends_as_asked_and_its_slot_is_replaced(bench: Any, 
 
 
 @pytest.mark.asyncio
+async def test_a_call_of_a_slot_whose_process_id_is_not_known_yet_is_killed_when_it_is(bench: Any, tmp_path: Path) -> None:
+    """The slot's first words and the zygote's word of it come by different ways."""
+    instance = await bench.serving(bench.spec(wait_for), 0)
+    zygote = instance.zygote
+    instance._loop.remove_reader(zygote._control.fileno())
+    instance.set_slots(1)
+    call = bench.call(wait_for, str(tmp_path / "a"))
+    instance.feed([call])
+    await bench.until((tmp_path / "a").exists)
+    assert [item.pid for item in instance.running()] == [0]
+    assert instance.kill_call(call.call, 1, CANCELLED, None)
+    instance._loop.add_reader(zygote._control.fileno(), zygote._on_control)
+    assert (await bench.end(call)).outcome == CANCELLED
+
+
+@pytest.mark.asyncio
 async def test_killing_calls_that_are_about_to_end_hits_no_other_call(bench: Any) -> None:
     """Each call ends once, killed or returned, and only those asked for are killed."""
     instance = await bench.serving(bench.spec(add), 2)
@@ -357,6 +373,19 @@ async def test_the_number_of_slots_goes_up_and_down(bench: Any, tmp_path: Path) 
     assert bench.value(await bench.end(queued)) == 2
     await bench.until(lambda: instance.slots == 2)
     assert not bench.events.given_back
+
+
+@pytest.mark.asyncio
+async def test_idle_slots_may_come_and_go_as_often_as_is_wished(bench: Any) -> None:
+    """That they end without having run a call is nobody's fault."""
+    instance = await bench.serving(bench.spec(add), 1)
+    for turn in range(12):
+        instance.set_slots(turn % 2)
+        await asyncio.sleep(0.0002 * turn)
+    instance.set_slots(1)
+    assert bench.value(await bench.run(add, 1, 1)) == 2
+    await bench.until(lambda: instance.slots == 1 and len(instance.slot_pids()) == 1)
+    assert not bench.events.failures
 
 
 @pytest.mark.asyncio

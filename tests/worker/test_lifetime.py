@@ -117,6 +117,15 @@ def test_it_leaves_when_idle_too_long() -> None:
     assert life.reason == "idle for 60 s"
 
 
+def test_a_worker_that_starts_a_library_is_not_idle_and_need_not_finish_it() -> None:
+    """Its calls come when the imports are done; a drain does not wait for that."""
+    life = Lifetime(0.0, idle_timeout=60.0)
+    assert life.look(100.0, held=0, starting=True) is Decision.NOTHING
+    assert life.look(150.0, held=0) is Decision.NOTHING
+    life.drain("scale down")
+    assert life.look(151.0, held=0, starting=True) is Decision.FINISH
+
+
 def test_leave_ends_at_once_in_any_phase_and_once() -> None:
     """Also while draining; afterwards nothing is decided any more."""
     life = Lifetime(0.0)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import pytest
 
-from windlass.messages import CallId, InstanceId
+from windlass.messages import DIED, OUT_OF_MEMORY, CallEnd, CallId, EndDetail, InstanceId
 from windlass.worker import memory
-from windlass.worker.memory import Usage, choose, out_of_memory_text, parse_cgroups, parse_limit, parse_table, share_of, smallest
+from windlass.worker.memory import Cgroup, Usage, choose, out_of_memory_text, parse_cgroups, parse_limit, parse_table, share_of, smallest
+from windlass.worker.watch import MemoryWatch
 
 GIB = 1 << 30
 
@@ -159,6 +162,53 @@ def test_a_real_process_is_measured() -> None:
         process.communicate(b"\n")
     assert memory.resident(process.pid) == 0
     assert memory.proportional(process.pid) == 0
+
+
+class NoLibraries:
+    """A worker's libraries as `MemoryWatch` asks for them: none, with two slots in all."""
+
+    entries: ClassVar[dict[InstanceId, Any]] = {}
+
+    def slots(self) -> int:
+        return 2
+
+
+def cgroup(folder: Path, *, limit: int, used: int, droppable: int, kills: int) -> Cgroup:
+    """A cgroup's files, as version 2 has them."""
+    texts = {
+        "max": f"{limit}\n",
+        "current": f"{used}\n",
+        "stat": f"anon 5\ninactive_file {droppable}\n",
+        "events": f"oom 9\noom_kill {kills}\n",
+    }
+    for name, text in texts.items():
+        (folder / f"memory.{name}").write_text(text)
+    return Cgroup(*(str(folder / f"memory.{name}") for name in texts))
+
+
+def test_file_pages_that_can_be_dropped_do_not_fill_a_cgroup(tmp_path: Path) -> None:
+    """A call that reads a large file is not short of memory."""
+    group = cgroup(tmp_path, limit=1000, used=990, droppable=500, kills=0)
+    assert memory.cgroup_excess([group]) == pytest.approx(0.49)
+    assert memory.read_limit(0, [group]) == 1000
+
+
+def test_a_death_by_the_kernels_own_choice_is_told_as_one_for_memory(tmp_path: Path) -> None:
+    """Its count tells it from any other SIGKILL; each kill explains one death."""
+    group = cgroup(tmp_path, limit=GIB, used=100, droppable=0, kills=3)
+    watch = MemoryWatch(cast(Any, NoLibraries()), cast(Any, None), GIB, [group], lambda _: None)
+
+    def died(number: int) -> CallEnd:
+        return CallEnd(CallId(number), 1, DIED, detail=EndDetail(text="the slot was killed", signal=9, peak_memory=77))
+
+    assert watch.explain(died(1)).outcome == DIED
+    cgroup(tmp_path, limit=GIB, used=100, droppable=0, kills=4)
+    end = watch.explain(died(2))
+    assert end.outcome == OUT_OF_MEMORY
+    assert end.detail is not None
+    assert (end.detail.peak_memory, end.detail.share, end.detail.limit) == (77, GIB // 2, GIB)
+    assert end.detail.text == "the kernel ended the call because the pilot's memory ran out; the slot was killed"
+    assert watch.explain(died(3)).outcome == DIED
 
 
 def test_reading_what_is_not_there_gives_nothing() -> None:

@@ -15,7 +15,8 @@ from windlass import pickling
 from windlass.errors import UsageError
 from windlass.messages import BAD_CALL, CANCELLED, DIED, RAISED, RETURNED, CallRun, FunctionId, ImportSpec
 from windlass.worker import slot_api
-from windlass.worker.slotproc import is_gone
+from windlass.worker.slotlink import BEGUN, CALL, FINISHED, SENDING
+from windlass.worker.slotproc import descendants, is_gone, process_state
 
 
 def add(a: int, b: int) -> int:
@@ -341,6 +342,35 @@ async def test_in_mode_fork_a_killed_call_ends_as_asked_with_all_below_it(bench:
     assert instance.slot_pids()[0] == slot
     left = bench.value(await bench.run(leave_behind))
     await bench.until(lambda: is_gone(left))
+
+
+@pytest.mark.asyncio
+async def test_in_mode_fork_a_death_in_the_middle_of_an_answer_harms_no_other_answer(bench: Any) -> None:
+    """The stream of results is torn: the slot goes with it, and only that call is charged."""
+
+    def large() -> str:
+        return "x" * 60_000
+
+    instance = await bench.serving(bench.spec(large, mode="fork"))
+    (slot,) = instance._slots.slots.values()
+    words = instance._ground.rows.words
+    # As if the worker were busy: answers pile up until one does not fit.
+    instance._loop.remove_reader(slot.results.fileno())
+    calls = [bench.call(large) for _ in range(150)]
+    assert instance.feed(calls) == len(calls)
+
+    def is_sending() -> list[int]:
+        children = descendants(slot.pid)
+        sending = words[SENDING] == words[BEGUN] != words[FINISHED]
+        return [pid for pid in children if sending and process_state(pid) == "S"]
+
+    await bench.until(lambda: bool(is_sending()))
+    torn = words[CALL]
+    os.kill(is_sending()[0], signal.SIGKILL)
+    for call in calls:
+        end = await bench.end(call)
+        assert end.outcome == (DIED if call.call == torn else RETURNED)
+    assert not bench.events.given_back
 
 
 def test_the_names_of_the_slots_api_cost_nothing_to_import() -> None:

@@ -235,15 +235,6 @@ class Manager:
         self.store.close()
 
 
-def processes_of(pid: int) -> list[int]:
-    """Living processes that bear the mark of a worker's environment, given the worker or one of its processes; not itself."""
-    try:
-        marks = [word for word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if word.startswith(f"{VARIABLE}=".encode())]
-    except OSError:
-        marks = []
-    return marked(marks[0]) if marks else []
-
-
 def marked(mark: bytes) -> list[int]:
     found: list[int] = []
     for name in os.listdir("/proc"):
@@ -590,6 +581,18 @@ async def test_it_drains_before_its_walltime(manager: Manager) -> None:
     """By itself, in time."""
     process = await manager.worker("--walltime", "2")
     assert (await manager.hear(WorkerDraining)).reason == "near the end of walltime"
+    assert await status(process) == 0
+
+
+async def test_a_worker_whose_scratch_takes_nothing_more_drains(manager: Manager) -> None:
+    """Rather than fail one call after the other: they go back, and the reason is told."""
+    process = await manager.worker()
+    await manager.library()
+    shutil.rmtree(next((manager.folder / "scratch").glob("windlass-*/functions-*")))
+    function = manager.define(add)
+    manager.say(AddFunctions((function,)), RunCalls([manager.call(1, add, 1, 2)]))
+    assert "function add could not be stored" in (await manager.hear(WorkerDraining)).reason
+    await manager.until(lambda: manager.returned == [("draining", 1)])
     assert await status(process) == 0
 
 

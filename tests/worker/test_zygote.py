@@ -168,6 +168,7 @@ async def test_a_context_that_fails_fails_the_library_with_its_traceback(bench: 
     (failure,) = bench.events.failures
     assert failure.kind == "context"
     assert failure.text.startswith("the context function of library 'lib' failed: LookupError: no data\nTraceback")
+    assert failure.at_start, "no call was ever answered"
     assert log.read_text() == "x"
 
 

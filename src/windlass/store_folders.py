@@ -1,0 +1,119 @@
+"""Where the objects of a process are kept: a private folder, in memory if there is enough, and what dead processes left of theirs.
+
+Theory of operation
+-------------------
+A folder is named ``windlass-<kind>-<uid>-<boot>-<pid namespace>-<pid>-<start time>-<random>``. That tells, on a file system that
+containers or even hosts share, that a folder's owner is a process which this one could see, and that it is gone: only then the folder is
+removed. Everyone who makes a folder looks for such ones first, so that what a killed process leaves in memory is freed by the next.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+#: /dev/shm is memory: it is used when it has this much free, and the node twice as much memory available.
+_ROOMY: Final = 1 << 30
+
+
+def default_store_folder(kind: str, scratch: str | os.PathLike[str] | None = None) -> Path:
+    """A new private folder for the objects of this process, in memory (/dev/shm) when that is roomy, else on node scratch.
+
+    `kind` is a word such as ``manager`` or ``worker``. `scratch` is where to go when memory is short; by default the batch system's
+    own scratch folder. Folders there that dead processes of this user left are removed.
+    """
+    bases = [os.fspath(scratch) if scratch is not None else _node_scratch()]
+    if _shm_is_roomy():
+        bases.insert(0, "/dev/shm")
+    for base in bases:
+        remove_dead_folders(base)
+    name = "-".join(("windlass", kind, str(os.getuid()), *_place(), str(os.getpid()), _start_time(os.getpid()), os.urandom(6).hex()))
+    for base in bases:
+        path = Path(base, name)
+        try:
+            path.mkdir(mode=0o700, parents=True)
+        except OSError:
+            if base == bases[-1]:
+                raise
+        else:
+            return path
+    raise AssertionError("unreachable")
+
+
+def default_store_limit(folder: str | os.PathLike[str]) -> int:
+    """Bytes that objects in `folder` may use: half of what is free there now, and a quarter of the free memory if it is memory."""
+    status = os.statvfs(folder)
+    half = status.f_bavail * status.f_frsize // 2
+    return min(half, _memory_available() // 4) if os.fspath(folder).startswith("/dev/shm") else half
+
+
+def remove_dead_folders(base: str) -> list[str]:
+    """Remove store folders of this user in `base` whose process is gone; returns them."""
+    removed: list[str] = []
+    for path, fields in _store_folders(base):
+        uid, boot, namespace, pid, start, _ = fields
+        if uid == str(os.getuid()) and (boot, namespace) == _place() and _start_time(int(pid)) != start:
+            shutil.rmtree(path, ignore_errors=True)
+            removed.append(path)
+    return removed
+
+
+def _store_folders(base: str) -> Iterator[tuple[str, list[str]]]:
+    try:
+        names = os.listdir(base)
+    except OSError:
+        return
+    for name in names:
+        fields = name.split("-")
+        if len(fields) == 8 and fields[0] == "windlass" and fields[5].isdigit():
+            yield os.path.join(base, name), fields[2:]
+
+
+def _place() -> tuple[str, str]:
+    """This boot of this host, and this process-id namespace on it."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read(8)
+        return boot, str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return "unknown", "0"
+
+
+def _start_time(pid: int) -> str:
+    """When the process started, in ticks since the boot; empty when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError):
+        return ""
+
+
+def _node_scratch() -> str:
+    for variable in ("SLURM_TMPDIR", "_CONDOR_SCRATCH_DIR", "TMPDIR"):
+        folder = os.environ.get(variable)
+        if folder and os.path.isdir(folder):
+            return folder
+    return "/tmp"
+
+
+def _shm_is_roomy() -> bool:
+    try:
+        status = os.statvfs("/dev/shm")
+    except OSError:
+        return False
+    free = status.f_bavail * status.f_frsize
+    return free >= _ROOMY and _memory_available() >= 2 * _ROOMY and os.access("/dev/shm", os.W_OK)
+
+
+def _memory_available() -> int:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

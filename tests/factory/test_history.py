@@ -1,0 +1,107 @@
+"""What a pool has been through, and what follows from it."""
+
+from __future__ import annotations
+
+import pytest
+
+from windlass.factory.backend import CommandLimits
+from windlass.factory.history import CommandBudget, History
+
+
+def test_silence_waits_five_seconds_doubling_to_five_minutes_and_never_pauses() -> None:
+    history = History()
+    waits: list[float] = []
+    for _ in range(10):
+        history.unreachable("no answer", 0.0)
+        waits.append(history.silent_until())
+    assert waits == [5, 10, 20, 40, 80, 160, 300, 300, 300, 300]
+    assert history.paused == ""
+    history.answered()
+    assert history.submit_after(0.0) == (0.0, "")
+    history.unreachable("no answer", 0.0)
+    assert history.silent_until() == 5
+
+
+def test_deaths_at_start_are_followed_by_longer_and_longer_waits() -> None:
+    history = History(max_start_failures=99)
+    waits: list[float] = []
+    for _ in range(6):
+        history.died_at_start("", "exit status 1", 0.0, 0.0)
+        waits.append(history.submit_after(0.0)[0])
+    assert waits == [0, 60, 900, 1800, 3600, 3600]
+    history.served("n1")
+    assert history.submit_after(0.0) == (0.0, "")
+    assert history.start_failures == 0
+
+
+def test_three_deaths_in_a_row_pause_with_the_last_words() -> None:
+    history = History()
+    for number in range(3):
+        assert history.paused == ""
+        history.died_at_start("", f"words {number}", 0.0, 0.0)
+    assert history.paused == "3 pilots in a row ended before they served, the last one so: words 2"
+    history.resume()
+    assert (history.paused, history.start_failures) == ("", 0)
+
+
+def test_a_node_with_two_deaths_is_avoided_for_an_hour() -> None:
+    history = History()
+    history.served("good")
+    for _ in range(5):
+        history.died_at_start("bad", "x", 0.0, 10.0)
+    assert history.avoided(10.0) == ("bad",)
+    assert (history.start_failures, history.paused) == (1, ""), "a bad node counts once"
+    assert history.avoided(3609.0) == ("bad",)
+    assert history.avoided(3610.0) == ()
+
+
+def test_a_batch_system_that_cannot_avoid_a_node_pauses_in_the_end() -> None:
+    history = History()
+    history.served("good")
+    for at in (10.0, 11.0, 20.0, 30.0):
+        history.died_at_start("bad", "x", at, at)
+    assert history.paused != ""
+
+
+def test_a_limit_halves_the_batch_and_waits_for_an_own_pilot_to_end() -> None:
+    history = History()
+    history.over_limit("QOS", 32, own_pilots=5, now=0.0)
+    assert (history.batch_cap, history.submit_after(0.0)) == (16, (300.0, "a limit on jobs is reached"))
+    history.pilot_ended()
+    assert history.submit_after(0.0) == (0.0, "")
+    history.over_limit("QOS", 1, own_pilots=0, now=0.0)
+    assert (history.batch_cap, history.submit_after(0.0)[0]) == (1, 10.0)
+    for cap in (2, 4, 8, 16, 32, 0):
+        history.accepted()
+        assert history.batch_cap == cap
+    assert history.paused == ""
+
+
+def test_what_was_wanted_lately_is_kept_for_a_while() -> None:
+    history = History()
+    for now, wanted in ((0, 5), (10, 3), (20, 4), (30, 0)):
+        history.note_wanted(wanted, now, 60.0)
+    assert history.keep(0, 30, 60.0) == (5, 70.0)
+    assert history.keep(0, 70, 60.0) == (4, 90.0)
+    assert history.keep(0, 90, 60.0) == (0, 0.0)
+    assert history.keep(7, 30, 60.0) == (7, 0.0)
+
+
+@pytest.mark.parametrize(("spent", "free"), [([], 100.0), ([99.0] * 4, 100.0), ([99.0] * 5, 109.0), ([90.0] * 5, 100.0)])
+def test_at_most_five_commands_in_any_ten_seconds(spent: list[float], free: float) -> None:
+    budget = CommandBudget(CommandLimits())
+    for at in spent:
+        budget.spend("submit", at)
+    assert budget.free_at(100.0) == free
+
+
+def test_at_most_thirty_commands_in_any_ten_minutes_some_kept_for_queries() -> None:
+    budget = CommandBudget(CommandLimits())
+    for number in range(24):
+        budget.spend("submit", number * 10.0)
+    assert budget.free_at(240.0) == 600.0
+    assert budget.free_at(240.0, query=True) == 240.0
+    for number in range(6):
+        budget.spend("query", 240.0 + number * 10)
+    assert budget.free_at(300.0, query=True) == 600.0
+    assert budget.sent == {"submit": 24, "query": 6}

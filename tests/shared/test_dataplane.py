@@ -1,0 +1,176 @@
+"""Objects over real data connections."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from windlass.dataplane import DataClient, DataServer, ObjectGone
+from windlass.identity import WORKER, Authority, Identity, read_connection_file
+from windlass.links import Link
+from windlass.listener import Listener
+from windlass.messages import PROTOCOL, Hello, ObjectName, ObjectRef, Refused, Welcome
+from windlass.objects import ObjectStore
+
+LIMIT = 20.0
+
+
+class Shell:
+    def hello(self, hello: Hello, identity: Identity) -> Welcome | Refused:
+        return Welcome(hello.session, 0, "m1", "0")
+
+    def attach(self, session: str, link: Link) -> None:
+        raise AssertionError("there are data connections only")
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.create("m1", tmp_path_factory.mktemp("state") / "m1")
+
+
+class Ends:
+    def __init__(self, authority: Authority, tmp_path: Path) -> None:
+        self.theirs = ObjectStore(tmp_path / "manager", 1 << 30)
+        self.ours = ObjectStore(tmp_path / "worker", 1 << 30)
+        self.server = DataServer(self.theirs)
+        self.listener = Listener(authority, Shell(), serve_data=self.server)
+        self.authority = authority
+
+    async def open(self) -> None:
+        await self.listener.listen(["127.0.0.1"])
+        certificate, key = self.authority.credential(WORKER, "w1")
+        connection = msgspec.structs.replace(
+            read_connection_file(self.authority.pilot_file), addresses=tuple(self.listener.addresses), path=""
+        )
+        self.client = DataClient(connection, lambda: Hello("worker", PROTOCOL, "0", (3, 11), "w1"), self.ours)
+        self.client.use_certificate(certificate, key)
+
+    def cut(self) -> None:
+        for transport in self.listener.data_transports:
+            transport.abort()
+
+
+@asynccontextmanager
+async def ends(authority: Authority, tmp_path: Path) -> AsyncGenerator[Ends]:
+    both = Ends(authority, tmp_path)
+    await both.open()
+    try:
+        async with asyncio.timeout(LIMIT):
+            yield both
+    finally:
+        await both.client.close()
+        await both.listener.close()
+
+
+def test_objects_of_all_sizes_come_whole(authority: Authority, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            contents = [os.urandom(size) for size in (1, 4, 65536, 262144, 262145, 5_000_000)] + [b""]
+            refs = [both.theirs.put(content) for content in contents]
+            await asyncio.gather(*(both.client.get(ref) for ref in refs))
+            assert [bytes(both.ours.open(ref.name)) for ref in refs] == contents
+
+    asyncio.run(work())
+
+
+def test_objects_are_given_and_are_the_same(authority: Authority, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            contents = [os.urandom(size) for size in (1, 3_000_000, 700_000)] + [b""]
+            refs = [both.ours.put_result(content) for content in contents]
+            await asyncio.gather(*(both.client.put(ref.name, both.ours.path(ref.name)) for ref in refs))
+            assert [bytes(both.theirs.open(ref.name)) for ref in refs] == contents
+
+    asyncio.run(work())
+
+
+def test_many_requests_both_ways_at_once(authority: Authority, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            gets = [both.theirs.put(os.urandom(100_000)) for _ in range(40)]
+            puts = [both.ours.put(os.urandom(100_000)) for _ in range(40)]
+            await asyncio.gather(
+                *(both.client.get(ref) for ref in gets), *(both.client.put(ref.name, both.ours.path(ref.name)) for ref in puts)
+            )
+            assert all(both.ours.has(ref.name) for ref in gets)
+            assert all(both.theirs.verify(ref.name) for ref in puts)
+
+    asyncio.run(work())
+
+
+def test_one_object_asked_for_often_travels_once(authority: Authority, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            ref = both.theirs.put(os.urandom(500_000))
+            await asyncio.gather(*(both.client.get(ref) for _ in range(10)))
+            assert both.server.bytes_out == ref.size
+
+    asyncio.run(work())
+
+
+def test_what_the_manager_does_not_have_is_said_and_others_go_on(authority: Authority, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            missing = ObjectRef(ObjectName("b3-" + "0" * 32), 10)
+            with pytest.raises(ObjectGone, match=rf"object {missing.name}: the manager does not have it any more"):
+                await both.client.get(missing)
+            ref = both.theirs.put(b"here")
+            await both.client.get(ref)
+
+    asyncio.run(work())
+
+
+def test_a_refused_object_is_read_away_and_the_connection_stays_good(authority: Authority, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            file = tmp_path / "file"
+            file.write_bytes(os.urandom(1_000_000))
+            with pytest.raises(ObjectGone, match="cannot be an object"):
+                await both.client.put(ObjectName("../evil"), file)
+            with pytest.raises(ObjectGone, match="damaged on its way"):
+                await both.client.put(ObjectName("b3-" + "0" * 32), file)
+            await both.client.get(both.theirs.put(b"here"))
+            assert len(both.listener.data_transports) == 1
+
+    asyncio.run(work())
+
+
+def test_a_cut_is_made_good_once(authority: Authority, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            await both.client.get(both.theirs.put(b"first"))
+            ref = both.theirs.put(os.urandom(30_000_000))
+            task = asyncio.create_task(both.client.get(ref))
+            while not both.server.bytes_out > 5:
+                await asyncio.sleep(0)
+            both.cut()
+            await task
+            assert both.ours.verify(ref.name)
+
+    asyncio.run(work())
+
+
+def test_on_the_same_host_objects_are_linked_and_not_sent(authority: Authority, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            both.client.use_welcome(
+                Welcome("", 0, "m1", "0", store=str(both.theirs.folder), store_token=(both.theirs.folder / ".token").read_text())
+            )
+            assert both.client.shares_host
+            ref = both.theirs.put(os.urandom(2_000_000))
+            await both.client.get(ref)
+            assert both.ours.path(ref.name).stat().st_ino == both.theirs.path(ref.name).stat().st_ino
+            result = both.ours.put_result(os.urandom(2_000_000))
+            await both.client.put(result.name, both.ours.path(result.name))
+            assert both.ours.path(result.name).stat().st_ino == both.theirs.path(result.name).stat().st_ino
+            assert (both.server.bytes_in, both.server.bytes_out) == (0, 0)
+            both.client.use_welcome(Welcome("", 0, "m1", "0", store=str(both.theirs.folder), store_token="wrong"))
+            assert not both.client.shares_host
+
+    asyncio.run(work())
