@@ -9,7 +9,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 ARGS   ?=
 
 .DEFAULT_GOAL := help
@@ -24,13 +24,16 @@ demo: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(BIN)/pytest $(ARGS)
 
+# Goes through to the end, so that one run tells all that is wrong.
 lint: $(VENV)/.dev
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/python .ci/pyright_all.py
-	@if command -v shellcheck >/dev/null; then echo shellcheck .ci/run && shellcheck .ci/run; \
-	 else echo "shellcheck is not here: .ci/run is not checked"; fi
+	@failed=0; \
+	 step() { echo "$$*"; "$$@" || failed=1; }; \
+	 step $(BIN)/ruff check; \
+	 step $(BIN)/ruff format --check; \
+	 step $(BIN)/mypy; \
+	 step $(BIN)/python .ci/pyright_all.py; \
+	 if command -v shellcheck >/dev/null; then step shellcheck .ci/run; else echo "shellcheck is not here: .ci/run is not checked"; fi; \
+	 exit $$failed
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
@@ -45,7 +48,7 @@ $(BIN)/python:
 	 { echo "Windlass needs Python 3.11 or later; $(PYTHON) is older. Try: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@echo "making $(VENV)"
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || \
-	 { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --disable-pip-version-check --quiet --python $(BIN)/python install pip; }
+	 { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --disable-pip-version-check -qq --python $(BIN)/python install pip; }
 
 $(VENV)/.runtime: pyproject.toml | $(BIN)/python
 	@echo "installing Windlass into $(VENV)"

@@ -20,7 +20,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from windlass.errors import (
     CallFailed,
@@ -33,6 +33,7 @@ from windlass.errors import (
     NotPossible,
     OutOfMemory,
     SlotDied,
+    StoreFull,
     WorkersLost,
 )
 from windlass.manager.calls import CLOSED, LIBRARY_FAILED, LOST, NOT_POSSIBLE, TOO_LONG
@@ -58,9 +59,11 @@ from windlass.messages import (
     Message,
     ObjectRef,
 )
-from windlass.objects import ObjectStore
 from windlass.pickling import pack_call, unpack_exception, unpack_result
+from windlass.spooling import SpoolingStore
 
+#: Seconds between looks for room in a full store, beside those at each call that ends.
+ROOM_SECONDS: Final = 0.5
 #: What goes into the manager's inbox: a call, or who says it and a message.
 Item = CallSpec | tuple[str, Message]
 
@@ -68,7 +71,7 @@ Item = CallSpec | tuple[str, Message]
 class Client:
     """Turns calls into messages and ends into results."""
 
-    def __init__(self, store: ObjectStore, inbox: Inbox[Any], clock: Callable[[], float]) -> None:
+    def __init__(self, store: SpoolingStore, inbox: Inbox[Any], clock: Callable[[], float]) -> None:
         self.store = store
         self._inbox = inbox
         self._clock = clock
@@ -81,6 +84,8 @@ class Client:
         self._unread: weakref.WeakValueDictionary[CallId, CallFuture[Any]] = weakref.WeakValueDictionary()
         self._arrived = threading.Condition()
         self._waiters = 0
+        #: Grows whenever the store may have got room.
+        self._freed = 0
         #: Not empty: why nothing more is taken.
         self.closed = ""
 
@@ -102,14 +107,15 @@ class Client:
     ) -> CallFuture[Any]:
         """Pickle the arguments, make a future, hand the call over. ``parameters``: the function's, for the text of an error.
 
-        Raises `NotPicklable`, `StoreFull` and `Closed`; then nothing was submitted.
+        Waits while the store is full of arguments of calls that have not ended. Raises `NotPicklable`, `Closed`, and `StoreFull`
+        where waiting would not help; then nothing was submitted.
         """
         if self.closed:
             raise Closed(self.closed)
         put: list[ObjectRef] = []
 
         def keep(data: Any) -> ObjectRef:
-            ref = self.store.put(data, pin=True)
+            ref = self._put(data)
             put.append(ref)
             return ref
 
@@ -128,9 +134,29 @@ class Client:
             self._close_one(call)  # the manager ended meanwhile, perhaps without having seen this call
         return future
 
+    def _put(self, data: Any) -> ObjectRef:
+        """Keep an argument. While there is no room and calls that have not ended will make some, wait."""
+        while True:
+            freed = self._freed
+            try:
+                return self.store.put(data, pin=True)
+            except StoreFull:
+                if not self._pinned or not self.store.could_hold(memoryview(data).nbytes):
+                    raise
+            with self._arrived:
+                self._waiters += 1
+                try:
+                    if self._freed == freed and not self.closed:
+                        self._arrived.wait(ROOM_SECONDS)
+                finally:
+                    self._waiters -= 1
+            if self.closed:
+                raise Closed(self.closed)
+
     def _unpin(self, refs: Sequence[ObjectRef]) -> None:
         for ref in refs:
             self.store.unpin(ref.name)
+        self._freed += 1
 
     def cancel(self, future: CallFuture[Any]) -> None:
         """The owner's part of `CallFuture.cancel`."""
@@ -153,6 +179,8 @@ class Client:
         self.closed = self.closed or reason
         for call in list(self._futures):
             self._close_one(call)
+        with self._arrived:
+            self._arrived.notify_all()
 
     def _close_one(self, call: CallId) -> None:
         self.deliver([CallDone(CallEnd(call, 0, CLOSED, detail=EndDetail(text=self.closed)), returned_at=self._clock())])
@@ -189,6 +217,10 @@ class Client:
     def _discard(self, spans: Sequence[ObjectRef]) -> None:
         for span in spans:
             self.store.discard(span.name)
+        self._freed += 1
+        if self._waiters:
+            with self._arrived:
+                self._arrived.notify_all()
 
     # ------------------------------------------------------------ asking
 

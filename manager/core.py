@@ -309,7 +309,7 @@ class Core(Dispatch):
             if state.running and not state.waiting:
                 if state.idle:
                     self._recall(state, now, patient=False)
-                elif not state.progressed and state.behind():
+                elif not state.progressed and self._behind(state):
                     self._find_slots(state, now)  # they were sent ahead of slots that have turned out to be long busy
             state.progressed = False
 
@@ -393,18 +393,19 @@ class Core(Dispatch):
         self._finish(call, end, now)
 
     def _grown(self, call: Call, worker: Worker, detail: EndDetail) -> CallQueue | None:
-        """The queue for a call that asks for twice the memory it had, if anything has so much."""
+        """The queue for a call that asks for twice the memory it had, or for the most there is if that is more than its share was."""
         options = call.queue.options
-        had = max(options.needs.memory, detail.share, detail.peak_memory)
-        needs = Resources(options.needs.cores, had * 2, options.needs.gpus)
-        larger = msgspec.structs.replace(options, needs=needs)
         spec = self.libraries[call.spec.library].spec
-        if not any(fits(spec, needs, one.info.resources) for one in self.workers.values()) and (
-            not self.all_offers() or why_never(spec, larger, self.all_offers(), ())
-        ):
-            return None
-        found = self._queue_for(call.spec.library, larger, call.queue.least_seconds)
-        return None if isinstance(found, str) else found
+        known = [one.info.resources for one in self.workers.values()] + [offer.resources for offer in self.all_offers()]
+        share = max(options.needs.memory, detail.share)
+        twice = 2 * max(share, detail.peak_memory)
+        for memory in sorted({twice, *(of.memory for of in known if share < of.memory < twice)}, reverse=True):
+            needs = Resources(options.needs.cores, memory, options.needs.gpus)
+            if any(fits(spec, needs, of) for of in known):
+                larger = msgspec.structs.replace(options, needs=needs)
+                found = self._queue_for(call.spec.library, larger, call.queue.least_seconds)
+                return None if isinstance(found, str) else found
+        return None
 
     def _calls_returned(self, worker: Worker, message: CallsReturned, now: float) -> None:
         back: list[Call] = []

@@ -133,7 +133,7 @@ class Dispatch(Books):
         state.tried = self.structure
         if state.failed:
             return
-        behind = 0 if state.waiting else state.behind()
+        behind = 0 if state.waiting else self._behind(state)
         for queue in state.queues:
             waiting = queue.waiting
             if behind:  # which calls are behind others is not known here; any with such options will do
@@ -155,6 +155,14 @@ class Dispatch(Books):
             self._starved[state.spec.id] = state
         else:
             self._starved.pop(state.spec.id, None)
+
+    def _behind(self, state: LibraryState) -> int:
+        """How many slots the calls would occupy that wait at usable workers, behind those that run there."""
+        return sum(
+            one.outstanding - one.target
+            for one in state.instances.values()
+            if one.outstanding > one.target and one.serving and self.workers[one.worker].usable
+        )
 
     def _grant(self, state: LibraryState, worker: Worker, instance: Instance | None, slots: int, share: Resources, now: float) -> None:
         spec = state.spec
@@ -228,7 +236,7 @@ class Dispatch(Books):
             instance.slots, instance.gpu_ids = instance.target, instance.gpu_ids[:keep]
             self._send(worker, SetSlots(instance.id, instance.slots, instance.gpu_ids))
             heir = self.libraries.get(instance.promised)
-            if heir is not None and (heir.waiting or heir.behind()) and not heir.failed:
+            if heir is not None and (heir.waiting or self._behind(heir)) and not heir.failed:
                 self._find_slots(heir, now)
             self._restructured()
 

@@ -83,10 +83,6 @@ class LibraryState(msgspec.Struct, eq=False):
         """Slots that serve or will, over all instances."""
         return sum(one.target for one in self.instances.values())
 
-    def behind(self) -> int:
-        """How many slots the calls would occupy that wait at workers, behind those that run there."""
-        return sum(one.outstanding - one.target for one in self.instances.values() if one.serving and one.outstanding > one.target)
-
     def capacity(self) -> int:
         """Calls that its instances would hold when full."""
         return sum(one.target * (1 + self.ahead) for one in self.instances.values() if one.serving)

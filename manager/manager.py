@@ -60,7 +60,9 @@ from windlass.messages import (
     Status,
     Welcome,
 )
-from windlass.objects import ObjectStore, default_store_folder, default_store_limit
+from windlass.objects import ObjectStore
+from windlass.spooling import SpoolingStore
+from windlass.store_folders import default_spool_folder, default_store_folder, default_store_limit
 
 #: Functions of `submit_function` that are remembered as defined; fewer than the core remembers.
 _DEFINED_MOST: Final = 5_000
@@ -131,6 +133,7 @@ class Manager:
         self._installed: dict[str, _Installed] = {}
         self._implicit: LibrarySpec | None = None
         self._implicit_imports: dict[str, ImportSpec] = {}
+        self._implicit_code: dict[str, ObjectRef] = {}
         self._defined: OrderedDict[FunctionId, None] = OrderedDict()
         self._possible: dict[tuple[LibraryId, int], tuple[CallOptions, int]] = {}
         wanted = _read_port(port)
@@ -162,7 +165,8 @@ class Manager:
         with opened:
             authority = _authority(self._folder, self.name)
             folder = default_store_folder("manager")
-            self._store = ObjectStore(folder, default_store_limit(folder))
+            spool = default_spool_folder(folder)
+            self._store = SpoolingStore(folder, default_store_limit(folder), spool, default_store_limit(spool.parent) if spool else 0)
             opened.callback(self._store.close)
             welcome = Welcome(
                 "", 0, authority.manager_id, windlass.__version__, heartbeat, silence, manager_timeout, str(folder), self._store.token
@@ -301,8 +305,12 @@ class Manager:
         definition = defined.definition
         with self._lock:
             spec = self._implicit
-            if spec is None or any(one.module not in self._implicit_imports for one in defined.imports):
-                spec = self._next_implicit(defined.imports)
+            if (
+                spec is None
+                or any(one.module not in self._implicit_imports for one in defined.imports)
+                or any(ref.name not in self._implicit_code for ref in definition.code)
+            ):
+                spec = self._next_implicit(defined.imports, definition.code)
             if definition.id in self._defined:
                 self._defined.move_to_end(definition.id)
             else:
@@ -315,14 +323,18 @@ class Manager:
             self._check_possible(spec, chosen)
         return self._client.submit(spec.id, definition.id, args, kwargs or {}, chosen, tag, defined.parameters)
 
-    def _next_implicit(self, imports: tuple[ImportSpec, ...]) -> LibrarySpec:
+    def _next_implicit(self, imports: tuple[ImportSpec, ...], code: tuple[ObjectRef, ...]) -> LibrarySpec:
         self._implicit_imports.update((one.module, one) for one in imports)
+        # The newest first: an edited module comes before what it was.
+        self._implicit_code = {**{ref.name: ref for ref in code}, **self._implicit_code}
         base = Library(IMPLICIT, imports=None).spec(self._put_forever)
         hoisted = tuple(sorted(self._implicit_imports.values(), key=lambda one: one.module))
         old, number = self._implicit, 1
         if old is not None:
             number = int(old.id.rpartition("@")[2]) + 1
-        self._implicit = msgspec.structs.replace(base, id=LibraryId(f"{IMPLICIT}@{number}"), imports=hoisted)
+        self._implicit = msgspec.structs.replace(
+            base, id=LibraryId(f"{IMPLICIT}@{number}"), imports=hoisted, code=tuple(self._implicit_code.values())
+        )
         self._client.say(InstallLibrary(self._implicit))
         if old is not None:
             self._client.say(RemoveLibrary(old.id))

@@ -92,7 +92,7 @@ CANNOT_START: Final = 5
 
 #: What batch systems and people send.
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-#: Seconds between looks at the clock, the parent and the timeouts of calls, and between reports.
+#: Seconds between looks at the clock and the parent, at the timeouts of calls, and (at most) between reports.
 LOOK_SECONDS: Final = 0.5
 SWEEP_SECONDS: Final = 0.05
 REPORT_SECONDS: Final = 5.0
@@ -494,7 +494,8 @@ class Worker:
 
     async def _report(self) -> None:
         while True:
-            await asyncio.sleep(REPORT_SECONDS)
+            # As often as the connection would say something anyway.
+            await asyncio.sleep(min(REPORT_SECONDS, self._welcome.heartbeat if self._welcome is not None else REPORT_SECONDS))
             libraries = self._libraries
             if libraries is None:
                 continue

@@ -146,7 +146,8 @@ def own_cores() -> int:
 def gpu_ids(asked: int, environ: Mapping[str, str], devices: Sequence[str]) -> tuple[str, ...]:
     """Ids of the GPUs to use: `asked` (-1: all) of those that the batch system assigned, else of `devices` (names in /dev).
 
-    An assignment that is empty, "none" or "NoDevFiles" means no GPU, whatever devices are there.
+    An assignment that is empty, "none" or "NoDevFiles" means no GPU, whatever devices are there. Without an assignment `asked` is
+    believed, as for cores: not every make of GPU shows itself in /dev as the devices that are looked for here.
     """
     if asked == 0:
         return ()
@@ -160,7 +161,7 @@ def gpu_ids(asked: int, environ: Mapping[str, str], devices: Sequence[str]) -> t
             break
     else:
         numbers = [name[len("nvidia") :] for name in devices if name.startswith("nvidia") and name[len("nvidia") :].isdigit()]
-        ids = sorted(numbers, key=int)
+        ids = sorted(numbers, key=int) if len(numbers) >= asked else [str(number) for number in range(asked)]
     return tuple(ids if asked < 0 else ids[:asked])
 
 

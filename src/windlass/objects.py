@@ -303,12 +303,15 @@ class ObjectStore:
             pass
 
     def _evict(self, wanted: int) -> int:
-        """Remove unpinned objects until `wanted` bytes are freed; returns the bytes that were."""
+        """Remove unpinned objects until `wanted` bytes are freed; returns the bytes that were.
+
+        Results stay until they are discarded: nobody could make them again.
+        """
         freed = 0
         for name, entry in list(self._entries.items()):
             if freed >= wanted:
                 break
-            if not entry.pins:
+            if not entry.pins and not name.startswith("r-"):
                 self._remove(name)
                 freed += entry.size
         return freed

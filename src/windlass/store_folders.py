@@ -43,6 +43,12 @@ def default_store_folder(kind: str, scratch: str | os.PathLike[str] | None = Non
     raise AssertionError("unreachable")
 
 
+def default_spool_folder(folder: str | os.PathLike[str]) -> Path | None:
+    """Where a store in memory may go on, on disk, when it is full (not made yet); None for a store that is on disk already."""
+    path = Path(folder)
+    return Path(_node_scratch(), path.name) if path.is_relative_to("/dev/shm") else None
+
+
 def default_store_limit(folder: str | os.PathLike[str]) -> int:
     """Bytes that objects in `folder` may use: half of what is free there now, and a quarter of the free memory if it is memory."""
     status = os.statvfs(folder)

@@ -185,6 +185,7 @@ def test_as_completed_gives_what_ended_first(pool: windlass.Executor, gate: Any)
         assert early == {16, 25}
         gate.open()
         assert next(coming) is slow
+        assert slow.result() is None
         assert next(coming, None) is None
 
 

@@ -118,6 +118,11 @@ def test_own_cores_are_within_the_affinity_mask() -> None:
         (-1, {"_CONDOR_AssignedGPUs": "CUDA0,CUDA2"}, [], ("0", "2")),
         (-1, {"_CONDOR_AssignedGPUs": "none"}, ["nvidia0"], ()),
         (-1, {"SLURM_JOB_GPUS": "1"}, [], ("1",)),
+        (2, {"SLURM_JOB_GPUS": "1"}, [], ("1",)),
+        (2, {}, ["nvidia1", "nvidia3", "nvidia5"], ("1", "3")),
+        (3, {}, ["nvidia0", "null"], ("0", "1", "2")),
+        (2, {}, ["kfd", "dri"], ("0", "1")),
+        (-1, {}, ["kfd", "dri"], ()),
     ],
 )
 def test_gpus_are_those_that_the_batch_system_assigned(

@@ -65,6 +65,7 @@ from windlass.messages import (
     StopLibrary,
     Welcome,
     WorkerDraining,
+    WorkerReport,
 )
 from windlass.objects import ObjectStore
 from windlass.worker.guardian import VARIABLE
@@ -142,7 +143,7 @@ class Manager:
         self.sessions += not known and hello.purpose == "control"
         session = hello.session if known else f"session-{self.sessions}"
         store, token = (str(self.store.folder), self.store.token) if self.shares_host else ("", "")
-        return Welcome(session, 0, "test-manager", __version__, 1.0, 10.0, self.manager_timeout, store, token)
+        return Welcome(session, 0, "test-manager", __version__, 0.5, 10.0, self.manager_timeout, store, token)
 
     def attach(self, session: str, link: Link) -> None:
         self.link = link
@@ -388,6 +389,20 @@ async def test_a_stopped_slot_is_ended_at_the_timeout_of_its_call(manager: Manag
     manager.say(RunCalls([manager.call(2, add, 1, 1)]))
     assert manager.value(await manager.end(2)) == 2
     assert process.returncode is None
+
+
+async def test_reports_say_how_things_stand(manager: Manager, tmp_path: Path) -> None:
+    """What runs, what waits, and the memory of all processes against the limit."""
+    await manager.worker("--memory", str(8 << 30), "--walltime", "3600")
+    await manager.library(wait_for, add)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, wait_for, str(gate)), manager.call(2, add, 1, 1)]))
+    await manager.started(gate)
+    manager.heard.clear()
+    report = await manager.hear(WorkerReport)
+    assert (report.running, report.queued) == (1, 1)
+    assert 0 < report.memory_used < report.memory_limit <= 8 << 30
+    assert 3000 < report.seconds_left < 3600
 
 
 async def test_recalled_calls_are_the_newest_and_have_not_run(manager: Manager, tmp_path: Path) -> None:
@@ -648,15 +663,15 @@ async def test_a_worker_says_hello_within_its_budget_of_file_system_calls(manage
     await manager.listener.listen(["127.0.0.1"])
     manager.authority.set_addresses(manager.listener.addresses)
     manager.refusal = Refused("counted")
-    log = tmp_path / "trace"
-    words = ["--connection", str(manager.authority.pilot_file), "--scratch", str(manager.folder / "scratch")]
-    process = await asyncio.create_subprocess_exec(
-        *("strace", "-f", "-ff", "-e", "trace=file,sendto,write", "-s", "0", "-o", str(log), sys.executable, "-m", "windlass.worker"),
-        *words,
-        stdin=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    manager.processes.append(process)
-    assert await status(process, 60) == 3
+    words = ["-m", "windlass.worker", "--connection", str(manager.authority.pilot_file), "--scratch", str(manager.folder / "scratch")]
+    trace = ["strace", "-f", "-ff", "-e", "trace=file,sendto,write", "-s", "0", "-o", str(tmp_path / "trace")]
+    # Once without counting, so that there is bytecode, as where Windlass is installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    for before in ([], trace):
+        process = await asyncio.create_subprocess_exec(
+            *before, sys.executable, *words, env=environment, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+        )
+        manager.processes.append(process)
+        assert await status(process, 60) == 3
     count = calls_until_hello(tmp_path)
     assert 300 < count <= 1200, count

@@ -1,0 +1,126 @@
+"""A store in memory that goes on, on disk, when it is full.
+
+Theory of operation
+-------------------
+A manager's objects are files in memory where that is roomy (`windlass.store_folders`).  What does not fit there goes into a second store, a
+folder on disk that is made when it is first needed; an object is in one of the two.  Only when both are full is an object refused (`StoreFull`);
+then `windlass.manager.client` lets ``submit`` wait for calls to end.
+
+Workers of the manager's host look for objects in the first folder; what they do not find there they ask for, as workers elsewhere do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from windlass.errors import StoreFull
+from windlass.messages import ObjectName, ObjectRef
+from windlass.objects import Incoming, ObjectStore, content_name
+
+if TYPE_CHECKING:
+    import os
+
+    from typing_extensions import Buffer
+
+T = TypeVar("T")
+
+
+class SpoolingStore(ObjectStore):
+    """An `ObjectStore` at ``folder`` with another one at ``spool`` (None: without) behind it; limits in bytes, 0: none."""
+
+    def __init__(self, folder: Path, limit: int, spool: Path | None, spool_limit: int = 0) -> None:
+        super().__init__(folder, limit)
+        self.spool_limit = spool_limit
+        self._spool_folder = spool
+        self._spool: ObjectStore | None = None
+
+    def could_hold(self, size: int) -> bool:
+        """Whether an object of so many bytes would fit if nothing else were here."""
+        limits = [self.limit] if self._spool_folder is None else [self.limit, self.spool_limit]
+        return any(not limit or size <= limit for limit in limits)
+
+    def put(self, data: Buffer, *, pin: bool = False) -> ObjectRef:
+        if self._spool is not None and (disk := self._on_disk(content_name(data))) is not None:
+            return disk.put(data, pin=pin)
+        return self._else_on_disk(lambda: super(SpoolingStore, self).put(data, pin=pin), lambda disk: disk.put(data, pin=pin))
+
+    def put_result(self, data: Buffer, *, pin: bool = False) -> ObjectRef:
+        return self._else_on_disk(lambda: super(SpoolingStore, self).put_result(data, pin=pin), lambda disk: disk.put_result(data, pin=pin))
+
+    def receive(self, name: str, size: int) -> Incoming:
+        return self._else_on_disk(lambda: super(SpoolingStore, self).receive(name, size), lambda disk: disk.receive(name, size))
+
+    def adopt(self, name: str, path: str | os.PathLike[str], *, pin: bool = False) -> ObjectRef:
+        return self._else_on_disk(
+            lambda: super(SpoolingStore, self).adopt(name, path, pin=pin), lambda disk: disk.adopt(name, path, pin=pin)
+        )
+
+    def _else_on_disk(self, here: Callable[[], T], there: Callable[[ObjectStore], T]) -> T:
+        try:
+            return here()
+        except StoreFull:
+            if self._spool_folder is None:
+                raise
+            if self._spool is None:
+                self._spool = ObjectStore(self._spool_folder, self.spool_limit)
+            return there(self._spool)
+
+    def _on_disk(self, name: str) -> ObjectStore | None:
+        """The store on disk, if the object is there."""
+        return self._spool if self._spool is not None and not super().has(name) and self._spool.has(name) else None
+
+    def path(self, name: str) -> Path:
+        disk = self._on_disk(name)
+        return super().path(name) if disk is None else disk.path(name)
+
+    def has(self, name: str) -> bool:
+        return super().has(name) or self._on_disk(name) is not None
+
+    def size(self, name: str) -> int:
+        disk = self._on_disk(name)
+        return super().size(name) if disk is None else disk.size(name)
+
+    def open(self, name: str) -> memoryview:
+        disk = self._on_disk(name)
+        return super().open(name) if disk is None else disk.open(name)
+
+    def verify(self, name: str) -> bool:
+        disk = self._on_disk(name)
+        return super().verify(name) if disk is None else disk.verify(name)
+
+    def pin(self, name: str) -> None:
+        disk = self._on_disk(name)
+        if disk is None:
+            super().pin(name)
+        else:
+            disk.pin(name)
+
+    def unpin(self, name: str) -> None:
+        disk = self._on_disk(name)
+        if disk is None:
+            super().unpin(name)
+        else:
+            disk.unpin(name)
+
+    def discard(self, name: str) -> None:
+        disk = self._on_disk(name)
+        if disk is None:
+            super().discard(name)
+        else:
+            disk.discard(name)
+
+    def names(self) -> list[ObjectName]:
+        return super().names() + (self._spool.names() if self._spool is not None else [])
+
+    def close(self) -> None:
+        super().close()
+        if self._spool is not None:
+            self._spool.close()
+
+    def check(self) -> None:
+        super().check()
+        if self._spool is not None:
+            self._spool.check()
+            assert not set(super().names()) & set(self._spool.names()), "an object is in memory and on disk"

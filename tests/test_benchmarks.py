@@ -1,0 +1,50 @@
+"""The benchmarks run, check their results, and give the figures that docs/performance.md names. Nothing here judges a speed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: The smallest run of each.
+SMALLEST = {
+    "throughput": ["--calls", "600"],
+    "latency": ["--calls", "50"],
+    "startup": [],
+    "pending": ["--calls", "500"],
+    "payload": ["--small", "2", "--large", "1"],
+    "hoisting": ["--calls", "4", "--slow-calls", "1"],
+}
+
+
+def documented_keys(name: str) -> set[str]:
+    """Figures named in the benchmark's row of the table; the first and the last where dots stand for the others."""
+    (row,) = re.findall(rf"^\| `python benchmarks/{name}.py` \|.*$", (ROOT / "docs/performance.md").read_text(), re.MULTILINE)
+    return set(re.findall(r"`(\w+)`", row.split("|")[3]))
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_benchmark_runs_and_gives_its_figures(name: str, nothing_left_running: None) -> None:
+    """One JSON object with ``--json``: the documented keys, all numbers, and what the machine was."""
+    words = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--json", "--rounds", "1", *SMALLEST[name]]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+    figures = json.loads(ran.stdout)
+    assert figures.pop("benchmark") == name
+    assert figures.pop("machine")["cores"] > 0
+    assert documented_keys(name)
+    assert documented_keys(name) <= set(figures)
+    assert all(isinstance(value, int | float) and value > 0 for value in figures.values())
+
+
+def test_every_benchmark_is_documented_and_run() -> None:
+    """A benchmark that is in none of the tables is one that nobody runs."""
+    there = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"common"}
+    assert there == set(SMALLEST)
+    assert all(name in (ROOT / "Makefile").read_text() for name in there)

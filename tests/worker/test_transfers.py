@@ -1,0 +1,197 @@
+"""Rules of `windlass.worker.transfers`, with a real store; the way to the manager is `Wire`, which fails as told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from windlass.dataplane import ObjectGone
+from windlass.errors import ConnectionRefused
+from windlass.messages import BAD_CALL, DIED, RETURNED, CallEnd, CallId, ObjectName, ObjectRef
+from windlass.objects import ObjectStore, write_result
+from windlass.worker import transfers
+from windlass.worker.transfers import REFUSALS, TransferFailed, Transfers
+
+pytestmark = pytest.mark.asyncio
+
+
+class Wire:
+    """A manager's store at the other end; each transfer first raises the next of `troubles`."""
+
+    def __init__(self, here: ObjectStore, there: ObjectStore) -> None:
+        self.here, self.there = here, there
+        self.troubles: list[Exception] = []
+        self.tries = 0
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def get(self, ref: ObjectRef, /) -> None:
+        await self._move()
+        if not self.there.has(ref.name):
+            raise ObjectGone(f"object {ref.name}: the manager does not have it")
+        self.here.adopt(ref.name, self.there.path(ref.name))
+
+    async def put(self, name: ObjectName, path: str, /) -> None:
+        await self._move()
+        self.there.adopt(name, path)
+
+    async def _move(self) -> None:
+        self.tries += 1
+        await self.open.wait()
+        if self.troubles:
+            raise self.troubles.pop(0)
+
+
+class Desk:
+    """A worker's transfers and what they told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = ObjectStore(folder / "worker", 1 << 20)
+        self.manager = ObjectStore(folder / "manager", 1 << 20)
+        self.wire = Wire(self.store, self.manager)
+        self.arrived: list[ObjectName] = []
+        self.failed: list[tuple[ObjectName, int, str]] = []
+        self.told: list[CallEnd] = []
+        self.changed = asyncio.Event()
+        self.transfers = Transfers(self.store, self.wire, arrived=self._arrived, failed=self._failed)
+
+    def _arrived(self, name: ObjectName) -> None:
+        self.arrived.append(name)
+        self.changed.set()
+
+    def _failed(self, name: ObjectName, outcome: int, text: str) -> None:
+        self.failed.append((name, outcome, text))
+        self.changed.set()
+
+    def tell(self, end: CallEnd) -> None:
+        self.told.append(end)
+        self.changed.set()
+
+    async def news(self) -> None:
+        async with asyncio.timeout(10):
+            await self.changed.wait()
+        self.changed.clear()
+
+    def result(self, data: bytes) -> CallEnd:
+        """The end of a call whose slot wrote a large result."""
+        return CallEnd(CallId(1), 1, RETURNED, b"", (write_result(self.store.folder, data),))
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    monkeypatch.setattr(transfers, "FIRST_PAUSE", 0.001)
+    it = Desk(tmp_path)
+    yield it
+    it.store.close()
+    it.manager.close()
+
+
+async def test_one_fetch_serves_all_who_wait(desk: Desk) -> None:
+    """And the object stays until the last of them releases it."""
+    ref = desk.manager.put(b"a" * 1000)
+    desk.wire.open.clear()
+    assert desk.transfers.hold([ref]) == [ref.name]
+    assert desk.transfers.hold([ref]) == [ref.name]
+    desk.wire.open.set()
+    await desk.news()
+    assert desk.arrived == [ref.name]
+    assert desk.wire.tries == 1
+    assert desk.transfers.hold([ref]) == []
+    for _ in range(2):
+        desk.transfers.release([ref])
+    desk.store.discard(ref.name)
+    assert desk.store.has(ref.name), "one still holds it"
+    desk.transfers.release([ref])
+    assert not desk.store.has(ref.name)
+
+
+async def test_what_the_store_has_is_not_fetched(desk: Desk) -> None:
+    """Such as what an earlier call needed."""
+    ref = desk.store.put(b"a" * 1000)
+    assert desk.transfers.hold([ref]) == []
+    await desk.transfers.obtain([ref])
+    assert desk.wire.tries == 0
+
+
+async def test_a_cut_is_tried_again(desk: Desk) -> None:
+    """A manager that cannot be reached is no failure of the call."""
+    ref = desk.manager.put(b"a" * 1000)
+    desk.wire.troubles = [ConnectionResetError("cut"), TimeoutError(), ConnectionRefused("not yet")]
+    await desk.transfers.obtain([ref])
+    assert desk.wire.tries == 4
+    assert desk.failed == []
+
+
+async def test_a_refusal_that_stays_is_a_failure_of_this_worker(desk: Desk) -> None:
+    """The call may be tried again elsewhere."""
+    ref = desk.manager.put(b"a" * 1000)
+    desk.wire.troubles = [ConnectionRefused("no data for you") for _ in range(REFUSALS)]
+    desk.transfers.hold([ref])
+    await desk.news()
+    assert desk.failed == [(ref.name, DIED, f"object {ref.name} of 1000 bytes could not be fetched: no data for you")]
+
+
+async def test_what_the_manager_lacks_fails_those_who_wait_and_can_be_asked_for_again(desk: Desk) -> None:
+    """With the text of the manager."""
+    ref = ObjectRef(ObjectName("b3-" + "0" * 32), 5)
+    with pytest.raises(TransferFailed, match=r"could not be fetched: object b3-0+: the manager does not have it") as caught:
+        await desk.transfers.obtain([ref])
+    assert caught.value.outcome == BAD_CALL
+    assert [outcome for _, outcome, _ in desk.failed] == [BAD_CALL]
+    desk.transfers.hold([ref])
+    desk.changed.clear()
+    await desk.news()
+    assert desk.wire.tries == 2
+
+
+async def test_a_full_disk_is_this_nodes_trouble(desk: Desk) -> None:
+    """It says what did not fit, and where."""
+    ref = desk.manager.put(b"a" * 1000)
+    desk.wire.troubles = [OSError(28, "No space left on device")]
+    desk.transfers.hold([ref])
+    await desk.news()
+    ((_, outcome, text),) = desk.failed
+    assert outcome == DIED
+    assert text.startswith(f"object {ref.name} of 1000 bytes could not be stored on ")
+    assert "No space left on device" in text
+
+
+async def test_a_result_is_told_when_its_objects_are_there(desk: Desk) -> None:
+    """Not before; then the worker's copy goes."""
+    end = desk.result(b"r" * 1000)
+    name = end.spans[0].name
+    desk.wire.open.clear()
+    desk.transfers.push(end, desk.tell)
+    await asyncio.sleep(0)
+    assert desk.told == []
+    assert desk.transfers.pushing == 1
+    desk.wire.open.set()
+    await desk.news()
+    assert desk.told == [end]
+    assert desk.manager.has(name)
+    assert not desk.store.has(name)
+    assert desk.transfers.pushing == 0
+
+
+async def test_a_result_that_cannot_be_sent_ends_the_call_with_the_reason(desk: Desk) -> None:
+    """The user learns why there is no result."""
+    end = desk.result(b"r" * 1000)
+    desk.wire.troubles = [ConnectionResetError("cut"), ObjectGone("the manager's store is full")]
+    desk.transfers.push(end, desk.tell)
+    await desk.news()
+    assert (end.outcome, end.spans) == (BAD_CALL, ())
+    assert end.detail is not None
+    assert end.detail.text == "the result of 1000 bytes could not be handed to the manager: the manager's store is full"
+
+
+async def test_closing_gives_up_what_is_on_its_way(desk: Desk) -> None:
+    """Nothing is told any more."""
+    desk.wire.open.clear()
+    desk.transfers.hold([desk.manager.put(b"a" * 1000)])
+    desk.transfers.push(desk.result(b"r" * 1000), desk.tell)
+    await asyncio.sleep(0)
+    await desk.transfers.close()
+    assert (desk.arrived, desk.failed, desk.told) == ([], [], [])
