@@ -27,7 +27,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 
 
@@ -45,6 +44,8 @@ class UnknownName(UsageError, KeyError):
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "", *, within: str = "") -> None:
         """``within``: where it was looked for, as in "in library 'lib'"."""
         self.kind, self.name, self.known = kind, name, tuple(sorted(known))
+        import difflib  # only when something is wrong: workers load this module before they say hello
+
         near = difflib.get_close_matches(name, self.known, n=3)
         if near:
             tail = "did you mean " + " or ".join(repr(word) for word in near) + "?"

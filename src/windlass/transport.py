@@ -21,7 +21,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -129,7 +129,8 @@ async def _say_hello(connection: Dialled, host: str, port: int, context: ssl.SSL
         host,
         port,
         ssl=context,
-        server_hostname=manager,
+        # As bytes: a text would be put through the idna codec, which is a handful of files to load before hello.
+        server_hostname=cast("str", manager.encode()),
         ssl_handshake_timeout=within,
         ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
     )
