@@ -72,7 +72,7 @@ class Books:
         self.reports: dict[str, PoolReport] = {}
         self.counters = Counters()
         #: Changes when workers, instances or libraries come or go: what failed to find room is tried again.
-        self.structure = 0
+        self.structure: int = 0
         self._queues: dict[tuple[LibraryId, CallOptions, float], CallQueue] = {}
         self._queue_of: dict[tuple[LibraryId, int], CallQueue] = {}
         self._dirty: dict[LibraryId, LibraryState] = {}

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Never, Self
+from typing import Any, Final, Never, Self, cast
 
 import msgspec
 
@@ -343,7 +343,7 @@ class Manager:
     def _check_possible(self, spec: LibrarySpec, options: CallOptions) -> None:
         """Refuse here what no pool can ever run; the core would end it all the same."""
         key = (spec.id, id(options))
-        version = self._core.structure
+        version: int = self._core.structure
         if self._possible.get(key) == (options, version):
             return
         offers: tuple[PoolOffer, ...] = self._core.all_offers()
@@ -465,10 +465,10 @@ def _read_port(port: object) -> int | tuple[int, int]:
         if not 0 <= port <= 65535:
             raise UsageError(f"port={port} is none: write a number from 1 to 65535, or 0 for any free one")
         return port
-    if isinstance(port, tuple | list) and len(port) == 2 and all(isinstance(one, int) for one in port):
-        low, high = port
-        if 1 <= low <= high <= 65535:
-            return (low, high)
+    if isinstance(port, tuple | list):
+        ends = tuple(cast("list[object]", port))
+        if len(ends) == 2 and isinstance(ends[0], int) and isinstance(ends[1], int) and 1 <= ends[0] <= ends[1] <= 65535:
+            return ends[0], ends[1]
     raise UsageError(f"port={port!r}: write port=9123, port=0 for any free one, or port=(9000, 9100) for the first free one of a range")
 
 

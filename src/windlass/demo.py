@@ -106,7 +106,7 @@ def run_demo() -> int:
         with windlass.Factory(manager, "local", cores=1, max_pilots=2):
             _say(console, "at most 2 pilots, real processes with one core each")
             step("A library names functions and what they import. That is hoisted: loaded once per pilot, not once per call.")
-            manager.install_library("mandelbrot", tile, imports=["rich.text"])
+            manager.install_library("mandelbrot", tile)
             _say(console, "library mandelbrot, function tile, imports rich.text")
             _say(console, "(what functions of your own program import is found by itself)")
             step(f"{len(places())} calls draw a picture, each of them one tile of it. A third of the way through, a pilot is killed.")

@@ -162,7 +162,7 @@ def _look(value: Any, fn: Callable[..., Any], title: str) -> Look:
         ) from error
     functions = list(pickler.functions)
     inner = imports.plain_function(fn)
-    if inner is not None and inner not in functions and snapshots.home(inner.__module__ or "") == snapshots.LOCAL:
+    if inner is not None and inner not in functions:
         functions.append(inner)  # it goes by name, and yet its body may import
     found = imports.automatic_imports(pickler.modules, functions)
     tops = {spec.module.partition(".")[0] for spec in found}

@@ -7,9 +7,9 @@ A *control connection* carries frames.  Its first frame in each direction is a h
 the other side (the acknowledgement), and a list of messages.  `windlass.session` keeps unacknowledged frames and sends them again after a
 cut, so each message arrives exactly once and in order for as long as both processes live.
 
-Three roles speak to the manager: ``worker``, ``factory`` and ``client`` (the program, the command line).  Each role has one
-union of messages that it may say and one that it may hear; a decoder made for a role accepts nothing else.  The in-process client hands over the same
-records without encoding them.
+Three roles speak to the manager: ``worker``, ``factory`` and ``client`` (the program, the command line).  Each role has one union of
+messages that it may say and one that it may hear; a decoder made for a role accepts nothing else.  The in-process client hands over the
+same records without encoding them.
 
 Arguments and results are opaque ``payload`` bytes here: they are pickled and unpickled at the ends (`windlass.pickling`), never on a
 manager's or worker's event loop.  Buffers over `OUT_OF_BAND_BYTES` are *objects*: files with a content name that travel over
@@ -57,14 +57,14 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 # ---------------------------------------------------------------- data
 
 
-class ObjectRef(Record):
+class ObjectRef(Record, frozen=True):
     """An object: its content name and its size in bytes."""
 
     name: ObjectName
     size: int
 
 
-class Resources(Record):
+class Resources(Record, frozen=True):
     """What a call, a slot or a worker has or needs. ``cores`` may be a fraction; ``memory`` is in bytes."""
 
     cores: float = 0.0
@@ -75,14 +75,14 @@ class Resources(Record):
 # ---------------------------------------------------------------- libraries
 
 
-class ImportSpec(Record):
+class ImportSpec(Record, frozen=True):
     """A module to hoist. An explicit one that fails fails the library; an automatic one is left to the call."""
 
     module: str
     explicit: bool = False
 
 
-class FunctionDef(Record):
+class FunctionDef(Record, frozen=True):
     """A function by content: its cloudpickle bytes, inline or as an object (then ``blob`` is empty)."""
 
     id: FunctionId
@@ -94,7 +94,7 @@ class FunctionDef(Record):
     code: tuple[ObjectRef, ...] = ()
 
 
-class LibrarySpec(Record):
+class LibrarySpec(Record, frozen=True):
     """One version of a library, all that a worker needs to start an instance of it."""
 
     id: LibraryId
@@ -129,7 +129,7 @@ class LibrarySpec(Record):
 # ---------------------------------------------------------------- calls
 
 
-class CallOptions(Record):
+class CallOptions(Record, frozen=True):
     """How a call is to be run; most calls of a program share one of these."""
 
     #: Seconds an attempt may run, enforced at the worker; 0: no limit.
@@ -187,7 +187,7 @@ CANCELLED: Final = 5  # cancelled while it ran or before it started
 BAD_CALL: Final = 6  # could not run or answer at all: arguments or result that cannot be (un)pickled; detail.text
 
 
-class EndDetail(Record):
+class EndDetail(Record, frozen=True):
     """Why a call ended otherwise than by returning."""
 
     #: ``module.qualname`` of the exception's classes, most derived first.
@@ -222,7 +222,7 @@ class CallEnd(msgspec.Struct, array_like=True, gc=False):
 # ---------------------------------------------------------------- handshake
 
 
-class WorkerInfo(Record):
+class WorkerInfo(Record, frozen=True):
     """What a worker is and has."""
 
     host: str
@@ -238,14 +238,14 @@ class WorkerInfo(Record):
     scratch: str = ""
 
 
-class HeldCall(Record):
+class HeldCall(Record, frozen=True):
     """A call that a worker holds, told when a session is taken up by a manager that does not know it."""
 
     call: CallId
     attempt: int
 
 
-class Hello(Message):
+class Hello(Message, frozen=True):
     """Anyone → manager: the first frame of a control connection (role ``worker``, ``factory``, ``client``) or a data connection."""
 
     role: str
@@ -263,7 +263,7 @@ class Hello(Message):
     worker: WorkerInfo | None = None
 
 
-class Welcome(Message):
+class Welcome(Message, frozen=True):
     """Manager → anyone: the connection is accepted."""
 
     session: str
@@ -281,7 +281,7 @@ class Welcome(Message):
     store_token: str = ""
 
 
-class Refused(Message):
+class Refused(Message, frozen=True):
     """Manager → anyone: the connection is not accepted; final unless ``retry``."""
 
     text: str
@@ -291,7 +291,7 @@ class Refused(Message):
 # ---------------------------------------------------------------- manager → worker
 
 
-class StartLibrary(Message):
+class StartLibrary(Message, frozen=True):
     """Manager → worker: start an instance with so many slots (0: zygote only)."""
 
     instance: InstanceId
@@ -301,7 +301,7 @@ class StartLibrary(Message):
     gpu_ids: tuple[str, ...] = ()
 
 
-class SetSlots(Message):
+class SetSlots(Message, frozen=True):
     """Manager → worker: give an instance so many slots; surplus ones leave when idle."""
 
     instance: InstanceId
@@ -309,56 +309,56 @@ class SetSlots(Message):
     gpu_ids: tuple[str, ...] = ()
 
 
-class StopLibrary(Message):
+class StopLibrary(Message, frozen=True):
     """Manager → worker: end an instance; it has no calls."""
 
     instance: InstanceId
 
 
-class AddFunctions(Message):
+class AddFunctions(Message, frozen=True):
     """Manager → worker: functions that calls will name; sent once per worker, before the first such call."""
 
     functions: tuple[FunctionDef, ...]
 
 
-class ForgetFunctions(Message):
+class ForgetFunctions(Message, frozen=True):
     """Manager → worker: functions that will not be named again."""
 
     functions: tuple[FunctionId, ...]
 
 
-class RunCalls(Message):
+class RunCalls(Message, frozen=True):
     """Manager → worker: run these, in this order."""
 
     calls: list[CallRun]
 
 
-class RecallCalls(Message):
+class RecallCalls(Message, frozen=True):
     """Manager → worker: give back up to so many calls of an instance that have not started, newest first."""
 
     instance: InstanceId
     count: int
 
 
-class CancelCalls(Message):
+class CancelCalls(Message, frozen=True):
     """Manager → worker: end these attempts, started or not; each is answered by a `CallEnd`."""
 
     calls: tuple[HeldCall, ...]
 
 
-class Drain(Message):
+class Drain(Message, frozen=True):
     """Manager → worker: accept nothing more, give back what has not started, finish what runs, then leave."""
 
     reason: str
 
 
-class Leave(Message):
+class Leave(Message, frozen=True):
     """Manager → worker: the run is over; end everything and exit."""
 
     reason: str
 
 
-class CertificateIssued(Message):
+class CertificateIssued(Message, frozen=True):
     """Manager → worker: the certificate asked for, PEM."""
 
     certificate: bytes
@@ -367,7 +367,7 @@ class CertificateIssued(Message):
 # ---------------------------------------------------------------- worker → manager
 
 
-class HoistedImport(Record):
+class HoistedImport(Record, frozen=True):
     """A module that the zygote loaded, the seconds that took, and an error if it failed."""
 
     module: str
@@ -375,7 +375,7 @@ class HoistedImport(Record):
     error: str = ""
 
 
-class LibraryReady(Message):
+class LibraryReady(Message, frozen=True):
     """Worker → manager: an instance serves."""
 
     instance: InstanceId
@@ -386,7 +386,7 @@ class LibraryReady(Message):
     notes: tuple[str, ...] = ()
 
 
-class LibraryFailed(Message):
+class LibraryFailed(Message, frozen=True):
     """Worker → manager: an instance could not start, or its zygote died."""
 
     instance: InstanceId
@@ -397,19 +397,19 @@ class LibraryFailed(Message):
     at_start: bool = True
 
 
-class LibraryStopped(Message):
+class LibraryStopped(Message, frozen=True):
     """Worker → manager: an instance has ended as asked."""
 
     instance: InstanceId
 
 
-class CallsEnded(Message):
+class CallsEnded(Message, frozen=True):
     """Worker → manager: calls have ended, well or badly."""
 
     ends: list[CallEnd]
 
 
-class CallsReturned(Message):
+class CallsReturned(Message, frozen=True):
     """Worker → manager: calls that did not start and will not: recalled, drained, or their instance is gone."""
 
     calls: tuple[HeldCall, ...]
@@ -417,14 +417,14 @@ class CallsReturned(Message):
     reason: str
 
 
-class WorkerDraining(Message):
+class WorkerDraining(Message, frozen=True):
     """Worker → manager: I accept nothing more (walltime, signal, asked to)."""
 
     reason: str
     seconds_left: float = 0.0
 
 
-class WorkerReport(Message):
+class WorkerReport(Message, frozen=True):
     """Worker → manager, every few seconds: how things stand."""
 
     memory_used: int
@@ -436,13 +436,13 @@ class WorkerReport(Message):
     cache_bytes: int = 0
 
 
-class Goodbye(Message):
+class Goodbye(Message, frozen=True):
     """Anyone → manager: an orderly end of the session."""
 
     reason: str
 
 
-class CertificateRequest(Message):
+class CertificateRequest(Message, frozen=True):
     """Worker → manager: sign my key (PEM request); the name is my worker id."""
 
     request: bytes
@@ -451,13 +451,13 @@ class CertificateRequest(Message):
 # ---------------------------------------------------------------- data connections
 
 
-class GetObject(Message):
+class GetObject(Message, frozen=True):
     """Worker → manager or peer: send me this object. Answered by `ObjectHead` and the bytes, or `ObjectMissing`."""
 
     name: ObjectName
 
 
-class PutObject(Message):
+class PutObject(Message, frozen=True):
     """Worker → manager: here are ``size`` bytes of this object; they follow the frame. With ``path``, take the file there."""
 
     name: ObjectName
@@ -465,20 +465,20 @@ class PutObject(Message):
     path: str = ""
 
 
-class ObjectHead(Message):
+class ObjectHead(Message, frozen=True):
     """Answer to `GetObject`: ``size`` raw bytes follow this frame."""
 
     name: ObjectName
     size: int
 
 
-class ObjectStored(Message):
+class ObjectStored(Message, frozen=True):
     """Answer to `PutObject`."""
 
     name: ObjectName
 
 
-class ObjectMissing(Message):
+class ObjectMissing(Message, frozen=True):
     """Answer to `GetObject` or `PutObject`: not here, or not allowed."""
 
     name: ObjectName
@@ -488,7 +488,7 @@ class ObjectMissing(Message):
 # ---------------------------------------------------------------- factory
 
 
-class Shape(Record):
+class Shape(Record, frozen=True):
     """Calls that need the same: how many wait and run, and the expected seconds of work in them (0: unknown)."""
 
     needs: Resources
@@ -501,7 +501,7 @@ class Shape(Record):
     pools: tuple[PoolName, ...] = ()
 
 
-class PilotSeen(Record):
+class PilotSeen(Record, frozen=True):
     """A pilot as the manager sees it."""
 
     pool: PoolName
@@ -513,14 +513,14 @@ class PilotSeen(Record):
     resources: Resources = Resources()
 
 
-class Demand(Message):
+class Demand(Message, frozen=True):
     """Manager → factory, when it changes and every few seconds: what could be used now."""
 
     shapes: tuple[Shape, ...]
     pilots: tuple[PilotSeen, ...] = ()
 
 
-class ReleasePilots(Message):
+class ReleasePilots(Message, frozen=True):
     """Factory → manager: drain these; I will end them."""
 
     pilots: tuple[PilotId, ...]
@@ -528,7 +528,7 @@ class ReleasePilots(Message):
     reason: str = "not needed"
 
 
-class PoolOffer(Record):
+class PoolOffer(Record, frozen=True):
     """What one pilot of a pool can give."""
 
     pool: PoolName
@@ -540,7 +540,7 @@ class PoolOffer(Record):
     backend: str = ""
 
 
-class PilotEnded(Record):
+class PilotEnded(Record, frozen=True):
     """A pilot that the batch system says has ended."""
 
     pilot: PilotId
@@ -549,7 +549,7 @@ class PilotEnded(Record):
     failed: bool = False
 
 
-class PoolReport(Message):
+class PoolReport(Message, frozen=True):
     """Factory → manager: my pools, what became of pilots, counts of pilots by state."""
 
     offers: tuple[PoolOffer, ...]
@@ -565,37 +565,37 @@ class PoolReport(Message):
 # ---------------------------------------------------------------- client
 
 
-class SubmitCalls(Message):
+class SubmitCalls(Message, frozen=True):
     """Client → manager: queue these."""
 
     calls: list[CallSpec]
 
 
-class CancelSubmitted(Message):
+class CancelSubmitted(Message, frozen=True):
     """Client → manager: cancel these calls, whatever their state."""
 
     calls: tuple[CallId, ...]
 
 
-class InstallLibrary(Message):
+class InstallLibrary(Message, frozen=True):
     """Client → manager: this version of a library is there to be called."""
 
     spec: LibrarySpec
 
 
-class RemoveLibrary(Message):
+class RemoveLibrary(Message, frozen=True):
     """Client → manager: no more calls of this version will come; end its instances when its calls have ended."""
 
     library: LibraryId
 
 
-class DefineFunctions(Message):
+class DefineFunctions(Message, frozen=True):
     """Client → manager: functions that calls of this client name."""
 
     functions: tuple[FunctionDef, ...]
 
 
-class CallAttempt(Record):
+class CallAttempt(Record, frozen=True):
     """One try of a call, for the story of its attempts."""
 
     attempt: int
@@ -617,23 +617,23 @@ class CallDone(msgspec.Struct, array_like=True, gc=False):
     attempts: tuple[CallAttempt, ...] = ()
 
 
-class CallsDone(Message):
+class CallsDone(Message, frozen=True):
     """Manager → client: these calls have ended."""
 
     calls: list[CallDone]
 
 
-class GetStatus(Message):
+class GetStatus(Message, frozen=True):
     """Client → manager: how do things stand?"""
 
 
-class Status(Message):
+class Status(Message, frozen=True):
     """Manager → client: answer to `GetStatus`; ``json`` is the documented status object."""
 
     json: bytes
 
 
-class Shutdown(Message):
+class Shutdown(Message, frozen=True):
     """Client → manager: send all workers away and end."""
 
     reason: str
@@ -648,7 +648,17 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
 
 
 ToWorker = (
-    StartLibrary | SetSlots | StopLibrary | AddFunctions | ForgetFunctions | RunCalls | RecallCalls | CancelCalls | Drain | Leave | CertificateIssued
+    StartLibrary
+    | SetSlots
+    | StopLibrary
+    | AddFunctions
+    | ForgetFunctions
+    | RunCalls
+    | RecallCalls
+    | CancelCalls
+    | Drain
+    | Leave
+    | CertificateIssued
 )
 FromWorker = (
     LibraryReady

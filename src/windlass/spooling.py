@@ -2,9 +2,9 @@
 
 Theory of operation
 -------------------
-A manager's objects are files in memory where that is roomy (`windlass.store_folders`).  What does not fit there goes into a second store, a
-folder on disk that is made when it is first needed; an object is in one of the two.  Only when both are full is an object refused (`StoreFull`);
-then `windlass.manager.client` lets ``submit`` wait for calls to end.
+A manager's objects are files in memory where that is roomy (`windlass.store_folders`). What does not fit there goes into a second store,
+a folder on disk that is made when it is first needed; an object is in one of the two. Only when both are full is an object refused
+(`StoreFull`); then `windlass.manager.client` lets ``submit`` wait for calls to end.
 
 Workers of the manager's host look for objects in the first folder; what they do not find there they ask for, as workers elsewhere do.
 """

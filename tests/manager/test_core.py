@@ -131,7 +131,10 @@ class Bench:
         return int(started[-1].instance)
 
     def end(self, run: CallRun, outcome: int = RETURNED, worker: str = "w1", seconds: float = 1.0, detail: EndDetail | None = None) -> None:
-        self.say(worker, CallsEnded([CallEnd(run.call, run.attempt, outcome, b"r", started_at=self.now, ended_at=self.now + seconds, detail=detail)]))
+        self.say(
+            worker,
+            CallsEnded([CallEnd(run.call, run.attempt, outcome, b"r", started_at=self.now, ended_at=self.now + seconds, detail=detail)]),
+        )
 
     def outcome(self, call: int) -> int:
         return self.done[call].end.outcome
@@ -310,7 +313,7 @@ def test_memory_auto_doubles_the_share_until_it_fits_nowhere(bench: Bench) -> No
     bench.worker(cores=4, memory=8 << 30)
     [call] = bench.submit(library, options=CallOptions(grow_memory=True))
     bench.serve()
-    weights = []
+    weights: list[int] = []
     for _ in range(3):
         runs = bench.runs()
         if not runs:

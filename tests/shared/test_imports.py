@@ -202,3 +202,10 @@ def test_a_module_that_only_this_process_has_is_refused() -> None:
     for module in (types.ModuleType("made_here"), sys.modules["__main__"], here):
         with pytest.raises(UsageError, match="no other process can import"):
             explicit_imports([module])
+
+
+def test_a_function_of_an_installed_module_goes_by_name_and_its_body_is_searched_all_the_same() -> None:
+    """Its module's own imports load with it; those inside its body would otherwise be done by the first call of each slot."""
+    from windlass.demo import tile
+
+    assert [spec.module for spec in find_imports(tile)] == ["rich.text"]

@@ -1,0 +1,114 @@
+"""Runs one command of a batch system: in an environment that says nothing of ours, within a time limit, with bounded output.
+
+Theory of operation
+-------------------
+Whatever the user's shell says to the batch system's commands (formats, filters, defaults, the variables of a job that this program itself
+runs in) would change their answers, so those variables are taken out.  A command that has not ended in time is killed, with all that it
+has started; its caller then knows nothing, except what was written until then.  ``stop_at`` ends a command as soon as its stderr holds a
+text: some commands say why they cannot go on and then wait for minutes.
+
+The caller's thread waits; it is the factory's, never the program's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+#: Bytes of stdout and of stderr that are kept: a line per pilot, for a hundred thousand pilots.
+OUTPUT_LIMIT: Final = 32 << 20
+_CHUNK: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a command ended."""
+
+    #: As `subprocess` says it; None: it was killed for its time limit, or for ``stop_at``.
+    status: int | None
+    stdout: str
+    stderr: str
+    #: stderr held the text that it was to be stopped at.
+    stopped: bool = False
+    #: There was more output than is kept.
+    cut: bool = False
+
+    @property
+    def timed_out(self) -> bool:
+        return self.status is None and not self.stopped
+
+
+def clean_environment(environ: Mapping[str, str], without: Sequence[str], keep: Sequence[str] = (), **extra: str) -> dict[str, str]:
+    """The environment of a command: ``environ`` without what begins with one of ``without``, unless it is in ``keep``."""
+    kept = {name: value for name, value in environ.items() if name in keep or not name.startswith(tuple(without))}
+    return {**kept, **extra}
+
+
+def run_command(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    timeout: float,
+    text: str = "",
+    stop_at: str = "",
+    limit: int = OUTPUT_LIMIT,
+) -> Ran:
+    """Run ``command`` with ``text`` on its stdin, for ``timeout`` seconds at most. Raises OSError when it cannot be started."""
+    with tempfile.TemporaryFile() as stdin:  # a pipe would have to be fed beside the reading
+        stdin.write(text.encode())
+        stdin.seek(0)
+        process = subprocess.Popen(
+            command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(env), start_new_session=True
+        )
+    with process:
+        try:
+            return _watch(process, timeout, stop_at.encode(), limit)
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _watch(process: subprocess.Popen[bytes], timeout: float, stop_at: bytes, limit: int) -> Ran:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    end = time.monotonic() + timeout
+    kept = {"stdout": bytearray(), "stderr": bytearray()}
+    cut = False
+
+    def ran(status: int | None, *, stopped: bool = False) -> Ran:
+        texts = {name: bytes(data).decode(errors="replace") for name, data in kept.items()}
+        return Ran(status, texts["stdout"], texts["stderr"], stopped, cut)
+
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ, "stdout")
+        selector.register(process.stderr, selectors.EVENT_READ, "stderr")
+        while selector.get_map():
+            left = end - time.monotonic()
+            ready = selector.select(left) if left > 0 else []
+            if not ready:
+                return ran(None)
+            for key, _ in ready:
+                data = os.read(key.fd, _CHUNK)
+                if not data:
+                    selector.unregister(key.fileobj)
+                    continue
+                into = kept[key.data]
+                room = limit - len(into)
+                into += data[:room]
+                cut = cut or len(data) > room
+            if stop_at and stop_at in kept["stderr"]:
+                return ran(None, stopped=True)
+    try:
+        return ran(process.wait(max(0.0, end - time.monotonic())))
+    except subprocess.TimeoutExpired:
+        return ran(None)
