@@ -16,13 +16,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: Modules that decide: plain state in, instructions out.
 CORES = (
+    "manager/books.py",
+    "manager/dispatch.py",
     "manager/core.py",
+    "manager/libraries.py",
     "manager/calls.py",
     "manager/placement.py",
     "manager/workers.py",
     "manager/demand.py",
     "worker/backlog.py",
     "worker/lifetime.py",
+    "factory/core.py",
+    "factory/history.py",
     "factory/planner.py",
     "factory/pilots.py",
     "src/windlass/session.py",

@@ -304,11 +304,11 @@ from IPython.core.interactiveshell import InteractiveShell
 
 shell = InteractiveShell.instance()
 for cell in json.loads(sys.argv[1]):
-    result = shell.run_cell(cell)
+    result = shell.run_cell(cell, store_history=True)
     result.raise_error()
 '''
 CELLS = [
-    "import windlass, math\nmanager = windlass.Manager()\nfactory = windlass.Factory(manager, 'local', cores=1).start()",
+    "import windlass, math\nmanager = windlass.Manager()\nfactory = windlass.Factory(manager, 'local', cores=1)\nfactory.start()",
     "scale = 2\nclass Box:\n    def __init__(self, size): self.size = size\n    def grow(self): return Box(self.size * scale)",
     "def area(r):\n    return math.floor(math.pi * r * r)\ndef fail(box):\n    raise ValueError(f'too small: {box.size}')",
     "manager.install_library('lib', area, fail)\ncall = lambda *a: manager.submit(windlass.FunctionCall('lib', *a)).result(30)",

@@ -1,0 +1,330 @@
+"""Slurm's words: what is asked of its commands, and what their answers mean. Pure; recorded genuine outputs are its tests.
+
+Theory of operation
+-------------------
+One `squeue` tells of all pilots: a line per job, array tasks one by one, fields ended by ``|``, the job's name last as names may hold
+anything.  (The long form of its format, as the short one cannot say how often a job was started again, nor how it ended.)
+
+*A job's name* is ``windlass:FACTORY:MANAGER:TICKET``.  Slurm keeps it from the very submission, so that what was submitted without an
+answer is found again, and so that a factory finds the pilots of its earlier life.
+
+*A job's id* is ``17``, or ``17_4`` for a task of an array, with ``@cluster`` where pilots go to named clusters.
+
+*States* are `Listed`: COMPLETING masks the end or the next start, so it is *ending*; a word that is not known is *running*, which changes
+nothing.  PENDING is *held* where its reason is one that no waiting mends.
+
+*Refusals* are told apart by their texts, as all have the exit status 1: no answer (`Unreachable`), a limit on jobs (`OverLimit`), and
+everything else (`Rejected`)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from windlass.errors import BatchError, OverLimit, Rejected, Unreachable
+from windlass.factory.backend import Cause, JobId, Listed, PilotState, Tag
+
+#: Of the environment that Slurm's commands are run in. They change answers, and inside a job they change submissions.
+SPOILING: Final = ("SQUEUE_", "SBATCH_", "SLURM_", "SCANCEL_", "SRUN_", "SALLOC_")
+KEPT: Final = ("SLURM_CONF", "SLURM_CONF_SERVER")
+
+#: Widths are limits: what is longer is cut.
+FIELDS: Final = ("JobArrayID:80|", "State:24|", "Reason:200|", "NodeList:600|", "exit_code:12|", "RestartCnt:8|", "Name:400|")
+
+SUBMIT: Final = ("sbatch", "--parsable")
+#: sbatch says this when jobs are too many, and then waits for 100 s.
+QUEUE_FULL: Final = "sleeping and retrying"
+#: scancel with more ids than this takes long enough to run into time limits.
+CANCEL_BATCH: Final = 200
+
+# ---------------------------------------------------------------- names and ids
+
+_UNFIT: Final = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+def job_name(prefix: str, tag: Tag, ticket: str) -> str:
+    """The name of a submission's jobs."""
+    return ":".join([prefix, *(_UNFIT.sub("_", part) for part in (tag.factory, tag.manager, ticket))])
+
+
+def read_name(prefix: str, name: str) -> tuple[Tag, str] | None:
+    """Tag and ticket of a job's name; None: it is not one of ours."""
+    parts = name.split(":")
+    if len(parts) != 4 or parts[0] != prefix:
+        return None
+    return Tag(parts[1], parts[2]), parts[3]
+
+
+def same_tag(tag: Tag) -> Tag:
+    """The tag as names carry it."""
+    return Tag(_UNFIT.sub("_", tag.factory), _UNFIT.sub("_", tag.manager))
+
+
+def task_ids(answer: str, count: int, array: bool, clusters: bool) -> list[JobId]:
+    """Ids of the pilots of a submission from what ``sbatch --parsable`` printed: ``17`` or ``17;cluster``, maybe after a site's own words.
+
+    Raises `Unreachable` when there is no such line: a job may have been made.
+    """
+    for line in reversed(answer.splitlines()):
+        found = re.fullmatch(r"(\d+)(?:;(\S+))?", line.strip())
+        if found:
+            at = f"@{found[2]}" if clusters and found[2] else ""
+            names = [f"{found[1]}_{index}" for index in range(count)] if array else [found[1]]
+            return [JobId(name + at) for name in names]
+    raise Unreachable(f"sbatch printed no job id but {answer.strip()[:200]!r}")
+
+
+def split_job(job: JobId) -> tuple[str, str]:
+    """``17_4@cluster`` → ``17_4`` and ``cluster``."""
+    name, _, cluster = job.partition("@")
+    return name, cluster
+
+
+def cancel_words(jobs: Iterable[JobId]) -> list[tuple[str, ...]]:
+    """The command lines that end these: per cluster, and in batches. Tasks of one array are one word: ``17_[0,4]``."""
+    by_cluster: dict[str, list[JobId]] = {}
+    for job in dict.fromkeys(jobs):
+        by_cluster.setdefault(split_job(job)[1], []).append(job)
+    commands: list[tuple[str, ...]] = []
+    for cluster, members in by_cluster.items():
+        option = (f"--clusters={cluster}",) if cluster else ()
+        for first in range(0, len(members), CANCEL_BATCH):
+            tasks: dict[str, list[str]] = {}
+            for job in members[first : first + CANCEL_BATCH]:
+                number, _, task = split_job(job)[0].partition("_")
+                tasks.setdefault(number, []).append(task)
+            words = [number if "" in ids else f"{number}_[{','.join(ids)}]" for number, ids in tasks.items()]
+            commands.append(("scancel", *option, *words))
+    return commands
+
+
+def query_words(clusters: str) -> tuple[str, ...]:
+    """The command line that asks about all jobs of this user."""
+    option = (f"--clusters={clusters}",) if clusters else ()
+    return ("squeue", *option, "--noheader", "--array", "--states=all", "--me", f"--Format={','.join(FIELDS)}")
+
+
+# ---------------------------------------------------------------- states
+
+#: Slurm's states but for PENDING and FAILED.
+STATES: Final[Mapping[str, tuple[Listed, Cause]]] = {
+    "CONFIGURING": (Listed.QUEUED, Cause.UNKNOWN),  # its node is being started
+    "POWER_UP_NODE": (Listed.QUEUED, Cause.UNKNOWN),
+    "RUNNING": (Listed.RUNNING, Cause.UNKNOWN),
+    "SUSPENDED": (Listed.RUNNING, Cause.UNKNOWN),
+    "STOPPED": (Listed.RUNNING, Cause.UNKNOWN),
+    "RESIZING": (Listed.RUNNING, Cause.UNKNOWN),
+    "SIGNALING": (Listed.RUNNING, Cause.UNKNOWN),
+    "COMPLETING": (Listed.ENDING, Cause.UNKNOWN),
+    "STAGE_OUT": (Listed.ENDING, Cause.UNKNOWN),
+    "REQUEUED": (Listed.ENDING, Cause.UNKNOWN),
+    "SPECIAL_EXIT": (Listed.HELD, Cause.UNKNOWN),
+    "REQUEUE_HOLD": (Listed.HELD, Cause.UNKNOWN),
+    "RESV_DEL_HOLD": (Listed.HELD, Cause.UNKNOWN),
+    "COMPLETED": (Listed.ENDED, Cause.EXIT),
+    "CANCELLED": (Listed.ENDED, Cause.CANCELLED),
+    "REVOKED": (Listed.ENDED, Cause.CANCELLED),
+    "TIMEOUT": (Listed.ENDED, Cause.WALLTIME),
+    "DEADLINE": (Listed.ENDED, Cause.WALLTIME),
+    "PREEMPTED": (Listed.ENDED, Cause.PREEMPTED),
+    "NODE_FAIL": (Listed.ENDED, Cause.NODE),
+    "BOOT_FAIL": (Listed.ENDED, Cause.NODE),
+    "OUT_OF_MEMORY": (Listed.ENDED, Cause.SIGNAL),
+}
+
+#: Reasons for which a pending job never starts by itself, and what they mean. Limits on *how many* run now are not among them.
+NEVER: Final[Mapping[str, str]] = {
+    "JobHeldUser": "somebody holds it (scontrol release lets it go)",
+    "JobHeldAdmin": "an administrator holds it",
+    "launch failed requeued held": "its node could not start it; sinfo -R may say why",
+    "job requeued in held state": "it was put back and is held",
+    "BadConstraints": "no node has what it asks for",
+    "DependencyNeverSatisfied": "it depends on what never happens",
+    "ReservationDeleted": "its reservation is gone",
+    "AccountNotAllowed": "its account may not use the partition",
+    "AssociationJobLimit": "",
+    "InvalidAccount": "there is no such account",
+    "InvalidQOS": "there is no such QOS, or it may not be used",
+    "QOSNotAllowed": "its QOS may not be used here",
+    "QOSUsageThreshold": "",
+    "Association": "its user has no account here",
+    "Reservation": "",
+}
+#: The same, where the job can go to one partition only.
+NEVER_IN_PARTITION: Final[Mapping[str, str]] = {
+    "PartitionTimeLimit": "its walltime is longer than the partition allows",
+    "PartitionNodeLimit": "it asks for more nodes, or fewer, than the partition allows",
+    "PartitionConfig": "the partition has no such nodes",
+    "PartitionDown": "the partition is down",
+    "PartitionInactive": "the partition is inactive",
+}
+#: Waiting mends these after all.
+_PASSING: Final = frozenset({"AssociationJobLimit", "QOSUsageThreshold", "Reservation"})
+#: A limit on what one job may ask for.
+_PER_JOB: Final = re.compile(r"(Assoc|QOS)(Max\w*PerJob(Limit)?|Max\w*PerNode(Limit)?|MaxWallDurationPerJobLimit|Min\w+)")
+
+
+def why_never(reason: str, *, several_partitions: bool = False) -> str:
+    """Why a pending job with this reason never starts; "": it waits."""
+    reason = reason.strip("()")
+    meaning = None if reason in _PASSING else NEVER.get(reason)
+    if meaning is None and not several_partitions:
+        meaning = NEVER_IN_PARTITION.get(reason)
+    if meaning is None and _PER_JOB.fullmatch(reason):
+        meaning = "it asks for more than one job may have"
+    return f"{reason}: {meaning}" if meaning else ""
+
+
+def listed_as(
+    state: str, reason: str, wait_status: int, *, several_partitions: bool = False
+) -> tuple[Listed, Cause, str, int | None]:
+    """How Slurm's state, reason and exit code (a wait status) read: listed, cause, reason in words, exit status."""
+    reason = "" if reason in ("None", "N/A") else reason
+    if state == "PENDING":
+        never = why_never(reason, several_partitions=several_partitions)
+        return (Listed.HELD, Cause.UNKNOWN, never, None) if never else (Listed.QUEUED, Cause.UNKNOWN, reason, None)
+    if state == "FAILED":
+        return _failed(reason, wait_status)
+    listed, cause = STATES.get(state, (Listed.RUNNING, Cause.UNKNOWN))
+    if listed is not Listed.ENDED:
+        return listed, cause, reason, None
+    words = state if not reason or reason.replace("_", "").upper() == state.replace("_", "") else f"{state}: {reason}"
+    return listed, cause, words, 0 if state == "COMPLETED" else None
+
+
+def _failed(reason: str, wait_status: int) -> tuple[Listed, Cause, str, int | None]:
+    status, number = wait_status >> 8, wait_status & 0x7F
+    if 0 < number < 32:  # Slurm calls it a failed launch when the script, that is the pilot, dies of a signal
+        return Listed.ENDED, Cause.SIGNAL, f"FAILED: ended by signal {number}", None
+    if reason == "NonZeroExitCode":
+        return Listed.ENDED, Cause.EXIT, f"FAILED: exit status {status}", status
+    if reason == "JobLaunchFailure":
+        return Listed.ENDED, Cause.EXIT, "FAILED: JobLaunchFailure: its node could not start it; can it write the log's folder?", None
+    return Listed.ENDED, Cause.UNKNOWN, f"FAILED: {reason}" if reason else "FAILED", status or None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One of our jobs in an answer of squeue."""
+
+    tag: Tag
+    state: PilotState
+
+
+def read_rows(text: str, prefix: str, *, clusters: bool = False, several_partitions: bool = False) -> list[Row]:
+    """All jobs of Windlass's in an answer of `query_words`; those that others made are left out."""
+    rows: list[Row] = []
+    cluster = ""
+    for line in text.splitlines():
+        if line.startswith("CLUSTER: "):
+            cluster = line.removeprefix("CLUSTER: ").strip()
+            continue
+        fields = [field.strip() for field in line.split("|", len(FIELDS) - 1)]
+        if len(fields) != len(FIELDS):
+            continue
+        job, word, reason, nodes, wait_status, restarts, name = fields
+        known = read_name(prefix, name.removesuffix("|").strip())
+        if known is None:
+            continue
+        tag, ticket = known
+        status = int(wait_status) if wait_status.isdigit() else 0
+        listed, cause, words, exit_status = listed_as(word, reason, status, several_partitions=several_partitions)
+        state = PilotState(
+            job=JobId(f"{job}@{cluster}" if clusters and cluster else job),
+            listed=listed,
+            ticket=ticket,
+            restart=int(restarts) if restarts.isdigit() else None,
+            node=nodes if nodes not in ("(null)", "None") else "",
+            reason=words,
+            cause=cause,
+            exit_status=exit_status,
+        )
+        rows.append(Row(tag, state))
+    return rows
+
+
+# ---------------------------------------------------------------- refusals
+
+#: No answer, or one that says nothing of what was asked.
+_UNREACHABLE: Final = re.compile(
+    r"Unable to contact slurm controller|Socket timed out|authentication error|Munge (en|de)code failed|Unexpected message received"
+    r"|Zero Bytes were transmitted|Unable to process configuration file|Could not establish a configuration source|cannot stat file"
+    r"|[Cc]onnect(ion)? (failure|refused|timed out)|standby mode|[Cc]ommunication connection|Transport endpoint|Insane message length"
+    r"|Invalid authentication credential|Header lengths|[Ff]ailed to fetch config|[Bb]roken pipe|Connection reset|Job credential"
+    r"|Unable to resolve|Temporary failure in name resolution|slurm_persist_conn|shutting down"
+)
+#: Too many jobs for now.
+_OVER_LIMIT: Final = re.compile(
+    rf"{QUEUE_FULL}|Resource temporarily unavailable|job queue full|MaxSubmit\w*|GrpSubmit\w*|QOS\w*Submit\w*|Assoc\w*Submit\w*"
+    r"|violates accounting/QOS policy|[Rr]ate limit|[Tt]oo many jobs|exceeds? .*job (count|limit)"
+)
+#: The policy that is violated, where sbatch names it, is one that waiting does not mend.
+_NEVER_MENDED: Final = re.compile(r"\b(Assoc|QOS)(Max|Min)\w*(PerJob|PerNode|Wall|NotSatisfied)\w*")
+#: What scancel says of jobs that have ended or that there never were.
+_ENDED_ALREADY: Final = re.compile(r"Invalid job id specified|already completing or completed")
+
+
+def refusal(program: str, status: int | None, stderr: str) -> BatchError:
+    """The error that a failed command stands for. ``status`` None: it was killed for its time limit."""
+    text = tidy(stderr)
+    if status is None:
+        return Unreachable(f"{program} gave no answer in time" + (f": {text}" if text else ""))
+    text = text or f"{program} ended with exit status {status} and said nothing"
+    if _UNREACHABLE.search(stderr):
+        return Unreachable(text)
+    if _OVER_LIMIT.search(stderr) and not _NEVER_MENDED.search(stderr):
+        return OverLimit(text)
+    return Rejected(text)
+
+
+def tidy(stderr: str) -> str:
+    """What a command said, in one line without the name of the command before each part."""
+    parts = [re.sub(r"^\w+: (error: |fatal: )?", "", line.strip()) for line in stderr.splitlines()]
+    return "; ".join(dict.fromkeys(part for part in parts if part))[:2000]
+
+
+def is_array_refused(stderr: str) -> bool:
+    """sbatch refused the size of the array."""
+    return "Invalid job array specification" in stderr
+
+
+def only_ended(stderr: str) -> bool:
+    """scancel complained of nothing but jobs that have ended."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    return bool(lines) and all(_ENDED_ALREADY.search(line) for line in lines)
+
+
+def read_max_array(config: str) -> int:
+    """``MaxArraySize`` in what ``scontrol show config`` printed: so many tasks an array may have; 1: none."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.MULTILINE)
+    return max(1, int(found[1])) if found else 1
+
+
+# ---------------------------------------------------------------- options
+
+
+def minutes(walltime: float) -> str:
+    """A walltime (seconds; 0: unlimited) for ``--time``, which counts in minutes."""
+    return str(math.ceil(walltime / 60)) if walltime else "UNLIMITED"
+
+
+def gres_words(gpus: int, gpu_type: str, gres: str) -> str:
+    """What ``--gres`` asks of each node; "": nothing."""
+    own = f"gpu:{gpu_type}:{gpus}" if gpu_type else f"gpu:{gpus}"
+    return ",".join(part for part in (own if gpus else "", gres) if part)
+
+
+def directive(line: str) -> str:
+    """A user's ``#SBATCH`` line without that word. Raises ValueError for what is none."""
+    text = line.strip().removeprefix("#SBATCH").strip()
+    if not text.startswith("-") or "\n" in text or "\r" in text:
+        raise ValueError(line)
+    return text
+
+
+def one_line(values: Sequence[str]) -> bool:
+    """None of these can end a ``#SBATCH`` line."""
+    return not any(character in value for value in values for character in "\n\r\0")
