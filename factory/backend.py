@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar, Final, NewType, Protocol, cast
+from typing import ClassVar, Final, NewType, Protocol, cast, runtime_checkable
 
 from windlass.errors import UnknownName
 from windlass.messages import PilotId, PoolName, Resources
@@ -139,6 +139,8 @@ class PoolDefaults:
 
     max_pilots: int = 1
     cores: float = 1.0
+    #: Pilots run on other machines than their manager.
+    remote: bool = True
     #: Pilots share these cores (they are those of one machine), instead of having so many each.
     shared: bool = False
     memory: int = 0
@@ -196,6 +198,19 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """End service: own processes and threads are gone when it returns; pilots in a batch system are not touched. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class SharedBatch(Protocol):
+    """What a batch system that outlives the program can tell the command line beside."""
+
+    def find(self) -> Sequence[tuple[Tag, PilotState]]:
+        """All pilots of this user that have not ended, whichever factory's. Raises `Unreachable`."""
+        ...
+
+    def probe(self, request: PilotRequest) -> JobId:
+        """Submit one pilot so that it never starts, and remove it: the id that it had. Raises as `Backend.submit`."""
         ...
 
 

@@ -186,12 +186,16 @@ class Factory:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close(None if kind is None else min(HURRY, self.pool.grace))
+        if kind is None:
+            self.close()
+        else:
+            # Whoever presses Ctrl-C wants to leave now.
+            self.close(min(HURRY, self.pool.grace) if issubclass(kind, Exception) else 0.0)
 
-    def start(self) -> None:
-        """Begin; done by ``with``. Idempotent."""
+    def start(self) -> Self:
+        """Begin; done by ``with``. Idempotent. Returns the factory, as in ``factory = Factory(manager).start()``."""
         if self._thread is not None:
-            return
+            return self
         tag = Tag(self.name, self._pilot_file.parent.name)
         self.backend.open(tag, self._folder, lambda: self._events.put(_Wake()))
         try:
@@ -203,6 +207,7 @@ class Factory:
         self._thread = threading.Thread(target=self._run, name=f"windlass-factory-{self.name}", daemon=True)
         self._thread.start()
         atexit.register(self._at_exit)
+        return self
 
     def _open_port(self) -> Port:
         if self._manager is not None:
@@ -232,6 +237,10 @@ class Factory:
             atexit.unregister(self._at_exit)
 
     def _at_exit(self) -> None:
+        # A program that ends collects nothing more: its manager sends the workers away, whatever they run.
+        leave = getattr(self._manager, "close", None)
+        if leave is not None:
+            leave()
         self.close(min(HURRY, self.pool.grace))
 
     def wait(self, timeout: float | None = None) -> bool:

@@ -342,7 +342,7 @@ class FakeBackend:
 
     name: ClassVar[str] = "fake"
     defaults: ClassVar[PoolDefaults] = PoolDefaults(
-        max_pilots=2, cores=1.0, walltime=3600.0, idle_timeout=30.0, start_cost=1.0, hold=1.0, hello_timeout=60.0
+        remote=False, max_pilots=2, cores=1.0, walltime=3600.0, idle_timeout=30.0, start_cost=1.0, hold=1.0, hello_timeout=60.0
     )
     limits: ClassVar[CommandLimits] = OWN_MACHINE
     max_batch: ClassVar[int] = 500

@@ -9,14 +9,20 @@ template (`windlass.batch_templates`).  The id of a pilot is known to the batch 
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
+from windlass.errors import UsageError
 from windlass.factory.backend import PilotRequest
 from windlass.factory.pool import PoolConfig
 from windlass.messages import PilotId
+
+#: The name by which jinja2 knows a template of the user's.
+OWN: Final = "the user's own"
 
 
 def worker_command(pool: PoolConfig, connection: Path) -> tuple[str, ...]:
@@ -47,10 +53,18 @@ def with_pilot(command: Iterable[str], pilot: PilotId) -> tuple[str, ...]:
 
 
 def pilot_script(request: PilotRequest, *, template: str = "pilot.sh.j2", **values: object) -> str:
-    """The script that starts a pilot; ``values`` are for the template (``pilot``: its word, where that is known)."""
+    """The script that starts a pilot; ``values`` are for the template (``pilot``: its word, where that is known).
+
+    ``template``: one of `windlass.batch_templates`, or a file of the user's, which may extend one of those. Raises `UsageError` for a file that
+    is no template, or that uses a name that there is not.
+    """
     import jinja2  # 60 ms; only pools with setup lines and batch systems need it
 
-    loader = jinja2.PackageLoader("windlass.batch_templates", "")
+    loader: jinja2.BaseLoader = jinja2.PackageLoader("windlass.batch_templates", "")
+    own = template if os.sep in template else ""
+    if own:
+        loader = jinja2.ChoiceLoader([jinja2.FunctionLoader(lambda name: Path(own).read_text() if name == OWN else None), loader])
+        template = OWN
     environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
     environment.filters["sh"] = lambda text: shlex.quote(str(text))
     environment.filters["words"] = shlex.join
@@ -66,4 +80,9 @@ def pilot_script(request: PilotRequest, *, template: str = "pilot.sh.j2", **valu
         "walltime": request.walltime,
         "avoid": request.avoid,
     }
-    return environment.get_template(template).render({**given, **values})
+    try:
+        return environment.get_template(template).render({**given, **values})
+    except (jinja2.TemplateError, OSError) as error:
+        if not own:
+            raise
+        raise UsageError(f"template {own}: {error}") from error

@@ -32,6 +32,8 @@ from windlass.factory.backend import (
 from windlass.factory.launch import pilot_script, with_pilot
 from windlass.factory.processes import Process, Processes, tail_of
 
+#: Seconds between SIGTERM and SIGKILL for what is still there when a factory ends.
+LAST_GRACE: float = 1.0
 #: Errors of starting a process that say "not now".
 SHORT_OF: frozenset[int] = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 
@@ -56,6 +58,7 @@ class LocalBackend:
     defaults: ClassVar[PoolDefaults] = PoolDefaults(
         max_pilots=1,
         cores=float(len(os.sched_getaffinity(0))),
+        remote=False,
         shared=True,
         max_queued=1000,
         walltime=0.0,
@@ -124,7 +127,8 @@ class LocalBackend:
         self._table.end(jobs)
 
     def cancel_all(self) -> None:
-        self._table.end()
+        # The factory has given them their time before.
+        self._table.end(grace=LAST_GRACE)
 
     def tail(self, job: JobId) -> str:
         return tail_of(self._log(job))

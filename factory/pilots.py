@@ -136,6 +136,8 @@ class Pilot:
     #: It has been connected, in this incarnation.
     served: bool = False
     draining: bool = False
+    #: It has served, and the manager does not know it any more: it was silent for too long, or it is about to end.
+    forgotten: bool = False
     #: Its death at start has been counted.
     charged: bool = False
     running_calls: int = 0
@@ -154,7 +156,7 @@ class Pilot:
     @property
     def coming(self) -> bool:
         """It serves or will: it counts against demand."""
-        return self.phase in (Phase.QUEUED, Phase.RUNNING, Phase.SERVING) and not self.draining
+        return self.phase in (Phase.QUEUED, Phase.RUNNING, Phase.SERVING) and not self.draining and not self.forgotten
 
     def idle_for(self, now: float) -> float:
         """Seconds that it has been connected without calls."""
@@ -308,6 +310,7 @@ class Fleet:
         for pilot in self.pilots.values():
             nodes = [one for one in by_word.get(pilot.word, ()) if one.connected]
             pilot.connected = bool(nodes)
+            pilot.forgotten = pilot.served and pilot.word not in by_word
             pilot.running_calls = sum(one.running for one in nodes)
             pilot.idle_seconds, pilot.heard_at = min((one.idle_seconds for one in nodes), default=0.0), now
             pilot.draining = bool(nodes) and all(one.draining for one in nodes)

@@ -158,6 +158,8 @@ def _overdue(pilots: Iterable[Pilot], pool: PoolConfig, now: float) -> Iterable[
             yield Decision((pilot.job,), "it was let go and is still there")
         elif pilot.phase is Phase.RUNNING and not pilot.served and now - pilot.since >= pool.hello_timeout:
             yield Decision((pilot.job,), f"it runs since {now - pilot.since:.0f} s and has not connected to the manager")
+        elif pilot.phase is Phase.RUNNING and pilot.forgotten and now - pilot.since >= pool.hello_timeout:
+            yield Decision((pilot.job,), f"the manager has not heard of it for {now - pilot.since:.0f} s")
 
 
 def _free(pilot: Pilot) -> bool:

@@ -13,17 +13,20 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_network
 from typing import Final, cast
 
 from windlass.errors import UnknownName, UsageError
 from windlass.factory.backend import PoolDefaults
-from windlass.messages import PoolName, PoolOffer, Resources
+from windlass.messages import HOST, PoolName, PoolOffer, Resources
 from windlass.units import parse_memory, parse_seconds, show_memory, show_seconds
 
 #: Other figures are slips of units: bytes, and seconds (a century).
 MEMORY_LEAST: Final = 1 << 20
 MEMORY_MOST: Final = 1 << 60
 SECONDS_MOST: Final = 100 * 366 * 86_400
+#: A worker keeps half a second for its end and one for sending results (`windlass.worker.lifetime`).
+WALLTIME_LEAST: Final = 2.0
 #: What the worker's ``--log-level`` takes.
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 #: Letters that every batch system takes in a job's name.
@@ -57,13 +60,20 @@ class PoolConfig:
     python: str = ""
     scratch: str = ""
     log_level: str = ""
+    #: Where the manager listens for pilots that run on other machines: an interface (``ib0``) or a network (``10.1.0.0/16``); "": at the
+    #: address that its host name resolves to.
+    interface: str = ""
+    network: str = ""
+    #: Pilots run on other machines than their manager.
+    remote: bool = False
     env: tuple[tuple[str, str], ...] = ()
     #: What only the backend reads.
     options: Mapping[str, object] = field(default_factory=dict[str, object])
 
     def offer(self, paused: str = "") -> PoolOffer:
         """What the manager is told of one pilot; ``paused``: why there are no new ones."""
-        return PoolOffer(self.name, self.resources, self.walltime, paused, self.backend)
+        listen = self.interface or self.network or (HOST if self.remote else "")
+        return PoolOffer(self.name, self.resources, self.walltime, paused, self.backend, listen)
 
     def text(self) -> str:
         """The derived plan, in the user's units."""
@@ -95,7 +105,7 @@ def _number(value: float, noun: str) -> str:
 
 
 #: Options of every pool, beside the backend's own.
-COMMON_OPTIONS: Final = frozenset(field.name for field in fields(PoolConfig)) - {"name", "backend", "resources", "options"} | {
+COMMON_OPTIONS: Final = frozenset(field.name for field in fields(PoolConfig)) - {"name", "backend", "resources", "remote", "options"} | {
     "cores",
     "memory",
     "gpus",
@@ -119,6 +129,11 @@ def make_pool(backend: str, default: PoolDefaults, own: frozenset[str], options:
     if min_pilots > max_pilots:
         raise UsageError(f"min_pilots={min_pilots} is more than max_pilots={max_pilots}; at most as many can be kept as are allowed")
     walltime = _seconds(given, "walltime", default.walltime)
+    if 0 < walltime < WALLTIME_LEAST:
+        raise UsageError(
+            f"walltime={show_seconds(walltime)} leaves no time to run anything, as a pilot ends its work before it ends;"
+            f" write at least walltime={show_seconds(WALLTIME_LEAST)!r}"
+        )
     grace = _seconds(given, "grace", min(30.0, walltime / 4) if walltime else 30.0)
     if walltime and grace >= walltime:
         raise UsageError(
@@ -147,6 +162,9 @@ def make_pool(backend: str, default: PoolDefaults, own: frozenset[str], options:
         python=str(given.get("python", "")),
         scratch=str(given.get("scratch", "")),
         log_level=_log_level(given.get("log_level", "")),
+        interface=str(given.get("interface", "")),
+        network=_network(given),
+        remote=default.remote,
         env=_pairs(given.get("env", ())),
         options={option: value for option, value in given.items() if option in own},
     )
@@ -205,6 +223,16 @@ def _log_level(value: object) -> str:
     if value and str(value).lower() not in LOG_LEVELS:
         raise UsageError(f"log_level={value!r}; write one of {', '.join(map(repr, LOG_LEVELS))}")
     return str(value)
+
+
+def _network(given: Mapping[str, object]) -> str:
+    network = str(given.get("network", ""))
+    if network and given.get("interface"):
+        raise UsageError(f"interface={given['interface']!r} and network={network!r} both say where the manager listens; give one of them")
+    try:
+        return str(ip_network(network, strict=False)) if network else ""
+    except ValueError:
+        raise UsageError(f"network={network!r} is not a network; write for example network='10.1.0.0/16'") from None
 
 
 def _lines(value: object) -> tuple[str, ...]:

@@ -32,13 +32,15 @@ SPOILING: Final = ("SQUEUE_", "SBATCH_", "SLURM_", "SCANCEL_", "SRUN_", "SALLOC_
 KEPT: Final = ("SLURM_CONF", "SLURM_CONF_SERVER")
 
 #: Widths are limits: what is longer is cut.
-FIELDS: Final = ("JobArrayID:80|", "State:24|", "Reason:200|", "NodeList:600|", "exit_code:12|", "RestartCnt:8|", "Name:400|")
+FIELDS: Final = ("JobArrayID:40|", "State:24|", "Reason:120|", "NodeList:160|", "exit_code:12|", "RestartCnt:8|", "Name:300|")
 
 SUBMIT: Final = ("sbatch", "--parsable")
 #: sbatch says this when jobs are too many, and then waits for 100 s.
 QUEUE_FULL: Final = "sleeping and retrying"
 #: scancel with more ids than this takes long enough to run into time limits.
 CANCEL_BATCH: Final = 200
+#: Pilots that live shorter, in seconds, are not warned by Slurm.
+WARNED_FROM: Final = 600.0
 
 # ---------------------------------------------------------------- names and ids
 
@@ -145,13 +147,10 @@ NEVER: Final[Mapping[str, str]] = {
     "DependencyNeverSatisfied": "it depends on what never happens",
     "ReservationDeleted": "its reservation is gone",
     "AccountNotAllowed": "its account may not use the partition",
-    "AssociationJobLimit": "",
     "InvalidAccount": "there is no such account",
     "InvalidQOS": "there is no such QOS, or it may not be used",
     "QOSNotAllowed": "its QOS may not be used here",
-    "QOSUsageThreshold": "",
     "Association": "its user has no account here",
-    "Reservation": "",
 }
 #: The same, where the job can go to one partition only.
 NEVER_IN_PARTITION: Final[Mapping[str, str]] = {
@@ -161,8 +160,6 @@ NEVER_IN_PARTITION: Final[Mapping[str, str]] = {
     "PartitionDown": "the partition is down",
     "PartitionInactive": "the partition is inactive",
 }
-#: Waiting mends these after all.
-_PASSING: Final = frozenset({"AssociationJobLimit", "QOSUsageThreshold", "Reservation"})
 #: A limit on what one job may ask for.
 _PER_JOB: Final = re.compile(r"(Assoc|QOS)(Max\w*PerJob(Limit)?|Max\w*PerNode(Limit)?|MaxWallDurationPerJobLimit|Min\w+)")
 
@@ -170,7 +167,7 @@ _PER_JOB: Final = re.compile(r"(Assoc|QOS)(Max\w*PerJob(Limit)?|Max\w*PerNode(Li
 def why_never(reason: str, *, several_partitions: bool = False) -> str:
     """Why a pending job with this reason never starts; "": it waits."""
     reason = reason.strip("()")
-    meaning = None if reason in _PASSING else NEVER.get(reason)
+    meaning = NEVER.get(reason)
     if meaning is None and not several_partitions:
         meaning = NEVER_IN_PARTITION.get(reason)
     if meaning is None and _PER_JOB.fullmatch(reason):
@@ -178,9 +175,7 @@ def why_never(reason: str, *, several_partitions: bool = False) -> str:
     return f"{reason}: {meaning}" if meaning else ""
 
 
-def listed_as(
-    state: str, reason: str, wait_status: int, *, several_partitions: bool = False
-) -> tuple[Listed, Cause, str, int | None]:
+def listed_as(state: str, reason: str, wait_status: int, *, several_partitions: bool = False) -> tuple[Listed, Cause, str, int | None]:
     """How Slurm's state, reason and exit code (a wait status) read: listed, cause, reason in words, exit status."""
     reason = "" if reason in ("None", "N/A") else reason
     if state == "PENDING":
@@ -328,3 +323,11 @@ def directive(line: str) -> str:
 def one_line(values: Sequence[str]) -> bool:
     """None of these can end a ``#SBATCH`` line."""
     return not any(character in value for value in values for character in "\n\r\0")
+
+
+def warning_seconds(walltime: float, grace: float) -> int:
+    """How long before the end Slurm is to warn a pilot, in seconds; 0: not at all.
+
+    Slurm may be a minute early, which would take too much of a short life; the worker knows its end without it.
+    """
+    return math.ceil(grace) if grace and (not walltime or walltime >= WARNED_FROM) else 0

@@ -31,6 +31,7 @@ from windlass.messages import (
     InstanceId,
     LibraryId,
     Message,
+    ObjectRef,
     PoolOffer,
     PoolReport,
     RunCalls,
@@ -80,6 +81,8 @@ class Books:
         self._shrinking: dict[InstanceId, Instance] = {}
         self._outbox: dict[WorkerId, list[Message]] = {}
         self._done: list[CallDone] = []
+        #: Results of attempts that count no more; nobody will read them.
+        self.late_objects: list[ObjectRef] = []
         self._next_instance = 1
         self.demand_changed = True
         self._dirty_runs = False

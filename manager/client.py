@@ -129,7 +129,12 @@ class Client:
         self._futures[call] = future
         if put:
             self._pinned[call] = tuple(put)
-        self._inbox.put(CallSpec(call, library, function, payload, spans, options))
+        try:
+            self._inbox.put(CallSpec(call, library, function, payload, spans, options))
+        except BaseException:  # the manager's loop has just ended
+            self._futures.pop(call, None)
+            self._unpin(self._pinned.pop(call, ()))
+            raise
         if self.closed:
             self._close_one(call)  # the manager ended meanwhile, perhaps without having seen this call
         return future
@@ -197,7 +202,7 @@ class Client:
         futures, finished, pinned = self._futures, self._finished, self._pinned
         for done in ends:
             end = done.end
-            future = futures.pop(end.call, None)
+            future = futures.get(end.call)
             if pinned and end.call in pinned:
                 self._unpin(pinned.pop(end.call))
             if future is None:
@@ -206,10 +211,14 @@ class Client:
             if end.spans:
                 weakref.finalize(future, self._discard, end.spans).atexit = False
                 self._unread[end.call] = future
-            finished[end.call] = future
-            if not future.finish(done):
-                finished.pop(end.call, None)
+            # In this order: whoever looks meanwhile sees the call among those that wait or those that have ended, and there ended ones only.
+            if future.finish(done):
+                finished[end.call] = future
+                if future.collected:  # by somebody who was quicker than we are
+                    finished.pop(end.call, None)
+            else:
                 self._discard(end.spans)
+            futures.pop(end.call, None)
         if self._waiters:
             with self._arrived:
                 self._arrived.notify_all()

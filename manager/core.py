@@ -71,6 +71,11 @@ __all__ = ["Books", "Core", "Counters", "Settings"]
 
 #: Starts that may crash or time out in a row before a library counts as one that cannot start.
 CRASHES_MOST = 3
+#: An attempt had the whole life of its pilot if it was sent within so many seconds, or so much of that life, and was cut off so shortly
+#: before its end.
+BEGIN_SECONDS = 5.0
+BEGIN_SHARE = 0.1
+END_SECONDS = 1.0
 #: Functions that are remembered without a call or a library naming them.
 FUNCTIONS_MOST = 20_000
 
@@ -319,6 +324,7 @@ class Core(Dispatch):
         for end in ends:
             call = held.get(end.call)
             if call is None or call.attempt != end.attempt:
+                self.late_objects.extend(end.spans)
                 continue  # a late answer
             del held[end.call]
             spec = call.spec
@@ -492,7 +498,7 @@ class Core(Dispatch):
             self._finish(call, CallEnd(call.spec.call, call.attempt, LOST, detail=EndDetail(text=text)), now)
         elif state.failed:
             self._finish(call, CallEnd(call.spec.call, call.attempt, LIBRARY_FAILED, detail=EndDetail(text=state.failed)), now)
-        elif call.ran and (text := self._too_long(call.ran)):
+        elif call.ran and (text := self._too_long(call.ran, call.story[-1].seconds if call.story else call.ran)):
             self._finish(call, CallEnd(call.spec.call, call.attempt, TOO_LONG, detail=EndDetail(text=text)), now)
         else:
             self._requeue(call)
@@ -504,7 +510,7 @@ class Core(Dispatch):
         ran = max(0.0, now - call.sent_at)
         self._tell(call, worker, LOST, ran, reason)
         if at_walltime:
-            call.ran = max(call.ran, ran)
+            call.ran = max(call.ran, ran, self._whole_life(call, worker, now))
         if at_walltime and ran > call.queue.least_seconds:
             # Steps of a quarter keep the number of queues small.
             least = 1.0
@@ -516,7 +522,14 @@ class Core(Dispatch):
                 found.running += 1
                 call.queue = found
 
-    def _too_long(self, seconds: float) -> str:
+    def _whole_life(self, call: Call, worker: Worker, now: float) -> float:
+        """The walltime of its pool, if the attempt had a pilot's life from beginning to end; else 0."""
+        begun = call.sent_at - worker.joined_at
+        if now < worker.ends_at - END_SECONDS or begun > max(BEGIN_SECONDS, BEGIN_SHARE * (worker.ends_at - worker.joined_at)):
+            return 0.0
+        return next((offer.walltime for offer in self.all_offers() if offer.pool == worker.info.pool), 0.0)
+
+    def _too_long(self, seconds: float, ran: float) -> str:
         offers = self.all_offers()
         if not offers or any(not offer.walltime or offer.walltime > seconds for offer in offers):
             return ""
@@ -524,8 +537,8 @@ class Core(Dispatch):
             return ""
         longest = max(offer.walltime for offer in offers)
         return (
-            f"it ran for {seconds:.0f} s when its pilot came to its end, so it needs longer than that; "
-            f"the longest walltime of a pool is {longest:.0f} s"
+            f"it ran for {ran:.3g} s when its pilot came to its end, so it needs longer than that; "
+            f"the longest walltime of a pool is {longest:.3g} s"
         )
 
     def _tell(self, call: Call, worker: Worker, outcome: int, seconds: float, reason: str = "") -> None:

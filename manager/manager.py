@@ -72,6 +72,7 @@ IMPLICIT: Final = "functions"
 _HUNGRY_LEAST: Final = 10
 _HUNGRY_TIMES: Final = 2
 _STATUS_SECONDS: Final = 10.0
+LOOPBACK: Final = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,8 @@ class Manager:
     """Runs calls on pilots: libraries, calls, futures.
 
     ``port``: 0 for any free one, a number, or a range ``(low, high)``. ``name``: what pilots and the command line find it by; without one
-    it is made up. ``host``: the address to listen on; the default is this machine's loopback, enough for local pilots. Times are seconds:
+    it is made up. ``host``: the address to listen on; the default is this machine's loopback, enough for local pilots, and one that nodes reach as soon as a
+    factory has pilots on other machines (the pool's ``interface`` or ``network``, else what the host name resolves to). Times are seconds:
     a worker whose connection is cut keeps its calls for ``reconnect_grace``, and leaves when it has not reached its manager for
     ``manager_timeout``.
 
@@ -120,7 +122,7 @@ class Manager:
         port: int | tuple[int, int] | list[int] = 0,
         name: str | None = None,
         *,
-        host: str = "127.0.0.1",
+        host: str | None = None,
         reconnect_grace: float = 60.0,
         manager_timeout: float = 300.0,
         heartbeat: float = 5.0,
@@ -150,7 +152,7 @@ class Manager:
                 f"silence={silence:g} is not longer than heartbeat={heartbeat:g}, so every connection would count as cut;"
                 f" write silence={6 * heartbeat:g}"
             )
-        if not isinstance(host, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if host is not None and not isinstance(host, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"host={host!r}: write a name or an address of this machine, as in host='127.0.0.1'")
         if name is not None and not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"name={name!r}: a manager's name is a text: write name='m{name}'")
@@ -172,7 +174,8 @@ class Manager:
                 "", 0, authority.manager_id, windlass.__version__, heartbeat, silence, manager_timeout, str(folder), self._store.token
             )
             self._core = Core(Settings(reconnect_grace=reconnect_grace))
-            self._server = Server(authority, self._store, self._core, hosts=[host], port=wanted, welcome=welcome)
+            hosts = [LOOPBACK if host is None else host]
+            self._server = Server(authority, self._store, self._core, hosts=hosts, port=wanted, welcome=welcome, elsewhere=host is None)
             self._client = Client(self._store, self._server.inbox, self._server.now)
             self._server.client = self._client
             self._server.start()

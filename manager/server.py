@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from windlass.dataplane import DataServer
-from windlass.errors import Closed, WindlassError
+from windlass.errors import Closed, UsageError, WindlassError
 from windlass.identity import Authority, Identity
 from windlass.links import Link
 from windlass.listener import Listener
@@ -87,7 +87,15 @@ class Server:
     """Runs a core on a thread of its own."""
 
     def __init__(
-        self, authority: Authority, store: ObjectStore, core: Core, *, hosts: Sequence[str], port: int | tuple[int, int], welcome: Welcome
+        self,
+        authority: Authority,
+        store: ObjectStore,
+        core: Core,
+        *,
+        hosts: Sequence[str],
+        port: int | tuple[int, int],
+        welcome: Welcome,
+        elsewhere: bool = False,
     ) -> None:
         self.authority, self.store, self.core = authority, store, core
         self.inbox: Inbox[Any] = Inbox(self._rouse)
@@ -95,6 +103,10 @@ class Server:
         self.addresses: list[tuple[str, int]] = []
         self._welcome = welcome
         self._hosts, self._port = hosts, port
+        #: Whether it may listen on more than ``hosts`` when a pool on other machines attaches, and for which it does so.
+        self._elsewhere = elsewhere
+        self._listens_for: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._epoch = time.time() - time.monotonic()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listener: Listener | None = None
@@ -213,6 +225,7 @@ class Server:
         now = self.now()
         self.core.tick(now)
         self._act()
+        self._close_given_up()
         assert self._loop is not None
         self._loop.call_later(TICK_SECONDS if self.core.calls or self._links else REST_SECONDS, self._tick)
 
@@ -254,6 +267,7 @@ class Server:
                 core.define(functions)
             case PoolReport() if role == "factory":
                 core.pools_reported(name, message, now)
+                self._listen_for(message)
             case ReleasePilots(pilots, pool, reason) if role == "factory":
                 core.release(pilots, pool, reason, now)
             case GetStatus():
@@ -269,6 +283,37 @@ class Server:
             case _:
                 log.warning("%s %s said %s, which its role may not", role, name, type(message).__name__)
 
+    def _listen_for(self, report: PoolReport) -> None:
+        """Listen where pilots of these pools can reach it."""
+        for wanted in {offer.listen for offer in report.offers} - self._listens_for - {""}:
+            self._listens_for.add(wanted)
+            if self._elsewhere:
+                task = asyncio.get_running_loop().create_task(self._listen_on(wanted))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _listen_on(self, wanted: str) -> None:
+        from windlass.manager.addresses import choose_address
+
+        assert self._listener is not None
+        try:
+            # In a thread: names may take long to resolve.
+            host = await asyncio.get_running_loop().run_in_executor(None, choose_address, wanted)
+            if not host:
+                log.warning("this machine has no address but loopback: only pilots on it can reach the manager")
+            if not host or any(host == known for known, _ in self.addresses):
+                return
+            try:
+                fresh = await self._listener.listen([host], self.addresses[0][1])
+            except UsageError:
+                fresh = await self._listener.listen([host], self._port)  # another program has the port there
+        except UsageError as error:
+            log.error("pilots of other machines cannot reach the manager: %s", error)
+            return
+        self.addresses = [*self.addresses, *fresh]
+        self.authority.set_addresses(self.addresses)
+        log.info("listening at %s port %d too", *fresh[0])
+
     def _act(self) -> None:
         """Carry out what the core has decided."""
         core = self.core
@@ -277,6 +322,8 @@ class Server:
             link = self._links.get(worker)
             if link is not None:
                 link.send_now(*messages)
+        while core.late_objects:
+            self.store.discard(core.late_objects.pop().name)
         done = core.take_done()
         if done and self.client is not None:
             self.client.deliver(done)
@@ -367,7 +414,17 @@ class Server:
             self.core.worker_cut(worker, self.now())
             self._act()
 
+    def _close_given_up(self) -> None:
+        """Sessions that the core has given up end here too, so that a worker which comes back begins a new one, with nothing."""
+        for worker, link in list(self._links.items()):
+            if worker not in self.core.workers:
+                log.info("worker %s is given up", worker)
+                del self._links[worker]
+                link.close()
+
     def _worker_back(self, worker: WorkerId, link: Link) -> None:
+        if self._links.get(worker) is link:
+            self._close_given_up()
         if self._links.get(worker) is link:
             self.core.worker_back(worker, self.now())
             self._act()

@@ -16,6 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from windlass.testing import SlurmCluster, missing_programs
+
 MARK = "WINDLASS_TEST_MARK"
 #: Seconds that processes have to end in after a test. What ends orderly takes a fraction of one.
 END_TIMEOUT = 10.0
@@ -28,6 +30,24 @@ def state_of_managers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WINDLASS_STATE_DIR", str(folder))
         yield folder
+
+
+def require_slurm() -> None:
+    """Skip where Slurm is not installed; fail where it has to be, which is in CI."""
+    missing = missing_programs()
+    if missing:
+        text = f"real Slurm is not tested: no {', '.join(missing)} here; apt-get install slurmctld slurmd slurm-client munge"
+        if os.environ.get("CI") == "true":
+            pytest.fail(text)
+        pytest.skip(text)
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """A real Slurm of four nodes for the whole test run. Its tests leave it as it was: up, and without jobs."""
+    require_slurm()
+    with SlurmCluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
 
 
 @pytest.fixture

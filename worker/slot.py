@@ -176,6 +176,8 @@ class Slot:
         self.frame = bytearray(64 << 10)
         self.words = link.rows.words
         self.base = link.row * ROW_WORDS
+        #: The streams that calls are to find, as imports and context have left them.
+        self.stdout, self.stderr = sys.stdout, sys.stderr
 
     def serve(self) -> None:
         """The loop. Returns when the worker is gone, wants this slot to leave, or it has run its share of calls."""
@@ -360,6 +362,9 @@ class Slot:
                 _flush_c()
         except (AttributeError, ValueError, OSError):
             self.mend_output()
+        else:
+            if sys.stdout is not self.stdout or sys.stderr is not self.stderr:
+                self.mend_output()
         out = capture.take(link.out) if os.lseek(link.out, 0, os.SEEK_END) else b""
         err = capture.take(link.err) if os.lseek(link.err, 0, os.SEEK_END) else b""
         return out, err
@@ -368,8 +373,11 @@ class Slot:
         """The call has closed, replaced or lost its standard streams: give the next one new ones."""
         os.dup2(self.link.out, 1)
         os.dup2(self.link.err, 2)
-        sys.stdout = sys.__stdout__ = open(1, "w", closefd=False, errors="backslashreplace")  # type: ignore[misc]  # noqa: SIM115
-        sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # type: ignore[misc]  # noqa: SIM115
+        for stream in (self.stdout, self.stderr):
+            with suppress(AttributeError, ValueError, OSError):
+                stream.flush()  # what was written before
+        self.stdout = sys.stdout = sys.__stdout__ = open(1, "w", closefd=False, errors="backslashreplace")  # type: ignore[misc]  # noqa: SIM115
+        self.stderr = sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # type: ignore[misc]  # noqa: SIM115
 
     # ------------------------------------------------ mode "fork"
 

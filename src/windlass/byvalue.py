@@ -5,6 +5,7 @@ Theory of operation
 In the program (``homes``) two things differ from plain cloudpickle.  Functions and classes of modules that other processes cannot
 import (`windlass.snapshots.BY_VALUE`) go by value although their module is imported here; and what the stream names is noted: local
 modules, so that their snapshot can go along, all modules, and the functions that went by value, so that their imports can be hoisted.
+What `functools.lru_cache` makes would go by name always, and a `functools.cached_property` has a lock: both are made anew.
 
 On the worker (not ``homes``) classes that came by value go back as a tracker id, by which cloudpickle knows that two classes are the
 same, and a blob that defines the class, read only where the id is unknown.  Plain cloudpickle would define the class again wherever
@@ -19,6 +20,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from functools import cached_property, lru_cache
 from io import BytesIO
 from pickle import PickleBuffer, loads
 from types import FunctionType, ModuleType
@@ -47,6 +49,11 @@ class ByValue(_Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: object) -> Any:
         kind = type(obj)
+        if kind is pickling.CACHED and not self._goes_by_name(obj):
+            return _make_cached, (_wrapped(obj), _cache_parameters(obj))
+        if kind is cached_property:
+            # Before Python 3.12 it has a lock.
+            return _make_cached_property, (_wrapped(obj), vars(obj)["attrname"])
         is_class = kind is type or issubclass(kind, type)
         reduced: Any
         if not self._homes:
@@ -74,9 +81,31 @@ class ByValue(_Pickler):  # type: ignore[misc]
                 self.local.add(module_name.partition(".")[0])
         return reduced
 
+    def _goes_by_name(self, obj: Any) -> bool:
+        return pickling.is_named(obj) and (not self._homes or snapshots.home(obj.__module__) != snapshots.BY_VALUE)
+
     def _dynamic_function_reduce(self, func: FunctionType) -> Any:
         self.functions.append(func)
         return _Pickler._dynamic_function_reduce(self, func)
+
+
+def _wrapped(obj: Any) -> Any:
+    return obj.func if type(obj) is cached_property else obj.__wrapped__
+
+
+def _cache_parameters(obj: Any) -> dict[str, Any]:
+    return dict(obj.cache_parameters())
+
+
+def _make_cached(function: Any, parameters: dict[str, Any]) -> Any:
+    """What `functools.lru_cache` made of the function, with an empty cache."""
+    return lru_cache(**parameters)(function)
+
+
+def _make_cached_property(function: Any, name: str | None) -> Any:
+    made: Any = cached_property(function)
+    made.attrname = name
+    return made
 
 
 def _as_class(obj: Any) -> type:

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     options: dict[str, object] = {}
-    if words[:2] in (["factory", "run"], ["factory", "dry-run"]):
+    if words[:2] in (["factory", "run"], ["factory", "dry-run"], ["factory", "clean"]):
         words, options = split_pool_options(words)
     parser = _parser(_pool_options() if words[:1] == ["factory"] and {"-h", "--help"} & set(words) else "")
     chosen = parser.parse_args(words)
@@ -89,6 +89,10 @@ FACTORY_OPTIONS = (
     OwnOption("--wait", "SECONDS", float, MANAGER_WAIT, "how long to wait for the manager to be there (%(default)g)"),
 )
 
+#: Options of ``factory dry-run`` and ``factory clean``: those that are flags, and those with a value.
+FLAGS = frozenset({"--probe", "--remove", "--json"})
+WITH_VALUE = frozenset({"--factory"})
+
 #: Options of pools whose values are never numbers.
 TEXTS = {"name", "pool", "python", "shell", "scratch", "log_level"}
 
@@ -98,14 +102,14 @@ def split_pool_options(words: Sequence[str]) -> tuple[list[str], dict[str, objec
 
     An option that is followed by another one, or by nothing, is a flag (``True``); one that is given several times is a list.
     """
-    own = {option.flag for option in FACTORY_OPTIONS}
+    own = {option.flag for option in FACTORY_OPTIONS} | WITH_VALUE
     rest: list[str] = []
     given: dict[str, list[str | bool]] = {}
     waiting = list(reversed(words))
     while waiting:
         word = waiting.pop()
         flag, equals, text = word.partition("=")
-        if not word.startswith("--") or word in ("--", "--help"):
+        if not word.startswith("--") or word in ("--", "--help") or word in FLAGS:
             rest.append(word)
         elif flag in own:
             rest.append(word)
@@ -182,6 +186,17 @@ def factory_dry_run(chosen: argparse.Namespace, options: Mapping[str, object]) -
 
     _, backend = _manager_and_backend(chosen.words)
     print(dry_run(backend, options))
+    if chosen.probe:
+        from windlass.factory.orphans import probe
+
+        print(f"\n{probe(backend, options)}")
+    return 0
+
+
+def factory_clean(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
+    from windlass.factory.orphans import clean
+
+    print(clean(chosen.backend, options, factory=chosen.factory, remove=chosen.remove, as_json=chosen.json))
     return 0
 
 
@@ -293,12 +308,26 @@ def _parser(pool_options: str = "") -> argparse.ArgumentParser:
     dry = verbs.add_parser(
         "dry-run",
         help="print exactly what would be submitted",
-        usage="windlass factory dry-run BACKEND [--POOL-OPTION VALUE ...]",
+        usage="windlass factory dry-run BACKEND [--probe] [--POOL-OPTION VALUE ...]",
         description="Print what a factory would submit with these options, and submit nothing.\n\n" + about,
         formatter_class=Formatter,
     )
     dry.add_argument("words", nargs="+", metavar="BACKEND", help="local, slurm, htcondor or fake")
+    dry.add_argument("--probe", action="store_true", help="submit one held pilot too, and remove it: is the account right, the partition?")
     dry.set_defaults(command=factory_dry_run)
+    clean = verbs.add_parser(
+        "clean",
+        help="list pilots whose manager is gone, and remove them",
+        usage="windlass factory clean BACKEND [--remove] [--factory NAME] [--json] [--BACKEND-OPTION VALUE ...]",
+        description="List your pilots in a batch system whose managers do not run any more. Pilots that run leave by themselves;\n"
+        "queued ones wait until they start.",
+        formatter_class=Formatter,
+    )
+    clean.add_argument("backend", metavar="BACKEND", help="slurm or htcondor")
+    clean.add_argument("--remove", action="store_true", help="end them")
+    clean.add_argument("--factory", metavar="NAME", default="", help="only pilots of this factory")
+    clean.add_argument("--json", action="store_true", help="all pilots, one object")
+    clean.set_defaults(command=factory_clean)
 
     look = nouns.add_parser(
         "status", help="show a running manager: calls, libraries, workers, pools", epilog=exits, formatter_class=Formatter

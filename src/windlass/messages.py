@@ -528,6 +528,10 @@ class ReleasePilots(Message, frozen=True):
     reason: str = "not needed"
 
 
+#: In `PoolOffer.listen`: the address that the manager's host name resolves to.
+HOST: Final = "the host's"
+
+
 class PoolOffer(Record, frozen=True):
     """What one pilot of a pool can give."""
 
@@ -538,6 +542,8 @@ class PoolOffer(Record, frozen=True):
     #: Not empty: the pool is paused, and why.
     paused: str = ""
     backend: str = ""
+    #: Where the manager must listen for its pilots: an interface, a network, an address, `HOST`; "": loopback will do.
+    listen: str = ""
 
 
 class PilotEnded(Record, frozen=True):

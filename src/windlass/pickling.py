@@ -26,6 +26,7 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from io import BytesIO
 from pickle import PickleBuffer, dumps, loads
 from types import FunctionType, ModuleType
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 #: Values of exactly these types name nothing, so plain pickle is right for them.
 _SCALARS: Final = frozenset({int, float, str, bool, bytes, complex, type(None)})
 _BUFFERS: Final = frozenset({bytes, bytearray})
+#: What `functools.lru_cache` makes; pickle takes it for a function, by name.
+CACHED: Final = type(lru_cache(int))
 _MAINS: Final = frozenset({"__main__", "__mp_main__"})
 
 
@@ -279,7 +282,7 @@ class _ByName(pickle.Pickler):
 
     def reducer_override(self, obj: object) -> Any:
         kind = type(obj)
-        if (kind is type or kind is FunctionType or issubclass(kind, type)) and not is_named(obj):
+        if (kind is type or kind is FunctionType or kind is CACHED or issubclass(kind, type)) and not is_named(obj):
             raise _NeedsValueError
         return NotImplemented
 
@@ -289,7 +292,7 @@ class _ByNameWithHomes(_ByName):
 
     def reducer_override(self, obj: object) -> Any:
         kind = type(obj)
-        if kind is type or kind is FunctionType or issubclass(kind, type):
+        if kind is type or kind is FunctionType or kind is CACHED or issubclass(kind, type):
             if not is_named(obj):
                 raise _NeedsValueError
             from windlass import snapshots

@@ -125,8 +125,12 @@ class SlurmCluster:
         text = [CONF.format(host=host, address="127.0.0.1", user=user, port=controller, listening=listening, folder=self.folder)]
         text += [f"{name}={value}\n" for name, value in {**DEFAULTS, **lines}.items()]
         for node, port in zip(self.nodes, ports, strict=True):
-            text.append(f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory={memory} State=UNKNOWN\n")
-        text.append("PartitionName=batch Nodes=ALL Default=YES MaxTime=1-00:00:00 DefaultTime=00:10:00 PriorityTier=1 PreemptMode=REQUEUE\n")
+            text.append(
+                f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory={memory} State=UNKNOWN\n"
+            )
+        text.append(
+            "PartitionName=batch Nodes=ALL Default=YES MaxTime=1-00:00:00 DefaultTime=00:10:00 PriorityTier=1 PreemptMode=REQUEUE\n"
+        )
         text.append("PartitionName=high Nodes=ALL MaxTime=1-00:00:00 DefaultTime=00:10:00 PriorityTier=10 PreemptMode=OFF\n")
         text.append(f"PartitionName=short Nodes={self.nodes[0]} MaxTime=00:05:00 DefaultTime=00:01:00 PriorityTier=1\n")
         text.append(f"PartitionName=down Nodes={self.nodes[0]} State=DOWN\n")

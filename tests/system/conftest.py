@@ -95,7 +95,7 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 
 @pytest.fixture(scope="module")
 def shared_manager(nothing_left_running_after_module: None) -> Iterator[windlass.Manager]:
-    """One manager with one local pilot of two cores for all tests of a module, which must then define `leaves_nothing_running` as its own."""
+    """One manager with one local pilot of two cores for a module, which must then define `leaves_nothing_running` as its own."""
     with windlass.Manager() as manager, windlass.Factory(manager, "local", cores=2, max_pilots=1):
         yield manager
 

@@ -340,6 +340,12 @@ FACTORIES: list[tuple[str, Wrong, type[BaseException], str]] = [
         f"walltime='10': '10' has no unit: is it seconds, or minutes as Slurm has it? {TIME_HINT}",
     ),
     (
+        "no walltime to speak of",
+        factory(walltime=0.5),
+        UsageError,
+        "walltime=500ms leaves no time to run anything, as a pilot ends its work before it ends; write at least walltime='2s'",
+    ),
+    (
         "grace over walltime",
         factory(grace="2h", walltime="1h"),
         UsageError,

@@ -191,8 +191,9 @@ def test_as_completed_gives_what_ended_first(pool: windlass.Executor, gate: Any)
 
 def test_wait_of_concurrent_futures_returns_when_asked_to(pool: windlass.Executor, gate: Any) -> None:
     """FIRST_COMPLETED and FIRST_EXCEPTION return while another call still runs; ALL_COMPLETED and a timeout mean what they say."""
-    held = pool.submit(gate.pass_through, "held")
-    good, bad = pool.submit(square, 2), pool.submit(fail, "first")
+    held: windlass.CallFuture[Any] = pool.submit(gate.pass_through, "held")
+    good: windlass.CallFuture[Any] = pool.submit(square, 2)
+    bad: windlass.CallFuture[Any] = pool.submit(fail, "first")
     done, left = concurrent.futures.wait([held, good], timeout=20, return_when=FIRST_COMPLETED)
     assert (done, left) == ({good}, {held})
     done, left = concurrent.futures.wait([held, bad], timeout=20, return_when=FIRST_EXCEPTION)

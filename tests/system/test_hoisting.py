@@ -4,6 +4,9 @@ Theory of operation: a *loud* module appends a line with its name and process id
 The variable is set by a library's ``env=``, so that loads in the program leave no line.
 """
 
+# pyright: reportUnknownMemberType=false
+# pytest's syspath_prepend has no types.
+
 from __future__ import annotations
 
 import itertools
@@ -90,7 +93,6 @@ def program(source: str, name: str = "function") -> Callable[..., Any]:
     return found
 
 
-
 STYLES = {
     "a global": "import {m}\ndef use(): return {m}.LOADED_BY",
     "an alias": "import {m} as other\ndef use(): return other.LOADED_BY",
@@ -101,7 +103,7 @@ STYLES = {
     "an inner function": "def use():\n    def inner():\n        import {m}\n        return {m}.LOADED_BY\n    return inner()",
     "a lambda in a list": "import {m}\nhelpers = [lambda: {m}.LOADED_BY]\ndef use(): return helpers[0]()",
     "a closure": "def make():\n    import {m}\n    def use(): return {m}.LOADED_BY\n    return use\nuse = make()",
-    "a method": "class Tool:\n    def use(self):\n        import {m}\n        return {m}.LOADED_BY\ntool = Tool()\ndef use(): return tool.use()",
+    "a method": "class Tool:\n    def do(self):\n        import {m}\n        return {m}.LOADED_BY\nuse = Tool().do",
     "a default": "import {m}\ndef use(m={m}): return m.LOADED_BY",
     "a submodule": "import {p}.sub\ndef use(): return {p}.sub.LOADED_BY",
     "a submodule in a body": "def use():\n    from {p} import sub\n    return sub.LOADED_BY",

@@ -157,7 +157,7 @@ def test_a_context_that_fails_fails_the_calls_at_once_with_its_traceback(manager
 
     manager.install_library("lib", where, context=broken_context, share_context=shared)
     for _ in range(2):
-        with pytest.raises(windlass.LibraryFailed, match="(?s)context.*in broken_context.*no data here"):
+        with pytest.raises(windlass.LibraryFailed, match=r"(?s)context.*in broken_context.*no data here"):
             call(manager, "where")
 
 
@@ -291,8 +291,8 @@ def test_each_slot_sees_gpus_of_its_own(gate: Any, assigned: dict[str, str], ids
         seen = {future.result(20) for future in futures}
         assert len(seen) == 1
         assert len(set(seen.pop().split(",")) & set(ids)) == 2
+        manager.install_library("four", visible, gpus=4)
         with pytest.raises(windlass.NotPossible, match="GPU"):
-            manager.install_library("four", visible, gpus=4)
             manager.submit(FunctionCall("four", "visible", 0)).result(20)
 
 

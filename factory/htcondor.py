@@ -1,0 +1,386 @@
+"""The HTCondor backend: each pilot is a job of a schedd, each submission one cluster.
+
+Theory of operation
+-------------------
+A process of its own talks to the schedd (`windlass.factory.condor_client` says why); what is said to it and what its answers mean is in
+`windlass.factory.htcondor_words`.
+
+One query per cycle asks for the jobs that carry the factory's attributes.  A job leaves the queue when it ends, so one that was there,
+or was submitted, and is not listed any more has ended: the history is asked how, once for all of them, and as far back as they can be.
+Removals that the schedd has acknowledged need no history.  A history that does not answer costs nothing but the reason of an end: the
+pilot is then not listed, and the factory takes it for ended the second time.
+
+*Files.*  With ``files="shared"`` (the default) nodes see the user's files by the same paths, and only the script and the log may travel.
+With ``files="transfer"`` they share nothing with the access point, and what a pilot needs travels with the job: the connection file and,
+unless ``environment=`` brings a whole Python, Windlass's own modules (`windlass.factory.shipping`).  Logs come back when a pilot ends by
+itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import pwd
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Final, cast
+
+from windlass.errors import BatchError, Rejected, Unreachable, UsageError
+from windlass.factory import htcondor_words as words_of
+from windlass.factory.backend import (
+    RESTART_MARK,
+    Cause,
+    CommandLimits,
+    JobId,
+    Listed,
+    PilotRequest,
+    PilotState,
+    PoolDefaults,
+    Tag,
+)
+from windlass.factory.condor_client import COMMAND, CondorClient, NoBindings, Refused
+from windlass.factory.htcondor_words import Incarnation, SubmitOptions
+from windlass.factory.launch import pilot_script
+from windlass.factory.processes import tail_of
+from windlass.units import parse_memory, parse_seconds
+
+log = logging.getLogger("windlass.factory")
+
+#: Queries in which the history is asked about a job; the factory takes it for ended by then.
+HISTORY_TRIES: Final = 2
+#: Seconds before it was last seen that a job's end can lie, by the schedd's clock: clocks differ, removals take time.
+HISTORY_SLACK: Final = 3600
+
+CONNECTION: Final = "pilot.json"
+MODULES: Final = "windlass-modules"
+ENVIRONMENT: Final = "windlass-environment"
+
+MISSING: Final = (
+    "the htcondor backend needs HTCondor's Python bindings, which are not installed here; run  pip install 'windlass[htcondor]'"
+)
+
+
+class HTCondorBackend:
+    """Pilots as jobs of HTCondor.
+
+    Args:
+        helper: the command of the process that talks to the schedd, for tests.
+        schedd, collector: a schedd by its name, and the pool (``host:port`` of its collector) that it is in; else this machine's.
+        requirements: a ClassAd expression that machines must meet.
+        attributes: further attributes of the job ad (``+Name`` of a submit file): ``{"ProjectName": "sim"}``.
+        directives: further submit commands: ``{"accounting_group": "physics"}``.
+        container_image: the image that pilots run in; ``python=`` is then the interpreter inside.
+        disk: of one pilot, as ``"10GB"``.
+        files: ``"shared"`` or ``"transfer"``.
+        environment: with ``files="transfer"``, an archive (conda-pack, venv-pack) with ``bin/python``, unpacked for each pilot.
+        spool: the schedd's machine does not see the user's files, so they are uploaded to it; logs then stay there.
+        query_interval, command_timeout: between queries, and for one request.
+    """
+
+    name: ClassVar[str] = "htcondor"
+    defaults: ClassVar[PoolDefaults] = PoolDefaults()
+    limits: ClassVar[CommandLimits] = CommandLimits()
+    #: Far below what schedds take in one submission (20,000 by default).
+    max_batch: ClassVar[int] = 1000
+
+    def __init__(
+        self,
+        helper: Sequence[str] = COMMAND,
+        *,
+        schedd: str = "",
+        collector: str = "",
+        requirements: str = "",
+        attributes: object = (),
+        directives: object = (),
+        container_image: str = "",
+        disk: str | int | float = 0,
+        files: str = "shared",
+        environment: str = "",
+        spool: bool | str = False,
+        query_interval: str | int | float = 30.0,
+        command_timeout: str | int | float = 30.0,
+    ) -> None:
+        if files not in ("shared", "transfer"):
+            raise UsageError(f"files={files!r}; write files='shared' where nodes see your files, or files='transfer' where they do not")
+        if environment and files != "transfer":
+            raise UsageError("environment= is unpacked on nodes that share no files; give files='transfer' as well, or setup= and python=")
+        if environment and not Path(environment).is_file():
+            raise UsageError(f"environment={environment!r} is not a file; give an archive made by conda-pack or venv-pack")
+        if "\n" in requirements:
+            raise UsageError("requirements= has several lines; write the expression in one")
+        self.query_interval = _seconds("query_interval", query_interval)
+        self._limit = _seconds("command_timeout", command_timeout)
+        self._options = SubmitOptions(
+            requirements=requirements,
+            attributes=words_of.checked_attributes(attributes),
+            directives=words_of.checked_directives(directives),
+            container_image=container_image,
+            disk=_bytes("disk", disk),
+            shared_files=files == "shared",
+        )
+        self._environment = str(Path(environment).absolute()) if environment else ""
+        self._spool = spool if isinstance(spool, bool) else spool.lower() in ("1", "true", "yes", "on")
+        self._helper, self._where = tuple(helper), (collector, schedd)
+        self._user = _user()
+        self._tag = Tag("FACTORY", "MANAGER")
+        self._folder = Path("FOLDER")
+        self._client: CondorClient | None = None
+        #: Jobs that are there, or were when last listed: their newest incarnation, and when they were last seen or submitted.
+        self._known: dict[JobId, Incarnation | None] = {}
+        self._seen_at: dict[JobId, float] = {}
+        self._tickets: dict[JobId, str] = {}
+        #: Removals that the schedd acknowledged.
+        self._removed: set[JobId] = set()
+        #: Jobs that are not listed any more, with the number of times that the history was asked about them.
+        self._left: dict[JobId, int] = {}
+
+    def open(self, tag: Tag, folder: Path, wake: Callable[[], None]) -> None:
+        if self._helper == COMMAND and importlib.util.find_spec("htcondor2") is None:
+            raise UsageError(MISSING)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._tag, self._folder = tag, folder.absolute()
+        self._client = CondorClient(self._helper, *self._where, self._folder / "htcondor.log")
+
+    # ---------------------------------------------------------------- submitting
+
+    def submit(self, request: PilotRequest, count: int) -> Sequence[JobId]:
+        try:
+            words, script = self._words(request, self._inputs(request))
+            self._write(request, script)
+        except UsageError as error:
+            raise Rejected(str(error)) from None
+        except OSError as error:
+            raise Rejected(f"cannot write what is to be submitted: {error}") from None
+        try:
+            made = self._ask("submit", words=words, count=count, spool=self._spool)
+        except Refused as error:
+            raise words_of.submit_error(str(error)) from None
+        cluster, first, number = (_count(made, name) for name in ("cluster", "first", "count"))
+        jobs = [JobId(f"{cluster}.{first + index}") for index in range(number)]
+        for job in jobs:
+            self._known[job], self._seen_at[job], self._tickets[job] = None, time.time(), request.ticket
+        return jobs
+
+    def _words(self, request: PilotRequest, inputs: Sequence[str]) -> tuple[dict[str, str], str]:
+        """The submit description and the script. Raises `UsageError`."""
+        if request.nodes > 1:
+            raise UsageError(f"nodes={request.nodes}: a pilot of HTCondor has one node; leave nodes= out and let max_pilots= say how many")
+        script = self._script(request)
+        place = self._script_path(request)
+        words = words_of.submit_words(
+            request, self._tag, self._user, script=str(place), folder=str(self._folder), inputs=inputs, options=self._options
+        )
+        return words, script
+
+    def _script_path(self, request: PilotRequest) -> Path:
+        return self._folder / f"{request.ticket}.sh"
+
+    def _script(self, request: PilotRequest) -> str:
+        if self._options.shared_files:
+            return pilot_script(request, template="pilot_htcondor.sh.j2", restart_mark=RESTART_MARK, files=False)
+        command = list(request.command)
+        if "--connection" in command:
+            command[command.index("--connection") + 1] = CONNECTION
+        if self._environment:
+            command[0] = f"{ENVIRONMENT}/bin/python"
+            archives = [(Path(self._environment).name, ENVIRONMENT)]
+        else:
+            archives = [(f"{MODULES}.tar", MODULES)]
+        return pilot_script(
+            replace(request, command=tuple(command)),
+            template="pilot_htcondor.sh.j2",
+            restart_mark=RESTART_MARK,
+            files=True,
+            archives=archives,
+            modules="" if self._environment else MODULES,
+            environment=ENVIRONMENT if self._environment else "",
+            connection=CONNECTION,
+        )
+
+    def _inputs(self, request: PilotRequest) -> list[str]:
+        """The files that travel with the job."""
+        if self._options.shared_files:
+            return []
+        command = list(request.command)
+        connection = [command[command.index("--connection") + 1]] if "--connection" in command else []
+        return [*connection, self._environment or str(self._folder / f"{MODULES}.tar")]
+
+    def _write(self, request: PilotRequest, script: str) -> None:
+        path = self._script_path(request)
+        path.write_text(script)
+        path.chmod(0o700)
+        modules = self._folder / f"{MODULES}.tar"
+        if not self._options.shared_files and not self._environment and not modules.exists():
+            from windlass.factory.shipping import write_modules
+
+            write_modules(modules)
+
+    def describe(self, request: PilotRequest, count: int) -> str:
+        words, script = self._words(request, self._inputs(request))
+        return f"{words_of.description(words, count)}\n# {self._script_path(request)} is:\n{script}"
+
+    # ---------------------------------------------------------------- looking
+
+    def query(self) -> Sequence[PilotState]:
+        constraint = words_of.constraint_of(self._tag, self._user)
+        started = time.time()
+        ads = self._ask_safely("query", constraint=constraint, projection=list(words_of.PROJECTION))
+        states: list[PilotState] = []
+        for ad in _ads(ads):
+            job = words_of.job_of(ad)
+            state = words_of.queue_state(ad, self._known.get(job) if job else None)
+            if state is not None:
+                states.append(state)
+                self._known[state.job] = words_of.incarnation(ad, self._known.get(state.job))
+                self._seen_at[state.job] = started
+        listed = {state.job for state in states}
+        for job in [job for job in self._known if job not in listed]:
+            self._left.setdefault(job, 0)
+        for job in [job for job in self._left if job in listed]:
+            del self._left[job]
+        return states + self._ends()
+
+    def _ends(self) -> list[PilotState]:
+        """How jobs ended that have left the queue."""
+        ends: list[PilotState] = []
+        for job in [job for job in self._left if job in self._removed]:
+            known = self._known.get(job)
+            ends.append(
+                PilotState(
+                    job=job,
+                    listed=Listed.ENDED,
+                    ticket=self._tickets.get(job, ""),
+                    restart=known.restart if known else 0,
+                    reason="removed by the factory",
+                    cause=Cause.CANCELLED,
+                )
+            )
+        asked = [job for job in self._left if job not in self._removed]
+        if asked:
+            ends += self._from_history(asked)
+        for job in [*(end.job for end in ends), *(job for job, tries in self._left.items() if tries >= HISTORY_TRIES)]:
+            self._forget(job)
+        return ends
+
+    def _from_history(self, jobs: Sequence[JobId]) -> list[PilotState]:
+        for job in jobs:
+            self._left[job] += 1
+        since = int(min(self._seen_at[job] for job in jobs)) - HISTORY_SLACK
+        try:
+            ads = _ads(
+                self._ask_safely(
+                    "history",
+                    constraint=words_of.constraint_of_jobs(jobs),
+                    projection=list(words_of.PROJECTION),
+                    match=len(jobs),
+                    since=f"EnteredCurrentStatus < {since}",
+                )
+            )
+        except BatchError as error:
+            log.info("how %d pilots ended is not known: %s", len(jobs), error)
+            return []
+        ends: dict[JobId, PilotState] = {}
+        for ad in ads:
+            found = words_of.job_of(ad)
+            end = words_of.history_state(ad, self._known.get(found) if found else None)
+            if end is not None and end.job in jobs:
+                ends[end.job] = end
+        return list(ends.values())
+
+    def _forget(self, job: JobId) -> None:
+        for table in (self._known, self._seen_at, self._tickets, self._left):
+            table.pop(job, None)
+        self._removed.discard(job)
+
+    def tail(self, job: JobId) -> str:
+        return tail_of(self._folder / f"{job}.log")
+
+    # ---------------------------------------------------------------- ending
+
+    def cancel(self, jobs: Sequence[JobId]) -> None:
+        ids = [job for job in jobs if words_of.JOB.match(job)]
+        if not ids:
+            return
+        counts = self._remove(ids, "not needed any more")
+        if str(counts.get("TotalSuccess")) == str(len(ids)):
+            self._removed.update(job for job in ids if job in self._known)
+
+    def cancel_all(self) -> None:
+        self._remove(words_of.constraint_of(self._tag, self._user), "the factory ends")
+        self._removed.update(self._known)
+
+    def _remove(self, which: Sequence[str], reason: str) -> Mapping[str, object]:
+        counts = self._ask_safely("remove", which=which, reason=f"Windlass: {reason}", code=words_of.REMOVE_CODE)
+        if not isinstance(counts, dict):
+            raise Unreachable("the schedd's answer to a removal is none")
+        counts = cast("dict[str, object]", counts)
+        refused = words_of.refusal(counts, "removal of pilots")
+        if refused:
+            raise Rejected(refused)
+        return counts
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    # ---------------------------------------------------------------- the schedd
+
+    def _ask(self, do: str, **arguments: object) -> object:
+        """Raises `Refused` with the bindings' own text, and `Unreachable`."""
+        assert self._client is not None, "open() comes first"
+        try:
+            value: object = self._client.ask(do, self._limit, **arguments)
+        except NoBindings as error:
+            raise Unreachable(f"{MISSING} ({error})") from None
+        for warning in self._client.warnings:
+            log.warning("HTCondor says to %s: %s", do, warning)
+        return value
+
+    def _ask_safely(self, do: str, **arguments: object) -> object:
+        """As `_ask`, with what was asked beside the bindings' texts, which can be empty."""
+        try:
+            return self._ask(do, **arguments)
+        except Refused as error:
+            asked = arguments.get("constraint", arguments.get("which", ""))
+            raise Unreachable(f"{do} of {asked}: {' '.join(str(error).split())}") from None
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _ads(value: object) -> list[dict[str, object]]:
+    """Raises `Unreachable` for what is no list of ads: unknown is not gone."""
+    if not isinstance(value, list):
+        raise Unreachable(f"the schedd's answer is no list of jobs: {value!r:.100}")
+    return [cast("dict[str, object]", ad) for ad in cast("list[object]", value) if isinstance(ad, dict)]
+
+
+def _count(value: object, name: str) -> int:
+    number = cast("dict[str, object]", value).get(name) if isinstance(value, dict) else None
+    if not isinstance(number, int):
+        raise Unreachable(f"the schedd's answer to a submission lacks {name}")
+    return number
+
+
+def _seconds(name: str, value: str | int | float) -> float:
+    try:
+        seconds = parse_seconds(value)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{name}={value!r}: {error}") from None
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"{name}={value!r} is not a time; write for example {name}='30 s'")
+    return seconds
+
+
+def _bytes(name: str, value: str | int | float) -> int:
+    try:
+        return parse_memory(value) if value else 0
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{name}={value!r}: {error}") from None

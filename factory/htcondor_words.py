@@ -1,0 +1,448 @@
+"""HTCondor's words: submit descriptions out; job ads, counts and error texts in. Pure.
+
+Theory of operation
+-------------------
+`submit_words` makes the submit description of one submission, which is one cluster: its jobs differ in their number only.  Shell text
+never stands in it (``$(x)`` and ``$$(x)`` mean something there): the pilot's shell is in a script file, and a literal ``$`` of a path is
+written ``$(DOLLAR)``.  Our own attributes (``My.Windlass...``) are what queries go by.
+
+`queue_state` reads an ad of the queue, `history_state` one of the history.  Ads come with every expression evaluated, but still with
+values of any type, as a user's ``request_memory = banana`` is accepted: each value is taken only where its type is right.
+
+*Restarts.*  A job that is vacated starts again under the same id.  ``NumShadowStarts`` counts starts, but also each reconnection after a
+restart of the schedd, when the pilot runs on; so restarts are counted as starts less ``NumJobReconnects``.  The pilot's script counts in
+the same way, from the ad that it finds on its node.  While a reconnection is under way the two do not agree; the time of the current
+start (``JobCurrentStartDate``), which reconnections leave alone, tells that it is still the same incarnation (`Incarnation`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, cast
+
+from windlass.errors import BatchError, OverLimit, Rejected, Unreachable, UsageError
+from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, PilotState, Tag
+
+#: All that is asked of an ad in the queue or in the history.
+PROJECTION: Final = (
+    "ClusterId",
+    "ProcId",
+    "JobStatus",
+    "WindlassTicket",
+    "NumShadowStarts",
+    "NumJobReconnects",
+    "JobCurrentStartDate",
+    "RemoteHost",
+    "LastRemoteHost",
+    "HoldReason",
+    "HoldReasonCode",
+    "HoldReasonSubCode",
+    "VacateReason",
+    "LastRejMatchReason",
+    "RemoveReason",
+    "ExitBySignal",
+    "ExitSignal",
+    "ExitCode",
+)
+
+IDLE: Final = 1
+RUNNING: Final = 2
+REMOVED: Final = 3
+COMPLETED: Final = 4
+HELD: Final = 5
+TRANSFERRING: Final = 6
+SUSPENDED: Final = 7
+
+#: Held while its input is uploaded (``spool=True``): it will start by itself.
+HOLD_SPOOLING: Final = 16
+#: Reason code that our own removals carry.
+REMOVE_CODE: Final = 1
+#: Seconds beyond the walltime until HTCondor removes a pilot that should have left by itself: transfers of input count there.
+WALLTIME_MARGIN: Final = 300
+#: Seconds that a held pilot is left for people to look at when no factory removes it.
+HELD_KEPT: Final = 3600
+
+JOB: Final = re.compile(r"\d+\.\d+\Z")
+#: Submit commands that the backend writes itself, each with the option that is meant.
+OWN_COMMANDS: Final[Mapping[str, str]] = {
+    "universe": "container_image=",
+    "container_image": "container_image=",
+    "docker_image": "container_image=",
+    "executable": "setup= and python=",
+    "transfer_executable": "files=",
+    "arguments": "setup= and python=",
+    "environment": "env=",
+    "getenv": "env=",
+    "initialdir": "folder=",
+    "output": "folder=",
+    "error": "folder=",
+    "batch_name": "name=",
+    "request_cpus": "cores=",
+    "request_memory": "memory=",
+    "request_gpus": "gpus=",
+    "request_disk": "disk=",
+    "requirements": "requirements=",
+    "should_transfer_files": "files=",
+    "when_to_transfer_output": "files=",
+    "transfer_output_files": "files=",
+    "periodic_remove": "walltime=",
+    "leave_in_queue": "walltime=",
+    "job_max_vacate_time": "grace=",
+    "queue": "max_pilots=",
+}
+NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
+
+
+# ---------------------------------------------------------------- out: the submit description
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitOptions:
+    """What a pool says beside what every backend has."""
+
+    requirements: str = ""
+    #: Attributes of the job ad: names and Python values.
+    attributes: tuple[tuple[str, object], ...] = ()
+    #: Further submit commands, as they are written in a submit file.
+    directives: tuple[tuple[str, str], ...] = ()
+    container_image: str = ""
+    #: Bytes; 0: the pool's default.
+    disk: int = 0
+    #: Nodes see the user's files by the same paths.
+    shared_files: bool = True
+
+
+def escaped(text: str) -> str:
+    """A text as it is written in a submit description. Raises `UsageError` for one of several lines."""
+    if "\n" in text or "\r" in text:
+        raise UsageError(f"{text!r} has several lines, which no submit description can hold; write it in one")
+    return text.replace("$", "$(DOLLAR)")
+
+
+def literal(value: object) -> str:
+    """A Python value as a ClassAd literal. Raises `UsageError` where there is none."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    raise UsageError(f"{value!r} is no value for an attribute of a job; give a text, a number, True or False")
+
+
+def own_attributes(tag: Tag, user: str) -> dict[str, str]:
+    """The attributes by which a factory finds its pilots. ``user``: another user may have a factory of the same name."""
+    attributes = {"WindlassFactory": tag.factory, "WindlassUser": user}
+    return attributes | {"WindlassManager": tag.manager} if tag.manager else attributes
+
+
+def submit_words(
+    request: PilotRequest, tag: Tag, user: str, *, script: str, folder: str, inputs: Sequence[str], options: SubmitOptions
+) -> dict[str, str]:
+    """The submit description. ``script`` starts the pilot; its log goes to ``folder``; ``inputs`` are files that travel with it."""
+    transfer = not options.shared_files
+    log = f"{escaped(folder)}/$(ClusterId).$(ProcId).log"
+    own = {**own_attributes(tag, user), "WindlassTicket": request.ticket, "WindlassPool": str(request.pool)}
+    words = {
+        "universe": "container" if options.container_image else "vanilla",
+        "executable": escaped(script),
+        "environment": '"WINDLASS_JOB=$(ClusterId).$(ProcId)"',
+        "initialdir": escaped(folder),
+        "output": log,
+        "error": log,
+        "batch_name": escaped(f"windlass-{tag.factory}"),
+        "request_cpus": f"{max(1, -int(-request.resources.cores // 1))}",
+    }
+    if options.container_image:
+        words["container_image"] = escaped(options.container_image)
+    if request.resources.memory:
+        words["request_memory"] = str(-(-request.resources.memory // (1 << 20)))  # MiB
+    if request.resources.gpus:
+        words["request_gpus"] = str(request.resources.gpus)
+    if options.disk:
+        words["request_disk"] = str(-(-options.disk // 1024))  # KiB
+    # IF_NEEDED runs in place where the pool says that files are shared, and matches also where they are and the pool does not say so.
+    words["should_transfer_files"] = "YES" if transfer else "IF_NEEDED"
+    words["when_to_transfer_output"] = "ON_EXIT"
+    words["transfer_output_files"] = '""'  # none; otherwise all that the worker leaves in its folder
+    extra = dict(options.directives)
+    files = [_listed_path(path) for path in inputs]
+    if more := extra.pop("transfer_input_files", ""):
+        files.append(more)
+    if files:
+        words["transfer_input_files"] = ", ".join(files)
+    requirements = [f"({options.requirements})"] if options.requirements else []
+    requirements += [f"(TARGET.Machine =!= {literal(node)})" for node in request.avoid]
+    if requirements:
+        words["requirements"] = " && ".join(requirements)
+    # An end is SIGTERM, the grace, SIGKILL, also when the pilot is removed.
+    words["kill_sig"] = "SIGTERM"
+    words["job_max_vacate_time"] = f"{max(1, round(request.grace))}"
+    words["want_graceful_removal"] = "true"
+    words["periodic_remove"] = periodic_remove(request.walltime)
+    words["leave_in_queue"] = "false"
+    words |= {f"My.{name}": escaped(literal(value)) for name, value in options.attributes}
+    words |= {f"My.{name}": escaped(literal(value)) for name, value in own.items()}
+    words |= extra
+    return words
+
+
+def _listed_path(path: str) -> str:
+    if "," in path:
+        raise UsageError(f"{path!r} has a comma, and HTCondor separates the files to transfer by commas; move or link it elsewhere")
+    return escaped(path)
+
+
+def periodic_remove(walltime: float) -> str:
+    """What the schedd removes by itself, also when no factory lives any more."""
+    terms = [f"(JobStatus == {HELD} && HoldReasonCode =!= {HOLD_SPOOLING} && time() - EnteredCurrentStatus > {HELD_KEPT})"]
+    if walltime:
+        # The pilot leaves by itself before its walltime; this is for one that cannot.
+        terms.append(f"(JobStatus == {RUNNING} && time() - JobCurrentStartDate > {round(walltime) + WALLTIME_MARGIN})")
+    return " || ".join(terms)
+
+
+def checked_directives(given: object) -> tuple[tuple[str, str], ...]:
+    """``directives=`` as pairs: a mapping, lines ``name = value``, or pairs. Raises `UsageError`, also for commands that options write."""
+    pairs: list[tuple[str, str]] = []
+    if isinstance(given, str):
+        given = [line for line in given.splitlines() if line.strip()]
+    entries: Iterable[object] = (
+        cast("Mapping[object, object]", given).items() if isinstance(given, Mapping) else cast("Iterable[object]", given)
+    )
+    for entry in entries:
+        name, equals, value = (
+            entry.partition("=") if isinstance(entry, str) else _pair(entry, "directives", "{'accounting_group': 'physics'}")
+        )
+        if not equals or not name.strip():
+            raise UsageError(f"directives={entry!r} is no submit command; write for example directives={{'accounting_group': 'physics'}}")
+        word = name.strip()
+        option = OWN_COMMANDS.get(word.lower())
+        if option is not None:
+            raise UsageError(f"directives= has {word!r}, which Windlass writes itself; use the option {option}")
+        if "\n" in value:
+            raise UsageError(f"directives= has a value of several lines for {word!r}; a submit command has one")
+        pairs.append((word if word.startswith("+") else word.lower() if "." not in word else word, value.strip()))
+    return tuple(pairs)
+
+
+def checked_attributes(given: object) -> tuple[tuple[str, object], ...]:
+    """``attributes=`` as pairs. Raises `UsageError`."""
+    entries: Iterable[object] = (
+        cast("Mapping[object, object]", given).items() if isinstance(given, Mapping) else cast("Iterable[object]", given)
+    )
+    if isinstance(given, str):
+        entries = [given]
+    pairs: list[tuple[str, object]] = []
+    for entry in entries:
+        value: object
+        if isinstance(entry, str):
+            name, equals, value = entry.partition("=")
+            value = value.strip()
+        else:
+            name, equals, value = _pair(entry, "attributes", "{'ProjectName': 'sim'}")
+        word = name.strip().removeprefix("+")
+        if not equals or not NAME.match(word):
+            raise UsageError(f"attributes={entry!r} is no attribute of a job; write for example attributes={{'ProjectName': 'sim'}}")
+        literal(value)
+        pairs.append((word, value))
+    return tuple(pairs)
+
+
+def _pair(entry: object, option: str, example: str) -> tuple[str, str, str]:
+    try:
+        name, value = cast("tuple[object, object]", entry)
+    except (TypeError, ValueError):
+        raise UsageError(f"{option}={entry!r} is not a mapping; write for example {option}={example}") from None
+    return str(name), "=", cast("str", value) if option == "attributes" else str(value)
+
+
+def description(words: Mapping[str, str], count: int) -> str:
+    """A submit description as a submit file."""
+    return "".join(f"{name} = {value}\n" for name, value in words.items()) + f"queue {count}\n"
+
+
+# ---------------------------------------------------------------- constraints
+
+
+def constraint_of(tag: Tag, user: str) -> str:
+    """Which jobs are pilots of this factory."""
+    return " && ".join(f"{name} == {literal(value)}" for name, value in own_attributes(tag, user).items())
+
+
+def constraint_of_jobs(jobs: Iterable[JobId]) -> str:
+    """These jobs, grouped by cluster."""
+    clusters: dict[str, list[str]] = {}
+    for job in jobs:
+        cluster, _, proc = job.partition(".")
+        clusters.setdefault(cluster, []).append(proc)
+    return " || ".join(
+        f"(ClusterId == {cluster} && ({' || '.join(f'ProcId == {proc}' for proc in procs)}))" for cluster, procs in clusters.items()
+    )
+
+
+# ---------------------------------------------------------------- in: ads
+
+
+@dataclass(frozen=True, slots=True)
+class Incarnation:
+    """One start of a job, as the factory counts it."""
+
+    restart: int
+    #: The schedd's ``JobCurrentStartDate``.
+    started: int
+
+
+def _whole(ad: Mapping[str, object], name: str) -> int | None:
+    value = ad.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) > 1 << 62:
+        return None
+    return int(value)
+
+
+def _text(ad: Mapping[str, object], name: str) -> str:
+    value = ad.get(name)
+    return value.strip() if isinstance(value, str) else ""
+
+
+def job_of(ad: Mapping[str, object]) -> JobId | None:
+    """The job of an ad; None: the ad does not say."""
+    cluster, proc = _whole(ad, "ClusterId"), _whole(ad, "ProcId")
+    return None if cluster is None or proc is None or cluster < 0 or proc < 0 else JobId(f"{cluster}.{proc}")
+
+
+def node_of(ad: Mapping[str, object]) -> str:
+    """The machine that a job runs on, or ran on last: ``slot1_2@node`` without the slot."""
+    host = _text(ad, "RemoteHost") or _text(ad, "LastRemoteHost")
+    return host.rpartition("@")[2]
+
+
+def _starts(ad: Mapping[str, object]) -> int:
+    return max(0, (_whole(ad, "NumShadowStarts") or 0) - (_whole(ad, "NumJobReconnects") or 0))
+
+
+def incarnation(ad: Mapping[str, object], known: Incarnation | None) -> Incarnation:
+    """Which start of the job an ad is about; ``known``: the newest that the job was seen in."""
+    started = _whole(ad, "JobCurrentStartDate") or 0
+    status = _whole(ad, "JobStatus")
+    if status == IDLE:
+        # The start to come.
+        return Incarnation(_starts(ad), started)
+    if known is not None and known.started == started and started:
+        return known
+    return Incarnation(max(0, _starts(ad) - 1), started)
+
+
+def queue_state(ad: Mapping[str, object], known: Incarnation | None = None) -> PilotState | None:
+    """How an ad of the queue lists its pilot; None: it is no ad of a job."""
+    job, status = job_of(ad), _whole(ad, "JobStatus")
+    if job is None or status is None:
+        return None
+    restart = incarnation(ad, known).restart
+    ticket, node = _text(ad, "WindlassTicket"), node_of(ad)
+    match status:
+        case 1:  # idle
+            waits = _text(ad, "LastRejMatchReason")
+            return PilotState(
+                job=job,
+                listed=Listed.QUEUED,
+                ticket=ticket,
+                restart=restart,
+                reason=waits or (_text(ad, "VacateReason") if restart else ""),
+            )
+        case 2 | 7:  # running; suspended
+            reason = "suspended" if status == SUSPENDED else ""
+            return PilotState(job=job, listed=Listed.RUNNING, ticket=ticket, restart=restart, node=node, reason=reason)
+        case 5 if _whole(ad, "HoldReasonCode") == HOLD_SPOOLING:
+            return PilotState(job=job, listed=Listed.QUEUED, ticket=ticket, restart=restart, reason=_text(ad, "HoldReason"))
+        case 5:
+            return PilotState(job=job, listed=Listed.HELD, ticket=ticket, restart=restart, node=node, reason=hold_reason(ad))
+        case 3:  # its shadow is still out
+            return PilotState(job=job, listed=Listed.ENDING, ticket=ticket, restart=restart, node=node, reason=_text(ad, "RemoveReason"))
+        case 4:
+            return history_state(ad, known)
+        case _:  # transferring output, and what may be invented yet
+            return PilotState(job=job, listed=Listed.ENDING, ticket=ticket, restart=restart, node=node)
+
+
+def hold_reason(ad: Mapping[str, object]) -> str:
+    """Why a job is held, with the codes by which HTCondor's manual lists reasons."""
+    code, subcode = _whole(ad, "HoldReasonCode"), _whole(ad, "HoldReasonSubCode")
+    codes = "" if code is None else f" (hold code {code}" + (f"/{subcode})" if subcode else ")")
+    return (_text(ad, "HoldReason") or "held, and HTCondor does not say why") + codes
+
+
+def history_state(ad: Mapping[str, object], known: Incarnation | None = None) -> PilotState | None:
+    """How a job ended; None: it is no ad of a job."""
+    job = job_of(ad)
+    if job is None:
+        return None
+    cause, reason, exit_status = _end(ad)
+    return PilotState(
+        job=job,
+        listed=Listed.ENDED,
+        ticket=_text(ad, "WindlassTicket"),
+        # The newest that is known, at least: the end of a job is the end of all its starts.
+        restart=max(incarnation(ad, known).restart, known.restart if known else 0),
+        node=node_of(ad),
+        reason=reason,
+        cause=cause,
+        exit_status=exit_status,
+    )
+
+
+def _end(ad: Mapping[str, object]) -> tuple[Cause, str, int | None]:
+    if _whole(ad, "JobStatus") == REMOVED:  # its ExitSignal is that of the removal
+        reason = _text(ad, "RemoveReason") or "removed"
+        if "SYSTEM_PERIODIC_REMOVE" in reason.upper():
+            return Cause.UNKNOWN, reason, None  # the administrators' rule, whatever it is about
+        if "PeriodicRemove" in reason:
+            held = _whole(ad, "HoldReasonCode") is not None
+            return (Cause.UNKNOWN, f"{hold_reason(ad)}: {reason}", None) if held else (Cause.WALLTIME, reason, None)
+        return Cause.CANCELLED, reason, None
+    by_signal, number, code = ad.get("ExitBySignal"), _whole(ad, "ExitSignal"), _whole(ad, "ExitCode")
+    if by_signal is True and number is not None:
+        return Cause.SIGNAL, f"ended by signal {number}", None
+    if by_signal is not True and code is not None:
+        return Cause.EXIT, f"exit status {code}", code
+    return Cause.UNKNOWN, "ended, and HTCondor does not say how", None
+
+
+# ---------------------------------------------------------------- in: counts and errors
+
+
+def refusal(counts: Mapping[str, object], asked: str) -> str:
+    """What the schedd did not do of an action, for people to read; "": it did all, or there was nothing left to do.
+
+    Denied actions raise nothing: only these counts tell. Jobs that have left the queue, or are being removed, are no failure.
+    """
+    numbers: dict[str, int] = {}
+    for name in ("TotalSuccess", "TotalPermissionDenied", "TotalError"):
+        value = counts.get(name)
+        try:
+            numbers[name] = int(cast("str | int", value))
+        except (TypeError, ValueError):
+            return f"the schedd's answer to {asked!r} lacks {name}"
+    wrong = [f"{numbers[name]} {word}" for name, word in (("TotalPermissionDenied", "denied"), ("TotalError", "in error")) if numbers[name]]
+    return f"{asked}: {', '.join(wrong)}, {numbers['TotalSuccess']} done" if wrong else ""
+
+
+#: Texts of the bindings about a submission that the schedd, or the submit language, refused as it is.
+REFUSED: Final = re.compile(
+    r"Failed to create job ad|Failed to create a cluster ad|invalid Queue statement|Unable to commit transaction, SCHEDD:"
+    r"|Schedd says -(5|6|7)\b|Failed to create new cluster\.SCHEDD:"
+)
+#: Limits on jobs: by the name of their setting, or by the number that the schedd gives for it.
+LIMITED: Final = re.compile(r"MAX_JOBS_(SUBMITTED|PER_OWNER|PER_SUBMISSION)|Schedd says -(2|3|4)\b")
+
+
+def submit_error(text: str) -> BatchError:
+    """What an error of the bindings means for a submission."""
+    words = " ".join(text.split())
+    if LIMITED.search(words):
+        return OverLimit(words)
+    if REFUSED.search(words):
+        return Rejected(words)
+    return Unreachable(f"submission: {words}")

@@ -1,0 +1,280 @@
+"""The Slurm backend: pilots as jobs and tasks of job arrays.
+
+Theory of operation
+-------------------
+Slurm is spoken to by its commands, with what `windlass.factory.slurm_words` says, in an environment that says nothing of ours:
+
+=========  ====================================================================================================
+submit     ``sbatch --parsable`` with the script on its stdin, an array for several pilots; nothing on the command line, so the
+           script that a dry run prints is all there is
+query      one ``squeue`` for all jobs of the user; those of other factories are left out here.  Anything but a whole answer without
+           errors is no answer
+cancel     ``scancel`` with the ids, in batches; for all of a factory's, those that squeue shows then
+=========  ====================================================================================================
+
+A command that gets no answer has its own time limit; what became of a submission is told by its unique job name in the next answer
+of squeue.  A pilot's output is in ``FOLDER/JOB.log``, on a filesystem that nodes and the factory share; Slurm's own last line is in it, too."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, cast
+
+from windlass.errors import OverLimit, Rejected, Unreachable, UsageError
+from windlass.factory import slurm_words
+from windlass.factory.backend import CommandLimits, JobId, Listed, PilotRequest, PilotState, PoolDefaults, Tag
+from windlass.factory.commands import Ran, clean_environment, run_command
+from windlass.factory.launch import pilot_script
+from windlass.factory.pool import NAME
+from windlass.factory.processes import tail_of, trim_log
+
+
+class SlurmBackend:
+    """Pilots in a Slurm cluster.
+
+    Args:
+        partition, account, qos, constraint, reservation, clusters: as sbatch takes them.
+        gpu_type: of the pool's ``gpus``, as in ``--gres=gpu:TYPE:N``; ``gres``: anything else of the kind.
+        exclusive: whole nodes (True), or ``"user"``, ``"mcs"``.
+        requeue: whether a preempted pilot, or one of a lost node, is queued again by Slurm; None: as the site has it.
+        export: ``"NONE"`` (the node's login environment, and the pool's ``env``), ``"NIL"``, ``"ALL"``, or names.
+        extra_directives: further ``#SBATCH`` lines.
+        job_name: what the names of jobs begin with.
+        template: a file to take in place of ``slurm.sh.j2``.
+        command_timeout: seconds for each of Slurm's commands. ``query_interval``: seconds between two of squeue, at least.
+    """
+
+    name: ClassVar[str] = "slurm"
+    defaults: ClassVar[PoolDefaults] = PoolDefaults(max_pilots=4, cores=1.0, walltime=3600.0)
+    limits: ClassVar[CommandLimits] = CommandLimits()
+    max_batch: ClassVar[int] = 500
+
+    def __init__(
+        self,
+        *,
+        partition: str = "",
+        account: str = "",
+        qos: str = "",
+        constraint: str = "",
+        reservation: str = "",
+        clusters: str = "",
+        gpu_type: str = "",
+        gres: str = "",
+        exclusive: bool | str = False,
+        requeue: bool | None = None,
+        export: str = "NONE",
+        extra_directives: str | Sequence[str] = (),
+        job_name: str = "windlass",
+        template: str | os.PathLike[str] = "",
+        query_interval: float = 30.0,
+        command_timeout: float = 60.0,
+    ) -> None:
+        self.query_interval = _positive("query_interval", query_interval)
+        self._timeout = _positive("command_timeout", command_timeout)
+        asked = {
+            "partition": partition,
+            "account": account,
+            "qos": qos,
+            "constraint": constraint,
+            "reservation": reservation,
+            "clusters": clusters,
+        }
+        self._asked = [(option, _text(option, value)) for option, value in asked.items() if value not in ("", None)]
+        self._clusters = _text("clusters", clusters)
+        self._several_partitions = "," in str(partition)
+        self._gpu_type, self._gres = _text("gpu_type", gpu_type), _text("gres", gres)
+        if exclusive not in (False, None, ""):
+            self._asked.append(("exclusive", "" if exclusive is True else _text("exclusive", exclusive)))
+        if requeue is not None:
+            self._asked.append(("requeue" if requeue else "no-requeue", ""))
+        self._export = _text("export", export)
+        self._directives = _directives(extra_directives)
+        self._prefix = _text("job_name", job_name)
+        if not NAME.match(self._prefix):
+            raise UsageError(f"job_name={job_name!r} is no name for jobs; use up to 64 letters, digits, '_', '-' and '.'")
+        self._template = os.path.abspath(template) if template else ""
+        if self._template and not Path(self._template).is_file():
+            raise UsageError(f"template={self._template!r}: there is no such file")
+        self._env = clean_environment(os.environ, slurm_words.SPOILING, slurm_words.KEPT, LC_ALL="C")
+        self._tag = Tag("FACTORY", "MANAGER")
+        self._folder = Path("FOLDER")
+        #: Pilots that had not ended when they were last heard of.
+        self._live: set[JobId] = set()
+        #: Tasks that an array may have, where it was refused for its size; 0: not known.
+        self._max_array = 0
+
+    # ---------------------------------------------------------------- the protocol
+
+    def open(self, tag: Tag, folder: Path, wake: Callable[[], None]) -> None:
+        """As the protocol says. Raises `UsageError` where Slurm's commands are not installed."""
+        self.require_commands()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._tag, self._folder = slurm_words.same_tag(tag), folder.absolute()
+
+    @staticmethod
+    def require_commands() -> None:
+        """Raises `UsageError` where Slurm's commands are not installed."""
+        missing = [program for program in ("sbatch", "squeue", "scancel") if shutil.which(program) is None]
+        if missing:
+            raise UsageError(
+                f"this machine has no {' and no '.join(missing)}: start the factory where jobs are submitted to Slurm, or add Slurm's"
+                " folder to PATH"
+            )
+
+    def submit(self, request: PilotRequest, count: int) -> Sequence[JobId]:
+        if self._max_array:
+            count = min(count, self._max_array)
+        ran = self._submit(request, count)
+        if ran.status != 0 and count > 1 and slurm_words.is_array_refused(ran.stderr):
+            # How large arrays may be is worth a command when the first is refused, and only then.
+            self._max_array = slurm_words.read_max_array(self._run(("scontrol", "show", "config")).stdout)
+            if self._max_array < count:
+                return self.submit(request, self._max_array)
+        if ran.stopped:
+            raise OverLimit(f"Slurm has too many jobs: {slurm_words.tidy(ran.stderr)}")
+        if ran.status != 0 and not (ran.timed_out and ran.stdout.strip()):
+            raise slurm_words.refusal("sbatch", ran.status, ran.stderr)
+        jobs = slurm_words.task_ids(ran.stdout, count, count > 1, bool(self._clusters))
+        self._live |= set(jobs)
+        return jobs
+
+    def _submit(self, request: PilotRequest, count: int, *, held: bool = False) -> Ran:
+        script = self._script(request, count, held=held)
+        try:
+            return self._run(slurm_words.SUBMIT, text=script, stop_at=slurm_words.QUEUE_FULL)
+        except OSError as error:
+            raise Rejected(f"cannot start sbatch: {error.strerror or error}") from None
+
+    def query(self) -> Sequence[PilotState]:
+        states = [row.state for row in self._rows() if row.tag == self._tag]
+        self._live = {state.job for state in states if state.listed is not Listed.ENDED}
+        for state in states:
+            if state.listed is Listed.RUNNING:
+                trim_log(self._log(state.job))
+        return states
+
+    def _rows(self) -> list[slurm_words.Row]:
+        try:
+            ran = self._run(slurm_words.query_words(self._clusters))
+        except OSError as error:
+            raise Unreachable(f"cannot start squeue: {error.strerror or error}") from None
+        if ran.status != 0 or ran.cut or "error" in ran.stderr:
+            raise Unreachable(str(slurm_words.refusal("squeue", ran.status, ran.stderr)))
+        return slurm_words.read_rows(ran.stdout, self._prefix, clusters=bool(self._clusters), several_partitions=self._several_partitions)
+
+    def cancel(self, jobs: Sequence[JobId]) -> None:
+        for command in slurm_words.cancel_words(jobs):
+            self._cancel(command)
+
+    def cancel_all(self) -> None:
+        """As the protocol says. A factory that ends needs an answer, so this takes two commands: scancel by name knows whole names only."""
+        try:
+            self.query()
+        except Unreachable:
+            self.cancel(sorted(self._live))  # a controller that hangs may still take it
+            raise
+        self.cancel(sorted(self._live))
+
+    def _cancel(self, command: Sequence[str]) -> None:
+        try:
+            ran = self._run(command)
+        except OSError as error:
+            raise Unreachable(f"cannot start scancel: {error.strerror or error}") from None
+        if ran.status != 0 and not slurm_words.only_ended(ran.stderr):
+            raise Unreachable(str(slurm_words.refusal("scancel", ran.status, ran.stderr)))
+
+    def tail(self, job: JobId) -> str:
+        return tail_of(self._log(job))
+
+    def describe(self, request: PilotRequest, count: int) -> str:
+        script = self._script(request, count)
+        return f"{shlex.join(slurm_words.SUBMIT)} << 'END OF SCRIPT'\n{script.rstrip()}\nEND OF SCRIPT"
+
+    def close(self) -> None:
+        """Nothing runs here between commands."""
+
+    # ---------------------------------------------------------------- for the command line
+
+    def find(self) -> Sequence[tuple[Tag, PilotState]]:
+        """All pilots of this user, whichever factory's, that have not ended. Raises `Unreachable`."""
+        return [(row.tag, row.state) for row in self._rows() if row.state.listed is not Listed.ENDED]
+
+    def probe(self, request: PilotRequest) -> JobId:
+        """Submit one pilot that is held, and remove it: the id that it had. Raises as `submit`."""
+        self.require_commands()
+        name = slurm_words.job_name(self._prefix, self._tag, request.ticket)
+        ran = self._submit(request, 1, held=True)
+        try:
+            if ran.status != 0:
+                raise OverLimit(slurm_words.tidy(ran.stderr)) if ran.stopped else slurm_words.refusal("sbatch", ran.status, ran.stderr)
+            [job] = slurm_words.task_ids(ran.stdout, 1, False, bool(self._clusters))
+        except Unreachable:
+            self._cancel(("scancel", f"--user={_user()}", f"--name={name}"))
+            raise
+        self.cancel([job])
+        return job
+
+    # ---------------------------------------------------------------- small things
+
+    def _script(self, request: PilotRequest, count: int, *, held: bool = False) -> str:
+        resources = request.resources
+        folder = str(self._folder).replace("%", "%%")
+        asked = [*self._asked, ("hold", "")] if held else self._asked
+        return pilot_script(
+            replace(request, shell=shutil.which(request.shell) or request.shell),
+            template=self._template or "slurm.sh.j2",
+            job_name=slurm_words.job_name(self._prefix, self._tag, request.ticket),
+            output=f"{folder}/{'%A_%a' if count > 1 else '%j'}.log",
+            export=self._export,
+            array=count if count > 1 else 0,
+            cores=max(1, round(resources.cores)),
+            memory=-(-resources.memory // (1 << 20)),
+            gres=slurm_words.gres_words(resources.gpus, self._gpu_type, self._gres),
+            time=slurm_words.minutes(request.walltime),
+            warning=slurm_words.warning_seconds(request.walltime, request.grace),
+            asked=asked,
+            extra_directives=self._directives,
+            several_clusters=bool(self._clusters),
+        )
+
+    def _run(self, command: Sequence[str], *, text: str = "", stop_at: str = "") -> Ran:
+        return run_command(command, env=self._env, timeout=self._timeout, text=text, stop_at=stop_at)
+
+    def _log(self, job: JobId) -> Path:
+        return self._folder / f"{slurm_words.split_job(job)[0]}.log"
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _text(option: str, value: object) -> str:
+    if value is None:
+        return ""
+    text = ",".join(map(str, cast("Sequence[object]", value))) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, bool) or not slurm_words.one_line([text]):
+        raise UsageError(f"{option}={value!r} is not what sbatch takes for --{option.replace('_', '-')}; write it as on its command line")
+    return text
+
+
+def _positive(option: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        raise UsageError(f"{option}={value!r} is not a number of seconds; write for example {option}=30")
+    return float(value)
+
+
+def _directives(value: object) -> tuple[str, ...]:
+    lines = value.splitlines() if isinstance(value, str) else cast("Sequence[object]", value)
+    try:
+        return tuple(slurm_words.directive(str(line)) for line in lines if str(line).strip())
+    except (ValueError, TypeError):
+        raise UsageError(f"extra_directives={value!r}: write lines as in a batch script, for example ['--mail-type=END']") from None

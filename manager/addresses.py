@@ -1,0 +1,73 @@
+"""Where a manager listens for pilots of other machines: one address of its own, never all.
+
+Theory of operation: a pool says an interface (``ib0``), a network (``10.1.0.0/16``) or an address, or nothing (`HOST`).  For nothing it is the
+address that this machine's name resolves to, as that is what nodes of a cluster know it by.  A name that resolves to loopback says nothing
+of the kind (some distributions set it so); then it is the address that packets to elsewhere leave by.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Mapping, Sequence
+
+from windlass.errors import UsageError
+from windlass.messages import HOST
+
+
+def own_interfaces() -> dict[str, list[str]]:
+    """Addresses of this machine by interface, IPv4 first."""
+    import psutil  # not before a batch pool attaches
+
+    families = (socket.AF_INET, socket.AF_INET6)
+    return {
+        name: [one.address for family in families for one in addresses if one.family == family]
+        for name, addresses in psutil.net_if_addrs().items()
+    }
+
+
+def name_address() -> str:
+    """The address that this machine's name resolves to, or, where that is loopback, packets to elsewhere leave by; "": there is none."""
+    try:
+        found = socket.getaddrinfo(socket.gethostname(), 0, type=socket.SOCK_STREAM)
+    except OSError:
+        found = []
+    for _, _, _, _, where in sorted(found, key=lambda one: one[0] != socket.AF_INET):
+        if not ipaddress.ip_address(str(where[0]).partition("%")[0]).is_loopback:
+            return str(where[0])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        try:
+            one.connect(("192.0.2.1", 9))  # an address for documentation; nothing is sent
+            return str(one.getsockname()[0])
+        except OSError:
+            return ""
+
+
+def choose_address(
+    wanted: str,
+    interfaces: Callable[[], Mapping[str, Sequence[str]]] = own_interfaces,
+    of_name: Callable[[], str] = name_address,
+) -> str:
+    """The address to listen on for a pool that says ``wanted``; "": this machine has none but loopback.
+
+    Raises:
+        UsageError: there is no such interface, or no address in that network; the text names those that there are.
+    """
+    if wanted == HOST:
+        return of_name()
+    known = interfaces()
+    if wanted in known and known[wanted]:
+        return known[wanted][0]
+    own = [address for addresses in known.values() for address in addresses]
+    try:
+        network = ipaddress.ip_network(wanted, strict=False)
+    except ValueError:
+        network = None
+    if network is not None:
+        for address in own:
+            if ipaddress.ip_address(address.partition("%")[0]) in network:
+                return address
+    there = ", ".join(f"{name} ({addresses[0]})" for name, addresses in known.items() if addresses)
+    raise UsageError(
+        f"cannot listen on {wanted!r}: this machine has {there}; give one of these interfaces, or a network that holds an address"
+    )

@@ -1,0 +1,63 @@
+"""Commands of a batch system: bounded in time and output, and alone with a clean environment."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from windlass.factory.commands import clean_environment, run_command
+
+
+def test_status_and_both_outputs_come_back_and_the_text_goes_in() -> None:
+    ran = run_command(["/bin/sh", "-c", "cat; echo oh >&2; exit 3"], env={}, timeout=20, text="grüße\n")
+    assert (ran.status, ran.stdout, ran.stderr) == (3, "grüße\n", "oh\n")
+    assert not ran.timed_out
+    assert not ran.cut
+
+
+def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path, gone: Callable[[int], None]) -> None:
+    """What it wrote until then is kept; a child that holds its output open makes nobody wait."""
+    pid = tmp_path / "pid"
+    begun = time.monotonic()
+    ran = run_command(["/bin/sh", "-c", f"sleep 100 & echo $! > {pid}; echo here; wait"], env=dict(os.environ), timeout=0.3)
+    assert ran.timed_out
+    assert ran.stdout == "here\n"
+    assert time.monotonic() - begun < 50
+    gone(int(pid.read_text()))
+
+
+def test_a_text_on_stderr_ends_it_at_once() -> None:
+    """Some commands say that they cannot go on, and then wait."""
+    ran = run_command(
+        ["/bin/sh", "-c", "echo 'full, sleeping and retrying' >&2; exec sleep 100"], env=dict(os.environ), timeout=60, stop_at="sleeping"
+    )
+    assert ran.stopped
+    assert not ran.timed_out
+    assert ran.status is None
+
+
+def test_more_output_than_is_kept_is_read_and_dropped() -> None:
+    """A command that writes without end neither blocks nor fills the memory."""
+    ran = run_command(["/bin/sh", "-c", "head -c 1000000 /dev/zero"], env=dict(os.environ), timeout=60, limit=1000)
+    assert ran.status == 0
+    assert ran.cut
+    assert len(ran.stdout) == 1000
+
+
+def test_a_command_that_is_not_there_is_an_error_of_the_system() -> None:
+    with pytest.raises(FileNotFoundError):
+        run_command(["/no/such/command"], env={}, timeout=1)
+
+
+def test_variables_that_change_answers_are_taken_out() -> None:
+    """What the shell, or the job that the program itself runs in, says to the batch system is not for our commands."""
+    environ = {"SQUEUE_FORMAT": "%i", "SBATCH_ACCOUNT": "x", "SLURM_MEM_PER_CPU": "1", "SLURM_CONF": "/c", "HOME": "/h"}
+    assert clean_environment(environ, ("SQUEUE_", "SBATCH_", "SLURM_"), ("SLURM_CONF",), LC_ALL="C") == {
+        "SLURM_CONF": "/c",
+        "HOME": "/h",
+        "LC_ALL": "C",
+    }

@@ -1,0 +1,269 @@
+"""What Slurm says, read right: every answer here was recorded from a real one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from windlass.errors import OverLimit, Rejected, Unreachable
+from windlass.factory import slurm_words as words
+from windlass.factory.backend import Cause, JobId, Listed, PilotState, Tag
+
+DATA = Path(__file__).parent / "data" / "slurm"
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """One recorded command: command, exit_code, stdout, stderr."""
+    path = DATA / f"{name}.json"
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    return next(one for one in json.loads((DATA / "refusals.json").read_text()) if one["name"] == name)
+
+
+def states(name: str) -> dict[str, PilotState]:
+    """The pilots of factory f in a recorded answer, by job."""
+    rows = words.read_rows(recorded(name)["stdout"], "windlass")
+    return {row.state.job: row.state for row in rows if row.tag == Tag("f", "m")}
+
+
+def test_the_recorded_answers_are_to_what_is_asked() -> None:
+    """The facts below are about the very command that the backend runs."""
+    assert recorded("squeue-states")["command"] == " ".join(words.query_words(""))
+
+
+@pytest.mark.parametrize(
+    ("job", "listed", "cause", "exit_status", "reason"),
+    [
+        ("1_0", Listed.RUNNING, Cause.UNKNOWN, None, ""),
+        ("2", Listed.ENDED, Cause.EXIT, 7, "FAILED: exit status 7"),
+        ("3", Listed.ENDED, Cause.SIGNAL, None, "FAILED: ended by signal 9"),
+        ("4", Listed.ENDED, Cause.EXIT, 0, "COMPLETED"),
+        ("5", Listed.ENDED, Cause.CANCELLED, None, "CANCELLED"),
+        ("7", Listed.ENDED, Cause.CANCELLED, None, "CANCELLED: JobHeldUser"),
+        ("6", Listed.HELD, Cause.UNKNOWN, None, "JobHeldUser: somebody holds it (scontrol release lets it go)"),
+        ("8", Listed.HELD, Cause.UNKNOWN, None, "PartitionTimeLimit: its walltime is longer than the partition allows"),
+        ("9", Listed.HELD, Cause.UNKNOWN, None, "PartitionDown: the partition is down"),
+        ("10", Listed.HELD, Cause.UNKNOWN, None, "PartitionConfig: the partition has no such nodes"),
+        ("11", Listed.QUEUED, Cause.UNKNOWN, None, "BeginTime"),
+        ("12", Listed.ENDED, Cause.NODE, None, "NODE_FAIL: NodeDown"),
+        ("13", Listed.ENDING, Cause.UNKNOWN, None, ""),
+        ("15", Listed.HELD, Cause.UNKNOWN, None, "launch failed requeued held: its node could not start it; sinfo -R may say why"),
+        (
+            "16",
+            Listed.ENDED,
+            Cause.EXIT,
+            None,
+            "FAILED: JobLaunchFailure: its node could not start it; can it write the log's folder?",
+        ),
+        ("17", Listed.ENDED, Cause.PREEMPTED, None, "PREEMPTED"),
+    ],
+)
+def test_each_state_is_read_with_its_cause(job: str, listed: Listed, cause: Cause, exit_status: int | None, reason: str) -> None:
+    """Waiting, never starting, running, ending and ended are told apart, and why."""
+    state = states("squeue-states")[job]
+    assert (state.listed, state.cause, state.exit_status, state.reason) == (listed, cause, exit_status, reason)
+
+
+def test_a_requeued_job_is_the_next_start_from_the_moment_it_is_put_back() -> None:
+    """Slurm counts restarts, so a pilot's word is known even to a factory that saw nothing of the first start."""
+    assert states("squeue-completing")["11"].restart == 1
+    assert states("squeue-completing")["11"].listed is Listed.ENDING
+    assert states("squeue-states")["11"].restart == 1
+    assert states("squeue-states")["1_0"].restart == 0
+
+
+def test_tasks_of_an_array_and_jobs_of_several_nodes_are_pilots_each() -> None:
+    found = states("squeue-completing")
+    assert [found[job].ticket for job in ("1_0", "1_1", "1_2")] == ["f-1"] * 3
+    assert found["13"].node == "n[3-4]"
+    assert found["10"].node == ""
+
+
+def test_jobs_of_other_factories_and_other_people_are_left_out() -> None:
+    """A name with pipes, quotes and commas confuses nothing."""
+    rows = words.read_rows(recorded("squeue-states")["stdout"], "windlass")
+    assert {row.tag.factory for row in rows} == {"f", "g", "h"}
+    assert "pipes" in recorded("squeue-states")["stdout"]
+    assert words.read_rows(recorded("squeue-states")["stdout"], "other") == []
+
+
+def test_a_partition_s_reason_is_no_verdict_when_there_are_several() -> None:
+    """Slurm shows the reason of the one it looked at last."""
+    assert words.why_never("PartitionTimeLimit", several_partitions=True) == ""
+    assert words.why_never("JobHeldAdmin", several_partitions=True) != ""
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "None",
+        "Priority",
+        "Resources",
+        "QOSMaxJobsPerUserLimit",
+        "AssocGrpCpuLimit",
+        "ReqNodeNotAvail, UnavailableNodes:n2",
+        "QOSGrpNodeLimit",
+    ],
+)
+def test_what_time_mends_is_waiting(reason: str) -> None:
+    assert words.listed_as("PENDING", reason, 0)[0] is Listed.QUEUED
+
+
+@pytest.mark.parametrize(
+    "reason", ["QOSMaxWallDurationPerJobLimit", "AssocMaxCpuPerJobLimit", "QOSMinGRES", "BadConstraints", "InvalidQOS"]
+)
+def test_what_asks_for_too_much_never_starts(reason: str) -> None:
+    assert words.listed_as("PENDING", reason, 0)[0] is Listed.HELD
+
+
+def test_a_word_that_is_not_known_ends_nothing() -> None:
+    """Another version of Slurm may have more states: unknown is not gone."""
+    assert words.listed_as("LEVITATING", "None", 0)[0] is Listed.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sbatch-bad-partition", Rejected),
+        ("sbatch-bad-constraint", Rejected),
+        ("sbatch-bad-gres", Rejected),
+        ("sbatch-bad-node", Rejected),
+        ("sbatch-bad-reservation", Rejected),
+        ("sbatch-bad-mem-syntax", Rejected),
+        ("sbatch-bad-time-syntax", Rejected),
+        ("sbatch-bad-option", Rejected),
+        ("sbatch-bad-directive", Rejected),
+        ("sbatch-too-much-mem", Rejected),
+        ("sbatch-huge-script", Rejected),
+        ("sbatch-array-too-large", Rejected),
+        ("enforce-sbatch-group", Rejected),
+        ("enforce-sbatch-time-over-max", Rejected),
+        ("enforce-sbatch-too-many-cpus", Rejected),
+        ("maxjobcount-sbatch", OverLimit),
+        ("ctld-down-sbatch", Unreachable),
+        ("ctld-hung-sbatch", Unreachable),
+        ("munge-down-sbatch", Unreachable),
+        ("conf-missing-sbatch", Unreachable),
+        ("conf-missing-squeue", Unreachable),
+        ("conf-none-squeue", Unreachable),
+        ("conf-unparsable-squeue", Unreachable),
+        ("squeue-hung", Unreachable),
+        ("squeue-down", Unreachable),
+        ("squeue-munge", Unreachable),
+        ("ctld-down-scancel", Unreachable),
+        ("ctld-hung-scancel", Unreachable),
+        ("munge-down-scancel", Unreachable),
+    ],
+)
+def test_a_failure_is_a_refusal_a_limit_or_silence(name: str, kind: type[Exception]) -> None:
+    """Pause, wait for own pilots, or ask again: each text means one of the three."""
+    sample = recorded(name)
+    assert sample["exit_code"] != 0
+    error = words.refusal("sbatch", sample["exit_code"], sample["stderr"])
+    assert type(error) is kind, error
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (
+            "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy",
+            OverLimit,
+        ),
+        ("sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: Job violates ...", OverLimit),
+        (
+            "sbatch: error: QOSMaxWallDurationPerJobLimit\nsbatch: error: Job violates accounting/QOS policy (job submit limit, ...)",
+            Rejected,
+        ),
+        ("sbatch: error: Batch job submission failed: Resource temporarily unavailable", OverLimit),
+        ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified", Rejected),
+        ("", Rejected),
+    ],
+)
+def test_policies_are_limits_unless_no_waiting_mends_them(text: str, kind: type[Exception]) -> None:
+    """From Slurm's sources: these need its accounting, which the recorded cluster had not."""
+    assert type(words.refusal("sbatch", 1, text)) is kind
+
+
+def test_a_refusal_says_what_slurm_said_in_one_line() -> None:
+    sample = recorded("sbatch-bad-partition")
+    text = str(words.refusal("sbatch", 1, sample["stderr"]))
+    assert text == "invalid partition specified: nosuch; Batch job submission failed: Invalid partition name specified"
+    assert str(words.refusal("sbatch", 3, "")) == "sbatch ended with exit status 3 and said nothing"
+    assert str(words.refusal("squeue", None, "")) == "squeue gave no answer in time"
+
+
+def test_ids_are_read_from_what_sbatch_prints() -> None:
+    """A site's own words may stand before the id; without one a job may have been made all the same."""
+    assert words.task_ids(recorded("sbatch-parsable")["stdout"], 1, False, False) == ["2"]
+    assert words.task_ids(recorded("sbatch-array")["stdout"], 3, True, False) == ["22_0", "22_1", "22_2"]
+    assert words.task_ids("17;east\n", 2, True, True) == ["17_0@east", "17_1@east"]
+    assert words.task_ids("17;east\n", 1, False, False) == ["17"]
+    assert words.task_ids("Welcome!\n18\n", 1, False, False) == ["18"]
+    with pytest.raises(Unreachable, match="printed no job id"):
+        words.task_ids("all is well", 1, False, False)
+
+
+def test_cancelling_names_each_array_once_and_each_cluster_apart() -> None:
+    jobs = [JobId(job) for job in ("5_0", "5_2", "6", "5_0", "7_1@east", "8@east")]
+    assert words.cancel_words(jobs) == [("scancel", "5_[0,2]", "6"), ("scancel", "--clusters=east", "7_[1]", "8")]
+    assert words.cancel_words([]) == []
+
+
+def test_cancelling_many_goes_in_batches() -> None:
+    """One scancel of thousands runs into time limits."""
+    commands = words.cancel_words([JobId(str(number)) for number in range(450)])
+    assert [len(command) - 1 for command in commands] == [200, 200, 50]
+
+
+def test_jobs_that_have_ended_are_no_error_of_scancel() -> None:
+    assert recorded("scancel-many")["exit_code"] == 0
+    assert words.only_ended(recorded("scancel-tag-me")["stderr"])
+    assert not words.only_ended(recorded("scancel-other-user")["stderr"])
+    assert not words.only_ended("")
+
+
+def test_a_name_carries_the_tag_and_the_ticket_there_and_back() -> None:
+    tag = Tag("night-shift", "m17-ab12")
+    name = words.job_name("windlass", tag, "night-shift-ab-3")
+    assert words.read_name("windlass", name) == (tag, "night-shift-ab-3")
+    assert words.read_name("other", name) is None
+    assert words.read_name("windlass", "windlass") is None
+    assert words.job_name("windlass", Tag("a:b", "c"), "t") == "windlass:a_b:c:t"
+
+
+def test_answers_of_several_clusters_are_told_apart() -> None:
+    """Each cluster's jobs stand below its name, and ids are unique only within one."""
+    line = recorded("squeue-states")["stdout"].splitlines()[0]
+    answer = f"CLUSTER: east\n{line}\n\nCLUSTER: west\n{line}\n"
+    rows = words.read_rows(answer, "windlass", clusters=True)
+    number = line.split("|")[0].strip()
+    assert [row.state.job for row in rows] == [f"{number}@east", f"{number}@west"]
+    assert words.split_job(rows[0].state.job) == (number, "east")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.0, "UNLIMITED"), (1.0, "1"), (60.0, "1"), (61.0, "2"), (7200.0, "120")])
+def test_walltimes_are_whole_minutes_rounded_up(seconds: float, text: str) -> None:
+    assert words.minutes(seconds) == text
+
+
+def test_gpus_and_other_resources_make_one_request() -> None:
+    assert words.gres_words(0, "a100", "") == ""
+    assert words.gres_words(2, "", "") == "gpu:2"
+    assert words.gres_words(2, "a100", "tmp:10G") == "gpu:a100:2,tmp:10G"
+
+
+def test_short_lives_get_no_warning_that_may_be_a_minute_early() -> None:
+    assert words.warning_seconds(3600.0, 30.0) == 30
+    assert words.warning_seconds(0.0, 30.0) == 30
+    assert words.warning_seconds(300.0, 30.0) == 0
+    assert words.warning_seconds(3600.0, 0.0) == 0
+
+
+def test_the_size_of_arrays_is_read_from_the_configuration() -> None:
+    assert words.read_max_array(recorded("scontrol-config-max")["stdout"]) == 1001
+    assert words.read_max_array("") == 1

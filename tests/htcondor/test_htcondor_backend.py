@@ -1,0 +1,476 @@
+"""The HTCondor backend on a stand-in for a schedd (and, where asked for, on the real pool of the machine)."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import windlass
+from windlass.errors import OverLimit, Rejected, Unreachable, UsageError
+from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, PilotState, Tag, backend_options
+from windlass.factory.htcondor import HTCondorBackend
+from windlass.messages import Resources
+
+RequestOf = Callable[..., PilotRequest]
+Until = Callable[..., dict[JobId, PilotState]]
+MakeBackend = Callable[..., HTCondorBackend]
+CheckBackend = Callable[..., None]
+
+
+def listed(job: JobId, how: Listed) -> Callable[[dict[JobId, PilotState]], bool]:
+    return lambda seen: job in seen and seen[job].listed is how
+
+
+# ---------------------------------------------------------------- the contract
+
+
+def test_it_keeps_the_contract(check_backend: CheckBackend, make_backend: MakeBackend, tmp_path: Path) -> None:
+    check_backend(make_backend(None), tmp_path / "contract")
+
+
+def test_it_keeps_the_contract_where_nodes_share_no_files(check_backend: CheckBackend, make_backend: MakeBackend, tmp_path: Path) -> None:
+    """The script, the modules and the log travel; a pilot that fails has last words all the same."""
+    check_backend(make_backend(None, files="transfer"), tmp_path / "contract")
+
+
+@pytest.mark.skipif(not os.environ.get("WINDLASS_TEST_HTCONDOR"), reason="WINDLASS_TEST_HTCONDOR=1 says that there is a pool")
+@pytest.mark.timeout(900)
+def test_it_keeps_the_contract_on_the_real_pool(check_backend: CheckBackend, tmp_path: Path) -> None:
+    """On the pool of this machine, as the user who runs the tests; a real negotiator takes its time."""
+    check_backend(HTCondorBackend(query_interval=1.0), tmp_path / "contract", patience=180.0)
+
+
+# ---------------------------------------------------------------- a program's calls on it
+
+
+def test_a_programs_calls_run_on_pilots_without_shared_files(schedd: Any, tmp_path: Path) -> None:
+    """The connection file and Windlass's own modules travel with the job: a worker starts from nothing but its sandbox and a Python."""
+    backend = HTCondorBackend(schedd.helper, collector=schedd.place, files="transfer", query_interval=0.05)
+    with windlass.Manager() as manager, windlass.Factory(manager, backend, cores=2, max_pilots=1, python=sys.executable):
+        manager.install_library("lib", where)
+        future = manager.submit(windlass.FunctionCall("lib", "where"))
+        package, sandbox = future.result(timeout=60)
+        assert package.startswith(sandbox)
+
+
+def where() -> tuple[str, str]:
+    import os
+
+    import windlass
+
+    return str(windlass.__file__), os.environ["_CONDOR_SCRATCH_DIR"]
+
+
+def test_a_mute_schedd_does_not_stop_the_program(schedd: Any, standin: Any) -> None:
+    """It takes connections and never answers. The bindings would hold the GIL all that time; calls on local pilots go on."""
+    backend = HTCondorBackend(schedd.helper, collector=schedd.place, query_interval=0.01, command_timeout=2.0)
+    with (
+        windlass.Manager() as manager,
+        windlass.Factory(manager, "local", cores=1, max_pilots=1),
+        windlass.Factory(manager, backend, cores=1, max_pilots=1, grace=1) as mute,
+    ):
+        manager.install_library("lib", double)
+        assert manager.submit(windlass.FunctionCall("lib", "double", 1)).result(timeout=30) == 2
+        with schedd.mute():
+            asked = threading.Event()
+            ask = backend.query
+
+            def query() -> Any:
+                asked.set()
+                return ask()
+
+            backend.query = query  # type: ignore[method-assign]
+            mute._events.put(manager_demand(mute))  # pyright: ignore[reportPrivateUsage]
+            done = [manager.submit(windlass.FunctionCall("lib", "double", number)).result(timeout=30) for number in range(20)]
+            assert done == [2 * number for number in range(20)]
+
+
+def manager_demand(factory: windlass.Factory) -> Any:
+    from windlass.factory.factory import _Wake  # pyright: ignore[reportPrivateUsage]
+
+    return _Wake()
+
+
+def double(number: int) -> int:
+    return number * 2
+
+
+# ---------------------------------------------------------------- what is submitted
+
+
+def test_one_submission_is_one_cluster(backend: HTCondorBackend, request_of: RequestOf, schedd: Any) -> None:
+    schedd.tell("set", frozen=True)
+    assert backend.submit(request_of(), 3) == ["1.0", "1.1", "1.2"]
+    assert backend.submit(request_of(ticket="t-2"), 1) == ["2.0"]
+    assert {state.job: state.ticket for state in backend.query()} == {"1.0": "t-1", "1.1": "t-1", "1.2": "t-1", "2.0": "t-2"}
+
+
+def test_one_query_tells_of_all_pilots_and_none_of_other_factories(
+    backend: HTCondorBackend, make_backend: MakeBackend, request_of: RequestOf, schedd: Any
+) -> None:
+    schedd.tell("set", frozen=True)
+    other = make_backend(Tag("f1", "m2"))
+    backend.submit(request_of(), 50)
+    assert other.query() == []
+    assert len(backend.query()) == 50
+    other.cancel_all()
+    assert len(backend.query()) == 50
+    assert schedd.tell("asked").count("query") == 3
+
+
+def test_a_factory_of_the_same_name_finds_the_pilots_of_an_earlier_life(
+    make_backend: MakeBackend, request_of: RequestOf, until: Until
+) -> None:
+    first = make_backend()
+    [job] = first.submit(request_of(), 1)
+    first.close()
+    second = make_backend()
+    assert until(second, listed(job, Listed.RUNNING))[job].ticket == "t-1"
+    second.cancel_all()
+    until(second, listed(job, Listed.ENDED))
+
+
+def test_shell_text_reaches_the_pilot_as_it_was_written(backend: HTCondorBackend, request_of: RequestOf, until: Until) -> None:
+    """``$(x)`` and ``$$(x)`` mean something in the submit language, so no shell text may stand there."""
+    words = 'echo "$$(Machine) $(ClusterId) $((1+1)) $A" >&2; exit 1'
+    [job] = backend.submit(
+        request_of(words, setup=("A='$$(Name)'",), env=(("B", "$$(B)"),), command=("/bin/sh", "-c", "echo \"$B\" '$$(C)' >&2; exit 1")), 1
+    )
+    until(backend, listed(job, Listed.ENDED))
+    assert backend.tail(job) == "$$(B) $$(C)"
+
+
+def test_a_folder_may_have_a_dollar_in_its_name(make_backend: MakeBackend, request_of: RequestOf, until: Until, tmp_path: Path) -> None:
+    backend = make_backend(None)
+    backend.open(Tag("f1"), tmp_path / "a $(ClusterId) b", lambda: None)
+    [job] = backend.submit(request_of("echo said >&2; exit 1"), 1)
+    until(backend, listed(job, Listed.ENDED))
+    assert backend.tail(job) == "said"
+    backend.close()
+
+
+def test_a_description_is_what_is_submitted(make_backend: MakeBackend, request_of: RequestOf) -> None:
+    text = make_backend(None, requirements="HasGPU", attributes={"ProjectName": "sim"}, disk="2GB").describe(request_of(), 3)
+    for line in (
+        "queue 3",
+        'My.ProjectName = "sim"',
+        "requirements = (HasGPU)",
+        'My.WindlassFactory = "FACTORY"',
+        "exec /bin/sh -c 'sleep 600'",
+    ):
+        assert line in text.splitlines() or line in text, line
+
+
+def test_warnings_of_the_submit_language_are_logged(
+    make_backend: MakeBackend, request_of: RequestOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A misspelt submit command is not refused by HTCondor, so that somebody must say it."""
+    backend = make_backend(directives={"acounting_group": "physics"})
+    with caplog.at_level(logging.WARNING, "windlass.factory"):
+        backend.submit(request_of(), 1)
+    assert "HTCondor says to submit: the line 'acounting_group = physics' was unused" in caplog.text
+    backend.cancel_all()
+
+
+# ---------------------------------------------------------------- how pilots end
+
+
+@pytest.mark.parametrize(
+    ("body", "cause", "status", "reason"),
+    [
+        ("exit 7", Cause.EXIT, 7, "exit status 7"),
+        ("exit 0", Cause.EXIT, 0, "exit status 0"),
+        ("kill -9 $$", Cause.SIGNAL, None, "ended by signal 9"),
+    ],
+)
+def test_the_history_tells_how_a_pilot_ended(
+    backend: HTCondorBackend, request_of: RequestOf, until: Until, body: str, cause: Cause, status: int | None, reason: str
+) -> None:
+    [job] = backend.submit(request_of(body), 1)
+    end = until(backend, listed(job, Listed.ENDED))[job]
+    assert (end.cause, end.exit_status, end.reason, end.node, end.ticket) == (cause, status, reason, "standin", "t-1")
+
+
+def test_many_ends_cost_one_look_at_the_history(backend: HTCondorBackend, request_of: RequestOf, until: Until, schedd: Any) -> None:
+    jobs = backend.submit(request_of("exit 1"), 20)
+    limit = time.monotonic() + 20
+    while len(schedd.tell("history", constraint="true", projection=["ProcId"], match=-1, since=None)) < 20:
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    before = schedd.tell("asked").count("history")
+    assert {state.job for state in backend.query() if state.listed is Listed.ENDED} == set(jobs)
+    assert schedd.tell("asked").count("history") == before + 1
+    assert backend.query() == []
+    assert schedd.tell("asked").count("history") == before + 1
+
+
+def test_a_history_that_is_lost_costs_only_the_reason(backend: HTCondorBackend, request_of: RequestOf, until: Until, schedd: Any) -> None:
+    """The pilot is not listed any more, and the history is not asked for ever."""
+    schedd.tell("set", lost_history=True)
+    [job] = backend.submit(request_of("exit 7"), 1)
+    until(backend, lambda seen: job not in {state.job for state in backend.query()})
+    for _ in range(5):
+        assert backend.query() == []
+    assert 1 <= schedd.tell("asked").count("history") <= 2
+
+
+def test_removals_need_no_history(backend: HTCondorBackend, request_of: RequestOf, until: Until, schedd: Any) -> None:
+    jobs = backend.submit(request_of(), 2)
+    until(backend, lambda seen: all(listed(job, Listed.RUNNING)(seen) for job in jobs))
+    backend.cancel(jobs)
+    seen = until(backend, lambda seen: all(listed(job, Listed.ENDED)(seen) for job in jobs))
+    assert {seen[job].cause for job in jobs} == {Cause.CANCELLED}
+    assert "history" not in schedd.tell("asked")
+
+
+def test_a_pilot_that_does_not_listen_is_killed_after_its_grace(backend: HTCondorBackend, request_of: RequestOf, until: Until) -> None:
+    [job] = backend.submit(request_of("trap '' TERM; while :; do sleep 0.05; done", grace=1.0), 1)
+    until(backend, listed(job, Listed.RUNNING))
+    backend.cancel([job])
+    seen: list[Listed] = []
+    until(backend, lambda states: seen.append(states[job].listed) or states[job].listed is Listed.ENDED)
+    assert Listed.ENDING in seen
+
+
+def test_a_vacated_pilot_is_another_one_under_the_same_id(
+    backend: HTCondorBackend, request_of: RequestOf, until: Until, schedd: Any, tmp_path: Path
+) -> None:
+    """The pilot's own word, made on the node, and the restart that the queue tells are the same, whatever reconnections there were."""
+    said = tmp_path / "said"
+    body = f'echo "$WINDLASS_PILOT" >>{said}; exec sleep 600'
+    [job] = backend.submit(request_of(body), 1)
+    assert until(backend, listed(job, Listed.RUNNING))[job].restart == 0
+    schedd.tell("reconnect", job=job)
+    assert until(backend, listed(job, Listed.RUNNING))[job].restart == 0
+    wait_for_lines(said, 1)
+    schedd.tell("set", frozen=True)
+    schedd.tell("vacate", job=job)
+    waiting = until(backend, listed(job, Listed.QUEUED))[job]
+    assert (waiting.restart, waiting.reason) == (1, "Job vacated by schedd")
+    schedd.tell("set", frozen=False)
+    assert until(backend, listed(job, Listed.RUNNING))[job].restart == 1
+    assert wait_for_lines(said, 2) == [job, f"{job}+1"]
+    backend.cancel_all()
+    until(backend, listed(job, Listed.ENDED))
+
+
+def wait_for_lines(path: Path, number: int) -> list[str]:
+    limit = time.monotonic() + 20
+    while not path.exists() or len(path.read_text().splitlines()) < number:
+        assert time.monotonic() < limit, f"{path} has no {number} lines"
+        time.sleep(0.005)
+    return path.read_text().splitlines()
+
+
+def test_a_held_pilot_says_why_and_can_be_removed(backend: HTCondorBackend, request_of: RequestOf, until: Until, schedd: Any) -> None:
+    [job] = backend.submit(request_of(), 1)
+    until(backend, listed(job, Listed.RUNNING))
+    schedd.tell("act", action="Hold", which=[job], reason=["testing", 3])
+    assert until(backend, listed(job, Listed.HELD))[job].reason == "testing (by user alice) (hold code 1/3)"
+    backend.cancel([job])
+    assert until(backend, listed(job, Listed.ENDED))[job].cause is Cause.CANCELLED
+
+
+def test_a_missing_input_holds_a_pilot_at_its_start(make_backend: MakeBackend, request_of: RequestOf, until: Until, tmp_path: Path) -> None:
+    backend = make_backend(directives={"transfer_input_files": str(tmp_path / "absent")})
+    [job] = backend.submit(request_of(), 1)
+    state = until(backend, listed(job, Listed.HELD))[job]
+    assert state.reason.startswith("Transfer input files failure")
+    assert state.reason.endswith("No such file or directory (hold code 13/2)")
+    assert state.node == "standin"
+    backend.cancel_all()
+
+
+def test_what_no_machine_has_waits_with_its_reason(backend: HTCondorBackend, request_of: RequestOf, until: Until) -> None:
+    """HTCondor accepts it and never says no; the reason of waiting tells it apart from a long queue."""
+    [job] = backend.submit(request_of(resources=Resources(1.0, 900 << 30)), 1)
+    assert until(backend, lambda seen: seen[job].reason)[job].reason == "no match found"
+    backend.cancel_all()
+
+
+def test_pilots_keep_away_from_nodes_where_pilots_die(backend: HTCondorBackend, request_of: RequestOf, until: Until) -> None:
+    [job] = backend.submit(request_of(avoid=("other", "standin")), 1)
+    assert until(backend, lambda seen: seen[job].reason)[job].listed is Listed.QUEUED
+    backend.cancel_all()
+
+
+# ---------------------------------------------------------------- what the schedd refuses, and does not answer
+
+
+def test_a_limit_on_jobs_is_no_refusal(backend: HTCondorBackend, request_of: RequestOf, schedd: Any) -> None:
+    schedd.tell("set", frozen=True, max_jobs=3)
+    with pytest.raises(OverLimit, match="expected next ProcId to be 3, but Schedd says -3"):
+        backend.submit(request_of(), 4)
+    backend.submit(request_of(), 3)
+    with pytest.raises(OverLimit, match="MAX_JOBS_SUBMITTED exceeded. Current=3, Limit=3"):
+        backend.submit(request_of(), 1)
+    backend.cancel_all()
+
+
+def test_several_nodes_in_a_pilot_are_refused(backend: HTCondorBackend, request_of: RequestOf) -> None:
+    with pytest.raises(Rejected, match="nodes=2: a pilot of HTCondor has one node"):
+        backend.submit(request_of(nodes=2), 1)
+
+
+def test_denied_removals_are_not_taken_for_done(backend: HTCondorBackend, request_of: RequestOf, schedd: Any) -> None:
+    """The schedd raises nothing; only its counts tell."""
+    schedd.tell("set", frozen=True, denied=True)
+    jobs = backend.submit(request_of(), 2)
+    with pytest.raises(Rejected, match="removal of pilots: 2 denied, 0 done"):
+        backend.cancel(jobs)
+    with pytest.raises(Rejected, match="removal of pilots: 2 denied"):
+        backend.cancel_all()
+    schedd.tell("set", denied=False)
+    backend.cancel_all()
+
+
+def test_a_mute_schedd_costs_the_time_of_one_request_and_the_next_one_finds_it_again(
+    make_backend: MakeBackend, request_of: RequestOf, schedd: Any
+) -> None:
+    """The helper is killed in its call; a submission that was not answered shows by its ticket when the schedd is back."""
+    backend = make_backend(command_timeout=0.2)
+    assert backend.query() == []
+    schedd.tell("set", frozen=True)
+    with schedd.mute():
+        with pytest.raises(Unreachable, match=r"the schedd gave no answer to query within 0.2 s"):
+            backend.query()
+        with pytest.raises(Unreachable, match="no answer to submit"):
+            backend.submit(request_of(ticket="t-9"), 2)
+        with pytest.raises(Unreachable, match="no answer to remove"):
+            backend.cancel_all()
+        assert [child for child in psutil.Process().children() if "helper" in child.cmdline()] == []
+    backend = make_backend()
+    limit = time.monotonic() + 20
+    while schedd.tell("asked")[-1] != "asked" and time.monotonic() < limit:
+        time.sleep(0.01)
+    # What reached the socket before the helper was killed was done all the same: both the submission and the removal.
+    assert "submit" in schedd.tell("asked")
+    assert {state.ticket for state in backend.query()} <= {"t-9"}
+    backend.cancel_all()
+
+
+def test_other_threads_run_while_a_schedd_is_mute(make_backend: MakeBackend, schedd: Any) -> None:
+    """The stand-in's call holds the GIL, as the real one does: made in this process, it would stop every thread."""
+    backend = make_backend(command_timeout=0.5)
+    backend.query()
+    turns = 0
+    stop = threading.Event()
+
+    def turn() -> None:
+        nonlocal turns
+        while not stop.wait(0.001):
+            turns += 1
+
+    thread = threading.Thread(target=turn)
+    with schedd.mute():
+        thread.start()
+        with pytest.raises(Unreachable):
+            backend.query()
+    stop.set()
+    thread.join()
+    assert turns > 20
+
+
+def test_a_helper_that_dies_is_replaced(backend: HTCondorBackend, request_of: RequestOf) -> None:
+    backend.query()
+    [helper] = [child for child in psutil.Process().children() if "helper" in child.cmdline()]
+    helper.send_signal(signal.SIGKILL)
+    helper.wait()
+    assert backend.query() == []
+
+
+def test_a_schedd_that_is_down_is_silence_with_a_text(make_backend: MakeBackend, schedd: Any, request_of: RequestOf) -> None:
+    backend = make_backend(collector="/nowhere/schedd")
+    with pytest.raises(Unreachable, match="Failed to connect to schedd, errmsg=No such file or directory"):
+        backend.query()
+    with pytest.raises(Unreachable, match="Failed to connect to schedd"):
+        backend.submit(request_of(), 1)
+
+
+def test_a_schedd_that_nobody_knows_is_named(make_backend: MakeBackend) -> None:
+    with pytest.raises(Unreachable, match="there is no schedd absent in pool .*; condor_status -schedd lists those that are there"):
+        make_backend(schedd="absent").query()
+
+
+def test_closing_ends_the_helper_and_may_be_done_twice(backend: HTCondorBackend) -> None:
+    backend.query()
+    backend.close()
+    backend.close()
+    assert [child for child in psutil.Process().children() if "helper" in child.cmdline()] == []
+
+
+# ---------------------------------------------------------------- options
+
+
+def test_without_the_bindings_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "htcondor2" else find(name, *rest))
+    with pytest.raises(UsageError, match=r"not installed here; run  pip install 'windlass\[htcondor\]'"):
+        HTCondorBackend().open(Tag("f1"), tmp_path, lambda: None)
+
+
+def test_bindings_that_do_not_load_are_told_so(tmp_path: Path) -> None:
+    """A helper that runs where they are not: the text is the import's own."""
+    backend = HTCondorBackend((sys.executable, "-c", 'print(\'{"error": "no bindings: libmunge.so.2 is missing"}\')'))
+    backend.open(Tag("f1"), tmp_path, lambda: None)
+    with pytest.raises(Unreachable, match=r"pip install 'windlass\[htcondor\]' \(libmunge.so.2 is missing\)"):
+        backend.query()
+    backend.close()
+
+
+def test_the_options_of_a_pool_are_these() -> None:
+    """`helper` is for tests and no option of a pool."""
+    assert backend_options(HTCondorBackend) == {
+        "schedd",
+        "collector",
+        "requirements",
+        "attributes",
+        "directives",
+        "container_image",
+        "disk",
+        "files",
+        "environment",
+        "spool",
+        "query_interval",
+        "command_timeout",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"files": "share"}, "files='share'; write files='shared' where nodes see your files"),
+        ({"environment": "e.tar.gz"}, "give files='transfer' as well"),
+        ({"environment": "/absent.tar.gz", "files": "transfer"}, "is not a file; give an archive made by conda-pack"),
+        (
+            {"directives": {"executable": "x"}},
+            "directives= has 'executable', which Windlass writes itself; use the option setup= and python=",
+        ),
+        ({"directives": {"Request_Cpus": "x"}}, "use the option cores="),
+        ({"directives": "nonsense"}, "is no submit command"),
+        ({"directives": [3]}, "is not a mapping"),
+        ({"directives": {"a": "1\nqueue 5"}}, "several lines"),
+        ({"attributes": {"a b": 1}}, "is no attribute of a job"),
+        ({"attributes": {"a": object()}}, "is no value for an attribute"),
+        ({"requirements": "a\nqueue"}, "several lines"),
+        ({"disk": "much"}, "disk='much'"),
+        ({"command_timeout": 0}, "is not a time"),
+        ({"query_interval": "soon"}, "query_interval='soon'"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        HTCondorBackend(**options)
+    assert text in str(refused.value)

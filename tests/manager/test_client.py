@@ -1,0 +1,111 @@
+"""The program's side of a manager, against a store in a folder and a manager that says what the test wants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from windlass.errors import Closed
+from windlass.manager.client import Client
+from windlass.manager.future import CallFuture
+from windlass.manager.inbox import Inbox
+from windlass.messages import RETURNED, CallDone, CallEnd, CallId, CallOptions, FunctionId, LibraryId
+from windlass.pickling import pack_result
+from windlass.spooling import SpoolingStore
+
+LIBRARY, FUNCTION = LibraryId("lib@1"), FunctionId(b"f" * 16)
+
+
+class Bench:
+    """A client whose messages go nowhere; ``wake`` is called as the manager's loop would be."""
+
+    def __init__(self, store: SpoolingStore) -> None:
+        self.refuse = ""
+        self.store = store
+        self.client = Client(store, Inbox(self.wake), lambda: 0.0)
+
+    def wake(self) -> None:
+        if self.refuse:
+            raise Closed(self.refuse)
+
+    def submit(self, *args: Any) -> CallFuture[Any]:
+        return self.client.submit(LIBRARY, FUNCTION, args, {}, CallOptions(), None)
+
+    def end(self, future: CallFuture[Any], value: Any = None) -> None:
+        payload, spans = pack_result(value, self.store.put_result)
+        self.client.deliver([CallDone(CallEnd(CallId(future.call_id), 1, RETURNED, payload, spans))])
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    store = SpoolingStore(tmp_path / "store", 0, None)
+    yield Bench(store)
+    store.close()
+
+
+def test_a_call_is_neither_lost_from_sight_nor_handed_out_before_it_has_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program's thread may look at any moment while the manager's thread ends a call: `empty` is false from `submit` until somebody
+    has collected the end, and `wait` gives out ended calls only."""
+    looks: list[str] = []
+
+    def look(where: str) -> None:
+        if client.empty():
+            looks.append(f"{where}: empty() says that nothing is to come")
+        future = client.wait(0)
+        if future is not None and not future.done():
+            looks.append(f"{where}: wait() gave out a call that has not ended")
+
+    class Watched(dict[CallId, CallFuture[Any]]):
+        def pop(self, *key: Any) -> Any:
+            value = super().pop(*key)
+            looks.extend(["taken from the waiting ones: empty() says that nothing is to come"] if client.empty() else [])
+            return value
+
+    client = bench.client
+    client._futures = Watched()
+    real = CallFuture.finish
+
+    def finish(future: CallFuture[Any], done: CallDone) -> bool:
+        look("before its end is noted")
+        ended = real(future, done)
+        if client.empty():
+            looks.append("when its end is noted: empty() says that nothing is to come")
+        return ended
+
+    monkeypatch.setattr(CallFuture, "finish", finish)
+    future = bench.submit(1)
+    bench.end(future, "result")
+    assert looks == []
+    assert client.wait(0) is future
+    assert client.empty()
+
+
+def test_a_call_that_was_collected_while_it_ended_is_not_handed_out_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits in `result` may be quicker than the manager's thread is done with the call; then nothing of it stays."""
+    real = CallFuture.finish
+
+    def finish(future: CallFuture[Any], done: CallDone) -> bool:
+        ended = real(future, done)
+        assert future.result(0) == "result"
+        return ended
+
+    monkeypatch.setattr(CallFuture, "finish", finish)
+    bench.end(bench.submit(1), "result")
+    assert bench.client.empty()
+    assert bench.client.wait(0) is None
+
+
+def test_a_call_that_could_not_be_handed_over_was_never_submitted(bench: Bench) -> None:
+    """The manager's loop may end between the look whether it is open and the handing over: then nothing stays that would never end, and the
+    arguments' room is given back."""
+    bench.refuse = "the manager is closed"
+    with pytest.raises(Closed, match="the manager is closed"):
+        bench.submit(b"x" * 200_000)
+    assert bench.client.empty()
+    assert bench.client.wait(0) is None
+    (name,) = bench.store.names()
+    bench.store.discard(name)
+    assert bench.store.names() == [], "the object has a pin that nobody will take away"

@@ -1,0 +1,182 @@
+"""The manager's thread: what becomes of peers that are cut off for good, and of a defect on its loop. Real sockets, real threads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from windlass import Closed, FunctionCall, Manager
+from windlass.identity import CLIENT, WORKER, ConnectionFile, Identity, read_connection_file
+from windlass.messages import (
+    PROTOCOL,
+    Hello,
+    LibraryReady,
+    Message,
+    PilotId,
+    PoolName,
+    PoolOffer,
+    PoolReport,
+    Resources,
+    RunCalls,
+    StartLibrary,
+    Welcome,
+    WorkerInfo,
+)
+from windlass.transport import connect, dial
+
+GRACE = 0.2
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+@pytest.fixture
+def manager() -> Iterator[Manager]:
+    with Manager(reconnect_grace=GRACE, heartbeat=0.2, silence=5.0) as manager:
+        manager.install_library("lib", double)
+        yield manager
+
+
+def until(condition: Callable[[], Any], what: str) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, f"waited until {what}"
+        time.sleep(0.005)
+
+
+def hello(role: str, peer: str, session: str = "") -> Hello:
+    info = WorkerInfo("host", 1, Resources(2.0), (), PoolName("pool"), PilotId("p1")) if role == "worker" else None
+    return Hello(role, PROTOCOL, "0", sys.version_info[:2], peer, session, worker=info)
+
+
+def credential(manager: Manager, role: str, peer: str) -> ConnectionFile:
+    """A connection file with a certificate of the peer's own."""
+    authority = manager._server.authority
+    certificate, key = authority.credential(role, peer)
+    known = read_connection_file(manager.connection_file)
+    return msgspec.structs.replace(known, role=role, certificate=certificate.decode(), key=key.decode(), path="")
+
+
+class Peer:
+    """A peer of the manager that keeps what it hears and vanishes without a goodbye."""
+
+    def __init__(self, connection: ConnectionFile, role: str, name: str) -> None:
+        self.connection, self.role, self.name = connection, role, name
+        self.heard: list[Message] = []
+        self.session = ""
+
+    async def visit(self, *say: Message, hear: type[Message] | None = None) -> None:
+        """Be there until this was said and such a message was heard, then be gone."""
+        link = connect(self.connection, lambda: hello(self.role, self.name), self.heard.extend)
+        try:
+            async with asyncio.timeout(10):
+                while not link.connected:
+                    await asyncio.sleep(0.002)
+                self.session = link.session_id
+                link.send(*say)
+                assert await link.acknowledged(10)
+                while hear is not None and not any(isinstance(message, hear) for message in self.heard):
+                    await asyncio.sleep(0.002)
+        finally:
+            link.close()
+            await link.gone(2)
+
+    async def welcome(self) -> Welcome:
+        """What the manager says to this peer when it comes back with its session."""
+        asked = hello(self.role, self.name, self.session)
+        connection, answer, _ = await dial(self.connection.manager, self.connection.addresses, self.connection.client_context(), asked)
+        connection.abort("seen enough")
+        await connection.gone
+        assert isinstance(answer, Welcome)
+        return answer
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(work)
+
+
+def sessions(manager: Manager) -> int:
+    listener = manager._server._listener
+    assert listener is not None
+    return len(listener.links)
+
+
+def test_a_worker_that_comes_back_after_its_session_was_given_up_begins_anew(manager: Manager) -> None:
+    """Its calls went back to the queue when the grace was over, so it must not go on as if nothing had been: it gets another session, and
+    is used again."""
+    future = manager.submit(FunctionCall("lib", "double", 21))
+    peer = Peer(credential(manager, WORKER, "w1"), "worker", "w1")
+    run(peer.visit(hear=StartLibrary))
+    until(lambda: not manager.status()["workers"], "the manager gives the worker up")
+    first = peer.session
+    peer.heard.clear()
+    run(peer.visit())
+    (start,) = [message for message in peer.heard if isinstance(message, StartLibrary)] or [None]
+    assert peer.session != first
+    until(lambda: not manager.status()["workers"], "the manager gives the worker up")
+    peer.heard.clear()
+    assert run(peer.welcome()).session not in ("", first)
+    del start, future
+
+
+def test_a_worker_that_comes_back_within_the_grace_keeps_its_session(manager: Manager) -> None:
+    """As long as the manager has not given the session up, it goes on."""
+    patient = Manager(reconnect_grace=60.0)
+    with patient:
+        peer = Peer(credential(patient, WORKER, "w1"), "worker", "w1")
+        run(peer.visit())
+        assert run(peer.welcome()).session == peer.session
+
+
+@pytest.mark.parametrize(("role", "certificate"), [("worker", WORKER), ("factory", CLIENT), ("client", CLIENT)])
+def test_nothing_is_kept_for_a_peer_that_is_gone_for_good(manager: Manager, role: str, certificate: str) -> None:
+    """Whoever vanishes without a goodbye, as killed processes do, has its session for the grace; then that is forgotten with all that was
+    to be sent again."""
+    run(Peer(credential(manager, certificate, "p1"), role, "p1").visit())
+    until(lambda: sessions(manager) == 0, "its session is forgotten")
+
+
+def test_pools_of_a_factory_that_is_gone_for_good_are_forgotten(manager: Manager) -> None:
+    """A killed factory submits no more pilots, so its pools promise nothing, and the demand is told to nobody."""
+    report = PoolReport((PoolOffer(PoolName("pool"), Resources(4.0)),))
+    run(Peer(credential(manager, CLIENT, CLIENT), "factory", "night-shift").visit(report))
+    assert [pool["name"] for pool in manager.status()["pools"]] == ["pool"]
+    until(lambda: not manager.status()["pools"], "its pools are forgotten")
+    assert not manager._server._factories
+
+
+@pytest.mark.parametrize("where", ["submit", "tick", "pump"])
+def test_a_defect_on_the_managers_loop_ends_every_future(where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """An exception in the core leaves it in a state that nobody knows: rather than futures that never end, all end with a text that says
+    what happened, and the log has the traceback."""
+
+    def broken(*args: Any) -> None:
+        raise RuntimeError("the core is broken")
+
+    with Manager() as manager:
+        manager.install_library("lib", double)
+        waiting = manager.submit(FunctionCall("lib", "double", 1))
+        until(lambda: manager._core.calls, "the call is in the core")
+        with caplog.at_level(logging.ERROR, "windlass.manager"):
+            monkeypatch.setattr(manager._core, where, broken)
+            with pytest.raises(Closed, match="the core is broken"):
+                manager.submit(FunctionCall("lib", "double", 2)).result(20)
+            with pytest.raises(Closed, match="by a defect of Windlass"):
+                waiting.result(20)
+        assert manager.closed
+        assert "the core is broken" in caplog.text
+
+
+def test_a_status_that_cannot_be_made_harms_nobody_else(manager: Manager) -> None:
+    del manager
+
+
+_ = (Identity, LibraryReady, RunCalls)

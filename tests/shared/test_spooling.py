@@ -1,0 +1,83 @@
+"""A store that goes on, on disk, when its memory is full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from windlass.errors import StoreFull
+from windlass.spooling import SpoolingStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SpoolingStore:
+    """100 bytes in memory, 200 on disk."""
+    return SpoolingStore(tmp_path / "memory", 100, tmp_path / "disk", 200)
+
+
+def test_what_does_not_fit_in_memory_goes_to_disk_and_what_fits_nowhere_is_refused(store: SpoolingStore, tmp_path: Path) -> None:
+    """Nothing pinned is evicted for it; the folder on disk is made when it is first needed."""
+    first = store.put(b"a" * 80, pin=True)
+    assert not (tmp_path / "disk").exists()
+    second, third = store.put(b"b" * 80, pin=True), store.put(b"c" * 80, pin=True)
+    assert store.path(first.name).parent == tmp_path / "memory"
+    assert store.path(second.name).parent == store.path(third.name).parent == tmp_path / "disk"
+    assert [bytes(store.open(ref.name))[:1] for ref in (first, second, third)] == [b"a", b"b", b"c"]
+    with pytest.raises(StoreFull):
+        store.put(b"d" * 80, pin=True)
+    assert [store.could_hold(size) for size in (100, 200, 201)] == [True, True, False]
+    store.unpin(second.name)
+    fourth = store.put(b"d" * 80, pin=True)
+    assert store.path(fourth.name).parent == tmp_path / "disk"
+    assert not store.has(second.name)
+    store.check()
+
+
+def test_an_object_on_disk_is_used_again_and_not_kept_twice(store: SpoolingStore) -> None:
+    """Also when there is room in memory by then."""
+    first, second = store.put(b"a" * 80, pin=True), store.put(b"b" * 80, pin=True)
+    store.discard(first.name)
+    store.unpin(first.name)
+    again = store.put(b"b" * 80, pin=True)
+    assert again == second
+    assert store.names() == [second.name]
+    store.unpin(second.name)
+    store.discard(second.name)
+    assert store.has(second.name), "it has a second pin"
+    store.unpin(second.name)
+    assert not store.has(second.name)
+    store.check()
+
+
+def test_results_are_not_evicted_before_they_are_read(store: SpoolingStore) -> None:
+    """Arguments can be sent again, results cannot be made again."""
+    result = store.put_result(b"r" * 80)
+    argument = store.put(b"a" * 80)
+    assert store.has(result.name)
+    assert store.has(argument.name)
+    incoming = store.receive("r-" + "0" * 32, 180)
+    incoming.write(b"s" * 180)
+    incoming.commit()
+    assert store.has(result.name)
+    assert not store.has(argument.name), "there was an argument without a pin to make room"
+    store.discard(result.name)
+    assert not store.has(result.name)
+    store.check()
+
+
+def test_closing_removes_both_folders(store: SpoolingStore, tmp_path: Path) -> None:
+    """Nothing stays on disk."""
+    for letter in b"abc":
+        store.put(bytes([letter]) * 80, pin=True)
+    store.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_spool_the_memory_is_all_there_is(tmp_path: Path) -> None:
+    """For a store that is on disk already."""
+    store = SpoolingStore(tmp_path / "only", 100, None)
+    store.put(b"a" * 80, pin=True)
+    with pytest.raises(StoreFull):
+        store.put(b"b" * 80)
+    assert not store.could_hold(101)
