@@ -182,7 +182,8 @@ class HTCondorBackend:
         if self._options.shared_files:
             return pilot_script(request, template="pilot_htcondor.sh.j2", restart_mark=RESTART_MARK, files=False)
         command = list(request.command)
-        if "--connection" in command:
+        connects = "--connection" in command
+        if connects:
             command[command.index("--connection") + 1] = CONNECTION
         if self._environment:
             command[0] = f"{ENVIRONMENT}/bin/python"
@@ -197,7 +198,7 @@ class HTCondorBackend:
             archives=archives,
             modules="" if self._environment else MODULES,
             environment=ENVIRONMENT if self._environment else "",
-            connection=CONNECTION,
+            connection=CONNECTION if connects else "",
         )
 
     def _inputs(self, request: PilotRequest) -> list[str]:

@@ -11,6 +11,7 @@ order; ends in a list.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 
 import msgspec
@@ -40,6 +41,12 @@ from windlass.messages import (
 
 #: Bytes of payload in one `RunCalls`, well under the limit of a frame.
 RUN_BYTES = 256 << 10
+#: Queues without calls are looked for when a library has more queues than this.
+SWEEP_LEAST = 100
+
+
+def _rank(queue: CallQueue) -> float:
+    return -queue.options.priority
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -115,18 +122,25 @@ class Books:
             reason = why_never(state.spec, options, self.all_offers(), [one.info.resources for one in self.workers.values()])
             if reason:
                 return f"no pool can ever run this call of library {state.spec.name!r}: {reason}"
-            if len(state.queues) > 100:
+            if len(state.queues) > state.sweep_at:
                 self._sweep_queues(state)
             queue = self._queues[key] = CallQueue(library, options, least_seconds, deque())
-            state.queues.append(queue)
-            state.queues.sort(key=lambda one: -one.options.priority)
-            state.tried = -1
+            insort(state.queues, queue, key=_rank)
+            kind = (options.needs, least_seconds)
+            if kind not in state.kinds:
+                state.kinds.add(kind)
+                state.tried = -1
         return queue
 
     def _sweep_queues(self, state: LibraryState) -> None:
-        for queue in [one for one in state.queues if not one.waiting and not one.running]:
-            state.queues.remove(queue)
-            self._queues.pop((queue.library, queue.options, queue.least_seconds), None)
+        """Forget queues without calls."""
+        for queue in state.queues:
+            if not queue.waiting and not queue.running:
+                del self._queues[queue.library, queue.options, queue.least_seconds]
+        state.queues[:] = [queue for queue in state.queues if queue.waiting or queue.running]
+        state.kinds = {(queue.needs, queue.least_seconds) for queue in state.queues}
+        # Not again before there are twice as many, or each new queue would cost a look at all.
+        state.sweep_at = max(SWEEP_LEAST, 2 * len(state.queues))
         self._queue_of.clear()
 
     def _drop_waiting(self, call: Call) -> None:

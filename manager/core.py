@@ -17,6 +17,7 @@ time is left, and ends with `TOO_LONG` when no pool's walltime is longer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -94,6 +95,9 @@ _OUTCOME_WORDS = {
 class Core(Dispatch):
     """All decisions of one manager."""
 
+    #: Number of functions at which those that nothing names are looked for.
+    _forget_at = FUNCTIONS_MOST
+
     def install(self, spec: LibrarySpec, now: float) -> None:
         """A library version is there to be called; installing it again changes nothing."""
         if spec.id in self.libraries:
@@ -117,8 +121,10 @@ class Core(Dispatch):
             # Last defined, last forgotten.
             self.functions.pop(function.id, None)
             self.functions[function.id] = function
-        if len(self.functions) > FUNCTIONS_MOST:
+        if len(self.functions) > self._forget_at:
             self._forget_functions()
+            # Where most are needed, the next look is worth it only when there are many more.
+            self._forget_at = max(FUNCTIONS_MOST, 2 * len(self.functions))
 
     def submit(self, specs: Sequence[CallSpec], now: float) -> None:
         """Queue calls."""
@@ -568,9 +574,11 @@ class Core(Dispatch):
                 self._finish(call, CallEnd(call.spec.call, call.attempt, NOT_POSSIBLE, detail=EndDetail(text=text)), now)
 
     def _forget_functions(self) -> None:
+        """Forget functions that nothing names, of the older half: programs count on those that they defined last."""
         kept = {function.id for state in self.libraries.values() for function in state.spec.functions}
         kept.update(call.spec.function for call in self.calls.values())
-        forgotten = [key for key in self.functions if key not in kept][: FUNCTIONS_MOST // 2]
+        older = islice(self.functions, len(self.functions) // 2)
+        forgotten = [key for key in older if key not in kept][: FUNCTIONS_MOST // 2]
         for key in forgotten:
             del self.functions[key]
         for worker in self.workers.values():

@@ -11,7 +11,7 @@ or the timer says so.
 
 from __future__ import annotations
 
-from windlass.manager.books import Books
+from windlass.manager.books import SWEEP_LEAST, Books
 from windlass.manager.calls import CallQueue
 from windlass.manager.libraries import LibraryState
 from windlass.manager.placement import fits, grants, reclaimable
@@ -61,9 +61,13 @@ class Dispatch(Books):
                 self._finish_shrinks(now)
 
     def _dispatch(self, state: LibraryState, now: float) -> None:
+        passed = 0
         for queue in state.queues:
             if not queue.waiting:
+                passed += not queue.running
                 continue
+            if not state.idle and not state.roomy:
+                break
             options = queue.options
             plain = not (options.needs.cores or options.needs.memory or options.needs.gpus or queue.least_seconds)
             skipped: list[Instance] = []
@@ -91,6 +95,8 @@ class Dispatch(Books):
                 state.refresh(instance)
             for instance in skipped:
                 state.refresh(instance)
+        if passed > SWEEP_LEAST and passed > len(state.queues) // 8:
+            self._sweep_queues(state)  # or each call would cost a look at them
 
     def _send_calls(
         self, state: LibraryState, queue: CallQueue, instance: Instance, worker: Worker, count: int, weight: int, now: float
@@ -134,23 +140,26 @@ class Dispatch(Books):
         if state.failed:
             return
         behind = 0 if state.waiting else self._behind(state)
+        kinds: dict[tuple[Resources, float], int] = {}
         for queue in state.queues:
             waiting = queue.waiting
             if behind:  # which calls are behind others is not known here; any with such options will do
                 waiting = min(behind, queue.running)
                 behind -= waiting
-            if not waiting:
-                continue
+            if waiting:
+                kind = (queue.needs, queue.least_seconds)
+                kinds[kind] = kinds.get(kind, 0) + waiting
+        for (needs, least_seconds), waiting in kinds.items():
             # Instances that are starting will take calls too.
             coming = sum(one.target for one in state.instances.values() if one.phase is Phase.STARTING)
             wanted = waiting - coming
             if wanted <= 0:
                 continue
-            for grant in grants(state, self.workers.values(), wanted, now, queue.least_seconds, queue.needs):
+            for grant in grants(state, self.workers.values(), wanted, now, least_seconds, needs):
                 self._grant(state, grant.worker, grant.instance, grant.slots, grant.share, now)
                 wanted -= grant.slots
             if wanted > 0:
-                self._reclaim(state, queue, now)
+                self._reclaim(state, needs, least_seconds, now)
         if state.waiting:
             self._starved[state.spec.id] = state
         else:
@@ -197,13 +206,13 @@ class Dispatch(Books):
         self._refresh(instance)
         self._dirty[spec.id] = state
 
-    def _reclaim(self, state: LibraryState, queue: CallQueue, now: float) -> None:
+    def _reclaim(self, state: LibraryState, needs: Resources, least_seconds: float, now: float) -> None:
         """Take slots from other libraries, on the first worker where that lets this one run a call."""
         spec = state.spec
         for worker in self.workers.values():
             of = worker.info.resources
-            weight = fits(spec, queue.needs, of)
-            if not weight or not worker.usable or spec.id in worker.unfit or worker.seconds_left(now) <= queue.least_seconds:
+            weight = fits(spec, needs, of)
+            if not weight or not worker.usable or spec.id in worker.unfit or worker.seconds_left(now) <= least_seconds:
                 continue
             if any(one.target < one.slots for one in worker.instances.values()):
                 continue  # a shrink is under way here

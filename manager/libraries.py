@@ -14,7 +14,7 @@ import msgspec
 
 from windlass.manager.calls import CallQueue, Durations
 from windlass.manager.workers import Instance
-from windlass.messages import InstanceId, LibrarySpec
+from windlass.messages import InstanceId, LibrarySpec, Resources
 
 #: Seconds of measured work that may wait at a worker for each slot, so that slots stay busy while the manager is held up: a program that
 #: computes keeps the interpreter's lock 5 ms at a time, and a turn of the manager's loop takes it several times.
@@ -30,6 +30,10 @@ class LibraryState(msgspec.Struct, eq=False):
     spec: LibrarySpec
     #: Sorted by priority, largest first; first come, first served among equals.
     queues: list[CallQueue] = msgspec.field(default_factory=list[CallQueue])
+    #: What calls in them ask for: (needs, least seconds).
+    kinds: set[tuple[Resources, float]] = msgspec.field(default_factory=set[tuple[Resources, float]])
+    #: Number of queues at which those without calls are looked for.
+    sweep_at: int = 100
     instances: dict[InstanceId, Instance] = msgspec.field(default_factory=dict[InstanceId, Instance])
     idle: dict[InstanceId, Instance] = msgspec.field(default_factory=dict[InstanceId, Instance])
     roomy: dict[InstanceId, Instance] = msgspec.field(default_factory=dict[InstanceId, Instance])
@@ -85,4 +89,5 @@ class LibraryState(msgspec.Struct, eq=False):
 
     def capacity(self) -> int:
         """Calls that its instances would hold when full."""
-        return sum(one.target * (1 + self.ahead) for one in self.instances.values() if one.serving)
+        # Asked by the program's threads too, while the manager's goes on.
+        return sum(one.target * (1 + self.ahead) for one in list(self.instances.values()) if one.serving)

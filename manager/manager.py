@@ -314,9 +314,8 @@ class Manager:
                 or any(ref.name not in self._implicit_code for ref in definition.code)
             ):
                 spec = self._next_implicit(defined.imports, definition.code)
-            if definition.id in self._defined:
-                self._defined.move_to_end(definition.id)
-            else:
+            if definition.id not in self._defined:
+                # In the order of definition, as the core has them: one that is used all the time is defined again in time.
                 self._defined[definition.id] = None
                 if len(self._defined) > _DEFINED_MOST:
                     self._defined.popitem(last=False)

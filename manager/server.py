@@ -32,6 +32,7 @@ from windlass.manager.core import Core
 from windlass.manager.inbox import Inbox
 from windlass.manager.status import status_json
 from windlass.messages import (
+    HOST,
     CallSpec,
     CancelSubmitted,
     CertificateIssued,
@@ -64,6 +65,7 @@ TICK_SECONDS: Final = 0.05
 REST_SECONDS: Final = 1.0
 #: Seconds that workers get to take note of the end before the sockets close.
 FAREWELL_SECONDS: Final = 2.0
+_DEFECT: Final = "the manager's thread ended by a defect of Windlass: "
 
 
 class LocalPort:
@@ -117,6 +119,8 @@ class Server:
         self._stop: asyncio.Event | None = None
         self._ready = threading.Event()
         self._failure: BaseException | None = None
+        #: Something went wrong on the loop: nobody knows the core's state any more, so the thread ends.
+        self._defect = False
         self._reason = "the manager was closed"
         self._thread = threading.Thread(target=self._run, name="windlass-manager", daemon=True)
 
@@ -183,20 +187,12 @@ class Server:
                 self._failure = error
             else:
                 log.exception("a defect of Windlass: the manager's thread ended")
-                self._give_up(error)
+                self._reason = _DEFECT + repr(error)
         finally:
             if self.client is not None:
-                # Also for calls that came in too late for the core.
+                # Also for calls that came in too late for the core, or that it lost by a defect.
                 self.client.close(self._reason)
             self._ready.set()
-
-    def _give_up(self, error: BaseException) -> None:
-        """The thread died: every future must end all the same."""
-        self._reason = f"the manager's thread ended by a defect of Windlass: {error!r}"
-        self.core.close(self._reason, self.now())
-        if self.client is not None:
-            self.client.closed = self._reason
-            self.client.deliver(self.core.take_done())
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -211,8 +207,10 @@ class Server:
             if self.client is not None:
                 self.client.closed = self.client.closed or self._reason
             self._drain()
-            self.core.close(self._reason, self.now())
-            self._act()
+            self._guarded(self._close_core)
+            if self._defect:
+                for link in self._links.values():
+                    link.send(Leave(self._reason))
             for tell in self._factories.values():
                 tell(Leave(self._reason))
             waits = [link.acknowledged(FAREWELL_SECONDS) for link in self._links.values() if link.connected]
@@ -221,17 +219,40 @@ class Server:
         finally:
             await self._listener.close()
 
-    def _tick(self) -> None:
-        now = self.now()
-        self.core.tick(now)
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Do a part of the loop's work. A defect in it ends the thread and every future, for what it has lost would never end."""
+        if self._defect:
+            return
+        try:
+            work()
+        except Exception as error:
+            log.exception("a defect of Windlass on the manager's loop")
+            self._defect = True
+            self._reason = _DEFECT + repr(error)
+            if self.client is not None:
+                self.client.close(self._reason)
+            self._set_stop()
+
+    def _close_core(self) -> None:
+        self.core.close(self._reason, self.now())
         self._act()
-        self._close_given_up()
+
+    def _tick(self) -> None:
+        self._guarded(self._look_at_time)
         assert self._loop is not None
         self._loop.call_later(TICK_SECONDS if self.core.calls or self._links else REST_SECONDS, self._tick)
+
+    def _look_at_time(self) -> None:
+        self.core.tick(self.now())
+        self._act()
+        self._close_given_up()
 
     # ------------------------------------------------------------ events
 
     def _drain(self) -> None:
+        self._guarded(self._take_inbox)
+
+    def _take_inbox(self) -> None:
         now = self.now()
         specs: list[CallSpec] = []
         for item in self.inbox.drain():
@@ -278,8 +299,7 @@ class Server:
                 self._set_stop()
             case Goodbye():
                 if role == "factory":
-                    self._factories.pop(name, None)
-                    core.factory_left(name, now)
+                    self._factory_left(name, answer)
             case _:
                 log.warning("%s %s said %s, which its role may not", role, name, type(message).__name__)
 
@@ -287,7 +307,7 @@ class Server:
         """Listen where pilots of these pools can reach it."""
         for wanted in {offer.listen for offer in report.offers} - self._listens_for - {""}:
             self._listens_for.add(wanted)
-            if self._elsewhere:
+            if self._elsewhere or wanted != HOST:
                 task = asyncio.get_running_loop().create_task(self._listen_on(wanted))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -376,22 +396,35 @@ class Server:
         self._act()
 
     def _attach_other(self, link: Link) -> None:
-        role, name = link.role, link.peer
+        role, name, tell = link.role, link.peer, link.send
 
         def said(batch: list[Message]) -> None:
             for message in batch:
-                self._said(role, name, message, link.send)
+                self._said(role, name, message, tell)
+            if any(isinstance(message, Goodbye) for message in batch):
+                link.close()
             self._act()
 
-        def left(reason: str) -> None:
-            if role == "factory":
-                self._factories.pop(name, None)
-                self.core.factory_left(name, self.now())
+        def cut(reason: str) -> None:
+            assert self._loop is not None
+            grace = self.core.settings.reconnect_grace
+            timer = self._loop.call_later(grace, link.fail, f"not heard of for {grace:g} s")
+            link.on_resumed = lambda hello: timer.cancel()
 
-        link.on_messages, link.on_lost = said, left
+        def left(reason: str) -> None:
+            log.info("%s %s is gone: %s", role, name, reason)
+            self._factory_left(name, tell)
+
+        link.on_messages, link.on_cut, link.on_lost = said, cut, left
         if role == "factory":
-            self._factories[name] = link.send
-            link.send(self.core.demand(self.now()))
+            self._factories[name] = tell
+            tell(self.core.demand(self.now()))
+
+    def _factory_left(self, name: str, tell: Callable[[Message], object] | None) -> None:
+        """The factory that was told the demand by ``tell`` is gone; another one may have its name by now."""
+        if self._factories.get(name) == tell:
+            del self._factories[name]
+            self.core.factory_left(name, self.now())
 
     def _worker_said(self, worker: WorkerId, link: Link, batch: list[Message]) -> None:
         for message in batch:

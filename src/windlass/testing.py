@@ -2,8 +2,8 @@
 
 Theory of operation
 -------------------
-`SlurmCluster` starts the daemons of the distribution's packages (``apt-get install slurmctld slurmd slurm-client munge``) in the foreground,
-as children of this process: munged with a key and socket of its own, slurmctld, and one slurmd per virtual node, each with its own
+`SlurmCluster` starts the daemons of the distribution's packages (``apt-get install slurmctld slurmd slurm-client munge``) in the
+foreground, as children of this process: munged with a key and socket of its own, slurmctld, and one slurmd per virtual node, each with its own
 port and spool folder.  Nothing outside ``folder`` is written, no service of the machine is used or disturbed, and several clusters can
 stand side by side.  Accounting (slurmdbd) is not there, as at many sites.
 
@@ -64,6 +64,7 @@ SlurmdParameters=config_overrides
 SchedulerType=sched/backfill
 PreemptType=preempt/partition_prio
 DefMemPerCPU=100
+GresTypes=gpu
 InactiveLimit=0
 ReturnToService=2
 TreeWidth=50
@@ -100,7 +101,11 @@ def _free_ports(count: int) -> list[int]:
 
 
 class SlurmCluster:
-    """A running cluster; a context manager. Partitions: ``batch`` (default, preemptible), ``high`` (preempts it), ``short`` (5 min), ``down``."""
+    """A running cluster; a context manager.
+
+    Partitions: ``batch`` (default, preemptible), ``high`` (preempts it), ``short`` (5 min), ``down``. The first node has the feature
+    ``fast``, the others ``slow``; each has two GPUs on paper.
+    """
 
     def __init__(self, folder: Path, *, nodes: int = 4, cpus: int = 4, memory: int = 4000, lines: Mapping[str, str] | None = None) -> None:
         self.folder = folder
@@ -125,13 +130,14 @@ class SlurmCluster:
         text = [CONF.format(host=host, address="127.0.0.1", user=user, port=controller, listening=listening, folder=self.folder)]
         text += [f"{name}={value}\n" for name, value in {**DEFAULTS, **lines}.items()]
         for node, port in zip(self.nodes, ports, strict=True):
-            text.append(
-                f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory={memory} State=UNKNOWN\n"
-            )
-        text.append(
-            "PartitionName=batch Nodes=ALL Default=YES MaxTime=1-00:00:00 DefaultTime=00:10:00 PriorityTier=1 PreemptMode=REQUEUE\n"
-        )
-        text.append("PartitionName=high Nodes=ALL MaxTime=1-00:00:00 DefaultTime=00:10:00 PriorityTier=10 PreemptMode=OFF\n")
+            where = f"NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
+            has = f"CPUs={cpus} RealMemory={memory} Gres=gpu:a100:2 Feature={'fast' if node == self.nodes[0] else 'slow'}"
+            text.append(f"NodeName={node} {where} {has} State=UNKNOWN\n")
+        # Any two devices will do as GPUs for those that only count them.
+        (self.folder / "gres.conf").write_text("".join(f"Name=gpu Type=a100 File=/dev/{name}\n" for name in ("null", "zero")))
+        batch = "MaxTime=1-00:00:00 DefaultTime=00:10:00"
+        text.append(f"PartitionName=batch Nodes=ALL Default=YES {batch} PriorityTier=1 PreemptMode=REQUEUE\n")
+        text.append(f"PartitionName=high Nodes=ALL {batch} PriorityTier=10 PreemptMode=OFF\n")
         text.append(f"PartitionName=short Nodes={self.nodes[0]} MaxTime=00:05:00 DefaultTime=00:01:00 PriorityTier=1\n")
         text.append(f"PartitionName=down Nodes={self.nodes[0]} State=DOWN\n")
         self.conf.write_text("".join(text))

@@ -95,6 +95,17 @@ def test_a_disconnected_pilot_runs_until_the_batch_system_says_otherwise(fleet: 
     assert fleet.newly_served == [""]
 
 
+def test_a_pilot_whose_session_was_given_up_is_not_counted_on_until_it_is_back(fleet: Fleet, seen: MakeSeen) -> None:
+    """A cut connection may come back; a session that the manager gave up leaves calls to others, though the job runs."""
+    fleet.seen([seen("a")], 1.0)
+    fleet.seen([seen("a", connected=False)], 2.0)
+    assert fleet.pilots[A].coming
+    fleet.seen([], 3.0)
+    assert not fleet.pilots[A].coming
+    fleet.seen([seen("a")], 4.0)
+    assert fleet.pilots[A].coming
+
+
 def test_ending_may_be_the_end_or_the_queue_again(fleet: Fleet) -> None:
     fleet.listed([state(A, Listed.RUNNING)], 1.0)
     fleet.listed([state(A, Listed.ENDING)], 2.0)

@@ -201,6 +201,15 @@ def test_what_will_not_serve_is_cancelled_whatever_the_demand(
         assert decide(demand(400), [pilot], make_pool()).cancel == ()
 
 
+def test_a_pilot_that_the_manager_gave_up_is_replaced_and_cancelled_when_it_stays_silent(make_pool: MakePool, demand: MakeDemand) -> None:
+    """It may come back for as long as a new one may take to connect."""
+    pilot = Pilot(JobId("a"), phase=Phase.RUNNING, since=9_999.0, served=True, forgotten=True)
+    actions = decide(demand(4), [pilot], make_pool())
+    assert (actions.submit, actions.cancel) == (decide(demand(4), [], make_pool()).submit, ())
+    pilot.since = 9_000.0
+    assert decide(demand(4), [pilot], make_pool()).cancel == (Decision((JobId("a"),), "the manager has not heard of it for 1000 s"),)
+
+
 SHAPES = st.builds(
     Shape,
     st.builds(Resources, st.sampled_from([0.0, 0.5, 1.0, 3.0, 9.0]), st.just(0), st.integers(0, 1)),

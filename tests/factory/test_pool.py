@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from windlass.errors import UnknownName, UsageError
 from windlass.factory.backend import PoolDefaults
 from windlass.factory.pool import PoolConfig, make_pool
-from windlass.messages import PoolName, PoolOffer, Resources
+from windlass.messages import HOST, PoolName, PoolOffer, Resources
 
 MACHINE = PoolDefaults(cores=8.0, shared=True, walltime=0.0)
 BATCH = PoolDefaults(max_pilots=4, cores=2.0)
@@ -97,4 +99,16 @@ def test_the_plan_is_told_in_the_users_units() -> None:
 
 
 def test_the_offer_says_what_one_pilot_gives() -> None:
-    assert made(cores=4, walltime="1h").offer("why") == PoolOffer(PoolName("f"), Resources(4.0), 3600.0, "why", "slurm")
+    assert made(cores=4, walltime="1h").offer("why") == PoolOffer(PoolName("f"), Resources(4.0), 3600.0, "why", "slurm", HOST)
+
+
+def test_the_offer_says_where_pilots_can_reach_the_manager() -> None:
+    """What the user says, else the host's own address; pilots of this machine need nothing but loopback."""
+    assert made(interface="ib0").offer().listen == "ib0"
+    assert made(network="10.1.2.3/16").offer().listen == "10.1.0.0/16"
+    local = make_pool("local", replace(PoolDefaults(), remote=False), frozenset(), {}, name="f")
+    assert local.offer().listen == ""
+    with pytest.raises(UsageError, match="both say where the manager listens; give one of them"):
+        made(interface="ib0", network="10.1.0.0/16")
+    with pytest.raises(UsageError, match=r"network='home' is not a network; write for example network='10\.1\.0\.0/16'"):
+        made(network="home")

@@ -389,6 +389,8 @@ class StandIn:
         """The process of a job has ended."""
         assert job.process is not None
         status = job.process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.process.pid, signal.SIGKILL)  # all that the job started ends with it
         self.selector.unregister(job.pidfd)
         os.close(job.pidfd)
         job.process, job.kill_at = None, None

@@ -39,6 +39,8 @@ from windlass.messages import (
     LibrarySpec,
     LibraryStopped,
     Message,
+    ObjectName,
+    ObjectRef,
     PilotEnded,
     PilotId,
     PoolName,
@@ -322,6 +324,48 @@ def test_memory_auto_doubles_the_share_until_it_fits_nowhere(bench: Bench) -> No
         bench.end(runs[0], OUT_OF_MEMORY, detail=EndDetail(share=runs[0].weight * (2 << 30)))
     assert weights == [1, 2, 4]
     assert bench.outcome(call) == OUT_OF_MEMORY
+
+
+def test_memory_auto_takes_the_whole_pilot_where_twice_its_share_is_more(bench: Bench) -> None:
+    """A call that was ended beside a neighbour may fit when it is alone; once it had everything there is nothing left to try."""
+    library = bench.library()
+    bench.worker(cores=2, memory=8 << 30)
+    [call] = bench.submit(library, options=CallOptions(grow_memory=True))
+    bench.serve()
+    [run] = bench.runs()
+    bench.end(run, OUT_OF_MEMORY, detail=EndDetail(share=4 << 30, peak_memory=5 << 30))
+    [run] = bench.runs()
+    assert run.weight == 2
+    bench.end(run, OUT_OF_MEMORY, detail=EndDetail(share=8 << 30, peak_memory=8 << 30))
+    assert bench.outcome(call) == OUT_OF_MEMORY
+
+
+def test_a_call_that_had_a_whole_pilot_is_not_given_another_of_the_same_kind(bench: Bench) -> None:
+    """Workers end their work a little before the walltime, so no attempt ever runs as long as the pool says."""
+    library = bench.library()
+    bench.offer(cores=2, walltime=100.0)
+    bench.worker("w1", seconds_left=97.0)
+    [call] = bench.submit(library)
+    bench.serve()
+    bench.runs()
+    bench.now += 97
+    bench.core.worker_lost(WorkerId("w1"), "end of walltime", bench.now)
+    bench.step()
+    assert bench.outcome(call) == TOO_LONG
+    assert "it ran for 97 s" in bench.text(call)
+    assert "longest walltime of a pool is 100 s" in bench.text(call)
+
+
+def test_objects_of_a_late_answer_are_handed_out_to_be_dropped(bench: Bench) -> None:
+    """Nobody will read them, and results are never evicted."""
+    library = bench.library()
+    bench.worker("w1")
+    bench.submit(library)
+    bench.serve()
+    [run] = bench.runs()
+    late = ObjectRef(ObjectName("r-" + "0" * 32), 100_000)
+    bench.say("w1", CallsEnded([CallEnd(run.call, run.attempt - 1, RETURNED, spans=(late,))]))
+    assert bench.core.late_objects == [late]
 
 
 def test_waiting_calls_are_cancelled_at_once_and_running_ones_at_the_worker(bench: Bench) -> None:

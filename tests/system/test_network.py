@@ -9,7 +9,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Network:
         self._thread.start()
 
     @contextlib.contextmanager
-    def resetting(self) -> Iterator[None]:
+    def resetting(self) -> Generator[None]:
         """Every connection is reset, and every new one at once."""
         self._set("reset")
         try:
@@ -50,7 +50,7 @@ class Network:
             self._set("up")
 
     @contextlib.contextmanager
-    def swallowing(self) -> Iterator[None]:
+    def swallowing(self) -> Generator[None]:
         """No byte comes through any more, and neither side is told; what stood then is reset when the network is back."""
         self._set("swallow")
         try:
