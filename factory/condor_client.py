@@ -41,9 +41,9 @@ class NoBindings(Exception):
 
 
 class CondorClient:
-    """Requests to one schedd; used by one thread. ``log``: where the process's own words go."""
+    """Requests to one schedd; used by one thread. ``log``: where the process's own words go; None: to stderr."""
 
-    def __init__(self, command: Sequence[str], collector: str, schedd: str, log: Path) -> None:
+    def __init__(self, command: Sequence[str], collector: str, schedd: str, log: Path | None) -> None:
         self._command = (*command, collector, schedd)
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -71,7 +71,8 @@ class CondorClient:
         if self._process is not None and self._process.poll() is None:
             return self._process
         self._end()
-        with self._log.open("wb") as log:
+        with contextlib.ExitStack() as files:
+            log = None if self._log is None else files.enter_context(self._log.open("wb"))
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
             )
@@ -102,7 +103,7 @@ class CondorClient:
 
     def _died(self, process: subprocess.Popen[bytes], do: str) -> None:
         self._end(kill=True)
-        status, words = process.returncode, tail_of(self._log)
+        status, words = process.returncode, tail_of(self._log) if self._log else ""
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         raise Unreachable(f"the process that talks to HTCondor ended in {do} ({how})" + (f": {words}" if words else ""))
 

@@ -72,7 +72,12 @@ class Condor:
         schedd = self._found()
         result = schedd.submit(self._htcondor.Submit(words), count=count, spool=spool)
         if spool:
-            schedd.spool(result)
+            try:
+                schedd.spool(result)
+            except Exception:
+                # Without their files the jobs would stay held for ever.
+                self.remove([str(result.cluster())], "Windlass: the upload of its files failed", 1)
+                raise
         return {"cluster": int(result.cluster()), "first": int(result.first_proc()), "count": int(result.num_procs())}
 
     def remove(self, which: list[str] | str, reason: str, code: int) -> dict[str, object]:

@@ -311,7 +311,7 @@ class FactoryCore:
         name = self.pool.name
         counts = tuple((name, phase.value, number) for phase, number in self.fleet.counts().items() if number)
         failures = ((name, self.history.failure),) if self.history.failure else ()
-        report = PoolReport((self.pool.offer(self.history.paused),), (), counts, failures, tuple(sorted(self.budget.sent.items())))
+        report = PoolReport((self.pool.offer(self.history.paused, coming=bool(self.fleet.live)),), (), counts, failures, tuple(sorted(self.budget.sent.items())))
         last = self._reported
         if (
             not self._ended

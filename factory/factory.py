@@ -168,6 +168,8 @@ class Factory:
         )
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        #: The process whose thread it is.
+        self._pid = 0
         self._port: Port | None = None
         self._done = threading.Event()
         self._manager_gone = False
@@ -206,6 +208,7 @@ class Factory:
         self._tell()
         self._thread = threading.Thread(target=self._run, name=f"windlass-factory-{self.name}", daemon=True)
         self._thread.start()
+        self._pid = os.getpid()
         atexit.register(self._at_exit)
         return self
 
@@ -223,7 +226,7 @@ class Factory:
     def close(self, seconds: float | None = None) -> None:
         """End all pilots: queued ones now, others when what they run has ended or ``seconds`` (default: the pool's grace) are over."""
         thread = self._thread
-        if thread is None:
+        if thread is None or os.getpid() != self._pid:  # a process that the program forked ends nothing of its parent's
             return
         seconds = self.pool.grace if seconds is None else seconds
         self._events.put(_Close(seconds))
@@ -238,6 +241,8 @@ class Factory:
 
     def _at_exit(self) -> None:
         # A program that ends collects nothing more: its manager sends the workers away, whatever they run.
+        if os.getpid() != self._pid:
+            return
         leave = getattr(self._manager, "close", None)
         if leave is not None:
             leave()

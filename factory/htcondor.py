@@ -71,12 +71,13 @@ class HTCondorBackend:
         schedd, collector: a schedd by its name, and the pool (``host:port`` of its collector) that it is in; else this machine's.
         requirements: a ClassAd expression that machines must meet.
         attributes: further attributes of the job ad (``+Name`` of a submit file): ``{"ProjectName": "sim"}``.
-        directives: further submit commands: ``{"accounting_group": "physics"}``.
+        extra_directives: further submit commands: ``{"accounting_group": "physics"}``.
         container_image: the image that pilots run in; ``python=`` is then the interpreter inside.
         disk: of one pilot, as ``"10GB"``.
         files: ``"shared"`` or ``"transfer"``.
         environment: with ``files="transfer"``, an archive (conda-pack, venv-pack) with ``bin/python``, unpacked for each pilot.
         spool: the schedd's machine does not see the user's files, so they are uploaded to it; logs then stay there.
+        template: a file to take in place of ``htcondor.sh.j2``.
         query_interval, command_timeout: between queries, and for one request.
     """
 
@@ -94,12 +95,13 @@ class HTCondorBackend:
         collector: str = "",
         requirements: str = "",
         attributes: object = (),
-        directives: object = (),
+        extra_directives: object = (),
         container_image: str = "",
         disk: str | int | float = 0,
         files: str = "shared",
         environment: str = "",
         spool: bool | str = False,
+        template: str | os.PathLike[str] = "",
         query_interval: str | int | float = 30.0,
         command_timeout: str | int | float = 30.0,
     ) -> None:
@@ -109,6 +111,9 @@ class HTCondorBackend:
             raise UsageError("environment= is unpacked on nodes that share no files; give files='transfer' as well, or setup= and python=")
         if environment and not Path(environment).is_file():
             raise UsageError(f"environment={environment!r} is not a file; give an archive made by conda-pack or venv-pack")
+        self._template = os.path.abspath(template) if template else ""
+        if self._template and not Path(self._template).is_file():
+            raise UsageError(f"template={self._template!r}: there is no such file")
         if "\n" in requirements:
             raise UsageError("requirements= has several lines; write the expression in one")
         self.query_interval = _seconds("query_interval", query_interval)
@@ -116,7 +121,7 @@ class HTCondorBackend:
         self._options = SubmitOptions(
             requirements=requirements,
             attributes=words_of.checked_attributes(attributes),
-            directives=words_of.checked_directives(directives),
+            directives=words_of.checked_directives(extra_directives),
             container_image=container_image,
             disk=_bytes("disk", disk),
             shared_files=files == "shared",
@@ -138,11 +143,15 @@ class HTCondorBackend:
         self._left: dict[JobId, int] = {}
 
     def open(self, tag: Tag, folder: Path, wake: Callable[[], None]) -> None:
-        if self._helper == COMMAND and importlib.util.find_spec("htcondor2") is None:
-            raise UsageError(MISSING)
+        self.require_bindings()
         folder.mkdir(parents=True, exist_ok=True)
         self._tag, self._folder = tag, folder.absolute()
         self._client = CondorClient(self._helper, *self._where, self._folder / "htcondor.log")
+
+    def require_bindings(self) -> None:
+        """Raises `UsageError` where HTCondor's bindings are not installed."""
+        if self._helper == COMMAND and importlib.util.find_spec("htcondor2") is None:
+            raise UsageError(MISSING)
 
     # ---------------------------------------------------------------- submitting
 
@@ -180,7 +189,7 @@ class HTCondorBackend:
 
     def _script(self, request: PilotRequest) -> str:
         if self._options.shared_files:
-            return pilot_script(request, template="pilot_htcondor.sh.j2", restart_mark=RESTART_MARK, files=False)
+            return pilot_script(request, template=self._template or "htcondor.sh.j2", restart_mark=RESTART_MARK, files=False)
         command = list(request.command)
         connects = "--connection" in command
         if connects:
@@ -192,7 +201,7 @@ class HTCondorBackend:
             archives = [(f"{MODULES}.tar", MODULES)]
         return pilot_script(
             replace(request, command=tuple(command)),
-            template="pilot_htcondor.sh.j2",
+            template=self._template or "htcondor.sh.j2",
             restart_mark=RESTART_MARK,
             files=True,
             archives=archives,
@@ -299,6 +308,33 @@ class HTCondorBackend:
     def tail(self, job: JobId) -> str:
         return tail_of(self._folder / f"{job}.log")
 
+    # ---------------------------------------------------------------- for the command line
+
+    def find(self) -> Sequence[tuple[Tag, PilotState]]:
+        """All pilots of this user, whichever factory's, that have not ended. Raises `Unreachable`."""
+        projection = [*words_of.PROJECTION, "WindlassFactory", "WindlassManager"]
+        ads = _ads(self._ask_safely("query", constraint=words_of.constraint_of_user(self._user), projection=projection))
+        found = [(words_of.tag_of(ad), words_of.queue_state(ad)) for ad in ads]
+        return [(tag, state) for tag, state in found if state is not None and state.listed is not Listed.ENDED]
+
+    def probe(self, request: PilotRequest) -> JobId:
+        """Submit one pilot that is held, and remove it: the id that it had. Raises as `submit`."""
+        try:
+            words, _ = self._words(request, self._inputs(request))
+        except UsageError as error:
+            raise Rejected(str(error)) from None
+        words["initialdir"] = "/"  # must be there, and nothing is written to it
+        try:
+            made = self._ask("submit", words={**words, "hold": "true"}, count=1, spool=False)
+        except Refused as error:
+            raise words_of.submit_error(str(error)) from None
+        except Unreachable:
+            self._remove(words_of.constraint_of(self._tag, self._user), "it was a probe")
+            raise
+        job = JobId(f"{_count(made, 'cluster')}.{_count(made, 'first')}")
+        self._remove([job], "it was a probe")
+        return job
+
     # ---------------------------------------------------------------- ending
 
     def cancel(self, jobs: Sequence[JobId]) -> None:
@@ -331,7 +367,9 @@ class HTCondorBackend:
 
     def _ask(self, do: str, **arguments: object) -> object:
         """Raises `Refused` with the bindings' own text, and `Unreachable`."""
-        assert self._client is not None, "open() comes first"
+        if self._client is None:  # for the command line, which opens nothing
+            self.require_bindings()
+            self._client = CondorClient(self._helper, *self._where, None)
         try:
             value: object = self._client.ask(do, self._limit, **arguments)
         except NoBindings as error:

@@ -11,8 +11,9 @@ values of any type, as a user's ``request_memory = banana`` is accepted: each va
 
 *Restarts.*  A job that is vacated starts again under the same id.  ``NumShadowStarts`` counts starts, but also each reconnection after a
 restart of the schedd, when the pilot runs on; so restarts are counted as starts less ``NumJobReconnects``.  The pilot's script counts in
-the same way, from the ad that it finds on its node.  While a reconnection is under way the two do not agree; the time of the current
-start (``JobCurrentStartDate``), which reconnections leave alone, tells that it is still the same incarnation (`Incarnation`).
+the same way, from the ad that it finds on its node.  The queue learns of a reconnection late, up to many minutes after it, and counts the
+start at once; but reconnections leave the time of the current start (``JobCurrentStartDate``) alone, which tells that it is still the same
+incarnation (`Incarnation`).  A factory that did not see the start knows a reconnection by a shadow that is younger than that.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ PROJECTION: Final = (
     "NumShadowStarts",
     "NumJobReconnects",
     "JobCurrentStartDate",
+    "ShadowBday",
     "RemoteHost",
     "LastRemoteHost",
     "HoldReason",
@@ -115,9 +117,11 @@ class SubmitOptions:
 
 
 def escaped(text: str) -> str:
-    """A text as it is written in a submit description. Raises `UsageError` for one of several lines."""
+    """A text as it is written in a submit description. Raises `UsageError` for what cannot be written there."""
     if "\n" in text or "\r" in text:
         raise UsageError(f"{text!r} has several lines, which no submit description can hold; write it in one")
+    if "$$" in text:  # two $(DOLLAR) after each other are read as $$(DOLLAR)
+        raise UsageError(f"{text!r} has '$$', which no submit description can hold; use another name")
     return text.replace("$", "$(DOLLAR)")
 
 
@@ -205,7 +209,9 @@ def periodic_remove(walltime: float) -> str:
 
 
 def checked_directives(given: object) -> tuple[tuple[str, str], ...]:
-    """``directives=`` as pairs: a mapping, lines ``name = value``, or pairs. Raises `UsageError`, also for commands that options write."""
+    """``extra_directives=`` as pairs: a mapping, lines ``name = value``, or pairs.
+
+    Raises `UsageError`, also for commands that options write."""
     pairs: list[tuple[str, str]] = []
     if isinstance(given, str):
         given = [line for line in given.splitlines() if line.strip()]
@@ -214,16 +220,18 @@ def checked_directives(given: object) -> tuple[tuple[str, str], ...]:
     )
     for entry in entries:
         name, equals, value = (
-            entry.partition("=") if isinstance(entry, str) else _pair(entry, "directives", "{'accounting_group': 'physics'}")
+            entry.partition("=") if isinstance(entry, str) else _pair(entry, "extra_directives", "{'accounting_group': 'physics'}")
         )
         if not equals or not name.strip():
-            raise UsageError(f"directives={entry!r} is no submit command; write for example directives={{'accounting_group': 'physics'}}")
+            raise UsageError(
+                f"extra_directives={entry!r} is no submit command; write for example extra_directives={{'accounting_group': 'physics'}}"
+            )
         word = name.strip()
         option = OWN_COMMANDS.get(word.lower())
         if option is not None:
-            raise UsageError(f"directives= has {word!r}, which Windlass writes itself; use the option {option}")
+            raise UsageError(f"extra_directives= has {word!r}, which Windlass writes itself; use the option {option}")
         if "\n" in value:
-            raise UsageError(f"directives= has a value of several lines for {word!r}; a submit command has one")
+            raise UsageError(f"extra_directives= has a value of several lines for {word!r}; a submit command has one")
         pairs.append((word if word.startswith("+") else word.lower() if "." not in word else word, value.strip()))
     return tuple(pairs)
 
@@ -270,6 +278,16 @@ def description(words: Mapping[str, str], count: int) -> str:
 def constraint_of(tag: Tag, user: str) -> str:
     """Which jobs are pilots of this factory."""
     return " && ".join(f"{name} == {literal(value)}" for name, value in own_attributes(tag, user).items())
+
+
+def constraint_of_user(user: str) -> str:
+    """Which jobs are pilots of this user, whichever factory's."""
+    return f"WindlassUser == {literal(user)} && WindlassFactory =!= undefined"
+
+
+def tag_of(ad: Mapping[str, object]) -> Tag:
+    """The factory and manager of a pilot."""
+    return Tag(_text(ad, "WindlassFactory"), _text(ad, "WindlassManager"))
 
 
 def constraint_of_jobs(jobs: Iterable[JobId]) -> str:
@@ -319,8 +337,9 @@ def node_of(ad: Mapping[str, object]) -> str:
     return host.rpartition("@")[2]
 
 
-def _starts(ad: Mapping[str, object]) -> int:
-    return max(0, (_whole(ad, "NumShadowStarts") or 0) - (_whole(ad, "NumJobReconnects") or 0))
+def _starts(ad: Mapping[str, object], reconnected: bool = False) -> int:
+    reconnections = max(_whole(ad, "NumJobReconnects") or 0, int(reconnected))
+    return max(0, (_whole(ad, "NumShadowStarts") or 0) - reconnections)
 
 
 def incarnation(ad: Mapping[str, object], known: Incarnation | None) -> Incarnation:
@@ -332,7 +351,8 @@ def incarnation(ad: Mapping[str, object], known: Incarnation | None) -> Incarnat
         return Incarnation(_starts(ad), started)
     if known is not None and known.started == started and started:
         return known
-    return Incarnation(max(0, _starts(ad) - 1), started)
+    reconnected = status == RUNNING and 0 < started < (_whole(ad, "ShadowBday") or 0)
+    return Incarnation(max(0, _starts(ad, reconnected) - 1), started)
 
 
 def queue_state(ad: Mapping[str, object], known: Incarnation | None = None) -> PilotState | None:
@@ -432,7 +452,7 @@ def refusal(counts: Mapping[str, object], asked: str) -> str:
 #: Texts of the bindings about a submission that the schedd, or the submit language, refused as it is.
 REFUSED: Final = re.compile(
     r"Failed to create job ad|Failed to create a cluster ad|invalid Queue statement|Unable to commit transaction, SCHEDD:"
-    r"|Schedd says -(5|6|7)\b|Failed to create new cluster\.SCHEDD:"
+    r"|Schedd says -(5|6|7)\b|Failed to create new cluster\.SCHEDD:|DCSchedd::spoolJobFiles:"
 )
 #: Limits on jobs: by the name of their setting, or by the number that the schedd gives for it.
 LIMITED: Final = re.compile(r"MAX_JOBS_(SUBMITTED|PER_OWNER|PER_SUBMISSION)|Schedd says -(2|3|4)\b")

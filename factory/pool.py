@@ -70,10 +70,10 @@ class PoolConfig:
     #: What only the backend reads.
     options: Mapping[str, object] = field(default_factory=dict[str, object])
 
-    def offer(self, paused: str = "") -> PoolOffer:
-        """What the manager is told of one pilot; ``paused``: why there are no new ones."""
+    def offer(self, paused: str = "", *, coming: bool = True) -> PoolOffer:
+        """What the manager is told of one pilot; ``paused``: why there are no new ones; ``coming``: some are there or may still come."""
         listen = self.interface or self.network or (HOST if self.remote else "")
-        return PoolOffer(self.name, self.resources, self.walltime, paused, self.backend, listen)
+        return PoolOffer(self.name, self.resources, self.walltime, paused, self.backend, listen, bool(paused) and not coming)
 
     def text(self) -> str:
         """The derived plan, in the user's units."""

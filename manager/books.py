@@ -81,6 +81,8 @@ class Books:
         self.counters = Counters()
         #: Changes when workers, instances or libraries come or go: what failed to find room is tried again.
         self.structure: int = 0
+        #: Changes when workers or offers of pools do: what can ever be run may be something else then.
+        self.means: int = 0
         self._queues: dict[tuple[LibraryId, CallOptions, float], CallQueue] = {}
         self._queue_of: dict[tuple[LibraryId, int], CallQueue] = {}
         self._dirty: dict[LibraryId, LibraryState] = {}
@@ -92,13 +94,15 @@ class Books:
         self.late_objects: list[ObjectRef] = []
         self._next_instance = 1
         self.demand_changed = True
-        self._dirty_runs = False
+        #: Workers for which calls were chosen since the outbox was last taken.
+        self._loaded: dict[WorkerId, Worker] = {}
 
     def take_outbox(self) -> dict[WorkerId, list[Message]]:
         """Messages for workers since the last time, in the order in which they must be sent."""
-        for worker in self.workers.values() if self._dirty_runs else ():
-            self._flush_runs(worker)
-        self._dirty_runs = False
+        for worker in self._loaded.values():
+            if self.workers.get(worker.id) is worker:
+                self._flush_runs(worker)
+        self._loaded.clear()
         out, self._outbox = self._outbox, {}
         return out
 
@@ -109,7 +113,8 @@ class Books:
 
     def all_offers(self) -> tuple[PoolOffer, ...]:
         """Offers of all pools of all factories."""
-        return tuple(offer for offers in self.offers.values() for offer in offers)
+        # Asked by the program's threads too, while the manager's goes on.
+        return tuple(offer for offers in list(self.offers.values()) for offer in offers)
 
     def _queue_for(self, library: LibraryId, options: CallOptions, least_seconds: float) -> CallQueue | str:
         """The queue of a signature; or why there can be none."""

@@ -88,6 +88,8 @@ class Client:
         self._freed = 0
         #: Not empty: why nothing more is taken.
         self.closed = ""
+        #: This process was forked from the manager's: the store is the parent's.
+        self._forked = False
 
     # ------------------------------------------------------------ to the manager
 
@@ -190,6 +192,15 @@ class Client:
     def _close_one(self, call: CallId) -> None:
         self.deliver([CallDone(CallEnd(call, 0, CLOSED, detail=EndDetail(text=self.closed)), returned_at=self._clock())])
 
+    def leave_to_parent(self, reason: str) -> None:
+        """In a process forked from the manager's: end the futures here, and from now on touch nothing that the parent uses."""
+        self.closed, self._forked = reason, True
+        self._arrived, self._waiters = threading.Condition(), 0
+        self._pinned.clear()
+        for future in self._futures.values():
+            future.forget_watchers()
+        self.close(reason)
+
     def settle(self) -> None:
         """The store is about to go: read the results that are still in it, for whoever asks later."""
         for future in list(self._unread.values()):
@@ -211,7 +222,7 @@ class Client:
             if end.spans:
                 weakref.finalize(future, self._discard, end.spans).atexit = False
                 self._unread[end.call] = future
-            # In this order: whoever looks meanwhile sees the call among those that wait or those that have ended, and there ended ones only.
+            # In this order: whoever looks meanwhile sees the call where calls wait or where they have ended, and there only ended ones.
             if future.finish(done):
                 finished[end.call] = future
                 if future.collected:  # by somebody who was quicker than we are
@@ -224,6 +235,8 @@ class Client:
                 self._arrived.notify_all()
 
     def _discard(self, spans: Sequence[ObjectRef]) -> None:
+        if self._forked:
+            return
         for span in spans:
             self.store.discard(span.name)
         self._freed += 1

@@ -70,7 +70,8 @@ from windlass.messages import (
 
 __all__ = ["Books", "Core", "Counters", "Settings"]
 
-#: Starts that may crash or time out in a row before a library counts as one that cannot start.
+#: Starts that may crash or time out in a row, without an answer to any call, before a library counts as one that cannot start; or, where
+#: it serves elsewhere, before it is started no more on that worker.
 CRASHES_MOST = 3
 #: An attempt had the whole life of its pilot if it was sent within so many seconds, or so much of that life, and was cut off so shortly
 #: before its end.
@@ -99,9 +100,16 @@ class Core(Dispatch):
     _forget_at = FUNCTIONS_MOST
 
     def install(self, spec: LibrarySpec, now: float) -> None:
-        """A library version is there to be called; installing it again changes nothing."""
-        if spec.id in self.libraries:
-            self.libraries[spec.id].removed = False
+        """A library version is there to be called; installing it again changes nothing, but that one which could not start is tried again."""
+        known = self.libraries.get(spec.id)
+        if known is not None:
+            known.removed = False
+            if known.failed:
+                known.failed, known.crashes = "", 0
+                for worker in self.workers.values():
+                    worker.unfit.pop(spec.id, None)
+                    worker.crashes.pop(spec.id, None)
+                self.structure += 1
             return
         self.libraries[spec.id] = LibraryState(spec)
         for function in spec.functions:
@@ -112,7 +120,7 @@ class Core(Dispatch):
         """No more calls of this version will come; its instances end when its calls have."""
         state = self.libraries.get(library)
         if state is not None:
-            state.removed = True
+            state.removed, state.removed_at = True, now
             self._dirty[library] = state
 
     def define(self, functions: Iterable[FunctionDef]) -> None:
@@ -201,12 +209,15 @@ class Core(Dispatch):
         if not info.accepting:
             worker.draining = "not accepting"
         self.workers[worker_id] = worker
+        self.means += 1
         self._restructured()
 
     def worker_cut(self, worker_id: WorkerId, now: float) -> None:
-        """Its connection is cut; the session lives for `Settings.reconnect_grace`."""
+        """Its connection is cut; the session lives for `Settings.reconnect_grace`, unless its pilot has ended."""
         worker = self.workers.get(worker_id)
-        if worker is not None and worker.connected:
+        if worker is not None and worker.pilot_ended:
+            self.worker_lost(worker_id, worker.pilot_ended, now)
+        elif worker is not None and worker.connected:
             worker.given_up_at = now + self.settings.reconnect_grace
             for instance in worker.instances.values():
                 self._off_lists(instance)
@@ -226,6 +237,7 @@ class Core(Dispatch):
         worker = self.workers.pop(worker_id, None)
         if worker is None:
             return
+        self.means += 1
         self._outbox.pop(worker_id, None)
         # Only what was started is a loss. Sent calls stand in order; the oldest, as many as the instance has slots, were running.
         started: dict[InstanceId, int] = {}
@@ -245,11 +257,13 @@ class Core(Dispatch):
         self._restructured()
 
     def pilots_ended(self, pool: PoolName, ended: Iterable[tuple[PilotId, str]], now: float) -> None:
-        """The batch system says that these pilots have ended: their sessions are over if no connection stands."""
+        """The batch system says that these pilots have ended: their sessions are over, or will be when their connections are cut."""
         reasons = dict(ended)
-        for worker in list(self.workers.values()):
-            if worker.info.pool == pool and worker.info.pilot in reasons and not worker.connected:
-                self.worker_lost(worker.id, f"its pilot ended: {reasons[worker.info.pilot]}", now)
+        for worker in list(self.workers.values()) if reasons else ():
+            if worker.info.pool == pool and worker.info.pilot in reasons:
+                worker.pilot_ended = f"its pilot ended: {reasons[worker.info.pilot]}"
+                if not worker.connected:
+                    self.worker_lost(worker.id, worker.pilot_ended, now)
 
     def release(self, pilots: Iterable[PilotId], pool: PoolName, reason: str, now: float) -> None:
         """A factory wants these pilots gone: drain their workers."""
@@ -295,6 +309,7 @@ class Core(Dispatch):
         for pool in {offer.pool for offer in report.offers}:
             self.pilots_ended(pool, ((one.pilot, one.reason) for one in report.ended), now)
         if changed:
+            self.means += 1
             self._end_impossible(now)
             self.structure += 1
 
@@ -302,6 +317,7 @@ class Core(Dispatch):
         """A factory is gone; its pilots may live on."""
         self.offers.pop(factory, None)
         self.reports.pop(factory, None)
+        self.means += 1
 
     def demand(self, now: float) -> Demand:
         """What could be used now."""
@@ -323,6 +339,8 @@ class Core(Dispatch):
                 elif not state.progressed and self._behind(state):
                     self._find_slots(state, now)  # they were sent ahead of slots that have turned out to be long busy
             state.progressed = False
+            if state.removed:
+                self._dirty[state.spec.id] = state
 
     def _calls_ended(self, worker: Worker, ends: Sequence[CallEnd], now: float) -> None:
         held, by_library, done, calls = worker.calls, worker.by_library, self._done, self.calls
@@ -344,7 +362,7 @@ class Core(Dispatch):
                 sums = learned[library] = [0.0, 0, 0.0, 0]
             sums[3] += 1
             if end.outcome == RETURNED:
-                seconds = end.ended_at - end.started_at
+                seconds = max(0.0, end.ended_at - end.started_at)  # the worker's clock may have been set back
                 sums[0] += seconds
                 sums[1] += 1
                 if seconds > sums[2]:
@@ -358,6 +376,9 @@ class Core(Dispatch):
             state = self.libraries[library]
             state.running -= int(finished)
             state.progressed = True
+            state.crashes = 0
+            if worker.crashes:
+                worker.crashes.pop(library, None)
             if number:
                 state.done += int(number)
                 self.counters.returned += int(number)
@@ -448,7 +469,6 @@ class Core(Dispatch):
         instance.phase = Phase.READY
         instance.ready = message
         state = self.libraries[instance.library]
-        state.crashes = 0
         state.starts += 1
         state.hoisted_seconds += sum(one.seconds for one in message.imports) + message.context_seconds
         self._refresh(instance)
@@ -471,9 +491,12 @@ class Core(Dispatch):
                 self._fail_library(state, message.text, now)
         elif message.kind in ("import", "context", "function"):
             self._fail_library(state, message.text, now)
-        else:
+        elif message.at_start:
             state.crashes += 1
-            if state.crashes >= CRASHES_MOST:
+            worker.crashes[instance.library] = worker.crashes.get(instance.library, 0) + 1
+            if worker.crashes[instance.library] >= CRASHES_MOST and any(one.served for one in state.instances.values()):
+                worker.unfit[instance.library] = message.text  # it serves elsewhere: this node is bad
+            elif state.crashes >= CRASHES_MOST and not any(one.served for one in state.instances.values()):
                 self._fail_library(state, f"{message.text}\nIt failed so {state.crashes} times in a row.", now)
         self._restructured()
 

@@ -34,6 +34,8 @@ from windlass.messages import (
 WARM_INSTANCES = 4
 #: Rounds of placement in one pump; what is left then waits for the next event or the timer.
 ROUNDS_MOST = 10
+#: Another thread of the program may have chosen a library for a call just before it was removed; pickling the arguments takes its time.
+LINGER_SECONDS = 10.0
 #: A recall is worth its round trip when the queued work would take at least so long.
 RECALL_SECONDS = 0.005
 
@@ -56,7 +58,7 @@ class Dispatch(Books):
                 if state.running and state.idle and not state.waiting:
                     self._recall(state, now, patient=True)
                 if state.removed and not state.waiting and not state.running:
-                    self._uninstall(state)
+                    self._uninstall(state, now)
             if self._shrinking:
                 self._finish_shrinks(now)
 
@@ -128,7 +130,7 @@ class Dispatch(Books):
             calls[spec.call] = call
             to_run.append(CallRun(spec.call, call.attempt, instance_id, spec.function, spec.payload, spec.spans, timeout, weight))
             sent += 1
-        self._dirty_runs = True
+        self._loaded[worker_id] = worker
         queue.running += sent
         state.waiting -= sent
         state.running += sent
@@ -281,13 +283,13 @@ class Dispatch(Books):
         most.recalling = True
         self._send(worker, RecallCalls(most.id, min(queued, max(free, queued // 2))))
 
-    def _uninstall(self, state: LibraryState) -> None:
-        """A removed library has no calls left: end its instances; forget it when they are gone."""
+    def _uninstall(self, state: LibraryState, now: float) -> None:
+        """A removed library has no calls left: end its instances; forget it when they are gone, and no call of it can be on its way."""
         for instance in list(state.instances.values()):
             worker = self.workers.get(instance.worker)
             if worker is not None and instance.phase is not Phase.STOPPING:
                 self._stop(instance, worker)
-        if not state.instances:
+        if not state.instances and now >= state.removed_at + LINGER_SECONDS:
             self._sweep_queues(state)
             if not state.queues:
                 self.libraries.pop(state.spec.id, None)

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future, InvalidStateError
@@ -57,6 +58,10 @@ _GUARD: Final = threading.RLock()
 _SETTLED: Final = threading.Condition(_GUARD)
 #: How many they are; under the guard.
 _settle_waiters: int = 0
+
+
+#: A fork while another thread holds it would leave it held for ever in the child.
+os.register_at_fork(before=_GUARD.acquire, after_in_parent=_GUARD.release, after_in_child=_GUARD.release)
 
 
 class Resolver(Protocol):
@@ -178,6 +183,10 @@ class CallFuture(Future[T]):
         if callbacks is not None:
             hand_over(lambda: self._call_back(callbacks))
         return True
+
+    def forget_watchers(self) -> None:
+        """In a forked process: who watched was a thread of the parent's, and so was perhaps who held the lock."""
+        self._lock = self._watchers = self._callbacks = None
 
     def _tell(self, failed: bool) -> list[Callable[[CallFuture[T]], object]] | None:
         """Tell watchers of the state just reached; holding the lock. The callbacks, for the caller to run after releasing it."""

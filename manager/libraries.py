@@ -44,9 +44,10 @@ class LibraryState(msgspec.Struct, eq=False):
     ahead: int = AHEAD_UNKNOWN
     #: Why it cannot start; then its calls end with this text.
     failed: str = ""
-    #: Starts that crashed or timed out since one succeeded.
+    #: Starts that crashed or timed out since a call of it has ended.
     crashes: int = 0
     removed: bool = False
+    removed_at: float = 0.0
     #: Seconds that the imports of its instances took in all, and how often they were done.
     hoisted_seconds: float = 0.0
     starts: int = 0

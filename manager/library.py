@@ -47,6 +47,7 @@ START_TIMEOUT: Final = 300.0
 _NAME: Final = re.compile(r"[^\W\d][\w.-]{0,99}")
 #: The spec travels in one frame; the rest of it needs room too.
 _CONTEXT_MOST: Final = MAX_FRAME_BYTES // 2
+_FUNCTIONS_MOST: Final = MAX_FRAME_BYTES // 4
 
 
 class Library:
@@ -240,7 +241,7 @@ class Library:
             id=LibraryId(""),
             name=self.name,
             python=self._python,
-            functions=tuple(definitions),
+            functions=_within_a_frame(definitions, put),
             imports=tuple(imports.values()),
             context=context,
             share_context=self._share_context,
@@ -272,6 +273,20 @@ class Library:
 
     def __repr__(self) -> str:
         return f"Library({', '.join([repr(self.name), *self.functions])})"
+
+
+def _within_a_frame(definitions: Sequence[FunctionDef], put: Put) -> tuple[FunctionDef, ...]:
+    """Functions that together are too large for the frame travel as objects, the largest first."""
+    size = sum(len(each.blob) for each in definitions)
+    large: set[int] = set()
+    for index in sorted(range(len(definitions)), key=lambda index: -len(definitions[index].blob)):
+        if size <= _FUNCTIONS_MOST:
+            break
+        large.add(index)
+        size -= len(definitions[index].blob)
+    return tuple(
+        msgspec.structs.replace(each, blob=b"", object=put(each.blob)) if index in large else each for index, each in enumerate(definitions)
+    )
 
 
 # ---------------------------------------------------------------- reading what people write

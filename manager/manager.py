@@ -35,7 +35,7 @@ import msgspec
 
 import windlass
 from windlass.errors import Closed, UnknownName, UsageError, refuse_unknown
-from windlass.identity import Authority, manager_folder, state_folder
+from windlass.identity import Authority, manager_folder
 from windlass.manager.call import DEFAULT_OPTIONS, SECONDS_MOST, FunctionCall
 from windlass.manager.client import Client
 from windlass.manager.core import Core, Settings
@@ -72,6 +72,8 @@ IMPLICIT: Final = "functions"
 _HUNGRY_LEAST: Final = 10
 _HUNGRY_TIMES: Final = 2
 _STATUS_SECONDS: Final = 10.0
+#: The managers of this process, for `_after_fork`.
+_living: weakref.WeakSet[Manager] = weakref.WeakSet()
 LOOPBACK: Final = "127.0.0.1"
 
 
@@ -185,6 +187,9 @@ class Manager:
         )
         self._finalizer.atexit = False
         atexit.register(self._finalizer)
+        self._pid = os.getpid()
+        _living.add(self)
+        _managers.add(self)
 
     # ------------------------------------------------------------ what it is
 
@@ -345,7 +350,7 @@ class Manager:
     def _check_possible(self, spec: LibrarySpec, options: CallOptions) -> None:
         """Refuse here what no pool can ever run; the core would end it all the same."""
         key = (spec.id, id(options))
-        version: int = self._core.structure
+        version: int = self._core.means
         if self._possible.get(key) == (options, version):
             return
         offers: tuple[PoolOffer, ...] = self._core.all_offers()
@@ -440,11 +445,25 @@ class Manager:
             self._closed = True
         self._finalizer()
 
+    def _leave_to_parent(self) -> None:
+        """In a process that the program forked: thread, folder and store are the parent's, so use none of them and end none."""
+        if self._finalizer.detach() is None:
+            return  # closed before
+        self._closed = True
+        self._lock = threading.RLock()  # another thread may have held it
+        self._client.leave_to_parent(f"it belongs to process {self._pid}, and this one was forked from that: make another one here")
+        os.close(self._folder_lock)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _forked(self) -> None:
+        """This process is a copy of the program made by `os.fork`: thread, sockets and files are the program's, which goes on with them."""
+        self._finalizer.detach()
+        self._client.closed = self._client.closed or "this process is a fork of the program that has it"
 
     def _check_open(self) -> None:
         if self.closed:
@@ -453,6 +472,25 @@ class Manager:
     def _put_forever(self, data: Any) -> ObjectRef:
         # Functions and code are needed for as long as the manager lives.
         return self._store.put(data, pin=True)
+
+
+_managers: weakref.WeakSet[Manager] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for manager in list(_managers):
+        manager._forked()  # pyright: ignore[reportPrivateUsage]
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _after_fork() -> None:
+    for manager in list(_living):
+        manager._leave_to_parent()  # pyright: ignore[reportPrivateUsage]
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
@@ -535,8 +573,3 @@ def _close_quietly(server: Server, client: Client, store: ObjectStore, folder: P
     if not named:
         shutil.rmtree(folder, ignore_errors=True)
     os.close(lock)
-
-
-def state_of_managers() -> Path:
-    """The folder that has a folder per manager."""
-    return state_folder() / "managers"

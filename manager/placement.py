@@ -124,15 +124,19 @@ def why_never(spec: LibrarySpec, options: CallOptions, offers: Sequence[PoolOffe
     """Why no pool and no worker can ever run such a call; empty when one can, or when nothing is known of pools."""
     if not offers:
         return ""
-    known = [offer.resources for offer in offers] + list(workers)
+    there = [offer for offer in offers if not offer.spent]
+    known = [offer.resources for offer in there] + list(workers)
     needs = options.needs
     if needs.gpus and not spec.per_slot.gpus:
         return f"it asks for {needs.gpus} GPUs, and library {spec.name!r} has none: create the library with gpus=1 or more"
     if any(fits(spec, needs, of) for of in known):
-        longest = max((offer.walltime or float("inf")) for offer in offers)
+        longest = max(((offer.walltime or float("inf")) for offer in there), default=float("inf"))
         if options.expected_time and options.expected_time >= longest:
             return f"it is expected to take {options.expected_time:g} s, and the longest walltime of a pool is {longest:g} s"
         return ""
+    for offer in offers:
+        if offer.spent and fits(spec, needs, offer.resources):
+            return f"pool {offer.pool!r} is paused and has no pilots: {offer.paused}"
     asks = ", ".join(show(needs) or ["one slot"])
     if spec.slots:
         asks += f" within the {spec.slots} slots of library {spec.name!r}"

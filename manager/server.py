@@ -48,9 +48,7 @@ from windlass.messages import (
     Refused,
     ReleasePilots,
     RemoveLibrary,
-    Shutdown,
     Status,
-    SubmitCalls,
     Welcome,
     WorkerId,
 )
@@ -276,8 +274,6 @@ class Server:
         """A client or factory has said something."""
         now, core = self.now(), self.core
         match message:
-            case SubmitCalls(calls):
-                core.submit(calls, now)
             case CancelSubmitted(calls):
                 core.cancel(calls, now)
             case InstallLibrary(spec):
@@ -294,9 +290,6 @@ class Server:
             case GetStatus():
                 if answer is not None:
                     answer(Status(status_json(core, self._welcome.manager, self.addresses, now)))
-            case Shutdown(reason):
-                self._reason = reason
-                self._set_stop()
             case Goodbye():
                 if role == "factory":
                     self._factory_left(name, answer)

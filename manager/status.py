@@ -27,7 +27,7 @@ def status(core: Core, manager: str, addresses: Sequence[tuple[str, int]], now: 
             "lost_attempts": counters.lost,
             "submitted": counters.submitted,
         },
-        "libraries": [_library(state) for state in core.libraries.values()],
+        "libraries": [_library(state) for state in core.libraries.values() if state.instances or state.waiting or not state.removed],
         "workers": [_worker(worker, now) for worker in core.workers.values()],
         "pools": _pools(core),
     }

@@ -70,12 +70,16 @@ class Worker(msgspec.Struct, eq=False):
     #: When the session is given up, while the connection is cut; 0: connected.
     given_up_at: float = 0.0
     draining: str = ""
+    #: Not empty: the batch system says that its pilot has ended, and how.
+    pilot_ended: str = ""
     instances: dict[InstanceId, Instance] = msgspec.field(default_factory=dict[InstanceId, Instance])
     by_library: dict[LibraryId, Instance] = msgspec.field(default_factory=dict[LibraryId, Instance])
     calls: dict[CallId, Call] = msgspec.field(default_factory=dict[CallId, Call])
     functions: set[FunctionId] = msgspec.field(default_factory=set[FunctionId])
     #: Library versions that cannot run here, and why.
     unfit: dict[LibraryId, str] = msgspec.field(default_factory=dict[LibraryId, str])
+    #: Starts of libraries that crashed or timed out here since a call of theirs has ended.
+    crashes: dict[LibraryId, int] = msgspec.field(default_factory=dict[LibraryId, int])
     #: Calls chosen in this turn, sent as one message at its end.
     to_run: list[CallRun] = msgspec.field(default_factory=list[CallRun])
     idle_since: float = 0.0

@@ -328,7 +328,9 @@ class Worker:
                 self._transfers.push(end, self._tell)
             else:
                 self._ends.append(end)
-        if self._ends and not self._flush_due:
+        if not self._backlog.held:
+            self._flush()  # nothing else runs that could end in this turn: a program may be waiting for just this call
+        elif self._ends and not self._flush_due:
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self._flush)
 

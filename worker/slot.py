@@ -18,6 +18,8 @@ the least recently used ones are forgotten past `FUNCTIONS_KEPT`.
 *Mode fork*: each call runs in a child, which answers by itself; the slot waits for it, ends what the child left behind, and answers for
 a child that died.
 
+A process that a function forks is no slot: when it leaves the function it ends (`end_forked`), and its parent answers.
+
 Everything a function may do is caught and answered, `SystemExit` and `KeyboardInterrupt` too. What cannot be caught ends the process, and
 the worker reads the row.
 """
@@ -30,9 +32,9 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
+from time import time as now  # bound here: a function may replace what the module has
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -188,13 +190,16 @@ class Slot:
         view = memoryview(buffer)
         receive = self.link.queue.recv_into
         decode = msgspec.msgpack.Decoder(CallRun).decode
-        now = time.time
         answer, send = self.answer, self.send
         forked = self.setup.spec.mode == "fork"
         most = self.setup.spec.max_calls
         count = 0
         while not words[leave_word]:
-            size = receive(buffer)
+            try:
+                size = receive(buffer)
+            except BlockingIOError:  # a function has set the queue, which all slots share, to not block
+                self.link.queue.setblocking(True)
+                continue
             if not size:
                 return
             run = decode(read_spilled(view[:size]) if buffer[0] == SPILLED else view[:size])
@@ -227,7 +232,7 @@ class Slot:
             loaded = self.functions.get(run.function) or self.load(run.function)
             args, kwargs = pickling.unpack_call(run.payload, run.spans, self.open_object)
         except BaseException as error:  # noqa: BLE001 - everything is answered
-            ready_at = time.time()
+            ready_at = now()
             outcome, payload, detail = self.not_begun(run, error)
         else:
             function, wants = loaded
@@ -235,15 +240,19 @@ class Slot:
                 for name, position, value in wants:
                     if name not in kwargs and len(args) <= position:
                         kwargs[name] = value
-            ready_at = time.time()
+            ready_at = now()
             try:
                 value = function(*args, **kwargs)
             except BaseException as error:  # noqa: BLE001 - SystemExit too: one call must not end the slot
+                if state.forked:
+                    end_forked(error)
                 # The first entry is this frame, which tells the user nothing.
                 error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
                 payload, detail = pickling.pack_exception(error)
                 outcome = RAISED
             else:
+                if state.forked:
+                    end_forked(None)
                 outcome = RETURNED
                 try:
                     payload, spans = pickling.pack_result(value, self.put)
@@ -251,15 +260,19 @@ class Slot:
                     outcome, detail = BAD_CALL, EndDetail(text=self.bad_result(run, value, error))
         state.run = None
         stdout, stderr = self.written()
-        return CallEnd(call, attempt, outcome, payload, spans, stdout, stderr, started_at, ready_at, time.time(), detail)
+        return CallEnd(call, attempt, outcome, payload, spans, stdout, stderr, started_at, ready_at, now(), detail)
 
     def send(self, end: CallEnd) -> None:
         """Send an answer whole."""
         frame = self.frame
         self.encoder.encode_into(end, frame, 4)
         LENGTH.pack_into(frame, 0, len(frame) - 4)
-        sent = self.link.results.send(frame)
+        try:
+            sent = self.link.results.send(frame)
+        except BlockingIOError:
+            sent = 0
         if sent < len(frame):
+            self.link.results.setblocking(True)  # a function may have set it otherwise
             self.link.results.sendall(memoryview(frame)[sent:])
             self.frame = bytearray(64 << 10)
 
@@ -387,9 +400,9 @@ class Slot:
         try:
             pid = os.fork()
         except OSError as error:
-            now = time.time()
+            ended_at = now()
             text = f"no process could be forked for the call: {error}; the limit on processes of the node or the pilot is reached"
-            self.send(CallEnd(run.call, run.attempt, DIED, started_at=started_at, ready_at=now, ended_at=now, detail=EndDetail(text=text)))
+            self.send(CallEnd(run.call, run.attempt, DIED, started_at=started_at, ready_at=ended_at, ended_at=ended_at, detail=EndDetail(text=text)))
             return
         if pid == 0:
             self.be_child(run, started_at, count)
@@ -402,10 +415,10 @@ class Slot:
         if words[base + SENDING] == count:
             words[base + LEFT] = LEFT_TORN
             os._exit(1)
-        now = time.time()
-        detail = death(pid, status, usage.ru_maxrss * 1024, now - started_at)
+        ended_at = now()
+        detail = death(pid, status, usage.ru_maxrss * 1024, ended_at - started_at)
         stdout, stderr = capture.take(self.link.out), capture.take(self.link.err)
-        self.send(CallEnd(run.call, run.attempt, DIED, b"", (), stdout, stderr, started_at, started_at, now, detail))
+        self.send(CallEnd(run.call, run.attempt, DIED, b"", (), stdout, stderr, started_at, started_at, ended_at, detail))
 
     def be_child(self, run: CallRun, started_at: float, count: int) -> NoReturn:
         """In the child."""
@@ -414,6 +427,7 @@ class Slot:
             os.setpgid(0, 0)
             die_with_parent()
             survive_signals()
+            STATE.forked = False  # this fork is ours
             _reseed()
             end = self.answer(run, started_at)
             self.words[self.base + SENDING] = count
@@ -433,7 +447,7 @@ def settle(link: Link, setup: Setup, gpu_ids: tuple[str, ...]) -> None:
         os.setsid()  # a spawned one leads its session already
     die_with_parent()
     survive_signals()
-    os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_default_signals)
+    os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_after_fork)
     with suppress(OSError), open("/proc/self/comm", "w") as file:
         file.write(f"windlass-slot{link.row}")
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
@@ -470,12 +484,33 @@ def _release_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SURVIVED)
 
 
-def _default_signals() -> None:
-    """In processes that user code forks: terminate() must work on them."""
+def _after_fork() -> None:
+    """In processes that user code forks: they are no slots, and terminate() must work on them."""
+    STATE.forked = True
     for number in _SURVIVED:
         if signal.getsignal(number) is _ignored:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     _release_signals()
+
+
+def end_forked(error: BaseException | None) -> NoReturn:
+    """In a process that a call's function forked, when it leaves the function: end as a program would, for the answer is the parent's."""
+    status: object = 0
+    try:
+        if isinstance(error, SystemExit):
+            status = error.code
+            if status is not None and not isinstance(status, int):
+                print(status, file=sys.stderr)
+                status = 1
+        elif error is not None:
+            status = 1
+            import traceback
+
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status & 0xFF if isinstance(status, int) else 0)
 
 
 def main(arguments: list[str]) -> int:

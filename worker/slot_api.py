@@ -36,6 +36,8 @@ class SlotState:
         self.has_context = False
         self.run: CallRun | None = None
         self.started_at = 0.0
+        #: This process was forked by a call's function: it must not answer in the slot's place.
+        self.forked = False
 
 
 #: The one state of this process; written by `windlass.worker.slot` only.

@@ -254,7 +254,15 @@ class SlotSet:
             if length & NOTE:
                 self._on_slot_says(slot, self._decode_note(frame))
                 continue
-            call = decode(frame)
+            try:
+                call = decode(frame)
+            except msgspec.MsgspecError as error:
+                unreadable = _unreadable(frame, error)
+                if unreadable is None:  # a function has written into the slot's connection: nothing after it can be believed
+                    slot.rest = b""
+                    kill_tree(slot.pid)
+                    break
+                call = unreadable
             key = (call.call, call.attempt)
             if key not in outstanding:
                 continue
@@ -262,7 +270,8 @@ class SlotSet:
             if self._kills:
                 self._as_asked(call)
             ends.append(call)
-        slot.rest = bytes(data[position:])
+        else:
+            slot.rest = bytes(data[position:])
         if ends:
             self._early_deaths = 0
             self._owner.ended(ends)
@@ -448,3 +457,16 @@ class SlotSet:
             self.outstanding.clear()
             self._owner.lost(lost)
         self.check_drained()
+
+
+def _unreadable(frame: memoryview, error: Exception) -> CallEnd | None:
+    """The end of a call whose answer has wrong types in it, as happens when a function has replaced what the slot uses; None: no answer."""
+    try:
+        call, attempt = msgspec.msgpack.decode(frame, type=list[Any])[:2]
+    except (msgspec.MsgspecError, ValueError):
+        return None
+    if type(call) is not int or type(attempt) is not int:
+        return None
+    now = time.time()
+    text = f"the function has changed something that its slot needs, so that its answer cannot be read: {error}"
+    return CallEnd(CallId(call), attempt, BAD_CALL, started_at=now, ready_at=now, ended_at=now, detail=EndDetail(text=text))

@@ -311,7 +311,11 @@ class _Served(_Stream):
         self._answer(self._name, trouble)
 
     async def _adopt(self, message: PutObject) -> None:
-        self._answer(message.name, await _adopt(self._server.store, ObjectRef(message.name, message.size), message.path))
+        if message.name.startswith("r-") and os.path.basename(message.path) == message.name:
+            trouble = await _adopt(self._server.store, ObjectRef(message.name, message.size), message.path)
+        else:  # not any file of the user's, which could be fetched then; and not what must be hashed to be believed
+            trouble = f"{message.path} is not the file of a result"
+        self._answer(message.name, trouble)
 
     def _answer(self, name: ObjectName, trouble: str) -> None:
         answer = frame(encode_one(ObjectMissing(name, trouble) if trouble else ObjectStored(name)))

@@ -104,8 +104,6 @@ class Defined:
     definition: FunctionDef
     #: What it needs hoisted, as far as can be told.
     imports: tuple[ImportSpec, ...]
-    #: Always False: generator functions are refused.
-    is_generator: bool
     #: None where it cannot be told, as for some builtins.
     signature: inspect.Signature | None
     #: Names of its positional parameters, for `windlass.pickling.pack_call`.
@@ -225,7 +223,6 @@ def _defined(fn: Any, look: Look, code: tuple[ObjectRef, ...], put: Put, kept: _
     return Defined(
         FunctionDef(name, function_name(fn), b"" if large else look.blob, put(look.blob) if large else None, code),
         look.imports,
-        False,
         signature,
         tuple(one.name for one in signature.parameters.values() if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD))
         if signature

@@ -8,8 +8,8 @@ the other side (the acknowledgement), and a list of messages.  `windlass.session
 cut, so each message arrives exactly once and in order for as long as both processes live.
 
 Three roles speak to the manager: ``worker``, ``factory`` and ``client`` (the program, the command line).  Each role has one union of
-messages that it may say and one that it may hear; a decoder made for a role accepts nothing else.  The in-process client hands over the
-same records without encoding them.
+messages that it may say and one that it may hear; a decoder made for a role accepts nothing else.  The program's own client hands its
+records over without encoding them: `CallSpec`, and the messages that say "in the program".
 
 Arguments and results are opaque ``payload`` bytes here: they are pickled and unpickled at the ends (`windlass.pickling`), never on a
 manager's or worker's event loop.  Buffers over `OUT_OF_BAND_BYTES` are *objects*: files with a content name that travel over
@@ -151,7 +151,7 @@ class CallOptions(Record, frozen=True):
 
 
 class CallSpec(msgspec.Struct, array_like=True, gc=False):
-    """A call as the client hands it to the manager."""
+    """A call as the client hands it to the manager, in the program."""
 
     call: CallId
     library: LibraryId
@@ -239,7 +239,7 @@ class WorkerInfo(Record, frozen=True):
 
 
 class HeldCall(Record, frozen=True):
-    """A call that a worker holds, told when a session is taken up by a manager that does not know it."""
+    """One attempt of a call that a worker holds, or held."""
 
     call: CallId
     attempt: int
@@ -514,7 +514,7 @@ class PilotSeen(Record, frozen=True):
 
 
 class Demand(Message, frozen=True):
-    """Manager → factory, when it changes and every few seconds: what could be used now."""
+    """Manager → factory, when it changes: what could be used now."""
 
     shapes: tuple[Shape, ...]
     pilots: tuple[PilotSeen, ...] = ()
@@ -544,6 +544,8 @@ class PoolOffer(Record, frozen=True):
     backend: str = ""
     #: Where the manager must listen for its pilots: an interface, a network, an address, `HOST`; "": loopback will do.
     listen: str = ""
+    #: It is paused and has no pilot that could still come: it is as if it were not there.
+    spent: bool = False
 
 
 class PilotEnded(Record, frozen=True):
@@ -571,32 +573,26 @@ class PoolReport(Message, frozen=True):
 # ---------------------------------------------------------------- client
 
 
-class SubmitCalls(Message, frozen=True):
-    """Client → manager: queue these."""
-
-    calls: list[CallSpec]
-
-
 class CancelSubmitted(Message, frozen=True):
-    """Client → manager: cancel these calls, whatever their state."""
+    """Client → manager, in the program: cancel these calls, whatever their state."""
 
     calls: tuple[CallId, ...]
 
 
 class InstallLibrary(Message, frozen=True):
-    """Client → manager: this version of a library is there to be called."""
+    """Client → manager, in the program: this version of a library is there to be called."""
 
     spec: LibrarySpec
 
 
 class RemoveLibrary(Message, frozen=True):
-    """Client → manager: no more calls of this version will come; end its instances when its calls have ended."""
+    """Client → manager, in the program: no more calls of this version will come; end its instances when its calls have ended."""
 
     library: LibraryId
 
 
 class DefineFunctions(Message, frozen=True):
-    """Client → manager: functions that calls of this client name."""
+    """Client → manager, in the program: functions that calls will name."""
 
     functions: tuple[FunctionDef, ...]
 
@@ -612,7 +608,7 @@ class CallAttempt(Record, frozen=True):
 
 
 class CallDone(msgspec.Struct, array_like=True, gc=False):
-    """Manager → client: a call has its one end."""
+    """Manager → client, in the program: a call has its one end."""
 
     #: `end.outcome` as above, or one of the manager's own: see `windlass.manager.calls`.
     end: CallEnd
@@ -623,12 +619,6 @@ class CallDone(msgspec.Struct, array_like=True, gc=False):
     attempts: tuple[CallAttempt, ...] = ()
 
 
-class CallsDone(Message, frozen=True):
-    """Manager → client: these calls have ended."""
-
-    calls: list[CallDone]
-
-
 class GetStatus(Message, frozen=True):
     """Client → manager: how do things stand?"""
 
@@ -637,12 +627,6 @@ class Status(Message, frozen=True):
     """Manager → client: answer to `GetStatus`; ``json`` is the documented status object."""
 
     json: bytes
-
-
-class Shutdown(Message, frozen=True):
-    """Client → manager: send all workers away and end."""
-
-    reason: str
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):
@@ -679,7 +663,8 @@ FromWorker = (
 )
 ToFactory = Demand | Leave
 FromFactory = PoolReport | ReleasePilots | Goodbye
-ToClient = CallsDone | Status | Leave
-FromClient = SubmitCalls | CancelSubmitted | InstallLibrary | RemoveLibrary | DefineFunctions | GetStatus | Shutdown | Goodbye
+# Over a connection a client may look, and no more: calls, libraries and functions are the program's own, which hands them over in its process.
+ToClient = Status
+FromClient = GetStatus | Goodbye
 FromData = GetObject | PutObject
 ToData = ObjectHead | ObjectStored | ObjectMissing

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     Put = Callable[[Buffer], ObjectRef]
     OpenObject = Callable[[ObjectName], memoryview]
 
+#: Spans of a call, beside its stream: all are named in one message of at most `MAX_FRAME_BYTES`, 45 bytes each.
+SPANS_MOST: Final = 8192
 #: Values of exactly these types name nothing, so plain pickle is right for them.
 _SCALARS: Final = frozenset({int, float, str, bool, bytes, complex, type(None)})
 _BUFFERS: Final = frozenset({bytes, bytearray})
@@ -198,7 +200,8 @@ def _pickled(
     buffers: list[PickleBuffer] = []
 
     def keep_in_band(buffer: PickleBuffer) -> bool:
-        if (in_band or buffer.raw().nbytes < OUT_OF_BAND_BYTES) and not any(buffer is marker for marker in skip):
+        small = in_band or buffer.raw().nbytes < OUT_OF_BAND_BYTES or len(buffers) >= SPANS_MOST
+        if small and not any(buffer is marker for marker in skip):
             return True
         buffers.append(buffer)
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from windlass.errors import Rejected
+from windlass.errors import OverLimit, Rejected
 from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, PilotState, Tag
 from windlass.factory.local import LocalBackend
 from windlass.factory.processes import tail_of, trim_log
@@ -106,6 +107,24 @@ def test_a_walltime_ends_a_pilot(local: Local, make_request: MakeRequest) -> Non
 def test_a_program_that_is_not_there_is_refused(local: Local, make_request: MakeRequest) -> None:
     with pytest.raises(Rejected, match=r"cannot start /no/such/python: No such file or directory"):
         local.submit(make_request("", command=("/no/such/python",)))
+    assert local.backend.query() == []
+
+
+def test_a_process_that_cannot_be_watched_does_not_stay(
+    local: Local, make_request: MakeRequest, gone: Gone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has started, and then there is no descriptor to watch it by: the submission has failed, so nothing of it may run."""
+    pids: list[int] = []
+
+    def none_left(pid: int) -> int:
+        pids.append(pid)
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pidfd_open", none_left)
+        with pytest.raises(OverLimit, match="too many open files"):
+            local.submit(make_request("import time; time.sleep(60)"))
+    gone(pids[0])
     assert local.backend.query() == []
 
 

@@ -64,6 +64,7 @@ def schedd(standin: Any, tmp_path: Path, nothing_left_running: None) -> Iterator
 
 
 MakeBackend = Callable[..., HTCondorBackend]
+TAG = Tag("f1", "m1")
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def make_backend(schedd: Schedd, tmp_path: Path) -> Iterator[MakeBackend]:
     """Makes a backend on the schedd, opened unless ``tag`` is None; what it left is removed in the end."""
     made: list[HTCondorBackend] = []
 
-    def make(tag: Tag | None = Tag("f1", "m1"), **options: Any) -> HTCondorBackend:
+    def make(tag: Tag | None = TAG, **options: Any) -> HTCondorBackend:
         backend = HTCondorBackend(schedd.helper, **{"collector": schedd.place, "query_interval": 0.01, **options})
         if tag is not None:
             backend.open(tag, tmp_path / "pilots", lambda: None)

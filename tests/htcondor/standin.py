@@ -121,7 +121,7 @@ OWN_KEYS = frozenset({
     "universe", "executable", "arguments", "environment", "initialdir", "output", "error", "batch_name", "request_cpus", "request_memory",
     "request_gpus", "request_disk", "should_transfer_files", "when_to_transfer_output", "transfer_output_files", "transfer_input_files",
     "requirements", "kill_sig", "job_max_vacate_time", "want_graceful_removal", "periodic_remove", "leave_in_queue", "container_image",
-    "accounting_group",
+    "accounting_group", "hold",
 })
 # fmt: on
 
@@ -140,6 +140,8 @@ class Job:
     pidfd: int = -1
     scratch: Path = Path()
     kill_at: float | None = None
+    #: Reconnections that the queue does not know of yet.
+    reconnections: int = 0
     #: What its end leads to: "removed", "idle", "held"; "": the history, as it ended.
     then: str = ""
 
@@ -180,6 +182,8 @@ class StandIn:
             return {"error": str(error)}
 
     def do_submit(self, words: dict[str, str], count: int) -> dict[str, int]:
+        if "$$(DOLLAR)" in words.get("initialdir", "") or not Path(words.get("initialdir", "/").replace("$(DOLLAR)", "$")).is_dir():
+            raise SubmitError(f"Failed to create job ad, errmsg=Submit:-1:No such directory: {words['initialdir']}")
         if words.get("universe") not in ("vanilla", "container"):
             raise SubmitError(f"Failed to create job ad, errmsg=Submit:-1:I don't know about the '{words['universe']}' universe.\n")
         if not words.get("executable"):
@@ -218,7 +222,20 @@ class StandIn:
                     ad[name.removeprefix("+").partition(".")[2] or name.removeprefix("+")] = evaluate(value, {})
             job = Job(ad, own)
             self.jobs[job.key] = job
+            if own.get("spooled") == "true":
+                self._hold(job, "Spooling input data files", 16, 0)
+            elif own.get("hold") == "true":
+                self._hold(job, "submitted on hold at user's request", 15, 0)
         return {"cluster": self.clusters, "first": 0, "count": count}
+
+    def do_spool(self, cluster: int) -> None:
+        """The files of the jobs are uploaded: they are released."""
+        for job in [job for job in self.jobs.values() if job.ad["ClusterId"] == cluster]:
+            missing = [path for path in job.words.get("transfer_input_files", "").split(", ") if path and not Path(path).is_file()]
+            if missing:
+                text = f"reading from file {missing[0]}: (errno 2) No such file or directory"
+                raise SubmitError(f"DCSchedd::spoolJobFiles:7002:File transfer failed for target job {job.key}: {text}")
+            self._to(job, 1)
 
     def do_query(self, constraint: str, projection: list[str]) -> list[dict[str, Any]]:
         for job in list(self.jobs.values()):
@@ -271,10 +288,11 @@ class StandIn:
         self._tell(found, "idle")
 
     def do_reconnect(self, job: str) -> None:
-        """As after a restart of the schedd: another shadow, the same process."""
-        ad = self.jobs[job].ad
-        ad["NumShadowStarts"] += 1
-        ad["NumJobReconnects"] = ad.get("NumJobReconnects", 0) + 1
+        """As after a restart of the schedd: another shadow, the same process. The queue counts the reconnection late."""
+        found = self.jobs[job]
+        found.ad["NumShadowStarts"] += 1
+        found.ad["ShadowBday"] = int(time.time()) + 1
+        found.reconnections += 1
 
     def do_set(self, **what: Any) -> None:
         """Change what tests may ask for."""
@@ -305,7 +323,8 @@ class StandIn:
         now = int(time.time())
         self.slots += 1
         starts = job.ad.get("NumShadowStarts", 0)
-        self._to(job, 2, RemoteHost=f"slot1_{self.slots}@{MACHINE}", NumShadowStarts=starts + 1, JobCurrentStartDate=now)
+        host = f"slot1_{self.slots}@{MACHINE}"
+        self._to(job, 2, RemoteHost=host, NumShadowStarts=starts + 1, JobCurrentStartDate=now, ShadowBday=now)
         job.ad.setdefault("JobStartDate", now)
         for name in ("VacateReason", "VacateReasonCode"):
             job.ad.pop(name, None)
@@ -396,6 +415,9 @@ class StandIn:
         job.process, job.kill_at = None, None
         self._off(job, True)
         job.ad |= {"MemoryUsage": {"expr": "((ResidentSetSize + 1023) / 1024)"}, "ResidentSetSize": 7500}
+        if job.reconnections:
+            job.ad["NumJobReconnects"] = job.ad.get("NumJobReconnects", 0) + job.reconnections
+            job.reconnections = 0
         then, job.then = job.then, ""
         if then:
             job.ad |= {"ExitBySignal": True, "ExitSignal": 15}
@@ -619,10 +641,16 @@ class Schedd:
         for name in description:
             if name.lower() not in OWN_KEYS and not name.lower().startswith(("my.", "+")):
                 warnings.warn(f"the line '{name} = {description[name]}' was unused by submit. Is it a typo?", stacklevel=2)
-        return Result(ask_schedd(self.place, {"do": "submit", "words": dict(description), "count": count or 1}))
+        words = {**description, "spooled": "true"} if spool else dict(description)
+        return Result(ask_schedd(self.place, {"do": "submit", "words": words, "count": count or 1}))
+
+    def spool(self, result: Result) -> None:
+        ask_schedd(self.place, {"do": "spool", "cluster": result.cluster()})
 
     def act(self, action: JobAction, which: list[str] | str, reason: tuple[str, int] | str | None = None) -> ClassAd:
         # A plain string is dropped, as in 25.14.1.
+        if isinstance(which, list) and not all(re.fullmatch(r"\d+\.\d+", one) for one in which):
+            which = " || ".join(f"ClusterId == {one}" for one in which)
         text, code = reason if isinstance(reason, tuple) else ("Python-initiated action" if reason is None else "", 0)
         return ClassAd(ask_schedd(self.place, {"do": "act", "action": action.name, "which": which, "reason": [text, code]}))
 

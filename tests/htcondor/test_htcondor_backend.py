@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -173,7 +175,7 @@ def test_warnings_of_the_submit_language_are_logged(
     make_backend: MakeBackend, request_of: RequestOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A misspelt submit command is not refused by HTCondor, so that somebody must say it."""
-    backend = make_backend(directives={"acounting_group": "physics"})
+    backend = make_backend(extra_directives={"acounting_group": "physics"})
     with caplog.at_level(logging.WARNING, "windlass.factory"):
         backend.submit(request_of(), 1)
     assert "HTCondor says to submit: the line 'acounting_group = physics' was unused" in caplog.text
@@ -276,7 +278,7 @@ def test_a_held_pilot_says_why_and_can_be_removed(backend: HTCondorBackend, requ
 
 
 def test_a_missing_input_holds_a_pilot_at_its_start(make_backend: MakeBackend, request_of: RequestOf, until: Until, tmp_path: Path) -> None:
-    backend = make_backend(directives={"transfer_input_files": str(tmp_path / "absent")})
+    backend = make_backend(extra_directives={"transfer_input_files": str(tmp_path / "absent")})
     [job] = backend.submit(request_of(), 1)
     state = until(backend, listed(job, Listed.HELD))[job]
     assert state.reason.startswith("Transfer input files failure")
@@ -298,6 +300,22 @@ def test_pilots_keep_away_from_nodes_where_pilots_die(backend: HTCondorBackend, 
     backend.cancel_all()
 
 
+def test_files_are_uploaded_to_a_schedd_on_another_machine(make_backend: MakeBackend, request_of: RequestOf, until: Until) -> None:
+    backend = make_backend(files="transfer", spool=True)
+    [job] = backend.submit(request_of("exit 3"), 1)
+    assert until(backend, listed(job, Listed.ENDED))[job].exit_status == 3
+
+
+def test_pilots_whose_files_cannot_be_uploaded_do_not_stay(
+    make_backend: MakeBackend, request_of: RequestOf, until: Until, tmp_path: Path
+) -> None:
+    """HTCondor keeps such jobs on hold, waiting for their files, for ever."""
+    backend = make_backend(files="transfer", spool="yes", extra_directives={"transfer_input_files": str(tmp_path / "absent")})
+    with pytest.raises(Rejected, match="spoolJobFiles.*absent: "):
+        backend.submit(request_of(), 3)
+    assert backend.query() == []
+
+
 # ---------------------------------------------------------------- what the schedd refuses, and does not answer
 
 
@@ -306,7 +324,7 @@ def test_a_limit_on_jobs_is_no_refusal(backend: HTCondorBackend, request_of: Req
     with pytest.raises(OverLimit, match="expected next ProcId to be 3, but Schedd says -3"):
         backend.submit(request_of(), 4)
     backend.submit(request_of(), 3)
-    with pytest.raises(OverLimit, match="MAX_JOBS_SUBMITTED exceeded. Current=3, Limit=3"):
+    with pytest.raises(OverLimit, match=r"MAX_JOBS_SUBMITTED exceeded\. Current=3, Limit=3"):
         backend.submit(request_of(), 1)
     backend.cancel_all()
 
@@ -389,7 +407,7 @@ def test_a_schedd_that_is_down_is_silence_with_a_text(make_backend: MakeBackend,
 
 
 def test_a_schedd_that_nobody_knows_is_named(make_backend: MakeBackend) -> None:
-    with pytest.raises(Unreachable, match="there is no schedd absent in pool .*; condor_status -schedd lists those that are there"):
+    with pytest.raises(Unreachable, match=r"there is no schedd absent in pool .*; condor_status -schedd lists those that are there"):
         make_backend(schedd="absent").query()
 
 
@@ -398,6 +416,64 @@ def test_closing_ends_the_helper_and_may_be_done_twice(backend: HTCondorBackend)
     backend.close()
     backend.close()
     assert [child for child in psutil.Process().children() if "helper" in child.cmdline()] == []
+
+
+# ---------------------------------------------------------------- for the command line
+
+
+def test_all_pilots_of_the_user_are_found_and_can_be_ended_without_a_factory(
+    make_backend: MakeBackend, request_of: RequestOf, until: Until, schedd: Any
+) -> None:
+    schedd.tell("set", frozen=True)
+    first, second = make_backend(Tag("f1", "m1")), make_backend(Tag("f2", "m2"))
+    [*jobs] = [*first.submit(request_of(), 1), *second.submit(request_of(), 1)]
+    bare = make_backend(None)
+    found = bare.find()
+    assert [(tag, state.job, state.listed) for tag, state in found] == [
+        (Tag("f1", "m1"), jobs[0], Listed.QUEUED),
+        (Tag("f2", "m2"), jobs[1], Listed.QUEUED),
+    ]
+    bare.cancel(jobs)
+    assert bare.find() == []
+    bare.close()
+
+
+def test_a_probe_is_submitted_held_and_removed(make_backend: MakeBackend, request_of: RequestOf, schedd: Any) -> None:
+    bare = make_backend(None)
+    assert bare.probe(request_of()) == "1.0"
+    [ad] = schedd.tell("history", constraint="true", projection=[], match=-1, since=None)
+    assert (ad["HoldReasonCode"], ad["JobStatus"], ad.get("NumShadowStarts")) == (15, 3, None)
+    with pytest.raises(Rejected, match="nodes=2"):
+        bare.probe(request_of(nodes=2))
+    bare.close()
+
+
+def test_a_template_of_the_users_takes_the_place_of_ours(
+    make_backend: MakeBackend, request_of: RequestOf, until: Until, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.sh.j2"
+    own.write_text('{% extends "htcondor.sh.j2" %}{% block launch %}echo "own: $WINDLASS_PILOT" >&2; exit 1{% endblock %}')
+    backend = make_backend(template=own)
+    [job] = backend.submit(request_of(), 1)
+    until(backend, listed(job, Listed.ENDED))
+    assert backend.tail(job) == f"own: {job}"
+    own.write_text("{{ nonsense }}")
+    with pytest.raises(Rejected, match="'nonsense' is undefined"):
+        backend.submit(request_of(), 1)
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.parametrize("options", [{}, {"files": "transfer"}, {"files": "transfer", "environment": __file__}])
+def test_shellcheck_finds_nothing_in_the_script(
+    make_backend: MakeBackend, request_of: RequestOf, options: dict[str, str], tmp_path: Path
+) -> None:
+    request = request_of(
+        setup=("module load python",), env=(("A", "b c"),), command=("python3", "-m", "x", "--connection", "/m/pilot.json")
+    )
+    text = make_backend(None, **options).describe(request, 1)
+    script = tmp_path / "script.sh"
+    script.write_text(text.partition(" is:\n")[2])
+    subprocess.run(["shellcheck", str(script)], check=True)
 
 
 # ---------------------------------------------------------------- options
@@ -426,12 +502,13 @@ def test_the_options_of_a_pool_are_these() -> None:
         "collector",
         "requirements",
         "attributes",
-        "directives",
+        "extra_directives",
         "container_image",
         "disk",
         "files",
         "environment",
         "spool",
+        "template",
         "query_interval",
         "command_timeout",
     }
@@ -444,16 +521,17 @@ def test_the_options_of_a_pool_are_these() -> None:
         ({"environment": "e.tar.gz"}, "give files='transfer' as well"),
         ({"environment": "/absent.tar.gz", "files": "transfer"}, "is not a file; give an archive made by conda-pack"),
         (
-            {"directives": {"executable": "x"}},
-            "directives= has 'executable', which Windlass writes itself; use the option setup= and python=",
+            {"extra_directives": {"executable": "x"}},
+            "extra_directives= has 'executable', which Windlass writes itself; use the option setup= and python=",
         ),
-        ({"directives": {"Request_Cpus": "x"}}, "use the option cores="),
-        ({"directives": "nonsense"}, "is no submit command"),
-        ({"directives": [3]}, "is not a mapping"),
-        ({"directives": {"a": "1\nqueue 5"}}, "several lines"),
+        ({"extra_directives": {"Request_Cpus": "x"}}, "use the option cores="),
+        ({"extra_directives": "nonsense"}, "is no submit command"),
+        ({"extra_directives": [3]}, "is not a mapping"),
+        ({"extra_directives": {"a": "1\nqueue 5"}}, "several lines"),
         ({"attributes": {"a b": 1}}, "is no attribute of a job"),
         ({"attributes": {"a": object()}}, "is no value for an attribute"),
         ({"requirements": "a\nqueue"}, "several lines"),
+        ({"template": "/absent.j2"}, "template='/absent.j2': there is no such file"),
         ({"disk": "much"}, "disk='much'"),
         ({"command_timeout": 0}, "is not a time"),
         ({"query_interval": "soon"}, "query_interval='soon'"),

@@ -8,6 +8,7 @@ import pytest
 
 from windlass.manager.calls import LIBRARY_FAILED, LOST, NOT_POSSIBLE, TOO_LONG
 from windlass.manager.core import CRASHES_MOST, Core
+from windlass.manager.dispatch import LINGER_SECONDS
 from windlass.messages import (
     CANCELLED,
     DIED,
@@ -426,6 +427,79 @@ def test_a_library_that_crashes_at_start_is_tried_a_few_times(bench: Bench) -> N
     assert "signal 11" in bench.text(call)
 
 
+def test_a_library_whose_slots_die_before_their_first_answer_cannot_start(bench: Bench) -> None:
+    """The zygote is ready each time, and then its slots crash, say in the context function. That it was ready does not make it a library
+    that can start: only an answer does."""
+    library = bench.library()
+    [call] = bench.submit(library)
+    bench.worker()
+    for _ in range(CRASHES_MOST):
+        assert call not in bench.done
+        instance = InstanceId(bench.serve())
+        bench.heard()
+        bench.say("w1", LibraryFailed(instance, "crash", "3 slots in a row ended before they had run a call", at_start=True))
+    assert bench.outcome(call) == LIBRARY_FAILED
+    assert "3 slots in a row" in bench.text(call)
+
+
+def test_installing_a_failed_library_again_tries_again(bench: Bench) -> None:
+    """Its user has mended the node or the environment; the library itself is the same."""
+    library = bench.library()
+    bench.worker()
+    [call] = bench.submit(library)
+    [start] = bench.heard()
+    assert isinstance(start, StartLibrary)
+    bench.say("w1", LibraryFailed(start.instance, "import", "there is no module named rare"))
+    assert bench.outcome(call) == LIBRARY_FAILED
+    [call] = bench.submit(library)
+    assert bench.outcome(call) == LIBRARY_FAILED, "at once"
+    assert bench.library() == library
+    [call] = bench.submit(library)
+    bench.serve()
+    [run] = bench.runs()
+    bench.end(run)
+    assert bench.outcome(call) == RETURNED
+
+
+def test_a_library_that_has_answered_may_lose_its_zygote_again_and_again(bench: Bench) -> None:
+    """What ran is charged with it, what waited is not."""
+    library = bench.library()
+    bench.worker()
+    for _ in range(3 * CRASHES_MOST):
+        [call] = bench.submit(library)
+        instance = InstanceId(bench.serve())
+        [run] = bench.runs()
+        bench.end(run, DIED)
+        assert bench.outcome(call) == DIED
+        bench.say("w1", LibraryFailed(instance, "crash", "the zygote was killed by signal 9", at_start=False))
+    [call] = bench.submit(library)
+    bench.serve()
+    assert [run.call for run in bench.runs()] == [call]
+
+
+def test_a_library_that_serves_elsewhere_is_not_failed_by_one_bad_node(bench: Bench) -> None:
+    """It is not started there any more; calls go where it serves."""
+    library = bench.library()
+    bench.worker("good")
+    first = bench.submit(library, 1)
+    bench.serve("good")
+    [run] = bench.runs("good")
+    bench.end(run, worker="good", seconds=100.0)
+    bench.worker("bad")
+    calls = bench.submit(library, 6)
+    for _ in range(CRASHES_MOST):
+        start = next(message for message in bench.heard("bad") if isinstance(message, StartLibrary))
+        bench.say("bad", LibraryFailed(start.instance, "crash", "no space left on device"))
+    assert not any(isinstance(message, StartLibrary) for message in bench.heard("bad"))
+    ended = {*first}
+    while runs := bench.runs("good"):
+        for run in runs:
+            bench.end(run, worker="good", seconds=100.0)
+            ended.add(run.call)
+    assert ended == {*first, *calls}
+    assert not any(bench.outcome(call) != RETURNED for call in ended)
+
+
 def test_another_python_refuses_the_instance_and_another_worker_serves(bench: Bench) -> None:
     library = bench.library()
     bench.worker("old")
@@ -610,6 +684,30 @@ def test_the_batch_systems_word_ends_a_cut_session_at_once(bench: Bench) -> None
     assert not bench.core.workers
 
 
+def test_a_pilot_that_ended_is_lost_as_soon_as_its_connection_is(bench: Bench) -> None:
+    """When a node dies the batch system may say so while the connection still looks alive. It says so once: there is no grace to wait for
+    when the connection is cut."""
+    library = bench.library()
+    bench.offer()
+    bench.worker("w1")
+    bench.submit(library)
+    bench.serve()
+    [first] = bench.runs()
+    offer = PoolOffer(PoolName("pool"), Resources(2.0))
+    bench.core.pools_reported("factory", PoolReport((offer,), (PilotEnded(PilotId("pilot-w1"), "node failure"),)), bench.now)
+    bench.step()
+    assert WorkerId("w1") in bench.core.workers, "an answer may be on its way"
+    bench.worker("w2")
+    bench.core.worker_cut(WorkerId("w1"), bench.now)
+    bench.step()
+    assert WorkerId("w1") not in bench.core.workers
+    bench.serve("w2")
+    [again] = bench.runs("w2")
+    assert (again.call, again.attempt) == (first.call, 2)
+    bench.end(again, worker="w2")
+    assert "node failure" in bench.done[first.call].attempts[0].outcome
+
+
 def test_released_pilots_drain(bench: Bench) -> None:
     bench.worker()
     bench.core.release([PilotId("pilot-w1")], PoolName("pool"), "not needed", bench.now)
@@ -630,8 +728,29 @@ def test_a_removed_library_ends_its_instances_after_its_calls(bench: Bench) -> N
     [stop] = bench.heard()
     assert isinstance(stop, StopLibrary)
     bench.say("w1", LibraryStopped(stop.instance))
+    bench.step(LINGER_SECONDS)
     assert library not in bench.core.libraries
     assert bench.outcome(call) == RETURNED
+
+
+def test_a_call_that_crosses_with_the_removal_of_its_library_runs(bench: Bench) -> None:
+    """One thread of the program replaces a library while another has just chosen the old version for a call. The old version is forgotten
+    only when no such call can be on its way any more."""
+    library = bench.library()
+    bench.worker()
+    bench.core.remove(library, bench.now)
+    bench.step()
+    [call] = bench.submit(library)
+    bench.serve()
+    [run] = bench.runs()
+    bench.end(run)
+    assert bench.outcome(call) == RETURNED
+    instance = next(message.instance for message in bench.heard() if isinstance(message, StopLibrary))
+    bench.say("w1", LibraryStopped(instance))
+    bench.step(LINGER_SECONDS - 1)
+    assert library in bench.core.libraries
+    bench.step(2)
+    assert not bench.core.libraries
 
 
 def test_functions_are_sent_once_per_worker_before_their_first_call(bench: Bench) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import pickle
 import sys
 import textwrap
@@ -11,11 +12,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from windlass.errors import UnknownName, UsageError
 from windlass.manager.library import Library
-from windlass.messages import ImportSpec, LibrarySpec, Resources
+from windlass.messages import MAX_FRAME_BYTES, ImportSpec, InstanceId, LibrarySpec, Resources, StartLibrary
 from windlass.objects import ObjectStore
 
 
@@ -181,6 +183,26 @@ class TestSpec:
         spec = Library("lib", lambda: 1, Adder(2)).spec(store.put)
         assert [each.name for each in spec.functions] == ["lambda_1", "Adder"]
         assert len({each.id for each in spec.functions}) == 2
+
+    def test_functions_that_together_are_too_large_for_a_message_travel_as_objects(self, store: ObjectStore) -> None:
+        """Each alone is small enough; the record of all of them, with a context of the largest size beside it, must fit one frame."""
+
+        def holding(number: int) -> Callable[[], int]:
+            data = os.urandom(40_000)
+            function = lambda: len(data)  # noqa: E731
+            function.__name__ = f"f{number}"
+            return function
+
+        functions = [holding(number) for number in range(40)]
+        spec = Library("lib", *functions, double, context=(start, [b"x" * 520_000])).spec(store.put)
+        assert len(msgspec.msgpack.encode(StartLibrary(InstanceId(1), spec, 2))) < MAX_FRAME_BYTES
+        for each in spec.functions:
+            assert (each.object is None) == bool(each.blob)
+            blob = each.blob if each.object is None else store.open(each.object.name)
+            function = pickle.loads(blob)
+            assert (function(2) == 4) if each.name == "double" else (function() == 40_000)
+        assert Library("lib", *functions).spec(store.put).id == Library("lib", *functions).spec(store.put).id
+        assert all(each.object is None for each in Library("lib", *functions[:2], double).spec(store.put).functions)
 
     def test_automatic_imports_are_found_and_explicit_ones_come_first(self, store: ObjectStore) -> None:
         automatic = Library("lib", encoded).spec(store.put)

@@ -147,7 +147,9 @@ def test_pools_of_a_factory_that_is_gone_for_good_are_forgotten(manager: Manager
 
 
 @pytest.mark.parametrize("where", ["submit", "tick", "pump"])
-def test_a_defect_on_the_managers_loop_ends_every_future(where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_defect_on_the_managers_loop_ends_every_future(
+    where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """An exception in the core leaves it in a state that nobody knows: rather than futures that never end, all end with a text that says
     what happened, and the log has the traceback."""
 

@@ -174,3 +174,27 @@ def test_on_the_same_host_objects_are_linked_and_not_sent(authority: Authority, 
             assert not both.client.shares_host
 
     asyncio.run(work())
+
+
+def test_the_manager_takes_by_path_nothing_but_results(authority: Authority, tmp_path: Path) -> None:
+    """A path comes from the network. Were any file of the user's taken in, whoever has a worker's certificate could fetch it afterwards;
+    and a content name is believed only after hashing. What is refused by path is sent as bytes, so nothing is lost."""
+
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            both.client.use_welcome(
+                Welcome("", 0, "m1", "0", store=str(both.theirs.folder), store_token=(both.theirs.folder / ".token").read_text())
+            )
+            private = tmp_path / "id_ed25519"
+            private.write_bytes(os.urandom(3000))
+            name = ObjectName("r-" + os.urandom(16).hex())
+            await both.client.put(name, private)
+            assert both.theirs.path(name).stat().st_ino != private.stat().st_ino
+            assert both.server.bytes_in == 3000
+            wrong = both.ours.folder / ("b3-" + "0" * 32)
+            wrong.write_bytes(b"other content")
+            with pytest.raises((ObjectGone, ConnectionError), match="damaged"):
+                await both.client.put(ObjectName(wrong.name), wrong)
+            assert not both.theirs.has(wrong.name)
+
+    asyncio.run(work())

@@ -158,7 +158,6 @@ def test_functions_of_all_kinds_can_be_called_elsewhere(function: Callable[..., 
     defined = define(function, store.put)
     assert defined.definition.name == name
     assert len(defined.definition.id) == 16
-    assert not defined.is_generator
     assert called_elsewhere(store, defined, 3) == result
 
 
@@ -527,4 +526,4 @@ def test_a_script_can_define_its_functions_and_run_elsewhere(tmp_path: Path, sto
     (tmp_path / "beside.py").write_text("def double(x): return 2 * x\n")
     made = subprocess.run([sys.executable, script, store.folder], capture_output=True, check=True).stdout
     definition = msgspec.msgpack.decode(made, type=FunctionDef)
-    assert called_elsewhere(store, Defined(definition, (), False, None), 4) == "Thing(108)"
+    assert called_elsewhere(store, Defined(definition, (), None), 4) == "Thing(108)"

@@ -166,6 +166,20 @@ def test_a_stream_that_is_large_itself_becomes_the_first_span(value: Any, store:
     assert pickling.unpack_result(payload, spans, store.open) == value
 
 
+def test_more_buffers_than_one_message_can_name_stay_in_the_stream(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each object is named in the call's message, which has a limit: what is beyond a number of them goes with the stream."""
+    monkeypatch.setattr(pickling, "SPANS_MOST", 3)
+    arrays = [np.full(BIG, number, dtype=np.uint8) for number in range(6)]
+    payload, spans = pickling.pack_result(arrays, store.put_result)
+    assert (payload, len(spans)) == (b"", 4), "the stream, and three buffers"
+    back = pickling.unpack_result(payload, spans, store.open)
+    assert [array.tobytes() for array in back] == [array.tobytes() for array in arrays]
+    payload, spans = pickling.pack_call((arrays,), {}, store.put)
+    assert (payload, len(spans)) == (b"", 4)
+    ((back,), _) = pickling.unpack_call(payload, spans, store.open)
+    assert [array.tobytes() for array in back] == [array.tobytes() for array in arrays]
+
+
 def test_just_below_the_limit_nothing_is_put() -> None:
     payload, spans = pickling.pack_result(b"x" * (BIG - 100), no_put)
     assert not spans

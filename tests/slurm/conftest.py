@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 import windlass
-from windlass.factory.backend import OWN_MACHINE, CommandLimits, Tag
+from windlass.factory.backend import OWN_MACHINE, CommandLimits, Listed, PilotRequest, PilotState, Tag
 from windlass.factory.slurm import SlurmBackend
+from windlass.messages import PoolName, Resources
 from windlass.testing import SlurmCluster
 
 #: States in which a job is out of the way.
@@ -63,21 +66,20 @@ def until() -> Callable[..., None]:
 @pytest.fixture
 def start_backend(slurm: SlurmCluster, tmp_path: Path) -> Iterator[Callable[..., SlurmBackend]]:
     """Makes and opens backends, and ends their pilots after the test."""
-    with ExitStack() as opened:
+    started: list[SlurmBackend] = []
 
-        def start(factory: str = "f", manager: str = "m", **options: Any) -> SlurmBackend:
-            backend = QuickSlurm(**options)
-            backend.open(Tag(factory, manager), tmp_path / "pilots", lambda: None)
-            opened.callback(_end, slurm, backend)
-            return backend
+    def start(factory: str = "f", manager: str = "m", **options: Any) -> SlurmBackend:
+        backend = QuickSlurm(**options)
+        backend.open(Tag(factory, manager), tmp_path / "pilots", lambda: None)
+        started.append(backend)
+        return backend
 
-        yield start
-
-
-def _end(cluster: SlurmCluster, backend: SlurmBackend) -> None:
-    backend.cancel_all()
-    wait_until("the backend's pilots have ended", lambda: not backend.find())
-    backend.close()
+    yield start
+    for backend in started:
+        backend.cancel_all()
+    for backend in started:
+        wait_until("the pilots have ended", lambda one=backend: not one.find())  # type: ignore[misc]
+        backend.close()
 
 
 @pytest.fixture
@@ -98,3 +100,62 @@ def start_factory(manager: windlass.Manager, slurm: SlurmCluster) -> Iterator[Ca
     with ExitStack() as factories:
         yield start
     wait_until("the pilots have ended", lambda: not live_jobs(slurm))
+
+
+@pytest.fixture
+def make_request() -> Callable[..., PilotRequest]:
+    """Makes a request whose pilots run a Python program instead of a worker; without one they wait to be ended."""
+
+    def make(body: str = "import time; time.sleep(600)", **changes: Any) -> PilotRequest:
+        command = (sys.executable, "-S", "-E", "-c", body)
+        request = PilotRequest(ticket="f-1", pool=PoolName("p"), command=command, resources=Resources(1.0), walltime=600.0, grace=1.0)
+        return replace(request, **changes)
+
+    return make
+
+
+class Listing:
+    """What a backend says of its pilots, asked until it is so."""
+
+    def __init__(self, backend: SlurmBackend) -> None:
+        self.backend = backend
+
+    def now(self) -> dict[str, PilotState]:
+        return {str(state.job): state for state in self.backend.query()}
+
+    def until(self, job: str, *listed: Listed, timeout: float = 30.0, seen: list[Listed] | None = None) -> PilotState:
+        """Wait until a pilot is listed so; what it was listed as on the way is added to ``seen``."""
+        end = time.monotonic() + timeout
+        while True:
+            state = self.now().get(job)
+            if seen is not None and state is not None and seen[-1:] != [state.listed]:
+                seen.append(state.listed)
+            if state is not None and state.listed in listed:
+                return state
+            assert time.monotonic() < end, f"{job} was never {listed}; last: {state}"
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def listing() -> type[Listing]:
+    """``listing(backend).until(job, Listed.RUNNING)``."""
+    return Listing
+
+
+@pytest.fixture(scope="module")
+def strict_cluster(slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """A cluster of two nodes with narrow limits, and a prolog that fails on nodes named in ``FOLDER/bad-nodes``."""
+    folder = tmp_path_factory.mktemp("strict")
+    prolog = folder / "prolog"
+    prolog.write_text(f'#!/bin/sh\n! grep -qs "^$SLURMD_NODENAME$" {folder}/bad-nodes\n')
+    prolog.chmod(0o755)
+    lines = {"MaxJobCount": "6", "MaxArraySize": "4", "Prolog": str(prolog)}
+    with SlurmCluster(folder, nodes=2, lines=lines) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def remembering_cluster(slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """A cluster of one node that forgets no job while tests run."""
+    with SlurmCluster(tmp_path_factory.mktemp("remembering"), nodes=1, lines={"MinJobAge": "600"}) as cluster:
+        yield cluster

@@ -1,0 +1,387 @@
+"""HTCondor's words, against ads that a real pool gave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from windlass.errors import OverLimit, Rejected, Unreachable, UsageError
+from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, Tag
+from windlass.factory.htcondor_words import (
+    OWN_COMMANDS,
+    Incarnation,
+    SubmitOptions,
+    checked_attributes,
+    checked_directives,
+    constraint_of,
+    constraint_of_jobs,
+    description,
+    history_state,
+    incarnation,
+    literal,
+    periodic_remove,
+    queue_state,
+    refusal,
+    submit_error,
+    submit_words,
+)
+from windlass.messages import PoolName, Resources
+
+#: Recorded on a real pool (25.14): label, by which call it came, the ad.
+SAMPLES = [json.loads(line) for line in (Path(__file__).parent / "data" / "htcondor" / "samples.jsonl").read_text().splitlines()]
+
+Ad = dict[str, Any]
+
+
+def sample(label: str) -> Ad:
+    """The first recorded ad of this label."""
+    return dict(next(one["ad"] for one in SAMPLES if one["label"] == label))
+
+
+# ---------------------------------------------------------------- ads
+
+
+def test_every_recorded_ad_is_read() -> None:
+    """As what it is labelled, and none is lost."""
+    expected = {
+        "just submitted": Listed.QUEUED,
+        "running": Listed.RUNNING,
+        "after remove": Listed.ENDED,
+        "held": Listed.HELD,
+        "held by user": Listed.HELD,
+        "finished": Listed.ENDED,
+        "idle": Listed.QUEUED,
+        "released": Listed.RUNNING,
+        "vacated while running": Listed.QUEUED,
+    }
+    read = 0
+    for one in SAMPLES:
+        if one["via"] in ("query", "history"):
+            state = (queue_state if one["via"] == "query" else history_state)(one["ad"])
+            assert state is not None
+            assert state.listed is expected[one["label"].rpartition(": ")[2]], one["label"]
+            assert state.job == f"{one['ad']['ClusterId']}.{one['ad']['ProcId']}"
+            read += 1
+    assert read == 19
+
+
+def test_a_running_job_tells_its_node() -> None:
+    state = queue_state(sample("running"))
+    assert state is not None
+    assert (state.job, state.node, state.restart, state.reason) == ("28.1", "vm", 0, "")
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        (
+            "missing executable: held",
+            "Error from slot1_1@vm: Failed to execute '/nonexistent/pilot' with arguments 20: (errno=2: 'No such file or directory')"
+            " (hold code 6/2)",
+        ),
+        (
+            "missing input: held",
+            "Transfer input files failure at access point vm while sending files to execution point slot1_2@vm. Details: 1 total failures:"
+            " first failure: reading from file /nonexistent/file: (errno 2) No such file or directory (hold code 13/2)",
+        ),
+        ("held by user", "testing (by user alice) (hold code 1/3)"),
+    ],
+)
+def test_a_held_job_says_why_with_its_codes(label: str, reason: str) -> None:
+    state = queue_state(sample(label))
+    assert state is not None
+    assert (state.listed, state.reason, state.node) == (Listed.HELD, reason, "vm")
+
+
+def test_a_job_whose_input_is_being_uploaded_is_held_and_yet_coming() -> None:
+    """``spool=True`` submits jobs on hold, and HTCondor releases them."""
+    state = queue_state(sample("held by user") | {"HoldReasonCode": 16, "HoldReason": "Spooling input data files"})
+    assert state is not None
+    assert (state.listed, state.reason) == (Listed.QUEUED, "Spooling input data files")
+
+
+def test_what_no_machine_has_is_told_apart_from_waiting() -> None:
+    waiting, impossible = queue_state(sample("impossible memory: just submitted")), queue_state(sample("impossible memory: idle"))
+    assert waiting is not None
+    assert impossible is not None
+    assert (waiting.reason, impossible.reason) == ("", "no match found")
+
+
+@pytest.mark.parametrize(
+    ("label", "changes", "end"),
+    [
+        ("exit 7: finished", {}, (Cause.EXIT, 2, "exit status 2")),  # as recorded: a shell that could not read its script
+        ("exit 7: finished", {"ExitBySignal": True, "ExitSignal": 9}, (Cause.SIGNAL, None, "ended by signal 9")),
+        ("exit 7: finished", {"ExitCode": None}, (Cause.UNKNOWN, None, "ended, and HTCondor does not say how")),
+        # The ad of a removed job says ExitSignal 15, which is not how the pilot ended.
+        ("after remove", {}, (Cause.CANCELLED, None, "scale down (by user alice)")),
+        (
+            "after remove",
+            {"RemoveReason": "The job attribute PeriodicRemove expression 'x' evaluated to TRUE"},
+            (Cause.WALLTIME, None, "The job attribute PeriodicRemove expression 'x' evaluated to TRUE"),
+        ),
+        (
+            "after remove",
+            {
+                "RemoveReason": "The job attribute PeriodicRemove expression 'x' evaluated to TRUE",
+                "HoldReasonCode": 34,
+                "HoldReason": "memory",
+            },
+            (Cause.UNKNOWN, None, "memory (hold code 34): The job attribute PeriodicRemove expression 'x' evaluated to TRUE"),
+        ),
+        (
+            "after remove",
+            {"RemoveReason": "The system macro SYSTEM_PERIODIC_REMOVE expression 'x' evaluated to TRUE"},
+            (Cause.UNKNOWN, None, "The system macro SYSTEM_PERIODIC_REMOVE expression 'x' evaluated to TRUE"),
+        ),
+    ],
+)
+def test_the_history_tells_how_a_job_ended(label: str, changes: Ad, end: tuple[Cause, int | None, str]) -> None:
+    state = history_state(sample(label) | changes)
+    assert state is not None
+    assert (state.cause, state.exit_status, state.reason) == end
+
+
+def test_a_removed_job_whose_shadow_is_out_has_not_ended() -> None:
+    state = queue_state(sample("after remove") | {"JobStatus": 3})
+    assert state is not None
+    assert state.listed is Listed.ENDING
+
+
+@pytest.mark.parametrize(("status", "listed"), [(6, Listed.ENDING), (7, Listed.RUNNING), (4, Listed.ENDED), (99, Listed.ENDING)])
+def test_the_other_states_of_a_job(status: int, listed: Listed) -> None:
+    state = queue_state(sample("running") | {"JobStatus": status})
+    assert state is not None
+    assert state.listed is listed
+
+
+@pytest.mark.parametrize(
+    "ad",
+    [
+        {},
+        {"ClusterId": 1, "ProcId": 0},
+        {"ClusterId": "1", "ProcId": 0, "JobStatus": 1},
+        {"ClusterId": 1, "ProcId": -1, "JobStatus": 1},
+        {"ClusterId": True, "ProcId": 0, "JobStatus": 1},
+        {"ClusterId": 1, "ProcId": 0, "JobStatus": [1]},
+    ],
+)
+def test_what_is_no_ad_of_a_job_is_left_out(ad: Ad) -> None:
+    assert queue_state(ad) is None
+
+
+def test_values_of_wrong_types_are_as_if_they_were_not_there() -> None:
+    """``request_memory = banana`` is accepted, and what is an error in an expression can have any type."""
+    wrong: Ad = {"NumShadowStarts": "many", "RemoteHost": 7, "HoldReason": ["x"], "HoldReasonCode": 1e300, "WindlassTicket": None}
+    state = queue_state(sample("held by user") | wrong | {"LastRemoteHost": 3.0, "HoldReasonSubCode": float("nan")})
+    assert state is not None
+    assert (state.restart, state.node, state.ticket, state.reason) == (0, "", "", "held, and HTCondor does not say why")
+
+
+# ---------------------------------------------------------------- restarts
+
+
+def test_restarts_count_starts_of_the_job() -> None:
+    """Waiting is about the start to come, all else about the newest one."""
+    told = {"held by user": 0, "released": 1, "vacated while running": 2}
+    for label, restart in told.items():
+        state = queue_state(sample(label))
+        assert state is not None
+        assert state.restart == restart, label
+    assert queue_state(sample("vacated while running")).reason == "Job vacated by schedd"  # type: ignore[union-attr]
+
+
+#: A running pilot before and after its schedd was killed, then vacated, then running again; recorded on a real pool.
+BEFORE = {"JobStatus": 2, "NumShadowStarts": 2, "JobCurrentStartDate": 1795356255, "ShadowBday": 1795356255}
+RECONNECTED = {"JobStatus": 2, "NumShadowStarts": 3, "JobCurrentStartDate": 1795356255, "ShadowBday": 1795356266}
+VACATED = {"JobStatus": 1, "NumShadowStarts": 3, "NumJobReconnects": 1, "JobCurrentStartDate": 1795356255, "ShadowBday": 1795356266}
+AGAIN = {"JobStatus": 2, "NumShadowStarts": 4, "NumJobReconnects": 1, "JobCurrentStartDate": 1795356320, "ShadowBday": 1795356320}
+
+
+def test_a_reconnection_after_a_restart_of_the_schedd_is_no_restart_of_the_pilot() -> None:
+    """The queue counts the new shadow as a start at once, and the reconnection only minutes later."""
+    known: Incarnation | None = None
+    restarts: list[int] = []
+    for ad in (BEFORE, RECONNECTED, VACATED, AGAIN):
+        known = incarnation(ad, known)
+        restarts.append(known.restart)
+    assert restarts == [1, 1, 2, 2]
+
+
+def test_a_factory_that_did_not_see_the_start_counts_the_same() -> None:
+    assert [incarnation(ad, None).restart for ad in (BEFORE, RECONNECTED, VACATED, AGAIN)] == [1, 1, 2, 2]
+
+
+def test_a_pilot_that_was_held_while_it_waited_is_not_taken_for_the_one_before() -> None:
+    waiting = incarnation(VACATED, None)
+    assert incarnation(VACATED | {"JobStatus": 5}, waiting).restart == waiting.restart == 2
+
+
+def test_the_end_of_a_job_is_the_end_of_its_newest_start() -> None:
+    ad = {"ClusterId": 1, "ProcId": 0, **RECONNECTED, "JobStatus": 3, "RemoveReason": "x"}
+    assert history_state(ad, Incarnation(4, 7)).restart == 4  # type: ignore[union-attr]
+
+
+# ---------------------------------------------------------------- counts and errors
+
+
+def test_recorded_counts_of_an_action_are_taken_for_done() -> None:
+    assert refusal(sample("act Remove with a reason"), "removal") == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"TotalPermissionDenied": "2", "TotalSuccess": "0"}, "removal: 2 denied, 0 done"),
+        ({"TotalError": 1, "TotalPermissionDenied": 1}, "removal: 1 denied, 1 in error, 2 done"),
+        ({"TotalNotFound": "2", "TotalSuccess": "0"}, ""),
+        ({"TotalAlreadyDone": "2", "TotalBadStatus": "1", "TotalSuccess": "0"}, ""),
+        ({"TotalSuccess": None}, "the schedd's answer to 'removal' lacks TotalSuccess"),
+        ({"TotalError": "many"}, "the schedd's answer to 'removal' lacks TotalError"),
+    ],
+)
+def test_counts_of_an_action_tell_what_was_not_done(changes: Ad, text: str) -> None:
+    assert refusal(sample("act Remove with a reason") | changes, "removal") == text
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        *((one["ad"]["text"], Rejected) for one in SAMPLES if one["via"] == "exception" and one["label"].startswith("bad submit")),
+        ("Failed to create a cluster ad, errmsg=x", Rejected),
+        ("Unable to commit transaction, SCHEDD:1:Submit requirement NeedsAccount is not met", Rejected),
+        # The helper has removed what lacks its files.
+        ("DCSchedd::spoolJobFiles:7002:File transfer failed for target job 22.0: TOOL failed to send file(s)", Rejected),
+        ("Unable to commit transaction, ", Unreachable),
+        ("Failed to create new cluster.SCHEDD:22:MAX_JOBS_SUBMITTED exceeded. Current=10, Limit=10", OverLimit),
+        ("expected next ProcId to be 3, but Schedd says -3", OverLimit),
+        ("expected next ProcId to be 0, but Schedd says -4", OverLimit),
+        ("expected next ProcId to be 0, but Schedd says -6", Rejected),
+        ("expected next ProcId to be 0, but Schedd says -1", Unreachable),
+        ("Failed to create new cluster.", Unreachable),
+        ("Failed to connect to schedd, errmsg=CEDAR:6001:Failed to connect to <127.0.0.1:35275>", Unreachable),
+        ("Failed to send Cluster Ad", Unreachable),
+        ("", Unreachable),
+    ],
+)
+def test_errors_of_a_submission_are_told_apart(text: str, kind: type[Exception]) -> None:
+    """Only what the schedd, or the submit language, has said no to is refused; silence may have submitted."""
+    assert type(submit_error(text)) is kind
+
+
+# ---------------------------------------------------------------- submit descriptions
+
+
+Describe = Callable[..., dict[str, str]]
+
+
+def words(options: SubmitOptions | None = None, inputs: tuple[str, ...] = (), folder: str = "/logs", **changes: Any) -> dict[str, str]:
+    request = PilotRequest(ticket="f-1", pool=PoolName("p"), command=("python",), **{"resources": Resources(4.0), **changes})
+    return submit_words(
+        request, Tag("f", "m"), "alice", script=f"{folder}/f-1.sh", folder=folder, inputs=inputs, options=options or SubmitOptions()
+    )
+
+
+def test_the_submit_description_is_what_it_was_when_somebody_last_read_it() -> None:
+    given = words(resources=Resources(3.5, 5 << 30, 2), walltime=3600.0, grace=20.0, avoid=("n1",))
+    assert description(given, 5) == (
+        "universe = vanilla\n"
+        "executable = /logs/f-1.sh\n"
+        'environment = "WINDLASS_JOB=$(ClusterId).$(ProcId)"\n'
+        "initialdir = /logs\n"
+        "output = /logs/$(ClusterId).$(ProcId).log\n"
+        "error = /logs/$(ClusterId).$(ProcId).log\n"
+        "batch_name = windlass-f\n"
+        "request_cpus = 4\n"
+        "request_memory = 5120\n"
+        "request_gpus = 2\n"
+        "should_transfer_files = IF_NEEDED\n"
+        "when_to_transfer_output = ON_EXIT\n"
+        'transfer_output_files = ""\n'
+        'requirements = (TARGET.Machine =!= "n1")\n'
+        "kill_sig = SIGTERM\n"
+        "job_max_vacate_time = 20\n"
+        "want_graceful_removal = true\n"
+        "periodic_remove = (JobStatus == 5 && HoldReasonCode =!= 16 && time() - EnteredCurrentStatus > 3600)"
+        " || (JobStatus == 2 && time() - JobCurrentStartDate > 3900)\n"
+        "leave_in_queue = false\n"
+        'My.WindlassFactory = "f"\n'
+        'My.WindlassUser = "alice"\n'
+        'My.WindlassManager = "m"\n'
+        'My.WindlassTicket = "f-1"\n'
+        'My.WindlassPool = "p"\n'
+        "queue 5\n"
+    )
+
+
+def test_the_options_of_the_pool_come_in() -> None:
+    options = SubmitOptions(
+        requirements="HasCVMFS || Site == 1",
+        attributes=(("ProjectName", 'a "b" \\'), ("Nice", True), ("Weight", 2)),
+        directives=(("accounting_group", "physics"), ("+Old", "3"), ("transfer_input_files", "/x, /y")),
+        container_image="docker://python:3.11",
+        disk=3000,
+        shared_files=False,
+    )
+    given = words(options, ("/m/pilot.json",), avoid=("n1",))
+    assert given["requirements"] == '(HasCVMFS || Site == 1) && (TARGET.Machine =!= "n1")'
+    assert (given["My.ProjectName"], given["My.Nice"], given["My.Weight"]) == ('"a \\"b\\" \\\\"', "true", "2")
+    assert (given["accounting_group"], given["+Old"]) == ("physics", "3")
+    assert (given["universe"], given["container_image"], given["request_disk"]) == ("container", "docker://python:3.11", "3")
+    assert (given["should_transfer_files"], given["transfer_input_files"]) == ("YES", "/m/pilot.json, /x, /y")
+
+
+def test_a_dollar_means_nothing_in_a_path_or_a_value() -> None:
+    given = words(SubmitOptions(attributes=(("A", "$(x) $y"),)), ("/in $(z)",), folder="/a $(Name)")
+    assert given["initialdir"] == "/a $(DOLLAR)(Name)"
+    assert given["output"] == "/a $(DOLLAR)(Name)/$(ClusterId).$(ProcId).log"
+    assert given["transfer_input_files"] == "/in $(DOLLAR)(z)"
+    assert given["My.A"] == '"$(DOLLAR)(x) $(DOLLAR)y"'
+
+
+def test_what_the_submit_language_cannot_hold_is_refused() -> None:
+    with pytest.raises(UsageError, match="has several lines"):
+        words(folder="/a\nqueue 100")
+    with pytest.raises(UsageError, match=r"has '\$\$', which no submit description can hold"):
+        words(folder="/a $$(Name)")
+    with pytest.raises(UsageError, match="has a comma"):
+        words(inputs=("/a,b",))
+    with pytest.raises(UsageError, match="is no value for an attribute of a job"):
+        literal(None)
+
+
+def test_a_pilot_without_walltime_is_removed_only_when_it_is_held() -> None:
+    assert "JobCurrentStartDate" not in periodic_remove(0)
+    assert "JobStatus == 5" in periodic_remove(0)
+
+
+def test_directives_are_read_as_people_write_them() -> None:
+    expected = (("accounting_group", "a"), ("+Project", '"b = c"'))
+    assert checked_directives({"Accounting_Group": "a", "+Project": '"b = c"'}) == expected
+    assert checked_directives('accounting_group = a\n\n+Project = "b = c"\n') == expected
+    assert checked_directives(["accounting_group=a", '+Project="b = c"']) == expected
+
+
+def test_each_command_that_windlass_writes_is_refused_as_a_directive() -> None:
+    for name in {*words(SubmitOptions(container_image="x", disk=1, requirements="x"), resources=Resources(1, 1 << 30, 1)), "queue"}:
+        if not name.startswith("My.") and name not in ("kill_sig", "want_graceful_removal"):
+            assert name in OWN_COMMANDS, name
+            with pytest.raises(UsageError, match="which Windlass writes itself"):
+                checked_directives({name: "x"})
+
+
+def test_attributes_are_read_as_people_write_them() -> None:
+    assert checked_attributes({"+ProjectName": "sim", "Count": 3}) == (("ProjectName", "sim"), ("Count", 3))
+    assert checked_attributes("ProjectName=sim") == (("ProjectName", "sim"),)
+    assert checked_attributes(["ProjectName = sim"]) == (("ProjectName", "sim"),)
+
+
+def test_constraints_name_the_factory_and_the_jobs() -> None:
+    assert constraint_of(Tag("f", "m"), "al") == 'WindlassFactory == "f" && WindlassUser == "al" && WindlassManager == "m"'
+    assert constraint_of(Tag("f"), 'a"b') == 'WindlassFactory == "f" && WindlassUser == "a\\"b"'
+    jobs = [JobId("1.0"), JobId("2.0"), JobId("1.7")]
+    assert constraint_of_jobs(jobs) == "(ClusterId == 1 && (ProcId == 0 || ProcId == 7)) || (ClusterId == 2 && (ProcId == 0))"
