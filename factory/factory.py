@@ -403,11 +403,16 @@ class Factory:
         core = self._core
         for ending in core.take_endings():
             words = self.backend.tail(ending.job) if ending.failed else ""
-            was_paused = core.history.paused
+            history = core.history
+            was_paused, deaths = history.paused, history.start_failures
             core.ended(ending, words, time.monotonic())
             log.info("%s: pilot %s has ended: %s", self.name, ending.pilot, ending.reason)
-            if core.history.paused and not was_paused:
-                log.warning("%s is paused: %s", self.name, core.history.paused)
+            if history.paused and not was_paused:
+                log.warning("%s is paused: %s", self.name, history.paused)
+            elif history.start_failures and not deaths:
+                # The pause comes minutes later, and whoever waits for a result would not know why.
+                text = "%s: a pilot ended before it served: %s; others are tried, and the pool is paused after %d in a row"
+                log.warning(text, self.name, history.failure, core.pool.max_start_failures)
 
     def _tell(self) -> None:
         report = self._core.report()
@@ -464,9 +469,22 @@ def request_of(pool: PoolConfig, pilot_file: Path) -> PilotRequest:
 # ---------------------------------------------------------------- for the command line
 
 
+def make_backend(backend: str, options: Mapping[str, object]) -> tuple[Backend, PoolConfig]:
+    """The backend, not opened, and the pool that these keywords of `Factory` make."""
+    given = {key: value for key, value in options.items() if key not in ("name", "folder")}
+    made, pool, _ = _backend_and_pool(backend, given, cast("str | None", options.get("name")))
+    return made, pool
+
+
+def check(backend: str, options: Mapping[str, object]) -> None:
+    """Raises what `run` would raise for a backend and options that cannot be."""
+    made, _ = make_backend(backend, options)
+    made.close()
+
+
 def dry_run(backend: str, options: Mapping[str, object]) -> str:
     """What a factory would submit with these options, and the plan that follows from them; nothing is done."""
-    made, pool, _ = _backend_and_pool(backend, {**options, "pool": options.get("pool", f"{backend}-pool")}, None)
+    made, pool = make_backend(backend, {**options, "pool": options.get("pool", f"{backend}-pool")})
     try:
         request = replace(request_of(pool, Path("MANAGER/pilot.json")), ticket="TICKET")
         return f"{pool.text()}\n\n{made.describe(request, min(pool.max_pilots, pool.max_queued))}"

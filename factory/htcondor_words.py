@@ -364,14 +364,9 @@ def queue_state(ad: Mapping[str, object], known: Incarnation | None = None) -> P
     ticket, node = _text(ad, "WindlassTicket"), node_of(ad)
     match status:
         case 1:  # idle
-            waits = _text(ad, "LastRejMatchReason")
-            return PilotState(
-                job=job,
-                listed=Listed.QUEUED,
-                ticket=ticket,
-                restart=restart,
-                reason=waits or (_text(ad, "VacateReason") if restart else ""),
-            )
+            reasons = [_text(ad, "VacateReason") if restart else "", _text(ad, "LastRejMatchReason")]
+            reason = "; ".join(reason for reason in reasons if reason)
+            return PilotState(job=job, listed=Listed.QUEUED, ticket=ticket, restart=restart, reason=reason)
         case 2 | 7:  # running; suspended
             reason = "suspended" if status == SUSPENDED else ""
             return PilotState(job=job, listed=Listed.RUNNING, ticket=ticket, restart=restart, node=node, reason=reason)

@@ -15,7 +15,7 @@ from typing import cast
 
 from windlass.errors import UsageError, WindlassError
 from windlass.factory.backend import Backend, PilotState, SharedBatch, Tag, backend_class, backend_options
-from windlass.factory.factory import _backend_and_pool, request_of  # pyright: ignore[reportPrivateUsage]
+from windlass.factory.factory import make_backend, request_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def _as_text(found: Sequence[Found], orphans: Sequence[Found], remove: bool, bac
 
 def probe(backend: str, options: Mapping[str, object]) -> str:
     """Submit one pilot that is held, and remove it: what to print. Raises `Rejected`, `OverLimit`, `Unreachable` as the batch system says."""
-    made, pool, _ = _backend_and_pool(backend, {**options, "pool": options.get("pool", f"{backend}-pool")}, None)
+    made, pool = make_backend(backend, {**options, "pool": options.get("pool", f"{backend}-pool")})
     try:
         job = _shared(made, "probe").probe(replace(request_of(pool, Path("MANAGER/pilot.json")), ticket="PROBE"))
     finally:

@@ -80,7 +80,13 @@ class Processes:
         finally:
             os.close(descriptor)
         term_at = time.monotonic() + walltime if walltime else None
-        process = Process(key, popen, os.pidfd_open(popen.pid), log, grace, term_at)
+        try:
+            pidfd = os.pidfd_open(popen.pid)
+        except OSError:  # nobody would look after it
+            popen.kill()
+            popen.wait()
+            raise
+        process = Process(key, popen, pidfd, log, grace, term_at)
         with self._lock:
             self._processes[key] = process
             self._poll.register(process.pidfd, select.POLLIN)

@@ -104,6 +104,8 @@ class SlurmBackend:
         self._env = clean_environment(os.environ, slurm_words.SPOILING, slurm_words.KEPT, LC_ALL="C")
         self._tag = Tag("FACTORY", "MANAGER")
         self._folder = Path("FOLDER")
+        #: Pilots that were held in the last answer.
+        self._doubtful: set[JobId] = set()
         #: Pilots that had not ended when they were last heard of.
         self._live: set[JobId] = set()
         #: Tasks that an array may have, where it was refused for its size; 0: not known.
@@ -152,12 +154,17 @@ class SlurmBackend:
             raise Rejected(f"cannot start sbatch: {error.strerror or error}") from None
 
     def query(self) -> Sequence[PilotState]:
-        states = [row.state for row in self._rows() if row.tag == self._tag]
+        states = self._confirmed([row.state for row in self._rows() if row.tag == self._tag])
         self._live = {state.job for state in states if state.listed is not Listed.ENDED}
         for state in states:
             if state.listed is Listed.RUNNING:
                 trim_log(self._log(state.job))
         return states
+
+    def _confirmed(self, states: Sequence[PilotState]) -> list[PilotState]:
+        """One that seems never to start is believed the second time in a row: while nodes come and go, reasons do as well."""
+        doubtful, self._doubtful = self._doubtful, {state.job for state in states if state.listed is Listed.HELD}
+        return [replace(state, listed=Listed.QUEUED) if state.job in self._doubtful - doubtful else state for state in states]
 
     def _rows(self) -> list[slurm_words.Row]:
         try:

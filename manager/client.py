@@ -88,7 +88,7 @@ class Client:
         self._freed = 0
         #: Not empty: why nothing more is taken.
         self.closed = ""
-        #: This process was forked from the manager's: the store is the parent's.
+        #: This process is a forked copy of the program: the store is the program's.
         self._forked = False
 
     # ------------------------------------------------------------ to the manager
@@ -192,8 +192,8 @@ class Client:
     def _close_one(self, call: CallId) -> None:
         self.deliver([CallDone(CallEnd(call, 0, CLOSED, detail=EndDetail(text=self.closed)), returned_at=self._clock())])
 
-    def leave_to_parent(self, reason: str) -> None:
-        """In a process forked from the manager's: end the futures here, and from now on touch nothing that the parent uses."""
+    def leave_to_program(self, reason: str) -> None:
+        """This process is a forked copy of the program: end the futures here, and from now on touch nothing that the program uses."""
         self.closed, self._forked = reason, True
         self._arrived, self._waiters = threading.Condition(), 0
         self._pinned.clear()

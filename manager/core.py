@@ -100,7 +100,7 @@ class Core(Dispatch):
     _forget_at = FUNCTIONS_MOST
 
     def install(self, spec: LibrarySpec, now: float) -> None:
-        """A library version is there to be called; installing it again changes nothing, but that one which could not start is tried again."""
+        """A library version is there to be called. Installing it again changes nothing, but one that could not start is tried again."""
         known = self.libraries.get(spec.id)
         if known is not None:
             known.removed = False
@@ -241,7 +241,7 @@ class Core(Dispatch):
         self._outbox.pop(worker_id, None)
         # Only what was started is a loss. Sent calls stand in order; the oldest, as many as the instance has slots, were running.
         started: dict[InstanceId, int] = {}
-        at_walltime = bool(worker.ends_at) and now >= worker.ends_at - 30.0
+        at_walltime = bool(worker.planned_end) and now >= worker.planned_end - 30.0
         instance_of = dict(worker.by_library)
         back: list[Call] = []
         for call in worker.calls.values():
@@ -554,7 +554,7 @@ class Core(Dispatch):
     def _whole_life(self, call: Call, worker: Worker, now: float) -> float:
         """The walltime of its pool, if the attempt had a pilot's life from beginning to end; else 0."""
         begun = call.sent_at - worker.joined_at
-        if now < worker.ends_at - END_SECONDS or begun > max(BEGIN_SECONDS, BEGIN_SHARE * (worker.ends_at - worker.joined_at)):
+        if now < worker.planned_end - END_SECONDS or begun > max(BEGIN_SECONDS, BEGIN_SHARE * worker.info.seconds_left):
             return 0.0
         return next((offer.walltime for offer in self.all_offers() if offer.pool == worker.info.pool), 0.0)
 

@@ -49,8 +49,9 @@ class Dispatch(Books):
             if not self._dirty:
                 break
             dirty, self._dirty = self._dirty, {}
-            # Who has fewest slots looks first: a slot taken from one library for another must not be granted back.
-            for state in sorted(dirty.values(), key=LibraryState.slots) if len(dirty) > 1 else list(dirty.values()):
+            # Who has fewest slots looks first, among equals who has waited longest for any: a slot taken from one library for
+            # another must not be granted back.
+            for state in sorted(dirty.values(), key=_turn) if len(dirty) > 1 else list(dirty.values()):
                 if state.waiting:
                     self._dispatch(state, now)
                     if state.waiting and (state.tried != self.structure or not state.instances):
@@ -177,6 +178,7 @@ class Dispatch(Books):
 
     def _grant(self, state: LibraryState, worker: Worker, instance: Instance | None, slots: int, share: Resources, now: float) -> None:
         spec = state.spec
+        state.granted_at = now
         gpus = tuple(worker.free_gpu_ids()[: slots * share.gpus])
         if instance is None:
             self._make_room_for_zygote(worker)
@@ -294,3 +296,8 @@ class Dispatch(Books):
             if not state.queues:
                 self.libraries.pop(state.spec.id, None)
                 self._starved.pop(state.spec.id, None)
+
+
+def _turn(state: LibraryState) -> tuple[int, float]:
+    """Whose turn it is to look for slots: the smallest first."""
+    return state.slots(), state.granted_at

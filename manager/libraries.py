@@ -40,6 +40,8 @@ class LibraryState(msgspec.Struct, eq=False):
     waiting: int = 0
     running: int = 0
     done: int = 0
+    #: When it was last granted slots; 0: never.
+    granted_at: float = 0.0
     durations: Durations = msgspec.field(default_factory=Durations)
     ahead: int = AHEAD_UNKNOWN
     #: Why it cannot start; then its calls end with this text.

@@ -72,8 +72,6 @@ IMPLICIT: Final = "functions"
 _HUNGRY_LEAST: Final = 10
 _HUNGRY_TIMES: Final = 2
 _STATUS_SECONDS: Final = 10.0
-#: The managers of this process, for `_after_fork`.
-_living: weakref.WeakSet[Manager] = weakref.WeakSet()
 LOOPBACK: Final = "127.0.0.1"
 
 
@@ -111,10 +109,10 @@ class Manager:
     """Runs calls on pilots: libraries, calls, futures.
 
     ``port``: 0 for any free one, a number, or a range ``(low, high)``. ``name``: what pilots and the command line find it by; without one
-    it is made up. ``host``: the address to listen on; the default is this machine's loopback, enough for local pilots, and one that nodes reach as soon as a
-    factory has pilots on other machines (the pool's ``interface`` or ``network``, else what the host name resolves to). Times are seconds:
-    a worker whose connection is cut keeps its calls for ``reconnect_grace``, and leaves when it has not reached its manager for
-    ``manager_timeout``.
+    it is made up. ``host``: the address to listen on; the default is this machine's loopback, enough for local pilots, and one
+    that nodes reach as soon as a factory has pilots on other machines (the pool's ``interface`` or ``network``, else what the host name
+    resolves to). Times are seconds: a worker whose connection is cut keeps its calls for ``reconnect_grace``, and leaves when it has not
+    reached its manager for ``manager_timeout``.
 
     Raises `UsageError` when the port is in use or another manager of yours has the name.
     """
@@ -188,7 +186,6 @@ class Manager:
         self._finalizer.atexit = False
         atexit.register(self._finalizer)
         self._pid = os.getpid()
-        _living.add(self)
         _managers.add(self)
 
     # ------------------------------------------------------------ what it is
@@ -445,15 +442,6 @@ class Manager:
             self._closed = True
         self._finalizer()
 
-    def _leave_to_parent(self) -> None:
-        """In a process that the program forked: thread, folder and store are the parent's, so use none of them and end none."""
-        if self._finalizer.detach() is None:
-            return  # closed before
-        self._closed = True
-        self._lock = threading.RLock()  # another thread may have held it
-        self._client.leave_to_parent(f"it belongs to process {self._pid}, and this one was forked from that: make another one here")
-        os.close(self._folder_lock)
-
     def __enter__(self) -> Self:
         return self
 
@@ -462,8 +450,11 @@ class Manager:
 
     def _forked(self) -> None:
         """This process is a copy of the program made by `os.fork`: thread, sockets and files are the program's, which goes on with them."""
-        self._finalizer.detach()
-        self._client.closed = self._client.closed or "this process is a fork of the program that has it"
+        if self._finalizer.detach() is None:
+            return  # closed before
+        self._lock = threading.RLock()  # a thread of the program's may have held it
+        self._client.leave_to_program(f"this process is a fork of the program that has it, process {self._pid}")
+        os.close(self._folder_lock)  # else the copy would keep the name taken when the program has ended
 
     def _check_open(self) -> None:
         if self.closed:
@@ -480,14 +471,6 @@ _managers: weakref.WeakSet[Manager] = weakref.WeakSet()
 def _after_fork() -> None:
     for manager in list(_managers):
         manager._forked()  # pyright: ignore[reportPrivateUsage]
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def _after_fork() -> None:
-    for manager in list(_living):
-        manager._leave_to_parent()  # pyright: ignore[reportPrivateUsage]
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -27,6 +27,7 @@ from windlass.errors import Closed, UsageError, WindlassError
 from windlass.identity import Authority, Identity
 from windlass.links import Link
 from windlass.listener import Listener
+from windlass.manager.advice import Advice
 from windlass.manager.client import Client
 from windlass.manager.core import Core
 from windlass.manager.inbox import Inbox
@@ -112,6 +113,7 @@ class Server:
         self._listener: Listener | None = None
         self._links: dict[WorkerId, Link] = {}
         self._factories: dict[str, Callable[[Message], object]] = {}
+        self._advice = Advice()
         self._demand_at = 0.0
         self._demand_timer: asyncio.TimerHandle | None = None
         self._stop: asyncio.Event | None = None
@@ -241,9 +243,13 @@ class Server:
         self._loop.call_later(TICK_SECONDS if self.core.calls or self._links else REST_SECONDS, self._tick)
 
     def _look_at_time(self) -> None:
-        self.core.tick(self.now())
+        now = self.now()
+        self.core.tick(now)
         self._act()
         self._close_given_up()
+        advice = self._advice.look(len(self.core.calls), len(self._links), len(self._factories), self.addresses[0][1], now)
+        if advice:
+            log.warning("%s", advice)
 
     # ------------------------------------------------------------ events
 

@@ -87,6 +87,11 @@ class Worker(msgspec.Struct, eq=False):
     memory_limit: int = 0
 
     @property
+    def planned_end(self) -> float:
+        """When the pilot was to end as it joined; 0: no limit. One that is told to go ends sooner, which says nothing about its calls."""
+        return self.joined_at + self.info.seconds_left if self.info.seconds_left else 0.0
+
+    @property
     def connected(self) -> bool:
         """Its connection stands."""
         return not self.given_up_at

@@ -55,6 +55,12 @@ def test_version_names_what_matters_to_whoever_reports_a_defect(capsys: pytest.C
     assert json.loads(capsys.readouterr().out)["windlass"] == windlass.__version__
 
 
+def test_version_may_be_asked_for_as_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """As of most commands."""
+    assert main(["--version"]) == 0
+    assert windlass.__version__ in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words", [[], ["factory"]])
 def test_a_command_line_without_a_command_shows_the_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """And counts as a wrong one, for the sake of scripts."""
@@ -258,6 +264,33 @@ def test_a_wrong_pool_is_refused_with_near_names(words: str, text: str, capsys: 
     error = capsys.readouterr().err
     assert error.startswith("windlass: ")
     assert re.search(text, error)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("locl", "did you mean 'local'"),
+        ("local mine", "there is no batch backend 'mine'"),
+        ("local --cors 4", "there is no option of a local pool 'cors'"),
+        ("local --cores two", "cores='two' is not"),
+        ("local --name a/b", "no name for a factory"),
+    ],
+)
+def test_a_wrong_pool_is_refused_before_the_manager_is_waited_for(
+    words: str, text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever starts the factory first learns of a slip at once, not when the manager is there or the wait is over."""
+    monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path))
+    assert main(["factory", "run", *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert "waiting" not in error
+
+
+def test_a_dry_run_takes_every_option_that_a_run_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    """The name of the factory and its folder are no options of pools."""
+    assert main(["factory", "dry-run", "local", "--name", "night-shift", "--folder", "/tmp/here"]) == 0
+    assert "windlass.worker" in capsys.readouterr().out
 
 
 def test_a_factory_that_finds_no_manager_gives_up_after_its_wait(

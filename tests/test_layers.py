@@ -24,6 +24,7 @@ CORES = (
     "manager/placement.py",
     "manager/workers.py",
     "manager/demand.py",
+    "manager/advice.py",
     "worker/backlog.py",
     "worker/lifetime.py",
     "factory/core.py",

@@ -402,7 +402,11 @@ class Slot:
         except OSError as error:
             ended_at = now()
             text = f"no process could be forked for the call: {error}; the limit on processes of the node or the pilot is reached"
-            self.send(CallEnd(run.call, run.attempt, DIED, started_at=started_at, ready_at=ended_at, ended_at=ended_at, detail=EndDetail(text=text)))
+            self.send(
+                CallEnd(
+                    run.call, run.attempt, DIED, started_at=started_at, ready_at=ended_at, ended_at=ended_at, detail=EndDetail(text=text)
+                )
+            )
             return
         if pid == 0:
             self.be_child(run, started_at, count)

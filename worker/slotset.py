@@ -21,11 +21,11 @@ import asyncio
 import time
 from contextlib import suppress
 from signal import SIGCONT, SIGKILL, SIGSTOP
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
-from windlass.messages import DIED, CallEnd, CallId, EndDetail, HeldCall
+from windlass.messages import BAD_CALL, DIED, CallEnd, CallId, EndDetail, HeldCall
 from windlass.worker import capture
 from windlass.worker.ground import Ground, quoted
 from windlass.worker.slothandle import Key, Kill, SlotHandle, Timers, Watch, during, reaped
@@ -36,6 +36,8 @@ from windlass.worker.zygotehandle import ZygoteHandle
 #: So many slots in a row that end before they have run a call: the library cannot run here.
 EARLY_DEATHS: Final = 3
 _READ_BYTES: Final = 256 << 10
+#: No answer is as long, in bytes: what is large travels as objects.
+_ANSWER_MOST: Final = 64 << 20
 
 
 class RunningCall(msgspec.Struct, frozen=True):
@@ -247,21 +249,20 @@ class SlotSet:
         while end - position >= 4:
             (length,) = LENGTH.unpack_from(data, position)
             stop = position + 4 + (length & ~NOTE)
-            if stop > end:
+            if stop > end and length & ~NOTE < _ANSWER_MOST:
                 break
             frame = data[position + 4 : stop]
             position = stop
-            if length & NOTE:
-                self._on_slot_says(slot, self._decode_note(frame))
-                continue
             try:
+                if length & NOTE:
+                    self._on_slot_says(slot, self._decode_note(frame))
+                    continue
                 call = decode(frame)
             except msgspec.MsgspecError as error:
                 unreadable = _unreadable(frame, error)
                 if unreadable is None:  # a function has written into the slot's connection: nothing after it can be believed
-                    slot.rest = b""
-                    kill_tree(slot.pid)
-                    break
+                    unreadable = self._torn(slot, error)
+                    position = end
                 call = unreadable
             key = (call.call, call.attempt)
             if key not in outstanding:
@@ -270,12 +271,19 @@ class SlotSet:
             if self._kills:
                 self._as_asked(call)
             ends.append(call)
-        else:
-            slot.rest = bytes(data[position:])
+        slot.rest = bytes(data[position:])
         if ends:
             self._early_deaths = 0
             self._owner.ended(ends)
             self.check_drained()
+
+    def _torn(self, slot: SlotHandle, error: Exception) -> CallEnd:
+        """What a slot says makes no sense: kill it; the end of the call that it ran."""
+        slot.doomed = True
+        kill_tree(slot.pid)
+        row, now = self._rows.read(slot.row), time.time()
+        text = f"the slot that ran it (pid {slot.pid}) was killed: something in it wrote into the connection to its worker ({error})"
+        return CallEnd(CallId(row.call), row.attempt, DIED, started_at=now, ready_at=now, ended_at=now, detail=EndDetail(text=text))
 
     def _as_asked(self, end: CallEnd) -> None:
         """Give a call that was killed below a slot the outcome that was asked for, unless it was quicker."""

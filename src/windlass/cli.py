@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     options: dict[str, object] = {}
+    if words == ["--version"]:
+        words = ["version"]
     if words[:2] in (["factory", "run"], ["factory", "dry-run"], ["factory", "clean"]):
         words, options = split_pool_options(words)
     parser = _parser(_pool_options() if words[:1] == ["factory"] and {"-h", "--help"} & set(words) else "")
@@ -173,10 +175,11 @@ def version(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
 
 
 def factory_run(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
-    from windlass.factory.factory import run
+    from windlass.factory.factory import check, run
     from windlass.managers import await_manager
 
     manager, backend = _manager_and_backend(chosen.words)
+    check(backend, options)  # a slip is told now, not after the wait
     known = await_manager(manager, chosen.port, chosen.wait, lambda text: print(f"windlass: {text}", file=sys.stderr, flush=True))
     return run(str(known.path), backend, options)
 
@@ -339,7 +342,7 @@ def _parser(pool_options: str = "") -> argparse.ArgumentParser:
     look.set_defaults(command=status)
 
     number = nouns.add_parser("version", help="versions of Windlass, its protocol and Python")
-    number.add_argument("--json", action="store_true")
+    number.add_argument("--json", action="store_true", help="the same as one JSON object")
     number.set_defaults(command=version)
     return parser
 

@@ -663,7 +663,7 @@ FromWorker = (
 )
 ToFactory = Demand | Leave
 FromFactory = PoolReport | ReleasePilots | Goodbye
-# Over a connection a client may look, and no more: calls, libraries and functions are the program's own, which hands them over in its process.
+# Over a connection a client may look, and no more: calls, libraries and functions are the program's, which hands them over in its process.
 ToClient = Status
 FromClient = GetStatus | Goodbye
 FromData = GetObject | PutObject

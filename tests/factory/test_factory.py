@@ -148,6 +148,21 @@ def test_pilots_that_die_at_start_pause_the_pool_with_their_last_words(
         manager.wait_until(lambda: len(manager.ended) == 2)
 
 
+def test_the_first_pilot_that_dies_at_start_is_told_with_its_last_words(
+    manager: Any, stand_in: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The pool pauses minutes later; whoever waits for a result must not have to guess until then. Told once in a row."""
+    python = stand_in("echo 'ModuleNotFoundError: windlass' >&2; exit 1")
+    with Factory(manager, python=python, max_start_failures=3) as factory:
+        manager.tell(some(1))
+        manager.wait_until(lambda: len(manager.ended) == 2)
+        warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warnings) == 1
+        assert warnings[0].startswith(f"{factory.name}: a pilot ended before it served: ")
+        assert "exit status 1: ModuleNotFoundError: windlass" in warnings[0]
+        assert "paused after 3 in a row" in warnings[0]
+
+
 def test_a_python_that_is_not_there_pauses_the_pool_at_once(manager: Any) -> None:
     with Factory(manager, python="/no/such/python"):
         manager.tell(some(1))

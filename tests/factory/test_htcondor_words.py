@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +192,9 @@ def test_restarts_count_starts_of_the_job() -> None:
         state = queue_state(sample(label))
         assert state is not None
         assert state.restart == restart, label
+    assert queue_state(sample("vacated while running") | {"LastRejMatchReason": "no match found"}).reason == (  # type: ignore[union-attr]
+        "Job vacated by schedd; no match found"
+    )
     assert queue_state(sample("vacated while running")).reason == "Job vacated by schedd"  # type: ignore[union-attr]
 
 
@@ -276,11 +279,8 @@ def test_errors_of_a_submission_are_told_apart(text: str, kind: type[Exception])
 # ---------------------------------------------------------------- submit descriptions
 
 
-Describe = Callable[..., dict[str, str]]
-
-
 def words(options: SubmitOptions | None = None, inputs: tuple[str, ...] = (), folder: str = "/logs", **changes: Any) -> dict[str, str]:
-    request = PilotRequest(ticket="f-1", pool=PoolName("p"), command=("python",), **{"resources": Resources(4.0), **changes})
+    request = replace(PilotRequest(ticket="f-1", pool=PoolName("p"), command=("python",), resources=Resources(4.0)), **changes)
     return submit_words(
         request, Tag("f", "m"), "alice", script=f"{folder}/f-1.sh", folder=folder, inputs=inputs, options=options or SubmitOptions()
     )

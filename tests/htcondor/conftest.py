@@ -73,7 +73,8 @@ def make_backend(schedd: Schedd, tmp_path: Path) -> Iterator[MakeBackend]:
     made: list[HTCondorBackend] = []
 
     def make(tag: Tag | None = TAG, **options: Any) -> HTCondorBackend:
-        backend = HTCondorBackend(schedd.helper, **{"collector": schedd.place, "query_interval": 0.01, **options})
+        given: dict[str, Any] = {"collector": schedd.place, "query_interval": 0.01, **options}
+        backend = HTCondorBackend(schedd.helper, **given)
         if tag is not None:
             backend.open(tag, tmp_path / "pilots", lambda: None)
             made.append(backend)
@@ -102,7 +103,7 @@ def request_of() -> Callable[..., PilotRequest]:
     return make
 
 
-def states_until(backend: HTCondorBackend, condition: Callable[[dict[JobId, PilotState]], bool]) -> dict[JobId, PilotState]:
+def states_until(backend: HTCondorBackend, condition: Callable[[dict[JobId, PilotState]], object]) -> dict[JobId, PilotState]:
     """Ask until the newest states of all pilots, listed or not any more, meet a condition."""
     seen: dict[JobId, PilotState] = {}
     limit = time.monotonic() + 20

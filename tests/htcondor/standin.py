@@ -108,7 +108,7 @@ def evaluate(expression: str, ad: Mapping[str, Any]) -> Any:
     def get(name: str) -> Any:
         name = name.lower().removeprefix("my.").removeprefix("target.")
         value = {"machine": MACHINE, "undefined": UNDEFINED}.get(name, named.get(name, UNDEFINED))
-        return evaluate(value["expr"], ad) if isinstance(value, dict) else value
+        return evaluate(str(cast("dict[str, str]", value)["expr"]), ad) if isinstance(value, dict) else value
 
     return eval("".join(words), {"get": get, "time": lambda: int(time.time()), "IS": Meta(True), "ISNT": Meta(False)})
 

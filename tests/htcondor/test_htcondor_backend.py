@@ -25,12 +25,13 @@ from windlass.factory.htcondor import HTCondorBackend
 from windlass.messages import Resources
 
 RequestOf = Callable[..., PilotRequest]
-Until = Callable[..., dict[JobId, PilotState]]
+Seen = dict[JobId, PilotState]
+Until = Callable[[HTCondorBackend, Callable[[Seen], object]], Seen]
 MakeBackend = Callable[..., HTCondorBackend]
 CheckBackend = Callable[..., None]
 
 
-def listed(job: JobId, how: Listed) -> Callable[[dict[JobId, PilotState]], bool]:
+def listed(job: JobId, how: Listed) -> Callable[[Seen], bool]:
     return lambda seen: job in seen and seen[job].listed is how
 
 
@@ -311,7 +312,7 @@ def test_pilots_whose_files_cannot_be_uploaded_do_not_stay(
 ) -> None:
     """HTCondor keeps such jobs on hold, waiting for their files, for ever."""
     backend = make_backend(files="transfer", spool="yes", extra_directives={"transfer_input_files": str(tmp_path / "absent")})
-    with pytest.raises(Rejected, match="spoolJobFiles.*absent: "):
+    with pytest.raises(Rejected, match=r"spoolJobFiles.*absent: "):
         backend.submit(request_of(), 3)
     assert backend.query() == []
 
@@ -481,7 +482,11 @@ def test_shellcheck_finds_nothing_in_the_script(
 
 def test_without_the_bindings_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "htcondor2" else find(name, *rest))
+
+    def without_bindings(name: str, package: str | None = None) -> object:
+        return None if name == "htcondor2" else find(name, package)
+
+    monkeypatch.setattr("importlib.util.find_spec", without_bindings)
     with pytest.raises(UsageError, match=r"not installed here; run  pip install 'windlass\[htcondor\]'"):
         HTCondorBackend().open(Tag("f1"), tmp_path, lambda: None)
 

@@ -131,7 +131,7 @@ def test_hold_release_and_vacate(session: Session) -> None:
 )
 def test_what_is_refused(session: Session, standin: Any, words: dict[str, str], label: str) -> None:
     with pytest.raises(standin.HTCondorException) as refused:
-        session.submit(**words)
+        session.submit(1, **words)
     [expected] = recorded(label)
     assert str(refused.value) == expected["text"]
 

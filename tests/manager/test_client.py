@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from windlass.messages import RETURNED, CallDone, CallEnd, CallId, CallOptions, 
 from windlass.pickling import pack_result
 from windlass.spooling import SpoolingStore
 
+Finish = Callable[[CallFuture[Any], CallDone], bool]
 LIBRARY, FUNCTION = LibraryId("lib@1"), FunctionId(b"f" * 16)
 
 
@@ -65,8 +66,8 @@ def test_a_call_is_neither_lost_from_sight_nor_handed_out_before_it_has_ended(be
             return value
 
     client = bench.client
-    client._futures = Watched()
-    real = CallFuture.finish
+    client._futures = Watched()  # pyright: ignore[reportPrivateUsage]
+    real: Finish = CallFuture[Any].finish
 
     def finish(future: CallFuture[Any], done: CallDone) -> bool:
         look("before its end is noted")
@@ -85,7 +86,7 @@ def test_a_call_is_neither_lost_from_sight_nor_handed_out_before_it_has_ended(be
 
 def test_a_call_that_was_collected_while_it_ended_is_not_handed_out_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits in `result` may be quicker than the manager's thread is done with the call; then nothing of it stays."""
-    real = CallFuture.finish
+    real: Finish = CallFuture[Any].finish
 
     def finish(future: CallFuture[Any], done: CallDone) -> bool:
         ended = real(future, done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -355,6 +356,25 @@ def test_a_call_that_had_a_whole_pilot_is_not_given_another_of_the_same_kind(ben
     assert bench.outcome(call) == TOO_LONG
     assert "it ran for 97 s" in bench.text(call)
     assert "longest walltime of a pool is 100 s" in bench.text(call)
+
+
+def test_a_preempted_pilot_does_not_teach_that_a_call_is_too_long(bench: Bench) -> None:
+    """It is told to go long before its walltime, and says that it ends in so many seconds: that is no whole life of a pilot."""
+    library = bench.library()
+    bench.offer(cores=2, walltime=3600.0)
+    bench.worker("w1", seconds_left=3590.0)
+    [call] = bench.submit(library)
+    bench.serve()
+    bench.runs()
+    bench.now += 5
+    bench.say("w1", WorkerDraining("SIGTERM received", 2.0))
+    bench.now += 2
+    bench.core.worker_lost(WorkerId("w1"), "its pilot was preempted", bench.now)
+    bench.step()
+    assert call not in bench.done
+    bench.worker("w2", seconds_left=3.0)
+    bench.serve("w2")
+    assert len(bench.runs("w2")) == 1, "nothing is known of how long it takes"
 
 
 def test_objects_of_a_late_answer_are_handed_out_to_be_dropped(bench: Bench) -> None:
@@ -776,3 +796,35 @@ def test_closing_ends_every_call_and_sends_the_workers_away(bench: Bench) -> Non
     for message in bench.core.take_outbox()[WorkerId("w1")]:
         assert message == Leave("the manager was closed")
     assert {done.end.call for done in bench.core.take_done()} == set(calls)
+
+
+def test_every_library_gets_its_turn_when_there_are_more_of_them_than_slots(bench: Bench) -> None:
+    """Six libraries that all have calls without end, two slots: none waits longer than all others have had the slots once."""
+    libraries = [bench.library(f"lib{number}") for number in range(6)]
+    bench.worker()
+    numbers = {call: number for number, library in enumerate(libraries) for call in bench.submit(library, 500)}
+    held: dict[int, list[CallRun]] = {}
+    ended: dict[int, list[float]] = {number: [bench.now] for number in range(6)}
+    finish = bench.now + 20
+    while bench.now < finish:
+        bench.step(0.05)
+        for message in bench.heard():
+            if isinstance(message, StartLibrary):
+                bench.say("w1", LibraryReady(message.instance, 77))
+            elif isinstance(message, StopLibrary):
+                bench.say("w1", LibraryStopped(message.instance))
+            elif isinstance(message, RunCalls):
+                for run in message.calls:
+                    held.setdefault(run.instance, []).append(run)
+            elif isinstance(message, RecallCalls):
+                runs = held.get(message.instance, [])
+                back = [runs.pop() for _ in range(min(message.count, len(runs) - 1))]
+                bench.say("w1", CallsReturned(tuple(HeldCall(run.call, run.attempt) for run in back), "recalled"))
+        for runs in list(held.values()):
+            if runs:
+                run = runs.pop(0)
+                ended[numbers[run.call]].append(bench.now)
+                bench.end(run, seconds=0.05)
+    for number, times in ended.items():
+        gap = max(after - before for before, after in itertools.pairwise([*times, finish]))
+        assert gap < 8, f"library {number} of 6 had nothing run for {gap:.1f} s"

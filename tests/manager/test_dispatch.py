@@ -101,14 +101,14 @@ def test_functions_that_cannot_be_forgotten_are_not_looked_through_again_and_aga
     for each new function would make the cost of a submission grow with what waits."""
     core = serving()
     looks = 0
-    real = core._forget_functions
+    real = core._forget_functions  # pyright: ignore[reportPrivateUsage]
 
     def counting() -> None:
         nonlocal looks
         looks += 1
         real()
 
-    core._forget_functions = counting  # type: ignore[method-assign]
+    core._forget_functions = counting  # type: ignore[method-assign]  # pyright: ignore[reportPrivateUsage]
     for number in range(2, FUNCTIONS_MOST + 2000):
         core.define([function(number)])
         core.submit([spec(number, function(number), CallOptions())], 1.0)

@@ -1,5 +1,8 @@
 """The manager's thread: what becomes of peers that are cut off for good, and of a defect on its loop. Real sockets, real threads."""
 
+# pyright: reportPrivateUsage=false
+# What the manager keeps for peers that are gone is seen nowhere else.
+
 from __future__ import annotations
 
 import asyncio

@@ -43,10 +43,10 @@ def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Itera
     assert left == [], "jobs that the test left behind"
 
 
-def live_jobs(cluster: SlurmCluster) -> list[str]:
-    """Ids of jobs that have not ended."""
-    answer = cluster.run("squeue", "-h", "-r", "-t", "all", "-o", "%i %T").stdout
-    return [line.split()[0] for line in answer.splitlines() if line.split()[1] not in OVER]
+def live_jobs(cluster: SlurmCluster, of: str = "") -> list[str]:
+    """Ids of jobs that have not ended, and have this in their names."""
+    rows = [line.split() for line in cluster.run("squeue", "-h", "-r", "-t", "all", "-o", "%i %T %j").stdout.splitlines()]
+    return [job for job, state, name in rows if state not in OVER and of in name]
 
 
 def wait_until(what: str, condition: Callable[[], object], timeout: float = 30.0) -> None:
@@ -99,7 +99,7 @@ def start_factory(manager: windlass.Manager, slurm: SlurmCluster) -> Iterator[Ca
 
     with ExitStack() as factories:
         yield start
-    wait_until("the pilots have ended", lambda: not live_jobs(slurm))
+    wait_until("the pilots have ended", lambda: not live_jobs(slurm, of=f":{manager.name}:"))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import windlass
-from windlass import Closed, FunctionCall
+from windlass import CallFailed, Closed, FunctionCall, SlotDied
 
 
 @pytest.fixture(autouse=True)
@@ -56,10 +56,28 @@ def spoil_blocking() -> str:
     return "spoiled"
 
 
+def spoil_types() -> str:
+    """Make the slot's next answers unreadable."""
+    sys.modules["windlass.worker.slot"].now = lambda: "never"  # type: ignore[attr-defined]
+    return "spoiled"
+
+
+def write_into_connections(words: bytes) -> None:
+    """Write into every stream socket of the process, the one for the slot's answers among them."""
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            with socket.socket(fileno=os.dup(int(entry))) as one:
+                if one.type == socket.SOCK_STREAM:
+                    one.send(words)
+        except OSError:
+            continue
+    time.sleep(60)
+
+
 @pytest.fixture(scope="module")
 def lib(shared_manager: windlass.Manager) -> windlass.Manager:
     for mode in ("direct", "fork"):
-        shared_manager.install_library(mode, double, fork_and, spoil_clock, spoil_blocking, mode=mode)
+        shared_manager.install_library(mode, double, fork_and, spoil_clock, spoil_blocking, spoil_types, write_into_connections, mode=mode)
     return shared_manager
 
 
@@ -91,13 +109,28 @@ def test_a_function_that_spoils_what_the_slot_uses_gets_its_answer_and_so_do_the
     check(lib, "direct")
 
 
+@pytest.mark.parametrize("words", [b"\4\0\0\0oops", b"a long number of bytes", b"\2\0\0\x80no"])
+def test_a_slot_that_talks_nonsense_is_replaced_and_its_call_says_so(lib: windlass.Manager, words: bytes) -> None:
+    """What a function wrote into the slot's connection: the slot's answers cannot be trusted any more."""
+    with pytest.raises(SlotDied, match="wrote into the connection to its worker"):
+        lib.submit(FunctionCall("direct", "write_into_connections", words)).result(30)
+    check(lib, "direct")
+
+
+def test_an_answer_with_wrong_types_is_a_failed_call(lib: windlass.Manager) -> None:
+    """Its call number is still readable, so the call ends and says why; the worker goes on."""
+    with pytest.raises(CallFailed, match="has changed something that its slot needs"):
+        lib.submit(FunctionCall("fork", "spoil_types")).result(30)
+    check(lib, "fork")
+
+
 # ---------------------------------------------------------------- programs that fork
 
 
 def _outcome(work: Callable[[], Any]) -> str:
     try:
         return repr(work())
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - it is told to the parent
         return f"{type(error).__name__}: {error}"
 
 
@@ -143,7 +176,7 @@ def test_a_forked_process_can_neither_use_nor_end_its_parents_manager(pair: tupl
         for work in (lambda: manager.submit(FunctionCall("lib", "double", 1)), lambda: pending.result(10), manager.status):
             text = in_a_fork(work)
             assert text.startswith(Closed.__name__)
-            assert f"belongs to process {os.getpid()}" in text
+            assert f"a fork of the program that has it, process {os.getpid()}" in text
         assert in_a_fork(leave) == "True"
         assert not pending.done()
     assert not manager.closed
@@ -162,7 +195,7 @@ def test_a_forked_process_that_runs_exit_handlers_leaves_the_manager_alone(pair:
     if pid == 0:
         signal.alarm(20)  # a child that hangs ends by this
         try:
-            atexit._run_exitfuncs()
+            atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
         finally:
             os._exit(7)
     _, status = os.waitpid(pid, 0)

@@ -1,0 +1,37 @@
+"""What a person is told whose calls wait while nobody is there to run them. Pure: takes ``now``, gives a text.
+
+A manager without pilots is right for a while: the factory is started in another terminal, or its pilots are in the queue. But a program
+that only waits looks as if it hung, so after `PATIENCE_SECONDS` without a worker and without a factory it is said what to do, once
+for each time that it comes to this.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Seconds in which whoever starts the factory by hand, after the program, has it running.
+PATIENCE_SECONDS: Final = 10.0
+
+
+class Advice:
+    """Watches whether calls wait with nobody to run them."""
+
+    def __init__(self) -> None:
+        self._since = -1.0
+        self._given = False
+
+    def look(self, calls: int, workers: int, factories: int, port: int, now: float) -> str:
+        """What to say now; "": nothing. ``calls`` have not ended; ``port`` is where the manager listens."""
+        if not calls or workers or factories:
+            self._since, self._given = -1.0, False
+            return ""
+        if self._since < 0:
+            self._since = now
+        if self._given or now - self._since < PATIENCE_SECONDS:
+            return ""
+        self._given = True
+        waiting = "1 call waits" if calls == 1 else f"{calls:,} calls wait"
+        return (
+            f"{waiting}, and there are neither pilots nor a factory to start some: run `windlass factory run local --port {port}`"
+            " in another terminal, or open a windlass.Factory(manager, 'local') in the program"
+        )

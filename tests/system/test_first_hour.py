@@ -1,0 +1,82 @@
+"""What goes wrong in the first hour with Windlass, and what is said then: nobody may have to guess why a program waits or what became of calls."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import windlass
+
+#: Seconds that any program may take before a test gives up.
+PATIENCE = 60
+
+#: A script as people write it who know `concurrent.futures`: no ``with``, no ``shutdown``, and nobody asks for the results.
+SCRIPT = """
+import pathlib, sys, windlass
+
+def note(folder, number, data):
+    pathlib.Path(folder, str(number)).write_bytes(data[:3])
+    return data
+
+pool = windlass.Executor("local", cores=1, max_pilots=1)
+futures = [pool.submit(note, sys.argv[1], number, b"abc" * 100_000) for number in range(3)]
+{rest}
+"""
+
+
+def run_script(folder: Path, rest: str = "") -> subprocess.CompletedProcess[str]:
+    script = folder / "script.py"
+    script.write_text(SCRIPT.format(rest=rest))
+    (folder / "notes").mkdir()
+    words = [sys.executable, str(script), str(folder / "notes")]
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE)
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "notes").iterdir())
+
+
+def test_a_program_that_ends_without_shutting_its_executor_runs_its_calls_first(tmp_path: Path) -> None:
+    """As in `concurrent.futures`, the interpreter's end waits for what was submitted."""
+    ran = run_script(tmp_path)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    assert written(tmp_path) == ["0", "1", "2"]
+
+
+def test_a_program_that_ends_by_an_error_runs_its_calls_too(tmp_path: Path) -> None:
+    """Also as there."""
+    ran = run_script(tmp_path, "raise RuntimeError('mine')")
+    assert ran.returncode == 1
+    assert ran.stderr.endswith("RuntimeError: mine\n")
+    assert written(tmp_path) == ["0", "1", "2"]
+
+
+def test_a_program_that_is_interrupted_leaves_at_once(tmp_path: Path) -> None:
+    """Whoever presses Ctrl-C wants to leave now: calls that would never end do not keep the program."""
+    ran = run_script(tmp_path, "import time; pool.submit(time.sleep, 10_000); raise KeyboardInterrupt")
+    assert ran.stderr.endswith("KeyboardInterrupt\n")
+    assert ran.stderr.count("Traceback") == 1
+
+
+def test_a_manager_without_pilots_says_how_to_get_some(
+    manager: windlass.Manager, start_factory: Callable[..., windlass.Factory], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that forgot its factory would else wait for ever in silence. It is said once, and what it says to do helps."""
+    monkeypatch.setattr("windlass.manager.advice.PATIENCE_SECONDS", 0.05)
+    manager.install_library("lib", len)
+    with caplog.at_level(logging.WARNING):
+        future = manager.submit(windlass.FunctionCall("lib", "len", "abc"))
+        end = time.monotonic() + PATIENCE
+        while not caplog.records and time.monotonic() < end:
+            time.sleep(0.01)
+        start_factory()
+        assert future.result(PATIENCE) == 3
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith("1 call waits, and there are neither pilots nor a factory")
+    assert f"`windlass factory run local --port {manager.port}`" in said
