@@ -101,6 +101,8 @@ class FactoryCore:
     finished: bool = False
     _query_at: float = -math.inf
     _queried: bool = False
+    #: When `demand` was heard.
+    _heard_at: float = -math.inf
     _ended: list[PilotEnded] = field(default_factory=list[PilotEnded])
     _reported: PoolReport | None = None
     _deadline: float | None = None
@@ -115,9 +117,15 @@ class FactoryCore:
 
     def hear(self, demand: Demand, now: float) -> None:
         """The manager says what it could use."""
-        self.demand = demand
-        self.fleet.seen([seen for seen in demand.pilots if seen.pool == self.pool.name], now)
+        self.demand, self._heard_at = demand, now
+        self._see(now)
         self._settle(now)
+
+    def _see(self, now: float) -> None:
+        """Tell the register what the manager said last."""
+        if self.demand is not None:
+            own = [seen for seen in self.demand.pilots if seen.pool == self.pool.name]
+            self.fleet.seen(own, now, self._heard_at)
 
     def woken(self, now: float) -> None:
         """The backend says that a query is worth it."""
@@ -128,7 +136,11 @@ class FactoryCore:
         self.history.answered()
         self._queried = True
         self._query_at = now + max(self.query_interval, SLOW_FACTOR * took)
+        known = set(self.fleet.pilots)
         self.fleet.listed(states, now)
+        if self.fleet.pilots.keys() - known:
+            # The manager may have spoken of these before they were known, and speaks only when something changes.
+            self._see(now)
         self._settle(now)
 
     def submitted(self, ticket: str, jobs: Sequence[JobId], now: float) -> None:
@@ -311,7 +323,8 @@ class FactoryCore:
         name = self.pool.name
         counts = tuple((name, phase.value, number) for phase, number in self.fleet.counts().items() if number)
         failures = ((name, self.history.failure),) if self.history.failure else ()
-        report = PoolReport((self.pool.offer(self.history.paused, coming=bool(self.fleet.live)),), (), counts, failures, tuple(sorted(self.budget.sent.items())))
+        offer = self.pool.offer(self.history.paused, coming=bool(self.fleet.live))
+        report = PoolReport((offer,), (), counts, failures, tuple(sorted(self.budget.sent.items())))
         last = self._reported
         if (
             not self._ended

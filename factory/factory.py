@@ -342,6 +342,7 @@ class Factory:
             core.close(now, event.seconds)
         elif isinstance(event, Leave):
             self._manager_gone = True
+            log.info("%s: the manager has ended (%s)", self.name, event.reason)
             core.close(now, min(HURRY, core.pool.grace))
         elif isinstance(event, _Lost):
             self._manager_gone = True
@@ -394,8 +395,9 @@ class Factory:
             core.rejected(instruction.request.ticket, text)
         else:
             # Also a refused query or cancel: nothing is known to have changed.
-            level = logging.WARNING if isinstance(error, Rejected) else logging.INFO
-            log.log(level, "%s: no answer: %s", self.name, text)
+            # The pool's first failure is told to whoever waits; single silences of a busy batch system are nothing to speak of.
+            level = logging.INFO if core.history.failure and not isinstance(error, Rejected) else logging.WARNING
+            log.log(level, "%s: no answer: %s; it is asked again, at growing intervals", self.name, text)
             core.unreachable(text, now)
 
     def _bury(self) -> None:

@@ -55,8 +55,8 @@ def with_pilot(command: Iterable[str], pilot: PilotId) -> tuple[str, ...]:
 def pilot_script(request: PilotRequest, *, template: str = "pilot.sh.j2", **values: object) -> str:
     """The script that starts a pilot; ``values`` are for the template (``pilot``: its word, where that is known).
 
-    ``template``: one of `windlass.batch_templates`, or a file of the user's, which may extend one of those. Raises `UsageError` for a file that
-    is no template, or that uses a name that there is not.
+    ``template``: one of `windlass.batch_templates`, or a file of the user's, which may extend one of those. Raises `UsageError` for a file
+    that is no template, or that uses a name that there is not.
     """
     import jinja2  # 60 ms; only pools with setup lines and batch systems need it
 

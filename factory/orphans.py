@@ -104,7 +104,7 @@ def _as_text(found: Sequence[Found], orphans: Sequence[Found], remove: bool, bac
 
 
 def probe(backend: str, options: Mapping[str, object]) -> str:
-    """Submit one pilot that is held, and remove it: what to print. Raises `Rejected`, `OverLimit`, `Unreachable` as the batch system says."""
+    """Submit one pilot that is held, and remove it: what to print. Raises `Rejected`, `OverLimit`, `Unreachable`, as `Backend.submit`."""
     made, pool = make_backend(backend, {**options, "pool": options.get("pool", f"{backend}-pool")})
     try:
         job = _shared(made, "probe").probe(replace(request_of(pool, Path("MANAGER/pilot.json")), ticket="PROBE"))

@@ -298,8 +298,12 @@ class Fleet:
 
     # ---------------------------------------------------------------- what the manager says
 
-    def seen(self, seen: Iterable[PilotSeen], now: float) -> None:
-        """All pilots of this pool that have a standing with the manager; a pilot of several nodes comes several times."""
+    def seen(self, seen: Iterable[PilotSeen], now: float, heard_at: float | None = None) -> None:
+        """All pilots of this pool that have a standing with the manager; a pilot of several nodes comes several times.
+
+        ``heard_at``: when the manager said so; None: now.
+        """
+        heard_at = now if heard_at is None else heard_at
         by_word: dict[PilotId, list[PilotSeen]] = {}
         for one in seen:
             by_word.setdefault(one.pilot, []).append(one)
@@ -312,7 +316,7 @@ class Fleet:
             pilot.connected = bool(nodes)
             pilot.forgotten = pilot.served and pilot.word not in by_word
             pilot.running_calls = sum(one.running for one in nodes)
-            pilot.idle_seconds, pilot.heard_at = min((one.idle_seconds for one in nodes), default=0.0), now
+            pilot.idle_seconds, pilot.heard_at = min((one.idle_seconds for one in nodes), default=0.0), heard_at
             pilot.draining = bool(nodes) and all(one.draining for one in nodes)
             pilot.apply(Event.CONNECTED if nodes else Event.DISCONNECTED, now)
             if nodes and not pilot.served:

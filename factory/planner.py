@@ -178,7 +178,8 @@ def wanted_pilots(demand: Demand | None, pool: PoolConfig) -> tuple[int, str]:
     if not shapes and demand.shapes:
         why = f"no call fits: {unfit(demand.shapes[0], pool)}"
     else:
-        why = f"{waiting} calls wait, {running} run: work for {total} pilots"
+        wait = "1 call waits" if waiting == 1 else f"{waiting} calls wait"
+        why = f"{wait}, {running} run: work for {total} pilot{'s' if total != 1 else ''}"
     return wanted, why + (f", at least {pool.min_pilots} are kept" if wanted > total else "")
 
 

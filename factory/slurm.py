@@ -13,7 +13,8 @@ cancel     ``scancel`` with the ids, in batches; for all of a factory's, those t
 =========  ====================================================================================================
 
 A command that gets no answer has its own time limit; what became of a submission is told by its unique job name in the next answer
-of squeue.  A pilot's output is in ``FOLDER/JOB.log``, on a filesystem that nodes and the factory share; Slurm's own last line is in it, too."""
+of squeue.  A pilot's output is in ``FOLDER/JOB.log``, on a filesystem that nodes and the factory share; Slurm's own last line is in
+it, too."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Where a manager listens for pilots of other machines: one address of its own, never all.
 
-Theory of operation: a pool says an interface (``ib0``), a network (``10.1.0.0/16``) or an address, or nothing (`HOST`).  For nothing it is the
-address that this machine's name resolves to, as that is what nodes of a cluster know it by.  A name that resolves to loopback says nothing
-of the kind (some distributions set it so); then it is the address that packets to elsewhere leave by.
+Theory of operation: a pool says an interface (``ib0``), a network (``10.1.0.0/16``) or an address, or nothing (`HOST`).  For nothing it
+is the address that this machine's name resolves to, as that is what nodes of a cluster know it by.  A name that resolves to loopback
+says nothing of the kind (some distributions set it so); then it is the address that packets to elsewhere leave by.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def choose_address(
     if wanted == HOST:
         return of_name()
     known = interfaces()
-    if wanted in known and known[wanted]:
+    if known.get(wanted):
         return known[wanted][0]
     own = [address for addresses in known.values() for address in addresses]
     try:

@@ -9,12 +9,17 @@ have options.
 `map` reads its inputs lazily: see `windlass.manager.mapping`.
 
 `shutdown` has to wait for calls that it does not keep alive: it holds weak references, swept as their number doubles.
+
+A program that ends without `shutdown` waits for its calls too, as with the executors of `concurrent.futures`; unless it ends by Ctrl-C.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
+import os
+import sys
 import threading
 import weakref
 from collections import deque
@@ -55,6 +60,7 @@ class Pool:
     def __init__(self, manager: CallManager, closing: contextlib.ExitStack) -> None:
         self.manager = manager
         self.closed = False
+        self.pid = os.getpid()
         self._closing = closing
         self._lock = threading.Lock()
         self._finishing = threading.Lock()
@@ -107,6 +113,24 @@ class Pool:
                 raise
             finally:
                 self._closing.close()
+
+
+#: Pools of executors that nobody may have shut down yet.
+_open: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _at_exit() -> None:
+    """The program ends: finish the pools that nobody has shut down."""
+    interrupted = issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt)
+    for pool in list(_open):
+        # A forked child has its parent's handlers, but the calls are the parent's.
+        if pool.closed or pool.pid != os.getpid():
+            continue
+        pool.closed = True
+        if interrupted:
+            pool.cancel()
+        with contextlib.suppress(KeyboardInterrupt):  # it has cancelled the rest and closed; a traceback from here helps nobody
+            pool.finish()
 
 
 class Submitter(futures.Executor):
@@ -208,6 +232,10 @@ class Executor(Submitter):
                     "backend=None starts no pilots, so options of a pool would change nothing; leave them out, or name a backend"
                 )
             super().__init__(Pool(manager, opening.pop_all()))
+        _open.add(self._pool)
+        # Registered after those of manager and factory, it runs before them.
+        atexit.unregister(_at_exit)
+        atexit.register(_at_exit)
         self.manager = manager
 
     def _make_manager(self, options: dict[str, Any]) -> CallManager:

@@ -209,6 +209,11 @@ def test_a_status_is_shown_whatever_it_lacks() -> None:
         text_of({**full, missing: None})
 
 
+def test_a_manager_without_pools_is_shown_with_what_to_do() -> None:
+    """Whoever looks why nothing happens finds it."""
+    assert "no pools: `windlass factory run BACKEND` in another terminal" in text_of({"workers": [], "pools": []})
+
+
 def test_of_many_workers_the_first_are_shown() -> None:
     """A terminal has forty lines or so."""
     shown = text_of({"workers": [{"id": f"worker-{number}"} for number in range(1000)]})

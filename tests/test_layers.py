@@ -31,6 +31,7 @@ CORES = (
     "factory/history.py",
     "factory/planner.py",
     "factory/pilots.py",
+    "factory/slurm_words.py",
     "src/windlass/session.py",
     "src/windlass/framing.py",
 )

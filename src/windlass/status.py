@@ -233,6 +233,10 @@ def _about(manager: Mapping[str, object]) -> str:
     return ", ".join(words)
 
 
+#: What to do where there is none of a kind.
+_HINTS: Final = {"pools": ": `windlass factory run BACKEND` in another terminal serves the manager with pilots"}
+
+
 def picture(status: Mapping[str, object], *, most_workers: int = 40) -> RenderableType:
     """The status as tables, for a terminal or a plain stream; of more workers than ``most_workers`` the first ones."""
     parts: list[RenderableType] = []
@@ -255,5 +259,5 @@ def picture(status: Mapping[str, object], *, most_workers: int = 40) -> Renderab
             title = f"workers (the first {most_workers} of {len(rows)})"
             rows = rows[:most_workers]
         parts.append(Text(""))
-        parts += _table(kind, rows, title) if rows else [Text(f"no {kind}", style="dim")]
+        parts += _table(kind, rows, title) if rows else [Text(f"no {kind}{_HINTS.get(kind, '')}", style="dim")]
     return Group(*parts) if parts else Text("the manager says nothing about itself")

@@ -3,9 +3,9 @@
 Theory of operation
 -------------------
 `SlurmCluster` starts the daemons of the distribution's packages (``apt-get install slurmctld slurmd slurm-client munge``) in the
-foreground, as children of this process: munged with a key and socket of its own, slurmctld, and one slurmd per virtual node, each with its own
-port and spool folder.  Nothing outside ``folder`` is written, no service of the machine is used or disturbed, and several clusters can
-stand side by side.  Accounting (slurmdbd) is not there, as at many sites.
+foreground, as children of this process: munged with a key and socket of its own, slurmctld, and one slurmd per virtual node, each with
+its own port and spool folder.  Nothing outside ``folder`` is written, no service of the machine is used or disturbed, and several
+clusters can stand side by side.  Accounting (slurmdbd) is not there, as at many sites.
 
 The times are as short as Slurm allows: finished jobs are forgotten after about 5 s, SIGTERM is followed by SIGKILL after 2 s, requests time
 out after 2 s, a requeued job may start again after 2 s.  ``lines`` adds to or overrides the configuration.

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable
-from windlass.factory.backend import CommandLimits, JobId, Listed, PilotRequest, Tickets, pilot_word, split_pilot_word
+from windlass.factory.backend import CommandLimits, JobId, Listed, PilotRequest, PilotState, Tickets, pilot_word, split_pilot_word
 from windlass.factory.core import Cancel, FactoryCore, Query, Release, Submit
 from windlass.factory.fake import FakeCluster, Fault, Terminate, Todo
+from windlass.factory.pilots import Phase
 from windlass.factory.pool import PoolConfig
 from windlass.messages import Demand, PilotId, PilotSeen, PoolName, PoolReport, Resources, Shape
 
@@ -476,3 +477,51 @@ TestAnyWeather = AnyWeather.TestCase
 TestAnyWeather.settings = settings(
     max_examples=60, stateful_step_count=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+@pytest.mark.parametrize("earlier_life", [False, True])
+def test_a_pilot_that_connected_before_the_factory_knew_of_it_serves_when_it_is_listed(make_pool: MakePool, earlier_life: bool) -> None:
+    """A manager speaks when something changes, so it may have said all it has to say of a pilot of an unsure submission, or of an earlier
+    life of the factory. Such a pilot is not ended for never having connected; and it has been idle since the manager spoke."""
+    core = FactoryCore(
+        make_pool(), PilotRequest(ticket="", pool=PoolName("p"), command=(), resources=Resources(4.0)), BATCH, 30.0, 100, Tickets("f")
+    )
+    shape = Shape(Resources(), 4, 0)
+    serving = PilotSeen(PoolName("p"), PilotId("7"), True, 0, 5.0, False, Resources(4.0))
+    if earlier_life:
+        core.hear(Demand((), (serving,)), 4.0)
+        ticket = "f-0"
+    else:
+        assert isinstance(core.step(0.0), Query)
+        core.listed([], 0.0)
+        core.hear(Demand((shape,), ()), 1.0)
+        submit = core.step(1.0)
+        assert isinstance(submit, Submit)
+        core.unreachable("no answer", 3.0)
+        core.hear(Demand((), (serving,)), 4.0)
+        ticket = submit.request.ticket
+    core.listed([PilotState(job=JobId("7"), listed=Listed.RUNNING, ticket=ticket, restart=0)], 40.0)
+    [pilot] = core.fleet.pilots.values()
+    assert pilot.phase is Phase.SERVING
+    assert pilot.idle_for(40.0) == 41.0
+    core.check()
+
+
+def test_a_paused_pool_is_spent_when_none_of_its_pilots_can_come(make_pool: MakePool) -> None:
+    """Calls that only it could run would wait for ever then; while pilots are there, or queued, they may still run."""
+    core = FactoryCore(
+        make_pool(), PilotRequest(ticket="", pool=PoolName("p"), command=(), resources=Resources(4.0)), BATCH, 30.0, 100, Tickets("f")
+    )
+    core.listed([PilotState(job=JobId("7"), listed=Listed.QUEUED, restart=0)], 0.0)
+    core.rejected("f-1", "no such partition")
+    report = core.report()
+    assert report is not None
+    assert [(offer.paused, offer.spent) for offer in report.offers] == [("no such partition", False)]
+    core.listed([PilotState(job=JobId("7"), listed=Listed.ENDED, restart=0)], 30.0)
+    report = core.report()
+    assert report is not None
+    assert [(offer.paused, offer.spent) for offer in report.offers] == [("no such partition", True)]
+    core.history.resume()
+    report = core.report()
+    assert report is not None
+    assert [(offer.paused, offer.spent) for offer in report.offers] == [("", False)]

@@ -240,6 +240,19 @@ def test_errors_of_other_commands_are_silence(manager: Any) -> None:
     assert manager.reports[-1].offers[0].paused == ""
 
 
+def test_the_first_command_without_an_answer_is_told(manager: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """On a machine that has no batch system, or is cut off from it, a program would else wait in silence. Later ones are quiet."""
+
+    class Mute(LocalBackend):
+        def query(self) -> Any:
+            raise Unreachable("no such cluster")
+
+    with Factory(manager, Mute(), min_pilots=1, name="mute"):
+        manager.wait_until(lambda: manager.reports[-1].failures != ())
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["mute: no answer: no such cluster; it is asked again, at growing intervals"]
+
+
 def test_what_is_asked_wrongly_is_refused_with_the_near_names(manager: Any) -> None:
     with pytest.raises(UnknownName, match="there is no option of a local pool 'max_pilot'; did you mean 'max_pilots'"):
         Factory(manager, "local", max_pilot=3)

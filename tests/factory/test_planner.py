@@ -152,7 +152,7 @@ def test_a_paused_pool_submits_nothing_and_cancels_what_would_die(make_pool: Mak
 
 def test_surplus_queued_pilots_are_cancelled_youngest_first(make_pool: MakePool, demand: MakeDemand) -> None:
     [cancel] = decide(demand(4), pilots(queued=3), make_pool()).cancel
-    assert cancel == Decision((JobId("queued2"), JobId("queued1")), "4 calls wait, 0 run: work for 1 pilots; 3 there or coming")
+    assert cancel == Decision((JobId("queued2"), JobId("queued1")), "4 calls wait, 0 run: work for 1 pilot; 3 there or coming")
 
 
 def test_only_pilots_that_are_idle_for_long_are_let_go_the_most_idle_first(make_pool: MakePool, demand: MakeDemand) -> None:

@@ -242,6 +242,7 @@ class StandIn:
             if job.words.get("periodic_remove") and evaluate(job.words["periodic_remove"], job.ad):
                 text = f"The job attribute PeriodicRemove expression '{job.words['periodic_remove']}' evaluated to TRUE"
                 self._remove(job, text)
+        matches(constraint, {})  # a bad one is refused also when there are no jobs
         return [shown(job.ad, projection) for job in self.jobs.values() if matches(constraint, job.ad)]
 
     def do_history(self, constraint: str, projection: list[str], match: int, since: str | None) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,15 @@ class QuickSlurm(SlurmBackend):
     limits: ClassVar[CommandLimits] = OWN_MACHINE
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"query_interval": 0.2, "command_timeout": 20.0, **options})
+        given: dict[str, Any] = {"query_interval": 0.2, "command_timeout": 20.0, **options}
+        super().__init__(**given)
+        #: Queries that were answered.
+        self.answers = 0
+
+    def query(self) -> Sequence[PilotState]:
+        states = super().query()
+        self.answers += 1
+        return states
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +63,17 @@ def wait_until(what: str, condition: Callable[[], object], timeout: float = 30.0
     while not condition():
         assert time.monotonic() < end, f"never: {what}"
         time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def quick_slurm() -> type[SlurmBackend]:
+    return QuickSlurm
+
+
+@pytest.fixture(scope="module")
+def until_in_module() -> Callable[..., None]:
+    """`until` for fixtures that last as long as a module."""
+    return wait_until
 
 
 @pytest.fixture
@@ -156,6 +175,6 @@ def strict_cluster(slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def remembering_cluster(slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
-    """A cluster of one node that forgets no job while tests run."""
-    with SlurmCluster(tmp_path_factory.mktemp("remembering"), nodes=1, lines={"MinJobAge": "600"}) as cluster:
+    """A cluster of three nodes that forgets no job while tests run."""
+    with SlurmCluster(tmp_path_factory.mktemp("remembering"), nodes=3, lines={"MinJobAge": "600"}) as cluster:
         yield cluster

@@ -13,8 +13,9 @@ import pytest
 import windlass
 from windlass.cli import main
 from windlass.errors import Rejected, Unreachable, UsageError
-from windlass.factory.backend import Listed, PilotRequest
+from windlass.factory.backend import JobId, Listed, PilotRequest, Tag
 from windlass.factory.slurm import SlurmBackend
+from windlass.messages import Resources
 from windlass.testing import SlurmCluster
 
 Start = Callable[..., SlurmBackend]
@@ -39,7 +40,7 @@ def test_what_is_asked_is_what_the_job_has(
         requeue=False,
         extra_directives="#SBATCH --comment='two words'\n--nice=5",
     )
-    request = make_request(resources=windlass.messages.Resources(2.0, 300 << 20, 1), walltime=61.0, avoid=("n2", "n3"))
+    request = make_request(resources=Resources(2.0, 300 << 20, 1), walltime=61.0, avoid=("n2", "n3"))
     [job] = backend.submit(request, 1)
     listing(backend).until(job, Listed.RUNNING)
     has = job_of(slurm, job)
@@ -103,7 +104,7 @@ def test_variables_of_slurm_s_commands_change_nothing(
     }.items():
         monkeypatch.setenv(name, value)
     backend = start_backend()
-    [job] = backend.submit(make_request(resources=windlass.messages.Resources(1.0, 100 << 20)), 1)
+    [job] = backend.submit(make_request(resources=Resources(1.0, 100 << 20)), 1)
     listing(backend).until(job, Listed.RUNNING)
     backend.cancel([job])
     listing(backend).until(job, Listed.ENDED)
@@ -163,7 +164,7 @@ def test_a_dry_run_is_what_is_submitted(start_backend: Start, make_request: Make
     backend = start_backend()
     text = backend.describe(make_request("print('pasted')"), 1)
     ran = slurm.run("sh", input=text)
-    job = ran.stdout.strip()
+    job = JobId(ran.stdout.strip())
     listing(backend).until(job, Listed.ENDED)
     assert backend.tail(job) == "pasted"
 
@@ -190,7 +191,7 @@ def test_a_machine_without_slurm_s_commands_is_told_so(tmp_path: Path, monkeypat
     """The factory does not start, rather than pause later."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match="this machine has no sbatch and no squeue and no scancel: start the factory where jobs"):
-        SlurmBackend().open(windlass.factory.backend.Tag("f"), tmp_path, lambda: None)
+        SlurmBackend().open(Tag("f"), tmp_path, lambda: None)
 
 
 # ---------------------------------------------------------------- the command line

@@ -7,15 +7,18 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import windlass
-from windlass.errors import OverLimit, Rejected, Unreachable
+from windlass.errors import NotPossible, OverLimit, Rejected, Unreachable
 from windlass.factory.backend import Cause, Listed, PilotRequest, Tag
 from windlass.factory.slurm import SlurmBackend
+from windlass.messages import PoolName, Resources
 from windlass.testing import SlurmCluster
 
 Start = Callable[..., SlurmBackend]
@@ -31,29 +34,67 @@ def strict(strict_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Slu
     return strict_cluster
 
 
+@dataclass(frozen=True)
+class Stories:
+    """What takes Slurm long: begun before the first test, asked about by the last ones."""
+
+    backend: SlurmBackend
+    overdue: str
+    on_lost_node: str
+    on_lost_node_for_good: str
+    call: windlass.CallFuture[str]
+    requeued: str
+    started: Path
+    go: Path
+
+
+def wait_for(go: Path, started: Path) -> str:
+    with started.open("a") as file:
+        file.write(f"{os.environ['WINDLASS_PILOT']}\n")
+    while not go.exists():
+        time.sleep(0.01)
+    return os.environ["WINDLASS_PILOT"]
+
+
 @pytest.fixture(scope="module", autouse=True)
-def overdue(remembering_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SlurmBackend, str]]:
-    """A pilot whose time is over soon after the first test begins. Slurm looks at limits every 30 s, so the last test asks about it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CONF", str(remembering_cluster.conf))
-        backend = SlurmBackend()
-    backend.open(Tag("overdue", "m"), tmp_path_factory.mktemp("overdue"), lambda: None)
-    request = PilotRequest(
-        ticket="overdue-1",
-        pool=windlass.messages.PoolName("p"),
-        command=("/bin/sh", "-c", "trap 'echo heard; exit 0' TERM; while :; do sleep 0.1; done"),
-        resources=windlass.messages.Resources(1.0),
-        walltime=60.0,
-    )
-    [job] = backend.submit(request, 1)
-    end = time.monotonic() + 30
-    while [state.listed for state in backend.query()] != [Listed.RUNNING]:
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    soon = datetime.datetime.now() + datetime.timedelta(seconds=2)
-    remembering_cluster.run("scontrol", "update", f"JobId={job}", f"EndTime={soon:%Y-%m-%dT%H:%M:%S}")
-    yield backend, job
-    backend.cancel_all()
+def stories(
+    remembering_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory, quick_slurm: type[SlurmBackend], until_in_module: Until
+) -> Iterator[Stories]:
+    """On a cluster of their own: a pilot that is past its time, pilots on a node that is lost, a call whose pilot is queued again."""
+    cluster, folder = remembering_cluster, tmp_path_factory.mktemp("stories")
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as opened:
+        patch.setenv("SLURM_CONF", str(cluster.conf))
+        manager = opened.enter_context(windlass.Manager())
+        manager.install_library("lib", wait_for)
+        options: dict[str, Any] = {"grace": 1, "max_pilots": 1, "hold": 0.5, "start_cost": 0.1}
+        opened.enter_context(windlass.Factory(manager, quick_slurm(extra_directives="--nodelist=n3"), **options))
+        call: Any = manager.submit(windlass.FunctionCall("lib", "wait_for", folder / "go", folder / "started"))
+        backend = quick_slurm()
+        backend.open(Tag("stories", "m"), folder, lambda: None)
+        opened.callback(backend.cancel_all)
+
+        def submit(name: str, command: tuple[str, ...], *directives: str) -> str:
+            own = quick_slurm(extra_directives=directives)
+            own.open(Tag("stories", "m"), folder, lambda: None)
+            needs = Resources(1.0)
+            [job] = own.submit(PilotRequest(ticket=name, pool=PoolName("p"), command=command, resources=needs, walltime=60.0), 1)
+            return job
+
+        hears = ("/bin/sh", "-c", "trap 'echo heard; exit 0' TERM; while :; do sleep 0.1; done")
+        overdue = submit("overdue", hears, "--nodelist=n1")
+        lost, for_good = (
+            submit("lost", ("sleep", "600"), "--nodelist=n2"),
+            submit("for-good", ("sleep", "600"), "--nodelist=n2", "--no-requeue"),
+        )
+        until_in_module("all run", lambda: [state.listed for state in backend.query()] == [Listed.RUNNING] * 3)
+        soon = datetime.datetime.now() + datetime.timedelta(seconds=2)
+        cluster.run("scontrol", "update", f"JobId={overdue}", f"EndTime={soon:%Y-%m-%dT%H:%M:%S}")
+        cluster.kill_node("n2")
+        until_in_module("the call runs", (folder / "started").exists)
+        requeued = (folder / "started").read_text().strip()
+        cluster.run("scontrol", "requeue", requeued)
+        yield Stories(backend, overdue, lost, for_good, call, requeued, folder / "started", folder / "go")
+        (folder / "go").touch()
 
 
 def jobs_of(backend: SlurmBackend) -> set[str]:
@@ -73,7 +114,7 @@ def test_a_killed_controller_is_silence_and_everything_is_there_when_it_is_back(
     listing: Any,
     until: Until,
 ) -> None:
-    """Every command says `Unreachable`. Pilots are connected to the manager and run calls all the same; none are submitted in their place."""
+    """Every command says `Unreachable`. Pilots are connected to the manager and run calls all the same; none take their place."""
     manager.install_library("lib", os.getpid)
     factory = start_factory(max_pilots=1, name="works-on")
     first = manager.submit(windlass.FunctionCall("lib", "getpid")).result(timeout=60)
@@ -102,34 +143,32 @@ def test_a_killed_controller_is_silence_and_everything_is_there_when_it_is_back(
     assert factory.status()["commands"]["submit"] == 1  # type: ignore[index]
 
 
-def test_what_was_asked_of_a_controller_that_hung_may_have_happened(
-    start_backend: Start, make_request: Make, slurm: SlurmCluster, listing: Any
+def test_what_was_asked_of_a_hung_controller_may_have_happened_and_is_not_asked_twice(
+    start_backend: Start,
+    make_request: Make,
+    manager: windlass.Manager,
+    start_factory: StartFactory,
+    slurm: SlurmCluster,
+    listing: Any,
+    until: Until,
 ) -> None:
-    """The job is submitted when the controller wakes, and the one that was cancelled is cancelled: the ticket in its name tells."""
+    """When the controller wakes, the job is submitted, and the one that was cancelled is cancelled. A submission without an answer
+    counts as pilots until a query settles it, by the ticket in the job's name."""
     backend = start_backend()
     [job] = backend.submit(make_request(), 1)
-    with slurm.hung_controller():
-        with pytest.raises(Unreachable, match="Socket timed out"):
-            backend.submit(make_request(ticket="f-2"), 1)
-        with pytest.raises(Unreachable, match="Socket timed out"):
-            backend.cancel([job])
-    listing(backend).until(job, Listed.ENDED)
-    assert [state.ticket for state in backend.query() if state.listed is not Listed.ENDED] == ["f-2"]
-
-
-def test_a_factory_does_not_submit_twice_what_a_hung_controller_has_taken(
-    manager: windlass.Manager, start_factory: StartFactory, slurm: SlurmCluster, until: Until
-) -> None:
-    """A submission without an answer counts as pilots until a query settles it."""
     manager.install_library("lib", os.getpid)
     factory = start_factory(max_pilots=4, own={"query_interval": 4.0})
-    until("the first query", lambda: factory.status()["commands"])
+    own: Any = factory.backend
+    until("the first query was answered", lambda: own.answers)
     with slurm.hung_controller():
         future = manager.submit(windlass.FunctionCall("lib", "getpid"))
+        with pytest.raises(Unreachable, match="Socket timed out"):
+            backend.cancel([job])
         until("the submission is unsure", lambda: "Socket timed out" in str(factory.status()["failure"]))
         assert factory.status()["pilots"] == {"queued": 1}
     assert future.result(timeout=60)
     until("it is settled", lambda: factory.status()["pilots"] == {"serving": 1})
+    listing(backend).until(job, Listed.ENDED)
     assert len(slurm.run("squeue", "-h", "-o", "%i").stdout.split()) == 1
     assert factory.status()["paused"] == ""
 
@@ -137,11 +176,8 @@ def test_a_factory_does_not_submit_twice_what_a_hung_controller_has_taken(
 def test_without_munge_nothing_is_known(start_backend: Start, make_request: Make, slurm: SlurmCluster) -> None:
     backend = start_backend()
     [job] = backend.submit(make_request(), 1)
-    with slurm.munge_down():
-        with pytest.raises(Unreachable, match="Munge encode failed"):
-            backend.query()
-        with pytest.raises(Unreachable, match="Munge encode failed"):
-            backend.submit(make_request(), 1)
+    with slurm.munge_down(), pytest.raises(Unreachable, match="Munge encode failed"):
+        backend.query()
     assert jobs_of(backend) == {job}
 
 
@@ -186,7 +222,7 @@ def test_a_refused_pool_pauses_and_its_calls_say_why(manager: windlass.Manager, 
     until("it is paused", lambda: factory.paused)
     assert "Invalid partition name specified" in factory.paused
     assert factory.status()["commands"] == {"query": 1, "submit": 1}
-    with pytest.raises(windlass.errors.NotPossible, match="Invalid partition name specified"):
+    with pytest.raises(NotPossible, match="Invalid partition name specified"):
         future.result(timeout=10)
 
 
@@ -250,33 +286,14 @@ def test_a_failing_prolog_leaves_the_pilot_held(strict: SlurmCluster, start_back
         strict.wait_for_nodes()
 
 
-def test_a_requeued_pilot_is_another_one_under_the_same_id(
-    start_backend: Start, make_request: Make, slurm: SlurmCluster, listing: Any
-) -> None:
-    """Ending, queued, running again: with the restart counted, in its own word, too; and its log goes on."""
-    backend = start_backend()
-    body = "import os, time; print('here', os.environ['WINDLASS_PILOT'], flush=True); time.sleep(600)"
-    [job] = backend.submit(make_request(body), 1)
-    assert listing(backend).until(job, Listed.RUNNING).restart == 0
-    slurm.run("scontrol", "requeue", job)
-    seen: list[Listed] = []
-    again = listing(backend).until(job, Listed.QUEUED, seen=seen)
-    assert again.restart == 1
-    assert Listed.ENDED not in seen
-    assert listing(backend).until(job, Listed.RUNNING).restart == 1
-    while backend.tail(job).count("here") < 2:
-        listing(backend).until(job, Listed.RUNNING)
-    assert re.findall(r"^here (.*)$", backend.tail(job), re.MULTILINE) == [job, f"{job}+1"]
-
-
 def test_a_preempted_pilot_is_queued_again_or_has_ended(
     start_backend: Start, make_request: Make, slurm: SlurmCluster, listing: Any
 ) -> None:
     """By preemption, which is nobody's fault; in between it is ending, whatever comes."""
     again = start_backend("again", extra_directives="--nodelist=n3", requeue=True)
     never = start_backend("never", extra_directives="--nodelist=n3", requeue=False)
-    [first] = again.submit(make_request(resources=windlass.messages.Resources(2.0)), 1)
-    [second] = never.submit(make_request(resources=windlass.messages.Resources(2.0)), 1)
+    [first] = again.submit(make_request(resources=Resources(2.0)), 1)
+    [second] = never.submit(make_request(resources=Resources(2.0)), 1)
     listing(again).until(first, Listed.RUNNING)
     listing(never).until(second, Listed.RUNNING)
     slurm.run("sbatch", "--output=/dev/null", "-p", "high", "-w", "n3", "-c4", "--job-name=vip", input="#!/bin/sh\nexec sleep 600\n")
@@ -291,61 +308,25 @@ def test_a_preempted_pilot_is_queued_again_or_has_ended(
         slurm.run("scancel", "--name=vip")
 
 
-def test_a_lost_node_ends_its_pilots_or_queues_them_again(
-    start_backend: Start, make_request: Make, slurm: SlurmCluster, listing: Any
-) -> None:
-    """Slurm notices after its own time-out. Until then the pilots are listed as running, and as nothing worse."""
-    again = start_backend("again", extra_directives="--nodelist=n4", requeue=True)
-    never = start_backend("never", extra_directives="--nodelist=n4", requeue=False)
-    [first] = again.submit(make_request(), 1)
-    [second] = never.submit(make_request(), 1)
-    listing(again).until(first, Listed.RUNNING)
-    listing(never).until(second, Listed.RUNNING)
-    slurm.kill_node("n4")
-    try:
-        ended = listing(never).until(second, Listed.ENDED, timeout=60)
-        assert (ended.cause, ended.reason) == (Cause.NODE, "NODE_FAIL: NodeDown")
-        seen: list[Listed] = []
-        queued = listing(again).until(first, Listed.QUEUED, Listed.HELD, seen=seen)
-        assert (queued.listed, queued.restart) == (Listed.QUEUED, 1)
-        assert Listed.ENDED not in seen
-    finally:
-        slurm.start_node("n4")
-        slurm.wait_for_nodes()
+def test_a_call_whose_pilot_is_requeued_runs_again_without_a_retry(stories: Stories, until: Until) -> None:
+    """Its next start is a new pilot under the same id, for manager and factory alike; its log goes on."""
+    until("it runs again", lambda: len(stories.started.read_text().split()) == 2, 60)
+    stories.go.touch()
+    assert stories.call.result(timeout=60) == f"{stories.requeued}+1"
+    assert stories.started.read_text().split() == [stories.requeued, f"{stories.requeued}+1"]
 
 
-def test_a_call_whose_pilot_is_requeued_runs_again_without_a_retry(
-    manager: windlass.Manager, start_factory: StartFactory, slurm: SlurmCluster, until: Until, tmp_path: Path
-) -> None:
-    """Its next start is a new pilot for manager and factory alike."""
-    counter, go = tmp_path / "started", tmp_path / "go"
-
-    def wait_for(go: Path, counter: Path) -> str:
-        import os
-        import time
-
-        with counter.open("a") as file:
-            file.write(f"{os.environ['WINDLASS_PILOT']}\n")
-        while not go.exists():
-            time.sleep(0.01)
-        return os.environ["WINDLASS_PILOT"]
-
-    manager.install_library("lib", wait_for)
-    start_factory(max_pilots=1)
-    future = manager.submit(windlass.FunctionCall("lib", "wait_for", go, counter))
-    until("it runs", counter.exists)
-    [job] = slurm.run("squeue", "-h", "-o", "%i").stdout.split()
-    slurm.run("scontrol", "requeue", job)
-    until("it runs again", lambda: len(counter.read_text().split()) == 2, 60)
-    go.touch()
-    assert future.result(timeout=60) == f"{job}+1"
-    assert counter.read_text().split() == [job, f"{job}+1"]
+def test_a_lost_node_ends_its_pilots_or_queues_them_again(stories: Stories, listing: Any) -> None:
+    """Slurm notices after its own time-out."""
+    ended = listing(stories.backend).until(stories.on_lost_node_for_good, Listed.ENDED, timeout=60)
+    assert (ended.cause, ended.reason) == (Cause.NODE, "NODE_FAIL: NodeDown")
+    again = listing(stories.backend).until(stories.on_lost_node, Listed.QUEUED)
+    assert again.restart == 1
 
 
-def test_a_pilot_past_its_time_has_ended_for_that(overdue: tuple[SlurmBackend, str], listing: Any) -> None:
-    """It hears SIGTERM first; its end is the walltime's, not a failure."""
-    backend, job = overdue
-    ended = listing(backend).until(job, Listed.ENDED, timeout=100)
+def test_a_pilot_past_its_time_has_ended_for_that(stories: Stories, listing: Any) -> None:
+    """It hears SIGTERM first; its end is the walltime's, not a failure. Slurm looks at limits every 30 s."""
+    ended = listing(stories.backend).until(stories.overdue, Listed.ENDED, timeout=100)
     assert (ended.cause, ended.reason) == (Cause.WALLTIME, "TIMEOUT: TimeLimit")
-    assert "DUE TO TIME LIMIT" in backend.tail(job)
-    assert "heard" in backend.tail(job)
+    assert "DUE TO TIME LIMIT" in stories.backend.tail(ended.job)
+    assert "heard" in stories.backend.tail(ended.job)

@@ -1,18 +1,26 @@
-"""The whole of it on real Slurm: a manager, a factory, real pilots, real calls."""
+"""The whole of it on real Slurm: a manager, a factory, real pilots, real calls; and what is left of them when one is killed."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import windlass
+from windlass.testing import SlurmCluster
+
+StartFactory = Callable[..., windlass.Factory]
+Until = Callable[..., None]
 
 
-def where(number: int) -> tuple[int, str | None, str | None]:
-    return number * number, os.environ.get("SLURMD_NODENAME"), os.environ.get("SLURM_JOB_NAME")
+def where(number: int) -> tuple[int, str, str, str]:
+    return number * number, os.environ["SLURMD_NODENAME"], os.environ["SLURM_JOB_NAME"], os.environ["WINDLASS_PILOT"]
 
 
-def test_calls_run_in_pilots_that_the_factory_submits(manager: windlass.Manager, start_factory: Callable[..., windlass.Factory]) -> None:
+def test_calls_run_in_pilots_that_the_factory_submits(manager: windlass.Manager, start_factory: StartFactory) -> None:
     """Demand brings pilots, each a job of the user's, calls run in them on the nodes, and closing the factory ends them all."""
     factory = start_factory(name="night-shift")
     manager.install_library("lib", where)
@@ -20,5 +28,63 @@ def test_calls_run_in_pilots_that_the_factory_submits(manager: windlass.Manager,
     answers = [future.result(timeout=60) for future in futures]
     assert [answer[0] for answer in answers] == [number * number for number in range(20)]
     assert {answer[1] for answer in answers} <= {"n1", "n2", "n3", "n4"}
-    assert {str(answer[2]).rsplit(":", 1)[0] for answer in answers} == {f"windlass:night-shift:{manager.name}"}
+    assert {answer[2].rsplit(":", 1)[0] for answer in answers} == {f"windlass:night-shift:{manager.name}"}
     assert factory.status()["paused"] == ""
+
+
+def test_a_pilot_of_several_nodes_has_a_worker_on_each(
+    manager: windlass.Manager, start_factory: StartFactory, slurm: SlurmCluster, until: Until
+) -> None:
+    """srun starts them; one job, one pilot, one word."""
+    manager.install_library("lib", where)
+    factory = start_factory(max_pilots=1, nodes=2, min_pilots=1)
+    until("two workers serve", lambda: len(manager.status()["workers"]) == 2)
+    futures = [manager.submit(windlass.FunctionCall("lib", "where", number)) for number in range(50)]
+    answers = [future.result(timeout=60) for future in futures]
+    [job] = slurm.run("squeue", "-h", "-o", "%i").stdout.split()
+    assert {answer[3] for answer in answers} == {job}
+    until("it is one pilot", lambda: factory.status()["pilots"] == {"serving": 1})
+
+
+def test_a_factory_that_was_killed_is_followed_by_one_that_takes_over_its_pilots(
+    manager: windlass.Manager, start_factory: StartFactory, until: Until
+) -> None:
+    """It finds them by their names, and submits none beside them."""
+    words = ["factory", "run", manager.name, "slurm", "--name", "keep", "--min-pilots", "2", "--max-pilots", "2", "--query-interval", "0.5"]
+    first = subprocess.Popen([sys.executable, "-m", "windlass.cli", *words], stderr=subprocess.DEVNULL)
+    try:
+        until("both serve", lambda: len(manager.status()["workers"]) == 2)
+    finally:
+        first.kill()
+        first.wait()
+    pilots = {worker["pilot"] for worker in manager.status()["workers"]}
+    second = start_factory(name="keep", min_pilots=2, max_pilots=2)
+    until("they are its own", lambda: second.status()["pilots"] == {"serving": 2})
+    commands: Any = second.status()["commands"]
+    assert set(commands) == {"query"}
+    assert {worker["pilot"] for worker in manager.status()["workers"]} == pilots
+
+
+PROGRAM = """
+import os, time, windlass
+from windlass.factory.slurm import SlurmBackend
+manager = windlass.Manager(manager_timeout=1.0, reconnect_grace=1.0, name="killed")
+windlass.Factory(manager, SlurmBackend(query_interval=0.5), max_pilots=1, min_pilots=1).start()
+while not manager.status()["workers"]:
+    time.sleep(0.05)
+print("served", flush=True)
+time.sleep(600)
+"""
+
+
+def test_pilots_leave_by_themselves_when_manager_and_factory_are_killed(slurm: SlurmCluster, until: Until, tmp_path: Path) -> None:
+    """SIGKILL to the program: there is nobody who could cancel anything."""
+    program = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True)
+    try:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "served\n"
+        assert slurm.run("squeue", "-h", "-o", "%T").stdout == "RUNNING\n"
+    finally:
+        program.kill()
+        program.communicate()
+    until("the pilot has left", lambda: not slurm.run("squeue", "-h", "-o", "%i").stdout)

@@ -1,4 +1,4 @@
-"""What goes wrong in the first hour with Windlass, and what is said then: nobody may have to guess why a program waits or what became of calls."""
+"""What goes wrong in the first hour: nobody may have to guess why a program waits, or what became of its calls."""
 
 from __future__ import annotations
 
@@ -65,7 +65,10 @@ def test_a_program_that_is_interrupted_leaves_at_once(tmp_path: Path) -> None:
 
 
 def test_a_manager_without_pilots_says_how_to_get_some(
-    manager: windlass.Manager, start_factory: Callable[..., windlass.Factory], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    manager: windlass.Manager,
+    start_factory: Callable[..., windlass.Factory],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A program that forgot its factory would else wait for ever in silence. It is said once, and what it says to do helps."""
     monkeypatch.setattr("windlass.manager.advice.PATIENCE_SECONDS", 0.05)
