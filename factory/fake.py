@@ -196,6 +196,8 @@ class FakeCluster:
         fault = self._fault("submit", now)
         if cores > self.cores_per_node:
             raise Rejected(f"Requested node configuration is not available: {cores:g} cores of {self.cores_per_node:g}")
+        if self.free.keys() <= set(avoid):
+            raise Rejected("Requested node configuration is not available: no node is left")
         if self.max_jobs and self.alive + count > self.max_jobs:
             raise OverLimit(f"{self.alive} jobs and {count} more are over MaxJobCount={self.max_jobs}")
         self._number += 1

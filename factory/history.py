@@ -14,9 +14,10 @@ A *death at start* is a pilot that ended before it served.  Deaths in a row are 
 pilot at a time as a probe; after ``max_start_failures`` in a row the pool is paused, with the pilot's own last words.  One pilot that
 serves ends the row.
 
-*Black-hole nodes* end pilots at once and so get the next ones, and the next.  A node with two deaths in a row is avoided for an hour;
-and once pilots have served on other nodes, each node counts once in the row, so that one bad node does not pause a pool that works
-(but a pilot that was submitted to keep away from it, and came there all the same, counts: this batch system cannot avoid nodes).
+*Black-hole nodes* end pilots at once and so get the next ones, and the next.  A node with two deaths in a row is avoided for an hour,
+and each node counts once in the row, so that one bad node does not pause a pool (but a pilot that was submitted to keep away from it, and
+came there all the same, counts: this batch system cannot avoid nodes).  Deaths on nodes that are not known count singly.  A submission that
+is refused while nodes are avoided is tried once more without, as perhaps no node was left; from then on deaths count singly, too.
 
 `CommandBudget` keeps the limits on commands: it is asked before each, told of each, and keeps some for queries.
 """
@@ -67,7 +68,8 @@ class History:
     _row_nodes: set[str] = field(default_factory=set[str])
     _node_deaths: dict[str, int] = field(default_factory=dict[str, int])
     _avoided: dict[str, float] = field(default_factory=dict[str, float])
-    _served: set[str] = field(default_factory=set[str])
+    #: Pilots can be told to keep away from nodes.
+    _avoids: bool = True
     _wanted_now: int = 0
     #: (until when, so many were wanted), numbers falling: the maximum of a sliding window.
     _wanted: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
@@ -87,7 +89,11 @@ class History:
     def rejected(self, text: str) -> None:
         """A submission was refused as asked."""
         self.answered()
-        self.paused = self.failure = text
+        if self._avoided:  # perhaps no node is left
+            self.failure, self._avoids = text, False
+            self._avoided.clear()
+        else:
+            self.paused = self.failure = text
 
     def over_limit(self, text: str, count: int, own_pilots: int, now: float) -> None:
         """A submission of ``count`` met a limit on jobs while ``own_pilots`` were in the batch system."""
@@ -106,24 +112,22 @@ class History:
 
     def served(self, node: str) -> None:
         """A pilot has connected: whatever was wrong is not wrong everywhere."""
-        self.start_failures, self._start_wait = 0, 0.0
+        self.start_failures, self._start_wait, self._avoids = 0, 0.0, True
         self._row_nodes.clear()
         self.serves_on(node)
 
     def serves_on(self, node: str) -> None:
         """A pilot that has connected earlier is on this node."""
         if node:
-            self._served.add(node)
             self._node_deaths.pop(node, None)
             self._avoided.pop(node, None)
 
     def died_at_start(self, node: str, text: str, made_at: float, now: float) -> None:
         """A pilot that was submitted at ``made_at`` ended before it served."""
         self.failure = text
-        elsewhere = bool(node and self._served - {node})
-        counts = not elsewhere or node not in self._row_nodes or made_at > self._avoided_from(node)
-        self._row_nodes.add(node)
-        if node:
+        counts = not (node and self._avoids) or node not in self._row_nodes or made_at > self._avoided_from(node)
+        if node and self._avoids:
+            self._row_nodes.add(node)
             deaths = self._node_deaths[node] = self._node_deaths.get(node, 0) + 1
             if deaths >= NODE_DEATHS:
                 self._avoided.setdefault(node, now + NODE_AVOIDED)
@@ -144,7 +148,7 @@ class History:
 
     def resume(self) -> None:
         """A person says that it is mended."""
-        self.paused, self.start_failures, self._start_wait, self._limit_wait = "", 0, 0.0, 0.0
+        self.paused, self.start_failures, self._start_wait, self._limit_wait, self._avoids = "", 0, 0.0, 0.0, True
         self._row_nodes.clear()
         self._avoided.clear()
         self._node_deaths.clear()

@@ -88,6 +88,8 @@ class Books:
         self._dirty: dict[LibraryId, LibraryState] = {}
         self._starved: dict[LibraryId, LibraryState] = {}
         self._shrinking: dict[InstanceId, Instance] = {}
+        #: Those with a claim.
+        self._claimed: dict[WorkerId, Worker] = {}
         self._outbox: dict[WorkerId, list[Message]] = {}
         self._done: list[CallDone] = []
         #: Results of attempts that count no more; nobody will read them.
@@ -244,5 +246,6 @@ class Books:
                 assert 0 <= instance.target <= instance.slots
                 assert instance.id not in state.idle or instance.outstanding < instance.target
         for worker in self.workers.values():
+            assert worker.claim is None or self._claimed.get(worker.id) is worker
             lent = sum(one.slots * one.share.cores for one in worker.instances.values())
             assert lent <= worker.info.resources.cores + 1e-6, f"{lent} cores lent of {worker.info.resources.cores}"

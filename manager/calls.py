@@ -84,6 +84,8 @@ class CallQueue(msgspec.Struct, gc=True):
     waiting: int = 0
     #: Sent and not ended.
     running: int = 0
+    #: When calls were last sent.
+    served_at: float = 0.0
 
     @property
     def needs(self) -> Resources:

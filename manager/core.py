@@ -329,6 +329,7 @@ class Core(Dispatch):
         for worker in list(self.workers.values()):
             if worker.given_up_at and now >= worker.given_up_at:
                 self.worker_lost(worker.id, f"not heard of for {self.settings.reconnect_grace:g} s", now)
+        self._look_at_claims(now)
         for state in list(self._starved.values()):
             state.tried = -1
             self._dirty[state.spec.id] = state

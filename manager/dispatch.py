@@ -4,7 +4,8 @@ Theory of operation
 -------------------
 `pump` looks at the libraries that something happened to since the last time ("dirty"). A library's calls go to its idle instances, then to
 those with room ahead. If calls still wait, more slots are looked for (`windlass.manager.placement`); if none can be had, slots of others
-are reclaimed, and queued calls of loaded instances are recalled for idle ones. The cost of a call is constant, whatever the number of
+are reclaimed, and queued calls of loaded instances are recalled for idle ones. Calls that need several slots at once have claims
+(`windlass.manager.claims`). The cost of a call is constant, whatever the number of
 waiting calls, workers and libraries: what found no room is not tried again before the structure (workers, instances, libraries) has changed
 or the timer says so.
 """
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 from windlass.manager.books import SWEEP_LEAST, Books
 from windlass.manager.calls import CallQueue
+from windlass.manager.claims import missing_slots, next_claim
 from windlass.manager.libraries import LibraryState
 from windlass.manager.placement import fits, grants, reclaimable
-from windlass.manager.workers import Instance, Phase, Worker, slot_share, slots_in, weight_of
+from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, slots_in, weight_of
 from windlass.messages import (
     BAD_CALL,
     AddFunctions,
@@ -23,6 +25,7 @@ from windlass.messages import (
     CallRun,
     EndDetail,
     InstanceId,
+    LibraryId,
     RecallCalls,
     Resources,
     SetSlots,
@@ -86,6 +89,12 @@ class Dispatch(Books):
                 else:
                     break
                 worker = self.workers[instance.worker]
+                if worker.claim is not None and worker.claim.library == state.spec.id and _yields(queue, worker.claim):
+                    room = min(room, instance.target - instance.outstanding - worker.claim.weight)
+                    if room <= 0:
+                        self._off_lists(instance)
+                        skipped.append(instance)
+                        continue
                 weight = 1
                 if not plain:
                     weight = weight_of(options.needs, instance.share)
@@ -132,10 +141,71 @@ class Dispatch(Books):
             to_run.append(CallRun(spec.call, call.attempt, instance_id, spec.function, spec.payload, spec.spans, timeout, weight))
             sent += 1
         self._loaded[worker_id] = worker
+        queue.served_at = now
+        if self._claimed and sent:
+            for other in list(self._claimed.values()):
+                if other.claim is not None and other.claim.library == state.spec.id and other.claim.queue.needs == queue.needs:
+                    self._drop_claim(other)
         queue.running += sent
         state.waiting -= sent
         state.running += sent
         instance.outstanding += sent * weight
+
+    def _look_at_claims(self, now: float) -> None:
+        """End claims that have no point any more, go on with the others, lay one more."""
+        for worker in list(self._claimed.values()):
+            claim = worker.claim
+            there = self.workers.get(worker.id) is worker and worker.usable
+            if (
+                claim is None
+                or not there
+                or not claim.queue.waiting
+                or claim.library in worker.unfit
+                or worker.seconds_left(now) <= claim.queue.least_seconds
+            ):
+                self._drop_claim(worker)
+            else:
+                self._take_away(missing_slots(worker, claim, now), worker, claim.library)
+                self._fulfil_claim(worker, now)
+        found = next_claim(self._starved.values(), self.libraries, self.workers.values(), now) if self._starved else None
+        if found is None:
+            return
+        worker, claim = found
+        worker.claim = claim
+        self._claimed[worker.id] = worker
+        mine = worker.by_library.get(claim.library)
+        for one in worker.instances.values():
+            if one is mine:  # what was to be taken from it stays
+                one.target = one.slots
+                self._shrinking.pop(one.id, None)
+                if one.outstanding > one.target and not one.recalling:
+                    one.recalling = True
+                    self._send(worker, RecallCalls(one.id, one.outstanding - one.target))
+            elif one.target < one.slots:
+                one.promised = claim.library
+            self._refresh(one)
+        self._take_away(missing_slots(worker, claim, now), worker, claim.library)
+        self._fulfil_claim(worker, now)
+        self._dirty[claim.library] = self.libraries[claim.library]
+
+    def _fulfil_claim(self, worker: Worker, now: float) -> None:
+        """Give the library that has a claim here what is free of it."""
+        claim = worker.claim
+        if claim is None or not claim.queue.waiting or not worker.usable:
+            return
+        mine = worker.by_library.get(claim.library)
+        lacking = claim.weight - (mine.target if mine is not None else 0)
+        slots = min(lacking, slots_in(claim.share, worker.free()))
+        if slots > 0:
+            self._grant(self.libraries[claim.library], worker, mine, slots, claim.share, now)
+        mine = worker.by_library.get(claim.library)
+        if mine is not None:
+            mine.least = claim.weight
+
+    def _drop_claim(self, worker: Worker) -> None:
+        worker.claim = None
+        self._claimed.pop(worker.id, None)
+        self._restructured()  # what was kept may go to others
 
     def _find_slots(self, state: LibraryState, now: float) -> None:
         """Calls wait, here or behind others at workers, and no instance has room: grant free slots, or reclaim some."""
@@ -218,6 +288,8 @@ class Dispatch(Books):
             weight = fits(spec, needs, of)
             if not weight or not worker.usable or spec.id in worker.unfit or worker.seconds_left(now) <= least_seconds:
                 continue
+            if worker.claim is not None:
+                continue
             if any(one.target < one.slots for one in worker.instances.values()):
                 continue  # a shrink is under way here
             share = slot_share(spec, of)
@@ -227,16 +299,20 @@ class Dispatch(Books):
                 continue
             destitute = not any(one.target >= weight for one in state.instances.values())
             taken = reclaimable(worker, state, self.libraries, share, max(1, weight - has), destitute, now)
-            for instance, count in taken:
-                instance.target -= count
-                instance.promised = spec.id
-                self._shrinking[instance.id] = instance
-                self._refresh(instance)
-                if instance.outstanding > instance.target and not instance.recalling:
-                    instance.recalling = True
-                    self._send(worker, RecallCalls(instance.id, instance.outstanding - instance.target))
+            self._take_away(taken, worker, spec.id)
             if taken and destitute:
                 break
+
+    def _take_away(self, taken: list[tuple[Instance, int]], worker: Worker, heir: LibraryId) -> None:
+        """These lose so many slots, as their calls end."""
+        for instance, count in taken:
+            instance.target -= count
+            instance.promised = heir
+            self._shrinking[instance.id] = instance
+            self._refresh(instance)
+            if instance.outstanding > instance.target and not instance.recalling:
+                instance.recalling = True
+                self._send(worker, RecallCalls(instance.id, instance.outstanding - instance.target))
 
     def _finish_shrinks(self, now: float) -> None:
         """Slots that were to be taken away have fallen idle: they go to the library that they were taken for."""
@@ -247,7 +323,10 @@ class Dispatch(Books):
             worker = self.workers[instance.worker]
             keep = instance.target * instance.share.gpus
             instance.slots, instance.gpu_ids = instance.target, instance.gpu_ids[:keep]
+            if instance.slots < instance.least:
+                instance.least = 1
             self._send(worker, SetSlots(instance.id, instance.slots, instance.gpu_ids))
+            self._fulfil_claim(worker, now)
             heir = self.libraries.get(instance.promised)
             if heir is not None and (heir.waiting or self._behind(heir)) and not heir.failed:
                 self._find_slots(heir, now)
@@ -296,6 +375,11 @@ class Dispatch(Books):
             if not state.queues:
                 self.libraries.pop(state.spec.id, None)
                 self._starved.pop(state.spec.id, None)
+
+
+def _yields(queue: CallQueue, claim: Claim) -> bool:
+    """Whether calls of a queue leave room for a claim of their library."""
+    return queue.needs != claim.queue.needs and queue.options.priority <= claim.queue.options.priority
 
 
 def _turn(state: LibraryState) -> tuple[int, float]:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from windlass.manager.libraries import LibraryState
-from windlass.manager.workers import Instance, Worker, slot_share, slots_in, weight_of
+from windlass.manager.workers import Instance, Worker, slot_share, slots_in, times, weight_of
 from windlass.messages import CallOptions, LibraryId, LibrarySpec, PoolOffer, Resources
 
 #: A library keeps its last slot on a worker for so long before another may take it: moving a slot costs milliseconds.
@@ -62,7 +62,10 @@ def grants(
         instance = worker.by_library.get(spec.id)
         has = instance.target if instance else 0
         most = slots_in(share, of, spec.slots) - has
-        slots = min(most, slots_in(share, worker.free(), 0))
+        free = worker.free()
+        if worker.claim is not None and worker.claim.library != spec.id:
+            free = less(free, worker.claim.lacks(worker))
+        slots = min(most, slots_in(share, free, 0))
         if slots > 0:
             found.append(Grant(worker, instance, slots, share))
     found.sort(key=lambda grant: (grant.instance is None, -grant.slots))
@@ -83,21 +86,21 @@ def reclaimable(
 
     ``destitute``: the library has nowhere the slots that its calls need; then it may take another one's last slot, too.
     """
-    missing = _minus(_times(share, slots), worker.free())
+    missing = less(times(share, slots), worker.free())
     taken: list[tuple[Instance, int]] = []
     others = [one for one in worker.instances.values() if one.library != library.spec.id and one.target > 0]
     # First what lies idle without a call waiting for it, longest idle first.
     for one in sorted(others, key=lambda one: one.idle_since):
-        if not _more(missing):
+        if not more(missing):
             break
         if states[one.library].waiting:
             continue
         spare = one.target - max(0, min(one.outstanding, one.target))
-        count = min(spare, _slots_for(missing, one.share))
+        count = min(spare, slots_for(missing, one.share))
         if count > 0:
             taken.append((one, count))
-            missing = _minus(missing, _times(one.share, count))
-    if not _more(missing):
+            missing = less(missing, times(one.share, count))
+    if not more(missing):
         return taken
     # Nothing idle is enough: libraries with more slots here than this one give, as their calls end. A library may
     # lose its last slot only to a destitute one, and not before it had it for a while.
@@ -105,17 +108,18 @@ def reclaimable(
     has = mine.target if mine else 0
     for one in sorted(others, key=lambda one: -one.target * (one.share.cores or 1.0)):
         already = sum(count for other, count in taken if other is one)
-        count = min(_slots_for(missing, one.share), one.target - already)
+        count = min(slots_for(missing, one.share), one.target - already)
         held = now - one.granted_at >= HOLD_SECONDS
         while count > 0:
             left = one.target - already - count
-            if left > has or (destitute and ((left > 0 and has == 0) or held)):
+            together = left >= one.least
+            if (left > has and together) or (destitute and ((left > 0 and has == 0 and together) or held)):
                 break
             count -= 1
         if count > 0:
             taken = [(other, n) for other, n in taken if other is not one] + [(one, already + count)]
-            missing = _minus(missing, _times(one.share, count))
-        if not _more(missing):
+            missing = less(missing, times(one.share, count))
+        if not more(missing):
             return taken
     return []
 
@@ -159,20 +163,18 @@ def show(resources: Resources) -> list[str]:
     return words
 
 
-def _minus(a: Resources, b: Resources) -> Resources:
+def less(a: Resources, b: Resources) -> Resources:
+    """``a`` without ``b``, never below zero."""
     return Resources(max(0.0, a.cores - b.cores), max(0, a.memory - b.memory), max(0, a.gpus - b.gpus))
 
 
-def _times(a: Resources, count: int) -> Resources:
-    return Resources(a.cores * count, a.memory * count, a.gpus * count)
-
-
-def _more(missing: Resources) -> bool:
+def more(missing: Resources) -> bool:
+    """Whether something is missing."""
     # The rounding of fractions and of equal memory shares is not a lack.
     return missing.cores > 1e-6 or missing.memory > 4096 or missing.gpus > 0
 
 
-def _slots_for(missing: Resources, share: Resources) -> int:
+def slots_for(missing: Resources, share: Resources) -> int:
     """How many slots of ``share`` together have ``missing``."""
     count = 1
     if share.cores:

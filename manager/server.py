@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from windlass import loops
 from windlass.dataplane import DataServer
 from windlass.errors import Closed, UsageError, WindlassError
 from windlass.identity import Authority, Identity
@@ -181,7 +182,7 @@ class Server:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._main())
+            loops.run(self._main())
         except BaseException as error:
             if not self._ready.is_set():
                 self._failure = error

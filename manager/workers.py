@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from windlass.manager.calls import Call
+from windlass.manager.calls import Call, CallQueue
 from windlass.messages import CallId, CallRun, FunctionId, InstanceId, LibraryId, LibraryReady, LibrarySpec, Resources, WorkerId, WorkerInfo
 
 
@@ -47,6 +47,8 @@ class Instance(msgspec.Struct, eq=False):
     recalling: bool = False
     #: Whom the slots that it is to lose are for.
     promised: LibraryId = LibraryId("")
+    #: Fewer slots than these would be of no use to the calls that they were claimed for.
+    least: int = 1
     #: When it was last given slots.
     granted_at: float = 0.0
     idle_since: float = 0.0
@@ -57,6 +59,21 @@ class Instance(msgspec.Struct, eq=False):
     def serving(self) -> bool:
         """Calls may be sent to it."""
         return self.phase is Phase.READY and self.target > 0
+
+
+class Claim(msgspec.Struct, frozen=True, eq=False):
+    """Slots of a worker that are kept for calls which need several at once; see `windlass.manager.claims`."""
+
+    library: LibraryId
+    queue: CallQueue
+    #: So many slots, and what each has.
+    weight: int
+    share: Resources
+
+    def lacks(self, worker: Worker) -> Resources:
+        """What the library does not have yet of it."""
+        mine = worker.by_library.get(self.library)
+        return times(self.share, max(0, self.weight - (mine.target if mine is not None else 0)))
 
 
 class Worker(msgspec.Struct, eq=False):
@@ -82,6 +99,8 @@ class Worker(msgspec.Struct, eq=False):
     crashes: dict[LibraryId, int] = msgspec.field(default_factory=dict[LibraryId, int])
     #: Calls chosen in this turn, sent as one message at its end.
     to_run: list[CallRun] = msgspec.field(default_factory=list[CallRun])
+    #: Whom slots are kept for.
+    claim: Claim | None = None
     idle_since: float = 0.0
     memory_used: int = 0
     memory_limit: int = 0
@@ -125,6 +144,11 @@ def slot_share(spec: LibrarySpec, of: Resources) -> Resources:
     cores = spec.per_slot.cores or min(1.0, of.cores or 1.0)
     memory = spec.per_slot.memory or int(of.memory * cores / of.cores) if of.cores else spec.per_slot.memory
     return Resources(cores, memory, spec.per_slot.gpus)
+
+
+def times(a: Resources, count: int) -> Resources:
+    """``count`` times ``a``."""
+    return Resources(a.cores * count, a.memory * count, a.gpus * count)
 
 
 def slots_in(share: Resources, room: Resources, most: int = 0) -> int:

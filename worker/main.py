@@ -32,7 +32,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from windlass import __version__
+from windlass import __version__, loops
 from windlass.errors import UsageError
 from windlass.identity import ConnectionFile, read_connection_file
 from windlass.messages import (
@@ -541,7 +541,7 @@ def main(argv: Sequence[str] | None = None, guardian: Guardian | None = None) ->
         worker = Worker(options, guardian)
         form = f"%(asctime)s %(levelname)s worker {worker.id}: %(message)s"
         logging.basicConfig(stream=sys.stderr, level=options.log_level.upper(), format=form)
-        return asyncio.run(worker.run())
+        return loops.run(worker.run())
     except (CannotStart, UsageError) as error:
         print(f"windlass worker cannot start: {error}", file=sys.stderr)
         return CANNOT_START

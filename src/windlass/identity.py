@@ -219,9 +219,19 @@ def _prepare(context: ssl.SSLContext, ca_pem: str, cert_pem: bytes, key_pem: byt
     return context
 
 
+class _DiallingContext(ssl.SSLContext):
+    """A context for names that are ASCII already, as managers' ids are.
+
+    The one of the standard library puts each name through the idna codec, whose tables are twenty file-system calls before hello.
+    """
+
+    def _encode_hostname(self, hostname: str) -> str:  # called by ssl.SSLContext; where it no longer is, nothing is lost but those calls
+        return hostname
+
+
 def context_for(connection: ConnectionFile, cert_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
     """TLS for dialling the manager of ``connection`` with this certificate and key. Pass its id as ``server_hostname``."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks the host name
+    context = _DiallingContext(ssl.PROTOCOL_TLS_CLIENT)  # checks the host name
     return _prepare(context, connection.ca, cert_pem, key_pem)
 
 

@@ -38,6 +38,10 @@ def _nothing(*_: Any) -> None:
     """The callback of who wants none."""
 
 
+#: Read at once at most.
+READ_BYTES: Final = 256 << 10
+
+
 class Link:
     """One peer's session and its current connection. Set the callbacks before the loop's next turn.
 
@@ -301,10 +305,15 @@ class Link:
         self.released(self)
 
 
-class Connection(asyncio.Protocol):
-    """What both sides' connections have in common: frames in, bytes out, and how it ended."""
+class Connection(asyncio.BufferedProtocol):
+    """What both sides' connections have in common: frames in, bytes out, and how it ended.
 
-    def __init__(self) -> None:
+    ``buffer`` is what it reads into, and may be shared by all connections of a loop: what was read is dealt with before anything else is
+    read. (A protocol that is given new bytes each time costs an allocation of 256 KiB per read, whatever is in them.)
+    """
+
+    def __init__(self, buffer: bytearray | None = None) -> None:
+        self._buffer = memoryview(bytearray(READ_BYTES) if buffer is None else buffer)
         self.link: Link | None = None
         self.paused = False
         self.last_sent = 0.0
@@ -347,12 +356,15 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._transport is None or self._transport.is_closing():
             return
         link = self.link
         try:
-            bodies = self._reader.feed(data)
+            bodies = self._reader.feed(self._buffer[:nbytes])
             if link is None:
                 bodies = self._greet(bodies)
                 link = self.link

@@ -27,7 +27,7 @@ import msgspec
 from windlass.errors import UsageError, WindlassError
 from windlass.framing import FrameReader, ProtocolError, frame
 from windlass.identity import CLIENT, ENROL, FACTORY, WORKER, Address, Authority, Identity
-from windlass.links import Connection, Link
+from windlass.links import READ_BYTES, Connection, Link
 from windlass.messages import PROTOCOL, Hello, Refused, Welcome
 from windlass.session import Event, Phase, Session, decode_hello, encode_one, said_by
 
@@ -92,7 +92,7 @@ class _Accepted(Connection):
     """A connection that a peer made to the listener."""
 
     def __init__(self, listener: Listener) -> None:
-        super().__init__()
+        super().__init__(listener.buffer)
         self._listener = listener
         #: Done when the handshake is over, well or badly.
         self.greeted: asyncio.Future[None] = self._loop.create_future()
@@ -193,6 +193,8 @@ class Listener:
         self.serve_data = serve_data
         self.handshake_timeout = handshake_timeout
         self.connections: set[_Accepted] = set()
+        #: All of its connections read into this one.
+        self.buffer = bytearray(READ_BYTES)
         self.data_transports: set[asyncio.Transport] = set()
         #: By session id.
         self.links: dict[str, Link] = {}

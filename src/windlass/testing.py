@@ -24,15 +24,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 PROGRAMS: Final = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun", "sinfo")
 #: Daemons live where a user's PATH may not look.
 DAEMON_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#: In the environment of everything that a cluster starts, jobs included.
-MARK: Final = "WINDLASS_SLURM_CLUSTER"
 START_SECONDS: Final = 30.0
 
 CONF: Final = """\
@@ -196,32 +194,26 @@ class SlurmCluster:
         self._kill_marked()
 
     def _kill_marked(self) -> None:
-        """End what was started by the daemons: stepd processes and jobs."""
-        own = {daemon.pid for daemon in self._daemons.values()}
-        mark = f"{MARK}={self.folder}".encode()
-        conf = f"SLURM_CONF={self.conf}".encode()
+        """End what the daemons have started: the processes that look after jobs, and jobs."""
         end = time.monotonic() + 10
-        while time.monotonic() < end:
-            left: list[int] = []
-            for entry in Path("/proc").iterdir():
-                if not entry.name.isdigit() or int(entry.name) in own or int(entry.name) == os.getpid():
-                    continue
-                try:
-                    words = (entry / "environ").read_bytes().split(b"\0")
-                    if (mark in words or (conf in words and b"SLURM_JOB_ID=" in b"".join(words))) and self._lives(entry):
-                        left.append(int(entry.name))
-                except OSError:
-                    continue
-            if not left:
-                return
-            for pid in left:
+        while (
+            left := [entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and self._is_ours(entry)]
+        ) and time.monotonic() < end:
+            for entry in left:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(int(entry.name), signal.SIGKILL)
             time.sleep(0.02)
 
-    @staticmethod
-    def _lives(entry: Path) -> bool:
-        return (entry / "stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    def _is_ours(self, entry: Path) -> bool:
+        try:
+            if (entry / "stat").read_bytes().rpartition(b")")[2].split()[0] in (b"Z", b"X"):
+                return False
+            if "slurmstepd" in os.readlink(entry / "exe"):  # it overwrites its environment
+                return os.readlink(entry / "cwd") == str(self.folder)
+            words = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            return False  # it has ended meanwhile, or is another user's
+        return f"SLURM_CONF={self.conf}".encode() in words and any(word.startswith(b"SLURM_JOB_ID=") for word in words)
 
     # ---------------------------------------------------------------- daemons
 
@@ -229,12 +221,15 @@ class SlurmCluster:
         running = self._daemons.get(name)
         if running is not None and running.poll() is None:
             return
-        env = {"PATH": DAEMON_PATH, "LANG": "C.UTF-8", MARK: str(self.folder)}
+        env = {"PATH": DAEMON_PATH, "LANG": "C.UTF-8"}
+        program = shutil.which(command[0], path=DAEMON_PATH) or command[0]
+        # A test run that is killed takes its cluster with it, where that can be said.
+        with_parent = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
         log = (self.folder / "log" / f"{name}.log").open("ab")
         with log:
-            program = shutil.which(command[0], path=DAEMON_PATH) or command[0]
+            words = (*with_parent, program, *command[1:])
             self._daemons[name] = subprocess.Popen(
-                (program, *command[1:]), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=self.folder, start_new_session=True
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=self.folder, start_new_session=True
             )
 
     def _kill(self, name: str) -> None:
@@ -272,7 +267,7 @@ class SlurmCluster:
         self._kill("slurmctld")
 
     @contextlib.contextmanager
-    def hung_controller(self) -> Iterator[None]:
+    def hung_controller(self) -> Generator[None]:
         """slurmctld is stopped (SIGSTOP): it takes requests and answers none."""
         self._daemons["slurmctld"].send_signal(signal.SIGSTOP)
         try:
@@ -281,7 +276,7 @@ class SlurmCluster:
             self._daemons["slurmctld"].send_signal(signal.SIGCONT)
 
     @contextlib.contextmanager
-    def munge_down(self) -> Iterator[None]:
+    def munge_down(self) -> Generator[None]:
         """munged is not there."""
         self._kill("munged")
         (self.folder / "munge.socket").unlink(missing_ok=True)

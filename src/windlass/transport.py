@@ -21,11 +21,11 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 
-from windlass import __version__
+from windlass import __version__, loops
 from windlass.errors import Closed, ConnectionRefused, WindlassError
 from windlass.framing import FrameReader, frame
 from windlass.identity import MANAGER, Address, ConnectionFile, Identity, context_for, read_connection_file
@@ -79,7 +79,7 @@ class Dialled(Connection):
             self._handshake.note(Event.HEARD_WELCOME if isinstance(answer, Welcome) else Event.HEARD_REFUSED)
             self.answer.set_result(answer)
             bodies = bodies[1:]
-        self._early += bodies
+        self._early += [memoryview(bytes(body)) for body in bodies]  # what they are slices of is read into again
         return []
 
     def early(self) -> list[memoryview]:
@@ -129,8 +129,7 @@ async def _say_hello(connection: Dialled, host: str, port: int, context: ssl.SSL
         host,
         port,
         ssl=context,
-        # As bytes: a text would be put through the idna codec, which is a handful of files to load before hello.
-        server_hostname=cast("str", manager.encode()),
+        server_hostname=manager,
         ssl_handshake_timeout=within,
         ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
     )
@@ -353,7 +352,7 @@ class Port:
 
     def _main(self) -> None:
         try:
-            asyncio.run(self._serve())
+            loops.run(self._serve())
         finally:
             self._opened.set()
 

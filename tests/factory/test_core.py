@@ -276,16 +276,17 @@ def test_a_limit_on_jobs_halves_the_batch_and_waits(make_pool: MakePool) -> None
 
 
 def test_pilots_that_die_at_start_pause_the_pool_after_three_with_their_last_words(make_pool: MakePool) -> None:
+    """The third that counts: a second death on a node that is not avoided yet does not."""
     sim = simulation(make_pool(), nodes=3)
     sim.cluster.black_holes = {"n1", "n2", "n3"}
     sim.calls = 4
     sim.run(300)
-    assert sim.submissions == [1, 1, 1]
+    assert sim.submissions == [1] * 5
     assert "3 pilots in a row" in sim.core.history.paused
     assert "last words" in sim.core.history.paused
-    assert [ended.failed for report in sim.reports for ended in report.ended] == [True] * 3
+    assert [ended.failed for report in sim.reports for ended in report.ended] == [True] * 5
     sim.run(3600)
-    assert sim.submissions == [1, 1, 1]
+    assert sim.submissions == [1] * 5
 
 
 def test_a_black_hole_is_avoided_and_does_not_pause_a_pool_that_works(make_pool: MakePool) -> None:
@@ -299,6 +300,35 @@ def test_a_black_hole_is_avoided_and_does_not_pause_a_pool_that_works(make_pool:
     assert sim.core.history.paused == ""
     assert sim.cluster.alive == 10
     assert sim.core.history.avoided(sim.now) == ("n7",)
+
+
+@pytest.mark.parametrize(("holes", "pilots"), [({"n2"}, 3), ({"n2"}, 1), ({"n1", "n2"}, 3)])
+def test_black_holes_that_meet_the_first_pilots_do_not_pause_a_pool_with_good_nodes(
+    make_pool: MakePool, holes: set[str], pilots: int
+) -> None:
+    """A black hole is always free, so it gets all of the first submission, before any pilot has served anywhere: that is one failure of
+    the pool, however many pilots, and the next are submitted to keep away from the node."""
+    sim = simulation(make_pool(max_pilots=pilots), nodes=4)
+    sim.cluster.black_holes = holes
+    sim.calls = 12
+    sim.run(300)
+    assert sim.core.history.paused == ""
+    assert {job.node for job in sim.cluster.jobs.values() if job.state is Listed.RUNNING} <= {"n1", "n3", "n4"} - holes
+    assert sim.cluster.alive == pilots
+    assert set(sim.core.history.avoided(sim.now)) == holes
+    assert len(sim.submissions) <= 2 + 2 * len(holes)
+
+
+def test_a_pool_of_one_node_that_is_bad_pauses_with_the_last_words_of_its_pilots(make_pool: MakePool) -> None:
+    """A batch system refuses pilots that keep away from all nodes there are. That says nothing of the pool: they are asked for without
+    it, and from then on each death counts."""
+    sim = simulation(make_pool(max_pilots=3), nodes=1)
+    sim.cluster.black_holes = {"n1"}
+    sim.calls = 12
+    sim.run(300)
+    assert sim.core.history.paused.startswith("3 pilots in a row ended before they served")
+    assert "last words" in sim.core.history.paused
+    assert sim.submissions == [3, 1, 1, 1], "the second was refused"
 
 
 def test_held_pilots_are_removed_and_count_as_dead_at_start(make_pool: MakePool) -> None:

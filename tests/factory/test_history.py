@@ -55,6 +55,39 @@ def test_a_node_with_two_deaths_is_avoided_for_an_hour() -> None:
     assert history.avoided(3610.0) == ()
 
 
+def test_deaths_on_one_node_count_once_even_before_any_pilot_has_served() -> None:
+    """Three of one submission that met the same black hole are one failure; on three nodes, or on nodes not known, they are three."""
+    history = History()
+    for _ in range(3):
+        history.died_at_start("bad", "x", 0.0, 10.0)
+    assert (history.start_failures, history.paused, history.avoided(10.0)) == (1, "", ("bad",))
+    for nodes in (("n1", "n2", "n3"), ("", "", "")):
+        history = History()
+        for node in nodes:
+            history.died_at_start(node, "x", 0.0, 10.0)
+        assert history.paused != ""
+
+
+def test_a_refusal_while_nodes_are_avoided_is_tried_once_more_without() -> None:
+    """Perhaps no other node is left. From then on deaths count singly, until a pilot serves or a person says that it is mended."""
+    history = History()
+    for _ in range(2):
+        history.died_at_start("only", "x", 0.0, 10.0)
+    history.rejected("Requested node configuration is not available")
+    assert (history.paused, history.avoided(10.0)) == ("", ())
+    history.died_at_start("only", "x", 11.0, 12.0)
+    history.died_at_start("only", "words", 13.0, 14.0)
+    assert history.avoided(14.0) == ()
+    assert history.paused.endswith("words")
+    history.resume()
+    for _ in range(2):
+        history.died_at_start("only", "x", 20.0, 20.0)
+    assert history.avoided(20.0) == ("only",)
+    history.rejected("again")
+    history.rejected("no such partition")
+    assert history.paused == "no such partition"
+
+
 def test_a_batch_system_that_cannot_avoid_a_node_pauses_in_the_end() -> None:
     history = History()
     history.served("good")

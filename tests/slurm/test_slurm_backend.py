@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import subprocess
 from collections.abc import Callable
@@ -59,7 +60,8 @@ def test_what_is_asked_is_what_the_job_has(
 def test_a_reservation_and_whole_nodes_can_be_asked_for(
     start_backend: Start, make_request: Make, slurm: SlurmCluster, listing: Any
 ) -> None:
-    slurm.run("scontrol", "create", "reservation", "ReservationName=ours", "StartTime=now", "Duration=10", "Users=root", "Nodes=n4")
+    whose = f"Users={getpass.getuser()}"
+    slurm.run("scontrol", "create", "reservation", "ReservationName=ours", "StartTime=now", "Duration=10", whose, "Nodes=n4")
     try:
         backend = start_backend(reservation="ours", exclusive=True)
         [job] = backend.submit(make_request(), 1)

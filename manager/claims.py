@@ -1,0 +1,131 @@
+"""Claims: slots of one worker that are kept for calls that need several at once. Pure functions over workers and libraries.
+
+Theory of operation
+-------------------
+A call that needs more than one slot of those that others have would wait for ever among steady smaller ones: each slot that falls idle is
+taken at once, by calls of its own library or by a library that has none.  So a *wide* kind of calls, of which none runs and which has
+waited longest, lays a claim to a worker (`next_claim`, asked at each tick):
+
+* Slots that are missing there are taken from others after their turns, as their calls end (`missing_slots`); what falls free is kept.
+* Meanwhile no slot on that worker goes from one library to another, and other calls of the claiming library leave it the room, unless
+  they have a higher priority.
+* The claim ends when a call of its kind is sent, anywhere, or none waits any more. The slots stay together for a turn
+  (`HOLD_SECONDS`); then others may have them.
+
+Nobody who has nothing is passed over: a library that waits longer, without a slot, comes first.  And as slots lie idle until the last of
+them is free, a kind must have waited for as long as calls on that worker take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from windlass.manager.calls import CallQueue
+from windlass.manager.libraries import LibraryState
+from windlass.manager.placement import HOLD_SECONDS, fits, less, more, slots_for
+from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, times
+from windlass.messages import LibraryId, Resources
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """A kind of calls of which some wait and none runs."""
+
+    since: float
+    state: LibraryState
+    queue: CallQueue
+
+
+def next_claim(
+    starved: Iterable[LibraryState], libraries: Mapping[LibraryId, LibraryState], workers: Iterable[Worker], now: float
+) -> tuple[Worker, Claim] | None:
+    """Who may claim what now: whoever has waited longest of those that need several slots; None: nobody."""
+    workers = list(workers)
+    claimed = {(one.claim.library, one.claim.queue.needs) for one in workers if one.claim is not None}
+    waits = sorted((wait for state in starved if not state.failed for wait in _waits(state)), key=lambda wait: wait.since)
+    for number, wait in enumerate(waits):
+        if now - wait.since < HOLD_SECONDS:
+            break
+        if (wait.state.spec.id, wait.queue.needs) in claimed:
+            continue
+        worker = _best(wait, libraries, workers, now)
+        if worker is None or any(_first(other, worker, now) for other in waits[:number] if other.state is not wait.state):
+            continue
+        spec, of = wait.state.spec, worker.info.resources
+        return worker, Claim(spec.id, wait.queue, fits(spec, wait.queue.needs, of), slot_share(spec, of))
+    return None
+
+
+def missing_slots(worker: Worker, claim: Claim, now: float) -> list[tuple[Instance, int]]:
+    """Slots of others to take away for the claim, beside those that are being taken away already: (instance, number) pairs.
+
+    All at once, when each has been with its library for a turn: so nobody's turn is cut short, and no slot lies idle meanwhile.
+    """
+    of = worker.info.resources
+    free = of
+    for one in worker.instances.values():
+        free = less(free, times(one.share, one.target))
+    missing = less(claim.lacks(worker), free)
+    taken: list[tuple[Instance, int]] = []
+    others = [one for one in worker.instances.values() if one.library != claim.library and one.target]
+    for one in sorted(others, key=lambda one: (one.outstanding > 0, one.granted_at)):
+        if not more(missing):
+            break
+        count = min(slots_for(missing, one.share), one.target)
+        taken.append((one, count))
+        missing = less(missing, times(one.share, count))
+    return taken if all(now - one.granted_at >= HOLD_SECONDS for one, _ in taken) else []
+
+
+def _waits(state: LibraryState) -> Iterator[Wait]:
+    """Its kinds of which none runs, among the waiting calls of highest priority."""
+    queues = [queue for queue in state.queues if queue.waiting]
+    running = {queue.needs for queue in state.queues if queue.running}
+    oldest: dict[Resources, Wait] = {}
+    for queue in queues:
+        if queue.options.priority < queues[0].options.priority:
+            break
+        since = max(queue.served_at, queue.calls[0].queued_at)
+        if queue.needs not in running and (queue.needs not in oldest or since < oldest[queue.needs].since):
+            oldest[queue.needs] = Wait(since, state, queue)
+    yield from oldest.values()
+
+
+def _best(wait: Wait, libraries: Mapping[LibraryId, LibraryState], workers: Sequence[Worker], now: float) -> Worker | None:
+    """The worker where its call would need several slots, and could have them soonest; None: nowhere, or not yet."""
+    spec, needs = wait.state.spec, wait.queue.needs
+    best, soonest = None, now - wait.since
+    for worker in workers:
+        if worker.claim is not None or not _usable(wait, worker, now):
+            continue
+        weight, share = fits(spec, needs, worker.info.resources), slot_share(spec, worker.info.resources)
+        if not weight or (weight == 1 and not _larger(share, worker)):
+            continue
+        mine = worker.by_library.get(spec.id)
+        if mine is not None and mine.phase is Phase.STARTING and mine.target >= weight:
+            return None  # it is coming
+        oldest = next(iter(worker.calls.values()), None)
+        pause = now - oldest.sent_at if oldest is not None else 0.0
+        pause = max([pause, *(libraries[one.library].durations.mean for one in worker.instances.values() if one.outstanding)])
+        if pause <= soonest:
+            best, soonest = worker, pause
+    return best
+
+
+def _first(other: Wait, worker: Worker, now: float) -> bool:
+    """Whether one that has waited longer has nothing, and could have a slot there; or has just got one there."""
+    state = other.state
+    mine = worker.by_library.get(state.spec.id)
+    if state.running or (state.slots() and (mine is None or not mine.target)) or not _usable(other, worker, now):
+        return False
+    return bool(fits(state.spec, other.queue.needs, worker.info.resources))
+
+
+def _usable(wait: Wait, worker: Worker, now: float) -> bool:
+    return worker.usable and wait.state.spec.id not in worker.unfit and worker.seconds_left(now) > wait.queue.least_seconds
+
+
+def _larger(share: Resources, worker: Worker) -> bool:
+    """Whether others have smaller slots there."""
+    return any(one.share.cores < share.cores or one.share.memory < share.memory for one in worker.instances.values() if one.target)

@@ -1,0 +1,249 @@
+"""Turns of calls that need several slots at once, over simulated workers: no process, no clock but the test's own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from windlass.manager.core import Core
+from windlass.messages import (
+    RETURNED,
+    CallEnd,
+    CallId,
+    CallOptions,
+    CallRun,
+    CallsEnded,
+    CallSpec,
+    CallsReturned,
+    FunctionDef,
+    FunctionId,
+    HeldCall,
+    InstanceId,
+    LibraryId,
+    LibraryReady,
+    LibrarySpec,
+    LibraryStopped,
+    Message,
+    PilotId,
+    PoolName,
+    RecallCalls,
+    Resources,
+    RunCalls,
+    SetSlots,
+    StartLibrary,
+    StopLibrary,
+    WorkerId,
+    WorkerInfo,
+)
+
+F = FunctionId(b"f" * 16)
+STEP = 0.01
+TICK = 0.05
+HOIST = 0.1
+PLAIN = CallOptions()
+
+
+class SimulatedWorker:
+    """Runs calls in the order in which they came, as many at a time as its instances have slots."""
+
+    def __init__(self, cluster: Cluster, name: str, cores: float) -> None:
+        self.cluster, self.id, self.cores = cluster, WorkerId(name), cores
+        self.slots: dict[InstanceId, int] = {}
+        self.starting: dict[InstanceId, float] = {}
+        self.waiting: dict[InstanceId, list[CallRun]] = {}
+        self.running: dict[InstanceId, list[tuple[float, float, CallRun]]] = {}
+
+    def take(self, message: Message, now: float) -> list[Message]:
+        match message:
+            case StartLibrary():
+                self.slots[message.instance] = message.slots
+                self.starting[message.instance] = now + HOIST
+                self.waiting[message.instance], self.running[message.instance] = [], []
+            case SetSlots():
+                assert message.slots >= sum(run.weight for *_, run in self.running[message.instance]), "a busy slot was taken away"
+                self.slots[message.instance] = message.slots
+            case StopLibrary():
+                assert not self.waiting[message.instance]
+                assert not self.running[message.instance]
+                del self.slots[message.instance]
+                return [LibraryStopped(message.instance)]
+            case RunCalls():
+                for run in message.calls:
+                    self.waiting[run.instance].append(run)
+            case RecallCalls():
+                waiting = self.waiting[message.instance]
+                back = waiting[max(0, len(waiting) - message.count) :]
+                del waiting[len(waiting) - len(back) :]
+                return [CallsReturned(tuple(HeldCall(run.call, run.attempt) for run in back), "recalled")]
+            case _:
+                pass
+        return []
+
+    def go_on(self, now: float) -> list[Message]:
+        said: list[Message] = [LibraryReady(instance, 7) for instance, at in self.starting.items() if at <= now]
+        self.starting = {instance: at for instance, at in self.starting.items() if at > now}
+        for instance, running in self.running.items():
+            for one in [one for one in running if one[1] <= now]:
+                running.remove(one)
+                said.append(CallsEnded([CallEnd(one[2].call, one[2].attempt, RETURNED, b"", started_at=one[0], ended_at=now)]))
+            waiting = self.waiting[instance]
+            while waiting and sum(run.weight for *_, run in running) + waiting[0].weight <= self.slots[instance]:
+                run = waiting.pop(0)
+                running.append((now, now + self.cluster.seconds[run.call], run))
+        assert sum(run.weight for running in self.running.values() for *_, run in running) <= self.cores, "cores were promised twice"
+        return said
+
+
+class Cluster:
+    """A core with simulated workers, and streams of calls that never run dry."""
+
+    def __init__(self) -> None:
+        self.core, self.now = Core(), 1000.0
+        self.workers: dict[WorkerId, SimulatedWorker] = {}
+        self.seconds: dict[CallId, float] = {}
+        self.stream_of: dict[CallId, str] = {}
+        #: Stream: library, options, seconds of its calls.
+        self.streams: dict[str, tuple[LibraryId, CallOptions, Iterator[float]]] = {}
+        #: When calls of each stream ended.
+        self.ended: dict[str, list[float]] = {}
+        self._number = itertools.count(1)
+        self._steps = 0
+
+    def library(self, name: str, cores: float = 0.0) -> LibraryId:
+        functions = (FunctionDef(F, "f", b"x"),)
+        spec = LibrarySpec(LibraryId(f"{name}@1"), name, (3, 11), functions=functions, per_slot=Resources(cores))
+        self.core.install(spec, self.now)
+        return spec.id
+
+    def worker(self, name: str = "w1", cores: float = 2) -> None:
+        self.workers[WorkerId(name)] = SimulatedWorker(self, name, cores)
+        info = WorkerInfo("host", 1, Resources(cores), (), PoolName("p"), PilotId(name))
+        self.core.worker_joined(WorkerId(name), info, self.now)
+
+    def stream(self, name: str, library: LibraryId, seconds: tuple[float, ...], options: CallOptions = PLAIN, depth: int = 20) -> None:
+        """``depth`` calls now, and one more for each that ends."""
+        self.streams[name] = library, options, itertools.cycle(seconds)
+        self.ended[name] = []
+        self.submit(name, depth)
+
+    def submit(self, name: str, count: int) -> None:
+        library, options, seconds = self.streams[name]
+        calls = [CallId(next(self._number)) for _ in range(count)]
+        for call in calls:
+            self.seconds[call], self.stream_of[call] = next(seconds), name
+        self.core.submit([CallSpec(call, library, F, b"", (), options) for call in calls], self.now)
+
+    def act(self) -> None:
+        while True:
+            self.core.pump(self.now)
+            self.core.check()
+            outbox = self.core.take_outbox()
+            if not outbox:
+                break
+            for name, messages in outbox.items():
+                for message in messages:
+                    self.core.worker_said(name, self.workers[name].take(message, self.now), self.now)
+        for done in self.core.take_done():
+            stream = self.stream_of.pop(done.end.call)
+            self.ended[stream].append(self.now)
+            self.submit(stream, 1)
+
+    def run(self, seconds: float) -> None:
+        for _ in range(round(seconds / STEP)):
+            self.now += STEP
+            self._steps += 1
+            for name, worker in self.workers.items():
+                self.core.worker_said(name, worker.go_on(self.now), self.now)
+            if self._steps % round(TICK / STEP) == 0:
+                self.core.tick(self.now)
+            self.act()
+
+    def gaps(self) -> dict[str, float]:
+        """The longest time without an end of a call, of each stream."""
+        begun = 1000.0
+        return {
+            name: round(max(after - before for before, after in itertools.pairwise([begun, *times, self.now])), 2)
+            for name, times in self.ended.items()
+        }
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+TWO_CORES = CallOptions(needs=Resources(2))
+
+
+@pytest.mark.parametrize("where", ["in a library of its own", "among narrow calls of its library", "in a library with wide slots"])
+@pytest.mark.parametrize("lengths", [(0.01, 0.02, 0.05, 0.1, 0.3, 0.7), (0.3,) * 6, (0.01,) * 6])
+def test_wide_calls_and_six_narrow_libraries_all_get_their_turns(cluster: Cluster, where: str, lengths: tuple[float, ...]) -> None:
+    """Two cores, six libraries with one-core calls without end, and calls that need both cores: none waits longer than each of the others
+    has had its turn of a second or so."""
+    libraries = [cluster.library(f"lib{number}") for number in range(6)]
+    for number, (library, seconds) in enumerate(zip(libraries, lengths, strict=True)):
+        cluster.stream(f"narrow {number}", library, (seconds,))
+    if where == "in a library with wide slots":
+        cluster.stream("wide", cluster.library("wide", cores=2.0), (0.05,), depth=5)
+    else:
+        library = cluster.library("wide") if where == "in a library of its own" else libraries[1]
+        cluster.stream("wide", library, (0.05,), TWO_CORES, depth=5)
+    cluster.worker()
+    cluster.run(40)
+    late = {name: gap for name, gap in cluster.gaps().items() if gap > 10}
+    assert not late, f"of {cluster.gaps()}"
+
+
+def test_a_wide_call_gets_its_turn_among_narrow_ones_of_one_library(cluster: Cluster) -> None:
+    """One library, one worker: narrow calls, submitted first and without end, leave no two slots idle by chance."""
+    library = cluster.library("lib")
+    cluster.stream("narrow", library, (0.1, 0.13, 0.17))
+    cluster.stream("wide", library, (0.2,), TWO_CORES)
+    cluster.worker()
+    cluster.run(20)
+    assert max(cluster.gaps().values()) < 3, cluster.gaps()
+
+
+def test_two_kinds_of_wide_calls_take_turns_with_narrow_ones(cluster: Cluster) -> None:
+    """What waits longest comes first: wide calls of two libraries do not hand the worker to each other for ever."""
+    cluster.stream("narrow a", cluster.library("a"), (0.1,))
+    cluster.stream("narrow b", cluster.library("b"), (0.03,))
+    cluster.stream("narrow c", cluster.library("c"), (0.4,))
+    cluster.stream("wide d", cluster.library("d"), (0.1,), CallOptions(needs=Resources(3)))
+    cluster.stream("wide e", cluster.library("e"), (0.2,), CallOptions(needs=Resources(4)))
+    cluster.worker(cores=4)
+    cluster.run(40)
+    late = {name: gap for name, gap in cluster.gaps().items() if gap > 10}
+    assert not late, f"of {cluster.gaps()}"
+
+
+def test_a_wide_call_does_not_overtake_calls_of_higher_priority_in_its_library(cluster: Cluster) -> None:
+    library = cluster.library("lib")
+    cluster.stream("urgent", library, (0.1, 0.13), CallOptions(priority=1))
+    cluster.stream("wide", library, (0.1,), TWO_CORES)
+    cluster.worker()
+    cluster.run(5)
+    assert not cluster.ended["wide"]
+    assert len(cluster.ended["urgent"]) > 60
+
+
+def test_slots_kept_for_a_wide_call_are_let_go_when_it_is_cancelled(cluster: Cluster) -> None:
+    """A slot is kept idle only as long as a call waits for it."""
+    cluster.stream("long", cluster.library("long"), (3.0,), depth=1)
+    cluster.stream("narrow", cluster.library("narrow"), (0.05,))
+    cluster.worker()
+    cluster.run(2)
+    cluster.stream("wide", cluster.library("wide"), (1.0,), TWO_CORES, depth=1)
+    while cluster.core.workers[WorkerId("w1")].claim is None:
+        cluster.run(STEP)
+        assert cluster.now < 1060
+    [wide] = [call for call, stream in cluster.stream_of.items() if stream == "wide"]
+    cluster.streams["wide"] = cluster.streams["narrow"]
+    cluster.core.cancel([wide], cluster.now)
+    cluster.run(2)
+    assert cluster.core.workers[WorkerId("w1")].claim is None
+    before = len(cluster.ended["narrow"])
+    cluster.run(3)
+    assert len(cluster.ended["narrow"]) > before + 20
