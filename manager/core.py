@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 Events are method calls that carry ``now``; what is to be done comes out of `take_outbox` (messages for workers) and `take_done`
-(ends for the client).  Nothing here does I/O or looks at a clock, so the real shell and a simulator run the same code. Three layers, each
-a class: `Books` (what is known), `Dispatch` (who gets what), `Core` (what happens).
+(ends for the client).  Nothing here does I/O or looks at a clock, so the real shell and a simulator run the same code. Four layers, each
+a class: `Books` (what is known), `Dispatch` (who gets what), `Attempts` (what becomes of calls that were sent), `Core` (all other events).
 
 *Calls.* waiting → sent → ended, with ways back to waiting: returned unstarted (free), lost with the worker (counts a loss), died or raised
 and worth a retry (counts a failure).  Each call ends exactly once: it leaves the books at its end and nowhere else.  An answer counts
@@ -19,24 +19,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-import msgspec
-
+from windlass.manager.attempts import Attempts
 from windlass.manager.books import Books, Counters, Settings
-from windlass.manager.calls import CLOSED, LIBRARY_FAILED, LOST, NOT_POSSIBLE, TOO_LONG, Call, CallQueue
+from windlass.manager.calls import CLOSED, LIBRARY_FAILED, NOT_POSSIBLE, Call
 from windlass.manager.demand import demand_of
-from windlass.manager.dispatch import Dispatch
 from windlass.manager.libraries import LibraryState
-from windlass.manager.placement import fits, why_never
+from windlass.manager.placement import why_never
 from windlass.manager.workers import Phase, Worker
 from windlass.messages import (
-    BAD_CALL,
     CANCELLED,
-    DIED,
-    OUT_OF_MEMORY,
-    RAISED,
-    RETURNED,
-    TIMED_OUT,
-    CallAttempt,
     CallDone,
     CallEnd,
     CallId,
@@ -61,7 +52,6 @@ from windlass.messages import (
     PilotId,
     PoolName,
     PoolReport,
-    Resources,
     WorkerDraining,
     WorkerId,
     WorkerInfo,
@@ -73,27 +63,11 @@ __all__ = ["Books", "Core", "Counters", "Settings"]
 #: Starts that may crash or time out in a row, without an answer to any call, before a library counts as one that cannot start; or, where
 #: it serves elsewhere, before it is started no more on that worker.
 CRASHES_MOST = 3
-#: An attempt had the whole life of its pilot if it was sent within so many seconds, or so much of that life, and was cut off so shortly
-#: before its end.
-BEGIN_SECONDS = 5.0
-BEGIN_SHARE = 0.1
-END_SECONDS = 1.0
 #: Functions that are remembered without a call or a library naming them.
 FUNCTIONS_MOST = 20_000
 
-_OUTCOME_WORDS = {
-    RETURNED: "returned",
-    RAISED: "raised",
-    DIED: "slot died",
-    TIMED_OUT: "timed out",
-    OUT_OF_MEMORY: "out of memory",
-    CANCELLED: "cancelled",
-    BAD_CALL: "could not be run",
-    LOST: "lost with its worker",
-}
 
-
-class Core(Dispatch):
+class Core(Attempts):
     """All decisions of one manager."""
 
     #: Number of functions at which those that nothing names are looked for.
@@ -343,126 +317,6 @@ class Core(Dispatch):
             if state.removed:
                 self._dirty[state.spec.id] = state
 
-    def _calls_ended(self, worker: Worker, ends: Sequence[CallEnd], now: float) -> None:
-        held, by_library, done, calls = worker.calls, worker.by_library, self._done, self.calls
-        learned: dict[LibraryId, list[float]] = {}
-        for end in ends:
-            call = held.get(end.call)
-            if call is None or call.attempt != end.attempt:
-                self.late_objects.extend(end.spans)
-                continue  # a late answer
-            del held[end.call]
-            spec = call.spec
-            library = spec.library
-            instance = by_library.get(library)
-            if instance is not None:
-                instance.outstanding -= call.weight
-            call.queue.running -= 1
-            sums = learned.get(library)
-            if sums is None:
-                sums = learned[library] = [0.0, 0, 0.0, 0]
-            sums[3] += 1
-            if end.outcome == RETURNED:
-                seconds = max(0.0, end.ended_at - end.started_at)  # the worker's clock may have been set back
-                sums[0] += seconds
-                sums[1] += 1
-                if seconds > sums[2]:
-                    sums[2] = seconds
-                del calls[end.call]
-                story = call.story
-                done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(story) if story else ()))
-            else:
-                self._ended_badly(call, worker, end, now)
-        for library, (total, number, longest, finished) in learned.items():
-            state = self.libraries[library]
-            state.running -= int(finished)
-            state.progressed = True
-            state.crashes = 0
-            if worker.crashes:
-                worker.crashes.pop(library, None)
-            if number:
-                state.done += int(number)
-                self.counters.returned += int(number)
-                state.learn(total, int(number), longest)
-            instance = by_library.get(library)
-            if instance is not None:
-                instance.served += int(finished)
-                self._refresh(instance)
-                if not instance.outstanding:
-                    instance.idle_since = now
-                if instance.target < instance.slots:
-                    self._shrinking[instance.id] = instance
-            self._dirty[library] = state
-            if not state.running and not state.waiting:
-                # Another library may have waited for this one to fall idle.
-                self.structure += 1
-                self._wake_starved()
-        if not held:
-            worker.idle_since = now
-            self.demand_changed = True
-
-    def _ended_badly(self, call: Call, worker: Worker, end: CallEnd, now: float) -> None:
-        options = call.spec.options
-        detail = end.detail or EndDetail()
-        if call.cancelled or end.outcome == CANCELLED:
-            self._finish(call, end, now)
-            return
-        self._tell(call, worker, end.outcome, max(0.0, end.ended_at - end.started_at))
-        types = detail.types
-        if end.outcome == TIMED_OUT:
-            types = ("windlass.errors.CallTimeout", "windlass.errors.CallFailed", "builtins.TimeoutError")
-        worth = end.outcome in (DIED, OUT_OF_MEMORY) or (bool(options.retry_on) and any(name in options.retry_on for name in types))
-        if end.outcome == OUT_OF_MEMORY and options.grow_memory:
-            grown = self._grown(call, worker, detail)
-            if grown is not None:
-                call.queue = grown
-                self._requeue(call)
-                self.counters.retried += 1
-                return
-        if worth and call.failures < options.retries:
-            call.failures += 1
-            self.counters.retried += 1
-            self._requeue(call)
-            return
-        self._finish(call, end, now)
-
-    def _grown(self, call: Call, worker: Worker, detail: EndDetail) -> CallQueue | None:
-        """The queue for a call that asks for twice the memory it had, or for the most there is if that is more than its share was."""
-        options = call.queue.options
-        spec = self.libraries[call.spec.library].spec
-        known = [one.info.resources for one in self.workers.values()] + [offer.resources for offer in self.all_offers()]
-        share = max(options.needs.memory, detail.share)
-        twice = 2 * max(share, detail.peak_memory)
-        for memory in sorted({twice, *(of.memory for of in known if share < of.memory < twice)}, reverse=True):
-            needs = Resources(options.needs.cores, memory, options.needs.gpus)
-            if any(fits(spec, needs, of) for of in known):
-                larger = msgspec.structs.replace(options, needs=needs)
-                found = self._queue_for(call.spec.library, larger, call.queue.least_seconds)
-                return None if isinstance(found, str) else found
-        return None
-
-    def _calls_returned(self, worker: Worker, message: CallsReturned, now: float) -> None:
-        back: list[Call] = []
-        for held in message.calls:
-            call = worker.calls.get(held.call)
-            if call is not None and call.attempt == held.attempt:
-                del worker.calls[held.call]
-                back.append(call)
-        for call in reversed(back):
-            instance = worker.by_library.get(call.spec.library)
-            if instance is not None:
-                instance.outstanding -= call.weight
-            self._back(call, now)
-        for instance in worker.instances.values():
-            if message.reason == "recalled":
-                instance.recalling = False
-            self._refresh(instance)
-            self._dirty[instance.library] = self.libraries[instance.library]
-            if instance.target < instance.slots:
-                self._shrinking[instance.id] = instance
-        if not worker.calls:
-            worker.idle_since = now
-
     def _library_ready(self, worker: Worker, message: LibraryReady, now: float) -> None:
         instance = worker.instances.get(message.instance)
         if instance is None or instance.phase is not Phase.STARTING:
@@ -514,68 +368,6 @@ class Core(Dispatch):
         for instance in worker.instances.values():
             self._off_lists(instance)
         self._restructured()
-
-    def _back(self, call: Call, now: float) -> None:
-        """A sent call comes back without an end of its own."""
-        state = self.libraries[call.spec.library]
-        state.running -= 1
-        call.queue.running -= 1
-        options = call.spec.options
-        if call.cancelled:
-            self._finish(call, CallEnd(call.spec.call, call.attempt, CANCELLED), now)
-        elif call.losses > options.max_losses:
-            text = f"its worker was lost {call.losses} times while it ran"
-            self._finish(call, CallEnd(call.spec.call, call.attempt, LOST, detail=EndDetail(text=text)), now)
-        elif state.failed:
-            self._finish(call, CallEnd(call.spec.call, call.attempt, LIBRARY_FAILED, detail=EndDetail(text=state.failed)), now)
-        elif call.ran and (text := self._too_long(call.ran, call.story[-1].seconds if call.story else call.ran)):
-            self._finish(call, CallEnd(call.spec.call, call.attempt, TOO_LONG, detail=EndDetail(text=text)), now)
-        else:
-            self._requeue(call)
-
-    def _lose(self, call: Call, worker: Worker, reason: str, now: float, at_walltime: bool) -> None:
-        """Note that a started attempt was lost, and what that teaches."""
-        call.losses += 1
-        self.counters.lost += 1
-        ran = max(0.0, now - call.sent_at)
-        self._tell(call, worker, LOST, ran, reason)
-        if at_walltime:
-            call.ran = max(call.ran, ran, self._whole_life(call, worker, now))
-        if at_walltime and ran > call.queue.least_seconds:
-            # Steps of a quarter keep the number of queues small.
-            least = 1.0
-            while least < ran:
-                least *= 1.25
-            found = self._queue_for(call.spec.library, call.queue.options, least / 1.25 if least > 1.0 else ran)
-            if not isinstance(found, str):
-                call.queue.running -= 1
-                found.running += 1
-                call.queue = found
-
-    def _whole_life(self, call: Call, worker: Worker, now: float) -> float:
-        """The walltime of its pool, if the attempt had a pilot's life from beginning to end; else 0."""
-        begun = call.sent_at - worker.joined_at
-        if now < worker.planned_end - END_SECONDS or begun > max(BEGIN_SECONDS, BEGIN_SHARE * worker.info.seconds_left):
-            return 0.0
-        return next((offer.walltime for offer in self.all_offers() if offer.pool == worker.info.pool), 0.0)
-
-    def _too_long(self, seconds: float, ran: float) -> str:
-        offers = self.all_offers()
-        if not offers or any(not offer.walltime or offer.walltime > seconds for offer in offers):
-            return ""
-        if any(not one.ends_at for one in self.workers.values()):
-            return ""
-        longest = max(offer.walltime for offer in offers)
-        return (
-            f"it ran for {ran:.3g} s when its pilot came to its end, so it needs longer than that; "
-            f"the longest walltime of a pool is {longest:.3g} s"
-        )
-
-    def _tell(self, call: Call, worker: Worker, outcome: int, seconds: float, reason: str = "") -> None:
-        word = _OUTCOME_WORDS.get(outcome, str(outcome)) + (f" ({reason})" if reason else "")
-        if call.story is None:
-            call.story = []
-        call.story.append(CallAttempt(call.attempt, worker.id, worker.info.host, word, seconds))
 
     def _refuse(self, spec: CallSpec, text: str, now: float) -> None:
         self._end_unqueued(spec, NOT_POSSIBLE, text, now)
