@@ -344,7 +344,8 @@ class Core(Attempts):
             worker.unfit[instance.library] = message.text
             if all(instance.library in one.unfit for one in self.workers.values()):
                 self._fail_library(state, message.text, now)
-        elif message.kind in ("import", "context", "function"):
+        elif message.kind in ("import", "context", "function") or (message.kind == "timeout" and not state.done):
+            # A start that took its whole time and never worked is not waited for twice more.
             self._fail_library(state, message.text, now)
         elif message.at_start:
             state.crashes += 1

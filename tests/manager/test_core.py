@@ -520,6 +520,17 @@ def test_a_library_that_serves_elsewhere_is_not_failed_by_one_bad_node(bench: Be
     assert not any(bench.outcome(call) != RETURNED for call in ended)
 
 
+def test_a_library_that_never_started_in_time_is_not_waited_for_again(bench: Bench) -> None:
+    """``start_timeout`` is minutes by default: three of them in a row would be a hang."""
+    library = bench.library()
+    [call] = bench.submit(library)
+    bench.worker()
+    [start] = bench.heard()
+    assert isinstance(start, StartLibrary)
+    bench.say("w1", LibraryFailed(start.instance, "timeout", "it did not start within 300 s"))
+    assert bench.outcome(call) == LIBRARY_FAILED
+
+
 def test_another_python_refuses_the_instance_and_another_worker_serves(bench: Bench) -> None:
     library = bench.library()
     bench.worker("old")
