@@ -218,7 +218,9 @@ def test_orphans_are_listed_and_removed_and_the_pilots_of_running_managers_are_n
     [kept] = start_backend("new", manager.name).submit(make_request(), 1)
     assert main(["factory", "clean", "slurm"]) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[1].split() == [orphan, "queued", "old", "gone", "(unknown)"]
+    job, state, *words = out.splitlines()[1].split()
+    assert (job, words) == (orphan, ["old", "gone", "(unknown)"])
+    assert state in ("queued", "running"), "Slurm may start it before it is asked"
     assert "1 orphan: nothing is removed; add --remove to end these; 1 pilot of running managers is left alone" in out
     assert main(["factory", "clean", "slurm", "--remove", "--json"]) == 0
     rows = {row["job"]: row for row in json.loads(capsys.readouterr().out)["pilots"]}
