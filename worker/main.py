@@ -136,6 +136,7 @@ class Worker:
         self._status = ORDERLY
         self._leaving = False
         self._signals = 0
+        self._said_goodbye = False
         self.scratch = Path()
         self._connection: ConnectionFile
         self._link: Link
@@ -420,7 +421,7 @@ class Worker:
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
         log.warning("%s received", name)
-        if self._leaving and self._signals and number != signal.SIGUSR1:
+        if self._said_goodbye and self._signals and number != signal.SIGUSR1:
             self._link.close()  # the last words have waited long enough
         self._signals += number != signal.SIGUSR1
         self._act(self._life.signal(name, time.monotonic(), warning=number == signal.SIGUSR1))
@@ -456,6 +457,7 @@ class Worker:
                 await self._end_processes()
             if not self._link.closed:
                 self._say(Goodbye(self._life.reason))
+                self._said_goodbye = True
                 if decision is Decision.FINISH:
                     # Results are worth waiting for a cut connection, but not past the end. Otherwise closing sends what there is.
                     await self._link.acknowledged(max(FAREWELL_SECONDS, min(60.0, self._life.deadline - time.monotonic())))

@@ -580,6 +580,22 @@ async def test_a_second_sigterm_ends_running_calls(manager: Manager, tmp_path: P
     assert marked(mark) == []
 
 
+async def test_impatient_signals_do_not_take_the_goodbye(manager: Manager, tmp_path: Path) -> None:
+    """However many come while its processes are ended: without a goodbye its calls would wait for `reconnect_grace`."""
+    process = await manager.worker()
+    await manager.library(wait_for)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, wait_for, str(gate))]))
+    await manager.started(gate)
+    async with asyncio.timeout(20):
+        while process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), 0.001)
+    assert await status(process) == 0
+    assert (await manager.hear(Goodbye)).reason == "SIGTERM received again"
+
+
 async def test_the_grace_ends_running_calls(manager: Manager, tmp_path: Path) -> None:
     """A call that does not finish in time goes back with the goodbye."""
     process = await manager.worker("--grace", "0.3")
