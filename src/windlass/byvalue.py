@@ -19,25 +19,43 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections import ChainMap
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from io import BytesIO
 from pickle import PickleBuffer, loads
-from types import FunctionType, ModuleType
-from typing import Any
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, ClassVar, Final
 from weakref import WeakKeyDictionary
 
 from windlass import pickling, snapshots
 
 _cloudpickle: Any = importlib.import_module("cloudpickle.cloudpickle")
-_Pickler: Any = _cloudpickle.Pickler
+#: Where a code object's arguments have the name of its file, from Python 3.11 on.
+_FILE_NAME: Final = 10
 
 
-class ByValue(_Pickler):  # type: ignore[misc]
+def _reduce_code(code: CodeType) -> Any:
+    """As cloudpickle does, with the name of the code's file: by that a remote traceback finds the user's own lines."""
+    make, arguments = _cloudpickle._code_reduce(code)
+    name = "".join(code.co_filename)  # a string of its own, or the bytes would depend on what else is pickled
+    return make, (*arguments[:_FILE_NAME], name, *arguments[_FILE_NAME + 1 :])
+
+
+_CloudPickler: Any = _cloudpickle.Pickler
+
+
+class _Pickler(_CloudPickler):  # type: ignore[misc]
+    """cloudpickle's; since its version 3.1.3 that one drops the names of files."""
+
+    dispatch_table: ClassVar[Any] = ChainMap({CodeType: _reduce_code}, _CloudPickler.dispatch_table)
+
+
+class ByValue(_Pickler):
     """A pickler that notes what it meets (with `homes`)."""
 
     def __init__(self, file: BytesIO, homes: bool, buffer_callback: Callable[[PickleBuffer], bool] | None) -> None:
-        _Pickler.__init__(self, file, 5, buffer_callback)
+        _CloudPickler.__init__(self, file, 5, buffer_callback)
         self._homes = homes
         #: Local top-level modules that the stream names.
         self.local: set[str] = set()
