@@ -214,6 +214,20 @@ class SharedBatch(Protocol):
         ...
 
 
+@runtime_checkable
+class SharedQueries(Protocol):
+    """A batch system that tells of several pools in one answer."""
+
+    @property
+    def site(self) -> str:
+        """Backends of equal sites speak to the same batch system, so one of them can ask for all."""
+        ...
+
+    def query_with(self, others: Sequence[Backend]) -> Sequence[Sequence[PilotState]]:
+        """As `Backend.query`, with one command for this backend and ``others`` of its site, in this order. Raises `Unreachable`."""
+        ...
+
+
 #: Backends by name; a module is imported when it is asked for.
 BACKENDS: Final[Mapping[str, str]] = {
     "local": "windlass.factory.local:LocalBackend",

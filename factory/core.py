@@ -23,6 +23,7 @@ are gone, or the time given is over, `EndAll`; then `finished`."""
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -30,8 +31,9 @@ from typing import Final
 from windlass.factory.backend import CommandLimits, JobId, PilotRequest, PilotState, Tickets
 from windlass.factory.history import CommandBudget, History
 from windlass.factory.pilots import Ending, Event, Fleet, Phase, Pilot
-from windlass.factory.planner import Actions, plan
+from windlass.factory.planner import Actions, Promise, plan
 from windlass.factory.pool import PoolConfig
+from windlass.factory.spending import core_seconds
 from windlass.messages import Demand, PilotEnded, PilotId, PoolReport
 
 #: A query may take a fifth of the time, at most.
@@ -81,6 +83,17 @@ class EndAll:
 Instruction = Query | Submit | Cancel | Release | EndAll
 
 
+def with_walltime(request: PilotRequest, walltime: float) -> PilotRequest:
+    """The same pilots with another walltime, in seconds, for the batch system and for the worker."""
+    command = list(request.command)
+    for option, value in (("--walltime", f"{walltime:g}"), ("--grace", f"{min(request.grace, walltime / 4):g}")):
+        if option in command:
+            command[command.index(option) + 1] = value
+        else:
+            command += [option, value]
+    return replace(request, command=tuple(command), walltime=walltime, grace=min(request.grace, walltime / 4))
+
+
 @dataclass(slots=True)
 class FactoryCore:
     """One pool of one factory."""
@@ -94,15 +107,23 @@ class FactoryCore:
     tickets: Tickets
     fleet: Fleet = field(default_factory=Fleet)
     demand: Demand | None = None
+    #: What pools of the same factory that were named before this one will take.
+    before: tuple[Promise, ...] = ()
+    #: When commands were sent to this pool's batch system, by whichever pool: the budget is for all of them.
+    times: deque[float] = field(default_factory=deque[float])
     history: History = field(init=False)
     budget: CommandBudget = field(init=False)
     #: The newest plan.
     actions: Actions | None = None
     finished: bool = False
+    #: Core seconds of pilots that have ended.
+    spent: float = 0.0
     _query_at: float = -math.inf
     _queried: bool = False
     #: When `demand` was heard.
     _heard_at: float = -math.inf
+    #: Walltimes of submissions that were not the pool's, by ticket.
+    _walltimes: dict[str, float] = field(default_factory=dict[str, float])
     _ended: list[PilotEnded] = field(default_factory=list[PilotEnded])
     _reported: PoolReport | None = None
     _deadline: float | None = None
@@ -111,7 +132,7 @@ class FactoryCore:
 
     def __post_init__(self) -> None:
         self.history = History(self.pool.max_start_failures)
-        self.budget = CommandBudget(self.limits)
+        self.budget = CommandBudget(self.limits, times=self.times)
 
     # ---------------------------------------------------------------- what has happened
 
@@ -145,7 +166,7 @@ class FactoryCore:
 
     def submitted(self, ticket: str, jobs: Sequence[JobId], now: float) -> None:
         self.history.accepted()
-        self.fleet.submitted(ticket, jobs, now)
+        self.fleet.submitted(ticket, jobs, now, self._walltimes.pop(ticket, 0.0))
         if self._query_at < now:
             self._query_at = now + self.query_interval
 
@@ -211,6 +232,7 @@ class FactoryCore:
         """A pilot has ended; ``last_words`` of its own, where it failed."""
         reason = f"{ending.reason}: {last_words}" if last_words else ending.reason
         self._ended.append(PilotEnded(ending.pilot, reason, ending.failed))
+        self.spent += ending.ran * self.pool.resources.cores * self.pool.nodes
         if ending.gone:
             self.history.pilot_ended()
         if ending.failed and not self.closing:
@@ -245,13 +267,42 @@ class FactoryCore:
             self.budget.spend("submit", now)
             self.fleet.submitting(ticket, actions.submit, now)
             request = replace(self.request, ticket=ticket, avoid=self.history.avoided(now))
+            if actions.walltime:
+                request = with_walltime(request, actions.walltime)
+                self._walltimes[ticket] = actions.walltime
             return Submit(request, actions.submit, actions.submit_reason)
         return None
 
+    def core_seconds(self, now: float) -> float:
+        """What this pool's pilots have used so far, as far as is known."""
+        return self.spent + core_seconds(list(self.fleet.pilots.values()), self.pool, now)[0]
+
+    def share_times(self, times: deque[float]) -> None:
+        """Count commands together with other pools of the same batch system."""
+        self.times = self.budget.times = times
+
+    def promise(self, now: float) -> tuple[Promise, float]:
+        """What pools named after this one can count on, and when that changes by itself."""
+        coming, until = self.fleet.promised(now, self.pool.patience)
+        more = self.actions.submit if self.actions is not None and not self.closing else 0
+        return Promise(self.pool, coming + more), until
+
     def _plan(self, now: float) -> Actions:
         pilots = self.fleet.pilots.values()
-        actions = plan(self.demand, pilots, self.fleet.unsure_count, self.pool, self.history, now, max_batch=self.max_batch)
+        actions = plan(
+            self.demand,
+            pilots,
+            self.fleet.unsure_count,
+            self.pool,
+            self.history,
+            now,
+            max_batch=self.max_batch,
+            before=self.before,
+            spent=self.spent,
+        )
         self.history.note_wanted(actions.wanted, now, self.pool.hold)
+        if actions.used_up and not self.history.paused:
+            self.history.paused = self.history.failure = actions.used_up
         self.actions = actions
         return actions
 

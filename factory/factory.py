@@ -1,14 +1,10 @@
-"""The factory: keeps as many pilots in a batch system as the manager could use. The shell around `windlass.factory.core`.
+"""The factory: keeps as many pilots in batch systems as the manager could use. What a program holds.
 
 Theory of operation
 -------------------
-One thread per factory.  It waits on one queue of events (demand from the manager, a word from the backend that something ended, a
-wish to close), tells the core, and carries out the core's instructions until there are none; it sleeps until the next event or the
-time the core names.  Nothing is polled, and the first pilot is started as soon as there is demand.  Only this thread calls the
-backend.
-
-It talks to the manager through a `Port` and nothing else: it says `PoolReport` when something changed (first of all, what a pilot of
-the pool will be, so that the manager listens where pilots can reach it) and `ReleasePilots`; it hears `Demand` and `Leave`.
+A factory has one or more *pools*, each with a backend and a core.  Pools of one batch system are kept by one thread
+(`windlass.factory.keeper`); what the pools promise each other, in the order in which they were named, is in the `Ledger`.  This module
+makes pools of what the program says and what the configuration files say, opens backends and ports, and closes them in the right order.
 
 Closing cancels what waits in the queue, asks the manager to drain what serves, and ends the rest when the time given is over.  A
 program that ends without closing its factory closes it on the way out; one that is killed cannot, and then pilots leave by
@@ -17,43 +13,27 @@ themselves, as their manager is gone."""
 from __future__ import annotations
 
 import atexit
-import contextlib
-import logging
-import math
 import os
-import queue
 import secrets
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Final, Protocol, Self, cast
+from types import TracebackType
+from typing import Final, Protocol, Self, cast
 
-from windlass.errors import BatchError, OverLimit, Rejected, Unreachable, UsageError
-from windlass.factory.backend import Backend, PilotRequest, Tag, Tickets, backend_class, backend_options, known_backends
-from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Release, Submit
+from windlass.errors import UnknownName, UsageError
+from windlass.factory.backend import Backend, PilotRequest, SharedQueries, Tag, Tickets, backend_class, backend_options, known_backends
+from windlass.factory.config import Configuration, read_configuration
+from windlass.factory.core import FactoryCore
+from windlass.factory.keeper import HURRY, Change, Close, Keeper, Kept, Lost, Port, Replan, Resume, Wake
 from windlass.factory.launch import worker_command
+from windlass.factory.ledger import Ledger
 from windlass.factory.pool import NAME, PoolConfig, make_pool
-from windlass.messages import Demand, Goodbye, Leave, Message, ReleasePilots
+from windlass.messages import Message, PoolName
 
-log = logging.getLogger("windlass.factory")
-
-#: Seconds for what runs when the program leaves by an exception, or without closing; or when the manager is gone.
-HURRY: Final = 2.0
 #: Seconds that closing may take beyond the time given: the last command, and SIGKILL for what does not listen.
 CLOSE_SLACK: Final = 30.0
-
-
-class Port(Protocol):
-    """The way to the manager."""
-
-    def send(self, *messages: Message) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class ManagerLike(Protocol):
@@ -65,78 +45,61 @@ class ManagerLike(Protocol):
     def pilot_file(self) -> Path: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Wake:
-    """The backend says that something changed."""
+class Pool:
+    """One pool for a factory of several: a backend or the name of a configured pool, and options as `Factory` takes them."""
+
+    def __init__(self, backend: str | Backend = "local", **options: object) -> None:
+        self.backend, self.options = backend, options
+
+    def __repr__(self) -> str:
+        words = [repr(self.backend), *(f"{name}={value!r}" for name, value in self.options.items())]
+        return f"Pool({', '.join(words)})"
 
 
-@dataclass(frozen=True, slots=True)
-class _Lost:
-    """The manager is out of reach for good."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Close:
-    """End, with so many seconds for what runs."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """Other limits; None: as they are."""
-
-    max_pilots: int | None
-    min_pilots: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Resume:
-    """A paused pool goes on."""
-
-
-_Event = Message | _Wake | _Lost | _Close | _Change | _Resume
+PoolWord = str | Backend | Pool
 
 
 class Factory:
-    """Keeps pilots of one pool running for a manager; a context manager.
+    """Keeps pilots running for a manager; a context manager.
 
     Args:
         manager: a `windlass.Manager` of this process, or the name or connection file of one elsewhere.
-        backend: ``"local"``, ``"fake"``, ``"slurm"``, ``"htcondor"``, or a `Backend` object.
-        max_pilots, min_pilots: how many pilots at a time, at most and at least.
+        backend: ``"local"``, ``"fake"``, ``"slurm"``, ``"htcondor"``, the name of a configured pool (docs/pools.md), a `Pool`, a `Backend`
+            object, or a list of these. Of several pools the first that fits gets a call's pilots, then the next. The options below
+            hold for each of them.
+        max_pilots, min_pilots: how many pilots at a time, at most and at least; ``max_cores``, ``max_calls``: the same in other units.
         cores, memory, gpus: of one pilot (of each of its nodes). Memory as ``"4GB"`` or bytes.
         walltime, idle_timeout, grace: seconds, or as people write them (``"2h"``).
         setup: shell lines that run before the worker.
         name: of the factory; pilots carry it in the batch system, so a factory that takes the name of an earlier one takes over its pilots.
-        pool: name of the pool; the factory's, unless given.
+        pool: name of the pool; the configured one's or the factory's, unless given.
         folder: where scripts and logs of pilots go; below the manager's folder, unless given.
+        config: a configuration file to read instead of the one in the current folder.
         options: further options of every pool (`windlass.factory.pool.COMMON_OPTIONS`) and the backend's own.
 
     Raises:
-        UnknownName: no such backend, manager or option; the text has near names.
+        UnknownName: no such backend, pool, manager or option; the text has near names.
         UsageError: an option's value cannot be.
     """
 
     def __init__(
         self,
         manager: ManagerLike | str | os.PathLike[str],
-        backend: str | Backend = "local",
+        backend: PoolWord | Sequence[PoolWord] = "local",
         *,
         max_pilots: int | None = None,
-        min_pilots: int = 0,
+        min_pilots: int | None = None,
         cores: float | None = None,
         memory: str | int | float | None = None,
-        gpus: int = 0,
+        gpus: int | None = None,
         walltime: str | int | float | None = None,
         idle_timeout: str | int | float | None = None,
         grace: str | int | float | None = None,
-        setup: str | tuple[str, ...] | list[str] = (),
+        setup: str | tuple[str, ...] | list[str] | None = None,
         name: str | None = None,
         pool: str | None = None,
         folder: str | os.PathLike[str] | None = None,
+        config: str | os.PathLike[str] | None = None,
         **options: object,
     ) -> None:
         common: dict[str, object] = {
@@ -152,34 +115,53 @@ class Factory:
             "pool": pool,
             **options,
         }
-        self.backend, config, self.name = _backend_and_pool(backend, common, name)
+        self.name, made = make_pools(backend, common, name, read_configuration(config))
         self._manager = manager if not isinstance(manager, str | os.PathLike) else None
         if not isinstance(manager, str | os.PathLike) and not hasattr(manager, "pilot_file"):
             raise UsageError(f"Factory({manager!r}, ...): the first argument is a Manager, or the name of one that runs elsewhere")
         self._pilot_file = self._manager.pilot_file if self._manager is not None else _pilot_file(manager)  # type: ignore[arg-type]
-        self._folder = Path(folder) if folder is not None else self._pilot_file.parent / "pilots" / self.name
-        self._core = FactoryCore(
-            pool=config,
-            request=request_of(config, self._pilot_file),
-            limits=self.backend.limits,
-            query_interval=self.backend.query_interval,
-            max_batch=self.backend.max_batch,
-            tickets=Tickets(f"{self.name}-{secrets.token_hex(2)}"),
-        )
-        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        #: The process whose thread it is.
+        self._kept = [self._keep(index, one, pool, several=len(made) > 1) for index, (one, pool) in enumerate(made)]
+        self._folders = [self._folder_of(kept, folder) for kept in self._kept]
+        self._ledger = Ledger([kept.core.pool for kept in self._kept], self._replan)
+        self._keepers = [Keeper(self.name, kept, self._ledger) for kept in _by_site(self._kept)]
+        self._started = False
+        #: The process whose threads they are.
         self._pid = 0
-        self._port: Port | None = None
-        self._done = threading.Event()
-        self._manager_gone = False
-        #: Why the factory ended otherwise than by closing; "": it did not.
-        self.lost = ""
+
+    def _keep(self, index: int, backend: Backend, pool: PoolConfig, *, several: bool) -> Kept:
+        name = f"{self.name}.{pool.name}" if several else self.name
+        core = FactoryCore(
+            pool=pool,
+            request=request_of(pool, self._pilot_file),
+            limits=backend.limits,
+            query_interval=backend.query_interval,
+            max_batch=backend.max_batch,
+            tickets=Tickets(f"{name}-{secrets.token_hex(2)}"),
+        )
+        return Kept(name, index, core, backend)
+
+    def _folder_of(self, kept: Kept, folder: str | os.PathLike[str] | None) -> Path:
+        if folder is None:
+            return self._pilot_file.parent / "pilots" / kept.name
+        return Path(folder) / kept.core.pool.name if len(self._kept) > 1 else Path(folder)
+
+    def _replan(self, index: int) -> None:
+        self._kept[index].put(Replan())
+
+    @property
+    def pools(self) -> tuple[PoolConfig, ...]:
+        """The pools, with defaults filled in, in the order in which they were named."""
+        return tuple(kept.core.pool for kept in self._kept)
 
     @property
     def pool(self) -> PoolConfig:
-        """The pool, with defaults filled in."""
-        return self._core.pool
+        """The first pool; most factories have one."""
+        return self._kept[0].core.pool
+
+    @property
+    def backend(self) -> Backend:
+        """The first pool's backend."""
+        return self._kept[0].backend
 
     # ---------------------------------------------------------------- life
 
@@ -192,52 +174,65 @@ class Factory:
             self.close()
         else:
             # Whoever presses Ctrl-C wants to leave now.
-            self.close(min(HURRY, self.pool.grace) if issubclass(kind, Exception) else 0.0)
+            self.close(min(HURRY, self._grace) if issubclass(kind, Exception) else 0.0)
+
+    @property
+    def _grace(self) -> float:
+        return max(pool.grace for pool in self.pools)
 
     def start(self) -> Self:
         """Begin; done by ``with``. Idempotent. Returns the factory, as in ``factory = Factory(manager).start()``."""
-        if self._thread is not None:
+        if self._started:
             return self
-        tag = Tag(self.name, self._pilot_file.parent.name)
-        self.backend.open(tag, self._folder, lambda: self._events.put(_Wake()))
+        opened: list[Kept] = []
         try:
-            self._port = self._open_port()
+            for kept, folder in zip(self._kept, self._folders, strict=True):
+                kept.backend.open(Tag(kept.name, self._pilot_file.parent.name), folder, _waker(kept))
+                opened.append(kept)
+                kept.port = self._open_port(kept)
         except BaseException:
-            self.backend.close()
+            for kept in opened:
+                if kept.port is not None:
+                    kept.port.close()
+                kept.backend.close()
             raise
-        self._tell()
-        self._thread = threading.Thread(target=self._run, name=f"windlass-factory-{self.name}", daemon=True)
-        self._thread.start()
+        for keeper in self._keepers:
+            keeper.start()
+        self._started = True
         self._pid = os.getpid()
         atexit.register(self._at_exit)
         return self
 
-    def _open_port(self) -> Port:
+    def _open_port(self, kept: Kept) -> Port:
         if self._manager is not None:
-            return self._manager.open_port("factory", self.name, self._events.put)
+            return self._manager.open_port("factory", kept.name, kept.put)
         from windlass import identity, transport
 
         connection = identity.read_connection_file(self._pilot_file.with_name("client.json"))
-        return transport.open_port(connection, "factory", self.name, self._events.put, self._on_lost)
-
-    def _on_lost(self, reason: Any) -> None:
-        self._events.put(_Lost(str(reason)))
+        return transport.open_port(connection, "factory", kept.name, kept.put, lambda reason: kept.put(Lost(str(reason))))
 
     def close(self, seconds: float | None = None) -> None:
         """End all pilots: queued ones now, others when what they run has ended or ``seconds`` (default: the pool's grace) are over."""
-        thread = self._thread
-        if thread is None or os.getpid() != self._pid:  # a process that the program forked ends nothing of its parent's
+        if not self._started or os.getpid() != self._pid:  # a process that the program forked ends nothing of its parent's
             return
-        seconds = self.pool.grace if seconds is None else seconds
-        self._events.put(_Close(seconds))
+        self.begin_close(seconds)
+        end = time.monotonic() + (self._grace if seconds is None else seconds) + self._grace + CLOSE_SLACK
         try:
-            thread.join(seconds + self.pool.grace + CLOSE_SLACK)
+            for keeper in self._keepers:
+                keeper.join(max(0.0, end - time.monotonic()))
         except KeyboardInterrupt:
-            self._events.put(_Close(0.0))
-            thread.join(CLOSE_SLACK)
+            self.begin_close(0.0)
+            end = time.monotonic() + CLOSE_SLACK
+            for keeper in self._keepers:
+                keeper.join(max(0.0, end - time.monotonic()))
             raise
         finally:
             atexit.unregister(self._at_exit)
+
+    def begin_close(self, seconds: float | None = None) -> None:
+        """As `close`, without waiting; may be called from a signal handler, and again with fewer seconds."""
+        for kept in self._kept:
+            kept.put(Close(seconds))
 
     def _at_exit(self) -> None:
         # A program that ends collects nothing more: its manager sends the workers away, whatever they run.
@@ -246,34 +241,59 @@ class Factory:
         leave = getattr(self._manager, "close", None)
         if leave is not None:
             leave()
-        self.close(min(HURRY, self.pool.grace))
+        self.close(min(HURRY, self._grace))
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the factory has ended (its manager did, or somebody called `close`); False: not within ``timeout`` seconds."""
-        return self._done.wait(timeout)
+        end = None if timeout is None else time.monotonic() + timeout
+        return all(keeper.done.wait(None if end is None else max(0.0, end - time.monotonic())) for keeper in self._keepers)
 
     # ---------------------------------------------------------------- for the user
 
-    def set_limits(self, *, max_pilots: int | None = None, min_pilots: int | None = None) -> None:
-        """Other limits from now on. What is too many is cancelled or let go by the usual rules: nothing that runs is ended."""
-        most = self.pool.max_pilots if max_pilots is None else max_pilots
-        least = self.pool.min_pilots if min_pilots is None else min_pilots
+    @property
+    def lost(self) -> str:
+        """Why the factory ended otherwise than by closing; "": it did not."""
+        return next((kept.lost for kept in self._kept if kept.lost), "")
+
+    def set_limits(
+        self,
+        *,
+        max_pilots: int | None = None,
+        min_pilots: int | None = None,
+        max_core_hours: float | None = None,
+        pool: str | None = None,
+    ) -> None:
+        """Other limits from now on. What is too many is cancelled or let go by the usual rules: nothing that runs is ended.
+
+        ``pool``: which, where the factory has several. A pool that was paused because its core hours were used up goes on with more.
+        """
+        kept = self._named(pool)
+        now = kept.core.pool
+        most = now.max_pilots if max_pilots is None else max_pilots
+        least = now.min_pilots if min_pilots is None else min_pilots
         if not 0 <= least <= most or most < 1:
             raise UsageError(f"min_pilots={least} and max_pilots={most} cannot be; give 0 <= min_pilots <= max_pilots")
-        self._events.put(_Change(max_pilots, min_pilots))
+        if max_core_hours is not None and not 0 <= max_core_hours < float("inf"):
+            raise UsageError(f"max_core_hours={max_core_hours!r} is not a number of hours; 0 is unlimited")
+        used_up = kept.core.actions is not None and kept.core.actions.used_up
+        kept.put(Change(max_pilots, min_pilots, max_core_hours))
+        if max_core_hours is not None and used_up:
+            kept.put(Resume())
 
-    def resume(self) -> None:
-        """Submit again although the pool was paused: the reason is mended."""
-        self._events.put(_Resume())
+    def resume(self, pool: str | None = None) -> None:
+        """Submit again although the pool (or all, unless it is named) was paused: the reason is mended."""
+        for kept in self._kept if pool is None else [self._named(pool)]:
+            kept.put(Resume())
 
     @property
     def paused(self) -> str:
-        """Why no pilots are submitted any more; "": they are."""
-        return self._core.history.paused
+        """Why no pilots are submitted any more, by all pools that are paused; "": they are."""
+        texts = [(kept.core.pool.name, kept.core.history.paused) for kept in self._kept if kept.core.history.paused]
+        return "; ".join(f"{name}: {text}" for name, text in texts) if len(self._kept) > 1 else "".join(text for _, text in texts)
 
-    def status(self) -> dict[str, object]:
-        """How things stand, for people and programs; a snapshot."""
-        core = self._core
+    def status(self, pool: str | None = None) -> dict[str, object]:
+        """How things stand in a pool (which, where the factory has several), for people and programs; a snapshot."""
+        core = self._named(pool).core
         actions = core.actions
         return {
             "pool": core.pool.name,
@@ -284,147 +304,34 @@ class Factory:
             "pilots": {phase.value: number for phase, number in core.fleet.counts().items() if number},
             "paused": core.history.paused,
             "failure": core.history.failure,
+            "core_hours": core.core_seconds(time.monotonic()) / 3600,
             "commands": dict(core.budget.sent),
         }
 
-    # ---------------------------------------------------------------- the thread
+    def _named(self, pool: str | None) -> Kept:
+        names = [kept.core.pool.name for kept in self._kept]
+        if pool is None and len(names) > 1:
+            raise UsageError(f"this factory has several pools, so name one of them: pool={names[0]!r}; they are {', '.join(names)}")
+        if pool is not None and pool not in names:
+            raise UnknownName("pool", pool, names, within=f"in factory {self.name!r}")
+        return self._kept[0 if pool is None else names.index(PoolName(pool))]
 
-    def _run(self) -> None:
-        try:
-            self._serve()
-        except Exception:
-            log.exception("the factory %s failed; its pilots are ended", self.name)
-            self.lost = "the factory failed; its log has the traceback"
-            with contextlib.suppress(BatchError):
-                self.backend.cancel_all()
-        finally:
-            self.backend.close()
-            port = self._port
-            if port is not None:
-                with contextlib.suppress(Exception):  # the manager may be gone first
-                    self._bury()
-                    self._tell()
-                    self._send(Goodbye("the factory closed"))
-                    port.close()
-            self._done.set()
 
-    def _serve(self) -> None:
-        core = self._core
-        while not core.finished:
-            now = time.monotonic()
-            while (instruction := core.step(now)) is not None:
-                self._do(instruction)
-                self._bury()
-                now = time.monotonic()
-            self._tell()
-            if core.finished:
-                return
-            self._take_events(core.again_at(now) - now)
+def _waker(kept: Kept) -> Callable[[], None]:
+    return lambda: kept.put(Wake())
 
-    def _take_events(self, seconds: float) -> None:
-        """Wait for an event for so long, then take all that are there."""
-        try:
-            event = self._events.get(timeout=None if seconds == math.inf else max(0.0, seconds))
-            while True:
-                self._take(event)
-                event = self._events.get_nowait()
-        except queue.Empty:
-            pass
-        self._bury()
 
-    def _take(self, event: _Event) -> None:
-        core, now = self._core, time.monotonic()
-        if isinstance(event, Demand):
-            core.hear(event, now)
-        elif isinstance(event, _Wake):
-            core.woken(now)
-        elif isinstance(event, _Close):
-            core.close(now, event.seconds)
-        elif isinstance(event, Leave):
-            self._manager_gone = True
-            log.info("%s: the manager has ended (%s)", self.name, event.reason)
-            core.close(now, min(HURRY, core.pool.grace))
-        elif isinstance(event, _Lost):
-            self._manager_gone = True
-            self.lost = f"the manager is lost: {event.reason}"
-            log.warning("%s: %s; its pilots are ended", self.name, self.lost)
-            core.close(now, 0.0)
-        elif isinstance(event, _Change):
-            most = core.pool.max_pilots if event.max_pilots is None else event.max_pilots
-            least = core.pool.min_pilots if event.min_pilots is None else event.min_pilots
-            core.change(replace(core.pool, max_pilots=most, min_pilots=least))
-        elif isinstance(event, _Resume):
-            core.history.resume()
-
-    def _do(self, instruction: Instruction) -> None:
-        """Carry out one instruction and tell the core its result."""
-        core, backend = self._core, self.backend
-        if isinstance(instruction, Release):
-            log.info("%s: letting go %s: %s", self.name, ", ".join(instruction.pilots), instruction.reason)
-            self._send(ReleasePilots(instruction.pilots, core.pool.name, instruction.reason))
-            return
-        started = time.monotonic()
-        try:
-            if isinstance(instruction, Query):
-                states = backend.query()
-                core.listed(states, time.monotonic(), time.monotonic() - started)
-            elif isinstance(instruction, Submit):
-                log.info("%s: submitting %d: %s", self.name, instruction.count, instruction.reason)
-                jobs = backend.submit(instruction.request, instruction.count)
-                core.submitted(instruction.request.ticket, jobs, time.monotonic())
-            elif isinstance(instruction, Cancel):
-                log.info("%s: cancelling %s: %s", self.name, ", ".join(instruction.jobs), instruction.reason)
-                backend.cancel(instruction.jobs)
-                core.cancelled()
-            else:
-                backend.cancel_all()
-                core.ended_all()
-        except Exception as error:  # noqa: BLE001  a backend's defect must not look like silence
-            self._failed(instruction, error)
-
-    def _failed(self, instruction: Instruction, error: Exception) -> None:
-        core, now = self._core, time.monotonic()
-        text = str(error) if isinstance(error, BatchError) else f"the {core.pool.backend} backend failed: {error!r}"
-        if not isinstance(error, BatchError):
-            log.error("%s: %s", self.name, text, exc_info=error)
-        if isinstance(instruction, Submit) and isinstance(error, OverLimit):
-            log.info("%s: %s", self.name, text)
-            core.over_limit(instruction.request.ticket, text, instruction.count, now)
-        elif isinstance(instruction, Submit) and not isinstance(error, Unreachable):
-            log.warning("%s is paused, as its pilots are refused: %s", self.name, text)
-            core.rejected(instruction.request.ticket, text)
-        else:
-            # Also a refused query or cancel: nothing is known to have changed.
-            # The pool's first failure is told to whoever waits; single silences of a busy batch system are nothing to speak of.
-            level = logging.INFO if core.history.failure and not isinstance(error, Rejected) else logging.WARNING
-            log.log(level, "%s: no answer: %s; it is asked again, at growing intervals", self.name, text)
-            core.unreachable(text, now)
-
-    def _bury(self) -> None:
-        """Tell the core of pilots that ended, the failed ones with their own last words."""
-        core = self._core
-        for ending in core.take_endings():
-            words = self.backend.tail(ending.job) if ending.failed else ""
-            history = core.history
-            was_paused, deaths = history.paused, history.start_failures
-            core.ended(ending, words, time.monotonic())
-            log.info("%s: pilot %s has ended: %s", self.name, ending.pilot, ending.reason)
-            if history.paused and not was_paused:
-                log.warning("%s is paused: %s", self.name, history.paused)
-            elif history.start_failures and not deaths:
-                # The pause comes minutes later, and whoever waits for a result would not know why.
-                text = "%s: a pilot ended before it served: %s; others are tried, and the pool is paused after %d in a row"
-                log.warning(text, self.name, history.failure, core.pool.max_start_failures)
-
-    def _tell(self) -> None:
-        report = self._core.report()
-        if report is not None:
-            self._send(report)
-
-    def _send(self, message: Message) -> None:
-        # A manager that has said Leave, or is lost, reads nothing more, and a port would wait for it.
-        if self._port is not None and not self._manager_gone:
-            self._port.send(message)
+def _by_site(kept: Sequence[Kept]) -> list[list[Kept]]:
+    """Pools of one batch system together; they share one record of commands."""
+    groups: dict[tuple[str, str], list[Kept]] = {}
+    for one in kept:
+        site = one.backend.site if isinstance(one.backend, SharedQueries) else str(one.index)
+        groups.setdefault((one.backend.name, site), []).append(one)
+    for group in groups.values():
+        times: deque[float] = group[0].core.times
+        for one in group:
+            one.core.share_times(times)
+    return list(groups.values())
 
 
 def _pilot_file(manager: str | os.PathLike[str]) -> Path:
@@ -434,22 +341,58 @@ def _pilot_file(manager: str | os.PathLike[str]) -> Path:
     return identity.find_manager(manager).with_name("pilot.json")
 
 
-def _backend_and_pool(backend: str | Backend, options: Mapping[str, object], name: str | None) -> tuple[Backend, PoolConfig, str]:
-    word = backend if isinstance(backend, str) else getattr(backend, "name", None)
-    if not isinstance(word, str):
-        raise UsageError(f"{backend!r} is no batch backend; write its name, one of {', '.join(map(repr, known_backends()))}")
+# ---------------------------------------------------------------- making pools
+
+
+def make_pools(
+    words: PoolWord | Sequence[PoolWord], options: Mapping[str, object], name: str | None, configuration: Configuration
+) -> tuple[str, list[tuple[Backend, PoolConfig]]]:
+    """The factory's name, and its pools with their backends, not opened. Raises `UnknownName`, `UsageError`."""
+    several = list(words) if isinstance(words, list | tuple) else [cast("PoolWord", words)]
+    if not several:
+        raise UsageError("a factory needs a pool; write for example Factory(manager, 'slurm') or Factory(manager, ['short', 'gpu'])")
+    first = several[0].backend if isinstance(several[0], Pool) else several[0]
     if name is None:
-        name = f"{word}-{secrets.token_hex(3)}"
+        name = f"{first if isinstance(first, str) else getattr(first, 'name', 'pool')}-{secrets.token_hex(3)}"
     elif not isinstance(name, str) or not NAME.match(name):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(f"{name!r} is no name for a factory; use up to 64 letters, digits, '_', '-' and '.', for example 'night-shift'")
-    if isinstance(backend, str):
-        made_by = backend_class(backend)
-        pool = make_pool(word, made_by.defaults, backend_options(made_by), options, name=name)
-        return cast("Callable[..., Backend]", made_by)(**pool.options), pool, name
-    pool = make_pool(word, backend.defaults, backend_options(type(backend)), options, name=name)
-    if pool.options:
-        raise UsageError(f"{', '.join(pool.options)} of a backend that is made already; give the options where it is made")
-    return backend, pool, name
+    if len(several) > 1 and options.get("pool") is not None:
+        raise UsageError(f"pool={options['pool']!r} would be the name of {len(several)} pools; name each: Pool('slurm', pool='short')")
+    made: list[tuple[Backend, PoolConfig]] = []
+    for word in several:
+        own = word if isinstance(word, Pool) else Pool(word)
+        given = {key: value for key, value in options.items() if value is not None} | own.options
+        made.append(_make_pool(own.backend, given, configuration, name if len(several) == 1 else ""))
+    names = [pool.name for _, pool in made]
+    for one in names:
+        if names.count(one) > 1:
+            raise UsageError(f"two pools of this factory are named {one!r}; name each: Pool('slurm', pool='short')")
+    return name, made
+
+
+def _make_pool(word: str | Backend, given: Mapping[str, object], configuration: Configuration, name: str) -> tuple[Backend, PoolConfig]:
+    backend = word
+    if not isinstance(backend, str):
+        kind = getattr(backend, "name", None)
+        if not isinstance(kind, str):
+            known = ", ".join(map(repr, known_backends()))
+            raise UsageError(f"{backend!r} is no batch backend; write its name, one of {known}, or that of a configured pool")
+        pool = make_pool(kind, backend.defaults, backend_options(type(backend)), given, name=name or kind)
+        if pool.options:
+            raise UsageError(f"{', '.join(pool.options)} of a backend that is made already; give the options where it is made")
+        return backend, pool
+    spec = configuration.spec(backend, given)
+    made_by = backend_class(spec.backend)
+    pool = make_pool(spec.backend, made_by.defaults, backend_options(made_by), spec.options, name=spec.name or name or backend)
+    return cast("Callable[..., Backend]", made_by)(**pool.options), pool
+
+
+def make_backend(word: str, options: Mapping[str, object]) -> tuple[Backend, PoolConfig]:
+    """The backend, not opened, and the pool that a word (a backend, a configured pool) and keywords of `Factory` make."""
+    given = {key: value for key, value in options.items() if key not in ("name", "folder", "config")}
+    name = cast("str | None", options.get("name"))
+    [made] = make_pools(word, given, name, read_configuration(cast("str | None", options.get("config"))))[1]
+    return made
 
 
 def request_of(pool: PoolConfig, pilot_file: Path) -> PilotRequest:
@@ -466,64 +409,3 @@ def request_of(pool: PoolConfig, pilot_file: Path) -> PilotRequest:
         shell=pool.shell,
         env=pool.env,
     )
-
-
-# ---------------------------------------------------------------- for the command line
-
-
-def make_backend(backend: str, options: Mapping[str, object]) -> tuple[Backend, PoolConfig]:
-    """The backend, not opened, and the pool that these keywords of `Factory` make."""
-    given = {key: value for key, value in options.items() if key not in ("name", "folder")}
-    made, pool, _ = _backend_and_pool(backend, given, cast("str | None", options.get("name")))
-    return made, pool
-
-
-def check(backend: str, options: Mapping[str, object]) -> None:
-    """Raises what `run` would raise for a backend and options that cannot be."""
-    made, _ = make_backend(backend, options)
-    made.close()
-
-
-def dry_run(backend: str, options: Mapping[str, object]) -> str:
-    """What a factory would submit with these options, and the plan that follows from them; nothing is done."""
-    made, pool = make_backend(backend, {**options, "pool": options.get("pool", f"{backend}-pool")})
-    try:
-        request = replace(request_of(pool, Path("MANAGER/pilot.json")), ticket="TICKET")
-        return f"{pool.text()}\n\n{made.describe(request, min(pool.max_pilots, pool.max_queued))}"
-    finally:
-        made.close()
-
-
-def run(connection: str, backend: str, options: Mapping[str, object]) -> int:
-    """Run a factory until its manager ends (0) or is lost (1), or somebody interrupts: once cancels and drains, twice ends all (0).
-
-    Must be called by the main thread, as it takes SIGINT and SIGTERM.
-    """
-    given: dict[str, Any] = dict(options)
-    factory = Factory(connection, backend, **given)
-    print(factory.pool.text(), file=sys.stderr, flush=True)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    interrupts = 0
-
-    def interrupted(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupts
-        interrupts += 1
-        factory._events.put(_Close(factory.pool.grace if interrupts == 1 else 0.0))  # pyright: ignore[reportPrivateUsage]
-        text = "removing queued pilots, draining the others; again to end all now" if interrupts == 1 else "ending all pilots"
-        os.write(2, f"windlass factory: {text}\n".encode())
-
-    before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        factory.start()
-        factory.wait()
-        factory.close()
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-        log.removeHandler(handler)
-    if factory.lost:
-        print(f"windlass factory: {factory.lost}", file=sys.stderr)
-    return 1 if factory.lost else 0

@@ -199,16 +199,17 @@ class CommandBudget:
     """Counts commands against limits."""
 
     limits: CommandLimits
-    #: (kind, number) sent in all.
+    #: (kind, number) sent in all, for this pool.
     sent: dict[str, int] = field(default_factory=dict[str, int])
-    _times: deque[float] = field(default_factory=deque[float])
+    #: When commands were sent; pools of one batch system share this.
+    times: deque[float] = field(default_factory=deque[float])
 
     def spend(self, kind: str, now: float) -> None:
         """A command is being sent."""
         self.sent[kind] = self.sent.get(kind, 0) + 1
-        self._times.append(now)
-        while len(self._times) > self.limits.sustained:
-            self._times.popleft()
+        self.times.append(now)
+        while len(self.times) > self.limits.sustained:
+            self.times.popleft()
 
     def free_at(self, now: float, *, query: bool = False) -> float:
         """When the next command may be sent: ``now`` or later. Some of the ten minutes' commands are kept for queries."""
@@ -220,6 +221,6 @@ class CommandBudget:
         )
 
     def _room_at(self, number: int, seconds: float) -> float:
-        if len(self._times) < number:
+        if len(self.times) < number:
             return float("-inf")
-        return self._times[-number] + seconds
+        return self.times[-number] + seconds

@@ -15,6 +15,7 @@ from typing import cast
 
 from windlass.errors import UsageError, WindlassError
 from windlass.factory.backend import Backend, PilotState, SharedBatch, Tag, backend_class, backend_options
+from windlass.factory.config import read_configuration
 from windlass.factory.factory import make_backend, request_of
 
 
@@ -43,7 +44,9 @@ def state_of_manager(name: str) -> str:
 
 def find_pilots(backend: SharedBatch, factory: str = "", ask: Callable[[str], str] = state_of_manager) -> list[Found]:
     """Pilots of this user that have not ended (of one factory, if it is named). Raises `Unreachable`."""
-    listed = [(tag, state) for tag, state in backend.find() if not factory or tag.factory == factory]
+    listed = [
+        (tag, state) for tag, state in backend.find() if not factory or tag.factory == factory or tag.factory.startswith(f"{factory}.")
+    ]
     managers = {name: ask(name) for name in sorted({tag.manager for tag, _ in listed})}
     return [Found(tag, state, managers[tag.manager]) for tag, state in listed]
 
@@ -59,11 +62,14 @@ def clean(backend: str, options: Mapping[str, object], *, factory: str = "", rem
 
     Raises `Unreachable`, `UnknownName`, `UsageError`.
     """
-    made_by = backend_class(backend)
-    own = {name: value for name, value in options.items() if name in backend_options(made_by)}
-    if len(own) < len(options):
-        raise UsageError(f"clean takes the options of the backend only, not {', '.join(sorted(set(options) - set(own)))}")
-    made = cast("Callable[..., Backend]", made_by)(**own)
+    named = cast("str | None", options.get("config"))
+    given = {name: value for name, value in options.items() if name != "config"}
+    spec = read_configuration(named).spec(backend, given)
+    made_by = backend_class(spec.backend)
+    known = backend_options(made_by)
+    if not given.keys() <= known:
+        raise UsageError(f"clean takes the options of the backend only, not {', '.join(sorted(given.keys() - known))}")
+    made = cast("Callable[..., Backend]", made_by)(**{name: value for name, value in spec.options.items() if name in known})
     try:
         found = find_pilots(_shared(made, "clean"), factory)
         orphans = [one for one in found if one.is_orphan]

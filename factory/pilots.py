@@ -130,6 +130,10 @@ class Pilot:
     since: float = 0.0
     #: When it was submitted, or found.
     made_at: float = 0.0
+    #: Seconds that it may run, where that is not what the pool says; 0: the pool's walltime.
+    walltime: float = 0.0
+    #: When it was first heard to run, in this incarnation.
+    started_at: float = math.inf
     node: str = ""
     reason: str = ""
     connected: bool = False
@@ -169,7 +173,13 @@ class Pilot:
             return False
         if after is not self.phase:
             self.phase, self.since = after, now
+            if after in (Phase.RUNNING, Phase.SERVING):
+                self.started_at = min(self.started_at, now)
         return True
+
+    def ran(self, now: float) -> float:
+        """Seconds that this incarnation has run, as far as is known."""
+        return max(0.0, now - self.started_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +195,8 @@ class Ending:
     failed: bool
     #: The job is out of the batch system (False: it waits for its next start).
     gone: bool
+    #: Seconds that it has run, as far as is known.
+    ran: float = 0.0
 
 
 @dataclass(slots=True)
@@ -215,11 +227,11 @@ class Fleet:
         """A submission is being sent; until its answer is known it may have happened."""
         self.unsure[ticket] = Unsure(ticket, count, now)
 
-    def submitted(self, ticket: str, jobs: Iterable[JobId], now: float) -> None:
-        """It was accepted."""
+    def submitted(self, ticket: str, jobs: Iterable[JobId], now: float, walltime: float = 0.0) -> None:
+        """It was accepted; ``walltime``: where it is not the pool's, seconds."""
         self.unsure.pop(ticket, None)
         for job in jobs:
-            self.pilots.setdefault(job, Pilot(job, ticket, since=now, made_at=now))
+            self.pilots.setdefault(job, Pilot(job, ticket, since=now, made_at=now, walltime=walltime))
 
     def not_submitted(self, ticket: str) -> None:
         """It was refused: there are no such pilots."""
@@ -281,7 +293,8 @@ class Fleet:
     def _restarted(self, pilot: Pilot, restart: int, reason: str, now: float) -> None:
         """The incarnation that the register knows is over; the job goes on."""
         why = f"queued again by the batch system: {reason}" if reason else "queued again by the batch system"
-        self.endings.append(Ending(pilot.job, pilot.word, why, pilot.node, pilot.made_at, failed=False, gone=False))
+        self.endings.append(Ending(pilot.job, pilot.word, why, pilot.node, pilot.made_at, failed=False, gone=False, ran=pilot.ran(now)))
+        pilot.started_at = math.inf
         cancelling = pilot.phase is Phase.CANCELLING
         pilot.restart, pilot.connected, pilot.served, pilot.draining, pilot.running_calls = restart, False, False, False, 0
         if not cancelling:
@@ -293,7 +306,8 @@ class Fleet:
             return
         words = reason or (cause.value if exit_status is None else f"exit status {exit_status}")
         blameless = pilot.served or pilot.asked or pilot.charged or phase is Phase.CANCELLING or cause in BLAMELESS or exit_status == 0
-        self.endings.append(Ending(pilot.job, pilot.word, words, pilot.node, pilot.made_at, failed=not blameless, gone=True))
+        ran = pilot.ran(now)
+        self.endings.append(Ending(pilot.job, pilot.word, words, pilot.node, pilot.made_at, failed=not blameless, gone=True, ran=ran))
         del self.pilots[pilot.job]
 
     # ---------------------------------------------------------------- what the manager says
@@ -324,6 +338,17 @@ class Fleet:
                 self.newly_served.append(pilot.node)
 
     # ---------------------------------------------------------------- counts
+
+    def promised(self, now: float, patience: float) -> tuple[int, float]:
+        """Pilots that do not serve yet and will, and when that number falls by itself.
+
+        One that has waited in the queue for longer than ``patience`` seconds is counted on no more.
+        """
+        coming = [pilot for pilot in self.pilots.values() if pilot.coming and not pilot.connected]
+        times = [pilot.made_at + patience if pilot.phase is Phase.QUEUED else math.inf for pilot in coming]
+        times += [unsure.since + patience for unsure in self.unsure.values() for _ in range(unsure.count)]
+        waiting = [time for time in times if time > now]
+        return len(waiting), min(waiting, default=math.inf)
 
     @property
     def unsure_count(self) -> int:

@@ -7,14 +7,16 @@ Demand is in calls, by what they need, and where known in expected seconds.  A *
     calls / (calls that fit a pilot at a time), but no more than seconds of work / (those calls x worthwhile seconds)
 
 Worthwhile is a pilot that saves more than it costs to start: so many seconds as a pilot's start takes, or as the longest call takes,
-which nothing shortens.  What connected pilots of *other* pools can take is subtracted first.  The sum of the fractions, rounded up,
-between ``min_pilots`` and ``max_pilots``, is *wanted*.
+which nothing shortens.  What pilots of *other* pools can take is subtracted first: those that are connected, and those that pools
+named before this one have promised (`Promise`).  The sum of the fractions, rounded up, between ``min_pilots`` and ``max_pilots``, is
+*wanted*.
 
 *Coming* are pilots that are queued, running or serving, and not draining; *live* are all that exist or, after a submission without an
 answer, may exist.
 
 * More wanted than coming: submit the difference at once, in one submission, bounded by ``max_pilots`` minus live, ``max_queued``
-  minus queued, and what the history allows (batch halved at a limit, one probe at a time after deaths at start, waits, pause).
+  minus queued, what ``max_core_hours`` leaves, and what the history allows (batch halved at a limit, one probe at a time after deaths
+  at start, waits, pause).
 * Fewer wanted than coming, for as long as ``hold`` (so that a program that submits in bursts keeps its place in the queue): cancel
   queued pilots first, youngest first; then release pilots that have been idle for ``idle_timeout``.  A pilot with running calls is
   never touched.
@@ -26,15 +28,17 @@ Every decision carries its reason in one line.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from windlass.factory.backend import JobId
 from windlass.factory.history import History
 from windlass.factory.pilots import Phase, Pilot
 from windlass.factory.pool import PoolConfig
-from windlass.messages import Demand, PilotSeen, PoolName, Resources, Shape
+from windlass.factory.spending import Allowance, allowance
+from windlass.messages import Demand, PilotSeen, Resources, Shape
 
 #: A pilot that was asked to end and is still there is asked again after this long.
 ASK_AGAIN: Final = 120.0
@@ -65,6 +69,18 @@ class Actions:
     waits: str = ""
     #: Plan again at this time at the latest; inf: only when something happens.
     again_at: float = math.inf
+    #: Walltime of those to submit, where it is not the pool's: what ``max_core_hours`` leaves. Seconds.
+    walltime: float = 0.0
+    #: ``max_core_hours`` are used up: why nothing will be submitted any more.
+    used_up: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What a pool that was named before others will take: so many pilots that do not serve yet."""
+
+    pool: PoolConfig
+    pilots: int
 
 
 def calls_at_a_time(needs: Resources, resources: Resources, nodes: int = 1) -> int:
@@ -86,17 +102,25 @@ def plan(
     now: float,
     *,
     max_batch: int = 500,
+    before: Sequence[Promise] = (),
+    spent: float = 0.0,
 ) -> Actions:
-    """What to do about a pool now. ``unsure`` pilots may exist beside ``pilots``; ``demand`` None: not heard yet."""
-    wanted, why = wanted_pilots(demand, pool)
+    """What to do about a pool now.
+
+    ``unsure`` pilots may exist beside ``pilots``; ``demand`` None: not heard yet. ``before``: what pools named before this one promise.
+    ``spent``: core seconds of pilots that have ended.
+    """
+    wanted, why = wanted_pilots(demand, pool, before)
     keep, less_at = history.keep(wanted, now, pool.hold)
     keep = max(min(keep, pool.max_pilots), pool.min_pilots)
     coming = sum(pilot.coming for pilot in pilots) + unsure
     cancel = list(_overdue(pilots, pool, now))
     release: list[Decision] = []
     submit, submit_reason, waits, again_at = 0, "", "", math.inf
+    allowed = Allowance()
     if wanted > coming:
-        submit, waits, again_at = _how_many(wanted - coming, len(pilots) + unsure, pilots, unsure, pool, history, now, max_batch)
+        allowed = allowance(wanted - coming, pilots, unsure, pool, spent, now)
+        submit, waits, again_at = _how_many(wanted - coming, len(pilots) + unsure, pilots, unsure, pool, history, now, max_batch, allowed)
         submit_reason = f"{why}; {coming} there or coming" if submit else ""
     elif coming > keep:
         surplus = coming - keep
@@ -119,11 +143,19 @@ def plan(
         doomed = tuple(p.job for p in pilots if p.phase is Phase.QUEUED) if history.start_failures >= pool.max_start_failures else ()
         if doomed:
             cancel = [*_overdue(pilots, pool, now), Decision(doomed, f"the pool is paused: {history.paused}")]
-    return Actions(wanted, why, submit, submit_reason, tuple(cancel), tuple(release), waits, again_at)
+    return Actions(wanted, why, submit, submit_reason, tuple(cancel), tuple(release), waits, again_at, allowed.walltime, allowed.used_up)
 
 
 def _how_many(
-    need: int, live: int, pilots: Collection[Pilot], unsure: int, pool: PoolConfig, history: History, now: float, max_batch: int
+    need: int,
+    live: int,
+    pilots: Collection[Pilot],
+    unsure: int,
+    pool: PoolConfig,
+    history: History,
+    now: float,
+    max_batch: int,
+    allowed: Allowance,
 ) -> tuple[int, str, float]:
     """How many of those needed to submit now, why not all, and when to plan again."""
     if history.paused:
@@ -138,6 +170,8 @@ def _how_many(
         (pool.max_queued - queued, f"max_queued={pool.max_queued}"),
     ]
     bounds.append((max_batch, f"at most {max_batch} in one submission"))
+    if allowed.pilots is not None:
+        bounds.append((allowed.pilots, allowed.text))
     if history.batch_cap:
         bounds.append((history.batch_cap, f"a limit on jobs was met; {history.batch_cap} at a time"))
     if history.start_failures:
@@ -166,13 +200,13 @@ def _free(pilot: Pilot) -> bool:
     return pilot.phase is Phase.SERVING and not pilot.draining and not pilot.running_calls
 
 
-def wanted_pilots(demand: Demand | None, pool: PoolConfig) -> tuple[int, str]:
+def wanted_pilots(demand: Demand | None, pool: PoolConfig, before: Sequence[Promise] = ()) -> tuple[int, str]:
     """Pilots that the demand asks for, within the pool's limits, and how that comes about."""
     if demand is None:
         return pool.min_pilots, "the manager has not said what it needs"
     shapes = [shape for shape in demand.shapes if shape.waiting + shape.running and unfit(shape, pool) == ""]
-    fractions = _less_others([_fraction(shape, pool) for shape in shapes], shapes, demand.pilots, pool.name)
-    total = math.ceil(sum(fractions) - EPSILON)
+    left = _left_by_others(shapes, _others(demand, pool, before))
+    total = math.ceil(sum(share * could_use(shape, pool) for share, shape in zip(left, shapes, strict=True)) - EPSILON)
     waiting, running = sum(shape.waiting for shape in shapes), sum(shape.running for shape in shapes)
     wanted = max(min(total, pool.max_pilots), pool.min_pilots)
     if not shapes and demand.shapes:
@@ -198,31 +232,52 @@ def _show(resources: Resources) -> str:
     return f"{resources.cores or 1:g} cores, {resources.memory} bytes, {resources.gpus} GPUs"
 
 
-def _fraction(shape: Shape, pool: PoolConfig) -> float:
-    """How many pilots this shape could use."""
-    at_a_time = calls_at_a_time(shape.needs, pool.resources, pool.nodes)
+def could_use(shape: Shape, pool: PoolConfig) -> float:
+    """How many pilots of this pool the calls of a shape could use; 0: none, as they do not fit."""
+    if unfit(shape, pool):
+        return 0.0
+    return _fraction(shape, calls_at_a_time(shape.needs, pool.resources, pool.nodes), pool.start_cost)
+
+
+def _fraction(shape: Shape, at_a_time: int, start_cost: float) -> float:
+    """How many pilots that run so many of its calls at a time this shape could use."""
     by_calls = (shape.waiting + shape.running) / at_a_time
-    if shape.seconds <= 0:
+    worthwhile = max(start_cost, shape.longest)
+    if shape.seconds <= 0 or not worthwhile:
         return by_calls
-    worthwhile = max(pool.start_cost, shape.longest)
-    return min(by_calls, shape.seconds / (at_a_time * worthwhile)) if worthwhile else by_calls
+    return min(by_calls, shape.seconds / (at_a_time * worthwhile))
 
 
-def _less_others(fractions: Sequence[float], shapes: Sequence[Shape], seen: Iterable[PilotSeen], own: PoolName) -> list[float]:
-    """What is left when the pilots of other pools have taken what they can."""
-    left = list(fractions)
-    calls = [float(shape.waiting + shape.running) for shape in shapes]
-    for pilot in seen:
-        if pilot.pool == own or not pilot.connected or pilot.draining:
-            continue
-        whole = 1.0
+def _could_use_more(shape: Shape, pilot: PilotSeen, start_cost: float) -> float:
+    """How many pilots like this one of another pool a shape could use."""
+    if shape.pools and pilot.pool not in shape.pools:
+        return 0.0
+    at_a_time = calls_at_a_time(shape.needs, pilot.resources)
+    return _fraction(shape, at_a_time, start_cost) if at_a_time else 0.0
+
+
+#: So many pilots of another pool, and how many such pilots a shape could use.
+_Other = tuple[int, Callable[[Shape], float]]
+
+
+def _others(demand: Demand, own: PoolConfig, before: Iterable[Promise]) -> Iterable[_Other]:
+    """What other pools have, and what those named before this one promise."""
+    for pilot in demand.pilots:
+        if pilot.pool != own.name and pilot.connected and not pilot.draining:
+            yield 1, partial(_could_use_more, pilot=pilot, start_cost=own.start_cost)
+    for promise in before:
+        yield promise.pilots, partial(could_use, pool=promise.pool)
+
+
+def _left_by_others(shapes: Sequence[Shape], others: Iterable[_Other]) -> list[float]:
+    """The share of each shape that is left when the pilots of other pools have taken what they can."""
+    left = [1.0] * len(shapes)
+    for count, could_use_of in others:
+        free = float(count)
         for number, shape in enumerate(shapes):
-            fits = calls_at_a_time(shape.needs, pilot.resources)
-            if not fits or calls[number] <= 0 or (shape.pools and pilot.pool not in shape.pools):
-                continue
-            part = min(whole, calls[number] / fits)
-            taken = part * fits
-            left[number] *= 1 - taken / calls[number]
-            calls[number] -= taken
-            whole -= part
+            could = could_use_of(shape) if free > 0 and left[number] > 0 else 0.0
+            if could > 0:
+                part = min(free, left[number] * could)
+                left[number] = max(0.0, left[number] - part / could)
+                free -= part
     return left

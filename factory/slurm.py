@@ -29,7 +29,7 @@ from typing import ClassVar, cast
 
 from windlass.errors import OverLimit, Rejected, Unreachable, UsageError
 from windlass.factory import slurm_words
-from windlass.factory.backend import CommandLimits, JobId, Listed, PilotRequest, PilotState, PoolDefaults, Tag
+from windlass.factory.backend import Backend, CommandLimits, JobId, Listed, PilotRequest, PilotState, PoolDefaults, Tag
 from windlass.factory.commands import Ran, clean_environment, run_command
 from windlass.factory.launch import pilot_script
 from windlass.factory.pool import NAME
@@ -155,7 +155,19 @@ class SlurmBackend:
             raise Rejected(f"cannot start sbatch: {error.strerror or error}") from None
 
     def query(self) -> Sequence[PilotState]:
-        states = self._confirmed([row.state for row in self._rows() if row.tag == self._tag])
+        return self._own(self._rows())
+
+    @property
+    def site(self) -> str:
+        return f"{self._env.get('SLURM_CONF', '')} {self._clusters} {self._prefix} {self._several_partitions}"
+
+    def query_with(self, others: Sequence[Backend]) -> Sequence[Sequence[PilotState]]:
+        rows = self._rows()
+        return [one._own(rows) for one in (self, *cast("Sequence[SlurmBackend]", others))]
+
+    def _own(self, rows: Sequence[slurm_words.Row]) -> Sequence[PilotState]:
+        """What an answer says of this backend's pilots."""
+        states = self._confirmed([row.state for row in rows if row.tag == self._tag])
         self._live = {state.job for state in states if state.listed is not Listed.ENDED}
         for state in states:
             if state.listed is Listed.RUNNING:

@@ -16,7 +16,8 @@ import pytest
 from rich.console import Console
 
 import windlass
-from windlass.cli import main, split_pool_options
+from windlass.cli import main
+from windlass.cli_factory import split_pool_options
 from windlass.managers import choose_manager, known_managers
 from windlass.status import picture, show_bytes, show_span
 
@@ -260,7 +261,7 @@ def test_a_dry_run_prints_what_would_be_started_and_starts_nothing(nothing_left_
     [
         ("local --max-pilot 3", "did you mean 'max_pilots'"),
         ("locl", "did you mean 'local'"),
-        ("mine local more", r"factory takes \[MANAGER\] BACKEND"),
+        ("local mine", "there is no pool or batch backend 'mine'"),
     ],
 )
 def test_a_wrong_pool_is_refused_with_near_names(words: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,7 +276,7 @@ def test_a_wrong_pool_is_refused_with_near_names(words: str, text: str, capsys: 
     ("words", "text"),
     [
         ("locl", "did you mean 'local'"),
-        ("local mine", "there is no batch backend 'mine'"),
+        ("local mine", "there is no pool or batch backend 'mine'"),
         ("local --cors 4", "there is no option of a local pool 'cors'"),
         ("local --cores two", "cores='two' is not"),
         ("local --name a/b", "no name for a factory"),
@@ -322,3 +323,26 @@ def test_a_factory_serves_a_manager_of_another_program_until_it_is_interrupted(m
             running.send_signal(signal.SIGINT)
         said, _ = running.communicate(timeout=30)
     assert running.returncode == 0, said
+
+
+def test_config_show_tells_each_option_and_where_it_is_from(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And ``--config`` names a file; several pools are shown, and dry-run too."""
+    own = tmp_path / "own.toml"
+    own.write_text('[pools.short]\nbackend = "local"\ncores = 1\n[pools.wide]\nbackend = "local"\ncores = 2\n')
+    monkeypatch.chdir(tmp_path)
+    assert main(["factory", "config", "show", "--config", str(own), "--max-pilots", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "pool short:" in shown
+    assert "pool wide:" in shown
+    assert re.search(rf"cores +2 +{own} \[pools\.wide\]", shown)
+    assert re.search(r"max_pilots +3 +command line", shown)
+    assert main(["factory", "config", "show", "wide", "--config", str(own), "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["pools"]) == ["wide"]
+    assert main(["factory", "dry-run", "short", "wide", "--config", str(own)]) == 0
+    shown = capsys.readouterr().out
+    assert "--pool short --cores 1" in shown
+    assert "--pool wide --cores 2" in shown
+    assert main(["factory", "run", "--config", str(own)]) == 2
+    assert "say which pool or backend: short, wide, local" in capsys.readouterr().err

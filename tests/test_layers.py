@@ -33,6 +33,9 @@ CORES = (
     "factory/planner.py",
     "factory/pilots.py",
     "factory/slurm_words.py",
+    "factory/spending.py",
+    "factory/pool.py",
+    "factory/values.py",
     "src/windlass/session.py",
     "src/windlass/framing.py",
 )

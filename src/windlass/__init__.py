@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         WindlassError,
         WorkersLost,
     )
-    from windlass.factory.factory import Factory
+    from windlass.factory.factory import Factory, Pool
     from windlass.manager.call import FunctionCall
     from windlass.manager.executor import Executor
     from windlass.manager.future import CallFuture
@@ -47,6 +47,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Manager": "windlass.manager.manager",
     "Factory": "windlass.factory.factory",
+    "Pool": "windlass.factory.factory",
     "Executor": "windlass.manager.executor",
     "FunctionCall": "windlass.manager.call",
     "Library": "windlass.manager.library",
@@ -74,6 +75,7 @@ __all__ = [
     "NotPossible",
     "OutOfMemory",
     "OverLimit",
+    "Pool",
     "Rejected",
     "RemoteError",
     "RemoteTraceback",

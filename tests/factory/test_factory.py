@@ -16,9 +16,10 @@ import pytest
 
 from windlass.errors import Rejected, UnknownName, Unreachable, UsageError
 from windlass.factory.backend import JobId, PilotRequest
-from windlass.factory.factory import Factory, dry_run
+from windlass.factory.factory import Factory
 from windlass.factory.fake import FakeBackend, FakeCluster, Fault
 from windlass.factory.local import LocalBackend
+from windlass.factory.service import dry_run
 from windlass.messages import Demand, Goodbye, Leave, PilotId, PilotSeen, PoolName, ReleasePilots, Resources, Shape
 
 StandIn = Callable[[str], str]
@@ -39,7 +40,7 @@ def connected(word: str, pool: str = "p", *, running: int = 0, idle: float = 0.0
 def the_pilot(factory: Factory, manager: Any) -> str:
     """The word of the one pilot, when the factory has told of it."""
     manager.wait_until(lambda: sum(manager.counts.values()) == 1)
-    [pilot] = factory._core.fleet.pilots  # pyright: ignore[reportPrivateUsage]
+    [pilot] = factory._kept[0].core.fleet.pilots  # pyright: ignore[reportPrivateUsage]
     return pilot
 
 
@@ -256,7 +257,7 @@ def test_the_first_command_without_an_answer_is_told(manager: Any, caplog: pytes
 def test_what_is_asked_wrongly_is_refused_with_the_near_names(manager: Any) -> None:
     with pytest.raises(UnknownName, match="there is no option of a local pool 'max_pilot'; did you mean 'max_pilots'"):
         Factory(manager, "local", max_pilot=3)
-    with pytest.raises(UnknownName, match="there is no batch backend 'lokal'; did you mean 'local'"):
+    with pytest.raises(UnknownName, match="there is no pool or batch backend 'lokal'; did you mean 'local'"):
         Factory(manager, "lokal")
     with pytest.raises(UnknownName, match="'queue_delay'"):
         Factory(manager, "local", queue_delay=3)
@@ -268,10 +269,10 @@ def test_what_is_asked_wrongly_is_refused_with_the_near_names(manager: Any) -> N
 
 
 def test_a_dry_run_shows_the_plan_and_the_command_and_does_nothing() -> None:
-    text = dry_run("local", {"cores": "2", "max_pilots": "3", "memory": "4GB"})
+    text = dry_run(["local"], {"cores": "2", "max_pilots": "3", "memory": "4GB"})
     assert "pilots:     0 to 3 at a time, at most 3 of them in the queue" in text
     assert "at most 6 cores: 6 calls of one core at a time" in text
-    assert f"# 3 x\n{sys.executable} -P -m windlass.worker --connection MANAGER/pilot.json --pool local-pool --cores 2" in text
+    assert f"# 3 x\n{sys.executable} -P -m windlass.worker --connection MANAGER/pilot.json --pool FACTORY --cores 2" in text
 
 
 PROGRAM = """

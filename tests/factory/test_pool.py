@@ -112,3 +112,20 @@ def test_the_offer_says_where_pilots_can_reach_the_manager() -> None:
         made(interface="ib0", network="10.1.0.0/16")
     with pytest.raises(UsageError, match=r"network='home' is not a network; write for example network='10\.1\.0\.0/16'"):
         made(network="home")
+
+
+def test_the_limit_is_said_in_pilots_cores_or_calls_and_the_smallest_holds() -> None:
+    """Eight cores on each of two nodes: a pilot runs sixteen calls of one core."""
+    assert made(cores=8, nodes=2, max_cores=100).max_pilots == 6
+    assert made(cores=8, nodes=2, max_calls=33).max_pilots == 2
+    assert made(cores=8, nodes=2, max_cores=100, max_pilots=3, max_calls="64").max_pilots == 3
+    with pytest.raises(UsageError, match="max_cores=4 is less than one pilot has, 8 cores; give it more, or smaller pilots"):
+        made(cores=8, max_cores=4)
+    with pytest.raises(UsageError, match="max_calls=0 is not a whole number of at least 1"):
+        made(max_calls=0)
+
+
+def test_core_hours_are_part_of_the_plan() -> None:
+    assert "uses:       at most 100 core hours in a run of the factory" in made(cores=8, max_core_hours=100).text().splitlines()
+    with pytest.raises(UsageError, match="max_core_hours=.much. is not a number that is not negative; write for"):
+        made(max_core_hours="much")

@@ -1,0 +1,210 @@
+"""Pools by name: the configuration files, what they say of a pool, and where each option comes from.
+
+Theory of operation
+-------------------
+A configuration is TOML with three kinds of tables; an option in it is written as in Python::
+
+    [defaults]            # of every pool
+    setup = ["module load python/3.11"]
+
+    [backends.slurm]      # of every pool of this backend
+    account = "physics"
+
+    [pools.short]         # one pool: what Factory(manager, "short") and `windlass factory run short` mean
+    backend = "slurm"
+    walltime = "2h"
+    cores = 8
+
+Up to three files are read: the site's, the user's, and the one in the current folder (or the one named instead of it).  Of two that say the
+same, the later one holds; a pool's table holds over its backend's, that over ``[defaults]``, and an option that is given in the
+program or on the command line over all.  ``env`` is put together from all of them.
+
+No option is declared here: which there are is told by `windlass.factory.pool` and by the backends, and an unknown one is refused with
+the near names and the file that has it.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, cast
+
+from windlass.errors import UnknownName, UsageError
+from windlass.factory.backend import backend_class, backend_options, known_backends
+from windlass.factory.pool import COMMON_OPTIONS, NAME
+
+FILE: Final = "windlass.toml"
+SITE: Final = Path("/etc/windlass") / FILE
+#: Names a file to read instead of the one in the current folder.
+VARIABLE: Final = "WINDLASS_CONFIG"
+TABLES: Final = ("factory", "defaults", "backends", "pools")
+#: What ``[factory]`` may hold: the pools of ``windlass factory run`` without names, and the factory's name.
+FACTORY_KEYS: Final = ("pools", "name")
+
+Table = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A table of a file, for texts: ``windlass.toml [pools.short]``."""
+
+    file: str
+    table: str
+    options: Table
+
+    def __str__(self) -> str:
+        return f"{self.file} [{self.table}]"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """What a word means: a backend, the options, and where each comes from."""
+
+    #: The pool's own name; "": the word is a backend's, and whoever makes the pool names it.
+    name: str
+    backend: str
+    options: Mapping[str, object]
+    origins: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What the files say, checked for unknown names."""
+
+    files: tuple[str, ...] = ()
+    #: By table name, in the order of the files.
+    tables: Mapping[str, tuple[Source, ...]] = field(default_factory=dict[str, tuple[Source, ...]])
+    #: What ``[factory]`` says.
+    factory: Table = field(default_factory=dict[str, object])
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Names of the configured pools, in the order of the files."""
+        return tuple(name.removeprefix("pools.") for name in self.tables if name.startswith("pools."))
+
+    def spec(self, word: str, given: Mapping[str, object], origin: str = "given here") -> PoolSpec:
+        """What ``word``, a configured pool or a backend, means with these options.
+
+        Raises:
+            UnknownName: it is neither; the text has the near names.
+        """
+        pool = self.tables.get(f"pools.{word}", ())
+        if not pool and word not in known_backends():
+            raise UnknownName("pool or batch backend", word, (*self.pools, *known_backends()))
+        backend = word
+        for source in pool:
+            backend = str(source.options.get("backend", backend))
+        options: dict[str, object] = {}
+        origins: dict[str, str] = {}
+        layers = [*self.tables.get("defaults", ()), *self.tables.get(f"backends.{backend}", ()), *pool]
+        for source in layers:
+            _lay(options, origins, {key: value for key, value in source.options.items() if key != "backend"}, str(source))
+        _lay(options, origins, {key: value for key, value in given.items() if value is not None}, origin)
+        return PoolSpec(word if pool else "", backend, options, origins)
+
+
+def _lay(options: dict[str, object], origins: dict[str, str], more: Table, origin: str) -> None:
+    for key, value in more.items():
+        before = options.get(key)
+        if key == "env" and isinstance(before, Mapping) and isinstance(value, Mapping):
+            both = {**cast("Mapping[str, object]", before), **cast("Mapping[str, object]", value)}
+            options[key], origins[key] = both, f"{origins[key]}, {origin}"
+        else:
+            options[key], origins[key] = value, origin
+
+
+def configuration_files(named: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> list[Path]:
+    """The files to read, the most general first. ``named`` must be there. Raises `UsageError`."""
+    user = Path(environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME") or "/") / ".config") / "windlass" / FILE
+    chosen = named if named is not None else environ.get(VARIABLE) or None
+    if chosen is not None and not Path(chosen).is_file():
+        told = f"named by {VARIABLE}" if named is None else "named"
+        raise UsageError(f"there is no configuration {os.fspath(chosen)!r}, which is {told}; write one, see docs/pools.md")
+    candidates = [SITE, user, Path(chosen) if chosen is not None else Path(FILE)]
+    return [path for path in candidates if path.is_file()]
+
+
+def read_configuration(named: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Configuration:
+    """The configuration as it is now; ``named``: a file instead of the one in the current folder.
+
+    Raises:
+        UsageError: a file cannot be read, or a table cannot be.
+        UnknownName: an unknown table, backend or option; the text has the file and the near names.
+    """
+    files = configuration_files(named, os.environ if environ is None else environ)
+    tables: dict[str, tuple[Source, ...]] = {}
+    factory: dict[str, object] = {}
+    for path in files:
+        for source in _sources(path):
+            if source.table == "factory":
+                factory |= _factory_table(source)
+            else:
+                tables[source.table] = (*tables.get(source.table, ()), source)
+    configuration = Configuration(tuple(map(str, files)), tables, factory)
+    _check(configuration)
+    return configuration
+
+
+def _sources(path: Path) -> Iterable[Source]:
+    try:
+        with path.open("rb") as file:
+            content = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"configuration {path}: {getattr(error, 'strerror', None) or error}") from None
+    for name, table in content.items():
+        if name not in TABLES:
+            raise UnknownName("table", name, TABLES, within=f"in {path}")
+        if name in ("factory", "defaults"):
+            yield Source(str(path), name, _table(path, name, table))
+        else:
+            for inner, options in _table(path, name, table).items():
+                yield Source(str(path), f"{name}.{inner}", _table(path, f"{name}.{inner}", options))
+
+
+def _table(path: Path, name: str, value: object) -> Table:
+    if not isinstance(value, dict):
+        raise UsageError(f"configuration {path}: {name} = {value!r} is no table; write [{name}] and the options below it")
+    return cast("dict[str, object]", value)
+
+
+def _factory_table(source: Source) -> Table:
+    for key in source.options:
+        if key not in FACTORY_KEYS:
+            raise UnknownName("key", key, FACTORY_KEYS, within=f"in {source}")
+    pools = source.options.get("pools", [])
+    if not isinstance(pools, list) or not all(isinstance(one, str) for one in cast("list[object]", pools)):
+        raise UsageError(f"{source}: pools = {pools!r} is no list of names; write for example pools = ['short', 'gpu']")
+    return source.options
+
+
+def _check(configuration: Configuration) -> None:
+    """Refuse what no pool could mean, at once and with the file's name, also in pools that are not used."""
+    backends = known_backends()
+    for table, sources in configuration.tables.items():
+        kind, _, name = table.partition(".")
+        for source in sources:
+            if kind == "backends" and name not in backends:
+                raise UnknownName("batch backend", name, backends, within=f"in {source.file}")
+            if kind == "pools":
+                _check_pool_name(source, name, backends)
+        backend = name if kind == "backends" else next((str(one.options["backend"]) for one in sources if "backend" in one.options), "")
+        if kind == "pools" and not backend:
+            raise UsageError(f"{sources[0]} does not say which backend; write for example backend = 'slurm'")
+        if kind == "pools" and backend not in backends:
+            raise UnknownName("batch backend", backend, backends, within=f"in {sources[0]}")
+        known = COMMON_OPTIONS | (backend_options(backend_class(backend)) if backend else frozenset[str]())
+        for source in sources:
+            for option in source.options:
+                if option not in known and not (kind == "pools" and option == "backend"):
+                    what = f"option of a {backend} pool" if backend else "option of every pool"
+                    raise UnknownName(what, option, known, within=f"in {source}")
+
+
+def _check_pool_name(source: Source, name: str, backends: Iterable[str]) -> None:
+    if name in backends:
+        raise UsageError(f"{source}: {name} is a backend, and so no name for a pool; for all pools of it write [backends.{name}]")
+    if not NAME.match(name):
+        raise UsageError(f"{source}: {name!r} is no name for a pool; use up to 64 letters, digits, '_', '-' and '.'")

@@ -1,0 +1,312 @@
+"""The keeper: one thread that looks after a factory's pools in one batch system. The shell around `windlass.factory.core`.
+
+Theory of operation
+-------------------
+It waits on one queue of events (demand from the manager, a word from a backend that something ended, a wish to close), tells the
+core of the pool that it concerns, and carries out the cores' instructions until there are none; it sleeps until the next event or the
+time that the cores name.  Nothing is polled, and the first pilot is started as soon as there is demand.  Only this thread calls the
+backends.
+
+Pools of one batch system share a keeper, so that they share its commands: a query that one of them is due asks for all of them
+(`SharedQueries`), and all count against one budget.  A batch system that hangs holds up no pool of another one.
+
+Each pool has a port to the manager of its own, and says there `PoolReport` when something changed (first of all, what a pilot of the pool
+will be, so that the manager listens where pilots can reach it) and `ReleasePilots`; it hears `Demand` and `Leave`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol, cast
+
+from windlass.errors import BatchError, OverLimit, Rejected, Unreachable
+from windlass.factory.backend import Backend, PilotState, SharedQueries
+from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Release, Submit
+from windlass.factory.ledger import Ledger
+from windlass.factory.planner import Promise
+from windlass.messages import Demand, Goodbye, Leave, Message, ReleasePilots
+
+log = logging.getLogger("windlass.factory")
+
+#: Seconds for what runs when the program leaves by an exception, or without closing; or when the manager is gone.
+HURRY: Final = 2.0
+
+
+class Port(Protocol):
+    """The way to the manager."""
+
+    def send(self, *messages: Message) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """The backend says that something changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replan:
+    """A pool named before this one promises something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The manager is out of reach for good."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """End, with so many seconds for what runs; None: with the pool's grace."""
+
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Other limits; None: as they are."""
+
+    max_pilots: int | None = None
+    min_pilots: int | None = None
+    max_core_hours: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """A paused pool goes on."""
+
+
+Event = Message | Wake | Replan | Lost | Close | Change | Resume
+
+
+@dataclass(slots=True)
+class Kept:
+    """One pool in its keeper's hands."""
+
+    #: By this the manager and the batch system know who keeps it.
+    name: str
+    #: Its place among the pools of its factory.
+    index: int
+    core: FactoryCore
+    backend: Backend
+    put: Callable[[Event], None] = field(init=False)
+    port: Port | None = None
+    manager_gone: bool = False
+    #: Why it ended otherwise than by closing; "": it did not.
+    lost: str = ""
+
+    def send(self, message: Message) -> None:
+        # A manager that has said Leave, or is lost, reads nothing more, and a port would wait for it.
+        if self.port is not None and not self.manager_gone:
+            self.port.send(message)
+
+    def tell(self) -> None:
+        """Tell the manager what it has not been told yet."""
+        report = self.core.report()
+        if report is not None:
+            self.send(report)
+
+
+class Keeper:
+    """Runs the cores of some pools of one batch system on a thread of its own."""
+
+    def __init__(self, name: str, kept: Sequence[Kept], ledger: Ledger) -> None:
+        self.name, self.kept = name, tuple(kept)
+        self._ledger = ledger
+        self._events: queue.SimpleQueue[tuple[Kept, Event]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"windlass-factory-{name}", daemon=True)
+        self.done = threading.Event()
+        for one in kept:
+            one.put = self._putter(one)
+
+    def _putter(self, kept: Kept) -> Callable[[Event], None]:
+        return lambda event: self._events.put((kept, event))
+
+    def start(self) -> None:
+        """Backends and ports are open: begin."""
+        for kept in self.kept:
+            kept.tell()
+        self._thread.start()
+
+    def join(self, timeout: float) -> None:
+        """Wait until the thread has ended, so many seconds at most."""
+        self._thread.join(timeout)
+
+    # ---------------------------------------------------------------- the thread
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception:
+            log.exception("the factory %s failed; its pilots are ended", self.name)
+            for kept in self.kept:
+                kept.lost = "the factory failed; its log has the traceback"
+                with contextlib.suppress(BatchError):
+                    kept.backend.cancel_all()
+        finally:
+            for kept in self.kept:
+                kept.backend.close()
+                self._ledger.post(kept.index, Promise(kept.core.pool, 0))
+            for kept in self.kept:
+                if kept.port is not None:
+                    with contextlib.suppress(Exception):  # the manager may be gone first
+                        self._bury(kept)
+                        kept.tell()
+                        kept.send(Goodbye("the factory closed"))
+                        kept.port.close()
+            self.done.set()
+
+    def _serve(self) -> None:
+        while True:
+            busy = True
+            while busy:  # what one pool does can give another one something to do: a query tells of both
+                busy = False
+                for kept in self.kept:
+                    busy |= self._step(kept)
+            now = time.monotonic()
+            times = [kept.core.again_at(now) for kept in self.kept] + [self._promise(kept, now) for kept in self.kept]
+            for kept in self.kept:
+                kept.tell()
+            if all(kept.core.finished for kept in self.kept):
+                return
+            self._take_events(min(times) - now)
+
+    def _step(self, kept: Kept) -> bool:
+        """Do what a pool has to do now; whether there was anything."""
+        core = kept.core
+        core.before = self._ledger.before(kept.index, core.demand)
+        did, was_paused = False, core.history.paused
+        while (instruction := core.step(time.monotonic())) is not None:
+            did = True
+            self._do(kept, instruction)
+            for one in self.kept:
+                self._bury(one)
+        if core.actions is not None and core.actions.used_up and core.history.paused == core.actions.used_up != was_paused:
+            log.warning("%s is paused: %s", kept.name, core.history.paused)
+        return did
+
+    def _promise(self, kept: Kept, now: float) -> float:
+        """Tell later pools what they can count on; when that changes by itself."""
+        if kept.core.demand is None:
+            return math.inf
+        promise, until = kept.core.promise(now)
+        self._ledger.post(kept.index, promise)
+        return until
+
+    def _take_events(self, seconds: float) -> None:
+        """Wait for an event for so long, then take all that are there."""
+        try:
+            event = self._events.get(timeout=None if seconds == math.inf else max(0.0, seconds))
+            while True:
+                self._take(*event)
+                event = self._events.get_nowait()
+        except queue.Empty:
+            pass
+        for kept in self.kept:
+            self._bury(kept)
+
+    def _take(self, kept: Kept, event: Event) -> None:
+        core, now = kept.core, time.monotonic()
+        if isinstance(event, Demand):
+            core.hear(event, now)
+        elif isinstance(event, Wake):
+            core.woken(now)
+        elif isinstance(event, Close):
+            core.close(now, core.pool.grace if event.seconds is None else event.seconds)
+        elif isinstance(event, Leave):
+            kept.manager_gone = True
+            log.info("%s: the manager has ended (%s)", kept.name, event.reason)
+            core.close(now, min(HURRY, core.pool.grace))
+        elif isinstance(event, Lost):
+            kept.manager_gone = True
+            kept.lost = f"the manager is lost: {event.reason}"
+            log.warning("%s: %s; its pilots are ended", kept.name, kept.lost)
+            core.close(now, 0.0)
+        elif isinstance(event, Change):
+            changes = {name: getattr(event, name) for name in Change.__slots__ if getattr(event, name) is not None}
+            core.change(replace(core.pool, **changes))
+        elif isinstance(event, Resume):
+            core.history.resume()
+
+    def _do(self, kept: Kept, instruction: Instruction) -> None:
+        """Carry out one instruction and tell the core its result."""
+        core, backend = kept.core, kept.backend
+        if isinstance(instruction, Release):
+            log.info("%s: letting go %s: %s", kept.name, ", ".join(instruction.pilots), instruction.reason)
+            kept.send(ReleasePilots(instruction.pilots, core.pool.name, instruction.reason))
+            return
+        try:
+            if isinstance(instruction, Query):
+                self._query(kept)
+            elif isinstance(instruction, Submit):
+                log.info("%s: submitting %d: %s", kept.name, instruction.count, instruction.reason)
+                jobs = backend.submit(instruction.request, instruction.count)
+                core.submitted(instruction.request.ticket, jobs, time.monotonic())
+            elif isinstance(instruction, Cancel):
+                log.info("%s: cancelling %s: %s", kept.name, ", ".join(instruction.jobs), instruction.reason)
+                backend.cancel(instruction.jobs)
+                core.cancelled()
+            else:
+                backend.cancel_all()
+                core.ended_all()
+        except Exception as error:  # noqa: BLE001  a backend's defect must not look like silence
+            self._failed(kept, instruction, error)
+
+    def _query(self, kept: Kept) -> None:
+        """One query for all pools that are not finished."""
+        others = [one for one in self.kept if one is not kept and not one.core.finished]
+        started = time.monotonic()
+        answers: list[tuple[Kept, Sequence[PilotState]]]
+        if others:
+            states = cast("SharedQueries", kept.backend).query_with([one.backend for one in others])
+            answers = list(zip((kept, *others), states, strict=True))
+        else:
+            answers = [(kept, kept.backend.query())]
+        now = time.monotonic()
+        for one, listed in answers:
+            one.core.listed(listed, now, now - started)
+
+    def _failed(self, kept: Kept, instruction: Instruction, error: Exception) -> None:
+        core, now = kept.core, time.monotonic()
+        text = str(error) if isinstance(error, BatchError) else f"the {core.pool.backend} backend failed: {error!r}"
+        if not isinstance(error, BatchError):
+            log.error("%s: %s", kept.name, text, exc_info=error)
+        if isinstance(instruction, Submit) and isinstance(error, OverLimit):
+            log.info("%s: %s", kept.name, text)
+            core.over_limit(instruction.request.ticket, text, instruction.count, now)
+        elif isinstance(instruction, Submit) and not isinstance(error, Unreachable):
+            log.warning("%s is paused, as its pilots are refused: %s", kept.name, text)
+            core.rejected(instruction.request.ticket, text)
+        else:
+            # Also a refused query or cancel: nothing is known to have changed.
+            # The pool's first failure is told to whoever waits; single silences of a busy batch system are nothing to speak of.
+            level = logging.INFO if core.history.failure and not isinstance(error, Rejected) else logging.WARNING
+            log.log(level, "%s: no answer: %s; it is asked again, at growing intervals", kept.name, text)
+            # Who asks the same batch system would get the same silence.
+            for one in self.kept if isinstance(instruction, Query) else (kept,):
+                one.core.unreachable(text, now)
+
+    def _bury(self, kept: Kept) -> None:
+        """Tell the core of pilots that ended, the failed ones with their own last words."""
+        core = kept.core
+        for ending in core.take_endings():
+            words = kept.backend.tail(ending.job) if ending.failed else ""
+            history = core.history
+            was_paused, deaths = history.paused, history.start_failures
+            core.ended(ending, words, time.monotonic())
+            log.info("%s: pilot %s has ended: %s", kept.name, ending.pilot, ending.reason)
+            if history.paused and not was_paused:
+                log.warning("%s is paused: %s", kept.name, history.paused)
+            elif history.start_failures and not deaths:
+                # The pause comes minutes later, and whoever waits for a result would not know why.
+                text = "%s: a pilot ended before it served: %s; others are tried, and the pool is paused after %d in a row"
+                log.warning(text, kept.name, history.failure, core.pool.max_start_failures)

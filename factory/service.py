@@ -1,0 +1,170 @@
+"""What the command line does with factories: check, show, and run them.
+
+Theory of operation: a command line names pools and options; here they become a factory, or the text of what it would submit.  `run` takes
+the signals of a terminal, and ends with the manager.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+from windlass.errors import UsageError
+from windlass.factory.backend import Backend, backend_class, backend_options, known_backends
+from windlass.factory.config import Configuration, read_configuration
+from windlass.factory.factory import Factory, make_pools, request_of
+from windlass.factory.keeper import log
+from windlass.factory.pool import COMMON_OPTIONS, PoolConfig
+from windlass.units import show_memory, show_seconds
+
+#: Keywords of `Factory` that are not options of its pools.
+NOT_OF_POOLS: Sequence[str] = ("name", "folder", "config")
+
+
+def _made(words: Sequence[str], options: Mapping[str, object]) -> list[tuple[Backend, PoolConfig]]:
+    """Backends, not opened, and pools. Raises `UnknownName`, `UsageError`."""
+    given = {key: value for key, value in options.items() if key not in NOT_OF_POOLS}
+    return make_pools(words, given, cast("str | None", options.get("name")), _configuration(options))[1]
+
+
+def _configuration(options: Mapping[str, object]) -> Configuration:
+    named = options.get("config")
+    return read_configuration(str(named) if named is not None else None)
+
+
+def pools_meant(words: Sequence[str], options: Mapping[str, object]) -> list[str]:
+    """The pools that a command line names; without any those of ``[factory] pools`` of the configuration. Raises `UsageError`."""
+    if words:
+        return list(words)
+    configuration = _configuration(options)
+    meant = cast("list[str]", configuration.factory.get("pools", []))
+    if not meant:
+        known = ", ".join([*configuration.pools, *known_backends()])
+        raise UsageError(f"say which pool or backend: {known}; or name pools in the configuration as [factory] pools = [...]")
+    return meant
+
+
+def check(words: Sequence[str], options: Mapping[str, object]) -> None:
+    """Raises what `run` would raise for pools and options that cannot be."""
+    for backend, _ in _made(words, options):
+        backend.close()
+
+
+def dry_run(words: Sequence[str], options: Mapping[str, object]) -> str:
+    """What a factory would submit with these options, and the plan that follows from them; nothing is done."""
+    return "\n\n".join(_dry_run(backend, pool) for backend, pool in _made(words, {"name": "FACTORY", **options}))
+
+
+def _dry_run(backend: Backend, pool: PoolConfig) -> str:
+    try:
+        request = replace(request_of(pool, Path("MANAGER/pilot.json")), ticket="TICKET")
+        return f"{pool.text()}\n\n{backend.describe(request, min(pool.max_pilots, pool.max_queued))}"
+    finally:
+        backend.close()
+
+
+def run(connection: str, words: Sequence[str], options: Mapping[str, object]) -> int:
+    """Run a factory until its manager ends (0) or is lost (1), or somebody interrupts: once cancels and drains, twice ends all (0).
+
+    Must be called by the main thread, as it takes SIGINT and SIGTERM.
+    """
+    given: dict[str, Any] = dict(options)
+    factory = Factory(connection, list(words), **given)
+    print("\n\n".join(pool.text() for pool in factory.pools), file=sys.stderr, flush=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    interrupts = 0
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += 1
+        factory.begin_close(None if interrupts == 1 else 0.0)
+        text = "removing queued pilots, draining the others; again to end all now" if interrupts == 1 else "ending all pilots"
+        os.write(2, f"windlass factory: {text}\n".encode())
+
+    before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        factory.start()
+        factory.wait()
+        factory.close()
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+        log.removeHandler(handler)
+    if factory.lost:
+        print(f"windlass factory: {factory.lost}", file=sys.stderr)
+    return 1 if factory.lost else 0
+
+
+# ---------------------------------------------------------------- where options come from
+
+
+def show(words: Sequence[str], options: Mapping[str, object], *, as_json: bool = False) -> str:
+    """Every option of these pools (without words: of all configured ones) with its value and where it comes from. Raises as `check`."""
+    configuration = _configuration(options)
+    given = {key: value for key, value in options.items() if key not in NOT_OF_POOLS}
+    pools = {word: _options(word, given, configuration) for word in words or configuration.pools or known_backends()}
+    files = list(configuration.files)
+    if as_json:
+        return json.dumps({"files": files, "pools": pools}, default=str)
+    lines = [f"configuration: {', '.join(files) or 'no file; see docs/pools.md'}"]
+    for word, rows in pools.items():
+        lines += ["", f"pool {word}:"]
+        width = max(len(str(row["value"])) for row in rows)
+        lines += [f"  {row['option']:<20} {row['value']!s:<{min(width, 40)}}  {row['origin']}" for row in rows]
+    return "\n".join(lines)
+
+
+def _options(word: str, given: Mapping[str, object], configuration: Configuration) -> list[dict[str, object]]:
+    spec = configuration.spec(word, given, "command line")
+    made_by = backend_class(spec.backend)
+    own = backend_options(made_by)
+    backend, pool = make_pools(word, given, "FACTORY", configuration)[1][0]
+    backend.close()
+    named_by = (str(source) for source in configuration.tables.get(f"pools.{word}", ()) if "backend" in source.options)
+    rows: list[dict[str, object]] = [_row("backend", spec.backend, next(named_by, "command line"))]
+    defaults = {name: parameter.default for name, parameter in inspect.signature(made_by).parameters.items()}
+    for option in sorted(COMMON_OPTIONS | own):
+        by_backend = option in own or hasattr(made_by.defaults, option)
+        origin = spec.origins.get(option) or (f"default of {spec.backend}" if by_backend else "default")
+        if option in own:
+            value = spec.options.get(option, defaults.get(option))
+        elif option in ("max_cores", "max_calls"):
+            value = spec.options.get(option, "")
+        else:
+            value = _shown(option, pool)
+        rows.append(_row(option, value, origin))
+    return rows
+
+
+def _row(option: str, value: object, origin: str) -> dict[str, object]:
+    return {"option": option, "value": value, "origin": origin}
+
+
+def _shown(option: str, pool: PoolConfig) -> object:
+    """A pool's value as people write it."""
+    value: Any = getattr(pool.resources if option in ("cores", "memory", "gpus") else pool, "name" if option == "pool" else option)
+    if option == "memory":
+        return show_memory(value) if value else "all that is there"
+    if option in SECONDS:
+        return "unlimited" if option == "walltime" and not value else show_seconds(value)
+    if option == "env":
+        return " ".join(f"{name}={text}" for name, text in value)
+    if option == "setup":
+        return "; ".join(value)
+    return f"{value:g}" if isinstance(value, float) else value
+
+
+#: Options of `PoolConfig` that are lengths of time.
+SECONDS: frozenset[str] = frozenset({"walltime", "idle_timeout", "grace", "start_cost", "hold", "hello_timeout", "patience", "stagger"})

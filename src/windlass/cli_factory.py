@@ -1,0 +1,239 @@
+"""The nouns ``factory`` and ``doctor`` of the command line: pools, and options of pools.
+
+Theory of operation
+-------------------
+The options of pools belong to the pools and backends, which check them and know the near names; here ``--max-pilots 4`` just becomes
+``max_pilots=4``.  So that argparse does not have to know them, they are taken out of the words before it sees these.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import argparse
+
+#: Seconds that ``factory run`` waits for its manager: a person starts two programs in two terminals, in whatever order.
+MANAGER_WAIT = 60.0
+
+#: The verbs whose words may be options of pools.
+VERBS = (["factory", "run"], ["factory", "dry-run"], ["factory", "clean"], ["factory", "config"])
+NOUNS = (["doctor"],)
+
+
+class OwnOption(NamedTuple):
+    """An option of ``factory run`` that is not the pool's."""
+
+    flag: str
+    metavar: str
+    convert: Callable[[str], object]
+    default: object
+    text: str
+
+
+FACTORY_OPTIONS = (
+    OwnOption("--port", "PORT", int, None, "the manager that listens on this port"),
+    OwnOption("--manager", "MANAGER", str, None, "the manager's name or connection file"),
+    OwnOption("--wait", "SECONDS", float, MANAGER_WAIT, "how long to wait for the manager to be there (%(default)g)"),
+)
+
+#: Options of the other verbs: those that are flags, and those with a value.
+FLAGS = frozenset({"--probe", "--remove", "--json"})
+WITH_VALUE = frozenset({"--factory"})
+
+#: Options of pools whose values are never numbers.
+TEXTS = {"name", "pool", "python", "shell", "scratch", "log_level", "config"}
+
+
+def takes_pool_options(words: Sequence[str]) -> bool:
+    """Whether these words may hold options of pools."""
+    return list(words[:2]) in VERBS or list(words[:1]) in NOUNS
+
+
+def split_pool_options(words: Sequence[str]) -> tuple[list[str], dict[str, object]]:
+    """Take the pool's options out of a command line: ``--max-pilots 4`` or ``--max-pilots=4`` → ``max_pilots=4``.
+
+    An option that is followed by another one, or by nothing, is a flag (``True``); one that is given several times is a list.
+    """
+    own = {option.flag for option in FACTORY_OPTIONS} | WITH_VALUE
+    rest: list[str] = []
+    given: dict[str, list[str | bool]] = {}
+    waiting = list(reversed(words))
+    while waiting:
+        word = waiting.pop()
+        flag, equals, text = word.partition("=")
+        if not word.startswith("--") or word in ("--", "--help") or word in FLAGS:
+            rest.append(word)
+        elif flag in own:
+            rest.append(word)
+            if not equals and waiting:
+                rest.append(waiting.pop())
+        else:
+            followed = waiting and not waiting[-1].startswith("--")
+            value: str | bool = text if equals else waiting.pop() if followed else True
+            given.setdefault(flag[2:].replace("-", "_"), []).append(value)
+    return rest, {name: pool_option(name, values) for name, values in given.items()}
+
+
+def pool_option(name: str, values: Sequence[str | bool]) -> object:
+    """What the words given for an option mean. Names and lines stay text, whatever they look like."""
+    if name == "env":
+        pairs = [str(value).partition("=") for value in values]
+        return {variable: text for variable, _, text in pairs}
+    if name == "setup":
+        return [str(value) for value in values]
+    if name in TEXTS:
+        return values[-1]
+    read = [value if isinstance(value, bool) else pool_value(value) for value in values]
+    return read[0] if len(read) == 1 else read
+
+
+def pool_value(text: str) -> object:
+    """``4`` → 4, ``0.5`` → 0.5, ``yes`` → True; anything else (``8GB``, ``2h``) stays text for the pool to read."""
+    if text in ("yes", "true"):
+        return True
+    if text in ("no", "false"):
+        return False
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+# ---------------------------------------------------------------- commands
+
+
+def factory_run(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
+    from windlass.factory.service import check, pools_meant, run
+    from windlass.managers import await_manager
+
+    manager, pools = _manager_and_pools(chosen.words, chosen.manager, options)
+    pools = pools_meant(pools, options)
+    check(pools, options)  # a slip is told now, not after the wait
+    known = await_manager(manager, chosen.port, chosen.wait, lambda text: print(f"windlass: {text}", file=sys.stderr, flush=True))
+    return run(str(known.path), pools, options)
+
+
+def factory_dry_run(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
+    from windlass.factory.service import dry_run, pools_meant
+
+    pools = pools_meant(chosen.words, options)
+    print(dry_run(pools, options))
+    if chosen.probe:
+        from windlass.factory.orphans import probe
+
+        for pool in pools:
+            print(f"\n{probe(pool, options)}")
+    return 0
+
+
+def factory_clean(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
+    from windlass.factory.orphans import clean
+
+    print(clean(chosen.backend, options, factory=chosen.factory, remove=chosen.remove, as_json=chosen.json))
+    return 0
+
+
+def factory_config(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
+    from windlass.factory.service import show
+
+    print(show(chosen.words, options, as_json=chosen.json))
+    return 0
+
+
+def _manager_and_pools(words: Sequence[str], manager: str | None, options: Mapping[str, object]) -> tuple[str | None, list[str]]:
+    """``[MANAGER] POOL ...``: a first word that is neither a pool nor a backend is the manager's, if others follow."""
+    from windlass.factory.backend import known_backends
+    from windlass.factory.config import read_configuration
+
+    named: Any = options.get("config")
+    known = {*known_backends(), *read_configuration(named).pools}
+    if manager is None and len(words) > 1 and words[0] not in known:
+        return words[0], list(words[1:])
+    return manager, list(words)
+
+
+def _pool_options() -> str:
+    """The names of all options of pools, for the help."""
+    import textwrap
+
+    from windlass.factory.backend import backend_class, backend_options, known_backends
+    from windlass.factory.pool import COMMON_OPTIONS
+
+    def flags(names: Iterable[str]) -> str:
+        text = " ".join("--" + name.replace("_", "-") for name in sorted(names))
+        return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+
+    parts = ["options of every pool:\n" + flags(COMMON_OPTIONS)]
+    for backend in known_backends():
+        own = backend_options(backend_class(backend))
+        if own:
+            parts.append(f"and of backend {backend}:\n{flags(own)}")
+    return "\n\n" + "\n".join(parts)
+
+
+def add_parsers(nouns: Any, *, with_options: bool) -> None:
+    """Add the parsers; ``with_options``: their help names the options of all pools."""
+    import argparse
+
+    raw = argparse.RawDescriptionHelpFormatter
+    factory = nouns.add_parser("factory", help="keep the pilots running that a manager could use")
+    factory.set_defaults(parser=factory)
+    verbs = factory.add_subparsers(title="commands", metavar="COMMAND")
+    about = (
+        "POOL is a backend (local, slurm, htcondor, fake) or the name of a pool in a configuration file (docs/pools.md; --config FILE).\n"
+        "Options of the pool are those of windlass.Factory, written --max-pilots 4 for max_pilots=4. --setup (a line of shell)\n"
+        "and --env NAME=VALUE may be repeated. A misspelt one is refused with its near names." + (_pool_options() if with_options else "")
+    )
+    run = verbs.add_parser(
+        "run",
+        help="run a factory until interrupted or until its manager ends",
+        usage="windlass factory run [MANAGER] POOL [POOL ...] [--port PORT] [--wait SECONDS] [--POOL-OPTION VALUE ...]",
+        description="Serve a running manager with pilots. Without MANAGER: the only one of yours that runs, or that on --port.\n"
+        "Of several pools the first that fits gets a call's pilots, then the next.\n\n" + about,
+        epilog="Ctrl-C removes queued pilots and lets running ones finish their calls; a second Ctrl-C ends them.",
+        formatter_class=raw,
+    )
+    run.add_argument("words", nargs="*", metavar="[MANAGER] POOL", help="a manager's name or connection file; pools or backends")
+    for option in FACTORY_OPTIONS:
+        run.add_argument(option.flag, metavar=option.metavar, type=option.convert, default=option.default, help=option.text)
+    run.set_defaults(command=factory_run)
+    dry = verbs.add_parser(
+        "dry-run",
+        help="print exactly what would be submitted",
+        usage="windlass factory dry-run POOL [POOL ...] [--probe] [--POOL-OPTION VALUE ...]",
+        description="Print what a factory would submit with these options, and submit nothing.\n\n" + about,
+        formatter_class=raw,
+    )
+    dry.add_argument("words", nargs="*", metavar="POOL", help="pools or backends")
+    dry.add_argument("--probe", action="store_true", help="submit one held pilot too, and remove it: is the account right, the partition?")
+    dry.set_defaults(command=factory_dry_run)
+    clean = verbs.add_parser(
+        "clean",
+        help="list pilots whose manager is gone, and remove them",
+        usage="windlass factory clean POOL [--remove] [--factory NAME] [--json] [--BACKEND-OPTION VALUE ...]",
+        description="List your pilots in a batch system whose managers do not run any more. Pilots that run leave by themselves;\n"
+        "queued ones wait until they start.",
+        formatter_class=raw,
+    )
+    clean.add_argument("backend", metavar="POOL", help="slurm, htcondor, or a configured pool of one of these")
+    clean.add_argument("--remove", action="store_true", help="end them")
+    clean.add_argument("--factory", metavar="NAME", default="", help="only pilots of this factory")
+    clean.add_argument("--json", action="store_true", help="all pilots, one object")
+    clean.set_defaults(command=factory_clean)
+    config = verbs.add_parser("config", help="what the configuration files say")
+    config.set_defaults(parser=config)
+    show = config.add_subparsers(title="commands", metavar="COMMAND").add_parser(
+        "show",
+        help="each option of a pool with its value and where it comes from",
+        usage="windlass factory config show [POOL ...] [--json] [--POOL-OPTION VALUE ...]",
+        description="Print each option with its value and where it comes from. Without POOL: all configured pools.\n\n" + about,
+        formatter_class=raw,
+    )
+    show.add_argument("words", nargs="*", metavar="POOL", help="pools or backends")
+    show.add_argument("--json", action="store_true", help="one object: files, and by pool a list of option, value, origin")
+    show.set_defaults(command=factory_config)
