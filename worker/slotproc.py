@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import Final
 
 from windlass.messages import EndDetail
+
+#: How often it is looked whether a process has stopped, and the seconds between: a fork of a large process takes some milliseconds.
+STOP_LOOKS: Final = 20
+STOP_PAUSE: Final = 0.001
 
 
 def process_state(pid: int) -> str:
@@ -40,8 +46,8 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def kill_below(pid: int) -> int:
-    """Kill all descendants of a process, also those that start while this happens; returns how many there were."""
+def kill_below(pid: int) -> set[int]:
+    """Kill all descendants of a process, also those that start while this happens; returns which."""
     killed: set[int] = set()
     for _ in range(8):
         fresh = [child for child in descendants(pid) if child not in killed]
@@ -50,17 +56,22 @@ def kill_below(pid: int) -> int:
         for child in fresh:
             kill(child, signal.SIGKILL)
         killed.update(fresh)
-    return len(killed)
+    return killed
 
 
-def kill_tree(pid: int) -> None:
-    """Kill a process that leads its own process group, its group, and all its descendants."""
-    # Stopped first, so that it starts no more of them.
+def kill_tree(pid: int) -> set[int]:
+    """Kill a process that leads its own process group, its group, and all its descendants; returns which these were."""
+    # Stopped first, so that it starts no more of them. One that is in the middle of a fork stops after it, a little later.
     kill(pid, signal.SIGSTOP)
-    kill_below(pid)
+    for _ in range(STOP_LOOKS):
+        if process_state(pid) in ("T", "t", "Z", "X", ""):
+            break
+        time.sleep(STOP_PAUSE)
+    killed = kill_below(pid)
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
     kill(pid, signal.SIGKILL)
+    return killed
 
 
 def kill(pid: int, number: int) -> bool:

@@ -13,7 +13,7 @@ from windlass.worker import capture
 from windlass.worker.ground import Ground, quoted
 from windlass.worker.slothandle import Watch, reaped
 from windlass.worker.slotlink import RESULT_BYTES, ForkSlot, FromZygote, memory_file, socket_pair
-from windlass.worker.slotproc import kill_tree
+from windlass.worker.slotproc import all_gone, kill_tree
 
 _PACKET_BYTES = 256 << 10
 
@@ -30,6 +30,7 @@ class ZygoteHandle:
         self._control.setblocking(False)
         self._output = memory_file("zygote", append=True)
         self._open = True
+        self._below: set[int] = set()
         try:
             self.process = ground.execute("windlass.worker.zygote", theirs.fileno(), (), self._output, self._output)
         except OSError:
@@ -61,11 +62,12 @@ class ZygoteHandle:
     def dismiss(self) -> None:
         """End it; nothing is reported any more."""
         self._let_go()
-        kill_tree(self.pid)
+        self._below = kill_tree(self.pid)
 
     async def gone(self) -> None:
-        """Wait until it has ended."""
+        """Wait until it has ended, and what was below it: a slot that it was forking is known to nobody else."""
         await reaped(self.process)
+        await all_gone(self._below)
         self._watch.close()
 
     def _on_control(self) -> None:

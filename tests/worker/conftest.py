@@ -182,6 +182,10 @@ class Bench:
         assert end.outcome == 0, (end.outcome, end.detail, end.stderr)
         return pickling.unpack_result(end.payload, end.spans, self.open)
 
+    def living(self) -> Counter[str]:
+        """Processes that instances have started and that have not ended."""
+        return _living()
+
     async def until(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
         """Wait for something of which only /proc or shared memory can tell."""
         async with asyncio.timeout(seconds):

@@ -475,6 +475,16 @@ async def test_stop_without_grace_ends_running_calls_uncharged(bench: Any, tmp_p
 
 
 @pytest.mark.asyncio
+async def test_stop_in_the_middle_of_a_fork_leaves_no_slot(bench: Any) -> None:
+    """One that the zygote is forking has a process id that nobody has been told yet."""
+    for _ in range(10):
+        instance = await bench.serving(bench.spec(add), 1)
+        instance.set_slots(4)
+        await instance.stop()
+        assert not bench.living()
+
+
+@pytest.mark.asyncio
 async def test_slots_that_die_before_they_serve_fail_the_library(bench: Any) -> None:
     """Three in a row; no endless replacement."""
 
