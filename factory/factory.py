@@ -304,9 +304,25 @@ class Factory:
             "pilots": {phase.value: number for phase, number in core.fleet.counts().items() if number},
             "paused": core.history.paused,
             "failure": core.history.failure,
+            "start_failures": core.history.start_failures,
             "core_hours": core.core_seconds(time.monotonic()) / 3600,
             "commands": dict(core.budget.sent),
         }
+
+    def pilots(self, pool: str | None = None) -> list[dict[str, object]]:
+        """Pilots that have not ended, of a pool (which, where the factory has several): job, pilot, phase, seconds in it, node, reason."""
+        now = time.monotonic()
+        return [
+            {
+                "job": pilot.job,
+                "pilot": pilot.word,
+                "phase": pilot.phase.value,
+                "seconds": now - pilot.since,
+                "node": pilot.node,
+                "reason": pilot.reason,
+            }
+            for pilot in list(self._named(pool).core.fleet.pilots.values())
+        ]
 
     def _named(self, pool: str | None) -> Kept:
         names = [kept.core.pool.name for kept in self._kept]

@@ -136,7 +136,8 @@ class History:
         self.start_failures += 1
         self._start_wait = now + START_BACKOFF[min(self.start_failures, len(START_BACKOFF)) - 1]
         if self.start_failures >= self.max_start_failures:
-            self.paused = f"{self.start_failures} pilots in a row ended before they served, the last one so: {text}"
+            several = f"{self.start_failures} pilots in a row ended before they served, the last one so"
+            self.paused = f"{several if self.start_failures > 1 else 'a pilot ended before it served'}: {text}"
 
     def _avoided_from(self, node: str) -> float:
         """Since when pilots are told to keep away from a node; inf: they are not."""

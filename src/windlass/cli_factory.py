@@ -41,7 +41,7 @@ FACTORY_OPTIONS = (
 
 #: Options of the other verbs: those that are flags, and those with a value.
 FLAGS = frozenset({"--probe", "--remove", "--json"})
-WITH_VALUE = frozenset({"--factory"})
+WITH_VALUE = frozenset({"--factory", "--queue-patience", "--start-patience"})
 
 #: Options of pools whose values are never numbers.
 TEXTS = {"name", "pool", "python", "shell", "scratch", "log_level", "config"}
@@ -145,6 +145,16 @@ def factory_config(chosen: argparse.Namespace, options: Mapping[str, object]) ->
     return 0
 
 
+def doctor(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
+    from windlass.factory.doctor import as_json, as_text, check_up, healthy
+    from windlass.units import parse_seconds
+
+    patience = {"queue_patience": parse_seconds(chosen.queue_patience), "start_patience": parse_seconds(chosen.start_patience)}
+    legs = check_up(chosen.pool, options, lambda text: print(text, file=sys.stderr, flush=True), **patience)
+    print(as_json(legs) if chosen.json else as_text(legs))
+    return 0 if healthy(legs) else 1
+
+
 def _manager_and_pools(words: Sequence[str], manager: str | None, options: Mapping[str, object]) -> tuple[str | None, list[str]]:
     """``[MANAGER] POOL ...``: a first word that is neither a pool nor a backend is the manager's, if others follow."""
     from windlass.factory.backend import known_backends
@@ -237,3 +247,18 @@ def add_parsers(nouns: Any, *, with_options: bool) -> None:
     show.add_argument("words", nargs="*", metavar="POOL", help="pools or backends")
     show.add_argument("--json", action="store_true", help="one object: files, and by pool a list of option, value, origin")
     show.set_defaults(command=factory_config)
+
+    look = nouns.add_parser(
+        "doctor",
+        help="run one pilot of a pool and say of each leg of its way whether it holds",
+        usage="windlass doctor POOL [--json] [--queue-patience TIME] [--start-patience TIME] [--POOL-OPTION VALUE ...]",
+        description="Submit one real pilot, run a call in it, end it, and report: is the state folder seen on the node, is Python found,\n"
+        "which addresses of the manager answer, how far off is the clock, what is scratch, how long does it take.\n\n" + about,
+        epilog="exit status: 0 every leg holds, 1 one failed, 2 wrong command line",
+        formatter_class=raw,
+    )
+    look.add_argument("pool", metavar="POOL", help="a backend, or a pool of a configuration file")
+    look.add_argument("--json", action="store_true", help="one object: healthy, and the legs")
+    look.add_argument("--queue-patience", metavar="TIME", default="10min", help="how long it may wait in the queue (%(default)s)")
+    look.add_argument("--start-patience", metavar="TIME", default="2min", help="and from its start until it serves (%(default)s)")
+    look.set_defaults(command=doctor)

@@ -127,5 +127,5 @@ def test_the_limit_is_said_in_pilots_cores_or_calls_and_the_smallest_holds() -> 
 
 def test_core_hours_are_part_of_the_plan() -> None:
     assert "uses:       at most 100 core hours in a run of the factory" in made(cores=8, max_core_hours=100).text().splitlines()
-    with pytest.raises(UsageError, match="max_core_hours=.much. is not a number that is not negative; write for"):
+    with pytest.raises(UsageError, match="max_core_hours='much' is not"):
         made(max_core_hours="much")
