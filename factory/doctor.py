@@ -160,9 +160,7 @@ def _size(examined: Mapping[str, Any], found: Findings) -> list[Leg]:
     text = f"{cores:g} core{'' if cores == 1 else 's'}, {show_memory(memory)} of memory"
     if cores < found.asked_cores or 0 < memory < found.asked_memory:
         asked = f"{found.asked_cores:g} cores" + (f", {show_memory(found.asked_memory)}" if found.asked_memory else "")
-        return [
-            Leg("size", WARNING, f"{text}; asked for {asked}", "calls would share what is there: ask for less, or for what the site gives")
-        ]
+        return [Leg("size", WARNING, f"{text}; asked for {asked}", "calls share what is there: ask for what the site gives")]
     return [Leg("size", OK, text)]
 
 
