@@ -105,8 +105,9 @@ def cancel_words(jobs: Iterable[JobId]) -> list[tuple[str, ...]]:
 
 def query_words(clusters: str) -> tuple[str, ...]:
     """The command line that asks about all jobs of this user."""
-    option = (f"--clusters={clusters}",) if clusters else ()
-    return ("squeue", *option, "--noheader", "--array", "--states=all", "--me", f"--Format={','.join(FIELDS)}")
+    # Which cluster a job is of stands in the headers only.
+    option = (f"--clusters={clusters}",) if clusters else ("--noheader",)
+    return ("squeue", *option, "--array", "--states=all", "--me", f"--Format={','.join(FIELDS)}")
 
 
 # ---------------------------------------------------------------- states

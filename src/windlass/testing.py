@@ -34,7 +34,6 @@ DAEMON_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 START_SECONDS: Final = 30.0
 
 CONF: Final = """\
-ClusterName=windlass
 SlurmctldHost={host}({address})
 SlurmUser={user}
 SlurmdUser={user}
@@ -55,7 +54,6 @@ TaskPlugin=task/none
 SwitchType=switch/none
 MpiDefault=none
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 SlurmdParameters=config_overrides
@@ -70,6 +68,8 @@ TreeWidth=50
 
 #: What ``lines`` may override.
 DEFAULTS: Final[Mapping[str, str]] = {
+    "ClusterName": "windlass",
+    "AccountingStorageType": "accounting_storage/none",
     "SchedulerParameters": "bf_interval=1,sched_interval=1,sched_min_interval=0,batch_sched_delay=0,defer_batch",
     "MinJobAge": "5",
     "KillWait": "2",
@@ -88,7 +88,8 @@ def missing_programs() -> list[str]:
     return [program for program in PROGRAMS if shutil.which(program, path=path) is None]
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """So many ports of loopback that nobody listens on now."""
     with contextlib.ExitStack() as sockets:
         ports: list[int] = []
         for _ in range(count):
@@ -123,7 +124,7 @@ class SlurmCluster:
             address = ""
         # Daemons can be kept to one address only where the host's name resolves to that of the nodes.
         listening = "CommunicationParameters=NoCtldInAddrAny,NoInAddrAny" if address == "127.0.0.1" else ""
-        controller, *ports = _free_ports(1 + len(self.nodes))
+        controller, *ports = free_ports(1 + len(self.nodes))
         user = pwd.getpwuid(os.getuid()).pw_name
         text = [CONF.format(host=host, address="127.0.0.1", user=user, port=controller, listening=listening, folder=self.folder)]
         text += [f"{name}={value}\n" for name, value in {**DEFAULTS, **lines}.items()]
@@ -155,12 +156,12 @@ class SlurmCluster:
 
     def start(self) -> None:
         """Start what does not run, and return when every node takes work."""
-        key = self.folder / "munge.key"
+        key = self.folder / "munge.key"  # one that is there already is of clusters that trust each other
         if not key.exists():
             key.touch(0o600)
             key.write_bytes(os.urandom(1024))
             key.chmod(0o400)
-        self._start_munge()
+        self.start_munge()
         self.start_controller()
         for node in self.nodes:
             self.start_node(node)
@@ -242,7 +243,8 @@ class SlurmCluster:
         """The last lines of a daemon's log: ``munged``, ``slurmctld``, or a node's name."""
         return "\n".join((self.folder / "log" / f"{name}.log").read_text(errors="replace").splitlines()[-20:])
 
-    def _start_munge(self) -> None:
+    def start_munge(self) -> None:
+        """Start munged, and return when it takes requests."""
         socket_ = self.folder / "munge.socket"
         words = [f"--socket={socket_}", f"--key-file={self.folder}/munge.key", f"--pid-file={self.folder}/munge.pid"]
         # Group-writable parents, /tmp among them, are no danger here.
@@ -283,7 +285,7 @@ class SlurmCluster:
         try:
             yield
         finally:
-            self._start_munge()
+            self.start_munge()
 
     def start_node(self, node: str) -> None:
         """Start a node's slurmd."""

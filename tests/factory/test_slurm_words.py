@@ -267,3 +267,10 @@ def test_short_lives_get_no_warning_that_may_be_a_minute_early() -> None:
 def test_the_size_of_arrays_is_read_from_the_configuration() -> None:
     assert words.read_max_array(recorded("scontrol-config-max")["stdout"]) == 1001
     assert words.read_max_array("") == 1
+
+
+def test_of_several_clusters_the_headers_are_asked_for() -> None:
+    """As nothing else says which cluster a job is of."""
+    assert "--noheader" in words.query_words("")
+    assert "--noheader" not in words.query_words("a,b")
+    assert "--clusters=a,b" in words.query_words("a,b")
