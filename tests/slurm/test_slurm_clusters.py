@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ StorageLoc=slurm
 
 
 @contextmanager
-def daemon(*command: str, log: Path, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def daemon(*command: str, log: Path, env: dict[str, str]) -> Generator[subprocess.Popen[bytes]]:
     """A process that is killed at the end."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**env, "PATH": PATH})
@@ -76,7 +76,7 @@ def listens(port: int) -> bool:
 
 
 @contextmanager
-def database(folder: Path, port: int) -> Iterator[None]:
+def database(folder: Path, port: int) -> Generator[None]:
     """MariaDB, on loopback, with a user for slurmdbd."""
     user = subprocess.check_output(["id", "-un"], text=True).strip()
     data, log, sock = folder / "data", folder / "mariadb.log", folder / "sock"
