@@ -40,7 +40,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format
 
 bench: $(VENV)/.dev
-	@for one in throughput latency startup pending payload hoisting; do $(BIN)/python benchmarks/$$one.py || exit 1; echo; done
+	@for one in throughput latency startup pending payload hoisting rest; do $(BIN)/python benchmarks/$$one.py || exit 1; echo; done
 
 # Debian's Python has venv but not ensurepip, so pip may have to be put in from outside.
 $(BIN)/python:
