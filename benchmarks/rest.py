@@ -1,6 +1,7 @@
 """What a manager at rest costs: the CPU of a program whose manager, factory and pilots have nothing to do.
 
-A person leaves a program open on a login node, where administrators watch. Measured without pilots, and with one that is connected and idle:
+A person leaves a program open on a login node, where administrators watch. Measured without pilots, and with one that is connected and
+idle:
 user and system time of the whole program in percent of one core, and of the worker with all its processes. The figures do not depend on
 what else the machine does, as CPU time is counted and no wall time.
 """
@@ -11,9 +12,9 @@ import time
 from functools import partial
 
 import psutil
-from common import arguments, check, in_turns, median, report
 
 import windlass
+from common import arguments, check, in_turns, median, report
 
 #: A new worker makes a key for its own certificate soon after its start; that is not rest.
 SETTLED_SECONDS = 2.0
