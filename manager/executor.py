@@ -23,10 +23,10 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent import futures
 from types import TracebackType
-from typing import Any, ParamSpec, Protocol, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, Unpack, cast
 
 from windlass.errors import Closed, UsageError
 from windlass.manager.call import DEFAULT_OPTIONS, CallKeywords, merge_options, read_count
@@ -34,6 +34,9 @@ from windlass.manager.future import CallFuture
 from windlass.manager.mapping import MapResults, in_chunks
 from windlass.manager.progress import Progress
 from windlass.messages import CallOptions
+
+if TYPE_CHECKING:
+    from windlass.factory.factory import PoolWord
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -202,14 +205,15 @@ class Executor(Submitter):
 
     def __init__(
         self,
-        backend: str | None = "local",
+        backend: PoolWord | Sequence[PoolWord] | None = "local",
         *,
         max_pilots: int | None = None,
         manager: CallManager | None = None,
         manager_options: Mapping[str, Any] | None = None,
         **pool: Any,
     ) -> None:
-        """Pilots come from ``backend``: ``"slurm"``, ``"htcondor"``, ``"local"``, ``"fake"``; further keywords are options of `Factory`.
+        """Pilots come from ``backend``: ``"slurm"``, ``"htcondor"``, ``"local"``, ``"fake"``, the name of a configured pool, or
+        whatever else `Factory` takes, a list of several included; further keywords are options of `Factory`.
 
         ``manager``: one that you have, which stays open after `shutdown`; otherwise one is made with ``manager_options``. ``backend=None``
         starts no factory. Raises UsageError for options that the factory does not know.
@@ -243,7 +247,9 @@ class Executor(Submitter):
 
         return Manager(**options)
 
-    def _make_factory(self, manager: CallManager, backend: str, options: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
+    def _make_factory(
+        self, manager: CallManager, backend: PoolWord | Sequence[PoolWord], options: dict[str, Any]
+    ) -> contextlib.AbstractContextManager[Any]:
         from windlass.factory.factory import Factory
 
         return cast("contextlib.AbstractContextManager[Any]", Factory(cast("Any", manager), backend, **options))

@@ -145,7 +145,7 @@ class Direct(Executor):
         self.made.append(options)
         return self._test_manager
 
-    def _make_factory(self, manager: Any, backend: str, options: dict[str, Any]) -> Any:
+    def _make_factory(self, manager: Any, backend: object, options: dict[str, Any]) -> Any:
         self.made.append((backend, options))
         return self._test_factory
 

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 from typing import assert_type
 
-from windlass import CallFuture, Executor, FunctionCall, Library
+from windlass import CallFuture, Executor, Factory, FunctionCall, Library, Manager, Pool
 from windlass.manager.executor import View
 from windlass.manager.future import Timings
 from windlass.manager.mapping import MapResults
@@ -88,3 +88,9 @@ def libraries() -> None:
     Library("lib", length, imports=[asyncio, "json"], context=(length, ["x"], {}), slots=2, memory="2GB", env={"A": "1"})
     Library("lib", length, imports="auto", start_timeout="10min", python="3.11")
     Library("lib", length, env={"A": 1})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+
+
+def pools(manager: Manager) -> None:
+    Factory(manager, ["short", Pool("slurm", cores=8)], max_pilots=4)
+    Executor([Pool("htcondor"), "gpu"])
+    Factory(manager, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
