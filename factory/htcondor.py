@@ -32,6 +32,7 @@ from windlass.errors import BatchError, Rejected, Unreachable, UsageError
 from windlass.factory import htcondor_words as words_of
 from windlass.factory.backend import (
     RESTART_MARK,
+    Backend,
     Cause,
     CommandLimits,
     JobId,
@@ -235,11 +236,24 @@ class HTCondorBackend:
     # ---------------------------------------------------------------- looking
 
     def query(self) -> Sequence[PilotState]:
-        constraint = words_of.constraint_of(self._tag, self._user)
+        [states] = self.query_with(())
+        return states
+
+    @property
+    def site(self) -> str:
+        return f"{self._helper} {self._where}"
+
+    def query_with(self, others: Sequence[Backend]) -> Sequence[Sequence[PilotState]]:
+        several = (self, *cast("Sequence[HTCondorBackend]", others))
+        constraint = " || ".join(f"({words_of.constraint_of(one._tag, one._user)})" for one in several)
         started = time.time()
-        ads = self._ask_safely("query", constraint=constraint, projection=list(words_of.PROJECTION))
+        ads = _ads(self._ask_safely("query", constraint=constraint, projection=[*words_of.PROJECTION, *words_of.TAG_PROJECTION]))
+        return [one._listed([ad for ad in ads if words_of.tag_of(ad) == one._tag], started) for one in several]
+
+    def _listed(self, ads: Sequence[Mapping[str, object]], started: float) -> Sequence[PilotState]:
+        """What the queue says of this backend's pilots, and how those ended that have left it."""
         states: list[PilotState] = []
-        for ad in _ads(ads):
+        for ad in ads:
             job = words_of.job_of(ad)
             state = words_of.queue_state(ad, self._known.get(job) if job else None)
             if state is not None:
@@ -312,7 +326,7 @@ class HTCondorBackend:
 
     def find(self) -> Sequence[tuple[Tag, PilotState]]:
         """All pilots of this user, whichever factory's, that have not ended. Raises `Unreachable`."""
-        projection = [*words_of.PROJECTION, "WindlassFactory", "WindlassManager"]
+        projection = [*words_of.PROJECTION, *words_of.TAG_PROJECTION]
         ads = _ads(self._ask_safely("query", constraint=words_of.constraint_of_user(self._user), projection=projection))
         found = [(words_of.tag_of(ad), words_of.queue_state(ad)) for ad in ads]
         return [(tag, state) for tag, state in found if state is not None and state.listed is not Listed.ENDED]

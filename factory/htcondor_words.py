@@ -26,6 +26,8 @@ from typing import Final, cast
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable, UsageError
 from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, PilotState, Tag
 
+#: The attributes of a factory's `Tag`.
+TAG_PROJECTION: Final = ("WindlassFactory", "WindlassManager")
 #: All that is asked of an ad in the queue or in the history.
 PROJECTION: Final = (
     "ClusterId",
