@@ -116,14 +116,15 @@ def test_a_killed_controller_is_silence_and_everything_is_there_when_it_is_back(
 ) -> None:
     """Every command says `Unreachable`. Pilots are connected to the manager and run calls all the same; none take their place."""
     manager.install_library("lib", os.getpid)
-    factory = start_factory(max_pilots=1, name="works-on")
+    factory = start_factory(max_pilots=1, name="works-on", idle_timeout=300)
     first = manager.submit(windlass.FunctionCall("lib", "getpid")).result(timeout=60)
     backend = start_backend()
     [stays] = backend.submit(make_request(), 1)
     listing(backend).until(stays, Listed.RUNNING)
     saved = slurm.folder / "state" / "job_state"
     changed = time.time()
-    until("the controller has saved what it knows, which it does every few seconds", lambda: saved.stat().st_mtime > changed)
+    slurm.run("scontrol", "update", f"job={stays}", "comment=changed")  # else nothing may be left to save
+    until("the controller has saved what it knows, which it does within seconds of a change", lambda: saved.stat().st_mtime > changed)
     slurm.kill_controller()
     try:
         with pytest.raises(Unreachable, match="Unable to contact slurm controller"):
