@@ -156,14 +156,22 @@ def doctor(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
 
 
 def _manager_and_pools(words: Sequence[str], manager: str | None, options: Mapping[str, object]) -> tuple[str | None, list[str]]:
-    """``[MANAGER] POOL ...``: a first word that is neither a pool nor a backend is the manager's, if others follow."""
+    """``[MANAGER] POOL ...``: a first word that is neither a pool nor a backend is the manager's.
+
+    If others follow, or the configuration says which pools are meant; and a slip in a pool's name is none of a manager.
+    """
+    from difflib import get_close_matches
+
     from windlass.factory.backend import known_backends
     from windlass.factory.config import read_configuration
 
     named: Any = options.get("config")
-    known = {*known_backends(), *read_configuration(named).pools}
-    if manager is None and len(words) > 1 and words[0] not in known:
-        return words[0], list(words[1:])
+    configuration = read_configuration(named)
+    known = [*known_backends(), *configuration.pools]
+    if manager is None and words and words[0] not in known:
+        alone = len(words) == 1
+        if not alone or (configuration.factory.get("pools") and not get_close_matches(words[0], known)):
+            return words[0], list(words[1:])
     return manager, list(words)
 
 

@@ -59,7 +59,7 @@ def daemon(*command: str, log: Path, env: dict[str, str]) -> Generator[subproces
         process.wait()
 
 
-def until(what: str, condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+def await_start(what: str, condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + START_SECONDS
     while not condition():
         running = process.poll() is None and time.monotonic() < end
@@ -91,7 +91,7 @@ def database(folder: Path, port: int) -> Generator[None]:
         return subprocess.run(words, capture_output=True, check=False, env={"PATH": PATH}).returncode == 0
 
     with daemon("mariadbd", "--no-defaults", f"--datadir={data}", *options, *small, log=log, env={}) as process:
-        until("the database does not start", usable, process, log)
+        await_start("the database does not start", usable, process, log)
         yield
 
 
@@ -135,7 +135,7 @@ def two_clusters(slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathF
         conf.touch(0o600)
         conf.write_text(DBD.format(munge=munge, host=os.uname().nodename, port=port, user=user, folder=folder, mysql=mysql))
         dbd = running.enter_context(daemon("slurmdbd", "-D", log=log, env={"SLURM_CONF": str(a.conf)}))
-        until("slurmdbd does not start", lambda: listens(port), dbd, log)
+        await_start("slurmdbd does not start", lambda: listens(port), dbd, log)
         for words in (
             "cluster a,b",
             "account general,physics cluster=a,b",
@@ -180,7 +180,7 @@ def test_of_several_clusters_slurm_takes_the_one_that_starts_it_first(
 
 
 def test_calls_run_on_another_cluster(
-    on_a: SlurmCluster, manager: windlass.Manager, start_factory: Callable[..., windlass.Factory]
+    on_a: SlurmCluster, manager: windlass.Manager, start_factory: StartFactory, until: Callable[..., None]
 ) -> None:
     """The pilot itself knows itself by the same word."""
 
@@ -190,7 +190,7 @@ def test_calls_run_on_another_cluster(
     manager.install_library("lib", cluster)
     factory = start_factory(own={"clusters": "b"}, max_pilots=1)
     assert manager.submit(windlass.FunctionCall("lib", "cluster")).result(timeout=60) == "b"
-    assert [pilot["phase"] for pilot in factory.pilots()] == ["serving"]
+    until("the factory knows it", lambda: [pilot["phase"] for pilot in factory.pilots()] == ["serving"])
 
 
 def test_an_account_that_there_is_not_is_a_refusal(on_a: SlurmCluster, start_backend: Start, make_request: Make) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 import windlass
 from windlass.errors import NotPossible, OverLimit, Rejected, Unreachable
-from windlass.factory.backend import Cause, Listed, PilotRequest, Tag
+from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, Tag
 from windlass.factory.slurm import SlurmBackend
 from windlass.messages import PoolName, Resources
 from windlass.testing import SlurmCluster
@@ -82,11 +82,11 @@ def stories(
 
         hears = ("/bin/sh", "-c", "trap 'echo heard; exit 0' TERM; while :; do sleep 0.1; done")
         overdue = submit("overdue", hears, "--nodelist=n1")
-        lost, for_good = (
-            submit("lost", ("sleep", "600"), "--nodelist=n2"),
-            submit("for-good", ("sleep", "600"), "--nodelist=n2", "--no-requeue"),
-        )
+        stays = ("/bin/sh", "-c", "echo started; exec sleep 600")
+        lost, for_good = submit("lost", stays, "--nodelist=n2"), submit("for-good", stays, "--nodelist=n2", "--no-requeue")
         until_in_module("all run", lambda: [state.listed for state in backend.query()] == [Listed.RUNNING] * 3)
+        # Listed as running before their node has heard of them: one that it never heard of would be queued again, whatever was asked.
+        until_in_module("they have started", lambda: all("started" in backend.tail(JobId(job)) for job in (lost, for_good)))
         soon = datetime.datetime.now() + datetime.timedelta(seconds=2)
         cluster.run("scontrol", "update", f"JobId={overdue}", f"EndTime={soon:%Y-%m-%dT%H:%M:%S}")
         cluster.kill_node("n2")

@@ -315,7 +315,7 @@ FACTORIES: list[tuple[str, Wrong, type[BaseException], str]] = [
         "Factory(None, ...): the first argument is a Manager, or the name of one that runs elsewhere",
     ),
     ("unknown keyword", factory(max_pilot=3), UnknownName, f"{LOCAL} 'max_pilot'; did you mean 'max_pilots' or 'min_pilots'?"),
-    ("unknown backend", factory("locl"), UnknownName, "there is no batch backend 'locl'; did you mean 'local'?"),
+    ("unknown backend", factory("locl"), UnknownName, "there is no pool or batch backend 'locl'; did you mean 'local'?"),
     (
         "no pilots",
         factory(max_pilots=0),
