@@ -40,6 +40,8 @@ from windlass.messages import Demand, PilotEnded, PilotId, PoolReport
 SLOW_FACTOR: Final = 5.0
 #: Batch systems with quicker answers than this tell the end of a pilot soon enough for closing to wait for it.
 PROMPT: Final = 5.0
+#: What `EndAll` costs: some batch systems must be asked for the ids first.
+END_ALL: Final = ("query", "cancel")
 #: Tries of the last command of all, and the seconds between them: a program that ends does not wait for minutes.
 LAST_TRIES: Final = 3
 LAST_PAUSE: Final = 3.0
@@ -307,9 +309,9 @@ class FactoryCore:
         return actions
 
     def _query_due(self, now: float) -> bool:
-        if (self._queried and not self.fleet.live) or self._last_tries:
+        if (self._queried and not self.fleet.live) or self._at_the_end(now):
             return False
-        return self._query_at <= now and self.budget.free_at(now, query=True) <= now and self.history.silent_until() <= now
+        return self._query_at <= now and self.budget.free_at(now, kept=True) <= now and self.history.silent_until() <= now
 
     def _cancel(self, jobs: tuple[JobId, ...], reason: str, now: float) -> Cancel:
         self.budget.spend("cancel", now)
@@ -328,7 +330,7 @@ class FactoryCore:
         if serving:
             return self._release(serving, "the factory closes", now)
         if now < self._deadline and self.fleet.live:
-            if self.history.silent_until() > now:
+            if self.history.silent_until() > now or self.budget.free_at(now, kept=True) > now:
                 return None
             unconnected = tuple(pilot.job for pilot in pilots if not pilot.connected and self._cancellable(pilot))
             if unconnected:
@@ -338,12 +340,21 @@ class FactoryCore:
         if not self.fleet.live:
             self.finished = True
             return None
-        if self._last_try_at > now:
+        if self._last_at(now) > now:
             return None
         self._last_tries += 1
         self._last_try_at = now + LAST_PAUSE
-        self.budget.spend("cancel", now)
+        for kind in END_ALL:
+            self.budget.spend(kind, now)
         return EndAll()
+
+    def _at_the_end(self, now: float) -> bool:
+        """It closes, and what is left is ended, known or not; that command asks for itself."""
+        return self._deadline is not None and (now >= self._deadline or self._last_tries > 0)
+
+    def _last_at(self, now: float) -> float:
+        """When the last command of all may be sent."""
+        return max(self._last_try_at, self.budget.free_at(now, kept=True, count=len(END_ALL)))
 
     @staticmethod
     def _cancellable(pilot: Pilot) -> bool:
@@ -355,12 +366,13 @@ class FactoryCore:
             return math.inf
         silent = self.history.silent_until()
         times: list[float] = []
-        if (self.fleet.live or not self._queried) and not self._last_tries:
-            times.append(max(self._query_at, self.budget.free_at(now, query=True), silent))
+        if (self.fleet.live or not self._queried) and not self._at_the_end(now):
+            times.append(max(self._query_at, self.budget.free_at(now, kept=True), silent))
         if self._deadline is not None:
-            times.append(self._last_try_at if self._last_tries else self._deadline)
-            if silent > now and not self._last_tries:
-                times.append(silent)
+            # Commands that wait for the budget, or for an answer, are due when these allow it.
+            held_up = (silent, self.budget.free_at(now, kept=True), self._last_at(now))
+            times += [time for time in held_up if time > now]
+            times.append(self._last_at(now) if self._at_the_end(now) else self._deadline)
         elif self.actions is not None:
             times.append(self.actions.again_at)
             if self.actions.cancel or self.actions.submit:

@@ -42,8 +42,8 @@ OVER_LIMIT_ALONE: Final = 10.0
 BATCH_FREE: Final = 64
 NODE_DEATHS: Final = 2
 NODE_AVOIDED: Final = 3600.0
-#: Commands of the ten minutes that only queries may use.
-KEPT_FOR_QUERIES: Final = 6
+#: Commands of the ten minutes that only queries, and a factory that closes, may use.
+KEPT_COMMANDS: Final = 6
 BURST_SECONDS: Final = 10.0
 SUSTAINED_SECONDS: Final = 600.0
 
@@ -212,13 +212,16 @@ class CommandBudget:
         while len(self.times) > self.limits.sustained:
             self.times.popleft()
 
-    def free_at(self, now: float, *, query: bool = False) -> float:
-        """When the next command may be sent: ``now`` or later. Some of the ten minutes' commands are kept for queries."""
-        kept = 0 if query else min(KEPT_FOR_QUERIES, self.limits.sustained - 1)
+    def free_at(self, now: float, *, kept: bool = False, count: int = 1) -> float:
+        """When the next ``count`` commands may be sent: ``now`` or later.
+
+        Some of the ten minutes' commands are kept for queries and for the end of a factory (``kept``).
+        """
+        left = 0 if kept else min(KEPT_COMMANDS, self.limits.sustained - 1)
         return max(
             now,
-            self._room_at(self.limits.burst, BURST_SECONDS),
-            self._room_at(self.limits.sustained - kept, SUSTAINED_SECONDS),
+            self._room_at(self.limits.burst - count + 1, BURST_SECONDS),
+            self._room_at(self.limits.sustained - left - count + 1, SUSTAINED_SECONDS),
         )
 
     def _room_at(self, number: int, seconds: float) -> float:

@@ -380,6 +380,22 @@ def test_closing_cancels_what_waits_lets_go_what_serves_and_ends_the_rest(make_p
     assert math.isinf(sim.core.again_at(sim.now))
 
 
+def test_closing_keeps_to_the_budget_too(make_pool: MakePool) -> None:
+    """The last command of all may cost two; a person who is in a hurry waits for some seconds."""
+    sim = simulation(make_pool(), queue_delay=300.0)
+    sim.calls = 40
+    sim.run(60)
+    for _ in range(4):
+        sim.core.budget.spend("query", sim.now)
+    asked = sim.now
+    sim.core.close(asked, 0.0)
+    while not sim.core.finished:
+        sim.tick(min(1.0, sim.core.again_at(sim.now) - sim.now))
+        assert sim.now <= asked + 11
+    assert sim.cluster.alive == 0
+    assert sim.now >= asked + 10
+
+
 def test_closing_gives_up_a_batch_system_that_never_answers(make_pool: MakePool) -> None:
     sim = simulation(make_pool())
     sim.calls = 40

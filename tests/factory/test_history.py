@@ -128,13 +128,13 @@ def test_at_most_five_commands_in_any_ten_seconds(spent: list[float], free: floa
     assert budget.free_at(100.0) == free
 
 
-def test_at_most_thirty_commands_in_any_ten_minutes_some_kept_for_queries() -> None:
+def test_at_most_thirty_commands_in_any_ten_minutes_some_kept_for_queries_and_the_end() -> None:
     budget = CommandBudget(CommandLimits())
     for number in range(24):
         budget.spend("submit", number * 10.0)
     assert budget.free_at(240.0) == 600.0
-    assert budget.free_at(240.0, query=True) == 240.0
+    assert budget.free_at(240.0, kept=True) == 240.0
     for number in range(6):
         budget.spend("query", 240.0 + number * 10)
-    assert budget.free_at(300.0, query=True) == 600.0
+    assert budget.free_at(300.0, kept=True) == 600.0
     assert budget.sent == {"submit": 24, "query": 6}
