@@ -13,7 +13,7 @@ import msgspec
 
 from windlass.messages import HoistedImport, InstanceId, LibrarySpec
 from windlass.worker.callqueue import CallQueue
-from windlass.worker.slotlink import ROW_WORDS, Rows, Setup, bounded, memory_file
+from windlass.worker.slotlink import Rows, Setup, bounded, memory_file
 
 #: What numerical libraries read, before they start threads.
 _THREAD_VARIABLES: Final = (
@@ -43,8 +43,9 @@ class Ground:
         self._setup = Setup(spec, instance, str(store_folder), str(functions_folder), str(code), str(self.work), rows)
         self._setup_file = -1
         self.dropped: list[HoistedImport] = []
-        self.rows_file = memory_file("rows", rows * ROW_WORDS * 8)
+        self.rows_file = memory_file("rows", Rows.size(rows))
         self.rows = Rows(self.rows_file, rows)
+        self.rows.set_end(float("inf"), False)
         self.queue = CallQueue(str(folder))
         self.write_setup()
 

@@ -102,6 +102,7 @@ class LibraryInstance:
         self._step: Step | None = None
         self._start_timer: asyncio.TimerHandle | None = None
         self._starved = self._answered = False
+        self._end = (float("inf"), False)
         self._ending: asyncio.Task[None] | None = None
 
     # ------------------------------------------------ what the worker asks
@@ -116,6 +117,7 @@ class LibraryInstance:
         )
         self._queue = self._ground.queue
         self._slots = SlotSet(self._loop, self._ground, self._timers, self, self._slot_limit)
+        self._slots.tell_end(*self._end)
         self.state = State.STARTING
         self.set_slots(slots, gpu_ids)
         if self.spec.start != "spawn":
@@ -129,6 +131,12 @@ class LibraryInstance:
             self._slots.target, self._slots.gpu_ids = min(slots, self._slot_limit), tuple(gpu_ids)
             if self.state is State.SERVING or self.spec.start == "spawn":
                 self._slots.fill()
+
+    def tell_end(self, ends_at: float, warned: bool) -> None:
+        """Let calls know when the pilot will end them (monotonic clock, infinity: never); `warned`: that is near. At any time."""
+        self._end = (ends_at, warned)
+        if self.active:
+            self._slots.tell_end(ends_at, warned)
 
     def feed(self, calls: Sequence[CallRun]) -> int:
         """Put calls into the call queue; returns how many went in, the caller keeps the rest and hears `InstanceEvents.room`."""

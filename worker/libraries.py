@@ -93,6 +93,7 @@ class Libraries:
         self.entries: dict[InstanceId, Entry] = {}
         self._functions: dict[FunctionId, tuple[ObjectRef, ...]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._end = (float("inf"), False)
 
     # ------------------------------------------------------------ what the manager says
 
@@ -110,6 +111,7 @@ class Libraries:
             functions_folder=self._functions_folder,
             events=_Events(self, message.instance),
         )
+        library.tell_end(*self._end)
         entry = self.entries[message.instance] = Entry(message, library)
         self._backlog.add(message.instance, library, message.slots)
         if entry.refs:
@@ -164,6 +166,12 @@ class Libraries:
                 os.unlink(self._functions_folder / function.hex())
 
     # ------------------------------------------------------------ for the worker
+
+    def tell_end(self, ends_at: float, warned: bool) -> None:
+        """Let all calls know, now and later, when the pilot will end them, and whether that is near."""
+        self._end = (ends_at, warned)
+        for entry in self.entries.values():
+            entry.library.tell_end(ends_at, warned)
 
     def slots(self) -> int:
         """Slots of all instances."""

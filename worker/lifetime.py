@@ -8,12 +8,17 @@ A worker is *serving*, then *draining* (accepts nothing, has given back what had
 
 Two limits come from the walltime. The *hard end* lies a little before the end of the pilot, so that there is time to end
 processes and to remove folders. *Stop accepting* lies before that by what calls take here: the 90th percentile of recent run
-times. A worker that has seen nothing but short calls goes on until about a second before its hard end; one whose calls take an
-hour stops an hour early, and its calls go where more time is left.
+times; before any call has ended, what the running ones were expected to take, or have run. A worker that has seen nothing but short
+calls goes on until about a second before its hard end; one whose calls take an hour stops an hour early, and its calls go where more
+time is left. So that pilots that began together do not all end together, each stops a little earlier, by chance (`stagger`).
 
-A first SIGTERM, SIGINT or SIGUSR1 means "you are going away": drain inside the grace. A batch system sends a signal to every
+Running calls are *warned* at the first signal, or when the hard end is as near as the grace: then functions save what they
+have (`windlass.pilot_end`).
+
+A first SIGTERM or SIGINT means "you are going away": drain inside the grace. A batch system sends a signal to every
 process of a job, and wrappers pass it on once more, so a second one counts only from `ECHO_SECONDS` after the first; then it
-means "now".
+means "now". SIGUSR1 says the same beforehand, and never "now". Slurm sends it up to a minute early when the walltime is near: where that
+may be why it came, running calls keep the time that the walltime leaves.
 
 Times are seconds on one monotonic clock that the caller chooses; `now` is always an argument.
 """
@@ -29,6 +34,14 @@ from typing import Final
 ECHO_SECONDS: Final = 0.25
 #: Between the last call that fits and the hard end: what sending results takes.
 MARGIN_SECONDS: Final = 1.0
+#: A warning for the end of the walltime may come so much sooner than asked for (Slurm: a minute, and what it takes to notice).
+EARLY_SECONDS: Final = 65.0
+#: How much earlier than they must pilots stop accepting, at most: a share of the walltime, seconds; and the walltime below which none does.
+STAGGER_SHARE: Final = 0.05
+STAGGER_MOST: Final = 600.0
+STAGGERED_FROM: Final = 600.0
+#: Of the time in which a worker accepts, no more than this is given to the stagger: its calls may be nearly as long as its walltime.
+STAGGER_OF_ACCEPTING: Final = 0.5
 #: Run times that are remembered, and how many of one batch are looked at: batches of no-op calls must not cost time here.
 REMEMBERED: Final = 128
 PER_BATCH: Final = 8
@@ -78,33 +91,62 @@ def hard_end(started: float, walltime: float) -> float:
     return started + walltime - min(10.0, max(0.5, 0.03 * walltime)) if walltime > 0 else float("inf")
 
 
-def stop_accepting_at(end: float, run_times: Iterable[float]) -> float:
-    """When to accept nothing more, so that nine of ten calls like the recent ones (`run_times`, seconds) still finish before `end`."""
-    return end - MARGIN_SECONDS - percentile(run_times, 0.9)
+def stagger_seconds(walltime: float, most: float, share: float) -> float:
+    """How much earlier than it must a worker stops accepting, in seconds.
+
+    `walltime` in seconds (0: unlimited). `most` is what the pool asks for; negative: 5 % of the walltime and at most ten minutes, but nothing
+    below a walltime of ten minutes. `share` is drawn by chance from 0 to 1.
+    """
+    if walltime <= 0:
+        return 0.0
+    if most < 0:
+        most = min(STAGGER_MOST, STAGGER_SHARE * walltime) if walltime >= STAGGERED_FROM else 0.0
+    return share * most
+
+
+def stop_accepting_at(end: float, run_times: Iterable[float], *, started: float = 0.0, stagger: float = 0.0) -> float:
+    """When to accept nothing more, so that nine of ten calls like the recent ones (`run_times`, seconds) still finish before `end`.
+
+    With `stagger` so many seconds earlier, but never by more than half of the time since `started`.
+    """
+    stop = end - MARGIN_SECONDS - percentile(run_times, 0.9)
+    return stop - min(stagger, STAGGER_OF_ACCEPTING * max(0.0, stop - started)) if stagger else stop
 
 
 class Lifetime:
     """The phase of one worker, and why.
 
     `walltime` is the seconds from `now` that the pilot may live (0: unlimited), `grace` the seconds that running calls get after a signal,
-    `idle_timeout` the seconds without any call after which the worker leaves (0: never).
+    `idle_timeout` the seconds without any call after which the worker leaves (0: never), `stagger` the seconds that it stops accepting
+    earlier than it must.
     """
 
-    def __init__(self, now: float, *, walltime: float = 0.0, grace: float = 30.0, idle_timeout: float = 0.0) -> None:
+    def __init__(
+        self, now: float, *, walltime: float = 0.0, grace: float = 30.0, idle_timeout: float = 0.0, stagger: float = 0.0
+    ) -> None:
         self.phase = Phase.SERVING
         #: Why the phase is what it is, for the manager and for the log.
         self.reason = ""
         self.hard_end = hard_end(now, walltime)
         self.grace = grace
         self.idle_timeout = idle_timeout
+        #: Running calls are to be told that their end is near.
+        self.warned = False
+        self._started = now
+        self._stagger = stagger
         self._deadline = self.hard_end
         self._signalled_at: float | None = None
+        self._expected = 0.0
         self._busy_at = now
         self._run_times: deque[float] = deque(maxlen=REMEMBERED)
 
     def ran(self, seconds: Iterable[float]) -> None:
         """Calls have run for so many seconds; the caller hands over a sample of each batch."""
         self._run_times.extend(seconds)
+
+    def expects(self, seconds: float) -> None:
+        """A call has come that is expected to take so long."""
+        self._expected = max(self._expected, seconds)
 
     @property
     def deadline(self) -> float:
@@ -117,15 +159,18 @@ class Lifetime:
 
     def signal(self, name: str, now: float, *, warning: bool = False) -> Decision:
         """A signal that means "leave" came. `warning`: it never means "now", however often it comes (SIGUSR1)."""
-        if self._signalled_at is None:
+        if not warning and self._signalled_at is not None:
+            if now - self._signalled_at < ECHO_SECONDS:
+                return Decision.NOTHING
+            return self._decide(Decision.END, f"{name} received again")
+        self.warned = True
+        if not warning:
             self._signalled_at = now
-            self._deadline = min(self.hard_end, now + self.grace)
-            if self.phase is Phase.SERVING:
-                return self._decide(Decision.DRAIN, f"{name} received")
-            return Decision.NOTHING
-        if warning or now - self._signalled_at < ECHO_SECONDS:
-            return Decision.NOTHING
-        return self._decide(Decision.END, f"{name} received again")
+        if not (warning and self.hard_end <= now + self.grace + EARLY_SECONDS):
+            self._deadline = min(self._deadline, now + self.grace)
+        if self.phase is Phase.SERVING:
+            return self._decide(Decision.DRAIN, f"{name} received")
+        return Decision.NOTHING
 
     def drain(self, reason: str) -> Decision:
         """The manager asks for a drain; running calls have all the time that the walltime leaves."""
@@ -145,6 +190,8 @@ class Lifetime:
             return Decision.NOTHING
         if held or starting:
             self._busy_at = now
+        if now >= self.hard_end - self.grace:
+            self.warned = True
         if now >= self._deadline:
             reason = "end of walltime" if self._deadline == self.hard_end else f"{self.reason}; grace of {self.grace:g} s is over"
             return self._decide(Decision.END, reason)
@@ -157,12 +204,15 @@ class Lifetime:
         return Decision.NOTHING
 
     def stop_accepting(self, oldest: float = 0.0) -> float:
-        """When accepting stops as things stand. Before any call has ended, the longest running one teaches."""
-        return stop_accepting_at(self.hard_end, self._run_times or (oldest,))
+        """When accepting stops as things stand. Before any call has ended, what calls are expected to take and the longest running one teach."""
+        run_times = self._run_times or (max(oldest, self._expected),)
+        return stop_accepting_at(self.hard_end, run_times, started=self._started, stagger=self._stagger)
 
     def next_look(self, now: float, longest: float) -> float:
         """Seconds until `look` is worth calling again, at most `longest`."""
         times = [self._deadline]
+        if not self.warned:
+            times.append(self.hard_end - self.grace)
         if self.phase is Phase.SERVING:
             times.append(self.stop_accepting())
             if self.idle_timeout:

@@ -72,7 +72,7 @@ from windlass.transport import connect
 from windlass.worker import memory, node
 from windlass.worker.backlog import Backlog
 from windlass.worker.guardian import Guardian, remove_tree
-from windlass.worker.lifetime import Decision, Lifetime, Phase
+from windlass.worker.lifetime import Decision, Lifetime, Phase, stagger_seconds
 from windlass.worker.options import Options, parse, usage
 
 if TYPE_CHECKING:
@@ -124,7 +124,10 @@ class Worker:
         self._cores = options.cores or node.own_cores()
         self._gpu_ids = node.own_gpu_ids(options.gpus)
         walltime = node.seconds_left(options.walltime, os.environ, time.time())
-        self._life = Lifetime(time.monotonic(), walltime=walltime, grace=options.grace, idle_timeout=options.idle_timeout)
+        stagger = stagger_seconds(walltime, options.stagger, node.share_of(options.pilot))
+        self._life = Lifetime(time.monotonic(), walltime=walltime, grace=options.grace, idle_timeout=options.idle_timeout, stagger=stagger)
+        #: What running calls know of their end.
+        self._told = (float("inf"), False)
         self._backlog = Backlog(self)
         self._ends: list[CallEnd] = []
         self._flush_due = False
@@ -239,6 +242,8 @@ class Worker:
         folders = {"scratch": self.scratch, "store_folder": store.folder, "functions_folder": functions}
         self._libraries = Libraries(backlog, self._transfers, self._say, self._life.ran, self._on_trouble, **folders)
         self._watch = MemoryWatch(self._libraries, backlog, self._limit, self._groups, self._guardian.sessions)
+        self._told = (self._life.deadline, self._life.warned)
+        self._libraries.tell_end(*self._told)
         if self._watching is not None:
             self._watching.cancel()
         self._watching = self._spawn(self._watch.run())
@@ -407,7 +412,9 @@ class Worker:
             starting = self._libraries.starting
             if held and self._life.hard_end != float("inf"):
                 oldest = self._libraries.oldest(time.time())
-        self._act(self._life.look(now, held=held, oldest=oldest, starting=starting))
+        decision = self._life.look(now, held=held, oldest=oldest, starting=starting)
+        self._tell_end()
+        self._act(decision)
         if not self._leaving:
             self._look_timer = asyncio.get_running_loop().call_later(self._life.next_look(now, LOOK_SECONDS), self._look)
 
@@ -424,7 +431,16 @@ class Worker:
         if self._said_goodbye and self._signals and number != signal.SIGUSR1:
             self._link.close()  # the last words have waited long enough
         self._signals += number != signal.SIGUSR1
-        self._act(self._life.signal(name, time.monotonic(), warning=number == signal.SIGUSR1))
+        decision = self._life.signal(name, time.monotonic(), warning=number == signal.SIGUSR1)
+        self._tell_end()
+        self._act(decision)
+
+    def _tell_end(self) -> None:
+        """Let running calls know when they will be ended, if that has changed."""
+        end = (self._life.deadline, self._life.warned)
+        if end != self._told and self._libraries is not None:
+            self._told = end
+            self._libraries.tell_end(*end)
 
     def _on_trouble(self, text: str) -> None:
         """This node cannot serve: let others do it, rather than fail one call after the other."""

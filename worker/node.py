@@ -173,6 +173,15 @@ def own_gpu_ids(asked: int) -> tuple[str, ...]:
     return gpu_ids(asked, os.environ, () if known else os.listdir("/dev"))
 
 
+def share_of(pilot: str) -> float:
+    """A number from 0 to 1 drawn by chance, the same for all workers of a pilot: its nodes are given back together."""
+    word, whole = 0xCBF29CE484222325, (1 << 64) - 1
+    for byte in pilot.encode() or os.urandom(8):
+        word = (word ^ byte) * 0x100000001B3 & whole  # FNV-1a: a module for hashing would have to be loaded
+    # Pilots of one array differ in their last digits; this carries the difference to the upper bits.
+    return ((word ^ word >> 32) * 0x9E3779B97F4A7C15 & whole) / (whole + 1)
+
+
 def seconds_left(asked: float, environ: Mapping[str, str], now: float) -> float:
     """Seconds until the pilot's end, 0.0 if unlimited: what was asked, or sooner by the batch system's own word.
 

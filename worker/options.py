@@ -33,6 +33,8 @@ class Options(NamedTuple):
     idle_timeout: float = 0.0
     scratch: str = ""
     grace: float = 30.0
+    #: Negative: as the walltime suggests (`windlass.worker.lifetime.stagger_seconds`).
+    stagger: float = -1.0
     log_level: str = "warning"
 
 
@@ -69,6 +71,7 @@ _OPTIONS: Final[tuple[tuple[str, str, str, Callable[[str], Any], str], ...]] = (
     ("--idle-timeout", "idle_timeout", "SECONDS", _number, "leave after so long without a call (default: never)"),
     ("--scratch", "scratch", "DIR", str, "where to make the scratch folder (default: the batch system's, $TMPDIR, /tmp)"),
     ("--grace", "grace", "SECONDS", _number, "what running calls get after a signal (default: 30)"),
+    ("--stagger", "stagger", "SECONDS", _number, "stop accepting up to so much earlier, so that not all pilots end at once (default: 5 %)"),
     ("--log-level", "log_level", "LEVEL", _level, "debug, info, warning or error (default: warning)"),
 )
 

@@ -253,11 +253,15 @@ class Slot:
             else:
                 if state.forked:
                     end_forked(None)
+                if state.watch is not None:
+                    end_watch()  # before the result is pickled, which a callback might change
                 outcome = RETURNED
                 try:
                     payload, spans = pickling.pack_result(value, self.put)
                 except BaseException as error:  # noqa: BLE001 - pickling runs the user's code
                     outcome, detail = BAD_CALL, EndDetail(text=self.bad_result(run, value, error))
+        if state.watch is not None:
+            end_watch()
         state.run = None
         stdout, stderr = self.written()
         return CallEnd(call, attempt, outcome, payload, spans, stdout, stderr, started_at, ready_at, now(), detail)
@@ -465,6 +469,7 @@ def settle(link: Link, setup: Setup, gpu_ids: tuple[str, ...]) -> None:
     _reseed()
     gc.enable()
     STATE.library, STATE.slot = setup.spec.name, link.row
+    STATE.rows, STATE.warnings = link.rows, link.results.fileno()
 
 
 def _reseed() -> None:
@@ -495,6 +500,13 @@ def _after_fork() -> None:
         if signal.getsignal(number) is _ignored:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     _release_signals()
+
+
+def end_watch() -> None:
+    """The call is over: what it registered for the end of its pilot is not called any more."""
+    watch, STATE.watch = STATE.watch, None
+    if watch is not None:
+        watch.end()
 
 
 def end_forked(error: BaseException | None) -> NoReturn:

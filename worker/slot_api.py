@@ -5,7 +5,7 @@ Importable anywhere at no cost. Outside of a slot there is no call, and asking f
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -26,8 +26,23 @@ class CurrentCall(msgspec.Struct, frozen=True):
     timeout: float
 
 
+class PilotRow(Protocol):
+    """What is known of the pilot's end, as of now."""
+
+    @property
+    def ends_at(self) -> float: ...
+    @property
+    def warned(self) -> bool: ...
+
+
+class Watch(Protocol):
+    """Registrations of a call; `windlass.pilot_end.Watch` is one."""
+
+    def end(self) -> None: ...
+
+
 class SlotState:
-    """What the slot's main loop leaves here for `current_call` and `load_variable_from_library`."""
+    """What the slot's main loop leaves here for `current_call`, `load_variable_from_library` and `windlass.pilot_end`."""
 
     def __init__(self) -> None:
         self.library = ""
@@ -36,6 +51,12 @@ class SlotState:
         self.has_context = False
         self.run: CallRun | None = None
         self.started_at = 0.0
+        #: What `windlass.pilot_end` reads: the instance's shared memory (`windlass.worker.slotlink.Rows`), and the descriptor that becomes
+        #: readable when the worker warns.
+        self.rows: PilotRow | None = None
+        self.warnings = -1
+        #: What the running call has registered for the end of its pilot; whoever answers the call ends it.
+        self.watch: Watch | None = None
         #: This process was forked by a call's function: it must not answer in the slot's place.
         self.forked = False
 

@@ -61,6 +61,11 @@ class SlotHandle:
         self.watch: Watch | None = None
         self.timer: asyncio.TimerHandle | None = None
 
+    def warn(self) -> None:
+        """Wake whoever waits in it for the pilot's end; what is to be known stands in the pilot's row."""
+        with suppress(OSError):  # it is gone
+            self.results.send(b"!")
+
     def close(self) -> None:
         self.results.close()
         self.other_end.close()

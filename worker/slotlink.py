@@ -24,6 +24,10 @@ instead.
 with it, unless its result is found in the results. `SENDING` is written before the first byte of a result: in mode ``fork`` it
 tells a child that died without an answer from one that died in the middle of it. `LEAVE` is the worker's wish, read between
 calls; `LEFT` is the slot's reason for going by itself.
+
+*The pilot's row* stands after those of the slots. The worker writes there when the pilot will end their calls (`ENDS_AT`, on the node's
+monotonic clock; it may come nearer at any time) and whether that is near (`WARNED`). Whoever wants to know reads it, so it costs calls
+nothing. Who waits for the warning polls the slot's results, into which the worker then sends a byte that nobody ever reads.
 """
 
 from __future__ import annotations
@@ -41,6 +45,8 @@ from windlass.messages import HoistedImport, InstanceId, LibrarySpec
 #: Words of eight bytes in a row: two cache lines, so that slots do not slow each other.
 ROW_WORDS: Final = 16
 CALL, ATTEMPT, STARTED_AT, BEGUN, FINISHED, SENDING, LEAVE, LEFT = range(8)
+#: Words of the pilot's row.
+ENDS_AT, WARNED = range(2)
 
 #: Values of `LEFT`.
 LEFT_ASKED: Final = 1  # `LEAVE` was set
@@ -151,15 +157,36 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Rows:
-    """The shared memory of an instance: one row per slot."""
+    """The shared memory of an instance: one row per slot, and the pilot's."""
 
     def __init__(self, descriptor: int, count: int) -> None:
-        """Map `descriptor`, which must have room for `count` rows."""
+        """Map `descriptor`, a file of `size(count)` bytes."""
         self.count = count
-        self._map = mmap.mmap(descriptor, count * ROW_WORDS * 8)
+        self._pilot = count * ROW_WORDS
+        self._map = mmap.mmap(descriptor, self.size(count))
         self._view = memoryview(self._map)
         self.words = self._view.cast("Q")
         self.doubles = self._view.cast("d")
+
+    @staticmethod
+    def size(count: int) -> int:
+        """Bytes for so many slots."""
+        return (count + 1) * ROW_WORDS * 8
+
+    @property
+    def ends_at(self) -> float:
+        """When the pilot will end running calls, on the monotonic clock; infinity: never."""
+        return self.doubles[self._pilot + ENDS_AT]
+
+    @property
+    def warned(self) -> bool:
+        """Whether that is near."""
+        return bool(self.words[self._pilot + WARNED])
+
+    def set_end(self, ends_at: float, warned: bool) -> None:
+        """Worker only."""
+        self.doubles[self._pilot + ENDS_AT] = ends_at
+        self.words[self._pilot + WARNED] = warned
 
     def read(self, row: int) -> Row:
         """A consistent copy of a row that its slot may be writing at this moment."""

@@ -90,9 +90,18 @@ class SlotSet:
         self.slots: dict[int, SlotHandle] = {}  # by row
         self._kills: dict[Key, Kill] = {}  # mode "fork": killed below a slot that lives on
         self._early_deaths = 0
+        self._warned = False
         self._buffer = bytearray(_READ_BYTES)
         self._decode = msgspec.msgpack.Decoder(CallEnd).decode
         self._decode_note = msgspec.msgpack.Decoder(SlotNote).decode
+
+    def tell_end(self, ends_at: float, warned: bool) -> None:
+        """When the pilot will end running calls (monotonic clock, infinity: never), and whether they are to be warned."""
+        self._rows.set_end(ends_at, warned)
+        if warned and not self._warned:
+            self._warned = True
+            for slot in self.slots.values():
+                slot.warn()
 
     # ------------------------------------------------ calls
 
@@ -163,6 +172,8 @@ class SlotSet:
                 self._count_early_death(f"no more descriptors for slots: {error}")
             return False
         self.slots[row] = slot
+        if self._warned:
+            slot.warn()
         self._loop.add_reader(slot.results.fileno(), self._on_results, slot)
         slot.timer = self._timers.later(self._spec.start_timeout, lambda: self._on_slot_timeout(slot))
         zygote = self._owner.zygote

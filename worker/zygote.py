@@ -39,7 +39,7 @@ class Zygote:
 
     def __init__(self, control: socket.socket, queue: int, rows: int, setup: Setup) -> None:
         self.control, self.queue, self.setup = control, queue, setup
-        self.rows = Rows(rows, setup.rows)
+        self.rows = slot.STATE.rows = Rows(rows, setup.rows)  # a shared context may ask how much time is left
         self.slots: dict[int, int] = {}  # process id → row
         self.encoder = msgspec.msgpack.Encoder()
         self.decoder = msgspec.msgpack.Decoder(ForkSlot)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from windlass.manager.future import CallFuture
     from windlass.manager.library import Library
     from windlass.manager.manager import Manager
+    from windlass.pilot_end import on_warning, time_left
     from windlass.worker.slot_api import current_call, load_variable_from_library
 
 #: The one place of the version: pyproject.toml reads it from here.
@@ -54,6 +55,8 @@ _HOMES = {
     "CallFuture": "windlass.manager.future",
     "load_variable_from_library": "windlass.worker.slot_api",
     "current_call": "windlass.worker.slot_api",
+    "time_left": "windlass.pilot_end",
+    "on_warning": "windlass.pilot_end",
 }
 
 __all__ = [
@@ -89,6 +92,8 @@ __all__ = [
     "__version__",
     "current_call",
     "load_variable_from_library",
+    "on_warning",
+    "time_left",
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from windlass.worker.lifetime import ECHO_SECONDS, NEXT, Decision, Lifetime, Phase, hard_end, percentile, stop_accepting_at
+from windlass.worker.lifetime import ECHO_SECONDS, NEXT, Decision, Lifetime, Phase, hard_end, percentile, stagger_seconds, stop_accepting_at
 
 
 def test_without_walltime_there_is_no_end() -> None:
@@ -91,11 +91,13 @@ def test_a_second_signal_means_now_and_an_echo_does_not() -> None:
 
 
 def test_a_warning_never_means_now() -> None:
-    """SIGUSR1 may come as often as it likes."""
-    life = Lifetime(0.0)
+    """SIGUSR1 may come as often as it likes, and a SIGTERM after it is the first: running calls keep what they were promised, and get no more."""
+    life = Lifetime(0.0, grace=30.0)
     assert life.signal("SIGUSR1", 10.0, warning=True) is Decision.DRAIN
     assert life.signal("SIGUSR1", 20.0, warning=True) is Decision.NOTHING
-    assert life.signal("SIGTERM", 21.0) is Decision.END
+    assert life.signal("SIGTERM", 21.0) is Decision.NOTHING
+    assert life.deadline == 40.0
+    assert life.signal("SIGTERM", 22.0) is Decision.END
 
 
 def test_a_signal_while_draining_for_the_manager_sets_the_grace() -> None:
@@ -124,6 +126,64 @@ def test_a_worker_that_starts_a_library_is_not_idle_and_need_not_finish_it() -> 
     assert life.look(150.0, held=0) is Decision.NOTHING
     life.drain("scale down")
     assert life.look(151.0, held=0, starting=True) is Decision.FINISH
+
+
+def test_calls_are_warned_at_a_signal_or_a_grace_before_the_hard_end() -> None:
+    """And not when the manager drains the worker, which takes no time from them."""
+    life = Lifetime(0.0, walltime=100.0, grace=20.0)
+    life.drain("scale down")
+    life.look(76.9, held=1)
+    assert not life.warned
+    assert life.next_look(76.9, 1.0) == pytest.approx(0.1)
+    life.look(77.0, held=1)
+    assert life.warned
+    other = Lifetime(0.0)
+    other.look(1e9, held=1)
+    assert not other.warned
+    other.signal("SIGTERM", 1e9)
+    assert other.warned
+
+
+def test_a_warning_that_may_be_the_walltimes_own_takes_no_time_from_running_calls() -> None:
+    """Slurm sends it up to a minute early. Far from the walltime it is a preemption, and then the grace counts; as it does for SIGTERM."""
+    life = Lifetime(0.0, walltime=3600.0, grace=30.0)
+    assert life.signal("SIGUSR1", 3510.0, warning=True) is Decision.DRAIN
+    assert (life.warned, life.deadline) == (True, 3590.0)
+    life.signal("SIGTERM", 3520.0)
+    assert life.deadline == 3550.0
+    early = Lifetime(0.0, walltime=3600.0, grace=30.0)
+    early.signal("SIGUSR1", 1000.0, warning=True)
+    assert early.deadline == 1030.0
+
+
+def test_what_calls_are_expected_to_take_counts_until_one_has_ended() -> None:
+    """Then what they have taken does."""
+    life = Lifetime(0.0, walltime=100.0)
+    life.expects(40.0)
+    life.expects(10.0)
+    assert life.stop_accepting(oldest=5.0) == pytest.approx(56.0)
+    assert life.stop_accepting(oldest=50.0) == pytest.approx(46.0)
+    life.ran([2.0])
+    assert life.stop_accepting(oldest=50.0) == pytest.approx(94.0)
+
+
+def test_pilots_that_began_together_stop_accepting_at_different_times() -> None:
+    """Up to 5 % of the walltime and ten minutes earlier; short walltimes are exact unless the pool asks; the hard end stays."""
+    assert stagger_seconds(3600.0, -1.0, 0.5) == pytest.approx(90.0)
+    assert stagger_seconds(1e6, -1.0, 1.0) == 600.0
+    assert stagger_seconds(599.0, -1.0, 1.0) == 0.0
+    assert stagger_seconds(60.0, 20.0, 0.5) == 10.0
+    assert stagger_seconds(0.0, 20.0, 0.5) == 0.0
+    life = Lifetime(0.0, walltime=3600.0, stagger=90.0)
+    assert life.stop_accepting() == pytest.approx(3499.0)
+    assert life.deadline == 3590.0
+
+
+def test_the_stagger_leaves_calls_nearly_as_long_as_the_walltime_their_chance() -> None:
+    """It takes at most half of the time in which the worker accepts."""
+    life = Lifetime(1000.0, walltime=3600.0, stagger=180.0)
+    life.expects(3489.0)
+    assert life.stop_accepting() == pytest.approx(1050.0)
 
 
 def test_leave_ends_at_once_in_any_phase_and_once() -> None:

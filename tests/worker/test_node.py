@@ -19,6 +19,7 @@ from windlass.worker.node import (
     scratch_candidates,
     scratch_warning,
     seconds_left,
+    share_of,
 )
 
 MOUNTS = """\
@@ -139,3 +140,12 @@ def test_the_end_is_the_sooner_of_what_was_asked_and_what_slurm_says() -> None:
     assert seconds_left(60.0, {"SLURM_JOB_END_TIME": "1030"}, 1000.0) == 30.0
     assert seconds_left(0.0, {"SLURM_JOB_END_TIME": "900"}, 1000.0) == 1.0
     assert seconds_left(0.0, {"SLURM_JOB_END_TIME": "Unknown"}, 1000.0) == 0.0
+
+
+def test_the_share_drawn_for_a_pilot_is_its_own_and_that_of_all_its_nodes() -> None:
+    """Evenly spread over an array's tasks; without a pilot, each draw is new."""
+    shares = [share_of(f"4711_{task}") for task in range(1000)]
+    assert shares == [share_of(f"4711_{task}") for task in range(1000)]
+    for tenth in range(10):
+        assert 60 <= sum(tenth / 10 <= share < (tenth + 1) / 10 for share in shares) <= 140
+    assert share_of("") != share_of("")

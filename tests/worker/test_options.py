@@ -11,8 +11,8 @@ from windlass.worker.options import Options, parse, usage
 def test_every_option_has_its_place() -> None:
     """Both spellings, in the units of the messages."""
     words = "--connection p.json --worker-id w --pool=p --pilot 1.0 --cores 4 --memory 1024 --gpus 1 --walltime 60 --idle-timeout=2.5"
-    found = parse([*words.split(), "--scratch", "/a b", "--grace", "3", "--log-level", "INFO"])
-    assert found == Options("p.json", "w", "p", "1.0", 4, 1024, 1, 60.0, 2.5, "/a b", 3.0, "info")
+    found = parse([*words.split(), "--scratch", "/a b", "--grace", "3", "--stagger", "9", "--log-level", "INFO"])
+    assert found == Options("p.json", "w", "p", "1.0", 4, 1024, 1, 60.0, 2.5, "/a b", 3.0, 9.0, "info")
 
 
 def test_only_the_connection_is_needed() -> None:
