@@ -24,7 +24,7 @@ from windlass.manager.books import Books, Counters, Settings
 from windlass.manager.calls import CLOSED, LIBRARY_FAILED, NOT_POSSIBLE, Call
 from windlass.manager.demand import demand_of
 from windlass.manager.libraries import LibraryState
-from windlass.manager.placement import why_never
+from windlass.manager.placement import least_of, spent, why_never
 from windlass.manager.workers import Phase, Worker
 from windlass.messages import (
     CANCELLED,
@@ -65,6 +65,8 @@ __all__ = ["Books", "Core", "Counters", "Settings"]
 CRASHES_MOST = 3
 #: Functions that are remembered without a call or a library naming them.
 FUNCTIONS_MOST = 20_000
+#: An idle worker without time enough for any of the calls that wait is let go after so many seconds.
+SPENT_SECONDS = 5.0
 
 
 class Core(Attempts):
@@ -115,7 +117,7 @@ class Core(Attempts):
         for spec in specs:
             queue = queue_of.get((spec.library, id(spec.options)))
             if queue is None or queue.options is not spec.options:
-                found = self._queue_for(spec.library, spec.options, spec.options.expected_time)
+                found = self._queue_for(spec.library, spec.options, least_of(spec.options, self.all_offers()))
                 if isinstance(found, str):
                     self._refuse(spec, found, now)
                     continue
@@ -285,6 +287,7 @@ class Core(Attempts):
         if changed:
             self.means += 1
             self._end_impossible(now)
+            self._lower_least()
             self.structure += 1
 
     def factory_left(self, factory: str, now: float) -> None:
@@ -304,6 +307,7 @@ class Core(Attempts):
             if worker.given_up_at and now >= worker.given_up_at:
                 self.worker_lost(worker.id, f"not heard of for {self.settings.reconnect_grace:g} s", now)
         self._look_at_claims(now)
+        self._let_spent_go(now)
         for state in list(self._starved.values()):
             state.tried = -1
             self._dirty[state.spec.id] = state
@@ -389,6 +393,32 @@ class Core(Attempts):
                 state.waiting -= 1
                 text = f"no pool can ever run this call of library {state.spec.name!r}: {reason}"
                 self._finish(call, CallEnd(call.spec.call, call.attempt, NOT_POSSIBLE, detail=EndDetail(text=text)), now)
+
+    def _lower_least(self) -> None:
+        """Pools have changed: calls that were queued before ask for no more time than pilots have."""
+        offers = self.all_offers()
+        for key, queue in list(self._queues.items()):
+            least = least_of(queue.options, offers)
+            new = (queue.library, queue.options, least)
+            if queue.least_seconds == queue.options.expected_time > least and new not in self._queues:
+                del self._queues[key]
+                queue.least_seconds = least
+                self._queues[new] = queue
+                state = self.libraries[queue.library]
+                state.kinds.add((queue.needs, least))
+                state.tried = -1
+                self._dirty[queue.library] = state
+
+    def _let_spent_go(self, now: float) -> None:
+        """Calls wait for more time than idle workers have left: these make room for fresh pilots."""
+        waiting = [(state, queue.needs, queue.least_seconds) for state in self._starved.values() for queue in state.queues if queue.waiting]
+        if not any(least_seconds for _, _, least_seconds in waiting):
+            return
+        for worker in self.workers.values():
+            if worker.usable and not worker.calls and now - worker.idle_since >= SPENT_SECONDS and spent(worker, waiting, now):
+                reason = "idle, and too little time is left for the calls that wait"
+                self._send(worker, Drain(reason))
+                self._drain(worker, reason)
 
     def _forget_functions(self) -> None:
         """Forget functions that nothing names, of the older half: programs count on those that they defined last."""

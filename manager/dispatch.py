@@ -113,7 +113,7 @@ class Dispatch(Books):
     def _send_calls(
         self, state: LibraryState, queue: CallQueue, instance: Instance, worker: Worker, count: int, weight: int, now: float
     ) -> None:
-        timeout = queue.options.timeout
+        timeout, least = queue.options.timeout, queue.least_seconds
         known, calls, to_run, instance_id, worker_id = worker.functions, worker.calls, worker.to_run, instance.id, worker.id
         if not worker.calls:
             worker.idle_since = 0.0
@@ -138,7 +138,7 @@ class Dispatch(Books):
             call.sent_at = now
             call.weight = weight
             calls[spec.call] = call
-            to_run.append(CallRun(spec.call, call.attempt, instance_id, spec.function, spec.payload, spec.spans, timeout, weight))
+            to_run.append(CallRun(spec.call, call.attempt, instance_id, spec.function, spec.payload, spec.spans, timeout, weight, least))
             sent += 1
         self._loaded[worker_id] = worker
         queue.served_at = now

@@ -7,6 +7,9 @@ Slots are granted on demand: a library that has calls and not enough slots is of
 *reclaim* slots from other libraries: idle slots of libraries without waiting calls at once, and else slots of libraries that have more
 there, as their calls end.
 
+`least_of` says how much time must be left where a call is placed, `spent` which idle workers are of no use to the calls that wait, as
+too little time is left there for each.
+
 `why_never` says why no worker and no pool could ever run a call, or nothing.
 """
 
@@ -22,6 +25,8 @@ from windlass.messages import CallOptions, LibraryId, LibrarySpec, PoolOffer, Re
 
 #: A library keeps its last slot on a worker for so long before another may take it: moving a slot costs milliseconds.
 HOLD_SECONDS = 1.0
+#: No pilot has its whole walltime left for calls: starting takes some, and so does ending. A pilot with so much of it left counts as fresh.
+FRESH_SHARE = 0.9
 
 
 class Grant(msgspec.Struct):
@@ -122,6 +127,28 @@ def reclaimable(
         if not more(missing):
             return taken
     return []
+
+
+def least_of(options: CallOptions, offers: Iterable[PoolOffer]) -> float:
+    """Seconds that must be left where such a call is placed: what it is expected to take, but no more than the freshest pilots have."""
+    if not options.expected_time:
+        return 0.0
+    return min(options.expected_time, FRESH_SHARE * max((offer.walltime or float("inf") for offer in offers), default=float("inf")))
+
+
+def spent(worker: Worker, waiting: Iterable[tuple[LibraryState, Resources, float]], now: float) -> bool:
+    """Whether too little time is left on an idle worker for every kind of call that waits, while it once had enough for one.
+
+    ``waiting``: (library, needs, least seconds) of each. A worker that never had enough is left alone: another one would be no better.
+    """
+    would_do = False
+    for state, needs, least_seconds in waiting:
+        if state.spec.id in worker.unfit or not fits(state.spec, needs, whole(worker)):
+            continue
+        if worker.seconds_left(now) > least_seconds:
+            return False
+        would_do = would_do or worker.info.seconds_left > least_seconds
+    return would_do
 
 
 def why_never(spec: LibrarySpec, options: CallOptions, offers: Sequence[PoolOffer], workers: Sequence[Resources]) -> str:

@@ -123,6 +123,8 @@ class Backlog:
         self._absent: dict[FunctionId, tuple[int, str] | None] = {}
         self._doomed: dict[CallId, CallRun] = {}
         self.draining = False
+        #: The longest `CallRun.least_seconds` that was seen.
+        self.longest = 0.0
 
     # ------------------------------------------------------------ what is there
 
@@ -214,7 +216,7 @@ class Backlog:
                 else:
                     self._older[older.call, older.attempt] = older
             held[call.call] = call
-            if call.spans or call.timeout or call.weight > 1 or (absent and call.function in absent):
+            if call.spans or call.timeout or call.weight > 1 or call.least_seconds or (absent and call.function in absent):
                 self._admit(call, line)
             else:
                 line.waiting.append(call)
@@ -348,6 +350,17 @@ class Backlog:
         if calls:
             self._give_back(calls, "draining")
 
+    def give_back_late(self, seconds_left: float) -> None:
+        """Calls that have not been fed, and need more time than is left, go where there is more."""
+        late = [call for call in map(self._held.__getitem__, self._blocked) if call.least_seconds > seconds_left]
+        for line in self._lines.values():
+            found = [call for call in line.waiting if call.least_seconds > seconds_left]
+            if found:
+                line.waiting = deque(call for call in line.waiting if call.least_seconds <= seconds_left)
+                late += found
+        if late:
+            self._give_back(late, "late")
+
     def sweep(self, now: float) -> None:
         """End calls that run longer than their timeout, and cancelled ones that could not be found before.
 
@@ -389,6 +402,7 @@ class Backlog:
         """The rarer kind of call: it has objects, a timeout, weight, or a function that is not there."""
         line.timed += call.timeout > 0
         line.heavy += call.weight > 1
+        self.longest = max(self.longest, call.least_seconds)
         missing: set[Key] = set(self._comm.hold(call.spans)) if call.spans else set()
         if call.function in self._absent:
             failure = self._absent[call.function]

@@ -121,9 +121,7 @@ class Lifetime:
     earlier than it must.
     """
 
-    def __init__(
-        self, now: float, *, walltime: float = 0.0, grace: float = 30.0, idle_timeout: float = 0.0, stagger: float = 0.0
-    ) -> None:
+    def __init__(self, now: float, *, walltime: float = 0.0, grace: float = 30.0, idle_timeout: float = 0.0, stagger: float = 0.0) -> None:
         self.phase = Phase.SERVING
         #: Why the phase is what it is, for the manager and for the log.
         self.reason = ""

@@ -51,6 +51,7 @@ from windlass.messages import (
     HeldCall,
     Hello,
     Leave,
+    LibraryFailed,
     Message,
     ObjectName,
     ObjectRef,
@@ -72,7 +73,7 @@ from windlass.transport import connect
 from windlass.worker import memory, node
 from windlass.worker.backlog import Backlog
 from windlass.worker.guardian import Guardian, remove_tree
-from windlass.worker.lifetime import Decision, Lifetime, Phase, stagger_seconds
+from windlass.worker.lifetime import MARGIN_SECONDS, Decision, Lifetime, Phase, stagger_seconds
 from windlass.worker.options import Options, parse, usage
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ SWEEP_SECONDS: Final = 0.05
 REPORT_SECONDS: Final = 5.0
 #: Making a key loads `cryptography` (50 ms of both cores of a small node): not while the first library starts.
 ENROL_AFTER_SECONDS: Final = 0.5
+#: Who ends a whole job kills its processes one by one, this one perhaps last: so long, that a slot was killed is not told.
+KILLED_SECONDS: Final = 1.0
 #: What the manager gets to acknowledge the last words, and the processes to end.
 FAREWELL_SECONDS: Final = 5.0
 #: Messages are at most 1 MiB: ends are cut into messages of about so many bytes, returned calls of so many.
@@ -130,6 +133,8 @@ class Worker:
         self._told = (float("inf"), False)
         self._backlog = Backlog(self)
         self._ends: list[CallEnd] = []
+        #: Calls whose slots were killed by SIGKILL, until `KILLED_SECONDS` have passed: when this process is gone by then, they were lost with it.
+        self._killed: list[CallEnd] = []
         self._flush_due = False
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._look_timer: asyncio.TimerHandle | None = None
@@ -254,6 +259,7 @@ class Worker:
         if transfers is None or libraries is None or self._store is None:
             return
         self._ends.clear()
+        self._killed.clear()
         self._backlog = Backlog(self)
         self._backlog.draining = draining
         self._make_parts(self._store)
@@ -320,6 +326,8 @@ class Worker:
 
     def _say(self, *messages: Message) -> None:
         """Send these after the ends that have gathered."""
+        if self._killed and any(isinstance(message, LibraryFailed) for message in messages):
+            self._tell_killed(*self._killed)  # or the manager would run them anew as ones that had not started
         if self._ends:
             self._flush()
         self._link.send(*messages)
@@ -330,7 +338,10 @@ class Worker:
         for end in ends:
             if end.outcome == DIED and self._watch is not None:
                 end = self._watch.explain(end)
-            if end.spans and self._transfers is not None:
+            if end.outcome == DIED and end.detail is not None and end.detail.signal == signal.SIGKILL:
+                self._killed.append(end)
+                asyncio.get_running_loop().call_later(KILLED_SECONDS, self._tell_killed, end)
+            elif end.spans and self._transfers is not None:
                 self._transfers.push(end, self._tell)
             else:
                 self._ends.append(end)
@@ -339,6 +350,14 @@ class Worker:
         elif self._ends and not self._flush_due:
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self._flush)
+
+    def _tell_killed(self, *ends: CallEnd) -> None:
+        """This process lives, so it was a slot alone that was killed."""
+        for end in ends:
+            if end in self._killed:
+                self._killed.remove(end)
+                self._ends.append(end)
+        self._flush()
 
     def _tell(self, end: CallEnd) -> None:
         """The objects of a result are at the manager."""
@@ -406,12 +425,15 @@ class Worker:
         now = time.monotonic()
         if os.getppid() != self._parent:
             self._act(self._life.leave("the pilot's parent process has ended"))
-        held, oldest, starting = self._backlog.held, 0.0, False
+        held, oldest, starting = self._backlog.held + len(self._killed), 0.0, False
         if self._libraries is not None and self._transfers is not None:
             held += self._transfers.pushing
             starting = self._libraries.starting
             if held and self._life.hard_end != float("inf"):
                 oldest = self._libraries.oldest(time.time())
+        self._life.expects(self._backlog.longest)
+        if self._backlog.longest > (left := self._life.deadline - now + MARGIN_SECONDS):
+            self._backlog.give_back_late(left)
         decision = self._life.look(now, held=held, oldest=oldest, starting=starting)
         self._tell_end()
         self._act(decision)

@@ -175,6 +175,8 @@ class CallRun(msgspec.Struct, array_like=True, gc=False):
     timeout: float = 0.0
     #: How many of the instance's slots the call occupies.
     weight: int = 1
+    #: It is not to start with less time left: what it is expected to take, or ran when a pilot's end cut it off. 0: any time.
+    least_seconds: float = 0.0
 
 
 #: `CallEnd.outcome`
@@ -413,7 +415,7 @@ class CallsReturned(Message, frozen=True):
     """Worker → manager: calls that did not start and will not: recalled, drained, or their instance is gone."""
 
     calls: tuple[HeldCall, ...]
-    #: "recalled", "draining", "instance", "unknown".
+    #: "recalled", "draining", "late", "instance", "unknown".
     reason: str
 
 

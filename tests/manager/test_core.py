@@ -702,6 +702,83 @@ def test_a_call_lost_at_walltime_is_placed_where_more_time_is_left(bench: Bench)
     assert "longest walltime of a pool is 100 s" in bench.text(call)
 
 
+def test_a_call_goes_where_its_expected_time_is_left(bench: Bench) -> None:
+    """Not to a worker with half of it, idle or not; and the worker hears how much must be left when it starts."""
+    library = bench.library()
+    bench.worker("w1", seconds_left=1800.0)
+    bench.submit(library, 1, CallOptions(expected_time=3600.0))
+    assert bench.heard("w1") == []
+    bench.worker("w2", seconds_left=7200.0)
+    bench.serve("w2")
+    [run] = bench.runs("w2")
+    assert run.least_seconds == 3600.0
+    bench.submit(library, 1)
+    assert bench.heard("w1") == []
+    assert [run.least_seconds for run in bench.runs("w2")] == [0.0], "one that says nothing goes where its library is"
+
+
+def test_a_call_that_is_expected_to_take_nearly_a_walltime_goes_to_a_fresh_pilot(bench: Bench) -> None:
+    """No pilot has its whole walltime left when it joins. It does not matter whether the pool or the call came first."""
+    library = bench.library()
+    bench.submit(library, 1, CallOptions(expected_time=3595.0))
+    bench.offer(walltime=3600.0)
+    bench.submit(library, 1, CallOptions(expected_time=3594.0))
+    bench.worker("w1", seconds_left=3200.0)
+    assert bench.heard("w1") == []
+    bench.worker("w2", seconds_left=3580.0)
+    bench.serve("w2")
+    assert [run.least_seconds for run in bench.runs("w2")] == [3240.0, 3240.0]
+
+
+def test_an_idle_worker_makes_room_when_too_little_time_is_left_for_what_waits(bench: Bench) -> None:
+    """Or a pool at its most pilots would have none for the call; but not at once, and not while it can be of use."""
+    library = bench.library()
+    bench.worker("w1", seconds_left=7200.0)
+    bench.worker("w2", cores=1, seconds_left=7200.0)
+    bench.step(5400.0)
+    bench.submit(library, 1)
+    bench.serve("w1")
+    [short] = bench.runs("w1")
+    bench.submit(library, 1, CallOptions(expected_time=3600.0))
+    bench.step(10.0)
+    assert [type(message) for message in bench.heard("w1")] == [], "it runs a call"
+    assert bench.heard("w2") == [Drain("idle, and too little time is left for the calls that wait")]
+    bench.end(short)
+    bench.step(1.0)
+    assert bench.heard("w1") == [], "it may be wanted in a moment"
+    bench.step(5.0)
+    assert bench.heard("w1") == [Drain("idle, and too little time is left for the calls that wait")]
+    assert all(pilot.draining for pilot in bench.core.demand(bench.now).pilots)
+
+
+def test_a_worker_that_never_had_time_enough_is_left_alone(bench: Bench) -> None:
+    """A fresh pilot in its place would have no more, and be let go in turn."""
+    library = bench.library()
+    bench.submit(library, 1, CallOptions(expected_time=3600.0))
+    bench.worker("w1", seconds_left=1800.0)
+    bench.step(60.0)
+    assert bench.heard("w1") == []
+
+
+def test_calls_that_a_worker_finds_too_late_to_start_cost_nothing(bench: Bench) -> None:
+    """They wait for a worker with more time."""
+    library = bench.library()
+    bench.worker("w1", seconds_left=3601.0)
+    [call] = bench.submit(library, 1, CallOptions(expected_time=3600.0))
+    bench.serve("w1")
+    bench.runs("w1")
+    bench.now += 30
+    bench.say("w1", CallsReturned((HeldCall(call, 1),), "late"))
+    assert bench.heard("w1") == []
+    bench.worker("w2", seconds_left=7200.0)
+    bench.serve("w2")
+    [run] = bench.runs("w2")
+    assert (run.call, run.attempt) == (call, 2)
+    bench.end(run, worker="w2")
+    assert bench.outcome(call) == RETURNED
+    assert bench.done[call].attempts == ()
+
+
 def test_the_batch_systems_word_ends_a_cut_session_at_once(bench: Bench) -> None:
     library = bench.library()
     bench.worker()

@@ -358,6 +358,26 @@ def test_draining_gives_back_everything_unstarted_and_accepts_nothing(backlog: B
     assert desk.take() == [("ended", 1, RETURNED)]
 
 
+def test_calls_go_back_that_have_not_started_when_too_little_time_is_left(desk: Desk, queue: Queue) -> None:
+    """They may have waited for an object, or for the library's imports. Others stay, in their order."""
+    backlog = Backlog(desk)
+    backlog.add(LIB, queue, 2)
+    assert backlog.longest == 0.0
+    long, blocked, short = call(1), call(2, spans=["b3-x"]), call(3)
+    long.least_seconds, blocked.least_seconds = 100.0, 50.0
+    backlog.run([long, blocked, short, call(4)])
+    assert backlog.longest == 100.0
+    backlog.give_back_late(100.0)
+    assert desk.take() == []
+    backlog.give_back_late(70.0)
+    assert desk.take() == [("late", 1)]
+    backlog.give_back_late(40.0)
+    assert desk.take() == [("late", 2)]
+    backlog.check()
+    backlog.serves(LIB)
+    assert numbers(queue.queue) == [3, 4]
+
+
 def test_calls_of_an_instance_that_is_gone_go_back(backlog: Backlog, queue: Queue, desk: Desk) -> None:
     """Whatever state they were in; those of others stay."""
     other = Queue()

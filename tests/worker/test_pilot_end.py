@@ -111,7 +111,7 @@ def raise_in_callback(path: str) -> str:
 
 
 def slow_callback(path: str) -> int:
-    """Returns while its callback runs, which changes the result."""
+    """Leaves the block while its callback runs."""
     import time
 
     import windlass

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import math
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ from windlass.listener import Listener
 from windlass.messages import (
     BAD_CALL,
     CANCELLED,
+    DIED,
     OUT_OF_BAND_BYTES,
     OUT_OF_MEMORY,
     RETURNED,
@@ -105,6 +107,21 @@ def hog(size: int) -> int:
     kept[::4096] = b"x" * len(kept[::4096])
     time.sleep(600)
     return len(kept)
+
+
+def save_and_wait_for(path: str) -> tuple[float, float]:
+    """Leave a checkpoint when warned, and say how much time was left before and after that."""
+    import pathlib
+    import time
+
+    import windlass
+
+    before = windlass.time_left()
+    with windlass.on_warning(lambda seconds: pathlib.Path(path + ".saved").write_text(f"{seconds}")):
+        pathlib.Path(path + ".started").touch()
+        while not pathlib.Path(path).exists():
+            time.sleep(0.002)
+    return before, windlass.time_left()
 
 
 class Manager:
@@ -226,6 +243,14 @@ class Manager:
         async with asyncio.timeout(20):
             while not all(os.path.exists(f"{path}.started") for path in paths):  # noqa: ASYNC240 (a local file)
                 await asyncio.sleep(0.002)
+
+    async def saved(self, path: Path) -> float:
+        """The seconds that a call of `save_and_wait_for` was warned with; only the file tells."""
+        file = Path(f"{path}.saved")
+        async with asyncio.timeout(20):
+            while not (file.exists() and file.read_text()):
+                await asyncio.sleep(0.002)
+        return float(file.read_text())
 
     async def close(self) -> None:
         for process in self.processes:
@@ -618,6 +643,110 @@ async def test_it_drains_before_its_walltime(manager: Manager) -> None:
     """By itself, in time."""
     process = await manager.worker("--walltime", "2")
     assert (await manager.hear(WorkerDraining)).reason == "near the end of walltime"
+    assert await status(process) == 0
+
+
+@pytest.mark.parametrize("way", [drain_by_signal, drain_by_warning])
+async def test_running_calls_are_warned_by_a_signal_and_know_their_time(manager: Manager, tmp_path: Path, way: Way) -> None:
+    """The callback is told the grace; a call that asks afterwards is, too, though there was no end in sight before."""
+    process = await manager.worker("--grace", "25")
+    await manager.library(save_and_wait_for, slots=2)
+    gates = [tmp_path / "one", tmp_path / "two"]
+    manager.say(RunCalls([manager.call(number, save_and_wait_for, str(gate)) for number, gate in enumerate(gates)]))
+    await manager.started(*gates)
+    await way(manager, process)
+    for number, gate in enumerate(gates):
+        assert 0 < await manager.saved(gate) <= 25
+        gate.touch()
+        before, after = manager.value(await manager.end(number))
+        assert before == math.inf
+        assert 0 < after <= 25
+    assert await status(process) == 0
+
+
+async def test_running_calls_are_warned_when_the_walltime_is_as_near_as_the_grace(manager: Manager, tmp_path: Path) -> None:
+    """By the worker's own clock; the call is ended at the hard end if it does not return."""
+    process = await manager.worker("--walltime", "4", "--grace", "2")
+    await manager.library(save_and_wait_for)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, save_and_wait_for, str(gate))]))
+    await manager.started(gate)
+    assert 0 < await manager.saved(gate) <= 2
+    assert await status(process) == 0
+    assert (await manager.hear(Goodbye)).reason == "end of walltime"
+    assert manager.ends == {}
+
+
+async def test_a_drain_by_the_manager_is_no_warning(manager: Manager, tmp_path: Path) -> None:
+    """Running calls have all the time that there was."""
+    process = await manager.worker()
+    await manager.library(save_and_wait_for)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, save_and_wait_for, str(gate))]))
+    await manager.started(gate)
+    manager.say(Drain("scale down"))
+    await manager.hear(WorkerDraining)
+    gate.touch()
+    assert manager.value(await manager.end(1)) == (math.inf, math.inf)
+    assert not (tmp_path / "gate.saved").exists()
+    assert await status(process) == 0
+
+
+async def test_it_stops_accepting_when_no_further_call_would_have_its_expected_time(manager: Manager, tmp_path: Path) -> None:
+    """Before any call has ended; the one that runs goes on."""
+    process = await manager.worker("--walltime", "60")
+    await manager.library(wait_for)
+    gate = tmp_path / "gate"
+    call = manager.call(1, wait_for, str(gate))
+    call.least_seconds = 57.5
+    manager.say(RunCalls([call]))
+    await manager.started(gate)
+    assert (await manager.hear(WorkerDraining)).reason == "near the end of walltime"
+    gate.touch()
+    assert manager.value(await manager.end(1)) == "seen"
+    assert await status(process) == 0
+
+
+async def test_a_stagger_makes_it_drain_earlier(manager: Manager) -> None:
+    """Here by half of the time in which it accepts, which is the most; it would have drained with a second left. The hard end stays."""
+    await manager.worker("--walltime", "8", "--stagger", "1e6")
+    draining = await manager.hear(WorkerDraining)
+    assert draining.reason == "near the end of walltime"
+    assert draining.seconds_left > 2
+
+
+async def test_a_call_whose_slot_was_killed_with_its_whole_job_is_not_charged(manager: Manager, tmp_path: Path) -> None:
+    """Batch systems kill process by process: a worker that is killed a moment after its slot has told nobody that the call died."""
+    process = await manager.worker()
+    ready = await manager.library(wait_for)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, wait_for, str(gate))]))
+    await manager.started(gate)
+    [slot] = [pid for pid in marked(mark_of(ready.pid)) if pid != ready.pid]
+    os.kill(slot, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while os.path.exists(f"/proc/{slot}"):  # noqa: ASYNC240 (only /proc tells)
+            await asyncio.sleep(0.001)
+    process.kill()
+    await process.wait()
+    await manager.until(lambda: not manager.listener.connections)
+    assert manager.ends == {}
+
+
+async def test_a_slot_that_was_killed_alone_is_told_when_the_worker_has_lived_on(manager: Manager, tmp_path: Path) -> None:
+    """And a worker that drains does not leave before."""
+    process = await manager.worker()
+    ready = await manager.library(wait_for)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, wait_for, str(gate))]))
+    await manager.started(gate)
+    [slot] = [pid for pid in marked(mark_of(ready.pid)) if pid != ready.pid]
+    os.kill(slot, signal.SIGKILL)
+    manager.say(Drain("scale down"))
+    end = await manager.end(1)
+    assert end.outcome == DIED
+    assert end.detail is not None
+    assert end.detail.signal == signal.SIGKILL
     assert await status(process) == 0
 
 
