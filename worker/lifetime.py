@@ -94,8 +94,8 @@ def hard_end(started: float, walltime: float) -> float:
 def stagger_seconds(walltime: float, most: float, share: float) -> float:
     """How much earlier than it must a worker stops accepting, in seconds.
 
-    `walltime` in seconds (0: unlimited). `most` is what the pool asks for; negative: 5 % of the walltime and at most ten minutes, but nothing
-    below a walltime of ten minutes. `share` is drawn by chance from 0 to 1.
+    `walltime` in seconds (0: unlimited). `most` is what the pool asks for; negative: 5 % of the walltime and at most ten minutes, but
+    nothing below a walltime of ten minutes. `share` is drawn by chance from 0 to 1.
     """
     if walltime <= 0:
         return 0.0
@@ -202,7 +202,7 @@ class Lifetime:
         return Decision.NOTHING
 
     def stop_accepting(self, oldest: float = 0.0) -> float:
-        """When accepting stops as things stand. Before any call has ended, what calls are expected to take and the longest running one teach."""
+        """When accepting stops as things stand. Before any call has ended, those that are expected or run longest teach."""
         run_times = self._run_times or (max(oldest, self._expected),)
         return stop_accepting_at(self.hard_end, run_times, started=self._started, stagger=self._stagger)
 

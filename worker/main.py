@@ -133,7 +133,7 @@ class Worker:
         self._told = (float("inf"), False)
         self._backlog = Backlog(self)
         self._ends: list[CallEnd] = []
-        #: Calls whose slots were killed by SIGKILL, until `KILLED_SECONDS` have passed: when this process is gone by then, they were lost with it.
+        #: Calls whose slots were killed by SIGKILL within the last `KILLED_SECONDS`.
         self._killed: list[CallEnd] = []
         self._flush_due = False
         self._sweep_timer: asyncio.TimerHandle | None = None

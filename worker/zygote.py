@@ -31,6 +31,7 @@ from typing import Any, Final
 import msgspec
 
 from windlass.worker import hoist, slot
+from windlass.worker.slot_api import STATE
 from windlass.worker.slotlink import Forked, ForkSlot, NotForked, Prepared, Rows, Setup, SlotExited, Step, Unable, bounded, read_setup
 
 
@@ -39,7 +40,7 @@ class Zygote:
 
     def __init__(self, control: socket.socket, queue: int, rows: int, setup: Setup) -> None:
         self.control, self.queue, self.setup = control, queue, setup
-        self.rows = slot.STATE.rows = Rows(rows, setup.rows)  # a shared context may ask how much time is left
+        self.rows = STATE.rows = Rows(rows, setup.rows)  # a shared context may ask how much time is left
         self.slots: dict[int, int] = {}  # process id → row
         self.encoder = msgspec.msgpack.Encoder()
         self.decoder = msgspec.msgpack.Decoder(ForkSlot)

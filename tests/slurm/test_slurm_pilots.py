@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import queue
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -63,6 +65,54 @@ def test_a_factory_that_was_killed_is_followed_by_one_that_takes_over_its_pilots
     commands: Any = second.status()["commands"]
     assert set(commands) == {"query"}
     assert {worker["pilot"] for worker in manager.status()["workers"]} == pilots
+
+
+def resumable(folder: Path) -> str:
+    """Count until warned; leave the number behind; a further attempt goes on there."""
+    saved = folder / "checkpoint"
+    begin = int(saved.read_text()) if saved.exists() else 0
+    if begin:
+        return f"went on at {begin}"
+    count = 1
+    with windlass.on_warning(lambda seconds: (folder / "left").write_text(f"{seconds}") and saved.write_text(f"{count}") and None):
+        (folder / "runs").write_text(os.environ["SLURMD_NODENAME"])
+        while True:
+            count += 1
+
+
+def until_warned() -> tuple[float, float]:
+    """How much time there was, and how much was left at the warning."""
+    told: queue.SimpleQueue[float] = queue.SimpleQueue()
+    with windlass.on_warning(told.put):
+        return windlass.time_left(), told.get(timeout=50)
+
+
+def test_a_preempted_call_saves_what_it_has_and_goes_on_in_another_pilot(
+    manager: windlass.Manager, start_factory: StartFactory, slurm: SlurmCluster, until: Until, tmp_path: Path
+) -> None:
+    """A job of a higher partition takes the node; the call has no retries, and needs none."""
+    manager.install_library("lib", resumable)
+    start_factory(max_pilots=2)
+    call = manager.submit(windlass.FunctionCall("lib", "resumable", tmp_path))
+    runs = tmp_path / "runs"
+    until("it runs", lambda: runs.exists() and runs.read_text())
+    where = runs.read_text()
+    slurm.run("sbatch", "--output=/dev/null", "-p", "high", "-w", where, "-c4", "--job-name=vip", input="#!/bin/sh\nexec sleep 600\n")
+    try:
+        assert re.fullmatch(r"went on at \d+", call.result(timeout=60))
+    finally:
+        slurm.run("scancel", "--name=vip")
+    assert 0 < float((tmp_path / "left").read_text()) <= 1  # the pool's grace
+    assert [attempt.outcome.partition(" (")[0] for attempt in call.attempts] == ["lost with its worker"]
+
+
+def test_a_call_is_warned_before_its_pilots_walltime(manager: windlass.Manager, start_factory: StartFactory) -> None:
+    """A grace before the end that the worker sets itself; Slurm, which counts in minutes, never has to."""
+    manager.install_library("lib", until_warned)
+    start_factory(max_pilots=1, walltime=10, grace=3)
+    left, warned = manager.submit(windlass.FunctionCall("lib", "until_warned")).result(timeout=60)
+    assert 3 < left < 10
+    assert 0 < warned <= 3
 
 
 PROGRAM = """

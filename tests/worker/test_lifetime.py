@@ -91,7 +91,7 @@ def test_a_second_signal_means_now_and_an_echo_does_not() -> None:
 
 
 def test_a_warning_never_means_now() -> None:
-    """SIGUSR1 may come as often as it likes, and a SIGTERM after it is the first: running calls keep what they were promised, and get no more."""
+    """SIGUSR1 may come as often as it likes, and a SIGTERM after it is the first: running calls keep what they were promised, no more."""
     life = Lifetime(0.0, grace=30.0)
     assert life.signal("SIGUSR1", 10.0, warning=True) is Decision.DRAIN
     assert life.signal("SIGUSR1", 20.0, warning=True) is Decision.NOTHING

@@ -246,11 +246,13 @@ class Manager:
 
     async def saved(self, path: Path) -> float:
         """The seconds that a call of `save_and_wait_for` was warned with; only the file tells."""
-        file = Path(f"{path}.saved")
+        text = ""
         async with asyncio.timeout(20):
-            while not (file.exists() and file.read_text()):
+            while not text:
                 await asyncio.sleep(0.002)
-        return float(file.read_text())
+                with contextlib.suppress(FileNotFoundError):
+                    text = Path(f"{path}.saved").read_text()  # noqa: ASYNC240 (a local file)
+        return float(text)
 
     async def close(self) -> None:
         for process in self.processes:
