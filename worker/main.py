@@ -336,11 +336,8 @@ class Worker:
 
     def ended(self, ends: list[CallEnd], /) -> None:
         for end in ends:
-            if end.outcome == DIED and self._watch is not None:
-                end = self._watch.explain(end)
-            if end.outcome == DIED and end.detail is not None and end.detail.signal == signal.SIGKILL:
-                self._killed.append(end)
-                asyncio.get_running_loop().call_later(KILLED_SECONDS, self._tell_killed, end)
+            if end.outcome == DIED:
+                self._died(end)
             elif end.spans and self._transfers is not None:
                 self._transfers.push(end, self._tell)
             else:
@@ -350,6 +347,15 @@ class Worker:
         elif self._ends and not self._flush_due:
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self._flush)
+
+    def _died(self, end: CallEnd) -> None:
+        if self._watch is not None:
+            end = self._watch.explain(end)
+        if end.outcome == DIED and end.detail is not None and end.detail.signal == signal.SIGKILL:
+            self._killed.append(end)
+            asyncio.get_running_loop().call_later(KILLED_SECONDS, self._tell_killed, end)
+        else:
+            self._ends.append(end)
 
     def _tell_killed(self, *ends: CallEnd) -> None:
         """This process lives, so it was a slot alone that was killed."""
