@@ -3,7 +3,8 @@
 Theory of operation
 -------------------
 An attempt ends in one of three ways. It *ended*: by a result, or badly, and then the call is tried again if that is worth it. It was
-*returned* unstarted, which costs nothing. Or it was *lost* with its worker, which costs no retry but counts, and teaches: a call that its
+*returned*: unstarted, which costs nothing, or at the end of a pilot of which it had asked to be warned, which counts as a loss and teaches
+nothing, as it may go on where it was. Or it was *lost* with its worker, which costs no retry but counts, and teaches: a call that its
 pilot's walltime cut short needs longer than it ran. An answer to an attempt that is not the call's newest, or from a worker that does
 not have it, is dropped.
 """
@@ -160,6 +161,11 @@ class Attempts(Dispatch):
             if call is not None and call.attempt == held.attempt:
                 del worker.calls[held.call]
                 back.append(call)
+                if message.reason == "warned":
+                    # It may go on where it was, so its end teaches nothing, but must not come for ever.
+                    call.losses += 1
+                    self.counters.lost += 1
+                    self._tell(call, worker, LOST, max(0.0, now - call.sent_at), "its pilot's end, of which it was warned")
         for call in reversed(back):
             instance = worker.by_library.get(call.spec.library)
             if instance is not None:

@@ -187,6 +187,11 @@ class Libraries:
         starts = [slot.started_at for entry in self.entries.values() for slot in entry.library.running()]
         return max(0.0, now - min(starts)) if starts else 0.0
 
+    def watching(self) -> tuple[HeldCall, ...]:
+        """Running calls that have registered for the pilot's end."""
+        running = (call for entry in self.entries.values() for call in entry.library.running())
+        return tuple(HeldCall(call.call, call.attempt) for call in running if call.watches)
+
     def running(self) -> int:
         """Calls that run now."""
         return sum(len(entry.library.running()) for entry in self.entries.values())

@@ -496,10 +496,15 @@ class Worker:
     async def _go(self, decision: Decision) -> None:
         """Say the last words and end the processes: in this order when nothing runs, in the other when something is cut off."""
         try:
+            warned: tuple[HeldCall, ...] = ()
             if decision is Decision.END:
                 self._flush()
+                if self._life.warned and self._libraries is not None:
+                    warned = self._libraries.watching()
                 await self._end_processes()
             if not self._link.closed:
+                if warned:
+                    self._say(CallsReturned(warned, "warned"))
                 self._say(Goodbye(self._life.reason))
                 self._said_goodbye = True
                 if decision is Decision.FINISH:

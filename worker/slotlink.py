@@ -23,7 +23,8 @@ instead.
 `FINISHED`, the same count. So a call is running while the two differ, and when the process dies exactly that call is charged
 with it, unless its result is found in the results. `SENDING` is written before the first byte of a result: in mode ``fork`` it
 tells a child that died without an answer from one that died in the middle of it. `LEAVE` is the worker's wish, read between
-calls; `LEFT` is the slot's reason for going by itself.
+calls; `LEFT` is the slot's reason for going by itself. `WATCHES` is the count again where the running call has registered for its
+pilot's end.
 
 *The pilot's row* stands after those of the slots. The worker writes there when the pilot will end their calls (`ENDS_AT`, on the node's
 monotonic clock; it may come nearer at any time) and whether that is near (`WARNED`). Whoever wants to know reads it, so it costs calls
@@ -44,7 +45,7 @@ from windlass.messages import HoistedImport, InstanceId, LibrarySpec
 
 #: Words of eight bytes in a row: two cache lines, so that slots do not slow each other.
 ROW_WORDS: Final = 16
-CALL, ATTEMPT, STARTED_AT, BEGUN, FINISHED, SENDING, LEAVE, LEFT = range(8)
+CALL, ATTEMPT, STARTED_AT, BEGUN, FINISHED, SENDING, LEAVE, LEFT, WATCHES = range(9)
 #: Words of the pilot's row.
 ENDS_AT, WARNED = range(2)
 
@@ -149,6 +150,7 @@ class Row(msgspec.Struct, frozen=True):
     begun: int
     finished: int
     left: int
+    watches: bool = False
 
     @property
     def busy(self) -> bool:
@@ -183,6 +185,10 @@ class Rows:
         """Whether that is near."""
         return bool(self.words[self._pilot + WARNED])
 
+    def watch(self, row: int) -> None:
+        """Slot only: the running call has registered for the end of its pilot."""
+        self.words[row * ROW_WORDS + WATCHES] = self.words[row * ROW_WORDS + BEGUN]
+
     def set_end(self, ends_at: float, warned: bool) -> None:
         """Worker only."""
         self.doubles[self._pilot + ENDS_AT] = ends_at
@@ -201,6 +207,7 @@ class Rows:
                 begun,
                 words[base + FINISHED],
                 words[base + LEFT],
+                words[base + WATCHES] == begun,
             )
             if words[base + BEGUN] == begun:
                 return copy

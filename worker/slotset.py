@@ -48,6 +48,8 @@ class RunningCall(msgspec.Struct, frozen=True):
     slot: int
     pid: int
     started_at: float
+    #: It has registered for its pilot's end (`windlass.on_warning`).
+    watches: bool = False
 
 
 class Owner(Protocol):
@@ -111,7 +113,7 @@ class SlotSet:
         for slot in self.slots.values():
             row = self._rows.read(slot.row)
             if row.busy and (row.call, row.attempt) in self.outstanding:
-                found.append(RunningCall(CallId(row.call), row.attempt, slot.row, slot.pid, row.started_at))
+                found.append(RunningCall(CallId(row.call), row.attempt, slot.row, slot.pid, row.started_at, row.watches))
         return found
 
     def kill_call(self, call: CallId, attempt: int, outcome: int, detail: EndDetail | None = None) -> bool:

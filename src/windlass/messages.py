@@ -412,10 +412,13 @@ class CallsEnded(Message, frozen=True):
 
 
 class CallsReturned(Message, frozen=True):
-    """Worker → manager: calls that did not start and will not: recalled, drained, or their instance is gone."""
+    """Worker → manager: calls that did not start and will not: recalled, drained, or their instance is gone.
+
+    "warned": these had started, had registered for the end of their pilot, and were ended by it.
+    """
 
     calls: tuple[HeldCall, ...]
-    #: "recalled", "draining", "late", "instance", "unknown".
+    #: "recalled", "draining", "late", "warned", "instance", "unknown".
     reason: str
 
 

@@ -50,8 +50,9 @@ def on_warning(callback: Callable[[float], object]) -> Registration:
 
     That is when the batch system has told it to go (preemption, SIGTERM, SIGUSR1), or when the end of its walltime is as near as the
     pool's ``grace``; at once where that has happened before. It is called in another thread of the process that runs the call, while the
-    call goes on; the call is ended, to be run anew elsewhere, only when the seconds are over. What the callback raises is
-    written to the call's stderr.
+    call goes on; the call is ended, to be run anew elsewhere, only when the seconds are over. As it may go on there where it was, such
+    an end does not count as proof that it needs more than a walltime, but as one of its ``max_losses``. What the
+    callback raises is written to the call's stderr.
 
     The registration ends with the call, by `Registration.cancel`, or at the end of a ``with``; each waits for a callback that is
     running. Outside of a call nothing is registered, so that functions can be tested anywhere. Raises `windlass.errors.UsageError` for what
@@ -68,6 +69,7 @@ def on_warning(callback: Callable[[float], object]) -> Registration:
     # A process that the call has forked has the object, and not its thread.
     if not isinstance(watch, Watch) or watch.pid != os.getpid():
         watch = state.watch = Watch()
+        state.rows.watch(state.slot)
     return watch.add(callback)
 
 

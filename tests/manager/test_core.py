@@ -779,6 +779,25 @@ def test_calls_that_a_worker_finds_too_late_to_start_cost_nothing(bench: Bench) 
     assert bench.done[call].attempts == ()
 
 
+def test_a_call_that_was_warned_of_its_pilots_end_may_go_on_in_the_next_one(bench: Bench) -> None:
+    """It has had a whole walltime, and is not too long for it: it has saved what it had. But not for ever."""
+    library = bench.library()
+    bench.offer(walltime=100.0)
+    [call] = bench.submit(library, 1, CallOptions(max_losses=1))
+    for name in ("w1", "w2"):
+        bench.worker(name, seconds_left=97.0)
+        bench.serve(name)
+        [run] = bench.runs(name)
+        bench.now += 97
+        bench.say(name, WorkerDraining("near the end of walltime", 1.0))
+        bench.say(name, CallsReturned((HeldCall(call, run.attempt),), "warned"))
+        bench.core.worker_lost(WorkerId(name), "end of walltime", bench.now)
+        bench.step()
+    assert bench.outcome(call) == LOST
+    story = bench.done[call].attempts
+    assert [attempt.outcome for attempt in story] == ["lost with its worker (its pilot's end, of which it was warned)"] * 2
+
+
 def test_the_batch_systems_word_ends_a_cut_session_at_once(bench: Bench) -> None:
     library = bench.library()
     bench.worker()

@@ -677,6 +677,7 @@ async def test_running_calls_are_warned_when_the_walltime_is_as_near_as_the_grac
     assert await status(process) == 0
     assert (await manager.hear(Goodbye)).reason == "end of walltime"
     assert manager.ends == {}
+    assert manager.returned == [("warned", 1)]
 
 
 async def test_a_drain_by_the_manager_is_no_warning(manager: Manager, tmp_path: Path) -> None:
