@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import windlass
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = str(Path(sys.executable).with_name("windlass"))
@@ -31,10 +35,15 @@ def run(*words: str, folder: Path, quiet: bool = True) -> str:
     return ran.stdout
 
 
-def readme_blocks() -> list[tuple[str, str]]:
-    """Words after the fence and the code, of each Python block."""
-    found = re.findall(r"^```python *(.*?)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+def blocks(path: str) -> list[tuple[str, str]]:
+    """Words after the fence and the code, of each Python block of a page."""
+    found = re.findall(r"^```python *(.*?)\n(.*?)^```", (ROOT / path).read_text(), re.MULTILINE | re.DOTALL)
     return [(words, code) for words, code in found]
+
+
+def readme_blocks() -> list[tuple[str, str]]:
+    """Those of the README."""
+    return blocks("README.md")
 
 
 def test_the_readme_has_code() -> None:
@@ -58,6 +67,46 @@ def test_the_first_code_of_the_readme_is_ten_lines() -> None:
     """As it says; blank lines not counted."""
     (_, code), *_ = readme_blocks()
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
+
+
+def test_the_checkpoint_of_the_walltime_page_runs(own_state: Path) -> None:
+    """As it stands there: one pilot is enough."""
+    [code] = [code for words, code in blocks("docs/walltime.md") if words == "run"]
+    (own_state / "script.py").write_text(code)
+    assert run(sys.executable, "script.py", folder=own_state).startswith("1.64492")
+
+
+def test_the_checkpoint_of_the_walltime_page_goes_on_in_the_next_pilot(own_state: Path) -> None:
+    """With a walltime of seconds and more steps than fit into it; nothing else is changed."""
+    [code] = [code for words, code in blocks("docs/walltime.md") if words == "run"]
+    begun, steps = time.perf_counter(), (0, 0.0)
+    while steps[0] < 200_000:  # how fast this machine is
+        done, total = steps
+        steps = (done + 1, total + 1 / (done + 1) ** 2)
+    number = int(200_000 / (time.perf_counter() - begun) * 7)
+    for old, new in (
+        ('walltime="1h", grace="10s"', 'walltime="4s", grace="1s"'),
+        (
+            "print(pool.submit(basel, 100_000, checkpoint).result())",
+            f"call = pool.with_options(max_losses=100).submit(basel, {number}, checkpoint)",
+        ),
+    ):
+        assert code.count(old) == 1
+        code = code.replace(old, new)
+    code += "    print(call.result(), len(call.attempts))\n"
+    (own_state / "script.py").write_text(code)
+    value, attempts = run(sys.executable, "script.py", folder=own_state, quiet=False).split()
+    assert value.startswith("1.64493")
+    assert int(attempts) >= 1
+    assert (own_state / "basel.json").exists()
+
+
+def test_the_first_function_of_the_walltime_page_can_be_tested_anywhere() -> None:
+    """Outside of Windlass nothing ends."""
+    [code] = [code for words, code in blocks("docs/walltime.md") if not words]
+    names: dict[str, Any] = {"windlass": windlass}
+    exec(code, names)
+    assert names["simulate"](3) == 3
 
 
 def test_quickstart_runs(own_state: Path) -> None:

@@ -6,11 +6,12 @@ import asyncio
 import concurrent.futures
 from typing import assert_type
 
-from windlass import CallFuture, Executor, Factory, FunctionCall, Library, Manager, Pool
+from windlass import CallFuture, Executor, Factory, FunctionCall, Library, Manager, Pool, on_warning, time_left
 from windlass.manager.executor import View
 from windlass.manager.future import Timings
 from windlass.manager.mapping import MapResults
 from windlass.messages import CallId
+from windlass.pilot_end import Registration
 
 
 def length(text: str, *, strip: bool = False) -> int:
@@ -82,6 +83,14 @@ def calls(library: Library) -> None:
     FunctionCall(library, length, "x", timeout=3)
     FunctionCall(3, "length")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     call.with_options(priority="high")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def in_functions() -> None:
+    assert_type(time_left(), float)
+    with on_warning(lambda seconds: assert_type(seconds, float)) as registration:
+        assert_type(registration, Registration)
+    on_warning(print).cancel()
+    on_warning("save")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def libraries() -> None:
