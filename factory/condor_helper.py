@@ -28,6 +28,8 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 PR_SET_PDEATHSIG: Final = 1
+#: What a partitionable slot has left, and what it has when nothing runs there.
+WHOLE: Final = {"Cpus": "TotalSlotCpus", "Memory": "TotalSlotMemory", "Disk": "TotalSlotDisk", "GPUs": "TotalSlotGPUs"}
 #: The text of a failed start for lack of the bindings begins so.
 NO_BINDINGS: Final = "no bindings: "
 
@@ -39,19 +41,21 @@ class Condor:
         # By name: where the extra is not installed, type checkers know nothing of them.
         self._htcondor: Any = importlib.import_module("htcondor2")
         self._classad: Any = importlib.import_module("classad2")
-        self._collector, self._name = collector, schedd
+        self._pool, self._name = collector, schedd
         self._schedd: Any = None
 
     def forget(self) -> None:
         """Look for the schedd again."""
         self._schedd = None
 
+    def _collector(self) -> Any:
+        return self._htcondor.Collector(self._pool or None)
+
     def _found(self) -> Any:
         if self._schedd is None:
-            collector = self._htcondor.Collector(self._collector or None)
-            place = collector.locate(self._htcondor.DaemonType.Schedd, self._name or None)
+            place = self._collector().locate(self._htcondor.DaemonType.Schedd, self._name or None)
             if place is None:
-                where = f" in pool {self._collector}" if self._collector else ""
+                where = f" in pool {self._pool}" if self._pool else ""
                 raise LookupError(f"there is no schedd {self._name or 'at all'}{where}; condor_status -schedd lists those that are there")
             self._schedd = self._htcondor.Schedd(place)
         return self._schedd
@@ -79,6 +83,24 @@ class Condor:
                 self.remove([str(result.cluster())], "Windlass: the upload of its files failed", 1)
                 raise
         return {"cluster": int(result.cluster()), "first": int(result.first_proc()), "count": int(result.num_procs())}
+
+    def machines(self, requirements: str) -> list[str]:
+        """Names of the pool's machines that meet the requirements of a job, when nothing else runs there."""
+        job = self._classad.ClassAd({"Requirements": self._classad.ExprTree(requirements)})
+        names = {name.rpartition(".")[2] for name in job.externalRefs(job.lookup("Requirements"))}
+        ads = self._collector().query(
+            self._htcondor.AdType.Startd,
+            constraint='SlotType =!= "Dynamic"',
+            projection=sorted({name for name in names if name} | {"Machine", *WHOLE.values()}),
+        )
+        found: set[str] = set()
+        for ad in ads:
+            for name, whole in WHOLE.items():
+                if whole in ad:
+                    ad[name] = ad.eval(whole)
+            if ad.matches(job):
+                found.add(str(ad.eval("Machine")))
+        return sorted(found)
 
     def remove(self, which: list[str] | str, reason: str, code: int) -> dict[str, object]:
         """Remove jobs, by their ids or by a constraint; the schedd's counts."""
@@ -117,6 +139,7 @@ def answer(condor: Condor, request: Mapping[str, Any]) -> dict[str, object]:
         "history": condor.history,
         "submit": condor.submit,
         "remove": condor.remove,
+        "machines": condor.machines,
     }
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

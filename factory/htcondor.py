@@ -10,6 +10,11 @@ or was submitted, and is not listed any more has ended: the history is asked how
 Removals that the schedd has acknowledged need no history.  A history that does not answer costs nothing but the reason of an end: the
 pilot is then not listed, and the factory takes it for ended the second time.
 
+*Nodes to avoid* are a requirement of the job.  HTCondor accepts requirements that nothing meets, and such a job waits for ever; so before
+such a submission the collector is asked which machines would fit, and where all of them are to be avoided the submission counts as refused.
+What that means is the history's business: it tries once without, and from then on deaths lead to a pause.  A pilot that waits for other
+reasons takes an avoided node again after an hour.
+
 *Files.*  With ``files="shared"`` (the default) nodes see the user's files by the same paths, and only the script and the log may travel.
 With ``files="transfer"`` they share nothing with the access point, and what a pilot needs travels with the job: the connection file and,
 unless ``environment=`` brings a whole Python, Windlass's own modules (`windlass.factory.shipping`).  Logs come back when a pilot ends by
@@ -164,6 +169,8 @@ class HTCondorBackend:
             raise Rejected(str(error)) from None
         except OSError as error:
             raise Rejected(f"cannot write what is to be submitted: {error}") from None
+        if request.avoid:
+            self._require_other_nodes(request)
         try:
             made = self._ask("submit", words=words, count=count, spool=self._spool)
         except Refused as error:
@@ -173,6 +180,17 @@ class HTCondorBackend:
         for job in jobs:
             self._known[job], self._seen_at[job], self._tickets[job] = None, time.time(), request.ticket
         return jobs
+
+    def _require_other_nodes(self, request: PilotRequest) -> None:
+        """Raises `Rejected` where all machines that fit are to be avoided: HTCondor would take the pilots, and they would wait for ever."""
+        try:
+            machines = self._ask_safely("machines", requirements=words_of.fitting(request, self._options))
+        except BatchError as error:
+            log.info("which machines are left for pilots is not known: %s", error)
+            return
+        why = words_of.only_avoided(cast("list[object]", machines), request.avoid) if isinstance(machines, list) else ""
+        if why:
+            raise Rejected(why)
 
     def _words(self, request: PilotRequest, inputs: Sequence[str]) -> tuple[dict[str, str], str]:
         """The submit description and the script. Raises `UsageError`."""
@@ -397,7 +415,7 @@ class HTCondorBackend:
         try:
             return self._ask(do, **arguments)
         except Refused as error:
-            asked = arguments.get("constraint", arguments.get("which", ""))
+            asked = next((arguments[name] for name in ("constraint", "which", "requirements") if name in arguments), "")
             raise Unreachable(f"{do} of {asked}: {' '.join(str(error).split())}") from None
 
 

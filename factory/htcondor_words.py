@@ -9,6 +9,11 @@ written ``$(DOLLAR)``.  Our own attributes (``My.Windlass...``) are what queries
 `queue_state` reads an ad of the queue, `history_state` one of the history.  Ads come with every expression evaluated, but still with
 values of any type, as a user's ``request_memory = banana`` is accepted: each value is taken only where its type is right.
 
+*Two dollars.*  ``$(DOLLAR)`` is a macro that stands for ``$``, but two of them after each other are read as ``$$(DOLLAR)``, the attribute
+``DOLLAR`` of the machine: so what has ``$$`` in it cannot be written in a submit description at all, and is refused.
+
+*Counts.*  The counts of an action are texts (``"TotalSuccess": "2"``) in some answers and numbers in others; `refusal` takes both.
+
 *Restarts.*  A job that is vacated starts again under the same id.  ``NumShadowStarts`` counts starts, but also each reconnection after a
 restart of the schedd, when the pilot runs on; so restarts are counted as starts less ``NumJobReconnects``.  The pilot's script counts in
 the same way, from the ad that it finds on its node.  The queue learns of a reconnection late, up to many minutes after it, and counts the
@@ -25,6 +30,7 @@ from typing import Final, cast
 
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable, UsageError
 from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, PilotState, Tag
+from windlass.factory.history import NODE_AVOIDED
 
 #: The attributes of a factory's `Tag`.
 TAG_PROJECTION: Final = ("WindlassFactory", "WindlassManager")
@@ -95,7 +101,12 @@ OWN_COMMANDS: Final[Mapping[str, str]] = {
     "leave_in_queue": "walltime=",
     "job_max_vacate_time": "grace=",
     "queue": "max_pilots=",
+    # Jobs made later than they are submitted would be pilots whose ids nobody knows.
+    "max_idle": "max_queued=",
+    "max_materialize": "max_queued=",
 }
+#: Attributes of our own begin so.
+OWN_PREFIX: Final = "windlass"
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 
 
@@ -180,7 +191,7 @@ def submit_words(
     if files:
         words["transfer_input_files"] = ", ".join(files)
     requirements = [f"({options.requirements})"] if options.requirements else []
-    requirements += [f"(TARGET.Machine =!= {literal(node)})" for node in request.avoid]
+    requirements += [_keeps_away(node) for node in request.avoid]
     if requirements:
         words["requirements"] = " && ".join(requirements)
     # An end is SIGTERM, the grace, SIGKILL, also when the pilot is removed.
@@ -193,6 +204,30 @@ def submit_words(
     words |= {f"My.{name}": escaped(literal(value)) for name, value in own.items()}
     words |= extra
     return words
+
+
+def _keeps_away(node: str) -> str:
+    """A job that has waited for as long as nodes are avoided takes any: by then it may be the only one, or mended."""
+    return f"(TARGET.Machine =!= {escaped(literal(node))} || time() - QDate > {round(NODE_AVOIDED)})"
+
+
+def fitting(request: PilotRequest, options: SubmitOptions) -> str:
+    """A pilot's requirements as far as they are known here, whatever nodes it is to avoid: for `only_avoided`."""
+    needs = [f"({options.requirements})"] if options.requirements else []
+    needs.append(f"TARGET.Cpus >= {max(1, -int(-request.resources.cores // 1))}")
+    if request.resources.memory:
+        needs.append(f"TARGET.Memory >= {-(-request.resources.memory // (1 << 20))}")
+    if request.resources.gpus:
+        needs.append(f"TARGET.GPUs >= {request.resources.gpus}")
+    return " && ".join(needs)
+
+
+def only_avoided(machines: Iterable[object], avoid: Iterable[str]) -> str:
+    """Why a pilot that keeps away from nodes would wait for ever; "": it would not, as far as is known. ``machines``: those that fit it."""
+    names = {str(machine).lower() for machine in machines}
+    if not names or not names <= {node.lower() for node in avoid}:
+        return ""
+    return f"pilots have died on every machine that fits them ({', '.join(sorted(names))})"
 
 
 def _listed_path(path: str) -> str:
@@ -232,6 +267,7 @@ def checked_directives(given: object) -> tuple[tuple[str, str], ...]:
         option = OWN_COMMANDS.get(word.lower())
         if option is not None:
             raise UsageError(f"extra_directives= has {word!r}, which Windlass writes itself; use the option {option}")
+        _refuse_own(word, "extra_directives")
         if "\n" in value:
             raise UsageError(f"extra_directives= has a value of several lines for {word!r}; a submit command has one")
         pairs.append((word if word.startswith("+") else word.lower() if "." not in word else word, value.strip()))
@@ -256,9 +292,16 @@ def checked_attributes(given: object) -> tuple[tuple[str, object], ...]:
         word = name.strip().removeprefix("+")
         if not equals or not NAME.match(word):
             raise UsageError(f"attributes={entry!r} is no attribute of a job; write for example attributes={{'ProjectName': 'sim'}}")
+        _refuse_own(word, "attributes")
         literal(value)
         pairs.append((word, value))
     return tuple(pairs)
+
+
+def _refuse_own(word: str, option: str) -> None:
+    name = word.lower().removeprefix("+").removeprefix("my.")
+    if name.startswith(OWN_PREFIX):
+        raise UsageError(f"{option}= has {word!r}; attributes that begin with Windlass are those by which pilots are found, so use another name")
 
 
 def _pair(entry: object, option: str, example: str) -> tuple[str, str, str]:
