@@ -132,6 +132,8 @@ class HTCondorBackend:
             disk=_bytes("disk", disk),
             shared_files=files == "shared",
         )
+        for doubt in words_of.doubtful_directives(self._options.directives):
+            log.warning("%s", doubt)
         self._environment = str(Path(environment).absolute()) if environment else ""
         self._spool = spool if isinstance(spool, bool) else spool.lower() in ("1", "true", "yes", "on")
         self._helper, self._where = tuple(helper), (collector, schedd)

@@ -23,6 +23,7 @@ incarnation (`Incarnation`).  A factory that did not see the start knows a recon
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,10 @@ PROJECTION: Final = (
     "HoldReason",
     "HoldReasonCode",
     "HoldReasonSubCode",
+    "LastHoldReason",
+    "LastHoldReasonCode",
+    "LastHoldReasonSubCode",
+    "LastJobStatus",
     "VacateReason",
     "LastRejMatchReason",
     "RemoveReason",
@@ -107,6 +112,19 @@ OWN_COMMANDS: Final[Mapping[str, str]] = {
 }
 #: Attributes of our own begin so.
 OWN_PREFIX: Final = "windlass"
+#: Other submit commands that make sense for pilots; more are taken, with a warning.
+KNOWN_COMMANDS: Final = frozenset(
+    """accounting_group accounting_group_user allowed_execute_duration allowed_job_duration batch_project coresize cuda_version
+    concurrency_limits concurrency_limits_expr container_target_dir docker_network_type docker_pull_policy encrypt_execute_directory
+    encrypt_input_files environment1 gpus_maximum_capability gpus_minimum_capability gpus_minimum_memory gpus_minimum_runtime hold
+    job_ad_information_attrs job_lease_duration job_machine_attrs job_machine_attrs_history_length keep_claim_idle kill_sig
+    kill_sig_timeout log log_xml max_transfer_input_mb max_transfer_output_mb mount_under_scratch nice_user notification notify_user
+    on_exit_hold on_exit_hold_reason on_exit_hold_subcode on_exit_remove periodic_hold periodic_hold_reason periodic_hold_subcode
+    periodic_release periodic_vacate preserve_relative_paths primary_unix_group priority prio rank remove_kill_sig require_gpus
+    retry_until scitokens_file stack_size stream_error stream_output submit_event_notes transfer_input_files transfer_plugins
+    ulog_execute_attrs use_oauth_services use_scitokens use_x509userproxy want_graceful_removal want_io_proxy
+    x509userproxy""".split()
+)
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 
 
@@ -139,13 +157,17 @@ def escaped(text: str) -> str:
 
 
 def literal(value: object) -> str:
-    """A Python value as a ClassAd literal. Raises `UsageError` where there is none."""
+    """A Python value as a literal of submit descriptions and constraints. Raises `UsageError` where there is none.
+
+    In both, a backslash means something only before a quote."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        if value.endswith("\\") or '\\"' in value:
+            raise UsageError(f"{value!r} has a backslash at its end or before a quote, which HTCondor cannot read; write it otherwise")
+        return '"' + value.replace('"', '\\"') + '"'
     raise UsageError(f"{value!r} is no value for an attribute of a job; give a text, a number, True or False")
 
 
@@ -304,6 +326,18 @@ def _refuse_own(word: str, option: str) -> None:
         raise UsageError(f"{option}= has {word!r}; attributes that begin with Windlass are those by which pilots are found, so use another name")
 
 
+def doubtful_directives(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """What is to be said of directives that are not known here: HTCondor ignores misspelt ones without a word."""
+    said: list[str] = []
+    for word, _ in pairs:
+        if word in KNOWN_COMMANDS or word.startswith(("+", "request_")) or "." in word:
+            continue
+        near = difflib.get_close_matches(word, KNOWN_COMMANDS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        said.append(f"extra_directives= has {word!r}, which Windlass does not know, and HTCondor ignores what it does not know{hint}")
+    return said
+
+
 def _pair(entry: object, option: str, example: str) -> tuple[str, str, str]:
     try:
         name, value = cast("tuple[object, object]", entry)
@@ -427,11 +461,11 @@ def queue_state(ad: Mapping[str, object], known: Incarnation | None = None) -> P
             return PilotState(job=job, listed=Listed.ENDING, ticket=ticket, restart=restart, node=node)
 
 
-def hold_reason(ad: Mapping[str, object]) -> str:
-    """Why a job is held, with the codes by which HTCondor's manual lists reasons."""
-    code, subcode = _whole(ad, "HoldReasonCode"), _whole(ad, "HoldReasonSubCode")
+def hold_reason(ad: Mapping[str, object], last: str = "") -> str:
+    """Why a job is held (``last="Last"``: was, before it was removed), with the codes by which HTCondor's manual lists reasons."""
+    code, subcode = _whole(ad, f"{last}HoldReasonCode"), _whole(ad, f"{last}HoldReasonSubCode")
     codes = "" if code is None else f" (hold code {code}" + (f"/{subcode})" if subcode else ")")
-    return (_text(ad, "HoldReason") or "held, and HTCondor does not say why") + codes
+    return (_text(ad, f"{last}HoldReason") or "held, and HTCondor does not say why") + codes
 
 
 def history_state(ad: Mapping[str, object], known: Incarnation | None = None) -> PilotState | None:
@@ -459,8 +493,8 @@ def _end(ad: Mapping[str, object]) -> tuple[Cause, str, int | None]:
         if "SYSTEM_PERIODIC_REMOVE" in reason.upper():
             return Cause.UNKNOWN, reason, None  # the administrators' rule, whatever it is about
         if "PeriodicRemove" in reason:
-            held = _whole(ad, "HoldReasonCode") is not None
-            return (Cause.UNKNOWN, f"{hold_reason(ad)}: {reason}", None) if held else (Cause.WALLTIME, reason, None)
+            held = _whole(ad, "LastJobStatus") == HELD  # a removal takes the reason of the hold away, and keeps it as the last one
+            return (Cause.UNKNOWN, f"{hold_reason(ad, 'Last')}: {reason}", None) if held else (Cause.WALLTIME, reason, None)
         return Cause.CANCELLED, reason, None
     by_signal, number, code = ad.get("ExitBySignal"), _whole(ad, "ExitSignal"), _whole(ad, "ExitCode")
     if by_signal is True and number is not None:

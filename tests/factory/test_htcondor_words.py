@@ -20,9 +20,12 @@ from windlass.factory.htcondor_words import (
     constraint_of,
     constraint_of_jobs,
     description,
+    doubtful_directives,
+    fitting,
     history_state,
     incarnation,
     literal,
+    only_avoided,
     periodic_remove,
     queue_state,
     refusal,
@@ -128,8 +131,10 @@ def test_what_no_machine_has_is_told_apart_from_waiting() -> None:
             "after remove",
             {
                 "RemoveReason": "The job attribute PeriodicRemove expression 'x' evaluated to TRUE",
-                "HoldReasonCode": 34,
-                "HoldReason": "memory",
+                # As a removal leaves them; a pilot that ran again since then was not held.
+                "LastJobStatus": 5,
+                "LastHoldReasonCode": 34,
+                "LastHoldReason": "memory",
             },
             (Cause.UNKNOWN, None, "memory (hold code 34): The job attribute PeriodicRemove expression 'x' evaluated to TRUE"),
         ),
@@ -302,7 +307,7 @@ def test_the_submit_description_is_what_it_was_when_somebody_last_read_it() -> N
         "should_transfer_files = IF_NEEDED\n"
         "when_to_transfer_output = ON_EXIT\n"
         'transfer_output_files = ""\n'
-        'requirements = (TARGET.Machine =!= "n1")\n'
+        'requirements = (TARGET.Machine =!= "n1" || time() - QDate > 3600)\n'
         "kill_sig = SIGTERM\n"
         "job_max_vacate_time = 20\n"
         "want_graceful_removal = true\n"
@@ -321,15 +326,15 @@ def test_the_submit_description_is_what_it_was_when_somebody_last_read_it() -> N
 def test_the_options_of_the_pool_come_in() -> None:
     options = SubmitOptions(
         requirements="HasCVMFS || Site == 1",
-        attributes=(("ProjectName", 'a "b" \\'), ("Nice", True), ("Weight", 2)),
+        attributes=(("ProjectName", 'a "b" \\ c'), ("Nice", True), ("Weight", 2)),
         directives=(("accounting_group", "physics"), ("+Old", "3"), ("transfer_input_files", "/x, /y")),
         container_image="docker://python:3.11",
         disk=3000,
         shared_files=False,
     )
     given = words(options, ("/m/pilot.json",), avoid=("n1",))
-    assert given["requirements"] == '(HasCVMFS || Site == 1) && (TARGET.Machine =!= "n1")'
-    assert (given["My.ProjectName"], given["My.Nice"], given["My.Weight"]) == ('"a \\"b\\" \\\\"', "true", "2")
+    assert given["requirements"] == '(HasCVMFS || Site == 1) && (TARGET.Machine =!= "n1" || time() - QDate > 3600)'
+    assert (given["My.ProjectName"], given["My.Nice"], given["My.Weight"]) == ('"a \\"b\\" \\ c"', "true", "2")
     assert (given["accounting_group"], given["+Old"]) == ("physics", "3")
     assert (given["universe"], given["container_image"], given["request_disk"]) == ("container", "docker://python:3.11", "3")
     assert (given["should_transfer_files"], given["transfer_input_files"]) == ("YES", "/m/pilot.json, /x, /y")
@@ -352,6 +357,9 @@ def test_what_the_submit_language_cannot_hold_is_refused() -> None:
         words(inputs=("/a,b",))
     with pytest.raises(UsageError, match="is no value for an attribute of a job"):
         literal(None)
+    for text in ("a\\", 'a\\"b'):
+        with pytest.raises(UsageError, match="has a backslash at its end or before a quote, which HTCondor cannot read"):
+            literal(text)
 
 
 def test_a_pilot_without_walltime_is_removed_only_when_it_is_held() -> None:
@@ -372,6 +380,39 @@ def test_each_command_that_windlass_writes_is_refused_as_a_directive() -> None:
             assert name in OWN_COMMANDS, name
             with pytest.raises(UsageError, match="which Windlass writes itself"):
                 checked_directives({name: "x"})
+
+
+def test_attributes_by_which_pilots_are_found_are_not_for_users() -> None:
+    for given in ({"+WindlassFactory": "x"}, {"My.WindlassTicket": "x"}):
+        with pytest.raises(UsageError, match="attributes that begin with Windlass are those by which pilots are found"):
+            checked_directives(given)
+    with pytest.raises(UsageError, match="attributes that begin with Windlass"):
+        checked_attributes({"windlassUser": "x"})
+
+
+def test_a_misspelt_command_is_told_as_htcondor_would_not_notice_it() -> None:
+    """Its bindings take any word for a variable of the user's own, so this is a warning and no refusal."""
+    given = checked_directives({"acounting_group": "a", "my_own": "b", "priority": "3", "+X": "1", "request_licenses": "2", "My.Y": "2"})
+    assert doubtful_directives(given) == [
+        "extra_directives= has 'acounting_group', which Windlass does not know, and HTCondor ignores what it does not know;"
+        " did you mean 'accounting_group'?",
+        "extra_directives= has 'my_own', which Windlass does not know, and HTCondor ignores what it does not know",
+    ]
+
+
+def test_what_fits_a_pilot_is_asked_without_the_nodes_to_avoid() -> None:
+    request = PilotRequest(ticket="t", pool=PoolName("p"), command=(), resources=Resources(3.5, 5 << 30, 2), avoid=("n1",))
+    assert fitting(request, SubmitOptions(requirements="HasX || Y")) == (
+        "(HasX || Y) && TARGET.Cpus >= 4 && TARGET.Memory >= 5120 && TARGET.GPUs >= 2"
+    )
+    assert fitting(replace(request, resources=Resources(1.0)), SubmitOptions()) == "TARGET.Cpus >= 1"
+
+
+def test_only_machines_that_are_all_avoided_are_a_refusal() -> None:
+    """Where none is known (an empty pool that grows by itself, others that jobs flock to) waiting is right."""
+    assert only_avoided(["n1", "N2"], ("n1", "n2", "n3")) == "pilots have died on every machine that fits them (n1, n2)"
+    assert only_avoided(["n1", "n4"], ("n1",)) == ""
+    assert only_avoided([], ("n1",)) == ""
 
 
 def test_attributes_are_read_as_people_write_them() -> None:

@@ -8,6 +8,9 @@ pool was recorded to answer.  It is run as a program:
     answers one JSON line with one; ``{"do": "vacate"}`` and the like are for tests.  Stopped with SIGSTOP it is a mute schedd: the
     kernel takes connections and nobody answers.
 
+``steps FOLDER COLLECTOR SCHEDD``
+    `steps.py` with the modules that ``helper`` has.
+
 ``helper COLLECTOR SCHEDD``
     `windlass.factory.condor_helper` with modules named ``htcondor2`` and ``classad2`` that are made here.  As in the real ones, a call
     holds the GIL while it waits.
@@ -38,6 +41,10 @@ from typing import Any, cast
 MACHINE = "standin"
 MEMORY_MB = 64_000
 CORES = 64
+#: As the collector has it: what is left is nothing when all is taken, and the whole is told beside.
+SLOT = {"Machine": MACHINE, "SlotType": "Partitionable", "Cpus": 0, "TotalSlotCpus": CORES, "Memory": 0, "TotalSlotMemory": MEMORY_MB}
+
+WHOLE_SLOT = SLOT | {"Cpus": CORES, "Memory": MEMORY_MB}
 
 # ---------------------------------------------------------------- ClassAd expressions
 
@@ -87,8 +94,8 @@ class Meta:
 TOKEN = re.compile(r'\s*("(?:[^"\\]|\\.)*"|=\?=|=!=|==|!=|<=|>=|&&|\|\||[!<>()+\-*/,]|\d+\.\d+|\d+|[A-Za-z_][A-Za-z_0-9.]*)')
 
 
-def evaluate(expression: str, ad: Mapping[str, Any]) -> Any:
-    """An expression in the context of an ad; enough of the language for what Windlass says."""
+def evaluate(expression: str, ad: Mapping[str, Any], target: Mapping[str, Any] | None = None) -> Any:
+    """An expression in the context of an ad, and of another that it may match; enough of the language for what Windlass says."""
     words: list[str] = []
     at = 0
     while at < len(expression.rstrip()):
@@ -99,32 +106,24 @@ def evaluate(expression: str, ad: Mapping[str, Any]) -> Any:
         fixed = {"&&": " and ", "||": " or ", "!": " not ", "=?=": "|IS|", "=!=": "|ISNT|", "true": "True", "false": "False"}
         if word.lower() in fixed:
             words.append(fixed[word.lower()])
+        elif word[0] == '"':  # in what HTCondor calls old ClassAds a backslash means something before a quote only
+            words.append(repr(word[1:-1].replace('\\"', '"')))
         elif word[0].isalpha() and word != "time":
             words.append(f"get({word!r})")
         else:
             words.append(word)
-    named = {name.lower(): value for name, value in ad.items()}
+    mine = {name.lower(): value for name, value in ad.items()}
+    theirs = {name.lower(): value for name, value in (target or {}).items()}
 
     def get(name: str) -> Any:
-        name = name.lower().removeprefix("my.").removeprefix("target.")
-        value = {"machine": MACHINE, "undefined": UNDEFINED}.get(name, named.get(name, UNDEFINED))
+        scope, _, name = name.lower().rpartition(".")
+        value = {"my": mine, "target": theirs}.get(scope, {**theirs, **mine}).get(name, UNDEFINED)
         return evaluate(str(cast("dict[str, str]", value)["expr"]), ad) if isinstance(value, dict) else value
 
     return eval("".join(words), {"get": get, "time": lambda: int(time.time()), "IS": Meta(True), "ISNT": Meta(False)})
 
 
 # ---------------------------------------------------------------- the schedd
-
-#: Submit commands that it knows; others get the warning that real HTCondor gives.
-# fmt: off
-OWN_KEYS = frozenset({
-    "universe", "executable", "arguments", "environment", "initialdir", "output", "error", "batch_name", "request_cpus", "request_memory",
-    "request_gpus", "request_disk", "should_transfer_files", "when_to_transfer_output", "transfer_output_files", "transfer_input_files",
-    "requirements", "kill_sig", "job_max_vacate_time", "want_graceful_removal", "periodic_remove", "leave_in_queue", "container_image",
-    "accounting_group", "hold",
-})
-# fmt: on
-
 
 class SubmitError(Exception):
     """What the bindings raise as HTCondorException."""
@@ -168,6 +167,9 @@ class StandIn:
     max_jobs: int = 0
     denied: bool = False
     lost_history: bool = False
+    collector_is_down: bool = False
+    #: Names of further machines that the collector tells of; nothing runs there.
+    slots_elsewhere: list[str] = field(default_factory=list[str])
     queries: list[str] = field(default_factory=list[str])
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
 
@@ -176,14 +178,16 @@ class StandIn:
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         do = request.pop("do")
         self.queries.append(do)
+        self.periodic()
         try:
             return {"value": getattr(self, f"do_{do}")(**request)}
         except SubmitError as error:
             return {"error": str(error)}
 
     def do_submit(self, words: dict[str, str], count: int) -> dict[str, int]:
-        if "$$(DOLLAR)" in words.get("initialdir", "") or not Path(words.get("initialdir", "/").replace("$(DOLLAR)", "$")).is_dir():
-            raise SubmitError(f"Failed to create job ad, errmsg=Submit:-1:No such directory: {words['initialdir']}")
+        place = expand(words.get("initialdir", "/"), {"dollar": "$"})
+        if not Path(place).is_dir():
+            raise SubmitError(f"Failed to create job ad, errmsg=Submit:-1:No such directory: {place}\n")
         if words.get("universe") not in ("vanilla", "container"):
             raise SubmitError(f"Failed to create job ad, errmsg=Submit:-1:I don't know about the '{words['universe']}' universe.\n")
         if not words.get("executable"):
@@ -198,11 +202,7 @@ class StandIn:
         for proc in range(count):
             now = int(time.time())
             macros = {"clusterid": str(self.clusters), "procid": str(proc), "dollar": "$"}
-
-            def expand(text: str, macros: dict[str, str] = macros) -> str:
-                return re.sub(r"(?<!\$)\$\((\w+)\)", lambda found: macros.get(found[1].lower(), ""), text)
-
-            own = {name: expand(value) for name, value in words.items()}
+            own = {name: expand(value, macros) for name, value in words.items()}
             ad: dict[str, Any] = {
                 "Owner": "alice",
                 "QDate": now,
@@ -222,6 +222,8 @@ class StandIn:
                     ad[name.removeprefix("+").partition(".")[2] or name.removeprefix("+")] = evaluate(value, {})
             job = Job(ad, own)
             self.jobs[job.key] = job
+            if own.get("spooled") == "true" or own.get("hold") == "true":
+                ad["JobStatus"] = 5
             if own.get("spooled") == "true":
                 self._hold(job, "Spooling input data files", 16, 0)
             elif own.get("hold") == "true":
@@ -233,15 +235,12 @@ class StandIn:
         for job in [job for job in self.jobs.values() if job.ad["ClusterId"] == cluster]:
             missing = [path for path in job.words.get("transfer_input_files", "").split(", ") if path and not Path(path).is_file()]
             if missing:
-                text = f"reading from file {missing[0]}: (errno 2) No such file or directory"
-                raise SubmitError(f"DCSchedd::spoolJobFiles:7002:File transfer failed for target job {job.key}: {text}")
+                why = f"|Error: 1 total failures: first failure: reading from file {missing[0]}: (errno 2) No such file or directory"
+                sides = f"TOOL at 127.0.0.1 failed to send file(s) to <127.0.0.1:1>: {why}; SCHEDD failed to receive file(s) from <127.0.0.1:2>"
+                raise SubmitError(f"DCSchedd::spoolJobFiles:7002:File transfer failed for target job {job.key}: {sides}")
             self._to(job, 1)
 
     def do_query(self, constraint: str, projection: list[str]) -> list[dict[str, Any]]:
-        for job in list(self.jobs.values()):
-            if job.words.get("periodic_remove") and evaluate(job.words["periodic_remove"], job.ad):
-                text = f"The job attribute PeriodicRemove expression '{job.words['periodic_remove']}' evaluated to TRUE"
-                self._remove(job, text)
         matches(constraint, {})  # a bad one is refused also when there are no jobs
         return [shown(job.ad, projection) for job in self.jobs.values() if matches(constraint, job.ad)]
 
@@ -258,27 +257,39 @@ class StandIn:
         keys = which if isinstance(which, list) else [key for key, job in self.jobs.items() if matches(which, job.ad)]
         names = ("TotalError", "TotalSuccess", "TotalNotFound", "TotalBadStatus", "TotalAlreadyDone", "TotalPermissionDenied")
         totals: dict[str, int] = dict.fromkeys(names, 0)
-        text = f"{reason[0]} (by user alice)"
+        text = f"{reason[0]} (by user alice)" if reason[0] else ""
         for key in keys:
             job = self.jobs.get(key)
             if job is None:
                 totals["TotalNotFound"] += 1
             elif self.denied:
                 totals["TotalPermissionDenied"] += 1
-            elif job.ad["JobStatus"] == 3:
+            elif job.ad["JobStatus"] == {"Remove": 3, "Hold": 5}.get(action, 0):
                 totals["TotalAlreadyDone"] += 1
+            elif action == "Release" and job.ad["JobStatus"] != 5:
+                totals["TotalBadStatus"] += 1
             else:
                 totals["TotalSuccess"] += 1
                 if action == "Remove":
                     self._remove(job, text)
+                elif action == "Vacate":
+                    self.do_vacate(key)
                 elif action == "Hold":
                     self._hold(job, text, 1, int(reason[1]))
                 elif action == "Release":
                     self._to(job, 1)
-                    for name in ("HoldReason", "HoldReasonCode", "HoldReasonSubCode", "VacateReason", "VacateReasonCode"):
-                        job.ad.pop(name, None)
         counts = {name: str(number) for name, number in totals.items()}
         return counts | {"TotalJobAds": str(len(self.jobs)), "TotalChangedAds": "1" if totals["TotalSuccess"] else "0"}
+
+    def do_edit(self, which: str, name: str, value: str) -> None:
+        for job in self.jobs.values():
+            if matches(which, job.ad):
+                job.ad[name] = evaluate(value, job.ad)
+
+    def do_machines(self) -> list[dict[str, Any]]:
+        if self.collector_is_down:
+            raise SubmitError("Failed communication with collector.")
+        return [SLOT, *(SLOT | {"Machine": name} for name in self.slots_elsewhere)]
 
     # for tests
 
@@ -303,9 +314,22 @@ class StandIn:
     def do_asked(self) -> list[str]:
         return self.queries
 
+    def periodic(self) -> None:
+        """What the real one does every minute."""
+        for job in list(self.jobs.values()):
+            if job.ad["JobStatus"] != 3 and job.words.get("periodic_remove") and evaluate(job.words["periodic_remove"], job.ad):
+                text = f"The job attribute PeriodicRemove expression '{job.words['periodic_remove']}' evaluated to TRUE"
+                self._remove(job, text, "Claim deactivated")
+
     # ------------------------------------------------------------ the machine
 
     def _to(self, job: Job, status: int, **changes: Any) -> None:
+        if job.ad["JobStatus"] != status:
+            job.ad["LastJobStatus"] = job.ad["JobStatus"]
+        if status != 5:  # the reason of a hold is the last one's from then on
+            for name in ("HoldReason", "HoldReasonCode", "HoldReasonSubCode"):
+                if name in job.ad:
+                    job.ad[f"Last{name}"] = job.ad.pop(name)
         job.ad |= {"JobStatus": status, "EnteredCurrentStatus": int(time.time()), **changes}
 
     def start_some(self) -> None:
@@ -315,7 +339,7 @@ class StandIn:
                 continue
             memory = job.ad["RequestMemory"]
             requirements = job.words.get("requirements")
-            if (isinstance(memory, int) and memory > MEMORY_MB) or (requirements and not evaluate(requirements, {})):
+            if (isinstance(memory, int) and memory > MEMORY_MB) or (requirements and not evaluate(requirements, job.ad, WHOLE_SLOT)):
                 job.ad["LastRejMatchReason"] = "no match found"
             elif isinstance(memory, int):
                 self._start(job)
@@ -342,8 +366,9 @@ class StandIn:
         try:
             self._run(job, executable)
         except FileNotFoundError:
-            arguments = f"with arguments {job.words.get('arguments', '')}: (errno=2: 'No such file or directory')"
-            return self._hold(job, f"Error from {job.ad['RemoteHost']}: Failed to execute '{executable}' {arguments}", 6, 2, ran=True)
+            arguments = f" with arguments {job.words['arguments']}" if "arguments" in job.words else ""
+            why = f"Failed to execute '{executable}'{arguments}: (errno=2: 'No such file or directory')"
+            return self._hold(job, f"Error from {job.ad['RemoteHost']}: {why}", 6, 2, ran=True)
 
     def _run(self, job: Job, executable: str) -> None:
         if job.transfers:
@@ -372,18 +397,21 @@ class StandIn:
             signal.pidfd_send_signal(job.pidfd, signal.SIGTERM)
             job.kill_at = time.monotonic() + float(job.words.get("job_max_vacate_time", "10"))
 
-    def _remove(self, job: Job, text: str) -> None:
-        job.ad["RemoveReason"] = text
+    def _remove(self, job: Job, text: str, vacate: str = "") -> None:
+        if text:
+            job.ad["RemoveReason"] = text
         if job.process is None:
             self._to(job, 3)
             self._leave(job)
         else:
-            job.ad |= {"VacateReason": text, "VacateReasonCode": 1023}
+            job.ad |= {"VacateReason": vacate or text, "VacateReasonCode": 1023}
             self._to(job, 3)
             self._tell(job, "removed")
 
     def _hold(self, job: Job, text: str, code: int, subcode: int, *, ran: bool = True) -> None:
-        job.ad |= {"HoldReason": text, "HoldReasonCode": code, "HoldReasonSubCode": subcode, "NumHolds": job.ad.get("NumHolds", 0) + 1}
+        job.ad |= {"HoldReason": text, "HoldReasonCode": code, "NumHolds": job.ad.get("NumHolds", 0) + 1}
+        if code not in (15, 16):
+            job.ad["HoldReasonSubCode"] = subcode
         if job.ad["JobStatus"] == 2:
             job.ad |= {"VacateReason": text, "VacateReasonCode": code}
         if job.process is not None:
@@ -394,6 +422,7 @@ class StandIn:
 
     def _off(self, job: Job, ran: bool) -> None:
         """The machine is done with a job."""
+        job.ad.pop("ShadowBday", None)
         host = job.ad.pop("RemoteHost", None)
         if host is not None:
             job.ad["LastRemoteHost"] = host
@@ -476,6 +505,16 @@ class StandIn:
                             key.data.sendall(json.dumps(self.answer(json.loads(request))).encode() + b"\n")
                         except BrokenPipeError:
                             pass  # killed while it waited
+
+
+def expand(text: str, macros: Mapping[str, str]) -> str:
+    """Macros, one after the other: what the first becomes can make ``$$(...)`` of the next, which is none."""
+    macro, at = re.compile(r"(?<!\$)\$\((\w+)\)"), 0
+    while found := macro.search(text, at):
+        value = macros.get(found[1].lower(), "")
+        text = text[: found.start()] + value + text[found.end() :]
+        at = found.start() + len(value)
+    return text
 
 
 def number_or_text(text: str) -> int | str:
@@ -576,6 +615,25 @@ class ClassAd(dict[str, Any]):
         return value.eval(self) if isinstance(value, ExprTree) else value
 
 
+    def lookup(self, name: str) -> Any:
+        return self[name]
+
+    def externalRefs(self, expression: ExprTree) -> list[str]:
+        """The names in an expression that this ad does not have."""
+        words = re.findall(r"[A-Za-z_][A-Za-z_0-9.]*", re.sub(r'"(?:[^"\\]|\\.)*"', "", expression.text))
+        return sorted({word for word in words if word not in self and word not in ("time", "true", "false", "undefined")})
+
+    def matches(self, ad: ClassAd) -> bool:
+        """Whether this ad meets the requirements of the other."""
+        return evaluate(ad.lookup("Requirements").text, ad, self) is True
+
+
+class AdType(enum.IntEnum):
+    """As `htcondor2.AdType`."""
+
+    Startd = 0
+
+
 class JobAction(enum.IntEnum):
     """As `htcondor2.JobAction`."""
 
@@ -605,6 +663,12 @@ class Collector:
         if self.pool is None:
             raise HTCondorException("Unable to locate local daemon.")
         return ClassAd({"MyAddress": self.pool, "CondorVersion": "standin"}) if name in (None, MACHINE) else None
+
+    def query(self, ad_type: AdType, constraint: str = "true", projection: list[str] | None = None) -> list[ClassAd]:
+        if self.pool is None:
+            raise HTCondorException("Unable to locate local daemon.")
+        ads = [ad for ad in ask_schedd(self.pool, {"do": "machines"}) if evaluate(constraint, ad)]
+        return [ClassAd(shown(ad, projection or [])) for ad in ads]
 
 
 class Result:
@@ -637,11 +701,6 @@ class Schedd:
         return [ClassAd(ad) for ad in ask_schedd(self.place, request)]
 
     def submit(self, description: Submit, count: int = 0, spool: bool = False) -> Result:
-        import warnings
-
-        for name in description:
-            if name.lower() not in OWN_KEYS and not name.lower().startswith(("my.", "+")):
-                warnings.warn(f"the line '{name} = {description[name]}' was unused by submit. Is it a typo?", stacklevel=2)
         words = {**description, "spooled": "true"} if spool else dict(description)
         return Result(ask_schedd(self.place, {"do": "submit", "words": words, "count": count or 1}))
 
@@ -652,17 +711,31 @@ class Schedd:
         # A plain string is dropped, as in 25.14.1.
         if isinstance(which, list) and not all(re.fullmatch(r"\d+\.\d+", one) for one in which):
             which = " || ".join(f"ClusterId == {one}" for one in which)
+        if isinstance(which, str):
+            try:
+                evaluate(which, {})
+            except (ValueError, SyntaxError):
+                raise ValueError("The job_spec string must be a clusterID[.procID] or the string form of an ExprTree.") from None
         text, code = reason if isinstance(reason, tuple) else ("Python-initiated action" if reason is None else "", 0)
-        return ClassAd(ask_schedd(self.place, {"do": "act", "action": action.name, "which": which, "reason": [text, code]}))
+        counts = ask_schedd(self.place, {"do": "act", "action": action.name, "which": which, "reason": [text, code]})
+        return ClassAd({name: int(number) for name, number in counts.items()})
+
+    def edit(self, which: str, name: str, value: str) -> None:
+        ask_schedd(self.place, {"do": "edit", "which": which, "name": name, "value": value})
 
 
-def helper_main(argv: list[str]) -> int:
+def be_the_bindings() -> None:
+    """From now on this process has the stand-in's modules as ``htcondor2`` and ``classad2``."""
     bindings, classads = types.ModuleType("htcondor2"), types.ModuleType("classad2")
-    for name in ("HTCondorException", "JobAction", "DaemonType", "Submit", "Collector", "Schedd"):
+    for name in ("HTCondorException", "AdType", "JobAction", "DaemonType", "Submit", "Collector", "Schedd"):
         setattr(bindings, name, globals()[name])
     for name in ("ClassAd", "ExprTree", "Value"):
         setattr(classads, name, globals()[name])
     sys.modules |= {"htcondor2": bindings, "classad2": classads}
+
+
+def helper_main(argv: list[str]) -> int:
+    be_the_bindings()
     from windlass.factory.condor_helper import main
 
     return main(argv)
@@ -706,4 +779,9 @@ class Running:
 if __name__ == "__main__":
     if sys.argv[1] == "schedd":
         sys.exit(schedd_main(sys.argv[2]))
+    if sys.argv[1] == "steps":
+        be_the_bindings()
+        import steps  # beside this file
+
+        sys.exit(steps.main(sys.argv[2:]))
     sys.exit(helper_main(sys.argv[2:]))
