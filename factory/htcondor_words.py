@@ -112,19 +112,20 @@ OWN_COMMANDS: Final[Mapping[str, str]] = {
 }
 #: Attributes of our own begin so.
 OWN_PREFIX: Final = "windlass"
+_COMMANDS: Final = """
+    accounting_group accounting_group_user allowed_execute_duration allowed_job_duration batch_project coresize cuda_version
+    concurrency_limits concurrency_limits_expr container_target_dir docker_network_type docker_pull_policy
+    encrypt_execute_directory encrypt_input_files gpus_maximum_capability gpus_minimum_capability gpus_minimum_memory
+    gpus_minimum_runtime hold job_ad_information_attrs job_lease_duration job_machine_attrs job_machine_attrs_history_length
+    keep_claim_idle kill_sig kill_sig_timeout log log_xml max_transfer_input_mb max_transfer_output_mb mount_under_scratch
+    nice_user notification notify_user on_exit_hold on_exit_hold_reason on_exit_hold_subcode on_exit_remove periodic_hold
+    periodic_hold_reason periodic_hold_subcode periodic_release periodic_vacate preserve_relative_paths primary_unix_group
+    priority prio rank remove_kill_sig require_gpus retry_until scitokens_file stack_size stream_error stream_output
+    submit_event_notes transfer_input_files transfer_plugins ulog_execute_attrs use_oauth_services use_scitokens
+    use_x509userproxy want_graceful_removal want_io_proxy x509userproxy
+"""
 #: Other submit commands that make sense for pilots; more are taken, with a warning.
-KNOWN_COMMANDS: Final = frozenset(
-    """accounting_group accounting_group_user allowed_execute_duration allowed_job_duration batch_project coresize cuda_version
-    concurrency_limits concurrency_limits_expr container_target_dir docker_network_type docker_pull_policy encrypt_execute_directory
-    encrypt_input_files environment1 gpus_maximum_capability gpus_minimum_capability gpus_minimum_memory gpus_minimum_runtime hold
-    job_ad_information_attrs job_lease_duration job_machine_attrs job_machine_attrs_history_length keep_claim_idle kill_sig
-    kill_sig_timeout log log_xml max_transfer_input_mb max_transfer_output_mb mount_under_scratch nice_user notification notify_user
-    on_exit_hold on_exit_hold_reason on_exit_hold_subcode on_exit_remove periodic_hold periodic_hold_reason periodic_hold_subcode
-    periodic_release periodic_vacate preserve_relative_paths primary_unix_group priority prio rank remove_kill_sig require_gpus
-    retry_until scitokens_file stack_size stream_error stream_output submit_event_notes transfer_input_files transfer_plugins
-    ulog_execute_attrs use_oauth_services use_scitokens use_x509userproxy want_graceful_removal want_io_proxy
-    x509userproxy""".split()
-)
+KNOWN_COMMANDS: Final = frozenset(_COMMANDS.split())
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 
 
@@ -323,7 +324,9 @@ def checked_attributes(given: object) -> tuple[tuple[str, object], ...]:
 def _refuse_own(word: str, option: str) -> None:
     name = word.lower().removeprefix("+").removeprefix("my.")
     if name.startswith(OWN_PREFIX):
-        raise UsageError(f"{option}= has {word!r}; attributes that begin with Windlass are those by which pilots are found, so use another name")
+        raise UsageError(
+            f"{option}= has {word!r}; attributes that begin with Windlass are those by which pilots are found, so use another name"
+        )
 
 
 def doubtful_directives(pairs: Iterable[tuple[str, str]]) -> list[str]:

@@ -7,7 +7,9 @@ test run without an exec have no mark, but are its children.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -48,6 +50,35 @@ def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmClu
     require_slurm()
     with SlurmCluster(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
+
+
+CONDOR_SWITCH = "WINDLASS_TEST_HTCONDOR"
+
+
+def pytest_report_header() -> str:
+    """Whoever runs the tests sees which HTCondor they are run on."""
+    if os.environ.get(CONDOR_SWITCH):
+        return f"HTCondor: a stand-in, and the pool of this machine ({CONDOR_SWITCH} is set)"
+    return f"HTCondor: a stand-in only. {CONDOR_SWITCH}=1 tests the pool of this machine as well; CONTRIBUTING.md says how"
+
+
+def require_condor() -> None:
+    """Skip without the switch; with it, whatever is missing is a failure."""
+    if not os.environ.get(CONDOR_SWITCH):
+        pytest.skip(f"real HTCondor is not tested: {CONDOR_SWITCH}=1 says that this machine has a pool (CONTRIBUTING.md)")
+    if os.getuid() == 0:
+        pytest.fail("root cannot own jobs of HTCondor; run the tests on a real pool as an ordinary user")
+    if importlib.util.find_spec("htcondor2") is None:
+        pytest.fail(f"{CONDOR_SWITCH} is set, and HTCondor's bindings are not installed; run  pip install htcondor")
+
+
+@pytest.fixture
+def condor_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Says that a test is for the real pool of this machine. A folder that its nodes see: not /tmp, which each job has for itself."""
+    require_condor()
+    with tempfile.TemporaryDirectory(prefix="windlass-tests-", dir=Path.home(), ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("WINDLASS_STATE_DIR", str(Path(folder) / "state"))
+        yield Path(folder)
 
 
 @pytest.fixture

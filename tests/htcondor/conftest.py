@@ -49,13 +49,6 @@ def standin() -> Any:
 
 
 @pytest.fixture
-def check_backend() -> Callable[..., None]:
-    """The contract of every batch backend: ``check_backend(backend, folder, patience=...)``."""
-    check: Callable[..., None] = load(Path(__file__).parent.parent / "contract" / "conftest.py", "windlass_test_contract").run_contract
-    return check
-
-
-@pytest.fixture
 def schedd(standin: Any, tmp_path: Path, nothing_left_running: None) -> Iterator[Schedd]:
     """A schedd with one machine, which tests may change and kill."""
     running: Schedd = standin.Running(tmp_path)

@@ -24,6 +24,7 @@ import enum
 import json
 import os
 import re
+import runpy
 import selectors
 import shutil
 import signal
@@ -124,6 +125,7 @@ def evaluate(expression: str, ad: Mapping[str, Any], target: Mapping[str, Any] |
 
 
 # ---------------------------------------------------------------- the schedd
+
 
 class SubmitError(Exception):
     """What the bindings raise as HTCondorException."""
@@ -236,7 +238,9 @@ class StandIn:
             missing = [path for path in job.words.get("transfer_input_files", "").split(", ") if path and not Path(path).is_file()]
             if missing:
                 why = f"|Error: 1 total failures: first failure: reading from file {missing[0]}: (errno 2) No such file or directory"
-                sides = f"TOOL at 127.0.0.1 failed to send file(s) to <127.0.0.1:1>: {why}; SCHEDD failed to receive file(s) from <127.0.0.1:2>"
+                sides = (
+                    f"TOOL at 127.0.0.1 failed to send file(s) to <127.0.0.1:1>: {why}; SCHEDD failed to receive file(s) from <127.0.0.1:2>"
+                )
                 raise SubmitError(f"DCSchedd::spoolJobFiles:7002:File transfer failed for target job {job.key}: {sides}")
             self._to(job, 1)
 
@@ -614,7 +618,6 @@ class ClassAd(dict[str, Any]):
         value = self[name]
         return value.eval(self) if isinstance(value, ExprTree) else value
 
-
     def lookup(self, name: str) -> Any:
         return self[name]
 
@@ -781,7 +784,5 @@ if __name__ == "__main__":
         sys.exit(schedd_main(sys.argv[2]))
     if sys.argv[1] == "steps":
         be_the_bindings()
-        import steps  # beside this file
-
-        sys.exit(steps.main(sys.argv[2:]))
+        sys.exit(runpy.run_path(str(Path(__file__).with_name("steps.py")))["main"](sys.argv[2:]))
     sys.exit(helper_main(sys.argv[2:]))

@@ -1,8 +1,8 @@
 """The same steps on a schedd, whichever it is, and what the backend would see of each: one JSON line a step.
 
-``steps.py FOLDER COLLECTOR SCHEDD [only]`` with HTCondor's bindings asks a real pool; `standin.py steps ...` asks the stand-in, with its own
-bindings.  What differs from run to run (ids, times, the names of machines and people) is written as what it is, so that two runs can be
-compared word by word.  ``condor_steps.jsonl`` beside the recorded ads is what a real pool (25.14) said.
+``steps.py FOLDER COLLECTOR SCHEDD [only]`` with HTCondor's bindings asks a real pool; `standin.py steps ...` asks the stand-in, with
+bindings of its own.  What differs from run to run (ids, times, the names of machines and people) is written as what it is, so that two
+runs can be compared word by word.  ``steps.jsonl`` beside the recorded ads is what a real pool (25.14) said.
 
 Folder and jobs are the caller's: everything that was submitted is removed in the end.
 """
@@ -26,6 +26,7 @@ from windlass.factory.htcondor_words import COMPLETED, PROJECTION, history_state
 
 TIMES = {"JobCurrentStartDate", "ShadowBday"}
 HOSTS = {"RemoteHost", "LastRemoteHost"}
+NO_WORDS: Mapping[str, str] = {}
 #: Seconds that the pool may take for one thing.
 PATIENCE = 120.0
 SCRIPTS = {
@@ -34,11 +35,11 @@ SCRIPTS = {
     "exit0": "exit 0",
     "kill9": "kill -9 $$",
     "deaf": "trap '' TERM; while :; do sleep 0.1; done",
-    "ad": r'''sed -n 's/^\(NumShadowStarts\|NumJobReconnects\|ClusterId\|WindlassTicket\) = .*/\1/p' "$_CONDOR_JOB_AD" | sort >&2
+    "ad": r"""sed -n 's/^\(NumShadowStarts\|NumJobReconnects\|ClusterId\|WindlassTicket\) = .*/\1/p' "$_CONDOR_JOB_AD" | sort >&2
 for name in _CONDOR_SCRATCH_DIR _CONDOR_JOB_AD BATCH_SYSTEM WINDLASS_JOB; do
     eval "[ -n \"\${$name+x}\" ]" && echo $name >&2
 done
-[ -r moved ] && [ "$PWD" = "$_CONDOR_SCRATCH_DIR" ] && echo "in its sandbox, with its input" >&2''',
+[ -r moved ] && [ "$PWD" = "$_CONDOR_SCRATCH_DIR" ] && echo "in its sandbox, with its input" >&2""",
 }
 
 
@@ -48,7 +49,7 @@ class Steps:
     def __init__(self, folder: Path, collector: str, schedd: str, only: str = "") -> None:
         self.only = only
         self.condor = Condor(collector, schedd)
-        self.htcondor: Any = self.condor._htcondor
+        self.htcondor: Any = self.condor._htcondor  # pyright: ignore[reportPrivateUsage]
         self.pool = collector
         self.folder = folder
         self.name = f"steps-{os.getpid()}"
@@ -63,31 +64,35 @@ class Steps:
 
     @property
     def schedd(self) -> Any:
-        return self.condor._found()
+        return self.condor._found()  # pyright: ignore[reportPrivateUsage]
 
-    def submit(self, script: str = "sleep", count: int = 1, *, spool: bool = False, **words: str) -> str:
+    def submit(self, script: str = "sleep", count: int = 1, *, spool: bool = False, own: Mapping[str, str] = NO_WORDS, **words: str) -> str:
         """The cluster of a submission as the backend makes it; the constraint that finds it."""
-        given = {
-            "universe": "vanilla",
-            "executable": f"{self.folder}/{script}.sh",
-            "environment": '"WINDLASS_JOB=$(ClusterId).$(ProcId)"',
-            "initialdir": str(self.folder),
-            "output": f"{self.folder}/$(ClusterId).$(ProcId).log",
-            "error": f"{self.folder}/$(ClusterId).$(ProcId).log",
-            "request_cpus": "1",
-            "request_memory": "64",
-            "should_transfer_files": "IF_NEEDED",
-            "when_to_transfer_output": "ON_EXIT",
-            "transfer_output_files": '""',
-            "requirements": "MY.Go",
-            "kill_sig": "SIGTERM",
-            "job_max_vacate_time": "20",
-            "want_graceful_removal": "true",
-            "leave_in_queue": "false",
-            "My.Go": "true",
-            "My.WindlassFactory": f'"{self.name}"',
-            "My.WindlassTicket": '"t-1"',
-        } | words
+        given = (
+            {
+                "universe": "vanilla",
+                "executable": f"{self.folder}/{script}.sh",
+                "environment": '"WINDLASS_JOB=$(ClusterId).$(ProcId)"',
+                "initialdir": str(self.folder),
+                "output": f"{self.folder}/$(ClusterId).$(ProcId).log",
+                "error": f"{self.folder}/$(ClusterId).$(ProcId).log",
+                "request_cpus": "1",
+                "request_memory": "64",
+                "should_transfer_files": "IF_NEEDED",
+                "when_to_transfer_output": "ON_EXIT",
+                "transfer_output_files": '""',
+                "requirements": "MY.Go",
+                "kill_sig": "SIGTERM",
+                "job_max_vacate_time": "20",
+                "want_graceful_removal": "true",
+                "leave_in_queue": "false",
+                "My.Go": "true",
+                "My.WindlassFactory": f'"{self.name}"',
+                "My.WindlassTicket": '"t-1"',
+            }
+            | dict(own)
+            | words
+        )
         made = self.condor.submit({name: value for name, value in given.items() if value}, count, spool)
         self.clusters.append(made["cluster"])
         assert (made["first"], made["count"]) == (0, count)
@@ -111,7 +116,11 @@ class Steps:
 
     def act(self, action: str, which: Any, reason: Any = ("testing", 3)) -> dict[str, int]:
         counts = self.schedd.act(getattr(self.htcondor.JobAction, action), which, reason=reason)
-        return {name: int(counts[name]) for name in sorted(counts) if name.startswith("Total") and name not in ("TotalJobAds", "TotalChangedAds")}
+        return {
+            name: int(counts[name])
+            for name in sorted(counts)
+            if name.startswith("Total") and name not in ("TotalJobAds", "TotalChangedAds")
+        }
 
     def ids(self, which: str, *procs: int) -> list[str]:
         return [f"{which.rpartition(' ')[2]}.{proc}" for proc in procs]
@@ -119,11 +128,11 @@ class Steps:
     # ------------------------------------------------------------ what is seen
 
     def shown(self, ads: Sequence[Mapping[str, object]], via: str = "query", *, refused: bool = False) -> list[dict[str, object]]:
-        """Each ad as the helper gives it, and as the backend takes it. ``refused``: the negotiator has said so; else it may have, or not."""
+        """Each ad as the helper gives it, and as the backend takes it. ``refused``: the negotiator has said so; else it may have."""
         read = queue_state if via == "query" else history_state
         rows: list[dict[str, object]] = []
         for whole in ads:
-            dropped = set() if refused else {"LastRejMatchReason"}
+            dropped: set[str] = set() if refused else {"LastRejMatchReason"}
             if whole.get("JobStatus") != COMPLETED:  # it depends on who was first to know
                 dropped |= {"ExitBySignal", "ExitSignal"}
             ad = {name: value for name, value in whole.items() if name not in dropped}
@@ -168,7 +177,7 @@ class Steps:
                     yield f"{name.removeprefix('step_')}: {label}", said
 
     def step_a_submission_hold_release_vacate_and_removal(self) -> Iterator[tuple[str, object]]:
-        which = self.submit(count=2, **{"My.Go": "false"})
+        which = self.submit(count=2, own={"My.Go": "false"})
         yield "waiting", self.shown(sorted(self.query(which), key=lambda ad: int(str(ad["ProcId"]))))
         self.schedd.edit(which, "Go", "true")
         yield "running", self.shown(self.until(which, 2, 2))
@@ -197,7 +206,7 @@ class Steps:
     def step_b_reasons(self) -> Iterator[tuple[str, object]]:
         reasons = (("a tuple", ("words", 4)), ("a plain string", "words"), ("none", None))
         for label, reason in reasons:
-            which = self.submit(**{"My.Go": "false"})
+            which = self.submit(own={"My.Go": "false"})
             self.act("Remove", which, reason)
             yield label, self.shown(self.until(which, 3, via="history"), "history")
 
@@ -251,8 +260,9 @@ class Steps:
     def step_j_uploads(self) -> Iterator[tuple[str, object]]:
         which = self.submit("exit7", spool=True, should_transfer_files="YES")
         yield "it ends", self.shown(self.until(which, 4, via="history"), "history")
-        yield "no such file", self.refused(
-            lambda: self.submit(spool=True, should_transfer_files="YES", transfer_input_files=f"{self.folder}/absent")
+        yield (
+            "no such file",
+            self.refused(lambda: self.submit(spool=True, should_transfer_files="YES", transfer_input_files=f"{self.folder}/absent")),
         )
 
     def step_k_refused(self) -> Iterator[tuple[str, object]]:
@@ -262,15 +272,18 @@ class Steps:
         yield "two dollars", self.refused(lambda: self.submit(initialdir=f"{self.folder}/$(DOLLAR)$(DOLLAR)(Name)"))
         yield "constraint", self.refused(lambda: self.query("ClusterId == (("))
         yield "constraint of an action", self.refused(lambda: self.act("Remove", "ClusterId == (("))
-        yield "no such schedd", self.refused(lambda: Condor(self.pool, "nosuch")._found()).replace(f" in pool {self.pool}", "")
-        yield "memory that is none", self.shown(self.query(self.submit(request_memory="banana", **{"My.Go": "false"})))
+        yield "no such schedd", self.refused(self.find_another).replace(f" in pool {self.pool}", "")
+        yield "memory that is none", self.shown(self.query(self.submit(request_memory="banana", own={"My.Go": "false"})))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            self.submit(acounting_group="physics", **{"My.Go": "false"})
+            self.submit(acounting_group="physics", own={"My.Go": "false"})
         yield "a misspelt command is not noticed", [str(one.message) for one in said]
 
+    def find_another(self) -> object:
+        return Condor(self.pool, "nosuch").query("true", [])
+
     def step_l_words(self) -> Iterator[tuple[str, object]]:
-        which = self.submit(**{"My.Go": "false", "My.WindlassTicket": r'"a $(DOLLAR)(x) \"b\" \ c"'})
+        which = self.submit(own={"My.Go": "false", "My.WindlassTicket": r'"a $(DOLLAR)(x) \"b\" \ c"'})
         yield "a dollar, a quote, a backslash", self.shown(self.query(which))
         yield "found by it", len(self.query(rf'{which} && WindlassTicket == "a $(x) \"b\" \ c"'))
         yield "nothing", self.query(f"{which} && NoSuchAttribute == 3")

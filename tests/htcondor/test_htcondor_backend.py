@@ -1,10 +1,9 @@
-"""The HTCondor backend on a stand-in for a schedd (and, where asked for, on the real pool of the machine)."""
+"""The HTCondor backend on a stand-in for a schedd. `tests/contract` runs the contract on it, `test_real_pool.py` needs a real one."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import shutil
 import signal
 import subprocess
@@ -28,30 +27,10 @@ RequestOf = Callable[..., PilotRequest]
 Seen = dict[JobId, PilotState]
 Until = Callable[[HTCondorBackend, Callable[[Seen], object]], Seen]
 MakeBackend = Callable[..., HTCondorBackend]
-CheckBackend = Callable[..., None]
 
 
 def listed(job: JobId, how: Listed) -> Callable[[Seen], bool]:
     return lambda seen: job in seen and seen[job].listed is how
-
-
-# ---------------------------------------------------------------- the contract
-
-
-def test_it_keeps_the_contract(check_backend: CheckBackend, make_backend: MakeBackend, tmp_path: Path) -> None:
-    check_backend(make_backend(None), tmp_path / "contract")
-
-
-def test_it_keeps_the_contract_where_nodes_share_no_files(check_backend: CheckBackend, make_backend: MakeBackend, tmp_path: Path) -> None:
-    """The script, the modules and the log travel; a pilot that fails has last words all the same."""
-    check_backend(make_backend(None, files="transfer"), tmp_path / "contract")
-
-
-@pytest.mark.skipif(not os.environ.get("WINDLASS_TEST_HTCONDOR"), reason="WINDLASS_TEST_HTCONDOR=1 says that there is a pool")
-@pytest.mark.timeout(900)
-def test_it_keeps_the_contract_on_the_real_pool(check_backend: CheckBackend, tmp_path: Path) -> None:
-    """On the pool of this machine, as the user who runs the tests; a real negotiator takes its time."""
-    check_backend(HTCondorBackend(query_interval=1.0), tmp_path / "contract", patience=180.0)
 
 
 # ---------------------------------------------------------------- a program's calls on it
@@ -318,7 +297,7 @@ def test_a_pool_whose_only_node_is_bad_pauses_and_its_calls_end_with_the_reason(
     ):
         manager.install_library("lib", double)
         future = manager.submit(windlass.FunctionCall("lib", "double", 1))
-        with pytest.raises(windlass.WindlassError, match="2 pilots in a row ended before they served, the last one so:.*no such disk"):
+        with pytest.raises(windlass.WindlassError, match=r"2 pilots in a row ended before they served, the last one so:.*no such disk"):
             future.result(timeout=60)
         assert factory.paused
 
