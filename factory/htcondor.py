@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import ClassVar, Final, cast
 
 from windlass.errors import BatchError, Rejected, Unreachable, UsageError
+from windlass.factory import htcondor_options as options_of
 from windlass.factory import htcondor_words as words_of
 from windlass.factory.backend import (
     RESTART_MARK,
@@ -126,13 +127,13 @@ class HTCondorBackend:
         self._limit = _seconds("command_timeout", command_timeout)
         self._options = SubmitOptions(
             requirements=requirements,
-            attributes=words_of.checked_attributes(attributes),
-            directives=words_of.checked_directives(extra_directives),
+            attributes=options_of.checked_attributes(attributes),
+            directives=options_of.checked_directives(extra_directives),
             container_image=container_image,
             disk=_bytes("disk", disk),
             shared_files=files == "shared",
         )
-        for doubt in words_of.doubtful_directives(self._options.directives):
+        for doubt in options_of.doubtful_directives(self._options.directives):
             log.warning("%s", doubt)
         self._environment = str(Path(environment).absolute()) if environment else ""
         self._spool = spool if isinstance(spool, bool) else spool.lower() in ("1", "true", "yes", "on")

@@ -32,6 +32,8 @@ CORES = (
     "factory/history.py",
     "factory/planner.py",
     "factory/pilots.py",
+    "factory/htcondor_options.py",
+    "factory/htcondor_words.py",
     "factory/slurm_words.py",
     "factory/spending.py",
     "factory/pool.py",

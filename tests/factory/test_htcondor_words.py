@@ -11,16 +11,13 @@ import pytest
 
 from windlass.errors import OverLimit, Rejected, Unreachable, UsageError
 from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, Tag
+from windlass.factory.htcondor_options import OWN_COMMANDS, checked_attributes, checked_directives, doubtful_directives
 from windlass.factory.htcondor_words import (
-    OWN_COMMANDS,
     Incarnation,
     SubmitOptions,
-    checked_attributes,
-    checked_directives,
     constraint_of,
     constraint_of_jobs,
     description,
-    doubtful_directives,
     fitting,
     history_state,
     incarnation,
