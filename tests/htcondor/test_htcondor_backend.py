@@ -531,6 +531,8 @@ def test_the_options_of_a_pool_are_these() -> None:
             "extra_directives= has 'executable', which Windlass writes itself; use the option setup= and python=",
         ),
         ({"extra_directives": {"Request_Cpus": "x"}}, "use the option cores="),
+        ({"extra_directives": {"max_materialize": 5}}, "use the option max_queued="),
+        ({"attributes": {"WindlassFactory": "x"}}, "so use another name"),
         ({"extra_directives": "nonsense"}, "is no submit command"),
         ({"extra_directives": [3]}, "is not a mapping"),
         ({"extra_directives": {"a": "1\nqueue 5"}}, "several lines"),
