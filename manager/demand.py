@@ -7,10 +7,14 @@ durations or the calls' own ``expected_time``; 0 where nothing is known.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from windlass.manager.libraries import LibraryState
 from windlass.manager.workers import Worker
-from windlass.messages import Demand, PilotSeen, Resources, Shape
+from windlass.messages import Demand, Means, PilotSeen, Resources, Shape
+
+if TYPE_CHECKING:
+    from windlass.manager.books import Books
 
 
 def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now: float) -> Demand:
@@ -53,3 +57,10 @@ def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now:
         tuple(Shape(shape, int(sums[0]), int(sums[1]), sums[2], sums[3]) for shape, sums in shapes.items()),
         pilots,
     )
+
+
+def means_of(books: Books) -> Means:
+    """What there is to run calls with, for programs: they refuse what can never run, and ask how many calls more would be used."""
+    capacity = sum(state.capacity() for state in books.libraries.values())
+    workers = tuple(dict.fromkeys(worker.info.resources for worker in books.workers.values()))
+    return Means(capacity, books.means, books.all_offers(), workers)

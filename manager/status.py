@@ -9,14 +9,23 @@ import msgspec
 
 from windlass.manager.core import Core
 from windlass.manager.libraries import LibraryState
+from windlass.manager.programs import Program
 from windlass.manager.workers import Worker
 
 
-def status(core: Core, manager: str, addresses: Sequence[tuple[str, int]], now: float) -> dict[str, Any]:
-    """The status object. Times in seconds, memory in bytes."""
+def status(
+    core: Core,
+    manager: str,
+    addresses: Sequence[tuple[str, int]],
+    now: float,
+    programs: Sequence[tuple[Program, bool]] = (),
+    *,
+    detached: bool = False,
+) -> dict[str, Any]:
+    """The status object. Times in seconds, memory in bytes. ``programs``: those attached, and whether they are connected."""
     counters = core.counters
     return {
-        "manager": {"id": manager, "addresses": [f"{host}:{port}" for host, port in addresses], "at": now},
+        "manager": {"id": manager, "addresses": [f"{host}:{port}" for host, port in addresses], "at": now, "detached": detached},
         "calls": {
             "waiting": sum(state.waiting for state in core.libraries.values()),
             "running": sum(state.running for state in core.libraries.values()),
@@ -30,12 +39,24 @@ def status(core: Core, manager: str, addresses: Sequence[tuple[str, int]], now: 
         "libraries": [_library(state) for state in core.libraries.values() if state.instances or state.waiting or not state.removed],
         "workers": [_worker(worker, now) for worker in core.workers.values()],
         "pools": _pools(core),
+        "programs": [
+            {"name": one.name, "calls": len(one.calls), "keep": one.keep, "connected": connected, "gone": one.gone}
+            for one, connected in programs
+        ],
     }
 
 
-def status_json(core: Core, manager: str, addresses: Sequence[tuple[str, int]], now: float) -> bytes:
+def status_json(
+    core: Core,
+    manager: str,
+    addresses: Sequence[tuple[str, int]],
+    now: float,
+    programs: Sequence[tuple[Program, bool]] = (),
+    *,
+    detached: bool = False,
+) -> bytes:
     """`status` as JSON."""
-    return msgspec.json.encode(status(core, manager, addresses, now))
+    return msgspec.json.encode(status(core, manager, addresses, now, programs, detached=detached))
 
 
 def _library(state: LibraryState) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Data connections: objects as raw bytes between a worker's store and its manager's.
+"""Data connections: objects as raw bytes between a worker's or program's store and its manager's.
 
 Theory of operation
 -------------------
@@ -243,24 +243,27 @@ class _Stream(asyncio.BufferedProtocol):
 class DataServer:
     """Makes the protocol of each data connection; give it to `windlass.listener.Listener` as ``serve_data``."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, keeper_for: Callable[[Hello], Callable[[ObjectName], str] | None] | None = None) -> None:
         self.store = store
+        #: Gives what pins in the store what this peer puts, if its are pinned: it answers "", or why that was not possible.
+        self.keeper_for = keeper_for
         self.decoder: msgspec.msgpack.Decoder[GetObject | PutObject] = msgspec.msgpack.Decoder(FromData)
         #: Bytes of objects sent and received over connections, for the status.
         self.bytes_out = 0
         self.bytes_in = 0
 
     def __call__(self, hello: Hello) -> asyncio.BaseProtocol:
-        return _Served(self, hello.peer)
+        return _Served(self, hello.peer, self.keeper_for(hello) if self.keeper_for is not None else None)
 
 
 class _Served(_Stream):
     """A data connection at the manager."""
 
-    def __init__(self, server: DataServer, peer: str) -> None:
+    def __init__(self, server: DataServer, peer: str, keep: Callable[[ObjectName], str] | None = None) -> None:
         super().__init__()
         self._server = server
         self._peer = peer
+        self._keep = keep
         self._name = ObjectName("")
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -296,7 +299,7 @@ class _Served(_Stream):
             raise ProtocolError(f"object {message.name} was announced with {message.size} bytes")
         if self._server.store.has(message.name):
             self.take_in(None, message.size)
-            self._answer(message.name, "")
+            self._answer(message.name, self._kept(message.name))
             return
         try:
             incoming = self._server.store.receive(message.name, message.size)
@@ -308,11 +311,18 @@ class _Served(_Stream):
         self.take_in(incoming, message.size)
 
     def kept(self, trouble: str) -> None:
-        self._answer(self._name, trouble)
+        self._answer(self._name, trouble or self._kept(self._name))
+
+    def _kept(self, name: ObjectName) -> str:
+        """Pin it for the peer, where that is its right: empty, or why that was not possible."""
+        return self._keep(name) if self._keep is not None else ""
 
     async def _adopt(self, message: PutObject) -> None:
-        if message.name.startswith("r-") and os.path.basename(message.path) == message.name:
+        # A program of the user's is believed that its file is what its name says; a worker, which runs anybody's code, is not.
+        credible = message.name.startswith("r-") or self._keep is not None
+        if credible and os.path.basename(message.path) == message.name:
             trouble = await _adopt(self._server.store, ObjectRef(message.name, message.size), message.path)
+            trouble = trouble or self._kept(message.name)
         else:  # not any file of the user's, which could be fetched then; and not what must be hashed to be believed
             trouble = f"{message.path} is not the file of a result"
         self._answer(message.name, trouble)
@@ -431,7 +441,7 @@ class _Lane:
 
 
 class DataClient:
-    """A worker's way to its manager's objects. Belongs to one event loop."""
+    """A worker's, or an attached program's, way to its manager's objects. Belongs to one event loop."""
 
     def __init__(self, connection: ConnectionFile, make_hello: Callable[[], Hello], store: ObjectStore, *, connections: int = 2) -> None:
         self._connection = connection
@@ -487,7 +497,7 @@ class DataClient:
             OSError: the file cannot be read.
         """
         view = map_object(path)
-        size = len(view)
+        size = view.nbytes
         if self._folder:
             head = frame(encode_one(PutObject(name, size, os.path.join(os.getcwd(), path))))
             try:
@@ -496,6 +506,11 @@ class DataClient:
                 log.info("%s; sending its bytes instead", error)
             else:
                 return
+        await self.put_bytes(name, view)
+
+    async def put_bytes(self, name: ObjectName, view: memoryview) -> None:
+        """Give the manager an object that is in memory (bytes, one dimension); as `put`."""
+        size = view.nbytes
         start = frame(encode_one(PutObject(name, size)))
         await self._ask(name, size, size, lambda: (start, view if size else None))
 

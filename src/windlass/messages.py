@@ -8,8 +8,8 @@ the other side (the acknowledgement), and a list of messages.  `windlass.session
 cut, so each message arrives exactly once and in order for as long as both processes live.
 
 Three roles speak to the manager: ``worker``, ``factory`` and ``client`` (the program, the command line).  Each role has one union of
-messages that it may say and one that it may hear; a decoder made for a role accepts nothing else.  The program's own client hands its
-records over without encoding them: `CallSpec`, and the messages that say "in the program".
+messages that it may say and one that it may hear; a decoder made for a role accepts nothing else.  A client in the manager's process hands
+its records over without encoding them: `CallSpec` and `CallDone` instead of `SubmitCalls` and `CallsDone`.
 
 Arguments and results are opaque ``payload`` bytes here: they are pickled and unpickled at the ends (`windlass.pickling`), never on a
 manager's or worker's event loop.  Buffers over `OUT_OF_BAND_BYTES` are *objects*: files with a content name that travel over
@@ -151,7 +151,7 @@ class CallOptions(Record, frozen=True):
 
 
 class CallSpec(msgspec.Struct, array_like=True, gc=False):
-    """A call as the client hands it to the manager, in the program."""
+    """A call as the manager's core gets it: from the client in its process as it is, from others as a `CallSent`."""
 
     call: CallId
     library: LibraryId
@@ -355,7 +355,7 @@ class Drain(Message, frozen=True):
 
 
 class Leave(Message, frozen=True):
-    """Manager → worker: the run is over; end everything and exit."""
+    """Manager → worker, factory or client: the run is over; end everything and exit."""
 
     reason: str
 
@@ -457,13 +457,13 @@ class CertificateRequest(Message, frozen=True):
 
 
 class GetObject(Message, frozen=True):
-    """Worker → manager or peer: send me this object. Answered by `ObjectHead` and the bytes, or `ObjectMissing`."""
+    """Worker or client → manager, or worker → peer: send me this object. Answered by `ObjectHead` and the bytes, or `ObjectMissing`."""
 
     name: ObjectName
 
 
 class PutObject(Message, frozen=True):
-    """Worker → manager: here are ``size`` bytes of this object; they follow the frame. With ``path``, take the file there."""
+    """Worker or client → manager: here are ``size`` bytes of this object; they follow the frame. With ``path``, take the file there."""
 
     name: ObjectName
     size: int
@@ -579,27 +579,63 @@ class PoolReport(Message, frozen=True):
 
 
 class CancelSubmitted(Message, frozen=True):
-    """Client → manager, in the program: cancel these calls, whatever their state."""
+    """Client → manager: cancel these calls, whatever their state."""
 
     calls: tuple[CallId, ...]
 
 
 class InstallLibrary(Message, frozen=True):
-    """Client → manager, in the program: this version of a library is there to be called."""
+    """Client → manager: this version of a library is there to be called."""
 
     spec: LibrarySpec
 
 
 class RemoveLibrary(Message, frozen=True):
-    """Client → manager, in the program: no more calls of this version will come; end its instances when its calls have ended."""
+    """Client → manager: no more calls of this version will come from here; end its instances when its calls have ended."""
 
     library: LibraryId
 
 
 class DefineFunctions(Message, frozen=True):
-    """Client → manager, in the program: functions that calls will name."""
+    """Client → manager: functions that calls will name."""
 
     functions: tuple[FunctionDef, ...]
+
+
+class CallSent(msgspec.Struct, array_like=True, gc=False):
+    """A call on its way from a client in another process: a `CallSpec` without what it shares with its neighbours."""
+
+    #: The client's own number; the manager has another one for it.
+    call: CallId
+    function: FunctionId
+    payload: bytes
+    spans: tuple[ObjectRef, ...] = ()
+
+
+class SubmitCalls(Message, frozen=True):
+    """Client → manager, over a connection: queue these, in this order. Objects that they name were put before this is said."""
+
+    library: LibraryId
+    options: CallOptions
+    calls: list[CallSent]
+
+
+class ReleaseObjects(Message, frozen=True):
+    """Client → manager, over a connection: I need these no more: objects that I put, each as often as it stands here, and results."""
+
+    names: tuple[ObjectName, ...]
+
+
+class KeepCalls(Message, frozen=True):
+    """Client → manager, over a connection, first of all: I am a program with calls to come. With ``keep`` they go on when I am gone."""
+
+    keep: bool
+
+
+class EndManager(Message, frozen=True):
+    """Client → manager, over a connection: end. A manager that is part of a program does not."""
+
+    reason: str
 
 
 class CallAttempt(Record, frozen=True):
@@ -613,7 +649,7 @@ class CallAttempt(Record, frozen=True):
 
 
 class CallDone(msgspec.Struct, array_like=True, gc=False):
-    """Manager → client, in the program: a call has its one end."""
+    """Manager → client: a call has its one end."""
 
     #: `end.outcome` as above, or one of the manager's own: see `windlass.manager.calls`.
     end: CallEnd
@@ -622,6 +658,24 @@ class CallDone(msgspec.Struct, array_like=True, gc=False):
     sent_at: float = 0.0
     returned_at: float = 0.0
     attempts: tuple[CallAttempt, ...] = ()
+
+
+class CallsDone(Message, frozen=True):
+    """Manager → client, over a connection: these calls have ended."""
+
+    done: list[CallDone]
+
+
+class Means(Message, frozen=True):
+    """Manager → client, over a connection, when it changes: what there is to run calls with."""
+
+    #: Calls that all instances would hold when full.
+    capacity: int
+    #: Changes when the rest does.
+    version: int
+    offers: tuple[PoolOffer, ...] = ()
+    #: Of workers, each kind once.
+    workers: tuple[Resources, ...] = ()
 
 
 class GetStatus(Message, frozen=True):
@@ -668,8 +722,18 @@ FromWorker = (
 )
 ToFactory = Demand | Leave
 FromFactory = PoolReport | ReleasePilots | Goodbye
-# Over a connection a client may look, and no more: calls, libraries and functions are the program's, which hands them over in its process.
-ToClient = Status
-FromClient = GetStatus | Goodbye
+ToClient = Status | CallsDone | Means | Leave
+FromClient = (
+    SubmitCalls
+    | CancelSubmitted
+    | InstallLibrary
+    | RemoveLibrary
+    | DefineFunctions
+    | ReleaseObjects
+    | KeepCalls
+    | EndManager
+    | GetStatus
+    | Goodbye
+)
 FromData = GetObject | PutObject
 ToData = ObjectHead | ObjectStored | ObjectMissing
