@@ -2,8 +2,9 @@
 
 Theory of operation
 -------------------
-`Client` runs in the program's threads and speaks to the manager's core only by messages put into its inbox: `CallSpec` records for calls
-(so many that they go without an envelope) and whole messages for the rest.  Ends come back through `deliver`, on the manager's thread,
+`Client` runs in the program's threads and speaks to the manager's core only by messages put into an inbox: `CallSpec` records for calls
+(so many that they go without an envelope) and whole messages for the rest.  The inbox is that of a manager in the same process, or of the
+line to one elsewhere (`windlass.manager.line`).  Ends come back through `deliver`, on the thread that drains the inbox,
 which only finishes futures: unpickling is done by whoever asks for the result (`resolve`).
 
 Objects.  A large argument is put into the store under its content name and pinned until its call has ended.  The result's objects are
@@ -20,7 +21,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from windlass.errors import (
     CallFailed,
@@ -60,7 +61,6 @@ from windlass.messages import (
     ObjectRef,
 )
 from windlass.pickling import pack_call, unpack_exception, unpack_result
-from windlass.spooling import SpoolingStore
 
 #: Seconds between looks for room in a full store, beside those at each call that ends.
 ROOM_SECONDS: Final = 0.5
@@ -68,10 +68,20 @@ ROOM_SECONDS: Final = 0.5
 Item = CallSpec | tuple[str, Message]
 
 
+class ClientStore(Protocol):
+    """What a client needs of the manager's objects: a `SpoolingStore`, or the way to one of another process."""
+
+    def put(self, data: Any, *, pin: bool = False) -> ObjectRef: ...
+    def could_hold(self, size: int) -> bool: ...
+    def unpin(self, name: str) -> None: ...
+    def open(self, name: str) -> memoryview: ...
+    def discard(self, name: str) -> None: ...
+
+
 class Client:
     """Turns calls into messages and ends into results."""
 
-    def __init__(self, store: SpoolingStore, inbox: Inbox[Any], clock: Callable[[], float]) -> None:
+    def __init__(self, store: ClientStore, inbox: Inbox[Any], clock: Callable[[], float]) -> None:
         self.store = store
         self._inbox = inbox
         self._clock = clock

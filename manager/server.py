@@ -11,8 +11,8 @@ plus what the monotonic clock has counted since, so that it never jumps.
 
 Factories are told the demand when it changed, at once the first time and then at most every `DEMAND_SECONDS`.
 
-Programs may attach from other processes; `windlass.manager.programs` knows whose is what, and here are their links.  `stay` makes the manager
-one that outlives them all: it ends when one of them says so, or when for some time there were no calls, no programs and no factories.
+Programs may attach from other processes (`windlass.manager.attachments`).  `stay` makes the manager one that outlives them all:
+ it ends when one of them says so, or when for some time there were no calls, no programs and no factories.
 """
 
 from __future__ import annotations
@@ -30,41 +30,34 @@ import msgspec
 from windlass import loops
 from windlass.dataplane import DataServer
 from windlass.errors import Closed, UsageError, WindlassError
-from windlass.framing import ProtocolError
 from windlass.identity import Authority, Identity
 from windlass.links import Link
 from windlass.listener import Listener
 from windlass.manager.advice import Advice
+from windlass.manager.attachments import Attachments
 from windlass.manager.client import Client
 from windlass.manager.core import Core
-from windlass.manager.demand import means_of
 from windlass.manager.inbox import Inbox
-from windlass.manager.programs import Program, Programs
 from windlass.manager.status import status_json
 from windlass.messages import (
     HOST,
-    CallDone,
     CallSpec,
     CancelSubmitted,
     CertificateIssued,
     CertificateRequest,
     DefineFunctions,
-    EndManager,
     GetStatus,
     Goodbye,
     Hello,
     InstallLibrary,
-    KeepCalls,
     Leave,
     Message,
     ObjectName,
     PoolReport,
     Refused,
-    ReleaseObjects,
     ReleasePilots,
     RemoveLibrary,
     Status,
-    SubmitCalls,
     Welcome,
     WorkerId,
 )
@@ -128,13 +121,9 @@ class Server:
         self._listener: Listener | None = None
         self._links: dict[WorkerId, Link] = {}
         self._factories: dict[str, Callable[[Message], object]] = {}
-        self.programs = Programs()
-        #: Links of attached programs, by number.
-        self._program_links: dict[int, Link] = {}
-        self._means: Message | None = None
+        self.attachments = Attachments(core, store, self._end, self._status)
         #: Seconds without calls, programs and factories after which it ends; 0: never. Only what `stay` made detached has them.
         self._idle_timeout = 0.0
-        self._detached = False
         self._busy_at = self._epoch + time.monotonic()
         self._advice = Advice()
         self._demand_at = 0.0
@@ -174,18 +163,21 @@ class Server:
             self._thread.join()
 
     def stay(self, idle_timeout: float) -> None:
-        """Serve programs that attach, and return when the thread has ended: one of them said so, or nothing was here for so many seconds."""
+        """Serve programs that attach; return when the thread has ended: one of them said so, or nothing was here for so many seconds."""
         self.call(lambda: self._be_detached(idle_timeout))
         self._thread.join()
 
     def _be_detached(self, idle_timeout: float) -> None:
-        self._detached, self._idle_timeout, self._busy_at = True, idle_timeout, self.now()
+        self.attachments.detached, self._idle_timeout, self._busy_at = True, idle_timeout, self.now()
+
+    def _end(self, reason: str) -> None:
+        self._reason = reason
+        self._set_stop()
 
     def end(self, reason: str) -> None:
         """Begin to end; from any thread, also from a handler of signals."""
-        self._reason = reason
         if self._loop is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._set_stop)
+            self._loop.call_soon_threadsafe(self._end, reason)
 
     @property
     def reason(self) -> str:
@@ -253,9 +245,10 @@ class Server:
             if self._defect:
                 for link in self._links.values():
                     link.send(Leave(self._reason))
-            for tell in [*self._factories.values(), *(link.send for link in self._program_links.values())]:
+            for tell in self._factories.values():
                 tell(Leave(self._reason))
-            links = [*self._links.values(), *self._program_links.values()]
+            self.attachments.leave(self._reason)
+            links = [*self._links.values(), *self.attachments.all_links()]
             waits = [link.acknowledged(FAREWELL_SECONDS) for link in links if link.connected]
             if waits:
                 await asyncio.gather(*waits)
@@ -290,12 +283,11 @@ class Server:
         self.core.tick(now)
         self._act()
         self._close_given_up()
-        self._tell_means()
-        if self.core.calls or self._factories or self.programs.working:
+        self.attachments.tell_means()
+        if self.core.calls or self._factories or self.attachments.programs.working:
             self._busy_at = now
         elif self._idle_timeout and now - self._busy_at >= self._idle_timeout:
-            self._reason = f"no calls, programs or factories for {self._idle_timeout:g} s"
-            self._set_stop()
+            self._end(f"no calls, programs or factories for {self._idle_timeout:g} s")
         advice = self._advice.look(len(self.core.calls), len(self._links), len(self._factories), self.addresses[0][1], now)
         if advice:
             log.warning("%s", advice)
@@ -352,8 +344,8 @@ class Server:
                 log.warning("%s %s said %s, which its role may not", role, name, type(message).__name__)
 
     def _status(self, now: float) -> Status:
-        programs = [(one, one.number in self._program_links) for one in self.programs.known.values() if one.working]
-        return Status(status_json(self.core, self._welcome.manager, self.addresses, now, programs, detached=self._detached))
+        seen, detached = self.attachments.seen(), self.attachments.detached
+        return Status(status_json(self.core, self._welcome.manager, self.addresses, now, seen, detached=detached))
 
     def _listen_for(self, report: PoolReport) -> None:
         """Listen where pilots of these pools can reach it."""
@@ -397,8 +389,8 @@ class Server:
         while core.late_objects:
             self.store.discard(core.late_objects.pop().name)
         done = core.take_done()
-        if done and self.programs.known:
-            done = self._tell_programs(done)
+        if done:
+            done = self.attachments.take_theirs(done, self.now())
         if done and self.client is not None:
             self.client.deliver(done)
         if core.demand_changed and self._factories and self._demand_timer is None:
@@ -408,36 +400,6 @@ class Server:
                 self._tell_demand()
             else:
                 self._demand_timer = self._loop.call_later(wait, self._tell_demand)
-
-    def _tell_programs(self, done: list[CallDone]) -> list[CallDone]:
-        """Tell the programs that are attached of the ends that are theirs; gives back the rest."""
-        own, theirs = self.programs.ended(done)
-        for number, messages in theirs.items():
-            link = self._program_links.get(number)
-            for message in messages if link is not None else ():
-                assert link is not None
-                link.send_now(message)
-        self._let_go()
-        return own
-
-    def _let_go(self) -> None:
-        """Objects and libraries that no program needs any more."""
-        programs = self.programs
-        while programs.unpin:
-            self.store.unpin(programs.unpin.pop())
-        while programs.discard:
-            self.store.discard(programs.discard.pop())
-        while programs.remove:
-            self.core.remove(programs.remove.pop(), self.now())
-
-    def _tell_means(self) -> None:
-        """Tell attached programs what there is to run calls with, when that is something else than before."""
-        if self._program_links:
-            means = means_of(self.core)
-            if means != self._means:
-                self._means = means
-                for link in self._program_links.values():
-                    link.send(means)
 
     def _tell_demand(self) -> None:
         self._demand_timer = None
@@ -485,14 +447,12 @@ class Server:
 
     def _attach_other(self, link: Link) -> None:
         role, name, tell = link.role, link.peer, link.send
-        program = self.programs.join(name) if role == "client" else None
-        if program is not None:
-            self._program_links[program.number] = link
+        program = self.attachments.join(link) if role == "client" else None
 
         def said(batch: list[Message]) -> None:
             for message in batch:
                 if program is not None:
-                    self._program_said(program, link, message)
+                    self.attachments.said(program, message, self.now())
                 else:
                     self._said(role, name, message, tell)
             if any(isinstance(message, Goodbye) for message in batch):
@@ -508,7 +468,8 @@ class Server:
         def left(reason: str) -> None:
             log.info("%s %s is gone: %s", role, name, reason)
             if program is not None:
-                self._program_left(program)
+                self.attachments.left(program, reason, self.now())
+                self._act()
             else:
                 self._factory_left(name, tell)
 
@@ -517,76 +478,9 @@ class Server:
             self._factories[name] = tell
             tell(self.core.demand(self.now()))
 
-    def _program_said(self, program: Program, link: Link, message: Message) -> None:
-        """An attached program, or somebody with the user's credential who only looks, has said something."""
-        now, core, programs = self.now(), self.core, self.programs
-        match message:
-            case SubmitCalls():
-                try:
-                    core.submit(programs.submitted(program, message), now)
-                except ProtocolError as error:
-                    link.fail(str(error))
-            case CancelSubmitted(calls):
-                core.cancel(programs.cancelled(program, calls), now)
-            case InstallLibrary(spec):
-                program.libraries.add(spec.id)
-                core.install(spec, now)
-            case RemoveLibrary(library):
-                programs.removed(program, library)
-            case DefineFunctions(functions):
-                core.define(functions)
-            case ReleaseObjects(names):
-                programs.released(program, names)
-            case KeepCalls(keep):
-                if not program.working:
-                    log.info("program %s has attached", program.name)
-                program.working, program.keep = True, keep
-                link.send(means_of(core))
-            case EndManager(reason):
-                self._asked_to_end(program, reason)
-            case GetStatus():
-                link.send(self._status(now))
-            case Goodbye(reason):
-                if program.working:
-                    log.info("program %s has left: %s", program.name, reason)
-                self._program_left(program)
-            case _:
-                log.warning("program %s said %s, which its role may not", program.name, type(message).__name__)
-        self._let_go()
-
-    def _asked_to_end(self, program: Program, reason: str) -> None:
-        if not self._detached:
-            log.warning("program %s asked this manager to end (%s), which is part of a program and does not", program.name, reason)
-            return
-        self._reason = reason
-        self._set_stop()
-
-    def _program_left(self, program: Program) -> None:
-        self._program_links.pop(program.number, None)
-        self.core.cancel(self.programs.left(program), self.now())
-        self._let_go()
-        self._act()
-
     def _keeper_for(self, hello: Hello) -> Callable[[ObjectName], str] | None:
-        """How objects that come over this data connection are kept for the program that puts them; None for workers, whose are results."""
-        if hello.role != "client":
-            return None
-        links = self._listener.links if self._listener is not None else {}
-        link = links.get(hello.session) if hello.session else None
-        number = next((number for number, one in self._program_links.items() if one is link), 0)
-
-        def keep(name: ObjectName) -> str:
-            program = self.programs.known.get(number)
-            if program is None or program.gone:
-                return "its program is not attached any more"
-            try:
-                self.store.pin(name)
-            except KeyError:
-                return "the manager had to let it go at once, as its store is full"
-            program.pins[name] += 1
-            return ""
-
-        return keep
+        """How what comes over this data connection is kept for the program that puts it; None for workers, whose are results."""
+        return self.attachments.keeper(hello.session) if hello.role == "client" else None
 
     def _factory_left(self, name: str, tell: Callable[[Message], object] | None) -> None:
         """The factory that was told the demand by ``tell`` is gone; another one may have its name by now."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         WorkersLost,
     )
     from windlass.factory.factory import Factory, Pool
+    from windlass.manager.attached import AttachedManager, attach
     from windlass.manager.call import FunctionCall
     from windlass.manager.executor import Executor
     from windlass.manager.future import CallFuture
@@ -47,6 +48,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Manager": "windlass.manager.manager",
+    "attach": "windlass.manager.attached",
+    "AttachedManager": "windlass.manager.attached",
     "Factory": "windlass.factory.factory",
     "Pool": "windlass.factory.factory",
     "Executor": "windlass.manager.executor",
@@ -60,6 +63,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AttachedManager",
     "BatchError",
     "CallFailed",
     "CallFuture",
@@ -90,6 +94,7 @@ __all__ = [
     "WindlassError",
     "WorkersLost",
     "__version__",
+    "attach",
     "current_call",
     "load_variable_from_library",
     "on_warning",

@@ -27,7 +27,7 @@ import re
 import ssl
 import stat
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
@@ -74,6 +74,9 @@ class ConnectionFile(msgspec.Struct, frozen=True):
     addresses: tuple[Address, ...]
     #: Where it was read, to be read afresh at a reconnect; empty: nowhere.
     path: str = ""
+    #: Its owner has said that the file system, which has no modes, keeps others away. Believed of ``pilot.json``, which lies where
+    #: the owner's manager put it and gives only the right to enrol; who reads ``client.json`` must say so as well.
+    trusted: bool = False
 
     def client_context(self) -> ssl.SSLContext:
         """TLS for dialling with the credential of this file."""
@@ -94,16 +97,22 @@ class _Stored(msgspec.Struct):
 # ---------------------------------------------------------------- folders and files
 
 
-def state_folder() -> Path:
-    """Where managers keep what outlives them: ``$WINDLASS_STATE_DIR``, ``$XDG_STATE_HOME/windlass`` or ``~/.local/state/windlass``."""
-    chosen = os.environ.get("WINDLASS_STATE_DIR")
+def state_folder(chosen: str | os.PathLike[str] | None = None) -> Path:
+    """Where managers keep what outlives them: ``chosen``, ``$WINDLASS_STATE_DIR``, ``$XDG_STATE_HOME/windlass`` or
+    ``~/.local/state/windlass``."""
+    chosen = chosen or os.environ.get("WINDLASS_STATE_DIR")
     if chosen:
         return Path(chosen).expanduser().absolute()  # pilots run elsewhere
     base = os.environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "windlass"
 
 
-def manager_folder(name: str) -> Path:
+def trusts_state_folder(said: bool | None = None) -> bool:
+    """Whether the user has said that nobody else can read the state folder, whatever its modes: ``said``, or an environment variable."""
+    return said if said is not None else os.environ.get("WINDLASS_TRUST_STATE_DIR", "").lower() in ("1", "yes", "true", "on")
+
+
+def manager_folder(name: str, state_dir: str | os.PathLike[str] | None = None) -> Path:
     """The folder of the manager of this name, there or not.
 
     Raises:
@@ -111,10 +120,10 @@ def manager_folder(name: str) -> Path:
     """
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} cannot name a manager: use a letter, then up to 62 letters, digits, '-' and '_'")
-    return state_folder() / "managers" / name
+    return state_folder(state_dir) / "managers" / name
 
 
-def find_manager(name_or_path: str | os.PathLike[str]) -> Path:
+def find_manager(name_or_path: str | os.PathLike[str], state_dir: str | os.PathLike[str] | None = None) -> Path:
     """The ``client.json`` of a manager, given its name, its folder or the file itself.
 
     Raises:
@@ -126,7 +135,7 @@ def find_manager(name_or_path: str | os.PathLike[str]) -> Path:
         return path
     if path.is_dir() and (path / "client.json").is_file():
         return path / "client.json"
-    managers = state_folder() / "managers"
+    managers = state_folder(state_dir) / "managers"
     if _NAME.fullmatch(text) and (managers / text / "client.json").is_file():
         return managers / text / "client.json"
     known = [folder.parent.name for folder in managers.glob("*/client.json")] if managers.is_dir() else []
@@ -146,22 +155,65 @@ def _write_private(path: Path, data: bytes) -> None:
         raise
 
 
-def _make_private(folder: Path) -> None:
+def make_private(folder: Path, trust: bool | None = None) -> None:
+    """Make a folder that only its owner can enter. ``trust``: the user says that it is one where modes say nothing.
+
+    Raises:
+        UsageError: its file system has no modes, or none that keep others away.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
-        folder.chmod(0o700)
+    with suppress(PermissionError):  # file systems without modes may say so
+        if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+            folder.chmod(0o700)
+    if trusts_state_folder(trust):
+        return
+    mode, kind = stat.S_IMODE(folder.stat().st_mode), file_system_of(folder)
+    if mode & 0o077:
+        why = f"chmod has no effect there (mode {mode:04o} stays)"
+    elif kind in WITHOUT_MODES:
+        why = "modes do not decide there who may read"
+    else:
+        return
+    raise UsageError(
+        f"{folder} is to hold private keys, and its file system ({kind or 'of an unknown kind'}) cannot keep them from other users: {why}. "
+        "Choose a folder elsewhere with --state-dir, state_dir= or WINDLASS_STATE_DIR; or, if you know that nobody else can read this one "
+        "(by an access list, or a share of your own), say so with --trust-state-dir, trust_state_dir=True or WINDLASS_TRUST_STATE_DIR=1"
+    )
 
 
-def _check_private(path: Path, strict_folder: bool) -> None:
+#: File systems on which modes can be set and others may read all the same, by access lists or a server's own rules.
+WITHOUT_MODES: Final = frozenset({"afs", "auristorfs", "cifs", "smb3", "smbfs", "ncpfs", "vfat", "exfat", "msdos"})
+
+
+def file_system_of(folder: Path) -> str:
+    """The kind of file system that a folder is on, as mount(8) names it; "" where that cannot be seen."""
+    device = os.stat(folder).st_dev
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    wanted, kinds = f"{os.major(device)}:{os.minor(device)}", ""
+    for line in lines:
+        fields = line.split()
+        if fields[2] == wanted:
+            kinds = fields[fields.index("-") + 1]
+    return kinds
+
+
+def _check_private(path: Path, strict_folder: bool, trust: bool | None = None) -> None:
     """Refuse a credential that others can read or swap."""
     about = path.stat()
+    if about.st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:
+        raise UsageError(f"{path} belongs to user {about.st_uid}, not to you (user {os.geteuid()}): use a file of your own")
+    if trusts_state_folder(trust):
+        return
     if stat.S_IMODE(about.st_mode) & 0o077:
         raise UsageError(
             f"{path} holds a private key and others can read it (mode {stat.S_IMODE(about.st_mode):04o}): "
-            f"run  chmod 600 {path}  and make a new one if somebody may have read it"
+            f"run  chmod 600 {path}  and make a new one if somebody may have read it. "
+            "Where chmod has no effect (AFS, CIFS) and you know that nobody else can read it: --trust-state-dir, trust_state_dir=True "
+            "or WINDLASS_TRUST_STATE_DIR=1"
         )
-    if about.st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:
-        raise UsageError(f"{path} belongs to user {about.st_uid}, not to you (user {os.geteuid()}): use a file of your own")
     folder = path.resolve().parent
     mode = stat.S_IMODE(folder.stat().st_mode)
     # A batch system's sandbox may be listed by others, which gives them nothing; they must not be able to swap the file.
@@ -170,8 +222,8 @@ def _check_private(path: Path, strict_folder: bool) -> None:
         raise UsageError(f"{folder}, which holds {path.name}, is open to others (mode {mode:04o}): run  chmod 700 {folder}")
 
 
-def read_connection_file(path: str | os.PathLike[str]) -> ConnectionFile:
-    """Read ``client.json`` or ``pilot.json``.
+def read_connection_file(path: str | os.PathLike[str], *, trust: bool | None = None) -> ConnectionFile:
+    """Read ``client.json`` or ``pilot.json``. ``trust``: the user says that others cannot read it, whatever its mode.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -183,7 +235,7 @@ def read_connection_file(path: str | os.PathLike[str]) -> ConnectionFile:
         found = msgspec.json.decode(data, type=ConnectionFile)
     except msgspec.MsgspecError as error:
         raise UsageError(f"{path} is not a connection file of Windlass ({error}); give the manager's client.json or pilot.json") from error
-    _check_private(path, strict_folder=found.role != ENROL)
+    _check_private(path, strict_folder=found.role != ENROL, trust=(found.trusted and found.role == ENROL) or trust)
     return msgspec.structs.replace(found, path=str(path.absolute()))
 
 
@@ -340,8 +392,9 @@ def _certificate(
 class Authority:
     """A manager's own certificate authority, and its state folder."""
 
-    def __init__(self, folder: Path, stored: _Stored) -> None:
+    def __init__(self, folder: Path, stored: _Stored, trust: bool | None = None) -> None:
         self.folder = folder
+        self._trust = trust
         self._stored = stored
         self._signer: _Signer | None = None
 
@@ -358,15 +411,23 @@ class Authority:
         return self.folder / "pilot.json"
 
     @classmethod
-    def create(cls, manager_id: str, folder: Path, addresses: Sequence[Address] = (), *, lifetime: float = LIFETIME) -> Authority:
+    def create(
+        cls,
+        manager_id: str,
+        folder: Path,
+        addresses: Sequence[Address] = (),
+        *,
+        lifetime: float = LIFETIME,
+        trust: bool | None = None,
+    ) -> Authority:
         """Make an authority, and write its files into ``folder`` (made if need be, mode 0700). ``lifetime`` in seconds.
 
         Raises:
-            UsageError: the id cannot be one.
+            UsageError: the id cannot be one, or the folder cannot be private and ``trust`` does not say that this is well.
         """
         if not _NAME.fullmatch(manager_id):
             raise UsageError(f"{manager_id!r} cannot be a manager's id: use a letter, then up to 62 letters, digits, '-' and '_'")
-        _make_private(folder)
+        make_private(folder, trust)
         ca_key = _new_key()
         subject = _subject("authority", manager_id)
         ca = _pem(_certificate(subject, ca_key, ca_key.public_key(), subject, "authority", manager_id, lifetime))
@@ -381,7 +442,7 @@ class Authority:
             key=_key_pem(key).decode(),
             lifetime=lifetime,
         )
-        authority = cls(folder, stored)
+        authority = cls(folder, stored, trust)
         authority._signer = signer
         _write_private(folder / "authority.json", msgspec.json.encode(stored))
         authority._write_connection(authority.client_file, CLIENT, addresses)
@@ -389,7 +450,7 @@ class Authority:
         return authority
 
     @classmethod
-    def load(cls, folder: Path) -> Authority:
+    def load(cls, folder: Path, *, trust: bool | None = None) -> Authority:
         """The authority that is kept in ``folder``.
 
         Raises:
@@ -398,14 +459,14 @@ class Authority:
         """
         path = folder / "authority.json"
         data = path.read_bytes()
-        _check_private(path, strict_folder=True)
+        _check_private(path, strict_folder=True, trust=trust)
         try:
             stored = msgspec.json.decode(data, type=_Stored)
         except msgspec.MsgspecError as error:
             raise UsageError(
                 f"{path} is damaged ({error}): remove {folder} and a new authority is made, which old pilots cannot use"
             ) from error
-        return cls(folder, stored)
+        return cls(folder, stored, trust)
 
     def _write_connection(self, path: Path, role: str, addresses: Sequence[Address]) -> None:
         certificate, key = self.credential(role, role)
@@ -416,14 +477,17 @@ class Authority:
             certificate=certificate.decode(),
             key=key.decode(),
             addresses=tuple((host, port) for host, port in addresses),
+            trusted=trusts_state_folder(self._trust),
         )
         _write_private(path, msgspec.json.encode(connection))
 
     def set_addresses(self, addresses: Sequence[Address]) -> None:
         """Write where the manager listens into ``client.json`` and ``pilot.json``."""
         for path in (self.client_file, self.pilot_file):
-            old = read_connection_file(path)
-            fresh = msgspec.structs.replace(old, addresses=tuple((host, port) for host, port in addresses), path="")
+            old = read_connection_file(path, trust=self._trust)
+            fresh = msgspec.structs.replace(
+                old, addresses=tuple((host, port) for host, port in addresses), path="", trusted=trusts_state_folder(self._trust)
+            )
             _write_private(path, msgspec.json.encode(fresh))
 
     def signer(self) -> _Signer:

@@ -8,6 +8,7 @@ completes a TLS handshake as this very manager: a port that another program has 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -61,29 +62,35 @@ class Known:
         return False
 
 
-def known_managers() -> list[Known]:
+def known_managers(state_dir: str | os.PathLike[str] | None = None, trust: bool | None = None) -> list[Known]:
     """Managers of this user with a readable connection file, the newest first, running or not."""
     found: list[tuple[float, Known]] = []
-    for path in (state_folder() / "managers").glob("*/client.json"):
+    for path in (state_folder(state_dir) / "managers").glob("*/client.json"):
         with contextlib.suppress(OSError, WindlassError):  # gone meanwhile, or not ours to read
-            found.append((path.stat().st_mtime, Known(path.parent.name, path, read_connection_file(path))))
+            found.append((path.stat().st_mtime, Known(path.parent.name, path, read_connection_file(path, trust=trust))))
     return [known for _, known in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
-def choose_manager(name: str | None = None, port: int | None = None) -> Known:
+def choose_manager(
+    name: str | None = None, port: int | None = None, *, state_dir: str | os.PathLike[str] | None = None, trust: bool | None = None
+) -> Known:
     """The manager meant by a name (or folder, or file), by a port, or by nothing: then the only one that runs.
+
+    ``state_dir``: where they are looked for, if not in the usual place; ``trust``: their files are private, whatever their modes say.
 
     Raises `UnknownName` for a name that nobody has, `NotRunning` when none fits, `UsageError` when several do; the text lists them.
     """
     if name is not None:
-        path = find_manager(name)
-        return Known(path.parent.name, path, read_connection_file(path))
-    running = [known for known in known_managers() if (port is None or port in known.ports) and known.is_running()]
+        path = find_manager(name, state_dir)
+        return Known(path.parent.name, path, read_connection_file(path, trust=trust))
+    running = [known for known in known_managers(state_dir, trust) if (port is None or port in known.ports) and known.is_running()]
     if len(running) == 1:
         return running[0]
     if not running:
         where = f" on port {port}" if port is not None else ""
-        raise NotRunning(f"no manager of yours is running{where} (looked in {state_folder() / 'managers'}); start the program that has it")
+        raise NotRunning(
+            f"no manager of yours is running{where} (looked in {state_folder(state_dir) / 'managers'}); start the program that has it"
+        )
     raise UsageError(f"{len(running)} managers of yours are running: {_listed(running)}; say which by its name")
 
 

@@ -20,8 +20,9 @@ import os
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent import futures
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -34,6 +35,8 @@ from windlass.messages import PROTOCOL, Goodbye, Hello, Message, Refused, Welcom
 from windlass.session import Event, Session, decode_answer, encode_one, heard_by
 
 log = logging.getLogger("windlass.transport")
+
+T = TypeVar("T")
 
 #: Seconds that one address may take to connect and answer.
 DIAL_TIMEOUT: Final = 10.0
@@ -293,14 +296,23 @@ class _Dialler:
 
 
 class Port:
-    """A way to a manager for any thread: `send` and `close`. Made by `open_port`."""
+    """A way to a manager for any thread: `send` and `close`. Made by `open_port`.
+
+    ``on_welcome`` is called on the port's thread at each connection, for who must know what the manager says of itself.
+    """
 
     def __init__(
-        self, connection: ConnectionFile, role: str, name: str, on_message: Callable[[Message], None], on_lost: Callable[[str], None]
+        self,
+        connection: ConnectionFile,
+        role: str,
+        name: str,
+        on_message: Callable[[Message], None],
+        on_lost: Callable[[str], None],
+        on_welcome: Callable[[Welcome], None] = _ignore,
     ) -> None:
         self._file = connection
         self._role, self._name = role, name
-        self._on_message, self._on_lost = on_message, on_lost
+        self._on_message, self._on_lost, self._on_welcome = on_message, on_lost, on_welcome
         self._lock = threading.Lock()
         self._outbox: list[Message] = []
         self._closed = False
@@ -332,11 +344,49 @@ class Port:
         """Send these; never blocks. Raises `Closed`."""
         with self._lock:
             if self._closed:
-                raise Closed(f"the port to manager {self._file.manager} is closed, so nothing can be sent; open another one")
+                raise Closed(self._closed_text())
             self._outbox += messages
             if self._loop is not None and not self._woken:
                 self._woken = True
                 self._loop.call_soon_threadsafe(self._forward)
+
+    @property
+    def link(self) -> Link | None:
+        """For what runs on the port's thread; None when it is closed."""
+        return self._link if self._loop is not None else None
+
+    def call(self, work: Callable[[], object]) -> None:
+        """Have something done on the port's thread soon. Raises `Closed`. Takes no lock, so a finaliser may call it."""
+        loop = self._loop
+        try:
+            if loop is not None:
+                loop.call_soon_threadsafe(work)
+                return
+        except RuntimeError:
+            pass  # the loop has just ended
+        raise Closed(self._closed_text())
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do this on the port's thread, and wait for it in this one. Raises `Closed`, and what it raises."""
+        loop = self._loop
+        if loop is None:
+            raise Closed(self._closed_text())
+        assert threading.current_thread() is not self._thread, "it would wait for itself"
+
+        async def guarded() -> T:
+            return await work()
+
+        waiting = guarded()
+        try:
+            return asyncio.run_coroutine_threadsafe(waiting, loop).result()
+        except (RuntimeError, futures.CancelledError) as error:  # the loop has ended, before or meanwhile
+            waiting.close()
+            if not loop.is_closed() and isinstance(error, RuntimeError):
+                raise
+            raise Closed(self._closed_text()) from error
+
+    def _closed_text(self) -> str:
+        return f"the port to manager {self._file.manager} is closed, so nothing can be sent; open another one"
 
     def close(self, timeout: float = 2.0) -> None:
         """Say goodbye, wait up to so many seconds until the manager has all that was sent, and end the thread."""
@@ -371,11 +421,12 @@ class Port:
             self._refused = True
             ended(answer.text)
 
-        def welcome(_: Welcome, fresh: bool) -> None:
+        def welcome(answer: Welcome, fresh: bool) -> None:
             if fresh:
                 # The manager that knew what we said is gone; who is above must say it anew, over a new port.
                 link.fail(f"manager {self._file.manager} was started anew and does not know what was said before; open a new port")
                 return
+            self._on_welcome(answer)
             self._welcomed = True
             self._opened.set()
 
@@ -428,6 +479,7 @@ def open_port(
     on_lost: Callable[[str], None],
     *,
     timeout: float = 10.0,
+    on_welcome: Callable[[Welcome], None] = _ignore,
 ) -> Port:
     """A port to the manager of ``connection``, as ``role`` ("client" or "factory"); waits up to ``timeout`` seconds for its Welcome.
 
@@ -437,6 +489,6 @@ def open_port(
     Raises:
         ConnectionRefused: the manager refused, or was not reached; the text says where and why.
     """
-    port = Port(connection, role, name, on_message, on_lost)
+    port = Port(connection, role, name, on_message, on_lost, on_welcome)
     port.open(timeout)
     return port

@@ -1,0 +1,175 @@
+"""`attach`: the door to a manager that runs in another process, on this machine or on one that sees its state folder.
+
+Theory of operation
+-------------------
+An `AttachedManager` has the methods of `windlass.Manager`: both are doors (`windlass.manager.door`), and behind this one is a line
+(`windlass.manager.line`) with the user's own credential, the ``client.json`` of the manager's state folder.
+
+A program's calls are its own: several may be attached at once.  They end with the program, orderly (`close`) or not (then after the
+manager's ``reconnect_grace``), unless it asked to keep them (``keep=True``, `detach`).  When the manager ends, or was not reached for its
+``reconnect_grace``, every future that has not ended does so with `Closed`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from windlass.errors import UsageError
+from windlass.identity import CLIENT, ConnectionFile
+from windlass.manager.client import Client
+from windlass.manager.door import Door
+from windlass.manager.line import Line
+from windlass.managers import choose_manager
+from windlass.messages import Leave, Message, ObjectRef, PoolOffer, Resources
+from windlass.transport import Port, open_port
+
+#: Seconds that closing waits for the manager to take note.
+_FAREWELL: Final = 5.0
+
+
+class AttachedManager(Door):
+    """A manager of another process; made by `attach`. Close it, or use it in a ``with``."""
+
+    # What the manager remembers is shared by all programs that are attached.
+    _defined_most = 1_000
+
+    def __init__(self, name: str, connection: ConnectionFile, *, keep: bool = False, timeout: float = 10.0) -> None:
+        super().__init__()
+        self.name = name
+        self._connection = connection
+        host = os.uname().nodename.partition(".")[0]
+        self._line = Line(connection, f"program-{host}-{os.getpid()}-{secrets.token_hex(3)}", self._deliver, self._lost)
+        self._client = Client(self._line.store, self._line.inbox, _clock())
+        self._ports: list[Port] = []
+        self._keep = keep
+        self._line.open(keep, timeout)
+        self._finalizer = weakref.finalize(self, _leave, self._line, self._client, self._ports)
+        self._finalizer.atexit = False
+        atexit.register(self._finalizer)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self._client.outstanding()} calls waiting or running"
+        return f"<AttachedManager {self.name!r}, {state}>"
+
+    @property
+    def connection_file(self) -> Path:
+        """What this program attached by: a file only its owner can read."""
+        return Path(self._connection.path)
+
+    @property
+    def pilot_file(self) -> Path:
+        """What pilots enrol by: a file only its owner can read."""
+        return self.connection_file.with_name("pilot.json")
+
+    @property
+    def port(self) -> int:
+        """The port that the manager listened on when this program attached."""
+        return self._connection.addresses[0][1]
+
+    def status(self) -> dict[str, Any]:
+        self._check_open()
+        found: dict[str, Any] = msgspec.json.decode(self._line.ask_status())
+        found["manager"]["name"] = self.name
+        return found
+
+    def open_port(self, role: str, name: str, on_message: Callable[[Message], None]) -> Port:
+        """How a factory in this program reaches the manager: a connection of its own, on whose thread ``on_message`` is called."""
+        self._check_open()
+        port = open_port(self._connection, role, name, on_message, lambda reason: on_message(Leave(reason)))
+        self._ports.append(port)
+        return port
+
+    def close(self) -> None:
+        """Leave: this program's calls that have not ended are cancelled (unless ``keep=True``), and their futures get `Closed`.
+
+        Calling it again does nothing. The manager goes on.
+        """
+        with self._lock:
+            self._closed = True
+        self._finalizer()
+
+    def detach(self) -> None:
+        """Leave, and let this program's calls go on at the manager; their futures here get `Closed`, and nobody gets their results."""
+        self._check_open()
+        self._line.flush()
+        self._line.keep(True)
+        self.close()
+
+    def _forked(self) -> None:
+        if self._finalizer.detach() is None:
+            return  # closed before
+        self._client.leave_to_program(f"this process is a fork of the program that is attached, process {self._pid}")
+
+    def _means_version(self) -> int:
+        return self._line.means.version
+
+    def _means(self) -> tuple[tuple[PoolOffer, ...], list[Resources]]:
+        means = self._line.means
+        return means.offers, list(means.workers)
+
+    def _capacity(self) -> int:
+        return self._line.means.capacity
+
+    def _put_forever(self, data: Any) -> ObjectRef:
+        # Never unpinned: the manager does that when this program has left.
+        return self._line.store.put(data, pin=True)
+
+    def _deliver(self, done: list[Any]) -> None:
+        self._client.deliver(done)
+
+    def _lost(self, reason: str) -> None:
+        self._client.close(f"manager {self.name!r} is lost to this program: {reason}")
+
+
+def attach(
+    manager: str | os.PathLike[str] | None = None,
+    *,
+    state_dir: str | os.PathLike[str] | None = None,
+    trust_state_dir: bool | None = None,
+    keep: bool = False,
+    timeout: float = 10.0,
+) -> AttachedManager:
+    """The door to a manager that runs already (``windlass manager start``): use it as a `Manager`.
+
+    ``manager``: its name, its state folder, or its connection file; without it the only one of yours that runs. ``state_dir``: where
+    managers keep their state, if not in the usual place. ``keep=True``: this program's calls go on when it has left or was killed.
+    ``timeout``: seconds to wait for the manager's answer.
+
+    Raises `UnknownName` for a name that nobody has, `UsageError` when several could be meant or the file may be read by others, and
+    `ConnectionRefused` when the manager does not answer.
+    """
+    if manager is not None and not isinstance(manager, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"attach({manager!r}): write attach('NAME'), as in  windlass manager start NAME,  or give a connection file")
+    known = choose_manager(os.fspath(manager) if manager is not None else None, state_dir=state_dir, trust=trust_state_dir)
+    connection = known.connection
+    if connection.role != CLIENT:
+        raise UsageError(f"{known.path} is for {connection.role}s, not for programs: give the manager's client.json")
+    return AttachedManager(known.name, connection, keep=keep, timeout=timeout)
+
+
+def _clock() -> Callable[[], float]:
+    """Seconds since the epoch, by a clock that never jumps."""
+    import time
+
+    epoch = time.time() - time.monotonic()
+    return lambda: epoch + time.monotonic()
+
+
+def _leave(line: Line, client: Client, ports: list[Port]) -> None:
+    """The end of an attachment; no reference to it, so that it can be the finaliser of one that was dropped."""
+    lost = bool(client.closed)
+    client.closed = client.closed or "this program has left the manager"
+    if not lost:
+        client.settle()
+    line.close(_FAREWELL if not lost else 0.0)
+    for port in ports:
+        port.close()
+    client.close(client.closed)

@@ -1,0 +1,176 @@
+"""Programs that attach to this manager over connections: their links, and what they say. A part of the manager's shell.
+
+Theory of operation
+-------------------
+Whose is what is `windlass.manager.programs`' to know; here messages of the role ``client`` become events of that book and of the core, and
+ends of calls go to the links of those whose calls they were.  A link that is cut waits for its program; one that is lost (the shell's grace
+is over) or said Goodbye takes the program with it.
+
+Everything runs on the manager's loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from windlass.framing import ProtocolError
+from windlass.links import Link
+from windlass.manager.core import Core
+from windlass.manager.demand import means_of
+from windlass.manager.programs import Program, Programs
+from windlass.messages import (
+    CallDone,
+    CancelSubmitted,
+    DefineFunctions,
+    EndManager,
+    GetStatus,
+    Goodbye,
+    InstallLibrary,
+    KeepCalls,
+    Leave,
+    Means,
+    Message,
+    ObjectName,
+    ReleaseObjects,
+    RemoveLibrary,
+    Status,
+    SubmitCalls,
+)
+from windlass.objects import ObjectStore
+
+log = logging.getLogger("windlass.manager")
+
+
+class Attachments:
+    """The programs that are attached, for the server. ``end(reason)`` ends a detached manager, and ``status(now)`` is its answer."""
+
+    def __init__(self, core: Core, store: ObjectStore, end: Callable[[str], None], status: Callable[[float], Status]) -> None:
+        self.programs = Programs()
+        self.links: dict[int, Link] = {}
+        #: Programs may end this manager: it is part of none.
+        self.detached = False
+        self._core, self._store = core, store
+        self._end, self._status = end, status
+        self._means: Means | None = None
+
+    def join(self, link: Link) -> Program:
+        """Somebody with the user's credential has connected."""
+        program = self.programs.join(link.peer)
+        self.links[program.number] = link
+        return program
+
+    def said(self, program: Program, message: Message, now: float) -> None:
+        """It has said something. The caller has the core's decisions carried out."""
+        core, programs, link = self._core, self.programs, self.links.get(program.number)
+        if link is None:
+            return
+        match message:
+            case SubmitCalls():
+                try:
+                    core.submit(programs.submitted(program, message), now)
+                except ProtocolError as error:
+                    link.fail(str(error))
+            case CancelSubmitted(calls):
+                core.cancel(programs.cancelled(program, calls), now)
+            case InstallLibrary(spec):
+                program.libraries.add(spec.id)
+                core.install(spec, now)
+            case RemoveLibrary(library):
+                programs.removed(program, library)
+            case DefineFunctions(functions):
+                core.define(functions)
+            case ReleaseObjects(names):
+                programs.released(program, names)
+            case KeepCalls(keep):
+                if not program.working:
+                    log.info("program %s has attached", program.name)
+                program.working, program.keep = True, keep
+                link.send(means_of(core))
+            case EndManager(reason):
+                if self.detached:
+                    self._end(reason)
+                else:
+                    log.warning("program %s asked this manager to end, but it is part of a program and ends with it", program.name)
+            case GetStatus():
+                link.send(self._status(now))
+            case Goodbye(reason):
+                self.left(program, reason, now)
+            case _:
+                log.warning("program %s said %s, which its role may not", program.name, type(message).__name__)
+        self._let_go(now)
+
+    def left(self, program: Program, reason: str, now: float) -> None:
+        """It is gone for good."""
+        if self.links.pop(program.number, None) is None:
+            return
+        cancel = self.programs.left(program)
+        if program.working:
+            kept = len(program.calls) if program.keep else 0
+            log.info("program %s has left (%s); %d calls cancelled, %d go on", program.name, reason, len(cancel), kept)
+        self._core.cancel(cancel, now)
+        self._let_go(now)
+
+    def take_theirs(self, done: list[CallDone], now: float) -> list[CallDone]:
+        """Tell programs of the ends of their calls; gives back the ends of calls of the manager's own process."""
+        if not self.programs.known:
+            return done
+        own, theirs = self.programs.ended(done)
+        for number, messages in theirs.items():
+            link = self.links.get(number)
+            if link is not None:
+                for message in messages:
+                    link.send_now(message)
+        self._let_go(now)
+        return own
+
+    def tell_means(self) -> None:
+        """Say what there is to run calls with, when that is something else than before."""
+        working = [self.links[number] for number, one in self.programs.known.items() if one.working and number in self.links]
+        if working:
+            means = means_of(self._core)
+            if means != self._means:
+                self._means = means
+                for link in working:
+                    link.send(means)
+
+    def all_links(self) -> Sequence[Link]:
+        """Of all that are here."""
+        return list(self.links.values())
+
+    def leave(self, reason: str) -> None:
+        """The manager ends."""
+        for link in self.all_links():
+            link.send(Leave(reason))
+
+    def seen(self) -> list[tuple[Program, bool]]:
+        """Programs with calls to come or running, and whether each is connected, for the status."""
+        known = [one for one in self.programs.known.values() if one.working]
+        return [(one, one.number in self.links and self.links[one.number].connected) for one in known]
+
+    def keeper(self, session: str) -> Callable[[ObjectName], str]:
+        """What keeps an object for the program of this session, after it has put it: it answers "", or why that was not possible."""
+        number = next((number for number, link in self.links.items() if session and link.session_id == session), 0)
+
+        def keep(name: ObjectName) -> str:
+            program = self.programs.known.get(number)
+            if program is None or program.gone:
+                return "its program is not attached any more"
+            try:
+                self._store.pin(name)
+            except KeyError:
+                return "the manager had to let it go at once, as its store is full"
+            program.pins[name] += 1
+            return ""
+
+        return keep
+
+    def _let_go(self, now: float) -> None:
+        """Objects and library versions that no program needs any more."""
+        programs = self.programs
+        while programs.unpin:
+            self._store.unpin(programs.unpin.pop())
+        while programs.discard:
+            self._store.discard(programs.discard.pop())
+        while programs.remove:
+            self._core.remove(programs.remove.pop(), now)

@@ -1,0 +1,356 @@
+"""`Door`: what a program calls on a manager, wherever that runs.
+
+Theory of operation
+-------------------
+The door checks what the program asks for, resolves names to library versions and functions, and hands messages to a client
+(`windlass.manager.client`).  Behind it is a manager in this process (`windlass.manager.manager`) or one that the program is attached to
+(`windlass.manager.attached`).
+
+*Library names* are this program's own.  A name stands for its newest installed version.  Installing another version under the same name
+leaves calls already submitted with theirs; the old version ends when its calls have.
+
+*The implicit library* (`submit_function`, used by `Executor`) has no functions of its own; functions are added to it by content.  When
+one needs an import that is not hoisted yet, a new version with more imports follows the old one, so busy slots finish undisturbed.
+Versions are named by what they hoist, so programs that need the same share warm instances.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+
+from windlass.errors import Closed, NotPossible, UnknownName, UsageError
+from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall
+from windlass.manager.client import Client
+from windlass.manager.future import CallFuture
+from windlass.manager.library import Library
+from windlass.manager.placement import why_never
+from windlass.messages import (
+    CallOptions,
+    DefineFunctions,
+    FunctionId,
+    ImportSpec,
+    InstallLibrary,
+    LibraryId,
+    LibrarySpec,
+    ObjectRef,
+    PoolOffer,
+    RemoveLibrary,
+    Resources,
+)
+
+#: The name of the implicit library.
+IMPLICIT: Final = "functions"
+#: TaskVine's hungry(): at least so many calls, and so many times the capacity.
+_HUNGRY_LEAST: Final = 10
+_HUNGRY_TIMES: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Numbers of a manager at one time; ``status`` has all of it (docs/status.md)."""
+
+    waiting: int
+    running: int
+    done: int
+    failed: int
+    cancelled: int
+    workers: int
+    slots: int
+    #: Seconds that imports and contexts took, over all library instances, and what doing them in each call would have taken more.
+    hoisted_seconds: float
+    saved_seconds: float
+    status: Mapping[str, Any]
+
+
+class _Installed:
+    """The newest version under a library's name."""
+
+    __slots__ = ("functions", "library", "parameters", "spec")
+
+    def __init__(self, spec: LibrarySpec, library: Library) -> None:
+        self.spec = spec
+        self.library = library
+        self.functions: dict[str, FunctionId] = {function.name: function.id for function in spec.functions}
+        #: Names of parameters by function, for the texts of errors.
+        self.parameters = {name: _parameters(function) for name, function in library.functions.items()}
+
+
+class Door(ABC):
+    """Libraries, calls and futures of one program."""
+
+    name: str
+    _client: Client
+    #: Functions of `submit_function` that are remembered as defined; fewer than the core remembers.
+    _defined_most = 5_000
+
+    def __init__(self) -> None:
+        self._closed = False
+        self._lock = threading.RLock()
+        self._installed: dict[str, _Installed] = {}
+        self._implicit: LibrarySpec | None = None
+        self._implicit_imports: dict[str, ImportSpec] = {}
+        self._implicit_code: dict[str, ObjectRef] = {}
+        self._defined: OrderedDict[FunctionId, None] = OrderedDict()
+        self._possible: dict[tuple[LibraryId, int], tuple[CallOptions, int]] = {}
+        self._pid = os.getpid()
+        _doors.add(self)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Take nothing more, end what has not ended, and let go what is this program's."""
+
+    @abstractmethod
+    def status(self) -> dict[str, Any]:
+        """How things stand, as documented in docs/status.md."""
+
+    @abstractmethod
+    def _means_version(self) -> int:
+        """Changes when what there is to run calls with does."""
+
+    @abstractmethod
+    def _means(self) -> tuple[tuple[PoolOffer, ...], list[Resources]]:
+        """Offers of pools, and what workers have."""
+
+    @abstractmethod
+    def _capacity(self) -> int:
+        """Calls that all library instances would hold when full."""
+
+    @abstractmethod
+    def _put_forever(self, data: Any) -> ObjectRef:
+        """Keep functions and code for as long as this program may need them."""
+
+    @abstractmethod
+    def _forked(self) -> None:
+        """This process is a copy of the program made by `os.fork`: thread, sockets and files are the program's, which goes on with them."""
+
+    @property
+    def closed(self) -> bool:
+        """`close` was called, or the manager has ended."""
+        return self._closed or bool(self._client.closed)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise Closed(f"manager {self.name!r} is closed ({self._client.closed or 'the manager was closed'}); make another one")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # ------------------------------------------------------------ libraries
+
+    def create_library(self, name: str, *functions: Callable[..., Any], **options: Any) -> Library:
+        """A library of ``functions``; see `Library` for the options. It is there to be called after `install_library`."""
+        return Library(name, *functions, **options)
+
+    def create_library_from_functions(self, name: str, *functions: Callable[..., Any], **options: Any) -> Library:
+        """TaskVine's spelling of `create_library`: ``hoisting_modules=``, ``exec_mode=``, ``library_context_info=``."""
+        return Library.from_functions(name, *functions, **options)
+
+    def install_library(self, library: Library | str, *functions: Callable[..., Any], **options: Any) -> Library:
+        """Make a library callable: one that was created, or a name and functions, which creates it.
+
+        Another version under the same name replaces it for calls submitted from now on.
+        """
+        self._check_open()
+        if isinstance(library, str):
+            library = Library(library, *functions, **options)
+        elif not isinstance(library, Library):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(
+                f"install_library({library!r}): write install_library('lib', function, ...) or give what create_library returned"
+            )
+        elif functions or options:
+            raise UsageError(f"library {library.name!r} is created already: give functions and options to create_library")
+        spec = library.spec(self._put_forever)
+        with self._lock:
+            old = self._installed.get(library.name)
+            self._installed[library.name] = _Installed(spec, library)
+            self._client.say(InstallLibrary(spec))
+            if old is not None and old.spec.id != spec.id:
+                self._client.say(RemoveLibrary(old.spec.id))
+        return library
+
+    def remove_library(self, library: Library | str) -> None:
+        """No more calls of it: its instances end when the calls submitted so far have."""
+        self._check_open()
+        name: object = getattr(library, "name", library)
+        if not isinstance(name, str):
+            raise UsageError(f"remove_library({library!r}): write remove_library('lib') or give what create_library returned")
+        with self._lock:
+            self._client.say(RemoveLibrary(self._library(name).spec.id))
+            del self._installed[name]
+
+    def check_library_exists(self, name: str) -> bool:
+        """True if a library of this name is installed."""
+        return name in self._installed
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Names of the installed libraries."""
+        return tuple(self._installed)
+
+    def _library(self, name: str) -> _Installed:
+        try:
+            return self._installed[name]
+        except KeyError:
+            raise UnknownName("library", name, self._installed, "(install_library makes one callable)") from None
+
+    # ------------------------------------------------------------ calls
+
+    def submit(self, call: FunctionCall) -> CallFuture[Any]:
+        """Queue a call; its future.
+
+        Raises `UnknownName` (library or function), `NotPicklable` (an argument), `NotPossible` (no pool can ever run it), `Closed`.
+        """
+        if type(call) is not FunctionCall and not isinstance(call, FunctionCall):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"submit({call!r}): write submit(FunctionCall('library', 'function', arguments...))")
+        if self._client.closed:
+            self._check_open()
+        installed = self._installed.get(call.library)
+        if installed is None:
+            installed = self._library(call.library)
+        function = installed.functions.get(call.function)
+        if function is None:
+            raise UnknownName("function", call.function, installed.functions, within=f"in library {call.library!r}")
+        if call.options is not DEFAULT_OPTIONS:
+            self._check_possible(installed.spec, call.options)
+        parameters = installed.parameters.get(call.function, ())
+        return self._client.submit(installed.spec.id, function, call.args, call.kwargs, call.options, call.tag, parameters)
+
+    def submit_function(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        options: CallOptions | None = None,
+        tag: str | None = None,
+    ) -> CallFuture[Any]:
+        """Queue ``fn(*args, **kwargs)`` in the implicit library; its future. Raises as `submit`."""
+        from windlass.functions import define
+
+        self._check_open()
+        defined = define(fn, self._put_forever)
+        definition = defined.definition
+        with self._lock:
+            spec = self._implicit
+            if (
+                spec is None
+                or any(one.module not in self._implicit_imports for one in defined.imports)
+                or any(ref.name not in self._implicit_code for ref in definition.code)
+            ):
+                spec = self._next_implicit(defined.imports, definition.code)
+            if definition.id not in self._defined:
+                # In the order of definition, as the core has them: one that is used all the time is defined again in time.
+                self._defined[definition.id] = None
+                if len(self._defined) > self._defined_most:
+                    self._defined.popitem(last=False)
+                self._client.say(DefineFunctions((definition,)))
+        chosen = options or DEFAULT_OPTIONS
+        if chosen is not DEFAULT_OPTIONS:
+            self._check_possible(spec, chosen)
+        return self._client.submit(spec.id, definition.id, args, kwargs or {}, chosen, tag, defined.parameters)
+
+    def _next_implicit(self, imports: tuple[ImportSpec, ...], code: tuple[ObjectRef, ...]) -> LibrarySpec:
+        self._implicit_imports.update((one.module, one) for one in imports)
+        # The newest first: an edited module comes before what it was.
+        self._implicit_code = {**{ref.name: ref for ref in code}, **self._implicit_code}
+        base = Library(IMPLICIT, imports=None).spec(self._put_forever)
+        hoisted = tuple(sorted(self._implicit_imports.values(), key=lambda one: one.module))
+        old = self._implicit
+        draft = msgspec.structs.replace(base, id=LibraryId(""), imports=hoisted, code=tuple(self._implicit_code.values()))
+        digest = hashlib.blake2b(msgspec.msgpack.encode(draft), digest_size=8).hexdigest()
+        self._implicit = msgspec.structs.replace(draft, id=LibraryId(f"{IMPLICIT}@{digest}"))
+        self._client.say(InstallLibrary(self._implicit))
+        if old is not None:
+            self._client.say(RemoveLibrary(old.id))
+        return self._implicit
+
+    def _check_possible(self, spec: LibrarySpec, options: CallOptions) -> None:
+        """Refuse here what no pool can ever run; the core would end it all the same."""
+        key = (spec.id, id(options))
+        version = self._means_version()
+        if self._possible.get(key) == (options, version):
+            return
+        reason = why_never(spec, options, *self._means())
+        if reason:
+            raise NotPossible(f"no pool can ever run this call of library {spec.name!r}: {reason}")
+        if len(self._possible) > 1000:
+            self._possible.clear()
+        self._possible[key] = (options, version)
+
+    def wait(self, timeout: float | None = None) -> CallFuture[Any] | None:
+        """The next call that has ended and is not collected; None after ``timeout`` seconds, or when none is to come."""
+        number = isinstance(timeout, int | float) and not isinstance(timeout, bool) and timeout == timeout  # not NaN
+        if timeout is not None and not number:
+            raise UsageError(f"wait({timeout!r}): give seconds, or None to wait for ever")
+        # More than a thread can wait for is for ever.
+        return self._client.wait(timeout if timeout is None or timeout < threading.TIMEOUT_MAX else None)
+
+    def empty(self) -> bool:
+        """No call is waiting, running, or ended and uncollected."""
+        return self._client.empty()
+
+    def hungry(self) -> int:
+        """How many more calls could be used well now; 0: enough are queued, or the manager is closed."""
+        if self.closed:
+            return 0
+        return max(0, max(_HUNGRY_LEAST, _HUNGRY_TIMES * self._capacity()) - self._client.outstanding())
+
+    def cancel_by_tag(self, tag: str) -> int:
+        """Cancel all calls with this tag; how many had not ended."""
+        return self._client.cancel_all([future for future in self._client.pending() if future.tag == tag])
+
+    def cancel_all(self) -> int:
+        """Cancel all calls; how many had not ended."""
+        return self._client.cancel_all(self._client.pending())
+
+    # ------------------------------------------------------------ seeing
+
+    @property
+    def stats(self) -> Stats:
+        """Numbers now."""
+        status = self.status()
+        calls, libraries = status["calls"], status["libraries"]
+        return Stats(
+            waiting=calls["waiting"],
+            running=calls["running"],
+            done=calls["done"],
+            failed=calls["failed"],
+            cancelled=calls["cancelled"],
+            workers=len(status["workers"]),
+            slots=sum(library["slots"] for library in libraries),
+            hoisted_seconds=sum(library["hoisted_seconds"] for library in libraries),
+            saved_seconds=sum(library["saved_seconds"] for library in libraries),
+            status=status,
+        )
+
+
+_doors: weakref.WeakSet[Door] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for door in list(_doors):
+        door._forked()  # pyright: ignore[reportPrivateUsage]
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return ()  # some functions written in C

@@ -1,0 +1,355 @@
+"""The line from a program to a manager in another process: messages one way and the other, and large data beside them.
+
+Theory of operation
+-------------------
+One thread, the port's, has a control connection and data connections to the manager.  The program's client puts calls and messages into
+`Line.inbox`, as it would into that of a manager in its own process; the thread takes all that is there, puts calls of one library and
+options into one `SubmitCalls`, and sends them.  While the connection is congested the rest waits in the inbox.
+
+*Objects.*  `AttachedStore` is the client's way to the manager's objects.  An argument is at the manager, and pinned for this program,
+before its call is said: on one host as a file that the manager adopts, else by its bytes.  `put` waits for that, so a program
+cannot change data on their way.  What is put twice while it is needed travels once.  A result is read where the manager keeps it on one
+host, else fetched when somebody asks for it; it stays at the manager until it was asked for or nobody is left who could.
+
+A line that is lost for good (the manager ended, or was not reached for its ``reconnect_grace``) says so once, by ``on_lost``.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from windlass import __version__
+from windlass.dataplane import DataClient, ObjectGone
+from windlass.errors import Closed, StoreFull, Unreachable, WindlassError
+from windlass.identity import ConnectionFile
+from windlass.manager.inbox import Inbox
+from windlass.messages import (
+    PROTOCOL,
+    CallDone,
+    CallsDone,
+    CallSent,
+    CallSpec,
+    CancelSubmitted,
+    GetStatus,
+    Hello,
+    KeepCalls,
+    Leave,
+    Means,
+    Message,
+    ObjectName,
+    ObjectRef,
+    ReleaseObjects,
+    Status,
+    SubmitCalls,
+    Welcome,
+)
+from windlass.objects import ObjectStore, content_name, map_object, same_host
+from windlass.store_folders import default_store_folder
+from windlass.transport import Port
+
+#: Bytes of calls in one `SubmitCalls`, well under the limit of a frame.
+_SUBMIT_BYTES: Final = 256 << 10
+_ANSWER_SECONDS: Final = 10.0
+
+
+class Line:
+    """A program's connection to a manager elsewhere. ``deliver`` gets ends of calls, ``on_lost`` why it ended; both on its thread."""
+
+    def __init__(
+        self, connection: ConnectionFile, name: str, deliver: Callable[[list[CallDone]], None], on_lost: Callable[[str], None]
+    ) -> None:
+        self.inbox: Inbox[Any] = Inbox(self._wake)
+        self.store = AttachedStore(self)
+        #: What there is to run calls with, as the manager last said.
+        self.means = Means(0, 0)
+        self.manager = connection.manager
+        self._name = name
+        self._file = connection
+        self._deliver, self._on_lost = deliver, on_lost
+        self._statuses: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._asking = threading.Lock()
+        self._data: DataClient | None = None
+        self._welcome: Welcome | None = None
+        self._shares_host = False
+        self._lost = False
+        self._port = Port(connection, "client", name, self._hear, self._over, self._welcomed)
+
+    # ------------------------------------------------------------ from the program's threads
+
+    def open(self, keep: bool, timeout: float) -> None:
+        """Connect. Raises `ConnectionRefused`."""
+        self._port.open(timeout)
+        self._port.send(KeepCalls(keep))
+
+    def keep(self, keep: bool) -> None:
+        """Whether this program's calls go on when it is gone. Raises `Closed`."""
+        self._port.send(KeepCalls(keep))
+
+    def flush(self) -> None:
+        """All that was put into the inbox has gone into the connection, or will before it is closed. Raises `Closed`."""
+
+        async def drain() -> None:
+            self._drain(whole=True)
+
+        self._port.run(drain)
+
+    def close(self, timeout: float) -> None:
+        """Say goodbye, and end the thread; ``timeout`` in seconds."""
+        try:
+            self.flush()
+            self._port.run(self._close_data)
+        except WindlassError:
+            pass  # the manager was gone first
+        self._port.close(timeout)
+        self.store.close()
+
+    def ask_status(self, timeout: float = _ANSWER_SECONDS) -> bytes:
+        """The manager's status as JSON. Raises `Closed`, `Unreachable`."""
+        with self._asking:
+            while not self._statuses.empty():
+                self._statuses.get()  # the late answer to one who gave up
+            self._port.send(GetStatus())
+            try:
+                answer = self._statuses.get(timeout=timeout)
+            except queue.Empty:
+                text = f"manager {self.manager} did not answer within {timeout:g} s; is it cut off, stopped or very busy?"
+                raise Unreachable(text) from None
+        if answer is None:
+            raise Closed(f"manager {self.manager} is gone")
+        return answer
+
+    def _wake(self) -> None:
+        self._port.call(self._drain)
+
+    # ------------------------------------------------------------ objects, from the program's threads
+
+    @property
+    def folder(self) -> str:
+        """Where the manager's objects are, if this host has them; "" otherwise."""
+        welcome = self._welcome
+        return welcome.store if welcome is not None and self._shares_host else ""
+
+    def put_file(self, name: ObjectName, path: Path) -> None:
+        """Have the manager keep this file, which is on its host. Raises `StoreFull`, `Closed`."""
+        self._transfer(lambda data: data.put(name, path))
+
+    def put_bytes(self, name: ObjectName, view: memoryview) -> None:
+        """Have the manager keep these bytes. Raises `StoreFull`, `Closed`."""
+        self._transfer(lambda data: data.put_bytes(name, view))
+
+    def _transfer(self, work: Callable[[DataClient], Any]) -> None:
+        async def go() -> None:
+            assert self._data is not None
+            await work(self._data)
+
+        try:
+            self._port.run(go)
+        except ObjectGone as error:
+            raise StoreFull(f"manager {self.manager} does not take it: {error}") from error
+        except ConnectionError as error:
+            raise Unreachable(f"data for manager {self.manager} could not be sent: {error}; submit it again") from error
+
+    def get(self, ref: ObjectRef, store: ObjectStore) -> None:
+        """Have an object of the manager's in this store. Raises `Closed`, `ObjectGone`, `ConnectionError`, `OSError`."""
+
+        async def go() -> None:
+            assert self._data is not None
+            await self._data.get(ref)
+
+        self._port.run(go)
+
+    # ------------------------------------------------------------ on the port's thread
+
+    def _hello(self) -> Hello:
+        return Hello("client", PROTOCOL, __version__, sys.version_info[:2], self._name)
+
+    def _welcomed(self, welcome: Welcome) -> None:
+        link = self._port.link
+        if link is not None:
+            link.on_writable = self._drain
+        if self._data is None:
+            self._data = DataClient(self._file, self._hello, self.store.local)
+            self._shares_host = same_host(welcome.store, welcome.store_token)
+        self._data.use_welcome(welcome)
+        self._welcome = welcome
+
+    async def _close_data(self) -> None:
+        if self._data is not None:
+            await self._data.close()
+
+    def _drain(self, *, whole: bool = False) -> None:
+        """Send what is in the inbox; ``whole``: congested or not."""
+        link = self._port.link
+        if link is None or (link.congested and not whole):
+            return  # `on_writable` comes back to it
+        calls: list[CallSent] = []
+        library, options, size = None, None, 0
+        cancels: list[Any] = []
+        names: list[ObjectName] = []
+
+        def flush() -> None:
+            nonlocal calls, size
+            if calls:
+                assert library is not None
+                assert options is not None
+                link.send_now(SubmitCalls(library, options, calls))
+                calls, size = [], 0
+            if cancels:
+                link.send_now(CancelSubmitted(tuple(cancels)))
+                cancels.clear()
+            if names:
+                link.send_now(ReleaseObjects(tuple(names)))
+                names.clear()
+
+        for item in self.inbox.drain():
+            if type(item) is CallSpec:
+                if cancels or names or item.library != library or item.options is not options or size > _SUBMIT_BYTES:
+                    flush()
+                    library, options = item.library, item.options
+                calls.append(CallSent(item.call, item.function, item.payload, item.spans))
+                size += len(item.payload) + 64 + 48 * len(item.spans)
+                continue
+            message = item[1]
+            if calls:
+                flush()
+            # Many come one by one, from futures that are cancelled or dropped.
+            if type(message) is CancelSubmitted and not names and len(cancels) < 10_000:
+                cancels += message.calls
+            elif type(message) is ReleaseObjects and not cancels and len(names) < 10_000:
+                names += message.names
+            else:
+                flush()
+                link.send_now(message)
+        flush()
+
+    def _hear(self, message: Message) -> None:
+        if type(message) is CallsDone:
+            self.store.expect(message.done)
+            self._deliver(message.done)
+        elif isinstance(message, Means):
+            self.means = message
+        elif isinstance(message, Status):
+            self._statuses.put(message.json)
+        elif isinstance(message, Leave):
+            self._over(f"the manager has ended: {message.reason}")
+
+    def _over(self, reason: str) -> None:
+        if not self._lost:
+            self._lost = True
+            self._statuses.put(None)
+            self._on_lost(reason)
+
+
+class AttachedStore:
+    """A program's way to the objects of a manager elsewhere."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._lock = threading.RLock()
+        #: One at a time, so that what two threads put is sent once.
+        self._putting = threading.Lock()
+        #: What is at the manager for this program, and how many here need it.
+        self._held: Counter[str] = Counter()
+        #: Bytes of objects of results that were not read yet.
+        self._results: dict[str, int] = {}
+        self._folder: Path | None = None
+        self._local: ObjectStore | None = None
+
+    @property
+    def local(self) -> ObjectStore:
+        """A folder of this program's own, for what is on its way."""
+        with self._lock:
+            if self._local is None:
+                self._folder = default_store_folder("program")
+                self._local = ObjectStore(self._folder)
+            return self._local
+
+    def put(self, data: Any, *, pin: bool = False) -> ObjectRef:
+        """Have it at the manager, until it is unpinned as often as it was put. Raises `StoreFull`, `Closed`, `Unreachable`."""
+        view = memoryview(data)
+        if view.ndim != 1 or view.format != "B":
+            view = view.cast("B")
+        name = content_name(view)
+        with self._putting:
+            with self._lock:
+                if self._held[name]:
+                    self._held[name] += 1
+                    return ObjectRef(name, view.nbytes)
+            if self._line.folder:
+                ref = self.local.put(view)
+                try:
+                    self._line.put_file(name, self.local.path(ref.name))
+                finally:
+                    self.local.discard(name)
+            else:
+                self._line.put_bytes(name, view)
+            with self._lock:
+                self._held[name] += 1
+        return ObjectRef(name, view.nbytes)
+
+    def could_hold(self, size: int) -> bool:
+        """Only the manager knows; while calls of this program run, waiting for them may help."""
+        return True
+
+    def unpin(self, name: str) -> None:
+        """One that needed it does so no more."""
+        with self._lock:
+            if self._held[name] > 1:
+                self._held[name] -= 1
+                return
+            if not self._held.pop(name, 0):
+                return
+        self._release(name)
+
+    def expect(self, done: list[CallDone]) -> None:
+        """Results have come whose objects are at the manager."""
+        for one in done:
+            for span in one.end.spans:
+                self._results[span.name] = span.size
+
+    def open(self, name: str) -> memoryview:
+        """A private, writable mapping of a result's object. Raises `KeyError`, and `Closed` when the manager is gone with it."""
+        folder = self._line.folder
+        if folder:
+            try:
+                return map_object(os.path.join(folder, name))
+            except OSError:
+                pass  # it is where the manager keeps what memory has no room for, or gone
+        size = self._results.get(name)
+        if size is None:
+            raise KeyError(name)
+        try:
+            self._line.get(ObjectRef(ObjectName(name), size), self.local)
+        except (ObjectGone, ConnectionError, Closed) as error:
+            where = f"was kept at manager {self._line.manager}"
+            raise Closed(f"the call's result of {size:,} bytes {where} and cannot be had from there any more: {error}") from error
+        return self.local.open(name)
+
+    def discard(self, name: str) -> None:
+        """Nobody needs this result any more. May be called by a finaliser, in any thread."""
+        if self._results.pop(name, None) is None:
+            return
+        if self._local is not None:
+            self._local.discard(name)
+        self._release(name)
+
+    def _release(self, name: str) -> None:
+        try:
+            self._line.inbox.put(("client", ReleaseObjects((ObjectName(name),))))
+        except Closed:
+            pass  # and with the session all that was its
+
+    def close(self) -> None:
+        """Remove what is left here."""
+        with self._lock:
+            if self._local is not None:
+                self._local.close()
+                shutil.rmtree(self._folder or "", ignore_errors=True)
