@@ -38,10 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from windlass.worker.main import main as worker_main
 
         return worker_main(words[1:])
+    from windlass import cli_manager
     from windlass.errors import UsageError, WindlassError
 
     try:
-        return _run(words)
+        with cli_manager.state_options(words) as rest:
+            return _run(rest)
     except UsageError as error:
         print(f"windlass: {error}", file=sys.stderr)
         return USAGE_STATUS
@@ -56,13 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    from windlass import cli_factory
+    from windlass import cli_factory, cli_manager
 
     options: dict[str, object] = {}
     if words == ["--version"]:
         words = ["version"]
     if cli_factory.takes_pool_options(words):
         words, options = cli_factory.split_pool_options(words)
+    elif cli_manager.takes_pool_options(words):
+        words, options = cli_manager.split_pool_options(words)
     parser = _parser(with_options=bool({"-h", "--help"} & set(words)))
     chosen = parser.parse_args(words)
     command: Callable[[argparse.Namespace, Mapping[str, object]], int] | None = getattr(chosen, "command", None)
@@ -135,7 +139,7 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
     """``with_options``: the help names the options of all pools, which takes a while."""
     import argparse
 
-    from windlass import cli_factory
+    from windlass import cli_factory, cli_manager
 
     exits = "exit status: 0 done, 1 failed (the text says why), 2 wrong command line, 130 interrupted; see docs/command-line.md"
     parser = argparse.ArgumentParser(
@@ -151,6 +155,7 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
 
     nouns.add_parser("worker", help="what pilots run: windlass worker --connection FILE", add_help=False)
 
+    cli_manager.add_parsers(nouns)
     cli_factory.add_parsers(nouns, with_options=with_options)
 
     look = nouns.add_parser(

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from windlass.errors import ConnectionRefused, Unreachable
-from windlass.messages import GetStatus, Message, Status
+from windlass.messages import GetStatus, Leave, Message, Status
 
 if TYPE_CHECKING:
     from windlass.identity import ConnectionFile
@@ -39,6 +39,8 @@ class StatusPort:
     def _hear(self, message: Message) -> None:
         if isinstance(message, Status):
             self._answers.put(message.json)
+        elif isinstance(message, Leave):
+            self._answers.put(f"it has ended: {message.reason}")
 
     def ask(self, timeout: float = ANSWER_TIMEOUT) -> bytes:
         """The manager's status as JSON text.
@@ -54,6 +56,19 @@ class StatusPort:
         if isinstance(answer, str):
             raise ConnectionRefused(answer)
         return answer
+
+    def send(self, *messages: Message) -> None:
+        """Say something else."""
+        self._port.send(*messages)
+
+    def wait_gone(self, timeout: float) -> bool:
+        """Wait until the manager has ended or is out of reach; False: not within ``timeout`` seconds."""
+        try:
+            while not isinstance(self._answers.get(timeout=timeout), str):
+                pass
+        except queue.Empty:
+            return False
+        return True
 
     def close(self) -> None:
         self._port.close()

@@ -1,0 +1,71 @@
+"""A process that is a manager and nothing else: what ``windlass manager start`` starts, here or in a job.
+
+Theory of operation: it has a `Manager` that stays until it is told to end, a signal says so, or nothing was there for a while.  It never
+unpickles and runs no call, so it needs nothing of its programs' environment.  In the background it is the leader of a session of its own
+and ignores SIGHUP, so it outlives the terminal and the login that it was started from.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from windlass.manager.addresses import choose_address
+from windlass.manager.manager import LOOPBACK, Manager
+from windlass.messages import HOST
+
+#: Bytes of the log of a manager in the background; it and one older one are kept.
+_LOG_BYTES: Final = 5 << 20
+#: What it says to who started it, when it serves.
+READY: Final = b"ready\n"
+
+
+def log_file(folder: Path) -> Path:
+    """Where a manager in the background writes its log."""
+    return folder / "manager.log"
+
+
+def serve(name: str, port: int, *, listen: str = "", idle_timeout: float = 0.0, ready: int = -1) -> int:
+    """Be the manager ``name`` until it ends; the exit status. For the main thread, as it takes signals.
+
+    ``listen``: an interface, a network, an address, or `HOST`; "" listens on loopback until a pool of other machines attaches.
+    ``idle_timeout`` in seconds, 0 for ever. ``ready``: a descriptor on which to say that it serves; then it is in the background.
+    Raises `UsageError`.
+    """
+    address = (choose_address(listen) or LOOPBACK) if listen else None
+    manager = Manager(port, name, host=address)
+    log = logging.getLogger("windlass")
+    handler: logging.Handler = logging.StreamHandler()
+    if ready >= 0:
+        handler = RotatingFileHandler(log_file(manager.connection_file.parent), maxBytes=_LOG_BYTES, backupCount=1)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+    def told(number: int, frame: FrameType | None) -> None:
+        manager.leave(f"signal {signal.Signals(number).name}")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, told)
+    with manager:
+        log.info("manager %s serves at port %d as process %d", name, manager.port, os.getpid())
+        if ready >= 0:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            os.write(ready, READY)
+            os.close(ready)
+        else:
+            print(f"manager {name} serves at {address or LOOPBACK} port {manager.port}", flush=True)
+        reason = manager.stay(idle_timeout)
+        log.info("manager %s ends: %s", name, reason)
+        if ready < 0:
+            print(f"manager {name} has ended: {reason}", file=sys.stderr, flush=True)
+    return 0
+
+
+__all__ = ["HOST", "READY", "log_file", "serve"]
