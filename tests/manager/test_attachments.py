@@ -1,0 +1,178 @@
+"""Who may act as a program at a manager, over real connections."""
+
+# pyright: reportPrivateUsage=false
+# What the manager's core holds is the proof.
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from windlass import Manager
+from windlass.dataplane import DataClient, ObjectGone
+from windlass.identity import CLIENT, ENROL, FACTORY, WORKER, ConnectionFile, read_connection_file
+from windlass.messages import (
+    PROTOCOL,
+    CallId,
+    CallOptions,
+    CallSent,
+    CancelSubmitted,
+    DefineFunctions,
+    EndManager,
+    FunctionId,
+    GetStatus,
+    Hello,
+    InstallLibrary,
+    KeepCalls,
+    LibraryId,
+    LibrarySpec,
+    Message,
+    ObjectName,
+    PilotId,
+    PoolName,
+    Refused,
+    ReleaseObjects,
+    RemoveLibrary,
+    Resources,
+    Status,
+    SubmitCalls,
+    WorkerInfo,
+)
+from windlass.objects import ObjectStore, content_name
+from windlass.session import heard_by, said_by
+from windlass.transport import connect, dial
+
+LIBRARY = LibraryId("lib@1")
+SAYINGS: list[Message] = [
+    SubmitCalls(LIBRARY, CallOptions(), [CallSent(CallId(1), FunctionId(b"f" * 16), b"")]),
+    CancelSubmitted((CallId(1),)),
+    InstallLibrary(LibrarySpec(LIBRARY, "lib", sys.version_info[:2])),
+    RemoveLibrary(LIBRARY),
+    DefineFunctions(()),
+    ReleaseObjects((ObjectName("r-" + "0" * 32),)),
+    KeepCalls(True),
+    EndManager("because"),
+    GetStatus(),
+]
+
+
+@pytest.fixture
+def manager() -> Iterator[Manager]:
+    with Manager(reconnect_grace=0.2) as manager:
+        yield manager
+
+
+def credential(manager: Manager, role: str, name: str) -> ConnectionFile:
+    certificate, key = manager._server.authority.credential(role, name)
+    known = read_connection_file(manager.connection_file)
+    return msgspec.structs.replace(known, role=role, certificate=certificate.decode(), key=key.decode(), path="")
+
+
+def hello(role: str, name: str) -> Hello:
+    info = WorkerInfo("host", 1, Resources(2.0), (), PoolName("pool"), PilotId("p1")) if role == "worker" else None
+    return Hello(role, PROTOCOL, "0", sys.version_info[:2], name, worker=info)
+
+
+@pytest.mark.parametrize("role", [WORKER, ENROL, FACTORY])
+def test_only_the_users_own_credential_may_act_as_a_program(manager: Manager, role: str) -> None:
+    """Pilots hold certificates of the same authority; with them nobody gets a connection of the role client, nor its data."""
+
+    async def ask(purpose: str) -> Any:
+        known = credential(manager, role, "w1")
+        said = msgspec.structs.replace(hello("client", "w1"), purpose=purpose)
+        connection, answer, _ = await dial(known.manager, known.addresses, known.client_context(), said)
+        connection.close()
+        await connection.gone
+        return answer
+
+    for purpose in ("control", "data"):
+        answer = asyncio.run(ask(purpose))
+        assert isinstance(answer, Refused)
+        assert "may not be used as 'client'" in answer.text
+
+
+@pytest.mark.parametrize(("role", "certificate"), [("worker", WORKER), ("factory", CLIENT)])
+@pytest.mark.parametrize("message", SAYINGS, ids=lambda message: type(message).__name__)
+def test_what_a_program_says_is_refused_from_other_roles_unread(manager: Manager, role: str, certificate: str, message: Message) -> None:
+    """The decoder made for a role knows no other role's messages: the session of who says one is over, and nothing was done."""
+    lost: list[str] = []
+
+    async def say() -> None:
+        ended = asyncio.Event()
+
+        def gone(reason: str) -> None:
+            lost.append(reason)
+            ended.set()
+
+        link = connect(
+            credential(manager, certificate, "w1"),
+            lambda: hello(role, "w1"),
+            lambda batch: None,
+            on_cut=gone,
+            on_lost=gone,
+        )
+        while not link.connected:
+            await asyncio.sleep(0.002)
+        link.send(message)
+        await asyncio.wait_for(ended.wait(), 10)
+        link.close()
+        await link.gone(2)
+
+    asyncio.run(say())
+    assert lost
+    assert not manager._core.calls
+    assert not manager._core.libraries
+    assert not manager.closed
+
+
+def test_the_messages_of_a_program_are_those_and_no_others() -> None:
+    """A message that is added to the role is added to the tests of who may not say it."""
+    allowed = msgspec.msgpack.encode([*SAYINGS])
+    assert said_by("client").decode(allowed) == SAYINGS
+    for role in ("worker", "factory"):
+        with pytest.raises(msgspec.ValidationError):
+            said_by(role).decode(allowed)
+    with pytest.raises(msgspec.ValidationError):
+        heard_by("client").decode(msgspec.msgpack.encode([GetStatus()]))
+    assert heard_by("client").decode(msgspec.msgpack.encode([Status(b"{}")])) == [Status(b"{}")]
+
+
+def test_a_manager_that_is_part_of_a_program_is_not_ended_from_elsewhere(manager: Manager) -> None:
+    """It ends with its program; only one that runs on its own can be told to end."""
+    link_name = "program"
+
+    async def say() -> None:
+        heard: list[Message] = []
+        link = connect(read_connection_file(manager.connection_file), lambda: hello("client", link_name), heard.extend)
+        while not link.connected:
+            await asyncio.sleep(0.002)
+        link.send(EndManager("because"), GetStatus())
+        while not heard:
+            await asyncio.sleep(0.002)
+        link.close()
+        await link.gone(2)
+
+    asyncio.run(say())
+    assert not manager.closed
+
+
+def test_objects_are_put_only_by_programs_that_are_attached(manager: Manager, tmp_path: Any) -> None:
+    """A data connection without a program's session could fill the store with what nobody ever lets go."""
+
+    async def put() -> None:
+        store = ObjectStore(tmp_path / "store")
+        data = b"x" * 1000
+        client = DataClient(read_connection_file(manager.connection_file), lambda: hello("client", "stranger"), store)
+        try:
+            with pytest.raises(ObjectGone, match="its program is not attached any more"):
+                await client.put_bytes(content_name(data), memoryview(data))
+        finally:
+            await client.close()
+            store.close()
+
+    asyncio.run(put())

@@ -1,0 +1,160 @@
+"""Whose is what among attached programs: plain calls on the book, and everything that is let go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from windlass.framing import ProtocolError
+from windlass.manager.programs import SHIFT, Program, Programs
+from windlass.messages import (
+    RETURNED,
+    CallDone,
+    CallEnd,
+    CallId,
+    CallOptions,
+    CallSent,
+    FunctionId,
+    LibraryId,
+    ObjectName,
+    ObjectRef,
+    SubmitCalls,
+)
+
+LIBRARY, FUNCTION = LibraryId("lib@1"), FunctionId(b"f" * 16)
+RESULT = ObjectName("r-" + "0" * 32)
+ARGUMENT = ObjectName("b3-" + "1" * 32)
+
+
+@pytest.fixture
+def programs() -> Iterator[Programs]:
+    book = Programs()
+    yield book
+    book.check()
+
+
+def submit(book: Programs, program: Program, *calls: int, options: CallOptions | None = None) -> list[int]:
+    message = SubmitCalls(LIBRARY, options or CallOptions(), [CallSent(CallId(call), FUNCTION, b"x") for call in calls])
+    return [spec.call for spec in book.submitted(program, message)]
+
+
+def done(call: int, *objects: ObjectName) -> CallDone:
+    return CallDone(CallEnd(CallId(call), 1, RETURNED, b"", tuple(ObjectRef(name, 1) for name in objects)))
+
+
+def test_the_same_id_of_two_programs_is_two_calls_and_each_hears_of_its_own(programs: Programs) -> None:
+    """Programs count from 1 each, as the manager's own does; ids at the manager never meet, and ends find back."""
+    one, two = programs.join("one"), programs.join("two")
+    first, second = submit(programs, one, 1), submit(programs, two, 1)
+    assert len({*first, *second, 1}) == 3
+    own, theirs = programs.ended([done(1), done(first[0]), done(second[0])])
+    assert [each.end.call for each in own] == [1]
+    assert {number: [each.end.call for message in messages for each in message.done] for number, messages in theirs.items()} == {
+        one.number: [1],
+        two.number: [1],
+    }
+    assert not one.calls
+    assert not two.calls
+
+
+@pytest.mark.parametrize("calls", [(0,), (-1,), (1 << SHIFT,), (5, 5), (7,)])
+def test_ids_that_cannot_be_are_refused_whole(programs: Programs, calls: tuple[int, ...]) -> None:
+    """A second call under an id that is in use would make the manager lose one; nothing of such a message counts."""
+    program = programs.join("one")
+    submit(programs, program, 7)
+    with pytest.raises(ProtocolError, match="program one submitted"):
+        submit(programs, program, 3, *calls)
+    assert {call & 0xFF for call in program.calls} == {7}
+
+
+def test_equal_options_are_one_object_for_the_core(programs: Programs) -> None:
+    """The core finds a call's queue by the identity of its options; each message brings new ones that are equal."""
+    program = programs.join("one")
+    specs = [
+        programs.submitted(program, SubmitCalls(LIBRARY, CallOptions(priority=2.0), [CallSent(CallId(call), FUNCTION, b"")]))[0]
+        for call in (1, 2)
+    ]
+    assert specs[0].options is specs[1].options
+
+
+def test_a_program_cancels_only_its_own_calls(programs: Programs) -> None:
+    """What it names is taken for its own id, whatever it names."""
+    one, two = programs.join("one"), programs.join("two")
+    (mine,), (others,) = submit(programs, one, 1), submit(programs, two, 2)
+    assert programs.cancelled(one, [CallId(1), CallId(2), CallId(others)]) == [mine]
+
+
+def test_a_library_goes_with_the_last_program_that_has_it(programs: Programs) -> None:
+    """Versions are shared by content, so one program's removing it takes it from no other."""
+    one, two = programs.join("one"), programs.join("two")
+    one.libraries.add(LIBRARY)
+    two.libraries.add(LIBRARY)
+    programs.removed(one, LIBRARY)
+    assert programs.remove == []
+    programs.left(two)
+    assert programs.remove == [LIBRARY]
+
+
+def test_what_was_put_stays_until_it_is_released_as_often(programs: Programs) -> None:
+    """A release may be overtaken by the next put of the same object, on another connection: counts make the order indifferent."""
+    program = programs.join("one")
+    program.pins[ARGUMENT] += 2
+    programs.released(program, [ARGUMENT])
+    assert programs.unpin == [ARGUMENT]
+    assert program.pins[ARGUMENT] == 1
+    programs.released(program, [ARGUMENT, ARGUMENT])
+    assert programs.unpin == [ARGUMENT, ARGUMENT], "there were two pins, whatever a program says"
+
+
+def test_a_program_cannot_release_what_is_not_its(programs: Programs) -> None:
+    """Neither other programs' objects nor results."""
+    one, two = programs.join("one"), programs.join("two")
+    (call,) = submit(programs, one, 1)
+    programs.ended([done(call, RESULT)])
+    one.pins[ARGUMENT] += 1
+    programs.released(two, [RESULT, ARGUMENT])
+    assert (programs.unpin, programs.discard) == ([], [])
+    programs.released(one, [RESULT])
+    assert programs.discard == [RESULT]
+
+
+def test_when_a_program_is_gone_its_calls_are_cancelled_and_all_is_let_go(programs: Programs) -> None:
+    """Results that nobody will read, objects that it put and libraries: when the last of its calls has ended."""
+    program = programs.join("one")
+    first, second = submit(programs, program, 1, 2)
+    program.pins[ARGUMENT] += 1
+    program.libraries.add(LIBRARY)
+    programs.ended([done(first, RESULT)])
+    assert programs.left(program) == [second]
+    assert programs.discard == [RESULT]
+    assert programs.unpin == [], "the call may still read it"
+    own, theirs = programs.ended([done(second, RESULT)])
+    assert (own, theirs) == ([], {})
+    assert (programs.discard, programs.unpin, programs.remove) == ([RESULT, RESULT], [ARGUMENT], [LIBRARY])
+    assert programs.known == {}
+    assert programs.left(program) == []
+
+
+def test_calls_that_are_kept_go_on_without_their_program(programs: Programs) -> None:
+    """It asked for that; what they need stays as long as they run."""
+    program = programs.join("one")
+    (call,) = submit(programs, program, 1)
+    program.keep, program.working = True, True
+    program.libraries.add(LIBRARY)
+    assert programs.left(program) == []
+    assert programs.working == 0
+    assert programs.remove == []
+    programs.ended([done(call)])
+    assert programs.remove == [LIBRARY]
+
+
+def test_ends_travel_in_messages_that_fit_into_frames(programs: Programs) -> None:
+    """A frame holds 1 MiB; ten thousand results of 1 kB are more."""
+    program = programs.join("one")
+    calls = submit(programs, program, *range(1, 2001))
+    ends = [CallDone(CallEnd(CallId(call), 1, RETURNED, b"x" * 1000)) for call in calls]
+    _, theirs = programs.ended(ends)
+    messages = theirs[program.number]
+    assert [each.end.call for message in messages for each in message.done] == list(range(1, 2001))
+    assert max(sum(len(each.end.payload) for each in message.done) for message in messages) < 300_000

@@ -1,0 +1,365 @@
+"""Programs that attach to a manager of another process: real processes that come, go and are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+import windlass
+from windlass import AttachedManager, Closed, Executor, Factory, FunctionCall, Manager, UnknownName, attach
+from windlass.cli import main
+from windlass.managers import choose_manager
+
+GRACE = 1.0
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def add_one(array: Any) -> Any:
+    return array + 1
+
+
+def until(what: str, condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def home(leaves_nothing_running: None) -> Iterator[Manager]:
+    """A manager, here, that other programs attach to, and that gives up those that are gone after a second."""
+    with Manager(name="home", reconnect_grace=GRACE) as manager, Factory(manager, "local", cores=2, max_pilots=1):
+        yield manager
+
+
+@contextlib.contextmanager
+def program(body: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Another program, which says what it wants on its output and goes on when it gets a line."""
+    text = f"import sys, windlass\nfrom windlass import FunctionCall, attach\n{body}"
+    words = [sys.executable, "-c", text, *map(str, arguments)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+WORKS = """
+with attach("home") as manager:
+    manager.install_library("lib", lambda number: number + int(sys.argv[1]))
+    name = manager.libraries[0]
+    futures = [manager.submit_function(lambda n=n: n * int({factor})) for n in range(500)]
+    print(sum(future.result() for future in futures), flush=True)
+    sys.stdin.readline()
+"""
+
+HOLDS = """
+from pathlib import Path
+import time
+def hold(folder, name):
+    Path(folder, "here-" + name).touch()
+    while not Path(folder, "open").exists():
+        time.sleep(0.01)
+    return name
+manager = attach("home", keep={keep})
+futures = [manager.submit_function(hold, (sys.argv[1], sys.argv[2] + str(n))) for n in range({count})]
+print("submitted", flush=True)
+{then}
+"""
+
+
+def test_two_programs_at_once_get_their_own_results(home: Manager) -> None:
+    """Both number their calls from 1 and name their libraries alike; each gets what its own functions returned."""
+    with program(WORKS.format(factor=3), 1) as one, program(WORKS.format(factor=7), 2) as two:
+        assert said(one) == str(3 * sum(range(500)))
+        assert said(two) == str(7 * sum(range(500)))
+        names = {one["name"] for one in home.status()["programs"]}
+        assert len(names) == 2
+        for each in (one, two):
+            assert each.communicate("\n", timeout=20)
+            assert each.returncode == 0
+    until("both have left", lambda: not home.status()["programs"])
+
+
+def test_the_calls_of_a_killed_program_end_after_the_grace_and_those_of_others_do_not(home: Manager, gate: Any) -> None:
+    """Nobody would read their results. Its libraries and objects go with it."""
+    with program(HOLDS.format(keep=False, count=20, then="sys.stdin.readline()"), gate.folder, "killed") as killed, attach("home") as other:
+        assert said(killed) == "submitted"
+        mine = other.submit_function(double, (21,))
+        gate.wait_for(2)
+        killed.kill()
+        killed.wait()
+        assert mine.result(30) == 42
+        until("its calls are cancelled", lambda: [one["calls"] for one in home.status()["programs"]] == [0])
+        assert home.status()["calls"]["cancelled"] == 20
+
+
+@pytest.mark.parametrize(("keep", "then"), [(True, "sys.stdin.readline()"), (False, "manager.detach(); print('left', flush=True)")])
+def test_kept_calls_go_on_when_their_program_is_gone(home: Manager, gate: Any, keep: bool, then: str) -> None:
+    """``keep=True`` for a program that may be killed, ``detach()`` for one that leaves: the work is done all the same."""
+    with program(HOLDS.format(keep=keep, count=4, then=then), gate.folder, "kept") as leaving:
+        assert said(leaving) == "submitted"
+        gate.wait_for(2)
+        if keep:
+            leaving.send_signal(signal.SIGKILL)
+        else:
+            assert said(leaving) == "left"
+        leaving.wait()
+    until("the program is gone", lambda: [one["gone"] for one in home.status()["programs"]] == [True])
+    gate.open()
+    gate.wait_for(4)
+    until("everything of it is let go", lambda: not home.status()["programs"])
+    assert home.status()["calls"]["cancelled"] == 0
+    assert home.status()["calls"]["done"] == 4
+
+
+def test_a_program_that_ends_takes_its_calls_with_it(home: Manager, gate: Any) -> None:
+    """Leaving ``with`` says goodbye: no grace is waited for, and futures that have not ended get `Closed`."""
+    manager = attach("home")
+    future = manager.submit_function(gate.pass_through)
+    gate.wait_for(1)
+    manager.close()
+    with pytest.raises(Closed, match="this program has left the manager"):
+        future.result(5)
+    until("the call is cancelled", lambda: home.status()["calls"]["cancelled"] == 1)
+    manager.close()
+    with pytest.raises(Closed, match="manager 'home' is closed"):
+        manager.submit_function(double, (1,))
+
+
+def test_when_the_manager_is_killed_every_future_says_so(leaves_nothing_running: None) -> None:
+    """After the grace in which it could have come back: a clear error, not a wait for ever."""
+    text = "import sys, windlass\nwith windlass.Manager(name='doomed', reconnect_grace=1.0): print('up', flush=True); sys.stdin.readline()"
+    with subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as doomed:
+        assert said(doomed) == "up"
+        manager = attach("doomed")
+        future = manager.submit_function(double, (1,))
+        until("the call is there", lambda: manager.status()["calls"]["waiting"] == 1)
+        doomed.kill()
+        with pytest.raises(Closed, match=r"manager 'doomed' is lost to this program: manager doomed-.* was not reached for"):
+            future.result(30)
+        assert manager.closed
+        manager.close()
+
+
+def test_when_the_manager_ends_orderly_programs_hear_it_at_once(leaves_nothing_running: None) -> None:
+    """Its last word ends their futures."""
+    with Manager(name="ending") as ending:
+        manager = attach("ending")
+        future = manager.submit_function(double, (1,))
+        until("the call is there", lambda: ending.status()["calls"]["waiting"] == 1)
+    with pytest.raises(Closed, match=r"the manager was closed"):
+        future.result(10)
+    manager.close()
+
+
+@pytest.mark.parametrize("shares_host", [True, False])
+def test_large_arguments_and_results_travel_beside_the_calls(home: Manager, shares_host: bool) -> None:
+    """100 MB each way: on one host by path, else over data connections; nothing of them stays in use at the manager."""
+    if not shares_host:
+        # Programs elsewhere do not find this.
+        (home._store.folder / ".token").unlink()  # pyright: ignore[reportPrivateUsage]
+    array = numpy.arange(12_500_000, dtype=float)
+    with attach("home") as manager:
+        manager.install_library("lib", add_one)
+        futures = [manager.submit(FunctionCall("lib", "add_one", array)) for _ in range(2)]
+        for future in futures:
+            result = future.result(60)
+            assert result.nbytes == 100_000_000
+            assert result[-1] == 12_500_000
+        del result, future, futures
+        book = home._server.attachments.programs  # pyright: ignore[reportPrivateUsage]
+        until("objects are let go", lambda: not any(one.results or one.pins for one in book.known.values()))
+
+
+def test_results_can_be_had_after_leaving_and_not_after_the_managers_end(home: Manager) -> None:
+    """Leaving fetches what has ended and was not read; it would be gone with the session."""
+    manager = attach("home")
+    future = manager.submit_function(lambda: b"x" * 1_000_000)
+    until("it has ended", future.done)
+    manager.close()
+    assert len(future.result(1)) == 1_000_000
+
+
+def test_a_large_result_that_went_with_its_manager_says_so(leaves_nothing_running: None) -> None:
+    """It was kept at the manager until somebody asked, and is lost with it."""
+    with Manager(name="short") as short, Factory(short, "local", cores=1):
+        manager = attach("short")
+        future = manager.submit_function(lambda: b"x" * 1_000_000)
+        until("it has ended", future.done)
+    with pytest.raises(Closed, match=r"the call's result of 1,000,\d+ bytes was kept at manager short-.* and cannot be had from there"):
+        future.result(5)
+    manager.close()
+
+
+def test_it_is_used_like_a_manager(home: Manager) -> None:
+    """The same program with one line changed: libraries, wait, empty, cancel, stats, hungry, tags, errors at submit."""
+    with attach("home") as manager:
+        library = manager.create_library("lib", double)
+        manager.install_library(library)
+        with pytest.raises(UnknownName, match=r"function 'dubble'.*double"):
+            manager.submit(FunctionCall("lib", "dubble", 1))
+        for number in range(10):
+            manager.submit(FunctionCall("lib", "double", number))
+        seen: list[int] = []
+        while not manager.empty():
+            future = manager.wait(30)
+            assert future is not None
+            seen.append(future.output)
+        assert sorted(seen) == [2 * number for number in range(10)]
+        assert manager.stats.done == 10
+        until("it knows what there is to run calls with", lambda: manager.hungry() > 0)
+        wide = FunctionCall("lib", "double", 1)
+        wide.set_cores(64)
+        with pytest.raises(windlass.NotPossible, match="no pool can ever run this call of library 'lib'"):
+            manager.submit(wide)
+        manager.remove_library("lib")
+        assert not manager.check_library_exists("lib")
+        assert home.libraries == ()
+
+
+def test_an_executor_and_a_factory_work_on_it(leaves_nothing_running: None) -> None:
+    """``Factory(attached, ...)`` and ``Executor(..., manager=attached)`` run in the program; the pilots serve the manager."""
+    with Manager(name="bare") as bare, attach("bare") as manager:
+        with Executor("local", manager=manager, cores=2, max_pilots=1) as pool:
+            assert list(pool.map(double, range(100))) == [2 * number for number in range(100)]
+        until("its factory has left", lambda: not bare.status()["pools"])
+        with Factory(manager, "local", cores=1):
+            assert manager.submit_function(double, (4,)).result(30) == 8
+
+
+def test_a_warm_library_is_shared_by_programs_that_need_the_same(home: Manager) -> None:
+    """Versions are named by their content, so a second program finds the instance that the first one warmed."""
+    with attach("home") as one, attach("home") as two:
+        for each in (one, two):
+            assert each.submit_function(double, (21,)).result(30) == 42
+        assert [library["starts"] for library in home.status()["libraries"]] == [1]
+        one.close()
+        assert two.submit_function(double, (4,)).result(30) == 8
+
+
+def test_a_forked_copy_of_the_program_leaves_the_manager_alone(home: Manager) -> None:
+    """As with a manager of its own: its futures end in the copy, and go on in the program."""
+    with attach("home") as manager:
+        future = manager.submit_function(double, (21,))
+        child = os.fork()
+        if not child:
+            os._exit(0 if manager.closed and future.done() else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert future.result(30) == 42
+
+
+def test_attach_refuses_what_is_no_manager(home: Manager) -> None:
+    """Names that nobody has, files for others, and things that are no names."""
+    with pytest.raises(UnknownName, match="no manager 'hone'; did you mean 'home'"):
+        attach("hone")
+    with pytest.raises(windlass.UsageError, match=r"pilot\.json is for enrols, not for programs: give the manager's client\.json"):
+        attach(home.pilot_file)
+    with pytest.raises(windlass.UsageError, match=r"attach\(3\): write attach\('NAME'\)"):
+        attach(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with attach(home.connection_file) as manager:
+        assert isinstance(manager, AttachedManager)
+
+
+# ---------------------------------------------------------------- managers that run on their own
+
+
+@pytest.fixture
+def detached(leaves_nothing_running: None, capsys: pytest.CaptureFixture[str]) -> Iterator[str]:
+    """A manager that was started by the command line."""
+    assert main(["manager", "start", "standing"]) == 0
+    assert "windlass.attach('standing')" in capsys.readouterr().out
+    yield "standing"
+    if choose_manager("standing").is_running():
+        assert main(["manager", "stop", "standing"]) == 0
+
+
+def test_a_manager_of_its_own_serves_one_program_after_the_other(detached: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It stays when programs leave, is listed, and ends when it is told to."""
+    for number in (1, 2):
+        with Executor("local", manager=attach(detached), cores=1) as pool:
+            assert pool.submit(double, number).result(30) == 2 * number
+    assert main(["manager", "list", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["managers"]}
+    assert (rows["standing"]["state"], rows["standing"]["kind"]) == ("running", "detached")
+    assert main(["manager", "start", "standing"]) == 2
+    assert "manager 'standing' is running already" in capsys.readouterr().err
+    assert main(["manager", "stop", "standing"]) == 0
+    assert "manager standing has ended" in capsys.readouterr().out
+    assert main(["manager", "stop", "standing"]) == 2
+
+
+def test_it_outlives_the_logout_of_who_started_it(detached: str) -> None:
+    """A session of its own, and SIGHUP means nothing to it; SIGTERM ends it in order."""
+    with attach(detached) as manager:
+        [process] = [one for one in _managers() if one]
+        assert os.getsid(process) == process
+        os.kill(process, signal.SIGHUP)
+        assert manager.status()["manager"]["detached"]
+        future = manager.submit_function(double, (1,))
+        os.kill(process, signal.SIGTERM)
+        with pytest.raises(Closed, match="signal SIGTERM"):
+            future.result(10)
+
+
+def _managers() -> list[int]:
+    """Processes of managers that this test started."""
+    found: list[int] = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if folder.name.isdigit() and b"manager\0start\0standing" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def test_a_manager_without_anything_to_do_ends_by_itself(leaves_nothing_running: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not while a program is attached, whatever it does; when all have been gone for the time-out."""
+    assert main(["manager", "start", "brief", "--idle-timeout", "1s"]) == 0
+    known = choose_manager("brief")
+    with attach("brief") as manager:
+        began = manager.status()["manager"]["at"]
+        until("longer than the time-out has passed", lambda: manager.status()["manager"]["at"] - began > 2.5)
+    until("it has ended", lambda: not known.is_running())
+    assert "no calls, programs or factories for 1 s" in (known.path.parent / "manager.log").read_text()
+
+
+def test_a_manager_of_a_program_is_not_stopped_from_the_command_line(home: Manager, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["manager", "stop", "home"]) == 2
+    assert "is part of a program and ends with it; end that program" in capsys.readouterr().err
+    assert not home.closed
+
+
+def test_a_state_folder_can_be_named_everywhere(tmp_path: Path, leaves_nothing_running: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Argument before environment: command line, `Manager`, `attach`."""
+    elsewhere = ["--state-dir", str(tmp_path / "state")]
+    assert main(["manager", "start", "aside", *elsewhere]) == 0
+    assert main(["manager", "list"]) == 0
+    capsys.readouterr()
+    assert main(["status", "aside", "--json", *elsewhere]) == 0
+    assert json.loads(capsys.readouterr().out)["manager"]["detached"] is True
+    with attach("aside", state_dir=tmp_path / "state") as manager:
+        assert manager.connection_file == tmp_path / "state" / "managers" / "aside" / "client.json"
+    with pytest.raises(UnknownName):
+        attach("aside")
+    assert main(["manager", "stop", "aside", *elsewhere]) == 0
+    with Manager(name="inside", state_dir=tmp_path / "state"), attach("inside", state_dir=tmp_path / "state") as manager:
+        assert manager.status()["manager"]["name"] == "inside"
