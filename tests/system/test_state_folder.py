@@ -1,0 +1,102 @@
+"""Where managers keep their keys: refused where others could read them, on a real file system without modes."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from windlass import Factory, Manager, UsageError, attach
+from windlass.cli import main
+from windlass.identity import file_system_of, make_private, read_connection_file
+from windlass.managers import known_managers
+
+SERVER = Path(__file__).resolve().parent.parent / "shared" / "modeless.py"
+
+
+@pytest.fixture
+def modeless(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system where chmod has no effect."""
+    if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
+        pytest.skip("mounting a file system without modes needs root and /dev/fuse")
+    folder = tmp_path / "modeless"
+    folder.mkdir()
+    with subprocess.Popen([sys.executable, str(SERVER), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stderr is not None
+        if server.stdout.readline() != "mounted\n":
+            pytest.skip(f"no file system without modes here: {server.stderr.read().strip()}")
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+            server.wait(10)
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def test_a_file_system_without_modes_is_refused_with_the_reason_and_both_remedies(modeless: Path) -> None:
+    """Keys there are for everybody to read. No file is left that holds one."""
+    assert file_system_of(modeless) == "fuse"
+    with pytest.raises(UsageError) as caught:
+        Manager(name="open", state_dir=modeless / "state")
+    assert str(caught.value) == (
+        f"{modeless}/state/managers/open is to hold private keys, and its file system (fuse) cannot keep them from other users: "
+        "chmod has no effect there (mode 0777 stays). Choose a folder elsewhere with --state-dir, state_dir= or WINDLASS_STATE_DIR; or, if "
+        "you know that nobody else can read this one (by an access list, or a share of your own), say so with --trust-state-dir, "
+        "trust_state_dir=True or WINDLASS_TRUST_STATE_DIR=1"
+    )
+    assert not list(modeless.rglob("*.json"))
+
+
+def test_who_says_that_it_is_private_is_believed(modeless: Path, nothing_left_running: None) -> None:
+    """The manager serves; programs must say so as well, and pilots need not: theirs is the file that the manager sent them to."""
+    state = modeless / "state"
+    with Manager(name="trusted", state_dir=state, trust_state_dir=True) as manager, Factory(manager, "local", cores=1):
+        assert stat.S_IMODE(manager.pilot_file.stat().st_mode) == 0o777
+        with pytest.raises(UsageError, match=r"client\.json holds a private key and others can read it \(mode 0777\).*--trust-state-dir"):
+            attach("trusted", state_dir=state)
+        with attach("trusted", state_dir=state, trust_state_dir=True) as attached:
+            assert attached.submit_function(double, (21,)).result(30) == 42
+        assert [known.name for known in known_managers(state)] == []
+        assert [known.name for known in known_managers(state, trust=True)] == ["trusted"]
+
+
+def test_the_command_line_and_the_environment_say_it_too(
+    modeless: Path, nothing_left_running: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--trust-state-dir`` reaches the manager that is started; the variable holds for all."""
+    monkeypatch.setenv("WINDLASS_STATE_DIR", str(modeless))
+    assert main(["manager", "start", "shared"]) == 2
+    assert "cannot keep them from other users" in capsys.readouterr().err
+    assert main(["manager", "start", "shared", "--trust-state-dir"]) == 0
+    monkeypatch.setenv("WINDLASS_TRUST_STATE_DIR", "1")
+    with attach("shared") as attached:
+        assert attached.status()["manager"]["detached"]
+    assert main(["manager", "stop", "shared"]) == 0
+
+
+def test_a_marked_client_file_is_not_believed_by_itself(tmp_path: Path) -> None:
+    """Whoever could plant a file could mark it: the mark counts for pilots' files only, which nobody attaches by."""
+    with Manager(name="marked", state_dir=tmp_path, trust_state_dir=True) as manager:
+        for path in (manager.connection_file, manager.pilot_file):
+            path.chmod(0o644)
+        assert read_connection_file(manager.pilot_file).trusted
+        with pytest.raises(UsageError, match="others can read it"):
+            read_connection_file(manager.connection_file)
+
+
+def test_a_folder_that_is_only_too_open_is_closed(tmp_path: Path) -> None:
+    """Where modes work there is nothing to ask."""
+    folder = tmp_path / "open"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    make_private(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
