@@ -26,6 +26,7 @@ CORES = (
     "manager/workers.py",
     "manager/demand.py",
     "manager/advice.py",
+    "manager/programs.py",
     "worker/backlog.py",
     "worker/lifetime.py",
     "factory/core.py",

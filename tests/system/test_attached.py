@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def home(leaves_nothing_running: None) -> Iterator[Manager]:
 
 
 @contextlib.contextmanager
-def program(body: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+def program(body: str, *arguments: object) -> Generator[subprocess.Popen[str]]:
     """Another program, which says what it wants on its output and goes on when it gets a line."""
     text = f"import sys, windlass\nfrom windlass import FunctionCall, attach\n{body}"
     words = [sys.executable, "-c", text, *map(str, arguments)]
@@ -95,7 +95,7 @@ def test_two_programs_at_once_get_their_own_results(home: Manager) -> None:
         names = {one["name"] for one in home.status()["programs"]}
         assert len(names) == 2
         for each in (one, two):
-            assert each.communicate("\n", timeout=20)
+            each.communicate("\n", timeout=20)
             assert each.returncode == 0
     until("both have left", lambda: not home.status()["programs"])
 
@@ -182,11 +182,10 @@ def test_large_arguments_and_results_travel_beside_the_calls(home: Manager, shar
     with attach("home") as manager:
         manager.install_library("lib", add_one)
         futures = [manager.submit(FunctionCall("lib", "add_one", array)) for _ in range(2)]
-        for future in futures:
-            result = future.result(60)
+        while futures:
+            result = futures.pop().result(60)
             assert result.nbytes == 100_000_000
             assert result[-1] == 12_500_000
-        del result, future, futures
         book = home._server.attachments.programs  # pyright: ignore[reportPrivateUsage]
         until("objects are let go", lambda: not any(one.results or one.pins for one in book.known.values()))
 
@@ -363,3 +362,16 @@ def test_a_state_folder_can_be_named_everywhere(tmp_path: Path, leaves_nothing_r
     assert main(["manager", "stop", "aside", *elsewhere]) == 0
     with Manager(name="inside", state_dir=tmp_path / "state"), attach("inside", state_dir=tmp_path / "state") as manager:
         assert manager.status()["manager"]["name"] == "inside"
+
+
+def test_the_program_of_the_docs_runs(leaves_nothing_running: None, tmp_path: Path) -> None:
+    """docs/detached.md, with its command before it."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "detached.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    assert "$ windlass manager start night\n" in text
+    assert main(["manager", "start", "night"]) == 0
+    try:
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path)
+    finally:
+        assert main(["manager", "stop", "night"]) == 0
+    assert ran.stdout == f"{sum(seed * seed for seed in range(100))}\n"

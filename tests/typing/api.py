@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from typing import assert_type
+from typing import Any, assert_type
 
-from windlass import CallFuture, Executor, Factory, FunctionCall, Library, Manager, Pool, on_warning, time_left
+from windlass import AttachedManager, CallFuture, Executor, Factory, FunctionCall, Library, Manager, Pool, attach, on_warning, time_left
 from windlass.manager.executor import View
 from windlass.manager.future import Timings
 from windlass.manager.mapping import MapResults
@@ -103,3 +103,14 @@ def pools(manager: Manager) -> None:
     Factory(manager, ["short", Pool("slurm", cores=8)], max_pilots=4)
     Executor([Pool("htcondor"), "gpu"])
     Factory(manager, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def attached() -> None:
+    with attach("night", state_dir="/shared/state", keep=True) as manager:
+        assert_type(manager, AttachedManager)
+        Factory(manager, "local")
+        Executor("local", manager=manager)
+        assert_type(manager.submit(FunctionCall("lib", "f", 1)), CallFuture[Any])
+        manager.detach()
+    attach(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Manager(state_dir="/shared/state", trust_state_dir=True)
