@@ -146,8 +146,8 @@ def test_every_key_of_the_status_is_documented(manager: windlass.Manager) -> Non
     manager.install_library("lib", double)
     with windlass.Factory(manager, "local", cores=1):
         assert manager.submit(windlass.FunctionCall("lib", "double", 1)).result(timeout=30) == 2
-        with windlass.attach(manager.connection_file):
-            status = manager.status()
+        with windlass.attach(manager.connection_file) as attached:
+            status = attached.status()
     documented = set(re.findall(r"`(\w+)`", (ROOT / "docs/status.md").read_text()))
     assert set(status) == {"manager", "calls", "libraries", "workers", "pools", "programs"}
     records: list[dict[str, Any]] = [status["manager"], status["calls"], *status["libraries"], *status["workers"], *status["pools"]]

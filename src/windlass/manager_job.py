@@ -205,6 +205,8 @@ def of_one_job(pool: str, options: Mapping[str, object]) -> dict[str, object]:
     wrong = sorted(fixed.keys() & options.keys())
     if wrong:
         raise UsageError(f"{', '.join('--' + name.replace('_', '-') for name in wrong)}: a manager is one job on one node; leave that out")
+    if options.get("files") == "transfer":
+        raise UsageError("--files transfer: a manager in a job keeps its state folder where programs see it too, so the node must share it")
     default: dict[str, object] = {"cores": 1, "gpus": 0}
     if pool in known_backends():
         default["walltime"] = WALLTIME

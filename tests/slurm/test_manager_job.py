@@ -105,4 +105,6 @@ def test_a_manager_is_one_job_on_one_node() -> None:
     """Options of pools that mean many pilots are refused; a batch system's default walltime is longer than a pilot's."""
     with pytest.raises(UsageError, match="--max-pilots, --nodes: a manager is one job on one node; leave that out"):
         of_one_job("slurm", {"nodes": 2, "max_pilots": 4})
+    with pytest.raises(UsageError, match="the node must share it"):
+        of_one_job("htcondor", {"files": "transfer"})
     assert of_one_job("slurm", {})["walltime"] == "12h"

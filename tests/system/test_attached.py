@@ -375,3 +375,22 @@ def test_the_program_of_the_docs_runs(leaves_nothing_running: None, tmp_path: Pa
     finally:
         assert main(["manager", "stop", "night"]) == 0
     assert ran.stdout == f"{sum(seed * seed for seed in range(100))}\n"
+
+
+def test_a_cut_connection_loses_nothing(home: Manager) -> None:
+    """Sessions outlive their connections, those of programs too: what was said or ended meanwhile arrives once, in order."""
+    server = home._server  # pyright: ignore[reportPrivateUsage]
+
+    def cut() -> None:
+        assert server._listener is not None  # pyright: ignore[reportPrivateUsage]
+        for connection in list(server._listener.connections):  # pyright: ignore[reportPrivateUsage]
+            connection.abort("cut by the test")
+
+    with attach("home") as manager:
+        futures = []
+        for number in range(2000):
+            futures.append(manager.submit_function(double, (number,)))
+            if number % 400 == 200:
+                server.call(cut)
+        assert [future.result(60) for future in futures] == [2 * number for number in range(2000)]
+        assert manager.stats.done == 2000
