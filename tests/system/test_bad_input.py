@@ -561,7 +561,7 @@ def test_a_state_folder_that_cannot_be_written_is_named(monkeypatch: pytest.Monk
         Manager(name="homeless")
     assert str(caught.value) == (
         f"manager 'homeless' cannot keep its state in {tmp_path}/file/managers/homeless: Not a directory;"
-        " name a folder that you can write to in the environment variable WINDLASS_STATE_DIR"
+        " name a folder that you can write to by --state-dir, state_dir= or WINDLASS_STATE_DIR"
     )
 
 
