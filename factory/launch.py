@@ -38,6 +38,7 @@ def worker_command(pool: PoolConfig, connection: Path) -> tuple[str, ...]:
         # The factory lets idle pilots go; this is for pilots that no factory looks after any more. The minimum stays.
         ("--idle-timeout", f"{pool.idle_timeout + 60:g}" if pool.idle_timeout and not pool.min_pilots else ""),
         ("--grace", f"{pool.grace:g}"),
+        ("--stagger", f"{pool.stagger:g}" if pool.stagger >= 0 else ""),
         ("--scratch", pool.scratch),
         ("--log-level", pool.log_level),
     ]

@@ -53,6 +53,9 @@ class PoolConfig:
     idle_timeout: float = 120.0
     #: Seconds that what runs is given when a pilot is told to end.
     grace: float = 30.0
+    #: A pilot stops accepting up to so many seconds early, each by a share of its own, so that pilots that began together do not end
+    #: together; negative: as its walltime suggests (`windlass.worker.lifetime`).
+    stagger: float = -1.0
     start_cost: float = 60.0
     hold: float = 60.0
     hello_timeout: float = 600.0
@@ -167,6 +170,7 @@ def make_pool(backend: str, default: PoolDefaults, own: frozenset[str], options:
         max_queued=values.whole(given, "max_queued", default.max_queued, least=1),
         max_core_hours=core_hours,
         patience=values.seconds(given, "patience", 300.0),
+        stagger=values.seconds(given, "stagger", -1.0),
         idle_timeout=values.seconds(given, "idle_timeout", default.idle_timeout),
         grace=grace,
         start_cost=values.seconds(given, "start_cost", default.start_cost),

@@ -157,6 +157,8 @@ def _shown(option: str, pool: PoolConfig) -> object:
     value: Any = getattr(pool.resources if option in ("cores", "memory", "gpus") else pool, "name" if option == "pool" else option)
     if option == "memory":
         return show_memory(value) if value else "all that is there"
+    if option == "stagger" and value < 0:
+        return "by the walltime"
     if option in SECONDS:
         return "unlimited" if option == "walltime" and not value else show_seconds(value)
     if option == "env":
