@@ -36,6 +36,8 @@ from windlass.worker.zygotehandle import ZygoteHandle
 #: So many slots in a row that end before they have run a call: the library cannot run here.
 EARLY_DEATHS: Final = 3
 _READ_BYTES: Final = 256 << 10
+#: Seconds in which a zygote tells that it has forked.
+FORK_SECONDS: Final = 0.5
 #: No answer is as long, in bytes: what is large travels as objects.
 _ANSWER_MOST: Final = 64 << 20
 
@@ -456,6 +458,10 @@ class SlotSet:
 
     async def end_all(self) -> None:
         """Kill every slot with all below it, and wait until they have ended; `close` follows."""
+        # The zygote is about to tell the process ids of those that it is forking, unless it has died.
+        until = self._loop.time() + FORK_SECONDS
+        while any(not slot.pid for slot in self.slots.values()) and self._loop.time() < until:
+            await asyncio.sleep(0.001)
         slots = list(self.slots.values())
         for slot in slots:
             if slot.pid:
