@@ -88,6 +88,8 @@ class PilotState:
     reason: str = ""
     cause: Cause = Cause.UNKNOWN
     exit_status: int | None = None
+    #: Where the pilot's own output goes, as a path of this machine; "": nobody can say.
+    log: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,10 @@ class Backend(Protocol):
     query_interval: float
 
     def open(self, tag: Tag, folder: Path, wake: Callable[[], None]) -> None:
-        """Take up service for one factory. Pilots' logs go below ``folder``; ``wake`` (any thread) says that a query is worth it."""
+        """Take up service for one factory.
+
+        Pilots' logs go below ``folder``, in a folder for this run; ``wake`` (any thread) says that a query is worth it.
+        """
         ...
 
     def submit(self, request: PilotRequest, count: int) -> Sequence[JobId]:

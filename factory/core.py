@@ -34,12 +34,15 @@ from windlass.factory.pilots import Ending, Event, Fleet, Phase, Pilot
 from windlass.factory.planner import Actions, Promise, plan
 from windlass.factory.pool import PoolConfig
 from windlass.factory.spending import core_seconds
-from windlass.messages import Demand, PilotEnded, PilotId, PoolReport
+from windlass.messages import Demand, PilotEnded, PilotId, PilotLine, PoolReport
 
 #: A query may take a fifth of the time, at most.
 SLOW_FACTOR: Final = 5.0
 #: Batch systems with quicker answers than this tell the end of a pilot soon enough for closing to wait for it.
 PROMPT: Final = 5.0
+#: Pilots in one report, and characters of their words: a message has at most 1 MiB.
+LINES_MOST: Final = 100
+WORDS_MOST: Final = 2000
 #: What `EndAll` costs: some batch systems must be asked for the ids first.
 END_ALL: Final = ("query", "cancel")
 #: Tries of the last command of all, and the seconds between them: a program that ends does not wait for minutes.
@@ -120,6 +123,11 @@ class FactoryCore:
     finished: bool = False
     #: Core seconds of pilots that have ended.
     spent: float = 0.0
+    #: What makes seconds since the epoch of ``now``.
+    epoch: float = 0.0
+    #: What the manager was last told of each pilot, and what it has still to be told.
+    _lines: dict[PilotId, PilotLine] = field(default_factory=dict[PilotId, PilotLine])
+    _news: dict[PilotId, PilotLine] = field(default_factory=dict[PilotId, PilotLine])
     _query_at: float = -math.inf
     _queried: bool = False
     #: When `demand` was heard.
@@ -234,6 +242,21 @@ class FactoryCore:
         """A pilot has ended; ``last_words`` of its own, where it failed."""
         reason = f"{ending.reason}: {last_words}" if last_words else ending.reason
         self._ended.append(PilotEnded(ending.pilot, reason, ending.failed))
+        self._lines.pop(ending.pilot, None)
+        self._news[ending.pilot] = PilotLine(
+            self.pool.name,
+            ending.pilot,
+            str(ending.job),
+            Phase.ENDED.value,
+            now + self.epoch,
+            ending.made_at + self.epoch,
+            ending.node,
+            ending.reason[:WORDS_MOST],
+            ending.log,
+            ending.failed,
+            ending.ran,
+            last_words[-WORDS_MOST:],
+        )
         self.spent += ending.ran * self.pool.resources.cores * self.pool.nodes
         if ending.gone:
             self.history.pilot_ended()
@@ -388,16 +411,42 @@ class FactoryCore:
         failures = ((name, self.history.failure),) if self.history.failure else ()
         offer = self.pool.offer(self.history.paused, coming=bool(self.fleet.live))
         report = PoolReport((offer,), (), counts, failures, tuple(sorted(self.budget.sent.items())))
+        self._look_at_pilots()
         last = self._reported
         if (
             not self._ended
+            and not self._news
             and last is not None
             and (last.offers, last.counts, last.failures) == (report.offers, report.counts, report.failures)
         ):
             return None
         self._reported = report
         ended, self._ended = tuple(self._ended), []
-        return PoolReport(report.offers, ended, report.counts, report.failures, report.commands)
+        # The rest comes with the next report, for which the shell asks until there is none.
+        lines = tuple(self._news.pop(pilot) for pilot in list(self._news)[:LINES_MOST])
+        return PoolReport(report.offers, ended, report.counts, report.failures, report.commands, lines)
+
+    def _look_at_pilots(self) -> None:
+        """Note which pilots are not any more as the manager was told."""
+        for pilot in self.fleet.pilots.values():
+            before = self._lines.get(pilot.word)
+            if before is None or (before.phase, before.node, before.reason, before.log) != (
+                pilot.phase.value,
+                pilot.node,
+                pilot.reason[:WORDS_MOST],
+                pilot.log,
+            ):
+                self._lines[pilot.word] = self._news[pilot.word] = PilotLine(
+                    self.pool.name,
+                    pilot.word,
+                    str(pilot.job),
+                    pilot.phase.value,
+                    pilot.since + self.epoch,
+                    pilot.made_at + self.epoch,
+                    pilot.node,
+                    pilot.reason[:WORDS_MOST],
+                    pilot.log,
+                )
 
     def check(self) -> None:
         """Invariants; raises AssertionError."""

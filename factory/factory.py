@@ -137,6 +137,7 @@ class Factory:
             query_interval=backend.query_interval,
             max_batch=backend.max_batch,
             tickets=Tickets(f"{name}-{secrets.token_hex(2)}"),
+            epoch=time.time() - time.monotonic(),
         )
         return Kept(name, index, core, backend)
 

@@ -45,6 +45,7 @@ from windlass.factory.backend import (
     pilot_word,
 )
 from windlass.factory.launch import pilot_script, with_pilot
+from windlass.factory.logs import PilotLogs
 from windlass.factory.processes import Processes, tail_of
 
 
@@ -382,12 +383,13 @@ class FakeBackend:
         self._thread: threading.Thread | None = None
         self._requests: dict[str, PilotRequest] = {}
         self._folder = Path()
+        self._logs: PilotLogs | None = None
         self._wake: Callable[[], None] = lambda: None
         self._closed = False
 
     def open(self, tag: Tag, folder: Path, wake: Callable[[], None]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._wake = folder, wake
+        self._logs = PilotLogs(folder)
+        self._folder, self._wake = self._logs.run, wake
         if self._real:
             self._processes = Processes(self._some_ended)
             self._thread = threading.Thread(target=self._move, name="windlass-fake-cluster", daemon=True)
@@ -403,15 +405,19 @@ class FakeBackend:
             self._requests[request.ticket] = request
             cores = request.resources.cores * request.nodes
             try:
-                return self.cluster.submit(
+                jobs = self.cluster.submit(
                     request.ticket, count, self._clock(), cores=cores, walltime=request.walltime, avoid=request.avoid
                 )
+                if self._logs is not None:
+                    self._logs.submitted(jobs)
+                return jobs
             finally:
                 self._moved.notify()
 
     def query(self) -> Sequence[PilotState]:
         with self._lock:
-            return self.cluster.query(self._clock())
+            states = self.cluster.query(self._clock())
+        return states if self._logs is None else self._logs.looked_after(states)
 
     def cancel(self, jobs: Sequence[JobId]) -> None:
         with self._moved:
@@ -428,8 +434,7 @@ class FakeBackend:
             found = self.cluster.jobs.get(job)
             if found is not None and found.node in self.cluster.black_holes:
                 return f"{found.node}: this node is a black hole"
-            restart = found.restart if found is not None else 0
-        return tail_of(self._log(job, restart))
+        return tail_of(self._log(job))
 
     def describe(self, request: PilotRequest, count: int) -> str:
         return f"# {count} jobs of a fake cluster, each of which runs:\n{pilot_script(request, pilot='JOB')}"
@@ -494,15 +499,15 @@ class FakeBackend:
             script.write_text(pilot_script(request, pilot=word))
             command = (request.shell, str(script))
         env = {**os.environ, **dict(request.env)}
-        log = self._log(start.job, start.restart)
+        log = self._log(start.job)
         try:
             processes.start(word, command, env, log, grace=request.grace)
         except OSError as error:  # as a batch system does: the job is accepted and dies at launch
             log.write_text(f"cannot start {command[0]}: {error.strerror}\n")
             self.cluster.process_ended(start.job, start.restart, 127, self._clock())
 
-    def _log(self, job: JobId, restart: int) -> Path:
-        return self._folder / f"{pilot_word(job, restart)}.log"
+    def _log(self, job: JobId) -> Path:
+        return self._folder / f"{job}.log"
 
     def _some_ended(self) -> None:
         with self._moved:

@@ -51,6 +51,7 @@ from windlass.factory.backend import (
 from windlass.factory.condor_client import COMMAND, CondorClient, NoBindings, Refused
 from windlass.factory.htcondor_words import Incarnation, SubmitOptions
 from windlass.factory.launch import pilot_script
+from windlass.factory.logs import OWN_LOG, PilotLogs
 from windlass.factory.processes import tail_of
 from windlass.units import parse_memory, parse_seconds
 
@@ -141,6 +142,7 @@ class HTCondorBackend:
         self._user = _user()
         self._tag = Tag("FACTORY", "MANAGER")
         self._folder = Path("FOLDER")
+        self._logs: PilotLogs | None = None
         self._client: CondorClient | None = None
         #: Jobs that are there, or were when last listed: their newest incarnation, and when they were last seen or submitted.
         self._known: dict[JobId, Incarnation | None] = {}
@@ -153,9 +155,10 @@ class HTCondorBackend:
 
     def open(self, tag: Tag, folder: Path, wake: Callable[[], None]) -> None:
         self.require_bindings()
-        folder.mkdir(parents=True, exist_ok=True)
-        self._tag, self._folder = tag, folder.absolute()
-        self._client = CondorClient(self._helper, *self._where, self._folder / "htcondor.log")
+        # Where files travel, a running pilot's output is on its node: there is nothing to cut before it ends.
+        self._logs = PilotLogs(folder, trims=self._options.shared_files and not self._spool)
+        self._tag, self._folder = tag, self._logs.run
+        self._client = CondorClient(self._helper, *self._where, self._folder / OWN_LOG)
 
     def require_bindings(self) -> None:
         """Raises `UsageError` where HTCondor's bindings are not installed."""
@@ -182,6 +185,8 @@ class HTCondorBackend:
         jobs = [JobId(f"{cluster}.{first + index}") for index in range(number)]
         for job in jobs:
             self._known[job], self._seen_at[job], self._tickets[job] = None, time.time(), request.ticket
+        if self._logs is not None:
+            self._logs.submitted(jobs)
         return jobs
 
     def _require_other_nodes(self, request: PilotRequest) -> None:
@@ -286,7 +291,8 @@ class HTCondorBackend:
             self._left.setdefault(job, 0)
         for job in [job for job in self._left if job in listed]:
             del self._left[job]
-        return states + self._ends()
+        states += self._ends()
+        return states if self._logs is None else self._logs.looked_after(states)
 
     def _ends(self) -> list[PilotState]:
         """How jobs ended that have left the queue."""
@@ -341,7 +347,7 @@ class HTCondorBackend:
         self._removed.discard(job)
 
     def tail(self, job: JobId) -> str:
-        return tail_of(self._folder / f"{job}.log")
+        return "" if self._logs is None else tail_of(self._logs.place(job))
 
     # ---------------------------------------------------------------- for the command line
 

@@ -31,7 +31,8 @@ from windlass.factory.backend import Backend, PilotState, SharedQueries
 from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Release, Submit
 from windlass.factory.ledger import Ledger
 from windlass.factory.planner import Promise
-from windlass.messages import Demand, Goodbye, Leave, Message, ReleasePilots
+from windlass.factory.pool import how_to_resume
+from windlass.messages import Demand, Goodbye, Leave, Message, ReleasePilots, ResumePool
 
 log = logging.getLogger("windlass.factory")
 
@@ -111,8 +112,7 @@ class Kept:
 
     def tell(self) -> None:
         """Tell the manager what it has not been told yet."""
-        report = self.core.report()
-        if report is not None:
+        while (report := self.core.report()) is not None:
             self.send(report)
 
 
@@ -191,7 +191,7 @@ class Keeper:
             for one in self.kept:
                 self._bury(one)
         if core.actions is not None and core.actions.used_up and core.history.paused == core.actions.used_up != was_paused:
-            log.warning("%s is paused: %s", kept.name, core.history.paused)
+            log.warning("%s is paused: %s; %s", kept.name, core.history.paused, how_to_resume(core.pool.name))
         return did
 
     def _promise(self, kept: Kept, now: float) -> float:
@@ -234,8 +234,9 @@ class Keeper:
         elif isinstance(event, Change):
             changes = {name: getattr(event, name) for name in Change.__slots__ if getattr(event, name) is not None}
             core.change(replace(core.pool, **changes))
-        elif isinstance(event, Resume):
+        elif isinstance(event, Resume) or (isinstance(event, ResumePool) and event.pool in ("", core.pool.name)):
             core.history.resume()
+            log.info("%s is resumed", kept.name)
 
     def _do(self, kept: Kept, instruction: Instruction) -> None:
         """Carry out one instruction and tell the core its result."""
@@ -284,8 +285,11 @@ class Keeper:
             log.info("%s: %s", kept.name, text)
             core.over_limit(instruction.request.ticket, text, instruction.count, now)
         elif isinstance(instruction, Submit) and not isinstance(error, Unreachable):
-            log.warning("%s is paused, as its pilots are refused: %s", kept.name, text)
             core.rejected(instruction.request.ticket, text)
+            if core.history.paused:
+                log.warning("%s is paused, as its pilots are refused: %s; %s", kept.name, text, how_to_resume(core.pool.name))
+            else:
+                log.warning("%s: refused: %s; it is asked once more without nodes to avoid", kept.name, text)
         else:
             # Also a refused query or cancel: nothing is known to have changed.
             # The pool's first failure is told to whoever waits; single silences of a busy batch system are nothing to speak of.
@@ -305,7 +309,7 @@ class Keeper:
             core.ended(ending, words, time.monotonic())
             log.info("%s: pilot %s has ended: %s", kept.name, ending.pilot, ending.reason)
             if history.paused and not was_paused:
-                log.warning("%s is paused: %s", kept.name, history.paused)
+                log.warning("%s is paused: %s; %s", kept.name, history.paused, how_to_resume(core.pool.name))
             elif history.start_failures and not deaths:
                 # The pause comes minutes later, and whoever waits for a result would not know why.
                 text = "%s: a pilot ended before it served: %s; others are tried, and the pool is paused after %d in a row"

@@ -3,9 +3,9 @@
 Theory of operation
 -------------------
 A pilot is the worker's own process (no shell in between, unless the pool has ``setup`` lines), the leader of its session, with its
-output in ``FOLDER/JOB.log``.  The end of one is known at once, so the factory is woken.  Unless told otherwise a pool is one pilot
-with all cores that this process may use.  The worker watches its parent, which
-is this process, and leaves when that was killed."""
+output in ``FOLDER/RUN/JOB.log`` (`windlass.factory.logs`).  The end of one is known at once, so the factory is woken.  Unless told
+otherwise a pool is one pilot with all cores that this process may use.  The worker watches its parent, which is this process, and leaves
+when that was killed."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from windlass.factory.backend import (
     pilot_word,
 )
 from windlass.factory.launch import pilot_script, with_pilot
+from windlass.factory.logs import PilotLogs
 from windlass.factory.processes import Process, Processes, tail_of
 
 #: Seconds between SIGTERM and SIGKILL for what is still there when a factory ends.
@@ -72,15 +73,14 @@ class LocalBackend:
 
     def __init__(self) -> None:
         self.query_interval = 5.0  # ends are told at once; this is for the logs
-        self._folder = Path()
+        self._logs: PilotLogs | None = None
         self._processes: Processes | None = None
         self._tickets: dict[JobId, str] = {}
         self._number = 0
         self._prefix = ""
 
     def open(self, tag: Tag, folder: Path, wake: Callable[[], None]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
+        self._logs = PilotLogs(folder)
         self._processes = Processes(wake)
         # A later life of a factory of the same name must not use the same ids.
         self._prefix = f"{tag.factory}-{secrets.token_hex(2)}"
@@ -89,6 +89,11 @@ class LocalBackend:
     def _table(self) -> Processes:
         assert self._processes is not None, "open() comes first"
         return self._processes
+
+    @property
+    def _places(self) -> PilotLogs:
+        assert self._logs is not None, "open() comes first"
+        return self._logs
 
     def submit(self, request: PilotRequest, count: int) -> Sequence[JobId]:
         jobs: list[JobId] = []
@@ -102,6 +107,7 @@ class LocalBackend:
                 text = f"cannot start {request.command[0]}: {error.strerror or error}"
                 raise (OverLimit if error.errno in SHORT_OF else Rejected)(text) from None
             self._number += 1
+            self._places.submitted([job])
             self._tickets[job] = request.ticket
             jobs.append(job)
         return jobs
@@ -109,19 +115,19 @@ class LocalBackend:
     def _start(self, job: JobId, request: PilotRequest) -> None:
         command = with_pilot(request.command, pilot_word(job, 0))
         if request.setup:
-            script = self._folder / f"{job}.sh"
+            script = self._places.run / f"{job}.sh"
             script.write_text(pilot_script(request, pilot=pilot_word(job, 0)))
             command = (request.shell, str(script))
         env = {**os.environ, **dict(request.env)}
-        self._table.start(job, command, env, self._log(job), grace=request.grace, walltime=request.walltime)
+        self._table.start(job, command, env, self._places.run / f"{job}.log", grace=request.grace, walltime=request.walltime)
 
     def query(self) -> Sequence[PilotState]:
-        self._table.trim()
         ended = self._table.take_ended()
         states = [state_of(process, JobId(process.key), self._tickets.pop(JobId(process.key), "")) for process in ended]
         host = os.uname().nodename
         running = [JobId(key) for key in self._table.running()]
-        return states + [PilotState(job=job, listed=Listed.RUNNING, ticket=self._tickets.get(job, ""), node=host) for job in running]
+        states += [PilotState(job=job, listed=Listed.RUNNING, ticket=self._tickets.get(job, ""), node=host) for job in running]
+        return self._places.looked_after(states)
 
     def cancel(self, jobs: Sequence[JobId]) -> None:
         self._table.end(jobs)
@@ -131,7 +137,7 @@ class LocalBackend:
         self._table.end(grace=LAST_GRACE)
 
     def tail(self, job: JobId) -> str:
-        return tail_of(self._log(job))
+        return tail_of(self._places.place(job))
 
     def describe(self, request: PilotRequest, count: int) -> str:
         import shlex
@@ -145,6 +151,3 @@ class LocalBackend:
     def close(self) -> None:
         if self._processes is not None:
             self._processes.close()
-
-    def _log(self, job: JobId) -> Path:
-        return self._folder / f"{job}.log"

@@ -136,6 +136,8 @@ class Pilot:
     started_at: float = math.inf
     node: str = ""
     reason: str = ""
+    #: Where its output is; "": nobody can say.
+    log: str = ""
     connected: bool = False
     #: It has been connected, in this incarnation.
     served: bool = False
@@ -197,6 +199,7 @@ class Ending:
     gone: bool
     #: Seconds that it has run, as far as is known.
     ran: float = 0.0
+    log: str = ""
 
 
 @dataclass(slots=True)
@@ -279,6 +282,7 @@ class Fleet:
         if pilot.served and state.node and not pilot.node:
             self.nodes_learned.append(state.node)
         pilot.node = state.node or pilot.node
+        pilot.log = state.log or pilot.log
         pilot.reason = state.reason
         event = EVENT_OF[state.listed]
         if event is Event.LISTED_ENDED:
@@ -293,7 +297,9 @@ class Fleet:
     def _restarted(self, pilot: Pilot, restart: int, reason: str, now: float) -> None:
         """The incarnation that the register knows is over; the job goes on."""
         why = f"queued again by the batch system: {reason}" if reason else "queued again by the batch system"
-        self.endings.append(Ending(pilot.job, pilot.word, why, pilot.node, pilot.made_at, failed=False, gone=False, ran=pilot.ran(now)))
+        ran = pilot.ran(now)
+        ending = Ending(pilot.job, pilot.word, why, pilot.node, pilot.made_at, failed=False, gone=False, ran=ran, log=pilot.log)
+        self.endings.append(ending)
         pilot.started_at = math.inf
         cancelling = pilot.phase is Phase.CANCELLING
         pilot.restart, pilot.connected, pilot.served, pilot.draining, pilot.running_calls = restart, False, False, False, 0
@@ -307,7 +313,8 @@ class Fleet:
         words = reason or (cause.value if exit_status is None else f"exit status {exit_status}")
         blameless = pilot.served or pilot.asked or pilot.charged or phase is Phase.CANCELLING or cause in BLAMELESS or exit_status == 0
         ran = pilot.ran(now)
-        self.endings.append(Ending(pilot.job, pilot.word, words, pilot.node, pilot.made_at, failed=not blameless, gone=True, ran=ran))
+        failed = not blameless
+        self.endings.append(Ending(pilot.job, pilot.word, words, pilot.node, pilot.made_at, failed, gone=True, ran=ran, log=pilot.log))
         del self.pilots[pilot.job]
 
     # ---------------------------------------------------------------- what the manager says

@@ -205,3 +205,8 @@ def _max_pilots(given: Mapping[str, object], default: PoolDefaults, width: float
                 raise UsageError(f"{option}={limit} is less than one pilot has, {_number(width, 'core')}; give it more, or smaller pilots")
             limits.append(int(limit // width))
     return min(limits, default=default.max_pilots)
+
+
+def how_to_resume(pool: str) -> str:
+    """What to do about a pool that is paused."""
+    return f"when that is mended: windlass factory resume {pool}"

@@ -8,7 +8,7 @@ SIGTERM into a SIGKILL.  What is left of the group of an ended leader is given `
 guardian cleans up there), then killed.  A group's number cannot be taken by another process while a member lives, and is not
 signalled after the last one is gone.
 
-Output goes to one file per process, opened for appending, so that `trim` can cut it while it is written.
+Output goes to one file per process, opened for appending, so that `trim_log` can cut it while it is written.
 """
 
 from __future__ import annotations
@@ -134,13 +134,6 @@ class Processes:
         with self._lock:
             ended, self._ended = list(self._ended.values()), {}
         return ended
-
-    def trim(self) -> None:
-        """Cut logs that have grown too long to their end."""
-        with self._lock:
-            logs = [process.log for process in self._processes.values()]
-        for log in logs:
-            trim_log(log)
 
     def close(self) -> None:
         """Wait for the end of all (they have been told), killing those whose grace is over; the reaper ends. Idempotent."""

@@ -13,8 +13,8 @@ cancel     ``scancel`` with the ids, in batches; for all of a factory's, those t
 =========  ====================================================================================================
 
 A command that gets no answer has its own time limit; what became of a submission is told by its unique job name in the next answer
-of squeue.  A pilot's output is in ``FOLDER/JOB.log``, on a filesystem that nodes and the factory share; Slurm's own last line is in
-it, too."""
+of squeue.  A pilot's output is in ``FOLDER/RUN/JOB.log`` (`windlass.factory.logs`), on a filesystem that nodes and the factory
+share; Slurm's own last line is in it, too."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ from windlass.factory import slurm_words
 from windlass.factory.backend import Backend, CommandLimits, JobId, Listed, PilotRequest, PilotState, PoolDefaults, Tag
 from windlass.factory.commands import Ran, clean_environment, run_command
 from windlass.factory.launch import pilot_script
+from windlass.factory.logs import PilotLogs
 from windlass.factory.pool import NAME
-from windlass.factory.processes import tail_of, trim_log
+from windlass.factory.processes import tail_of
 
 
 class SlurmBackend:
@@ -105,6 +106,7 @@ class SlurmBackend:
         self._env = clean_environment(os.environ, slurm_words.SPOILING, slurm_words.KEPT, LC_ALL="C")
         self._tag = Tag("FACTORY", "MANAGER")
         self._folder = Path("FOLDER")
+        self._logs: PilotLogs | None = None
         #: Pilots that were held in the last answer.
         self._doubtful: set[JobId] = set()
         #: Pilots that had not ended when they were last heard of.
@@ -117,8 +119,8 @@ class SlurmBackend:
     def open(self, tag: Tag, folder: Path, wake: Callable[[], None]) -> None:
         """As the protocol says. Raises `UsageError` where Slurm's commands are not installed."""
         self.require_commands()
-        folder.mkdir(parents=True, exist_ok=True)
-        self._tag, self._folder = slurm_words.same_tag(tag), folder.absolute()
+        self._logs = PilotLogs(folder, name_of=_log_name)
+        self._tag, self._folder = slurm_words.same_tag(tag), self._logs.run
 
     @staticmethod
     def require_commands() -> None:
@@ -145,6 +147,8 @@ class SlurmBackend:
             raise slurm_words.refusal("sbatch", ran.status, ran.stderr)
         jobs = slurm_words.task_ids(ran.stdout, count, count > 1, bool(self._clusters))
         self._live |= set(jobs)
+        if self._logs is not None:
+            self._logs.submitted(jobs)
         return jobs
 
     def _submit(self, request: PilotRequest, count: int, *, held: bool = False) -> Ran:
@@ -169,10 +173,7 @@ class SlurmBackend:
         """What an answer says of this backend's pilots."""
         states = self._confirmed([row.state for row in rows if row.tag == self._tag])
         self._live = {state.job for state in states if state.listed is not Listed.ENDED}
-        for state in states:
-            if state.listed is Listed.RUNNING:
-                trim_log(self._log(state.job))
-        return states
+        return states if self._logs is None else self._logs.looked_after(states)
 
     def _confirmed(self, states: Sequence[PilotState]) -> list[PilotState]:
         """One that seems never to start is believed the second time in a row: while nodes come and go, reasons do as well."""
@@ -210,7 +211,7 @@ class SlurmBackend:
             raise Unreachable(str(slurm_words.refusal("scancel", ran.status, ran.stderr)))
 
     def tail(self, job: JobId) -> str:
-        return tail_of(self._log(job))
+        return "" if self._logs is None else tail_of(self._logs.place(job))
 
     def describe(self, request: PilotRequest, count: int) -> str:
         script = self._script(request, count)
@@ -266,8 +267,10 @@ class SlurmBackend:
     def _run(self, command: Sequence[str], *, text: str = "", stop_at: str = "") -> Ran:
         return run_command(command, env=self._env, timeout=self._timeout, text=text, stop_at=stop_at)
 
-    def _log(self, job: JobId) -> Path:
-        return self._folder / f"{slurm_words.split_job(job)[0]}.log"
+
+def _log_name(job: JobId) -> str:
+    """What the script's ``--output`` makes of a job's id."""
+    return slurm_words.split_job(job)[0]
 
 
 def _user() -> str:

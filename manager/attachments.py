@@ -32,8 +32,10 @@ from windlass.messages import (
     Means,
     Message,
     ObjectName,
+    PoolName,
     ReleaseObjects,
     RemoveLibrary,
+    ResumePool,
     Status,
     SubmitCalls,
 )
@@ -43,15 +45,25 @@ log = logging.getLogger("windlass.manager")
 
 
 class Attachments:
-    """The programs that are attached, for the server. ``end(reason)`` ends a detached manager, and ``status(now)`` is its answer."""
+    """The programs that are attached, for the server.
 
-    def __init__(self, core: Core, store: ObjectStore, end: Callable[[str], None], status: Callable[[float], Status]) -> None:
+    ``end(reason)`` ends a detached manager, ``status(now)`` is its answer, and ``resume(pool)`` tells the factories.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        store: ObjectStore,
+        end: Callable[[str], None],
+        status: Callable[[float], Status],
+        resume: Callable[[PoolName], None],
+    ) -> None:
         self.programs = Programs()
         self.links: dict[int, Link] = {}
         #: Programs may end this manager: it is part of none.
         self.detached = False
         self._core, self._store = core, store
-        self._end, self._status = end, status
+        self._end, self._status, self._resume = end, status, resume
         self._means: Means | None = None
 
     def join(self, link: Link) -> Program:
@@ -92,6 +104,8 @@ class Attachments:
                     self._end(reason)
                 else:
                     log.warning("program %s asked this manager to end, but it is part of a program and ends with it", program.name)
+            case ResumePool(pool):
+                self._resume(pool)
             case GetStatus():
                 link.send(self._status(now))
             case Goodbye(reason):

@@ -18,6 +18,7 @@ import msgspec
 
 from windlass.manager.calls import Call, CallQueue
 from windlass.manager.libraries import LibraryState
+from windlass.manager.pilots import PilotBook
 from windlass.manager.placement import why_never
 from windlass.manager.workers import Instance, Worker
 from windlass.messages import (
@@ -78,6 +79,7 @@ class Books:
         self.functions: dict[FunctionId, FunctionDef] = {}
         self.offers: dict[str, tuple[PoolOffer, ...]] = {}
         self.reports: dict[str, PoolReport] = {}
+        self.pilots = PilotBook()
         self.counters = Counters()
         #: Changes when workers, instances or libraries come or go: what failed to find room is tried again.
         self.structure: int = 0

@@ -282,6 +282,7 @@ class Core(Attempts):
         changed = self.offers.get(factory) != report.offers
         self.offers[factory] = report.offers
         self.reports[factory] = report
+        self.pilots.take(factory, report.pilots)
         for pool in {offer.pool for offer in report.offers}:
             self.pilots_ended(pool, ((one.pilot, one.reason) for one in report.ended), now)
         if changed:

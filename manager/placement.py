@@ -167,7 +167,10 @@ def why_never(spec: LibrarySpec, options: CallOptions, offers: Sequence[PoolOffe
         return ""
     for offer in offers:
         if offer.spent and fits(spec, needs, offer.resources):
-            return f"pool {offer.pool!r} is paused and has no pilots: {offer.paused}"
+            return (
+                f"pool {offer.pool!r} is paused and has no pilots: {offer.paused}"
+                f"; when that is mended: windlass factory resume {offer.pool}, and submit again"
+            )
     asks = ", ".join(show(needs) or ["one slot"])
     if spec.slots:
         asks += f" within the {spec.slots} slots of library {spec.name!r}"

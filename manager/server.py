@@ -53,10 +53,12 @@ from windlass.messages import (
     Leave,
     Message,
     ObjectName,
+    PoolName,
     PoolReport,
     Refused,
     ReleasePilots,
     RemoveLibrary,
+    ResumePool,
     Status,
     Welcome,
     WorkerId,
@@ -121,7 +123,7 @@ class Server:
         self._listener: Listener | None = None
         self._links: dict[WorkerId, Link] = {}
         self._factories: dict[str, Callable[[Message], object]] = {}
-        self.attachments = Attachments(core, store, self._end, self._status)
+        self.attachments = Attachments(core, store, self._end, self._status, self._resume)
         #: Seconds without calls, programs and factories after which it ends; 0: never. Only what `stay` made detached has them.
         self._idle_timeout = 0.0
         self._busy_at = self._epoch + time.monotonic()
@@ -334,6 +336,8 @@ class Server:
                 self._listen_for(message)
             case ReleasePilots(pilots, pool, reason) if role == "factory":
                 core.release(pilots, pool, reason, now)
+            case ResumePool(pool) if role == "client":
+                self._resume(pool)
             case GetStatus():
                 if answer is not None:
                     answer(self._status(now))
@@ -342,6 +346,11 @@ class Server:
                     self._factory_left(name, answer)
             case _:
                 log.warning("%s %s said %s, which its role may not", role, name, type(message).__name__)
+
+    def _resume(self, pool: PoolName) -> None:
+        """Hand a person's word on to the factories: those that have the pool know what it means."""
+        for tell in list(self._factories.values()):
+            tell(ResumePool(pool))
 
     def _status(self, now: float) -> Status:
         seen, detached = self.attachments.seen(), self.attachments.detached

@@ -149,9 +149,9 @@ def test_every_key_of_the_status_is_documented(manager: windlass.Manager) -> Non
         with windlass.attach(manager.connection_file) as attached:
             status = attached.status()
     documented = set(re.findall(r"`(\w+)`", (ROOT / "docs/status.md").read_text()))
-    assert set(status) == {"manager", "calls", "libraries", "workers", "pools", "programs"}
+    assert set(status) == {"manager", "calls", "libraries", "workers", "pools", "programs", "pilots"}
     records: list[dict[str, Any]] = [status["manager"], status["calls"], *status["libraries"], *status["workers"], *status["pools"]]
-    records += status["programs"]
+    records += status["programs"] + status["pilots"]
     for record in records:
         assert set(record) <= documented
     assert all(status[part] for part in status)

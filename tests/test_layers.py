@@ -25,6 +25,7 @@ CORES = (
     "manager/placement.py",
     "manager/workers.py",
     "manager/demand.py",
+    "manager/pilots.py",
     "manager/advice.py",
     "manager/programs.py",
     "worker/backlog.py",

@@ -198,6 +198,8 @@ def add_parsers(nouns: Any, *, with_options: bool) -> None:
     """Add the parsers; ``with_options``: their help names the options of all pools."""
     import argparse
 
+    from windlass import cli_pilots
+
     raw = argparse.RawDescriptionHelpFormatter
     factory = nouns.add_parser("factory", help="keep the pilots running that a manager could use")
     factory.set_defaults(parser=factory)
@@ -243,6 +245,7 @@ def add_parsers(nouns: Any, *, with_options: bool) -> None:
     clean.add_argument("--factory", metavar="NAME", default="", help="only pilots of this factory")
     clean.add_argument("--json", action="store_true", help="all pilots, one object")
     clean.set_defaults(command=factory_clean)
+    cli_pilots.add_resume(verbs)
     config = verbs.add_parser("config", help="what the configuration files say")
     config.set_defaults(parser=config)
     show = config.add_subparsers(title="commands", metavar="COMMAND").add_parser(

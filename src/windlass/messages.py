@@ -562,6 +562,29 @@ class PilotEnded(Record, frozen=True):
     failed: bool = False
 
 
+class PilotLine(Record, frozen=True):
+    """A pilot as its factory knows it, for people to read. Times: seconds since the epoch."""
+
+    pool: PoolName
+    pilot: PilotId
+    #: The batch system's name for it.
+    job: str
+    #: A `windlass.factory.pilots.Phase`.
+    phase: str
+    since: float
+    made_at: float
+    node: str = ""
+    #: The batch system's own words on it; of one that has ended: why.
+    reason: str = ""
+    #: Where its output is, on the factory's machine; "": nobody can say.
+    log: str = ""
+    #: It died before it served.
+    failed: bool = False
+    #: Of one that has ended: seconds that it ran, and of one that failed the last lines of its own output.
+    ran: float = 0.0
+    words: str = ""
+
+
 class PoolReport(Message, frozen=True):
     """Factory → manager: my pools, what became of pilots, counts of pilots by state."""
 
@@ -573,6 +596,14 @@ class PoolReport(Message, frozen=True):
     failures: tuple[tuple[PoolName, str], ...] = ()
     #: (kind of command, number) sent to the batch system so far.
     commands: tuple[tuple[str, int], ...] = ()
+    #: Pilots of which something has changed since the last report.
+    pilots: tuple[PilotLine, ...] = ()
+
+
+class ResumePool(Message, frozen=True):
+    """Client → manager → factory: what paused this pool ("": any) is mended; submit again."""
+
+    pool: PoolName
 
 
 # ---------------------------------------------------------------- client
@@ -720,7 +751,7 @@ FromWorker = (
     | Goodbye
     | CertificateRequest
 )
-ToFactory = Demand | Leave
+ToFactory = Demand | ResumePool | Leave
 FromFactory = PoolReport | ReleasePilots | Goodbye
 ToClient = Status | CallsDone | Means | Leave
 FromClient = (
@@ -733,6 +764,7 @@ FromClient = (
     | KeepCalls
     | EndManager
     | GetStatus
+    | ResumePool
     | Goodbye
 )
 FromData = GetObject | PutObject

@@ -230,12 +230,16 @@ def _table(kind: str, rows: list[Mapping[str, object]], title: str) -> list[Rend
     for row in rows:
         table.add_row(*(Text("" if row.get(key) is None else show(key, row[key])) for key in keys))
     remarks = [
-        Text(f"  {row.get('name') or row.get('id') or '?'}: {key}: {show(key, row[key])}")
+        Text(f"  {row.get('name') or row.get('id') or '?'}: {key}: {show(key, row[key])}{_advice(key, row)}")
         for row in rows
         for key in _REMARKS[kind]
         if not _is_empty(key, row.get(key))
     ]
     return [Text(title, style="bold"), table, *remarks]
+
+
+def _advice(key: str, row: Mapping[str, object]) -> str:
+    return f"; when that is mended: windlass factory resume {row.get('name')}" if key == "paused" else ""
 
 
 def _about(manager: Mapping[str, object]) -> str:

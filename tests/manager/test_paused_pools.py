@@ -15,7 +15,9 @@ def why(*offers: PoolOffer, workers: tuple[Resources, ...] = (), options: CallOp
 
 
 def test_a_pool_that_is_spent_runs_nothing_and_says_why() -> None:
-    assert why(SPENT) == "pool 'slurm' is paused and has no pilots: Invalid account"
+    assert why(SPENT) == (
+        "pool 'slurm' is paused and has no pilots: Invalid account; when that is mended: windlass factory resume slurm, and submit again"
+    )
 
 
 def test_a_pool_that_is_only_paused_may_still_run_calls() -> None:

@@ -1,0 +1,108 @@
+"""What people see of pilots: ``windlass pilots`` and ``factory resume``, against real managers, factories and pilots."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import windlass
+from windlass.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def manager(nothing_left_running: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[windlass.Manager]:
+    """The only manager of this user."""
+    monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path / "state"))
+    with windlass.Manager() as manager:
+        yield manager
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """``run("pilots", "list")``: exit status, stdout, stderr."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main(list(words))
+        shown = capsys.readouterr()
+        return status, shown.out, shown.err
+
+    return run
+
+
+def pilots(run: Run, *more: str) -> list[dict[str, Any]]:
+    status, text, error = run("pilots", "list", "--json", *more)
+    assert status == 0, error
+    return json.loads(text)["pilots"]  # type: ignore[no-any-return]
+
+
+def until(what: str, condition: Callable[[], object], timeout: float = 30.0) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.05)
+
+
+def test_a_serving_pilot_is_listed_shown_and_its_log_is_read(manager: windlass.Manager, run: Run) -> None:
+    with windlass.Factory(manager, "local", cores=1, max_pilots=1, min_pilots=1, log_level="info", pool="mine"):
+        until("it serves", lambda: [row["phase"] for row in pilots(run)] == ["serving"])
+        [row] = pilots(run)
+        assert (row["pool"], len(row["workers"])) == ("mine", 1)
+        status, text, _ = run("pilots", "list", "--pool", "mine", "--state", "serving")
+        assert (status, row["pilot"] in text) == (0, True)
+        assert pilots(run, "--pool", "other") == []
+        status, text, _ = run("pilots", "show", row["pilot"][:-1])
+        assert status == 0
+        assert "state:   serving" in text
+        assert "story:" in text
+        # The backend tells of the log with its next answer.
+        until("its log is told", lambda: pilots(run)[0]["log"])
+        status, text, _ = run("pilots", "logs", row["pilot"], "--json")
+        assert (status, json.loads(text)["pilot"]) == (0, row["pilot"])
+    assert pilots(run) == []
+    [ended] = pilots(run, "--ended")
+    assert (ended["phase"], ended["failed"]) == ("ended", False)
+    assert [step["phase"] for step in ended["story"]][-1] == "ended"
+
+
+def test_a_pilot_that_died_at_start_tells_its_last_words_and_the_pool_is_resumed(
+    manager: windlass.Manager, run: Run, tmp_path: Path
+) -> None:
+    """In the list, in its page, in its log, in the status, and in the exception of a call; and then it works."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'no such module' >&2\nexit 1\n")
+    python.chmod(0o700)
+    manager.install_library("lib", abs)
+    with windlass.Factory(manager, "local", python=str(python), cores=1, max_pilots=1, max_start_failures=1, pool="mine"):
+        call = manager.submit(windlass.FunctionCall("lib", "abs", -1))
+        with pytest.raises(windlass.NotPossible, match=r"no such module; when that is mended: windlass factory resume mine"):
+            call.result(timeout=30)
+        [row] = pilots(run, "--ended")
+        assert (row["failed"], row["words"]) == (True, "no such module")
+        assert "no such module" in " ".join(run("pilots", "list", "--ended")[1].split())
+        assert "failed before it served" in run("pilots", "show", row["pilot"])[1]
+        assert run("pilots", "logs", row["pilot"])[1] == "no such module\n"
+        Path(row["log"]).unlink()
+        status, text, error = run("pilots", "logs", row["pilot"])
+        assert (status, text) == (0, "no such module\n")
+        assert "cannot be read here: No such file or directory; its last words:" in error
+        assert "windlass factory resume mine" in " ".join(run("status")[1].split())
+        status, _, error = run("factory", "resume", "mne")
+        assert (status, "did you mean 'mine'" in error) == (2, True)
+        python.write_text(f'#!/bin/sh\nexec {__import__("sys").executable} "$@"\n')
+        assert run("factory", "resume", "mine")[:2] == (0, "pool mine goes on\n")
+        assert manager.submit(windlass.FunctionCall("lib", "abs", -1)).result(timeout=60) == 1
+        assert run("factory", "resume")[:2] == (0, "no pool is paused\n")
+
+
+def test_a_pilot_that_there_is_not_is_refused_with_near_names(manager: windlass.Manager, run: Run) -> None:
+    status, _, error = run("pilots", "show", "17")
+    assert status == 2
+    assert "there is no pilot '17'" in error
