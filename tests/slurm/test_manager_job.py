@@ -87,6 +87,7 @@ def test_a_manager_that_waits_in_the_queue_is_seen_and_can_be_removed(
 def test_an_interrupt_removes_the_job(slurm: SlurmCluster, until: Until) -> None:
     """Nobody wants what they did not wait for."""
     words = [sys.executable, "-m", "windlass.cli", "manager", "start", "unwanted", "--in", "slurm", "--partition", "down"]
+    words = ["env", "--default-signal=INT", *words]  # a test run in the background has it ignored, and programs inherit that
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert "is submitted to slurm as job" in process.stderr.readline()
