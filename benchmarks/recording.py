@@ -118,6 +118,8 @@ class Ended:
 
     id: str
     state: str
+    #: When it started, in seconds since the epoch; 0: it never did.
+    began: float
     #: Seconds that it ran; of a job that was queued again, from its last start.
     ran: float
 
@@ -128,8 +130,9 @@ def ended_jobs(log: Path) -> list[Ended]:
     for line in log.read_text().splitlines() if log.exists() else ():
         fields = dict(re.findall(r"(\w+)=(\S*)", line))
         start, end = (_moment(fields.get(name, "")) for name in ("StartTime", "EndTime"))
-        ran = end - start if start and end and fields.get("NodeList", "") not in ("", "(null)") else 0.0
-        ended.append(Ended(fields.get("JobId", ""), fields.get("JobState", ""), max(0.0, ran)))
+        if fields.get("NodeList", "") in ("", "(null)"):
+            start = 0.0
+        ended.append(Ended(fields.get("JobId", ""), fields.get("JobState", ""), start, max(0.0, end - start) if start else 0.0))
     return ended
 
 
