@@ -85,7 +85,7 @@ LONG: Final = Scale(
     query_interval=30,
     reconnect_grace=60,
     longest_call=4,
-    wave=20,
+    wave=60,
     fault_every=20,
     node_away=(20, 60),
     controller_away=(10, 40),
@@ -105,7 +105,7 @@ SHORT: Final = Scale(
     query_interval=3,
     reconnect_grace=2,
     longest_call=0.4,
-    wave=2,
+    wave=3,
     fault_every=1.2,
     node_away=(0.5, 2),
     controller_away=(0.5, 2),
@@ -152,7 +152,7 @@ def demand(draw: random.Random, scale: Scale) -> Iterator[Phase]:
     """Phases without end."""
     slots, longest = scale.max_pilots * CORES, scale.longest_call
     while True:
-        kind = draw.choices(("burst", "wave", "half wave", "singles", "pause"), (3, 4, 3, 2, 3))[0]
+        kind = draw.choices(("burst", "wave", "half wave", "singles", "pause"), (3, 5, 3, 1, 2))[0]
         waits = draw.random() < 0.7
         if kind == "burst":
             yield Phase(kind, [draw.uniform(0.01, 0.05) for _ in range(draw.randint(100, 500))], waits=waits)
