@@ -15,7 +15,8 @@ The core holds a pool's register of pilots (`Fleet`), its `History`, the budget 
 
 The first instruction is a query, so that pilots of an earlier life are counted before any are submitted.  A query is due every
 ``query_interval`` while there are pilots, at five times the last one's duration at most as often, and at once when the backend says
-that something changed.
+that something changed.  While every pilot is connected a query could tell nothing that the connections do not, so it comes ten times more
+seldom, until a connection is cut or something is asked for.
 
 Closing goes through three steps: what is not connected is cancelled; what is connected is released and may finish what runs; when all
 are gone, or the time given is over, `EndAll`; then `finished`."""
@@ -38,6 +39,8 @@ from windlass.messages import Demand, PilotEnded, PilotId, PilotLine, PoolReport
 
 #: A query may take a fifth of the time, at most.
 SLOW_FACTOR: Final = 5.0
+#: While every pilot is connected, connections tell what a query would, so that there are so many times fewer.
+CALM_FACTOR: Final = 10.0
 #: Batch systems with quicker answers than this tell the end of a pilot soon enough for closing to wait for it.
 PROMPT: Final = 5.0
 #: Pilots in one report, and characters of their words: a message has at most 1 MiB.
@@ -129,6 +132,8 @@ class FactoryCore:
     _lines: dict[PilotId, PilotLine] = field(default_factory=dict[PilotId, PilotLine])
     _news: dict[PilotId, PilotLine] = field(default_factory=dict[PilotId, PilotLine])
     _query_at: float = -math.inf
+    #: The query that follows the last one may not come before this.
+    _soonest: float = -math.inf
     _queried: bool = False
     #: When `demand` was heard.
     _heard_at: float = -math.inf
@@ -151,6 +156,7 @@ class FactoryCore:
         self.demand, self._heard_at = demand, now
         self._see(now)
         self._settle(now)
+        self._ask_sooner(now)
 
     def _see(self, now: float) -> None:
         """Tell the register what the manager said last."""
@@ -166,19 +172,36 @@ class FactoryCore:
         """The answer to a query, and the seconds it took."""
         self.history.answered()
         self._queried = True
-        self._query_at = now + max(self.query_interval, SLOW_FACTOR * took)
+        self._soonest = self._query_at = now + max(self.query_interval, SLOW_FACTOR * took)
         known = set(self.fleet.pilots)
         self.fleet.listed(states, now)
         if self.fleet.pilots.keys() - known:
             # The manager may have spoken of these before they were known, and speaks only when something changes.
             self._see(now)
+        if self._calm():
+            self._query_at = now + CALM_FACTOR * (self._soonest - now)
         self._settle(now)
+
+    def _calm(self) -> bool:
+        """All pilots serve, and the last answer had each of them: until a connection is cut there is nothing to ask."""
+        # Backends that are asked more often have their own reasons.
+        pilots = self.fleet.pilots.values()
+        settled = all(pilot.phase is Phase.SERVING and not pilot.misses for pilot in pilots)
+        return settled and self.query_interval > PROMPT and not self.fleet.unsure
+
+    def _ask_sooner(self, now: float) -> None:
+        """It is not calm any more: a pilot whose connection was cut may have ended; others change in their own time."""
+        if any(pilot.phase is Phase.RUNNING and pilot.served for pilot in self.fleet.pilots.values()):
+            self._query_at = min(self._query_at, max(self._soonest, now))
+        elif not self._calm():
+            self._query_at = min(self._query_at, now + self.query_interval)
 
     def submitted(self, ticket: str, jobs: Sequence[JobId], now: float) -> None:
         self.history.accepted()
         self.fleet.submitted(ticket, jobs, now, self._walltimes.pop(ticket, 0.0))
         if self._query_at < now:
             self._query_at = now + self.query_interval
+        self._ask_sooner(now)
 
     def rejected(self, ticket: str, text: str) -> None:
         self.fleet.not_submitted(ticket)
@@ -274,7 +297,7 @@ class FactoryCore:
         if self._query_due(now):
             self.budget.spend("query", now)
             # Should the shell never answer, it is not asked again at once.
-            self._query_at = now + self.query_interval
+            self._soonest = self._query_at = now + self.query_interval
             return Query()
         if self.closing:
             return self._step_closing(now)
@@ -339,11 +362,13 @@ class FactoryCore:
     def _cancel(self, jobs: tuple[JobId, ...], reason: str, now: float) -> Cancel:
         self.budget.spend("cancel", now)
         self.fleet.asked(jobs, Event.CANCELLED, now)
+        self._ask_sooner(now)
         return Cancel(jobs, reason)
 
     def _release(self, jobs: tuple[JobId, ...], reason: str, now: float) -> Release:
         words = tuple(self.fleet.pilots[job].word for job in jobs)
         self.fleet.asked(jobs, Event.RELEASED, now)
+        self._ask_sooner(now)
         return Release(words, reason)
 
     def _step_closing(self, now: float) -> Instruction | None:

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -571,3 +572,57 @@ def test_a_paused_pool_is_spent_when_none_of_its_pilots_can_come(make_pool: Make
     report = core.report()
     assert report is not None
     assert [(offer.paused, offer.spent) for offer in report.offers] == [("", False)]
+
+
+def queries(sim: Simulation) -> list[float]:
+    return [at for kind, at in sim.cluster.commands if kind == "query"]
+
+
+def test_while_every_pilot_is_connected_the_batch_system_is_hardly_asked(make_pool: MakePool) -> None:
+    """A query could tell nothing that the connections do not: one in five minutes, in case."""
+    sim = simulation(make_pool(walltime=10_000.0))
+    sim.calls = 40
+    sim.run(120)
+    before = len(queries(sim))
+    sim.run(3600)
+    assert sim.cluster.alive == 10
+    assert 12 <= len(queries(sim)) - before <= 13
+
+
+def test_a_connection_that_is_cut_is_asked_about_at_once(make_pool: MakePool) -> None:
+    """The pilot's calls go back, and it is replaced, as soon as the batch system says that it has ended; nobody waits minutes for that."""
+    sim = simulation(make_pool(walltime=10_000.0))
+    sim.calls = 40
+    sim.run(600)
+    [job, *_] = [job for job in sim.cluster.jobs.values() if job.state is Listed.RUNNING]
+    died = sim.now
+    sim.cluster.process_ended(job.job, job.restart, 9, sim.now)
+    sim.tick(1)
+    assert queries(sim)[-1] == died + 1
+    assert sim.submissions == [10, 1]
+    assert [ended.pilot for report in sim.reports for ended in report.ended] == [pilot_word(job.job, 0)]
+
+
+def test_a_connection_that_is_cut_again_and_again_is_no_reason_to_hurry(make_pool: MakePool) -> None:
+    """Two queries are never closer together than the interval."""
+    sim = simulation(make_pool(walltime=10_000.0))
+    sim.calls = 40
+    sim.run(600)
+    for _ in range(10):
+        job = next(job for job in sim.cluster.jobs.values() if job.state is Listed.RUNNING)
+        sim.cluster.process_ended(job.job, job.restart, 9, sim.now)
+        sim.run(7, step=1)
+    times = queries(sim)
+    assert min(later - earlier for earlier, later in pairwise(times)) >= 30.0
+
+
+def test_what_is_asked_for_while_all_is_calm_is_looked_for_in_time(make_pool: MakePool) -> None:
+    """More demand after minutes of rest: the first query after the submission comes within the interval."""
+    sim = simulation(make_pool(walltime=10_000.0, max_pilots=20))
+    sim.calls = 20
+    sim.run(600)
+    sim.calls = 60
+    sim.tick(1)
+    submitted = sim.now
+    sim.run(60, step=1)
+    assert any(submitted <= at <= submitted + 31 for at in queries(sim))
