@@ -9,17 +9,17 @@ Slurm's own log of ended jobs, and calls note in which pilot they run (`recordin
 
 * ``commands_per_minute``: with 4 pilots idle at the minimum.  ``commands_per_minute_without_pilots``: after the start, before any demand.
   ``commands_per_minute_at_ramp``: in the minute that begins with the first of 48 long calls.
-* ``seconds_to_target``: from that first submission until 32 pilots have begun a call.  32 interpreters that start on a machine of two cores
-  at once get a sixteenth of a core each, so most of this figure is the CPU time that a pilot's start takes, times 32, by 2: about what a real
-  node's one start takes, 16 times over.  ``seconds_to_running``: until Slurm had started the 32nd job, which is the factory's part.
-* ``wasted_pilot_seconds``: seconds that pilots existed (from Slurm's start of the job to its end) beyond the seconds of the calls that they ran,
-  per second of those calls; starts, idling and ends together.  Bursts of calls of 1 to 3 s with pauses, up to 16 pilots.  Beside it
+* ``seconds_to_target``: from that first submission until 32 pilots have begun a call.  32 interpreters that start at once on two cores get
+  a sixteenth of a core each, so most of this is the CPU time of a pilot's start, times 32, by 2; on nodes of their own pilots start side by
+  side.  ``seconds_to_running``: until Slurm had started the 32nd job (whole seconds), which is the factory's part.
+* ``wasted_pilot_seconds``: seconds that pilots existed, from Slurm's start of the job to its end, beyond the seconds of the calls that they
+  ran, per second of those calls; starts, idling and ends together.  Bursts of calls of 1 to 3 s with pauses, up to 16 pilots.  Beside it
   ``turnaround_s``, the mean from a call's submission to its result: who starts no pilots wastes nothing.
 
-All let idle pilots go after 15 s, may start 32 (bursts: 16), and have one core and one slot a pilot.  Windlass: ``hold`` as ``idle_timeout``,
-``start_cost=5`` (as Dask's ``target_duration``), else defaults.  dask-jobqueue: ``adapt(minimum_jobs, maximum_jobs, interval="1s",
-wait_count=15)``, ``nanny=False``, and for the long calls ``unknown-task-duration`` of 60 s, without which it asks for a few jobs only.  Parsl:
-``htex_auto_scale``, ``max_idletime=15``, ``parallelism=1``, ``SimpleLauncher``, ``exclusive=False``.
+All let idle pilots go after 15 s, may start 32 (bursts: 16), and have one core and one slot a pilot.  Windlass: ``hold`` as
+``idle_timeout``, ``start_cost=5`` (as Dask's ``target_duration``), else defaults.  dask-jobqueue: ``adapt(minimum_jobs, maximum_jobs,
+interval="1s", wait_count=15)``, ``nanny=False``, and for the long calls ``unknown-task-duration`` of 60 s, without which it asks for a few
+jobs only.  Parsl: ``htex_auto_scale``, ``max_idletime=15``, ``parallelism=1``, ``SimpleLauncher``, ``exclusive=False``.
 
 The peers are installed from PyPI into environments of their own (``python -m venv``) below ``--environments``, once; Windlass imports
 neither.  ``--peers none`` installs nothing.
@@ -42,7 +42,6 @@ from typing import Any, Final
 
 from common import median, report
 from recording import MARK, CommandLog, ended_jobs, live_jobs, marked_processes, read_runs, wait_until
-
 from windlass.testing import SlurmCluster, missing_programs
 
 PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {"dask": ("dask-jobqueue",), "parsl": ("parsl",)}
@@ -88,7 +87,14 @@ class Bench:
         folder = self.folder / f"{self._sessions}-{system}-{load}"
         commands = CommandLog(folder / "commands")
         jobs_before = len(ended_jobs(self.folder / "jobcomp.log"))
-        given = {"folder": str(folder), "runs": str(folder / "runs"), "go": str(folder / "go"), "idle": IDLE, "long": load == "ramp", **options}
+        given = {
+            "folder": str(folder),
+            "runs": str(folder / "runs"),
+            "go": str(folder / "go"),
+            "idle": IDLE,
+            "long": load == "ramp",
+            **options,
+        }
         words = [self.pythons[system], str(Path(__file__).with_name("factory_side.py")), system, load, json.dumps(given)]
         extra = {MARK: str(folder), "SLURM_CONF": str(self.cluster.conf), "WINDLASS_STATE_DIR": str(folder / "state")}
         say(f"{TITLES[system]}: {load}")
@@ -145,7 +151,13 @@ class Session:
     """What was seen of one program."""
 
     def __init__(
-        self, folder: Path, events: Mapping[str, Mapping[str, float]], commands: CommandLog, jobs_before: int, log: Path, left: Sequence[str]
+        self,
+        folder: Path,
+        events: Mapping[str, Mapping[str, float]],
+        commands: CommandLog,
+        jobs_before: int,
+        log: Path,
+        left: Sequence[str],
     ) -> None:
         self.folder, self.events, self.commands, self.left = folder, events, commands.read(), left
         self._log, self._before = log, jobs_before
@@ -166,7 +178,8 @@ class Session:
         names = [command.name for command in self.commands]
         counts = ", ".join(f"{name} {names.count(name)}" for name in sorted(set(names)))
         pilots = len({run.pilot for run in read_runs(self.folder / "runs")})
-        return f"commands in all: {counts}; {len(self.jobs())} jobs, {pilots} ran calls, {len(self.left)} still there when the program had closed"
+        jobs = f"{len(self.jobs())} jobs, {pilots} ran calls, {len(self.left)} still listed when the program had ended"
+        return f"commands in all: {counts}; {jobs}"
 
 
 def say(text: str) -> None:
@@ -202,7 +215,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--rounds", type=int, default=3, help="rounds that each system runs; figures are medians (default: %(default)s)")
-    parser.add_argument("--peers", choices=("none", "dask", "parsl", "all"), default="all", help="whom to measure beside (default: %(default)s)")
+    parser.add_argument(
+        "--peers", choices=("none", "dask", "parsl", "all"), default="all", help="whom to measure beside (default: %(default)s)"
+    )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "windlass-benchmarks"
     parser.add_argument("--environments", type=Path, default=cache, help="where the peers are installed (default: %(default)s)")
     parser.add_argument("--loads", default="ramp,minimum,bursts", help="which to run (default: %(default)s)")
@@ -230,7 +245,9 @@ def main() -> None:
     names = list(found["windlass"])
     medians = {system: {name: median(values) for name, values in of.items()} for system, of in found.items()}
     figures = {
-        name if system == "windlass" else f"{system}_{name}": round(value, 3) for system, of in medians.items() for name, value in of.items()
+        name if system == "windlass" else f"{system}_{name}": round(value, 3)
+        for system, of in medians.items()
+        for name, value in of.items()
     }
     rows = [(TITLES[system], *(medians[system][name] for name in names)) for system in pythons]
     note = "commands: per minute; wasted: pilot seconds beyond the work, per second of work; a figure of inf was not reached within 170 s"

@@ -67,7 +67,11 @@ def windlass_side(options: Mapping[str, Any]) -> Generator[Submit]:
     }
     with windlass.Manager() as manager, windlass.Factory(manager, "slurm", **pool):
         manager.install_library("lib", work, hold)
-        yield lambda function, *arguments: manager.submit(windlass.FunctionCall("lib", function.__name__, *arguments))
+
+        def submit(function: Callable[..., Any], *arguments: Any) -> Any:
+            return manager.submit(windlass.FunctionCall("lib", function.__name__, *arguments))
+
+        yield submit
 
 
 @contextlib.contextmanager
@@ -94,12 +98,16 @@ def dask_side(options: Mapping[str, Any]) -> Generator[Submit]:
         distributed.Client(cluster) as client,
     ):
         cluster.adapt(minimum_jobs=options["least"], maximum_jobs=options["most"], interval="1s", wait_count=options["idle"])
-        yield lambda function, *arguments: client.submit(function, *arguments, pure=False)
+
+        def submit(function: Callable[..., Any], *arguments: Any) -> Any:
+            return client.submit(function, *arguments, pure=False)
+
+        yield submit
 
 
 @contextlib.contextmanager
 def parsl_side(options: Mapping[str, Any]) -> Generator[Submit]:
-    """Parsl's ``HighThroughputExecutor`` with ``SlurmProvider`` and ``htex_auto_scale``, the strategy that also scales in; one worker a block."""
+    """Parsl's ``HighThroughputExecutor`` with ``SlurmProvider``, one worker a block, and the strategy that also scales in."""
     parsl, executors = importlib.import_module("parsl"), importlib.import_module("parsl.executors")
     providers, launchers = importlib.import_module("parsl.providers"), importlib.import_module("parsl.launchers")
     folder = Path(options["folder"])
@@ -126,8 +134,12 @@ def parsl_side(options: Mapping[str, Any]) -> Generator[Submit]:
         initialize_logging=False,
     )
     with parsl.load(config):
-        apps = {function: parsl.python_app(function) for function in (work, hold)}
-        yield lambda function, *arguments: apps[function](*arguments)
+        apps: dict[Callable[..., Any], Any] = {function: parsl.python_app(function) for function in (work, hold)}
+
+        def submit(function: Callable[..., Any], *arguments: Any) -> Any:
+            return apps[function](*arguments)
+
+        yield submit
 
 
 SYSTEMS: dict[str, Callable[[Mapping[str, Any]], contextlib.AbstractContextManager[Submit]]] = {

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Final
 
 from recording import Job, environment_of, live_jobs, parent_of, words_of
-
 from windlass.testing import SlurmCluster
 
 #: Seconds between two looks of the administrator.

@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-*Commands* are counted on their way: `CommandLog` makes a folder with a script for each of Slurm's commands, which notes the time and then
-becomes the real one.  A program that has this folder first in its PATH is counted, whatever it is written with, and whatever it says itself.
-A command is noted a process start after its sender decided on it, so that two notes may be closer together than the decisions were:
-`most_within` takes `JITTER` off the window.
+*Commands* are counted on their way: `CommandLog` makes a folder with a script for each of Slurm's commands, which notes the time and
+then becomes the real one.  A program that has this folder first in its PATH is counted, whatever it says itself.  A command is noted a
+process start after its sender decided on it, so that two notes may be closer together than the decisions were: `most_within` takes `JITTER`
+off the window.
 
 *Jobs* are read from Slurm's own log of ended jobs (``JobCompType=jobcomp/filetxt``), whole seconds.
 

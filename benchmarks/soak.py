@@ -36,11 +36,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import windlass
 from common import cell, machine, quantile
 from faults import Trouble
 from recording import MARK, CommandLog, live_jobs, marked_processes, most_within, read_runs, wait_until
-
-import windlass
 from windlass.factory.backend import CommandLimits
 from windlass.testing import SlurmCluster, missing_programs
 
@@ -327,6 +326,7 @@ def judge(
         "calls gave a wrong result": found["wrong"],
         "calls failed": found["failed"],
         "calls ended more than once": found["ended_twice"],
+        "calls whose end nobody was told": [found["never_told"]] if found["never_told"] else [],
         "calls never ran and have a result": [call for call in range(found["calls"]) if call not in of_call and call not in found["lost"]],
         "calls ran again without a fault": unexplained,
         "pilots are left": list(pilots_left),
