@@ -36,7 +36,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,7 +59,9 @@ class Sizes:
     """How much is measured. Seconds."""
 
     target: int
+    #: At rest with pilots; and without any.
     rest: float
+    rest_empty: float
     window: float
     settle: float
     least: int
@@ -67,8 +69,8 @@ class Sizes:
     bursts: Sequence[tuple[float, int, float]]
 
 
-FULL: Final = Sizes(target=32, rest=90, window=60, settle=20, least=4, most_in_bursts=16, bursts=BURSTS)
-SHORT: Final = Sizes(target=2, rest=1, window=2, settle=1, least=1, most_in_bursts=2, bursts=BURSTS_SHORT)
+FULL: Final = Sizes(target=32, rest=300, rest_empty=30, window=60, settle=20, least=4, most_in_bursts=16, bursts=BURSTS)
+SHORT: Final = Sizes(target=2, rest=1, rest_empty=1, window=2, settle=1, least=1, most_in_bursts=2, bursts=BURSTS_SHORT)
 
 
 class Bench:
@@ -117,7 +119,7 @@ class Bench:
 
     def ramp(self, system: str) -> dict[str, float]:
         sizes = self.sizes
-        found = self.session(system, "ramp", least=0, most=sizes.target, rest=sizes.rest / 2, window=sizes.window)
+        found = self.session(system, "ramp", least=0, most=sizes.target, rest=sizes.rest_empty, window=sizes.window)
         first, reached = found.at("first submit"), int(found.events["target"]["reached"])
         running = sorted(job.began for job in found.jobs() if job.began)[: sizes.target]
         seconds = found.at("target") - first
@@ -221,6 +223,7 @@ def main() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "windlass-benchmarks"
     parser.add_argument("--environments", type=Path, default=cache, help="where the peers are installed (default: %(default)s)")
     parser.add_argument("--loads", default="ramp,minimum,bursts", help="which to run (default: %(default)s)")
+    parser.add_argument("--rest", type=float, default=FULL.rest, help="seconds at rest with pilots (default: %(default)s)")
     parser.add_argument("--keep", type=Path, help="a folder for logs, which stays (default: a temporary one)")
     parser.add_argument("--short", action="store_true", help="very little of each, as the tests run it")
     chosen = parser.parse_args()
@@ -236,7 +239,7 @@ def main() -> None:
         folder = chosen.keep or Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="factory-")))
         lines = {**SITE, "JobCompType": "jobcomp/filetxt", "JobCompLoc": str(folder / "jobcomp.log")}
         cluster = opened.enter_context(SlurmCluster(folder / "slurm", nodes=4, cpus=8, memory=16_000, lines=lines))
-        bench = Bench(folder, cluster, pythons, SHORT if chosen.short else FULL)
+        bench = Bench(folder, cluster, pythons, SHORT if chosen.short else replace(FULL, rest=chosen.rest))
         for number in range(chosen.rounds):
             for load in chosen.loads.split(","):
                 for system in list(pythons) if number % 2 == 0 else reversed(pythons):
