@@ -2,7 +2,7 @@
 #   make demo    the main job on this machine, with what happens shown
 #   make test    all tests          make test ARGS="tests/manager -k wait"
 #   make lint    ruff, mypy, pyright
-#   make bench   every benchmark's table (minutes)
+#   make bench   every benchmark's table (minutes); those that need a Slurm: make bench-slurm (an hour and a half; installs peers in ~/.cache)
 #   make clean   forget .venv and what builds leave behind
 # Each installs into .venv what it needs, and again only when pyproject.toml has changed.
 
@@ -13,7 +13,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench bench-slurm clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -41,6 +41,9 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@for one in throughput latency startup pending payload hoisting rest; do $(BIN)/python benchmarks/$$one.py || exit 1; echo; done
+
+bench-slurm: $(VENV)/.dev
+	@for one in soak factory; do $(BIN)/python benchmarks/$$one.py || exit 1; echo; done
 
 # Debian's Python has venv but not ensurepip, so pip may have to be put in from outside.
 $(BIN)/python:
