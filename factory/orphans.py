@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from windlass.errors import UsageError, WindlassError
-from windlass.factory.backend import Backend, PilotState, SharedBatch, Tag, backend_class, backend_options
+from windlass.factory.backend import Backend, Listed, PilotState, SharedBatch, Tag, backend_class, backend_options
 from windlass.factory.config import read_configuration
 from windlass.factory.factory import make_backend, request_of
 
@@ -29,7 +29,9 @@ class Found:
 
     @property
     def is_orphan(self) -> bool:
-        return self.manager != "running"
+        """Its manager is gone, and it is not about to be as well. A manager that waits in the queue itself has no pilots yet."""
+        is_manager = self.tag.factory == f"manager-{self.tag.manager}"[:64]  # as windlass.manager_job names it
+        return self.manager != "running" and self.state.listed is not Listed.ENDING and not is_manager
 
 
 def state_of_manager(name: str) -> str:
