@@ -1,4 +1,4 @@
-"""Every message that two parts of Windlass send each other, in one file.
+"""Every message that two parts of Windlass send each other, in one file (which is why it is a long one).
 
 Theory of operation
 -------------------
