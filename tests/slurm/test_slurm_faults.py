@@ -69,10 +69,6 @@ def stories(
         options: dict[str, Any] = {"grace": 1, "max_pilots": 1, "hold": 0.5, "start_cost": 0.1}
         opened.enter_context(windlass.Factory(manager, quick_slurm(extra_directives="--nodelist=n3"), **options))
         call: Any = manager.submit(windlass.FunctionCall("lib", "wait_for", folder / "go", folder / "started"))
-        backend = quick_slurm()
-        backend.open(Tag("stories", "m"), folder, lambda: None)
-        opened.callback(backend.cancel_all)
-
         def submit(name: str, command: tuple[str, ...], *directives: str) -> str:
             own = quick_slurm(extra_directives=directives)
             own.open(Tag("stories", "m"), folder, lambda: None)
@@ -84,6 +80,9 @@ def stories(
         overdue = submit("overdue", hears, "--nodelist=n1")
         stays = ("/bin/sh", "-c", "echo started; exec sleep 600")
         lost, for_good = submit("lost", stays, "--nodelist=n2"), submit("for-good", stays, "--nodelist=n2", "--no-requeue")
+        backend = quick_slurm()  # a later life of the same factory: it finds what was submitted, and its logs
+        backend.open(Tag("stories", "m"), folder, lambda: None)
+        opened.callback(backend.cancel_all)
         until_in_module("all run", lambda: [state.listed for state in backend.query()] == [Listed.RUNNING] * 3)
         # Listed as running before their node has heard of them: one that it never heard of would be queued again, whatever was asked.
         until_in_module("they have started", lambda: all("started" in backend.tail(JobId(job)) for job in (lost, for_good)))
