@@ -69,6 +69,7 @@ def stories(
         options: dict[str, Any] = {"grace": 1, "max_pilots": 1, "hold": 0.5, "start_cost": 0.1}
         opened.enter_context(windlass.Factory(manager, quick_slurm(extra_directives="--nodelist=n3"), **options))
         call: Any = manager.submit(windlass.FunctionCall("lib", "wait_for", folder / "go", folder / "started"))
+
         def submit(name: str, command: tuple[str, ...], *directives: str) -> str:
             own = quick_slurm(extra_directives=directives)
             own.open(Tag("stories", "m"), folder, lambda: None)

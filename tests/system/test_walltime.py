@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -57,12 +58,12 @@ def until(what: str, condition: Callable[[], Any], seconds: float = 30.0) -> Any
 
 
 def workers(manager: Manager) -> list[psutil.Process]:
-    """The workers' processes, oldest first."""
-    found = [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if "windlass.worker" in child.cmdline() and child.parent() == psutil.Process()
-    ]
+    """Workers that this process has started and that live, the oldest first."""
+    found: list[psutil.Process] = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            if "windlass.worker" in child.cmdline() and child.parent() == psutil.Process():
+                found.append(child)
     return sorted(found, key=lambda one: one.create_time())
 
 
