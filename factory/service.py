@@ -138,6 +138,8 @@ def _options(word: str, given: Mapping[str, object], configuration: Configuratio
     for option in sorted(COMMON_OPTIONS | own):
         by_backend = option in own or hasattr(made_by.defaults, option)
         origin = spec.origins.get(option) or (f"default of {spec.backend}" if by_backend else "default")
+        if option == "max_pilots" and option not in spec.origins and {"max_cores", "max_calls"} & spec.origins.keys():
+            origin = f"from {' and '.join(sorted({'max_cores', 'max_calls'} & spec.origins.keys()))}"
         if option in own:
             value = spec.options.get(option, defaults.get(option))
         elif option in ("max_cores", "max_calls"):

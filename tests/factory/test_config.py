@@ -175,3 +175,13 @@ def test_what_holds_is_shown_with_where_it_is_from(write: Write) -> None:
     whole = json.loads(show(["short"], {}, as_json=True))
     assert whole["files"] == ["windlass.toml"]
     assert {"option": "cores", "value": "8", "origin": "windlass.toml [pools.short]"} in whole["pools"]["short"]
+
+
+def test_the_configuration_of_the_docs_is_one(write: Write) -> None:
+    """As it stands on the page; and what follows from another option says so."""
+    page = (Path(__file__).resolve().parent.parent.parent / "docs" / "pools.md").read_text()
+    write(page.partition("```toml\n")[2].partition("```")[0])
+    assert pools_meant([], {}) == ["short", "gpu"]
+    check(["short", "gpu"], {})
+    [row] = [line for line in show(["short"], {}).splitlines() if line.split()[:1] == ["max_pilots"]]
+    assert row.split() == ["max_pilots", "25", "from", "max_cores"]
