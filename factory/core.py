@@ -14,9 +14,9 @@ The core holds a pool's register of pilots (`Fleet`), its `History`, the budget 
 ==========  ==============================================  =========================================
 
 The first instruction is a query, so that pilots of an earlier life are counted before any are submitted.  A query is due every
-``query_interval`` while there are pilots, at five times the last one's duration at most as often, and at once when the backend says
-that something changed.  While every pilot is connected a query could tell nothing that the connections do not, so it comes ten times more
-seldom, until a connection is cut or something is asked for.
+``query_interval`` while there are pilots, at five times the last one's duration at most as often, less often where submissions need the
+budget (`CommandBudget.query_pace`), and at once when the backend says that something changed.  While every pilot is connected a query
+could tell nothing that the connections do not, so it comes ten times more seldom, until a connection is cut or something is asked for.
 
 Closing goes through three steps: what is not connected is cancelled; what is connected is released and may finish what runs; when all
 are gone, or the time given is over, `EndAll`; then `finished`."""
@@ -24,13 +24,12 @@ are gone, or the time given is over, `EndAll`; then `finished`."""
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from windlass.factory.backend import CommandLimits, JobId, PilotRequest, PilotState, Tickets
-from windlass.factory.history import CommandBudget, History
+from windlass.factory.history import CommandBudget, History, SentCommands
 from windlass.factory.pilots import Ending, Event, Fleet, Phase, Pilot
 from windlass.factory.planner import Actions, Promise, plan
 from windlass.factory.pool import PoolConfig
@@ -118,7 +117,7 @@ class FactoryCore:
     #: What pools of the same factory that were named before this one will take.
     before: tuple[Promise, ...] = ()
     #: When commands were sent to this pool's batch system, by whichever pool: the budget is for all of them.
-    times: deque[float] = field(default_factory=deque[float])
+    times: SentCommands = field(default_factory=SentCommands)
     history: History = field(init=False)
     budget: CommandBudget = field(init=False)
     #: The newest plan.
@@ -172,14 +171,14 @@ class FactoryCore:
         """The answer to a query, and the seconds it took."""
         self.history.answered()
         self._queried = True
-        self._soonest = self._query_at = now + max(self.query_interval, SLOW_FACTOR * took)
+        self._soonest = self._query_at = now + max(self.query_interval, SLOW_FACTOR * took, self.budget.query_pace(now))
         known = set(self.fleet.pilots)
         self.fleet.listed(states, now)
         if self.fleet.pilots.keys() - known:
             # The manager may have spoken of these before they were known, and speaks only when something changes.
             self._see(now)
         if self._calm():
-            self._query_at = now + CALM_FACTOR * (self._soonest - now)
+            self._query_at = max(self._soonest, now + CALM_FACTOR * self.query_interval)
         self._settle(now)
 
     def _calm(self) -> bool:
@@ -194,7 +193,7 @@ class FactoryCore:
         if any(pilot.phase is Phase.RUNNING and pilot.served for pilot in self.fleet.pilots.values()):
             self._query_at = min(self._query_at, max(self._soonest, now))
         elif not self._calm():
-            self._query_at = min(self._query_at, now + self.query_interval)
+            self._query_at = min(self._query_at, max(self._soonest, now + self.query_interval))
 
     def submitted(self, ticket: str, jobs: Sequence[JobId], now: float) -> None:
         self.history.accepted()
@@ -325,7 +324,7 @@ class FactoryCore:
         """What this pool's pilots have used so far, as far as is known."""
         return self.spent + core_seconds(list(self.fleet.pilots.values()), self.pool, now)[0]
 
-    def share_times(self, times: deque[float]) -> None:
+    def share_times(self, times: SentCommands) -> None:
         """Count commands together with other pools of the same batch system."""
         self.times = self.budget.times = times
 

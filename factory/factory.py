@@ -16,7 +16,6 @@ import atexit
 import os
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -345,7 +344,7 @@ def _by_site(kept: Sequence[Kept]) -> list[list[Kept]]:
         site = one.backend.site if isinstance(one.backend, SharedQueries) else str(one.index)
         groups.setdefault((one.backend.name, site), []).append(one)
     for group in groups.values():
-        times: deque[float] = group[0].core.times
+        times = group[0].core.times
         for one in group:
             one.core.share_times(times)
     return list(groups.values())

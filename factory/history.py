@@ -19,7 +19,8 @@ and each node counts once in the row, so that one bad node does not pause a pool
 came there all the same, counts: this batch system cannot avoid nodes).  Deaths on nodes that are not known count singly.  A submission that
 is refused while nodes are avoided is tried once more without, as perhaps no node was left; from then on deaths count singly, too.
 
-`CommandBudget` keeps the limits on commands: it is asked before each, told of each, and keeps some for queries.
+`CommandBudget` keeps the limits on commands: it is asked before each, told of each, keeps some for queries, and says how far apart these
+have to be for the others' sake: a query each 30 s would leave four submissions for ten minutes in which pilots die again and again.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ NODE_DEATHS: Final = 2
 NODE_AVOIDED: Final = 3600.0
 #: Commands of the ten minutes that only queries, and a factory that closes, may use.
 KEPT_COMMANDS: Final = 6
+#: Where much is submitted and cancelled, queries are fewer: there is room for so many commands more, and at least so many queries.
+MORE_COMMANDS: Final = 4
+LEAST_QUERIES: Final = 5
 BURST_SECONDS: Final = 10.0
 SUSTAINED_SECONDS: Final = 600.0
 
@@ -196,21 +200,41 @@ class History:
 
 
 @dataclass(slots=True)
+class SentCommands:
+    """When commands were sent to one batch system; its pools share this."""
+
+    all: deque[float] = field(default_factory=deque[float])
+    queries: deque[float] = field(default_factory=deque[float])
+
+    def note(self, now: float, *, query: bool, keep: int) -> None:
+        """One more; the newest ``keep`` are remembered."""
+        for times in (self.all, self.queries) if query else (self.all,):
+            times.append(now)
+            while len(times) > keep:
+                times.popleft()
+
+
+@dataclass(slots=True)
 class CommandBudget:
     """Counts commands against limits."""
 
     limits: CommandLimits
     #: (kind, number) sent in all, for this pool.
     sent: dict[str, int] = field(default_factory=dict[str, int])
-    #: When commands were sent; pools of one batch system share this.
-    times: deque[float] = field(default_factory=deque[float])
+    #: When commands were sent, by whichever pool.
+    times: SentCommands = field(default_factory=SentCommands)
 
     def spend(self, kind: str, now: float) -> None:
         """A command is being sent."""
         self.sent[kind] = self.sent.get(kind, 0) + 1
-        self.times.append(now)
-        while len(self.times) > self.limits.sustained:
-            self.times.popleft()
+        self.times.note(now, query=kind == "query", keep=self.limits.sustained)
+
+    def query_pace(self, now: float) -> float:
+        """Seconds between queries that leave room for as many other commands as the last ten minutes had, and `MORE_COMMANDS`."""
+        since = now - SUSTAINED_SECONDS
+        others = sum(at > since for at in self.times.all) - sum(at > since for at in self.times.queries)
+        room = self.limits.sustained - KEPT_COMMANDS - MORE_COMMANDS - others
+        return SUSTAINED_SECONDS / max(room, LEAST_QUERIES)
 
     def free_at(self, now: float, *, kept: bool = False, count: int = 1) -> float:
         """When the next ``count`` commands may be sent: ``now`` or later.
@@ -225,6 +249,6 @@ class CommandBudget:
         )
 
     def _room_at(self, number: int, seconds: float) -> float:
-        if len(self.times) < number:
+        if len(self.times.all) < number:
             return float("-inf")
-        return self.times[-number] + seconds
+        return self.times.all[-number] + seconds

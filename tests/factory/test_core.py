@@ -626,3 +626,23 @@ def test_what_is_asked_for_while_all_is_calm_is_looked_for_in_time(make_pool: Ma
     submitted = sim.now
     sim.run(60, step=1)
     assert any(submitted <= at <= submitted + 31 for at in queries(sim))
+
+
+def test_where_pilots_die_again_and_again_queries_make_room_for_submissions(make_pool: MakePool) -> None:
+    """One of ten pilots dies every 40 s: nine run, as a mean, and never are there more than 30 commands in ten minutes.
+
+    With a query every 30 s whatever else is sent, seven ran.
+    """
+    sim = simulation(make_pool(walltime=10_000.0))
+    sim.calls = 40
+    sim.run(120)
+    running: list[int] = []
+    for second in range(3600):
+        jobs = [job for job in sim.cluster.jobs.values() if job.state is Listed.RUNNING]
+        if second % 40 == 0:
+            sim.cluster.process_ended(jobs[0].job, jobs[0].restart, 9, sim.now)
+        sim.tick(1)
+        running.append(len(jobs))
+    assert sum(running) / len(running) > 8.5
+    assert commands_in(sim, 600.0) <= BATCH.sustained
+    assert commands_in(sim, 10.0) <= BATCH.burst

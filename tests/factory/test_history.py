@@ -138,3 +138,25 @@ def test_at_most_thirty_commands_in_any_ten_minutes_some_kept_for_queries_and_th
         budget.spend("query", 240.0 + number * 10)
     assert budget.free_at(300.0, kept=True) == 600.0
     assert budget.sent == {"submit": 24, "query": 6}
+
+
+@pytest.mark.parametrize(("others", "pace"), [(0, 30.0), (4, 37.5), (8, 50.0), (12, 75.0), (15, 120.0), (19, 120.0)])
+def test_queries_make_room_for_the_other_commands(others: int, pace: float) -> None:
+    """As many as the last ten minutes had, and four more; five queries there are in any case."""
+    budget = CommandBudget(CommandLimits())
+    for number in range(others):
+        budget.spend("submit", 30.0 * number)
+    for number in range(5):
+        budget.spend("query", 570.0 + number)
+    assert budget.query_pace(599.0) == pace
+    assert budget.query_pace(10_000.0) == 30.0
+
+
+def test_pools_of_one_batch_system_pace_their_queries_together() -> None:
+    """A query of another pool is a query, a submission of another pool a submission."""
+    one = CommandBudget(CommandLimits())
+    other = CommandBudget(CommandLimits(), times=one.times)
+    for number in range(8):
+        one.spend("query", 50.0 * number)
+        other.spend("submit", 50.0 * number + 1)
+    assert one.query_pace(400.0) == other.query_pace(400.0) == 50.0
