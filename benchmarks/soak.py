@@ -109,7 +109,7 @@ SHORT: Final = Scale(
     node_away=(0.5, 2),
     controller_away=(0.5, 2),
     calm=1,
-    collect=60,
+    collect=80,
     leave=15,
     slurm=(),
 )

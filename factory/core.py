@@ -171,7 +171,7 @@ class FactoryCore:
         """The answer to a query, and the seconds it took."""
         self.history.answered()
         self._queried = True
-        self._soonest = self._query_at = now + max(self.query_interval, SLOW_FACTOR * took, self.budget.query_pace(now))
+        self._soonest = self._query_at = now + max(self.budget.query_pace(now, self.query_interval), SLOW_FACTOR * took)
         known = set(self.fleet.pilots)
         self.fleet.listed(states, now)
         if self.fleet.pilots.keys() - known:

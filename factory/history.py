@@ -229,12 +229,16 @@ class CommandBudget:
         self.sent[kind] = self.sent.get(kind, 0) + 1
         self.times.note(now, query=kind == "query", keep=self.limits.sustained)
 
-    def query_pace(self, now: float) -> float:
-        """Seconds between queries that leave room for as many other commands as the last ten minutes had, and `MORE_COMMANDS`."""
+    def query_pace(self, now: float, interval: float) -> float:
+        """Seconds between queries, ``interval`` or more: they leave room for as many other commands as lately, and some more.
+
+        Who asks for more queries than the limit has room for gets them for a while, as long as little else is sent.
+        """
         since = now - SUSTAINED_SECONDS
         others = sum(at > since for at in self.times.all) - sum(at > since for at in self.times.queries)
-        room = self.limits.sustained - KEPT_COMMANDS - MORE_COMMANDS - others
-        return SUSTAINED_SECONDS / max(room, LEAST_QUERIES)
+        most = self.limits.sustained - KEPT_COMMANDS - MORE_COMMANDS
+        room = max(most - others, LEAST_QUERIES)
+        return max(interval, min(SUSTAINED_SECONDS / room, interval * most / room))
 
     def free_at(self, now: float, *, kept: bool = False, count: int = 1) -> float:
         """When the next ``count`` commands may be sent: ``now`` or later.

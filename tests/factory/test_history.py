@@ -148,8 +148,10 @@ def test_queries_make_room_for_the_other_commands(others: int, pace: float) -> N
         budget.spend("submit", 30.0 * number)
     for number in range(5):
         budget.spend("query", 570.0 + number)
-    assert budget.query_pace(599.0) == pace
-    assert budget.query_pace(10_000.0) == 30.0
+    assert budget.query_pace(599.0, 30.0) == pace
+    assert budget.query_pace(10_000.0, 30.0) == 30.0
+    assert budget.query_pace(599.0, 60.0) == max(60.0, pace)
+    assert budget.query_pace(599.0, 3.0) == pytest.approx(pace / 10)
 
 
 def test_pools_of_one_batch_system_pace_their_queries_together() -> None:
@@ -159,4 +161,4 @@ def test_pools_of_one_batch_system_pace_their_queries_together() -> None:
     for number in range(8):
         one.spend("query", 50.0 * number)
         other.spend("submit", 50.0 * number + 1)
-    assert one.query_pace(400.0) == other.query_pace(400.0) == 50.0
+    assert one.query_pace(400.0, 30.0) == other.query_pace(400.0, 30.0) == 50.0
