@@ -150,6 +150,8 @@ class Trouble:
         if self._controller_away:
             return False, None
         self._controller_away = True
+        # It may not have saved its state for seconds, and then it takes what runs for gone, and gives its ids again.
+        self.hit |= {job.id for job in self._jobs()}
         self.cluster.kill_controller()
         return True, (self.random.uniform(*self.controller_away), self._controller_back)
 

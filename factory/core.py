@@ -243,9 +243,14 @@ class FactoryCore:
             self.history.serves_on(node)
         self.fleet.newly_served.clear()
         self.fleet.nodes_learned.clear()
+        once: set[str] = set()
         for pilot in self.fleet.pilots.values():
             if pilot.phase is Phase.HELD and not pilot.charged and not pilot.served:
                 pilot.charged = True
+                # What was started before and is held now, was not held for what it asks: several at once are one misfortune of the site's.
+                if pilot.restart and pilot.reason in once:
+                    continue
+                once |= {pilot.reason} if pilot.restart else set()
                 self.history.died_at_start(pilot.node, f"held: {pilot.reason}", pilot.made_at, now)
         overdue = [p for p in self.fleet.pilots.values() if p.phase is Phase.RUNNING and not p.served and not p.charged]
         for pilot in overdue:

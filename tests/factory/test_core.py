@@ -646,3 +646,23 @@ def test_where_pilots_die_again_and_again_queries_make_room_for_submissions(make
     assert sum(running) / len(running) > 8.5
     assert commands_in(sim, 600.0) <= BATCH.sustained
     assert commands_in(sim, 10.0) <= BATCH.burst
+
+
+def test_pilots_that_were_started_before_and_are_held_together_are_one_misfortune(make_pool: MakePool) -> None:
+    """A controller that has lost its state starts again what runs, and holds what its nodes refuse: the pool goes on, with new pilots."""
+    sim = simulation(make_pool(max_pilots=4), queue_delay=50.0)
+    sim.calls = 16
+    sim.run(180)
+    jobs = list(sim.cluster.jobs)
+    assert len(jobs) == 4
+    for job in jobs:
+        sim.obey(sim.cluster.preempt(job, sim.now, requeue=True))
+    sim.tick(FAREWELL + 1)
+    for job in jobs:
+        sim.cluster.hold(job, "launch failed requeued held")
+    sim.run(40, step=1)
+    assert sim.core.history.start_failures == 1
+    assert sim.core.history.paused == ""
+    sim.run(300)
+    assert sim.core.history.start_failures == 0
+    assert sim.cluster.alive == 4
