@@ -288,15 +288,18 @@ def test_a_failing_prolog_leaves_the_pilot_held(strict: SlurmCluster, start_back
 
 
 def test_a_preempted_pilot_is_queued_again_or_has_ended(
-    start_backend: Start, make_request: Make, slurm: SlurmCluster, listing: Any
+    start_backend: Start, make_request: Make, slurm: SlurmCluster, listing: Any, until: Until
 ) -> None:
     """By preemption, which is nobody's fault; in between it is ending, whatever comes."""
     again = start_backend("again", extra_directives="--nodelist=n3", requeue=True)
     never = start_backend("never", extra_directives="--nodelist=n3", requeue=False)
-    [first] = again.submit(make_request(resources=Resources(2.0)), 1)
-    [second] = never.submit(make_request(resources=Resources(2.0)), 1)
+    stays = make_request("import time; print('started', flush=True); time.sleep(600)", resources=Resources(2.0))
+    [first] = again.submit(stays, 1)
+    [second] = never.submit(stays, 1)
     listing(again).until(first, Listed.RUNNING)
     listing(never).until(second, Listed.RUNNING)
+    # Listed as running before their node has heard of them: one that is preempted then has failed to start.
+    until("both have started", lambda: "started" in again.tail(first) and "started" in never.tail(second))
     slurm.run("sbatch", "--output=/dev/null", "-p", "high", "-w", "n3", "-c4", "--job-name=vip", input="#!/bin/sh\nexec sleep 600\n")
     try:
         seen: list[Listed] = []
