@@ -72,7 +72,7 @@ class Factory:
         setup: shell lines that run before the worker.
         name: of the factory; pilots carry it in the batch system, so a factory that takes the name of an earlier one takes over its pilots.
         pool: name of the pool; the configured one's or the factory's, unless given.
-        folder: where scripts and logs of pilots go; below the manager's folder, unless given.
+        folder: where scripts and logs of pilots go, in a folder of the factory's name; below the manager's folder, unless given.
         config: a configuration file to read instead of the one in the current folder.
         options: further options of every pool (`windlass.factory.pool.COMMON_OPTIONS`) and the backend's own.
 
@@ -141,9 +141,8 @@ class Factory:
         return Kept(name, index, core, backend)
 
     def _folder_of(self, kept: Kept, folder: str | os.PathLike[str] | None) -> Path:
-        if folder is None:
-            return self._pilot_file.parent / "pilots" / kept.name
-        return Path(folder) / kept.core.pool.name if len(self._kept) > 1 else Path(folder)
+        # One for each factory and pool: what one of them tidies up is its own.
+        return (self._pilot_file.parent / "pilots" if folder is None else Path(folder)) / kept.name
 
     def _replan(self, index: int) -> None:
         self._kept[index].put(Replan())

@@ -69,7 +69,7 @@ def make_backend(schedd: Schedd, tmp_path: Path) -> Iterator[MakeBackend]:
         given: dict[str, Any] = {"collector": schedd.place, "query_interval": 0.01, **options}
         backend = HTCondorBackend(schedd.helper, **given)
         if tag is not None:
-            backend.open(tag, tmp_path / "pilots", lambda: None)
+            backend.open(tag, tmp_path / "pilots" / tag.factory, lambda: None)
             made.append(backend)
         return backend
 

@@ -89,7 +89,7 @@ def start_backend(slurm: SlurmCluster, tmp_path: Path) -> Iterator[Callable[...,
 
     def start(factory: str = "f", manager: str = "m", **options: Any) -> SlurmBackend:
         backend = QuickSlurm(**options)
-        backend.open(Tag(factory, manager), tmp_path / "pilots", lambda: None)
+        backend.open(Tag(factory, manager), tmp_path / "pilots" / factory, lambda: None)
         started.append(backend)
         return backend
 

@@ -53,7 +53,7 @@ def test_what_is_asked_is_what_the_job_has(
     assert has["ExcNodeList"] == "n[2-3]"
     assert has["Comment"] == "two"  # of two words
     assert has["NtasksPerN:B:S:C"].startswith("1")
-    assert (Path(has["StdOut"]).parent.parent, Path(has["StdOut"]).name) == (tmp_path / "pilots", f"{job}.log")
+    assert (Path(has["StdOut"]).parent.parent, Path(has["StdOut"]).name) == (tmp_path / "pilots" / "f", f"{job}.log")
     backend.cancel([job])
 
 
