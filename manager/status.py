@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -11,6 +11,9 @@ from windlass.manager.core import Core
 from windlass.manager.libraries import LibraryState
 from windlass.manager.programs import Program
 from windlass.manager.workers import Worker
+
+#: A message has at most 1 MiB.
+BYTES_MOST: Final = 900 << 10
 
 
 def status(
@@ -56,8 +59,23 @@ def status_json(
     *,
     detached: bool = False,
 ) -> bytes:
-    """`status` as JSON."""
-    return msgspec.json.encode(status(core, manager, addresses, now, programs, detached=detached))
+    """`status` as JSON, cut to what one message holds."""
+    return within(status(core, manager, addresses, now, programs, detached=detached), BYTES_MOST)
+
+
+def within(found: dict[str, Any], most: int) -> bytes:
+    """The status object as JSON of at most so many bytes: of very many pilots without their stories, then fewer of them and of workers."""
+    encoded = msgspec.json.encode(found)
+    if len(encoded) <= most:
+        return encoded
+    pilots: list[dict[str, Any]] = [{**row, "story": []} for row in found["pilots"] if row["phase"] != "ended" or row["failed"]]
+    workers: list[dict[str, Any]] = found["workers"]
+    while True:
+        encoded = msgspec.json.encode({**found, "pilots": pilots, "workers": workers, "cut": True})
+        if len(encoded) <= most or not (pilots or workers):
+            return encoded
+        # The newest pilots, and the workers that have been here longest.
+        pilots, workers = pilots[(len(pilots) + 1) // 2 :], workers[: len(workers) // 2 if len(workers) > len(pilots) else len(workers)]
 
 
 def _library(state: LibraryState) -> dict[str, Any]:
