@@ -30,7 +30,7 @@ from typing import Final
 
 from windlass.factory.backend import CommandLimits, JobId, PilotRequest, PilotState, Tickets
 from windlass.factory.history import CommandBudget, History, SentCommands
-from windlass.factory.pilots import Ending, Event, Fleet, Phase, Pilot
+from windlass.factory.pilots import VANISHED, Ending, Event, Fleet, Phase, Pilot
 from windlass.factory.planner import Actions, Promise, plan
 from windlass.factory.pool import PoolConfig
 from windlass.factory.spending import core_seconds
@@ -134,6 +134,9 @@ class FactoryCore:
     #: The query that follows the last one may not come before this.
     _soonest: float = -math.inf
     _queried: bool = False
+    #: Answers to queries, and the last one in which pilots had vanished.
+    _answers: int = 0
+    _vanished_in: int = 0
     #: When `demand` was heard.
     _heard_at: float = -math.inf
     #: Walltimes of submissions that were not the pool's, by ticket.
@@ -171,6 +174,7 @@ class FactoryCore:
         """The answer to a query, and the seconds it took."""
         self.history.answered()
         self._queried = True
+        self._answers += 1
         self._soonest = self._query_at = now + max(self.budget.query_pace(now, self.query_interval), SLOW_FACTOR * took)
         known = set(self.fleet.pilots)
         self.fleet.listed(states, now)
@@ -287,10 +291,17 @@ class FactoryCore:
         self.spent += ending.ran * self.pool.resources.cores * self.pool.nodes
         if ending.gone:
             self.history.pilot_ended()
-        if ending.failed and not self.closing:
+        if ending.failed and not self.closing and not self._same_misfortune(ending, last_words):
             self.history.died_at_start(
                 ending.node, f"pilot {ending.pilot}{f' on {ending.node}' if ending.node else ''}: {reason}", ending.made_at, now
             )
+
+    def _same_misfortune(self, ending: Ending, last_words: str) -> bool:
+        """A controller that has lost its state knows several pilots no more, at once; those that said something failed by themselves."""
+        if ending.reason != VANISHED or last_words:
+            return False
+        again, self._vanished_in = self._vanished_in == self._answers, self._answers
+        return again
 
     # ---------------------------------------------------------------- what to do
 

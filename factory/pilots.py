@@ -115,6 +115,8 @@ EVENT_OF: Final[Mapping[Listed, Event]] = {
     Listed.ENDED: Event.LISTED_ENDED,
 }
 
+#: The reason of an end that only an answer without the pilot tells of.
+VANISHED: Final = "the batch system does not know it any more"
 #: Ends that say nothing against the pilot, though it never served.
 BLAMELESS: Final = frozenset({Cause.PREEMPTED, Cause.CANCELLED, Cause.NODE})
 
@@ -265,7 +267,7 @@ class Fleet:
         for pilot in [pilot for job, pilot in self.pilots.items() if job not in seen]:
             pilot.misses += 1
             if pilot.misses >= MISSES and not pilot.connected:
-                self._end(pilot, Event.MISSING, "the batch system does not know it any more", Cause.UNKNOWN, None, now)
+                self._end(pilot, Event.MISSING, VANISHED, Cause.UNKNOWN, None, now)
         for unsure in list(self.unsure.values()):
             unsure.looks += 1
             if unsure.ticket in tickets or (unsure.looks >= MISSES and now - unsure.since >= SETTLE):

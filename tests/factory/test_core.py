@@ -43,6 +43,8 @@ class Simulation:
     cancelled: list[JobId] = field(default_factory=list[JobId])
     released: list[PilotId] = field(default_factory=list[PilotId])
     reports: list[PoolReport] = field(default_factory=list[PoolReport])
+    #: What failed pilots have left in their logs.
+    words: str = "last words"
 
     def seen(self) -> tuple[PilotSeen, ...]:
         pilots: list[PilotSeen] = []
@@ -94,7 +96,7 @@ class Simulation:
 
     def bury(self) -> None:
         for ending in self.core.take_endings():
-            self.core.ended(ending, "last words" if ending.failed else "", self.now)
+            self.core.ended(ending, self.words if ending.failed else "", self.now)
 
     def obey(self, todo: list[Todo]) -> None:
         for one in todo:
@@ -666,3 +668,18 @@ def test_pilots_that_were_started_before_and_are_held_together_are_one_misfortun
     sim.run(300)
     assert sim.core.history.start_failures == 0
     assert sim.cluster.alive == 4
+
+
+@pytest.mark.parametrize(("words", "failures"), [("", 1), ("last words", 3)])
+def test_pilots_that_a_batch_system_has_forgotten_together_are_one_misfortune(make_pool: MakePool, words: str, failures: int) -> None:
+    """A controller that was killed before it saved what it had accepted; but pilots that have left last words failed by themselves."""
+    sim = simulation(make_pool(max_pilots=3, max_start_failures=5), queue_delay=100.0)
+    sim.words = words
+    sim.calls = 12
+    sim.tick()
+    for job in list(sim.cluster.jobs):
+        sim.cluster.hide(job, times=1000)
+    while not sim.core.history.start_failures:
+        sim.tick(1)
+    assert sim.now < 70
+    assert sim.core.history.start_failures == failures
