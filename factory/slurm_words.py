@@ -161,16 +161,20 @@ NEVER_IN_PARTITION: Final[Mapping[str, str]] = {
     "PartitionDown": "the partition is down",
     "PartitionInactive": "the partition is inactive",
 }
+#: Sentences that say who may use the partition; Slurm without accounts in a database takes such jobs and never starts them.
+_NOT_PERMITTED: Final = re.compile(r"(Job|User)'s (account|QOS|group)s? not (known, so it can't|permitted to) use this partition")
 #: A limit on what one job may ask for.
 _PER_JOB: Final = re.compile(r"(Assoc|QOS)(Max\w*PerJob(Limit)?|Max\w*PerNode(Limit)?|MaxWallDurationPerJobLimit|Min\w+)")
 
 
 def why_never(reason: str, *, several_partitions: bool = False) -> str:
     """Why a pending job with this reason never starts; "": it waits."""
-    reason = reason.strip("()")
+    sentence, reason = reason, reason.strip("()")
     meaning = NEVER.get(reason)
     if meaning is None and not several_partitions:
         meaning = NEVER_IN_PARTITION.get(reason)
+        if _NOT_PERMITTED.match(sentence):
+            return sentence
     if meaning is None and _PER_JOB.fullmatch(reason):
         meaning = "it asks for more than one job may have"
     return f"{reason}: {meaning}" if meaning else ""

@@ -95,6 +95,9 @@ def test_a_partition_s_reason_is_no_verdict_when_there_are_several() -> None:
     """Slurm shows the reason of the one it looked at last."""
     assert words.why_never("PartitionTimeLimit", several_partitions=True) == ""
     assert words.why_never("JobHeldAdmin", several_partitions=True) != ""
+    sentence = "Job's account not known, so it can't use this partition (closed allows physics)"
+    assert words.why_never(sentence) == sentence
+    assert words.why_never(sentence, several_partitions=True) == ""
 
 
 @pytest.mark.parametrize(
