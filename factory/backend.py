@@ -193,6 +193,10 @@ class Backend(Protocol):
         """End every pilot of the tag, known or not, with one command. Raises `Unreachable`."""
         ...
 
+    def log(self, job: JobId) -> str:
+        """Where the output of a pilot that was submitted here will be; "" where nobody can say. No command to the batch system."""
+        ...
+
     def tail(self, job: JobId) -> str:
         """The last lines of the pilot's own stderr, or "" where there are none. No command to the batch system."""
         ...

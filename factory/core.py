@@ -24,17 +24,18 @@ are gone, or the time given is over, `EndAll`; then `finished`."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from windlass.factory.backend import CommandLimits, JobId, PilotRequest, PilotState, Tickets
 from windlass.factory.history import CommandBudget, History, SentCommands
-from windlass.factory.pilots import VANISHED, Ending, Event, Fleet, Phase, Pilot
+from windlass.factory.pilots import NO_LOGS, VANISHED, Ending, Event, Fleet, Phase, Pilot
 from windlass.factory.planner import Actions, Promise, plan
 from windlass.factory.pool import PoolConfig
 from windlass.factory.spending import core_seconds
-from windlass.messages import Demand, PilotEnded, PilotId, PilotLine, PoolReport
+from windlass.factory.telling import Telling
+from windlass.messages import Demand, PilotId, PoolReport
 
 #: A query may take a fifth of the time, at most.
 SLOW_FACTOR: Final = 5.0
@@ -42,9 +43,6 @@ SLOW_FACTOR: Final = 5.0
 CALM_FACTOR: Final = 10.0
 #: Batch systems with quicker answers than this tell the end of a pilot soon enough for closing to wait for it.
 PROMPT: Final = 5.0
-#: Pilots in one report, and characters of their words: a message has at most 1 MiB.
-LINES_MOST: Final = 100
-WORDS_MOST: Final = 2000
 #: What `EndAll` costs: some batch systems must be asked for the ids first.
 END_ALL: Final = ("query", "cancel")
 #: Tries of the last command of all, and the seconds between them: a program that ends does not wait for minutes.
@@ -127,9 +125,8 @@ class FactoryCore:
     spent: float = 0.0
     #: What makes seconds since the epoch of ``now``.
     epoch: float = 0.0
-    #: What the manager was last told of each pilot, and what it has still to be told.
-    _lines: dict[PilotId, PilotLine] = field(default_factory=dict[PilotId, PilotLine])
-    _news: dict[PilotId, PilotLine] = field(default_factory=dict[PilotId, PilotLine])
+    #: What the manager is told of the pilots.
+    telling: Telling = field(init=False)
     _query_at: float = -math.inf
     #: The query that follows the last one may not come before this.
     _soonest: float = -math.inf
@@ -141,7 +138,6 @@ class FactoryCore:
     _heard_at: float = -math.inf
     #: Walltimes of submissions that were not the pool's, by ticket.
     _walltimes: dict[str, float] = field(default_factory=dict[str, float])
-    _ended: list[PilotEnded] = field(default_factory=list[PilotEnded])
     _reported: PoolReport | None = None
     _deadline: float | None = None
     _last_tries: int = 0
@@ -150,6 +146,7 @@ class FactoryCore:
     def __post_init__(self) -> None:
         self.history = History(self.pool.max_start_failures)
         self.budget = CommandBudget(self.limits, times=self.times)
+        self.telling = Telling(self.pool.name, self.epoch)
 
     # ---------------------------------------------------------------- what has happened
 
@@ -199,9 +196,10 @@ class FactoryCore:
         elif not self._calm():
             self._query_at = min(self._query_at, max(self._soonest, now + self.query_interval))
 
-    def submitted(self, ticket: str, jobs: Sequence[JobId], now: float) -> None:
+    def submitted(self, ticket: str, jobs: Sequence[JobId], now: float, logs: Mapping[JobId, str] = NO_LOGS) -> None:
+        """A submission was accepted; ``logs``: where its pilots will write."""
         self.history.accepted()
-        self.fleet.submitted(ticket, jobs, now, self._walltimes.pop(ticket, 0.0))
+        self.fleet.submitted(ticket, jobs, now, self._walltimes.pop(ticket, 0.0), logs)
         if self._query_at < now:
             self._query_at = now + self.query_interval
         self._ask_sooner(now)
@@ -249,45 +247,30 @@ class FactoryCore:
         self.fleet.nodes_learned.clear()
         once: set[str] = set()
         for pilot in self.fleet.pilots.values():
-            if pilot.phase is Phase.HELD and not pilot.charged and not pilot.served:
-                pilot.charged = True
+            if pilot.phase is Phase.HELD and not pilot.charge and not pilot.served:
+                pilot.charge = f"held: {pilot.reason}"
                 # What was started before and is held now, was not held for what it asks: several at once are one misfortune of the site's.
                 if pilot.restart and pilot.reason in once:
                     continue
                 once |= {pilot.reason} if pilot.restart else set()
-                self.history.died_at_start(pilot.node, f"held: {pilot.reason}", pilot.made_at, now)
-        overdue = [p for p in self.fleet.pilots.values() if p.phase is Phase.RUNNING and not p.served and not p.charged]
+                self.history.died_at_start(pilot.node, pilot.charge, pilot.made_at, now)
+        overdue = [p for p in self.fleet.pilots.values() if p.phase is Phase.RUNNING and not p.served and not p.charge]
         for pilot in overdue:
             if now - pilot.since >= self.pool.hello_timeout:
-                pilot.charged = True
-                self.history.died_at_start(
-                    pilot.node, f"{pilot.job} ran for {now - pilot.since:.0f} s without connecting", pilot.made_at, now
-                )
+                pilot.charge = f"{pilot.job} ran for {now - pilot.since:.0f} s without connecting"
+                self.history.died_at_start(pilot.node, pilot.charge, pilot.made_at, now)
 
     def take_endings(self) -> list[Ending]:
-        """Pilots that have ended since the last time; the shell adds the last words of the failed ones and gives them to `ended`."""
+        """Pilots that have ended since the last time; the shell adds last words, where these are telling, and gives them to `ended`."""
         endings, self.fleet.endings = self.fleet.endings, []
         return endings
 
     def ended(self, ending: Ending, last_words: str, now: float) -> None:
-        """A pilot has ended; ``last_words`` of its own, where it failed."""
+        """A pilot has ended; ``last_words`` of its own, where they are telling."""
         reason = f"{ending.reason}: {last_words}" if last_words else ending.reason
-        self._ended.append(PilotEnded(ending.pilot, reason, ending.failed))
-        self._lines.pop(ending.pilot, None)
-        self._news[ending.pilot] = PilotLine(
-            self.pool.name,
-            ending.pilot,
-            str(ending.job),
-            Phase.ENDED.value,
-            now + self.epoch,
-            ending.made_at + self.epoch,
-            ending.node,
-            ending.reason[:WORDS_MOST],
-            ending.log,
-            ending.failed,
-            ending.ran,
-            last_words[-WORDS_MOST:],
-        )
+        self.telling.ended(ending, last_words, now)
+        if ending.charge and last_words:
+            self.history.explained(ending.charge, last_words)
         self.spent += ending.ran * self.pool.resources.cores * self.pool.nodes
         if ending.gone:
             self.history.pilot_ended()
@@ -451,42 +434,17 @@ class FactoryCore:
         failures = ((name, self.history.failure),) if self.history.failure else ()
         offer = self.pool.offer(self.history.paused, coming=bool(self.fleet.live))
         report = PoolReport((offer,), (), counts, failures, tuple(sorted(self.budget.sent.items())))
-        self._look_at_pilots()
+        self.telling.look(self.fleet.pilots.values())
         last = self._reported
         if (
-            not self._ended
-            and not self._news
+            not self.telling.waits
             and last is not None
             and (last.offers, last.counts, last.failures) == (report.offers, report.counts, report.failures)
         ):
             return None
         self._reported = report
-        ended, self._ended = tuple(self._ended), []
-        # The rest comes with the next report, for which the shell asks until there is none.
-        lines = tuple(self._news.pop(pilot) for pilot in list(self._news)[:LINES_MOST])
+        ended, lines = self.telling.take()
         return PoolReport(report.offers, ended, report.counts, report.failures, report.commands, lines)
-
-    def _look_at_pilots(self) -> None:
-        """Note which pilots are not any more as the manager was told."""
-        for pilot in self.fleet.pilots.values():
-            before = self._lines.get(pilot.word)
-            if before is None or (before.phase, before.node, before.reason, before.log) != (
-                pilot.phase.value,
-                pilot.node,
-                pilot.reason[:WORDS_MOST],
-                pilot.log,
-            ):
-                self._lines[pilot.word] = self._news[pilot.word] = PilotLine(
-                    self.pool.name,
-                    pilot.word,
-                    str(pilot.job),
-                    pilot.phase.value,
-                    pilot.since + self.epoch,
-                    pilot.made_at + self.epoch,
-                    pilot.node,
-                    pilot.reason[:WORDS_MOST],
-                    pilot.log,
-                )
 
     def check(self) -> None:
         """Invariants; raises AssertionError."""

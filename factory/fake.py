@@ -429,6 +429,9 @@ class FakeBackend:
             self._do(self.cluster.cancel(None, self._clock()))
             self._moved.notify()
 
+    def log(self, job: JobId) -> str:
+        return str(self._log(job))
+
     def tail(self, job: JobId) -> str:
         with self._lock:
             found = self.cluster.jobs.get(job)

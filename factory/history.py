@@ -143,6 +143,13 @@ class History:
             several = f"{self.start_failures} pilots in a row ended before they served, the last one so"
             self.paused = f"{several if self.start_failures > 1 else 'a pilot ended before it served'}: {text}"
 
+    def explained(self, text: str, last_words: str) -> None:
+        """A pilot whose death was told of as ``text`` has left last words."""
+        if self.failure == text:
+            self.failure = f"{text}: {last_words}"
+        if self.paused.endswith(text):
+            self.paused += f": {last_words}"
+
     def _avoided_from(self, node: str) -> float:
         """Since when pilots are told to keep away from a node; inf: they are not."""
         return self._avoided.get(node, math.inf) - NODE_AVOIDED

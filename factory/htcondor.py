@@ -346,6 +346,9 @@ class HTCondorBackend:
             table.pop(job, None)
         self._removed.discard(job)
 
+    def log(self, job: JobId) -> str:
+        return "" if self._logs is None else str(self._logs.place(job))
+
     def tail(self, job: JobId) -> str:
         return "" if self._logs is None else tail_of(self._logs.place(job))
 

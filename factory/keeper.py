@@ -26,6 +26,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, cast
 
+import msgspec
+
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable
 from windlass.factory.backend import Backend, PilotState, SharedQueries
 from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Release, Submit
@@ -104,6 +106,9 @@ class Kept:
     manager_gone: bool = False
     #: Why it ended otherwise than by closing; "": it did not.
     lost: str = ""
+    #: What was last logged of a pause, and deaths at start by then.
+    said: str = ""
+    deaths: int = 0
 
     def send(self, message: Message) -> None:
         # A manager that has said Leave, or is lost, reads nothing more, and a port would wait for it.
@@ -113,7 +118,7 @@ class Kept:
     def tell(self) -> None:
         """Tell the manager what it has not been told yet."""
         while (report := self.core.report()) is not None:
-            self.send(report)
+            self.send(msgspec.structs.replace(report, at=self.core.epoch + time.monotonic()))
 
 
 class Keeper:
@@ -184,14 +189,13 @@ class Keeper:
         """Do what a pool has to do now; whether there was anything."""
         core = kept.core
         core.before = self._ledger.before(kept.index, core.demand)
-        did, was_paused = False, core.history.paused
+        did = False
         while (instruction := core.step(time.monotonic())) is not None:
             did = True
             self._do(kept, instruction)
             for one in self.kept:
                 self._bury(one)
-        if core.actions is not None and core.actions.used_up and core.history.paused == core.actions.used_up != was_paused:
-            log.warning("%s is paused: %s; %s", kept.name, core.history.paused, how_to_resume(core.pool.name))
+        self._warn(kept)
         return did
 
     def _promise(self, kept: Kept, now: float) -> float:
@@ -251,7 +255,7 @@ class Keeper:
             elif isinstance(instruction, Submit):
                 log.info("%s: submitting %d: %s", kept.name, instruction.count, instruction.reason)
                 jobs = backend.submit(instruction.request, instruction.count)
-                core.submitted(instruction.request.ticket, jobs, time.monotonic())
+                core.submitted(instruction.request.ticket, jobs, time.monotonic(), {job: backend.log(job) for job in jobs})
             elif isinstance(instruction, Cancel):
                 log.info("%s: cancelling %s: %s", kept.name, ", ".join(instruction.jobs), instruction.reason)
                 backend.cancel(instruction.jobs)
@@ -288,6 +292,7 @@ class Keeper:
             core.rejected(instruction.request.ticket, text)
             if core.history.paused:
                 log.warning("%s is paused, as its pilots are refused: %s; %s", kept.name, text, how_to_resume(core.pool.name))
+                kept.said = core.history.paused
             else:
                 log.warning("%s: refused: %s; it is asked once more without nodes to avoid", kept.name, text)
         else:
@@ -300,17 +305,21 @@ class Keeper:
                 one.core.unreachable(text, now)
 
     def _bury(self, kept: Kept) -> None:
-        """Tell the core of pilots that ended, the failed ones with their own last words."""
+        """Tell the core of pilots that ended, with their own last words where these say something."""
         core = kept.core
         for ending in core.take_endings():
-            words = kept.backend.tail(ending.job) if ending.failed else ""
-            history = core.history
-            was_paused, deaths = history.paused, history.start_failures
-            core.ended(ending, words, time.monotonic())
+            core.ended(ending, kept.backend.tail(ending.job) if ending.telling else "", time.monotonic())
             log.info("%s: pilot %s has ended: %s", kept.name, ending.pilot, ending.reason)
-            if history.paused and not was_paused:
-                log.warning("%s is paused: %s; %s", kept.name, history.paused, how_to_resume(core.pool.name))
-            elif history.start_failures and not deaths:
-                # The pause comes minutes later, and whoever waits for a result would not know why.
-                text = "%s: a pilot ended before it served: %s; others are tried, and the pool is paused after %d in a row"
-                log.warning(text, kept.name, history.failure, core.pool.max_start_failures)
+        self._warn(kept)
+
+    @staticmethod
+    def _warn(kept: Kept) -> None:
+        """Say that the pool was paused, for whatever reason, or that the first of its pilots in a row has died."""
+        history = kept.core.history
+        if history.paused and history.paused != kept.said:
+            log.warning("%s is paused: %s; %s", kept.name, history.paused, how_to_resume(kept.core.pool.name))
+        elif history.start_failures and not kept.deaths and not history.paused:
+            # The pause comes minutes later, and whoever waits for a result would not know why.
+            text = "%s: a pilot ended before it served: %s; others are tried, and the pool is paused after %d in a row"
+            log.warning(text, kept.name, history.failure, kept.core.pool.max_start_failures)
+        kept.said, kept.deaths = history.paused, history.start_failures

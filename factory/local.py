@@ -136,6 +136,9 @@ class LocalBackend:
         # The factory has given them their time before.
         self._table.end(grace=LAST_GRACE)
 
+    def log(self, job: JobId) -> str:
+        return str(self._places.place(job))
+
     def tail(self, job: JobId) -> str:
         return tail_of(self._places.place(job))
 

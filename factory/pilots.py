@@ -36,6 +36,10 @@ MISSES: Final = 2
 SETTLE: Final = 30.0
 
 
+#: Nobody can say where pilots write.
+NO_LOGS: Final[Mapping[JobId, str]] = {}
+
+
 class Phase(StrEnum):
     """Where a pilot stands."""
 
@@ -146,8 +150,8 @@ class Pilot:
     draining: bool = False
     #: It has served, and the manager does not know it any more: it was silent for too long, or it is about to end.
     forgotten: bool = False
-    #: Its death at start has been counted.
-    charged: bool = False
+    #: Its death at start has been counted, for this reason; "": it has not.
+    charge: str = ""
     running_calls: int = 0
     #: Idle for so long when the manager last spoke, and when that was: it speaks when something changes.
     idle_seconds: float = 0.0
@@ -202,6 +206,16 @@ class Ending:
     #: Seconds that it has run, as far as is known.
     ran: float = 0.0
     log: str = ""
+    ticket: str = ""
+    cause: Cause = Cause.UNKNOWN
+    exit_status: int | None = None
+    #: Not empty: its death at start had been counted before, for this reason.
+    charge: str = ""
+
+    @property
+    def telling(self) -> bool:
+        """Its last words may say why it ended."""
+        return self.failed or bool(self.charge) or (self.cause in (Cause.EXIT, Cause.SIGNAL) and self.exit_status != 0)
 
 
 @dataclass(slots=True)
@@ -232,11 +246,11 @@ class Fleet:
         """A submission is being sent; until its answer is known it may have happened."""
         self.unsure[ticket] = Unsure(ticket, count, now)
 
-    def submitted(self, ticket: str, jobs: Iterable[JobId], now: float, walltime: float = 0.0) -> None:
-        """It was accepted; ``walltime``: where it is not the pool's, seconds."""
+    def submitted(self, ticket: str, jobs: Iterable[JobId], now: float, walltime: float = 0.0, logs: Mapping[JobId, str] = NO_LOGS) -> None:
+        """It was accepted; ``walltime``: where it is not the pool's, seconds; ``logs``: where they will write."""
         self.unsure.pop(ticket, None)
         for job in jobs:
-            self.pilots.setdefault(job, Pilot(job, ticket, since=now, made_at=now, walltime=walltime))
+            self.pilots.setdefault(job, Pilot(job, ticket, since=now, made_at=now, walltime=walltime, log=logs.get(job, "")))
 
     def not_submitted(self, ticket: str) -> None:
         """It was refused: there are no such pilots."""
@@ -299,9 +313,7 @@ class Fleet:
     def _restarted(self, pilot: Pilot, restart: int, reason: str, now: float) -> None:
         """The incarnation that the register knows is over; the job goes on."""
         why = f"queued again by the batch system: {reason}" if reason else "queued again by the batch system"
-        ran = pilot.ran(now)
-        ending = Ending(pilot.job, pilot.word, why, pilot.node, pilot.made_at, failed=False, gone=False, ran=ran, log=pilot.log)
-        self.endings.append(ending)
+        self._over(pilot, why, Cause.PREEMPTED, None, now, failed=False, gone=False)
         pilot.started_at = math.inf
         cancelling = pilot.phase is Phase.CANCELLING
         pilot.restart, pilot.connected, pilot.served, pilot.draining, pilot.running_calls = restart, False, False, False, 0
@@ -313,11 +325,28 @@ class Fleet:
         if not pilot.apply(event, now) or pilot.phase is not Phase.ENDED:
             return
         words = reason or (cause.value if exit_status is None else f"exit status {exit_status}")
-        blameless = pilot.served or pilot.asked or pilot.charged or phase is Phase.CANCELLING or cause in BLAMELESS or exit_status == 0
-        ran = pilot.ran(now)
-        failed = not blameless
-        self.endings.append(Ending(pilot.job, pilot.word, words, pilot.node, pilot.made_at, failed, gone=True, ran=ran, log=pilot.log))
+        blameless = pilot.served or pilot.asked or bool(pilot.charge) or phase is Phase.CANCELLING or cause in BLAMELESS or exit_status == 0
+        self._over(pilot, words, cause, exit_status, now, failed=not blameless, gone=True)
         del self.pilots[pilot.job]
+
+    def _over(self, pilot: Pilot, reason: str, cause: Cause, exit_status: int | None, now: float, *, failed: bool, gone: bool) -> None:
+        self.endings.append(
+            Ending(
+                pilot.job,
+                pilot.word,
+                reason,
+                pilot.node,
+                pilot.made_at,
+                failed,
+                gone,
+                ran=pilot.ran(now),
+                log=pilot.log,
+                ticket=pilot.ticket,
+                cause=cause,
+                exit_status=exit_status,
+                charge="" if pilot.served else pilot.charge,
+            )
+        )
 
     # ---------------------------------------------------------------- what the manager says
 

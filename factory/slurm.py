@@ -210,6 +210,9 @@ class SlurmBackend:
         if ran.status != 0 and not slurm_words.only_ended(ran.stderr):
             raise Unreachable(str(slurm_words.refusal("scancel", ran.status, ran.stderr)))
 
+    def log(self, job: JobId) -> str:
+        return "" if self._logs is None else str(self._logs.place(job))
+
     def tail(self, job: JobId) -> str:
         return "" if self._logs is None else tail_of(self._logs.place(job))
 

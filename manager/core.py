@@ -282,7 +282,7 @@ class Core(Attempts):
         changed = self.offers.get(factory) != report.offers
         self.offers[factory] = report.offers
         self.reports[factory] = report
-        self.pilots.take(factory, report.pilots)
+        self.pilots.take(factory, report.pilots, report.at, now)
         for pool in {offer.pool for offer in report.offers}:
             self.pilots_ended(pool, ((one.pilot, one.reason) for one in report.ended), now)
         if changed:
@@ -295,6 +295,8 @@ class Core(Attempts):
         """A factory is gone; its pilots may live on."""
         self.offers.pop(factory, None)
         self.reports.pop(factory, None)
+        self.pilots.factory_left(factory, now)
+        self.pilots.forget_pools(offer.pool for offer in self.all_offers())
         self.means += 1
 
     def demand(self, now: float) -> Demand:

@@ -2,15 +2,24 @@
 
 Theory of operation
 -------------------
-A factory tells of a pilot when something about it has changed; each such line is one step of its story.  Those that have ended are kept,
-too, `ENDED_KEPT` of each pool, the oldest forgotten first.  Nothing here is ever decided by: for that there are the counts and the ends in
-the reports.
+A factory tells of a pilot when something about it has changed; each phase so told is one step of its story.  Those that have ended are
+kept, too, `ENDED_KEPT` of each pool, the oldest forgotten first.  Nothing here is ever decided by: for that there are the counts and the
+ends in the reports.
+
+*Clocks.* A factory may run on another machine, whose clock is off.  Each report says when it was said; the least that one took to arrive is
+how far its factory's clock is behind, for messages are late but never early.  What is more than `CLOCKS_AGREE` is added to its times.
+
+*Factories that leave.* What becomes of their pilots nobody says any more.  One that still has a worker here is shown as it was last told
+of; without one it counts as ended, with that for the reason, until a factory of the same name tells of it again.  Of pools without a
+factory `POOLS_KEPT` are remembered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
+
+import msgspec
 
 from windlass.manager.workers import Worker
 from windlass.messages import PilotId, PilotLine, PoolName
@@ -21,6 +30,11 @@ ENDED_KEPT: Final = 100
 SHOWN: Final = 1000
 #: Steps of one story.
 STEPS: Final = 20
+#: Pools of factories that have left; every factory without a name makes a new one.
+POOLS_KEPT: Final = 20
+#: Seconds that clocks may differ, and messages take, without being noticed.
+CLOCKS_AGREE: Final = 2.0
+LEFT: Final = "its factory has left, and nobody says what became of it"
 
 
 class Told:
@@ -36,7 +50,12 @@ class Told:
         self.line = line
         if not self.story or self.story[-1][1] != line.phase:
             self.story.append((line.since, line.phase, line.reason))
-            del self.story[:-STEPS]
+            if len(self.story) > STEPS:
+                del self.story[1]  # how it began is told for ever
+
+    @property
+    def ended(self) -> bool:
+        return self.line.phase == ENDED
 
 
 class PilotBook:
@@ -44,40 +63,93 @@ class PilotBook:
 
     def __init__(self) -> None:
         self._pools: dict[PoolName, dict[PilotId, Told]] = {}
+        #: Seconds that the clocks of factories are behind ours; less: ahead.
+        self._behind: dict[str, float] = {}
+        #: Pilots that have not ended, of factories that have left, and when those did.
+        self._orphans: dict[tuple[PoolName, PilotId], float] = {}
 
-    def take(self, factory: str, lines: Iterable[PilotLine]) -> None:
-        """A factory tells of these."""
+    def take(self, factory: str, lines: Sequence[PilotLine], said_at: float = 0.0, now: float = 0.0) -> None:
+        """A factory tells of these; ``said_at`` by its clock, ``now`` by ours (0: the clocks are the same)."""
+        shift = self._shift(factory, said_at, now)
+        grown: set[PoolName] = set()
         for line in lines:
+            if shift:
+                line = msgspec.structs.replace(line, since=line.since + shift, made_at=line.made_at + shift)
             pool = self._pools.setdefault(line.pool, {})
             told = pool.pop(line.pilot, None) or Told(factory, line)
             told.factory = factory
             told.take(line)
             pool[line.pilot] = told  # the newest last
-            if line.phase == ENDED:
-                ended = [pilot for pilot, one in pool.items() if one.line.phase == ENDED]
-                for pilot in ended[: max(0, len(ended) - ENDED_KEPT)]:
-                    del pool[pilot]
+            self._orphans.pop((line.pool, line.pilot), None)
+            if told.ended:
+                grown.add(line.pool)
+        for name in grown:
+            self._forget(self._pools[name])
 
-    def rows(self, workers: Iterable[Worker]) -> list[dict[str, Any]]:
-        """What the status says of pilots (docs/status.md), with what is known of their workers."""
+    def _shift(self, factory: str, said_at: float, now: float) -> float:
+        if not said_at:
+            return 0.0
+        behind = self._behind[factory] = min(self._behind.get(factory, now - said_at), now - said_at)
+        return behind if abs(behind) > CLOCKS_AGREE else 0.0
+
+    def factory_left(self, factory: str, now: float) -> None:
+        """It tells of its pilots no more."""
+        self._behind.pop(factory, None)
+        for name, pool in self._pools.items():
+            for pilot, told in pool.items():
+                if told.factory == factory and not told.ended:
+                    self._orphans[name, pilot] = now
+
+    def rows(self, workers: Iterable[Worker], now: float) -> list[dict[str, Any]]:
+        """The status's rows (docs/status.md), with what is known of workers: of each pool those that live, then those that have ended."""
         by_pilot: dict[tuple[PoolName, PilotId], list[Worker]] = {}
         for worker in workers:
             by_pilot.setdefault((worker.info.pool, worker.info.pilot), []).append(worker)
+        self._settle_orphans(by_pilot)
         rows: list[dict[str, Any]] = []
         for name, pool in self._pools.items():
-            live = [one for one in pool.values() if one.line.phase != ENDED]
-            ended = [one for one in pool.values() if one.line.phase == ENDED]
-            rows += [_row(one, by_pilot.get((name, one.line.pilot), [])) for one in live[-SHOWN:] + ended]
+            live = [one for one in pool.values() if not one.ended]
+            ended = [one for one in pool.values() if one.ended]
+            rows += [_row(one, by_pilot.get((name, one.line.pilot), ()), now) for one in live[-SHOWN:] + ended]
         return rows
 
+    def _settle_orphans(self, by_pilot: dict[tuple[PoolName, PilotId], list[Worker]]) -> None:
+        """Pilots of factories that have left, and without a worker now, count as ended."""
+        over = [(key, since) for key, since in self._orphans.items() if key not in by_pilot]
+        for key, since in over:
+            del self._orphans[key]
+            pool = self._pools.get(key[0], {})
+            told = pool.pop(key[1], None)
+            if told is not None:
+                told.take(msgspec.structs.replace(told.line, phase=ENDED, since=since, reason=LEFT))
+                pool[key[1]] = told
+        for name in {name for (name, _), _ in over} & self._pools.keys():
+            self._forget(self._pools[name])
 
-def _row(told: Told, workers: list[Worker]) -> dict[str, Any]:
+    def forget_pools(self, served: Iterable[PoolName]) -> None:
+        """Of pools that no factory serves any more the newest are kept."""
+        kept = set(served)
+        gone = [name for name in self._pools if name not in kept]
+        for name in gone[: max(0, len(gone) - POOLS_KEPT)]:
+            for pilot in self._pools.pop(name):
+                self._orphans.pop((name, pilot), None)
+
+    @staticmethod
+    def _forget(pool: dict[PilotId, Told]) -> None:
+        ended = [pilot for pilot, one in pool.items() if one.ended]
+        for pilot in ended[: max(0, len(ended) - ENDED_KEPT)]:
+            del pool[pilot]
+
+
+def _row(told: Told, workers: Sequence[Worker], now: float) -> dict[str, Any]:
     line = told.line
     return {
         "pool": line.pool,
         "factory": told.factory,
         "pilot": line.pilot,
         "job": line.job,
+        "restart": line.restart,
+        "submission": line.ticket,
         "phase": line.phase,
         "since": line.since,
         "made_at": line.made_at,
@@ -85,10 +157,21 @@ def _row(told: Told, workers: list[Worker]) -> dict[str, Any]:
         "reason": line.reason,
         "log": line.log,
         "failed": line.failed,
+        "cause": line.cause,
+        "exit_status": line.exit_status,
         "ran": line.ran,
         "words": line.words,
         "story": [{"at": at, "phase": phase, "reason": reason} for at, phase, reason in told.story],
-        "workers": [
-            {"id": worker.id, "host": worker.info.host, "running": len(worker.calls), "connected": worker.connected} for worker in workers
-        ],
+        "workers": [_worker(worker, now) for worker in workers],
+    }
+
+
+def _worker(worker: Worker, now: float) -> dict[str, Any]:
+    return {
+        "id": worker.id,
+        "host": worker.info.host,
+        "running": sum(min(one.outstanding, one.slots) for one in worker.instances.values()),
+        "held": len(worker.calls),
+        "idle_seconds": 0.0 if worker.calls else max(0.0, now - worker.idle_since),
+        "connected": worker.connected,
     }

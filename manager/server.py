@@ -419,6 +419,7 @@ class Server:
 
     def _port_opened(self, port: LocalPort) -> None:
         if port.role == "factory":
+            self._factory_comes(port.name)
             self._factories[port.name] = port.on_message
             port.on_message(self.core.demand(self.now()))
 
@@ -484,12 +485,18 @@ class Server:
 
         link.on_messages, link.on_cut, link.on_lost = said, cut, left
         if role == "factory":
+            self._factory_comes(name)
             self._factories[name] = tell
             tell(self.core.demand(self.now()))
 
     def _keeper_for(self, hello: Hello) -> Callable[[ObjectName], str] | None:
         """How what comes over this data connection is kept for the program that puts it; None for workers, whose are results."""
         return self.attachments.keeper(hello.session) if hello.role == "client" else None
+
+    def _factory_comes(self, name: str) -> None:
+        """A later life of a factory may be here before it is known that the earlier one has gone."""
+        if name in self._factories:
+            self.core.factory_left(name, self.now())
 
     def _factory_left(self, name: str, tell: Callable[[Message], object] | None) -> None:
         """The factory that was told the demand by ``tell`` is gone; another one may have its name by now."""

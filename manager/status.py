@@ -42,7 +42,7 @@ def status(
         "libraries": [_library(state) for state in core.libraries.values() if state.instances or state.waiting or not state.removed],
         "workers": [_worker(worker, now) for worker in core.workers.values()],
         "pools": _pools(core),
-        "pilots": core.pilots.rows(core.workers.values()),
+        "pilots": core.pilots.rows(core.workers.values(), now),
         "programs": [
             {"name": one.name, "calls": len(one.calls), "keep": one.keep, "connected": connected, "gone": one.gone}
             for one, connected in programs

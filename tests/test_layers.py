@@ -34,6 +34,7 @@ CORES = (
     "factory/history.py",
     "factory/planner.py",
     "factory/pilots.py",
+    "factory/telling.py",
     "factory/htcondor_options.py",
     "factory/htcondor_words.py",
     "factory/slurm_words.py",

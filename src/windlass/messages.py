@@ -563,7 +563,7 @@ class PilotEnded(Record, frozen=True):
 
 
 class PilotLine(Record, frozen=True):
-    """A pilot as its factory knows it, for people to read. Times: seconds since the epoch."""
+    """A pilot as its factory knows it, for people to read. Times: seconds since the epoch, by the factory's clock."""
 
     pool: PoolName
     pilot: PilotId
@@ -580,9 +580,16 @@ class PilotLine(Record, frozen=True):
     log: str = ""
     #: It died before it served.
     failed: bool = False
-    #: Of one that has ended: seconds that it ran, and of one that failed the last lines of its own output.
+    #: Of one that has ended: seconds that it ran, and where its end was not in order the last lines of its own output.
     ran: float = 0.0
     words: str = ""
+    #: Earlier starts of the same job.
+    restart: int = 0
+    #: The submission that it came from.
+    ticket: str = ""
+    #: Of one that has ended: a `windlass.factory.backend.Cause`, and the exit status, where it is known.
+    cause: str = ""
+    exit_status: int | None = None
 
 
 class PoolReport(Message, frozen=True):
@@ -598,6 +605,8 @@ class PoolReport(Message, frozen=True):
     commands: tuple[tuple[str, int], ...] = ()
     #: Pilots of which something has changed since the last report.
     pilots: tuple[PilotLine, ...] = ()
+    #: When this was said, in seconds since the epoch by the factory's clock; 0: it does not say.
+    at: float = 0.0
 
 
 class ResumePool(Message, frozen=True):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable
-from windlass.factory.backend import CommandLimits, JobId, Listed, PilotRequest, PilotState, Tickets, pilot_word, split_pilot_word
+from windlass.factory.backend import Cause, CommandLimits, JobId, Listed, PilotRequest, PilotState, Tickets, pilot_word, split_pilot_word
 from windlass.factory.core import Cancel, FactoryCore, Query, Release, Submit
 from windlass.factory.fake import FakeCluster, Fault, Terminate, Todo
 from windlass.factory.pilots import Phase
@@ -354,6 +354,33 @@ def test_a_pilot_that_never_says_hello_is_ended_and_counted(make_pool: MakePool,
     sim.run(200)
     assert len(sim.cancelled) == 1
     assert sim.core.history.start_failures == 1
+
+
+def test_the_last_words_of_one_that_never_said_hello_reach_the_pause(make_pool: MakePool) -> None:
+    """They are read when it has ended, which is after the pool was paused because of it."""
+    core = FactoryCore(
+        make_pool(max_start_failures=1, hello_timeout=60.0),
+        PilotRequest(ticket="", pool=PoolName("p"), command=(), resources=Resources(4.0)),
+        BATCH,
+        30.0,
+        100,
+        Tickets("f"),
+    )
+    core.listed([PilotState(job=JobId("7"), listed=Listed.RUNNING, restart=0)], 0.0)
+    core.listed([PilotState(job=JobId("7"), listed=Listed.RUNNING, restart=0)], 70.0)
+    assert core.history.paused == "a pilot ended before it served: 7 ran for 70 s without connecting"
+    core.listed([PilotState(job=JobId("7"), listed=Listed.ENDED, restart=0, cause=Cause.CANCELLED, reason="CANCELLED")], 90.0)
+    [ending] = core.take_endings()
+    assert (ending.failed, ending.telling) == (False, True)  # it was counted before
+    core.ended(ending, "no route to host", 90.0)
+    assert core.history.paused == "a pilot ended before it served: 7 ran for 70 s without connecting: no route to host"
+    assert core.history.failure == "7 ran for 70 s without connecting: no route to host"
+    assert core.history.start_failures == 1
+    report = core.report()
+    assert report is not None
+    assert [(line.failed, line.reason, line.words) for line in report.pilots] == [
+        (True, "7 ran for 70 s without connecting", "no route to host")
+    ]
 
 
 def test_preempted_pilots_are_told_of_and_come_back_by_themselves(make_pool: MakePool) -> None:
