@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, cast
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -229,17 +230,20 @@ def _table(kind: str, rows: list[Mapping[str, object]], title: str) -> list[Rend
         table.add_column(heading, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text("" if row.get(key) is None else show(key, row[key])) for key in keys))
-    remarks = [
-        Text(f"  {row.get('name') or row.get('id') or '?'}: {key}: {show(key, row[key])}{_advice(key, row)}")
-        for row in rows
-        for key in _REMARKS[kind]
-        if not _is_empty(key, row.get(key))
-    ]
+    remarks = [_remark(key, row) for row in rows for key in _REMARKS[kind] if not _is_empty(key, row.get(key)) and not _is_told(key, row)]
     return [Text(title, style="bold"), table, *remarks]
 
 
-def _advice(key: str, row: Mapping[str, object]) -> str:
-    return f"; when that is mended: windlass factory resume {row.get('name')}" if key == "paused" else ""
+def _remark(key: str, row: Mapping[str, object]) -> RenderableType:
+    """A long text below its table; it may be the last words of a pilot, of several lines."""
+    text = f"{row.get('name') or row.get('id') or '?'}: {key}: {show(key, row[key])}"
+    advice = f"\nwhen that is mended: windlass factory resume {row.get('name')}" if key == "paused" else ""
+    return Padding(Text((text + advice).replace("\n", "\n  ")), (0, 0, 0, 2), expand=False)
+
+
+def _is_told(key: str, row: Mapping[str, object]) -> bool:
+    """What a pool was paused for is its newest failure, too."""
+    return key == "failure" and str(row[key]) in str(row.get("paused", ""))
 
 
 def _about(manager: Mapping[str, object]) -> str:
@@ -254,6 +258,12 @@ def _about(manager: Mapping[str, object]) -> str:
 
 #: What to do where there is none of a kind.
 _HINTS: Final = {"pools": ": `windlass factory run BACKEND` in another terminal serves the manager with pilots"}
+
+
+def _failed_pilots(status: Mapping[str, object]) -> int:
+    pilots = status.get("pilots")
+    rows = cast("list[object]", pilots) if isinstance(pilots, list) else []
+    return sum(bool(cast("Mapping[str, object]", row).get("failed")) for row in rows if isinstance(row, Mapping))
 
 
 def picture(status: Mapping[str, object], *, most_workers: int = 40) -> RenderableType:
@@ -279,4 +289,7 @@ def picture(status: Mapping[str, object], *, most_workers: int = 40) -> Renderab
             rows = rows[:most_workers]
         parts.append(Text(""))
         parts += _table(kind, rows, title) if rows else [Text(f"no {kind}{_HINTS.get(kind, '')}", style="dim")]
+        if kind == "pools" and (failed := _failed_pilots(status)):
+            several = f"{failed} pilots have" if failed > 1 else "1 pilot has"
+            parts.append(Text(f"  {several} failed: windlass pilots list --state failed", style="dim"))
     return Group(*parts) if parts else Text("the manager says nothing about itself")

@@ -65,6 +65,13 @@ def test_a_factory_that_was_killed_is_followed_by_one_that_takes_over_its_pilots
     commands: Any = second.status()["commands"]
     assert set(commands) == {"query"}
     assert {worker["pilot"] for worker in manager.status()["workers"]} == pilots
+    # What they write is found where the first one said, and what the first one told of them goes on.
+    until("their logs are found", lambda: all(row["log"] for row in manager.status()["pilots"]))
+    rows = manager.status()["pilots"]
+    assert {(row["pilot"], row["phase"]) for row in rows} == {(pilot, "serving") for pilot in pilots}
+    folders = {Path(row["log"]).parent for row in rows}
+    assert [folder.parent.name for folder in folders] == ["keep"]
+    assert len(list(folders.pop().parent.iterdir())) == 2, "each run has a folder"
 
 
 def resumable(folder: Path) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ import pytest
 
 import windlass
 from windlass.cli import main
+from windlass.factory.fake import FakeBackend
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -57,13 +61,14 @@ def test_a_serving_pilot_is_listed_shown_and_its_log_is_read(manager: windlass.M
         assert (row["pool"], len(row["workers"])) == ("mine", 1)
         status, text, _ = run("pilots", "list", "--pool", "mine", "--state", "serving")
         assert (status, row["pilot"] in text) == (0, True)
-        assert pilots(run, "--pool", "other") == []
+        assert pilots(run, "--state", "queued") == []
+        assert run("pilots", "list", "--pool", "mien")[0] == 2
+        status, _, error = run("pilots", "list", "--state", "servin")
+        assert (status, "did you mean 'serving'" in error) == (2, True)
         status, text, _ = run("pilots", "show", row["pilot"][:-1])
         assert status == 0
-        assert "state:   serving" in text
+        assert " serving\n" in text
         assert "story:" in text
-        # The backend tells of the log with its next answer.
-        until("its log is told", lambda: pilots(run)[0]["log"])
         status, text, _ = run("pilots", "logs", row["pilot"], "--json")
         assert (status, json.loads(text)["pilot"]) == (0, row["pilot"])
     assert pilots(run) == []
@@ -87,12 +92,15 @@ def test_a_pilot_that_died_at_start_tells_its_last_words_and_the_pool_is_resumed
         [row] = pilots(run, "--ended")
         assert (row["failed"], row["words"]) == (True, "no such module")
         assert "no such module" in " ".join(run("pilots", "list", "--ended")[1].split())
-        assert "failed before it served" in run("pilots", "show", row["pilot"])[1]
+        assert [one["pilot"] for one in pilots(run, "--state", "failed")] == [row["pilot"]]
+        shown = run("pilots", "show", row["pilot"])[1]
+        assert "failed before it served" in shown
+        assert "exit, exit status 1" in shown
         assert run("pilots", "logs", row["pilot"])[1] == "no such module\n"
         Path(row["log"]).unlink()
         status, text, error = run("pilots", "logs", row["pilot"])
         assert (status, text) == (0, "no such module\n")
-        assert "cannot be read here: No such file or directory; its last words:" in error
+        assert "is not here: it is on another machine, or gone; its last words:" in error
         assert "windlass factory resume mine" in " ".join(run("status")[1].split())
         status, _, error = run("factory", "resume", "mne")
         assert (status, "did you mean 'mine'" in error) == (2, True)
@@ -106,3 +114,47 @@ def test_a_pilot_that_there_is_not_is_refused_with_near_names(manager: windlass.
     status, _, error = run("pilots", "show", "17")
     assert status == 2
     assert "there is no pilot '17'" in error
+
+
+def test_a_log_is_followed_until_its_pilot_has_ended(manager: windlass.Manager, run: Run, tmp_path: Path) -> None:
+    """What is added is shown, also after the log was cut for its length."""
+    python, go = tmp_path / "python", tmp_path / "go"
+    python.write_text(f"#!/bin/sh\necho first\nuntil [ -e {go} ]; do sleep 0.05; done\necho last\n")
+    python.chmod(0o700)
+    with windlass.Factory(manager, "local", python=str(python), cores=1, max_pilots=1, min_pilots=1, max_start_failures=1):
+        until("it writes", lambda: [row for row in pilots(run) if Path(row["log"]).read_text()])
+        [row] = pilots(run)
+        words = [sys.executable, "-m", "windlass.cli", "pilots", "logs", row["job"], "--follow", "--lines", "1"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as following:
+            assert following.stdout is not None
+            assert following.stdout.readline() == "first\n"
+            os.truncate(row["log"], 0)
+            with open(row["log"], "a") as log:
+                log.write("cut\n")
+            assert following.stdout.readline() == "cut\n"
+            go.touch()
+            assert following.stdout.readline() == "last\n"
+            assert following.stdout.read() == ""
+            assert following.wait(timeout=30) == 0
+
+
+def test_a_queued_pilot_has_no_log_yet(manager: windlass.Manager, run: Run) -> None:
+    """And it is said so, rather than that a file is missing."""
+    with windlass.Factory(manager, FakeBackend(queue_delay=(600.0, 600.0)), max_pilots=1, min_pilots=1, cores=1):
+        until("it is queued", lambda: pilots(run, "--state", "queued"))
+        [row] = pilots(run)
+        assert run("pilots", "logs", row["pilot"]) == (1, "", "windlass: it has not started, so there is no log of it yet\n")
+        status, text, _ = run("pilots", "logs", row["pilot"], "--json")
+        assert (status, json.loads(text)["lines"], json.loads(text)["why"] != "") == (0, [], True)
+        status, _, error = run("pilots", "logs", row["pilot"], "--follow", "--json")
+        assert (status, "do not go together" in error) == (2, True)
+
+
+def test_pilots_of_a_factory_that_has_closed_are_not_shown_as_living(manager: windlass.Manager, run: Run) -> None:
+    """Also where it ended them without waiting for the batch system to say so."""
+    with windlass.Factory(manager, "local", cores=1, max_pilots=1, min_pilots=1) as factory:
+        until("it serves", lambda: pilots(run, "--state", "serving"))
+        factory.close(0.0)
+        until("it is gone", lambda: pilots(run) == [])
+    status, text, _ = run("pilots", "list")
+    assert (status, text) == (0, "no pilots; --ended shows 1 that ended\n")
