@@ -35,6 +35,7 @@ POOLS_KEPT: Final = 20
 #: Seconds that clocks may differ, and messages take, without being noticed.
 CLOCKS_AGREE: Final = 2.0
 LEFT: Final = "its factory has left, and nobody says what became of it"
+ASKED: Final = "its factory asked for its end, and has left"
 
 
 class Told:
@@ -121,7 +122,8 @@ class PilotBook:
             pool = self._pools.get(key[0], {})
             told = pool.pop(key[1], None)
             if told is not None:
-                told.take(msgspec.structs.replace(told.line, phase=ENDED, since=since, reason=LEFT))
+                reason = ASKED if told.line.phase in ("leaving", "cancelling") else LEFT
+                told.take(msgspec.structs.replace(told.line, phase=ENDED, since=since, reason=reason))
                 pool[key[1]] = told
         for name in {name for (name, _), _ in over} & self._pools.keys():
             self._forget(self._pools[name])

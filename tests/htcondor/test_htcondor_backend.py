@@ -19,6 +19,7 @@ import pytest
 
 import windlass
 from windlass.errors import OverLimit, Rejected, Unreachable, UsageError
+from windlass.factory import logs
 from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, PilotState, Tag, backend_options
 from windlass.factory.htcondor import HTCondorBackend
 from windlass.messages import Resources
@@ -118,6 +119,29 @@ def test_a_factory_of_the_same_name_finds_the_pilots_of_an_earlier_life(
     assert until(second, listed(job, Listed.RUNNING))[job].ticket == "t-1"
     second.cancel_all()
     until(second, listed(job, Listed.ENDED))
+
+
+def test_logs_are_told_by_run_and_found_by_a_later_one(
+    make_backend: MakeBackend, request_of: RequestOf, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of those that have ended only so many are kept, the oldest going first."""
+    monkeypatch.setattr(logs, "LOGS_KEPT", 1)
+    first = make_backend()
+    [job] = first.submit(request_of("echo first >&2; exec sleep 600"), 1)
+    log = Path(first.log(job))
+    until(first, lambda seen: log.exists() and "first" in log.read_text())
+    first.close()
+    second = make_backend()
+    assert until(second, listed(job, Listed.RUNNING))[job].log == str(log)
+    [other] = second.submit(request_of("echo second >&2; exit 1"), 1)
+    assert until(second, listed(other, Listed.ENDED))[other].log == second.log(other) != str(log)
+    assert (second.tail(other), log.parent.parent) == ("second", Path(second.log(other)).parent.parent)
+    assert log.exists(), "it lives"
+    second.cancel_all()
+    until(second, listed(job, Listed.ENDED))
+    [third] = second.submit(request_of("echo third >&2; exit 1"), 1)
+    until(second, listed(third, Listed.ENDED))
+    assert (log.exists(), Path(second.log(third)).exists()) == (False, True)
 
 
 def test_shell_text_reaches_the_pilot_as_it_was_written(backend: HTCondorBackend, request_of: RequestOf, until: Until) -> None:

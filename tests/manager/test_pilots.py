@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from windlass.manager.pilots import ENDED_KEPT, LEFT, POOLS_KEPT, STEPS, PilotBook
+from windlass.manager.pilots import ASKED, ENDED_KEPT, LEFT, POOLS_KEPT, STEPS, PilotBook
 from windlass.manager.workers import Worker
 from windlass.messages import PilotId, PilotLine, PoolName, Resources, WorkerId, WorkerInfo
 
@@ -65,12 +65,19 @@ def test_pilots_of_a_factory_that_has_left_count_as_ended_when_they_have_no_work
     info = WorkerInfo("n1", 7, Resources(1.0), (), PoolName("p"), PilotId("1"), 0.0, True, "/tmp")
     worker = Worker(WorkerId("a"), info, 0.0, idle_since=40.0)
     book = PilotBook()
-    book.take("f", [line("1", "serving"), line("2", "running"), line("3", "ended", 5.0, reason="exit status 1")])
+    book.take("f", [line("1", "serving"), line("2", "running"), line("3", "ended", 5.0, reason="exit status 1"), line("5", "leaving")])
     book.take("g", [line("4", "running")])
     book.factory_left("f", 50.0)
     rows = {row["pilot"]: row for row in book.rows([worker], 60.0)}
-    assert {pilot: row["phase"] for pilot, row in rows.items()} == {"1": "serving", "2": "ended", "3": "ended", "4": "running"}
+    assert {pilot: row["phase"] for pilot, row in rows.items()} == {
+        "1": "serving",
+        "2": "ended",
+        "3": "ended",
+        "4": "running",
+        "5": "ended",
+    }
     assert (rows["2"]["since"], rows["2"]["reason"], rows["2"]["failed"]) == (50.0, LEFT, False)
+    assert rows["5"]["reason"] == ASKED
     assert rows["3"]["reason"] == "exit status 1"
     assert (rows["1"]["workers"][0]["idle_seconds"], rows["1"]["workers"][0]["running"]) == (20.0, 0)
     assert {row["pilot"]: row["phase"] for row in book.rows([], 70.0)}["1"] == "ended"
