@@ -111,7 +111,8 @@ def test_a_pilot_that_never_connects_is_ended_and_its_last_words_are_told(places
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 'waiting for a licence' >&2\nexec sleep 600\n")
     python.chmod(0o755)
-    said = places(python=str(python), hello_timeout="1s")
+    # Long enough for its node to start it: Slurm lists it as running before that.
+    said = places(python=str(python), hello_timeout="5s")
     check(said, "s without connecting: ", "waiting for a licence")
     [row] = said.pilots
     assert row["failed"]
