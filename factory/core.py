@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from windlass.factory.backend import CommandLimits, JobId, PilotRequest, PilotState, Tickets
-from windlass.factory.history import CommandBudget, History, SentCommands
+from windlass.factory.history import CommandBudget, History
 from windlass.factory.pilots import NO_LOGS, VANISHED, Ending, Event, Fleet, Phase, Pilot
 from windlass.factory.planner import Actions, Promise, plan
 from windlass.factory.pool import PoolConfig
@@ -114,8 +114,6 @@ class FactoryCore:
     demand: Demand | None = None
     #: What pools of the same factory that were named before this one will take.
     before: tuple[Promise, ...] = ()
-    #: When commands were sent to this pool's batch system, by whichever pool: the budget is for all of them.
-    times: SentCommands = field(default_factory=SentCommands)
     history: History = field(init=False)
     budget: CommandBudget = field(init=False)
     #: The newest plan.
@@ -145,7 +143,7 @@ class FactoryCore:
 
     def __post_init__(self) -> None:
         self.history = History(self.pool.max_start_failures)
-        self.budget = CommandBudget(self.limits, times=self.times)
+        self.budget = CommandBudget(self.limits)
         self.telling = Telling(self.pool.name, self.epoch)
 
     # ---------------------------------------------------------------- what has happened
@@ -322,10 +320,6 @@ class FactoryCore:
     def core_seconds(self, now: float) -> float:
         """What this pool's pilots have used so far, as far as is known."""
         return self.spent + core_seconds(list(self.fleet.pilots.values()), self.pool, now)[0]
-
-    def share_times(self, times: SentCommands) -> None:
-        """Count commands together with other pools of the same batch system."""
-        self.times = self.budget.times = times
 
     def promise(self, now: float) -> tuple[Promise, float]:
         """What pools named after this one can count on, and when that changes by itself."""

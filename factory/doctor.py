@@ -8,7 +8,7 @@ its manager tells as much as its output can be read from here, and one whose out
 its call.
 
 What is found becomes *legs*, in the order in which a pilot goes; the first that fails is where to look.  Judging what was found is pure
-(`legs_of`), and tested by itself; `run` is the shell around it.
+(`legs_of`), and tested by itself; `check_up` is the shell around it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from windlass.errors import WindlassError
 from windlass.examine import MARK, examine
 from windlass.factory.backend import backend_class, backend_options
 from windlass.factory.factory import Factory, make_backend
-from windlass.units import show_memory, show_seconds
+from windlass.units import show_count, show_memory, show_seconds
 
 #: Seconds that a pilot may wait in the queue, and from then on until it serves, unless told otherwise.
 QUEUE_PATIENCE: Final = 600.0
@@ -43,7 +43,6 @@ SKEW_MOST: Final = 300.0
 OK: Final = "ok"
 WARNING: Final = "warning"
 FAILED: Final = "failed"
-UNKNOWN: Final = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ def legs_of(found: Findings) -> list[Leg]:
         legs.append(Leg("queue", OK, f"it started after {show_seconds(waited)}" + (f" on {found.node}" if found.node else "")))
     examined = found.examined
     if examined:
-        legs += [_python(examined), _state_folder(examined), *_addresses(examined), _scratch(examined), *_size(examined, found)]
+        legs += [_python(examined), _state_folder(examined), *_addresses(examined), _scratch(examined), _size(examined, found)]
     if found.skew is not None:
         legs.append(_clock(*found.skew))
     if found.died:
@@ -155,13 +154,13 @@ def _scratch(examined: Mapping[str, Any]) -> Leg:
     )
 
 
-def _size(examined: Mapping[str, Any], found: Findings) -> list[Leg]:
+def _size(examined: Mapping[str, Any], found: Findings) -> Leg:
     cores, memory = examined["cores"], examined["memory"]
-    text = f"{cores:g} core{'' if cores == 1 else 's'}, {show_memory(memory)} of memory"
+    text = f"{show_count(cores, 'core')}, {show_memory(memory)} of memory"
     if cores < found.asked_cores or 0 < memory < found.asked_memory:
-        asked = f"{found.asked_cores:g} cores" + (f", {show_memory(found.asked_memory)}" if found.asked_memory else "")
-        return [Leg("size", WARNING, f"{text}; asked for {asked}", "calls share what is there: ask for what the site gives")]
-    return [Leg("size", OK, text)]
+        asked = show_count(found.asked_cores, "core") + (f", {show_memory(found.asked_memory)}" if found.asked_memory else "")
+        return Leg("size", WARNING, f"{text}; asked for {asked}", "calls share what is there: ask for what the site gives")
+    return Leg("size", OK, text)
 
 
 def _clock(skew: float, error: float) -> Leg:
@@ -207,7 +206,7 @@ def check_up(
         found = Findings(asked_cores=pool.resources.cores, asked_memory=pool.resources.memory)
         folder = _folder_leg(manager.pilot_file.parent)
         lives = f", for at most {show_seconds(pool.walltime)}" if pool.walltime else ""
-        cores = f"{pool.resources.cores:g} core{'' if pool.resources.cores == 1 else 's'}"
+        cores = show_count(pool.resources.cores, "core")
         say(f"one pilot of {word}{f' ({pool.backend})' if pool.backend != word else ''}: {cores}{lives}")
         with Factory(manager, word, max_pilots=1, min_pilots=1, max_start_failures=1, **given) as factory:
             _watch(manager, factory, found, say, queue_patience, start_patience)
@@ -283,7 +282,7 @@ def _call(manager: Any, found: Findings) -> None:
     manager.install_library("doctor", examine)
     known = str(found.examined.get("connection", {}).get("path", manager.pilot_file))
     try:
-        before, began = time.time(), time.monotonic()
+        began = time.monotonic()
         future = manager.submit(FunctionCall("doctor", "examine", known).with_options(timeout=60))
         answer = future.result(timeout=90)
         found.call_took = time.monotonic() - began
@@ -303,7 +302,7 @@ def _call(manager: Any, found: Findings) -> None:
 
 # ---------------------------------------------------------------- for the command line
 
-MARKS: Final = {OK: "ok", WARNING: "!!", FAILED: "FAILED", UNKNOWN: "?"}
+MARKS: Final = {OK: "ok", WARNING: "!!", FAILED: "FAILED"}
 
 
 def as_text(legs: Sequence[Leg]) -> str:

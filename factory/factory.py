@@ -343,9 +343,8 @@ def _by_site(kept: Sequence[Kept]) -> list[list[Kept]]:
         site = one.backend.site if isinstance(one.backend, SharedQueries) else str(one.index)
         groups.setdefault((one.backend.name, site), []).append(one)
     for group in groups.values():
-        times = group[0].core.times
         for one in group:
-            one.core.share_times(times)
+            one.core.budget.times = group[0].core.budget.times
     return list(groups.values())
 
 
@@ -402,11 +401,28 @@ def _make_pool(word: str | Backend, given: Mapping[str, object], configuration: 
     return cast("Callable[..., Backend]", made_by)(**pool.options), pool
 
 
+#: Keywords of `Factory` that are not options of its pools.
+NOT_OF_POOLS: Final = ("name", "folder", "config")
+
+
+def of_pools(options: Mapping[str, object]) -> dict[str, object]:
+    """Those of the keywords of `Factory` that are options of its pools."""
+    return {key: value for key, value in options.items() if key not in NOT_OF_POOLS}
+
+
+def configuration_of(options: Mapping[str, object]) -> Configuration:
+    """The configuration that the keywords of `Factory` name. Raises `UsageError`, `UnknownName`."""
+    return read_configuration(cast("str | os.PathLike[str] | None", options.get("config")))
+
+
+def make_backends(words: Sequence[str], options: Mapping[str, object]) -> list[tuple[Backend, PoolConfig]]:
+    """The backends, not opened, and the pools that words (backends, configured pools) and keywords of `Factory` make."""
+    return make_pools(words, of_pools(options), cast("str | None", options.get("name")), configuration_of(options))[1]
+
+
 def make_backend(word: str, options: Mapping[str, object]) -> tuple[Backend, PoolConfig]:
-    """The backend, not opened, and the pool that a word (a backend, a configured pool) and keywords of `Factory` make."""
-    given = {key: value for key, value in options.items() if key not in ("name", "folder", "config")}
-    name = cast("str | None", options.get("name"))
-    [made] = make_pools(word, given, name, read_configuration(cast("str | None", options.get("config"))))[1]
+    """As `make_backends`, for one word."""
+    [made] = make_backends([word], options)
     return made
 
 

@@ -15,8 +15,7 @@ from typing import cast
 
 from windlass.errors import UsageError, WindlassError
 from windlass.factory.backend import Backend, Listed, PilotState, SharedBatch, Tag, backend_class, backend_options
-from windlass.factory.config import read_configuration
-from windlass.factory.factory import make_backend, request_of
+from windlass.factory.factory import configuration_of, make_backend, request_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +63,8 @@ def clean(backend: str, options: Mapping[str, object], *, factory: str = "", rem
 
     Raises `Unreachable`, `UnknownName`, `UsageError`.
     """
-    named = cast("str | None", options.get("config"))
     given = {name: value for name, value in options.items() if name != "config"}
-    spec = read_configuration(named).spec(backend, given)
+    spec = configuration_of(options).spec(backend, given)
     made_by = backend_class(spec.backend)
     known = backend_options(made_by)
     if not given.keys() <= known:

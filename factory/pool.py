@@ -22,7 +22,7 @@ from windlass.errors import UnknownName, UsageError
 from windlass.factory import values
 from windlass.factory.backend import PoolDefaults
 from windlass.messages import HOST, PoolName, PoolOffer, Resources
-from windlass.units import show_memory, show_seconds
+from windlass.units import show_count, show_memory, show_seconds
 
 #: A worker keeps half a second for its end and one for sending results (`windlass.worker.lifetime`).
 WALLTIME_LEAST: Final = 2.0
@@ -83,10 +83,10 @@ class PoolConfig:
 
     def text(self) -> str:
         """The derived plan, in the user's units."""
-        each = [_number(self.resources.cores, "core")]
+        each = [show_count(self.resources.cores, "core")]
         each.append(f"{show_memory(self.resources.memory)} of memory" if self.resources.memory else "the memory that is there")
         if self.resources.gpus:
-            each.append(_number(self.resources.gpus, "GPU"))
+            each.append(show_count(self.resources.gpus, "GPU"))
         if self.nodes > 1:
             each.append(f"on each of {self.nodes} nodes")
         in_all = self.resources.cores * self.nodes * self.max_pilots
@@ -97,19 +97,15 @@ class PoolConfig:
                 f"{self.min_pilots} to {self.max_pilots} at a time, at most {min(self.max_queued, self.max_pilots)} of them in the queue",
             ),
             ("each has", ", ".join(each)),
-            ("in all", f"at most {_number(in_all, 'core')}: {_number(math.floor(in_all), 'call')} of one core at a time"),
+            ("in all", f"at most {show_count(in_all, 'core')}: {show_count(math.floor(in_all), 'call')} of one core at a time"),
             ("each lives", f"at most {show_seconds(self.walltime)}" if self.walltime else "as long as it is needed"),
             ("leaves", f"after {show_seconds(self.idle_timeout)} without calls; what runs is given {show_seconds(self.grace)} at its end"),
-            ("pauses", f"after {_number(self.max_start_failures, 'pilot')} in a row that ended before serving"),
+            ("pauses", f"after {show_count(self.max_start_failures, 'pilot')} in a row that ended before serving"),
         ]
         if self.max_core_hours:
-            rows.insert(4, ("uses", f"at most {_number(self.max_core_hours, 'core hour')} in a run of the factory"))
+            rows.insert(4, ("uses", f"at most {show_count(self.max_core_hours, 'core hour')} in a run of the factory"))
         rows += [("setup", line) for line in self.setup]
         return "\n".join(f"{name + ':':<12}{text}" for name, text in rows)
-
-
-def _number(value: float, noun: str) -> str:
-    return f"{value:g} {noun}{'' if value == 1 else 's'}"
 
 
 #: Options of every pool, beside the backend's own.
@@ -134,7 +130,7 @@ def make_pool(backend: str, default: PoolDefaults, own: frozenset[str], options:
         if option not in COMMON_OPTIONS and option not in own:
             raise UnknownName(f"option of a {backend} pool", option, COMMON_OPTIONS | own)
     given = {option: value for option, value in options.items() if value is not None}
-    cores, nodes = values.cores(given, default, most_of(given, default)), values.whole(given, "nodes", 1, least=1)
+    cores, nodes = values.cores(given, default, _most_of(given, default)), values.whole(given, "nodes", 1, least=1)
     max_pilots = _max_pilots(given, default, cores * nodes)
     min_pilots = values.whole(given, "min_pilots", 0, least=0)
     if min_pilots > max_pilots:
@@ -153,7 +149,7 @@ def make_pool(backend: str, default: PoolDefaults, own: frozenset[str], options:
     core_hours = values.number(given, "max_core_hours", 0.0)
     if core_hours and core_hours * 3600 < LEAST_SECONDS * cores * nodes:
         raise UsageError(
-            f"max_core_hours={core_hours:g} is less than a minute of one pilot with {_number(cores * nodes, 'core')};"
+            f"max_core_hours={core_hours:g} is less than a minute of one pilot with {show_count(cores * nodes, 'core')};"
             " give it more, or smaller pilots"
         )
     pool = str(given.get("pool", name))
@@ -190,19 +186,21 @@ def make_pool(backend: str, default: PoolDefaults, own: frozenset[str], options:
     )
 
 
-def most_of(given: Mapping[str, object], default: PoolDefaults) -> int:
+def _most_of(given: Mapping[str, object], default: PoolDefaults) -> int:
     """Pilots at a time, as ``max_pilots`` says it."""
     return values.whole(given, "max_pilots", default.max_pilots, least=1)
 
 
 def _max_pilots(given: Mapping[str, object], default: PoolDefaults, width: float) -> int:
     """Pilots at a time, whose ``width`` is the cores of one, by whichever of the limits is the smallest."""
-    limits = [most_of(given, default)] if "max_pilots" in given else []
+    limits = [_most_of(given, default)] if "max_pilots" in given else []
     for option in ("max_cores", "max_calls"):
         if option in given:
             limit = values.whole(given, option, 0, least=1)
             if limit < width:
-                raise UsageError(f"{option}={limit} is less than one pilot has, {_number(width, 'core')}; give it more, or smaller pilots")
+                raise UsageError(
+                    f"{option}={limit} is less than one pilot has, {show_count(width, 'core')}; give it more, or smaller pilots"
+                )
             limits.append(int(limit // width))
     return min(limits, default=default.max_pilots)
 

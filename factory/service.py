@@ -20,32 +20,18 @@ from typing import Any, cast
 
 from windlass.errors import UsageError
 from windlass.factory.backend import Backend, backend_class, backend_options, known_backends
-from windlass.factory.config import Configuration, read_configuration
-from windlass.factory.factory import Factory, make_pools, request_of
+from windlass.factory.config import Configuration
+from windlass.factory.factory import Factory, configuration_of, make_backends, make_pools, of_pools, request_of
 from windlass.factory.keeper import log
 from windlass.factory.pool import COMMON_OPTIONS, PoolConfig
 from windlass.units import show_memory, show_seconds
-
-#: Keywords of `Factory` that are not options of its pools.
-NOT_OF_POOLS: Sequence[str] = ("name", "folder", "config")
-
-
-def _made(words: Sequence[str], options: Mapping[str, object]) -> list[tuple[Backend, PoolConfig]]:
-    """Backends, not opened, and pools. Raises `UnknownName`, `UsageError`."""
-    given = {key: value for key, value in options.items() if key not in NOT_OF_POOLS}
-    return make_pools(words, given, cast("str | None", options.get("name")), _configuration(options))[1]
-
-
-def _configuration(options: Mapping[str, object]) -> Configuration:
-    named = options.get("config")
-    return read_configuration(str(named) if named is not None else None)
 
 
 def pools_meant(words: Sequence[str], options: Mapping[str, object]) -> list[str]:
     """The pools that a command line names; without any those of ``[factory] pools`` of the configuration. Raises `UsageError`."""
     if words:
         return list(words)
-    configuration = _configuration(options)
+    configuration = configuration_of(options)
     meant = cast("list[str]", configuration.factory.get("pools", []))
     if not meant:
         known = ", ".join([*configuration.pools, *known_backends()])
@@ -55,13 +41,13 @@ def pools_meant(words: Sequence[str], options: Mapping[str, object]) -> list[str
 
 def check(words: Sequence[str], options: Mapping[str, object]) -> None:
     """Raises what `run` would raise for pools and options that cannot be."""
-    for backend, _ in _made(words, options):
+    for backend, _ in make_backends(words, options):
         backend.close()
 
 
 def dry_run(words: Sequence[str], options: Mapping[str, object]) -> str:
     """What a factory would submit with these options, and the plan that follows from them; nothing is done."""
-    return "\n\n".join(_dry_run(backend, pool) for backend, pool in _made(words, {"name": "FACTORY", **options}))
+    return "\n\n".join(_dry_run(backend, pool) for backend, pool in make_backends(words, {"name": "FACTORY", **options}))
 
 
 def _dry_run(backend: Backend, pool: PoolConfig) -> str:
@@ -112,8 +98,8 @@ def run(connection: str, words: Sequence[str], options: Mapping[str, object]) ->
 
 def show(words: Sequence[str], options: Mapping[str, object], *, as_json: bool = False) -> str:
     """Every option of these pools (without words: of all configured ones) with its value and where it comes from. Raises as `check`."""
-    configuration = _configuration(options)
-    given = {key: value for key, value in options.items() if key not in NOT_OF_POOLS}
+    configuration = configuration_of(options)
+    given = of_pools(options)
     pools = {word: _options(word, given, configuration) for word in words or configuration.pools or known_backends()}
     files = list(configuration.files)
     if as_json:

@@ -22,6 +22,7 @@ import msgspec
 from windlass.manager.libraries import LibraryState
 from windlass.manager.workers import Instance, Worker, slot_share, slots_in, times, weight_of
 from windlass.messages import CallOptions, LibraryId, LibrarySpec, PoolOffer, Resources
+from windlass.units import show_count
 
 #: A library keeps its last slot on a worker for so long before another may take it: moving a slot costs milliseconds.
 HOLD_SECONDS = 1.0
@@ -185,11 +186,11 @@ def show(resources: Resources) -> list[str]:
     """Resources in words, what is zero left out."""
     words: list[str] = []
     if resources.cores:
-        words.append(f"{resources.cores:g} core{'s' if resources.cores != 1 else ''}")
+        words.append(show_count(resources.cores, "core"))
     if resources.memory:
         words.append(f"{resources.memory / 1e9:.3g} GB of memory")
     if resources.gpus:
-        words.append(f"{resources.gpus} GPU{'s' if resources.gpus != 1 else ''}")
+        words.append(show_count(resources.gpus, "GPU"))
     return words
 
 

@@ -38,7 +38,7 @@ from windlass.manager.attachments import Attachments
 from windlass.manager.client import Client
 from windlass.manager.core import Core
 from windlass.manager.inbox import Inbox
-from windlass.manager.status import status_json
+from windlass.manager.status import status, within
 from windlass.messages import (
     HOST,
     CallSpec,
@@ -354,7 +354,7 @@ class Server:
 
     def _status(self, now: float) -> Status:
         seen, detached = self.attachments.seen(), self.attachments.detached
-        return Status(status_json(self.core, self._welcome.manager, self.addresses, now, seen, detached=detached))
+        return Status(within(status(self.core, self._welcome.manager, self.addresses, now, seen, detached=detached)))
 
     def _listen_for(self, report: PoolReport) -> None:
         """Listen where pilots of these pools can reach it."""

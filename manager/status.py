@@ -50,20 +50,7 @@ def status(
     }
 
 
-def status_json(
-    core: Core,
-    manager: str,
-    addresses: Sequence[tuple[str, int]],
-    now: float,
-    programs: Sequence[tuple[Program, bool]] = (),
-    *,
-    detached: bool = False,
-) -> bytes:
-    """`status` as JSON, cut to what one message holds."""
-    return within(status(core, manager, addresses, now, programs, detached=detached), BYTES_MOST)
-
-
-def within(found: dict[str, Any], most: int) -> bytes:
+def within(found: dict[str, Any], most: int = BYTES_MOST) -> bytes:
     """The status object as JSON of at most so many bytes: of very many pilots without their stories, then fewer of them and of workers."""
     encoded = msgspec.json.encode(found)
     if len(encoded) <= most:

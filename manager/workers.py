@@ -13,7 +13,6 @@ instance is to have; it is below ``slots`` while a shrink waits for calls to end
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
 
 import msgspec
 
@@ -176,8 +175,3 @@ def weight_of(needs: Resources, share: Resources) -> int:
             return 0
         weight = max(weight, needs.gpus / share.gpus)
     return int(-(-(weight - 1e-6) // 1))
-
-
-def idle_instances(instances: Iterable[Instance]) -> list[Instance]:
-    """Those without a call, longest idle first."""
-    return sorted((one for one in instances if not one.outstanding and one.phase is not Phase.STOPPING), key=lambda one: one.idle_since)

@@ -9,7 +9,7 @@ The options of pools belong to the pools and backends, which check them and know
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ FACTORY_OPTIONS = (
     OwnOption("--wait", "SECONDS", float, MANAGER_WAIT, "how long to wait for the manager to be there (%(default)g)"),
 )
 
-#: Options of the other verbs: those that are flags, and those with a value.
+#: Options of all these verbs that are not the pool's: those that are flags, and those with a value.
 FLAGS = frozenset({"--probe", "--remove", "--json"})
-WITH_VALUE = frozenset({"--factory", "--queue-patience", "--start-patience"})
+WITH_VALUE = frozenset({"--factory", "--queue-patience", "--start-patience"} | {option.flag for option in FACTORY_OPTIONS})
 
 #: Options of pools whose values are never numbers.
 TEXTS = {"name", "pool", "python", "shell", "scratch", "log_level", "config"}
@@ -52,21 +52,23 @@ def takes_pool_options(words: Sequence[str]) -> bool:
     return list(words[:2]) in VERBS or list(words[:1]) in NOUNS
 
 
-def split_pool_options(words: Sequence[str]) -> tuple[list[str], dict[str, object]]:
+def split_pool_options(
+    words: Sequence[str], flags: Collection[str] = FLAGS, with_value: Collection[str] = WITH_VALUE
+) -> tuple[list[str], dict[str, object]]:
     """Take the pool's options out of a command line: ``--max-pilots 4`` or ``--max-pilots=4`` → ``max_pilots=4``.
 
-    An option that is followed by another one, or by nothing, is a flag (``True``); one that is given several times is a list.
+    ``flags``, ``with_value``: options that are the command's own. An option that is followed by another one, or by nothing, is a flag
+    (``True``); one that is given several times is a list.
     """
-    own = {option.flag for option in FACTORY_OPTIONS} | WITH_VALUE
     rest: list[str] = []
     given: dict[str, list[str | bool]] = {}
     waiting = list(reversed(words))
     while waiting:
         word = waiting.pop()
         flag, equals, text = word.partition("=")
-        if not word.startswith("--") or word in ("--", "--help") or word in FLAGS:
+        if not word.startswith("--") or word in ("--", "--help") or word in flags:
             rest.append(word)
-        elif flag in own:
+        elif flag in with_value:
             rest.append(word)
             if not equals and waiting:
                 rest.append(waiting.pop())
@@ -163,10 +165,9 @@ def _manager_and_pools(words: Sequence[str], manager: str | None, options: Mappi
     from difflib import get_close_matches
 
     from windlass.factory.backend import known_backends
-    from windlass.factory.config import read_configuration
+    from windlass.factory.factory import configuration_of
 
-    named: Any = options.get("config")
-    configuration = read_configuration(named)
+    configuration = configuration_of(options)
     known = [*known_backends(), *configuration.pools]
     if manager is None and words and words[0] not in known:
         alone = len(words) == 1

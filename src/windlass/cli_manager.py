@@ -28,7 +28,7 @@ IDLE_TIMEOUT: Final = "1h"
 _START_SECONDS: Final = 60.0
 _END_SECONDS: Final = 30.0
 #: Options of ``manager start`` that are not the pool's: flags, and those with a value.
-_FLAGS: Final = frozenset({"--foreground", "--json", "--help"})
+_FLAGS: Final = frozenset({"--foreground", "--json"})
 _WITH_VALUE: Final = frozenset({"--in", "--port", "--idle-timeout", "--listen", "--wait", "--ready-fd", "--pilot"})
 
 
@@ -73,23 +73,7 @@ def split_pool_options(words: Sequence[str]) -> tuple[list[str], dict[str, objec
     """Take the pool's options out of the words of ``manager start``."""
     from windlass import cli_factory
 
-    own: list[str] = []
-    other: list[str] = []
-    waiting = list(reversed(words))
-    while waiting:
-        word = waiting.pop()
-        flag, equals, _ = word.partition("=")
-        if flag in _WITH_VALUE:
-            own.append(word)
-            if not equals and waiting:
-                own.append(waiting.pop())
-        elif not word.startswith("--") or word in _FLAGS:
-            own.append(word)
-        else:
-            other.append(word)
-            if not equals and waiting and not waiting[-1].startswith("--"):
-                other.append(waiting.pop())
-    return own, cli_factory.split_pool_options(other)[1]
+    return cli_factory.split_pool_options(words, _FLAGS, _WITH_VALUE)
 
 
 # ---------------------------------------------------------------- commands

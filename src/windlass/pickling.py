@@ -151,14 +151,6 @@ def unpack_exception(payload: bytes) -> BaseException:
 # ---------------------------------------------------------------- for the neighbours
 
 
-def dumps_by_value(value: Any) -> tuple[bytes, frozenset[str]]:
-    """Pickle what a program defines: bytes, and the local top-level modules that it names. All buffers stay in the bytes."""
-    file = BytesIO()
-    pickler = _by_value(file, True, None)
-    pickler.dump(value)
-    return file.getvalue(), frozenset(pickler.local)
-
-
 def dumps_result(value: Any) -> bytes:
     """Pickle a value on the worker for the program, all in one stream."""
     return _pickled(value, homes=False, in_band=True)[0].getvalue()

@@ -91,6 +91,11 @@ def show_memory(count: float) -> str:
     return f"{count:.0f}B"
 
 
+def show_count(count: float, noun: str) -> str:
+    """So many of a thing for people: ``1 core``, ``2.5 cores``."""
+    return f"{count:g} {noun}{'' if count == 1 else 's'}"
+
+
 def show_seconds(seconds: float) -> str:
     """A length of time for people: ``1d 12h``, ``2h``, ``1h 30min``, ``12.5s``, ``3ms``; the two largest units."""
     if not math.isfinite(seconds):
