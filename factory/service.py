@@ -39,6 +39,12 @@ def pools_meant(words: Sequence[str], options: Mapping[str, object]) -> list[str
     return meant
 
 
+def named(words: Sequence[str], options: Mapping[str, object]) -> dict[str, object]:
+    """The options, with the name that ``[factory]`` gives where the command line names no pools: then it is that factory that is meant."""
+    name = None if words else configuration_of(options).factory.get("name")
+    return {**({} if name is None else {"name": name}), **options}
+
+
 def check(words: Sequence[str], options: Mapping[str, object]) -> None:
     """Raises what `run` would raise for pools and options that cannot be."""
     for backend, _ in make_backends(words, options):

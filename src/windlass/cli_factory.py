@@ -110,10 +110,11 @@ def pool_value(text: str) -> object:
 
 
 def factory_run(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
-    from windlass.factory.service import check, pools_meant, run
+    from windlass.factory.service import check, named, pools_meant, run
     from windlass.managers import await_manager
 
     manager, pools = _manager_and_pools(chosen.words, chosen.manager, options)
+    options = named(pools, options)
     pools = pools_meant(pools, options)
     check(pools, options)  # a slip is told now, not after the wait
     known = await_manager(manager, chosen.port, chosen.wait, lambda text: print(f"windlass: {text}", file=sys.stderr, flush=True))

@@ -12,7 +12,7 @@ from windlass.errors import UnknownName, UsageError
 from windlass.factory import config
 from windlass.factory.config import Configuration, read_configuration
 from windlass.factory.factory import make_backend
-from windlass.factory.service import check, dry_run, pools_meant, show
+from windlass.factory.service import check, dry_run, named, pools_meant, show
 
 Write = Callable[..., Path]
 
@@ -153,6 +153,13 @@ def test_the_command_line_runs_the_pools_that_the_configuration_names(write: Wri
     assert pools_meant([], {}) == ["short", "here"]
     assert pools_meant(["here"], {}) == ["here"]
     check(["short", "here"], {})
+    write(SHORT + '[factory]\npools = ["short"]\nname = "night"')
+    assert named([], {"cores": 2}) == {"name": "night", "cores": 2}
+    assert named([], {"name": "day"}) == {"name": "day"}
+    assert named(["short"], {}) == {}, "another factory, which the configuration does not name"
+    write(SHORT + '[factory]\npools = ["short"]\nname = 3')
+    with pytest.raises(UsageError, match="3 is no name for a factory"):
+        check(["short"], named([], {}))
     write("")
     with pytest.raises(UsageError, match="say which pool or backend: local, fake, slurm, htcondor; or name pools"):
         pools_meant([], {})
