@@ -1,6 +1,6 @@
 # What a fresh checkout can do with nothing but Python 3.11 (with pip), git and make.
 #   make demo    the main job on this machine, with what happens shown
-#   make test    all tests          make test ARGS="tests/manager -k wait"
+#   make test    all tests, two files at a time          make test ARGS="tests/manager -k wait"
 #   make lint    ruff, mypy, pyright
 #   make bench   every benchmark's table (minutes); those that need a Slurm: make bench-slurm (an hour and a half; installs peers in ~/.cache)
 #   make clean   forget .venv and what builds leave behind
@@ -11,6 +11,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 ARGS   ?=
+# Tests wait for real processes most of the time; more at a time than cores would make them wait for each other.
+JOBS   ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench bench-slurm clean
@@ -22,7 +24,7 @@ demo: $(VENV)/.runtime
 	@$(BIN)/windlass demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # Goes through to the end, so that one run tells all that is wrong.
 lint: $(VENV)/.dev

@@ -78,7 +78,7 @@ PLAIN: list[Any] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", PLAIN, ids=repr)
+@pytest.mark.parametrize("value", PLAIN, ids=lambda value: getattr(value, "__name__", type(value).__name__))
 def test_plain_values_come_back_equal_and_of_their_type(value: Any, store: ObjectStore) -> None:
     args, kwargs = there_and_back(store, value, 7, key=value)
     assert args == (value, 7)

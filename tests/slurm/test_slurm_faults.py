@@ -39,6 +39,7 @@ class Stories:
     """What takes Slurm long: begun before the first test, asked about by the last ones."""
 
     backend: SlurmBackend
+    factory: windlass.Factory
     overdue: str
     on_lost_node: str
     on_lost_node_for_good: str
@@ -67,7 +68,7 @@ def stories(
         manager = opened.enter_context(windlass.Manager())
         manager.install_library("lib", wait_for)
         options: dict[str, Any] = {"grace": 1, "max_pilots": 1, "hold": 0.5, "start_cost": 0.1}
-        opened.enter_context(windlass.Factory(manager, quick_slurm(extra_directives="--nodelist=n3"), **options))
+        factory = opened.enter_context(windlass.Factory(manager, quick_slurm(extra_directives="--nodelist=n3"), **options))
         call: Any = manager.submit(windlass.FunctionCall("lib", "wait_for", folder / "go", folder / "started"))
 
         def submit(name: str, command: tuple[str, ...], *directives: str) -> str:
@@ -93,7 +94,7 @@ def stories(
         until_in_module("the call runs", (folder / "started").exists)
         requeued = (folder / "started").read_text().strip()
         cluster.run("scontrol", "requeue", requeued)
-        yield Stories(backend, overdue, lost, for_good, call, requeued, folder / "started", folder / "go")
+        yield Stories(backend, factory, overdue, lost, for_good, call, requeued, folder / "started", folder / "go")
         (folder / "go").touch()
 
 
@@ -314,7 +315,11 @@ def test_a_preempted_pilot_is_queued_again_or_has_ended(
 
 def test_a_call_whose_pilot_is_requeued_runs_again_without_a_retry(stories: Stories, until: Until) -> None:
     """Its next start is a new pilot under the same id, for manager and factory alike; its log goes on."""
-    until("it runs again", lambda: len(stories.started.read_text().split()) == 2, 60)
+    try:
+        until("it runs again", lambda: len(stories.started.read_text().split()) == 2, 60)
+    except AssertionError as error:
+        error.add_note(f"the factory says {stories.factory.status()}")
+        raise
     stories.go.touch()
     assert stories.call.result(timeout=60) == f"{stories.requeued}+1"
     assert stories.started.read_text().split() == [stories.requeued, f"{stories.requeued}+1"]
