@@ -29,7 +29,6 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from windlass import __version__, loops
@@ -145,7 +144,7 @@ class Worker:
         self._leaving = False
         self._signals = 0
         self._said_goodbye = False
-        self.scratch = Path()
+        self.scratch = ""
         self._connection: ConnectionFile
         self._link: Link
         self._over: asyncio.Event
@@ -163,7 +162,7 @@ class Worker:
         self._over = asyncio.Event()
         try:
             self._connection = read_connection_file(self._options.connection)
-            self.scratch = Path(node.make_scratch(node.scratch_candidates(self._options.scratch, os.environ)))
+            self.scratch = node.make_scratch(node.scratch_candidates(self._options.scratch, os.environ))
         except (OSError, UsageError) as error:
             raise CannotStart(str(error)) from error
         self._guardian.folder(self.scratch)
@@ -197,7 +196,7 @@ class Worker:
             PilotId(self._options.pilot),
             life.seconds_left(time.monotonic()),
             life.phase is Phase.SERVING,
-            str(self.scratch),
+            self.scratch,
         )
         return Hello("worker", PROTOCOL, __version__, sys.version_info[:2], self.id, worker=info)
 
@@ -230,21 +229,23 @@ class Worker:
             limit = min(limit, self._limit // 4)  # these files count as the pilot's memory
         self._store = ObjectStore(folder, limit)
         self._make_parts(self._store)
-        warning = node.own_scratch_warning(str(self.scratch))
+        warning = node.own_scratch_warning(self.scratch)
         if warning:
             log.warning("%s", warning)
 
     def _make_parts(self, store: ObjectStore) -> None:
         """What knows of calls, instances and objects: for one session."""
+        from pathlib import Path
+
         from windlass.worker.libraries import Libraries
         from windlass.worker.transfers import Transfers
         from windlass.worker.watch import MemoryWatch
 
-        functions = self.scratch / f"functions-{os.urandom(4).hex()}"
+        functions = (scratch := Path(self.scratch)) / f"functions-{os.urandom(4).hex()}"
         functions.mkdir(mode=0o700)
         backlog = self._backlog
         self._transfers = Transfers(store, self, arrived=backlog.arrived, failed=backlog.failed)
-        folders = {"scratch": self.scratch, "store_folder": store.folder, "functions_folder": functions}
+        folders = {"scratch": scratch, "store_folder": store.folder, "functions_folder": functions}
         self._libraries = Libraries(backlog, self._transfers, self._say, self._life.ran, self._on_trouble, **folders)
         self._watch = MemoryWatch(self._libraries, backlog, self._limit, self._groups, self._guardian.sessions)
         self._told = (self._life.deadline, self._life.warned)
@@ -541,7 +542,7 @@ class Worker:
         self._guardian.sweep()
         if self._store is not None:
             remove_tree(str(self._store.folder))
-        remove_tree(str(self.scratch))
+        remove_tree(self.scratch)
 
     # ------------------------------------------------------------ small things
 

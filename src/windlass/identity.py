@@ -17,7 +17,8 @@ a worker's certificate is of the same authority, the dialling side also checks t
 Certificates are valid from a day back, because clocks differ, and for a year.
 
 Python's `ssl` reads keys from files only, so a key goes through an anonymous memory file where the system has them.  `cryptography` takes
-50 ms and hundreds of file-system calls to import and is loaded only where something is made or signed, never by a worker before its hello.
+50 ms and hundreds of file-system calls to import and is loaded only where something is made or signed, never by a worker before its hello;
+for the same reason the worker's part does without pathlib.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ import ssl
 import stat
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import msgspec
@@ -36,6 +36,8 @@ import msgspec
 from windlass.errors import ConnectionRefused, UnknownName, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -100,6 +102,8 @@ class _Stored(msgspec.Struct):
 def state_folder(chosen: str | os.PathLike[str] | None = None) -> Path:
     """Where managers keep what outlives them: ``chosen``, ``$WINDLASS_STATE_DIR``, ``$XDG_STATE_HOME/windlass`` or
     ``~/.local/state/windlass``."""
+    from pathlib import Path
+
     chosen = chosen or os.environ.get("WINDLASS_STATE_DIR")
     if chosen:
         return Path(chosen).expanduser().absolute()  # pilots run elsewhere
@@ -129,6 +133,8 @@ def find_manager(name_or_path: str | os.PathLike[str], state_dir: str | os.PathL
     Raises:
         UnknownName: there is none; the text has near names.
     """
+    from pathlib import Path
+
     text = os.fspath(name_or_path)
     path = Path(text).expanduser()
     if path.is_file():
@@ -189,7 +195,8 @@ def file_system_of(folder: Path) -> str:
     """The kind of file system that a folder is on, as mount(8) names it; "" where that cannot be seen."""
     device = os.stat(folder).st_dev
     try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        with open("/proc/self/mountinfo") as file:
+            lines = file.read().splitlines()
     except OSError:
         return ""
     wanted, kinds = f"{os.major(device)}:{os.minor(device)}", ""
@@ -200,9 +207,9 @@ def file_system_of(folder: Path) -> str:
     return kinds
 
 
-def _check_private(path: Path, strict_folder: bool, trust: bool | None = None) -> None:
+def _check_private(path: str, strict_folder: bool, trust: bool | None = None) -> None:
     """Refuse a credential that others can read or swap."""
-    about = path.stat()
+    about = os.stat(path)
     if about.st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:
         raise UsageError(f"{path} belongs to user {about.st_uid}, not to you (user {os.geteuid()}): use a file of your own")
     if trusts_state_folder(trust):
@@ -214,12 +221,12 @@ def _check_private(path: Path, strict_folder: bool, trust: bool | None = None) -
             "Where chmod has no effect (AFS, CIFS) and you know that nobody else can read it: --trust-state-dir, trust_state_dir=True "
             "or WINDLASS_TRUST_STATE_DIR=1"
         )
-    folder = path.resolve().parent
-    mode = stat.S_IMODE(folder.stat().st_mode)
+    folder = os.path.dirname(os.path.realpath(path))
+    mode = stat.S_IMODE(os.stat(folder).st_mode)
     # A batch system's sandbox may be listed by others, which gives them nothing; they must not be able to swap the file.
     swappable = mode & 0o022 and not mode & stat.S_ISVTX
     if swappable or (strict_folder and mode & 0o077):
-        raise UsageError(f"{folder}, which holds {path.name}, is open to others (mode {mode:04o}): run  chmod 700 {folder}")
+        raise UsageError(f"{folder}, which holds {os.path.basename(path)}, is open to others (mode {mode:04o}): run  chmod 700 {folder}")
 
 
 def read_connection_file(path: str | os.PathLike[str], *, trust: bool | None = None) -> ConnectionFile:
@@ -229,14 +236,15 @@ def read_connection_file(path: str | os.PathLike[str], *, trust: bool | None = N
         FileNotFoundError: it is not there.
         UsageError: others can read it, or it is not a connection file; the text says what to do.
     """
-    path = Path(path)
-    data = path.read_bytes()
+    path = os.fspath(path)
+    with open(path, "rb") as file:
+        data = file.read()
     try:
         found = msgspec.json.decode(data, type=ConnectionFile)
     except msgspec.MsgspecError as error:
         raise UsageError(f"{path} is not a connection file of Windlass ({error}); give the manager's client.json or pilot.json") from error
     _check_private(path, strict_folder=found.role != ENROL, trust=(found.trusted and found.role == ENROL) or trust)
-    return msgspec.structs.replace(found, path=str(path.absolute()))
+    return msgspec.structs.replace(found, path=os.path.abspath(path))
 
 
 # ---------------------------------------------------------------- TLS contexts
@@ -459,7 +467,7 @@ class Authority:
         """
         path = folder / "authority.json"
         data = path.read_bytes()
-        _check_private(path, strict_folder=True, trust=trust)
+        _check_private(os.fspath(path), strict_folder=True, trust=trust)
         try:
             stored = msgspec.json.decode(data, type=_Stored)
         except msgspec.MsgspecError as error:

@@ -456,8 +456,8 @@ async def test_the_call_that_takes_the_memory_is_ended_and_not_its_neighbour(man
     end = await manager.end(2)
     assert end.outcome == OUT_OF_MEMORY
     assert end.detail is not None
-    assert end.detail.peak_memory >= 390 << 20
     assert (end.detail.share, end.detail.limit) == (limit // 2, limit)
+    assert end.detail.peak_memory > end.detail.share  # it may be caught before it has all that it wants
     assert "the call used" in end.detail.text
     gate.touch()
     assert manager.value(await manager.end(1)) == "seen"
