@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +76,15 @@ def test_the_checkpoint_of_the_walltime_page_runs(own_state: Path) -> None:
 
 
 def test_the_checkpoint_of_the_walltime_page_goes_on_in_the_next_pilot(own_state: Path) -> None:
-    """With a walltime of seconds and more steps than fit into it; nothing else is changed."""
+    """With a walltime of seconds and more steps than fit into it, since each takes its time; nothing else is changed."""
     [code] = [code for words, code in blocks("docs/walltime.md") if words == "run"]
-    begun, steps = time.perf_counter(), (0, 0.0)
-    while steps[0] < 200_000:  # how fast this machine is
-        done, total = steps
-        steps = (done + 1, total + 1 / (done + 1) ** 2)
-    number = int(200_000 / (time.perf_counter() - begun) * 7)
     for old, new in (
+        ("import json\n", "import json, time\n"),
+        ("        while state[0] < steps:\n", "        while state[0] < steps:\n            time.sleep(0.01)\n"),
         ('walltime="1h", grace="10s"', 'walltime="4s", grace="1s"'),
         (
             "print(pool.submit(basel, 100_000, checkpoint).result())",
-            f"call = pool.with_options(max_losses=100).submit(basel, {number}, checkpoint)",
+            "call = pool.with_options(max_losses=100).submit(basel, 450, checkpoint)",
         ),
     ):
         assert code.count(old) == 1
@@ -96,7 +92,7 @@ def test_the_checkpoint_of_the_walltime_page_goes_on_in_the_next_pilot(own_state
     code += "    print(call.result(), len(call.attempts))\n"
     (own_state / "script.py").write_text(code)
     value, attempts = run(sys.executable, "script.py", folder=own_state, quiet=False).split()
-    assert value.startswith("1.64493")
+    assert value.startswith("1.64271")
     assert int(attempts) >= 1
     assert (own_state / "basel.json").exists()
 
