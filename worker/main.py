@@ -281,7 +281,8 @@ class Worker:
         from windlass.identity import new_key_and_request
 
         self._private_key, request = await asyncio.get_running_loop().run_in_executor(None, new_key_and_request, self.id)
-        self._say(CertificateRequest(request))
+        if not self._leaving:
+            self._say(CertificateRequest(request))
 
     # ------------------------------------------------------------ messages
 

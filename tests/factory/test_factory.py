@@ -294,7 +294,8 @@ while not Path(sys.argv[3]).exists(): threading.Event().wait(0.01)
 
 def test_a_program_that_ends_without_closing_leaves_no_pilot(stand_in: StandIn, written: Written, gone: Gone, tmp_path: Path) -> None:
     out = tmp_path / "pid"
-    python = stand_in(f"echo $$ > {out}; {STAYS}")
+    # Whole at once: the program ends as soon as the file is there, and the pilot with it.
+    python = stand_in(f"echo $$ > {out}.new; mv {out}.new {out}; {STAYS}")
     program = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(tmp_path / "pilot.json"), python, str(out)]
     subprocess.run(program, check=True, timeout=30)
     gone(int(written(out)))

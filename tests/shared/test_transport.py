@@ -487,12 +487,12 @@ def test_the_connection_file_is_read_afresh_when_the_manager_moves(authority: Au
 
 def test_a_manager_that_stays_away_is_given_up(authority: Authority) -> None:
     async def work() -> None:
-        async with listening(authority, Shell(manager_timeout=0.3)) as listener:
+        async with listening(authority, Shell(manager_timeout=1.5)) as listener:
             peer = Peer(at(authority, listener, WORKER, "w1"), hello())
             await until(lambda: peer.welcomes)
         await until(lambda: peer.lost)
         assert "manager m1 was not reached for" in peer.lost[0]
-        assert "0.3 s is the limit; the last try: 127.0.0.1 port" in peer.lost[0]
+        assert "1.5 s is the limit; the last try: 127.0.0.1 port" in peer.lost[0]
         assert peer.link.closed
 
     run(work)
