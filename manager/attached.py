@@ -27,6 +27,7 @@ from windlass.identity import CLIENT, ConnectionFile
 from windlass.manager.client import Client
 from windlass.manager.door import Door
 from windlass.manager.line import Line
+from windlass.manager.status import add_inputs
 from windlass.managers import choose_manager
 from windlass.messages import Leave, Message, ObjectRef, PoolOffer, Resources
 from windlass.transport import Port, open_port
@@ -78,6 +79,7 @@ class AttachedManager(Door):
         self._check_open()
         found: dict[str, Any] = msgspec.json.decode(self._line.ask_status())
         found["manager"]["name"] = self.name
+        add_inputs(found, self._client.feeder.count)
         return found
 
     def open_port(self, role: str, name: str, on_message: Callable[[Message], None]) -> Port:
@@ -97,8 +99,17 @@ class AttachedManager(Door):
         self._finalizer()
 
     def detach(self) -> None:
-        """Leave, and let this program's calls go on at the manager; their futures here get `Closed`, and nobody gets their results."""
+        """Leave, and let this program's calls go on at the manager; their futures here get `Closed`, and nobody gets their results.
+
+        Raises `UsageError` while calls wait for the results of others: it is this program that hands those on.
+        """
         self._check_open()
+        waiting = self._client.feeder.count.waiting
+        if waiting:
+            raise UsageError(
+                f"{waiting:,} calls wait for the results of others, which this program hands on, so they would never run when it has left:"
+                " wait until they have begun (status()['calls']['waiting_for_inputs'] is 0), or cancel them"
+            )
         self._line.flush()
         self._line.keep(True)
         self.close()

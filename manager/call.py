@@ -15,12 +15,12 @@ from __future__ import annotations
 import builtins
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Protocol, TypeAlias, TypedDict, TypeGuard, TypeVar, Unpack, cast
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict, TypeGuard, TypeVar, Unpack, cast
 
 import msgspec
 
 from windlass.errors import UnknownName, UsageError
-from windlass.messages import CallOptions, Resources
+from windlass.messages import CallOptions, FunctionDef, FunctionId, LibraryId, LibrarySpec, ObjectRef, Resources
 
 N = TypeVar("N", int, float)
 RetryOn: TypeAlias = "type[BaseException] | str | Iterable[type[BaseException] | str]"
@@ -35,6 +35,21 @@ NUMBER_MOST: Final = 1 << 60
 COUNT_MOST: Final = 1 << 31
 SECONDS_MOST: Final = 100 * 366 * 86_400
 MEMORY_MOST: Final = 1 << 60
+
+
+class Target(NamedTuple):
+    """The function that a call calls, in one version of its library, with what is known of both; many calls share one."""
+
+    library: LibraryId
+    function: FunctionId
+    #: Of the library and of the function in it, and those of the function's parameters, for the texts of errors.
+    names: tuple[str, str] = ("", "")
+    parameters: tuple[str, ...] = ()
+    #: Snapshots of local modules that the library has, so that results may name them.
+    code: tuple[ObjectRef, ...] = ()
+    #: For a call that comes late: a function that is not the library's own, and the library itself, may have to be told of again.
+    definition: FunctionDef | None = None
+    spec: LibrarySpec | None = None
 
 
 class CallKeywords(TypedDict, total=False):

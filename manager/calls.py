@@ -26,6 +26,8 @@ LIBRARY_FAILED: Final = 21
 TOO_LONG: Final = 22
 NOT_POSSIBLE: Final = 23
 CLOSED: Final = 24
+#: Given by the program's client: a call whose result it was to get has none.
+INPUT_FAILED: Final = 25
 
 #: Weight of a new batch in the moving mean of durations: about the newest ten batches count.
 SMOOTHING: Final = 0.1

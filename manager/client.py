@@ -37,7 +37,9 @@ from windlass.errors import (
     StoreFull,
     WorkersLost,
 )
-from windlass.manager.calls import CLOSED, LIBRARY_FAILED, LOST, NOT_POSSIBLE, TOO_LONG
+from windlass.manager.call import DEFAULT_OPTIONS, Target
+from windlass.manager.calls import CLOSED, INPUT_FAILED, LIBRARY_FAILED, LOST, NOT_POSSIBLE, TOO_LONG
+from windlass.manager.feeding import Feeder, Holes, input_failed
 from windlass.manager.future import CallFuture
 from windlass.manager.inbox import Inbox
 from windlass.messages import (
@@ -55,12 +57,12 @@ from windlass.messages import (
     CallSpec,
     CancelSubmitted,
     EndDetail,
-    FunctionId,
-    LibraryId,
     Message,
+    ObjectName,
     ObjectRef,
+    Part,
 )
-from windlass.pickling import pack_call, unpack_exception, unpack_result
+from windlass.pickling import pack_call, pack_scalars, unpack_exception, unpack_result
 
 #: Seconds between looks for room in a full store, beside those at each call that ends.
 ROOM_SECONDS: Final = 0.5
@@ -73,6 +75,7 @@ class ClientStore(Protocol):
 
     def put(self, data: Any, *, pin: bool = False) -> ObjectRef: ...
     def could_hold(self, size: int) -> bool: ...
+    def pin(self, name: str) -> None: ...
     def unpin(self, name: str) -> None: ...
     def open(self, name: str) -> memoryview: ...
     def discard(self, name: str) -> None: ...
@@ -92,6 +95,10 @@ class Client:
         self._pinned: dict[CallId, tuple[ObjectRef, ...]] = {}
         #: Ended calls whose results are still objects in the store.
         self._unread: weakref.WeakValueDictionary[CallId, CallFuture[Any]] = weakref.WeakValueDictionary()
+        #: Snapshots that came with arguments, and stay.
+        self._code: set[str] = set()
+        #: Calls that wait for the results of others.
+        self.feeder = Feeder(self, clock)
         self._arrived = threading.Condition()
         self._waiters = 0
         #: Grows whenever the store may have got room.
@@ -105,26 +112,40 @@ class Client:
 
     def say(self, message: Message) -> None:
         """Hand a message of the client's role to the manager."""
-        self._inbox.put(("client", message))
+        if self.feeder.may_say(message):
+            self._inbox.put(("client", message))
 
     def submit(
-        self,
-        library: LibraryId,
-        function: FunctionId,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        options: CallOptions,
-        tag: str | None,
-        parameters: Sequence[str] = (),
+        self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions = DEFAULT_OPTIONS, tag: str | None = None
     ) -> CallFuture[Any]:
-        """Pickle the arguments, make a future, hand the call over. ``parameters``: the function's, for the text of an error.
+        """Pickle the arguments, make a future, hand the call over, now or when the futures among the arguments have ended.
 
         Waits while the store is full of arguments of calls that have not ended. Raises `NotPicklable`, `Closed`, and `StoreFull`
         where waiting would not help; then nothing was submitted.
         """
         if self.closed:
             raise Closed(self.closed)
+        payload = pack_scalars(args, kwargs)
+        if not payload:
+            return self._submit(target, args, kwargs, options, tag)
+        call = CallId(next(self._ids))
+        future: CallFuture[Any] = CallFuture(self, call, tag, self._clock(), target)
+        self._futures[call] = future
+        try:
+            self._inbox.put(CallSpec(call, target.library, target.function, payload, (), options))
+        except BaseException:  # the manager's loop has just ended
+            self._futures.pop(call, None)
+            raise
+        if self.closed:
+            self._close_one(call)  # the manager ended meanwhile, perhaps without having seen this call
+        return future
+
+    def _submit(
+        self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions, tag: str | None
+    ) -> CallFuture[Any]:
+        """The same for arguments that have to be looked at."""
         put: list[ObjectRef] = []
+        holes = Holes(self, target.code)
 
         def keep(data: Any) -> ObjectRef:
             ref = self._put(data)
@@ -132,33 +153,62 @@ class Client:
             return ref
 
         try:
-            payload, spans = pack_call(args, kwargs, keep, parameters)
+            payload, spans = pack_call(args, kwargs, keep, target.parameters, holes)
         except BaseException:
             self._unpin(put)
             raise
         call = CallId(next(self._ids))
-        future: CallFuture[Any] = CallFuture(self, call, tag, self._clock())
+        future: CallFuture[Any] = CallFuture(self, call, tag, self._clock(), self._with_code(target, holes.code))
         self._futures[call] = future
         if put:
             self._pinned[call] = tuple(put)
+        spec = CallSpec(call, target.library, target.function, payload, spans, options)
+        again = False
         try:
-            self._inbox.put(CallSpec(call, library, function, payload, spans, options))
+            if holes.found:
+                again = not self.feeder.wait_for(spec, target, holes.found)
+            else:
+                self._inbox.put(spec)
         except BaseException:  # the manager's loop has just ended
-            self._futures.pop(call, None)
-            self._unpin(self._pinned.pop(call, ()))
+            self._forget(call)
             raise
+        if again:
+            self._forget(call)
+            return self._submit(target, args, kwargs, options, tag)
         if self.closed:
-            self._close_one(call)  # the manager ended meanwhile, perhaps without having seen this call
+            self._close_one(call)
+        elif future.cancelled() and self.feeder.cancel(call):  # by somebody who found it before the feeder had it
+            self.deliver([CallDone(CallEnd(call, 0, CANCELLED))])
         return future
 
-    def _put(self, data: Any) -> ObjectRef:
-        """Keep an argument. While there is no room and calls that have not ended will make some, wait."""
+    def _with_code(self, target: Target, more: tuple[ObjectRef, ...]) -> Target:
+        """The target as a future knows it: with snapshots that came with the arguments, which stay from now on."""
+        if not more:
+            return target
+        for ref in more:
+            if ref.name not in self._code:
+                self._code.add(ref.name)
+                self.store.pin(ref.name)
+        return target._replace(code=(*target.code, *more))
+
+    def _forget(self, call: CallId) -> None:
+        self.feeder.release(call)
+        self._futures.pop(call, None)
+        self._unpin(self._pinned.pop(call, ()))
+
+    def _put(self, data: Any, *, joined: bool = False) -> ObjectRef:
+        """Keep an argument. While there is no room and calls that have not ended will make some, wait.
+
+        ``joined``: it is for a call that waits, and others that wait will make none, as they wait for this.
+        """
         while True:
             freed = self._freed
             try:
                 return self.store.put(data, pin=True)
             except StoreFull:
                 if not self._pinned or not self.store.could_hold(memoryview(data).nbytes):
+                    raise
+                if joined and len(self._futures) <= len(self.feeder.inputs.waiting):
                     raise
             with self._arrived:
                 self._waiters += 1
@@ -177,11 +227,19 @@ class Client:
 
     def cancel(self, future: CallFuture[Any]) -> None:
         """The owner's part of `CallFuture.cancel`."""
-        self.say(CancelSubmitted((future.call_id,)))
+        call = future.call_id
+        end = CallEnd(call, 0, CANCELLED)
+        if call in self.feeder.inputs.waiting and self.feeder.cancel(call):
+            self.deliver([CallDone(end)])
+            return
+        self.say(CancelSubmitted((call,)))
+        if call in self.feeder.inputs.consumers:
+            self.deliver(self.feeder.ended(future, end, None))
 
     def cancel_all(self, futures: Sequence[CallFuture[Any]]) -> int:
         """Cancel many at once; how many had not ended."""
-        return sum(future.cancel() for future in futures)
+        # The last first: whoever waits for another's result was submitted after it, and is to be cancelled, not to fail for want of it.
+        return sum(future.cancel() for future in reversed(futures))
 
     def pending(self) -> list[CallFuture[Any]]:
         """Futures that have not ended."""
@@ -194,6 +252,7 @@ class Client:
     def close(self, reason: str) -> None:
         """Take nothing more, and end with `Closed` what has not ended: the manager will say nothing more."""
         self.closed = self.closed or reason
+        self.feeder.close()
         for call in list(self._futures):
             self._close_one(call)
         with self._arrived:
@@ -207,6 +266,7 @@ class Client:
         self.closed, self._forked = reason, True
         self._arrived, self._waiters = threading.Condition(), 0
         self._pinned.clear()
+        self.feeder.leave_to_program()
         for future in self._futures.values():
             future.forget_watchers()
         self.close(reason)
@@ -219,36 +279,81 @@ class Client:
     # ------------------------------------------------------------ from the manager, on its thread
 
     def deliver(self, ends: Sequence[CallDone]) -> None:
-        """Finish the futures of calls that have ended."""
-        futures, finished, pinned = self._futures, self._finished, self._pinned
-        for done in ends:
-            end = done.end
-            future = futures.get(end.call)
-            if pinned and end.call in pinned:
-                self._unpin(pinned.pop(end.call))
-            if future is None:
-                self._discard(end.spans)
-                continue
-            if end.spans:
-                weakref.finalize(future, self._discard, end.spans).atexit = False
-                self._unread[end.call] = future
-            # In this order: whoever looks meanwhile sees the call where calls wait or where they have ended, and there only ended ones.
-            if future.finish(done):
-                finished[end.call] = future
-                if future.collected:  # by somebody who was quicker than we are
-                    finished.pop(end.call, None)
-            else:
-                self._discard(end.spans)
-            futures.pop(end.call, None)
+        """Finish the futures of calls that have ended, and those of calls that end because of that."""
+        while ends:
+            ends = self._deliver(ends)
         if self._waiters:
             with self._arrived:
                 self._arrived.notify_all()
 
+    def _deliver(self, ends: Sequence[CallDone]) -> list[CallDone]:
+        futures, finished, pinned, feeder = self._futures, self._finished, self._pinned, self.feeder
+        consumers, waiting, held = feeder.inputs.consumers, feeder.inputs.waiting, feeder.held
+        more: list[CallDone] = []
+        for done in ends:
+            end = done.end
+            # Whoever asks for the result takes these away from the record.
+            call, payload, spans = end.call, end.payload, end.spans
+            future = futures.get(call)
+            if pinned and call in pinned:
+                self._unpin(pinned.pop(call))
+            if held or waiting:
+                feeder.release(call)
+            if future is None:
+                self._discard(spans)
+                continue
+            if spans:
+                feeder.hold(spans)  # until we have looked who needs them
+                weakref.finalize(future, self._discard, spans).atexit = False
+                self._unread[call] = future
+            # In this order: whoever looks meanwhile sees the call where calls wait or where they have ended, and there only ended ones.
+            ended = future.finish(done)
+            if ended:
+                finished[call] = future
+                if future.collected:  # by somebody who was quicker than we are
+                    finished.pop(call, None)
+            else:
+                self._discard(spans)
+            if call in consumers:
+                more += feeder.ended(future, end, Part(payload, spans) if ended and end.outcome == RETURNED else None)
+            if spans:
+                feeder.unhold(spans)
+            futures.pop(call, None)
+        return more
+
     def _discard(self, spans: Sequence[ObjectRef]) -> None:
         if self._forked:
             return
-        for span in spans:
-            self.store.discard(span.name)
+        self.drop(self.feeder.let_go(spans))
+
+    # ------------------------------------------------------------ for the feeder
+
+    def find(self, call: CallId) -> CallFuture[Any] | None:
+        """The future of a call that has not ended."""
+        return self._futures.get(call)
+
+    def hand_over(self, item: Item) -> None:
+        """A call that has its inputs, or what is to be said before or after it. Raises `Closed`."""
+        self._inbox.put(item)
+
+    def put_joined(self, call: CallId, data: bytes) -> ObjectRef:
+        """Keep arguments until their call has ended. Waits for room as `submit` does; raises `StoreFull`, `Closed`."""
+        ref = self._put(data, joined=True)
+        self._pinned[call] = (*self._pinned.get(call, ()), ref)
+        if call not in self._futures:  # it has just been cancelled
+            self._unpin(self._pinned.pop(call, ()))
+        return ref
+
+    def read(self, name: ObjectName) -> memoryview:
+        """The bytes of a result's object."""
+        return self.store.open(name)
+
+    def drop(self, names: Sequence[ObjectName]) -> None:
+        """Nobody needs these objects of results any more."""
+        if not names:
+            return
+        for name in names:
+            self.store.discard(name)
         self._freed += 1
         if self._waiters:
             with self._arrived:
@@ -310,6 +415,8 @@ class Client:
                 self._discard(end.spans)
         if end.outcome == RAISED:
             raise unpack_exception(end.payload)
+        if end.outcome == INPUT_FAILED:
+            raise input_failed(future, end.detail.text if end.detail is not None else "")
         raise failure(done, future)
 
 

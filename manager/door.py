@@ -26,12 +26,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
 from windlass.errors import Closed, NotPossible, UnknownName, UsageError
-from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall
+from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall, Target
 from windlass.manager.client import Client
 from windlass.manager.future import CallFuture
 from windlass.manager.library import Library
@@ -49,6 +49,9 @@ from windlass.messages import (
     RemoveLibrary,
     Resources,
 )
+
+if TYPE_CHECKING:
+    from windlass.functions import Defined
 
 #: The name of the implicit library.
 IMPLICIT: Final = "functions"
@@ -77,14 +80,16 @@ class Stats:
 class _Installed:
     """The newest version under a library's name."""
 
-    __slots__ = ("functions", "library", "parameters", "spec")
+    __slots__ = ("library", "spec", "targets")
 
     def __init__(self, spec: LibrarySpec, library: Library) -> None:
         self.spec = spec
         self.library = library
-        self.functions: dict[str, FunctionId] = {function.name: function.id for function in spec.functions}
-        #: Names of parameters by function, for the texts of errors.
-        self.parameters = {name: _parameters(function) for name, function in library.functions.items()}
+        parameters = {name: _parameters(function) for name, function in library.functions.items()}
+        self.targets = {
+            one.name: Target(spec.id, one.id, (library.name, one.name), parameters.get(one.name, ()), spec.code, spec=spec)
+            for one in spec.functions
+        }
 
 
 class Door(ABC):
@@ -102,7 +107,7 @@ class Door(ABC):
         self._implicit: LibrarySpec | None = None
         self._implicit_imports: dict[str, ImportSpec] = {}
         self._implicit_code: dict[str, ObjectRef] = {}
-        self._defined: OrderedDict[FunctionId, None] = OrderedDict()
+        self._defined: OrderedDict[FunctionId, Target] = OrderedDict()
         self._possible: dict[tuple[LibraryId, int], tuple[CallOptions, int]] = {}
         self._pid = os.getpid()
         _doors.add(self)
@@ -222,13 +227,12 @@ class Door(ABC):
         installed = self._installed.get(call.library)
         if installed is None:
             installed = self._library(call.library)
-        function = installed.functions.get(call.function)
-        if function is None:
-            raise UnknownName("function", call.function, installed.functions, within=f"in library {call.library!r}")
+        target = installed.targets.get(call.function)
+        if target is None:
+            raise UnknownName("function", call.function, installed.targets, within=f"in library {call.library!r}")
         if call.options is not DEFAULT_OPTIONS:
             self._check_possible(installed.spec, call.options)
-        parameters = installed.parameters.get(call.function, ())
-        return self._client.submit(installed.spec.id, function, call.args, call.kwargs, call.options, call.tag, parameters)
+        return self._client.submit(target, call.args, call.kwargs, call.options, call.tag)
 
     def submit_function(
         self,
@@ -252,16 +256,19 @@ class Door(ABC):
                 or any(ref.name not in self._implicit_code for ref in definition.code)
             ):
                 spec = self._next_implicit(defined.imports, definition.code)
-            if definition.id not in self._defined:
+            target = self._defined.get(definition.id)
+            if target is None:
                 # In the order of definition, as the core has them: one that is used all the time is defined again in time.
-                self._defined[definition.id] = None
+                target = self._defined[definition.id] = _target(spec, defined)
                 if len(self._defined) > self._defined_most:
                     self._defined.popitem(last=False)
                 self._client.say(DefineFunctions((definition,)))
+            elif target.library != spec.id:
+                target = self._defined[definition.id] = _target(spec, defined)
         chosen = options or DEFAULT_OPTIONS
         if chosen is not DEFAULT_OPTIONS:
             self._check_possible(spec, chosen)
-        return self._client.submit(spec.id, definition.id, args, kwargs or {}, chosen, tag, defined.parameters)
+        return self._client.submit(target, args, kwargs or {}, chosen, tag)
 
     def _next_implicit(self, imports: tuple[ImportSpec, ...], code: tuple[ObjectRef, ...]) -> LibrarySpec:
         self._implicit_imports.update((one.module, one) for one in imports)
@@ -347,6 +354,11 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def _target(spec: LibrarySpec, defined: Defined) -> Target:
+    definition = defined.definition
+    return Target(spec.id, definition.id, (IMPLICIT, definition.name), defined.parameters, spec.code, definition, spec)
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:

@@ -95,7 +95,8 @@ class Pool:
 
     def cancel(self) -> None:
         """Cancel all calls that have not ended."""
-        for reference in list(self._calls):
+        # The last first: one that waits for another's result is to be cancelled, not to fail for want of it.
+        for reference in reversed(list(self._calls)):
             future = reference()
             if future is not None:
                 future.cancel()
@@ -146,6 +147,9 @@ class Submitter(futures.Executor):
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> CallFuture[R]:
         """Call ``fn(*args, **kwargs)`` on a pilot. Options are given by `with_options`: all keywords are the function's.
+
+        Futures of calls of the same pool, anywhere in the arguments, are given as what those calls return, and the call runs when they
+        have. (Type checkers know of values only: for them write ``cast(Any, future)``.)
 
         Raises `NotPicklable` for what cannot travel, `Closed` after `shutdown`.
         """

@@ -34,11 +34,13 @@ from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
+from windlass.errors import NotPicklable
+from windlass.manager.call import Target
 from windlass.manager.callbacks import CallbackThread, hand_over, set_callback_runner
-from windlass.manager.timings import Timings
+from windlass.manager.timings import Story, Timings
 from windlass.manager.watchers import Sleeper, TaskWaiting, Watcher
 from windlass.messages import CANCELLED as OUTCOME_CANCELLED
-from windlass.messages import RETURNED, CallAttempt, CallDone, CallId
+from windlass.messages import RETURNED, CallDone, CallId, ObjectRef
 
 __all__ = ["CallFuture", "CallbackThread", "Canceller", "Owner", "Resolver", "Timings", "Watcher", "set_callback_runner"]
 
@@ -88,7 +90,7 @@ class Owner(Resolver, Canceller, Protocol):
         ...
 
 
-class CallFuture(Future[T]):
+class CallFuture(Future[T], Story):
     """The future of one call: a `concurrent.futures.Future` that can also be awaited and knows the call's story."""
 
     __slots__ = (
@@ -103,13 +105,22 @@ class CallFuture(Future[T]):
         "_state",
         "_watchers",
         "call_id",
+        "origin",
         "owner",
         "submitted_at",
         "tag",
+        "target",
     )
 
     # The base class's own __init__ makes what we make lazily, and is not called.
-    def __init__(self, owner: Owner | None = None, call_id: CallId = _NO_CALL, tag: str | None = None, submitted_at: float = 0.0) -> None:
+    def __init__(
+        self,
+        owner: Owner | None = None,
+        call_id: CallId = _NO_CALL,
+        tag: str | None = None,
+        submitted_at: float = 0.0,
+        target: Target | None = None,
+    ) -> None:
         """A pending future. ``submitted_at`` is in seconds since the epoch; without an owner it is a plain future."""
         self._state = PENDING
         self._result: T | None = None
@@ -127,6 +138,9 @@ class CallFuture(Future[T]):
         self.call_id = call_id
         self.tag = tag
         self.submitted_at = submitted_at
+        self.target = target
+        #: Why it was not run (`windlass.manager.feeding`): the future whose call failed first, or an error.
+        self.origin: CallFuture[Any] | BaseException | None = None
 
     # ------------------------------------------------------------ what concurrent.futures reaches into
 
@@ -421,6 +435,36 @@ class CallFuture(Future[T]):
                 record.end.spans = ()
             del exception
 
+    # ------------------------------------------------------------ as an argument of another call
+
+    def unpacked(self) -> tuple[T] | None:
+        """The result, if the program has it unpickled."""
+        if self._state == FINISHED and self._settled and self._exception is None:
+            return (self._result,)  # type: ignore[return-value]  # pyright: ignore[reportReturnType]  # None may be a T
+        return None
+
+    def packed(self) -> tuple[bytes, tuple[ObjectRef, ...]] | None:
+        """Payload and spans of its result; None if it has none, or somebody has begun to unpickle it, and they may be gone any moment."""
+        with _GUARD:
+            record = self._record
+            if self._state != FINISHED or self._settled or self._resolving or record is None or record.end.outcome != RETURNED:
+                return None
+            return record.end.payload, record.end.spans
+
+    def failure(self) -> BaseException | None:
+        """What `exception` would give or raise of an ended call, without collecting it."""
+        if self._state != FINISHED:
+            return CancelledError(f"{self!r} was cancelled")
+        self.settle()
+        return self._exception
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        # The pickler of a call's arguments never comes here: see `windlass.manager.feeding.Holes`.
+        raise NotPicklable(
+            "a call's future cannot be pickled: write submit(f, future), which gives the function what the call returns;"
+            " elsewhere, as in a function's closure, use what it has: future.result()"
+        )
+
     def collect(self) -> bool:
         """Note that the program has taken notice of the end. True the first time, when the owner is told."""
         with _GUARD:
@@ -516,37 +560,6 @@ class CallFuture(Future[T]):
         if self._state != FINISHED:
             return CancelledError(f"{self!r} was cancelled")
         return self.exception()
-
-    @property
-    def stdout(self) -> str:
-        """What the call wrote to its standard output (bounded); empty until it has ended."""
-        return "" if self._record is None else self._record.end.stdout.decode("utf-8", "replace")
-
-    @property
-    def stderr(self) -> str:
-        """What the call wrote to its standard error (bounded); empty until it has ended."""
-        return "" if self._record is None else self._record.end.stderr.decode("utf-8", "replace")
-
-    @property
-    def timings(self) -> Timings:
-        """When things happened to it."""
-        record = self._record
-        if record is None:
-            return Timings(submitted=self.submitted_at)
-        end = record.end
-        return Timings(
-            submitted=self.submitted_at or record.queued_at,
-            sent=record.sent_at,
-            started=end.started_at,
-            ready=end.ready_at,
-            ended=end.ended_at,
-            returned=record.returned_at,
-        )
-
-    @property
-    def attempts(self) -> tuple[CallAttempt, ...]:
-        """Its tries so far known, oldest first."""
-        return () if self._record is None else self._record.attempts
 
     # TaskVine's names.
 

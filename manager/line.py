@@ -299,6 +299,11 @@ class AttachedStore:
         """Only the manager knows; while calls of this program run, waiting for them may help."""
         return True
 
+    def pin(self, name: str) -> None:
+        """One more here needs what was put."""
+        with self._lock:
+            self._held[name] += 1
+
     def unpin(self, name: str) -> None:
         """One that needed it does so no more."""
         with self._lock:

@@ -155,9 +155,9 @@ class Programs:
         if program.gone:
             return []
         program.gone = True
-        self.discard += program.results
-        program.results.clear()
         cancel = [] if program.keep else list(program.calls)
+        if cancel or not program.calls:
+            self._let_results_go(program)
         self._bury(program)
         return cancel
 
@@ -165,10 +165,15 @@ class Programs:
         """Let go what was its, if it is gone and so are its calls."""
         if program.calls or self.known.pop(program.number, None) is None:
             return
+        self._let_results_go(program)  # calls that went on may have had them as inputs
         self.unpin += program.pins.elements()
         libraries, program.libraries = program.libraries, set()
         for library in libraries:
             self._remove_unused(library)
+
+    def _let_results_go(self, program: Program) -> None:
+        self.discard += program.results
+        program.results.clear()
 
     def _remove_unused(self, library: LibraryId) -> None:
         if not any(library in program.libraries for program in self.known.values()):

@@ -38,7 +38,7 @@ from windlass.manager.attachments import Attachments
 from windlass.manager.client import Client
 from windlass.manager.core import Core
 from windlass.manager.inbox import Inbox
-from windlass.manager.status import status, within
+from windlass.manager.status import add_inputs, status, within
 from windlass.messages import (
     HOST,
     CallSpec,
@@ -354,7 +354,10 @@ class Server:
 
     def _status(self, now: float) -> Status:
         seen, detached = self.attachments.seen(), self.attachments.detached
-        return Status(within(status(self.core, self._welcome.manager, self.addresses, now, seen, detached=detached)))
+        found = status(self.core, self._welcome.manager, self.addresses, now, seen, detached=detached)
+        if self.client is not None:
+            add_inputs(found, self.client.feeder.count)
+        return Status(within(found))
 
     def _listen_for(self, report: PoolReport) -> None:
         """Listen where pilots of these pools can reach it."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from windlass.manager.core import Core
+from windlass.manager.inputs import InputsCount
 from windlass.manager.libraries import LibraryState
 from windlass.manager.programs import Program
 from windlass.manager.workers import Worker
@@ -31,6 +32,7 @@ def status(
         "manager": {"id": manager, "addresses": [f"{host}:{port}" for host, port in addresses], "at": now, "detached": detached},
         "calls": {
             "waiting": sum(state.waiting for state in core.libraries.values()),
+            "waiting_for_inputs": 0,
             "running": sum(state.running for state in core.libraries.values()),
             "done": counters.returned,
             "failed": counters.failed,
@@ -48,6 +50,16 @@ def status(
             for one, connected in programs
         ],
     }
+
+
+def add_inputs(found: dict[str, Any], inputs: InputsCount) -> None:
+    """Count calls that wait for the results of others, of which the core does not know yet."""
+    calls: dict[str, int] = found["calls"]
+    calls["waiting"] += inputs.waiting
+    calls["waiting_for_inputs"] += inputs.waiting
+    calls["failed"] += inputs.failed
+    calls["cancelled"] += inputs.cancelled
+    calls["submitted"] += inputs.waiting + inputs.failed + inputs.cancelled
 
 
 def within(found: dict[str, Any], most: int = BYTES_MOST) -> bytes:

@@ -28,6 +28,7 @@ CORES = (
     "manager/pilots.py",
     "manager/advice.py",
     "manager/programs.py",
+    "manager/inputs.py",
     "worker/backlog.py",
     "worker/lifetime.py",
     "factory/core.py",

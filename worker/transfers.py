@@ -140,6 +140,7 @@ class Transfers:
             await self._get(ref)
         except TransferFailed as error:
             return error
+        self._store.fetched(ref.name)
         if ref.name in self._holds and not self._pin(ref.name):
             return TransferFailed(f"object {ref.name} of {ref.size} bytes was fetched and did not stay: the worker's store is too small")
         return None

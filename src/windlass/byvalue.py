@@ -57,6 +57,8 @@ class ByValue(_Pickler):
     def __init__(self, file: BytesIO, homes: bool, buffer_callback: Callable[[PickleBuffer], bool] | None) -> None:
         _CloudPickler.__init__(self, file, 5, buffer_callback)
         self._homes = homes
+        self._future: type | None = None
+        self._holes: Any = None
         #: Local top-level modules that the stream names.
         self.local: set[str] = set()
         #: All modules that reading the stream imports.
@@ -65,8 +67,15 @@ class ByValue(_Pickler):
         self.functions: list[FunctionType] = []
         self.classes: list[type] = []
 
+    def meet(self, holes: pickling.Holes) -> None:
+        """Futures become holes."""
+        holes.clear()
+        self._future, self._holes = holes.kind, holes
+
     def reducer_override(self, obj: object) -> Any:
         kind = type(obj)
+        if kind is self._future:
+            return self._holes.reduce(obj)
         if kind is pickling.CACHED and not self._goes_by_name(obj):
             return _make_cached, (_wrapped(obj), _cache_parameters(obj))
         if kind is cached_property:

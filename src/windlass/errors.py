@@ -13,6 +13,7 @@
     │   ├── CallTimeout (also TimeoutError)
     │   ├── CallTooLong                    longer than any pool's walltime
     │   ├── WorkersLost                    lost with its worker more than `max_losses` times
+    │   ├── InputFailed                    a call whose result it was to get has failed or was cancelled; names that one
     │   └── LibraryFailed                  its library cannot start: import error, context error, crash
     ├── RemoteError                        the function's own exception, where its type cannot travel
     ├── Closed                             the manager is closed
@@ -107,6 +108,17 @@ class CallTooLong(CallFailed):
 
 class WorkersLost(CallFailed):
     """The call was lost with its worker too often; the text has the story of its attempts."""
+
+
+class InputFailed(CallFailed):
+    """The call was not run: a call whose future was among its arguments has failed, or was cancelled.
+
+    ``call``, ``library``, ``function`` and ``tag`` are of the call that failed first, and ``__cause__`` is what that one raised.
+    """
+
+    def __init__(self, text: str, *, call: int = 0, library: str = "", function: str = "", tag: str | None = None) -> None:
+        super().__init__(text)
+        self.call, self.library, self.function, self.tag = call, library, function, tag
 
 
 class LibraryFailed(CallFailed):

@@ -21,7 +21,7 @@ Times are seconds; ``*_at`` is seconds since the epoch on the clock of the host 
 
 from __future__ import annotations
 
-from typing import Final, NewType
+from typing import Final, NamedTuple, NewType
 
 import msgspec
 
@@ -62,6 +62,13 @@ class ObjectRef(Record, frozen=True):
 
     name: ObjectName
     size: int
+
+
+class Part(NamedTuple):
+    """A pickled value, as `windlass.pickling` makes it: payload (empty when the stream itself is the first of ``spans``) and spans."""
+
+    payload: bytes
+    spans: tuple[ObjectRef, ...] = ()
 
 
 class Resources(Record, frozen=True):

@@ -226,6 +226,13 @@ class ObjectStore:
             entry.doomed = False
             entry.pins += 1
 
+    def fetched(self, name: str) -> None:
+        """This one was fetched from where it is kept, so that it may go like any other when there is no room, a result too."""
+        with self._lock:
+            entry = self._entries.get(name)
+            if entry is not None:
+                entry.copy = True
+
     def unpin(self, name: str) -> None:
         """Take back one `pin`; without one, nothing happens."""
         with self._lock:
@@ -305,13 +312,13 @@ class ObjectStore:
     def _evict(self, wanted: int) -> int:
         """Remove unpinned objects until `wanted` bytes are freed; returns the bytes that were.
 
-        Results stay until they are discarded: nobody could make them again.
+        Results stay until they are discarded, as nobody could make them again, unless they are copies that were fetched.
         """
         freed = 0
         for name, entry in list(self._entries.items()):
             if freed >= wanted:
                 break
-            if not entry.pins and not name.startswith("r-"):
+            if not entry.pins and (entry.copy or not name.startswith("r-")):
                 self._remove(name)
                 freed += entry.size
         return freed
@@ -459,10 +466,10 @@ class Incoming:
 
 
 class _Entry:
-    __slots__ = ("doomed", "pins", "size")
+    __slots__ = ("copy", "doomed", "pins", "size")
 
     def __init__(self, size: int) -> None:
-        self.size, self.pins, self.doomed = size, 0, False
+        self.size, self.pins, self.doomed, self.copy = size, 0, False, False
 
 
 # ---------------------------------------------------------------- files

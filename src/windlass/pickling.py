@@ -16,6 +16,8 @@ Three ways to pickle, the first that can wins:
 3. *by value*: cloudpickle, for what lives in ``__main__``, a notebook, a function's body, or a module that cannot be imported
    elsewhere.
 
+A call's future among the arguments of another is a *hole*, which is filled when the result is there: see `windlass.joined`.
+
 Local modules (`windlass.snapshots`) go by name too; the stream of a call that names one starts by installing its snapshot.
 
 Unpickling is plain ``pickle.loads`` everywhere: the stream imports what it needs. By value: `windlass.byvalue`.
@@ -30,7 +32,7 @@ from functools import lru_cache
 from io import BytesIO
 from pickle import PickleBuffer, dumps, loads
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from windlass.messages import OUT_OF_BAND_BYTES, EndDetail, ObjectName, ObjectRef
 
@@ -38,6 +40,16 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from windlass.errors import NotPicklable
+
+    class Holes(Protocol):
+        """What is asked about the futures among a call's arguments; `windlass.manager.feeding.Holes` is one."""
+
+        kind: type
+
+        def clear(self) -> None: ...
+        def reduce(self, future: Any, /) -> Any: ...
+        def with_code(self, code: tuple[ObjectRef, ...], /) -> tuple[ObjectRef, ...]: ...
+        def refusal(self, value: object, /) -> str: ...
 
     Put = Callable[[Buffer], ObjectRef]
     OpenObject = Callable[[ObjectName], memoryview]
@@ -55,35 +67,44 @@ _MAINS: Final = frozenset({"__main__", "__mp_main__"})
 # ---------------------------------------------------------------- calls
 
 
-def pack_call(
-    args: tuple[Any, ...], kwargs: dict[str, Any], put: Put, parameters: Sequence[str] = ()
-) -> tuple[bytes, tuple[ObjectRef, ...]]:
-    """Pickle a call's arguments: payload and spans.
-
-    `parameters` are the function's positional parameter names, if known, for the text of an error. Raises `NotPicklable`, which says
-    which argument and why, and what ``put`` raises; nothing has been put when an argument cannot be pickled.
-    """
+def pack_scalars(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """The payload of a call whose arguments are few small scalars, by the shortest way; ``b""`` for all others."""
     if not kwargs:
         for value in args:
             if type(value) not in _SCALARS and not _is_flat(value):
-                break
-        else:
-            payload = dumps((args, kwargs), 5)
-            if len(payload) < OUT_OF_BAND_BYTES:
-                return payload, ()
-    call = (tuple(map(_wrapped, args)), {name: _wrapped(value) for name, value in kwargs.items()} if kwargs else kwargs)
+                return b""
+        payload = dumps((args, kwargs), 5)
+        if len(payload) < OUT_OF_BAND_BYTES:
+            return payload
+    return b""
+
+
+def pack_call(
+    args: tuple[Any, ...], kwargs: dict[str, Any], put: Put, parameters: Sequence[str] = (), holes: Holes | None = None
+) -> tuple[bytes, tuple[ObjectRef, ...]]:
+    """Pickle a call's arguments: payload and spans.
+
+    `parameters` are the function's positional parameter names, if known, for the text of an error; ``holes`` are told of futures. Raises
+    `NotPicklable`, which says which argument and why, and what ``put`` raises; nothing has been put when an argument cannot be pickled.
+    """
+    payload = pack_scalars(args, kwargs)
+    if payload:
+        return payload, ()
+    call = (tuple(map(wrap_large, args)), {name: wrap_large(value) for name, value in kwargs.items()} if kwargs else kwargs)
     try:
-        stream, buffers, local = _pickled(call, homes=True)
+        stream, buffers, local = _pickled(call, homes=True, holes=holes)
     except Exception as error:  # pickling runs the user's code, which may raise anything
-        raise _bad_arguments(args, kwargs, parameters, error) from error
+        raise _bad_arguments(args, kwargs, parameters, error, holes) from error
     code: tuple[ObjectRef, ...] = ()
     if local:
         from windlass import snapshots
 
         code = snapshots.snapshots_of(local, put)
-        if code:
-            header = _Code(code)
-            stream, buffers, _ = _pickled((header, *call), homes=True, skip=header.markers)
+    if holes is not None:
+        code = holes.with_code(code)
+    if code:
+        header = _Code(code)
+        stream, buffers, _ = _pickled((header, *call), homes=True, skip=header.markers, holes=holes)
     return _put_parts(stream, buffers, put, code)
 
 
@@ -95,6 +116,10 @@ def unpack_call(payload: bytes, spans: Sequence[ObjectRef], open_object: OpenObj
         stream, buffers = payload, ()
     try:
         call = loads(stream, buffers=buffers)
+        if len(call) == 1:
+            from windlass import joined
+
+            call = joined.unpack(call[0], stream, buffers)
         if len(call) == 3:
             return call[1], call[2]
         args, kwargs = call
@@ -113,7 +138,7 @@ def pack_result(value: Any, put: Put) -> tuple[bytes, tuple[ObjectRef, ...]]:
         if len(payload) < OUT_OF_BAND_BYTES:
             return payload, ()
     try:
-        stream, buffers, _ = _pickled(_wrapped(value), homes=False)
+        stream, buffers, _ = _pickled(wrap_large(value), homes=False)
     except Exception as error:  # pickling runs the user's code, which may raise anything
         raise _not_picklable(f"a result of type {type_name(value)} cannot be pickled{culprit(value)}: {_reason(error)}") from error
     return _put_parts(stream, buffers, put, ())
@@ -186,7 +211,7 @@ def type_name(value: object) -> str:
 
 
 def _pickled(
-    value: Any, *, homes: bool, skip: Collection[PickleBuffer] = (), in_band: bool = False
+    value: Any, *, homes: bool, skip: Collection[PickleBuffer] = (), in_band: bool = False, holes: Holes | None = None
 ) -> tuple[BytesIO, list[PickleBuffer], set[str]]:
     """The stream, its out-of-band buffers, and the local modules that it names. `homes`: look for those."""
     buffers: list[PickleBuffer] = []
@@ -201,11 +226,15 @@ def _pickled(
     try:
         file = BytesIO()
         pickler: Any = (_ByNameWithHomes if homes else _ByName)(file, 5, buffer_callback=keep_in_band)
+        if holes is not None:
+            pickler.meet(holes)
         pickler.dump(value)
     except Exception:  # noqa: BLE001 - whatever it was, cloudpickle may know better, and says why when it does not
         buffers.clear()
         file = BytesIO()
         pickler = _by_value(file, homes, keep_in_band)
+        if holes is not None:
+            pickler.meet(holes)
         pickler.dump(value)
     return file, buffers, pickler.local
 
@@ -244,7 +273,8 @@ def _is_flat(value: Any) -> bool:
     return False
 
 
-def _wrapped(value: Any) -> Any:
+def wrap_large(value: Any) -> Any:
+    """The value, or what makes large ``bytes`` leave the stream."""
     return _Large(value) if type(value) in _BUFFERS and len(value) >= OUT_OF_BAND_BYTES else value
 
 
@@ -274,6 +304,13 @@ class _ByName(pickle.Pickler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.local: set[str] = set()
+        self._future: type | None = None
+        self._holes: Any = None
+
+    def meet(self, holes: Holes) -> None:
+        """Futures become holes."""
+        holes.clear()
+        self._future, self._holes = holes.kind, holes
 
     def reducer_override(self, obj: object) -> Any:
         kind = type(obj)
@@ -297,6 +334,8 @@ class _ByNameWithHomes(_ByName):
                 if home is snapshots.BY_VALUE:
                     raise _NeedsValueError
                 self.local.add(obj.__module__.partition(".")[0])
+        elif kind is self._future:
+            return self._holes.reduce(obj)
         return NotImplemented
 
 
@@ -339,22 +378,30 @@ def _unreadable(what: str, error: Exception) -> NotPicklable:
     return _not_picklable(f"{what} cannot be unpickled here: {_reason(error)}{hint}")
 
 
-def _bad_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Sequence[str], error: Exception) -> Exception:
+def _bad_arguments(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Sequence[str], error: Exception, holes: Holes | None
+) -> Exception:
     named = [(f"argument {i + 1}", parameters[i] if i < len(parameters) else "", value) for i, value in enumerate(args)]
     named += [(f"keyword argument {name!r}", "", value) for name, value in kwargs.items()]
     for title, name, value in named:
-        reason = _why_not(value)
+        reason = _why_not(value, holes)
         if reason is not None:
             kind = f"({name!r}, {type_name(value)})" if name else f"({type_name(value)})"
+            way, part = _innermost(value, 4, holes)
+            refusal = holes.refusal(part) if holes is not None else ""
+            if refusal:
+                return _not_picklable(
+                    f"{title} {kind} has a part, its {way.strip()}, that {refusal}" if way else f"{title} {kind} {refusal}"
+                )
             return _not_picklable(
-                f"{title} {kind} cannot be pickled{culprit(value)}: {reason}; pass what it is made from, and make it in the function"
+                f"{title} {kind} cannot be pickled{_because(way, part)}: {reason}; pass what it is made from, and make it in the function"
             )
     return _not_picklable(f"the arguments cannot be pickled: {_reason(error)}")
 
 
-def _why_not(value: Any) -> str | None:
+def _why_not(value: Any, holes: Holes | None = None) -> str | None:
     try:
-        _pickled(_wrapped(value), homes=True)
+        _pickled(wrap_large(value), homes=True, holes=holes)
     except Exception as error:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
         return _reason(error)
     return None
@@ -362,15 +409,26 @@ def _why_not(value: Any) -> str | None:
 
 def culprit(value: Any, depth: int = 4) -> str:
     """ " because of its ['key'].attribute (type)": the way down to the innermost part that cannot be pickled."""
+    return _because(*_innermost(value, depth, None))
+
+
+def _because(way: str, part: Any) -> str:
+    return f" because of its {way.strip()} ({type_name(part)})" if way else ""
+
+
+def _innermost(value: Any, depth: int, holes: Holes | None) -> tuple[str, Any]:
+    """The way down to the innermost part that cannot be pickled, and that part."""
     way = ""
     for _ in range(depth):
+        if holes is not None and holes.refusal(value):
+            break
         for step, part in _parts(value):
-            if _why_not(part) is not None:
+            if _why_not(part, holes) is not None:
                 way, value = way + step, part
                 break
         else:
             break
-    return f" because of its {way.strip()} ({type_name(value)})" if way else ""
+    return way, value
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:

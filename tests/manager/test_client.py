@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 
 from windlass.errors import Closed
+from windlass.manager.call import Target
 from windlass.manager.client import Client
 from windlass.manager.future import CallFuture
 from windlass.manager.inbox import Inbox
-from windlass.messages import RETURNED, CallDone, CallEnd, CallId, CallOptions, FunctionId, LibraryId
+from windlass.messages import RETURNED, CallDone, CallEnd, CallId, FunctionId, LibraryId
 from windlass.pickling import pack_result
 from windlass.spooling import SpoolingStore
 
 Finish = Callable[[CallFuture[Any], CallDone], bool]
-LIBRARY, FUNCTION = LibraryId("lib@1"), FunctionId(b"f" * 16)
+TARGET = Target(LibraryId("lib@1"), FunctionId(b"f" * 16))
 
 
 class Bench:
@@ -33,7 +34,7 @@ class Bench:
             raise Closed(self.refuse)
 
     def submit(self, *args: Any) -> CallFuture[Any]:
-        return self.client.submit(LIBRARY, FUNCTION, args, {}, CallOptions(), None)
+        return self.client.submit(TARGET, args, {})
 
     def end(self, future: CallFuture[Any], value: Any = None) -> None:
         payload, spans = pack_result(value, self.store.put_result)

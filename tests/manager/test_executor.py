@@ -333,7 +333,7 @@ class TestLife:
         held.end(0)
         pool.shutdown(cancel_futures=True)
         assert [future.cancelled() for future in futures] == [False, True, True]
-        assert held.cancelled == [1, 2]
+        assert held.cancelled == [2, 1]
         assert held.closed == 1
 
     def test_ctrl_c_in_the_block_cancels_what_has_not_ended(self, held: Held) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from typing import Any, assert_type
+from typing import Any, assert_type, cast
 
 from windlass import AttachedManager, CallFuture, Executor, Factory, FunctionCall, Library, Manager, Pool, attach, on_warning, time_left
 from windlass.manager.executor import View
@@ -34,6 +34,16 @@ def futures(pool: Executor) -> None:
     stock.add_done_callback(lambda done: assert_type(done.result(), int))
     pool.submit(length, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     pool.submit(length, "x", strip="y")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def add(left: int, right: int = 0) -> int:
+    return left + right
+
+
+def futures_as_arguments(pool: Executor, manager: Manager) -> None:
+    first = pool.submit(length, "x")
+    assert_type(pool.submit(add, cast("Any", first), right=cast("Any", first)), CallFuture[int])
+    assert_type(manager.submit(FunctionCall("lib", "add", first, [first])), CallFuture[Any])
 
 
 def many_futures(pool: Executor) -> None:
