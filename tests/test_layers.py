@@ -44,6 +44,7 @@ CORES = (
     "factory/values.py",
     "src/windlass/session.py",
     "src/windlass/framing.py",
+    "src/windlass/manifests.py",
 )
 
 #: Sockets, processes, threads, clocks, files, log handlers: what a core asks its shell for.

@@ -6,7 +6,8 @@
     ├── UsageError (also ValueError)       you asked for something that cannot be: mend the program
     │   ├── UnknownName                    no such library, function, pool, manager; has near names
     │   ├── NotPossible                    no pool can ever run this call, and why
-    │   └── NotPicklable (also TypeError)  a function, argument or result that cannot travel
+    │   ├── NotPicklable (also TypeError)  a function, argument or result that cannot travel
+    │   └── BadTree                        a directory tree or archive that cannot go to workers as it is, and why
     ├── CallFailed                         the call ended without a result, and not by its own exception
     │   ├── SlotDied                       the process that ran it died: signal, exit status, stderr
     │   ├── OutOfMemory                    it used more than its share when memory ran short
@@ -18,6 +19,10 @@
     ├── RemoteError                        the function's own exception, where its type cannot travel
     ├── Closed                             the manager is closed
     ├── StoreFull (also OSError)           no room for an object: a limit or a full disk
+    │   └── CacheFull                      no room for a file in a worker's cache
+    ├── CacheBusy (also TimeoutError)      another worker of this node has been filling the same entry of the cache for too long
+    ├── SourceChanged                      a file is no longer what it was when it was declared
+    ├── Damaged                            content is not what its name says; it was not kept, fetch it again
     ├── ConnectionRefused                  the other side does not accept us: versions, certificates; names both
     ├── BatchError                         a batch system said no, or nothing
     │   ├── Rejected                       refused as asked; asking again gives the same
@@ -76,6 +81,10 @@ class NotPossible(UsageError):
 
 class NotPicklable(UsageError, TypeError):
     """A function, an argument or a result cannot travel between processes."""
+
+
+class BadTree(UsageError):
+    """A directory tree, its manifest or an archive cannot go to workers as it is."""
 
 
 class CallFailed(WindlassError):
@@ -166,3 +175,19 @@ class InternalError(WindlassError):
 
 class StoreFull(WindlassError, OSError):
     """No room for an object: its store is at its limit, or the disk is full."""
+
+
+class CacheFull(StoreFull):
+    """No room for a file in a worker's cache: the cache is at its limit, or the disk is full."""
+
+
+class CacheBusy(WindlassError, TimeoutError):
+    """Another process of this node fills the same entry of the shared cache, and did not end in time."""
+
+
+class SourceChanged(WindlassError):
+    """A file is gone or is no longer what it was when it was declared."""
+
+
+class Damaged(WindlassError):
+    """What was written is not what its name says; it was not kept and can be fetched again."""

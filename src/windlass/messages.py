@@ -41,6 +41,8 @@ FunctionId = NewType("FunctionId", bytes)
 WorkerId = NewType("WorkerId", str)
 #: Content name of an object: ``b3-`` and 32 hexadecimal digits of BLAKE3, or ``r-`` and a random name for results.
 ObjectName = NewType("ObjectName", str)
+#: A file that calls read, in a worker's cache: ``b3-``, ``t3-``, ``u3-``, ``x3-`` or ``r-`` and 32 hexadecimal digits (`windlass.trees`).
+FileName = NewType("FileName", str)
 PoolName = NewType("PoolName", str)
 #: A pilot as its batch backend names it; for the manager an opaque word.
 PilotId = NewType("PilotId", str)
@@ -69,6 +71,16 @@ class Part(NamedTuple):
 
     payload: bytes
     spans: tuple[ObjectRef, ...] = ()
+class FileRef(Record, frozen=True):
+    """A file that a call needs."""
+
+    name: FileName
+    #: Bytes of content; -1: not known.
+    size: int
+    #: Last part of the path that the function sees, such as ``model.pkl``.
+    base: str
+    #: How long a replica stays in a worker's cache: ``call``, ``workflow``, ``worker`` or ``forever``.
+    level: str = "workflow"
 
 
 class Resources(Record, frozen=True):
