@@ -23,6 +23,7 @@ SMALLEST = {
     "startup": [],
     "pending": ["--calls", "500"],
     "payload": ["--small", "2", "--large", "1"],
+    "transfer": ["--megabytes", "5", "--workers", "3"],
     "hoisting": ["--calls", "4", "--slow-calls", "1"],
     "rest": ["--seconds", "1"],
 }

@@ -44,6 +44,7 @@ CORES = (
     "factory/values.py",
     "src/windlass/session.py",
     "src/windlass/framing.py",
+    "src/windlass/permits.py",
     "src/windlass/manifests.py",
 )
 

@@ -27,6 +27,7 @@ import os
 import re
 import ssl
 import stat
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
@@ -51,6 +52,9 @@ WORKER: Final = "worker"
 LIFETIME: Final = 365 * 86400.0
 #: Seconds. Clocks of nodes differ; this is further than any that runs jobs at all.
 BACKDATE: Final = 86400.0
+
+#: Seconds. Long enough to wait for one's turn and read 100 GB; a permit names who may read what from whom, so it need not be short.
+PERMIT_SECONDS: Final = 6 * 3600.0
 
 Address = tuple[str, int]
 
@@ -295,6 +299,13 @@ def context_for(connection: ConnectionFile, cert_pem: bytes, key_pem: bytes) -> 
     return _prepare(context, connection.ca, cert_pem, key_pem)
 
 
+def serving_context(ca_pem: str, cert_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
+    """TLS for a worker that serves its peers with the certificate of its own: whoever comes must show one of the same authority."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.num_tickets = 0
+    return _prepare(context, ca_pem, cert_pem, key_pem)
+
+
 def peer_of(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> Identity:
     """Role and name of the other side, from its verified certificate.
 
@@ -527,6 +538,12 @@ class Authority:
         if not sound:
             raise ConnectionRefused(f"worker {worker_id}'s certificate request is not signed by its own key")
         return self.signer().sign(request.public_key(), WORKER, worker_id, self._stored.lifetime)
+
+    def permit(self, name: str, source: str, reader: str, seconds: float = PERMIT_SECONDS) -> bytes:
+        """The word that worker ``reader`` may read the file ``name`` from worker ``source`` for so many seconds: see `windlass.permits`."""
+        from windlass.permits import make_permit
+
+        return make_permit(self.signer().key, name, source, reader, time.time() + seconds)
 
     def server_context(self) -> ssl.SSLContext:
         """TLS for the manager's listener: version 1.3, a certificate of this authority asked of everyone."""

@@ -20,16 +20,20 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
 from windlass.errors import UsageError, WindlassError
+from windlass.filewire import asks_for_files
 from windlass.framing import FrameReader, ProtocolError, frame
 from windlass.identity import CLIENT, ENROL, FACTORY, WORKER, Address, Authority, Identity
 from windlass.links import READ_BYTES, Connection, Link
 from windlass.messages import PROTOCOL, Hello, Refused, Welcome
 from windlass.session import Event, Phase, Session, decode_hello, encode_one, said_by
+
+if TYPE_CHECKING:
+    from windlass.fileserver import FileServer
 
 log = logging.getLogger("windlass.transport")
 
@@ -184,6 +188,7 @@ class Listener:
         handler: Handler,
         *,
         serve_data: Callable[[Hello], asyncio.BaseProtocol] | None = None,
+        files: FileServer | None = None,
         handshake_timeout: float = HANDSHAKE_TIMEOUT,
         max_handshakes: int = MAX_HANDSHAKES,
     ) -> None:
@@ -191,6 +196,8 @@ class Listener:
         self.handler = handler
         #: Makes the protocol of a data connection (`windlass.dataplane.DataServer`).
         self.serve_data = serve_data
+        #: Takes over connections for files, which it serves on threads (`windlass.filewire`).
+        self.files = files
         self.handshake_timeout = handshake_timeout
         self.connections: set[_Accepted] = set()
         #: All of its connections read into this one.
@@ -253,6 +260,8 @@ class Listener:
         try:
             async with asyncio.timeout(self.handshake_timeout):
                 accepted.setblocking(False)
+                if self.files is not None and await self._hand_over(accepted, self.files):
+                    return
                 await asyncio.get_running_loop().connect_accepted_socket(
                     lambda: connection,
                     accepted,
@@ -266,6 +275,28 @@ class Listener:
             connection.abort(f"no Hello within {self.handshake_timeout:g} s")
         finally:
             self._room.release()
+
+    async def _hand_over(self, accepted: socket.socket, files: FileServer) -> bool:
+        """Leave this connection to who serves files, if it is for files."""
+        try:
+            wanted = await asks_for_files(accepted)
+        except BaseException:
+            accepted.close()  # asyncio does that only to those that it knows
+            raise
+        if wanted:
+            loop = asyncio.get_running_loop()
+            files.serve(accepted, self._context, lambda hello, identity: self._judge_on(loop, hello, identity))
+        return wanted
+
+    def _judge_on(self, loop: asyncio.AbstractEventLoop, hello: Hello, identity: Identity) -> Welcome | Refused:
+        """`judge`, for a thread that serves files."""
+        if hello.purpose != "data":
+            return Refused(f"a connection for files was opened, and then used for {hello.purpose!r}")
+
+        async def judge() -> Welcome | Refused:
+            return self.judge(hello, identity)
+
+        return asyncio.run_coroutine_threadsafe(judge(), loop).result(self.handshake_timeout)
 
     def judge(self, hello: Hello, identity: Identity) -> Welcome | Refused:
         """What the rules of certificates, and then the handler, say to this peer."""

@@ -83,6 +83,21 @@ class FileRef(Record, frozen=True):
     level: str = "workflow"
 
 
+class FileSource(Record, frozen=True):
+    """Where one worker may fetch one file."""
+
+    #: Id of who serves it, which TLS checks: the manager's or a worker's; "" for ``url`` and ``path``.
+    peer: str
+    #: "host:port", tried in turn.
+    addresses: tuple[str, ...] = ()
+    #: Shown to a worker that serves: see `windlass.permits`.
+    permit: bytes = b""
+    #: ``http://``, ``https://`` or ``file://``.
+    url: str = ""
+    #: A shared path, to be copied from.
+    path: str = ""
+
+
 class Resources(Record, frozen=True):
     """What a call, a slot or a worker has or needs. ``cores`` may be a fraction; ``memory`` is in bytes."""
 
@@ -503,10 +518,29 @@ class ObjectStored(Message, frozen=True):
 
 
 class ObjectMissing(Message, frozen=True):
-    """Answer to `GetObject` or `PutObject`: not here, or not allowed."""
+    """Answer to `GetObject`, `PutObject` or `GetFile`: not here, or not allowed."""
 
     name: ObjectName
     text: str = ""
+
+
+class GetFile(Message, frozen=True):
+    """Worker → manager or peer, on a connection for files: send me this file from ``offset`` of its stream."""
+
+    name: FileName
+    offset: int = 0
+    permit: bytes = b""
+
+
+class FileHead(Message, frozen=True):
+    """Answer to `GetFile`: the raw bytes of the stream from ``offset`` to its end follow this frame."""
+
+    name: FileName
+    #: Of the whole stream.
+    size: int
+    offset: int = 0
+    #: The stream is a tree's: length of the manifest, manifest, contents.
+    tree: bool = False
 
 
 # ---------------------------------------------------------------- factory
@@ -797,3 +831,5 @@ FromClient = (
 )
 FromData = GetObject | PutObject
 ToData = ObjectHead | ObjectStored | ObjectMissing
+FromFileReader = GetFile
+ToFileReader = FileHead | ObjectMissing

@@ -1,0 +1,431 @@
+"""Fetching files: from the manager, from a peer, from a URL, from a shared path.
+
+Theory of operation
+-------------------
+`Fetcher.fetch` brings one `windlass.worker.arrivals.Arrival` here from one source.  The loop only waits: a thread of its own does the work,
+with a blocking socket (why: `windlass.filewire`).  A cut is no failure as long as bytes come: the stream goes on at the byte that it has
+reached, up to `TRIES` times.  `BARREN` attempts without a byte, or a silence of ``silence`` seconds, are a failure of this source
+(`SourceFailed`): another one may do, and goes on at the same byte.  Which source comes next is not decided here.
+
+A connection that has served a file is kept for `KEEP` seconds for the next one, since a handshake costs as much as a file of some
+megabytes.  It may be ended by its other side any time, so a request on it that gets no byte does not count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+
+from windlass import __version__
+from windlass.errors import CacheFull, Damaged, WindlassError
+from windlass.filewire import ALPN, CHUNK_BYTES, hang_up, hear, hear_bytes, parse_address, say
+from windlass.framing import MAX_HELLO_BYTES, ProtocolError
+from windlass.identity import MANAGER, WORKER, Address, ConnectionFile, Identity, context_for, peer_of
+from windlass.messages import PROTOCOL, FileHead, FileSource, GetFile, Hello, ObjectMissing, Refused, ToFileReader
+from windlass.session import decode_answer
+from windlass.worker.arrivals import Arrival, Arrived, OutOfTurn
+
+if TYPE_CHECKING:
+    from windlass.worker.downloads import Downloader
+
+log = logging.getLogger("windlass.files")
+
+#: Seconds that one address may take to connect and answer.
+DIAL_TIMEOUT: Final = 10.0
+#: Seconds without a byte, or with less than a chunk in `SLOW` times as many, after which a source has failed.
+SILENCE: Final = 30.0
+SLOW: Final = 4
+#: Attempts at one source, and those in a row that bring no byte.
+TRIES: Final = 10
+BARREN: Final = 2
+#: First and longest pause between two attempts, in seconds.
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 2.0
+#: Seconds that an idle connection is kept; less than who serves keeps it.
+KEEP: Final = 3.0
+
+T = TypeVar("T")
+
+
+class SourceGone(WindlassError):
+    """This source does not have the file, or does not give it: not there, changed, not permitted."""
+
+
+class SourceFailed(WindlassError):
+    """This source was not reached, was cut off too often, or said nothing: another one may do, or the same one later."""
+
+
+class Call:
+    """One attempt: what its thread waits for, so that it can be ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sock: socket.socket | None = None
+        self.cancelled = False
+
+    def hold(self, sock: socket.socket | None) -> None:
+        """This is what the thread will wait for now. Raises `OutOfTurn` when the attempt was given up."""
+        with self._lock:
+            self._sock = sock
+        self.check()
+
+    def release(self) -> None:
+        """It waits for no socket any more."""
+        with self._lock:
+            self._sock = None
+
+    def check(self) -> None:
+        """Raises `OutOfTurn` when the attempt was given up."""
+        if self.cancelled:
+            raise OutOfTurn("the transfer was given up")
+
+    def cancel(self) -> None:
+        """Have the thread end soon."""
+        with self._lock:
+            self.cancelled = True
+            if self._sock is not None:
+                hang_up(self._sock)
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Do this on a new thread, which does not keep the process alive."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def tell(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as raised:  # noqa: BLE001 - it is raised where this is awaited
+            error = raised
+        try:
+            loop.call_soon_threadsafe(tell, result, error)
+        except RuntimeError:
+            pass  # the loop has ended meanwhile, and with it who waited
+
+    threading.Thread(target=run, name="windlass-fetch", daemon=True).start()
+    return await future
+
+
+class Fetcher:
+    """A worker's way to files. Belongs to one event loop.
+
+    ``connection`` says who the manager is and where; ``certificate`` and ``key`` (PEM) are this worker's own.
+    """
+
+    def __init__(
+        self,
+        connection: ConnectionFile,
+        worker: str,
+        certificate: bytes,
+        key: bytes,
+        *,
+        session: str = "",
+        silence: float = SILENCE,
+        dial_timeout: float = DIAL_TIMEOUT,
+        url_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._connection = connection
+        self._worker = worker
+        self._silence, self._dial_timeout = silence, dial_timeout
+        self._context = context_for(connection, certificate, key)
+        self._context.set_alpn_protocols([ALPN])
+        # `_dial_one` compares role and name, exactly. TLS would know no roles, take "W1" for "w1", and a worker's id for an address.
+        self._context.check_hostname = False
+        self._url_context = url_context
+        #: The worker's session with its manager, which a manager asks for.
+        self.session = session
+        self._calls: set[Call] = set()
+        self._lock = threading.Lock()
+        #: Idle connections by the id of who serves, each with when it was put here.
+        self._idle: dict[str, list[tuple[float, ssl.SSLSocket]]] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        self._closed = False
+        #: For the status: bytes that came from the manager, from peers, from elsewhere.
+        self.bytes_in = {"manager": 0, "worker": 0, "other": 0}
+
+    def use_connection(self, connection: ConnectionFile) -> None:
+        """The manager may have moved."""
+        self._connection = connection
+
+    async def fetch(self, arrival: Arrival, source: FileSource) -> Arrived:
+        """Bring it here from this source, or what is missing of it. The `Arrival` is good for another source after `SourceGone` and
+        `SourceFailed`; and so it is after a cancellation.
+
+        Raises:
+            SourceGone: the source does not have it, or does not give it.
+            SourceFailed: the source was not reached, was cut off, or said nothing for too long.
+            Damaged: what came is not what was asked for.
+            CacheFull, CannotKeep: it cannot be written here.
+        """
+        kind = "other" if not source.peer else "manager" if source.peer == self._connection.manager else "worker"
+        place = shown(source.url) or source.path or f"{'manager' if kind == 'manager' else 'worker'} {source.peer}"
+        barren, pause, tries = 0, FIRST_PAUSE, 0
+        while True:
+            before = arrival.offset
+            try:
+                return await self._attempt(arrival, source)
+            except TimeoutError as error:
+                raise SourceFailed(f"{place}: {error or f'nothing came for {self._silence:g} s'}; {_so_far(arrival)}") from error
+            except CacheFull:
+                raise
+            except (OSError, ProtocolError) as error:
+                tries += 1
+                barren = 0 if arrival.offset > before else barren + 1
+                if barren == BARREN or tries == TRIES:
+                    raise SourceFailed(f"{place}: {_plain(error)}; {_so_far(arrival)}, in {tries} attempts") from error
+                log.info("file %s from %s: %s; going on at byte %d", arrival.ref.name, place, _plain(error), arrival.offset)
+            finally:
+                self.bytes_in[kind] += max(0, arrival.offset - before)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def close(self) -> None:
+        """Give up all that is under way, and close the idle connections."""
+        self._closed = True
+        for call in list(self._calls):
+            call.cancel()
+        if self._sweep is not None:
+            self._sweep.cancel()
+        with self._lock:
+            idle, self._idle = self._idle, {}
+        for known in idle.values():
+            for _, sock in known:
+                sock.close()
+
+    async def _attempt(self, arrival: Arrival, source: FileSource) -> Arrived:
+        if self._closed:
+            raise SourceFailed("this worker is leaving")
+        call, turn = Call(), arrival.next_turn()
+        self._calls.add(call)
+        try:
+            if source.peer:
+                work = partial(self._from_peer, call, arrival, turn, source)
+            elif source.url and not source.url.startswith("file:"):
+                work = partial(self._downloader().from_url, call, arrival, turn, source.url)
+            else:
+                work = partial(self._downloader().from_path, call, arrival, turn, source.path or source.url)
+            return await in_thread(work)
+        except asyncio.CancelledError:
+            arrival.next_turn()
+            call.cancel()
+            raise
+        except OutOfTurn as error:
+            raise SourceFailed(str(error)) from error
+        finally:
+            self._calls.discard(call)
+            self._sweep_soon()
+
+    def _downloader(self) -> Downloader:
+        from windlass.worker.downloads import Downloader
+
+        return Downloader(self._silence, self._url_context)
+
+    # ------------------------------------------------------------ on a thread
+
+    def _from_peer(self, call: Call, arrival: Arrival, turn: int, source: FileSource) -> Arrived:
+        offset = arrival.start(turn)
+        sock, head = self._ask(call, source, GetFile(arrival.ref.name, offset, source.permit))
+        good = False
+        try:
+            if isinstance(head, ObjectMissing):
+                good = True
+                raise SourceGone(f"{source.peer} does not give {head.name}: {head.text}")
+            if head.name != arrival.ref.name or head.offset != offset:
+                raise ProtocolError(
+                    f"{arrival.ref.name} from byte {offset} was asked for, and {head.name} from byte {head.offset} was sent"
+                )
+            if head.size < offset:
+                raise Damaged(f"{arrival.ref.name} has {head.size:,} bytes at {source.peer}, and {offset:,} are here")
+            arrival.begin(turn, head.size, head.tree)
+            self._take(sock, arrival, turn, head.size - offset)
+            good = True
+        finally:
+            call.release()
+            if good and not self._closed:
+                self._keep(source.peer, sock)
+            else:
+                sock.close()
+        return arrival.finish(turn)
+
+    def _take(self, sock: ssl.SSLSocket, arrival: Arrival, turn: int, left: int) -> None:
+        """So many raw bytes follow."""
+        sock.settimeout(self._silence)
+        view = memoryview(bytearray(min(left, CHUNK_BYTES)))
+        while left:
+            have, wanted = 0, min(left, CHUNK_BYTES)
+            end = time.monotonic() + SLOW * self._silence
+            try:
+                while have < wanted:
+                    count = sock.recv_into(view[have:wanted])
+                    if not count:
+                        raise ConnectionResetError("it ended the connection")
+                    have += count
+                    if have < wanted and time.monotonic() > end:
+                        raise TimeoutError(f"fewer than {wanted:,} bytes came in {SLOW * self._silence:g} s")
+            except TimeoutError as error:
+                raise TimeoutError(str(error) if "fewer" in str(error) else f"nothing came for {self._silence:g} s") from error
+            finally:
+                if have:
+                    arrival.feed(turn, view[:have])
+            left -= have
+
+    def _ask(self, call: Call, source: FileSource, request: GetFile) -> tuple[ssl.SSLSocket, FileHead | ObjectMissing]:
+        """Make the request on an idle connection or a new one, and hear the answer."""
+        while (sock := self._kept(source.peer)) is not None:
+            try:
+                return sock, self._request(call, sock, request)
+            except (OSError, ProtocolError) as error:
+                sock.close()
+                log.debug("a connection to %s was kept too long: %s", source.peer, error)
+                if isinstance(error, TimeoutError):
+                    raise
+            except BaseException:
+                sock.close()
+                raise
+        sock = self._dial(call, source)
+        try:
+            return sock, self._request(call, sock, request)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _request(self, call: Call, sock: ssl.SSLSocket, request: GetFile) -> FileHead | ObjectMissing:
+        call.hold(sock)
+        sock.settimeout(self._silence)
+        say(sock, request)
+        try:
+            decoder: msgspec.msgpack.Decoder[FileHead | ObjectMissing] = msgspec.msgpack.Decoder(ToFileReader)
+            answer = hear(sock, decoder, MAX_HELLO_BYTES)
+        except TimeoutError as error:
+            raise TimeoutError(f"no answer came for {self._silence:g} s") from error
+        if answer is None:
+            raise ConnectionResetError("it ended the connection instead of answering")
+        return answer
+
+    def _dial(self, call: Call, source: FileSource) -> ssl.SSLSocket:
+        """Say hello at the first of the addresses that answers. Raises `OSError`, `SourceFailed`."""
+        role = MANAGER if source.peer == self._connection.manager else WORKER
+        addresses: Iterable[str | Address] = source.addresses
+        if not source.addresses and role == MANAGER:
+            addresses = self._connection.addresses
+        reasons: list[str] = []
+        slow = 0
+        for address in addresses:
+            place = str(address)
+            try:
+                host, port = parse_address(address) if isinstance(address, str) else address
+                place = f"{host} port {port}"
+                return self._dial_one(call, host, port, Identity(role, source.peer))
+            except TimeoutError:
+                slow += 1
+                reasons.append(f"{place}: no answer within {self._dial_timeout:g} s")
+            except (OSError, ProtocolError) as error:
+                reasons.append(f"{place}: {_plain(error)}")
+            except ValueError as error:
+                reasons.append(str(error))
+        text = "; ".join(reasons) or "no address of it is known"
+        raise TimeoutError(text) if 0 < slow == len(reasons) else ConnectionError(text)
+
+    def _dial_one(self, call: Call, host: str, port: int, whom: Identity) -> ssl.SSLSocket:
+        call.check()
+        raw = socket.create_connection((host, port), self._dial_timeout)
+        try:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock = self._context.wrap_socket(raw, do_handshake_on_connect=False)
+        except BaseException:
+            raw.close()
+            raise
+        try:
+            call.hold(sock)
+            sock.do_handshake()
+            found = peer_of(sock)
+            if found != whom:
+                raise ConnectionError(f"what answers is {found.role} {found.name}, not {whom.role} {whom.name}")
+            session = self.session if whom.role == MANAGER else ""
+            say(sock, Hello(WORKER, PROTOCOL, __version__, sys.version_info[:2], self._worker, session, purpose="data"))
+            body = hear_bytes(sock, MAX_HELLO_BYTES)
+            if body is None:
+                raise ConnectionResetError("it ended the connection instead of answering")
+            answer = decode_answer(body)
+            if isinstance(answer, Refused):
+                raise SourceFailed(f"{whom.role} {whom.name} refused a connection for files: {answer.text}")
+            return sock
+        except BaseException:
+            sock.close()
+            raise
+
+    # ------------------------------------------------------------ idle connections
+
+    def _kept(self, peer: str) -> ssl.SSLSocket | None:
+        with self._lock:
+            known = self._idle.get(peer)
+            while known:
+                since, sock = known.pop()
+                if time.monotonic() - since < KEEP:
+                    return sock
+                sock.close()
+            return None
+
+    def _keep(self, peer: str, sock: ssl.SSLSocket) -> None:
+        with self._lock:
+            self._idle.setdefault(peer, []).append((time.monotonic(), sock))
+
+    def _sweep_soon(self) -> None:
+        if self._sweep is None and self._idle and not self._closed:
+            self._sweep = asyncio.get_running_loop().call_later(KEEP, self._close_idle)
+
+    def _close_idle(self) -> None:
+        self._sweep = None
+        limit = time.monotonic() - KEEP
+        with self._lock:
+            for peer, known in list(self._idle.items()):
+                for since, sock in known:
+                    if since <= limit:
+                        sock.close()
+                fresh = [(since, sock) for since, sock in known if since > limit]
+                if fresh:
+                    self._idle[peer] = fresh
+                else:
+                    del self._idle[peer]
+        self._sweep_soon()
+
+
+def shown(url: str) -> str:
+    """A URL as it may stand in a log: without user and password."""
+    before, slashes, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return before + slashes + host.rpartition("@")[2] + slash + path
+
+
+def _plain(error: Exception) -> str:
+    """An error without the numbers that the library puts before its text."""
+    number = getattr(error, "errno", None)
+    numbered = isinstance(error, OSError) and not isinstance(error, ssl.SSLError | socket.gaierror) and number
+    return os.strerror(number) if numbered and number else str(error) or type(error).__name__
+
+
+def _so_far(arrival: Arrival) -> str:
+    name = arrival.ref.name
+    if arrival.size < 0:
+        return f"{arrival.offset:,} bytes of file {name} are here"
+    return f"{arrival.offset:,} of {arrival.size:,} bytes of file {name} are here"
