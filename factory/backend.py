@@ -27,10 +27,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar, Final, NewType, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Final, NewType, Protocol, cast, runtime_checkable
 
 from windlass.errors import UnknownName
 from windlass.messages import PilotId, PoolName, Resources
+
+if TYPE_CHECKING:
+    from windlass.factory.environment import Environment
 
 #: A job as the batch system names it: ``17``, ``17_4``, ``23.0``.
 JobId = NewType("JobId", str)
@@ -118,6 +121,8 @@ class PilotRequest:
     #: Shell lines run before the worker, in its shell.
     setup: tuple[str, ...] = ()
     shell: str = "/bin/sh"
+    #: The archive with the worker's Python, which the pilot's script unpacks; None: the command's own is there.
+    environment: Environment | None = None
     env: tuple[tuple[str, str], ...] = ()
     #: Nodes on which pilots die.
     avoid: tuple[str, ...] = ()

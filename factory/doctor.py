@@ -94,7 +94,14 @@ def legs_of(found: Findings) -> list[Leg]:
         legs.append(Leg("queue", OK, f"it started after {show_seconds(waited)}" + (f" on {found.node}" if found.node else "")))
     examined = found.examined
     if examined:
-        legs += [_python(examined), _state_folder(examined), *_addresses(examined), _scratch(examined), _size(examined, found)]
+        legs += [
+            _python(examined),
+            *_imports(examined),
+            _state_folder(examined),
+            *_addresses(examined),
+            _scratch(examined),
+            _size(examined, found),
+        ]
     if found.skew is not None:
         legs.append(_clock(*found.skew))
     if found.died:
@@ -115,6 +122,11 @@ def _python(examined: Mapping[str, Any]) -> Leg:
     if not there.startswith(f"{here}."):
         return Leg("python", FAILED, text, f"functions cannot be sent to it, as the program has Python {here}: give python= or setup=")
     return Leg("python", OK, text)
+
+
+def _imports(examined: Mapping[str, Any]) -> list[Leg]:
+    text = str(examined.get("imports", ""))
+    return [Leg("imports", WARNING, text, "environment= gives pilots such an archive: see docs/environments.md")] if text else []
 
 
 def _state_folder(examined: Mapping[str, Any]) -> Leg:
@@ -200,7 +212,8 @@ def check_up(
     with Manager() as manager:
         python = pool.python or sys.executable
         command = shlex.join([python, "-P", "-m", "windlass.examine", str(manager.pilot_file)])
-        given["setup"] = [*pool.setup, f"{command} || true"]
+        # The lines run before the environment is there; then the call tells what the node has.
+        given["setup"] = [*pool.setup, *([] if pool.environment else [f"{command} || true"])]
         if "query_interval" in backend_options(backend_class(pool.backend)):
             given.setdefault("query_interval", QUERY_INTERVAL)
         found = Findings(asked_cores=pool.resources.cores, asked_memory=pool.resources.memory)
@@ -293,6 +306,8 @@ def _call(manager: Any, found: Findings) -> None:
     except (WindlassError, NotYet) as error:
         found.call_error = str(error) or "no answer within 90 s"
         return
+    # A slot has loaded more than what looked at the node first.
+    found.examined = {**found.examined, "imports": answer["imports"]} if found.examined else found.examined
     found.skew = (there - (before + after) / 2, (after - before) / 2)
     if not found.examined:
         # A node that shares no files: its connection file came with the pilot, or it would not serve.

@@ -25,6 +25,7 @@ from windlass.errors import UnknownName, UsageError
 from windlass.factory.backend import Backend, PilotRequest, SharedQueries, Tag, Tickets, backend_class, backend_options, known_backends
 from windlass.factory.config import Configuration, read_configuration
 from windlass.factory.core import FactoryCore
+from windlass.factory.environment import read_environment
 from windlass.factory.keeper import HURRY, Change, Close, Keeper, Kept, Lost, Port, Replan, Resume, Wake
 from windlass.factory.launch import worker_command
 from windlass.factory.ledger import Ledger
@@ -70,6 +71,8 @@ class Factory:
         cores, memory, gpus: of one pilot (of each of its nodes). Memory as ``"4GB"`` or bytes.
         walltime, idle_timeout, grace: seconds, or as people write them (``"2h"``).
         setup: shell lines that run before the worker.
+        environment: an archive with the Python that pilots run, made by `windlass.environment.pack`, ``windlass environment pack`` or
+            conda-pack; each node unpacks it once (docs/environments.md).
         name: of the factory; pilots carry it in the batch system, so a factory that takes the name of an earlier one takes over its pilots.
         pool: name of the pool; the configured one's or the factory's, unless given.
         folder: where scripts and logs of pilots go, in a folder of the factory's name; below the manager's folder, unless given.
@@ -95,6 +98,7 @@ class Factory:
         idle_timeout: str | int | float | None = None,
         grace: str | int | float | None = None,
         setup: str | tuple[str, ...] | list[str] | None = None,
+        environment: str | os.PathLike[str] | None = None,
         name: str | None = None,
         pool: str | None = None,
         folder: str | os.PathLike[str] | None = None,
@@ -111,6 +115,7 @@ class Factory:
             "idle_timeout": idle_timeout,
             "grace": grace,
             "setup": setup,
+            "environment": environment,
             "pool": pool,
             **options,
         }
@@ -427,7 +432,7 @@ def make_backend(word: str, options: Mapping[str, object]) -> tuple[Backend, Poo
 
 
 def request_of(pool: PoolConfig, pilot_file: Path) -> PilotRequest:
-    """What every submission of a pool has in common."""
+    """What every submission of a pool has in common. Raises `UsageError` for an environment that cannot be."""
     return PilotRequest(
         ticket="",
         pool=pool.name,
@@ -438,5 +443,6 @@ def request_of(pool: PoolConfig, pilot_file: Path) -> PilotRequest:
         grace=pool.grace,
         setup=pool.setup,
         shell=pool.shell,
+        environment=read_environment(pool.environment, pool.scratch) if pool.environment else None,
         env=pool.env,
     )

@@ -44,7 +44,7 @@ from windlass.factory.backend import (
     Tag,
     pilot_word,
 )
-from windlass.factory.launch import pilot_script, with_pilot
+from windlass.factory.launch import needs_script, pilot_script, with_pilot
 from windlass.factory.logs import PilotLogs
 from windlass.factory.processes import Processes, tail_of
 
@@ -497,7 +497,7 @@ class FakeBackend:
         request = self._requests[self.cluster.jobs[start.job].ticket]
         word = pilot_word(start.job, start.restart)
         command = with_pilot(request.command, word)
-        if request.setup:
+        if needs_script(request):
             script = self._folder / f"{word}.sh"
             script.write_text(pilot_script(request, pilot=word))
             command = (request.shell, str(script))

@@ -64,7 +64,6 @@ HISTORY_SLACK: Final = 3600
 
 CONNECTION: Final = "pilot.json"
 MODULES: Final = "windlass-modules"
-ENVIRONMENT: Final = "windlass-environment"
 
 MISSING: Final = (
     "the htcondor backend needs HTCondor's Python bindings, which are not installed here; run  pip install 'windlass[htcondor]'"
@@ -83,7 +82,6 @@ class HTCondorBackend:
         container_image: the image that pilots run in; ``python=`` is then the interpreter inside.
         disk: of one pilot, as ``"10GB"``.
         files: ``"shared"`` or ``"transfer"``.
-        environment: with ``files="transfer"``, an archive (conda-pack, venv-pack) with ``bin/python``, unpacked for each pilot.
         spool: the schedd's machine does not see the user's files, so they are uploaded to it; logs then stay there.
         template: a file to take in place of ``htcondor.sh.j2``.
         query_interval, command_timeout: between queries, and for one request.
@@ -107,7 +105,6 @@ class HTCondorBackend:
         container_image: str = "",
         disk: str | int | float = 0,
         files: str = "shared",
-        environment: str = "",
         spool: bool | str = False,
         template: str | os.PathLike[str] = "",
         query_interval: str | int | float = 30.0,
@@ -115,10 +112,6 @@ class HTCondorBackend:
     ) -> None:
         if files not in ("shared", "transfer"):
             raise UsageError(f"files={files!r}; write files='shared' where nodes see your files, or files='transfer' where they do not")
-        if environment and files != "transfer":
-            raise UsageError("environment= is unpacked on nodes that share no files; give files='transfer' as well, or setup= and python=")
-        if environment and not Path(environment).is_file():
-            raise UsageError(f"environment={environment!r} is not a file; give an archive made by conda-pack or venv-pack")
         self._template = os.path.abspath(template) if template else ""
         if self._template and not Path(self._template).is_file():
             raise UsageError(f"template={self._template!r}: there is no such file")
@@ -136,7 +129,6 @@ class HTCondorBackend:
         )
         for doubt in options_of.doubtful_directives(self._options.directives):
             log.warning("%s", doubt)
-        self._environment = str(Path(environment).absolute()) if environment else ""
         self._spool = spool if isinstance(spool, bool) else spool.lower() in ("1", "true", "yes", "on")
         self._helper, self._where = tuple(helper), (collector, schedd)
         self._user = _user()
@@ -221,19 +213,15 @@ class HTCondorBackend:
         connects = "--connection" in command
         if connects:
             command[command.index("--connection") + 1] = CONNECTION
-        if self._environment:
-            command[0] = f"{ENVIRONMENT}/bin/python"
-            archives = [(Path(self._environment).name, ENVIRONMENT)]
-        else:
-            archives = [(f"{MODULES}.tar", MODULES)]
+        environment = request.environment
+        if environment is not None:  # it comes with the job, into its folder
+            environment = replace(environment, archive=Path(environment.archive).name)
         return pilot_script(
-            replace(request, command=tuple(command)),
+            replace(request, command=tuple(command), environment=environment),
             template=self._template or "htcondor.sh.j2",
             restart_mark=RESTART_MARK,
             files=True,
-            archives=archives,
-            modules="" if self._environment else MODULES,
-            environment=ENVIRONMENT if self._environment else "",
+            modules="" if environment else MODULES,
             connection=CONNECTION if connects else "",
         )
 
@@ -243,14 +231,15 @@ class HTCondorBackend:
             return []
         command = list(request.command)
         connection = [command[command.index("--connection") + 1]] if "--connection" in command else []
-        return [*connection, self._environment or str(self._folder / f"{MODULES}.tar")]
+        environment = request.environment
+        return [*connection, str(self._folder / f"{MODULES}.tar") if environment is None else environment.archive]
 
     def _write(self, request: PilotRequest, script: str) -> None:
         path = self._script_path(request)
         path.write_text(script)
         path.chmod(0o700)
         modules = self._folder / f"{MODULES}.tar"
-        if not self._options.shared_files and not self._environment and not modules.exists():
+        if not self._options.shared_files and request.environment is None and not modules.exists():
             from windlass.factory.shipping import write_modules
 
             write_modules(modules)

@@ -5,7 +5,10 @@ Theory of operation
 Every option of a worker stands once, in the `PoolConfig`; `worker_command` says it in the worker's words.  A pilot that needs no
 shell is started by that command alone; one with ``setup`` lines, and every pilot of a batch system, by a script rendered from a
 template (`windlass.batch_templates`).  The id of a pilot is known to the batch system only when the pilot runs, so the command lacks
-``--pilot``, which `with_pilot` or the script adds."""
+``--pilot``, which `with_pilot` or the script adds.
+
+With ``environment=`` the command begins with ``python3``: the script has the environment on its node, first on PATH, before it comes to
+the command."""
 
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ def worker_command(pool: PoolConfig, connection: Path) -> tuple[str, ...]:
     """The worker's argument vector, without ``--pilot``. ``connection`` is the manager's ``pilot.json``."""
     resources = pool.resources
     # -P: no folder of the user's comes before the standard library, so a random.py beside the program breaks no pilot.
-    command = [pool.python or sys.executable, "-P", "-m", "windlass.worker", "--connection", str(connection), "--pool", pool.name]
+    python = "python3" if pool.environment else pool.python or sys.executable
+    command = [python, "-P", "-m", "windlass.worker", "--connection", str(connection), "--pool", pool.name]
     options: list[tuple[str, object]] = [
         ("--cores", f"{resources.cores:g}" if resources.cores else ""),
         ("--memory", resources.memory or ""),
@@ -53,6 +57,11 @@ def with_pilot(command: Iterable[str], pilot: PilotId) -> tuple[str, ...]:
     return (*command, "--pilot", pilot)
 
 
+def needs_script(request: PilotRequest) -> bool:
+    """A pilot of this request cannot be started by its command alone."""
+    return bool(request.setup) or request.environment is not None
+
+
 def pilot_script(request: PilotRequest, *, template: str = "pilot.sh.j2", **values: object) -> str:
     """The script that starts a pilot; ``values`` are for the template (``pilot``: its word, where that is known).
 
@@ -66,9 +75,9 @@ def pilot_script(request: PilotRequest, *, template: str = "pilot.sh.j2", **valu
     if own:
         loader = jinja2.ChoiceLoader([jinja2.FunctionLoader(lambda name: Path(own).read_text() if name == OWN else None), loader])
         template = OWN
-    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
-    environment.filters["sh"] = lambda text: shlex.quote(str(text))
-    environment.filters["words"] = shlex.join
+    jinja = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    jinja.filters["sh"] = lambda text: shlex.quote(str(text))
+    jinja.filters["words"] = shlex.join
     given: Mapping[str, object] = {
         "shell": request.shell,
         "pool": request.pool,
@@ -76,13 +85,14 @@ def pilot_script(request: PilotRequest, *, template: str = "pilot.sh.j2", **valu
         "env": request.env,
         "setup": [line for line in request.setup if line.strip()],
         "command": request.command,
+        "environment": request.environment,
         "resources": request.resources,
         "nodes": request.nodes,
         "walltime": request.walltime,
         "avoid": request.avoid,
     }
     try:
-        return environment.get_template(template).render({**given, **values})
+        return jinja.get_template(template).render({**given, **values})
     except (jinja2.TemplateError, OSError) as error:
         if not own:
             raise

@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-A pilot is the worker's own process (no shell in between, unless the pool has ``setup`` lines), the leader of its session, with its
-output in ``FOLDER/RUN/JOB.log`` (`windlass.factory.logs`).  The end of one is known at once, so the factory is woken.  Unless told
-otherwise a pool is one pilot with all cores that this process may use.  The worker watches its parent, which is this process, and leaves
-when that was killed."""
+A pilot is the worker's own process (no shell in between, unless the pool has ``setup`` lines or an ``environment``), the leader of its
+session, with its output in ``FOLDER/RUN/JOB.log`` (`windlass.factory.logs`).  The end of one is known at once, so the factory is woken.
+Unless told otherwise a pool is one pilot with all cores that this process may use.  The worker watches its parent, which is this process,
+and leaves when that was killed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from windlass.factory.backend import (
     Tag,
     pilot_word,
 )
-from windlass.factory.launch import pilot_script, with_pilot
+from windlass.factory.launch import needs_script, pilot_script, with_pilot
 from windlass.factory.logs import PilotLogs
 from windlass.factory.processes import Process, Processes, tail_of
 
@@ -114,7 +114,7 @@ class LocalBackend:
 
     def _start(self, job: JobId, request: PilotRequest) -> None:
         command = with_pilot(request.command, pilot_word(job, 0))
-        if request.setup:
+        if needs_script(request):
             script = self._places.run / f"{job}.sh"
             script.write_text(pilot_script(request, pilot=pilot_word(job, 0)))
             command = (request.shell, str(script))
@@ -146,7 +146,7 @@ class LocalBackend:
         import shlex
 
         job = JobId("JOB")
-        if request.setup:
+        if needs_script(request):
             script = pilot_script(request, pilot=pilot_word(job, 0))
             return f"# {count} x {request.shell} FOLDER/{job}.sh, which is:\n{script}"
         return f"# {count} x\n{shlex.join(with_pilot(request.command, pilot_word(job, 0)))}"

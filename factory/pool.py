@@ -64,6 +64,8 @@ class PoolConfig:
     shell: str = "/bin/sh"
     #: The interpreter that pilots run; "": the program's own.
     python: str = ""
+    #: An archive with the Python that pilots run, unpacked once per node; "": what is there.
+    environment: str = ""
     scratch: str = ""
     log_level: str = ""
     #: Where the manager listens for pilots that run on other machines: an interface (``ib0``) or a network (``10.1.0.0/16``); "": at the
@@ -104,6 +106,8 @@ class PoolConfig:
         ]
         if self.max_core_hours:
             rows.insert(4, ("uses", f"at most {show_count(self.max_core_hours, 'core hour')} in a run of the factory"))
+        if self.environment:
+            rows.append(("python", f"of {self.environment}, unpacked once per node"))
         rows += [("setup", line) for line in self.setup]
         return "\n".join(f"{name + ':':<12}{text}" for name, text in rows)
 
@@ -152,6 +156,10 @@ def make_pool(backend: str, default: PoolDefaults, own: frozenset[str], options:
             f"max_core_hours={core_hours:g} is less than a minute of one pilot with {show_count(cores * nodes, 'core')};"
             " give it more, or smaller pilots"
         )
+    if given.get("environment") and given.get("python"):
+        raise UsageError(
+            f"environment={given['environment']!r} and python={given['python']!r} both say which Python pilots run; give one of them"
+        )
     pool = str(given.get("pool", name))
     if not NAME.match(pool):
         raise UsageError(f"{pool!r} is no name for a pool; use up to 64 letters, digits, '_', '-' and '.', for example 'short-jobs'")
@@ -176,6 +184,7 @@ def make_pool(backend: str, default: PoolDefaults, own: frozenset[str], options:
         setup=values.lines(given.get("setup", ())),
         shell=str(given.get("shell", "/bin/sh")),
         python=str(given.get("python", "")),
+        environment=values.path(given.get("environment", "")),
         scratch=str(given.get("scratch", "")),
         log_level=values.log_level(given.get("log_level", "")),
         interface=str(given.get("interface", "")),

@@ -101,6 +101,12 @@ def network(given: Mapping[str, object]) -> str:
         raise UsageError(f"network={network!r} is not a network; write for example network='10.1.0.0/16'") from None
 
 
+def path(value: object) -> str:
+    """A path, given as text or as anything that has one."""
+    has_one = getattr(value, "__fspath__", None)
+    return str(has_one()) if has_one is not None else str(value)
+
+
 def lines(value: object) -> tuple[str, ...]:
     """Lines of shell: a list of them, or a text."""
     if isinstance(value, str):

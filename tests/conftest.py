@@ -7,8 +7,12 @@ test run without an exec have no mark, but are its children.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
+import shlex
+import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -50,6 +54,41 @@ def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmClu
     require_slurm()
     with SlurmCluster(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
+
+
+#: What the packed environment of tests has, beside what Windlass needs itself.
+PACKED = {"windlass", "numpy"}
+
+
+@pytest.fixture(scope="session")
+def packed_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of the environment in which the tests run, without most of its packages."""
+    from windlass import environment
+    from windlass.environment_contents import normalized
+    from windlass.factory.shipping import NEEDED
+
+    kept = PACKED | {normalized(name) for name in NEEDED}
+    names = {normalized(one.metadata["Name"]) for one in importlib.metadata.distributions()}
+    return environment.pack(tmp_path_factory.mktemp("packed") / "environment.tar.gz", exclude=names - kept).path
+
+
+@pytest.fixture(scope="session")
+def shell_without_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shell in which this machine has no Python, and nothing of the environment in which the tests run."""
+    folder = tmp_path_factory.mktemp("bare")
+    (folder / "empty").mkdir()
+    hidden = [sys.prefix, sys.base_prefix, str(Path(__file__).parent.parent)]
+    hidden = [one for one in hidden if one not in ("/usr", "/usr/local")] + [str(one) for one in Path("/usr/lib").glob("python3*")]
+    programs = {str(one.resolve()) for one in Path("/usr/bin").glob("python3*")}
+    lines = [f"mount --bind {shlex.quote(str(folder / 'empty'))} {shlex.quote(one)}" for one in hidden]
+    lines += [f"[ ! -e {shlex.quote(one)} ] || mount --bind /dev/null {shlex.quote(one)}" for one in sorted(programs)]
+    inner = "\n".join(["set -e", *lines, "cd /", "if python3 -c pass 2>/dev/null; then exit 9; fi", 'exec /bin/sh "$@"'])
+    shell = folder / "shell"
+    shell.write_text(f'#!/bin/sh\nexec unshare -rm /bin/sh -c {shlex.quote(inner)} sh "$@"\n')
+    shell.chmod(0o755)
+    if subprocess.run([shell, "-c", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this machine gives no mount namespace")
+    return shell
 
 
 CONDOR_SWITCH = "WINDLASS_TEST_HTCONDOR"

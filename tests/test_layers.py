@@ -46,6 +46,7 @@ CORES = (
     "src/windlass/framing.py",
     "src/windlass/permits.py",
     "src/windlass/manifests.py",
+    "src/windlass/elf.py",
 )
 
 #: Sockets, processes, threads, clocks, files, log handlers: what a core asks its shell for.

@@ -34,6 +34,7 @@ from typing import Any, Final
 from windlass import snapshots
 from windlass.messages import FunctionDef, FunctionId, HoistedImport, LibrarySpec, ObjectRef
 from windlass.objects import open_in
+from windlass.worker import importcost
 from windlass.worker.slotlink import Setup, Step, bounded
 
 #: Devices that survive a fork; anything else below /dev belongs to a driver that may not.
@@ -61,6 +62,8 @@ class Library:
         self.context_seconds = 0.0
         #: The import after which this process had more threads than before.
         self.threads_after = ""
+        #: What its user should know, one a line.
+        self.notes: tuple[str, ...] = ()
 
 
 def load(setup: Setup, announce: Callable[[Step], None], *, with_context: bool) -> Library:
@@ -87,6 +90,8 @@ def load(setup: Setup, announce: Callable[[Step], None], *, with_context: bool) 
             compute_context(library, announce)
     finally:
         gc.enable()
+    told = importcost.note(importcost.own_cost())
+    library.notes = (told,) if told else ()
     return library
 
 

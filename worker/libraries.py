@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
@@ -40,12 +41,15 @@ from windlass.messages import (
     StartLibrary,
     StopLibrary,
 )
+from windlass.worker import importcost
 from windlass.worker.backlog import Backlog
 from windlass.worker.lifetime import PER_BATCH
 from windlass.worker.transfers import TransferFailed, Transfers
 
 if TYPE_CHECKING:
     from windlass.worker.instance import LibraryInstance
+
+log = logging.getLogger("windlass.worker")
 
 #: Seconds that slots get to end before they are killed when an instance is stopped; a stopped instance runs no calls.
 STOP_GRACE: Final = 1.0
@@ -94,6 +98,7 @@ class Libraries:
         self._functions: dict[FunctionId, tuple[ObjectRef, ...]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._end = (float("inf"), False)
+        self._cost_told = False
 
     # ------------------------------------------------------------ what the manager says
 
@@ -218,7 +223,16 @@ class Libraries:
         if entry is not None:
             entry.ready = True
             self._say(message)
+            self._tell_cost(entry.library.spec.name, message)
             self._backlog.serves(instance)
+
+    def _tell_cost(self, name: str, ready: LibraryReady) -> None:
+        """Say once that imports are slow, and how slow."""
+        note = next((note for note in ready.notes if note.startswith(importcost.MARK)), "")
+        if note and not self._cost_told:
+            self._cost_told = True
+            seconds = sum(spent.seconds for spent in ready.imports)
+            log.warning("library %s: %s; this start's imports took %.3g s", name, note, seconds)
 
     def on_failed(self, instance: InstanceId, message: LibraryFailed) -> None:
         entry = self._take_out(instance, tell=message)

@@ -51,6 +51,8 @@ NETWORK_FILESYSTEMS: Final = frozenset(
         "fuse.beegfs",
     ]
 )
+#: Of the filesystems that a process serves (``fuse``), those that are on this machine; of the others nobody knows, and most are not.
+LOCAL_FUSE: Final = frozenset(["fuse.fuse-overlayfs", "fuse.squashfuse", "fuse.squashfuse_ll", "fuse.lxcfs", "fuse.bindfs", "fuse.portal"])
 #: Where the batch systems say which GPUs are a job's own, most particular first.
 GPU_VARIABLES: Final = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "_CONDOR_AssignedGPUs")
 
@@ -95,10 +97,15 @@ def filesystem_of(path: str, mounts: str) -> tuple[str, str]:
     return kind, best
 
 
+def is_network(kind: str) -> bool:
+    """A type of filesystems that live on other machines, as far as is known."""
+    return kind in NETWORK_FILESYSTEMS or ((kind == "fuse" or kind.startswith("fuse.")) and kind not in LOCAL_FUSE)
+
+
 def scratch_warning(path: str, mounts: str) -> str:
     """What to say about a scratch folder on a network filesystem; empty for a local one."""
     kind, point = filesystem_of(os.path.realpath(path), mounts)
-    if kind not in NETWORK_FILESYSTEMS:
+    if not is_network(kind):
         return ""
     return (
         f"scratch {path} is on a network filesystem ({kind}, mounted at {point}): starting libraries will be slow; "

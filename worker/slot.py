@@ -158,7 +158,7 @@ def run(link: Link, setup: Setup, library: hoist.Library) -> int:
     STATE.context, STATE.has_context = library.context, library.has_context
     capture.take(link.out)  # what imports and context wrote belongs to no call
     capture.take(link.err)
-    link.note(Prepared(library.imports, library.context_seconds))
+    link.note(Prepared(library.imports, library.context_seconds, library.notes))
     Slot(link, setup, library).serve()
     return 0
 

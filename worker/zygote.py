@@ -61,7 +61,7 @@ class Zygote:
             return
         hazards = hoist.fork_hazards(library)
         if hazards:
-            notes = tuple(f"spawn instead of fork: {hazard}" for hazard in hazards)
+            notes = (*(f"spawn instead of fork: {hazard}" for hazard in hazards), *library.notes)
             self.say(Prepared(library.imports, library.context_seconds, notes, spawn=True))
             self.control.recv(1)  # the worker ends us
             return
@@ -76,7 +76,7 @@ class Zygote:
         slot.survive_signals()
         signal.signal(signal.SIGCHLD, _noted)
         signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
-        self.say(Prepared(library.imports, library.context_seconds))
+        self.say(Prepared(library.imports, library.context_seconds, library.notes))
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
         poll.register(wake_read, select.POLLIN)

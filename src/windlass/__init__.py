@@ -9,6 +9,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # checkers take it for True; `typing` itself is not needed here
 if TYPE_CHECKING:
+    from windlass import environment
     from windlass.errors import (
         BadTree,
         BatchError,
@@ -68,6 +69,9 @@ _HOMES = {
     "on_warning": "windlass.pilot_end",
 }
 
+#: Modules that are names of their own: ``windlass.environment.pack()``.
+_MODULES = ("environment",)
+
 __all__ = [
     "AttachedManager",
     "BadTree",
@@ -108,6 +112,7 @@ __all__ = [
     "__version__",
     "attach",
     "current_call",
+    "environment",
     "load_variable_from_library",
     "on_warning",
     "time_left",
@@ -121,6 +126,8 @@ if not TYPE_CHECKING:  # so that checkers know a misspelt name
             raise AttributeError(f"module 'windlass' has no attribute {name!r}")
         import importlib
 
+        if name in _MODULES:
+            return importlib.import_module(f"windlass.{name}")
         value: object = getattr(importlib.import_module(_HOMES.get(name, "windlass.errors")), name)
         globals()[name] = value  # asked for once
         return value

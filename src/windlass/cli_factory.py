@@ -44,7 +44,7 @@ FLAGS = frozenset({"--probe", "--remove", "--json"})
 WITH_VALUE = frozenset({"--factory", "--queue-patience", "--start-patience"} | {option.flag for option in FACTORY_OPTIONS})
 
 #: Options of pools whose values are never numbers.
-TEXTS = {"name", "pool", "python", "shell", "scratch", "log_level", "config"}
+TEXTS = {"name", "pool", "python", "shell", "scratch", "log_level", "config", "environment"}
 
 
 def takes_pool_options(words: Sequence[str]) -> bool:

@@ -67,9 +67,13 @@ def _reach(connection: ConnectionFile, host: str, port: int) -> dict[str, Any]:
 
 
 def _node() -> dict[str, Any]:
-    from windlass.worker import memory, node
+    from windlass.worker import importcost, memory, node
 
-    found: dict[str, Any] = {"cores": node.own_cores(), "memory": memory.read_limit(0, memory.own_cgroups())}
+    found: dict[str, Any] = {
+        "cores": node.own_cores(),
+        "memory": memory.read_limit(0, memory.own_cgroups()),
+        "imports": importcost.note(importcost.own_cost()),
+    }
     try:
         scratch = node.make_scratch(node.scratch_candidates("", os.environ))
     except OSError as error:

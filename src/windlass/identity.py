@@ -23,6 +23,7 @@ for the same reason the worker's part does without pathlib.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import ssl
@@ -211,9 +212,11 @@ def file_system_of(folder: Path) -> str:
     return kinds
 
 
-def _check_private(path: str, strict_folder: bool, trust: bool | None = None) -> None:
-    """Refuse a credential that others can read or swap."""
-    about = os.stat(path)
+def _check_private(path: str, strict_folder: bool, trust: bool | None = None, about: os.stat_result | None = None) -> None:
+    """Refuse a credential that others can read or swap. ``about``: what is known of the file, if ``path`` is no link."""
+    # Where it is a link, what it leads to counts: its mode, and the folder that holds it.
+    real = os.path.realpath(path) if about is None else os.path.abspath(path)
+    about = about or os.stat(real)
     if about.st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:
         raise UsageError(f"{path} belongs to user {about.st_uid}, not to you (user {os.geteuid()}): use a file of your own")
     if trusts_state_folder(trust):
@@ -225,7 +228,7 @@ def _check_private(path: str, strict_folder: bool, trust: bool | None = None) ->
             "Where chmod has no effect (AFS, CIFS) and you know that nobody else can read it: --trust-state-dir, trust_state_dir=True "
             "or WINDLASS_TRUST_STATE_DIR=1"
         )
-    folder = os.path.dirname(os.path.realpath(path))
+    folder = os.path.dirname(real)
     mode = stat.S_IMODE(os.stat(folder).st_mode)
     # A batch system's sandbox may be listed by others, which gives them nothing; they must not be able to swap the file.
     swappable = mode & 0o022 and not mode & stat.S_ISVTX
@@ -241,13 +244,25 @@ def read_connection_file(path: str | os.PathLike[str], *, trust: bool | None = N
         UsageError: others can read it, or it is not a connection file; the text says what to do.
     """
     path = os.fspath(path)
-    with open(path, "rb") as file:
-        data = file.read()
+    # A thousand workers read it from one shared filesystem: with as few operations as it takes.
+    about: os.stat_result | None = None
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    else:
+        about = os.fstat(file)
+    try:
+        data = b"".join(iter(lambda: os.read(file, 64 << 10), b""))
+    finally:
+        os.close(file)
     try:
         found = msgspec.json.decode(data, type=ConnectionFile)
     except msgspec.MsgspecError as error:
         raise UsageError(f"{path} is not a connection file of Windlass ({error}); give the manager's client.json or pilot.json") from error
-    _check_private(path, strict_folder=found.role != ENROL, trust=(found.trusted and found.role == ENROL) or trust)
+    _check_private(path, strict_folder=found.role != ENROL, trust=(found.trusted and found.role == ENROL) or trust, about=about)
     return msgspec.structs.replace(found, path=os.path.abspath(path))
 
 

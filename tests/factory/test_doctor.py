@@ -104,6 +104,13 @@ def test_a_healthy_pilot_has_healthy_legs_in_the_order_of_its_way() -> None:
             "interface= or network=",
         ),
         (
+            {"examined": examined(imports="imports come from a network filesystem (nfs at /home): a start reads 99 files there")},
+            "imports",
+            WARNING,
+            r"nfs at /home",
+            "environment= gives pilots such an archive",
+        ),
+        (
             {"examined": examined(scratch={"path": "/home", "kind": "nfs", "free": 1, "warning": "slow", "error": ""})},
             "scratch",
             WARNING,

@@ -46,6 +46,11 @@ def test_what_a_pool_does_not_say_is_not_said(make_pool: MakePool) -> None:
     )
 
 
+def test_with_an_environment_the_python_is_the_one_that_the_script_finds(make_pool: MakePool) -> None:
+    """It is first on PATH; where that is only the node knows."""
+    assert worker_command(make_pool(environment="/e.tar.gz"), Path("p.json"))[:4] == ("python3", "-P", "-m", "windlass.worker")
+
+
 def test_pilots_of_the_minimum_do_not_leave_for_being_idle(make_pool: MakePool) -> None:
     assert "--idle-timeout" not in worker_command(make_pool(min_pilots=1), Path("p.json"))
 

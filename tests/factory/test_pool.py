@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,13 @@ def test_options_are_read_as_people_write_them() -> None:
     assert (pool.walltime, pool.idle_timeout, pool.max_pilots) == (7200.0, 300.0, 20)
     assert pool.setup == ("module load python", ". env/bin/activate")
     assert made(env={"A": "1"}).env == (("A", "1"),)
+
+
+def test_an_environment_is_a_path_and_has_its_own_python() -> None:
+    assert made(environment=Path("/e.tar.gz")).environment == "/e.tar.gz"
+    assert "python:     of /e.tar.gz, unpacked once per node" in made(environment="/e.tar.gz").text()
+    with pytest.raises(UsageError, match=r"environment='/e' and python='/p' both say which Python pilots run; give one of them"):
+        made(environment="/e", python="/p")
 
 
 def test_what_is_not_given_is_the_backends_default() -> None:

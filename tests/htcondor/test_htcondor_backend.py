@@ -21,6 +21,7 @@ import windlass
 from windlass.errors import OverLimit, Rejected, Unreachable, UsageError
 from windlass.factory import logs
 from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, PilotState, Tag, backend_options
+from windlass.factory.environment import Environment
 from windlass.factory.htcondor import HTCondorBackend
 from windlass.messages import Resources
 
@@ -45,6 +46,17 @@ def test_a_programs_calls_run_on_pilots_without_shared_files(schedd: Any, tmp_pa
         future = manager.submit(windlass.FunctionCall("lib", "where"))
         package, sandbox = future.result(timeout=60)
         assert package.startswith(sandbox)
+
+
+def test_a_programs_calls_run_in_an_environment_that_travels(schedd: Any, tmp_path: Path, packed_environment: Path) -> None:
+    """The archive is unpacked from the job's folder to the node's disk, and is then no more in the way."""
+    backend = HTCondorBackend(schedd.helper, collector=schedd.place, files="transfer")
+    options: dict[str, Any] = {"environment": packed_environment, "scratch": str(tmp_path), "cores": 2, "max_pilots": 1}
+    with windlass.Manager() as manager, windlass.Factory(manager, backend, **options):
+        manager.install_library("lib", where)
+        package, sandbox = manager.submit(windlass.FunctionCall("lib", "where")).result(timeout=60)
+        assert package.startswith(f"{tmp_path}/windlass-environments-")
+        assert sorted(path.name for path in Path(sandbox).iterdir() if path.suffix == ".gz") == []
 
 
 def where() -> tuple[str, str]:
@@ -489,17 +501,35 @@ def test_a_template_of_the_users_takes_the_place_of_ours(
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-@pytest.mark.parametrize("options", [{}, {"files": "transfer"}, {"files": "transfer", "environment": __file__}])
+@pytest.mark.parametrize("environment", [None, Environment("/shared/e.tar.gz", "u3-0", "0", 1, 1, "gzip")], ids=["python", "environment"])
+@pytest.mark.parametrize("options", [{}, {"files": "transfer"}])
 def test_shellcheck_finds_nothing_in_the_script(
-    make_backend: MakeBackend, request_of: RequestOf, options: dict[str, str], tmp_path: Path
+    make_backend: MakeBackend, request_of: RequestOf, options: dict[str, str], environment: Environment | None, tmp_path: Path
 ) -> None:
     request = request_of(
-        setup=("module load python",), env=(("A", "b c"),), command=("python3", "-m", "x", "--connection", "/m/pilot.json")
+        setup=("module load python",),
+        env=(("A", "b c"),),
+        command=("python3", "-m", "x", "--connection", "/m/pilot.json"),
+        environment=environment,
     )
     text = make_backend(None, **options).describe(request, 1)
     script = tmp_path / "script.sh"
     script.write_text(text.partition(" is:\n")[2])
     subprocess.run(["shellcheck", str(script)], check=True)
+
+
+def test_an_environment_travels_with_the_job_where_no_files_are_shared(make_backend: MakeBackend, request_of: RequestOf) -> None:
+    """As an input file, unpacked from the job's folder and then removed; Windlass's own modules stay at home."""
+    request = request_of(environment=Environment("/shared/e.tar.gz", "u3-0", "0", 1, 1, "gzip"))
+    text = make_backend(None, files="transfer").describe(request, 1)
+    assert "transfer_input_files = /shared/e.tar.gz\n" in text
+    assert "\nwindlass_archive=e.tar.gz\n" in text
+    assert "\nrm -f e.tar.gz\n" in text
+    assert "windlass-modules" not in text
+    text = make_backend(None).describe(request, 1)
+    assert "transfer_input_files" not in text
+    assert "\nwindlass_archive=/shared/e.tar.gz\n" in text
+    assert "rm -f e.tar.gz" not in text
 
 
 # ---------------------------------------------------------------- options
@@ -536,7 +566,6 @@ def test_the_options_of_a_pool_are_these() -> None:
         "container_image",
         "disk",
         "files",
-        "environment",
         "spool",
         "template",
         "query_interval",
@@ -548,8 +577,6 @@ def test_the_options_of_a_pool_are_these() -> None:
     ("options", "text"),
     [
         ({"files": "share"}, "files='share'; write files='shared' where nodes see your files"),
-        ({"environment": "e.tar.gz"}, "give files='transfer' as well"),
-        ({"environment": "/absent.tar.gz", "files": "transfer"}, "is not a file; give an archive made by conda-pack"),
         (
             {"extra_directives": {"executable": "x"}},
             "extra_directives= has 'executable', which Windlass writes itself; use the option setup= and python=",

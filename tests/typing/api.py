@@ -5,13 +5,36 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from typing import Any, assert_type, cast
+from pathlib import Path
+from typing import Any, assert_type
 
-from windlass import AttachedManager, CallFuture, Executor, Factory, FunctionCall, Library, Manager, Pool, attach, on_warning, time_left
+from windlass import (
+    AttachedManager,
+    CallFuture,
+    Executor,
+    Factory,
+    FunctionCall,
+    Library,
+    Manager,
+    Pool,
+    attach,
+    environment,
+    on_warning,
+    time_left,
+)
+from windlass.environment import Packed
 from windlass.manager.executor import View
 from windlass.manager.future import Timings
 from windlass.manager.mapping import MapResults
 from windlass.messages import CallId
 from windlass.pilot_end import Registration
+
+
+def packing() -> Packed:
+    made = environment.pack("e.tar.gz", exclude=["mypy"], say=print)
+    assert_type(made.path, Path)
+    Factory(Manager(), "slurm", environment=made)
+    return made
 
 
 def length(text: str, *, strip: bool = False) -> int:
