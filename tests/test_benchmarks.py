@@ -11,8 +11,13 @@ from pathlib import Path
 import pytest
 
 #: Parts of benchmarks, and those that tests/slurm runs.
-PARTS = {"common", "recording", "faults", "factory_side"}
+PARTS = {
+    *("common", "recording", "faults", "factory_side"),
+    *("slowfs", "slowfs_daemon", "evaluation_cell", "evaluation_results", "evaluation_figure"),
+}
 ON_SLURM = {"soak", "factory"}
+#: tests/test_evaluation.py runs it.
+ON_FUSE = {"evaluation"}
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,5 +58,5 @@ def test_a_benchmark_runs_and_gives_its_figures(name: str, nothing_left_running:
 def test_every_benchmark_is_documented_and_run() -> None:
     """A benchmark that is in none of the tables is one that nobody runs."""
     there = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - PARTS
-    assert there == set(SMALLEST) | ON_SLURM
+    assert there == set(SMALLEST) | ON_SLURM | ON_FUSE
     assert all(name in (ROOT / "Makefile").read_text() for name in there)
