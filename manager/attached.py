@@ -29,7 +29,9 @@ from windlass.manager.door import Door
 from windlass.manager.line import Line
 from windlass.manager.status import add_inputs
 from windlass.managers import choose_manager
-from windlass.messages import Leave, Message, ObjectRef, PoolOffer, Resources
+from windlass.manifests import Manifest
+from windlass.messages import FileOrigin, FileRef, Leave, Message, ObjectRef, PoolOffer, Resources
+from windlass.objects import map_object
 from windlass.transport import Port, open_port
 
 #: Seconds that closing waits for the manager to take note.
@@ -47,8 +49,9 @@ class AttachedManager(Door):
         self.name = name
         self._connection = connection
         host = os.uname().nodename.partition(".")[0]
-        self._line = Line(connection, f"program-{host}-{os.getpid()}-{secrets.token_hex(3)}", self._deliver, self._lost)
+        self._line = Line(connection, f"program-{host}-{os.getpid()}-{secrets.token_hex(3)}", self._deliver, self._lost, self._brought)
         self._client = Client(self._line.store, self._line.inbox, _clock())
+        self._client.owner = id(self)
         self._ports: list[Port] = []
         self._keep = keep
         self._line.open(keep, timeout)
@@ -129,12 +132,27 @@ class AttachedManager(Door):
     def _capacity(self) -> int:
         return self._line.means.capacity
 
+    def _declare(self, ref: FileRef, origin: FileOrigin, manifest: Manifest | None) -> Callable[[], None]:
+        if origin.path and not self._line.folder:  # on another machine, which need not see this path
+            if manifest is not None:
+                raise UsageError(
+                    f"{origin.path}: the manager is on another machine, to which a directory tree cannot be sent: declare an archive of it "
+                    "(declare_archive), or declare_shared if the nodes see it"
+                )
+            origin = FileOrigin(object=self._line.store.put(map_object(origin.path), pin=True))
+        elif manifest is not None:
+            origin = msgspec.structs.replace(origin, manifest=self._line.store.put(manifest.encode(), pin=True))
+        return super()._declare(ref, origin, manifest)
+
     def _put_forever(self, data: Any) -> ObjectRef:
         # Never unpinned: the manager does that when this program has left.
         return self._line.store.put(data, pin=True)
 
     def _deliver(self, done: list[Any]) -> None:
         self._client.deliver(done)
+
+    def _brought(self, name: str, text: str) -> None:
+        self._client.brought(name, text)
 
     def _lost(self, reason: str) -> None:
         self._client.close(f"manager {self.name!r} is lost to this program: {reason}")

@@ -20,10 +20,16 @@ from windlass.manager.core import Core
 from windlass.manager.demand import means_of
 from windlass.manager.programs import Program, Programs
 from windlass.messages import (
+    BringFiles,
     CallDone,
     CancelSubmitted,
+    DeclareFile,
+    DeclareMade,
     DefineFunctions,
     EndManager,
+    FileName,
+    FileOrigin,
+    FileRef,
     GetStatus,
     Goodbye,
     InstallLibrary,
@@ -33,6 +39,7 @@ from windlass.messages import (
     Message,
     ObjectName,
     PoolName,
+    ReleaseFiles,
     ReleaseObjects,
     RemoveLibrary,
     ResumePool,
@@ -47,7 +54,8 @@ log = logging.getLogger("windlass.manager")
 class Attachments:
     """The programs that are attached, for the server.
 
-    ``end(reason)`` ends a detached manager, ``status(now)`` is its answer, and ``resume(pool)`` tells the factories.
+    ``end(reason)`` ends a detached manager, ``status(now)`` is its answer, ``resume(pool)`` tells the factories, and ``declare(ref,
+    origin)`` has a file served.
     """
 
     def __init__(
@@ -57,13 +65,16 @@ class Attachments:
         end: Callable[[str], None],
         status: Callable[[float], Status],
         resume: Callable[[PoolName], None],
+        declare: Callable[[FileRef, FileOrigin], None],
+        bring: Callable[[int, Sequence[FileName]], None],
     ) -> None:
         self.programs = Programs()
         self.links: dict[int, Link] = {}
         #: Programs may end this manager: it is part of none.
         self.detached = False
         self._core, self._store = core, store
-        self._end, self._status, self._resume = end, status, resume
+        self._end, self._status, self._resume, self._declare = end, status, resume, declare
+        self._bring = bring
         self._means: Means | None = None
 
     def join(self, link: Link) -> Program:
@@ -92,6 +103,16 @@ class Attachments:
                 programs.removed(program, library)
             case DefineFunctions(functions):
                 core.define(functions)
+            case DeclareFile(ref, origin):
+                program.files[ref.name] += 1
+                self._declare(ref, origin)
+            case DeclareMade(ref, spec):
+                program.files[ref.name] += 1
+                core.declare_made(ref, spec)
+            case ReleaseFiles(names, prune):
+                programs.files_released(program, names, prune)
+            case BringFiles(names):
+                self._bring(program.number, names)
             case ReleaseObjects(names):
                 programs.released(program, names)
             case KeepCalls(keep):
@@ -137,6 +158,12 @@ class Attachments:
                     link.send_now(message)
         self._let_go(now)
         return own
+
+    def tell(self, program: int, message: Message) -> None:
+        """Say this to a program, if it is here."""
+        link = self.links.get(program)
+        if link is not None:
+            link.send(message)
 
     def tell_means(self) -> None:
         """Say what there is to run calls with, when that is something else than before."""
@@ -186,5 +213,8 @@ class Attachments:
             self._store.unpin(programs.unpin.pop())
         while programs.discard:
             self._store.discard(programs.discard.pop())
+        while programs.release:
+            name, prune = programs.release.pop()
+            self._core.release_files((name,), prune)
         while programs.remove:
             self._core.remove(programs.remove.pop(), now)

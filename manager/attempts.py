@@ -17,12 +17,14 @@ import msgspec
 
 from windlass.manager.calls import LIBRARY_FAILED, LOST, TOO_LONG, Call, CallQueue
 from windlass.manager.dispatch import Dispatch
+from windlass.manager.lineage import FIRST_REMAKE
 from windlass.manager.placement import fits
 from windlass.manager.workers import Worker
 from windlass.messages import (
     BAD_CALL,
     CANCELLED,
     DIED,
+    NO_FILE,
     OUT_OF_MEMORY,
     RAISED,
     RETURNED,
@@ -31,11 +33,16 @@ from windlass.messages import (
     CallDone,
     CallEnd,
     CallsReturned,
+    DropFiles,
     EndDetail,
+    FileName,
+    FileRef,
     LibraryId,
     Resources,
 )
 
+#: What a part of a kept result is called in caches; `windlass.worker.slotlink` has it too.
+KEPT_BASE = "data"
 #: An attempt had the whole life of its pilot if it was sent within so many seconds, or so much of that life, and was cut off so shortly
 #: before its end.
 BEGIN_SECONDS = 5.0
@@ -49,6 +56,7 @@ _OUTCOME_WORDS = {
     OUT_OF_MEMORY: "out of memory",
     CANCELLED: "cancelled",
     BAD_CALL: "could not be run",
+    NO_FILE: "lacked a file",
     LOST: "lost with its worker",
 }
 
@@ -62,7 +70,10 @@ class Attempts(Dispatch):
         for end in ends:
             call = held.get(end.call)
             if call is None or call.attempt != end.attempt:
-                self.late_objects.extend(end.spans)
+                if end.kept or end.outputs:
+                    self._send(worker, DropFiles(tuple(ref.name for ref in _made_in(end))))
+                if not end.kept:
+                    self.late_objects.extend(end.spans)
                 continue  # a late answer
             del held[end.call]
             spec = call.spec
@@ -82,6 +93,12 @@ class Attempts(Dispatch):
                 if seconds > sums[2]:
                     sums[2] = seconds
                 del calls[end.call]
+                if end.kept or end.outputs:
+                    self._keep(call, worker, end)
+                if end.call >= FIRST_REMAKE:
+                    if not (end.kept or end.outputs):
+                        self._not_remade(call, end, now)
+                    continue
                 story = call.story
                 done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(story) if story else ()))
             else:
@@ -113,6 +130,24 @@ class Attempts(Dispatch):
         if not held:
             worker.idle_since = now
             self.demand_changed = True
+
+    def _keep(self, call: Call, worker: Worker, end: CallEnd) -> None:
+        """Its result has stayed with its worker."""
+        made = _made_in(end)
+        names = tuple(ref.name for ref in made)
+        for ref in made:
+            self.replicas.keep(ref, worker.id)
+        product = self.lineage.made(call.spec, names)
+        self._unpark(names)
+        if call.spec.call >= FIRST_REMAKE:
+            self.replicas.release(self.lineage.borrowed(product), prune=True)
+
+    def _not_remade(self, call: Call, end: CallEnd, now: float) -> None:
+        """A remake has returned something small: it is not what it was."""
+        self.late_objects.extend(end.spans)
+        text = "its function has returned something else this time"
+        for name in self.lineage.failed(call.spec.call):
+            self._lose_result(name, CallEnd(end.call, end.attempt, NO_FILE, detail=EndDetail(text=text)), now)
 
     def _ended_badly(self, call: Call, worker: Worker, end: CallEnd, now: float) -> None:
         options = call.spec.options
@@ -150,7 +185,7 @@ class Attempts(Dispatch):
             needs = Resources(options.needs.cores, memory, options.needs.gpus)
             if any(fits(spec, needs, of) for of in known):
                 larger = msgspec.structs.replace(options, needs=needs)
-                found = self._queue_for(call.spec.library, larger, call.queue.least_seconds)
+                found = self._queue_for(call.spec.library, larger, call.queue.least_seconds, call.queue.files)
                 return None if isinstance(found, str) else found
         return None
 
@@ -212,7 +247,8 @@ class Attempts(Dispatch):
             least = 1.0
             while least < ran:
                 least *= 1.25
-            found = self._queue_for(call.spec.library, call.queue.options, least / 1.25 if least > 1.0 else ran)
+            shorter = least / 1.25 if least > 1.0 else ran
+            found = self._queue_for(call.spec.library, call.queue.options, shorter, call.queue.files)
             if not isinstance(found, str):
                 call.queue.running -= 1
                 found.running += 1
@@ -242,3 +278,9 @@ class Attempts(Dispatch):
         if call.story is None:
             call.story = []
         call.story.append(CallAttempt(call.attempt, worker.id, worker.info.host, word, seconds))
+
+
+def _made_in(end: CallEnd) -> list[FileRef]:
+    """What a call has left on its worker."""
+    kept = end.spans if end.kept else ()
+    return [*(FileRef(FileName(ref.name), ref.size, KEPT_BASE) for ref in kept), *end.outputs]

@@ -13,21 +13,27 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
+from collections.abc import Iterable
 
 import msgspec
 
 from windlass.manager.calls import Call, CallQueue
 from windlass.manager.libraries import LibraryState
+from windlass.manager.lineage import FIRST_REMAKE, Lineage
 from windlass.manager.pilots import PilotBook
 from windlass.manager.placement import why_never
+from windlass.manager.replicas import Replicas
 from windlass.manager.workers import Instance, Worker
 from windlass.messages import (
     CANCELLED,
+    NO_FILE,
     RETURNED,
     CallDone,
     CallEnd,
     CallId,
     CallOptions,
+    EndDetail,
+    FileName,
     FunctionDef,
     FunctionId,
     InstanceId,
@@ -80,12 +86,16 @@ class Books:
         self.offers: dict[str, tuple[PoolOffer, ...]] = {}
         self.reports: dict[str, PoolReport] = {}
         self.pilots = PilotBook()
+        self.replicas = Replicas()
+        self.lineage = Lineage()
+        #: Calls that wait, in no queue, for a result to be made again.
+        self.parked: dict[FileName, list[Call]] = {}
         self.counters = Counters()
         #: Changes when workers, instances or libraries come or go: what failed to find room is tried again.
         self.structure: int = 0
         #: Changes when workers or offers of pools do: what can ever be run may be something else then.
         self.means: int = 0
-        self._queues: dict[tuple[LibraryId, CallOptions, float], CallQueue] = {}
+        self._queues: dict[tuple[LibraryId, CallOptions, float, bool], CallQueue] = {}
         self._queue_of: dict[tuple[LibraryId, int], CallQueue] = {}
         self._dirty: dict[LibraryId, LibraryState] = {}
         self._starved: dict[LibraryId, LibraryState] = {}
@@ -120,12 +130,12 @@ class Books:
         # Asked by the program's threads too, while the manager's goes on.
         return tuple(offer for offers in list(self.offers.values()) for offer in offers)
 
-    def _queue_for(self, library: LibraryId, options: CallOptions, least_seconds: float) -> CallQueue | str:
+    def _queue_for(self, library: LibraryId, options: CallOptions, least_seconds: float, files: bool = False) -> CallQueue | str:
         """The queue of a signature; or why there can be none."""
         state = self.libraries.get(library)
         if state is None:
             return f"library version {library!r} is not installed"
-        key = (library, options, least_seconds)
+        key = (library, options, least_seconds, files)
         queue = self._queues.get(key)
         if queue is None:
             reason = why_never(state.spec, options, self.all_offers(), [one.info.resources for one in self.workers.values()])
@@ -133,7 +143,7 @@ class Books:
                 return f"no pool can ever run this call of library {state.spec.name!r}: {reason}"
             if len(state.queues) > state.sweep_at:
                 self._sweep_queues(state)
-            queue = self._queues[key] = CallQueue(library, options, least_seconds, deque())
+            queue = self._queues[key] = CallQueue(library, options, least_seconds, deque(), files=files)
             insort(state.queues, queue, key=_rank)
             kind = (options.needs, least_seconds)
             if kind not in state.kinds:
@@ -145,7 +155,7 @@ class Books:
         """Forget queues without calls."""
         for queue in state.queues:
             if not queue.waiting and not queue.running:
-                del self._queues[queue.library, queue.options, queue.least_seconds]
+                del self._queues[queue.library, queue.options, queue.least_seconds, queue.files]
         state.queues[:] = [queue for queue in state.queues if queue.waiting or queue.running]
         state.kinds = {(queue.needs, queue.least_seconds) for queue in state.queues}
         # Not again before there are twice as many, or each new queue would cost a look at all.
@@ -153,6 +163,9 @@ class Books:
         self._queue_of.clear()
 
     def _drop_waiting(self, call: Call) -> None:
+        if call.parked:
+            self._drop_parked(call)
+            return
         call.queue.drop(call)
         self.libraries[call.spec.library].waiting -= 1
 
@@ -167,11 +180,42 @@ class Books:
     def _finish(self, call: Call, end: CallEnd, now: float) -> None:
         """The one end of a call."""
         self.calls.pop(call.spec.call, None)
+        for name in self.lineage.failed(call.spec.call) if self.lineage.remakes else ():
+            self._lose_result(name, end, now)
+        if call.spec.call >= FIRST_REMAKE:
+            return
         if end.outcome == CANCELLED:
             self.counters.cancelled += 1
         elif end.outcome != RETURNED:
             self.counters.failed += 1
         self._done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(call.story) if call.story else ()))
+
+    def _lose_result(self, name: FileName, end: CallEnd, now: float) -> None:
+        """A result cannot be made, or made again: neither is run what needs it."""
+        detail = end.detail or EndDetail()
+        why = detail.text or (f"its function raised {detail.types[0]}" if detail.types else "the call that makes it was not run to its end")
+        text = f"file {name} could not be made: {why}"
+        self.replicas.lose(name, text)
+        for state in self.libraries.values():
+            if state.waiting:
+                self._dirty[state.spec.id] = state
+        for call in self.parked.pop(name, ()):
+            call.parked = FileName("")
+            self._finish(call, CallEnd(call.spec.call, call.attempt, NO_FILE, detail=EndDetail(text=text)), now)
+
+    def _unpark(self, names: Iterable[FileName]) -> None:
+        """These results are there again."""
+        for name in names:
+            for call in reversed(self.parked.pop(name, ())):
+                call.parked = FileName("")
+                self._requeue(call)
+
+    def _drop_parked(self, call: Call) -> None:
+        calls = self.parked[call.parked]
+        calls.remove(call)
+        if not calls:
+            del self.parked[call.parked]
+        call.parked = FileName("")
 
     def _send(self, worker: Worker, message: Message) -> None:
         if worker.to_run:
@@ -185,7 +229,7 @@ class Books:
         out = self._outbox.setdefault(worker.id, [])
         size = first = 0
         for index, run in enumerate(runs):
-            size += len(run.payload) + 64 + 48 * len(run.spans)
+            size += len(run.payload) + 64 + 48 * len(run.spans) + 160 * len(run.inputs)
             if size > RUN_BYTES:
                 out.append(RunCalls(runs[first : index + 1]))
                 size, first = 0, index + 1
@@ -228,10 +272,15 @@ class Books:
 
     def check(self) -> None:
         """Invariants between the collections; raises AssertionError."""
+        self.replicas.check()
         waiting = {call.spec.call for queue in self._queues.values() for call in queue.calls if not call.cancelled}
         sent = {call_id for worker in self.workers.values() for call_id in worker.calls}
         assert not waiting & sent, f"both waiting and sent: {waiting & sent}"
-        assert waiting | sent == set(self.calls), f"lost track of {set(self.calls) ^ (waiting | sent)}"
+        parked = {call.spec.call for calls in self.parked.values() for call in calls}
+        assert waiting | sent | parked == set(self.calls), f"lost track of {set(self.calls) ^ (waiting | sent | parked)}"
+        assert all(call.parked == name and not call.worker for name, calls in self.parked.items() for call in calls)
+        assert all(self.parked.values())
+        self.lineage.check()
         for queue in self._queues.values():
             live = sum(not call.cancelled for call in queue.calls)
             assert queue.waiting == live, f"{queue.waiting} counted, {live} waiting"

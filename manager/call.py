@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import builtins
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict, TypeGuard, TypeVar, Unpack, cast
 
 import msgspec
 
 from windlass.errors import UnknownName, UsageError
+from windlass.files import File
 from windlass.messages import CallOptions, FunctionDef, FunctionId, LibraryId, LibrarySpec, ObjectRef, Resources
 
 N = TypeVar("N", int, float)
@@ -74,6 +76,8 @@ class CallKeywords(TypedDict, total=False):
     expected_time: float | str | None
     #: Attempts that may be lost with their worker.
     max_losses: int
+    #: ``"worker"``: a large result stays on the worker that made it, for calls that are given this future, until somebody asks for it.
+    keep: str | None
 
 
 class Named(Protocol):
@@ -107,6 +111,10 @@ def merge_options(base: CallOptions, tag: str | None, given: Mapping[str, Any]) 
                 fields[key] = read_count(key, value)
             case "retry_on":
                 fields[key] = read_exceptions(value)
+            case "keep":
+                if value not in (None, "worker"):
+                    raise UsageError(f"keep={value!r}: write keep='worker' for results that stay on workers, or keep=None")
+                fields[key] = value == "worker"
             case "priority":
                 fields[key] = read_number(key, value, negative=True)
             case "tag":
@@ -239,7 +247,7 @@ def _exception_name(value: object) -> str:
 class FunctionCall:
     """One call of a library's function, for `Manager.submit`; it may be submitted several times, each with a future of its own."""
 
-    __slots__ = ("args", "function", "kwargs", "library", "options", "tag")
+    __slots__ = ("args", "function", "inputs", "kwargs", "library", "options", "outputs", "tag")
 
     def __init__(self, library: str | Named, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         """Call ``function`` of ``library`` with these arguments; all keywords are the function's.
@@ -261,12 +269,25 @@ class FunctionCall:
         self.kwargs = kwargs
         self.options = DEFAULT_OPTIONS
         self.tag: str | None = None
+        #: Files of its own directory by their paths there: what it finds, and what becomes of what it leaves.
+        self.inputs: dict[str, File] = {}
+        self.outputs: dict[str, File] = {}
+
+    def add_input(self, file: File, path: str) -> None:
+        """Have the call run in a directory of its own, where this file is found under that (relative) path, for reading."""
+        self.inputs[_inside("add_input", path, (*self.inputs, *self.outputs))] = _file("add_input", file)
+
+    def add_output(self, file: File, path: str) -> None:
+        """Have the call run in a directory of its own; what it leaves there under that path, a file or a folder, becomes ``file``
+        (see `Manager.declare_temp`), and stays on its worker."""
+        self.outputs[_inside("add_output", path, (*self.inputs, *self.outputs))] = _file("add_output", file)
 
     def with_options(self, **options: Unpack[CallKeywords]) -> FunctionCall:
         """The same call with these options; this one stays as it is. UsageError for what cannot be, with the line to write."""
         twin = FunctionCall.__new__(FunctionCall)
         twin.library, twin.function, twin.args, twin.kwargs = self.library, self.function, self.args, self.kwargs
         twin.options, twin.tag = merge_options(self.options, self.tag, options)
+        twin.inputs, twin.outputs = dict(self.inputs), dict(self.outputs)
         return twin
 
     def _set(self, **options: Any) -> None:
@@ -306,6 +327,24 @@ class FunctionCall:
         words = [repr(self.library), repr(self.function)]
         words += [_short(each) for each in self.args] + [f"{key}={_short(each)}" for key, each in self.kwargs.items()]
         return f"FunctionCall({', '.join(words)})"
+
+
+def _file(what: str, file: object) -> File:
+    if not isinstance(file, File):
+        raise UsageError(f"{what}({file!r}, ...): the first argument is a declared file: write {what}(manager.declare_file(...), 'name')")
+    return file
+
+
+def _inside(what: str, path: object, taken: Iterable[str]) -> str:
+    """A path in a call's own directory. Raises `UsageError` for one that leads out of it or is taken."""
+    if not isinstance(path, str) or not path:
+        raise UsageError(f"{what}(..., {path!r}): the second argument is a path in the call's directory, as in 'data/words.txt'")
+    normal = os.path.normpath(path)
+    if os.path.isabs(normal) or normal in (".", "..") or normal.startswith("../") or "\0" in normal:
+        raise UsageError(f"{what}(..., {path!r}): that is not in the call's own directory: give a relative path, as in 'data/words.txt'")
+    if normal in taken:
+        raise UsageError(f"{what}(..., {path!r}): the call has a file of that path already")
+    return normal
 
 
 def megabytes_to_bytes(key: str, megabytes: object) -> int:

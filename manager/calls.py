@@ -3,9 +3,9 @@
 Theory of operation
 -------------------
 A `Call` is in exactly one of three places: *waiting* in one `CallQueue`, *sent* to one worker, or *ended* (then it is forgotten).
-Calls that are alike for placement (same library version, same options, same least time) share a queue, so placement looks at
-queues and never at calls.  A waiting call that is cancelled stays in the deque as a tombstone (`CANCELLED_MARK`) until it is
-popped, which keeps cancelling constant in time; `CallQueue.waiting` counts live ones only.
+Calls that are alike for placement (same library version, same options, same least time, all with files or without) share a queue, so
+placement looks at queues and never at calls.  A waiting call that is cancelled stays in the deque as a tombstone (`CANCELLED_MARK`) until
+it is popped, which keeps cancelling constant in time; `CallQueue.waiting` counts live ones only.
 
 Attempts are numbered from 1.  An attempt that is lost with its worker costs no retry but counts towards ``max_losses``; an attempt
 that never started costs nothing.
@@ -14,11 +14,12 @@ that never started costs nothing.
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice, takewhile
 from typing import Final
 
 import msgspec
 
-from windlass.messages import CallAttempt, CallOptions, CallSpec, LibraryId, Resources, WorkerId
+from windlass.messages import CallAttempt, CallOptions, CallSpec, FileName, LibraryId, Resources, WorkerId
 
 #: Outcomes that only the manager gives; they continue `windlass.messages.CANCELLED` and its like in `CallEnd.outcome`.
 LOST: Final = 20
@@ -51,6 +52,8 @@ class Call(msgspec.Struct, gc=False):
     ran: float = 0.0
     #: Ended attempts, oldest first; None until there is one.
     story: list[CallAttempt] | None = None
+    #: Waits, in no queue, for this result to be made again.
+    parked: FileName = FileName("")
 
 
 class Durations(msgspec.Struct):
@@ -88,6 +91,8 @@ class CallQueue(msgspec.Struct, gc=True):
     running: int = 0
     #: When calls were last sent.
     served_at: float = 0.0
+    #: Its calls have inputs: it matters to each where it goes.
+    files: bool = False
 
     @property
     def needs(self) -> Resources:
@@ -113,6 +118,21 @@ class CallQueue(msgspec.Struct, gc=True):
                 self.waiting -= 1
                 return call
         return None
+
+    def first(self) -> Call | None:
+        """The first live call, which stays; None when there is none."""
+        calls = self.calls
+        while calls and calls[0].cancelled:
+            calls.popleft()
+        return calls[0] if calls else None
+
+    def alike(self, most: int) -> int:
+        """How many calls from the first on need just the same files, at most so many."""
+        first = self.first()
+        if first is None:
+            return 0
+        wanted = first.spec.inputs
+        return sum(1 for _ in takewhile(lambda call: call.spec.inputs == wanted, islice(self.calls, most)))
 
     def drop(self, call: Call) -> None:
         """A waiting call is cancelled: leave its tombstone, sweep when tombstones are the most."""

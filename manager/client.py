@@ -16,18 +16,21 @@ What ``wait`` may hand out is kept in ``_finished``, in the order of ending, unt
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, Protocol
 
 from windlass.errors import (
     CallFailed,
     CallTimeout,
     CallTooLong,
     Closed,
+    FileUnavailable,
     InternalError,
     LibraryFailed,
     NotPicklable,
@@ -35,9 +38,11 @@ from windlass.errors import (
     OutOfMemory,
     SlotDied,
     StoreFull,
+    UsageError,
     WorkersLost,
 )
-from windlass.manager.call import DEFAULT_OPTIONS, Target
+from windlass.files import File, collecting, inputs_of
+from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall, Target
 from windlass.manager.calls import CLOSED, INPUT_FAILED, LIBRARY_FAILED, LOST, NOT_POSSIBLE, TOO_LONG
 from windlass.manager.feeding import Feeder, Holes, input_failed
 from windlass.manager.future import CallFuture
@@ -46,10 +51,12 @@ from windlass.messages import (
     BAD_CALL,
     CANCELLED,
     DIED,
+    NO_FILE,
     OUT_OF_MEMORY,
     RAISED,
     RETURNED,
     TIMED_OUT,
+    BringFiles,
     CallDone,
     CallEnd,
     CallId,
@@ -57,17 +64,45 @@ from windlass.messages import (
     CallSpec,
     CancelSubmitted,
     EndDetail,
+    FileName,
+    FileRef,
     Message,
     ObjectName,
     ObjectRef,
     Part,
+    ReleaseFiles,
+    Sandbox,
 )
-from windlass.pickling import pack_call, pack_scalars, unpack_exception, unpack_result
+from windlass.pickling import pack_call, pack_scalars, scalars_and, unpack_exception, unpack_result
 
 #: Seconds between looks for room in a full store, beside those at each call that ends.
 ROOM_SECONDS: Final = 0.5
+#: What a part of a kept result is called in caches.
+KEPT_BASE: Final = "data"
+NO_NAME: Final = FileName("")
+_SCALARS_AND_FILES: Final = scalars_and(File)
 #: What goes into the manager's inbox: a call, or who says it and a message.
 Item = CallSpec | tuple[str, Message]
+
+
+class Prepared(NamedTuple):
+    """What a call that may be made later needs."""
+
+    pins: tuple[ObjectRef, ...]
+    files: dict[str, File]
+
+
+def sandbox_of(inputs: dict[str, File], outputs: dict[str, File], files: dict[str, File], returned: FileName = NO_NAME) -> Sandbox:
+    """What a call says of its own directory; its inputs are added to the ``files`` that it needs."""
+    found: list[tuple[str, FileName, str]] = []
+    for path, file in inputs.items():
+        if file.ref is None:
+            found.append((path, NO_NAME, file.path))
+        else:
+            files[file.ref.name] = file
+            found.append((path, file.ref.name, file.ref.base))
+    made = tuple((path, FileName(file.name)) for path, file in outputs.items())
+    return Sandbox(tuple(found), made, returned)
 
 
 class ClientStore(Protocol):
@@ -93,12 +128,22 @@ class Client:
         self._finished: OrderedDict[CallId, CallFuture[Any]] = OrderedDict()
         #: Spans of waiting calls, to unpin at their end; few calls have any.
         self._pinned: dict[CallId, tuple[ObjectRef, ...]] = {}
+        #: Declared files that calls were given, which must stay declared as long.
+        self._files: dict[CallId, dict[str, File]] = {}
+        #: The manager object whose files these calls may be given.
+        self.owner = 0
         #: Ended calls whose results are still objects in the store.
         self._unread: weakref.WeakValueDictionary[CallId, CallFuture[Any]] = weakref.WeakValueDictionary()
         #: Snapshots that came with arguments, and stay.
         self._code: set[str] = set()
         #: Calls that wait for the results of others.
         self.feeder = Feeder(self, clock)
+        #: Parts of results that stay on workers, by name; and what their making needs, should they be lost, by the first.
+        self._kept: dict[str, ObjectRef] = {}
+        self._needed: dict[str, tuple[tuple[ObjectRef, ...], dict[str, File]]] = {}
+        self._bringing = threading.Condition()
+        #: Why a result could not be had; "" for those that are in the store.
+        self._brought: dict[str, str] = {}
         self._arrived = threading.Condition()
         self._waiters = 0
         #: Grows whenever the store may have got room.
@@ -126,7 +171,7 @@ class Client:
         if self.closed:
             raise Closed(self.closed)
         payload = pack_scalars(args, kwargs)
-        if not payload:
+        if not payload or options.keep:
             return self._submit(target, args, kwargs, options, tag)
         call = CallId(next(self._ids))
         future: CallFuture[Any] = CallFuture(self, call, tag, self._clock(), target)
@@ -140,11 +185,57 @@ class Client:
             self._close_one(call)  # the manager ended meanwhile, perhaps without having seen this call
         return future
 
+    def submit_in_room(self, target: Target, call: FunctionCall, inputs: dict[str, File], outputs: dict[str, File]) -> CallFuture[Any]:
+        """The same for a call with a directory of its own."""
+        if self.closed:
+            raise Closed(self.closed)
+        for file in outputs.values():
+            if not (file.name.startswith("r-") and file.unmade):
+                raise UsageError(f"add_output({file!r}, ...): an output becomes a file of declare_temp(), one for each call that makes it")
+        future = self._submit(target, call.args, call.kwargs, call.options, call.tag, room=(inputs, outputs))
+        for file in outputs.values():
+            file.unmade = False
+        return future
+
+    def prepare(self, target: Target, call: FunctionCall, inputs: dict[str, File], returned: FileName) -> tuple[CallSpec, Prepared]:
+        """A call that is not submitted but made by the manager when what it makes is needed; and what must be kept as long as it may be."""
+        put: list[ObjectRef] = []
+        holes = Holes(self, target.code)
+
+        def keep(data: Any) -> ObjectRef:
+            put.append(self._put(data))
+            return put[-1]
+
+        try:
+            with collecting() as files:
+                payload, spans = pack_call(call.args, call.kwargs, keep, target.parameters, holes)
+            if holes.found:
+                raise UsageError("a mini task cannot be given futures: give it what they have, or a file of declare_temp()")
+            sandbox = sandbox_of(inputs, {}, files, returned)
+            refs = inputs_of(files, self.owner)
+        except BaseException:
+            self._unpin(put)
+            raise
+        spec = CallSpec(CallId(next(self._ids)), target.library, target.function, payload, spans, call.options, refs, sandbox=sandbox)
+        return spec, Prepared(tuple(put), files)
+
     def _submit(
-        self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions, tag: str | None
+        self,
+        target: Target,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+        tag: str | None,
+        room: tuple[dict[str, File], dict[str, File]] | None = None,
     ) -> CallFuture[Any]:
         """The same for arguments that have to be looked at."""
+        if not options.keep and room is None:
+            with collecting() as files:
+                payload = pack_scalars(args, kwargs, _SCALARS_AND_FILES)
+            if payload:
+                return self._submit_with_files(target, payload, files, options, tag)
         put: list[ObjectRef] = []
+        inputs: tuple[FileRef, ...] = ()
         holes = Holes(self, target.code)
 
         def keep(data: Any) -> ObjectRef:
@@ -153,7 +244,11 @@ class Client:
             return ref
 
         try:
-            payload, spans = pack_call(args, kwargs, keep, target.parameters, holes)
+            with collecting() as files:
+                payload, spans = pack_call(args, kwargs, keep, target.parameters, holes)
+            sandbox = sandbox_of(*room, files) if room is not None else None
+            if files:
+                inputs = inputs_of(files, self.owner)
         except BaseException:
             self._unpin(put)
             raise
@@ -162,7 +257,10 @@ class Client:
         self._futures[call] = future
         if put:
             self._pinned[call] = tuple(put)
-        spec = CallSpec(call, target.library, target.function, payload, spans, options)
+        if files:
+            self._files[call] = files
+        prefix = os.urandom(12).hex() if options.keep else ""
+        spec = CallSpec(call, target.library, target.function, payload, spans, options, inputs, prefix, sandbox)
         again = False
         try:
             if holes.found:
@@ -174,11 +272,29 @@ class Client:
             raise
         if again:
             self._forget(call)
-            return self._submit(target, args, kwargs, options, tag)
+            return self._submit(target, args, kwargs, options, tag, room)
         if self.closed:
             self._close_one(call)
         elif future.cancelled() and self.feeder.cancel(call):  # by somebody who found it before the feeder had it
             self.deliver([CallDone(CallEnd(call, 0, CANCELLED))])
+        return future
+
+    def _submit_with_files(
+        self, target: Target, payload: bytes, files: dict[str, File], options: CallOptions, tag: str | None
+    ) -> CallFuture[Any]:
+        """The same for scalars and files."""
+        inputs = inputs_of(files, self.owner)
+        call = CallId(next(self._ids))
+        future: CallFuture[Any] = CallFuture(self, call, tag, self._clock(), target)
+        self._futures[call] = future
+        self._files[call] = files
+        try:
+            self._inbox.put(CallSpec(call, target.library, target.function, payload, (), options, inputs))
+        except BaseException:  # the manager's loop has just ended
+            self._forget(call)
+            raise
+        if self.closed:
+            self._close_one(call)
         return future
 
     def _with_code(self, target: Target, more: tuple[ObjectRef, ...]) -> Target:
@@ -194,6 +310,7 @@ class Client:
     def _forget(self, call: CallId) -> None:
         self.feeder.release(call)
         self._futures.pop(call, None)
+        self._files.pop(call, None)
         self._unpin(self._pinned.pop(call, ()))
 
     def _put(self, data: Any, *, joined: bool = False) -> ObjectRef:
@@ -295,8 +412,12 @@ class Client:
             # Whoever asks for the result takes these away from the record.
             call, payload, spans = end.call, end.payload, end.spans
             future = futures.get(call)
+            if end.kept:
+                self._note_kept(call, spans)
             if pinned and call in pinned:
                 self._unpin(pinned.pop(call))
+            if self._files:
+                self._files.pop(call, None)
             if held or waiting:
                 feeder.release(call)
             if future is None:
@@ -320,6 +441,56 @@ class Client:
                 feeder.unhold(spans)
             futures.pop(call, None)
         return more
+
+    def _note_kept(self, call: CallId, spans: Sequence[ObjectRef]) -> None:
+        """Its result has stayed on a worker. What it was made of is kept with it."""
+        for ref in spans:
+            self._kept[ref.name] = ref
+        pins, files = self._pinned.pop(call, ()), self._files.pop(call, {})
+        if pins or files:
+            self._needed[spans[0].name] = pins, files
+
+    def inputs_among(self, spans: Sequence[ObjectRef]) -> tuple[FileRef, ...]:
+        """Those of these objects that are on workers."""
+        if not self._kept:
+            return ()
+        return tuple(FileRef(FileName(ref.name), ref.size, KEPT_BASE) for ref in spans if ref.name in self._kept)
+
+    def _open(self, name: str) -> memoryview:
+        """A part of a result; one that has stayed on a worker is brought here first. Raises `FileUnavailable`, `Closed`, `KeyError`."""
+        try:
+            return self.store.open(name)
+        except KeyError:
+            if name not in self._kept:
+                raise
+        with self._bringing:
+            self._brought.pop(name, None)
+            self.say(BringFiles((FileName(name),)))
+            while name not in self._brought:
+                if self.closed:
+                    raise Closed(self.closed)
+                self._bringing.wait(1.0)
+            text = self._brought.pop(name)
+        if text:
+            raise FileUnavailable(text)
+        return self.store.open(name)
+
+    def bring(self, name: FileName) -> bytes:
+        """The content of a file that a call has made, or will have. Raises as `_open`."""
+        known = name in self._kept
+        if not known:
+            self._kept[name] = ObjectRef(ObjectName(name), -1)
+        try:
+            return bytes(self._open(name))
+        finally:
+            if not known:
+                self._kept.pop(name, None)
+
+    def brought(self, name: str, text: str) -> None:
+        """The manager has it in its store, or cannot have it. On its thread."""
+        with self._bringing:
+            self._brought[name] = text
+            self._bringing.notify_all()
 
     def _discard(self, spans: Sequence[ObjectRef]) -> None:
         if self._forked:
@@ -346,7 +517,7 @@ class Client:
 
     def read(self, name: ObjectName) -> memoryview:
         """The bytes of a result's object."""
-        return self.store.open(name)
+        return self._open(name)
 
     def drop(self, names: Sequence[ObjectName]) -> None:
         """Nobody needs these objects of results any more."""
@@ -354,6 +525,13 @@ class Client:
             return
         for name in names:
             self.store.discard(name)
+        if self._kept:
+            gone = tuple(FileName(name) for name in names if self._kept.pop(name, None) is not None)
+            for each in gone:
+                self._unpin(self._needed.pop(each, ((), {}))[0])
+            if gone and not self.closed:
+                with suppress(Closed):
+                    self.say(ReleaseFiles(gone, prune=True))
         self._freed += 1
         if self._waiters:
             with self._arrived:
@@ -410,7 +588,7 @@ class Client:
             if not end.spans:
                 return unpack_result(end.payload, (), self.store.open)
             try:
-                return unpack_result(end.payload, end.spans, self.store.open)
+                return unpack_result(end.payload, end.spans, self._open)
             finally:
                 self._discard(end.spans)
         if end.outcome == RAISED:
@@ -450,6 +628,8 @@ def failure(done: CallDone, future: CallFuture[Any]) -> BaseException:
             error = NotPossible(text)
         case o if o == CLOSED:
             error = Closed(text)
+        case o if o == NO_FILE:
+            error = FileUnavailable(text)
         case o if o == BAD_CALL:
             error = NotPicklable(text) if "pickle" in text else CallFailed(text)
         case o if o == CANCELLED:

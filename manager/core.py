@@ -24,10 +24,12 @@ from windlass.manager.books import Books, Counters, Settings
 from windlass.manager.calls import CLOSED, LIBRARY_FAILED, NOT_POSSIBLE, Call
 from windlass.manager.demand import demand_of
 from windlass.manager.libraries import LibraryState
+from windlass.manager.lineage import FIRST_REMAKE, products_of
 from windlass.manager.placement import least_of, spent, why_never
 from windlass.manager.workers import Phase, Worker
 from windlass.messages import (
     CANCELLED,
+    NO_FILE,
     CallDone,
     CallEnd,
     CallId,
@@ -38,6 +40,13 @@ from windlass.messages import (
     Demand,
     Drain,
     EndDetail,
+    FileFailed,
+    FileHere,
+    FileName,
+    FileOrigin,
+    FilePushed,
+    FileRef,
+    FilesGone,
     ForgetFunctions,
     FunctionDef,
     HeldCall,
@@ -52,6 +61,8 @@ from windlass.messages import (
     PilotId,
     PoolName,
     PoolReport,
+    Serving,
+    WantFiles,
     WorkerDraining,
     WorkerId,
     WorkerInfo,
@@ -115,9 +126,11 @@ class Core(Attempts):
         calls, queue_of = self.calls, self._queue_of
         self.counters.submitted += len(specs)
         for spec in specs:
-            queue = queue_of.get((spec.library, id(spec.options)))
+            files = bool(spec.inputs)
+            key = (spec.library, -id(spec.options) if files else id(spec.options))
+            queue = queue_of.get(key)
             if queue is None or queue.options is not spec.options:
-                found = self._queue_for(spec.library, spec.options, least_of(spec.options, self.all_offers()))
+                found = self._queue_for(spec.library, spec.options, least_of(spec.options, self.all_offers()), files)
                 if isinstance(found, str):
                     self._refuse(spec, found, now)
                     continue
@@ -125,18 +138,55 @@ class Core(Attempts):
                 if len(queue_of) > 1000:
                     queue_of.clear()
                 if queue.options is spec.options:
-                    queue_of[spec.library, id(spec.options)] = queue
+                    queue_of[key] = queue
             state = self.libraries[spec.library]
             if state.failed:
                 self._end_unqueued(spec, LIBRARY_FAILED, state.failed, now)
                 continue
             call = Call(spec, now, queue)
             calls[spec.call] = call
+            if spec.sandbox is not None and spec.call < FIRST_REMAKE and (made := products_of(spec)):
+                self.lineage.expect(spec, made)
             queue.calls.append(call)
             queue.waiting += 1
             state.waiting += 1
             self._dirty[spec.library] = state
         self.demand_changed = True
+
+    def declare_file(self, ref: FileRef, origin: FileOrigin) -> None:
+        """Calls will name this file."""
+        self.replicas.declare(ref, origin)
+
+    def declare_made(self, ref: FileRef, spec: CallSpec) -> None:
+        """Calls will name this file, which a call makes when it is first needed."""
+        self.replicas.declare(ref, FileOrigin())
+        self.lineage.expect(spec, (ref.name,), under_way=False)
+
+    def release_files(self, names: Iterable[FileName], prune: bool) -> None:
+        """One who declared these needs them no more."""
+        names = tuple(names)
+        self.replicas.release(names, prune=prune)
+        self.lineage.released(names)
+
+    def bring_files(self, names: Iterable[FileName]) -> None:
+        """Somebody wants these results in the manager's store; ``replicas.brought`` says which are."""
+        self.replicas.bring(names)
+
+    def _remake(self, now: float) -> None:
+        orphaned, self.replicas.orphaned = self.replicas.orphaned, []
+        specs: list[CallSpec] = []
+        for name in dict.fromkeys(orphaned):
+            found = self.lineage.remake(name)
+            if isinstance(found, str):
+                self._lose_result(name, CallEnd(CallId(0), 0, NO_FILE, detail=EndDetail(text=found)), now)
+                continue
+            self.replicas.orphan(name)
+            if found is not None:
+                specs.append(found)
+        if specs:
+            self.counters.submitted -= len(specs)
+            self.submit(specs, now)
+            self._dispatch_dirty(now)
 
     def cancel(self, ids: Iterable[CallId], now: float) -> None:
         """End these calls, whatever their state; those that have ended already are left alone."""
@@ -214,6 +264,7 @@ class Core(Attempts):
         if worker is None:
             return
         self.means += 1
+        self.replicas.worker_lost(worker_id)
         self._outbox.pop(worker_id, None)
         # Only what was started is a loss. Sent calls stand in order; the oldest, as many as the instance has slots, were running.
         started: dict[InstanceId, int] = {}
@@ -272,6 +323,18 @@ class Core(Attempts):
                 self._drain(worker, message.reason)
                 if message.seconds_left:
                     worker.ends_at = now + message.seconds_left
+            elif isinstance(message, WantFiles):
+                self.replicas.wanted(worker_id, message.names)
+            elif isinstance(message, FileHere):
+                self.replicas.here(worker_id, message.name, message.size, message.digest)
+            elif isinstance(message, FileFailed):
+                self.replicas.failed(worker_id, message, now)
+            elif isinstance(message, FilePushed):
+                self.replicas.pushed(worker_id, message.name, message.text)
+            elif isinstance(message, FilesGone):
+                self.replicas.gone(worker_id, message.names)
+            elif isinstance(message, Serving):
+                self.replicas.serving(worker_id, message.addresses)
             elif isinstance(message, WorkerReport):
                 worker.memory_used, worker.memory_limit = message.memory_used, message.memory_limit
                 if message.seconds_left:
@@ -381,8 +444,12 @@ class Core(Attempts):
         self._end_unqueued(spec, NOT_POSSIBLE, text, now)
 
     def _end_unqueued(self, spec: CallSpec, outcome: int, text: str, now: float) -> None:
-        self.counters.failed += 1
-        self._done.append(CallDone(CallEnd(spec.call, 0, outcome, detail=EndDetail(text=text)), now, 0.0, now))
+        end = CallEnd(spec.call, 0, outcome, detail=EndDetail(text=text))
+        for name in (*self.lineage.failed(spec.call), *(products_of(spec) if spec.call < FIRST_REMAKE else ())):
+            self._lose_result(name, end, now)
+        if spec.call < FIRST_REMAKE:
+            self.counters.failed += 1
+            self._done.append(CallDone(end, now, 0.0, now))
 
     def _end_impossible(self, now: float) -> None:
         """Pools have changed: end the waiting calls that none can ever run."""
@@ -402,7 +469,7 @@ class Core(Attempts):
         offers = self.all_offers()
         for key, queue in list(self._queues.items()):
             least = least_of(queue.options, offers)
-            new = (queue.library, queue.options, least)
+            new = (queue.library, queue.options, least, queue.files)
             if queue.least_seconds == queue.options.expected_time > least and new not in self._queues:
                 del self._queues[key]
                 queue.least_seconds = least

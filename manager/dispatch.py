@@ -12,6 +12,8 @@ or the timer says so.
 
 from __future__ import annotations
 
+from itertools import islice
+
 from windlass.manager.books import SWEEP_LEAST, Books
 from windlass.manager.calls import CallQueue
 from windlass.manager.claims import missing_slots, next_claim
@@ -20,10 +22,12 @@ from windlass.manager.placement import fits, grants, reclaimable
 from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, slots_in, weight_of
 from windlass.messages import (
     BAD_CALL,
+    NO_FILE,
     AddFunctions,
     CallEnd,
     CallRun,
     EndDetail,
+    FileName,
     InstanceId,
     LibraryId,
     RecallCalls,
@@ -31,6 +35,7 @@ from windlass.messages import (
     SetSlots,
     StartLibrary,
     StopLibrary,
+    WorkerId,
 )
 
 #: Zygotes without slots that a worker keeps warm for their next call.
@@ -39,6 +44,11 @@ WARM_INSTANCES = 4
 ROUNDS_MOST = 10
 #: Another thread of the program may have chosen a library for a call just before it was removed; pickling the arguments takes its time.
 LINGER_SECONDS = 10.0
+#: Files of fewer bytes are no reason to go anywhere; so many holders of a file are looked at; and what moving bytes is taken to cost, in
+#: bytes per second.
+NEAR_BYTES = 64 << 10
+HOLDERS_MOST = 16
+MOVED_PER_SECOND = 100e6
 #: A recall is worth its round trip when the queued work would take at least so long.
 RECALL_SECONDS = 0.005
 
@@ -48,6 +58,10 @@ class Dispatch(Books):
 
     def pump(self, now: float) -> None:
         """Place what can be placed; call it once after a batch of events."""
+        self._dispatch_dirty(now)
+        self._tell_of_files(now)
+
+    def _dispatch_dirty(self, now: float) -> None:
         for _ in range(ROUNDS_MOST):
             if not self._dirty:
                 break
@@ -66,19 +80,39 @@ class Dispatch(Books):
             if self._shrinking:
                 self._finish_shrinks(now)
 
+    def _tell_of_files(self, now: float) -> None:
+        """Who is to fetch which file from where."""
+        if self.replicas.orphaned:
+            self._remake(now)
+        self.replicas.pump(now)
+        if self.replicas.out:
+            said, self.replicas.out = self.replicas.out, []
+            for worker_id, message in said:
+                worker = self.workers.get(worker_id)
+                if worker is not None:
+                    self._send(worker, message)
+            self.replicas.told = True
+
     def _dispatch(self, state: LibraryState, now: float) -> None:
         passed = 0
         for queue in state.queues:
             if not queue.waiting:
                 passed += not queue.running
                 continue
+            if queue.files:
+                self._park(queue, state, now)
             if not state.idle and not state.roomy:
                 break
             options = queue.options
             plain = not (options.needs.cores or options.needs.memory or options.needs.gpus or queue.least_seconds)
             skipped: list[Instance] = []
             while queue.waiting:
-                if state.idle:
+                if queue.files and not self._park(queue, state, now):
+                    break
+                near = self._nearest(state, queue, plain) if queue.files else None
+                if near is not None:
+                    instance, room = near
+                elif state.idle:
                     instance = next(iter(state.idle.values()))
                     room = instance.target - instance.outstanding
                 elif state.roomy and plain:
@@ -103,12 +137,67 @@ class Dispatch(Books):
                         state.idle.pop(instance.id, None)
                         skipped.append(instance)
                         continue
-                self._send_calls(state, queue, instance, worker, min(room, queue.waiting), weight, now)
+                count = queue.alike(min(room, queue.waiting)) if queue.files else min(room, queue.waiting)
+                self._send_calls(state, queue, instance, worker, count, weight, now)
                 state.refresh(instance)
             for instance in skipped:
                 state.refresh(instance)
         if passed > SWEEP_LEAST and passed > len(state.queues) // 8:
             self._sweep_queues(state)  # or each call would cost a look at them
+
+    def _park(self, queue: CallQueue, state: LibraryState, now: float) -> bool:
+        """Take first calls away that need a result which nobody has any more, end those that need a lost file; True when one is left."""
+        while (call := queue.first()) is not None:
+            gone, lost = FileName(""), ""
+            for ref in call.spec.inputs:
+                file = self.replicas.files.get(ref.name)
+                if file is not None and file.lost:
+                    lost = file.lost
+                    break
+                if self.replicas.absent(ref.name) or (file is None and ref.name in self.lineage.products):
+                    gone = ref.name
+            if not gone and not lost:
+                return True
+            queue.pop()
+            state.waiting -= 1
+            if lost:
+                self._finish(call, CallEnd(call.spec.call, call.attempt, NO_FILE, detail=EndDetail(text=lost)), now)
+                continue
+            call.parked = gone
+            self.parked.setdefault(gone, []).append(call)
+            self.replicas.orphaned.append(gone)
+        return False
+
+    def _nearest(self, state: LibraryState, queue: CallQueue, plain: bool) -> tuple[Instance, int] | None:
+        """Where the files of the queue's first call are, and how many calls fit: a free slot there, or a place behind others where
+        waiting costs less than moving the bytes. None: anywhere."""
+        call = queue.first()
+        if call is None:
+            return None
+        here: dict[WorkerId, int] = {}
+        for ref in call.spec.inputs:
+            if ref.size >= NEAR_BYTES:
+                for worker_id in islice(self.replicas.holders(ref.name), HOLDERS_MOST):
+                    here[worker_id] = here.get(worker_id, 0) + ref.size
+        best: tuple[int, bool, Instance] | None = None
+        for worker_id, size in here.items():
+            instance = self.workers[worker_id].by_library.get(state.spec.id)
+            if instance is None:
+                continue
+            free = instance.id in state.idle
+            if not free:
+                if not plain or instance.id not in state.roomy:
+                    continue
+                behind = (instance.outstanding - instance.target + 1) / max(1, instance.target)
+                if not state.durations.count or behind * state.durations.mean > size / MOVED_PER_SECOND:
+                    continue
+            if best is None or (free, size) > (best[1], best[0]):
+                best = size, free, instance
+        if best is None:
+            return None
+        instance = best[2]
+        most = instance.target if best[1] else instance.target * (1 + state.ahead)
+        return instance, most - instance.outstanding
 
     def _send_calls(
         self, state: LibraryState, queue: CallQueue, instance: Instance, worker: Worker, count: int, weight: int, now: float
@@ -138,7 +227,21 @@ class Dispatch(Books):
             call.sent_at = now
             call.weight = weight
             calls[spec.call] = call
-            to_run.append(CallRun(spec.call, call.attempt, instance_id, spec.function, spec.payload, spec.spans, timeout, weight, least))
+            run = CallRun(
+                spec.call,
+                call.attempt,
+                instance_id,
+                spec.function,
+                spec.payload,
+                spec.spans,
+                timeout,
+                weight,
+                least,
+                spec.inputs,
+                spec.keep,
+                spec.sandbox,
+            )
+            to_run.append(run)
             sent += 1
         self._loaded[worker_id] = worker
         queue.served_at = now
@@ -313,6 +416,9 @@ class Dispatch(Books):
             if instance.outstanding > instance.target and not instance.recalling:
                 instance.recalling = True
                 self._send(worker, RecallCalls(instance.id, instance.outstanding - instance.target))
+
+    def _remake(self, now: float) -> None:
+        """Results are needed that nobody has: run again what made them."""
 
     def _finish_shrinks(self, now: float) -> None:
         """Slots that were to be taken away have fallen idle: they go to the library that they were taken for."""

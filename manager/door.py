@@ -21,9 +21,10 @@ import inspect
 import os
 import threading
 import weakref
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -31,14 +32,22 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import msgspec
 
 from windlass.errors import Closed, NotPossible, UnknownName, UsageError
+from windlass.files import File, Level
 from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall, Target
 from windlass.manager.client import Client
+from windlass.manager.declaring import Declaring
 from windlass.manager.future import CallFuture
 from windlass.manager.library import Library
 from windlass.manager.placement import why_never
+from windlass.manifests import Manifest
 from windlass.messages import (
     CallOptions,
+    DeclareFile,
+    DeclareMade,
     DefineFunctions,
+    FileName,
+    FileOrigin,
+    FileRef,
     FunctionId,
     ImportSpec,
     InstallLibrary,
@@ -46,6 +55,7 @@ from windlass.messages import (
     LibrarySpec,
     ObjectRef,
     PoolOffer,
+    ReleaseFiles,
     RemoveLibrary,
     Resources,
 )
@@ -92,7 +102,7 @@ class _Installed:
         }
 
 
-class Door(ABC):
+class Door(Declaring):
     """Libraries, calls and futures of one program."""
 
     name: str
@@ -101,6 +111,7 @@ class Door(ABC):
     _defined_most = 5_000
 
     def __init__(self) -> None:
+        super().__init__()
         self._closed = False
         self._lock = threading.RLock()
         self._installed: dict[str, _Installed] = {}
@@ -139,6 +150,28 @@ class Door(ABC):
     @abstractmethod
     def _forked(self) -> None:
         """This process is a copy of the program made by `os.fork`: thread, sockets and files are the program's, which goes on with them."""
+
+    def _declare(self, ref: FileRef, origin: FileOrigin, manifest: Manifest | None) -> Callable[[], None]:
+        self._client.say(DeclareFile(ref, origin))
+        return self._releaser(ref, tuple(kept for kept in (origin.object, origin.manifest) if kept is not None))
+
+    def _bring(self, name: FileName) -> bytes:
+        return self._client.bring(name)
+
+    def _releaser(self, ref: FileRef, pins: tuple[ObjectRef, ...]) -> Callable[[], None]:
+        client, name = self._client, ref.name
+
+        def release() -> None:
+            for kept in pins:
+                client.store.unpin(kept.name)
+            if not client.closed:
+                with suppress(Closed):
+                    client.say(ReleaseFiles((name,)))
+
+        return release
+
+    def _put_buffer(self, data: bytes) -> ObjectRef:
+        return self._client.store.put(data, pin=True)
 
     @property
     def closed(self) -> bool:
@@ -232,7 +265,27 @@ class Door(ABC):
             raise UnknownName("function", call.function, installed.targets, within=f"in library {call.library!r}")
         if call.options is not DEFAULT_OPTIONS:
             self._check_possible(installed.spec, call.options)
+        if call.inputs or call.outputs:
+            return self._client.submit_in_room(target, call, call.inputs, call.outputs)
         return self._client.submit(target, call.args, call.kwargs, call.options, call.tag)
+
+    def declare_minitask(self, call: FunctionCall, name: str | None = None, level: Level = "workflow") -> File:
+        """A file that a call makes when one is first needed, on a worker: its function returns the path of what it made in its own
+        directory. Other calls that are given the file wait for that; when it is lost it is made again.
+
+        Raises as `submit` does.
+        """
+        self._check_open()
+        installed = self._library(call.library)
+        target = installed.targets.get(call.function)
+        if target is None:
+            raise UnknownName("function", call.function, installed.targets, within=f"in library {call.library!r}")
+        ref = self._temporary(name or call.function, level)
+        spec, keep = self._client.prepare(target, call, call.inputs, ref.name)
+        self._client.say(DeclareMade(ref, spec))
+        file = File(id(self), ref, f"what {call!r} makes", self._releaser(ref, (*keep.pins,)))
+        file.keep = keep
+        return file
 
     def submit_function(
         self,

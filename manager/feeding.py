@@ -42,6 +42,7 @@ from windlass.messages import (
     CallSpec,
     DefineFunctions,
     EndDetail,
+    FileRef,
     FunctionDef,
     InstallLibrary,
     LibraryId,
@@ -73,6 +74,7 @@ class FedClient(Protocol):
     def put_joined(self, call: CallId, data: bytes, /) -> ObjectRef: ...
     def read(self, name: ObjectName, /) -> memoryview: ...
     def drop(self, names: Sequence[ObjectName], /) -> None: ...
+    def inputs_among(self, spans: Sequence[ObjectRef], /) -> tuple[FileRef, ...]: ...
     def deliver(self, ends: Sequence[CallDone], /) -> None: ...
 
 
@@ -362,7 +364,10 @@ class Feeder:
             try:
                 if definition is not None and self._defined - defined >= _DEFINED_MOST:
                     self._client.hand_over(("client", DefineFunctions((definition,))))
-                self._client.hand_over(CallSpec(spec.call, spec.library, spec.function, *part, spec.options))
+                inputs = (*spec.inputs, *self._client.inputs_among(part.spans))
+                self._client.hand_over(
+                    CallSpec(spec.call, spec.library, spec.function, *part, spec.options, inputs, spec.keep, spec.sandbox)
+                )
             except Closed:
                 pass  # the client is about to hear of it, and ends what has not ended
             self._remove_libraries()

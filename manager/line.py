@@ -38,6 +38,7 @@ from windlass.messages import (
     CallSent,
     CallSpec,
     CancelSubmitted,
+    FileBrought,
     GetStatus,
     Hello,
     KeepCalls,
@@ -64,7 +65,12 @@ class Line:
     """A program's connection to a manager elsewhere. ``deliver`` gets ends of calls, ``on_lost`` why it ended; both on its thread."""
 
     def __init__(
-        self, connection: ConnectionFile, name: str, deliver: Callable[[list[CallDone]], None], on_lost: Callable[[str], None]
+        self,
+        connection: ConnectionFile,
+        name: str,
+        deliver: Callable[[list[CallDone]], None],
+        on_lost: Callable[[str], None],
+        on_brought: Callable[[str, str], None],
     ) -> None:
         self.inbox: Inbox[Any] = Inbox(self._wake)
         self.store = AttachedStore(self)
@@ -73,7 +79,7 @@ class Line:
         self.manager = connection.manager
         self._name = name
         self._file = connection
-        self._deliver, self._on_lost = deliver, on_lost
+        self._deliver, self._on_lost, self._on_brought = deliver, on_lost, on_brought
         self._statuses: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._asking = threading.Lock()
         self._data: DataClient | None = None
@@ -214,8 +220,8 @@ class Line:
                 if cancels or names or item.library != library or item.options is not options or size > _SUBMIT_BYTES:
                     flush()
                     library, options = item.library, item.options
-                calls.append(CallSent(item.call, item.function, item.payload, item.spans))
-                size += len(item.payload) + 64 + 48 * len(item.spans)
+                calls.append(CallSent(item.call, item.function, item.payload, item.spans, item.inputs, item.keep, item.sandbox))
+                size += len(item.payload) + 64 + 48 * len(item.spans) + 160 * len(item.inputs)
                 continue
             message = item[1]
             if calls:
@@ -238,6 +244,10 @@ class Line:
             self.means = message
         elif isinstance(message, Status):
             self._statuses.put(message.json)
+        elif isinstance(message, FileBrought):
+            if not message.text:
+                self.store.brought(message.name)
+            self._on_brought(message.name, message.text)
         elif isinstance(message, Leave):
             self._over(f"the manager has ended: {message.reason}")
 
@@ -260,6 +270,8 @@ class AttachedStore:
         self._held: Counter[str] = Counter()
         #: Bytes of objects of results that were not read yet.
         self._results: dict[str, int] = {}
+        #: Those of them that are on workers and not at the manager.
+        self._away: set[str] = set()
         self._folder: Path | None = None
         self._local: ObjectStore | None = None
 
@@ -319,6 +331,12 @@ class AttachedStore:
         for one in done:
             for span in one.end.spans:
                 self._results[span.name] = span.size
+            if one.end.kept:
+                self._away.update(span.name for span in one.end.spans)
+
+    def brought(self, name: str) -> None:
+        """A result that stayed on a worker is at the manager now."""
+        self._away.discard(name)
 
     def open(self, name: str) -> memoryview:
         """A private, writable mapping of a result's object. Raises `KeyError`, and `Closed` when the manager is gone with it."""
@@ -329,7 +347,7 @@ class AttachedStore:
             except OSError:
                 pass  # it is where the manager keeps what memory has no room for, or gone
         size = self._results.get(name)
-        if size is None:
+        if size is None or name in self._away:
             raise KeyError(name)
         try:
             self._line.get(ObjectRef(ObjectName(name), size), self.local)
@@ -342,6 +360,7 @@ class AttachedStore:
         """Nobody needs this result any more. May be called by a finaliser, in any thread."""
         if self._results.pop(name, None) is None:
             return
+        self._away.discard(name)
         if self._local is not None:
             self._local.discard(name)
         self._release(name)

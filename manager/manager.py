@@ -31,7 +31,10 @@ from windlass.manager.client import Client
 from windlass.manager.core import Core, Settings
 from windlass.manager.door import Door
 from windlass.manager.server import LocalPort, Server
+from windlass.manifests import Manifest
 from windlass.messages import (
+    FileOrigin,
+    FileRef,
     GetStatus,
     Message,
     ObjectRef,
@@ -119,6 +122,7 @@ class Manager(Door):
             self._server = Server(authority, self._store, self._core, hosts=hosts, port=wanted, welcome=welcome, elsewhere=host is None)
             self._client = Client(self._store, self._server.inbox, self._server.now)
             self._server.client = self._client
+            self._client.owner = id(self)
             self._server.start()
             opened.pop_all()  # from here on `close` does it
         self._finalizer = weakref.finalize(
@@ -212,6 +216,11 @@ class Manager(Door):
 
     def _capacity(self) -> int:
         return sum(state.capacity() for state in list(self._core.libraries.values()))
+
+    def _declare(self, ref: FileRef, origin: FileOrigin, manifest: Manifest | None) -> Callable[[], None]:
+        if manifest is not None:
+            self._server.sources.manifests[ref.name] = manifest
+        return super()._declare(ref, origin, manifest)
 
     def _put_forever(self, data: Any) -> ObjectRef:
         # Functions and code are needed for as long as the manager lives.

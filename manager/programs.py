@@ -10,8 +10,8 @@ can be read off it.
 when the last program that installed it has removed it or is gone.
 
 *Objects.*  What a program has put is pinned for it, as often as it was put, until it says `ReleaseObjects`; results are kept until
-then too.  When a program is gone its calls are cancelled, unless it asked to keep them; when the last of its calls has ended everything
-that was its is let go, results that nobody will read included.
+then too, and files that it declares until it says `ReleaseFiles`.  When a program is gone its calls are cancelled, unless it asked to keep
+them; when the last of its calls has ended everything that was its is let go, results that nobody will read included.
 
 This is a core: what the shell is to do comes out in ``unpin``, ``discard`` and ``remove``, to be taken after each event.
 """
@@ -25,7 +25,7 @@ from typing import Final
 import msgspec
 
 from windlass.framing import ProtocolError
-from windlass.messages import CallDone, CallId, CallOptions, CallsDone, CallSpec, LibraryId, ObjectName, SubmitCalls
+from windlass.messages import CallDone, CallId, CallOptions, CallsDone, CallSpec, FileName, LibraryId, ObjectName, SubmitCalls
 
 #: Bits of a program's own call ids: a million calls per second for twelve days.
 SHIFT: Final = 40
@@ -50,6 +50,8 @@ class Program(msgspec.Struct, eq=False):
     calls: set[CallId] = msgspec.field(default_factory=set[CallId])
     libraries: set[LibraryId] = msgspec.field(default_factory=set[LibraryId])
     pins: Counter[ObjectName] = msgspec.field(default_factory=Counter[ObjectName])
+    #: Files that it has declared, as often as it did.
+    files: Counter[FileName] = msgspec.field(default_factory=Counter[FileName])
     #: Objects of results that it was told of and has not released.
     results: set[ObjectName] = msgspec.field(default_factory=set[ObjectName])
 
@@ -63,6 +65,8 @@ class Programs:
         self.unpin: list[ObjectName] = []
         self.discard: list[ObjectName] = []
         self.remove: list[LibraryId] = []
+        #: For the core: declarations of files that are over, and whether replicas are to go.
+        self.release: list[tuple[FileName, bool]] = []
         self._numbers = 0
         self._options: dict[CallOptions, CallOptions] = {}
 
@@ -96,7 +100,7 @@ class Programs:
                 raise ProtocolError(f"program {program.name} submitted a call with the id {call.call}, which cannot be one")
             number = CallId(base | call.call)
             fresh.add(number)
-            specs.append(CallSpec(number, library, call.function, call.payload, call.spans, options))
+            specs.append(CallSpec(number, library, call.function, call.payload, call.spans, options, call.inputs, call.keep, call.sandbox))
         if len(fresh) < len(specs) or not fresh.isdisjoint(program.calls):
             raise ProtocolError(f"program {program.name} submitted two calls under one id")
         program.calls |= fresh
@@ -126,6 +130,13 @@ class Programs:
                     del program.pins[name]
                 self.unpin.append(name)
 
+    def files_released(self, program: Program, names: Iterable[FileName], prune: bool) -> None:
+        """It needs these files no more."""
+        for name in names:
+            if program.files[name] > 0:
+                program.files[name] -= 1
+                self.release.append((name, prune))
+
     def ended(self, done: Sequence[CallDone]) -> tuple[list[CallDone], dict[int, list[CallsDone]]]:
         """Ends by whose they are: those of the manager's own process, and what to tell the programs that are here, by number."""
         own: list[CallDone] = []
@@ -137,18 +148,28 @@ class Programs:
                 continue
             program = self.known.get(number)
             if program is None or one.end.call not in program.calls:
-                self.discard += [span.name for span in one.end.spans]
+                self._drop(one)
                 continue
             program.calls.discard(one.end.call)
             if program.gone:
                 # Nobody will ask for it. Here results could be kept for a program that comes back and asks by tag.
-                self.discard += [span.name for span in one.end.spans]
+                self._drop(one)
                 self._bury(program)
                 continue
-            program.results.update(span.name for span in one.end.spans)
+            if one.end.kept:
+                program.files.update(FileName(span.name) for span in one.end.spans)
+            else:
+                program.results.update(span.name for span in one.end.spans)
             one.end.call = CallId(one.end.call & _OWN)
             theirs.setdefault(number, []).append(one)
         return own, {number: _in_frames(ends) for number, ends in theirs.items()}
+
+    def _drop(self, done: CallDone) -> None:
+        """Nobody wants this result."""
+        if done.end.kept:
+            self.release += ((FileName(span.name), True) for span in done.end.spans)
+        else:
+            self.discard += [span.name for span in done.end.spans]
 
     def left(self, program: Program) -> list[CallId]:
         """It is gone; the calls that are to be cancelled."""
@@ -167,6 +188,7 @@ class Programs:
             return
         self._let_results_go(program)  # calls that went on may have had them as inputs
         self.unpin += program.pins.elements()
+        self.release += ((name, False) for name in program.files.elements())
         libraries, program.libraries = program.libraries, set()
         for library in libraries:
             self._remove_unused(library)

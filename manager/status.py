@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -13,6 +14,8 @@ from windlass.manager.libraries import LibraryState
 from windlass.manager.programs import Program
 from windlass.manager.workers import Worker
 
+#: Files that are shown one by one: those declared last.
+FILES_MOST: Final = 200
 #: A message has at most 1 MiB.
 BYTES_MOST: Final = 900 << 10
 
@@ -25,9 +28,12 @@ def status(
     programs: Sequence[tuple[Program, bool]] = (),
     *,
     detached: bool = False,
+    moved: tuple[int, int, int] = (0, 0, 0),
 ) -> dict[str, Any]:
-    """The status object. Times in seconds, memory in bytes. ``programs``: those attached, and whether they are connected."""
+    """The status object. Times in seconds, memory in bytes. ``programs``: those attached, and whether they are connected;
+    ``moved``: bytes of files and of objects that it has sent, and of objects that it has taken in."""
     counters = core.counters
+    replicas = core.replicas.counts()
     return {
         "manager": {"id": manager, "addresses": [f"{host}:{port}" for host, port in addresses], "at": now, "detached": detached},
         "calls": {
@@ -42,7 +48,15 @@ def status(
             "submitted": counters.submitted,
         },
         "libraries": [_library(state) for state in core.libraries.values() if state.instances or state.waiting or not state.removed],
-        "workers": [_worker(worker, now) for worker in core.workers.values()],
+        "workers": [{**_worker(worker, now), "files": replicas.get(worker.id, 0)} for worker in core.workers.values()],
+        "files": _files(core),
+        "transfers": {
+            "under_way": sum(len(file.fetching) for file in core.replicas.files.values()),
+            "waiting": sum(len(file.waiting) for file in core.replicas.files.values()),
+            "bytes_from_manager": moved[0],
+            "object_bytes_out": moved[1],
+            "object_bytes_in": moved[2],
+        },
         "pools": _pools(core),
         "pilots": core.pilots.rows(core.workers.values(), now),
         "programs": [
@@ -129,6 +143,24 @@ def _worker(worker: Worker, now: float) -> dict[str, Any]:
         "seconds_left": worker.ends_at - now if worker.ends_at else None,
         "libraries": [{"name": one.spec.name, "slots": one.slots, "phase": one.phase.value} for one in worker.instances.values()],
     }
+
+
+def _files(core: Core) -> list[dict[str, Any]]:
+    known = core.replicas.files
+    newest = list(islice(reversed(known.values()), FILES_MOST))
+    return [
+        {
+            "name": file.ref.name,
+            "source": file.origin.path or file.origin.url or file.origin.shared or file.ref.base,
+            "size": file.ref.size,
+            "level": file.ref.level,
+            "replicas": len(file.holders),
+            "waiting": len(file.waiting) + len(file.fetching),
+            "origin_reads": file.origin_reads,
+            "lost": file.lost,
+        }
+        for file in reversed(newest)
+    ]
 
 
 def _pools(core: Core) -> list[dict[str, Any]]:

@@ -146,12 +146,14 @@ def test_every_key_of_the_status_is_documented(manager: windlass.Manager) -> Non
     manager.install_library("lib", double)
     with windlass.Factory(manager, "local", cores=1):
         assert manager.submit(windlass.FunctionCall("lib", "double", 1)).result(timeout=30) == 2
+        file = manager.declare_buffer("here until its status was asked for")
         with windlass.attach(manager.connection_file) as attached:
             status = attached.status()
+        assert [one["size"] for one in status["files"]] == [file.size]
     documented = set(re.findall(r"`(\w+)`", (ROOT / "docs/status.md").read_text()))
-    assert set(status) == {"manager", "calls", "libraries", "workers", "pools", "programs", "pilots"}
+    assert set(status) == {"manager", "calls", "libraries", "workers", "pools", "programs", "pilots", "files", "transfers"}
     records: list[dict[str, Any]] = [status["manager"], status["calls"], *status["libraries"], *status["workers"], *status["pools"]]
-    records += status["programs"] + status["pilots"]
+    records += [*status["programs"], *status["pilots"], *status["files"], status["transfers"]]
     for record in records:
         assert set(record) <= documented
     assert all(status[part] for part in status)

@@ -68,13 +68,6 @@ def test_the_first_code_of_the_readme_is_ten_lines() -> None:
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
 
 
-def test_the_code_of_the_page_about_futures_runs(own_state: Path) -> None:
-    """And prints what it says."""
-    [code] = [code for words, code in blocks("docs/futures.md") if words == "run"]
-    (own_state / "script.py").write_text(code)
-    assert run(sys.executable, "script.py", folder=own_state) == "[0, 10, 20, 30, 40, 50, 60, 70, 80]\n"
-
-
 def test_the_checkpoint_of_the_walltime_page_runs(own_state: Path) -> None:
     """As it stands there: one pilot is enough."""
     [code] = [code for words, code in blocks("docs/walltime.md") if words == "run"]

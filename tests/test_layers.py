@@ -46,6 +46,8 @@ CORES = (
     "src/windlass/framing.py",
     "src/windlass/permits.py",
     "src/windlass/manifests.py",
+    "manager/lineage.py",
+    "manager/replicas.py",
     "src/windlass/elf.py",
 )
 

@@ -35,6 +35,7 @@ from windlass.messages import (
     CallId,
     CallRun,
     EndDetail,
+    FileRef,
     FunctionId,
     HeldCall,
     InstanceId,
@@ -42,8 +43,8 @@ from windlass.messages import (
     ObjectRef,
 )
 
-#: What a blocked call waits for: an object or a function.
-Key = ObjectName | FunctionId
+#: What a blocked call waits for: an object, a file (`windlass.worker.files.FileKey`) or a function.
+Key = str | FunctionId
 #: Calls handed to an instance in one go; its queue takes a few thousand.
 BATCH: Final = 512
 
@@ -85,6 +86,13 @@ class Comm(Protocol):
         ...
 
     def release(self, refs: Sequence[ObjectRef], /) -> None:
+        """A call does not need these any more."""
+
+    def hold_files(self, refs: Sequence[FileRef], /) -> Sequence[str]:
+        """The same for files in the cache."""
+        ...
+
+    def release_files(self, refs: Sequence[FileRef], /) -> None:
         """A call does not need these any more."""
 
 
@@ -216,7 +224,8 @@ class Backlog:
                 else:
                     self._older[older.call, older.attempt] = older
             held[call.call] = call
-            if call.spans or call.timeout or call.weight > 1 or call.least_seconds or (absent and call.function in absent):
+            plain = not (call.spans or call.inputs or call.timeout or call.weight > 1 or call.least_seconds)
+            if not plain or (absent and call.function in absent):
                 self._admit(call, line)
             else:
                 line.waiting.append(call)
@@ -271,7 +280,7 @@ class Backlog:
                 if call is None:
                     continue
             count += 1
-            if call.spans or call.timeout or call.weight > 1 or self._doomed:
+            if call.spans or call.inputs or call.timeout or call.weight > 1 or self._doomed:
                 self._drop(call, line, fed=True)
         self._comm.ended(ends)
         if line is not None:
@@ -295,6 +304,12 @@ class Backlog:
             self._comm.returned(tuple(found), "instance")
         if line is not None:
             self._pump(line)
+
+    def give_back_for(self, key: Key, reason: str) -> None:
+        """What this stands for will come much later: calls that wait for it go back."""
+        blocked = [call for call in self._waiters.pop(key, ()) if call.call in self._blocked and self._held.get(call.call) is call]
+        if blocked:
+            self._give_back(blocked, reason)
 
     def recall(self, instance: InstanceId, count: int) -> None:
         """The manager wants up to `count` unstarted calls back, newest first.
@@ -403,7 +418,9 @@ class Backlog:
         line.timed += call.timeout > 0
         line.heavy += call.weight > 1
         self.longest = max(self.longest, call.least_seconds)
-        missing: set[Key] = set(self._comm.hold(call.spans)) if call.spans else set()
+        missing: set[Key] = set(self._comm.hold(_objects(call))) if call.spans else set()
+        if call.inputs:
+            missing.update(self._comm.hold_files(call.inputs))
         if call.function in self._absent:
             failure = self._absent[call.function]
             if failure is not None:
@@ -509,10 +526,20 @@ class Backlog:
         if self._doomed.get(call.call) is call:
             del self._doomed[call.call]
         if call.spans:
-            self._comm.release(call.spans)
+            self._comm.release(_objects(call))
+        if call.inputs:
+            self._comm.release_files(call.inputs)
         if line is not None:
             line.timed -= call.timeout > 0
             if call.weight > 1:
                 line.heavy -= 1
                 if fed:
                     line.extra -= call.weight - 1
+
+
+def _objects(call: CallRun) -> Sequence[ObjectRef]:
+    """The spans of a call that are objects: of results that stay on workers the cache has the bytes."""
+    if not call.inputs:
+        return call.spans
+    files = {str(ref.name) for ref in call.inputs}
+    return [ref for ref in call.spans if ref.name not in files]

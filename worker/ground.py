@@ -26,6 +26,8 @@ _THREAD_VARIABLES: Final = (
 )
 
 _DESCRIPTORS: Final = 16384
+#: The worker's cache of files, in its scratch folder.
+CACHE: Final = "cache"
 
 
 class Ground:
@@ -40,7 +42,8 @@ class Ground:
         code = scratch / "code"
         for path in (self.work, folder / "tmp", code):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._setup = Setup(spec, instance, str(store_folder), str(functions_folder), str(code), str(self.work), rows)
+        folders = (str(store_folder), str(functions_folder), str(code), str(self.work))
+        self._setup = Setup(spec, instance, *folders, rows, cache_folder=str(scratch / CACHE))
         self._setup_file = -1
         self.dropped: list[HoistedImport] = []
         self.rows_file = memory_file("rows", Rows.size(rows))

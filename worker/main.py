@@ -5,7 +5,7 @@ Theory of operation
 One event loop. It connects to the manager before it loads anything heavy, hears messages (`_on_messages`), and hands them to
 the two parts that keep state: `Backlog` (calls) and `Libraries` (instances). What these have to say goes through `_say` and
 `ended`; ends of calls gather and leave as one `CallsEnded` per turn of the loop. `Lifetime` decides when the worker drains and
-when it ends; `_look` asks it, on signals, on messages and by the clock. `Transfers` moves objects, `MemoryWatch` ends slots
+when it ends; `_look` asks it, on signals, on messages and by the clock. `Supply` has objects and files, `MemoryWatch` ends slots
 when memory runs short, and the guardian, a process of its own, clears up when this one is killed.
 
 How it ends::
@@ -23,6 +23,7 @@ itself. The worker ends what it runs and goes on with nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -36,6 +37,7 @@ from windlass.errors import UsageError
 from windlass.identity import ConnectionFile, read_connection_file
 from windlass.messages import (
     DIED,
+    NO_FILE,
     PROTOCOL,
     AddFunctions,
     CallEnd,
@@ -45,6 +47,10 @@ from windlass.messages import (
     CertificateIssued,
     CertificateRequest,
     Drain,
+    DropFiles,
+    FetchFile,
+    FileLost,
+    FileRef,
     ForgetFunctions,
     Goodbye,
     HeldCall,
@@ -56,6 +62,7 @@ from windlass.messages import (
     ObjectRef,
     PilotId,
     PoolName,
+    PushFile,
     RecallCalls,
     Refused,
     Resources,
@@ -76,11 +83,10 @@ from windlass.worker.lifetime import MARGIN_SECONDS, Decision, Lifetime, Phase, 
 from windlass.worker.options import Options, parse, usage
 
 if TYPE_CHECKING:
-    from windlass.dataplane import DataClient
     from windlass.links import Link
-    from windlass.objects import ObjectStore
+    from windlass.worker.files import FileKey
     from windlass.worker.libraries import Libraries
-    from windlass.worker.transfers import Transfers
+    from windlass.worker.supply import Supply
     from windlass.worker.watch import MemoryWatch
 
 log = logging.getLogger("windlass.worker")
@@ -139,7 +145,6 @@ class Worker:
         self._look_timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._private_key = b""
-        self._certificate = b""
         self._status = ORDERLY
         self._leaving = False
         self._signals = 0
@@ -149,10 +154,8 @@ class Worker:
         self._link: Link
         self._over: asyncio.Event
         self._welcome: Welcome | None = None
-        self._store: ObjectStore | None = None
         self._libraries: Libraries | None = None
-        self._transfers: Transfers | None = None
-        self._data: DataClient | None = None
+        self._supply: Supply | None = None
         self._watch: MemoryWatch | None = None
         self._watching: asyncio.Task[Any] | None = None
 
@@ -202,14 +205,14 @@ class Worker:
 
     def _on_welcome(self, welcome: Welcome, fresh: bool) -> None:
         self._welcome = welcome
-        if self._data is not None:
-            self._data.use_welcome(welcome)
+        if self._supply is not None:
+            self._supply.use_welcome(welcome)
         if fresh:
             log.warning("manager %s does not know this worker any more: what it ran for it is ended", welcome.manager)
             self._begin_anew()
         elif self._libraries is None:
             try:
-                self._set_up()
+                self._set_up(welcome)
             except OSError as error:
                 self._link.send(Goodbye(f"cannot serve: {error}"))
                 self._leave(Decision.END, CANNOT_START)
@@ -218,35 +221,29 @@ class Worker:
             self._spawn(self._report())
             self._spawn(self._enrol())
 
-    def _set_up(self) -> None:
+    def _set_up(self, welcome: Welcome) -> None:
         """All that is needed from the first library on; not before hello. Raises `OSError`."""
-        from windlass.objects import ObjectStore, default_store_folder, default_store_limit
+        from windlass.worker.supply import Supply
 
-        folder = default_store_folder("worker", self.scratch)
-        self._guardian.folder(folder)
-        limit = default_store_limit(folder)
-        if str(folder).startswith("/dev/shm"):
-            limit = min(limit, self._limit // 4)  # these files count as the pilot's memory
-        self._store = ObjectStore(folder, limit)
-        self._make_parts(self._store)
+        self._supply = supply = Supply(self.id, self._connection, self._hello, welcome, self._say)
+        supply.set_up(self.scratch, self._limit, self._guardian)
+        self._make_parts(supply)
         warning = node.own_scratch_warning(self.scratch)
         if warning:
             log.warning("%s", warning)
 
-    def _make_parts(self, store: ObjectStore) -> None:
+    def _make_parts(self, supply: Supply) -> None:
         """What knows of calls, instances and objects: for one session."""
         from pathlib import Path
 
         from windlass.worker.libraries import Libraries
-        from windlass.worker.transfers import Transfers
         from windlass.worker.watch import MemoryWatch
 
         functions = (scratch := Path(self.scratch)) / f"functions-{os.urandom(4).hex()}"
         functions.mkdir(mode=0o700)
         backlog = self._backlog
-        self._transfers = Transfers(store, self, arrived=backlog.arrived, failed=backlog.failed)
-        folders = {"scratch": scratch, "store_folder": store.folder, "functions_folder": functions}
-        self._libraries = Libraries(backlog, self._transfers, self._say, self._life.ran, self._on_trouble, **folders)
+        folders = {"scratch": scratch, "store_folder": supply.store.folder, "functions_folder": functions}
+        self._libraries = Libraries(backlog, supply.new_session(backlog), self._say, self._life.ran, self._on_trouble, **folders)
         self._watch = MemoryWatch(self._libraries, backlog, self._limit, self._groups, self._guardian.sessions)
         self._told = (self._life.deadline, self._life.warned)
         self._libraries.tell_end(*self._told)
@@ -256,14 +253,15 @@ class Worker:
 
     def _begin_anew(self) -> None:
         """The manager knows none of our calls: end what runs and forget it. New calls may follow right behind."""
-        transfers, libraries, draining = self._transfers, self._libraries, self._backlog.draining
-        if transfers is None or libraries is None or self._store is None:
+        supply, libraries, draining = self._supply, self._libraries, self._backlog.draining
+        if supply is None or libraries is None:
             return
+        transfers = supply.transfers
         self._ends.clear()
         self._killed.clear()
         self._backlog = Backlog(self)
         self._backlog.draining = draining
-        self._make_parts(self._store)
+        self._make_parts(supply)
         self._spawn(libraries.close(0.0))
         self._spawn(transfers.close())
 
@@ -277,7 +275,9 @@ class Worker:
 
     async def _enrol(self) -> None:
         """Ask for a certificate of this worker's own; reconnects show that."""
-        await asyncio.sleep(ENROL_AFTER_SECONDS)
+        assert self._supply is not None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._supply.needed.wait(), ENROL_AFTER_SECONDS)
         from windlass.identity import new_key_and_request
 
         self._private_key, request = await asyncio.get_running_loop().run_in_executor(None, new_key_and_request, self.id)
@@ -319,10 +319,12 @@ class Worker:
             case Leave():
                 self._act(self._life.leave(message.reason))
             case CertificateIssued():
-                self._certificate = message.certificate
-                self._link.use_certificate(self._certificate, self._private_key)
-                if self._data is not None:
-                    self._data.use_certificate(self._certificate, self._private_key)
+                self._link.use_certificate(message.certificate, self._private_key)
+                if self._supply is not None:
+                    self._supply.use_certificate(message, self._private_key)
+            case FetchFile() | FileLost() | DropFiles() | PushFile():
+                if self._supply is not None:
+                    self._supply.heard(message)
             case _:
                 log.error("a message that is no worker's: %s", type(message).__name__)
 
@@ -340,8 +342,11 @@ class Worker:
         for end in ends:
             if end.outcome == DIED:
                 self._died(end)
-            elif end.spans and self._transfers is not None:
-                self._transfers.push(end, self._tell)
+            elif end.outcome == NO_FILE and end.started_at and self._supply is not None:
+                self._supply.files.look_again()  # somebody has deleted it: it is fetched again for the next attempt
+                self.returned((HeldCall(end.call, end.attempt),), "files")
+            elif (end.spans or end.outputs) and self._supply is not None:
+                (self._supply.keep if end.kept or end.outputs else self._supply.transfers.push)(end, self._tell)
             else:
                 self._ends.append(end)
         if not self._backlog.held:
@@ -395,32 +400,20 @@ class Worker:
             asyncio.get_running_loop().call_soon(self._look)
 
     def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
-        assert self._transfers is not None
-        return self._transfers.hold(refs)
+        assert self._supply is not None
+        return self._supply.transfers.hold(refs)
 
     def release(self, refs: Sequence[ObjectRef], /) -> None:
-        assert self._transfers is not None
-        self._transfers.release(refs)
+        assert self._supply is not None
+        self._supply.transfers.release(refs)
 
-    # ------------------------------------------------------------ objects (`windlass.worker.transfers.Data`)
+    def hold_files(self, refs: Sequence[FileRef], /) -> list[FileKey]:
+        assert self._supply is not None
+        return self._supply.files.hold(refs)
 
-    async def get(self, ref: ObjectRef, /) -> None:
-        await self._data_client().get(ref)
-
-    async def put(self, name: ObjectName, path: str, /) -> None:
-        await self._data_client().put(name, path)
-
-    def _data_client(self) -> DataClient:
-        if self._data is None:
-            from windlass.dataplane import DataClient
-
-            assert self._store is not None
-            assert self._welcome is not None
-            self._data = DataClient(self._connection, self._hello, self._store)
-            self._data.use_welcome(self._welcome)
-            if self._certificate:
-                self._data.use_certificate(self._certificate, self._private_key)
-        return self._data
+    def release_files(self, refs: Sequence[FileRef], /) -> None:
+        assert self._supply is not None
+        self._supply.files.release(refs)
 
     # ------------------------------------------------------------ time, signals, the end
 
@@ -434,8 +427,8 @@ class Worker:
         if os.getppid() != self._parent:
             self._act(self._life.leave("the pilot's parent process has ended"))
         held, oldest, starting = self._backlog.held + len(self._killed), 0.0, False
-        if self._libraries is not None and self._transfers is not None:
-            held += self._transfers.pushing
+        if self._libraries is not None and self._supply is not None:
+            held += self._supply.pushing
             starting = self._libraries.starting
             if held and self._life.hard_end != float("inf"):
                 oldest = self._libraries.oldest(time.time())
@@ -529,10 +522,8 @@ class Worker:
     async def _clean_up(self) -> None:
         """Leave nothing: no process, no folder."""
         await self._end_processes()
-        if self._transfers is not None:
-            await self._transfers.close()
-        if self._data is not None:
-            await self._data.close()
+        if self._supply is not None:
+            await self._supply.close()
         current = asyncio.current_task()
         tasks = [task for task in self._tasks if task is not current and not task.done()]
         for task in tasks:
@@ -541,8 +532,8 @@ class Worker:
         # The loop takes its handlers away when it closes: a signal that comes then must not change the exit status.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._guardian.sweep()
-        if self._store is not None:
-            remove_tree(str(self._store.folder))
+        if self._supply is not None:
+            self._supply.remove()
         remove_tree(self.scratch)
 
     # ------------------------------------------------------------ small things
@@ -552,7 +543,7 @@ class Worker:
             # As often as the connection would say something anyway.
             await asyncio.sleep(min(REPORT_SECONDS, self._welcome.heartbeat if self._welcome is not None else REPORT_SECONDS))
             libraries = self._libraries
-            if libraries is None:
+            if libraries is None or self._leaving:
                 continue
             for entry in libraries.entries.values():
                 entry.library.trim_captures()
@@ -564,7 +555,7 @@ class Worker:
                     self._life.seconds_left(time.monotonic()),
                     running,
                     max(0, self._backlog.held - running),
-                    self._store.used if self._store is not None else 0,
+                    self._supply.used if self._supply is not None else 0,
                 )
             )
 

@@ -43,17 +43,19 @@ from windlass import pickling
 from windlass.messages import (
     BAD_CALL,
     DIED,
+    NO_FILE,
     RAISED,
     RETURNED,
     CallEnd,
     CallRun,
     EndDetail,
+    FileRef,
     FunctionDef,
     FunctionId,
     ObjectName,
     ObjectRef,
 )
-from windlass.objects import open_in, write_result
+from windlass.objects import map_object, open_in, write_result
 from windlass.worker import capture, hoist
 from windlass.worker.callqueue import read_spilled
 from windlass.worker.slot_api import STATE
@@ -62,6 +64,7 @@ from windlass.worker.slotlink import (
     BEGUN,
     CALL,
     FINISHED,
+    KEPT_BASE,
     LEAVE,
     LEFT,
     LEFT_ASKED,
@@ -81,6 +84,8 @@ from windlass.worker.slotlink import (
     Step,
     Unable,
     bounded,
+    kept_folder,
+    kept_name,
     read_setup,
 )
 from windlass.worker.slotproc import death
@@ -228,9 +233,16 @@ class Slot:
         spans: tuple[ObjectRef, ...] = ()
         detail: EndDetail | None = None
         ready_at = started_at
+        put = self.put
+        room: Any = None
+        outputs: tuple[FileRef, ...] = ()
+        if run.keep:
+            put = Keeper(self.setup.cache_folder, run.keep).put
         try:
             loaded = self.functions.get(run.function) or self.load(run.function)
             args, kwargs = pickling.unpack_call(run.payload, run.spans, self.open_object)
+            if run.sandbox is not None:
+                room = self.make_room(run)
         except BaseException as error:  # noqa: BLE001 - everything is answered
             ready_at = now()
             outcome, payload, detail = self.not_begun(run, error)
@@ -257,14 +269,19 @@ class Slot:
                     end_watch()  # before the result is pickled, which a callback might change
                 outcome = RETURNED
                 try:
-                    payload, spans = pickling.pack_result(value, self.put)
+                    if room is not None:
+                        outputs, value = room.collect(value)
+                    payload, spans = pickling.pack_result(value, put)
                 except BaseException as error:  # noqa: BLE001 - pickling runs the user's code
                     outcome, detail = BAD_CALL, EndDetail(text=self.bad_result(run, value, error))
         if state.watch is not None:
             end_watch()
         state.run = None
         stdout, stderr = self.written()
-        return CallEnd(call, attempt, outcome, payload, spans, stdout, stderr, started_at, ready_at, now(), detail)
+        if room is not None:
+            room.leave()
+        kept = bool(spans and run.keep)
+        return CallEnd(call, attempt, outcome, payload, spans, stdout, stderr, started_at, ready_at, now(), detail, kept, outputs)
 
     def send(self, end: CallEnd) -> None:
         """Send an answer whole."""
@@ -332,9 +349,24 @@ class Slot:
 
     # ------------------------------------------------ objects
 
+    def make_room(self, run: CallRun) -> Any:
+        """A directory of the call's own."""
+        from windlass.worker.room import Room
+
+        room = Room(run, self.setup.work_folder, self.setup.cache_folder)
+        try:
+            room.enter()
+        except BaseException:
+            room.leave()
+            raise
+        return room
+
     def open_object(self, name: ObjectName) -> memoryview:
-        """An argument's object, from the worker's store."""
-        return open_in(self.store, name)
+        """An argument's object, from the worker's store; or a result that stayed on a worker, from the cache."""
+        try:
+            return open_in(self.store, name)
+        except KeyError:
+            return open_kept(self.setup.cache_folder, name)
 
     def put(self, data: Any) -> ObjectRef:
         """Leave a part of a result in the worker's store."""
@@ -344,6 +376,9 @@ class Slot:
 
     def not_begun(self, run: CallRun, error: BaseException) -> tuple[int, bytes, EndDetail]:
         """The function or its arguments could not be had."""
+        for missing in (error, error.__cause__):
+            if type(missing).__name__ == "ReplicaMissing":
+                return NO_FILE, b"", EndDetail(text=str(missing))
         name = self.names.get(run.function, run.function.hex())
         if run.function not in self.functions and run.function not in self.others:
             if isinstance(error, ImportError):  # what the function's own import statement would have raised
@@ -359,6 +394,8 @@ class Slot:
     def bad_result(self, run: CallRun, value: object, error: BaseException) -> str:
         """Why a result cannot travel, and what to do."""
         name = self.names.get(run.function, run.function.hex())
+        if type(error).__name__ == "UsageError":
+            return bounded(f"{name!r}: {error}")
         if isinstance(error, OSError):
             return bounded(f"the result of {name!r} could not be left in the worker's object store: {error}")
         kind = type(value).__name__
@@ -446,6 +483,29 @@ class Slot:
             os._exit(status)
 
 
+class Keeper:
+    """Leaves the parts of a result on the worker, where `windlass.worker.supply.Supply.keep` finds them."""
+
+    def __init__(self, cache_folder: str, prefix: str) -> None:
+        self.folder, self.prefix, self.count = kept_folder(cache_folder), prefix, 0
+
+    def put(self, data: Any) -> ObjectRef:
+        """The next part."""
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        self.count += 1
+        return write_result(self.folder, data, kept_name(self.prefix, self.count))
+
+
+def open_kept(cache_folder: str, name: str) -> memoryview:
+    """A part of a result that stayed on a worker. Raises `ReplicaMissing`."""
+    try:
+        return map_object(os.path.join(cache_folder, name, KEPT_BASE))
+    except OSError as error:
+        from windlass.files import ReplicaMissing
+
+        raise ReplicaMissing(f"result {name} is not in the worker's cache any more") from error
+
+
 # ---------------------------------------------------------------- a new process
 
 
@@ -468,7 +528,7 @@ def settle(link: Link, setup: Setup, gpu_ids: tuple[str, ...]) -> None:
             os.environ[variable] = ",".join(gpu_ids)
     _reseed()
     gc.enable()
-    STATE.library, STATE.slot = setup.spec.name, link.row
+    STATE.library, STATE.slot, STATE.cache_folder = setup.spec.name, link.row, setup.cache_folder
     STATE.rows, STATE.warnings = link.rows, link.results.fileno()
 
 

@@ -48,6 +48,8 @@ class SlotState:
     def __init__(self) -> None:
         self.library = ""
         self.slot = -1
+        #: The worker's cache of files.
+        self.cache_folder = ""
         self.context: Any = None
         self.has_context = False
         self.run: CallRun | None = None

@@ -65,6 +65,20 @@ LENGTH: Final = struct.Struct("=I")
 NOTE: Final = 1 << 31
 
 
+#: What a part of a result is called in the cache, where it stays.
+KEPT_BASE: Final = "data"
+
+
+def kept_folder(cache_folder: str) -> str:
+    """Where slots leave parts of results that stay on the worker; beside the cache, so that a rename takes them in."""
+    return f"{cache_folder}-kept"
+
+
+def kept_name(prefix: str, number: int) -> str:
+    """The name of the part of this number, from 1; the same whenever and wherever the call runs again."""
+    return f"r-{prefix}{number:08x}"
+
+
 class Setup(msgspec.Struct, frozen=True, array_like=True):
     """All that a zygote, or a spawned slot, needs to begin with; it finds this in a memory file."""
 
@@ -79,6 +93,8 @@ class Setup(msgspec.Struct, frozen=True, array_like=True):
     rows: int
     #: Automatic imports that an earlier zygote of this instance did not survive, and why.
     dropped: tuple[HoistedImport, ...] = ()
+    #: Where the files are that arguments name; see `windlass.files.local_file`.
+    cache_folder: str = ""
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):

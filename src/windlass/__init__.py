@@ -20,8 +20,9 @@ if TYPE_CHECKING:
         CallTooLong,
         Closed,
         ConnectionRefused,
-        InputFailed,
         Damaged,
+        FileUnavailable,
+        InputFailed,
         InternalError,
         LibraryFailed,
         NotPicklable,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         WorkersLost,
     )
     from windlass.factory.factory import Factory, Pool
+    from windlass.files import File
     from windlass.manager.attached import AttachedManager, attach
     from windlass.manager.call import FunctionCall
     from windlass.manager.executor import Executor
@@ -59,6 +61,7 @@ _HOMES = {
     "AttachedManager": "windlass.manager.attached",
     "Factory": "windlass.factory.factory",
     "Pool": "windlass.factory.factory",
+    "File": "windlass.files",
     "Executor": "windlass.manager.executor",
     "FunctionCall": "windlass.manager.call",
     "Library": "windlass.manager.library",
@@ -87,6 +90,8 @@ __all__ = [
     "Damaged",
     "Executor",
     "Factory",
+    "File",
+    "FileUnavailable",
     "FunctionCall",
     "InputFailed",
     "InternalError",

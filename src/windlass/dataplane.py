@@ -248,9 +248,10 @@ class DataServer:
         #: Gives what pins in the store what this peer puts, if its are pinned: it answers "", or why that was not possible.
         self.keeper_for = keeper_for
         self.decoder: msgspec.msgpack.Decoder[GetObject | PutObject] = msgspec.msgpack.Decoder(FromData)
-        #: Bytes of objects sent and received over connections, for the status.
+        #: Bytes of objects sent and received over connections, and taken in by path, for the status.
         self.bytes_out = 0
         self.bytes_in = 0
+        self.bytes_adopted = 0
 
     def __call__(self, hello: Hello) -> asyncio.BaseProtocol:
         return _Served(self, hello.peer, self.keeper_for(hello) if self.keeper_for is not None else None)
@@ -322,6 +323,7 @@ class _Served(_Stream):
         credible = message.name.startswith("r-") or self._keep is not None
         if credible and os.path.basename(message.path) == message.name:
             trouble = await _adopt(self._server.store, ObjectRef(message.name, message.size), message.path)
+            self._server.bytes_adopted += 0 if trouble else message.size
             trouble = trouble or self._kept(message.name)
         else:  # not any file of the user's, which could be fetched then; and not what must be hashed to be believed
             trouble = f"{message.path} is not the file of a result"

@@ -13,6 +13,7 @@
     │   ├── OutOfMemory                    it used more than its share when memory ran short
     │   ├── CallTimeout (also TimeoutError)
     │   ├── CallTooLong                    longer than any pool's walltime
+    │   ├── FileUnavailable                a file that it needs could not be had, or does not fit
     │   ├── WorkersLost                    lost with its worker more than `max_losses` times
     │   ├── InputFailed                    a call whose result it was to get has failed or was cancelled; names that one
     │   └── LibraryFailed                  its library cannot start: import error, context error, crash
@@ -113,6 +114,10 @@ class CallTimeout(CallFailed, TimeoutError):
 
 class CallTooLong(CallFailed):
     """The call needs longer than any pool's walltime."""
+
+
+class FileUnavailable(CallFailed):
+    """A file that the call needs could not be had: it has changed, is gone, could not be fetched, or does not fit; the text says which."""
 
 
 class WorkersLost(CallFailed):

@@ -41,7 +41,8 @@ FunctionId = NewType("FunctionId", bytes)
 WorkerId = NewType("WorkerId", str)
 #: Content name of an object: ``b3-`` and 32 hexadecimal digits of BLAKE3, or ``r-`` and a random name for results.
 ObjectName = NewType("ObjectName", str)
-#: A file that calls read, in a worker's cache: ``b3-``, ``t3-``, ``u3-``, ``x3-`` or ``r-`` and 32 hexadecimal digits (`windlass.trees`).
+#: A file by content (``b3-`` a file, ``t3-`` a tree), by what was declared (``u3-`` an unpacked archive, ``x3-`` a URL or shared path), or
+#: ``r-``, a result that stays on workers; then 32 hexadecimal digits.
 FileName = NewType("FileName", str)
 PoolName = NewType("PoolName", str)
 #: A pilot as its batch backend names it; for the manager an opaque word.
@@ -66,36 +67,54 @@ class ObjectRef(Record, frozen=True):
     size: int
 
 
+class FileRef(Record, frozen=True):
+    """A file that a call needs."""
+
+    name: FileName
+    #: Bytes of content; -1: not known before it is there.
+    size: int
+    #: Last part of the path that the function sees.
+    base: str
+    #: How long a replica is kept: ``call``, ``workflow``, ``worker`` or ``forever``.
+    level: str = "workflow"
+
+
+class FileSource(Record, frozen=True):
+    """Where one worker may have one file from: a peer, a URL, a shared path, or an archive that it unpacks."""
+
+    #: Who serves it, the manager or a worker, by the name in its certificate; "": nobody.
+    peer: str = ""
+    #: ``host:port``, tried in turn; none for the manager, to whom there is a connection.
+    addresses: tuple[str, ...] = ()
+    #: Shown to a worker that serves: the manager's word that this one may read (`windlass.permits`).
+    permit: bytes = b""
+    url: str = ""
+    path: str = ""
+    archive: FileRef | None = None
+
+
+class FileOrigin(Record, frozen=True):
+    """Where a declared file comes from at first."""
+
+    #: A file or tree that the manager can read; "": see the others.
+    path: str = ""
+    #: Of ``path``: modification time in nanoseconds and size, as declared.
+    stamp: tuple[int, int] = (0, 0)
+    #: The manifest of a tree.
+    manifest: ObjectRef | None = None
+    #: An object in the manager's store.
+    object: ObjectRef | None = None
+    url: str = ""
+    #: A path that workers can read.
+    shared: str = ""
+    archive: FileRef | None = None
+
+
 class Part(NamedTuple):
     """A pickled value, as `windlass.pickling` makes it: payload (empty when the stream itself is the first of ``spans``) and spans."""
 
     payload: bytes
     spans: tuple[ObjectRef, ...] = ()
-class FileRef(Record, frozen=True):
-    """A file that a call needs."""
-
-    name: FileName
-    #: Bytes of content; -1: not known.
-    size: int
-    #: Last part of the path that the function sees, such as ``model.pkl``.
-    base: str
-    #: How long a replica stays in a worker's cache: ``call``, ``workflow``, ``worker`` or ``forever``.
-    level: str = "workflow"
-
-
-class FileSource(Record, frozen=True):
-    """Where one worker may fetch one file."""
-
-    #: Id of who serves it, which TLS checks: the manager's or a worker's; "" for ``url`` and ``path``.
-    peer: str
-    #: "host:port", tried in turn.
-    addresses: tuple[str, ...] = ()
-    #: Shown to a worker that serves: see `windlass.permits`.
-    permit: bytes = b""
-    #: ``http://``, ``https://`` or ``file://``.
-    url: str = ""
-    #: A shared path, to be copied from.
-    path: str = ""
 
 
 class Resources(Record, frozen=True):
@@ -182,6 +201,19 @@ class CallOptions(Record, frozen=True):
     max_losses: int = 5
     #: Seconds the caller expects the call to take; 0: learn it.
     expected_time: float = 0.0
+    #: A large result stays on the worker that made it.
+    keep: bool = False
+
+
+class Sandbox(Record, frozen=True):
+    """A directory of a call's own, in which it runs."""
+
+    #: (path there, file, base in the cache); without a file the third is a path that is read in place.
+    inputs: tuple[tuple[str, FileName, str], ...] = ()
+    #: (path there, the file that it becomes).
+    outputs: tuple[tuple[str, FileName], ...] = ()
+    #: The file that becomes of the path which the function returns; "": what it returns is a result.
+    returned: FileName = FileName("")
 
 
 class CallSpec(msgspec.Struct, array_like=True, gc=False):
@@ -194,6 +226,11 @@ class CallSpec(msgspec.Struct, array_like=True, gc=False):
     payload: bytes
     spans: tuple[ObjectRef, ...] = ()
     options: CallOptions = CallOptions()
+    #: Files that its arguments name, and results among its spans that are on workers.
+    inputs: tuple[FileRef, ...] = ()
+    #: Names of what it keeps on its worker begin with this (24 hexadecimal digits); "": nothing stays.
+    keep: str = ""
+    sandbox: Sandbox | None = None
 
 
 class CallRun(msgspec.Struct, array_like=True, gc=False):
@@ -211,6 +248,11 @@ class CallRun(msgspec.Struct, array_like=True, gc=False):
     weight: int = 1
     #: It is not to start with less time left: what it is expected to take, or ran when a pilot's end cut it off. 0: any time.
     least_seconds: float = 0.0
+    #: Files that must be in the worker's cache first. Those of ``spans`` that are among them are read from there.
+    inputs: tuple[FileRef, ...] = ()
+    #: The parts of a large result stay here, under names that begin with this; "": they go to the manager.
+    keep: str = ""
+    sandbox: Sandbox | None = None
 
 
 #: `CallEnd.outcome`
@@ -221,6 +263,7 @@ TIMED_OUT: Final = 3  # ran longer than its timeout; the slot was replaced
 OUT_OF_MEMORY: Final = 4  # ended because of memory; detail has peak, share and limit
 CANCELLED: Final = 5  # cancelled while it ran or before it started
 BAD_CALL: Final = 6  # could not run or answer at all: arguments or result that cannot be (un)pickled; detail.text
+NO_FILE: Final = 7  # a file that it needs could not be had, or (said by a slot) is not in the cache any more; detail.text
 
 
 class EndDetail(Record, frozen=True):
@@ -253,6 +296,10 @@ class CallEnd(msgspec.Struct, array_like=True, gc=False):
     ready_at: float = 0.0
     ended_at: float = 0.0
     detail: EndDetail | None = None
+    #: ``spans`` have stayed in the worker's cache.
+    kept: bool = False
+    #: Files that it has left in its directory, which have stayed too.
+    outputs: tuple[FileRef, ...] = ()
 
 
 # ---------------------------------------------------------------- handshake
@@ -394,6 +441,37 @@ class Leave(Message, frozen=True):
     reason: str
 
 
+class FetchFile(Message, frozen=True):
+    """Manager → worker: have this file from there. Answered by `FileHere` or `FileFailed`."""
+
+    ref: FileRef
+    source: FileSource
+    #: What the content must have beside the name, where that is known; see `FileHere`.
+    digest: str = ""
+
+
+class FileLost(Message, frozen=True):
+    """Manager → worker: you wanted this file, and it cannot be had: what needs it fails."""
+
+    name: FileName
+    text: str
+    #: It is being made again: give back what needs it.
+    later: bool = False
+
+
+class PushFile(Message, frozen=True):
+    """Manager → worker: put this result into my store. Answered by `FilePushed`."""
+
+    name: FileName
+
+
+class DropFiles(Message, frozen=True):
+    """Manager → worker: these are not needed any more; with ``damaged`` only those go whose content is not what their names say."""
+
+    names: tuple[FileName, ...]
+    damaged: bool = False
+
+
 class CertificateIssued(Message, frozen=True):
     """Manager → worker: the certificate asked for, PEM."""
 
@@ -452,7 +530,7 @@ class CallsReturned(Message, frozen=True):
     """
 
     calls: tuple[HeldCall, ...]
-    #: "recalled", "draining", "late", "warned", "instance", "unknown".
+    #: "recalled", "draining", "late", "warned", "instance", "files", "unknown".
     reason: str
 
 
@@ -473,6 +551,50 @@ class WorkerReport(Message, frozen=True):
     running: int
     queued: int
     cache_bytes: int = 0
+
+
+class Serving(Message, frozen=True):
+    """Worker → manager: peers reach my files at these addresses (``host:port``)."""
+
+    addresses: tuple[str, ...]
+
+
+class WantFiles(Message, frozen=True):
+    """Worker → manager: from where may I have these? Answered by a `FetchFile` or `FileLost` for each, when its turn has come."""
+
+    names: tuple[FileName, ...]
+
+
+class FileHere(Message, frozen=True):
+    """Worker → manager: this file is in my cache."""
+
+    name: FileName
+    size: int
+    #: 32 hexadecimal digits: BLAKE3 of a file's bytes, or of a tree's manifest; "": not looked at.
+    digest: str = ""
+
+
+class FileFailed(Message, frozen=True):
+    """Worker → manager: this file could not be had from there."""
+
+    name: FileName
+    source: FileSource
+    #: "gone": it is not there, "failed": it could not be reached, "damaged": what came is not what the name says, "full": no room here.
+    kind: str
+    text: str
+
+
+class FilePushed(Message, frozen=True):
+    """Worker → manager: answer to `PushFile`; with ``text`` it could not be done."""
+
+    name: FileName
+    text: str = ""
+
+
+class FilesGone(Message, frozen=True):
+    """Worker → manager: these are in my cache no more."""
+
+    names: tuple[FileName, ...]
 
 
 class Goodbye(Message, frozen=True):
@@ -703,6 +825,9 @@ class CallSent(msgspec.Struct, array_like=True, gc=False):
     function: FunctionId
     payload: bytes
     spans: tuple[ObjectRef, ...] = ()
+    inputs: tuple[FileRef, ...] = ()
+    keep: str = ""
+    sandbox: Sandbox | None = None
 
 
 class SubmitCalls(Message, frozen=True):
@@ -717,6 +842,40 @@ class ReleaseObjects(Message, frozen=True):
     """Client → manager, over a connection: I need these no more: objects that I put, each as often as it stands here, and results."""
 
     names: tuple[ObjectName, ...]
+
+
+class DeclareFile(Message, frozen=True):
+    """Client → manager: calls will name this file."""
+
+    ref: FileRef
+    origin: FileOrigin
+
+
+class DeclareMade(Message, frozen=True):
+    """Client → manager: calls will name this file, which ``spec`` makes when it is first needed."""
+
+    ref: FileRef
+    spec: CallSpec
+
+
+class ReleaseFiles(Message, frozen=True):
+    """Client → manager: I need these no more, each as often as it stands here. With ``prune`` replicas of any level go too."""
+
+    names: tuple[FileName, ...]
+    prune: bool = False
+
+
+class BringFiles(Message, frozen=True):
+    """Client → manager: have these results, which are on workers, in your store. Answered by a `FileBrought` for each."""
+
+    names: tuple[FileName, ...]
+
+
+class FileBrought(Message, frozen=True):
+    """Manager → client: answer to `BringFiles`; with ``text`` it cannot be had."""
+
+    name: FileName
+    text: str = ""
 
 
 class KeepCalls(Message, frozen=True):
@@ -801,6 +960,10 @@ ToWorker = (
     | Drain
     | Leave
     | CertificateIssued
+    | FetchFile
+    | FileLost
+    | PushFile
+    | DropFiles
 )
 FromWorker = (
     LibraryReady
@@ -812,10 +975,16 @@ FromWorker = (
     | WorkerReport
     | Goodbye
     | CertificateRequest
+    | Serving
+    | WantFiles
+    | FileHere
+    | FileFailed
+    | FilePushed
+    | FilesGone
 )
 ToFactory = Demand | ResumePool | Leave
 FromFactory = PoolReport | ReleasePilots | Goodbye
-ToClient = Status | CallsDone | Means | Leave
+ToClient = Status | CallsDone | Means | FileBrought | Leave
 FromClient = (
     SubmitCalls
     | CancelSubmitted
@@ -823,6 +992,10 @@ FromClient = (
     | RemoveLibrary
     | DefineFunctions
     | ReleaseObjects
+    | DeclareFile
+    | DeclareMade
+    | ReleaseFiles
+    | BringFiles
     | KeepCalls
     | EndManager
     | GetStatus

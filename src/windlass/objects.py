@@ -53,9 +53,10 @@ def is_object_name(name: str) -> bool:
     return len(tail) == 32 and _HEX.issuperset(tail) and head in ("b3", "r")
 
 
-def write_result(folder: str | os.PathLike[str], data: Buffer) -> ObjectRef:
-    """Write a result into a store's folder from any process of its host. Raises `StoreFull` when the disk is full."""
-    name = "r-" + os.urandom(16).hex()
+def write_result(folder: str | os.PathLike[str], data: Buffer, name: str = "") -> ObjectRef:
+    """Write a result into a store's folder from any process of its host, under this name or a random one. Raises `StoreFull` when the
+    disk is full."""
+    name = name or "r-" + os.urandom(16).hex()
     temporary, size = _write(os.fspath(folder), data)
     os.rename(temporary, os.path.join(folder, name))
     return ObjectRef(ObjectName(name), size)

@@ -57,7 +57,14 @@ if TYPE_CHECKING:
 #: Spans of a call, beside its stream: all are named in one message of at most `MAX_FRAME_BYTES`, 45 bytes each.
 SPANS_MOST: Final = 8192
 #: Values of exactly these types name nothing, so plain pickle is right for them.
-_SCALARS: Final = frozenset({int, float, str, bool, bytes, complex, type(None)})
+_SCALARS: Final[frozenset[type]] = frozenset({int, float, str, bool, bytes, complex, type(None)})
+
+
+def scalars_and(kind: type) -> frozenset[type]:
+    """For `pack_scalars`: also values of this type, which must pickle as a name of something."""
+    return _SCALARS | {kind}
+
+
 _BUFFERS: Final = frozenset({bytes, bytearray})
 #: What `functools.lru_cache` makes; pickle takes it for a function, by name.
 CACHED: Final = type(lru_cache(int))
@@ -67,11 +74,11 @@ _MAINS: Final = frozenset({"__main__", "__mp_main__"})
 # ---------------------------------------------------------------- calls
 
 
-def pack_scalars(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    """The payload of a call whose arguments are few small scalars, by the shortest way; ``b""`` for all others."""
+def pack_scalars(args: tuple[Any, ...], kwargs: dict[str, Any], kinds: frozenset[type] = _SCALARS) -> bytes:
+    """The payload of a call whose arguments are few small scalars (and of these ``kinds``), by the shortest way; ``b""`` for all others."""
     if not kwargs:
         for value in args:
-            if type(value) not in _SCALARS and not _is_flat(value):
+            if type(value) not in kinds and not _is_flat(value):
                 return b""
         payload = dumps((args, kwargs), 5)
         if len(payload) < OUT_OF_BAND_BYTES:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from typing import Any, assert_type, cast
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Any, assert_type, cast
 
 from windlass import (
     AttachedManager,

@@ -15,12 +15,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from windlass.messages import (
     BAD_CALL,
     CANCELLED,
+    NO_FILE,
     RETURNED,
     TIMED_OUT,
     CallEnd,
     CallId,
     CallRun,
     EndDetail,
+    FileName,
+    FileRef,
     FunctionId,
     HeldCall,
     InstanceId,
@@ -101,6 +104,14 @@ class Desk:
         for ref in refs:
             self.held.remove(ref.name)
 
+    def hold_files(self, refs: Sequence[FileRef], /) -> list[str]:
+        self.held += [ObjectName(f"file {ref.name}") for ref in refs]
+        return [f"file {ref.name}" for ref in refs if ObjectName(f"file {ref.name}") not in self.here]
+
+    def release_files(self, refs: Sequence[FileRef], /) -> None:
+        for ref in refs:
+            self.held.remove(ObjectName(f"file {ref.name}"))
+
     def take(self) -> list[tuple[object, ...]]:
         """What was said since the last look."""
         said, self.said = self.said, []
@@ -108,10 +119,18 @@ class Desk:
 
 
 def call(
-    number: int, *, attempt: int = 1, instance: InstanceId = LIB, timeout: float = 0.0, weight: int = 1, spans: Sequence[str] = ()
+    number: int,
+    *,
+    attempt: int = 1,
+    instance: InstanceId = LIB,
+    timeout: float = 0.0,
+    weight: int = 1,
+    spans: Sequence[str] = (),
+    inputs: Sequence[str] = (),
 ) -> CallRun:
     refs = tuple(ObjectRef(ObjectName(name), 100) for name in spans)
-    return CallRun(CallId(number), attempt, instance, FUNCTION, b"x", refs, timeout, weight)
+    files = tuple(FileRef(FileName(name), 100, "f") for name in inputs)
+    return CallRun(CallId(number), attempt, instance, FUNCTION, b"x", refs, timeout, weight, inputs=files)
 
 
 def end(number: int, attempt: int = 1) -> CallEnd:
@@ -509,3 +528,29 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
+
+
+def test_a_call_waits_for_its_files_and_lets_them_go_at_its_end(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """An object and a file of one name are two things."""
+    desk.here = {ObjectName("b3-1")}
+    backlog.run([call(1, spans=["b3-1"], inputs=["b3-1"])])
+    backlog.arrived("b3-1")
+    assert not queue.queue
+    backlog.arrived("file b3-1")
+    assert numbers(queue.queue) == [1]
+    queue.queue.clear()
+    backlog.ended(LIB, [end(1)])
+    assert desk.take() == [("ended", 1, RETURNED)]
+    assert desk.held == []
+
+
+def test_a_call_whose_file_cannot_be_had_ends_with_that(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """And lets its other files go."""
+    backlog.run([call(1, inputs=["b3-1", "b3-2"]), call(2)])
+    assert numbers(queue.queue) == [2]
+    backlog.failed("file b3-1", NO_FILE, "gone")
+    assert desk.take() == [("ended", 1, NO_FILE)]
+    assert desk.held == []
+    backlog.arrived("file b3-2")
+    backlog.ended(LIB, [end(2)])
+    assert desk.take() == [("ended", 2, RETURNED)]

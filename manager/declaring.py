@@ -1,0 +1,226 @@
+"""Declaring files: what a program writes to have data on the nodes, as a part of a manager's door.
+
+Theory of operation
+-------------------
+A declaration gives a file its name, by its content where that is at hand, and says where it comes from (`FileOrigin`).  No byte moves:
+workers fetch what their calls need (`windlass.manager.replicas`).  A path is hashed once for each state that it is in.
+
+The `File` that is given back keeps the declaration; when it is dropped, and no call needs it any more, the manager stops serving it.
+Replicas stay on the workers as long as their level and the workers' disks allow, so declaring the same content again costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat as modes
+import threading
+import urllib.parse
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+from windlass.errors import UsageError
+from windlass.files import LEVELS, File, Level
+from windlass.manifests import Manifest
+from windlass.messages import FileName, FileOrigin, FileRef, ObjectRef
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Stage = Literal["auto", "node", "never"]
+#: Shared files up to this size are copied to the node's disk by ``stage="auto"``; larger ones are read where they are.
+STAGE_MOST: Final = 1 << 30
+#: Paths whose content's name is remembered.
+_HASHED_MOST: Final = 10_000
+#: TaskVine's words for levels.
+_CACHE_WORDS: Final[dict[object, Level]] = {True: "workflow", False: "call", "always": "forever", "task": "call", "never": "call"}
+
+
+class Declaring(ABC):
+    """The part of a manager that declares files."""
+
+    def __init__(self) -> None:
+        self._hashed: dict[tuple[str, int, int, int], FileName] = {}
+        self._hashing = threading.Lock()
+
+    @abstractmethod
+    def _declare(self, ref: FileRef, origin: FileOrigin, manifest: Manifest | None) -> Callable[[], None]:
+        """Tell the manager; what releases it again."""
+
+    @abstractmethod
+    def _put_buffer(self, data: bytes) -> ObjectRef:
+        """Keep these bytes until `_declare`'s release."""
+
+    @abstractmethod
+    def _check_open(self) -> None: ...
+
+    def declare_file(self, path: str | os.PathLike[str], level: Level = "workflow", *, cache: Any = None) -> File:
+        """A file or directory tree of this machine: calls get the path of a copy on their node, for reading.
+
+        A tree keeps its symbolic links, modes and empty folders. It must stay as it is: what has changed by the time that a worker
+        fetches it ends its calls with an error that says so. ``level``: how long copies stay in a worker's cache, see docs/files.md.
+
+        Raises `UsageError` when it is not there, cannot be read, or cannot be sent (sockets, devices, links that lead out of the tree).
+        """
+        self._check_open()
+        text, level = _path("declare_file", path), _level(level, cache)
+        try:
+            status = os.stat(text)
+        except OSError as error:
+            raise UsageError(f"declare_file({text!r}): {error.strerror or error}; declare a file or folder of this machine") from error
+        real = os.path.realpath(text)
+        if modes.S_ISDIR(status.st_mode):
+            from windlass.trees import scan
+
+            manifest = scan(real)
+            ref = FileRef(manifest.name, manifest.size, _base(text), level)
+            return self._declared(ref, FileOrigin(path=real), text, manifest)
+        if not modes.S_ISREG(status.st_mode):
+            raise UsageError(f"declare_file({text!r}): it is neither a regular file nor a folder, so it cannot be sent to workers")
+        name = self._name_of(real, status)
+        ref = FileRef(name, status.st_size, _base(text), level)
+        return self._declared(ref, FileOrigin(path=real, stamp=(status.st_mtime_ns, status.st_size)), text)
+
+    def declare_buffer(self, data: bytes | bytearray | memoryview | str, name: str = "buffer", level: Level = "workflow") -> File:
+        """Bytes (or text, as UTF-8) that calls find in a file of this name."""
+        self._check_open()
+        if isinstance(data, str):
+            data = data.encode()
+        if not isinstance(data, bytes | bytearray | memoryview):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"declare_buffer takes bytes or text, not {type(data).__name__}")
+        level = _level(level, None)
+        base = _checked_base("declare_buffer", name)
+        kept = self._put_buffer(bytes(data))
+        ref = FileRef(FileName(kept.name), kept.size, base, level)
+        return self._declared(ref, FileOrigin(object=kept), f"buffer {name!r} of {kept.size:,} bytes")
+
+    def declare_url(self, url: str, name: str | None = None, level: Level = "workflow") -> File:
+        """What is at an ``http://``, ``https://`` or ``file://`` address when the first worker fetches it, from which the others get it."""
+        self._check_open()
+        parts = urllib.parse.urlsplit(url) if isinstance(url, str) else None  # pyright: ignore[reportUnnecessaryIsInstance]
+        if parts is None or parts.scheme not in ("http", "https", "file") or not (parts.netloc or parts.path):
+            raise UsageError(f"declare_url({url!r}): write an address that begins with http://, https:// or file://")
+        base = name if name is not None else os.path.basename(urllib.parse.unquote(parts.path)) or parts.hostname or "file"
+        ref = FileRef(_made_name("url", url), -1, _checked_base("declare_url", base), _level(level, None))
+        return self._declared(ref, FileOrigin(url=url), url)
+
+    def declare_shared(self, path: str | os.PathLike[str], stage: Stage = "auto", level: Level = "workflow") -> File:
+        """A path that the nodes see, on a shared file system. It need not be there yet when it is not staged.
+
+        ``stage="never"``: calls get this very path. ``"node"``: it is copied to the node's disk once for all calls there. ``"auto"``: a
+        regular file of at most 1 GiB is copied, all else is read where it is.
+        """
+        self._check_open()
+        text, level = os.path.abspath(_path("declare_shared", path)), _level(level, None)
+        if stage not in get_args(Stage):
+            raise UsageError(f"declare_shared(stage={stage!r}): write stage='auto', 'node' or 'never'")
+        try:
+            status = os.stat(text)
+        except OSError as error:
+            if stage == "node":
+                raise UsageError(f"declare_shared({text!r}, stage='node'): {error.strerror or error}; it cannot be copied") from error
+            return File(id(self), None, text, path=text)
+        if stage == "auto":
+            stage = "node" if modes.S_ISREG(status.st_mode) and status.st_size <= STAGE_MOST else "never"
+        if stage == "never":
+            return File(id(self), None, text, path=text)
+        regular = modes.S_ISREG(status.st_mode)
+        # What it is now is part of its name: a later version is another file.
+        name = _made_name("shared", text, status.st_mtime_ns, status.st_size if regular else 0)
+        ref = FileRef(name, status.st_size if regular else -1, _base(text), level)
+        return self._declared(ref, FileOrigin(shared=text), text)
+
+    def declare_archive(self, file: File | str | os.PathLike[str], level: Level = "workflow") -> File:
+        """An archive (tar, also compressed, or zip; a path or a declared file): calls get the path of the folder it is unpacked to,
+        once for each worker."""
+        self._check_open()
+        archive = file if isinstance(file, File) else self.declare_file(file, level)
+        if archive.ref is None:
+            raise UsageError(f"declare_archive({archive!r}): it is read in place; declare it with stage='node'")
+        packed = archive.ref
+        base = packed.base.partition(".")[0] or packed.base
+        ref = FileRef(_made_name("unpack", packed.name, head="u3"), -1, base, _level(level, None))
+        found = self._declared(ref, FileOrigin(archive=packed), f"{archive.source}, unpacked")
+        found.keep = archive  # it is fetched wherever this one is needed
+        return found
+
+    def declare_temp(self, name: str = "temp", level: Level = "workflow") -> File:
+        """A file that a call will make (`FunctionCall.add_output`) and that stays on workers, for other calls. When it is lost, the
+        call is run again."""
+        self._check_open()
+        ref = self._temporary(name, level)
+        file = self._declared(ref, FileOrigin(), f"temp {name!r}")
+        file.unmade = True
+        return file
+
+    def fetch_file(self, file: File) -> bytes:
+        """The content of a file that a call has made, or will have; waits for that. Raises `FileUnavailable`; `UsageError` for others."""
+        if not file.name.startswith("r-") or file.unmade:
+            raise UsageError(
+                f"fetch_file({file!r}): only what calls make can be fetched, and a call that makes it must have been submitted"
+            )
+        return self._bring(FileName(file.name))
+
+    @abstractmethod
+    def _bring(self, name: FileName) -> bytes:
+        """Have a file of a worker's here."""
+
+    # ------------------------------------------------------------ inside
+
+    def _temporary(self, name: str, level: object) -> FileRef:
+        base = _checked_base("declare_temp", name)
+        return FileRef(FileName(f"r-{os.urandom(16).hex()}"), -1, base, _level(level, None))
+
+    def _declared(self, ref: FileRef, origin: FileOrigin, source: str, manifest: Manifest | None = None) -> File:
+        found = File(id(self), ref, source, self._declare(ref, origin, manifest))
+        found.keep = manifest
+        return found
+
+    def _name_of(self, path: str, status: os.stat_result) -> FileName:
+        from windlass.trees import file_name
+
+        key = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+        name = self._hashed.get(key)
+        if name is None:
+            name, _ = file_name(path)
+            with self._hashing:
+                if len(self._hashed) >= _HASHED_MOST:
+                    self._hashed.clear()
+                self._hashed[key] = name
+        return name
+
+
+def _path(what: str, path: object) -> str:
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):  # pyright: ignore[reportUnknownArgumentType]
+        raise UsageError(f"{what}({path!r}): give a path")
+    text: object = os.fspath(path)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if not isinstance(text, str):
+        raise UsageError(f"{what}({path!r}): give the path as a text")
+    return os.path.expanduser(text)
+
+
+def _level(level: object, cache: object) -> Level:
+    if cache is not None:
+        found = _CACHE_WORDS.get(cache, cache) if isinstance(cache, bool | str) else cache
+        level = found
+    for known in get_args(Level):
+        if level == known:
+            return known  # type: ignore[no-any-return]
+    raise UsageError(f"{level!r} is no level of a file: write level= one of {', '.join(map(repr, LEVELS))}")
+
+
+def _base(path: str) -> str:
+    base = os.path.basename(os.path.abspath(path)) or "root"
+    return base.encode("utf-8", "replace").decode()  # what is no text is shown as far as it is one
+
+
+def _checked_base(what: str, name: object) -> str:
+    if not isinstance(name, str) or not name or "/" in name or "\0" in name or name in (".", "..") or len(name.encode()) > 255:
+        raise UsageError(f"{what}: {name!r} cannot be a file's name; give one without '/', of at most 255 bytes, as in name='data.csv'")
+    return name
+
+
+def _made_name(*declared: object, head: str = "x3") -> FileName:
+    import blake3
+
+    text = " ".join(map(str, declared)).encode("utf-8", "surrogateescape")
+    return FileName(f"{head}-{blake3.blake3(text).hexdigest(16)}")

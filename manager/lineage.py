@@ -1,0 +1,157 @@
+"""Results that stay on workers: which call made each, and how one that was lost is made again.
+
+Theory of operation
+-------------------
+A call with ``keep`` leaves the parts of its result in its worker's cache, under names that are the same whenever it runs (`CallSpec.keep`).
+The manager knows who has them (`windlass.manager.replicas`) and, here, the call that makes them.  When nobody has one any more that a call
+needs, or the program asks for, the call is run again (a *remake*), at most `REMAKES_MOST` times; calls that need the result are *parked*
+in no queue meanwhile, so that they hold no slot that the remake might need.  What that call needs itself may be gone too, and is made
+again in turn.
+
+The program lets go of a result when nobody can ask for it any more.  What made it is remembered as long as results that were made *of it*
+are (``users``).  The arguments of a remake are as they were: large ones are kept by the program for as long as it keeps the result.
+
+A core: pure books, which `windlass.manager.core.Core` asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from windlass.messages import CallId, CallSpec, FileName
+
+#: Times that one result may be made again.
+REMAKES_MOST: Final = 3
+#: Ids of remakes: above all that programs' calls have.
+FIRST_REMAKE: Final = 1 << 62
+
+
+class Product(msgspec.Struct, eq=False):
+    """The parts of one kept result."""
+
+    spec: CallSpec
+    names: tuple[FileName, ...]
+    remakes: int = 0
+    #: The remake under way; 0: none.
+    call: CallId = CallId(0)
+    #: Products that were made of this one.
+    users: int = 0
+    #: Nobody can ask for it any more but a remake of those.
+    released: bool = False
+
+
+class Lineage:
+    """All results that stay on workers."""
+
+    def __init__(self) -> None:
+        self.products: dict[FileName, Product] = {}
+        self.remakes: dict[CallId, Product] = {}
+        self._next = FIRST_REMAKE
+
+    def expect(self, spec: CallSpec, names: tuple[FileName, ...], *, under_way: bool = True) -> None:
+        """A call will leave these on a worker; it is under way, or (then it is no remake yet) will be when one of them is needed."""
+        product = self._new(spec, names)
+        if under_way:
+            product.call = spec.call
+            self.remakes[spec.call] = product
+        else:
+            product.remakes = -1
+        for name in names:
+            self.products[name] = product
+
+    def made(self, spec: CallSpec, names: tuple[FileName, ...]) -> Product:
+        """A call, or its remake, has left these on a worker."""
+        product = self.remakes.pop(spec.call, None)
+        if product is None:
+            product = self._new(spec, names)
+        else:
+            product.call = CallId(0)
+            for name in product.names:
+                self.products.pop(name, None)
+            product.names = names
+        for name in names:
+            self.products[name] = product
+        if product.released:
+            self._forget(product)
+        return product
+
+    def remake(self, name: FileName) -> CallSpec | str | None:
+        """A result is gone: the call that makes it again; None while one is under way; or why there can be none."""
+        product = self.products.get(name)
+        if product is None:
+            return f"result {name} was lost with its worker, and nobody knows what made it"
+        if product.call:
+            return None
+        if product.remakes >= REMAKES_MOST:
+            return f"the result was lost with its workers {product.remakes + 1} times; keep it in the program, or on fewer, safer pilots"
+        product.remakes += 1
+        product.call = CallId(self._next)
+        self._next += 1
+        self.remakes[product.call] = product
+        return msgspec.structs.replace(product.spec, call=product.call)
+
+    def failed(self, call: CallId) -> tuple[FileName, ...]:
+        """A call that was to make something has ended without it: what cannot be had therefore; empty when this was none."""
+        product = self.remakes.pop(call, None)
+        if product is None:
+            return ()
+        product.call = CallId(0)
+        if product.released:
+            self._forget(product)
+        return product.names
+
+    def released(self, names: Iterable[FileName]) -> None:
+        """The program needs these no more."""
+        for name in names:
+            product = self.products.get(name)
+            if product is not None and not product.released:
+                product.released = True
+                self._forget(product)
+
+    def borrowed(self, product: Product) -> list[FileName]:
+        """What is there again though nobody can ask for it: what this product, which has been made, was made of; or the product itself."""
+        itself = product.names if product.released and not product.users else ()
+        return [*itself, *(name for source in self._sources(product) if source.released for name in source.names)]
+
+    def _new(self, spec: CallSpec, names: tuple[FileName, ...]) -> Product:
+        product = Product(spec, names)
+        for source in self._sources(product):
+            source.users += 1
+        return product
+
+    def _sources(self, product: Product) -> list[Product]:
+        found = {id(one): one for ref in product.spec.inputs if (one := self.products.get(ref.name)) is not None}
+        return list(found.values())
+
+    def _forget(self, product: Product) -> None:
+        waiting = [product]
+        while waiting:
+            one = waiting.pop()
+            if one.users or not one.released or one.call:
+                continue
+            for source in self._sources(one):
+                source.users -= 1
+                waiting.append(source)
+            for name in one.names:
+                self.products.pop(name, None)
+
+    def check(self) -> None:
+        """Invariants between the collections; raises AssertionError."""
+        users: dict[int, int] = {}
+        for product in {id(one): one for one in self.products.values()}.values():
+            assert bool(product.call) == (product.call in self.remakes)
+            for source in self._sources(product):
+                users[id(source)] = users.get(id(source), 0) + 1
+        for product in self.products.values():
+            assert product.users == users.get(id(product), 0), f"{product.users} users counted, {users.get(id(product), 0)} there"
+
+
+def products_of(spec: CallSpec) -> tuple[FileName, ...]:
+    """The files that a call makes beside its result."""
+    if spec.sandbox is None:
+        return ()
+    made = [name for _, name in spec.sandbox.outputs]
+    return (*made, spec.sandbox.returned) if spec.sandbox.returned else tuple(made)

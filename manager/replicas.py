@@ -1,0 +1,422 @@
+"""Replicas: which worker has which file, who waits for it, and from where each gets it next.
+
+Theory of operation
+-------------------
+A *file* is declared with its origin: a path or object at the manager, a URL, a shared path, an archive.  A worker that needs it says
+`WantFiles` and waits; `pump` answers with a `FetchFile` when a source has room.  A *source* is the origin or a worker that has a
+replica.  Each source has a limit of fetches at a time, and while somebody could serve a file, or one fetch from its origin is under way,
+it is not read from its origin again: so N workers make a tree, whose root reads once.  Files under `SMALL_BYTES` come straight from the
+origin, as the round trip would cost more than the bytes.
+
+What goes wrong is said by the worker that fetched (`failed`)::
+
+    gone      a peer: it has the file no more           origin: the file is lost, for good
+    failed    a peer: not from there to here again      origin: again after a pause, `ORIGIN_TRIES` times in a row
+    damaged   a peer: told to look at its replica       origin: again, `ORIGIN_TRIES` times in a row
+    full      nothing: the worker ends what needed it by itself
+
+A lost file ends what waits for it (`FileLost`), until it is declared anew.  This is a core: answers come out in ``out``, in order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from windlass.messages import (
+    DropFiles,
+    FetchFile,
+    FileFailed,
+    FileLost,
+    FileName,
+    FileOrigin,
+    FileRef,
+    FileSource,
+    Message,
+    ObjectName,
+    ObjectRef,
+    PushFile,
+    WorkerId,
+)
+
+_NOWHERE: Final = FileOrigin()
+
+#: Fetches at a time from one worker, from the manager, and from one URL's or shared path's origin.
+PEER_FETCHES: Final = 2
+MANAGER_FETCHES: Final = 4
+ORIGIN_FETCHES: Final = 2
+#: Small files do not wait for peers, and more of them may be under way at the manager.
+SMALL_BYTES: Final = 1 << 20
+SMALL_FETCHES: Final = 32
+#: Failures of an origin in a row, and seconds before the next try.
+ORIGIN_TRIES: Final = 4
+ORIGIN_PAUSE: Final = 1.0
+#: Replicas of this level go as soon as the program needs them no more; others stay, as long as there is room, for who declares them again.
+PASSING: Final = "call"
+#: Names of results begin so: they have no origin but the call that makes them.
+RESULT: Final = "r-"
+
+
+class File(msgspec.Struct, eq=False):
+    """One declared file, and what is known of its replicas."""
+
+    ref: FileRef
+    origin: FileOrigin
+    #: How often it is declared; 0: only replicas are left.
+    declared: int = 0
+    #: In the order in which they got it.
+    holders: dict[WorkerId, None] = msgspec.field(default_factory=dict[WorkerId, None])
+    waiting: dict[WorkerId, None] = msgspec.field(default_factory=dict[WorkerId, None])
+    #: Who fetches it now, and the source's key.
+    fetching: dict[WorkerId, str] = msgspec.field(default_factory=dict[WorkerId, str])
+    #: Holders from whom a worker could not have it.
+    apart: set[tuple[WorkerId, WorkerId]] = msgspec.field(default_factory=set[tuple[WorkerId, WorkerId]])
+    #: Of the content (`windlass.messages.FileHere`), from who had it first.
+    digest: str = ""
+    #: Failures of the origin in a row, and when it may be tried again.
+    failures: int = 0
+    not_before: float = 0.0
+    lost: str = ""
+    #: A holder has been asked to put it into the manager's store.
+    pushing: WorkerId = WorkerId("")
+    #: Somebody wants it in the manager's store.
+    bring: bool = False
+    #: Times that it was read from its origin, for the status.
+    origin_reads: int = 0
+
+    @property
+    def small(self) -> bool:
+        """Not worth a peer."""
+        return 0 <= self.ref.size < SMALL_BYTES
+
+
+class Replicas:
+    """All files of a manager."""
+
+    def __init__(self, manager: str = "manager") -> None:
+        self.manager = manager
+        self.files: dict[FileName, File] = {}
+        #: For workers, in the order in which they must be sent.
+        self.out: list[tuple[WorkerId, Message]] = []
+        #: Results that somebody needs and nobody has any more, for the core to have them made again.
+        self.orphaned: list[FileName] = []
+        #: Results that have been put into the manager's store, or (with a text) could not be.
+        self.brought: list[tuple[FileName, str]] = []
+        #: Messages of `out` are on their way: the shell signs permits for them.
+        self.told = False
+        #: Files that are served from the manager and are needed no more.
+        self.forgotten: list[FileName] = []
+        #: Something has happened since the last `pump`.
+        self._dirty = False
+        self._retry_at = 0.0
+        self._addresses: dict[WorkerId, tuple[str, ...]] = {}
+        #: Fetches under way by source.
+        self._busy: Counter[str] = Counter()
+        #: Those with somebody waiting.
+        self._wanted: dict[FileName, File] = {}
+
+    # ------------------------------------------------------------ the program
+
+    def declare(self, ref: FileRef, origin: FileOrigin) -> None:
+        """Calls will name this file; as often as it is declared it must be released."""
+        file = self.files.get(ref.name)
+        if file is None:
+            file = self.files[ref.name] = File(ref, origin)
+        elif not file.declared or file.lost:
+            # What is declared anew may be mended.
+            file.ref, file.origin, file.lost, file.failures, file.not_before = ref, origin, "", 0, 0.0
+        file.declared += 1
+        self._dirty = True
+
+    def release(self, names: Iterable[FileName], *, prune: bool = False) -> None:
+        """One declaration less; after the last one replicas go that were for calls only, or all with ``prune``."""
+        for name in names:
+            file = self.files.get(name)
+            if file is None:
+                continue
+            file.declared = max(0, file.declared - 1)
+            if file.declared:
+                continue
+            self.forgotten.append(name)
+            if prune or file.ref.level == PASSING or name.startswith(RESULT):
+                for worker in file.holders:
+                    self.out.append((worker, DropFiles((name,))))
+                file.holders.clear()
+            self._forget(file)
+
+    def keep(self, ref: FileRef, worker: WorkerId) -> None:
+        """A call has left a part of its result with a worker; it is declared by that, once."""
+        self._dirty = True
+        file = self.files.get(ref.name)
+        if file is None:
+            file = self.files[ref.name] = File(ref, FileOrigin(), declared=1)
+        file.ref, file.lost = msgspec.structs.replace(ref, level=file.ref.level), ""
+        file.declared = max(1, file.declared)
+        file.holders[worker] = None
+        if file.bring:
+            self._push(file)
+
+    def bring(self, names: Iterable[FileName]) -> None:
+        """Somebody wants these results in the manager's store: see ``brought``."""
+        for name in names:
+            file = self.files.get(name)
+            if file is None or file.lost:
+                self.brought.append((name, file.lost if file is not None else "it was released"))
+            elif file.origin.object is not None:
+                self.brought.append((name, ""))
+            else:
+                file.bring = True
+                self._push(file)
+
+    def pushed(self, worker: WorkerId, name: FileName, text: str) -> None:
+        """A worker has put a result into the manager's store, or could not."""
+        file = self.files.get(name)
+        if file is None or file.pushing != worker:
+            return
+        self._dirty = True
+        file.pushing = WorkerId("")
+        if text:  # who has it no more says so beside
+            if file.holders:
+                file.bring = False
+                self.brought.append((name, text))
+            else:
+                self._push(file)
+            return
+        file.origin = FileOrigin(object=ObjectRef(ObjectName(name), file.ref.size))
+        file.bring = False
+        self.brought.append((name, ""))
+
+    def absent(self, name: FileName) -> bool:
+        """A result that nobody has any more, and that may be made again."""
+        file = self.files.get(name)
+        return file is not None and not file.lost and not file.holders and file.origin == _NOWHERE
+
+    def orphan(self, name: FileName) -> None:
+        """It is being made again: whoever waits for it is to give back what needs it."""
+        file = self.files.get(name)
+        if file is not None:
+            for worker in file.waiting:
+                self.out.append((worker, FileLost(name, "it is made again", later=True)))
+            file.waiting.clear()
+
+    def lose(self, name: FileName, text: str) -> None:
+        """It cannot be made again."""
+        file = self.files.get(name)
+        if file is not None:
+            self._lose(file, text)
+            if file.bring:
+                file.bring = False
+                self.brought.append((name, text))
+
+    # ------------------------------------------------------------ workers
+
+    def serving(self, worker: WorkerId, addresses: tuple[str, ...]) -> None:
+        """A worker's peers can reach it."""
+        self._dirty = True
+        self._addresses[worker] = addresses
+
+    def wanted(self, worker: WorkerId, names: Iterable[FileName]) -> None:
+        """A worker needs these."""
+        self._dirty = True
+        for name in names:
+            file = self.files.get(name)
+            if file is None or (not file.declared and not file.holders):
+                self.out.append((worker, FileLost(name, "the manager does not know this file any more: it was released")))
+            elif file.lost:
+                self.out.append((worker, FileLost(name, file.lost)))
+            elif worker not in file.fetching:
+                file.holders.pop(worker, None)  # it would not ask
+                file.waiting[worker] = None
+                self._wanted[name] = file
+                self._look_for_orphan(file)
+
+    def here(self, worker: WorkerId, name: FileName, size: int, digest: str = "") -> None:
+        """A worker has it."""
+        self._dirty = True
+        file = self.files.get(name)
+        if file is None:
+            return
+        self._fetched(file, worker)
+        file.waiting.pop(worker, None)
+        file.holders[worker] = None
+        file.failures = 0
+        file.digest = file.digest or digest
+        if file.ref.size < 0:
+            file.ref = msgspec.structs.replace(file.ref, size=size)
+
+    def failed(self, worker: WorkerId, message: FileFailed, now: float) -> None:
+        """A worker could not have it from there."""
+        self._dirty = True
+        file = self.files.get(message.name)
+        if file is None:
+            return
+        was_fetching = worker in file.fetching
+        self._fetched(file, worker)
+        if message.kind == "full" or not was_fetching:
+            return
+        peer = WorkerId(message.source.peer)
+        if peer and peer != self.manager:
+            if message.kind == "gone":
+                file.holders.pop(peer, None)
+            else:
+                file.apart.add((worker, peer))
+            if message.kind == "damaged":
+                file.holders.pop(peer, None)
+                self.out.append((peer, DropFiles((message.name,), damaged=True)))
+        elif message.kind == "gone":
+            self._lose(file, message.text)
+            self.out.append((worker, FileLost(message.name, message.text)))
+            return
+        else:
+            file.failures += 1
+            file.not_before = now + ORIGIN_PAUSE * 2 ** (file.failures - 1)
+            if file.failures >= ORIGIN_TRIES:
+                text = f"{message.text} (tried {file.failures} times in a row)"
+                self._lose(file, text)
+                self.out.append((worker, FileLost(message.name, text)))
+                return
+        file.waiting[worker] = None
+        self._wanted[message.name] = file
+
+    def gone(self, worker: WorkerId, names: Iterable[FileName]) -> None:
+        """A worker has these no more."""
+        self._dirty = True
+        for name in names:
+            file = self.files.get(name)
+            if file is not None:
+                file.holders.pop(worker, None)
+                self._look_for_orphan(file)
+                self._forget(file)
+
+    def worker_lost(self, worker: WorkerId) -> None:
+        """A worker is gone with its replicas."""
+        self._dirty = True
+        self._addresses.pop(worker, None)
+        for file in list(self.files.values()):
+            self._fetched(file, worker)
+            file.waiting.pop(worker, None)
+            file.holders.pop(worker, None)
+            if file.pushing == worker:
+                file.pushing = WorkerId("")
+                self._push(file)
+            self._look_for_orphan(file)
+            if file.apart:
+                file.apart = {pair for pair in file.apart if worker not in pair}
+            self._forget(file)
+
+    def pump(self, now: float) -> None:
+        """Give those who wait a source, where one has room. Costs nothing when nothing has happened."""
+        if not self._wanted or not (self._dirty or now >= self._retry_at > 0):
+            return
+        self._dirty, self._retry_at = False, 0.0
+        for name, file in list(self._wanted.items()):
+            for worker in list(file.waiting):
+                source = self._source(file, worker, now)
+                if source is None:
+                    continue
+                key = source.peer or source.url or source.path or "archive"
+                del file.waiting[worker]
+                file.fetching[worker] = key
+                self._busy[key] += 1
+                self.out.append((worker, FetchFile(file.ref, source, file.digest)))
+            if not file.waiting:
+                del self._wanted[name]
+
+    def counts(self) -> dict[WorkerId, int]:
+        """How many replicas each worker has."""
+        return Counter(worker for file in self.files.values() for worker in file.holders)
+
+    def holders(self, name: FileName) -> Iterable[WorkerId]:
+        """Who has a replica."""
+        file = self.files.get(name)
+        return file.holders if file is not None else ()
+
+    # ------------------------------------------------------------ inside
+
+    def _source(self, file: File, worker: WorkerId, now: float) -> FileSource | None:
+        origin = file.origin
+        if origin.archive is not None:
+            return FileSource(archive=origin.archive)  # it is unpacked where it is needed
+        has_origin = bool(origin.path or origin.object or origin.url or origin.shared)
+        if not (file.small and has_origin):
+            peer = self._peer(file, worker)
+            if peer is not None:
+                return FileSource(peer, self._addresses[peer])
+            if self._to_come(file, worker):
+                return None
+        if not has_origin:
+            if any(one not in self._addresses for one in file.holders):
+                return None  # it has not said yet how it is reached
+            self._push(file)  # no holder can be reached from there: by way of the manager
+            return None
+        if now < file.not_before:
+            self._retry_at = min(self._retry_at or file.not_before, file.not_before)
+            return None
+        at_manager = bool(origin.path or origin.object)
+        key = self.manager if at_manager else origin.url or origin.shared
+        limit = SMALL_FETCHES if file.small else MANAGER_FETCHES if at_manager else ORIGIN_FETCHES
+        if self._busy[key] >= limit:
+            return None
+        file.origin_reads += 1
+        return FileSource(self.manager) if at_manager else FileSource(url=origin.url, path=origin.shared)
+
+    def _peer(self, file: File, worker: WorkerId) -> WorkerId | None:
+        """The least busy worker that could serve it to this one now."""
+        free = [one for one in file.holders if self._serves(file, one, worker) and self._busy[one] < PEER_FETCHES]
+        return min(free, key=self._busy.__getitem__, default=None)
+
+    def _to_come(self, file: File, worker: WorkerId) -> bool:
+        """Somebody will be able to serve it to this worker: a busy peer, or one that fetches it now."""
+        return any(self._serves(file, one, worker) for one in (*file.holders, *file.fetching))
+
+    def _serves(self, file: File, one: WorkerId, to: WorkerId) -> bool:
+        return one != to and bool(self._addresses.get(one)) and (to, one) not in file.apart
+
+    def _push(self, file: File) -> None:
+        """Have a holder put a result into the manager's store."""
+        if file.pushing or file.origin.object is not None:
+            return
+        if file.holders:
+            file.pushing = next(iter(file.holders))
+            self.out.append((file.pushing, PushFile(file.ref.name)))
+        else:
+            self._look_for_orphan(file)
+
+    def _look_for_orphan(self, file: File) -> None:
+        if (file.waiting or file.bring) and self.absent(file.ref.name):
+            self.orphaned.append(file.ref.name)
+
+    def _fetched(self, file: File, worker: WorkerId) -> None:
+        key = file.fetching.pop(worker, None)
+        if key is not None:
+            self._busy[key] -= 1
+            if not self._busy[key]:
+                del self._busy[key]
+
+    def _lose(self, file: File, text: str) -> None:
+        file.lost = text
+        for worker in file.waiting:
+            self.out.append((worker, FileLost(file.ref.name, text)))
+        file.waiting.clear()
+
+    def _forget(self, file: File) -> None:
+        """Forget a file of which nothing is left."""
+        if file.declared or file.holders or file.fetching:
+            return
+        self._lose(file, "it was released")
+        self._wanted.pop(file.ref.name, None)
+        self.files.pop(file.ref.name, None)
+
+    def check(self) -> None:
+        """Invariants between the collections; raises AssertionError."""
+        busy = Counter(key for file in self.files.values() for key in file.fetching.values())
+        assert busy == self._busy, f"{self._busy} counted, {busy} under way"
+        for name, file in self.files.items():
+            assert file.ref.name == name
+            assert not (file.waiting.keys() & file.fetching.keys())
+            assert not (file.waiting.keys() & file.holders.keys())
+            assert not file.waiting or name in self._wanted
+            assert not file.lost or not file.waiting

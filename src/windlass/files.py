@@ -1,0 +1,156 @@
+"""Declared files as a program holds them and as they travel in the arguments of a call.
+
+Theory of operation
+-------------------
+A `File` in the arguments is pickled as a name; in the slot, where the worker has put the file into its cache before, unpickling gives the
+path of the replica.  Which files a call needs is noted while its arguments are pickled (`collecting`), so that nothing looks through them
+a second time.  Outside of that a `File` cannot be pickled: in a function's closure or globals nobody would see that the call needs it.
+
+Declaring is the manager's part: `windlass.manager.declaring`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+from windlass.errors import UsageError, WindlassError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from windlass.messages import FileRef
+
+#: How long a replica stays in a worker's cache: as long as a call needs it; until the manager ends; until the worker does; or for the next
+#: manager too. The disk's limit may end it sooner.
+Level = Literal["call", "workflow", "worker", "forever"]
+LEVELS: Final[tuple[str, ...]] = get_args(Level)
+
+
+class ReplicaMissing(WindlassError):
+    """A replica was not in the worker's cache when its call began, though it had been."""
+
+
+class _Collected(threading.local):
+    files: dict[str, File] | None = None
+
+
+_collected = _Collected()
+
+
+class File:
+    """A declared file: pass it to a call, and the function gets a `pathlib.Path` to a replica on its node, for reading.
+
+    Made by a manager's ``declare_file`` and its like.  The manager serves it as long as this object lives, or a call that was given it has
+    not ended.
+    """
+
+    __slots__ = ("__weakref__", "_end", "_owner", "_path", "_ref", "keep", "source", "unmade")
+
+    def __init__(self, owner: int, ref: FileRef | None, source: str, release: Callable[[], None] | None = None, path: str = "") -> None:
+        self._owner, self._ref, self._path = owner, ref, path
+        #: What was declared, for people.
+        self.source = source
+        #: What must live as long as this does.
+        self.keep: object = None
+        #: No call that makes it has been submitted yet.
+        self.unmade = False
+        self._end: Any = weakref.finalize(self, release) if release is not None else None
+        if self._end is not None:
+            self._end.atexit = False
+
+    @property
+    def name(self) -> str:
+        """What the cache knows it by; "" for a shared path that is read in place."""
+        return self._ref.name if self._ref is not None else ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of content; -1 where they are not known yet."""
+        return self._ref.size if self._ref is not None else -1
+
+    @property
+    def ref(self) -> FileRef | None:
+        """What calls say of it; None for one that is read in place."""
+        return self._ref
+
+    @property
+    def path(self) -> str:
+        """Where it is read in place; "" for all others."""
+        return self._path
+
+    def release(self) -> None:
+        """Let go of it now rather than when this object does."""
+        if self._end is not None:
+            self._end()
+
+    def __repr__(self) -> str:
+        return f"<File {self.source}>"
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        if self._ref is None:
+            from pathlib import Path
+
+            return Path, (self._path,)
+        files = _collected.files
+        if files is None:
+            raise UsageError(
+                f"{self!r} can only be passed as an argument of a call: in a function's closure, globals or default values it would not be "
+                "seen that the call needs it"
+            )
+        files[self._ref.name] = self
+        return local_file, (self._ref.name, self._ref.base)
+
+
+class collecting:
+    """Notes which files are pickled in a ``with`` block, by name."""
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> dict[str, File]:
+        self._before = _collected.files
+        files = _collected.files = {}
+        return files
+
+    def __exit__(self, *_: object) -> None:
+        _collected.files = self._before
+
+
+def inputs_of(files: dict[str, File], owner: int) -> tuple[FileRef, ...]:
+    """What a call of this manager says of the files that it is given. Raises `UsageError` for one that was declared at another manager."""
+    refs: list[FileRef] = []
+    for file in files.values():
+        if file._owner != owner:  # pyright: ignore[reportPrivateUsage]
+            raise UsageError(f"{file!r} was declared at another manager: declare it at the one that the call is submitted to")
+        if file.unmade:
+            raise UsageError(f"{file!r} is made by no call yet: submit the call first that has it as its add_output(...)")
+        assert file.ref is not None
+        refs.append(file.ref)
+    return tuple(refs)
+
+
+#: Paths of replicas in this slot, which are the same whenever the file is needed.
+_paths: dict[tuple[str, str], Path] = {}
+_PATHS_MOST: Final = 1000
+
+
+def local_file(name: str, base: str) -> Path:
+    """In a slot: where the replica is. Raises `ReplicaMissing`."""
+    path = _paths.get((name, base))
+    if path is not None and os.access(path, os.F_OK):
+        return path
+    from pathlib import Path
+
+    from windlass.worker.slot_api import STATE
+
+    for folder in (STATE.cache_folder, f"{STATE.cache_folder}/forever"):
+        path = Path(folder, name, base)
+        if os.path.lexists(path):
+            if len(_paths) >= _PATHS_MOST:
+                _paths.clear()
+            _paths[name, base] = path
+            return path
+    raise ReplicaMissing(f"{base} ({name}) is not in the worker's cache any more")

@@ -1,0 +1,275 @@
+"""Who gets a file from where: one read of the source, a tree of peers, and what becomes of each kind of failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from windlass.manager.replicas import MANAGER_FETCHES, ORIGIN_PAUSE, ORIGIN_TRIES, PEER_FETCHES, SMALL_BYTES, Replicas
+from windlass.messages import DropFiles, FetchFile, FileFailed, FileLost, FileName, FileOrigin, FileRef, FileSource, WorkerId
+
+BIG = FileRef(FileName("b3-" + "1" * 32), 50 * SMALL_BYTES, "big.bin")
+SMALL = FileRef(FileName("b3-" + "2" * 32), 10, "small.txt")
+AT_MANAGER = FileOrigin(path="/data/big.bin", stamp=(1, BIG.size))
+WORKERS = [WorkerId(f"w{number}") for number in range(8)]
+
+
+@pytest.fixture
+def replicas() -> Iterator[Replicas]:
+    """With eight workers that serve; checked after the test."""
+    replicas = Replicas("m")
+    for worker in WORKERS:
+        replicas.serving(worker, (f"{worker}:1",))
+    replicas.declare(BIG, AT_MANAGER)
+    replicas.declare(SMALL, FileOrigin(path="/data/small.txt"))
+    yield replicas
+    replicas.check()
+
+
+def fetches(replicas: Replicas, now: float = 0.0) -> dict[WorkerId, FileSource]:
+    """Who is told to fetch from where; nothing else may have been said."""
+    replicas.pump(now)
+    said, replicas.out = replicas.out, []
+    assert all(isinstance(message, FetchFile) for _, message in said), said
+    return {worker: message.source for worker, message in said if isinstance(message, FetchFile)}
+
+
+def lost(replicas: Replicas) -> dict[WorkerId, str]:
+    said, replicas.out = replicas.out, []
+    return {worker: message.text for worker, message in said if isinstance(message, FileLost)}
+
+
+def test_a_file_is_read_once_from_its_origin_and_then_from_workers(replicas: Replicas) -> None:
+    """Eight workers make a tree: 1, then 2 more from the first, then from three."""
+    for worker in WORKERS:
+        replicas.wanted(worker, [BIG.name])
+    assert fetches(replicas) == {WORKERS[0]: FileSource("m")}
+    assert fetches(replicas) == {}
+    under_way, rounds = {WORKERS[0]: FileSource("m")}, 0
+    while under_way:
+        for worker in under_way:
+            replicas.here(worker, BIG.name, BIG.size)
+        under_way, rounds = fetches(replicas), rounds + 1
+        assert all(source.peer in replicas.files[BIG.name].holders for source in under_way.values())
+        assert all(source.addresses == (f"{source.peer}:1",) for source in under_way.values())
+    assert replicas.files[BIG.name].origin_reads == 1
+    assert len(replicas.files[BIG.name].holders) == 8
+    assert rounds == 3  # 1, 3, 8 of them have it
+
+
+def test_a_worker_serves_few_at_a_time(replicas: Replicas) -> None:
+    replicas.here(WORKERS[0], BIG.name, BIG.size)
+    for worker in WORKERS[1:]:
+        replicas.wanted(worker, [BIG.name])
+    assert len(fetches(replicas)) == PEER_FETCHES
+
+
+def test_small_files_come_from_the_manager_at_once(replicas: Replicas) -> None:
+    """A tree would cost round trips."""
+    for worker in WORKERS:
+        replicas.wanted(worker, [SMALL.name])
+    assert fetches(replicas) == dict.fromkeys(WORKERS, FileSource("m"))
+
+
+def test_workers_that_cannot_be_reached_do_not_serve(replicas: Replicas) -> None:
+    """Without listeners all read from the origin, some at a time."""
+    for worker in WORKERS:
+        replicas.serving(worker, ())
+        replicas.wanted(worker, [BIG.name])
+    assert fetches(replicas) == dict.fromkeys(WORKERS[:MANAGER_FETCHES], FileSource("m"))
+    replicas.here(WORKERS[0], BIG.name, BIG.size)
+    assert fetches(replicas) == {WORKERS[MANAGER_FETCHES]: FileSource("m")}
+
+
+def test_one_that_cannot_reach_a_peer_gets_it_elsewhere(replicas: Replicas) -> None:
+    """From another peer, or from the origin after all."""
+    replicas.here(WORKERS[0], BIG.name, BIG.size)
+    replicas.here(WORKERS[1], BIG.name, BIG.size)
+    replicas.wanted(WORKERS[2], [BIG.name])
+    tried: list[str] = []
+    for _ in range(2):
+        source = fetches(replicas)[WORKERS[2]]
+        tried.append(source.peer)
+        replicas.failed(WORKERS[2], FileFailed(BIG.name, source, "failed", "no route to host"), 0.0)
+    assert sorted(tried) == WORKERS[:2]
+    assert fetches(replicas) == {WORKERS[2]: FileSource("m")}
+    replicas.wanted(WORKERS[3], [BIG.name])
+    assert fetches(replicas)[WORKERS[3]].peer in WORKERS[:2]  # which does not hold for others
+
+
+def test_a_peer_that_has_it_no_more_is_not_asked_again(replicas: Replicas) -> None:
+    replicas.here(WORKERS[0], BIG.name, BIG.size)
+    replicas.wanted(WORKERS[1], [BIG.name])
+    source = fetches(replicas)[WORKERS[1]]
+    replicas.failed(WORKERS[1], FileFailed(BIG.name, source, "gone", "evicted"), 0.0)
+    assert fetches(replicas) == {WORKERS[1]: FileSource("m")}
+
+
+def test_who_sent_damaged_bytes_is_told_to_look_at_its_replica(replicas: Replicas) -> None:
+    replicas.here(WORKERS[0], BIG.name, BIG.size)
+    replicas.wanted(WORKERS[1], [BIG.name])
+    source = fetches(replicas)[WORKERS[1]]
+    replicas.failed(WORKERS[1], FileFailed(BIG.name, source, "damaged", "other content"), 0.0)
+    assert replicas.out == [(WORKERS[0], DropFiles((BIG.name,), damaged=True))]
+    replicas.out = []
+    assert fetches(replicas) == {WORKERS[1]: FileSource("m")}
+
+
+def test_a_source_that_changed_loses_the_file_for_all_who_wait(replicas: Replicas) -> None:
+    """And for all who come later, until it is declared anew."""
+    replicas.wanted(WORKERS[0], [BIG.name])
+    replicas.wanted(WORKERS[1], [BIG.name])
+    fetches(replicas)
+    replicas.failed(WORKERS[0], FileFailed(BIG.name, FileSource("m"), "gone", "/data/big.bin has changed"), 0.0)
+    assert lost(replicas) == dict.fromkeys(WORKERS[:2], "/data/big.bin has changed")
+    replicas.wanted(WORKERS[2], [BIG.name])
+    assert lost(replicas) == {WORKERS[2]: "/data/big.bin has changed"}
+    replicas.declare(BIG, AT_MANAGER)
+    replicas.wanted(WORKERS[2], [BIG.name])
+    assert fetches(replicas) == {WORKERS[2]: FileSource("m")}
+
+
+def test_an_origin_that_fails_is_tried_again_after_pauses_and_then_lost(replicas: Replicas) -> None:
+    url = FileRef(FileName("x3-" + "3" * 32), -1, "page")
+    replicas.declare(url, FileOrigin(url="http://x/page"))
+    now = 0.0
+    replicas.wanted(WORKERS[0], [url.name])
+    for number in range(ORIGIN_TRIES):
+        assert fetches(replicas, now) == {WORKERS[0]: FileSource(url="http://x/page")}
+        replicas.failed(WORKERS[0], FileFailed(url.name, FileSource(url="http://x/page"), "failed", "timed out"), now)
+        if number < ORIGIN_TRIES - 1:
+            assert fetches(replicas, now) == {}
+            now += ORIGIN_PAUSE * 2**number
+    assert lost(replicas) == {WORKERS[0]: f"timed out (tried {ORIGIN_TRIES} times in a row)"}
+
+
+def test_a_size_that_was_not_known_is_learned(replicas: Replicas) -> None:
+    url = FileRef(FileName("x3-" + "3" * 32), -1, "page")
+    replicas.declare(url, FileOrigin(url="http://x/page"))
+    replicas.wanted(WORKERS[0], [url.name])
+    fetches(replicas)
+    replicas.here(WORKERS[0], url.name, 77)
+    assert replicas.files[url.name].ref.size == 77
+
+
+def test_a_full_worker_is_given_no_other_source(replicas: Replicas) -> None:
+    """It ends by itself what needed the file."""
+    replicas.wanted(WORKERS[0], [BIG.name])
+    replicas.failed(WORKERS[0], FileFailed(BIG.name, fetches(replicas)[WORKERS[0]], "full", "no room"), 0.0)
+    assert fetches(replicas) == {}
+
+
+def test_replicas_stay_for_who_declares_the_file_again_but_those_for_one_call(replicas: Replicas) -> None:
+    """A loop that declares a file in each turn sends it once. Pruned ones go."""
+    passing = FileRef(FileName("b3-" + "4" * 32), 10, "part", "call")
+    replicas.declare(passing, AT_MANAGER)
+    for ref in (BIG, passing):
+        replicas.here(WORKERS[0], ref.name, ref.size)
+        replicas.release([ref.name])
+    assert replicas.out == [(WORKERS[0], DropFiles((passing.name,)))]
+    assert passing.name not in replicas.files
+    assert list(replicas.holders(BIG.name)) == [WORKERS[0]]
+    replicas.declare(BIG, AT_MANAGER)
+    replicas.release([BIG.name], prune=True)
+    assert replicas.out[1:] == [(WORKERS[0], DropFiles((BIG.name,)))]
+    replicas.out = []
+
+
+def test_a_file_that_two_programs_declared_stays_for_the_second(replicas: Replicas) -> None:
+    replicas.declare(BIG, AT_MANAGER)
+    replicas.release([BIG.name])
+    replicas.wanted(WORKERS[0], [BIG.name])
+    assert fetches(replicas) == {WORKERS[0]: FileSource("m")}
+
+
+def test_one_that_wants_what_nobody_knows_is_told_so(replicas: Replicas) -> None:
+    replicas.wanted(WORKERS[0], [FileName("b3-" + "9" * 32)])
+    assert lost(replicas) == {WORKERS[0]: "the manager does not know this file any more: it was released"}
+
+
+def test_a_lost_workers_fetch_frees_its_source(replicas: Replicas) -> None:
+    replicas.wanted(WORKERS[0], [BIG.name])
+    replicas.wanted(WORKERS[1], [BIG.name])
+    assert list(fetches(replicas)) == [WORKERS[0]]
+    replicas.worker_lost(WORKERS[0])
+    assert fetches(replicas) == {WORKERS[1]: FileSource("m")}
+
+
+def test_an_archive_is_unpacked_where_it_is_needed(replicas: Replicas) -> None:
+    unpacked = FileRef(FileName("u3-" + "5" * 32), -1, "env")
+    replicas.declare(unpacked, FileOrigin(archive=BIG))
+    for worker in WORKERS:
+        replicas.wanted(worker, [unpacked.name])
+    assert fetches(replicas) == dict.fromkeys(WORKERS, FileSource(archive=BIG))
+
+
+class Machine(RuleBasedStateMachine):
+    """Any order of events: the books agree, limits hold, and who waits for what can be had is served in the end."""
+
+    names = Bundle("names")
+    running = Bundle("running")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replicas = Replicas("m")
+        self.now = 0.0
+        for worker in WORKERS[:5]:
+            self.replicas.serving(worker, (f"{worker}:1",))
+
+    @rule(target=names, number=st.integers(0, 3), size=st.sampled_from([10, BIG.size]))
+    def declare(self, number: int, size: int) -> FileName:
+        name = FileName(f"b3-{number:032x}")
+        self.replicas.declare(FileRef(name, size, "f"), AT_MANAGER)
+        return name
+
+    @rule(name=names, worker=st.sampled_from(WORKERS))
+    def want(self, name: FileName, worker: WorkerId) -> None:
+        self.replicas.wanted(worker, [name])
+
+    @rule(target=running)
+    def pump(self) -> list[tuple[WorkerId, FetchFile]]:
+        self.now += 100.0
+        self.replicas.pump(self.now)
+        said, self.replicas.out = self.replicas.out, []
+        return [(worker, message) for worker, message in said if isinstance(message, FetchFile)]
+
+    @rule(what=consumes(running), kind=st.sampled_from(["", "gone", "failed", "damaged", "full"]))
+    def end(self, what: list[tuple[WorkerId, FetchFile]], kind: str) -> None:
+        for worker, message in what:
+            file = self.replicas.files.get(message.ref.name)
+            if file is None or worker not in file.fetching:
+                continue
+            if kind:
+                self.replicas.failed(worker, FileFailed(message.ref.name, message.source, kind, "text"), self.now)
+            else:
+                self.replicas.here(worker, message.ref.name, message.ref.size)
+
+    @rule(name=names, prune=st.booleans())
+    def release(self, name: FileName, prune: bool) -> None:
+        self.replicas.release([name], prune=prune)
+
+    @rule(name=names, worker=st.sampled_from(WORKERS))
+    def gone(self, name: FileName, worker: WorkerId) -> None:
+        self.replicas.gone(worker, [name])
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def lose(self, worker: WorkerId) -> None:
+        self.replicas.worker_lost(worker)
+
+    @invariant()
+    def agrees(self) -> None:
+        self.replicas.check()
+        self.replicas.pump(self.now)
+        self.replicas.check()
+        for file in self.replicas.files.values():
+            if file.waiting and not file.fetching and not file.holders and self.now >= file.not_before:
+                busy = sum(len(one.fetching) for one in self.replicas.files.values())
+                assert busy, "somebody waits, and nothing is under way"
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -1,0 +1,238 @@
+"""Calls with a directory of their own: inputs and outputs by name, files that calls make, and files that are made when they are needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import windlass
+from windlass import CallFailed, FileUnavailable, FunctionCall, Manager, UsageError
+
+Start = Callable[..., windlass.Factory]
+
+
+def upper(source: str, target: str, note: str = "") -> str:
+    """Reads and writes by relative paths."""
+    if note:
+        with open(note, "a") as file:
+            file.write("upper\n")
+    Path(target).write_text(Path(source).read_text().upper())
+    return os.getcwd()
+
+
+def read(path: Path | str) -> str:
+    return Path(path).read_text()
+
+
+def names(path: Path) -> list[str]:
+    return sorted(str(each.relative_to(path)) for each in path.rglob("*"))
+
+
+def listing() -> list[str]:
+    return sorted(os.listdir("."))
+
+
+def make_folder(target: str) -> None:
+    Path(target, "sub").mkdir(parents=True)
+    Path(target, "sub", "a").write_text("a")
+
+
+def forget(_target: str) -> None:
+    """Makes nothing."""
+
+
+def fail(_target: str) -> None:
+    raise ValueError("no such luck")
+
+
+def table(number: int, note: str) -> Path:
+    """A mini task: what it returns is the path of what it made."""
+    with open(note, "a") as file:
+        file.write(f"{number}\n")
+    path = Path("table.txt")
+    path.write_text(f"table {number}")
+    return path
+
+
+def until(what: str, condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Ask again until it is so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.02)
+
+
+def kill_workers(manager: Manager) -> None:
+    """As a node that is switched off; when their factory knows that they served, for a pilot that never did counts as a failure."""
+    until("their pilots are known to serve", lambda: any(pilot["phase"] == "serving" for pilot in manager.status()["pilots"]))
+    for worker in manager.status()["workers"]:
+        if worker["connected"]:
+            os.kill(worker["pid"], signal.SIGKILL)
+
+
+@pytest.fixture
+def served(manager: Manager, start_factory: Start) -> Manager:
+    """A manager with the library and one pilot of one core."""
+    start_factory(cores=1)
+    manager.install_library("lib", upper, read, names, listing, make_folder, forget, fail, table)
+    return manager
+
+
+def call(function: str, *args: Any) -> FunctionCall:
+    return FunctionCall("lib", function, *args)
+
+
+def test_a_call_finds_its_inputs_by_name_and_its_outputs_become_files(served: Manager) -> None:
+    """In a directory that is gone afterwards; other calls have none of it."""
+    work = call("upper", "in/words.txt", "out/result.txt")
+    work.add_input(served.declare_buffer("words", "whatever"), "in/words.txt")
+    result = served.declare_temp("loud.txt")
+    work.add_output(result, "out/result.txt")
+    folder = served.submit(work).result(60)
+    assert not os.path.exists(folder)
+    assert served.submit(call("read", result)).result(60) == "WORDS"
+    assert served.fetch_file(result) == b"WORDS"
+    assert served.submit(call("listing")).result(60) == []
+
+
+def test_an_output_may_be_a_folder(served: Manager) -> None:
+    work = call("make_folder", "made")
+    made = served.declare_temp("tree")
+    work.add_output(made, "made")
+    served.submit(work)
+    assert served.submit(call("names", made)).result(60) == ["sub", "sub/a"]
+
+
+def test_a_chain_of_files_runs_without_the_program(served: Manager) -> None:
+    """Each call is submitted at once; whoever needs a file waits until it is made."""
+    first = served.declare_buffer("chain", "0.txt")
+    file = first
+    calls: list[Any] = []
+    for number in range(5):
+        work = call("upper", "in", "out")
+        work.add_input(file, "in")
+        file = served.declare_temp(f"{number}.txt")
+        work.add_output(file, "out")
+        calls.append(served.submit(work))
+    assert served.submit(call("read", file)).result(60) == "CHAIN"
+    assert all(future.done() for future in calls)
+
+
+def test_a_file_that_was_lost_with_its_worker_is_made_again(served: Manager, tmp_path: Path) -> None:
+    """By the call that made it."""
+    work = call("upper", "in", "out", str(tmp_path / "note"))
+    work.add_input(served.declare_buffer("again"), "in")
+    result = served.declare_temp()
+    work.add_output(result, "out")
+    served.submit(work).result(60)
+    kill_workers(served)
+    assert served.submit(call("read", result)).result(60) == "AGAIN"
+    assert (tmp_path / "note").read_text() == "upper\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "text"), [("forget", CallFailed, "its output 'out' is not there"), ("fail", ValueError, "luck")]
+)
+def test_what_is_not_made_ends_those_that_wait_for_it(served: Manager, function: str, error: type[Exception], text: str) -> None:
+    """Those that were submitted before it was known, and later ones."""
+    work = call(function, "out")
+    result = served.declare_temp()
+    work.add_output(result, "out")
+    producer = served.submit(work)
+    consumers = [served.submit(call("read", result)) for _ in range(3)]
+    with pytest.raises(error, match=text):
+        producer.result(60)
+    for consumer in [*consumers, served.submit(call("read", result))]:
+        with pytest.raises(FileUnavailable, match=r"(?s)could not be made: .*(output 'out' is not there|no such luck)"):
+            consumer.result(60)
+
+
+def test_a_cancelled_producer_ends_those_that_wait_for_it(manager: Manager) -> None:
+    """Without a pilot nothing has begun."""
+    manager.install_library("lib", upper, read)
+    work = call("upper", "in", "out")
+    work.add_input(manager.declare_buffer("x"), "in")
+    result = manager.declare_temp()
+    work.add_output(result, "out")
+    producer, consumer = manager.submit(work), manager.submit(call("read", result))
+    assert producer.cancel()
+    with pytest.raises(FileUnavailable, match="could not be made: the call that makes it was not run"):
+        consumer.result(60)
+
+
+def test_a_mini_task_runs_when_its_file_is_first_needed_and_once(served: Manager, tmp_path: Path) -> None:
+    """And again when it is lost."""
+    note = tmp_path / "note"
+    file = served.declare_minitask(call("table", 7, str(note)))
+    assert served.submit(call("listing")).result(60) == []
+    assert not note.exists()
+    assert [served.submit(call("read", file)).result(60) for _ in range(3)] == ["table 7"] * 3
+    assert note.read_text() == "7\n"
+    kill_workers(served)
+    assert served.submit(call("read", file)).result(60) == "table 7"
+    assert note.read_text() == "7\n7\n"
+
+
+def test_a_mini_task_may_be_made_of_files_and_of_other_mini_tasks(served: Manager, tmp_path: Path) -> None:
+    note = str(tmp_path / "note")
+    first = served.declare_minitask(call("table", 1, note), "first.txt")
+    loud = FunctionCall("lib", "upper", "in", "out")
+    loud.add_input(first, "in")
+    second = served.declare_temp()
+    loud.add_output(second, "out")
+    served.submit(loud)
+    assert served.submit(call("read", second)).result(60) == "TABLE 1"
+
+
+def test_a_mini_task_that_fails_ends_what_needs_its_file(served: Manager) -> None:
+    file = served.declare_minitask(call("fail", "x"))
+    with pytest.raises(FileUnavailable, match=r"(?s)could not be made: .*ValueError: no such luck"):
+        served.submit(call("read", file)).result(60)
+    file = served.declare_minitask(call("forget", "x"))
+    with pytest.raises(FileUnavailable, match="must return the path of that, and returned NoneType"):
+        served.submit(call("read", file)).result(60)
+
+
+def test_files_that_calls_made_go_when_nobody_holds_them(served: Manager, tmp_path: Path) -> None:
+    file = served.declare_minitask(call("table", 7, str(tmp_path / "note")))
+    assert served.submit(call("read", file)).result(60) == "table 7"
+    assert [one["replicas"] for one in served.status()["files"]] == [1]
+    del file
+    until("it is gone", lambda: served.status()["files"] == [])
+
+
+WRONG_ROOMS: list[tuple[Callable[[Any, Any], object], str]] = [
+    (lambda m, c: c.add_input(m.declare_buffer("x"), "/etc/passwd"), "not in the call's own directory"),
+    (lambda m, c: c.add_input(m.declare_buffer("x"), "../x"), "not in the call's own directory"),
+    (lambda m, c: c.add_input(m.declare_buffer("x"), ""), "is a path in the call's directory"),
+    (lambda m, c: c.add_input("x", "x"), "the first argument is a declared file"),
+    (lambda m, c: [c.add_input(m.declare_buffer("x"), "x"), c.add_output(m.declare_temp(), "x")], "has a file of that path already"),
+    (lambda m, c: [c.add_output(m.declare_buffer("x"), "x"), m.submit(c)], "an output becomes a file of declare_temp"),
+    (lambda m, c: m.submit(FunctionCall("lib", "read", m.declare_temp())), "is made by no call yet"),
+    (lambda m, c: m.fetch_file(m.declare_buffer("x")), "only what calls make can be fetched"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "text"), WRONG_ROOMS)
+def test_wrong_rooms_are_refused_where_they_are_written(manager: Manager, spoil: Callable[[Any, Any], object], text: str) -> None:
+    manager.install_library("lib", read, forget)
+    with pytest.raises(UsageError, match=text):
+        spoil(manager, call("forget", "x"))
+
+
+def test_two_calls_cannot_make_one_file(served: Manager) -> None:
+    result = served.declare_temp()
+    for expected in (None, "an output becomes a file of declare_temp"):
+        work = call("make_folder", "out")
+        work.add_output(result, "out")
+        if expected is None:
+            served.submit(work)
+        else:
+            with pytest.raises(UsageError, match=expected):
+                served.submit(work)

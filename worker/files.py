@@ -1,0 +1,358 @@
+"""Files that calls need: in the cache before their call is fed, kept while it holds them, fetched from where the manager says.
+
+Theory of operation
+-------------------
+`Files` counts for each file how many calls hold it.  The first hold pins the replica, or asks the manager (`WantFiles`), which answers
+with a source when its turn has come (`FetchFile`) or with why there is none (`FileLost`).  A fetch runs on a thread; what came of it is
+told to the manager (`FileHere`, `FileFailed`), which chooses another source after a failure: what has arrived so far is kept for that.  An
+archive is fetched like any file, and unpacked by a thread.
+
+A file that does not fit here ends the calls that need it, and hurts no others.
+
+Peers are served from the same cache (`windlass.worker.peers`).
+
+The cache's folder may be deleted by others while calls hold files in it. A call that misses one is given back to the manager, and the file
+is fetched again (`look_again`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NewType, Protocol
+
+from windlass.errors import BadTree, CacheFull, Damaged, WindlassError
+from windlass.messages import (
+    NO_FILE,
+    DropFiles,
+    FetchFile,
+    FileFailed,
+    FileHere,
+    FileLost,
+    FileName,
+    FileRef,
+    FilesGone,
+    FileSource,
+    Message,
+    WantFiles,
+)
+from windlass.worker.arrivals import Arrival, Arrived, CannotKeep
+from windlass.worker.fetching import SourceFailed, SourceGone, in_thread
+
+if TYPE_CHECKING:
+    from windlass.worker.cache import Cache
+    from windlass.worker.cache_entries import Filling
+
+log = logging.getLogger("windlass.files")
+
+#: What a call that is blocked waits for: objects and files may have one name.
+FileKey = NewType("FileKey", str)
+#: Files asked about, or told of, in one message.
+NAMES_MOST: Final = 5000
+
+
+class Fetch(Protocol):
+    """`windlass.worker.fetching.Fetcher.fetch`, when this worker has enrolled."""
+
+    def __call__(self, arrival: Arrival, source: FileSource, /) -> Awaitable[Arrived]: ...
+
+
+def key_of(name: FileName) -> FileKey:
+    """What calls wait for."""
+    return FileKey(f"file {name}")
+
+
+class Files:
+    """All files that a worker's calls hold."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        fetch: Fetch,
+        say: Callable[[Message], None],
+        arrived: Callable[[str], None],
+        failed: Callable[[str, int, str], None],
+        later: Callable[[str], None],
+        share: Callable[[], None],
+    ) -> None:
+        self.cache = cache
+        self._fetch_from = fetch
+        self._say = say
+        self._arrived = arrived
+        self._failed = failed
+        self._later = later
+        #: Called before a file of level "forever" is looked for.
+        self._share = share
+        self._holds: dict[FileName, int] = {}
+        self._refs: dict[FileName, FileRef] = {}
+        self._pinned: set[FileName] = set()
+        #: What the manager was asked for and has not come.
+        self._wanted: set[FileName] = set()
+        #: What the manager has been told is here.
+        self._told: set[FileName] = set()
+        self._fillings: dict[FileName, tuple[Filling, Arrival]] = {}
+        self._tasks: dict[FileName, asyncio.Task[None]] = {}
+        #: Those who wait for a file themselves, to make another one of it.
+        self._waiters: dict[FileName, list[asyncio.Future[None]]] = {}
+        self.fetched = 0
+
+    # ------------------------------------------------------------ calls
+
+    def hold(self, refs: Sequence[FileRef], /) -> list[FileKey]:
+        """Keep these until `release`; ask for what is missing, and say what that is."""
+        missing: list[FileKey] = []
+        ask: list[FileName] = []
+        for ref in refs:
+            name = ref.name
+            self._holds[name] = self._holds.get(name, 0) + 1
+            if name in self._pinned:
+                if ref.base != self._refs[name].base:
+                    self.cache.path(name, ref.base)  # makes it
+                continue
+            self._refs[name] = ref
+            if ref.level == "forever":
+                self._share()
+            if self._pin(ref):
+                self._tell_here(ref)
+                continue
+            missing.append(key_of(name))
+            if name not in self._wanted:
+                self._wanted.add(name)
+                ask.append(name)
+        for first in range(0, len(ask), NAMES_MOST):
+            self._say(WantFiles(tuple(ask[first : first + NAMES_MOST])))
+        return missing
+
+    def release(self, refs: Sequence[FileRef], /) -> None:
+        """A call does not need these any more."""
+        for ref in refs:
+            name = ref.name
+            left = self._holds.get(name, 0) - 1
+            if left > 0:
+                self._holds[name] = left
+                continue
+            self._holds.pop(name, None)
+            self._refs.pop(name, None)
+            if name in self._pinned:
+                self._pinned.discard(name)
+                self.cache.unpin(name)
+                if ref.level == "call":
+                    self._forget([name])
+
+    def look_again(self) -> None:
+        """A call did not find a file of its own: whoever holds what is gone next has it fetched again."""
+        gone = [name for name in self._pinned if not self._is_there(self._refs[name])]
+        for name in gone:
+            self._pinned.discard(name)
+            self.cache.unpin(name)
+        # Those without a hold any more.
+        self._forget([name for name in self._told if not self.cache.has(name)])
+
+    # ------------------------------------------------------------ the manager
+
+    def heard(self, message: FetchFile | FileLost | DropFiles) -> None:
+        """The manager has said this."""
+        match message:
+            case FetchFile():
+                self.fetch(message)
+            case FileLost():
+                self.lost(message)
+            case DropFiles():
+                self.drop(message)
+
+    def fetch(self, message: FetchFile) -> None:
+        """Have this file from there."""
+        ref = message.ref
+        if ref.name in self._tasks:
+            return
+        self._start(ref.name, self._bring(ref, message.source, message.digest))
+
+    def lost(self, message: FileLost) -> None:
+        """It cannot be had, now or ever."""
+        self._wanted.discard(message.name)
+        self._give_up(message.name)
+        for waiter in self._waiters.pop(message.name, ()):
+            if not waiter.done():
+                waiter.set_exception(SourceGone(message.text))
+        if message.later:
+            self._later(key_of(message.name))
+        else:
+            self._failed(key_of(message.name), NO_FILE, message.text)
+
+    def drop(self, message: DropFiles) -> None:
+        """Not needed any more; or (``damaged``) somebody got something else from here than its name says."""
+        if message.damaged:
+            for name in message.names:
+                if name not in self._tasks:
+                    self._start(name, self._look_at(name))
+            return
+        for name in message.names:
+            self._told.discard(name)
+            self.cache.discard(name)
+
+    def made(self, name: FileName, size: int) -> None:
+        """A call has left this in the cache."""
+        self._told.add(name)
+        self._say(FileHere(name, size))
+
+    def forget_session(self) -> None:
+        """The manager is another one, or has forgotten this worker: it does not know what is here."""
+        self._told.clear()
+
+    # ------------------------------------------------------------ the end
+
+    async def close(self) -> None:
+        """Give up what is under way."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        for name in list(self._fillings):
+            self._give_up(name)
+
+    # ------------------------------------------------------------ inside
+
+    def _start(self, name: FileName, work: Coroutine[Any, Any, None]) -> None:
+        task = self._tasks[name] = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(partial(self._done, name))
+
+    def _done(self, name: FileName, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(name, None)
+        if not task.cancelled() and (defect := task.exception()) is not None:
+            log.error("file %s could not be had by a defect of Windlass", name, exc_info=defect)
+            self._end(name, f"file {name} could not be had, by a defect of Windlass: {defect!r}")
+
+    async def _bring(self, ref: FileRef, source: FileSource, digest: str) -> None:
+        """Fetch or unpack, and tell the manager what came of it."""
+        try:
+            if source.archive is not None:
+                content, size = await self._unpack(ref, source.archive)
+            else:
+                content, size = await self._receive(ref, source, digest)
+        except (SourceGone, BadTree) as error:
+            self._say(FileFailed(ref.name, source, "gone", str(error)))
+        except SourceFailed as error:
+            self._say(FileFailed(ref.name, source, "failed", str(error)))
+        except Damaged as error:
+            self._say(FileFailed(ref.name, source, "damaged", str(error)))
+        except KeyError:  # another worker of this node had it, and it went at once
+            self._say(FileFailed(ref.name, source, "failed", f"{ref.name} was evicted as soon as it was here"))
+        except (CacheFull, CannotKeep) as error:
+            self._give_up(ref.name)
+            self._say(FileFailed(ref.name, source, "full", str(error)))
+            self._end(ref.name, str(error))
+        else:
+            self.fetched += 1
+            self._here(ref, size, content)
+            self.cache.unpin(ref.name)  # it has had a pin from its first moment here, so that nothing could evict it before a call's
+
+    async def _receive(self, ref: FileRef, source: FileSource, digest: str) -> tuple[str, int]:
+        begun = self._fillings.get(ref.name)
+        if begun is None:
+            filling = await in_thread(partial(self.cache.fill, ref.name, ref.size, ref.level))
+            if filling is None:  # another worker of this node has had it meanwhile
+                self.cache.pin(ref.name)
+                return "", self.cache.facts(ref.name).size
+            begun = self._fillings[ref.name] = filling, Arrival(ref, filling.path, digest=digest, reserve=filling.grow)
+        filling, arrival = begun
+        arrived = await self._fetch_from(arrival, source)
+        del self._fillings[ref.name]
+        keep = partial(filling.commit, content=arrived.content, manifest=arrived.manifest, pin=True)
+        await in_thread(partial(keep, ref.base, arrived.size))
+        return arrived.digest, arrived.size
+
+    async def _unpack(self, ref: FileRef, archive: FileRef) -> tuple[str, int]:
+        """Have the archive here, unpack it, let it go."""
+        while self.hold([archive]):
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.setdefault(archive.name, []).append(waiter)
+            try:
+                await waiter
+            finally:
+                self.release([archive])
+        try:
+            return await in_thread(partial(self._unpack_here, ref, archive))
+        finally:
+            self.release([archive])
+
+    def _unpack_here(self, ref: FileRef, archive: FileRef) -> tuple[str, int]:
+        """On a thread."""
+        from windlass.unpacking import unpack
+
+        packed = self.cache.path(archive.name, archive.base)
+        filling = self.cache.fill(ref.name, self.cache.facts(archive.name).size, ref.level)
+        if filling is None:
+            self.cache.pin(ref.name)
+            return "", self.cache.facts(ref.name).size
+        with filling:
+            size = unpack(packed, filling.path, filling.grow)
+            filling.commit(ref.base, size, pin=True)
+        return "", size
+
+    async def _look_at(self, name: FileName) -> None:
+        if await in_thread(partial(self.cache.damaged, name)):
+            log.error("file %s was damaged in the cache; it is removed, and fetched again when it is needed", name)
+            self._forget([name])
+
+    def _here(self, ref: FileRef, size: int, digest: str) -> None:
+        self._wanted.discard(ref.name)
+        self._told.add(ref.name)
+        self._say(FileHere(ref.name, size, digest))
+        if ref.name in self._holds and not self._pin(ref):
+            text = f"file {ref.base} ({ref.name}) of {size:,} bytes came and did not stay: the worker's cache is too small"
+            self._end(ref.name, text)
+            return
+        for waiter in self._waiters.pop(ref.name, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+        self._arrived(key_of(ref.name))
+
+    def _end(self, name: FileName, text: str) -> None:
+        self._wanted.discard(name)
+        for waiter in self._waiters.pop(name, ()):
+            if not waiter.done():
+                waiter.set_exception(SourceGone(text))
+        self._failed(key_of(name), NO_FILE, text)
+
+    def _pin(self, ref: FileRef) -> bool:
+        try:
+            self.cache.pin(ref.name)
+        except KeyError:
+            return False
+        try:
+            self.cache.path(ref.name, ref.base)
+        except KeyError:
+            self.cache.unpin(ref.name)
+            return False
+        self._pinned.add(ref.name)
+        return True
+
+    def _tell_here(self, ref: FileRef) -> None:
+        if ref.name not in self._told:
+            self._told.add(ref.name)
+            self._say(FileHere(ref.name, self.cache.facts(ref.name).size))
+
+    def _is_there(self, ref: FileRef) -> bool:
+        try:
+            return self.cache.has(ref.name) and os.path.lexists(self.cache.path(ref.name, ref.base))
+        except (KeyError, WindlassError):
+            return False
+
+    def _forget(self, names: Sequence[FileName]) -> None:
+        told = tuple(name for name in names if name in self._told)
+        self._told.difference_update(told)
+        if told:
+            self._say(FilesGone(told))
+
+    def _give_up(self, name: FileName) -> None:
+        begun = self._fillings.pop(name, None)
+        if begun is not None:
+            filling, arrival = begun
+
+            def end() -> None:
+                arrival.abandon()
+                filling.abort()
+
+            asyncio.get_running_loop().run_in_executor(None, end)

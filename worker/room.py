@@ -1,0 +1,73 @@
+"""A call's own directory: its inputs under the names that it expects, and what it leaves there taken as files.
+
+Theory of operation
+-------------------
+`Room.enter` makes the directory, links the inputs into it, and makes it the slot's working directory; `collect` takes the outputs out, by
+a rename to where the worker finds them (`windlass.worker.supply.Supply.keep`); `leave` goes back and removes the rest.  Only calls that
+ask for it have one.  Inputs are links into the cache, which is shared: they are for reading.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any
+
+from windlass.errors import UsageError
+from windlass.files import local_file
+from windlass.folders import remove_tree
+from windlass.messages import CallRun, FileName, FileRef
+from windlass.worker.slotlink import kept_folder
+
+
+class Room:
+    """The directory of one call."""
+
+    def __init__(self, run: CallRun, work_folder: str, cache_folder: str) -> None:
+        assert run.sandbox is not None
+        self.sandbox = run.sandbox
+        self.folder = os.path.join(work_folder, f"call-{run.call}-{run.attempt}")
+        self._work, self._kept = work_folder, kept_folder(cache_folder)
+
+    def enter(self) -> None:
+        """Make it and go there. Raises `ReplicaMissing`, `OSError`."""
+        os.mkdir(self.folder, 0o700)
+        for path, name, base in self.sandbox.inputs:
+            target = str(local_file(name, base)) if name else base
+            inside = os.path.join(self.folder, path)
+            os.makedirs(os.path.dirname(inside), exist_ok=True)
+            os.symlink(target, inside)
+        for path, _ in self.sandbox.outputs:
+            os.makedirs(os.path.dirname(os.path.join(self.folder, path)), exist_ok=True)
+        os.chdir(self.folder)
+
+    def collect(self, value: Any) -> tuple[tuple[FileRef, ...], Any]:
+        """What the call has left there, and what it returns then. Raises `UsageError` for what is not there."""
+        wanted = [(path, name) for path, name in self.sandbox.outputs]
+        if self.sandbox.returned:
+            if not isinstance(value, str | os.PathLike):
+                raise UsageError(f"it makes a file, so it must return the path of that, and returned {type(value).__name__}")
+            wanted.append((os.fspath(value), self.sandbox.returned))
+            value = None
+        return tuple(self._take(path, name) for path, name in wanted), value
+
+    def leave(self) -> None:
+        """Go back, and remove it."""
+        os.chdir(self._work)
+        remove_tree(self.folder)
+
+    def _take(self, path: str, name: FileName) -> FileRef:
+        inside = os.path.join(self.folder, path)
+        try:
+            status = os.lstat(inside)
+        except OSError as error:
+            raise UsageError(f"its output {path!r} is not there: {error.strerror}") from error
+        if stat.S_ISREG(status.st_mode):
+            size = status.st_size
+        elif stat.S_ISDIR(status.st_mode):
+            size = sum(os.lstat(os.path.join(below, each)).st_size for below, _, files in os.walk(inside) for each in files)
+        else:
+            raise UsageError(f"its output {path!r} is neither a regular file nor a folder")
+        os.makedirs(self._kept, mode=0o700, exist_ok=True)
+        os.rename(inside, os.path.join(self._kept, name))
+        return FileRef(name, size, os.path.basename(os.path.normpath(path)))

@@ -1,0 +1,337 @@
+"""What calls need on a node beside their code: the object store, the cache of files, and the ways to both.
+
+Theory of operation
+-------------------
+`set_up` makes store and cache, which last as long as the worker; `new_session` makes what knows of holds and of things under way, which
+last as long as the manager knows this worker.  Objects go over data connections that the worker may open at once.  Files need the worker's
+own certificate, since peers must know each other: the first file that is wanted hurries the enrolment (`needed`), and what is to be said
+about files waits until then, so that the manager knows how peers reach this worker before it chooses a source for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from windlass import folders
+from windlass.errors import UsageError, WindlassError
+from windlass.messages import (
+    NO_FILE,
+    CallEnd,
+    CertificateIssued,
+    DropFiles,
+    EndDetail,
+    FetchFile,
+    FileLost,
+    FileName,
+    FilePushed,
+    FileRef,
+    FilesGone,
+    FileSource,
+    Hello,
+    Message,
+    ObjectName,
+    ObjectRef,
+    PushFile,
+    Serving,
+    Welcome,
+)
+from windlass.objects import ObjectStore, default_store_folder, default_store_limit
+from windlass.worker.ground import CACHE
+from windlass.worker.guardian import Guardian, remove_tree
+from windlass.worker.slotlink import KEPT_BASE, kept_folder
+from windlass.worker.transfers import Transfers
+
+if TYPE_CHECKING:
+    from windlass.dataplane import DataClient
+    from windlass.identity import ConnectionFile
+    from windlass.worker.arrivals import Arrival, Arrived
+    from windlass.worker.backlog import Backlog
+    from windlass.worker.cache import Cache
+    from windlass.worker.fetching import Fetcher
+    from windlass.worker.files import Files
+    from windlass.worker.peers import PeerDoor
+
+log = logging.getLogger("windlass.files")
+
+
+class Supply:
+    """A worker's store and cache. ``say`` tells the manager."""
+
+    def __init__(
+        self, worker: str, connection: ConnectionFile, hello: Callable[[], Hello], welcome: Welcome, say: Callable[[Message], None]
+    ) -> None:
+        self._worker, self._connection, self._hello, self._welcome = worker, connection, hello, welcome
+        self._say_now = say
+        #: Set when there is a reason to enrol at once.
+        self.needed = asyncio.Event()
+        self._enrolled = asyncio.Event()
+        self._certificate: tuple[bytes, bytes] | None = None
+        self._data: DataClient | None = None
+        self._fetcher: Fetcher | None = None
+        self._door: PeerDoor | None = None
+        self._opening: asyncio.Task[None] | None = None
+        #: Messages about files that wait until this worker can be reached.
+        self._unsaid: list[Message] = []
+        self._scratch = ""
+        #: The shared folder cannot be used.
+        self._alone = False
+        #: Ends of calls whose results are being taken into the cache.
+        self._keeping = 0
+        self._files: Files | None = None
+        self._backlog: Backlog
+        self.store: ObjectStore
+        self.transfers: Transfers
+
+    # ------------------------------------------------------------ the worker's life
+
+    def set_up(self, scratch: str, memory_limit: int, guardian: Guardian) -> None:
+        """Make the store. Raises `OSError`."""
+        folder = default_store_folder("worker", scratch)
+        guardian.folder(folder)
+        limit = default_store_limit(folder)
+        if str(folder).startswith("/dev/shm"):
+            limit = min(limit, memory_limit // 4)  # these files count as the pilot's memory
+        self.store = ObjectStore(folder, limit)
+        self._scratch = scratch
+
+    def new_session(self, backlog: Backlog) -> Transfers:
+        """The manager knows of nothing that is held or under way."""
+        self._backlog = backlog
+        self.transfers = Transfers(self.store, self, arrived=backlog.arrived, failed=backlog.failed)
+        files, self._files = self._files, None
+        self._unsaid.clear()
+        if files is not None:
+            self._files = self._make_files(files.cache)
+            self._spawn(files.close())
+        return self.transfers
+
+    def use_welcome(self, welcome: Welcome) -> None:
+        """Which session this is, and whether the manager is on this host."""
+        self._welcome = welcome
+        if self._data is not None:
+            self._data.use_welcome(welcome)
+        if self._fetcher is not None:
+            self._fetcher.session = welcome.session
+
+    def use_certificate(self, message: CertificateIssued, key: bytes) -> None:
+        """This worker has a name of its own now."""
+        self._certificate = (message.certificate, key)
+        if self._data is not None:
+            self._data.use_certificate(message.certificate, key)
+        if self.needed.is_set():
+            self._opening = self._spawn(self._open())
+
+    async def close(self) -> None:
+        """Give up all that is under way and remove what is here."""
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._files is not None:
+            await self._files.close()
+        if self._fetcher is not None:
+            await self._fetcher.close()
+        if self._door is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._door.close)
+        if hasattr(self, "transfers"):
+            await self.transfers.close()
+        if self._data is not None:
+            await self._data.close()
+        if self._files is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._files.cache.close)
+
+    def remove(self) -> None:
+        """Remove the store's folder; the cache is in the scratch folder."""
+        if hasattr(self, "store"):
+            remove_tree(str(self.store.folder))
+
+    # ------------------------------------------------------------ objects
+
+    async def get(self, ref: ObjectRef, /) -> None:
+        """See `windlass.worker.transfers.Data`."""
+        await self._data_client().get(ref)
+
+    async def put(self, name: ObjectName, path: str, /) -> None:
+        """See `windlass.worker.transfers.Data`."""
+        await self._data_client().put(name, path)
+
+    def _data_client(self) -> DataClient:
+        if self._data is None:
+            from windlass.dataplane import DataClient
+
+            self._data = DataClient(self._connection, self._hello, self.store)
+            self._data.use_welcome(self._welcome)
+            if self._certificate is not None:
+                self._data.use_certificate(*self._certificate)
+        return self._data
+
+    # ------------------------------------------------------------ results that stay
+
+    @property
+    def pushing(self) -> int:
+        """Ends of calls that wait for their objects to be sent, or to be kept."""
+        return self.transfers.pushing + self._keeping
+
+    def keep(self, end: CallEnd, tell: Callable[[CallEnd], None]) -> None:
+        """Take the parts of a result into the cache, then ``tell`` the end; a failed one where there is no room."""
+        self._keeping += 1
+        self._spawn(self._keep(end, tell))
+
+    async def _keep(self, end: CallEnd, tell: Callable[[CallEnd], None]) -> None:
+        from windlass.worker.fetching import in_thread
+
+        files = self.files
+        try:
+            made = [*(FileRef(FileName(ref.name), ref.size, KEPT_BASE) for ref in (end.spans if end.kept else ())), *end.outputs]
+            await in_thread(partial(self._take_in, files.cache, made))
+        except (OSError, WindlassError) as error:
+            text = f"the result could not be kept on {os.uname().nodename}: {error}"
+            end.outcome, end.payload, end.detail = NO_FILE, b"", EndDetail(text=text)
+            end.spans, end.kept, end.outputs = (), False, ()
+        else:
+            for ref in made:
+                files.made(ref.name, ref.size)
+        finally:
+            self._keeping -= 1
+        if end.spans and not end.kept:
+            self.transfers.push(end, tell)
+        else:
+            tell(end)
+
+    def _take_in(self, cache: Cache, made: Sequence[FileRef]) -> None:
+        """On a thread."""
+        folder = kept_folder(str(cache.folder))
+        for ref in made:
+            filling = cache.fill(ref.name, ref.size)
+            if filling is None:  # made again here
+                folders.remove_tree(os.path.join(folder, ref.name))
+                continue
+            with filling:
+                os.rename(os.path.join(folder, ref.name), filling.path)
+                filling.commit(ref.base, ref.size)
+
+    async def _push(self, name: FileName) -> None:
+        """Put a result that stayed here into the manager's store."""
+        cache, text = self.files.cache, ""
+        try:
+            cache.pin(name)
+        except KeyError:
+            self._say(FilesGone((name,)))
+            self._say_now(FilePushed(name, "it is not in the worker's cache any more"))
+            return
+        try:
+            ref = self.store.adopt(name, cache.path(name, KEPT_BASE), pin=True)
+            try:
+                await self.put(ref.name, str(self.store.folder / ref.name))
+            finally:
+                self.store.unpin(ref.name)
+                self.store.discard(ref.name)
+        except (OSError, ValueError, WindlassError, KeyError) as error:
+            text = f"{error}"
+        finally:
+            cache.unpin(name)
+        self._say_now(FilePushed(name, text))
+
+    # ------------------------------------------------------------ files
+
+    def heard(self, message: FetchFile | FileLost | DropFiles | PushFile) -> None:
+        """The manager has said something about a file."""
+        if isinstance(message, PushFile):
+            self._spawn(self._push(message.name))
+        else:
+            self.files.heard(message)
+
+    @property
+    def used(self) -> int:
+        """Bytes of the objects and files that are here."""
+        return self.store.used + (self._files.cache.used if self._files is not None else 0)
+
+    @property
+    def files(self) -> Files:
+        """The cache and what is known of it; made when a file is first needed."""
+        if self._files is None:
+            from windlass.worker.cache import Cache
+
+            folder = Path(self._scratch, CACHE)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            self._files = self._make_files(Cache(folder, default_store_limit(self._scratch)))
+        return self._files
+
+    def _share(self) -> None:
+        """Use the folder of files that outlive their worker, which this user's workers on this node share."""
+        cache = self.files.cache
+        if self._alone or cache.forever is not None:
+            return
+        from windlass.worker.cache_shared import SharedCache
+
+        shared = Path(os.path.dirname(self._scratch), f"windlass-files-{os.getuid()}")
+        try:
+            forever = SharedCache(shared, cache.limit)
+            (cache.folder / "forever").symlink_to(shared)
+        except (OSError, UsageError) as error:
+            self._alone = True
+            log.warning("files are not shared with other workers of this node: %s", error)
+        else:
+            cache.forever = forever
+
+    def _make_files(self, cache: Cache) -> Files:
+        from windlass.worker.files import Files
+
+        backlog = self._backlog
+
+        def later(key: str) -> None:
+            backlog.give_back_for(key, "files")
+
+        return Files(cache, self._fetch, self._say, backlog.arrived, backlog.failed, later, self._share)
+
+    def _say(self, message: Message) -> None:
+        """Tell the manager, when it knows how peers reach this worker."""
+        if self._enrolled.is_set():
+            self._say_now(message)
+            return
+        self._unsaid.append(message)
+        self.needed.set()
+        if self._certificate is not None and self._opening is None:
+            self._opening = self._spawn(self._open())
+
+    async def _open(self) -> None:
+        """Open the door for peers; without one this worker only reads."""
+        from windlass.worker.fetching import Fetcher, in_thread
+        from windlass.worker.peers import PeerDoor, address_towards, find_in
+
+        assert self._certificate is not None
+        certificate, key = self._certificate
+        self._fetcher = Fetcher(self._connection, self._worker, certificate, key, session=self._welcome.session)
+        door = PeerDoor(self._connection, self._worker, certificate, key, find_in(self.files.cache))
+        try:
+            host = await in_thread(partial(address_towards, self._connection.addresses))
+            addresses = door.open(host)
+        except (OSError, UsageError) as error:
+            log.warning("peers cannot fetch files from this worker: %s", error)
+            addresses = ()
+        else:
+            self._door = door
+        self._say_now(Serving(addresses))
+        self._enrolled.set()
+        unsaid, self._unsaid = self._unsaid, []
+        for message in unsaid:
+            self._say_now(message)
+
+    async def _fetch(self, arrival: Arrival, source: FileSource, /) -> Arrived:
+        await self._enrolled.wait()
+        assert self._fetcher is not None
+        return await self._fetcher.fetch(arrival, source)
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(_say_defect)
+        return task
+
+
+def _say_defect(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("a defect of Windlass in the worker's supply of files", exc_info=task.exception())
