@@ -161,12 +161,12 @@ class Door(Declaring):
     def _releaser(self, ref: FileRef, pins: tuple[ObjectRef, ...]) -> Callable[[], None]:
         client, name = self._client, ref.name
 
-        def release() -> None:
+        def release(prune: bool = False) -> None:
             for kept in pins:
                 client.store.unpin(kept.name)
             if not client.closed:
                 with suppress(Closed):
-                    client.say(ReleaseFiles((name,)))
+                    client.say(ReleaseFiles((name,), prune))
 
         return release
 

@@ -50,7 +50,7 @@ class File:
 
     __slots__ = ("__weakref__", "_end", "_owner", "_path", "_ref", "keep", "source", "unmade")
 
-    def __init__(self, owner: int, ref: FileRef | None, source: str, release: Callable[[], None] | None = None, path: str = "") -> None:
+    def __init__(self, owner: int, ref: FileRef | None, source: str, release: Callable[..., None] | None = None, path: str = "") -> None:
         self._owner, self._ref, self._path = owner, ref, path
         #: What was declared, for people.
         self.source = source
@@ -83,9 +83,15 @@ class File:
         return self._path
 
     def release(self) -> None:
-        """Let go of it now rather than when this object does."""
+        """Let go of it now rather than when this object goes; copies stay as long as its level says, for who declares it again."""
         if self._end is not None:
             self._end()
+
+    def prune(self) -> None:
+        """Let go of it now, and have its copies on workers removed, whatever its level: to free their disks."""
+        found = self._end.detach() if self._end is not None else None
+        if found is not None:
+            found[1](True)
 
     def __repr__(self) -> str:
         return f"<File {self.source}>"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from windlass.manager.replicas import MANAGER_FETCHES, ORIGIN_PAUSE, ORIGIN_TRIES, PEER_FETCHES, SMALL_BYTES, Replicas
-from windlass.messages import DropFiles, FetchFile, FileFailed, FileLost, FileName, FileOrigin, FileRef, FileSource, WorkerId
+from windlass.messages import DropFiles, FetchFile, FileFailed, FileLost, FileName, FileOrigin, FileRef, FileSource, PushFile, WorkerId
 
 BIG = FileRef(FileName("b3-" + "1" * 32), 50 * SMALL_BYTES, "big.bin")
 SMALL = FileRef(FileName("b3-" + "2" * 32), 10, "small.txt")
@@ -205,6 +205,103 @@ def test_an_archive_is_unpacked_where_it_is_needed(replicas: Replicas) -> None:
     for worker in WORKERS:
         replicas.wanted(worker, [unpacked.name])
     assert fetches(replicas) == dict.fromkeys(WORKERS, FileSource(archive=BIG))
+
+
+# ---------------------------------------------------------------- results that stay
+
+
+RESULT = FileRef(FileName("r-" + "6" * 32), 5 * SMALL_BYTES, "data")
+
+
+def test_a_kept_result_is_fetched_from_who_made_it(replicas: Replicas) -> None:
+    """There is no other source, however small it is."""
+    replicas.keep(RESULT, WORKERS[0])
+    replicas.wanted(WORKERS[1], [RESULT.name])
+    assert fetches(replicas) == {WORKERS[1]: FileSource(WORKERS[0], (f"{WORKERS[0]}:1",))}
+
+
+def test_a_result_waits_for_its_holder_to_say_how_it_is_reached(replicas: Replicas) -> None:
+    """Its door opens with the first file, a little later than the result is known."""
+    late = WorkerId("late")
+    replicas.keep(RESULT, late)
+    replicas.wanted(WORKERS[1], [RESULT.name])
+    assert fetches(replicas) == {}
+    replicas.serving(late, ("late:1",))
+    assert fetches(replicas) == {WORKERS[1]: FileSource(late, ("late:1",))}
+
+
+def test_a_holder_that_cannot_be_reached_sends_the_result_by_way_of_the_manager(replicas: Replicas) -> None:
+    """Firewalls, two batch systems: it is put into the manager's store, and fetched from there."""
+    replicas.serving(WORKERS[0], ())
+    replicas.keep(RESULT, WORKERS[0])
+    for worker in WORKERS[1:3]:
+        replicas.wanted(worker, [RESULT.name])
+    replicas.pump(0.0)
+    assert replicas.out == [(WORKERS[0], PushFile(RESULT.name))]
+    replicas.out = []
+    replicas.pushed(WORKERS[0], RESULT.name, "")
+    assert replicas.brought == [(RESULT.name, "")]
+    assert list(fetches(replicas).values()) == [FileSource("m")]
+
+
+def test_one_that_could_not_fetch_from_the_only_holder_gets_it_by_way_of_the_manager(replicas: Replicas) -> None:
+    replicas.keep(RESULT, WORKERS[0])
+    replicas.wanted(WORKERS[1], [RESULT.name])
+    source = fetches(replicas)[WORKERS[1]]
+    replicas.failed(WORKERS[1], FileFailed(RESULT.name, source, "failed", "no route to host"), 0.0)
+    replicas.pump(0.0)
+    assert replicas.out == [(WORKERS[0], PushFile(RESULT.name))]
+    replicas.out = []
+
+
+def test_a_result_that_is_asked_for_comes_once(replicas: Replicas) -> None:
+    """Into the manager's store, from the first who has it."""
+    replicas.keep(RESULT, WORKERS[0])
+    replicas.bring([RESULT.name])
+    replicas.bring([RESULT.name])
+    assert replicas.out == [(WORKERS[0], PushFile(RESULT.name))]
+    replicas.out = []
+    replicas.pushed(WORKERS[0], RESULT.name, "")
+    replicas.bring([RESULT.name])
+    assert replicas.brought == [(RESULT.name, "")] * 2
+    assert replicas.out == []
+
+
+def test_a_result_whose_holder_is_lost_while_it_is_asked_for_is_an_orphan(replicas: Replicas) -> None:
+    """The core has it made again; then it comes."""
+    replicas.keep(RESULT, WORKERS[0])
+    replicas.bring([RESULT.name])
+    replicas.out = []
+    replicas.worker_lost(WORKERS[0])
+    assert RESULT.name in replicas.orphaned
+    assert replicas.absent(RESULT.name)
+    replicas.keep(RESULT, WORKERS[1])
+    assert replicas.out == [(WORKERS[1], PushFile(RESULT.name))]
+    replicas.out = []
+
+
+def test_who_waits_for_an_orphan_is_told_to_come_back(replicas: Replicas) -> None:
+    """So that it holds no slot that the remake might need; a lost one ends what needs it."""
+    replicas.keep(RESULT, WORKERS[0])
+    replicas.worker_lost(WORKERS[0])
+    replicas.declare(RESULT, FileOrigin())  # a call still names it
+    replicas.wanted(WORKERS[1], [RESULT.name])
+    assert replicas.orphaned == [RESULT.name]
+    replicas.orphan(RESULT.name)
+    assert replicas.out == [(WORKERS[1], FileLost(RESULT.name, "it is made again", later=True))]
+    replicas.out = []
+    replicas.lose(RESULT.name, "its function raised")
+    assert not replicas.absent(RESULT.name)
+    replicas.wanted(WORKERS[1], [RESULT.name])
+    assert lost(replicas) == {WORKERS[1]: "its function raised"}
+
+
+def test_a_released_result_leaves_its_workers(replicas: Replicas) -> None:
+    replicas.keep(RESULT, WORKERS[0])
+    replicas.release([RESULT.name])
+    assert replicas.out == [(WORKERS[0], DropFiles((RESULT.name,)))]
+    replicas.out = []
+    assert RESULT.name not in replicas.files
 
 
 class Machine(RuleBasedStateMachine):

@@ -405,6 +405,21 @@ def test_a_file_for_ever_is_there_for_the_next_manager(tmp_path: Path, monkeypat
     assert stat.S_IMODE(shared.stat().st_mode) == 0o700
 
 
+def test_a_pruned_file_leaves_its_workers_and_a_released_one_stays(manager: Manager, run: Callable[..., Any], until: Until) -> None:
+    """Declared again, the one that stayed is not sent again."""
+    for prune in (False, True):
+        file = manager.declare_buffer(f"here {prune}", f"{prune}.txt")
+        path = Path(run(look, file)["path"])
+        file.prune() if prune else file.release()
+        if prune:
+            until("it is gone", lambda path=path: not path.exists())
+        else:
+            before = manager.status()["transfers"]["bytes_from_manager"]
+            again = manager.declare_buffer(f"here {prune}", f"{prune}.txt")
+            assert run(look, again)["path"] == str(path)
+            assert manager.status()["transfers"]["bytes_from_manager"] == before
+
+
 # ---------------------------------------------------------------- refused where it is written
 
 

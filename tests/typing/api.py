@@ -12,6 +12,7 @@ from windlass import (
     CallFuture,
     Executor,
     Factory,
+    File,
     FunctionCall,
     Library,
     Manager,
@@ -146,3 +147,20 @@ def attached() -> None:
         manager.detach()
     attach(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Manager(state_dir="/shared/state", trust_state_dir=True)
+
+
+def files(manager: Manager, file: File) -> None:
+    """What is declared is a File, and nothing says that the function gets a Path."""
+    assert_type(manager.declare_file("data.csv"), File)
+    assert_type(manager.declare_file(Path("tree"), level="forever"), File)
+    assert_type(manager.declare_buffer(b"bytes", "name"), File)
+    assert_type(manager.declare_url("https://example.org/data"), File)
+    assert_type(manager.declare_shared("/shared/data", stage="node"), File)
+    assert_type(manager.declare_archive(file), File)
+    assert_type(manager.declare_temp("part"), File)
+    assert_type(manager.declare_minitask(FunctionCall("lib", "table")), File)
+    assert_type(manager.fetch_file(file), bytes)
+    manager.declare_file("data.csv", level="always")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    call = FunctionCall("lib", "f", file).with_options(keep="worker")
+    call.add_input(file, "in")
+    call.add_output(manager.declare_temp(), "out")
