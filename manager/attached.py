@@ -152,7 +152,7 @@ class AttachedManager(Door):
         self._client.deliver(done)
 
     def _brought(self, name: str, text: str) -> None:
-        self._client.brought(name, text)
+        self._client.kept.brought(name, text)
 
     def _lost(self, reason: str) -> None:
         self._client.close(f"manager {self.name!r} is lost to this program: {reason}")

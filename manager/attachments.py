@@ -18,6 +18,7 @@ from windlass.framing import ProtocolError
 from windlass.links import Link
 from windlass.manager.core import Core
 from windlass.manager.demand import means_of
+from windlass.manager.filedesk import FileDesk
 from windlass.manager.programs import Program, Programs
 from windlass.messages import (
     BringFiles,
@@ -27,9 +28,6 @@ from windlass.messages import (
     DeclareMade,
     DefineFunctions,
     EndManager,
-    FileName,
-    FileOrigin,
-    FileRef,
     GetStatus,
     Goodbye,
     InstallLibrary,
@@ -54,8 +52,7 @@ log = logging.getLogger("windlass.manager")
 class Attachments:
     """The programs that are attached, for the server.
 
-    ``end(reason)`` ends a detached manager, ``status(now)`` is its answer, ``resume(pool)`` tells the factories, and ``declare(ref,
-    origin)`` has a file served.
+    ``end(reason)`` ends a detached manager, ``status(now)`` is its answer, and ``resume(pool)`` tells the factories.
     """
 
     def __init__(
@@ -65,16 +62,14 @@ class Attachments:
         end: Callable[[str], None],
         status: Callable[[float], Status],
         resume: Callable[[PoolName], None],
-        declare: Callable[[FileRef, FileOrigin], None],
-        bring: Callable[[int, Sequence[FileName]], None],
+        files: FileDesk,
     ) -> None:
         self.programs = Programs()
         self.links: dict[int, Link] = {}
         #: Programs may end this manager: it is part of none.
         self.detached = False
         self._core, self._store = core, store
-        self._end, self._status, self._resume, self._declare = end, status, resume, declare
-        self._bring = bring
+        self._end, self._status, self._resume, self._files = end, status, resume, files
         self._means: Means | None = None
 
     def join(self, link: Link) -> Program:
@@ -105,14 +100,14 @@ class Attachments:
                 core.define(functions)
             case DeclareFile(ref, origin):
                 program.files[ref.name] += 1
-                self._declare(ref, origin)
+                self._files.declare(ref, origin)
             case DeclareMade(ref, spec):
                 program.files[ref.name] += 1
                 core.declare_made(ref, spec)
             case ReleaseFiles(names, prune):
                 programs.files_released(program, names, prune)
             case BringFiles(names):
-                self._bring(program.number, names)
+                self._files.bring(program.number, names)
             case ReleaseObjects(names):
                 programs.released(program, names)
             case KeepCalls(keep):

@@ -17,7 +17,7 @@ import msgspec
 
 from windlass.manager.calls import LIBRARY_FAILED, LOST, TOO_LONG, Call, CallQueue
 from windlass.manager.dispatch import Dispatch
-from windlass.manager.lineage import FIRST_REMAKE
+from windlass.manager.lineage import FIRST_REMAKE, KEPT_BASE
 from windlass.manager.placement import fits
 from windlass.manager.workers import Worker
 from windlass.messages import (
@@ -41,8 +41,6 @@ from windlass.messages import (
     Resources,
 )
 
-#: What a part of a kept result is called in caches; `windlass.worker.slotlink` has it too.
-KEPT_BASE = "data"
 #: An attempt had the whole life of its pilot if it was sent within so many seconds, or so much of that life, and was cut off so shortly
 #: before its end.
 BEGIN_SECONDS = 5.0

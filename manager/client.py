@@ -22,8 +22,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from windlass.errors import (
     CallFailed,
@@ -47,6 +46,7 @@ from windlass.manager.calls import CLOSED, INPUT_FAILED, LIBRARY_FAILED, LOST, N
 from windlass.manager.feeding import Feeder, Holes, input_failed
 from windlass.manager.future import CallFuture
 from windlass.manager.inbox import Inbox
+from windlass.manager.keeping import KeptResults, Needed, sandbox_of
 from windlass.messages import (
     BAD_CALL,
     CANCELLED,
@@ -56,7 +56,6 @@ from windlass.messages import (
     RAISED,
     RETURNED,
     TIMED_OUT,
-    BringFiles,
     CallDone,
     CallEnd,
     CallId,
@@ -70,39 +69,14 @@ from windlass.messages import (
     ObjectName,
     ObjectRef,
     Part,
-    ReleaseFiles,
-    Sandbox,
 )
 from windlass.pickling import pack_call, pack_scalars, scalars_and, unpack_exception, unpack_result
 
 #: Seconds between looks for room in a full store, beside those at each call that ends.
 ROOM_SECONDS: Final = 0.5
-#: What a part of a kept result is called in caches.
-KEPT_BASE: Final = "data"
-NO_NAME: Final = FileName("")
 _SCALARS_AND_FILES: Final = scalars_and(File)
 #: What goes into the manager's inbox: a call, or who says it and a message.
 Item = CallSpec | tuple[str, Message]
-
-
-class Prepared(NamedTuple):
-    """What a call that may be made later needs."""
-
-    pins: tuple[ObjectRef, ...]
-    files: dict[str, File]
-
-
-def sandbox_of(inputs: dict[str, File], outputs: dict[str, File], files: dict[str, File], returned: FileName = NO_NAME) -> Sandbox:
-    """What a call says of its own directory; its inputs are added to the ``files`` that it needs."""
-    found: list[tuple[str, FileName, str]] = []
-    for path, file in inputs.items():
-        if file.ref is None:
-            found.append((path, NO_NAME, file.path))
-        else:
-            files[file.ref.name] = file
-            found.append((path, file.ref.name, file.ref.base))
-    made = tuple((path, FileName(file.name)) for path, file in outputs.items())
-    return Sandbox(tuple(found), made, returned)
 
 
 class ClientStore(Protocol):
@@ -138,18 +112,14 @@ class Client:
         self._code: set[str] = set()
         #: Calls that wait for the results of others.
         self.feeder = Feeder(self, clock)
-        #: Parts of results that stay on workers, by name; and what their making needs, should they be lost, by the first.
-        self._kept: dict[str, ObjectRef] = {}
-        self._needed: dict[str, tuple[tuple[ObjectRef, ...], dict[str, File]]] = {}
-        self._bringing = threading.Condition()
-        #: Why a result could not be had; "" for those that are in the store.
-        self._brought: dict[str, str] = {}
+        #: Not empty: why nothing more is taken.
+        self.closed = ""
+        #: Results that stay on workers.
+        self.kept = KeptResults(self._read, self.say, lambda: self.closed)
         self._arrived = threading.Condition()
         self._waiters = 0
         #: Grows whenever the store may have got room.
         self._freed = 0
-        #: Not empty: why nothing more is taken.
-        self.closed = ""
         #: This process is a forked copy of the program: the store is the program's.
         self._forked = False
 
@@ -197,7 +167,7 @@ class Client:
             file.unmade = False
         return future
 
-    def prepare(self, target: Target, call: FunctionCall, inputs: dict[str, File], returned: FileName) -> tuple[CallSpec, Prepared]:
+    def prepare(self, target: Target, call: FunctionCall, inputs: dict[str, File], returned: FileName) -> tuple[CallSpec, Needed]:
         """A call that is not submitted but made by the manager when what it makes is needed; and what must be kept as long as it may be."""
         put: list[ObjectRef] = []
         holes = Holes(self, target.code)
@@ -217,7 +187,7 @@ class Client:
             self._unpin(put)
             raise
         spec = CallSpec(CallId(next(self._ids)), target.library, target.function, payload, spans, call.options, refs, sandbox=sandbox)
-        return spec, Prepared(tuple(put), files)
+        return spec, Needed(tuple(put), files)
 
     def _submit(
         self,
@@ -413,7 +383,7 @@ class Client:
             call, payload, spans = end.call, end.payload, end.spans
             future = futures.get(call)
             if end.kept:
-                self._note_kept(call, spans)
+                self.kept.note(spans, Needed(pinned.pop(call, ()), self._files.pop(call, {})))
             if pinned and call in pinned:
                 self._unpin(pinned.pop(call))
             if self._files:
@@ -442,55 +412,8 @@ class Client:
             futures.pop(call, None)
         return more
 
-    def _note_kept(self, call: CallId, spans: Sequence[ObjectRef]) -> None:
-        """Its result has stayed on a worker. What it was made of is kept with it."""
-        for ref in spans:
-            self._kept[ref.name] = ref
-        pins, files = self._pinned.pop(call, ()), self._files.pop(call, {})
-        if pins or files:
-            self._needed[spans[0].name] = pins, files
-
-    def inputs_among(self, spans: Sequence[ObjectRef]) -> tuple[FileRef, ...]:
-        """Those of these objects that are on workers."""
-        if not self._kept:
-            return ()
-        return tuple(FileRef(FileName(ref.name), ref.size, KEPT_BASE) for ref in spans if ref.name in self._kept)
-
-    def _open(self, name: str) -> memoryview:
-        """A part of a result; one that has stayed on a worker is brought here first. Raises `FileUnavailable`, `Closed`, `KeyError`."""
-        try:
-            return self.store.open(name)
-        except KeyError:
-            if name not in self._kept:
-                raise
-        with self._bringing:
-            self._brought.pop(name, None)
-            self.say(BringFiles((FileName(name),)))
-            while name not in self._brought:
-                if self.closed:
-                    raise Closed(self.closed)
-                self._bringing.wait(1.0)
-            text = self._brought.pop(name)
-        if text:
-            raise FileUnavailable(text)
+    def _read(self, name: str) -> memoryview:
         return self.store.open(name)
-
-    def bring(self, name: FileName) -> bytes:
-        """The content of a file that a call has made, or will have. Raises as `_open`."""
-        known = name in self._kept
-        if not known:
-            self._kept[name] = ObjectRef(ObjectName(name), -1)
-        try:
-            return bytes(self._open(name))
-        finally:
-            if not known:
-                self._kept.pop(name, None)
-
-    def brought(self, name: str, text: str) -> None:
-        """The manager has it in its store, or cannot have it. On its thread."""
-        with self._bringing:
-            self._brought[name] = text
-            self._bringing.notify_all()
 
     def _discard(self, spans: Sequence[ObjectRef]) -> None:
         if self._forked:
@@ -517,7 +440,7 @@ class Client:
 
     def read(self, name: ObjectName) -> memoryview:
         """The bytes of a result's object."""
-        return self._open(name)
+        return self.kept.open(name)
 
     def drop(self, names: Sequence[ObjectName]) -> None:
         """Nobody needs these objects of results any more."""
@@ -525,14 +448,7 @@ class Client:
             return
         for name in names:
             self.store.discard(name)
-        if self._kept:
-            gone = tuple(FileName(name) for name in names if self._kept.pop(name, None) is not None)
-            for each in gone:
-                self._unpin(self._needed.pop(each, ((), {}))[0])
-            if gone and not self.closed:
-                with suppress(Closed):
-                    self.say(ReleaseFiles(gone, prune=True))
-        self._freed += 1
+        self._unpin(self.kept.drop(names))
         if self._waiters:
             with self._arrived:
                 self._arrived.notify_all()
@@ -588,7 +504,7 @@ class Client:
             if not end.spans:
                 return unpack_result(end.payload, (), self.store.open)
             try:
-                return unpack_result(end.payload, end.spans, self._open)
+                return unpack_result(end.payload, end.spans, self.kept.open)
             finally:
                 self._discard(end.spans)
         if end.outcome == RAISED:

@@ -156,7 +156,7 @@ class Door(Declaring):
         return self._releaser(ref, tuple(kept for kept in (origin.object, origin.manifest) if kept is not None))
 
     def _bring(self, name: FileName) -> bytes:
-        return self._client.bring(name)
+        return bytes(self._client.kept.bring(name))
 
     def _releaser(self, ref: FileRef, pins: tuple[ObjectRef, ...]) -> Callable[[], None]:
         client, name = self._client, ref.name

@@ -33,6 +33,7 @@ from windlass.manager.callbacks import CallbackThread
 from windlass.manager.calls import CLOSED, INPUT_FAILED
 from windlass.manager.future import CallFuture
 from windlass.manager.inputs import Holds, Inputs, InputsCount, Waiting
+from windlass.manager.keeping import KeptResults
 from windlass.messages import (
     CANCELLED,
     OUT_OF_BAND_BYTES,
@@ -42,7 +43,6 @@ from windlass.messages import (
     CallSpec,
     DefineFunctions,
     EndDetail,
-    FileRef,
     FunctionDef,
     InstallLibrary,
     LibraryId,
@@ -74,7 +74,8 @@ class FedClient(Protocol):
     def put_joined(self, call: CallId, data: bytes, /) -> ObjectRef: ...
     def read(self, name: ObjectName, /) -> memoryview: ...
     def drop(self, names: Sequence[ObjectName], /) -> None: ...
-    def inputs_among(self, spans: Sequence[ObjectRef], /) -> tuple[FileRef, ...]: ...
+    @property
+    def kept(self) -> KeptResults: ...
     def deliver(self, ends: Sequence[CallDone], /) -> None: ...
 
 
@@ -364,7 +365,7 @@ class Feeder:
             try:
                 if definition is not None and self._defined - defined >= _DEFINED_MOST:
                     self._client.hand_over(("client", DefineFunctions((definition,))))
-                inputs = (*spec.inputs, *self._client.inputs_among(part.spans))
+                inputs = (*spec.inputs, *self._client.kept.inputs_among(part.spans))
                 self._client.hand_over(
                     CallSpec(spec.call, spec.library, spec.function, *part, spec.options, inputs, spec.keep, spec.sandbox)
                 )

@@ -23,6 +23,8 @@ import msgspec
 
 from windlass.messages import CallId, CallSpec, FileName
 
+#: What a part of a kept result is called in caches; `windlass.worker.slotlink` has it too.
+KEPT_BASE: Final = "data"
 #: Times that one result may be made again.
 REMAKES_MOST: Final = 3
 #: Ids of remakes: above all that programs' calls have.

@@ -219,7 +219,7 @@ class Manager(Door):
 
     def _declare(self, ref: FileRef, origin: FileOrigin, manifest: Manifest | None) -> Callable[[], None]:
         if manifest is not None:
-            self._server.sources.manifests[ref.name] = manifest
+            self._server.files.sources.manifests[ref.name] = manifest
         return super()._declare(ref, origin, manifest)
 
     def _put_forever(self, data: Any) -> ObjectRef:

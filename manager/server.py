@@ -30,7 +30,6 @@ import msgspec
 from windlass import loops
 from windlass.dataplane import DataServer
 from windlass.errors import Closed, UsageError, WindlassError
-from windlass.fileserver import FileServer
 from windlass.identity import Authority, Identity
 from windlass.links import Link
 from windlass.listener import Listener
@@ -38,8 +37,8 @@ from windlass.manager.advice import Advice
 from windlass.manager.attachments import Attachments
 from windlass.manager.client import Client
 from windlass.manager.core import Core
+from windlass.manager.filedesk import FileDesk
 from windlass.manager.inbox import Inbox
-from windlass.manager.sources import Sources
 from windlass.manager.status import add_inputs, status, within
 from windlass.messages import (
     HOST,
@@ -51,13 +50,8 @@ from windlass.messages import (
     DeclareFile,
     DeclareMade,
     DefineFunctions,
-    FetchFile,
-    FileBrought,
     FileFailed,
     FileHere,
-    FileName,
-    FileOrigin,
-    FileRef,
     GetStatus,
     Goodbye,
     Hello,
@@ -124,13 +118,9 @@ class Server:
         self.authority, self.store, self.core = authority, store, core
         self.inbox: Inbox[Any] = Inbox(self._rouse)
         self.client: Client | None = None
-        #: What is served of declared files.
-        self.sources = Sources(store)
-        #: Results that programs, by number, wait for to be in the store.
-        self._bringing: dict[int, set[FileName]] = {}
-        core.replicas.manager = authority.manager_id
+        #: Declared files, and results that stay on workers.
+        self.files = FileDesk(core, store, authority)
         self._data = DataServer(store, self._keeper_for)
-        self._files = FileServer(self.sources.find, self.sources.allowed)
         self.addresses: list[tuple[str, int]] = []
         self._welcome = welcome
         self._hosts, self._port = hosts, port
@@ -143,7 +133,7 @@ class Server:
         self._listener: Listener | None = None
         self._links: dict[WorkerId, Link] = {}
         self._factories: dict[str, Callable[[Message], object]] = {}
-        self.attachments = Attachments(core, store, self._end, self._status, self._resume, self.declare, self.bring)
+        self.attachments = Attachments(core, store, self._end, self._status, self._resume, self.files)
         #: Seconds without calls, programs and factories after which it ends; 0: never. Only what `stay` made detached has them.
         self._idle_timeout = 0.0
         self._busy_at = self._epoch + time.monotonic()
@@ -253,7 +243,7 @@ class Server:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        self._listener = Listener(self.authority, self, serve_data=self._data, files=self._files)
+        self._listener = Listener(self.authority, self, serve_data=self._data, files=self.files.server)
         try:
             self.addresses = await self._listener.listen(self._hosts, self._port)
             self.authority.set_addresses(self.addresses)
@@ -276,7 +266,7 @@ class Server:
                 await asyncio.gather(*waits)
         finally:
             await self._listener.close()
-            self._files.close(0.5)  # nothing else is left to do here, and at the interpreter's end no thread can be begun for it
+            self.files.server.close(0.5)  # nothing else is left to do here, and at the interpreter's end no thread can be begun for it
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Do a part of the loop's work. A defect in it ends the thread and every future, for what it has lost would never end."""
@@ -353,13 +343,13 @@ class Server:
             case DefineFunctions(functions):
                 core.define(functions)
             case DeclareFile(ref, origin) if role == "client":
-                self.declare(ref, origin)
+                self.files.declare(ref, origin)
             case DeclareMade(ref, spec) if role == "client":
                 core.declare_made(ref, spec)
             case ReleaseFiles(names, prune) if role == "client":
                 core.release_files(names, prune)
             case BringFiles(names) if role == "client":
-                self.bring(0, names)
+                self.files.bring(0, names)
             case PoolReport() if role == "factory":
                 core.pools_reported(name, message, now)
                 self._listen_for(message)
@@ -383,7 +373,7 @@ class Server:
 
     def _status(self, now: float) -> Status:
         seen, detached = self.attachments.seen(), self.attachments.detached
-        moved = (self._files.bytes_out, self._data.bytes_out, self._data.bytes_in + self._data.bytes_adopted)
+        moved = (self.files.server.bytes_out, self._data.bytes_out, self._data.bytes_in + self._data.bytes_adopted)
         more: dict[str, Any] = {"detached": detached, "moved": moved}
         found = status(self.core, self._welcome.manager, self.addresses, now, seen, **more)
         if self.client is not None:
@@ -428,14 +418,8 @@ class Server:
         for worker, messages in core.take_outbox().items():
             link = self._links.get(worker)
             if link is not None:
-                if core.replicas.told:
-                    messages = [self._with_permit(worker, one) if type(one) is FetchFile else one for one in messages]
-                link.send_now(*messages)
-        core.replicas.told = False
-        if core.replicas.forgotten:
-            self._forget_files()
-        if core.replicas.brought:
-            self._tell_brought()
+                link.send_now(*(self.files.signed(worker, messages) if core.replicas.told else messages))
+        self.files.act(self.attachments.tell, self.client.kept.brought if self.client is not None else None)
         while core.late_objects:
             self.store.discard(core.late_objects.pop().name)
         done = core.take_done()
@@ -450,48 +434,6 @@ class Server:
                 self._tell_demand()
             else:
                 self._demand_timer = self._loop.call_later(wait, self._tell_demand)
-
-    def declare(self, ref: FileRef, origin: FileOrigin) -> None:
-        """A program has declared a file."""
-        self.sources.add(ref.name, origin)
-        self.core.declare_file(ref, origin)
-
-    def bring(self, program: int, names: Sequence[FileName]) -> None:
-        """A program (0: the one of this process) wants these results in the store."""
-        self._bringing.setdefault(program, set()).update(names)
-        self.core.bring_files(names)
-
-    def _tell_brought(self) -> None:
-        brought, self.core.replicas.brought = self.core.replicas.brought, []
-        for name, text in brought:
-            if not text:
-                self.sources.add(name, self.core.replicas.files[name].origin)
-            for program, names in self._bringing.items():
-                if name in names:
-                    names.discard(name)
-                    if program:
-                        self.attachments.tell(program, FileBrought(name, text))
-                    elif self.client is not None:
-                        self.client.brought(name, text)
-
-    def _forget_files(self) -> None:
-        names, self.core.replicas.forgotten = self.core.replicas.forgotten, []
-        known = self.core.replicas.files
-        gone = [name for name in names if name not in known or not known[name].declared]
-        self.sources.remove(gone)
-        for name in gone:
-            if name.startswith("r-"):
-                self.store.discard(name)  # a copy may have been brought here
-
-    def _with_permit(self, worker: WorkerId, message: FetchFile) -> FetchFile:
-        """What the worker must show to the source; the manager itself knows whom it has told."""
-        peer, name = message.source.peer, message.ref.name
-        if peer == self.authority.manager_id:
-            self.sources.told(worker, name)
-        elif peer:
-            source = msgspec.structs.replace(message.source, permit=self.authority.permit(name, peer, worker))
-            return msgspec.structs.replace(message, source=source)
-        return message
 
     def _tell_demand(self) -> None:
         self._demand_timer = None
@@ -590,7 +532,7 @@ class Server:
     def _worker_said(self, worker: WorkerId, link: Link, batch: list[Message]) -> None:
         for message in batch:
             if isinstance(message, FileHere | FileFailed):
-                self.sources.done(worker, message.name)
+                self.files.sources.done(worker, message.name)
             elif isinstance(message, CertificateRequest):
                 try:
                     link.send(CertificateIssued(self.authority.issue(message.request, worker)))
@@ -629,6 +571,6 @@ class Server:
         if self._links.get(worker) is link:
             log.info("worker %s has left: %s", worker, reason)
             del self._links[worker]
-            self.sources.left(worker)
+            self.files.sources.left(worker)
             self.core.worker_lost(worker, reason, self.now())
             self._act()

@@ -71,3 +71,14 @@ class Room:
         os.makedirs(self._kept, mode=0o700, exist_ok=True)
         os.rename(inside, os.path.join(self._kept, name))
         return FileRef(name, size, os.path.basename(os.path.normpath(path)))
+
+
+def entered(run: CallRun, work_folder: str, cache_folder: str) -> Room:
+    """A room, entered. Raises as `Room.enter`, and then leaves nothing."""
+    room = Room(run, work_folder, cache_folder)
+    try:
+        room.enter()
+    except BaseException:
+        room.leave()
+        raise
+    return room

@@ -55,7 +55,7 @@ from windlass.messages import (
     ObjectName,
     ObjectRef,
 )
-from windlass.objects import map_object, open_in, write_result
+from windlass.objects import open_in, write_result
 from windlass.worker import capture, hoist
 from windlass.worker.callqueue import read_spilled
 from windlass.worker.slot_api import STATE
@@ -64,7 +64,6 @@ from windlass.worker.slotlink import (
     BEGUN,
     CALL,
     FINISHED,
-    KEPT_BASE,
     LEAVE,
     LEFT,
     LEFT_ASKED,
@@ -84,8 +83,6 @@ from windlass.worker.slotlink import (
     Step,
     Unable,
     bounded,
-    kept_folder,
-    kept_name,
     read_setup,
 )
 from windlass.worker.slotproc import death
@@ -233,11 +230,9 @@ class Slot:
         spans: tuple[ObjectRef, ...] = ()
         detail: EndDetail | None = None
         ready_at = started_at
-        put = self.put
+        put = self.keeper(run) if run.keep else self.put
         room: Any = None
         outputs: tuple[FileRef, ...] = ()
-        if run.keep:
-            put = Keeper(self.setup.cache_folder, run.keep).put
         try:
             loaded = self.functions.get(run.function) or self.load(run.function)
             args, kwargs = pickling.unpack_call(run.payload, run.spans, self.open_object)
@@ -351,21 +346,23 @@ class Slot:
 
     def make_room(self, run: CallRun) -> Any:
         """A directory of the call's own."""
-        from windlass.worker.room import Room
+        from windlass.worker.room import entered
 
-        room = Room(run, self.setup.work_folder, self.setup.cache_folder)
-        try:
-            room.enter()
-        except BaseException:
-            room.leave()
-            raise
-        return room
+        return entered(run, self.setup.work_folder, self.setup.cache_folder)
+
+    def keeper(self, run: CallRun) -> Callable[[Any], ObjectRef]:
+        """What leaves the parts of this call's result on the worker."""
+        from windlass.worker.keeping import Keeper
+
+        return Keeper(self.setup.cache_folder, run.keep).put
 
     def open_object(self, name: ObjectName) -> memoryview:
         """An argument's object, from the worker's store; or a result that stayed on a worker, from the cache."""
         try:
             return open_in(self.store, name)
         except KeyError:
+            from windlass.worker.keeping import open_kept
+
             return open_kept(self.setup.cache_folder, name)
 
     def put(self, data: Any) -> ObjectRef:
@@ -481,29 +478,6 @@ class Slot:
             status = 0
         finally:
             os._exit(status)
-
-
-class Keeper:
-    """Leaves the parts of a result on the worker, where `windlass.worker.supply.Supply.keep` finds them."""
-
-    def __init__(self, cache_folder: str, prefix: str) -> None:
-        self.folder, self.prefix, self.count = kept_folder(cache_folder), prefix, 0
-
-    def put(self, data: Any) -> ObjectRef:
-        """The next part."""
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        self.count += 1
-        return write_result(self.folder, data, kept_name(self.prefix, self.count))
-
-
-def open_kept(cache_folder: str, name: str) -> memoryview:
-    """A part of a result that stayed on a worker. Raises `ReplicaMissing`."""
-    try:
-        return map_object(os.path.join(cache_folder, name, KEPT_BASE))
-    except OSError as error:
-        from windlass.files import ReplicaMissing
-
-        raise ReplicaMissing(f"result {name} is not in the worker's cache any more") from error
 
 
 # ---------------------------------------------------------------- a new process

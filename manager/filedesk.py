@@ -1,0 +1,89 @@
+"""The manager's shell around files: what is served from here, permits, and results that come here because somebody asked.
+
+Theory of operation
+-------------------
+The core's books (`windlass.manager.replicas`) say who is to fetch what from where; before that goes out, `FileDesk.signed` adds what a
+source wants to see: a permit for a peer, or a note here for the manager itself.  After each turn of the loop `act` carries out the rest:
+files that nobody declares any more are not served, and programs hear of results that have come into the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from windlass.fileserver import FileServer
+from windlass.identity import Authority
+from windlass.manager.core import Core
+from windlass.manager.replicas import RESULT
+from windlass.manager.sources import Sources
+from windlass.messages import FetchFile, FileBrought, FileName, FileOrigin, FileRef, Message, WorkerId
+from windlass.objects import ObjectStore
+
+
+class FileDesk:
+    """Files of one manager. Everything runs on its loop, but for what ``server`` does on its threads."""
+
+    def __init__(self, core: Core, store: ObjectStore, authority: Authority) -> None:
+        self._core, self._store, self._authority = core, store, authority
+        core.replicas.manager = authority.manager_id
+        self.sources = Sources(store)
+        self.server = FileServer(self.sources.find, self.sources.allowed)
+        #: Results that programs, by number (0: the one of this process), wait for to be in the store.
+        self._bringing: dict[int, set[FileName]] = {}
+
+    def declare(self, ref: FileRef, origin: FileOrigin) -> None:
+        """A program has declared a file."""
+        self.sources.add(ref.name, origin)
+        self._core.declare_file(ref, origin)
+
+    def bring(self, program: int, names: Sequence[FileName]) -> None:
+        """A program wants these results in the store."""
+        self._bringing.setdefault(program, set()).update(names)
+        self._core.bring_files(names)
+
+    def signed(self, worker: WorkerId, messages: Sequence[Message]) -> list[Message]:
+        """The same messages, with what the sources of files want to see."""
+        return [self._with_permit(worker, one) if type(one) is FetchFile else one for one in messages]
+
+    def act(self, tell: Callable[[int, Message], None], own: Callable[[str, str], None] | None) -> None:
+        """Carry out what the books say. ``tell`` speaks to attached programs, ``own`` to the one of this process."""
+        replicas = self._core.replicas
+        replicas.told = False
+        if replicas.forgotten:
+            self._forget()
+        if replicas.brought:
+            self._tell_brought(tell, own)
+
+    def _with_permit(self, worker: WorkerId, message: FetchFile) -> FetchFile:
+        peer, name = message.source.peer, message.ref.name
+        if peer == self._authority.manager_id:
+            self.sources.told(worker, name)  # the manager itself knows whom it has told
+        elif peer:
+            source = msgspec.structs.replace(message.source, permit=self._authority.permit(name, peer, worker))
+            return msgspec.structs.replace(message, source=source)
+        return message
+
+    def _tell_brought(self, tell: Callable[[int, Message], None], own: Callable[[str, str], None] | None) -> None:
+        brought, self._core.replicas.brought = self._core.replicas.brought, []
+        for name, text in brought:
+            if not text:
+                self.sources.add(name, self._core.replicas.files[name].origin)
+            for program, names in self._bringing.items():
+                if name not in names:
+                    continue
+                names.discard(name)
+                if program:
+                    tell(program, FileBrought(name, text))
+                elif own is not None:
+                    own(name, text)
+
+    def _forget(self) -> None:
+        names, self._core.replicas.forgotten = self._core.replicas.forgotten, []
+        known = self._core.replicas.files
+        gone = [name for name in names if name not in known or not known[name].declared]
+        self.sources.remove(gone)
+        for name in gone:
+            if name.startswith(RESULT):
+                self._store.discard(name)  # a copy may have been brought here
