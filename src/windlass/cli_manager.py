@@ -204,8 +204,10 @@ def stop(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
         if not found["manager"].get("detached"):
             raise UsageError(f"manager {known.describe()} is part of a program and ends with it; end that program")
         port.send(EndManager("windlass manager stop"))
-        port.wait_gone(_END_SECONDS)
-    end = time.monotonic() + _END_SECONDS
+        end = time.monotonic() + _END_SECONDS
+        # One that was ending already may be gone without a word on this line.
+        while not port.wait_gone(0.2) and known.is_running() and time.monotonic() < end:
+            pass
     while known.is_running():
         if time.monotonic() > end:
             print(f"windlass: manager {known.describe()} was told to end and still answers after {_END_SECONDS:g} s", file=sys.stderr)
