@@ -205,7 +205,10 @@ class Files:
     # ------------------------------------------------------------ the end
 
     async def close(self) -> None:
-        """Give up what is under way."""
+        """Give up what is under way, and let go of all that is held."""
+        for name in self._pinned:
+            self.cache.unpin(name)
+        self._pinned.clear()
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
