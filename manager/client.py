@@ -164,7 +164,7 @@ class Client:
                 raise UsageError(f"add_output({file!r}, ...): an output becomes a file of declare_temp(), one for each call that makes it")
         future = self._submit(target, call.args, call.kwargs, call.options, call.tag, room=(inputs, outputs))
         for file in outputs.values():
-            file.unmade = False
+            file.unmade, file.producer = False, future.call_id
         return future
 
     def prepare(self, target: Target, call: FunctionCall, inputs: dict[str, File], returned: FileName) -> tuple[CallSpec, Needed]:
@@ -202,7 +202,7 @@ class Client:
         if not options.keep and room is None:
             with collecting() as files:
                 payload = pack_scalars(args, kwargs, _SCALARS_AND_FILES)
-            if payload:
+            if payload and not self._late_producers(files):
                 return self._submit_with_files(target, payload, files, options, tag)
         put: list[ObjectRef] = []
         inputs: tuple[FileRef, ...] = ()
@@ -217,6 +217,8 @@ class Client:
             with collecting() as files:
                 payload, spans = pack_call(args, kwargs, keep, target.parameters, holes)
             sandbox = sandbox_of(*room, files) if room is not None else None
+            # Also those that make its files and wait for inputs themselves: the manager does not know of them yet.
+            holes.found += [one for one in self._late_producers(files) if one not in holes.found]
             if files:
                 inputs = inputs_of(files, self.owner)
         except BaseException:
@@ -248,6 +250,14 @@ class Client:
         elif future.cancelled() and self.feeder.cancel(call):  # by somebody who found it before the feeder had it
             self.deliver([CallDone(CallEnd(call, 0, CANCELLED))])
         return future
+
+    def _late_producers(self, files: dict[str, File]) -> list[CallFuture[Any]]:
+        """Calls that make these files and have not been handed to the manager, as they wait for the results of others."""
+        waiting = self.feeder.inputs.waiting
+        if not waiting:
+            return []
+        late = [CallId(file.producer) for file in files.values() if file.producer in waiting]
+        return [future for call in late if (future := self._futures.get(call)) is not None]
 
     def _submit_with_files(
         self, target: Target, payload: bytes, files: dict[str, File], options: CallOptions, tag: str | None

@@ -48,7 +48,7 @@ class File:
     not ended.
     """
 
-    __slots__ = ("__weakref__", "_end", "_owner", "_path", "_ref", "keep", "source", "unmade")
+    __slots__ = ("__weakref__", "_end", "_owner", "_path", "_ref", "keep", "producer", "source", "unmade")
 
     def __init__(self, owner: int, ref: FileRef | None, source: str, release: Callable[..., None] | None = None, path: str = "") -> None:
         self._owner, self._ref, self._path = owner, ref, path
@@ -58,6 +58,8 @@ class File:
         self.keep: object = None
         #: No call that makes it has been submitted yet.
         self.unmade = False
+        #: The id of the call that makes it; 0: none.
+        self.producer = 0
         self._end: Any = weakref.finalize(self, release) if release is not None else None
         if self._end is not None:
             self._end.atexit = False

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import windlass
-from windlass import CallFailed, FileUnavailable, FunctionCall, Manager, UsageError
+from windlass import CallFailed, FileUnavailable, FunctionCall, InputFailed, Manager, UsageError
 
 Start = Callable[..., windlass.Factory]
 
@@ -60,6 +60,21 @@ def table(number: int, note: str) -> Path:
     return path
 
 
+def slow(word: str) -> str:
+    time.sleep(0.3)
+    if not word:
+        raise ValueError("no word")
+    return word
+
+
+def write(text: str, target: str) -> None:
+    Path(target).write_text(text)
+
+
+def listed(paths: list[Path]) -> list[str]:
+    return [path.read_text() for path in paths]
+
+
 def until(what: str, condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Ask again until it is so."""
     end = time.monotonic() + seconds
@@ -80,7 +95,7 @@ def kill_workers(manager: Manager) -> None:
 def served(manager: Manager, start_factory: Start) -> Manager:
     """A manager with the library and one pilot of one core."""
     start_factory(cores=1)
-    manager.install_library("lib", upper, read, names, listing, make_folder, forget, fail, table)
+    manager.install_library("lib", upper, read, names, listing, make_folder, forget, fail, table, slow, write, listed)
     return manager
 
 
@@ -122,6 +137,23 @@ def test_a_chain_of_files_runs_without_the_program(served: Manager) -> None:
         calls.append(served.submit(work))
     assert served.submit(call("read", file)).result(60) == "CHAIN"
     assert all(future.done() for future in calls)
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_a_file_may_be_made_by_a_call_that_waits_for_others(served: Manager, well: bool) -> None:
+    """It is not lost because the manager does not know yet what will make it; and what fails before ends those that wait."""
+    first = served.submit(call("slow", "word" if well else ""))
+    work = call("write", first, "out")
+    made = served.declare_temp()
+    work.add_output(made, "out")
+    served.submit(work)
+    consumers = [served.submit(call("read", made)), served.submit(call("listed", [made]))]
+    if well:
+        assert [consumer.result(60) for consumer in consumers] == ["word", ["word"]]
+        return
+    for consumer in consumers:
+        with pytest.raises(InputFailed):
+            consumer.result(60)
 
 
 def test_a_file_that_was_lost_with_its_worker_is_made_again(served: Manager, tmp_path: Path) -> None:
