@@ -115,6 +115,7 @@ class Door(Declaring):
         self._closed = False
         self._lock = threading.RLock()
         self._installed: dict[str, _Installed] = {}
+        self._environments: dict[str, File] = {}
         self._implicit: LibrarySpec | None = None
         self._implicit_imports: dict[str, ImportSpec] = {}
         self._implicit_code: dict[str, ObjectRef] = {}
@@ -212,7 +213,12 @@ class Door(Declaring):
             )
         elif functions or options:
             raise UsageError(f"library {library.name!r} is created already: give functions and options to create_library")
-        spec = library.spec(self._put_forever)
+        environment = library.environment
+        if environment is not None and not (isinstance(environment, File) and environment.name.startswith("u3-")):
+            environment = self.declare_archive(environment, level="forever")
+        if environment is not None:
+            self._environments[environment.name] = environment  # instances of it may start as long as there are calls of it
+        spec = library.spec(self._put_forever, environment.ref if environment is not None else None)
         with self._lock:
             old = self._installed.get(library.name)
             self._installed[library.name] = _Installed(spec, library)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import os
 import re
 import sys
 import types
@@ -27,8 +28,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Never, cast
 import msgspec
 
 from windlass.errors import UnknownName, UsageError, refuse_unknown
+from windlass.files import File
 from windlass.manager.call import megabytes_to_bytes, needs_of, read_count, read_number, read_seconds
-from windlass.messages import MAX_FRAME_BYTES, FunctionDef, ImportSpec, LibraryId, LibrarySpec, ObjectRef, Resources
+from windlass.messages import MAX_FRAME_BYTES, FileRef, FunctionDef, ImportSpec, LibraryId, LibrarySpec, ObjectRef, Resources
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -71,13 +73,15 @@ class Library:
         start_timeout: float | str | None = START_TIMEOUT,
         max_calls: int | None = None,
         python: str | tuple[int, int] | None = None,
+        environment: File | str | os.PathLike[str] | None = None,
         **unknown: Never,
     ) -> None:
         """``cores``, ``memory`` (bytes or ``"2GB"``) and ``gpus`` are per slot; ``slots`` per worker (None: all that fit).
 
         ``imports``: ``"auto"``, or modules and dotted names, which must load (``"auto"`` may be among them). ``context``: a function, or
         ``(function, args, kwargs)``. ``start_timeout`` in seconds or ``"10min"``. ``python``: the (major, minor) of instances,
-        when it is to differ from the program's. Raises UsageError with the line to write.
+        when it is to differ from the program's. ``environment``: an archive that ``windlass environment pack`` made (a path, or what
+        ``declare_archive`` gave), in whose Python instances run; it goes to each node once. Raises UsageError with the line to write.
         """
         refuse_unknown("option of create_library", unknown, Library.__init__)
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # programs are not always checked
@@ -108,6 +112,10 @@ class Library:
         self._start_timeout = START_TIMEOUT if start_timeout is None else read_seconds("start_timeout", start_timeout)
         self._max_calls = 0 if max_calls is None else _positive("max_calls", max_calls)
         self._python = _read_python(python)
+        if environment is not None and not isinstance(environment, File | str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"environment={environment!r}: give the path of an archive, made by  windlass environment pack")
+        #: As given; a manager that the library is installed at makes a file of it.
+        self.environment = environment
         self._frozen = False
 
     @classmethod
@@ -202,8 +210,8 @@ class Library:
             cores=share.get("cores", self._per_slot.cores), memory=int(share.get("memory", self._per_slot.memory)), gpus=int(gpus)
         )
 
-    def spec(self, put: Put) -> LibrarySpec:
-        """The record for workers; large bytes are given to ``put``. Freezes the library.
+    def spec(self, put: Put, environment: FileRef | None = None) -> LibrarySpec:
+        """The record for workers; large bytes are given to ``put``. ``environment``: the unpacked one it asked for. Freezes the library.
 
         Raises UsageError (`NotPicklable` and its like) for what cannot travel.
         """
@@ -254,6 +262,7 @@ class Library:
             code=tuple(code.values()),
             start_timeout=self._start_timeout,
             max_calls=self._max_calls,
+            environment=environment,
         )
         self._frozen = True
         digest = hashlib.blake2b(msgspec.msgpack.encode(draft), digest_size=8).hexdigest()

@@ -126,6 +126,17 @@ class Files:
             self._say(WantFiles(tuple(ask[first : first + NAMES_MOST])))
         return missing
 
+    async def obtain(self, ref: FileRef) -> str:
+        """Hold a file and wait until it is here: its path. Raises `SourceGone`, and then does not hold it."""
+        while self.hold([ref]):
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.setdefault(ref.name, []).append(waiter)
+            try:
+                await waiter
+            finally:
+                self.release([ref])
+        return os.fspath(self.cache.path(ref.name, ref.base))
+
     def release(self, refs: Sequence[FileRef], /) -> None:
         """A call does not need these any more."""
         for ref in refs:
@@ -268,13 +279,7 @@ class Files:
 
     async def _unpack(self, ref: FileRef, archive: FileRef) -> tuple[str, int]:
         """Have the archive here, unpack it, let it go."""
-        while self.hold([archive]):
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.setdefault(archive.name, []).append(waiter)
-            try:
-                await waiter
-            finally:
-                self.release([archive])
+        await self.obtain(archive)
         try:
             return await in_thread(partial(self._unpack_here, ref, archive))
         finally:

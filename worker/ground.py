@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from windlass import __version__
 from windlass.messages import HoistedImport, InstanceId, LibrarySpec
 from windlass.worker.callqueue import CallQueue
 from windlass.worker.slotlink import Rows, Setup, bounded, memory_file
@@ -43,7 +44,9 @@ class Ground:
         for path in (self.work, folder / "tmp", code):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         folders = (str(store_folder), str(functions_folder), str(code), str(self.work))
-        self._setup = Setup(spec, instance, *folders, rows, cache_folder=str(scratch / CACHE))
+        self._setup = Setup(spec, instance, *folders, rows, cache_folder=str(scratch / CACHE), version=__version__)
+        #: What runs zygotes and spawned slots.
+        self.python = sys.executable
         self._setup_file = -1
         self.dropped: list[HoistedImport] = []
         self.rows_file = memory_file("rows", Rows.size(rows))
@@ -71,7 +74,7 @@ class Ground:
         descriptors = (link, self.queue.claims, self.rows_file, self._setup_file)
         # -P: what calls leave in their working directory must not shadow modules.
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", module, *(str(number) for number in descriptors), *extra],
+            [self.python, "-P", "-m", module, *(str(number) for number in descriptors), *extra],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,

@@ -31,7 +31,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from windlass import snapshots
+from windlass import __version__, snapshots
 from windlass.messages import FunctionDef, FunctionId, HoistedImport, LibrarySpec, ObjectRef
 from windlass.objects import open_in
 from windlass.worker import importcost
@@ -74,6 +74,12 @@ def load(setup: Setup, announce: Callable[[Step], None], *, with_context: bool) 
             "python",
             f"library {spec.name!r} comes from Python {spec.python[0]}.{spec.python[1]}, and this worker runs Python {sys.version_info[0]}."
             f"{sys.version_info[1]} ({sys.executable}); give the pool an environment with the program's version of Python",
+        )
+    if setup.version != __version__:
+        raise CannotStart(
+            "python",
+            f"the environment of library {spec.name!r} has Windlass {__version__} and the worker has {setup.version}: pack the environment "
+            "again, with the worker's version in it",
         )
     library = Library(spec)
     snapshots.call_code_folder = setup.code_folder

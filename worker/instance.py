@@ -103,6 +103,8 @@ class LibraryInstance:
         self._start_timer: asyncio.TimerHandle | None = None
         self._starved = self._answered = False
         self._end = (float("inf"), False)
+        #: The Python of an environment of its own; "": the worker's.
+        self.python = ""
         self._ending: asyncio.Task[None] | None = None
 
     # ------------------------------------------------ what the worker asks
@@ -115,6 +117,8 @@ class LibraryInstance:
         self._ground = Ground(
             self.spec, self.instance, self._scratch, self.folder, self._store_folder, self._functions_folder, self._slot_limit
         )
+        if self.python:
+            self._ground.python = self.python
         self._queue = self._ground.queue
         self._slots = SlotSet(self._loop, self._ground, self._timers, self, self._slot_limit)
         self._slots.tell_end(*self._end)

@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from windlass.errors import UsageError, WindlassError
 from windlass.messages import (
     DIED,
     AddFunctions,
     CallEnd,
+    FileRef,
     ForgetFunctions,
     FunctionDef,
     FunctionId,
@@ -47,6 +49,7 @@ from windlass.worker.lifetime import PER_BATCH
 from windlass.worker.transfers import TransferFailed, Transfers
 
 if TYPE_CHECKING:
+    from windlass.worker.files import Files
     from windlass.worker.instance import LibraryInstance
 
 log = logging.getLogger("windlass.worker")
@@ -67,6 +70,7 @@ class Entry:
         self.ready = False
         self.refs: tuple[ObjectRef, ...] = (*message.spec.code, *(ref for each in message.spec.functions for ref in _refs(each)))
         self.held = False
+        self.in_environment = False
         self.task: asyncio.Task[None] | None = None
 
 
@@ -84,7 +88,9 @@ class Libraries:
         scratch: Path,
         store_folder: Path,
         functions_folder: Path,
+        files: Callable[[], Files],
     ) -> None:
+        self._files = files
         self._backlog = backlog
         self._transfers = transfers
         self._say = say
@@ -119,7 +125,7 @@ class Libraries:
         library.tell_end(*self._end)
         entry = self.entries[message.instance] = Entry(message, library)
         self._backlog.add(message.instance, library, message.slots)
-        if entry.refs:
+        if entry.refs or message.spec.environment is not None:
             entry.task = self._spawn(self._start_when_there(message.instance, entry))
         else:
             self._start_now(message.instance, entry)
@@ -267,6 +273,10 @@ class Libraries:
         if entry.held:
             self._transfers.release(entry.refs)
             entry.held = False
+        if entry.in_environment and entry.spec.environment is not None:
+            # Its processes may still run in it: they end at once, and what they have open stays theirs.
+            self._files().release([entry.spec.environment])
+            entry.in_environment = False
         self._backlog.gone(instance)
         return entry
 
@@ -291,8 +301,25 @@ class Libraries:
             self.on_failed(instance, LibraryFailed(instance, kind, f"library {entry.spec.name}: {error}"))
             return
         entry.held = True
+        if entry.spec.environment is not None and not await self._enter_environment(instance, entry, entry.spec.environment):
+            return
         entry.task = None
         self._start_now(instance, entry)
+
+    async def _enter_environment(self, instance: InstanceId, entry: Entry, ref: FileRef) -> bool:
+        """Have the library's own environment on this node; False when it cannot be had, which is told."""
+        try:
+            folder = await self._files().obtain(ref)
+            entry.in_environment = True
+            python = os.path.join(folder, "bin", "python3")
+            if not os.access(python, os.X_OK):
+                raise UsageError(f"{ref.base} has no bin/python3: make it by  windlass environment pack,  or by conda-pack")
+        except WindlassError as error:
+            entry.task = None
+            self.on_failed(instance, LibraryFailed(instance, "function", f"the environment of library {entry.spec.name}: {error}"))
+            return False
+        entry.library.python = python
+        return True
 
     async def _stop(self, instance: InstanceId, entry: Entry, *, say: bool = True) -> None:
         await entry.library.stop(STOP_GRACE)

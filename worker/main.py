@@ -243,7 +243,15 @@ class Worker:
         functions.mkdir(mode=0o700)
         backlog = self._backlog
         folders = {"scratch": scratch, "store_folder": supply.store.folder, "functions_folder": functions}
-        self._libraries = Libraries(backlog, supply.new_session(backlog), self._say, self._life.ran, self._on_trouble, **folders)
+        self._libraries = Libraries(
+            backlog,
+            supply.new_session(backlog),
+            self._say,
+            self._life.ran,
+            self._on_trouble,
+            files=lambda: supply.files,
+            **folders,
+        )
         self._watch = MemoryWatch(self._libraries, backlog, self._limit, self._groups, self._guardian.sessions)
         self._told = (self._life.deadline, self._life.warned)
         self._libraries.tell_end(*self._told)

@@ -95,6 +95,8 @@ class Setup(msgspec.Struct, frozen=True, array_like=True):
     dropped: tuple[HoistedImport, ...] = ()
     #: Where the files are that arguments name; see `windlass.files.local_file`.
     cache_folder: str = ""
+    #: The worker's Windlass: a zygote of an environment with another one would not understand it.
+    version: str = ""
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):

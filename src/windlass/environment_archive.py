@@ -155,6 +155,10 @@ for line in sys.stdin:
 """
 
 
+#: What paths of installed modules have, those of the standard library too.
+_INSTALLED: Final = f"{os.sep}lib{os.sep}python"
+
+
 def add_compiled(made: Contents, of: Interpreter, folder: Path) -> None:
     """Add compiled code of all modules; what must be made goes into ``folder``. Code that does not compile stays without."""
     missing: list[tuple[str, str, str]] = []
@@ -163,7 +167,8 @@ def add_compiled(made: Contents, of: Interpreter, folder: Path) -> None:
         inside = f"{os.path.dirname(name)}/__pycache__/{os.path.basename(name)[:-3]}.{of.cache_tag}.pyc"
         if inside in made.entries or not entry.source:
             continue
-        data = unchecked(Path(entry.source), of)
+        # Beside sources that are no installed ones compiled code comes and goes with whoever imports them.
+        data = unchecked(Path(entry.source), of) if _INSTALLED in entry.source else None
         if data is not None:
             made.entries[inside] = Entry(data=data)
         else:

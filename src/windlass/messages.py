@@ -177,6 +177,8 @@ class LibrarySpec(Record, frozen=True):
     start_timeout: float = 300.0
     #: A slot is replaced after so many calls; 0: never.
     max_calls: int = 0
+    #: An unpacked environment whose Python the instance runs; None: that of the worker.
+    environment: FileRef | None = None
 
 
 # ---------------------------------------------------------------- calls
