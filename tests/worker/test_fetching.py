@@ -449,7 +449,7 @@ def test_a_source_that_is_stopped_is_given_up_after_a_silence(authority: Authori
     """A process that SIGSTOP holds keeps its connections: only silence tells. Another source goes on where it was."""
 
     async def work() -> None:
-        async with cluster(authority, tmp_path, silence=0.5) as both:
+        async with cluster(authority, tmp_path, silence=2.0) as both:
             content = os.urandom(3 * MB)
             with serving_process(both, content, stop_at=MB) as (process, address):
                 ref = both.at_manager.add(content)
@@ -458,7 +458,7 @@ def test_a_source_that_is_stopped_is_given_up_after_a_silence(authority: Authori
                 await until(lambda: arrival.offset == MB)
                 process.send_signal(signal.SIGSTOP)
                 with pytest.raises(
-                    SourceFailed, match=rf"worker w1: nothing came for 0.5 s; 1,048,576 of 3,145,728 bytes of file {ref.name} are here"
+                    SourceFailed, match=rf"worker w1: nothing came for 2 s; 1,048,576 of 3,145,728 bytes of file {ref.name} are here"
                 ):
                     await task
                 await both.fetcher.fetch(arrival, both.from_manager())
