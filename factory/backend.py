@@ -33,6 +33,7 @@ from windlass.errors import UnknownName
 from windlass.messages import PilotId, PoolName, Resources
 
 if TYPE_CHECKING:
+    from windlass.factory.container import Container
     from windlass.factory.environment import Environment
 
 #: A job as the batch system names it: ``17``, ``17_4``, ``23.0``.
@@ -123,6 +124,8 @@ class PilotRequest:
     shell: str = "/bin/sh"
     #: The archive with the worker's Python, which the pilot's script unpacks; None: the command's own is there.
     environment: Environment | None = None
+    #: The image in which the worker runs; None: on the node itself.
+    container: Container | None = None
     env: tuple[tuple[str, str], ...] = ()
     #: Nodes on which pilots die.
     avoid: tuple[str, ...] = ()

@@ -76,6 +76,8 @@ class Findings:
     call_error: str = ""
     asked_cores: float = 0.0
     asked_memory: int = 0
+    #: The image that the pool has; "": none.
+    container: str = ""
 
 
 def legs_of(found: Findings) -> list[Leg]:
@@ -105,7 +107,10 @@ def legs_of(found: Findings) -> list[Leg]:
     if found.skew is not None:
         legs.append(_clock(*found.skew))
     if found.died:
-        advice = "" if examined else "setup= and python= say how Python is found on nodes"
+        advice = "setup= and python= say how Python is found on nodes"
+        if found.container:
+            advice = "docs/containers.md says what an image needs, and what nodes need to start it"
+        advice = "" if examined else advice
         return [*legs, Leg("worker", FAILED, found.died, advice)]
     if found.served_after < 0:
         return [*legs, Leg("worker", FAILED, "it runs and has not connected to the manager", "see the addresses above, and docs/pools.md")]
@@ -118,7 +123,8 @@ def legs_of(found: Findings) -> list[Leg]:
 def _python(examined: Mapping[str, Any]) -> Leg:
     here = f"{sys.version_info[0]}.{sys.version_info[1]}"
     there = str(examined["python_version"])
-    text = f"{examined['python']}, Python {there}, Windlass {examined['windlass']}"
+    image = f", in the image {examined['container']}" if examined.get("container") else ""
+    text = f"{examined['python']}, Python {there}, Windlass {examined['windlass']}{image}"
     if not there.startswith(f"{here}."):
         return Leg("python", FAILED, text, f"functions cannot be sent to it, as the program has Python {here}: give python= or setup=")
     return Leg("python", OK, text)
@@ -212,11 +218,11 @@ def check_up(
     with Manager() as manager:
         python = pool.python or sys.executable
         command = shlex.join([python, "-P", "-m", "windlass.examine", str(manager.pilot_file)])
-        # The lines run before the environment is there; then the call tells what the node has.
-        given["setup"] = [*pool.setup, *([] if pool.environment else [f"{command} || true"])]
+        # The lines run before the environment is there, and outside of an image; then the call tells what the node has.
+        given["setup"] = [*pool.setup, *([] if pool.environment or pool.container else [f"{command} || true"])]
         if "query_interval" in backend_options(backend_class(pool.backend)):
             given.setdefault("query_interval", QUERY_INTERVAL)
-        found = Findings(asked_cores=pool.resources.cores, asked_memory=pool.resources.memory)
+        found = Findings(asked_cores=pool.resources.cores, asked_memory=pool.resources.memory, container=pool.container)
         folder = _folder_leg(manager.pilot_file.parent)
         lives = f", for at most {show_seconds(pool.walltime)}" if pool.walltime else ""
         cores = show_count(pool.resources.cores, "core")

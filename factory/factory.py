@@ -24,6 +24,7 @@ from typing import Final, Protocol, Self, cast
 from windlass.errors import UnknownName, UsageError
 from windlass.factory.backend import Backend, PilotRequest, SharedQueries, Tag, Tickets, backend_class, backend_options, known_backends
 from windlass.factory.config import Configuration, read_configuration
+from windlass.factory.container import container_of, image_of
 from windlass.factory.core import FactoryCore
 from windlass.factory.environment import read_environment
 from windlass.factory.keeper import HURRY, Change, Close, Keeper, Kept, Lost, Port, Replan, Resume, Wake
@@ -73,6 +74,7 @@ class Factory:
         setup: shell lines that run before the worker.
         environment: an archive with the Python that pilots run, made by `windlass.environment.pack`, ``windlass environment pack`` or
             conda-pack; each node unpacks it once (docs/environments.md).
+        container: an image in which pilots run: a ``.sif`` file, a sandbox folder, or ``"docker://..."`` (docs/containers.md).
         name: of the factory; pilots carry it in the batch system, so a factory that takes the name of an earlier one takes over its pilots.
         pool: name of the pool; the configured one's or the factory's, unless given.
         folder: where scripts and logs of pilots go, in a folder of the factory's name; below the manager's folder, unless given.
@@ -99,6 +101,7 @@ class Factory:
         grace: str | int | float | None = None,
         setup: str | tuple[str, ...] | list[str] | None = None,
         environment: str | os.PathLike[str] | None = None,
+        container: str | os.PathLike[str] | None = None,
         name: str | None = None,
         pool: str | None = None,
         folder: str | os.PathLike[str] | None = None,
@@ -116,6 +119,7 @@ class Factory:
             "grace": grace,
             "setup": setup,
             "environment": environment,
+            "container": container,
             "pool": pool,
             **options,
         }
@@ -399,11 +403,21 @@ def _make_pool(word: str | Backend, given: Mapping[str, object], configuration: 
         pool = make_pool(kind, backend.defaults, backend_options(type(backend)), given, name=name or kind)
         if pool.options:
             raise UsageError(f"{', '.join(pool.options)} of a backend that is made already; give the options where it is made")
+        if pool.container and _starts_images(type(backend)):
+            raise UsageError(f"container={pool.container!r} of a backend that is made already; give container_image= where it is made")
         return backend, pool
     spec = configuration.spec(backend, given)
     made_by = backend_class(spec.backend)
     pool = make_pool(spec.backend, made_by.defaults, backend_options(made_by), spec.options, name=spec.name or name or backend)
-    return cast("Callable[..., Backend]", made_by)(**pool.options), pool
+    own = dict(pool.options)
+    if pool.container and _starts_images(made_by):
+        own["container_image"] = image_of(pool.container)
+    return cast("Callable[..., Backend]", made_by)(**own), pool
+
+
+def _starts_images(made_by: type[Backend]) -> bool:
+    """The batch system itself starts images."""
+    return "container_image" in backend_options(made_by)
 
 
 #: Keywords of `Factory` that are not options of its pools.
@@ -444,5 +458,6 @@ def request_of(pool: PoolConfig, pilot_file: Path) -> PilotRequest:
         setup=pool.setup,
         shell=pool.shell,
         environment=read_environment(pool.environment, pool.scratch) if pool.environment else None,
+        container=container_of(pool, pilot_file),
         env=pool.env,
     )

@@ -208,7 +208,7 @@ class HTCondorBackend:
 
     def _script(self, request: PilotRequest) -> str:
         if self._options.shared_files:
-            return pilot_script(request, template=self._template or "htcondor.sh.j2", restart_mark=RESTART_MARK, files=False)
+            return pilot_script(request, template=self._template or "htcondor.sh.j2", restart_mark=RESTART_MARK, in_image=True, files=False)
         command = list(request.command)
         connects = "--connection" in command
         if connects:
@@ -220,6 +220,7 @@ class HTCondorBackend:
             replace(request, command=tuple(command), environment=environment),
             template=self._template or "htcondor.sh.j2",
             restart_mark=RESTART_MARK,
+            in_image=True,
             files=True,
             modules="" if environment else MODULES,
             connection=CONNECTION if connects else "",

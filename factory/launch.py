@@ -8,7 +8,7 @@ template (`windlass.batch_templates`).  The id of a pilot is known to the batch 
 ``--pilot``, which `with_pilot` or the script adds.
 
 With ``environment=`` the command begins with ``python3``: the script has the environment on its node, first on PATH, before it comes to
-the command."""
+the command.  With ``container=`` it is the ``python3`` of the image (`windlass.factory.container`)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def worker_command(pool: PoolConfig, connection: Path) -> tuple[str, ...]:
     """The worker's argument vector, without ``--pilot``. ``connection`` is the manager's ``pilot.json``."""
     resources = pool.resources
     # -P: no folder of the user's comes before the standard library, so a random.py beside the program breaks no pilot.
-    python = "python3" if pool.environment else pool.python or sys.executable
+    python = pool.python or ("python3" if pool.environment or pool.container else sys.executable)
     command = [python, "-P", "-m", "windlass.worker", "--connection", str(connection), "--pool", pool.name]
     options: list[tuple[str, object]] = [
         ("--cores", f"{resources.cores:g}" if resources.cores else ""),
@@ -59,7 +59,7 @@ def with_pilot(command: Iterable[str], pilot: PilotId) -> tuple[str, ...]:
 
 def needs_script(request: PilotRequest) -> bool:
     """A pilot of this request cannot be started by its command alone."""
-    return bool(request.setup) or request.environment is not None
+    return bool(request.setup) or request.environment is not None or request.container is not None
 
 
 def pilot_script(request: PilotRequest, *, template: str = "pilot.sh.j2", **values: object) -> str:
@@ -86,14 +86,24 @@ def pilot_script(request: PilotRequest, *, template: str = "pilot.sh.j2", **valu
         "setup": [line for line in request.setup if line.strip()],
         "command": request.command,
         "environment": request.environment,
+        "container": request.container,
+        # True: the batch system runs the script itself in the image.
+        "in_image": False,
         "resources": request.resources,
         "nodes": request.nodes,
         "walltime": request.walltime,
         "avoid": request.avoid,
     }
     try:
-        return jinja.get_template(template).render({**given, **values})
+        script = jinja.get_template(template).render({**given, **values})
     except (jinja2.TemplateError, OSError) as error:
         if not own:
             raise
         raise UsageError(f"template {own}: {error}") from error
+    if own and request.container is not None and "WINDLASS_CONTAINER=" not in script:
+        # The worker would run on the node itself, and nobody would notice.
+        raise UsageError(
+            f"template {own} starts no container, and the pool has container={request.container.image!r}: extend one of Windlass's"
+            " templates, and leave its block launch as it is"
+        )
+    return script

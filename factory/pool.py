@@ -66,6 +66,10 @@ class PoolConfig:
     python: str = ""
     #: An archive with the Python that pilots run, unpacked once per node; "": what is there.
     environment: str = ""
+    #: The image in which pilots run: a path, or ``docker://...``; "": they run on the node itself.
+    container: str = ""
+    #: Further words for ``apptainer exec``.
+    container_options: tuple[str, ...] = ()
     scratch: str = ""
     log_level: str = ""
     #: Where the manager listens for pilots that run on other machines: an interface (``ib0``) or a network (``10.1.0.0/16``); "": at the
@@ -108,6 +112,9 @@ class PoolConfig:
             rows.insert(4, ("uses", f"at most {show_count(self.max_core_hours, 'core hour')} in a run of the factory"))
         if self.environment:
             rows.append(("python", f"of {self.environment}, unpacked once per node"))
+        if self.container:
+            fetched = "" if "://" not in self.container else ", which each node fetches unless it has it"
+            rows.append(("python", f"{self.python or 'python3'} of the image {self.container}{fetched}"))
         rows += [("setup", line) for line in self.setup]
         return "\n".join(f"{name + ':':<12}{text}" for name, text in rows)
 
@@ -160,6 +167,7 @@ def make_pool(backend: str, default: PoolDefaults, own: frozenset[str], options:
         raise UsageError(
             f"environment={given['environment']!r} and python={given['python']!r} both say which Python pilots run; give one of them"
         )
+    _check_container(given, own)
     pool = str(given.get("pool", name))
     if not NAME.match(pool):
         raise UsageError(f"{pool!r} is no name for a pool; use up to 64 letters, digits, '_', '-' and '.', for example 'short-jobs'")
@@ -185,6 +193,8 @@ def make_pool(backend: str, default: PoolDefaults, own: frozenset[str], options:
         shell=str(given.get("shell", "/bin/sh")),
         python=str(given.get("python", "")),
         environment=values.path(given.get("environment", "")),
+        container=values.path(given.get("container", "")),
+        container_options=values.words(given, "container_options"),
         scratch=str(given.get("scratch", "")),
         log_level=values.log_level(given.get("log_level", "")),
         interface=str(given.get("interface", "")),
@@ -193,6 +203,33 @@ def make_pool(backend: str, default: PoolDefaults, own: frozenset[str], options:
         env=values.pairs(given.get("env", ())),
         options={option: value for option, value in given.items() if option in own},
     )
+
+
+def _check_container(given: Mapping[str, object], own: frozenset[str]) -> None:
+    """Refuse what cannot be said beside an image."""
+    container = given.get("container")
+    if not container:
+        if given.get("container_options"):
+            raise UsageError(f"container_options={given['container_options']!r} without an image; give container= as well")
+        return
+    if given.get("environment"):
+        raise UsageError(
+            f"container={values.path(container)!r} and environment={values.path(given['environment'])!r} both bring the Python that pilots"
+            " run; give one of them"
+        )
+    if "container_image" in own:  # HTCondor starts images by itself
+        if given.get("container_image"):
+            raise UsageError(
+                f"container={values.path(container)!r} and container_image={given['container_image']!r} both say in which image pilots run;"
+                " give container= alone, which is the same for every batch system"
+            )
+        if given.get("container_options"):
+            raise UsageError(
+                f"container_options={given['container_options']!r} are for apptainer exec, and HTCondor starts images by itself;"
+                " leave them out, extra_directives= has its own"
+            )
+    if str(container).startswith("instance://"):
+        raise UsageError(f"container={container!r} is a running instance, which no other node has; give the image that it was made from")
 
 
 def _most_of(given: Mapping[str, object], default: PoolDefaults) -> int:

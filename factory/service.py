@@ -10,6 +10,7 @@ import inspect
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -157,6 +158,8 @@ def _shown(option: str, pool: PoolConfig) -> object:
         return "unlimited" if option == "walltime" and not value else show_seconds(value)
     if option == "env":
         return " ".join(f"{name}={text}" for name, text in value)
+    if option == "container_options":
+        return shlex.join(value)
     if option == "setup":
         return "; ".join(value)
     return f"{value:g}" if isinstance(value, float) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_network
 from typing import Final, cast
@@ -105,6 +106,21 @@ def path(value: object) -> str:
     """A path, given as text or as anything that has one."""
     has_one = getattr(value, "__fspath__", None)
     return str(has_one()) if has_one is not None else str(value)
+
+
+def words(given: Mapping[str, object], name: str) -> tuple[str, ...]:
+    """Words of a command line: a list of them, or a text as one writes it in a shell."""
+    value = given.get(name, ())
+    try:
+        if isinstance(value, str):
+            return tuple(shlex.split(value))
+    except ValueError as error:
+        raise UsageError(f"{name}={value!r}: {error}") from None
+    if isinstance(value, Sequence):
+        words = tuple(cast("Sequence[object]", value))
+        if all(isinstance(word, str) for word in words):
+            return cast("tuple[str, ...]", words)
+    raise UsageError(f"{name}={value!r} is not a list of words; write for example {name}=['--bind', '/data']")
 
 
 def lines(value: object) -> tuple[str, ...]:

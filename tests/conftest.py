@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -89,6 +90,50 @@ def shell_without_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if subprocess.run([shell, "-c", "true"], check=False, capture_output=True).returncode:
         pytest.skip("this machine gives no mount namespace")
     return shell
+
+
+#: Tests Apptainer itself, where it is installed.
+APPTAINER_SWITCH = "WINDLASS_TEST_APPTAINER"
+#: What an image must have beside a pack: the C library, which is a node's own there.
+C_LIBRARY = ("libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libutil.so.1", "libresolv.so.2", "libnss_dns.so.2")
+
+
+@pytest.fixture(scope="session")
+def apptainer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a program ``apptainer``, which pilots have on PATH after a line of setup=. It is a stand-in, as Debian 12 has none."""
+    if os.environ.get(APPTAINER_SWITCH):
+        real = shutil.which("apptainer")
+        assert real is not None, f"{APPTAINER_SWITCH} is set, and there is no apptainer here"
+        return Path(real).parent
+    if os.getuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("the stand-in for Apptainer needs root, and a mount namespace")
+    folder = tmp_path_factory.mktemp("apptainer") / "bin"
+    folder.mkdir()
+    program = folder / "apptainer"
+    standin = Path(__file__).with_name("apptainer_standin.py")
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I {shlex.quote(str(standin))} "$@"\n')
+    program.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory, packed_environment: Path) -> Path:
+    """An image as a sandbox folder: a shell, a C library, and a Python with Windlass at ``/opt/python``; nothing else."""
+    root = tmp_path_factory.mktemp("images") / "image"
+    for folder in ("bin", "opt/python", "usr/local/bin", "proc", "sys", "dev", "tmp", ".singularity.d/env"):
+        (root / folder).mkdir(parents=True)
+    subprocess.run(["tar", "-xzf", packed_environment, "-C", root / "opt/python"], check=True)
+    (root / "usr/local/bin/python3").symlink_to("/opt/python/bin/python3")
+    (root / ".singularity.d/env/90-environment.sh").write_text("export OF_THE_IMAGE=yes OMP_NUM_THREADS=64\n")
+    needed = subprocess.run(["ldd", "/bin/sh", sys.executable], check=True, capture_output=True, text=True).stdout.split()
+    libraries = {Path(word) for word in needed if word.startswith("/") and not word.endswith(":")}
+    [libc] = [one for one in libraries if one.name == "libc.so.6"]
+    libraries |= {one for name in C_LIBRARY if (one := libc.with_name(name)).exists()}
+    for source in (*sorted(libraries), Path("/bin/sh")):
+        place = root / source.relative_to("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, place)
+    return root
 
 
 CONDOR_SWITCH = "WINDLASS_TEST_HTCONDOR"

@@ -123,7 +123,7 @@ class Worker:
     def __init__(self, options: Options, guardian: Guardian) -> None:
         self._options = options
         self._guardian = guardian
-        self._parent = os.getppid()
+        self._parents = node.own_parents(os.environ)
         host = os.uname().nodename
         self.id = options.worker_id or f"{host.split('.')[0][:30] or 'node'}-{os.getpid()}-{os.urandom(4).hex()}"
         self._host = host
@@ -432,7 +432,7 @@ class Worker:
         if self._look_timer is not None:
             self._look_timer.cancel()
         now = time.monotonic()
-        if os.getppid() != self._parent:
+        if node.own_parents(os.environ) != self._parents:
             self._act(self._life.leave("the pilot's parent process has ended"))
         held, oldest, starting = self._backlog.held + len(self._killed), 0.0, False
         if self._libraries is not None and self._supply is not None:

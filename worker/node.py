@@ -180,6 +180,18 @@ def own_gpu_ids(asked: int) -> tuple[str, ...]:
     return gpu_ids(asked, os.environ, () if known else os.listdir("/dev"))
 
 
+def own_parents(environ: Mapping[str, str]) -> tuple[int, ...]:
+    """Who started this worker: its parent and, where that is what has started an image for it, the parent of that.
+
+    What starts an image waits for the worker, and stays when the program or batch system that started the pilot is killed.
+    """
+    parent = os.getppid()
+    if not environ.get("WINDLASS_CONTAINER"):
+        return (parent,)
+    fields = read_text(f"/proc/{parent}/stat").rpartition(") ")[2].split()
+    return (parent, int(fields[1]) if fields else 0)
+
+
 def share_of(pilot: str) -> float:
     """A number from 0 to 1 drawn by chance, the same for all workers of a pilot: its nodes are given back together."""
     word, whole = 0xCBF29CE484222325, (1 << 64) - 1

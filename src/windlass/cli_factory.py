@@ -44,7 +44,7 @@ FLAGS = frozenset({"--probe", "--remove", "--json"})
 WITH_VALUE = frozenset({"--factory", "--queue-patience", "--start-patience"} | {option.flag for option in FACTORY_OPTIONS})
 
 #: Options of pools whose values are never numbers.
-TEXTS = {"name", "pool", "python", "shell", "scratch", "log_level", "config", "environment"}
+TEXTS = {"name", "pool", "python", "shell", "scratch", "log_level", "config", "environment", "container"}
 
 
 def takes_pool_options(words: Sequence[str]) -> bool:
@@ -86,6 +86,8 @@ def pool_option(name: str, values: Sequence[str | bool]) -> object:
         return {variable: text for variable, _, text in pairs}
     if name == "setup":
         return [str(value) for value in values]
+    if name == "container_options":
+        return " ".join(map(str, values)) if True not in values else True
     if name in TEXTS:
         return values[-1]
     read = [value if isinstance(value, bool) else pool_value(value) for value in values]

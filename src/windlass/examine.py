@@ -34,6 +34,7 @@ def examine(connection: str) -> dict[str, Any]:
         "python": sys.executable,
         "python_version": ".".join(map(str, sys.version_info[:3])),
         "windlass": __version__,
+        "container": os.environ.get("WINDLASS_CONTAINER", ""),
         "time": time.time(),
         "connection": _connection(connection),
         "addresses": [],

@@ -34,6 +34,7 @@ def packing() -> Packed:
     made = environment.pack("e.tar.gz", exclude=["mypy"], say=print)
     assert_type(made.path, Path)
     Factory(Manager(), "slurm", environment=made)
+    Factory(Manager(), "slurm", container="image.sif")
     return made
 
 
