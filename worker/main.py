@@ -145,10 +145,8 @@ class Worker:
         self._look_timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._private_key = b""
-        self._status = ORDERLY
-        self._leaving = False
-        self._signals = 0
-        self._said_goodbye = False
+        self._status, self._signals = ORDERLY, 0
+        self._leaving = self._said_goodbye = False
         self.scratch = ""
         self._connection: ConnectionFile
         self._link: Link
