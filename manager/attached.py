@@ -16,7 +16,7 @@ import atexit
 import os
 import secrets
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ from windlass.manager.line import Line
 from windlass.manager.status import add_inputs
 from windlass.managers import choose_manager
 from windlass.manifests import Manifest
-from windlass.messages import FileOrigin, FileRef, Leave, Message, ObjectRef, PoolOffer, Resources
+from windlass.messages import FileName, FileOrigin, FileRef, Leave, Message, ObjectRef, PoolOffer, Resources
 from windlass.objects import map_object
 from windlass.transport import Port, open_port
 
@@ -49,7 +49,8 @@ class AttachedManager(Door):
         self.name = name
         self._connection = connection
         host = os.uname().nodename.partition(".")[0]
-        self._line = Line(connection, f"program-{host}-{os.getpid()}-{secrets.token_hex(3)}", self._deliver, self._lost, self._brought)
+        told = (self._deliver, self._lost, self._brought, self._forgotten, self._tidy)
+        self._line = Line(connection, f"program-{host}-{os.getpid()}-{secrets.token_hex(3)}", *told)
         self._client = Client(self._line.store, self._line.inbox, _clock())
         self._client.owner = id(self)
         self._ports: list[Port] = []
@@ -153,6 +154,12 @@ class AttachedManager(Door):
 
     def _brought(self, name: str, text: str) -> None:
         self._client.kept.brought(name, text)
+
+    def _forgotten(self, names: Sequence[FileName]) -> None:
+        self._client.forgotten(names)
+
+    def _tidy(self) -> None:
+        self._client.tidy()
 
     def _lost(self, reason: str) -> None:
         self._client.close(f"manager {self.name!r} is lost to this program: {reason}")

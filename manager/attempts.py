@@ -92,7 +92,7 @@ class Attempts(Dispatch):
                     sums[2] = seconds
                 del calls[end.call]
                 if end.kept or end.outputs:
-                    self._keep(call, worker, end)
+                    self._keep(call, worker, end, now)
                 if end.call >= FIRST_REMAKE:
                     if not (end.kept or end.outputs):
                         self._not_remade(call, end, now)
@@ -129,13 +129,16 @@ class Attempts(Dispatch):
             worker.idle_since = now
             self.demand_changed = True
 
-    def _keep(self, call: Call, worker: Worker, end: CallEnd) -> None:
+    def _keep(self, call: Call, worker: Worker, end: CallEnd, now: float) -> None:
         """Its result has stayed with its worker."""
         made = _made_in(end)
         names = tuple(ref.name for ref in made)
         for ref in made:
             self.replicas.keep(ref, worker.id)
-        product = self.lineage.made(call.spec, names)
+        product, gone = self.lineage.made(call.spec, names)
+        for name in gone:
+            text = "its function has made something else this time"
+            self._lose_result(name, CallEnd(end.call, end.attempt, NO_FILE, detail=EndDetail(text=text)), now)
         self._unpark(names)
         if call.spec.call >= FIRST_REMAKE:
             self.replicas.release(self.lineage.borrowed(product), prune=True)

@@ -342,7 +342,7 @@ def _inside(what: str, path: object, taken: Iterable[str]) -> str:
     normal = os.path.normpath(path)
     if os.path.isabs(normal) or normal in (".", "..") or normal.startswith("../") or "\0" in normal:
         raise UsageError(f"{what}(..., {path!r}): that is not in the call's own directory: give a relative path, as in 'data/words.txt'")
-    if normal in taken:
+    if any(normal == one or normal.startswith(f"{one}/") or one.startswith(f"{normal}/") for one in taken):
         raise UsageError(f"{what}(..., {path!r}): the call has a file of that path already")
     return normal
 

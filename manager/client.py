@@ -20,8 +20,10 @@ import os
 import threading
 import time
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Protocol
 
 from windlass.errors import (
@@ -45,7 +47,7 @@ from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall, Target
 from windlass.manager.calls import CLOSED, INPUT_FAILED, LIBRARY_FAILED, LOST, NOT_POSSIBLE, TOO_LONG
 from windlass.manager.feeding import Feeder, Holes, input_failed
 from windlass.manager.future import CallFuture
-from windlass.manager.inbox import Inbox
+from windlass.manager.inbox import Inbox, Tidy
 from windlass.manager.keeping import KeptResults, Needed, sandbox_of
 from windlass.messages import (
     BAD_CALL,
@@ -116,6 +118,9 @@ class Client:
         self.closed = ""
         #: Results that stay on workers.
         self.kept = KeptResults(self._read, self.say, lambda: self.closed)
+        #: Left by finalisers, which may run at any point of any thread, with any lock of this program held: they only leave word.
+        self._later: deque[Callable[[], object]] = deque()
+        self._tidying = False
         self._arrived = threading.Condition()
         self._waiters = 0
         #: Grows whenever the store may have got room.
@@ -129,6 +134,20 @@ class Client:
         """Hand a message of the client's role to the manager."""
         if self.feeder.may_say(message):
             self._inbox.put(("client", message))
+
+    def later(self, work: Callable[[], object]) -> None:
+        """Have this done soon on the thread that drains the inbox. Takes no lock: for finalisers."""
+        self._later.append(work)
+        if not self._tidying:
+            self._tidying = True
+            with suppress(Closed):
+                self._inbox.put(("client", Tidy()))
+
+    def tidy(self) -> None:
+        """Do what finalisers have left."""
+        self._tidying = False
+        while self._later:
+            self._later.popleft()()
 
     def submit(
         self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions = DEFAULT_OPTIONS, tag: str | None = None
@@ -163,6 +182,9 @@ class Client:
             if not (file.name.startswith("r-") and file.unmade):
                 raise UsageError(f"add_output({file!r}, ...): an output becomes a file of declare_temp(), one for each call that makes it")
         future = self._submit(target, call.args, call.kwargs, call.options, call.tag, room=(inputs, outputs))
+        self._files.setdefault(future.call_id, {}).update({file.name: file for file in outputs.values()})
+        if future.done():
+            self._files.pop(future.call_id, None)
         for file in outputs.values():
             file.unmade, file.producer = False, future.call_id
         return future
@@ -187,7 +209,7 @@ class Client:
             self._unpin(put)
             raise
         spec = CallSpec(CallId(next(self._ids)), target.library, target.function, payload, spans, call.options, refs, sandbox=sandbox)
-        return spec, Needed(tuple(put), files)
+        return spec, Needed(tuple(put), files, [])
 
     def _submit(
         self,
@@ -393,7 +415,7 @@ class Client:
             call, payload, spans = end.call, end.payload, end.spans
             future = futures.get(call)
             if end.kept:
-                self.kept.note(spans, Needed(pinned.pop(call, ()), self._files.pop(call, {})))
+                self.kept.note(spans, self._needed_by(call))
             if pinned and call in pinned:
                 self._unpin(pinned.pop(call))
             if self._files:
@@ -405,7 +427,7 @@ class Client:
                 continue
             if spans:
                 feeder.hold(spans)  # until we have looked who needs them
-                weakref.finalize(future, self._discard, spans).atexit = False
+                weakref.finalize(future, self.later, partial(self._discard, spans)).atexit = False
                 self._unread[call] = future
             # In this order: whoever looks meanwhile sees the call where calls wait or where they have ended, and there only ended ones.
             ended = future.finish(done)
@@ -421,6 +443,25 @@ class Client:
                 feeder.unhold(spans)
             futures.pop(call, None)
         return more
+
+    def bring(self, spans: Sequence[ObjectRef], timeout: float | None) -> None:
+        """Have these parts of a result here, for who is about to read them. Raises `TimeoutError`, and as `KeptResults.bring`."""
+        end = None if timeout is None else time.monotonic() + timeout
+        for ref in spans:
+            self.kept.here(ref.name, None if end is None else max(0.0, end - time.monotonic()))
+
+    def _needed_by(self, call: CallId) -> Needed:
+        """What making the result of a call again needs of this program. (Kept results that it was given the manager can make again.)"""
+        held = self.feeder.take_held(call)
+        self.feeder.let_go_held([name for name in held if self.kept.has(name)])
+        rest = [name for name in held if not self.kept.has(name)]
+        return Needed(self._pinned.pop(call, ()), self._files.pop(call, {}), rest)
+
+    def forgotten(self, names: Sequence[FileName]) -> None:
+        """The manager will not make these results again: what their making needs may go. On the thread that delivers."""
+        for needed in self.kept.forgotten(names):
+            self._unpin(needed.pins)
+            self.feeder.let_go_held(needed.held)
 
     def _read(self, name: str) -> memoryview:
         return self.store.open(name)
@@ -458,7 +499,8 @@ class Client:
             return
         for name in names:
             self.store.discard(name)
-        self._unpin(self.kept.drop(names))
+        self.kept.drop(names)
+        self._freed += 1
         if self._waiters:
             with self._arrived:
                 self._arrived.notify_all()

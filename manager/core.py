@@ -176,7 +176,8 @@ class Core(Attempts):
         orphaned, self.replicas.orphaned = self.replicas.orphaned, []
         specs: list[CallSpec] = []
         for name in dict.fromkeys(orphaned):
-            found = self.lineage.remake(name)
+            file = self.replicas.files.get(name)
+            found = self.lineage.remake(name, lost=file is None or not file.evicted)
             if isinstance(found, str):
                 self._lose_result(name, CallEnd(CallId(0), 0, NO_FILE, detail=EndDetail(text=found)), now)
                 continue
@@ -264,7 +265,7 @@ class Core(Attempts):
         if worker is None:
             return
         self.means += 1
-        self.replicas.worker_lost(worker_id)
+        self.replicas.worker_lost(worker_id, orderly=bool(worker.draining))
         self._outbox.pop(worker_id, None)
         # Only what was started is a loss. Sent calls stand in order; the oldest, as many as the instance has slots, were running.
         started: dict[InstanceId, int] = {}
@@ -330,7 +331,7 @@ class Core(Attempts):
             elif isinstance(message, FileFailed):
                 self.replicas.failed(worker_id, message, now)
             elif isinstance(message, FilePushed):
-                self.replicas.pushed(worker_id, message.name, message.text)
+                self.replicas.pushed(worker_id, message.name, message.text, now)
             elif isinstance(message, FilesGone):
                 self.replicas.gone(worker_id, message.names)
             elif isinstance(message, Serving):
@@ -494,6 +495,7 @@ class Core(Attempts):
         """Forget functions that nothing names, of the older half: programs count on those that they defined last."""
         kept = {function.id for state in self.libraries.values() for function in state.spec.functions}
         kept.update(call.spec.function for call in self.calls.values())
+        kept.update(product.spec.function for product in self.lineage.products.values())
         older = islice(self.functions, len(self.functions) // 2)
         forgotten = [key for key in older if key not in kept][: FUNCTIONS_MOST // 2]
         for key in forgotten:

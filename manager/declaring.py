@@ -12,6 +12,7 @@ Replicas stay on the workers as long as their level and the workers' disks allow
 from __future__ import annotations
 
 import os
+import re
 import stat as modes
 import threading
 import urllib.parse
@@ -31,6 +32,7 @@ Stage = Literal["auto", "node", "never"]
 STAGE_MOST: Final = 1 << 30
 #: Paths whose content's name is remembered.
 _HASHED_MOST: Final = 10_000
+_PLAIN_URL: Final = re.compile(r"[!-~]+")
 #: TaskVine's words for levels.
 _CACHE_WORDS: Final[dict[object, Level]] = {True: "workflow", False: "call", "always": "forever", "task": "call", "never": "call"}
 
@@ -39,7 +41,7 @@ class Declaring(ABC):
     """The part of a manager that declares files."""
 
     def __init__(self) -> None:
-        self._hashed: dict[tuple[str, int, int, int], FileName] = {}
+        self._hashed: dict[tuple[str, int, int, int, int], FileName] = {}
         self._hashing = threading.Lock()
 
     @abstractmethod
@@ -93,14 +95,23 @@ class Declaring(ABC):
         ref = FileRef(FileName(kept.name), kept.size, base, level)
         return self._declared(ref, FileOrigin(object=kept), f"buffer {name!r} of {kept.size:,} bytes")
 
-    def declare_url(self, url: str, name: str | None = None, level: Level = "workflow") -> File:
-        """What is at an ``http://``, ``https://`` or ``file://`` address when the first worker fetches it, from which the others get it."""
+    def declare_url(self, url: str, name: str | None = None, level: Level = "workflow", *, version: str = "") -> File:
+        """What is at an ``http://``, ``https://`` or ``file://`` address when the first worker fetches it, from which the others get it.
+
+        It is known by its address, not by its content: who declares it again is given the copies that are there, as long as there are any.
+        Another ``version``, a word of yours (a date, an ETag), has it fetched anew.
+        """
         self._check_open()
         parts = urllib.parse.urlsplit(url) if isinstance(url, str) else None  # pyright: ignore[reportUnnecessaryIsInstance]
-        if parts is None or parts.scheme not in ("http", "https", "file") or not (parts.netloc or parts.path):
-            raise UsageError(f"declare_url({url!r}): write an address that begins with http://, https:// or file://")
+        if (
+            parts is None
+            or parts.scheme not in ("http", "https", "file")
+            or not (parts.netloc or parts.path)
+            or not _PLAIN_URL.fullmatch(url)
+        ):
+            raise UsageError(f"declare_url({url!r}): write an address that begins with http://, https:// or file://, with %20 for a space")
         base = name if name is not None else os.path.basename(urllib.parse.unquote(parts.path)) or parts.hostname or "file"
-        ref = FileRef(_made_name("url", url), -1, _checked_base("declare_url", base), _level(level, None))
+        ref = FileRef(_made_name("url", url, version), -1, _checked_base("declare_url", base), _level(level, None))
         return self._declared(ref, FileOrigin(url=url), url)
 
     def declare_shared(self, path: str | os.PathLike[str], stage: Stage = "auto", level: Level = "workflow") -> File:
@@ -178,7 +189,7 @@ class Declaring(ABC):
     def _name_of(self, path: str, status: os.stat_result) -> FileName:
         from windlass.trees import file_name
 
-        key = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+        key = (path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         name = self._hashed.get(key)
         if name is None:
             name, _ = file_name(path)

@@ -185,6 +185,8 @@ class Dispatch(Books):
             if instance is None:
                 continue
             free = instance.id in state.idle
+            if not free and instance.outstanding >= instance.target * (1 + state.ahead):
+                continue
             if not free:
                 if not plain or instance.id not in state.roomy:
                     continue
@@ -476,7 +478,8 @@ class Dispatch(Books):
             worker = self.workers.get(instance.worker)
             if worker is not None and instance.phase is not Phase.STOPPING:
                 self._stop(instance, worker)
-        if not state.instances and now >= state.removed_at + LINGER_SECONDS:
+        needed = any(product.spec.library == state.spec.id for product in self.lineage.products.values())
+        if not state.instances and not needed and now >= state.removed_at + LINGER_SECONDS:
             self._sweep_queues(state)
             if not state.queues:
                 self.libraries.pop(state.spec.id, None)

@@ -157,12 +157,15 @@ class Door(Declaring):
         return self._releaser(ref, tuple(kept for kept in (origin.object, origin.manifest) if kept is not None))
 
     def _bring(self, name: FileName) -> bytes:
-        return bytes(self._client.kept.bring(name))
+        return bytes(self._client.kept.bring(name, None))
 
     def _releaser(self, ref: FileRef, pins: tuple[ObjectRef, ...]) -> Callable[[], None]:
         client, name = self._client, ref.name
 
         def release(prune: bool = False) -> None:
+            client.later(lambda: let_go(prune))
+
+        def let_go(prune: bool) -> None:
             for kept in pins:
                 client.store.unpin(kept.name)
             if not client.closed:

@@ -77,6 +77,7 @@ class Pool:
         if self.closed:
             raise Closed("cannot submit a call after shutdown of its Executor; submit inside the with block, or make another Executor")
         future = self.manager.submit_function(fn, args, kwargs, options, tag)
+        future.collect()  # nobody calls wait() on an executor: what its program drops is to go
         self._calls.append(weakref.ref(future))
         if len(self._calls) > self._sweep_at:
             self._sweep()

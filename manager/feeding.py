@@ -285,6 +285,16 @@ class Feeder:
         if call in self.held or call in self.inputs.waiting:
             self._forget(call)
 
+    def take_held(self, call: CallId) -> list[ObjectName]:
+        """What a call holds as inputs, which is the caller's to let go now (`let_go_held`)."""
+        with self._lock:
+            return self.held.pop(call, [])
+
+    def let_go_held(self, names: Sequence[ObjectName]) -> None:
+        """Those that `take_held` gave."""
+        with self._lock:
+            self._client.drop(self._holds.release(names))
+
     def let_go(self, spans: Sequence[ObjectRef]) -> list[ObjectName]:
         """The future of these is read or dropped: those that can go. Takes no lock: finalisers ask."""
         return self._holds.let_go(ref.name for ref in spans)

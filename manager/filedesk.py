@@ -16,9 +16,10 @@ import msgspec
 from windlass.fileserver import FileServer
 from windlass.identity import Authority
 from windlass.manager.core import Core
+from windlass.manager.programs import SHIFT
 from windlass.manager.replicas import RESULT
 from windlass.manager.sources import Sources
-from windlass.messages import FetchFile, FileBrought, FileName, FileOrigin, FileRef, Message, WorkerId
+from windlass.messages import FetchFile, FileBrought, FileName, FileOrigin, FileRef, FilesForgotten, Message, WorkerId
 from windlass.objects import ObjectStore
 
 
@@ -47,14 +48,26 @@ class FileDesk:
         """The same messages, with what the sources of files want to see."""
         return [self._with_permit(worker, one) if type(one) is FetchFile else one for one in messages]
 
-    def act(self, tell: Callable[[int, Message], None], own: Callable[[str, str], None] | None) -> None:
-        """Carry out what the books say. ``tell`` speaks to attached programs, ``own`` to the one of this process."""
+    def act(
+        self,
+        tell: Callable[[int, Message], None],
+        own: Callable[[str, str], None] | None,
+        own_forgotten: Callable[[Sequence[FileName]], None] | None,
+    ) -> None:
+        """Carry out what the books say. ``tell`` speaks to attached programs, the others to the one of this process."""
         replicas = self._core.replicas
         replicas.told = False
         if replicas.forgotten:
             self._forget()
         if replicas.brought:
             self._tell_brought(tell, own)
+        if self._core.lineage.forgotten:
+            forgotten, self._core.lineage.forgotten = self._core.lineage.forgotten, []
+            for call, names in forgotten:
+                if program := call >> SHIFT:
+                    tell(program, FilesForgotten(names))
+                elif own_forgotten is not None:
+                    own_forgotten(names)
 
     def _with_permit(self, worker: WorkerId, message: FetchFile) -> FetchFile:
         peer, name = message.source.peer, message.ref.name

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from windlass.errors import NotPicklable
 from windlass.manager.call import Target
 from windlass.manager.callbacks import CallbackThread, hand_over, set_callback_runner
+from windlass.manager.keeping import bring_result
 from windlass.manager.timings import Story, Timings
 from windlass.manager.watchers import Sleeper, TaskWaiting, Watcher
 from windlass.messages import CANCELLED as OUTCOME_CANCELLED
@@ -319,6 +320,7 @@ class CallFuture(Future[T], Story):
             if self._state != FINISHED:
                 raise CancelledError
             if not self._settled:
+                bring_result(self.owner, self._record, timeout)
                 self._settle()
             if self._exception is not None:
                 raise self._exception
@@ -524,6 +526,8 @@ class CallFuture(Future[T], Story):
         if self.cancelled():
             self.collect()
             raise asyncio.CancelledError
+        if self._record is not None and self._record.end.kept and not self._settled:
+            yield from asyncio.get_running_loop().run_in_executor(None, bring_result, self.owner, self._record, None)
         return self.result()
 
     # ------------------------------------------------------------ the call's story

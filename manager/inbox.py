@@ -23,7 +23,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
+from windlass.messages import Message
+
 T = TypeVar("T")
+
+
+class Tidy(Message, frozen=True):
+    """The client to itself, by way of the thread that drains its inbox: do what finalisers have left (`Client.later`)."""
 
 
 class Inbox(Generic[T]):

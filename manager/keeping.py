@@ -4,14 +4,15 @@ Theory of operation
 -------------------
 `KeptResults.note` is told of a result that has stayed. Its parts are then inputs of calls that are given its future (`inputs_among`);
 `open` has a part brought into the manager's store when the program reads it.  What the call was given (objects and files) is kept as long
-as the result, for the call may be run again.
+as the result may be made again, which the manager knows: something else that is there may have been made of it.
 
-`note` and `brought` come on the thread that delivers, the rest on the program's; `drop` also from finalisers, so it takes no lock.
+`note`, `brought` and `forgotten` come on the thread that delivers, the rest on the program's.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
@@ -19,7 +20,7 @@ from typing import Final, NamedTuple
 from windlass.errors import Closed, FileUnavailable
 from windlass.files import File
 from windlass.manager.lineage import KEPT_BASE
-from windlass.messages import BringFiles, FileName, FileRef, Message, ObjectName, ObjectRef, ReleaseFiles, Sandbox
+from windlass.messages import BringFiles, CallDone, FileName, FileRef, Message, ObjectName, ObjectRef, ReleaseFiles, Sandbox
 
 NO_NAME: Final = FileName("")
 #: Seconds between looks whether the manager is still there.
@@ -31,6 +32,8 @@ class Needed(NamedTuple):
 
     pins: tuple[ObjectRef, ...]
     files: dict[str, File]
+    #: Objects of results that it was given.
+    held: list[ObjectName]
 
 
 class KeptResults:
@@ -40,15 +43,19 @@ class KeptResults:
         self._read, self._say, self._closed = read, say, closed
         self._names: set[str] = set()
         self._needed: dict[str, Needed] = {}
-        self._arrived = threading.Condition()
-        #: Why a part could not be had; "" for those that are in the store.
-        self._brought: dict[str, str] = {}
+        self._lock = threading.Lock()
+        #: Who waits for a part to be in the store.
+        self._waiters: dict[str, list[_Waiter]] = {}
 
     def note(self, spans: Sequence[ObjectRef], needed: Needed) -> None:
         """A result has stayed on a worker."""
         self._names.update(ref.name for ref in spans)
-        if needed.pins or needed.files:
+        if needed.pins or needed.files or needed.held:
             self._needed[spans[0].name] = needed
+
+    def has(self, name: str) -> bool:
+        """It is a part of a result that has stayed."""
+        return name in self._names
 
     def inputs_among(self, spans: Sequence[ObjectRef]) -> tuple[FileRef, ...]:
         """Those of these objects that are on workers."""
@@ -57,46 +64,68 @@ class KeptResults:
         return tuple(FileRef(FileName(ref.name), ref.size, KEPT_BASE) for ref in spans if ref.name in self._names)
 
     def open(self, name: str) -> memoryview:
-        """A part of any result; one that has stayed on a worker is brought first. Raises `FileUnavailable`, `Closed`, `KeyError`."""
+        """A part of any result; one that has stayed on a worker is brought first. Raises as `bring`, and `KeyError`."""
         try:
             return self._read(name)
         except KeyError:
             if name not in self._names:
                 raise
-        return self.bring(FileName(name))
+        return self.bring(FileName(name), None)
 
-    def bring(self, name: FileName) -> memoryview:
-        """Something that a call has left on a worker, or will leave there. Raises `FileUnavailable`, `Closed`."""
-        with self._arrived:
-            self._brought.pop(name, None)
-            self._say(BringFiles((name,)))
-            while name not in self._brought:
-                if why := self._closed():
-                    raise Closed(why)
-                self._arrived.wait(LOOK_SECONDS)
-            text = self._brought[name]
-        if text:
-            raise FileUnavailable(text)
+    def here(self, name: str, timeout: float | None) -> None:
+        """Have a part in the store, if it is one of a result that has stayed. Raises as `bring`."""
+        if name in self._names:
+            try:
+                self._read(name)
+            except KeyError:
+                self.bring(FileName(name), timeout)
+
+    def bring(self, name: FileName, timeout: float | None) -> memoryview:
+        """Something that a call has left on a worker, or will leave there. Raises `FileUnavailable`, `Closed`, `TimeoutError`."""
+        waiter = _Waiter()
+        with self._lock:
+            self._waiters.setdefault(name, []).append(waiter)
+        self._say(BringFiles((name,)))
+        end = None if timeout is None else time.monotonic() + timeout
+        while not waiter.answered.wait(LOOK_SECONDS if end is None else max(0.0, min(LOOK_SECONDS, end - time.monotonic()))):
+            if why := self._closed():
+                raise Closed(why)
+            if end is not None and time.monotonic() >= end:
+                raise TimeoutError(f"the result has stayed on a worker, and was not here within {timeout:g} s")
+        if waiter.text:
+            if why := self._closed():
+                raise Closed(why)
+            raise FileUnavailable(waiter.text)
         return self._read(name)
 
     def brought(self, name: str, text: str) -> None:
         """The manager has it in its store, or cannot have it."""
-        with self._arrived:
-            self._brought[name] = text
-            self._arrived.notify_all()
+        with self._lock:
+            waiters = self._waiters.pop(name, ())
+        for waiter in waiters:
+            waiter.text = text
+            waiter.answered.set()
 
-    def drop(self, names: Sequence[ObjectName]) -> list[ObjectRef]:
-        """Nobody needs these parts of results any more: what was kept for their making."""
+    def drop(self, names: Sequence[ObjectName]) -> None:
+        """Nobody in this program needs these parts of results any more."""
         gone = [FileName(name) for name in names if name in self._names]
         self._names.difference_update(gone)
-        free: list[ObjectRef] = []
-        for name in gone:
-            self._brought.pop(name, None)
-            free += self._needed.pop(name, Needed((), {})).pins
         if gone and not self._closed():
             with suppress(Closed):
                 self._say(ReleaseFiles(tuple(gone), prune=True))
-        return free
+
+    def forgotten(self, names: Sequence[FileName]) -> list[Needed]:
+        """The manager will not make these again: what was kept for that."""
+        return [needed for name in names if (needed := self._needed.pop(name, None)) is not None]
+
+
+class _Waiter:
+    """One who waits for a part of a result."""
+
+    __slots__ = ("answered", "text")
+
+    def __init__(self) -> None:
+        self.answered, self.text = threading.Event(), ""
 
 
 def sandbox_of(inputs: dict[str, File], outputs: dict[str, File], files: dict[str, File], returned: FileName = NO_NAME) -> Sandbox:
@@ -110,3 +139,11 @@ def sandbox_of(inputs: dict[str, File], outputs: dict[str, File], files: dict[st
             found.append((path, file.ref.name, file.ref.base))
     made = tuple((path, FileName(file.name)) for path, file in outputs.items())
     return Sandbox(tuple(found), made, returned)
+
+
+def bring_result(owner: object, record: CallDone | None, timeout: float | None) -> None:
+    """Have here what has stayed on a worker of a result that is about to be read. Raises `TimeoutError`; all else is reading's to tell."""
+    bring: Callable[[Sequence[ObjectRef], float | None], None] | None = getattr(owner, "bring", None)
+    if bring is not None and record is not None and record.end.kept:
+        with suppress(FileUnavailable, Closed):
+            bring(record.end.spans, timeout)

@@ -80,10 +80,9 @@ class LibraryState(msgspec.Struct, eq=False):
         mean = self.durations.mean
         ahead = AHEAD_MOST if mean * AHEAD_MOST <= AHEAD_SECONDS else int(AHEAD_SECONDS / mean)
         if ahead != self.ahead:
-            grown = ahead > self.ahead
             self.ahead = ahead
-            if grown:
-                for instance in self.instances.values():
+            for instance in self.instances.values():
+                if instance.id in self.roomy or instance.id in self.idle or instance.outstanding >= instance.target:
                     self.refresh(instance)
 
     def slots(self) -> int:

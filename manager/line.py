@@ -22,7 +22,7 @@ import shutil
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ from windlass import __version__
 from windlass.dataplane import DataClient, ObjectGone
 from windlass.errors import Closed, StoreFull, Unreachable, WindlassError
 from windlass.identity import ConnectionFile
-from windlass.manager.inbox import Inbox
+from windlass.manager.inbox import Inbox, Tidy
 from windlass.messages import (
     PROTOCOL,
     CallDone,
@@ -39,6 +39,8 @@ from windlass.messages import (
     CallSpec,
     CancelSubmitted,
     FileBrought,
+    FileName,
+    FilesForgotten,
     GetStatus,
     Hello,
     KeepCalls,
@@ -71,6 +73,8 @@ class Line:
         deliver: Callable[[list[CallDone]], None],
         on_lost: Callable[[str], None],
         on_brought: Callable[[str, str], None],
+        on_forgotten: Callable[[Sequence[FileName]], None],
+        tidy: Callable[[], None],
     ) -> None:
         self.inbox: Inbox[Any] = Inbox(self._wake)
         self.store = AttachedStore(self)
@@ -80,6 +84,7 @@ class Line:
         self._name = name
         self._file = connection
         self._deliver, self._on_lost, self._on_brought = deliver, on_lost, on_brought
+        self._on_forgotten, self._tidy = on_forgotten, tidy
         self._statuses: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._asking = threading.Lock()
         self._data: DataClient | None = None
@@ -224,6 +229,9 @@ class Line:
                 size += len(item.payload) + 64 + 48 * len(item.spans) + 160 * len(item.inputs)
                 continue
             message = item[1]
+            if type(message) is Tidy:
+                self._tidy()
+                continue
             if calls:
                 flush()
             # Many come one by one, from futures that are cancelled or dropped.
@@ -248,6 +256,8 @@ class Line:
             if not message.text:
                 self.store.brought(message.name)
             self._on_brought(message.name, message.text)
+        elif isinstance(message, FilesForgotten):
+            self._on_forgotten(message.names)
         elif isinstance(message, Leave):
             self._over(f"the manager has ended: {message.reason}")
 

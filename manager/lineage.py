@@ -27,6 +27,8 @@ from windlass.messages import CallId, CallSpec, FileName
 KEPT_BASE: Final = "data"
 #: Times that one result may be made again.
 REMAKES_MOST: Final = 3
+#: And when it was evicted, or its worker left in order.
+EVICTIONS_MOST: Final = 50
 #: Ids of remakes: above all that programs' calls have.
 FIRST_REMAKE: Final = 1 << 62
 
@@ -37,6 +39,8 @@ class Product(msgspec.Struct, eq=False):
     spec: CallSpec
     names: tuple[FileName, ...]
     remakes: int = 0
+    #: Times that it was made again though no worker was lost.
+    evictions: int = 0
     #: The remake under way; 0: none.
     call: CallId = CallId(0)
     #: Products that were made of this one.
@@ -52,6 +56,8 @@ class Lineage:
         self.products: dict[FileName, Product] = {}
         self.remakes: dict[CallId, Product] = {}
         self._next = FIRST_REMAKE
+        #: Products that will not be made again: the call that made each, and its parts; for the shell to tell its program.
+        self.forgotten: list[tuple[CallId, tuple[FileName, ...]]] = []
 
     def expect(self, spec: CallSpec, names: tuple[FileName, ...], *, under_way: bool = True) -> None:
         """A call will leave these on a worker; it is under way, or (then it is no remake yet) will be when one of them is needed."""
@@ -64,13 +70,15 @@ class Lineage:
         for name in names:
             self.products[name] = product
 
-    def made(self, spec: CallSpec, names: tuple[FileName, ...]) -> Product:
-        """A call, or its remake, has left these on a worker."""
+    def made(self, spec: CallSpec, names: tuple[FileName, ...]) -> tuple[Product, tuple[FileName, ...]]:
+        """A call, or its remake, has left these on a worker; and what was expected of it and is not among them."""
+        gone: tuple[FileName, ...] = ()
         product = self.remakes.pop(spec.call, None)
         if product is None:
             product = self._new(spec, names)
         else:
             product.call = CallId(0)
+            gone = tuple(name for name in product.names if name not in names)
             for name in product.names:
                 self.products.pop(name, None)
             product.names = names
@@ -78,10 +86,11 @@ class Lineage:
             self.products[name] = product
         if product.released:
             self._forget(product)
-        return product
+        return product, gone
 
-    def remake(self, name: FileName) -> CallSpec | str | None:
-        """A result is gone: the call that makes it again; None while one is under way; or why there can be none."""
+    def remake(self, name: FileName, *, lost: bool = True) -> CallSpec | str | None:
+        """A result is gone (``lost``: with a worker that was lost): the call that makes it again; None while one is under way; or why
+        there can be none."""
         product = self.products.get(name)
         if product is None:
             return f"result {name} was lost with its worker, and nobody knows what made it"
@@ -89,7 +98,11 @@ class Lineage:
             return None
         if product.remakes >= REMAKES_MOST:
             return f"the result was lost with its workers {product.remakes + 1} times; keep it in the program, or on fewer, safer pilots"
-        product.remakes += 1
+        if not lost and product.evictions >= EVICTIONS_MOST:
+            times = product.evictions + 1
+            return f"the result had to make room, or left with its worker, {times} times: the caches of the workers are too small"
+        product.remakes += lost or product.remakes < 0
+        product.evictions += not lost
         product.call = CallId(self._next)
         self._next += 1
         self.remakes[product.call] = product
@@ -139,6 +152,7 @@ class Lineage:
                 waiting.append(source)
             for name in one.names:
                 self.products.pop(name, None)
+            self.forgotten.append((one.spec.call, one.names))
 
     def check(self) -> None:
         """Invariants between the collections; raises AssertionError."""

@@ -80,6 +80,8 @@ class File(msgspec.Struct, eq=False):
     failures: int = 0
     not_before: float = 0.0
     lost: str = ""
+    #: The last copy that went was evicted, or went with a worker that left as it should.
+    evicted: bool = False
     #: A holder has been asked to put it into the manager's store.
     pushing: WorkerId = WorkerId("")
     #: Somebody wants it in the manager's store.
@@ -109,14 +111,16 @@ class Replicas:
         self.told = False
         #: Files that are served from the manager and are needed no more.
         self.forgotten: list[FileName] = []
-        #: Something has happened since the last `pump`.
-        self._dirty = False
+        #: Files to which something has happened since the last `pump`, and sources that have room again.
+        self._touched: dict[FileName, None] = {}
+        self._freed: dict[str, None] = {}
+        #: Files that wait for room at a source, by that and its limit; and those that wait for time to pass, until when.
+        self._blocked: dict[tuple[str, int], dict[FileName, None]] = {}
+        self._delayed: dict[FileName, None] = {}
         self._retry_at = 0.0
         self._addresses: dict[WorkerId, tuple[str, ...]] = {}
         #: Fetches under way by source.
         self._busy: Counter[str] = Counter()
-        #: Those with somebody waiting.
-        self._wanted: dict[FileName, File] = {}
 
     # ------------------------------------------------------------ the program
 
@@ -128,8 +132,10 @@ class Replicas:
         elif not file.declared or file.lost:
             # What is declared anew may be mended.
             file.ref, file.origin, file.lost, file.failures, file.not_before = ref, origin, "", 0, 0.0
+        elif origin != _NOWHERE:
+            file.origin = origin  # the same content; what was declared last is there most likely
         file.declared += 1
-        self._dirty = True
+        self._touched[ref.name] = None
 
     def release(self, names: Iterable[FileName], *, prune: bool = False) -> None:
         """One declaration less; after the last one replicas go that were for calls only, or all with ``prune``."""
@@ -149,13 +155,13 @@ class Replicas:
 
     def keep(self, ref: FileRef, worker: WorkerId) -> None:
         """A call has left a part of its result with a worker; it is declared by that, once."""
-        self._dirty = True
         file = self.files.get(ref.name)
         if file is None:
             file = self.files[ref.name] = File(ref, FileOrigin(), declared=1)
         file.ref, file.lost = msgspec.structs.replace(ref, level=file.ref.level), ""
         file.declared = max(1, file.declared)
         file.holders[worker] = None
+        self._touched[ref.name] = None
         if file.bring:
             self._push(file)
 
@@ -171,19 +177,24 @@ class Replicas:
                 file.bring = True
                 self._push(file)
 
-    def pushed(self, worker: WorkerId, name: FileName, text: str) -> None:
+    def pushed(self, worker: WorkerId, name: FileName, text: str, now: float) -> None:
         """A worker has put a result into the manager's store, or could not."""
         file = self.files.get(name)
         if file is None or file.pushing != worker:
             return
-        self._dirty = True
         file.pushing = WorkerId("")
+        self._touched[name] = None
         if text:  # who has it no more says so beside
-            if file.holders:
+            if not file.holders:
+                self._push(file)
+                return
+            if file.bring:
                 file.bring = False
                 self.brought.append((name, text))
-            else:
-                self._push(file)
+            file.failures += 1
+            file.not_before = now + ORIGIN_PAUSE * 2 ** (file.failures - 1)
+            if file.failures >= ORIGIN_TRIES and file.waiting:
+                self._lose(file, f"it cannot be had from the worker that has it: {text}")
             return
         file.origin = FileOrigin(object=ObjectRef(ObjectName(name), file.ref.size))
         file.bring = False
@@ -215,12 +226,13 @@ class Replicas:
 
     def serving(self, worker: WorkerId, addresses: tuple[str, ...]) -> None:
         """A worker's peers can reach it."""
-        self._dirty = True
         self._addresses[worker] = addresses
+        for name, file in self.files.items():
+            if file.waiting and (worker in file.holders or worker in file.fetching):
+                self._touched[name] = None
 
     def wanted(self, worker: WorkerId, names: Iterable[FileName]) -> None:
         """A worker needs these."""
-        self._dirty = True
         for name in names:
             file = self.files.get(name)
             if file is None or (not file.declared and not file.holders):
@@ -228,19 +240,24 @@ class Replicas:
             elif file.lost:
                 self.out.append((worker, FileLost(name, file.lost)))
             elif worker not in file.fetching:
-                file.holders.pop(worker, None)  # it would not ask
+                if file.holders.pop(worker, "") is None:  # it would not ask
+                    file.evicted = True
                 file.waiting[worker] = None
-                self._wanted[name] = file
+                self._touched[name] = None
                 self._look_for_orphan(file)
 
     def here(self, worker: WorkerId, name: FileName, size: int, digest: str = "") -> None:
         """A worker has it."""
-        self._dirty = True
         file = self.files.get(name)
         if file is None:
             return
         self._fetched(file, worker)
         file.waiting.pop(worker, None)
+        if not file.declared and (file.ref.level == PASSING or name.startswith(RESULT)):
+            self.out.append((worker, DropFiles((name,))))  # it was released while this worker fetched it
+            self._forget(file)
+            return
+        self._touched[name] = None
         file.holders[worker] = None
         file.failures = 0
         file.digest = file.digest or digest
@@ -249,7 +266,6 @@ class Replicas:
 
     def failed(self, worker: WorkerId, message: FileFailed, now: float) -> None:
         """A worker could not have it from there."""
-        self._dirty = True
         file = self.files.get(message.name)
         if file is None:
             return
@@ -279,26 +295,29 @@ class Replicas:
                 self.out.append((worker, FileLost(message.name, text)))
                 return
         file.waiting[worker] = None
-        self._wanted[message.name] = file
+        self._touched[message.name] = None
 
     def gone(self, worker: WorkerId, names: Iterable[FileName]) -> None:
         """A worker has these no more."""
-        self._dirty = True
         for name in names:
             file = self.files.get(name)
             if file is not None:
-                file.holders.pop(worker, None)
+                if file.holders.pop(worker, "") is None:
+                    file.evicted = True
+                self._touched[name] = None
                 self._look_for_orphan(file)
                 self._forget(file)
 
-    def worker_lost(self, worker: WorkerId) -> None:
-        """A worker is gone with its replicas."""
-        self._dirty = True
+    def worker_lost(self, worker: WorkerId, *, orderly: bool = False) -> None:
+        """A worker is gone with its replicas; ``orderly``: it was let go, or came to its walltime."""
         self._addresses.pop(worker, None)
         for file in list(self.files.values()):
+            if file.waiting:
+                self._touched[file.ref.name] = None
             self._fetched(file, worker)
             file.waiting.pop(worker, None)
-            file.holders.pop(worker, None)
+            if file.holders.pop(worker, "") is None:
+                file.evicted = orderly
             if file.pushing == worker:
                 file.pushing = WorkerId("")
                 self._push(file)
@@ -308,22 +327,41 @@ class Replicas:
             self._forget(file)
 
     def pump(self, now: float) -> None:
-        """Give those who wait a source, where one has room. Costs nothing when nothing has happened."""
-        if not self._wanted or not (self._dirty or now >= self._retry_at > 0):
+        """Give those who wait a source, where one has room. Looks only at what something has happened to."""
+        if now >= self._retry_at > 0:
+            self._touched.update(self._delayed)
+            self._delayed, self._retry_at = {}, 0.0
+        while self._touched or self._freed:
+            touched, self._touched = self._touched, {}
+            for name in touched:
+                self._serve(name, now)
+            freed, self._freed = self._freed, {}
+            for key in freed:
+                for limit in (PEER_FETCHES, MANAGER_FETCHES, ORIGIN_FETCHES, SMALL_FETCHES):
+                    blocked = self._blocked.pop((key, limit), {})
+                    while blocked and self._busy[key] < limit:
+                        name = next(iter(blocked))
+                        del blocked[name]
+                        self._serve(name, now)
+                    if blocked:
+                        self._blocked[key, limit] = blocked | self._blocked.get((key, limit), {})
+
+    def _serve(self, name: FileName, now: float) -> None:
+        """Find sources for those who wait for this file."""
+        file = self.files.get(name)
+        if file is None or not file.waiting:
             return
-        self._dirty, self._retry_at = False, 0.0
-        for name, file in list(self._wanted.items()):
-            for worker in list(file.waiting):
-                source = self._source(file, worker, now)
-                if source is None:
-                    continue
-                key = source.peer or source.url or source.path or "archive"
-                del file.waiting[worker]
-                file.fetching[worker] = key
-                self._busy[key] += 1
-                self.out.append((worker, FetchFile(file.ref, source, file.digest)))
-            if not file.waiting:
-                del self._wanted[name]
+        for worker in list(file.waiting):
+            source = self._source(file, worker, now)
+            if source is None:
+                if not file.apart:
+                    return  # it is the same for all who wait
+                continue
+            key = source.peer or source.url or source.path or "archive"
+            del file.waiting[worker]
+            file.fetching[worker] = key
+            self._busy[key] += 1
+            self.out.append((worker, FetchFile(file.ref, source, file.digest)))
 
     def counts(self) -> dict[WorkerId, int]:
         """How many replicas each worker has."""
@@ -346,22 +384,32 @@ class Replicas:
             if peer is not None:
                 return FileSource(peer, self._addresses[peer])
             if self._to_come(file, worker):
+                for one in file.holders:
+                    self._blocked.setdefault((one, PEER_FETCHES), {})[file.ref.name] = None
                 return None
         if not has_origin:
             if any(one not in self._addresses for one in file.holders):
                 return None  # it has not said yet how it is reached
+            if now < file.not_before:
+                self._delay(file)
+                return None
             self._push(file)  # no holder can be reached from there: by way of the manager
             return None
         if now < file.not_before:
-            self._retry_at = min(self._retry_at or file.not_before, file.not_before)
+            self._delay(file)
             return None
         at_manager = bool(origin.path or origin.object)
         key = self.manager if at_manager else origin.url or origin.shared
         limit = SMALL_FETCHES if file.small else MANAGER_FETCHES if at_manager else ORIGIN_FETCHES
         if self._busy[key] >= limit:
+            self._blocked.setdefault((key, limit), {})[file.ref.name] = None
             return None
         file.origin_reads += 1
         return FileSource(self.manager) if at_manager else FileSource(url=origin.url, path=origin.shared)
+
+    def _delay(self, file: File) -> None:
+        self._delayed[file.ref.name] = None
+        self._retry_at = min(self._retry_at or file.not_before, file.not_before)
 
     def _peer(self, file: File, worker: WorkerId) -> WorkerId | None:
         """The least busy worker that could serve it to this one now."""
@@ -393,6 +441,7 @@ class Replicas:
         key = file.fetching.pop(worker, None)
         if key is not None:
             self._busy[key] -= 1
+            self._freed[key] = None
             if not self._busy[key]:
                 del self._busy[key]
 
@@ -407,7 +456,6 @@ class Replicas:
         if file.declared or file.holders or file.fetching:
             return
         self._lose(file, "it was released")
-        self._wanted.pop(file.ref.name, None)
         self.files.pop(file.ref.name, None)
 
     def check(self) -> None:
@@ -418,5 +466,4 @@ class Replicas:
             assert file.ref.name == name
             assert not (file.waiting.keys() & file.fetching.keys())
             assert not (file.waiting.keys() & file.holders.keys())
-            assert not file.waiting or name in self._wanted
             assert not file.lost or not file.waiting

@@ -38,7 +38,7 @@ from windlass.manager.attachments import Attachments
 from windlass.manager.client import Client
 from windlass.manager.core import Core
 from windlass.manager.filedesk import FileDesk
-from windlass.manager.inbox import Inbox
+from windlass.manager.inbox import Inbox, Tidy
 from windlass.manager.status import add_inputs, status, within
 from windlass.messages import (
     HOST,
@@ -334,6 +334,9 @@ class Server:
         """A client or factory has said something."""
         now, core = self.now(), self.core
         match message:
+            case Tidy():
+                if self.client is not None:
+                    self.client.tidy()
             case CancelSubmitted(calls):
                 core.cancel(calls, now)
             case InstallLibrary(spec):
@@ -419,7 +422,12 @@ class Server:
             link = self._links.get(worker)
             if link is not None:
                 link.send_now(*(self.files.signed(worker, messages) if core.replicas.told else messages))
-        self.files.act(self.attachments.tell, self.client.kept.brought if self.client is not None else None)
+        client = self.client
+        self.files.act(
+            self.attachments.tell,
+            client.kept.brought if client is not None else None,
+            client.forgotten if client is not None else None,
+        )
         while core.late_objects:
             self.store.discard(core.late_objects.pop().name)
         done = core.take_done()

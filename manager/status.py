@@ -37,8 +37,9 @@ def status(
     return {
         "manager": {"id": manager, "addresses": [f"{host}:{port}" for host, port in addresses], "at": now, "detached": detached},
         "calls": {
-            "waiting": sum(state.waiting for state in core.libraries.values()),
+            "waiting": sum(state.waiting for state in core.libraries.values()) + sum(map(len, core.parked.values())),
             "waiting_for_inputs": 0,
+            "waiting_for_files": sum(map(len, core.parked.values())),
             "running": sum(state.running for state in core.libraries.values()),
             "done": counters.returned,
             "failed": counters.failed,

@@ -187,7 +187,7 @@ class Files:
         self._give_up(message.name)
         for waiter in self._waiters.pop(message.name, ()):
             if not waiter.done():
-                waiter.set_exception(SourceGone(message.text))
+                waiter.set_exception((SourceFailed if message.later else SourceGone)(message.text))
         if message.later:
             self._later(key_of(message.name))
         else:
@@ -321,7 +321,7 @@ class Files:
         self._wanted.discard(name)
         for waiter in self._waiters.pop(name, ()):
             if not waiter.done():
-                waiter.set_exception(SourceGone(text))
+                waiter.set_exception(CannotKeep(text))
         self._failed(key_of(name), NO_FILE, text)
 
     def _pin(self, ref: FileRef) -> bool:
@@ -330,7 +330,14 @@ class Files:
         except KeyError:
             return False
         try:
-            self.cache.path(ref.name, ref.base)
+            path = self.cache.path(ref.name, ref.base)
+            facts = self.cache.facts(ref.name)
+            if path.is_file() and path.stat().st_size != facts.size:
+                log.error("file %s was cut in the cache; it is removed, and fetched again", ref.name)
+                self.cache.unpin(ref.name)
+                self.cache.discard(ref.name)
+                self._forget([ref.name])
+                return False
         except KeyError:
             self.cache.unpin(ref.name)
             return False

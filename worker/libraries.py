@@ -23,9 +23,13 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from windlass import folders
 from windlass.errors import UsageError, WindlassError
 from windlass.messages import (
+    CANCELLED,
     DIED,
+    OUT_OF_MEMORY,
+    TIMED_OUT,
     AddFunctions,
     CallEnd,
     FileRef,
@@ -46,6 +50,7 @@ from windlass.messages import (
 from windlass.worker import importcost
 from windlass.worker.backlog import Backlog
 from windlass.worker.lifetime import PER_BATCH
+from windlass.worker.slotlink import room_name
 from windlass.worker.transfers import TransferFailed, Transfers
 
 if TYPE_CHECKING:
@@ -249,8 +254,17 @@ class Libraries:
         if instance in self.entries:
             # A few of a large batch do: this is for telling calls of minutes from calls of milliseconds.
             sample = ends if len(ends) <= PER_BATCH else ends[:: len(ends) // PER_BATCH]
+            for end in ends:
+                if end.outcome in (DIED, TIMED_OUT, OUT_OF_MEMORY, CANCELLED):
+                    self._clear_room(self.entries[instance], end)
             self._ran([end.ended_at - end.started_at for end in sample if end.started_at])
             self._backlog.ended(instance, ends)
+
+    def _clear_room(self, entry: Entry, end: CallEnd) -> None:
+        """A call that was killed has left its own directory, if it had one."""
+        room = entry.library.folder / "work" / room_name(end.call, end.attempt)
+        if room.is_dir():
+            asyncio.get_running_loop().run_in_executor(None, folders.remove_tree, room)
 
     def on_lost(self, instance: InstanceId, calls: Sequence[HeldCall]) -> None:
         if instance in self.entries:

@@ -17,7 +17,7 @@ from windlass.errors import UsageError
 from windlass.files import local_file
 from windlass.folders import remove_tree
 from windlass.messages import CallRun, FileName, FileRef
-from windlass.worker.slotlink import kept_folder
+from windlass.worker.slotlink import kept_folder, room_name
 
 
 class Room:
@@ -26,7 +26,7 @@ class Room:
     def __init__(self, run: CallRun, work_folder: str, cache_folder: str) -> None:
         assert run.sandbox is not None
         self.sandbox = run.sandbox
-        self.folder = os.path.join(work_folder, f"call-{run.call}-{run.attempt}")
+        self.folder = os.path.join(work_folder, room_name(run.call, run.attempt))
         self._work, self._kept = work_folder, kept_folder(cache_folder)
 
     def enter(self) -> None:
@@ -47,7 +47,7 @@ class Room:
         if self.sandbox.returned:
             if not isinstance(value, str | os.PathLike):
                 raise UsageError(f"it makes a file, so it must return the path of that, and returned {type(value).__name__}")
-            wanted.append((os.fspath(value), self.sandbox.returned))
+            wanted.append((os.path.join(os.getcwd(), os.fspath(value)), self.sandbox.returned))
             value = None
         return tuple(self._take(path, name) for path, name in wanted), value
 
@@ -58,6 +58,9 @@ class Room:
 
     def _take(self, path: str, name: FileName) -> FileRef:
         inside = os.path.join(self.folder, path)
+        home = os.path.realpath(os.path.dirname(os.path.normpath(inside)))
+        if not f"{home}/".startswith(f"{os.path.realpath(self.folder)}/") or os.path.normpath(inside) == self.folder:
+            raise UsageError(f"its output {path!r} is not in the call's own directory, where what it makes must be: copy it there")
         try:
             status = os.lstat(inside)
         except OSError as error:
@@ -67,7 +70,7 @@ class Room:
         elif stat.S_ISDIR(status.st_mode):
             size = sum(os.lstat(os.path.join(below, each)).st_size for below, _, files in os.walk(inside) for each in files)
         else:
-            raise UsageError(f"its output {path!r} is neither a regular file nor a folder")
+            raise UsageError(f"its output {path!r} is neither a regular file nor a folder (links, such as inputs, are not taken)")
         os.makedirs(self._kept, mode=0o700, exist_ok=True)
         os.rename(inside, os.path.join(self._kept, name))
         return FileRef(name, size, os.path.basename(os.path.normpath(path)))

@@ -74,6 +74,11 @@ def kept_folder(cache_folder: str) -> str:
     return f"{cache_folder}-kept"
 
 
+def room_name(call: int, attempt: int) -> str:
+    """The directory of a call's own, in the instance's working directory."""
+    return f"call-{call}-{attempt}"
+
+
 def kept_name(prefix: str, number: int) -> str:
     """The name of the part of this number, from 1; the same whenever and wherever the call runs again."""
     return f"r-{prefix}{number:08x}"

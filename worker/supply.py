@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from windlass import folders
-from windlass.errors import UsageError, WindlassError
+from windlass.errors import Damaged, UsageError, WindlassError
 from windlass.messages import (
     NO_FILE,
     CallEnd,
@@ -224,7 +224,14 @@ class Supply:
             self._say_now(FilePushed(name, "it is not in the worker's cache any more"))
             return
         try:
-            ref = self.store.adopt(name, cache.path(name, KEPT_BASE), pin=True)
+            path = cache.path(name, KEPT_BASE)
+            if path.is_dir():
+                raise UsageError(f"{name} is a folder, which only calls can be given")
+            if path.stat().st_size != cache.facts(name).size:
+                cache.discard(name)
+                self._say(FilesGone((name,)))
+                raise Damaged(f"{name} was cut in the cache of {os.uname().nodename}")
+            ref = self.store.adopt(name, path, pin=True)
             try:
                 await self.put(ref.name, str(self.store.folder / ref.name))
             finally:

@@ -880,6 +880,12 @@ class FileBrought(Message, frozen=True):
     text: str = ""
 
 
+class FilesForgotten(Message, frozen=True):
+    """Manager → client: these results will not be made again, so what their making needs may go."""
+
+    names: tuple[FileName, ...]
+
+
 class KeepCalls(Message, frozen=True):
     """Client → manager, over a connection, first of all: I am a program with calls to come. With ``keep`` they go on when I am gone."""
 
@@ -986,7 +992,7 @@ FromWorker = (
 )
 ToFactory = Demand | ResumePool | Leave
 FromFactory = PoolReport | ReleasePilots | Goodbye
-ToClient = Status | CallsDone | Means | FileBrought | Leave
+ToClient = Status | CallsDone | Means | FileBrought | FilesForgotten | Leave
 FromClient = (
     SubmitCalls
     | CancelSubmitted

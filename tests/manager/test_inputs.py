@@ -249,6 +249,7 @@ class Bench:
 
     def nothing_left(self) -> None:
         """All calls have ended: nothing is held, and no object is pinned."""
+        self.client.tidy()
         self.client.feeder.inputs.check()
         assert self.client.feeder.count.waiting == 0
         assert not self.client.feeder.held

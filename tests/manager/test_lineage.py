@@ -68,7 +68,7 @@ def test_a_remake_that_fails_says_what_cannot_be_had(lineage: Lineage) -> None:
 
 def test_what_a_result_was_made_of_is_known_until_both_are_let_go(lineage: Lineage) -> None:
     lineage.made(spec(1), (name(1),))
-    product = lineage.made(spec(2, 1), (name(2),))
+    product, _ = lineage.made(spec(2, 1), (name(2),))
     assert lineage.borrowed(product) == []
     lineage.released([name(1)])
     assert lineage.borrowed(product) == [name(1)]

@@ -239,7 +239,7 @@ def test_a_holder_that_cannot_be_reached_sends_the_result_by_way_of_the_manager(
     replicas.pump(0.0)
     assert replicas.out == [(WORKERS[0], PushFile(RESULT.name))]
     replicas.out = []
-    replicas.pushed(WORKERS[0], RESULT.name, "")
+    replicas.pushed(WORKERS[0], RESULT.name, "", 0.0)
     assert replicas.brought == [(RESULT.name, "")]
     assert list(fetches(replicas).values()) == [FileSource("m")]
 
@@ -261,7 +261,7 @@ def test_a_result_that_is_asked_for_comes_once(replicas: Replicas) -> None:
     replicas.bring([RESULT.name])
     assert replicas.out == [(WORKERS[0], PushFile(RESULT.name))]
     replicas.out = []
-    replicas.pushed(WORKERS[0], RESULT.name, "")
+    replicas.pushed(WORKERS[0], RESULT.name, "", 0.0)
     replicas.bring([RESULT.name])
     assert replicas.brought == [(RESULT.name, "")] * 2
     assert replicas.out == []
