@@ -118,6 +118,7 @@ class Client:
         self.closed = ""
         #: Results that stay on workers.
         self.kept = KeptResults(self._read, self.say, lambda: self.closed)
+        self.bring = self.kept.have
         #: Left by finalisers, which may run at any point of any thread, with any lock of this program held: they only leave word.
         self._later: deque[Callable[[], object]] = deque()
         self._tidying = False
@@ -444,18 +445,12 @@ class Client:
             futures.pop(call, None)
         return more
 
-    def bring(self, spans: Sequence[ObjectRef], timeout: float | None) -> None:
-        """Have these parts of a result here, for who is about to read them. Raises `TimeoutError`, and as `KeptResults.bring`."""
-        end = None if timeout is None else time.monotonic() + timeout
-        for ref in spans:
-            self.kept.here(ref.name, None if end is None else max(0.0, end - time.monotonic()))
-
     def _needed_by(self, call: CallId) -> Needed:
         """What making the result of a call again needs of this program. (Kept results that it was given the manager can make again.)"""
         held = self.feeder.take_held(call)
-        self.feeder.let_go_held([name for name in held if self.kept.has(name)])
-        rest = [name for name in held if not self.kept.has(name)]
-        return Needed(self._pinned.pop(call, ()), self._files.pop(call, {}), rest)
+        kept = [name for name in held if self.kept.has(name)]
+        self.feeder.let_go_held(kept)
+        return Needed(self._pinned.pop(call, ()), self._files.pop(call, {}), [name for name in held if name not in kept])
 
     def forgotten(self, names: Sequence[FileName]) -> None:
         """The manager will not make these results again: what their making needs may go. On the thread that delivers."""

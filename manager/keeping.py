@@ -72,13 +72,15 @@ class KeptResults:
                 raise
         return self.bring(FileName(name), None)
 
-    def here(self, name: str, timeout: float | None) -> None:
-        """Have a part in the store, if it is one of a result that has stayed. Raises as `bring`."""
-        if name in self._names:
-            try:
-                self._read(name)
-            except KeyError:
-                self.bring(FileName(name), timeout)
+    def have(self, spans: Sequence[ObjectRef], timeout: float | None) -> None:
+        """Have in the store those of these parts of a result that have stayed. Raises as `bring`, `TimeoutError` for all of them."""
+        end = None if timeout is None else time.monotonic() + timeout
+        for ref in spans:
+            if ref.name in self._names:
+                try:
+                    self._read(ref.name)
+                except KeyError:
+                    self.bring(FileName(ref.name), None if end is None else max(0.0, end - time.monotonic()))
 
     def bring(self, name: FileName, timeout: float | None) -> memoryview:
         """Something that a call has left on a worker, or will leave there. Raises `FileUnavailable`, `Closed`, `TimeoutError`."""
@@ -145,5 +147,5 @@ def bring_result(owner: object, record: CallDone | None, timeout: float | None) 
     """Have here what has stayed on a worker of a result that is about to be read. Raises `TimeoutError`; all else is reading's to tell."""
     bring: Callable[[Sequence[ObjectRef], float | None], None] | None = getattr(owner, "bring", None)
     if bring is not None and record is not None and record.end.kept:
-        with suppress(FileUnavailable, Closed):
+        with suppress(FileUnavailable, Closed, KeyError):  # KeyError: another thread has read it meanwhile, and let go of the bytes
             bring(record.end.spans, timeout)

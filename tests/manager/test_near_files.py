@@ -70,10 +70,10 @@ class Cluster:
         self.core.submit(specs, self.now)
         self.step()
 
-    def end(self, worker: WorkerId) -> None:
-        """All that this worker has ends, after 20 ms each."""
+    def end(self, worker: WorkerId, seconds: float = 0.02) -> None:
+        """All that this worker has ends, after so long each."""
         runs, self.running[worker] = self.running[worker], []
-        ends = [CallEnd(run.call, run.attempt, RETURNED, b"", started_at=self.now, ended_at=self.now + 0.02) for run in runs]
+        ends = [CallEnd(run.call, run.attempt, RETURNED, b"", started_at=self.now, ended_at=self.now + seconds) for run in runs]
         self.core.worker_said(worker, [CallsEnded(ends)], self.now)
         self.step()
 
@@ -129,6 +129,16 @@ def test_a_busy_holder_is_worth_waiting_for_only_when_moving_costs_more(cluster:
     assert sorted(cluster.numbers().values()) == [1, 1]
     cluster.submit((heavy,))
     assert cluster.numbers()[WORKERS[1]] == 2
+
+
+def test_calls_that_turn_out_long_leave_no_room_behind_others(cluster: Cluster) -> None:
+    """What was allowed ahead shrinks for all workers, whoever it was learned from."""
+    files = [cluster.file(number, 10_000_000, worker) for number, worker in enumerate(WORKERS)]
+    cluster.submit(*[(file,) for file in files for _ in range(3)])
+    assert all(number > 1 for number in cluster.numbers().values())
+    cluster.end(WORKERS[0], seconds=30.0)
+    cluster.submit(*[(file,) for file in files for _ in range(6)])
+    assert sum(cluster.numbers().values()) <= 8
 
 
 def test_small_files_lead_nowhere(cluster: Cluster) -> None:

@@ -254,6 +254,36 @@ def test_one_that_could_not_fetch_from_the_only_holder_gets_it_by_way_of_the_man
     replicas.out = []
 
 
+def test_a_result_that_nobody_can_get_is_lost_in_the_end(replicas: Replicas) -> None:
+    """Its holder is asked a few times, with pauses."""
+    replicas.serving(WORKERS[0], ())
+    replicas.keep(RESULT, WORKERS[0])
+    replicas.wanted(WORKERS[1], [RESULT.name])
+    now = 0.0
+    for number in range(ORIGIN_TRIES):
+        replicas.pump(now)
+        assert replicas.out == [(WORKERS[0], PushFile(RESULT.name))]
+        replicas.out = []
+        replicas.pushed(WORKERS[0], RESULT.name, "disk on fire", now)
+        if number < ORIGIN_TRIES - 1:
+            replicas.pump(now)
+            assert replicas.out == []
+            now += ORIGIN_PAUSE * 2**number
+    assert lost(replicas) == {WORKERS[1]: "it cannot be had from the worker that has it: disk on fire"}
+
+
+def test_what_was_released_while_it_was_fetched_is_dropped_when_it_is_there(replicas: Replicas) -> None:
+    replicas.keep(RESULT, WORKERS[0])
+    replicas.wanted(WORKERS[1], [RESULT.name])
+    fetches(replicas)
+    replicas.release([RESULT.name])
+    replicas.out = []
+    replicas.here(WORKERS[1], RESULT.name, RESULT.size)
+    assert replicas.out == [(WORKERS[1], DropFiles((RESULT.name,)))]
+    replicas.out = []
+    assert RESULT.name not in replicas.files
+
+
 def test_a_result_that_is_asked_for_comes_once(replicas: Replicas) -> None:
     """Into the manager's store, from the first who has it."""
     replicas.keep(RESULT, WORKERS[0])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +78,10 @@ def kept(manager: Manager) -> Manager:
 
 
 def through_manager(manager: Manager) -> int:
-    """Bytes of large results that are in the manager's store."""
-    return int(manager._store.used)  # pyright: ignore[reportPrivateUsage]
+    """Bytes of large results that are in the manager's store. (It also has code, when the tests are on the program's path.)"""
+    store = manager._store  # pyright: ignore[reportPrivateUsage]
+    names = list(store._entries)  # pyright: ignore[reportPrivateUsage]
+    return sum(store.size(name) for name in names if name.startswith("r-"))
 
 
 def test_a_kept_result_is_used_where_it_is_and_comes_only_when_asked_for(kept: Manager, start_factory: Start) -> None:
@@ -202,6 +207,98 @@ def test_an_attached_program_keeps_results_too(kept: Manager, start_factory: Sta
         assert call(attached, "total", other).result(60)[0] == 8 * MB  # type: ignore[arg-type]
         assert len(kept.status()["files"]) >= 1
     until("what it kept is gone", lambda: kept.status()["files"] == [])
+
+
+def slow_make(number: int, size: int) -> Any:
+    time.sleep(1.5)
+    return numpy.full(size, number, dtype="uint8")
+
+
+def test_who_asks_for_a_lost_result_waits_no_longer_than_they_said(kept: Manager, start_factory: Start) -> None:
+    """Two threads and an event loop ask while it is made again: none holds up the other, and each gets it in the end."""
+    kept.install_library("slow", slow_make)
+    start_factory(cores=1)
+    future = kept.submit(FunctionCall("slow", "slow_make", 5, MB).with_options(keep="worker"))
+    assert call(kept, "total", future).result(60)[0] == 5 * MB
+    kill_workers(kept)
+    with pytest.raises(TimeoutError, match="has stayed on a worker"):
+        future.result(0.05)
+    with ThreadPoolExecutor(3) as threads:
+        asked = [threads.submit(future.result, 60) for _ in range(3)]
+
+        async def awaited() -> tuple[int, int]:
+            ticks, task = 0, asyncio.ensure_future(_awaiting(future))
+            while not task.done():
+                await asyncio.sleep(0.01)
+                ticks += 1
+            return int((await task).sum()), ticks
+
+        total_, ticks = asyncio.run(awaited())
+        assert total_ == 5 * MB
+        assert ticks > 5
+        assert [int(one.result(60).sum()) for one in asked] == [5 * MB] * 3
+
+
+async def _awaiting(future: Any) -> Any:
+    return await future
+
+
+@pytest.mark.parametrize("way", ["value", "result", "file"])
+def test_a_result_is_made_again_of_what_it_was_made_of(kept: Manager, start_factory: Start, tmp_path: Path, way: str) -> None:
+    """Though the program has let go of all that: a large value, the result of another call, a file."""
+    kept.install_library("more", of_file, double)
+    start_factory(cores=1)
+    (tmp_path / "data").write_bytes(b"\7" * MB)
+    base: Any
+    if way == "value":
+        base = call(kept, "double", numpy.full(MB, 7, dtype="uint8"), keep=True)
+    elif way == "result":
+        base = call(kept, "double", call(kept, "make", 7), keep=True)
+    else:
+        base = kept.submit(FunctionCall("more", "of_file", kept.declare_file(tmp_path / "data")).with_options(keep="worker"))
+    product = call(kept, "double", base, keep=True)
+    expected = (14 if way == "file" else 28) * MB
+    del base
+    assert call(kept, "total", product).result(60)[0] == expected
+    gc.collect()
+    kill_workers(kept)
+    assert call(kept, "total", product).result(60)[0] == expected
+
+
+def of_file(path: Path) -> Any:
+    return numpy.frombuffer(path.read_bytes(), dtype="uint8")
+
+
+def fewer(path: str) -> list[Any]:
+    """Two arrays, and one when it is run again."""
+    number = 1 if os.path.exists(path) else 2
+    Path(path).touch()
+    return [numpy.full(MB, each, dtype="uint8") for each in range(number)]
+
+
+def first_of(arrays: list[Any]) -> int:
+    return len(arrays)
+
+
+def test_a_remake_that_makes_less_ends_what_needs_the_rest(kept: Manager, start_factory: Start, tmp_path: Path) -> None:
+    """Rather than to let it wait for ever."""
+    kept.install_library("other", fewer, first_of)
+    start_factory(cores=1)
+    future = kept.submit(FunctionCall("other", "fewer", str(tmp_path / "run")).with_options(keep="worker"))
+    assert kept.submit(FunctionCall("other", "first_of", future)).result(60) == 2
+    kill_workers(kept)
+    with pytest.raises(FileUnavailable, match="has made something else this time"):
+        kept.submit(FunctionCall("other", "first_of", future)).result(60)
+
+
+def test_what_an_executors_program_drops_leaves_the_workers(manager: Manager) -> None:
+    """Nobody calls wait() on an executor, so nothing is kept for that."""
+    with windlass.Executor("local", manager=manager, cores=1) as pool:
+        futures = [pool.with_options(keep="worker").submit(make, number) for number in range(3)]
+        assert [pool.submit(total, future).result(60)[0] for future in futures] == [0, MB, 2 * MB]
+        del futures
+        gc.collect()
+        until("they are gone", lambda: manager.status()["files"] == [])
 
 
 def test_other_words_are_refused(kept: Manager) -> None:

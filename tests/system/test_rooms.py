@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import windlass
-from windlass import CallFailed, FileUnavailable, FunctionCall, InputFailed, Manager, UsageError
+from windlass import CallFailed, FileUnavailable, FunctionCall, InputFailed, Manager, SlotDied, UsageError
 
 Start = Callable[..., windlass.Factory]
 
@@ -229,6 +229,39 @@ def test_a_mini_task_that_fails_ends_what_needs_its_file(served: Manager) -> Non
     file = served.declare_minitask(call("forget", "x"))
     with pytest.raises(FileUnavailable, match="must return the path of that, and returned NoneType"):
         served.submit(call("read", file)).result(60)
+
+
+def taken(path: Path | str) -> Path | str:
+    """A mini task that returns what it did not make."""
+    return path
+
+
+def test_a_mini_task_takes_nothing_that_it_did_not_make(served: Manager, tmp_path: Path) -> None:
+    """Not a file of the user's, and not its own input, which is the cache's."""
+    served.install_library("takes", taken)
+    precious = tmp_path / "precious.csv"
+    precious.write_text("mine")
+    source = served.declare_buffer("shared", "b.txt")
+    for given in (str(precious), source, "../precious.csv", "."):
+        with pytest.raises(FileUnavailable, match=r"its output .* is (not in the call's own directory|not there|neither a regular file)"):
+            served.submit(call("read", served.declare_minitask(FunctionCall("takes", "taken", given)))).result(60)
+    assert precious.read_text() == "mine"
+    assert served.submit(call("read", source)).result(60) == "shared"
+
+
+def killed(folder: str) -> None:
+    Path("left").write_text("x" * 1000)
+    Path(folder).write_text(os.getcwd())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_directory_of_a_call_that_dies_goes_too(served: Manager, tmp_path: Path) -> None:
+    served.install_library("dies", killed)
+    work = FunctionCall("dies", "killed", str(tmp_path / "folder"))
+    work.add_input(served.declare_buffer("x"), "x")
+    with pytest.raises(SlotDied):
+        served.submit(work).result(60)
+    until("it is gone", lambda: not os.path.exists((tmp_path / "folder").read_text()))
 
 
 def test_files_that_calls_made_go_when_nobody_holds_them(served: Manager, tmp_path: Path) -> None:
