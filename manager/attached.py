@@ -145,6 +145,9 @@ class AttachedManager(Door):
             origin = msgspec.structs.replace(origin, manifest=self._line.store.put(manifest.encode(), pin=True))
         return super()._declare(ref, origin, manifest)
 
+    def _has_much_room(self) -> bool:
+        return False  # the manager has its own programs in mind
+
     def _put_forever(self, data: Any) -> ObjectRef:
         # Never unpinned: the manager does that when this program has left.
         return self._line.store.put(data, pin=True)

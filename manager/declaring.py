@@ -3,7 +3,8 @@
 Theory of operation
 -------------------
 A declaration gives a file its name, by its content where that is at hand, and says where it comes from (`FileOrigin`).  No byte moves:
-workers fetch what their calls need (`windlass.manager.replicas`).  A path is hashed once for each state that it is in.
+workers fetch what their calls need (`windlass.manager.replicas`).  A path is hashed once for each state that it is in; a small file is read
+at once, into the manager's store while that has room, so that it can go with the call.
 
 The `File` that is given back keeps the declaration; when it is dropped, and no call needs it any more, the manager stops serving it.
 Replicas stay on the workers as long as their level and the workers' disks allow, so declaring the same content again costs nothing.
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 Stage = Literal["auto", "node", "never"]
 #: Shared files up to this size are copied to the node's disk by ``stage="auto"``; larger ones are read where they are.
 STAGE_MOST: Final = 1 << 30
+#: Files up to this size are read when they are declared.
+SMALL_BYTES: Final = 1 << 16
 #: Paths whose content's name is remembered.
 _HASHED_MOST: Final = 10_000
 _PLAIN_URL: Final = re.compile(r"[!-~]+")
@@ -53,13 +56,18 @@ class Declaring(ABC):
         """Keep these bytes until `_declare`'s release."""
 
     @abstractmethod
+    def _has_much_room(self) -> bool:
+        """Small files may be kept as buffers."""
+
+    @abstractmethod
     def _check_open(self) -> None: ...
 
     def declare_file(self, path: str | os.PathLike[str], level: Level = "workflow", *, cache: Any = None) -> File:
         """A file or directory tree of this machine: calls get the path of a copy on their node, for reading.
 
         A tree keeps its symbolic links, modes and empty folders. It must stay as it is: what has changed by the time that a worker
-        fetches it ends its calls with an error that says so. ``level``: how long copies stay in a worker's cache, see docs/files.md.
+        fetches it ends its calls with an error that says so. (Files of up to 64 KiB are read at once and travel with the call; calls get
+        what they were, or that error.) ``level``: how long copies stay in a worker's cache, see docs/files.md.
 
         Raises `UsageError` when it is not there, cannot be read, or cannot be sent (sockets, devices, links that lead out of the tree).
         """
@@ -78,6 +86,13 @@ class Declaring(ABC):
             return self._declared(ref, FileOrigin(path=real), text, manifest)
         if not modes.S_ISREG(status.st_mode):
             raise UsageError(f"declare_file({text!r}): it is neither a regular file nor a folder, so it cannot be sent to workers")
+        if 0 < status.st_size <= SMALL_BYTES and self._has_much_room():
+            try:
+                with open(real, "rb") as opened:
+                    kept = self._put_buffer(opened.read())
+            except OSError as error:
+                raise UsageError(f"declare_file({text!r}): {error.strerror or error}; declare a file that can be read") from error
+            return self._declared(FileRef(FileName(kept.name), kept.size, _base(text), level), FileOrigin(object=kept), text)
         name = self._name_of(real, status)
         ref = FileRef(name, status.st_size, _base(text), level)
         return self._declared(ref, FileOrigin(path=real, stamp=(status.st_mtime_ns, status.st_size)), text)

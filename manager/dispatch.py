@@ -12,6 +12,7 @@ or the timer says so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 from windlass.manager.books import SWEEP_LEAST, Books
@@ -19,6 +20,7 @@ from windlass.manager.calls import CallQueue
 from windlass.manager.claims import missing_slots, next_claim
 from windlass.manager.libraries import LibraryState
 from windlass.manager.placement import fits, grants, reclaimable
+from windlass.manager.replicas import RIDE_BYTES
 from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, slots_in, weight_of
 from windlass.messages import (
     BAD_CALL,
@@ -28,6 +30,7 @@ from windlass.messages import (
     CallRun,
     EndDetail,
     FileName,
+    FileRef,
     InstanceId,
     LibraryId,
     RecallCalls,
@@ -224,6 +227,8 @@ class Dispatch(Books):
                 known.add(spec.function)
                 self._send(worker, AddFunctions((definition,)))
                 to_run = worker.to_run
+            if spec.inputs:
+                to_run = self._send_small_inputs(spec.inputs, worker)
             call.attempt += 1
             call.worker = worker_id
             call.sent_at = now
@@ -255,6 +260,16 @@ class Dispatch(Books):
         state.waiting -= sent
         state.running += sent
         instance.outstanding += sent * weight
+
+    def _send_small_inputs(self, inputs: Sequence[FileRef], worker: Worker) -> list[CallRun]:
+        """They ride with the call; what runs go to afterwards."""
+        for ref in inputs:
+            if 0 < ref.size <= RIDE_BYTES:
+                message = self.replicas.ride(worker.id, ref.name)
+                if message is not None:
+                    self._send(worker, message)
+                    self.replicas.told = True
+        return worker.to_run
 
     def _look_at_claims(self, now: float) -> None:
         """End claims that have no point any more, go on with the others, lay one more."""

@@ -3,13 +3,15 @@
 Theory of operation
 -------------------
 The core's books (`windlass.manager.replicas`) say who is to fetch what from where; before that goes out, `FileDesk.signed` adds what a
-source wants to see: a permit for a peer, or a note here for the manager itself.  After each turn of the loop `act` carries out the rest:
-files that nobody declares any more are not served, and programs hear of results that have come into the store.
+source wants to see: a permit for a peer, or a note here for the manager itself, or the bytes of a small object.  After each turn of the
+loop `act` carries out the rest: files that nobody declares any more are not served, and programs hear of results that have come into the
+store.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -17,7 +19,7 @@ from windlass.fileserver import FileServer
 from windlass.identity import Authority
 from windlass.manager.core import Core
 from windlass.manager.programs import SHIFT
-from windlass.manager.replicas import RESULT
+from windlass.manager.replicas import RESULT, RIDE_BYTES
 from windlass.manager.sources import Sources
 from windlass.messages import FetchFile, FileBrought, FileName, FileOrigin, FileRef, FilesForgotten, Message, WorkerId
 from windlass.objects import ObjectStore
@@ -72,6 +74,11 @@ class FileDesk:
     def _with_permit(self, worker: WorkerId, message: FetchFile) -> FetchFile:
         peer, name = message.source.peer, message.ref.name
         if peer == self._authority.manager_id:
+            file = self._core.replicas.files.get(name)
+            kept = file.origin.object if file is not None else None
+            if kept is not None and 0 < kept.size <= RIDE_BYTES:
+                with suppress(KeyError):  # it is gone: the server tells in words
+                    return msgspec.structs.replace(message, data=bytes(self._store.open(kept.name)))
             self.sources.told(worker, name)  # the manager itself knows whom it has told
         elif peer:
             source = msgspec.structs.replace(message.source, permit=self._authority.permit(name, peer, worker))

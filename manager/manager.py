@@ -222,6 +222,9 @@ class Manager(Door):
             self._server.files.sources.manifests[ref.name] = manifest
         return super()._declare(ref, origin, manifest)
 
+    def _has_much_room(self) -> bool:
+        return self._store.used < self._store.limit // 8
+
     def _put_forever(self, data: Any) -> ObjectRef:
         # Functions and code are needed for as long as the manager lives.
         return self._store.put(data, pin=True)

@@ -6,7 +6,8 @@ A *file* is declared with its origin: a path or object at the manager, a URL, a 
 `WantFiles` and waits; `pump` answers with a `FetchFile` when a source has room.  A *source* is the origin or a worker that has a
 replica.  Each source has a limit of fetches at a time, and while somebody could serve a file, or one fetch from its origin is under way,
 it is not read from its origin again: so N workers make a tree, whose root reads once.  Files under `SMALL_BYTES` come straight from the
-origin, as the round trip would cost more than the bytes.
+origin, as the round trip would cost more than the bytes.  Those under `RIDE_BYTES` that are objects here ride with the first call that
+needs them at a worker (`ride`): the shell puts their bytes into the `FetchFile`.
 
 What goes wrong is said by the worker that fetched (`failed`)::
 
@@ -51,11 +52,15 @@ ORIGIN_FETCHES: Final = 2
 #: Small files do not wait for peers, and more of them may be under way at the manager.
 SMALL_BYTES: Final = 1 << 20
 SMALL_FETCHES: Final = 32
+#: Objects of up to so many bytes go with the messages to a worker.
+RIDE_BYTES: Final = 1 << 16
 #: Failures of an origin in a row, and seconds before the next try.
 ORIGIN_TRIES: Final = 4
 ORIGIN_PAUSE: Final = 1.0
 #: Replicas of this level go as soon as the program needs them no more; others stay, as long as there is room, for who declares them again.
 PASSING: Final = "call"
+#: Workers of one node share replicas of this level, which may be there before anybody says so.
+OUTLIVES_WORKERS: Final = "forever"
 #: Names of results begin so: they have no origin but the call that makes them.
 RESULT: Final = "r-"
 
@@ -80,6 +85,8 @@ class File(msgspec.Struct, eq=False):
     failures: int = 0
     not_before: float = 0.0
     lost: str = ""
+    #: Nobody declares it any more, and copies are to go that come late.
+    passing: bool = False
     #: The last copy that went was evicted, or went with a worker that left as it should.
     evicted: bool = False
     #: A holder has been asked to put it into the manager's store.
@@ -135,6 +142,7 @@ class Replicas:
         elif origin != _NOWHERE:
             file.origin = origin  # the same content; what was declared last is there most likely
         file.declared += 1
+        file.passing = False
         self._touched[ref.name] = None
 
     def release(self, names: Iterable[FileName], *, prune: bool = False) -> None:
@@ -147,7 +155,8 @@ class Replicas:
             if file.declared:
                 continue
             self.forgotten.append(name)
-            if prune or file.ref.level == PASSING or name.startswith(RESULT):
+            file.passing = prune or file.ref.level == PASSING or name.startswith(RESULT)
+            if file.passing:
                 for worker in file.holders:
                     self.out.append((worker, DropFiles((name,))))
                 file.holders.clear()
@@ -246,6 +255,18 @@ class Replicas:
                 self._touched[name] = None
                 self._look_for_orphan(file)
 
+    def ride(self, worker: WorkerId, name: FileName) -> FetchFile | None:
+        """A call that needs this small file is about to be sent to a worker: what is to be sent there before."""
+        file = self.files.get(name)
+        if file is None or worker in file.holders or worker in file.fetching or file.origin.object is None or file.lost:
+            return None
+        if file.waiting or self._busy[self.manager] >= SMALL_FETCHES or file.ref.level == OUTLIVES_WORKERS:
+            return None  # it will be asked for
+        file.fetching[worker] = self.manager
+        self._busy[self.manager] += 1
+        file.origin_reads += 1
+        return FetchFile(file.ref, FileSource(self.manager), file.digest)
+
     def here(self, worker: WorkerId, name: FileName, size: int, digest: str = "") -> None:
         """A worker has it."""
         file = self.files.get(name)
@@ -253,7 +274,7 @@ class Replicas:
             return
         self._fetched(file, worker)
         file.waiting.pop(worker, None)
-        if not file.declared and (file.ref.level == PASSING or name.startswith(RESULT)):
+        if not file.declared and file.passing:
             self.out.append((worker, DropFiles((name,))))  # it was released while this worker fetched it
             self._forget(file)
             return

@@ -131,6 +131,13 @@ class Arrival:
                 raise
             self.offset += len(chunk)
 
+    def take(self, turn: int, data: bytes) -> Arrived:
+        """All of it at once. Raises as `feed` and `finish` do."""
+        self.again(turn)
+        self.begin(turn, len(data), False)
+        self.feed(turn, memoryview(data))
+        return self.finish(turn)
+
     def again(self, turn: int) -> None:
         """What is here is of no use; the stream comes from its beginning."""
         with self._lock:

@@ -4,8 +4,9 @@ Theory of operation
 -------------------
 `Files` counts for each file how many calls hold it.  The first hold pins the replica, or asks the manager (`WantFiles`), which answers
 with a source when its turn has come (`FetchFile`) or with why there is none (`FileLost`).  A fetch runs on a thread; what came of it is
-told to the manager (`FileHere`, `FileFailed`), which chooses another source after a failure: what has arrived so far is kept for that.  An
-archive is fetched like any file, and unpacked by a thread.
+told to the manager (`FileHere`, `FileFailed`), which chooses another source after a failure: what has arrived so far is kept for that.  A
+small file's bytes come in the `FetchFile` itself, before the call that needs them.  An archive is fetched like any file, and unpacked by a
+thread.
 
 A file that does not fit here ends the calls that need it, and hurts no others.
 
@@ -179,7 +180,8 @@ class Files:
         ref = message.ref
         if ref.name in self._tasks:
             return
-        self._start(ref.name, self._bring(ref, message.source, message.digest))
+        self._wanted.add(ref.name)  # or who needs it would ask
+        self._start(ref.name, self._bring(ref, message.source, message.digest, message.data))
 
     def lost(self, message: FileLost) -> None:
         """It cannot be had, now or ever."""
@@ -238,13 +240,13 @@ class Files:
             log.error("file %s could not be had by a defect of Windlass", name, exc_info=defect)
             self._end(name, f"file {name} could not be had, by a defect of Windlass: {defect!r}")
 
-    async def _bring(self, ref: FileRef, source: FileSource, digest: str) -> None:
+    async def _bring(self, ref: FileRef, source: FileSource, digest: str, data: bytes | None) -> None:
         """Fetch or unpack, and tell the manager what came of it."""
         try:
             if source.archive is not None:
                 content, size = await self._unpack(ref, source.archive)
             else:
-                content, size = await self._receive(ref, source, digest)
+                content, size = await self._receive(ref, source, digest, data)
         except (SourceGone, BadTree) as error:
             self._say(FileFailed(ref.name, source, "gone", str(error)))
         except SourceFailed as error:
@@ -262,7 +264,7 @@ class Files:
             self._here(ref, size, content)
             self.cache.unpin(ref.name)  # it has had a pin from its first moment here, so that nothing could evict it before a call's
 
-    async def _receive(self, ref: FileRef, source: FileSource, digest: str) -> tuple[str, int]:
+    async def _receive(self, ref: FileRef, source: FileSource, digest: str, data: bytes | None) -> tuple[str, int]:
         begun = self._fillings.get(ref.name)
         if begun is None:
             filling = await in_thread(partial(self.cache.fill, ref.name, ref.size, ref.level))
@@ -271,7 +273,10 @@ class Files:
                 return "", self.cache.facts(ref.name).size
             begun = self._fillings[ref.name] = filling, Arrival(ref, filling.path, digest=digest, reserve=filling.grow)
         filling, arrival = begun
-        arrived = await self._fetch_from(arrival, source)
+        if data is not None:
+            arrived = await in_thread(partial(arrival.take, arrival.next_turn(), data))
+        else:
+            arrived = await self._fetch_from(arrival, source)
         del self._fillings[ref.name]
         keep = partial(filling.commit, content=arrived.content, manifest=arrived.manifest, pin=True)
         await in_thread(partial(keep, ref.base, arrived.size))

@@ -444,12 +444,14 @@ class Leave(Message, frozen=True):
 
 
 class FetchFile(Message, frozen=True):
-    """Manager → worker: have this file from there. Answered by `FileHere` or `FileFailed`."""
+    """Manager → worker: have this file from there, whether you have asked for it or not. Answered by `FileHere` or `FileFailed`."""
 
     ref: FileRef
     source: FileSource
     #: What the content must have beside the name, where that is known; see `FileHere`.
     digest: str = ""
+    #: A small file is here already.
+    data: bytes | None = None
 
 
 class FileLost(Message, frozen=True):

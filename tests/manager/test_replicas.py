@@ -10,7 +10,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from windlass.manager.replicas import MANAGER_FETCHES, ORIGIN_PAUSE, ORIGIN_TRIES, PEER_FETCHES, SMALL_BYTES, Replicas
-from windlass.messages import DropFiles, FetchFile, FileFailed, FileLost, FileName, FileOrigin, FileRef, FileSource, PushFile, WorkerId
+from windlass.messages import (
+    DropFiles,
+    FetchFile,
+    FileFailed,
+    FileLost,
+    FileName,
+    FileOrigin,
+    FileRef,
+    FileSource,
+    ObjectName,
+    ObjectRef,
+    PushFile,
+    WorkerId,
+)
 
 BIG = FileRef(FileName("b3-" + "1" * 32), 50 * SMALL_BYTES, "big.bin")
 SMALL = FileRef(FileName("b3-" + "2" * 32), 10, "small.txt")
@@ -59,6 +72,31 @@ def test_a_file_is_read_once_from_its_origin_and_then_from_workers(replicas: Rep
     assert replicas.files[BIG.name].origin_reads == 1
     assert len(replicas.files[BIG.name].holders) == 8
     assert rounds == 3  # 1, 3, 8 of them have it
+
+
+def test_a_small_object_rides_with_a_call_once(replicas: Replicas) -> None:
+    """Only what the manager has in its store, and only where it is not already, or on its way."""
+    first, second = WORKERS[:2]
+    assert replicas.ride(first, SMALL.name) is None
+    replicas.declare(SMALL, FileOrigin(object=ObjectRef(ObjectName(SMALL.name), SMALL.size)))
+    assert replicas.ride(first, SMALL.name) == FetchFile(SMALL, FileSource("m"))
+    assert replicas.ride(first, SMALL.name) is None
+    replicas.wanted(first, [SMALL.name])
+    assert fetches(replicas) == {}
+    replicas.here(first, SMALL.name, SMALL.size)
+    assert replicas.ride(first, SMALL.name) is None
+    assert replicas.ride(second, SMALL.name) is not None
+    replicas.release([SMALL.name], prune=True)
+    replicas.release([SMALL.name], prune=True)
+    replicas.out = []
+    replicas.here(second, SMALL.name, SMALL.size)
+    assert replicas.out == [(second, DropFiles((SMALL.name,)))]
+    replicas.out = []
+    replicas.declare(SMALL, FileOrigin(object=ObjectRef(ObjectName(SMALL.name), SMALL.size)))
+    assert replicas.ride(second, SMALL.name) is not None
+    replicas.failed(second, FileFailed(SMALL.name, FileSource("m"), "failed", "a disk with moods"), 0.0)
+    assert fetches(replicas) == {}
+    assert fetches(replicas, ORIGIN_PAUSE) == {second: FileSource("m")}
 
 
 def test_a_worker_serves_few_at_a_time(replicas: Replicas) -> None:

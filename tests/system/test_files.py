@@ -313,7 +313,7 @@ def test_a_source_that_is_not_what_was_declared_ends_the_call_with_that(
     """It names the path, and other calls go on. Declared again it is what it is now."""
     source = tmp_path / "source" / "data"
     source.parent.mkdir()
-    source.write_bytes(b"before")
+    source.write_bytes(b"before" * 20_000)
     file = manager.declare_file(source.parent if what == "tree" else source)
     if what == "deleted":
         source.unlink()
@@ -324,6 +324,17 @@ def test_a_source_that_is_not_what_was_declared_ends_the_call_with_that(
     assert run(read, manager.declare_buffer("others")) == b"others"
     if what == "changed":
         assert run(read, manager.declare_file(source)) == b"and after"
+
+
+def test_small_files_come_with_the_call(manager: Manager, run: Callable[..., Any], tmp_path: Path) -> None:
+    """As they were when they were declared, and no worker asks for them."""
+    source = tmp_path / "a setting.ini"
+    source.write_bytes(b"before" * 10_000)
+    small = [manager.declare_file(source), manager.declare_buffer(b"a buffer", "b"), manager.declare_buffer(b"", "nothing")]
+    source.write_bytes(b"after")
+    assert [run(read, file) for file in small] == [b"before" * 10_000, b"a buffer", b""]
+    assert run(read, manager.declare_file(source)) == b"after"
+    assert manager.status()["transfers"]["bytes_from_manager"] == 0
 
 
 def test_a_url_that_is_not_there_ends_the_call_with_the_servers_answer(manager: Manager, run: Callable[..., Any], web: Web) -> None:
