@@ -105,7 +105,7 @@ class Client:
         #: Spans of waiting calls, to unpin at their end; few calls have any.
         self._pinned: dict[CallId, tuple[ObjectRef, ...]] = {}
         #: Declared files that calls were given, which must stay declared as long.
-        self._files: dict[CallId, dict[str, File]] = {}
+        self._files: dict[CallId, File | dict[str, File]] = {}
         #: The manager object whose files these calls may be given.
         self.owner = 0
         #: Ended calls whose results are still objects in the store.
@@ -183,7 +183,7 @@ class Client:
             if not (file.name.startswith("r-") and file.unmade):
                 raise UsageError(f"add_output({file!r}, ...): an output becomes a file of declare_temp(), one for each call that makes it")
         future = self._submit(target, call.args, call.kwargs, call.options, call.tag, room=(inputs, outputs))
-        self._files.setdefault(future.call_id, {}).update({file.name: file for file in outputs.values()})
+        self._files[future.call_id] = self._take_files(future.call_id) | {file.name: file for file in outputs.values()}
         if future.done():
             self._files.pop(future.call_id, None)
         for file in outputs.values():
@@ -225,7 +225,7 @@ class Client:
         if not options.keep and room is None:
             with collecting() as files:
                 payload = pack_scalars(args, kwargs, _SCALARS_AND_FILES)
-            if payload and not self._late_producers(files):
+            if payload and not (self.feeder.inputs.waiting and self._late_producers(files)):
                 return self._submit_with_files(target, payload, files, options, tag)
         put: list[ObjectRef] = []
         inputs: tuple[FileRef, ...] = ()
@@ -290,7 +290,9 @@ class Client:
         call = CallId(next(self._ids))
         future: CallFuture[Any] = CallFuture(self, call, tag, self._clock(), target)
         self._futures[call] = future
-        self._files[call] = files
+        if files:
+            # Each of a million dicts would be looked at by the garbage collector.
+            self._files[call] = files if len(files) > 1 else next(iter(files.values()))
         try:
             self._inbox.put(CallSpec(call, target.library, target.function, payload, (), options, inputs))
         except BaseException:  # the manager's loop has just ended
@@ -450,7 +452,11 @@ class Client:
         held = self.feeder.take_held(call)
         kept = [name for name in held if self.kept.has(name)]
         self.feeder.let_go_held(kept)
-        return Needed(self._pinned.pop(call, ()), self._files.pop(call, {}), [name for name in held if name not in kept])
+        return Needed(self._pinned.pop(call, ()), self._take_files(call), [name for name in held if name not in kept])
+
+    def _take_files(self, call: CallId) -> dict[str, File]:
+        found = self._files.pop(call, {})
+        return {found.name: found} if isinstance(found, File) else found
 
     def forgotten(self, names: Sequence[FileName]) -> None:
         """The manager will not make these results again: what their making needs may go. On the thread that delivers."""

@@ -212,6 +212,7 @@ class Dispatch(Books):
         if not worker.calls:
             worker.idle_since = 0.0
         sent = 0
+        sent_inputs: tuple[FileRef, ...] = ()
         while sent < count:
             call = queue.pop()
             if call is None:
@@ -227,8 +228,8 @@ class Dispatch(Books):
                 known.add(spec.function)
                 self._send(worker, AddFunctions((definition,)))
                 to_run = worker.to_run
-            if spec.inputs:
-                to_run = self._send_small_inputs(spec.inputs, worker)
+            if spec.inputs and spec.inputs != sent_inputs:
+                to_run, sent_inputs = self._send_small_inputs(spec.inputs, worker), spec.inputs
             call.attempt += 1
             call.worker = worker_id
             call.sent_at = now

@@ -48,10 +48,13 @@ class File:
     not ended.
     """
 
-    __slots__ = ("__weakref__", "_end", "_owner", "_path", "_ref", "keep", "producer", "source", "unmade")
+    __slots__ = ("__weakref__", "_end", "_lone", "_owner", "_path", "_reduced", "_ref", "keep", "producer", "source", "unmade")
 
     def __init__(self, owner: int, ref: FileRef | None, source: str, release: Callable[..., None] | None = None, path: str = "") -> None:
         self._owner, self._ref, self._path = owner, ref, path
+        # For calls, of which there may be a million with this file.
+        self._lone = (ref,) if ref is not None else ()
+        self._reduced = (local_file, (ref.name, ref.base)) if ref is not None else ()
         #: What was declared, for people.
         self.source = source
         #: What must live as long as this does.
@@ -110,7 +113,7 @@ class File:
                 "seen that the call needs it"
             )
         files[self._ref.name] = self
-        return local_file, (self._ref.name, self._ref.base)
+        return self._reduced
 
 
 class collecting:
@@ -135,21 +138,22 @@ def inputs_of(files: dict[str, File], owner: int) -> tuple[FileRef, ...]:
             raise UsageError(f"{file!r} was declared at another manager: declare it at the one that the call is submitted to")
         if file.unmade:
             raise UsageError(f"{file!r} is made by no call yet: submit the call first that has it as its add_output(...)")
-        assert file.ref is not None
-        refs.append(file.ref)
+        if len(files) == 1:
+            return file._lone  # pyright: ignore[reportPrivateUsage]
+        refs += file._lone  # pyright: ignore[reportPrivateUsage]
     return tuple(refs)
 
 
-#: Paths of replicas in this slot, which are the same whenever the file is needed.
-_paths: dict[tuple[str, str], Path] = {}
+#: Paths of replicas in this slot, which are the same whenever the file is needed; and as texts.
+_paths: dict[tuple[str, str], tuple[Path, str]] = {}
 _PATHS_MOST: Final = 1000
 
 
 def local_file(name: str, base: str) -> Path:
     """In a slot: where the replica is. Raises `ReplicaMissing`."""
-    path = _paths.get((name, base))
-    if path is not None and os.access(path, os.F_OK):
-        return path
+    known = _paths.get((name, base))
+    if known is not None and os.access(known[1], os.F_OK):
+        return known[0]
     from pathlib import Path
 
     from windlass.worker.slot_api import STATE
@@ -159,6 +163,6 @@ def local_file(name: str, base: str) -> Path:
         if os.path.lexists(path):
             if len(_paths) >= _PATHS_MOST:
                 _paths.clear()
-            _paths[name, base] = path
+            _paths[name, base] = path, str(path)
             return path
     raise ReplicaMissing(f"{base} ({name}) is not in the worker's cache any more")
