@@ -42,7 +42,7 @@ from windlass.errors import (
     UsageError,
     WorkersLost,
 )
-from windlass.files import File, collecting, inputs_of
+from windlass.files import File, collecting, inputs_of, without_files
 from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall, Target
 from windlass.manager.calls import CLOSED, INPUT_FAILED, LIBRARY_FAILED, LOST, NOT_POSSIBLE, TOO_LONG
 from windlass.manager.feeding import Feeder, Holes, input_failed
@@ -72,11 +72,10 @@ from windlass.messages import (
     ObjectRef,
     Part,
 )
-from windlass.pickling import pack_call, pack_scalars, scalars_and, unpack_exception, unpack_result
+from windlass.pickling import pack_call, pack_scalars, unpack_exception, unpack_result
 
 #: Seconds between looks for room in a full store, beside those at each call that ends.
 ROOM_SECONDS: Final = 0.5
-_SCALARS_AND_FILES: Final = scalars_and(File)
 #: What goes into the manager's inbox: a call, or who says it and a message.
 Item = CallSpec | tuple[str, Message]
 
@@ -183,7 +182,7 @@ class Client:
             if not (file.name.startswith("r-") and file.unmade):
                 raise UsageError(f"add_output({file!r}, ...): an output becomes a file of declare_temp(), one for each call that makes it")
         future = self._submit(target, call.args, call.kwargs, call.options, call.tag, room=(inputs, outputs))
-        self._files[future.call_id] = self._take_files(future.call_id) | {file.name: file for file in outputs.values()}
+        self._files[future.call_id] = self._take_files(future.call_id) | {file.key: file for file in outputs.values()}
         if future.done():
             self._files.pop(future.call_id, None)
         for file in outputs.values():
@@ -223,8 +222,8 @@ class Client:
     ) -> CallFuture[Any]:
         """The same for arguments that have to be looked at."""
         if not options.keep and room is None:
-            with collecting() as files:
-                payload = pack_scalars(args, kwargs, _SCALARS_AND_FILES)
+            rest, places, files = without_files(args)
+            payload = pack_scalars(rest, kwargs, places) if files else b""
             if payload and not (self.feeder.inputs.waiting and self._late_producers(files)):
                 return self._submit_with_files(target, payload, files, options, tag)
         put: list[ObjectRef] = []
@@ -290,9 +289,8 @@ class Client:
         call = CallId(next(self._ids))
         future: CallFuture[Any] = CallFuture(self, call, tag, self._clock(), target)
         self._futures[call] = future
-        if files:
-            # Each of a million dicts would be looked at by the garbage collector.
-            self._files[call] = files if len(files) > 1 else next(iter(files.values()))
+        # Each of a million dicts would be looked at by the garbage collector.
+        self._files[call] = files if len(files) > 1 else next(iter(files.values()))
         try:
             self._inbox.put(CallSpec(call, target.library, target.function, payload, (), options, inputs))
         except BaseException:  # the manager's loop has just ended
@@ -456,7 +454,7 @@ class Client:
 
     def _take_files(self, call: CallId) -> dict[str, File]:
         found = self._files.pop(call, {})
-        return {found.name: found} if isinstance(found, File) else found
+        return {found.key: found} if isinstance(found, File) else found
 
     def forgotten(self, names: Sequence[FileName]) -> None:
         """The manager will not make these results again: what their making needs may go. On the thread that delivers."""

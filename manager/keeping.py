@@ -137,7 +137,7 @@ def sandbox_of(inputs: dict[str, File], outputs: dict[str, File], files: dict[st
         if file.ref is None:
             found.append((path, NO_NAME, file.path))
         else:
-            files[file.ref.name] = file
+            files[file.key] = file
             found.append((path, file.ref.name, file.ref.base))
     made = tuple((path, FileName(file.name)) for path, file in outputs.items())
     return Sandbox(tuple(found), made, returned)

@@ -89,6 +89,8 @@ class Files:
         self._share = share
         self._holds: dict[FileName, int] = {}
         self._refs: dict[FileName, FileRef] = {}
+        #: Under which names the calls that hold it know it.
+        self._bases: dict[FileName, set[str]] = {}
         self._pinned: set[FileName] = set()
         #: What the manager was asked for and has not come.
         self._wanted: set[FileName] = set()
@@ -110,10 +112,12 @@ class Files:
             name = ref.name
             self._holds[name] = self._holds.get(name, 0) + 1
             if name in self._pinned:
-                if ref.base != self._refs[name].base:
+                if ref.base not in self._bases[name]:
                     self.cache.path(name, ref.base)  # makes it
+                    self._bases[name].add(ref.base)
                 continue
             self._refs[name] = ref
+            self._bases.setdefault(name, set()).add(ref.base)
             if ref.level == "forever":
                 self._share()
             if self._pin(ref):
@@ -148,6 +152,7 @@ class Files:
                 continue
             self._holds.pop(name, None)
             self._refs.pop(name, None)
+            self._bases.pop(name, None)
             if name in self._pinned:
                 self._pinned.discard(name)
                 self.cache.unpin(name)
@@ -335,6 +340,8 @@ class Files:
         except KeyError:
             return False
         try:
+            for base in self._bases.get(ref.name, ()):
+                self.cache.path(ref.name, base)  # makes it
             path = self.cache.path(ref.name, ref.base)
             facts = self.cache.facts(ref.name)
             if path.is_file() and path.stat().st_size != facts.size:

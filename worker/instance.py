@@ -24,6 +24,7 @@ what a zygote would have said.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 from enum import Enum, auto
@@ -73,6 +74,9 @@ class State(Enum):
     GONE = auto()
 
 
+_folders: Final = itertools.count(1)
+
+
 class LibraryInstance:
     """A library running on this worker. Make it, `start` it on a running loop, `stop` it.
 
@@ -94,7 +98,8 @@ class LibraryInstance:
     ) -> None:
         self.spec, self.instance, self.events = spec, instance, events
         self.state = State.NEW
-        self.folder = scratch / f"instance-{instance}"
+        # A manager that has forgotten this worker may give a new instance the number of one that is still being ended.
+        self.folder = scratch / f"instance-{instance}-{next(_folders)}"
         self._scratch, self._store_folder, self._functions_folder = scratch, store_folder, functions_folder
         self._slot_limit, self._import_limit = slot_limit, import_limit
         self.zygote: ZygoteHandle | None = None

@@ -3,8 +3,9 @@
 Theory of operation
 -------------------
 A `File` in the arguments is pickled as a name; in the slot, where the worker has put the file into its cache before, unpickling gives the
-path of the replica.  Which files a call needs is noted while its arguments are pickled (`collecting`), so that nothing looks through them
-a second time.  Outside of that a `File` cannot be pickled: in a function's closure or globals nobody would see that the call needs it.
+path of the replica.  (Files at the top, among scalars, are taken out before: `without_files`.)  Which files a call needs is noted while
+its arguments are pickled (`collecting`), so that nothing looks through them a second time.  Outside of that a `File` cannot be pickled: in
+a function's closure or globals nobody would see that the call needs it.
 
 Declaring is the manager's part: `windlass.manager.declaring`.
 """
@@ -48,13 +49,14 @@ class File:
     not ended.
     """
 
-    __slots__ = ("__weakref__", "_end", "_lone", "_owner", "_path", "_reduced", "_ref", "keep", "producer", "source", "unmade")
+    __slots__ = ("__weakref__", "_end", "_lone", "_owner", "_path", "_ref", "keep", "key", "producer", "source", "unmade")
 
     def __init__(self, owner: int, ref: FileRef | None, source: str, release: Callable[..., None] | None = None, path: str = "") -> None:
         self._owner, self._ref, self._path = owner, ref, path
+        #: Tells it from others among a call's files: two may have one content.
+        self.key = f"{ref.name}/{ref.base}" if ref is not None else path
         # For calls, of which there may be a million with this file.
         self._lone = (ref,) if ref is not None else ()
-        self._reduced = (local_file, (ref.name, ref.base)) if ref is not None else ()
         #: What was declared, for people.
         self.source = source
         #: What must live as long as this does.
@@ -112,12 +114,12 @@ class File:
                 f"{self!r} can only be passed as an argument of a call: in a function's closure, globals or default values it would not be "
                 "seen that the call needs it"
             )
-        files[self._ref.name] = self
-        return self._reduced
+        files[self.key] = self
+        return local_file, (self._ref.name, self._ref.base)
 
 
 class collecting:
-    """Notes which files are pickled in a ``with`` block, by name."""
+    """Notes which files are pickled in a ``with`` block, by key."""
 
     __slots__ = ("_before",)
 
@@ -142,6 +144,32 @@ def inputs_of(files: dict[str, File], owner: int) -> tuple[FileRef, ...]:
             return file._lone  # pyright: ignore[reportPrivateUsage]
         refs += file._lone  # pyright: ignore[reportPrivateUsage]
     return tuple(refs)
+
+
+def without_files(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[tuple[int, str, str], ...], dict[str, File]]:
+    """Arguments without the files among them, which go by themselves as that is quicker than to pickle them: the place, name and base of
+    each. (Those in lists and the like stay, and shared paths that are read in place.)"""
+    places: list[tuple[int, str, str]] = []
+    files: dict[str, File] = {}
+    for place, value in enumerate(args):
+        if type(value) is File and value._ref is not None:  # pyright: ignore[reportPrivateUsage]
+            ref = value._ref  # pyright: ignore[reportPrivateUsage]
+            places.append((place, ref.name, ref.base))
+            files[value.key] = value
+    if not places:
+        return args, (), files
+    rest = list(args)
+    for place, _, _ in places:
+        rest[place] = None
+    return tuple(rest), tuple(places), files
+
+
+def with_files(args: tuple[Any, ...], places: tuple[tuple[int, str, str], ...]) -> tuple[Any, ...]:
+    """In a slot: what `without_files` was given, with paths. Raises `ReplicaMissing`."""
+    found = list(args)
+    for place, name, base in places:
+        found[place] = local_file(name, base)
+    return tuple(found)
 
 
 #: Paths of replicas in this slot, which are the same whenever the file is needed; and as texts.

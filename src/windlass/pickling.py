@@ -10,7 +10,7 @@ large becomes the first span, and the payload is ``b""``. ::
 
 Three ways to pickle, the first that can wins:
 
-1. scalars: ``pickle.dumps``, nothing to look at; under a microsecond.
+1. scalars: ``pickle.dumps``, nothing to look at; under a microsecond. Declared files among them go beside, as names.
 2. *by name*: the C pickler, with a hook that sees every class and function: each must be what its module has under its name, in a module
    that the other side can import. No cloudpickle, so a slot that answers with arrays or dicts never loads it.
 3. *by value*: cloudpickle, for what lives in ``__main__``, a notebook, a function's body, or a module that cannot be imported
@@ -60,11 +60,6 @@ SPANS_MOST: Final = 8192
 _SCALARS: Final[frozenset[type]] = frozenset({int, float, str, bool, bytes, complex, type(None)})
 
 
-def scalars_and(kind: type) -> frozenset[type]:
-    """For `pack_scalars`: also values of this type, which must pickle as a name of something."""
-    return _SCALARS | {kind}
-
-
 _BUFFERS: Final = frozenset({bytes, bytearray})
 #: What `functools.lru_cache` makes; pickle takes it for a function, by name.
 CACHED: Final = type(lru_cache(int))
@@ -74,13 +69,16 @@ _MAINS: Final = frozenset({"__main__", "__mp_main__"})
 # ---------------------------------------------------------------- calls
 
 
-def pack_scalars(args: tuple[Any, ...], kwargs: dict[str, Any], kinds: frozenset[type] = _SCALARS) -> bytes:
-    """The payload of a call whose arguments are few small scalars (and of these ``kinds``), by the shortest way; ``b""`` for all others."""
+def pack_scalars(args: tuple[Any, ...], kwargs: dict[str, Any], files: tuple[tuple[int, str, str], ...] = ()) -> bytes:
+    """The payload of a call whose arguments are few small scalars, by the shortest way; ``b""`` for all others.
+
+    ``files``: those that come into the places of arguments (`windlass.files.without_files`).
+    """
     if not kwargs:
         for value in args:
-            if type(value) not in kinds and not _is_flat(value):
+            if type(value) not in _SCALARS and not _is_flat(value):
                 return b""
-        payload = dumps((args, kwargs), 5)
+        payload = dumps((args, kwargs, files, None) if files else (args, kwargs), 5)
         if len(payload) < OUT_OF_BAND_BYTES:
             return payload
     return b""
@@ -127,6 +125,10 @@ def unpack_call(payload: bytes, spans: Sequence[ObjectRef], open_object: OpenObj
             from windlass import joined
 
             call = joined.unpack(call[0], stream, buffers)
+        if len(call) == 4:
+            from windlass.files import with_files
+
+            return with_files(call[0], call[2]), call[1]
         if len(call) == 3:
             return call[1], call[2]
         args, kwargs = call

@@ -125,6 +125,12 @@ def test_files_may_stand_anywhere_in_the_arguments(manager: Manager, run: Callab
     (args, kwargs) = seen["others"]
     assert [path.name for path in (args[0][0], args[0][1]["k"], kwargs["key"][0])] == ["one.txt", "two.txt", "two.txt"]
     assert args[0][0].parent == args[0][1]["k"].parent
+    three, four = manager.declare_buffer("other", "three.txt"), manager.declare_buffer(b"other", "four.txt")
+    (args, _) = run(look, one, 7, three, "a", four, three, None)["others"]
+    assert (args[0], args[2], args[5]) == (7, "a", None)
+    assert [(path.name, path.read_text()) for path in (args[1], args[3], args[4])] == [
+        (name, "other") for name in ("three.txt", "four.txt", "three.txt")
+    ]
 
 
 def test_a_shared_path_is_read_in_place_or_copied_to_the_node_once(manager: Manager, run: Callable[..., Any], tmp_path: Path) -> None:
