@@ -172,6 +172,9 @@ def program(chosen: argparse.Namespace, scale: Scale) -> int:
     phases: Counter[str] = Counter()
     found: dict[str, Any] = {}
     end = time.monotonic() + chosen.minutes * 60
+    # A node that is lost leaves what was on its disk; here that goes with the folder of the run.
+    scratch = Path(chosen.runs).parent / "scratch"
+    scratch.mkdir(exist_ok=True)
     options: dict[str, Any] = {
         "max_pilots": scale.max_pilots,
         "cores": CORES,
@@ -182,6 +185,7 @@ def program(chosen: argparse.Namespace, scale: Scale) -> int:
         "grace": scale.grace,
         "query_interval": scale.query_interval,
         "env": {MARK: os.environ[MARK]},
+        "scratch": str(scratch),
     }
     with windlass.Manager(reconnect_grace=scale.reconnect_grace) as manager, windlass.Factory(manager, "slurm", **options) as factory:
         manager.install_library("lib", work)
