@@ -26,7 +26,7 @@ def double(number: int) -> int:
 
 
 def live(cluster: SlurmCluster) -> list[str]:
-    return cluster.run("squeue", "-h", "-t", "pending,running", "-o", "%i %j").stdout.splitlines()
+    return cluster.run("squeue", "-h", "-t", "pending,running,completing", "-o", "%i %j").stdout.splitlines()
 
 
 @pytest.fixture(autouse=True)
