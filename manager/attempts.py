@@ -17,7 +17,7 @@ import msgspec
 
 from windlass.manager.calls import LIBRARY_FAILED, LOST, TOO_LONG, Call, CallQueue
 from windlass.manager.dispatch import Dispatch
-from windlass.manager.lineage import FIRST_REMAKE, KEPT_BASE
+from windlass.manager.lineage import FIRST_REMAKE
 from windlass.manager.placement import fits
 from windlass.manager.workers import Worker
 from windlass.messages import (
@@ -35,8 +35,6 @@ from windlass.messages import (
     CallsReturned,
     DropFiles,
     EndDetail,
-    FileName,
-    FileRef,
     LibraryId,
     Resources,
 )
@@ -69,7 +67,7 @@ class Attempts(Dispatch):
             call = held.get(end.call)
             if call is None or call.attempt != end.attempt:
                 if end.kept or end.outputs:
-                    self._send(worker, DropFiles(tuple(ref.name for ref in _made_in(end))))
+                    self._send(worker, DropFiles(tuple(ref.name for ref in end.made())))
                 if not end.kept:
                     self.late_objects.extend(end.spans)
                 continue  # a late answer
@@ -131,7 +129,7 @@ class Attempts(Dispatch):
 
     def _keep(self, call: Call, worker: Worker, end: CallEnd, now: float) -> None:
         """Its result has stayed with its worker."""
-        made = _made_in(end)
+        made = end.made()
         names = tuple(ref.name for ref in made)
         for ref in made:
             self.replicas.keep(ref, worker.id)
@@ -279,9 +277,3 @@ class Attempts(Dispatch):
         if call.story is None:
             call.story = []
         call.story.append(CallAttempt(call.attempt, worker.id, worker.info.host, word, seconds))
-
-
-def _made_in(end: CallEnd) -> list[FileRef]:
-    """What a call has left on its worker."""
-    kept = end.spans if end.kept else ()
-    return [*(FileRef(FileName(ref.name), ref.size, KEPT_BASE) for ref in kept), *end.outputs]

@@ -96,7 +96,7 @@ class Books:
         #: Changes when workers or offers of pools do: what can ever be run may be something else then.
         self.means: int = 0
         self._queues: dict[tuple[LibraryId, CallOptions, float, bool], CallQueue] = {}
-        self._queue_of: dict[tuple[LibraryId, int], CallQueue] = {}
+        self._queue_of: dict[tuple[LibraryId, int, bool], CallQueue] = {}
         self._dirty: dict[LibraryId, LibraryState] = {}
         self._starved: dict[LibraryId, LibraryState] = {}
         self._shrinking: dict[InstanceId, Instance] = {}

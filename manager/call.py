@@ -37,6 +37,8 @@ NUMBER_MOST: Final = 1 << 60
 COUNT_MOST: Final = 1 << 31
 SECONDS_MOST: Final = 100 * 366 * 86_400
 MEMORY_MOST: Final = 1 << 60
+#: The name of the library of functions that are in none, which people need not read.
+IMPLICIT: Final = "functions"
 
 
 class Target(NamedTuple):

@@ -56,6 +56,7 @@ from windlass.messages import (
     NO_FILE,
     OUT_OF_MEMORY,
     RAISED,
+    RESULT,
     RETURNED,
     TIMED_OUT,
     CallDone,
@@ -116,7 +117,7 @@ class Client:
         #: Not empty: why nothing more is taken.
         self.closed = ""
         #: Results that stay on workers.
-        self.kept = KeptResults(self._read, self.say, lambda: self.closed)
+        self.kept = KeptResults(store.open, self.say, lambda: self.closed)
         self.bring = self.kept.have
         #: Left by finalisers, which may run at any point of any thread, with any lock of this program held: they only leave word.
         self._later: deque[Callable[[], object]] = deque()
@@ -162,24 +163,14 @@ class Client:
         payload = pack_scalars(args, kwargs)
         if not payload or options.keep:
             return self._submit(target, args, kwargs, options, tag)
-        call = CallId(next(self._ids))
-        future: CallFuture[Any] = CallFuture(self, call, tag, self._clock(), target)
-        self._futures[call] = future
-        try:
-            self._inbox.put(CallSpec(call, target.library, target.function, payload, (), options))
-        except BaseException:  # the manager's loop has just ended
-            self._futures.pop(call, None)
-            raise
-        if self.closed:
-            self._close_one(call)  # the manager ended meanwhile, perhaps without having seen this call
-        return future
+        return self._submit_scalars(target, payload, options, tag)
 
     def submit_in_room(self, target: Target, call: FunctionCall, inputs: dict[str, File], outputs: dict[str, File]) -> CallFuture[Any]:
         """The same for a call with a directory of its own."""
         if self.closed:
             raise Closed(self.closed)
         for file in outputs.values():
-            if not (file.name.startswith("r-") and file.unmade):
+            if not (file.name.startswith(RESULT) and file.unmade):
                 raise UsageError(f"add_output({file!r}, ...): an output becomes a file of declare_temp(), one for each call that makes it")
         future = self._submit(target, call.args, call.kwargs, call.options, call.tag, room=(inputs, outputs))
         self._files[future.call_id] = self._take_files(future.call_id) | {file.key: file for file in outputs.values()}
@@ -225,7 +216,7 @@ class Client:
             rest, places, files = without_files(args)
             payload = pack_scalars(rest, kwargs, places) if files else b""
             if payload and not (self.feeder.inputs.waiting and self._late_producers(files)):
-                return self._submit_with_files(target, payload, files, options, tag)
+                return self._submit_scalars(target, payload, options, tag, files)
         put: list[ObjectRef] = []
         inputs: tuple[FileRef, ...] = ()
         holes = Holes(self, target.code)
@@ -281,23 +272,24 @@ class Client:
         late = [CallId(file.producer) for file in files.values() if file.producer in waiting]
         return [future for call in late if (future := self._futures.get(call)) is not None]
 
-    def _submit_with_files(
-        self, target: Target, payload: bytes, files: dict[str, File], options: CallOptions, tag: str | None
+    def _submit_scalars(
+        self, target: Target, payload: bytes, options: CallOptions, tag: str | None, files: dict[str, File] | None = None
     ) -> CallFuture[Any]:
-        """The same for scalars and files."""
-        inputs = inputs_of(files, self.owner)
+        """The same for scalars, and files."""
+        inputs = inputs_of(files, self.owner) if files else ()
         call = CallId(next(self._ids))
         future: CallFuture[Any] = CallFuture(self, call, tag, self._clock(), target)
         self._futures[call] = future
-        # Each of a million dicts would be looked at by the garbage collector.
-        self._files[call] = files if len(files) > 1 else next(iter(files.values()))
+        if files:
+            # Each of a million dicts would be looked at by the garbage collector.
+            self._files[call] = files if len(files) > 1 else next(iter(files.values()))
         try:
             self._inbox.put(CallSpec(call, target.library, target.function, payload, (), options, inputs))
         except BaseException:  # the manager's loop has just ended
             self._forget(call)
             raise
         if self.closed:
-            self._close_one(call)
+            self._close_one(call)  # the manager ended meanwhile, perhaps without having seen this call
         return future
 
     def _with_code(self, target: Target, more: tuple[ObjectRef, ...]) -> Target:
@@ -461,9 +453,6 @@ class Client:
         for needed in self.kept.forgotten(names):
             self._unpin(needed.pins)
             self.feeder.let_go_held(needed.held)
-
-    def _read(self, name: str) -> memoryview:
-        return self.store.open(name)
 
     def _discard(self, spans: Sequence[ObjectRef]) -> None:
         if self._forked:

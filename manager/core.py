@@ -127,7 +127,7 @@ class Core(Attempts):
         self.counters.submitted += len(specs)
         for spec in specs:
             files = bool(spec.inputs)
-            key = (spec.library, -id(spec.options) if files else id(spec.options))
+            key = (spec.library, id(spec.options), files)
             queue = queue_of.get(key)
             if queue is None or queue.options is not spec.options:
                 found = self._queue_for(spec.library, spec.options, least_of(spec.options, self.all_offers()), files)

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from windlass.errors import UsageError
 from windlass.files import LEVELS, File, Level
+from windlass.manager.replicas import RIDE_BYTES
 from windlass.manifests import Manifest
-from windlass.messages import FileName, FileOrigin, FileRef, ObjectRef
+from windlass.messages import RESULT, FileName, FileOrigin, FileRef, ObjectRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 Stage = Literal["auto", "node", "never"]
 #: Shared files up to this size are copied to the node's disk by ``stage="auto"``; larger ones are read where they are.
 STAGE_MOST: Final = 1 << 30
-#: Files up to this size are read when they are declared.
-SMALL_BYTES: Final = 1 << 16
 #: Paths whose content's name is remembered.
 _HASHED_MOST: Final = 10_000
 _PLAIN_URL: Final = re.compile(r"[!-~]+")
@@ -86,7 +85,7 @@ class Declaring(ABC):
             return self._declared(ref, FileOrigin(path=real), text, manifest)
         if not modes.S_ISREG(status.st_mode):
             raise UsageError(f"declare_file({text!r}): it is neither a regular file nor a folder, so it cannot be sent to workers")
-        if 0 < status.st_size <= SMALL_BYTES and self._has_much_room():
+        if 0 < status.st_size <= RIDE_BYTES and self._has_much_room():
             try:
                 with open(real, "rb") as opened:
                     kept = self._put_buffer(opened.read())
@@ -180,7 +179,7 @@ class Declaring(ABC):
 
     def fetch_file(self, file: File) -> bytes:
         """The content of a file that a call has made, or will have; waits for that. Raises `FileUnavailable`; `UsageError` for others."""
-        if not file.name.startswith("r-") or file.unmade:
+        if not file.name.startswith(RESULT) or file.unmade:
             raise UsageError(
                 f"fetch_file({file!r}): only what calls make can be fetched, and a call that makes it must have been submitted"
             )
@@ -194,7 +193,7 @@ class Declaring(ABC):
 
     def _temporary(self, name: str, level: object) -> FileRef:
         base = _checked_base("declare_temp", name)
-        return FileRef(FileName(f"r-{os.urandom(16).hex()}"), -1, base, _level(level, None))
+        return FileRef(FileName(RESULT + os.urandom(16).hex()), -1, base, _level(level, None))
 
     def _declared(self, ref: FileRef, origin: FileOrigin, source: str, manifest: Manifest | None = None) -> File:
         found = File(id(self), ref, source, self._declare(ref, origin, manifest))

@@ -20,7 +20,6 @@ from windlass.manager.calls import CallQueue
 from windlass.manager.claims import missing_slots, next_claim
 from windlass.manager.libraries import LibraryState
 from windlass.manager.placement import fits, grants, reclaimable
-from windlass.manager.replicas import RIDE_BYTES
 from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, slots_in, weight_of
 from windlass.messages import (
     BAD_CALL,
@@ -94,7 +93,6 @@ class Dispatch(Books):
                 worker = self.workers.get(worker_id)
                 if worker is not None:
                     self._send(worker, message)
-            self.replicas.told = True
 
     def _dispatch(self, state: LibraryState, now: float) -> None:
         passed = 0
@@ -265,11 +263,9 @@ class Dispatch(Books):
     def _send_small_inputs(self, inputs: Sequence[FileRef], worker: Worker) -> list[CallRun]:
         """They ride with the call; what runs go to afterwards."""
         for ref in inputs:
-            if 0 < ref.size <= RIDE_BYTES:
-                message = self.replicas.ride(worker.id, ref.name)
-                if message is not None:
-                    self._send(worker, message)
-                    self.replicas.told = True
+            message = self.replicas.ride(worker.id, ref.name)
+            if message is not None:
+                self._send(worker, message)
         return worker.to_run
 
     def _look_at_claims(self, now: float) -> None:

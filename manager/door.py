@@ -33,7 +33,7 @@ import msgspec
 
 from windlass.errors import Closed, NotPossible, UnknownName, UsageError
 from windlass.files import File, Level
-from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall, Target
+from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Target
 from windlass.manager.client import Client
 from windlass.manager.declaring import Declaring
 from windlass.manager.future import CallFuture
@@ -63,8 +63,6 @@ from windlass.messages import (
 if TYPE_CHECKING:
     from windlass.functions import Defined
 
-#: The name of the implicit library.
-IMPLICIT: Final = "functions"
 #: TaskVine's hungry(): at least so many calls, and so many times the capacity.
 _HUNGRY_LEAST: Final = 10
 _HUNGRY_TIMES: Final = 2
@@ -100,6 +98,10 @@ class _Installed:
             one.name: Target(spec.id, one.id, (library.name, one.name), parameters.get(one.name, ()), spec.code, spec=spec)
             for one in spec.functions
         }
+
+    def has_no(self, function: str) -> UnknownName:
+        """What is raised for a function that it does not have."""
+        return UnknownName("function", function, self.targets, within=f"in library {self.library.name!r}")
 
 
 class Door(Declaring):
@@ -271,7 +273,7 @@ class Door(Declaring):
             installed = self._library(call.library)
         target = installed.targets.get(call.function)
         if target is None:
-            raise UnknownName("function", call.function, installed.targets, within=f"in library {call.library!r}")
+            raise installed.has_no(call.function)
         if call.options is not DEFAULT_OPTIONS:
             self._check_possible(installed.spec, call.options)
         if call.inputs or call.outputs:
@@ -288,7 +290,7 @@ class Door(Declaring):
         installed = self._library(call.library)
         target = installed.targets.get(call.function)
         if target is None:
-            raise UnknownName("function", call.function, installed.targets, within=f"in library {call.library!r}")
+            raise installed.has_no(call.function)
         ref = self._temporary(name or call.function, level)
         spec, keep = self._client.prepare(target, call, call.inputs, ref.name)
         self._client.say(DeclareMade(ref, spec))

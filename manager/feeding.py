@@ -28,7 +28,7 @@ from typing import Any, Final, Protocol
 
 from windlass import joined
 from windlass.errors import Closed, InputFailed, NotPicklable
-from windlass.manager.call import Target
+from windlass.manager.call import IMPLICIT, Target
 from windlass.manager.callbacks import CallbackThread
 from windlass.manager.calls import CLOSED, INPUT_FAILED
 from windlass.manager.future import CallFuture
@@ -56,8 +56,6 @@ from windlass.pickling import wrap_large
 
 #: A function is defined again for a call that comes when so many others have been; a manager remembers more for each program.
 _DEFINED_MOST: Final = 500
-#: The name of the implicit library (`windlass.manager.door`), which people need not read.
-_IMPLICIT: Final = "functions"
 #: Futures that people may take for ours: module and name, and what they are called.
 _OTHER_FUTURES: Final = {
     ("concurrent.futures._base", "Future"): "a concurrent.futures.Future",
@@ -242,7 +240,7 @@ class Feeder:
             if self.inputs.drop(call) is not None:
                 self._functions.pop(call, None)
                 self._remove_libraries()
-            self._let_go_of(call)
+            self.let_go_held(self.take_held(call))
 
     # ------------------------------------------------------------ ends, on the thread that delivers
 
@@ -411,11 +409,6 @@ class Feeder:
             self._holds.hold(names)
             self.held.setdefault(call, []).extend(names)
 
-    def _let_go_of(self, call: CallId) -> None:
-        names = self.held.pop(call, None)
-        if names:
-            self._client.drop(self._holds.release(names))
-
 
 def names(future: CallFuture[Any]) -> tuple[str, str]:
     """Of the library and the function of its call."""
@@ -426,7 +419,7 @@ def title(future: CallFuture[Any]) -> str:
     """A call as people know it: number, function, tag."""
     library, function = names(future)
     words = f"call {future.call_id}"
-    what = [f"{library}.{function}" if library and library != _IMPLICIT else function] if function else []
+    what = [f"{library}.{function}" if library and library != IMPLICIT else function] if function else []
     if future.tag is not None:
         what.append(f"tag {future.tag!r}")
     return f"{words} ({', '.join(what)})" if what else words

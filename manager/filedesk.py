@@ -19,9 +19,8 @@ from windlass.fileserver import FileServer
 from windlass.identity import Authority
 from windlass.manager.core import Core
 from windlass.manager.programs import SHIFT
-from windlass.manager.replicas import RESULT, RIDE_BYTES
 from windlass.manager.sources import Sources
-from windlass.messages import FetchFile, FileBrought, FileName, FileOrigin, FileRef, FilesForgotten, Message, WorkerId
+from windlass.messages import RESULT, FetchFile, FileBrought, FileName, FileOrigin, FileRef, FilesForgotten, Message, WorkerId
 from windlass.objects import ObjectStore
 
 
@@ -58,7 +57,6 @@ class FileDesk:
     ) -> None:
         """Carry out what the books say. ``tell`` speaks to attached programs, the others to the one of this process."""
         replicas = self._core.replicas
-        replicas.told = False
         if replicas.forgotten:
             self._forget()
         if replicas.brought:
@@ -75,10 +73,9 @@ class FileDesk:
         peer, name = message.source.peer, message.ref.name
         if peer == self._authority.manager_id:
             file = self._core.replicas.files.get(name)
-            kept = file.origin.object if file is not None else None
-            if kept is not None and 0 < kept.size <= RIDE_BYTES:
+            if file is not None and file.rides and file.origin.object is not None:
                 with suppress(KeyError):  # it is gone: the server tells in words
-                    return msgspec.structs.replace(message, data=bytes(self._store.open(kept.name)))
+                    return msgspec.structs.replace(message, data=bytes(self._store.open(file.origin.object.name)))
             self.sources.told(worker, name)  # the manager itself knows whom it has told
         elif peer:
             source = msgspec.structs.replace(message.source, permit=self._authority.permit(name, peer, worker))

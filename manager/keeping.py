@@ -19,8 +19,7 @@ from typing import Final, NamedTuple
 
 from windlass.errors import Closed, FileUnavailable
 from windlass.files import File
-from windlass.manager.lineage import KEPT_BASE
-from windlass.messages import BringFiles, CallDone, FileName, FileRef, Message, ObjectName, ObjectRef, ReleaseFiles, Sandbox
+from windlass.messages import BringFiles, CallDone, FileName, FileRef, Message, ObjectName, ObjectRef, ReleaseFiles, Sandbox, kept_file
 
 NO_NAME: Final = FileName("")
 #: Seconds between looks whether the manager is still there.
@@ -61,7 +60,7 @@ class KeptResults:
         """Those of these objects that are on workers."""
         if not self._names:
             return ()
-        return tuple(FileRef(FileName(ref.name), ref.size, KEPT_BASE) for ref in spans if ref.name in self._names)
+        return tuple(kept_file(ref) for ref in spans if ref.name in self._names)
 
     def open(self, name: str) -> memoryview:
         """A part of any result; one that has stayed on a worker is brought first. Raises as `bring`, and `KeyError`."""

@@ -23,8 +23,6 @@ import msgspec
 
 from windlass.messages import CallId, CallSpec, FileName
 
-#: What a part of a kept result is called in caches; `windlass.worker.slotlink` has it too.
-KEPT_BASE: Final = "data"
 #: Times that one result may be made again.
 REMAKES_MOST: Final = 3
 #: And when it was evicted, or its worker left in order.

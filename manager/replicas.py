@@ -28,6 +28,7 @@ from typing import Final
 import msgspec
 
 from windlass.messages import (
+    RESULT,
     DropFiles,
     FetchFile,
     FileFailed,
@@ -61,8 +62,6 @@ ORIGIN_PAUSE: Final = 1.0
 PASSING: Final = "call"
 #: Workers of one node share replicas of this level, which may be there before anybody says so.
 OUTLIVES_WORKERS: Final = "forever"
-#: Names of results begin so: they have no origin but the call that makes them.
-RESULT: Final = "r-"
 
 
 class File(msgspec.Struct, eq=False):
@@ -101,6 +100,17 @@ class File(msgspec.Struct, eq=False):
         """Not worth a peer."""
         return 0 <= self.ref.size < SMALL_BYTES
 
+    @property
+    def rides(self) -> bool:
+        """It goes with the messages to a worker."""
+        kept = self.origin.object
+        return kept is not None and 0 < kept.size <= RIDE_BYTES
+
+    def fail(self, now: float) -> None:
+        """Its origin, or the only one who has it, has failed: not before a pause again."""
+        self.failures += 1
+        self.not_before = now + ORIGIN_PAUSE * 2 ** (self.failures - 1)
+
 
 class Replicas:
     """All files of a manager."""
@@ -114,8 +124,6 @@ class Replicas:
         self.orphaned: list[FileName] = []
         #: Results that have been put into the manager's store, or (with a text) could not be.
         self.brought: list[tuple[FileName, str]] = []
-        #: Messages of `out` are on their way: the shell signs permits for them.
-        self.told = False
         #: Files that are served from the manager and are needed no more.
         self.forgotten: list[FileName] = []
         #: Files to which something has happened since the last `pump`, and sources that have room again.
@@ -200,8 +208,7 @@ class Replicas:
             if file.bring:
                 file.bring = False
                 self.brought.append((name, text))
-            file.failures += 1
-            file.not_before = now + ORIGIN_PAUSE * 2 ** (file.failures - 1)
+            file.fail(now)
             if file.failures >= ORIGIN_TRIES and file.waiting:
                 self._lose(file, f"it cannot be had from the worker that has it: {text}")
             return
@@ -258,14 +265,12 @@ class Replicas:
     def ride(self, worker: WorkerId, name: FileName) -> FetchFile | None:
         """A call that needs this small file is about to be sent to a worker: what is to be sent there before."""
         file = self.files.get(name)
-        if file is None or worker in file.holders or worker in file.fetching or file.origin.object is None or file.lost:
+        if file is None or not file.rides or worker in file.holders or worker in file.fetching or file.lost:
             return None
         if file.waiting or self._busy[self.manager] >= SMALL_FETCHES or file.ref.level == OUTLIVES_WORKERS:
             return None  # it will be asked for
-        file.fetching[worker] = self.manager
-        self._busy[self.manager] += 1
         file.origin_reads += 1
-        return FetchFile(file.ref, FileSource(self.manager), file.digest)
+        return self._begin(file, worker, FileSource(self.manager))
 
     def here(self, worker: WorkerId, name: FileName, size: int, digest: str = "") -> None:
         """A worker has it."""
@@ -308,8 +313,7 @@ class Replicas:
             self.out.append((worker, FileLost(message.name, message.text)))
             return
         else:
-            file.failures += 1
-            file.not_before = now + ORIGIN_PAUSE * 2 ** (file.failures - 1)
+            file.fail(now)
             if file.failures >= ORIGIN_TRIES:
                 text = f"{message.text} (tried {file.failures} times in a row)"
                 self._lose(file, text)
@@ -378,11 +382,13 @@ class Replicas:
                 if not file.apart:
                     return  # it is the same for all who wait
                 continue
-            key = source.peer or source.url or source.path or "archive"
             del file.waiting[worker]
-            file.fetching[worker] = key
-            self._busy[key] += 1
-            self.out.append((worker, FetchFile(file.ref, source, file.digest)))
+            self.out.append((worker, self._begin(file, worker, source)))
+
+    def _begin(self, file: File, worker: WorkerId, source: FileSource) -> FetchFile:
+        key = file.fetching[worker] = source.peer or source.url or source.path or "archive"
+        self._busy[key] += 1
+        return FetchFile(file.ref, source, file.digest)
 
     def counts(self) -> dict[WorkerId, int]:
         """How many replicas each worker has."""

@@ -421,7 +421,7 @@ class Server:
         for worker, messages in core.take_outbox().items():
             link = self._links.get(worker)
             if link is not None:
-                link.send_now(*(self.files.signed(worker, messages) if core.replicas.told else messages))
+                link.send_now(*self.files.signed(worker, messages))
         client = self.client
         self.files.act(
             self.attachments.tell,

@@ -34,12 +34,13 @@ def status(
     ``moved``: bytes of files and of objects that it has sent, and of objects that it has taken in."""
     counters = core.counters
     replicas = core.replicas.counts()
+    parked = sum(map(len, core.parked.values()))
     return {
         "manager": {"id": manager, "addresses": [f"{host}:{port}" for host, port in addresses], "at": now, "detached": detached},
         "calls": {
-            "waiting": sum(state.waiting for state in core.libraries.values()) + sum(map(len, core.parked.values())),
+            "waiting": sum(state.waiting for state in core.libraries.values()) + parked,
             "waiting_for_inputs": 0,
-            "waiting_for_files": sum(map(len, core.parked.values())),
+            "waiting_for_files": parked,
             "running": sum(state.running for state in core.libraries.values()),
             "done": counters.returned,
             "failed": counters.failed,

@@ -27,10 +27,11 @@ import threading
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Final
 
+from windlass.files import LEVELS
 from windlass.folders import remove_tree
-from windlass.messages import FileName
+from windlass.messages import RESULT, FileName
 from windlass.worker import cache_entries as entries
-from windlass.worker.cache_entries import LEVELS, Facts, Filling
+from windlass.worker.cache_entries import Facts, Filling
 from windlass.worker.file_locks import lock_folder
 
 if TYPE_CHECKING:
@@ -336,7 +337,7 @@ class Cache:
             for name, entry in list(self._entries.items()):
                 if freed >= wanted:
                     return freed
-                if name not in self._pins and name.startswith("r-") is results:
+                if name not in self._pins and name.startswith(RESULT) is results:
                     self._remove(name)
                     freed += entry.facts.size
         return freed

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-#: How long a replica stays, the shortest first.
-LEVELS: Final = ("call", "workflow", "worker", "forever")
 #: How the names begin of what a process leaves that is killed.
 LEFT_OVER: Final = (".t-", ".dead-")
 _FACTS: Final = ".windlass-facts"
@@ -96,10 +94,14 @@ def read_facts(entry: str) -> Facts | None:
 
 def write_facts(entry: str, facts: Facts) -> None:
     """Set the facts, all at once for whoever reads them."""
-    path = os.path.join(entry, f"{_FACTS}-{os.urandom(6).hex()}")
+    _write_whole(entry, _FACTS, msgspec.msgpack.encode(facts))
+
+
+def _write_whole(entry: str, name: str, data: bytes) -> None:
+    path = os.path.join(entry, f"{name}-{os.urandom(6).hex()}")
     with open(path, "xb") as file:
-        file.write(msgspec.msgpack.encode(facts))
-    os.rename(path, os.path.join(entry, _FACTS))
+        file.write(data)
+    os.rename(path, os.path.join(entry, name))
 
 
 def take_up(folder: str) -> list[tuple[str, Facts]]:
@@ -134,10 +136,7 @@ def touch(entry: str) -> None:
 
 def write_manifest(entry: str, encoded: bytes) -> None:
     """Keep a tree's manifest with it."""
-    path = os.path.join(entry, f"{_MANIFEST}-{os.urandom(6).hex()}")
-    with open(path, "xb") as file:
-        file.write(encoded)
-    os.rename(path, os.path.join(entry, _MANIFEST))
+    _write_whole(entry, _MANIFEST, encoded)
 
 
 def manifest_in(entry: str, facts: Facts) -> Manifest:

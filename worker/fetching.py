@@ -163,10 +163,6 @@ class Fetcher:
         #: For the status: bytes that came from the manager, from peers, from elsewhere.
         self.bytes_in = {"manager": 0, "worker": 0, "other": 0}
 
-    def use_connection(self, connection: ConnectionFile) -> None:
-        """The manager may have moved."""
-        self._connection = connection
-
     async def fetch(self, arrival: Arrival, source: FileSource) -> Arrived:
         """Bring it here from this source, or what is missing of it. The `Arrival` is good for another source after `SourceGone` and
         `SourceFailed`; and so it is after a cancellation.

@@ -100,7 +100,6 @@ class Files:
         self._tasks: dict[FileName, asyncio.Task[None]] = {}
         #: Those who wait for a file themselves, to make another one of it.
         self._waiters: dict[FileName, list[asyncio.Future[None]]] = {}
-        self.fetched = 0
 
     # ------------------------------------------------------------ calls
 
@@ -192,9 +191,7 @@ class Files:
         """It cannot be had, now or ever."""
         self._wanted.discard(message.name)
         self._give_up(message.name)
-        for waiter in self._waiters.pop(message.name, ()):
-            if not waiter.done():
-                waiter.set_exception((SourceFailed if message.later else SourceGone)(message.text))
+        self._wake(message.name, (SourceFailed if message.later else SourceGone)(message.text))
         if message.later:
             self._later(key_of(message.name))
         else:
@@ -215,10 +212,6 @@ class Files:
         """A call has left this in the cache."""
         self._told.add(name)
         self._say(FileHere(name, size))
-
-    def forget_session(self) -> None:
-        """The manager is another one, or has forgotten this worker: it does not know what is here."""
-        self._told.clear()
 
     # ------------------------------------------------------------ the end
 
@@ -265,7 +258,6 @@ class Files:
             self._say(FileFailed(ref.name, source, "full", str(error)))
             self._end(ref.name, str(error))
         else:
-            self.fetched += 1
             self._here(ref, size, content)
             self.cache.unpin(ref.name)  # it has had a pin from its first moment here, so that nothing could evict it before a call's
 
@@ -322,17 +314,19 @@ class Files:
             text = f"file {ref.base} ({ref.name}) of {size:,} bytes came and did not stay: the worker's cache is too small"
             self._end(ref.name, text)
             return
-        for waiter in self._waiters.pop(ref.name, ()):
-            if not waiter.done():
-                waiter.set_result(None)
+        self._wake(ref.name)
         self._arrived(key_of(ref.name))
 
     def _end(self, name: FileName, text: str) -> None:
         self._wanted.discard(name)
+        self._wake(name, CannotKeep(text))
+        self._failed(key_of(name), NO_FILE, text)
+
+    def _wake(self, name: FileName, error: WindlassError | None = None) -> None:
+        """Those who wait for a file have it, or hear why not."""
         for waiter in self._waiters.pop(name, ()):
             if not waiter.done():
-                waiter.set_exception(CannotKeep(text))
-        self._failed(key_of(name), NO_FILE, text)
+                waiter.set_exception(error) if error is not None else waiter.set_result(None)
 
     def _pin(self, ref: FileRef) -> bool:
         try:

@@ -6,9 +6,9 @@ import os
 from typing import Any
 
 from windlass.files import ReplicaMissing
-from windlass.messages import ObjectRef
+from windlass.messages import KEPT_BASE, ObjectRef
 from windlass.objects import map_object, write_result
-from windlass.worker.slotlink import KEPT_BASE, kept_folder, kept_name
+from windlass.worker.slotlink import kept_folder, kept_name
 
 
 class Keeper:

@@ -41,7 +41,7 @@ from typing import Final
 
 import msgspec
 
-from windlass.messages import HoistedImport, InstanceId, LibrarySpec
+from windlass.messages import RESULT, HoistedImport, InstanceId, LibrarySpec
 
 #: Words of eight bytes in a row: two cache lines, so that slots do not slow each other.
 ROW_WORDS: Final = 16
@@ -65,10 +65,6 @@ LENGTH: Final = struct.Struct("=I")
 NOTE: Final = 1 << 31
 
 
-#: What a part of a result is called in the cache, where it stays.
-KEPT_BASE: Final = "data"
-
-
 def kept_folder(cache_folder: str) -> str:
     """Where slots leave parts of results that stay on the worker; beside the cache, so that a rename takes them in."""
     return f"{cache_folder}-kept"
@@ -81,7 +77,7 @@ def room_name(call: int, attempt: int) -> str:
 
 def kept_name(prefix: str, number: int) -> str:
     """The name of the part of this number, from 1; the same whenever and wherever the call runs again."""
-    return f"r-{prefix}{number:08x}"
+    return f"{RESULT}{prefix}{number:08x}"
 
 
 class Setup(msgspec.Struct, frozen=True, array_like=True):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from windlass import folders
 from windlass.errors import Damaged, UsageError, WindlassError
 from windlass.messages import (
+    KEPT_BASE,
     NO_FILE,
     CallEnd,
     CertificateIssued,
@@ -44,7 +45,7 @@ from windlass.messages import (
 from windlass.objects import ObjectStore, default_store_folder, default_store_limit
 from windlass.worker.ground import CACHE
 from windlass.worker.guardian import Guardian, remove_tree
-from windlass.worker.slotlink import KEPT_BASE, kept_folder
+from windlass.worker.slotlink import kept_folder
 from windlass.worker.transfers import Transfers
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class Supply:
 
         files = self.files
         try:
-            made = [*(FileRef(FileName(ref.name), ref.size, KEPT_BASE) for ref in (end.spans if end.kept else ())), *end.outputs]
+            made = end.made()
             await in_thread(partial(self._take_in, files.cache, made))
         except (OSError, WindlassError) as error:
             text = f"the result could not be kept on {os.uname().nodename}: {error}"

@@ -31,6 +31,7 @@ from windlass.errors import ConnectionRefused, WindlassError
 from windlass.framing import LENGTH_BYTES, MAX_HELLO_BYTES, ProtocolError, body_length, frame
 from windlass.identity import ConnectionFile, context_for, read_connection_file
 from windlass.messages import (
+    RESULT,
     FromData,
     GetObject,
     Hello,
@@ -320,7 +321,7 @@ class _Served(_Stream):
 
     async def _adopt(self, message: PutObject) -> None:
         # A program of the user's is believed that its file is what its name says; a worker, which runs anybody's code, is not.
-        credible = message.name.startswith("r-") or self._keep is not None
+        credible = message.name.startswith(RESULT) or self._keep is not None
         if credible and os.path.basename(message.path) == message.name:
             trouble = await _adopt(self._server.store, ObjectRef(message.name, message.size), message.path)
             self._server.bytes_adopted += 0 if trouble else message.size

@@ -41,6 +41,8 @@ FunctionId = NewType("FunctionId", bytes)
 WorkerId = NewType("WorkerId", str)
 #: Content name of an object: ``b3-`` and 32 hexadecimal digits of BLAKE3, or ``r-`` and a random name for results.
 ObjectName = NewType("ObjectName", str)
+#: The head of results' names, as objects and as files.
+RESULT: Final = "r-"
 #: A file by content (``b3-`` a file, ``t3-`` a tree), by what was declared (``u3-`` an unpacked archive, ``x3-`` a URL or shared path), or
 #: ``r-``, a result that stays on workers; then 32 hexadecimal digits.
 FileName = NewType("FileName", str)
@@ -77,6 +79,15 @@ class FileRef(Record, frozen=True):
     base: str
     #: How long a replica is kept: ``call``, ``workflow``, ``worker`` or ``forever``.
     level: str = "workflow"
+
+
+#: What a part of a result that stays on a worker is called in the cache.
+KEPT_BASE: Final = "data"
+
+
+def kept_file(part: ObjectRef) -> FileRef:
+    """The file that a part of a result is when it stays on a worker."""
+    return FileRef(FileName(part.name), part.size, KEPT_BASE)
 
 
 class FileSource(Record, frozen=True):
@@ -302,6 +313,10 @@ class CallEnd(msgspec.Struct, array_like=True, gc=False):
     kept: bool = False
     #: Files that it has left in its directory, which have stayed too.
     outputs: tuple[FileRef, ...] = ()
+
+    def made(self) -> list[FileRef]:
+        """All that has stayed on the worker."""
+        return [*(map(kept_file, self.spans) if self.kept else ()), *self.outputs]
 
 
 # ---------------------------------------------------------------- handshake

@@ -27,7 +27,7 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
-from windlass.messages import ObjectName, ObjectRef
+from windlass.messages import RESULT, ObjectName, ObjectRef
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +56,7 @@ def is_object_name(name: str) -> bool:
 def write_result(folder: str | os.PathLike[str], data: Buffer, name: str = "") -> ObjectRef:
     """Write a result into a store's folder from any process of its host, under this name or a random one. Raises `StoreFull` when the
     disk is full."""
-    name = name or "r-" + os.urandom(16).hex()
+    name = name or RESULT + os.urandom(16).hex()
     temporary, size = _write(os.fspath(folder), data)
     os.rename(temporary, os.path.join(folder, name))
     return ObjectRef(ObjectName(name), size)
@@ -132,7 +132,7 @@ class ObjectStore:
 
     def put_result(self, data: Buffer, *, pin: bool = False) -> ObjectRef:
         """Keep `data` under a random name, without hashing it. Raises `StoreFull`."""
-        return self._write_object(ObjectName("r-" + os.urandom(16).hex()), data, pin)
+        return self._write_object(ObjectName(RESULT + os.urandom(16).hex()), data, pin)
 
     def path(self, name: str) -> Path:
         """The object's file. Raises `KeyError` when it is absent."""
@@ -319,7 +319,7 @@ class ObjectStore:
         for name, entry in list(self._entries.items()):
             if freed >= wanted:
                 break
-            if not entry.pins and (entry.copy or not name.startswith("r-")):
+            if not entry.pins and (entry.copy or not name.startswith(RESULT)):
                 self._remove(name)
                 freed += entry.size
         return freed
