@@ -57,6 +57,20 @@ def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmClu
         yield cluster
 
 
+@pytest.fixture
+def mounted() -> Iterator[Path]:
+    """A small file system in memory."""
+    if os.getuid():
+        pytest.skip("only root can mount a small file system to fill")
+    folder = Path(tempfile.mkdtemp(prefix="windlass-full-"))
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], capture_output=True, check=False).returncode:
+        folder.rmdir()
+        pytest.skip("root may not mount here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+    folder.rmdir()
+
+
 #: What the packed environment of tests has, beside what Windlass needs itself.
 PACKED = {"windlass", "numpy"}
 

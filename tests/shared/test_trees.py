@@ -8,7 +8,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +41,6 @@ def tree(tmp_path: Path) -> Path:
     (root / "dangling").symlink_to("nowhere")
     (root / "sub" / "deeper").chmod(0o555)
     return root
-
-
-@pytest.fixture
-def mounted() -> Iterator[Path]:
-    """A small file system in memory."""
-    if os.getuid():
-        pytest.skip("only root can mount a small file system to fill")
-    folder = Path(tempfile.mkdtemp(prefix="windlass-full-"))
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], capture_output=True, check=False).returncode:
-        folder.rmdir()
-        pytest.skip("root may not mount here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-    folder.rmdir()
 
 
 def stream_of(root: Path) -> bytes:

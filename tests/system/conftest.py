@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -44,6 +45,35 @@ def served(manager: windlass.Manager, start_factory: Callable[..., windlass.Fact
     """A manager with one local pilot of two cores to come."""
     start_factory()
     return manager
+
+
+Until = Callable[[str, Callable[[], object]], None]
+
+
+@pytest.fixture
+def until() -> Until:
+    """``until(what, condition)`` asks again until it is so."""
+
+    def wait(what: str, condition: Callable[[], object]) -> None:
+        end = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < end, f"never: {what}"
+            time.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture
+def kill_workers(until: Until) -> Callable[[windlass.Manager], None]:
+    """As a node that is switched off; when their factory knows that they served, for a pilot that never did counts as a failure."""
+
+    def kill(manager: windlass.Manager) -> None:
+        until("their pilots are known to serve", lambda: any(pilot["phase"] == "serving" for pilot in manager.status()["pilots"]))
+        for worker in manager.status()["workers"]:
+            if worker["connected"]:
+                os.kill(worker["pid"], signal.SIGKILL)
+
+    return kill
 
 
 class Gate:

@@ -55,19 +55,6 @@ def hold(path: Path, gate: Path, folder: Path) -> tuple[int, int, str]:
 
 
 @pytest.fixture
-def until() -> Until:
-    """``until(what, condition)`` waits."""
-
-    def wait(what: str, condition: Callable[[], object]) -> None:
-        end = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < end, f"never: {what}"
-            time.sleep(0.02)
-
-    return wait
-
-
-@pytest.fixture
 def run(manager: Manager, start_factory: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs one function with these arguments on a pilot of one core, and gives its result. Workers' folders are in ``node``."""
     (tmp_path / "node").mkdir()

@@ -12,7 +12,6 @@ import importlib
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,9 @@ def leaves_nothing_running(nothing_left_running_after_module: None) -> None:
 class Pair:
     left: Any
     right: Any = None
+
+
+Until = Callable[[str, Callable[[], object]], None]
 
 
 def add(*numbers: int) -> int:
@@ -99,7 +101,7 @@ def manager(shared_manager: Manager) -> Manager:
 
 
 @pytest.fixture(autouse=True)
-def nothing_waits(manager: Manager) -> Iterator[None]:
+def nothing_waits(manager: Manager, until: Until) -> Iterator[None]:
     """After each test every call has ended, nothing waits, and results' objects are gone."""
     yield
     while not manager.empty():
@@ -115,13 +117,6 @@ def nothing_waits(manager: Manager) -> Iterator[None]:
 def results_in(manager: Manager) -> list[str]:
     """Objects of results that the manager has."""
     return [name for name in manager._store.names() if name.startswith("r-")]  # pyright: ignore[reportPrivateUsage]
-
-
-def until(what: str, condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.01)
 
 
 def call(manager: Any, function: str, *args: Any, **kwargs: Any) -> CallFuture[Any]:
@@ -356,7 +351,7 @@ attached.detach()
 """
 
 
-def test_inputs_stay_for_calls_that_go_on_without_their_program(manager: Manager, tmp_path: Path) -> None:
+def test_inputs_stay_for_calls_that_go_on_without_their_program(manager: Manager, tmp_path: Path, until: Until) -> None:
     """The object of a result stays at the manager until the detached calls have had it, and goes then."""
     answer = tmp_path / "answer"
     subprocess.run([sys.executable, "-c", DETACHES, manager.name, str(answer)], check=True, timeout=60)

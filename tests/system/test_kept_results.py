@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,8 @@ import windlass
 from windlass import FileUnavailable, FunctionCall, InputFailed, Manager, UsageError
 
 Start = Callable[..., windlass.Factory]
+Until = Callable[[str, Callable[[], object]], None]
+Kill = Callable[[Manager], None]
 MB = 1 << 20
 
 
@@ -49,22 +50,6 @@ def held(gate: str, *arrays: Any) -> int:
     return len(arrays)
 
 
-def until(what: str, condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Ask again until it is so."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.02)
-
-
-def kill_workers(manager: Manager) -> None:
-    """As a node that is switched off; when their factory knows that they served, for a pilot that never did counts as a failure."""
-    until("their pilots are known to serve", lambda: any(pilot["phase"] == "serving" for pilot in manager.status()["pilots"]))
-    for worker in manager.status()["workers"]:
-        if worker["connected"]:
-            os.kill(worker["pid"], signal.SIGKILL)
-
-
 def call(manager: Manager, function: str, *args: Any, keep: bool = False, **options: Any) -> Any:
     """Submit a call of the library; with ``keep`` its result stays on its worker."""
     return manager.submit(FunctionCall("lib", function, *args).with_options(keep="worker" if keep else None, **options))
@@ -84,7 +69,7 @@ def through_manager(manager: Manager) -> int:
     return sum(store.size(name) for name in names if name.startswith("r-"))
 
 
-def test_a_kept_result_is_used_where_it_is_and_comes_only_when_asked_for(kept: Manager, start_factory: Start) -> None:
+def test_a_kept_result_is_used_where_it_is_and_comes_only_when_asked_for(kept: Manager, start_factory: Start, until: Until) -> None:
     """Not a byte of it is at the manager before."""
     start_factory(cores=2)
     future = call(kept, "make", 3, keep=True)
@@ -116,7 +101,7 @@ def test_a_pipeline_runs_where_its_intermediate_results_are(kept: Manager, start
     assert kept.status()["transfers"]["bytes_from_manager"] == 0
 
 
-def test_a_dropped_result_leaves_its_worker(kept: Manager, start_factory: Start) -> None:
+def test_a_dropped_result_leaves_its_worker(kept: Manager, start_factory: Start, until: Until) -> None:
     """As any result leaves the manager; calls that were given it have it as long as they need it."""
     start_factory(cores=1)
     consumer = call(kept, "total", call(kept, "make", 5, keep=True))
@@ -124,7 +109,9 @@ def test_a_dropped_result_leaves_its_worker(kept: Manager, start_factory: Start)
     until("it is gone", lambda: kept.status()["files"] == [])
 
 
-def test_a_result_that_was_lost_with_its_worker_is_made_again(kept: Manager, start_factory: Start, tmp_path: Path) -> None:
+def test_a_result_that_was_lost_with_its_worker_is_made_again(
+    kept: Manager, start_factory: Start, tmp_path: Path, kill_workers: Kill
+) -> None:
     """For calls that need it, and for the program; what it was made of was lost too, and is made again first."""
     note = str(tmp_path / "note")
     start_factory(cores=1)
@@ -139,7 +126,9 @@ def test_a_result_that_was_lost_with_its_worker_is_made_again(kept: Manager, sta
     assert Path(note).read_text().split() == ["7", "double"] * 3
 
 
-def test_what_was_made_of_a_dropped_result_can_be_made_again(kept: Manager, start_factory: Start, tmp_path: Path) -> None:
+def test_what_was_made_of_a_dropped_result_can_be_made_again(
+    kept: Manager, start_factory: Start, tmp_path: Path, kill_workers: Kill, until: Until
+) -> None:
     """The program has let the first go: only the manager knows how it was made."""
     note = str(tmp_path / "note")
     start_factory(cores=1)
@@ -152,7 +141,7 @@ def test_what_was_made_of_a_dropped_result_can_be_made_again(kept: Manager, star
 
 
 def test_a_call_that_holds_the_only_slot_gives_way_to_what_makes_its_input_again(
-    kept: Manager, start_factory: Start, tmp_path: Path
+    kept: Manager, start_factory: Start, tmp_path: Path, kill_workers: Kill, until: Until
 ) -> None:
     """A call that waits on a worker for a lost result goes back, so that one slot is enough."""
     note = str(tmp_path / "note")
@@ -171,7 +160,9 @@ def test_a_call_that_holds_the_only_slot_gives_way_to_what_makes_its_input_again
     assert first.status()
 
 
-def test_a_result_that_is_lost_too_often_ends_what_needs_it(kept: Manager, start_factory: Start, tmp_path: Path) -> None:
+def test_a_result_that_is_lost_too_often_ends_what_needs_it(
+    kept: Manager, start_factory: Start, tmp_path: Path, kill_workers: Kill, until: Until
+) -> None:
     """After three remakes, with a text that says so."""
     note = str(tmp_path / "note")
     start_factory(cores=1)
@@ -194,7 +185,7 @@ def test_a_failure_before_the_result_is_told_as_ever(kept: Manager, start_factor
         call(kept, "total", call(kept, "double", None, keep=True)).result(60)
 
 
-def test_an_attached_program_keeps_results_too(kept: Manager, start_factory: Start) -> None:
+def test_an_attached_program_keeps_results_too(kept: Manager, start_factory: Start, until: Until) -> None:
     """They are its own, and go with it."""
     start_factory(cores=1)
     with windlass.attach(kept.connection_file) as attached:
@@ -214,7 +205,7 @@ def slow_make(number: int, size: int) -> Any:
     return numpy.full(size, number, dtype="uint8")
 
 
-def test_who_asks_for_a_lost_result_waits_no_longer_than_they_said(kept: Manager, start_factory: Start) -> None:
+def test_who_asks_for_a_lost_result_waits_no_longer_than_they_said(kept: Manager, start_factory: Start, kill_workers: Kill) -> None:
     """Two threads and an event loop ask while it is made again: none holds up the other, and each gets it in the end."""
     kept.install_library("slow", slow_make)
     start_factory(cores=1)
@@ -244,7 +235,9 @@ async def _awaiting(future: Any) -> Any:
 
 
 @pytest.mark.parametrize("way", ["value", "result", "file"])
-def test_a_result_is_made_again_of_what_it_was_made_of(kept: Manager, start_factory: Start, tmp_path: Path, way: str) -> None:
+def test_a_result_is_made_again_of_what_it_was_made_of(
+    kept: Manager, start_factory: Start, tmp_path: Path, way: str, kill_workers: Kill
+) -> None:
     """Though the program has let go of all that: a large value, the result of another call, a file."""
     kept.install_library("more", of_file, double)
     start_factory(cores=1)
@@ -280,7 +273,7 @@ def first_of(arrays: list[Any]) -> int:
     return len(arrays)
 
 
-def test_a_remake_that_makes_less_ends_what_needs_the_rest(kept: Manager, start_factory: Start, tmp_path: Path) -> None:
+def test_a_remake_that_makes_less_ends_what_needs_the_rest(kept: Manager, start_factory: Start, tmp_path: Path, kill_workers: Kill) -> None:
     """Rather than to let it wait for ever."""
     kept.install_library("other", fewer, first_of)
     start_factory(cores=1)
@@ -291,7 +284,7 @@ def test_a_remake_that_makes_less_ends_what_needs_the_rest(kept: Manager, start_
         kept.submit(FunctionCall("other", "first_of", future)).result(60)
 
 
-def test_what_an_executors_program_drops_leaves_the_workers(manager: Manager) -> None:
+def test_what_an_executors_program_drops_leaves_the_workers(manager: Manager, until: Until) -> None:
     """Nobody calls wait() on an executor, so nothing is kept for that."""
     with windlass.Executor("local", manager=manager, cores=1) as pool:
         futures = [pool.with_options(keep="worker").submit(make, number) for number in range(3)]

@@ -15,6 +15,8 @@ import windlass
 from windlass import CallFailed, FileUnavailable, FunctionCall, InputFailed, Manager, SlotDied, UsageError
 
 Start = Callable[..., windlass.Factory]
+Until = Callable[[str, Callable[[], object]], None]
+Kill = Callable[[Manager], None]
 
 
 def upper(source: str, target: str, note: str = "") -> str:
@@ -73,22 +75,6 @@ def write(text: str, target: str) -> None:
 
 def listed(paths: list[Path]) -> list[str]:
     return [path.read_text() for path in paths]
-
-
-def until(what: str, condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Ask again until it is so."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.02)
-
-
-def kill_workers(manager: Manager) -> None:
-    """As a node that is switched off; when their factory knows that they served, for a pilot that never did counts as a failure."""
-    until("their pilots are known to serve", lambda: any(pilot["phase"] == "serving" for pilot in manager.status()["pilots"]))
-    for worker in manager.status()["workers"]:
-        if worker["connected"]:
-            os.kill(worker["pid"], signal.SIGKILL)
 
 
 @pytest.fixture
@@ -156,7 +142,7 @@ def test_a_file_may_be_made_by_a_call_that_waits_for_others(served: Manager, wel
             consumer.result(60)
 
 
-def test_a_file_that_was_lost_with_its_worker_is_made_again(served: Manager, tmp_path: Path) -> None:
+def test_a_file_that_was_lost_with_its_worker_is_made_again(served: Manager, tmp_path: Path, kill_workers: Kill) -> None:
     """By the call that made it."""
     work = call("upper", "in", "out", str(tmp_path / "note"))
     work.add_input(served.declare_buffer("again"), "in")
@@ -198,7 +184,7 @@ def test_a_cancelled_producer_ends_those_that_wait_for_it(manager: Manager) -> N
         consumer.result(60)
 
 
-def test_a_mini_task_runs_when_its_file_is_first_needed_and_once(served: Manager, tmp_path: Path) -> None:
+def test_a_mini_task_runs_when_its_file_is_first_needed_and_once(served: Manager, tmp_path: Path, kill_workers: Kill) -> None:
     """And again when it is lost."""
     note = tmp_path / "note"
     file = served.declare_minitask(call("table", 7, str(note)))
@@ -255,7 +241,7 @@ def killed(folder: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_the_directory_of_a_call_that_dies_goes_too(served: Manager, tmp_path: Path) -> None:
+def test_the_directory_of_a_call_that_dies_goes_too(served: Manager, tmp_path: Path, until: Until) -> None:
     served.install_library("dies", killed)
     work = FunctionCall("dies", "killed", str(tmp_path / "folder"))
     work.add_input(served.declare_buffer("x"), "x")
@@ -264,7 +250,7 @@ def test_the_directory_of_a_call_that_dies_goes_too(served: Manager, tmp_path: P
     until("it is gone", lambda: not os.path.exists((tmp_path / "folder").read_text()))
 
 
-def test_files_that_calls_made_go_when_nobody_holds_them(served: Manager, tmp_path: Path) -> None:
+def test_files_that_calls_made_go_when_nobody_holds_them(served: Manager, tmp_path: Path, until: Until) -> None:
     file = served.declare_minitask(call("table", 7, str(tmp_path / "note")))
     assert served.submit(call("read", file)).result(60) == "table 7"
     assert [one["replicas"] for one in served.status()["files"]] == [1]

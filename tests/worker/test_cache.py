@@ -38,20 +38,6 @@ def cache(tmp_path: Path) -> Iterator[Cache]:
     cache.close()
 
 
-@pytest.fixture
-def mounted() -> Iterator[Path]:
-    """A small file system in memory."""
-    if os.getuid():
-        pytest.skip("only root can mount a small file system to fill")
-    folder = Path(tempfile.mkdtemp(prefix="windlass-full-"))
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], capture_output=True, check=False).returncode:
-        folder.rmdir()
-        pytest.skip("root may not mount here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-    folder.rmdir()
-
-
 def name_of(data: bytes) -> str:
     return "b3-" + blake3.blake3(data).hexdigest(16)
 
