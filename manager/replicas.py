@@ -299,6 +299,9 @@ class Replicas:
         self._fetched(file, worker)
         if message.kind == "full" or not was_fetching:
             return
+        if file.lost:  # another one's fetch has found that meanwhile
+            self.out.append((worker, FileLost(message.name, file.lost)))
+            return
         peer = WorkerId(message.source.peer)
         if peer and peer != self.manager:
             if message.kind == "gone":

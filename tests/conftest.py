@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,10 @@ from windlass.testing import SlurmCluster, missing_programs
 MARK = "WINDLASS_TEST_MARK"
 #: Seconds that processes have to end in after a test. What ends orderly takes a fraction of one.
 END_TIMEOUT = 10.0
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A test run in the background of a shell has Ctrl-C ignored, and all programs that tests start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -310,6 +310,17 @@ def test_a_result_that_nobody_can_get_is_lost_in_the_end(replicas: Replicas) -> 
     assert lost(replicas) == {WORKERS[1]: "it cannot be had from the worker that has it: disk on fire"}
 
 
+def test_a_fetch_that_fails_when_the_file_is_lost_is_the_last(replicas: Replicas) -> None:
+    """Two fetch it from its origin; one finds that it is gone, and then the other fails: it does not wait for what nobody will serve."""
+    for worker in WORKERS[:2]:
+        replicas.wanted(worker, [SMALL.name])
+    assert len(fetches(replicas)) == 2
+    replicas.failed(WORKERS[0], FileFailed(SMALL.name, FileSource("m"), "gone", "no such file"), 0.0)
+    replicas.failed(WORKERS[1], FileFailed(SMALL.name, FileSource("m"), "failed", "no answer"), 0.0)
+    assert lost(replicas) == {WORKERS[0]: "no such file", WORKERS[1]: "no such file"}
+    replicas.check()
+
+
 def test_what_was_released_while_it_was_fetched_is_dropped_when_it_is_there(replicas: Replicas) -> None:
     replicas.keep(RESULT, WORKERS[0])
     replicas.wanted(WORKERS[1], [RESULT.name])

@@ -168,7 +168,6 @@ def test_pilots_of_a_killed_factory_leave_and_another_factory_goes_on(quick: Man
 
 PROGRAM = """
 import os, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background has it ignored, and programs inherit that
 import windlass
 
 def hold(gate):
