@@ -341,7 +341,7 @@ class Replicas:
         self._addresses.pop(worker, None)
         for file in list(self.files.values()):
             if file.waiting:
-                self._touched[file.ref.name] = None
+                self._touched[file.ref.name] = None  # of two holders that were both busy this may have been one
             self._fetched(file, worker)
             file.waiting.pop(worker, None)
             if file.holders.pop(worker, "") is None:
@@ -472,6 +472,8 @@ class Replicas:
         if key is not None:
             self._busy[key] -= 1
             self._freed[key] = None
+            if file.waiting:
+                self._touched[file.ref.name] = None  # others may have waited to have it from this worker
             if not self._busy[key]:
                 del self._busy[key]
 

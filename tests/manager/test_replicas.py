@@ -321,6 +321,15 @@ def test_a_fetch_that_fails_when_the_file_is_lost_is_the_last(replicas: Replicas
     replicas.check()
 
 
+def test_who_waits_for_a_peer_whose_disk_is_full_gets_it_elsewhere(replicas: Replicas) -> None:
+    """One fetches it from the origin, another one waits to have it from there."""
+    for worker in WORKERS[:2]:
+        replicas.wanted(worker, [BIG.name])
+    assert fetches(replicas) == {WORKERS[0]: FileSource("m")}
+    replicas.failed(WORKERS[0], FileFailed(BIG.name, FileSource("m"), "full", "no space left"), 0.0)
+    assert fetches(replicas) == {WORKERS[1]: FileSource("m")}
+
+
 def test_what_was_released_while_it_was_fetched_is_dropped_when_it_is_there(replicas: Replicas) -> None:
     replicas.keep(RESULT, WORKERS[0])
     replicas.wanted(WORKERS[1], [RESULT.name])
