@@ -44,7 +44,15 @@ class AttachedManager(Door):
     # What the manager remembers is shared by all programs that are attached.
     _defined_most = 1_000
 
-    def __init__(self, name: str, connection: ConnectionFile, *, keep: bool = False, timeout: float = 10.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        connection: ConnectionFile,
+        *,
+        keep: bool = False,
+        timeout: float = 10.0,
+        journal: str | os.PathLike[str] | None = None,
+    ) -> None:
         super().__init__()
         self.name = name
         self._connection = connection
@@ -55,7 +63,12 @@ class AttachedManager(Door):
         self._client.owner = id(self)
         self._ports: list[Port] = []
         self._keep = keep
-        self._line.open(keep, timeout)
+        self._open_journal(journal)
+        try:
+            self._line.open(keep, timeout)
+        except BaseException:
+            self._client.close_memory()
+            raise
         self._finalizer = weakref.finalize(self, _leave, self._line, self._client, self._ports)
         self._finalizer.atexit = False
         atexit.register(self._finalizer)
@@ -175,12 +188,14 @@ def attach(
     trust_state_dir: bool | None = None,
     keep: bool = False,
     timeout: float = 10.0,
+    journal: str | os.PathLike[str] | None = None,
 ) -> AttachedManager:
     """The door to a manager that runs already (``windlass manager start``): use it as a `Manager`.
 
     ``manager``: its name, its state folder, or its connection file; without it the only one of yours that runs. ``state_dir``: where
     managers keep their state, if not in the usual place. ``keep=True``: this program's calls go on when it has left or was killed.
-    ``timeout``: seconds to wait for the manager's answer.
+    ``timeout``: seconds to wait for the manager's answer. ``journal``: as `Manager`'s: what this program's calls return is there for its
+    next life.
 
     Raises `UnknownName` for a name that nobody has, `UsageError` when several could be meant or the file may be read by others, and
     `ConnectionRefused` when the manager does not answer.
@@ -191,7 +206,7 @@ def attach(
     connection = known.connection
     if connection.role != CLIENT:
         raise UsageError(f"{known.path} is for {connection.role}s, not for programs: give the manager's client.json")
-    return AttachedManager(known.name, connection, keep=keep, timeout=timeout)
+    return AttachedManager(known.name, connection, keep=keep, timeout=timeout, journal=journal)
 
 
 def _clock() -> Callable[[], float]:
@@ -208,6 +223,7 @@ def _leave(line: Line, client: Client, ports: list[Port]) -> None:
     client.closed = client.closed or "this program has left the manager"
     if not lost:
         client.settle()
+    client.close_memory()
     line.close(_FAREWELL if not lost else 0.0)
     for port in ports:
         port.close()

@@ -54,6 +54,8 @@ class Target(NamedTuple):
     #: For a call that comes late: a function that is not the library's own, and the library itself, may have to be told of again.
     definition: FunctionDef | None = None
     spec: LibrarySpec | None = None
+    #: By which its calls are remembered (`windlass.manager.memory`); empty: they are not.
+    content: bytes = b""
 
 
 class CallKeywords(TypedDict, total=False):

@@ -49,6 +49,7 @@ from windlass.manager.feeding import Feeder, Holes, input_failed
 from windlass.manager.future import CallFuture
 from windlass.manager.inbox import Inbox, Tidy
 from windlass.manager.keeping import KeptResults, Needed, sandbox_of
+from windlass.manager.memory import MEMOIZED, Memory
 from windlass.messages import (
     BAD_CALL,
     CANCELLED,
@@ -114,6 +115,8 @@ class Client:
         self._code: set[str] = set()
         #: Calls that wait for the results of others.
         self.feeder = Feeder(self, clock)
+        #: Results of earlier calls, if this program has asked for that.
+        self.memory: Memory | None = None
         #: Not empty: why nothing more is taken.
         self.closed = ""
         #: Results that stay on workers.
@@ -248,6 +251,8 @@ class Client:
         spec = CallSpec(call, target.library, target.function, payload, spans, options, inputs, prefix, sandbox)
         again = False
         try:
+            if target.content and room is None and self._ends_at_once(future, spec, target, (args, kwargs), files, holes.found):
+                return future
             if holes.found:
                 again = not self.feeder.wait_for(spec, target, holes.found)
             else:
@@ -283,14 +288,41 @@ class Client:
         if files:
             # Each of a million dicts would be looked at by the garbage collector.
             self._files[call] = files if len(files) > 1 else next(iter(files.values()))
+        spec = CallSpec(call, target.library, target.function, payload, (), options, inputs)
         try:
-            self._inbox.put(CallSpec(call, target.library, target.function, payload, (), options, inputs))
+            if target.content and self._ends_at_once(future, spec, target, None, files):
+                return future
+            self._inbox.put(spec)
         except BaseException:  # the manager's loop has just ended
             self._forget(call)
             raise
         if self.closed:
             self._close_one(call)  # the manager ended meanwhile, perhaps without having seen this call
         return future
+
+    def _ends_at_once(
+        self,
+        future: CallFuture[Any],
+        spec: CallSpec,
+        target: Target,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]] | None,
+        files: dict[str, File] | None,
+        inputs: Sequence[CallFuture[Any]] = (),
+    ) -> bool:
+        """True: it has ended as an equal call did before, or will end as one does that runs; it is not to be handed over."""
+        memory = self.memory
+        assert memory is not None
+        if arguments is None and not files:
+            done = memory.recall_plain(future, target.content, spec.payload)
+        else:
+            future.key = memory.key_of(target.content, spec, arguments, files or (), inputs)
+            done = memory.recall(future.call_id, future.key) if future.key is not None and not spec.options.keep else None
+        if done is None:
+            key = future.key
+            return key is not None and key[:1] == MEMOIZED and not (inputs or spec.options.keep) and memory.follow(spec, key)
+        self._unpin(self._pinned.pop(future.call_id, ()))
+        self.deliver_remembered([done])
+        return True
 
     def _with_code(self, target: Target, more: tuple[ObjectRef, ...]) -> Target:
         """The target as a future knows it: with snapshots that came with the arguments, which stay from now on."""
@@ -341,6 +373,9 @@ class Client:
         """The owner's part of `CallFuture.cancel`."""
         call = future.call_id
         end = CallEnd(call, 0, CANCELLED)
+        if self.memory is not None and self.memory.leave(call):
+            self.deliver([CallDone(end)])
+            return
         if call in self.feeder.inputs.waiting and self.feeder.cancel(call):
             self.deliver([CallDone(end)])
             return
@@ -375,7 +410,7 @@ class Client:
 
     def leave_to_program(self, reason: str) -> None:
         """This process is a forked copy of the program: end the futures here, and from now on touch nothing that the program uses."""
-        self.closed, self._forked = reason, True
+        self.closed, self._forked, self.memory = reason, True, None
         self._arrived, self._waiters = threading.Condition(), 0
         self._pinned.clear()
         self.feeder.leave_to_program()
@@ -388,10 +423,21 @@ class Client:
         for future in list(self._unread.values()):
             future.settle()
 
+    def close_memory(self) -> None:
+        """Finish writing what calls have returned."""
+        if self.memory is not None:
+            self.memory.close()
+
     # ------------------------------------------------------------ from the manager, on its thread
 
     def deliver(self, ends: Sequence[CallDone]) -> None:
         """Finish the futures of calls that have ended, and those of calls that end because of that."""
+        if self.memory is not None:
+            self.memory.note(ends, self._futures)
+        self.deliver_remembered(ends)
+
+    def deliver_remembered(self, ends: Sequence[CallDone]) -> None:
+        """The same for ends that are not to be noted."""
         while ends:
             ends = self._deliver(ends)
         if self._waiters:
@@ -464,6 +510,18 @@ class Client:
     def find(self, call: CallId) -> CallFuture[Any] | None:
         """The future of a call that has not ended."""
         return self._futures.get(call)
+
+    def hold(self, spans: Sequence[ObjectRef]) -> None:
+        """Keep these objects of a result, whoever lets them go, until `unhold`."""
+        self.feeder.hold(spans)
+
+    def unhold(self, spans: Sequence[ObjectRef]) -> None:
+        """They are needed no more."""
+        self.feeder.unhold(spans)
+
+    def put_result(self, data: memoryview) -> ObjectRef:
+        """Have a result's object in the store, until it was read."""
+        return self.store.put(data)
 
     def hand_over(self, item: Item) -> None:
         """A call that has its inputs, or what is to be said before or after it. Raises `Closed`."""

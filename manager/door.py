@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 import os
 import threading
+import time
 import weakref
 from abc import abstractmethod
 from collections import OrderedDict
@@ -37,7 +39,9 @@ from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Targe
 from windlass.manager.client import Client
 from windlass.manager.declaring import Declaring
 from windlass.manager.future import CallFuture
+from windlass.manager.journal import Journal
 from windlass.manager.library import Library
+from windlass.manager.memory import JOURNALED, MEMOIZED, Memory
 from windlass.manager.placement import why_never
 from windlass.manifests import Manifest
 from windlass.messages import (
@@ -48,6 +52,7 @@ from windlass.messages import (
     FileName,
     FileOrigin,
     FileRef,
+    FunctionDef,
     FunctionId,
     ImportSpec,
     InstallLibrary,
@@ -59,9 +64,12 @@ from windlass.messages import (
     RemoveLibrary,
     Resources,
 )
+from windlass.store_folders import default_store_folder
 
 if TYPE_CHECKING:
     from windlass.functions import Defined
+
+log = logging.getLogger("windlass.manager")
 
 #: TaskVine's hungry(): at least so many calls, and so many times the capacity.
 _HUNGRY_LEAST: Final = 10
@@ -90,12 +98,19 @@ class _Installed:
 
     __slots__ = ("library", "spec", "targets")
 
-    def __init__(self, spec: LibrarySpec, library: Library) -> None:
+    def __init__(self, spec: LibrarySpec, library: Library, remembered: Mapping[str, bytes]) -> None:
         self.spec = spec
         self.library = library
-        parameters = {name: _parameters(function) for name, function in library.functions.items()}
         self.targets = {
-            one.name: Target(spec.id, one.id, (library.name, one.name), parameters.get(one.name, ()), spec.code, spec=spec)
+            one.name: Target(
+                spec.id,
+                one.id,
+                (library.name, one.name),
+                _parameters(library.functions[one.name]),
+                spec.code,
+                spec=spec,
+                content=remembered.get(one.name, b""),
+            )
             for one in spec.functions
         }
 
@@ -121,7 +136,8 @@ class Door(Declaring):
         self._implicit: LibrarySpec | None = None
         self._implicit_imports: dict[str, ImportSpec] = {}
         self._implicit_code: dict[str, ObjectRef] = {}
-        self._defined: OrderedDict[FunctionId, Target] = OrderedDict()
+        #: By function, and whether equal calls of it are one.
+        self._defined: OrderedDict[tuple[FunctionId, bool], Target] = OrderedDict()
         self._possible: dict[tuple[LibraryId, int], tuple[CallOptions, int]] = {}
         self._pid = os.getpid()
         _doors.add(self)
@@ -153,6 +169,20 @@ class Door(Declaring):
     @abstractmethod
     def _forked(self) -> None:
         """This process is a copy of the program made by `os.fork`: thread, sockets and files are the program's, which goes on with them."""
+
+    def _remembering(self, memoize: bool) -> bytes:
+        """How calls of a function are remembered; empty: not at all."""
+        memory = self._client.memory
+        if memory is None and memoize:
+            # In a folder that goes with this process: what is memoized without a journal is for this life.
+            journal = Journal(default_store_folder("memo"))
+            memory = self._client.memory = Memory(journal, self._client, time.time, all_calls=False)
+        return MEMOIZED if memoize else JOURNALED if memory is not None and memory.all_calls else b""
+
+    def _open_journal(self, folder: str | os.PathLike[str] | None) -> None:
+        """Remember all calls. Raises `UsageError`."""
+        if folder is not None:
+            self._client.memory = Memory(Journal(folder), self._client, time.time, all_calls=True)
 
     def _declare(self, ref: FileRef, origin: FileOrigin, manifest: Manifest | None) -> Callable[[], None]:
         self._client.say(DeclareFile(ref, origin))
@@ -224,9 +254,11 @@ class Door(Declaring):
         if environment is not None:
             self._environments[environment.name] = environment  # instances of it may start as long as there are calls of it
         spec = library.spec(self._put_forever, environment.ref if environment is not None else None)
+        kind = self._remembering(library.memoize)
+        remembered = {name: kind + content for name, content in library.contents(spec).items()} if kind else {}
         with self._lock:
             old = self._installed.get(library.name)
-            self._installed[library.name] = _Installed(spec, library)
+            self._installed[library.name] = _Installed(spec, library, remembered)
             self._client.say(InstallLibrary(spec))
             if old is not None and old.spec.id != spec.id:
                 self._client.say(RemoveLibrary(old.spec.id))
@@ -305,8 +337,10 @@ class Door(Declaring):
         kwargs: dict[str, Any] | None = None,
         options: CallOptions | None = None,
         tag: str | None = None,
+        *,
+        memoize: bool = False,
     ) -> CallFuture[Any]:
-        """Queue ``fn(*args, **kwargs)`` in the implicit library; its future. Raises as `submit`."""
+        """Queue ``fn(*args, **kwargs)`` in the implicit library; its future. ``memoize``: equal calls are run once. Raises as `submit`."""
         from windlass.functions import define
 
         self._check_open()
@@ -320,15 +354,17 @@ class Door(Declaring):
                 or any(ref.name not in self._implicit_code for ref in definition.code)
             ):
                 spec = self._next_implicit(defined.imports, definition.code)
-            target = self._defined.get(definition.id)
+            target = self._defined.get((definition.id, memoize))
             if target is None:
                 # In the order of definition, as the core has them: one that is used all the time is defined again in time.
-                target = self._defined[definition.id] = _target(spec, defined)
+                kind = self._remembering(memoize)
+                content = _content(fn, definition, kind) if kind else b""
+                target = self._defined[definition.id, memoize] = _target(spec, defined, content)
                 if len(self._defined) > self._defined_most:
                     self._defined.popitem(last=False)
                 self._client.say(DefineFunctions((definition,)))
             elif target.library != spec.id:
-                target = self._defined[definition.id] = _target(spec, defined)
+                target = self._defined[definition.id, memoize] = _target(spec, defined, target.content)
         chosen = options or DEFAULT_OPTIONS
         if chosen is not DEFAULT_OPTIONS:
             self._check_possible(spec, chosen)
@@ -420,9 +456,19 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _target(spec: LibrarySpec, defined: Defined) -> Target:
+def _target(spec: LibrarySpec, defined: Defined, content: bytes) -> Target:
     definition = defined.definition
-    return Target(spec.id, definition.id, (IMPLICIT, definition.name), defined.parameters, spec.code, definition, spec)
+    return Target(spec.id, definition.id, (IMPLICIT, definition.name), defined.parameters, spec.code, definition, spec, content)
+
+
+def _content(fn: Callable[..., Any], definition: FunctionDef, kind: bytes) -> bytes:
+    """By what calls of the function are remembered; empty if it has no content, which is told."""
+    from windlass.content import content_of_function
+
+    content = content_of_function(fn, definition.code)
+    if content is None:
+        log.warning("calls of %r cannot be remembered: it refers to something without a content", definition.name)
+    return kind + content if content is not None else b""
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:

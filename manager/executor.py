@@ -52,6 +52,8 @@ class CallManager(Protocol):
         kwargs: dict[str, Any],
         options: CallOptions | None = None,
         tag: str | None = None,
+        *,
+        memoize: bool = False,
     ) -> CallFuture[Any]: ...
     def hungry(self) -> int: ...
     def close(self) -> None: ...
@@ -60,8 +62,9 @@ class CallManager(Protocol):
 class Pool:
     """The pool behind an executor and its views: the manager, what else to close, and the calls that have not ended."""
 
-    def __init__(self, manager: CallManager, closing: contextlib.ExitStack) -> None:
+    def __init__(self, manager: CallManager, closing: contextlib.ExitStack, *, memoize: bool = False) -> None:
         self.manager = manager
+        self.memoize = memoize
         self.closed = False
         self.pid = os.getpid()
         self._closing = closing
@@ -76,7 +79,7 @@ class Pool:
         """A call of ``fn``. Raises Closed after `shutdown`, and what the manager raises."""
         if self.closed:
             raise Closed("cannot submit a call after shutdown of its Executor; submit inside the with block, or make another Executor")
-        future = self.manager.submit_function(fn, args, kwargs, options, tag)
+        future = self.manager.submit_function(fn, args, kwargs, options, tag, memoize=self.memoize)
         future.collect()  # nobody calls wait() on an executor: what its program drops is to go
         self._calls.append(weakref.ref(future))
         if len(self._calls) > self._sweep_at:
@@ -215,18 +218,26 @@ class Executor(Submitter):
         max_pilots: int | None = None,
         manager: CallManager | None = None,
         manager_options: Mapping[str, Any] | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        memoize: bool = False,
         **pool: Any,
     ) -> None:
         """Pilots come from ``backend``: ``"slurm"``, ``"htcondor"``, ``"local"``, ``"fake"``, the name of a configured pool, or
         whatever else `Factory` takes, a list of several included; further keywords are options of `Factory`.
 
         ``manager``: one that you have, which stays open after `shutdown`; otherwise one is made with ``manager_options``. ``backend=None``
-        starts no factory. Raises UsageError for options that the factory does not know.
+        starts no factory. ``journal``: a folder for the results of calls, which the same program finds when it is started again;
+        ``memoize``: equal calls are run once (docs/journal.md). Raises UsageError for options that the factory does not know.
         """
         with contextlib.ExitStack() as opening:
             if manager is None:
-                manager = self._make_manager(dict(manager_options or {}))
+                more = {} if journal is None else {"journal": journal}
+                manager = self._make_manager({**(manager_options or {}), **more})
                 opening.callback(manager.close)
+            elif journal is not None:
+                raise UsageError(
+                    "manager= is a manager that is there already: give journal= to that one, as in Manager(journal='run.journal')"
+                )
             elif manager_options:
                 raise UsageError(
                     "manager= is a manager that is there already, so manager_options= would change nothing; leave one of them out"
@@ -240,7 +251,7 @@ class Executor(Submitter):
                 raise UsageError(
                     "backend=None starts no pilots, so options of a pool would change nothing; leave them out, or name a backend"
                 )
-            super().__init__(Pool(manager, opening.pop_all()))
+            super().__init__(Pool(manager, opening.pop_all(), memoize=memoize))
         _open.add(self._pool)
         # Registered after those of manager and factory, it runs before them.
         atexit.unregister(_at_exit)

@@ -106,6 +106,7 @@ class CallFuture(Future[T], Story):
         "_state",
         "_watchers",
         "call_id",
+        "key",
         "origin",
         "owner",
         "submitted_at",
@@ -140,6 +141,8 @@ class CallFuture(Future[T], Story):
         self.tag = tag
         self.submitted_at = submitted_at
         self.target = target
+        #: What it is remembered by (`windlass.manager.memory`).
+        self.key: bytes | None = None
         #: Why it was not run (`windlass.manager.feeding`): the future whose call failed first, or an error.
         self.origin: CallFuture[Any] | BaseException | None = None
 

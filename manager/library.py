@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import logging
 import os
 import re
 import sys
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     Put = Callable[[Buffer], ObjectRef]
+
+log = logging.getLogger("windlass.manager")
 
 AnyFunction = Callable[..., Any]
 Imports = Literal["auto"] | str | types.ModuleType | Iterable[str | types.ModuleType] | None
@@ -74,6 +77,7 @@ class Library:
         max_calls: int | None = None,
         python: str | tuple[int, int] | None = None,
         environment: File | str | os.PathLike[str] | None = None,
+        memoize: bool = False,
         **unknown: Never,
     ) -> None:
         """``cores``, ``memory`` (bytes or ``"2GB"``) and ``gpus`` are per slot; ``slots`` per worker (None: all that fit).
@@ -81,7 +85,8 @@ class Library:
         ``imports``: ``"auto"``, or modules and dotted names, which must load (``"auto"`` may be among them). ``context``: a function, or
         ``(function, args, kwargs)``. ``start_timeout`` in seconds or ``"10min"``. ``python``: the (major, minor) of instances,
         when it is to differ from the program's. ``environment``: an archive that ``windlass environment pack`` made (a path, or what
-        ``declare_archive`` gave), in whose Python instances run; it goes to each node once. Raises UsageError with the line to write.
+        ``declare_archive`` gave), in whose Python instances run; it goes to each node once. ``memoize``: equal calls (of equal functions,
+        with equal arguments) are run once, and all have that result (docs/journal.md). Raises UsageError with the line to write.
         """
         refuse_unknown("option of create_library", unknown, Library.__init__)
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # programs are not always checked
@@ -116,6 +121,7 @@ class Library:
             raise UsageError(f"environment={environment!r}: give the path of an archive, made by  windlass environment pack")
         #: As given; a manager that the library is installed at makes a file of it.
         self.environment = environment
+        self.memoize = memoize
         self._frozen = False
 
     @classmethod
@@ -267,6 +273,23 @@ class Library:
         self._frozen = True
         digest = hashlib.blake2b(msgspec.msgpack.encode(draft), digest_size=8).hexdigest()
         return msgspec.structs.replace(draft, id=LibraryId(f"{self.name}@{digest}"))
+
+    def contents(self, spec: LibrarySpec) -> dict[str, bytes]:
+        """By what calls of its functions are remembered: digests of each with all that decides about its results. Without those that
+        have none, which is told."""
+        from windlass.content import content_of_function
+
+        explicit = sorted(each.module for each in spec.imports if each.explicit)
+        environment = spec.environment.name if spec.environment is not None else ""
+        more = (self._context, spec.env, explicit, environment, spec.python)
+        found: dict[str, bytes] = {}
+        for name, function in self.functions.items():
+            content = content_of_function(function, spec.code, more)
+            if content is None:
+                log.warning("calls of %r in library %r cannot be remembered: it refers to something without a content", name, self.name)
+            else:
+                found[name] = content
+        return found
 
     def _packed_context(self, put: Put) -> tuple[bytes, tuple[ObjectRef, ...], tuple[ImportSpec, ...]]:
         from windlass import functions as defining

@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
+import hashlib
 import os
 import secrets
 import shutil
@@ -58,7 +59,8 @@ class Manager(Door):
     it is made up. ``host``: the address to listen on; the default is this machine's loopback, enough for local pilots, and one
     that nodes reach as soon as a factory has pilots on other machines (the pool's ``interface`` or ``network``, else what the host name
     resolves to). Times are seconds: a worker whose connection is cut keeps its calls for ``reconnect_grace``, and leaves when it has not
-    reached its manager for ``manager_timeout``. ``state_dir``: where its state folder goes (default: $WINDLASS_STATE_DIR, else
+    reached its manager for ``manager_timeout``. ``journal``: a folder for the results of calls, which the same program finds when it is
+    started again, as it finds its pilots (docs/journal.md). ``state_dir``: where its state folder goes (default: $WINDLASS_STATE_DIR, else
     $XDG_STATE_HOME/windlass, else ~/.local/state/windlass); on a file system that cannot keep others away (AFS, CIFS) it is refused unless
     ``trust_state_dir=True`` says that nobody else can read it.
 
@@ -75,6 +77,7 @@ class Manager(Door):
         manager_timeout: float = 300.0,
         heartbeat: float = 5.0,
         silence: float = 30.0,
+        journal: str | os.PathLike[str] | None = None,
         state_dir: str | os.PathLike[str] | None = None,
         trust_state_dir: bool | None = None,
         **unknown: Never,
@@ -99,6 +102,11 @@ class Manager(Door):
             raise UsageError(f"host={host!r}: write a name or an address of this machine, as in host='127.0.0.1'")
         if name is not None and not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"name={name!r}: a manager's name is a text: write name='m{name}'")
+        if journal is not None and not isinstance(journal, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"journal={journal!r}: name a folder, as in journal='run.journal'")
+        if name is None and journal is not None:
+            # The next life of the program is to be found by the pilots of this one.
+            name = f"journal-{hashlib.blake2b(os.fsencode(os.path.realpath(journal)), digest_size=6).hexdigest()}"
         self.name = name if name is not None else f"m{os.getpid()}-{secrets.token_hex(4)}"
         self._named = name is not None
         self._folder = manager_folder(self.name, state_dir)
@@ -123,6 +131,8 @@ class Manager(Door):
             self._client = Client(self._store, self._server.inbox, self._server.now)
             self._server.client = self._client
             self._client.owner = id(self)
+            self._open_journal(journal)
+            opened.callback(self._client.close_memory)
             self._server.start()
             opened.pop_all()  # from here on `close` does it
         self._finalizer = weakref.finalize(
@@ -299,6 +309,7 @@ def _close_quietly(server: Server, client: Client, store: ObjectStore, folder: P
     with contextlib.suppress(RuntimeError):
         server.stop("the manager was closed")
     client.settle()
+    client.close_memory()
     store.close()
     if not named:
         shutil.rmtree(folder, ignore_errors=True)

@@ -85,7 +85,7 @@ class ByValue(_Pickler):
         reduced: Any
         if not self._homes:
             reduced = _Pickler.reducer_override(self, obj)
-            if is_class and _is_by_value(reduced):
+            if is_class and is_by_value(reduced):
                 return known_class, (_cloudpickle._get_or_create_tracker_id(obj), _class_blob(obj))
             return reduced
         module_name = getattr(obj, "__name__" if kind is ModuleType else "__module__", None)
@@ -100,8 +100,8 @@ class ByValue(_Pickler):
             reduced = _cloudpickle._dynamic_class_reduce(obj)
         else:
             reduced = _Pickler.reducer_override(self, obj)
-        if is_class and _is_by_value(reduced):
-            self.classes.append(_as_class(obj))
+        if is_class and is_by_value(reduced):
+            self.classes.append(as_class(obj))
         elif (reduced is NotImplemented or kind is ModuleType) and module_name:
             self.modules.add(module_name)
             if home == snapshots.LOCAL:
@@ -135,11 +135,13 @@ def _make_cached_property(function: Any, name: str | None) -> Any:
     return made
 
 
-def _as_class(obj: Any) -> type:
+def as_class(obj: Any) -> type:
+    """The same, for checkers."""
     return obj  # type: ignore[no-any-return]
 
 
-def _is_by_value(reduced: Any) -> bool:
+def is_by_value(reduced: Any) -> bool:
+    """What cloudpickle makes of a class that it does not find by name."""
     return isinstance(reduced, tuple) and reduced[0] in (_cloudpickle._make_skeleton_class, _cloudpickle._make_skeleton_enum)
 
 

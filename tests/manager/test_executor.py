@@ -50,6 +50,8 @@ class Threads:
         kwargs: dict[str, Any],
         options: CallOptions | None = None,
         tag: str | None = None,
+        *,
+        memoize: bool = False,
     ) -> CallFuture[Any]:
         self.submitted.append((fn, args, kwargs, options, tag))
         future: CallFuture[Any] = CallFuture(self, CallId(len(self.submitted)), tag)

@@ -1,0 +1,328 @@
+"""A journal: results of calls on disk, where the next life of the program finds them.
+
+Theory of operation
+-------------------
+A journal is a folder::
+
+    log        records, one after the other: length, checksum, and a batch of results by their keys
+    objects/   large buffers of results, by content name
+    lock       held by the program that has it open
+
+`append` writes a batch with one ``write``: what a program has seen ended is with the operating system, and outlives the program. A thread
+of the journal calls ``fdatasync`` once a second at most, so that a crash of the whole machine costs the last second.  Results with
+large buffers are handed to the same thread (`append_large`), which copies the buffers first.
+
+A record that was cut off by a crash, or is damaged, ends what is read: the log is cut there, and what followed is made again.  When
+a write fails (a full disk) the log is cut back to where it was whole, this is told once, and the next write tries again: a journal that
+cannot be written costs its use and no call.
+
+Keys and what the results of calls are: `windlass.manager.memory`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import queue
+import shutil
+import struct
+import threading
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from windlass.errors import UsageError
+from windlass.messages import CallEnd, ObjectName, ObjectRef
+from windlass.objects import content_name, map_object
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+log = logging.getLogger("windlass.manager")
+
+_MAGIC: Final = b"windlass journal 1\n"
+_HEADER: Final = struct.Struct("<II")
+#: Results in one record at most; places are numbers of a record's offset and the result's index in it.
+BATCH_MOST: Final = 1024
+#: Seconds between two calls of ``fdatasync``.
+SYNC_SECONDS: Final = 1.0
+#: Batches that are kept decoded: a program asks for results in about the order in which they were written.
+_DECODED_MOST: Final = 8
+
+Entry = tuple[bytes, CallEnd]
+_decode_entries: Final = msgspec.msgpack.Decoder(list[Entry]).decode
+_decode_keys: Final = msgspec.msgpack.Decoder(list[tuple[bytes, msgspec.Raw]]).decode
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class Journal:
+    """An open journal at ``folder``. Raises `UsageError` when another program has it open, or the folder holds something else."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        #: Where each result is.
+        self.places: dict[bytes, int] = {}
+        self._lock_file = _take(self.folder)
+        try:
+            self._objects = self.folder / "objects"
+            self._objects.mkdir(mode=0o700, exist_ok=True)
+            for left in self._objects.glob("*.new"):
+                left.unlink()
+            self._log = os.open(self.folder / "log", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            os.close(self._lock_file)
+            raise UsageError(f"journal {self.folder} cannot be opened: {error.strerror or error}") from error
+        try:
+            self._end = self._read_all()
+        except BaseException:
+            os.close(self._log)
+            os.close(self._lock_file)
+            raise
+        #: Results that were there when it was opened.
+        self.found = len(self.places)
+        #: Results that could not be written.
+        self.dropped = 0
+        self._decoded: OrderedDict[int, list[Entry]] = OrderedDict()
+        #: Guards the log's end, and what was decoded.
+        self._lock = threading.Lock()
+        self._unsynced = False
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    # ------------------------------------------------------------ writing
+
+    def append(self, entries: Sequence[Entry], *, index: bool = False) -> None:
+        """Write these results. ``index``: have them found in this life too. Never raises for want of disk."""
+        for start in range(0, len(entries), BATCH_MOST):
+            batch = entries[start : start + BATCH_MOST]
+            offset = self._write(_encode(batch))
+            if offset < 0:
+                self.dropped += len(batch)
+            elif index:
+                for number, (key, _) in enumerate(batch):
+                    self.places[key] = offset * BATCH_MOST + number
+
+    def append_large(
+        self, key: bytes, end: CallEnd, read: Callable[[ObjectName], Buffer], done: Callable[[], None], *, index: bool = False
+    ) -> None:
+        """Write a result with buffers, on the journal's thread: copy them by ``read``, then say ``done``."""
+
+        def work() -> None:
+            try:
+                self.append([(key, self._copied(end, read))], index=index)
+            except (OSError, KeyError) as error:
+                self._failed(error)
+                self.dropped += 1
+            finally:
+                done()
+
+        self._on_thread(work)
+
+    def _copied(self, end: CallEnd, read: Callable[[ObjectName], Buffer]) -> CallEnd:
+        """The same with its buffers here, under the names of their contents."""
+        spans: list[ObjectRef] = []
+        for ref in end.spans:
+            data = read(ref.name)
+            name = content_name(data)
+            spans.append(ObjectRef(name, ref.size))
+            if self._has(name, ref.size):
+                continue
+            fresh = self._objects / f"{name}.new"
+            with open(fresh, "wb", opener=_private) as file:
+                file.write(data)
+                file.flush()
+                os.fdatasync(file.fileno())
+            fresh.rename(self._objects / name)
+        return msgspec.structs.replace(end, spans=tuple(spans))
+
+    def _write(self, body: bytes) -> int:
+        """Where the record begins; -1 if it could not be written."""
+        data = _HEADER.pack(len(body), zlib.crc32(body)) + body
+        with self._lock:
+            if self._closed:
+                return -1
+            offset = self._end
+            try:
+                written = os.pwrite(self._log, data, offset)
+                while written < len(data):
+                    written += os.pwrite(self._log, data[written:], offset + written)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._log, offset)
+                self._failed(error)
+                return -1
+            self._end = offset + len(data)
+            first, self._unsynced = not self._unsynced, True
+        if first:
+            self._on_thread(self._sync_later)
+        return offset
+
+    def _failed(self, error: Exception) -> None:
+        if not self.dropped:
+            log.error("journal %s cannot be written (%s): results from now on may be made again by the next run", self.folder, error)
+
+    # ------------------------------------------------------------ reading
+
+    def recall(self, key: bytes, *, forget: bool = False) -> CallEnd | None:
+        """The result of this key, if it is here with all its buffers. ``forget``: nobody will ask for it again."""
+        place = self.places.pop(key, None) if forget else self.places.get(key)
+        if place is None:
+            return None
+        offset, number = divmod(place, BATCH_MOST)
+        try:
+            known, end = self._batch(offset)[number]
+        except (OSError, ValueError, IndexError, msgspec.DecodeError):
+            return None  # it has been damaged since it was read
+        if known != key or any(not self._has(ref.name, ref.size) for ref in end.spans):
+            return None
+        # The record becomes a future's own, which takes the payload out of it.
+        return msgspec.structs.replace(end)
+
+    def open(self, name: ObjectName) -> memoryview:
+        """A buffer of a result, which may be damaged: its name is that of the content it had. Raises `KeyError`."""
+        try:
+            return map_object(self._objects / name)
+        except OSError:
+            raise KeyError(name) from None
+
+    def _has(self, name: str, size: int) -> bool:
+        try:
+            return os.stat(self._objects / name).st_size == size
+        except OSError:
+            return False
+
+    def _batch(self, offset: int) -> list[Entry]:
+        with self._lock:
+            batch = self._decoded.get(offset)
+            if batch is None:
+                header = os.pread(self._log, _HEADER.size, offset)
+                length, checksum = _HEADER.unpack(header)
+                body = os.pread(self._log, length, offset + _HEADER.size)
+                if zlib.crc32(body) != checksum:
+                    raise ValueError("a damaged record")
+                batch = self._decoded[offset] = _decode_entries(body)
+                if len(self._decoded) > _DECODED_MOST:
+                    self._decoded.popitem(last=False)
+            return batch
+
+    def _read_all(self) -> int:
+        """Note where each result is; the end of what is whole, where the log is cut."""
+        end = os.fstat(self._log).st_size
+        if end < len(_MAGIC):
+            os.ftruncate(self._log, 0)
+            os.pwrite(self._log, _MAGIC, 0)
+            return len(_MAGIC)
+        if os.pread(self._log, len(_MAGIC), 0) != _MAGIC:
+            raise UsageError(f"{self.folder / 'log'} is no journal of this version of Windlass: name another folder, or remove this one")
+        whole = len(_MAGIC)
+        for offset, body in _records(self._log, end):
+            try:
+                keys = _decode_keys(body)
+            except msgspec.DecodeError:
+                break
+            for number, (key, _) in enumerate(keys):
+                self.places[key] = offset * BATCH_MOST + number
+            whole = offset + _HEADER.size + len(body)
+        if whole < end:
+            log.warning("journal %s: the last %d bytes are cut off or damaged, and are dropped", self.folder, end - whole)
+            os.ftruncate(self._log, whole)
+        return whole
+
+    # ------------------------------------------------------------ the thread
+
+    def _on_thread(self, work: Callable[[], None]) -> None:
+        with self._lock:
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._run, name="windlass-journal", daemon=True)
+                self._thread.start()
+        self._work.put(work)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+
+    def _sync_later(self) -> None:
+        # Other work goes on meanwhile; what is left when it is time is done next.
+        end = time.monotonic() + SYNC_SECONDS
+        while (left := end - time.monotonic()) > 0:
+            try:
+                work = self._work.get(timeout=left)
+            except queue.Empty:
+                break
+            if work is None:
+                self._work.put(None)
+                break
+            work()
+        self._sync()
+
+    def _sync(self) -> None:
+        self._unsynced = False
+        with contextlib.suppress(OSError):
+            os.fdatasync(self._log)
+
+    def close(self, *, remove: bool = False) -> None:
+        """Finish writing; ``remove``: it was only for this life."""
+        if self._closed:
+            return
+        if self._thread is not None:
+            self._work.put(None)
+            self._thread.join()
+        with self._lock:
+            self._closed = True
+        if remove:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        else:
+            self._sync()
+        os.close(self._log)
+        os.close(self._lock_file)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def _records(descriptor: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Whole records: where each begins, and its body."""
+    offset = len(_MAGIC)
+    while offset + _HEADER.size <= end:
+        length, checksum = _HEADER.unpack(os.pread(descriptor, _HEADER.size, offset))
+        if offset + _HEADER.size + length > end:
+            return
+        body = os.pread(descriptor, length, offset + _HEADER.size)
+        if zlib.crc32(body) != checksum:
+            return
+        yield offset, body
+        offset += _HEADER.size + length
+
+
+def _take(folder: Path) -> int:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        names = set(os.listdir(folder))
+        if names and "lock" not in names:
+            raise UsageError(f"journal {folder} is a folder with other things in it: name a new one, as in journal='run.journal'")
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UsageError(f"journal {folder} cannot be opened: {error.strerror or error}; name a folder that you can write to") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise UsageError(
+            f"journal {folder} is in use by another program{f' (process {pid})' if pid else ''}: end that one, or name another journal"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,260 @@
+"""What a program's calls have returned before: in an earlier life of the program (a journal), or to an equal call (``memoize=True``).
+
+Theory of operation
+-------------------
+A call is known by its *key*: the content of its function (`windlass.content`) and its arguments: the bytes of the payload where these are
+few and the same in every process, else a digest; large buffers and declared files by their names, which are content; inputs that are the
+results of other calls by the keys of those.  So a program that is started again asks by the same keys as before it was killed,
+as long as it submits the same calls, whatever their order and however many had ended.
+
+*A journal remembers calls.*  Equal calls are told apart by number: the second ``submit`` of ``sample()`` has another key than the first, so
+a program that draws a thousand samples finds a thousand, not one.  What was found is forgotten in memory: nobody asks for it twice.
+
+*A memoized function* has no numbers: all equal calls have one result.  While the first of them runs the others *follow* it: they end as it
+ends when it returned or raised, and else one of them takes its place.
+
+Only results are remembered: what raised, died or was cancelled is run again.  So is what has no content, what stays on workers, and calls
+with a directory of their own; but calls that are given such results are found by the keys of their inputs.
+
+`key` and `recall` are called by who submits, `note` on the thread that delivers ends.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple, Protocol
+
+import msgspec
+
+from windlass.errors import Closed, StoreFull
+from windlass.files import collecting
+from windlass.manager.calls import CLOSED
+from windlass.manager.future import CallFuture
+from windlass.manager.journal import Entry, Journal
+from windlass.messages import RAISED, RETURNED, CallDone, CallEnd, CallId, CallSpec, ObjectName, ObjectRef
+
+#: Payloads of up to so many bytes are their own digest.
+_SHORT_BYTES: Final = 48
+_DIGEST_BYTES: Final = 16
+#: In pickled bytes: the opcodes of sets, and the modules by which classes and functions go by value.
+_UNSTEADY: Final = (b"\x8f", b"\x91", b"cloudpickle", b"windlass.byvalue")
+#: How the contents of targets begin.
+JOURNALED: Final = b"j"
+MEMOIZED: Final = b"m"
+_MEMOIZED: Final = MEMOIZED[0]
+
+
+class RememberingClient(Protocol):
+    """What a memory needs of the client."""
+
+    def deliver_remembered(self, ends: Sequence[CallDone], /) -> None: ...
+    def hand_over(self, item: CallSpec, /) -> None: ...
+    def hold(self, spans: Sequence[ObjectRef], /) -> None: ...
+    def unhold(self, spans: Sequence[ObjectRef], /) -> None: ...
+    def read(self, name: ObjectName, /) -> memoryview: ...
+    def put_result(self, data: memoryview, /) -> ObjectRef: ...
+
+
+class Remembered(NamedTuple):
+    """Numbers of a memory, for people."""
+
+    #: Results that its journal had when it was opened, and calls that ended with one of those or with that of an equal call.
+    found: int
+    used: int
+    #: Results that could not be written.
+    dropped: int
+
+
+class Memory:
+    """The memory of one client. ``journal`` is its own; ``all_calls``: the program asked for a journal, and not only for memoizing."""
+
+    def __init__(self, journal: Journal, client: RememberingClient, clock: Callable[[], float], *, all_calls: bool) -> None:
+        self.journal = journal
+        self.all_calls = all_calls
+        self._client = client
+        self._clock = clock
+        self._lock = threading.Lock()
+        #: The first call of each key in this life, and how many equal ones came after it.
+        self._seen: dict[bytes, CallId] = {}
+        self._times: dict[bytes, int] = {}
+        #: Memoized calls that run, by key, and who follows them.
+        self._leaders: dict[bytes, dict[CallId, CallSpec]] = {}
+        self._following: dict[CallId, bytes] = {}
+        self._used = 0
+
+    @property
+    def count(self) -> Remembered:
+        """For the status."""
+        return Remembered(self.journal.found if self.all_calls else 0, self._used, self.journal.dropped)
+
+    def key_of(
+        self,
+        content: bytes,
+        spec: CallSpec,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]] | None,
+        files: Iterable[str],
+        inputs: Sequence[CallFuture[Any]],
+    ) -> bytes | None:
+        """The key of a call that is being submitted, to be asked once; None if it has none.
+
+        ``content``: that of its target. ``arguments``: of which its payload was made; None for scalars. ``files``: the keys of those that
+        it is given. ``inputs``: calls whose results it is given.
+        """
+        keys = [one.key for one in inputs if one.key is not None]
+        if len(keys) != len(inputs):
+            return None
+        payload, spans = spec.payload, spec.spans
+        if arguments is not None and not _is_steady(payload or self._client.read(spans[0].name)):
+            from windlass.content import content_of  # it needs cloudpickle
+
+            with collecting():
+                found = content_of(arguments, _stands_for)
+            if found is None:
+                return None
+            payload, spans = found, ()
+        names = [*(ref.name.encode() for ref in spans), *map(str.encode, files), *keys]
+        if not names and len(payload) <= _SHORT_BYTES:
+            base = content + payload
+        else:
+            digest = blake2b(payload, digest_size=_DIGEST_BYTES)
+            for name in names:
+                digest.update(b"\0%d " % len(name) + name)
+            base = content + b"\0" + digest.digest()
+        first = content[:1] == MEMOIZED or self._seen.setdefault(base, spec.call) is spec.call
+        return base if first else self._again(base)
+
+    def recall_plain(self, future: CallFuture[Any], content: bytes, payload: bytes) -> CallDone | None:
+        """`key_of` and `recall` for a call of scalars, of which there may be a million: its future gets the key."""
+        call = future.call_id
+        base = content + payload if len(payload) <= _SHORT_BYTES else content + b"\0" + blake2b(payload, digest_size=_DIGEST_BYTES).digest()
+        # The first to ask is remembered with its number, so that only equal calls need a lock.
+        if self._seen.setdefault(base, call) is not call and content[:1] != MEMOIZED:
+            base = self._again(base)
+        future.key = base
+        return self.recall(call, base) if base in self.journal.places else None
+
+    def _again(self, base: bytes) -> bytes:
+        with self._lock:
+            number = self._times[base] = self._times.get(base, 0) + 1
+        return base + b"#%d" % number
+
+    def recall(self, call: CallId, key: bytes) -> CallDone | None:
+        """How a call with this key has ended before; None: it is to be run."""
+        if key not in self.journal.places:
+            return None
+        end = self.journal.recall(key, forget=key[:1] != MEMOIZED)
+        if end is None or (end := self._with_buffers(end)) is None:
+            return None
+        self._used += 1
+        now = self._clock()
+        return CallDone(msgspec.structs.replace(end, call=call), now, 0.0, now)
+
+    def _with_buffers(self, end: CallEnd) -> CallEnd | None:
+        """With its buffers in the store, from where results are read; None if one is damaged, or there is no room."""
+        for ref in end.spans:
+            try:
+                here = self._client.put_result(self.journal.open(ref.name))
+            except (KeyError, StoreFull):
+                return None
+            if here.name != ref.name:
+                return None
+        return end
+
+    def follow(self, spec: CallSpec, key: bytes) -> bool:
+        """A memoized call is about to be handed over. True: an equal one runs, and this one will end as that does."""
+        with self._lock:
+            followers = self._leaders.get(key)
+            if followers is None:
+                self._leaders[key] = {}
+                return False
+            followers[spec.call] = spec
+            self._following[spec.call] = key
+            return True
+
+    def leave(self, call: CallId) -> bool:
+        """A call is cancelled. True: it followed another one, so its end is the caller's to deliver."""
+        with self._lock:
+            key = self._following.pop(call, None)
+            if key is None:
+                return False
+            return self._leaders[key].pop(call, None) is not None
+
+    def note(self, ends: Sequence[CallDone], futures: Mapping[CallId, CallFuture[Any]]) -> None:
+        """The manager says how these calls have ended: write what they returned, before anybody is told."""
+        entries: list[Entry] = []
+        for done in ends:
+            end = done.end
+            future = futures.get(end.call)
+            if future is None or (key := future.key) is None:
+                continue
+            returned = end.outcome == RETURNED and not end.kept and not end.outputs
+            if key[0] == _MEMOIZED:
+                self._note_memoized(key, end, returned)
+            elif returned:
+                if end.spans:
+                    self._note_large(key, end)
+                else:
+                    entries.append((key, end))
+        if entries:
+            self.journal.append(entries)
+
+    def _note_large(self, key: bytes, end: CallEnd, followers: Iterable[CallSpec] = ()) -> None:
+        spans = end.spans
+        self._client.hold(spans)
+
+        def done() -> None:
+            self._client.unhold(spans)
+            for spec in followers:
+                found = self.recall(spec.call, key)
+                if found is not None:
+                    self._client.deliver_remembered([found])
+                else:
+                    self._hand_over(spec)
+
+        # A copy: the record is the future's, which takes out what was read.
+        copy = msgspec.structs.replace(end)
+        self.journal.append_large(key, copy, self._client.read, done, index=key[:1] == MEMOIZED)
+
+    def _note_memoized(self, key: bytes, end: CallEnd, returned: bool) -> None:
+        with self._lock:
+            followers = list(self._leaders.pop(key, {}).values())
+            for spec in followers:
+                self._following.pop(spec.call, None)
+        if returned and end.spans:
+            self._note_large(key, end, followers)
+            return
+        if returned:
+            self.journal.append([(key, end)], index=True)
+        if not followers:
+            return
+        if returned or end.outcome == RAISED:
+            self._used += len(followers)
+            now = self._clock()
+            self._client.deliver_remembered([CallDone(msgspec.structs.replace(end, call=spec.call), now, 0.0, now) for spec in followers])
+        elif end.outcome != CLOSED:
+            # It says nothing of the others: it may have been cancelled, or its worker lost too often. The first of them is run.
+            for spec in followers:
+                if not self.follow(spec, key):
+                    self._hand_over(spec)
+
+    def _hand_over(self, spec: CallSpec) -> None:
+        with suppress(Closed):  # then the client ends it
+            self._client.hand_over(spec)
+
+    def close(self) -> None:
+        """Finish writing. What was kept only for memoizing goes."""
+        self.journal.close(remove=not self.all_calls)
+
+
+def _is_steady(data: bytes | memoryview) -> bool:
+    """Whether these pickled bytes are the same in every process."""
+    found = bytes(data)
+    return not any(word in found for word in _UNSTEADY)
+
+
+def _stands_for(value: Any) -> str:
+    """What is hashed in place of a future: the key of its call."""
+    return value.key.hex() if isinstance(value, CallFuture) and value.key is not None else ""

@@ -1,0 +1,248 @@
+"""What a function or an argument means, as a digest that is the same in every process: by that results are remembered.
+
+Theory of operation
+-------------------
+The bytes that travel differ from one run of a program to the next although nothing has changed: cloudpickle numbers classes of ``__main__``
+at random, sets of strings have another order in each process, and code knows the lines of the file that it stands in.  So a value is
+pickled a second time, into a hash instead of a message, with these differences taken out:
+
+* a set is the sorted digests of its members;
+* code is its instructions, constants and names, without file, lines and columns;
+* a function by value is its code, defaults, closure, attributes, and the globals that it names; a class by value its bases and what it has;
+* what goes by name is its name; a local module is the content of its snapshot, an installed one the versions of its distribution and of all
+  that this one requires.
+
+Large buffers are hashed, not copied.  What cannot be pickled so has no content (None), and its call is not remembered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from io import BytesIO
+from pickle import PickleBuffer
+from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType
+from typing import TYPE_CHECKING, Any, Final
+
+from windlass import imports, snapshots
+from windlass.byvalue import ByValue, as_class, global_names, is_by_value
+from windlass.messages import ObjectRef
+from windlass.objects import content_name
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+#: Bytes of a digest.
+DIGEST_BYTES: Final = 16
+#: What a class has that says nothing of what it does, or is different in each process.
+_BOOKS: Final = frozenset(
+    [
+        "__abstractmethods__",
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations_cache__",
+        "__dataclass_fields__",
+        "__dataclass_params__",
+        "__dict__",
+        "__doc__",
+        "__firstlineno__",
+        "__module__",
+        "__static_attributes__",
+        "__weakref__",
+        "_abc_impl",
+    ]
+)
+_SETS: Final = frozenset({set, frozenset})
+_REQUIRED: Final = re.compile(r"[A-Za-z0-9._-]+")
+
+
+class _Content(ByValue):
+    """Pickles into a hash what ``ByValue`` would send."""
+
+    def __init__(self, stand_in: Callable[[Any], str] | None) -> None:
+        self._digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        self._stream = BytesIO()
+        self._stand_in = stand_in
+        super().__init__(self._stream, True, self._buffer)
+
+    def _buffer(self, buffer: PickleBuffer) -> bool:
+        self._digest.update(buffer.raw())
+        return False
+
+    def persistent_id(self, obj: Any) -> Any:
+        kind = type(obj)
+        # Whether equal texts are one object is chance, and pickle writes the second time of an object otherwise than the first.
+        if kind is str:
+            return b"s" + obj.encode(errors="surrogatepass")
+        if kind is bytes:
+            return b"b" + obj
+        if kind in _SETS:
+            return kind.__name__, sorted(self._part(member) for member in obj)
+        if self._stand_in is not None and (name := self._stand_in(obj)):
+            return "stands for", name
+        return None
+
+    def _part(self, member: Any) -> bytes:
+        if isinstance(member, str | bytes | int | float):
+            # Quick, and told apart by type; most members are such.
+            return hashlib.blake2b(repr(member).encode(), digest_size=DIGEST_BYTES).digest()
+        inner = _Content(self._stand_in)
+        inner.dump(member)
+        self.modules |= inner.modules
+        self.local |= inner.local
+        self.functions += inner.functions
+        return inner.finish()
+
+    def finish(self) -> bytes:
+        """The digest of what was dumped."""
+        self._digest.update(self._stream.getbuffer())
+        return self._digest.digest()
+
+    def reducer_override(self, obj: object) -> Any:
+        if isinstance(obj, CodeType):
+            return _stands, _of_code(obj)
+        reduced = super().reducer_override(obj)
+        if is_by_value(reduced):
+            return _of_class(as_class(obj))
+        return reduced
+
+    def _dynamic_function_reduce(self, func: FunctionType) -> Any:
+        self.functions.append(func)
+        found = func.__globals__
+        named = {name: found[name] for name in sorted(global_names(func)) if name in found}
+        cells = tuple(_cell(cell) for cell in func.__closure__ or ())
+        state = (named, cells, func.__defaults__, func.__kwdefaults__, func.__dict__)
+        # The state comes after the function itself, so that one that names itself is met again there.
+        return _stands, (func.__qualname__, func.__code__), state
+
+
+def _stands(*parts: Any) -> Any:
+    """Stands in a stream that nobody reads for what the parts describe."""
+    raise NotImplementedError
+
+
+def _cell(cell: Any) -> Any:
+    try:
+        return (cell.cell_contents,)
+    except ValueError:
+        return ()
+
+
+def _of_code(code: CodeType) -> tuple[Any, ...]:
+    return (
+        code.co_code,
+        code.co_consts,
+        code.co_names,
+        code.co_varnames,
+        code.co_freevars,
+        code.co_cellvars,
+        code.co_argcount,
+        code.co_posonlyargcount,
+        code.co_kwonlyargcount,
+        code.co_flags,
+        code.co_exceptiontable,
+    )
+
+
+def _of_class(kind: type) -> tuple[Any, ...]:
+    has = {name: _of_attribute(value) for name, value in sorted(vars(kind).items()) if name not in _BOOKS}
+    return _stands, (kind.__qualname__,), (kind.__bases__, has)
+
+
+def _of_attribute(value: Any) -> Any:
+    return value.__name__ if isinstance(value, MemberDescriptorType | GetSetDescriptorType) else value
+
+
+def content_of(value: Any, stand_in: Callable[[Any], str] | None = None) -> bytes | None:
+    """The digest of a value; None for one that has none. ``stand_in``: what is hashed in an object's place, "" for the object."""
+    digest, pickler = _look(value, stand_in)
+    if digest is None or pickler is None or not pickler.local:
+        return digest
+    whole = hashlib.blake2b(digest, digest_size=DIGEST_BYTES)
+    for ref in snapshots.snapshots_of(pickler.local, _named):
+        whole.update(ref.name.encode())
+    return whole.digest()
+
+
+def _named(data: Buffer) -> ObjectRef:
+    return ObjectRef(content_name(data), memoryview(data).nbytes)
+
+
+def content_of_function(fn: Any, code: Iterable[ObjectRef], more: Iterable[Any] = ()) -> bytes | None:
+    """The digest of a function with all that it refers to; None if it has none.
+
+    ``code``: the snapshots that go along. ``more``: what else decides about its results (a context, variables of the environment).
+    """
+    digest, pickler = _look((fn, tuple(more)), None)
+    if digest is None or pickler is None:
+        return None
+    found = list(pickler.functions)
+    inner = imports.plain_function(fn)
+    if inner is not None and inner not in found:
+        found.append(inner)  # it goes by name, and yet its body may import
+    tops = {spec.module.partition(".")[0] for spec in imports.automatic_imports(pickler.modules, found)}
+    tops |= {name.partition(".")[0] for name in pickler.modules}
+    whole = hashlib.blake2b(digest, digest_size=DIGEST_BYTES)
+    whole.update(f"python {sys.version_info[0]}.{sys.version_info[1]}".encode())
+    for ref in sorted(ref.name for ref in code):
+        whole.update(ref.encode())
+    for top in sorted(tops):
+        if snapshots.home(top) == snapshots.INSTALLED and top not in sys.stdlib_module_names and top != "windlass":
+            whole.update(versions_of(top).encode())
+    return whole.digest()
+
+
+def _look(value: Any, stand_in: Callable[[Any], str] | None) -> tuple[bytes | None, _Content | None]:
+    try:
+        pickler = _Content(stand_in)
+        pickler.dump(value)
+        return pickler.finish(), pickler
+    except Exception:  # noqa: BLE001 - pickling runs the user's code, which may raise anything: then it is not remembered
+        return None, None
+
+
+@lru_cache(maxsize=1000)
+def versions_of(top: str) -> str:
+    """The distributions that a top-level module comes from, with what they require, each with its version."""
+    found: dict[str, str] = {}
+    for name in _distributions(top):
+        _require(name, found)
+    module = sys.modules.get(top)
+    told = getattr(module, "__version__", "") if module is not None else ""
+    return f"{top} {told} " + " ".join(f"{name}={version}" for name, version in sorted(found.items()))
+
+
+def _distributions(top: str) -> Iterable[str]:
+    from importlib import metadata
+
+    try:
+        return [metadata.metadata(top)["Name"]]
+    except metadata.PackageNotFoundError:
+        return _by_module().get(top, [])
+
+
+@lru_cache(maxsize=1)
+def _by_module() -> dict[str, list[str]]:
+    from importlib import metadata
+
+    return {top: list(names) for top, names in metadata.packages_distributions().items()}
+
+
+def _require(name: str, found: dict[str, str]) -> None:
+    from importlib import metadata
+
+    key = re.sub(r"[-_.]+", "-", name).lower()
+    if key in found:
+        return
+    try:
+        distribution = metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return  # it is not needed here
+    found[key] = distribution.version
+    for requirement in distribution.requires or ():
+        wanted = _REQUIRED.match(requirement)
+        if wanted is not None and "extra ==" not in requirement:
+            _require(wanted[0], found)
