@@ -1,7 +1,7 @@
 """What a journal costs, and what it gives: calls per second without one, with one, and of calls that a journal has the results of.
 
-The same 10,000 calls as in throughput.py. Two managers run in one program, one with a journal, each with a pilot of two slots; one of them is
-idle at a time. Then the journal is opened by a third manager, without pilots, which is asked for all of it again.
+The same 10,000 calls as in throughput.py. Two managers run in one program, one with a journal, each with a pilot of two slots; they take
+turns. Then the journal is opened by a third manager, without pilots, which is asked for all of it again.
 """
 
 from __future__ import annotations

@@ -108,6 +108,8 @@ class Held:
         kwargs: dict[str, Any],
         options: CallOptions | None = None,
         tag: str | None = None,
+        *,
+        memoize: bool = False,
     ) -> CallFuture[Any]:
         future: CallFuture[Any] = CallFuture(self, CallId(len(self.futures)))
         self.futures.append(future)
