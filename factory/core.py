@@ -48,6 +48,8 @@ END_ALL: Final = ("query", "cancel")
 #: Tries of the last command of all, and the seconds between them: a program that ends does not wait for minutes.
 LAST_TRIES: Final = 3
 LAST_PAUSE: Final = 3.0
+#: Seconds that pilots have to find a manager that was started anew, before they count as ones that it does not know.
+ANEW_PATIENCE: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,6 +422,12 @@ class FactoryCore:
         return max(now, min(times, default=math.inf))
 
     # ---------------------------------------------------------------- what is told
+
+    def told_nothing(self, now: float) -> None:
+        """Another life of the manager has begun, which has heard nothing of this pool."""
+        self.demand, self._reported = None, None
+        self.fleet.patient_until = now + ANEW_PATIENCE
+        self.telling.told_nothing()
 
     def report(self) -> PoolReport | None:
         """What the manager has not been told yet; None: nothing."""

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, Self, cast
+from typing import Final, Protocol, Self, cast, runtime_checkable
 
 from windlass.errors import UnknownName, UsageError
 from windlass.factory.backend import Backend, PilotRequest, SharedQueries, Tag, Tickets, backend_class, backend_options, known_backends
@@ -27,7 +27,7 @@ from windlass.factory.config import Configuration, read_configuration
 from windlass.factory.container import container_of, image_of
 from windlass.factory.core import FactoryCore
 from windlass.factory.environment import read_environment
-from windlass.factory.keeper import HURRY, Change, Close, Keeper, Kept, Lost, Port, Replan, Resume, Wake
+from windlass.factory.keeper import HURRY, Anew, Change, Close, Keeper, Kept, Lost, Port, Replan, Resume, Wake
 from windlass.factory.launch import worker_command
 from windlass.factory.ledger import Ledger
 from windlass.factory.pool import NAME, PoolConfig, make_pool
@@ -58,6 +58,15 @@ class Pool:
 
 
 PoolWord = str | Backend | Pool
+
+
+@runtime_checkable
+class KnowsFactories(Protocol):
+    """A manager whose next life is to find the pilots of this one."""
+
+    def factory_name(self) -> str | None:
+        """The name of the next factory of its program, as in its earlier life; None: any will do."""
+        ...
 
 
 class Factory:
@@ -123,6 +132,8 @@ class Factory:
             "pool": pool,
             **options,
         }
+        if name is None and isinstance(manager, KnowsFactories):
+            name = manager.factory_name()
         self.name, made = make_pools(backend, common, name, read_configuration(config))
         self._manager = manager if not isinstance(manager, str | os.PathLike) else None
         if not isinstance(manager, str | os.PathLike) and not hasattr(manager, "pilot_file"):
@@ -217,7 +228,9 @@ class Factory:
         from windlass import identity, transport
 
         connection = identity.read_connection_file(self._pilot_file.with_name("client.json"))
-        return transport.open_port(connection, "factory", kept.name, kept.put, lambda reason: kept.put(Lost(str(reason))))
+        return transport.open_port(
+            connection, "factory", kept.name, kept.put, lambda reason: kept.put(Lost(str(reason))), on_anew=lambda: kept.put(Anew())
+        )
 
     def close(self, seconds: float | None = None) -> None:
         """End all pilots: queued ones now, others when what they run has ended or ``seconds`` (default: the pool's grace) are over."""

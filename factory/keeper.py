@@ -61,6 +61,11 @@ class Replan:
 
 
 @dataclass(frozen=True, slots=True)
+class Anew:
+    """The manager was started anew: a later life of the same program."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """The manager is out of reach for good."""
 
@@ -88,7 +93,7 @@ class Resume:
     """A paused pool goes on."""
 
 
-Event = Message | Wake | Replan | Lost | Close | Change | Resume
+Event = Message | Wake | Replan | Anew | Lost | Close | Change | Resume
 
 
 @dataclass(slots=True)
@@ -230,6 +235,9 @@ class Keeper:
             kept.manager_gone = True
             log.info("%s: the manager has ended (%s)", kept.name, event.reason)
             core.close(now, min(HURRY, core.pool.grace))
+        elif isinstance(event, Anew):
+            log.info("%s: the manager was started anew; its pilots go over to it", kept.name)
+            core.told_nothing(now)
         elif isinstance(event, Lost):
             kept.manager_gone = True
             kept.lost = f"the manager is lost: {event.reason}"

@@ -239,6 +239,8 @@ class Fleet:
     newly_served: list[str] = field(default_factory=list[str])
     #: Nodes on which pilots serve, learned after they connected.
     nodes_learned: list[str] = field(default_factory=list[str])
+    #: Until then pilots that the manager does not know may be on their way back to it.
+    patient_until: float = -math.inf
 
     # ---------------------------------------------------------------- what the factory did
 
@@ -366,7 +368,7 @@ class Fleet:
         for pilot in self.pilots.values():
             nodes = [one for one in by_word.get(pilot.word, ()) if one.connected]
             pilot.connected = bool(nodes)
-            pilot.forgotten = pilot.served and pilot.word not in by_word
+            pilot.forgotten = pilot.served and pilot.word not in by_word and now >= self.patient_until
             pilot.running_calls = sum(one.running for one in nodes)
             pilot.idle_seconds, pilot.heard_at = min((one.idle_seconds for one in nodes), default=0.0), heard_at
             pilot.draining = bool(nodes) and all(one.draining for one in nodes)

@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 A pool of 1,000 pilots that serve says nothing; so lines go out only for pilots that are not any more as they were last told of, and
 one that has ended is told of once more, with its end.  A session with a manager carries each message once and in order, so what was told
-need not be told again.
+need not be told again; a manager that was started anew is told of all that have not ended.
 
 A message has to fit a frame of 1 MiB, and a thousand pilots may die in one answer of the batch system, each with its last words.  So
 `take` hands out at most `BYTES_MOST` at a time, ends first, and the shell asks until nothing is left.
@@ -40,6 +40,10 @@ class Telling:
     #: What it has still to be told, the oldest first.
     _news: dict[PilotId, PilotLine] = field(default_factory=dict[PilotId, PilotLine])
     _ended: list[PilotEnded] = field(default_factory=list[PilotEnded])
+
+    def told_nothing(self) -> None:
+        """Begin anew with what is there."""
+        self._told.clear()
 
     def look(self, pilots: Iterable[Pilot]) -> None:
         """Note which pilots are not any more as the manager was told."""

@@ -96,7 +96,7 @@ class AttachedManager(Door):
         self._check_open()
         found: dict[str, Any] = msgspec.json.decode(self._line.ask_status())
         found["manager"]["name"] = self.name
-        add_inputs(found, self._client.feeder.count)
+        add_inputs(found, self._client.feeder.count, self._client.remembered)
         return found
 
     def open_port(self, role: str, name: str, on_message: Callable[[Message], None]) -> Port:

@@ -86,6 +86,7 @@ class ClientStore(Protocol):
     """What a client needs of the manager's objects: a `SpoolingStore`, or the way to one of another process."""
 
     def put(self, data: Any, *, pin: bool = False) -> ObjectRef: ...
+    def put_result(self, data: Any) -> ObjectRef: ...
     def could_hold(self, size: int) -> bool: ...
     def pin(self, name: str) -> None: ...
     def unpin(self, name: str) -> None: ...
@@ -423,6 +424,11 @@ class Client:
         for future in list(self._unread.values()):
             future.settle()
 
+    @property
+    def remembered(self) -> int:
+        """Calls that ended as equal ones had before."""
+        return self.memory.used if self.memory is not None else 0
+
     def close_memory(self) -> None:
         """Finish writing what calls have returned."""
         if self.memory is not None:
@@ -520,8 +526,8 @@ class Client:
         self.feeder.unhold(spans)
 
     def put_result(self, data: memoryview) -> ObjectRef:
-        """Have a result's object in the store, until it was read."""
-        return self.store.put(data)
+        """Have a result's object in the store, until it was read; under a name of its own, as equal ones are read at other times."""
+        return self.store.put_result(data)
 
     def hand_over(self, item: Item) -> None:
         """A call that has its inputs, or what is to be said before or after it. Raises `Closed`."""

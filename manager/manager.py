@@ -131,6 +131,7 @@ class Manager(Door):
             self._client = Client(self._store, self._server.inbox, self._server.now)
             self._server.client = self._client
             self._client.owner = id(self)
+            self._factories = 0
             self._open_journal(journal)
             opened.callback(self._client.close_memory)
             self._server.start()
@@ -202,6 +203,13 @@ class Manager(Door):
         """How a factory in this program reaches the manager; ``on_message`` is called on the manager's thread and must be quick."""
         self._check_open()
         return self._server.open_port(role, name, on_message)
+
+    def factory_name(self) -> str | None:
+        """The name of the next factory of this program: with a journal, that which it had in the program's earlier life."""
+        if self._client.memory is None or not self._client.memory.all_calls:
+            return None
+        self._factories += 1
+        return f"{self.name}-{self._factories}"
 
     # ------------------------------------------------------------ the end
 

@@ -25,7 +25,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -35,6 +35,7 @@ from windlass.manager.calls import CLOSED
 from windlass.manager.future import CallFuture
 from windlass.manager.journal import Entry, Journal
 from windlass.messages import RAISED, RETURNED, CallDone, CallEnd, CallId, CallSpec, ObjectName, ObjectRef
+from windlass.objects import content_name
 
 #: Payloads of up to so many bytes are their own digest.
 _SHORT_BYTES: Final = 48
@@ -58,16 +59,6 @@ class RememberingClient(Protocol):
     def put_result(self, data: memoryview, /) -> ObjectRef: ...
 
 
-class Remembered(NamedTuple):
-    """Numbers of a memory, for people."""
-
-    #: Results that its journal had when it was opened, and calls that ended with one of those or with that of an equal call.
-    found: int
-    used: int
-    #: Results that could not be written.
-    dropped: int
-
-
 class Memory:
     """The memory of one client. ``journal`` is its own; ``all_calls``: the program asked for a journal, and not only for memoizing."""
 
@@ -83,12 +74,8 @@ class Memory:
         #: Memoized calls that run, by key, and who follows them.
         self._leaders: dict[bytes, dict[CallId, CallSpec]] = {}
         self._following: dict[CallId, bytes] = {}
-        self._used = 0
-
-    @property
-    def count(self) -> Remembered:
-        """For the status."""
-        return Remembered(self.journal.found if self.all_calls else 0, self._used, self.journal.dropped)
+        #: Calls that ended with what was remembered, or as equal ones did.
+        self.used = 0
 
     def key_of(
         self,
@@ -148,20 +135,22 @@ class Memory:
         end = self.journal.recall(key, forget=key[:1] != MEMOIZED)
         if end is None or (end := self._with_buffers(end)) is None:
             return None
-        self._used += 1
+        self.used += 1
         now = self._clock()
         return CallDone(msgspec.structs.replace(end, call=call), now, 0.0, now)
 
     def _with_buffers(self, end: CallEnd) -> CallEnd | None:
         """With its buffers in the store, from where results are read; None if one is damaged, or there is no room."""
-        for ref in end.spans:
-            try:
-                here = self._client.put_result(self.journal.open(ref.name))
-            except (KeyError, StoreFull):
-                return None
-            if here.name != ref.name:
-                return None
-        return end
+        spans: list[ObjectRef] = []
+        try:
+            for ref in end.spans:
+                data = self.journal.open(ref.name)
+                if content_name(data) != ref.name:
+                    return None
+                spans.append(self._client.put_result(data))
+        except (KeyError, StoreFull):
+            return None
+        return msgspec.structs.replace(end, spans=tuple(spans))
 
     def follow(self, spec: CallSpec, key: bytes) -> bool:
         """A memoized call is about to be handed over. True: an equal one runs, and this one will end as that does."""
@@ -231,7 +220,7 @@ class Memory:
         if not followers:
             return
         if returned or end.outcome == RAISED:
-            self._used += len(followers)
+            self.used += len(followers)
             now = self._clock()
             self._client.deliver_remembered([CallDone(msgspec.structs.replace(end, call=spec.call), now, 0.0, now) for spec in followers])
         elif end.outcome != CLOSED:

@@ -380,7 +380,7 @@ class Server:
         more: dict[str, Any] = {"detached": detached, "moved": moved}
         found = status(self.core, self._welcome.manager, self.addresses, now, seen, **more)
         if self.client is not None:
-            add_inputs(found, self.client.feeder.count)
+            add_inputs(found, self.client.feeder.count, self.client.remembered)
         return Status(within(found))
 
     def _listen_for(self, report: PoolReport) -> None:

@@ -298,7 +298,9 @@ class _Dialler:
 class Port:
     """A way to a manager for any thread: `send` and `close`. Made by `open_port`.
 
-    ``on_welcome`` is called on the port's thread at each connection, for who must know what the manager says of itself.
+    ``on_welcome`` is called on the port's thread at each connection, for who must know what the manager says of itself. ``on_anew``: the
+    manager was started anew and knows nothing of what was said before, which is to be said again; without it such a manager is lost to the
+    port.
     """
 
     def __init__(
@@ -309,10 +311,11 @@ class Port:
         on_message: Callable[[Message], None],
         on_lost: Callable[[str], None],
         on_welcome: Callable[[Welcome], None] = _ignore,
+        on_anew: Callable[[], None] | None = None,
     ) -> None:
         self._file = connection
         self._role, self._name = role, name
-        self._on_message, self._on_lost, self._on_welcome = on_message, on_lost, on_welcome
+        self._on_message, self._on_lost, self._on_welcome, self._on_anew = on_message, on_lost, on_welcome, on_anew
         self._lock = threading.Lock()
         self._outbox: list[Message] = []
         self._closed = False
@@ -422,7 +425,9 @@ class Port:
             ended(answer.text)
 
         def welcome(answer: Welcome, fresh: bool) -> None:
-            if fresh:
+            if fresh and self._on_anew is not None:
+                self._on_anew()
+            elif fresh:
                 # The manager that knew what we said is gone; who is above must say it anew, over a new port.
                 link.fail(f"manager {self._file.manager} was started anew and does not know what was said before; open a new port")
                 return
@@ -480,15 +485,16 @@ def open_port(
     *,
     timeout: float = 10.0,
     on_welcome: Callable[[Welcome], None] = _ignore,
+    on_anew: Callable[[], None] | None = None,
 ) -> Port:
     """A port to the manager of ``connection``, as ``role`` ("client" or "factory"); waits up to ``timeout`` seconds for its Welcome.
 
     ``on_message`` and ``on_lost(reason)`` are called on the port's own thread and must be quick. The port survives cuts; ``on_lost`` says
-    that the manager is gone for good, and is not called after `Port.close`.
+    that the manager is gone for good, and is not called after `Port.close`. ``on_anew``: see `Port`.
 
     Raises:
         ConnectionRefused: the manager refused, or was not reached; the text says where and why.
     """
-    port = Port(connection, role, name, on_message, on_lost, on_welcome)
+    port = Port(connection, role, name, on_message, on_lost, on_welcome, on_anew)
     port.open(timeout)
     return port

@@ -1,0 +1,196 @@
+"""The journal's file: what was written whole is found again, whatever became of the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from windlass.errors import UsageError
+from windlass.manager.journal import BATCH_MOST, Entry, Journal
+from windlass.messages import RETURNED, CallEnd, CallId, ObjectName, ObjectRef
+
+
+def entry(number: int, payload: bytes = b"") -> Entry:
+    return b"key%d" % number, CallEnd(CallId(number), 1, RETURNED, payload or b"result%d" % number, stdout=b"said")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "run.journal"
+
+
+@pytest.fixture
+def journal(folder: Path) -> Iterator[Journal]:
+    opened = Journal(folder)
+    yield opened
+    opened.close()
+
+
+def again(folder: Path) -> dict[bytes, bytes]:
+    """What the next life finds."""
+    opened = Journal(folder)
+    try:
+        found = {key: opened.recall(key) for key in list(opened.places)}
+        assert all(end is not None for end in found.values())
+        return {key: end.payload for key, end in found.items() if end is not None}
+    finally:
+        opened.close()
+
+
+def test_what_was_written_is_found(journal: Journal, folder: Path) -> None:
+    """In the life that wrote it only when it is asked for; in the next always, with all that a future tells of it."""
+    journal.append([entry(1), entry(2)])
+    journal.append([entry(3)], index=True)
+    assert journal.recall(b"key1") is None
+    assert journal.recall(b"key3") == entry(3)[1]
+    journal.close()
+    assert again(folder) == {b"key%d" % number: b"result%d" % number for number in (1, 2, 3)}
+
+
+def test_large_batches_are_several_records(journal: Journal, folder: Path) -> None:
+    journal.append([entry(number) for number in range(3 * BATCH_MOST + 5)])
+    journal.close()
+    found = again(folder)
+    assert len(found) == 3 * BATCH_MOST + 5
+    assert found[b"key%d" % (2 * BATCH_MOST)] == b"result%d" % (2 * BATCH_MOST)
+
+
+def test_the_newest_of_equal_keys_counts(journal: Journal, folder: Path) -> None:
+    journal.append([entry(1, b"old")])
+    journal.append([entry(1, b"new")])
+    journal.close()
+    assert again(folder) == {b"key1": b"new"}
+
+
+def test_a_log_cut_off_anywhere_keeps_what_is_whole(journal: Journal, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """At each byte of the last record; what is written afterwards is found too."""
+    journal.append([entry(1)])
+    log = folder / "log"
+    whole = log.stat().st_size
+    journal.append([entry(2)])
+    journal.close()
+    data = log.read_bytes()
+    for end in range(whole, len(data)):
+        log.write_bytes(data[:end])
+        opened = Journal(folder)
+        assert set(opened.places) == {b"key1"}
+        opened.append([entry(3)])
+        opened.close()
+        assert set(again(folder)) == {b"key1", b"key3"}
+        assert ("cut off" in caplog.text) == (end > whole)
+    for end in range(1, len(b"windlass journal 1\n")):
+        log.write_bytes(data[:end])
+        assert again(folder) == {}
+
+
+def test_a_damaged_record_ends_what_is_read(journal: Journal, folder: Path) -> None:
+    """A flipped bit is not taken for a result."""
+    journal.append([entry(1)])
+    whole = (folder / "log").stat().st_size
+    journal.append([entry(2)])
+    journal.append([entry(3)])
+    journal.close()
+    data = bytearray((folder / "log").read_bytes())
+    data[whole + 20] ^= 1
+    (folder / "log").write_bytes(data)
+    assert again(folder) == {b"key1": b"result1"}
+
+
+def test_damage_that_comes_later_is_seen_when_a_result_is_asked_for(journal: Journal, folder: Path) -> None:
+    journal.append([entry(1)])
+    journal.close()
+    opened = Journal(folder)
+    data = bytearray((folder / "log").read_bytes())
+    data[-2] ^= 1
+    (folder / "log").write_bytes(data)
+    assert opened.recall(b"key1") is None
+    opened.close()
+
+
+def test_buffers_are_copied_before_the_result_is_written(journal: Journal, folder: Path) -> None:
+    """Under the names of their contents, each once; the journal's thread does that."""
+    data = {"r-1": b"x" * 100_000, "r-2": b"x" * 100_000, "r-3": b"y" * 70_000}
+    done = threading.Event()
+    spans = tuple(ObjectRef(ObjectName(name), len(content)) for name, content in data.items())
+    journal.append_large(b"big", CallEnd(CallId(1), 1, RETURNED, spans=spans), data.__getitem__, done.set, index=True)
+    assert done.wait(10)
+    end = journal.recall(b"big")
+    assert end is not None
+    assert [bytes(journal.open(ref.name)) for ref in end.spans] == list(data.values())
+    assert len(list((folder / "objects").iterdir())) == 2
+    journal.close()
+    opened = Journal(folder)
+    found = opened.recall(b"big")
+    assert found is not None
+    (folder / "objects" / found.spans[0].name).unlink()
+    assert opened.recall(b"big") is None  # a buffer is missing
+    opened.close()
+
+
+def test_a_result_whose_buffer_is_gone_is_not_written(journal: Journal, folder: Path) -> None:
+    """It was read by nobody, and its store was closed: the call is run again by the next life."""
+    done = threading.Event()
+    spans = (ObjectRef(ObjectName("r-1"), 100_000),)
+    journal.append_large(b"big", CallEnd(CallId(1), 1, RETURNED, spans=spans), dict[str, bytes]().__getitem__, done.set)
+    assert done.wait(10)
+    journal.close()
+    assert again(folder) == {}
+
+
+def test_two_programs_cannot_have_one_journal(journal: Journal, folder: Path) -> None:
+    with pytest.raises(UsageError, match=rf"run.journal is in use by another program \(process {os.getpid()}\): end that one, or name"):
+        Journal(folder)
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
+    """It was a slip: nobody's data becomes a journal's."""
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UsageError, match=r"is a folder with other things in it: name a new one, as in journal='run\.journal'"):
+        Journal(tmp_path)
+    with pytest.raises(UsageError, match="cannot be opened: Not a directory"):
+        Journal(tmp_path / "thesis.tex" / "journal")
+
+
+def test_a_log_of_something_else_is_refused(journal: Journal, folder: Path) -> None:
+    journal.close()
+    (folder / "log").write_text("something else, or a later version\n")
+    with pytest.raises(UsageError, match="log is no journal of this version of Windlass: name another folder, or remove this one"):
+        Journal(folder)
+    assert (folder / "log").read_text() == "something else, or a later version\n"
+
+
+def test_a_journal_is_private(journal: Journal, folder: Path) -> None:
+    """Results are the user's."""
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / "log").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_full_disk_costs_the_journal_and_no_call(mounted: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is told once; when there is room again it goes on, and what was whole is found."""
+    journal = Journal(mounted / "journal")
+    journal.append([entry(1)])
+    ballast = mounted / "ballast"
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    journal.append([entry(2, b"r" * 300_000)])
+    journal.append([entry(3, b"r" * 300_000)])
+    assert journal.dropped == 2
+    assert caplog.text.count("cannot be written") == 1
+    assert "results from now on may be made again by the next run" in caplog.text
+    ballast.unlink()
+    journal.append([entry(4)])
+    journal.close()
+    assert set(again(mounted / "journal")) == {b"key1", b"key4"}
+
+
+def test_closing_again_does_nothing_and_nothing_is_written_afterwards(journal: Journal, folder: Path) -> None:
+    journal.close()
+    journal.close()
+    journal.append([entry(1)])
+    assert again(folder) == {}

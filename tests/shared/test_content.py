@@ -1,0 +1,150 @@
+"""The content of functions and values: the same in every process and every place of a file, another one when what they do is another."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from windlass.content import content_of, content_of_function, versions_of
+from windlass.messages import ObjectName, ObjectRef
+
+PROGRAM = """
+import dataclasses, enum, functools, json, sys
+import numpy as np
+from windlass.content import content_of, content_of_function
+
+LIMIT = 3
+WORDS = {"alpha", "beta", "gamma", "delta"}
+
+class Colour(enum.Enum):
+    RED = "red"
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    def other(self):
+        return Pair(self.x)
+
+class Pair:
+    __slots__ = ("a",)
+    def __init__(self, a):
+        self.a = a
+    def back(self):
+        return Point(self.a)
+    @property
+    def twice(self):
+        return 2 * self.a
+
+def helper(n):
+    return n + 1 if n in {"x", "y", "zz"} else np.sum(n)
+
+def again(p, depth=0):
+    if p.x in WORDS and depth < LIMIT:
+        return again(p, depth + 1)
+    return helper(p.x), Pair, Colour.RED
+
+@functools.lru_cache
+def cached(x):
+    return x
+
+def outer(scale):
+    return lambda x: x * scale
+
+print(json.dumps([content.hex() if content else None for content in (
+    content_of_function(again, ()),
+    content_of_function(cached, ()),
+    content_of_function(outer(3), ()),
+    content_of_function(functools.partial(again, depth=2), ()),
+    content_of_function(Point(3).other, ()),
+    content_of_function(np.dot, ()),
+    content_of([Point(3), Pair(2), {"s", "t", frozenset({"u", 1})}, Colour.RED, np.arange(100_000), b"b", "s", None]),
+)]))
+"""
+
+
+def run(program: str, **env: str) -> list[str]:
+    found = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **env}, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    words: list[str] = found.strip("[]").split(", ")
+    assert all(word != "null" for word in words), found
+    return words
+
+
+def test_contents_are_the_same_in_every_process_and_wherever_the_code_stands() -> None:
+    """Other hashes of texts, other numbers of classes, other lines of the file: nothing that a program does."""
+    first = run(PROGRAM, PYTHONHASHSEED="1")
+    assert len(set(first)) == len(first)
+    assert run(PROGRAM, PYTHONHASHSEED="2") == first
+    assert run("# a comment above all\n\n\n" + PROGRAM, PYTHONHASHSEED="3") == first
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "differs"),
+    [
+        ("n + 1 if", "n + 2 if", {0, 3}),  # a helper's helper
+        ("LIMIT = 3", "LIMIT = 4", {0, 3}),  # a global
+        ('"delta"', '"epsilon"', {0, 3}),  # in a set
+        ("2 * self.a", "3 * self.a", {0, 3, 4, 6}),  # a property of a class that is reached
+        ("outer(3)", "outer(4)", {2}),  # a closure
+        ("depth=2", "depth=1", {3}),
+        ("Point(3).other", "Point(4).other", {4}),
+        ("np.dot", "np.vdot", {5}),
+        ("np.arange(100_000)", "np.arange(100_000)[::-1].copy()", {6}),
+    ],
+)
+def test_what_does_something_else_has_another_content(old: str, new: str, differs: set[int]) -> None:
+    assert PROGRAM.count(old) == 1
+    before, after = run(PROGRAM), run(PROGRAM.replace(old, new))
+    assert {number for number, (one, other) in enumerate(zip(before, after, strict=True)) if one != other} == differs
+
+
+def test_a_local_module_counts_with_its_source(tmp_path: Path) -> None:
+    """A function of one goes by name, and so does a class among the arguments."""
+    program = (
+        "import sys, json; sys.path.insert(0, sys.argv[1] if len(sys.argv) > 1 else FOLDER); import helpers\n"
+        "from windlass.content import content_of\n"
+        "print(json.dumps([content_of(helpers.Thing()).hex()]))"
+    ).replace("FOLDER", repr(str(tmp_path)))
+    (tmp_path / "helpers.py").write_text("class Thing:\n    size = 1\n")
+    before = run(program)
+    (tmp_path / "helpers.py").write_text("class Thing:\n    size = 2\n")
+    assert run(program, PYTHONDONTWRITEBYTECODE="1") != before
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def test_what_else_decides_about_results_counts() -> None:
+    """Snapshots, and whatever a library adds: a context, variables."""
+    plain = content_of_function(double, ())
+    assert plain == content_of_function(double, ())
+    with_code = content_of_function(double, (ObjectRef(ObjectName("b3-" + "1" * 32), 5),))
+    with_more = content_of_function(double, (), ("OMP_NUM_THREADS", 4))
+    assert len({plain, with_code, with_more}) == 3
+
+
+def test_what_cannot_be_pickled_has_no_content() -> None:
+    lock = threading.Lock()
+    assert content_of(lock) is None
+    assert content_of([1, (2, lock)]) is None
+
+
+def test_texts_bytes_and_numbers_are_told_apart() -> None:
+    assert len({content_of(value) for value in ("a", b"a", 1, 1.0, True, "1", (1,), [1], {1}, frozenset({1}))}) == 10
+    assert content_of({"b": 1, "a": 2}) != content_of({"a": 2, "b": 1})  # whose order is theirs
+
+
+def test_a_distribution_counts_with_all_that_it_requires() -> None:
+    """numpy under scipy decides about results as much as scipy."""
+    told = versions_of("hypothesis")
+    assert "hypothesis=" in told
+    assert "sortedcontainers=" in told
+    assert "pytest=" not in told  # an extra
+    assert versions_of("nothing_of_the_kind").strip() == "nothing_of_the_kind"

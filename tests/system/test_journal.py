@@ -1,0 +1,345 @@
+"""Runs that survive: a program that was killed finds what its calls returned, and its pilots; equal memoized calls run once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+import windlass
+from windlass import CallFailed, Executor, Factory, FunctionCall, Manager, UsageError, attach
+
+Until = Callable[[str, Callable[[], object]], None]
+
+#: A program that is killed half-way, and then started again as it is.
+PROGRAM = """
+import dataclasses, sys, time
+import windlass
+
+@dataclasses.dataclass
+class Point:
+    x: int
+
+def work(point, words, folder):
+    import os, time
+    with open(folder + "/ledger", "a") as ledger:
+        ledger.write(f"{point.x} {os.getpid()} {os.getppid()}\\n")
+    while not os.path.exists(folder + "/go") and point.x >= 60:
+        time.sleep(0.01)
+    return point.x ** 2
+
+def draw():
+    import random
+    return random.random()
+
+if __name__ == "__main__":
+    folder = sys.argv[1]
+    with windlass.Manager(journal=folder + "/journal", name="survivor") as manager:
+        manager.install_library("lib", work, draw)
+        futures = [manager.submit(windlass.FunctionCall("lib", "work", Point(x), {"a", "b", "c"}, folder)) for x in range(100)]
+        drawn = [manager.submit(windlass.FunctionCall("lib", "draw").with_options(priority=1)) for _ in range(10)]
+        print("submitted", flush=True)
+        print([future.result() for future in futures] == [x ** 2 for x in range(100)], flush=True)
+        print(sorted(future.result() for future in drawn), manager.status()["calls"]["remembered"], flush=True)
+"""
+
+
+@contextmanager
+def program(folder: Path) -> Generator[subprocess.Popen[str]]:
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder)], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def ledger(folder: Path) -> list[list[str]]:
+    try:
+        return [line.split() for line in (folder / "ledger").read_text().splitlines()]
+    except FileNotFoundError:
+        return []
+
+
+def test_a_program_that_is_killed_and_started_again_goes_on(tmp_path: Path, until: Until) -> None:
+    """Its results are there, only what had not ended is run again, and its pilot serves on: the same worker, which a factory of its own
+    process started. Arguments with classes of the program and sets are known again."""
+    with ExitStack() as running:
+        first = running.enter_context(program(tmp_path))
+        assert first.stdout is not None
+        assert first.stdout.readline() == "submitted\n"
+        words = [sys.executable, "-m", "windlass", "factory", "run", "survivor", "local", "--cores", "2"]
+        factory = running.enter_context(subprocess.Popen(words, stderr=subprocess.DEVNULL))
+        running.callback(factory.send_signal, signal.SIGTERM)
+        until("60 have run, and two wait for a word", lambda: len(ledger(tmp_path)) == 62)
+        first.kill()
+        first.wait()
+        second = running.enter_context(program(tmp_path))
+        until("the two run again", lambda: len(ledger(tmp_path)) >= 64)
+        (tmp_path / "go").touch()
+        said, _ = second.communicate(timeout=60)
+        third = running.enter_context(program(tmp_path))  # all of it is there: it needs no pilot
+        again, _ = third.communicate(timeout=60)
+    submitted, right, drawn = said.splitlines()
+    assert (submitted, right) == ("submitted", "True")
+    remembered = int(drawn.split()[-1]) - 10  # the draws have priority
+    times = Counter(x for x, _, _ in ledger(tmp_path))
+    assert set(times) == {str(x) for x in range(100)}
+    assert 58 <= remembered <= 60  # the last two may just have ended
+    assert sum(times.values()) == 62 + 100 - remembered
+    assert len({worker for _, _, worker in ledger(tmp_path)}) == 2  # a zygote for each life, of one worker
+    assert again.splitlines()[1] == "True"
+    assert again.splitlines()[2].rpartition("] ")[2] == "110"
+    assert again.splitlines()[2].rpartition("] ")[0] == drawn.rpartition("] ")[0]  # ten different draws, each found again
+
+
+@contextmanager
+def pool(**options: Any) -> Generator[Executor]:
+    with Executor("local", cores=2, max_pilots=1, **options) as executor:
+        yield executor
+
+
+def count(folder: str, name: str) -> int:
+    """Note that a call was run."""
+    with open(f"{folder}/{name}", "a") as file:
+        return file.write("x")
+
+
+def runs(folder: Path, name: str = "runs") -> int:
+    path = folder / name
+    return len(path.read_text()) if path.exists() else 0
+
+
+def big(folder: str, size: int) -> Any:
+    count(folder, "big")
+    return numpy.arange(size, dtype="int64")
+
+
+def total(folder: str, *parts: Any) -> int:
+    count(folder, "total")
+    return int(sum(part.sum() for part in parts))
+
+
+def test_large_results_and_what_was_made_of_them_are_found(tmp_path: Path) -> None:
+    """Also by a consumer of futures that have not been read; nothing is run a second time, by an `Executor` either."""
+    for life in range(2):
+        with pool(journal=tmp_path / "journal") as executor:
+            arrays = [executor.submit(big, str(tmp_path), size) for size in (100_000, 200_000)]
+            summed = executor.submit(total, str(tmp_path), *arrays)
+            assert summed.result() == sum(range(100_000)) + sum(range(200_000))
+            assert arrays[0].result()[-1] == 99_999
+            assert executor.manager.status()["calls"]["remembered"] == 3 * life  # type: ignore[attr-defined]
+        assert (runs(tmp_path, "big"), runs(tmp_path, "total")) == (2, 1)
+
+
+def test_a_damaged_buffer_is_made_again(tmp_path: Path) -> None:
+    with pool(journal=tmp_path / "journal") as executor:
+        executor.submit(big, str(tmp_path), 100_000).result()
+    [kept] = (tmp_path / "journal" / "objects").iterdir()
+    data = bytearray(kept.read_bytes())
+    data[-1] ^= 1
+    kept.write_bytes(data)
+    with pool(journal=tmp_path / "journal") as executor:
+        assert executor.submit(big, str(tmp_path), 100_000).result()[-1] == 99_999
+    assert runs(tmp_path, "big") == 2
+
+
+def fail_once(folder: str) -> str:
+    count(folder, "runs")
+    if runs(Path(folder)) == 1:
+        raise OSError("the first time")
+    return "well"
+
+
+def test_what_failed_is_run_again(tmp_path: Path) -> None:
+    """A program is started again to have that done which was not."""
+    with pool(journal=tmp_path / "journal") as executor, pytest.raises(OSError, match="the first time"):
+        executor.submit(fail_once, str(tmp_path)).result()
+    with pool(journal=tmp_path / "journal") as executor:
+        assert executor.submit(fail_once, str(tmp_path)).result() == "well"
+
+
+def test_results_that_stay_are_made_again_and_what_was_made_of_them_is_not(tmp_path: Path) -> None:
+    """They go with their workers; a journal has no copy of them."""
+    for life in range(2):
+        with pool(journal=tmp_path / "journal") as executor:
+            kept = executor.with_options(keep="worker").submit(big, str(tmp_path), 100_000)
+            assert executor.submit(total, str(tmp_path), kept).result() == sum(range(100_000))
+            kept.wait()
+        assert (runs(tmp_path, "big"), runs(tmp_path, "total")) == (life + 1, 1)
+
+
+def test_a_function_that_does_something_else_is_run(tmp_path: Path) -> None:
+    """A journal knows functions by what they do, not by their names."""
+
+    def make(step: int) -> Callable[[str], int]:
+        def function(folder: str) -> int:
+            return count(folder, "runs") * step
+
+        return function
+
+    for step in (1, 2, 2, 1):
+        with pool(journal=tmp_path / "journal") as executor:
+            assert executor.submit(make(step), str(tmp_path)).result() == step
+    assert runs(tmp_path) == 2
+
+
+def test_declared_files_are_known_by_their_content(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for text, expected in (("one", 1), ("one", 1), ("other", 2)):
+        data.write_text(text)
+        with pool(journal=tmp_path / "journal") as executor:
+            file = executor.manager.declare_file(data)  # type: ignore[attr-defined]
+            assert executor.submit(read, str(tmp_path), file).result() == text
+        assert runs(tmp_path) == expected
+
+
+def read(folder: str, path: Path) -> str:
+    count(folder, "runs")
+    return path.read_text()
+
+
+# ---------------------------------------------------------------- memoizing
+
+
+@pytest.fixture
+def memo(manager: Manager, start_factory: Callable[..., Factory]) -> Manager:
+    """With a library whose equal calls are one."""
+    start_factory()
+    return manager
+
+
+def test_equal_calls_of_a_memoized_library_run_once(memo: Manager, gate: Any, tmp_path: Path) -> None:
+    """Those that come while the first runs end with it; later ones at once. Different arguments are different calls."""
+
+    def hold(gate: Any, number: int) -> int:
+        gate.arrive(f"{number}")
+        count(str(gate.folder.parent), "runs")
+        gate.pass_through()
+        return number
+
+    memo.install_library("lib", hold, memoize=True)
+    futures = [memo.submit(FunctionCall("lib", "hold", gate, number)) for number in (1, 1, 2, 1)]
+    gate.wait_for(2)
+    gate.open()
+    assert [future.result() for future in futures] == [1, 1, 2, 1]
+    assert memo.submit(FunctionCall("lib", "hold", gate, 2)).done()
+    assert runs(tmp_path) == 2
+    assert memo.status()["calls"]["remembered"] == 3
+
+
+def test_followers_take_over_when_the_first_is_cancelled(memo: Manager, gate: Any) -> None:
+    """Its end says nothing of theirs; one that is cancelled itself leaves the others."""
+
+    def hold(gate: Any) -> str:
+        gate.pass_through()
+        return "held"
+
+    memo.install_library("lib", hold, memoize=True)
+    first, second, third, fourth = (memo.submit(FunctionCall("lib", "hold", gate)) for _ in range(4))
+    gate.wait_for(1)
+    assert third.cancel()
+    assert first.cancel()
+    gate.open()
+    assert second.result() == fourth.result() == "held"
+    assert first.cancelled()
+    assert third.cancelled()
+
+
+def test_followers_of_one_that_raises_raise_the_same(memo: Manager, gate: Any, tmp_path: Path) -> None:
+    """It is not remembered: the next call runs."""
+
+    def bad(gate: Any) -> None:
+        count(str(gate.folder.parent), "runs")
+        gate.pass_through()
+        raise ValueError("so it is")
+
+    memo.install_library("lib", bad, memoize=True)
+    futures = [memo.submit(FunctionCall("lib", "bad", gate)) for _ in range(3)]
+    gate.wait_for(1)
+    gate.open()
+    for future in futures:
+        with pytest.raises(ValueError, match="so it is"):
+            future.result()
+    assert runs(tmp_path) == 1
+    with pytest.raises(ValueError, match="so it is"):
+        memo.submit(FunctionCall("lib", "bad", gate)).result()
+    assert runs(tmp_path) == 2
+
+
+def test_followers_of_one_whose_slot_dies_are_run(memo: Manager, gate: Any) -> None:
+    def die_once(gate: Any) -> str:
+        gate.pass_through("dying" if not (gate.folder / "died").exists() else "living")
+        if not (gate.folder / "died").exists():
+            (gate.folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "alive"
+
+    memo.install_library("lib", die_once, memoize=True)
+    first, second = (memo.submit(FunctionCall("lib", "die_once", gate)) for _ in range(2))
+    gate.wait_for(1)
+    gate.open()
+    with pytest.raises(CallFailed):
+        first.result()
+    assert second.result() == "alive"
+
+
+def test_large_memoized_results_come_to_all(memo: Manager, tmp_path: Path) -> None:
+    """Each has the array for itself, also who asks when the first has read it."""
+    memo.install_library("lib", big, memoize=True)
+    futures = [memo.submit(FunctionCall("lib", "big", str(tmp_path), 100_000)) for _ in range(3)]
+    arrays = [future.result() for future in futures]
+    arrays[0][:] = 0
+    assert [array[-1] for array in arrays] == [0, 99_999, 99_999]
+    del futures, arrays
+    assert memo.submit(FunctionCall("lib", "big", str(tmp_path), 100_000)).result()[-1] == 99_999
+    assert runs(tmp_path, "big") == 1
+
+
+def test_what_is_memoized_stays_in_a_journal(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pool(journal=tmp_path / "journal", memoize=True) as executor:
+            assert [executor.submit(count, str(tmp_path), "runs").result() for _ in range(3)] == [1, 1, 1]
+    assert runs(tmp_path) == 1
+
+
+def test_memoizing_without_a_journal_leaves_nothing(tmp_path: Path) -> None:
+    with pool(memoize=True) as executor:
+        executor.submit(count, str(tmp_path), "runs").result()
+        executor.submit(count, str(tmp_path), "runs").result()
+        folder = executor.manager._client.memory.journal.folder  # type: ignore[attr-defined]
+        assert folder.exists()
+    assert runs(tmp_path) == 1
+    assert not folder.exists()
+
+
+def test_a_program_attached_to_a_manager_may_have_a_journal(memo: Manager, tmp_path: Path) -> None:
+    """It is the program's: the manager, which may be another one next time, knows nothing of it."""
+    for _ in range(2):
+        with attach(memo.connection_file, journal=tmp_path / "journal") as door:
+            assert door.submit_function(big, (str(tmp_path), 100_000)).result()[-1] == 99_999
+            assert door.submit_function(count, (str(tmp_path), "runs")).result() == 1
+    assert (runs(tmp_path, "big"), runs(tmp_path)) == (1, 1)
+
+
+def test_journals_are_refused_where_they_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"journal=7: name a folder, as in journal='run\.journal'"):
+        Manager(journal=7)  # type: ignore[arg-type]
+    with windlass.Manager() as manager, pytest.raises(UsageError, match="give journal= to that one"):
+        Executor(None, manager=manager, journal=tmp_path / "journal")
+    with Manager(journal=tmp_path / "journal") as manager:
+        assert manager.name.startswith("journal-")
+        with pytest.raises(UsageError, match=r"is running already \(state in"):
+            Manager(journal=tmp_path / "journal")
+        with pytest.raises(UsageError, match=rf"is in use by another program \(process {os.getpid()}\)"):
+            Manager(journal=tmp_path / "journal", name="other")
+    with Manager(journal=tmp_path / "journal") as manager:  # it is free again, with the same name
+        assert manager.name.startswith("journal-")
