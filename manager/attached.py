@@ -26,11 +26,12 @@ from windlass.errors import UsageError
 from windlass.identity import CLIENT, ConnectionFile
 from windlass.manager.client import Client
 from windlass.manager.door import Door
+from windlass.manager.future import CallFuture
 from windlass.manager.line import Line
 from windlass.manager.status import add_inputs
 from windlass.managers import choose_manager
 from windlass.manifests import Manifest
-from windlass.messages import FileName, FileOrigin, FileRef, Leave, Message, ObjectRef, PoolOffer, Resources
+from windlass.messages import CallId, FileName, FileOrigin, FileRef, Leave, Message, ObjectRef, PoolOffer, Resources
 from windlass.objects import map_object
 from windlass.transport import Port, open_port
 
@@ -57,7 +58,7 @@ class AttachedManager(Door):
         self.name = name
         self._connection = connection
         host = os.uname().nodename.partition(".")[0]
-        told = (self._deliver, self._lost, self._brought, self._forgotten, self._tidy)
+        told = (self._deliver, self._lost, self._brought, self._forgotten, self._tidy, self._found)
         self._line = Line(connection, f"program-{host}-{os.getpid()}-{secrets.token_hex(3)}", *told)
         self._client = Client(self._line.store, self._line.inbox, _clock())
         self._client.owner = id(self)
@@ -116,7 +117,8 @@ class AttachedManager(Door):
         self._finalizer()
 
     def detach(self) -> None:
-        """Leave, and let this program's calls go on at the manager; their futures here get `Closed`, and nobody gets their results.
+        """Leave, and let this program's calls go on at the manager; their futures here get `Closed`. Results of those with a tag are kept
+        there, for who asks by `find`.
 
         Raises `UsageError` while calls wait for the results of others: it is this program that hands those on.
         """
@@ -130,6 +132,17 @@ class AttachedManager(Door):
         self._line.flush()
         self._line.keep(True)
         self.close()
+
+    def find(self, tag: str) -> list[CallFuture[Any]]:
+        """The calls with this tag that programs have left here (``keep=True``, `detach`), in the order in which they were submitted: their
+        futures, of this program from now on. Each is given to the first who asks; calls of programs that are attached are not.
+
+        Raises `Closed`, `Unreachable` when the manager does not answer.
+        """
+        self._check_open()
+        if not isinstance(tag, str) or not tag:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"find({tag!r}): give the tag that the calls were submitted with, as in find('sweep-1')")
+        return self._line.find(tag)
 
     def _forked(self) -> None:
         if self._finalizer.detach() is None:
@@ -176,6 +189,9 @@ class AttachedManager(Door):
 
     def _tidy(self) -> None:
         self._client.tidy()
+
+    def _found(self, calls: list[tuple[CallId, float]], tag: str) -> list[CallFuture[Any]]:
+        return self._client.take_over(calls, tag)
 
     def _lost(self, reason: str) -> None:
         self._client.close(f"manager {self.name!r} is lost to this program: {reason}")

@@ -23,11 +23,14 @@ from windlass.manager.programs import Program, Programs
 from windlass.messages import (
     BringFiles,
     CallDone,
+    CallId,
+    CallsDone,
     CancelSubmitted,
     DeclareFile,
     DeclareMade,
     DefineFunctions,
     EndManager,
+    FindCalls,
     GetStatus,
     Goodbye,
     InstallLibrary,
@@ -115,6 +118,10 @@ class Attachments:
                     log.info("program %s has attached", program.name)
                 program.working, program.keep = True, keep
                 link.send(means_of(core))
+            case FindCalls(tag):
+                for answer in programs.find(program, tag, self._told):
+                    for each in answer:
+                        link.send(each)
             case EndManager(reason):
                 if self.detached:
                     self._end(reason)
@@ -132,14 +139,21 @@ class Attachments:
 
     def left(self, program: Program, reason: str, now: float) -> None:
         """It is gone for good."""
-        if self.links.pop(program.number, None) is None:
+        link = self.links.pop(program.number, None)
+        if link is None:
             return
-        cancel = self.programs.left(program)
+        unheard = [one for message in link.unheard() if isinstance(message, CallsDone) for one in message.done] if program.keep else []
+        cancel = self.programs.left(program, unheard)
         if program.working:
             kept = len(program.calls) if program.keep else 0
             log.info("program %s has left (%s); %d calls cancelled, %d go on", program.name, reason, len(cancel), kept)
         self._core.cancel(cancel, now)
         self._let_go(now)
+
+    def _told(self, call: CallId) -> tuple[str, float]:
+        """The tag of a call that has not ended, and when it was queued."""
+        known = self._core.calls.get(call)
+        return (known.spec.tag, known.queued_at) if known is not None else ("", 0.0)
 
     def take_theirs(self, done: list[CallDone], now: float) -> list[CallDone]:
         """Tell programs of the ends of their calls; gives back the ends of calls of the manager's own process."""

@@ -96,7 +96,7 @@ class Attempts(Dispatch):
                         self._not_remade(call, end, now)
                     continue
                 story = call.story
-                done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(story) if story else ()))
+                done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(story) if story else (), call.spec.tag))
             else:
                 self._ended_badly(call, worker, end, now)
         for library, (total, number, longest, finished) in learned.items():

@@ -188,7 +188,7 @@ class Books:
             self.counters.cancelled += 1
         elif end.outcome != RETURNED:
             self.counters.failed += 1
-        self._done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(call.story) if call.story else ()))
+        self._done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(call.story) if call.story else (), call.spec.tag))
 
     def _lose_result(self, name: FileName, end: CallEnd, now: float) -> None:
         """A result cannot be made, or made again: neither is run what needs it."""

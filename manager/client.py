@@ -249,7 +249,7 @@ class Client:
         if files:
             self._files[call] = files
         prefix = os.urandom(12).hex() if options.keep else ""
-        spec = CallSpec(call, target.library, target.function, payload, spans, options, inputs, prefix, sandbox)
+        spec = CallSpec(call, target.library, target.function, payload, spans, options, inputs, prefix, sandbox, tag or "")
         again = False
         try:
             if target.content and room is None and self._ends_at_once(future, spec, target, (args, kwargs), files, holes.found):
@@ -290,6 +290,8 @@ class Client:
             # Each of a million dicts would be looked at by the garbage collector.
             self._files[call] = files if len(files) > 1 else next(iter(files.values()))
         spec = CallSpec(call, target.library, target.function, payload, (), options, inputs)
+        if tag:
+            spec.tag = tag
         try:
             if target.content and self._ends_at_once(future, spec, target, None, files):
                 return future
@@ -510,6 +512,12 @@ class Client:
         if self._forked:
             return
         self.drop(self.feeder.let_go(spans))
+
+    def take_over(self, calls: Sequence[tuple[CallId, float]], tag: str) -> list[CallFuture[Any]]:
+        """Calls of a program that has left are this one's from now on: futures of them. On the thread that delivers."""
+        futures: list[CallFuture[Any]] = [CallFuture(self, call, tag, queued_at) for call, queued_at in calls]
+        self._futures.update((future.call_id, future) for future in futures)
+        return futures
 
     # ------------------------------------------------------------ for the feeder
 

@@ -189,6 +189,10 @@ class Core(Attempts):
             self.submit(specs, now)
             self._dispatch_dirty(now)
 
+    def tags_of(self, ids: Iterable[CallId]) -> set[str]:
+        """The tags of these calls, as far as they have not ended."""
+        return {call.spec.tag for one in ids if (call := self.calls.get(one)) is not None} - {""}
+
     def cancel(self, ids: Iterable[CallId], now: float) -> None:
         """End these calls, whatever their state; those that have ended already are left alone."""
         to_workers: dict[WorkerId, list[HeldCall]] = {}
@@ -450,7 +454,7 @@ class Core(Attempts):
             self._lose_result(name, end, now)
         if spec.call < FIRST_REMAKE:
             self.counters.failed += 1
-            self._done.append(CallDone(end, now, 0.0, now))
+            self._done.append(CallDone(end, now, 0.0, now, (), spec.tag))
 
     def _end_impossible(self, now: float) -> None:
         """Pools have changed: end the waiting calls that none can ever run."""

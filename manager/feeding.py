@@ -375,7 +375,7 @@ class Feeder:
                     self._client.hand_over(("client", DefineFunctions((definition,))))
                 inputs = (*spec.inputs, *self._client.kept.inputs_among(part.spans))
                 self._client.hand_over(
-                    CallSpec(spec.call, spec.library, spec.function, *part, spec.options, inputs, spec.keep, spec.sandbox)
+                    CallSpec(spec.call, spec.library, spec.function, *part, spec.options, inputs, spec.keep, spec.sandbox, spec.tag)
                 )
             except Closed:
                 pass  # the client is about to hear of it, and ends what has not ended

@@ -34,13 +34,16 @@ from windlass.manager.inbox import Inbox, Tidy
 from windlass.messages import (
     PROTOCOL,
     CallDone,
+    CallId,
     CallsDone,
     CallSent,
+    CallsFound,
     CallSpec,
     CancelSubmitted,
     FileBrought,
     FileName,
     FilesForgotten,
+    FindCalls,
     GetStatus,
     Hello,
     KeepCalls,
@@ -75,6 +78,7 @@ class Line:
         on_brought: Callable[[str, str], None],
         on_forgotten: Callable[[Sequence[FileName]], None],
         tidy: Callable[[], None],
+        on_found: Callable[[list[tuple[CallId, float]], str], list[Any]],
     ) -> None:
         self.inbox: Inbox[Any] = Inbox(self._wake)
         self.store = AttachedStore(self)
@@ -84,8 +88,12 @@ class Line:
         self._name = name
         self._file = connection
         self._deliver, self._on_lost, self._on_brought = deliver, on_lost, on_brought
-        self._on_forgotten, self._tidy = on_forgotten, tidy
+        self._on_forgotten, self._tidy, self._on_found = on_forgotten, tidy, on_found
         self._statuses: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        #: Futures of calls that were found; None: the manager is gone.
+        self._found: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
+        self._finding: list[Any] = []
+        self._tag = ""
         self._asking = threading.Lock()
         self._data: DataClient | None = None
         self._welcome: Welcome | None = None
@@ -136,6 +144,19 @@ class Line:
         if answer is None:
             raise Closed(f"manager {self.manager} is gone")
         return answer
+
+    def find(self, tag: str, timeout: float = _ANSWER_SECONDS) -> list[Any]:
+        """Take over the calls with this tag of programs that have left: their futures. Raises `Closed`, `Unreachable`."""
+        with self._asking:
+            self._tag = tag
+            self._port.send(FindCalls(tag))
+            try:
+                found = self._found.get(timeout=timeout)
+            except queue.Empty:
+                raise Unreachable(f"manager {self.manager} did not answer within {timeout:g} s; ask again") from None
+        if found is None:
+            raise Closed(f"manager {self.manager} is gone")
+        return found
 
     def _wake(self) -> None:
         self._port.call(self._drain)
@@ -225,7 +246,7 @@ class Line:
                 if cancels or names or item.library != library or item.options is not options or size > _SUBMIT_BYTES:
                     flush()
                     library, options = item.library, item.options
-                calls.append(CallSent(item.call, item.function, item.payload, item.spans, item.inputs, item.keep, item.sandbox))
+                calls.append(CallSent(item.call, item.function, item.payload, item.spans, item.inputs, item.keep, item.sandbox, item.tag))
                 size += len(item.payload) + 64 + 48 * len(item.spans) + 160 * len(item.inputs)
                 continue
             message = item[1]
@@ -248,6 +269,11 @@ class Line:
         if type(message) is CallsDone:
             self.store.expect(message.done)
             self._deliver(message.done)
+        elif isinstance(message, CallsFound):
+            self._finding += self._on_found(message.calls, self._tag)
+            if not message.more:
+                found, self._finding = self._finding, []
+                self._found.put(found)
         elif isinstance(message, Means):
             self.means = message
         elif isinstance(message, Status):
@@ -265,6 +291,7 @@ class Line:
         if not self._lost:
             self._lost = True
             self._statuses.put(None)
+            self._found.put(None)
             self._on_lost(reason)
 
 

@@ -13,23 +13,30 @@ when the last program that installed it has removed it or is gone.
 then too, and files that it declares until it says `ReleaseFiles`.  When a program is gone its calls are cancelled, unless it asked to keep
 them; when the last of its calls has ended everything that was its is let go, results that nobody will read included.
 
+*Calls that were left here* and have a tag are kept, with their results when they have ended, until another program asks for that tag
+(`find`).  They are its own from then on, under numbers above `FOUND`, while the core goes on to know them by the ids that they had.
+
 This is a core: what the shell is to do comes out in ``unpin``, ``discard`` and ``remove``, to be taken after each event.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
 
 from windlass.framing import ProtocolError
-from windlass.messages import CallDone, CallId, CallOptions, CallsDone, CallSpec, FileName, LibraryId, ObjectName, SubmitCalls
+from windlass.messages import CallDone, CallId, CallOptions, CallsDone, CallsFound, CallSpec, FileName, LibraryId, ObjectName, SubmitCalls
 
 #: Bits of a program's own call ids: a million calls per second for twelve days.
 SHIFT: Final = 40
 _OWN: Final = (1 << SHIFT) - 1
+#: A program's own ids from here on are of calls that it found.
+FOUND: Final = 1 << (SHIFT - 1)
+#: Calls in one `CallsFound`.
+_FOUND_MOST: Final = 10_000
 #: Options that are remembered, so that the core knows equal ones as the same.
 _OPTIONS_MOST: Final = 1000
 #: Bytes of ends in one `CallsDone`, well under the limit of a frame.
@@ -46,8 +53,16 @@ class Program(msgspec.Struct, eq=False):
     #: Its calls go on when it is gone.
     keep: bool = False
     gone: bool = False
+    #: It is gone, and its calls with it.
+    forsaken: bool = False
     #: The manager's ids of its calls that have not ended.
     calls: set[CallId] = msgspec.field(default_factory=set[CallId])
+    #: Ends of its calls with a tag, which came when it was gone.
+    ended: dict[CallId, CallDone] = msgspec.field(default_factory=dict[CallId, CallDone])
+    #: Calls of others that it found and that have not ended: its own ids of them, and the manager's.
+    found: dict[CallId, CallId] = msgspec.field(default_factory=dict[CallId, CallId])
+    #: How many it has found so far.
+    finds: int = 0
     libraries: set[LibraryId] = msgspec.field(default_factory=set[LibraryId])
     pins: Counter[ObjectName] = msgspec.field(default_factory=Counter[ObjectName])
     #: Files that it has declared, as often as it did.
@@ -67,6 +82,8 @@ class Programs:
         self.remove: list[LibraryId] = []
         #: For the core: declarations of files that are over, and whether replicas are to go.
         self.release: list[tuple[FileName, bool]] = []
+        #: Calls that were found by others than their programs: by whom, and its own ids of them.
+        self._taken: dict[CallId, tuple[int, CallId]] = {}
         self._numbers = 0
         self._options: dict[CallOptions, CallOptions] = {}
 
@@ -96,11 +113,13 @@ class Programs:
         specs: list[CallSpec] = []
         fresh: set[CallId] = set()
         for call in message.calls:
-            if not 0 < call.call <= _OWN:
+            if not 0 < call.call < FOUND:
                 raise ProtocolError(f"program {program.name} submitted a call with the id {call.call}, which cannot be one")
             number = CallId(base | call.call)
             fresh.add(number)
-            specs.append(CallSpec(number, library, call.function, call.payload, call.spans, options, call.inputs, call.keep, call.sandbox))
+            specs.append(
+                CallSpec(number, library, call.function, call.payload, call.spans, options, call.inputs, call.keep, call.sandbox, call.tag)
+            )
         if len(fresh) < len(specs) or not fresh.isdisjoint(program.calls):
             raise ProtocolError(f"program {program.name} submitted two calls under one id")
         program.calls |= fresh
@@ -109,8 +128,8 @@ class Programs:
     def cancelled(self, program: Program, calls: Iterable[CallId]) -> list[CallId]:
         """The manager's ids of these calls of a program; those that it does not have are left out."""
         base = program.number << SHIFT
-        ids = [CallId(base | (call & _OWN)) for call in calls]
-        return [call for call in ids if call in program.calls]
+        ids = [program.found.get(call) or CallId(base | (call & _OWN)) for call in calls]
+        return [call for call in ids if call in program.calls or call in self._taken]
 
     def removed(self, program: Program, library: LibraryId) -> None:
         """It needs this version no more."""
@@ -146,22 +165,25 @@ class Programs:
             if not number:
                 own.append(one)
                 continue
+            call = one.end.call
             program = self.known.get(number)
-            if program is None or one.end.call not in program.calls:
+            if program is None or call not in program.calls:
                 self._drop(one)
                 continue
-            program.calls.discard(one.end.call)
-            if program.gone:
-                # Nobody will ask for it. Here results could be kept for a program that comes back and asks by tag.
-                self._drop(one)
-                self._bury(program)
+            program.calls.discard(call)
+            finder, own_id = self._taken.pop(call, (number, CallId(call & _OWN)))
+            reader = self.known.get(finder)
+            if reader is program and not program.gone:
+                theirs.setdefault(number, []).append(_told(program, one, own_id))
                 continue
-            if one.end.kept:
-                program.files.update(FileName(span.name) for span in one.end.spans)
+            if reader is not None and reader is not program:
+                del reader.found[own_id]
+                theirs.setdefault(finder, []).append(_told(reader, one, own_id))
+            elif one.tag and not program.forsaken:
+                program.ended[call] = one  # until somebody asks for it
             else:
-                program.results.update(span.name for span in one.end.spans)
-            one.end.call = CallId(one.end.call & _OWN)
-            theirs.setdefault(number, []).append(one)
+                self._drop(one)
+            self._bury(program)
         return own, {number: _in_frames(ends) for number, ends in theirs.items()}
 
     def _drop(self, done: CallDone) -> None:
@@ -171,12 +193,55 @@ class Programs:
         else:
             self.discard += [span.name for span in done.end.spans]
 
-    def left(self, program: Program) -> list[CallId]:
-        """It is gone; the calls that are to be cancelled."""
+    def find(self, program: Program, tag: str, told: Callable[[CallId], tuple[str, float]]) -> tuple[list[CallsFound], list[CallsDone]]:
+        """Give it the calls with this tag of programs that have left: what to tell it. ``told`` has the tag of a call that has not ended,
+        and when it was queued."""
+        found: list[tuple[CallId, float]] = []
+        done: list[CallDone] = []
+        for left in [one for one in self.known.values() if one.gone]:
+            mine: list[tuple[CallId, float, CallDone | None]] = []
+            for call in left.calls:
+                known, queued_at = told(call) if call not in self._taken else ("", 0.0)
+                if known == tag:
+                    mine.append((call, queued_at, None))
+            mine += [(call, one.queued_at, one) for call, one in left.ended.items() if one.tag == tag]
+            for call, queued_at, end in sorted(mine, key=lambda one: one[0]):
+                program.finds += 1
+                own = CallId(FOUND + program.finds)
+                found.append((own, queued_at))
+                if end is None:
+                    program.found[own] = call
+                    self._taken[call] = (program.number, own)
+                else:
+                    del left.ended[call]
+                    done.append(_told(program, end, own))
+            self._bury(left)
+        pieces = [found[start : start + _FOUND_MOST] for start in range(0, len(found), _FOUND_MOST)] or [found]
+        return [CallsFound(piece, piece is not pieces[-1]) for piece in pieces], _in_frames(done)
+
+    def left(self, program: Program, unheard: Iterable[CallDone] = ()) -> list[CallId]:
+        """It is gone; the calls that are to be cancelled. ``unheard``: ends that were on their way to it."""
         if program.gone:
             return []
         program.gone = True
-        cancel = [] if program.keep else list(program.calls)
+        found, program.found = program.found, {}
+        for call in found.values():
+            del self._taken[call]
+        if not program.keep:
+            # Nobody is to find these again, should they end before they are cancelled.
+            program.forsaken = True
+            cancel = list(program.calls)
+            for call in found.values():
+                self.known[call >> SHIFT].calls.discard(call)
+            cancel += found.values()
+        else:
+            cancel = []
+            for one in unheard:
+                call = CallId(program.number << SHIFT | one.end.call)
+                if one.tag and not one.end.kept and one.end.call < FOUND:
+                    one.end.call = call
+                    program.ended[call] = one
+                    program.results.difference_update(span.name for span in one.end.spans)
         if cancel or not program.calls:
             self._let_results_go(program)
         self._bury(program)
@@ -184,7 +249,7 @@ class Programs:
 
     def _bury(self, program: Program) -> None:
         """Let go what was its, if it is gone and so are its calls."""
-        if program.calls or self.known.pop(program.number, None) is None:
+        if not program.gone or program.calls or program.ended or self.known.pop(program.number, None) is None:
             return
         self._let_results_go(program)  # calls that went on may have had them as inputs
         self.unpin += program.pins.elements()
@@ -207,7 +272,18 @@ class Programs:
             assert program.number == number
             assert all(call >> SHIFT == number for call in program.calls)
             assert all(count > 0 for count in program.pins.values())
-            assert not program.gone or program.calls, f"program {program.name} is gone and has nothing, and is still known"
+            assert all(self._taken[call] == (number, own) for own, call in program.found.items())
+            assert not program.gone or program.calls or program.ended, f"program {program.name} is gone and has nothing, and is still known"
+
+
+def _told(program: Program, done: CallDone, own: CallId) -> CallDone:
+    """The end of a call as this program is told of it: its objects are the program's to release."""
+    if done.end.kept:
+        program.files.update(FileName(span.name) for span in done.end.spans)
+    else:
+        program.results.update(span.name for span in done.end.spans)
+    done.end.call = own
+    return done
 
 
 def _in_frames(done: list[CallDone]) -> list[CallsDone]:

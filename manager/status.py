@@ -16,6 +16,8 @@ from windlass.manager.workers import Worker
 
 #: Files that are shown one by one: those declared last.
 FILES_MOST: Final = 200
+#: Tags of one program that are told.
+_TAGS_MOST: Final = 20
 #: A message has at most 1 MiB.
 BYTES_MOST: Final = 900 << 10
 
@@ -62,7 +64,15 @@ def status(
         "pools": _pools(core),
         "pilots": core.pilots.rows(core.workers.values(), now),
         "programs": [
-            {"name": one.name, "calls": len(one.calls), "keep": one.keep, "connected": connected, "gone": one.gone}
+            {
+                "name": one.name,
+                "calls": len(one.calls) + len(one.found),
+                "keep": one.keep,
+                "connected": connected,
+                "gone": one.gone,
+                "kept": len(one.ended),
+                "tags": sorted({done.tag for done in one.ended.values()} | core.tags_of(one.calls if one.gone else ()))[:_TAGS_MOST],
+            }
             for one, connected in programs
         ],
     }

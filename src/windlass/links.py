@@ -110,6 +110,10 @@ class Link:
             self._outbox.extend(messages)
             self._flush()
 
+    def unheard(self) -> list[Message]:
+        """What the other side has not acknowledged: of a session that is lost, what it may never have heard."""
+        return [*self.session.unheard(self.role), *self._outbox]
+
     async def acknowledged(self, within: float) -> bool:
         """Wait up to so many seconds until the other side has all that was sent: True if it has."""
         self._flush()

@@ -244,6 +244,8 @@ class CallSpec(msgspec.Struct, array_like=True, gc=False):
     #: Names of what it keeps on its worker begin with this (24 hexadecimal digits); "": nothing stays.
     keep: str = ""
     sandbox: Sandbox | None = None
+    #: By which its program, or another one, finds it again (`FindCalls`).
+    tag: str = ""
 
 
 class CallRun(msgspec.Struct, array_like=True, gc=False):
@@ -847,6 +849,7 @@ class CallSent(msgspec.Struct, array_like=True, gc=False):
     inputs: tuple[FileRef, ...] = ()
     keep: str = ""
     sandbox: Sandbox | None = None
+    tag: str = ""
 
 
 class SubmitCalls(Message, frozen=True):
@@ -909,6 +912,21 @@ class KeepCalls(Message, frozen=True):
     keep: bool
 
 
+class FindCalls(Message, frozen=True):
+    """Client → manager, over a connection: the calls with this tag of programs that have left them here are mine from now on."""
+
+    tag: str
+
+
+class CallsFound(Message, frozen=True):
+    """Manager → client, over a connection: the answer, in the order in which they were submitted; `CallsDone` will tell of their ends."""
+
+    #: The client's numbers of them from now on, and when they were queued (manager's clock).
+    calls: list[tuple[CallId, float]]
+    #: Another message with more of them follows.
+    more: bool = False
+
+
 class EndManager(Message, frozen=True):
     """Client → manager, over a connection: end. A manager that is part of a program does not."""
 
@@ -935,6 +953,8 @@ class CallDone(msgspec.Struct, array_like=True, gc=False):
     sent_at: float = 0.0
     returned_at: float = 0.0
     attempts: tuple[CallAttempt, ...] = ()
+    #: The call's.
+    tag: str = ""
 
 
 class CallsDone(Message, frozen=True):
@@ -1009,7 +1029,7 @@ FromWorker = (
 )
 ToFactory = Demand | ResumePool | Leave
 FromFactory = PoolReport | ReleasePilots | Goodbye
-ToClient = Status | CallsDone | Means | FileBrought | FilesForgotten | Leave
+ToClient = Status | CallsDone | CallsFound | Means | FileBrought | FilesForgotten | Leave
 FromClient = (
     SubmitCalls
     | CancelSubmitted
@@ -1022,6 +1042,7 @@ FromClient = (
     | ReleaseFiles
     | BringFiles
     | KeepCalls
+    | FindCalls
     | EndManager
     | GetStatus
     | ResumePool

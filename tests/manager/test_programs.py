@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from windlass.framing import ProtocolError
-from windlass.manager.programs import SHIFT, Program, Programs
+from windlass.manager.programs import FOUND, SHIFT, Program, Programs
 from windlass.messages import (
     RETURNED,
     CallDone,
     CallEnd,
     CallId,
     CallOptions,
+    CallsDone,
     CallSent,
     FunctionId,
     LibraryId,
@@ -147,6 +148,105 @@ def test_calls_that_are_kept_go_on_without_their_program(programs: Programs) -> 
     assert programs.remove == []
     programs.ended([done(call)])
     assert programs.remove == [LIBRARY]
+
+
+class Found:
+    """A book with a program that has left calls 1 to 4 behind; the first two had the tag "a", the third "b"."""
+
+    def __init__(self, book: Programs) -> None:
+        self.book = book
+        self.left = book.join("left")
+        self.left.keep = True
+        self.ids = submit(book, self.left, 1, 2, 3, 4)
+        self.tags = dict(zip(self.ids, ("a", "a", "b", ""), strict=True))
+        self.cancelled = book.left(self.left)
+
+    def end(self, number: int, *objects: ObjectName) -> tuple[list[CallDone], dict[int, list[CallsDone]]]:
+        one = done(self.ids[number - 1], *objects)
+        one.tag = self.tags[self.ids[number - 1]]
+        one.queued_at = float(number)
+        return self.book.ended([one])
+
+    def find(self, program: Program, tag: str) -> tuple[list[tuple[int, float]], list[CallDone]]:
+        found, ended = self.book.find(program, tag, lambda call: (self.tags[call], 7.0))
+        assert [message.more for message in found] == [True] * (len(found) - 1) + [False]
+        return [call for message in found for call in message.calls], [one for message in ended for one in message.done]
+
+
+@pytest.fixture
+def found(programs: Programs) -> Found:
+    return Found(programs)
+
+
+def test_calls_that_were_left_are_found_by_their_tag_once(found: Found) -> None:
+    """Those that run and those that have ended, in the order of their submission; from then on they are the finder's."""
+    assert found.cancelled == []
+    assert found.end(2, RESULT) == ([], {})
+    assert found.book.discard == []
+    finder = found.book.join("finder")
+    calls, ended = found.find(finder, "a")
+    assert calls == [(FOUND + 1, 7.0), (FOUND + 2, 2.0)]
+    assert [one.end.call for one in ended] == [FOUND + 2]
+    assert finder.results == {RESULT}
+    assert found.find(finder, "a") == ([], [])
+    assert found.find(found.book.join("late"), "a") == ([], [])
+    _, theirs = found.end(1)
+    assert [one.end.call for message in theirs[finder.number] for one in message.done] == [FOUND + 1]
+    assert found.book.known[found.left.number].calls == {found.ids[2], found.ids[3]}
+
+
+def test_what_has_no_tag_is_nobodys_when_it_ends(found: Found) -> None:
+    """And when nothing of a program can be found any more, it is forgotten."""
+    for number in (1, 2, 3, 4):
+        found.end(number, ObjectName(f"r-{number}"))
+    assert found.book.discard == ["r-4"]
+    assert found.left.number in found.book.known
+    finder = found.book.join("finder")
+    found.find(finder, "a")
+    found.find(finder, "b")
+    assert found.left.number not in found.book.known
+    found.book.left(finder)
+    assert sorted(found.book.discard) == ["r-1", "r-2", "r-3", "r-4"]
+
+
+def test_a_finder_cancels_what_it_found(found: Found) -> None:
+    """By its own ids; what it has not found is not its to cancel."""
+    finder = found.book.join("finder")
+    found.find(finder, "a")
+    assert found.book.cancelled(finder, [CallId(FOUND + 1), CallId(FOUND + 9), CallId(3)]) == [found.ids[0]]
+
+
+def test_a_finder_that_leaves_takes_what_it_found_with_it(found: Found) -> None:
+    finder = found.book.join("finder")
+    found.find(finder, "a")
+    assert sorted(found.book.left(finder)) == found.ids[:2]
+    assert found.end(1, RESULT) == ([], {})
+    assert found.book.discard == [RESULT]
+    assert found.find(found.book.join("late"), "a") == ([], [])
+
+
+def test_a_finder_that_keeps_its_calls_leaves_them_to_be_found_again(found: Found) -> None:
+    finder = found.book.join("finder")
+    finder.keep = True
+    found.find(finder, "a")
+    assert found.book.left(finder) == []
+    found.end(1)
+    assert [call for call, _ in found.find(found.book.join("late"), "a")[0]] == [FOUND + 1, FOUND + 2]
+
+
+def test_what_a_killed_program_never_heard_is_found(programs: Programs) -> None:
+    """Ends that were on their way when its connection was cut, as far as they have a tag."""
+    program = programs.join("killed")
+    program.keep = True
+    first, second = submit(programs, program, 1, 2)
+    ends = [done(first, RESULT), done(second)]
+    ends[0].tag = "a"
+    _, theirs = programs.ended(ends)
+    unheard = [one for message in theirs[program.number] for one in message.done]
+    programs.left(program, unheard)
+    assert programs.discard == []
+    calls, ended = programs.find(programs.join("finder"), "a", lambda call: ("", 0.0))
+    assert len(calls) == len(next(iter(ended)).done) == 1
 
 
 def test_ends_travel_in_messages_that_fit_into_frames(programs: Programs) -> None:

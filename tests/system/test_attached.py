@@ -18,7 +18,7 @@ import numpy
 import pytest
 
 import windlass
-from windlass import AttachedManager, Closed, Executor, Factory, FunctionCall, Manager, UnknownName, attach
+from windlass import AttachedManager, Closed, Executor, Factory, FunctionCall, Manager, UnknownName, UsageError, attach
 from windlass.cli import main
 from windlass.managers import choose_manager
 
@@ -131,6 +131,87 @@ def test_kept_calls_go_on_when_their_program_is_gone(home: Manager, gate: Any, k
     until("everything of it is let go", lambda: not home.status()["programs"])
     assert home.status()["calls"]["cancelled"] == 0
     assert home.status()["calls"]["done"] == 4
+
+
+TAGGED = """
+import os, signal
+from pathlib import Path
+import time
+def hold(folder, number):
+    import numpy
+    while not Path(folder, "open").exists() and number >= 2:
+        time.sleep(0.01)
+    print("number", number)
+    if number == 3:
+        raise LookupError("the third")
+    return numpy.full(100_000, number) if number == 4 else number
+manager = attach("home", keep=True)
+manager.install_library("lib", hold)
+calls = [FunctionCall("lib", "hold", sys.argv[1], number).with_options(tag="odd" if number % 2 else "even") for number in range(6)]
+futures = [manager.submit(call) for call in calls]
+print("submitted", flush=True)
+sys.stdin.readline()
+[future.wait() for future in futures[:2]]
+print("two", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_calls_that_a_program_has_left_are_found_again_by_their_tag(home: Manager, gate: Any, stopped: bool) -> None:
+    """After a kill, by another program: results, large ones, what they printed, and what they raised; also what ended while the program was
+    cut off and never heard of it (``stopped``)."""
+    with program(TAGGED, gate.folder) as leaving:
+        assert said(leaving) == "submitted"
+        if stopped:
+            leaving.send_signal(signal.SIGSTOP)
+        else:
+            assert leaving.stdin is not None
+            leaving.stdin.write("\n")
+            leaving.stdin.flush()
+            assert said(leaving) == "two"
+        until("two have ended", lambda: home.status()["calls"]["done"] == 2)
+        leaving.kill()
+        leaving.wait()
+    until("the program is gone", lambda: [one["gone"] for one in home.status()["programs"]] == [True])
+    assert home.status()["programs"][0]["tags"] == ["even", "odd"]
+    with attach("home") as manager:
+        even = manager.find("even")
+        assert len(even) in ((3,) if stopped else (2, 3))  # what the program said that it had heard is not told again
+        assert not even[-1].done()
+        gate.open()
+        found = [future.result(30) for future in even]
+        assert found[-3:-1] in ([0, 2], [2])
+        assert found[-1].sum() == 400_000
+        assert even[-1].stdout == "number 4\n"
+        assert even[-1].tag == "even"
+        odd = manager.find("odd")
+        with pytest.raises(LookupError, match="the third"):
+            odd[-2].result(30)
+        assert odd[-1].result(30) == 5
+        assert manager.find("odd") == []
+        assert manager.submit_function(double, (even[-2],)).result(30) == 4  # they may be arguments
+    until("everything of it is let go", lambda: not home.status()["programs"])
+
+
+def test_what_was_found_can_be_left_again(home: Manager, gate: Any) -> None:
+    manager = attach("home", keep=True)
+    future = manager.submit_function(gate.pass_through, ("first",), tag="t")
+    gate.wait_for(1)
+    manager.detach()
+    with pytest.raises(Closed):
+        future.result(0)
+    finder = attach("home", keep=True)
+    [found] = finder.find("t")
+    assert not found.done()
+    finder.detach()
+    with attach("home") as last:
+        [again] = last.find("t")
+        assert again.cancel()
+        until("it is cancelled", lambda: home.status()["calls"]["cancelled"] == 1)
+        for wrong in ("", 7, None):
+            with pytest.raises(UsageError, match="give the tag that the calls were submitted with"):
+                last.find(wrong)  # type: ignore[arg-type]
 
 
 def test_a_program_that_ends_takes_its_calls_with_it(home: Manager, gate: Any) -> None:
