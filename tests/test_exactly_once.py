@@ -63,6 +63,13 @@ from windlass.worker.backlog import Backlog
 F = FunctionId(b"f" * 16)
 LIBRARY = LibrarySpec(LibraryId("lib@1"), "lib", (3, 11), functions=(FunctionDef(F, "f", b"x"),))
 OPTIONS = (CallOptions(), CallOptions(priority=1), CallOptions(retries=1), CallOptions(max_losses=2), CallOptions(needs=Resources(2)))
+#: What may happen at a worker: a frame comes there or to the manager, slots work, acknowledgements are sent.
+MOVES = (
+    *["here"] * 4,
+    *["manager"] * 4,
+    *["work"] * 4,
+    *("here twice", "here out of order", "here lost", "manager twice", "manager out of order", "manager lost", "work dies", "acknowledge"),
+)
 #: Calls that the queue of an instance takes.
 QUEUE = 8
 
@@ -268,46 +275,46 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.core.cancel([CallId(first + one) for one in range(count)], self.now)
         self.act()
 
-    @rule(which=st.integers(0, 3), place=st.sampled_from([0, 0, 0, 0, 1, 2]), twice=st.sampled_from([False, False, False, True]))
-    def frame_comes_here(self, which: int, place: int, twice: bool) -> None:
-        """Out of order, or twice, it may be."""
-        node = self.node(which)
-        if node.connected and place < len(node.to_here):
-            frame = node.to_here[place] if twice else node.to_here.pop(place)
-            try:
-                messages = node.here.take(frame, self.now)
-            except ProtocolError:
-                self.break_off(node)
-                return
+    @rule(moves=st.lists(st.sampled_from(MOVES), min_size=30, max_size=60))
+    def links_and_slots_go_on(self, moves: list[str]) -> None:
+        """Many small things at every worker."""
+        for node in list(self.nodes):
+            self.go_on(node, moves)
+
+    @rule(which=st.integers(0, 3), moves=st.lists(st.sampled_from(MOVES), min_size=30, max_size=60))
+    def a_link_and_its_slots_go_on(self, which: int, moves: list[str]) -> None:
+        self.go_on(self.node(which), moves)
+
+    def go_on(self, node: Node, moves: Sequence[str]) -> None:
+        for number, move in enumerate(moves):
+            word, _, how = move.partition(" ")
+            frames = node.to_here if word == "here" else node.to_manager
+            place = 1 if how == "out of order" else 0
+            if word == "work":
+                node.work(number, DIED if how == "dies" else RETURNED)
+            elif word == "acknowledge" and node.connected:
+                node.to_here.append(node.manager.bare())
+                node.to_manager.append(node.here.bare())
+            elif node.connected and place < len(frames):
+                frame = frames.pop(place)
+                if how == "twice":
+                    frames.append(frame)
+                if how != "lost":
+                    self.frame_comes(node, frame, here=word == "here")
+
+    def frame_comes(self, node: Node, frame: bytes, *, here: bool) -> None:
+        """At the worker, or at the manager."""
+        try:
+            messages = (node.here if here else node.manager).take(frame, self.now)
+        except ProtocolError:
+            self.break_off(node)
+            return
+        if here:
             for message in messages:
                 node.hear(message)
-
-    @rule(which=st.integers(0, 3), place=st.sampled_from([0, 0, 0, 0, 1, 2]), twice=st.sampled_from([False, False, False, True]))
-    def frame_comes_to_the_manager(self, which: int, place: int, twice: bool) -> None:
-        node = self.node(which)
-        if node.connected and place < len(node.to_manager):
-            frame = node.to_manager[place] if twice else node.to_manager.pop(place)
-            try:
-                messages = node.manager.take(frame, self.now)
-            except ProtocolError:
-                self.break_off(node)
-                return
+        else:
             self.core.worker_said(node.id, messages, self.now)
             self.act()
-
-    @rule(which=st.integers(0, 3), here=st.booleans(), place=st.integers(0, 2))
-    def frame_is_lost(self, which: int, here: bool, place: int) -> None:
-        frames = self.node(which).to_here if here else self.node(which).to_manager
-        if place < len(frames):
-            del frames[place]
-
-    @rule(which=st.integers(0, 3))
-    def acknowledgements_go(self, which: int) -> None:
-        """As time passes, both sides say what they have received."""
-        node = self.node(which)
-        if node.connected:
-            node.to_here.append(node.manager.bare())
-            node.to_manager.append(node.here.bare())
 
     @rule(which=st.integers(0, 3))
     def cut(self, which: int) -> None:
@@ -337,10 +344,6 @@ class ExactlyOnce(RuleBasedStateMachine):
             return
         self.core.worker_back(node.id, self.now)
         self.act()
-
-    @rule(which=st.integers(0, 3), call=st.integers(0, 5), outcome=st.sampled_from([RETURNED, RETURNED, RETURNED, DIED]))
-    def slots_work(self, which: int, call: int, outcome: int) -> None:
-        self.node(which).work(call, outcome)
 
     @rule(which=st.integers(0, 3))
     def worker_drains(self, which: int) -> None:
@@ -387,15 +390,15 @@ class ExactlyOnce(RuleBasedStateMachine):
                 break
             self.now += 0.1
             self.time_passes(0.05)
-            for which, node in enumerate(self.nodes):
+            for node in self.nodes:
                 if node.draining and not node.backlog.held:
                     self.break_off(node)  # a drained worker leaves; here another one takes its place
                 while node.connected and node.to_here:
-                    self.frame_comes_here(which, 0, twice=False)
+                    self.frame_comes(node, node.to_here.pop(0), here=True)
                 for number in range(12):
                     node.work(number, RETURNED)
                 while node.connected and node.to_manager:
-                    self.frame_comes_to_the_manager(which, 0, twice=False)
+                    self.frame_comes(node, node.to_manager.pop(0), here=False)
         assert not self.core.calls, f"{len(self.core.calls)} calls never end"
         assert self.ended.keys() == self.submitted
         assert {end.outcome for end in self.ended.values()} <= {RETURNED, CANCELLED, DIED, LOST}
@@ -404,7 +407,7 @@ class ExactlyOnce(RuleBasedStateMachine):
 TestExactlyOnce = ExactlyOnce.TestCase
 TestExactlyOnce.settings = settings(
     max_examples=100,
-    stateful_step_count=50,
+    stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
     derandomize=True,
