@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import msgspec
 
-from windlass.errors import ConnectionRefused, WindlassError
+from windlass.errors import ConnectionRefused, StoreFull, WindlassError
 from windlass.framing import LENGTH_BYTES, MAX_HELLO_BYTES, ProtocolError, body_length, frame
 from windlass.identity import ConnectionFile, context_for, read_connection_file
 from windlass.messages import (
@@ -68,6 +68,10 @@ T = TypeVar("T")
 
 class ObjectGone(WindlassError):
     """The other side does not have the object, or does not take it; the text says why."""
+
+
+class NoRoom(ObjectGone):
+    """The other side has no room for the object now: its disk or its store is full. Later there may be some."""
 
 
 class _Outgoing:
@@ -172,7 +176,7 @@ class _Stream(asyncio.BufferedProtocol):
             except (OSError, ValueError) as error:
                 self._incoming = None
                 incoming.abort()
-                self.kept(str(error))
+                self.kept(str(error), error)
         if self._have == self._size:
             self._expect("length", LENGTH_BYTES)
             self._raw_is_here()
@@ -184,11 +188,11 @@ class _Stream(asyncio.BufferedProtocol):
         try:
             incoming.commit()
         except (OSError, ValueError) as error:
-            self.kept(str(error))
+            self.kept(str(error), error)
         else:
             self.kept("")
 
-    def kept(self, trouble: str) -> None:
+    def kept(self, trouble: str, error: Exception | None = None) -> None:
         """The object that `take_in` was for is in the store, or (``trouble`` not empty) is not."""
         raise NotImplementedError
 
@@ -307,13 +311,13 @@ class _Served(_Stream):
             incoming = self._server.store.receive(message.name, message.size)
         except (OSError, ValueError) as error:
             self.take_in(None, message.size)
-            self._answer(message.name, str(error))
+            self._answer(message.name, str(error), isinstance(error, StoreFull) and self._server.store.could_hold(message.size))
             return
         self._server.bytes_in += message.size
         self.take_in(incoming, message.size)
 
-    def kept(self, trouble: str) -> None:
-        self._answer(self._name, trouble or self._kept(self._name))
+    def kept(self, trouble: str, error: Exception | None = None) -> None:
+        self._answer(self._name, trouble or self._kept(self._name), isinstance(error, StoreFull))
 
     def _kept(self, name: ObjectName) -> str:
         """Pin it for the peer, where that is its right: empty, or why that was not possible."""
@@ -330,8 +334,8 @@ class _Served(_Stream):
             trouble = f"{message.path} is not the file of a result"
         self._answer(message.name, trouble)
 
-    def _answer(self, name: ObjectName, trouble: str) -> None:
-        answer = frame(encode_one(ObjectMissing(name, trouble) if trouble else ObjectStored(name)))
+    def _answer(self, name: ObjectName, trouble: str, full: bool = False) -> None:
+        answer = frame(encode_one(ObjectMissing(name, trouble, full) if trouble else ObjectStored(name)))
         self.post(_Outgoing(lambda: (answer, None)))
 
 
@@ -391,7 +395,8 @@ class _Requests(_Stream):
         if not known:
             del self._waiting[message.name]
         if isinstance(message, ObjectMissing):
-            _fail(future, ObjectGone(f"object {message.name}: {message.text or 'the manager does not have it'}"))
+            text = f"object {message.name}: {message.text or 'the manager does not have it'}"
+            _fail(future, NoRoom(text) if message.full else ObjectGone(text))
         elif isinstance(message, ObjectStored):
             if not future.done():
                 future.set_result(None)
@@ -399,15 +404,14 @@ class _Requests(_Stream):
             raise ProtocolError(f"object {message.name} came with {message.size} bytes and has {size}")
         else:
             self._arriving = future
+            incoming: Incoming | None = None
             try:
                 incoming = self._store.receive(message.name, message.size)
             except (OSError, ValueError) as error:
                 _fail(future, error)
-                self.take_in(None, message.size)
-            else:
-                self.take_in(incoming, message.size)
+            self.take_in(incoming, message.size)
 
-    def kept(self, trouble: str) -> None:
+    def kept(self, trouble: str, error: Exception | None = None) -> None:
         future, self._arriving = self._arriving, None
         if future is None or future.done():
             return
@@ -495,7 +499,7 @@ class DataClient:
         """Give the manager the object that is in this file.
 
         Raises:
-            ObjectGone: the manager does not take it; the text says why.
+            ObjectGone: the manager does not take it; the text says why. `NoRoom`: not now.
             ConnectionError: the manager was not reached, or the transfer was cut twice.
             OSError: the file cannot be read.
         """
@@ -554,10 +558,8 @@ class DataClient:
                 stream = await self._connected(lane)
                 await stream.ask(name, size, _Outgoing(open))
                 return
-            except ConnectionRefused:
-                raise
             except ConnectionError as error:
-                if last:
+                if last or isinstance(error, ConnectionRefused):
                     raise
                 log.info("object %s: %s; once more", name, error)
             finally:
@@ -569,10 +571,8 @@ class DataClient:
                 return lane.stream
             try:
                 stream = await self._dial()
-            except ConnectionRefused:
-                raise
-            except ConnectionError:
-                if not self._connection.path:
+            except ConnectionError as error:
+                if isinstance(error, ConnectionRefused) or not self._connection.path:
                     raise
                 # The manager may have moved.
                 self._connection = await asyncio.get_running_loop().run_in_executor(None, read_connection_file, self._connection.path)
