@@ -2,19 +2,19 @@
 
 Theory of operation
 -------------------
-For each cell (`faults_matrix`) a stage is set (`faults_stage`), and the user's program (`faults_program`) submits its calls to two pilots of two
-slots.  When a fifth of them has begun, the cell's blow falls.  The program waits for all its calls and closes, and then the books must
-balance: no call is lost or fails, no result is wrong, none is delivered twice, and no process and no file is left.
+For each cell (`faults_matrix`) a stage is set (`faults_stage`), and the user's program (`faults_program`) submits its calls to two pilots
+of two slots.  When a fifth of them has begun, the cell's blow falls.  The program waits for all its calls and closes, and then the books
+must balance: no call is lost or fails, no result is wrong, none is delivered twice, and no process and no file is left.
 
-``seconds until work goes on`` is the time from the fault to the delivery of the first result of a call that *started* after it; where only one of
-several slots or pilots is hit, the others answer for that.  ``until all that was hit ended`` is the time to the delivery of the last result of
-a call that ran when the fault fell: with a fault that lasts some seconds that is at least these.
+``seconds until work goes on`` is the time from the fault to the delivery of the first result of a call that *started* after it; where
+only one of several slots or pilots is hit, the others answer for that.  ``until all that was hit ended`` is the time to the delivery of
+the last result of a call that ran when the fault fell: with a fault that lasts some seconds that is at least these.
 
-Times are short: a heartbeat of 0.25 s, silence after 1 s, reconnect_grace and manager_timeout of 8 s (constructor settings of `Manager`; 1 s of
-grace in the cells that say so), pilots that get 1 s of grace.  Retries and losses of a call are bounded at 20.
+Times are short: a heartbeat of 0.25 s, silence after 1 s, reconnect_grace and manager_timeout of 8 s (constructor settings of `Manager`;
+1 s of grace in the cells that say so), pilots that get 1 s of grace.  Retries and losses of a call are bounded at 20.
 
-With root, small disks, network namespaces and memory cgroups are used; all of it in a mount namespace of the matrix's own.  What the machine
-does not give is listed as "not here" with the reason.  Exit status 1 when a cell breaks its promise.
+With root, small disks, network namespaces and memory cgroups are used; all of it in a mount namespace of the matrix's own.  What the
+machine does not give is listed as "not here" with the reason.  Exit status 1 when a cell breaks its promise.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from typing import Any, Final
 
 from common import machine
 from faults_blows import may_limit_memory
-from faults_matrix import CELLS, SCENES, Cell, start_factory
+from faults_matrix import CELLS, Cell
 from faults_network import may_make_hosts
 from faults_program import Program, read_ledger
+from faults_scenes import SCENES, start_factory
 from faults_stage import Stage, own_namespace, staged
 from windlass.testing import missing_programs
 
@@ -44,14 +45,13 @@ SHORT: Final = (
     "slot / SIGKILL",
     "zygote / SIGKILL",
     "worker / SIGKILL",
-    "worker / SIGSTOP and SIGCONT",
     "manager / SIGKILL (of the program)",
-    "network link / cut and back (proxy)",
     "network link / half-open connection (proxy)",
 )
 CALLS: Final = 10_000
-#: Seconds that a call takes on average.
+#: Seconds that a call takes on average; longer when they are so few that the work would be over before the fault is.
 SECONDS: Final = 0.002
+LEAST_WORK: Final = 5.0
 #: The blow falls when this share of the calls has begun.
 SHARE: Final = 0.2
 #: Seconds that the first calls may take to begin.
@@ -85,7 +85,7 @@ class Outcome:
 def run_cell(cell: Cell, calls: int, folder: Path) -> Outcome:
     """Set the stage, let the blow fall, look at what came of it."""
     began = time.monotonic()
-    options: dict[str, Any] = {"calls": calls, "seconds": SECONDS, "seed": len(cell.name), **dict(cell.program)}
+    options: dict[str, Any] = {"calls": calls, "seconds": max(SECONDS, LEAST_WORK / calls), "seed": len(cell.name), **dict(cell.program)}
     with staged(folder, options) as stage:
         with SCENES[cell.scene](stage):
             end = time.monotonic() + BEGIN_SECONDS
@@ -123,13 +123,17 @@ def judge(cell: Cell, stage: Stage, fault_at: float, processes: Sequence[str], f
     delivered = {int(number): at for number, at in found["delivered"].items()}
     starts = read_ledger(program.ledger)
     runs = Counter(start.call for start in starts)
-    later = [delivered[start.call] for start in starts if start.at > fault_at and delivered.get(start.call, 0.0) >= start.at]
-    hit = [delivered[start.call] for start in starts if start.at <= fault_at < delivered.get(start.call, 0.0)]
+    later: list[float] = []
+    hit: list[float] = []
+    for struck in stage.strikes or [fault_at]:
+        after = [delivered[start.call] for start in starts if start.at > struck and delivered.get(start.call, 0.0) >= start.at]
+        later += [min(after) - struck] if after else []
+        hit += [delivered[start.call] - struck for start in starts if start.at <= struck < delivered.get(start.call, 0.0)]
     outcome.lost, outcome.failed = len(found["lost"]), len(found["failed"])
     outcome.wrong, outcome.twice, outcome.closed = len(found["wrong"]), len(found["twice"]), found["closed"]
     outcome.again = sum(runs.values()) - len(runs)
-    outcome.goes_on_s = round(min(later) - fault_at, 3) if later else None
-    outcome.hit_ended_s = round(max(hit) - fault_at, 3) if hit else None
+    outcome.goes_on_s = round(max(later), 3) if later else None
+    outcome.hit_ended_s = round(max(hit), 3) if hit else None
     must_be_empty = {
         "calls are lost": found["lost"],
         "calls failed": [f"{number}: {text}" for number, text in found["failed"].items()],

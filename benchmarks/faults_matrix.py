@@ -2,9 +2,10 @@
 
 Theory of operation
 -------------------
-A `Cell` has a *scene*, which sets the stage (`SCENES`: whether the manager is the program's own or runs beside it, where pilots run, which disks
-are small), and a *blow*, which hits and returns when all is mended.  The matrix (`judge` in `faults`) demands of every cell that no call is lost, fails
-or gives a wrong result, none is delivered twice, and nothing is left; what a cell promises beyond that stands in its text.
+A `Cell` has a *scene*, which sets the stage (`faults_scenes`: whether the manager is the program's own or runs beside it, where pilots run,
+which disks are small), and a *blow*, which hits and returns when all is mended.  The matrix (`judge` in `faults`) demands of every cell
+that no call is lost, fails or gives a wrong result, none is delivered twice, and nothing is left; what a cell promises beyond that stands
+in its text.
 
 `CELLS` has every pair of `ROWS` and `FAULTS`, some in several variants; `faults --list` prints all of it.
 """
@@ -22,9 +23,9 @@ from typing import Any, Final
 import faults_blows as blows
 from faults_network import Hosts, Proxy
 from faults_program import HAS_JOURNAL
+from faults_scenes import start_factory
 from faults_stage import Stage
-from recording import MARK, wait_until, words_of
-from windlass.testing import SlurmCluster, free_ports
+from recording import wait_until, words_of
 
 ROWS: Final = ("slot", "zygote", "worker", "factory", "manager", "batch controller", "network link")
 FAULTS: Final = (
@@ -40,7 +41,6 @@ SLOW_SECONDS: Final = 4.0
 SLOW_KILOBITS: Final = 800
 #: Between two victims.
 NEXT_SECONDS: Final = 0.3
-LOCAL: Final[dict[str, Any]] = {"cores": 2, "min_pilots": 2, "max_pilots": 2, "grace": 1.0, "hold": 0.5}
 
 Blow = Callable[[Stage], None]
 
@@ -69,125 +69,6 @@ class Cell:
         return f"{words} ({self.variant})" if self.variant else words
 
 
-# ---------------------------------------------------------------- scenes
-
-
-@contextlib.contextmanager
-def own(stage: Stage) -> Iterator[None]:
-    """A program with a manager and a factory of its own: two pilots of two cores."""
-    stage.program.factories.append({**LOCAL, "scratch": str(stage.scratch)})
-    stage.start_program()
-    yield
-
-
-@contextlib.contextmanager
-def own_with_memory(stage: Stage) -> Iterator[None]:
-    """As `own`, with pilots that may have 400 MB each."""
-    stage.program.factories.append({**LOCAL, "scratch": str(stage.scratch), "memory": "400MB"})
-    stage.start_program()
-    yield
-
-
-@contextlib.contextmanager
-def small_scratch(stage: Stage) -> Iterator[None]:
-    """As `own`; the scratch of one of the two pilots is a disk of 32 MB."""
-    small = stage.folder / "small"
-    stage.places.append(small)
-    with blows.small_disk(small, 32):
-        for number, folder in enumerate((small, stage.scratch)):
-            stage.program.factories.append({**LOCAL, "min_pilots": 1, "max_pilots": 1, "scratch": str(folder), "pool": f"p{number}"})
-        stage.start_program()
-        yield
-
-
-@contextlib.contextmanager
-def small_state(stage: Stage) -> Iterator[None]:
-    """As `own`; state folder, temporary files and /dev/shm of the program's machine are disks of 48 MB. Pilots have theirs."""
-    shm = stage.folder / "shm-0"
-    with blows.small_disk(stage.state, 48), blows.small_disk(stage.tmp, 48), blows.small_disk(shm, 48):
-        stage.state.chmod(0o700)
-        stage.before = ["unshare", "-m", "/bin/sh", "-c", f'mount --bind {shm} /dev/shm && exec "$@"', "sh"]
-        stage.program.factories.append({**LOCAL, "scratch": str(stage.scratch)})
-        stage.start_program()
-        yield
-
-
-@contextlib.contextmanager
-def hosts(stage: Stage) -> Iterator[None]:
-    """The program on one host, a pilot on each of two others, and a switch between them."""
-    with Hosts(3) as network:
-        stage.hosts = network
-        stage.before = network.words(0)
-        stage.program.host = network.address(0)
-        for number in (1, 2):
-            options = {**LOCAL, "min_pilots": 1, "max_pilots": 1, "python": stage.python_on(number), "pool": f"host{number}"}
-            stage.program.factories.append({**options, "scratch": str(stage.scratch)})
-        stage.start_program()
-        yield
-
-
-@contextlib.contextmanager
-def proxied(stage: Stage) -> Iterator[None]:
-    """As `own`, with a proxy between pilots and manager."""
-    [stage.program.port] = free_ports(1)
-    stage.proxy = Proxy(stage.program.port)
-    stage.program.through = stage.proxy.port
-    with own(stage):
-        yield
-
-
-@contextlib.contextmanager
-def factory_beside(stage: Stage) -> Iterator[None]:
-    """A program with a manager of its own, and ``windlass factory run`` as a process beside it, which is started again when it has ended."""
-    stage.program.name = "m"
-    stage.start_program()
-    start_factory(stage)
-    yield
-
-
-@contextlib.contextmanager
-def manager_beside(stage: Stage) -> Iterator[None]:
-    """A manager that runs on its own, a factory beside it, and a program that is attached and comes back after `Closed`."""
-    stage.program.name = "m"
-    stage.program.kind = "attached"
-    stage.start_manager()
-    start_factory(stage)
-    stage.start_program()
-    yield
-
-
-def start_factory(stage: Stage) -> None:
-    stage.start_factory(**LOCAL, scratch=stage.scratch, name="f")
-
-
-@contextlib.contextmanager
-def slurm(stage: Stage) -> Iterator[None]:
-    """As `own`, on a real Slurm of two nodes; where the controller keeps its state is a disk of 32 MB, with root."""
-    with contextlib.ExitStack() as opened:
-        if os.getuid() == 0:
-            opened.enter_context(blows.small_disk(stage.folder / "slurm/state", 32))
-        stage.cluster = opened.enter_context(SlurmCluster(stage.folder / "slurm", nodes=2, cpus=2))
-        stage.env["SLURM_CONF"] = str(stage.cluster.conf)
-        stage.program.backend = "slurm"
-        more = {"walltime": 300, "idle_timeout": 60, "start_cost": 0.2, "query_interval": 2, "env": {MARK: stage.mark}}
-        stage.program.factories.append({**LOCAL, **more, "scratch": str(stage.scratch)})
-        stage.start_program()
-        yield
-
-
-SCENES: Final[dict[str, Callable[[Stage], contextlib.AbstractContextManager[None]]]] = {
-    "own": own,
-    "own with memory": own_with_memory,
-    "small scratch": small_scratch,
-    "small state": small_state,
-    "hosts": hosts,
-    "proxy": proxied,
-    "factory beside": factory_beside,
-    "manager beside": manager_beside,
-    "slurm": slurm,
-}
-
-
 # ---------------------------------------------------------------- blows: processes
 
 
@@ -206,6 +87,7 @@ def several(find: Callable[[str], list[int]], hit: Callable[[int], object], coun
                 time.sleep(NEXT_SECONDS)
             victims = find(stage.mark)
             if victims:
+                stage.strike()
                 with contextlib.suppress(ProcessLookupError):
                     hit(victims[number % len(victims)])
 
@@ -218,7 +100,9 @@ def killed(find: Callable[[str], list[int]], count: int) -> Blow:
 
 def stopped(find: Callable[[str], list[int]], count: int, seconds: float = SILENT_SECONDS) -> Blow:
     def blow(stage: Stage) -> None:
-        with blows.stopped(*find(stage.mark)[:count]):
+        victims = find(stage.mark)[:count]
+        stage.strike()
+        with blows.stopped(*victims):
             time.sleep(seconds)
 
     return blow
@@ -234,6 +118,7 @@ def end_of(name: str, how: Callable[[int], object], again: Callable[[Stage], obj
 
     def blow(stage: Stage) -> None:
         process = stage.running.pop(name)
+        stage.strike()
         how(process.pid)
         process.wait()
         time.sleep(NEXT_SECONDS)
@@ -248,6 +133,7 @@ def kill(pid: int) -> None:
 
 def halted(name: str, seconds: float = SILENT_SECONDS) -> Blow:
     def blow(stage: Stage) -> None:
+        stage.strike()
         with blows.stopped(pid_of(stage, name)):
             time.sleep(seconds)
 
@@ -261,6 +147,7 @@ def cut_of(name: str) -> Blow:
         for number in range(2):
             if number:
                 time.sleep(NEXT_SECONDS)
+            stage.strike()
             blows.cut_tcp(pid_of(stage, name))
 
     return blow
@@ -275,6 +162,7 @@ def on_hosts(how: Callable[[Hosts], contextlib.AbstractContextManager[None]], se
         for number in range(times):
             if number:
                 time.sleep(NEXT_SECONDS)
+            stage.strike()
             with how(stage.hosts):
                 time.sleep(seconds)
 
@@ -286,6 +174,7 @@ def reset_hosts(*numbers: int) -> Blow:
         assert stage.hosts is not None
         for _ in range(3):
             for number in numbers:
+                stage.strike()
                 stage.hosts.reset(number)
             time.sleep(NEXT_SECONDS)
 
@@ -298,6 +187,7 @@ def on_proxy(how: Callable[[Proxy], contextlib.AbstractContextManager[None] | No
         for number in range(times):
             if number:
                 time.sleep(NEXT_SECONDS)
+            stage.strike()
             with how(stage.proxy) or contextlib.nullcontext():
                 time.sleep(seconds)
 
@@ -312,6 +202,7 @@ def scratch_full(also: Blow | None = None) -> Blow:
 
     def blow(stage: Stage) -> None:
         disk = stage.folder / "small"
+        stage.strike()
         with blows.full(disk):
             if also is not None:
                 also(stage)
@@ -323,6 +214,7 @@ def scratch_full(also: Blow | None = None) -> Blow:
 def state_full(also: Blow | None = None) -> Blow:
     def blow(stage: Stage) -> None:
         disks = (stage.state, stage.tmp, stage.folder / "shm-0")
+        stage.strike()
         with blows.full(*disks):
             if also is not None:
                 also(stage)
@@ -350,9 +242,10 @@ def zygote_on_small(stage: Stage) -> None:
 
 
 def controller(how: Callable[[Stage], contextlib.AbstractContextManager[None]]) -> Blow:
-    """The controller is away, and meanwhile a worker dies: the other one works on, and the first is replaced when the controller is back."""
+    """The controller is away, and meanwhile a worker dies: the other one works on, and the first is replaced afterwards."""
 
     def blow(stage: Stage) -> None:
+        stage.strike()
         with how(stage):
             killed(blows.workers, 1)(stage)
             time.sleep(SILENT_SECONDS)

@@ -2,14 +2,14 @@
 
 Theory of operation
 -------------------
-`Hosts` makes a network namespace per host, each with one cable (a veth pair) to a switch, which is a bridge in a namespace of its own.  So the
-hosts have addresses of their own, their own loopback, and no way to each other but the switch.  A cable is broken on the *switch's* side:
-its port leaves the bridge, and the frames of both directions end there; nobody is told, no connection is reset, the
-host's interface stays up (`unplugged`).  `slow` lets a port send so many bits per second.  `reset` ends a host's connections at both ends by a RST.
-All of this needs root; where namespaces are seen (/run/netns) is private to the mount namespace that the matrix runs in.
+`Hosts` makes a network namespace per host, each with one cable (a veth pair) to a switch, which is a bridge in a namespace of its own.
+So the hosts have addresses of their own, their own loopback, and no way to each other but the switch.  A cable is broken on the
+*switch's* side: its port leaves the bridge, and the frames of both directions end there; nobody is told, no connection is reset, the
+host's interface stays up (`unplugged`).  `slow` lets a port send so many bits per second.  `reset` ends a host's connections at both ends
+by a RST. All of this needs root; where namespaces are seen (/run/netns) is private to the mount namespace that the matrix runs in.
 
-`Proxy` carries bytes between those who connect to it and one port of loopback, on a thread of its own, and needs nothing: it resets, swallows
-or slows down.
+`Proxy` carries bytes between those who connect to it and one port of loopback, on a thread of its own, and needs nothing: it resets,
+swallows or slows down.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 Theory of operation
 -------------------
-A run is described by a `Program`, which comes as JSON and says how the program stands to its manager: it has one of its own, it attaches to
-one that runs beside it, or it is that one (`serve`).  Every call notes in the *ledger* when it starts, which attempt it is, and where:
-a call that ran twice stands there twice.  Every future has a callback that counts: a result that was delivered twice counts
-two.  So "run again" and "delivered twice" are never taken for each other.
+A run is described by a `Program`, which comes as JSON and says how the program stands to its manager: it has one of its own, it attaches
+to one that runs beside it, or it is that one (`serve`).  Every call notes in the *ledger* when it starts, which attempt it is, and where:
+a call that ran twice stands there twice.  Every future has a callback that counts: a result that was delivered twice counts two.  So "run
+again" and "delivered twice" are never taken for each other.
 
-A result is a keyed hash of the call's number and of the bytes that it was given, and, for one call of `LARGE_EVERY`, these bytes in reverse:
-more than fits into a frame with others, so that it travels over data connections.
+A result is a keyed hash of the call's number and of the bytes that it was given, and, for one call of `LARGE_EVERY`, these bytes in
+reverse: more than fits into a frame with others, so that it travels over data connections.
 
 A program whose manager is killed gets `Closed` for what has not ended.  One that is attached comes back, as any user would write it: it
 attaches again and submits what has no result.  One that has a manager of its own died with it, and is started again by the matrix.
@@ -20,6 +20,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import logging
 import os
 import random
 import signal
@@ -298,4 +299,5 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     what, words = sys.argv[1:]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     sys.exit({"run": run, "serve": serve}[what](Program(**json.loads(words))))

@@ -2,9 +2,9 @@
 
 Theory of operation
 -------------------
-A `Stage` has a folder of its own, with the scratch of pilots, temporary files, the state folder, and the program's books in it, and one mark
-in the environment of all that it starts.  With root the whole matrix runs in a mount namespace of its own (`own_namespace`): /dev/shm and
-/run/netns are private, and small disks are seen by nobody else and end with it.
+A `Stage` has a folder of its own, with the scratch of pilots, temporary files, the state folder, and the program's books in it, and one
+mark in the environment of all that it starts.  With root the whole matrix runs in a mount namespace of its own (`own_namespace`):
+/dev/shm and /run/netns are private, and small disks are seen by nobody else and end with it.
 
 It starts the user's program and, as the cell wants, a manager and a factory beside it, and starts those again that are to be started
 again.  `left` says at the end what is there that should not be: processes with the mark, and files in every place where Windlass
@@ -70,6 +70,8 @@ class Stage:
     cluster: SlurmCluster | None = None
     #: Where pilots and programs write, beside /dev/shm and the state folder.
     places: list[Path] = field(default_factory=list[Path])
+    #: When something was hit.
+    strikes: list[float] = field(default_factory=list[float])
     running: dict[str, subprocess.Popen[str]] = field(default_factory=dict[str, subprocess.Popen[str]])
     _shm_before: set[str] = field(default_factory=set[str])
 
@@ -92,11 +94,15 @@ class Stage:
     def python_on(self, number: int) -> str:
         """An interpreter on that host: what a pool's ``python=`` names."""
         assert self.hosts is not None
-        script = self.folder / f"python-{number}"
         shm = self.folder / f"shm-{number}"
         shm.mkdir(exist_ok=True)
+        return self.python_with_shm(shm, *self.hosts.words(number))
+
+    def python_with_shm(self, shm: Path, *before: str) -> str:
+        """An interpreter that has this folder as /dev/shm, after these words."""
+        script = self.folder / f"python-{shm.name}"
         inside = f'mount --bind {shm} /dev/shm && exec {sys.executable} "$@"'
-        script.write_text(f"#!/bin/sh\nexec {' '.join(self.hosts.words(number))} unshare -m /bin/sh -c '{inside}' sh \"$@\"\n")
+        script.write_text(f"#!/bin/sh\nexec {' '.join(before)} unshare -m /bin/sh -c '{inside}' sh \"$@\"\n")
         script.chmod(0o755)
         return str(script)
 
@@ -183,6 +189,10 @@ class Stage:
 
     # ------------------------------------------------------------ looking
 
+    def strike(self) -> None:
+        """Now something is hit: looking for victims takes longer than calls do."""
+        self.strikes.append(time.monotonic())
+
     def begun(self) -> int:
         """Attempts that have begun."""
         try:
@@ -217,8 +227,7 @@ class Stage:
 
     @staticmethod
     def _is_kept(parts: Sequence[str]) -> bool:
-        # Logs of pilots are for who looks why one died; the next life of the factory removes old ones.
-        return parts[-1] in _KEPT or parts[0] == "pilots"
+        return parts[-1] in _KEPT
 
 
 def shm_names() -> set[str]:

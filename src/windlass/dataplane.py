@@ -414,12 +414,11 @@ class _Requests(_Stream):
     def kept(self, trouble: str, error: Exception | None = None) -> None:
         future, self._arriving = self._arriving, None
         if future is None or future.done():
-            return
+            return None
         if trouble:
             # Damaged on its way, or the disk is full: the first is worth another try, and so is, once, the second.
-            future.set_exception(ConnectionError(trouble))
-        else:
-            future.set_result(None)
+            return future.set_exception(ConnectionError(trouble))
+        return future.set_result(None)
 
     def ended(self, reason: str) -> None:
         self.alive = False
@@ -470,6 +469,8 @@ class DataClient:
 
     def use_welcome(self, welcome: Welcome) -> None:
         """Take from the control connection's newest Welcome which session this is, and whether the manager's store is on this host."""
+        # Those of before may be half-open, as the control connection may have been, and would not notice for `SILENCE` seconds.
+        self._abort_all("the control connection was made anew")
         self._session = welcome.session
         self._folder = welcome.store if same_host(welcome.store, welcome.store_token) else ""
 
@@ -508,17 +509,14 @@ class DataClient:
         if self._folder:
             head = frame(encode_one(PutObject(name, size, os.path.join(os.getcwd(), path))))
             try:
-                await self._ask(name, size, 1, lambda: (head, None))
+                return await self._ask(name, size, 1, lambda: (head, None))
             except ObjectGone as error:
                 log.info("%s; sending its bytes instead", error)
-            else:
-                return
-        await self.put_bytes(name, view)
+        return await self.put_bytes(name, view)
 
     async def put_bytes(self, name: ObjectName, view: memoryview) -> None:
-        """Give the manager an object that is in memory (bytes, one dimension); as `put`."""
-        size = view.nbytes
-        start = frame(encode_one(PutObject(name, size)))
+        """Give the manager an object that is in memory (bytes, one dimension)."""
+        size, start = view.nbytes, frame(encode_one(PutObject(name, view.nbytes)))
         await self._ask(name, size, size, lambda: (start, view if size else None))
 
     async def close(self) -> None:
@@ -527,12 +525,15 @@ class DataClient:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for lane in self._lanes:
-            if lane.stream is not None:
-                lane.stream.abort("the worker closed it")
+        self._abort_all("the worker closed it")
         async with asyncio.timeout(2):
             while any(lane.stream is not None and lane.stream.alive for lane in self._lanes):
                 await asyncio.sleep(0)
+
+    def _abort_all(self, reason: str) -> None:
+        for lane in self._lanes:
+            if lane.stream is not None:
+                lane.stream.abort(reason)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -176,6 +176,25 @@ def test_a_cut_is_made_good_once(authority: Authority, tmp_path: Path) -> None:
     asyncio.run(work())
 
 
+def test_after_a_cut_of_the_control_connection_data_connections_are_made_anew(authority: Authority, tmp_path: Path) -> None:
+    """They may be half-open, which they would not notice for long; what was under way is asked for again."""
+
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            await both.client.get(both.theirs.put(b"first"))
+            [old] = both.listener.data_transports
+            ref = both.theirs.put(os.urandom(30_000_000))
+            task = asyncio.create_task(both.client.get(ref))
+            while not both.server.bytes_out > 5:
+                await asyncio.sleep(0)
+            both.client.use_welcome(Welcome("", 0, "m1", "0"))
+            await task
+            assert both.ours.verify(ref.name)
+            assert old.is_closing()
+
+    asyncio.run(work())
+
+
 def test_on_the_same_host_objects_are_linked_and_not_sent(authority: Authority, tmp_path: Path) -> None:
     async def work() -> None:
         async with ends(authority, tmp_path) as both:
