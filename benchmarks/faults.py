@@ -33,7 +33,7 @@ from typing import Any, Final
 
 from common import machine
 from faults_blows import may_limit_memory
-from faults_matrix import CELLS, Cell
+from faults_matrix import CELLS, RESUMED, Cell
 from faults_network import may_make_hosts
 from faults_program import Program, read_ledger
 from faults_scenes import SCENES, start_factory
@@ -140,6 +140,7 @@ def judge(cell: Cell, stage: Stage, fault_at: float, processes: Sequence[str], f
         "results are wrong": found["wrong"],
         "results were delivered twice": found["twice"],
         "calls never ran and have a result": [number for number in delivered if number not in runs],
+        "calls ran again, though their sessions outlived it": [outcome.again] if RESUMED in cell.text and outcome.again else [],
         "futures were closed": [found["closed"]] if found["closed"] and not cell.closes else [],
         "processes are left": list(processes),
         "files are left": list(files),

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -80,7 +80,7 @@ def send(number: int, pids: Sequence[int]) -> None:
 
 
 @contextlib.contextmanager
-def stopped(*pids: int) -> Iterator[None]:
+def stopped(*pids: int) -> Generator[None]:
     """SIGSTOP, and SIGCONT at the end."""
     send(signal.SIGSTOP, pids)
     try:
@@ -104,7 +104,7 @@ def sockets_of(pid: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def taken(pid: int, descriptor: int) -> Iterator[socket.socket]:
+def taken(pid: int, descriptor: int) -> Generator[socket.socket]:
     """The same socket as the process's, for a moment. Raises `OSError`."""
     libc = ctypes.CDLL(None, use_errno=True)
     pidfd = os.pidfd_open(pid)
@@ -226,7 +226,7 @@ def _move_out(group: Path, parent: Path) -> None:
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+def small_disk(folder: Path, megabytes: int) -> Generator[Path]:
     """A file system of this size at ``folder``. Needs root; the matrix has a mount namespace of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "faults", str(folder)], check=True)
@@ -237,7 +237,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def full(*folders: Path) -> Iterator[None]:
+def full(*folders: Path) -> Generator[None]:
     """No byte is free on these disks: what becomes free meanwhile is taken as well."""
     fillers = [folder / "filler" for folder in folders]
     try:

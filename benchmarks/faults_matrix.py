@@ -16,7 +16,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -92,6 +92,10 @@ def several(find: Callable[[str], list[int]], hit: Callable[[int], object], coun
                     hit(victims[number % len(victims)])
 
     return blow
+
+
+def by_itself(stage: Stage) -> None:
+    """The calls themselves are the fault."""
 
 
 def killed(find: Callable[[str], list[int]], count: int) -> Blow:
@@ -254,7 +258,7 @@ def controller(how: Callable[[Stage], contextlib.AbstractContextManager[None]]) 
 
 
 @contextlib.contextmanager
-def controller_killed(stage: Stage) -> Iterator[None]:
+def controller_killed(stage: Stage) -> Generator[None]:
     assert stage.cluster is not None
     stage.cluster.kill_controller()
     yield
@@ -262,14 +266,14 @@ def controller_killed(stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def controller_hung(stage: Stage) -> Iterator[None]:
+def controller_hung(stage: Stage) -> Generator[None]:
     assert stage.cluster is not None
     with stage.cluster.hung_controller():
         yield
 
 
 @contextlib.contextmanager
-def controller_starved(stage: Stage) -> Iterator[None]:
+def controller_starved(stage: Stage) -> Generator[None]:
     assert stage.cluster is not None
     own_conf = str(stage.cluster.conf)
     for name in os.listdir("/proc"):
@@ -280,13 +284,13 @@ def controller_starved(stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def controller_disk_full(stage: Stage) -> Iterator[None]:
+def controller_disk_full(stage: Stage) -> Generator[None]:
     with blows.full(stage.folder / "slurm/state"):
         yield
 
 
 @contextlib.contextmanager
-def no_munge(stage: Stage) -> Iterator[None]:
+def no_munge(stage: Stage) -> Generator[None]:
     assert stage.cluster is not None
     with stage.cluster.munge_down():
         yield
@@ -302,6 +306,8 @@ AGAIN: Final = (
     if HAS_JOURNAL
     else "Its calls end with the program; started again, the program has all results, and nothing of its first life is left."
 )
+#: Where there is one, its place is the scene's.
+JOURNAL: Final = (("journal", "yes" if HAS_JOURNAL else ""),)
 COMES_BACK: Final = (
     "Futures get Closed. A program that attaches again and submits the rest has all results; the pilots come back by themselves."
 )
@@ -328,7 +334,7 @@ CELLS: Final[tuple[Cell, ...]] = (
             "memory limit",
             "The call furthest over its share is ended (OutOfMemory) and tried again (retries=); its neighbours go on.",
         ),
-        *(lambda stage: None, "own with memory"),
+        *(by_itself, "own with memory"),
         program=(("greedy", 2),),
     ),
     # zygote
@@ -404,6 +410,7 @@ CELLS: Final[tuple[Cell, ...]] = (
     Cell(
         *("manager", "SIGKILL", AGAIN, end_of("program", kill, Stage.start_program)),
         variant="of the program",
+        program=JOURNAL,
     ),
     Cell(
         *("manager", "SIGKILL", COMES_BACK, end_of("manager", kill, Stage.start_manager), "manager beside"),
@@ -439,6 +446,7 @@ CELLS: Final[tuple[Cell, ...]] = (
         *("manager", "memory limit", f"As SIGKILL, by the kernel. {AGAIN}", end_of("program", blows.starve, Stage.start_program)),
         variant="of the program",
         needs="memory",
+        program=JOURNAL,
     ),
     # batch controller
     Cell("batch controller", "SIGKILL", AWAY, controller(controller_killed), "slurm", needs="slurm"),

@@ -17,6 +17,7 @@ attaches again and submits what has no result.  One that has a manager of its ow
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import inspect
 import json
@@ -27,7 +28,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -258,7 +259,7 @@ def one_round(program: Program, books: Books, manager: Any, end: float) -> list[
             )
             call = windlass.FunctionCall("lib", "work", number, *words).with_options(retries=RETRIES, max_losses=RETRIES)
             futures[number] = manager.submit(call)
-            futures[number].add_done_callback(lambda future, number=number: books.ended(number, future))
+            futures[number].add_done_callback(functools.partial(books.ended, number))
         say("submitted")
     for future in futures.values():
         future.wait(max(0.0, end - time.monotonic()))
@@ -275,7 +276,7 @@ def wait_for_pilots(manager: Any, end: float) -> None:
 
 
 @contextlib.contextmanager
-def factories(program: Program, manager: windlass.Manager) -> Iterator[None]:
+def factories(program: Program, manager: windlass.Manager) -> Generator[None]:
     """The factories in the program."""
     with contextlib.ExitStack() as opened:
         seen: Any = Behind(manager, program.through, Path(program.folder)) if program.through else manager

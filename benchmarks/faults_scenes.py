@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, Final
 
 import faults_blows as blows
@@ -26,15 +26,18 @@ def local(stage: Stage, **more: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def own(stage: Stage) -> Iterator[None]:
+def own(stage: Stage) -> Generator[None]:
     """A program with a manager and a factory of its own: two pilots of two cores."""
+    if stage.program.journal:
+        stage.program.journal = str(stage.folder / "journal")
+        stage.program.name = "m"
     stage.program.factories.append(local(stage))
     stage.start_program()
     yield
 
 
 @contextlib.contextmanager
-def own_with_memory(stage: Stage) -> Iterator[None]:
+def own_with_memory(stage: Stage) -> Generator[None]:
     """As `own`, with pilots that may have 400 MB each."""
     stage.program.factories.append(local(stage, memory="400MB"))
     stage.start_program()
@@ -42,7 +45,7 @@ def own_with_memory(stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def small_scratch(stage: Stage) -> Iterator[None]:
+def small_scratch(stage: Stage) -> Generator[None]:
     """As `own`; all that one of the two pilots writes, /dev/shm too, goes to a disk of 32 MB."""
     small = stage.folder / "small"
     stage.places.append(small)
@@ -55,7 +58,7 @@ def small_scratch(stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def small_state(stage: Stage) -> Iterator[None]:
+def small_state(stage: Stage) -> Generator[None]:
     """As `own`; state folder, temporary files and /dev/shm of the program's machine are disks of 48 MB. Pilots have theirs."""
     shm = stage.folder / "shm-0"
     with blows.small_disk(stage.state, 48), blows.small_disk(stage.tmp, 48), blows.small_disk(shm, 48):
@@ -67,7 +70,7 @@ def small_state(stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hosts(stage: Stage) -> Iterator[None]:
+def hosts(stage: Stage) -> Generator[None]:
     """The program on one host, a pilot on each of two others, and a switch between them."""
     with Hosts(3) as network:
         stage.hosts = network
@@ -81,7 +84,7 @@ def hosts(stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def proxied(stage: Stage) -> Iterator[None]:
+def proxied(stage: Stage) -> Generator[None]:
     """As `own`, with a proxy between pilots and manager."""
     [stage.program.port] = free_ports(1)
     stage.proxy = Proxy(stage.program.port)
@@ -91,7 +94,7 @@ def proxied(stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def factory_beside(stage: Stage) -> Iterator[None]:
+def factory_beside(stage: Stage) -> Generator[None]:
     """A program with a manager of its own, and ``windlass factory run`` as a process beside it, started again when it has ended."""
     stage.program.name = "m"
     stage.start_program()
@@ -100,7 +103,7 @@ def factory_beside(stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def manager_beside(stage: Stage) -> Iterator[None]:
+def manager_beside(stage: Stage) -> Generator[None]:
     """A manager that runs on its own, a factory beside it, and a program that is attached and comes back after `Closed`."""
     stage.program.name = "m"
     stage.program.kind = "attached"
@@ -115,7 +118,7 @@ def start_factory(stage: Stage) -> None:
 
 
 @contextlib.contextmanager
-def slurm(stage: Stage) -> Iterator[None]:
+def slurm(stage: Stage) -> Generator[None]:
     """As `own`, on a real Slurm of two nodes; where the controller keeps its state is a disk of 32 MB, with root."""
     with contextlib.ExitStack() as opened:
         if os.getuid() == 0:

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -73,7 +73,7 @@ class Stage:
     #: When something was hit.
     strikes: list[float] = field(default_factory=list[float])
     running: dict[str, subprocess.Popen[str]] = field(default_factory=dict[str, subprocess.Popen[str]])
-    _shm_before: set[str] = field(default_factory=set[str])
+    shm_before: set[str] = field(default_factory=set[str])
 
     @property
     def scratch(self) -> Path:
@@ -217,7 +217,7 @@ class Stage:
         for folder in (*self.places, *self.folder.glob("shm-*")):
             yield from (f"{folder.name}/{path.name}" for path in folder.iterdir())
         for name in shm_names():
-            if name not in self._shm_before and (os.environ.get(INSIDE) or _is_of_nobody(name)):
+            if name not in self.shm_before and (os.environ.get(INSIDE) or _is_of_nobody(name)):
                 yield f"/dev/shm/{name}"
         for path in self.state.rglob("*"):
             parts = path.relative_to(self.state).parts
@@ -242,10 +242,10 @@ def _is_of_nobody(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def staged(folder: Path, program: Mapping[str, Any]) -> Iterator[Stage]:
+def staged(folder: Path, program: Mapping[str, Any]) -> Generator[Stage]:
     """A stage; whatever happens on it, nothing of it runs on."""
     stage = Stage(folder, Program(folder=str(folder), **program))
-    stage._shm_before |= shm_names()
+    stage.shm_before |= shm_names()
     for path in (stage.scratch, stage.state, stage.tmp):
         path.mkdir(mode=0o700, parents=True)
     stage.places += [stage.scratch, stage.tmp]

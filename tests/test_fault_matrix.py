@@ -76,7 +76,12 @@ def test_cells_are_chosen_by_pattern() -> None:
 
 
 GOOD: dict[str, Any] = {
-    **{"lost": [], "wrong": [], "failed": {}, "twice": [], "closed": 0, "rounds": 0},
+    "lost": [],
+    "wrong": [],
+    "failed": {},
+    "twice": [],
+    "closed": 0,
+    "rounds": 0,
     "delivered": {"0": 1.5, "1": 3.0},
 }
 
