@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -234,12 +235,14 @@ def main() -> int:
             if cell.blow is None or lacks:
                 outcome = Outcome(cell.name, "n/a" if cell.blow is None else "not here", lacks or cell.text)
             else:
-                outcome = run_cell(cell, chosen.calls, base / f"{number:02d}")
+                try:
+                    outcome = run_cell(cell, chosen.calls, base / f"{number:02d}")
+                except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                    outcome = Outcome(cell.name, "broken", cell.text, violations=[f"the cell could not be run: {error!r}"])
             outcomes.append(outcome)
-            if not chosen.json:
-                print(f"{outcome.seconds:6.1f} s  {'  '.join(row(outcome))}", file=sys.stderr, flush=True)
-                for violation in outcome.violations:
-                    print(f"          {violation}", file=sys.stderr, flush=True)
+            print(f"{outcome.seconds:6.1f} s  {'  '.join(row(outcome))}", file=sys.stderr, flush=True)
+            for violation in outcome.violations:
+                print(f"          {violation}", file=sys.stderr, flush=True)
     broken = [outcome for outcome in outcomes if outcome.state == "broken"]
     seconds = round(time.monotonic() - began)
     if chosen.json:

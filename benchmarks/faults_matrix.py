@@ -87,9 +87,9 @@ def several(find: Callable[[str], list[int]], hit: Callable[[int], object], coun
                 time.sleep(NEXT_SECONDS)
             victims = find(stage.mark)
             if victims:
-                stage.strike()
                 with contextlib.suppress(ProcessLookupError):
                     hit(victims[number % len(victims)])
+                stage.strike()
 
     return blow
 
@@ -105,8 +105,8 @@ def killed(find: Callable[[str], list[int]], count: int) -> Blow:
 def stopped(find: Callable[[str], list[int]], count: int, seconds: float = SILENT_SECONDS) -> Blow:
     def blow(stage: Stage) -> None:
         victims = find(stage.mark)[:count]
-        stage.strike()
         with blows.stopped(*victims):
+            stage.strike()
             time.sleep(seconds)
 
     return blow
@@ -122,8 +122,8 @@ def end_of(name: str, how: Callable[[int], object], again: Callable[[Stage], obj
 
     def blow(stage: Stage) -> None:
         process = stage.running.pop(name)
-        stage.strike()
         how(process.pid)
+        stage.strike()
         process.wait()
         time.sleep(NEXT_SECONDS)
         again(stage)
@@ -137,8 +137,8 @@ def kill(pid: int) -> None:
 
 def halted(name: str, seconds: float = SILENT_SECONDS) -> Blow:
     def blow(stage: Stage) -> None:
-        stage.strike()
         with blows.stopped(pid_of(stage, name)):
+            stage.strike()
             time.sleep(seconds)
 
     return blow
@@ -151,8 +151,8 @@ def cut_of(name: str) -> Blow:
         for number in range(2):
             if number:
                 time.sleep(NEXT_SECONDS)
-            stage.strike()
             blows.cut_tcp(pid_of(stage, name))
+            stage.strike()
 
     return blow
 
@@ -166,8 +166,8 @@ def on_hosts(how: Callable[[Hosts], contextlib.AbstractContextManager[None]], se
         for number in range(times):
             if number:
                 time.sleep(NEXT_SECONDS)
-            stage.strike()
             with how(stage.hosts):
+                stage.strike()
                 time.sleep(seconds)
 
     return blow
@@ -178,8 +178,8 @@ def reset_hosts(*numbers: int) -> Blow:
         assert stage.hosts is not None
         for _ in range(3):
             for number in numbers:
-                stage.strike()
                 stage.hosts.reset(number)
+                stage.strike()
             time.sleep(NEXT_SECONDS)
 
     return blow
@@ -191,8 +191,8 @@ def on_proxy(how: Callable[[Proxy], contextlib.AbstractContextManager[None] | No
         for number in range(times):
             if number:
                 time.sleep(NEXT_SECONDS)
-            stage.strike()
             with how(stage.proxy) or contextlib.nullcontext():
+                stage.strike()
                 time.sleep(seconds)
 
     return blow
@@ -206,8 +206,8 @@ def scratch_full(also: Blow | None = None) -> Blow:
 
     def blow(stage: Stage) -> None:
         disk = stage.folder / "small"
-        stage.strike()
         with blows.full(disk):
+            stage.strike()
             if also is not None:
                 also(stage)
             keep_full(FULL_SECONDS, disk)
@@ -218,8 +218,8 @@ def scratch_full(also: Blow | None = None) -> Blow:
 def state_full(also: Blow | None = None) -> Blow:
     def blow(stage: Stage) -> None:
         disks = (stage.state, stage.tmp, stage.folder / "shm-0")
-        stage.strike()
         with blows.full(*disks):
+            stage.strike()
             if also is not None:
                 also(stage)
             keep_full(FULL_SECONDS, *disks)
@@ -249,8 +249,8 @@ def controller(how: Callable[[Stage], contextlib.AbstractContextManager[None]]) 
     """The controller is away, and meanwhile a worker dies: the other one works on, and the first is replaced afterwards."""
 
     def blow(stage: Stage) -> None:
-        stage.strike()
         with how(stage):
+            stage.strike()
             killed(blows.workers, 1)(stage)
             time.sleep(SILENT_SECONDS)
 
