@@ -10,6 +10,8 @@ must balance: no call is lost or fails, no result is wrong, none is delivered tw
 only one of several slots or pilots is hit, the others answer for that.  ``until all that was hit ended`` is the time to the delivery of
 the last result of a call that ran when the fault fell: with a fault that lasts some seconds that is at least these.
 
+``pause`` is the longest time without any result after the fault, the end of the run included.
+
 Times are short: a heartbeat of 0.25 s, silence after 1 s, reconnect_grace and manager_timeout of 8 s (constructor settings of `Manager`;
 1 s of grace in the cells that say so), pilots that get 1 s of grace.  Retries and losses of a call are bounded at 20.
 
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import itertools
 import json
 import subprocess
 import sys
@@ -77,6 +80,7 @@ class Outcome:
     fault_s: float = 0.0
     goes_on_s: float | None = None
     hit_ended_s: float | None = None
+    pause_s: float | None = None
     processes_left: list[str] = field(default_factory=list[str])
     files_left: list[str] = field(default_factory=list[str])
     violations: list[str] = field(default_factory=list[str])
@@ -135,6 +139,8 @@ def judge(cell: Cell, stage: Stage, fault_at: float, processes: Sequence[str], f
     outcome.again = sum(runs.values()) - len(runs)
     outcome.goes_on_s = round(max(later), 3) if later else None
     outcome.hit_ended_s = round(max(hit), 3) if hit else None
+    ends = sorted([min(stage.strikes, default=fault_at), *(at for at in delivered.values() if at > min(stage.strikes, default=fault_at))])
+    outcome.pause_s = round(max((later - at for at, later in itertools.pairwise(ends)), default=0.0), 3)
     must_be_empty = {
         "calls are lost": found["lost"],
         "calls failed": [f"{number}: {text}" for number, text in found["failed"].items()],
@@ -186,7 +192,7 @@ def chosen_cells(patterns: Sequence[str], short: bool) -> list[Cell]:
 # ---------------------------------------------------------------- telling
 
 
-COLUMNS: Final = ("cell", "", "lost", "failed", "wrong", "twice", "again", "fault s", "goes on s", "hit ended s", "left")
+COLUMNS: Final = ("cell", "", "lost", "failed", "wrong", "twice", "again", "fault s", "goes on s", "hit ended s", "pause s", "left")
 
 
 def row(outcome: Outcome) -> list[str]:
@@ -194,7 +200,7 @@ def row(outcome: Outcome) -> list[str]:
         return [outcome.cell, outcome.state, outcome.text.removeprefix("n/a: ")]
     left = f"{len(outcome.processes_left)} + {len(outcome.files_left)}"
     counts = [str(count) for count in (outcome.lost, outcome.failed, outcome.wrong, outcome.twice, outcome.again)]
-    times = ["-" if at is None else f"{at:.2f}" for at in (outcome.fault_s, outcome.goes_on_s, outcome.hit_ended_s)]
+    times = ["-" if at is None else f"{at:.2f}" for at in (outcome.fault_s, outcome.goes_on_s, outcome.hit_ended_s, outcome.pause_s)]
     return [outcome.cell, outcome.state, *counts, *times, left]
 
 

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import windlass
+from windlass.errors import Unreachable
 
 #: One call of so many carries `LARGE_BYTES` there and back.
 LARGE_EVERY: Final = 50
@@ -243,7 +244,8 @@ def one_round(program: Program, books: Books, manager: Any, end: float) -> list[
     seconds = [draw.uniform(0.2, 1.8) * program.seconds for _ in range(program.calls)]
     greedy = {program.calls // 4 + 7 * place for place in range(program.greedy)}
     futures: dict[int, Any] = {}
-    with contextlib.suppress(windlass.Closed):
+    # A manager elsewhere may be gone in the middle of this; what was not submitted is so in the next round.
+    with contextlib.suppress(windlass.Closed, Unreachable):
         manager.install_library("lib", work)
         if not program.ledger.exists():  # or it is a later life, and work is to go on as soon as it can
             wait_for_pilots(manager, end)
