@@ -3,6 +3,7 @@
 #   make test    all tests, two files at a time          make test ARGS="tests/manager -k wait"
 #   make lint    ruff, mypy, pyright
 #   make bench   every benchmark's table (minutes); those that need a Slurm: make bench-slurm (an hour and a half; installs peers in ~/.cache)
+#   make faults  the fault matrix (ten minutes), best as root and with a Slurm    make faults ARGS="--cells 'worker / *'"
 #   make evaluation   the grid of docs/evaluation/ (hours; ARGS=--short: half of one), as root with /dev/fuse
 #   make clean   forget .venv and what builds leave behind
 # Each installs into .venv what it needs, and again only when pyproject.toml has changed.
@@ -16,7 +17,7 @@ ARGS   ?=
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-slurm evaluation clean
+.PHONY: help demo test lint format bench bench-slurm faults evaluation clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -47,6 +48,9 @@ bench: $(VENV)/.dev
 
 bench-slurm: $(VENV)/.dev
 	@for one in soak factory; do $(BIN)/python benchmarks/$$one.py || exit 1; echo; done
+
+faults: $(VENV)/.dev
+	@$(BIN)/python benchmarks/faults.py $(ARGS)
 
 evaluation: $(VENV)/.dev
 	@$(PIP) install --editable '.[dev,evaluation]'

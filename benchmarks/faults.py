@@ -1,223 +1,267 @@
-"""What may befall pilots on a real Slurm, at random: `Trouble` makes it happen, mends what is to be mended, and remembers whom it hit.
+"""The fault matrix: every part of Windlass is hit by every fault that has a meaning for it, while calls with checkable results run.
 
 Theory of operation
 -------------------
-A *fault* is a method that hits something now and perhaps gives back how it is mended, and after how long.  Victims are drawn from what
-Slurm lists at that moment; a fault that finds none does not happen.  Everything is drawn from one seeded generator, so that two runs with
-a seed draw alike as far as the machine lets them.  Only the cluster's own jobs and daemons are touched.
+For each cell (`faults_matrix`) a stage is set (`faults_stage`), and the user's program (`faults_program`) submits its calls to two pilots
+of two slots.  When a fifth of them has begun, the cell's blow falls.  The program waits for all its calls and closes, and then the books
+must balance: no call is lost or fails, no result is wrong, none is delivered twice, and no process and no file is left.
 
-`hit` has the jobs that a fault may have cost a running call, by their ids without restarts.
+``seconds until work goes on`` is the time from the fault to the delivery of the first result of a call that *started* after it; where
+only one of several slots or pilots is hit, the others answer for that.  ``until all that was hit ended`` is the time to the delivery of
+the last result of a call that ran when the fault fell: with a fault that lasts some seconds that is at least these.
+
+``pause`` is the longest time without any result after the fault, the end of the run included.
+
+Times are short: a heartbeat of 0.25 s, silence after 1 s, reconnect_grace and manager_timeout of 8 s (constructor settings of `Manager`;
+1 s of grace in the cells that say so), pilots that get 1 s of grace.  Retries and losses of a call are bounded at 20.
+
+With root, small disks, network namespaces and memory cgroups are used; all of it in a mount namespace of the matrix's own.  What the
+machine does not give is listed as "not here" with the reason.  Exit status 1 when a cell breaks its promise.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import random
-import signal
+import argparse
+import fnmatch
+import itertools
+import json
 import subprocess
+import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from recording import Job, environment_of, live_jobs, parent_of, words_of
-from windlass.testing import SlurmCluster
+from common import machine
+from faults_blows import may_limit_memory
+from faults_matrix import CELLS, RESUMED, Cell
+from faults_network import may_make_hosts
+from faults_program import Program, read_ledger
+from faults_scenes import SCENES, start_factory
+from faults_stage import Stage, own_namespace, staged
+from windlass.testing import missing_programs
 
-#: Seconds between two looks of the administrator.
-LOOK_EVERY: Final = 5.0
-#: How a fault is mended: after so many seconds, by this.
-Mend = tuple[float, Callable[[], object]]
+#: The short form: the most telling cells that need little time.
+SHORT: Final = (
+    "slot / SIGKILL",
+    "zygote / SIGKILL",
+    "worker / SIGKILL",
+    "manager / SIGKILL (of the program)",
+    "network link / half-open connection (proxy)",
+)
+CALLS: Final = 10_000
+#: Seconds that a call takes on average; longer when they are so few that the work would be over before the fault is.
+SECONDS: Final = 0.002
+LEAST_WORK: Final = 5.0
+#: The blow falls when this share of the calls has begun.
+SHARE: Final = 0.2
+#: Seconds that the first calls may take to begin.
+BEGIN_SECONDS: Final = 30.0
 
 
 @dataclass(slots=True)
-class Trouble:
-    """Makes faults happen on a cluster."""
+class Outcome:
+    """What a cell came to. ``state``: "kept", "broken", "n/a", "not here"."""
 
-    cluster: SlurmCluster
-    random: random.Random
-    #: Seconds that a node, and the controller, are away for.
-    node_away: tuple[float, float]
-    controller_away: tuple[float, float]
-    happened: Counter[str] = field(default_factory=Counter[str])
-    hit: set[str] = field(default_factory=set[str])
-    _mends: list[Mend] = field(default_factory=list[Mend])
-    _away: set[str] = field(default_factory=set[str])
-    _controller_away: bool = False
-    _look_at: float = 0.0
-    _stopped: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    cell: str
+    state: str
+    text: str
+    calls: int = 0
+    lost: int = 0
+    failed: int = 0
+    wrong: int = 0
+    twice: int = 0
+    #: Attempts beyond the first of each call.
+    again: int = 0
+    closed: int = 0
+    fault_s: float = 0.0
+    goes_on_s: float | None = None
+    hit_ended_s: float | None = None
+    pause_s: float | None = None
+    processes_left: list[str] = field(default_factory=list[str])
+    files_left: list[str] = field(default_factory=list[str])
+    violations: list[str] = field(default_factory=list[str])
+    seconds: float = 0.0
 
-    def strike(self) -> str:
-        """Let one fault happen, drawn by weight; its name, or "" when it found nothing to hit."""
-        weights = {
-            self.worker_killed: 6,
-            self.job_cancelled: 3,
-            self.queued_job_cancelled: 1,
-            self.job_requeued: 3,
-            self.job_preempted: 1,
-            self.node_down: 1,
-            self.node_lost: 1,
-            self.controller_killed: 1,
-            self.controller_hung: 1,
-        }
-        [fault] = self.random.choices(list(weights), list(weights.values()))
-        try:
-            hit, mend = fault()
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
-            return ""  # the controller is away
-        if not hit:
-            return ""
-        if mend is not None:
-            self._mends.append((time.monotonic() + mend[0], mend[1]))
-        name = fault.__name__
-        self.happened[name] += 1
-        return name
 
-    def mend(self, *, all: bool = False) -> None:
-        """Mend what is due, or everything."""
-        now = time.monotonic()
-        # The controller first: without it nodes cannot be mended.
-        for mend in sorted(self._mends, key=lambda mend: mend[1] not in (self._controller_back, self._controller_on)):
-            if all or mend[0] <= now:
-                with contextlib.suppress(subprocess.CalledProcessError, subprocess.TimeoutExpired):  # then later
-                    mend[1]()
-                    self._mends.remove(mend)
-        if all and self._mends:
-            raise RuntimeError(f"cannot be mended: {self._mends}")
-        if all or now >= self._look_at:
-            self._look_at = now + LOOK_EVERY
-            self._resume_drained()
+def run_cell(cell: Cell, calls: int, folder: Path) -> Outcome:
+    """Set the stage, let the blow fall, look at what came of it."""
+    began = time.monotonic()
+    options: dict[str, Any] = {"calls": calls, "seconds": max(SECONDS, LEAST_WORK / calls), "seed": len(cell.name), **dict(cell.program)}
+    with staged(folder, options) as stage:
+        with SCENES[cell.scene](stage):
+            end = time.monotonic() + BEGIN_SECONDS
+            while stage.begun() < SHARE * calls:
+                if time.monotonic() > end or stage.running["program"].poll() is not None:
+                    raise RuntimeError(f"{cell.name}: {stage.begun()} calls have begun; {stage.tail('program')}")
+                time.sleep(0.005)
+            fault_at = time.monotonic()
+            assert cell.blow is not None
+            cell.blow(stage)
+            mended_at = time.monotonic()
+            while stage.running["program"].poll() is None and time.monotonic() < mended_at + stage.program.patience + 60:
+                time.sleep(0.02)
+                if "factory" in stage.running and stage.running["factory"].poll() is not None:
+                    stage.end("factory")
+                    start_factory(stage)  # as whatever looks after services would
+            for name in ("program", "factory", "manager"):
+                stage.end(name)
+            processes, files = stage.left()
+        outcome = judge(cell, stage, fault_at, processes, files)
+        outcome.fault_s = round(mended_at - fault_at, 2)
+        outcome.seconds = round(time.monotonic() - began, 1)
+        return outcome
 
-    def _resume_drained(self) -> None:
-        """Slurm itself drains nodes on which it finds jobs that it took for gone; an administrator resumes them."""
-        with contextlib.suppress(subprocess.CalledProcessError, subprocess.TimeoutExpired):
-            for row in self.cluster.run("sinfo", "-h", "-N", "-p", "batch", "-o", "%N %T").stdout.splitlines():
-                node, state = row.split()
-                if node not in self._away and state.startswith(("drain", "down")) and not state.endswith("*"):
-                    self.cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
-    # ---------------------------------------------------------------- faults
+def judge(cell: Cell, stage: Stage, fault_at: float, processes: Sequence[str], files: Sequence[str]) -> Outcome:
+    """Put the program's books beside the ledger."""
+    program = stage.program
+    outcome = Outcome(cell.name, "kept", cell.text, program.calls, processes_left=list(processes), files_left=list(files))
+    if not program.found.exists():
+        outcome.violations.append(f"the program has left no books: {stage.tail('program')}")
+        outcome.state, outcome.lost = "broken", program.calls
+        return outcome
+    found = json.loads(program.found.read_text())
+    delivered = {int(number): at for number, at in found["delivered"].items()}
+    starts = read_ledger(program.ledger)
+    runs = Counter(start.call for start in starts)
+    later: list[float] = []
+    hit: list[float] = []
+    for struck in stage.strikes or [fault_at]:
+        after = [delivered[start.call] for start in starts if start.at > struck and delivered.get(start.call, 0.0) >= start.at]
+        later += [min(after) - struck] if after else []
+        hit += [delivered[start.call] - struck for start in starts if start.at <= struck < delivered.get(start.call, 0.0)]
+    outcome.lost, outcome.failed = len(found["lost"]), len(found["failed"])
+    outcome.wrong, outcome.twice, outcome.closed = len(found["wrong"]), len(found["twice"]), found["closed"]
+    outcome.again = sum(runs.values()) - len(runs)
+    outcome.goes_on_s = round(max(later), 3) if later else None
+    outcome.hit_ended_s = round(max(hit), 3) if hit else None
+    ends = sorted([min(stage.strikes, default=fault_at), *(at for at in delivered.values() if at > min(stage.strikes, default=fault_at))])
+    outcome.pause_s = round(max((later - at for at, later in itertools.pairwise(ends)), default=0.0), 3)
+    must_be_empty = {
+        "calls are lost": found["lost"],
+        "calls failed": [f"{number}: {text}" for number, text in found["failed"].items()],
+        "results are wrong": found["wrong"],
+        "results were delivered twice": found["twice"],
+        "calls never ran and have a result": [number for number in delivered if number not in runs],
+        "calls ran again, though their sessions outlived it": [outcome.again] if RESUMED in cell.text and outcome.again else [],
+        "futures were closed": [found["closed"]] if found["closed"] and not cell.closes else [],
+        "processes are left": list(processes),
+        "files are left": list(files),
+        "no call that started after the fault has a result": [] if later else [0],
+    }
+    outcome.violations = [f"{text}: {len(whom)}: {', '.join(map(str, whom[:3]))}" for text, whom in must_be_empty.items() if whom]
+    outcome.state = "broken" if outcome.violations else "kept"
+    return outcome
 
-    def worker_killed(self) -> tuple[bool, Mend | None]:
-        """SIGKILL to the worker of a pilot."""
-        workers = [pid for pid in self._workers() if self._job_of(pid)]
-        if not workers:
-            return False, None
-        pid = self.random.choice(sorted(workers))
-        self.hit.add(self._job_of(pid))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        return True, None
 
-    def job_cancelled(self) -> tuple[bool, Mend | None]:
-        """scancel by somebody."""
-        return self._to_a_job("RUNNING", "scancel"), None
+# ---------------------------------------------------------------- which cells
 
-    def queued_job_cancelled(self) -> tuple[bool, Mend | None]:
-        return self._to_a_job("PENDING", "scancel"), None
 
-    def job_requeued(self) -> tuple[bool, Mend | None]:
-        return self._to_a_job("RUNNING", "scontrol", "requeue"), None
+def missing(cell: Cell, why_not: dict[str, str]) -> str:
+    """Why a cell cannot be run on this machine; "": it can."""
+    return "; ".join(why_not[need] for need in cell.needs.split() if why_not[need])
 
-    def job_preempted(self) -> tuple[bool, Mend | None]:
-        """A job of a partition that goes first takes a whole node for some seconds."""
-        node = self.random.choice(self.cluster.nodes)
-        self._hit_node(node)
-        script = f"#!/bin/sh\nsleep {self.random.uniform(1, 5):.1f}\n"
-        words = ("--partition=high", f"--nodelist={node}", "--exclusive", "--job-name=first", "--output=/dev/null", "--time=1")
-        self.cluster.run("sbatch", *words, input=script)
-        return True, None
 
-    def node_down(self) -> tuple[bool, Mend | None]:
-        """An administrator takes a node down; its jobs end."""
-        node = self._node()
-        self._hit_node(node)
-        self.cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=soak")
-        self._away.add(node)
-        return True, (self.random.uniform(*self.node_away), lambda: self._node_up(node))
+def look_around() -> dict[str, str]:
+    """What this machine lacks, by what cells may need."""
+    import os
 
-    def node_lost(self) -> tuple[bool, Mend | None]:
-        """A node's slurmd dies: Slurm loses the node, and what runs there runs on."""
-        node = self._node()
-        self._hit_node(node)
-        self.cluster.kill_node(node)
-        self._away.add(node)
-        return True, (self.random.uniform(*self.node_away), lambda: self._node_back(node))
+    programs = missing_programs()
+    return {
+        "root": "" if os.getuid() == 0 else "small disks need root",
+        "hosts": may_make_hosts(),
+        "memory": may_limit_memory(),
+        "slurm": f"Slurm is not here: {', '.join(programs)}" if programs else "",
+    }
 
-    def controller_killed(self) -> tuple[bool, Mend | None]:
-        if self._controller_away:
-            return False, None
-        self._controller_away = True
-        # It may not have saved its state for seconds, and then it takes what runs for gone, and gives its ids again.
-        self.hit |= {job.id for job in self._jobs()}
-        self.cluster.kill_controller()
-        return True, (self.random.uniform(*self.controller_away), self._controller_back)
 
-    def controller_hung(self) -> tuple[bool, Mend | None]:
-        """SIGSTOP to slurmctld: it takes requests and answers none."""
-        if self._controller_away:
-            return False, None
-        self._controller_away = True
-        self._stopped.enter_context(self.cluster.hung_controller())
-        return True, (self.random.uniform(*self.controller_away), self._controller_on)
+def chosen_cells(patterns: Sequence[str], short: bool) -> list[Cell]:
+    """Cells whose names match one of the patterns (fnmatch; a plain word matches anywhere in the name)."""
+    names = [pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*" for pattern in patterns]
+    return [
+        cell
+        for cell in CELLS
+        if (not short or cell.name in SHORT) and (not names or any(fnmatch.fnmatchcase(cell.name, name) for name in names))
+    ]
 
-    # ---------------------------------------------------------------- small things
 
-    def _to_a_job(self, state: str, *command: str) -> bool:
-        jobs = [job.id for job in live_jobs(self.cluster) if job.state == state and job.name.startswith("windlass")]
-        if not jobs:
-            return False
-        job = self.random.choice(sorted(jobs))
-        self.hit.add(job)
-        self.cluster.run(*command, job)
-        return True
+# ---------------------------------------------------------------- telling
 
-    def _node(self) -> str:
-        """A node that is there, drawn from the first half, so that some work goes on."""
-        half = self.cluster.nodes[: max(1, len(self.cluster.nodes) // 2)]
-        return self.random.choice([node for node in half if node not in self._away] or list(half))
 
-    def _hit_node(self, node: str) -> None:
-        self.hit |= {job.id for job in self._jobs() if job.node == node}
+COLUMNS: Final = ("cell", "", "lost", "failed", "wrong", "twice", "again", "fault s", "goes on s", "hit ended s", "pause s", "left")
 
-    def _jobs(self) -> list[Job]:
-        return live_jobs(self.cluster)
 
-    def _node_up(self, node: str) -> None:
-        # Meanwhile a slurmd that came back may have done so.
-        if "down" in self.cluster.run("sinfo", "-h", "-n", node, "-p", "batch", "-o", "%T").stdout:
-            self.cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
-        self._away.discard(node)
+def row(outcome: Outcome) -> list[str]:
+    if outcome.state in ("n/a", "not here"):
+        return [outcome.cell, outcome.state, outcome.text.removeprefix("n/a: ")]
+    left = f"{len(outcome.processes_left)} + {len(outcome.files_left)}"
+    counts = [str(count) for count in (outcome.lost, outcome.failed, outcome.wrong, outcome.twice, outcome.again)]
+    times = ["-" if at is None else f"{at:.2f}" for at in (outcome.fault_s, outcome.goes_on_s, outcome.hit_ended_s, outcome.pause_s)]
+    return [outcome.cell, outcome.state, *counts, *times, left]
 
-    def _node_back(self, node: str) -> None:
-        self._hit_node(node)  # those that it was given before Slurm knew
-        self.cluster.start_node(node)
-        self._away.discard(node)
 
-    def _controller_back(self) -> None:
-        self.cluster.start_controller()
-        self._controller_away = False
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The matrix as rows of text."""
+    rows = [list(COLUMNS), *(row(outcome) for outcome in outcomes)]
+    widths = [max(len(line[at]) for line in rows if len(line) == len(COLUMNS) or at < 2) for at in range(len(COLUMNS))]
+    lines: list[str] = []
+    for line in rows:
+        first = [text.ljust(width) for text, width in zip(line[:2], widths, strict=False)]
+        rest = [text.rjust(width) for text, width in zip(line[2:], widths[2:], strict=False)] if len(line) == len(COLUMNS) else line[2:]
+        lines.append("  " + "  ".join([*first, *rest]).rstrip())
+    return "\n".join(lines)
 
-    def _controller_on(self) -> None:
-        self._stopped.close()
-        self._controller_away = False
 
-    def _workers(self) -> list[int]:
-        """Workers that slurmstepd has started, of this cluster's jobs."""
-        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        return [pid for pid in pids if "windlass.worker" in words_of(pid) and self._is_ours(pid) and self._is_first(pid)]
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--cells", action="append", default=[], metavar="PATTERN", help="only cells whose names match, as in 'worker / *'")
+    parser.add_argument("--calls", type=int, default=CALLS, help="calls of each cell (default: %(default)s)")
+    parser.add_argument("--short", action="store_true", help="only the most telling cells, for the tests")
+    parser.add_argument("--list", action="store_true", help="all cells and what they promise; nothing is run")
+    parser.add_argument("--keep", metavar="FOLDER", help="leave logs, ledgers and books of each cell here")
+    chosen = parser.parse_args()
+    cells = chosen_cells(chosen.cells, chosen.short)
+    if chosen.list:
+        for cell in cells:
+            print(f"{cell.name}\n    {cell.text}")
+        return 0
+    own_namespace()
+    why_not = look_around()
+    outcomes: list[Outcome] = []
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as temporary:
+        base = Path(chosen.keep or temporary)
+        for number, cell in enumerate(cells):
+            lacks = missing(cell, why_not)
+            if cell.blow is None or lacks:
+                outcome = Outcome(cell.name, "n/a" if cell.blow is None else "not here", lacks or cell.text)
+            else:
+                try:
+                    outcome = run_cell(cell, chosen.calls, base / f"{number:02d}")
+                except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                    outcome = Outcome(cell.name, "broken", cell.text, violations=[f"the cell could not be run: {error!r}"])
+            outcomes.append(outcome)
+            print(f"{outcome.seconds:6.1f} s  {'  '.join(row(outcome))}", file=sys.stderr, flush=True)
+            for violation in outcome.violations:
+                print(f"          {violation}", file=sys.stderr, flush=True)
+    broken = [outcome for outcome in outcomes if outcome.state == "broken"]
+    seconds = round(time.monotonic() - began)
+    if chosen.json:
+        figures = {"cells": [asdict(outcome) for outcome in outcomes], "broken": len(broken), "seconds": seconds}
+        print(json.dumps({"benchmark": "faults", "calls": chosen.calls, **figures, "machine": machine()}))
+    else:
+        kept = sum(outcome.state == "kept" for outcome in outcomes)
+        print(f"fault matrix: {chosen.calls:,} calls per cell\n{table(outcomes)}")
+        print(f"  {kept} cells kept, {len(broken)} broken, {len(outcomes) - kept - len(broken)} without a meaning or not here; {seconds} s")
+    return 1 if broken else 0
 
-    def _is_ours(self, pid: int) -> bool:
-        return environment_of(pid).get("SLURM_CONF") == str(self.cluster.conf)
 
-    @staticmethod
-    def _is_first(pid: int) -> bool:
-        with contextlib.suppress(OSError):
-            return "slurmstepd" in os.readlink(f"/proc/{parent_of(pid)}/exe")
-        return False
+__all__ = ["Program", "judge", "main", "run_cell"]
 
-    @staticmethod
-    def _job_of(pid: int) -> str:
-        return environment_of(pid).get("WINDLASS_PILOT", "").partition("+")[0]
+if __name__ == "__main__":
+    sys.exit(main())

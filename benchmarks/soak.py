@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 This program starts a Slurm of several virtual nodes (`windlass.testing.SlurmCluster`) and, as a process of its own, *the user's program*:
 a manager, a factory with its default budget of commands, and seeded phases of demand: bursts of calls of 10 ms, waves of calls of some
-seconds, single calls, and pauses longer than ``idle_timeout``, so that pilots are let go.  Meanwhile `faults.Trouble` kills workers,
+seconds, single calls, and pauses longer than ``idle_timeout``, so that pilots are let go.  Meanwhile `trouble.Trouble` kills workers,
 cancels and queues again jobs, takes nodes and the controller away.  Shortly before the end everything is mended, the user's program
 collects its calls and closes, and then the books must balance:
 
@@ -38,8 +38,8 @@ from typing import Any, Final
 
 import windlass
 from common import cell, machine, quantile
-from faults import Trouble
 from recording import MARK, CommandLog, live_jobs, marked_processes, most_within, read_runs, wait_until
+from trouble import Trouble
 from windlass.factory.backend import CommandLimits
 from windlass.testing import SlurmCluster, missing_programs
 

@@ -12,12 +12,15 @@ import pytest
 
 #: Parts of benchmarks, and those that tests/slurm runs.
 PARTS = {
-    *("common", "recording", "faults", "factory_side"),
+    *("common", "recording", "trouble", "factory_side"),
+    *("faults_blows", "faults_matrix", "faults_network", "faults_program", "faults_scenes", "faults_stage"),
     *("slowfs", "slowfs_daemon", "evaluation_cell", "evaluation_results", "evaluation_figure"),
 }
 ON_SLURM = {"soak", "factory"}
 #: tests/test_evaluation.py runs it.
 ON_FUSE = {"evaluation"}
+#: tests/test_fault_matrix.py runs it.
+OF_FAULTS = {"faults"}
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,5 +64,5 @@ def test_a_benchmark_runs_and_gives_its_figures(name: str, nothing_left_running:
 def test_every_benchmark_is_documented_and_run() -> None:
     """A benchmark that is in none of the tables is one that nobody runs."""
     there = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - PARTS
-    assert there == set(SMALLEST) | ON_SLURM | ON_FUSE
+    assert there == set(SMALLEST) | ON_SLURM | ON_FUSE | OF_FAULTS
     assert all(name in (ROOT / "Makefile").read_text() for name in there)

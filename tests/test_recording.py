@@ -15,9 +15,9 @@ from windlass.testing import SlurmCluster
 ROOT = Path(__file__).resolve().parent.parent
 
 if TYPE_CHECKING:
-    import faults
     import recording
     import soak
+    import trouble
 
 
 @pytest.fixture(autouse=True)
@@ -25,14 +25,14 @@ def _benchmarks_on_the_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Imports as the benchmarks have them, forgotten afterwards."""
     before = set(sys.modules)
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
-    global faults, recording, soak
-    import faults
+    global recording, soak, trouble
     import recording
     import soak
+    import trouble
 
     yield
     for name in set(sys.modules) - before:
-        if name in ("common", "faults", "recording", "soak"):
+        if name in ("common", "recording", "soak", "trouble"):
             del sys.modules[name]
 
 
@@ -116,7 +116,7 @@ def test_a_soak_finds_what_is_wrong(
     (tmp_path / "runs").write_text(runs)
     log = recording.CommandLog(tmp_path / "commands")
     log.log.write_text("".join(f"{at}.0 squeue --me\n" for at in range(commands)))
-    trouble = faults.Trouble(SlurmCluster(tmp_path / "slurm", nodes=1), random.Random(1), (1, 1), (1, 1))
-    trouble.hit.add("6")
-    judged = soak.judge({**GOOD, **found}, trouble, log, tmp_path / "runs", left, [], 60.0)
+    made = trouble.Trouble(SlurmCluster(tmp_path / "slurm", nodes=1), random.Random(1), (1, 1), (1, 1))
+    made.hit.add("6")
+    judged = soak.judge({**GOOD, **found}, made, log, tmp_path / "runs", left, [], 60.0)
     assert judged.violations == ([violation] if violation else [])

@@ -71,9 +71,11 @@ def scratch_candidates(asked: str, environ: Mapping[str, str]) -> list[str]:
 
 def make_scratch(candidates: Iterable[str]) -> str:
     """Make a private folder in the first candidate where that is possible, and say where it is. Raises `NoScratch` with each reason."""
+    from windlass.store_folders import folder_name
+
     reasons: list[str] = []
     for folder in candidates:
-        path = os.path.join(os.path.abspath(folder), f"windlass-{os.getuid()}-{os.urandom(8).hex()}")
+        path = os.path.join(os.path.abspath(folder), folder_name("scratch"))
         try:
             os.mkdir(path, 0o700)
         except OSError as error:

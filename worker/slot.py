@@ -268,7 +268,8 @@ class Slot:
                         outputs, value = room.collect(value)
                     payload, spans = pickling.pack_result(value, put)
                 except BaseException as error:  # noqa: BLE001 - pickling runs the user's code
-                    outcome, detail = BAD_CALL, EndDetail(text=self.bad_result(run, value, error))
+                    outcome = DIED if type(error).__name__ == "StoreFull" else BAD_CALL  # a full node's trouble: worth a retry elsewhere
+                    detail = EndDetail(text=self.bad_result(run, value, error))
         if state.watch is not None:
             end_watch()
         state.run = None

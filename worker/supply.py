@@ -43,6 +43,7 @@ from windlass.messages import (
     Welcome,
 )
 from windlass.objects import ObjectStore, default_store_folder, default_store_limit
+from windlass.store_folders import remove_dead_folders
 from windlass.worker.ground import CACHE
 from windlass.worker.guardian import Guardian, remove_tree
 from windlass.worker.slotlink import kept_folder
@@ -93,6 +94,8 @@ class Supply:
 
     def set_up(self, scratch: str, memory_limit: int, guardian: Guardian) -> None:
         """Make the store. Raises `OSError`."""
+        # A batch system that ends a whole job by SIGKILL ends the guardian too; what that leaves goes with the next worker here.
+        asyncio.get_running_loop().run_in_executor(None, remove_dead_folders, os.path.dirname(scratch))
         folder = default_store_folder("worker", scratch)
         guardian.folder(folder)
         limit = default_store_limit(folder)

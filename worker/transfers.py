@@ -9,8 +9,9 @@ happens is told by `arrived` and `failed` (`windlass.worker.backlog.Backlog` has
 A result's objects are files that a slot wrote into the store's folder. They are put to the manager (by path where it is on this
 host), then the end of the call is told, then the local copy goes.
 
-A cut connection is no failure: it is tried again until the worker gives up its manager. What the manager does not have, or a
-disk that is full, is one, and the text says which.
+A cut connection is no failure: it is tried again until the worker gives up its manager. Nor is a manager whose disk is full, for
+`NO_ROOM_SECONDS`: a result that was computed is worth waiting for. What the manager does not have, or a disk that is full here, is
+one, and the text says which.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
+from windlass.dataplane import NoRoom
 from windlass.errors import ConnectionRefused, WindlassError
 from windlass.messages import BAD_CALL, DIED, CallEnd, EndDetail, ObjectName, ObjectRef
 
@@ -32,6 +34,8 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
 #: A manager that was just started anew may refuse a session that it does not know yet; one that refuses so often means it.
 REFUSALS: Final = 6
+#: So long a result waits for room at the manager; then its call fails, as every call must end.
+NO_ROOM_SECONDS: Final = 600.0
 
 
 class Data(Protocol):
@@ -200,14 +204,18 @@ class Transfers:
 
 
 async def _insist(move: Callable[[], Awaitable[None]]) -> None:
-    """Move an object; again and again while the manager cannot be reached."""
-    pause, refusals = FIRST_PAUSE, 0
+    """Move an object; again and again while the manager cannot be reached, or has no room."""
+    pause, refusals, loop = FIRST_PAUSE, 0, asyncio.get_running_loop()
+    no_room_end = loop.time() + NO_ROOM_SECONDS
     while True:
         try:
             return await move()
         except ConnectionRefused:
             refusals += 1
             if refusals == REFUSALS:
+                raise
+        except NoRoom:
+            if loop.time() > no_room_end:
                 raise
         except (ConnectionError, TimeoutError):
             pass

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import msgspec
 
-from windlass.errors import ConnectionRefused, WindlassError
+from windlass.errors import ConnectionRefused, StoreFull, WindlassError
 from windlass.framing import LENGTH_BYTES, MAX_HELLO_BYTES, ProtocolError, body_length, frame
 from windlass.identity import ConnectionFile, context_for, read_connection_file
 from windlass.messages import (
@@ -68,6 +68,10 @@ T = TypeVar("T")
 
 class ObjectGone(WindlassError):
     """The other side does not have the object, or does not take it; the text says why."""
+
+
+class NoRoom(ObjectGone):
+    """The other side has no room for the object now: its disk or its store is full. Later there may be some."""
 
 
 class _Outgoing:
@@ -172,7 +176,7 @@ class _Stream(asyncio.BufferedProtocol):
             except (OSError, ValueError) as error:
                 self._incoming = None
                 incoming.abort()
-                self.kept(str(error))
+                self.kept(str(error), error)
         if self._have == self._size:
             self._expect("length", LENGTH_BYTES)
             self._raw_is_here()
@@ -184,11 +188,11 @@ class _Stream(asyncio.BufferedProtocol):
         try:
             incoming.commit()
         except (OSError, ValueError) as error:
-            self.kept(str(error))
+            self.kept(str(error), error)
         else:
             self.kept("")
 
-    def kept(self, trouble: str) -> None:
+    def kept(self, trouble: str, error: Exception | None = None) -> None:
         """The object that `take_in` was for is in the store, or (``trouble`` not empty) is not."""
         raise NotImplementedError
 
@@ -307,13 +311,13 @@ class _Served(_Stream):
             incoming = self._server.store.receive(message.name, message.size)
         except (OSError, ValueError) as error:
             self.take_in(None, message.size)
-            self._answer(message.name, str(error))
+            self._answer(message.name, str(error), isinstance(error, StoreFull) and self._server.store.could_hold(message.size))
             return
         self._server.bytes_in += message.size
         self.take_in(incoming, message.size)
 
-    def kept(self, trouble: str) -> None:
-        self._answer(self._name, trouble or self._kept(self._name))
+    def kept(self, trouble: str, error: Exception | None = None) -> None:
+        self._answer(self._name, trouble or self._kept(self._name), isinstance(error, StoreFull))
 
     def _kept(self, name: ObjectName) -> str:
         """Pin it for the peer, where that is its right: empty, or why that was not possible."""
@@ -330,8 +334,8 @@ class _Served(_Stream):
             trouble = f"{message.path} is not the file of a result"
         self._answer(message.name, trouble)
 
-    def _answer(self, name: ObjectName, trouble: str) -> None:
-        answer = frame(encode_one(ObjectMissing(name, trouble) if trouble else ObjectStored(name)))
+    def _answer(self, name: ObjectName, trouble: str, full: bool = False) -> None:
+        answer = frame(encode_one(ObjectMissing(name, trouble, full) if trouble else ObjectStored(name)))
         self.post(_Outgoing(lambda: (answer, None)))
 
 
@@ -391,7 +395,8 @@ class _Requests(_Stream):
         if not known:
             del self._waiting[message.name]
         if isinstance(message, ObjectMissing):
-            _fail(future, ObjectGone(f"object {message.name}: {message.text or 'the manager does not have it'}"))
+            text = f"object {message.name}: {message.text or 'the manager does not have it'}"
+            _fail(future, NoRoom(text) if message.full else ObjectGone(text))
         elif isinstance(message, ObjectStored):
             if not future.done():
                 future.set_result(None)
@@ -399,23 +404,21 @@ class _Requests(_Stream):
             raise ProtocolError(f"object {message.name} came with {message.size} bytes and has {size}")
         else:
             self._arriving = future
+            incoming: Incoming | None = None
             try:
                 incoming = self._store.receive(message.name, message.size)
             except (OSError, ValueError) as error:
                 _fail(future, error)
-                self.take_in(None, message.size)
-            else:
-                self.take_in(incoming, message.size)
+            self.take_in(incoming, message.size)
 
-    def kept(self, trouble: str) -> None:
+    def kept(self, trouble: str, error: Exception | None = None) -> None:
         future, self._arriving = self._arriving, None
         if future is None or future.done():
-            return
+            return None
         if trouble:
             # Damaged on its way, or the disk is full: the first is worth another try, and so is, once, the second.
-            future.set_exception(ConnectionError(trouble))
-        else:
-            future.set_result(None)
+            return future.set_exception(ConnectionError(trouble))
+        return future.set_result(None)
 
     def ended(self, reason: str) -> None:
         self.alive = False
@@ -466,6 +469,8 @@ class DataClient:
 
     def use_welcome(self, welcome: Welcome) -> None:
         """Take from the control connection's newest Welcome which session this is, and whether the manager's store is on this host."""
+        # Those of before may be half-open, as the control connection may have been, and would not notice for `SILENCE` seconds.
+        self._abort_all("the control connection was made anew")
         self._session = welcome.session
         self._folder = welcome.store if same_host(welcome.store, welcome.store_token) else ""
 
@@ -495,7 +500,7 @@ class DataClient:
         """Give the manager the object that is in this file.
 
         Raises:
-            ObjectGone: the manager does not take it; the text says why.
+            ObjectGone: the manager does not take it; the text says why. `NoRoom`: not now.
             ConnectionError: the manager was not reached, or the transfer was cut twice.
             OSError: the file cannot be read.
         """
@@ -504,17 +509,14 @@ class DataClient:
         if self._folder:
             head = frame(encode_one(PutObject(name, size, os.path.join(os.getcwd(), path))))
             try:
-                await self._ask(name, size, 1, lambda: (head, None))
+                return await self._ask(name, size, 1, lambda: (head, None))
             except ObjectGone as error:
                 log.info("%s; sending its bytes instead", error)
-            else:
-                return
-        await self.put_bytes(name, view)
+        return await self.put_bytes(name, view)
 
     async def put_bytes(self, name: ObjectName, view: memoryview) -> None:
-        """Give the manager an object that is in memory (bytes, one dimension); as `put`."""
-        size = view.nbytes
-        start = frame(encode_one(PutObject(name, size)))
+        """Give the manager an object that is in memory (bytes, one dimension)."""
+        size, start = view.nbytes, frame(encode_one(PutObject(name, view.nbytes)))
         await self._ask(name, size, size, lambda: (start, view if size else None))
 
     async def close(self) -> None:
@@ -523,12 +525,15 @@ class DataClient:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for lane in self._lanes:
-            if lane.stream is not None:
-                lane.stream.abort("the worker closed it")
+        self._abort_all("the worker closed it")
         async with asyncio.timeout(2):
             while any(lane.stream is not None and lane.stream.alive for lane in self._lanes):
                 await asyncio.sleep(0)
+
+    def _abort_all(self, reason: str) -> None:
+        for lane in self._lanes:
+            if lane.stream is not None:
+                lane.stream.abort(reason)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -554,10 +559,8 @@ class DataClient:
                 stream = await self._connected(lane)
                 await stream.ask(name, size, _Outgoing(open))
                 return
-            except ConnectionRefused:
-                raise
             except ConnectionError as error:
-                if last:
+                if last or isinstance(error, ConnectionRefused):
                     raise
                 log.info("object %s: %s; once more", name, error)
             finally:
@@ -569,10 +572,8 @@ class DataClient:
                 return lane.stream
             try:
                 stream = await self._dial()
-            except ConnectionRefused:
-                raise
-            except ConnectionError:
-                if not self._connection.path:
+            except ConnectionError as error:
+                if isinstance(error, ConnectionRefused) or not self._connection.path:
                     raise
                 # The manager may have moved.
                 self._connection = await asyncio.get_running_loop().run_in_executor(None, read_connection_file, self._connection.path)

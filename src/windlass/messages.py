@@ -665,6 +665,8 @@ class ObjectMissing(Message, frozen=True):
 
     name: ObjectName
     text: str = ""
+    #: To `PutObject`: there is no room for it now, and may be later.
+    full: bool = False
 
 
 class GetFile(Message, frozen=True):

@@ -324,6 +324,10 @@ class ObjectStore:
                 freed += entry.size
         return freed
 
+    def could_hold(self, size: int) -> bool:
+        """Whether an object of so many bytes would fit if nothing else were here."""
+        return not self.limit or size <= self.limit
+
     # ------------------------------------------------ without the lock
 
     def _reserve(self, size: int) -> None:

@@ -1,5 +1,8 @@
 """Where the objects of a process are kept: a private folder, in memory if there is enough, and what dead processes left of theirs.
 
+Scratch folders of workers have names of the same kind (`folder_name`), and go in the same way when a batch system has killed a worker
+together with its guardian.
+
 Theory of operation
 -------------------
 A folder is named ``windlass-<kind>-<uid>-<boot>-<pid namespace>-<pid>-<start time>-<random>``. That tells, on a file system that
@@ -10,10 +13,11 @@ removed. Everyone who makes a folder looks for such ones first, so that what a k
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path  # imported where it is needed: a worker that has not said hello yet does without
 
 #: /dev/shm is memory: it is used when it has this much free, and the node twice as much memory available.
 _ROOMY: Final = 1 << 30
@@ -30,7 +34,9 @@ def default_store_folder(kind: str, scratch: str | os.PathLike[str] | None = Non
         bases.insert(0, "/dev/shm")
     for base in bases:
         remove_dead_folders(base)
-    name = "-".join(("windlass", kind, str(os.getuid()), *_place(), str(os.getpid()), _start_time(os.getpid()), os.urandom(6).hex()))
+    from pathlib import Path
+
+    name = folder_name(kind)
     for base in bases:
         path = Path(base, name)
         try:
@@ -43,8 +49,15 @@ def default_store_folder(kind: str, scratch: str | os.PathLike[str] | None = Non
     raise AssertionError("unreachable")
 
 
+def folder_name(kind: str) -> str:
+    """A name that nobody can guess for a folder of this process, and that tells when the process is gone."""
+    return "-".join(("windlass", kind, str(os.getuid()), *_place(), str(os.getpid()), _start_time(os.getpid()), os.urandom(8).hex()))
+
+
 def default_spool_folder(folder: str | os.PathLike[str]) -> Path | None:
     """Where a store in memory may go on, on disk, when it is full (not made yet); None for a store that is on disk already."""
+    from pathlib import Path
+
     path = Path(folder)
     return Path(_node_scratch(), path.name) if path.is_relative_to("/dev/shm") else None
 
@@ -57,7 +70,9 @@ def default_store_limit(folder: str | os.PathLike[str]) -> int:
 
 
 def remove_dead_folders(base: str) -> list[str]:
-    """Remove store folders of this user in `base` whose process is gone; returns them."""
+    """Remove folders of this user in `base` whose process is gone; returns them."""
+    import shutil
+
     removed: list[str] = []
     for path, fields in _store_folders(base):
         uid, boot, namespace, pid, start, _ = fields

@@ -230,7 +230,8 @@ class _Dialler:
             if lived >= GOOD_CONNECTION:
                 pause = FIRST_PAUSE
             silent = loop.time() - link.last_heard
-            if silent + pause > self._manager_timeout:
+            left = self._manager_timeout - silent
+            if left <= 0:
                 link.fail(
                     f"manager {self._connection.manager} was not reached for {silent:.0f} s, and {self._manager_timeout:g} s is the limit; "
                     f"the last try: {reason}"
@@ -238,7 +239,8 @@ class _Dialler:
                 return
             log.info("manager %s: %s; dialling again in about %.2g s", self._connection.manager, reason, pause)
             # Jitter, so that the pilots of a manager that comes back do not all dial at once. `random` is slow to import.
-            await asyncio.sleep(pause * (0.5 + os.urandom(1)[0] / 255))
+            # The last try is at the limit, not a pause before.
+            await asyncio.sleep(min(left, pause * (0.5 + os.urandom(1)[0] / 255)))
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _read_afresh(self) -> None:

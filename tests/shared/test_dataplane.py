@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from windlass.dataplane import DataClient, DataServer, ObjectGone
+from windlass.dataplane import DataClient, DataServer, NoRoom, ObjectGone
 from windlass.identity import WORKER, Authority, Identity, read_connection_file
 from windlass.links import Link
 from windlass.listener import Listener
 from windlass.messages import PROTOCOL, Hello, ObjectName, ObjectRef, Refused, Welcome
-from windlass.objects import ObjectStore
+from windlass.objects import ObjectStore, content_name
 
 LIMIT = 20.0
 
@@ -141,6 +141,26 @@ def test_a_refused_object_is_read_away_and_the_connection_stays_good(authority: 
     asyncio.run(work())
 
 
+def test_no_room_is_told_from_what_can_never_be(authority: Authority, tmp_path: Path) -> None:
+    """A store that is full now may have room later; one that is too small never will."""
+
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            both.theirs.limit = 1_500_000
+            both.theirs.put(b"x" * 1_000_000, pin=True)
+            file = tmp_path / "file"
+            file.write_bytes(b"y" * 1_000_000)
+            name = content_name(file.read_bytes())
+            with pytest.raises(NoRoom, match="does not fit"):
+                await both.client.put(name, file)
+            both.theirs.limit = 500_000
+            with pytest.raises(ObjectGone, match="does not fit") as caught:
+                await both.client.put(name, file)
+            assert not isinstance(caught.value, NoRoom)
+
+    asyncio.run(work())
+
+
 def test_a_cut_is_made_good_once(authority: Authority, tmp_path: Path) -> None:
     async def work() -> None:
         async with ends(authority, tmp_path) as both:
@@ -152,6 +172,25 @@ def test_a_cut_is_made_good_once(authority: Authority, tmp_path: Path) -> None:
             both.cut()
             await task
             assert both.ours.verify(ref.name)
+
+    asyncio.run(work())
+
+
+def test_after_a_cut_of_the_control_connection_data_connections_are_made_anew(authority: Authority, tmp_path: Path) -> None:
+    """They may be half-open, which they would not notice for long; what was under way is asked for again."""
+
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            await both.client.get(both.theirs.put(b"first"))
+            [old] = both.listener.data_transports
+            ref = both.theirs.put(os.urandom(30_000_000))
+            task = asyncio.create_task(both.client.get(ref))
+            while not both.server.bytes_out > 5:
+                await asyncio.sleep(0)
+            both.client.use_welcome(Welcome("", 0, "m1", "0"))
+            await task
+            assert both.ours.verify(ref.name)
+            assert old.is_closing()
 
     asyncio.run(work())
 

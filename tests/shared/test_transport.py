@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from windlass import transport
 from windlass.errors import Closed, ConnectionRefused, UsageError
 from windlass.identity import CLIENT, ENROL, FACTORY, WORKER, Authority, ConnectionFile, Identity, new_key_and_request, read_connection_file
 from windlass.links import Link
@@ -494,6 +495,25 @@ def test_a_manager_that_stays_away_is_given_up(authority: Authority) -> None:
         assert "manager m1 was not reached for" in peer.lost[0]
         assert "1.5 s is the limit; the last try: 127.0.0.1 port" in peer.lost[0]
         assert peer.link.closed
+
+    run(work)
+
+
+def test_the_last_try_to_reach_a_manager_is_at_the_limit(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a pause before it: one that is back in time is found, however long the pauses are by then."""
+    monkeypatch.setattr(transport, "FIRST_PAUSE", 60.0)
+
+    async def work() -> None:
+        shell = Shell(manager_timeout=1.5)
+        async with listening(authority, shell) as first:
+            authority.set_addresses(first.addresses)
+            peer = Peer(read_connection_file(authority.pilot_file), hello())
+            await until(lambda: peer.welcomes)
+        async with listening(authority, shell) as second:
+            authority.set_addresses(second.addresses)
+            await until(lambda: len(peer.welcomes) == 2)
+            assert not peer.lost
+            await peer.close()
 
     run(work)
 

@@ -133,6 +133,29 @@ def test_a_killed_zygote_takes_its_slots_along_and_the_library_starts_again(quic
         assert len(worker_pids(quick)) == 1
 
 
+def test_what_a_worker_left_that_was_killed_with_its_guardian_goes_with_the_next_one(quick: Manager, gate: str, tmp_path: Path) -> None:
+    """Batch systems end a whole job by SIGKILL; its scratch would stay on the node for ever."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "windlass-of-others").mkdir()
+    with local(quick, cores=1, scratch=str(scratch)):
+        future = quick.submit(FunctionCall("lib", "hold", gate, "call"))
+        until(lambda: runs(gate, "call"), "it runs")
+        [old] = scratch.glob("windlass-scratch-*")
+        [worker] = worker_pids(quick)
+        parent, *below = (psutil.Process(worker), *psutil.Process(worker).children(recursive=True))
+        for process in below:
+            process.suspend()  # so that none does anything when the worker dies
+        for process in (parent, *below):
+            process.kill()
+        until(lambda: len(runs(gate, "call")) == 2, "it runs again")
+        until(lambda: not old.exists(), "what was left is gone")
+        assert len(list(scratch.glob("windlass-scratch-*"))) == 1
+        Path(gate).touch()
+        assert future.result(30) == runs(gate, "call")[1]
+    assert [path.name for path in scratch.iterdir()] == ["windlass-of-others"]
+
+
 def test_calls_of_a_killed_worker_run_again_on_the_next_pilot(quick: Manager, gate: str) -> None:
     """Its slots and zygotes end with it; the factory replaces the pilot; no retry is used up, nothing waits for a grace."""
     with local(quick):

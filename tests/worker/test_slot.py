@@ -125,6 +125,21 @@ async def test_large_arguments_and_results_are_objects(bench: Any) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_result_that_finds_no_room_on_the_node_may_be_tried_elsewhere(bench: Any, mounted: Path) -> None:
+    """A full disk is not the function's fault: as when its slot had died, not as for a result that can never travel."""
+
+    def double(data: bytes) -> bytes:
+        return bytes(data) + bytes(data)
+
+    bench.store = mounted
+    await bench.serving(bench.spec(double))
+    end = await bench.run(double, b"ab" * 300_000)
+    assert end.outcome == DIED
+    assert end.detail.text.startswith("the result of 'double' could not be left in the worker's object store: no room for an object of ")
+    assert bench.value(await bench.run(double, b"ab")) == b"abab"
+
+
+@pytest.mark.asyncio
 async def test_output_comes_back_with_the_call_that_wrote_it(bench: Any) -> None:
     """From Python, child processes and C code; nothing is left for the next call."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from windlass.dataplane import ObjectGone
+from windlass.dataplane import NoRoom, ObjectGone
 from windlass.errors import ConnectionRefused
 from windlass.messages import BAD_CALL, DIED, RETURNED, CallEnd, CallId, ObjectName, ObjectRef
 from windlass.objects import ObjectStore, write_result
@@ -157,6 +157,25 @@ async def test_a_full_disk_is_this_nodes_trouble(desk: Desk) -> None:
     assert outcome == DIED
     assert text.startswith(f"object {ref.name} of 1000 bytes could not be stored on ")
     assert "No space left on device" in text
+
+
+async def test_a_result_waits_while_the_manager_has_no_room(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was computed is not thrown away because a disk is full for a while; for ever it does not wait, as every call must end."""
+    end = desk.result(b"r" * 1000)
+    desk.wire.troubles = [NoRoom("No space left on device"), NoRoom("No space left on device")]
+    desk.transfers.push(end, desk.tell)
+    await desk.news()
+    assert desk.wire.tries == 3
+    assert desk.told == [end]
+    assert end.outcome == RETURNED
+    monkeypatch.setattr(transfers, "NO_ROOM_SECONDS", -1.0)
+    late = desk.result(b"s" * 1000)
+    desk.wire.troubles = [NoRoom("No space left on device")]
+    desk.transfers.push(late, desk.tell)
+    await desk.news()
+    assert late.outcome == BAD_CALL
+    assert late.detail is not None
+    assert late.detail.text == "the result of 1000 bytes could not be handed to the manager: No space left on device"
 
 
 async def test_a_result_is_told_when_its_objects_are_there(desk: Desk) -> None:
