@@ -170,7 +170,8 @@ def test_what_was_asked_of_a_hung_controller_may_have_happened_and_is_not_asked_
         assert factory.status()["pilots"] == {"queued": 1}
     assert future.result(timeout=60)
     until("it is settled", lambda: factory.status()["pilots"] == {"serving": 1})
-    listing(backend).until(job, Listed.ENDED)
+    # It may have taken longer than Slurm remembers ended jobs.
+    until("it is cancelled", lambda: (state := listing(backend).now().get(job)) is None or state.listed is Listed.ENDED)
     assert len(slurm.run("squeue", "-h", "-o", "%i").stdout.split()) == 1
     assert factory.status()["paused"] == ""
 
