@@ -10,10 +10,11 @@ import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import windlass
-from common import SLOTS, arguments, clock, echo, in_turns, median, report, warm, windlass_submits
+from common import SLOTS, Submits, arguments, clock, echo, in_turns, median, report, warm, windlass_submits
 from throughput import one_run
 
 
@@ -23,7 +24,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="windlass-journal-", dir=base))
     try:
         with contextlib.ExitStack() as opened:
-            sides = {}
+            sides: dict[str, Submits] = {}
             for name, journal in (("without", None), ("with a journal", folder / "journal")):
                 manager = opened.enter_context(windlass.Manager(journal=journal))
                 opened.enter_context(windlass.Factory(manager, "local", cores=SLOTS, max_pilots=1))
@@ -31,13 +32,11 @@ def main() -> None:
                 sides[name] = windlass_submits(manager)
             warm(*sides.values())
             bases = {name: iter(range(10**6, 10**12, chosen.calls)) for name in sides}
-            runs = in_turns(
-                chosen.rounds,
-                {
-                    name: lambda name=name: one_run(sides[name], next(bases[name]), chosen.calls, busy=False).whole  # type: ignore[misc]
-                    for name in sides
-                },
-            )
+
+            def run(name: str) -> Callable[[], float]:
+                return lambda: one_run(sides[name], next(bases[name]), chosen.calls, busy=False).whole
+
+            runs = in_turns(chosen.rounds, {name: run(name) for name in sides})
         size = (folder / "journal" / "log").stat().st_size
         began = clock()
         with windlass.Manager(journal=folder / "journal") as manager:

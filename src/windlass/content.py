@@ -25,7 +25,7 @@ from functools import lru_cache
 from io import BytesIO
 from pickle import PickleBuffer
 from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from windlass import imports, snapshots
 from windlass.byvalue import ByValue, as_class, global_names, is_by_value
@@ -73,7 +73,7 @@ class _Content(ByValue):
         return False
 
     def persistent_id(self, obj: Any) -> Any:
-        kind = type(obj)
+        kind = cast("type[object]", type(obj))
         # Whether equal texts are one object is chance, and pickle writes the second time of an object otherwise than the first.
         if kind is str:
             return b"s" + obj.encode(errors="surrogatepass")

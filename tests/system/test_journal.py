@@ -107,6 +107,11 @@ def pool(**options: Any) -> Generator[Executor]:
         yield executor
 
 
+def manager_of(executor: Executor) -> Manager:
+    assert isinstance(executor.manager, Manager)
+    return executor.manager
+
+
 def count(folder: str, name: str) -> int:
     """Note that a call was run."""
     with open(f"{folder}/{name}", "a") as file:
@@ -136,7 +141,7 @@ def test_large_results_and_what_was_made_of_them_are_found(tmp_path: Path) -> No
             summed = executor.submit(total, str(tmp_path), *arrays)
             assert summed.result() == sum(range(100_000)) + sum(range(200_000))
             assert arrays[0].result()[-1] == 99_999
-            assert executor.manager.status()["calls"]["remembered"] == 3 * life  # type: ignore[attr-defined]
+            assert manager_of(executor).status()["calls"]["remembered"] == 3 * life
         assert (runs(tmp_path, "big"), runs(tmp_path, "total")) == (2, 1)
 
 
@@ -197,7 +202,7 @@ def test_declared_files_are_known_by_their_content(tmp_path: Path) -> None:
     for text, expected in (("one", 1), ("one", 1), ("other", 2)):
         data.write_text(text)
         with pool(journal=tmp_path / "journal") as executor:
-            file = executor.manager.declare_file(data)  # type: ignore[attr-defined]
+            file: Any = manager_of(executor).declare_file(data)
             assert executor.submit(read, str(tmp_path), file).result() == text
         assert runs(tmp_path) == expected
 
@@ -315,7 +320,9 @@ def test_memoizing_without_a_journal_leaves_nothing(tmp_path: Path) -> None:
     with pool(memoize=True) as executor:
         executor.submit(count, str(tmp_path), "runs").result()
         executor.submit(count, str(tmp_path), "runs").result()
-        folder = executor.manager._client.memory.journal.folder  # type: ignore[attr-defined]
+        memory = manager_of(executor)._client.memory  # pyright: ignore[reportPrivateUsage]
+        assert memory is not None
+        folder = memory.journal.folder
         assert folder.exists()
     assert runs(tmp_path) == 1
     assert not folder.exists()
