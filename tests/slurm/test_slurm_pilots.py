@@ -74,6 +74,54 @@ def test_a_factory_that_was_killed_is_followed_by_one_that_takes_over_its_pilots
     assert len(list(folders.pop().parent.iterdir())) == 2, "each run has a folder"
 
 
+SURVIVES = """
+import os, sys, time
+import windlass
+
+def work(number, folder):
+    with open(folder + "/ledger", "a") as ledger:
+        ledger.write(f"{number} {os.environ['SLURM_JOB_ID']}\\n")
+    while number >= 20 and not os.path.exists(folder + "/go"):
+        time.sleep(0.02)
+    return number * number
+
+if __name__ == "__main__":
+    folder = sys.argv[1]
+    with windlass.Manager(journal=folder + "/journal", host="127.0.0.1") as manager:
+        manager.install_library("lib", work)
+        with windlass.Factory(manager, "slurm", cores=2, max_pilots=2, min_pilots=2, query_interval=0.5, grace=1):
+            futures = [manager.submit(windlass.FunctionCall("lib", "work", number, folder)) for number in range(40)]
+            print([future.result() for future in futures] == [number ** 2 for number in range(40)], flush=True)
+"""
+
+
+def test_a_program_that_is_killed_and_started_again_takes_over_its_pilots(slurm: SlurmCluster, until: Until, tmp_path: Path) -> None:
+    """With a journal and nothing else said: manager and factory have the names that they had, so the next life submits no job."""
+    ledger = tmp_path / "ledger"
+
+    def lines() -> list[list[str]]:
+        return [line.split() for line in ledger.read_text().splitlines()] if ledger.exists() else []
+
+    words = [sys.executable, "-c", SURVIVES, str(tmp_path)]
+    with subprocess.Popen(words) as first:
+        try:
+            until("20 have run, and four wait for a word", lambda: len(lines()) >= 24)
+            until("both run", lambda: len({job for _, job in lines()}) == 2)
+        finally:
+            first.kill()
+    before = lines()
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as second:
+        try:
+            until("the rest runs again", lambda: len(lines()) > len(before))
+            (tmp_path / "go").touch()
+            assert second.communicate(timeout=60)[0] == "True\n"
+        finally:
+            second.kill()
+    assert {job for _, job in lines()} == {job for _, job in before}
+    assert len(lines()) <= 40 + 8, "only what had not ended ran again"
+    until("both have gone with it", lambda: not slurm.run("squeue", "-h", "-o", "%i").stdout.split())
+
+
 def resumable(folder: Path) -> str:
     """Count until warned; leave the number behind; a further attempt goes on there."""
     saved = folder / "checkpoint"
