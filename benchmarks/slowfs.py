@@ -66,7 +66,7 @@ class Counts:
         """The same without what was read of which file, but for those that ``named`` has a name for."""
         names, read = named or {}, dict[str, int]()
         for path, size in self.read.items():
-            name = names.get(path, "")
+            name = names.get(os.path.normpath(path), "")
             read[name] = read.get(name, 0) + size
         return Counts(self.operations, read, self.at_once)
 

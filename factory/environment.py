@@ -104,18 +104,25 @@ def with_boot(environment: Environment, folder: Path) -> Environment:
     head = environment.boot_head
     if head is None:
         return environment
-    place = folder / f"windlass-boot-{head.sha256[:16]}.tar.xz"
     try:
-        if folder.is_dir():
+        data = boot_of(environment.archive)
+    except OSError as error:
+        raise UsageError(f"environment={environment.archive!r} cannot be read: {error.strerror or error}") from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != head.sha256:
+        raise UsageError(f"environment={environment.archive!r} is damaged: its boot is not what its head says; pack it again")
+    place = folder / f"windlass-boot-{digest[:16]}.tar.xz"
+    try:
+        if folder.is_dir():  # else this is a dry run
             partial = place.with_suffix(f".{os.getpid()}.part")
-            partial.write_bytes(boot_of(environment.archive))
+            partial.write_bytes(data)
             partial.replace(place)
     except OSError as error:
         log.warning("%s cannot be written, so each node will read the whole environment: %s", place, error.strerror or error)
         return environment
     unpacked = int(head.unpacked * SLACK) + head.files * BLOCK // 2
     # Another name than a whole environment of these bytes would have.
-    boot = Environment(str(place), f"u3-boot-{head.sha256[:32]}", head.sha256, head.size, unpacked, "xz", scratch=environment.scratch)
+    boot = Environment(str(place), f"u3-boot-{digest[:32]}", digest, len(data), unpacked, "xz", scratch=environment.scratch)
     return replace(environment, boot=boot)
 
 

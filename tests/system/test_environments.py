@@ -33,7 +33,8 @@ def test_a_pilot_without_python_runs_calls_from_a_pack(
     start_factory(environment=packed_environment, shell=str(shell_without_python), scratch=str(tmp_path))
     manager.install_library("lib", where)
     square, python, numpy, found = manager.submit(windlass.FunctionCall("lib", "where", 7)).result(timeout=100)
-    [unpacked] = tmp_path.glob("windlass-environments-*/u3-*[!k]")
+    [unpacked] = tmp_path.glob("windlass-files-*/u3-*/environment")
+    assert [one.name[:7] for one in tmp_path.glob("windlass-environments-*/*[!k]")] == ["u3-boot"]
     assert (square, python, found) == (49, f"{unpacked}/bin/python3", f"{unpacked}/bin/python3")
     assert Path(numpy).is_relative_to(unpacked)
 
@@ -47,7 +48,10 @@ def test_two_pilots_share_what_one_unpacks(
     futures = [manager.submit(windlass.FunctionCall("lib", "where", number)) for number in range(4)]
     assert len({future.result(timeout=100)[1] for future in futures}) == 1
     [base] = tmp_path.glob("windlass-environments-*")
-    assert len(list(base.iterdir())) == 2, "the environment and its lock"
+    assert len(list(base.iterdir())) == 2, "the boot and its lock"
+    assert len(list(tmp_path.glob("windlass-files-*/u3-*"))) == 1
+    files = {one["name"][:2]: one for one in manager.status()["files"]}
+    assert (files["b3"]["source"], files["b3"]["origin_reads"]) == (str(packed_environment), 1)
 
 
 def test_a_damaged_archive_is_told_to_who_waits_for_calls(
