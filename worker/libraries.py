@@ -439,7 +439,8 @@ def _refs(function: FunctionDef) -> tuple[ObjectRef, ...]:
 
 
 def _cannot_enter(environment: PoolEnvironment, error: WindlassError) -> str:
-    return f"the environment's archive {environment.path} cannot be had on {os.uname().nodename}: {error}"
+    hint = "if it is not what it was when the factory began, pack it again and start the factory again"
+    return f"the environment's archive {environment.path} cannot be had on {os.uname().nodename}: {error}; {hint}"
 
 
 def _cannot_write(function: FunctionDef, error: OSError) -> str:

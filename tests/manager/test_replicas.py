@@ -68,7 +68,8 @@ def test_an_environment_of_a_pool_is_declared_once(replicas: Replicas) -> None:
     assert fetches(replicas) == {WORKERS[0]: FileSource(archive=packed)}
     for worker in WORKERS[:2]:
         replicas.wanted(worker, [packed.name])
-    assert fetches(replicas) == {WORKERS[0]: (source := FileSource(path="/shared/e.tar.gz"))}
+    source = FileSource(path="/shared/e.tar.gz")
+    assert fetches(replicas) == {WORKERS[0]: source}
     replicas.failed(WORKERS[0], FileFailed(packed.name, source, "gone", "it is not there"), 0.0)
     assert lost(replicas) == {WORKERS[1]: "it is not there", WORKERS[0]: "it is not there"}
     replicas.declare_environment(pools)

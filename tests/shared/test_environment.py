@@ -249,7 +249,7 @@ def test_its_boot_starts_a_worker_and_is_small(packed: environment.Packed, tmp_p
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         assert not [name for name in tar.getnames() if name.endswith(".py") or "mine" in name or "/unittest/" in name]
         tar.extractall(tmp_path / "boot")
-    words = [tmp_path / "boot/bin/python3", "-P", "-m", "windlass.worker", "--help"]
+    words = [str(tmp_path / "boot/bin/python3"), "-P", "-m", "windlass.worker", "--help"]
     ran = subprocess.run(words, capture_output=True, text=True, check=True, cwd="/", env={})
     assert ran.stdout.startswith("usage: windlass worker")
 
