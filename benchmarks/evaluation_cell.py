@@ -3,14 +3,15 @@
 Theory of operation
 -------------------
 A `Site` is a folder of the shared file system: in it a Python environment with Windlass and the libraries to import (made of the packages
-that this program runs with, so nothing is downloaded), the state folder of managers with the connection file and the pilots' scripts, and
+that this program runs with, so nothing is downloaded), the state folder of managers with the connection file, and
 the archive that `windlass.environment.pack` makes of the environment.  Its nodes (`slowfs.SlowNode`) see all of that, and the interpreter
 and its standard library, through mounts of their own.  The manager runs beside, where the file system is.
 
 Every run has fresh nodes, so cold kernel caches and empty disks, and a fresh manager.  Its stages are counted apart:
 
-* *start*: from the first line of each pilot's script until all workers are connected (a worker goes on loading what it needs after that, so
-  operations are counted until there have been none for half a second);
+* *start*: from the first line of each pilot's script, which the node has on its disk as a batch system brings it there, until all workers
+  are connected and have their environment (a worker goes on loading what it needs after that, so operations are counted until there have
+  been none for half a second);
 * *first*: from installing the library until every node has answered calls: as many as there are slots, and again so many until all have;
 * *rest*: the other calls, submitted at once, until the last result.
 """
@@ -37,6 +38,8 @@ from windlass import environment
 
 #: What is imported, by distribution, in growing weight.
 MODULES: Final = {"numpy": "numpy", "scipy": "scipy.stats", "pandas": "pandas", "scikit-learn": "sklearn"}
+#: What the bytes of the environment's archive are counted under.
+ARCHIVE: Final = "archive"
 #: Seconds that pilots have to connect in, and that a wave of calls may take.
 PATIENCE: Final = 600.0
 IMPORT: Final = "import time; began = time.perf_counter(); import {module}; print(time.perf_counter() - began)"
@@ -182,6 +185,8 @@ class Site:
             began = time.perf_counter()
             stack.enter_context(windlass.Factory(manager, pools))
             wait_until(lambda: len(manager.status()["workers"]) == nodes, "pilots to connect")
+            if setting.environment == "cache":  # the archive, and what was unpacked of it
+                wait_until(lambda: all(one["files"] == 2 for one in manager.status()["workers"]), "environments to be there")
             started, counts = time.perf_counter(), when_still(them)
             installed = time.perf_counter()
             options: dict[str, Any] = (
@@ -197,11 +202,12 @@ class Site:
             ended, rest_counts = time.perf_counter(), total(them)
         seconds = started - began, first - installed, ended - first
         stages = counts, first_counts - counts, rest_counts - first_counts
-        return Run(nodes, slots * nodes, first_calls, calls, *seconds, *(stage.summed() for stage in stages))
+        archive = {str(self.archive.path): ARCHIVE}
+        return Run(nodes, slots * nodes, first_calls, calls, *seconds, *(stage.summed(archive) for stage in stages))
 
     def _pool(self, node: SlowNode, place: str, slots: int) -> windlass.Pool:
         shell = node.write_shell(self.folder / f"{node.name}-sh")
-        # A setup line makes the pilot one of a script in either case, which the node reads from the shared file system like all else.
+        # A setup line makes the pilot one of a script in either case.
         options: dict[str, Any] = {"environment": str(self.archive.path)} if place == "cache" else {"python": str(self.python)}
         return windlass.Pool(
             "local",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from common import median
-from evaluation_cell import MODULES, Run, Setting
+from evaluation_cell import ARCHIVE, MODULES, Run, Setting
 from slowfs import Counts
 
 IMPORTS: Final = {"call": "in each call", "library": "hoisted per library"}
@@ -110,7 +110,8 @@ class Results:
             "ops_per_extra_node": round(self.per_extra_node("cache", lambda counts: counts.total), 1),
             "metadata_ops_per_extra_node": round(self.per_extra_node("cache", lambda counts: counts.metadata), 1),
             "ops_per_extra_node_shared": round(self.per_extra_node("shared", lambda counts: counts.total), 1),
-            "archive_reads": round(self.median(hoisted, lambda run: (run.start + run.first).bytes) / self.archive_bytes, 2),
+            "mb_per_extra_node": round(self.per_extra_node("cache", lambda counts: counts.bytes) / 1e6, 1),
+            "archive_reads": round(self.median(hoisted, lambda run: (run.start + run.first).read.get(ARCHIVE, 0)) / self.archive_bytes, 2),
         }
 
     def tables(self) -> str:

@@ -62,9 +62,13 @@ class Counts:
     def bytes(self) -> int:
         return sum(self.read.values())
 
-    def summed(self) -> Counts:
-        """The same without what was read of which file."""
-        return Counts(self.operations, {"": self.bytes} if self.read else {}, self.at_once)
+    def summed(self, named: Mapping[str, str] | None = None) -> Counts:
+        """The same without what was read of which file, but for those that ``named`` has a name for."""
+        names, read = named or {}, dict[str, int]()
+        for path, size in self.read.items():
+            name = names.get(os.path.normpath(path), "")
+            read[name] = read.get(name, 0) + size
+        return Counts(self.operations, read, self.at_once)
 
     def __sub__(self, earlier: Counts) -> Counts:
         """What was asked since."""
@@ -117,6 +121,7 @@ class SlowNode:
         self, folders: Sequence[Path | str], local: Path | None = None, *, name: str = "node", delay: float = DELAY, valid: float = VALID
     ):
         self.name = name
+        self._local = local
         self.folders = separate(folders)
         problem = missing()
         if problem:
@@ -150,8 +155,12 @@ class SlowNode:
         return ["nsenter", f"--mount={self._namespaces}/mnt", f"--uts={self._namespaces}/uts", *command]
 
     def write_shell(self, path: Path) -> Path:
-        """Write a program that is this node's ``/bin/sh``: a pool with ``shell=`` it has its pilots here."""
-        path.write_text(f'#!/bin/sh\nexec {" ".join(self.words(["/bin/sh"]))} "$@"\n')
+        """Write a program that is this node's ``/bin/sh``: a pool with ``shell=`` it has its pilots here.
+
+        A script is copied to the node's disk before, if it has one, as a batch system brings it there with the job.
+        """
+        spool = f'if [ -f "$1" ]; then cp "$1" {self._local}/script$$; shift; set -- /tmp/script$$ "$@"; fi\n' if self._local else ""
+        path.write_text(f'#!/bin/sh\n{spool}exec {" ".join(self.words(["/bin/sh"]))} "$@"\n')
         path.chmod(0o755)
         return path
 

@@ -26,7 +26,7 @@ from windlass.factory.backend import Backend, PilotRequest, SharedQueries, Tag, 
 from windlass.factory.config import Configuration, read_configuration
 from windlass.factory.container import container_of, image_of
 from windlass.factory.core import FactoryCore
-from windlass.factory.environment import read_environment
+from windlass.factory.environment import read_environment, with_boot
 from windlass.factory.keeper import HURRY, Anew, Change, Close, Keeper, Kept, Lost, Port, Replan, Resume, Wake
 from windlass.factory.launch import worker_command
 from windlass.factory.ledger import Ledger
@@ -470,7 +470,7 @@ def request_of(pool: PoolConfig, pilot_file: Path) -> PilotRequest:
         grace=pool.grace,
         setup=pool.setup,
         shell=pool.shell,
-        environment=read_environment(pool.environment, pool.scratch) if pool.environment else None,
+        environment=with_boot(read_environment(pool.environment, pool.scratch), pilot_file.parent) if pool.environment else None,
         container=container_of(pool, pilot_file),
         env=pool.env,
     )

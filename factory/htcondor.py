@@ -215,7 +215,7 @@ class HTCondorBackend:
             command[command.index("--connection") + 1] = CONNECTION
         environment = request.environment
         if environment is not None:  # it comes with the job, into its folder
-            environment = replace(environment, archive=Path(environment.archive).name)
+            environment = replace(environment, archive=Path(environment.archive).name, boot=None)
         return pilot_script(
             replace(request, command=tuple(command), environment=environment),
             template=self._template or "htcondor.sh.j2",

@@ -240,6 +240,8 @@ class Core(Attempts):
         if not info.accepting:
             worker.draining = "not accepting"
         self.workers[worker_id] = worker
+        if info.environment is not None:
+            self.replicas.declare_environment(info.environment)
         self.means += 1
         self._restructured()
 

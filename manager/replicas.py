@@ -40,6 +40,7 @@ from windlass.messages import (
     Message,
     ObjectName,
     ObjectRef,
+    PoolEnvironment,
     PushFile,
     WorkerId,
 )
@@ -152,6 +153,14 @@ class Replicas:
         file.declared += 1
         file.passing = False
         self._touched[ref.name] = None
+
+    def declare_environment(self, environment: PoolEnvironment) -> None:
+        """A worker's libraries need this, as long as the manager lives; what is known of it already holds, unless that was in vain."""
+        origins = {environment.packed: FileOrigin(shared=environment.path), environment.unpacked: FileOrigin(archive=environment.packed)}
+        for ref, origin in origins.items():
+            file = self.files.get(ref.name)
+            if file is None or file.lost or not file.declared:
+                self.declare(ref, origin)
 
     def release(self, names: Iterable[FileName], *, prune: bool = False) -> None:
         """One declaration less; after the last one replicas go that were for calls only, or all with ``prune``."""

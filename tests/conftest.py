@@ -80,6 +80,14 @@ def mounted() -> Iterator[Path]:
 PACKED = {"windlass", "numpy"}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _boots_are_packed_quickly() -> Iterator[None]:
+    """A boot that is 15 % smaller is worth 15 s of a user's time, once, and not of every test's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("windlass.environment_boot.LEVEL", 0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def packed_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive of the environment in which the tests run, without most of its packages."""

@@ -47,12 +47,12 @@ def results() -> evaluation_results.Results:
                 for seconds in (0.1, 1.0):
                     setting = evaluation_cell.Setting(library, imports, environment, seconds)
                     each = seconds + (import_s if imports == "call" else 0)
-                    asked = slowfs.Counts({"open": 1000 if environment == "shared" else 10, "read": 4}, {"": 2_000_000})
+                    asked = slowfs.Counts({"open": 1000 if environment == "shared" else 10, "read": 4}, {"archive": 2_000_000})
                     none, some = slowfs.Counts(), slowfs.Counts({"open": 500})
                     rest = some if imports == "call" and environment == "shared" else none
                     run = evaluation_cell.Run(2, 4, 4, 20, 1.0, import_s + seconds, each * 5, asked, none, rest)
                     made.points.append(evaluation_results.Point(setting, run))
-                    alone = slowfs.Counts({"open": 500 if environment == "shared" else 5, "read": 2}, {"": 1_000_000})
+                    alone = slowfs.Counts({"open": 500 if environment == "shared" else 5, "read": 2}, {"archive": 1_000_000})
                     made.single.append(
                         evaluation_results.Point(setting, evaluation_cell.Run(1, 2, 2, 2, 1.0, import_s, each, alone, none, none))
                     )
@@ -74,6 +74,7 @@ def test_figures_follow_from_what_was_measured(results: evaluation_results.Resul
         "ops_per_extra_node": 7,
         "metadata_ops_per_extra_node": 5,
         "ops_per_extra_node_shared": 502,
+        "mb_per_extra_node": 1.0,
         "archive_reads": 2,
     }
 
@@ -121,7 +122,8 @@ def test_the_evaluation_runs_and_gives_its_figures(tmp_path: Path, nothing_left_
     assert documented_keys() <= set(figures)
     assert figures["ops_per_call_hoisted"] == 0
     assert figures["ops_per_call_unhoisted"] > 10
-    assert figures["metadata_ops_per_extra_node"] <= 20
+    assert figures["ops_per_extra_node"] <= 20
+    assert figures["archive_reads"] == 1
     assert figures["ops_per_extra_node_shared"] > 1000
     assert (tmp_path / "figure.png").exists() == (util.find_spec("matplotlib") is not None)
     assert (tmp_path / "tables.md").read_text() == evaluation_results.Results.load(tmp_path / "results.json").tables()

@@ -14,6 +14,7 @@ import msgspec
 from windlass import __version__
 from windlass.messages import HoistedImport, InstanceId, LibrarySpec
 from windlass.worker.callqueue import CallQueue
+from windlass.worker.environment import enter
 from windlass.worker.slotlink import Rows, Setup, bounded, memory_file
 
 #: What numerical libraries read, before they start threads.
@@ -99,8 +100,11 @@ class Ground:
 
     def _environment(self) -> dict[str, str]:
         threads = str(self.spec.threads or max(1, int(self.spec.per_slot.cores)))
+        inherited = dict(os.environ)
+        if self.python != sys.executable:
+            enter(inherited, self.python)
         return {
-            **os.environ,
+            **inherited,
             **dict.fromkeys(_THREAD_VARIABLES, threads),
             "TMPDIR": str(self.folder / "tmp"),
             **dict(self.spec.env),

@@ -43,12 +43,15 @@ from windlass.messages import (
     LibraryStopped,
     Message,
     ObjectRef,
+    PoolEnvironment,
     SetSlots,
     StartLibrary,
     StopLibrary,
 )
 from windlass.worker import importcost
+from windlass.worker.arrivals import CannotKeep
 from windlass.worker.backlog import Backlog
+from windlass.worker.environment import complete
 from windlass.worker.lifetime import PER_BATCH
 from windlass.worker.slotlink import room_name
 from windlass.worker.transfers import TransferFailed, Transfers
@@ -66,8 +69,10 @@ STOP_GRACE: Final = 1.0
 class Entry:
     """One instance and what it holds."""
 
-    def __init__(self, message: StartLibrary, library: LibraryInstance) -> None:
+    def __init__(self, message: StartLibrary, library: LibraryInstance, environment: FileRef | None) -> None:
         self.spec = message.spec
+        #: What it runs in; None: what the worker runs in.
+        self.environment = environment
         self.library = library
         self.slots = message.slots
         self.gpu_ids = message.gpu_ids
@@ -89,13 +94,16 @@ class Libraries:
         say: Callable[[Message], None],
         ran: Callable[[Iterable[float]], None],
         trouble: Callable[[str], None],
-        *,
         scratch: Path,
         store_folder: Path,
         functions_folder: Path,
+        *,
         files: Callable[[], Files],
+        environment: PoolEnvironment | None = None,
     ) -> None:
         self._files = files
+        #: What libraries run in that have no environment of their own; None: what the worker runs in.
+        self._environment = environment
         self._backlog = backlog
         self._transfers = transfers
         self._say = say
@@ -110,6 +118,8 @@ class Libraries:
         self._tasks: set[asyncio.Task[None]] = set()
         self._end = (float("inf"), False)
         self._cost_told = False
+        if environment is not None:
+            self._spawn(self._have_environment())
 
     # ------------------------------------------------------------ what the manager says
 
@@ -128,9 +138,10 @@ class Libraries:
             events=_Events(self, message.instance),
         )
         library.tell_end(*self._end)
-        entry = self.entries[message.instance] = Entry(message, library)
+        pools = self._environment.unpacked if self._environment is not None else None
+        entry = self.entries[message.instance] = Entry(message, library, message.spec.environment or pools)
         self._backlog.add(message.instance, library, message.slots)
-        if entry.refs or message.spec.environment is not None:
+        if entry.refs or entry.environment is not None:
             entry.task = self._spawn(self._start_when_there(message.instance, entry))
         else:
             self._start_now(message.instance, entry)
@@ -287,9 +298,9 @@ class Libraries:
         if entry.held:
             self._transfers.release(entry.refs)
             entry.held = False
-        if entry.in_environment and entry.spec.environment is not None:
+        if entry.in_environment and entry.environment is not None:
             # Its processes may still run in it: they end at once, and what they have open stays theirs.
-            self._files().release([entry.spec.environment])
+            self._files().release([entry.environment])
             entry.in_environment = False
         self._backlog.gone(instance)
         return entry
@@ -315,13 +326,14 @@ class Libraries:
             self.on_failed(instance, LibraryFailed(instance, kind, f"library {entry.spec.name}: {error}"))
             return
         entry.held = True
-        if entry.spec.environment is not None and not await self._enter_environment(instance, entry, entry.spec.environment):
+        if entry.environment is not None and not await self._enter_environment(instance, entry, entry.environment):
             return
         entry.task = None
         self._start_now(instance, entry)
 
     async def _enter_environment(self, instance: InstanceId, entry: Entry, ref: FileRef) -> bool:
-        """Have the library's own environment on this node; False when it cannot be had, which is told."""
+        """Have the library's environment on this node; False when it cannot be had, which is told."""
+        own = entry.spec.environment is not None
         try:
             folder = await self._files().obtain(ref)
             entry.in_environment = True
@@ -330,10 +342,22 @@ class Libraries:
                 raise UsageError(f"{ref.base} has no bin/python3: make it by  windlass environment pack,  or by conda-pack")
         except WindlassError as error:
             entry.task = None
-            self.on_failed(instance, LibraryFailed(instance, "function", f"the environment of library {entry.spec.name}: {error}"))
+            if own or self._environment is None:
+                kind, text = "function", f"the environment of library {entry.spec.name}: {error}"
+            else:  # other pools may have another one, and other nodes more room
+                kind, text = "crash" if isinstance(error, CannotKeep) else "python", _cannot_enter(self._environment, error)
+            self.on_failed(instance, LibraryFailed(instance, kind, text))
             return False
         entry.library.python = python
         return True
+
+    async def _have_environment(self) -> None:
+        """Fetch what libraries will run in, before the first of them asks, and keep it."""
+        assert self._environment is not None
+        try:
+            complete(await self._files().obtain(self._environment.unpacked))
+        except WindlassError as error:
+            log.error("%s", _cannot_enter(self._environment, error))
 
     async def _stop(self, instance: InstanceId, entry: Entry, *, say: bool = True) -> None:
         await entry.library.stop(STOP_GRACE)
@@ -412,6 +436,11 @@ class _Events:
 def _refs(function: FunctionDef) -> tuple[ObjectRef, ...]:
     """The objects that a function needs."""
     return (*((function.object,) if function.object is not None else ()), *function.code)
+
+
+def _cannot_enter(environment: PoolEnvironment, error: WindlassError) -> str:
+    hint = "if it is not what it was when the factory began, pack it again and start the factory again"
+    return f"the environment's archive {environment.path} cannot be had on {os.uname().nodename}: {error}; {hint}"
 
 
 def _cannot_write(function: FunctionDef, error: OSError) -> str:

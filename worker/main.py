@@ -76,7 +76,7 @@ from windlass.messages import (
     WorkerReport,
 )
 from windlass.transport import connect
-from windlass.worker import memory, node
+from windlass.worker import environment, memory, node
 from windlass.worker.backlog import Backlog
 from windlass.worker.guardian import Guardian, remove_tree
 from windlass.worker.lifetime import MARGIN_SECONDS, Decision, Lifetime, Phase, stagger_seconds
@@ -124,6 +124,7 @@ class Worker:
         self._options = options
         self._guardian = guardian
         self._parents = node.own_parents(os.environ)
+        self._environment = environment.take(os.environ)
         host = os.uname().nodename
         self.id = options.worker_id or f"{host.split('.')[0][:30] or 'node'}-{os.getpid()}-{os.urandom(4).hex()}"
         self._host = host
@@ -198,6 +199,7 @@ class Worker:
             life.seconds_left(time.monotonic()),
             life.phase is Phase.SERVING,
             self.scratch,
+            self._environment,
         )
         return Hello("worker", PROTOCOL, __version__, sys.version_info[:2], self.id, worker=info)
 
@@ -240,16 +242,9 @@ class Worker:
         functions = (scratch := Path(self.scratch)) / f"functions-{os.urandom(4).hex()}"
         functions.mkdir(mode=0o700)
         backlog = self._backlog
-        folders = {"scratch": scratch, "store_folder": supply.store.folder, "functions_folder": functions}
-        self._libraries = Libraries(
-            backlog,
-            supply.new_session(backlog),
-            self._say,
-            self._life.ran,
-            self._on_trouble,
-            files=lambda: supply.files,
-            **folders,
-        )
+        folders = scratch, supply.store.folder, functions
+        says = supply.new_session(backlog), self._say, self._life.ran, self._on_trouble
+        self._libraries = Libraries(backlog, *says, *folders, files=lambda: supply.files, environment=self._environment)
         self._watch = MemoryWatch(self._libraries, backlog, self._limit, self._groups, self._guardian.sessions)
         self._told = (self._life.deadline, self._life.warned)
         self._libraries.tell_end(*self._told)

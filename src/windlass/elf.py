@@ -13,6 +13,9 @@ serves every library that has no DT_RUNPATH, also those loaded later; so one pat
   of the dynamic table (linkers leave some), or the one that is for debuggers, points there.  The entry's offset counts from the
   string table, which usually lies behind the notes; it wraps around, as the loader's sum does.
 
+`Elf.bare` leaves out what the loader never reads: names and lines for debuggers, which lie behind all that is loaded and are most of many a
+library.
+
 64-bit little-endian files only: x86-64, ARM, POWER and RISC-V nodes have no others.
 """
 
@@ -30,6 +33,8 @@ _HEADER: Final = struct.Struct("<16xHHIQQQIHHHHHH")
 _SEGMENT: Final = struct.Struct("<IIQQQQQQ")
 _ENTRY: Final = struct.Struct("<qQ")
 _LOAD, _DYNAMIC, _NOTE = 1, 2, 4
+#: In the header: where the table of sections is (8 bytes), and the size, number and names of its entries (2 bytes each).
+_SECTIONS_OFFSET, _SECTIONS_WORDS = 40, 58
 _NULL, _NEEDED, _STRTAB, _STRSZ, _SONAME, _RPATH, _DEBUG, _RUNPATH = 0, 1, 5, 10, 14, 15, 21, 29
 _BUILD_ID: Final = 3
 
@@ -47,6 +52,8 @@ class Elf:
             raise NotElf("no 64-bit little-endian ELF file")
         self.data: bytearray | mmap.mmap = bytearray(data) if isinstance(data, bytes) else data
         self._segments: list[tuple[int, int, int, int]] = []
+        #: The kind of machine that it is for, by its number (62: x86-64).
+        self.machine = 0
         #: Where the dynamic table is: offset, and number of entries.
         self._table = (0, 0)
         self.needed: list[str] = []
@@ -62,7 +69,7 @@ class Elf:
 
     def _read(self) -> None:
         header = _HEADER.unpack_from(self.data, 0)
-        place, size, count = header[4], header[8], header[9]
+        self.machine, place, size, count = header[1], header[4], header[8], header[9]
         for index in range(count):
             kind, _, offset, address, _, length, _, _ = _SEGMENT.unpack_from(self.data, place + index * size)
             self._segments.append((kind, offset, address, length))
@@ -113,6 +120,15 @@ class Elf:
         if end < 0:
             raise IndexError(f"the text at offset {place} has no end")
         return end
+
+    def bare(self) -> bytes:
+        """The file without what follows the last byte that is loaded, and without its table of sections."""
+        header = _HEADER.unpack_from(self.data, 0)
+        end = max([header[4] + header[8] * header[9], *(offset + length for _, offset, _, length in self._segments)])
+        made = bytearray(self.data[:end])
+        made[_SECTIONS_OFFSET : _SECTIONS_OFFSET + 8] = bytes(8)
+        made[_SECTIONS_WORDS : _SECTIONS_WORDS + 6] = bytes(6)
+        return bytes(made)
 
     # ---------------------------------------------------------------- changing
 

@@ -7,7 +7,8 @@ after one another, which is what gzip takes for one file.  Owner, group and time
 who made it.
 
 Its first member, `HEAD`, is a JSON object that says what the archive is and how much room it takes: read by the factory, which thereby
-refuses an environment that cannot serve before any pilot is sent out.  Archives of other makers (conda-pack, venv-pack) have none.
+refuses an environment that cannot serve before any pilot is sent out.  Archives of other makers (conda-pack, venv-pack) have none.  The
+second one is the boot (`windlass.environment_boot`), so that whoever wants that alone need not look further.
 
 *Compiled code.*  Python takes a ``.pyc`` for valid if it names the time of its source, which here all files share, or if it says that
 nobody need look ("unchecked"): so that is what all say.  They come from the ``__pycache__`` where they are valid, else they are made by the
@@ -16,6 +17,7 @@ environment's own interpreter.
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import io
 import json
@@ -31,6 +33,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
+from windlass.environment_boot import BOOT, BootHead, make_boot
 from windlass.environment_contents import Contents, Entry, Interpreter, names_of_modules
 from windlass.errors import UsageError
 
@@ -56,6 +59,8 @@ class Head:
     python: str
     size: int
     files: int
+    #: None: it has none, as those of earlier versions.
+    boot: BootHead | None = None
 
 
 class GzipBlocks:
@@ -108,12 +113,15 @@ def write_archive(out: BinaryIO, made: Contents, of: Interpreter, version: str) 
             if not entry.link:
                 size += len(entry.data) if entry.data is not None else os.stat(entry.source).st_size
                 files += 1
-        head = Head(LAYOUT, version, ".".join(map(str, of.version)), size, files)
+        boot, of_boot = make_boot(made, of) or (b"", None)
+        head = Head(LAYOUT, version, ".".join(map(str, of.version)), size + len(boot), files + bool(boot), of_boot)
         packed = GzipBlocks(out, len(os.sched_getaffinity(0)))
         try:
             # GNU's format is read by every tar, long names included; that of POSIX is not by busybox.
             with tarfile.open(fileobj=cast("BinaryIO", packed), mode="w|", format=tarfile.GNU_FORMAT, bufsize=1 << 20) as tar:
                 _add(tar, HEAD, Entry(data=json.dumps(asdict(head)).encode()))
+                if boot:
+                    _add(tar, BOOT, Entry(data=boot))
                 for name in sorted(made.entries):
                     _add(tar, name, made.entries[name])
         finally:
@@ -221,9 +229,23 @@ def head_of(path: str | os.PathLike[str]) -> Head | None:
             if first is None or first.name != HEAD or (content := tar.extractfile(first)) is None:
                 return None
             given = json.loads(content.read(1 << 16))
-            return Head(**{name: given[name] for name in Head.__slots__})
+            boot = given.pop("boot", None)
+            return Head(**{name: given[name] for name in Head.__slots__ if name != "boot"}, boot=BootHead(**boot) if boot else None)
     except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError, zlib.error):
         return None
+
+
+def boot_of(path: str | os.PathLike[str]) -> bytes:
+    """The boot of an archive whose head says that it has one. Raises OSError, `UsageError` for an archive that is damaged."""
+    try:
+        # tarfile's own gzip ends with the first of several members.
+        with gzip.open(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+            for member in tar:
+                if member.name == BOOT and (content := tar.extractfile(member)) is not None:
+                    return content.read()
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise UsageError(f"{os.fspath(path)} is damaged: {error}") from None
+    raise UsageError(f"{os.fspath(path)} says that it has {BOOT}, and has not; pack it again")
 
 
 def chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:

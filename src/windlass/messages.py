@@ -104,6 +104,14 @@ class FileSource(Record, frozen=True):
     archive: FileRef | None = None
 
 
+class PoolEnvironment(Record, frozen=True):
+    """The environment of a pilot of which only the boot is there: unpacked and packed, and where nodes see the archive."""
+
+    unpacked: FileRef
+    packed: FileRef
+    path: str
+
+
 class FileOrigin(Record, frozen=True):
     """Where a declared file comes from at first."""
 
@@ -338,6 +346,8 @@ class WorkerInfo(Record, frozen=True):
     #: False: stop-accepting has begun.
     accepting: bool = True
     scratch: str = ""
+    #: What its libraries run in; None: what it runs in itself.
+    environment: PoolEnvironment | None = None
 
 
 class HeldCall(Record, frozen=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -12,16 +13,18 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final, Literal, cast
 
 import pytest
 
 import windlass
-from windlass.environment_archive import HEAD, LAYOUT
+from windlass.environment_archive import HEAD, LAYOUT, Head
+from windlass.environment_boot import BOOT, BootHead
 from windlass.errors import UsageError
 from windlass.factory.backend import PilotRequest
-from windlass.factory.environment import Environment, read_environment
+from windlass.factory.environment import Environment, read_environment, with_boot
 from windlass.factory.launch import pilot_script
 from windlass.messages import PoolName, Resources
 
@@ -34,6 +37,7 @@ echo "$WINDLASS_ENVIRONMENT ${PYTHONPATH:-none} ${PYTHONNOUSERSITE:-none} $*"
 TOOLS: Final = (
     "sh",
     "cat",
+    "dd",
     "tee",
     "tar",
     "gzip",
@@ -121,12 +125,12 @@ def node(tmp_path: Path) -> Node:
 
 @pytest.fixture
 def counting_path(tmp_path: Path) -> tuple[str, Path]:
-    """A PATH whose ``cat`` writes down that the archive is read, and where."""
+    """A PATH whose ``dd`` writes down that the archive is read, and where."""
     tools, reads = tmp_path / "tools", tmp_path / "reads"
     tools.mkdir()
     reads.touch()
-    (tools / "cat").write_text(f'#!/bin/sh\n[ $# = 0 ] || echo "$1" >>{str(reads)!r}\nexec {shutil.which("cat")} "$@"\n')
-    (tools / "cat").chmod(0o755)
+    (tools / "dd").write_text(f'#!/bin/sh\necho "${{1#if=}}" >>{str(reads)!r}\nexec {shutil.which("dd")} "$@"\n')
+    (tools / "dd").chmod(0o755)
     return f"{tools}:{os.environ['PATH']}", reads
 
 
@@ -260,7 +264,7 @@ def test_an_archive_that_is_gone_is_told(node: Node, make_archive: MakeArchive) 
     archive.unlink()
     status, _, err = node.run(script, LC_ALL="C")
     assert status == 5
-    assert f"the environment's archive {archive} cannot be read: cat: " in err
+    assert f"the environment's archive {archive} cannot be read: dd: " in err
     assert "No such file or directory" in err
 
 
@@ -423,6 +427,87 @@ def test_the_name_is_that_of_the_content(make_archive: MakeArchive) -> None:
     shutil.copyfile(path, copy)
     assert read_environment(path).name == read_environment(copy).name
     assert read_environment(path).name != read_environment(make_archive("other", more={"x": b""})).name
+
+
+# ---------------------------------------------------------------- the boot in the archive
+
+#: Stands for the interpreter of a boot.
+BOOT_PYTHON: Final = PYTHON.replace(b'echo "', b'echo "rest: ${WINDLASS_REST:-none} ')
+
+
+@pytest.fixture
+def with_a_boot(make_archive: MakeArchive, tmp_path: Path) -> Environment:
+    """An archive that has one, as a factory reads it whose connection file is in the folder ``state``."""
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w:xz") as tar:
+        info = tarfile.TarInfo("bin/python3")
+        info.size, info.mode = len(BOOT_PYTHON), 0o755
+        tar.addfile(info, io.BytesIO(BOOT_PYTHON))
+    boot = inner.getvalue()
+    told = BootHead(hashlib.sha256(boot).hexdigest(), len(boot), len(BOOT_PYTHON), 1)
+    path = tmp_path / "shared" / "env ironment.tar.gz"
+    path.parent.mkdir()
+    head = Head(LAYOUT, windlass.__version__, ".".join(map(str, sys.version_info[:3])), 1000, 3, told)
+    with tarfile.open(path, "w:gz") as tar:
+        for name, data in {HEAD: json.dumps(asdict(head)).encode(), BOOT: boot, "bin/python3": PYTHON}.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(data), 0o755
+            tar.addfile(info, io.BytesIO(data))
+    (tmp_path / "state").mkdir()
+    return with_boot(read_environment(path, str(tmp_path / "scratch")), tmp_path / "state")
+
+
+def test_a_node_reads_the_boot_alone_and_the_worker_is_told_of_the_rest(
+    node: Node, with_a_boot: Environment, counting_path: tuple[str, Path]
+) -> None:
+    """Names by which the archive is known, its size, and its path."""
+    path, reads = counting_path
+    assert with_a_boot.boot is not None
+    status, out, err = node.run(node.script(with_a_boot), PATH=path)
+    assert (status, err) == (0, "")
+    rest = f"{with_a_boot.name} {with_a_boot.packed} {Path(with_a_boot.archive).stat().st_size} {with_a_boot.archive}"
+    assert out.startswith(f"rest: {rest} {node.base}/{with_a_boot.boot.name} ")
+    assert reads.read_text() == f"{with_a_boot.boot.archive}\n"
+    assert node.unpacked() == [with_a_boot.boot.name]
+
+
+def test_a_node_without_xz_reads_the_whole_archive(node: Node, with_a_boot: Environment, tmp_path: Path) -> None:
+    """As it does where there is no boot; the worker is told of nothing that is missing."""
+    tools = tmp_path / "few"
+    tools.mkdir()
+    for name in TOOLS:
+        (tools / name).symlink_to(cast("str", shutil.which(name)))
+    status, out, err = node.run(node.script(with_a_boot), PATH=str(tools))
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{node.base}/{with_a_boot.name} ")
+
+
+def test_a_boot_is_written_anew_by_each_factory(with_a_boot: Environment, tmp_path: Path) -> None:
+    """A damaged one is not for ever; and a dry run, which has no folder, says where it would be."""
+    assert with_a_boot.boot is not None
+    place = Path(with_a_boot.boot.archive)
+    place.write_bytes(b"damaged")
+    assert with_boot(with_a_boot, tmp_path / "state") == with_a_boot
+    assert hashlib.sha256(place.read_bytes()).hexdigest() == with_a_boot.boot.sha256
+    assert with_boot(with_a_boot, tmp_path / "none").boot is not None
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_damaged_boot_is_told(node: Node, with_a_boot: Environment) -> None:
+    """By the pilot, as of the archive."""
+    assert with_a_boot.boot is not None
+    Path(with_a_boot.boot.archive).write_bytes(b"damaged")
+    status, _, err = node.run(node.script(with_a_boot))
+    assert status == 5
+    assert f"the environment's archive {with_a_boot.boot.archive} is damaged" in err
+
+
+def test_a_head_that_lies_of_its_boot_is_refused(with_a_boot: Environment, tmp_path: Path) -> None:
+    """Its words become names of files."""
+    assert with_a_boot.boot_head is not None
+    lying = replace(with_a_boot, boot_head=replace(with_a_boot.boot_head, sha256="../../../etc/cron.d/x"))
+    with pytest.raises(UsageError, match="is damaged: its boot is not what its head says; pack it again"):
+        with_boot(lying, tmp_path / "state")
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")

@@ -21,6 +21,7 @@ from windlass.messages import (
     FileSource,
     ObjectName,
     ObjectRef,
+    PoolEnvironment,
     PushFile,
     WorkerId,
 )
@@ -54,6 +55,28 @@ def fetches(replicas: Replicas, now: float = 0.0) -> dict[WorkerId, FileSource]:
 def lost(replicas: Replicas) -> dict[WorkerId, str]:
     said, replicas.out = replicas.out, []
     return {worker: message.text for worker, message in said if isinstance(message, FileLost)}
+
+
+def test_an_environment_of_a_pool_is_declared_once(replicas: Replicas) -> None:
+    """By whichever worker comes first, who then reads its archive; again where it was lost; what a program has declared holds."""
+    packed, unpacked = FileRef(FileName("b3-" + "3" * 32), BIG.size, "e.tar.gz"), FileRef(FileName("u3-" + "4" * 32), -1, "e")
+    pools = PoolEnvironment(unpacked, packed, "/shared/e.tar.gz")
+    for _ in range(2):
+        replicas.declare_environment(pools)
+    assert replicas.files[packed.name].declared == 1
+    replicas.wanted(WORKERS[0], [unpacked.name])
+    assert fetches(replicas) == {WORKERS[0]: FileSource(archive=packed)}
+    for worker in WORKERS[:2]:
+        replicas.wanted(worker, [packed.name])
+    source = FileSource(path="/shared/e.tar.gz")
+    assert fetches(replicas) == {WORKERS[0]: source}
+    replicas.failed(WORKERS[0], FileFailed(packed.name, source, "gone", "it is not there"), 0.0)
+    assert lost(replicas) == {WORKERS[1]: "it is not there", WORKERS[0]: "it is not there"}
+    replicas.declare_environment(pools)
+    replicas.wanted(WORKERS[1], [packed.name])
+    assert fetches(replicas) == {WORKERS[1]: source}
+    replicas.declare_environment(PoolEnvironment(unpacked, BIG, "/elsewhere"))
+    assert replicas.files[BIG.name].origin == AT_MANAGER
 
 
 def test_a_file_is_read_once_from_its_origin_and_then_from_workers(replicas: Replicas) -> None:

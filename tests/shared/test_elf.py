@@ -37,6 +37,21 @@ def test_a_program_finds_its_libraries_beside_itself(program: str, tmp_path: Pat
     assert subprocess.run([moved, "--version"], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_works_without_what_is_for_debuggers(program: str, tmp_path: Path) -> None:
+    """And its search path can still be read and changed."""
+    data = Path(program).read_bytes()
+    elf = Elf(data)
+    assert elf.set_search("$ORIGIN/../lib")
+    bare = elf.bare()
+    assert len(bare) < len(data)
+    (tmp_path / "program").write_bytes(bare)
+    (tmp_path / "program").chmod(0o755)
+    env = {**os.environ, "LD_LIBRARY_PATH": os.path.join(sys.base_prefix, "lib")}
+    assert subprocess.run([tmp_path / "program", "--version"], capture_output=True, check=False, env=env).returncode == 0
+    assert Elf(bare).search == ("$ORIGIN/../lib",)
+
+
 def test_what_does_not_fit_changes_nothing() -> None:
     data = Path(PROGRAMS[1]).read_bytes()
     elf = Elf(data)

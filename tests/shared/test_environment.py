@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import subprocess
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from windlass import environment
-from windlass.environment_archive import GzipBlocks, head_of, unchecked
+from windlass.environment_archive import GzipBlocks, boot_of, head_of, unchecked
 from windlass.environment_contents import Interpreter, ask, contents, relocated_script
 from windlass.environment_libraries import is_nodes
 from windlass.errors import UnknownName, UsageError
@@ -234,6 +236,22 @@ def test_it_has_what_a_worker_needs_and_no_tests(packed: environment.Packed) -> 
     assert not [name for name in members if name.startswith(f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/test/")]
     assert {(member.uid, member.uname, member.mtime) for member in members.values()} == {(0, "", 1_000_000_000)}
     assert not [name for name in members if name.startswith(("/", "..")) or ("/__pycache__/" in name and tag not in name)]
+
+
+def test_its_boot_starts_a_worker_and_is_small(packed: environment.Packed, tmp_path: Path) -> None:
+    """Wherever it lies, with nothing else there; nothing in it is read that a worker needs not."""
+    head = head_of(packed)
+    assert head is not None
+    assert head.boot is not None
+    data = boot_of(packed)
+    assert (len(data), hashlib.sha256(data).hexdigest()) == (head.boot.size, head.boot.sha256)
+    assert len(data) < 12 << 20
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        assert not [name for name in tar.getnames() if name.endswith(".py") or "mine" in name or "/unittest/" in name]
+        tar.extractall(tmp_path / "boot")
+    words = [str(tmp_path / "boot/bin/python3"), "-P", "-m", "windlass.worker", "--help"]
+    ran = subprocess.run(words, capture_output=True, text=True, check=True, cwd="/", env={})
+    assert ran.stdout.startswith("usage: windlass worker")
 
 
 def test_two_packs_of_the_same_are_one(packed: environment.Packed, tmp_path: Path) -> None:

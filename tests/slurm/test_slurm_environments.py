@@ -34,4 +34,4 @@ def test_a_pilot_without_python_runs_calls_from_a_pack(
     futures = [manager.submit(windlass.FunctionCall("lib", "where", number)) for number in range(4)]
     [unpacked] = {future.result(timeout=100)[1] for future in futures}
     assert [future.result()[0] for future in futures] == [0, 1, 4, 9]
-    assert unpacked.startswith(f"{tmp_path}/windlass-environments-")
+    assert unpacked.startswith(f"{tmp_path}/windlass-files-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -33,7 +34,8 @@ def test_a_pilot_without_python_runs_calls_from_a_pack(
     start_factory(environment=packed_environment, shell=str(shell_without_python), scratch=str(tmp_path))
     manager.install_library("lib", where)
     square, python, numpy, found = manager.submit(windlass.FunctionCall("lib", "where", 7)).result(timeout=100)
-    [unpacked] = tmp_path.glob("windlass-environments-*/u3-*[!k]")
+    [unpacked] = tmp_path.glob("windlass-files-*/u3-*/environment")
+    assert [one.name[:7] for one in tmp_path.glob("windlass-environments-*/*[!k]")] == ["u3-boot"]
     assert (square, python, found) == (49, f"{unpacked}/bin/python3", f"{unpacked}/bin/python3")
     assert Path(numpy).is_relative_to(unpacked)
 
@@ -47,23 +49,48 @@ def test_two_pilots_share_what_one_unpacks(
     futures = [manager.submit(windlass.FunctionCall("lib", "where", number)) for number in range(4)]
     assert len({future.result(timeout=100)[1] for future in futures}) == 1
     [base] = tmp_path.glob("windlass-environments-*")
-    assert len(list(base.iterdir())) == 2, "the environment and its lock"
+    assert len(list(base.iterdir())) == 2, "the boot and its lock"
+    assert len(list(tmp_path.glob("windlass-files-*/u3-*"))) == 1
+    files = {one["name"][:2]: one for one in manager.status()["files"]}
+    assert (files["b3"]["source"], files["b3"]["origin_reads"]) == (str(packed_environment), 1)
 
 
-def test_a_damaged_archive_is_told_to_who_waits_for_calls(
-    manager: windlass.Manager, start_factory: StartFactory, packed_environment: Path, tmp_path: Path
+@pytest.mark.parametrize("what", ["cut", "other", "gone"])
+def test_an_archive_that_is_not_what_it_was_is_told_to_who_waits_for_calls(
+    manager: windlass.Manager, packed_environment: Path, tmp_path: Path, what: str
 ) -> None:
-    """Pool and calls end with the pilot's own words."""
+    """Cut off, with other bytes, or deleted after the factory began: calls end with the archive's name and what to do."""
     copy = tmp_path / "copy.tar.gz"
     copy.write_bytes(packed_environment.read_bytes())
-    factory = windlass.Factory(manager, "local", environment=copy, scratch=str(tmp_path), cores=1, max_start_failures=1)
-    with copy.open("r+b") as file:
-        file.truncate(copy.stat().st_size - 1000)
+    factory = windlass.Factory(manager, "local", environment=copy, scratch=str(tmp_path), cores=1)
+    if what == "gone":
+        copy.unlink()
+    else:
+        with copy.open("r+b") as file:
+            file.truncate(copy.stat().st_size - 1000)
+            if what == "other":
+                file.seek(0, os.SEEK_END)
+                file.write(bytes(1000))
     with factory:
         manager.install_library("lib", where)
-        with pytest.raises(WindlassError, match=r"the environment's archive .*copy\.tar\.gz is damaged, or not the one with which"):
+        words = (
+            r"the environment's archive .*copy\.tar\.gz cannot be had on .*; if it is not what it was when the factory began, pack it again"
+        )
+        with pytest.raises(WindlassError, match=words):
             manager.submit(windlass.FunctionCall("lib", "where", 1)).result(timeout=100)
-        assert "copy.tar.gz is damaged" in str(factory.status()["paused"])
+
+
+def test_a_damaged_boot_is_told_to_who_waits_for_calls(manager: windlass.Manager, packed_environment: Path, tmp_path: Path) -> None:
+    """Pool and calls end with the pilot's own words."""
+    factory = windlass.Factory(manager, "local", environment=packed_environment, scratch=str(tmp_path), cores=1, max_start_failures=1)
+    [boot] = manager.pilot_file.parent.glob("windlass-boot-*.tar.xz")
+    with boot.open("r+b") as file:
+        file.truncate(boot.stat().st_size - 1000)
+    with factory:
+        manager.install_library("lib", where)
+        with pytest.raises(WindlassError, match=r"the environment's archive .*tar\.xz is damaged, or not the one with which"):
+            manager.submit(windlass.FunctionCall("lib", "where", 1)).result(timeout=100)
+        assert f"{boot} is damaged" in str(factory.status()["paused"])
 
 
 def test_the_systems_python_is_packed_as_well(shell_without_python: Path, tmp_path: Path) -> None:
