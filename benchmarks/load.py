@@ -80,6 +80,13 @@ def served(*functions: Callable[..., Any], **options: Any) -> Generator[windlass
         yield manager
 
 
+def one_batch(manager: windlass.Manager, first: int, count: int) -> None:
+    """Submit and collect; nothing of it is left."""
+    futures = [manager.submit(FunctionCall("lib", "echo", one)) for one in range(first, first + count)]
+    for one, future in enumerate(futures, first):
+        check(future.result() == one)
+
+
 def calls(chosen: argparse.Namespace) -> Part:
     part, tenth, batch = Part(), chosen.calls // 10, 10_000
     with served(echo) as manager:
@@ -93,12 +100,9 @@ def calls(chosen: argparse.Namespace) -> Part:
         for _ in range(10):
             began = clock()
             for _ in range(tenth // batch):
-                futures = [manager.submit(FunctionCall("lib", "echo", one)) for one in range(number, number + batch)]
-                for one, future in enumerate(futures, number):
-                    check(future.result() == one)
+                one_batch(manager, number, batch)
                 number += batch
             rates.append(tenth / (clock() - began))
-            del futures
             gc.collect()
             program.append(resident(me))
             pilot.append(resident(pilots()))
@@ -137,7 +141,7 @@ def thin_workers(manager: windlass.Manager, count: int, each: int = 250) -> Gene
             line = process.stdout.readline().strip()
             if line != "ready":
                 raise SystemExit(f"thin workers did not connect: {line}")
-            threading.Thread(target=lambda out=process.stdout: cuts.extend(out), daemon=True).start()
+            threading.Thread(target=cuts.extend, args=(process.stdout,), daemon=True).start()
         yield cuts
 
 
