@@ -21,7 +21,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol
@@ -72,7 +72,10 @@ from windlass.messages import (
     Message,
     ObjectName,
     ObjectRef,
+    OrphansEnded,
+    OrphansHeld,
     Part,
+    WorkerId,
 )
 from windlass.pickling import pack_call, pack_scalars, unpack_exception, unpack_result
 
@@ -322,6 +325,9 @@ class Client:
             done = memory.recall(future.call_id, future.key) if future.key is not None and not spec.options.keep else None
         if done is None:
             key = future.key
+            spec.key = key or b""
+            if key is not None and not inputs and not spec.options.keep and memory.wait_for_orphan(spec):
+                return True
             return key is not None and key[:1] == MEMOIZED and not (inputs or spec.options.keep) and memory.follow(spec, key)
         self._unpin(self._pinned.pop(future.call_id, ()))
         self.deliver_remembered([done])
@@ -536,6 +542,27 @@ class Client:
     def put_result(self, data: memoryview) -> ObjectRef:
         """Have a result's object in the store, until it was read; under a name of its own, as equal ones are read at other times."""
         return self.store.put_result(data)
+
+    def discard_result(self, spans: Sequence[ObjectRef]) -> None:
+        """Nobody here reads these."""
+        self._discard(spans)
+
+    def withdraw_late(self, call: CallId) -> None:
+        """It has ended otherwise than at the manager, or among those that wait for inputs."""
+        if not self.feeder.cancel(call):
+            with suppress(Closed):
+                self.say(CancelSubmitted((call,)))
+
+    def orphans(
+        self, worker: WorkerId, message: OrphansHeld | OrphansEnded, withdraw: Callable[[Iterable[CallId]], list[CallSpec]]
+    ) -> None:
+        """A worker tells of calls of this program's earlier life. On the manager's thread."""
+        if self.memory is None:
+            return
+        if isinstance(message, OrphansHeld):
+            self.memory.orphans_held(worker, message.keys, self._futures, withdraw)
+        else:
+            self.memory.orphans_ended(message.ends, self._futures)
 
     def hand_over(self, item: Item) -> None:
         """A call that has its inputs, or what is to be said before or after it. Raises `Closed`."""

@@ -189,6 +189,18 @@ class Core(Attempts):
             self.submit(specs, now)
             self._dispatch_dirty(now)
 
+    def withdraw(self, ids: Iterable[CallId]) -> list[CallSpec]:
+        """Take back those of these calls that wait: they are run elsewhere, and may be submitted again."""
+        specs: list[CallSpec] = []
+        for call_id in ids:
+            call = self.calls.get(call_id)
+            if call is not None and not call.worker and not call.cancelled and not call.parked:
+                self._drop_waiting(call)
+                del self.calls[call_id]
+                self.counters.submitted -= 1
+                specs.append(call.spec)
+        return specs
+
     def tags_of(self, ids: Iterable[CallId]) -> set[str]:
         """The tags of these calls, as far as they have not ended."""
         return {call.spec.tag for one in ids if (call := self.calls.get(one)) is not None} - {""}
@@ -234,7 +246,7 @@ class Core(Attempts):
         """A worker has a new session. An older one of the same worker is lost."""
         if worker_id in self.workers:
             self.worker_lost(worker_id, "the worker began a new session", now)
-        worker = Worker(worker_id, info, now, idle_since=now, memory_limit=info.resources.memory)
+        worker = Worker(worker_id, info, now, idle_since=now, memory_limit=info.resources.memory, busy=info.busy)
         if info.seconds_left:
             worker.ends_at = now + info.seconds_left
         if not info.accepting:
@@ -346,6 +358,9 @@ class Core(Attempts):
                 worker.memory_used, worker.memory_limit = message.memory_used, message.memory_limit
                 if message.seconds_left:
                     worker.ends_at = now + message.seconds_left
+                if message.busy != worker.busy:
+                    worker.busy = message.busy
+                    self._restructured()
 
     def pools_reported(self, factory: str, report: PoolReport, now: float) -> None:
         """What a factory's pools offer, and which of its pilots ended."""

@@ -46,8 +46,8 @@ def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now:
             pool=worker.info.pool,
             pilot=worker.info.pilot,
             connected=worker.connected,
-            running=len(worker.calls),
-            idle_seconds=0.0 if worker.calls else max(0.0, now - worker.idle_since),
+            running=len(worker.calls) or int(worker.busy > 0),
+            idle_seconds=0.0 if worker.calls or worker.busy else max(0.0, now - worker.idle_since),
             draining=bool(worker.draining),
             resources=worker.info.resources,
         )

@@ -246,6 +246,7 @@ class Dispatch(Books):
                 spec.inputs,
                 spec.keep,
                 spec.sandbox,
+                spec.key,
             )
             to_run.append(run)
             sent += 1

@@ -374,9 +374,9 @@ class Feeder:
                 if definition is not None and self._defined - defined >= _DEFINED_MOST:
                     self._client.hand_over(("client", DefineFunctions((definition,))))
                 inputs = (*spec.inputs, *self._client.kept.inputs_among(part.spans))
-                self._client.hand_over(
-                    CallSpec(spec.call, spec.library, spec.function, *part, spec.options, inputs, spec.keep, spec.sandbox, spec.tag)
-                )
+                spec.payload, spec.spans = part
+                spec.inputs = inputs
+                self._client.hand_over(spec)
             except Closed:
                 pass  # the client is about to hear of it, and ends what has not ended
             self._remove_libraries()

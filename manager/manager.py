@@ -123,7 +123,16 @@ class Manager(Door):
             self._store = SpoolingStore(folder, default_store_limit(folder), spool, default_store_limit(spool.parent) if spool else 0)
             opened.callback(self._store.close)
             welcome = Welcome(
-                "", 0, authority.manager_id, windlass.__version__, heartbeat, silence, manager_timeout, str(folder), self._store.token
+                "",
+                0,
+                authority.manager_id,
+                windlass.__version__,
+                heartbeat,
+                silence,
+                manager_timeout,
+                str(folder),
+                self._store.token,
+                adopts=journal is not None,
             )
             self._core = Core(Settings(reconnect_grace=reconnect_grace))
             hosts = [LOOPBACK if host is None else host]

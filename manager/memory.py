@@ -24,6 +24,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Final, Protocol
 
@@ -34,7 +35,7 @@ from windlass.files import collecting
 from windlass.manager.calls import CLOSED
 from windlass.manager.future import CallFuture
 from windlass.manager.journal import Entry, Journal
-from windlass.messages import RAISED, RETURNED, CallDone, CallEnd, CallId, CallSpec, ObjectName, ObjectRef
+from windlass.messages import RAISED, RETURNED, CallDone, CallEnd, CallId, CallSpec, ObjectName, ObjectRef, WorkerId
 from windlass.objects import content_name
 
 #: Payloads of up to so many bytes are their own digest.
@@ -57,6 +58,8 @@ class RememberingClient(Protocol):
     def unhold(self, spans: Sequence[ObjectRef], /) -> None: ...
     def read(self, name: ObjectName, /) -> memoryview: ...
     def put_result(self, data: memoryview, /) -> ObjectRef: ...
+    def discard_result(self, spans: Sequence[ObjectRef], /) -> None: ...
+    def withdraw_late(self, call: CallId, /) -> None: ...
 
 
 class Memory:
@@ -74,6 +77,11 @@ class Memory:
         #: Memoized calls that run, by key, and who follows them.
         self._leaders: dict[bytes, dict[CallId, CallSpec]] = {}
         self._following: dict[CallId, bytes] = {}
+        #: Calls of an earlier life that still run, by key: where; and those of this life that wait for their ends.
+        self._orphans: dict[bytes, WorkerId] = {}
+        self._parked: dict[bytes, CallSpec] = {}
+        #: Calls that have not ended, by key; kept from when the first worker tells of orphans.
+        self._by_key: dict[bytes, CallId] | None = None
         #: Calls that ended with what was remembered, or as equal ones did.
         self.used = 0
 
@@ -111,7 +119,10 @@ class Memory:
                 digest.update(b"\0%d " % len(name) + name)
             base = content + b"\0" + digest.digest()
         first = content[:1] == MEMOIZED or self._seen.setdefault(base, spec.call) is spec.call
-        return base if first else self._again(base)
+        key = base if first else self._again(base)
+        if self._by_key is not None:
+            self._by_key[key] = spec.call
+        return key
 
     def recall_plain(self, future: CallFuture[Any], content: bytes, payload: bytes) -> CallDone | None:
         """`key_of` and `recall` for a call of scalars, of which there may be a million: its future gets the key."""
@@ -121,6 +132,8 @@ class Memory:
         if self._seen.setdefault(base, call) is not call and content[:1] != MEMOIZED:
             base = self._again(base)
         future.key = base
+        if self._by_key is not None:
+            self._by_key[base] = call
         return self.recall(call, base) if base in self.journal.places else None
 
     def _again(self, base: bytes) -> bytes:
@@ -163,9 +176,80 @@ class Memory:
             self._following[spec.call] = key
             return True
 
-    def leave(self, call: CallId) -> bool:
-        """A call is cancelled. True: it followed another one, so its end is the caller's to deliver."""
+    # ------------------------------------------------------------ calls of an earlier life that still run
+
+    def wait_for_orphan(self, spec: CallSpec) -> bool:
+        """A call is about to be handed over. True: it runs already, for an earlier life of this program, and will end as that does."""
         with self._lock:
+            if spec.key not in self._orphans:
+                return False
+            self._parked[spec.key] = spec
+            return True
+
+    def orphans_held(
+        self,
+        worker: WorkerId,
+        keys: Iterable[bytes],
+        futures: Mapping[CallId, CallFuture[Any]],
+        withdraw: Callable[[Iterable[CallId]], list[CallSpec]],
+    ) -> None:
+        """A worker runs these. ``withdraw`` takes calls back from the manager that have not been sent."""
+        with self._lock:
+            if self._by_key is None:
+                self._by_key = {future.key: call for call, future in list(futures.items()) if future.key is not None}
+            wanted = [key for key in keys if key[:1] == JOURNALED]
+            self._orphans.update((key, worker) for key in wanted)
+            calls = [call for key in wanted if (call := self._by_key.get(key)) in futures and call is not None]
+            self._parked.update((spec.key, spec) for spec in withdraw(calls))
+
+    def orphans_ended(self, ends: Iterable[CallEnd], futures: Mapping[CallId, CallFuture[Any]]) -> None:
+        """Calls of an earlier life have ended."""
+        for end in ends:
+            with self._lock:
+                self._orphans.pop(end.key, None)
+                spec = self._parked.pop(end.key, None)
+            if end.outcome != RETURNED or end.kept or end.outputs:
+                if spec is not None:
+                    self._hand_over(spec)
+            elif end.spans:
+                self._note_large(end.key, end, after=partial(self._orphan_noted, end.key, spec, futures))
+            else:
+                self.journal.append([(end.key, end)], index=True)
+                self._orphan_noted(end.key, spec, futures)
+
+    def _orphan_noted(self, key: bytes, spec: CallSpec | None, futures: Mapping[CallId, CallFuture[Any]]) -> None:
+        call = spec.call if spec is not None else (self._by_key or {}).get(key)
+        if call is None or call not in futures:
+            return  # who submits it later finds it
+        done = self.recall(call, key)
+        if done is not None:
+            self._client.deliver_remembered([done])
+            if spec is None:
+                self._client.withdraw_late(call)
+        elif spec is not None:
+            self._hand_over(spec)
+
+    def orphans_lost(self, worker: WorkerId) -> None:
+        """A worker is gone, with what it ran."""
+        if not self._orphans:
+            return
+        with self._lock:
+            keys = [key for key, at in self._orphans.items() if at == worker]
+            for key in keys:
+                del self._orphans[key]
+            specs = [spec for key in keys if (spec := self._parked.pop(key, None)) is not None]
+        for spec in specs:
+            self._hand_over(spec)
+
+    # ------------------------------------------------------------ ends
+
+    def leave(self, call: CallId) -> bool:
+        """A call is cancelled. True: it waited for another one's end, so its own is the caller's to deliver."""
+        with self._lock:
+            parked = next((key for key, spec in self._parked.items() if spec.call == call), None)
+            if parked is not None:
+                del self._parked[parked]
+                return True
             key = self._following.pop(call, None)
             if key is None:
                 return False
@@ -190,12 +274,15 @@ class Memory:
         if entries:
             self.journal.append(entries)
 
-    def _note_large(self, key: bytes, end: CallEnd, followers: Iterable[CallSpec] = ()) -> None:
+    def _note_large(self, key: bytes, end: CallEnd, followers: Iterable[CallSpec] = (), after: Callable[[], None] | None = None) -> None:
         spans = end.spans
         self._client.hold(spans)
 
         def done() -> None:
             self._client.unhold(spans)
+            if after is not None:
+                self._client.discard_result(spans)
+                after()
             for spec in followers:
                 found = self.recall(spec.call, key)
                 if found is not None:
@@ -205,7 +292,7 @@ class Memory:
 
         # A copy: the record is the future's, which takes out what was read.
         copy = msgspec.structs.replace(end)
-        self.journal.append_large(key, copy, self._client.read, done, index=key[:1] == MEMOIZED)
+        self.journal.append_large(key, copy, self._client.read, done, index=key[:1] == MEMOIZED or after is not None)
 
     def _note_memoized(self, key: bytes, end: CallEnd, returned: bool) -> None:
         with self._lock:

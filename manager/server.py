@@ -59,6 +59,8 @@ from windlass.messages import (
     Leave,
     Message,
     ObjectName,
+    OrphansEnded,
+    OrphansHeld,
     PoolName,
     PoolReport,
     Refused,
@@ -541,6 +543,9 @@ class Server:
         for message in batch:
             if isinstance(message, FileHere | FileFailed):
                 self.files.sources.done(worker, message.name)
+            elif isinstance(message, OrphansHeld | OrphansEnded):
+                if self.client is not None:
+                    self.client.orphans(worker, message, self.core.withdraw)
             elif isinstance(message, CertificateRequest):
                 try:
                     link.send(CertificateIssued(self.authority.issue(message.request, worker)))
@@ -565,8 +570,14 @@ class Server:
         for worker, link in list(self._links.items()):
             if worker not in self.core.workers:
                 log.info("worker %s is given up", worker)
+                self._no_orphans(worker)
                 del self._links[worker]
                 link.close()
+
+    def _no_orphans(self, worker: WorkerId) -> None:
+        """What it ran for an earlier life of this program is lost with it."""
+        if self.client is not None and self.client.memory is not None:
+            self.client.memory.orphans_lost(worker)
 
     def _worker_back(self, worker: WorkerId, link: Link) -> None:
         if self._links.get(worker) is link:
@@ -580,5 +591,6 @@ class Server:
             log.info("worker %s has left: %s", worker, reason)
             del self._links[worker]
             self.files.sources.left(worker)
+            self._no_orphans(worker)
             self.core.worker_lost(worker, reason, self.now())
             self._act()

@@ -103,6 +103,8 @@ class Worker(msgspec.Struct, eq=False):
     idle_since: float = 0.0
     memory_used: int = 0
     memory_limit: int = 0
+    #: Cores of calls that it runs for an earlier life of this manager.
+    busy: float = 0.0
 
     @property
     def planned_end(self) -> float:
@@ -130,6 +132,9 @@ class Worker(msgspec.Struct, eq=False):
             cores -= instance.slots * instance.share.cores
             memory -= instance.slots * instance.share.memory
             gpus -= instance.slots * instance.share.gpus
+        if self.busy:
+            cores -= self.busy
+            memory -= int(self.info.resources.memory * self.busy / (self.info.resources.cores or 1.0))
         return Resources(max(0.0, cores), max(0, memory), max(0, gpus))
 
     def free_gpu_ids(self) -> list[str]:

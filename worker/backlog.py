@@ -280,6 +280,8 @@ class Backlog:
                 if call is None:
                     continue
             count += 1
+            if call.key:
+                end.key = call.key
             if call.spans or call.inputs or call.timeout or call.weight > 1 or self._doomed:
                 self._drop(call, line, fed=True)
         self._comm.ended(ends)
@@ -364,6 +366,17 @@ class Backlog:
                 calls += back
         if calls:
             self._give_back(calls, "draining")
+
+    def running(self) -> list[CallRun]:
+        """Calls that slots run now."""
+        found = [HeldCall(slot.call, slot.attempt) for line in self._lines.values() for slot in line.holder.running()]
+        return [call for one in found if (call := self._find(one)) is not None]
+
+    def go_over_to(self, comm: Comm) -> list[CallRun]:
+        """Nobody waits for these calls any more but who is told by ``comm``: give back what has not started; what runs."""
+        self._comm = comm
+        self.drain()
+        return list(self._held.values())
 
     def give_back_late(self, seconds_left: float) -> None:
         """Calls that have not been fed, and need more time than is left, go where there is more."""

@@ -32,6 +32,7 @@ from windlass.messages import (
     TIMED_OUT,
     AddFunctions,
     CallEnd,
+    CallRun,
     FileRef,
     ForgetFunctions,
     FunctionDef,
@@ -222,6 +223,14 @@ class Libraries:
     def running(self) -> int:
         """Calls that run now."""
         return sum(len(entry.library.running()) for entry in self.entries.values())
+
+    def go_on_alone(self) -> None:
+        """Nobody is to be told of these instances any more."""
+        self._say = lambda message: None
+
+    def cores_of(self, calls: Iterable[CallRun]) -> float:
+        """Cores that these calls occupy."""
+        return sum(call.weight * (entry.spec.per_slot.cores or 1.0) for call in calls if (entry := self.entries.get(call.instance)))
 
     def close(self, grace: float) -> Coroutine[object, None, None]:
         """End all instances with all that they run; await what this gives. From this call on nothing they report is heard.

@@ -17,7 +17,7 @@ How it ends::
     cannot   no connection file, no scratch folder: the text is on stderr                     exit 5
 
 A manager that welcomes with another session does not know this worker's calls: it has queued them anew, or was started anew
-itself. The worker ends what it runs and goes on with nothing.
+itself. The worker ends what it runs and goes on with nothing; what a manager with a journal had sent runs on as `Orphans`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from windlass import __version__, loops
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from windlass.links import Link
     from windlass.worker.files import FileKey
     from windlass.worker.libraries import Libraries
+    from windlass.worker.orphans import Orphans
     from windlass.worker.supply import Supply
     from windlass.worker.watch import MemoryWatch
 
@@ -157,6 +159,8 @@ class Worker:
         self._supply: Supply | None = None
         self._watch: MemoryWatch | None = None
         self._watching: asyncio.Task[Any] | None = None
+        #: What runs on from earlier lives of the manager.
+        self._orphans: list[Orphans] = []
 
     async def run(self) -> int:
         """Serve until the end. Raises `CannotStart`."""
@@ -200,6 +204,7 @@ class Worker:
             life.phase is Phase.SERVING,
             self.scratch,
             self._environment,
+            self._busy_cores(),
         )
         return Hello("worker", PROTOCOL, __version__, sys.version_info[:2], self.id, worker=info)
 
@@ -208,8 +213,8 @@ class Worker:
         if self._supply is not None:
             self._supply.use_welcome(welcome)
         if fresh:
-            log.warning("manager %s does not know this worker any more: what it ran for it is ended", welcome.manager)
-            self._begin_anew()
+            log.warning("manager %s has begun a new session with this worker", welcome.manager)
+            self._begin_anew(welcome.adopts)
         elif self._libraries is None:
             try:
                 self._set_up(welcome)
@@ -252,19 +257,45 @@ class Worker:
             self._watching.cancel()
         self._watching = self._spawn(self._watch.run())
 
-    def _begin_anew(self) -> None:
-        """The manager knows none of our calls: end what runs and forget it. New calls may follow right behind."""
+    def _begin_anew(self, adopts: bool) -> None:
+        """The manager knows none of our calls: end what runs and forget it, unless it is a later life of who sent it. New calls may follow
+        right behind."""
         supply, libraries, draining = self._supply, self._libraries, self._backlog.draining
         if supply is None or libraries is None:
             return
         transfers = supply.transfers
         self._ends.clear()
         self._killed.clear()
+        backlog, watching = self._backlog, self._watching
         self._backlog = Backlog(self)
         self._backlog.draining = draining
+        if adopts:
+            self._watching = None  # it goes on watching them
         self._make_parts(supply)
-        self._spawn(libraries.close(0.0))
-        self._spawn(transfers.close())
+        if adopts:
+            from windlass.worker.orphans import Orphans
+
+            orphans = Orphans(backlog, libraries, transfers, watching, self._say, self._orphans_over)
+            self._orphans.append(orphans)
+            orphans.begin(self._link.dropped)
+            self._link.dropped = []
+        else:
+            self._spawn(libraries.close(0.0))
+            self._spawn(transfers.close())
+
+    def _orphans_over(self, orphans: Orphans) -> None:
+        if orphans in self._orphans:
+            self._orphans.remove(orphans)
+            self._spawn(orphans.close())
+            if not self._leaving:
+                self._say(self._report_now())
+
+    def _busy_cores(self) -> float:
+        """Cores of what runs and would run on, should this manager be started anew; and of what does already."""
+        busy = sum(orphans.cores for orphans in self._orphans)
+        if self._welcome is not None and self._welcome.adopts and self._libraries is not None:
+            busy += self._libraries.cores_of(self._backlog.running())
+        return min(busy, float(self._cores))
 
     def _on_lost(self, reason: str) -> None:
         print(f"windlass worker {self.id}: {reason}", file=sys.stderr)
@@ -347,7 +378,7 @@ class Worker:
                 self._supply.files.look_again()  # somebody has deleted it: it is fetched again for the next attempt
                 self.returned((HeldCall(end.call, end.attempt),), "files")
             elif (end.spans or end.outputs) and self._supply is not None:
-                (self._supply.keep if end.kept or end.outputs else self._supply.transfers.push)(end, self._tell)
+                (self._supply.keep if end.kept or end.outputs else self._supply.transfers.push)(end, partial(self._tell, self._backlog))
             else:
                 self._ends.append(end)
         if not self._backlog.held:
@@ -373,8 +404,13 @@ class Worker:
                 self._ends.append(end)
         self._flush()
 
-    def _tell(self, end: CallEnd) -> None:
+    def _tell(self, of: Backlog, end: CallEnd) -> None:
         """The objects of a result are at the manager."""
+        if of is not self._backlog:
+            for orphans in self._orphans:
+                if orphans.backlog is of:
+                    orphans.tell(end)
+            return
         self._ends.append(end)
         self._flush()
 
@@ -427,7 +463,7 @@ class Worker:
         now = time.monotonic()
         if node.own_parents(os.environ) != self._parents:
             self._act(self._life.leave("the pilot's parent process has ended"))
-        held, oldest, starting = self._backlog.held + len(self._killed), 0.0, False
+        held, oldest, starting = self._backlog.held + len(self._killed) + sum(one.held for one in self._orphans), 0.0, False
         if self._libraries is not None and self._supply is not None:
             held += self._supply.pushing
             starting = self._libraries.starting
@@ -445,8 +481,9 @@ class Worker:
     def _sweep(self) -> None:
         """Timeouts of calls, while any is held that has one."""
         self._sweep_timer = None
-        self._backlog.sweep(time.time())
-        if self._backlog.sweeping and not self._leaving:
+        for backlog in (self._backlog, *(orphans.backlog for orphans in self._orphans)):
+            backlog.sweep(time.time())
+        if any(one.sweeping for one in (self._backlog, *(orphans.backlog for orphans in self._orphans))) and not self._leaving:
             self._sweep_timer = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 
     def _on_signal(self, number: int) -> None:
@@ -464,7 +501,8 @@ class Worker:
         end = (self._life.deadline, self._life.warned)
         if end != self._told and self._libraries is not None:
             self._told = end
-            self._libraries.tell_end(*end)
+            for libraries in (self._libraries, *(orphans.libraries for orphans in self._orphans)):
+                libraries.tell_end(*end)
 
     def _on_trouble(self, text: str) -> None:
         """This node cannot serve: let others do it, rather than fail one call after the other."""
@@ -515,8 +553,9 @@ class Worker:
 
     async def _end_processes(self) -> None:
         if self._libraries is not None:
+            closing = [self._libraries.close(0.0), *(orphans.close() for orphans in self._orphans)]
             try:
-                await asyncio.wait_for(self._libraries.close(0.0), FAREWELL_SECONDS)
+                await asyncio.wait_for(asyncio.gather(*closing), FAREWELL_SECONDS)
             except TimeoutError:
                 log.error("instances have not ended within %g s: they are killed", FAREWELL_SECONDS)
 
@@ -548,17 +587,19 @@ class Worker:
                 continue
             for entry in libraries.entries.values():
                 entry.library.trim_captures()
-            running = libraries.running()
-            self._say(
-                WorkerReport(
-                    self._watch.used if self._watch is not None else 0,
-                    self._limit,
-                    self._life.seconds_left(time.monotonic()),
-                    running,
-                    max(0, self._backlog.held - running),
-                    self._supply.used if self._supply is not None else 0,
-                )
-            )
+            self._say(self._report_now())
+
+    def _report_now(self) -> WorkerReport:
+        running = self._libraries.running() if self._libraries is not None else 0
+        return WorkerReport(
+            self._watch.used if self._watch is not None else 0,
+            self._limit,
+            self._life.seconds_left(time.monotonic()),
+            running,
+            max(0, self._backlog.held - running),
+            self._supply.used if self._supply is not None else 0,
+            sum(orphans.cores for orphans in self._orphans),
+        )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work)

@@ -26,7 +26,7 @@ from windlass.errors import InternalError, WindlassError
 from windlass.framing import MAX_HELLO_BYTES, FrameReader, ProtocolError, frame
 from windlass.identity import Identity, peer_of
 from windlass.messages import Hello, Message
-from windlass.session import Event, Handshake, Session
+from windlass.session import Event, Handshake, Session, heard_by, said_by
 
 log = logging.getLogger("windlass.transport")
 
@@ -77,6 +77,8 @@ class Link:
         self._tick_at = 0.0
         self._ack_timer: asyncio.TimerHandle | None = None
         self._said_congested = False
+        #: On the dialling side, when the manager has begun a new session: what of the old one it may not have heard.
+        self.dropped: list[Message] = []
         self._waiters: list[asyncio.Future[bool]] = []
         #: For the listener and the dialler that own it: called when the link is closed, and what `use_certificate` does.
         self.released: Callable[[Link], None] = _nothing
@@ -110,9 +112,10 @@ class Link:
             self._outbox.extend(messages)
             self._flush()
 
-    def unheard(self) -> list[Message]:
-        """What the other side has not acknowledged: of a session that is lost, what it may never have heard."""
-        return [*self.session.unheard(self.role), *self._outbox]
+    def unheard(self, says: str | None = None) -> list[Message]:
+        """What the other side has not acknowledged: of a session that is lost, what it may never have heard. ``says``: the role of this
+        side; without one it is the manager's."""
+        return [*self.session.unheard(heard_by(self.role) if says is None else said_by(says)), *self._outbox]
 
     async def acknowledged(self, within: float) -> bool:
         """Wait up to so many seconds until the other side has all that was sent: True if it has."""

@@ -254,6 +254,8 @@ class CallSpec(msgspec.Struct, array_like=True, gc=False):
     sandbox: Sandbox | None = None
     #: By which its program, or another one, finds it again (`FindCalls`).
     tag: str = ""
+    #: By which the next life of its program knows it (`windlass.manager.memory`); empty: by nothing.
+    key: bytes = b""
 
 
 class CallRun(msgspec.Struct, array_like=True, gc=False):
@@ -276,6 +278,8 @@ class CallRun(msgspec.Struct, array_like=True, gc=False):
     #: The parts of a large result stay here, under names that begin with this; "": they go to the manager.
     keep: str = ""
     sandbox: Sandbox | None = None
+    #: As in its `CallSpec`.
+    key: bytes = b""
 
 
 #: `CallEnd.outcome`
@@ -323,6 +327,8 @@ class CallEnd(msgspec.Struct, array_like=True, gc=False):
     kept: bool = False
     #: Files that it has left in its directory, which have stayed too.
     outputs: tuple[FileRef, ...] = ()
+    #: As in its `CallRun`.
+    key: bytes = b""
 
     def made(self) -> list[FileRef]:
         """All that has stayed on the worker."""
@@ -348,6 +354,8 @@ class WorkerInfo(Record, frozen=True):
     scratch: str = ""
     #: What its libraries run in; None: what it runs in itself.
     environment: PoolEnvironment | None = None
+    #: Cores of calls that it runs, and that will run on should the manager be a later life of the one that sent them.
+    busy: float = 0.0
 
 
 class HeldCall(Record, frozen=True):
@@ -391,6 +399,8 @@ class Welcome(Message, frozen=True):
     #: and takes objects by path.
     store: str = ""
     store_token: str = ""
+    #: Calls with a key go on when this manager is gone: its next life will ask for them.
+    adopts: bool = False
 
 
 class Refused(Message, frozen=True):
@@ -582,6 +592,20 @@ class WorkerReport(Message, frozen=True):
     running: int
     queued: int
     cache_bytes: int = 0
+    #: Cores of calls of an earlier life of the manager.
+    busy: float = 0.0
+
+
+class OrphansHeld(Message, frozen=True):
+    """Worker → manager, first of all: calls with these keys, of an earlier life of yours, run here; `OrphansEnded` tells of their ends."""
+
+    keys: list[bytes]
+
+
+class OrphansEnded(Message, frozen=True):
+    """Worker → manager: calls of an earlier life of yours have ended; each end has its key, and a call's number that means nothing now."""
+
+    ends: list[CallEnd]
 
 
 class Serving(Message, frozen=True):
@@ -1030,6 +1054,8 @@ FromWorker = (
     | CallsReturned
     | WorkerDraining
     | WorkerReport
+    | OrphansHeld
+    | OrphansEnded
     | Goodbye
     | CertificateRequest
     | Serving

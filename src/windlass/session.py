@@ -248,10 +248,11 @@ class Session:
         self._drop_acknowledged(peer_received)
         return [body for _, body in self._unacked]
 
-    def unheard(self, role: str) -> list[Message]:
-        """What was sent to a peer of this role and not acknowledged, so that it may never have heard it; oldest first."""
+    def unheard(self, decoder: MessageDecoder) -> list[Message]:
+        """What was sent and not acknowledged, so that the other side may never have heard it; oldest first. ``decoder``: of what this
+        side says."""
         frames = [_frame_decoder().decode(body) for _, body in self._unacked]
-        return [message for frame in frames for message in heard_by(role).decode(frame.messages)]
+        return [message for frame in frames for message in decoder.decode(frame.messages)]
 
     def _drop_acknowledged(self, number: int) -> None:
         unacked = self._unacked

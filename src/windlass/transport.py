@@ -278,6 +278,7 @@ class _Dialler:
             return connection.gone.result(), 0.0
         fresh = bool(link.session_id) and answer.session != link.session_id
         if fresh:
+            link.dropped = link.unheard(self._role) if answer.adopts else []
             link.session = Session(heard_by(self._role))
         try:
             resend = link.session.resume(answer.received)

@@ -1,0 +1,116 @@
+"""Calls that run on when their manager was killed and started again.
+
+Theory of operation
+-------------------
+A manager with a journal says so in its Welcome (``adopts``), and its calls have keys, by which its next life knows them.  When a worker is
+welcomed with another session by such a manager, what it runs goes on with the instances that it has, as *orphans*: nothing is
+fed to them any more, the manager hears which they are (`OrphansHeld`) and how they end (`OrphansEnded`), and counts the cores
+that they occupy as not there.  Beside them the worker serves the new session with new instances.
+
+Ends that the manager may never have heard (they were on their way when it died) are told again in the same way.  Large results are put to
+the new manager as they would have been to the old one; those that the old one had are lost with it.
+
+When the last one has ended, everything that was theirs is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from windlass.messages import (
+    RETURNED,
+    CallEnd,
+    CallsEnded,
+    FileRef,
+    HeldCall,
+    Message,
+    ObjectName,
+    ObjectRef,
+    OrphansEnded,
+    OrphansHeld,
+)
+from windlass.worker.backlog import Backlog
+from windlass.worker.libraries import Libraries
+from windlass.worker.transfers import Transfers
+
+
+class Orphans:
+    """The calls of one earlier session that still run: the `windlass.worker.backlog.Comm` of its backlog. ``over`` comes after the last."""
+
+    def __init__(
+        self,
+        backlog: Backlog,
+        libraries: Libraries,
+        transfers: Transfers,
+        watching: asyncio.Task[Any] | None,
+        say: Callable[[Message], None],
+        over: Callable[[Orphans], None],
+    ) -> None:
+        self.backlog, self.libraries = backlog, libraries
+        self._transfers, self._watching, self._say, self._over = transfers, watching, say, over
+        libraries.go_on_alone()
+        running = backlog.go_over_to(self)
+        #: Cores that they occupy.
+        self.cores = libraries.cores_of(call for call in running if call.key)
+        self.keys = [call.key for call in running if call.key]
+        # Nobody will ask for these.
+        backlog.cancel([HeldCall(call.call, call.attempt) for call in running if not call.key])
+
+    def begin(self, unheard: Sequence[Message]) -> None:
+        """Tell the new manager; ``unheard``: what the old one may not have heard."""
+        self._say(OrphansHeld(self.keys))
+        for message in unheard:
+            if isinstance(message, CallsEnded):
+                ends = [end for end in message.ends if end.key and end.outcome == RETURNED and not end.spans and not end.outputs]
+                if ends:
+                    self._say(OrphansEnded(ends))
+        self._look()
+
+    @property
+    def held(self) -> int:
+        """Calls whose ends have not been told."""
+        return self.backlog.held + self._transfers.pushing
+
+    async def close(self) -> None:
+        """End them, with all that was theirs."""
+        if self._watching is not None:
+            self._watching.cancel()
+        await self.libraries.close(0.0)
+        await self._transfers.close()
+
+    def _look(self) -> None:
+        if not self.held:
+            self._over(self)
+
+    def tell(self, end: CallEnd) -> None:
+        """One has ended, and what its result needs is at the manager."""
+        if end.key:
+            self._say(OrphansEnded([end]))
+        # The transfer that told it counts until this turn of the loop is over.
+        asyncio.get_running_loop().call_soon(self._look)
+
+    # ------------------------------------------------------------ what the backlog says
+
+    def ended(self, ends: list[CallEnd], /) -> None:
+        for end in ends:
+            if end.outcome == RETURNED and end.spans and not end.kept:
+                self._transfers.push(end, self.tell)
+            else:
+                self.tell(end)
+
+    def returned(self, calls: tuple[HeldCall, ...], reason: str, /) -> None:
+        """Nobody knows of these any more."""
+
+    def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
+        return self._transfers.hold(refs)
+
+    def release(self, refs: Sequence[ObjectRef], /) -> None:
+        self._transfers.release(refs)
+
+    def hold_files(self, refs: Sequence[FileRef], /) -> Sequence[str]:
+        return []
+
+    def release_files(self, refs: Sequence[FileRef], /) -> None:
+        """Their files were let go with the session; what runs has them open, or reads them as long as there is room."""
