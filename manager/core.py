@@ -26,6 +26,7 @@ from windlass.manager.demand import demand_of
 from windlass.manager.libraries import LibraryState
 from windlass.manager.lineage import FIRST_REMAKE, products_of
 from windlass.manager.placement import least_of, spent, why_never
+from windlass.manager.told import was_told_of_file
 from windlass.manager.workers import Phase, Worker
 from windlass.messages import (
     CANCELLED,
@@ -42,6 +43,7 @@ from windlass.messages import (
     EndDetail,
     FileFailed,
     FileHere,
+    FileLost,
     FileName,
     FileOrigin,
     FilePushed,
@@ -331,7 +333,7 @@ class Core(Attempts):
                 if message.seconds_left:
                     worker.ends_at = now + message.seconds_left
             elif isinstance(message, WantFiles):
-                self.replicas.wanted(worker_id, message.names)
+                self._files_wanted(worker, message.names)
             elif isinstance(message, FileHere):
                 self.replicas.here(worker_id, message.name, message.size, message.digest)
             elif isinstance(message, FileFailed):
@@ -393,6 +395,15 @@ class Core(Attempts):
             state.progressed = False
             if state.removed:
                 self._dirty[state.spec.id] = state
+
+    def _files_wanted(self, worker: Worker, names: Iterable[FileName]) -> None:
+        told: list[FileName] = []
+        for name in names:
+            if was_told_of_file(self, worker, name):
+                told.append(name)
+            else:
+                self._send(worker, FileLost(name, f"worker {worker.id} was not told of this file, or needs it no more"))
+        self.replicas.wanted(worker.id, told)
 
     def _library_ready(self, worker: Worker, message: LibraryReady, now: float) -> None:
         instance = worker.instances.get(message.instance)

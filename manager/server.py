@@ -40,6 +40,7 @@ from windlass.manager.core import Core
 from windlass.manager.filedesk import FileDesk
 from windlass.manager.inbox import Inbox, Tidy
 from windlass.manager.status import add_inputs, status, within
+from windlass.manager.told import was_told_of_object
 from windlass.messages import (
     HOST,
     BringFiles,
@@ -120,7 +121,7 @@ class Server:
         self.client: Client | None = None
         #: Declared files, and results that stay on workers.
         self.files = FileDesk(core, store, authority)
-        self._data = DataServer(store, self._keeper_for)
+        self._data = DataServer(store, self._keeper_for, lambda worker, name: was_told_of_object(core, worker, name))
         self.addresses: list[tuple[str, int]] = []
         self._welcome = welcome
         self._hosts, self._port = hosts, port

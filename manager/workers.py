@@ -13,11 +13,27 @@ instance is to have; it is below ``slots`` while a shrink waits for calls to end
 from __future__ import annotations
 
 import enum
+from collections import deque
 
 import msgspec
 
 from windlass.manager.calls import Call, CallQueue
-from windlass.messages import CallId, CallRun, FunctionId, InstanceId, LibraryId, LibraryReady, LibrarySpec, Resources, WorkerId, WorkerInfo
+from windlass.messages import (
+    CallId,
+    CallRun,
+    FunctionId,
+    InstanceId,
+    LibraryId,
+    LibraryReady,
+    LibrarySpec,
+    ObjectRef,
+    Resources,
+    WorkerId,
+    WorkerInfo,
+)
+
+#: Calls with objects that are remembered per worker when they have ended.
+RECENT = 256
 
 
 class Phase(enum.Enum):
@@ -96,6 +112,8 @@ class Worker(msgspec.Struct, eq=False):
     unfit: dict[LibraryId, str] = msgspec.field(default_factory=dict[LibraryId, str])
     #: Starts of libraries that crashed or timed out here since a call of theirs has ended.
     crashes: dict[LibraryId, int] = msgspec.field(default_factory=dict[LibraryId, int])
+    #: Objects of the calls that were sent last (`windlass.manager.told`).
+    recent: deque[tuple[ObjectRef, ...]] = msgspec.field(default_factory=lambda: deque[tuple[ObjectRef, ...]](maxlen=RECENT))
     #: Calls chosen in this turn, sent as one message at its end.
     to_run: list[CallRun] = msgspec.field(default_factory=list[CallRun])
     #: Whom slots are kept for.
