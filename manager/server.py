@@ -41,6 +41,7 @@ from windlass.manager.filedesk import FileDesk
 from windlass.manager.inbox import Inbox, Tidy
 from windlass.manager.status import add_inputs, status, within
 from windlass.manager.told import was_told_of_object
+from windlass.manager.workers import absurd
 from windlass.messages import (
     HOST,
     BringFiles,
@@ -462,6 +463,8 @@ class Server:
     def hello(self, hello: Hello, identity: Identity) -> Welcome | Refused:
         """Take up a session that is known, begin a new one for all others."""
         assert self._listener is not None
+        if hello.worker is not None and (text := absurd(hello.worker)):
+            return Refused(text)
         known = hello.session and hello.session in self._listener.links
         welcome = msgspec.structs.replace(self._welcome, session=hello.session if known else secrets.token_hex(12))
         if hello.role == "client":

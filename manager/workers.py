@@ -156,6 +156,20 @@ class Worker(msgspec.Struct, eq=False):
         return [gpu for gpu in self.info.gpu_ids if gpu not in taken]
 
 
+def absurd(info: WorkerInfo) -> str:
+    """Why this cannot be what a worker has; "" when it can. The sums of placement hold for what can be, and a peer may say anything."""
+    has = info.resources
+    for what, number, most in (
+        ("cores", has.cores, 1e6),
+        ("bytes of memory", has.memory, 1 << 60),
+        ("GPUs", has.gpus, 1e6),
+        ("seconds left", info.seconds_left, 1e10),
+    ):
+        if not 0 <= number <= most:  # which a NaN is not
+            return f"a worker cannot have {number} {what}"
+    return "" if has.gpus <= len(info.gpu_ids) else f"a worker with {has.gpus} GPUs cannot have {len(info.gpu_ids)} ids of them"
+
+
 def slot_share(spec: LibrarySpec, of: Resources) -> Resources:
     """What one slot of a library has on a worker with ``of``: as asked, else one core and an equal part of the memory."""
     cores = spec.per_slot.cores or min(1.0, of.cores or 1.0)
