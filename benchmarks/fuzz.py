@@ -36,8 +36,8 @@ RUN_SECONDS = 20
 def write_seeds(target: str, folder: Path) -> None:
     """Inputs to begin with: for decoders real messages, for the others bytes of all lengths."""
     import msgspec
-    from fuzz_targets import Choices, decoders
 
+    from fuzz_targets import Choices, decoders
     from windlass import messages
 
     chance = random.Random(1)

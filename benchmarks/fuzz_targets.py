@@ -18,9 +18,9 @@ import heapq
 import logging
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NewType, Union, cast, get_args, get_origin, get_type_hints
@@ -28,7 +28,7 @@ from typing import Any, NewType, Union, cast, get_args, get_origin, get_type_hin
 import msgspec
 
 from windlass import messages, session
-from windlass.framing import MAX_HELLO_BYTES, FrameReader, ProtocolError, frame
+from windlass.framing import MAX_HELLO_BYTES, FrameReader, ProtocolError, frame, unpacked
 from windlass.identity import WORKER, Authority, Identity
 from windlass.links import Link
 from windlass.listener import Listener, _Accepted  # pyright: ignore[reportPrivateUsage]
@@ -123,7 +123,8 @@ class Choices:
         if origin in (Union, UnionType):
             return self.value(arguments[self.below(len(arguments))])
         if origin is list or (origin is tuple and arguments[1:] == (...,)):
-            return origin(self.value(arguments[0]) for _ in range(self.below(4)))
+            several = [self.value(arguments[0]) for _ in range(self.below(4))]
+            return several if origin is list else tuple(several)
         if origin is tuple:
             return tuple(self.value(kind) for kind in arguments)
         return self._plain(of)
@@ -153,24 +154,23 @@ def _fields(of: type[msgspec.Struct]) -> tuple[Any, ...]:
 
 
 @cache
-def decoders() -> tuple[tuple[Callable[[bytes], object], bool], ...]:
-    """Whatever reads bytes of a peer, and whether it raises `ProtocolError` itself."""
-    from windlass.framing import unpacked
-
+def decoders() -> tuple[Callable[[bytes], object], ...]:
+    """Whatever reads bytes of a peer."""
     roles = [each(role) for role in ("worker", "factory", "client") for each in (session.said_by, session.heard_by)]
-    plain: list[Any] = [
-        msgspec.msgpack.Decoder(one) for one in (messages.FromData, messages.ToData, messages.GetFile, messages.ToFileReader)
-    ]
-    wrapped = [lambda body, one=one: unpacked(one, body, "it") for one in [*roles, *plain, msgspec.msgpack.Decoder(Frame)]]
-    return tuple(cast(Any, [*wrapped, session.decode_hello, session.decode_answer]))
+    of = (messages.FromData, messages.ToData, messages.FromFileReader, messages.ToFileReader, Frame)
+    plain: list[Any] = [*roles, *(msgspec.msgpack.Decoder[Any](one) for one in of)]
+    return (*(partial(_unpacked, one) for one in plain), session.decode_hello, session.decode_answer)
+
+
+def _unpacked(decoder: Any, body: bytes) -> object:
+    return unpacked(decoder, body, "it")
 
 
 def decode(data: bytes) -> None:
     """Every decoder gives a value, which reads the same when it is written and read again, or raises `ProtocolError`."""
     if not data:
         return
-    every = cast("tuple[Callable[[bytes], object], ...]", decoders())
-    read = every[data[0] % len(every)]
+    read = decoders()[data[0] % len(decoders())]
     try:
         value = read(data[1:])
     except ProtocolError:
@@ -419,24 +419,24 @@ def _authority() -> Authority:
 
 
 @contextmanager
-def _on(loop: Loop) -> Iterator[None]:
+def _on(loop: Loop) -> Generator[None]:
     """Everything in this block belongs to the loop."""
     log, defects = logging.getLogger("windlass.transport"), Defects()
     level, log.propagate = log.level, False
     log.setLevel(logging.ERROR)
     log.addHandler(defects)
-    asyncio._set_running_loop(cast(Any, loop))  # type: ignore[attr-defined]
+    asyncio._set_running_loop(cast(Any, loop))
     try:
         yield
     finally:
-        asyncio._set_running_loop(None)  # type: ignore[attr-defined]
+        asyncio._set_running_loop(None)
         log.removeHandler(defects)
         log.setLevel(level)
         log.propagate = True
 
 
 def connections(data: bytes) -> None:
-    """Peers with a worker's certificate say anything, at any time, on several connections; nothing is a defect, and no session is confused."""
+    """Peers with certificates say anything, at any time, on several connections; nothing is a defect, and no session is confused."""
     choices, loop = Choices(data), Loop()
     with _on(loop):
         shell = Shell()
@@ -499,7 +499,7 @@ def _step(choices: Choices, loop: Loop, step: int, wire: Wire, shell: Shell, num
 
 
 def core(data: bytes) -> None:
-    """A worker that says anything a worker may say, of ids that exist and that do not: the books stay consistent, and no call ends twice."""
+    """A worker says anything a worker may say, of ids that there are and are not: the books stay consistent, and no call ends twice."""
     choices = Choices(data)
     books, now = Core(), 1000.0
     function = FunctionDef(messages.FunctionId(b"f" * 16), "f", b"blob")

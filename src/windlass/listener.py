@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
-from windlass import descriptors
+from windlass import descriptors, versions
 from windlass.errors import UsageError, WindlassError
 from windlass.filewire import asks_for_files
-from windlass.framing import FrameReader, ProtocolError, frame
+from windlass.framing import FrameReader, Piece, ProtocolError, frame
 from windlass.identity import CLIENT, ENROL, FACTORY, WORKER, Address, Authority, Identity
 from windlass.links import READ_BYTES, Connection, Link
-from windlass.messages import PROTOCOL, Hello, Refused, Welcome
+from windlass.messages import Hello, Refused, Welcome
 from windlass.session import Event, Phase, Session, decode_hello, encode_one, said_by
 from windlass.strangers import MOST, PATIENCE, Stranger, Strangers
 
@@ -49,8 +49,11 @@ MAX_HANDSHAKES: Final = 256
 SHUTDOWN_TIMEOUT: Final = 2.0
 #: Connections that are accepted before the loop's other work has its turn.
 ACCEPTS_PER_TURN: Final = 32
-#: Seconds between two words about strangers that had to leave.
+#: Seconds until the first word about strangers that had to leave, and between two of them.
+FIRST_TELL_SECONDS: Final = 5.0
 TELL_SECONDS: Final = 60.0
+#: As what it speaks of itself.
+HERE: Final = "this manager"
 
 _ALLOWED: Final[Mapping[str, frozenset[str]]] = {
     CLIENT: frozenset({"client", "factory"}),
@@ -77,11 +80,9 @@ class Handler(Protocol):
 
 def _disagreement(hello: Hello, identity: Identity) -> str:
     """Why this certificate may not say this Hello; empty if it may."""
-    if hello.protocol != PROTOCOL:
-        return (
-            f"this manager speaks protocol {PROTOCOL} and {hello.role} {hello.peer} protocol {hello.protocol} (Windlass {hello.version}): "
-            "use one version of Windlass on both sides"
-        )
+    text = versions.disagreement(hello, HERE)
+    if text:
+        return text
     if hello.role not in _ALLOWED.get(identity.role, ()):
         return f"a certificate for role {identity.role!r} may not be used as {hello.role!r}: use the manager's client.json or pilot.json"
     named = identity.role == WORKER or (identity.role == FACTORY and identity.name != FACTORY)
@@ -90,6 +91,15 @@ def _disagreement(hello: Hello, identity: Identity) -> str:
     if hello.purpose not in ("control", "data"):
         return f"there are no connections for {hello.purpose!r}: use 'control' or 'data'"
     return ""
+
+
+def hello_of(body: Piece) -> Hello:
+    """The Hello of a peer. Raises `ProtocolError`, which names both versions where it is one of another protocol."""
+    try:
+        return decode_hello(body)
+    except ProtocolError as error:
+        text = versions.about_start(body, HERE)
+        raise (ProtocolError(text) if text else error) from None
 
 
 def _may_resume(link: Link, hello: Hello, identity: Identity) -> bool:
@@ -139,7 +149,7 @@ class _Accepted(Connection):
         if not bodies or self._handshake.phase is Phase.CLOSED:
             return []
         self._reader.limit = FrameReader().limit
-        hello, identity = decode_hello(bodies[0]), self.identity
+        hello, identity = hello_of(bodies[0]), self.identity
         self._handshake.note(Event.HEARD_HELLO)
         if len(bodies) > 1 or self._reader.waiting:
             self._refuse(Refused("a peer waits for Welcome before it says more than Hello"))
@@ -222,8 +232,9 @@ class Listener:
         # Most descriptors are for workers.
         self.strangers = Strangers(min(max_strangers, max(16, self._descriptors // 4)))
         self._stranger_left = asyncio.Event()
-        #: When it was last told that strangers had to leave, and how many had by then.
-        self._told_at, self._told_away = -TELL_SECONDS, 0
+        #: When it is to be told that strangers had to leave, and how many had when it last was.
+        self._telling: asyncio.TimerHandle | None = None
+        self._told_away = 0
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -261,7 +272,8 @@ class Listener:
                 self._stranger_left.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stranger_left.wait(), PATIENCE)
-            self._tell_sent_away(loop.time())
+            if self._telling is None and self.strangers.sent_away > self._told_away:
+                self._telling = loop.call_later(TELL_SECONDS if self._told_away else FIRST_TELL_SECONDS, self._tell_sent_away)
             try:
                 accepted, _ = await loop.sock_accept(listening)
             except asyncio.CancelledError:
@@ -280,12 +292,12 @@ class Listener:
             if not accepts % ACCEPTS_PER_TURN:
                 await asyncio.sleep(0)
 
-    def _tell_sent_away(self, now: float) -> None:
-        """Once a minute, lest the log be flooded as well."""
-        if self.strangers.sent_away > self._told_away and now - self._told_at >= TELL_SECONDS:
-            count = self.strangers.sent_away - self._told_away
-            log.warning("%d connections that did not say whose they are were closed to make room for others (%s)", count, self.addresses)
-            self._told_at, self._told_away = now, self.strangers.sent_away
+    def _tell_sent_away(self) -> None:
+        """Seldom, lest the log be flooded as well."""
+        self._telling = None
+        count = self.strangers.sent_away - self._told_away
+        self._told_away = self.strangers.sent_away
+        log.warning("%d connections that did not say whose they are were closed to make room for others", count)
 
     async def _serve(self, accepted: socket.socket) -> None:
         """See one connection through its handshake."""
@@ -400,6 +412,8 @@ class Listener:
 
     async def close(self) -> None:
         """Stop listening, send what the links still have, and end all connections; none of their callbacks is called."""
+        if self._telling is not None:
+            self._telling.cancel()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -103,5 +103,4 @@ class Strangers:
 
     def check(self) -> None:
         """Invariants between the collections; raises AssertionError."""
-        phases = (self._silent.keys(), self._waiting.keys(), self._speaking.keys())
-        assert len(set().union(*phases)) == len(self)
+        assert len({*self._silent, *self._waiting, *self._speaking}) == len(self), "one is in two phases"

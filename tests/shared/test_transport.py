@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import windlass
 from windlass import transport
 from windlass.errors import Closed, ConnectionRefused, UsageError
 from windlass.identity import CLIENT, ENROL, FACTORY, WORKER, Authority, ConnectionFile, Identity, new_key_and_request, read_connection_file
@@ -415,7 +416,10 @@ def test_another_protocol_is_refused_naming_both(authority: Authority) -> None:
             peer = Peer(at(authority, listener, WORKER, "w1"), msgspec.structs.replace(hello(), protocol=99, version="9.9"))
             await until(lambda: peer.refused)
             await peer.close()
-            assert "speaks protocol 1 and worker w1 protocol 99 (Windlass 9.9)" in peer.refused[0].text
+            assert peer.refused[0].text == (
+                f"this manager is Windlass {windlass.__version__} and speaks protocol 1; worker w1 is Windlass 9.9 and speaks protocol 99: "
+                "update the older one"
+            )
 
     run(work)
 
