@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NewType, Union, cast, get_args, get_origin, get_type_hints
@@ -73,7 +74,7 @@ def readable(value: Any) -> Any:
     if isinstance(value, msgspec.Struct):
         return {field: readable(getattr(value, field)) for field in value.__struct_fields__}
     if isinstance(value, list | tuple):
-        return [readable(one) for one in cast("list[Any]", value)]
+        return [readable(one) for one in cast("Sequence[Any]", value)]
     return {"bytes": value.hex()} if isinstance(value, bytes) else value
 
 
@@ -83,7 +84,7 @@ def agrees(recorded: Any, now: Any) -> bool:
         fields = cast("dict[str, Any]", recorded)
         return isinstance(now, dict) and all(name in now and agrees(value, now[name]) for name, value in fields.items())
     if isinstance(recorded, list):
-        several, found = cast("list[Any]", recorded), cast("list[Any]", now)
+        several, found = cast("Sequence[Any]", recorded), cast("Sequence[Any]", now)
         return isinstance(now, list) and len(found) == len(several) and all(map(agrees, several, found))
     return bool(recorded == now)
 
@@ -91,7 +92,7 @@ def agrees(recorded: Any, now: Any) -> bool:
 def begins(new: Any, old: Any) -> bool:
     """What is written now begins, array by array, with what was written then: so who knows only that reads it."""
     if isinstance(old, list):
-        several, found = cast("list[Any]", old), cast("list[Any]", new)
+        several, found = cast("Sequence[Any]", old), cast("Sequence[Any]", new)
         return isinstance(new, list) and len(found) >= len(several) and all(map(begins, found, several))
     return bool(new == old)
 
@@ -122,7 +123,7 @@ def is_whole(name: str, of: type[msgspec.Struct], known: dict[str, Any]) -> bool
 def _names(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _names(one) for name, one in cast("dict[str, Any]", value).items() if name != "bytes"}
-    return [_names(one) for one in cast("list[Any]", value)] if isinstance(value, list) else []
+    return [_names(one) for one in cast("Sequence[Any]", value)] if isinstance(value, list) else []
 
 
 RECORDED = [
@@ -158,7 +159,7 @@ def test_a_peer_may_know_more_fields(name: str) -> None:
             # Of a frame nothing that follows its messages would be read fast.
             return [*tag, *fields, *([] if isinstance(value, Frame) else [["new", {"more": 1}], None])]
         if isinstance(value, list | tuple):
-            return [lengthened(one) for one in cast("list[Any]", value)]
+            return [lengthened(one) for one in cast("Sequence[Any]", value)]
         return value
 
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(lengthened(said)), type=SPOKEN[name]) == said
