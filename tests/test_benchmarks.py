@@ -14,9 +14,12 @@ import pytest
 PARTS = {
     *("common", "recording", "trouble", "factory_side"),
     *("faults_blows", "faults_matrix", "faults_network", "faults_program", "faults_scenes", "faults_stage"),
+    "fuzz_targets",
     *("slowfs", "slowfs_daemon", "evaluation_cell", "evaluation_results", "evaluation_figure"),
 }
 ON_SLURM = {"soak", "factory"}
+#: tests/security/test_fuzz.py runs its targets, without Atheris.
+WITH_ATHERIS = {"fuzz"}
 #: tests/test_evaluation.py runs it.
 ON_FUSE = {"evaluation"}
 #: tests/test_fault_matrix.py runs it.
@@ -64,5 +67,5 @@ def test_a_benchmark_runs_and_gives_its_figures(name: str, nothing_left_running:
 def test_every_benchmark_is_documented_and_run() -> None:
     """A benchmark that is in none of the tables is one that nobody runs."""
     there = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - PARTS
-    assert there == set(SMALLEST) | ON_SLURM | ON_FUSE | OF_FAULTS
+    assert there == set(SMALLEST) | ON_SLURM | ON_FUSE | OF_FAULTS | WITH_ATHERIS
     assert all(name in (ROOT / "Makefile").read_text() for name in there)

@@ -146,6 +146,32 @@ def test_ten_thousand_silent_connections_stop_neither_calls_nor_new_workers(mana
         assert not during
 
 
+FEW = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+from windlass import Factory, FunctionCall, Manager
+with Manager() as manager:
+    manager.install_library("lib", abs)
+    print(manager.port, flush=True)
+    sys.stdin.readline()
+    with Factory(manager, "local", cores=1, max_pilots=1):
+        print(manager.submit(FunctionCall("lib", "abs", -5)).result(30), manager._server._listener.strangers.most, flush=True)
+"""
+
+
+def test_a_manager_with_few_descriptors_keeps_most_of_them_for_its_workers(nothing_left_running: None) -> None:
+    """300 in all, and 1,000 connections that say nothing: a worker joins, and its call ends."""
+    child = subprocess.Popen([sys.executable, "-c", FEW], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with flooded(int(child.stdout.readline()), 1000):
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "5 75\n"
+    child.communicate()
+    assert child.returncode == 0
+
+
 def known_worker(manager: Manager) -> tuple[ConnectionFile, Hello]:
     """What a worker that has enrolled shows and says."""
     certificate, key = manager._server.authority.credential(WORKER, "slow")
