@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -63,12 +63,13 @@ def shown(authority: Authority, role: str, name: str, *addresses: tuple[str, int
 class Recorder:
     """A proxy that keeps what the dialling side sends."""
 
-    def __init__(self) -> None:
+    def __init__(self, to: tuple[str, int]) -> None:
         self.recorded = b""
+        self._to = to
 
-    async def carry(self, to: tuple[str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
-        back, there = await asyncio.open_connection(*to)
+        back, there = await asyncio.open_connection(*self._to)
 
         async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, keep: bool) -> None:
             with suppress(OSError):
@@ -85,10 +86,11 @@ def test_what_was_recorded_of_a_connection_is_of_no_use_again(authority: Authori
     """TLS 1.3 without tickets and early data: the same bytes do not come as far as a decoder."""
 
     async def work() -> None:
-        shell, recorder = Shell(), Recorder()
+        shell = Shell()
         listener = Listener(authority, shell)
         [to] = await listener.listen(["127.0.0.1"])
-        proxy = await asyncio.start_server(lambda *both: recorder.carry(to, *both), "127.0.0.1", 0)
+        recorder = Recorder(to)
+        proxy = await asyncio.start_server(recorder.carry, "127.0.0.1", 0)
         through = shown(authority, CLIENT, "c", proxy.sockets[0].getsockname()[:2])
         hello = Hello("client", PROTOCOL, "0", (3, 11), "c")
         connection, answer, _ = await dial("m1", through.addresses, through.client_context(), hello)
@@ -112,7 +114,7 @@ def test_what_was_recorded_of_a_connection_is_of_no_use_again(authority: Authori
 
 
 @contextmanager
-def answering(context: ssl.SSLContext) -> Iterator[tuple[tuple[str, int], bytearray]]:
+def answering(context: ssl.SSLContext) -> Generator[tuple[tuple[str, int], bytearray]]:
     """Somebody who answers at an address, and what was said to him inside TLS."""
     said = bytearray()
     listening = socket.create_server(("127.0.0.1", 0))
@@ -177,11 +179,11 @@ def test_the_manager_gives_files_to_workers_that_it_has_told_and_to_nobody_else(
 
 
 @contextmanager
-def doors(authority: Authority, tmp_path: Path) -> Iterator[dict[str, tuple[str, int]]]:
+def doors(authority: Authority, tmp_path: Path) -> Generator[dict[str, tuple[str, int]]]:
     """Every door that Windlass opens, by what it is for."""
     store = ObjectStore(tmp_path / "store", 1 << 20)
     loop = asyncio.new_event_loop()
-    files = FileServer(lambda name: None, lambda *asked: "no")
+    files = FileServer(lambda name: None, lambda identity, request: "no")
 
     async def open_listener() -> Listener:
         listener = Listener(authority, Shell(), serve_data=DataServer(store), files=files)

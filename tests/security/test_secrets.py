@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ def what_a_call_sees() -> dict[str, str]:
     """In a slot."""
     with open("/proc/self/cmdline", encoding="utf-8", errors="replace") as words:
         return {"environ": repr(dict(os.environ)), "words": words.read(), "tmp": os.environ["TMPDIR"]}
+
+
+def size_of(path: Any) -> int:
+    return int(path.stat().st_size)
 
 
 class Run:
@@ -66,7 +71,7 @@ def running(nothing_left_running_after_module: None) -> Iterator[Run]:
     ):
         seen = pool.submit(what_a_call_sees).result(60)
         file = manager.declare_buffer(os.urandom(1 << 20), "data")
-        assert pool.submit(lambda path: path.stat().st_size, file).result(60) == 1 << 20  # for which it had to enrol
+        assert pool.submit(size_of, file).result(60) == 1 << 20  # for which it had to enrol
         yield Run(manager, seen)
 
 
@@ -178,8 +183,8 @@ def test_another_user_of_the_node_comes_to_nothing(running: Run) -> None:
         :1
     ]
     attempts: dict[str, Callable[[], Any]] = {
-        **{f"list {folder}": lambda folder=folder: os.listdir(folder) for folder in running.folders},
-        **{f"write in {folder}": lambda folder=folder: os.mkdir(folder / "x") for folder in running.folders},
+        **{f"list {folder}": partial(os.listdir, folder) for folder in running.folders},
+        **{f"write in {folder}": partial(os.mkdir, folder / "x") for folder in running.folders},
         "list the state folder": lambda: os.listdir(running.state),
         **{f"read {name}": (running.state / name).read_bytes for name in ("authority.json", "client.json", "pilot.json")},
         "read a worker's memory": (worker / "mem").read_bytes,
