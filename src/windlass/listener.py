@@ -306,7 +306,8 @@ class Listener:
         stranger: Stranger | None = None
         try:
             async with asyncio.timeout(self.handshake_timeout) as limit:
-                stranger = strangers.came(lambda: limit.reschedule(loop.time()))
+                # One whose time has just run out is about to leave anyway.
+                stranger = strangers.came(lambda: None if limit.expired() else limit.reschedule(loop.time()))
                 accepted.setblocking(False)
                 try:
                     wants_files = await asks_for_files(accepted)
@@ -322,7 +323,7 @@ class Listener:
                     raise
                 try:
                     strangers.begins(stranger, now := loop.time())
-                    if strangers.waiting:
+                    if strangers.waiting and not limit.expired():
                         limit.reschedule(min(limit.when() or now, now + PATIENCE))
                     await loop.connect_accepted_socket(
                         lambda: connection,

@@ -9,6 +9,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -662,6 +663,33 @@ def test_who_says_nothing_is_cut_and_others_are_served(authority: Authority) -> 
             for sock in silent:
                 assert await asyncio.to_thread(sock.recv, 1) == b""
                 sock.close()
+            await peer.close()
+
+    run(work)
+
+
+def test_a_stranger_may_have_to_leave_just_when_his_time_has_run_out(authority: Authority) -> None:
+    """Both in one turn of the loop, which was held up: he leaves once, and the door goes on."""
+
+    async def work() -> None:
+        shell = Shell()
+        async with listening(authority, shell, handshake_timeout=0.05) as listener:
+            loop, told = asyncio.get_running_loop(), asyncio.Event()
+            with socket.create_connection(listener.addresses[0]):
+                await until(lambda: len(listener.strangers))
+
+                def make_room() -> None:
+                    assert listener.strangers.send_one_away(loop.time())
+                    told.set()
+
+                loop.call_later(0.06, make_room)
+                time.sleep(0.1)  # noqa: ASYNC251 - both timers are due when the loop goes on, in their order
+                async with asyncio.timeout(LIMIT):
+                    await told.wait()
+                await until(lambda: not listener.connections and not len(listener.strangers))
+            listener.handshake_timeout = LIMIT
+            peer = Peer(at(authority, listener, WORKER, "w1"), hello())
+            await until(lambda: peer.welcomes)
             await peer.close()
 
     run(work)
