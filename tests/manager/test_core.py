@@ -952,3 +952,23 @@ def test_an_instance_that_stops_unasked_gives_its_calls_back() -> None:
     assert (second.call, second.attempt, second.instance) == (run.call, 2, again)
     bench.end(second)
     assert bench.outcome(call) == RETURNED
+
+
+def test_an_instance_that_fails_while_it_stops_takes_no_calls_of_the_next_one() -> None:
+    """They are of the same library, and run."""
+    bench = Bench()
+    library = bench.library(slots=1)
+    worker = bench.core.workers[WorkerId(bench.worker())]
+    bench.submit(library)
+    old = InstanceId(bench.serve())
+    bench.end(bench.runs()[0])
+    bench.core._stop(worker.instances[old], worker)  # pyright: ignore[reportPrivateUsage] - as to make room
+    bench.step()
+    assert bench.heard() == [StopLibrary(old)]
+    [call] = bench.submit(library)
+    assert bench.serve() != old
+    [run] = bench.runs()
+    bench.say("w1", LibraryFailed(old, "crash", "killed by signal 9", at_start=False))
+    assert bench.all_runs() == []
+    bench.end(run)
+    assert bench.outcome(call) == RETURNED
