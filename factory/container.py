@@ -27,7 +27,7 @@ from typing import Final
 from windlass import __version__
 from windlass.errors import UsageError
 from windlass.factory.pool import PoolConfig
-from windlass.messages import PROTOCOL
+from windlass.messages import OLDEST_PROTOCOL, PROTOCOL
 
 log = logging.getLogger("windlass.factory")
 
@@ -50,7 +50,7 @@ try:
     from windlass.messages import PROTOCOL as protocol
 except ImportError as error:
     refuse("has no Windlass that its %s can load (%s); install windlass==WINDLASS in it" % (sys.executable, error))
-if protocol != PROTOCOL:
+if not OLDEST <= protocol <= PROTOCOL:
     refuse("has Windlass %s, which speaks protocol %s, and the factory is Windlass WINDLASS with protocol PROTOCOL; "
            "install windlass==WINDLASS in it" % (windlass.__version__, protocol))
 os.execv(sys.executable, [sys.executable] + sys.argv[1:])
@@ -75,13 +75,14 @@ class Container:
     python: str = f"{sys.version_info[0]}.{sys.version_info[1]}"
     windlass: str = __version__
     protocol: int = PROTOCOL
+    oldest: int = OLDEST_PROTOCOL
 
     @property
     def check(self) -> str:
         """`CHECK` against what the image must have."""
-        words = {"PYTHON": self.python, "WINDLASS": self.windlass, "PROTOCOL": str(self.protocol)}
+        words = {"PYTHON": self.python, "WINDLASS": self.windlass, "PROTOCOL": str(self.protocol), "OLDEST": str(self.oldest)}
         # "import PROTOCOL as protocol" keeps its word.
-        return re.sub(r"(?<!import )\b(PYTHON|WINDLASS|PROTOCOL)\b", lambda found: words[found[0]], CHECK)
+        return re.sub(r"(?<!import )\b(PYTHON|WINDLASS|PROTOCOL|OLDEST)\b", lambda found: words[found[0]], CHECK)
 
 
 def image_of(given: str) -> str:

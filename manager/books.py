@@ -230,6 +230,8 @@ class Books:
         size = first = 0
         for index, run in enumerate(runs):
             size += len(run.payload) + 64 + 48 * len(run.spans) + 160 * len(run.inputs)
+            if run.spans:
+                worker.recent.append(run.spans)
             if size > RUN_BYTES:
                 out.append(RunCalls(runs[first : index + 1]))
                 size, first = 0, index + 1

@@ -26,7 +26,8 @@ from windlass.manager.demand import demand_of
 from windlass.manager.libraries import LibraryState
 from windlass.manager.lineage import FIRST_REMAKE, products_of
 from windlass.manager.placement import least_of, spent, why_never
-from windlass.manager.workers import Phase, Worker
+from windlass.manager.told import was_told_of_file
+from windlass.manager.workers import Instance, Phase, Worker
 from windlass.messages import (
     CANCELLED,
     NO_FILE,
@@ -42,6 +43,7 @@ from windlass.messages import (
     EndDetail,
     FileFailed,
     FileHere,
+    FileLost,
     FileName,
     FileOrigin,
     FilePushed,
@@ -336,14 +338,14 @@ class Core(Attempts):
             elif isinstance(message, LibraryStopped):
                 instance = worker.instances.get(message.instance)
                 if instance is not None:
-                    self._gone(instance, worker, now)
+                    self._ended(instance, worker, now)
                     self._restructured()
             elif isinstance(message, WorkerDraining):
                 self._drain(worker, message.reason)
                 if message.seconds_left:
                     worker.ends_at = now + message.seconds_left
             elif isinstance(message, WantFiles):
-                self.replicas.wanted(worker_id, message.names)
+                self._files_wanted(worker, message.names)
             elif isinstance(message, FileHere):
                 self.replicas.here(worker_id, message.name, message.size, message.digest)
             elif isinstance(message, FileFailed):
@@ -409,6 +411,15 @@ class Core(Attempts):
             if state.removed:
                 self._dirty[state.spec.id] = state
 
+    def _files_wanted(self, worker: Worker, names: Iterable[FileName]) -> None:
+        told: list[FileName] = []
+        for name in names:
+            if was_told_of_file(self, worker, name):
+                told.append(name)
+            else:
+                self._send(worker, FileLost(name, f"worker {worker.id} was not told of this file, or needs it no more"))
+        self.replicas.wanted(worker.id, told)
+
     def _library_ready(self, worker: Worker, message: LibraryReady, now: float) -> None:
         instance = worker.instances.get(message.instance)
         if instance is None or instance.phase is not Phase.STARTING:
@@ -426,12 +437,7 @@ class Core(Attempts):
         if instance is None:
             return
         state = self.libraries[instance.library]
-        held = [call for call in worker.calls.values() if call.spec.library == instance.library]
-        for call in held:
-            del worker.calls[call.spec.call]
-        self._gone(instance, worker, now)
-        for call in reversed(held):
-            self._back(call, now)
+        self._ended(instance, worker, now)
         if message.kind == "python":
             worker.unfit[instance.library] = message.text
             if all(instance.library in one.unfit for one in self.workers.values()):
@@ -447,6 +453,16 @@ class Core(Attempts):
             elif state.crashes >= CRASHES_MOST and not any(one.served for one in state.instances.values()):
                 self._fail_library(state, f"{message.text}\nIt failed so {state.crashes} times in a row.", now)
         self._restructured()
+
+    def _ended(self, instance: Instance, worker: Worker, now: float) -> None:
+        """An instance has ended, asked or not; calls that it has go back. One that was asked to has none: they are another one's by now."""
+        mine = worker.by_library.get(instance.library) is instance
+        held = [call for call in worker.calls.values() if mine and call.spec.library == instance.library]
+        for call in held:
+            del worker.calls[call.spec.call]
+        self._gone(instance, worker, now)
+        for call in reversed(held):
+            self._back(call, now)
 
     def _fail_library(self, state: LibraryState, text: str, now: float) -> None:
         state.failed = f"library {state.spec.name!r} cannot start: {text}"

@@ -40,6 +40,8 @@ from windlass.manager.core import Core
 from windlass.manager.filedesk import FileDesk
 from windlass.manager.inbox import Inbox, Tidy
 from windlass.manager.status import add_inputs, status, within
+from windlass.manager.told import was_told_of_object
+from windlass.manager.workers import absurd
 from windlass.messages import (
     HOST,
     BringFiles,
@@ -122,7 +124,7 @@ class Server:
         self.client: Client | None = None
         #: Declared files, and results that stay on workers.
         self.files = FileDesk(core, store, authority)
-        self._data = DataServer(store, self._keeper_for)
+        self._data = DataServer(store, self._keeper_for, lambda worker, name: was_told_of_object(core, worker, name))
         self.addresses: list[tuple[str, int]] = []
         self._welcome = welcome
         self._hosts, self._port = hosts, port
@@ -463,6 +465,8 @@ class Server:
     def hello(self, hello: Hello, identity: Identity) -> Welcome | Refused:
         """Take up a session that is known, begin a new one for all others."""
         assert self._listener is not None
+        if hello.worker is not None and (text := absurd(hello.worker)):
+            return Refused(text)
         known = hello.session and hello.session in self._listener.links
         welcome = msgspec.structs.replace(self._welcome, session=hello.session if known else secrets.token_hex(12))
         if hello.role == "client":

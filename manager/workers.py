@@ -13,11 +13,27 @@ instance is to have; it is below ``slots`` while a shrink waits for calls to end
 from __future__ import annotations
 
 import enum
+from collections import deque
 
 import msgspec
 
 from windlass.manager.calls import Call, CallQueue
-from windlass.messages import CallId, CallRun, FunctionId, InstanceId, LibraryId, LibraryReady, LibrarySpec, Resources, WorkerId, WorkerInfo
+from windlass.messages import (
+    CallId,
+    CallRun,
+    FunctionId,
+    InstanceId,
+    LibraryId,
+    LibraryReady,
+    LibrarySpec,
+    ObjectRef,
+    Resources,
+    WorkerId,
+    WorkerInfo,
+)
+
+#: Calls with objects that are remembered per worker when they have ended.
+RECENT = 256
 
 
 class Phase(enum.Enum):
@@ -96,6 +112,8 @@ class Worker(msgspec.Struct, eq=False):
     unfit: dict[LibraryId, str] = msgspec.field(default_factory=dict[LibraryId, str])
     #: Starts of libraries that crashed or timed out here since a call of theirs has ended.
     crashes: dict[LibraryId, int] = msgspec.field(default_factory=dict[LibraryId, int])
+    #: Objects of the calls that were sent last (`windlass.manager.told`).
+    recent: deque[tuple[ObjectRef, ...]] = msgspec.field(default_factory=lambda: deque[tuple[ObjectRef, ...]](maxlen=RECENT))
     #: Calls chosen in this turn, sent as one message at its end.
     to_run: list[CallRun] = msgspec.field(default_factory=list[CallRun])
     #: Whom slots are kept for.
@@ -141,6 +159,20 @@ class Worker(msgspec.Struct, eq=False):
         """Ids of GPUs that no instance has."""
         taken = {gpu for instance in self.instances.values() for gpu in instance.gpu_ids}
         return [gpu for gpu in self.info.gpu_ids if gpu not in taken]
+
+
+def absurd(info: WorkerInfo) -> str:
+    """Why this cannot be what a worker has; "" when it can. The sums of placement hold for what can be, and a peer may say anything."""
+    has = info.resources
+    for what, number, most in (
+        ("cores", has.cores, 1e6),
+        ("bytes of memory", has.memory, 1 << 60),
+        ("GPUs", has.gpus, 1e6),
+        ("seconds left", info.seconds_left, 1e10),
+    ):
+        if not 0 <= number <= most:  # which a NaN is not
+            return f"a worker cannot have {number} {what}"
+    return "" if has.gpus <= len(info.gpu_ids) else f"a worker with {has.gpus} GPUs cannot have {len(info.gpu_ids)} ids of them"
 
 
 def slot_share(spec: LibrarySpec, of: Resources) -> Resources:

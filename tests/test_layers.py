@@ -44,10 +44,12 @@ CORES = (
     "factory/values.py",
     "src/windlass/session.py",
     "src/windlass/framing.py",
+    "src/windlass/strangers.py",
     "src/windlass/permits.py",
     "src/windlass/manifests.py",
     "manager/lineage.py",
     "manager/replicas.py",
+    "manager/told.py",
     "src/windlass/elf.py",
 )
 

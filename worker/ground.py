@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from windlass import __version__
+from windlass import __version__, descriptors
 from windlass.messages import HoistedImport, InstanceId, LibrarySpec
 from windlass.worker.callqueue import CallQueue
 from windlass.worker.environment import enter
@@ -27,7 +27,6 @@ _THREAD_VARIABLES: Final = (
     "BLIS_NUM_THREADS",
 )
 
-_DESCRIPTORS: Final = 16384
 #: The worker's cache of files, in its scratch folder.
 CACHE: Final = "cache"
 
@@ -38,7 +37,7 @@ class Ground:
     def __init__(
         self, spec: LibrarySpec, instance: InstanceId, scratch: Path, folder: Path, store_folder: Path, functions_folder: Path, rows: int
     ) -> None:
-        _allow_many_descriptors()
+        descriptors.allow_many()  # a slot costs the worker three
         self.spec, self.folder = spec, folder
         self.work = folder / "work"
         code = scratch / "code"
@@ -72,14 +71,14 @@ class Ground:
 
     def execute(self, module: str, link: int, extra: Sequence[str], out: int, err: int) -> subprocess.Popen[bytes]:
         """An interpreter in a session of its own that runs `module`; its arguments are ``link QUEUE ROWS SETUP`` and `extra`."""
-        descriptors = (link, self.queue.claims, self.rows_file, self._setup_file)
+        passed = (link, self.queue.claims, self.rows_file, self._setup_file)
         # -P: what calls leave in their working directory must not shadow modules.
         return subprocess.Popen(
-            [self.python, "-P", "-m", module, *(str(number) for number in descriptors), *extra],
+            [self.python, "-P", "-m", module, *(str(number) for number in passed), *extra],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
-            pass_fds=descriptors,
+            pass_fds=passed,
             env=self._environment(),
             cwd=self.work,
             start_new_session=True,
@@ -109,16 +108,6 @@ class Ground:
             "TMPDIR": str(self.folder / "tmp"),
             **dict(self.spec.env),
         }
-
-
-def _allow_many_descriptors() -> None:
-    """A slot costs the worker three descriptors, and the usual soft limit of 1,024 is for programs that use select(2)."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def quoted(output: bytes) -> str:

@@ -26,8 +26,9 @@ from windlass.errors import UsageError
 from windlass.fileserver import FileServer, Find, PlainFile, ServedFile, ServedTree
 from windlass.filewire import format_address, hang_up
 from windlass.identity import WORKER, Address, ConnectionFile, Identity, serving_context
-from windlass.messages import PROTOCOL, FileName, GetFile, Hello, Refused, Welcome
+from windlass.messages import FileName, GetFile, Hello, Refused, Welcome
 from windlass.permits import NotPermitted, check_permit
+from windlass.versions import disagreement
 
 if TYPE_CHECKING:
     from windlass.worker.cache import Cache
@@ -149,11 +150,9 @@ class PeerDoor:
 
     def judge(self, hello: Hello, identity: Identity) -> Welcome | Refused:
         """What this worker says to a Hello."""
-        if hello.protocol != PROTOCOL:
-            return Refused(
-                f"worker {self._worker} speaks protocol {PROTOCOL} and {hello.role} {hello.peer} protocol {hello.protocol} "
-                f"(Windlass {hello.version}): use one version of Windlass on all nodes"
-            )
+        text = disagreement(hello, f"worker {self._worker}")
+        if text:
+            return Refused(text)
         if identity.role != WORKER or hello.role != WORKER:
             return Refused(f"a certificate for role {identity.role!r} gets no files here: only workers do")
         if hello.peer != identity.name:

@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import msgspec
 
+from windlass.adopting import adopt
 from windlass.errors import ConnectionRefused, StoreFull, WindlassError
-from windlass.framing import LENGTH_BYTES, MAX_HELLO_BYTES, ProtocolError, body_length, frame
-from windlass.identity import ConnectionFile, context_for, read_connection_file
+from windlass.framing import LENGTH_BYTES, MAX_HELLO_BYTES, ProtocolError, body_length, frame, unpacked
+from windlass.identity import CLIENT, ConnectionFile, context_for, read_connection_file
 from windlass.messages import (
     RESULT,
     FromData,
@@ -56,14 +57,16 @@ log = logging.getLogger("windlass.dataplane")
 
 #: At most so many bytes of an object are sent, or taken in, per turn of the loop.
 CHUNK_BYTES: Final = 256 << 10
-#: Adopting a file of more bytes than this is left to a thread: where links are not possible it is a copy.
-LONG_COPY: Final = 1 << 20
 #: Requests of one connection that may wait for their turn at the manager.
 MAX_WAITING: Final = 4096
 #: Seconds without a byte either way after which a data connection with requests counts as cut.
 SILENCE: Final = 30.0
 
 T = TypeVar("T")
+#: Pins an object for the peer that has put it: "", or why that was not possible.
+Keep = Callable[[ObjectName], str]
+#: Whether the worker of this id may have this object.
+MayHave = Callable[[str, ObjectName], bool]
 
 
 class ObjectGone(WindlassError):
@@ -148,7 +151,7 @@ class _Stream(asyncio.BufferedProtocol):
                 body = self._buffer[: self._size]
                 self._expect("length", LENGTH_BYTES)
                 self.heard(body)
-        except (msgspec.MsgspecError, ProtocolError) as error:
+        except ProtocolError as error:
             self.abort(f"the other side of a data connection broke the protocol: {error}")
 
     def _expect(self, what: str, size: int) -> None:
@@ -248,9 +251,13 @@ class _Stream(asyncio.BufferedProtocol):
 class DataServer:
     """Makes the protocol of each data connection; give it to `windlass.listener.Listener` as ``serve_data``."""
 
-    def __init__(self, store: ObjectStore, keeper_for: Callable[[Hello], Callable[[ObjectName], str] | None] | None = None) -> None:
+    def __init__(
+        self, store: ObjectStore, keeper_for: Callable[[Hello], Keep | None] | None = None, may_have: MayHave | None = None
+    ) -> None:
         self.store = store
-        #: Gives what pins in the store what this peer puts, if its are pinned: it answers "", or why that was not possible.
+        #: Whether a worker may have an object; None: it may. A program of the user's may have all.
+        self.may_have = may_have
+        #: Gives what keeps what this peer puts, if its are kept.
         self.keeper_for = keeper_for
         self.decoder: msgspec.msgpack.Decoder[GetObject | PutObject] = msgspec.msgpack.Decoder(FromData)
         #: Bytes of objects sent and received over connections, and taken in by path, for the status.
@@ -259,14 +266,16 @@ class DataServer:
         self.bytes_adopted = 0
 
     def __call__(self, hello: Hello) -> asyncio.BaseProtocol:
-        return _Served(self, hello.peer, self.keeper_for(hello) if self.keeper_for is not None else None)
+        keep = self.keeper_for(hello) if self.keeper_for is not None else None
+        return _Served(self, hello.peer, keep, None if hello.role == CLIENT else self.may_have)
 
 
 class _Served(_Stream):
     """A data connection at the manager."""
 
-    def __init__(self, server: DataServer, peer: str, keep: Callable[[ObjectName], str] | None = None) -> None:
+    def __init__(self, server: DataServer, peer: str, keep: Keep | None, may_have: MayHave | None) -> None:
         super().__init__()
+        self._may_have = may_have
         self._server = server
         self._peer = peer
         self._keep = keep
@@ -277,11 +286,14 @@ class _Served(_Stream):
         log.debug("the data connection of %s has ended: %s", self._peer, reason)
 
     def heard(self, body: memoryview) -> None:
-        message = self._server.decoder.decode(body)
+        message = unpacked(self._server.decoder, body, "a request")
         if len(self._queue) + len(self._tasks) > MAX_WAITING:
             raise ProtocolError(f"{self._peer} has more than {MAX_WAITING} requests waiting")
         if isinstance(message, GetObject):
-            self.post(_Outgoing(lambda: self._open(message.name)))
+            if self._may_have is not None and not self._may_have(self._peer, message.name):
+                self._answer(message.name, f"worker {self._peer} was not told of it, or needs it no more")
+            else:
+                self.post(_Outgoing(lambda: self._open(message.name)))
         elif message.path:
             task = self._loop.create_task(self._adopt(message))
             self._tasks.add(task)
@@ -327,7 +339,7 @@ class _Served(_Stream):
         # A program of the user's is believed that its file is what its name says; a worker, which runs anybody's code, is not.
         credible = message.name.startswith(RESULT) or self._keep is not None
         if credible and os.path.basename(message.path) == message.name:
-            trouble = await _adopt(self._server.store, ObjectRef(message.name, message.size), message.path)
+            trouble = await adopt(self._server.store, ObjectRef(message.name, message.size), message.path)
             self._server.bytes_adopted += 0 if trouble else message.size
             trouble = trouble or self._kept(message.name)
         else:  # not any file of the user's, which could be fetched then; and not what must be hashed to be believed
@@ -337,24 +349,6 @@ class _Served(_Stream):
     def _answer(self, name: ObjectName, trouble: str, full: bool = False) -> None:
         answer = frame(encode_one(ObjectMissing(name, trouble, full) if trouble else ObjectStored(name)))
         self.post(_Outgoing(lambda: (answer, None)))
-
-
-async def _adopt(store: ObjectStore, ref: ObjectRef, path: str) -> str:
-    """Take a file of this host into a store: empty, or why that was not possible."""
-
-    def take() -> str:
-        try:
-            about = os.lstat(path)
-            if about.st_uid != os.geteuid() or about.st_size != ref.size:
-                return f"{path} is not a file of {ref.size} bytes of this user"
-            store.adopt(ref.name, path)
-        except (OSError, ValueError) as error:
-            return f"{path} cannot be taken in: {error}"
-        return ""
-
-    if ref.size <= LONG_COPY:
-        return take()
-    return await asyncio.get_running_loop().run_in_executor(None, take)
 
 
 # ---------------------------------------------------------------- the worker's side
@@ -387,7 +381,7 @@ class _Requests(_Stream):
                 self.abort(f"nothing moved on the data connection for {SILENCE:g} s")
 
     def heard(self, body: memoryview) -> None:
-        message = self._decoder.decode(body)
+        message = unpacked(self._decoder, body, "an answer")
         known = self._waiting.get(message.name)
         if not known:
             raise ProtocolError(f"an answer about {message.name} came, which was not asked for")
@@ -543,7 +537,7 @@ class DataClient:
 
     async def _get(self, ref: ObjectRef) -> None:
         if self._folder:
-            trouble = await _adopt(self._store, ref, os.path.join(self._folder, ref.name))
+            trouble = await adopt(self._store, ref, os.path.join(self._folder, ref.name))
             if not trouble:
                 return
             log.info("%s; asking for its bytes instead", trouble)

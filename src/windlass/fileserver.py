@@ -6,7 +6,8 @@ Theory of operation
 leaves, is idle for `IDLE` seconds, or takes nothing for ``silence`` seconds.  Threads share the processor by themselves, so no stream waits
 for another one, and a chunk is as much as any of them does between two looks at whether it should end.  How many streams one source serves
 is not decided here: the manager, which tells readers where to go, keeps to a cap.  ``connections`` only bounds what a stranger could cost:
-past it newcomers are hung up on, and connections do not stay open for a next request once half of it is used.
+past it the oldest of those leaves that have not shown a certificate yet, and where there is none the newcomer is hung up on.  Connections
+do not stay open for a next request once half of it is used.
 
 The first chunk is read before the head is sent, so that a file that is gone or has changed is said so in words (`ObjectMissing`).  When
 that happens later the connection is cut; the reader asks again for the rest, and then hears the words.
@@ -148,6 +149,8 @@ class FileServer:
         self._connections = connections
         self._lock = threading.Lock()
         self._threads: dict[threading.Thread, socket.socket] = {}
+        #: Those of which nobody knows yet whose they are, oldest first.
+        self._strangers: dict[threading.Thread, None] = {}
         self._closed = False
         #: Connections taken over so far.
         self.accepted = 0
@@ -161,15 +164,26 @@ class FileServer:
         accepted.settimeout(self._handshake_timeout)
         thread = threading.Thread(target=self._run, args=(accepted, context, judge), name="windlass-file", daemon=True)
         with self._lock:
-            room = not self._closed and len(self._threads) < self._connections
+            # Those that were asked to leave count no more: their threads are about to end.
+            room = not self._closed and (len(self._threads) < self._connections or self._send_stranger_away())
             if room:
                 self._threads[thread] = accepted
+                self._strangers[thread] = None
                 self.accepted += 1
         if not room:
             log.warning("%d connections for files are open, which is the most: one was hung up on", len(self._threads))
             accepted.close()
             return
         thread.start()
+
+    def _send_stranger_away(self) -> bool:
+        """Hang up on who has been here for longest without a certificate; with the lock held."""
+        oldest = next(iter(self._strangers), None)
+        if oldest is None:
+            return False
+        del self._strangers[oldest]
+        hang_up(self._threads[oldest])
+        return True
 
     def cut_all(self) -> list[threading.Thread]:
         """End all connections; gives the threads that will end therefore."""
@@ -203,6 +217,8 @@ class FileServer:
                     _linger(sock)
                     raise
                 identity = peer_of(sock)
+                with self._lock:
+                    self._strangers.pop(threading.current_thread(), None)
                 peer = f"{identity.role} {identity.name}"
                 hello = hear_bytes(sock, MAX_HELLO_BYTES)
                 if hello is None:
@@ -221,6 +237,7 @@ class FileServer:
             accepted.close()
             with self._lock:
                 self._threads.pop(threading.current_thread(), None)
+                self._strangers.pop(threading.current_thread(), None)
 
     def _became(self, sock: ssl.SSLSocket) -> None:
         """From now on it is this socket that `close` hangs up."""

@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from windlass.framing import LENGTH_BYTES, ProtocolError, body_length, frame
+from windlass.framing import LENGTH_BYTES, body_length, frame, unpacked
 from windlass.messages import Message
 from windlass.session import encode_one
 
@@ -79,10 +79,7 @@ def hear(sock: ssl.SSLSocket, decoder: msgspec.msgpack.Decoder[T], limit: int) -
     body = hear_bytes(sock, limit)
     if body is None:
         return None
-    try:
-        return decoder.decode(body)
-    except msgspec.MsgspecError as error:
-        raise ProtocolError(f"what came on a connection for files is not allowed there: {error}") from error
+    return unpacked(decoder, body, "what came on a connection for files")
 
 
 def hear_bytes(sock: ssl.SSLSocket, limit: int) -> bytearray | None:

@@ -13,7 +13,9 @@ wait for, or store, more than the limit.  The limit is small until the handshake
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Final, TypeVar
+
+import msgspec
 
 from windlass.errors import WindlassError
 from windlass.messages import MAX_FRAME_BYTES
@@ -28,9 +30,24 @@ LENGTH_BYTES: Final = _LENGTH.size
 
 Piece = bytes | bytearray | memoryview
 
+T = TypeVar("T")
+
 
 class ProtocolError(WindlassError):
     """The other side said what the protocol does not allow; the connection, or the session, cannot go on."""
+
+
+#: What a decoder raises for bytes that are not what they should be. Text that is no UTF-8 is a `ValueError`, and what is nested deeper
+#: than the interpreter's stack a `RecursionError`, which its kind of errors does not include.
+UNREADABLE: Final = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)
+
+
+def unpacked(decoder: msgspec.msgpack.Decoder[T], body: Piece, what: str) -> T:
+    """A body as what ``decoder`` makes of it. Raises `ProtocolError`, which says that ``what`` cannot be read."""
+    try:
+        return decoder.decode(body)
+    except UNREADABLE as error:
+        raise ProtocolError(f"{what} is not one that is allowed here: {error}") from error
 
 
 def frame(*bodies: Piece) -> bytes:

@@ -530,10 +530,10 @@ class Authority:
             self._signer = _Signer(self._stored.ca.encode(), self._stored.ca_key.encode())
         return self._signer
 
-    def credential(self, role: str, name: str) -> tuple[bytes, bytes]:
-        """A new certificate and key for a role, made here: (certificate PEM, key PEM)."""
+    def credential(self, role: str, name: str, lifetime: float = 0.0) -> tuple[bytes, bytes]:
+        """A new certificate and key for a role, made here: (certificate PEM, key PEM). ``lifetime`` in seconds; 0: the authority's."""
         key = _new_key()
-        return self.signer().sign(key.public_key(), role, name, self._stored.lifetime), _key_pem(key)
+        return self.signer().sign(key.public_key(), role, name, lifetime or self._stored.lifetime), _key_pem(key)
 
     def issue(self, csr_pem: bytes, worker_id: str) -> bytes:
         """A certificate (PEM) that binds the request's key to this worker id; what the request says of itself does not count.

@@ -2,10 +2,11 @@
 
 Theory of operation
 -------------------
-The `Listener` accepts a connection only when it has room for one more unfinished handshake (the rest wait in the kernel's queue), and gives
-each `handshake_timeout` seconds from accept to a good `Hello`.  TLS asks for a certificate of the manager's authority, so what is
-not authenticated never reaches a decoder; `Hello` must then agree with the certificate (`_disagreement`).  The *handler*, the
-manager's shell, judges the rest: it answers `Welcome`, with a new session's id or the one asked for, or `Refused`.
+The `Listener` gives each connection `handshake_timeout` seconds from accept to a good `Hello`.  Until then it is a *stranger*, of whom
+there are few at a time (`windlass.strangers`), and of whom `MAX_HANDSHAKES` speak TLS, in turn.  TLS asks for a certificate of the
+manager's authority, so what is not authenticated never reaches a decoder; `Hello` must then agree with the certificate
+(`_disagreement`).  The *handler*, the manager's shell, judges the rest: it answers `Welcome`, with a new session's id or the one asked
+for, or `Refused`.
 
 A session is resumed by who began it: the same role, name and certificate, except that a worker which began with the enrolling credential
 comes back with a certificate of its own.  All pilots share that credential, so with it alone nobody can take a session, or a
@@ -20,17 +21,20 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
+from windlass import descriptors, versions
 from windlass.errors import UsageError, WindlassError
 from windlass.filewire import asks_for_files
-from windlass.framing import FrameReader, ProtocolError, frame
+from windlass.framing import FrameReader, Piece, ProtocolError, frame
 from windlass.identity import CLIENT, ENROL, FACTORY, WORKER, Address, Authority, Identity
 from windlass.links import READ_BYTES, Connection, Link
-from windlass.messages import PROTOCOL, Hello, Refused, Welcome
+from windlass.messages import Hello, Refused, Welcome
 from windlass.session import Event, Phase, Session, decode_hello, encode_one, said_by
+from windlass.strangers import MOST, PATIENCE, Stranger, Strangers
 
 if TYPE_CHECKING:
     from windlass.fileserver import FileServer
@@ -39,10 +43,17 @@ log = logging.getLogger("windlass.transport")
 
 #: Seconds from accept to a good Hello.
 HANDSHAKE_TIMEOUT: Final = 10.0
-#: Unfinished handshakes at one time; each costs a TLS state of some 300 KiB.
+#: Handshakes at one time; each costs a TLS state of some 300 KiB.
 MAX_HANDSHAKES: Final = 256
 #: Seconds that a closing connection may take to send what it has.
 SHUTDOWN_TIMEOUT: Final = 2.0
+#: Connections that are accepted before the loop's other work has its turn.
+ACCEPTS_PER_TURN: Final = 32
+#: Seconds until the first word about strangers that had to leave, and between two of them.
+FIRST_TELL_SECONDS: Final = 5.0
+TELL_SECONDS: Final = 60.0
+#: As what it speaks of itself.
+HERE: Final = "this manager"
 
 _ALLOWED: Final[Mapping[str, frozenset[str]]] = {
     CLIENT: frozenset({"client", "factory"}),
@@ -69,11 +80,9 @@ class Handler(Protocol):
 
 def _disagreement(hello: Hello, identity: Identity) -> str:
     """Why this certificate may not say this Hello; empty if it may."""
-    if hello.protocol != PROTOCOL:
-        return (
-            f"this manager speaks protocol {PROTOCOL} and {hello.role} {hello.peer} protocol {hello.protocol} (Windlass {hello.version}): "
-            "use one version of Windlass on both sides"
-        )
+    text = versions.disagreement(hello, HERE)
+    if text:
+        return text
     if hello.role not in _ALLOWED.get(identity.role, ()):
         return f"a certificate for role {identity.role!r} may not be used as {hello.role!r}: use the manager's client.json or pilot.json"
     named = identity.role == WORKER or (identity.role == FACTORY and identity.name != FACTORY)
@@ -82,6 +91,15 @@ def _disagreement(hello: Hello, identity: Identity) -> str:
     if hello.purpose not in ("control", "data"):
         return f"there are no connections for {hello.purpose!r}: use 'control' or 'data'"
     return ""
+
+
+def hello_of(body: Piece) -> Hello:
+    """The Hello of a peer. Raises `ProtocolError`, which names both versions where it is one of another protocol."""
+    try:
+        return decode_hello(body)
+    except ProtocolError as error:
+        text = versions.about_start(body, HERE)
+        raise (ProtocolError(text) if text else error) from None
 
 
 def _may_resume(link: Link, hello: Hello, identity: Identity) -> bool:
@@ -131,7 +149,7 @@ class _Accepted(Connection):
         if not bodies or self._handshake.phase is Phase.CLOSED:
             return []
         self._reader.limit = FrameReader().limit
-        hello, identity = decode_hello(bodies[0]), self.identity
+        hello, identity = hello_of(bodies[0]), self.identity
         self._handshake.note(Event.HEARD_HELLO)
         if len(bodies) > 1 or self._reader.waiting:
             self._refuse(Refused("a peer waits for Welcome before it says more than Hello"))
@@ -191,6 +209,7 @@ class Listener:
         files: FileServer | None = None,
         handshake_timeout: float = HANDSHAKE_TIMEOUT,
         max_handshakes: int = MAX_HANDSHAKES,
+        max_strangers: int = MOST,
     ) -> None:
         self.authority = authority
         self.handler = handler
@@ -208,7 +227,14 @@ class Listener:
         #: Where it listens: host as it was given, and port.
         self.addresses: list[Address] = []
         self._context = authority.server_context()
-        self._room = asyncio.Semaphore(max_handshakes)
+        self._turns = asyncio.Semaphore(max_handshakes)
+        self._descriptors = descriptors.limit()
+        # Most descriptors are for workers.
+        self.strangers = Strangers(min(max_strangers, max(16, self._descriptors // 4)))
+        self._stranger_left = asyncio.Event()
+        #: When it is to be told that strangers had to leave, and how many had when it last was.
+        self._telling: asyncio.TimerHandle | None = None
+        self._told_away = 0
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -240,53 +266,89 @@ class Listener:
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
+        accepts = 0
         while True:
-            await self._room.acquire()
+            while not self.strangers.make_room(loop.time()):
+                self._stranger_left.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stranger_left.wait(), PATIENCE)
+            if self._telling is None and self.strangers.sent_away > self._told_away:
+                self._telling = loop.call_later(TELL_SECONDS if self._told_away else FIRST_TELL_SECONDS, self._tell_sent_away)
             try:
                 accepted, _ = await loop.sock_accept(listening)
             except asyncio.CancelledError:
                 raise
             except OSError as error:
-                self._room.release()
                 if error.errno not in (errno.ECONNABORTED, errno.EPROTO):
                     log.warning("cannot accept a connection: %s; trying again in a second", error)
+                    while self.strangers.send_one_away(loop.time()):
+                        pass  # their descriptors are wanted
                     await asyncio.sleep(1)
                 continue
+            if accepted.fileno() > self._descriptors // 2:
+                self._descriptors = descriptors.allow_many()
             self._start(self._serve(accepted))
+            accepts += 1
+            if not accepts % ACCEPTS_PER_TURN:
+                await asyncio.sleep(0)
+
+    def _tell_sent_away(self) -> None:
+        """Seldom, lest the log be flooded as well."""
+        self._telling = None
+        count = self.strangers.sent_away - self._told_away
+        self._told_away = self.strangers.sent_away
+        log.warning("%d connections that did not say whose they are were closed to make room for others", count)
 
     async def _serve(self, accepted: socket.socket) -> None:
         """See one connection through its handshake."""
         connection = _Accepted(self)
+        loop, strangers = asyncio.get_running_loop(), self.strangers
+        stranger: Stranger | None = None
         try:
-            async with asyncio.timeout(self.handshake_timeout):
+            async with asyncio.timeout(self.handshake_timeout) as limit:
+                # One whose time has just run out is about to leave anyway.
+                stranger = strangers.came(lambda: None if limit.expired() else limit.reschedule(loop.time()))
                 accepted.setblocking(False)
-                if self.files is not None and await self._hand_over(accepted, self.files):
-                    return
-                await asyncio.get_running_loop().connect_accepted_socket(
-                    lambda: connection,
-                    accepted,
-                    ssl=self._context,
-                    ssl_handshake_timeout=self.handshake_timeout,
-                    ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
-                )
-                await connection.greeted
+                try:
+                    wants_files = await asks_for_files(accepted)
+                    strangers.spoke(stranger)
+                    if wants_files and self.files is not None:
+                        self._hand_over(accepted, self.files)
+                        return
+                    if self._turns.locked():
+                        strangers.hurry(loop.time())
+                    await self._turns.acquire()
+                except BaseException:
+                    accepted.close()  # asyncio does that only to those that it knows
+                    raise
+                try:
+                    strangers.begins(stranger, now := loop.time())
+                    if strangers.waiting and not limit.expired():
+                        limit.reschedule(min(limit.when() or now, now + PATIENCE))
+                    await loop.connect_accepted_socket(
+                        lambda: connection,
+                        accepted,
+                        ssl=self._context,
+                        ssl_handshake_timeout=self.handshake_timeout,
+                        ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
+                    )
+                    await connection.greeted
+                finally:
+                    self._turns.release()
+                    strangers.gone(stranger)
         except (OSError, TimeoutError) as error:
-            log.info("a connection ended in its handshake: %s", error if str(error) else f"it took over {self.handshake_timeout:g} s")
+            level = logging.DEBUG if strangers.sent_away else logging.INFO  # in a flood nobody wants to read of each
+            log.log(level, "a connection ended in its handshake: %s", str(error) or f"no Hello within {self.handshake_timeout:g} s")
             connection.abort(f"no Hello within {self.handshake_timeout:g} s")
         finally:
-            self._room.release()
+            if stranger is not None:
+                strangers.gone(stranger)
+            self._stranger_left.set()
 
-    async def _hand_over(self, accepted: socket.socket, files: FileServer) -> bool:
-        """Leave this connection to who serves files, if it is for files."""
-        try:
-            wanted = await asks_for_files(accepted)
-        except BaseException:
-            accepted.close()  # asyncio does that only to those that it knows
-            raise
-        if wanted:
-            loop = asyncio.get_running_loop()
-            files.serve(accepted, self._context, lambda hello, identity: self._judge_on(loop, hello, identity))
-        return wanted
+    def _hand_over(self, accepted: socket.socket, files: FileServer) -> None:
+        """Leave this connection to who serves files."""
+        loop = asyncio.get_running_loop()
+        files.serve(accepted, self._context, lambda hello, identity: self._judge_on(loop, hello, identity))
 
     def _judge_on(self, loop: asyncio.AbstractEventLoop, hello: Hello, identity: Identity) -> Welcome | Refused:
         """`judge`, for a thread that serves files."""
@@ -351,6 +413,8 @@ class Listener:
 
     async def close(self) -> None:
         """Stop listening, send what the links still have, and end all connections; none of their callbacks is called."""
+        if self._telling is not None:
+            self._telling.cancel()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

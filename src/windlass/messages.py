@@ -15,7 +15,8 @@ Arguments and results are opaque ``payload`` bytes here: they are pickled and un
 manager's or worker's event loop.  Buffers over `OUT_OF_BAND_BYTES` are *objects*: files with a content name that travel over
 data connections (`GetObject`, `PutObject`), so that no payload delays a heartbeat.
 
-All records are arrays on the wire (``array_like``): a field is added at the end, with a default, or the protocol number changes.
+All records are arrays on the wire (``array_like``): a field is added at the end, with a default, or the protocol number changes
+(docs/versions.md).
 Times are seconds; ``*_at`` is seconds since the epoch on the clock of the host that says it.  Memory and sizes are bytes.
 """
 
@@ -25,7 +26,10 @@ from typing import Final, NamedTuple, NewType
 
 import msgspec
 
+#: Rises when a peer that does not know of a change to the messages would misunderstand something: see docs/versions.md.
 PROTOCOL: Final = 1
+#: The oldest one whose peers a manager accepts.
+OLDEST_PROTOCOL: Final = 1
 #: A control frame may have this many bytes at most; larger data are objects.
 MAX_FRAME_BYTES: Final = 1 << 20
 #: A pickle buffer, or a pickled stream, of at least this many bytes travels as an object.

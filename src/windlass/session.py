@@ -32,7 +32,7 @@ import msgspec
 
 from windlass import messages
 from windlass.errors import InternalError
-from windlass.framing import Piece, ProtocolError
+from windlass.framing import UNREADABLE, Piece, ProtocolError
 from windlass.messages import MAX_FRAME_BYTES, Frame, Hello, Message, Refused, Welcome
 
 #: An acknowledgement may be late by this many seconds, frames and bytes; whichever comes first.
@@ -100,7 +100,7 @@ def decode_hello(body: Piece) -> Hello:
     """
     try:
         return _hello_decoder().decode(body)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise ProtocolError(f"the first frame is not a Hello of this protocol: {error}") from error
 
 
@@ -112,7 +112,7 @@ def decode_answer(body: Piece) -> Welcome | Refused:
     """
     try:
         return _answer_decoder().decode(body)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise ProtocolError(f"the answer to Hello is neither Welcome nor Refused: {error}") from error
 
 
@@ -206,7 +206,7 @@ class Session:
         """
         try:
             frame = _frame_decoder().decode(body)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise ProtocolError(f"a frame cannot be read: {error}") from error
         if not 0 <= frame.received <= self._sent:
             raise ProtocolError(f"the other side acknowledges frame {frame.received}, and {self._sent} is the newest that was sent to it")
@@ -221,7 +221,7 @@ class Session:
             return []
         try:
             batch = self._decoder.decode(frame.messages)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise ProtocolError(f"frame {number} has a message that is not allowed here: {error}") from error
         self._drop_acknowledged(frame.received)
         self.received = number

@@ -36,9 +36,8 @@ def default_store_folder(kind: str, scratch: str | os.PathLike[str] | None = Non
         remove_dead_folders(base)
     from pathlib import Path
 
-    name = folder_name(kind)
     for base in bases:
-        path = Path(base, name)
+        path = Path(base, folder_name(kind))
         try:
             path.mkdir(mode=0o700, parents=True)
         except OSError:
@@ -58,8 +57,9 @@ def default_spool_folder(folder: str | os.PathLike[str]) -> Path | None:
     """Where a store in memory may go on, on disk, when it is full (not made yet); None for a store that is on disk already."""
     from pathlib import Path
 
+    # Not the first one's name: everybody can see that, and make a folder of that name on disk before us.
     path = Path(folder)
-    return Path(_node_scratch(), path.name) if path.is_relative_to("/dev/shm") else None
+    return Path(_node_scratch(), folder_name(path.name.split("-")[1])) if path.is_relative_to("/dev/shm") else None
 
 
 def default_store_limit(folder: str | os.PathLike[str]) -> int:

@@ -169,7 +169,7 @@ def test_another_python_is_refused() -> None:
 
 
 def test_another_protocol_is_refused_with_both_versions() -> None:
-    status, _, said = check(replace(Container("i.sif", True), windlass="9.0", protocol=99))
+    status, _, said = check(replace(Container("i.sif", True), windlass="9.0", protocol=99, oldest=98))
     assert status == 5
     assert said.endswith(", which speaks protocol 1, and the factory is Windlass 9.0 with protocol 99; install windlass==9.0 in it\n"), said
 

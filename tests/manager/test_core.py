@@ -935,3 +935,40 @@ def test_every_library_gets_its_turn_when_there_are_more_of_them_than_slots(benc
     for number, times in ended.items():
         gap = max(after - before for before, after in itertools.pairwise([*times, finish]))
         assert gap < 8, f"library {number} of 6 had nothing run for {gap:.1f} s"
+
+
+def test_an_instance_that_stops_unasked_gives_its_calls_back() -> None:
+    """A worker that says so has them no more; without an instance they would wait for ever."""
+    bench = Bench()
+    library = bench.library()
+    bench.worker()
+    [call] = bench.submit(library)
+    instance = bench.serve()
+    [run] = bench.runs()
+    bench.say("w1", LibraryStopped(InstanceId(instance)))
+    again = bench.serve()
+    assert again != instance
+    [second] = bench.all_runs()
+    assert (second.call, second.attempt, second.instance) == (run.call, 2, again)
+    bench.end(second)
+    assert bench.outcome(call) == RETURNED
+
+
+def test_an_instance_that_fails_while_it_stops_takes_no_calls_of_the_next_one() -> None:
+    """They are of the same library, and run."""
+    bench = Bench()
+    library = bench.library(slots=1)
+    worker = bench.core.workers[WorkerId(bench.worker())]
+    bench.submit(library)
+    old = InstanceId(bench.serve())
+    bench.end(bench.runs()[0])
+    bench.core._stop(worker.instances[old], worker)  # pyright: ignore[reportPrivateUsage] - as to make room
+    bench.step()
+    assert bench.heard() == [StopLibrary(old)]
+    [call] = bench.submit(library)
+    assert bench.serve() != old
+    [run] = bench.runs()
+    bench.say("w1", LibraryFailed(old, "crash", "killed by signal 9", at_start=False))
+    assert bench.all_runs() == []
+    bench.end(run)
+    assert bench.outcome(call) == RETURNED

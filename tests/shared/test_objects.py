@@ -339,6 +339,18 @@ sys.stdin.read()
     processes[1].communicate()
 
 
+def test_nobody_can_tell_from_a_store_in_memory_where_it_will_go_on_on_disk(tmp_path: Path) -> None:
+    """The first folder's name is there for all to see; a folder of that name, made by somebody else before us, would be his."""
+    shown = Path("/dev/shm") / tmp_path.name / f"windlass-manager-{os.getuid()}-boot-1-2-3-0123456789abcdef"
+    first, second = (store_folders.default_spool_folder(shown) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first != second
+    assert shown.name not in (first.name, second.name)
+    assert first.name.startswith(f"windlass-manager-{os.getuid()}-")
+    assert store_folders.default_spool_folder(tmp_path / "windlass-manager-x") is None
+
+
 def test_a_closed_store_leaves_nothing(tmp_path: Path) -> None:
     store = ObjectStore(tmp_path / "store")
     view = store.open(store.put(b"still here").name)

@@ -9,6 +9,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import windlass
 from windlass import transport
 from windlass.errors import Closed, ConnectionRefused, UsageError
 from windlass.identity import CLIENT, ENROL, FACTORY, WORKER, Authority, ConnectionFile, Identity, new_key_and_request, read_connection_file
@@ -415,7 +417,10 @@ def test_another_protocol_is_refused_naming_both(authority: Authority) -> None:
             peer = Peer(at(authority, listener, WORKER, "w1"), msgspec.structs.replace(hello(), protocol=99, version="9.9"))
             await until(lambda: peer.refused)
             await peer.close()
-            assert "speaks protocol 1 and worker w1 protocol 99 (Windlass 9.9)" in peer.refused[0].text
+            assert peer.refused[0].text == (
+                f"this manager is Windlass {windlass.__version__} and speaks protocol 1; worker w1 is Windlass 9.9 and speaks protocol 99: "
+                "update the older one"
+            )
 
     run(work)
 
@@ -658,6 +663,33 @@ def test_who_says_nothing_is_cut_and_others_are_served(authority: Authority) -> 
             for sock in silent:
                 assert await asyncio.to_thread(sock.recv, 1) == b""
                 sock.close()
+            await peer.close()
+
+    run(work)
+
+
+def test_a_stranger_may_have_to_leave_just_when_his_time_has_run_out(authority: Authority) -> None:
+    """Both in one turn of the loop, which was held up: he leaves once, and the door goes on."""
+
+    async def work() -> None:
+        shell = Shell()
+        async with listening(authority, shell, handshake_timeout=0.05) as listener:
+            loop, told = asyncio.get_running_loop(), asyncio.Event()
+            with socket.create_connection(listener.addresses[0]):
+                await until(lambda: len(listener.strangers))
+
+                def make_room() -> None:
+                    assert listener.strangers.send_one_away(loop.time())
+                    told.set()
+
+                loop.call_later(0.06, make_room)
+                time.sleep(0.1)  # noqa: ASYNC251 - both timers are due when the loop goes on, in their order
+                async with asyncio.timeout(LIMIT):
+                    await told.wait()
+                await until(lambda: not listener.connections and not len(listener.strangers))
+            listener.handshake_timeout = LIMIT
+            peer = Peer(at(authority, listener, WORKER, "w1"), hello())
+            await until(lambda: peer.welcomes)
             await peer.close()
 
     run(work)

@@ -149,6 +149,7 @@ manager = attach("home", keep=True)
 manager.install_library("lib", hold)
 calls = [FunctionCall("lib", "hold", sys.argv[1], number).with_options(tag="odd" if number % 2 else "even") for number in range(6)]
 futures = [manager.submit(call) for call in calls]
+manager.status()  # which is asked behind them: the manager has them
 print("submitted", flush=True)
 sys.stdin.readline()
 [future.wait() for future in futures[:2]]

@@ -401,8 +401,9 @@ def test_a_worker_that_speaks_another_protocol_is_refused_with_both_numbers(quic
     )
     done = subprocess.run([PYTHON, "-c", program], stderr=subprocess.PIPE, text=True, timeout=30, check=False)
     assert done.returncode == 3
-    assert "this manager speaks protocol 1 and worker" in done.stderr
-    assert f"protocol 99 (Windlass {windlass.__version__}): use one version of Windlass on both sides" in done.stderr
+    here = f"Windlass {windlass.__version__} and speaks protocol"
+    assert f": this manager is {here} 1; worker " in done.stderr
+    assert f" is {here} 99: one of the two is not what its version says: install it anew" in done.stderr
     assert quick.status()["workers"] == []
 
 
