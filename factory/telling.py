@@ -12,6 +12,7 @@ A message has to fit a frame of 1 MiB, and a thousand pilots may die in one answ
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -25,6 +26,8 @@ WORDS_MOST: Final = 2000
 REASON_MOST: Final = 500
 #: What one report may hold, in letters; they may need three bytes each.
 BYTES_MOST: Final = 256 << 10
+#: Ends that are remembered.
+RECENT: Final = 200
 #: What a line or an end takes beside its texts.
 LINE_BYTES: Final = 120
 
@@ -40,10 +43,13 @@ class Telling:
     #: What it has still to be told, the oldest first.
     _news: dict[PilotId, PilotLine] = field(default_factory=dict[PilotId, PilotLine])
     _ended: list[PilotEnded] = field(default_factory=list[PilotEnded])
+    #: The last ends, for a manager that is started anew.
+    _recent: deque[PilotEnded] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def told_nothing(self) -> None:
-        """Begin anew with what is there."""
+        """Begin anew with what is there, and with the last ends: workers of these pilots may have been back before."""
         self._told.clear()
+        self._ended = list(self._recent)
 
     def look(self, pilots: Iterable[Pilot]) -> None:
         """Note which pilots are not any more as the manager was told."""
@@ -73,6 +79,7 @@ class Telling:
         self._told.pop(ending.pilot, None)
         why = f"{reason}: {words}" if words and ending.failed else reason
         self._ended.append(PilotEnded(ending.pilot, why[: REASON_MOST + WORDS_MOST], ending.failed))
+        self._recent.append(self._ended[-1])
         self._news.pop(ending.pilot, None)
         self._news[ending.pilot] = PilotLine(
             self.pool,

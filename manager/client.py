@@ -24,42 +24,27 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from windlass.errors import (
-    CallFailed,
-    CallTimeout,
-    CallTooLong,
     Closed,
-    FileUnavailable,
-    InternalError,
-    LibraryFailed,
-    NotPicklable,
-    NotPossible,
-    OutOfMemory,
-    SlotDied,
     StoreFull,
     UsageError,
-    WorkersLost,
 )
 from windlass.files import File, collecting, inputs_of, without_files
 from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall, Target
-from windlass.manager.calls import CLOSED, INPUT_FAILED, LIBRARY_FAILED, LOST, NOT_POSSIBLE, TOO_LONG
+from windlass.manager.calls import CLOSED, INPUT_FAILED
 from windlass.manager.feeding import Feeder, Holes, input_failed
 from windlass.manager.future import CallFuture
 from windlass.manager.inbox import Inbox, Tidy
 from windlass.manager.keeping import KeptResults, Needed, sandbox_of
-from windlass.manager.memory import MEMOIZED, Memory
+from windlass.manager.memory import MEMOIZED, ClientStore, Memory
+from windlass.manager.outcomes import failure
 from windlass.messages import (
-    BAD_CALL,
     CANCELLED,
-    DIED,
-    NO_FILE,
-    OUT_OF_MEMORY,
     RAISED,
     RESULT,
     RETURNED,
-    TIMED_OUT,
     CallDone,
     CallEnd,
     CallId,
@@ -83,18 +68,6 @@ from windlass.pickling import pack_call, pack_scalars, unpack_exception, unpack_
 ROOM_SECONDS: Final = 0.5
 #: What goes into the manager's inbox: a call, or who says it and a message.
 Item = CallSpec | tuple[str, Message]
-
-
-class ClientStore(Protocol):
-    """What a client needs of the manager's objects: a `SpoolingStore`, or the way to one of another process."""
-
-    def put(self, data: Any, *, pin: bool = False) -> ObjectRef: ...
-    def put_result(self, data: Any) -> ObjectRef: ...
-    def could_hold(self, size: int) -> bool: ...
-    def pin(self, name: str) -> None: ...
-    def unpin(self, name: str) -> None: ...
-    def open(self, name: str) -> memoryview: ...
-    def discard(self, name: str) -> None: ...
 
 
 class Client:
@@ -330,7 +303,7 @@ class Client:
                 return True
             return key is not None and key[:1] == MEMOIZED and not (inputs or spec.options.keep) and memory.follow(spec, key)
         self._unpin(self._pinned.pop(future.call_id, ()))
-        self.deliver_remembered([done])
+        self.deliver_noted([done])
         return True
 
     def _with_code(self, target: Target, more: tuple[ObjectRef, ...]) -> Target:
@@ -446,12 +419,16 @@ class Client:
 
     def deliver(self, ends: Sequence[CallDone]) -> None:
         """Finish the futures of calls that have ended, and those of calls that end because of that."""
+        self.note(ends)
+        self.deliver_noted(ends)
+
+    def note(self, ends: Sequence[CallDone]) -> None:
+        """Calls have ended: what they returned is to be remembered."""
         if self.memory is not None:
             self.memory.note(ends, self._futures)
-        self.deliver_remembered(ends)
 
-    def deliver_remembered(self, ends: Sequence[CallDone]) -> None:
-        """The same for ends that are not to be noted."""
+    def deliver_noted(self, ends: Sequence[CallDone]) -> None:
+        """As `deliver`, for ends that are noted, or not to be."""
         while ends:
             ends = self._deliver(ends)
         if self._waiters:
@@ -530,22 +507,6 @@ class Client:
     def find(self, call: CallId) -> CallFuture[Any] | None:
         """The future of a call that has not ended."""
         return self._futures.get(call)
-
-    def hold(self, spans: Sequence[ObjectRef]) -> None:
-        """Keep these objects of a result, whoever lets them go, until `unhold`."""
-        self.feeder.hold(spans)
-
-    def unhold(self, spans: Sequence[ObjectRef]) -> None:
-        """They are needed no more."""
-        self.feeder.unhold(spans)
-
-    def put_result(self, data: memoryview) -> ObjectRef:
-        """Have a result's object in the store, until it was read; under a name of its own, as equal ones are read at other times."""
-        return self.store.put_result(data)
-
-    def discard_result(self, spans: Sequence[ObjectRef]) -> None:
-        """Nobody here reads these."""
-        self._discard(spans)
 
     def withdraw_late(self, call: CallId) -> None:
         """It has ended otherwise than at the manager, or among those that wait for inputs."""
@@ -650,48 +611,4 @@ class Client:
             raise unpack_exception(end.payload)
         if end.outcome == INPUT_FAILED:
             raise input_failed(future, end.detail.text if end.detail is not None else "")
-        raise failure(done, future)
-
-
-def failure(done: CallDone, future: CallFuture[Any]) -> BaseException:
-    """The exception for a call that ended neither by returning nor by its function's exception."""
-    end = done.end
-    detail = end.detail or EndDetail()
-    text = detail.text
-    error: BaseException
-    match end.outcome:
-        case o if o == DIED:
-            tail = end.stderr.decode(errors="replace").strip()
-            error = SlotDied(
-                text + (f"\nthe end of its stderr:\n{tail}" if tail else ""),
-                signal=detail.signal,
-                exit_status=detail.exit_status,
-                peak_memory=detail.peak_memory,
-                stderr=tail,
-            )
-        case o if o == OUT_OF_MEMORY:
-            error = OutOfMemory(text, peak=detail.peak_memory, share=detail.share, limit=detail.limit)
-        case o if o == TIMED_OUT:
-            error = CallTimeout(text)
-        case o if o == LOST:
-            error = WorkersLost(text)
-        case o if o == TOO_LONG:
-            error = CallTooLong(text)
-        case o if o == LIBRARY_FAILED:
-            error = LibraryFailed(text)
-        case o if o == NOT_POSSIBLE:
-            error = NotPossible(text)
-        case o if o == CLOSED:
-            error = Closed(text)
-        case o if o == NO_FILE:
-            error = FileUnavailable(text)
-        case o if o == BAD_CALL:
-            error = NotPicklable(text) if "pickle" in text else CallFailed(text)
-        case o if o == CANCELLED:
-            error = CallFailed(text or "the call was cancelled at its worker")
-        case _:
-            error = InternalError(f"call {end.call} ended with outcome {end.outcome}: {text}")
-    if done.attempts:
-        for one in done.attempts:
-            error.add_note(f"attempt {one.attempt} on {one.host} ({one.worker}): {one.outcome} after {one.seconds:.3g} s")
-    return error
+        raise failure(done)

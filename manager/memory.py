@@ -33,6 +33,7 @@ import msgspec
 from windlass.errors import Closed, StoreFull
 from windlass.files import collecting
 from windlass.manager.calls import CLOSED
+from windlass.manager.feeding import Feeder
 from windlass.manager.future import CallFuture
 from windlass.manager.journal import Entry, Journal
 from windlass.messages import RAISED, RETURNED, CallDone, CallEnd, CallId, CallSpec, ObjectName, ObjectRef, WorkerId
@@ -49,16 +50,28 @@ MEMOIZED: Final = b"m"
 _MEMOIZED: Final = MEMOIZED[0]
 
 
+class ClientStore(Protocol):
+    """What a client needs of the manager's objects: a `SpoolingStore`, or the way to one of another process."""
+
+    def put(self, data: Any, *, pin: bool = False) -> ObjectRef: ...
+    def put_result(self, data: Any) -> ObjectRef: ...
+    def could_hold(self, size: int) -> bool: ...
+    def pin(self, name: str) -> None: ...
+    def unpin(self, name: str) -> None: ...
+    def open(self, name: str) -> memoryview: ...
+    def discard(self, name: str) -> None: ...
+
+
 class RememberingClient(Protocol):
     """What a memory needs of the client."""
 
-    def deliver_remembered(self, ends: Sequence[CallDone], /) -> None: ...
+    store: ClientStore
+    feeder: Feeder
+
+    def deliver_noted(self, ends: Sequence[CallDone], /) -> None: ...
     def hand_over(self, item: CallSpec, /) -> None: ...
-    def hold(self, spans: Sequence[ObjectRef], /) -> None: ...
-    def unhold(self, spans: Sequence[ObjectRef], /) -> None: ...
     def read(self, name: ObjectName, /) -> memoryview: ...
-    def put_result(self, data: memoryview, /) -> ObjectRef: ...
-    def discard_result(self, spans: Sequence[ObjectRef], /) -> None: ...
+    def drop(self, names: Sequence[ObjectName], /) -> None: ...
     def withdraw_late(self, call: CallId, /) -> None: ...
 
 
@@ -160,7 +173,7 @@ class Memory:
                 data = self.journal.open(ref.name)
                 if content_name(data) != ref.name:
                     return None
-                spans.append(self._client.put_result(data))
+                spans.append(self._client.store.put_result(data))
         except (KeyError, StoreFull):
             return None
         return msgspec.structs.replace(end, spans=tuple(spans))
@@ -223,7 +236,7 @@ class Memory:
             return  # who submits it later finds it
         done = self.recall(call, key)
         if done is not None:
-            self._client.deliver_remembered([done])
+            self._client.deliver_noted([done])
             if spec is None:
                 self._client.withdraw_late(call)
         elif spec is not None:
@@ -276,17 +289,17 @@ class Memory:
 
     def _note_large(self, key: bytes, end: CallEnd, followers: Iterable[CallSpec] = (), after: Callable[[], None] | None = None) -> None:
         spans = end.spans
-        self._client.hold(spans)
+        self._client.feeder.hold(spans)
 
         def done() -> None:
-            self._client.unhold(spans)
+            self._client.feeder.unhold(spans)
             if after is not None:
-                self._client.discard_result(spans)
+                self._client.drop(self._client.feeder.let_go(spans))
                 after()
             for spec in followers:
                 found = self.recall(spec.call, key)
                 if found is not None:
-                    self._client.deliver_remembered([found])
+                    self._client.deliver_noted([found])
                 else:
                     self._hand_over(spec)
 
@@ -309,7 +322,7 @@ class Memory:
         if returned or end.outcome == RAISED:
             self.used += len(followers)
             now = self._clock()
-            self._client.deliver_remembered([CallDone(msgspec.structs.replace(end, call=spec.call), now, 0.0, now) for spec in followers])
+            self._client.deliver_noted([CallDone(msgspec.structs.replace(end, call=spec.call), now, 0.0, now) for spec in followers])
         elif end.outcome != CLOSED:
             # It says nothing of the others: it may have been cancelled, or its worker lost too often. The first of them is run.
             for spec in followers:

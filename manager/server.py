@@ -422,11 +422,16 @@ class Server:
         """Carry out what the core has decided."""
         core = self.core
         core.pump(self.now())
+        client = self.client
+        done = core.take_done()
+        if done:
+            done = self.attachments.take_theirs(done, self.now())
+            if client is not None:
+                client.note(done)  # before anything is sent, which acknowledges what was received
         for worker, messages in core.take_outbox().items():
             link = self._links.get(worker)
             if link is not None:
                 link.send_now(*self.files.signed(worker, messages))
-        client = self.client
         self.files.act(
             self.attachments.tell,
             client.kept.brought if client is not None else None,
@@ -434,11 +439,8 @@ class Server:
         )
         while core.late_objects:
             self.store.discard(core.late_objects.pop().name)
-        done = core.take_done()
-        if done:
-            done = self.attachments.take_theirs(done, self.now())
-        if done and self.client is not None:
-            self.client.deliver(done)
+        if done and client is not None:
+            client.deliver_noted(done)
         if core.demand_changed and self._factories and self._demand_timer is None:
             assert self._loop is not None
             wait = self._demand_at + DEMAND_SECONDS - self.now()

@@ -87,7 +87,7 @@ if TYPE_CHECKING:
     from windlass.links import Link
     from windlass.worker.files import FileKey
     from windlass.worker.libraries import Libraries
-    from windlass.worker.orphans import Orphans
+    from windlass.worker.orphans import EarlierLives
     from windlass.worker.supply import Supply
     from windlass.worker.watch import MemoryWatch
 
@@ -160,7 +160,7 @@ class Worker:
         self._watch: MemoryWatch | None = None
         self._watching: asyncio.Task[Any] | None = None
         #: What runs on from earlier lives of the manager.
-        self._orphans: list[Orphans] = []
+        self._earlier: EarlierLives | None = None
 
     async def run(self) -> int:
         """Serve until the end. Raises `CannotStart`."""
@@ -264,7 +264,8 @@ class Worker:
         if supply is None or libraries is None:
             return
         transfers = supply.transfers
-        self._ends.clear()
+        unheard = [*self._link.dropped, CallsEnded(self._ends)]
+        self._ends, self._link.dropped = [], []
         self._killed.clear()
         backlog, watching = self._backlog, self._watching
         self._backlog = Backlog(self)
@@ -273,26 +274,18 @@ class Worker:
             self._watching = None  # it goes on watching them
         self._make_parts(supply)
         if adopts:
-            from windlass.worker.orphans import Orphans
+            if self._earlier is None:
+                from windlass.worker.orphans import EarlierLives
 
-            orphans = Orphans(backlog, libraries, transfers, watching, self._say, self._orphans_over)
-            self._orphans.append(orphans)
-            orphans.begin(self._link.dropped)
-            self._link.dropped = []
+                self._earlier = EarlierLives(self._say, self._spawn, self._tell_report)
+            self._earlier.add(backlog, libraries, transfers, watching, unheard)
         else:
             self._spawn(libraries.close(0.0))
             self._spawn(transfers.close())
 
-    def _orphans_over(self, orphans: Orphans) -> None:
-        if orphans in self._orphans:
-            self._orphans.remove(orphans)
-            self._spawn(orphans.close())
-            if not self._leaving:
-                self._say(self._report_now())
-
     def _busy_cores(self) -> float:
         """Cores of what runs and would run on, should this manager be started anew; and of what does already."""
-        busy = sum(orphans.cores for orphans in self._orphans)
+        busy = self._earlier.cores if self._earlier is not None else 0.0
         if self._welcome is not None and self._welcome.adopts and self._libraries is not None:
             busy += self._libraries.cores_of(self._backlog.running())
         return min(busy, float(self._cores))
@@ -407,9 +400,8 @@ class Worker:
     def _tell(self, of: Backlog, end: CallEnd) -> None:
         """The objects of a result are at the manager."""
         if of is not self._backlog:
-            for orphans in self._orphans:
-                if orphans.backlog is of:
-                    orphans.tell(end)
+            if self._earlier is not None:
+                self._earlier.tell(of, end)
             return
         self._ends.append(end)
         self._flush()
@@ -463,7 +455,8 @@ class Worker:
         now = time.monotonic()
         if node.own_parents(os.environ) != self._parents:
             self._act(self._life.leave("the pilot's parent process has ended"))
-        held, oldest, starting = self._backlog.held + len(self._killed) + sum(one.held for one in self._orphans), 0.0, False
+        held, oldest, starting = self._backlog.held + len(self._killed), 0.0, False
+        held += self._earlier.held if self._earlier is not None else 0
         if self._libraries is not None and self._supply is not None:
             held += self._supply.pushing
             starting = self._libraries.starting
@@ -481,9 +474,10 @@ class Worker:
     def _sweep(self) -> None:
         """Timeouts of calls, while any is held that has one."""
         self._sweep_timer = None
-        for backlog in (self._backlog, *(orphans.backlog for orphans in self._orphans)):
-            backlog.sweep(time.time())
-        if any(one.sweeping for one in (self._backlog, *(orphans.backlog for orphans in self._orphans))) and not self._leaving:
+        self._backlog.sweep(time.time())
+        if self._earlier is not None:
+            self._earlier.sweep(time.time())
+        if (self._backlog.sweeping or (self._earlier is not None and self._earlier.sweeping)) and not self._leaving:
             self._sweep_timer = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 
     def _on_signal(self, number: int) -> None:
@@ -501,8 +495,9 @@ class Worker:
         end = (self._life.deadline, self._life.warned)
         if end != self._told and self._libraries is not None:
             self._told = end
-            for libraries in (self._libraries, *(orphans.libraries for orphans in self._orphans)):
-                libraries.tell_end(*end)
+            self._libraries.tell_end(*end)
+            if self._earlier is not None:
+                self._earlier.tell_end(*end)
 
     def _on_trouble(self, text: str) -> None:
         """This node cannot serve: let others do it, rather than fail one call after the other."""
@@ -553,7 +548,7 @@ class Worker:
 
     async def _end_processes(self) -> None:
         if self._libraries is not None:
-            closing = [self._libraries.close(0.0), *(orphans.close() for orphans in self._orphans)]
+            closing = [self._libraries.close(0.0)] + ([self._earlier.close()] if self._earlier is not None else [])
             try:
                 await asyncio.wait_for(asyncio.gather(*closing), FAREWELL_SECONDS)
             except TimeoutError:
@@ -587,18 +582,20 @@ class Worker:
                 continue
             for entry in libraries.entries.values():
                 entry.library.trim_captures()
-            self._say(self._report_now())
+            self._tell_report()
 
-    def _report_now(self) -> WorkerReport:
+    def _tell_report(self) -> None:
         running = self._libraries.running() if self._libraries is not None else 0
-        return WorkerReport(
-            self._watch.used if self._watch is not None else 0,
-            self._limit,
-            self._life.seconds_left(time.monotonic()),
-            running,
-            max(0, self._backlog.held - running),
-            self._supply.used if self._supply is not None else 0,
-            sum(orphans.cores for orphans in self._orphans),
+        self._say(
+            WorkerReport(
+                self._watch.used if self._watch is not None else 0,
+                self._limit,
+                self._life.seconds_left(time.monotonic()),
+                running,
+                max(0, self._backlog.held - running),
+                self._supply.used if self._supply is not None else 0,
+                self._earlier.cores if self._earlier is not None else 0.0,
+            )
         )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[Any]:

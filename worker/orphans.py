@@ -16,7 +16,7 @@ When the last one has ended, everything that was theirs is closed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from windlass.messages import (
@@ -54,7 +54,7 @@ class Orphans:
         running = backlog.go_over_to(self)
         #: Cores that they occupy.
         self.cores = libraries.cores_of(call for call in running if call.key)
-        self.keys = [call.key for call in running if call.key]
+        self.keys = [call.key for call in running if call.key] + [end.key for end in transfers.waiting_ends if end.key]
         # Nobody will ask for these.
         backlog.cancel([HeldCall(call.call, call.attempt) for call in running if not call.key])
 
@@ -114,3 +114,67 @@ class Orphans:
 
     def release_files(self, refs: Sequence[FileRef], /) -> None:
         """Their files were let go with the session; what runs has them open, or reads them as long as there is room."""
+
+
+class EarlierLives:
+    """All orphans of a worker. ``changed`` is called when some of them are over."""
+
+    def __init__(
+        self, say: Callable[[Message], None], spawn: Callable[[Coroutine[Any, Any, None]], object], changed: Callable[[], None]
+    ) -> None:
+        self._say, self._spawn, self._changed = say, spawn, changed
+        self._all: list[Orphans] = []
+
+    def add(
+        self,
+        backlog: Backlog,
+        libraries: Libraries,
+        transfers: Transfers,
+        watching: asyncio.Task[Any] | None,
+        unheard: Sequence[Message],
+    ) -> None:
+        """A new session has begun: these parts were the old one's."""
+        orphans = Orphans(backlog, libraries, transfers, watching, self._say, self._over)
+        self._all.append(orphans)
+        orphans.begin(unheard)
+
+    @property
+    def cores(self) -> float:
+        """That they occupy."""
+        return sum(one.cores for one in self._all)
+
+    @property
+    def held(self) -> int:
+        """Calls whose ends have not been told."""
+        return sum(one.held for one in self._all)
+
+    @property
+    def sweeping(self) -> bool:
+        """`sweep` has something to watch."""
+        return any(one.backlog.sweeping for one in self._all)
+
+    def sweep(self, now: float) -> None:
+        """As `Backlog.sweep`."""
+        for one in self._all:
+            one.backlog.sweep(now)
+
+    def tell_end(self, ends_at: float, warned: bool) -> None:
+        """As `Libraries.tell_end`."""
+        for one in self._all:
+            one.libraries.tell_end(ends_at, warned)
+
+    def tell(self, of: Backlog, end: CallEnd) -> None:
+        """A result of a call of this backlog is at the manager."""
+        for one in self._all:
+            if one.backlog is of:
+                one.tell(end)
+
+    async def close(self) -> None:
+        """End them all."""
+        await asyncio.gather(*(one.close() for one in self._all))
+
+    def _over(self, orphans: Orphans) -> None:
+        if orphans in self._all:
+            self._all.remove(orphans)
+            self._spawn(orphans.close())
+            self._changed()

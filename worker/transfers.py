@@ -66,12 +66,17 @@ class Transfers:
         self._holds: dict[ObjectName, int] = {}
         self._pinned: set[ObjectName] = set()
         self._fetches: dict[ObjectName, asyncio.Task[TransferFailed | None]] = {}
-        self._pushes: set[asyncio.Task[None]] = set()
+        self._pushes: dict[asyncio.Task[None], CallEnd] = {}
 
     @property
     def pushing(self) -> int:
         """Ends of calls that wait for their objects to be sent."""
         return len(self._pushes)
+
+    @property
+    def waiting_ends(self) -> list[CallEnd]:
+        """Those ends."""
+        return list(self._pushes.values())
 
     def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
         """Keep these until `release`; fetch what is missing, and say what that is."""
@@ -118,7 +123,7 @@ class Transfers:
     def push(self, end: CallEnd, tell: Callable[[CallEnd], None]) -> None:
         """Send the objects of a result, then `tell` the end of its call; as a failed one where they cannot be sent."""
         task = asyncio.get_running_loop().create_task(self._push(end))
-        self._pushes.add(task)
+        self._pushes[task] = end
         task.add_done_callback(partial(self._pushed, end, tell))
 
     async def close(self) -> None:
@@ -191,7 +196,7 @@ class Transfers:
                 raise TransferFailed(f"the result of {ref.size} bytes could not be handed to the manager: {_text(error)}") from error
 
     def _pushed(self, end: CallEnd, tell: Callable[[CallEnd], None], task: asyncio.Task[None]) -> None:
-        self._pushes.discard(task)
+        self._pushes.pop(task, None)
         for ref in end.spans:
             self._store.discard(ref.name)
         if task.cancelled():

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,14 @@ def program(folder: Path) -> Generator[subprocess.Popen[str]]:
             process.kill()
 
 
+def rest_of(process: subprocess.Popen[str]) -> str:
+    """What it says until it ends. (`communicate` would lose what a `readline` has read ahead.)"""
+    assert process.stdout is not None
+    said = process.stdout.read()
+    assert process.wait() == 0
+    return said
+
+
 def ledger(folder: Path) -> list[list[str]]:
     try:
         return [line.split() for line in (folder / "ledger").read_text().splitlines()]
@@ -70,8 +78,8 @@ def ledger(folder: Path) -> list[list[str]]:
 
 
 def test_a_program_that_is_killed_and_started_again_goes_on(tmp_path: Path, until: Until) -> None:
-    """Each call runs once: results are there, what had not begun is run, and what was running goes on and is not run again. The pilot serves
-    on: the same worker, which a factory of its own process started. Arguments with classes of the program and sets are known again."""
+    """Each call runs once: results are there, what had not begun is run, and what was running goes on and is not run again. The pilot
+    serves on: the same worker, which a factory of its own process started. Arguments with classes of the program and sets are known."""
     with ExitStack() as running:
         first = running.enter_context(program(tmp_path))
         assert first.stdout is not None
@@ -86,21 +94,147 @@ def test_a_program_that_is_killed_and_started_again_goes_on(tmp_path: Path, unti
         assert second.stdout is not None
         assert second.stdout.readline() == "submitted\n"
         with attach("survivor") as door:
-            until("its worker is back", lambda: any(worker["connected"] for worker in door.status()["workers"]))
-            assert door.status()["calls"]["running"] == 0  # both cores are taken
+            until("its worker is back, with both cores taken", lambda: [one["busy_cores"] for one in door.status()["workers"]] == [2.0])
+            assert door.status()["calls"]["running"] == 0
         (tmp_path / "go").touch()
-        said, _ = second.communicate(timeout=60)
+        said = rest_of(second)
         third = running.enter_context(program(tmp_path))  # all of it is there: it needs no pilot
-        again, _ = third.communicate(timeout=60)
+        again = rest_of(third)
     right, drawn = said.splitlines()
     assert right == "True"
     assert int(drawn.split()[-1]) >= 10 + 60  # the draws had priority; and those that ran meanwhile
     times = Counter(x for x, _, _ in ledger(tmp_path))
     assert times == {str(x): 1 for x in range(100)}
-    assert len({zygote for _, _, zygote in ledger(tmp_path)}) == 2  # one for each life, of one worker
     assert again.splitlines()[1] == "True"
     assert again.splitlines()[2].rpartition("] ")[2] == "110"
     assert again.splitlines()[2].rpartition("] ")[0] == drawn.rpartition("] ")[0]  # ten different draws, each found again
+
+
+#: A program whose calls write down when they begin, and wait for a file of their name.
+HOLDS = """
+import os, sys, time
+import windlass
+
+def hold(name, folder):
+    import numpy, os, time
+    with open(f"{folder}/began-{name}", "a") as file:
+        file.write("x")
+    while not os.path.exists(f"{folder}/go-{name}"):
+        time.sleep(0.01)
+    if name == "bad" and len(open(f"{folder}/began-bad").read()) == 1:
+        raise OSError("the first time")
+    return numpy.full(100_000, 7) if name == "large" else name
+
+if __name__ == "__main__":
+    folder, *names = sys.argv[1:]
+    with windlass.Manager(journal=folder + "/journal", name="survivor") as manager:
+        manager.install_library("lib", hold)
+        futures = [manager.submit(windlass.FunctionCall("lib", "hold", name, folder)) for name in names]
+        print("submitted", flush=True)
+        for name, future in zip(names, futures):
+            if name == "unwanted":
+                sys.stdin.readline()
+                print(future.cancel(), future.cancelled(), flush=True)
+                continue
+            result = future.result()
+            print(result if isinstance(result, str) else result.sum(), flush=True)
+"""
+
+
+class Lives:
+    """One program's lives, and a factory of its own process that outlives them."""
+
+    def __init__(self, folder: Path, until: Until, running: ExitStack, *names: str) -> None:
+        self.folder, self.until, self.running, self.names = folder, until, running, names
+
+    def factory(self) -> None:
+        words = [sys.executable, "-m", "windlass", "factory", "run", "survivor", "local", "--cores", "2"]
+        factory = self.running.enter_context(subprocess.Popen(words, stderr=subprocess.DEVNULL))
+        self.running.callback(factory.send_signal, signal.SIGTERM)
+
+    def begin(self) -> subprocess.Popen[str]:
+        words = [sys.executable, "-c", HOLDS, str(self.folder), *self.names]
+        life = self.running.enter_context(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        self.running.callback(life.kill)
+        assert life.stdout is not None
+        assert life.stdout.readline() == "submitted\n"
+        return life
+
+    def began(self, name: str) -> int:
+        return runs(self.folder, f"began-{name}")
+
+    def go(self, *names: str) -> None:
+        for name in names:
+            (self.folder / f"go-{name}").touch()
+
+    def worker_is_back(self) -> None:
+        """With what it runs for the earlier life."""
+        with attach("survivor") as door:
+            self.until("its worker is back", lambda: any(worker["busy_cores"] == 2.0 for worker in door.status()["workers"]))
+
+    def first_life(self, *running: str) -> None:
+        """It is killed when these have begun."""
+        life = self.begin()
+        self.factory()
+        self.until("they run", lambda: all(self.began(name) for name in running))
+        life.kill()
+        life.wait()
+
+
+@pytest.fixture
+def running() -> Iterator[ExitStack]:
+    with ExitStack() as running:
+        yield running
+
+
+def test_what_ends_while_there_is_no_manager_is_told_to_the_next(tmp_path: Path, until: Until, running: ExitStack) -> None:
+    """A small result, and one with a large array, which is put into a store that was not there when its call began."""
+    lives = Lives(tmp_path, until, running, "small", "large", "later")
+    lives.first_life("small", "large")
+    lives.go("small", "large", "later")
+    until("what waits has begun too, as nobody says otherwise", lambda: lives.began("later") == 1)
+    said = rest_of(lives.begin())
+    assert said.split() == ["small", "700000", "later"]
+    assert [lives.began(name) for name in lives.names] == [1, 1, 1]
+
+
+def test_what_raises_for_an_earlier_life_is_run_again(tmp_path: Path, until: Until, running: ExitStack) -> None:
+    lives = Lives(tmp_path, until, running, "bad", "well")
+    lives.first_life("bad", "well")
+    second = lives.begin()
+    lives.worker_is_back()
+    lives.go("bad", "well")
+    said = rest_of(second)
+    assert said.split() == ["bad", "well"]
+    assert [lives.began(name) for name in lives.names] == [2, 1]
+
+
+def test_what_is_not_wanted_any_more_is_cancelled(tmp_path: Path, until: Until, running: ExitStack) -> None:
+    """The next life cancels a call that still runs for the earlier one: its future is cancelled; what runs ends in its time."""
+    lives = Lives(tmp_path, until, running, "unwanted", "well")
+    lives.first_life("unwanted", "well")
+    second = lives.begin()
+    lives.worker_is_back()
+    lives.go("well", "unwanted")
+    assert second.stdin is not None
+    second.stdin.write("\n")
+    second.stdin.flush()
+    said = rest_of(second)
+    assert said.split()[-1] == "well"
+    assert [lives.began(name) for name in lives.names] == [1, 1]
+
+
+def test_what_an_earlier_life_left_running_is_run_again_when_its_worker_is_lost(tmp_path: Path, until: Until, running: ExitStack) -> None:
+    lives = Lives(tmp_path, until, running, "one", "two")
+    lives.first_life("one", "two")
+    second = lives.begin()
+    lives.worker_is_back()
+    with attach("survivor") as door:
+        [worker] = [worker for worker in door.status()["workers"] if worker["connected"]]
+        os.kill(worker["pid"], signal.SIGKILL)
+    until("they run again", lambda: (lives.began("one"), lives.began("two")) == (2, 2))
+    lives.go("one", "two")
+    assert rest_of(second).split() == ["one", "two"]
 
 
 @contextmanager
