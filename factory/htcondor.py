@@ -36,6 +36,7 @@ from typing import ClassVar, Final, cast
 from windlass.errors import BatchError, Rejected, Unreachable, UsageError
 from windlass.factory import htcondor_options as options_of
 from windlass.factory import htcondor_words as words_of
+from windlass.factory import values
 from windlass.factory.backend import (
     RESTART_MARK,
     Backend,
@@ -112,9 +113,9 @@ class HTCondorBackend:
     ) -> None:
         if files not in ("shared", "transfer"):
             raise UsageError(f"files={files!r}; write files='shared' where nodes see your files, or files='transfer' where they do not")
-        self._template = os.path.abspath(template) if template else ""
-        if self._template and not Path(self._template).is_file():
-            raise UsageError(f"template={self._template!r}: there is no such file")
+        self._template = values.template(template)
+        if not isinstance(requirements, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"requirements={requirements!r} is no expression; write a text, as in requirements='HasAVX2'")
         if "\n" in requirements:
             raise UsageError("requirements= has several lines; write the expression in one")
         self.query_interval = _seconds("query_interval", query_interval)

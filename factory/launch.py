@@ -96,10 +96,10 @@ def pilot_script(request: PilotRequest, *, template: str = "pilot.sh.j2", **valu
     }
     try:
         script = jinja.get_template(template).render({**given, **values})
-    except (jinja2.TemplateError, OSError) as error:
+    except Exception as error:  # a template of the user's may raise anything
         if not own:
             raise
-        raise UsageError(f"template {own}: {error}") from error
+        raise UsageError(f"template {own}{_what_is_wrong(error)}") from error
     if own and request.container is not None and "WINDLASS_CONTAINER=" not in script:
         # The worker would run on the node itself, and nobody would notice.
         raise UsageError(
@@ -107,3 +107,15 @@ def pilot_script(request: PilotRequest, *, template: str = "pilot.sh.j2", **valu
             " templates, and leave its block launch as it is"
         )
     return script
+
+
+def _what_is_wrong(error: Exception) -> str:
+    import jinja2
+
+    if isinstance(error, jinja2.TemplateNotFound):
+        return f": there is no template {error.name!r}; those of Windlass are slurm.sh.j2, htcondor.sh.j2 and pilot.sh.j2"
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return f", line {error.lineno}: {error.message}"
+    if isinstance(error, jinja2.TemplateError | OSError):
+        return f": {error}"
+    return f": {type(error).__name__}: {error}"

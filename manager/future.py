@@ -34,7 +34,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from windlass.errors import NotPicklable
+from windlass.errors import NotPicklable, UsageError
 from windlass.manager.call import Target
 from windlass.manager.callbacks import CallbackThread, hand_over, set_callback_runner
 from windlass.manager.keeping import bring_result
@@ -278,11 +278,17 @@ class CallFuture(Future[T], Story):
 
     def set_result(self, result: T) -> None:
         """As in `concurrent.futures`: for executors and tests; callbacks run here."""
+        self._refuse_if_a_calls("set_result")
         self._set(result, None)
 
     def set_exception(self, exception: BaseException | None) -> None:
         """As in `concurrent.futures`: for executors and tests; callbacks run here."""
+        self._refuse_if_a_calls("set_exception")
         self._set(None, exception)
+
+    def _refuse_if_a_calls(self, what: str) -> None:
+        if self.owner is not None and self._state not in _ENDED:
+            raise UsageError(f"{what}() of {self!r}: its call would end it, and that result would be lost; cancel() it if it is not wanted")
 
     def _set(self, result: T | None, exception: BaseException | None) -> None:
         with self._own_lock():
@@ -364,6 +370,8 @@ class CallFuture(Future[T], Story):
 
     def _sleep(self, timeout: float | None) -> None:
         """Wait for the end; TimeoutError."""
+        if timeout is not None and (not isinstance(timeout, int | float) or timeout != timeout):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"timeout={timeout!r}: give seconds, or None to wait for ever")
         sleeper = Sleeper()
         lock = self._own_lock()
         with lock:
@@ -379,7 +387,7 @@ class CallFuture(Future[T], Story):
                     if sleeper in self._own_watchers():
                         self._own_watchers().remove(sleeper)
         if self._state not in _ENDED:
-            raise TimeoutError
+            raise TimeoutError(f"{self!r} has not ended within {timeout:g} s; it goes on, and can be asked again")
 
     def settle(self) -> None:
         """Unpack the result of an ended call now, without collecting it: for a manager that is about to drop the objects it needs.
@@ -487,6 +495,8 @@ class CallFuture(Future[T], Story):
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call ``fn(future)`` when it has ended: on the callback thread, or here and now if it has ended already."""
+        if not callable(fn):
+            raise UsageError(f"add_done_callback({fn!r}): give a function of one argument, the future, as in add_done_callback(print)")
         with self._own_lock():
             if self._state not in _ENDED:
                 if self._callbacks is None:
