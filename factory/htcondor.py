@@ -36,7 +36,6 @@ from typing import ClassVar, Final, cast
 from windlass.errors import BatchError, Rejected, Unreachable, UsageError
 from windlass.factory import htcondor_options as options_of
 from windlass.factory import htcondor_words as words_of
-from windlass.factory import values
 from windlass.factory.backend import (
     RESTART_MARK,
     Backend,
@@ -51,7 +50,7 @@ from windlass.factory.backend import (
 )
 from windlass.factory.condor_client import COMMAND, CondorClient, NoBindings, Refused
 from windlass.factory.htcondor_words import Incarnation, SubmitOptions
-from windlass.factory.launch import pilot_script
+from windlass.factory.launch import own_template, pilot_script
 from windlass.factory.logs import OWN_LOG, PilotLogs
 from windlass.factory.processes import tail_of
 from windlass.units import parse_memory, parse_seconds
@@ -113,7 +112,7 @@ class HTCondorBackend:
     ) -> None:
         if files not in ("shared", "transfer"):
             raise UsageError(f"files={files!r}; write files='shared' where nodes see your files, or files='transfer' where they do not")
-        self._template = values.template(template)
+        self._template = own_template(template)
         if not isinstance(requirements, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"requirements={requirements!r} is no expression; write a text, as in requirements='HasAVX2'")
         if "\n" in requirements:

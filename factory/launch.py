@@ -17,7 +17,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from windlass.errors import UsageError
 from windlass.factory.backend import PilotRequest
@@ -60,6 +60,18 @@ def with_pilot(command: Iterable[str], pilot: PilotId) -> tuple[str, ...]:
 def needs_script(request: PilotRequest) -> bool:
     """A pilot of this request cannot be started by its command alone."""
     return bool(request.setup) or request.environment is not None or request.container is not None
+
+
+def own_template(value: object) -> str:
+    """The whole path of a template of the user's; "": none. Raises `UsageError` when it is not there."""
+    if not value:
+        return ""
+    if not isinstance(value, str | os.PathLike):
+        raise UsageError(f"template={value!r}: give the path of a file")
+    found = os.path.abspath(os.fspath(cast("str", value)))
+    if not os.path.isfile(found):
+        raise UsageError(f"template={found!r}: there is no such file")
+    return found
 
 
 def pilot_script(request: PilotRequest, *, template: str = "pilot.sh.j2", **values: object) -> str:

@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import ClassVar, cast
 
 from windlass.errors import OverLimit, Rejected, Unreachable, UsageError, require_flag
-from windlass.factory import slurm_words, values
+from windlass.factory import slurm_words
 from windlass.factory.backend import Backend, CommandLimits, JobId, Listed, PilotRequest, PilotState, PoolDefaults, Tag
 from windlass.factory.commands import Ran, clean_environment, run_command
-from windlass.factory.launch import pilot_script
+from windlass.factory.launch import own_template, pilot_script
 from windlass.factory.logs import PilotLogs
 from windlass.factory.pool import NAME
 from windlass.factory.processes import tail_of
@@ -101,7 +101,7 @@ class SlurmBackend:
         self._prefix = _text("job_name", job_name)
         if not NAME.match(self._prefix):
             raise UsageError(f"job_name={job_name!r} is no name for jobs; use up to 64 letters, digits, '_', '-' and '.'")
-        self._template = values.template(template)
+        self._template = own_template(template)
         self._env = clean_environment(os.environ, slurm_words.SPOILING, slurm_words.KEPT, LC_ALL="C")
         self._tag = Tag("FACTORY", "MANAGER")
         self._folder = Path("FOLDER")

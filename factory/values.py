@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -112,7 +111,8 @@ def network(given: Mapping[str, object]) -> str:
 def text(given: Mapping[str, object], name: str, example: str) -> str:
     """One line of text, or a path; "": not given. ``example``: what to write instead of what cannot be."""
     value = given.get(name, "")
-    read = os.fspath(value) if isinstance(value, str | os.PathLike) else None  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    has_one = getattr(value, "__fspath__", None)
+    read: object = has_one() if has_one is not None else value
     if not isinstance(read, str):
         raise UsageError(f"{name}={value!r} is not a text; write for example {name}={example!r}")
     if not read.isprintable():
@@ -126,18 +126,6 @@ def shell(given: Mapping[str, object]) -> str:
     if not read.startswith("/"):
         raise UsageError(f"shell={read!r} is not the path of a shell; write for example shell='/bin/bash'")
     return read
-
-
-def template(value: object) -> str:
-    """The whole path of a template of the user's; "": none."""
-    if not value:
-        return ""
-    if not isinstance(value, str | os.PathLike):
-        raise UsageError(f"template={value!r}: give the path of a file")
-    found = os.path.abspath(os.fspath(cast("str", value)))
-    if not os.path.isfile(found):
-        raise UsageError(f"template={found!r}: there is no such file")
-    return found
 
 
 def words(given: Mapping[str, object], name: str) -> tuple[str, ...]:

@@ -80,7 +80,8 @@ class Declaring(ABC):
         try:
             status = os.stat(text)
         except OSError as error:
-            raise UsageError(f"{what}({text!r}): {error.strerror or error}; declare a file or folder of this machine") from error
+            hint = "windlass environment pack makes one" if what == "environment=" else "declare a file or folder of this machine"
+            raise UsageError(f"{_told(what, text)}: {error.strerror or error}; {hint}") from error
         real = os.path.realpath(text)
         if modes.S_ISDIR(status.st_mode):
             from windlass.trees import scan
@@ -89,13 +90,13 @@ class Declaring(ABC):
             ref = FileRef(manifest.name, manifest.size, _base(text), level)
             return self._declared(ref, FileOrigin(path=real), text, manifest)
         if not modes.S_ISREG(status.st_mode):
-            raise UsageError(f"{what}({text!r}): it is neither a regular file nor a folder, so it cannot be sent to workers")
+            raise UsageError(f"{_told(what, text)}: it is neither a regular file nor a folder, so it cannot be sent to workers")
         if 0 < status.st_size <= RIDE_BYTES and self._has_much_room():
             try:
                 with open(real, "rb") as opened:
                     kept = self._put_buffer(opened.read())
             except OSError as error:
-                raise UsageError(f"{what}({text!r}): {error.strerror or error}; declare a file that can be read") from error
+                raise UsageError(f"{_told(what, text)}: {error.strerror or error}; declare a file that can be read") from error
             return self._declared(FileRef(FileName(kept.name), kept.size, _base(text), level), FileOrigin(object=kept), text)
         name = self._name_of(real, status)
         ref = FileRef(name, status.st_size, _base(text), level)
@@ -229,12 +230,16 @@ class Declaring(ABC):
         return name
 
 
+def _told(what: str, value: object) -> str:
+    return f"{what}{value!r}" if what.endswith("=") else f"{what}({value!r})"
+
+
 def _path(what: str, path: object) -> str:
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):  # pyright: ignore[reportUnknownArgumentType]
-        raise UsageError(f"{what}({path!r}): give a path, as a text or a pathlib.Path")
+        raise UsageError(f"{_told(what, path)}: give a path, as a text or a pathlib.Path")
     text: object = os.fspath(path)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     if not isinstance(text, str) or "\0" in text:
-        raise UsageError(f"{what}({path!r}): give the path as a text, without zero bytes")
+        raise UsageError(f"{_told(what, path)}: give the path as a text, without zero bytes")
     return os.path.expanduser(text)
 
 
@@ -242,13 +247,13 @@ def _archive_path(what: str, path: object) -> str:
     """A path at which there is what workers can unpack. Raises `UsageError`, also where that is plain to see now."""
     text = _path(what, path)
     if os.path.isdir(text):
-        raise UsageError(f"{what}({text!r}): it is a folder, not an archive; declare_file sends a folder as it is")
+        raise UsageError(f"{_told(what, text)}: it is a folder, not an archive; declare_file sends a folder as it is")
     with contextlib.suppress(OSError), open(text, "rb") as file:
         start = file.read(512)
         from windlass.environment_archive import kind_of
 
         if not kind_of(start) and not start.startswith(b"PK") and not _is_old_tar(text):
-            raise UsageError(f"{what}({text!r}): it is no archive; give a tar (also compressed) or a zip")
+            raise UsageError(f"{_told(what, text)}: it is no archive; give a tar (also compressed) or a zip")
     return text
 
 

@@ -278,22 +278,18 @@ class CallFuture(Future[T], Story):
 
     def set_result(self, result: T) -> None:
         """As in `concurrent.futures`: for executors and tests; callbacks run here."""
-        self._refuse_if_a_calls("set_result")
         self._set(result, None)
 
     def set_exception(self, exception: BaseException | None) -> None:
         """As in `concurrent.futures`: for executors and tests; callbacks run here."""
-        self._refuse_if_a_calls("set_exception")
         self._set(None, exception)
-
-    def _refuse_if_a_calls(self, what: str) -> None:
-        if self.owner is not None and self._state not in _ENDED:
-            raise UsageError(f"{what}() of {self!r}: its call would end it, and that result would be lost; cancel() it if it is not wanted")
 
     def _set(self, result: T | None, exception: BaseException | None) -> None:
         with self._own_lock():
             if self._state in _ENDED:
                 raise InvalidStateError(f"{self._state}: {self!r}")
+            if self.owner is not None:
+                raise UsageError(f"{self!r} is ended by its call, whose result would be lost; cancel() it if it is not wanted")
             self._result = result
             self._exception = exception
             self._state = FINISHED

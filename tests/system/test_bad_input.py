@@ -47,8 +47,10 @@ from windlass.factory import config
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent.parent / "docs" / "errors.md"
 #: The areas, in the order of the page.
-AREAS = ("calls", "options", "libraries", "files", "futures", "managers", "executors", "factories", "batch", "templates", "configuration")
-AREAS += ("commands", "worker")
+AREAS = (
+    *("calls", "options", "libraries", "files", "futures", "managers", "executors", "factories"),
+    *("batch", "templates", "configuration", "commands", "worker"),
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Area:
 
     title: str
     text: str = ""
-    cases: list[Case] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list[Case])
 
 
 def read_area(name: str) -> Area:
@@ -203,8 +205,8 @@ is refused where it is given, never later and somewhere else: nothing hangs, no 
 Windlass.
 
 Errors of Python code are subclasses of `WindlassError` (`UsageError` is also a `ValueError`, `UnknownName` also a `KeyError`,
-`NotPicklable` also a `TypeError`), but for calls that lack an argument, which Python itself refuses. Command lines end with the exit status that is shown
-([command line](command-line.md)); argparse's usage, which comes before some texts, is left out here.
+`NotPicklable` also a `TypeError`), but for calls that lack an argument, which Python itself refuses. Command lines end with the exit status
+that is shown ([command line](command-line.md)); argparse's usage, which comes before some texts, is left out here.
 
 In the texts `HERE` is the current folder, `STATE` that of managers, and `VENV` the program's environment; `PORT`, `PID`, `ID` and `0x...`
 differ from run to run. A file in the first column is there before. `call` is `FunctionCall("lib", "double", 1)`, `future` that of a call
