@@ -156,7 +156,9 @@ def _sources(path: Path) -> Iterable[Source]:
     try:
         with path.open("rb") as file:
             content = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UsageError(f"configuration {path}: it is no text (UTF-8), by its byte {error.start}; see docs/pools.md") from None
+    except (OSError, tomllib.TOMLDecodeError) as error:
         hint = "; texts stand in quotes, lists in brackets, see docs/pools.md" if isinstance(error, tomllib.TOMLDecodeError) else ""
         raise UsageError(f"configuration {path}: {getattr(error, 'strerror', None) or error}{hint}") from None
     for name, table in content.items():

@@ -236,10 +236,10 @@ def _told(what: str, value: object) -> str:
 
 def _path(what: str, path: object) -> str:
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):  # pyright: ignore[reportUnknownArgumentType]
-        raise UsageError(f"{_told(what, path)}: give a path, as a text or a pathlib.Path")
+        raise UsageError(f"{_told(what, path)}: give a path, as a text or a pathlib.Path")  # pyright: ignore[reportUnknownArgumentType]
     text: object = os.fspath(path)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     if not isinstance(text, str) or "\0" in text:
-        raise UsageError(f"{_told(what, path)}: give the path as a text, without zero bytes")
+        raise UsageError(f"{_told(what, path)}: give the path as a text, without zero bytes")  # pyright: ignore[reportUnknownArgumentType]
     return os.path.expanduser(text)
 
 

@@ -185,15 +185,15 @@ class Submitter(futures.Executor):
             raise UsageError("chunksize=0 makes no calls; it is the number of inputs per call: write chunksize=1 or more")
         if buffersize is not None and not read_count("buffersize", buffersize):
             raise UsageError("buffersize=0 makes no calls; it is the number of calls ahead: write buffersize=100, or leave it out")
-        for each in iterables:
-            if not isinstance(each, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise UsageError(f"map(f, {each!r:.80}): inputs are lists or other iterables; for one call write submit(f, {each!r:.80})")
         if not isinstance(progress, bool | str | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"progress={progress!r}; write progress=True, progress=False, or a title")
         total = min((len(each) for each in iterables if isinstance(each, Sized)), default=None)
         title = progress if isinstance(progress, str) else getattr(fn, "__name__", "map")
         bar = Progress(total, title, show=True if isinstance(progress, str) else progress)
-        inputs: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
+        try:
+            inputs: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
+        except TypeError as error:
+            raise UsageError(f"map(f, ...): {error}: inputs are lists or other iterables; for one call write submit(f, x)") from None
         if chunksize == 1:
 
             def submit(args: tuple[Any, ...]) -> CallFuture[Any]:
