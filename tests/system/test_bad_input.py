@@ -161,7 +161,8 @@ class Scene:
             told = isinstance(error, windlass.WindlassError | InvalidStateError | TimeoutError)
             # Python itself refuses calls with missing arguments, at the line that is wrong.
             if told or traceback.extract_tb(error.__traceback__)[-1].filename == "<wrong>":
-                return f"{type(error).__name__}: {error}"
+                text = str(error) if told else str(error).partition(". Did you mean")[0]  # which later Pythons add
+                return f"{type(error).__name__}: {text}"
             return "".join(traceback.format_exception(error))
         return "nothing"
 
