@@ -40,6 +40,8 @@ FILE: Final = "windlass.toml"
 SITE: Final = Path("/etc/windlass") / FILE
 #: Names a file to read instead of the one in the current folder.
 VARIABLE: Final = "WINDLASS_CONFIG"
+#: The origin of what no file says.
+GIVEN: Final = "given here"
 TABLES: Final = ("factory", "defaults", "backends", "pools")
 #: What ``[factory]`` may hold: the pools of ``windlass factory run`` without names, and the factory's name.
 FACTORY_KEYS: Final = ("pools", "name")
@@ -85,7 +87,7 @@ class Configuration:
         """Names of the configured pools, in the order of the files."""
         return tuple(name.removeprefix("pools.") for name in self.tables if name.startswith("pools."))
 
-    def spec(self, word: str, given: Mapping[str, object], origin: str = "given here") -> PoolSpec:
+    def spec(self, word: str, given: Mapping[str, object], origin: str = GIVEN) -> PoolSpec:
         """What ``word``, a configured pool or a backend, means with these options.
 
         Raises:
@@ -120,9 +122,11 @@ def configuration_files(named: str | os.PathLike[str] | None, environ: Mapping[s
     """The files to read, the most general first. ``named`` must be there. Raises `UsageError`."""
     user = Path(environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME") or "/") / ".config") / "windlass" / FILE
     chosen = named if named is not None else environ.get(VARIABLE) or None
+    if chosen is not None and not isinstance(chosen, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"config={chosen!r}: give the path of a configuration file, see docs/pools.md")
     if chosen is not None and not Path(chosen).is_file():
-        told = f"named by {VARIABLE}" if named is None else "named"
-        raise UsageError(f"there is no configuration {os.fspath(chosen)!r}, which is {told}; write one, see docs/pools.md")
+        told = f", which is named by {VARIABLE}" if named is None else ""
+        raise UsageError(f"there is no configuration {os.fspath(chosen)!r}{told}; write one, see docs/pools.md")
     candidates = [SITE, user, Path(chosen) if chosen is not None else Path(FILE)]
     return [path for path in candidates if path.is_file()]
 
@@ -152,8 +156,11 @@ def _sources(path: Path) -> Iterable[Source]:
     try:
         with path.open("rb") as file:
             content = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"configuration {path}: {getattr(error, 'strerror', None) or error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"configuration {path}: it is no text (UTF-8), by its byte {error.start}; see docs/pools.md") from None
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        hint = "; texts stand in quotes, lists in brackets, see docs/pools.md" if isinstance(error, tomllib.TOMLDecodeError) else ""
+        raise UsageError(f"configuration {path}: {getattr(error, 'strerror', None) or error}{hint}") from None
     for name, table in content.items():
         if name not in TABLES:
             raise UnknownName("table", name, TABLES, within=f"in {path}")
@@ -201,6 +208,8 @@ def _check(configuration: Configuration) -> None:
                 if option not in known and not (kind == "pools" and option == "backend"):
                     what = f"option of a {backend} pool" if backend else "option of every pool"
                     raise UnknownName(what, option, known, within=f"in {source}")
+                if option == "env" and not isinstance(source.options[option], Mapping):
+                    raise UsageError(f"{source}: env = {source.options[option]!r} is no table; write for example env = {{NAME = 'value'}}")
 
 
 def _check_pool_name(source: Source, name: str, backends: Iterable[str]) -> None:

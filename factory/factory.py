@@ -23,7 +23,7 @@ from typing import Final, Protocol, Self, cast, runtime_checkable
 
 from windlass.errors import UnknownName, UsageError
 from windlass.factory.backend import Backend, PilotRequest, SharedQueries, Tag, Tickets, backend_class, backend_options, known_backends
-from windlass.factory.config import Configuration, read_configuration
+from windlass.factory.config import GIVEN, Configuration, read_configuration
 from windlass.factory.container import container_of, image_of
 from windlass.factory.core import FactoryCore
 from windlass.factory.environment import read_environment, with_boot
@@ -162,6 +162,8 @@ class Factory:
 
     def _folder_of(self, kept: Kept, folder: str | os.PathLike[str] | None) -> Path:
         # One for each factory and pool: what one of them tidies up is its own.
+        if folder is not None and not isinstance(folder, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"folder={folder!r}: give the path of a folder for scripts and logs of pilots")
         return (self._pilot_file.parent / "pilots" if folder is None else Path(folder)) / kept.name
 
     def _replan(self, index: int) -> None:
@@ -234,6 +236,8 @@ class Factory:
 
     def close(self, seconds: float | None = None) -> None:
         """End all pilots: queued ones now, others when what they run has ended or ``seconds`` (default: the pool's grace) are over."""
+        if seconds is not None and not (isinstance(seconds, int | float) and seconds >= 0):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"close({seconds!r}): give seconds that calls which run are given, or None for the pool's grace")
         if not self._started or os.getpid() != self._pid:  # a process that the program forked ends nothing of its parent's
             return
         self.begin_close(seconds)
@@ -292,9 +296,9 @@ class Factory:
         now = kept.core.pool
         most = now.max_pilots if max_pilots is None else max_pilots
         least = now.min_pilots if min_pilots is None else min_pilots
-        if not 0 <= least <= most or most < 1:
-            raise UsageError(f"min_pilots={least} and max_pilots={most} cannot be; give 0 <= min_pilots <= max_pilots")
-        if max_core_hours is not None and not 0 <= max_core_hours < float("inf"):
+        if not isinstance(least, int) or not isinstance(most, int) or not 0 <= least <= most or most < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"min_pilots={least!r} and max_pilots={most!r} cannot be; give whole numbers, 0 <= min_pilots <= max_pilots")
+        if max_core_hours is not None and not (isinstance(max_core_hours, int | float) and 0 <= max_core_hours < float("inf")):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"max_core_hours={max_core_hours!r} is not a number of hours; 0 is unlimited")
         used_up = kept.core.actions is not None and kept.core.actions.used_up
         kept.put(Change(max_pilots, min_pilots, max_core_hours))
@@ -374,7 +378,9 @@ def _pilot_file(manager: str | os.PathLike[str]) -> Path:
     """The file that pilots of a manager elsewhere read, beside the one that its clients read."""
     from windlass import identity
 
-    return identity.find_manager(manager).with_name("pilot.json")
+    found = identity.find_manager(manager)
+    identity.read_connection_file(found)  # what is none is told now
+    return found.with_name("pilot.json")
 
 
 # ---------------------------------------------------------------- making pools
@@ -421,11 +427,18 @@ def _make_pool(word: str | Backend, given: Mapping[str, object], configuration: 
         return backend, pool
     spec = configuration.spec(backend, given)
     made_by = backend_class(spec.backend)
-    pool = make_pool(spec.backend, made_by.defaults, backend_options(made_by), spec.options, name=spec.name or name or backend)
-    own = dict(pool.options)
-    if pool.container and _starts_images(made_by):
-        own["container_image"] = image_of(pool.container)
-    return cast("Callable[..., Backend]", made_by)(**own), pool
+    try:
+        pool = make_pool(spec.backend, made_by.defaults, backend_options(made_by), spec.options, name=spec.name or name or backend)
+        own = dict(pool.options)
+        if pool.container and _starts_images(made_by):
+            own["container_image"] = image_of(pool.container)
+        return cast("Callable[..., Backend]", made_by)(**own), pool
+    except UsageError as error:
+        # Texts begin with the option that is wrong; who wrote it in a file looks for it there.
+        origin = spec.origins.get(str(error).partition("=")[0], "")
+        if not origin or origin == GIVEN:
+            raise
+        raise UsageError(f"{origin}: {error}") from None
 
 
 def _starts_images(made_by: type[Backend]) -> bool:

@@ -50,7 +50,7 @@ from windlass.factory.backend import (
 )
 from windlass.factory.condor_client import COMMAND, CondorClient, NoBindings, Refused
 from windlass.factory.htcondor_words import Incarnation, SubmitOptions
-from windlass.factory.launch import pilot_script
+from windlass.factory.launch import own_template, pilot_script
 from windlass.factory.logs import OWN_LOG, PilotLogs
 from windlass.factory.processes import tail_of
 from windlass.units import parse_memory, parse_seconds
@@ -112,9 +112,9 @@ class HTCondorBackend:
     ) -> None:
         if files not in ("shared", "transfer"):
             raise UsageError(f"files={files!r}; write files='shared' where nodes see your files, or files='transfer' where they do not")
-        self._template = os.path.abspath(template) if template else ""
-        if self._template and not Path(self._template).is_file():
-            raise UsageError(f"template={self._template!r}: there is no such file")
+        self._template = own_template(template)
+        if not isinstance(requirements, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"requirements={requirements!r} is no expression; write a text, as in requirements='HasAVX2'")
         if "\n" in requirements:
             raise UsageError("requirements= has several lines; write the expression in one")
         self.query_interval = _seconds("query_interval", query_interval)

@@ -61,6 +61,9 @@ _COMMANDS: Final = """
 """
 #: Other submit commands that make sense for pilots; more are taken, with a warning.
 KNOWN_COMMANDS: Final = frozenset(_COMMANDS.split())
+_COMMAND: Final = re.compile(r"\+?[A-Za-z_][A-Za-z0-9_.]*\Z")
+_DIRECTIVE: Final = "{'accounting_group': 'physics'}"
+_ATTRIBUTE: Final = "{'ProjectName': 'sim'}"
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 
 
@@ -71,14 +74,10 @@ def checked_directives(given: object) -> tuple[tuple[str, str], ...]:
     pairs: list[tuple[str, str]] = []
     if isinstance(given, str):
         given = [line for line in given.splitlines() if line.strip()]
-    entries: Iterable[object] = (
-        cast("Mapping[object, object]", given).items() if isinstance(given, Mapping) else cast("Iterable[object]", given)
-    )
+    entries = _entries(given, "extra_directives", _DIRECTIVE)
     for entry in entries:
-        name, equals, value = (
-            entry.partition("=") if isinstance(entry, str) else _pair(entry, "extra_directives", "{'accounting_group': 'physics'}")
-        )
-        if not equals or not name.strip():
+        name, equals, value = entry.partition("=") if isinstance(entry, str) else _pair(entry, "extra_directives", _DIRECTIVE)
+        if not equals or not _COMMAND.match(name.strip()):
             raise UsageError(
                 f"extra_directives={entry!r} is no submit command; write for example extra_directives={{'accounting_group': 'physics'}}"
             )
@@ -95,9 +94,7 @@ def checked_directives(given: object) -> tuple[tuple[str, str], ...]:
 
 def checked_attributes(given: object) -> tuple[tuple[str, object], ...]:
     """``attributes=`` as pairs. Raises `UsageError`."""
-    entries: Iterable[object] = (
-        cast("Mapping[object, object]", given).items() if isinstance(given, Mapping) else cast("Iterable[object]", given)
-    )
+    entries = _entries(given, "attributes", _ATTRIBUTE)
     if isinstance(given, str):
         entries = [given]
     pairs: list[tuple[str, object]] = []
@@ -107,7 +104,7 @@ def checked_attributes(given: object) -> tuple[tuple[str, object], ...]:
             name, equals, value = entry.partition("=")
             value = value.strip()
         else:
-            name, equals, value = _pair(entry, "attributes", "{'ProjectName': 'sim'}")
+            name, equals, value = _pair(entry, "attributes", _ATTRIBUTE)
         word = name.strip().removeprefix("+")
         if not equals or not NAME.match(word):
             raise UsageError(f"attributes={entry!r} is no attribute of a job; write for example attributes={{'ProjectName': 'sim'}}")
@@ -135,6 +132,14 @@ def doubtful_directives(pairs: Iterable[tuple[str, str]]) -> list[str]:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         said.append(f"extra_directives= has {word!r}, which Windlass does not know, and HTCondor ignores what it does not know{hint}")
     return said
+
+
+def _entries(given: object, option: str, example: str) -> Iterable[object]:
+    if isinstance(given, Mapping):
+        return cast("Mapping[object, object]", given).items()
+    if not isinstance(given, Iterable):
+        raise UsageError(f"{option}={given!r} is not a mapping; write for example {option}={example}")
+    return cast("Iterable[object]", given)
 
 
 def _pair(entry: object, option: str, example: str) -> tuple[str, str, str]:

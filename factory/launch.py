@@ -17,7 +17,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from windlass.errors import UsageError
 from windlass.factory.backend import PilotRequest
@@ -62,6 +62,18 @@ def needs_script(request: PilotRequest) -> bool:
     return bool(request.setup) or request.environment is not None or request.container is not None
 
 
+def own_template(value: object) -> str:
+    """The whole path of a template of the user's; "": none. Raises `UsageError` when it is not there."""
+    if not value:
+        return ""
+    if not isinstance(value, str | os.PathLike):
+        raise UsageError(f"template={value!r}: give the path of a file")
+    found = os.path.abspath(os.fspath(cast("str", value)))
+    if not os.path.isfile(found):
+        raise UsageError(f"template={found!r}: there is no such file")
+    return found
+
+
 def pilot_script(request: PilotRequest, *, template: str = "pilot.sh.j2", **values: object) -> str:
     """The script that starts a pilot; ``values`` are for the template (``pilot``: its word, where that is known).
 
@@ -96,10 +108,10 @@ def pilot_script(request: PilotRequest, *, template: str = "pilot.sh.j2", **valu
     }
     try:
         script = jinja.get_template(template).render({**given, **values})
-    except (jinja2.TemplateError, OSError) as error:
+    except Exception as error:  # a template of the user's may raise anything
         if not own:
             raise
-        raise UsageError(f"template {own}: {error}") from error
+        raise UsageError(f"template {own}{_what_is_wrong(error)}") from error
     if own and request.container is not None and "WINDLASS_CONTAINER=" not in script:
         # The worker would run on the node itself, and nobody would notice.
         raise UsageError(
@@ -107,3 +119,15 @@ def pilot_script(request: PilotRequest, *, template: str = "pilot.sh.j2", **valu
             " templates, and leave its block launch as it is"
         )
     return script
+
+
+def _what_is_wrong(error: Exception) -> str:
+    import jinja2
+
+    if isinstance(error, jinja2.TemplateNotFound):
+        return f": there is no template {error.name!r}; those of Windlass are slurm.sh.j2, htcondor.sh.j2 and pilot.sh.j2"
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return f", line {error.lineno}: {error.message}"
+    if isinstance(error, jinja2.TemplateError | OSError):
+        return f": {error}"
+    return f": {type(error).__name__}: {error}"

@@ -168,8 +168,8 @@ def make_pool(backend: str, default: PoolDefaults, own: frozenset[str], options:
             f"environment={given['environment']!r} and python={given['python']!r} both say which Python pilots run; give one of them"
         )
     _check_container(given, own)
-    pool = str(given.get("pool", name))
-    if not NAME.match(pool):
+    pool = given.get("pool", name)
+    if not isinstance(pool, str) or not NAME.match(pool):
         raise UsageError(f"{pool!r} is no name for a pool; use up to 64 letters, digits, '_', '-' and '.', for example 'short-jobs'")
     return PoolConfig(
         name=PoolName(pool),
@@ -190,14 +190,14 @@ def make_pool(backend: str, default: PoolDefaults, own: frozenset[str], options:
         hello_timeout=values.seconds(given, "hello_timeout", default.hello_timeout),
         max_start_failures=values.whole(given, "max_start_failures", 3, least=1),
         setup=values.lines(given.get("setup", ())),
-        shell=str(given.get("shell", "/bin/sh")),
-        python=str(given.get("python", "")),
-        environment=values.path(given.get("environment", "")),
-        container=values.path(given.get("container", "")),
+        shell=values.shell(given),
+        python=values.text(given, "python", "/opt/python/bin/python3"),
+        environment=values.text(given, "environment", "environment.tar.gz"),
+        container=values.text(given, "container", "image.sif"),
         container_options=values.words(given, "container_options"),
-        scratch=str(given.get("scratch", "")),
+        scratch=values.text(given, "scratch", "/scratch"),
         log_level=values.log_level(given.get("log_level", "")),
-        interface=str(given.get("interface", "")),
+        interface=values.text(given, "interface", "ib0"),
         network=values.network(given),
         remote=default.remote,
         env=values.pairs(given.get("env", ())),
@@ -207,20 +207,18 @@ def make_pool(backend: str, default: PoolDefaults, own: frozenset[str], options:
 
 def _check_container(given: Mapping[str, object], own: frozenset[str]) -> None:
     """Refuse what cannot be said beside an image."""
-    container = given.get("container")
+    container = values.text(given, "container", "image.sif")
     if not container:
         if given.get("container_options"):
             raise UsageError(f"container_options={given['container_options']!r} without an image; give container= as well")
         return
-    if given.get("environment"):
-        raise UsageError(
-            f"container={values.path(container)!r} and environment={values.path(given['environment'])!r} both bring the Python that pilots"
-            " run; give one of them"
-        )
+    environment = values.text(given, "environment", "environment.tar.gz")
+    if environment:
+        raise UsageError(f"container={container!r} and environment={environment!r} both bring the Python that pilots run; give one of them")
     if "container_image" in own:  # HTCondor starts images by itself
         if given.get("container_image"):
             raise UsageError(
-                f"container={values.path(container)!r} and container_image={given['container_image']!r} both say in which image pilots run;"
+                f"container={container!r} and container_image={given['container_image']!r} both say in which image pilots run;"
                 " give container= alone, which is the same for every batch system"
             )
         if given.get("container_options"):

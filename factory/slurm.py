@@ -27,11 +27,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, cast
 
-from windlass.errors import OverLimit, Rejected, Unreachable, UsageError
+from windlass.errors import OverLimit, Rejected, Unreachable, UsageError, require_flag
 from windlass.factory import slurm_words
 from windlass.factory.backend import Backend, CommandLimits, JobId, Listed, PilotRequest, PilotState, PoolDefaults, Tag
 from windlass.factory.commands import Ran, clean_environment, run_command
-from windlass.factory.launch import pilot_script
+from windlass.factory.launch import own_template, pilot_script
 from windlass.factory.logs import PilotLogs
 from windlass.factory.pool import NAME
 from windlass.factory.processes import tail_of
@@ -94,15 +94,14 @@ class SlurmBackend:
         if exclusive not in (False, None, ""):
             self._asked.append(("exclusive", "" if exclusive is True else _text("exclusive", exclusive)))
         if requeue is not None:
+            require_flag("requeue", requeue)
             self._asked.append(("requeue" if requeue else "no-requeue", ""))
         self._export = _text("export", export)
         self._directives = _directives(extra_directives)
         self._prefix = _text("job_name", job_name)
         if not NAME.match(self._prefix):
             raise UsageError(f"job_name={job_name!r} is no name for jobs; use up to 64 letters, digits, '_', '-' and '.'")
-        self._template = os.path.abspath(template) if template else ""
-        if self._template and not Path(self._template).is_file():
-            raise UsageError(f"template={self._template!r}: there is no such file")
+        self._template = own_template(template)
         self._env = clean_environment(os.environ, slurm_words.SPOILING, slurm_words.KEPT, LC_ALL="C")
         self._tag = Tag("FACTORY", "MANAGER")
         self._folder = Path("FOLDER")
@@ -287,7 +286,8 @@ def _text(option: str, value: object) -> str:
     if value is None:
         return ""
     text = ",".join(map(str, cast("Sequence[object]", value))) if isinstance(value, list | tuple) else str(value)
-    if isinstance(value, bool) or not slurm_words.one_line([text]):
+    of_words = isinstance(value, str | int | float | list | tuple) and not isinstance(value, bool)
+    if not of_words or not slurm_words.one_line([text]):
         raise UsageError(f"{option}={value!r} is not what sbatch takes for --{option.replace('_', '-')}; write it as on its command line")
     return text
 

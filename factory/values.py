@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_network
@@ -16,6 +17,9 @@ from windlass.units import parse_memory, parse_seconds
 MEMORY_LEAST: Final = 1 << 20
 MEMORY_MOST: Final = 1 << 60
 SECONDS_MOST: Final = 100 * 366 * 86_400
+COUNT_MOST: Final = 1 << 31
+#: A variable of the shell.
+VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 #: What the worker's ``--log-level`` takes.
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -39,6 +43,8 @@ def whole(given: Mapping[str, object], name: str, default: int, *, least: int) -
         value = int(value)  # from a command line
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UsageError(f"{name}={value!r} is not a whole number of at least {least}; write for example {name}={max(least, default)}")
+    if value > COUNT_MOST:
+        raise UsageError(f"{name} is larger than anything there is; write for example {name}={max(least, default)}")
     return value
 
 
@@ -93,7 +99,7 @@ def log_level(value: object) -> str:
 
 def network(given: Mapping[str, object]) -> str:
     """A network, where ``interface`` is not given as well."""
-    network = str(given.get("network", ""))
+    network = text(given, "network", "10.1.0.0/16")
     if network and given.get("interface"):
         raise UsageError(f"interface={given['interface']!r} and network={network!r} both say where the manager listens; give one of them")
     try:
@@ -102,10 +108,24 @@ def network(given: Mapping[str, object]) -> str:
         raise UsageError(f"network={network!r} is not a network; write for example network='10.1.0.0/16'") from None
 
 
-def path(value: object) -> str:
-    """A path, given as text or as anything that has one."""
+def text(given: Mapping[str, object], name: str, example: str) -> str:
+    """One line of text, or a path; "": not given. ``example``: what to write instead of what cannot be."""
+    value = given.get(name, "")
     has_one = getattr(value, "__fspath__", None)
-    return str(has_one()) if has_one is not None else str(value)
+    read: object = has_one() if has_one is not None else value
+    if not isinstance(read, str):
+        raise UsageError(f"{name}={value!r} is not a text; write for example {name}={example!r}")
+    if not read.isprintable():
+        raise UsageError(f"{name}={value!r} has characters that cannot be printed; write for example {name}={example!r}")
+    return read
+
+
+def shell(given: Mapping[str, object]) -> str:
+    """The path of a shell."""
+    read = text(given, "shell", "/bin/bash") or "/bin/sh"
+    if not read.startswith("/"):
+        raise UsageError(f"shell={read!r} is not the path of a shell; write for example shell='/bin/bash'")
+    return read
 
 
 def words(given: Mapping[str, object], name: str) -> tuple[str, ...]:
@@ -129,7 +149,7 @@ def lines(value: object) -> tuple[str, ...]:
         return tuple(line for line in value.splitlines() if line.strip())
     if isinstance(value, Sequence):
         lines = tuple(cast("Sequence[object]", value))
-        if all(isinstance(line, str) for line in lines):
+        if all(isinstance(line, str) and "\0" not in line for line in lines):
             return cast("tuple[str, ...]", lines)
     raise UsageError(f"setup={value!r} is not a list of shell lines; write for example setup=['module load python']")
 
@@ -138,6 +158,12 @@ def pairs(value: object) -> tuple[tuple[str, str], ...]:
     """Names and texts, of a mapping or pairs."""
     pairs: Iterable[object] = cast("Mapping[str, str]", value).items() if isinstance(value, Mapping) else cast("Iterable[object]", value)
     try:
-        return tuple((str(name), str(text)) for name, text in cast("Iterable[tuple[object, object]]", pairs))
+        read = tuple((str(name), str(text)) for name, text in cast("Iterable[tuple[object, object]]", pairs))
     except (TypeError, ValueError):
         raise UsageError(f"env={value!r} is not a mapping; write for example env={{'OMP_NUM_THREADS': '1'}}") from None
+    for name, text in read:
+        if not VARIABLE.match(name):
+            raise UsageError(f"env has {name!r}, which names no variable; write letters, digits and '_', as in 'OMP_NUM_THREADS'")
+        if "\0" in text:
+            raise UsageError(f"env has a zero byte in {name!r}, which no variable can hold")
+    return read

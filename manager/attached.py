@@ -22,11 +22,13 @@ from typing import Any, Final
 
 import msgspec
 
-from windlass.errors import UsageError
+from windlass.errors import UsageError, require_flag
 from windlass.identity import CLIENT, ConnectionFile
+from windlass.manager.call import SECONDS_MOST
 from windlass.manager.client import Client
 from windlass.manager.door import Door
 from windlass.manager.future import CallFuture
+from windlass.manager.journal import check_journal
 from windlass.manager.line import Line
 from windlass.manager.status import add_inputs
 from windlass.managers import choose_manager
@@ -216,12 +218,18 @@ def attach(
     Raises `UnknownName` for a name that nobody has, `UsageError` when several could be meant or the file may be read by others, and
     `ConnectionRefused` when the manager does not answer.
     """
-    if manager is not None and not isinstance(manager, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if manager is not None and not (isinstance(manager, str | os.PathLike) and os.fspath(manager)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(f"attach({manager!r}): write attach('NAME'), as in  windlass manager start NAME,  or give a connection file")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < SECONDS_MOST:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"timeout={timeout!r} must be a number of seconds over 0: write timeout=10")
+    require_flag("keep", keep)
+    if trust_state_dir is not None:
+        require_flag("trust_state_dir", trust_state_dir)
+    check_journal(journal)
     known = choose_manager(os.fspath(manager) if manager is not None else None, state_dir=state_dir, trust=trust_state_dir)
     connection = known.connection
     if connection.role != CLIENT:
-        raise UsageError(f"{known.path} is for {connection.role}s, not for programs: give the manager's client.json")
+        raise UsageError(f"{known.path} is what pilots connect by, not programs: give the manager's client.json")
     return AttachedManager(known.name, connection, keep=keep, timeout=timeout, journal=journal)
 
 

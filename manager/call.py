@@ -149,7 +149,12 @@ def merge_options(base: CallOptions, tag: str | None, given: Mapping[str, Any]) 
 _OPTION_HINT: Final = "(arguments of the function itself go into FunctionCall(library, function, ...) or submit(function, ...))"
 
 
+_LEAVE_OUT: Final = ", or leave it out"
+
+
 def _a(value: object) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not a finite number"
     name = type(value).__name__
     return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
 
@@ -157,7 +162,7 @@ def _a(value: object) -> str:
 def read_number(key: str, value: object, *, negative: bool = False) -> float:
     """A finite number, not below zero unless ``negative``."""
     if not _is_finite(value):
-        raise UsageError(f"{key}={value!r} is {_a(value)}; {key} is a number: write {key}=1.5")
+        raise UsageError(f"{key}={value!r} is {_a(value)}; {key} is a number: write {key}=1.5{_LEAVE_OUT if value is None else ''}")
     if value < 0 and not negative:
         raise UsageError(f"{key}={value!r} is negative; write {key}={-value!r}, or leave it out")
     _bounded(key, value, NUMBER_MOST)
@@ -180,7 +185,7 @@ def _bounded(key: str, value: N, most: int) -> N:
 def read_count(key: str, value: object) -> int:
     """A whole number, not below zero."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise UsageError(f"{key}={value!r} is {_a(value)}; {key} is a whole number: write {key}=2")
+        raise UsageError(f"{key}={value!r} is {_a(value)}; {key} is a whole number: write {key}=2{_LEAVE_OUT if value is None else ''}")
     if value < 0:
         raise UsageError(f"{key}={value!r} is negative; write {key}={-value!r}, or leave it out")
     return _bounded(key, value, COUNT_MOST)
@@ -191,7 +196,10 @@ def read_seconds(key: str, value: object) -> float:
     if isinstance(value, str):
         from windlass.units import parse_seconds  # here: only texts need it
 
-        return _bounded(key, _parsed(key, value, parse_seconds, "'90s', '10min' or '2h'"), SECONDS_MOST)
+        seconds = _bounded(key, _parsed(key, value, parse_seconds, "'90s', '10min' or '2h'"), SECONDS_MOST)
+        if not seconds:
+            raise UsageError(f"{key}={value!r} leaves no time; write {key}='90s', or {key}=None for no limit")
+        return seconds
     if not _is_finite(value):
         raise UsageError(f"{key}={value!r} is {_a(value)}; {key} is in seconds: write {key}=90, or {key}='2h'")
     if value <= 0:
@@ -206,6 +214,8 @@ def read_memory(key: str, value: object) -> int:
         from windlass.units import parse_memory
 
         return _bounded(key, _parsed(key, value, parse_memory, "'500MB' or '2GB'"), MEMORY_MOST)
+    if not _is_finite(value) or value < 0:
+        raise UsageError(f"{key}={value!r} is no amount of memory; write {key}='2GB', or a number of bytes{_LEAVE_OUT}")
     count = read_number(key, value)
     if 0 < count < MEGABYTE:
         # Numbers are bytes; so small a one was meant in MB (TaskVine, Slurm) or GB.
@@ -284,7 +294,12 @@ class FunctionCall:
     def add_output(self, file: File, path: str) -> None:
         """Have the call run in a directory of its own; what it leaves there under that path, a file or a folder, becomes ``file``
         (see `Manager.declare_temp`), and stays on its worker."""
-        self.outputs[_inside("add_output", path, (*self.inputs, *self.outputs))] = _file("add_output", file)
+        where = _inside("add_output", path, (*self.inputs, *self.outputs))
+        made = _file("add_output", file)
+        for other, before in self.outputs.items():
+            if before is made:
+                raise UsageError(f"add_output({made!r}, {path!r}): the call makes that file already, from {other!r}; declare another one")
+        self.outputs[where] = made
 
     def with_options(self, **options: Unpack[CallKeywords]) -> FunctionCall:
         """The same call with these options; this one stays as it is. UsageError for what cannot be, with the line to write."""
@@ -335,7 +350,8 @@ class FunctionCall:
 
 def _file(what: str, file: object) -> File:
     if not isinstance(file, File):
-        raise UsageError(f"{what}({file!r}, ...): the first argument is a declared file: write {what}(manager.declare_file(...), 'name')")
+        declare = "declare_temp()" if what == "add_output" else "declare_file(...)"
+        raise UsageError(f"{what}({file!r}, ...): the first argument is a declared file: write {what}(manager.{declare}, 'name')")
     return file
 
 

@@ -152,6 +152,8 @@ class Client:
         for file in outputs.values():
             if not (file.name.startswith(RESULT) and file.unmade):
                 raise UsageError(f"add_output({file!r}, ...): an output becomes a file of declare_temp(), one for each call that makes it")
+            if file._owner != self.owner:  # pyright: ignore[reportPrivateUsage]
+                raise UsageError(f"{file!r} was declared at another manager: declare it at the one that the call is submitted to")
         future = self._submit(target, call.args, call.kwargs, call.options, call.tag, room=(inputs, outputs))
         self._files[future.call_id] = self._take_files(future.call_id) | {file.key: file for file in outputs.values()}
         if future.done():

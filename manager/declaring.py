@@ -12,6 +12,7 @@ Replicas stay on the workers as long as their level and the workers' disks allow
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat as modes
@@ -70,12 +71,17 @@ class Declaring(ABC):
 
         Raises `UsageError` when it is not there, cannot be read, or cannot be sent (sockets, devices, links that lead out of the tree).
         """
+        return self._from_path("declare_file", path, _level(level, cache))
+
+    def _from_path(self, what: str, path: object, level: Level) -> File:
+        """``what`` asked for it, for texts."""
         self._check_open()
-        text, level = _path("declare_file", path), _level(level, cache)
+        text = _path(what, path)
         try:
             status = os.stat(text)
         except OSError as error:
-            raise UsageError(f"declare_file({text!r}): {error.strerror or error}; declare a file or folder of this machine") from error
+            hint = "windlass environment pack makes one" if what == "environment=" else "declare a file or folder of this machine"
+            raise UsageError(f"{_told(what, text)}: {error.strerror or error}; {hint}") from error
         real = os.path.realpath(text)
         if modes.S_ISDIR(status.st_mode):
             from windlass.trees import scan
@@ -84,13 +90,13 @@ class Declaring(ABC):
             ref = FileRef(manifest.name, manifest.size, _base(text), level)
             return self._declared(ref, FileOrigin(path=real), text, manifest)
         if not modes.S_ISREG(status.st_mode):
-            raise UsageError(f"declare_file({text!r}): it is neither a regular file nor a folder, so it cannot be sent to workers")
+            raise UsageError(f"{_told(what, text)}: it is neither a regular file nor a folder, so it cannot be sent to workers")
         if 0 < status.st_size <= RIDE_BYTES and self._has_much_room():
             try:
                 with open(real, "rb") as opened:
                     kept = self._put_buffer(opened.read())
             except OSError as error:
-                raise UsageError(f"declare_file({text!r}): {error.strerror or error}; declare a file that can be read") from error
+                raise UsageError(f"{_told(what, text)}: {error.strerror or error}; declare a file that can be read") from error
             return self._declared(FileRef(FileName(kept.name), kept.size, _base(text), level), FileOrigin(object=kept), text)
         name = self._name_of(real, status)
         ref = FileRef(name, status.st_size, _base(text), level)
@@ -100,9 +106,12 @@ class Declaring(ABC):
         """Bytes (or text, as UTF-8) that calls find in a file of this name."""
         self._check_open()
         if isinstance(data, str):
-            data = data.encode()
+            try:
+                data = data.encode()
+            except UnicodeEncodeError as error:
+                raise UsageError(f"declare_buffer: the text cannot be written as UTF-8 ({error.reason}); give bytes") from error
         if not isinstance(data, bytes | bytearray | memoryview):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise UsageError(f"declare_buffer takes bytes or text, not {type(data).__name__}")
+            raise UsageError(f"declare_buffer takes bytes or text, not {type(data).__name__}; of an object give pickle.dumps(...)")
         level = _level(level, None)
         base = _checked_base("declare_buffer", name)
         kept = self._put_buffer(bytes(data))
@@ -116,7 +125,10 @@ class Declaring(ABC):
         Another ``version``, a word of yours (a date, an ETag), has it fetched anew.
         """
         self._check_open()
-        parts = urllib.parse.urlsplit(url) if isinstance(url, str) else None  # pyright: ignore[reportUnnecessaryIsInstance]
+        try:
+            parts = urllib.parse.urlsplit(url) if isinstance(url, str) else None  # pyright: ignore[reportUnnecessaryIsInstance]
+        except ValueError:  # brackets of an IPv6 address that do not close
+            parts = None
         if (
             parts is None
             or parts.scheme not in ("http", "https", "file")
@@ -158,7 +170,11 @@ class Declaring(ABC):
         """An archive (tar, also compressed, or zip; a path or a declared file): calls get the path of the folder it is unpacked to,
         once for each worker."""
         self._check_open()
-        archive = file if isinstance(file, File) else self.declare_file(file, level)
+        return self._archive("declare_archive", file, level)
+
+    def _archive(self, what: str, file: File | str | os.PathLike[str], level: Level) -> File:
+        """``what`` asked for it, for texts."""
+        archive = file if isinstance(file, File) else self._from_path(what, _archive_path(what, file), _level(level, None))
         if archive.ref is None:
             raise UsageError(f"declare_archive({archive!r}): it is read in place; declare it with stage='node'")
         packed = archive.ref
@@ -172,14 +188,14 @@ class Declaring(ABC):
         """A file that a call will make (`FunctionCall.add_output`) and that stays on workers, for other calls. When it is lost, the
         call is run again."""
         self._check_open()
-        ref = self._temporary(name, level)
+        ref = self._temporary("declare_temp", name, level)
         file = self._declared(ref, FileOrigin(), f"temp {name!r}")
         file.unmade = True
         return file
 
     def fetch_file(self, file: File) -> bytes:
         """The content of a file that a call has made, or will have; waits for that. Raises `FileUnavailable`; `UsageError` for others."""
-        if not file.name.startswith(RESULT) or file.unmade:
+        if not isinstance(file, File) or not file.name.startswith(RESULT) or file.unmade:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(
                 f"fetch_file({file!r}): only what calls make can be fetched, and a call that makes it must have been submitted"
             )
@@ -191,8 +207,8 @@ class Declaring(ABC):
 
     # ------------------------------------------------------------ inside
 
-    def _temporary(self, name: str, level: object) -> FileRef:
-        base = _checked_base("declare_temp", name)
+    def _temporary(self, what: str, name: str, level: object) -> FileRef:
+        base = _checked_base(what, name)
         return FileRef(FileName(RESULT + os.urandom(16).hex()), -1, base, _level(level, None))
 
     def _declared(self, ref: FileRef, origin: FileOrigin, source: str, manifest: Manifest | None = None) -> File:
@@ -214,13 +230,38 @@ class Declaring(ABC):
         return name
 
 
+def _told(what: str, value: object) -> str:
+    return f"{what}{value!r}" if what.endswith("=") else f"{what}({value!r})"
+
+
 def _path(what: str, path: object) -> str:
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):  # pyright: ignore[reportUnknownArgumentType]
-        raise UsageError(f"{what}({path!r}): give a path")
+        raise UsageError(f"{_told(what, path)}: give a path, as a text or a pathlib.Path")  # pyright: ignore[reportUnknownArgumentType]
     text: object = os.fspath(path)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    if not isinstance(text, str):
-        raise UsageError(f"{what}({path!r}): give the path as a text")
+    if not isinstance(text, str) or "\0" in text:
+        raise UsageError(f"{_told(what, path)}: give the path as a text, without zero bytes")  # pyright: ignore[reportUnknownArgumentType]
     return os.path.expanduser(text)
+
+
+def _archive_path(what: str, path: object) -> str:
+    """A path at which there is what workers can unpack. Raises `UsageError`, also where that is plain to see now."""
+    text = _path(what, path)
+    if os.path.isdir(text):
+        raise UsageError(f"{_told(what, text)}: it is a folder, not an archive; declare_file sends a folder as it is")
+    with contextlib.suppress(OSError), open(text, "rb") as file:
+        start = file.read(512)
+        from windlass.environment_archive import kind_of
+
+        if not kind_of(start) and not start.startswith(b"PK") and not _is_old_tar(text):
+            raise UsageError(f"{_told(what, text)}: it is no archive; give a tar (also compressed) or a zip")
+    return text
+
+
+def _is_old_tar(path: str) -> bool:
+    """Tar archives of before POSIX have no mark."""
+    import tarfile
+
+    return tarfile.is_tarfile(path)
 
 
 def _level(level: object, cache: object) -> Level:
@@ -239,9 +280,17 @@ def _base(path: str) -> str:
 
 
 def _checked_base(what: str, name: object) -> str:
-    if not isinstance(name, str) or not name or "/" in name or "\0" in name or name in (".", "..") or len(name.encode()) > 255:
+    if not isinstance(name, str) or not name or "/" in name or "\0" in name or name in (".", "..") or not 0 < _encoded(name) <= 255:
         raise UsageError(f"{what}: {name!r} cannot be a file's name; give one without '/', of at most 255 bytes, as in name='data.csv'")
     return name
+
+
+def _encoded(name: str) -> int:
+    """Bytes in a folder's list; 0: it cannot be written there."""
+    try:
+        return len(name.encode())
+    except UnicodeEncodeError:
+        return 0
 
 
 def _made_name(*declared: object, head: str = "x3") -> FileName:

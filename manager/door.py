@@ -248,9 +248,14 @@ class Door(Declaring):
             )
         elif functions or options:
             raise UsageError(f"library {library.name!r} is created already: give functions and options to create_library")
+        if not library.functions:
+            name = library.name
+            raise UsageError(
+                f"library {name!r} has no functions, so there is nothing to call; write install_library({name!r}, function, ...)"
+            )
         environment = library.environment
         if environment is not None and not (isinstance(environment, File) and environment.name.startswith("u3-")):
-            environment = self.declare_archive(environment, level="forever")
+            environment = self._archive("environment=", environment, "forever")
         if environment is not None:
             self._environments[environment.name] = environment  # instances of it may start as long as there are calls of it
         spec = library.spec(self._put_forever, environment.ref if environment is not None else None)
@@ -276,6 +281,8 @@ class Door(Declaring):
 
     def check_library_exists(self, name: str) -> bool:
         """True if a library of this name is installed."""
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # programs are not always checked
+            raise UsageError(f"check_library_exists({name!r}): give a library's name, as in check_library_exists('lib')")
         return name in self._installed
 
     @property
@@ -319,11 +326,15 @@ class Door(Declaring):
         Raises as `submit` does.
         """
         self._check_open()
+        if not isinstance(call, FunctionCall):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"declare_minitask({call!r}): write declare_minitask(FunctionCall('library', 'function', arguments...))")
+        if call.outputs:
+            raise UsageError("a mini task has no add_output(): the path that its function returns becomes the file")
         installed = self._library(call.library)
         target = installed.targets.get(call.function)
         if target is None:
             raise installed.has_no(call.function)
-        ref = self._temporary(name or call.function, level)
+        ref = self._temporary("declare_minitask", name or call.function, level)
         spec, keep = self._client.prepare(target, call, call.inputs, ref.name)
         self._client.say(DeclareMade(ref, spec))
         file = File(id(self), ref, f"what {call!r} makes", self._releaser(ref, (*keep.pins,)))
@@ -344,6 +355,12 @@ class Door(Declaring):
         from windlass.functions import define
 
         self._check_open()
+        if type(args) is not tuple or (kwargs is not None and type(kwargs) is not dict):  # pyright: ignore[reportUnnecessaryComparison]
+            raise UsageError(f"submit_function(..., {args!r}, {kwargs!r}): write submit_function(f, (1, 2), {{'name': 3}})")
+        if options is not None and not isinstance(options, CallOptions):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(
+                f"options={options!r}: options are given to an executor: Executor(None, manager=manager).with_options(cores=2)"
+            )
         defined = define(fn, self._put_forever)
         definition = defined.definition
         with self._lock:
@@ -418,6 +435,8 @@ class Door(Declaring):
 
     def cancel_by_tag(self, tag: str) -> int:
         """Cancel all calls with this tag; how many had not ended."""
+        if not isinstance(tag, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"cancel_by_tag({tag!r}): give the tag that the calls were submitted with, as in cancel_by_tag('sweep-1')")
         return self._client.cancel_all([future for future in self._client.pending() if future.tag == tag])
 
     def cancel_all(self) -> int:

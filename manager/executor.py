@@ -28,7 +28,7 @@ from concurrent import futures
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, Unpack, cast
 
-from windlass.errors import Closed, UsageError
+from windlass.errors import Closed, UsageError, require_flag
 from windlass.manager.call import DEFAULT_OPTIONS, CallKeywords, merge_options, read_count
 from windlass.manager.future import CallFuture
 from windlass.manager.mapping import MapResults, in_chunks
@@ -185,10 +185,15 @@ class Submitter(futures.Executor):
             raise UsageError("chunksize=0 makes no calls; it is the number of inputs per call: write chunksize=1 or more")
         if buffersize is not None and not read_count("buffersize", buffersize):
             raise UsageError("buffersize=0 makes no calls; it is the number of calls ahead: write buffersize=100, or leave it out")
+        if not isinstance(progress, bool | str | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"progress={progress!r}; write progress=True, progress=False, or a title")
         total = min((len(each) for each in iterables if isinstance(each, Sized)), default=None)
         title = progress if isinstance(progress, str) else getattr(fn, "__name__", "map")
         bar = Progress(total, title, show=True if isinstance(progress, str) else progress)
-        inputs: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
+        try:
+            inputs: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
+        except TypeError as error:
+            raise UsageError(f"map(f, ...): {error}: inputs are lists or other iterables; for one call write submit(f, x)") from None
         if chunksize == 1:
 
             def submit(args: tuple[Any, ...]) -> CallFuture[Any]:
@@ -229,6 +234,16 @@ class Executor(Submitter):
         starts no factory. ``journal``: a folder for the results of calls, which the same program finds when it is started again;
         ``memoize``: equal calls are run once (docs/journal.md). Raises UsageError for options that the factory does not know.
         """
+        require_flag("memoize", memoize)
+        if "max_workers" in pool:
+            raise UsageError(
+                f"max_workers={pool['max_workers']!r}: as many calls run at once as pilots have cores; write cores=4 for pilots of four,"
+                " and max_pilots=2 for two of them"
+            )
+        if manager_options is not None and not isinstance(manager_options, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"manager_options={manager_options!r} is not a mapping; write for example manager_options={{'port': 9123}}")
+        if manager is not None and not hasattr(manager, "submit_function"):
+            raise UsageError(f"manager={manager!r} is no manager; give a Manager, or windlass.attach('NAME')")
         with contextlib.ExitStack() as opening:
             if manager is None:
                 more = {} if journal is None else {"journal": journal}

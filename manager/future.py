@@ -34,7 +34,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from windlass.errors import NotPicklable
+from windlass.errors import NotPicklable, UsageError
 from windlass.manager.call import Target
 from windlass.manager.callbacks import CallbackThread, hand_over, set_callback_runner
 from windlass.manager.keeping import bring_result
@@ -288,6 +288,8 @@ class CallFuture(Future[T], Story):
         with self._own_lock():
             if self._state in _ENDED:
                 raise InvalidStateError(f"{self._state}: {self!r}")
+            if self.owner is not None:
+                raise UsageError(f"{self!r} is ended by its call, whose result would be lost; cancel() it if it is not wanted")
             self._result = result
             self._exception = exception
             self._state = FINISHED
@@ -364,6 +366,8 @@ class CallFuture(Future[T], Story):
 
     def _sleep(self, timeout: float | None) -> None:
         """Wait for the end; TimeoutError."""
+        if timeout is not None and (not isinstance(timeout, int | float) or timeout != timeout):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"timeout={timeout!r}: give seconds, or None to wait for ever")
         sleeper = Sleeper()
         lock = self._own_lock()
         with lock:
@@ -379,7 +383,7 @@ class CallFuture(Future[T], Story):
                     if sleeper in self._own_watchers():
                         self._own_watchers().remove(sleeper)
         if self._state not in _ENDED:
-            raise TimeoutError
+            raise TimeoutError(f"{self!r} has not ended within {timeout:g} s; it goes on, and can be asked again")
 
     def settle(self) -> None:
         """Unpack the result of an ended call now, without collecting it: for a manager that is about to drop the objects it needs.
@@ -487,6 +491,8 @@ class CallFuture(Future[T], Story):
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call ``fn(future)`` when it has ended: on the callback thread, or here and now if it has ended already."""
+        if not callable(fn):
+            raise UsageError(f"add_done_callback({fn!r}): give a function of one argument, the future, as in add_done_callback(print)")
         with self._own_lock():
             if self._state not in _ENDED:
                 if self._callbacks is None:

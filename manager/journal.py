@@ -62,6 +62,12 @@ _decode_keys: Final = msgspec.msgpack.Decoder(list[tuple[bytes, msgspec.Raw]]).d
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
+def check_journal(folder: object) -> None:
+    """Raise `UsageError` for a ``journal=`` that names no folder."""
+    if folder is not None and not (isinstance(folder, str | os.PathLike) and os.fspath(folder)):  # pyright: ignore[reportUnknownArgumentType]
+        raise UsageError(f"journal={folder!r}: name a folder, as in journal='run.journal'")
+
+
 class Journal:
     """An open journal at ``folder``. Raises `UsageError` when another program has it open, or the folder holds something else."""
 
@@ -309,6 +315,8 @@ def _take(folder: Path) -> int:
         if names and "lock" not in names:
             raise UsageError(f"journal {folder} is a folder with other things in it: name a new one, as in journal='run.journal'")
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        raise UsageError(f"journal {folder} is a file, and a journal is a folder: name another one, as in journal='run.journal'") from error
     except OSError as error:
         raise UsageError(f"journal {folder} cannot be opened: {error.strerror or error}; name a folder that you can write to") from error
     try:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Never, cast
 
 import msgspec
 
-from windlass.errors import UnknownName, UsageError, refuse_unknown
+from windlass.errors import UnknownName, UsageError, refuse_unknown, require_flag
 from windlass.files import File
 from windlass.manager.call import megabytes_to_bytes, needs_of, read_count, read_number, read_seconds
 from windlass.messages import MAX_FRAME_BYTES, FileRef, FunctionDef, ImportSpec, LibraryId, LibrarySpec, ObjectRef, Resources
@@ -101,9 +101,11 @@ class Library:
         self.functions: dict[str, AnyFunction] = _named(name, functions)
         self._explicit, self._auto = _split_imports(imports)
         self._context = _read_context(context)
+        require_flag("share_context", share_context)
+        require_flag("memoize", memoize)
         if share_context and self._context is None:
             raise UsageError("share_context=True without a context shares nothing; write context=function, share_context=True")
-        self._share_context = bool(share_context)
+        self._share_context = share_context
         self._slots = 0 if slots is None else _positive("slots", slots)
         self._mode = _one_of("mode", mode, MODES)
         self._start = _one_of("start", start, STARTS)
@@ -142,6 +144,8 @@ class Library:
         """
         del add_env
         imports: list[str | types.ModuleType] = ["auto"]
+        if hoisting_modules is not None and not isinstance(hoisting_modules, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"hoisting_modules={hoisting_modules!r}; write a list, as in hoisting_modules=[numpy]")
         for each in hoisting_modules or ():
             if isinstance(each, str | types.ModuleType):
                 imports.append(each)

@@ -25,12 +25,13 @@ from typing import Any, Final, Never, cast
 import msgspec
 
 import windlass
-from windlass.errors import Closed, UsageError, refuse_unknown
-from windlass.identity import Authority, make_private, manager_folder
+from windlass.errors import Closed, UsageError, refuse_unknown, require_flag
+from windlass.identity import Authority, cannot_keep_state, make_private, manager_folder
 from windlass.manager.call import SECONDS_MOST
 from windlass.manager.client import Client
 from windlass.manager.core import Core, Settings
 from windlass.manager.door import Door
+from windlass.manager.journal import check_journal
 from windlass.manager.server import LocalPort, Server
 from windlass.manifests import Manifest
 from windlass.messages import (
@@ -98,12 +99,13 @@ class Manager(Door):
                 f"silence={silence:g} is not longer than heartbeat={heartbeat:g}, so every connection would count as cut;"
                 f" write silence={6 * heartbeat:g}"
             )
-        if host is not None and not isinstance(host, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if host is not None and not (isinstance(host, str) and host):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"host={host!r}: write a name or an address of this machine, as in host='127.0.0.1'")
         if name is not None and not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"name={name!r}: a manager's name is a text: write name='m{name}'")
-        if journal is not None and not isinstance(journal, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise UsageError(f"journal={journal!r}: name a folder, as in journal='run.journal'")
+        if trust_state_dir is not None:
+            require_flag("trust_state_dir", trust_state_dir)
+        check_journal(journal)
         if name is None and journal is not None:
             # The next life of the program is to be found by the pilots of this one.
             name = f"journal-{hashlib.blake2b(os.fsencode(os.path.realpath(journal)), digest_size=6).hexdigest()}"
@@ -199,6 +201,8 @@ class Manager(Door):
         """Serve programs that attach, until one of them ends this manager (``windlass manager stop``), `leave` is called, or there were no
         calls, programs and factories for ``idle_timeout`` seconds (0: for ever); why it ended."""
         self._check_open()
+        if isinstance(idle_timeout, bool) or not isinstance(idle_timeout, int | float) or not 0 <= idle_timeout < SECONDS_MOST:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"stay({idle_timeout!r}): give seconds, or 0 to stay for ever")
         self._server.stay(idle_timeout)
         return self._server.reason
 
@@ -275,10 +279,7 @@ def _take_folder(folder: Path, name: str) -> int:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise UsageError(
-            f"manager {name!r} cannot keep its state in {folder}: {error.strerror or error};"
-            " name a folder that you can write to by --state-dir, state_dir= or WINDLASS_STATE_DIR"
-        ) from error
+        raise UsageError(cannot_keep_state(name, folder, error)) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

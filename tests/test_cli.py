@@ -92,6 +92,7 @@ def test_words_that_are_not_commands_are_refused(words: list[str], capsys: pytes
         ("slurm --hold no --shared yes", "slurm", {"hold": False, "shared": True}),
         ("slurm --setup a --setup b", "slurm", {"setup": ["a", "b"]}),
         ("slurm --setup 1", "slurm", {"setup": ["1"]}),
+        ("slurm --account 007 --qos 1e3", "slurm", {"account": "007", "qos": "1e3"}),
         ("slurm --env A=1 --env=B=x=y", "slurm", {"env": {"A": "1", "B": "x=y"}}),
         ("local --pool 7 --python 3", "local", {"pool": "7", "python": "3"}),
         ("local --help", "local --help", {}),

@@ -47,7 +47,6 @@ def test_a_state_folder_must_be_named(words: list[str]) -> None:
         (["start", "x", "--cores", "4"], "has no option --cores; options of a pool go with --in POOL"),
         (["start", "x", "--in", "local", "--cores", "4"], "has no option --cores"),
         (["start", "3x"], "'3x' cannot name a manager"),
-        (["start", "x", "--idle-timeout", "soon"], "soon"),
         (["start", "x", "--in", "slrum"], "did you mean 'slurm'"),
         (["start", "x", "--listen", "nowhere0", "--foreground"], "cannot listen on 'nowhere0'"),
         (["stop", "nosuch"], "no manager 'nosuch'"),

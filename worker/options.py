@@ -103,10 +103,14 @@ def parse(argv: Sequence[str]) -> Options:
         try:
             values[field] = read(value)
         except ValueError:
-            raise UsageError(f"{option} {value!r} cannot be used: give {kind.lower()} as in {option} {_example(kind)}") from None
+            raise UsageError(f"{option} {value!r} cannot be used: give {_KINDS.get(kind, kind)}, as in {option} {_example(kind)}") from None
     if not values.get("connection"):
         raise UsageError("--connection FILE is needed: the pilot.json in the manager's state folder")
     return Options(**values)
+
+
+#: What values are, in words.
+_KINDS: Final = {"N": "a whole number", "BYTES": "a number of bytes", "SECONDS": "a number of seconds", "LEVEL": "a level"}
 
 
 def _example(kind: str) -> str:

@@ -55,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, head for instance, has gone
         sys.stderr.close()  # or the interpreter complains at its end
         return 1
+    except OSError as error:  # a disk that is full, a folder that may not be written to
+        print(f"windlass: {error}", file=sys.stderr)
+        return 1
 
 
 def _run(words: list[str]) -> int:
@@ -139,10 +142,10 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
     """``with_options``: the help names the options of all pools, which takes a while."""
     import argparse
 
-    from windlass import cli_environment, cli_factory, cli_manager, cli_pilots
+    from windlass import cli_environment, cli_factory, cli_manager, cli_pilots, cli_words
 
     exits = "exit status: 0 done, 1 failed (the text says why), 2 wrong command line, 130 interrupted; see docs/command-line.md"
-    parser = argparse.ArgumentParser(
+    parser = cli_words.Parser(
         prog="windlass",
         description="Run Python functions on HTCondor and Slurm, with imports hoisted once per node.",
         epilog=exits,
@@ -167,8 +170,10 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     look.add_argument("name", nargs="?", help="the manager's name (or connection file); else the only one of yours that runs")
-    look.add_argument("--port", type=int, help="the manager that listens on this port")
-    look.add_argument("--watch", nargs="?", type=float, const=1.0, metavar="SECONDS", help="again and again, every second or so many")
+    look.add_argument("--port", type=cli_words.port, help="the manager that listens on this port")
+    look.add_argument(
+        "--watch", nargs="?", type=cli_words.pause, const=1.0, metavar="SECONDS", help="again and again, every second or so many"
+    )
     look.add_argument("--json", action="store_true", help="the status object of docs/status.md, one line each time")
     look.set_defaults(command=status)
 

@@ -8,9 +8,12 @@ The options of pools belong to the pools and backends, which check them and know
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from windlass.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -33,18 +36,40 @@ class OwnOption(NamedTuple):
     text: str
 
 
+def _read(reader: str) -> Callable[[str], object]:
+    """A reader of `windlass.cli_words`, which loads argparse: only for who parses."""
+
+    def read(text: str) -> object:
+        from windlass import cli_words
+
+        return getattr(cli_words, reader)(text)
+
+    return read
+
+
 FACTORY_OPTIONS = (
-    OwnOption("--port", "PORT", int, None, "the manager that listens on this port"),
+    OwnOption("--port", "PORT", _read("port"), None, "the manager that listens on this port"),
     OwnOption("--manager", "MANAGER", str, None, "the manager's name or connection file"),
-    OwnOption("--wait", "SECONDS", float, MANAGER_WAIT, "how long to wait for the manager to be there (%(default)g)"),
+    OwnOption("--wait", "SECONDS", _read("seconds"), MANAGER_WAIT, "how long to wait for the manager to be there (%(default)g)"),
 )
 
 #: Options of all these verbs that are not the pool's: those that are flags, and those with a value.
 FLAGS = frozenset({"--probe", "--remove", "--json"})
 WITH_VALUE = frozenset({"--factory", "--queue-patience", "--start-patience"} | {option.flag for option in FACTORY_OPTIONS})
 
-#: Options of pools whose values are never numbers.
-TEXTS = {"name", "pool", "python", "shell", "scratch", "log_level", "config", "environment", "container"}
+#: Options of pools whose values are never numbers, with what they are.
+TEXTS = {
+    **dict.fromkeys(("name", "pool"), "NAME"),
+    **dict.fromkeys(("python", "shell", "config", "environment", "template"), "FILE"),
+    "scratch": "FOLDER",
+    "log_level": "LEVEL",
+    "container": "IMAGE",
+    "env": "NAME=VALUE",
+    "setup": "LINE",
+    "account": "ACCOUNT",
+}
+#: What is a number on a command line; 007 is not, nor is 1e5: such are names of accounts.
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 
 
 def takes_pool_options(words: Sequence[str]) -> bool:
@@ -81,8 +106,13 @@ def split_pool_options(
 
 def pool_option(name: str, values: Sequence[str | bool]) -> object:
     """What the words given for an option mean. Names and lines stay text, whatever they look like."""
+    if name in TEXTS and True in values:
+        raise UsageError(f"--{name.replace('_', '-')} needs a value: write --{name.replace('_', '-')} {TEXTS[name]}")
     if name == "env":
         pairs = [str(value).partition("=") for value in values]
+        for variable, equals, _ in pairs:
+            if not equals:
+                raise UsageError(f"--env {variable}: write --env {variable}=VALUE")
         return {variable: text for variable, _, text in pairs}
     if name == "setup":
         return [str(value) for value in values]
@@ -100,11 +130,8 @@ def pool_value(text: str) -> object:
         return True
     if text in ("no", "false"):
         return False
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
+    if _NUMBER.fullmatch(text):
+        return float(text) if "." in text else int(text)
     return text
 
 
@@ -152,9 +179,8 @@ def factory_config(chosen: argparse.Namespace, options: Mapping[str, object]) ->
 
 def doctor(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     from windlass.factory.doctor import as_json, as_text, check_up, healthy
-    from windlass.units import parse_seconds
 
-    patience = {"queue_patience": parse_seconds(chosen.queue_patience), "start_patience": parse_seconds(chosen.start_patience)}
+    patience = {"queue_patience": chosen.queue_patience, "start_patience": chosen.start_patience}
     legs = check_up(chosen.pool, options, lambda text: print(text, file=sys.stderr, flush=True), **patience)
     print(as_json(legs) if chosen.json else as_text(legs))
     return 0 if healthy(legs) else 1
@@ -202,7 +228,7 @@ def add_parsers(nouns: Any, *, with_options: bool) -> None:
     """Add the parsers; ``with_options``: their help names the options of all pools."""
     import argparse
 
-    from windlass import cli_pilots
+    from windlass import cli_pilots, cli_words
 
     raw = argparse.RawDescriptionHelpFormatter
     factory = nouns.add_parser("factory", help="keep the pilots running that a manager could use")
@@ -274,6 +300,10 @@ def add_parsers(nouns: Any, *, with_options: bool) -> None:
     )
     look.add_argument("pool", metavar="POOL", help="a backend, or a pool of a configuration file")
     look.add_argument("--json", action="store_true", help="one object: healthy, and the legs")
-    look.add_argument("--queue-patience", metavar="TIME", default="10min", help="how long it may wait in the queue (%(default)s)")
-    look.add_argument("--start-patience", metavar="TIME", default="2min", help="and from its start until it serves (%(default)s)")
+    look.add_argument(
+        "--queue-patience", type=cli_words.span, metavar="TIME", default="10min", help="how long it may wait in the queue (%(default)s)"
+    )
+    look.add_argument(
+        "--start-patience", type=cli_words.span, metavar="TIME", default="2min", help="and from its start until it serves (%(default)s)"
+    )
     look.set_defaults(command=doctor)

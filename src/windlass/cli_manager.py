@@ -81,9 +81,8 @@ def split_pool_options(words: Sequence[str]) -> tuple[list[str], dict[str, objec
 
 def start(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     from windlass.errors import UsageError
-    from windlass.units import parse_seconds
 
-    idle: float = parse_seconds(chosen.idle_timeout)
+    idle: float = chosen.idle_timeout
     batch = chosen.pool is not None and chosen.pool != "local"
     if options and not batch:
         names = ", ".join("--" + name.replace("_", "-") for name in options)
@@ -111,12 +110,16 @@ def _start_here(name: str, arguments: Sequence[str]) -> int:
     import select
     import subprocess
 
-    from windlass.identity import make_private, manager_folder
+    from windlass.errors import UsageError
+    from windlass.identity import cannot_keep_state, make_private, manager_folder
     from windlass.manager.detached import READY, log_file
     from windlass.managers import choose_manager
 
     folder = manager_folder(name)
-    make_private(folder)
+    try:
+        make_private(folder)
+    except OSError as error:
+        raise UsageError(cannot_keep_state(name, folder, error)) from None
     ours, theirs = os.pipe()
     with os.fdopen(ours, "rb", buffering=0) as ready, open(log_file(folder), "ab") as log:
         began = log.tell()
@@ -150,9 +153,8 @@ def _start_here(name: str, arguments: Sequence[str]) -> int:
 def _start_in(chosen: argparse.Namespace, options: Mapping[str, object], arguments: Sequence[str]) -> int:
     from windlass.identity import trusts_state_folder
     from windlass.manager_job import submit_manager
-    from windlass.units import parse_seconds
 
-    wait = None if chosen.wait is None else parse_seconds(chosen.wait)
+    wait: float | None = chosen.wait
     words = [*arguments, *(["--listen", chosen.listen] if chosen.listen else []), *_state_words()]
     known = submit_manager(chosen.name, chosen.pool, options, words, _say, wait=wait, trust=trusts_state_folder())
     if known is None:
@@ -288,6 +290,8 @@ def add_parsers(nouns: Any) -> None:
     """Add the parsers."""
     import argparse
 
+    from windlass import cli_words
+
     noun = nouns.add_parser("manager", help="start, stop and list managers that run on their own, for programs that attach")
     noun.set_defaults(parser=noun)
     verbs = noun.add_subparsers(title="commands", metavar="COMMAND")
@@ -310,15 +314,18 @@ def add_parsers(nouns: Any) -> None:
     )
     one.add_argument("name", nargs="?", default=DEFAULT_NAME, help=f"what programs find it by ({DEFAULT_NAME})")
     one.add_argument("--in", dest="pool", metavar="POOL", help="run it as a job there: slurm, htcondor, or a configured pool")
-    one.add_argument("--port", type=int, default=0, help="0 (the default): any free one")
+    one.add_argument("--port", type=cli_words.port_or_any, default=0, help="0 (the default): any free one")
     one.add_argument(
         "--idle-timeout",
+        type=cli_words.span,
         default=IDLE_TIMEOUT,
         metavar="TIME",
         help="when to end without calls, programs, factories; 0: never (%(default)s)",
     )
     one.add_argument("--listen", metavar="WHERE", help="interface, network or address; default: loopback, in a job the node's address")
-    one.add_argument("--wait", metavar="TIME", help="with --in: how long to wait until it serves; else until it does")
+    one.add_argument(
+        "--wait", type=cli_words.seconds, metavar="TIME", help="with --in: how long to wait until it serves; else until it does"
+    )
     one.add_argument("--foreground", action="store_true", help="be the manager, in this terminal")
     one.add_argument("--ready-fd", type=int, default=-1, help=argparse.SUPPRESS)
     one.add_argument("--pilot", default="", help=argparse.SUPPRESS)  # jobs say which one they are

@@ -167,8 +167,6 @@ def _worker(worker: Row) -> str:
 def pilot_logs(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     from windlass.errors import UsageError
 
-    if chosen.lines is not None and chosen.lines < 0:
-        raise UsageError(f"--lines {chosen.lines}: write how many of the last lines to show")
     if chosen.follow and chosen.json:
         raise UsageError("--follow and --json do not go together; --json prints one object")
     row = find(status_of(chosen)["pilots"], chosen.pilot)
@@ -267,11 +265,15 @@ def resume(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
 
 def _manager_options(parser: Any) -> None:
     parser.add_argument("--manager", metavar="MANAGER", help="the manager's name or connection file; else the only one of yours that runs")
-    parser.add_argument("--port", type=int, help="the manager that listens on this port")
+    from windlass import cli_words
+
+    parser.add_argument("--port", type=cli_words.port, help="the manager that listens on this port")
 
 
 def add_parsers(nouns: Any) -> None:
     """Add the parsers of ``windlass pilots``."""
+    from windlass import cli_words
+
     pilots = nouns.add_parser("pilots", help="the pilots of a manager: list, show, logs")
     pilots.set_defaults(parser=pilots)
     verbs = pilots.add_subparsers(title="commands", metavar="COMMAND")
@@ -294,7 +296,7 @@ def add_parsers(nouns: Any) -> None:
         "logs", help="what one has written", description="Print the pilot's own output, or its last words where that is gone."
     )
     one.add_argument("pilot", help="as list shows it, or the beginning of it")
-    one.add_argument("--lines", type=int, metavar="N", help="the last N lines only")
+    one.add_argument("--lines", type=cli_words.count, metavar="N", help="the last N lines only")
     one.add_argument("--follow", action="store_true", help="and what it goes on to write, until it ends")
     one.add_argument("--json", action="store_true", help="one object: pilot, log, lines")
     _manager_options(one)

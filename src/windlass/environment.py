@@ -70,6 +70,8 @@ def pack(
         UnknownName: one of ``exclude`` is not installed; the text has near names.
         UsageError: it cannot be packed, or the file cannot be written; the text says why.
     """
+    if output is not None and not isinstance(output, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"pack({output!r}): give the path of the archive to write, or of a folder for it")
     tell = say or _say_nothing
     began = time.monotonic()
     of = ask(source)

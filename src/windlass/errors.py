@@ -57,7 +57,7 @@ class UnknownName(UsageError, KeyError):
         if near:
             tail = "did you mean " + " or ".join(repr(word) for word in near) + "?"
         elif self.known:
-            tail = f"known: {', '.join(self.known[:10])}"
+            tail = f"known: {', '.join(self.known[:10])}" + (f" and {len(self.known) - 10} more" if len(self.known) > 10 else "")
         else:
             tail = f"there is no {kind} yet"
         place = f" {within}" if within else ""
@@ -74,6 +74,12 @@ def refuse_unknown(kind: str, given: Iterable[str], function: Callable[..., obje
 
         takes = inspect.signature(function).parameters.values()
         raise UnknownName(kind, name, [each.name for each in takes if each.name != "self" and each.kind not in (2, 4)])
+
+
+def require_flag(name: str, value: object) -> None:
+    """Raise `UsageError` for what is neither True nor False: a text like "no" would count as True."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name}={value!r}; write {name}=True or {name}=False")
 
 
 class NotPossible(UsageError):

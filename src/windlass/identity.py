@@ -109,6 +109,8 @@ def state_folder(chosen: str | os.PathLike[str] | None = None) -> Path:
     ``~/.local/state/windlass``."""
     from pathlib import Path
 
+    if chosen is not None and not isinstance(chosen, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"state_dir={chosen!r}: name a folder, as in state_dir='/data/me/windlass'")
     chosen = chosen or os.environ.get("WINDLASS_STATE_DIR")
     if chosen:
         return Path(chosen).expanduser().absolute()  # pilots run elsewhere
@@ -130,6 +132,14 @@ def manager_folder(name: str, state_dir: str | os.PathLike[str] | None = None) -
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} cannot name a manager: use a letter, then up to 62 letters, digits, '-' and '_'")
     return state_folder(state_dir) / "managers" / name
+
+
+def cannot_keep_state(name: str, folder: Path, error: OSError) -> str:
+    """What is said of a state folder that cannot be."""
+    return (
+        f"manager {name!r} cannot keep its state in {folder}: {error.strerror or error};"
+        " name a folder that you can write to by --state-dir, state_dir= or WINDLASS_STATE_DIR"
+    )
 
 
 def find_manager(name_or_path: str | os.PathLike[str], state_dir: str | os.PathLike[str] | None = None) -> Path:

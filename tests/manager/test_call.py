@@ -144,7 +144,7 @@ class TestOptions:
             ({"timeout": -1}, "timeout=-1 leaves no time; write timeout=90 (seconds), or timeout=None for no limit"),
             ({"timeout": 0}, "timeout=0 leaves no time; write timeout=90 (seconds), or timeout=None for no limit"),
             ({"timeout": [3]}, "timeout=[3] is a list; timeout is in seconds: write timeout=90, or timeout='2h'"),
-            ({"timeout": math.nan}, "timeout=nan is a float; timeout is in seconds: write timeout=90, or timeout='2h'"),
+            ({"timeout": math.nan}, "timeout=nan is not a finite number; timeout is in seconds: write timeout=90, or timeout='2h'"),
             ({"retries": -2}, "retries=-2 is negative; write retries=2, or leave it out"),
             ({"retries": True}, "retries=True is a bool; retries is a whole number: write retries=2"),
             ({"retries": 1.5}, "retries=1.5 is a float; retries is a whole number: write retries=2"),

@@ -354,7 +354,7 @@ def test_attach_refuses_what_is_no_manager(home: Manager) -> None:
     """Names that nobody has, files for others, and things that are no names."""
     with pytest.raises(UnknownName, match="no manager 'hone'; did you mean 'home'"):
         attach("hone")
-    with pytest.raises(windlass.UsageError, match=r"pilot\.json is for enrols, not for programs: give the manager's client\.json"):
+    with pytest.raises(windlass.UsageError, match=r"pilot\.json is what pilots connect by, not programs: give the manager's client\.json"):
         attach(home.pilot_file)
     with pytest.raises(windlass.UsageError, match=r"attach\(3\): write attach\('NAME'\)"):
         attach(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

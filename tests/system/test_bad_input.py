@@ -1,17 +1,105 @@
-"""What cannot be is refused where it is given, in words that say what to write instead; and nothing is lost by it."""
+"""What cannot be is refused where it is given, in words that say what to write instead; and nothing is lost by it.
+
+Theory of operation
+-------------------
+The wrong uses stand in ``bad_input/*.txt``, one table of the project: each is run here, and docs/errors.md shows all of them.  A case is
+a block of lines, as one would see it in a terminal::
+
+    windlass.toml:
+        [pools.short]
+        cores = 2
+    $ windlass factory dry-run short
+    2: windlass: windlass.toml [pools.short] does not say which backend; write for example backend = 'slurm'
+
+First files that there are (each name with a colon, its lines indented); then Python code (``>>> ``) or a command line (``$ ``); then what
+the user sees: the class and the text of the error, or the exit status and what is on stderr, without argparse's usage.  Lines that begin
+with ``#`` are the title of an area and what is said of it.  For what differs from run to run there are the words of `Scene.shown`.
+
+``python tests/system/test_bad_input.py`` writes docs/errors.md anew; a test says so when the page and the cases differ.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import html
+import io
 import math
 import os
+import re
+import shlex
+import subprocess
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import InvalidStateError
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from windlass import Closed, Executor, Factory, FunctionCall, Manager, NotPicklable, NotPossible, UnknownName, UsageError
+import windlass
+from windlass import Closed, Executor, Factory, FunctionCall, Manager, NotPossible, UsageError
+from windlass.cli import main
+from windlass.factory import config
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent.parent / "docs" / "errors.md"
+#: The areas, in the order of the page.
+AREAS = (
+    *("calls", "options", "libraries", "files", "futures", "managers", "executors", "factories"),
+    *("batch", "templates", "configuration", "commands", "worker"),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A wrong use, and what whoever does it sees."""
+
+    area: str
+    #: Files that there are: names and contents.
+    files: tuple[tuple[str, str], ...]
+    #: Python code, or a command line.
+    code: str
+    is_command: bool
+    seen: str
+
+
+@dataclass
+class Area:
+    """The cases of a file, with what is said of them."""
+
+    title: str
+    text: str = ""
+    cases: list[Case] = field(default_factory=list[Case])
+
+
+def read_area(name: str) -> Area:
+    """The cases of ``bad_input/NAME.txt``."""
+    head, *blocks = (HERE / "bad_input" / f"{name}.txt").read_text().strip().split("\n\n")
+    title, *words = (line.removeprefix("#").strip() for line in head.splitlines())
+    return Area(title, "\n".join(words), [read_case(name, block) for block in blocks])
+
+
+def read_case(area: str, block: str) -> Case:
+    """One block of lines."""
+    files: list[tuple[str, str]] = []
+    code: list[str] = []
+    lines = block.splitlines()
+    while not lines[0].startswith((">>> ", "$ ")):
+        name = lines.pop(0).removesuffix(":")
+        content = ""
+        while lines[0].startswith("    "):
+            content += lines.pop(0)[4:] + "\n"
+        files.append((name, content))
+    is_command = lines[0].startswith("$ ")
+    while lines and lines[0].startswith((">>> ", "... ", "$ ")):
+        code.append(lines.pop(0).partition(" ")[2])
+    return Case(area, tuple(files), "\n".join(code), is_command, "\n".join(lines))
+
+
+# ---------------------------------------------------------------- the functions that the cases speak of
 
 
 def double(number: int) -> int:
@@ -30,472 +118,226 @@ async def later() -> int:
     return 1
 
 
+class Scene:
+    """What the code of the cases finds: a manager ``lab`` with a call that waits, a program that is attached to it, an executor."""
+
+    def __init__(self, manager: Manager, attached: windlass.AttachedManager, state: Path) -> None:
+        self.manager, self.state = manager, state
+        self.pool = Executor(None, manager=manager)
+        self.first = manager.submit(FunctionCall("lib", "double", 21))
+        self.names: dict[str, Any] = {
+            **{name: getattr(windlass, name) for name in windlass.__all__},
+            **{one.__name__: one for one in (double, half, counting, later)},
+            "math": math,
+            "os": os,
+            "threading": threading,
+            "windlass": windlass,
+            "manager": manager,
+            "attached": attached,
+            "pool": self.pool,
+            "future": self.first,
+            "call": FunctionCall("lib", "double", 1),
+        }
+        self.pending = self._counts()
+
+    def _counts(self) -> tuple[int, tuple[str, ...]]:
+        return len(self.manager._client.pending()), self.manager.libraries  # pyright: ignore[reportPrivateUsage]
+
+    def unchanged(self) -> bool:
+        """Neither calls nor libraries have come or gone."""
+        return self._counts() == self.pending
+
+    def run(self, case: Case, folder: Path) -> str:
+        """Do what the case does, in ``folder``; what its user sees."""
+        for name, content in case.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(content)
+        return self.shown(self._command(case.code) if case.is_command else self._python(case.code), folder)
+
+    def _python(self, code: str) -> str:
+        try:
+            exec(compile(code, "<wrong>", "exec"), dict(self.names))
+        except Exception as error:  # noqa: BLE001  # any: the case says which
+            told = isinstance(error, windlass.WindlassError | InvalidStateError | TimeoutError)
+            # Python itself refuses calls with missing arguments, at the line that is wrong.
+            if told or traceback.extract_tb(error.__traceback__)[-1].filename == "<wrong>":
+                text = str(error) if told else str(error).partition(". Did you mean")[0]  # which later Pythons add
+                return f"{type(error).__name__}: {text}"
+            return "".join(traceback.format_exception(error))
+        return "nothing"
+
+    def _command(self, line: str) -> str:
+        words = shlex.split(line)
+        with pytest.MonkeyPatch.context() as patch:
+            while "=" in words[0]:
+                name, _, value = words.pop(0).partition("=")
+                patch.setenv(name, value)
+            if words[1:2] == ["worker"]:
+                # It forks, which this process with its threads had better not.
+                ran = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False, timeout=60)
+                return f"{ran.returncode}: {ran.stderr.strip()}"
+            told, printed = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stderr(told), contextlib.redirect_stdout(printed):
+                try:
+                    status: object = main(words[1:])
+                except SystemExit as ended:
+                    status = ended.code
+            text = re.sub(r"\Ausage: .*?^(?=windlass.*: error: )", "", told.getvalue(), flags=re.DOTALL | re.MULTILINE)
+            if not text and printed.getvalue().startswith("usage: "):
+                text = "(the help, with its commands)"
+            return f"{status}: {text.strip()}"
+
+    def shown(self, text: str, folder: Path) -> str:
+        """The text with words for what differs from run to run."""
+        text = text.replace(str(folder), "HERE").replace(f"in {sys.prefix};", "in VENV;").replace(str(self.state), "STATE")
+        text = re.sub(rf"\b{self.manager.port}\b", "PORT", text)
+        text = re.sub(rf"\b{os.getpid()}\b", "PID", text)
+        text = re.sub(r"\blab-[0-9a-f]{8}\b", "lab-ID", text)
+        return re.sub(r"0x[0-9a-f]{6,}", "0x...", text)
+
+
+# ---------------------------------------------------------------- the page
+
+PREFACE = """\
+# What goes wrong, and what you see
+
+Each wrong use of Windlass that we know of, with the text that you see. A text says what happened, to what, and what to do next. Wrong input
+is refused where it is given, never later and somewhere else: nothing hangs, no call is lost by it, and no traceback comes from inside of
+Windlass.
+
+Errors of Python code are subclasses of `WindlassError` (`UsageError` is also a `ValueError`, `UnknownName` also a `KeyError`,
+`NotPicklable` also a `TypeError`), but for calls that lack an argument, which Python itself refuses. Command lines end with the exit status
+that is shown ([command line](command-line.md)); argparse's usage, which comes before some texts, is left out here.
+
+In the texts `HERE` is the current folder, `STATE` that of managers, and `VENV` the program's environment; `PORT`, `PID`, `ID` and `0x...`
+differ from run to run. A file in the first column is there before. `call` is `FunctionCall("lib", "double", 1)`, `future` that of a call
+that waits.
+
+(This page is made from the cases that the tests run, `tests/system/bad_input/`: `python tests/system/test_bad_input.py` writes it.)
+"""
+
+
+def page() -> str:
+    """docs/errors.md as the cases have it."""
+    areas = [read_area(name) for name in AREAS]
+    lines = [PREFACE, f"{sum(len(area.cases) for area in areas)} wrong uses:", ""]
+    lines += [f"* [{area.title}](#{anchor(area.title)}): {len(area.cases)}" for area in areas]
+    for area in areas:
+        lines += ["", f"## {area.title}", ""]
+        lines += [area.text, ""] if area.text else []
+        lines += ["| wrong | what you see |", "|---|---|"]
+        lines += [f"| {cell(wrong_of(case))} | {cell(case.seen)} |" for case in area.cases]
+    return "\n".join(lines) + "\n"
+
+
+def anchor(title: str) -> str:
+    """What a heading is linked by."""
+    return re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
+
+
+def wrong_of(case: Case) -> str:
+    """Files and code."""
+    files = [f"{name}:\n{content}".rstrip() for name, content in case.files]
+    return "\n".join([*files, case.code])
+
+
+def cell(text: str) -> str:
+    """Code in a table: HTML, as Markdown has no lines in it."""
+    lines = (
+        html.escape(line, quote=False).replace("|", "&#124;").replace(" ", "&nbsp;", len(line) - len(line.lstrip()))
+        for line in text.split("\n")
+    )
+    return "<br>".join(f"<code>{line}</code>" for line in lines)
+
+
+# ---------------------------------------------------------------- the tests
+
+
 @pytest.fixture(scope="module")
 def leaves_nothing_running(nothing_left_running_after_module: None) -> None:
     """All tests of this module share a manager."""
 
 
 @pytest.fixture(scope="module")
-def wronged(leaves_nothing_running: None) -> Iterator[Manager]:
+def scene(leaves_nothing_running: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """A manager with a waiting call, no pilot, and bad input to come; at the end the call is run as if nothing had been."""
-    with Manager(name="wronged") as manager:
-        manager.install_library("lib", double, half)
-        first = manager.submit(FunctionCall("lib", "double", 21))
-        yield manager
-        with Factory(manager, "local", cores=1):
-            assert first.result(30) == 42, "what was submitted before the bad input is lost"
-        assert manager.stats.done == 1
-        assert manager.empty()
+    state = tmp_path_factory.mktemp("lab")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (config.VARIABLE, "WINDLASS_TRUST_STATE_DIR"):
+            patch.delenv(name, raising=False)
+        patch.setenv("WINDLASS_STATE_DIR", str(state))
+        patch.setenv("XDG_CONFIG_HOME", str(state))
+        patch.setattr(config, "SITE", state / "nowhere.toml")
+        with Manager(name="lab") as manager:
+            manager.install_library("lib", double, half)
+            with windlass.attach("lab") as attached:
+                attached.install_library("lib", double, half)
+                made = Scene(manager, attached, state)
+                yield made
+            with Factory(manager, "local", cores=1):
+                assert made.first.result(30) == 42, "what was submitted before the bad input is lost"
+            assert manager.stats.done == 1
+            assert manager.empty()
 
 
-Wrong = Callable[[Manager], object]
+CASES = [case for name in AREAS for case in read_area(name).cases]
 
 
-def refused(manager: Manager, wrong: Wrong, kind: type[BaseException], text: str) -> None:
-    """``wrong`` raises ``kind`` with this text, and neither calls nor libraries have changed."""
-    before = (len(manager._client.pending()), manager.libraries)  # pyright: ignore[reportPrivateUsage]
-    with pytest.raises(kind) as caught:
-        wrong(manager)
-    assert str(caught.value) == text
-    assert type(caught.value) is kind
-    assert (len(manager._client.pending()), manager.libraries) == before  # pyright: ignore[reportPrivateUsage]
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("case", CASES, ids=[f"{case.area}: {case.code}"[:80] for case in CASES])
+def test_a_wrong_use_is_refused_where_it_is_made(scene: Scene, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With just this text, at once; neither calls nor libraries have come or gone."""
+    monkeypatch.chdir(tmp_path)
+    assert scene.run(case, tmp_path) == case.seen
+    assert scene.unchanged()
 
 
-def call(**options: Any) -> Wrong:
-    """Submit a good call with these options."""
-    return lambda manager: manager.submit(FunctionCall("lib", "double", 1).with_options(**options))
+def test_there_are_enough_wrong_uses_and_each_is_there_once() -> None:
+    """The issue asked for 150."""
+    assert len(CASES) >= 150
+    assert len({(case.files, case.code) for case in CASES}) == len(CASES)
+    assert {path.stem for path in (HERE / "bad_input").iterdir()} == set(AREAS)
 
 
-def library(*functions: Any, name: Any = "other", **options: Any) -> Wrong:
-    """Install a library of these functions, else of a good one."""
-    return lambda manager: manager.install_library(manager.create_library(name, *(functions or (double,)), **options))
+def test_no_text_shows_the_inside_of_windlass() -> None:
+    """A traceback, an error number, or an error of Python's own without a word of ours, are not for users."""
+    for case in CASES:
+        assert "Traceback" not in case.seen, case
+        assert "[Errno" not in case.seen, case
+        assert not re.match(r"(nothing|0:|1:)", case.seen), case
 
 
-def factory(backend: Any = "local", **options: Any) -> Wrong:
-    """Make a factory."""
-    return lambda manager: Factory(manager, backend, **options)
+def test_the_page_shows_the_cases_as_they_are() -> None:
+    """Who changes a text writes the page anew."""
+    assert PAGE.read_text() == page(), "docs/errors.md is not what the cases say: run  python tests/system/test_bad_input.py"
 
 
-def made(**options: Any) -> Wrong:
-    """Make another manager."""
-    return lambda _: Manager(**options)
-
-
-MAKES_CALLABLE = "(install_library makes one callable)"
-GO_INTO = "(arguments of the function itself go into FunctionCall(library, function, ...) or submit(function, ...))"
-MEMORY_HINT = "write for example '500MB' or '8GB', or a number of bytes"
-TIME_HINT = "write for example '90s', '30min', '2h' or '1-12:00:00', or a number of seconds"
-PORTS = "write port=9123, port=0 for any free one, or port=(9000, 9100) for the first free one of a range"
-LARGER = "is larger than anything there is: at most {} makes sense; look at its unit"
-NAMES = "names have letters, digits, '_', '-', '.', and begin with a letter"
-
-NAMES_AND_CALLS: list[tuple[str, Wrong, type[BaseException], str]] = [
-    (
-        "unknown library",
-        lambda m: m.submit(FunctionCall("lbi", "double", 1)),
-        UnknownName,
-        f"there is no library 'lbi'; did you mean 'lib'? {MAKES_CALLABLE}",
-    ),
-    (
-        "unknown library without a near name",
-        lambda m: m.submit(FunctionCall("zzz", "double", 1)),
-        UnknownName,
-        f"there is no library 'zzz'; known: lib {MAKES_CALLABLE}",
-    ),
-    (
-        "unknown function",
-        lambda m: m.submit(FunctionCall("lib", "duoble", 1)),
-        UnknownName,
-        "there is no function 'duoble' in library 'lib'; did you mean 'double'?",
-    ),
-    (
-        "unknown function without a near name",
-        lambda m: m.submit(FunctionCall("lib", "zzz", 1)),
-        UnknownName,
-        "there is no function 'zzz' in library 'lib'; known: double, half",
-    ),
-    (
-        "a number for a call",
-        lambda m: m.submit(3),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        UsageError,
-        "submit(3): write submit(FunctionCall('library', 'function', arguments...))",
-    ),
-    (
-        "no library's name",
-        lambda _: FunctionCall(3, "double"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        UsageError,
-        "FunctionCall(3, ...): the first argument names a library; write FunctionCall('lib', 'function', ...)",
-    ),
-    (
-        "an empty library's name",
-        lambda _: FunctionCall("", "double"),
-        UsageError,
-        "FunctionCall('', ...): the first argument names a library; write FunctionCall('lib', 'function', ...)",
-    ),
-    (
-        "no function's name",
-        lambda _: FunctionCall("lib", 3),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        UsageError,
-        "FunctionCall('lib', 3, ...): the second argument names a function; write FunctionCall('lib', 'function', ...)",
-    ),
-    (
-        "a call without names",
-        lambda _: FunctionCall(),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-        TypeError,
-        "FunctionCall.__init__() missing 2 required positional arguments: 'library' and 'function'",
-    ),
-    (
-        "removal of an unknown library",
-        lambda m: m.remove_library("lob"),
-        UnknownName,
-        f"there is no library 'lob'; did you mean 'lib'? {MAKES_CALLABLE}",
-    ),
-    (
-        "removal of a number",
-        lambda m: m.remove_library(3),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        UsageError,
-        "remove_library(3): write remove_library('lib') or give what create_library returned",
-    ),
-    (
-        "an argument that cannot travel",
-        lambda m: m.submit(FunctionCall("lib", "double", threading.Lock())),
-        NotPicklable,
-        "argument 1 ('number', _thread.lock) cannot be pickled: TypeError: cannot pickle '_thread.lock' object;"
-        " pass what it is made from, and make it in the function",
-    ),
-    ("waiting for a text", lambda m: m.wait("x"), UsageError, "wait('x'): give seconds, or None to wait for ever"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    ("waiting for True", lambda m: m.wait(True), UsageError, "wait(True): give seconds, or None to wait for ever"),
-    ("waiting for NaN", lambda m: m.wait(math.nan), UsageError, "wait(nan): give seconds, or None to wait for ever"),
-]
-
-OPTIONS: list[tuple[dict[str, Any], type[BaseException], str]] = [
-    ({"cores": -1}, UsageError, "cores=-1 is negative; write cores=1, or leave it out"),
-    ({"cores": "two"}, UsageError, "cores='two' is a str; cores is a number: write cores=1.5"),
-    ({"cores": math.nan}, UsageError, "cores=nan is a float; cores is a number: write cores=1.5"),
-    ({"cores": True}, UsageError, "cores=True is a bool; cores is a number: write cores=1.5"),
-    ({"cores": 10**400}, UsageError, "cores " + LARGER.format("1.15e+18")),
-    ({"memory": -1}, UsageError, "memory=-1 is negative; write memory=1, or leave it out"),
-    ({"memory": 5}, UsageError, "memory=5 is 5 bytes; write memory='5MB' (or 'GB')"),
-    ({"memory": "much"}, UsageError, f"memory='much': 'much' is no amount of memory; {MEMORY_HINT}"),
-    ({"memory": "5"}, UsageError, f"memory='5': '5' has no unit: is it MB or GB? {MEMORY_HINT}"),
-    ({"memory": "5 apples"}, UsageError, f"memory='5 apples': '5 apples' has no unit of memory that is known; {MEMORY_HINT}"),
-    ({"memory": "1e400GB"}, UsageError, f"memory='1e400GB': '1e400GB' is no amount of memory: it must be finite; {MEMORY_HINT}"),
-    ({"memory": "1e30GB"}, UsageError, "memory " + LARGER.format("1.15e+18")),
-    ({"gpus": -1}, UsageError, "gpus=-1 is negative; write gpus=1, or leave it out"),
-    ({"gpus": 0.5}, UsageError, "gpus=0.5 is a float; gpus is a whole number: write gpus=2"),
-    ({"gpus": 10**30}, UsageError, "gpus " + LARGER.format("2.15e+09")),
-    ({"retries": -1}, UsageError, "retries=-1 is negative; write retries=1, or leave it out"),
-    ({"retries": 1.5}, UsageError, "retries=1.5 is a float; retries is a whole number: write retries=2"),
-    ({"timeout": 0}, UsageError, "timeout=0 leaves no time; write timeout=90 (seconds), or timeout=None for no limit"),
-    ({"timeout": "soon"}, UsageError, f"timeout='soon': 'soon' is no length of time; {TIME_HINT}"),
-    ({"timeout": "10"}, UsageError, f"timeout='10': '10' has no unit: is it seconds, or minutes as Slurm has it? {TIME_HINT}"),
-    (
-        {"timeout": "99:99:99"},
-        UsageError,
-        "timeout='99:99:99': '99:99:99' is no time on a clock: seconds and minutes end at 59, and hours after days at 23; " + TIME_HINT,
-    ),
-    ({"timeout": 1e300}, UsageError, "timeout " + LARGER.format("3.16e+09")),
-    ({"timeout": [1]}, UsageError, "timeout=[1] is a list; timeout is in seconds: write timeout=90, or timeout='2h'"),
-    ({"priority": "high"}, UsageError, "priority='high' is a str; priority is a number: write priority=1.5"),
-    ({"tag": 3}, UsageError, "tag=3 is an int; a tag is a text: write tag='3'"),
-    ({"retry_on": OSError}, UsageError, "retry_on= without retries= retries nothing; write retry_on=..., retries=3"),
-    (
-        {"retry_on": "Nonsense", "retries": 1},
-        UsageError,
-        "retry_on='Nonsense' names no built-in exception; write it with its module: retry_on='package.module.Nonsense'",
-    ),
-    ({"max_losses": -1}, UsageError, "max_losses=-1 is negative; write max_losses=1, or leave it out"),
-    ({"timout": 3}, UnknownName, f"there is no option of a call 'timout'; did you mean 'timeout'? {GO_INTO}"),
-]
-
-LIBRARIES: list[tuple[str, Wrong, type[BaseException], str]] = [
-    ("blank in the name", library(name="a b"), UsageError, f"library name 'a b' cannot be: {NAMES}; write 'a_b'"),
-    ("empty name", library(name=""), UsageError, f"library name '' cannot be: {NAMES}; write 'lib'"),
-    ("digit first", library(name="1x"), UsageError, f"library name '1x' cannot be: {NAMES}; write 'lib_1x'"),
-    (
-        "no name",
-        library(name=3),
-        UsageError,
-        "create_library(3, ...): the name comes first; write create_library('lib', function, ...)",
-    ),
-    (
-        "a name for a function",
-        library("double"),
-        UsageError,
-        "create_library('other', ...): 'double' is not a function; write the function itself, without quotes or brackets",
-    ),
-    (
-        "a generator",
-        library(counting),
-        UsageError,
-        "counting() in library 'other' is a generator function, which cannot be called remotely; let it return a list",
-    ),
-    (
-        "an async function",
-        library(later),
-        UsageError,
-        "later() in library 'other' is an async function, which cannot be called remotely;"
-        " let it be a plain function that uses asyncio.run()",
-    ),
-    (
-        "an unknown keyword",
-        library(imprts=[os]),
-        UnknownName,
-        "there is no option of create_library 'imprts'; did you mean 'imports'?",
-    ),
-    ("no slots", library(slots=0), UsageError, "slots=0 cannot be; write slots=1 or more, or leave it out"),
-    ("negative cores", library(cores=-1), UsageError, "cores=-1 is negative; write cores=1, or leave it out"),
-    ("unknown mode", library(mode="dirct"), UsageError, "mode='dirct'; write mode='direct' or mode='fork'"),
-    ("unknown start", library(start="x"), UsageError, "start='x'; write start='fork' or start='spawn'"),
-    ("imports of a number", library(imports=3), UsageError, "imports=3; write imports=[numpy, 'scipy.stats'], or imports='auto'"),
-    (
-        "a context that is none",
-        library(context=3),
-        UsageError,
-        "context=3; write context=function, or context=(function, [args], {'name': value})",
-    ),
-    ("numbers in env", library(env={"A": 1}), UsageError, "env={'A': 1}: names and values are texts; write env={'A': '1'}"),
-    (
-        "installing a number",
-        lambda m: m.install_library(3),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        UsageError,
-        "install_library(3): write install_library('lib', function, ...) or give what create_library returned",
-    ),
-    (
-        "options after creation",
-        lambda m: m.install_library(m.create_library("other", double), slots=3),
-        UsageError,
-        "library 'other' is created already: give functions and options to create_library",
-    ),
-]
-
-MANAGERS: list[tuple[str, Wrong, type[BaseException], str]] = [
-    ("unknown keyword", made(prot=3), UnknownName, "there is no option of Manager 'prot'; did you mean 'port'?"),
-    ("port as text", made(port="9123"), UsageError, f"port='9123': {PORTS}"),
-    ("port too large", made(port=70000), UsageError, "port=70000 is none: write a number from 1 to 65535, or 0 for any free one"),
-    ("range backwards", made(port=(9100, 9000)), UsageError, f"port=(9100, 9000): {PORTS}"),
-    ("range of three", made(port=(1, 2, 3)), UsageError, f"port=(1, 2, 3): {PORTS}"),
-    (
-        "path for a name",
-        made(name="../x"),
-        UsageError,
-        "'../x' cannot name a manager: use a letter, then up to 62 letters, digits, '-' and '_'",
-    ),
-    ("number for a name", made(name=3), UsageError, "name=3: a manager's name is a text: write name='m3'"),
-    ("number for a host", made(host=3), UsageError, "host=3: write a name or an address of this machine, as in host='127.0.0.1'"),
-    (
-        "another machine's address",
-        made(host="192.0.2.1"),
-        UsageError,
-        "cannot listen on '192.0.2.1', port 0: Cannot assign requested address; choose another host or port",
-    ),
-    ("no heartbeat", made(heartbeat=0), UsageError, "heartbeat=0 must be a number of seconds over 0: write heartbeat=60"),
-    ("silence NaN", made(silence=math.nan), UsageError, "silence=nan must be a number of seconds over 0: write silence=60"),
-    (
-        "silence within a heartbeat",
-        made(silence=1.0),
-        UsageError,
-        "silence=1 is not longer than heartbeat=5, so every connection would count as cut; write silence=30",
-    ),
-]
-
-LOCAL = "there is no option of a local pool"
-
-FACTORIES: list[tuple[str, Wrong, type[BaseException], str]] = [
-    (
-        "no manager",
-        lambda _: Factory(),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-        TypeError,
-        "Factory.__init__() missing 1 required positional argument: 'manager'",
-    ),
-    (
-        "None for a manager",
-        lambda _: Factory(None),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        UsageError,
-        "Factory(None, ...): the first argument is a Manager, or the name of one that runs elsewhere",
-    ),
-    ("unknown keyword", factory(max_pilot=3), UnknownName, f"{LOCAL} 'max_pilot'; did you mean 'max_pilots' or 'min_pilots'?"),
-    ("unknown backend", factory("locl"), UnknownName, "there is no pool or batch backend 'locl'; did you mean 'local'?"),
-    (
-        "no pilots",
-        factory(max_pilots=0),
-        UsageError,
-        "max_pilots=0 is not a whole number of at least 1; write for example max_pilots=1",
-    ),
-    (
-        "more at least than at most",
-        factory(min_pilots=5, max_pilots=2),
-        UsageError,
-        "min_pilots=5 is more than max_pilots=2; at most as many can be kept as are allowed",
-    ),
-    ("negative cores", factory(cores=-1), UsageError, "cores=-1 is not a whole number of cores; write for example cores=8"),
-    ("half a core", factory(cores=1.5), UsageError, "cores=1.5 is not a whole number of cores; write for example cores=8"),
-    ("absurd memory", factory(memory="lots"), UsageError, f"memory='lots': 'lots' is no amount of memory; {MEMORY_HINT}"),
-    ("five bytes", factory(memory=5), UsageError, "memory=5 is 5 bytes, which no pilot has; write for example memory='4GB'"),
-    ("absurd walltime", factory(walltime="soon"), UsageError, f"walltime='soon': 'soon' is no length of time; {TIME_HINT}"),
-    (
-        "walltime without a unit",
-        factory(walltime="10"),
-        UsageError,
-        f"walltime='10': '10' has no unit: is it seconds, or minutes as Slurm has it? {TIME_HINT}",
-    ),
-    (
-        "no walltime to speak of",
-        factory(walltime=0.5),
-        UsageError,
-        "walltime=500ms leaves no time to run anything, as a pilot ends its work before it ends; write at least walltime='2s'",
-    ),
-    (
-        "grace over walltime",
-        factory(grace="2h", walltime="1h"),
-        UsageError,
-        "grace=2h leaves nothing of walltime=1h; give a shorter grace or a longer walltime",
-    ),
-    (
-        "blank in the name",
-        factory(name="a b"),
-        UsageError,
-        "'a b' is no name for a factory; use up to 64 letters, digits, '_', '-' and '.', for example 'night-shift'",
-    ),
-    ("unknown log level", factory(log_level="loud"), UsageError, "log_level='loud'; write one of 'debug', 'info', 'warning', 'error'"),
-    (
-        "setup is a number",
-        factory(setup=3),
-        UsageError,
-        "setup=3 is not a list of shell lines; write for example setup=['module load python']",
-    ),
-]
-
-
-def pool(wrong: Callable[[Executor], object]) -> Wrong:
-    """Do something with an executor on the manager."""
-    return lambda manager: wrong(Executor(None, manager=manager))
-
-
-NO_FUNCTION = "3 of type int is no function; pass the function itself, and its arguments beside it: submit(f, x)"
-
-EXECUTORS: list[tuple[str, Wrong, type[BaseException], str]] = [
-    (
-        "unknown keyword",
-        lambda _: Executor("local", max_pilot=3),
-        UnknownName,
-        f"{LOCAL} 'max_pilot'; did you mean 'max_pilots' or 'min_pilots'?",
-    ),
-    (
-        "unknown option of its manager",
-        lambda _: Executor("local", manager_options={"prot": 3}),
-        UnknownName,
-        "there is no option of Manager 'prot'; did you mean 'port'?",
-    ),
-    (
-        "options without a factory",
-        lambda m: Executor(None, manager=m, cores=3),
-        UsageError,
-        "backend=None starts no pilots, so options of a pool would change nothing; leave them out, or name a backend",
-    ),
-    ("submit of a number", pool(lambda e: e.submit(3)), UsageError, NO_FUNCTION),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
-    ("map of a number", pool(lambda e: e.map(3, [1])), UsageError, NO_FUNCTION),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    (
-        "map of a generator",
-        pool(lambda e: e.map(counting, [1])),
-        UsageError,
-        "'counting' is a generator function, and a generator cannot travel back; return a list, or submit one call for each item",
-    ),
-    (
-        "map until a text",
-        pool(lambda e: e.map(double, [1], timeout="x")),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        UsageError,
-        "timeout='x': give seconds until the last result, or None to wait for ever",
-    ),
-    (
-        "map in chunks of none",
-        pool(lambda e: e.map(double, [1], chunksize=0)),
-        UsageError,
-        "chunksize=0 makes no calls; it is the number of inputs per call: write chunksize=1 or more",
-    ),
-    (
-        "unknown option",
-        pool(lambda e: e.with_options(timout=3)),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-        UnknownName,
-        f"there is no option of a call 'timout'; did you mean 'timeout'? {GO_INTO}",
-    ),
-]
-
-
-@pytest.mark.parametrize(("wrong", "kind", "text"), [row[1:] for row in NAMES_AND_CALLS], ids=[row[0] for row in NAMES_AND_CALLS])
-def test_a_call_that_names_nothing_is_refused_at_submit(wronged: Manager, wrong: Wrong, kind: type[BaseException], text: str) -> None:
-    """Unknown names are told with near ones, wrong things with the line to write."""
-    refused(wronged, wrong, kind, text)
-
-
-@pytest.mark.parametrize(("options", "kind", "text"), OPTIONS, ids=[f"{row[0]}"[:40] for row in OPTIONS])
-def test_an_impossible_option_is_refused_where_it_is_written(
-    wronged: Manager, options: dict[str, Any], kind: type[BaseException], text: str
-) -> None:
-    """Wrong types, negative and absurd amounts: each text says what to write."""
-    refused(wronged, call(**options), kind, text)
-
-
-@pytest.mark.parametrize(("wrong", "kind", "text"), [row[1:] for row in LIBRARIES], ids=[row[0] for row in LIBRARIES])
-def test_a_library_that_cannot_be_is_refused_in_the_program(wronged: Manager, wrong: Wrong, kind: type[BaseException], text: str) -> None:
-    """Nothing of it is installed then."""
-    refused(wronged, wrong, kind, text)
-
-
-@pytest.mark.parametrize(("wrong", "kind", "text"), [row[1:] for row in MANAGERS], ids=[row[0] for row in MANAGERS])
-def test_a_manager_that_cannot_be_is_refused_at_once(wronged: Manager, wrong: Wrong, kind: type[BaseException], text: str) -> None:
-    """Also what contradicts itself; the other manager goes on."""
-    refused(wronged, wrong, kind, text)
-
-
-@pytest.mark.parametrize(("wrong", "kind", "text"), [row[1:] for row in FACTORIES], ids=[row[0] for row in FACTORIES])
-def test_a_factory_that_cannot_be_is_refused_at_once(wronged: Manager, wrong: Wrong, kind: type[BaseException], text: str) -> None:
-    """Before it starts anything."""
-    refused(wronged, wrong, kind, text)
-
-
-@pytest.mark.parametrize(("wrong", "kind", "text"), [row[1:] for row in EXECUTORS], ids=[row[0] for row in EXECUTORS])
-def test_an_executor_refuses_what_cannot_be_called(wronged: Manager, wrong: Wrong, kind: type[BaseException], text: str) -> None:
-    """At the call that is wrong, not when its result is asked for."""
-    refused(wronged, wrong, kind, text)
-
-
-def test_a_port_in_use_is_named_and_the_failed_manager_leaves_nothing(wronged: Manager, state_of_managers: Path) -> None:
+def test_a_port_in_use_is_named_and_the_failed_manager_leaves_nothing(scene: Scene) -> None:
     """The text says which port and what else to do; neither folder nor store of the manager that failed stays."""
-    folders = sorted((state_of_managers / "managers").iterdir())
-    port = wronged.port
+    folders = sorted((scene.state / "managers").iterdir())
+    port = scene.manager.port
     with pytest.raises(UsageError) as caught:
         Manager(port)
     assert str(caught.value) == (
         f"port {port} on '127.0.0.1' is in use: choose another one, a range like port=({port}, {port + 99}), or port=0 for any"
     )
-    assert sorted((state_of_managers / "managers").iterdir()) == folders
+    assert sorted((scene.state / "managers").iterdir()) == folders
 
 
-def test_a_range_of_ports_skips_the_one_in_use(wronged: Manager) -> None:
+def test_a_range_of_ports_skips_the_one_in_use(scene: Scene) -> None:
     """The first free one of the range is taken."""
-    with Manager((wronged.port, min(65535, wronged.port + 50))) as second:
-        assert wronged.port < second.port <= wronged.port + 50
+    with Manager((scene.manager.port, min(65535, scene.manager.port + 50))) as second:
+        assert scene.manager.port < second.port <= scene.manager.port + 50
 
 
-def test_a_name_in_use_is_refused_and_its_owner_goes_on(wronged: Manager) -> None:
+def test_a_name_in_use_is_refused_and_its_owner_goes_on(scene: Scene) -> None:
     """The text says where that manager's state is."""
     with pytest.raises(UsageError) as caught:
-        Manager(name="wronged")
+        Manager(name="lab")
     assert str(caught.value) == (
-        f"manager 'wronged' is running already (state in {wronged.connection_file.parent}); choose another name, or end that one"
+        f"manager 'lab' is running already (state in {scene.manager.connection_file.parent}); choose another name, or end that one"
     )
-    assert wronged.connection_file.exists()
-
-
-def test_an_unknown_manager_is_told_with_near_names(wronged: Manager, state_of_managers: Path) -> None:
-    """A factory for a manager elsewhere finds it by name."""
-    refused(
-        wronged,
-        lambda _: Factory("wrongd"),
-        UnknownName,
-        f"there is no manager 'wrongd'; did you mean 'wronged'? (managers are looked for in {state_of_managers / 'managers'})",
-    )
+    assert scene.manager.connection_file.exists()
 
 
 def test_a_call_that_no_pool_can_ever_run_is_refused_with_the_reason(leaves_nothing_running: None) -> None:
@@ -572,3 +414,8 @@ def test_a_relative_state_folder_is_found_by_pilots_elsewhere(monkeypatch: pytes
     with Manager() as manager:
         assert manager.pilot_file.is_absolute()
         assert manager.pilot_file.is_relative_to(tmp_path / "here")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    print(f"{PAGE}: {len(CASES)} wrong uses")

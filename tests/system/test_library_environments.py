@@ -79,7 +79,7 @@ def test_what_is_no_environment_fails_the_library_with_the_reason(
         with tarfile.open(archive, "w") as tar:
             tar.add(tmp_path / "bin", "bin")
     else:
-        archive.write_text("no archive")
+        archive.write_bytes(b"\x1f\x8b, and then no archive")
     manager.install_library("packed", where, environment=archive)
     with Factory(manager, "local", cores=1), pytest.raises(LibraryFailed, match=f"the environment of library packed: .*({text})"):
         manager.submit(FunctionCall("packed", "where")).result(60)

@@ -32,12 +32,12 @@ def test_the_later_of_two_counts() -> None:
         (["--connection"], "--connection needs a value: --connection FILE"),
         (["p.json"], "there is no option 'p.json'; see --help"),
         (["--idletimeout", "3"], "there is no option '--idletimeout'; did you mean '--idle-timeout'?"),
-        (["--cores", "many"], "--cores 'many' cannot be used: give n as in --cores 4"),
-        (["--cores", "-1"], "--cores '-1' cannot be used: give n as in --cores 4"),
-        (["--memory", "8GB"], "--memory '8GB' cannot be used: give bytes as in --memory 8589934592"),
-        (["--walltime", "nan"], "--walltime 'nan' cannot be used: give seconds as in --walltime 3600"),
-        (["--walltime", "inf"], "--walltime 'inf' cannot be used: give seconds as in --walltime 3600"),
-        (["--log-level", "loud"], "--log-level 'loud' cannot be used: give level as in --log-level info"),
+        (["--cores", "many"], "--cores 'many' cannot be used: give a whole number, as in --cores 4"),
+        (["--cores", "-1"], "--cores '-1' cannot be used: give a whole number, as in --cores 4"),
+        (["--memory", "8GB"], "--memory '8GB' cannot be used: give a number of bytes, as in --memory 8589934592"),
+        (["--walltime", "nan"], "--walltime 'nan' cannot be used: give a number of seconds, as in --walltime 3600"),
+        (["--walltime", "inf"], "--walltime 'inf' cannot be used: give a number of seconds, as in --walltime 3600"),
+        (["--log-level", "loud"], "--log-level 'loud' cannot be used: give a level, as in --log-level info"),
     ],
 )
 def test_a_wrong_word_is_named_with_what_to_give(words: list[str], text: str) -> None:

@@ -532,10 +532,13 @@ async def test_a_worker_whose_manager_is_gone_exits_4(manager: Manager) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--connection", "/nonexistent/pilot.json"], "No such file or directory: '/nonexistent/pilot.json'"),
+        (
+            ["--connection", "/nonexistent/pilot.json"],
+            "there is no /nonexistent/pilot.json: give the pilot.json in the manager's state folder",
+        ),
         (["--scratch", "/nonexistent"], "no folder for scratch can be made (/nonexistent: No such file or directory)"),
         (["--core", "2"], "there is no option '--core'; did you mean '--cores'?"),
-        (["--walltime", "soon"], "--walltime 'soon' cannot be used: give seconds as in --walltime 3600"),
+        (["--walltime", "soon"], "--walltime 'soon' cannot be used: give a number of seconds, as in --walltime 3600"),
         (["--memory"], "--memory needs a value: --memory BYTES"),
     ],
 )

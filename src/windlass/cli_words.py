@@ -1,0 +1,74 @@
+"""The words of a command line: how they are read, and what is said of wrong ones.
+
+Theory of operation: argparse says what was wrong, and its usage line comes before that; here it learns near names of commands, and what
+to write instead of a value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+from windlass.errors import UnknownName, UsageError
+from windlass.units import parse_seconds
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that knows near names of its commands."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(None, str(UnknownName("command", str(value), map(str, action.choices))))
+
+
+def port(text: str) -> int:
+    """A port that something listens on."""
+    return _port(text, 1)
+
+
+def port_or_any(text: str) -> int:
+    """The same, or 0."""
+    return _port(text, 0)
+
+
+def _port(text: str, least: int) -> int:
+    if not text.isdecimal() or not least <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no port: write a number from 1 to 65535" + ("" if least else ", or 0 for any free one")
+        )
+    return int(text)
+
+
+def count(text: str) -> int:
+    """A number of things."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of things: write a whole number, such as 20")
+    return int(text)
+
+
+def span(text: str) -> float:
+    """A length of time, such as ``2h``. Seconds."""
+    try:
+        return 0.0 if text == "0" else parse_seconds(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def seconds(text: str) -> float:
+    """The same, or a number of seconds."""
+    try:
+        read = float(text)
+    except ValueError:
+        return span(text)
+    if not 0 <= read < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no length of time: write a number of seconds, such as 10")
+    return read
+
+
+def pause(text: str) -> float:
+    """The same, and not zero."""
+    read = seconds(text)
+    if not read:
+        raise argparse.ArgumentTypeError(f"{text!r} is no pause: write a number of seconds over 0, such as 1")
+    return read
