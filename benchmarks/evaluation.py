@@ -114,6 +114,7 @@ def measure(site: Site, settings: list[Setting], chosen: argparse.Namespace, res
             if any((point.setting.library, point.setting.environment) == (heaviest, environment) for point in results.single):
                 continue
             results.single.append(Point(setting, told(setting, site.run(setting, calls=2, nodes=1))))
+            results.save(chosen.output / "results.json")
         for setting in settings:
             run = site.run(setting, calls=calls_of(setting, results.calls, 2 * nodes), nodes=nodes)
             results.points.append(Point(setting, told(setting, run)))
@@ -129,6 +130,7 @@ def begin(chosen: argparse.Namespace, site: Site) -> Results:
     earlier = Results.load(path)
     if (earlier.delay, earlier.valid, earlier.calls) != (fresh.delay, fresh.valid, fresh.calls):
         raise SystemExit(f"{path} has results for another --delay or number of --calls; say the same, or another --output")
+    earlier.archive_bytes = fresh.archive_bytes  # of what is there now
     return earlier
 
 

@@ -59,5 +59,7 @@ def _other_files(books: Books, worker: Worker) -> set[FileName]:
     names = {ref.name for call in worker.calls.values() for ref in call.spec.inputs}
     names.update(name for call in worker.calls.values() if call.spec.sandbox is not None for _, name, _ in call.spec.sandbox.inputs)
     names.update(one.spec.environment.name for one in worker.instances.values() if one.spec.environment is not None)
+    if (own := worker.info.environment) is not None:
+        names |= {own.packed.name, own.unpacked.name}
     known = [books.replicas.files[name] for name in names if name in books.replicas.files]
     return names | {file.origin.archive.name for file in known if file.origin.archive is not None}

@@ -226,7 +226,7 @@ class Libraries:
 
     def go_on_alone(self) -> None:
         """Nobody is to be told of these instances any more."""
-        self._say = lambda message: None
+        self._say = _unheard
 
     def cores_of(self, calls: Iterable[CallRun]) -> float:
         """Cores that these calls occupy."""
@@ -454,3 +454,7 @@ def _cannot_enter(environment: PoolEnvironment, error: WindlassError) -> str:
 
 def _cannot_write(function: FunctionDef, error: OSError) -> str:
     return f"function {function.name} could not be stored on {os.uname().nodename}: {error}; free space in the worker's scratch"
+
+
+def _unheard(message: Message) -> None:
+    """What nobody is to be told."""
