@@ -291,22 +291,24 @@ class Client:
         inputs: Sequence[CallFuture[Any]] = (),
     ) -> bool:
         """True: it has ended as an equal call did before, or will end as one does that runs; it is not to be handed over."""
-        memory = self.memory
+        memory, keeps = self.memory, bool(spec.options.keep)
         assert memory is not None
         if arguments is None and not files:
-            done = memory.recall_plain(future, target.content, spec.payload)
+            key: bytes | None = memory.key_of_plain(target.content, spec)
         else:
-            future.key = memory.key_of(target.content, spec, arguments, files or (), inputs)
-            done = memory.recall(future.call_id, future.key) if future.key is not None and not spec.options.keep else None
-        if done is None:
-            key = future.key
-            spec.key = key or b""
-            if key is not None and not inputs and not spec.options.keep and memory.wait_for_orphan(spec):
-                return True
-            return key is not None and key[:1] == MEMOIZED and not (inputs or spec.options.keep) and memory.follow(spec, key)
-        self._unpin(self._pinned.pop(future.call_id, ()))
-        self.deliver_noted([done])
-        return True
+            key = memory.key_of(target.content, spec, arguments, files or (), inputs)
+        if key is None:
+            return False
+        future.key = spec.key = key
+        if not keeps and key in memory.journal.places and (done := memory.recall(spec.call, key)) is not None:
+            self._unpin(self._pinned.pop(spec.call, ()))
+            self.deliver_noted([done])
+            return True
+        if keeps or inputs:
+            return False
+        if memory.orphans and memory.wait_for_orphan(spec):
+            return True
+        return key[:1] == MEMOIZED and memory.follow(spec, key)
 
     def _with_code(self, target: Target, more: tuple[ObjectRef, ...]) -> Target:
         """The target as a future knows it: with snapshots that came with the arguments, which stay from now on."""

@@ -91,7 +91,7 @@ class Memory:
         self._leaders: dict[bytes, dict[CallId, CallSpec]] = {}
         self._following: dict[CallId, bytes] = {}
         #: Calls of an earlier life that still run, by key: where; and those of this life that wait for their ends.
-        self._orphans: dict[bytes, WorkerId] = {}
+        self.orphans: dict[bytes, WorkerId] = {}
         self._parked: dict[bytes, CallSpec] = {}
         #: Calls that have not ended, by key; kept from when the first worker tells of orphans.
         self._by_key: dict[bytes, CallId] | None = None
@@ -137,17 +137,16 @@ class Memory:
             self._by_key[key] = spec.call
         return key
 
-    def recall_plain(self, future: CallFuture[Any], content: bytes, payload: bytes) -> CallDone | None:
-        """`key_of` and `recall` for a call of scalars, of which there may be a million: its future gets the key."""
-        call = future.call_id
-        base = content + payload if len(payload) <= _SHORT_BYTES else content + b"\0" + blake2b(payload, digest_size=_DIGEST_BYTES).digest()
+    def key_of_plain(self, content: bytes, spec: CallSpec) -> bytes:
+        """The same for a call of scalars, of which there may be a million."""
+        payload, call = spec.payload, spec.call
+        key = content + payload if len(payload) <= _SHORT_BYTES else content + b"\0" + blake2b(payload, digest_size=_DIGEST_BYTES).digest()
         # The first to ask is remembered with its number, so that only equal calls need a lock.
-        if self._seen.setdefault(base, call) is not call and content[:1] != MEMOIZED:
-            base = self._again(base)
-        future.key = base
+        if self._seen.setdefault(key, call) is not call and content[:1] != MEMOIZED:
+            key = self._again(key)
         if self._by_key is not None:
-            self._by_key[base] = call
-        return self.recall(call, base) if base in self.journal.places else None
+            self._by_key[key] = call
+        return key
 
     def _again(self, base: bytes) -> bytes:
         with self._lock:
@@ -194,7 +193,7 @@ class Memory:
     def wait_for_orphan(self, spec: CallSpec) -> bool:
         """A call is about to be handed over. True: it runs already, for an earlier life of this program, and will end as that does."""
         with self._lock:
-            if spec.key not in self._orphans:
+            if spec.key not in self.orphans:
                 return False
             self._parked[spec.key] = spec
             return True
@@ -211,7 +210,7 @@ class Memory:
             if self._by_key is None:
                 self._by_key = {future.key: call for call, future in list(futures.items()) if future.key is not None}
             wanted = [key for key in keys if key[:1] == JOURNALED]
-            self._orphans.update((key, worker) for key in wanted)
+            self.orphans.update((key, worker) for key in wanted)
             calls = [call for key in wanted if (call := self._by_key.get(key)) in futures and call is not None]
             self._parked.update((spec.key, spec) for spec in withdraw(calls))
 
@@ -219,7 +218,7 @@ class Memory:
         """Calls of an earlier life have ended."""
         for end in ends:
             with self._lock:
-                self._orphans.pop(end.key, None)
+                self.orphans.pop(end.key, None)
                 spec = self._parked.pop(end.key, None)
             if end.outcome != RETURNED or end.kept or end.outputs:
                 if spec is not None:
@@ -244,12 +243,12 @@ class Memory:
 
     def orphans_lost(self, worker: WorkerId) -> None:
         """A worker is gone, with what it ran."""
-        if not self._orphans:
+        if not self.orphans:
             return
         with self._lock:
-            keys = [key for key, at in self._orphans.items() if at == worker]
+            keys = [key for key, at in self.orphans.items() if at == worker]
             for key in keys:
-                del self._orphans[key]
+                del self.orphans[key]
             specs = [spec for key in keys if (spec := self._parked.pop(key, None)) is not None]
         for spec in specs:
             self._hand_over(spec)
@@ -280,6 +279,7 @@ class Memory:
             if key[0] == _MEMOIZED:
                 self._note_memoized(key, end, returned)
             elif returned:
+                end.key = b""  # it stands beside
                 if end.spans:
                     self._note_large(key, end)
                 else:

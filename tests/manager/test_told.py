@@ -168,10 +168,9 @@ def test_over_a_connection_a_worker_gets_no_object_whose_name_it_merely_knows(tm
 
 
 def test_the_environment_of_its_pool_is_for_a_worker_that_has_one(bench: Bench) -> None:
-    """It said so as it joined, and asks for the archive, and what is unpacked of it, before anything is sent to it; no other worker has it."""
-    environment = PoolEnvironment(
-        FileRef(FileName("u3-" + "7" * 32), -1, "env"), FileRef(FileName("b3-" + "7" * 32), 9, "env.tar.gz"), "/env"
-    )
+    """It said so as it joined, and asks for archive and what is unpacked of it before anything is sent to it; no other worker has it."""
+    unpacked, packed = FileRef(FileName("u3-" + "7" * 32), -1, "env"), FileRef(FileName("b3-" + "7" * 32), 9, "env.tar.gz")
+    environment = PoolEnvironment(unpacked, packed, "/env")
     info = WorkerInfo("h", 1, Resources(0.0), accepting=False, environment=environment)
     bench.core.worker_joined(WorkerId("w3"), info, 0.0)
     assert isinstance(bench.wants(environment.packed, "w3"), FetchFile)
