@@ -27,7 +27,7 @@ demo: $(VENV)/.runtime
 	@$(BIN)/windlass demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Goes through to the end, so that one run tells all that is wrong.
 lint: $(VENV)/.dev

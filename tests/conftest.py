@@ -30,6 +30,14 @@ MARK = "WINDLASS_TEST_MARK"
 #: Seconds that processes have to end in after a test. What ends orderly takes a fraction of one.
 END_TIMEOUT = 10.0
 
+#: Files, and folders of files, that take long: they are begun first, or the last of them would be waited for alone.
+LONG = {"test_evaluation.py", "test_fault_matrix.py", "test_benchmarks.py", "test_worker_process.py", "slurm", "htcondor"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG and item.path.parent.name not in LONG)
+
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A test run in the background of a shell has Ctrl-C ignored, and all programs that tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -97,6 +97,17 @@ def test_the_checkpoint_of_the_walltime_page_goes_on_in_the_next_pilot(own_state
     assert (own_state / "basel.json").exists()
 
 
+def test_the_journals_page_runs_as_it_stands_there(own_state: Path) -> None:
+    """The first program twice, the second time from its journal; the second prints what two calls gave for three."""
+    (_, journal), (_, memoized) = blocks("docs/journal.md")
+    (own_state / "script.py").write_text(journal)
+    for _ in range(2):
+        assert run(sys.executable, "script.py", folder=own_state).strip() == str(sum(number * number for number in range(100)))
+    assert (own_state / "run.journal" / "log").stat().st_size > 1000
+    (own_state / "script.py").write_text(memoized)
+    assert run(sys.executable, "script.py", folder=own_state).count("the weather of monday") == 2
+
+
 def test_the_first_function_of_the_walltime_page_can_be_tested_anywhere() -> None:
     """Outside of Windlass nothing ends."""
     [code] = [code for words, code in blocks("docs/walltime.md") if not words]
