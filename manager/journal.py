@@ -91,8 +91,6 @@ class Journal:
             os.close(self._log)
             os.close(self._lock_file)
             raise
-        #: Results that were there when it was opened.
-        self.found = len(self.places)
         #: Results that could not be written.
         self.dropped = 0
         self._decoded: OrderedDict[int, list[Entry]] = OrderedDict()
@@ -289,9 +287,6 @@ class Journal:
             self._sync()
         os.close(self._log)
         os.close(self._lock_file)
-
-    def __len__(self) -> int:
-        return len(self.places)
 
 
 def _records(descriptor: int, end: int) -> Iterator[tuple[int, bytes]]:

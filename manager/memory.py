@@ -16,7 +16,7 @@ ends when it returned or raised, and else one of them takes its place.
 Only results are remembered: what raised, died or was cancelled is run again.  So is what has no content, what stays on workers, and calls
 with a directory of their own; but calls that are given such results are found by the keys of their inputs.
 
-`key` and `recall` are called by who submits, `note` on the thread that delivers ends.
+`key_of` and `recall` are called by who submits, `note` on the thread that delivers ends.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Memory:
         self._client = client
         self._clock = clock
         self._lock = threading.Lock()
-        #: The first call of each key in this life, and how many equal ones came after it.
+        #: The call of each key in this life, and how many equal ones came after the first.
         self._seen: dict[bytes, CallId] = {}
         self._times: dict[bytes, int] = {}
         #: Memoized calls that run, by key, and who follows them.
@@ -93,8 +93,6 @@ class Memory:
         #: Calls of an earlier life that still run, by key: where; and those of this life that wait for their ends.
         self.orphans: dict[bytes, WorkerId] = {}
         self._parked: dict[bytes, CallSpec] = {}
-        #: Calls that have not ended, by key; kept from when the first worker tells of orphans.
-        self._by_key: dict[bytes, CallId] | None = None
         #: Calls that ended with what was remembered, or as equal ones did.
         self.used = 0
 
@@ -132,10 +130,7 @@ class Memory:
                 digest.update(b"\0%d " % len(name) + name)
             base = content + b"\0" + digest.digest()
         first = content[:1] == MEMOIZED or self._seen.setdefault(base, spec.call) is spec.call
-        key = base if first else self._again(base)
-        if self._by_key is not None:
-            self._by_key[key] = spec.call
-        return key
+        return base if first else self._again(base, spec.call)
 
     def key_of_plain(self, content: bytes, spec: CallSpec) -> bytes:
         """The same for a call of scalars, of which there may be a million."""
@@ -143,20 +138,18 @@ class Memory:
         key = content + payload if len(payload) <= _SHORT_BYTES else content + b"\0" + blake2b(payload, digest_size=_DIGEST_BYTES).digest()
         # The first to ask is remembered with its number, so that only equal calls need a lock.
         if self._seen.setdefault(key, call) is not call and content[:1] != MEMOIZED:
-            key = self._again(key)
-        if self._by_key is not None:
-            self._by_key[key] = call
+            key = self._again(key, call)
         return key
 
-    def _again(self, base: bytes) -> bytes:
+    def _again(self, base: bytes, call: CallId) -> bytes:
         with self._lock:
             number = self._times[base] = self._times.get(base, 0) + 1
-        return base + b"#%d" % number
+        key = base + b"#%d" % number
+        self._seen[key] = call
+        return key
 
     def recall(self, call: CallId, key: bytes) -> CallDone | None:
         """How a call with this key has ended before; None: it is to be run."""
-        if key not in self.journal.places:
-            return None
         end = self.journal.recall(key, forget=key[:1] != MEMOIZED)
         if end is None or (end := self._with_buffers(end)) is None:
             return None
@@ -207,11 +200,9 @@ class Memory:
     ) -> None:
         """A worker runs these. ``withdraw`` takes calls back from the manager that have not been sent."""
         with self._lock:
-            if self._by_key is None:
-                self._by_key = {future.key: call for call, future in list(futures.items()) if future.key is not None}
             wanted = [key for key in keys if key[:1] == JOURNALED]
             self.orphans.update((key, worker) for key in wanted)
-            calls = [call for key in wanted if (call := self._by_key.get(key)) in futures and call is not None]
+            calls = [call for key in wanted if (call := self._seen.get(key)) is not None and call in futures]
             self._parked.update((spec.key, spec) for spec in withdraw(calls))
 
     def orphans_ended(self, ends: Iterable[CallEnd], futures: Mapping[CallId, CallFuture[Any]]) -> None:
@@ -230,7 +221,7 @@ class Memory:
                 self._orphan_noted(end.key, spec, futures)
 
     def _orphan_noted(self, key: bytes, spec: CallSpec | None, futures: Mapping[CallId, CallFuture[Any]]) -> None:
-        call = spec.call if spec is not None else (self._by_key or {}).get(key)
+        call = spec.call if spec is not None else self._seen.get(key)
         if call is None or call not in futures:
             return  # who submits it later finds it
         done = self.recall(call, key)
