@@ -1,6 +1,6 @@
 # What a fresh checkout can do with nothing but Python 3.11 (with pip), git and make.
 #   make demo    the main job on this machine, with what happens shown
-#   make test    all tests, two files at a time          make test ARGS="tests/manager -k wait"
+#   make test    all tests, three files at a time         make test ARGS="tests/manager -k wait"
 #   make lint    ruff, mypy, pyright
 #   make bench   every benchmark's table (minutes); those that need a Slurm: make bench-slurm (an hour and a half; installs peers in ~/.cache)
 #   make faults  the fault matrix (ten minutes), best as root and with a Slurm    make faults ARGS="--cells 'worker / *'"
@@ -14,8 +14,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 ARGS   ?=
-# Tests wait for real processes most of the time; more at a time than cores would make them wait for each other.
-JOBS   ?= 2
+# Tests wait for real processes half of the time, so three at a time keep two cores busy.
+JOBS   ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench bench-slurm faults evaluation fuzz clean
