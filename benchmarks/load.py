@@ -30,6 +30,7 @@ from typing import Any
 
 import psutil
 
+import thin
 import windlass
 from common import SLOTS, cell, check, clock, echo, machine, median
 from windlass import FunctionCall
@@ -124,27 +125,6 @@ def calls(chosen: argparse.Namespace) -> Part:
     return part
 
 
-@contextlib.contextmanager
-def thin_workers(manager: windlass.Manager, count: int, each: int = 250) -> Generator[list[str]]:
-    """So many workers that are only sessions, in a few processes; what these said of cuts."""
-    cuts: list[str] = []
-    with contextlib.ExitStack() as running:
-        started: list[subprocess.Popen[str]] = []
-        for first in range(0, count, each):
-            words = [sys.executable, str(HERE / "thin.py"), str(manager.pilot_file), str(min(each, count - first)), str(first)]
-            process = running.enter_context(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-            assert process.stdin is not None
-            running.callback(process.stdin.close)
-            started.append(process)
-        for process in started:
-            assert process.stdout is not None
-            line = process.stdout.readline().strip()
-            if line != "ready":
-                raise SystemExit(f"thin workers did not connect: {line}")
-            threading.Thread(target=cuts.extend, args=(process.stdout,), daemon=True).start()
-        yield cuts
-
-
 def rate(manager: windlass.Manager, count: int) -> float:
     began = clock()
     futures = [manager.submit(FunctionCall("lib", "echo", one)) for one in range(count)]
@@ -168,7 +148,7 @@ def workers(chosen: argparse.Namespace) -> Part:
         with windlass.Manager() as manager:
             manager.install_library("lib", echo)
             before, began = resident([psutil.Process()]), clock()
-            with thin_workers(manager, count) as cuts:
+            with thin.crowd(Path(manager.pilot_file), count) as crowd:
                 took = clock() - began
                 for _ in range(6):
                     figures[count].append(rate(manager, 20_000))
@@ -185,7 +165,7 @@ def workers(chosen: argparse.Namespace) -> Part:
                         "vs_two_workers": round(median(figures[count][1:]) / median(figures[2][1:]), 2),
                         "lock_held_s": chosen.hold,
                         "calls_per_s_afterwards": round(after),
-                        "cuts": len(cuts),
+                        "cuts": len(crowd.cuts),
                         "not_connected": gone,
                     }
     part.expect(not part.figures["cuts"] and not part.figures["not_connected"], "connections were cut")

@@ -405,8 +405,9 @@ class Core(Attempts):
             if state.running and not state.waiting:
                 if state.idle:
                     self._recall(state, now, patient=False)
-                elif not state.progressed and self._behind(state):
-                    self._find_slots(state, now)  # they were sent ahead of slots that have turned out to be long busy
+                elif (not state.progressed or state.tried != self.structure) and self._behind(state):
+                    # They were sent ahead of slots that have turned out to be long busy, or there may be free ones since.
+                    self._find_slots(state, now)
             state.progressed = False
             if state.removed:
                 self._dirty[state.spec.id] = state

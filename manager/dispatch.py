@@ -53,6 +53,8 @@ HOLDERS_MOST = 16
 MOVED_PER_SECOND = 100e6
 #: A recall is worth its round trip when the queued work would take at least so long.
 RECALL_SECONDS = 0.005
+#: Seconds between two looks at what could be recalled, for each instance of the library: some hundredths of the time that goes by.
+LOOK_SECONDS = 5e-6
 
 
 class Dispatch(Books):
@@ -469,6 +471,10 @@ class Dispatch(Books):
 
     def _recall(self, state: LibraryState, now: float, patient: bool) -> None:
         """Slots are idle and no call waits: take queued calls back from the most loaded instance."""
+        if patient and now < state.recall_at:
+            return
+        # Calls end far more often than there is something to move, so the looks at all instances have a rate that does not depend on calls.
+        state.recall_at = now + max(RECALL_SECONDS, LOOK_SECONDS * len(state.instances))
         loaded = [
             one for one in state.instances.values() if one.outstanding > one.target and not one.recalling and one.phase is Phase.READY
         ]

@@ -57,6 +57,8 @@ class LibraryState(msgspec.Struct, eq=False):
     tried: int = -1
     #: A call of it has ended since the last tick.
     progressed: bool = False
+    #: When queued calls may be looked at again that could be recalled.
+    recall_at: float = 0.0
 
     def refresh(self, instance: Instance) -> None:
         """Put an instance into the set that it belongs to now. One that is to lose slots gets no calls ahead."""

@@ -224,6 +224,8 @@ class Listener:
         self.data_transports: set[asyncio.Transport] = set()
         #: By session id.
         self.links: dict[str, Link] = {}
+        #: Those of workers, by who they are: one, but for moments.
+        self._of_workers: dict[str, list[Link]] = {}
         #: Where it listens: host as it was given, and port.
         self.addresses: list[Address] = []
         self._context = authority.server_context()
@@ -371,7 +373,7 @@ class Listener:
         if identity.role == ENROL:
             if hello.purpose == "data" and known is None:
                 return Refused("a worker that has not enrolled yet gets no data")
-            others = [link for link in self.links.values() if link.role == "worker" and link.peer == hello.peer and link is not known]
+            others = [link for link in self._of_workers.get(hello.peer, ()) if link is not known]
             # A session whose peer never said anything may be one whose Welcome was lost, and its peer asks again.
             if any(link.session.received or link.identity != identity for link in others):
                 return Refused(f"worker id {hello.peer!r} is taken: choose another one")
@@ -400,16 +402,23 @@ class Listener:
             return link, resend, False
         if hello.role == "worker":
             # A worker has one session: beginning another one, it has given up the old one.
-            for old in [link for link in self.links.values() if link.role == "worker" and link.peer == hello.peer]:
+            for old in list(self._of_workers.get(hello.peer, ())):
                 old.fail(f"worker {hello.peer} began a new session")
         link = Link(Session(said_by(hello.role)), hello.peer, hello.role)
         link.session_id, link.hello, link.identity = welcome.session, hello, identity
         link.released = self._forget
         self.links[welcome.session] = link
+        if link.role == "worker":
+            self._of_workers.setdefault(link.peer, []).append(link)
         return link, [], True
 
     def _forget(self, link: Link) -> None:
         self.links.pop(link.session_id, None)
+        same = self._of_workers.get(link.peer, [])
+        if link in same:
+            same.remove(link)
+            if not same:
+                del self._of_workers[link.peer]
 
     async def close(self) -> None:
         """Stop listening, send what the links still have, and end all connections; none of their callbacks is called."""

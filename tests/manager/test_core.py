@@ -666,6 +666,20 @@ def test_calls_behind_a_long_one_go_to_a_worker_that_came_later(bench: Bench) ->
     assert [(type(one), getattr(one, "count", 0)) for one in bench.heard("w1")] == [(RecallCalls, 1)]
 
 
+def test_a_worker_that_comes_while_all_others_are_busy_with_short_calls_serves_at_the_next_tick(bench: Bench) -> None:
+    """Short calls that stand behind others are no reason to move slots of other libraries, but one to use what has come since."""
+    library = bench.library()
+    bench.worker("w1", cores=1)
+    bench.submit(library, 4)
+    bench.serve("w1")
+    runs = bench.runs("w1")
+    bench.step(0.05)
+    bench.worker("w2", cores=1)
+    bench.end(runs[0])
+    bench.step(0.05)
+    assert [type(one) for one in bench.heard("w2")] == [StartLibrary]
+
+
 def test_a_pilot_that_drains_gets_nothing_more(bench: Bench) -> None:
     library = bench.library()
     bench.worker()

@@ -91,6 +91,8 @@ if __name__ == "__main__":
         manager.install_library("lib", work)
         with windlass.Factory(manager, "slurm", cores=2, max_pilots=2, min_pilots=2, query_interval=0.5, grace=1):
             futures = [manager.submit(windlass.FunctionCall("lib", "work", number, folder)) for number in range(40)]
+            while sum(worker["busy_cores"] for worker in manager.status()["workers"]) < float(sys.argv[2]):
+                time.sleep(0.02)
             print("submitted", flush=True)
             print([future.result() for future in futures] == [number ** 2 for number in range(40)], flush=True)
 """
@@ -104,14 +106,15 @@ def test_a_program_that_is_killed_and_started_again_takes_over_its_pilots(slurm:
         return [line.split() for line in ledger.read_text().splitlines()] if ledger.exists() else []
 
     words = [sys.executable, "-c", SURVIVES, str(tmp_path)]
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as first:
+    with subprocess.Popen([*words, "0"], stdout=subprocess.DEVNULL) as first:
         try:
             until("20 have run, and four wait for a word", lambda: len(lines()) >= 24)
             until("both run", lambda: len({job for _, job in lines()}) == 2)
         finally:
             first.kill()
     before = lines()
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as second:
+    # Both have said what they run before any slot falls free: a call is given to another worker until its own one has come back.
+    with subprocess.Popen([*words, "4"], stdout=subprocess.PIPE, text=True) as second:
         try:
             assert second.stdout is not None
             assert second.stdout.readline() == "submitted\n"
