@@ -2,18 +2,25 @@
 
 A figure is megabytes (10^6 bytes) of array per second of wall clock, the way there and the way back counted once together: an array of
 1 MB that is back after 2 ms makes 500 MB/s.  Each array differs, and what comes back is compared in full after the clock has stopped.
+
+With ``--tls 1`` arrays go over TLS, as between two hosts, beside bare blocking ``ssl`` (`bare_ssl.py`) with the same cipher: one stream,
+and as many as there are slots.
 """
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import windlass
+from bare_ssl import Streams, streams
 from common import (
     SLOTS,
     Submits,
@@ -64,14 +71,23 @@ def hide_store(manager: windlass.Manager) -> None:
     (manager._store.folder / ".token").unlink()  # pyright: ignore[reportPrivateUsage]
 
 
+def bare_run(bare: Streams, size: int, count: int, at_once: int, seeds: Iterator[int]) -> float:
+    """Megabytes per second."""
+    return size * count / MEGABYTE / bare.seconds(arrays(size, count, next(seeds)), at_once)
+
+
 def main() -> None:
     chosen = arguments(__doc__, small=100, large=4, tls=0)
     seeds = iter(range(1, 10**9))
     rows: list[tuple[object, ...]] = []
     figures: dict[str, object] = {}
-    with ProcessPoolExecutor(SLOTS) as pool:
+    with ProcessPoolExecutor(SLOTS) as pool, contextlib.ExitStack() as more:
         processes = pool_submits(pool)
         warm(processes)
+        bare: Streams | None = None
+        if chosen.tls:
+            folder = more.enter_context(tempfile.TemporaryDirectory(prefix="windlass-payload-"))
+            bare = more.enter_context(streams(SLOTS, 100 * MEGABYTE, Path(folder)))
         with windlass_side(echo) as manager:
             if chosen.tls:
                 hide_store(manager)
@@ -79,20 +95,25 @@ def main() -> None:
             warm(ours)
             for label, size, count in (("1mb", MEGABYTE, chosen.small), ("100mb", 100 * MEGABYTE, chosen.large)):
                 for way, at_once in (("serial", 1), ("pipelined", min(8, max(2, count // 2)))):
-                    runs = in_turns(
-                        chosen.rounds,
-                        {
-                            "Windlass": partial(one_run, ours, size, count, at_once, seeds),
-                            "pool": partial(one_run, processes, size, count, at_once, seeds),
-                        },
-                    )
+                    sides = {
+                        "Windlass": partial(one_run, ours, size, count, at_once, seeds),
+                        "pool": partial(one_run, processes, size, count, at_once, seeds),
+                    }
+                    if bare is not None:
+                        sides["ssl"] = partial(bare_run, bare, size, count, 1 if at_once == 1 else SLOTS, seeds)
+                    runs = in_turns(chosen.rounds, sides)
                     here, there = median(runs["Windlass"]), median(runs["pool"])
                     rows.append((f"{label.removesuffix('mb')} MB, {way}", here, there, here / there))
                     figures[f"mb_per_s_{label}_{way}"] = round(here)
                     figures[f"vs_process_pool_{label}_{way}"] = round(here / there, 2)
+                    if bare is not None:
+                        blocking = median(runs["ssl"])
+                        rows[-1] = (*rows[-1], blocking, here / blocking)
+                        figures[f"vs_ssl_{label}_{way}"] = round(here / blocking, 2)
     how = "over TLS" if chosen.tls else "by path on one host"
     note = f"arrays there and back, {how}, {SLOTS} slots; pipelined: up to 8 calls at once"
-    report(chosen, "Payload", ("array", "Windlass MB/s", "process pool MB/s", "ratio"), rows, figures, note)
+    columns = ("array", "Windlass MB/s", "process pool MB/s", "ratio", *(("blocking ssl MB/s", "ratio") if chosen.tls else ()))
+    report(chosen, "Payload", columns, rows, figures, note)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from windlass import __version__
-from windlass.dataplane import DataClient, ObjectGone
+from windlass.bulk import ObjectGone
+from windlass.dataplane import DataClient
 from windlass.errors import Closed, StoreFull, Unreachable, WindlassError
 from windlass.identity import ConnectionFile
 from windlass.manager.inbox import Inbox, Tidy

@@ -28,6 +28,7 @@ from typing import Any, Final
 import msgspec
 
 from windlass import loops
+from windlass.bulk import BulkServer
 from windlass.dataplane import DataServer
 from windlass.errors import Closed, UsageError, WindlassError
 from windlass.identity import Authority, Identity
@@ -248,6 +249,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._listener = Listener(self.authority, self, serve_data=self._data, files=self.files.server)
+        self.files.server.objects = BulkServer(self._data, self._loop)
         try:
             self.addresses = await self._listener.listen(self._hosts, self._port)
             self.authority.set_addresses(self.addresses)

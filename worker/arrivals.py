@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
+from windlass.blocking import OutOfTurn
 from windlass.errors import CacheFull, Damaged, WindlassError
 from windlass.folders import remove_tree
 from windlass.messages import FileRef
@@ -34,10 +35,6 @@ _ONLY_TREES: Final = ("t3", "u3")
 
 class CannotKeep(WindlassError):
     """It cannot be written here, and not for want of room; the text says why."""
-
-
-class OutOfTurn(WindlassError):
-    """This attempt was given up; who wants to write is late."""
 
 
 class Arrived(NamedTuple):

@@ -35,7 +35,7 @@ from windlass.worker.fetching import SLOW, SourceFailed, SourceGone, shown
 if TYPE_CHECKING:
     import socket
 
-    from windlass.worker.fetching import Call
+    from windlass.blocking import Call
 
 log = logging.getLogger("windlass.files")
 

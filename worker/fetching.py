@@ -7,34 +7,30 @@ with a blocking socket (why: `windlass.filewire`).  A cut is no failure as long 
 reached, up to `TRIES` times.  `BARREN` attempts without a byte, or a silence of ``silence`` seconds, are a failure of this source
 (`SourceFailed`): another one may do, and goes on at the same byte.  Which source comes next is not decided here.
 
-A connection that has served a file is kept for `KEEP` seconds for the next one, since a handshake costs as much as a file of some
-megabytes.  It may be ended by its other side any time, so a request on it that gets no byte does not count.
+A connection that has served a file is kept for the next one (`windlass.blocking`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 import ssl
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from windlass import __version__
+from windlass.blocking import Call, Idle, OutOfTurn, dial, in_thread, plain
 from windlass.errors import CacheFull, Damaged, WindlassError
-from windlass.filewire import ALPN, CHUNK_BYTES, hang_up, hear, hear_bytes, parse_address, say
+from windlass.filewire import ALPN, CHUNK_BYTES, hear, parse_address, say
 from windlass.framing import MAX_HELLO_BYTES, ProtocolError
-from windlass.identity import MANAGER, WORKER, Address, ConnectionFile, Identity, context_for, peer_of
+from windlass.identity import MANAGER, WORKER, Address, ConnectionFile, Identity, context_for
 from windlass.messages import PROTOCOL, FileHead, FileSource, GetFile, Hello, ObjectMissing, Refused, ToFileReader
-from windlass.session import decode_answer
-from windlass.worker.arrivals import Arrival, Arrived, OutOfTurn
+from windlass.worker.arrivals import Arrival, Arrived
 
 if TYPE_CHECKING:
     from windlass.worker.downloads import Downloader
@@ -52,10 +48,6 @@ BARREN: Final = 2
 #: First and longest pause between two attempts, in seconds.
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
-#: Seconds that an idle connection is kept; less than who serves keeps it.
-KEEP: Final = 3.0
-
-T = TypeVar("T")
 
 
 class SourceGone(WindlassError):
@@ -64,66 +56,6 @@ class SourceGone(WindlassError):
 
 class SourceFailed(WindlassError):
     """This source was not reached, was cut off too often, or said nothing: another one may do, or the same one later."""
-
-
-class Call:
-    """One attempt: what its thread waits for, so that it can be ended."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sock: socket.socket | None = None
-        self.cancelled = False
-
-    def hold(self, sock: socket.socket | None) -> None:
-        """This is what the thread will wait for now. Raises `OutOfTurn` when the attempt was given up."""
-        with self._lock:
-            self._sock = sock
-        self.check()
-
-    def release(self) -> None:
-        """It waits for no socket any more."""
-        with self._lock:
-            self._sock = None
-
-    def check(self) -> None:
-        """Raises `OutOfTurn` when the attempt was given up."""
-        if self.cancelled:
-            raise OutOfTurn("the transfer was given up")
-
-    def cancel(self) -> None:
-        """Have the thread end soon."""
-        with self._lock:
-            self.cancelled = True
-            if self._sock is not None:
-                hang_up(self._sock)
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """Do this on a new thread, which does not keep the process alive."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def tell(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = work()
-        except BaseException as raised:  # noqa: BLE001 - it is raised where this is awaited
-            error = raised
-        try:
-            loop.call_soon_threadsafe(tell, result, error)
-        except RuntimeError:
-            pass  # the loop has ended meanwhile, and with it who waited
-
-    threading.Thread(target=run, name="windlass-fetch", daemon=True).start()
-    return await future
 
 
 class Fetcher:
@@ -149,16 +81,12 @@ class Fetcher:
         self._silence, self._dial_timeout = silence, dial_timeout
         self._context = context_for(connection, certificate, key)
         self._context.set_alpn_protocols([ALPN])
-        # `_dial_one` compares role and name, exactly. TLS would know no roles, take "W1" for "w1", and a worker's id for an address.
-        self._context.check_hostname = False
+        self._context.check_hostname = False  # `dial` compares role and name
         self._url_context = url_context
         #: The worker's session with its manager, which a manager asks for.
         self.session = session
         self._calls: set[Call] = set()
-        self._lock = threading.Lock()
-        #: Idle connections by the id of who serves, each with when it was put here.
-        self._idle: dict[str, list[tuple[float, ssl.SSLSocket]]] = {}
-        self._sweep: asyncio.TimerHandle | None = None
+        self._idle = Idle()
         self._closed = False
         #: For the status: bytes that came from the manager, from peers, from elsewhere.
         self.bytes_in = {"manager": 0, "worker": 0, "other": 0}
@@ -188,8 +116,8 @@ class Fetcher:
                 tries += 1
                 barren = 0 if arrival.offset > before else barren + 1
                 if barren == BARREN or tries == TRIES:
-                    raise SourceFailed(f"{place}: {_plain(error)}; {_so_far(arrival)}, in {tries} attempts") from error
-                log.info("file %s from %s: %s; going on at byte %d", arrival.ref.name, place, _plain(error), arrival.offset)
+                    raise SourceFailed(f"{place}: {plain(error)}; {_so_far(arrival)}, in {tries} attempts") from error
+                log.info("file %s from %s: %s; going on at byte %d", arrival.ref.name, place, plain(error), arrival.offset)
             finally:
                 self.bytes_in[kind] += max(0, arrival.offset - before)
             await asyncio.sleep(pause)
@@ -200,13 +128,7 @@ class Fetcher:
         self._closed = True
         for call in list(self._calls):
             call.cancel()
-        if self._sweep is not None:
-            self._sweep.cancel()
-        with self._lock:
-            idle, self._idle = self._idle, {}
-        for known in idle.values():
-            for _, sock in known:
-                sock.close()
+        self._idle.close()
 
     async def _attempt(self, arrival: Arrival, source: FileSource) -> Arrived:
         if self._closed:
@@ -229,7 +151,7 @@ class Fetcher:
             raise SourceFailed(str(error)) from error
         finally:
             self._calls.discard(call)
-            self._sweep_soon()
+            self._idle.sweep_soon()
 
     def _downloader(self) -> Downloader:
         from windlass.worker.downloads import Downloader
@@ -257,8 +179,8 @@ class Fetcher:
             good = True
         finally:
             call.release()
-            if good and not self._closed:
-                self._keep(source.peer, sock)
+            if good:
+                self._idle.put(source.peer, sock)
             else:
                 sock.close()
         return arrival.finish(turn)
@@ -287,7 +209,7 @@ class Fetcher:
 
     def _ask(self, call: Call, source: FileSource, request: GetFile) -> tuple[ssl.SSLSocket, FileHead | ObjectMissing]:
         """Make the request on an idle connection or a new one, and hear the answer."""
-        while (sock := self._kept(source.peer)) is not None:
+        while (sock := self._idle.take(source.peer)) is not None:
             try:
                 return sock, self._request(call, sock, request)
             except (OSError, ProtocolError) as error:
@@ -336,74 +258,20 @@ class Fetcher:
                 slow += 1
                 reasons.append(f"{place}: no answer within {self._dial_timeout:g} s")
             except (OSError, ProtocolError) as error:
-                reasons.append(f"{place}: {_plain(error)}")
+                reasons.append(f"{place}: {plain(error)}")
             except ValueError as error:
                 reasons.append(str(error))
         text = "; ".join(reasons) or "no address of it is known"
         raise TimeoutError(text) if 0 < slow == len(reasons) else ConnectionError(text)
 
     def _dial_one(self, call: Call, host: str, port: int, whom: Identity) -> ssl.SSLSocket:
-        call.check()
-        raw = socket.create_connection((host, port), self._dial_timeout)
-        try:
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock = self._context.wrap_socket(raw, do_handshake_on_connect=False)
-        except BaseException:
-            raw.close()
-            raise
-        try:
-            call.hold(sock)
-            sock.do_handshake()
-            found = peer_of(sock)
-            if found != whom:
-                raise ConnectionError(f"what answers is {found.role} {found.name}, not {whom.role} {whom.name}")
-            session = self.session if whom.role == MANAGER else ""
-            say(sock, Hello(WORKER, PROTOCOL, __version__, sys.version_info[:2], self._worker, session, purpose="data"))
-            body = hear_bytes(sock, MAX_HELLO_BYTES)
-            if body is None:
-                raise ConnectionResetError("it ended the connection instead of answering")
-            answer = decode_answer(body)
-            if isinstance(answer, Refused):
-                raise SourceFailed(f"{whom.role} {whom.name} refused a connection for files: {answer.text}")
-            return sock
-        except BaseException:
+        session = self.session if whom.role == MANAGER else ""
+        hello = Hello(WORKER, PROTOCOL, __version__, sys.version_info[:2], self._worker, session, purpose="data")
+        sock, answer = dial(call, (host, port), self._context, whom, hello, self._dial_timeout)
+        if isinstance(answer, Refused):
             sock.close()
-            raise
-
-    # ------------------------------------------------------------ idle connections
-
-    def _kept(self, peer: str) -> ssl.SSLSocket | None:
-        with self._lock:
-            known = self._idle.get(peer)
-            while known:
-                since, sock = known.pop()
-                if time.monotonic() - since < KEEP:
-                    return sock
-                sock.close()
-            return None
-
-    def _keep(self, peer: str, sock: ssl.SSLSocket) -> None:
-        with self._lock:
-            self._idle.setdefault(peer, []).append((time.monotonic(), sock))
-
-    def _sweep_soon(self) -> None:
-        if self._sweep is None and self._idle and not self._closed:
-            self._sweep = asyncio.get_running_loop().call_later(KEEP, self._close_idle)
-
-    def _close_idle(self) -> None:
-        self._sweep = None
-        limit = time.monotonic() - KEEP
-        with self._lock:
-            for peer, known in list(self._idle.items()):
-                for since, sock in known:
-                    if since <= limit:
-                        sock.close()
-                fresh = [(since, sock) for since, sock in known if since > limit]
-                if fresh:
-                    self._idle[peer] = fresh
-                else:
-                    del self._idle[peer]
-        self._sweep_soon()
+            raise SourceFailed(f"{whom.role} {whom.name} refused a connection for files: {answer.text}")
+        return sock
 
 
 def shown(url: str) -> str:
@@ -411,13 +279,6 @@ def shown(url: str) -> str:
     before, slashes, rest = url.partition("://")
     host, slash, path = rest.partition("/")
     return before + slashes + host.rpartition("@")[2] + slash + path
-
-
-def _plain(error: Exception) -> str:
-    """An error without the numbers that the library puts before its text."""
-    number = getattr(error, "errno", None)
-    numbered = isinstance(error, OSError) and not isinstance(error, ssl.SSLError | socket.gaierror) and number
-    return os.strerror(number) if numbered and number else str(error) or type(error).__name__
 
 
 def _so_far(arrival: Arrival) -> str:

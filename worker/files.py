@@ -25,6 +25,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NewType, Protocol
 
+from windlass.blocking import in_thread
 from windlass.errors import BadTree, CacheFull, Damaged, WindlassError
 from windlass.messages import (
     NO_FILE,
@@ -41,7 +42,7 @@ from windlass.messages import (
     WantFiles,
 )
 from windlass.worker.arrivals import Arrival, Arrived, CannotKeep
-from windlass.worker.fetching import SourceFailed, SourceGone, in_thread
+from windlass.worker.fetching import SourceFailed, SourceGone
 
 if TYPE_CHECKING:
     from windlass.worker.cache import Cache

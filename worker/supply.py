@@ -186,7 +186,7 @@ class Supply:
         self._spawn(self._keep(end, tell))
 
     async def _keep(self, end: CallEnd, tell: Callable[[CallEnd], None]) -> None:
-        from windlass.worker.fetching import in_thread
+        from windlass.blocking import in_thread
 
         files = self.files
         try:
@@ -311,7 +311,8 @@ class Supply:
 
     async def _open(self) -> None:
         """Open the door for peers; without one this worker only reads."""
-        from windlass.worker.fetching import Fetcher, in_thread
+        from windlass.blocking import in_thread
+        from windlass.worker.fetching import Fetcher
         from windlass.worker.peers import PeerDoor, address_towards, find_in
 
         assert self._certificate is not None

@@ -21,6 +21,7 @@ import asyncio
 import logging
 import os
 import ssl
+import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -28,7 +29,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import msgspec
 
 from windlass.adopting import adopt
-from windlass.errors import ConnectionRefused, StoreFull, WindlassError
+from windlass.bulk import BULK_BYTES, BulkClient, ObjectGone, Way, missing
+from windlass.errors import ConnectionRefused, StoreFull
+from windlass.filewire import ALPN
 from windlass.framing import LENGTH_BYTES, MAX_HELLO_BYTES, ProtocolError, body_length, frame, unpacked
 from windlass.identity import CLIENT, ConnectionFile, context_for, read_connection_file
 from windlass.messages import (
@@ -67,14 +70,6 @@ T = TypeVar("T")
 Keep = Callable[[ObjectName], str]
 #: Whether the worker of this id may have this object.
 MayHave = Callable[[str, ObjectName], bool]
-
-
-class ObjectGone(WindlassError):
-    """The other side does not have the object, or does not take it; the text says why."""
-
-
-class NoRoom(ObjectGone):
-    """The other side has no room for the object now: its disk or its store is full. Later there may be some."""
 
 
 class _Outgoing:
@@ -264,6 +259,13 @@ class DataServer:
         self.bytes_out = 0
         self.bytes_in = 0
         self.bytes_adopted = 0
+        self._lock = threading.Lock()
+
+    def count(self, sent: int = 0, received: int = 0) -> None:
+        """So many bytes move over a connection; from any thread."""
+        with self._lock:
+            self.bytes_out += sent
+            self.bytes_in += received
 
     def __call__(self, hello: Hello) -> asyncio.BaseProtocol:
         keep = self.keeper_for(hello) if self.keeper_for is not None else None
@@ -308,7 +310,7 @@ class _Served(_Stream):
             return frame(encode_one(ObjectMissing(name, "the manager does not have it any more"))), None
         except OSError as error:
             return frame(encode_one(ObjectMissing(name, f"the manager cannot read it: {error}"))), None
-        self._server.bytes_out += len(view)
+        self._server.count(sent=len(view))
         return frame(encode_one(ObjectHead(name, len(view)))), (view if len(view) else None)
 
     def _receive(self, message: PutObject) -> None:
@@ -325,7 +327,7 @@ class _Served(_Stream):
             self.take_in(None, message.size)
             self._answer(message.name, str(error), isinstance(error, StoreFull) and self._server.store.could_hold(message.size))
             return
-        self._server.bytes_in += message.size
+        self._server.count(received=message.size)
         self.take_in(incoming, message.size)
 
     def kept(self, trouble: str, error: Exception | None = None) -> None:
@@ -389,8 +391,7 @@ class _Requests(_Stream):
         if not known:
             del self._waiting[message.name]
         if isinstance(message, ObjectMissing):
-            text = f"object {message.name}: {message.text or 'the manager does not have it'}"
-            _fail(future, NoRoom(text) if message.full else ObjectGone(text))
+            _fail(future, missing(message))
         elif isinstance(message, ObjectStored):
             if not future.done():
                 future.set_result(None)
@@ -441,13 +442,27 @@ class _Lane:
 
 
 class DataClient:
-    """A worker's, or an attached program's, way to its manager's objects. Belongs to one event loop."""
+    """A worker's, or an attached program's, way to its manager's objects. Belongs to one event loop.
 
-    def __init__(self, connection: ConnectionFile, make_hello: Callable[[], Hello], store: ObjectStore, *, connections: int = 2) -> None:
+    ``bulk_bytes``: objects of so many go past the loop (`windlass.bulk`) when they can.
+    """
+
+    def __init__(
+        self,
+        connection: ConnectionFile,
+        make_hello: Callable[[], Hello],
+        store: ObjectStore,
+        *,
+        connections: int = 2,
+        bulk_bytes: int = BULK_BYTES,
+    ) -> None:
         self._connection = connection
         self._make_hello = make_hello
         self._store = store
         self._lanes = [_Lane() for _ in range(connections)]
+        self._bulk = BulkClient(store, connections=connections)
+        self._bulk_bytes = bulk_bytes
+        self._bulk_context: ssl.SSLContext | None = None
         self._credential: tuple[bytes, bytes] | None = None
         self._context: ssl.SSLContext | None = None
         self._session = ""
@@ -465,13 +480,14 @@ class DataClient:
         """Take from the control connection's newest Welcome which session this is, and whether the manager's store is on this host."""
         # Those of before may be half-open, as the control connection may have been, and would not notice for `SILENCE` seconds.
         self._abort_all("the control connection was made anew")
+        self._bulk.abort()
         self._session = welcome.session
         self._folder = welcome.store if same_host(welcome.store, welcome.store_token) else ""
 
     def use_certificate(self, certificate: bytes, key: bytes) -> None:
         """New connections show this certificate (PEM both)."""
         self._credential = (certificate, key)
-        self._context = None
+        self._context = self._bulk_context = None
 
     async def get(self, ref: ObjectRef) -> None:
         """Have the object in the store. Several calls for one object share its transfer.
@@ -510,6 +526,8 @@ class DataClient:
 
     async def put_bytes(self, name: ObjectName, view: memoryview) -> None:
         """Give the manager an object that is in memory (bytes, one dimension)."""
+        if view.nbytes >= self._bulk_bytes and await self._past_the_loop(name, lambda way: self._bulk.put(way, name, view)):
+            return
         size, start = view.nbytes, frame(encode_one(PutObject(name, view.nbytes)))
         await self._ask(name, size, size, lambda: (start, view if size else None))
 
@@ -518,6 +536,7 @@ class DataClient:
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
+        self._bulk.close()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._abort_all("the worker closed it")
         async with asyncio.timeout(2):
@@ -541,8 +560,24 @@ class DataClient:
             if not trouble:
                 return
             log.info("%s; asking for its bytes instead", trouble)
+        if ref.size >= self._bulk_bytes and await self._past_the_loop(ref.name, lambda way: self._bulk.get(way, ref)):
+            return
         head = frame(encode_one(GetObject(ref.name)))
         await self._ask(ref.name, ref.size, ref.size, lambda: (head, None))
+
+    async def _past_the_loop(self, name: ObjectName, move: Callable[[Way], Coroutine[Any, Any, None]]) -> bool:
+        """Move a large object on a connection of its own. False: not possible now. Raises `ObjectGone`, `OSError`."""
+        known = self._connection
+        if self._bulk_context is None:
+            self._bulk_context = known.client_context() if self._credential is None else context_for(known, *self._credential)
+            self._bulk_context.set_alpn_protocols([ALPN])
+            self._bulk_context.check_hostname = False  # `windlass.blocking.dial` compares role and name
+        try:
+            await move(Way(known, self._bulk_context, self._data_hello()))
+        except ConnectionError as error:
+            log.info("object %s: %s; taking the way of the small ones", name, error)
+            return False
+        return True
 
     async def _ask(self, name: ObjectName, size: int, load: int, open: Callable[[], tuple[bytes, memoryview | None]]) -> None:
         """Make a request on the lane with least to do, and once more after a cut."""
@@ -571,17 +606,19 @@ class DataClient:
                     raise
                 # The manager may have moved.
                 self._connection = await asyncio.get_running_loop().run_in_executor(None, read_connection_file, self._connection.path)
-                self._context = None
+                self._context = self._bulk_context = None
                 stream = await self._dial()
             lane.stream = stream
             return stream
+
+    def _data_hello(self) -> Hello:
+        return msgspec.structs.replace(self._make_hello(), purpose="data", session=self._session, received=0, worker=None)
 
     async def _dial(self) -> _Requests:
         known = self._connection
         if self._context is None:
             self._context = known.client_context() if self._credential is None else context_for(known, *self._credential)
-        hello = msgspec.structs.replace(self._make_hello(), purpose="data", session=self._session, received=0, worker=None)
-        connection, answer, _ = await dial(known.manager, known.addresses, self._context, hello)
+        connection, answer, _ = await dial(known.manager, known.addresses, self._context, self._data_hello())
         if isinstance(answer, Refused):
             connection.close()
             raise ConnectionRefused(f"manager {known.manager} refused a data connection: {answer.text}")

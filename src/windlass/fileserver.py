@@ -31,7 +31,19 @@ from windlass.errors import SourceChanged, WindlassError
 from windlass.filewire import CHUNK_BYTES, hang_up, hear, hear_bytes, say
 from windlass.framing import MAX_HELLO_BYTES, ProtocolError
 from windlass.identity import Identity, peer_of
-from windlass.messages import FileHead, FileName, FromFileReader, GetFile, Hello, ObjectMissing, ObjectName, Refused, Welcome
+from windlass.messages import (
+    FileHead,
+    FileName,
+    FromFileReader,
+    GetFile,
+    GetObject,
+    Hello,
+    ObjectMissing,
+    ObjectName,
+    PutObject,
+    Refused,
+    Welcome,
+)
 from windlass.session import decode_hello
 from windlass.trees import TreeStream
 
@@ -68,6 +80,14 @@ class ServedFile(Protocol):
 
     def close(self) -> None:
         """It will not be read any more."""
+        ...
+
+
+class Objects(Protocol):
+    """Who answers requests for objects, on the connection's thread: `windlass.bulk.BulkServer`."""
+
+    def answer(self, sock: ssl.SSLSocket, hello: Hello, request: GetObject | PutObject, /) -> None:
+        """Raises `OSError`, `ProtocolError`: then the connection is of no use any more."""
         ...
 
 
@@ -145,6 +165,8 @@ class FileServer:
     ) -> None:
         self._find = find
         self._allowed = allowed
+        #: Set where objects are served too.
+        self.objects: Objects | None = None
         self._silence, self._idle, self._handshake_timeout = silence, idle, handshake_timeout
         self._connections = connections
         self._lock = threading.Lock()
@@ -223,12 +245,13 @@ class FileServer:
                 hello = hear_bytes(sock, MAX_HELLO_BYTES)
                 if hello is None:
                     return
-                answer = judge(decode_hello(hello), identity)
+                said = decode_hello(hello)
+                answer = judge(said, identity)
                 say(sock, answer)
                 if isinstance(answer, Refused):
                     log.info("refused a connection for files of %s: %s", peer, answer.text)
                     return
-                self._serve_requests(sock, identity)
+                self._serve_requests(sock, identity, said)
         except (OSError, WindlassError) as error:
             log.info("a connection for files of %s has ended: %s", peer, error)
         except Exception:
@@ -246,8 +269,8 @@ class FileServer:
                 raise ConnectionAbortedError("the server is closed")
             self._threads[threading.current_thread()] = sock
 
-    def _serve_requests(self, sock: ssl.SSLSocket, identity: Identity) -> None:
-        decoder = msgspec.msgpack.Decoder(FromFileReader)
+    def _serve_requests(self, sock: ssl.SSLSocket, identity: Identity, hello: Hello) -> None:
+        decoder: msgspec.msgpack.Decoder[GetFile | GetObject | PutObject] = msgspec.msgpack.Decoder(FromFileReader)
         while True:
             sock.settimeout(self._idle)
             try:
@@ -257,7 +280,12 @@ class FileServer:
             if request is None:
                 return
             sock.settimeout(self._silence)
-            self._answer(sock, identity, request)
+            if isinstance(request, GetFile):
+                self._answer(sock, identity, request)
+            elif self.objects is not None:
+                self.objects.answer(sock, hello, request)
+            else:
+                raise ProtocolError(f"{identity.name} asked for an object where there are files only")
             if len(self._threads) > self._connections // 2:
                 return
 

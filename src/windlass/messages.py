@@ -1092,5 +1092,5 @@ FromClient = (
 )
 FromData = GetObject | PutObject
 ToData = ObjectHead | ObjectStored | ObjectMissing
-FromFileReader = GetFile
+FromFileReader = GetFile | GetObject | PutObject
 ToFileReader = FileHead | ObjectMissing

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from windlass import Manager
-from windlass.dataplane import DataClient, ObjectGone
+from windlass.bulk import ObjectGone
+from windlass.dataplane import DataClient
 from windlass.identity import WORKER, read_connection_file
 from windlass.manager.core import Core
 from windlass.manager.told import was_told_of_object

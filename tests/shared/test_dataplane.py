@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from windlass.dataplane import DataClient, DataServer, NoRoom, ObjectGone
+from windlass.bulk import BULK_BYTES, BulkServer, NoRoom, ObjectGone
+from windlass.dataplane import DataClient, DataServer
+from windlass.fileserver import FileServer
 from windlass.identity import WORKER, Authority, Identity, read_connection_file
 from windlass.links import Link
 from windlass.listener import Listener
@@ -35,30 +38,48 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 class Ends:
-    def __init__(self, authority: Authority, tmp_path: Path) -> None:
+    """A manager's and a worker's side of objects. ``bulk``: large ones go past the loops, as they do at a real manager."""
+
+    def __init__(self, authority: Authority, tmp_path: Path, bulk: bool) -> None:
         self.theirs = ObjectStore(tmp_path / "manager", 1 << 30)
         self.ours = ObjectStore(tmp_path / "worker", 1 << 30)
         self.server = DataServer(self.theirs)
-        self.listener = Listener(authority, Shell(), serve_data=self.server)
+        self.files = FileServer(lambda name: None, lambda identity, request: "no")
+        self.listener = Listener(authority, Shell(), serve_data=self.server, files=self.files)
         self.authority = authority
+        self.bulk = bulk
 
     async def open(self) -> None:
+        self.files.objects = BulkServer(self.server, asyncio.get_running_loop())
         await self.listener.listen(["127.0.0.1"])
         certificate, key = self.authority.credential(WORKER, "w1")
         connection = msgspec.structs.replace(
             read_connection_file(self.authority.pilot_file), addresses=tuple(self.listener.addresses), path=""
         )
-        self.client = DataClient(connection, lambda: Hello("worker", PROTOCOL, "0", (3, 11), "w1"), self.ours)
+        hello = Hello("worker", PROTOCOL, "0", (3, 11), "w1")
+        self.client = DataClient(connection, lambda: hello, self.ours, bulk_bytes=BULK_BYTES if self.bulk else sys.maxsize)
         self.client.use_certificate(certificate, key)
 
     def cut(self) -> None:
         for transport in self.listener.data_transports:
             transport.abort()
+        self.files.cut_all()
+
+
+@pytest.fixture(params=["loops", "threads"], autouse=True)
+def way(request: pytest.FixtureRequest) -> str:
+    """How large objects go."""
+    global BULK
+    BULK = request.param == "threads"
+    return str(request.param)
+
+
+BULK = True
 
 
 @asynccontextmanager
 async def ends(authority: Authority, tmp_path: Path) -> AsyncGenerator[Ends]:
-    both = Ends(authority, tmp_path)
+    both = Ends(authority, tmp_path, BULK)
     await both.open()
     try:
         async with asyncio.timeout(LIMIT):
@@ -66,6 +87,7 @@ async def ends(authority: Authority, tmp_path: Path) -> AsyncGenerator[Ends]:
     finally:
         await both.client.close()
         await both.listener.close()
+        both.files.close()
 
 
 def test_objects_of_all_sizes_come_whole(authority: Authority, tmp_path: Path) -> None:
@@ -137,6 +159,7 @@ def test_a_refused_object_is_read_away_and_the_connection_stays_good(authority: 
                 await both.client.put(ObjectName("b3-" + "0" * 32), file)
             await both.client.get(both.theirs.put(b"here"))
             assert len(both.listener.data_transports) == 1
+            assert both.files.accepted == both.bulk
 
     asyncio.run(work())
 
@@ -191,6 +214,7 @@ def test_after_a_cut_of_the_control_connection_data_connections_are_made_anew(au
             await task
             assert both.ours.verify(ref.name)
             assert old.is_closing()
+            assert both.files.accepted in ((1, 2) if both.bulk else (0,))
 
     asyncio.run(work())
 
@@ -235,5 +259,59 @@ def test_the_manager_takes_by_path_nothing_but_results(authority: Authority, tmp
             with pytest.raises((ObjectGone, ConnectionError), match="damaged"):
                 await both.client.put(ObjectName(wrong.name), wrong)
             assert not both.theirs.has(wrong.name)
+
+    asyncio.run(work())
+
+
+def test_large_objects_take_the_way_of_the_small_ones_where_there_is_no_other(authority: Authority, tmp_path: Path) -> None:
+    """A manager that serves no more threads hangs up; what is under way goes on by the loop."""
+
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            both.files.close()
+            ref = both.theirs.put(os.urandom(3_000_000))
+            await both.client.get(ref)
+            assert both.ours.verify(ref.name)
+            result = both.ours.put_result(os.urandom(3_000_000))
+            await both.client.put(result.name, both.ours.path(result.name))
+            assert both.theirs.open(result.name) == both.ours.open(result.name)
+            assert both.files.accepted == 0
+
+    asyncio.run(work())
+
+
+def test_who_may_not_have_an_object_does_not_get_it_by_either_way(authority: Authority, tmp_path: Path) -> None:
+    """The rule is asked on the manager's loop."""
+
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            loop, asked = asyncio.get_running_loop(), list[str]()
+
+            def may_have(worker: str, name: ObjectName) -> bool:
+                assert asyncio.get_running_loop() is loop
+                asked.append(worker)
+                return False
+
+            both.server.may_have = may_have
+            ref = both.theirs.put(os.urandom(1_000_000))
+            with pytest.raises(ObjectGone, match="worker w1 was not told of it, or needs it no more"):
+                await both.client.get(ref)
+            assert asked == ["w1"]
+            assert not both.ours.has(ref.name)
+
+    asyncio.run(work())
+
+
+def test_a_large_object_that_does_not_fit_here_fails_with_the_stores_own_words(authority: Authority, tmp_path: Path) -> None:
+    """And what comes after it arrives."""
+
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            both.ours.limit = 800_000
+            with pytest.raises(OSError, match="does not fit"):
+                await both.client.get(both.theirs.put(os.urandom(1_000_000)))
+            ref = both.theirs.put(os.urandom(700_000))
+            await both.client.get(ref)
+            assert both.ours.verify(ref.name)
 
     asyncio.run(work())

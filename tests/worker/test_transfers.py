@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from windlass.dataplane import NoRoom, ObjectGone
+from windlass.bulk import NoRoom, ObjectGone
 from windlass.errors import ConnectionRefused
 from windlass.messages import BAD_CALL, DIED, RETURNED, CallEnd, CallId, ObjectName, ObjectRef
 from windlass.objects import ObjectStore, write_result

@@ -1,0 +1,344 @@
+"""Large objects: on blocking connections with a thread at each end, beside those of `windlass.dataplane`.
+
+Theory of operation
+-------------------
+The loops of manager and worker move an object in pieces between all that they have to do, and each piece costs them a turn; what is long
+goes past them.  A `BulkClient` asks, and gives, by the messages of data connections (`GetObject`, `PutObject`), one after the other on each
+connection, and `BulkServer` answers on threads of the `windlass.fileserver.FileServer`, which comes by these connections as it does by
+those for files.  What only the manager's loop knows (who may have an object, for whom it is kept) is asked there; bytes stay away from it.
+
+Nothing depends on it: when no such connection can be had, or one is cut, `ConnectionError` says so, and the object goes the other way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from windlass.blocking import Call, Idle, OutOfTurn, dial, in_thread, plain
+from windlass.errors import ConnectionRefused, StoreFull, WindlassError
+from windlass.filewire import CHUNK_BYTES, hear, read_into, say
+from windlass.framing import MAX_HELLO_BYTES, ProtocolError
+from windlass.identity import CLIENT, MANAGER, ConnectionFile, Identity
+from windlass.messages import GetObject, Hello, ObjectHead, ObjectMissing, ObjectName, ObjectRef, ObjectStored, PutObject, Refused, ToData
+
+if TYPE_CHECKING:
+    from windlass.dataplane import DataServer
+    from windlass.objects import Incoming, ObjectStore
+
+log = logging.getLogger("windlass.dataplane")
+
+#: Objects of so many bytes take this way: a thread and its answers cost as much as some hundred kilobytes.
+BULK_BYTES: Final = 512 << 10
+#: Bytes that are encrypted and sent at a time.
+SEND_BYTES: Final = 1 << 20
+#: Seconds without a byte after which a connection counts as cut, and that one address may take to answer.
+SILENCE: Final = 30.0
+DIAL_TIMEOUT: Final = 10.0
+#: Seconds that the manager's loop may take to answer.
+LOOP_TIMEOUT: Final = 60.0
+
+T = TypeVar("T")
+
+
+class ObjectGone(WindlassError):
+    """The other side does not have the object, or does not take it; the text says why."""
+
+
+class NoRoom(ObjectGone):
+    """The other side has no room for the object now: its disk or its store is full. Later there may be some."""
+
+
+def missing(answer: ObjectMissing) -> ObjectGone:
+    """What an answer means that says no."""
+    text = f"object {answer.name}: {answer.text or 'the manager does not have it'}"
+    return NoRoom(text) if answer.full else ObjectGone(text)
+
+
+# ---------------------------------------------------------------- the manager's side
+
+
+class BulkServer:
+    """Answers requests for objects on a connection's thread. ``loop``: the manager's."""
+
+    def __init__(self, data: DataServer, loop: asyncio.AbstractEventLoop) -> None:
+        self._data = data
+        self._loop = loop
+
+    def answer(self, sock: ssl.SSLSocket, hello: Hello, request: GetObject | PutObject) -> None:
+        """Raises `OSError`, `ProtocolError`: then the connection is of no use any more."""
+        if isinstance(request, GetObject):
+            self._give(sock, hello, request.name)
+        else:
+            self._take(sock, hello, request)
+
+    def _give(self, sock: ssl.SSLSocket, hello: Hello, name: ObjectName) -> None:
+        data = self._data
+        may_have = None if hello.role == CLIENT else data.may_have
+        if may_have is not None and not self._on_loop(partial(may_have, hello.peer, name)):
+            say(sock, ObjectMissing(name, f"worker {hello.peer} was not told of it, or needs it no more"))
+            return
+        try:
+            view = data.store.open(name)
+        except KeyError:
+            say(sock, ObjectMissing(name, "the manager does not have it any more"))
+            return
+        except OSError as error:
+            say(sock, ObjectMissing(name, f"the manager cannot read it: {error}"))
+            return
+        say(sock, ObjectHead(name, len(view)))
+        data.count(sent=len(view))
+        send(sock, view)
+
+    def _take(self, sock: ssl.SSLSocket, hello: Hello, message: PutObject) -> None:
+        name, size, store = message.name, message.size, self._data.store
+        if size < 0 or message.path:
+            raise ProtocolError(f"object {name} was announced with {size} bytes at {message.path!r}")
+        incoming: Incoming | None = None
+        trouble, full = "", False
+        if not store.has(name):
+            try:
+                incoming = store.receive(name, size)
+            except (OSError, ValueError) as error:
+                trouble, full = str(error), isinstance(error, StoreFull) and store.could_hold(size)
+            else:
+                self._data.count(received=size)
+        failed = receive(sock, incoming, size)
+        if failed is not None:
+            trouble, full = str(failed), isinstance(failed, StoreFull)
+        if not trouble and self._data.keeper_for is not None:
+            trouble = self._on_loop(partial(self._keep, hello, name))
+        say(sock, ObjectMissing(name, trouble, full) if trouble else ObjectStored(name))
+
+    def _keep(self, hello: Hello, name: ObjectName) -> str:
+        assert self._data.keeper_for is not None
+        keep = self._data.keeper_for(hello)
+        return keep(name) if keep is not None else ""
+
+    def _on_loop(self, work: Callable[[], T]) -> T:
+        async def there() -> T:
+            return work()
+
+        asking: Coroutine[Any, Any, T] = there()
+        try:
+            return asyncio.run_coroutine_threadsafe(asking, self._loop).result(LOOP_TIMEOUT)
+        except RuntimeError as error:
+            asking.close()
+            raise ConnectionAbortedError("the manager is closed") from error
+
+
+def send(sock: ssl.SSLSocket, view: memoryview) -> None:
+    """All bytes of an object. Raises `OSError`."""
+    for start in range(0, len(view), SEND_BYTES):
+        sock.sendall(view[start : start + SEND_BYTES])
+
+
+def receive(sock: ssl.SSLSocket, incoming: Incoming | None, size: int) -> Exception | None:
+    """Take in so many bytes, or read them away; what kept the object from being kept, if anything did.
+
+    Raises:
+        OSError: the connection was cut.
+    """
+    trouble: Exception | None = None
+    room = memoryview(bytearray(min(size, CHUNK_BYTES)))
+    left = size
+    try:
+        while left:
+            chunk = room[: min(left, CHUNK_BYTES)]
+            if not read_into(sock, chunk):
+                raise ConnectionResetError(f"the connection was cut {left} bytes before the end of an object")
+            left -= len(chunk)
+            if incoming is not None:
+                try:
+                    incoming.write(chunk)
+                except (OSError, ValueError) as error:
+                    trouble = error
+                    incoming.abort()
+                    incoming = None
+        if incoming is not None:
+            try:
+                incoming.commit()
+            except (OSError, ValueError) as error:
+                trouble = error
+    finally:
+        if incoming is not None:
+            incoming.abort()
+    return trouble
+
+
+# ---------------------------------------------------------------- the worker's side
+
+
+class Way(NamedTuple):
+    """How to reach the manager: where it is, what is shown to it, and how one introduces oneself."""
+
+    manager: ConnectionFile
+    context: ssl.SSLContext
+    hello: Hello
+
+
+class BulkClient:
+    """A worker's, or an attached program's, way to its manager's large objects. Belongs to one event loop."""
+
+    def __init__(self, store: ObjectStore, *, connections: int = 2, silence: float = SILENCE, dial_timeout: float = DIAL_TIMEOUT) -> None:
+        self._store = store
+        self._turns = asyncio.Semaphore(connections)
+        self._silence, self._dial_timeout = silence, dial_timeout
+        self._idle = Idle()
+        self._calls: set[Call] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    async def get(self, way: Way, ref: ObjectRef) -> None:
+        """Have the object in the store.
+
+        Raises:
+            ObjectGone: the manager does not have it.
+            ConnectionError: it was not reached, refused, or was cut off.
+            OSError: it cannot be kept here (`StoreFull`).
+        """
+        await self._run(lambda call: self._get(call, way, ref))
+
+    async def put(self, way: Way, name: ObjectName, view: memoryview) -> None:
+        """Give the manager an object (bytes, one dimension). Raises `ObjectGone` (`NoRoom`), `ConnectionError`."""
+        await self._run(lambda call: self._put(call, way, name, view))
+
+    def abort(self) -> None:
+        """Connections of before are not to be trusted; what is under way fails."""
+        self._idle.drop_all()
+        with self._lock:
+            calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+
+    def close(self) -> None:
+        """End all connections; what is under way fails."""
+        self._closed = True
+        self.abort()
+        self._idle.close()
+
+    async def _run(self, work: Callable[[Call], None]) -> None:
+        async with self._turns:
+            if self._closed:
+                raise ConnectionAbortedError("the way to the manager's objects is closed")
+            call = Call()
+            with self._lock:
+                self._calls.add(call)
+            try:
+                await in_thread(partial(work, call))
+            except OutOfTurn as error:
+                raise ConnectionAbortedError(str(error)) from error
+            except asyncio.CancelledError:
+                call.cancel()
+                raise
+            finally:
+                with self._lock:
+                    self._calls.discard(call)
+                self._idle.sweep_soon()
+
+    # ------------------------------------------------------------ on a thread
+
+    def _get(self, call: Call, way: Way, ref: ObjectRef) -> None:
+        sock, answer = self._ask(call, way, lambda sock: say(sock, GetObject(ref.name)))
+        good, trouble = False, None
+        try:
+            if isinstance(answer, ObjectHead):
+                if answer.name != ref.name or answer.size != ref.size:
+                    raise ConnectionError(f"{ref.name} of {ref.size} bytes was asked for; {answer.name} of {answer.size} was sent")
+                incoming = self._store.receive(ref.name, ref.size)
+                try:
+                    trouble = receive(sock, incoming, ref.size)
+                except OSError as error:
+                    raise ConnectionResetError(plain(error)) from error
+            elif not isinstance(answer, ObjectMissing):
+                raise ConnectionError(f"{ref.name} was asked for, and the answer was {type(answer).__name__}")
+            good = True
+        finally:
+            self._done(call, way, sock, good)
+        if isinstance(answer, ObjectMissing):
+            raise missing(answer)
+        if isinstance(trouble, ValueError):  # damaged on its way, which is worth another try
+            raise ConnectionError(str(trouble))
+        if trouble is not None:
+            raise trouble
+
+    def _put(self, call: Call, way: Way, name: ObjectName, view: memoryview) -> None:
+        def give(sock: ssl.SSLSocket) -> None:
+            say(sock, PutObject(name, view.nbytes))
+            send(sock, view)
+
+        sock, answer = self._ask(call, way, give)
+        self._done(call, way, sock, good=True)
+        if isinstance(answer, ObjectMissing):
+            raise missing(answer)
+        if not isinstance(answer, ObjectStored):
+            raise ConnectionError(f"{name} was given, and the answer was {type(answer).__name__}")
+
+    def _done(self, call: Call, way: Way, sock: ssl.SSLSocket, good: bool) -> None:
+        call.release()
+        if good and not call.cancelled:
+            self._idle.put(_use_of(way), sock)
+        else:
+            sock.close()
+
+    def _ask(
+        self, call: Call, way: Way, request: Callable[[ssl.SSLSocket], None]
+    ) -> tuple[ssl.SSLSocket, ObjectHead | ObjectStored | ObjectMissing]:
+        """Make the request on an idle connection or a new one, and hear the answer. Raises `ConnectionError`, `OutOfTurn`."""
+        while (kept := self._idle.take(_use_of(way))) is not None:
+            try:
+                return kept, self._hear(call, kept, request)
+            except OSError as error:
+                log.debug("a connection for objects was kept too long: %s", plain(error))
+                kept.close()
+            except BaseException:
+                kept.close()
+                raise
+        sock = self._dial(call, way)
+        try:
+            return sock, self._hear(call, sock, request)
+        except (OSError, ProtocolError) as error:
+            sock.close()
+            call.check()
+            raise ConnectionResetError(plain(error)) from error
+        except BaseException:
+            sock.close()
+            raise
+
+    def _hear(self, call: Call, sock: ssl.SSLSocket, request: Callable[[ssl.SSLSocket], None]) -> ObjectHead | ObjectStored | ObjectMissing:
+        call.hold(sock)
+        sock.settimeout(self._silence)
+        request(sock)
+        decoder: msgspec.msgpack.Decoder[ObjectHead | ObjectStored | ObjectMissing] = msgspec.msgpack.Decoder(ToData)
+        answer = hear(sock, decoder, MAX_HELLO_BYTES)
+        if answer is None:
+            raise ConnectionResetError("it ended the connection instead of answering")
+        return answer
+
+    def _dial(self, call: Call, way: Way) -> ssl.SSLSocket:
+        reasons: list[str] = []
+        for address in way.manager.addresses:
+            try:
+                sock, answer = dial(call, address, way.context, Identity(MANAGER, way.manager.manager), way.hello, self._dial_timeout)
+            except (OSError, WindlassError, socket.gaierror) as error:
+                call.check()
+                reasons.append(f"{address[0]} port {address[1]}: {plain(error)}")
+                continue
+            if isinstance(answer, Refused):
+                sock.close()
+                raise ConnectionRefused(f"manager {way.manager.manager} refused a connection for objects: {answer.text}")
+            return sock
+        raise ConnectionError("; ".join(reasons) or "no address of it is known yet")
+
+
+def _use_of(way: Way) -> str:
+    """Connections of one session and one certificate serve each other's requests."""
+    return f"{way.hello.session} {id(way.context)}"
