@@ -270,8 +270,10 @@ def main() -> None:
     parser.add_argument("--environments", type=Path, default=environments_folder(), help="where peers are installed (default: %(default)s)")
     chosen = parser.parse_args()
     keys: list[str] = chosen.systems.split(",")
-    if OURS not in keys or (unknown := [key for key in keys if key not in SYSTEMS]):
-        parser.error(f"--systems {chosen.systems}: {', '.join(unknown) or 'no ' + OURS}; there are {', '.join(SYSTEMS)}")
+    if unknown := [key for key in keys if key not in SYSTEMS]:
+        parser.error(f"--systems {chosen.systems}: there is no {', '.join(unknown)}; there are {', '.join(SYSTEMS)}")
+    if OURS not in keys:
+        parser.error(f"--systems {chosen.systems}: the others are measured beside {OURS}; write --systems {OURS},{chosen.systems}")
     with tempfile.TemporaryDirectory(prefix="compare-") as folder:
         bench = Bench(interpreters(keys, chosen.environments), Path(folder), chosen.seconds)
         for key in keys:

@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple, TextIO
 
 #: Workers of each system, of one thread each.
@@ -61,13 +62,13 @@ def windlass_side() -> Generator[Calls]:
     """A pilot of two cores on this machine. Everything else as by default; TLS is always on."""
     windlass = importlib.import_module("windlass")
     with windlass.Executor("local", cores=WORKERS, max_pilots=1) as pool:
-        yield Calls(lambda value: pool.submit(echo, value), of_futures)
+        yield Calls(partial(pool.submit, echo), of_futures)
 
 
 @contextlib.contextmanager
 def pool_side() -> Generator[Calls]:
     with ProcessPoolExecutor(WORKERS) as pool:
-        yield Calls(lambda value: pool.submit(echo, value), of_futures)
+        yield Calls(partial(pool.submit, echo), of_futures)
 
 
 @contextlib.contextmanager
@@ -75,7 +76,7 @@ def executorlib_side(**options: Any) -> Generator[Calls]:
     """``block_allocation``: its documentation's setting for many short calls, as worker processes stay; by default each call starts one."""
     executorlib = importlib.import_module("executorlib")
     with executorlib.SingleNodeExecutor(max_workers=WORKERS, block_allocation=True, **options) as pool:
-        yield Calls(lambda value: pool.submit(echo, value), of_futures)
+        yield Calls(partial(pool.submit, echo), of_futures)
 
 
 @contextlib.contextmanager
@@ -90,7 +91,7 @@ def mpi4py_side() -> Generator[Calls]:
     """Started by ``mpiexec -n 3 python -m mpi4py.futures``, the way that works with every MPI: the program, and two workers."""
     futures = importlib.import_module("mpi4py.futures")
     with futures.MPIPoolExecutor(max_workers=WORKERS) as pool:
-        yield Calls(lambda value: pool.submit(echo, value), of_futures)
+        yield Calls(partial(pool.submit, echo), of_futures)
 
 
 @contextlib.contextmanager
@@ -124,7 +125,11 @@ def ray_actors_side() -> Generator[Calls]:
     with ray_started() as ray:
         actor = ray.remote(Echo)
         actors = itertools.cycle([actor.options(num_cpus=1).remote() for _ in range(WORKERS)])
-        yield Calls(lambda value: next(actors).echo.remote(value), ray.get)
+
+        def submit(value: Any) -> Any:
+            return next(actors).echo.remote(value)
+
+        yield Calls(submit, ray.get)
 
 
 @contextlib.contextmanager
@@ -154,7 +159,7 @@ def dask_side() -> Generator[Calls]:
     """
     distributed = importlib.import_module("distributed")
     with distributed.Client(n_workers=WORKERS, threads_per_worker=1) as client:
-        yield Calls(lambda value: client.submit(echo, value, pure=False), client.gather)
+        yield Calls(partial(client.submit, echo, pure=False), client.gather)
 
 
 SYSTEMS: dict[str, Callable[[], contextlib.AbstractContextManager[Calls]]] = {
