@@ -40,6 +40,7 @@ from typing import Any, Final
 from common import SLOTS, cell, clock, in_turns, machine, median, quantile, report
 from compare_chart import draw
 from peers import environments_folder, interpreter, say, version
+from recording import MARK, marked_processes
 
 #: Seconds that one turn of a system may take before it counts as stuck.
 STUCK: Final = 180
@@ -118,7 +119,7 @@ class Side:
 
 @contextlib.contextmanager
 def running(key: str, python: str, folder: Path) -> Generator[Side]:
-    """A fresh program of a system; when it is done with, nothing of its process group is left.  Raises Failed, with its last words."""
+    """A fresh program of a system; when it is done with, no process of it is left.  Raises Failed, with its last words."""
     home = folder / "home"
     home.mkdir(exist_ok=True)
     environment = {
@@ -127,6 +128,7 @@ def running(key: str, python: str, folder: Path) -> Generator[Side]:
         "PATH": f"{Path(python).parent}:{os.environ.get('PATH', '')}",
         "HOME": str(home),  # what systems note there (caches, tokens) is not of use to anyone after this
         "WINDLASS_STATE_DIR": str(folder / "state"),
+        MARK: str(folder),
         "TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -147,7 +149,7 @@ def running(key: str, python: str, folder: Path) -> Generator[Side]:
             env=environment,
             start_new_session=True,
         )
-    late = threading.Timer(STUCK, partial(end_group, process.pid))
+    late = threading.Timer(STUCK, partial(end_all, str(folder)))
     late.start()
     try:
         yield Side(process, began)
@@ -156,13 +158,15 @@ def running(key: str, python: str, folder: Path) -> Generator[Side]:
         raise Failed(f"{failed}: {' '.join(errors.read_text(errors='replace').split()[-60:])}") from None
     finally:
         late.cancel()
-        end_group(process.pid)
+        end_all(str(folder))
         process.wait()
 
 
-def end_group(group: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
+def end_all(mark: str) -> None:
+    """End what a side has started, groups and sessions of their own included: some would stay for minutes when it ends in the middle."""
+    for process in marked_processes(mark):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 class Bench:
@@ -276,6 +280,7 @@ def main() -> None:
         parser.error(f"--systems {chosen.systems}: the others are measured beside {OURS}; write --systems {OURS},{chosen.systems}")
     with tempfile.TemporaryDirectory(prefix="compare-") as folder:
         bench = Bench(interpreters(keys, chosen.environments), Path(folder), chosen.seconds)
+        bench.left_out |= {SYSTEMS[key].title: "pip could not install it" for key in keys if key not in bench.pythons}
         for key in keys:
             bench.turn(key, bench.calibrate)
         runs = in_turns(chosen.rounds, {key: partial(bench.turn, key, bench.measure) for key in bench.pythons})

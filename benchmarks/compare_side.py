@@ -67,7 +67,8 @@ def windlass_side() -> Generator[Calls]:
 
 @contextlib.contextmanager
 def pool_side() -> Generator[Calls]:
-    with ProcessPoolExecutor(WORKERS) as pool:
+    with ProcessPoolExecutor(WORKERS) as opened:
+        pool: Any = opened
         yield Calls(partial(pool.submit, echo), of_futures)
 
 
