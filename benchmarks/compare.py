@@ -44,6 +44,8 @@ from recording import MARK, marked_processes
 
 #: Seconds that one turn of a system may take before it counts as stuck.
 STUCK: Final = 180
+#: And what it has for an orderly end when this program is interrupted.
+ORDERLY: Final = 15
 #: One array at a time: of a run, and before it so that numpy is loaded everywhere.
 ARRAYS, ARRAYS_BEFORE = 40, 4
 #: Not installable by pip, or of another kind.
@@ -158,6 +160,10 @@ def running(key: str, python: str, folder: Path) -> Generator[Side]:
         raise Failed(f"{failed}: {' '.join(errors.read_text(errors='replace').split()[-60:])}") from None
     finally:
         late.cancel()
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(ORDERLY)
         end_all(str(folder))
         process.wait()
 
