@@ -3,6 +3,7 @@
 #   make test    all tests, three files at a time         make test ARGS="tests/manager -k wait"
 #   make lint    ruff, mypy, pyright
 #   make bench   every benchmark's table (minutes); those that need a Slurm: make bench-slurm (an hour and a half; installs peers in ~/.cache)
+#   make compare   Windlass beside Parsl, Dask, Ray and others (ten minutes; installs them in ~/.cache, 1 GB)
 #   make faults  the fault matrix (ten minutes), best as root and with a Slurm    make faults ARGS="--cells 'worker / *'"
 #   make evaluation   the grid of docs/evaluation/ (hours; ARGS=--short: half of one), as root with /dev/fuse
 #   make fuzz    10 million runs of coverage-guided fuzzing (an hour; installs Atheris in .venv-fuzz)
@@ -18,7 +19,7 @@ ARGS   ?=
 JOBS   ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-slurm faults evaluation fuzz clean
+.PHONY: help demo test lint format bench bench-slurm compare faults evaluation fuzz clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,6 +50,9 @@ bench: $(VENV)/.dev
 
 bench-slurm: $(VENV)/.dev
 	@for one in soak factory; do $(BIN)/python benchmarks/$$one.py || exit 1; echo; done
+
+compare: $(VENV)/.dev
+	@$(BIN)/python benchmarks/compare.py $(ARGS)
 
 faults: $(VENV)/.dev
 	@$(BIN)/python benchmarks/faults.py $(ARGS)

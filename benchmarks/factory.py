@@ -34,17 +34,17 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from common import median, report
+from peers import environments_folder, interpreter, say, version
 from recording import MARK, CommandLog, ended_jobs, live_jobs, marked_processes, read_runs, wait_until
 from windlass.testing import SlurmCluster, missing_programs
 
-PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {"dask": ("dask-jobqueue",), "parsl": ("parsl",)}
+PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {"dask": ("dask-jobqueue",), "parsl": ("parsl", "numpy")}
 TITLES: Final = {"windlass": "Windlass", "dask": "dask-jobqueue", "parsl": "Parsl"}
 #: Slurm's own, as sites have them.
 SITE: Final = {"MinJobAge": "300", "KillWait": "5", "MessageTimeout": "10", "SlurmdTimeout": "300"}
@@ -184,35 +184,6 @@ class Session:
         return f"commands in all: {counts}; {jobs}"
 
 
-def say(text: str) -> None:
-    """A line for whoever watches."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
-def interpreter(peer: str, environments: Path) -> str:
-    """The Python of a peer's environment, which is made where it is not there; "" where that fails."""
-    folder = environments / peer
-    python = folder / "bin" / "python"
-    if (folder / "installed").exists():
-        say(f"{TITLES[peer]} is in {folder}")
-        return str(python)
-    say(f"installing {', '.join(PACKAGES[peer])} from PyPI into {folder}")
-    try:
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, stdout=subprocess.DEVNULL)
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *PACKAGES[peer]]
-        subprocess.run(pip, check=True, stdout=subprocess.DEVNULL)
-    except (OSError, subprocess.CalledProcessError) as error:
-        say(f"{TITLES[peer]} cannot be installed and is left out: {error}")
-        return ""
-    (folder / "installed").touch()
-    return str(python)
-
-
-def version(peer: str, python: str) -> str:
-    code = f"from importlib.metadata import version; print(version({PACKAGES[peer][0]!r}))"
-    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
@@ -220,8 +191,7 @@ def main() -> None:
     parser.add_argument(
         "--peers", choices=("none", "dask", "parsl", "all"), default="all", help="whom to measure beside (default: %(default)s)"
     )
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "windlass-benchmarks"
-    parser.add_argument("--environments", type=Path, default=cache, help="where the peers are installed (default: %(default)s)")
+    parser.add_argument("--environments", type=Path, default=environments_folder(), help="where peers are installed (default: %(default)s)")
     parser.add_argument("--loads", default="ramp,minimum,bursts", help="which to run (default: %(default)s)")
     parser.add_argument("--rest", type=float, default=FULL.rest, help="seconds at rest with pilots (default: %(default)s)")
     parser.add_argument("--keep", type=Path, help="a folder for logs, which stays (default: a temporary one)")
@@ -231,9 +201,9 @@ def main() -> None:
         raise SystemExit(f"this machine has no {', '.join(missing)}; apt-get install slurmctld slurmd slurm-client munge")
     pythons = {"windlass": sys.executable}
     for peer in PACKAGES if chosen.peers == "all" else [chosen.peers] if chosen.peers != "none" else []:
-        if python := interpreter(peer, chosen.environments):
+        if python := interpreter(PACKAGES[peer], chosen.environments):
             pythons[peer] = python
-            TITLES[peer] += f" {version(peer, python)}"
+            TITLES[peer] += f" {version(python, PACKAGES[peer][0])}"
     found: dict[str, dict[str, list[float]]] = {system: {} for system in pythons}
     with contextlib.ExitStack() as opened:
         folder = chosen.keep or Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="factory-")))

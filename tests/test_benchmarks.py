@@ -15,6 +15,7 @@ PARTS = {
     *("common", "recording", "trouble", "factory_side"),
     *("faults_blows", "faults_matrix", "faults_network", "faults_program", "faults_scenes", "faults_stage"),
     *("fuzz_targets", "thin", "load_simulated"),
+    *("peers", "compare_side", "compare_chart"),
     *("slowfs", "slowfs_daemon", "evaluation_cell", "evaluation_results", "evaluation_figure"),
 }
 ON_SLURM = {"soak", "factory"}
@@ -24,6 +25,8 @@ WITH_ATHERIS = {"fuzz"}
 ON_FUSE = {"evaluation"}
 #: tests/test_fault_matrix.py runs it.
 OF_FAULTS = {"faults"}
+#: tests/test_compare.py runs it, without peers.
+WITH_PEERS = {"compare"}
 #: Has parts, not rounds.
 OF_LOAD = {"load"}
 
@@ -89,5 +92,5 @@ def test_the_load_benchmark_runs_and_tells_what_does_not_hold(nothing_left_runni
 def test_every_benchmark_is_documented_and_run() -> None:
     """A benchmark that is in none of the tables is one that nobody runs."""
     there = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - PARTS
-    assert there == set(SMALLEST) | ON_SLURM | ON_FUSE | OF_FAULTS | OF_LOAD | WITH_ATHERIS
+    assert there == set(SMALLEST) | ON_SLURM | ON_FUSE | OF_FAULTS | OF_LOAD | WITH_ATHERIS | WITH_PEERS
     assert all(name in (ROOT / "Makefile").read_text() for name in there)
