@@ -14,7 +14,7 @@ import pytest
 PARTS = {
     *("common", "recording", "trouble", "factory_side"),
     *("faults_blows", "faults_matrix", "faults_network", "faults_program", "faults_scenes", "faults_stage"),
-    *("fuzz_targets", "thin", "load_simulated"),
+    *("fuzz_targets", "thin", "bare_ssl", "load_simulated"),
     *("peers", "compare_side", "compare_chart"),
     *("slowfs", "slowfs_daemon", "evaluation_cell", "evaluation_results", "evaluation_figure"),
 }
@@ -39,6 +39,7 @@ SMALLEST = {
     "startup": [],
     "pending": ["--calls", "500"],
     "payload": ["--small", "2", "--large", "1"],
+    "connections": ["--workers", "4", "--calls", "200", "--newcomers", "1"],
     "transfer": ["--megabytes", "5", "--workers", "3"],
     "hoisting": ["--calls", "4", "--slow-calls", "1"],
     "rest": ["--seconds", "1"],
@@ -74,6 +75,15 @@ def test_a_benchmark_runs_and_gives_its_figures(name: str, nothing_left_running:
     assert documented_keys(name) <= set(figures)
     assert all(isinstance(value, int | float) for value in figures.values())
     assert all(value > 0 or (value == 0 and key in MAY_BE_NOTHING) or (name, key) in MAY_BE_LESS for key, value in figures.items())
+
+
+def test_payload_over_tls_is_compared_with_bare_streams(nothing_left_running: None) -> None:
+    """Which end with the benchmark."""
+    words = [sys.executable, str(ROOT / "benchmarks/payload.py"), "--json", "--rounds", "1", "--small", "2", "--large", "1", "--tls", "1"]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+    figures = json.loads(ran.stdout)
+    assert all(figures[f"vs_ssl_{size}_{way}"] > 0 for size in ("1mb", "100mb") for way in ("serial", "pipelined"))
 
 
 def test_the_load_benchmark_runs_and_tells_what_does_not_hold(nothing_left_running: None) -> None:
