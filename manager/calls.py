@@ -30,6 +30,8 @@ CLOSED: Final = 24
 #: Given by the program's client: a call whose result it was to get has none.
 INPUT_FAILED: Final = 25
 
+#: A call that comes back is put behind so many older ones at most: its place is not worth a look at all that wait.
+OLDER_MOST: Final = 100
 #: Weight of a new batch in the moving mean of durations: about the newest ten batches count.
 SMOOTHING: Final = 0.1
 
@@ -105,8 +107,13 @@ class CallQueue(msgspec.Struct, gc=True):
         self.waiting += 1
 
     def push_front(self, call: Call) -> None:
-        """Put a call that comes back first: it has waited longest."""
-        self.calls.appendleft(call)
+        """Put a call that comes back first, for it has waited long; but behind others that came back and have waited longer."""
+        calls, older = self.calls, list[Call]()
+        while calls and len(older) < OLDER_MOST and (calls[0].queued_at, calls[0].spec.call) < (call.queued_at, call.spec.call):
+            older.append(calls.popleft())
+        calls.appendleft(call)
+        if older:
+            calls.extendleft(reversed(older))
         self.waiting += 1
 
     def pop(self) -> Call | None:

@@ -59,7 +59,7 @@ class LibraryState(msgspec.Struct, eq=False):
     progressed: bool = False
 
     def refresh(self, instance: Instance) -> None:
-        """Put an instance into the set that it belongs to now. One that is to lose slots gets no calls ahead."""
+        """Put an instance into the set that it belongs to now. One that is to lose slots, or is stuck, gets no calls ahead."""
         key = instance.id
         if not instance.serving:
             self.idle.pop(key, None)
@@ -67,12 +67,21 @@ class LibraryState(msgspec.Struct, eq=False):
         elif instance.outstanding < instance.target:
             self.roomy.pop(key, None)
             self.idle[key] = instance
-        elif instance.target == instance.slots and instance.outstanding < instance.target * (1 + self.ahead):
+        elif not instance.stuck and instance.target == instance.slots and instance.outstanding < self.most(instance):
             self.idle.pop(key, None)
             self.roomy[key] = instance
         else:
             self.idle.pop(key, None)
             self.roomy.pop(key, None)
+
+    def most(self, instance: Instance) -> int:
+        """Calls that it is to hold: one for each slot, and those ahead; of these no more than a few and as many as it has ended.
+
+        So its queue grows in steps, each twice the one before: the calls that end first are the short ones, and tell little of the others.
+        """
+        ahead = instance.target * self.ahead
+        few = instance.target * AHEAD_UNKNOWN + instance.served
+        return instance.target + (ahead if ahead < few else few)
 
     def learn(self, total: float, number: int, longest: float) -> None:
         """Take in run times; the number of calls ahead follows from their mean."""

@@ -14,7 +14,7 @@ import pytest
 PARTS = {
     *("common", "recording", "trouble", "factory_side"),
     *("faults_blows", "faults_matrix", "faults_network", "faults_program", "faults_scenes", "faults_stage"),
-    *("fuzz_targets", "thin", "load_simulated"),
+    *("fuzz_targets", "thin", "load_simulated", "imbalance_simulated"),
     *("slowfs", "slowfs_daemon", "evaluation_cell", "evaluation_results", "evaluation_figure"),
 }
 ON_SLURM = {"soak", "factory"}
@@ -38,6 +38,7 @@ SMALLEST = {
     "payload": ["--small", "2", "--large", "1"],
     "transfer": ["--megabytes", "5", "--workers", "3"],
     "hoisting": ["--calls", "4", "--slow-calls", "1"],
+    "imbalance": ["--calls", "200", "--percent", "5"],
     "rest": ["--seconds", "1"],
     "journal": ["--calls", "500"],
     "pipeline": ["--pairs", "2", "--megabytes", "1", "--calls", "50"],
