@@ -278,7 +278,7 @@ class Books:
     def check(self) -> None:
         """Invariants between the collections; raises AssertionError."""
         self.replicas.check()
-        waiting = {call.spec.call for queue in self._queues.values() for call in queue.calls if not call.cancelled}
+        waiting = {call.spec.call for queue in self._queues.values() for call in queue.every() if not call.cancelled}
         sent = {call_id for worker in self.workers.values() for call_id in worker.calls}
         assert not waiting & sent, f"both waiting and sent: {waiting & sent}"
         parked = {call.spec.call for calls in self.parked.values() for call in calls}
@@ -287,7 +287,7 @@ class Books:
         assert all(self.parked.values())
         self.lineage.check()
         for queue in self._queues.values():
-            live = sum(not call.cancelled for call in queue.calls)
+            live = sum(not call.cancelled for call in queue.every())
             assert queue.waiting == live, f"{queue.waiting} counted, {live} waiting"
             assert queue.running == sum(call.queue is queue for one in self.workers.values() for call in one.calls.values())
         for state in self.libraries.values():

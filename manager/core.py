@@ -232,7 +232,7 @@ class Core(Attempts):
                 self._drop_waiting(call)
             self._finish(call, CallEnd(call.spec.call, call.attempt, CLOSED, detail=EndDetail(text=reason)), now)
         for queue in self._queues.values():
-            queue.calls.clear()
+            queue.clear()
             queue.running = 0
         for state in self.libraries.values():
             state.running = 0

@@ -20,6 +20,8 @@ from windlass.messages import InstanceId, LibrarySpec, Resources
 #: computes keeps the interpreter's lock 5 ms at a time, and a turn of the manager's loop takes it several times.
 AHEAD_SECONDS = 0.05
 AHEAD_MOST = 1024
+#: More are sent when one in so many of them is gone.
+REFILL = 3
 #: Calls ahead per slot while nothing is known of durations.
 AHEAD_UNKNOWN = 4
 
@@ -67,7 +69,7 @@ class LibraryState(msgspec.Struct, eq=False):
         elif instance.outstanding < instance.target:
             self.roomy.pop(key, None)
             self.idle[key] = instance
-        elif not instance.stuck and instance.target == instance.slots and instance.outstanding < self.most(instance):
+        elif not instance.stuck and instance.target == instance.slots and self.hungry(instance):
             self.idle.pop(key, None)
             self.roomy[key] = instance
         else:
@@ -82,6 +84,11 @@ class LibraryState(msgspec.Struct, eq=False):
         ahead = instance.target * self.ahead
         few = instance.target * AHEAD_UNKNOWN + instance.served
         return instance.target + (ahead if ahead < few else few)
+
+    def hungry(self, instance: Instance) -> bool:
+        """Whether a third of what it may hold ahead is gone: to send one call for each that ends would wake both sides twice a call."""
+        ahead = self.most(instance) - instance.target
+        return instance.outstanding < instance.target + ahead - ahead // REFILL
 
     def learn(self, total: float, number: int, longest: float) -> None:
         """Take in run times; the number of calls ahead follows from their mean."""
