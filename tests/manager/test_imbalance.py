@@ -57,8 +57,8 @@ def test_the_makespan_is_that_of_the_list_schedule_and_no_call_begins_much_later
 
 
 def test_calls_of_equal_durations_are_never_taken_back() -> None:
-    """What can be foretold costs no round trips: short calls stream through queues, longer ones have none. Only what was sent before durations
-    were known comes back, and the last calls for slots that have fallen idle."""
+    """What can be foretold costs no round trips: short calls stream through queues, longer ones have none. Only what was sent before
+    durations were known comes back, and the last calls for slots that have fallen idle."""
     for seconds in (0.0005, 0.01, 0.2):
         simulation = imbalance_simulated.Simulation([seconds] * 1600, 4, 4)
         simulation.run()
