@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,7 +103,7 @@ def main() -> None:
     with windlass_side(burn) as manager:
         check(all(manager.submit(windlass.FunctionCall("lib", "burn", 1)).result() for _ in range(200)))
         [worker] = [worker["pid"] for worker in manager.status()["workers"]]
-        runs = in_turns(chosen.rounds, {NAMES[kind]: lambda kind=kind: one_run(manager, worker, counts[kind], kind) for kind in KINDS})
+        runs = in_turns(chosen.rounds, {NAMES[kind]: partial(one_run, manager, worker, counts[kind], kind) for kind in KINDS})
     figures: dict[str, float] = {}
     rows: list[tuple[object, ...]] = []
     for part in PARTS:
