@@ -69,7 +69,7 @@ class LibraryState(msgspec.Struct, eq=False):
         elif instance.outstanding < instance.target:
             self.roomy.pop(key, None)
             self.idle[key] = instance
-        elif not instance.stuck and instance.target == instance.slots and self.hungry(instance):
+        elif not instance.stuck and instance.target == instance.slots and self.wants_more(instance):
             self.idle.pop(key, None)
             self.roomy[key] = instance
         else:
@@ -85,7 +85,7 @@ class LibraryState(msgspec.Struct, eq=False):
         few = instance.target * AHEAD_UNKNOWN + instance.served
         return instance.target + (ahead if ahead < few else few)
 
-    def hungry(self, instance: Instance) -> bool:
+    def wants_more(self, instance: Instance) -> bool:
         """Whether a third of what it may hold ahead is gone: to send one call for each that ends would wake both sides twice a call."""
         ahead = self.most(instance) - instance.target
         return instance.outstanding < instance.target + ahead - ahead // REFILL
