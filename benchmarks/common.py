@@ -8,6 +8,7 @@ nothing can be skipped or answered twice.  Both sides use the same plain loop of
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
 import json
 import os
@@ -36,12 +37,20 @@ class Submits(Protocol):
 
 def arguments(description: str | None, *, rounds: int = 5, **sizes: int) -> argparse.Namespace:
     """The command line of a benchmark: ``--json``, ``--rounds``, and its sizes (``calls=10_000`` → ``--calls``)."""
+    compile_all()
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--rounds", type=int, default=rounds, help="rounds that each side runs; figures are medians (default: %(default)s)")
     for name, size in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=int, default=size, help="default: %(default)s")
     return parser.parse_args()
+
+
+def compile_all() -> None:
+    """Have Windlass compiled, as an installed one is: each process that starts would do it again where PYTHONDONTWRITEBYTECODE is set."""
+    package = Path(windlass.__file__).parent
+    for folder in (package, *(path for path in package.iterdir() if path.is_dir() and path.is_symlink())):
+        compileall.compile_dir(folder, quiet=2)
 
 
 def echo(value: Any) -> Any:

@@ -113,6 +113,8 @@ class Attempts(Dispatch):
             instance = by_library.get(library)
             if instance is not None:
                 instance.served += int(finished)
+                if instance.still:
+                    instance.moved()
                 self._refresh(instance)
                 if not instance.outstanding:
                     instance.idle_since = now

@@ -100,6 +100,8 @@ class Books:
         self._dirty: dict[LibraryId, LibraryState] = {}
         self._starved: dict[LibraryId, LibraryState] = {}
         self._shrinking: dict[InstanceId, Instance] = {}
+        #: Those with more calls than slots, and some that have no more as many.
+        self._ahead: dict[InstanceId, Instance] = {}
         #: Those with a claim.
         self._claimed: dict[WorkerId, Worker] = {}
         self._outbox: dict[WorkerId, list[Message]] = {}
@@ -255,6 +257,7 @@ class Books:
         """An instance is no more."""
         self._off_lists(instance)
         self._shrinking.pop(instance.id, None)
+        self._ahead.pop(instance.id, None)
         worker.instances.pop(instance.id, None)
         if worker.by_library.get(instance.library) is instance:
             del worker.by_library[instance.library]
@@ -275,7 +278,7 @@ class Books:
     def check(self) -> None:
         """Invariants between the collections; raises AssertionError."""
         self.replicas.check()
-        waiting = {call.spec.call for queue in self._queues.values() for call in queue.calls if not call.cancelled}
+        waiting = {call.spec.call for queue in self._queues.values() for call in queue.every() if not call.cancelled}
         sent = {call_id for worker in self.workers.values() for call_id in worker.calls}
         assert not waiting & sent, f"both waiting and sent: {waiting & sent}"
         parked = {call.spec.call for calls in self.parked.values() for call in calls}
@@ -284,7 +287,7 @@ class Books:
         assert all(self.parked.values())
         self.lineage.check()
         for queue in self._queues.values():
-            live = sum(not call.cancelled for call in queue.calls)
+            live = sum(not call.cancelled for call in queue.every())
             assert queue.waiting == live, f"{queue.waiting} counted, {live} waiting"
             assert queue.running == sum(call.queue is queue for one in self.workers.values() for call in one.calls.values())
         for state in self.libraries.values():
@@ -298,6 +301,8 @@ class Books:
                     assert instance.outstanding == held, f"{instance.outstanding} outstanding, {held} held"
                 assert 0 <= instance.target <= instance.slots
                 assert instance.id not in state.idle or instance.outstanding < instance.target
+                assert instance.id not in state.roomy or not instance.stuck or instance.id in self._ahead
+                assert instance.id in self._ahead or instance.outstanding <= instance.slots
         for worker in self.workers.values():
             assert worker.claim is None or self._claimed.get(worker.id) is worker
             lent = sum(one.slots * one.share.cores for one in worker.instances.values())

@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from windlass.messages import CallAttempt, CallOptions, CallSpec, FileName, LibraryId, Resources, WorkerId
+from windlass.messages import CallAttempt, CallId, CallOptions, CallSpec, FileName, LibraryId, Resources, WorkerId
 
 #: Outcomes that only the manager gives; they continue `windlass.messages.CANCELLED` and its like in `CallEnd.outcome`.
 LOST: Final = 20
@@ -30,6 +30,8 @@ CLOSED: Final = 24
 #: Given by the program's client: a call whose result it was to get has none.
 INPUT_FAILED: Final = 25
 
+#: Calls that come back together are put behind so many older ones at most: their place is not worth a look at all that wait.
+OLDER_MOST: Final = 1000
 #: Weight of a new batch in the moving mean of durations: about the newest ten batches count.
 SMOOTHING: Final = 0.1
 
@@ -85,7 +87,9 @@ class CallQueue(msgspec.Struct, gc=True):
     #: Placed only where more than so many seconds are left; 0: anywhere.
     least_seconds: float
     calls: deque[Call]
-    #: Live calls in ``calls``.
+    #: Calls that have come back and have no place in ``calls`` yet.
+    back: list[Call] = msgspec.field(default_factory=list[Call])
+    #: Live calls in both.
     waiting: int = 0
     #: Sent and not ended.
     running: int = 0
@@ -105,12 +109,24 @@ class CallQueue(msgspec.Struct, gc=True):
         self.waiting += 1
 
     def push_front(self, call: Call) -> None:
-        """Put a call that comes back first: it has waited longest."""
-        self.calls.appendleft(call)
+        """Put a call that comes back first, for it has waited long; but behind others that came back and have waited longer."""
+        self.back.append(call)
         self.waiting += 1
+
+    def _take_in(self) -> None:
+        """What has come back, all at once, gets its place in the line."""
+        calls, front, newest = self.calls, self.back, max(map(_age, self.back))
+        self.back = []
+        looks = 0
+        while calls and looks < OLDER_MOST and _age(calls[0]) < newest:
+            front.append(calls.popleft())
+            looks += 1
+        calls.extendleft(sorted(front, key=_age, reverse=True))
 
     def pop(self) -> Call | None:
         """Take the first live call; None when there is none."""
+        if self.back:
+            self._take_in()
         calls = self.calls
         while calls:
             call = calls.popleft()
@@ -121,6 +137,8 @@ class CallQueue(msgspec.Struct, gc=True):
 
     def first(self) -> Call | None:
         """The first live call, which stays; None when there is none."""
+        if self.back:
+            self._take_in()
         calls = self.calls
         while calls and calls[0].cancelled:
             calls.popleft()
@@ -140,3 +158,17 @@ class CallQueue(msgspec.Struct, gc=True):
         self.waiting -= 1
         if len(self.calls) > 64 and self.waiting * 2 < len(self.calls):
             self.calls = deque(call for call in self.calls if not call.cancelled)
+
+    def every(self) -> list[Call]:
+        """All calls in it, tombstones among them."""
+        return [*self.back, *self.calls]
+
+    def clear(self) -> None:
+        """Forget them all, at the manager's end."""
+        self.back.clear()
+        self.calls.clear()
+
+
+def _age(call: Call) -> tuple[float, CallId]:
+    """What calls are ordered by: when they were submitted."""
+    return call.queued_at, call.spec.call

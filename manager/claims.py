@@ -86,7 +86,8 @@ def _waits(state: LibraryState) -> Iterator[Wait]:
     for queue in queues:
         if queue.options.priority < queues[0].options.priority:
             break
-        since = max(queue.served_at, queue.calls[0].queued_at)
+        first = queue.first()
+        since = max(queue.served_at, first.queued_at if first is not None else 0.0)
         if queue.needs not in running and (queue.needs not in oldest or since < oldest[queue.needs].since):
             oldest[queue.needs] = Wait(since, state, queue)
     yield from oldest.values()

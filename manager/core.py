@@ -232,7 +232,7 @@ class Core(Attempts):
                 self._drop_waiting(call)
             self._finish(call, CallEnd(call.spec.call, call.attempt, CLOSED, detail=EndDetail(text=reason)), now)
         for queue in self._queues.values():
-            queue.calls.clear()
+            queue.clear()
             queue.running = 0
         for state in self.libraries.values():
             state.running = 0
@@ -276,6 +276,7 @@ class Core(Attempts):
         if worker is not None:
             worker.given_up_at = 0.0
             for instance in worker.instances.values():
+                instance.moved()
                 self._refresh(instance)
             self._restructured()
 
@@ -397,6 +398,8 @@ class Core(Attempts):
             if worker.given_up_at and now >= worker.given_up_at:
                 self.worker_lost(worker.id, f"not heard of for {self.settings.reconnect_grace:g} s", now)
         self._look_at_claims(now)
+        if self._ahead:
+            self._take_back_waiting()
         self._let_spent_go(now)
         for state in list(self._starved.values()):
             state.tried = -1

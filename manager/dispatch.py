@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
-from windlass.manager.books import SWEEP_LEAST, Books
+from windlass.manager.books import SWEEP_LEAST
 from windlass.manager.calls import CallQueue
 from windlass.manager.claims import missing_slots, next_claim
 from windlass.manager.libraries import LibraryState
 from windlass.manager.placement import fits, grants, reclaimable
+from windlass.manager.recalls import Recalls
 from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, slots_in, weight_of
 from windlass.messages import (
     BAD_CALL,
@@ -51,13 +52,9 @@ LINGER_SECONDS = 10.0
 NEAR_BYTES = 64 << 10
 HOLDERS_MOST = 16
 MOVED_PER_SECOND = 100e6
-#: A recall is worth its round trip when the queued work would take at least so long.
-RECALL_SECONDS = 0.005
-#: Seconds between two looks at what could be recalled, for each instance of the library: some hundredths of the time that goes by.
-LOOK_SECONDS = 5e-6
 
 
-class Dispatch(Books):
+class Dispatch(Recalls):
     """The books, and who gets what."""
 
     def pump(self, now: float) -> None:
@@ -120,7 +117,7 @@ class Dispatch(Books):
                     room = instance.target - instance.outstanding
                 elif state.roomy and plain:
                     instance = next(iter(state.roomy.values()))
-                    room = instance.target * (1 + state.ahead) - instance.outstanding
+                    room = state.most(instance) - instance.outstanding
                     # What waits is shared out evenly, so that the last calls do not pile up at one worker.
                     room = min(room, max(1, -(-queue.waiting // max(1, len(state.roomy)))))
                 else:
@@ -188,7 +185,7 @@ class Dispatch(Books):
             if instance is None:
                 continue
             free = instance.id in state.idle
-            if not free and instance.outstanding >= instance.target * (1 + state.ahead):
+            if not free and instance.outstanding >= state.most(instance):
                 continue
             if not free:
                 if not plain or instance.id not in state.roomy:
@@ -201,7 +198,7 @@ class Dispatch(Books):
         if best is None:
             return None
         instance = best[2]
-        most = instance.target if best[1] else instance.target * (1 + state.ahead)
+        most = instance.target if best[1] else state.most(instance)
         return instance, most - instance.outstanding
 
     def _send_calls(
@@ -262,6 +259,8 @@ class Dispatch(Books):
         state.waiting -= sent
         state.running += sent
         instance.outstanding += sent * weight
+        if instance.outstanding > instance.target:
+            self._ahead[instance.id] = instance
 
     def _send_small_inputs(self, inputs: Sequence[FileRef], worker: Worker) -> list[CallRun]:
         """They ride with the call; what runs go to afterwards."""
@@ -468,28 +467,6 @@ class Dispatch(Books):
         self._shrinking.pop(instance.id, None)
         worker.by_library.pop(instance.library, None)
         self._send(worker, StopLibrary(instance.id))
-
-    def _recall(self, state: LibraryState, now: float, patient: bool) -> None:
-        """Slots are idle and no call waits: take queued calls back from the most loaded instance."""
-        if patient and now < state.recall_at:
-            return
-        # Calls end far more often than there is something to move, so the looks at all instances have a rate that does not depend on calls.
-        state.recall_at = now + max(RECALL_SECONDS, LOOK_SECONDS * len(state.instances))
-        loaded = [
-            one for one in state.instances.values() if one.outstanding > one.target and not one.recalling and one.phase is Phase.READY
-        ]
-        if not loaded:
-            return
-        free = sum(one.target - one.outstanding for one in state.idle.values())
-        most = max(loaded, key=lambda one: one.outstanding / max(1, one.target))
-        worker = self.workers[most.worker]
-        if not worker.connected:
-            return
-        queued = most.outstanding - most.target
-        if patient and queued * state.durations.mean / max(1, most.target) < RECALL_SECONDS:
-            return  # it will be done sooner than it could be moved; the tick looks again
-        most.recalling = True
-        self._send(worker, RecallCalls(most.id, min(queued, max(free, queued // 2))))
 
     def _uninstall(self, state: LibraryState, now: float) -> None:
         """A removed library has no calls left: end its instances; forget it when they are gone, and no call of it can be on its way."""

@@ -20,6 +20,8 @@ from windlass.messages import InstanceId, LibrarySpec, Resources
 #: computes keeps the interpreter's lock 5 ms at a time, and a turn of the manager's loop takes it several times.
 AHEAD_SECONDS = 0.05
 AHEAD_MOST = 1024
+#: More are sent when one in so many of them is gone.
+REFILL = 3
 #: Calls ahead per slot while nothing is known of durations.
 AHEAD_UNKNOWN = 4
 
@@ -61,7 +63,7 @@ class LibraryState(msgspec.Struct, eq=False):
     recall_at: float = 0.0
 
     def refresh(self, instance: Instance) -> None:
-        """Put an instance into the set that it belongs to now. One that is to lose slots gets no calls ahead."""
+        """Put an instance into the set that it belongs to now. One that is to lose slots, or is stuck, gets no calls ahead."""
         key = instance.id
         if not instance.serving:
             self.idle.pop(key, None)
@@ -69,12 +71,26 @@ class LibraryState(msgspec.Struct, eq=False):
         elif instance.outstanding < instance.target:
             self.roomy.pop(key, None)
             self.idle[key] = instance
-        elif instance.target == instance.slots and instance.outstanding < instance.target * (1 + self.ahead):
+        elif not instance.stuck and instance.target == instance.slots and self.wants_more(instance):
             self.idle.pop(key, None)
             self.roomy[key] = instance
         else:
             self.idle.pop(key, None)
             self.roomy.pop(key, None)
+
+    def most(self, instance: Instance) -> int:
+        """Calls that it is to hold: one for each slot, and those ahead; of these no more than a few and as many as it has ended.
+
+        So its queue grows in steps, each twice the one before: the calls that end first are the short ones, and tell little of the others.
+        """
+        ahead = instance.target * self.ahead
+        few = instance.target * AHEAD_UNKNOWN + instance.served
+        return instance.target + (ahead if ahead < few else few)
+
+    def wants_more(self, instance: Instance) -> bool:
+        """Whether a third of what it may hold ahead is gone: to send one call for each that ends would wake both sides twice a call."""
+        ahead = self.most(instance) - instance.target
+        return instance.outstanding < instance.target + ahead - ahead // REFILL
 
     def learn(self, total: float, number: int, longest: float) -> None:
         """Take in run times; the number of calls ahead follows from their mean."""

@@ -34,6 +34,11 @@ from windlass.messages import (
 
 #: Calls with objects that are remembered per worker when they have ended.
 RECENT = 256
+#: An instance behind whose running calls others wait is to end one in so many ticks. They are counted, not seconds: between two ticks the
+#: manager has heard what its workers had said, however long it was held up.
+STILL_TICKS = 2
+#: The same where calls have data that may be on its way there: it would have to be fetched again elsewhere.
+STILL_TICKS_WITH_DATA = 100
 
 
 class Phase(enum.Enum):
@@ -60,6 +65,9 @@ class Instance(msgspec.Struct, eq=False):
     gpu_ids: tuple[str, ...] = ()
     #: A `RecallCalls` is not answered yet.
     recalling: bool = False
+    #: Ticks since a call of it has ended, counted while calls wait there behind others; and how many that may be.
+    still: int = 0
+    patience: int = STILL_TICKS
     #: Whom the slots that it is to lose are for.
     promised: LibraryId = LibraryId("")
     #: Fewer slots than these would be of no use to the calls that they were claimed for.
@@ -74,6 +82,15 @@ class Instance(msgspec.Struct, eq=False):
     def serving(self) -> bool:
         """Calls may be sent to it."""
         return self.phase is Phase.READY and self.target > 0
+
+    @property
+    def stuck(self) -> bool:
+        """What it runs takes longer than was thought: nothing is to wait behind it."""
+        return self.still > self.patience
+
+    def moved(self) -> None:
+        """A call of it has ended, or could not be heard of before."""
+        self.still, self.patience = 0, STILL_TICKS
 
 
 class Claim(msgspec.Struct, frozen=True, eq=False):

@@ -14,7 +14,7 @@ import pytest
 PARTS = {
     *("common", "recording", "trouble", "factory_side"),
     *("faults_blows", "faults_matrix", "faults_network", "faults_program", "faults_scenes", "faults_stage"),
-    *("fuzz_targets", "thin", "bare_ssl", "load_simulated"),
+    *("fuzz_targets", "thin", "bare_ssl", "load_simulated", "imbalance_simulated"),
     *("peers", "compare_side", "compare_chart"),
     *("slowfs", "slowfs_daemon", "evaluation_cell", "evaluation_results", "evaluation_figure"),
 }
@@ -41,7 +41,9 @@ SMALLEST = {
     "payload": ["--small", "2", "--large", "1"],
     "connections": ["--workers", "4", "--calls", "200", "--newcomers", "1"],
     "transfer": ["--megabytes", "5", "--workers", "3"],
-    "hoisting": ["--calls", "4", "--slow-calls", "1"],
+    "hoisting": ["--calls", "4", "--slow-calls", "1", "--quick-calls", "20"],
+    "imbalance": ["--calls", "200", "--percent", "5"],
+    "cost": ["--calls", "400"],
     "rest": ["--seconds", "1"],
     "journal": ["--calls", "500"],
     "pipeline": ["--pairs", "2", "--megabytes", "1", "--calls", "50"],

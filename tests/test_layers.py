@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CORES = (
     "manager/books.py",
     "manager/dispatch.py",
+    "manager/recalls.py",
     "manager/attempts.py",
     "manager/core.py",
     "manager/libraries.py",

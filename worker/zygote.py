@@ -65,7 +65,6 @@ class Zygote:
             self.say(Prepared(library.imports, library.context_seconds, notes, spawn=True))
             self.control.recv(1)  # the worker ends us
             return
-        gc.collect()
         gc.freeze()
         with suppress(OSError, ValueError):
             sys.stdout.flush()

@@ -10,6 +10,8 @@ import pytest
 from windlass.manager.calls import LIBRARY_FAILED, LOST, NOT_POSSIBLE, TOO_LONG
 from windlass.manager.core import CRASHES_MOST, Core
 from windlass.manager.dispatch import LINGER_SECONDS
+from windlass.manager.libraries import AHEAD_UNKNOWN
+from windlass.manager.workers import STILL_TICKS, STILL_TICKS_WITH_DATA
 from windlass.messages import (
     CANCELLED,
     DIED,
@@ -188,11 +190,13 @@ def test_short_calls_queue_at_the_worker_and_long_ones_do_not(bench: Bench) -> N
     bench.worker()
     bench.submit(library, 5000)
     bench.serve()
-    first = bench.runs()
+    first = runs = bench.runs()
     assert len(first) == 2 * 5, "little while nothing is known"
-    for run in first[:4]:
-        bench.end(run, seconds=0.00001)
-    assert len(bench.runs()) > 1000
+    rounds = 0
+    while len(runs) < 1000:
+        bench.say("w1", CallsEnded([CallEnd(run.call, 1, RETURNED, started_at=0.0, ended_at=0.00001) for run in runs]))
+        runs, rounds = bench.runs(), rounds + 1
+    assert rounds < 8, "each about twice the one before"
 
 
 def test_calls_of_minutes_do_not_queue_at_the_worker(bench: Bench) -> None:
@@ -678,6 +682,82 @@ def test_a_worker_that_comes_while_all_others_are_busy_with_short_calls_serves_a
     bench.end(runs[0])
     bench.step(0.05)
     assert [type(one) for one in bench.heard("w2")] == [StartLibrary]
+
+
+def test_what_waits_behind_calls_that_turn_out_long_comes_back(bench: Bench) -> None:
+    """Three ticks without an end: what was sent ahead waits at the manager again, in its old order, and goes to whoever falls free first.
+    Nothing is sent ahead there before a call has ended."""
+    library = bench.library()
+    bench.worker("w1", cores=1)
+    bench.worker("w2", cores=1)
+    calls = bench.submit(library, 8)
+    bench.serve("w1")
+    bench.serve("w2")
+    held = {name: [run.call for run in bench.all_runs(name)] for name in ("w1", "w2")}
+    assert sorted(held["w1"] + held["w2"]) == calls
+    for _ in range(STILL_TICKS):
+        bench.step(0.05)
+        assert not bench.heard("w1")
+    bench.step(0.05)
+    for name in ("w2", "w1"):
+        assert [(type(one), getattr(one, "count", 0)) for one in bench.heard(name)] == [(RecallCalls, len(held[name]) - 1)]
+        bench.say(name, CallsReturned(tuple(HeldCall(call, 1) for call in reversed(held[name][1:])), "recalled"))
+    assert not bench.heard("w1")
+    assert not bench.heard("w2")
+    bench.say("w2", CallsEnded([CallEnd(held["w2"][0], 1, RETURNED, started_at=0.0, ended_at=30.0)]))
+    waiting = sorted(set(calls) - {held["w1"][0], held["w2"][0]})
+    assert [run.call for run in bench.runs("w2")] == waiting[:1], "the one that has waited longest; none behind it"
+    bench.step(0.05)
+    assert not bench.heard("w1")
+
+
+def test_calls_with_data_are_left_longer_where_it_may_be_on_its_way(bench: Bench) -> None:
+    """What lacks its objects does not end, and fetching them for other calls elsewhere would only take longer."""
+    library = bench.library()
+    bench.worker("w1", cores=1)
+    ref = ObjectRef(ObjectName("o" * 32), 1 << 20)
+    bench.core.submit([CallSpec(CallId(call), library, F, b"args", (ref,), PLAIN) for call in range(1, 6)], bench.now)
+    bench.step()
+    bench.serve("w1")
+    assert len(bench.runs("w1")) == 5
+    for _ in range(STILL_TICKS_WITH_DATA):
+        bench.step(0.05)
+        assert not bench.heard("w1")
+    bench.step(0.05)
+    assert [(type(one), getattr(one, "count", 0)) for one in bench.heard("w1")] == [(RecallCalls, 4)]
+
+
+def test_a_queue_grows_with_what_its_instance_has_ended(bench: Bench) -> None:
+    """The calls that end first are the short ones: a worker does not get a thousand ahead because one call took a microsecond."""
+    library = bench.library()
+    bench.worker("w1", cores=1)
+    bench.submit(library, 1000)
+    bench.serve("w1")
+    runs, most = bench.runs("w1"), 0
+    assert len(runs) == 1 + AHEAD_UNKNOWN
+    for ended in range(1, 100):
+        bench.end(runs.pop(0), seconds=1e-6)
+        runs += bench.runs("w1")
+        assert len(runs) <= 1 + AHEAD_UNKNOWN + ended
+        most = max(most, len(runs))
+    assert most > 80, "and it does grow"
+
+
+def test_a_queue_that_has_turned_out_long_is_shortened(bench: Bench) -> None:
+    """Calls were sent ahead while nothing was known of durations. Now it is, and they would wait for seconds: they come back at the next
+    tick, although calls do end there."""
+    library = bench.library()
+    bench.worker("w1", cores=2)
+    bench.submit(library, 20)
+    bench.serve("w1")
+    runs = bench.runs("w1")
+    assert len(runs) == 2 * (1 + AHEAD_UNKNOWN)
+    bench.end(runs[0], seconds=1.0)
+    assert not bench.heard("w1")
+    bench.step(0.05)
+    [recall] = bench.heard("w1")
+    assert isinstance(recall, RecallCalls)
+    assert recall.count == len(runs) - 1 - 2
 
 
 def test_a_pilot_that_drains_gets_nothing_more(bench: Bench) -> None:

@@ -254,6 +254,29 @@ async def test_the_environment_has_thread_limits_and_the_librarys_variables(benc
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+async def test_what_was_loaded_is_never_looked_through_for_garbage(bench: Any, tmp_path: Path, paths: tuple[str, ...], start: str) -> None:
+    """Neither before the first call, where it takes as long as a tenth of the imports, nor in a call, which would copy what slots share."""
+    noted = "import gc\nSEEN = []\ngc.callbacks.append(lambda phase, _: SEEN.append(len(gc.get_objects())))\n"
+    module(tmp_path, "large", f"{noted}KEPT = [[] for _ in range(50_000)]\n")
+
+    def collector() -> tuple[bool, int, int]:
+        import gc
+
+        import large  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
+
+        gc.collect()
+        seen: list[int] = large.SEEN  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        return gc.isenabled(), gc.get_freeze_count(), max(seen)  # pyright: ignore[reportUnknownArgumentType]
+
+    await bench.serving(bench.spec(collector, imports=(ImportSpec("large", True),), paths=paths, start=start))
+    enabled, frozen, seen = bench.value(await bench.run(collector))
+    assert enabled
+    assert frozen > 50_000
+    assert seen < 20_000, "objects that a collection went through"
+
+
+@pytest.mark.asyncio
 async def test_spawned_slots_load_the_library_for_themselves(bench: Any, tmp_path: Path, paths: tuple[str, ...]) -> None:
     """Each imports once, and there is no zygote."""
     module(tmp_path, "heavy", f"import os\nopen({str(tmp_path / 'log')!r}, 'a').write(f'{{os.getpid()}}\\n')\n")

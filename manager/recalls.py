@@ -1,0 +1,85 @@
+"""Recalls: queued calls that come back from workers, because they can be run elsewhere or have waited too long.
+
+Theory of operation
+-------------------
+Calls are sent ahead of free slots, as many as would be run in `AHEAD_SECONDS` by the mean of what was measured. That mean may be wrong
+for the calls at hand, above all where durations have a heavy tail. So three things bring queued calls back; what has been claimed by a
+slot stays. All are asked for with `RecallCalls`, one at a time for each instance, and answered with what was found, newest first.
+
+*Idle slots*: no call waits at the manager, slots are free, and calls are queued at others (`_recall`). *Stillness*: at an instance with
+queued calls none has ended for `STILL_TICKS` ticks; what runs there takes long, and what waits behind it would, too. It gets no more ahead
+until one has ended. *Length*: a queue is now expected to take much longer than it should (`_take_back_waiting`).
+
+What comes back is placed as before it was sent: in the order in which it was submitted, wherever a slot is free first.
+"""
+
+from __future__ import annotations
+
+from windlass.manager.books import Books
+from windlass.manager.libraries import AHEAD_SECONDS, LibraryState
+from windlass.manager.workers import STILL_TICKS, STILL_TICKS_WITH_DATA, Instance, Phase, Worker
+from windlass.messages import RecallCalls
+
+#: A recall is worth its round trip when the queued work would take at least so long.
+RECALL_SECONDS = 0.005
+#: Seconds between two looks at what could be recalled, for each instance of the library: some hundredths of the time that goes by.
+LOOK_SECONDS = 5e-6
+#: Queues that are expected to take longer, in seconds, are shortened to what they should be.
+WAIT_SECONDS_MOST = 4 * AHEAD_SECONDS
+
+
+class Recalls(Books):
+    """The books, and what is taken back."""
+
+    def _recall(self, state: LibraryState, now: float, patient: bool) -> None:
+        """Slots are idle and no call waits: take queued calls back from the most loaded instance."""
+        if patient and now < state.recall_at:
+            return
+        # Calls end far more often than there is something to move, so the looks at all instances have a rate that does not depend on calls.
+        state.recall_at = now + max(RECALL_SECONDS, LOOK_SECONDS * len(state.instances))
+        loaded = [
+            one for one in state.instances.values() if one.outstanding > one.target and not one.recalling and one.phase is Phase.READY
+        ]
+        if not loaded:
+            return
+        free = sum(one.target - one.outstanding for one in state.idle.values())
+        most = max(loaded, key=lambda one: one.outstanding / max(1, one.target))
+        worker = self.workers[most.worker]
+        if not worker.connected:
+            return
+        queued = most.outstanding - most.target
+        if patient and queued * state.durations.mean / max(1, most.target) < RECALL_SECONDS:
+            return  # it will be done sooner than it could be moved; the tick looks again
+        most.recalling = True
+        self._send(worker, RecallCalls(most.id, min(queued, max(free, queued // 2))))
+
+    def _take_back_waiting(self) -> None:
+        """A tick: calls do not wait on behind others that take much longer than calls were thought to take when they were sent.
+
+        Durations with a heavy tail are why: the mean says that a queue is short, and then a call runs that is a thousand times as long. All
+        that waits behind it comes back then; and some of it where a queue has turned out longer than it should be.
+        """
+        for instance in list(self._ahead.values()):
+            waiting = instance.outstanding - instance.target
+            if waiting <= 0:
+                del self._ahead[instance.id]
+                continue
+            instance.still += 1
+            state = self.libraries[instance.library]
+            if not instance.stuck:
+                if waiting * state.durations.mean <= WAIT_SECONDS_MOST * instance.target:
+                    continue
+                waiting = instance.outstanding - state.most(instance)
+            worker = self.workers[instance.worker]
+            if waiting > 0 and not instance.recalling and instance.phase is Phase.READY and worker.usable:
+                if instance.stuck and instance.patience == STILL_TICKS and _with_data(worker, instance):
+                    instance.patience = STILL_TICKS_WITH_DATA
+                    continue
+                instance.recalling = True
+                self._refresh(instance)
+                self._send(worker, RecallCalls(instance.id, waiting))
+
+
+def _with_data(worker: Worker, instance: Instance) -> bool:
+    """Whether a call that it holds has files or objects."""
+    return any(call.spec.library == instance.library and (call.spec.inputs or call.spec.spans) for call in worker.calls.values())
