@@ -172,6 +172,16 @@ class CallFuture(Future[T], Story):
         _condition = property(_own_lock)
         _waiters = property(_own_watchers)
 
+        def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
+            """Done, cancelled, result, exception: what `asyncio.wrap_future` asks from Python 3.14 on; the base class knows no records."""
+            if self._state not in _ENDED:
+                return False, False, None, None
+            if self.cancelled():
+                self.collect()
+                return True, True, None, None
+            error = self.exception()
+            return True, False, None if error is not None else self._result, error
+
     # ------------------------------------------------------------ ending
 
     def finish(self, done: CallDone) -> bool:
@@ -595,10 +605,13 @@ class CallFuture(Future[T], Story):
         return self.state == "done"
 
     def __repr__(self) -> str:
-        words = [f"call={self.call_id}"] if self.call_id else [f"at {id(self):#x}"]
-        if self.tag is not None:
-            words.append(f"tag={self.tag!r}")
-        words.append(f"state={self.state}")
+        if self.call_id:
+            words = [f"call={self.call_id}"]
+            if self.tag is not None:
+                words.append(f"tag={self.tag!r}")
+            words.append(f"state={self.state}")
+        else:  # a plain future shows itself as the stock one does
+            words = [f"at {id(self):#x}", f"state={self._state.partition('_')[0].lower()}"]
         if self._state == FINISHED and self._settled:
             if self._exception is not None:
                 words.append(f"raised {type(self._exception).__name__}")

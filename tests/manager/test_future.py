@@ -188,7 +188,7 @@ class TestPlainFuture:
     def test_a_second_end_is_refused(self) -> None:
         future: CallFuture[int] = CallFuture()
         future.set_result(1)
-        with pytest.raises(InvalidStateError, match=r"^FINISHED: <CallFuture at 0x[0-9a-f]+ state=done returned int>$"):
+        with pytest.raises(InvalidStateError, match=r"^FINISHED: <CallFuture at 0x[0-9a-f]+ state=finished returned int>$"):
             future.set_result(2)
         with pytest.raises(InvalidStateError, match="FINISHED"):
             future.set_exception(ValueError())
@@ -380,6 +380,24 @@ class TestWithConcurrentFutures:
             return await asyncio.wait_for(wrapped, 20)
 
         assert asyncio.run(main()) == "x"
+
+    @pytest.mark.parametrize("end", ["returned", "raised", "cancelled"])
+    def test_what_asyncio_asks_from_python_3_14_on_unpacks_the_record(self, desk: Desk, future: CallFuture[Any], end: str) -> None:
+        """There `wrap_future` takes done, cancelled, result and exception at once, by a method that would miss what is packed."""
+        snapshot = future._get_snapshot  # type: ignore[attr-defined]  # pyright: ignore
+        assert snapshot() == (False, False, None, None)
+        match end:
+            case "returned":
+                future.finish(returned("x"))
+                assert snapshot() == (True, False, "x", None)
+            case "raised":
+                future.finish(raised(OSError("x")))
+                done, cancelled, result, exception = snapshot()
+                assert (done, cancelled, result, str(exception)) == (True, False, None, "x")
+            case _:
+                future.cancel()
+                assert snapshot() == (True, True, None, None)
+        assert desk.collected == [7]
 
     def test_cancelling_what_wraps_it_cancels_the_call(self, desk: Desk, future: CallFuture[Any]) -> None:
         async def main() -> None:
