@@ -384,7 +384,8 @@ class TestWithConcurrentFutures:
     @pytest.mark.parametrize("end", ["returned", "raised", "cancelled"])
     def test_what_asyncio_asks_from_python_3_14_on_unpacks_the_record(self, desk: Desk, future: CallFuture[Any], end: str) -> None:
         """There `wrap_future` takes done, cancelled, result and exception at once, by a method that would miss what is packed."""
-        snapshot = future._get_snapshot  # type: ignore[attr-defined]  # pyright: ignore
+        unknown: Any = future  # to the checkers, which take Python 3.11
+        snapshot: Callable[[], tuple[bool, bool, Any, BaseException | None]] = unknown._get_snapshot
         assert snapshot() == (False, False, None, None)
         match end:
             case "returned":
