@@ -30,7 +30,7 @@ from typing import Any, Final
 
 import msgspec
 
-from windlass.worker import hoist, slot
+from windlass.worker import forks, hoist, slot
 from windlass.worker.slot_api import STATE
 from windlass.worker.slotlink import Forked, ForkSlot, NotForked, Prepared, Rows, Setup, SlotExited, Step, Unable, bounded, read_setup
 
@@ -73,7 +73,7 @@ class Zygote:
         wake_read, wake_write = socket.socketpair()
         wake_read.setblocking(False)
         wake_write.setblocking(False)
-        slot.survive_signals()
+        forks.survive_signals()
         signal.signal(signal.SIGCHLD, _noted)
         signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
         self.say(Prepared(library.imports, library.context_seconds, library.notes))
