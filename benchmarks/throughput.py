@@ -93,9 +93,7 @@ def kilobytes(calls: int) -> Iterator[Sequence[bytes]]:
 
 def compare(chosen: argparse.Namespace, ours: Submits, pool: Submits, runs: Iterator[Sequence[Any]]) -> dict[str, list[Run]]:
     """Both sides in turns."""
-    return in_turns(
-        chosen.rounds, {"Windlass": lambda: one_run(ours, next(runs)), "process pool": lambda: one_run(pool, next(runs))}
-    )
+    return in_turns(chosen.rounds, {"Windlass": lambda: one_run(ours, next(runs)), "process pool": lambda: one_run(pool, next(runs))})
 
 
 def plain(chosen: argparse.Namespace, two: Submits, eight: Submits) -> Found:

@@ -229,13 +229,13 @@ class CallFuture(Future[T], Story):
             else:
                 for watcher in watchers:
                     watcher.add_result(self)
-            self._drop_sleepers(watchers)
+            self._drop_told(watchers)
         callbacks, self._callbacks = self._callbacks, None
         return callbacks
 
-    def _drop_sleepers(self, watchers: list[Watcher]) -> None:
-        # A sleeper is woken once; others, of concurrent.futures, take themselves off the list later.
-        watchers[:] = [watcher for watcher in watchers if type(watcher) is not Sleeper]
+    def _drop_told(self, watchers: list[Watcher]) -> None:
+        # Ours are woken once; others, of concurrent.futures, take themselves off the list later.
+        watchers[:] = [watcher for watcher in watchers if type(watcher) is not Sleeper and type(watcher) is not TaskWaiting]
 
     def _call_back(self, callbacks: list[Callable[[CallFuture[T]], object]]) -> None:
         self.collect()
@@ -261,9 +261,9 @@ class CallFuture(Future[T], Story):
                 watchers = self._watchers
                 if watchers:
                     for watcher in watchers:
-                        if type(watcher) is Sleeper:
+                        if type(watcher) is Sleeper or type(watcher) is TaskWaiting:
                             watcher.add_cancelled(self)
-                    self._drop_sleepers(watchers)
+                    self._drop_told(watchers)
                 callbacks, self._callbacks = self._callbacks, None
         if owner is not None:
             owner.cancel(self)
@@ -536,12 +536,13 @@ class CallFuture(Future[T], Story):
             task = TaskWaiting(asyncio.get_running_loop())
             self.watch(task)
             try:
-                yield from task.waiting
+                yield task
             except asyncio.CancelledError:
                 self.cancel()
                 raise
             finally:
-                self.unwatch(task)
+                if self._watchers:
+                    self.unwatch(task)
         if self.cancelled():
             self.collect()
             raise asyncio.CancelledError

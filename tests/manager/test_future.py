@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import gc
 import logging
+import os
 import pickle
 import signal
 import sys
@@ -698,27 +700,93 @@ class TestAwait:
         future.finish(raised(OSError("x")))
         asyncio.run(main())
 
-    def test_many_ends_wake_the_loop_once(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("signals", ["eventfd", "none"])
+    def test_many_ends_wake_the_loop_once(self, desk: Desk, monkeypatch: pytest.MonkeyPatch, signals: str) -> None:
+        """By a signal of its own, or, in a loop that watches no descriptors, by the loop's."""
         futures = [CallFuture[Any](desk, CallId(number)) for number in range(100)]
         woken: list[object] = []
 
+        def counted(wake: Callable[..., object]) -> Callable[..., object]:
+            def call(*args: Any, **kwargs: Any) -> object:
+                woken.append(args)
+                return wake(*args, **kwargs)
+
+            return call
+
+        def watches_nothing(*_: object) -> None:
+            raise NotImplementedError
+
         async def main() -> list[Any]:
             loop = asyncio.get_running_loop()
+            if signals == "none":
+                monkeypatch.setattr(loop, "add_reader", watches_nothing)
             gathered = asyncio.gather(*futures)
             await asyncio.sleep(0)
-            wake = loop.call_soon_threadsafe
-
-            def counted(callback: Any, *args: Any, **kwargs: Any) -> Any:
-                woken.append(callback)
-                return wake(callback, *args, **kwargs)
-
-            monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+            monkeypatch.setattr(loop, "call_soon_threadsafe", counted(loop.call_soon_threadsafe))
+            monkeypatch.setattr("os.eventfd_write", counted(os.eventfd_write))
             for number, future in enumerate(futures):
                 future.finish(returned(number))
             return await asyncio.wait_for(gathered, 20)
 
         assert asyncio.run(main()) == list(range(100))
         assert len(woken) == 1
+
+    def test_loops_leave_no_descriptor(self, desk: Desk) -> None:
+        async def main(number: int) -> Any:
+            future = CallFuture[Any](desk, CallId(number))
+            asyncio.get_running_loop().call_soon(future.finish, returned(number))
+            return await future
+
+        assert asyncio.run(main(0)) == 0
+        gc.collect()
+        before = len(os.listdir("/proc/self/fd"))
+        assert [asyncio.run(main(number)) for number in range(20)] == list(range(20))
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_a_task_that_ends_the_loop_takes_no_wake_up_with_it(self, desk: Desk) -> None:
+        """Ctrl-C in a task ends the run; who else had been told of an end goes on in the next one."""
+        futures = [CallFuture[Any](desk, CallId(number)) for number in range(3)]
+
+        async def interrupted() -> None:
+            await futures[0]
+            raise KeyboardInterrupt
+
+        async def ask(number: int) -> Any:
+            return await futures[number]
+
+        loop = asyncio.new_event_loop()
+        try:
+            first = loop.create_task(interrupted())
+            others = [loop.create_task(ask(number)) for number in (1, 2)]
+            for number, future in enumerate(futures):
+                loop.call_later(0, future.finish, returned(number))
+            with pytest.raises(KeyboardInterrupt):
+                loop.run_until_complete(first)
+            assert loop.run_until_complete(asyncio.gather(*others)) == [1, 2]
+            assert isinstance(first.exception(), KeyboardInterrupt)
+        finally:
+            loop.close()
+
+    def test_a_task_keeps_its_context_and_says_why_it_was_cancelled(self, future: CallFuture[Any]) -> None:
+        where: contextvars.ContextVar[str] = contextvars.ContextVar("where")
+
+        async def ask() -> None:
+            where.set("task")
+            try:
+                await future
+            finally:
+                assert where.get() == "task"
+
+        async def main() -> None:
+            task = asyncio.create_task(ask())
+            await asyncio.sleep(0)
+            assert task.cancel("enough")
+            with pytest.raises(asyncio.CancelledError, match="enough"):
+                await task
+
+        asyncio.run(main())
+        assert future.cancelled()
 
     def test_several_tasks_in_several_loops_get_the_same(self, future: CallFuture[Any], background: Background) -> None:
         got: list[object] = []
