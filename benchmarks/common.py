@@ -35,7 +35,7 @@ class Submits(Protocol):
 
 
 def arguments(description: str | None, *, rounds: int = 5, parts: Sequence[str] = (), **sizes: int) -> argparse.Namespace:
-    """The command line of a benchmark: ``--json``, ``--rounds``, ``--parts`` if it has some, and its sizes (``calls=10_000``: ``--calls``)."""
+    """The command line of a benchmark: ``--json``, ``--rounds``, its ``--parts`` and its sizes (``calls=10_000`` → ``--calls``)."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--rounds", type=int, default=rounds, help="rounds that each side runs; figures are medians (default: %(default)s)")
