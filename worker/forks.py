@@ -7,7 +7,9 @@ forks are no slots: they are to end like any other program's. So a hook in the c
 run signals wait: one between the fork and the child's first line would be survived there.
 
 A fork of ours (`fork`: of a call in mode ``fork``) stays a slot, and has its handlers already. There the hooks do nothing, for in a new
-child everything costs: each page that it touches for the first time is a page fault, some microseconds.
+child everything costs: each page that it touches for the first time is a page fault, some microseconds. The hooks of `threading` and
+`logging`, which make locks anew that another thread may have held, are a third of what a child that does nothing costs. Where there is no
+other thread they are left out: they are imported here, while what they register is ours to look at. All other hooks run.
 """
 
 from __future__ import annotations
@@ -15,25 +17,56 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from windlass.worker.slot_api import STATE
+#: While a fork of ours is made, and whether no other thread can hold a lock then.
+_ours = _alone = False
+
+
+def _unless_alone(hook: Callable[[], object] | None) -> Callable[[], object]:
+    def run() -> None:
+        if hook is not None and not _alone:
+            hook()
+
+    return run
+
+
+def _register(
+    *,
+    before: Callable[[], object] | None = None,
+    after_in_parent: Callable[[], object] | None = None,
+    after_in_child: Callable[[], object] | None = None,
+) -> None:
+    if getattr(after_in_child, "__module__", "") in ("threading", "logging"):
+        before, after_in_parent, after_in_child = (_unless_alone(hook) for hook in (before, after_in_parent, after_in_child))
+    hooks = {"before": before, "after_in_parent": after_in_parent, "after_in_child": after_in_child}
+    _register_at_fork(**{name: hook for name, hook in hooks.items() if hook is not None})
+
+
+_register_at_fork: Final[Callable[..., None]] = os.register_at_fork
+os.register_at_fork = _register
+try:
+    import logging  # noqa: F401  # whatever a library pickles by value needs both anyway
+    import threading  # noqa: F401
+finally:
+    os.register_at_fork = _register_at_fork
+
+from windlass.worker.slot_api import STATE  # noqa: E402 - it may import threading
 
 #: Sent to whole jobs by batch systems; see `windlass.worker.zygote`.
 _SURVIVED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
-_ours = False
-
 
 def fork() -> int:
     """As `os.fork`, but the child stays what this process is. Raises OSError when there are too many processes."""
-    global _ours
-    _ours = True
+    global _ours, _alone
+    _ours, _alone = True, len(sys._current_frames()) == 1
     try:
         return os.fork()
     finally:
-        _ours = False
+        _ours = _alone = False
 
 
 def watch_forks() -> None:

@@ -19,6 +19,8 @@ and slots survive them; processes that user code starts do not inherit this.
 
 from __future__ import annotations
 
+from windlass.worker import forks  # isort: skip - the first, to see what threading and logging register
+
 import gc
 import os
 import select
@@ -30,7 +32,7 @@ from typing import Any, Final
 
 import msgspec
 
-from windlass.worker import forks, hoist, slot
+from windlass.worker import hoist, slot
 from windlass.worker.slot_api import STATE
 from windlass.worker.slotlink import Forked, ForkSlot, NotForked, Prepared, Rows, Setup, SlotExited, Step, Unable, bounded, read_setup
 
