@@ -51,11 +51,11 @@ class Sleeper:
 class LoopPost:
     """Wakes tasks of one event loop, one signal to the loop for many futures."""
 
-    __slots__ = ("__weakref__", "_inbox", "_loop", "_signal")
+    __slots__ = ("__weakref__", "_inbox", "_signal", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """In the loop's thread."""
-        self._loop = weakref.ref(loop)  # the table of posts must not keep its loops alive
+        self.loop = weakref.ref(loop)  # the table of posts must not keep its loops alive
         self._inbox: Inbox[TaskWaiting] = Inbox(self._wake)
         self._signal = -1
         try:
@@ -71,7 +71,7 @@ class LoopPost:
         weakref.finalize(loop, os.close, signal).atexit = False
 
     def _wake(self) -> None:
-        loop = self._loop()  # while we have it, the descriptor is ours
+        loop = self.loop()  # while we have it, the descriptor is ours
         if loop is None or loop.is_closed():
             raise RuntimeError("the loop is closed")
         if self._signal < 0:
@@ -85,12 +85,16 @@ class LoopPost:
                 os.eventfd_read(self._signal)
             except BlockingIOError:
                 pass
-        come = iter(self._inbox.drain())
+        told = self._inbox.drain()
+        if len(told) == 1:
+            told[0].wake()
+            return
+        come = iter(told)
         try:
             for waiting in come:
                 waiting.wake()
         finally:
-            loop = self._loop()
+            loop = self.loop()
             for waiting in come:  # a task has raised what is to end the loop, and another run of it may follow
                 if loop is not None:
                     loop.call_soon(waiting.wake)
@@ -103,6 +107,18 @@ class LoopPost:
 
 
 _posts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopPost] = weakref.WeakKeyDictionary()
+#: The one asked for last: most programs have one loop.
+_latest: LoopPost | None = None
+
+
+def post_of(loop: asyncio.AbstractEventLoop) -> LoopPost:
+    """In the loop's thread."""
+    global _latest
+    post = _posts.get(loop)
+    if post is None:
+        post = _posts[loop] = LoopPost(loop)
+    _latest = post
+    return post
 
 
 class TaskWaiting:
@@ -114,16 +130,17 @@ class TaskWaiting:
 
     __slots__ = ("_asyncio_future_blocking", "_callback", "_cancelled", "_context", "_loop", "_post", "over")
 
+    _callback: Callable[[TaskWaiting], object] | None
+    _context: contextvars.Context
+    #: Arguments of the CancelledError.
+    _cancelled: tuple[object, ...] | None
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        post = _posts.get(loop)
-        if post is None:
-            post = _posts[loop] = LoopPost(loop)
-        self._post = post
+        post = _latest
+        self._post = post if post is not None and post.loop() is loop else post_of(loop)
         self._loop = loop
         self._asyncio_future_blocking = True
-        self._callback: Callable[[TaskWaiting], object] | None = None
-        self._context: contextvars.Context | None = None
-        self._cancelled: tuple[object, ...] | None = None
+        self._callback = self._cancelled = None
         #: The task has been woken.
         self.over = False
 
@@ -141,7 +158,6 @@ class TaskWaiting:
         self.over = True
         callback, self._callback = self._callback, None
         if callback is not None:
-            assert self._context is not None
             self._context.run(callback, self)
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
