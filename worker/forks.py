@@ -48,8 +48,8 @@ def _register(
 _register_at_fork: Final[Callable[..., None]] = os.register_at_fork
 os.register_at_fork = _register
 try:
-    import logging  # noqa: F401  # whatever a library pickles by value needs both anyway
-    import threading  # noqa: F401
+    for _module in ("threading", "logging"):  # what a library pickles by value needs both anyway
+        __import__(_module)
 finally:
     os.register_at_fork = _register_at_fork
 
@@ -62,7 +62,7 @@ _SURVIVED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP
 def fork() -> int:
     """As `os.fork`, but the child stays what this process is. Raises OSError when there are too many processes."""
     global _ours, _alone
-    _ours, _alone = True, len(sys._current_frames()) == 1
+    _ours, _alone = True, len(sys._current_frames()) == 1  # pyright: ignore[reportPrivateUsage]  # it is documented
     try:
         return os.fork()
     finally:
