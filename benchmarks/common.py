@@ -35,12 +35,14 @@ class Submits(Protocol):
     def __call__(self, argument: Any, /) -> Any: ...
 
 
-def arguments(description: str | None, *, rounds: int = 5, **sizes: int) -> argparse.Namespace:
-    """The command line of a benchmark: ``--json``, ``--rounds``, and its sizes (``calls=10_000`` → ``--calls``)."""
+def arguments(description: str | None, *, rounds: int = 5, parts: Sequence[str] = (), **sizes: int) -> argparse.Namespace:
+    """The command line of a benchmark: ``--json``, ``--rounds``, its ``--parts`` and its sizes (``calls=10_000`` → ``--calls``)."""
     compile_all()
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--rounds", type=int, default=rounds, help="rounds that each side runs; figures are medians (default: %(default)s)")
+    if parts:
+        parser.add_argument("--parts", type=lambda text: text.split(","), default=parts, help=f"some of {','.join(parts)} (default: all)")
     for name, size in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=int, default=size, help="default: %(default)s")
     return parser.parse_args()
@@ -58,11 +60,23 @@ def echo(value: Any) -> Any:
     return value
 
 
+def who(seconds: float) -> int:
+    """The process that runs the call, which sleeps so that the next call goes to another one."""
+    time.sleep(seconds)
+    return os.getpid()
+
+
 @contextlib.contextmanager
-def windlass_side(*functions: Callable[..., Any], **library: Any) -> Generator[windlass.Manager]:
-    """A manager with one local pilot of `SLOTS` cores and a library ``lib`` of the functions that has answered once on each slot."""
-    with windlass.Manager() as manager, windlass.Factory(manager, "local", cores=SLOTS, max_pilots=1):
-        manager.install_library("lib", *functions, **library)
+def windlass_side(*functions: Callable[..., Any], pilots: int = 1, cores: int = SLOTS, **library: Any) -> Generator[windlass.Manager]:
+    """A manager with local pilots and a library ``lib`` of the functions; where there are several pilots, each has answered."""
+    least = pilots if pilots > 1 else None
+    with windlass.Manager() as manager, windlass.Factory(manager, "local", cores=cores, max_pilots=pilots, min_pilots=least):
+        manager.install_library("lib", *functions, who, **library)
+        if pilots > 1:
+            answered: set[int] = set()
+            while len(answered) < pilots * cores:
+                calls = [manager.submit(windlass.FunctionCall("lib", "who", 0.05)) for _ in range(2 * pilots * cores)]
+                answered |= {call.result() for call in calls}
         yield manager
 
 

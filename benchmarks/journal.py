@@ -15,7 +15,7 @@ from pathlib import Path
 
 import windlass
 from common import SLOTS, Submits, arguments, clock, echo, in_turns, median, report, warm, windlass_submits
-from throughput import one_run
+from throughput import numbers, one_run
 
 
 def main() -> None:
@@ -31,10 +31,10 @@ def main() -> None:
                 manager.install_library("lib", echo)
                 sides[name] = windlass_submits(manager)
             warm(*sides.values())
-            bases = {name: iter(range(10**6, 10**12, chosen.calls)) for name in sides}
+            bases = {name: numbers(chosen.calls) for name in sides}
 
             def run(name: str) -> Callable[[], float]:
-                return lambda: one_run(sides[name], next(bases[name]), chosen.calls, busy=False).whole
+                return lambda: one_run(sides[name], next(bases[name])).whole
 
             runs = in_turns(chosen.rounds, {name: run(name) for name in sides})
         size = (folder / "journal" / "log").stat().st_size
@@ -43,8 +43,8 @@ def main() -> None:
             opening = clock() - began
             manager.install_library("lib", echo)
             submit = windlass_submits(manager)
-            bases["again"] = iter(range(10**6, 10**12, chosen.calls))
-            again = [one_run(submit, next(bases["again"]), chosen.calls, busy=False).whole for _ in range(chosen.rounds)]
+            again_of = numbers(chosen.calls)
+            again = [one_run(submit, next(again_of)).whole for _ in range(chosen.rounds)]
     finally:
         shutil.rmtree(folder)
     seconds = {name: median(of) for name, of in runs.items()}

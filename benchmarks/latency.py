@@ -1,7 +1,11 @@
-"""Latency: one call at a time, from submit to its result in the program's hands."""
+"""Latency: one call at a time, from submit to its result in the program's hands.
+
+Three ways in turns: ``result()``, ``await`` in a coroutine of `asyncio.run`, and ``result()`` of the standard library's process pool.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ProcessPoolExecutor
 
 from common import (
@@ -33,6 +37,21 @@ def one_run(submit: Submits, base: int, calls: int) -> list[float]:
     return took
 
 
+def one_run_awaiting(submit: Submits, base: int, calls: int) -> list[float]:
+    """The same, each future awaited."""
+
+    async def run() -> list[float]:
+        took: list[float] = []
+        for number in range(base, base + calls):
+            began = clock()
+            result = await submit(number)
+            took.append(clock() - began)
+            check(result == number)
+        return took
+
+    return asyncio.run(run())
+
+
 def main() -> None:
     chosen = arguments(__doc__, calls=1_000)
     with ProcessPoolExecutor(SLOTS) as pool:
@@ -46,15 +65,21 @@ def main() -> None:
                 chosen.rounds,
                 {
                     "Windlass": lambda: one_run(ours, next(bases), chosen.calls),
+                    "Windlass, await": lambda: one_run_awaiting(ours, next(bases), chosen.calls),
                     "process pool": lambda: one_run(processes, next(bases), chosen.calls),
                 },
             )
-    rows: list[tuple[str, float, float]] = []
-    for name, of in runs.items():
-        rows.append((name, median(quantile(run, 0.5) for run in of) * 1e6, median(quantile(run, 0.99) for run in of) * 1e6))
-    figures = {"p50_us": round(rows[0][1]), "p99_us": round(rows[0][2]), "vs_process_pool": round(rows[0][1] / rows[1][1], 2)}
-    note = f"{chosen.calls:,} calls a round, one after another; vs_process_pool compares the p50 (less is better)"
-    report(chosen, "Latency of one call", ("side", "p50 us", "p99 us"), rows, figures, note)
+    half = {name: median(quantile(run, 0.5) for run in of) * 1e6 for name, of in runs.items()}
+    most = {name: median(quantile(run, 0.99) for run in of) * 1e6 for name, of in runs.items()}
+    figures = {
+        "p50_us": round(half["Windlass"]),
+        "p99_us": round(most["Windlass"]),
+        "vs_process_pool": round(half["Windlass"] / half["process pool"], 2),
+        "p99_vs_process_pool": round(most["Windlass"] / most["process pool"], 2),
+        "await_vs_result": round(half["Windlass, await"] / half["Windlass"], 2),
+    }
+    note = f"{chosen.calls:,} calls a round, one after another; ratios are of times (less is better), of p50 unless they say p99"
+    report(chosen, "Latency of one call", ("side", "p50 us", "p99 us"), [(name, half[name], most[name]) for name in runs], figures, note)
 
 
 if __name__ == "__main__":

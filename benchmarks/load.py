@@ -1,7 +1,7 @@
 """Load: what a manager stands, part by part; each part says what must hold, and the program ends with status 1 when something does not.
 
 calls      a million real calls through two slots, collected as they end: memory of program and pilot flat after the first tenth, the rate
-           of the last tenth beside that of the second, descriptors and processes
+           of the last tenth beside that of the second, of all beside that of short runs before and after; descriptors and processes
 workers    1,000 workers connected (thin ones: real sessions over TLS): calls through all of them beside two, memory, cuts while the
            program holds the interpreter's lock for seconds
 cancels    100,000 calls cancelled at once: how long it takes, and that a call submitted behind them is not held up
@@ -88,9 +88,22 @@ def one_batch(manager: windlass.Manager, first: int, count: int) -> None:
         check(future.result() == one)
 
 
+def short_runs(manager: windlass.Manager, batch: int) -> list[float]:
+    """Calls per second of some runs of one batch."""
+    rates: list[float] = []
+    for _ in range(5):
+        began = clock()
+        one_batch(manager, 0, batch)
+        rates.append(batch / (clock() - began))
+    return rates
+
+
 def calls(chosen: argparse.Namespace) -> Part:
-    part, tenth, batch = Part(), chosen.calls // 10, 10_000
+    part, batch = Part(), min(10_000, chosen.calls // 10)
+    tenth = chosen.calls // 10 // batch * batch
     with served(echo) as manager:
+        one_batch(manager, 0, batch)
+        short = short_runs(manager, batch)
         me = [psutil.Process()]
         rates: list[float] = []
         program: list[int] = []
@@ -109,10 +122,13 @@ def calls(chosen: argparse.Namespace) -> Part:
             pilot.append(resident(pilots()))
             files.append(descriptors([*me, *pilots()]))
             processes.append(len(pilots()))
+        short += short_runs(manager, batch)
+    seconds = sum(tenth / rate for rate in rates)
     part.figures = {
         "calls": number,
         "calls_per_s": round(median(rates)),
         "last_rate_vs_second": round(rates[-1] / rates[1], 2),
+        "vs_short_run": round(number / seconds / median(short), 2),
         "program_growth": round(max(program[1:]) / program[0] - 1, 3),
         "pilot_growth": round(max(pilot[1:]) / pilot[0] - 1, 3),
         "program_mb": round(program[-1] / 1e6),

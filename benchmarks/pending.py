@@ -1,4 +1,4 @@
-"""Waiting calls: what 100,000 of them cost the program in memory, and how fast they can be handed in.
+"""Waiting calls: what 100,000 of them cost the program in memory, and how fast they can be handed in, one by one and by ``map``.
 
 Each run is a program of its own, so that memory freed by an earlier one is not used again.  It submits while nothing can run, reads its
 resident memory before and after, then lets all calls run and checks every result.
@@ -31,6 +31,20 @@ def hand_in(submit: Submits, calls: int) -> tuple[list[Any], dict[str, float]]:
     futures = [submit(number) for number in range(calls)]
     took = clock() - began
     return futures, {"bytes_per_call": (resident() - before) / calls, "submit_per_s": calls / took}
+
+
+def run_map(calls: int) -> dict[str, float]:
+    """An executor's ``map`` that keeps all of them ahead, and so submits them at once."""
+    with windlass.Manager() as manager, windlass.Executor(None, manager=manager) as pool:
+        first = pool.submit(echo, -1)
+        began = clock()
+        results = pool.map(echo, range(calls), buffersize=calls)
+        took = clock() - began
+        with windlass.Factory(manager, "local", cores=SLOTS, max_pilots=1):
+            check(first.result() == -1)
+            for number, result in enumerate(results):
+                check(result == number)
+    return {"map_submit_per_s": calls / took}
 
 
 def run_windlass(calls: int) -> dict[str, float]:
@@ -66,19 +80,29 @@ def in_own_program(side: str, calls: int) -> dict[str, float]:
 def main() -> None:
     if sys.argv[1:2] == ["--one"]:
         side, calls = sys.argv[2], int(sys.argv[3])
-        print(json.dumps(run_windlass(calls) if side == "windlass" else run_pool(calls)))
+        print(json.dumps({"windlass": run_windlass, "map": run_map, "pool": run_pool}[side](calls)))
         return
     chosen = arguments(__doc__, calls=100_000)
     runs = in_turns(
         chosen.rounds,
         {
             "Windlass": lambda: in_own_program("windlass", chosen.calls),
+            "Windlass, map": lambda: in_own_program("map", chosen.calls),
             "process pool": lambda: in_own_program("pool", chosen.calls),
         },
     )
-    rows = [(name, median(run["bytes_per_call"] for run in of), median(run["submit_per_s"] for run in of)) for name, of in runs.items()]
-    (_, ours, submits), (_, theirs, _) = rows
-    figures = {"bytes_per_call": round(ours), "submit_per_s": round(submits), "vs_process_pool_bytes": round(ours / theirs, 2)}
+    mapped = median(run["map_submit_per_s"] for run in runs.pop("Windlass, map"))
+    rows: list[tuple[str, float | str, float]] = [
+        (name, median(run["bytes_per_call"] for run in of), median(run["submit_per_s"] for run in of)) for name, of in runs.items()
+    ]
+    rows.append(("Windlass, map", "", mapped))
+    ours, theirs = (median(run["bytes_per_call"] for run in runs[name]) for name in ("Windlass", "process pool"))
+    figures = {
+        "bytes_per_call": round(ours),
+        "submit_per_s": round(median(run["submit_per_s"] for run in runs["Windlass"])),
+        "map_submit_per_s": round(mapped),
+        "vs_process_pool_bytes": round(ours / theirs, 2),
+    }
     note = f"{chosen.calls:,} calls with an integer each; resident memory of the whole program, futures and all"
     report(chosen, "Waiting calls", ("side", "bytes/call", "submits/s"), rows, figures, note)
 

@@ -138,6 +138,8 @@ class Door(Declaring):
         self._implicit_code: dict[str, ObjectRef] = {}
         #: By function, and whether equal calls of it are one.
         self._defined: OrderedDict[tuple[FunctionId, bool], Target] = OrderedDict()
+        #: What was called last, as most calls of a loop are of one function: no other has been defined since, nor another implicit library.
+        self._latest: tuple[Defined, bool, LibrarySpec, Target] | None = None
         self._possible: dict[tuple[LibraryId, int], tuple[CallOptions, int]] = {}
         self._pid = os.getpid()
         _doors.add(self)
@@ -354,7 +356,8 @@ class Door(Declaring):
         """Queue ``fn(*args, **kwargs)`` in the implicit library; its future. ``memoize``: equal calls are run once. Raises as `submit`."""
         from windlass.functions import define
 
-        self._check_open()
+        if self._closed or self._client.closed:
+            self._check_open()
         if type(args) is not tuple or (kwargs is not None and type(kwargs) is not dict):  # pyright: ignore[reportUnnecessaryComparison]
             raise UsageError(f"submit_function(..., {args!r}, {kwargs!r}): write submit_function(f, (1, 2), {{'name': 3}})")
         if options is not None and not isinstance(options, CallOptions):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -362,6 +365,18 @@ class Door(Declaring):
                 f"options={options!r}: options are given to an executor: Executor(None, manager=manager).with_options(cores=2)"
             )
         defined = define(fn, self._put_forever)
+        latest = self._latest
+        if latest is not None and latest[0] is defined and latest[1] is memoize:
+            spec, target = latest[2], latest[3]
+        else:
+            spec, target = self._implicit_target(fn, defined, memoize)
+        chosen = options or DEFAULT_OPTIONS
+        if chosen is not DEFAULT_OPTIONS:
+            self._check_possible(spec, chosen)
+        return self._client.submit(target, args, kwargs or {}, chosen, tag)
+
+    def _implicit_target(self, fn: Callable[..., Any], defined: Defined, memoize: bool) -> tuple[LibrarySpec, Target]:
+        """The implicit library with all that the function needs, and what a call of it is for."""
         definition = defined.definition
         with self._lock:
             spec = self._implicit
@@ -382,10 +397,8 @@ class Door(Declaring):
                 self._client.say(DefineFunctions((definition,)))
             elif target.library != spec.id:
                 target = self._defined[definition.id, memoize] = _target(spec, defined, target.content)
-        chosen = options or DEFAULT_OPTIONS
-        if chosen is not DEFAULT_OPTIONS:
-            self._check_possible(spec, chosen)
-        return self._client.submit(target, args, kwargs or {}, chosen, tag)
+            self._latest = defined, memoize, spec, target
+        return spec, target
 
     def _next_implicit(self, imports: tuple[ImportSpec, ...], code: tuple[ObjectRef, ...]) -> LibrarySpec:
         self._implicit_imports.update((one.module, one) for one in imports)

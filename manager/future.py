@@ -172,6 +172,16 @@ class CallFuture(Future[T], Story):
         _condition = property(_own_lock)
         _waiters = property(_own_watchers)
 
+        def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
+            """Done, cancelled, result, exception: what `asyncio.wrap_future` asks from Python 3.14 on; the base class knows no records."""
+            if self._state not in _ENDED:
+                return False, False, None, None
+            if self.cancelled():
+                self.collect()
+                return True, True, None, None
+            error = self.exception()
+            return True, False, None if error is not None else self._result, error
+
     # ------------------------------------------------------------ ending
 
     def finish(self, done: CallDone) -> bool:
@@ -219,13 +229,13 @@ class CallFuture(Future[T], Story):
             else:
                 for watcher in watchers:
                     watcher.add_result(self)
-            self._drop_sleepers(watchers)
+            self._drop_told(watchers)
         callbacks, self._callbacks = self._callbacks, None
         return callbacks
 
-    def _drop_sleepers(self, watchers: list[Watcher]) -> None:
-        # A sleeper is woken once; others, of concurrent.futures, take themselves off the list later.
-        watchers[:] = [watcher for watcher in watchers if type(watcher) is not Sleeper]
+    def _drop_told(self, watchers: list[Watcher]) -> None:
+        # Ours are woken once; others, of concurrent.futures, take themselves off the list later.
+        watchers[:] = [watcher for watcher in watchers if type(watcher) is not Sleeper and type(watcher) is not TaskWaiting]
 
     def _call_back(self, callbacks: list[Callable[[CallFuture[T]], object]]) -> None:
         self.collect()
@@ -251,9 +261,9 @@ class CallFuture(Future[T], Story):
                 watchers = self._watchers
                 if watchers:
                     for watcher in watchers:
-                        if type(watcher) is Sleeper:
+                        if type(watcher) is Sleeper or type(watcher) is TaskWaiting:
                             watcher.add_cancelled(self)
-                    self._drop_sleepers(watchers)
+                    self._drop_told(watchers)
                 callbacks, self._callbacks = self._callbacks, None
         if owner is not None:
             owner.cancel(self)
@@ -526,12 +536,13 @@ class CallFuture(Future[T], Story):
             task = TaskWaiting(asyncio.get_running_loop())
             self.watch(task)
             try:
-                yield from task.waiting
+                yield task
             except asyncio.CancelledError:
                 self.cancel()
                 raise
             finally:
-                self.unwatch(task)
+                if self._watchers:
+                    self.unwatch(task)
         if self.cancelled():
             self.collect()
             raise asyncio.CancelledError
@@ -595,10 +606,13 @@ class CallFuture(Future[T], Story):
         return self.state == "done"
 
     def __repr__(self) -> str:
-        words = [f"call={self.call_id}"] if self.call_id else [f"at {id(self):#x}"]
-        if self.tag is not None:
-            words.append(f"tag={self.tag!r}")
-        words.append(f"state={self.state}")
+        if self.call_id:
+            words = [f"call={self.call_id}"]
+            if self.tag is not None:
+                words.append(f"tag={self.tag!r}")
+            words.append(f"state={self.state}")
+        else:  # a plain future shows itself as the stock one does
+            words = [f"at {id(self):#x}", f"state={self._state.partition('_')[0].lower()}"]
         if self._state == FINISHED and self._settled:
             if self._exception is not None:
                 words.append(f"raised {type(self._exception).__name__}")

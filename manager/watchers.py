@@ -3,15 +3,18 @@
 Theory of operation
 -------------------
 A watcher is told on the thread that ends the future, the manager's as a rule, so it only passes the news on: a `Sleeper` releases
-the lock that its thread waits for, a `TaskWaiting` puts an asyncio future into its loop's `LoopPost`, which signals the loop once
-for all that has come since it last looked. The methods are those of `concurrent.futures`' own waiters, which are watchers too.
+the lock that its thread waits for, a `TaskWaiting` puts itself into its loop's `LoopPost`, which signals the loop once for all that
+has come since it last looked. The methods are those of `concurrent.futures`' own waiters, which are watchers too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from windlass.manager.inbox import Inbox
@@ -48,23 +51,55 @@ class Sleeper:
 class LoopPost:
     """Wakes tasks of one event loop, one signal to the loop for many futures."""
 
-    __slots__ = ("_inbox", "_loop")
+    __slots__ = ("__weakref__", "_inbox", "_signal", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = weakref.ref(loop)  # the table of posts must not keep its loops alive
-        self._inbox: Inbox[asyncio.Future[None]] = Inbox(self._wake)
+        """In the loop's thread."""
+        self.loop = weakref.ref(loop)  # the table of posts must not keep its loops alive
+        self._inbox: Inbox[TaskWaiting] = Inbox(self._wake)
+        self._signal = -1
+        try:
+            signal = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        except (AttributeError, OSError):
+            return
+        try:
+            loop.add_reader(signal, self._deliver)
+        except (NotImplementedError, AttributeError):
+            os.close(signal)
+            return
+        self._signal = signal
+        weakref.finalize(loop, os.close, signal).atexit = False
 
     def _wake(self) -> None:
-        loop = self._loop()
-        if loop is not None:
+        loop = self.loop()  # while we have it, the descriptor is ours
+        if loop is None or loop.is_closed():
+            raise RuntimeError("the loop is closed")
+        if self._signal < 0:
             loop.call_soon_threadsafe(self._deliver)
+        else:
+            os.eventfd_write(self._signal, 1)
 
     def _deliver(self) -> None:
-        for waiting in self._inbox.drain():
-            if not waiting.done():
-                waiting.set_result(None)
+        if self._signal >= 0:
+            try:
+                os.eventfd_read(self._signal)
+            except BlockingIOError:
+                pass
+        told = self._inbox.drain()
+        if len(told) == 1:
+            told[0].wake()
+            return
+        come = iter(told)
+        try:
+            for waiting in come:
+                waiting.wake()
+        finally:
+            loop = self.loop()
+            for waiting in come:  # a task has raised what is to end the loop, and another run of it may follow
+                if loop is not None:
+                    loop.call_soon(waiting.wake)
 
-    def put(self, waiting: asyncio.Future[None]) -> None:
+    def put(self, waiting: TaskWaiting) -> None:
         try:
             self._inbox.put(waiting)
         except RuntimeError:
@@ -72,21 +107,82 @@ class LoopPost:
 
 
 _posts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopPost] = weakref.WeakKeyDictionary()
+#: The one asked for last: most programs have one loop.
+_latest: LoopPost | None = None
+
+
+def post_of(loop: asyncio.AbstractEventLoop) -> LoopPost:
+    """In the loop's thread."""
+    global _latest
+    post = _posts.get(loop)
+    if post is None:
+        post = _posts[loop] = LoopPost(loop)
+    _latest = post
+    return post
 
 
 class TaskWaiting:
-    """One task that awaits one future."""
+    """One task that awaits one future; what the task yields.
 
-    __slots__ = ("_post", "waiting")
+    To asyncio it is a future with one callback, the task's. That is called by the very turn of the loop that hears of the end; a future of
+    asyncio's would take another turn.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_callback", "_cancelled", "_context", "_loop", "_post", "over")
+
+    _callback: Callable[[TaskWaiting], object] | None
+    _context: contextvars.Context
+    #: Arguments of the CancelledError.
+    _cancelled: tuple[object, ...] | None
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        post = _posts.get(loop)
-        if post is None:
-            post = _posts[loop] = LoopPost(loop)
-        self._post = post
-        self.waiting: asyncio.Future[None] = loop.create_future()
+        post = _latest
+        self._post = post if post is not None and post.loop() is loop else post_of(loop)
+        self._loop = loop
+        self._asyncio_future_blocking = True
+        self._callback = self._cancelled = None
+        #: The task has been woken.
+        self.over = False
+
+    # -- as a watcher
 
     def add_result(self, future: Any) -> None:
-        self._post.put(self.waiting)
+        self._post.put(self)
 
     add_exception = add_cancelled = add_result
+
+    # -- as asyncio's future, in the loop's thread
+
+    def wake(self) -> None:
+        """Have the task go on, here and now."""
+        self.over = True
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            self._context.run(callback, self)
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def add_done_callback(self, callback: Callable[[TaskWaiting], object], *, context: contextvars.Context | None = None) -> None:
+        self._callback = callback
+        self._context = contextvars.copy_context() if context is None else context
+        if self.over:
+            self._loop.call_soon(self.wake)
+
+    def cancel(self, msg: object = None) -> bool:
+        if self.over:
+            return False
+        self.over = True
+        self._cancelled = () if msg is None else (msg,)
+        self._loop.call_soon(self.wake)
+        return True
+
+    def cancelled(self) -> bool:
+        return self._cancelled is not None
+
+    def done(self) -> bool:
+        return self.over
+
+    def result(self) -> None:
+        if self._cancelled is not None:
+            raise asyncio.CancelledError(*self._cancelled)

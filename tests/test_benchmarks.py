@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: The smallest run of each.
 SMALLEST = {
-    "throughput": ["--calls", "600"],
+    "throughput": ["--calls", "600", "--fork-calls", "50"],
     "latency": ["--calls", "50"],
     "startup": [],
     "pending": ["--calls", "500"],

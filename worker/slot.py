@@ -47,6 +47,7 @@ from windlass.messages import (
     RAISED,
     RETURNED,
     CallEnd,
+    CallId,
     CallRun,
     EndDetail,
     FileRef,
@@ -56,7 +57,7 @@ from windlass.messages import (
     ObjectRef,
 )
 from windlass.objects import open_in, write_result
-from windlass.worker import capture, hoist
+from windlass.worker import capture, forks, hoist
 from windlass.worker.callqueue import read_spilled
 from windlass.worker.slot_api import STATE
 from windlass.worker.slotlink import (
@@ -89,8 +90,8 @@ from windlass.worker.slotproc import death
 
 #: Functions that came after the start and are kept loaded: a loop that submits ever new closures must not fill the memory.
 FUNCTIONS_KEPT: Final = 256
-#: Sent to whole jobs by batch systems; see `windlass.worker.zygote`.
-_SURVIVED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+#: The interpreter adapts a function when it has run eight times.
+REHEARSALS: Final = 16
 _PR_SET_PDEATHSIG: Final = 1
 
 #: A loaded function, and the variables of the context it takes: (parameter, its position or a large number, value).
@@ -117,7 +118,7 @@ class Link:
 def begin_process(name: str) -> None:
     """What zygotes and spawned slots do first: a name for ps, tracebacks of crashes, an end with their parent."""
     global _prctl, _flush_c
-    survive_signals()
+    forks.survive_signals()
     with suppress(OSError), open("/proc/self/comm", "w") as file:
         file.write(name)
     faulthandler.enable()
@@ -139,12 +140,6 @@ def die_with_parent() -> None:
     """Have the kernel kill this process when the thread that made it ends."""
     if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-
-
-def survive_signals() -> None:
-    """Do nothing on signals that a batch system sends to all processes of a job; programs executed from here do not inherit it."""
-    for number in _SURVIVED:
-        signal.signal(number, _ignored)
 
 
 def run(link: Link, setup: Setup, library: hoist.Library) -> int:
@@ -194,6 +189,8 @@ class Slot:
         decode = msgspec.msgpack.Decoder(CallRun).decode
         answer, send = self.answer, self.send
         forked = self.setup.spec.mode == "fork"
+        if forked:
+            self.rehearse()
         most = self.setup.spec.max_calls
         count = 0
         while not words[leave_word]:
@@ -433,11 +430,25 @@ class Slot:
 
     # ------------------------------------------------ mode "fork"
 
+    def rehearse(self) -> None:
+        """Answer a call that does nothing, a few times, to nobody: what the interpreter loads and adapts then, children share.
+
+        What each of them had to write into its own copy of a page would cost it a page fault.
+        """
+        key = FunctionId(b"rehearsal")
+        self.others[key] = (dict, ())
+        run = CallRun(CallId(0), 0, self.setup.instance, key, pickling.pack_call((), {}, self.put)[0])
+        for _ in range(REHEARSALS):
+            self.encoder.encode_into(self.answer(run, now()), self.frame, 4)
+        del self.others[key]
+        gc.collect()
+        gc.freeze()
+
     def answer_in_child(self, run: CallRun, started_at: float, count: int) -> None:
         """Run a call in a child of its own; answer for it if it dies."""
         words, base = self.words, self.base
         try:
-            pid = os.fork()
+            pid = forks.fork()
         except OSError as error:
             ended_at = now()
             text = f"no process could be forked for the call: {error}; the limit on processes of the node or the pilot is reached"
@@ -469,9 +480,7 @@ class Slot:
         try:
             os.setpgid(0, 0)
             die_with_parent()
-            survive_signals()
-            STATE.forked = False  # this fork is ours
-            _reseed()
+            forks.reseed()
             end = self.answer(run, started_at)
             self.words[self.base + SENDING] = count
             self.send(end)
@@ -489,8 +498,8 @@ def settle(link: Link, setup: Setup, gpu_ids: tuple[str, ...]) -> None:
     with suppress(OSError):
         os.setsid()  # a spawned one leads its session already
     die_with_parent()
-    survive_signals()
-    os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_after_fork)
+    forks.survive_signals()
+    forks.watch_forks()
     with suppress(OSError), open("/proc/self/comm", "w") as file:
         file.write(f"windlass-slot{link.row}")
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
@@ -501,40 +510,10 @@ def settle(link: Link, setup: Setup, gpu_ids: tuple[str, ...]) -> None:
     if setup.spec.per_slot.gpus:
         for variable in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
             os.environ[variable] = ",".join(gpu_ids)
-    _reseed()
+    forks.reseed()
     gc.enable()
     STATE.library, STATE.slot, STATE.cache_folder = setup.spec.name, link.row, setup.cache_folder
     STATE.rows, STATE.warnings = link.rows, link.results.fileno()
-
-
-def _reseed() -> None:
-    """Forks of one process would all draw the same numbers; the standard library's generator sees to that itself."""
-    numpy_random: Any = sys.modules.get("numpy.random")
-    if numpy_random is not None:
-        with suppress(Exception):
-            numpy_random.seed()
-
-
-def _ignored(_signal: int, _frame: Any) -> None:
-    """Survive: a handler instead of SIG_IGN, because that would be inherited by programs that user code executes."""
-
-
-def _hold_signals() -> None:
-    # A signal to the child between its fork and its first line would be survived there.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SURVIVED)
-
-
-def _release_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SURVIVED)
-
-
-def _after_fork() -> None:
-    """In processes that user code forks: they are no slots, and terminate() must work on them."""
-    STATE.forked = True
-    for number in _SURVIVED:
-        if signal.getsignal(number) is _ignored:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    _release_signals()
 
 
 def end_watch() -> None:

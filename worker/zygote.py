@@ -19,6 +19,8 @@ and slots survive them; processes that user code starts do not inherit this.
 
 from __future__ import annotations
 
+from windlass.worker import forks  # isort: skip - the first, to see what threading and logging register
+
 import gc
 import os
 import select
@@ -72,7 +74,7 @@ class Zygote:
         wake_read, wake_write = socket.socketpair()
         wake_read.setblocking(False)
         wake_write.setblocking(False)
-        slot.survive_signals()
+        forks.survive_signals()
         signal.signal(signal.SIGCHLD, _noted)
         signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
         self.say(Prepared(library.imports, library.context_seconds, library.notes))

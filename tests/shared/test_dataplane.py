@@ -40,14 +40,16 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 class Ends:
     """A manager's and a worker's side of objects. ``bulk``: large ones go past the loops, as they do at a real manager."""
 
-    def __init__(self, authority: Authority, tmp_path: Path, bulk: bool) -> None:
+    large_go_past_the_loops = True
+
+    def __init__(self, authority: Authority, tmp_path: Path) -> None:
         self.theirs = ObjectStore(tmp_path / "manager", 1 << 30)
         self.ours = ObjectStore(tmp_path / "worker", 1 << 30)
         self.server = DataServer(self.theirs)
         self.files = FileServer(lambda name: None, lambda identity, request: "no")
         self.listener = Listener(authority, Shell(), serve_data=self.server, files=self.files)
         self.authority = authority
-        self.bulk = bulk
+        self.bulk = self.large_go_past_the_loops
 
     async def open(self) -> None:
         self.files.objects = BulkServer(self.server, asyncio.get_running_loop())
@@ -67,19 +69,14 @@ class Ends:
 
 
 @pytest.fixture(params=["loops", "threads"], autouse=True)
-def way(request: pytest.FixtureRequest) -> str:
-    """How large objects go."""
-    global BULK
-    BULK = request.param == "threads"
-    return str(request.param)
-
-
-BULK = True
+def way(request: pytest.FixtureRequest) -> None:
+    """How large objects go; every test is of both."""
+    Ends.large_go_past_the_loops = request.param == "threads"
 
 
 @asynccontextmanager
 async def ends(authority: Authority, tmp_path: Path) -> AsyncGenerator[Ends]:
-    both = Ends(authority, tmp_path, BULK)
+    both = Ends(authority, tmp_path)
     await both.open()
     try:
         async with asyncio.timeout(LIMIT):
