@@ -417,7 +417,7 @@ class FactoryCore:
             times.append(self._last_at(now) if self._at_the_end(now) else self._deadline)
         elif self.actions is not None:
             times.append(self.actions.again_at)
-            if self.actions.cancel or self.actions.submit:
+            if self.actions.cancel or (self.actions.submit and self._queried):
                 times.append(max(self.budget.free_at(now), silent))
         return max(now, min(times, default=math.inf))
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from windlass.factory.backend import Cause, JobId, Listed, PilotState, pilot_word, split_pilot_word
+from windlass.factory.backend import RESTART_MARK, Cause, JobId, Listed, PilotState, pilot_word, split_pilot_word
 from windlass.messages import PilotId, PilotSeen
 
 #: Queries in a row that do not list a pilot before it counts as gone.
@@ -358,17 +358,29 @@ class Fleet:
         ``heard_at``: when the manager said so; None: now.
         """
         heard_at = now if heard_at is None else heard_at
-        by_word: dict[PilotId, list[PilotSeen]] = {}
+        first: dict[PilotId, PilotSeen] = {}
+        by_word: dict[PilotId, list[PilotSeen]] = {}  # of several nodes
         for one in seen:
-            by_word.setdefault(one.pilot, []).append(one)
-            job, restart = split_pilot_word(one.pilot)
-            pilot = self.pilots.get(job)
-            if pilot is not None and one.connected and restart > pilot.restart:
-                self._restarted(pilot, restart, "", now)
+            if one.pilot in first:
+                by_word.setdefault(one.pilot, [first[one.pilot]]).append(one)
+            else:
+                first[one.pilot] = one
+            if one.connected and RESTART_MARK in one.pilot:
+                job, restart = split_pilot_word(one.pilot)
+                pilot = self.pilots.get(job)
+                if pilot is not None and restart > pilot.restart:
+                    self._restarted(pilot, restart, "", now)
         for pilot in self.pilots.values():
-            nodes = [one for one in by_word.get(pilot.word, ()) if one.connected]
+            word = pilot.word
+            only = first.get(word)
+            if only is not None and only.connected and pilot.connected and pilot.phase is Phase.SERVING and word not in by_word:
+                # Nearly all of thousands, several times a second: as below, where nothing has happened.
+                pilot.running_calls, pilot.idle_seconds, pilot.heard_at = only.running, only.idle_seconds, heard_at
+                pilot.draining, pilot.forgotten = only.draining, False
+                continue
+            nodes = [one for one in by_word.get(word, () if only is None else (only,)) if one.connected]
             pilot.connected = bool(nodes)
-            pilot.forgotten = pilot.served and pilot.word not in by_word and now >= self.patient_until
+            pilot.forgotten = pilot.served and only is None and now >= self.patient_until
             pilot.running_calls = sum(one.running for one in nodes)
             pilot.idle_seconds, pilot.heard_at = min((one.idle_seconds for one in nodes), default=0.0), heard_at
             pilot.draining = bool(nodes) and all(one.draining for one in nodes)

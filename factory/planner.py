@@ -38,7 +38,7 @@ from windlass.factory.history import History
 from windlass.factory.pilots import Phase, Pilot
 from windlass.factory.pool import PoolConfig
 from windlass.factory.spending import Allowance, allowance
-from windlass.messages import Demand, PilotSeen, Resources, Shape
+from windlass.messages import Demand, PilotSeen, PoolName, Resources, Shape
 
 #: A pilot that was asked to end and is still there is asked again after this long.
 ASK_AGAIN: Final = 120.0
@@ -262,9 +262,12 @@ _Other = tuple[int, Callable[[Shape], float]]
 
 def _others(demand: Demand, own: PoolConfig, before: Iterable[Promise]) -> Iterable[_Other]:
     """What other pools have, and what those named before this one promise."""
+    alike: dict[tuple[PoolName, Resources], list[PilotSeen]] = {}
     for pilot in demand.pilots:
         if pilot.pool != own.name and pilot.connected and not pilot.draining:
-            yield 1, partial(_could_use_more, pilot=pilot, start_cost=own.start_cost)
+            alike.setdefault((pilot.pool, pilot.resources), []).append(pilot)
+    for pilots in alike.values():
+        yield len(pilots), partial(_could_use_more, pilot=pilots[0], start_cost=own.start_cost)
     for promise in before:
         yield promise.pilots, partial(could_use, pool=promise.pool)
 

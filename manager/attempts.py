@@ -123,7 +123,7 @@ class Attempts(Dispatch):
             self._dirty[library] = state
             if not state.running and not state.waiting:
                 # Another library may have waited for this one to fall idle.
-                self.structure += 1
+                self._restructured(worker)
                 self._wake_starved()
         if not held:
             worker.idle_since = now

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import msgspec
 
@@ -23,7 +24,7 @@ from windlass.manager.lineage import FIRST_REMAKE, Lineage
 from windlass.manager.pilots import PilotBook
 from windlass.manager.placement import why_never
 from windlass.manager.replicas import Replicas
-from windlass.manager.workers import Instance, Worker
+from windlass.manager.workers import Instance, Phase, Worker
 from windlass.messages import (
     CANCELLED,
     NO_FILE,
@@ -48,6 +49,8 @@ from windlass.messages import (
 
 #: Bytes of payload in one `RunCalls`, well under the limit of a frame.
 RUN_BYTES = 256 << 10
+#: So many workers are looked at again at each tick, in turns, by libraries that wait for slots.
+LOOKED_AT = 32
 #: Queues without calls are looked for when a library has more queues than this.
 SWEEP_LEAST = 100
 
@@ -93,6 +96,9 @@ class Books:
         self.counters = Counters()
         #: Changes when workers, instances or libraries come or go: what failed to find room is tried again.
         self.structure: int = 0
+        #: Workers that have got something since, by the version of the structure, the newest last: what found no room looks at these alone.
+        self._gained: dict[WorkerId, int] = {}
+        self._turns: Iterator[WorkerId] = iter(())
         #: Changes when workers or offers of pools do: what can ever be run may be something else then.
         self.means: int = 0
         self._queues: dict[tuple[LibraryId, CallOptions, float, bool], CallQueue] = {}
@@ -252,10 +258,13 @@ class Books:
         state = self.libraries[instance.library]
         state.idle.pop(instance.id, None)
         state.roomy.pop(instance.id, None)
+        state.loaded.pop(instance.id, None)
 
     def _gone(self, instance: Instance, worker: Worker, now: float) -> None:
         """An instance is no more."""
         self._off_lists(instance)
+        self._aim(instance, 0)
+        self.libraries[instance.library].changed.pop(instance.id, None)
         self._shrinking.pop(instance.id, None)
         self._ahead.pop(instance.id, None)
         worker.instances.pop(instance.id, None)
@@ -263,17 +272,43 @@ class Books:
             del worker.by_library[instance.library]
         self.libraries[instance.library].instances.pop(instance.id, None)
 
-    def _restructured(self) -> None:
+    def _aim(self, instance: Instance, target: int) -> None:
+        """An instance is to have so many slots."""
+        state = self.libraries[instance.library]
+        state.slots += target - instance.target
+        if instance.phase is Phase.STARTING:
+            state.coming += target - instance.target
+        instance.target = target
+
+    def _restructured(self, gained: Worker | None = None) -> None:
+        """Workers or instances have changed; ``gained``: who may give libraries more than before."""
         self.structure += 1
+        if gained is not None:
+            self._gained.pop(gained.id, None)
+            self._gained[gained.id] = self.structure
         self.demand_changed = True
         for state in self.libraries.values():
             if state.waiting or state.removed:
                 self._dirty[state.spec.id] = state
 
     def _wake_starved(self) -> None:
-        for state in self._starved.values():
-            if state.waiting:
-                self._dirty[state.spec.id] = state
+        """Libraries that wait for slots are to look again, also at workers that have not got anything, as what kept slots from being
+        moved may be over. Where there are many workers, at some."""
+        if self._starved:
+            self._take_turns()
+        self._dirty.update(self._starved)
+
+    def _take_turns(self) -> None:
+        """The next workers count as ones that have got something."""
+        self.structure += 1
+        some = list(islice(self._turns, LOOKED_AT))
+        if len(some) < LOOKED_AT:
+            self._turns = iter(list(self.workers))
+            some += islice(self._turns, LOOKED_AT - len(some))
+        for worker_id in some:
+            if worker_id in self.workers:
+                self._gained.pop(worker_id, None)
+                self._gained[worker_id] = self.structure
 
     def check(self) -> None:
         """Invariants between the collections; raises AssertionError."""
@@ -293,6 +328,8 @@ class Books:
         for state in self.libraries.values():
             assert state.waiting == sum(queue.waiting for queue in state.queues)
             assert state.running == sum(queue.running for queue in state.queues)
+            assert state.slots == sum(one.target for one in state.instances.values())
+            assert state.coming == sum(one.target for one in state.instances.values() if one.phase is Phase.STARTING)
             for instance in state.instances.values():
                 worker = self.workers[instance.worker]
                 assert worker.instances[instance.id] is instance
@@ -303,6 +340,9 @@ class Books:
                 assert instance.id not in state.idle or instance.outstanding < instance.target
                 assert instance.id not in state.roomy or not instance.stuck or instance.id in self._ahead
                 assert instance.id in self._ahead or instance.outstanding <= instance.slots
+                assert instance.id not in state.loaded or instance.outstanding > instance.target
+                above = instance.serving and worker.usable and instance.outstanding > instance.target
+                assert instance.id in state.loaded or not above, "calls wait there, and would not be recalled"
         for worker in self.workers.values():
             assert worker.claim is None or self._claimed.get(worker.id) is worker
             lent = sum(one.slots * one.share.cores for one in worker.instances.values())

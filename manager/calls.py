@@ -97,6 +97,8 @@ class CallQueue(msgspec.Struct, gc=True):
     served_at: float = 0.0
     #: Its calls have inputs: it matters to each where it goes.
     files: bool = False
+    #: No idle instance could take its calls as things were then (`LibraryState.news`); -1: they are to be held against all.
+    passed_at: int = -1
 
     @property
     def needs(self) -> Resources:

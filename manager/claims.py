@@ -41,9 +41,11 @@ def next_claim(
     starved: Iterable[LibraryState], libraries: Mapping[LibraryId, LibraryState], workers: Iterable[Worker], now: float
 ) -> tuple[Worker, Claim] | None:
     """Who may claim what now: whoever has waited longest of those that need several slots; None: nobody."""
+    waits = sorted((wait for state in starved if not state.failed for wait in _waits(state)), key=lambda wait: wait.since)
+    if not waits or now - waits[0].since < HOLD_SECONDS:
+        return None  # asked at each tick, so workers are looked at only where there is a reason
     workers = list(workers)
     claimed = {(one.claim.library, one.claim.queue.needs) for one in workers if one.claim is not None}
-    waits = sorted((wait for state in starved if not state.failed for wait in _waits(state)), key=lambda wait: wait.since)
     for number, wait in enumerate(waits):
         if now - wait.since < HOLD_SECONDS:
             break
@@ -118,7 +120,7 @@ def _first(other: Wait, worker: Worker, now: float) -> bool:
     """Whether one that has waited longer has nothing, and could have a slot there; or has just got one there."""
     state = other.state
     mine = worker.by_library.get(state.spec.id)
-    if state.running or (state.slots() and (mine is None or not mine.target)) or not _usable(other, worker, now):
+    if state.running or (state.slots and (mine is None or not mine.target)) or not _usable(other, worker, now):
         return False
     return bool(fits(state.spec, other.queue.needs, worker.info.resources))
 

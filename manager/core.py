@@ -94,7 +94,7 @@ class Core(Attempts):
         if known is not None:
             known.removed = False
             if known.failed:
-                known.failed, known.crashes = "", 0
+                known.failed, known.crashes, known.tried = "", 0, -1
                 for worker in self.workers.values():
                     worker.unfit.pop(spec.id, None)
                     worker.crashes.pop(spec.id, None)
@@ -257,7 +257,7 @@ class Core(Attempts):
         if info.environment is not None:
             self.replicas.declare_environment(info.environment)
         self.means += 1
-        self._restructured()
+        self._restructured(worker)
 
     def worker_cut(self, worker_id: WorkerId, now: float) -> None:
         """Its connection is cut; the session lives for `Settings.reconnect_grace`, unless its pilot has ended."""
@@ -278,13 +278,14 @@ class Core(Attempts):
             for instance in worker.instances.values():
                 instance.moved()
                 self._refresh(instance)
-            self._restructured()
+            self._restructured(worker)
 
     def worker_lost(self, worker_id: WorkerId, reason: str, now: float) -> None:
         """Its session is over: its calls go back."""
         worker = self.workers.pop(worker_id, None)
         if worker is None:
             return
+        self._gained.pop(worker_id, None)
         self.means += 1
         self.replicas.worker_lost(worker_id, orderly=bool(worker.draining))
         self._outbox.pop(worker_id, None)
@@ -340,7 +341,7 @@ class Core(Attempts):
                 instance = worker.instances.get(message.instance)
                 if instance is not None:
                     self._ended(instance, worker, now)
-                    self._restructured()
+                    self._restructured(worker)
             elif isinstance(message, WorkerDraining):
                 self._drain(worker, message.reason)
                 if message.seconds_left:
@@ -363,7 +364,7 @@ class Core(Attempts):
                     worker.ends_at = now + message.seconds_left
                 if message.busy != worker.busy:
                     worker.busy = message.busy
-                    self._restructured()
+                    self._restructured(worker)
 
     def pools_reported(self, factory: str, report: PoolReport, now: float) -> None:
         """What a factory's pools offer, and which of its pilots ended."""
@@ -401,15 +402,14 @@ class Core(Attempts):
         if self._ahead:
             self._take_back_waiting()
         self._let_spent_go(now)
-        for state in list(self._starved.values()):
-            state.tried = -1
-            self._dirty[state.spec.id] = state
+        self._wake_starved()
         for state in self.libraries.values():
             if state.running and not state.waiting:
                 if state.idle:
                     self._recall(state, now, patient=False)
                 elif (not state.progressed or state.tried != self.structure) and self._behind(state):
                     # They were sent ahead of slots that have turned out to be long busy, or there may be free ones since.
+                    self._take_turns()
                     self._find_slots(state, now)
             state.progressed = False
             if state.removed:
@@ -428,9 +428,10 @@ class Core(Attempts):
         instance = worker.instances.get(message.instance)
         if instance is None or instance.phase is not Phase.STARTING:
             return
+        state = self.libraries[instance.library]
+        state.coming -= instance.target
         instance.phase = Phase.READY
         instance.ready = message
-        state = self.libraries[instance.library]
         state.starts += 1
         state.hoisted_seconds += sum(one.seconds for one in message.imports) + message.context_seconds
         self._refresh(instance)
@@ -456,7 +457,7 @@ class Core(Attempts):
                 worker.unfit[instance.library] = message.text  # it serves elsewhere: this node is bad
             elif state.crashes >= CRASHES_MOST and not any(one.served for one in state.instances.values()):
                 self._fail_library(state, f"{message.text}\nIt failed so {state.crashes} times in a row.", now)
-        self._restructured()
+        self._restructured(worker)
 
     def _ended(self, instance: Instance, worker: Worker, now: float) -> None:
         """An instance has ended, asked or not; calls that it has go back. One that was asked to has none: they are another one's by now."""

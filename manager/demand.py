@@ -7,7 +7,7 @@ durations or the calls' own ``expected_time``; 0 where nothing is known.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from windlass.manager.libraries import LibraryState
 from windlass.manager.workers import Worker
@@ -15,6 +15,15 @@ from windlass.messages import Demand, Means, PilotSeen, Resources, Shape
 
 if TYPE_CHECKING:
     from windlass.manager.books import Books
+
+#: Seconds between two messages of demand: at least, and for each worker, as a factory looks at all its pilots for each message.
+PACE_LEAST: Final = 0.2
+PACE_PER_WORKER: Final = 1e-4
+
+
+def pace(workers: int) -> float:
+    """Seconds between two messages of demand."""
+    return max(PACE_LEAST, PACE_PER_WORKER * workers)
 
 
 def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now: float) -> Demand:

@@ -12,8 +12,8 @@ or the timer says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice, takewhile
 
 from windlass.manager.books import SWEEP_LEAST
 from windlass.manager.calls import CallQueue
@@ -106,12 +106,23 @@ class Dispatch(Recalls):
             options = queue.options
             plain = not (options.needs.cores or options.needs.memory or options.needs.gpus or queue.least_seconds)
             skipped: list[Instance] = []
+            others = None if plain else iter(state.idle_for(queue))
+            if others is not None:
+                queue.passed_at = -1
             while queue.waiting:
                 if queue.files and not self._park(queue, state, now):
                     break
                 near = self._nearest(state, queue, plain) if queue.files else None
                 if near is not None:
                     instance, room = near
+                elif others is not None:
+                    found = next(others, None)
+                    if found is None:
+                        state.pass_by(queue)
+                        break
+                    if found.id not in state.idle:
+                        continue
+                    instance, room = found, found.target - found.outstanding
                 elif state.idle:
                     instance = next(iter(state.idle.values()))
                     room = instance.target - instance.outstanding
@@ -134,12 +145,15 @@ class Dispatch(Recalls):
                     weight = weight_of(options.needs, instance.share)
                     room = room // weight if weight else 0
                     if not room or worker.seconds_left(now) <= queue.least_seconds:
-                        state.idle.pop(instance.id, None)
-                        skipped.append(instance)
+                        if near is not None:
+                            state.idle.pop(instance.id, None)
+                            skipped.append(instance)
                         continue
                 count = queue.alike(min(room, queue.waiting)) if queue.files else min(room, queue.waiting)
                 self._send_calls(state, queue, instance, worker, count, weight, now)
                 state.refresh(instance)
+                if others is not None and near is None and count < room:
+                    others = chain((instance,), others)  # the next call needs other files, and may fit there too
             for instance in skipped:
                 state.refresh(instance)
         if passed > SWEEP_LEAST and passed > len(state.queues) // 8:
@@ -295,7 +309,7 @@ class Dispatch(Recalls):
         mine = worker.by_library.get(claim.library)
         for one in worker.instances.values():
             if one is mine:  # what was to be taken from it stays
-                one.target = one.slots
+                self._aim(one, one.slots)
                 self._shrinking.pop(one.id, None)
                 if one.outstanding > one.target and not one.recalling:
                     one.recalling = True
@@ -324,13 +338,22 @@ class Dispatch(Recalls):
     def _drop_claim(self, worker: Worker) -> None:
         worker.claim = None
         self._claimed.pop(worker.id, None)
-        self._restructured()  # what was kept may go to others
+        for one in worker.instances.values():
+            self._refresh(one)
+        self._restructured(worker)  # what was kept may go to others
 
     def _find_slots(self, state: LibraryState, now: float) -> None:
-        """Calls wait, here or behind others at workers, and no instance has room: grant free slots, or reclaim some."""
-        state.tried = self.structure
+        """Calls wait, here or behind others at workers, and no instance has room: grant free slots, or reclaim some.
+
+        Where nobody had any for such calls, only those are looked at who have got something since.
+        """
+        since, state.tried = state.tried, self.structure
         if state.failed:
             return
+        if since < 0:
+            state.exhausted.clear()
+        gained = self._gained_since(since) if state.exhausted else []
+        exhausted, state.exhausted = state.exhausted, set()
         behind = 0 if state.waiting else self._behind(state)
         kinds: dict[tuple[Resources, float], int] = {}
         for queue in state.queues:
@@ -342,28 +365,29 @@ class Dispatch(Recalls):
                 kind = (queue.needs, queue.least_seconds)
                 kinds[kind] = kinds.get(kind, 0) + waiting
         for (needs, least_seconds), waiting in kinds.items():
-            # Instances that are starting will take calls too.
-            coming = sum(one.target for one in state.instances.values() if one.phase is Phase.STARTING)
-            wanted = waiting - coming
+            wanted = waiting - state.coming  # instances that are starting will take calls too
             if wanted <= 0:
                 continue
-            for grant in grants(state, self.workers.values(), wanted, now, least_seconds, needs):
+            workers = gained if (needs, least_seconds) in exhausted else self.workers.values()
+            for grant in grants(state, workers, wanted, now, least_seconds, needs):
                 self._grant(state, grant.worker, grant.instance, grant.slots, grant.share, now)
                 wanted -= grant.slots
             if wanted > 0:
-                self._reclaim(state, needs, least_seconds, now)
+                self._reclaim(state, workers, needs, least_seconds, now)
+                state.exhausted.add((needs, least_seconds))
         if state.waiting:
             self._starved[state.spec.id] = state
         else:
             self._starved.pop(state.spec.id, None)
 
+    def _gained_since(self, version: int) -> list[Worker]:
+        """Who has got something since this version of the structure."""
+        newest = takewhile(lambda one: one[1] > version, reversed(self._gained.items()))
+        return [self.workers[worker_id] for worker_id, _ in newest]
+
     def _behind(self, state: LibraryState) -> int:
         """How many slots the calls would occupy that wait at usable workers, behind those that run there."""
-        return sum(
-            one.outstanding - one.target
-            for one in state.instances.values()
-            if one.outstanding > one.target and one.serving and self.workers[one.worker].usable
-        )
+        return sum(one.outstanding - one.target for one in state.loaded.values() if one.serving)
 
     def _grant(self, state: LibraryState, worker: Worker, instance: Instance | None, slots: int, share: Resources, now: float) -> None:
         spec = state.spec
@@ -378,7 +402,6 @@ class Dispatch(Recalls):
                 spec,
                 slots,
                 share,
-                target=slots,
                 gpu_ids=gpus,
                 granted_at=now,
                 idle_since=now,
@@ -387,11 +410,12 @@ class Dispatch(Recalls):
             worker.instances[instance.id] = instance
             worker.by_library[spec.id] = instance
             state.instances[instance.id] = instance
+            self._aim(instance, slots)
             worker.functions.update(function.id for function in spec.functions)
             self._send(worker, StartLibrary(instance.id, spec, slots, gpus))
         else:
             instance.slots += slots
-            instance.target = instance.slots
+            self._aim(instance, instance.slots)
             instance.granted_at = now
             instance.gpu_ids += gpus
             self._shrinking.pop(instance.id, None)
@@ -399,10 +423,11 @@ class Dispatch(Recalls):
         self._refresh(instance)
         self._dirty[spec.id] = state
 
-    def _reclaim(self, state: LibraryState, needs: Resources, least_seconds: float, now: float) -> None:
-        """Take slots from other libraries, on the first worker where that lets this one run a call."""
+    def _reclaim(self, state: LibraryState, workers: Iterable[Worker], needs: Resources, least_seconds: float, now: float) -> None:
+        """Take slots from other libraries, on the first of these workers where that lets this one run a call."""
         spec = state.spec
-        for worker in self.workers.values():
+        lacks: dict[int, bool] = {}
+        for worker in workers:
             of = worker.info.resources
             weight = fits(spec, needs, of)
             if not weight or not worker.usable or spec.id in worker.unfit or worker.seconds_left(now) <= least_seconds:
@@ -416,7 +441,9 @@ class Dispatch(Recalls):
             has = mine.target if mine is not None else 0
             if has >= slots_in(share, of, spec.slots):
                 continue
-            destitute = not any(one.target >= weight for one in state.instances.values())
+            destitute = lacks.get(weight)
+            if destitute is None:
+                destitute = lacks[weight] = not any(one.target >= weight for one in state.instances.values())
             taken = reclaimable(worker, state, self.libraries, share, max(1, weight - has), destitute, now)
             self._take_away(taken, worker, spec.id)
             if taken and destitute:
@@ -425,7 +452,7 @@ class Dispatch(Recalls):
     def _take_away(self, taken: list[tuple[Instance, int]], worker: Worker, heir: LibraryId) -> None:
         """These lose so many slots, as their calls end."""
         for instance, count in taken:
-            instance.target -= count
+            self._aim(instance, instance.target - count)
             instance.promised = heir
             self._shrinking[instance.id] = instance
             self._refresh(instance)
@@ -438,10 +465,10 @@ class Dispatch(Recalls):
 
     def _finish_shrinks(self, now: float) -> None:
         """Slots that were to be taken away have fallen idle: they go to the library that they were taken for."""
-        for instance in list(self._shrinking.values()):
-            if instance.outstanding > instance.target:
-                continue
-            del self._shrinking[instance.id]
+        shrinking, self._shrinking = self._shrinking, {}
+        for instance in shrinking.values():
+            if instance.outstanding > instance.target or instance.target >= instance.slots:
+                continue  # the next of its calls to end brings it back; or what it lost it has been given again
             worker = self.workers[instance.worker]
             keep = instance.target * instance.share.gpus
             instance.slots, instance.gpu_ids = instance.target, instance.gpu_ids[:keep]
@@ -449,10 +476,10 @@ class Dispatch(Recalls):
                 instance.least = 1
             self._send(worker, SetSlots(instance.id, instance.slots, instance.gpu_ids))
             self._fulfil_claim(worker, now)
+            self._restructured(worker)
             heir = self.libraries.get(instance.promised)
             if heir is not None and (heir.waiting or self._behind(heir)) and not heir.failed:
                 self._find_slots(heir, now)
-            self._restructured()
 
     def _make_room_for_zygote(self, worker: Worker) -> None:
         """Keep few warm zygotes without slots: end the one that was idle longest."""
@@ -461,8 +488,8 @@ class Dispatch(Recalls):
             self._stop(min(warm, key=lambda one: one.idle_since), worker)
 
     def _stop(self, instance: Instance, worker: Worker) -> None:
+        self._aim(instance, 0)
         instance.phase = Phase.STOPPING
-        instance.target = 0
         self._off_lists(instance)
         self._shrinking.pop(instance.id, None)
         worker.by_library.pop(instance.library, None)
@@ -489,4 +516,4 @@ def _yields(queue: CallQueue, claim: Claim) -> bool:
 
 def _turn(state: LibraryState) -> tuple[int, float]:
     """Whose turn it is to look for slots: the smallest first."""
-    return state.slots(), state.granted_at
+    return state.slots, state.granted_at

@@ -4,16 +4,19 @@ Theory of operation
 -------------------
 A `LibraryState` is one version of a library: its queues of waiting calls and its instances.  Instances that could take a call are kept in
 two insertion-ordered sets: ``idle`` (a slot is free) and ``roomy`` (no free slot, but the short queue at the worker has room).  Dispatch
-empties ``idle`` before it touches ``roomy``, so a call never waits behind another while a slot elsewhere is free; both are kept up to
-date by `refresh`, called with the one instance that changed.  So the cost of a dispatched call does not depend on the number of workers.
+empties ``idle`` before it touches ``roomy``, so a call never waits behind another while a slot elsewhere is free.  A third one,
+``loaded``, has those where calls wait behind others, which can be recalled.  All are kept up to date by `refresh`, called with the one
+instance that changed.  So the cost of a dispatched call does not depend on the number of workers.
 """
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 import msgspec
 
 from windlass.manager.calls import CallQueue, Durations
-from windlass.manager.workers import Instance
+from windlass.manager.workers import Instance, Phase
 from windlass.messages import InstanceId, LibrarySpec, Resources
 
 #: Seconds of measured work that may wait at a worker for each slot, so that slots stay busy while the manager is held up: a program that
@@ -39,6 +42,11 @@ class LibraryState(msgspec.Struct, eq=False):
     instances: dict[InstanceId, Instance] = msgspec.field(default_factory=dict[InstanceId, Instance])
     idle: dict[InstanceId, Instance] = msgspec.field(default_factory=dict[InstanceId, Instance])
     roomy: dict[InstanceId, Instance] = msgspec.field(default_factory=dict[InstanceId, Instance])
+    loaded: dict[InstanceId, Instance] = msgspec.field(default_factory=dict[InstanceId, Instance])
+    #: Idle instances by when something about them changed, the newest last, once calls have been there that not each of them could take
+    #: (`news`): such calls are not to be held against every idle instance again and again.
+    changed: dict[InstanceId, int] = msgspec.field(default_factory=dict[InstanceId, int])
+    news: int = 0
     waiting: int = 0
     running: int = 0
     done: int = 0
@@ -55,22 +63,33 @@ class LibraryState(msgspec.Struct, eq=False):
     #: Seconds that the imports of its instances took in all, and how often they were done.
     hoisted_seconds: float = 0.0
     starts: int = 0
-    #: Placement was tried without success at this version of the manager's structure.
+    #: Placement was tried at this version of the manager's structure; -1: all workers are to be looked at again.
     tried: int = -1
+    #: Kinds of calls for which no worker had anything then.
+    exhausted: set[tuple[Resources, float]] = msgspec.field(default_factory=set[tuple[Resources, float]])
+    #: Slots of its instances, by what these are to have: of all, and of those that are starting.
+    slots: int = 0
+    coming: int = 0
     #: A call of it has ended since the last tick.
     progressed: bool = False
-    #: When queued calls may be looked at again that could be recalled.
-    recall_at: float = 0.0
 
     def refresh(self, instance: Instance) -> None:
         """Put an instance into the set that it belongs to now. One that is to lose slots, or is stuck, gets no calls ahead."""
         key = instance.id
+        if instance.outstanding > instance.target and instance.phase is Phase.READY:
+            self.loaded[key] = instance
+        else:
+            self.loaded.pop(key, None)
         if not instance.serving:
             self.idle.pop(key, None)
             self.roomy.pop(key, None)
         elif instance.outstanding < instance.target:
             self.roomy.pop(key, None)
             self.idle[key] = instance
+            if self.news:
+                self.news += 1
+                self.changed.pop(key, None)
+                self.changed[key] = self.news
         elif not instance.stuck and instance.target == instance.slots and self.wants_more(instance):
             self.idle.pop(key, None)
             self.roomy[key] = instance
@@ -92,6 +111,18 @@ class LibraryState(msgspec.Struct, eq=False):
         ahead = self.most(instance) - instance.target
         return instance.outstanding < instance.target + ahead - ahead // REFILL
 
+    def idle_for(self, queue: CallQueue) -> list[Instance]:
+        """Idle instances that could take calls of a queue which not each of them can take: those that it has not passed by as they are."""
+        if queue.passed_at < 0:
+            return list(self.idle.values())
+        newest = takewhile(lambda one: one[1] > queue.passed_at, reversed(self.changed.items()))
+        return [self.idle[key] for key, _ in newest if key in self.idle]
+
+    def pass_by(self, queue: CallQueue) -> None:
+        """A queue has been held against all of those, and calls are left."""
+        self.news = self.news or 1
+        queue.passed_at = self.news
+
     def learn(self, total: float, number: int, longest: float) -> None:
         """Take in run times; the number of calls ahead follows from their mean."""
         self.durations.add(total, number, longest)
@@ -102,10 +133,6 @@ class LibraryState(msgspec.Struct, eq=False):
             for instance in self.instances.values():
                 if instance.id in self.roomy or instance.id in self.idle or instance.outstanding >= instance.target:
                     self.refresh(instance)
-
-    def slots(self) -> int:
-        """Slots that serve or will, over all instances."""
-        return sum(one.target for one in self.instances.values())
 
     def capacity(self) -> int:
         """Calls that its instances would hold when full."""

@@ -15,6 +15,8 @@ What comes back is placed as before it was sent: in the order in which it was su
 
 from __future__ import annotations
 
+from itertools import islice
+
 from windlass.manager.books import Books
 from windlass.manager.libraries import AHEAD_SECONDS, LibraryState
 from windlass.manager.workers import STILL_TICKS, STILL_TICKS_WITH_DATA, Instance, Phase, Worker
@@ -22,8 +24,8 @@ from windlass.messages import RecallCalls
 
 #: A recall is worth its round trip when the queued work would take at least so long.
 RECALL_SECONDS = 0.005
-#: Seconds between two looks at what could be recalled, for each instance of the library: some hundredths of the time that goes by.
-LOOK_SECONDS = 5e-6
+#: So many instances are looked at for the most loaded one, and for idle slots.
+RECALL_AMONG = 64
 #: Queues that are expected to take longer, in seconds, are shortened to what they should be.
 WAIT_SECONDS_MOST = 4 * AHEAD_SECONDS
 
@@ -33,16 +35,10 @@ class Recalls(Books):
 
     def _recall(self, state: LibraryState, now: float, patient: bool) -> None:
         """Slots are idle and no call waits: take queued calls back from the most loaded instance."""
-        if patient and now < state.recall_at:
-            return
-        # Calls end far more often than there is something to move, so the looks at all instances have a rate that does not depend on calls.
-        state.recall_at = now + max(RECALL_SECONDS, LOOK_SECONDS * len(state.instances))
-        loaded = [
-            one for one in state.instances.values() if one.outstanding > one.target and not one.recalling and one.phase is Phase.READY
-        ]
+        loaded = [one for one in islice(state.loaded.values(), RECALL_AMONG) if not one.recalling]
         if not loaded:
             return
-        free = sum(one.target - one.outstanding for one in state.idle.values())
+        free = sum(one.target - one.outstanding for one in islice(state.idle.values(), RECALL_AMONG))
         most = max(loaded, key=lambda one: one.outstanding / max(1, one.target))
         worker = self.workers[most.worker]
         if not worker.connected:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -51,6 +52,8 @@ _NOWHERE: Final = FileOrigin()
 PEER_FETCHES: Final = 2
 MANAGER_FETCHES: Final = 4
 ORIGIN_FETCHES: Final = 2
+#: So many peers with room are looked at for the least busy one.
+PEERS_LOOKED_AT: Final = 16
 #: Small files do not wait for peers, and more of them may be under way at the manager.
 SMALL_BYTES: Final = 1 << 20
 SMALL_FETCHES: Final = 32
@@ -74,6 +77,9 @@ class File(msgspec.Struct, eq=False):
     declared: int = 0
     #: In the order in which they got it.
     holders: dict[WorkerId, None] = msgspec.field(default_factory=dict[WorkerId, None])
+    #: Holders that may have room for one who wants it, and some that are holders no more; the others are known to be busy, or without an
+    #: address. So who is to be asked is found without a look at thousands.
+    ready: dict[WorkerId, None] = msgspec.field(default_factory=dict[WorkerId, None])
     waiting: dict[WorkerId, None] = msgspec.field(default_factory=dict[WorkerId, None])
     #: Who fetches it now, and the source's key.
     fetching: dict[WorkerId, str] = msgspec.field(default_factory=dict[WorkerId, str])
@@ -186,7 +192,7 @@ class Replicas:
             file = self.files[ref.name] = File(ref, FileOrigin(), declared=1)
         file.ref, file.lost = msgspec.structs.replace(ref, level=file.ref.level), ""
         file.declared = max(1, file.declared)
-        file.holders[worker] = None
+        file.holders[worker] = file.ready[worker] = None
         self._touched[ref.name] = None
         if file.bring:
             self._push(file)
@@ -253,6 +259,8 @@ class Replicas:
         """A worker's peers can reach it."""
         self._addresses[worker] = addresses
         for name, file in self.files.items():
+            if worker in file.holders:
+                file.ready[worker] = None
             if file.waiting and (worker in file.holders or worker in file.fetching):
                 self._touched[name] = None
 
@@ -293,7 +301,7 @@ class Replicas:
             self._forget(file)
             return
         self._touched[name] = None
-        file.holders[worker] = None
+        file.holders[worker] = file.ready[worker] = None
         file.failures = 0
         file.digest = file.digest or digest
         if file.ref.size < 0:
@@ -379,6 +387,8 @@ class Replicas:
                     while blocked and self._busy[key] < limit:
                         name = next(iter(blocked))
                         del blocked[name]
+                        if limit == PEER_FETCHES and (file := self.files.get(name)) is not None:
+                            file.ready[WorkerId(key)] = None
                         self._serve(name, now)
                     if blocked:
                         self._blocked[key, limit] = blocked | self._blocked.get((key, limit), {})
@@ -388,14 +398,16 @@ class Replicas:
         file = self.files.get(name)
         if file is None or not file.waiting:
             return
-        for worker in list(file.waiting):
+        in_vain: set[WorkerId] = set()
+        while (worker := next((one for one in file.waiting if one not in in_vain), None)) is not None:
             source = self._source(file, worker, now)
-            if source is None:
-                if not file.apart:
-                    return  # it is the same for all who wait
-                continue
-            del file.waiting[worker]
-            self.out.append((worker, self._begin(file, worker, source)))
+            if source is not None:
+                del file.waiting[worker]
+                self.out.append((worker, self._begin(file, worker, source)))
+            elif any(to == worker for to, _ in file.apart):
+                in_vain.add(worker)
+            else:
+                return  # it is the same for all who wait
 
     def _begin(self, file: File, worker: WorkerId, source: FileSource) -> FetchFile:
         key = file.fetching[worker] = source.peer or source.url or source.path or "archive"
@@ -423,8 +435,6 @@ class Replicas:
             if peer is not None:
                 return FileSource(peer, self._addresses[peer])
             if self._to_come(file, worker):
-                for one in file.holders:
-                    self._blocked.setdefault((one, PEER_FETCHES), {})[file.ref.name] = None
                 return None
         if not has_origin:
             if any(one not in self._addresses for one in file.holders):
@@ -451,13 +461,26 @@ class Replicas:
         self._retry_at = min(self._retry_at or file.not_before, file.not_before)
 
     def _peer(self, file: File, worker: WorkerId) -> WorkerId | None:
-        """The least busy worker that could serve it to this one now."""
-        free = [one for one in file.holders if self._serves(file, one, worker) and self._busy[one] < PEER_FETCHES]
-        return min(free, key=self._busy.__getitem__, default=None)
+        """The least busy worker that could serve it to this one now, among those that got it last, or have had room last."""
+        found: list[WorkerId] = []
+        gone: list[WorkerId] = []
+        for one in reversed(file.ready):
+            if one not in file.holders or not self._addresses.get(one):
+                gone.append(one)
+            elif self._busy[one] >= PEER_FETCHES:
+                gone.append(one)
+                self._blocked.setdefault((one, PEER_FETCHES), {})[file.ref.name] = None
+            elif self._serves(file, one, worker):
+                found.append(one)
+                if not self._busy[one] or len(found) == PEERS_LOOKED_AT:
+                    break
+        for one in gone:
+            del file.ready[one]
+        return min(found, key=self._busy.__getitem__, default=None)
 
     def _to_come(self, file: File, worker: WorkerId) -> bool:
         """Somebody will be able to serve it to this worker: a busy peer, or one that fetches it now."""
-        return any(self._serves(file, one, worker) for one in (*file.holders, *file.fetching))
+        return any(self._serves(file, one, worker) for one in chain(file.holders, file.fetching))
 
     def _serves(self, file: File, one: WorkerId, to: WorkerId) -> bool:
         return one != to and bool(self._addresses.get(one)) and (to, one) not in file.apart
@@ -508,3 +531,6 @@ class Replicas:
             assert not (file.waiting.keys() & file.fetching.keys())
             assert not (file.waiting.keys() & file.holders.keys())
             assert not file.lost or not file.waiting
+            for one in file.holders.keys() - file.ready.keys():
+                blocked = self._blocked.get((one, PEER_FETCHES), {})
+                assert name in blocked or not self._addresses.get(one), f"{one} has {name}, and would never be asked for it"

@@ -9,7 +9,7 @@ and in-process factories say), links (what workers, remote factories and clients
 The loop never unpickles, never calls user code and never waits.  Time is one clock: seconds since the epoch as they were at the start,
 plus what the monotonic clock has counted since, so that it never jumps.
 
-Factories are told the demand when it changed, at once the first time and then at most every `DEMAND_SECONDS`.
+Factories are told the demand when it changed, at once the first time and then no faster than its `pace`.
 
 Programs may attach from other processes (`windlass.manager.attachments`).  `stay` makes the manager one that outlives them all:
  it ends when one of them says so, or when for some time there were no calls, no programs and no factories.
@@ -38,6 +38,7 @@ from windlass.manager.advice import Advice
 from windlass.manager.attachments import Attachments
 from windlass.manager.client import Client
 from windlass.manager.core import Core
+from windlass.manager.demand import pace
 from windlass.manager.filedesk import FileDesk
 from windlass.manager.inbox import Inbox, Tidy
 from windlass.manager.status import add_inputs, status, within
@@ -79,8 +80,7 @@ from windlass.objects import ObjectStore
 
 log = logging.getLogger("windlass.manager")
 
-#: Seconds between two messages of demand, and between two turns of the timer while there is work.
-DEMAND_SECONDS: Final = 0.2
+#: Seconds between two turns of the timer while there is work.
 TICK_SECONDS: Final = 0.05
 #: The timer's turn while nothing waits or runs: a manager at rest must cost nothing.
 REST_SECONDS: Final = 1.0
@@ -445,7 +445,7 @@ class Server:
             client.deliver_noted(done)
         if core.demand_changed and self._factories and self._demand_timer is None:
             assert self._loop is not None
-            wait = self._demand_at + DEMAND_SECONDS - self.now()
+            wait = self._demand_at + pace(len(core.workers)) - self.now()
             if wait <= 0:
                 self._tell_demand()
             else:

@@ -123,7 +123,7 @@ def _library(state: LibraryState) -> dict[str, Any]:
         "running": state.running,
         "done": state.done,
         "instances": len(state.instances),
-        "slots": state.slots(),
+        "slots": state.slots,
         "mean_seconds": state.durations.mean,
         "longest_seconds": state.durations.longest,
         "imports": imports,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import pytest
 PARTS = {
     *("common", "recording", "trouble", "factory_side"),
     *("faults_blows", "faults_matrix", "faults_network", "faults_program", "faults_scenes", "faults_stage"),
-    *("fuzz_targets", "thin", "bare_ssl", "load_simulated", "imbalance_simulated"),
+    *("fuzz_targets", "thin", "bare_ssl", "imbalance_simulated"),
     *("peers", "compare_side", "compare_chart"),
+    *("simulated_batch", "simulated_clock", "simulated_cluster", "simulated_manager", "simulated_network", "simulated_worker"),
     *("slowfs", "slowfs_daemon", "evaluation_cell", "evaluation_results", "evaluation_figure"),
 }
 ON_SLURM = {"soak", "factory"}
@@ -27,8 +29,9 @@ ON_FUSE = {"evaluation"}
 OF_FAULTS = {"faults"}
 #: tests/test_compare.py runs it, without peers.
 WITH_PEERS = {"compare"}
-#: Has parts, not rounds.
+#: Have parts, not rounds.
 OF_LOAD = {"load"}
+SIMULATED = {"simulate"}
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -101,8 +104,38 @@ def test_the_load_benchmark_runs_and_tells_what_does_not_hold(nothing_left_runni
     assert figures["cancels"]["not_cancelled"] == 0
 
 
+def simulate(*words: str, hash_seed: str = "0") -> dict[str, object]:
+    """The figures of a short run of the simulation; it has ended with status 0."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "simulate.py"), "--json", *words]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100, env={**os.environ, "PYTHONHASHSEED": hash_seed})
+    assert ran.returncode == 0, ran.stderr
+    figures: dict[str, object] = json.loads(ran.stdout)
+    assert figures["violations"] == []
+    return figures
+
+
+def test_the_simulation_runs_and_what_must_hold_does(nothing_left_running: None) -> None:
+    """All its parts, with some pilots; the documented keys."""
+    figures = simulate("--pilots", "20", "--calls", "2000", "--memory-calls", "200000", "--steady-calls", "2000")
+    assert documented_keys("simulate")
+    assert documented_keys("simulate") <= set(figures)
+    assert figures["calls"] == 2000
+    assert figures["memory_calls"] == 200_000
+
+
+def test_the_simulation_depends_on_its_seed_alone(nothing_left_running: None) -> None:
+    """Two runs decide the same, though sets of words come in another order; another seed is another run."""
+    words = ("--parts", "run", "--pilots", "10", "--calls", "1000", "--file-bytes", "1000000000")
+    first, again = simulate(*words, hash_seed="1"), simulate(*words, hash_seed="2")
+    told = [key for key in first if not key.endswith("_s") and key not in ("machine", "peak_mb")] + ["virtual_s"]
+    assert {key: first[key] for key in told} == {key: again[key] for key in told}
+    other = simulate(*words, "--seed", "2")
+    assert any(other[key] != first[key] for key in told)
+
+
 def test_every_benchmark_is_documented_and_run() -> None:
     """A benchmark that is in none of the tables is one that nobody runs."""
     there = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - PARTS
-    assert there == set(SMALLEST) | ON_SLURM | ON_FUSE | OF_FAULTS | OF_LOAD | WITH_ATHERIS | WITH_PEERS
+    assert there == set(SMALLEST) | ON_SLURM | ON_FUSE | OF_FAULTS | OF_LOAD | WITH_ATHERIS | WITH_PEERS | SIMULATED
+    assert there == set(SMALLEST) | ON_SLURM | ON_FUSE | OF_FAULTS | OF_LOAD | SIMULATED | WITH_ATHERIS
     assert all(name in (ROOT / "Makefile").read_text() for name in there)

@@ -710,3 +710,16 @@ def test_pilots_that_a_batch_system_has_forgotten_together_are_one_misfortune(ma
         sim.tick(1)
     assert sim.now < 70
     assert sim.core.history.start_failures == failures
+
+
+def test_a_factory_whose_first_query_got_no_answer_waits_for_the_next(make_pool: MakePool) -> None:
+    """Nothing is submitted before one was answered, so there is nothing to do until then, though pilots are wanted."""
+    core = FactoryCore(
+        make_pool(), PilotRequest(ticket="", pool=PoolName("p"), command=(), resources=Resources(4.0)), BATCH, 30.0, 100, Tickets("f")
+    )
+    assert isinstance(core.step(0.0), Query)
+    core.unreachable("no answer", 1.0)
+    core.hear(Demand((Shape(Resources(), 4, 0),), ()), 2.0)
+    assert core.step(10.0) is None
+    assert core.again_at(10.0) == 30.0
+    assert isinstance(core.step(30.0), Query)

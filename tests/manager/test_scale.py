@@ -1,0 +1,224 @@
+"""What the core does for one event does not grow with the number of workers. Counted in calls of Python functions, not in seconds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import pytest
+
+from windlass.manager.core import Core
+from windlass.messages import (
+    RETURNED,
+    CallEnd,
+    CallId,
+    CallOptions,
+    CallRun,
+    CallsEnded,
+    CallSpec,
+    FetchFile,
+    FileHere,
+    FileName,
+    FileOrigin,
+    FileRef,
+    FunctionDef,
+    FunctionId,
+    LibraryId,
+    LibraryReady,
+    LibrarySpec,
+    PilotId,
+    PoolName,
+    Resources,
+    RunCalls,
+    StartLibrary,
+    WorkerId,
+    WorkerInfo,
+)
+
+F = FunctionId(b"f" * 16)
+FEW, MANY = 50, 500
+#: Dictionaries have an order, so that what is met first may differ a little.
+ALIKE = 1.3
+
+
+class Cluster:
+    """A core with workers of four cores that start libraries at once, and remember what they are to run."""
+
+    def __init__(self, workers: int, libraries: int = 1) -> None:
+        self.core, self.now, self.numbers = Core(), 1000.0, 0
+        self.specs = [
+            LibrarySpec(LibraryId(f"lib{n}@1"), f"lib{n}", (3, 11), functions=(FunctionDef(F, "f", b"x"),)) for n in range(libraries)
+        ]
+        self.runs: dict[WorkerId, list[CallRun]] = {}
+        self.fetches: list[tuple[WorkerId, FetchFile]] = []
+        for spec in self.specs:
+            self.core.install(spec, self.now)
+        for _ in range(workers):
+            self.join()
+        self.turn()
+
+    def join(self) -> WorkerId:
+        self.numbers += 1
+        worker = WorkerId(f"w{self.numbers}")
+        info = WorkerInfo(f"n{self.numbers}", 1, Resources(4.0), (), PoolName("p"), PilotId(worker))
+        self.core.worker_joined(worker, info, self.now)
+        return worker
+
+    def submit(self, count: int, library: int = 0, options: CallOptions | None = None, inputs: tuple[FileRef, ...] = ()) -> None:
+        options = options or CallOptions()
+        specs: list[CallSpec] = []
+        for _ in range(count):
+            self.numbers += 1
+            specs.append(CallSpec(CallId(self.numbers), self.specs[library].id, F, b"p", (), options, inputs))
+        self.core.submit(specs, self.now)
+
+    def turn(self) -> None:
+        """Carry out what the core has decided, until it has nothing more to say."""
+        self.core.pump(self.now)
+        while out := self.core.take_outbox():
+            for worker, messages in out.items():
+                for message in messages:
+                    if isinstance(message, StartLibrary):
+                        self.core.worker_said(worker, [LibraryReady(message.instance, 1)], self.now)
+                    elif isinstance(message, RunCalls):
+                        self.runs.setdefault(worker, []).extend(message.calls)
+                    elif isinstance(message, FetchFile):
+                        self.fetches.append((worker, message))
+            self.core.pump(self.now)
+        self.core.check()
+
+    def end(self, worker: WorkerId, seconds: float = 1.0) -> None:
+        """The oldest call there returns."""
+        run = self.runs[worker].pop(0)
+        end = CallEnd(run.call, run.attempt, RETURNED, started_at=self.now - seconds, ended_at=self.now)
+        self.core.worker_said(worker, [CallsEnded([end])], self.now)
+        self.core.pump(self.now)
+
+
+def work(do: Callable[[], object]) -> int:
+    """How many calls of Python functions that takes."""
+    count = 0
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        do()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+@pytest.mark.parametrize("libraries", [1, 3])
+def test_a_worker_that_joins_while_calls_wait_is_looked_at_alone(libraries: int) -> None:
+    """Workers that had nothing for the calls that wait have nothing yet; the one that comes gets calls at once."""
+    found: list[int] = []
+    for workers in (FEW, MANY):
+        cluster = Cluster(workers, libraries)
+        for library in range(libraries):
+            cluster.submit(40 * workers, library)
+        cluster.turn()
+        cluster.join()
+        cluster.turn()
+        worker: list[WorkerId] = []
+
+        def join(cluster: Cluster = cluster, worker: list[WorkerId] = worker) -> None:
+            worker.append(cluster.join())
+            cluster.core.pump(cluster.now)
+
+        found.append(work(join))
+        cluster.turn()
+        assert cluster.runs[worker[0]]
+    assert found[1] <= ALIKE * found[0]
+
+
+def test_the_end_of_a_call_costs_the_same_when_no_other_waits() -> None:
+    """Near the end of a run slots lie idle, and no worker is looked at for calls to take from it."""
+    found: list[int] = []
+    for workers in (FEW, MANY):
+        cluster = Cluster(workers)
+        cluster.submit(4 * workers)
+        cluster.turn()
+        for worker in list(cluster.runs)[:3]:
+            cluster.end(worker)
+        found.append(work(lambda cluster=cluster, worker=worker: cluster.end(worker)))  # type: ignore[misc]
+        cluster.core.check()
+    assert found[1] <= ALIKE * found[0]
+
+
+def test_a_call_that_needs_several_slots_is_held_against_what_has_changed() -> None:
+    """Idle instances that it did not fit are passed by until something about them changes; then it goes there."""
+    found: list[int] = []
+    wide = CallOptions(needs=Resources(3.0))
+    for workers in (FEW, MANY):
+        cluster = Cluster(workers)
+        cluster.submit(4 * workers)
+        cluster.turn()
+        second, *others = list(cluster.runs)[1:]
+        for worker in others:  # two slots free of four: no room for three
+            cluster.end(worker)
+            cluster.end(worker)
+        cluster.submit(1, options=wide)
+        cluster.turn()
+        cluster.end(second)
+        found.append(work(lambda cluster=cluster, second=second: cluster.end(second)))  # type: ignore[misc]
+        cluster.turn()
+        assert all(run.weight == 1 for runs in cluster.runs.values() for run in runs)
+        cluster.end(second)
+        cluster.turn()
+        assert [run.weight for run in cluster.runs[second]] == [1, 3]
+    assert found[1] <= ALIKE * found[0]
+
+
+def test_a_file_goes_from_worker_to_worker_without_a_look_at_all_who_have_it() -> None:
+    """The origin is read once, and the last fetches cost what the first did."""
+    cluster = Cluster(MANY)
+    ref = FileRef(FileName("b3-" + "0" * 32), 10_000_000_000, "common")
+    cluster.core.declare_file(ref, FileOrigin(path="/data/common", stamp=(1, ref.size)))
+    cluster.submit(4 * MANY, inputs=(ref,))
+    cluster.turn()
+    replicas = cluster.core.replicas
+    for worker in cluster.core.workers:
+        replicas.serving(worker, (f"{worker}:1",))
+        replicas.wanted(worker, [ref.name])
+    cluster.turn()
+    costs: list[int] = []
+    while cluster.fetches:
+        worker, _ = cluster.fetches.pop(0)
+
+        def arrives(worker: WorkerId = worker) -> None:
+            cluster.core.worker_said(worker, [FileHere(ref.name, ref.size)], cluster.now)
+            cluster.core.pump(cluster.now)
+
+        costs.append(work(arrives))
+        for name, messages in cluster.core.take_outbox().items():
+            cluster.fetches += [(name, one) for one in messages if isinstance(one, FetchFile)]
+    replicas.check()
+    assert len(costs) == MANY == len(replicas.files[ref.name].holders)
+    assert replicas.files[ref.name].origin_reads == 1
+    early, late = sum(costs[50:150]), sum(costs[-150:-50])
+    assert late <= ALIKE * early
+
+
+def test_what_a_tick_does_for_libraries_that_wait_is_bounded() -> None:
+    """Workers are looked at again in turns."""
+    found: list[int] = []
+    for workers in (FEW, MANY):
+        cluster = Cluster(workers, libraries=2)
+        for library in (0, 1):
+            cluster.submit(40 * workers, library)
+        cluster.turn()
+
+        def tick(cluster: Cluster = cluster) -> None:
+            cluster.now += 0.05
+            cluster.core.tick(cluster.now)
+            cluster.core.pump(cluster.now)
+
+        tick()
+        found.append(work(tick))
+    # Who is to be given up is looked for among all, which is cheap.
+    assert found[1] <= ALIKE * found[0] + 4 * MANY
