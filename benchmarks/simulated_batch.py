@@ -255,7 +255,7 @@ class SimulatedBatch:
         return left
 
     def _preempt(self, job: Job, restart: int) -> None:
-        if self._runs(job, restart):
+        if self._runs(job, restart) and job.cause is Cause.UNKNOWN:  # nobody preempts what has been cancelled
             self.counts.preempted += 1
             self._end_soon(job, Cause.PREEMPTED)
 

@@ -14,6 +14,7 @@ whatever way, and then whatever was planned for it is pointless.
 from __future__ import annotations
 
 import struct
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
@@ -209,7 +210,7 @@ class SimulatedWorker:
         """It has been welcomed."""
         self._accept(True)
         self.say(Serving((f"{self.info.host}:9000",)))
-        self.clock.after(REPORT_SECONDS, self._report)
+        self._later(REPORT_SECONDS, SimulatedWorker._report)
         self._look()
 
     def say(self, *messages: Message) -> None:
@@ -339,7 +340,7 @@ class SimulatedWorker:
             return
         self._look_now()
         if not self.gone:
-            self.clock.after(self.life.next_look(self.clock.now, LOOK_SECONDS), self._look)
+            self._later(self.life.next_look(self.clock.now, LOOK_SECONDS), SimulatedWorker._look)
 
     def _look_now(self) -> None:
         if self.gone:
@@ -370,6 +371,17 @@ class SimulatedWorker:
             self.busy.add(-sum(one.weight for one in self._running()))
             self.around.forget(self)
 
+    def _later(self, seconds: float, what: Callable[[SimulatedWorker], None]) -> None:
+        """Do this in so many seconds, if the worker is still there: what is only planned for it must not keep it in memory."""
+        reference = weakref.ref(self)
+
+        def then() -> None:
+            worker = reference()
+            if worker is not None:
+                what(worker)
+
+        self.clock.after(seconds, then)
+
     def _accept(self, accepts: bool) -> None:
         if accepts != self._accepts:
             self._accepts = accepts
@@ -384,7 +396,7 @@ class SimulatedWorker:
             running = sum(len(slots.busy) for slots in self.instances.values())
             queued = max(0, self.backlog.held - running)
             self.say(WorkerReport(1 << 30, 0, self.life.seconds_left(self.clock.now), running, queued))
-            self.clock.after(REPORT_SECONDS, self._report)
+            self._later(REPORT_SECONDS, SimulatedWorker._report)
 
 
 def _key(name: FileName) -> str:
