@@ -343,6 +343,8 @@ class Books:
                 assert instance.id not in state.loaded or instance.outstanding > instance.target
                 above = instance.serving and worker.usable and instance.outstanding > instance.target
                 assert instance.id in state.loaded or not above, "calls wait there, and would not be recalled"
+        assert self._gained.keys() <= self.workers.keys()
+        assert self._claimed.keys() <= self.workers.keys()
         for worker in self.workers.values():
             assert worker.claim is None or self._claimed.get(worker.id) is worker
             lent = sum(one.slots * one.share.cores for one in worker.instances.values())

@@ -286,6 +286,8 @@ class Core(Attempts):
         if worker is None:
             return
         self._gained.pop(worker_id, None)
+        self._claimed.pop(worker_id, None)
+        worker.claim = None
         self.means += 1
         self.replicas.worker_lost(worker_id, orderly=bool(worker.draining))
         self._outbox.pop(worker_id, None)
@@ -345,7 +347,7 @@ class Core(Attempts):
             elif isinstance(message, WorkerDraining):
                 self._drain(worker, message.reason)
                 if message.seconds_left:
-                    worker.ends_at = now + message.seconds_left
+                    self._ends_at(worker, now + message.seconds_left)
             elif isinstance(message, WantFiles):
                 self._files_wanted(worker, message.names)
             elif isinstance(message, FileHere):
@@ -361,10 +363,18 @@ class Core(Attempts):
             elif isinstance(message, WorkerReport):
                 worker.memory_used, worker.memory_limit = message.memory_used, message.memory_limit
                 if message.seconds_left:
-                    worker.ends_at = now + message.seconds_left
+                    self._ends_at(worker, now + message.seconds_left)
                 if message.busy != worker.busy:
                     worker.busy = message.busy
                     self._restructured(worker)
+
+    def _ends_at(self, worker: Worker, when: float) -> None:
+        """When its pilot ends. Later than was thought: calls that it was passed by for may fit now."""
+        later = when > worker.ends_at + 1.0
+        worker.ends_at = when
+        if later:
+            for instance in worker.instances.values():
+                self._refresh(instance)
 
     def pools_reported(self, factory: str, report: PoolReport, now: float) -> None:
         """What a factory's pools offer, and which of its pilots ended."""
@@ -516,6 +526,7 @@ class Core(Attempts):
             if queue.least_seconds == queue.options.expected_time > least and new not in self._queues:
                 del self._queues[key]
                 queue.least_seconds = least
+                queue.passed_at = -1  # who had too little time may have enough
                 self._queues[new] = queue
                 state = self.libraries[queue.library]
                 state.kinds.add((queue.needs, least))

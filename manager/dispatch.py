@@ -64,7 +64,7 @@ class Dispatch(Recalls):
 
     def _dispatch_dirty(self, now: float) -> None:
         for _ in range(ROUNDS_MOST):
-            if not self._dirty:
+            if not self._dirty and not self._shrinking:
                 break
             dirty, self._dirty = self._dirty, {}
             # Who has fewest slots looks first, among equals who has waited longest for any: a slot taken from one library for
@@ -72,7 +72,9 @@ class Dispatch(Recalls):
             for state in sorted(dirty.values(), key=_turn) if len(dirty) > 1 else list(dirty.values()):
                 if state.waiting:
                     self._dispatch(state, now)
-                    if state.waiting and (state.tried != self.structure or not state.instances):
+                    # Who is not among the starved has not looked since calls last waited, whatever has happened meanwhile.
+                    looked = state.tried == self.structure and state.instances and state.spec.id in self._starved
+                    if state.waiting and not looked:
                         self._find_slots(state, now)
                 if state.running and state.idle and not state.waiting:
                     self._recall(state, now, patient=True)
@@ -383,7 +385,7 @@ class Dispatch(Recalls):
     def _gained_since(self, version: int) -> list[Worker]:
         """Who has got something since this version of the structure."""
         newest = takewhile(lambda one: one[1] > version, reversed(self._gained.items()))
-        return [self.workers[worker_id] for worker_id, _ in newest]
+        return [self.workers[worker_id] for worker_id, _ in newest if worker_id in self.workers]
 
     def _behind(self, state: LibraryState) -> int:
         """How many slots the calls would occupy that wait at usable workers, behind those that run there."""

@@ -35,7 +35,8 @@ class Recalls(Books):
 
     def _recall(self, state: LibraryState, now: float, patient: bool) -> None:
         """Slots are idle and no call waits: take queued calls back from the most loaded instance."""
-        loaded = [one for one in islice(state.loaded.values(), RECALL_AMONG) if not one.recalling]
+        # Up to `slots` run there, also while fewer are aimed at: only what is above can come back.
+        loaded = list(islice((one for one in state.loaded.values() if not one.recalling and one.outstanding > one.slots), RECALL_AMONG))
         if not loaded:
             return
         free = sum(one.target - one.outstanding for one in islice(state.idle.values(), RECALL_AMONG))
@@ -43,7 +44,7 @@ class Recalls(Books):
         worker = self.workers[most.worker]
         if not worker.connected:
             return
-        queued = most.outstanding - most.target
+        queued = most.outstanding - most.slots
         if patient and queued * state.durations.mean / max(1, most.target) < RECALL_SECONDS:
             return  # it will be done sooner than it could be moved; the tick looks again
         most.recalling = True
@@ -56,7 +57,7 @@ class Recalls(Books):
         that waits behind it comes back then; and some of it where a queue has turned out longer than it should be.
         """
         for instance in list(self._ahead.values()):
-            waiting = instance.outstanding - instance.target
+            waiting = instance.outstanding - instance.slots
             if waiting <= 0:
                 del self._ahead[instance.id]
                 continue
@@ -65,7 +66,7 @@ class Recalls(Books):
             if not instance.stuck:
                 if waiting * state.durations.mean <= WAIT_SECONDS_MOST * instance.target:
                     continue
-                waiting = instance.outstanding - state.most(instance)
+                waiting = min(waiting, instance.outstanding - state.most(instance))
             worker = self.workers[instance.worker]
             if waiting > 0 and not instance.recalling and instance.phase is Phase.READY and worker.usable:
                 if instance.stuck and instance.patience == STILL_TICKS and _with_data(worker, instance):

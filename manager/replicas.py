@@ -333,7 +333,8 @@ class Replicas:
             self.out.append((worker, FileLost(message.name, message.text)))
             return
         else:
-            file.fail(now)
+            if now >= file.not_before:  # those that were under way together fail together, which is one failure
+                file.fail(now)
             if file.failures >= ORIGIN_TRIES:
                 text = f"{message.text} (tried {file.failures} times in a row)"
                 self._lose(file, text)

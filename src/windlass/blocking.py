@@ -71,7 +71,8 @@ class Call:
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Do this on a new thread, which does not keep the process alive."""
+    """Do this on a new thread, which does not keep the process alive. Raises `ConnectionAbortedError` where none can be had, beside what
+    it raises."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -94,7 +95,10 @@ async def in_thread(work: Callable[[], T]) -> T:
         except RuntimeError:
             pass  # the loop has ended meanwhile, and with it who waited
 
-    threading.Thread(target=run, name="windlass-fetch", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="windlass-fetch", daemon=True).start()
+    except RuntimeError as error:
+        raise ConnectionAbortedError(f"no thread could be started for it: {error}") from error
     return await future
 
 

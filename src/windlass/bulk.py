@@ -18,6 +18,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -27,7 +28,7 @@ from windlass.blocking import Call, Idle, OutOfTurn, dial, in_thread, plain
 from windlass.errors import ConnectionRefused, StoreFull, WindlassError
 from windlass.filewire import CHUNK_BYTES, hear, read_into, say
 from windlass.framing import MAX_HELLO_BYTES, ProtocolError
-from windlass.identity import CLIENT, MANAGER, ConnectionFile, Identity
+from windlass.identity import MANAGER, ConnectionFile, Identity
 from windlass.messages import GetObject, Hello, ObjectHead, ObjectMissing, ObjectName, ObjectRef, ObjectStored, PutObject, Refused, ToData
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class BulkServer:
 
     def _give(self, sock: ssl.SSLSocket, hello: Hello, name: ObjectName) -> None:
         data = self._data
-        may_have = None if hello.role == CLIENT else data.may_have
+        may_have = data.rule_for(hello)
         if may_have is not None and not self._on_loop(partial(may_have, hello.peer, name)):
             say(sock, ObjectMissing(name, f"worker {hello.peer} was not told of it, or needs it no more"))
             return
@@ -129,10 +130,17 @@ class BulkServer:
 
         asking: Coroutine[Any, Any, T] = there()
         try:
-            return asyncio.run_coroutine_threadsafe(asking, self._loop).result(LOOP_TIMEOUT)
+            answer = asyncio.run_coroutine_threadsafe(asking, self._loop)
         except RuntimeError as error:
             asking.close()
             raise ConnectionAbortedError("the manager is closed") from error
+        try:
+            return answer.result(LOOP_TIMEOUT)
+        except CancelledError as error:
+            raise ConnectionAbortedError("the manager is closed") from error
+        except TimeoutError:
+            answer.cancel()
+            raise
 
 
 def send(sock: ssl.SSLSocket, view: memoryview) -> None:
@@ -213,11 +221,11 @@ class BulkClient:
 
     def abort(self) -> None:
         """Connections of before are not to be trusted; what is under way fails."""
-        self._idle.drop_all()
         with self._lock:
             calls = list(self._calls)
         for call in calls:
             call.cancel()
+        self._idle.drop_all()  # after that, or one that ends meanwhile would put its own there
 
     def close(self) -> None:
         """End all connections; what is under way fails."""
@@ -296,7 +304,7 @@ class BulkClient:
         while (kept := self._idle.take(_use_of(way))) is not None:
             try:
                 return kept, self._hear(call, kept, request)
-            except OSError as error:
+            except (OSError, ProtocolError) as error:
                 log.debug("a connection for objects was kept too long: %s", plain(error))
                 kept.close()
             except BaseException:

@@ -34,7 +34,7 @@ from windlass.datastream import Outgoing, Stream
 from windlass.errors import ConnectionRefused, StoreFull
 from windlass.filewire import ALPN
 from windlass.framing import ProtocolError, frame, unpacked
-from windlass.identity import CLIENT, ConnectionFile, context_for, read_connection_file
+from windlass.identity import CLIENT, WORKER, ConnectionFile, context_for, read_connection_file
 from windlass.messages import (
     RESULT,
     FromData,
@@ -100,7 +100,13 @@ class DataServer:
 
     def __call__(self, hello: Hello) -> asyncio.BaseProtocol:
         keep = self.keeper_for(hello) if self.keeper_for is not None else None
-        return _Served(self, hello.peer, keep, None if hello.role == CLIENT else self.may_have)
+        return _Served(self, hello.peer, keep, self.rule_for(hello))
+
+    def rule_for(self, hello: Hello) -> MayHave | None:
+        """Which objects this peer may have; None: all."""
+        if hello.role == CLIENT or self.may_have is None:
+            return None
+        return self.may_have if hello.role == WORKER else lambda peer, name: False
 
 
 class _Served(Stream):

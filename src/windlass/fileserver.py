@@ -196,7 +196,14 @@ class FileServer:
             log.warning("%d connections for files are open, which is the most: one was hung up on", len(self._threads))
             accepted.close()
             return
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            log.warning("no thread could be started for a connection for files: %s", error)
+            accepted.close()
+            with self._lock:
+                self._threads.pop(thread, None)
+                self._strangers.pop(thread, None)
 
     def _send_stranger_away(self) -> bool:
         """Hang up on who has been here for longest without a certificate; with the lock held."""
@@ -283,6 +290,8 @@ class FileServer:
             if isinstance(request, GetFile):
                 self._answer(sock, identity, request)
             elif self.objects is not None:
+                if len(self._threads) > self._connections // 2:
+                    return  # objects have another way, and files have none
                 self.objects.answer(sock, hello, request)
             else:
                 raise ProtocolError(f"{identity.name} asked for an object where there are files only")

@@ -108,7 +108,7 @@ class Cluster:
         self.streams: dict[str, tuple[LibraryId, CallOptions, Iterator[float]]] = {}
         #: When calls of each stream ended.
         self.ended: dict[str, list[float]] = {}
-        self._number = itertools.count(1)
+        self.numbers = itertools.count(1)
         self._steps = 0
 
     def library(self, name: str, cores: float = 0.0) -> LibraryId:
@@ -130,7 +130,7 @@ class Cluster:
 
     def submit(self, name: str, count: int) -> None:
         library, options, seconds = self.streams[name]
-        calls = [CallId(next(self._number)) for _ in range(count)]
+        calls = [CallId(next(self.numbers)) for _ in range(count)]
         for call in calls:
             self.seconds[call], self.stream_of[call] = next(seconds), name
         self.core.submit([CallSpec(call, library, F, b"", (), options) for call in calls], self.now)
@@ -247,3 +247,73 @@ def test_slots_kept_for_a_wide_call_are_let_go_when_it_is_cancelled(cluster: Clu
     before = len(cluster.ended["narrow"])
     cluster.run(3)
     assert len(cluster.ended["narrow"]) > before + 20
+
+
+def test_a_worker_that_is_lost_takes_its_claim_with_it(cluster: Cluster) -> None:
+    """What is kept on it is kept for nobody, and nobody looks for slots there any more."""
+    cluster.stream("narrow", cluster.library("narrow"), (0.3,))
+    cluster.worker("w1")
+    cluster.run(1.0)
+    cluster.stream("wide", cluster.library("wide"), (1.0,), TWO_CORES, depth=3)
+    while cluster.core.workers[WorkerId("w1")].claim is None:
+        cluster.run(STEP)
+    del cluster.workers[WorkerId("w1")]
+    cluster.core.worker_lost(WorkerId("w1"), "killed", cluster.now)
+    cluster.run(1.0)
+    cluster.core.check()
+    cluster.worker("w2")
+    cluster.run(5.0)
+    assert all(ended for ended in cluster.ended.values())
+
+
+def nothing_follows(name: str, count: int) -> None:
+    """For streams that end."""
+
+
+def submit_once(cluster: Cluster, library: LibraryId, seconds: float, count: int, options: CallOptions = PLAIN) -> None:
+    """Calls that no others follow."""
+    cluster.streams.setdefault("once", (library, options, itertools.repeat(seconds)))
+    cluster.ended.setdefault("once", [])
+    calls = [CallId(next(cluster.numbers)) for _ in range(count)]
+    for call in calls:
+        cluster.seconds[call], cluster.stream_of[call] = seconds, "once"
+    cluster.core.submit([CallSpec(call, library, F, b"", (), options) for call in calls], cluster.now)
+
+
+def test_calls_that_come_after_none_waited_find_workers_that_came_meanwhile(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that stood behind another one has got its slot by then, and nobody had reason to look any further."""
+    monkeypatch.setattr(cluster, "submit", nothing_follows)
+    library = cluster.library("l")
+    cluster.worker("w1", 1)
+    submit_once(cluster, library, 3600.0, 2)
+    cluster.run(0.2)
+    for name in ("w2", "w3", "w4"):
+        cluster.worker(name, 1)
+    cluster.run(0.1)
+    submit_once(cluster, library, 3600.0, 50)
+    cluster.run(1.0)
+    assert [one.outstanding for one in cluster.core.libraries[library].instances.values()] == [1, 1, 1, 1]
+
+
+def test_nothing_is_recalled_from_slots_that_are_to_go_but_run(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four calls run on four slots of which one is wanted by another library: there is nothing to give back, so nobody asks on and on."""
+    monkeypatch.setattr(cluster, "submit", nothing_follows)
+    asked: list[Message] = []
+    take = SimulatedWorker.take
+
+    def noted(self: SimulatedWorker, message: Message, now: float) -> list[Message]:
+        if isinstance(message, RecallCalls):
+            asked.append(message)
+        return take(self, message, now)
+
+    monkeypatch.setattr(SimulatedWorker, "take", noted)
+    first, second = cluster.library("first"), cluster.library("second")
+    cluster.worker("w1", 4)
+    submit_once(cluster, first, 600.0, 4)
+    cluster.run(1.5)
+    submit_once(cluster, second, 600.0, 1)
+    cluster.run(3.0)
+    cluster.worker("w2", 2)
+    submit_once(cluster, first, 0.5, 1)
+    cluster.run(20.0)
+    assert len(asked) <= 3

@@ -208,6 +208,19 @@ def test_an_origin_that_fails_is_tried_again_after_pauses_and_then_lost(replicas
     assert lost(replicas) == {WORKERS[0]: f"timed out (tried {ORIGIN_TRIES} times in a row)"}
 
 
+def test_fetches_that_fail_together_are_one_failure_of_the_origin(replicas: Replicas) -> None:
+    """A moment in which the manager takes no connections must not use up all its chances."""
+    replicas.declare(SMALL, FileOrigin(path="/data/small.bin"))
+    for worker in WORKERS:
+        replicas.wanted(worker, [SMALL.name])
+    asked = fetches(replicas, 10.0)
+    assert len(asked) > 1
+    for worker, source in asked.items():
+        replicas.failed(worker, FileFailed(SMALL.name, source, "failed", "hung up"), 10.1)
+    assert replicas.files[SMALL.name].failures == 1
+    assert lost(replicas) == {}
+
+
 def test_a_size_that_was_not_known_is_learned(replicas: Replicas) -> None:
     url = FileRef(FileName("x3-" + "3" * 32), -1, "page")
     replicas.declare(url, FileOrigin(url="http://x/page"))
