@@ -284,8 +284,7 @@ class Books:
         """Workers or instances have changed; ``gained``: who may give libraries more than before."""
         self.structure += 1
         if gained is not None:
-            self._gained.pop(gained.id, None)
-            self._gained[gained.id] = self.structure
+            self._has_gained(gained.id)
         self.demand_changed = True
         for state in self.libraries.values():
             if state.waiting or state.removed:
@@ -307,8 +306,12 @@ class Books:
             some += islice(self._turns, LOOKED_AT - len(some))
         for worker_id in some:
             if worker_id in self.workers:
-                self._gained.pop(worker_id, None)
-                self._gained[worker_id] = self.structure
+                self._has_gained(worker_id)
+
+    def _has_gained(self, worker_id: WorkerId) -> None:
+        """This one is the newest of those that have got something."""
+        self._gained.pop(worker_id, None)
+        self._gained[worker_id] = self.structure
 
     def check(self) -> None:
         """Invariants between the collections; raises AssertionError."""

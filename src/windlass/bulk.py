@@ -87,31 +87,15 @@ class BulkServer:
         if may_have is not None and not self._on_loop(partial(may_have, hello.peer, name)):
             say(sock, ObjectMissing(name, f"worker {hello.peer} was not told of it, or needs it no more"))
             return
-        try:
-            view = data.store.open(name)
-        except KeyError:
-            say(sock, ObjectMissing(name, "the manager does not have it any more"))
-            return
-        except OSError as error:
-            say(sock, ObjectMissing(name, f"the manager cannot read it: {error}"))
-            return
-        say(sock, ObjectHead(name, len(view)))
-        data.count(sent=len(view))
+        head, view = data.look_up(name)
+        say(sock, head)
         send(sock, view)
 
     def _take(self, sock: ssl.SSLSocket, hello: Hello, message: PutObject) -> None:
-        name, size, store = message.name, message.size, self._data.store
+        name, size = message.name, message.size
         if size < 0 or message.path:
             raise ProtocolError(f"object {name} was announced with {size} bytes at {message.path!r}")
-        incoming: Incoming | None = None
-        trouble, full = "", False
-        if not store.has(name):
-            try:
-                incoming = store.receive(name, size)
-            except (OSError, ValueError) as error:
-                trouble, full = str(error), isinstance(error, StoreFull) and store.could_hold(size)
-            else:
-                self._data.count(received=size)
+        incoming, trouble, full = self._data.offer(message)
         failed = receive(sock, incoming, size)
         if failed is not None:
             trouble, full = str(failed), isinstance(failed, StoreFull)

@@ -102,6 +102,29 @@ class DataServer:
         keep = self.keeper_for(hello) if self.keeper_for is not None else None
         return _Served(self, hello.peer, keep, self.rule_for(hello))
 
+    def look_up(self, name: ObjectName) -> tuple[ObjectHead | ObjectMissing, memoryview]:
+        """What to say to who asks for it, and the bytes that follow. From any thread."""
+        try:
+            view = self.store.open(name)
+        except KeyError:
+            return ObjectMissing(name, "the manager does not have it any more"), memoryview(b"")
+        except OSError as error:
+            return ObjectMissing(name, f"the manager cannot read it: {error}"), memoryview(b"")
+        self.count(sent=len(view))
+        return ObjectHead(name, len(view)), view
+
+    def offer(self, message: PutObject) -> tuple[Incoming | None, str, bool]:
+        """What takes the bytes in that follow; None: they are to be read away, as the object is here already or, by the text, cannot be
+        kept; and then whether that may be otherwise later. From any thread."""
+        if self.store.has(message.name):
+            return None, "", False
+        try:
+            incoming = self.store.receive(message.name, message.size)
+        except (OSError, ValueError) as error:
+            return None, str(error), isinstance(error, StoreFull) and self.store.could_hold(message.size)
+        self.count(received=message.size)
+        return incoming, "", False
+
     def rule_for(self, hello: Hello) -> MayHave | None:
         """Which objects this peer may have; None: all."""
         if hello.role == CLIENT or self.may_have is None:
@@ -141,31 +164,17 @@ class _Served(Stream):
             self._receive(message)
 
     def _open(self, name: ObjectName) -> tuple[bytes, memoryview | None]:
-        try:
-            view = self._server.store.open(name)
-        except KeyError:
-            return frame(encode_one(ObjectMissing(name, "the manager does not have it any more"))), None
-        except OSError as error:
-            return frame(encode_one(ObjectMissing(name, f"the manager cannot read it: {error}"))), None
-        self._server.count(sent=len(view))
-        return frame(encode_one(ObjectHead(name, len(view)))), (view if len(view) else None)
+        head, view = self._server.look_up(name)
+        return frame(encode_one(head)), view or None
 
     def _receive(self, message: PutObject) -> None:
         self._name = message.name
         if message.size < 0:
             raise ProtocolError(f"object {message.name} was announced with {message.size} bytes")
-        if self._server.store.has(message.name):
-            self.take_in(None, message.size)
-            self._answer(message.name, self._kept(message.name))
-            return
-        try:
-            incoming = self._server.store.receive(message.name, message.size)
-        except (OSError, ValueError) as error:
-            self.take_in(None, message.size)
-            self._answer(message.name, str(error), isinstance(error, StoreFull) and self._server.store.could_hold(message.size))
-            return
-        self._server.count(received=message.size)
+        incoming, trouble, full = self._server.offer(message)
         self.take_in(incoming, message.size)
+        if incoming is None:
+            self._answer(message.name, trouble or self._kept(message.name), full)
 
     def kept(self, trouble: str, error: Exception | None = None) -> None:
         self._answer(self._name, trouble or self._kept(self._name), isinstance(error, StoreFull))
@@ -406,7 +415,7 @@ class DataClient:
         """Move a large object on a connection of its own. False: not possible now. Raises `ObjectGone`, `OSError`."""
         known = self._connection
         if self._bulk_context is None:
-            self._bulk_context = known.client_context() if self._credential is None else context_for(known, *self._credential)
+            self._bulk_context = self._new_context()
             self._bulk_context.set_alpn_protocols([ALPN])
             self._bulk_context.check_hostname = False  # `windlass.blocking.dial` compares role and name
         try:
@@ -448,13 +457,17 @@ class DataClient:
             lane.stream = stream
             return stream
 
+    def _new_context(self) -> ssl.SSLContext:
+        known = self._connection
+        return known.client_context() if self._credential is None else context_for(known, *self._credential)
+
     def _data_hello(self) -> Hello:
         return msgspec.structs.replace(self._make_hello(), purpose="data", session=self._session, received=0, worker=None)
 
     async def _dial(self) -> _Requests:
         known = self._connection
         if self._context is None:
-            self._context = known.client_context() if self._credential is None else context_for(known, *self._credential)
+            self._context = self._new_context()
         connection, answer, _ = await dial(known.manager, known.addresses, self._context, self._data_hello())
         if isinstance(answer, Refused):
             connection.close()
