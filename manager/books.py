@@ -12,19 +12,19 @@ order; ends in a list.
 from __future__ import annotations
 
 from bisect import insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import msgspec
 
 from windlass.manager.calls import Call, CallQueue
-from windlass.manager.libraries import LibraryState
+from windlass.manager.libraries import NEVER, LibraryState
 from windlass.manager.lineage import FIRST_REMAKE, Lineage
 from windlass.manager.pilots import PilotBook
 from windlass.manager.placement import why_never
 from windlass.manager.replicas import Replicas
-from windlass.manager.workers import Instance, Phase, Worker
+from windlass.manager.workers import Instance, Phase, Worker, used_up
 from windlass.messages import (
     CANCELLED,
     NO_FILE,
@@ -98,6 +98,10 @@ class Books:
         self.structure: int = 0
         #: Workers that have got something since, by the version of the structure, the newest last: what found no room looks at these alone.
         self._gained: dict[WorkerId, int] = {}
+        #: Those of them that may have something which is lent to nobody.
+        self._spare: dict[WorkerId, int] = {}
+        #: Slots that others are still to lose, by the library that they were taken for.
+        self._due: Counter[LibraryId] = Counter()
         self._turns: Iterator[WorkerId] = iter(())
         #: Changes when workers or offers of pools do: what can ever be run may be something else then.
         self.means: int = 0
@@ -156,7 +160,7 @@ class Books:
             kind = (options.needs, least_seconds)
             if kind not in state.kinds:
                 state.kinds.add(kind)
-                state.tried = -1
+                state.tried = NEVER
         return queue
 
     def _sweep_queues(self, state: LibraryState) -> None:
@@ -166,6 +170,7 @@ class Books:
                 del self._queues[queue.library, queue.options, queue.least_seconds, queue.files]
         state.queues[:] = [queue for queue in state.queues if queue.waiting or queue.running]
         state.kinds = {(queue.needs, queue.least_seconds) for queue in state.queues}
+        state.looked = {kind: version for kind, version in state.looked.items() if kind in state.kinds}
         # Not again before there are twice as many, or each new queue would cost a look at all.
         state.sweep_at = max(SWEEP_LEAST, 2 * len(state.queues))
         self._queue_of.clear()
@@ -263,7 +268,7 @@ class Books:
     def _gone(self, instance: Instance, worker: Worker, now: float) -> None:
         """An instance is no more."""
         self._off_lists(instance)
-        self._aim(instance, 0)
+        self._aim(instance, 0, slots=0)
         self.libraries[instance.library].changed.pop(instance.id, None)
         self._shrinking.pop(instance.id, None)
         self._ahead.pop(instance.id, None)
@@ -272,8 +277,14 @@ class Books:
             del worker.by_library[instance.library]
         self.libraries[instance.library].instances.pop(instance.id, None)
 
-    def _aim(self, instance: Instance, target: int) -> None:
-        """An instance is to have so many slots."""
+    def _aim(self, instance: Instance, target: int, *, slots: int | None = None, heir: LibraryId | None = None) -> None:
+        """An instance is to have so many slots. ``slots``: and has so many now; ``heir``: whom those that it is to lose are for."""
+        self._due[instance.promised] -= instance.slots - instance.target
+        if slots is not None:
+            instance.slots = slots
+        if heir is not None:
+            instance.promised = heir
+        self._due[instance.promised] += instance.slots - target
         state = self.libraries[instance.library]
         state.slots += target - instance.target
         if instance.phase is Phase.STARTING:
@@ -310,8 +321,9 @@ class Books:
 
     def _has_gained(self, worker_id: WorkerId) -> None:
         """This one is the newest of those that have got something."""
-        self._gained.pop(worker_id, None)
-        self._gained[worker_id] = self.structure
+        for newest_last in (self._gained, self._spare):
+            newest_last.pop(worker_id, None)
+            newest_last[worker_id] = self.structure
 
     def check(self) -> None:
         """Invariants between the collections; raises AssertionError."""
@@ -346,7 +358,14 @@ class Books:
                 assert instance.id not in state.loaded or instance.outstanding > instance.target
                 above = instance.serving and worker.usable and instance.outstanding > instance.target
                 assert instance.id in state.loaded or not above, "calls wait there, and would not be recalled"
-        assert self._gained.keys() <= self.workers.keys()
+        assert self._gained.keys() == self.workers.keys()
+        assert self._spare.keys() <= self.workers.keys()
+        owed: Counter[LibraryId] = Counter()
+        for worker in self.workers.values():
+            assert worker.id in self._spare or used_up(worker)
+            for one in worker.instances.values():
+                owed[one.promised] += one.slots - one.target
+        assert owed == self._due, f"{owed} are due, {self._due} counted"
         assert self._claimed.keys() <= self.workers.keys()
         for worker in self.workers.values():
             assert worker.claim is None or self._claimed.get(worker.id) is worker

@@ -23,11 +23,11 @@ from windlass.manager.attempts import Attempts
 from windlass.manager.books import Books, Counters, Settings
 from windlass.manager.calls import CLOSED, LIBRARY_FAILED, NOT_POSSIBLE, Call
 from windlass.manager.demand import demand_of
-from windlass.manager.libraries import LibraryState
+from windlass.manager.libraries import NEVER, LibraryState
 from windlass.manager.lineage import FIRST_REMAKE, products_of
 from windlass.manager.placement import least_of, spent, why_never
 from windlass.manager.told import was_told_of_file
-from windlass.manager.workers import Instance, Phase, Worker
+from windlass.manager.workers import Instance, Phase, Worker, busy_cores
 from windlass.messages import (
     CANCELLED,
     NO_FILE,
@@ -94,7 +94,8 @@ class Core(Attempts):
         if known is not None:
             known.removed = False
             if known.failed:
-                known.failed, known.crashes, known.tried = "", 0, -1
+                known.failed, known.crashes, known.tried = "", 0, NEVER
+                known.looked.clear()
                 for worker in self.workers.values():
                     worker.unfit.pop(spec.id, None)
                     worker.crashes.pop(spec.id, None)
@@ -248,7 +249,7 @@ class Core(Attempts):
         """A worker has a new session. An older one of the same worker is lost."""
         if worker_id in self.workers:
             self.worker_lost(worker_id, "the worker began a new session", now)
-        worker = Worker(worker_id, info, now, idle_since=now, memory_limit=info.resources.memory, busy=info.busy)
+        worker = Worker(worker_id, info, now, idle_since=now, memory_limit=info.resources.memory, busy=busy_cores(info.busy, info.resources))
         if info.seconds_left:
             worker.ends_at = now + info.seconds_left
         if not info.accepting:
@@ -286,6 +287,7 @@ class Core(Attempts):
         if worker is None:
             return
         self._gained.pop(worker_id, None)
+        self._spare.pop(worker_id, None)
         self._claimed.pop(worker_id, None)
         worker.claim = None
         self.means += 1
@@ -364,8 +366,9 @@ class Core(Attempts):
                 worker.memory_used, worker.memory_limit = message.memory_used, message.memory_limit
                 if message.seconds_left:
                     self._ends_at(worker, now + message.seconds_left)
-                if message.busy != worker.busy:
-                    worker.busy = message.busy
+                busy = busy_cores(message.busy, worker.info.resources)
+                if busy != worker.busy:
+                    worker.busy = busy
                     self._restructured(worker)
 
     def _ends_at(self, worker: Worker, when: float) -> None:
@@ -373,6 +376,7 @@ class Core(Attempts):
         later = when > worker.ends_at + 1.0
         worker.ends_at = when
         if later:
+            self._restructured(worker)
             for instance in worker.instances.values():
                 self._refresh(instance)
 
@@ -530,7 +534,7 @@ class Core(Attempts):
                 self._queues[new] = queue
                 state = self.libraries[queue.library]
                 state.kinds.add((queue.needs, least))
-                state.tried = -1
+                state.tried = NEVER
                 self._dirty[queue.library] = state
 
     def _let_spent_go(self, now: float) -> None:

@@ -12,16 +12,16 @@ or the timer says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain, islice, takewhile
 
-from windlass.manager.books import SWEEP_LEAST
+from windlass.manager.books import LOOKED_AT, SWEEP_LEAST
 from windlass.manager.calls import CallQueue
 from windlass.manager.claims import missing_slots, next_claim
-from windlass.manager.libraries import LibraryState
-from windlass.manager.placement import fits, grants, reclaimable
+from windlass.manager.libraries import NEVER, LibraryState
+from windlass.manager.placement import HOLD_SECONDS, fits, grants, reclaimable, worth_moving
 from windlass.manager.recalls import Recalls
-from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, slots_in, weight_of
+from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, slots_in, used_up, weight_of
 from windlass.messages import (
     BAD_CALL,
     NO_FILE,
@@ -317,7 +317,7 @@ class Dispatch(Recalls):
                     one.recalling = True
                     self._send(worker, RecallCalls(one.id, one.outstanding - one.target))
             elif one.target < one.slots:
-                one.promised = claim.library
+                self._aim(one, one.target, heir=claim.library)
             self._refresh(one)
         self._take_away(missing_slots(worker, claim, now), worker, claim.library)
         self._fulfil_claim(worker, now)
@@ -349,13 +349,9 @@ class Dispatch(Recalls):
 
         Where nobody had any for such calls, only those are looked at who have got something since.
         """
-        since, state.tried = state.tried, self.structure
+        state.tried = self.structure
         if state.failed:
             return
-        if since < 0:
-            state.exhausted.clear()
-        gained = self._gained_since(since) if state.exhausted else []
-        exhausted, state.exhausted = state.exhausted, set()
         behind = 0 if state.waiting else self._behind(state)
         kinds: dict[tuple[Resources, float], int] = {}
         for queue in state.queues:
@@ -366,26 +362,43 @@ class Dispatch(Recalls):
             if waiting:
                 kind = (queue.needs, queue.least_seconds)
                 kinds[kind] = kinds.get(kind, 0) + waiting
-        for (needs, least_seconds), waiting in kinds.items():
+        for kind, waiting in kinds.items():
             wanted = waiting - state.coming  # instances that are starting will take calls too
-            if wanted <= 0:
-                continue
-            workers = gained if (needs, least_seconds) in exhausted else self.workers.values()
-            for grant in grants(state, workers, wanted, now, least_seconds, needs):
-                self._grant(state, grant.worker, grant.instance, grant.slots, grant.share, now)
-                wanted -= grant.slots
             if wanted > 0:
-                self._reclaim(state, workers, needs, least_seconds, now)
-                state.exhausted.add((needs, least_seconds))
+                wanted = self._grant_free(state, kind, wanted, now)
+            if wanted > 0 and self._reclaim(state, kind, min(wanted, worth_moving(state, waiting)), now):
+                state.looked[kind] = self.structure
         if state.waiting:
             self._starved[state.spec.id] = state
         else:
             self._starved.pop(state.spec.id, None)
 
-    def _gained_since(self, version: int) -> list[Worker]:
-        """Who has got something since this version of the structure."""
-        newest = takewhile(lambda one: one[1] > version, reversed(self._gained.items()))
-        return [self.workers[worker_id] for worker_id, _ in newest if worker_id in self.workers]
+    def _grant_free(self, state: LibraryState, kind: tuple[Resources, float], wanted: int, now: float) -> int:
+        """Slots of what is lent to nobody, where the library is warm if there are some; returns how many are still wanted."""
+        since = state.looked.get(kind, NEVER)
+        warm = (one.worker for one in islice(state.instances.values(), LOOKED_AT))
+        some = [self.workers[worker_id] for worker_id in warm if self._spare.get(worker_id, NEVER) > since]
+        wanted = self._grant_at(some, state, kind, wanted, now) if some else wanted
+        passed, count = 0, max(LOOKED_AT, wanted)
+        while wanted > 0:
+            newest = takewhile(lambda one: one[1] > since, reversed(self._spare.items()))
+            some = [self.workers[worker_id] for worker_id, _ in islice(newest, passed, passed + count)]
+            if not some:
+                break
+            some.reverse()
+            wanted = self._grant_at(some, state, kind, wanted, now)
+            passed, count = passed + sum(worker.id in self._spare for worker in some), 2 * count
+        return wanted
+
+    def _grant_at(self, workers: Sequence[Worker], state: LibraryState, kind: tuple[Resources, float], wanted: int, now: float) -> int:
+        """Slots of what these have and lend to nobody; returns how many are still wanted."""
+        for grant in grants(state, workers, wanted, now, kind[1], kind[0]):
+            self._grant(state, grant.worker, grant.instance, grant.slots, grant.share, now)
+            wanted -= grant.slots
+        for worker in workers:
+            if used_up(worker):
+                self._spare.pop(worker.id, None)
+        return max(0, wanted)
 
     def _behind(self, state: LibraryState) -> int:
         """How many slots the calls would occupy that wait at usable workers, behind those that run there."""
@@ -402,7 +415,7 @@ class Dispatch(Recalls):
                 spec.id,
                 worker.id,
                 spec,
-                slots,
+                0,
                 share,
                 gpu_ids=gpus,
                 granted_at=now,
@@ -412,12 +425,11 @@ class Dispatch(Recalls):
             worker.instances[instance.id] = instance
             worker.by_library[spec.id] = instance
             state.instances[instance.id] = instance
-            self._aim(instance, slots)
+            self._aim(instance, slots, slots=slots)
             worker.functions.update(function.id for function in spec.functions)
             self._send(worker, StartLibrary(instance.id, spec, slots, gpus))
         else:
-            instance.slots += slots
-            self._aim(instance, instance.slots)
+            self._aim(instance, instance.slots + slots, slots=instance.slots + slots)
             instance.granted_at = now
             instance.gpu_ids += gpus
             self._shrinking.pop(instance.id, None)
@@ -425,11 +437,19 @@ class Dispatch(Recalls):
         self._refresh(instance)
         self._dirty[spec.id] = state
 
-    def _reclaim(self, state: LibraryState, workers: Iterable[Worker], needs: Resources, least_seconds: float, now: float) -> None:
-        """Take slots from other libraries, on the first of these workers where that lets this one run a call."""
-        spec = state.spec
+    def _reclaim(self, state: LibraryState, kind: tuple[Resources, float], wanted: int, now: float) -> bool:
+        """Take so many slots from other libraries where that lets this one run calls of a kind; False: there may be more to take.
+
+        What was taken and is not free yet counts, for a turn: those who are to lose it may run calls that take long. A library that nowhere
+        has the slots for one call is destitute, and takes them whatever it is worth.
+        """
+        spec, (needs, least_seconds) = state.spec, kind
+        since = state.looked.get(kind, NEVER)
         lacks: dict[int, bool] = {}
-        for worker in workers:
+        for worker_id, version in reversed(self._gained.items()):
+            if version <= since:
+                break
+            worker = self.workers[worker_id]
             of = worker.info.resources
             weight = fits(spec, needs, of)
             if not weight or not worker.usable or spec.id in worker.unfit or worker.seconds_left(now) <= least_seconds:
@@ -446,16 +466,21 @@ class Dispatch(Recalls):
             destitute = lacks.get(weight)
             if destitute is None:
                 destitute = lacks[weight] = not any(one.target >= weight for one in state.instances.values())
+            enough = max(wanted, 1) if destitute else wanted
+            if self._due[spec.id] >= enough and (not enough or now - state.taken_at < HOLD_SECONDS):
+                return False
             taken = reclaimable(worker, state, self.libraries, share, max(1, weight - has), destitute, now)
-            self._take_away(taken, worker, spec.id)
-            if taken and destitute:
-                break
+            if taken:
+                self._take_away(taken, worker, spec.id)
+                state.taken_at = now
+                if destitute:
+                    return False
+        return True
 
     def _take_away(self, taken: list[tuple[Instance, int]], worker: Worker, heir: LibraryId) -> None:
         """These lose so many slots, as their calls end."""
         for instance, count in taken:
-            self._aim(instance, instance.target - count)
-            instance.promised = heir
+            self._aim(instance, instance.target - count, heir=heir)
             self._shrinking[instance.id] = instance
             self._refresh(instance)
             if instance.outstanding > instance.target and not instance.recalling:
@@ -473,7 +498,8 @@ class Dispatch(Recalls):
                 continue  # the next of its calls to end brings it back; or what it lost it has been given again
             worker = self.workers[instance.worker]
             keep = instance.target * instance.share.gpus
-            instance.slots, instance.gpu_ids = instance.target, instance.gpu_ids[:keep]
+            self._aim(instance, instance.target, slots=instance.target)
+            instance.gpu_ids = instance.gpu_ids[:keep]
             if instance.slots < instance.least:
                 instance.least = 1
             self._send(worker, SetSlots(instance.id, instance.slots, instance.gpu_ids))

@@ -27,6 +27,8 @@ AHEAD_MOST = 1024
 REFILL = 3
 #: Calls ahead per slot while nothing is known of durations.
 AHEAD_UNKNOWN = 4
+#: Older than all versions of the manager's structure.
+NEVER = -1
 
 
 class LibraryState(msgspec.Struct, eq=False):
@@ -50,8 +52,9 @@ class LibraryState(msgspec.Struct, eq=False):
     waiting: int = 0
     running: int = 0
     done: int = 0
-    #: When it was last granted slots; 0: never.
+    #: When it was last granted slots, and when others were last told to lose some for it; 0: never.
     granted_at: float = 0.0
+    taken_at: float = 0.0
     durations: Durations = msgspec.field(default_factory=Durations)
     ahead: int = AHEAD_UNKNOWN
     #: Why it cannot start; then its calls end with this text.
@@ -63,10 +66,10 @@ class LibraryState(msgspec.Struct, eq=False):
     #: Seconds that the imports of its instances took in all, and how often they were done.
     hoisted_seconds: float = 0.0
     starts: int = 0
-    #: Placement was tried at this version of the manager's structure; -1: all workers are to be looked at again.
-    tried: int = -1
-    #: Kinds of calls for which no worker had anything then.
-    exhausted: set[tuple[Resources, float]] = msgspec.field(default_factory=set[tuple[Resources, float]])
+    #: Placement was tried at this version of the manager's structure.
+    tried: int = NEVER
+    #: Who has anything for a kind of calls has got something after this version.
+    looked: dict[tuple[Resources, float], int] = msgspec.field(default_factory=dict[tuple[Resources, float], int])
     #: Slots of its instances, by what these are to have: of all, and of those that are starting.
     slots: int = 0
     coming: int = 0

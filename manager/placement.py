@@ -16,6 +16,7 @@ too little time is left there for each.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import ceil
 
 import msgspec
 
@@ -85,6 +86,17 @@ def grants(
     return chosen
 
 
+def worth_moving(library: LibraryState, waiting: int) -> int:
+    """How many slots of others so many waiting calls are worth, beside the slots that the library has.
+
+    A slot that is moved is to have work for a turn, and for as long as the library takes to start.
+    """
+    if not library.durations.count:
+        return waiting
+    turn = max(HOLD_SECONDS, library.hoisted_seconds / library.starts if library.starts else 0.0)
+    return min(waiting, max(0, ceil(waiting * library.durations.mean / turn) - library.slots))
+
+
 def reclaimable(
     worker: Worker, library: LibraryState, states: dict[LibraryId, LibraryState], share: Resources, slots: int, destitute: bool, now: float
 ) -> list[tuple[Instance, int]]:
@@ -92,7 +104,7 @@ def reclaimable(
 
     ``destitute``: the library has nowhere the slots that its calls need; then it may take another one's last slot, too.
     """
-    missing = less(times(share, slots), worker.free())
+    wanted = missing = less(times(share, slots), worker.free())
     taken: list[tuple[Instance, int]] = []
     others = [one for one in worker.instances.values() if one.library != library.spec.id and one.target > 0]
     # First what lies idle without a call waiting for it, longest idle first.
@@ -108,25 +120,19 @@ def reclaimable(
             missing = less(missing, times(one.share, count))
     if not more(missing):
         return taken
-    # Nothing idle is enough: libraries with more slots here than this one give, as their calls end. A library may
-    # lose its last slot only to a destitute one, and not before it had it for a while.
+    # Nothing idle is enough: a library with more slots here than this one gives one, as a call of it ends. It may lose its last slot only to
+    # a destitute one, and not before it had it for a while. Where one is not enough, others would have the first before the last is free:
+    # that is what claims are for.
     mine = worker.by_library.get(library.spec.id)
     has = mine.target if mine else 0
     for one in sorted(others, key=lambda one: -one.target * (one.share.cores or 1.0)):
-        already = sum(count for other, count in taken if other is one)
-        count = min(slots_for(missing, one.share), one.target - already)
+        if slots_for(wanted, one.share) > 1:
+            continue
+        left = one.target - 1
+        together = left >= one.least
         held = now - one.granted_at >= HOLD_SECONDS
-        while count > 0:
-            left = one.target - already - count
-            together = left >= one.least
-            if (left > has and together) or (destitute and ((left > 0 and has == 0 and together) or held)):
-                break
-            count -= 1
-        if count > 0:
-            taken = [(other, n) for other, n in taken if other is not one] + [(one, already + count)]
-            missing = less(missing, times(one.share, count))
-        if not more(missing):
-            return taken
+        if (left > has and together) or (destitute and ((left > 0 and has == 0 and together) or held)):
+            return [(one, 1)]
     return []
 
 

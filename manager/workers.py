@@ -178,6 +178,11 @@ class Worker(msgspec.Struct, eq=False):
         return [gpu for gpu in self.info.gpu_ids if gpu not in taken]
 
 
+def used_up(worker: Worker) -> bool:
+    """Whether all of it is lent to slots."""
+    return worker.free().cores < 1e-6
+
+
 def absurd(info: WorkerInfo) -> str:
     """Why this cannot be what a worker has; "" when it can. The sums of placement hold for what can be, and a peer may say anything."""
     has = info.resources
@@ -190,6 +195,11 @@ def absurd(info: WorkerInfo) -> str:
         if not 0 <= number <= most:  # which a NaN is not
             return f"a worker cannot have {number} {what}"
     return "" if has.gpus <= len(info.gpu_ids) else f"a worker with {has.gpus} GPUs cannot have {len(info.gpu_ids)} ids of them"
+
+
+def busy_cores(said: float, of: Resources) -> float:
+    """What a worker with ``of`` says of its busy cores, as far as it can be."""
+    return min(said, of.cores) if said > 0 else 0.0  # which a NaN is not
 
 
 def slot_share(spec: LibrarySpec, of: Resources) -> Resources:

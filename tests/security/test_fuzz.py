@@ -78,10 +78,14 @@ def test_no_connection_confuses_a_session_and_nothing_said_is_a_defect(choices: 
 #: A worker said that an instance had stopped which nobody had asked to, and its calls waited for ever.
 STOPPED = bytes.fromhex("0a0b00f81976adf1fc1d13408d09aa8a011f602c5e75db03f52b91b9b1d93891a1de56c88749f646b2d11e0815b8828cdc2e6815d83e01")
 
+#: It said that 1e300 of its cores were busy, and the memory that they would have was no number.
+BUSY = b"\x03\x00(\x00\x00\x00\x00\x00\x00\x04\x00"
+
 
 @some
 @given(data)
 @example(STOPPED)
+@example(BUSY)
 def test_a_worker_that_says_anything_leaves_the_books_consistent(choices: bytes) -> None:
     fuzz_targets.core(choices)
 

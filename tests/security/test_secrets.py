@@ -179,9 +179,7 @@ def as_nobody(work: Callable[[], object]) -> str:
 @pytest.mark.skipif(MINE != 0, reason="only root can become another user")
 def test_another_user_of_the_node_comes_to_nothing(running: Run) -> None:
     """Neither into the folders, nor at the credentials, nor into the processes."""
-    [worker] = [path for path in processes() if "windlass.worker" in read(path / "cmdline") and "--connection" in read(path / "cmdline")][
-        :1
-    ]
+    worker = Path(f"/proc/{running.worker}")
     attempts: dict[str, Callable[[], Any]] = {
         **{f"list {folder}": partial(os.listdir, folder) for folder in running.folders},
         **{f"write in {folder}": partial(os.mkdir, folder / "x") for folder in running.folders},
