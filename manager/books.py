@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 import msgspec
@@ -77,6 +77,21 @@ class Counters(msgspec.Struct):
     lost: int = 0
 
 
+class Turns:
+    """Some workers, then others, until all have been looked at; and again."""
+
+    def __init__(self) -> None:
+        self._left: Iterator[WorkerId] = iter(())
+
+    def next(self, workers: Mapping[WorkerId, Worker]) -> list[Worker]:
+        """At most `LOOKED_AT`."""
+        some = list(islice(self._left, LOOKED_AT))
+        if len(some) < LOOKED_AT:
+            self._left = iter(list(workers))
+            some += islice(self._left, LOOKED_AT - len(some))
+        return [workers[worker_id] for worker_id in dict.fromkeys(some) if worker_id in workers]
+
+
 class Books:
     """All that a manager knows."""
 
@@ -102,7 +117,7 @@ class Books:
         self._spare: dict[WorkerId, int] = {}
         #: Slots that others are still to lose, by the library that they were taken for.
         self._due: Counter[LibraryId] = Counter()
-        self._turns: Iterator[WorkerId] = iter(())
+        self._turns, self._claim_turns = Turns(), Turns()
         #: Changes when workers or offers of pools do: what can ever be run may be something else then.
         self.means: int = 0
         self._queues: dict[tuple[LibraryId, CallOptions, float, bool], CallQueue] = {}
@@ -311,13 +326,8 @@ class Books:
     def _take_turns(self) -> None:
         """The next workers count as ones that have got something."""
         self.structure += 1
-        some = list(islice(self._turns, LOOKED_AT))
-        if len(some) < LOOKED_AT:
-            self._turns = iter(list(self.workers))
-            some += islice(self._turns, LOOKED_AT - len(some))
-        for worker_id in some:
-            if worker_id in self.workers:
-                self._has_gained(worker_id)
+        for worker in self._turns.next(self.workers):
+            self._has_gained(worker.id)
 
     def _has_gained(self, worker_id: WorkerId) -> None:
         """This one is the newest of those that have got something."""

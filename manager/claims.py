@@ -4,7 +4,8 @@ Theory of operation
 -------------------
 A call that needs more than one slot of those that others have would wait for ever among steady smaller ones: each slot that falls idle is
 taken at once, by calls of its own library or by a library that has none.  So a *wide* kind of calls, of which none runs and which has
-waited longest, lays a claim to a worker (`next_claim`, asked at each tick):
+waited longest, lays a claim to a worker (`next_claim`, asked at each tick for some of the workers); so does one of which some run, as long
+as its library has fewer cores than an equal part of what libraries with calls have.
 
 * Slots that are missing there are taken from others after their turns, as their calls end (`missing_slots`); what falls free is kept.
 * Meanwhile no slot on that worker goes from one library to another, and other calls of the claiming library leave it the room, unless
@@ -30,26 +31,35 @@ from windlass.messages import LibraryId, Resources
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """A kind of calls of which some wait and none runs."""
+    """A kind of calls of which some wait; ``runs``: and some run."""
 
     since: float
     state: LibraryState
     queue: CallQueue
+    runs: bool
 
 
 def next_claim(
-    starved: Iterable[LibraryState], libraries: Mapping[LibraryId, LibraryState], workers: Iterable[Worker], now: float
+    starved: Iterable[LibraryState],
+    libraries: Mapping[LibraryId, LibraryState],
+    workers: Sequence[Worker],
+    claims: Iterable[Claim],
+    now: float,
 ) -> tuple[Worker, Claim] | None:
-    """Who may claim what now: whoever has waited longest of those that need several slots; None: nobody."""
+    """Who may claim what now of these workers: whoever has waited longest of those that need several slots; None: nobody.
+
+    ``claims``: those that there are.
+    """
     waits = sorted((wait for state in starved if not state.failed for wait in _waits(state)), key=lambda wait: wait.since)
     if not waits or now - waits[0].since < HOLD_SECONDS:
         return None  # asked at each tick, so workers are looked at only where there is a reason
-    workers = list(workers)
-    claimed = {(one.claim.library, one.claim.queue.needs) for one in workers if one.claim is not None}
+    claims = list(claims)
+    claimed = {(one.library, one.queue.needs) for one in claims}
+    poor = has_less(libraries, claims)
     for number, wait in enumerate(waits):
         if now - wait.since < HOLD_SECONDS:
             break
-        if (wait.state.spec.id, wait.queue.needs) in claimed:
+        if (wait.runs or (wait.state.spec.id, wait.queue.needs) in claimed) and wait.state.spec.id not in poor:
             continue
         worker = _best(wait, libraries, workers, now)
         if worker is None or any(_first(other, worker, now) for other in waits[:number] if other.state is not wait.state):
@@ -57,6 +67,21 @@ def next_claim(
         spec, of = wait.state.spec, worker.info.resources
         return worker, Claim(spec.id, wait.queue, fits(spec, wait.queue.needs, of), slot_share(spec, of))
     return None
+
+
+def has_less(libraries: Mapping[LibraryId, LibraryState], claims: Iterable[Claim]) -> set[LibraryId]:
+    """Libraries with fewer cores, claims included, than an equal part of what all have that have calls."""
+    cores = {one.spec.id: one.slots * (one.spec.per_slot.cores or 1.0) for one in libraries.values() if one.waiting or one.running}
+    part = sum(cores.values()) / max(1, len(cores))
+    for claim in claims:
+        if claim.library in cores:
+            cores[claim.library] += claim.weight * claim.share.cores
+    return {library for library, number in cores.items() if number < part}
+
+
+def runs(state: LibraryState, needs: Resources) -> bool:
+    """Whether a call of the library runs that needs this."""
+    return any(queue.running for queue in state.queues if queue.needs == needs)
 
 
 def missing_slots(worker: Worker, claim: Claim, now: float) -> list[tuple[Instance, int]]:
@@ -81,7 +106,7 @@ def missing_slots(worker: Worker, claim: Claim, now: float) -> list[tuple[Instan
 
 
 def _waits(state: LibraryState) -> Iterator[Wait]:
-    """Its kinds of which none runs, among the waiting calls of highest priority."""
+    """Its kinds, among the waiting calls of highest priority."""
     queues = [queue for queue in state.queues if queue.waiting]
     running = {queue.needs for queue in state.queues if queue.running}
     oldest: dict[Resources, Wait] = {}
@@ -89,13 +114,15 @@ def _waits(state: LibraryState) -> Iterator[Wait]:
         if queue.options.priority < queues[0].options.priority:
             break
         first = queue.first()
-        since = max(queue.served_at, first.queued_at if first is not None else 0.0)
-        if queue.needs not in running and (queue.needs not in oldest or since < oldest[queue.needs].since):
-            oldest[queue.needs] = Wait(since, state, queue)
+        since, runs = first.queued_at if first is not None else 0.0, queue.needs in running
+        if not runs:
+            since = max(since, queue.served_at)
+        if queue.needs not in oldest or since < oldest[queue.needs].since:
+            oldest[queue.needs] = Wait(since, state, queue, runs)
     yield from oldest.values()
 
 
-def _best(wait: Wait, libraries: Mapping[LibraryId, LibraryState], workers: Sequence[Worker], now: float) -> Worker | None:
+def _best(wait: Wait, libraries: Mapping[LibraryId, LibraryState], workers: Iterable[Worker], now: float) -> Worker | None:
     """The worker where its call would need several slots, and could have them soonest; None: nowhere, or not yet."""
     spec, needs = wait.state.spec, wait.queue.needs
     best, soonest = None, now - wait.since

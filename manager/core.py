@@ -249,7 +249,8 @@ class Core(Attempts):
         """A worker has a new session. An older one of the same worker is lost."""
         if worker_id in self.workers:
             self.worker_lost(worker_id, "the worker began a new session", now)
-        worker = Worker(worker_id, info, now, idle_since=now, memory_limit=info.resources.memory, busy=busy_cores(info.busy, info.resources))
+        busy = busy_cores(info.busy, info.resources)
+        worker = Worker(worker_id, info, now, idle_since=now, memory_limit=info.resources.memory, busy=busy)
         if info.seconds_left:
             worker.ends_at = now + info.seconds_left
         if not info.accepting:

@@ -17,7 +17,7 @@ from itertools import chain, islice, takewhile
 
 from windlass.manager.books import LOOKED_AT, SWEEP_LEAST
 from windlass.manager.calls import CallQueue
-from windlass.manager.claims import missing_slots, next_claim
+from windlass.manager.claims import has_less, missing_slots, next_claim, runs
 from windlass.manager.libraries import NEVER, LibraryState
 from windlass.manager.placement import HOLD_SECONDS, fits, grants, reclaimable, worth_moving
 from windlass.manager.recalls import Recalls
@@ -41,6 +41,8 @@ from windlass.messages import (
     WorkerId,
 )
 
+#: Claims that are laid at one tick, at most.
+CLAIMS_AT_ONCE = 4
 #: Zygotes without slots that a worker keeps warm for their next call.
 WARM_INSTANCES = 4
 #: Rounds of placement in one pump; what is left then waits for the next event or the timer.
@@ -267,10 +269,9 @@ class Dispatch(Recalls):
             sent += 1
         self._loaded[worker_id] = worker
         queue.served_at = now
-        if self._claimed and sent:
-            for other in list(self._claimed.values()):
-                if other.claim is not None and other.claim.library == state.spec.id and other.claim.queue.needs == queue.needs:
-                    self._drop_claim(other)
+        claim = worker.claim
+        if claim is not None and sent and claim.library == state.spec.id and claim.queue.needs == queue.needs:
+            self._drop_claim(worker)
         queue.running += sent
         state.waiting -= sent
         state.running += sent
@@ -287,7 +288,8 @@ class Dispatch(Recalls):
         return worker.to_run
 
     def _look_at_claims(self, now: float) -> None:
-        """End claims that have no point any more, go on with the others, lay one more."""
+        """End claims that have no point any more, go on with the others, lay some more."""
+        poor = has_less(self.libraries, ()) if self._claimed else set[LibraryId]()
         for worker in list(self._claimed.values()):
             claim = worker.claim
             there = self.workers.get(worker.id) is worker and worker.usable
@@ -295,6 +297,7 @@ class Dispatch(Recalls):
                 claim is None
                 or not there
                 or not claim.queue.waiting
+                or (claim.library not in poor and runs(self.libraries[claim.library], claim.queue.needs))
                 or claim.library in worker.unfit
                 or worker.seconds_left(now) <= claim.queue.least_seconds
             ):
@@ -302,10 +305,16 @@ class Dispatch(Recalls):
             else:
                 self._take_away(missing_slots(worker, claim, now), worker, claim.library)
                 self._fulfil_claim(worker, now)
-        found = next_claim(self._starved.values(), self.libraries, self.workers.values(), now) if self._starved else None
-        if found is None:
-            return
-        worker, claim = found
+        some = self._claim_turns.next(self.workers) if self._starved else ()
+        for _ in range(CLAIMS_AT_ONCE if some else 0):
+            claims = [one.claim for one in self._claimed.values() if one.claim is not None]
+            found = next_claim(self._starved.values(), self.libraries, some, claims, now)
+            if found is None:
+                break
+            self._lay_claim(*found, now)
+
+    def _lay_claim(self, worker: Worker, claim: Claim, now: float) -> None:
+        """Slots are kept for it on this worker."""
         worker.claim = claim
         self._claimed[worker.id] = worker
         mine = worker.by_library.get(claim.library)

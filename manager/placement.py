@@ -64,7 +64,8 @@ def grants(
             continue
         of = whole(worker)
         share = slot_share(spec, of)
-        if not fits(spec, needs, of):
+        weight = fits(spec, needs, of)
+        if not weight:
             continue
         instance = worker.by_library.get(spec.id)
         has = instance.target if instance else 0
@@ -73,7 +74,7 @@ def grants(
         if worker.claim is not None and worker.claim.library != spec.id:
             free = less(free, worker.claim.lacks(worker))
         slots = min(most, slots_in(share, free, 0))
-        if slots > 0:
+        if slots > 0 and has + slots >= weight:  # too few for a call would lie idle
             found.append(Grant(worker, instance, slots, share))
     found.sort(key=lambda grant: (grant.instance is None, -grant.slots))
     chosen: list[Grant] = []
@@ -107,22 +108,22 @@ def reclaimable(
     wanted = missing = less(times(share, slots), worker.free())
     taken: list[tuple[Instance, int]] = []
     others = [one for one in worker.instances.values() if one.library != library.spec.id and one.target > 0]
-    # First what lies idle without a call waiting for it, longest idle first.
+    # First what lies idle and that no waiting call can use, longest idle first.
     for one in sorted(others, key=lambda one: one.idle_since):
         if not more(missing):
             break
-        if states[one.library].waiting:
-            continue
         spare = one.target - max(0, min(one.outstanding, one.target))
+        if not spare or (states[one.library].waiting and _of_use(one, states[one.library])):
+            continue
         count = min(spare, slots_for(missing, one.share))
         if count > 0:
             taken.append((one, count))
             missing = less(missing, times(one.share, count))
     if not more(missing):
         return taken
-    # Nothing idle is enough: a library with more slots here than this one gives one, as a call of it ends. It may lose its last slot only to
-    # a destitute one, and not before it had it for a while. Where one is not enough, others would have the first before the last is free:
-    # that is what claims are for.
+    # Nothing idle is enough: a library with more slots here than this one gives one, as a call of it ends. It may lose its last
+    # slot only to a destitute one, and not before it had it for a while. Where one is not enough, others would have the first
+    # before the last is free: that is what claims are for.
     mine = worker.by_library.get(library.spec.id)
     has = mine.target if mine else 0
     for one in sorted(others, key=lambda one: -one.target * (one.share.cores or 1.0)):
@@ -134,6 +135,11 @@ def reclaimable(
         if (left > has and together) or (destitute and ((left > 0 and has == 0 and together) or held)):
             return [(one, 1)]
     return []
+
+
+def _of_use(instance: Instance, state: LibraryState) -> bool:
+    """Whether one of the waiting calls could run in as many slots as it has, once they are idle."""
+    return any(0 < weight_of(queue.needs, instance.share) <= instance.target for queue in state.queues if queue.waiting)
 
 
 def least_of(options: CallOptions, offers: Iterable[PoolOffer]) -> float:
