@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from random import Random
 
 import pytest
 
@@ -43,6 +44,8 @@ STEP = 0.01
 TICK = 0.05
 HOIST = 0.1
 PLAIN = CallOptions()
+#: So often manager and workers answer one another at one instant.
+ROUNDS_MOST = 100
 
 
 class SimulatedWorker:
@@ -109,6 +112,8 @@ class Cluster:
         #: When calls of each stream ended.
         self.ended: dict[str, list[float]] = {}
         self.numbers = itertools.count(1)
+        #: Calls that have ended are not followed by others.
+        self.once = False
         self._steps = 0
 
     def library(self, name: str, cores: float = 0.0) -> LibraryId:
@@ -136,7 +141,7 @@ class Cluster:
         self.core.submit([CallSpec(call, library, F, b"", (), options) for call in calls], self.now)
 
     def act(self) -> None:
-        while True:
+        for _ in range(ROUNDS_MOST):
             self.core.pump(self.now)
             self.core.check()
             outbox = self.core.take_outbox()
@@ -145,10 +150,13 @@ class Cluster:
             for name, messages in outbox.items():
                 for message in messages:
                     self.core.worker_said(name, self.workers[name].take(message, self.now), self.now)
+        else:
+            raise AssertionError(f"slots or calls go to and fro without end; last {outbox}")
         for done in self.core.take_done():
             stream = self.stream_of.pop(done.end.call)
             self.ended[stream].append(self.now)
-            self.submit(stream, 1)
+            if not self.once:
+                self.submit(stream, 1)
 
     def run(self, seconds: float) -> None:
         for _ in range(round(seconds / STEP)):
@@ -317,3 +325,61 @@ def test_nothing_is_recalled_from_slots_that_are_to_go_but_run(cluster: Cluster,
     submit_once(cluster, first, 0.5, 1)
     cluster.run(20.0)
     assert len(asked) <= 3
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_calls_of_all_widths_in_four_libraries_end_while_workers_come_and_go(cluster: Cluster, seed: int) -> None:
+    """What one library gives, another takes at once, and so on: it must settle, at each instant, and every call must end."""
+    random = Random(seed)
+    cluster.once = True
+    libraries = [cluster.library(f"lib{number}", random.choice([0.0, 0.0, 2.0])) for number in range(4)]
+    for number in range(200):
+        event = random.random()
+        if event < 0.12 or not cluster.workers:
+            cluster.worker(f"w{number}", random.choice([1, 2, 4]))
+        elif event < 0.2 and len(cluster.workers) > 1:
+            lost = random.choice(list(cluster.workers))
+            del cluster.workers[lost]
+            cluster.core.worker_lost(lost, "killed", cluster.now)
+        elif event < 0.5:
+            options = random.choice([PLAIN, PLAIN, TWO_CORES, CallOptions(priority=1)])
+            seconds = random.choice([0.01, 0.05, 0.5, 3.0])
+            cluster.stream(f"calls {number}", random.choice(libraries), (seconds,), options, depth=random.randint(1, 12))
+        cluster.run(random.choice([0.01, 0.05, 0.2]))
+    for number in range(4):
+        cluster.worker(f"late{number}", 4)
+    began = cluster.now
+    while cluster.stream_of and cluster.now < began + 100:
+        cluster.run(1.0)
+    assert not cluster.stream_of, [(one.spec.name, one.waiting, one.running) for one in cluster.core.libraries.values()]
+
+
+def test_a_wide_kind_gets_an_equal_part_of_the_cores(cluster: Cluster) -> None:
+    """One claim after another, while its library has less than the others have; and no slots that are too few for one of its calls."""
+    for name in ("a", "b"):
+        cluster.stream(f"narrow {name}", cluster.library(name), (1.0, 1.3), depth=100)
+    wide = cluster.library("wide")
+    cluster.stream("wide", wide, (1.5,), CallOptions(needs=Resources(4)), depth=30)
+    for number in range(6):
+        cluster.worker(f"w{number}", 8)
+    cluster.run(30)
+    slots = [one.target for one in cluster.core.libraries[wide].instances.values() if one.target]
+    assert all(number >= 4 for number in slots), slots
+    assert 12 <= sum(slots) <= 24, slots
+
+
+def test_slots_are_moved_for_as_many_calls_as_they_are_worth(cluster: Cluster) -> None:
+    """A hundred calls of a twentieth of a second are five seconds of work: they are not worth a slot on each of twenty busy workers."""
+    cluster.stream("long", cluster.library("long"), (0.3, 0.5, 0.7), depth=200)
+    for number in range(20):
+        cluster.worker(f"w{number}", 4)
+    quick = cluster.library("quick")
+    cluster.stream("quick", quick, (0.05,), depth=5)
+    cluster.run(5)
+    cluster.once = True
+    cluster.submit("quick", 100)
+    most = 0
+    while "quick" in cluster.stream_of.values():
+        cluster.run(0.1)
+        most = max(most, sum(one.target for one in cluster.core.libraries[quick].instances.values()))
+    assert 1 <= most <= 8
