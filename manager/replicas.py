@@ -21,7 +21,7 @@ A lost file ends what waits for it (`FileLost`), until it is declared anew.  Thi
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from itertools import chain
 from typing import Final
@@ -80,7 +80,8 @@ class File(msgspec.Struct, eq=False):
     #: Holders that may have room for one who wants it, and some that are holders no more; the others are known to be busy, or without an
     #: address. So who is to be asked is found without a look at thousands.
     ready: dict[WorkerId, None] = msgspec.field(default_factory=dict[WorkerId, None])
-    waiting: dict[WorkerId, None] = msgspec.field(default_factory=dict[WorkerId, None])
+    #: Ordered: a dict whose first entries have gone is looked through from where they were.
+    waiting: OrderedDict[WorkerId, None] = msgspec.field(default_factory=OrderedDict[WorkerId, None])
     #: Who fetches it now, and the source's key.
     fetching: dict[WorkerId, str] = msgspec.field(default_factory=dict[WorkerId, str])
     #: Holders from whom a worker could not have it.
@@ -399,16 +400,16 @@ class Replicas:
         file = self.files.get(name)
         if file is None or not file.waiting:
             return
-        in_vain: set[WorkerId] = set()
-        while (worker := next((one for one in file.waiting if one not in in_vain), None)) is not None:
+        served: list[WorkerId] = []
+        for worker in file.waiting:
             source = self._source(file, worker, now)
             if source is not None:
-                del file.waiting[worker]
+                served.append(worker)
                 self.out.append((worker, self._begin(file, worker, source)))
-            elif any(to == worker for to, _ in file.apart):
-                in_vain.add(worker)
-            else:
-                return  # it is the same for all who wait
+            elif not any(to == worker for to, _ in file.apart):
+                break  # it is the same for all who wait
+        for worker in served:
+            del file.waiting[worker]
 
     def _begin(self, file: File, worker: WorkerId, source: FileSource) -> FetchFile:
         key = file.fetching[worker] = source.peer or source.url or source.path or "archive"
