@@ -7,7 +7,7 @@ those with room ahead. If calls still wait, more slots are looked for (`windlass
 are reclaimed, and queued calls of loaded instances are recalled for idle ones. Calls that need several slots at once have claims
 (`windlass.manager.claims`). The cost of a call is constant, whatever the number of
 waiting calls, workers and libraries: what found no room is not tried again before the structure (workers, instances, libraries) has changed
-or the timer says so.
+or the timer says so, and then only at workers that have got something since; free slots are looked for among workers that may have some.
 """
 
 from __future__ import annotations

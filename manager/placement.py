@@ -3,9 +3,9 @@
 Theory of operation
 -------------------
 Slots are granted on demand: a library that has calls and not enough slots is offered, worker by worker, what is free there
-(`grants`).  A worker that has the library warm comes first, then the one with the most free cores.  One that has nothing free may
-*reclaim* slots from other libraries: idle slots of libraries without waiting calls at once, and else slots of libraries that have more
-there, as their calls end.
+(`grants`), where it is enough for a call.  A worker that has the library warm comes first, then the one with the most free cores.
+What others have may be *reclaimed*: idle slots that no waiting call can use, and else one slot of a library that has more there, as
+its call ends (`reclaimable`); and no more than the waiting calls are worth (`worth_moving`).
 
 `least_of` says how much time must be left where a call is placed, `spent` which idle workers are of no use to the calls that wait, as
 too little time is left there for each.
