@@ -185,7 +185,9 @@ class Books:
                 del self._queues[queue.library, queue.options, queue.least_seconds, queue.files]
         state.queues[:] = [queue for queue in state.queues if queue.waiting or queue.running]
         state.kinds = {(queue.needs, queue.least_seconds) for queue in state.queues}
-        state.looked = {kind: version for kind, version in state.looked.items() if kind in state.kinds}
+        for versions in (state.looked, state.asked):
+            for kind in versions.keys() - state.kinds:
+                del versions[kind]
         # Not again before there are twice as many, or each new queue would cost a look at all.
         state.sweep_at = max(SWEEP_LEAST, 2 * len(state.queues))
         self._queue_of.clear()

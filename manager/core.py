@@ -96,6 +96,7 @@ class Core(Attempts):
             if known.failed:
                 known.failed, known.crashes, known.tried = "", 0, NEVER
                 known.looked.clear()
+                known.asked.clear()
                 for worker in self.workers.values():
                     worker.unfit.pop(spec.id, None)
                     worker.crashes.pop(spec.id, None)

@@ -375,8 +375,10 @@ class Dispatch(Recalls):
             wanted = waiting - state.coming  # instances that are starting will take calls too
             if wanted > 0:
                 wanted = self._grant_free(state, kind, wanted, now)
-            if wanted > 0 and self._reclaim(state, kind, min(wanted, worth_moving(state, waiting)), now):
+            if wanted > 0:
                 state.looked[kind] = self.structure
+                if self._reclaim(state, kind, min(wanted, worth_moving(state, waiting)), now):
+                    state.asked[kind] = self.structure
         if state.waiting:
             self._starved[state.spec.id] = state
         else:
@@ -453,7 +455,7 @@ class Dispatch(Recalls):
         has the slots for one call is destitute, and takes them whatever it is worth.
         """
         spec, (needs, least_seconds) = state.spec, kind
-        since = state.looked.get(kind, NEVER)
+        since = state.asked.get(kind, NEVER)
         lacks: dict[int, bool] = {}
         for worker_id, version in reversed(self._gained.items()):
             if version <= since:

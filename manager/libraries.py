@@ -68,8 +68,9 @@ class LibraryState(msgspec.Struct, eq=False):
     starts: int = 0
     #: Placement was tried at this version of the manager's structure.
     tried: int = NEVER
-    #: Who has anything for a kind of calls has got something after this version.
+    #: By kind of calls: who has anything free for them has got it after this version; and so has who could be made to give something.
     looked: dict[tuple[Resources, float], int] = msgspec.field(default_factory=dict[tuple[Resources, float], int])
+    asked: dict[tuple[Resources, float], int] = msgspec.field(default_factory=dict[tuple[Resources, float], int])
     #: Slots of its instances, by what these are to have: of all, and of those that are starting.
     slots: int = 0
     coming: int = 0
