@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from sphinx.ext.napoleon import Config, GoogleDocstring
+
 import windlass
 
 HERE = Path(__file__).resolve().parent
@@ -29,7 +31,7 @@ author = "the authors of Windlass"
 copyright = author
 release = version = windlass.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 highlight_language = "text"
@@ -40,7 +42,7 @@ myst_enable_extensions = ["colon_fence"]
 autodoc_member_order = "bysource"
 autoclass_content = "both"
 autodoc_typehints = "signature"
-autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 # A name in single backquotes is what it names, where the reference has it, and code where it does not.
 default_role = "py:obj"
@@ -99,6 +101,13 @@ def _relinked(text: str, folder: Path) -> str:
     return "".join(parts)
 
 
+def read_sections(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Read ``Args:`` and ``Raises:``. Of properties and attributes the extension itself would take all before a colon for a type."""
+    if what in ("class", "exception", "function", "method"):
+        lines[:] = GoogleDocstring(lines, Config(), app, what, name, value, options).lines()
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("source-read", take_in)
+    app.connect("autodoc-process-docstring", read_sections)
