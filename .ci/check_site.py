@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 #: What a browser fetches without being asked, by element and attribute.
-FETCHED = {("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("source", "srcset"), ("link", "href"), ("object", "data")}
+FETCHED = {(tag, "src") for tag in ("script", "img", "iframe", "source")} | {("source", "srcset"), ("link", "href"), ("object", "data")}
 #: ``link`` elements that are not fetched but followed.
 FOLLOWED = {"next", "prev", "canonical", "author", "search", "index", "copyright"}
 

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sphinx.ext.napoleon import Config, GoogleDocstring
+from sphinx.ext.napoleon.docstring import GoogleDocstring
 
 import windlass
 
@@ -61,7 +61,7 @@ _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
 
 
 def from_here(folder: Path, target: str) -> str:
-    """``target`` of a link as it stands in a file of ``folder``, as seen from this folder of pages and with root pages by their names here."""
+    """``target`` of a link as it stands in a file of ``folder``, with root pages by their names here; of a root page as seen from here."""
     path, hash_, anchor = target.partition("#")
     if not path or "://" in path or path.startswith("mailto:"):
         return target
@@ -104,7 +104,7 @@ def _relinked(text: str, folder: Path) -> str:
 def read_sections(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Read ``Args:`` and ``Raises:``. Of properties and attributes the extension itself would take all before a colon for a type."""
     if what in ("class", "exception", "function", "method"):
-        lines[:] = GoogleDocstring(lines, Config(), app, what, name, value, options).lines()
+        lines[:] = GoogleDocstring(lines, None, app, what, name, value, options).lines()
 
 
 def setup(app: Any) -> None:

@@ -122,8 +122,8 @@ class Declaring(ABC):
         """What is at an ``http://``, ``https://`` or ``file://`` address when the first worker fetches it, from which the others get it.
 
         It is known by its address, not by its content: who declares it again is given the copies that are there, as long as there are any.
-        Another ``version``, a word of yours (a date, an ETag), has it fetched anew. Raises `UsageError` for what is no such address; one that
-        does not answer ends the calls that need it with `FileUnavailable`.
+        Another ``version``, a word of yours (a date, an ETag), has it fetched anew. Raises `UsageError` for what is no such address; one
+        that does not answer ends the calls that need it with `FileUnavailable`.
         """
         self._check_open()
         try:
@@ -145,7 +145,8 @@ class Declaring(ABC):
         """A path that the nodes see, on a shared file system. It need not be there yet when it is not staged.
 
         ``stage="never"``: calls get this very path. ``"node"``: it is copied to the node's disk once for all calls there. ``"auto"``: a
-        regular file of at most 1 GiB is copied, all else is read where it is. Raises `UsageError` for one that is to be copied and is not there.
+        regular file of at most 1 GiB is copied, all else is read where it is. Raises `UsageError` for one that is to be copied and is not
+        there.
         """
         self._check_open()
         text, level = os.path.abspath(_path("declare_shared", path)), _level(level, None)

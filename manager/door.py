@@ -236,7 +236,7 @@ class Door(Declaring):
         return Library(name, *functions, **options)
 
     def create_library_from_functions(self, name: str, *functions: Callable[..., Any], **options: Any) -> Library:
-        """TaskVine's spelling of `create_library`: ``hoisting_modules=``, ``exec_mode=`` (default ``"fork"``), ``library_context_info=``."""
+        """TaskVine's spelling of `create_library`: ``hoisting_modules=``, ``exec_mode="fork"``, ``library_context_info=``."""
         return Library.from_functions(name, *functions, **options)
 
     def install_library(self, library: Library | str, *functions: Callable[..., Any], **options: Any) -> Library:

@@ -260,8 +260,8 @@ def _words(process: psutil.Process) -> str:
 class Page:
     """A page of the documentation, as what stands in its fences.
 
-    ``python run`` is a program that anybody can run anywhere; ``text`` after a fence is what that prints. A Python block whose first line is
-    ``# NAME.py`` is what the page says to save under that name.
+    ``text`` after a fence is what that prints. A Python block whose first line is ``# NAME.py`` is what the page says to save under that
+    name.
     """
 
     def __init__(self, path: Path) -> None:
@@ -270,14 +270,19 @@ class Page:
         self.blocks = re.findall(r"^```([^\n`]*)\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
 
     def follow(self, mark: str, folder: Path, env: dict[str, str]) -> list[str]:
-        """Do in ``folder`` what its marked blocks say: save programs, write ``windlass.toml``, run commands; what each command has printed."""
+        """Do in ``folder`` what its marked blocks say: save programs, write ``windlass.toml``, run commands; what each has printed.
+
+        A command that fails, or prints something else than the page says, fails the test.
+        """
         printed: list[str] = []
         for here, (said, code) in enumerate(self.blocks):
             words = said.split()
             if words[1:] != [mark]:
                 continue
             if words[0] == "sh":
-                ran = subprocess.run(["sh", "-e", "-c", code], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=110)
+                ran = subprocess.run(
+                    ["sh", "-e", "-c", code], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=110
+                )
                 assert ran.returncode == 0, f"{code}{ran.stdout}{ran.stderr}"
                 after = self.blocks[here + 1] if here + 1 < len(self.blocks) else ("", "")
                 assert after[0] != "text" or ran.stdout == after[1], code + ran.stderr

@@ -79,9 +79,7 @@ def test_programs_of_pages_run(
     """As a script, with real local pilots; it prints what the page says, and nothing to stderr."""
     monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path / "state"))
     (tmp_path / "script.py").write_text(code)
-    ran = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=PATIENCE
-    )
+    ran = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout
     assert not printed or ran.stdout == printed
@@ -89,7 +87,7 @@ def test_programs_of_pages_run(
 
 @pytest.mark.parametrize("code", list(code_blocks()))
 def test_code_of_pages_compiles_and_names_what_there_is(code: str) -> None:
-    """Names are bound in the block or taken for granted everywhere; what is asked of Windlass is there; options of pools and calls exist."""
+    """Names are bound in the block or taken for granted on all pages; what is asked of Windlass is there, and so are options."""
     tree = ast.parse(code)
     assert list(unknown_names(tree)) == []
     assert list(unknown_attributes(tree)) == []
@@ -159,7 +157,8 @@ def unknown_options(tree: ast.AST) -> Iterator[str]:
 def test_what_is_wrong_in_code_is_found() -> None:
     """So that the test above tests something."""
     assert list(unknown_names(ast.parse("print(nobody)"))) == ["nobody"]
-    assert list(unknown_attributes(ast.parse("windlass.Manger(); manager.sumbit(); pool.submit()"))) == ["windlass.Manger", "manager.sumbit"]
+    wrong = ast.parse("windlass.Manger(); manager.sumbit(); pool.submit()")
+    assert list(unknown_attributes(wrong)) == ["windlass.Manger", "manager.sumbit"]
     assert list(unknown_options(ast.parse("windlass.Executor('slurm', patition='x')"))) == ["patition"]
     assert list(unknown_options(ast.parse("f.with_options(retires=1)"))) == ["retires"]
 
@@ -279,4 +278,3 @@ def test_every_public_name_says_what_it_is() -> None:
             for own, member in vars(value).items():
                 if not own.startswith("_") and (callable(member) or isinstance(member, property)):
                     assert inspect.getdoc(getattr(value, own)), f"{name}.{own}"
-

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-
+#: The page that says of each error what to do.
 PAGE = "docs/troubleshooting.md"
 
 

@@ -1,4 +1,4 @@
-"""The tutorial for HTCondor, as a newcomer follows it: each command and program of docs/tutorial-htcondor.md, unchanged, on the stand-in."""
+"""The tutorial for HTCondor, as a newcomer follows it: commands and programs of docs/tutorial-htcondor.md, unchanged, on the stand-in."""
 
 from __future__ import annotations
 
