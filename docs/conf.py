@@ -101,10 +101,10 @@ def _relinked(text: str, folder: Path) -> str:
     return "".join(parts)
 
 
-def read_sections(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+def read_sections(app: Any, what: Any, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Read ``Args:`` and ``Raises:``. Of properties and attributes the extension itself would take all before a colon for a type."""
     if what in ("class", "exception", "function", "method"):
-        lines[:] = GoogleDocstring(lines, None, app, what, name, value, options).lines()
+        lines[:] = GoogleDocstring(lines, what=what, name=name, obj=value, options=options).lines()
 
 
 def setup(app: Any) -> None:
