@@ -35,6 +35,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 highlight_language = "text"
+smartquotes = False  # code in tables is HTML, and its quotes are to be copied
 
 myst_heading_anchors = 4  # the anchors that links between pages name
 myst_enable_extensions = ["colon_fence"]
