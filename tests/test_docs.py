@@ -65,11 +65,18 @@ def programs() -> Iterator[Any]:
 
 
 def code_blocks() -> Iterator[Any]:
-    """All Python of all pages."""
+    """All Python of all pages; of a file that a page shows piece by piece (``python FILE.py``), each piece with those before it."""
     for path in PAGES:
+        files: dict[str, str] = {}
         for here, (words, code) in enumerate(fences(path)):
-            if words.split()[:1] == ["python"]:
-                yield pytest.param(code, id=f"{path.stem}-{here}")
+            match words.split():
+                case ["python", name, *_] if name.endswith(".py"):
+                    files[name] = f"{files.get(name, '')}{code}\n"
+                    yield pytest.param(files[name], id=f"{path.stem}-{here}")
+                case ["python", *_]:
+                    yield pytest.param(code, id=f"{path.stem}-{here}")
+                case _:
+                    pass
 
 
 @pytest.mark.parametrize(("code", "printed"), list(programs()))
