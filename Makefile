@@ -2,6 +2,7 @@
 #   make demo    the main job on this machine, with what happens shown
 #   make test    all tests, three files at a time         make test ARGS="tests/manager -k wait"
 #   make lint    ruff, mypy, pyright
+#   make docs    the documentation as a site in build/docs/html; warnings, dead links and assets of other hosts are errors
 #   make bench   every benchmark's table (minutes); those that need a Slurm: make bench-slurm (an hour and a half; installs peers in ~/.cache)
 #   make compare   Windlass beside Parsl, Dask, Ray and others (ten minutes; installs them in ~/.cache, 1 GB)
 #   make faults  the fault matrix (ten minutes), best as root and with a Slurm    make faults ARGS="--cells 'worker / *'"
@@ -19,7 +20,7 @@ ARGS   ?=
 JOBS   ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-slurm compare faults evaluation fuzz clean
+.PHONY: help demo test lint format docs bench bench-slurm compare faults evaluation fuzz clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -44,6 +45,11 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(VENV)/.dev
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --builder html --doctree-dir build/docs/trees docs build/docs/html
+	@$(BIN)/python .ci/check_site.py build/docs/html
+	@echo "build/docs/html/index.html"
 
 bench: $(VENV)/.dev
 	@for one in throughput latency startup pending payload connections transfer pipeline hoisting cost imbalance rest journal load simulate; do $(BIN)/python benchmarks/$$one.py || exit 1; echo; done

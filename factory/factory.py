@@ -291,6 +291,7 @@ class Factory:
         """Other limits from now on. What is too many is cancelled or let go by the usual rules: nothing that runs is ended.
 
         ``pool``: which, where the factory has several. A pool that was paused because its core hours were used up goes on with more.
+        Raises `UsageError` for limits that cannot be, `UnknownName` for a pool that there is not.
         """
         kept = self._named(pool)
         now = kept.core.pool
@@ -306,7 +307,7 @@ class Factory:
             kept.put(Resume())
 
     def resume(self, pool: str | None = None) -> None:
-        """Submit again although the pool (or all, unless it is named) was paused: the reason is mended."""
+        """Submit again although the pool (or all, unless it is named) was paused: the reason is mended. Raises `UnknownName`."""
         for kept in self._kept if pool is None else [self._named(pool)]:
             kept.put(Resume())
 

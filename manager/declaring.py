@@ -103,7 +103,7 @@ class Declaring(ABC):
         return self._declared(ref, FileOrigin(path=real, stamp=(status.st_mtime_ns, status.st_size)), text)
 
     def declare_buffer(self, data: bytes | bytearray | memoryview | str, name: str = "buffer", level: Level = "workflow") -> File:
-        """Bytes (or text, as UTF-8) that calls find in a file of this name."""
+        """Bytes (or text, as UTF-8) that calls find in a file of this name. Raises `UsageError` for anything else, `StoreFull`."""
         self._check_open()
         if isinstance(data, str):
             try:
@@ -122,7 +122,8 @@ class Declaring(ABC):
         """What is at an ``http://``, ``https://`` or ``file://`` address when the first worker fetches it, from which the others get it.
 
         It is known by its address, not by its content: who declares it again is given the copies that are there, as long as there are any.
-        Another ``version``, a word of yours (a date, an ETag), has it fetched anew.
+        Another ``version``, a word of yours (a date, an ETag), has it fetched anew. Raises `UsageError` for what is no such address; one
+        that does not answer ends the calls that need it with `FileUnavailable`.
         """
         self._check_open()
         try:
@@ -144,7 +145,8 @@ class Declaring(ABC):
         """A path that the nodes see, on a shared file system. It need not be there yet when it is not staged.
 
         ``stage="never"``: calls get this very path. ``"node"``: it is copied to the node's disk once for all calls there. ``"auto"``: a
-        regular file of at most 1 GiB is copied, all else is read where it is.
+        regular file of at most 1 GiB is copied, all else is read where it is. Raises `UsageError` for one that is to be copied and is not
+        there.
         """
         self._check_open()
         text, level = os.path.abspath(_path("declare_shared", path)), _level(level, None)
@@ -168,7 +170,7 @@ class Declaring(ABC):
 
     def declare_archive(self, file: File | str | os.PathLike[str], level: Level = "workflow") -> File:
         """An archive (tar, also compressed, or zip; a path or a declared file): calls get the path of the folder it is unpacked to,
-        once for each worker."""
+        once for each worker. Raises `UsageError` for what is none."""
         self._check_open()
         return self._archive("declare_archive", file, level)
 

@@ -150,7 +150,7 @@ class Door(Declaring):
 
     @abstractmethod
     def status(self) -> dict[str, Any]:
-        """How things stand, as documented in docs/status.md."""
+        """How things stand, as documented in docs/status.md. Raises `Closed`."""
 
     @abstractmethod
     def _means_version(self) -> int:
@@ -229,17 +229,23 @@ class Door(Declaring):
     # ------------------------------------------------------------ libraries
 
     def create_library(self, name: str, *functions: Callable[..., Any], **options: Any) -> Library:
-        """A library of ``functions``; see `Library` for the options. It is there to be called after `install_library`."""
+        """A library of ``functions``; see `Library` for the options. It is there to be called after `install_library`.
+
+        Raises `UsageError` with the line to write, `UnknownName` for an option that there is not.
+        """
         return Library(name, *functions, **options)
 
     def create_library_from_functions(self, name: str, *functions: Callable[..., Any], **options: Any) -> Library:
-        """TaskVine's spelling of `create_library`: ``hoisting_modules=``, ``exec_mode=``, ``library_context_info=``."""
+        """TaskVine's spelling of `create_library`: ``hoisting_modules=``, ``exec_mode="fork"``, ``library_context_info=``."""
         return Library.from_functions(name, *functions, **options)
 
     def install_library(self, library: Library | str, *functions: Callable[..., Any], **options: Any) -> Library:
         """Make a library callable: one that was created, or a name and functions, which creates it.
 
         Another version under the same name replaces it for calls submitted from now on.
+
+        Raises `UsageError` as `create_library` does, `NotPicklable` for functions or a context that cannot travel, `Closed`. What fails on
+        workers only (an import, the context function) ends its calls with `LibraryFailed`.
         """
         self._check_open()
         if isinstance(library, str):
@@ -272,7 +278,7 @@ class Door(Declaring):
         return library
 
     def remove_library(self, library: Library | str) -> None:
-        """No more calls of it: its instances end when the calls submitted so far have."""
+        """No more calls of it: its instances end when the calls submitted so far have. Raises `UnknownName`, `Closed`."""
         self._check_open()
         name: object = getattr(library, "name", library)
         if not isinstance(name, str):
@@ -429,7 +435,10 @@ class Door(Declaring):
         self._possible[key] = (options, version)
 
     def wait(self, timeout: float | None = None) -> CallFuture[Any] | None:
-        """The next call that has ended and is not collected; None after ``timeout`` seconds, or when none is to come."""
+        """The next call that has ended and is not collected; None after ``timeout`` seconds (None: for ever), or when none is to come.
+
+        The call may have failed: its future's ``error`` says so, and nothing is raised here but `UsageError` for what are no seconds.
+        """
         number = isinstance(timeout, int | float) and not isinstance(timeout, bool) and timeout == timeout  # not NaN
         if timeout is not None and not number:
             raise UsageError(f"wait({timeout!r}): give seconds, or None to wait for ever")
@@ -460,7 +469,7 @@ class Door(Declaring):
 
     @property
     def stats(self) -> Stats:
-        """Numbers now."""
+        """Numbers now. Raises `Closed`."""
         status = self.status()
         calls, libraries = status["calls"], status["libraries"]
         return Stats(

@@ -179,7 +179,8 @@ class Submitter(futures.Executor):
         ``ordered=False``: results as they come. ``progress``: True or a title shows a bar, False never; by default one appears in a
         terminal when work is long. ``buffersize``: calls ahead of the consumer; by default as many as keep all slots busy.
 
-        The first error ends it, and cancels what has not ended; so does ``close()`` on the results, and dropping them half-way.
+        The first error ends it, and cancels what has not ended; so does ``close()`` on the results, and dropping them half-way. Raises
+        `UsageError` for counts that cannot be; errors of calls are raised where their results are asked for.
         """
         if not read_count("chunksize", chunksize):
             raise UsageError("chunksize=0 makes no calls; it is the number of inputs per call: write chunksize=1 or more")

@@ -177,7 +177,7 @@ class Manager(Door):
     # ------------------------------------------------------------ seeing
 
     def status(self) -> dict[str, Any]:
-        """How things stand, as documented in docs/status.md."""
+        """How things stand, as documented in docs/status.md. Raises `Closed`, also when no answer comes within ten seconds."""
         self._check_open()
         answered = threading.Event()
         answer: list[bytes] = []

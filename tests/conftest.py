@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -251,3 +252,52 @@ def _words(process: psutil.Process) -> str:
         return f"{process.pid}: {' '.join(process.cmdline())[:200]}"
     except psutil.NoSuchProcess:
         return f"{process.pid}: just ended"
+
+
+# ---------------------------------------------------------------- pages
+
+
+class Page:
+    """A page of the documentation, as what stands in its fences.
+
+    ``text`` after a fence is what that prints. A Python block whose first line is ``# NAME.py`` is what the page says to save under that
+    name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        #: Words after the fence, and what is in it, in order.
+        self.blocks = re.findall(r"^```([^\n`]*)\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+
+    def follow(self, mark: str, folder: Path, env: dict[str, str]) -> list[str]:
+        """Do in ``folder`` what its marked blocks say: save programs, write ``windlass.toml``, run commands; what each has printed.
+
+        A command that fails, or prints something else than the page says, fails the test.
+        """
+        printed: list[str] = []
+        for here, (said, code) in enumerate(self.blocks):
+            words = said.split()
+            if words[1:] != [mark]:
+                continue
+            if words[0] == "sh":
+                ran = subprocess.run(
+                    ["sh", "-e", "-c", code], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=110
+                )
+                assert ran.returncode == 0, f"{code}{ran.stdout}{ran.stderr}"
+                after = self.blocks[here + 1] if here + 1 < len(self.blocks) else ("", "")
+                assert after[0] != "text" or ran.stdout == after[1], code + ran.stderr
+                printed.append(ran.stdout)
+            elif words[0] == "toml":
+                with (folder / "windlass.toml").open("a") as config:
+                    config.write(code)
+            else:
+                name = code.partition("\n")[0].removeprefix("# ")
+                assert name.endswith(".py"), code
+                (folder / name).write_text(code)
+        return printed
+
+
+@pytest.fixture(scope="session")
+def page() -> type[Page]:
+    """``page(PATH)``: the fences of a page."""
+    return Page

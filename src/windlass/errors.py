@@ -30,15 +30,41 @@
     │   ├── OverLimit                      a limit on jobs is reached; wait for own pilots to end
     │   └── Unreachable                    no answer; nothing is known to have changed
     └── InternalError                      a defect of Windlass
+
+Each has a place in docs/troubleshooting.md, which says when it comes and what to do: ``error.page``. A traceback ends with it, as a note:
+texts stay what happened, and an error costs no more to make.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+#: The page that says of each error what to do.
+PAGE = "docs/troubleshooting.md"
+
+
+class _Notes:
+    """Notes of an error (`BaseException.add_note`), made when somebody looks: Python where it shows a traceback, or adds one."""
+
+    def __get__(self, error: WindlassError | None, kind: type[WindlassError]) -> _Notes | list[str]:
+        if error is None:
+            return self
+        notes = error.__dict__["__notes__"] = [f"what to do: {error.page}"]
+        return notes
+
 
 class WindlassError(Exception):
     """Root of all errors that Windlass raises."""
+
+    #: Where its kind is explained: a page of the documentation, with an anchor.
+    page = f"{PAGE}#windlasserror"
+    # No data descriptor: once made, or brought along by a pickle, they are the instance's own.
+    __notes__: list[str] = _Notes()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.__module__ == __name__:  # others, of Windlass's parts and of users, are explained where their base is
+            cls.page = f"{PAGE}#{cls.__name__.lower()}"
 
 
 class UsageError(WindlassError, ValueError):

@@ -333,8 +333,8 @@ def _stand_in(record: _Told, why: str = "") -> RemoteError:
 
 def _link(exc: BaseException, record: _Told, whole: list[BaseException]) -> None:
     """Give the exception its remote traceback, its notes, and its original cause or context."""
-    if record.notes and not getattr(exc, "__notes__", None):
-        for note in record.notes:
+    for note in record.notes:
+        if note not in getattr(exc, "__notes__", ()):
             exc.add_note(note)
     told = RemoteTraceback(record.traceback)
     if record.cause >= 0:

@@ -213,6 +213,8 @@ In the texts `HERE` is the current folder, `STATE` that of managers, and `VENV` 
 differ from run to run. A file in the first column is there before. `call` is `FunctionCall("lib", "double", 1)`, `future` that of a call
 that waits.
 
+By symptom, and for what goes wrong without being your mistake, there is [troubleshooting](troubleshooting.md).
+
 (This page is made from the cases that the tests run, `tests/system/bad_input/`: `python tests/system/test_bad_input.py` writes it.)
 """
 
