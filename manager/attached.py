@@ -76,10 +76,6 @@ class AttachedManager(Door):
         self._finalizer.atexit = False
         atexit.register(self._finalizer)
 
-    def __repr__(self) -> str:
-        state = "closed" if self.closed else f"{self._client.outstanding()} calls waiting or running"
-        return f"<AttachedManager {self.name!r}, {state}>"
-
     @property
     def connection_file(self) -> Path:
         """What this program attached by: a file only its owner can read."""
