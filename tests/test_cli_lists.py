@@ -202,7 +202,7 @@ def test_rows_are_whole_where_nobody_has_a_width(busy: windlass.Manager) -> None
         ("calls --host x", "there is no host 'x' of this manager"),
         ("pilots --host x", "there is no host 'x' of this manager"),
         ("logs x", "there is no pilot 'x'"),
-        ("completion bsh", "there is no shell 'bsh'; did you mean 'bash' or 'fish'?"),
+        ("completion bsh", "there is no shell 'bsh'; did you mean 'bash' or 'zsh'?"),
     ],
 )
 def test_a_filter_that_names_what_there_is_not_is_refused(words: str, text: str, manager: windlass.Manager, run: Run) -> None:

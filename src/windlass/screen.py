@@ -95,6 +95,8 @@ class Section:
     lines: list[Text]
     #: Fewer lines than these are none at all; the heading counts.
     least: int = 2
+    #: It gets what the others leave.
+    optional: bool = False
     #: Rows before the first line after the heading that were passed over.
     hidden: int = 0
     #: What tells of the rest.
@@ -146,11 +148,11 @@ def _stack(sections: Sequence[Section], room: int) -> list[Text]:
     left = room
     for index, section in enumerate(sections):
         least = min(section.least, len(section.lines))
-        if least <= left:
+        if least <= left and not section.optional:
             given[index] = least
             left -= least
     for index, section in enumerate(sections):
-        if given[index]:
+        if given[index] or (section.optional and left >= section.least):
             more = min(len(section.lines) - given[index], left)
             given[index] += more
             left -= more
@@ -180,8 +182,8 @@ def _cut(section: Section, number: int) -> list[Text]:
 
 def _head(view: View, width: int) -> list[Text]:
     manager, counts = _mapping(view.status.get("manager")), _mapping(view.status.get("calls"))
-    addresses = ", ".join(map(str, _rows(manager.get("addresses"))))
-    title = f" windlass  {clean(view.name or str(manager.get('name') or manager.get('id') or '?'))}"
+    addresses = _line_of(", ".join(map(str, _rows(manager.get("addresses")))))
+    title = f" windlass  {_line_of(view.name or str(manager.get('name') or manager.get('id') or '?'))}"
     at = time.strftime("%H:%M:%S", time.localtime(manager["at"])) if isinstance(manager.get("at"), int | float) else ""
     address = f"  {addresses}" if len(title) + len(addresses) + len(at) + 5 < width else ""
     bar = Text(f"{title}{address}", style="reverse bold")
@@ -193,13 +195,13 @@ def _head(view: View, width: int) -> list[Text]:
         if number or key in ("waiting", "running", "done", "failed"):
             words.append(f"{number:,} {key.replace('_', ' ')}", style=style if number else "dim")
             words.append("  ")
-    workers = [row for row in _rows(view.status.get("workers")) if isinstance(row, Mapping)]
+    workers = len(_rows(view.status.get("workers")))
     slots = sum(int(one.get("slots", 0)) for one in _rows(view.status.get("libraries")))
-    tail = f"{len(workers):,} worker{'s' * (len(workers) != 1)}, {slots:,} slot{'s' * (slots != 1)}"
-    if words.cell_len + len(tail) <= width:
-        words.pad_right(width - words.cell_len - len(tail))
-        words.append(tail, style="dim")
-    return [bar, words, _progress(view, counts, width), _chart(view, width), Text()]
+    tail = f"{workers:,} worker{'s' * (workers != 1)}, {slots:,} slot{'s' * (slots != 1)}"
+    chart = _chart(view, width - len(tail) - 2)
+    chart.pad_right(max(0, width - chart.cell_len - len(tail)))
+    chart.append(tail)
+    return [bar, words, _progress(view, counts, width), chart, Text()]
 
 
 _COUNTS: Final = (
@@ -243,7 +245,7 @@ def _chart(view: View, width: int) -> Text:
 
 def _foot(view: View) -> Text:
     if view.trouble:
-        return Text(clean(view.trouble), style="bold red")
+        return Text(_line_of(view.trouble), style="bold red")
     if view.frozen:
         return Text(f"frozen at {view.frozen}; p goes on, q ends", style="bold yellow")
     return Text("q ends   ↑ ↓ workers   p freezes", style="dim")
@@ -254,7 +256,7 @@ def _foot(view: View) -> Text:
 
 def _table(rows: Sequence[Row], columns: Sequence[Col], width: int, style: Callable[[Row], str] = lambda row: "") -> list[Text]:
     """A heading and a line for each row, within ``width``; columns in which all are empty are left out."""
-    cells = [[" ".join(clean(column.show(row)).split()) for column in columns] for row in rows]
+    cells = [[_line_of(column.show(row)) for column in columns] for row in rows]
     widths = [max((cell_len(line[index]) for line in cells), default=0) for index in range(len(columns))]
     kept = [index for index in range(len(columns)) if widths[index] or not index]
     for index in kept:
@@ -275,7 +277,7 @@ def _table(rows: Sequence[Row], columns: Sequence[Col], width: int, style: Calla
             kept.remove(max(ranked, key=lambda index: columns[index].rank))
         else:
             break
-    lines = [_line([column.heading for column in columns], columns, kept, widths, "bold")]
+    lines = [_line([column.heading for column in columns], columns, kept, widths, "bold underline")]
     lines += [_line(line, columns, kept, widths, style(row)) for line, row in zip(cells, rows, strict=True)]
     return lines
 
@@ -325,7 +327,7 @@ def _pools(view: View, width: int) -> Section:
         paused = str(row.get("paused") or "")
         if paused:
             lines += [Text("  " + one, style="red") for one in _folded(f"paused: {paused}", width - 2, 3)]
-            lines.append(Text(f"  when that is mended: windlass factory resume {clean(str(row.get('name')))}", style="dim"))
+            lines.append(Text(f"  when that is mended: windlass factory resume {_line_of(str(row.get('name')))}", style="dim"))
         for text in _queue_reasons(row, pilots):
             lines.append(Text("  " + text, style="dim"))
     return Section(lines, least=min(len(lines), 8), more="windlass pilots")
@@ -342,7 +344,7 @@ def _queue_reasons(pool: Row, pilots: Sequence[Row]) -> list[str]:
         for one in pilots
         if one.get("pool") == pool.get("name") and one.get("phase") in ("queued", "held") and one.get("reason")
     )
-    return [f"{number} {phase}: {clean(reason)}" for (phase, reason), number in waiting.most_common(2)]
+    return [f"{number} {_line_of(phase)}: {_line_of(reason)}" for (phase, reason), number in waiting.most_common(2)]
 
 
 def _libraries(view: View, width: int) -> Section:
@@ -390,7 +392,7 @@ def _running(view: View, width: int) -> Section:
         _words("host", "host", 1, elastic=True),
         _span("for", "ran"),
     )
-    return Section(_table(rows, columns, width), least=3, more="windlass calls --state running")
+    return Section(_table(rows, columns, width), least=2, optional=True, more="windlass calls --state running")
 
 
 def _workers(view: View, width: int, room: int) -> Section:
@@ -401,8 +403,8 @@ def _workers(view: View, width: int, room: int) -> Section:
     # Lines that no terminal has room for need not be made.
     rest = rows[view.offset : view.offset + room]
     columns = (
-        _words("worker", "id", 6, elastic=True),
-        _words("host", "host", elastic=True),
+        _words("worker", "id", elastic=True),
+        _words("host", "host", 6, elastic=True),
         _words("pool", "pool", 4, elastic=True),
         Col("calls", lambda row: f"{row.get('running', 0)} of {show_plain(row.get('cores'))}", right=True),
         Col("queue", lambda row: str(int(row.get("held", 0)) - int(row.get("running", 0)) or ""), right=True, rank=5),
@@ -423,6 +425,11 @@ def _worker_state(row: Row) -> str:
 
 
 # ---------------------------------------------------------------- small
+
+
+def _line_of(text: str) -> str:
+    """A text as one line that a terminal shows and does not obey."""
+    return " ".join(clean(text).split())
 
 
 def _folded(text: str, width: int, most: int) -> list[str]:
