@@ -237,7 +237,7 @@ class Door(Declaring):
         if self.closed:
             return "closed"
         calls, libraries = self._client.outstanding(), len(self._installed)
-        return f"{calls:,} calls waiting or running, {libraries} librar{'y' if libraries == 1 else 'ies'}"
+        return f"{calls:,} call{'s' * (calls != 1)} waiting or running, {libraries} librar{'y' if libraries == 1 else 'ies'}"
 
     def _repr_html_(self) -> str:
         from windlass.errors import WindlassError
