@@ -282,8 +282,8 @@ class Factory:
     # ---------------------------------------------------------------- for the user
 
     def __repr__(self) -> str:
-        pools = "; ".join(f"{name} ({backend}): {pilots or 'no pilots'}{paused and ', paused'}" for name, backend, pilots, paused in self._lines())
-        return f"<Factory {self.name!r}, {self._state()}, {pools}>"
+        pools = [f"{name} ({backend}): {pilots or 'no pilots'}{paused and ', paused'}" for name, backend, pilots, paused in self._lines()]
+        return f"<Factory {self.name!r}, {self._state()}, {'; '.join(pools)}>"
 
     def _state(self) -> str:
         if not self._started:

@@ -87,7 +87,8 @@ def list_calls(books: Books, wanted: ListCalls, now: float, name_of: NameOf) -> 
         cut = cut or looks.over
     if FAILED in meant:
         parts.append(_failed(books, wanted, most))
-    rows, size = [], 0
+    rows: list[msgspec.Raw] = []
+    size = 0
     for row in chain.from_iterable(parts):
         program, call_id = name_of(row.pop("id"))
         encoded = msgspec.json.encode({"call": call_id, "program": program[:TEXT_MOST], **row})

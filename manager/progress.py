@@ -3,9 +3,9 @@
 Theory of operation
 -------------------
 A bar that nobody asked for appears only when standard error is a terminal, or a notebook runs the program, and the work has taken `DELAY`
-seconds; in pipes, batch logs and tests nothing is ever written. In a notebook it is HTML (`windlass.notebook`), in a dumb terminal only its end
-is written. The bar has no thread: whoever waits for results calls `tick` at least every `TICK` seconds,
-and only a tick that is due costs more than a comparison. `rich` is loaded when the bar appears.
+seconds; in pipes, batch logs and tests nothing is ever written. In a notebook it is HTML (`windlass.notebook`), in a dumb terminal only
+its end is written. The bar has no thread: whoever waits for results calls `tick` at least every `TICK` seconds, and only a tick that is
+due costs more than a comparison. `rich` is loaded when the bar appears.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class TerminalBar:
             redirect_stderr=True,
         )
         self._bar.start()
-        self._task = self._bar.add_task(description)
+        self._task = self._bar.add_task(description, total=None)
 
     def draw(self, done: int, total: int | None) -> None:
         """Show that so many are done."""

@@ -55,7 +55,7 @@ class Terminal:
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.screen.resize(lines, columns)
 
-    def type(self, keys: str | bytes) -> None:
+    def press(self, keys: str | bytes) -> None:
         os.write(self._fd, keys.encode() if isinstance(keys, str) else keys)
 
     @property
@@ -133,7 +133,7 @@ def test_the_screen_is_kept_up_to_date_and_q_ends_it(manager: windlass.Manager) 
         manager.cancel_all()
         terminal.until("3 cancelled")
         assert terminal.raw.count(b"\x1b[2J") == 1, "it is cleared once, and then only lines that have changed are written"
-        terminal.type("q")
+        terminal.press("q")
         assert terminal.ended() == 0
         assert terminal.as_it_was
         assert all(future.cancelled() for future in futures)
@@ -143,7 +143,7 @@ def test_ctrl_c_ends_it_as_interrupted(manager: windlass.Manager) -> None:
     """Exit status 130, no traceback."""
     with Terminal(WATCH) as terminal:
         terminal.until("numbers")
-        terminal.type("\x03")
+        terminal.press("\x03")
         assert terminal.ended() == 130
         assert terminal.as_it_was
         assert b"Traceback" not in terminal.raw
@@ -169,7 +169,7 @@ def test_another_size_is_another_layout(manager: windlass.Manager) -> None:
         terminal.resize(80, 24)
         terminal.until(lambda: "q ends" in terminal.screen.display[23])
         assert "numbers" in first
-        terminal.type("q")
+        terminal.press("q")
         assert terminal.ended() == 0
 
 
@@ -184,7 +184,7 @@ def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(manager: windlass.Manag
         assert terminal.as_it_was
         terminal.process.send_signal(signal.SIGCONT)
         terminal.until(lambda: terminal.raw.count(OTHER_SCREEN) == 2 and "numbers" in terminal.text)
-        terminal.type("q")
+        terminal.press("q")
         assert terminal.ended() == 0
         assert terminal.as_it_was
 
@@ -192,12 +192,12 @@ def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(manager: windlass.Manag
 def test_p_freezes_what_is_shown_and_goes_on(manager: windlass.Manager) -> None:
     with Terminal(WATCH) as terminal:
         terminal.until("numbers")
-        terminal.type("p")
+        terminal.press("p")
         terminal.until("frozen at")
         future = manager.submit(windlass.FunctionCall("numbers", "square", 1))
-        terminal.type("p")
+        terminal.press("p")
         terminal.until("1 waiting")
-        terminal.type("q")
+        terminal.press("q")
         assert terminal.ended() == 0
         assert not future.done()
 
@@ -228,7 +228,7 @@ def test_a_manager_that_does_not_answer_is_told_of_and_keys_go_on_to_work(elsewh
         terminal.until(lambda: "no answer for" not in terminal.text)
         elsewhere.send_signal(signal.SIGSTOP)
         terminal.until("no answer for")
-        terminal.type("q")
+        terminal.press("q")
         terminal.until(lambda: BACK in terminal.raw)  # its connection may take some time to close
         elsewhere.send_signal(signal.SIGCONT)
         assert terminal.ended() == 0
@@ -251,7 +251,7 @@ def test_where_there_is_no_screen_each_look_is_a_line(how: str, manager: windlas
         with Terminal(WATCH, env={"TERM": "dumb"}) as terminal:
             terminal.until(lambda: terminal.text.count("0 waiting, 0 running, 0 done, 0 failed") >= 2)
             assert b"\x1b" not in terminal.raw
-            terminal.type("\x03")
+            terminal.press("\x03")
             assert terminal.ended() == 130
         return
     with subprocess.Popen(WATCH, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
@@ -267,7 +267,7 @@ def test_no_color_is_respected(manager: windlass.Manager) -> None:
     """https://no-color.org: bold and reverse stay, colours go."""
     with Terminal([COMMAND, "status", "--watch", "0.2"], env={"NO_COLOR": "1"}) as terminal:
         terminal.until("numbers")
-        terminal.type("q")
+        terminal.press("q")
         assert terminal.ended() == 0
         colours = {cell.fg for line in terminal.screen.buffer.values() for cell in line.values()}
         assert colours <= {"default"}
@@ -291,8 +291,8 @@ def shell_words(shell: str, folder: Path) -> tuple[list[str], dict[str, str]]:
         (folder / ".zshrc").write_text('PS1="READY>"\nautoload -U compinit\ncompinit -u\neval "$(windlass completion zsh)"\n')
         return ["zsh", "-i"], env
     (folder / "fish").mkdir()
-    start = "function fish_prompt; echo -n 'READY>'; end\nset -g fish_greeting\nwindlass completion fish | source\n"
-    (folder / "fish" / "config.fish").write_text(start)
+    config = "function fish_prompt; echo -n 'READY>'; end\nset -g fish_greeting\nwindlass completion fish | source\n"
+    (folder / "fish" / "config.fish").write_text(config)
     return ["fish", "-i"], env
 
 
@@ -314,17 +314,17 @@ def test_a_shell_completes_commands_and_the_names_of_what_runs(shell: str, manag
                 ("windlass factory run lo", "windlass factory run local"),
                 ("windlass factory run local --max-pi", "windlass factory run local --max-pilots"),
             ):
-                terminal.type(typed + "\t")
+                terminal.press(typed + "\t")
                 terminal.until(completed)
-                terminal.type("\x15")  # Ctrl-U: an empty line again
+                terminal.press("\x15")  # Ctrl-U: an empty line again
             end = time.monotonic() + SECONDS
             while not manager.status()["pilots"]:
                 assert time.monotonic() < end
                 time.sleep(0.05)
             [pilot] = [row["pilot"] for row in manager.status()["pilots"]]
-            terminal.type("\x15windlass logs loc\t")
+            terminal.press("\x15windlass logs loc\t")
             terminal.until(f"windlass logs {pilot}")
-            terminal.type("\x15exit\r")
+            terminal.press("\x15exit\r")
             terminal.ended()
 
 

@@ -23,7 +23,10 @@ WORKER = {
     "idle_seconds": 0.0,
     "libraries": [{"name": "lib", "slots": 8, "phase": "ready"}],
 }
-PAUSED = "3 pilots in a row ended before they served, the last one so: pilot 17 on node3: exit status 1: ModuleNotFoundError: No module named 'x'"
+PAUSED = (
+    "3 pilots in a row ended before they served, the last one so: pilot 17 on node3: exit status 1: "
+    "ModuleNotFoundError: No module named 'x'"
+)
 
 
 def status(workers: int = 2, libraries: int = 2) -> dict[str, Any]:
@@ -77,7 +80,8 @@ def shown(one: View, width: int = 80, height: int = 24) -> list[str]:
 @pytest.mark.parametrize("height", [1, 3, 10, 24, 60])
 def test_there_are_as_many_lines_as_the_terminal_has_and_none_is_longer(width: int, height: int) -> None:
     """Whatever there is to show."""
-    for found in (status(), status(1000, 60), status(0, 0), {"manager": {}}):
+    statuses: list[dict[str, Any]] = [status(), status(1000, 60), status(0, 0), {"manager": {}}]
+    for found in statuses:
         lines = draw(view(found), width, height)
         assert len(lines) == max(height, 3)
         assert max(line.cell_len for line in lines) <= max(width, 20)

@@ -185,7 +185,12 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
     look.add_argument("name", nargs="?", help="the manager's name (or connection file); else the only one of yours that runs")
     look.add_argument("--port", type=cli_words.port, help="the manager that listens on this port")
     look.add_argument(
-        "--watch", nargs="?", type=cli_words.pause, const=1.0, metavar="SECONDS", help="a screen that is kept up to date, every second or so many; q ends"
+        "--watch",
+        nargs="?",
+        type=cli_words.pause,
+        const=1.0,
+        metavar="SECONDS",
+        help="a screen that is kept up to date, every second or so many; q ends",
     )
     look.add_argument("--json", action="store_true", help="the status object of docs/status.md, one line each time")
     look.set_defaults(command=status)

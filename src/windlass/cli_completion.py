@@ -2,11 +2,12 @@
 
 Theory of operation
 -------------------
-``windlass completion SHELL`` prints a few lines for the shell's start-up file, which are argcomplete's: at each TAB the shell runs ``windlass``
-itself with the line in the environment, and `complete` answers. So what is offered is always what this very Windlass knows.
+``windlass completion SHELL`` prints a few lines for the shell's start-up file, which are argcomplete's: at each TAB the shell runs
+``windlass`` itself with the line in the environment, and `complete` answers. So what is offered is always what this very Windlass knows.
 
-Names of managers are folders of the state folder. Names of pilots, libraries, pools, hosts and tags are asked of the manager that the line means;
-where that does not answer within `ASK_SECONDS`, or several run and none is named, nothing is offered: a TAB must never wait or say an error.
+Names of managers are folders of the state folder. Names of pilots, libraries, pools, hosts and tags are asked of the manager that the
+line means; where that does not answer within `ASK_SECONDS`, or several run and none is named, nothing is offered: a TAB must never wait
+or say an error.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _completer(path: tuple[str, ...], dest: str) -> Completer | None:
     }
     if words.get(dest):
         offered = words[dest]
-        return lambda **_: offered
+        return _fixed(offered)
     if dest == "manager" or (dest == "name" and noun in ("status", "manager")):
         return managers
     if dest in ("words", "backend") or (dest == "pool" and noun in ("doctor", "manager")):
@@ -139,8 +140,18 @@ def kinds_of_pools(**_: object) -> list[str]:
     return [*known_backends(), *read_configuration(None).pools]
 
 
+def _fixed(words: Iterable[str]) -> Completer:
+    def offer(**_: object) -> Iterable[str]:
+        return words
+
+    return offer
+
+
 def _of(names: Callable[[Any], Iterable[str]]) -> Completer:
-    return lambda parsed_args, **_: sorted(set(names(_ask(parsed_args))))
+    def offer(parsed_args: argparse.Namespace, **_: object) -> Iterable[str]:
+        return sorted(set(names(_ask(parsed_args))))
+
+    return offer
 
 
 def _tags(parsed_args: argparse.Namespace, **_: object) -> list[str]:

@@ -2,9 +2,9 @@
 
 Theory of operation
 -------------------
-All but calls are rows of the manager's status (docs/status.md) with a ``state`` put before them; calls are asked for by a message of their own,
-which costs a manager of millions of calls some milliseconds (`windlass.manager.listing`). A filter that names something that there is not is
-refused with near names; one that fits nothing now is an empty list, and success.
+All but calls are rows of the manager's status (docs/status.md) with a ``state`` put before them; calls are asked for by a message of
+their own, which costs a manager of millions of calls some milliseconds (`windlass.manager.listing`). A filter that names something that
+there is not is refused with near names; one that fits nothing now is an empty list, and success.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def list_workers(chosen: argparse.Namespace, options: Mapping[str, object]) -> i
 
     require_words("state of workers", chosen.state, WORKER_STATES)
     status = status_of(chosen)
-    rows = [{"state": state_of_worker(row), **row} for row in status["workers"]]
+    rows: list[Row] = [{"state": state_of_worker(row), **row} for row in status["workers"]]
     require_known("pool", chosen.pool, [row["pool"] for row in rows] + [pool["name"] for pool in status["pools"]])
     require_known("library", chosen.library, [row["name"] for row in status["libraries"]])
     require_known("host", chosen.host, [row["host"] for row in rows])

@@ -2,13 +2,13 @@
 
 Theory of operation
 -------------------
-One loop waits for a key, for a word of the manager, for a new size of the terminal, or until it is time to ask again. The manager is asked and
-not waited for: a program that is stopped makes the screen say so, and keys go on to work. Signals and the connection's thread wake the loop by a
-byte in a pipe.
+One loop waits for a key, for a word of the manager, for a new size of the terminal, or until it is time to ask again. The manager is
+asked and not waited for: a program that is stopped makes the screen say so, and keys go on to work. Signals and the connection's thread
+wake the loop by a byte in a pipe.
 
-The terminal's other screen is used, so what was there before is there afterwards. Only lines that have changed are written, all at once: there
-is nothing to flicker, and a look costs a slow line a few hundred bytes. Whatever ends the watch (q, Ctrl-C, a signal, an error) puts back the
-terminal's modes; Ctrl-Z does so, too, until the watch is taken up again.
+The terminal's other screen is used, so what was there before is there afterwards. Only lines that have changed are written, all at once:
+there is nothing to flicker, and a look costs a slow line a few hundred bytes. Whatever ends the watch (q, Ctrl-C, a signal, an error)
+puts back the terminal's modes; Ctrl-Z does so, too, until the watch is taken up again.
 
 Where standard output is no terminal, or a dumb one, each look is one line of text.
 """
@@ -280,4 +280,3 @@ def _signals(pipe: int) -> Generator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-

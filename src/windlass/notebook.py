@@ -134,11 +134,11 @@ class NotebookBar:
 
     def draw(self, done: int, total: int | None) -> None:
         """Show that so many are done."""
-        from IPython.display import display
+        from IPython import display
 
         shown = {"text/html": self.html(done, total), "text/plain": self.text(done, total)}
         if self._handle is None:
-            self._handle = cast("Any", display)(shown, raw=True, display_id=True)
+            self._handle = cast("Any", display).display(shown, raw=True, display_id=True)
         else:
             self._handle.update(shown, raw=True)
 

@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-A `View` is what is known: the newest status, the newest answer about calls, and how many calls had ended at each look (of which the rate, the
-small chart and the time that is left are made). `draw` makes lines of it. A *section* is a table whose heading is its title; sections get their
-least number of lines first, then as many as they want in the order of importance, so that on a low terminal workers are cut and not the reason
-why a pool is paused. From `WIDE` columns on there are two columns of sections.
+A `View` is what is known: the newest status, the newest answer about calls, and how many calls had ended at each look (of which the rate,
+the small chart and the time that is left are made). `draw` makes lines of it. A *section* is a table whose heading is its title; sections
+get their least number of lines first, then as many as they want in the order of importance, so that on a low terminal workers are cut and
+not the reason why a pool is paused. From `WIDE` columns on there are two columns of sections.
 
 A table keeps its columns within its width by cutting elastic ones short, then by leaving out those that matter least.
 """
@@ -16,7 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
@@ -78,7 +78,8 @@ class View:
         return max(0.0, (newest[1] - before[1]) / (newest[0] - before[0])) if newest[0] > before[0] else None
 
 
-class Col(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Col:
     """One column of a section. Those with the largest ``rank`` are left out first; 0: never."""
 
     heading: str
@@ -421,7 +422,9 @@ def _workers(view: View, width: int, room: int) -> Section:
 def _worker_state(row: Row) -> str:
     if not row.get("connected", True):
         return "its connection is cut"
-    return f"draining: {row['draining']}" if row.get("draining") else "" if row.get("held") else f"idle {show_span(row.get('idle_seconds'))}"
+    if row.get("draining"):
+        return f"draining: {row['draining']}"
+    return "" if row.get("held") else f"idle {show_span(row.get('idle_seconds'))}"
 
 
 # ---------------------------------------------------------------- small

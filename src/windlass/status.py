@@ -32,8 +32,8 @@ class StatusPort:
     """A client connection that asks a manager for its status, as often as wanted. Close it, or use it in a ``with``."""
 
     def __init__(self, connection: ConnectionFile, heard: Callable[[Message], None] | None = None) -> None:
-        """``heard`` is told of all that comes, on the connection's thread, and then `ask` has no answers: for who does other things meanwhile.
-        What it hears last is a `Leave`."""
+        """``heard`` is told of all that comes, on the connection's thread, and then `ask` has no answers: for who does other things
+        meanwhile. What it hears last is a `Leave`."""
         from windlass.transport import open_port
 
         self._answers: queue.SimpleQueue[bytes | str] = queue.SimpleQueue()

@@ -2,8 +2,8 @@
 
 Theory of operation
 -------------------
-A `Column` says how a key of a row is shown. On a terminal columns are folded to its width; written into a file or a pipe they are as wide as
-they need to be, so that ``grep`` and ``less -S`` see whole rows. As JSON it is one object a line, with all its keys.
+A `Column` says how a key of a row is shown. On a terminal columns are folded to its width; written into a file or a pipe they are as wide
+as they need to be, so that ``grep`` and ``less -S`` see whole rows. As JSON it is one object a line, with all its keys.
 
 What is shown may have come from anybody's program (a tag, the message of an exception, a host's word on itself), so what would move the
 cursor or change the terminal's state is shown as a question mark. As JSON it is escaped by the format.
@@ -15,7 +15,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -26,7 +27,8 @@ Row = Mapping[str, Any]
 _ENDLESS: Final = 10_000
 
 
-class Column(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Column:
     """One column: its heading, and what of a row is shown in it."""
 
     heading: str
