@@ -76,6 +76,10 @@ class AttachedManager(Door):
         self._finalizer.atexit = False
         atexit.register(self._finalizer)
 
+    def _state(self) -> str:
+        # Others may be attached, and have theirs.
+        return super()._state() if self.closed else f"this program has {super()._state()}"
+
     @property
     def connection_file(self) -> Path:
         """What this program attached by: a file only its owner can read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import select
@@ -254,6 +255,12 @@ def test_where_there_is_no_screen_each_look_is_a_line(how: str, manager: windlas
             terminal.press("\x03")
             assert terminal.ended() == 130
         return
+    ran = subprocess.Popen([*WATCH, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with ran:
+        assert ran.stdout is not None
+        assert [json.loads(ran.stdout.readline())["calls"]["waiting"] for _ in range(2)] == [0, 0]
+        ran.send_signal(signal.SIGINT)
+        ran.communicate(timeout=SECONDS)
     with subprocess.Popen(WATCH, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         lines = [running.stdout.readline() for _ in range(2)]

@@ -98,7 +98,7 @@ def test_a_manager_shows_its_calls_libraries_and_pools(manager: windlass.Manager
         assert "mine" in html_of(factory).words
     assert re.fullmatch(r"<Factory '.*', closed, mine \(local\): .*>", repr(factory))
     with windlass.attach(manager.connection_file) as attached:
-        assert repr(attached) == "<AttachedManager 'lab', 0 calls waiting or running, 0 libraries>"
+        assert repr(attached) == "<AttachedManager 'lab', this program has 0 calls waiting or running, 0 libraries>"
         assert "numbers" in html_of(attached).words
     manager.close()
     assert repr(manager) == "<Manager 'lab', closed>"

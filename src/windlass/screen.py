@@ -110,11 +110,14 @@ def draw(view: View, width: int, height: int) -> list[Text]:
     lines = _head(view, width)[: height - 1]
     room = height - len(lines) - 1
     pools, libraries = _pools(view, _part(width, 1)), _libraries(view, _part(width, 0))
-    failed, running = _failed(view, _part(width, 1)), _running(view, _part(width, 1))
+    failed, running = _failed(view, width), _running(view, _part(width, 1))
     workers = _workers(view, _part(width, 0), room)
     if width >= WIDE:
+        # Errors are long, so they have the whole width, below.
+        below = _cut(failed, min(len(failed.lines), room // 3)) if failed.lines else []
+        room = max(0, room - len(below) - 1)
         left = _stack([libraries, workers], room)
-        right = _stack([pools, failed, running], room)
+        right = _stack([pools, running], room)
         edge = _part(width, 0)
         for index in range(room):
             line = left[index] if index < len(left) else Text()
@@ -123,6 +126,7 @@ def draw(view: View, width: int, height: int) -> list[Text]:
                 line.pad_right(max(0, edge + 3 - line.cell_len))
                 line.append_text(right[index])
             lines.append(line)
+        lines += [Text(), *below][: max(0, height - 1 - len(lines))]
     else:
         lines += _stack([pools, libraries, failed, workers, running], room)
     lines += [Text()] * (height - 1 - len(lines))
@@ -174,7 +178,7 @@ def _cut(section: Section, number: int) -> list[Text]:
     lines = section.lines[:number]
     if rest > 0 and number > 1:
         before = f"{section.hidden} before, " if section.hidden else ""
-        lines[-1] = Text(f"… {before}{rest + 1} more: {section.more}", style="dim")
+        lines[-1] = _styled(f"… {before}{rest + 1} more: {section.more}", "dim")
     return lines
 
 
@@ -187,10 +191,10 @@ def _head(view: View, width: int) -> list[Text]:
     title = f" windlass  {_line_of(view.name or str(manager.get('name') or manager.get('id') or '?'))}"
     at = time.strftime("%H:%M:%S", time.localtime(manager["at"])) if isinstance(manager.get("at"), int | float) else ""
     address = f"  {addresses}" if len(title) + len(addresses) + len(at) + 5 < width else ""
-    bar = Text(f"{title}{address}", style="reverse bold")
+    bar = Text(f"{title}{address}", style="reverse bold")  # up to its end
     bar.pad_right(max(1, width - bar.cell_len - len(at) - 1))
     bar.append(f"{at} ")
-    words = Text("calls  ", style="bold")
+    words = _styled("calls  ", "bold")
     for key, style in _COUNTS:
         number = int(counts.get(key, 0) or 0)
         if number or key in ("waiting", "running", "done", "failed"):
@@ -227,7 +231,7 @@ def _progress(view: View, counts: Row, width: int) -> Text:
         words += f"  {show_span(left / rate)} left"
     room = max(10, width - len(words) - 1)
     full = room * ended // total if total else 0
-    bar = Text("━" * full, style="green")
+    bar = _styled("━" * full, "green")
     bar.append("─" * (room - full), style="dim")
     bar.append(words)
     return bar
@@ -246,10 +250,10 @@ def _chart(view: View, width: int) -> Text:
 
 def _foot(view: View) -> Text:
     if view.trouble:
-        return Text(_line_of(view.trouble), style="bold red")
+        return _styled(_line_of(view.trouble), "bold red")
     if view.frozen:
-        return Text(f"frozen at {view.frozen}; p goes on, q ends", style="bold yellow")
-    return Text("q ends   ↑ ↓ workers   p freezes", style="dim")
+        return _styled(f"frozen at {view.frozen}; p goes on, q ends", "bold yellow")
+    return _styled("q ends   ↑ ↓ workers   p freezes", "dim")
 
 
 # ---------------------------------------------------------------- sections
@@ -291,7 +295,7 @@ def _line(cells: Sequence[str], columns: Sequence[Col], kept: Sequence[int], wid
             cell = set_cell_size(cell, room - 1) + "…"
         pad = " " * (room - cell_len(cell))
         parts.append(pad + cell if columns[index].right else cell + pad)
-    return Text((" " * _GAP).join(parts).rstrip(), style=style)
+    return _styled((" " * _GAP).join(parts).rstrip(), style)
 
 
 def _number(heading: str, key: str, rank: int = 0) -> Col:
@@ -310,7 +314,7 @@ def _pools(view: View, width: int) -> Section:
     rows = _rows(view.status.get("pools"))
     if not rows:
         hint = "no pools: `windlass factory run BACKEND` in another terminal serves the manager with pilots"
-        return Section([Text(line, style="yellow") for line in _folded(hint, width, 2)], least=1)
+        return Section([_styled(line, "yellow") for line in _folded(hint, width, 2)], least=1)
     pilots = _rows(view.status.get("pilots"))
     columns = (
         _words("pool", "name", elastic=True),
@@ -327,10 +331,10 @@ def _pools(view: View, width: int) -> Section:
         lines.append(line)
         paused = str(row.get("paused") or "")
         if paused:
-            lines += [Text("  " + one, style="red") for one in _folded(f"paused: {paused}", width - 2, 3)]
+            lines += [_styled("  " + one, "red") for one in _folded(f"paused: {paused}", width - 2, 3)]
             lines.append(Text(f"  when that is mended: windlass factory resume {_line_of(str(row.get('name')))}", style="dim"))
         for text in _queue_reasons(row, pilots):
-            lines.append(Text("  " + text, style="dim"))
+            lines.append(_styled("  " + text, "dim"))
     return Section(lines, least=min(len(lines), 8), more="windlass pilots")
 
 
@@ -351,7 +355,7 @@ def _queue_reasons(pool: Row, pilots: Sequence[Row]) -> list[str]:
 def _libraries(view: View, width: int) -> Section:
     rows = sorted(_rows(view.status.get("libraries")), key=lambda row: -int(row.get("running", 0)) - int(row.get("waiting", 0)))
     if not rows:
-        return Section([Text("no libraries: nothing has been called yet", style="dim")], least=1)
+        return Section([_styled("no libraries: nothing has been called yet", "dim")], least=1)
     columns = (
         _words("library", "name", elastic=True),
         _number("waiting", "waiting"),
@@ -399,7 +403,7 @@ def _running(view: View, width: int) -> Section:
 def _workers(view: View, width: int, room: int) -> Section:
     rows = _rows(view.status.get("workers"))
     if not rows:
-        return Section([Text("no workers are connected", style="dim")], least=1)
+        return Section([_styled("no workers are connected", "dim")], least=1)
     view.offset = max(0, min(view.offset, len(rows) - 1))
     # Lines that no terminal has room for need not be made.
     rest = rows[view.offset : view.offset + room]
@@ -428,6 +432,11 @@ def _worker_state(row: Row) -> str:
 
 
 # ---------------------------------------------------------------- small
+
+
+def _styled(text: str, style: str) -> Text:
+    """A text of which what is put after it has no style."""
+    return Text.assemble((text, style))
 
 
 def _line_of(text: str) -> str:
