@@ -96,6 +96,12 @@ class Terminal:
         last = self.raw.rfind(BACK) > self.raw.rfind(OTHER_SCREEN) and self.raw.rfind(VISIBLE) > self.raw.rfind(HIDDEN)
         return last and termios.tcgetattr(self._theirs)[:4] == self.modes[:4]
 
+    def hang_up(self) -> None:
+        """Close the terminal: its window, or the connection that it is at."""
+        os.close(self._theirs)
+        os.close(self._fd)
+        self._fd = self._theirs = -1
+
     def __enter__(self) -> Self:
         return self
 
@@ -103,8 +109,9 @@ class Terminal:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        os.close(self._fd)
-        os.close(self._theirs)
+        for descriptor in (self._fd, self._theirs):
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 def square(number: int) -> int:
@@ -157,6 +164,14 @@ def test_what_ends_a_process_ends_the_screen_first(manager: windlass.Manager) ->
         terminal.process.send_signal(signal.SIGTERM)
         assert terminal.ended() == 128 + signal.SIGTERM
         assert terminal.as_it_was
+
+
+def test_a_window_that_is_closed_ends_it(manager: windlass.Manager) -> None:
+    """Nothing is left that asks the manager for ever."""
+    with Terminal(WATCH) as terminal:
+        terminal.until("numbers")
+        terminal.hang_up()
+        assert terminal.process.wait(timeout=SECONDS) in (0, 1, 128 + signal.SIGHUP)
 
 
 def test_another_size_is_another_layout(manager: windlass.Manager) -> None:

@@ -23,7 +23,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -226,10 +226,11 @@ class Watch:
             self._shown = []
             yield
         finally:
-            if modes is not None:
-                termios.tcsetattr(keyboard, termios.TCSADRAIN, modes)
-            self._console.show_cursor(True)
-            self._console.set_alt_screen(False)
+            with suppress(OSError, termios.error):  # it may be gone, as when its window was closed
+                if modes is not None:
+                    termios.tcsetattr(keyboard, termios.TCSADRAIN, modes)
+                self._console.show_cursor(True)
+                self._console.set_alt_screen(False)
 
     def _stop_for_a_while(self, keyboard: int) -> None:
         """Ctrl-Z: give the terminal back, stop, and take it again."""
