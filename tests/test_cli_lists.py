@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 import windlass
 from windlass.cli import main
+from windlass.messages import CallList, ListCalls, Message
 from windlass.tables import clean
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,6 +152,32 @@ def test_calls_are_listed_by_state_library_tag_and_number(busy: windlass.Manager
     status, text, error = run("calls", "--most", "1")
     assert (status, "(1 of 1 at workers, 1 of 3 waiting, 1 of 1 failed; --most N shows more)" in error) == (0, True), error
     assert "no such row: 7" in text
+
+
+def test_calls_of_programs_that_are_attached_have_their_names_and_numbers(manager: windlass.Manager, run: Run) -> None:
+    """A call's number is the one that its program knows it by."""
+    manager.install_library("lib", wait_for)
+    manager.submit(call("wait_for", "/nowhere"))
+    with windlass.attach(manager.connection_file) as attached:
+        attached.install_library("lib", wait_for)
+        future = attached.submit(call("wait_for", "/nowhere", tag="theirs"))
+        until("it has come", lambda: rows(run, "calls", "--tag", "theirs"))
+        by_tag = {row["tag"]: row for row in rows(run, "calls")}
+        assert (by_tag[""]["call"], by_tag[""]["program"]) == (1, "")
+        assert by_tag["theirs"]["call"] == future.call_id
+        assert by_tag["theirs"]["program"].startswith("program-")
+
+
+def test_a_part_of_the_same_process_may_ask_too(manager: windlass.Manager) -> None:
+    """By its port, as for the status."""
+    answers: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    port = manager.open_port("client", "asks", answers.put)
+    manager.install_library("lib", abs)
+    manager.submit(call("abs", -1))
+    port.send(ListCalls(("waiting",)))
+    answer = answers.get(timeout=60)
+    assert isinstance(answer, CallList)
+    assert [row["function"] for row in json.loads(answer.json)["calls"]] == ["abs"]
 
 
 def test_every_key_of_a_row_is_documented(busy: windlass.Manager, run: Run) -> None:

@@ -21,13 +21,14 @@ COMMAND = str(Path(sys.executable).with_name("windlass"))
 
 def commands(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterator[str]:
     """All commands that do something, by their words."""
-    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
+    below: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:  # pyright: ignore[reportPrivateUsage]
+        if isinstance(action, argparse._SubParsersAction):  # pyright: ignore[reportPrivateUsage]
+            below.update(action.choices)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
     if path and (not below or parser.get_default("command") is not None):
         yield " ".join(path)
-    for action in below:
-        choices: dict[str, argparse.ArgumentParser] = dict(action.choices)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-        for name, one in choices.items():
-            yield from commands(one, (*path, name))
+    for name, one in below.items():
+        yield from commands(one, (*path, name))
 
 
 def documented() -> set[str]:

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 CALLS_SHOWN: Final = 8
 #: Seconds without an answer after which the screen says so.
 SILENT_SECONDS: Final = 3.0
+#: The manager is not asked again before so many times the seconds have passed that its answer took; but after so many seconds.
+ASK_SHARE: Final = 10.0
+ASK_LEAST: Final = 10.0
 #: What keys send.
 _UP, _DOWN, _PAGE_UP, _PAGE_DOWN = (b"\x1b[A", b"\x1bOA", b"k"), (b"\x1b[B", b"\x1bOB", b"j"), (b"\x1b[5~",), (b"\x1b[6~", b" ")
 _SPEEDS: Final = ((_UP, -1), (_DOWN, 1), (_PAGE_UP, -10), (_PAGE_DOWN, 10))
@@ -155,6 +158,9 @@ class Watch:
                         self._shown = []  # the terminal may have lost what it showed
                 if self._take_heard():
                     waiting = False
+                    # A manager of thousands of workers, or one that is busy, is asked less often.
+                    answered = time.monotonic()
+                    due = max(due, answered + min(ASK_LEAST, ASK_SHARE * (answered - asked)))
                     self._view.trouble = ""
                 if self._gone:
                     return
