@@ -126,9 +126,12 @@ def version(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
 def status(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     import json
 
+    from windlass.errors import UsageError
     from windlass.managers import choose_manager
 
-    known = choose_manager(chosen.name, chosen.port)
+    if chosen.name and chosen.manager:
+        raise UsageError(f"{chosen.name} and --manager {chosen.manager}: name the manager once")
+    known = choose_manager(chosen.name or chosen.manager, chosen.port)
     known.require_running()
     if chosen.watch is not None:
         from windlass.cli_watch import watch
@@ -183,7 +186,7 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     look.add_argument("name", nargs="?", help="the manager's name (or connection file); else the only one of yours that runs")
-    look.add_argument("--port", type=cli_words.port, help="the manager that listens on this port")
+    cli_pilots.manager_options(look)
     look.add_argument(
         "--watch",
         nargs="?",
