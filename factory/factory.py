@@ -56,6 +56,12 @@ class Pool:
         words = [repr(self.backend), *(f"{name}={value!r}" for name, value in self.options.items())]
         return f"Pool({', '.join(words)})"
 
+    def _repr_html_(self) -> str:
+        from windlass.notebook import card
+
+        backend = self.backend if isinstance(self.backend, str) else type(self.backend).__name__
+        return card(f"pool of {backend}", "", [(name, repr(value)) for name, value in self.options.items()])
+
 
 PoolWord = str | Backend | Pool
 
@@ -274,6 +280,29 @@ class Factory:
         return all(keeper.done.wait(None if end is None else max(0.0, end - time.monotonic())) for keeper in self._keepers)
 
     # ---------------------------------------------------------------- for the user
+
+    def __repr__(self) -> str:
+        pools = [f"{name} ({backend}): {pilots or 'no pilots'}{paused and ', paused'}" for name, backend, pilots, paused in self._lines()]
+        return f"<Factory {self.name!r}, {self._state()}, {'; '.join(pools)}>"
+
+    def _state(self) -> str:
+        if not self._started:
+            return "not started"
+        return "closed" if all(keeper.done.is_set() for keeper in self._keepers) else "running"
+
+    def _lines(self) -> list[tuple[str, str, str, str]]:
+        """Of each pool its name, backend, pilots by phase, and why it is paused."""
+        lines: list[tuple[str, str, str, str]] = []
+        for kept in self._kept:
+            pilots = ", ".join(f"{number} {phase.value}" for phase, number in kept.core.fleet.counts().items() if number)
+            lines.append((kept.core.pool.name, kept.core.pool.backend, pilots, kept.core.history.paused))
+        return lines
+
+    def _repr_html_(self) -> str:
+        from windlass.notebook import Rows, card
+
+        rows = [(*line[:2], line[2] or "none", pool.max_pilots) for line, pool in zip(self._lines(), self.pools, strict=True)]
+        return card(f"Factory {self.name}", self._state(), [], [Rows(("pool", "backend", "pilots", "at most"), rows)], self.paused)
 
     @property
     def lost(self) -> str:

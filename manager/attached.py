@@ -76,9 +76,9 @@ class AttachedManager(Door):
         self._finalizer.atexit = False
         atexit.register(self._finalizer)
 
-    def __repr__(self) -> str:
-        state = "closed" if self.closed else f"{self._client.outstanding()} calls waiting or running"
-        return f"<AttachedManager {self.name!r}, {state}>"
+    def _state(self) -> str:
+        # Others may be attached, and have theirs.
+        return super()._state() if self.closed else f"this program has {super()._state()}"
 
     @property
     def connection_file(self) -> Path:

@@ -19,11 +19,13 @@ from windlass.links import Link
 from windlass.manager.core import Core
 from windlass.manager.demand import means_of
 from windlass.manager.filedesk import FileDesk
+from windlass.manager.listing import list_calls
 from windlass.manager.programs import Program, Programs
 from windlass.messages import (
     BringFiles,
     CallDone,
     CallId,
+    CallList,
     CallsDone,
     CancelSubmitted,
     DeclareFile,
@@ -36,6 +38,7 @@ from windlass.messages import (
     InstallLibrary,
     KeepCalls,
     Leave,
+    ListCalls,
     Means,
     Message,
     ObjectName,
@@ -131,6 +134,8 @@ class Attachments:
                 self._resume(pool)
             case GetStatus():
                 link.send(self._status(now))
+            case ListCalls():
+                link.send(self.calls(message, now))
             case Goodbye(reason):
                 self.left(program, reason, now)
             case _:
@@ -149,6 +154,10 @@ class Attachments:
             log.info("program %s has left (%s); %d calls cancelled, %d go on", program.name, reason, len(cancel), kept)
         self._core.cancel(cancel, now)
         self._let_go(now)
+
+    def calls(self, wanted: ListCalls, now: float) -> CallList:
+        """Which calls there are, for whoever asks."""
+        return CallList(list_calls(self._core, wanted, now, self.programs.name_of))
 
     def _told(self, call: CallId) -> tuple[str, float]:
         """The tag of a call that has not ended, and when it was queued."""

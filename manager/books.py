@@ -19,6 +19,7 @@ from itertools import islice
 import msgspec
 
 from windlass.manager.calls import Call, CallQueue
+from windlass.manager.failures import FAILURES_KEPT, FailedCall, failed_call
 from windlass.manager.libraries import NEVER, LibraryState
 from windlass.manager.lineage import FIRST_REMAKE, Lineage
 from windlass.manager.pilots import PilotBook
@@ -109,6 +110,8 @@ class Books:
         #: Calls that wait, in no queue, for a result to be made again.
         self.parked: dict[FileName, list[Call]] = {}
         self.counters = Counters()
+        #: The newest calls that ended without a result.
+        self.failures: deque[FailedCall] = deque(maxlen=FAILURES_KEPT)
         #: Changes when workers, instances or libraries come or go: what failed to find room is tried again.
         self.structure: int = 0
         #: Workers that have got something since, by the version of the structure, the newest last: what found no room looks at these alone.
@@ -218,6 +221,7 @@ class Books:
             self.counters.cancelled += 1
         elif end.outcome != RETURNED:
             self.counters.failed += 1
+            self.failures.append(failed_call(call, end, self.libraries, self.functions, now))
         self._done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(call.story) if call.story else (), call.spec.tag))
 
     def _lose_result(self, name: FileName, end: CallEnd, now: float) -> None:

@@ -57,6 +57,12 @@ class Target(NamedTuple):
     #: By which its calls are remembered (`windlass.manager.memory`); empty: they are not.
     content: bytes = b""
 
+    @property
+    def shown(self) -> str:
+        """What people call it: ``library.function``, or the function alone."""
+        library, function = self.names
+        return function if library in ("", IMPLICIT) else f"{library}.{function}"
+
 
 class CallKeywords(TypedDict, total=False):
     """The options of a call, as keywords of ``with_options``."""

@@ -23,6 +23,7 @@ from windlass.manager.attempts import Attempts
 from windlass.manager.books import Books, Counters, Settings
 from windlass.manager.calls import CLOSED, LIBRARY_FAILED, NOT_POSSIBLE, Call
 from windlass.manager.demand import demand_of
+from windlass.manager.failures import failed_call
 from windlass.manager.libraries import NEVER, LibraryState
 from windlass.manager.lineage import FIRST_REMAKE, products_of
 from windlass.manager.placement import least_of, spent, why_never
@@ -508,6 +509,7 @@ class Core(Attempts):
             self._lose_result(name, end, now)
         if spec.call < FIRST_REMAKE:
             self.counters.failed += 1
+            self.failures.append(failed_call(spec, end, self.libraries, self.functions, now))
             self._done.append(CallDone(end, now, 0.0, now, (), spec.tag))
 
     def _end_impossible(self, now: float) -> None:

@@ -226,6 +226,28 @@ class Door(Declaring):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"<{self._title()}, {self._state()}>"
+
+    def _title(self) -> str:
+        return f"{type(self).__name__} {self.name!r}"
+
+    def _state(self) -> str:
+        """In some words, which cost nothing."""
+        if self.closed:
+            return "closed"
+        calls, libraries = self._client.outstanding(), len(self._installed)
+        return f"{calls:,} call{'s' * (calls != 1)} waiting or running, {libraries} librar{'y' if libraries == 1 else 'ies'}"
+
+    def _repr_html_(self) -> str:
+        from windlass.errors import WindlassError
+        from windlass.notebook import card, status_card
+
+        try:
+            return status_card(self._title(), self._state(), self.status())
+        except WindlassError:
+            return card(self._title(), self._state())
+
     # ------------------------------------------------------------ libraries
 
     def create_library(self, name: str, *functions: Callable[..., Any], **options: Any) -> Library:

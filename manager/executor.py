@@ -213,6 +213,10 @@ class Submitter(futures.Executor):
 class View(Submitter):
     """An executor's pool with options for its calls. `shutdown` of a view does nothing: the pool is the `Executor`'s."""
 
+    def __repr__(self) -> str:
+        tag = f" with the tag {self._tag!r}" if self._tag else ""
+        return f"<View of an executor{tag}, {'closed' if self._pool.closed else repr(self._pool.manager)}>"
+
 
 class Executor(Submitter):
     """Runs functions on pilots: a `concurrent.futures.Executor`."""
@@ -305,3 +309,15 @@ class Executor(Submitter):
         # As in concurrent.futures, an error in the block waits for calls; but whoever presses Ctrl-C wants to leave now.
         leaving = kind is not None and not issubclass(kind, Exception) and not issubclass(kind, GeneratorExit)
         self.shutdown(wait=True, cancel_futures=leaving)
+
+    def __repr__(self) -> str:
+        factory = f"{self.factory!r}, " if self.factory is not None else ""
+        return f"<Executor, {'closed' if self._pool.closed else f'{factory}{self.manager!r}'}>"
+
+    def _repr_html_(self) -> str:
+        from windlass.notebook import card
+
+        if self._pool.closed:
+            return card("Executor", "closed")
+        views = [getattr(one, "_repr_html_", lambda: "") for one in (self.factory, self.manager) if one is not None]
+        return "<br>".join(view() for view in views)

@@ -608,6 +608,8 @@ class CallFuture(Future[T], Story):
     def __repr__(self) -> str:
         if self.call_id:
             words = [f"call={self.call_id}"]
+            if self.target is not None:
+                words.append(self.target.shown)
             if self.tag is not None:
                 words.append(f"tag={self.tag!r}")
             words.append(f"state={self.state}")
@@ -625,3 +627,9 @@ class CallFuture(Future[T], Story):
             if record.end.attempt > 1:
                 words.append(f"in attempt {record.end.attempt}")
         return f"<{type(self).__name__} {' '.join(words)}>"
+
+    def _repr_html_(self) -> str:
+        from windlass.notebook import call_card
+
+        name = f"{self.target.shown} " if self.target is not None else ""
+        return call_card(f"{name}call {self.call_id}", self.state, self.tag or "", self._record, self.timings)

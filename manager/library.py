@@ -53,6 +53,8 @@ _NAME: Final = re.compile(r"[^\W\d][\w.-]{0,99}")
 #: The spec travels in one frame; the rest of it needs room too.
 _CONTEXT_MOST: Final = MAX_FRAME_BYTES // 2
 _FUNCTIONS_MOST: Final = MAX_FRAME_BYTES // 4
+#: Functions that its repr names, where there are many.
+_SHOWN: Final = 6
 
 
 class Library:
@@ -308,7 +310,28 @@ class Library:
         return blob, code, imports
 
     def __repr__(self) -> str:
-        return f"Library({', '.join([repr(self.name), *self.functions])})"
+        names = list(self.functions)
+        shown = [*names[:_SHOWN], f"... {len(names) - _SHOWN} more"] if len(names) > _SHOWN + 1 else names
+        return f"Library({', '.join([repr(self.name), *shown, f'mode={self._mode!r}', self._state()])})"
+
+    def _state(self) -> str:
+        return "installed" if self._frozen else "not installed"
+
+    def _repr_html_(self) -> str:
+        from windlass.notebook import card
+
+        imports = [str(getattr(one, "__name__", one)) for one in self._explicit] + (["found by themselves"] if self._auto else [])
+        slots, per_slot = self._resources()
+        facts: list[tuple[str, object]] = [
+            ("functions", ", ".join(self.functions)),
+            ("imports", ", ".join(imports)),
+            ("mode", self._mode),
+            ("start", self._start),
+            ("slots", slots or "as many as a worker has cores"),
+            ("cores of a slot", per_slot.cores or ""),
+            ("context", getattr(self._context[0], "__name__", "a function") if self._context is not None else ""),
+        ]
+        return card(f"library {self.name}", self._state(), facts)
 
 
 def _within_a_frame(definitions: Sequence[FunctionDef], put: Put) -> tuple[FunctionDef, ...]:

@@ -170,9 +170,11 @@ class Manager(Door):
         """What pilots enrol by: a file only its owner can read."""
         return self._folder / "pilot.json"
 
-    def __repr__(self) -> str:
-        state = "closed" if self.closed else f"port {self.port}, {self._client.outstanding()} calls waiting or running"
-        return f"<Manager {self.name!r}, {state}>"
+    def _state(self) -> str:
+        if self.closed:
+            return "closed"
+        workers = len(self._core.workers)
+        return f"port {self.port}, {super()._state()}, {workers:,} worker{'s' * (workers != 1)}"
 
     # ------------------------------------------------------------ seeing
 

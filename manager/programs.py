@@ -98,6 +98,12 @@ class Programs:
         program = self.known[self._numbers] = Program(self._numbers, name)
         return program
 
+    def name_of(self, call: CallId) -> tuple[str, CallId]:
+        """Whose a call is, and its own id of it; "" is the manager's own process."""
+        number = call >> SHIFT
+        program = self.known.get(number)
+        return (program.name if program is not None else f"program {number}, which is gone") if number else "", CallId(call & _OWN)
+
     def submitted(self, program: Program, message: SubmitCalls) -> list[CallSpec]:
         """Its calls, as the core gets them.
 

@@ -1,10 +1,11 @@
-"""How far a long `map` is, for a person at a terminal.
+"""How far a long `map` is, for a person at a terminal or in a notebook.
 
 Theory of operation
 -------------------
-A bar that nobody asked for appears only when standard error is a terminal and the work has taken `DELAY` seconds; in pipes, batch
-logs and tests nothing is ever written. The bar has no thread: whoever waits for results calls `tick` at least every `TICK` seconds,
-and only a tick that is due costs more than a comparison. `rich` is loaded when the bar appears.
+A bar that nobody asked for appears only when standard error is a terminal, or a notebook runs the program, and the work has taken `DELAY`
+seconds; in pipes, batch logs and tests nothing is ever written. In a notebook it is HTML (`windlass.notebook`), in a dumb terminal only
+its end is written. The bar has no thread: whoever waits for results calls `tick` at least every `TICK` seconds, and only a tick that is
+due costs more than a comparison. `rich` is loaded when the bar appears.
 """
 
 from __future__ import annotations
@@ -13,11 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, Self
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
+from typing import Final, Protocol, Self
 
 #: Seconds of work after which a bar appears by itself.
 DELAY: Final = 2.0
@@ -33,6 +30,13 @@ class Stream(Protocol):
     def isatty(self) -> bool: ...
 
 
+class Bar(Protocol):
+    """What is on the screen."""
+
+    def draw(self, done: int, total: int | None) -> None: ...
+    def stop(self) -> None: ...
+
+
 class Progress:
     """Counts what is done of ``total`` (None: unknown), and draws it when asked to or when it is worth it."""
 
@@ -45,16 +49,16 @@ class Progress:
         stream: Stream | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``show``: True at once, False never, None when ``stream`` (standard error) is a terminal and work is long; ``clock``: seconds."""
+        """``show``: True at once, False never, None when work is long and ``stream`` (standard error) is a terminal or in a notebook;
+        ``clock``: seconds."""
         self.total = total
         self.done = 0
         self.description = description
         self._clock = clock
         self._stream = stream
         self._bar: Bar | None = None
-        self._task: TaskID | None = None
         if show is None:
-            show = self._on_terminal()
+            show = self._in_notebook() or self._on_terminal()
             self._due = clock() + DELAY if show else float("inf")
         else:
             self._due = clock() if show else float("inf")
@@ -65,6 +69,13 @@ class Progress:
             return stream.isatty()
         except (AttributeError, ValueError):  # no standard error at all, or a closed one
             return False
+
+    def _in_notebook(self) -> bool:
+        if self._stream is not None or "IPython" not in sys.modules:
+            return False
+        from windlass.notebook import in_notebook
+
+        return in_notebook()
 
     @property
     def watching(self) -> bool:
@@ -91,18 +102,41 @@ class Progress:
 
     def _draw(self) -> None:
         if self._bar is None:
-            self._open()
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self.done, total=self.total, refresh=True)
+            self._bar = self._open()
+        self._bar.draw(self.done, self.total)
 
-    def _open(self) -> None:
+    def _open(self) -> Bar:
+        if self._in_notebook():
+            from windlass.notebook import NotebookBar
+
+            return NotebookBar(self.description, self._clock)
+        return TerminalBar(self.description, self._stream)
+
+    def close(self) -> None:
+        """Draw the last state, if a bar is shown, and leave the terminal as it was."""
+        bar, self._bar = self._bar, None
+        self._due = float("inf")
+        if bar is not None:
+            bar.draw(self.done, self.total)
+            bar.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class TerminalBar:
+    """A bar in a terminal, below what the program prints."""
+
+    def __init__(self, description: str, stream: Stream | None) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        console = Console(file=self._stream, stderr=True) if self._stream is None else Console(file=self._stream)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        self._bar = Bar(
-            TextColumn("{task.description}"),
+        console = Console(file=stream, stderr=True) if stream is None else Console(file=stream)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -115,19 +149,12 @@ class Progress:
             redirect_stderr=True,
         )
         self._bar.start()
-        self._task = self._bar.add_task(self.description, total=self.total, completed=self.done)
+        self._task = self._bar.add_task(description, total=None)
 
-    def close(self) -> None:
-        """Draw the last state, if a bar is shown, and leave the terminal as it was."""
-        bar, task = self._bar, self._task
-        self._due = float("inf")
-        self._bar = None
-        if bar is not None and task is not None:
-            bar.update(task, completed=self.done, refresh=True)
-            bar.stop()
+    def draw(self, done: int, total: int | None) -> None:
+        """Show that so many are done."""
+        self._bar.update(self._task, completed=done, total=total, refresh=True)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+    def stop(self) -> None:
+        """Leave the terminal as it was, with the last state on it."""
+        self._bar.stop()

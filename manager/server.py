@@ -61,6 +61,7 @@ from windlass.messages import (
     Hello,
     InstallLibrary,
     Leave,
+    ListCalls,
     Message,
     ObjectName,
     OrphansEnded,
@@ -369,6 +370,9 @@ class Server:
             case GetStatus():
                 if answer is not None:
                     answer(self._status(now))
+            case ListCalls():
+                if answer is not None:
+                    answer(self.attachments.calls(message, now))
             case Goodbye():
                 if role == "factory":
                     self._factory_left(name, answer)

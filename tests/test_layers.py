@@ -26,6 +26,8 @@ CORES = (
     "manager/placement.py",
     "manager/workers.py",
     "manager/demand.py",
+    "manager/failures.py",
+    "manager/listing.py",
     "manager/pilots.py",
     "manager/advice.py",
     "manager/programs.py",

@@ -13,6 +13,7 @@ one goes by before even argparse is loaded), and turns errors into one line on s
  4    ``worker``: manager not reached within its time-out
  5    ``worker``: cannot start
 130   interrupted (Ctrl-C)
+141   whoever read the output has gone, ``head`` for instance
 ====  =======================================================================================
 
 What belongs to a noun with many verbs is in a module of its own (`windlass.cli_factory`).
@@ -20,6 +21,7 @@ What belongs to a noun with many verbs is in a module of its own (`windlass.cli_
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 USAGE_STATUS = 2
 INTERRUPTED_STATUS = 130
+#: As of a program that SIGPIPE has ended.
+UNREAD_STATUS = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,12 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         from windlass.worker.main import main as worker_main
 
         return worker_main(words[1:])
+    if "_ARGCOMPLETE" in os.environ:
+        from windlass.cli_completion import complete
+
+        complete(_parser())
     from windlass import cli_manager
     from windlass.errors import UsageError, WindlassError
 
     try:
-        with cli_manager.state_options(words) as rest:
-            return _run(rest)
+        try:
+            with cli_manager.state_options(words) as rest:
+                return _run(rest)
+        finally:
+            sys.stdout.flush()  # here, where it can still be told that nobody reads it
     except UsageError as error:
         print(f"windlass: {error}", file=sys.stderr)
         return USAGE_STATUS
@@ -52,12 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED_STATUS
-    except BrokenPipeError:  # the reader of our output, head for instance, has gone
-        sys.stderr.close()  # or the interpreter complains at its end
-        return 1
+    except BrokenPipeError:
+        _forget_output()
+        return UNREAD_STATUS
     except OSError as error:  # a disk that is full, a folder that may not be written to
         print(f"windlass: {error}", file=sys.stderr)
         return 1
+
+
+def _forget_output() -> None:
+    """What is left of it goes nowhere, or the interpreter would complain at its end."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):  # it is no file
+        pass
 
 
 def _run(words: list[str]) -> int:
@@ -104,35 +125,28 @@ def version(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
 
 def status(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     import json
-    import time
 
-    from rich.console import Console
-
-    from windlass.errors import ConnectionRefused
+    from windlass.errors import UsageError
     from windlass.managers import choose_manager
-    from windlass.status import StatusPort, picture
 
-    known = choose_manager(chosen.name, chosen.port)
+    if chosen.name and chosen.manager:
+        raise UsageError(f"{chosen.name} and --manager {chosen.manager}: name the manager once")
+    known = choose_manager(chosen.name or chosen.manager, chosen.port)
     known.require_running()
-    console = Console()
+    if chosen.watch is not None:
+        from windlass.cli_watch import watch
+
+        return watch(known, chosen.watch, as_json=chosen.json)
+    from windlass.status import StatusPort, picture
+    from windlass.tables import plain_console
+
     with StatusPort(known.connection) as port:
-        while True:
-            try:
-                text = port.ask()
-            except ConnectionRefused as error:
-                if chosen.watch is None or not console.is_terminal:
-                    raise
-                console.print(f"the manager has gone: {error}", markup=False)
-                return 0
-            if chosen.json:
-                print(text.decode(), flush=True)
-            else:
-                if chosen.watch is not None and console.is_terminal:
-                    console.clear()
-                console.print(picture(json.loads(text)))
-            if chosen.watch is None:
-                return 0
-            time.sleep(chosen.watch)
+        text = port.ask()
+    if chosen.json:
+        print(text.decode())
+    else:
+        plain_console().print(picture(json.loads(text)))
+    return 0
 
 
 # ---------------------------------------------------------------- the parser
@@ -142,7 +156,7 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
     """``with_options``: the help names the options of all pools, which takes a while."""
     import argparse
 
-    from windlass import cli_environment, cli_factory, cli_manager, cli_pilots, cli_words
+    from windlass import cli_completion, cli_environment, cli_factory, cli_lists, cli_manager, cli_pilots, cli_words
 
     exits = "exit status: 0 done, 1 failed (the text says why), 2 wrong command line, 130 interrupted; see docs/command-line.md"
     parser = cli_words.Parser(
@@ -161,7 +175,9 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
     cli_manager.add_parsers(nouns)
     cli_factory.add_parsers(nouns, with_options=with_options)
     cli_pilots.add_parsers(nouns)
+    cli_lists.add_parsers(nouns)
     cli_environment.add_parsers(nouns)
+    cli_completion.add_parsers(nouns)
 
     look = nouns.add_parser(
         "status",
@@ -170,9 +186,14 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     look.add_argument("name", nargs="?", help="the manager's name (or connection file); else the only one of yours that runs")
-    look.add_argument("--port", type=cli_words.port, help="the manager that listens on this port")
+    cli_pilots.manager_options(look)
     look.add_argument(
-        "--watch", nargs="?", type=cli_words.pause, const=1.0, metavar="SECONDS", help="again and again, every second or so many"
+        "--watch",
+        nargs="?",
+        type=cli_words.pause,
+        const=1.0,
+        metavar="SECONDS",
+        help="a screen that is kept up to date, every second or so many; q ends",
     )
     look.add_argument("--json", action="store_true", help="the status object of docs/status.md, one line each time")
     look.set_defaults(command=status)

@@ -52,7 +52,7 @@ def find(rows: Sequence[Row], word: str) -> Row:
     exact = [row for row in rows if word in (row["pilot"], row["job"])]
     found = exact or [row for row in rows if str(row["pilot"]).startswith(word) or str(row["job"]).startswith(word)]
     if not found:
-        raise UnknownName("pilot", word, [str(row["pilot"]) for row in rows], "(windlass pilots list --ended shows all)")
+        raise UnknownName("pilot", word, [str(row["pilot"]) for row in rows], "(windlass pilots --ended shows all)")
     # Of several starts of a job the newest; of several jobs none.
     if len({row["job"] for row in found}) > 1:
         raise UsageError(f"{len(found)} pilots begin with {word!r}: {', '.join(str(row['pilot']) for row in found[:10])}; write more of it")
@@ -68,52 +68,64 @@ def state_of(row: Row) -> str:
 
 
 def list_pilots(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
-    from windlass.errors import UnknownName
+    from windlass.cli_lists import is_filtered, require_known, require_words
+    from windlass.tables import print_json
 
+    require_words("state of pilots", chosen.state, STATES)
     status = status_of(chosen)
-    pools = {pool["name"] for pool in status["pools"]} | {row["pool"] for row in status["pilots"]}
-    if chosen.state and chosen.state not in STATES:
-        raise UnknownName("state of pilots", chosen.state, STATES)
-    if chosen.pool and chosen.pool not in pools:
-        raise UnknownName("pool", chosen.pool, pools, within="of this manager")
+    require_known("pool", chosen.pool, {pool["name"] for pool in status["pools"]} | {row["pool"] for row in status["pilots"]})
+    require_known("host", chosen.host, [host for row in status["pilots"] for host in hosts_of(row)])
     rows = [
-        row
+        {"state": state_of(row), **row}
         for row in status["pilots"]
-        if (chosen.ended or row["phase"] != "ended" or chosen.state in ("ended", "failed"))
+        if (chosen.ended or row["phase"] != "ended" or {"ended", "failed"} & set(chosen.state))
         and chosen.pool in ("", row["pool"])
-        and chosen.state in ("", row["phase"], state_of(row))
+        and (not chosen.host or chosen.host in hosts_of(row))
+        and (not chosen.state or {row["phase"], state_of(row)} & set(chosen.state))
     ]
-    cut = "of very many pilots the newest; the manager's answer holds no more"
     if chosen.json:
-        print(json.dumps({"pilots": rows, "cut": bool(status.get("cut"))}))
+        print_json(rows)
     elif rows:
         _print_table(rows, status["manager"]["at"])
-        print(f"({cut})" if status.get("cut") else "", end="\n" if status.get("cut") else "")
     else:
         ended = sum(row["phase"] == "ended" for row in status["pilots"])
-        print("no such pilots" if chosen.state or chosen.pool else "no pilots", end="")
+        print("no such pilots" if is_filtered(chosen) else "no pilots", end="")
         print(f"; --ended shows {ended} that ended" if ended and not (chosen.ended or chosen.state) else "")
+    if status.get("cut"):
+        sys.stdout.flush()
+        print("windlass: of very many pilots the newest; the manager's answer holds no more", file=sys.stderr)
     return 0
 
 
+def hosts_of(row: Row) -> set[str]:
+    """Where it runs, by the batch system's word and by its workers'."""
+    return {str(row["node"]), *(worker["host"] for worker in row["workers"])} - {""}
+
+
 def _print_table(rows: Sequence[Row], now: float) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from windlass.status import show_span
+    from windlass.tables import Column, print_table, text_column
 
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("pilot", "pool", "state", "for", "ran", "node", "calls", "reason"):
-        table.add_column(column, justify="right" if column in ("for", "ran", "calls") else "left", overflow="fold")
-    for row in rows:
-        calls = str(sum(worker["running"] for worker in row["workers"])) if row["workers"] else ""
-        words = str(row["words"]).strip().splitlines()[-1:] or [""]
-        reason = f"{row['reason']}: {words[0]}" if words[0] else row["reason"]
-        ran = show_span(row["ran"]) if row["ran"] else ""
-        values = (row["pilot"], row["pool"], state_of(row), show_span(max(0.0, now - row["since"])), ran, row["node"], calls, reason)
-        table.add_row(*(Text(str(value)) for value in values))
-    Console().print(table)
+    def calls(row: Row) -> str:
+        return str(sum(worker["running"] for worker in row["workers"])) if row["workers"] else ""
+
+    columns = (
+        text_column("pilot"),
+        text_column("pool"),
+        text_column("state"),
+        Column("for", lambda row: show_span(max(0.0, now - row["since"])), right=True),
+        Column("ran", lambda row: show_span(row["ran"]) if row["ran"] else "", right=True),
+        Column("node", lambda row: ", ".join(sorted(hosts_of(row)))),
+        Column("calls", calls, right=True),
+        Column("reason", why),
+    )
+    print_table(rows, columns)
+
+
+def why(row: Row) -> str:
+    """The batch system's words, and the pilot's own last ones."""
+    words = str(row["words"]).strip().splitlines()[-1:] or [""]
+    return f"{row['reason']}: {words[0]}" if words[0] else str(row["reason"])
 
 
 def show_pilot(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
@@ -263,43 +275,59 @@ def resume(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
 # ---------------------------------------------------------------- the parsers
 
 
-def _manager_options(parser: Any) -> None:
-    parser.add_argument("--manager", metavar="MANAGER", help="the manager's name or connection file; else the only one of yours that runs")
+def manager_options(parser: Any, **more: Any) -> None:
+    """Add the options by which a command is told which manager is meant."""
     from windlass import cli_words
 
-    parser.add_argument("--port", type=cli_words.port, help="the manager that listens on this port")
+    text = "the manager's name or connection file; else the only one of yours that runs"
+    parser.add_argument("--manager", metavar="MANAGER", help=text, **more)
+    parser.add_argument("--port", type=cli_words.port, help="the manager that listens on this port", **more)
 
 
 def add_parsers(nouns: Any) -> None:
-    """Add the parsers of ``windlass pilots``."""
-    from windlass import cli_words
+    """Add the parsers of ``windlass pilots`` and ``windlass logs``."""
+    import argparse
 
-    pilots = nouns.add_parser("pilots", help="the pilots of a manager: list, show, logs")
-    pilots.set_defaults(parser=pilots)
+    from windlass.cli_lists import add_state
+
+    def listing(parser: Any, **more: Any) -> None:
+        add_state(parser, STATES, **more)
+        parser.add_argument("--pool", help="only of this pool", **{"default": "", **more})
+        parser.add_argument("--host", help="only on this node", **{"default": "", **more})
+        parser.add_argument("--ended", action="store_true", help="those that have ended, too: the last 100 of each pool", **more)
+        parser.add_argument("--json", action="store_true", help="one object a line, as in docs/status.md", **more)
+        manager_options(parser, **more)
+        parser.set_defaults(command=list_pilots)
+
+    text = "List pilots, with the batch system's own words on each."
+    pilots = nouns.add_parser("pilots", help="the pilots of a manager; show and logs tell of one", description=text)
+    listing(pilots)
     verbs = pilots.add_subparsers(title="commands", metavar="COMMAND")
-
-    one = verbs.add_parser("list", help="which there are", description="List pilots, with the batch system's own words on each.")
-    one.add_argument("--pool", default="", help="only of this pool")
-    one.add_argument("--state", default="", help=f"only in this state: {', '.join(STATES)}")
-    one.add_argument("--ended", action="store_true", help="those that have ended, too: the last 100 of each pool")
-    one.add_argument("--json", action="store_true", help="one object: pilots, as in docs/status.md")
-    _manager_options(one)
-    one.set_defaults(command=list_pilots)
+    # What was said before the verb stays: what it has no word for is not set again.
+    unset = argparse.SUPPRESS
+    listing(verbs.add_parser("list", help="which there are", description=text), default=unset)
 
     one = verbs.add_parser("show", help="all that is known of one, and its story")
-    one.add_argument("pilot", help="as list shows it, or the beginning of it")
-    one.add_argument("--json", action="store_true", help="one object, as in docs/status.md")
-    _manager_options(one)
+    one.add_argument("pilot", help="as the list shows it, or the beginning of it")
+    one.add_argument("--json", action="store_true", help="one object, as in docs/status.md", default=unset)
+    manager_options(one, default=unset)
     one.set_defaults(command=show_pilot)
 
-    one = verbs.add_parser(
-        "logs", help="what one has written", description="Print the pilot's own output, or its last words where that is gone."
+    _add_logs(verbs, "logs", default=unset)
+    _add_logs(nouns, "logs")
+
+
+def _add_logs(parsers: Any, name: str, **more: Any) -> None:
+    from windlass import cli_words
+
+    one = parsers.add_parser(
+        name, help="what a pilot has written", description="Print the pilot's own output, or its last words where that is gone."
     )
-    one.add_argument("pilot", help="as list shows it, or the beginning of it")
+    one.add_argument("pilot", help="as windlass pilots shows it, or the beginning of it")
     one.add_argument("--lines", type=cli_words.count, metavar="N", help="the last N lines only")
     one.add_argument("--follow", action="store_true", help="and what it goes on to write, until it ends")
-    one.add_argument("--json", action="store_true", help="one object: pilot, log, lines")
-    _manager_options(one)
+    one.add_argument("--json", action="store_true", help="one object: pilot, log, lines, why", **more)
+    manager_options(one, **more)
     one.set_defaults(command=pilot_logs)
 
 
@@ -311,5 +339,5 @@ def add_resume(verbs: Any) -> None:
         description="Tell the factories of a running manager that the reason of a pause is mended. Without POOL: all that are paused.",
     )
     one.add_argument("pool", nargs="?", default="", metavar="POOL", help="a pool's name, as windlass status shows it")
-    _manager_options(one)
+    manager_options(one)
     one.set_defaults(command=resume)

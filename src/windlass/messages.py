@@ -1025,6 +1025,23 @@ class Status(Message, frozen=True):
     json: bytes
 
 
+class ListCalls(Message, frozen=True):
+    """Client → manager: which calls are there? Of each state that is meant so many at most; empty words mean any."""
+
+    #: Some of "waiting", "sent", "running", "failed"; none: all of these.
+    states: tuple[str, ...] = ()
+    library: str = ""
+    tag: str = ""
+    host: str = ""
+    most: int = 20
+
+
+class CallList(Message, frozen=True):
+    """Manager → client: answer to `ListCalls`; ``json`` is the object of docs/status.md."""
+
+    json: bytes
+
+
 class Frame(msgspec.Struct, frozen=True, array_like=True):
     """What stands in a numbered frame; ``messages`` is decoded by the reader's role."""
 
@@ -1071,7 +1088,7 @@ FromWorker = (
 )
 ToFactory = Demand | ResumePool | Leave
 FromFactory = PoolReport | ReleasePilots | Goodbye
-ToClient = Status | CallsDone | CallsFound | Means | FileBrought | FilesForgotten | Leave
+ToClient = Status | CallList | CallsDone | CallsFound | Means | FileBrought | FilesForgotten | Leave
 FromClient = (
     SubmitCalls
     | CancelSubmitted
@@ -1087,6 +1104,7 @@ FromClient = (
     | FindCalls
     | EndManager
     | GetStatus
+    | ListCalls
     | ResumePool
     | Goodbye
 )

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from windlass.errors import ConnectionRefused, Unreachable
-from windlass.messages import GetStatus, Leave, Message, Status
+from windlass.messages import CallList, GetStatus, Leave, Message, Status
 
 if TYPE_CHECKING:
     from windlass.identity import ConnectionFile
@@ -31,25 +31,28 @@ ANSWER_TIMEOUT: Final = 10.0
 class StatusPort:
     """A client connection that asks a manager for its status, as often as wanted. Close it, or use it in a ``with``."""
 
-    def __init__(self, connection: ConnectionFile) -> None:
+    def __init__(self, connection: ConnectionFile, heard: Callable[[Message], None] | None = None) -> None:
+        """``heard`` is told of all that comes, on the connection's thread, and then `ask` has no answers: for who does other things
+        meanwhile. What it hears last is a `Leave`."""
         from windlass.transport import open_port
 
         self._answers: queue.SimpleQueue[bytes | str] = queue.SimpleQueue()
-        self._port: Port = open_port(connection, "client", "status", self._hear, lambda reason: self._answers.put(str(reason)))
+        hear = heard or self._hear
+        self._port: Port = open_port(connection, "client", "status", hear, lambda reason: hear(Leave(str(reason))))
 
     def _hear(self, message: Message) -> None:
-        if isinstance(message, Status):
+        if isinstance(message, Status | CallList):
             self._answers.put(message.json)
         elif isinstance(message, Leave):
-            self._answers.put(f"it has ended: {message.reason}")
+            self._answers.put(message.reason)
 
-    def ask(self, timeout: float = ANSWER_TIMEOUT) -> bytes:
-        """The manager's status as JSON text.
+    def ask(self, timeout: float = ANSWER_TIMEOUT, about: Message | None = None) -> bytes:
+        """The manager's status as JSON text, or its answer to another question.
 
         Raises `Unreachable` when no answer came within ``timeout`` seconds, `ConnectionRefused` with the manager's or the network's
         reason when the connection is gone.
         """
-        self._port.send(GetStatus())
+        self._port.send(about or GetStatus())
         try:
             answer = self._answers.get(timeout=timeout)
         except queue.Empty:
@@ -291,5 +294,5 @@ def picture(status: Mapping[str, object], *, most_workers: int = 40) -> Renderab
         parts += _table(kind, rows, title) if rows else [Text(f"no {kind}{_HINTS.get(kind, '')}", style="dim")]
         if kind == "pools" and (failed := _failed_pilots(status)):
             several = f"{failed} pilots have" if failed > 1 else "1 pilot has"
-            parts.append(Text(f"  {several} failed: windlass pilots list --state failed", style="dim"))
+            parts.append(Text(f"  {several} failed: windlass pilots --state failed", style="dim"))
     return Group(*parts) if parts else Text("the manager says nothing about itself")

@@ -68,7 +68,7 @@ class TestFunctions:
         library = Library("lib", double, encoded)
         assert library.functions == {"double": double, "encoded": encoded}
         assert library.function("double") is double
-        assert repr(library) == "Library('lib', double, encoded)"
+        assert repr(library) == "Library('lib', double, encoded, mode='direct', not installed)"
 
     def test_an_unknown_one_is_refused_with_near_names(self) -> None:
         with pytest.raises(UnknownName, match=r"^there is no function 'duoble'; did you mean 'double'\? \(in library 'lib'\)$"):
