@@ -46,7 +46,7 @@ GIVEN: dict[str, tuple[type, ...]] = {
 #: Attributes that no class has, only what is made of it.
 OF_INSTANCES = {("pool", "manager"), ("pool", "factory"), ("future", "tag")}
 #: Functions and values that stand for a reader's own.
-READERS = {"simulate", "tiny", "seeds"}
+READERS = {"simulate", "parameters", "tiny", "seeds"}
 
 
 def fences(path: Path) -> list[tuple[str, str]]:
