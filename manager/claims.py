@@ -158,4 +158,5 @@ def _usable(wait: Wait, worker: Worker, now: float) -> bool:
 
 def _larger(share: Resources, worker: Worker) -> bool:
     """Whether others have smaller slots there."""
-    return any(one.share.cores < share.cores or one.share.memory < share.memory for one in worker.instances.values() if one.target)
+    others = [one.share for one in worker.instances.values() if one.target]
+    return any(one.cores < share.cores or one.memory < share.memory or one.gpus < share.gpus for one in others)

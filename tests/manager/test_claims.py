@@ -116,15 +116,16 @@ class Cluster:
         self.once = False
         self._steps = 0
 
-    def library(self, name: str, cores: float = 0.0) -> LibraryId:
+    def library(self, name: str, cores: float = 0.0, gpus: int = 0) -> LibraryId:
         functions = (FunctionDef(F, "f", b"x"),)
-        spec = LibrarySpec(LibraryId(f"{name}@1"), name, (3, 11), functions=functions, per_slot=Resources(cores))
+        spec = LibrarySpec(LibraryId(f"{name}@1"), name, (3, 11), functions=functions, per_slot=Resources(cores, 0, gpus))
         self.core.install(spec, self.now)
         return spec.id
 
-    def worker(self, name: str = "w1", cores: float = 2) -> None:
+    def worker(self, name: str = "w1", cores: float = 2, gpus: int = 0) -> None:
         self.workers[WorkerId(name)] = SimulatedWorker(self, name, cores)
-        info = WorkerInfo("host", 1, Resources(cores), (), PoolName("p"), PilotId(name))
+        gpu_ids = tuple(str(number) for number in range(gpus))
+        info = WorkerInfo("host", 1, Resources(cores, 0, gpus), gpu_ids, PoolName("p"), PilotId(name))
         self.core.worker_joined(WorkerId(name), info, self.now)
 
     def stream(self, name: str, library: LibraryId, seconds: tuple[float, ...], options: CallOptions = PLAIN, depth: int = 20) -> None:
@@ -383,3 +384,13 @@ def test_slots_are_moved_for_as_many_calls_as_they_are_worth(cluster: Cluster) -
         cluster.run(0.1)
         most = max(most, sum(one.target for one in cluster.core.libraries[quick].instances.values()))
     assert 1 <= most <= 8
+
+
+def test_slots_of_two_gpus_get_their_turns_among_slots_of_one(cluster: Cluster) -> None:
+    """A slot that needs more of anything than those of others have needs several of theirs at once: also where that is GPUs alone."""
+    cluster.stream("one", cluster.library("one", gpus=1), (0.1, 0.13))
+    cluster.worker(gpus=2)
+    cluster.run(2)
+    cluster.stream("two", cluster.library("two", gpus=2), (0.2,), depth=2)
+    cluster.run(20)
+    assert all(gap < 10 for gap in cluster.gaps().values()), cluster.gaps()
