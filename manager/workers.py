@@ -101,6 +101,8 @@ class Claim(msgspec.Struct, frozen=True, eq=False):
     #: So many slots, and what each has.
     weight: int
     share: Resources
+    #: Since when its calls wait. What began to run before is not waited for.
+    since: float
 
     def lacks(self, worker: Worker) -> Resources:
         """What the library does not have yet of it."""

@@ -394,3 +394,33 @@ def test_slots_of_two_gpus_get_their_turns_among_slots_of_one(cluster: Cluster) 
     cluster.stream("two", cluster.library("two", gpus=2), (0.2,), depth=2)
     cluster.run(20)
     assert all(gap < 10 for gap in cluster.gaps().values()), cluster.gaps()
+
+
+def test_a_wide_call_gets_slots_beside_a_call_that_runs_for_hours(cluster: Cluster) -> None:
+    """It began before, and the other three slots there are enough."""
+    cluster.worker("w1", 4)
+    cluster.stream("narrow", cluster.library("narrow"), (0.3, 0.4))
+    cluster.run(2)
+    cluster.stream("long", cluster.library("long"), (7200.0,), depth=1)
+    cluster.run(3)
+    cluster.stream("wide", cluster.library("wide"), (0.2,), TWO_CORES, depth=2)
+    cluster.run(20)
+    assert len(cluster.ended["wide"]) > 10
+    assert len(cluster.ended["narrow"]) > 100
+
+
+def test_there_are_no_more_claims_than_calls_that_wait(cluster: Cluster) -> None:
+    """One wide call needs one worker, even if an equal part of the cores were many."""
+    for name in ("a", "b"):
+        cluster.stream(name, cluster.library(name), (1.5, 1.7, 2.1), depth=100)
+    for number in range(10):
+        cluster.worker(f"w{number}", 4)
+    cluster.run(5)
+    cluster.once = True
+    cluster.stream("wide", cluster.library("wide"), (0.2,), CallOptions(needs=Resources(4)), depth=1)
+    for _ in range(100):
+        cluster.run(0.05)
+        assert len(cluster.core._claimed) <= 1
+        if cluster.ended["wide"]:
+            break
+    assert cluster.ended["wide"]
