@@ -35,6 +35,7 @@ from windlass.messages import (
     SetSlots,
     StartLibrary,
     StopLibrary,
+    WorkerDraining,
     WorkerId,
     WorkerInfo,
 )
@@ -122,10 +123,10 @@ class Cluster:
         self.core.install(spec, self.now)
         return spec.id
 
-    def worker(self, name: str = "w1", cores: float = 2, gpus: int = 0) -> None:
+    def worker(self, name: str = "w1", cores: float = 2, gpus: int = 0, seconds_left: float = 0.0) -> None:
         self.workers[WorkerId(name)] = SimulatedWorker(self, name, cores)
         gpu_ids = tuple(str(number) for number in range(gpus))
-        info = WorkerInfo("host", 1, Resources(cores, 0, gpus), gpu_ids, PoolName("p"), PilotId(name))
+        info = WorkerInfo("host", 1, Resources(cores, 0, gpus), gpu_ids, PoolName("p"), PilotId(name), seconds_left=seconds_left)
         self.core.worker_joined(WorkerId(name), info, self.now)
 
     def stream(self, name: str, library: LibraryId, seconds: tuple[float, ...], options: CallOptions = PLAIN, depth: int = 20) -> None:
@@ -140,6 +141,10 @@ class Cluster:
         for call in calls:
             self.seconds[call], self.stream_of[call] = next(seconds), name
         self.core.submit([CallSpec(call, library, F, b"", (), options) for call in calls], self.now)
+
+    def target(self, library: LibraryId) -> int:
+        """Slots that it is to have."""
+        return sum(one.target for one in self.core.libraries[library].instances.values())
 
     def act(self) -> None:
         for _ in range(ROUNDS_MOST):
@@ -424,3 +429,86 @@ def test_there_are_no_more_claims_than_calls_that_wait(cluster: Cluster) -> None
         if cluster.ended["wide"]:
             break
     assert cluster.ended["wide"]
+
+
+def test_idle_slots_of_others_are_taken_while_its_own_run_what_takes_long(cluster: Cluster) -> None:
+    """By the mean its calls are short, so its slots seem to be enough; but the only one runs for hours."""
+    cluster.once = True
+    a, b = cluster.library("a"), cluster.library("b")
+    cluster.worker("w1", 2)
+    for name, library in (("b", b), ("a", a)):
+        cluster.stream(name, library, (0.1,), depth=4)
+        cluster.run(3)
+    cluster.stream("long", a, (7200.0,), depth=1)
+    cluster.run(2)
+    cluster.submit("b", 3)
+    cluster.run(2)
+    assert [one.target for one in cluster.core.workers[WorkerId("w1")].instances.values()] == [1, 1]
+    cluster.submit("a", 1)
+    cluster.run(3)
+    assert len(cluster.ended["a"]) == 5
+
+
+def test_slots_that_run_what_takes_long_are_not_counted_on_for_short_calls(cluster: Cluster) -> None:
+    """Another library has three slots and calls without end: it gives one, though the short calls are worth no more than the one there is."""
+    a, b = cluster.library("a"), cluster.library("b")
+    cluster.worker("w1", 4)
+    cluster.once = True
+    cluster.stream("a", a, (0.1,), depth=4)
+    cluster.run(1)
+    cluster.stream("long", a, (7200.0,), depth=1)
+    cluster.run(0.5)
+    cluster.once = False
+    cluster.stream("b", b, (0.5, 0.6, 0.7))
+    cluster.run(5)
+    cluster.once = True
+    cluster.submit("a", 5)
+    cluster.run(10)
+    assert len(cluster.ended["a"]) == 9
+
+
+def test_slots_where_too_little_time_is_left_are_no_slots_for_long_calls(cluster: Cluster) -> None:
+    """Its library has a slot, but no call of this kind may go there: so it may have the last slot of another one."""
+    a = cluster.library("a")
+    cluster.worker("short", 1, seconds_left=500.0)
+    cluster.stream("a", a, (0.1,), depth=5)
+    cluster.run(2)
+    cluster.worker("long", 1, seconds_left=50_000.0)
+    cluster.stream("b", cluster.library("b"), (0.3,))
+    cluster.run(1)
+    cluster.stream("needs time", a, (0.2,), CallOptions(expected_time=1000.0, priority=1), depth=2)
+    cluster.run(10)
+    assert cluster.ended["needs time"]
+
+
+def test_slots_of_a_worker_that_drains_are_no_slots_for_calls_that_wait(cluster: Cluster) -> None:
+    """It runs a call for hours, and takes no other: the library is as one that has nothing."""
+    a = cluster.library("a")
+    cluster.once = True
+    cluster.worker("w1", 1)
+    cluster.stream("long", a, (7200.0,), depth=1)
+    cluster.run(1)
+    cluster.once = False
+    cluster.worker("w2", 1)
+    cluster.stream("b", cluster.library("b"), (0.3,))
+    cluster.run(2)
+    cluster.core.worker_said(WorkerId("w1"), [WorkerDraining("its pilot ends", 0.0)], cluster.now)
+    cluster.stream("a", a, (0.1,), depth=3)
+    cluster.run(10)
+    assert cluster.ended["a"]
+    assert cluster.ended["b"][-1] > cluster.now - 5
+
+
+def test_idle_slots_go_to_others_where_too_little_time_is_left_for_those_that_wait(cluster: Cluster) -> None:
+    """Calls wait, but not for these slots."""
+    a, b = cluster.library("a"), cluster.library("b")
+    cluster.worker("w1", 2, seconds_left=500.0)
+    cluster.once = True
+    for name, library, depth in (("b", b, 2), ("a", a, 1)):
+        cluster.stream(name, library, (0.1,), depth=depth)
+        cluster.run(2)
+    assert (cluster.target(a), cluster.target(b)) == (1, 1)
+    cluster.stream("needs time", b, (0.3,), CallOptions(expected_time=1000.0), depth=5)
+    cluster.submit("a", 200)
+    cluster.run(5)
+    assert cluster.target(a) == 2
