@@ -135,15 +135,16 @@ def reclaimable(
         return taken if not more(missing) else []
     # Nothing idle is enough: a library with more slots here than this one gives one, as a call of it ends. It may lose its last
     # slot only to a destitute one, and not before it had it for a while. Where one is not enough, others would have the first
-    # before the last is free: that is what claims are for.
+    # before the last is free: that is what claims are for. They may have what is free now before that one is, too, and what they
+    # get may be what is taken next: so where one is enough only with what is free, it is left for a turn where it is.
     mine = worker.by_library.get(library.spec.id)
     has = mine.target if mine else 0
     for one in sorted(others, key=lambda one: -one.target * (one.share.cores or 1.0)):
-        if slots_for(wanted, one.share) > 1:
+        held = now - one.granted_at >= HOLD_SECONDS
+        if slots_for(wanted if held else times(share, slots), one.share) > 1:
             continue
         left = one.target - 1
         together = left >= one.least
-        held = now - one.granted_at >= HOLD_SECONDS
         if (left > has and together) or (destitute and ((left > 0 and has == 0 and together) or held)):
             return [(one, 1)]
     return []

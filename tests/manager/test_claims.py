@@ -38,6 +38,7 @@ from windlass.messages import (
     WorkerDraining,
     WorkerId,
     WorkerInfo,
+    WorkerReport,
 )
 
 F = FunctionId(b"f" * 16)
@@ -512,3 +513,19 @@ def test_idle_slots_go_to_others_where_too_little_time_is_left_for_those_that_wa
     cluster.submit("a", 200)
     cluster.run(5)
     assert cluster.target(a) == 2
+
+
+def test_slots_that_are_enough_only_with_what_is_free_do_not_go_to_and_fro(cluster: Cluster) -> None:
+    """One library's slots need cores and GPUs, the others' more of one of them; what it takes from one of these, the other has at once."""
+    cluster.once = True
+    cluster.worker("w1", 8, gpus=4)
+    cluster.core.worker_said(WorkerId("w1"), [WorkerReport(0, 0, 0.0, 0, 0, busy=1.0)], cluster.now)
+    cluster.stream("gpus", cluster.library("gpus", gpus=2), (0.5,), depth=40)
+    cluster.act()
+    cluster.stream("cores", cluster.library("cores"), (0.5,), TWO_CORES, depth=10)
+    cluster.act()
+    cluster.stream("both", cluster.library("both", cores=2, gpus=2), (0.5,), depth=8)
+    cluster.act()
+    cluster.core.worker_said(WorkerId("w1"), [WorkerReport(0, 0, 0.0, 0, 0)], cluster.now)
+    cluster.run(30)
+    assert not cluster.stream_of, cluster.gaps()
