@@ -21,7 +21,7 @@ from windlass.manager.claims import has_less, missing_slots, next_claim, runs
 from windlass.manager.libraries import NEVER, LibraryState
 from windlass.manager.placement import HOLD_SECONDS, fits, grants, reclaimable, worth_moving
 from windlass.manager.recalls import Recalls
-from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, slots_in, used_up, weight_of
+from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, slots_in, used_up, usual_weight, weight_of
 from windlass.messages import (
     BAD_CALL,
     NO_FILE,
@@ -374,7 +374,8 @@ class Dispatch(Recalls):
                 kind = (queue.needs, queue.least_seconds)
                 kinds[kind] = kinds.get(kind, 0) + waiting
         for kind, waiting in kinds.items():
-            wanted = waiting - state.coming  # instances that are starting will take calls too
+            slots = waiting * usual_weight(state.spec, kind[0]) if state.waiting else waiting
+            wanted = slots - state.coming  # instances that are starting will take calls too
             if wanted > 0:
                 wanted = self._grant_free(state, kind, wanted, now)
             if wanted > 0:

@@ -529,3 +529,21 @@ def test_slots_that_are_enough_only_with_what_is_free_do_not_go_to_and_fro(clust
     cluster.core.worker_said(WorkerId("w1"), [WorkerReport(0, 0, 0.0, 0, 0)], cluster.now)
     cluster.run(30)
     assert not cluster.stream_of, cluster.gaps()
+
+
+def test_wide_calls_take_all_workers_at_once_while_their_library_starts(cluster: Cluster) -> None:
+    """A call that occupies four slots is not content with one of those that are coming."""
+    cluster.once = True
+    for number in range(12):
+        cluster.worker(f"w{number}", 4)
+    cluster.stream("wide", cluster.library("wide"), (5.0,), CallOptions(needs=Resources(4)), depth=12)
+    cluster.run(HOIST + 2 * TICK)
+    assert all(len(worker.calls) == 1 for worker in cluster.core.workers.values())
+
+
+def test_a_call_that_names_memory_has_its_cores_where_nothing_is_known_of_memory(cluster: Cluster) -> None:
+    """It occupies as many slots as its cores are."""
+    cluster.stream("calls", cluster.library("lib"), (0.5,), CallOptions(needs=Resources(2, 1 << 30)), depth=8)
+    cluster.worker("w1", 4)
+    cluster.run(1.0)
+    assert len(cluster.core.workers[WorkerId("w1")].calls) == 2
