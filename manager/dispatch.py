@@ -271,6 +271,7 @@ class Dispatch(Recalls):
         queue.served_at = now
         claim = worker.claim
         if claim is not None and sent and claim.library == state.spec.id and claim.queue.needs == queue.needs:
+            instance.granted_at = now  # the turn of these slots begins now, however long the last of them was waited for
             self._drop_claim(worker)
         queue.running += sent
         state.waiting -= sent

@@ -547,3 +547,15 @@ def test_a_call_that_names_memory_has_its_cores_where_nothing_is_known_of_memory
     cluster.worker("w1", 4)
     cluster.run(1.0)
     assert len(cluster.core.workers[WorkerId("w1")].calls) == 2
+
+
+def test_slots_of_a_claim_stay_together_for_a_turn_from_when_its_call_is_sent(cluster: Cluster) -> None:
+    """The last of them was waited for longer than a turn; another library that has nothing would take one at once, and the call come back."""
+    library = cluster.library("lib", gpus=2)
+    cluster.stream("narrow", library, (1.0,), depth=4)
+    cluster.stream("wide", library, (0.1,), TWO_CORES, depth=1)
+    cluster.worker("w1", 8, gpus=4)
+    cluster.run(1.5)
+    cluster.stream("other", cluster.library("other", gpus=1), (1.0,), CallOptions(needs=Resources(0, 0, 2)), depth=1)
+    cluster.run(30)
+    assert all(gap < 10 for gap in cluster.gaps().values()), cluster.gaps()
