@@ -149,6 +149,8 @@ def _best(wait: Wait, libraries: Mapping[LibraryId, LibraryState], workers: Iter
         mine = worker.by_library.get(spec.id)
         if mine is not None and mine.phase is Phase.STARTING and mine.target >= weight:
             return None  # it is coming
+        if mine is not None and mine.target >= weight and (weight == 1 or wait.runs):
+            continue  # there is nothing to be had by a claim, which would keep others from laying one
         pause = _pause(worker, libraries, wait.since, now)
         if pause is not None and pause[0] <= soonest and slots_in(share, pause[1]) >= weight:
             best, soonest = worker, pause[0]
