@@ -8,7 +8,9 @@ from random import Random
 
 import pytest
 
+from windlass.manager.books import LOOKED_AT
 from windlass.manager.core import Core
+from windlass.manager.placement import fits
 from windlass.messages import (
     RETURNED,
     CallEnd,
@@ -559,3 +561,24 @@ def test_slots_of_a_claim_stay_together_for_a_turn_from_when_its_call_is_sent(cl
     cluster.stream("other", cluster.library("other", gpus=1), (1.0,), CallOptions(needs=Resources(0, 0, 2)), depth=1)
     cluster.run(30)
     assert all(gap < 10 for gap in cluster.gaps().values()), cluster.gaps()
+
+
+def test_a_library_with_slots_enough_does_not_look_at_all_workers_at_each_event(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its few calls are worth no slots of others; that is not found out anew from one worker after the other which it has wholly."""
+    for name, number, depth in (("other", 10, 10), ("lib", 100, 110)):
+        for one in range(number):
+            cluster.worker(f"{name}{one}", 1)
+        cluster.stream(name, cluster.library(name), (0.3, 0.31, 0.33), depth=depth)
+        cluster.run(0.5)
+    looked: list[int] = []
+
+    def counted(spec: LibrarySpec, needs: Resources, of: Resources) -> int:
+        looked.append(1)
+        return fits(spec, needs, of)
+
+    monkeypatch.setattr("windlass.manager.dispatch.fits", counted)
+    for number in range(10):
+        looked.clear()
+        cluster.worker(f"late{number}", 0.5)
+        cluster.core.pump(cluster.now)
+        assert len(looked) <= 2 * LOOKED_AT, number
