@@ -453,7 +453,7 @@ def test_idle_slots_of_others_are_taken_while_its_own_run_what_takes_long(cluste
 
 
 def test_slots_that_run_what_takes_long_are_not_counted_on_for_short_calls(cluster: Cluster) -> None:
-    """Another library has three slots and calls without end: it gives one, though the short calls are worth no more than the one there is."""
+    """Another library has three slots and calls without end: it gives one, though short ones are worth no more than the one there is."""
     a, b = cluster.library("a"), cluster.library("b")
     cluster.worker("w1", 4)
     cluster.once = True
@@ -552,7 +552,7 @@ def test_a_call_that_names_memory_has_its_cores_where_nothing_is_known_of_memory
 
 
 def test_slots_of_a_claim_stay_together_for_a_turn_from_when_its_call_is_sent(cluster: Cluster) -> None:
-    """The last of them was waited for longer than a turn; another library that has nothing would take one at once, and the call come back."""
+    """The last of them was waited for longer than a turn; a library that has nothing would take one at once, and the call come back."""
     library = cluster.library("lib", gpus=2)
     cluster.stream("narrow", library, (1.0,), depth=4)
     cluster.stream("wide", library, (0.1,), TWO_CORES, depth=1)
