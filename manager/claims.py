@@ -14,29 +14,33 @@ as its library has fewer cores than an equal part of what libraries with calls h
   (`HOLD_SECONDS`); then others may have them.
 
 Nobody who has nothing is passed over: a library that waits longer, without a slot, comes first.  And as slots lie idle until the last of
-them is free, a kind must have waited for as long as calls on that worker take.
+them is free, a kind must have waited for as long as calls on that worker take; those that have run for longer than it has waited are left
+alone where the others have enough (`_pause`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 
 import msgspec
 
 from windlass.manager.calls import CallQueue
 from windlass.manager.libraries import LibraryState
 from windlass.manager.placement import HOLD_SECONDS, fits, less, more, slots_for
-from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, times
-from windlass.messages import LibraryId, Resources
+from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, slots_in, times
+from windlass.messages import InstanceId, LibraryId, Resources
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """A kind of calls of which some wait; ``runs``: and some run."""
+    """A kind of calls of which ``waiting`` wait; ``runs``: and some run."""
 
     since: float
     state: LibraryState
     queue: CallQueue
     runs: bool
+    waiting: int
 
 
 def next_claim(
@@ -54,18 +58,19 @@ def next_claim(
     if not waits or now - waits[0].since < HOLD_SECONDS:
         return None  # asked at each tick, so workers are looked at only where there is a reason
     claims = list(claims)
-    claimed = {(one.library, one.queue.needs) for one in claims}
+    claimed = Counter((one.library, one.queue.needs) for one in claims)
     poor = has_less(libraries, claims)
     for number, wait in enumerate(waits):
         if now - wait.since < HOLD_SECONDS:
             break
-        if (wait.runs or (wait.state.spec.id, wait.queue.needs) in claimed) and wait.state.spec.id not in poor:
+        already = claimed[wait.state.spec.id, wait.queue.needs]
+        if already >= wait.waiting or ((wait.runs or already) and wait.state.spec.id not in poor):
             continue
         worker = _best(wait, libraries, workers, now)
         if worker is None or any(_first(other, worker, now) for other in waits[:number] if other.state is not wait.state):
             continue
         spec, of = wait.state.spec, worker.info.resources
-        return worker, Claim(spec.id, wait.queue, fits(spec, wait.queue.needs, of), slot_share(spec, of))
+        return worker, Claim(spec.id, wait.queue, fits(spec, wait.queue.needs, of), slot_share(spec, of), wait.since)
     return None
 
 
@@ -87,22 +92,27 @@ def runs(state: LibraryState, needs: Resources) -> bool:
 def missing_slots(worker: Worker, claim: Claim, now: float) -> list[tuple[Instance, int]]:
     """Slots of others to take away for the claim, beside those that are being taken away already: (instance, number) pairs.
 
-    All at once, when each has been with its library for a turn: so nobody's turn is cut short, and no slot lies idle meanwhile.
+    All at once, when each has been with its library for a turn: so nobody's turn is cut short, and no slot lies idle meanwhile. Slots whose
+    calls have run for longer than the claim's have waited are the last to be taken.
     """
     of = worker.info.resources
     free = of
     for one in worker.instances.values():
         free = less(free, times(one.share, one.target))
     missing = less(claim.lacks(worker), free)
-    taken: list[tuple[Instance, int]] = []
+    taken: dict[InstanceId, int] = {}
     others = [one for one in worker.instances.values() if one.library != claim.library and one.target]
-    for one in sorted(others, key=lambda one: (one.outstanding > 0, one.granted_at)):
-        if not more(missing):
-            break
-        count = min(slots_for(missing, one.share), one.target)
-        taken.append((one, count))
-        missing = less(missing, times(one.share, count))
-    return taken if all(now - one.granted_at >= HOLD_SECONDS for one, _ in taken) else []
+    others.sort(key=lambda one: (one.outstanding > 0, one.granted_at))
+    older = _sent_before(claim.since, worker)
+    for kept in (older, Counter[LibraryId]()):
+        for one in others:
+            left = one.target - taken.get(one.id, 0) - kept[one.library]
+            if left > 0 and more(missing):
+                count = min(slots_for(missing, one.share), left)
+                taken[one.id] = taken.get(one.id, 0) + count
+                missing = less(missing, times(one.share, count))
+    lenders = [one for one in others if one.id in taken]
+    return [(one, taken[one.id]) for one in lenders] if all(now - one.granted_at >= HOLD_SECONDS for one in lenders) else []
 
 
 def _waits(state: LibraryState) -> Iterator[Wait]:
@@ -117,8 +127,12 @@ def _waits(state: LibraryState) -> Iterator[Wait]:
         since, runs = first.queued_at if first is not None else 0.0, queue.needs in running
         if not runs:
             since = max(since, queue.served_at)
-        if queue.needs not in oldest or since < oldest[queue.needs].since:
-            oldest[queue.needs] = Wait(since, state, queue, runs)
+        other = oldest.get(queue.needs)
+        waiting = queue.waiting + (other.waiting if other is not None else 0)
+        if other is None or since < other.since:
+            oldest[queue.needs] = Wait(since, state, queue, runs, waiting)
+        else:
+            oldest[queue.needs] = msgspec.structs.replace(other, waiting=waiting)
     yield from oldest.values()
 
 
@@ -135,12 +149,35 @@ def _best(wait: Wait, libraries: Mapping[LibraryId, LibraryState], workers: Iter
         mine = worker.by_library.get(spec.id)
         if mine is not None and mine.phase is Phase.STARTING and mine.target >= weight:
             return None  # it is coming
-        oldest = next(iter(worker.calls.values()), None)
-        pause = now - oldest.sent_at if oldest is not None else 0.0
-        pause = max([pause, *(libraries[one.library].durations.mean for one in worker.instances.values() if one.outstanding)])
-        if pause <= soonest:
-            best, soonest = worker, pause
+        if mine is not None and mine.target >= weight and (weight == 1 or wait.runs):
+            continue  # there is nothing to be had by a claim, which would keep others from laying one
+        pause = _pause(worker, libraries, wait.since, now)
+        if pause is not None and pause[0] <= soonest and slots_in(share, pause[1]) >= weight:
+            best, soonest = worker, pause[0]
     return best
+
+
+def _pause(worker: Worker, libraries: Mapping[LibraryId, LibraryState], since: float, now: float) -> tuple[float, Resources]:
+    """For how many seconds slots may lie idle there until the last of them is free, and what they have: all but what is held by calls that
+    were sent before ``since``, or that take longer than has been waited, by the mean of their library."""
+    older = _sent_before(since, worker)
+    rest, pause = less(worker.info.resources, Resources(worker.busy)), 0.0
+    for one in worker.instances.values():
+        busy, mean = min(one.slots, one.outstanding), libraries[one.library].durations.mean
+        kept = busy if mean > now - since else min(busy, older[one.library])
+        rest = less(rest, times(one.share, kept))
+        if kept < busy:
+            pause = max(pause, mean)
+    newer = next((call.sent_at for call in worker.calls.values() if call.sent_at >= since), now)
+    return max(pause, now - newer), rest
+
+
+def _sent_before(since: float, worker: Worker) -> Counter[LibraryId]:
+    """How many slots calls occupy that were sent there before, by their libraries: they stand in the order in which they were sent."""
+    older: Counter[LibraryId] = Counter()
+    for call in takewhile(lambda call: call.sent_at < since, worker.calls.values()):
+        older[call.spec.library] += call.weight
+    return older
 
 
 def _first(other: Wait, worker: Worker, now: float) -> bool:
@@ -158,4 +195,5 @@ def _usable(wait: Wait, worker: Worker, now: float) -> bool:
 
 def _larger(share: Resources, worker: Worker) -> bool:
     """Whether others have smaller slots there."""
-    return any(one.share.cores < share.cores or one.share.memory < share.memory for one in worker.instances.values() if one.target)
+    others = [one.share for one in worker.instances.values() if one.target]
+    return any(one.cores < share.cores or one.memory < share.memory or one.gpus < share.gpus for one in others)

@@ -21,7 +21,7 @@ from windlass.manager.claims import has_less, missing_slots, next_claim, runs
 from windlass.manager.libraries import NEVER, LibraryState
 from windlass.manager.placement import HOLD_SECONDS, fits, grants, reclaimable, worth_moving
 from windlass.manager.recalls import Recalls
-from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, slots_in, used_up, weight_of
+from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, slots_in, used_up, usual_weight, weight_of
 from windlass.messages import (
     BAD_CALL,
     NO_FILE,
@@ -271,6 +271,7 @@ class Dispatch(Recalls):
         queue.served_at = now
         claim = worker.claim
         if claim is not None and sent and claim.library == state.spec.id and claim.queue.needs == queue.needs:
+            instance.granted_at = now  # the turn of these slots begins now, however long the last of them was waited for
             self._drop_claim(worker)
         queue.running += sent
         state.waiting -= sent
@@ -363,8 +364,10 @@ class Dispatch(Recalls):
             return
         behind = 0 if state.waiting else self._behind(state)
         kinds: dict[tuple[Resources, float], int] = {}
+        served_at = 0.0
         for queue in state.queues:
             waiting = queue.waiting
+            served_at = max(served_at, queue.served_at)
             if behind:  # which calls are behind others is not known here; any with such options will do
                 waiting = min(behind, queue.running)
                 behind -= waiting
@@ -372,12 +375,14 @@ class Dispatch(Recalls):
                 kind = (queue.needs, queue.least_seconds)
                 kinds[kind] = kinds.get(kind, 0) + waiting
         for kind, waiting in kinds.items():
-            wanted = waiting - state.coming  # instances that are starting will take calls too
+            slots = waiting * usual_weight(state.spec, kind[0]) if state.waiting else waiting
+            wanted = slots - state.coming  # instances that are starting will take calls too
             if wanted > 0:
                 wanted = self._grant_free(state, kind, wanted, now)
             if wanted > 0:
                 state.looked[kind] = self.structure
-                if self._reclaim(state, kind, min(wanted, worth_moving(state, waiting)), now):
+                worth = min(wanted, worth_moving(state, waiting, now - served_at))
+                if self._reclaim(state, kind, wanted, worth, now):
                     state.asked[kind] = self.structure
         if state.waiting:
             self._starved[state.spec.id] = state
@@ -448,18 +453,27 @@ class Dispatch(Recalls):
         self._refresh(instance)
         self._dirty[spec.id] = state
 
-    def _reclaim(self, state: LibraryState, kind: tuple[Resources, float], wanted: int, now: float) -> bool:
-        """Take so many slots from other libraries where that lets this one run calls of a kind; False: there may be more to take.
+    def _reclaim(self, state: LibraryState, kind: tuple[Resources, float], wanted: int, worth: int, now: float) -> bool:
+        """Take slots from other libraries where that lets this one run calls of a kind; False: there may be more to take.
 
-        What was taken and is not free yet counts, for a turn: those who are to lose it may run calls that take long. A library that nowhere
-        has the slots for one call is destitute, and takes them whatever it is worth.
+        So many as ``worth`` says. What was taken and is not free yet counts, for a turn: those who are to lose it may run calls that take
+        long. A library that nowhere has the slots for one call is destitute, and takes them whatever it is worth. Idle slots beside a warm
+        instance cost nothing: as many as are ``wanted`` are taken, of the workers that have got something last.
         """
         spec, (needs, least_seconds) = state.spec, kind
         since = state.asked.get(kind, NEVER)
-        lacks: dict[int, bool] = {}
-        for worker_id, version in reversed(self._gained.items()):
+        destitute: bool | None = None
+        enough, sated = worth, False
+        for number, (worker_id, version) in enumerate(reversed(self._gained.items())):
             if version <= since:
                 break
+            if destitute is None:
+                destitute = self._destitute(state, kind, now)
+                enough = max(worth, 1) if destitute else worth
+            due = self._due[spec.id]
+            sated = sated or (due >= enough and (not enough or now - state.taken_at < HOLD_SECONDS))
+            if sated and (number >= LOOKED_AT or due >= wanted):
+                return False
             worker = self.workers[worker_id]
             of = worker.info.resources
             weight = fits(spec, needs, of)
@@ -472,19 +486,24 @@ class Dispatch(Recalls):
             share = slot_share(spec, of)
             mine = worker.by_library.get(spec.id)
             has = mine.target if mine is not None else 0
-            if has >= slots_in(share, of, spec.slots):
+            if has >= slots_in(share, of, spec.slots) or (sated and (mine is None or mine.phase is not Phase.READY)):
                 continue
-            destitute = lacks.get(weight)
-            if destitute is None:
-                destitute = lacks[weight] = not any(one.target >= weight for one in state.instances.values())
-            enough = max(wanted, 1) if destitute else wanted
-            if self._due[spec.id] >= enough and (not enough or now - state.taken_at < HOLD_SECONDS):
-                return False
-            taken = reclaimable(worker, state, self.libraries, share, max(1, weight - has), destitute, now)
+            taken = reclaimable(worker, state, self.libraries, share, max(1, weight - has), destitute, now, busy=not sated)
             if taken:
                 self._take_away(taken, worker, spec.id)
-                state.taken_at = now
-                if destitute:
+                if not sated:
+                    state.taken_at = now
+                    if destitute:
+                        return False
+        return not sated
+
+    def _destitute(self, state: LibraryState, kind: tuple[Resources, float], now: float) -> bool:
+        """Whether it has nowhere, for long enough, the slots that a call of a kind needs."""
+        needs, least_seconds = kind
+        for one in state.instances.values():
+            if one.target and 0 < weight_of(needs, one.share) <= one.target:
+                worker = self.workers[one.worker]
+                if worker.usable and worker.seconds_left(now) > least_seconds:
                     return False
         return True
 

@@ -87,23 +87,35 @@ def grants(
     return chosen
 
 
-def worth_moving(library: LibraryState, waiting: int) -> int:
+def worth_moving(library: LibraryState, waiting: int, pause: float) -> int:
     """How many slots of others so many waiting calls are worth, beside the slots that the library has.
 
-    A slot that is moved is to have work for a turn, and for as long as the library takes to start.
+    A slot that is moved is to have work for a turn, and for as long as the library takes to start. ``pause``: seconds since calls of it
+    were last sent. If that is more than a turn, the slots that it has are no use to those that wait, whatever was thought of them: they run
+    what takes much longer, or are too few for one.
     """
     if not library.durations.count:
         return waiting
     turn = max(HOLD_SECONDS, library.hoisted_seconds / library.starts if library.starts else 0.0)
-    return min(waiting, max(0, ceil(waiting * library.durations.mean / turn) - library.slots))
+    of_use = library.slots if pause <= turn else 0
+    return min(waiting, max(0, ceil(waiting * library.durations.mean / turn) - of_use))
 
 
 def reclaimable(
-    worker: Worker, library: LibraryState, states: dict[LibraryId, LibraryState], share: Resources, slots: int, destitute: bool, now: float
+    worker: Worker,
+    library: LibraryState,
+    states: dict[LibraryId, LibraryState],
+    share: Resources,
+    slots: int,
+    destitute: bool,
+    now: float,
+    *,
+    busy: bool = True,
 ) -> list[tuple[Instance, int]]:
     """Slots of others on ``worker`` to take away for ``slots`` slots of ``library``: (instance, number) pairs, enough or nothing.
 
-    ``destitute``: the library has nowhere the slots that its calls need; then it may take another one's last slot, too.
+    ``destitute``: the library has nowhere the slots that its calls need; then it may take another one's last slot, too. ``busy``: slots may
+    be taken where calls run; else only idle ones.
     """
     wanted = missing = less(times(share, slots), worker.free())
     taken: list[tuple[Instance, int]] = []
@@ -113,33 +125,37 @@ def reclaimable(
         if not more(missing):
             break
         spare = one.target - max(0, min(one.outstanding, one.target))
-        if not spare or (states[one.library].waiting and _of_use(one, states[one.library])):
+        if not spare or (states[one.library].waiting and _of_use(one, states[one.library], worker.seconds_left(now))):
             continue
         count = min(spare, slots_for(missing, one.share))
         if count > 0:
             taken.append((one, count))
             missing = less(missing, times(one.share, count))
-    if not more(missing):
-        return taken
+    if not more(missing) or not busy:
+        return taken if not more(missing) else []
     # Nothing idle is enough: a library with more slots here than this one gives one, as a call of it ends. It may lose its last
     # slot only to a destitute one, and not before it had it for a while. Where one is not enough, others would have the first
-    # before the last is free: that is what claims are for.
+    # before the last is free: that is what claims are for. They may have what is free now before that one is, too, and what they
+    # get may be what is taken next: so where one is enough only with what is free, it is left for a turn where it is.
     mine = worker.by_library.get(library.spec.id)
     has = mine.target if mine else 0
     for one in sorted(others, key=lambda one: -one.target * (one.share.cores or 1.0)):
-        if slots_for(wanted, one.share) > 1:
+        held = now - one.granted_at >= HOLD_SECONDS
+        if slots_for(wanted if held else times(share, slots), one.share) > 1:
             continue
         left = one.target - 1
         together = left >= one.least
-        held = now - one.granted_at >= HOLD_SECONDS
         if (left > has and together) or (destitute and ((left > 0 and has == 0 and together) or held)):
             return [(one, 1)]
     return []
 
 
-def _of_use(instance: Instance, state: LibraryState) -> bool:
-    """Whether one of the waiting calls could run in as many slots as it has, once they are idle."""
-    return any(0 < weight_of(queue.needs, instance.share) <= instance.target for queue in state.queues if queue.waiting)
+def _of_use(instance: Instance, state: LibraryState, seconds_left: float) -> bool:
+    """Whether one of the waiting calls could run in as many slots as it has, once they are idle, and for so long."""
+    return any(
+        queue.waiting and queue.least_seconds < seconds_left and 0 < weight_of(queue.needs, instance.share) <= instance.target
+        for queue in state.queues
+    )
 
 
 def least_of(options: CallOptions, offers: Iterable[PoolOffer]) -> float:

@@ -101,6 +101,8 @@ class Claim(msgspec.Struct, frozen=True, eq=False):
     #: So many slots, and what each has.
     weight: int
     share: Resources
+    #: Since when its calls wait. What began to run before is not waited for.
+    since: float
 
     def lacks(self, worker: Worker) -> Resources:
         """What the library does not have yet of it."""
@@ -225,14 +227,17 @@ def slots_in(share: Resources, room: Resources, most: int = 0) -> int:
     return min(fit, most) if most else fit
 
 
+def usual_weight(spec: LibrarySpec, needs: Resources) -> int:
+    """How many slots of a library a call with ``needs`` occupies, as far as that is the same on all workers; at least 1."""
+    return max(1, weight_of(needs, Resources(spec.per_slot.cores or 1.0, spec.per_slot.memory, spec.per_slot.gpus)))
+
+
 def weight_of(needs: Resources, share: Resources) -> int:
     """How many slots of ``share`` a call occupies that asks for ``needs``; 0: no number of them is enough."""
     weight = 1.0
     if needs.cores > share.cores:
         weight = max(weight, needs.cores / share.cores)
-    if needs.memory > share.memory:
-        if not share.memory:
-            return 1  # nothing is known of the worker's memory: nothing to refuse on
+    if needs.memory > share.memory > 0:  # 0: nothing is known of the worker's memory, so there is nothing to refuse on
         weight = max(weight, needs.memory / share.memory)
     if needs.gpus > share.gpus:
         if not share.gpus:

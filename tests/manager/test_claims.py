@@ -8,7 +8,9 @@ from random import Random
 
 import pytest
 
+from windlass.manager.books import LOOKED_AT
 from windlass.manager.core import Core
+from windlass.manager.placement import fits
 from windlass.messages import (
     RETURNED,
     CallEnd,
@@ -35,8 +37,10 @@ from windlass.messages import (
     SetSlots,
     StartLibrary,
     StopLibrary,
+    WorkerDraining,
     WorkerId,
     WorkerInfo,
+    WorkerReport,
 )
 
 F = FunctionId(b"f" * 16)
@@ -116,15 +120,16 @@ class Cluster:
         self.once = False
         self._steps = 0
 
-    def library(self, name: str, cores: float = 0.0) -> LibraryId:
+    def library(self, name: str, cores: float = 0.0, gpus: int = 0) -> LibraryId:
         functions = (FunctionDef(F, "f", b"x"),)
-        spec = LibrarySpec(LibraryId(f"{name}@1"), name, (3, 11), functions=functions, per_slot=Resources(cores))
+        spec = LibrarySpec(LibraryId(f"{name}@1"), name, (3, 11), functions=functions, per_slot=Resources(cores, 0, gpus))
         self.core.install(spec, self.now)
         return spec.id
 
-    def worker(self, name: str = "w1", cores: float = 2) -> None:
+    def worker(self, name: str = "w1", cores: float = 2, gpus: int = 0, seconds_left: float = 0.0) -> None:
         self.workers[WorkerId(name)] = SimulatedWorker(self, name, cores)
-        info = WorkerInfo("host", 1, Resources(cores), (), PoolName("p"), PilotId(name))
+        gpu_ids = tuple(str(number) for number in range(gpus))
+        info = WorkerInfo("host", 1, Resources(cores, 0, gpus), gpu_ids, PoolName("p"), PilotId(name), seconds_left=seconds_left)
         self.core.worker_joined(WorkerId(name), info, self.now)
 
     def stream(self, name: str, library: LibraryId, seconds: tuple[float, ...], options: CallOptions = PLAIN, depth: int = 20) -> None:
@@ -139,6 +144,10 @@ class Cluster:
         for call in calls:
             self.seconds[call], self.stream_of[call] = next(seconds), name
         self.core.submit([CallSpec(call, library, F, b"", (), options) for call in calls], self.now)
+
+    def target(self, library: LibraryId) -> int:
+        """Slots that it is to have."""
+        return sum(one.target for one in self.core.libraries[library].instances.values())
 
     def act(self) -> None:
         for _ in range(ROUNDS_MOST):
@@ -383,3 +392,193 @@ def test_slots_are_moved_for_as_many_calls_as_they_are_worth(cluster: Cluster) -
         cluster.run(0.1)
         most = max(most, sum(one.target for one in cluster.core.libraries[quick].instances.values()))
     assert 1 <= most <= 8
+
+
+def test_slots_of_two_gpus_get_their_turns_among_slots_of_one(cluster: Cluster) -> None:
+    """A slot that needs more of anything than those of others have needs several of theirs at once: also where that is GPUs alone."""
+    cluster.stream("one", cluster.library("one", gpus=1), (0.1, 0.13))
+    cluster.worker(gpus=2)
+    cluster.run(2)
+    cluster.stream("two", cluster.library("two", gpus=2), (0.2,), depth=2)
+    cluster.run(20)
+    assert all(gap < 10 for gap in cluster.gaps().values()), cluster.gaps()
+
+
+def test_a_wide_call_gets_slots_beside_a_call_that_runs_for_hours(cluster: Cluster) -> None:
+    """It began before, and the other three slots there are enough."""
+    cluster.worker("w1", 4)
+    cluster.stream("narrow", cluster.library("narrow"), (0.3, 0.4))
+    cluster.run(2)
+    cluster.stream("long", cluster.library("long"), (7200.0,), depth=1)
+    cluster.run(3)
+    cluster.stream("wide", cluster.library("wide"), (0.2,), TWO_CORES, depth=2)
+    cluster.run(20)
+    assert len(cluster.ended["wide"]) > 10
+    assert len(cluster.ended["narrow"]) > 100
+
+
+def test_there_are_no_more_claims_than_calls_that_wait(cluster: Cluster) -> None:
+    """One wide call needs one worker, even if an equal part of the cores were many."""
+    for name in ("a", "b"):
+        cluster.stream(name, cluster.library(name), (1.5, 1.7, 2.1), depth=100)
+    for number in range(10):
+        cluster.worker(f"w{number}", 4)
+    cluster.run(5)
+    cluster.once = True
+    cluster.stream("wide", cluster.library("wide"), (0.2,), CallOptions(needs=Resources(4)), depth=1)
+    for _ in range(100):
+        cluster.run(0.05)
+        assert len(cluster.core._claimed) <= 1
+        if cluster.ended["wide"]:
+            break
+    assert cluster.ended["wide"]
+
+
+def test_idle_slots_of_others_are_taken_while_its_own_run_what_takes_long(cluster: Cluster) -> None:
+    """By the mean its calls are short, so its slots seem to be enough; but the only one runs for hours."""
+    cluster.once = True
+    a, b = cluster.library("a"), cluster.library("b")
+    cluster.worker("w1", 2)
+    for name, library in (("b", b), ("a", a)):
+        cluster.stream(name, library, (0.1,), depth=4)
+        cluster.run(3)
+    cluster.stream("long", a, (7200.0,), depth=1)
+    cluster.run(2)
+    cluster.submit("b", 3)
+    cluster.run(2)
+    assert [one.target for one in cluster.core.workers[WorkerId("w1")].instances.values()] == [1, 1]
+    cluster.submit("a", 1)
+    cluster.run(3)
+    assert len(cluster.ended["a"]) == 5
+
+
+def test_slots_that_run_what_takes_long_are_not_counted_on_for_short_calls(cluster: Cluster) -> None:
+    """Another library has three slots and calls without end: it gives one, though short ones are worth no more than the one there is."""
+    a, b = cluster.library("a"), cluster.library("b")
+    cluster.worker("w1", 4)
+    cluster.once = True
+    cluster.stream("a", a, (0.1,), depth=4)
+    cluster.run(1)
+    cluster.stream("long", a, (7200.0,), depth=1)
+    cluster.run(0.5)
+    cluster.once = False
+    cluster.stream("b", b, (0.5, 0.6, 0.7))
+    cluster.run(5)
+    cluster.once = True
+    cluster.submit("a", 5)
+    cluster.run(10)
+    assert len(cluster.ended["a"]) == 9
+
+
+def test_slots_where_too_little_time_is_left_are_no_slots_for_long_calls(cluster: Cluster) -> None:
+    """Its library has a slot, but no call of this kind may go there: so it may have the last slot of another one."""
+    a = cluster.library("a")
+    cluster.worker("short", 1, seconds_left=500.0)
+    cluster.stream("a", a, (0.1,), depth=5)
+    cluster.run(2)
+    cluster.worker("long", 1, seconds_left=50_000.0)
+    cluster.stream("b", cluster.library("b"), (0.3,))
+    cluster.run(1)
+    cluster.stream("needs time", a, (0.2,), CallOptions(expected_time=1000.0, priority=1), depth=2)
+    cluster.run(10)
+    assert cluster.ended["needs time"]
+
+
+def test_slots_of_a_worker_that_drains_are_no_slots_for_calls_that_wait(cluster: Cluster) -> None:
+    """It runs a call for hours, and takes no other: the library is as one that has nothing."""
+    a = cluster.library("a")
+    cluster.once = True
+    cluster.worker("w1", 1)
+    cluster.stream("long", a, (7200.0,), depth=1)
+    cluster.run(1)
+    cluster.once = False
+    cluster.worker("w2", 1)
+    cluster.stream("b", cluster.library("b"), (0.3,))
+    cluster.run(2)
+    cluster.core.worker_said(WorkerId("w1"), [WorkerDraining("its pilot ends", 0.0)], cluster.now)
+    cluster.stream("a", a, (0.1,), depth=3)
+    cluster.run(10)
+    assert cluster.ended["a"]
+    assert cluster.ended["b"][-1] > cluster.now - 5
+
+
+def test_idle_slots_go_to_others_where_too_little_time_is_left_for_those_that_wait(cluster: Cluster) -> None:
+    """Calls wait, but not for these slots."""
+    a, b = cluster.library("a"), cluster.library("b")
+    cluster.worker("w1", 2, seconds_left=500.0)
+    cluster.once = True
+    for name, library, depth in (("b", b, 2), ("a", a, 1)):
+        cluster.stream(name, library, (0.1,), depth=depth)
+        cluster.run(2)
+    assert (cluster.target(a), cluster.target(b)) == (1, 1)
+    cluster.stream("needs time", b, (0.3,), CallOptions(expected_time=1000.0), depth=5)
+    cluster.submit("a", 200)
+    cluster.run(5)
+    assert cluster.target(a) == 2
+
+
+def test_slots_that_are_enough_only_with_what_is_free_do_not_go_to_and_fro(cluster: Cluster) -> None:
+    """One library's slots need cores and GPUs, the others' more of one of them; what it takes from one of these, the other has at once."""
+    cluster.once = True
+    cluster.worker("w1", 8, gpus=4)
+    cluster.core.worker_said(WorkerId("w1"), [WorkerReport(0, 0, 0.0, 0, 0, busy=1.0)], cluster.now)
+    cluster.stream("gpus", cluster.library("gpus", gpus=2), (0.5,), depth=40)
+    cluster.act()
+    cluster.stream("cores", cluster.library("cores"), (0.5,), TWO_CORES, depth=10)
+    cluster.act()
+    cluster.stream("both", cluster.library("both", cores=2, gpus=2), (0.5,), depth=8)
+    cluster.act()
+    cluster.core.worker_said(WorkerId("w1"), [WorkerReport(0, 0, 0.0, 0, 0)], cluster.now)
+    cluster.run(30)
+    assert not cluster.stream_of, cluster.gaps()
+
+
+def test_wide_calls_take_all_workers_at_once_while_their_library_starts(cluster: Cluster) -> None:
+    """A call that occupies four slots is not content with one of those that are coming."""
+    cluster.once = True
+    for number in range(12):
+        cluster.worker(f"w{number}", 4)
+    cluster.stream("wide", cluster.library("wide"), (5.0,), CallOptions(needs=Resources(4)), depth=12)
+    cluster.run(HOIST + 2 * TICK)
+    assert all(len(worker.calls) == 1 for worker in cluster.core.workers.values())
+
+
+def test_a_call_that_names_memory_has_its_cores_where_nothing_is_known_of_memory(cluster: Cluster) -> None:
+    """It occupies as many slots as its cores are."""
+    cluster.stream("calls", cluster.library("lib"), (0.5,), CallOptions(needs=Resources(2, 1 << 30)), depth=8)
+    cluster.worker("w1", 4)
+    cluster.run(1.0)
+    assert len(cluster.core.workers[WorkerId("w1")].calls) == 2
+
+
+def test_slots_of_a_claim_stay_together_for_a_turn_from_when_its_call_is_sent(cluster: Cluster) -> None:
+    """The last of them was waited for longer than a turn; a library that has nothing would take one at once, and the call come back."""
+    library = cluster.library("lib", gpus=2)
+    cluster.stream("narrow", library, (1.0,), depth=4)
+    cluster.stream("wide", library, (0.1,), TWO_CORES, depth=1)
+    cluster.worker("w1", 8, gpus=4)
+    cluster.run(1.5)
+    cluster.stream("other", cluster.library("other", gpus=1), (1.0,), CallOptions(needs=Resources(0, 0, 2)), depth=1)
+    cluster.run(30)
+    assert all(gap < 10 for gap in cluster.gaps().values()), cluster.gaps()
+
+
+def test_a_library_with_slots_enough_does_not_look_at_all_workers_at_each_event(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its few calls are worth no slots of others; that is not found out anew from one worker after the other which it has wholly."""
+    for name, number, depth in (("other", 10, 10), ("lib", 100, 110)):
+        for one in range(number):
+            cluster.worker(f"{name}{one}", 1)
+        cluster.stream(name, cluster.library(name), (0.3, 0.31, 0.33), depth=depth)
+        cluster.run(0.5)
+    looked: list[int] = []
+
+    def counted(spec: LibrarySpec, needs: Resources, of: Resources) -> int:
+        looked.append(1)
+        return fits(spec, needs, of)
+
+    monkeypatch.setattr("windlass.manager.dispatch.fits", counted)
+    for number in range(10):
+        looked.clear()
+        cluster.worker(f"late{number}", 0.5)
+        cluster.core.pump(cluster.now)
+        assert len(looked) <= 2 * LOOKED_AT, number
