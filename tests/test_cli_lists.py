@@ -47,8 +47,9 @@ def manager(nothing_left_running: None, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """``run("workers")``: exit status, stdout, stderr."""
+    monkeypatch.delenv("COLUMNS", raising=False)  # whoever runs the tests may have a terminal of some width
 
     def run(*words: str) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -313,6 +313,8 @@ def shell_words(shell: str, folder: Path) -> tuple[list[str], dict[str, str]]:
         (folder / ".zshrc").write_text('PS1="READY>"\nautoload -U compinit\ncompinit -u\neval "$(windlass completion zsh)"\n')
         return ["zsh", "-i"], env
     (folder / "fish").mkdir()
+    # Where this is missing, fish reads all manual pages in the background, and goes on when the shell has ended.
+    (folder / ".local" / "share" / "fish" / "generated_completions").mkdir(parents=True)
     config = "function fish_prompt; echo -n 'READY>'; end\nset -g fish_greeting\nwindlass completion fish | source\n"
     (folder / "fish" / "config.fish").write_text(config)
     return ["fish", "-i"], env
