@@ -28,7 +28,11 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from windlass.errors import UsageError
+
 PROGRAMS: Final = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun", "sinfo")
+#: What has them, by the program that installs it.
+PACKAGES: Final = {"apt-get": "slurmctld slurmd slurm-client munge", "dnf": "slurm slurm-slurmctld slurm-slurmd munge"}
 #: Daemons live where a user's PATH may not look.
 DAEMON_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_SECONDS: Final = 30.0
@@ -86,6 +90,12 @@ def missing_programs() -> list[str]:
     """Programs of Slurm that this machine lacks; empty: a cluster can be started."""
     path = f"{os.environ.get('PATH', '')}:{DAEMON_PATH}"
     return [program for program in PROGRAMS if shutil.which(program, path=path) is None]
+
+
+def how_to_install() -> str:
+    """The command by which this machine gets Slurm's programs."""
+    found = next((manager for manager in PACKAGES if shutil.which(manager)), "apt-get")
+    return f"{found} install {PACKAGES[found]}"
 
 
 def free_ports(count: int) -> list[int]:
@@ -155,7 +165,10 @@ class SlurmCluster:
         self.close()
 
     def start(self) -> None:
-        """Start what does not run, and return when every node takes work."""
+        """Start what does not run, and return when every node takes work. Raises `UsageError` where Slurm's programs are not installed."""
+        missing = missing_programs()
+        if missing:
+            raise UsageError(f"no {', '.join(missing)} on this machine, so there can be no Slurm of one's own here: {how_to_install()}")
         key = self.folder / "munge.key"  # one that is there already is of clusters that trust each other
         if not key.exists():
             key.touch(0o600)
