@@ -1,4 +1,6 @@
-"""A network that can be broken: hosts in network namespaces with a switch between them. `windlass.testing.Proxy` plays one where there are none.
+"""A network that can be broken: hosts in network namespaces with a switch between them.
+
+`windlass.testing.Proxy` plays a network where there are no hosts.
 
 Theory of operation
 -------------------

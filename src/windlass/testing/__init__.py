@@ -2,11 +2,12 @@
 
 Theory of operation
 -------------------
-pytest loads `windlass.testing.plugin` in every project of an environment that has Windlass, and so this module; so it has the public names and
-no logic, as `windlass` itself, and a name is loaded when it is first asked for.
+pytest loads `windlass.testing.plugin` in every project of an environment that has Windlass, and with it this module; so it has the public
+names and no logic, as `windlass` itself, and a name is loaded when it is first asked for.
 
-Below it: `faults` (what can go wrong, as records), `site` (the batch system behind every pool that a test opens), `director` (has the
-faults happen when they are due), `pool` (`FakePool`, which a test holds), `story` (what happened), `leftovers`, `network`, `slurm`.
+Below it: `faults` (what can go wrong, as records), `site` (the batch system behind every pool that a test opens), `watched` (the managers
+of those pools), `director` (has the faults happen when they are due), `pool` (`FakePool`, which a test holds), `story` (what happened),
+`leftovers`, `limit`, `network`, `slurm`.
 """
 
 from __future__ import annotations

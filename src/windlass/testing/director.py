@@ -24,6 +24,8 @@ from windlass.testing.story import Event, counted
 
 #: Seconds between two looks at what could be hit.
 STEP: Final = 0.02
+#: Seconds that a call is given to die of its slot's end.
+STRIKE_AGAIN: Final = 0.5
 
 
 class Director:
@@ -38,6 +40,8 @@ class Director:
         #: What is to be ended, and when.
         self._until: list[tuple[float, Callable[[], None], str]] = []
         self._hit: set[str] = set()
+        #: Of each `KillSlot`: calls that had died before, when it last struck, and where.
+        self._struck: dict[int, tuple[int, float, str]] = {}
         self._first_served = 0.0
         self._over = False
         self._moved = threading.Condition(threading.RLock())
@@ -75,6 +79,8 @@ class Director:
         """End what lasts, and the thread. Idempotent."""
         with self._moved:
             self._over = True
+            for one in [one for one in self._pending if isinstance(one[0], KillSlot) and self._kills(one[0], [])]:
+                self._pending.remove(one)  # the call that it hit was the last one
             self._end_all(float("inf"))
             self._moved.notify()
         if self._thread is not None:
@@ -116,6 +122,8 @@ class Director:
         return sum(status["calls"][word] for status in self._site.statuses() for word in ("done", "failed", "cancelled"))
 
     def _happens(self, fault: Fault, targets: list[Target]) -> bool:
+        if isinstance(fault, KillSlot):
+            return self._kills(fault, targets)
         if isinstance(fault, OfPilot):
             return self._hits(fault, targets)
         if fault.lasts:
@@ -135,11 +143,24 @@ class Director:
         if not open_to:
             return False
         target = self._chance.choice(open_to)
-        if not isinstance(fault, KillSlot):
-            self._hit.add(self._key(target))
+        self._hit.add(self._key(target))
         target.backend.hit(fault, target)
         self.note(f"{type(fault).__name__} hits {target.node}, where {counted(target.running, 'call')} ran")
         return True
+
+    def _kills(self, fault: KillSlot, targets: list[Target]) -> bool:
+        """A slot between two calls is missed by nobody, and nobody can tell from outside: until a call has died, it is done again."""
+        died = sum(status["calls"][word] for status in self._site.statuses() for word in ("failed", "retried"))
+        before, struck_at, node = self._struck.get(id(fault), (died, 0.0, ""))
+        if died > before:
+            self.note(f"KillSlot hits {node}")
+            return True
+        open_to = [one for one in targets if one.running and fault.node in ("", one.node)]
+        if open_to and time.monotonic() > struck_at + STRIKE_AGAIN:
+            target = self._chance.choice(open_to)
+            target.backend.hit(fault, target)
+            self._struck[id(fault)] = before, time.monotonic(), target.node
+        return False
 
     @staticmethod
     def _key(target: Target) -> str:

@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 A fault is due at once, when ``after`` calls have ended, or ``at`` seconds after the first pilot has served.  From then on it happens as
-soon as it can: whoever hits a pilot waits for one that runs calls (`windlass.testing.director`).  A fault that lasts (``lasts``) holds for pools
-that are opened later, too.
+soon as it can: whoever hits a pilot waits for one that runs calls (`windlass.testing.director`).  A fault that lasts (``lasts``) holds for
+pools that are opened later, too.
 
 The repr of a fault is what one would write for it, so that a row drawn from a seed can be pasted into a test.
 

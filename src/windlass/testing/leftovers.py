@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-Pilots have a mark in their environment, which all that they start inherits, whatever becomes of its parents.  Folders of Windlass in /dev/shm
-and in the place for temporary files have the process in their names whose they are (`windlass.store_folders`); those of this process and
-of pilots count, so that tests that run beside one another see only their own.  Pilots have a folder for temporary files to themselves,
-which has to be empty at the end.
+Pilots have a mark in their environment, which all that they start inherits, whatever becomes of its parents.  Folders of Windlass in
+/dev/shm and in the place for temporary files have the process in their names whose they are (`windlass.store_folders`); those of this
+process and of pilots count, so that tests that run beside one another see only their own.  Pilots have a folder for temporary files to
+themselves, which has to be empty at the end.
 """
 
 from __future__ import annotations

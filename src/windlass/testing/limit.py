@@ -2,8 +2,9 @@
 
 Theory of operation
 -------------------
-A thread watches the clock.  When the limit is over it writes down how things stand, and sends this process's main thread a signal whose handler
-raises; a wait for a future, a lock or a socket ends by that.  It does so again every few seconds, as programs catch what they should not.
+A thread watches the clock.  When the limit is over it writes down how things stand, and sends this process's main thread a signal whose
+handler raises; a wait for a future, a lock or a socket ends by that.  It does so again every few seconds, as programs catch what they
+should not.
 The signal is SIGVTALRM, which nobody uses (SIGALRM is pytest-timeout's).  Outside the main thread no handler can be set: there the text is
 printed, and that is all.
 """

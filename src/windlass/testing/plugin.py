@@ -2,12 +2,12 @@
 
 Theory of operation
 -------------------
-pytest loads this module at the start of every run in an environment that has Windlass, so it loads nothing of Windlass but the fixture's
-test does.  The fixture makes a `FakePool` from the test's markers; hooks watch the time while the test runs, and add the pool's story to the
-report of one that failed.
+pytest loads this module at the start of every run in an environment that has Windlass; so it loads nothing else of Windlass until a test
+asks for the fixture.  The fixture makes a `FakePool` from the test's markers; hooks watch the time while the test runs, and add the
+pool's story to the report of one that failed.
 
-What is left behind at the end, and faults that never happened, fail the test (as an error of its teardown, as other fixtures may use the pool until
-then).  A test that has failed already is not blamed for faults that never happened.
+What is left behind at the end, and faults that never happened, fail the test (as an error of its teardown, as other fixtures may use the
+pool until then).  A test that has failed already is not blamed for faults that never happened.
 """
 
 from __future__ import annotations

@@ -2,19 +2,18 @@
 
 Theory of operation
 -------------------
-A `FakePool` is an `Executor` on the ``fake`` backend, so a program that is given an executor is given this one.  While it is there, the pools
-that the program opens by itself are on the same batch system, whatever they ask for (`windlass.testing.site`), and managers keep their
-state in a folder of the pool's.
+A `FakePool` is an `Executor` on the ``fake`` backend, so a program that is given an executor is given this one.  While it is there, the
+pools that the program opens by itself are on the same batch system, whatever they ask for (`windlass.testing.site`), and managers keep
+their state in a folder of the pool's.
 
-Its methods say what is to go wrong (`windlass.testing.faults`), wait for a state of things, and tell what happened.  `end` closes all, looks
-for what is left, and returns what is wrong with that; the pytest fixture and `fake_pool` call it.
+Its methods say what is to go wrong (`windlass.testing.faults`), wait for a state of things, and tell what happened.  `end` closes all,
+looks for what is left, and returns what is wrong with that; the pytest fixture and `fake_pool` call it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shutil
 import tempfile
 import time
@@ -48,7 +47,8 @@ from windlass.testing.faults import chaos as drawn
 from windlass.testing.leftovers import Leftovers, wait_until
 from windlass.testing.limit import within
 from windlass.testing.site import Site
-from windlass.testing.story import Event, Story, doing
+from windlass.testing.story import Event, Story, counted, doing
+from windlass.testing.watched import begun
 
 if TYPE_CHECKING:
     from windlass.manager.manager import Manager
@@ -65,9 +65,10 @@ _STATE: Final = "WINDLASS_STATE_DIR"
 class FakePool(Executor):
     """An executor with pilots as processes of this machine, for tests.
 
-    ``pilots``: how many at a time, each with ``cores`` slots; further pools that the program opens have what they ask for. ``nodes`` of the
-    batch system (``n1``, ``n2``, ...) run one pilot each. ``faults`` happen as they say, and ``chaos`` so many at random moments, drawn from ``seed``
-    (made up unless given). ``limit``: seconds that a test may take, for who looks after that. Further options are those of `Factory`.
+    ``pilots``: how many at a time, each with ``cores`` slots; further pools that the program opens have what they ask for. ``nodes`` of
+    the batch system (``n1``, ``n2``, ...) run one pilot each. ``faults`` happen as they say, and ``chaos`` so many at random moments, drawn
+    from ``seed`` (made up unless given). ``limit``: seconds that a test may take, for who looks after that. Further options are those of
+    `Factory`.
 
     The methods that make faults return at once; a fault happens when it is due and there is somebody to hit. `end` closes all.
     """
@@ -105,7 +106,7 @@ class FakePool(Executor):
             opening.callback(setattr, factories, "stand_in", None)
             os.environ[_STATE] = str(self.folder / "state")
             factories.stand_in = self._site.stand_in
-            options = {"grace": GRACE, **options}
+            options = {"grace": GRACE, "pool": "fake", **options}
             super().__init__("fake", max_pilots=pilots, cores=cores, manager_options=manager_options, **options)
             self._ending = opening.pop_all()
         for fault in given:
@@ -176,8 +177,9 @@ class FakePool(Executor):
     def wait_for(self, condition: Callable[[], object] | None = None, *, timeout: float = 30.0, **numbers: int) -> None:
         """Wait until it is so: ``wait_for(running=3)``, ``wait_for(done=10)``, ``wait_for(lambda: path.exists())``.
 
-        ``waiting``, ``running``, ``done``, ``failed``, ``cancelled`` are calls; ``serving`` pilots; any number of `story` may be asked for too
-        (``lost=1``, ``preemptions=2``). Each means at least so many, and 0 none. Raises TimeoutError that says how things stand.
+        ``waiting``, ``running`` (begun, in slots), ``done``, ``failed``, ``cancelled`` are calls; ``serving`` pilots; any number of `story`
+        may be asked for too (``lost=1``, ``preemptions=2``). Each means at least so many, and 0 none. Raises TimeoutError that says how
+        things stand.
         """
         for word in numbers:
             if word not in _CALLS and word != "serving" and not isinstance(getattr(Story(), word, None), int):
@@ -196,6 +198,8 @@ class FakePool(Executor):
     def _number(self, word: str) -> int:
         if word == "serving":
             return len(self._site.targets())
+        if word == "running":
+            return sum(begun(worker) for one in self._site.watched for worker in one.workers())
         if word in _CALLS:
             return int(sum(status["calls"][word] for status in self._site.statuses()))
         return int(getattr(self.story(), word))
@@ -262,7 +266,7 @@ class FakePool(Executor):
 
     def _why_never(self) -> str:
         ended = sum(self._number(word) for word in ("done", "failed", "cancelled"))
-        return f"{ended} calls have ended, and then there was nobody left to hit; give more or longer calls, or a smaller after="
+        return f"{counted(ended, 'call')} ended, and then there was nobody left to hit; give more or longer calls, or a smaller after="
 
 
 def _checked(faults: Iterable[Fault], number: object, seed: object) -> list[Fault]:

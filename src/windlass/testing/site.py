@@ -9,8 +9,8 @@ means one.
 
 Pilots reach their manager through a `Proxy` of their backend, which stands in the copy of ``pilot.json`` that they are given.
 
-What there is to know of calls is asked of the managers over a port, as any client would (`Watched`).  A pool that closes asks a last time,
-as its manager is there until its factory has gone.
+What there is to know of calls is asked of the managers (`windlass.testing.watched`).  A pool that closes asks a last time, as its
+manager is there until its factory has gone.
 """
 
 from __future__ import annotations
@@ -18,15 +18,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import threading
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import psutil
 
 from windlass.errors import WindlassError
@@ -34,14 +31,13 @@ from windlass.factory import factory as factories
 from windlass.factory.backend import Backend, JobId, Listed, PilotRequest, pilot_word
 from windlass.factory.fake import FakeBackend, FakeCluster, Fault, Happened, Todo
 from windlass.factory.pool import PoolConfig
-from windlass.messages import GetStatus, Message, ResumePool, Status
+from windlass.messages import ResumePool
 from windlass.testing.faults import BadNode, EndWalltime, KillPilot, KillSlot, LoseNode, OfPilot, Preempt, RefuseSubmissions, SlowQueue
 from windlass.testing.faults import Fault as Scripted
 from windlass.testing.leftovers import Leftovers, wait_until
 from windlass.testing.network import Proxy
+from windlass.testing.watched import Watched, begun
 
-#: Seconds that a manager may take to answer.
-ANSWER_SECONDS: Final = 2.0
 #: Seconds that a pool may take to end after its manager has.
 CLOSE_SECONDS: Final = 10.0
 #: Seconds from SIGTERM to SIGKILL where no fault says otherwise.
@@ -71,65 +67,6 @@ def shaped(pool: PoolConfig) -> PoolConfig:
         hello_timeout=min(pool.hello_timeout, 60.0),
         options={},
     )
-
-
-class Watched:
-    """A manager, as far as a test sees it: its status, and the last one when it is gone."""
-
-    def __init__(self, manager: Any, pilot_file: Path) -> None:
-        self._manager = weakref.ref(manager) if not isinstance(manager, str | os.PathLike) else None
-        self._pilot_file = pilot_file
-        self.name = str(getattr(manager, "name", manager))
-        self.last: dict[str, Any] = {}
-        self._lock = threading.Lock()
-        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._port: Any = None
-
-    def _hear(self, message: Message) -> None:
-        if isinstance(message, Status):
-            self._answers.put(message.json)
-
-    def send(self, message: Message) -> None:
-        """Say something to it. Raises WindlassError when it is gone."""
-        if self._port is None:
-            if self._manager is None:
-                from windlass import identity, transport
-
-                connection = identity.read_connection_file(self._pilot_file.with_name("client.json"))
-                self._port = transport.open_port(connection, "client", "testing", self._hear, lambda reason: None)
-            elif (manager := self._manager()) is not None:
-                self._port = manager.open_port("client", "testing", self._hear)
-        if self._port is not None and not self.closed:
-            self._port.send(message)
-
-    @property
-    def closed(self) -> bool:
-        """Its program has closed it."""
-        if self._manager is None:
-            return False
-        manager = self._manager()
-        return manager is None or bool(getattr(manager, "closed", False))
-
-    def look(self) -> dict[str, Any]:
-        """Its status (docs/status.md); of one that does not answer, the last there was."""
-        with self._lock:
-            if not self.closed:
-                with contextlib.suppress(WindlassError, RuntimeError, queue.Empty):
-                    while not self._answers.empty():  # of a question that was given up
-                        self._answers.get_nowait()
-                    self.send(GetStatus())
-                    self.last = msgspec.json.decode(self._answers.get(timeout=ANSWER_SECONDS))
-            return self.last
-
-    def close(self) -> bool:
-        """Close the manager, if the program has not; whether it was open. One elsewhere is left alone."""
-        manager = self._manager() if self._manager is not None else None
-        if manager is None or self.closed:
-            if self._manager is None and self._port is not None:
-                self._port.close()
-            return False
-        manager.close()
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +125,12 @@ class SiteBackend(FakeBackend):
 
     def targets(self) -> list[Target]:
         """Pilots that serve, by node."""
-        rows = {row["pilot"]: row for row in self.watched.look().get("workers", ()) if row["pool"] == self.pool.name and row["connected"]}
+        rows = {row["pilot"]: row for row in self.watched.workers() if row["pool"] == self.pool.name and row["connected"]}
         with self._lock:
             jobs = [
                 (job.job, pilot_word(job.job, job.restart), job.node) for job in self.cluster.jobs.values() if job.state is Listed.RUNNING
             ]
-        found = [Target(self, job, word, node, rows[word]["running"], rows[word]["pid"]) for job, word, node in jobs if word in rows]
+        found = [Target(self, job, word, node, begun(rows[word]), rows[word]["pid"]) for job, word, node in jobs if word in rows]
         return sorted(found, key=lambda target: (target.node, target.word))
 
     def words(self) -> list[str]:

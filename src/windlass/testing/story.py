@@ -64,7 +64,7 @@ class Story:
         calls = {"done": self.done, "failed": self.failed, "cancelled": self.cancelled}
         lines = [
             f"calls:   {counted(self.submitted, 'call')} submitted: {numbers(calls) or 'none has ended'}",
-            f"         {counted(self.attempts, 'attempt')}; {numbers({'lost with their pilots': self.lost, 'repeated by retries': self.retried})}",
+            f"         {counted(self.attempts, 'attempt')}; " + numbers({"lost with their pilots": self.lost, "by retries": self.retried}),
             f"pilots:  {counted(self.pilots, 'start')}; "
             + numbers(
                 {
