@@ -97,9 +97,9 @@ def test_what_is_left_open_is_named_and_closed(run: pytest.Pytester) -> None:
         run,
         """
 def test_leaves_it_open(windlass_pool):
-    manager = windlass.Manager("mine")
+    manager = windlass.Manager(name="mine")
     factory = windlass.Factory(manager, "slurm", pool="short", partition="short").start()
-    assert manager.submit_function(work, (0,), {}).result() == 1
+    assert manager.submit_function(work, (0,), {}).result(20) == 1
 
 def test_is_not_disturbed_by_that(windlass_pool):
     assert windlass_pool.submit(work, 0).result() == 1
