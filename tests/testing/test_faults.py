@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 
 import windlass.testing
@@ -40,8 +42,8 @@ def test_seeds_differ() -> None:
     ("wrong", "text"),
     [
         (lambda: Preempt(after=-1), r"Preempt\(after=-1\): give a number, 0 or more"),
-        (lambda: SlowQueue("1 s"), r"SlowQueue\(seconds='1 s'\): give a number, 0 or more"),
-        (lambda: KillPilot(2), r"KillPilot\(node=2\): give a text, as in node='n1'"),
+        (lambda: SlowQueue(cast("Any", "1 s")), r"SlowQueue\(seconds='1 s'\): give a number, 0 or more"),
+        (lambda: KillPilot(cast("Any", 2)), r"KillPilot\(node=2\): give a text, as in node='n1'"),
     ],
 )
 def test_what_is_no_fault_is_refused(wrong: object, text: str) -> None:

@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from windlass.errors import UsageError
 from windlass.factory import factory as factories
@@ -51,6 +51,7 @@ from windlass.testing.story import Event, Story, counted, doing
 from windlass.testing.watched import begun
 
 if TYPE_CHECKING:
+    from windlass.factory.factory import Factory
     from windlass.manager.manager import Manager
 
 #: Seconds that a test may take, unless it says otherwise.
@@ -72,6 +73,9 @@ class FakePool(Executor):
 
     The methods that make faults return at once; a fault happens when it is due and there is somebody to hit. `end` closes all.
     """
+
+    manager: Manager  # pyright: ignore[reportIncompatibleVariableOverride]  # it is always made here
+    factory: Factory
 
     def __init__(
         self,
@@ -255,8 +259,7 @@ class FakePool(Executor):
         self._director.stop()
         never = [f"{text} never happened: {self._why_never()}" for text in self._director.pending(needed=True)]
         before = self.story()
-        own = cast("Manager", self.manager)
-        own.close()
+        self.manager.close()
         self.shutdown()
         problems = [f"{name} was left open; write  with windlass.Executor(...) as pool:  or close it" for name in self._site.close()]
         problems += [f"left behind: {text}" for text in self._leftovers.wait([pid for one in self._site.backends for pid in one.pids])]
