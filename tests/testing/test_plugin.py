@@ -146,14 +146,22 @@ def test_unknown(windlass_pool): pass
 
 @pytest.mark.windlass(faults=["preempt"])
 def test_no_fault(windlass_pool): pass
+
+@pytest.mark.windlass(faults=testing.Preempt(after=1))
+def test_no_list(windlass_pool): pass
+
+@pytest.mark.windlass(chaos=3)
+def test_no_pool(): pass
 """,
     )
-    ran.assert_outcomes(errors=3)
+    ran.assert_outcomes(errors=5)
     ran.stdout.fnmatch_lines(
         [
             "E*UsageError: @pytest.mark.windlass('chaos'): options are given by name*",
             "E*UnknownName: there is no option of a fake pool 'max_pilot'; did you mean 'max_pilots'*",
             "E*UsageError: 'preempt' is no fault; write for example faults=?windlass.testing.Preempt(after=3)?",
+            "E*UsageError: faults=Preempt(after=1): give a list, as in faults=?windlass.testing.Preempt(after=3)?",
+            "test_no_pool has @pytest.mark.windlass and no windlass_pool; add that to its arguments",
         ]
     )
 

@@ -15,7 +15,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -24,7 +24,7 @@ AGAIN: Final = 10.0
 
 
 @contextlib.contextmanager
-def within(limit: float, doing: Callable[[], str], fail: Callable[[str], NoReturn]) -> Iterator[None]:
+def within(limit: float, doing: Callable[[], str], fail: Callable[[str], NoReturn]) -> Generator[None]:
     """Call ``fail``, which raises, in the middle of the block when it takes longer than ``limit`` seconds. 0: no limit."""
     if not limit:
         yield

@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 pytest loads this module at the start of every run in an environment that has Windlass; so it loads nothing else of Windlass until a test
-asks for the fixture.  The fixture makes a `FakePool` from the test's markers; hooks watch the time while the test runs, and add the
-pool's story to the report of one that failed.
+asks for the fixture.  The fixture makes a `FakePool` from the test's markers, and watches the time as long as it is there; a hook adds the
+pool's story to the report of a test that failed.
 
 What is left behind at the end, and faults that never happened, fail the test (as an error of its teardown, as other fixtures may use the
 pool until then).  A test that has failed already is not blamed for faults that never happened.
@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def windlass_pool(request: pytest.FixtureRequest) -> Iterator[FakePool]:
     """A pool whose faults are scripted: an Executor, with pilots as processes of this machine (docs/testing.md)."""
     from windlass.errors import UsageError
+    from windlass.testing.limit import within
     from windlass.testing.pool import FakePool
 
     options: dict[str, Any] = {}
@@ -57,7 +58,8 @@ def windlass_pool(request: pytest.FixtureRequest) -> Iterator[FakePool]:
         options["seed"] = seed
     pool = request.node.stash[_POOL] = FakePool(**options)
     try:
-        yield pool
+        with within(pool.limit, pool.doing, _too_long):
+            yield pool
     finally:
         problems = pool.end()
     if request.node.stash.get(_FAILED, False):
@@ -66,15 +68,11 @@ def windlass_pool(request: pytest.FixtureRequest) -> Iterator[FakePool]:
         pytest.fail("windlass_pool: " + "\n".join(problems), pytrace=False)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    pool = item.stash.get(_POOL, None)
-    if pool is None:
-        return (yield)
-    from windlass.testing.limit import within
-
-    with within(pool.limit, pool.doing, _too_long):
-        return (yield)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if any(mark.name == "windlass" for mark in item.own_markers) and "windlass_pool" not in getattr(item, "fixturenames", ()):
+        # Its faults would happen nowhere, and the test would prove nothing.
+        pytest.fail(f"{item.name} has @pytest.mark.windlass and no windlass_pool; add that to its arguments", pytrace=False)
 
 
 def _too_long(text: str) -> NoReturn:

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -273,6 +273,8 @@ class FakePool(Executor):
 
 
 def _checked(faults: Iterable[Fault], number: object, seed: object) -> list[Fault]:
+    if not isinstance(faults, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"faults={faults!r}: give a list, as in faults=[windlass.testing.Preempt(after=3)]")
     given = list(faults)
     for fault in given:
         if not isinstance(fault, Fault):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -312,7 +314,7 @@ def _said(what: str, node: str) -> str:
 
 
 @contextlib.contextmanager
-def fake_pool(**options: Any) -> Iterator[FakePool]:
+def fake_pool(**options: Any) -> Generator[FakePool]:
     """A `FakePool` where there is no pytest: ``with fake_pool(pilots=2) as pool:``.
 
     Raises AssertionError at the end for what was left behind or never happened, and TimeoutError when ``limit`` is over.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 #: Events that are shown, the last ones.
 SHOWN: Final = 60
@@ -94,24 +94,16 @@ def numbers(of: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {word}" for word, number in of.items() if number)
 
 
-def doing(statuses: Sequence[Mapping[str, object]], pilots: Sequence[str], pending: Sequence[str], paused: Sequence[str]) -> str:
+def doing(statuses: Sequence[Mapping[str, Any]], pilots: Sequence[str], pending: Sequence[str], paused: Sequence[str]) -> str:
     """What a pool is doing, in lines: ``statuses`` of its managers, its pilots in words, faults to come, and why pools are paused."""
     lines: list[str] = []
     for status in statuses:
-        calls = status.get("calls")
-        if isinstance(calls, Mapping):
-            shown = {word: calls.get(word, 0) for word in ("waiting", "running", "done", "failed", "cancelled")}
-            lines.append("calls:   " + (numbers(shown) or "none was submitted"))
-        for library in _rows(status, "libraries"):
-            if library.get("failed"):
-                lines.append(f"library: {library.get('name')} cannot start: {library['failed']}")
+        calls: Mapping[str, int] = status["calls"]
+        shown = {word: calls.get(word, 0) for word in ("waiting", "running", "done", "failed", "cancelled")}
+        lines.append("calls:   " + (numbers(shown) or "none was submitted"))
+        lines += [f"library: {one['name']} cannot start: {one['failed']}" for one in status["libraries"] if one["failed"]]
     lines = lines or ["calls:   no manager was made"]
     lines += [f"pilot:   {text}" for text in pilots] or ["pilots:  none"]
     lines += [f"paused:  {text}" for text in paused]
     lines += [f"to come: {text}" for text in pending]
     return "\n".join(lines)
-
-
-def _rows(status: Mapping[str, object], key: str) -> list[Mapping[str, object]]:
-    rows = status.get(key)
-    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []

@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -33,10 +33,11 @@ def begun(worker: Mapping[str, Any]) -> int:
 class Watched:
     """``manager``: one of this process, or the name or file of one elsewhere."""
 
-    def __init__(self, manager: Any, pilot_file: Path) -> None:
-        self._manager = weakref.ref(manager) if not isinstance(manager, str | os.PathLike) else None
+    def __init__(self, manager: object, pilot_file: Path) -> None:
+        elsewhere = isinstance(manager, str | os.PathLike)
+        self._manager: weakref.ref[Any] | None = None if elsewhere else weakref.ref(cast("Any", manager))
         self._pilot_file = pilot_file
-        self.name = str(getattr(manager, "name", manager))
+        self.name = pilot_file.parent.name if elsewhere else str(getattr(cast("Any", manager), "name", "?"))
         self.last: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
