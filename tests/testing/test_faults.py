@@ -65,12 +65,15 @@ def test_every_public_name_can_be_had() -> None:
 
 def test_a_story_reads_as_one() -> None:
     """Zeros are left out, numbers agree with their nouns."""
-    story = Story(submitted=3, done=2, failed=1, lost=2, retried=1, pilots=2, preemptions=1, events=(Event(1.5, "n1: preempted"),))
+    story = Story(
+        submitted=3, done=2, failed=1, lost=2, retried=1, pilots=2, preemptions=1, refused=1, cuts=2, events=(Event(1.5, "n1: preempted"),)
+    )
     assert story.attempts == 6
     assert str(story).splitlines() == [
         "calls:   3 calls submitted: 2 done, 1 failed",
         "         6 attempts; 2 lost with their pilots, 1 by retries",
         "pilots:  2 starts; 1 preempted",
+        "batch:   submissions refused: 1, cuts: 2",
         "",
         "     1.50 s  n1: preempted",
     ]

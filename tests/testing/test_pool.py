@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import windlass
 from windlass.errors import NotPossible, SlotDied, UsageError, WorkersLost
-from windlass.testing import FakePool, LoseStatus, Preempt, fake_pool
+from windlass.testing import BadNode, FakePool, LoseStatus, Preempt, fake_pool
 from windlass.testing.leftovers import VARIABLE, Leftovers
 
 
@@ -104,6 +107,26 @@ def test_there_is_one_at_a_time_in_a_process(windlass_pool: FakePool) -> None:
     """All pools of the process are its, so two would be in each other's way."""
     with pytest.raises(UsageError, match="there is a FakePool in this process already"):
         FakePool()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"nodes": 0}, "nodes=0: give the number of nodes"),
+        ({"limit": "1min"}, "limit='1min': give the seconds that a test may take"),
+        ({"chaos": True}, "chaos=True: give the number of faults"),
+        ({"seed": "x"}, "seed='x': give a whole number"),
+        ({"nodes": 2, "faults": [BadNode("n3")]}, "there is no node 'n3'; known: n1, n2"),
+    ],
+)
+def test_wrong_options_are_refused_and_nothing_stays(options: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what to write instead; the next pool can be made."""
+    monkeypatch.setenv("TMPDIR", str(folder := Path(tempfile.mkdtemp())))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(UsageError, match=re.escape(text)):
+        FakePool(**options)
+    assert list(folder.iterdir()) == []
+    folder.rmdir()
 
 
 def test_it_serves_without_pytest(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from windlass.errors import UsageError
+from windlass.errors import UnknownName, UsageError
 from windlass.factory import factory as factories
 from windlass.factory.backend import Cause
 from windlass.factory.fake import Fault as Command
@@ -92,7 +92,7 @@ class FakePool(Executor):
     ) -> None:
         self.seed = int.from_bytes(os.urandom(3)) if seed is None else seed
         self.limit = limit
-        given = _checked(faults, chaos, self.seed)
+        given = _checked(faults, chaos, self.seed, nodes, limit)
         if factories.stand_in is not None:
             raise UsageError("there is a FakePool in this process already, and all pools are its; end that one first")
         self._started_at = time.monotonic()
@@ -110,8 +110,8 @@ class FakePool(Executor):
             opening.callback(setattr, factories, "stand_in", None)
             os.environ[_STATE] = str(self.folder / "state")
             factories.stand_in = self._site.stand_in
-            options = {"grace": GRACE, "pool": "fake", **options}
-            super().__init__("fake", max_pilots=pilots, cores=cores, manager_options=manager_options, **options)
+            options = {"grace": GRACE, "pool": "fake", "max_pilots": pilots, **options}
+            super().__init__("fake", cores=cores, manager_options=manager_options, **options)
             self._ending = opening.pop_all()
         for fault in given:
             self.inject(fault)
@@ -124,7 +124,8 @@ class FakePool(Executor):
     # ---------------------------------------------------------------- faults
 
     def inject(self, fault: Fault) -> None:
-        """Have it happen when it is due: at once if it can."""
+        """Have it happen when it is due: at once if it can. Raises `UnknownName` for a node that there is not."""
+        _check_node(fault, self._site.nodes)
         self._director.add(fault)
 
     def preempt(self, node: str = "", *, notice: float = 0.0, requeue: bool = True, after: int = 0) -> None:
@@ -272,7 +273,7 @@ class FakePool(Executor):
         return f"{counted(ended, 'call')} ended, and then there was nobody left to hit; give more or longer calls, or a smaller after="
 
 
-def _checked(faults: Iterable[Fault], number: object, seed: object) -> list[Fault]:
+def _checked(faults: Iterable[Fault], number: object, seed: object, nodes: object, limit: object) -> list[Fault]:
     if not isinstance(faults, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(f"faults={faults!r}: give a list, as in faults=[windlass.testing.Preempt(after=3)]")
     given = list(faults)
@@ -283,7 +284,20 @@ def _checked(faults: Iterable[Fault], number: object, seed: object) -> list[Faul
         raise UsageError(f"chaos={number!r}: give the number of faults, as in chaos=10")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise UsageError(f"seed={seed!r}: give a whole number, as in seed=7")
+    if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
+        raise UsageError(f"nodes={nodes!r}: give the number of nodes, each for one pilot, as in nodes=4")
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or limit < 0:
+        raise UsageError(f"limit={limit!r}: give the seconds that a test may take, as in limit=60; 0 is no limit")
+    for fault in given:
+        _check_node(fault, nodes)
     return given
+
+
+def _check_node(fault: Fault, count: int) -> None:
+    node = getattr(fault, "node", "")
+    nodes = [f"n{number + 1}" for number in range(count)]
+    if node and node not in nodes:
+        raise UnknownName("node", node, nodes)
 
 
 def _set_variable(name: str, value: str | None) -> None:

@@ -74,9 +74,11 @@ class Story:
                     "lost with their node": self.nodes_lost,
                 }
             ),
-            "batch:   " + numbers({"submissions refused": self.refused, "commands unanswered": self.unanswered, "cuts": self.cuts}),
         ]
-        lines = [line.rstrip("; :") for line in lines if line.strip() != "batch:"]
+        lines = [line.rstrip("; :") for line in lines]
+        trouble = {"submissions refused": self.refused, "commands unanswered": self.unanswered, "cuts": self.cuts}
+        if any(trouble.values()):
+            lines.append("batch:   " + ", ".join(f"{word}: {number}" for word, number in trouble.items() if number))
         lines += [f"never:   {text}" for text in self.never]
         if self.events:
             cut = len(self.events) - SHOWN
