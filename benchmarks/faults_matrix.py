@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import faults_blows as blows
-from faults_network import Hosts, Proxy
+from faults_network import Hosts
 from faults_program import HAS_JOURNAL
 from faults_scenes import start_factory
 from faults_stage import Stage
 from recording import wait_until, words_of
+from windlass.testing import Proxy
 
 ROWS: Final = ("slot", "zygote", "worker", "factory", "manager", "batch controller", "network link")
 FAULTS: Final = (

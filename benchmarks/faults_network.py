@@ -1,4 +1,6 @@
-"""Networks that can be broken: hosts in network namespaces with a switch between them, and a proxy that plays one.
+"""A network that can be broken: hosts in network namespaces with a switch between them.
+
+`windlass.testing.Proxy` plays a network where there are no hosts.
 
 Theory of operation
 -------------------
@@ -7,20 +9,13 @@ So the hosts have addresses of their own, their own loopback, and no way to each
 *switch's* side: its port leaves the bridge, and the frames of both directions end there; nobody is told, no connection is reset, the
 host's interface stays up (`unplugged`).  `slow` lets a port send so many bits per second.  `reset` ends a host's connections at both ends
 by a RST. All of this needs root; where namespaces are seen (/run/netns) is private to the mount namespace that the matrix runs in.
-
-`Proxy` carries bytes between those who connect to it and one port of loopback, on a thread of its own, and needs nothing: it resets,
-swallows or slows down.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import selectors
-import socket
 import subprocess
-import threading
-import time
 from collections.abc import Generator
 from types import TracebackType
 from typing import Final, Self
@@ -122,140 +117,6 @@ class Hosts:
     def reset(self, number: int) -> None:
         """End all TCP connections of a host: both ends get a RST."""
         subprocess.run([*self.words(number), "ss", "-K", "dst", f"{NETWORK}.0/24"], capture_output=True, check=False)
-
-
-class Proxy:
-    """Carries bytes between those who connect to `port` and another port of loopback, until told otherwise."""
-
-    def __init__(self, to_port: int) -> None:
-        self._to = ("127.0.0.1", to_port)
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listening.getsockname()[1]
-        self._other: dict[socket.socket, socket.socket] = {}
-        self._mode = "up"
-        #: Connections that were there when it was told to swallow: they stay dead, as after a firewall has forgotten them.
-        self._dead: set[socket.socket] = set()
-        self._rate = 0.0
-        self._wake, self._bell = socket.socketpair()
-        self._selector = selectors.DefaultSelector()
-        for one in (self._listening, self._wake):
-            self._selector.register(one, selectors.EVENT_READ)
-        self._over = False
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="proxy")
-        self._thread.start()
-
-    def reset(self) -> None:
-        """Every connection is reset once; new ones come through."""
-        with self._lock:
-            self._drop_all()
-
-    @contextlib.contextmanager
-    def refusing(self) -> Generator[None]:
-        """Every connection is reset, and every new one at once."""
-        self._set("reset")
-        try:
-            yield
-        finally:
-            self._set("up")
-
-    def forget(self) -> None:
-        """What stands now carries no byte any more, and neither side is told; new connections come through."""
-        with self._lock:
-            self._dead |= set(self._other)
-
-    @contextlib.contextmanager
-    def swallowing(self) -> Generator[None]:
-        """No byte comes through, nobody is told, new connections are taken and hear nothing."""
-        self._set("swallow")
-        try:
-            yield
-        finally:
-            self._set("reset")  # what was swallowed cannot come any more
-            self._set("up")
-
-    @contextlib.contextmanager
-    def slow(self, bytes_per_second: float) -> Generator[None]:
-        """All connections together carry so much."""
-        self._rate = bytes_per_second
-        try:
-            yield
-        finally:
-            self._rate = 0.0
-
-    def close(self) -> None:
-        self._over = True
-        self._bell.send(b"x")
-        self._thread.join()
-        self._drop_all()
-        for one in (self._listening, self._wake, self._bell):
-            one.close()
-        self._selector.close()
-
-    def _set(self, mode: str) -> None:
-        with self._lock:
-            self._mode = mode
-            if mode == "reset":
-                self._drop_all()
-        self._bell.send(b"x")
-
-    def _drop_all(self) -> None:
-        for one in list(self._other):
-            self._drop(one)
-        self._dead.clear()
-
-    def _drop(self, one: socket.socket) -> None:
-        self._other.pop(one, None)
-        self._dead.discard(one)
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(one)
-        with contextlib.suppress(OSError):
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # closing is a RST
-        one.close()
-
-    def _run(self) -> None:
-        while not self._over:
-            for key, _ in self._selector.select():
-                one = key.fileobj
-                assert isinstance(one, socket.socket)
-                with self._lock:
-                    if one is self._wake:
-                        self._wake.recv(100)
-                    elif one is self._listening:
-                        self._accept()
-                    elif one in self._other:
-                        self._carry(one)
-
-    def _accept(self) -> None:
-        near, _ = self._listening.accept()
-        if self._mode == "reset":
-            near.close()
-            return
-        try:
-            far = socket.create_connection(self._to)
-        except OSError:
-            near.close()
-            return
-        for one, other in ((near, far), (far, near)):
-            self._other[one] = other
-            self._selector.register(one, selectors.EVENT_READ)
-
-    def _carry(self, one: socket.socket) -> None:
-        other = self._other[one]
-        try:
-            data = one.recv(1 << 14)
-            if self._rate:
-                time.sleep(len(data) / self._rate)
-            if data and self._mode == "up" and one not in self._dead:
-                other.sendall(data)
-        except OSError:
-            data = b""
-        if not data:
-            if one in self._dead:
-                self._selector.unregister(one)  # its end is not passed on either
-                return
-            for each in (one, other):
-                self._drop(each)
 
 
 def may_make_hosts() -> str:

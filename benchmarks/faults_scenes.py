@@ -12,10 +12,10 @@ from collections.abc import Callable, Generator
 from typing import Any, Final
 
 import faults_blows as blows
-from faults_network import Hosts, Proxy
+from faults_network import Hosts
 from faults_stage import Stage
 from recording import MARK
-from windlass.testing import SlurmCluster, free_ports
+from windlass.testing import Proxy, SlurmCluster, free_ports
 
 LOCAL: Final[dict[str, Any]] = {"cores": 2, "min_pilots": 2, "max_pilots": 2, "grace": 1.0, "hold": 0.5}
 

@@ -26,10 +26,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from faults_network import Hosts, Proxy
+from faults_network import Hosts
 from faults_program import LINE, Program
 from recording import MARK, live_jobs, marked_processes, wait_until, words_of
-from windlass.testing import SlurmCluster
+from windlass.testing import Proxy, SlurmCluster
 
 PROGRAM: Final = Path(__file__).with_name("faults_program.py")
 #: Set in the mount namespace of the matrix.

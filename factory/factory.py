@@ -65,6 +65,12 @@ class Pool:
 
 PoolWord = str | Backend | Pool
 
+StandIn = Callable[[ManagerLike | str | os.PathLike[str], Path, Backend, PoolConfig], tuple[Backend, PoolConfig]]
+
+#: What gives each pool of a factory that is made another batch system, for the tests of users (`windlass.testing`): it is told the manager,
+#: its pilot file, backend and pool. None: nothing does.
+stand_in: StandIn | None = None
+
 
 @runtime_checkable
 class KnowsFactories(Protocol):
@@ -145,6 +151,8 @@ class Factory:
         if not isinstance(manager, str | os.PathLike) and not hasattr(manager, "pilot_file"):
             raise UsageError(f"Factory({manager!r}, ...): the first argument is a Manager, or the name of one that runs elsewhere")
         self._pilot_file = self._manager.pilot_file if self._manager is not None else _pilot_file(manager)  # type: ignore[arg-type]
+        if stand_in is not None:
+            made = [stand_in(manager, self._pilot_file, one, pool) for one, pool in made]
         self._kept = [self._keep(index, one, pool, several=len(made) > 1) for index, (one, pool) in enumerate(made)]
         self._folders = [self._folder_of(kept, folder) for kept in self._kept]
         self._ledger = Ledger([kept.core.pool for kept in self._kept], self._replan)

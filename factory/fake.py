@@ -10,17 +10,20 @@ SIGTERM, ``kill_wait`` seconds, SIGKILL, and *ending* meanwhile.
 Faults are asked for by name:
 
 * ``fail("submit", Fault.REJECTED)`` and ``OVER_LIMIT``, ``UNREACHABLE`` (nothing was done), ``AMBIGUOUS`` (it *was* done, though the
-  answer is a time-out), also for ``"query"`` and ``"cancel"``; ``max_jobs`` refuses what is too many as ``OVER_LIMIT``.
-* ``preempt(job)`` (queued again under the same id, ``restart`` counted; or ended), ``hold(job)``, ``lose_node(node)``,
-  ``black_holes`` (nodes where jobs end at once).
+  answer is a time-out), also for ``"query"`` and ``"cancel"``; ``standing`` has those that last; ``max_jobs`` refuses what is too many as
+  ``OVER_LIMIT``.
+* ``preempt(job)`` (queued again under the same id, ``restart`` counted; or ended), ``time_out(job)``, ``kill(job)``, ``hold(job)``,
+  ``lose_node(node)``, ``black_holes`` (nodes where jobs end at once).
 * ``lie(job, listed, times)`` in answers to queries; ``hide(job, times)``; ``forget(job)``, and ``forget_after=0`` forgets each job as
   it ends.
 
 `FakeBackend` is the thin shell: with ``processes=True`` real workers run and a thread moves the time on; with ``processes=False``
-nothing runs, the clock is ``advance(seconds)``, a started job stays until ``finish(job)``, and the same state machine is at work."""
+nothing runs, the clock is ``advance(seconds)``, a started job stays until ``finish(job)``, and the same state machine is at work.
+`windlass.testing` is built on it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
@@ -80,6 +83,17 @@ class Kill:
 Todo = Start | Terminate | Kill
 
 
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """What became of a job, or of a command (then without a job)."""
+
+    at: float
+    #: ``started``, a `Cause` by which it ended or had to, ``failed`` for an end at start or by an exit status; or a `Fault`.
+    what: str
+    job: str = ""
+    node: str = ""
+
+
 @dataclass(slots=True)
 class FakeJob:
     """A job of the cluster. Times are the caller's ``now``."""
@@ -132,6 +146,10 @@ class FakeCluster:
         self.jobs: dict[JobId, FakeJob] = {}
         #: Commands received: (kind, when).
         self.commands: list[tuple[str, float]] = []
+        #: Starts and ends, and commands that failed.
+        self.happened: list[Happened] = []
+        #: By command: how each of its kind fails, and the text.
+        self.standing: dict[str, tuple[Fault, str]] = {}
         #: Most jobs that were alive at a time.
         self.most_alive = 0
         self._faults: dict[str, list[tuple[Fault, str]]] = {}
@@ -149,17 +167,29 @@ class FakeCluster:
         assert found.state is Listed.QUEUED, f"{job} is {found.state}"
         found.state, found.reason = Listed.HELD, reason
 
-    def preempt(self, job: JobId, now: float, *, requeue: bool = True) -> list[Todo]:
-        """Another job takes its place: it is ended, and queued again under the same id unless ``requeue=False``."""
-        return self._begin_end(self.jobs[job], Cause.PREEMPTED, "preempted", now, requeue=requeue)
+    def preempt(self, job: JobId, now: float, *, requeue: bool = True, notice: float | None = None) -> list[Todo]:
+        """Another job takes its place: it is ended, and queued again under the same id unless ``requeue=False``.
 
-    def lose_node(self, node: str) -> None:
+        ``notice``: seconds from SIGTERM to SIGKILL, where it is not ``kill_wait``; 0: there is no SIGTERM.
+        """
+        return self._begin_end(self.jobs[job], Cause.PREEMPTED, "preempted", now, requeue=requeue, notice=notice)
+
+    def time_out(self, job: JobId, now: float, *, notice: float | None = None) -> list[Todo]:
+        """Its walltime is over, whatever it asked for; ``notice`` as in `preempt`."""
+        return self._begin_end(self.jobs[job], Cause.WALLTIME, "TimeLimit", now, notice=notice)
+
+    def kill(self, job: JobId) -> list[Todo]:
+        """Somebody kills the pilot of a running job, which ends by that."""
+        found = self.jobs[job]
+        return [Kill(job, found.restart)] if found.state in (Listed.RUNNING, Listed.ENDING) else []
+
+    def lose_node(self, node: str, now: float | None = None) -> None:
         """A node is gone with all that runs there: its jobs are queued again, their processes live on unseen."""
         self.down.add(node)
         for job in self.jobs.values():
             if job.node == node and job.state in (Listed.RUNNING, Listed.ENDING):
                 job.cause, job.requeue = Cause.NODE, True
-                self._ended(job, job.started_at, None)
+                self._ended(job, job.started_at if now is None else now, None)
 
     def lie(self, job: JobId, listed: Listed, times: int = 1) -> None:
         """The next answers list the job so, whatever its state."""
@@ -179,9 +209,13 @@ class FakeCluster:
     def _fault(self, command: str, now: float) -> Fault | None:
         self.commands.append((command, now))
         waiting = self._faults.get(command)
-        if not waiting:
+        if waiting:
+            fault, text = waiting.pop(0)
+        elif command in self.standing:
+            fault, text = self.standing[command]
+        else:
             return None
-        fault, text = waiting.pop(0)
+        self.happened.append(Happened(now, fault))
         if fault is Fault.REJECTED:
             raise Rejected(text or "Batch job submission failed: Invalid account specified")
         if fault is Fault.OVER_LIMIT:
@@ -277,6 +311,7 @@ class FakeCluster:
                 continue
             job.state, job.node, job.started_at, job.reason = Listed.RUNNING, node, now, ""
             self.free[node] -= job.cores
+            self.happened.append(Happened(now, "started", pilot_word(job.job, job.restart), node))
             if node in self.black_holes:
                 job.cause, job.reason = Cause.EXIT, "NonZeroExitCode"
                 self._ended(job, now, 1)
@@ -285,7 +320,9 @@ class FakeCluster:
         job.reason = "Resources"
         return []
 
-    def _begin_end(self, job: FakeJob, cause: Cause, reason: str, now: float, *, requeue: bool = False) -> list[Todo]:
+    def _begin_end(
+        self, job: FakeJob, cause: Cause, reason: str, now: float, *, requeue: bool = False, notice: float | None = None
+    ) -> list[Todo]:
         if job.state in (Listed.QUEUED, Listed.HELD):
             if not requeue:
                 job.cause, job.reason, job.requeue = cause, reason, False
@@ -296,8 +333,9 @@ class FakeCluster:
         if job.state is not Listed.RUNNING:
             return []
         job.state, job.cause, job.reason, job.requeue = Listed.ENDING, cause, reason, requeue
-        job.kill_at, job.killed = now + self.kill_wait, False
-        return [Terminate(job.job, job.restart)]
+        job.kill_at, job.killed = now + (self.kill_wait if notice is None else notice), notice == 0
+        self.happened.append(Happened(now, cause, pilot_word(job.job, job.restart), job.node))
+        return [Kill(job.job, job.restart)] if job.killed else [Terminate(job.job, job.restart)]
 
     def process_ended(self, job: JobId, restart: int, status: int, now: float) -> None:
         """The process of a job has ended: exit status, or a signal as a negative number."""
@@ -312,6 +350,9 @@ class FakeCluster:
     def _ended(self, job: FakeJob, now: float, exit_status: int | None) -> None:
         if job.node and job.state in (Listed.RUNNING, Listed.ENDING):
             self.free[job.node] += job.cores
+            if job.state is Listed.RUNNING:  # of one that was told to end that is said already
+                what = "failed" if exit_status else job.cause
+                self.happened.append(Happened(now, what, pilot_word(job.job, job.restart), job.node))
         job.kill_at, job.killed = None, False
         if job.requeue:
             job.state, job.restart, job.node, job.requeue = Listed.QUEUED, job.restart + 1, "", False
@@ -374,6 +415,8 @@ class FakeBackend:
             max_jobs=max_jobs,
             forget_after=forget_after,
         )
+        #: Of all pilots that were ever started.
+        self.pids: list[int] = []
         #: With ``processes=False``: what the time is.
         self.now = 0.0
         self._real = processes
@@ -475,11 +518,15 @@ class FakeBackend:
 
     # ---------------------------------------------------------------- processes
 
+    def act(self, change: Callable[[FakeCluster, float], Sequence[Todo]]) -> None:
+        """Do something to the cluster, at this time, and to processes what follows from it."""
+        with self._moved:
+            self._do(change(self.cluster, self._clock()))
+            self._moved.notify()
+
     def preempt(self, job: JobId, *, requeue: bool = True) -> None:
         """Another job takes this one's place."""
-        with self._moved:
-            self._do(self.cluster.preempt(job, self._clock(), requeue=requeue))
-            self._moved.notify()
+        self.act(lambda cluster, now: cluster.preempt(job, now, requeue=requeue))
 
     def _do(self, todo: Sequence[Todo]) -> None:
         for one in todo:
@@ -504,9 +551,10 @@ class FakeBackend:
         env = {**os.environ, **dict(request.env)}
         log = self._log(start.job)
         try:
-            processes.start(word, command, env, log, grace=request.grace)
+            self.pids.append(processes.start(word, command, env, log, grace=request.grace))
         except OSError as error:  # as a batch system does: the job is accepted and dies at launch
-            log.write_text(f"cannot start {command[0]}: {error.strerror}\n")
+            with contextlib.suppress(OSError):  # its folder may be gone, with its manager
+                log.write_text(f"cannot start {command[0]}: {error.strerror}\n")
             self.cluster.process_ended(start.job, start.restart, 127, self._clock())
 
     def _log(self, job: JobId) -> Path:

@@ -32,7 +32,7 @@ MARK = "WINDLASS_TEST_MARK"
 END_TIMEOUT = 10.0
 
 #: Files, and folders of files, that take long: they are begun first, or the last of them would be waited for alone.
-LONG = {"test_evaluation.py", "test_fault_matrix.py", "test_benchmarks.py", "test_worker_process.py", "slurm", "htcondor"}
+LONG = {"test_evaluation.py", "test_fault_matrix.py", "test_benchmarks.py", "test_worker_process.py", "slurm", "htcondor", "testing"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

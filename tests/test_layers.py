@@ -54,6 +54,8 @@ CORES = (
     "manager/replicas.py",
     "manager/told.py",
     "src/windlass/elf.py",
+    "src/windlass/testing/faults.py",
+    "src/windlass/testing/story.py",
 )
 
 #: Sockets, processes, threads, clocks, files, log handlers: what a core asks its shell for.
@@ -138,10 +140,10 @@ def test_a_core_does_no_io(core: str) -> None:
 @pytest.mark.parametrize(
     ("part", "forbidden"),
     [
-        ("manager", ("windlass.worker", "windlass.cli")),
-        ("worker", ("windlass.manager", "windlass.factory", "windlass.cli")),
-        ("factory", ("windlass.worker", "windlass.cli")),
-        ("src/windlass", ("windlass.cli",)),
+        ("manager", ("windlass.worker", "windlass.cli", "windlass.testing")),
+        ("worker", ("windlass.manager", "windlass.factory", "windlass.cli", "windlass.testing")),
+        ("factory", ("windlass.worker", "windlass.cli", "windlass.testing")),
+        ("src/windlass", ("windlass.cli", "windlass.testing")),
     ],
 )
 def test_dependence_goes_one_way(part: str, forbidden: tuple[str, ...]) -> None:

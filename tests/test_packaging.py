@@ -28,7 +28,8 @@ PARTS = ("manager", "worker", "factory", "batch_templates")
 
 def package_files() -> set[str]:
     """Paths below ``windlass/`` of all files that belong into the package."""
-    found = {f"windlass/{path.name}" for path in (ROOT / "src/windlass").iterdir() if path.is_file()}
+    own = [path for folder in ("src/windlass", "src/windlass/testing") for path in (ROOT / folder).iterdir()]
+    found = {f"windlass/{path.relative_to(ROOT / 'src/windlass')}" for path in own if path.is_file()}
     for part in PARTS:
         found |= {f"windlass/{path.relative_to(ROOT)}" for path in (ROOT / part).rglob("*") if path.is_file()}
     return {name for name in found if "__pycache__" not in name}
@@ -62,12 +63,14 @@ def test_the_wheel_has_every_file_of_the_package(built: Path) -> None:
     assert len(names) > len(PARTS)
 
 
-def test_the_wheel_has_the_command_and_the_licence(built: Path) -> None:
-    """``pip install`` gives a command `windlass`."""
+def test_the_wheel_has_the_command_the_plugin_and_the_licence(built: Path) -> None:
+    """``pip install`` gives a command `windlass`, and pytest the fixture `windlass_pool`."""
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         info = f"windlass-{windlass.__version__}.dist-info/"
-        assert "windlass = windlass.cli:main" in archive.read(info + "entry_points.txt").decode()
+        points = archive.read(info + "entry_points.txt").decode()
+        assert "[console_scripts]\nwindlass = windlass.cli:main" in points
+        assert "[pytest11]\nwindlass = windlass.testing.plugin" in points
         assert info + "licenses/LICENSE" in archive.namelist()
 
 

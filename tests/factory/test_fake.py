@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 from windlass.errors import OverLimit, Rejected, Unreachable, UsageError
 from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, PilotState, Tag
 from windlass.factory.fake import FakeBackend, FakeCluster, Fault, Kill, Start, Terminate
+from windlass.factory.processes import Processes
 from windlass.messages import PoolName, Resources
 
 REQUEST = PilotRequest(ticket="t", pool=PoolName("p"), command=("worker",), resources=Resources(4.0), walltime=100.0)
@@ -175,3 +179,51 @@ def test_real_time_is_not_moved_by_hand() -> None:
 def test_what_is_unknown_is_cancelled_without_an_error(fake: FakeBackend) -> None:
     fake.cancel([JobId("17")])
     assert fake.query() == []
+
+
+def test_a_kill_is_not_announced(tmp_path: Path) -> None:
+    """A SIGTERM just before would let a quick worker give its calls back: whoever kills a pilot for a test means to lose them."""
+    ended = threading.Event()
+    processes = Processes(ended.set)
+    script = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done"
+    processes.start("one", ["/bin/sh", "-c", script], os.environ, tmp_path / "log", grace=5)
+    end = time.monotonic() + 30
+    while "ready" not in (tmp_path / "log").read_text() and time.monotonic() < end:
+        time.sleep(0.005)
+    processes.kill(["one"])
+    assert ended.wait(30)
+    assert [process.status for process in processes.take_ended()] == [-9]
+    processes.close()
+
+
+def test_a_preemption_without_notice_is_a_kill() -> None:
+    """With some it is SIGTERM, then SIGKILL; a killed job, and one at its walltime, are told by their causes."""
+    cluster = FakeCluster(kill_wait=5.0)
+    jobs = [cluster.submit("t", 1, 0.0)[0] for _ in range(4)]
+    cluster.advance(0.0)
+    assert cluster.preempt(jobs[0], 1.0, notice=0.0) == [Kill(jobs[0], 0)]
+    assert cluster.time_out(jobs[1], 1.0, notice=2.0) == [Terminate(jobs[1], 0)]
+    assert cluster.kill(jobs[2]) == [Kill(jobs[2], 0)]
+    assert cluster.advance(2.9) == []
+    assert cluster.advance(3.0) == [Kill(jobs[1], 0)]
+    for job in jobs[:3]:
+        cluster.process_ended(job, 0, -9, 3.5)
+    cluster.lose_node("n1", 4.0)
+    told = [(one.what, one.job) for one in cluster.happened if one.what != "started"]
+    assert told == [(Cause.PREEMPTED, "1"), (Cause.WALLTIME, "2"), (Cause.SIGNAL, "3"), (Cause.NODE, "4")]
+    cluster.check()
+
+
+def test_a_fault_that_stands_fails_every_command_and_is_told() -> None:
+    """Until it is taken away; those that were asked for one by one come first."""
+    cluster = FakeCluster()
+    cluster.standing["submit"] = (Fault.REJECTED, "no such account")
+    cluster.fail("submit", Fault.OVER_LIMIT)
+    with pytest.raises(OverLimit):
+        cluster.submit("t", 1, 0.0)
+    for _ in range(2):
+        with pytest.raises(Rejected, match="no such account"):
+            cluster.submit("t", 1, 0.0)
+    cluster.standing.clear()
+    assert cluster.submit("t", 1, 0.0) == ["1"]
+    assert [one.what for one in cluster.happened] == [Fault.OVER_LIMIT, Fault.REJECTED, Fault.REJECTED]

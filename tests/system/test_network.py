@@ -5,141 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import selectors
-import socket
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from windlass import Factory, FunctionCall, Manager
+from windlass.testing import Proxy
 
 MB = 1 << 20
-
-
-class Network:
-    """Carries bytes between those who connect to `port` and the manager, until told otherwise."""
-
-    def __init__(self, to_port: int) -> None:
-        self._to = ("127.0.0.1", to_port)
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listening.getsockname()[1]
-        #: Pairs of connected sockets.
-        self._other: dict[socket.socket, socket.socket] = {}
-        self._mode = "up"
-        self._budget: int | None = None
-        self._wake, self._bell = socket.socketpair()
-        self._selector = selectors.DefaultSelector()
-        for one in (self._listening, self._wake):
-            self._selector.register(one, selectors.EVENT_READ)
-        self._over = False
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    @contextlib.contextmanager
-    def resetting(self) -> Generator[None]:
-        """Every connection is reset, and every new one at once."""
-        self._set("reset")
-        try:
-            yield
-        finally:
-            self._set("up")
-
-    @contextlib.contextmanager
-    def swallowing(self) -> Generator[None]:
-        """No byte comes through any more, and neither side is told; what stood then is reset when the network is back."""
-        self._set("swallow")
-        try:
-            yield
-        finally:
-            self._set("reset")
-            self._set("up")
-
-    def reset_after(self, count: int) -> None:
-        """Reset all connections once, in the middle of the transfer of these bytes."""
-        with self._lock:
-            self._budget = count
-
-    @property
-    def was_reset(self) -> bool:
-        """The reset of `reset_after` has happened."""
-        return self._budget is None
-
-    def close(self) -> None:
-        self._over = True
-        self._bell.send(b"x")
-        self._thread.join()
-        self._drop_all()
-        for one in (self._listening, self._wake, self._bell):
-            one.close()
-        self._selector.close()
-
-    def _set(self, mode: str) -> None:
-        with self._lock:
-            self._mode = mode
-            if mode == "reset":
-                self._drop_all()
-        self._bell.send(b"x")
-
-    def _drop_all(self) -> None:
-        for one in list(self._other):
-            with contextlib.suppress(KeyError):
-                self._selector.unregister(one)
-            one.close()
-        self._other.clear()
-
-    def _run(self) -> None:
-        while not self._over:
-            for key, _ in self._selector.select():
-                one = key.fileobj
-                assert isinstance(one, socket.socket)
-                with self._lock:
-                    if one is self._wake:
-                        self._wake.recv(100)
-                    elif one is self._listening:
-                        self._accept()
-                    elif one in self._other:
-                        self._carry(one)
-
-    def _accept(self) -> None:
-        near, _ = self._listening.accept()
-        if self._mode == "reset":
-            near.close()
-            return
-        far = socket.create_connection(self._to)
-        for one, other in ((near, far), (far, near)):
-            self._other[one] = other
-            self._selector.register(one, selectors.EVENT_READ)
-
-    def _carry(self, one: socket.socket) -> None:
-        other = self._other[one]
-        try:
-            data = one.recv(1 << 16)
-            if data and self._mode == "up":
-                other.sendall(data)
-        except OSError:
-            data = b""
-        if self._budget is not None:
-            self._budget -= len(data)
-            if self._budget < 0:
-                self._budget = None
-                self._drop_all()
-                return
-        if not data:
-            for each in (one, other):
-                self._other.pop(each, None)
-                self._selector.unregister(each)
-                each.close()
 
 
 class Behind:
     """A manager as pilots behind the network see it."""
 
-    def __init__(self, manager: Manager, network: Network, folder: Path) -> None:
+    def __init__(self, manager: Manager, network: Proxy, folder: Path) -> None:
         self.open_port = manager.open_port
         connection = json.loads(manager.pilot_file.read_bytes())
         connection["addresses"] = [["127.0.0.1", network.port]]
@@ -187,12 +69,12 @@ def connected(manager: Manager) -> list[bool]:
 
 
 @pytest.fixture
-def make_network(leaves_nothing_running: None) -> Iterator[Callable[[Manager], Network]]:
+def make_network(leaves_nothing_running: None) -> Iterator[Callable[[Manager], Proxy]]:
     """Puts a network in front of a manager."""
-    made: list[Network] = []
+    made: list[Proxy] = []
 
-    def make(manager: Manager) -> Network:
-        made.append(Network(manager.port))
+    def make(manager: Manager) -> Proxy:
+        made.append(Proxy(manager.port))
         return made[-1]
 
     yield make
@@ -208,9 +90,9 @@ def gate(tmp_path: Path) -> Iterator[str]:
     path.touch()
 
 
-@pytest.mark.parametrize("kind", ["resetting", "swallowing"])
+@pytest.mark.parametrize("kind", ["refusing", "swallowing"])
 def test_a_cut_inside_reconnect_grace_loses_and_repeats_nothing(
-    kind: str, make_network: Callable[[Manager], Network], tmp_path: Path, gate: str
+    kind: str, make_network: Callable[[Manager], Proxy], tmp_path: Path, gate: str
 ) -> None:
     """The worker works on through the cut; afterwards both sides go on where they were: each call runs once, each result comes once.
 
@@ -239,7 +121,7 @@ def test_a_cut_inside_reconnect_grace_loses_and_repeats_nothing(
 
 
 def test_after_a_cut_longer_than_reconnect_grace_calls_run_elsewhere_and_late_results_are_dropped(
-    make_network: Callable[[Manager], Network], tmp_path: Path, gate: str
+    make_network: Callable[[Manager], Proxy], tmp_path: Path, gate: str
 ) -> None:
     """The second attempt's result counts; the first worker rejoins with nothing, ends what it ran, and serves again."""
     with Manager(heartbeat=0.1, silence=0.4, reconnect_grace=0.3, manager_timeout=60) as manager:
@@ -250,7 +132,7 @@ def test_after_a_cut_longer_than_reconnect_grace_calls_run_elsewhere_and_late_re
             call = manager.submit(FunctionCall("lib", "hold", gate))
             until(lambda: lines(f"{gate}.runs"), "it runs")
             first = manager.status()["workers"][0]["id"]
-            with network.resetting():
+            with network.refusing():
                 until(lambda: not manager.status()["workers"], "the session is given up")
                 factories.enter_context(Factory(manager, "local", cores=1, grace=1))
                 until(lambda: len(lines(f"{gate}.runs")) == 2, "it runs elsewhere")
@@ -268,7 +150,7 @@ def test_after_a_cut_longer_than_reconnect_grace_calls_run_elsewhere_and_late_re
     assert len(lines(f"{gate}.runs")) == 2
 
 
-def test_objects_that_are_cut_off_in_the_middle_arrive_whole(make_network: Callable[[Manager], Network], tmp_path: Path) -> None:
+def test_objects_that_are_cut_off_in_the_middle_arrive_whole(make_network: Callable[[Manager], Proxy], tmp_path: Path) -> None:
     """A large argument and a large result, over the network as to another host; the connections are reset in the middle of each."""
     with Manager(heartbeat=0.2, silence=5, reconnect_grace=60, manager_timeout=60) as manager:
         store = manager._store  # pyright: ignore[reportPrivateUsage]

@@ -4,8 +4,8 @@ Theory of operation
 -------------------
 `SlurmCluster` starts the daemons of the distribution's packages (``apt-get install slurmctld slurmd slurm-client munge``) in the
 foreground, as children of this process: munged with a key and socket of its own, slurmctld, and one slurmd per virtual node, each with
-its own port and spool folder.  Nothing outside ``folder`` is written, no service of the machine is used or disturbed, and several
-clusters can stand side by side.  Accounting (slurmdbd) is not there, as at many sites.
+its own port and spool folder.  Nothing outside ``folder`` (made up unless given) is written, no service of the machine is used or
+disturbed, and several clusters can stand side by side.  Accounting (slurmdbd) is not there, as at many sites.
 
 The times are as short as Slurm allows: finished jobs are forgotten after about 5 s, SIGTERM is followed by SIGKILL after 2 s, requests time
 out after 2 s, a requeued job may start again after 2 s.  ``lines`` adds to or overrides the configuration.
@@ -23,15 +23,22 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from windlass.errors import UsageError
+
 PROGRAMS: Final = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun", "sinfo")
+#: What has them, by the program that installs it.
+PACKAGES: Final = {"apt-get": "slurmctld slurmd slurm-client munge", "dnf": "slurm slurm-slurmctld slurm-slurmd munge"}
 #: Daemons live where a user's PATH may not look.
 DAEMON_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_SECONDS: Final = 30.0
+#: A socket's path has at most 107 letters, and Slurm's are ``spool.NODE/NODE_JOB.STEP`` below the folder.
+FOLDER_MOST: Final = 80
 
 CONF: Final = """\
 SlurmctldHost={host}({address})
@@ -88,6 +95,12 @@ def missing_programs() -> list[str]:
     return [program for program in PROGRAMS if shutil.which(program, path=path) is None]
 
 
+def how_to_install() -> str:
+    """The command by which this machine gets Slurm's programs."""
+    found = next((manager for manager in PACKAGES if shutil.which(manager)), "apt-get")
+    return f"{found} install {PACKAGES[found]}"
+
+
 def free_ports(count: int) -> list[int]:
     """So many ports of loopback that nobody listens on now."""
     with contextlib.ExitStack() as sockets:
@@ -106,7 +119,18 @@ class SlurmCluster:
     ``fast``, the others ``slow``; each has two GPUs on paper.
     """
 
-    def __init__(self, folder: Path, *, nodes: int = 4, cpus: int = 4, memory: int = 4000, lines: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path | None = None, *, nodes: int = 4, cpus: int = 4, memory: int = 4000, lines: Mapping[str, str] | None = None
+    ) -> None:
+        #: Removed at the end where it was not given.
+        self._own_folder = folder is None
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="windlass-slurm-"))
+        if len(os.fsencode(folder.absolute())) > FOLDER_MOST:
+            raise UsageError(
+                f"SlurmCluster({str(folder)!r}): Slurm makes sockets in its folder, whose paths would be too long;"
+                f" give one of at most {FOLDER_MOST} letters, or none, for one of its own"
+            )
         self.folder = folder
         self.nodes = tuple(f"n{number + 1}" for number in range(nodes))
         #: What clients need in ``SLURM_CONF``.
@@ -155,7 +179,10 @@ class SlurmCluster:
         self.close()
 
     def start(self) -> None:
-        """Start what does not run, and return when every node takes work."""
+        """Start what does not run, and return when every node takes work. Raises `UsageError` where Slurm's programs are not installed."""
+        missing = missing_programs()
+        if missing:
+            raise UsageError(f"no {', '.join(missing)} on this machine, so there can be no Slurm of one's own here: {how_to_install()}")
         key = self.folder / "munge.key"  # one that is there already is of clusters that trust each other
         if not key.exists():
             key.touch(0o600)
@@ -193,6 +220,8 @@ class SlurmCluster:
         for name in ("slurmctld", *self.nodes, "munged"):
             self._kill(name)
         self._kill_marked()
+        if self._own_folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _kill_marked(self) -> None:
         """End what the daemons have started: the processes that look after jobs, and jobs."""
