@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
+from windlass.commands import gpus_of, run_command
 from windlass.errors import Closed, NotPossible, UnknownName, UsageError
 from windlass.files import File, Level
 from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Target
@@ -296,7 +297,16 @@ class Door(Declaring):
         try:
             return self._installed[name]
         except KeyError:
+            if (gpus := gpus_of(name)) >= 0:
+                return self._install_commands(name, gpus)
             raise UnknownName("library", name, self._installed, "(install_library makes one callable)") from None
+
+    def _install_commands(self, name: str, gpus: int) -> _Installed:
+        """The library of commands that are given so many GPUs."""
+        with self._lock:
+            if name not in self._installed:
+                self.install_library(Library(name, run_command, imports=None, gpus=gpus))
+            return self._installed[name]
 
     # ------------------------------------------------------------ calls
 
@@ -306,9 +316,11 @@ class Door(Declaring):
         Raises `UnknownName` (library or function), `NotPicklable` (an argument), `NotPossible` (no pool can ever run it), `Closed`.
         """
         if type(call) is not FunctionCall and not isinstance(call, FunctionCall):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise UsageError(f"submit({call!r}): write submit(FunctionCall('library', 'function', arguments...))")
+            raise UsageError(f"submit({call!r}): write submit(FunctionCall('library', 'function', arguments...)), or submit(Command('...'))")
         if self._client.closed:
             self._check_open()
+        if type(call) is not FunctionCall:
+            call.make_ready(self.declare_temp)
         installed = self._installed.get(call.library)
         if installed is None:
             installed = self._library(call.library)
@@ -317,8 +329,8 @@ class Door(Declaring):
             raise installed.has_no(call.function)
         if call.options is not DEFAULT_OPTIONS:
             self._check_possible(installed.spec, call.options)
-        if call.inputs or call.outputs:
-            return self._client.submit_in_room(target, call, call.inputs, call.outputs)
+        if call.has_room:
+            return self._client.submit_in_room(target, call)
         return self._client.submit(target, call.args, call.kwargs, call.options, call.tag)
 
     def declare_minitask(self, call: FunctionCall, name: str | None = None, level: Level = "workflow") -> File:
@@ -330,8 +342,7 @@ class Door(Declaring):
         self._check_open()
         if not isinstance(call, FunctionCall):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"declare_minitask({call!r}): write declare_minitask(FunctionCall('library', 'function', arguments...))")
-        if call.outputs:
-            raise UsageError("a mini task has no add_output(): the path that its function returns becomes the file")
+        call.make_ready_to_make()
         installed = self._library(call.library)
         target = installed.targets.get(call.function)
         if target is None:

@@ -239,6 +239,8 @@ class Sandbox(Record, frozen=True):
     outputs: tuple[tuple[str, FileName], ...] = ()
     #: The file that becomes of the path which the function returns; "": what it returns is a result.
     returned: FileName = FileName("")
+    #: Outputs that are not there when it has returned are no failure: who needs them ends without.
+    lenient: bool = False
 
 
 class CallSpec(msgspec.Struct, array_like=True, gc=False):
