@@ -21,6 +21,7 @@ from windlass.manager.demand import means_of
 from windlass.manager.filedesk import FileDesk
 from windlass.manager.programs import Program, Programs
 from windlass.messages import (
+    BlockHost,
     BringFiles,
     CallDone,
     CallId,
@@ -94,6 +95,8 @@ class Attachments:
                     link.fail(str(error))
             case CancelSubmitted(calls):
                 core.cancel(programs.cancelled(program, calls), now)
+            case BlockHost():
+                core.block_host(message, now)
             case InstallLibrary(spec):
                 program.libraries.add(spec.id)
                 core.install(spec, now)

@@ -18,6 +18,7 @@ from itertools import islice
 
 import msgspec
 
+from windlass.manager.blocked import BlockedHosts
 from windlass.manager.calls import Call, CallQueue
 from windlass.manager.libraries import LibraryState
 from windlass.manager.lineage import FIRST_REMAKE, Lineage
@@ -91,6 +92,7 @@ class Books:
         self.pilots = PilotBook()
         self.replicas = Replicas()
         self.lineage = Lineage()
+        self.blocked = BlockedHosts()
         #: Calls that wait, in no queue, for a result to be made again.
         self.parked: dict[FileName, list[Call]] = {}
         self.counters = Counters()

@@ -30,7 +30,7 @@ class Command(FunctionCall):
     Raises `UsageError` for what cannot be.
     """
 
-    __slots__ = ("check", "command", "env", "made", "merge_output")
+    __slots__ = ("check", "command", "env", "made", "merge_output", "packed")
 
     def __init__(
         self,
@@ -52,6 +52,8 @@ class Command(FunctionCall):
         self.env = read_environment(env)
         #: Paths of outputs for which each submission makes a file.
         self.made: tuple[str, ...] = ()
+        #: Paths of outputs that become archives if they are folders.
+        self.packed: tuple[str, ...] = ()
         if inputs is not None and not isinstance(inputs, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"inputs={inputs!r}: write inputs={{'path': manager.declare_file(...)}}")
         for path, file in (inputs or {}).items():
@@ -97,12 +99,15 @@ class Command(FunctionCall):
         self.library = library_of(needs.gpus)
         self.args = (self.command, outputs, self.env or None)
         self.kwargs = {"check": self.check, "merge_output": self.merge_output, "threads": int(needs.cores), "makes": makes}
-        self.kwargs = {name: value for name, value in self.kwargs.items() if value != (name == "check")}
+        self.kwargs = {name: value for name, value in self.kwargs.items() if value != (name == "check") and value != ""}
+        if self.packed:
+            self.kwargs["pack"] = self.packed
 
     def with_options(self, **options: Unpack[CallKeywords]) -> Command:
         twin = super().with_options(**options)
         assert isinstance(twin, Command)
-        twin.check, twin.command, twin.env, twin.made, twin.merge_output = self.check, self.command, self.env, self.made, self.merge_output
+        twin.check, twin.merge_output, twin.packed = self.check, self.merge_output, self.packed
+        twin.command, twin.env, twin.made = self.command, self.env, self.made
         return twin
 
     def __repr__(self) -> str:

@@ -36,7 +36,7 @@ import msgspec
 from windlass.commands import gpus_of, run_command
 from windlass.errors import Closed, NotPossible, UnknownName, UsageError
 from windlass.files import File, Level
-from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Target
+from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Target, read_seconds
 from windlass.manager.client import Client
 from windlass.manager.declaring import Declaring
 from windlass.manager.future import CallFuture
@@ -46,6 +46,7 @@ from windlass.manager.memory import JOURNALED, MEMOIZED, Memory
 from windlass.manager.placement import why_never
 from windlass.manifests import Manifest
 from windlass.messages import (
+    BlockHost,
     CallOptions,
     DeclareFile,
     DeclareMade,
@@ -316,7 +317,9 @@ class Door(Declaring):
         Raises `UnknownName` (library or function), `NotPicklable` (an argument), `NotPossible` (no pool can ever run it), `Closed`.
         """
         if type(call) is not FunctionCall and not isinstance(call, FunctionCall):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise UsageError(f"submit({call!r}): write submit(FunctionCall('library', 'function', arguments...)), or submit(Command('...'))")
+            raise UsageError(
+                f"submit({call!r}): write submit(FunctionCall('library', 'function', arguments...)), or submit(Command('...'))"
+            )
         if self._client.closed:
             self._check_open()
         if type(call) is not FunctionCall:
@@ -363,8 +366,11 @@ class Door(Declaring):
         tag: str | None = None,
         *,
         memoize: bool = False,
+        inputs: Mapping[str, File] | None = None,
+        outputs: Mapping[str, File] | None = None,
     ) -> CallFuture[Any]:
-        """Queue ``fn(*args, **kwargs)`` in the implicit library; its future. ``memoize``: equal calls are run once. Raises as `submit`."""
+        """Queue ``fn(*args, **kwargs)`` in the implicit library; its future. ``memoize``: equal calls are run once. ``inputs``, ``outputs``: it
+        runs in a directory of its own, with these files by their paths there (`FunctionCall.add_input`). Raises as `submit`."""
         from windlass.functions import define
 
         if self._closed or self._client.closed:
@@ -384,6 +390,14 @@ class Door(Declaring):
         chosen = options or DEFAULT_OPTIONS
         if chosen is not DEFAULT_OPTIONS:
             self._check_possible(spec, chosen)
+        if inputs or outputs:
+            call = FunctionCall(IMPLICIT, target.names[1], *args, **(kwargs or {}))
+            call.options, call.tag = chosen, tag
+            for path, file in (inputs or {}).items():
+                call.add_input(file, path)
+            for path, file in (outputs or {}).items():
+                call.add_output(file, path)
+            return self._client.submit_in_room(target, call)
         return self._client.submit(target, args, kwargs or {}, chosen, tag)
 
     def _implicit_target(self, fn: Callable[..., Any], defined: Defined, memoize: bool) -> tuple[LibrarySpec, Target]:
@@ -466,6 +480,23 @@ class Door(Declaring):
     def cancel_all(self) -> int:
         """Cancel all calls; how many had not ended."""
         return self._client.cancel_all(self._client.pending())
+
+    def block_host(self, host: str, seconds: float | str | None = None) -> None:
+        """Run nothing more on this host, for so many seconds (None: until `unblock_host`): what runs there ends there, and its pilots leave.
+
+        Factories avoid it where their batch system can (Slurm, HTCondor). Raises `UsageError`.
+        """
+        self._check_open()
+        if not isinstance(host, str) or not host:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"block_host({host!r}): give the name of a host, as `windlass status` shows it")
+        self._client.say(BlockHost(host, 0.0 if seconds is None else read_seconds("seconds", seconds)))
+
+    def unblock_host(self, host: str | None = None) -> None:
+        """Use this host again; None: all that were blocked."""
+        self._check_open()
+        if host is not None and (not isinstance(host, str) or not host):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"unblock_host({host!r}): give the name of a host that was blocked, or None for all")
+        self._client.say(BlockHost(host or "", blocked=False))
 
     # ------------------------------------------------------------ seeing
 

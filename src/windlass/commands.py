@@ -58,6 +58,10 @@ class CommandResult:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     peak_memory: int = 0
+    #: Where it ran.
+    host: str = ""
+    #: Outputs that were folders and have become tar archives, as was asked for.
+    packed: tuple[str, ...] = ()
 
     @property
     def successful(self) -> bool:
@@ -132,11 +136,13 @@ def run_command(
     merge_output: bool = False,
     threads: int = 0,
     makes: str = "",
+    pack: Sequence[str] = (),
 ) -> CommandResult | str:
     """In a slot, in the call's own directory: run a command, by the shell if it is a text.
 
     ``outputs``: paths that are to be there when it has ended. ``env``: variables that it gets beside those of the pilot (None: does not
-    get). ``threads``: for how many cores numerical libraries are told to use. ``makes``: it is one of a mini task, whose result is this path.
+    get). ``threads``: how many numerical libraries are told to start. ``makes``: it is one of a mini task, whose result is this path.
+    ``pack``: those of the outputs that become tar archives if they are folders.
 
     Raises `CommandFailed` as said above.
     """
@@ -147,8 +153,11 @@ def run_command(
     seconds = time.monotonic() - started
     wanted = (makes,) if makes else outputs
     missing = tuple(path for path in wanted if not os.path.lexists(path))
-    stdout, stderr = _written(1), _written(2)
-    result = CommandResult(os.waitstatus_to_exitcode(status), stdout, stderr, missing, seconds, cpu_seconds, peak_memory)
+    code, host = os.waitstatus_to_exitcode(status), os.uname().nodename
+    packed = tuple(path for path in pack if os.path.isdir(path) and not os.path.islink(path))
+    for path in packed:
+        _pack(path)
+    result = CommandResult(code, _written(1), _written(2), missing, seconds, cpu_seconds, peak_memory, host, packed)
     if check:
         result.check(f"the command {shown(command)}")
     return makes or result
@@ -186,6 +195,16 @@ def _run(command: str | Sequence[str], env: dict[str, str], merge_output: bool) 
             os.waitpid(-1, 0)
             kill_below(own)  # children of what has just ended are ours now
     return status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+def _pack(path: str) -> None:
+    import shutil
+    import tarfile
+
+    with tarfile.open(f"{path}.packed", "w") as archive:
+        archive.add(path, ".")
+    shutil.rmtree(path)
+    os.rename(f"{path}.packed", path)
 
 
 _is_parent_of_orphans = False

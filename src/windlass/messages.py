@@ -761,6 +761,8 @@ class Demand(Message, frozen=True):
 
     shapes: tuple[Shape, ...]
     pilots: tuple[PilotSeen, ...] = ()
+    #: Hosts that are not wanted.
+    avoid: tuple[str, ...] = ()
 
 
 class ReleasePilots(Message, frozen=True):
@@ -860,6 +862,14 @@ class CancelSubmitted(Message, frozen=True):
     """Client → manager: cancel these calls, whatever their state."""
 
     calls: tuple[CallId, ...]
+
+
+class BlockHost(Message, frozen=True):
+    """Client → manager: run nothing more on this host for so many seconds (0: for ever); or (not ``blocked``) do again, "" for all."""
+
+    host: str
+    seconds: float = 0.0
+    blocked: bool = True
 
 
 class InstallLibrary(Message, frozen=True):
@@ -1077,6 +1087,7 @@ ToClient = Status | CallsDone | CallsFound | Means | FileBrought | FilesForgotte
 FromClient = (
     SubmitCalls
     | CancelSubmitted
+    | BlockHost
     | InstallLibrary
     | RemoveLibrary
     | DefineFunctions
