@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os.path import basename
-from typing import Unpack, cast
+from typing import Any, Unpack, cast
 
 from windlass.commands import library_of, run_command, shown
 from windlass.errors import UsageError, require_flag
@@ -22,8 +22,8 @@ from windlass.manager.call import CallKeywords, FunctionCall, merge_options
 class Command(FunctionCall):
     """A command for `Manager.submit`, run in a directory of its own: a text for ``/bin/sh``, or a list of words without a shell.
 
-    ``inputs``: declared files by the paths at which it finds them. ``outputs``: what it makes there: paths, whose files are in `outputs` when
-    it is submitted, or files of ``declare_temp()`` by path. ``env``: variables beside those of the pilot (None takes one away).
+    ``inputs``: declared files by the paths at which it finds them. ``outputs``: what it makes there: paths, whose files are in `outputs`
+    when it is submitted, or files of ``declare_temp()`` by path. ``env``: variables beside those of the pilot (None takes one away).
     ``check=False``: any exit code is a result, and outputs may be missing. ``merge_output``: its stderr goes with its stdout. Further
     options as of calls (``timeout=``, ``cores=``, ``retries=``, ...). Its result is a `windlass.CommandResult`.
 
@@ -98,10 +98,10 @@ class Command(FunctionCall):
         needs = self.options.needs
         self.library = library_of(needs.gpus)
         self.args = (self.command, outputs, self.env or None)
-        self.kwargs = {"check": self.check, "merge_output": self.merge_output, "threads": int(needs.cores), "makes": makes}
-        self.kwargs = {name: value for name, value in self.kwargs.items() if value != (name == "check") and value != ""}
-        if self.packed:
-            self.kwargs["pack"] = self.packed
+        given: dict[str, Any] = {"threads": int(needs.cores), "makes": makes, "merge_output": self.merge_output, "pack": self.packed}
+        self.kwargs = {name: value for name, value in given.items() if value}
+        if not self.check:
+            self.kwargs["check"] = False
 
     def with_options(self, **options: Unpack[CallKeywords]) -> Command:
         twin = super().with_options(**options)

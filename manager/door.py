@@ -369,8 +369,11 @@ class Door(Declaring):
         inputs: Mapping[str, File] | None = None,
         outputs: Mapping[str, File] | None = None,
     ) -> CallFuture[Any]:
-        """Queue ``fn(*args, **kwargs)`` in the implicit library; its future. ``memoize``: equal calls are run once. ``inputs``, ``outputs``: it
-        runs in a directory of its own, with these files by their paths there (`FunctionCall.add_input`). Raises as `submit`."""
+        """Queue ``fn(*args, **kwargs)`` in the implicit library; its future. ``memoize``: equal calls are run once.
+
+        ``inputs``, ``outputs``: it runs in a directory of its own, with these files by their paths there (as `FunctionCall.add_input`).
+        Raises as `submit`.
+        """
         from windlass.functions import define
 
         if self._closed or self._client.closed:
@@ -465,11 +468,14 @@ class Door(Declaring):
         """No call is waiting, running, or ended and uncollected."""
         return self._client.empty()
 
-    def hungry(self) -> int:
-        """How many more calls could be used well now; 0: enough are queued, or the manager is closed."""
+    def hungry(self, least: int = _HUNGRY_LEAST, times: float = _HUNGRY_TIMES) -> int:
+        """How many more calls could be used well now; 0: enough are queued, or the manager is closed.
+
+        Well used are at least so many, and ``times`` as many as slots and their queues hold.
+        """
         if self.closed:
             return 0
-        return max(0, max(_HUNGRY_LEAST, _HUNGRY_TIMES * self._capacity()) - self._client.outstanding())
+        return max(0, max(least, int(times * self._capacity())) - self._client.outstanding())
 
     def cancel_by_tag(self, tag: str) -> int:
         """Cancel all calls with this tag; how many had not ended."""
@@ -482,7 +488,7 @@ class Door(Declaring):
         return self._client.cancel_all(self._client.pending())
 
     def block_host(self, host: str, seconds: float | str | None = None) -> None:
-        """Run nothing more on this host, for so many seconds (None: until `unblock_host`): what runs there ends there, and its pilots leave.
+        """Run nothing more on this host for ``seconds`` (None: until `unblock_host`). What runs there ends there; then its pilots leave.
 
         Factories avoid it where their batch system can (Slurm, HTCondor). Raises `UsageError`.
         """

@@ -9,11 +9,11 @@ command starts.
 *Whatever it started ends with it.*  The command stays in the process group of its slot, which is killed with the slot.  And while a slot
 runs commands it is the parent of all below it whose own parent has ended, so that when the command is over, nothing below the slot stays.
 
-*What it writes* goes where the slot's own output goes, which the worker holds too: so it is there even when the slot was killed, for being too
-slow, say.  Up to `OUTPUT_MOST` bytes of each stream come back whole; of more, beginning and end.
+*What it writes* goes where the slot's own output goes, which the worker holds too: so it is there even when the slot was killed, for being
+too slow, say.  Up to `OUTPUT_MOST` bytes of each stream come back whole; of more, beginning and end.
 
-A command that ends with another exit code than 0, or without having made its outputs, raises `CommandFailed` (so that ``retry_on`` knows it),
-unless it is run with ``check=False``: then whatever became of it is a result.
+A command that ends with another exit code than 0, or without having made its outputs, raises `CommandFailed` (so that ``retry_on`` knows
+it), unless it is run with ``check=False``: then whatever became of it is a result.
 """
 
 from __future__ import annotations

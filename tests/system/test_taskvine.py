@@ -547,6 +547,6 @@ def test_what_is_done_anyway_or_has_no_meaning_is_passed_over_with_the_reason(al
         with pytest.warns(vine.NoEffect, match="has no effect here: "):
             use()
     with pytest.raises(AttributeError, match=r"no 'FuturesExecutor': windlass.Executor"):
-        vine.FuturesExecutor  # type: ignore[attr-defined]  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+        vine.FuturesExecutor  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(AttributeError, match="did you mean 'PythonTask'"):
-        vine.PythonTsk  # type: ignore[attr-defined]  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+        vine.PythonTsk  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]

@@ -3,7 +3,7 @@
 Theory of operation
 -------------------
 The names here mean what TaskVine's manual says that they mean, and stand on Windlass's own: a `Manager` has a `windlass.Manager` (its
-`windlass`), a task becomes a call when it is submitted, and ``wait`` gives back the very object that was submitted, with what became of it.
+`manager`), a task becomes a call when it is submitted, and ``wait`` gives back the very object that was submitted, with what became of it.
 Who begins anew writes `windlass.Manager`, `windlass.Command` and futures instead, which say more.
 
 What has no meaning here is either refused (`windlass.UsageError`, with what to write instead) or, where a program can do without, passed
@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from windlass.factory.factory import Factory as WindlassFactory
 from windlass.manager.library import Library as LibraryTask
 from windlass.taskvine.factory import Factory
 from windlass.taskvine.files import File
 from windlass.taskvine.manager import Manager
 from windlass.taskvine.outcomes import FunctionCallNoResult, NoEffect, PythonTaskNoResult
-from windlass.taskvine.tasks import FunctionCall, PythonTask, Task
+from windlass.taskvine.pythontasks import FunctionCall, PythonTask
+from windlass.taskvine.tasks import Task
 from windlass.worker.slot_api import load_variable_from_library
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "PythonTask",
     "PythonTaskNoResult",
     "Task",
-    "WindlassFactory",
     "load_variable_from_library",
 ]
 

@@ -2,16 +2,16 @@
 
 Theory of operation
 -------------------
-A category gives its tasks what they do not set themselves: in mode ``fixed`` its maximum, else its first guess or minimum, and more memory for
-those that run out of it.  The categories' own defaults are those of `Manager.set_resources_max`.  With ``set_category_max_concurrent`` a
-category has only so many tasks under way at a time; the others are held back here, in the order of submission.
+A category gives its tasks what they do not set themselves: in mode ``fixed`` its maximum, else its first guess or minimum, and more memory
+for those that run out of it.  The categories' own defaults are those of `Manager.set_resources_max`.  With ``set_category_max_concurrent``
+a category has only so many tasks under way at a time; the others are held back here, in the order of submission.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from windlass.errors import UnknownName, UsageError
 from windlass.manager.call import MEGABYTE, read_count, read_number
@@ -81,12 +81,12 @@ def read_resources(what: str, given: object) -> dict[str, float]:
     if not isinstance(given, Mapping):
         raise UsageError(f"{what}: write a dictionary, as in {{'cores': 2, 'memory': 1000}}")
     found: dict[str, float] = {}
-    for name, value in given.items():  # pyright: ignore[reportUnknownVariableType]
+    for name, value in cast("Mapping[str, object]", given).items():
         if name in _UNUSED:
             continue
         if name not in RESOURCES:
-            raise UnknownName("resource of a category", str(name), RESOURCES)  # pyright: ignore[reportUnknownArgumentType]
-        found[name] = read_count(name, value) if name == "gpus" else read_number(str(name), value)
+            raise UnknownName("resource of a category", str(name), RESOURCES)
+        found[name] = read_count(name, value) if name == "gpus" else read_number(name, value)
     return found
 
 

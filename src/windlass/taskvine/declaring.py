@@ -19,24 +19,29 @@ if TYPE_CHECKING:
 _LEVELS: dict[object, Level] = {
     False: "call",
     True: "workflow",
-    **{"task": "call", "workflow": "workflow", "worker": "worker", "forever": "forever", "always": "forever", "never": "call"},
+    "task": "call",
+    "workflow": "workflow",
+    "worker": "worker",
+    "forever": "forever",
+    "always": "forever",
+    "never": "call",
 }
 
 
 class Declares:
     """A manager's files. ``cache``: how long copies stay on workers: False or "task", True or "workflow", "worker", "forever"."""
 
-    windlass: windlass.Manager
+    manager: windlass.Manager
 
     def declare_file(
         self, path: str | os.PathLike[str], cache: Any = False, peer_transfer: bool = True, unlink_when_done: bool = False
     ) -> File:
         """A file or folder of this machine, which tasks read, or which becomes what a task writes. It is read anew when it has changed."""
         self._passed(peer_transfer)
-        text = os.path.expanduser(os.fspath(path))
+        text: str = os.path.expanduser(os.fspath(path))
         if "$OS" in text or "$ARCH" in text:
             raise UsageError(f"declare_file({text!r}): $OS and $ARCH are not here, as workers run Linux: name the file")
-        return File(self.windlass, LOCAL, text, _level(cache), unlink_when_done=unlink_when_done)
+        return File(self.manager, LOCAL, text, _level(cache), unlink_when_done=unlink_when_done)
 
     def declare_buffer(self, buffer: bytes | str | None = None, cache: Any = False, peer_transfer: bool = True) -> File:
         """Bytes or text that tasks read; without them, what a task writes, for `File.contents`."""
@@ -44,17 +49,17 @@ class Declares:
         if buffer is not None and not isinstance(buffer, bytes | bytearray | str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"declare_buffer takes bytes or text, not {type(buffer).__name__}")
         data = buffer.encode() if isinstance(buffer, str) else bytes(buffer) if buffer is not None else None
-        return File(self.windlass, BUFFER, "buffer", _level(cache), data=data)
+        return File(self.manager, BUFFER, "buffer", _level(cache), data=data)
 
     def declare_url(self, url: str, cache: Any = False, peer_transfer: bool = True) -> File:
         """What is at an http, https or file address."""
         self._passed(peer_transfer)
         level = _level(cache)
-        return self._at_once("url", url, level, lambda: self.windlass.declare_url(url, level=level))
+        return self._at_once("url", url, level, lambda: self.manager.declare_url(url, level=level))
 
     def declare_temp(self) -> File:
         """What a task writes and others read, and what stays on workers."""
-        return File(self.windlass, TEMP, "temp", "workflow")
+        return File(self.manager, TEMP, "temp", "workflow")
 
     def declare_untar(self, tarball: File, cache: Any = False, peer_transfer: bool = True) -> File:
         """The folder that an archive (tar or zip) is unpacked to, once on each worker."""
@@ -62,7 +67,7 @@ class Declares:
         level = _level(cache)
         if not isinstance(tarball, File):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"declare_untar({tarball!r}): write declare_untar(manager.declare_file('archive.tar.gz'))")
-        return self._at_once("untar", tarball.source(), level, lambda: self.windlass.declare_archive(tarball.for_reading(), level))
+        return self._at_once("untar", tarball.source(), level, lambda: self.manager.declare_archive(tarball.for_reading(), level))
 
     def declare_minitask(self, minitask: Task, source: str, cache: Any = False, peer_transfer: bool = True) -> File:
         """What a command makes under the path ``source``, when a task needs it, on a worker."""
@@ -77,11 +82,11 @@ class Declares:
     def _made_by(self, task: Task, source: str, level: Level) -> windlass.File:
         inputs, env = task.inputs_and_variables()
         command = Command(task.command, inputs=inputs, outputs=[source], env=env)
-        return self.windlass.declare_minitask(command, os.path.basename(source), level)
+        return self.manager.declare_minitask(command, os.path.basename(source), level)
 
     def _at_once(self, kind: str, source: str, level: Level, declare: Callable[[], windlass.File]) -> File:
         declared = declare()  # what is wrong is told where it is written
-        return File(self.windlass, kind, source, level, lambda: declared)
+        return File(self.manager, kind, source, level, lambda: declared)
 
     def declare_poncho(self, package: object, cache: Any = False, peer_transfer: bool = True) -> File:
         raise UsageError("declare_poncho() is not here: give the pool or a library environment='packed.tar.gz' (docs/environments.md)")
@@ -119,7 +124,7 @@ class Declares:
     def get_file_replica_count(self, file: File) -> int:
         """How many workers have it."""
         native = file.for_reading()
-        return sum(one["replicas"] for one in self.windlass.status()["files"] if one["name"] == native.name)
+        return sum(one["replicas"] for one in self.manager.status()["files"] if one["name"] == native.name)
 
     def _passed(self, peer_transfer: bool) -> None:
         if not peer_transfer:

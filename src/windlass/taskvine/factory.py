@@ -2,8 +2,8 @@
 
 Theory of operation
 -------------------
-Attributes are set before it starts, and limits also while it runs.  At `start` they become a `windlass.Factory`.  TaskVine's MB are 1,048,576
-bytes.  Names that it does not have are refused with the near ones.
+Attributes are set before it starts, and limits also while it runs.  At `start` they become a `windlass.Factory`.  TaskVine's MB are
+1,048,576 bytes.  Names that it does not have are refused with the near ones.
 """
 
 from __future__ import annotations
@@ -21,10 +21,25 @@ from windlass.taskvine.outcomes import no_effect
 _BACKENDS: Final = {"condor": "htcondor", "htcondor": "htcondor", "slurm": "slurm", "local": "local", "fake": "fake"}
 #: Attributes, and what they are of `windlass.Factory`.
 _MEANT: Final = {
-    **{"min_workers": "min_pilots", "max_workers": "max_pilots", "cores": "cores", "memory": "memory", "gpus": "gpus"},
-    **{"timeout": "idle_timeout", "environment": "environment", "python_env": "environment", "poncho_env": "environment"},
-    **{"condor_requirements": "requirements", "env": "env", "scratch_dir": "folder", "factory_name": "name", "wall_time": "walltime"},
-    **{"walltime": "walltime", "setup": "setup", "container": "container", "account": "account", "partition": "partition"},
+    "min_workers": "min_pilots",
+    "max_workers": "max_pilots",
+    "cores": "cores",
+    "memory": "memory",
+    "gpus": "gpus",
+    "timeout": "idle_timeout",
+    "environment": "environment",
+    "python_env": "environment",
+    "poncho_env": "environment",
+    "condor_requirements": "requirements",
+    "env": "env",
+    "scratch_dir": "folder",
+    "factory_name": "name",
+    "wall_time": "walltime",
+    "walltime": "walltime",
+    "setup": "setup",
+    "container": "container",
+    "account": "account",
+    "partition": "partition",
 }
 _UNMEANT: Final = {
     "disk": "disk is no resource of pilots",
@@ -71,7 +86,7 @@ class Factory:
             raise UsageError("Factory(manager_host_port=): give manager=, or manager_name=; workers find it by its name's state folder")
         if (manager is None) == (manager_name is None):
             raise UsageError("Factory(): write Factory('slurm', manager=manager), or manager_name='NAME' of one elsewhere")
-        own["_manager"] = manager.windlass if manager is not None else manager_name
+        own["_manager"] = manager.manager if manager is not None else manager_name
         own["batch_type"] = batch_type
         if not isinstance(batch_type, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"Factory({batch_type!r}): write 'local', 'slurm' or 'condor'")
@@ -105,7 +120,8 @@ class Factory:
     def start(self) -> Self:
         """Begin."""
         if self._running is None:
-            backend = _BACKENDS.get(self.batch_type, self.batch_type)
+            word: str = self.batch_type
+            backend = _BACKENDS.get(word, word)
             vars(self)["_running"] = windlass.Factory(self._manager, backend, **self._options).start()
         return self
 

@@ -2,9 +2,10 @@
 
 Theory of operation
 -------------------
-A `windlass.File` is something that exists, or a file that one call will make.  TaskVine's `File` may be either, and more than once: it becomes
-a `windlass.File` when a task that reads it is submitted (`File.for_reading`; anew when a file of this machine has changed since), and each
-task that writes it makes one (`File.for_writing`), which `File.take` brings here when the task has ended, unless it is to stay on workers.
+A `windlass.File` is something that exists, or a file that one call will make.  TaskVine's `File` may be either, and more than once: it
+becomes a `windlass.File` when a task that reads it is submitted (`File.for_reading`; anew when a file of this machine has changed since),
+and each task that writes it makes one (`File.for_writing`), which `File.take` brings here when the task has ended, unless it is to stay
+on workers.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class File:
         data: bytes | None = None,
         unlink_when_done: bool = False,
     ) -> None:
-        self._manager, self._kind, self._source, self._level = manager, kind, source, level
+        self._manager, self._kind, self._source = manager, kind, source
+        self._level: Level = level
         self._declare = declare
         self._data = data
         self._unlink = unlink_when_done

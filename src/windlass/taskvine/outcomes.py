@@ -2,9 +2,9 @@
 
 Theory of operation
 -------------------
-TaskVine tells the end of a task by three things: a *result* (one of few words), an *exit code*, and an *output*.  A Windlass call ends with a
-value or an exception; `told` makes the one of the other.  A command that ended with any exit code, and a function that raised, *were run*:
-their result is ``"success"``, and the exit code says the rest.
+TaskVine tells the end of a task by three things: a *result* (one of few words), an *exit code*, and an *output*.  A Windlass call ends
+with a value or an exception; `told` makes the one of the other.  A command that ended with any exit code, and a function that raised,
+*were run*: their result is ``"success"``, and the exit code says the rest.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def told(value: Any, error: BaseException | None, stdout: str, stderr: str, *, c
     result = next((word for kind, word in _RESULTS if isinstance(error, kind)), "unknown")
     exit_code = NOT_RUN
     if isinstance(error, SlotDied):
-        exit_code = error.signal or error.exit_status
+        exit_code = -error.signal or error.exit_status
+    elif result == "unknown" and type(error) is CallFailed and "its output" in str(error):
+        result = OUTPUT_MISSING
     elif result == "unknown" and not isinstance(error, CallFailed | WindlassError):
         # The function's own exception.
         result, exit_code = SUCCESS, RAISED

@@ -30,7 +30,7 @@ _AT_START: Final[dict[str, tuple[object, str]]] = {
 class PassedOver:
     """A part of `windlass.taskvine.Manager`."""
 
-    windlass: windlass.Manager
+    manager: windlass.Manager
 
     def _passed_over_at_start(self, options: dict[str, Any]) -> dict[str, Any]:
         """Options for `windlass.Manager`. Raises `UnknownName` for what neither has."""
@@ -75,7 +75,7 @@ class PassedOver:
     @property
     def runtime_directory(self) -> str:
         """The manager's state folder."""
-        return str(self.windlass.connection_file.parent)
+        return str(self.manager.connection_file.parent)
 
     @property
     def logging_directory(self) -> str:

@@ -2,8 +2,9 @@
 
 Theory of operation
 -------------------
-A task is a record of what was set.  `submitted` makes a call of it, at a manager, and gives the call's future; each submission makes another.
-When that has ended, the manager fills in the `Outcome` (on a thread of its own, `windlass.taskvine.manager`), and only then hands it out.
+A task is a record of what was set.  `submitted` makes a call of it, at a manager, and gives the call's future; each submission makes
+another.  When that has ended, the manager fills in the `Outcome` (on a thread of its own, `windlass.taskvine.manager`), and only then
+hands it out.
 
 Resources that a task does not set are its category's (`windlass.taskvine.categories`).  TaskVine's MB are 1,048,576 bytes.
 """
@@ -11,8 +12,7 @@ Resources that a task does not set are its category's (`windlass.taskvine.catego
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from types import SimpleNamespace
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -24,7 +24,8 @@ from windlass.manager.command import Command, read_environment
 from windlass.manager.future import CallFuture
 from windlass.messages import CallOptions
 from windlass.taskvine.files import File
-from windlass.taskvine.outcomes import CANCELLED, NOT_RUN, OUTPUT_MISSING, SUCCESS, TRANSFER_ERROR, Outcome, no_effect, told
+from windlass.taskvine.outcomes import CANCELLED, OUTPUT_MISSING, SUCCESS, TRANSFER_ERROR, Outcome, no_effect, told
+from windlass.taskvine.story import KEPT, Story
 
 #: What is set in a dictionary; each has a setter.
 _SETTERS: Final = (
@@ -43,7 +44,7 @@ class Output(NamedTuple):
     success_only: bool
 
 
-class Task:
+class Task(Story):
     """A command, run by the shell in a directory of its own. ``info``: what the setters set, and ``inputs``, ``outputs``, ``env``, by name.
 
     Raises `UsageError`, or `UnknownName` with near names, for what cannot be.
@@ -203,129 +204,6 @@ class Task:
         merge_options(DEFAULT_OPTIONS, None, {key: value})  # checked where it is written
         self._options[key] = value
 
-    # ------------------------------------------------------------ what became of it
-
-    @property
-    def id(self) -> int:
-        """Its number, from its submission on."""
-        return self._id
-
-    @property
-    def tag(self) -> str | None:
-        """As set."""
-        return self._tag
-
-    @property
-    def category(self) -> str:
-        """As set."""
-        return self._category
-
-    @property
-    def state(self) -> str:
-        """``initial``, ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``."""
-        if self._future is not None:
-            return self._future.state
-        return "initial" if not self._id else "done" if self._outcome is not None else "waiting"
-
-    @property
-    def future(self) -> CallFuture[Any] | None:
-        """The call that it has become; None before."""
-        return self._future
-
-    @property
-    def result(self) -> str:
-        """``success`` if it was run, whatever its exit code; else the reason in TaskVine's words; ``unknown`` before its end."""
-        return self._outcome.result if self._outcome is not None else "unknown"
-
-    @property
-    def exit_code(self) -> int:
-        """Of the command; of one that was killed by a signal the number below zero. Of a function: 0, or 1 if it raised. -1: not run."""
-        return self._outcome.exit_code if self._outcome is not None else NOT_RUN
-
-    @property
-    def output(self) -> Any:
-        """What the command wrote; what the function returned, or its exception."""
-        if self._outcome is None:
-            return None
-        if self._outcome.output is _KEPT and self._future is not None:
-            return self._future.result()
-        return self._outcome.output
-
-    @property
-    def std_output(self) -> str:
-        """What it wrote to its standard output and error."""
-        return self._outcome.std_output if self._outcome is not None else ""
-
-    @property
-    def error(self) -> BaseException | None:
-        """Why it was not run to its end, or what its function raised."""
-        return self._outcome.error if self._outcome is not None else None
-
-    def completed(self) -> bool:
-        """It was run, whatever its exit code."""
-        return self.result == SUCCESS
-
-    def successful(self) -> bool:
-        """It was run, with exit code 0, and has made its outputs."""
-        return self.completed() and self.exit_code == 0
-
-    @property
-    def hostname(self) -> str:
-        """Where it ran, as far as is known."""
-        if self._outcome is not None and self._outcome.details is not None:
-            return self._outcome.details.host
-        attempts = self._future.attempts if self._future is not None else ()
-        return attempts[-1].host if attempts else ""
-
-    @property
-    def resources_requested(self) -> SimpleNamespace:
-        """Cores, memory and disk (MB), gpus; 0: not said."""
-        needs = self._needs if self._needs is not None else merge_options(DEFAULT_OPTIONS, None, self._asked())[0].needs
-        return SimpleNamespace(cores=needs.cores, memory=needs.memory // MEGABYTE, disk=self._disk, gpus=needs.gpus)
-
-    @property
-    def resources_allocated(self) -> SimpleNamespace:
-        """As requested; a slot's share of what was not said."""
-        return self.resources_requested
-
-    @property
-    def resources_measured(self) -> SimpleNamespace | None:
-        """``wall_time`` and ``cpu_time`` in seconds, ``memory`` in MB, ``cores`` (on the average); None if it was not run."""
-        details = self._outcome.details if self._outcome is not None else None
-        if details is None:
-            return None
-        cores = details.cpu_seconds / details.seconds if details.seconds else 0.0
-        return SimpleNamespace(
-            wall_time=details.seconds, cpu_time=details.cpu_seconds, memory=details.peak_memory / MEGABYTE, cores=round(cores, 3)
-        )
-
-    @property
-    def limits_exceeded(self) -> SimpleNamespace | None:
-        """``memory`` in MB: the share that it ran out of; None if it did not."""
-        share = getattr(self.error, "share", 0)
-        return SimpleNamespace(memory=share / MEGABYTE) if share else None
-
-    def get_metric(self, name: str) -> int:
-        """Microseconds: of the epoch for ``time_when_...``, else a duration. Raises `UnknownName`."""
-        timings = self._future.timings if self._future is not None else windlass_timings()
-        known = {
-            "time_when_submitted": timings.submitted,
-            "time_when_commit_start": timings.sent,
-            "time_when_commit_end": timings.started,
-            "time_when_retrieval": timings.returned,
-            "time_when_done": timings.returned,
-            "time_workers_execute_last": timings.running,
-        }
-        if name not in known:
-            raise UnknownName("metric of a task", name, known)
-        return int(known[name] * 1e6)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._id or 'not submitted'} {self._what()} {self.state}>"
-
-    def _what(self) -> str:
-        return repr(self.command if len(self.command) <= 60 else f"{self.command[:57]}...")
-
     # ------------------------------------------------------------ for the manager
 
     #: When it must have ended, in seconds since the epoch; 0: none.
@@ -354,9 +232,6 @@ class Task:
         """For a mini task."""
         return {path: file.for_reading() for path, file in self._inputs.items()}, dict(self._env)
 
-    def _asked(self) -> dict[str, Any]:
-        return self._options
-
     def _call_options(self, category: Mapping[str, Any]) -> CallOptions:
         given = {**category, **self._options}
         grows = given.pop("grow_memory", False) and "memory" not in self._options
@@ -383,7 +258,7 @@ class Task:
         value, error = None, ready
         if future is not None:
             try:
-                value = _KEPT if self._options.get("keep") and future.state == "done" else future.result()
+                value = KEPT if self._options.get("keep") and future.state == "done" else future.result()
             except BaseException as raised:  # noqa: BLE001 - whatever it is, it is the task's
                 error = raised
         outcome = told(value, error, future.stdout if future else "", future.stderr if future else "", command=self._is_command)
@@ -417,120 +292,8 @@ class Task:
         return outcome
 
 
-class PythonTask(Task):
-    """``func(*args, **kwargs)``. Arguments may be PythonTasks and FunctionCalls that were submitted: it runs when they have ended."""
-
-    _is_command = False
-
-    def __init__(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        if not callable(func):
-            raise UsageError(f"PythonTask({func!r}, ...): the first argument is a function")
-        self.command = getattr(func, "__name__", type(func).__name__)
-        self._func, self._args, self._kwargs = func, args, kwargs
-        self._start({})
-
-    def enable_temp_output(self) -> None:
-        """A large result stays on its worker, for tasks that are given this one, until `output` is asked for."""
-        self._set("keep", "worker")
-
-    def disable_temp_output(self) -> None:
-        """It comes when the task has ended."""
-        self._options.pop("keep", None)
-
-    def set_output_cache(self, cache: object = False) -> None:
-        """Without effect."""
-        no_effect("set_output_cache()", "a result that stays on a worker stays as long as somebody can ask for it")
-
-    def disable_output_serialization(self) -> None:
-        raise UsageError("disable_output_serialization() is not here: write a file, and give it to add_output()")
-
-    @property
-    def output_file(self) -> File:
-        raise UsageError("output_file is not here: give this task itself to another one as an argument: PythonTask(f, task)")
-
-    def _variables(self) -> dict[str, str | None]:
-        return self._env
-
-    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return tuple(map(_future_of, self._args)), {name: _future_of(value) for name, value in self._kwargs.items()}
-
-    def _call(
-        self, manager: windlass.Manager, options: CallOptions, inputs: dict[str, windlass.File], outputs: dict[str, windlass.File]
-    ) -> CallFuture[Any]:
-        args, kwargs = self._arguments()
-        func = _with_variables(self._func, dict(self._env)) if self._env else self._func
-        return manager.submit_function(func, args, kwargs, options, self._tag, inputs=inputs, outputs=outputs)
-
-
-class FunctionCall(PythonTask):
-    """A call of a library's function."""
-
-    def __init__(self, library: str | windlass.Library, fn: str, *args: Any, **kwargs: Any) -> None:
-        self._target = windlass.FunctionCall(library, fn)
-        self.command = self._target.function
-        self._args, self._kwargs = args, kwargs
-        self._start({})
-
-    def set_fn_args(self, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> None:
-        """Other arguments."""
-        self._args, self._kwargs = tuple(args), dict(kwargs or {})
-
-    def set_exec_method(self, remote_task_exec_method: str) -> None:
-        """Without effect."""
-        no_effect("set_exec_method()", "calls run as their library says: create_library_from_functions(..., exec_mode=...)")
-
-    def set_env_var(self, name: str, value: str | None = None) -> None:
-        raise UsageError("variables of a FunctionCall are its library's: create_library(..., env={...})")
-
-    def _call(
-        self, manager: windlass.Manager, options: CallOptions, inputs: dict[str, windlass.File], outputs: dict[str, windlass.File]
-    ) -> CallFuture[Any]:
-        args, kwargs = self._arguments()
-        call = windlass.FunctionCall(self._target.library, self._target.function, *args, **kwargs)
-        for path, file in inputs.items():
-            call.add_input(file, path)
-        for path, file in outputs.items():
-            call.add_output(file, path)
-        call.options, call.tag = options, self._tag
-        return manager.submit(call)
-
-
-#: The output of a task whose result has stayed on its worker.
-_KEPT: Final = object()
 #: TaskVine's name of the directory that a command runs in.
 _PREFIX: Final = 'export VINE_SANDBOX="$WINDLASS_SANDBOX"; '
-
-
-def windlass_timings() -> Any:
-    """Of a task that has not begun."""
-    from windlass.manager.timings import Timings
-
-    return Timings()
-
-
-def _with_variables(func: Callable[..., Any], env: dict[str, str | None]) -> Callable[..., Any]:
-    def run_with_variables(*args: Any, **kwargs: Any) -> Any:
-        before = dict(os.environ)
-        for name, value in env.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        try:
-            return func(*args, **kwargs)
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-
-    return run_with_variables
-
-
-def _future_of(value: Any) -> Any:
-    if not isinstance(value, Task):
-        return value
-    if isinstance(value, PythonTask) and value.future is not None:
-        return value.future
-    raise UsageError(f"{value!r} as an argument: give a PythonTask or FunctionCall that was submitted before, or a file")
 
 
 def _mapping(name: str, value: Any) -> dict[Any, Any]:
