@@ -11,7 +11,20 @@ from typing import Any
 import psutil
 import pytest
 
-from windlass import CallTimeout, Command, CommandFailed, CommandResult, FileUnavailable, FunctionCall, Manager, SlotDied, UsageError
+from windlass import (
+    CallTimeout,
+    Command,
+    CommandFailed,
+    CommandResult,
+    Factory,
+    FileUnavailable,
+    FunctionCall,
+    Manager,
+    NotPossible,
+    SlotDied,
+    UsageError,
+    attach,
+)
 
 Until = Callable[[str, Callable[[], object]], None]
 
@@ -173,6 +186,38 @@ def test_a_command_ends_with_its_slot(served: Manager, tmp_path: Path, until: Un
     with pytest.raises(SlotDied):
         future.result(60)
     until("shell and child are gone", lambda: not psutil.pid_exists(shell) and not psutil.pid_exists(sleep))
+
+
+def test_what_a_command_made_is_saved_whole_or_not_at_all(served: Manager, tmp_path: Path) -> None:
+    """Where nothing else is."""
+    command = Command("echo made > out", outputs=["out"])
+    served.submit(command)
+    served.save_file(command.outputs["out"], tmp_path / "here")
+    assert (tmp_path / "here").read_text() == "made\n"
+    missing = Command("true", outputs=["out"], check=False)
+    served.submit(missing)
+    with pytest.raises(FileUnavailable):
+        served.save_file(missing.outputs["out"], tmp_path / "there")
+    assert [each.name for each in tmp_path.iterdir()] == ["here"]
+
+
+def test_commands_find_the_gpus_that_are_theirs(manager: Manager) -> None:
+    """Each a number of them; a library of its own has as many."""
+    with Factory(manager, "local", cores=2, gpus=2, env={"CUDA_VISIBLE_DEVICES": "3,5"}):
+        show = "echo $CUDA_VISIBLE_DEVICES"
+        assert run(manager, show, gpus=1).stdout.strip() in ("3", "5")
+        assert sorted(run(manager, show, gpus=2).stdout.strip().split(",")) == ["3", "5"]
+        with pytest.raises(NotPossible, match="GPU"):
+            run(manager, show, gpus=3)
+
+
+def test_commands_go_through_a_manager_elsewhere(manager: Manager) -> None:
+    with Factory(manager, "local", cores=1), attach(manager.connection_file) as attached:
+        first = Command("echo elsewhere > out", outputs=["out"])
+        attached.submit(first)
+        second = Command("cat in", inputs={"in": first.outputs["out"]})
+        assert attached.submit(second).result(60).stdout == "elsewhere\n"
+        assert attached.fetch_file(first.outputs["out"]) == b"elsewhere\n"
 
 
 def test_a_command_may_be_a_mini_task(served: Manager, tmp_path: Path) -> None:

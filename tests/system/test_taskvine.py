@@ -166,6 +166,10 @@ def test_a_task_that_runs_too_long_is_ended(m: vine.Manager) -> None:
     assert (t.result, t.exit_code, t.completed()) == ("max wall time", -1, False)
     assert t.std_output.startswith("begun\n")
     assert isinstance(t.error, CallTimeout)
+    stats = m.stats
+    assert (stats.workers_connected, stats.total_cores, stats.tasks_running, stats.tasks_waiting) == (1, 2, 0, 0)
+    assert stats.tasks_failed >= 1
+    assert [(each["workers"], each["cores"]) for each in m.summarize_workers()] == [(1, 2)]
     t = vine.Task("sleep 600")
     t.set_time_end(time.time() * 1e6 + 1e6)
     assert run(m, t).result == "max end time"

@@ -43,7 +43,7 @@ _ELSEWHERE = {
     "FutureFunctionCall": "windlass.Manager.submit(windlass.FunctionCall(...)) gives a future",
     "FuturePythonTask": "windlass.Executor.submit(function, ...) gives a future",
     "VineFuture": "windlass.CallFuture is a concurrent.futures.Future",
-    "DaskVine": "Dask's graphs run on a windlass.Executor given as its scheduler's pool: dask.config.set(pool=executor)",
+    "DaskVine": "there is no scheduler of Dask's graphs in this module; windlass.Executor runs functions, with futures as arguments",
     "Graph": "futures may be arguments of calls, which run when these have ended: docs/futures.md",
 }
 
