@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, overload
 
 import msgspec
 
@@ -69,7 +69,9 @@ from windlass.messages import (
 from windlass.store_folders import default_store_folder
 
 if TYPE_CHECKING:
+    from windlass.commands import CommandResult
     from windlass.functions import Defined
+    from windlass.manager.command import Command
 
 log = logging.getLogger("windlass.manager")
 
@@ -311,6 +313,10 @@ class Door(Declaring):
 
     # ------------------------------------------------------------ calls
 
+    @overload
+    def submit(self, call: Command) -> CallFuture[CommandResult]: ...
+    @overload
+    def submit(self, call: FunctionCall) -> CallFuture[Any]: ...
     def submit(self, call: FunctionCall) -> CallFuture[Any]:
         """Queue a call; its future.
 
