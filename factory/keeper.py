@@ -201,7 +201,7 @@ class Keeper:
                 break
             did = True
             self._do(kept, instruction)
-            # What was heard meanwhile counts for the next: a factory's first query may be answered before the manager's first word is taken.
+            # What was heard meanwhile counts for the next: the first query may be answered before the manager's first word is taken.
             self._take_events(0.0)
         self._warn(kept)
         return did

@@ -52,7 +52,7 @@ class CommandResult:
     #: What it wrote: whole up to 8 MiB each, else beginning and end. With ``merge_output`` all of it is in ``stdout``.
     stdout: str = ""
     stderr: str = ""
-    #: Outputs that it was to make and that are not there.
+    #: Outputs that it was to make and that are not there as files or folders.
     missing: tuple[str, ...] = ()
     #: How long it ran, processor time it took, and the most bytes of memory that one process of it had.
     seconds: float = 0.0
@@ -152,9 +152,9 @@ def run_command(
     status, cpu_seconds, peak_memory = _run(command, _environment(env or {}, threads), merge_output)
     seconds = time.monotonic() - started
     wanted = (makes,) if makes else outputs
-    missing = tuple(path for path in wanted if not os.path.lexists(path))
+    missing = tuple(path for path in wanted if not _is_made(path))
     code, host = os.waitstatus_to_exitcode(status), os.uname().nodename
-    packed = tuple(path for path in pack if os.path.isdir(path) and not os.path.islink(path))
+    packed = tuple(path for path in pack if os.path.isdir(path))
     for path in packed:
         _pack(path)
     result = CommandResult(code, _written(1), _written(2), missing, seconds, cpu_seconds, peak_memory, host, packed)
@@ -195,6 +195,23 @@ def _run(command: str | Sequence[str], env: dict[str, str], merge_output: bool) 
             os.waitpid(-1, 0)
             kill_below(own)  # children of what has just ended are ours now
     return status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+def _is_made(path: str) -> bool:
+    """A file or folder is there. A link to one becomes a copy: what it leads to may be elsewhere, or an input, which is the cache's."""
+    if not (os.path.isfile(path) or os.path.isdir(path)):
+        return False
+    if os.path.islink(path):
+        import shutil
+
+        copy = f"{path}.copied"
+        if os.path.isdir(path):
+            shutil.copytree(path, copy, symlinks=True)
+        else:
+            shutil.copyfile(path, copy)
+        os.unlink(path)
+        os.rename(copy, path)
+    return True
 
 
 def _pack(path: str) -> None:

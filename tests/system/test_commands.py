@@ -188,6 +188,20 @@ def test_a_command_ends_with_its_slot(served: Manager, tmp_path: Path, until: Un
     until("shell and child are gone", lambda: not psutil.pid_exists(shell) and not psutil.pid_exists(sleep))
 
 
+def test_a_link_that_is_an_output_becomes_what_it_leads_to(served: Manager) -> None:
+    """Also one to an input, which stays the cache's; one that leads nowhere is no output."""
+    words = served.declare_buffer("words")
+    command = Command(
+        "mkdir -p d/e; echo x > d/e/f; ln -s d tree; ln -s in out; ln -s nowhere lost",
+        inputs={"in": words},
+        outputs=["tree", "out", "lost"],
+        check=False,
+    )
+    assert served.submit(command).result(60).missing == ("lost",)
+    assert served.fetch_file(command.outputs["out"]) == b"words"
+    assert run(served, "cat t/e/f w", inputs={"t": command.outputs["tree"], "w": words}).stdout == "x\nwords"
+
+
 def test_what_a_command_made_is_saved_whole_or_not_at_all(served: Manager, tmp_path: Path) -> None:
     """Where nothing else is."""
     command = Command("echo made > out", outputs=["out"])

@@ -537,6 +537,7 @@ def test_what_cannot_be_is_refused_where_it_is_written(alone: vine.Manager) -> N
 def test_what_is_done_anyway_or_has_no_meaning_is_passed_over_with_the_reason(alone: vine.Manager) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        vine.Manager(0, ssl=True, shutdown=True).close()
         alone.enable_peer_transfers()
         alone.enable_monitoring()
         alone.log_debug_app("a line")
@@ -547,9 +548,11 @@ def test_what_is_done_anyway_or_has_no_meaning_is_passed_over_with_the_reason(al
         lambda: vine.Task("x").add_output(alone.declare_buffer(), "x", watch=True),
         lambda: alone.declare_file("x", peer_transfer=False),
         lambda: vine.Factory("local", manager=alone, workers_per_cycle=5),
+        lambda: vine.Manager(0, ssl=("key.pem", "cert.pem")).close(),
     ):
-        with pytest.warns(vine.NoEffect, match="has no effect here: "):
+        with pytest.warns(vine.NoEffect, match="has no effect here: ") as warned:
             use()
+        assert [each.filename for each in warned] == [__file__], "the warning is at the program's line"
     with pytest.raises(AttributeError, match=r"no 'FuturesExecutor': windlass.Executor"):
         vine.FuturesExecutor  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(AttributeError, match="did you mean 'PythonTask'"):

@@ -9,6 +9,7 @@ with a value or an exception; `told` makes the one of the other.  A command that
 
 from __future__ import annotations
 
+import sys
 import traceback
 import warnings
 from concurrent.futures import CancelledError
@@ -62,7 +63,10 @@ class NoEffect(UserWarning):
 
 def no_effect(what: str, why: str) -> None:
     """Warn of it, at the program's line."""
-    warnings.warn(f"{what} has no effect here: {why}", NoEffect, stacklevel=3)
+    level, frame = 2, sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # it is documented
+    while frame.f_back is not None and frame.f_back.f_globals.get("__name__", "").startswith("windlass.taskvine"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"{what} has no effect here: {why}", NoEffect, stacklevel=level + 1)
 
 
 class _AnyException(type):

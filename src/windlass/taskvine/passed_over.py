@@ -1,6 +1,6 @@
 """What TaskVine's manager has and this one need not: each is passed over with the reason, or refused where a program would go wrong.
 
-Silent are those whose purpose is always met here (transfers between workers, measuring of memory).
+Silent are those whose purpose is always met here (encryption, transfers between workers, measuring of memory).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from windlass.errors import UnknownName, UsageError
 from windlass.taskvine.outcomes import no_effect
 
 _APPLICATION: Final = logging.getLogger("windlass.application")
-#: Arguments of TaskVine's manager that a program can do without: what they are when nothing is meant by them, and why they mean nothing.
-_AT_START: Final[dict[str, tuple[object, str]]] = {
-    "shutdown": (None, "workers are always sent away when the manager ends"),
-    "ssl": (None, "everything goes over TLS 1.3 with certificates that the manager makes"),
-    "run_info_path": (None, "a manager's files are in its state folder, state_dir="),
-    "run_info_template": (None, "a manager's files are in its state folder, state_dir="),
-    "staging_path": (None, "large arguments are in memory, and on disk when they are many"),
-    "status_display_interval": (None, "`windlass status --watch` shows what goes on"),
-    "prometheus_port": (None, "`windlass status --json` has the numbers"),
+#: Arguments of TaskVine's manager that a program can do without, and why they mean nothing.
+_AT_START: Final = {
+    "shutdown": "workers are always sent away when the manager ends",
+    "ssl": "everything goes over TLS 1.3 with certificates that the manager makes",
+    "run_info_path": "a manager's files are in its state folder, state_dir=",
+    "run_info_template": "a manager's files are in its state folder, state_dir=",
+    "staging_path": "large arguments are in memory, and on disk when they are many",
+    "status_display_interval": "`windlass status --watch` shows what goes on",
+    "prometheus_port": "`windlass status --json` has the numbers",
 }
 
 
@@ -38,8 +38,8 @@ class PassedOver:
         takes = inspect.signature(windlass.Manager.__init__).parameters
         for name, value in options.items():
             if name in _AT_START:
-                if value and name != "shutdown":
-                    no_effect(f"Manager({name}={value!r})", _AT_START[name][1])
+                if value and value is not True:  # what they ask for is always so
+                    no_effect(f"Manager({name}={value!r})", _AT_START[name])
             elif name == "init_fn":
                 if value is not None:
                     raise UsageError("Manager(init_fn=) is not here: call the function with the manager when that is made")
