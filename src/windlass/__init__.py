@@ -136,7 +136,8 @@ if not TYPE_CHECKING:  # so that checkers know a misspelt name
 
     def __getattr__(name: str) -> object:
         if name not in __all__:
-            raise AttributeError(f"module 'windlass' has no attribute {name!r}")
+            hint = ": write  import windlass.taskvine as vine" if name in ("Task", "PythonTask") else ""
+            raise AttributeError(f"module 'windlass' has no attribute {name!r}{hint}")
         import importlib
 
         if name in _MODULES:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import windlass
 import windlass.taskvine as vine
 from windlass import CallTimeout, UnknownName, UsageError
 
@@ -188,6 +189,31 @@ def test_a_task_that_was_waited_for_may_be_submitted_again(m: vine.Manager, tmp_
     m.submit(t)
     with pytest.raises(UsageError, match="is under way"):
         m.submit(t)
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_task_is_tried_again_as_often_as_was_asked_for(m: vine.Manager, tmp_path: Path, retries: int) -> None:
+    """When the process that ran it has died; an exit code is an end."""
+    t = vine.Task(f"test -e {tmp_path}/note || {{ touch {tmp_path}/note; kill -9 $PPID; sleep 60; }}; echo again; exit 3", retries=retries)
+    run(m, t)
+    assert (t.result, t.exit_code) == (("signal", -9), ("success", 3))[retries]
+    assert ("again\n" in t.std_output) is bool(retries)
+
+
+def test_more_is_submitted_while_the_manager_is_hungry(m: vine.Manager) -> None:
+    """A thousand tasks need not be there at once."""
+    left, seen = list(range(60)), 0
+    most = 0
+    while left or not m.empty():
+        while left and m.hungry():
+            m.submit(vine.PythonTask(abs, -left.pop()))
+        most = max(most, m.stats_category("default").tasks_running)
+        t = m.wait(5)
+        if t:
+            assert t.successful()
+            seen += 1
+    assert seen == 60
+    assert most < 60
 
 
 # ---------------------------------------------------------------- waiting and cancelling
@@ -491,6 +517,18 @@ def test_tasks_wait_for_as_many_workers_as_were_asked_for(alone: vine.Manager) -
         assert held.successful()
 
 
+def test_a_manager_that_is_closed_has_no_tasks(tmp_path: Path) -> None:
+    """Programs that loop until it is empty come to an end. Its journal is that of `windlass.Manager`."""
+    m = vine.Manager(0, journal=tmp_path / "journal")
+    number = m.submit(vine.Task("true"))
+    m.close()
+    while not m.empty():
+        t = m.wait(5)
+        assert t is None or (t.id, t.result) == (number, "cancelled")
+    assert m.wait() is None
+    assert (tmp_path / "journal").is_dir()
+
+
 REFUSED: list[tuple[Callable[[vine.Manager], object], str]] = [
     (lambda m: vine.Task("x", input_files={}), "there is no option of a task 'input_files'; did you mean 'inputs'"),
     (lambda m: vine.Task({"command": "x"}), r"write Task\(\*\*{...}\)"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -555,5 +593,7 @@ def test_what_is_done_anyway_or_has_no_meaning_is_passed_over_with_the_reason(al
         assert [each.filename for each in warned] == [__file__], "the warning is at the program's line"
     with pytest.raises(AttributeError, match=r"no 'FuturesExecutor': windlass.Executor"):
         vine.FuturesExecutor  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(AttributeError, match=r"no attribute 'Task': write  import windlass.taskvine as vine"):
+        getattr(windlass, "Task")  # noqa: B009
     with pytest.raises(AttributeError, match="did you mean 'PythonTask'"):
         vine.PythonTsk  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
