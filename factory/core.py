@@ -312,12 +312,17 @@ class FactoryCore:
             ticket = self.tickets.next()
             self.budget.spend("submit", now)
             self.fleet.submitting(ticket, actions.submit, now)
-            request = replace(self.request, ticket=ticket, avoid=self.history.avoided(now))
+            request = replace(self.request, ticket=ticket, avoid=self._avoided(now))
             if actions.walltime:
                 request = with_walltime(request, actions.walltime)
                 self._walltimes[ticket] = actions.walltime
             return Submit(request, actions.submit, actions.submit_reason)
         return None
+
+    def _avoided(self, now: float) -> tuple[str, ...]:
+        """Nodes that are bad, and those that the manager's programs do not want."""
+        wanted = self.demand.avoid if self.demand is not None else ()
+        return tuple(sorted({*self.history.avoided(now), *wanted}))
 
     def core_seconds(self, now: float) -> float:
         """What this pool's pilots have used so far, as far as is known."""

@@ -193,13 +193,16 @@ class Keeper:
     def _step(self, kept: Kept) -> bool:
         """Do what a pool has to do now; whether there was anything."""
         core = kept.core
-        core.before = self._ledger.before(kept.index, core.demand)
         did = False
-        while (instruction := core.step(time.monotonic())) is not None:
+        while True:
+            core.before = self._ledger.before(kept.index, core.demand)
+            instruction = core.step(time.monotonic())
+            if instruction is None:
+                break
             did = True
             self._do(kept, instruction)
-            for one in self.kept:
-                self._bury(one)
+            # What was heard meanwhile counts for the next: the first query may be answered before the manager's first word is taken.
+            self._take_events(0.0)
         self._warn(kept)
         return did
 

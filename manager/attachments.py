@@ -22,6 +22,7 @@ from windlass.manager.filedesk import FileDesk
 from windlass.manager.listing import list_calls
 from windlass.manager.programs import Program, Programs
 from windlass.messages import (
+    BlockHost,
     BringFiles,
     CallDone,
     CallId,
@@ -97,6 +98,8 @@ class Attachments:
                     link.fail(str(error))
             case CancelSubmitted(calls):
                 core.cancel(programs.cancelled(program, calls), now)
+            case BlockHost():
+                core.block_host(message, now)
             case InstallLibrary(spec):
                 program.libraries.add(spec.id)
                 core.install(spec, now)

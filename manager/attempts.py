@@ -89,7 +89,7 @@ class Attempts(Dispatch):
                 if seconds > sums[2]:
                     sums[2] = seconds
                 del calls[end.call]
-                if end.kept or end.outputs:
+                if end.kept or end.outputs or (spec.sandbox is not None and spec.sandbox.outputs):
                     self._keep(call, worker, end, now)
                 if end.call >= FIRST_REMAKE:
                     if not (end.kept or end.outputs):
@@ -137,7 +137,8 @@ class Attempts(Dispatch):
             self.replicas.keep(ref, worker.id)
         product, gone = self.lineage.made(call.spec, names)
         for name in gone:
-            text = "its function has made something else this time"
+            absent = call.spec.sandbox is not None and call.spec.sandbox.lenient
+            text = "what was to make it did not leave it behind" if absent else "its function has made something else this time"
             self._lose_result(name, CallEnd(end.call, end.attempt, NO_FILE, detail=EndDetail(text=text)), now)
         self._unpark(names)
         if call.spec.call >= FIRST_REMAKE:

@@ -18,6 +18,7 @@ from itertools import islice
 
 import msgspec
 
+from windlass.manager.blocked import BlockedHosts
 from windlass.manager.calls import Call, CallQueue
 from windlass.manager.failures import FAILURES_KEPT, FailedCall, failed_call
 from windlass.manager.libraries import NEVER, LibraryState
@@ -107,6 +108,7 @@ class Books:
         self.pilots = PilotBook()
         self.replicas = Replicas()
         self.lineage = Lineage()
+        self.blocked = BlockedHosts()
         #: Calls that wait, in no queue, for a result to be made again.
         self.parked: dict[FileName, list[Call]] = {}
         self.counters = Counters()

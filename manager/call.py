@@ -294,14 +294,35 @@ class FunctionCall:
         self.inputs: dict[str, File] = {}
         self.outputs: dict[str, File] = {}
 
+    @property
+    def has_room(self) -> bool:
+        """It runs in a directory of its own."""
+        return bool(self.inputs or self.outputs)
+
+    @property
+    def lenient(self) -> bool:
+        """Outputs may be missing."""
+        return False
+
+    def make_ready(self, declare_temp: Callable[[str], File]) -> None:
+        """It is about to be submitted; for those that are more than a call of a function."""
+
+    def make_ready_to_make(self) -> None:
+        """It is about to become a mini task. Raises `UsageError`."""
+        if self.outputs:
+            raise UsageError("a mini task has no add_output(): the path that its function returns becomes the file")
+
     def add_input(self, file: File, path: str) -> None:
         """Have the call run in a directory of its own, where this file is found under that (relative) path, for reading."""
-        self.inputs[_inside("add_input", path, (*self.inputs, *self.outputs))] = _file("add_input", file)
+        self.inputs[self._inside("add_input", path)] = _file("add_input", file)
+
+    def _inside(self, what: str, path: object) -> str:
+        return _inside(what, path, (*self.inputs, *self.outputs))
 
     def add_output(self, file: File, path: str) -> None:
         """Have the call run in a directory of its own; what it leaves there under that path, a file or a folder, becomes ``file``
         (see `Manager.declare_temp`), and stays on its worker."""
-        where = _inside("add_output", path, (*self.inputs, *self.outputs))
+        where = self._inside("add_output", path)
         made = _file("add_output", file)
         for other, before in self.outputs.items():
             if before is made:
@@ -310,7 +331,7 @@ class FunctionCall:
 
     def with_options(self, **options: Unpack[CallKeywords]) -> FunctionCall:
         """The same call with these options; this one stays as it is. UsageError for what cannot be, with the line to write."""
-        twin = FunctionCall.__new__(FunctionCall)
+        twin = type(self).__new__(type(self))
         twin.library, twin.function, twin.args, twin.kwargs = self.library, self.function, self.args, self.kwargs
         twin.options, twin.tag = merge_options(self.options, self.tag, options)
         twin.inputs, twin.outputs = dict(self.inputs), dict(self.outputs)

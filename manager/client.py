@@ -145,16 +145,17 @@ class Client:
             return self._submit(target, args, kwargs, options, tag)
         return self._submit_scalars(target, payload, options, tag)
 
-    def submit_in_room(self, target: Target, call: FunctionCall, inputs: dict[str, File], outputs: dict[str, File]) -> CallFuture[Any]:
+    def submit_in_room(self, target: Target, call: FunctionCall) -> CallFuture[Any]:
         """The same for a call with a directory of its own."""
         if self.closed:
             raise Closed(self.closed)
+        outputs = call.outputs
         for file in outputs.values():
             if not (file.name.startswith(RESULT) and file.unmade):
                 raise UsageError(f"add_output({file!r}, ...): an output becomes a file of declare_temp(), one for each call that makes it")
             if file._owner != self.owner:  # pyright: ignore[reportPrivateUsage]
                 raise UsageError(f"{file!r} was declared at another manager: declare it at the one that the call is submitted to")
-        future = self._submit(target, call.args, call.kwargs, call.options, call.tag, room=(inputs, outputs))
+        future = self._submit(target, call.args, call.kwargs, call.options, call.tag, room=call)
         self._files[future.call_id] = self._take_files(future.call_id) | {file.key: file for file in outputs.values()}
         if future.done():
             self._files.pop(future.call_id, None)
@@ -191,7 +192,7 @@ class Client:
         kwargs: dict[str, Any],
         options: CallOptions,
         tag: str | None,
-        room: tuple[dict[str, File], dict[str, File]] | None = None,
+        room: FunctionCall | None = None,
     ) -> CallFuture[Any]:
         """The same for arguments that have to be looked at."""
         if not options.keep and room is None:
@@ -211,7 +212,7 @@ class Client:
         try:
             with collecting() as files:
                 payload, spans = pack_call(args, kwargs, keep, target.parameters, holes)
-            sandbox = sandbox_of(*room, files) if room is not None else None
+            sandbox = sandbox_of(room.inputs, room.outputs, files, lenient=room.lenient) if room is not None else None
             # Also those that make its files and wait for inputs themselves: the manager does not know of them yet.
             holes.found += [one for one in self._late_producers(files) if one not in holes.found]
             if files:

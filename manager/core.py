@@ -32,6 +32,7 @@ from windlass.manager.workers import Instance, Phase, Worker, busy_cores
 from windlass.messages import (
     CANCELLED,
     NO_FILE,
+    BlockHost,
     CallDone,
     CallEnd,
     CallId,
@@ -262,6 +263,7 @@ class Core(Attempts):
             self.replicas.declare_environment(info.environment)
         self.means += 1
         self._restructured(worker)
+        self._leave_blocked(worker)
 
     def worker_cut(self, worker_id: WorkerId, now: float) -> None:
         """Its connection is cut; the session lives for `Settings.reconnect_grace`, unless its pilot has ended."""
@@ -383,6 +385,22 @@ class Core(Attempts):
             for instance in worker.instances.values():
                 self._refresh(instance)
 
+    def block_host(self, message: BlockHost, now: float) -> None:
+        """A program wants no more of a host, or does again."""
+        if message.blocked:
+            self.blocked.block(message.host, message.seconds, now)
+            for worker in list(self.workers.values()):
+                self._leave_blocked(worker)
+        else:
+            self.blocked.unblock(message.host)
+        self.demand_changed = True
+
+    def _leave_blocked(self, worker: Worker) -> None:
+        if not worker.draining and self.blocked.has(worker.info.host):
+            reason = f"host {worker.info.host} is blocked"
+            self._send(worker, Drain(reason))
+            self._drain(worker, reason)
+
     def pools_reported(self, factory: str, report: PoolReport, now: float) -> None:
         """What a factory's pools offer, and which of its pilots ended."""
         changed = self.offers.get(factory) != report.offers
@@ -408,7 +426,7 @@ class Core(Attempts):
     def demand(self, now: float) -> Demand:
         """What could be used now."""
         self.demand_changed = False
-        return demand_of(self.libraries.values(), self.workers.values(), now)
+        return demand_of(self.libraries.values(), self.workers.values(), now, self.blocked.names)
 
     def tick(self, now: float) -> None:
         """Time has passed: sessions are given up, starved libraries and recalls are looked at again."""
@@ -416,6 +434,8 @@ class Core(Attempts):
             if worker.given_up_at and now >= worker.given_up_at:
                 self.worker_lost(worker.id, f"not heard of for {self.settings.reconnect_grace:g} s", now)
         self._look_at_claims(now)
+        if self.blocked.expire(now):
+            self.demand_changed = True
         if self._ahead:
             self._take_back_waiting()
         self._let_spent_go(now)

@@ -203,6 +203,23 @@ class Declaring(ABC):
             )
         return self._bring(FileName(file.name))
 
+    def save_file(self, file: File, path: str | os.PathLike[str]) -> None:
+        """Write what a call has made, or will have made, to a path of this machine, whole or not at all; waits for that.
+
+        Raises as `fetch_file`, and `OSError`.
+        """
+        text = _path("save_file(..., path)", path)
+        data = self.fetch_file(file)
+        part = f"{text}.{os.getpid()}-{threading.get_ident()}.part"
+        try:
+            with open(part, "wb") as opened:
+                opened.write(data)
+            os.replace(part, text)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise
+
     @abstractmethod
     def _bring(self, name: FileName) -> bytes:
         """Have a file of a worker's here."""

@@ -26,7 +26,7 @@ def pace(workers: int) -> float:
     return max(PACE_LEAST, PACE_PER_WORKER * workers)
 
 
-def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now: float) -> Demand:
+def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now: float, avoid: tuple[str, ...] = ()) -> Demand:
     """Demand by resource shape, and every pilot that has a worker here."""
     shapes: dict[Resources, list[float]] = {}
     for library in libraries:
@@ -65,6 +65,7 @@ def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now:
     return Demand(
         tuple(Shape(shape, int(sums[0]), int(sums[1]), sums[2], sums[3]) for shape, sums in shapes.items()),
         pilots,
+        avoid,
     )
 
 

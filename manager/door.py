@@ -29,13 +29,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, overload
 
 import msgspec
 
+from windlass.commands import gpus_of, run_command
 from windlass.errors import Closed, NotPossible, UnknownName, UsageError
 from windlass.files import File, Level
-from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Target
+from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Target, read_seconds
 from windlass.manager.client import Client
 from windlass.manager.declaring import Declaring
 from windlass.manager.future import CallFuture
@@ -45,6 +46,7 @@ from windlass.manager.memory import JOURNALED, MEMOIZED, Memory
 from windlass.manager.placement import why_never
 from windlass.manifests import Manifest
 from windlass.messages import (
+    BlockHost,
     CallOptions,
     DeclareFile,
     DeclareMade,
@@ -67,7 +69,9 @@ from windlass.messages import (
 from windlass.store_folders import default_store_folder
 
 if TYPE_CHECKING:
+    from windlass.commands import CommandResult
     from windlass.functions import Defined
+    from windlass.manager.command import Command
 
 log = logging.getLogger("windlass.manager")
 
@@ -324,19 +328,36 @@ class Door(Declaring):
         try:
             return self._installed[name]
         except KeyError:
+            if (gpus := gpus_of(name)) >= 0:
+                return self._install_commands(name, gpus)
             raise UnknownName("library", name, self._installed, "(install_library makes one callable)") from None
+
+    def _install_commands(self, name: str, gpus: int) -> _Installed:
+        """The library of commands that are given so many GPUs."""
+        with self._lock:
+            if name not in self._installed:
+                self.install_library(Library(name, run_command, imports=None, gpus=gpus))
+            return self._installed[name]
 
     # ------------------------------------------------------------ calls
 
+    @overload
+    def submit(self, call: Command) -> CallFuture[CommandResult]: ...
+    @overload
+    def submit(self, call: FunctionCall) -> CallFuture[Any]: ...
     def submit(self, call: FunctionCall) -> CallFuture[Any]:
         """Queue a call; its future.
 
         Raises `UnknownName` (library or function), `NotPicklable` (an argument), `NotPossible` (no pool can ever run it), `Closed`.
         """
         if type(call) is not FunctionCall and not isinstance(call, FunctionCall):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise UsageError(f"submit({call!r}): write submit(FunctionCall('library', 'function', arguments...))")
+            raise UsageError(
+                f"submit({call!r}): write submit(FunctionCall('library', 'function', arguments...)), or submit(Command('...'))"
+            )
         if self._client.closed:
             self._check_open()
+        if type(call) is not FunctionCall:
+            call.make_ready(self.declare_temp)
         installed = self._installed.get(call.library)
         if installed is None:
             installed = self._library(call.library)
@@ -345,8 +366,8 @@ class Door(Declaring):
             raise installed.has_no(call.function)
         if call.options is not DEFAULT_OPTIONS:
             self._check_possible(installed.spec, call.options)
-        if call.inputs or call.outputs:
-            return self._client.submit_in_room(target, call, call.inputs, call.outputs)
+        if call.has_room:
+            return self._client.submit_in_room(target, call)
         return self._client.submit(target, call.args, call.kwargs, call.options, call.tag)
 
     def declare_minitask(self, call: FunctionCall, name: str | None = None, level: Level = "workflow") -> File:
@@ -358,8 +379,7 @@ class Door(Declaring):
         self._check_open()
         if not isinstance(call, FunctionCall):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"declare_minitask({call!r}): write declare_minitask(FunctionCall('library', 'function', arguments...))")
-        if call.outputs:
-            raise UsageError("a mini task has no add_output(): the path that its function returns becomes the file")
+        call.make_ready_to_make()
         installed = self._library(call.library)
         target = installed.targets.get(call.function)
         if target is None:
@@ -380,8 +400,14 @@ class Door(Declaring):
         tag: str | None = None,
         *,
         memoize: bool = False,
+        inputs: Mapping[str, File] | None = None,
+        outputs: Mapping[str, File] | None = None,
     ) -> CallFuture[Any]:
-        """Queue ``fn(*args, **kwargs)`` in the implicit library; its future. ``memoize``: equal calls are run once. Raises as `submit`."""
+        """Queue ``fn(*args, **kwargs)`` in the implicit library; its future. ``memoize``: equal calls are run once.
+
+        ``inputs``, ``outputs``: it runs in a directory of its own, with these files by their paths there (as `FunctionCall.add_input`).
+        Raises as `submit`.
+        """
         from windlass.functions import define
 
         if self._closed or self._client.closed:
@@ -401,6 +427,14 @@ class Door(Declaring):
         chosen = options or DEFAULT_OPTIONS
         if chosen is not DEFAULT_OPTIONS:
             self._check_possible(spec, chosen)
+        if inputs or outputs:
+            call = FunctionCall(IMPLICIT, target.names[1], *args, **(kwargs or {}))
+            call.options, call.tag = chosen, tag
+            for path, file in (inputs or {}).items():
+                call.add_input(file, path)
+            for path, file in (outputs or {}).items():
+                call.add_output(file, path)
+            return self._client.submit_in_room(target, call)
         return self._client.submit(target, args, kwargs or {}, chosen, tag)
 
     def _implicit_target(self, fn: Callable[..., Any], defined: Defined, memoize: bool) -> tuple[LibrarySpec, Target]:
@@ -471,11 +505,14 @@ class Door(Declaring):
         """No call is waiting, running, or ended and uncollected."""
         return self._client.empty()
 
-    def hungry(self) -> int:
-        """How many more calls could be used well now; 0: enough are queued, or the manager is closed."""
+    def hungry(self, least: int = _HUNGRY_LEAST, times: float = _HUNGRY_TIMES) -> int:
+        """How many more calls could be used well now; 0: enough are queued, or the manager is closed.
+
+        Well used are at least so many, and ``times`` as many as slots and their queues hold.
+        """
         if self.closed:
             return 0
-        return max(0, max(_HUNGRY_LEAST, _HUNGRY_TIMES * self._capacity()) - self._client.outstanding())
+        return max(0, max(least, int(times * self._capacity())) - self._client.outstanding())
 
     def cancel_by_tag(self, tag: str) -> int:
         """Cancel all calls with this tag; how many had not ended."""
@@ -486,6 +523,23 @@ class Door(Declaring):
     def cancel_all(self) -> int:
         """Cancel all calls; how many had not ended."""
         return self._client.cancel_all(self._client.pending())
+
+    def block_host(self, host: str, seconds: float | str | None = None) -> None:
+        """Run nothing more on this host for ``seconds`` (None: until `unblock_host`). What runs there ends there; then its pilots leave.
+
+        Factories avoid it where their batch system can (Slurm, HTCondor). Raises `UsageError`.
+        """
+        self._check_open()
+        if not isinstance(host, str) or not host:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"block_host({host!r}): give the name of a host, as `windlass status` shows it")
+        self._client.say(BlockHost(host, 0.0 if seconds is None else read_seconds("seconds", seconds)))
+
+    def unblock_host(self, host: str | None = None) -> None:
+        """Use this host again; None: all that were blocked."""
+        self._check_open()
+        if host is not None and (not isinstance(host, str) or not host):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"unblock_host({host!r}): give the name of a host that was blocked, or None for all")
+        self._client.say(BlockHost(host or "", blocked=False))
 
     # ------------------------------------------------------------ seeing
 

@@ -129,7 +129,9 @@ class _Waiter:
         self.answered, self.text = threading.Event(), ""
 
 
-def sandbox_of(inputs: dict[str, File], outputs: dict[str, File], files: dict[str, File], returned: FileName = NO_NAME) -> Sandbox:
+def sandbox_of(
+    inputs: dict[str, File], outputs: dict[str, File], files: dict[str, File], returned: FileName = NO_NAME, *, lenient: bool = False
+) -> Sandbox:
     """What a call says of its own directory; its inputs are added to the ``files`` that it needs."""
     found: list[tuple[str, FileName, str]] = []
     for path, file in inputs.items():
@@ -139,7 +141,7 @@ def sandbox_of(inputs: dict[str, File], outputs: dict[str, File], files: dict[st
             files[file.key] = file
             found.append((path, file.ref.name, file.ref.base))
     made = tuple((path, FileName(file.name)) for path, file in outputs.items())
-    return Sandbox(tuple(found), made, returned)
+    return Sandbox(tuple(found), made, returned, lenient)
 
 
 def bring_result(owner: object, record: CallDone | None, timeout: float | None) -> None:

@@ -46,6 +46,7 @@ from windlass.manager.told import was_told_of_object
 from windlass.manager.workers import absurd
 from windlass.messages import (
     HOST,
+    BlockHost,
     BringFiles,
     CallSpec,
     CancelSubmitted,
@@ -346,6 +347,8 @@ class Server:
                     self.client.tidy()
             case CancelSubmitted(calls):
                 core.cancel(calls, now)
+            case BlockHost() if role == "client":
+                core.block_host(message, now)
             case InstallLibrary(spec):
                 core.install(spec, now)
             case RemoveLibrary(library):

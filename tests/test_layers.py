@@ -51,6 +51,7 @@ CORES = (
     "src/windlass/permits.py",
     "src/windlass/manifests.py",
     "manager/lineage.py",
+    "manager/blocked.py",
     "manager/replicas.py",
     "manager/told.py",
     "src/windlass/elf.py",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import os
 import shutil
 import subprocess
 import sys
@@ -28,8 +29,9 @@ PARTS = ("manager", "worker", "factory", "batch_templates")
 
 def package_files() -> set[str]:
     """Paths below ``windlass/`` of all files that belong into the package."""
-    own = [path for folder in ("src/windlass", "src/windlass/testing") for path in (ROOT / folder).iterdir()]
-    found = {f"windlass/{path.relative_to(ROOT / 'src/windlass')}" for path in own if path.is_file()}
+    own = ROOT / "src" / "windlass"
+    # Real folders alone: the parts are links, which `os.walk` does not follow.
+    found = {f"windlass/{Path(folder).relative_to(own) / name}" for folder, _, names in os.walk(own) for name in names}
     for part in PARTS:
         found |= {f"windlass/{path.relative_to(ROOT)}" for path in (ROOT / part).rglob("*") if path.is_file()}
     return {name for name in found if "__pycache__" not in name}

@@ -43,7 +43,8 @@ class Room:
 
     def collect(self, value: Any) -> tuple[tuple[FileRef, ...], Any]:
         """What the call has left there, and what it returns then. Raises `UsageError` for what is not there."""
-        wanted = [(path, name) for path, name in self.sandbox.outputs]
+        lenient, inside = self.sandbox.lenient, os.path.join(self.folder, "")
+        wanted = [one for one in self.sandbox.outputs if not lenient or os.path.isfile(inside + one[0]) or os.path.isdir(inside + one[0])]
         if self.sandbox.returned:
             if not isinstance(value, str | os.PathLike):
                 raise UsageError(f"it makes a file, so it must return the path of that, and returned {type(value).__name__}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # checkers take it for True; `typing` itself is not needed here
 if TYPE_CHECKING:
     from windlass import environment
+    from windlass.commands import CommandResult
     from windlass.errors import (
         BadTree,
         BatchError,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         CallTimeout,
         CallTooLong,
         Closed,
+        CommandFailed,
         ConnectionRefused,
         Damaged,
         FileUnavailable,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from windlass.files import File
     from windlass.manager.attached import AttachedManager, attach
     from windlass.manager.call import FunctionCall
+    from windlass.manager.command import Command
     from windlass.manager.executor import Executor
     from windlass.manager.future import CallFuture
     from windlass.manager.library import Library
@@ -64,6 +67,8 @@ _HOMES = {
     "File": "windlass.files",
     "Executor": "windlass.manager.executor",
     "FunctionCall": "windlass.manager.call",
+    "Command": "windlass.manager.command",
+    "CommandResult": "windlass.commands",
     "Library": "windlass.manager.library",
     "CallFuture": "windlass.manager.future",
     "load_variable_from_library": "windlass.worker.slot_api",
@@ -86,6 +91,9 @@ __all__ = [
     "CallTimeout",
     "CallTooLong",
     "Closed",
+    "Command",
+    "CommandFailed",
+    "CommandResult",
     "ConnectionRefused",
     "Damaged",
     "Executor",
@@ -128,7 +136,8 @@ if not TYPE_CHECKING:  # so that checkers know a misspelt name
 
     def __getattr__(name: str) -> object:
         if name not in __all__:
-            raise AttributeError(f"module 'windlass' has no attribute {name!r}")
+            hint = ": write  import windlass.taskvine as vine" if name in ("Task", "PythonTask") else ""
+            raise AttributeError(f"module 'windlass' has no attribute {name!r}{hint}")
         import importlib
 
         if name in _MODULES:

@@ -11,6 +11,7 @@
     ├── CallFailed                         the call ended without a result, and not by its own exception
     │   ├── SlotDied                       the process that ran it died: signal, exit status, stderr
     │   ├── OutOfMemory                    it used more than its share when memory ran short
+    │   ├── CommandFailed                  a command ended with an exit code that is not 0, or without having made its outputs
     │   ├── CallTimeout (also TimeoutError)
     │   ├── CallTooLong                    longer than any pool's walltime
     │   ├── FileUnavailable                a file that it needs could not be had, or does not fit
@@ -130,6 +131,16 @@ class SlotDied(CallFailed):
     def __init__(self, text: str, *, signal: int = 0, exit_status: int = -1, peak_memory: int = 0, stderr: str = "") -> None:
         super().__init__(text)
         self.signal, self.exit_status, self.peak_memory, self.stderr = signal, exit_status, peak_memory, stderr
+
+
+class CommandFailed(CallFailed):
+    """A command ended with an exit code that is not 0 (below 0: a signal killed it), or without having made its outputs (``missing``)."""
+
+    def __init__(
+        self, text: str, *, exit_code: int = 0, signal: int = 0, stdout: str = "", stderr: str = "", missing: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(text)
+        self.exit_code, self.signal, self.stdout, self.stderr, self.missing = exit_code, signal, stdout, stderr, missing
 
 
 class OutOfMemory(CallFailed):

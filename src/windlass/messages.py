@@ -239,6 +239,8 @@ class Sandbox(Record, frozen=True):
     outputs: tuple[tuple[str, FileName], ...] = ()
     #: The file that becomes of the path which the function returns; "": what it returns is a result.
     returned: FileName = FileName("")
+    #: Outputs that are not there when it has returned are no failure: who needs them ends without.
+    lenient: bool = False
 
 
 class CallSpec(msgspec.Struct, array_like=True, gc=False):
@@ -759,6 +761,8 @@ class Demand(Message, frozen=True):
 
     shapes: tuple[Shape, ...]
     pilots: tuple[PilotSeen, ...] = ()
+    #: Hosts that are not wanted.
+    avoid: tuple[str, ...] = ()
 
 
 class ReleasePilots(Message, frozen=True):
@@ -858,6 +862,14 @@ class CancelSubmitted(Message, frozen=True):
     """Client → manager: cancel these calls, whatever their state."""
 
     calls: tuple[CallId, ...]
+
+
+class BlockHost(Message, frozen=True):
+    """Client → manager: run nothing more on this host for so many seconds (0: for ever); or (not ``blocked``) do again, "" for all."""
+
+    host: str
+    seconds: float = 0.0
+    blocked: bool = True
 
 
 class InstallLibrary(Message, frozen=True):
@@ -1092,6 +1104,7 @@ ToClient = Status | CallList | CallsDone | CallsFound | Means | FileBrought | Fi
 FromClient = (
     SubmitCalls
     | CancelSubmitted
+    | BlockHost
     | InstallLibrary
     | RemoveLibrary
     | DefineFunctions

@@ -45,6 +45,8 @@ class Simulation:
     reports: list[PoolReport] = field(default_factory=list[PoolReport])
     #: What failed pilots have left in their logs.
     words: str = "last words"
+    #: Hosts that programs have blocked.
+    avoid: tuple[str, ...] = ()
 
     def seen(self) -> tuple[PilotSeen, ...]:
         pilots: list[PilotSeen] = []
@@ -66,7 +68,7 @@ class Simulation:
         running = sum(pilot.running for pilot in seen)
         longest = self.seconds_each
         shape = Shape(Resources(), self.calls - running, running, self.seconds_each * self.calls, longest)
-        return Demand((shape,) if self.calls else (), seen)
+        return Demand((shape,) if self.calls else (), seen, self.avoid)
 
     def busy(self) -> set[str]:
         return {pilot.pilot for pilot in self.seen() if pilot.running}
@@ -303,6 +305,15 @@ def test_a_black_hole_is_avoided_and_does_not_pause_a_pool_that_works(make_pool:
     assert sim.core.history.paused == ""
     assert sim.cluster.alive == 10
     assert sim.core.history.avoided(sim.now) == ("n7",)
+
+
+def test_hosts_that_programs_have_blocked_are_avoided(make_pool: MakePool) -> None:
+    """As long as they are."""
+    sim = simulation(make_pool(max_pilots=4), nodes=4)
+    sim.avoid = ("n1", "n3")
+    sim.calls = 40
+    sim.run(60)
+    assert {job.node for job in sim.cluster.jobs.values() if job.state is Listed.RUNNING} == {"n2", "n4"}
 
 
 @pytest.mark.parametrize(("holes", "pilots"), [({"n2"}, 3), ({"n2"}, 1), ({"n1", "n2"}, 3)])

@@ -15,11 +15,13 @@ from windlass.manager.workers import STILL_TICKS, STILL_TICKS_WITH_DATA
 from windlass.messages import (
     CANCELLED,
     DIED,
+    NO_FILE,
     OUT_OF_MEMORY,
     RAISED,
     RETURNED,
     TIMED_OUT,
     AddFunctions,
+    BlockHost,
     CallDone,
     CallEnd,
     CallId,
@@ -31,6 +33,10 @@ from windlass.messages import (
     CancelCalls,
     Drain,
     EndDetail,
+    FileLost,
+    FileName,
+    FileOrigin,
+    FileRef,
     FunctionDef,
     FunctionId,
     HeldCall,
@@ -53,9 +59,11 @@ from windlass.messages import (
     RecallCalls,
     Resources,
     RunCalls,
+    Sandbox,
     SetSlots,
     StartLibrary,
     StopLibrary,
+    WantFiles,
     WorkerDraining,
     WorkerId,
     WorkerInfo,
@@ -1066,3 +1074,56 @@ def test_an_instance_that_fails_while_it_stops_takes_no_calls_of_the_next_one() 
     assert bench.all_runs() == []
     bench.end(run)
     assert bench.outcome(call) == RETURNED
+
+
+# ---------------------------------------------------------------- blocked hosts
+
+
+def test_workers_of_a_blocked_host_leave_and_so_do_those_that_join(bench: Bench) -> None:
+    """What runs there ends there; factories are told what to avoid; when the time is over, or it is unblocked, the host is used again."""
+    library = bench.library()
+    bench.worker()
+    (call, waits) = bench.submit(library, 2)
+    bench.serve()
+    bench.all_runs()
+    bench.core.block_host(BlockHost("host", 60.0), bench.now)
+    bench.step()
+    assert bench.heard() == [Drain("host host is blocked")]
+    assert bench.core.demand(bench.now).avoid == ("host",)
+    bench.worker("w2")
+    assert bench.heard("w2") == [Drain("host host is blocked")]
+    bench.end(CallRun(call, 1, InstanceId(1), F, b""))
+    assert bench.outcome(call) == RETURNED
+    bench.core.worker_lost(WorkerId("w1"), "it left", bench.now)
+    bench.step(61.0)
+    assert bench.core.demand(bench.now).avoid == ()
+    bench.worker("w3")
+    bench.serve("w3")
+    assert [run.call for run in bench.runs("w3")] == [waits]
+    bench.core.block_host(BlockHost("other.example.org"), bench.now)
+    bench.core.block_host(BlockHost("", blocked=False), bench.now)
+    assert bench.core.demand(bench.now).avoid == ()
+
+
+# ---------------------------------------------------------------- outputs that may be missing
+
+
+def test_a_lenient_call_that_leaves_nothing_ends_those_that_wait_for_what_it_was_to_make(bench: Bench) -> None:
+    """Else they would wait for ever."""
+    library = bench.library()
+    bench.worker()
+    name = FileName("r3-made")
+    bench.core.declare_file(FileRef(name, -1, "made", "workflow"), FileOrigin())
+    sandbox = Sandbox(outputs=(("made", name),), lenient=True)
+    bench.core.submit([CallSpec(CallId(1), library, F, b"", sandbox=sandbox)], bench.now)
+    bench.core.submit([CallSpec(CallId(2), library, F, b"", inputs=(FileRef(name, -1, "made", "workflow"),))], bench.now)
+    bench.step()
+    bench.serve()
+    run = bench.all_runs()[0]
+    bench.end(run)
+    assert bench.outcome(1) == RETURNED
+    for each in bench.all_runs():
+        bench.say("w1", WantFiles((name,)))
+        assert any(isinstance(message, FileLost) for message in bench.heard()), each
+        bench.end(each, NO_FILE, detail=EndDetail(text="lost"))
+    assert bench.outcome(2) != RETURNED

@@ -10,6 +10,8 @@ from typing import Any, assert_type, cast
 from windlass import (
     AttachedManager,
     CallFuture,
+    Command,
+    CommandResult,
     Executor,
     Factory,
     File,
@@ -165,3 +167,16 @@ def files(manager: Manager, file: File) -> None:
     call = FunctionCall("lib", "f", file).with_options(keep="worker")
     call.add_input(file, "in")
     call.add_output(manager.declare_temp(), "out")
+
+
+def commands(manager: Manager, file: File) -> None:
+    """A command's result has a type; `Manager.submit` takes commands and calls."""
+    command = Command("gzip < in > out", inputs={"in": file}, outputs=["out"], env={"LANG": None}, timeout="1min", cores=2)
+    assert_type(manager.submit(command), CallFuture[CommandResult])
+    assert_type(manager.submit(command.with_options(retries=2)), CallFuture[CommandResult])
+    assert_type(manager.submit(command).result().exit_code, int)
+    Command(["gzip", "in"], outputs={"in.gz": manager.declare_temp()}, check=False)
+    manager.save_file(command.outputs["out"], Path("here"))
+    manager.block_host("node7", "1h")
+    Command(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Command("x", timeuot=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -1,0 +1,274 @@
+"""Commands in slots: what runs one there, and what is told of its end.
+
+Theory of operation
+-------------------
+A command is a call of `run_command` in a library of Windlass's own, one for each number of GPUs (`library_of`), so that placement, options,
+attempts, files, time limits and cancelling are those of calls.  The call has a directory of its own (`windlass.worker.room`), in which the
+command starts.
+
+*Whatever it started ends with it.*  The command stays in the process group of its slot, which is killed with the slot.  And while a slot
+runs commands it is the parent of all below it whose own parent has ended, so that when the command is over, nothing below the slot stays.
+
+*What it writes* goes where the slot's own output goes, which the worker holds too: so it is there even when the slot was killed, for being
+too slow, say.  Up to `OUTPUT_MOST` bytes of each stream come back whole; of more, beginning and end.
+
+A command that ends with another exit code than 0, or without having made its outputs, raises `CommandFailed` (so that ``retry_on`` knows
+it), unless it is run with ``check=False``: then whatever became of it is a result.
+"""
+
+from __future__ import annotations
+
+import os
+import signal as signals
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from windlass.errors import CommandFailed
+
+#: Its libraries' names begin with this.
+LIBRARY: Final = "windlass.commands"
+#: Bytes of a stream that come back whole. The worker gives back the middle of longer ones (`windlass.worker.capture.TRIM_BYTES`).
+OUTPUT_MOST: Final = 8 << 20
+#: Of longer ones, so many at either end; and of each in the text of an error.
+ENDS_BYTES: Final = 32 << 10
+TAIL_BYTES: Final = 2 << 10
+#: A shell gives this much more than the signal's number when what it ran last was killed.
+_SHELL_SIGNAL: Final = 128
+_NOT_FOUND: Final = 127
+_NOT_EXECUTABLE: Final = 126
+_PR_SET_CHILD_SUBREAPER: Final = 36
+#: What numerical libraries read, before they start threads.
+_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "BLIS_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """What became of a command."""
+
+    #: What it ended with; of one that was killed by a signal, the signal's number below zero.
+    exit_code: int
+    #: What it wrote: whole up to 8 MiB each, else beginning and end. With ``merge_output`` all of it is in ``stdout``.
+    stdout: str = ""
+    stderr: str = ""
+    #: Outputs that it was to make and that are not there as files or folders.
+    missing: tuple[str, ...] = ()
+    #: How long it ran, processor time it took, and the most bytes of memory that one process of it had.
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_memory: int = 0
+    #: Where it ran.
+    host: str = ""
+    #: Outputs that were folders and have become tar archives, as was asked for.
+    packed: tuple[str, ...] = ()
+
+    @property
+    def successful(self) -> bool:
+        """It ended with exit code 0 and has made its outputs."""
+        return not self.exit_code and not self.missing
+
+    @property
+    def signal(self) -> int:
+        """The signal that killed it, as far as is known; 0: none."""
+        return signal_of(self.exit_code)
+
+    def check(self, command: str = "the command") -> None:
+        """Raise `CommandFailed` if it was not successful."""
+        if not self.successful:
+            tail = (self.stderr or self.stdout)[-TAIL_BYTES:].strip()
+            raise CommandFailed(
+                f"{command} {how_ended(self.exit_code, self.missing)}" + (f"; the end of what it wrote:\n{tail}" if tail else ""),
+                exit_code=self.exit_code,
+                signal=self.signal,
+                stdout=_short(self.stdout),
+                stderr=_short(self.stderr),
+                missing=self.missing,
+            )
+
+
+def library_of(gpus: int) -> str:
+    """The name of the library of commands that are given so many GPUs."""
+    return f"{LIBRARY}-{gpus}gpu" if gpus else LIBRARY
+
+
+def gpus_of(library: str) -> int:
+    """For how many GPUs a library of this name is; -1: it is not one of commands."""
+    number = library.removeprefix(f"{LIBRARY}-").removesuffix("gpu")
+    if library == LIBRARY:
+        return 0
+    return int(number) if number.isdecimal() and library_of(int(number)) == library else -1
+
+
+def signal_of(exit_code: int) -> int:
+    """The signal that ended a command, or what its shell ran last; 0: none."""
+    number = -exit_code if exit_code < 0 else exit_code - _SHELL_SIGNAL
+    return number if 0 < number < signals.NSIG else 0
+
+
+def how_ended(exit_code: int, missing: Sequence[str] = ()) -> str:
+    """An end in words."""
+    number = signal_of(exit_code)
+    if exit_code < 0:
+        how = f"was killed by signal {number} ({_signal_name(number)})"
+    elif number:
+        how = f"ended with exit code {exit_code}, as shells say when what they ran was killed by signal {number} ({_signal_name(number)})"
+    elif exit_code == _NOT_FOUND:
+        how = "ended with exit code 127, as shells say when there is no such program: give it as an input, or say where it is (env PATH)"
+    elif exit_code == _NOT_EXECUTABLE:
+        how = "ended with exit code 126, as shells say when a file cannot be executed"
+    elif exit_code or not missing:
+        how = f"ended with exit code {exit_code}"
+    else:
+        how = "ended well"
+    if missing:
+        files = " and ".join(map(repr, missing))
+        how += f", but its output {files} is not there" if not exit_code else f", and its output {files} is not there"
+    return how
+
+
+def run_command(
+    command: str | Sequence[str],
+    outputs: Sequence[str] = (),
+    env: Mapping[str, str | None] | None = None,
+    *,
+    check: bool = True,
+    merge_output: bool = False,
+    threads: int = 0,
+    makes: str = "",
+    pack: Sequence[str] = (),
+) -> CommandResult | str:
+    """In a slot, in the call's own directory: run a command, by the shell if it is a text.
+
+    ``outputs``: paths that are to be there when it has ended. ``env``: variables that it gets beside those of the pilot (None: does not
+    get). ``threads``: how many numerical libraries are told to start. ``makes``: it is one of a mini task, whose result is this path.
+    ``pack``: those of the outputs that become tar archives if they are folders.
+
+    Raises `CommandFailed` as said above.
+    """
+    import time
+
+    started = time.monotonic()
+    status, cpu_seconds, peak_memory = _run(command, _environment(env or {}, threads), merge_output)
+    seconds = time.monotonic() - started
+    wanted = (makes,) if makes else outputs
+    missing = tuple(path for path in wanted if not _is_made(path))
+    code, host = os.waitstatus_to_exitcode(status), os.uname().nodename
+    packed = tuple(path for path in pack if os.path.isdir(path))
+    for path in packed:
+        _pack(path)
+    result = CommandResult(code, _written(1), _written(2), missing, seconds, cpu_seconds, peak_memory, host, packed)
+    if check:
+        result.check(f"the command {shown(command)}")
+    return makes or result
+
+
+def shown(command: str | Sequence[str]) -> str:
+    """A command in the text of an error."""
+    import shlex
+
+    text = command if isinstance(command, str) else shlex.join(command)
+    return repr(text if len(text) <= 200 else f"{text[:150]} ... {text[-40:]}")
+
+
+def _run(command: str | Sequence[str], env: dict[str, str], merge_output: bool) -> tuple[int, float, int]:
+    """Its status of wait(2), seconds of processor time, and peak memory."""
+    import subprocess
+
+    from windlass.worker.slotproc import kill_below
+
+    _be_parent_of_orphans()
+    words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+    try:
+        # What is left of a group that it makes of its own, or a session, is still below us.
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, env=env, stderr=1 if merge_output else None)  # noqa: S603,RUF100
+    except OSError as error:
+        what = repr(words[0][:200])
+        code = _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
+        raise CommandFailed(f"the program {what} cannot be started on the worker: {error.strerror or error}", exit_code=code) from None
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    own = os.getpid()
+    kill_below(own)
+    with suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+            kill_below(own)  # children of what has just ended are ours now
+    return status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+def _is_made(path: str) -> bool:
+    """A file or folder is there. A link to one becomes a copy: what it leads to may be elsewhere, or an input, which is the cache's."""
+    if not (os.path.isfile(path) or os.path.isdir(path)):
+        return False
+    if os.path.islink(path):
+        import shutil
+
+        copy = f"{path}.copied"
+        if os.path.isdir(path):
+            shutil.copytree(path, copy, symlinks=True)
+        else:
+            shutil.copyfile(path, copy)
+        os.unlink(path)
+        os.rename(copy, path)
+    return True
+
+
+def _pack(path: str) -> None:
+    import shutil
+    import tarfile
+
+    with tarfile.open(f"{path}.packed", "w") as archive:
+        archive.add(path, ".")
+    shutil.rmtree(path)
+    os.rename(f"{path}.packed", path)
+
+
+_is_parent_of_orphans = False
+
+
+def _be_parent_of_orphans() -> None:
+    global _is_parent_of_orphans
+    if not _is_parent_of_orphans:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _is_parent_of_orphans = True
+
+
+def _environment(more: Mapping[str, str | None], threads: int) -> dict[str, str]:
+    env = dict(os.environ)
+    if threads:
+        env.update(dict.fromkeys(_THREADS, str(threads)))
+    env["WINDLASS_SANDBOX"] = os.getcwd()
+    for name, value in more.items():
+        if value is None:
+            env.pop(name, None)
+        else:
+            env[name] = value
+    return env
+
+
+def _written(descriptor: int) -> str:
+    """What stands in the slot's output, which stays there: the slot takes it, bounded, for the call's own record."""
+    size = os.fstat(descriptor).st_size
+    if size < OUTPUT_MOST:
+        return os.pread(descriptor, size, 0).decode("utf-8", "replace")
+    head, tail = os.pread(descriptor, ENDS_BYTES, 0), os.pread(descriptor, ENDS_BYTES, size - ENDS_BYTES)
+    return _joined(head.decode("utf-8", "replace"), tail.decode("utf-8", "replace"), size - 2 * ENDS_BYTES)
+
+
+def _short(text: str) -> str:
+    most = ENDS_BYTES
+    return text if len(text) <= 2 * most else _joined(text[:most], text[-most:], len(text) - 2 * most)
+
+
+def _joined(head: str, tail: str, left_out: int) -> str:
+    return f"{head}\n... {left_out} bytes left out ...\n{tail}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return "a real-time signal"

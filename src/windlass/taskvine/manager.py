@@ -1,0 +1,317 @@
+"""TaskVine's manager: tasks by number, and ``wait``.
+
+Theory of operation
+-------------------
+A task is *held* (its category has enough under way, or too few workers are there), *under way* (a call of the `windlass.Manager`), or
+*ready* (it has ended, and nobody has waited for it yet).  The manager hears of a call's end on the thread of the `windlass.Manager`, and
+has one of a few threads of its own fill in the task, as what it returned is to be unpickled and its outputs are to be brought here and
+written; only then the task is ready.  So outputs of many tasks come beside each other, whether or not the program is in ``wait``.
+
+All that is known of tasks is under one lock, which is held for moments only.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Final, Self
+
+import windlass
+from windlass.errors import UsageError, WindlassError
+from windlass.manager.future import CallFuture
+from windlass.taskvine import tuning
+from windlass.taskvine.categories import Categories, Category
+from windlass.taskvine.declaring import Declares
+from windlass.taskvine.functions import Functions
+from windlass.taskvine.passed_over import PassedOver
+from windlass.taskvine.seeing import Seeing
+from windlass.taskvine.settings import Settings
+from windlass.taskvine.tasks import Task
+
+log = logging.getLogger("windlass.taskvine")
+
+#: Threads that take in what ended tasks have made.
+_TAKERS: Final = 4
+#: Seconds between looks at how many workers there are, while tasks are held for them.
+_LOOK_SECONDS: Final = 0.2
+FOREVER: Final = "wait_forever"
+
+
+class _Ended:
+    """Hears of the end of one task's call."""
+
+    def __init__(self, tell: Callable[[CallFuture[Any]], None]) -> None:
+        self.add_result = self.add_exception = self.add_cancelled = tell
+
+
+class Manager(Declares, Functions, Settings, Seeing, PassedOver):
+    """Runs tasks on workers, and gives them back by `wait`.
+
+    ``port`` (a number, 0 for any free one, or ``[low, high]``) and ``name`` are as TaskVine's; further ``options`` are those of
+    `windlass.Manager`, which is `manager` of this one. TaskVine's other arguments are passed over with a `NoEffect`.
+    """
+
+    def __init__(self, port: Any = 9123, name: str | None = None, **options: Any) -> None:
+        options = self._passed_over_at_start(options)
+        self.manager = windlass.Manager(port, name, **options)
+        self._categories = Categories()
+        self._tuned = dict(tuning.MEANT)
+        self._lock = threading.Condition(threading.RLock())
+        self._next = 1
+        #: Held or under way, and ready, by number, in the order of submission and of their ends.
+        self._open: dict[int, Task] = {}
+        self._ready: OrderedDict[int, Task] = OrderedDict()
+        self._takers: ThreadPoolExecutor | None = None
+        self._timers: dict[int, threading.Timer] = {}
+        self._workers_seen = False
+
+    # ------------------------------------------------------------ life
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End: tasks that have not ended are cancelled, workers are sent away."""
+        with self._lock:
+            timers, self._timers = list(self._timers.values()), {}
+        for timer in timers:
+            timer.cancel()
+        self.manager.close()
+        with self._lock:
+            takers, self._takers = self._takers, None
+        if takers is not None:
+            takers.shutdown()
+        with self._lock:
+            self._open.clear()
+            self._lock.notify_all()
+
+    def __repr__(self) -> str:
+        return f"<windlass.taskvine.Manager {self.name!r}, {len(self._open)} tasks under way, {len(self._ready)} ready>"
+
+    @property
+    def name(self) -> str:
+        """What workers and the command line find it by."""
+        return self.manager.name
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self.manager.port
+
+    # ------------------------------------------------------------ tasks
+
+    def submit(self, task: Task) -> int:
+        """Queue a task; its number. One that was waited for may be submitted again, and has another number.
+
+        Raises `windlass.UsageError` for what cannot be, `windlass.UnknownName` for a library or function that there is not.
+        """
+        if not isinstance(task, Task):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(
+                f"submit({task!r}): write submit(Task('command')), PythonTask(function, ...) or FunctionCall('lib', 'function', ...)"
+            )
+        category = self._categories[task.category]
+        with self._lock:
+            number = self._next
+            task.begin(number)
+            self._next += 1
+            self._open[number] = task
+            category.held.append(task)
+        try:
+            self._let_go_on(category, task)
+        except BaseException:
+            with self._lock:
+                self._open.pop(number, None)
+                task.withdraw()
+            raise
+        if task.time_end:
+            self._end_in_time(task, number)
+        return number
+
+    def _let_go_on(self, category: Category, mine: Task | None = None) -> None:
+        """Submit what need not be held any more. Raises what is wrong with ``mine``; others come back with what is wrong with them."""
+        if not self._enough_workers():
+            return
+        while True:
+            with self._lock:
+                if not category.held or (category.max_concurrent and category.under_way >= category.max_concurrent):
+                    return
+                task = category.held.popleft()
+                category.under_way += 1
+            number = task.id
+            try:
+                future = task.submitted(self.manager, category.options(self._categories.default))
+            except BaseException as error:
+                with self._lock:
+                    category.under_way -= 1
+                if task is mine or not isinstance(error, WindlassError | OSError):
+                    raise
+                self._end(task, number, None, error)
+                continue
+            future.watch(_Ended(lambda ended, task=task, number=number: self._has_ended(task, number, ended)))  # type: ignore[misc]
+
+    def _let_held_go_on(self) -> None:
+        for _, category in self._categories.items():
+            if category.held:
+                self._let_go_on(category)
+
+    def _enough_workers(self) -> bool:
+        wanted = self._tuned["wait-for-workers"]
+        if wanted > 0 and not self._workers_seen:
+            self._workers_seen = self._connected() >= wanted
+            return self._workers_seen
+        return True
+
+    def _connected(self) -> int:
+        return sum(bool(worker["connected"]) for worker in self.manager.status()["workers"])
+
+    def _has_ended(self, task: Task, number: int, future: CallFuture[Any]) -> None:
+        """On the manager's thread, or on that which cancels."""
+        with self._lock:
+            if self._takers is None:
+                if self.manager.closed:
+                    return
+                self._takers = ThreadPoolExecutor(_TAKERS, "windlass-taskvine")
+            takers = self._takers
+        try:
+            takers.submit(self._take, task, number, future)
+        except RuntimeError:
+            pass  # the program ends
+
+    def _take(self, task: Task, number: int, future: CallFuture[Any]) -> None:
+        category = self._categories[task.category]
+        with self._lock:
+            category.under_way -= 1
+        self._end(task, number, future, None)
+        if category.held:
+            self._let_held_go_on()
+
+    def _end(self, task: Task, number: int, future: CallFuture[Any] | None, error: BaseException | None) -> None:
+        late = "max end time" if task.time_end and time.time() >= task.time_end else ""
+        try:
+            task.end(future, error, late)
+        except Exception:  # a defect must not hang the program
+            log.exception("task %s could not be taken in", number)
+        with self._lock:
+            timer = self._timers.pop(number, None)
+            category = self._categories[task.category]
+            if task.successful():
+                category.done += 1
+            else:
+                category.failed += 1
+            if self._open.pop(number, None) is not None:
+                self._ready[number] = task
+            self._lock.notify_all()
+        if timer is not None:
+            timer.cancel()
+
+    def _end_in_time(self, task: Task, number: int) -> None:
+        timer = threading.Timer(max(0.0, task.time_end - time.time()), self.cancel_by_task_id, (number,))
+        timer.daemon = True
+        with self._lock:
+            if number in self._open:
+                self._timers[number] = timer
+                timer.start()
+
+    # ------------------------------------------------------------ waiting
+
+    def wait(self, timeout: float | str | None = FOREVER) -> Task | None:
+        """The next task that has ended; None when none does within ``timeout`` seconds (fractions are fine), or when there is none."""
+        return self._wait(timeout, lambda task: True)
+
+    def wait_for_tag(self, tag: str, timeout: float | str | None = FOREVER) -> Task | None:
+        """The next one with this tag."""
+        return self._wait(timeout, lambda task: task.tag == tag)
+
+    def wait_for_task_id(self, task_id: int, timeout: float | str | None = FOREVER) -> Task | None:
+        """This one."""
+        return self._wait(timeout, lambda task: task.id == task_id)
+
+    def _wait(self, timeout: float | str | None, wanted: Callable[[Task], bool]) -> Task | None:
+        seconds = None if timeout in (None, FOREVER) else timeout
+        if seconds is not None and (isinstance(seconds, bool | str) or seconds != seconds):
+            raise UsageError(f"wait({timeout!r}): give seconds, or 'wait_forever'")
+        end = None if seconds is None else time.monotonic() + seconds
+        while True:
+            if self._tuned["wait-for-workers"] > 0 and not self._workers_seen:
+                self._let_held_go_on()
+            with self._lock:
+                for number, task in self._ready.items():
+                    if wanted(task):
+                        del self._ready[number]
+                        return task
+                if not any(wanted(task) for task in self._open.values()) or self.manager.closed:
+                    return None
+                left = None if end is None else end - time.monotonic()
+                if left is not None and left <= 0:
+                    return None
+                looks = self._tuned["wait-for-workers"] > 0 and not self._workers_seen
+                self._lock.wait(min(_LOOK_SECONDS, left or _LOOK_SECONDS) if looks else left)
+
+    def empty(self) -> bool:
+        """No task is under way, or has ended without having been waited for."""
+        with self._lock:
+            return not self._open and not self._ready
+
+    def hungry(self) -> int:
+        """How many tasks more could be used well now."""
+        held = sum(len(category.held) for _, category in self._categories.items())
+        return max(0, self.manager.hungry(int(self._tuned["hungry-minimum"]), self._tuned["hungry-minimum-factor"]) - held)
+
+    def task_state(self, task_id: int) -> str:
+        """As `Task.state`; ``unknown`` for a number that no task has that is here."""
+        with self._lock:
+            task = self._open.get(task_id) or self._ready.get(task_id)
+        return task.state if task is not None else "unknown"
+
+    # ------------------------------------------------------------ cancelling
+
+    def cancel_by_task_id(self, id: int) -> int:
+        """Cancel a task, also one that runs: it comes back by `wait`, with result ``cancelled``. 1, or 0 if there is none to cancel."""
+        with self._lock:
+            task = self._open.get(id)
+        return self._cancel([task] if task is not None else [])
+
+    def cancel_by_task_tag(self, tag: str) -> int:
+        """The first one with this tag: 1, or 0 if there is none."""
+        return self._cancel(self._those(lambda task: task.tag == tag)[:1])
+
+    def cancel_all_by_tag(self, tag: str) -> int:
+        """All with this tag; how many."""
+        return self._cancel(self._those(lambda task: task.tag == tag))
+
+    def cancel_by_category(self, category: str) -> int:
+        """All of a category; how many."""
+        return self._cancel(self._those(lambda task: task.category == category))
+
+    def cancel_all(self) -> int:
+        """All; how many."""
+        return self._cancel(self._those(lambda task: True))
+
+    cancel_by_taskid, cancel_by_tasktag = cancel_by_task_id, cancel_by_task_tag
+
+    def _those(self, wanted: Callable[[Task], bool]) -> list[Task]:
+        with self._lock:
+            return [task for task in self._open.values() if wanted(task)]
+
+    def _cancel(self, tasks: Iterable[Task]) -> int:
+        count = 0
+        for task in reversed(list(tasks)):
+            with self._lock:
+                held = self._categories[task.category].held
+                waits = task in held
+                if waits:
+                    held.remove(task)
+            if waits:
+                self._end(task, task.id, None, CancelledError())
+                count += 1
+            elif task.future is not None and not task.future.done():
+                count += task.future.cancel()
+        return count

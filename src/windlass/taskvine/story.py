@@ -1,0 +1,151 @@
+"""What a task tells of itself: as TaskVine's users ask for it, before and after its end."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, Final
+
+from windlass.errors import UnknownName
+from windlass.manager.call import DEFAULT_OPTIONS, MEGABYTE, merge_options
+from windlass.manager.future import CallFuture
+from windlass.manager.timings import Timings
+from windlass.messages import Resources
+from windlass.taskvine.outcomes import NOT_RUN, SUCCESS, Outcome
+
+#: The output of a task whose result has stayed on its worker.
+KEPT: Final = object()
+
+
+class Story:
+    """A part of `windlass.taskvine.Task`."""
+
+    command: str
+    _id: int
+    _tag: str | None
+    _category: str
+    _disk: float
+    _future: CallFuture[Any] | None
+    _outcome: Outcome | None
+    _needs: Resources | None
+    _options: dict[str, Any]
+
+    @property
+    def id(self) -> int:
+        """Its number, from its submission on."""
+        return self._id
+
+    @property
+    def tag(self) -> str | None:
+        """As set."""
+        return self._tag
+
+    @property
+    def category(self) -> str:
+        """As set."""
+        return self._category
+
+    @property
+    def state(self) -> str:
+        """``initial``, ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``."""
+        if self._future is not None:
+            return self._future.state
+        return "initial" if not self._id else "done" if self._outcome is not None else "waiting"
+
+    @property
+    def future(self) -> CallFuture[Any] | None:
+        """The call that it has become; None before."""
+        return self._future
+
+    @property
+    def result(self) -> str:
+        """``success`` if it was run, whatever its exit code; else the reason in TaskVine's words; ``unknown`` before its end."""
+        return self._outcome.result if self._outcome is not None else "unknown"
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command; of one that was killed by a signal the number below zero. Of a function: 0, or 1 if it raised. -1: not run."""
+        return self._outcome.exit_code if self._outcome is not None else NOT_RUN
+
+    @property
+    def output(self) -> Any:
+        """What the command wrote; what the function returned, or its exception."""
+        if self._outcome is None:
+            return None
+        if self._outcome.output is KEPT and self._future is not None:
+            return self._future.result()
+        return self._outcome.output
+
+    @property
+    def std_output(self) -> str:
+        """What it wrote to its standard output and error."""
+        return self._outcome.std_output if self._outcome is not None else ""
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why it was not run to its end, or what its function raised."""
+        return self._outcome.error if self._outcome is not None else None
+
+    def completed(self) -> bool:
+        """It was run, whatever its exit code."""
+        return self.result == SUCCESS
+
+    def successful(self) -> bool:
+        """It was run, with exit code 0, and has made its outputs."""
+        return self.completed() and self.exit_code == 0
+
+    @property
+    def hostname(self) -> str:
+        """Where it ran, as far as is known."""
+        if self._outcome is not None and self._outcome.details is not None:
+            return self._outcome.details.host
+        attempts = self._future.attempts if self._future is not None else ()
+        return attempts[-1].host if attempts else ""
+
+    @property
+    def resources_requested(self) -> SimpleNamespace:
+        """Cores, memory and disk (MB), gpus; 0: not said."""
+        needs = self._needs if self._needs is not None else merge_options(DEFAULT_OPTIONS, None, self._options)[0].needs
+        return SimpleNamespace(cores=needs.cores, memory=needs.memory // MEGABYTE, disk=self._disk, gpus=needs.gpus)
+
+    @property
+    def resources_allocated(self) -> SimpleNamespace:
+        """As requested; a slot's share of what was not said."""
+        return self.resources_requested
+
+    @property
+    def resources_measured(self) -> SimpleNamespace | None:
+        """``wall_time`` and ``cpu_time`` in seconds, ``memory`` in MB, ``cores`` (on the average); None if it was not run."""
+        details = self._outcome.details if self._outcome is not None else None
+        if details is None:
+            return None
+        cores = details.cpu_seconds / details.seconds if details.seconds else 0.0
+        return SimpleNamespace(
+            wall_time=details.seconds, cpu_time=details.cpu_seconds, memory=details.peak_memory / MEGABYTE, cores=round(cores, 3)
+        )
+
+    @property
+    def limits_exceeded(self) -> SimpleNamespace | None:
+        """``memory`` in MB: the share that it ran out of; None if it did not."""
+        share = getattr(self.error, "share", 0)
+        return SimpleNamespace(memory=share / MEGABYTE) if share else None
+
+    def get_metric(self, name: str) -> int:
+        """Microseconds: of the epoch for ``time_when_...``, else a duration. Raises `UnknownName`."""
+        timings = self._future.timings if self._future is not None else Timings()
+        known = {
+            "time_when_submitted": timings.submitted,
+            "time_when_commit_start": timings.sent,
+            "time_when_commit_end": timings.started,
+            "time_when_retrieval": timings.returned,
+            "time_when_done": timings.returned,
+            "time_workers_execute_last": timings.running,
+        }
+        if name not in known:
+            raise UnknownName("metric of a task", name, known)
+        return int(known[name] * 1e6)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._id or 'not submitted'} {self._what()} {self.state}>"
+
+    def _what(self) -> str:
+        return repr(self.command if len(self.command) <= 60 else f"{self.command[:57]}...")
