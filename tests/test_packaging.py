@@ -8,8 +8,8 @@ the tree.
 from __future__ import annotations
 
 import importlib
-import re
 import os
+import re
 import shutil
 import subprocess
 import sys
