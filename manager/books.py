@@ -21,7 +21,7 @@ import msgspec
 from windlass.manager.blocked import BlockedHosts
 from windlass.manager.calls import Call, CallQueue
 from windlass.manager.failures import FAILURES_KEPT, FailedCall, failed_call
-from windlass.manager.libraries import NEVER, LibraryState
+from windlass.manager.libraries import NEVER, LibraryState, rank
 from windlass.manager.lineage import FIRST_REMAKE, Lineage
 from windlass.manager.pilots import PilotBook
 from windlass.manager.placement import why_never
@@ -55,10 +55,6 @@ RUN_BYTES = 256 << 10
 LOOKED_AT = 32
 #: Queues without calls are looked for when a library has more queues than this.
 SWEEP_LEAST = 100
-
-
-def _rank(queue: CallQueue) -> float:
-    return -queue.options.priority
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -176,7 +172,7 @@ class Books:
             if len(state.queues) > state.sweep_at:
                 self._sweep_queues(state)
             queue = self._queues[key] = CallQueue(library, options, least_seconds, deque(), files=files)
-            insort(state.queues, queue, key=_rank)
+            insort(state.queues, queue, key=rank)
             kind = (options.needs, least_seconds)
             if kind not in state.kinds:
                 state.kinds.add(kind)

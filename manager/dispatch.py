@@ -99,10 +99,13 @@ class Dispatch(Recalls):
 
     def _dispatch(self, state: LibraryState, now: float) -> None:
         passed = 0
-        for queue in state.queues:
+        served, passed_over = -1, None
+        for number, queue in enumerate(state.queues):
             if not queue.waiting:
                 passed += not queue.running
                 continue
+            if served >= 0 and passed_over is None and not state.idle:
+                passed_over = queue
             if queue.files:
                 self._park(queue, state, now)
             if not state.idle and not state.roomy:
@@ -110,6 +113,7 @@ class Dispatch(Recalls):
             options = queue.options
             plain = not (options.needs.cores or options.needs.memory or options.needs.gpus or queue.least_seconds)
             skipped: list[Instance] = []
+            before = queue.waiting
             others = None if plain else iter(state.idle_for(queue))
             if others is not None:
                 queue.passed_at = -1
@@ -160,6 +164,10 @@ class Dispatch(Recalls):
                     others = chain((instance,), others)  # the next call needs other files, and may fit there too
             for instance in skipped:
                 state.refresh(instance)
+            if passed_over is None and queue.waiting < before:
+                served = number
+        if passed_over is not None:
+            state.make_way(served, passed_over)
         if passed > SWEEP_LEAST and passed > len(state.queues) // 8:
             self._sweep_queues(state)  # or each call would cost a look at them
 

@@ -11,6 +11,7 @@ instance that changed.  So the cost of a dispatched call does not depend on the 
 
 from __future__ import annotations
 
+from bisect import insort
 from itertools import takewhile
 
 import msgspec
@@ -31,11 +32,16 @@ AHEAD_UNKNOWN = 4
 NEVER = -1
 
 
+def rank(queue: CallQueue) -> float:
+    """What a library's queues are sorted by."""
+    return -queue.options.priority
+
+
 class LibraryState(msgspec.Struct, eq=False):
     """One version of a library."""
 
     spec: LibrarySpec
-    #: Sorted by priority, largest first; first come, first served among equals.
+    #: Sorted by priority, largest first. Equals take turns: who has calls left makes way for whose first waits longer (`make_way`).
     queues: list[CallQueue] = msgspec.field(default_factory=list[CallQueue])
     #: What calls in them ask for: (needs, least seconds).
     kinds: set[tuple[Resources, float]] = msgspec.field(default_factory=set[tuple[Resources, float]])
@@ -114,6 +120,17 @@ class LibraryState(msgspec.Struct, eq=False):
         """Whether a third of what it may hold ahead is gone: to send one call for each that ends would wake both sides twice a call."""
         ahead = self.most(instance) - instance.target
         return instance.outstanding < instance.target + ahead - ahead // REFILL
+
+    def make_way(self, number: int, other: CallQueue) -> None:
+        """The queue of this number has taken all slots, and another one was left without: the next turn is that one's, if it is of the
+        same priority and its first call has waited longer than what is left here."""
+        queue = self.queues[number]
+        first, waits = queue.first(), other.first()
+        if waits is None or queue.options.priority != other.options.priority:
+            return
+        if first is None or waits.queued_at < first.queued_at:
+            del self.queues[number]
+            insort(self.queues, queue, key=rank)
 
     def idle_for(self, queue: CallQueue) -> list[Instance]:
         """Idle instances that could take calls of a queue which not each of them can take: those that it has not passed by as they are."""

@@ -582,3 +582,16 @@ def test_a_library_with_slots_enough_does_not_look_at_all_workers_at_each_event(
         cluster.worker(f"late{number}", 0.5)
         cluster.core.pump(cluster.now)
         assert len(looked) <= 2 * LOOKED_AT, number
+
+
+@pytest.mark.parametrize("depth", [20, 3])
+@pytest.mark.parametrize("needs", [Resources(), Resources(0, 1 << 20)], ids=["plain", "named"])
+def test_kinds_of_calls_of_one_library_take_turns(cluster: Cluster, depth: int, needs: Resources) -> None:
+    """First come, first served, also where calls of one kind come without end, and never all have a slot."""
+    library = cluster.library("lib")
+    cluster.stream("first", library, (0.1,), depth=depth)
+    cluster.worker("w1", 2)
+    cluster.run(1.0)
+    cluster.stream("second", library, (0.1,), CallOptions(needs=needs, timeout=60.0), depth=1)
+    cluster.run(5.0)
+    assert all(gap < 3 for gap in cluster.gaps().values()), cluster.gaps()
