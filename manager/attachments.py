@@ -32,6 +32,7 @@ from windlass.messages import (
     EndManager,
     FindCalls,
     GetStatus,
+    GetView,
     Goodbye,
     InstallLibrary,
     KeepCalls,
@@ -46,6 +47,7 @@ from windlass.messages import (
     ResumePool,
     Status,
     SubmitCalls,
+    View,
 )
 from windlass.objects import ObjectStore
 
@@ -55,7 +57,7 @@ log = logging.getLogger("windlass.manager")
 class Attachments:
     """The programs that are attached, for the server.
 
-    ``end(reason)`` ends a detached manager, ``status(now)`` is its answer, and ``resume(pool)`` tells the factories.
+    ``end(reason)`` ends a detached manager, ``status(now)`` and ``view(since, now)`` are its answers, and ``resume(pool)`` tells the factories.
     """
 
     def __init__(
@@ -66,13 +68,14 @@ class Attachments:
         status: Callable[[float], Status],
         resume: Callable[[PoolName], None],
         files: FileDesk,
+        view: Callable[[float, float], Sequence[View]],
     ) -> None:
         self.programs = Programs()
         self.links: dict[int, Link] = {}
         #: Programs may end this manager: it is part of none.
         self.detached = False
         self._core, self._store = core, store
-        self._end, self._status, self._resume, self._files = end, status, resume, files
+        self._end, self._status, self._resume, self._files, self._view = end, status, resume, files, view
         self._means: Means | None = None
 
     def join(self, link: Link) -> Program:
@@ -131,6 +134,8 @@ class Attachments:
                 self._resume(pool)
             case GetStatus():
                 link.send(self._status(now))
+            case GetView(since):
+                link.send(*self._view(since, now))
             case Goodbye(reason):
                 self.left(program, reason, now)
             case _:

@@ -150,6 +150,7 @@ def _worker(worker: Worker, now: float) -> dict[str, Any]:
         "gpus": of.gpus,
         "memory_used": worker.memory_used,
         "memory_limit": worker.memory_limit,
+        "cache_bytes": worker.cache_bytes,
         "busy_cores": worker.busy,
         "running": sum(min(one.outstanding, one.slots) for one in worker.instances.values()),
         "held": len(worker.calls),

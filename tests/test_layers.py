@@ -51,6 +51,10 @@ CORES = (
     "manager/lineage.py",
     "manager/replicas.py",
     "manager/told.py",
+    "manager/causes.py",
+    "manager/timeline.py",
+    "manager/recorder.py",
+    "manager/views.py",
     "src/windlass/elf.py",
 )
 

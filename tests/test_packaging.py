@@ -29,6 +29,7 @@ PARTS = ("manager", "worker", "factory", "batch_templates")
 def package_files() -> set[str]:
     """Paths below ``windlass/`` of all files that belong into the package."""
     found = {f"windlass/{path.name}" for path in (ROOT / "src/windlass").iterdir() if path.is_file()}
+    found |= {f"windlass/dashboard/{path.name}" for path in (ROOT / "src/windlass/dashboard").iterdir() if path.is_file()}
     for part in PARTS:
         found |= {f"windlass/{path.relative_to(ROOT)}" for path in (ROOT / part).rglob("*") if path.is_file()}
     return {name for name in found if "__pycache__" not in name}

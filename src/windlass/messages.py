@@ -1019,6 +1019,21 @@ class GetStatus(Message, frozen=True):
     """Client → manager: how do things stand?"""
 
 
+class GetView(Message, frozen=True):
+    """Client → manager: how do things stand, for a dashboard? Answered by `View`s. From the first one on the manager records its run."""
+
+    #: What is on the time line up to here is known; seconds after its beginning, 0: nothing.
+    since: float = 0.0
+
+
+class View(Message, frozen=True):
+    """Manager → client: a piece of the answer to `GetView`; ``json`` is a part of the object of docs/dashboard.md."""
+
+    json: bytes
+    #: Another piece follows.
+    more: bool = False
+
+
 class Status(Message, frozen=True):
     """Manager → client: answer to `GetStatus`; ``json`` is the documented status object."""
 
@@ -1071,7 +1086,7 @@ FromWorker = (
 )
 ToFactory = Demand | ResumePool | Leave
 FromFactory = PoolReport | ReleasePilots | Goodbye
-ToClient = Status | CallsDone | CallsFound | Means | FileBrought | FilesForgotten | Leave
+ToClient = Status | View | CallsDone | CallsFound | Means | FileBrought | FilesForgotten | Leave
 FromClient = (
     SubmitCalls
     | CancelSubmitted
@@ -1087,6 +1102,7 @@ FromClient = (
     | FindCalls
     | EndManager
     | GetStatus
+    | GetView
     | ResumePool
     | Goodbye
 )
