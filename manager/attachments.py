@@ -57,7 +57,7 @@ log = logging.getLogger("windlass.manager")
 class Attachments:
     """The programs that are attached, for the server.
 
-    ``end(reason)`` ends a detached manager, ``status(now)`` and ``view(since, now)`` are its answers, and ``resume(pool)`` tells the factories.
+    ``end(reason)`` ends a detached manager, ``status(now)`` and ``view(ask, now)`` are its answers, and ``resume(pool)`` tells the factories.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Attachments:
         status: Callable[[float], Status],
         resume: Callable[[PoolName], None],
         files: FileDesk,
-        view: Callable[[float, float], Sequence[View]],
+        view: Callable[[GetView, float], Sequence[View]],
     ) -> None:
         self.programs = Programs()
         self.links: dict[int, Link] = {}
@@ -134,8 +134,8 @@ class Attachments:
                 self._resume(pool)
             case GetStatus():
                 link.send(self._status(now))
-            case GetView(since):
-                link.send(*self._view(since, now))
+            case GetView():
+                link.send(*self._view(message, now))
             case Goodbye(reason):
                 self.left(program, reason, now)
             case _:

@@ -4,8 +4,9 @@ Theory of operation
 -------------------
 The core hands over each batch of ends as it came from a worker (`ended`), before it takes it in.  What that costs does not depend on the
 number of calls in it: of a batch of short calls `SAMPLED` are looked at, and with the worker's next batches they become one stretch,
-put on its lanes once per `pace`.  Calls of `SINGLE_SECONDS` and more are blocks of their own, of all workers `SINGLES_MOST` in a second;
-what is more joins the stretch.  So a time line costs at most a few thousand moves per second, whatever runs.
+put on its lanes once per `pace`.  Calls of `SINGLE_SECONDS` and more are blocks of their own.  `LOOKS_MOST` batches and single calls are looked
+at in a second; what comes after these is counted, and taken to be like what was seen of its worker.  So a time line costs at most some
+thousand moves per second, whatever runs.
 
 Times in answers are by the worker's clock: the least that an answer took is how far that is off, as `windlass.manager.pilots` reckons for
 factories, and beyond `CLOCKS_AGREE` it is put right.
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 SAMPLED: Final = 4
 #: Calls that take so long are shown one by one.
 SINGLE_SECONDS: Final = 0.01
-#: Of all workers, in a second.
-SINGLES_MOST: Final = 2000
+#: Batches, and single calls in them, of all workers in a second.
+LOOKS_MOST: Final = 1000
 #: Functions that are told apart.
 NAMES_MOST: Final = 500
 OTHERS: Final = "other functions"
@@ -39,18 +40,18 @@ CLOCKS_AGREE: Final = 1.0
 #: The least time that calls run before they are told of as running.
 LONG_SECONDS: Final = 1.0
 #: Running calls that are told of at once.
-RUNNING_MOST: Final = 2000
+RUNNING_MOST: Final = 1000
 
 
 class Stretch:
-    """Short calls of one worker that have not been put on its lanes."""
+    """Short calls of one worker that have not been put on its lanes: all of them, and those that were seen."""
 
-    __slots__ = ("begin", "busy", "calls", "end", "failed", "host", "slots", "what")
+    __slots__ = ("begin", "busy", "calls", "end", "failed", "host", "seen", "slots", "what")
 
-    def __init__(self, host: str, begin: float) -> None:
-        self.host, self.begin, self.end = host, begin, begin
-        self.what = self.calls = self.failed = 0
-        self.busy = 0.0
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.begin = self.end = self.busy = 0.0
+        self.what = self.calls = self.seen = self.failed = 0
         self.slots = 1
 
 
@@ -67,39 +68,47 @@ class Recorder:
         self._numbers: dict[tuple[LibraryId, FunctionId], int] = {}
         self._behind: dict[WorkerId, float] = {}
         self._stretches: dict[WorkerId, Stretch] = {}
-        self._singles = 0
+        self._looks = 0
         self._second = 0.0
 
     # ------------------------------------------------------------ what the core tells
 
     def ended(self, books: Books, worker: Worker, ends: Sequence[CallEnd], now: float) -> None:
         """A worker has told of these ends; its calls are in its books still."""
-        if not ends:
+        if now >= self._second:
+            self._second, self._looks = now + 1.0, LOOKS_MOST
+        stretch = self._stretches.get(worker.id)
+        if stretch is None:
+            stretch = self._stretches[worker.id] = Stretch(worker.info.host)
+        count = len(ends)
+        if self._looks <= 0 or not ends:
+            stretch.calls += count
             return
+        self._looks -= 1
         first, last = ends[0], ends[-1]
         call = worker.calls.get(first.call)
         if call is None or not first.started_at:
             return  # late answers, or calls that did not start
         shift = self._shift(worker.id, last.ended_at, now) - self.began_at
-        count = len(ends)
         sampled = ends if count <= SAMPLED else ends[:: count // SAMPLED + 1]
-        total = sum(end.ended_at - end.started_at for end in sampled)
-        if now >= self._second:
-            self._second, self._singles = now + 1.0, 0
-        if total >= SINGLE_SECONDS * len(sampled) and self._singles + count <= SINGLES_MOST:
-            self._singles += count
+        total, failed, seen = 0.0, 0, len(sampled)
+        for end in sampled:
+            total += end.ended_at - end.started_at
+            if end.outcome and end.outcome != CANCELLED:
+                failed += 1
+        if total >= SINGLE_SECONDS * seen and self._looks >= count:
+            self._looks -= count
             for end in ends:
                 self._note_one(books, worker, end, shift)
             return
-        stretch = self._stretches.get(worker.id)
-        begin = first.started_at + shift
-        if stretch is None:
-            stretch = self._stretches[worker.id] = Stretch(worker.info.host, begin)
-        stretch.begin = min(stretch.begin, begin)
-        stretch.end = max(stretch.end, last.ended_at + shift)
+        begin, over = first.started_at + shift, last.ended_at + shift
+        if not stretch.seen or begin < stretch.begin:
+            stretch.begin = begin
+        stretch.end = max(stretch.end, over)
         stretch.calls += count
-        stretch.busy += max(0.0, total) * count / len(sampled)
-        stretch.failed += sum(end.outcome not in (RETURNED, CANCELLED) for end in sampled) * count // len(sampled)
+        stretch.seen += count
+        stretch.busy += max(0.0, total) * count / seen
+        stretch.failed += failed * count // seen
         stretch.what = self._number(books, call.spec.library, call.spec.function)
         instance = worker.by_library.get(call.spec.library)
         stretch.slots = instance.slots if instance is not None else 1
@@ -122,7 +131,7 @@ class Recorder:
             return
         counters = books.counters
         waiting = sum(state.waiting for state in books.libraries.values()) + sum(map(len, books.parked.values()))
-        running = sum(state.running for state in books.libraries.values())
+        running = sum(min(one.outstanding, one.slots) for state in books.libraries.values() for one in state.instances.values())
         slots = sum(state.slots for state in books.libraries.values())
         numbers = (waiting, running, counters.returned, counters.failed, counters.cancelled, len(books.workers), slots)
         self.samples.add(at, numbers)
@@ -207,6 +216,11 @@ class Recorder:
 
     def _put(self, worker: WorkerId, stretch: Stretch) -> None:
         """Short calls go on as many lanes as were busy with them."""
+        if not stretch.seen:
+            return
+        share = stretch.calls / stretch.seen
+        stretch.busy *= share
+        stretch.failed = int(stretch.failed * share)
         span = max(stretch.end - stretch.begin, 1e-4)
         lanes = min(max(1, -int(-stretch.busy // span)), stretch.slots, LANES_OF_ONE, self.timeline.lanes_each())
         begin, end = round(stretch.begin, 4), round(stretch.end, 4)

@@ -376,8 +376,8 @@ class Server:
             case GetStatus():
                 if answer is not None:
                     answer(self._status(now))
-            case GetView(since) if answer is not None:
-                for piece in self.viewing.answer(since, now):
+            case GetView() if answer is not None:
+                for piece in self.viewing.answer(message, now):
                     answer(piece)
             case Goodbye():
                 if role == "factory":
@@ -393,10 +393,10 @@ class Server:
     def _status(self, now: float) -> Status:
         return Status(within(self._found(now)))
 
-    def _found(self, now: float) -> dict[str, Any]:
+    def _found(self, now: float, brief: bool = False) -> dict[str, Any]:
         seen, detached = self.attachments.seen(), self.attachments.detached
         moved = (self.files.server.bytes_out, self._data.bytes_out, self._data.bytes_in + self._data.bytes_adopted)
-        more: dict[str, Any] = {"detached": detached, "moved": moved}
+        more: dict[str, Any] = {"detached": detached, "moved": moved, "brief": brief}
         found = status(self.core, self._welcome.manager, self.addresses, now, seen, **more)
         if self.client is not None:
             add_inputs(found, self.client.feeder.count, self.client.remembered)

@@ -26,7 +26,7 @@ from windlass.messages import WorkerId
 #: Blocks that follow each other become one as long as that is no longer than this.
 GRAIN_SECONDS: Final = 0.25
 BLOCKS_MOST: Final = 30_000
-LANES_MOST: Final = 4_000
+LANES_MOST: Final = 2_000
 #: Of one worker.
 LANES_OF_ONE: Final = 64
 #: The least and the most that a lane may have; the most is a few hundred kB in a message.

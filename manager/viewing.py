@@ -21,15 +21,15 @@ import msgspec
 from windlass.manager.core import Core
 from windlass.manager.recorder import Recorder
 from windlass.manager.views import view, whole_view
-from windlass.messages import View
+from windlass.messages import GetView, View
 
 log = logging.getLogger("windlass.manager")
 
 
 class Viewing:
-    """Composes views; everything runs on the manager's loop. ``found(now)`` is the status object."""
+    """Composes views; everything runs on the manager's loop. ``found(now, brief)`` is the status object."""
 
-    def __init__(self, core: Core, found: Callable[[float], dict[str, Any]]) -> None:
+    def __init__(self, core: Core, found: Callable[[float, bool], dict[str, Any]]) -> None:
         self._core, self._found = core, found
         #: Name of the run, and what writes it down at its end: set by the manager before it starts.
         self.run = "run"
@@ -43,11 +43,11 @@ class Viewing:
             self._core.recorder = Recorder(self.run, now)
         return self._core.recorder
 
-    def answer(self, since: float, now: float) -> list[View]:
+    def answer(self, ask: GetView, now: float) -> list[View]:
         """What a `GetView` is answered by."""
         recorder = self.begin(now)
         begun = time.thread_time()
-        pieces = view(self._found(now), self._core, recorder, since, now, self._took)
+        pieces = view(self._found(now, ask.brief), self._core, recorder, ask.since, now, self._took)
         self._took = time.thread_time() - begun
         return pieces
 
@@ -60,7 +60,7 @@ class Viewing:
         """The manager is about to end: how things stand."""
         recorder = self._core.recorder
         if recorder is not None:
-            self._end = whole_view(self._found(now), self._core, recorder, 0.0, now, self._took)
+            self._end = whole_view(self._found(now, False), self._core, recorder, 0.0, now, self._took)
             self._end["record"]["ended"] = reason
 
     def write_end(self) -> None:

@@ -29,7 +29,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 def whole_view(found: dict[str, Any], books: Books, recorder: Recorder, since: float, now: float, took: float) -> dict[str, Any]:
     """A view in one piece: ``found`` is the status object. ``since``: seconds after ``recorder.began_at``, 0 for all."""
-    for row in found["pilots"]:
+    for row in found.get("pilots", ()):
         if not row["failed"]:
             row["story"] = []
     return {

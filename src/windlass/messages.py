@@ -1024,6 +1024,8 @@ class GetView(Message, frozen=True):
 
     #: What is on the time line up to here is known; seconds after its beginning, 0: nothing.
     since: float = 0.0
+    #: Without what changes seldom and may be long: pilots and files.
+    brief: bool = False
 
 
 class View(Message, frozen=True):

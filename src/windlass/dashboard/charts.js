@@ -111,6 +111,12 @@ class Timeline {
     return [rows, top];
   }
 
+  /** Hosts may have several workers; the pool tells them apart for people, the tip says which worker it is. */
+  label(worker, host) {
+    const row = page.tables.workers.get(worker);
+    return row ? `${host.replace(/\..*/, "")} ${row.pool}` : host + " (left)";
+  }
+
   draw() {
     const [rows, total] = this.layout();
     this.box.hidden = byId("axis").hidden = !rows.length;
@@ -120,9 +126,9 @@ class Timeline {
     this.space.style.height = Math.max(0, total - height) + "px";
     const [context, width] = sized(this.canvas, height);
     const labels = width < 500 ? 64 : 130;
-    let first = 0;
-    if (this.shown) first = Math.max(0, this.now - this.shown);
-    else for (const row of rows) if (row[2].length && row[2][0][0] < first) first = row[2][0][0];
+    let first = this.now;
+    for (const row of rows) if (row[2].length && row[2][0][0] < first) first = row[2][0][0];
+    if (this.shown) first = Math.max(first, this.now - this.shown);
     const last = Math.max(this.now, first + 1e-3), scale = (width - labels) / (last - first);
     this.place = { rows, first, last, scale, labels };
     const scrolled = this.box.scrollTop, busy = new Map();
@@ -139,7 +145,7 @@ class Timeline {
       if (leads && each * lanes >= 10) {
         context.fillStyle = colour("muted");
         context.save(); context.beginPath(); context.rect(0, top, labels - 6, each * lanes); context.clip();
-        context.fillText(host, 0, top + Math.max(0, (Math.min(each * lanes, 16) - 11) / 2)); context.restore();
+        context.fillText(this.label(worker, host), 0, top + Math.max(0, (Math.min(each * lanes, 16) - 11) / 2)); context.restore();
       }
       let at = blocks.length;
       while (at > 0 && blocks[at - 1][1] > first) at--;
@@ -187,7 +193,7 @@ class Timeline {
     const block = row && x >= place.labels && row[2].find(([start, end]) => time >= start - 1 / place.scale && time <= end + 1 / place.scale);
     tip.hidden = !row;
     if (!row) return;
-    let words = row[1];
+    let words = `${row[1]}, worker ${row[0]}`;
     if (block) {
       const [start, end, what, calls, spent, failed, call] = block;
       words = calls === 1 ? `${this.names[what]}, call ${call}: ${span(end - start)}` : `${this.names[what]}: ${number(calls)} calls in ${span(end - start)}, ${Math.round(100 * Math.min(1, spent / (end - start || 1)))} % busy`;

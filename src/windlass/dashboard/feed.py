@@ -65,6 +65,8 @@ class Feed:
                 self._sections[name] = patch[name] = found[name]
         found["manager"] = {**found["manager"], "at": at}
         for name in _TABLES:
+            if name not in found:
+                continue  # a brief view
             fresh = {key: row for key, row in _ROWS[name](found[name], at)}
             changed = _changed(self._tables[name], fresh)
             if changed:
@@ -78,7 +80,7 @@ class Feed:
         if found["lanes"]:
             patch["lanes"] = found["lanes"]
             self._take_lanes(found["lanes"])
-        self._newest = {key: value for key, value in found.items() if key not in ("samples", "lanes")}
+        self._newest.update((key, value) for key, value in found.items() if key not in ("samples", "lanes"))
         return patch
 
     def _take_lanes(self, rows: Iterable[list[Any]]) -> None:

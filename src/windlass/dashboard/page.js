@@ -72,9 +72,17 @@ function renderHead() {
 }
 
 const TILES = [
-  ["waiting", "waiting", (calls) => calls.waiting], ["running", "running", (calls) => calls.running], ["good", "done", (calls) => calls.done],
+  ["waiting", "waiting", (calls) => waiting(calls)], ["running", "running", (calls) => calls.running - ahead(calls)], ["good", "done", (calls) => calls.done],
   ["bad", "failed", (calls) => calls.failed], ["", "per second", () => null],
 ];
+
+/** Calls that have been sent to a worker and wait there behind others: people count them as waiting. */
+function ahead(calls) {
+  let inSlots = 0;
+  for (const row of page.tables.workers.values()) inSlots += Math.min(row.running, row.slots);
+  return Math.max(0, calls.running - inSlots);
+}
+const waiting = (calls) => calls.waiting + ahead(calls);
 
 /** Calls per second between samples: [time, rate]. */
 function rates() {
@@ -102,17 +110,17 @@ function renderCalls() {
     const [kind, , value] = TILES.find((one) => one[1] === name), count = value(calls);
     say(tile.firstChild, count === null ? rate(newestRate()) : number(count));
     tile.className = "tile " + (count ? kind : "");
-    tile.title = name === "waiting" && calls.waiting_for_inputs + calls.waiting_for_files ? `${number(calls.waiting_for_inputs)} of them for the results of others, ${number(calls.waiting_for_files)} for files` : "";
+    if (name === "waiting") tile.title = `${number(calls.waiting_for_inputs)} for the results of others, ${number(calls.waiting_for_files)} for files, ${number(ahead(calls))} sent ahead to workers`;
   });
   const more = [["retried", calls.retried], ["attempts lost with workers", calls.lost_attempts], ["cancelled", calls.cancelled], ["remembered", calls.remembered]].filter(([, count]) => count);
   tiles.lastChild.title = more.map(([name, count]) => `${number(count)} ${name}`).join(", ");
-  fillBar(byId("progress"), [["good", calls.done, "done"], ["bad", calls.failed, "failed"], ["idle", calls.cancelled, "cancelled"], ["running", calls.running, "running"], ["waiting", calls.waiting, "waiting"]],
+  fillBar(byId("progress"), [["good", calls.done, "done"], ["bad", calls.failed, "failed"], ["idle", calls.cancelled, "cancelled"], ["running", calls.running - ahead(calls), "running"], ["waiting", waiting(calls), "waiting"]],
     calls.done + calls.failed + calls.cancelled + calls.running + calls.waiting);
   drawLines(byId("rate-chart"), rates(), [[1, "good", true]], "Calls per second", rate);
   drawLines(byId("running-chart"), page.samples.map((row) => [row[0], row[2], row[7]]), [[2, "muted", false], [1, "running", true]], "Calls running, and slots", number);
   const slots = page.samples.length ? page.samples[page.samples.length - 1][7] : 0;
   say(byId("rate-now"), rate(newestRate()));
-  say(byId("running-now"), `${number(calls.running)} of ${number(slots)}`);
+  say(byId("running-now"), `${number(calls.running - ahead(calls))} of ${number(slots)}`);
 }
 
 function renderCauses() {
@@ -194,15 +202,16 @@ function renderLibraries() {
   const saved = libraries.reduce((sum, one) => sum + one.saved_seconds, 0);
   say(byId("libraries-count"), saved > 0 ? `hoisting has saved ${span(saved)} of imports` : "");
   keep(byId("libraries"), libraries.map((one) => one.key), () => make("article", "card library", "",
-    make("h3"), make("p", "muted"), make("div", "bar"), make("dl", "facts"), make("p", "imports"), make("p", "notice bad"), make("p", "notice warn")), (card, key) => {
-    const one = page.tables.libraries.get(key), [name, about, bar, facts, imports, failed, notes] = card.children;
+    make("h3"), make("p", "muted"), make("div", "bar"), make("p", "states"), make("dl", "facts"), make("p", "imports"), make("p", "notice bad"), make("p", "notice warn")), (card, key) => {
+    const one = page.tables.libraries.get(key), [name, about, bar, states, facts, imports, failed, notes] = card.children;
     say(name, one.name + (one.removed ? " (removed)" : ""));
     const functions = one.functions.slice(0, 4).join(", ") + (one.functions.length > 4 ? ` and ${one.functions.length - 4} more` : "");
     say(about, [functions, one.mode === "fork" ? "a fork for each call" : ""].filter(Boolean).join(" · "));
     fillBar(bar, [["good", one.done, "done"], ["running", one.running, "running"], ["waiting", one.waiting, "waiting"]], one.done + one.running + one.waiting);
-    const told = [["done", number(one.done)], ["running", number(one.running)], ["waiting", number(one.waiting)], ["instances", number(one.instances)], ["slots", number(one.slots)],
-      ["a call takes", one.mean_seconds ? span(one.mean_seconds) : "–"], ["longest", one.longest_seconds ? span(one.longest_seconds) : "–"],
-      ["hoisted", one.starts ? `${span(one.hoisted_seconds)} in ${plural(one.starts, "start")}` : "–"], ["saved", one.saved_seconds ? span(one.saved_seconds) : "–"]];
+    const counts = { done: one.done, running: one.running, waiting: one.waiting };
+    keep(states, Object.keys(counts), (state) => make("span", "key", "", make("i", state === "done" ? "good" : state), make("span")), (item, state) => say(item.lastChild, `${number(counts[state])} ${state}`));
+    const told = [["runs on", `${plural(one.slots, "slot")}, ${plural(one.instances, "instance")}`],
+      ["a call takes", one.mean_seconds ? `${span(one.mean_seconds)}, at most ${span(one.longest_seconds)}` : "–"], ["hoisted", one.starts ? `${span(one.hoisted_seconds)} in ${plural(one.starts, "start")}` : "–"], ["saved", one.saved_seconds ? span(one.saved_seconds) : "–"]];
     keep(facts, told.map(([title]) => title), (title) => make("div", title === "saved" ? "good" : "", "", make("dt", "", title), make("dd")), (item, title) => say(item.lastChild, told.find((each) => each[0] === title)[1]));
     const modules = Object.entries(one.imports).sort((a, b) => b[1].seconds - a[1].seconds).slice(0, 8);
     imports.hidden = !modules.length;

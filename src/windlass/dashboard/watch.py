@@ -21,7 +21,9 @@ from windlass.transport import Port, open_port
 PACE: Final = 1.0
 QUIET: Final = 15.0
 #: Of the manager's time.
-SHARE: Final = 0.01
+SHARE: Final = 0.005
+#: Every so manieth view has pilots and files, too.
+FULL_EVERY: Final = 4
 
 
 class Watch:
@@ -33,6 +35,7 @@ class Watch:
         self._pieces: list[bytes] = []
         self._answer: asyncio.Future[dict[str, Any]] | None = None
         self._gone = False
+        self._asked = 0
         self._port: Port | None = None
         self._connection = connection
 
@@ -75,7 +78,8 @@ class Watch:
         if self._gone or self._port is None:
             return None
         self._answer = self._loop.create_future()
-        self._port.send(GetView(since))
+        self._port.send(GetView(since, brief=bool(since and self._asked % FULL_EVERY)))
+        self._asked += 1
         try:
             return await self._answer
         except asyncio.CancelledError:

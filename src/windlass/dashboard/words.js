@@ -47,7 +47,7 @@ function span(seconds) {
 
 /** How long ago, in steps, so that it does not change every second. */
 function ago(seconds) {
-  return seconds < 2 ? "now" : seconds < 60 ? Math.floor(seconds / 5) * 5 + " s ago" : span(seconds) + " ago";
+  return seconds < 5 ? "now" : seconds < 60 ? Math.floor(seconds / 5) * 5 + " s ago" : span(seconds) + " ago";
 }
 
 const plural = (count, word) => number(count) + " " + word + (count === 1 ? "" : "s");
