@@ -79,7 +79,7 @@ class Served:
 
     def _take(self) -> None:
         self._taken += 1
-        pieces = [piece.json for piece in self.crowd.pieces(self.feed.since, brief=self._taken % FULL_EVERY != 1)]
+        pieces = [piece.json for piece in self.crowd.pieces(self.feed.since, self.feed.version, brief=self._taken % FULL_EVERY != 1)]
         self.pages.tell(self.feed.take(joined(pieces)))
 
 
@@ -118,16 +118,17 @@ def recording_seconds(workers: int, calls: int, seconds: float, turns: int) -> t
 def view_seconds(workers: int, calls: int) -> float:
     """Processor time of one view of a crowd that is looked at each second."""
     crowd = Crowd(workers, calls)
-    crowd.pieces(0.0)
+    crowd.pieces()
     assert crowd.core.recorder is not None
-    since, times = crowd.now - crowd.core.recorder.began_at, list[float]()
+    recorder, times = crowd.core.recorder, list[float]()
+    since, version = crowd.now - recorder.began_at, recorder.timeline.version
     for number in range(2 * FULL_EVERY):
         crowd.turn(1.0)
         begun = time.thread_time()
-        pieces = crowd.pieces(since, brief=number % FULL_EVERY > 0)
+        pieces = crowd.pieces(since, version, brief=number % FULL_EVERY > 0)
         msgspec.msgpack.encode(pieces)  # as its link does
         times.append(time.thread_time() - begun)
-        since = crowd.now - crowd.core.recorder.began_at
+        since, version = crowd.now - recorder.began_at, recorder.timeline.version
     return sum(times) / len(times)
 
 

@@ -25,6 +25,7 @@ from windlass.messages import (
     EndDetail,
     FunctionDef,
     FunctionId,
+    GetView,
     HoistedImport,
     LibraryId,
     LibraryReady,
@@ -129,15 +130,15 @@ class Crowd:
 
     # ------------------------------------------------------------ as a dashboard sees it
 
-    def pieces(self, since: float, took: float = 0.0, *, brief: bool = False) -> list[View]:
+    def pieces(self, since: float = 0.0, version: int = 0, *, brief: bool = False) -> list[View]:
         """What a `GetView` is answered by."""
         assert self.core.recorder is not None
-        return view(self._found(brief), self.core, self.core.recorder, since, self.now, took)
+        return view(self._found(brief), self.core, self.core.recorder, GetView(since, version, brief), self.now, 0.0)
 
     def whole(self) -> dict[str, Any]:
         """All of it in one piece."""
         assert self.core.recorder is not None
-        return whole_view(self._found(), self.core, self.core.recorder, 0.0, self.now, 0.0)
+        return whole_view(self._found(), self.core, self.core.recorder, GetView(), self.now, 0.0)
 
     def _found(self, brief: bool = False) -> dict[str, Any]:
         return status(self.core, "crowd", [("127.0.0.1", 9123)], self.now, brief=brief)

@@ -144,7 +144,7 @@ class Recorder:
     # ------------------------------------------------------------ what is told
 
     def told(self, since: float) -> dict[str, Any]:
-        """The recorder's part of a view; ``since`` by its own clock (seconds after ``began_at``)."""
+        """The recorder's part of a view; ``since`` by its own clock (seconds after ``began_at``), 0: all of it is told."""
         return {
             "run": self.run,
             "began_at": self.began_at,
@@ -152,14 +152,15 @@ class Recorder:
             "names": list(self.names),
             "sampled": ["at", "waiting", "running", "done", "failed", "cancelled", "workers", "slots"],
             "interval": self.samples.interval,
+            "version": self.timeline.version,
         }
 
-    def lanes(self, since: float) -> list[list[Any]]:
-        """``[worker, host, lane, blocks]`` of all lanes that have changed."""
+    def lanes(self, version: int) -> list[list[Any]]:
+        """``[worker, host, lane, blocks]`` of all lanes that have changed since a version."""
         for worker, stretch in self._stretches.items():
             self._put(worker, stretch)
         self._stretches.clear()
-        return [list(row) for row in self.timeline.since(since)]
+        return [list(row) for row in self.timeline.since(version)]
 
     def running(self, books: Books, now: float) -> list[list[Any]]:
         """``[worker, call, what, since]`` of calls that have run for some time, as well as the manager knows: since they were sent."""

@@ -11,6 +11,9 @@ its older half each two become one, so that what is long ago gets coarser and no
 and how many seconds of it were busy.  Lanes share `BLOCKS_MOST`; workers share `LANES_MOST` lanes, and where there are fewer lanes than
 slots, blocks of one lane overlap and are one.  Of workers that have gone the oldest are forgotten when lanes run out.
 
+*What has changed* is told by version, which rises with each block: a call that ended earlier may be told of later.  In a lane only the last
+block grows, so what is newer than a version is always its tail.
+
 Times are seconds since the time line's own beginning.
 """
 
@@ -49,6 +52,8 @@ class Block(msgspec.Struct, array_like=True, gc=False):
     failed: int
     #: The call's id, where it is one.
     call: int
+    #: Of the time line, when this was put there or grew.
+    version: int = 0
 
 
 class Lines:
@@ -67,10 +72,14 @@ class Timeline:
 
     def __init__(self) -> None:
         self.workers: dict[WorkerId, Lines] = {}
+        #: How many blocks have been added.
+        self.version = 0
         self._lanes = 0
 
     def add(self, worker: WorkerId, host: str, block: Block, *, most: int = LANES_OF_ONE) -> None:
         """Put a block on a lane of ``worker``, which has ``most`` slots."""
+        self.version += 1
+        block.version = self.version
         lines = self.workers.get(worker)
         if lines is None:
             lines = self.workers[worker] = Lines(host)
@@ -95,6 +104,9 @@ class Timeline:
         alike = last.what == block.what and bool(last.failed) == bool(block.failed)
         if last.end > start or (alike and block.end - last.start <= GRAIN_SECONDS):
             _join(last, block)
+            if len(best) > 1:
+                last.start = max(last.start, best[-2].end)
+            last.version = self.version
             return
         best.append(block)
         if len(best) > max(QUOTA_LEAST, min(QUOTA_MOST, BLOCKS_MOST // self._lanes)):
@@ -125,18 +137,18 @@ class Timeline:
         """How many there are."""
         return sum(len(lane) for lines in self.workers.values() for lane in lines.lanes)
 
-    def since(self, when: float) -> list[tuple[WorkerId, str, int, list[Block]]]:
-        """``(worker, host, lane, blocks)``: what of each lane has changed after ``when`` (0: all of it).
+    def since(self, version: int) -> list[tuple[WorkerId, str, int, list[Block]]]:
+        """``(worker, host, lane, blocks)``: what of each lane is newer than ``version`` (0: all of it).
 
         Who has asked before drops of each such lane what began with the first of these blocks or later, and takes these instead.
         """
         found: list[tuple[WorkerId, str, int, list[Block]]] = []
         for worker, lines in self.workers.items():
             for number, lane in enumerate(lines.lanes):
-                if lane[-1].end > when or not when:
-                    first = len(lane)
-                    while first and (lane[first - 1].end > when or not when):
-                        first -= 1
+                first = len(lane)
+                while first and lane[first - 1].version > version:
+                    first -= 1
+                if first < len(lane):
                     found.append((worker, lines.host, number, lane[first:]))
         return found
 

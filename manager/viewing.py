@@ -47,7 +47,7 @@ class Viewing:
         """What a `GetView` is answered by."""
         recorder = self.begin(now)
         begun = time.thread_time()
-        pieces = view(self._found(now, ask.brief), self._core, recorder, ask.since, now, self._took)
+        pieces = view(self._found(now, ask.brief), self._core, recorder, ask, now, self._took)
         self._took = time.thread_time() - begun
         return pieces
 
@@ -60,7 +60,7 @@ class Viewing:
         """The manager is about to end: how things stand."""
         recorder = self._core.recorder
         if recorder is not None:
-            self._end = whole_view(self._found(now, False), self._core, recorder, 0.0, now, self._took)
+            self._end = whole_view(self._found(now, False), self._core, recorder, GetView(), now, self._took)
             self._end["record"]["ended"] = reason
 
     def write_end(self) -> None:

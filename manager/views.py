@@ -17,7 +17,7 @@ import msgspec
 
 from windlass.manager.books import Books
 from windlass.manager.recorder import Recorder
-from windlass.messages import View
+from windlass.messages import GetView, View
 
 #: Bytes of one piece: a message has at most 1 MiB.
 PIECE_BYTES: Final = 512 << 10
@@ -27,24 +27,25 @@ _LONG: Final = ("libraries", "workers", "pilots", "files", "causes", "lanes", "r
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def whole_view(found: dict[str, Any], books: Books, recorder: Recorder, since: float, now: float, took: float) -> dict[str, Any]:
-    """A view in one piece: ``found`` is the status object. ``since``: seconds after ``recorder.began_at``, 0 for all."""
+def whole_view(found: dict[str, Any], books: Books, recorder: Recorder, ask: GetView, now: float, took: float) -> dict[str, Any]:
+    """A view in one piece: ``found`` is the status object."""
+    lanes = recorder.lanes(ask.version if ask.since else 0)
     for row in found.get("pilots", ()):
         if not row["failed"]:
             row["story"] = []
     return {
         **found,
         "causes": books.causes.rows(),
-        "record": {**recorder.told(since), "took": took, "until": round(now - recorder.began_at, 4)},
-        "samples": recorder.samples.since(since),
+        "record": {**recorder.told(ask.since), "took": took, "until": round(max(now - recorder.began_at, 1e-4), 4)},
+        "samples": recorder.samples.since(ask.since),
         "running": recorder.running(books, now),
-        "lanes": recorder.lanes(since),
+        "lanes": lanes,
     }
 
 
-def view(found: dict[str, Any], books: Books, recorder: Recorder, since: float, now: float, took: float) -> list[View]:
+def view(found: dict[str, Any], books: Books, recorder: Recorder, ask: GetView, now: float, took: float) -> list[View]:
     """The answer to a `GetView`."""
-    pieces = list(_pieces(whole_view(found, books, recorder, since, now, took)))
+    pieces = list(_pieces(whole_view(found, books, recorder, ask, now, took)))
     return [View(piece, more=number < len(pieces)) for number, piece in enumerate(pieces, 1)]
 
 

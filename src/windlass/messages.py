@@ -1022,8 +1022,9 @@ class GetStatus(Message, frozen=True):
 class GetView(Message, frozen=True):
     """Client → manager: how do things stand, for a dashboard? Answered by `View`s. From the first one on the manager records its run."""
 
-    #: What is on the time line up to here is known; seconds after its beginning, 0: nothing.
+    #: What was told up to here is known, seconds after the recording began, and this version of the time line; 0: nothing.
     since: float = 0.0
+    version: int = 0
     #: Without what changes seldom and may be long: pilots and files.
     brief: bool = False
 

@@ -58,7 +58,8 @@ def find_run(folder: Path, name: str | None) -> Path:
         if name is None or name in (run, run[:-16]):
             return path
     hint = f"(runs are looked for in {folder}; only those of managers with record=True or a dashboard are kept)"
-    raise UnknownName("run", name or "", known_runs(folder), hint=hint)
+    known = known_runs(folder)
+    raise UnknownName("run", name or "", {*known, *(run[:-16] for run in known)}, hint=hint)
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -120,7 +120,8 @@ class Timeline {
   draw() {
     const [rows, total] = this.layout();
     this.box.hidden = byId("axis").hidden = !rows.length;
-    if (!rows.length) { say(byId("legend"), "no call has ended since recording began"); return; }
+    byId("no-slots").hidden = rows.length > 0;
+    if (!rows.length) return;
     const height = Math.min(320, total);
     this.box.style.height = height + "px";
     this.space.style.height = Math.max(0, total - height) + "px";

@@ -40,8 +40,8 @@ class Feed:
         self._blocks = 0
         #: The newest view as it came, without what only grows.
         self._newest: Row = {}
-        #: Up to where the time line is known: the ``since`` of the next `GetView`.
-        self.since = 0.0
+        #: What is known: for the next `GetView`.
+        self.since, self.version = 0.0, 0
         #: What composing the last view took of the manager's thread, in seconds.
         self.took = 0.0
 
@@ -53,8 +53,8 @@ class Feed:
             # Another life of the manager, or what was noted is told from the beginning.
             self._samples, self._lanes, self._blocks = [], {}, 0
             patch["anew"] = True
-        self.took, self.since = record["took"], record["until"]
-        told = {key: value for key, value in record.items() if key not in ("took", "until", "since")}
+        self.took, self.since, self.version = record["took"], record["until"], record["version"]
+        told = {key: value for key, value in record.items() if key not in ("took", "until", "since", "version")}
         if told != self._record:
             self._record = patch["record"] = told
         at: float = found["manager"]["at"]

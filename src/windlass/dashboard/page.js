@@ -35,9 +35,10 @@ function apply(patch) {
   timeline.running = page.sections.running || [];
 }
 
-function update(patch) {
+/** A patch has come, as text: from here to the end of its drawing is what an update takes. */
+function update(text) {
   const begun = performance.now();
-  apply(patch);
+  apply(JSON.parse(text));
   if (!document.hidden) render();
   const took = performance.now() - begun;
   Object.assign(window.windlass, { updates: window.windlass.updates + 1, last: took, longest: Math.max(window.windlass.longest, took) });
@@ -118,7 +119,8 @@ function renderCalls() {
     calls.done + calls.failed + calls.cancelled + calls.running + calls.waiting);
   drawLines(byId("rate-chart"), rates(), [[1, "good", true]], "Calls per second", rate);
   drawLines(byId("running-chart"), page.samples.map((row) => [row[0], row[2], row[7]]), [[2, "muted", false], [1, "running", true]], "Calls running, and slots", number);
-  const slots = page.samples.length ? page.samples[page.samples.length - 1][7] : 0;
+  let slots = 0;
+  for (const row of page.tables.workers.values()) slots += row.slots;
   say(byId("rate-now"), rate(newestRate()));
   say(byId("running-now"), `${number(calls.running - ahead(calls))} of ${number(slots)}`);
 }
@@ -253,7 +255,7 @@ function renderTransfers() {
 
 function listen() {
   const stream = new EventSource("events");
-  stream.addEventListener("patch", (event) => { page.live = true; page.heard++; update(JSON.parse(event.data)); });
+  stream.addEventListener("patch", (event) => { page.live = true; page.heard++; update(event.data); });
   stream.addEventListener("ended", (event) => { page.ended = JSON.parse(event.data).reason || "closed"; stream.close(); render(); });
   stream.addEventListener("error", () => { page.live = false; render(); });
 }
@@ -267,7 +269,7 @@ window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () 
 const report = byId("report");
 if (report) {
   byId("links").hidden = true;
-  update(JSON.parse(report.textContent));
+  update(report.textContent);
   if (!page.sections.record.ended) { page.ended = "it still ran when this was written"; render(); }
 } else {
   // The token has become a cookie; it is not to stand in the address bar, in bookmarks or on pictures of the screen.

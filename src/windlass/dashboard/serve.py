@@ -77,7 +77,7 @@ class _Serving:
         """Serve until the end; why it ended. ``ready`` is told the address when there is something to see."""
         watch = Watch(self._known.connection, self.end)
         await watch.open()
-        first = await watch.ask(0.0)
+        first = await watch.ask(0.0, 0)
         if first is not None:
             self.feed.take(first)
         config = uvicorn.Config(
@@ -118,7 +118,7 @@ class _Serving:
                 else:
                     self.pages.woken.clear()
                     await asyncio.wait_for(self.pages.woken.wait(), pause(self.feed.took, False))
-            found = await watch.ask(self.feed.since)
+            found = await watch.ask(self.feed.since, self.feed.version)
             if found is None:
                 return
             self.pages.tell(self.feed.take(found))

@@ -26,7 +26,7 @@ def trace_json(whole: dict[str, Any]) -> bytes:
             process = processes[worker] = len(processes) + 1
             events.append(_called("process_name", process, 0, f"{host} ({worker})"))
         events.append(_called("thread_name", process, lane + 1, f"slot {lane + 1}"))
-        for start, end, what, calls, busy, failed, call in blocks:
+        for start, end, what, calls, busy, failed, call, _ in blocks:
             name = names[what] if what < len(names) else "?"
             told: dict[str, Any] = {"calls": calls, "busy_seconds": busy}
             if call:

@@ -73,12 +73,12 @@ class Watch:
             self._answer.cancel()
         self._over(reason, orderly)
 
-    async def ask(self, since: float) -> dict[str, Any] | None:
+    async def ask(self, since: float, version: int) -> dict[str, Any] | None:
         """The next view; None: the manager is gone."""
         if self._gone or self._port is None:
             return None
         self._answer = self._loop.create_future()
-        self._port.send(GetView(since, brief=bool(since and self._asked % FULL_EVERY)))
+        self._port.send(GetView(since, version, bool(since and self._asked % FULL_EVERY)))
         self._asked += 1
         try:
             return await self._answer
