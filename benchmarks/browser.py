@@ -13,14 +13,23 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
+#: Puts the pipe's ends to descriptors 3 and 4, and becomes the browser.
+_PLACE: Final = """
+import fcntl, os, sys
+commands, answers = (fcntl.fcntl(int(end), fcntl.F_DUPFD_CLOEXEC, 10) for end in sys.argv[1:3])
+os.dup2(commands, 3)
+os.dup2(answers, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 #: Seconds for anything; a machine under load is slow to start a browser.
-PATIENCE = 60.0
+PATIENCE: Final = 60.0
 
 
 def chromium() -> str:
@@ -36,12 +45,12 @@ class Browser:
         commands, self._write = os.pipe()
         self._read, answers = os.pipe()
         words = [
-            *("sh", "-c", 'exec "$@" 3<&"$0" 4>&1 1>&2', str(commands), chromium()),
+            *(sys.executable, "-c", _PLACE, str(commands), str(answers), chromium()),
             *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking"),
             *("--disable-component-update", "--disable-sync", "--remote-debugging-pipe", f"--user-data-dir={self._folder}", "about:blank"),
         ]
         self._process = subprocess.Popen(
-            words, pass_fds=(commands,), stdin=subprocess.DEVNULL, stdout=answers, stderr=subprocess.DEVNULL, start_new_session=True
+            words, pass_fds=(commands, answers), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         os.close(commands)
         os.close(answers)

@@ -46,12 +46,12 @@ RUNNING_MOST: Final = 1000
 class Stretch:
     """Short calls of one worker that have not been put on its lanes: all of them, and those that were seen."""
 
-    __slots__ = ("begin", "busy", "calls", "end", "failed", "host", "seen", "slots", "what")
+    __slots__ = ("begin", "busy", "calls", "end", "failed", "host", "most", "seen", "slots", "what")
 
     def __init__(self, host: str) -> None:
         self.host = host
         self.begin = self.end = self.busy = 0.0
-        self.what = self.calls = self.seen = self.failed = 0
+        self.what = self.calls = self.seen = self.failed = self.most = 0
         self.slots = 1
 
 
@@ -98,6 +98,9 @@ class Recorder:
                 failed += 1
         if total >= SINGLE_SECONDS * seen and self._looks >= count:
             self._looks -= count
+            if stretch.calls:
+                self._put(worker.id, stretch)  # lanes are in order of time
+            del self._stretches[worker.id]
             for end in ends:
                 self._note_one(books, worker, end, shift)
             return
@@ -109,7 +112,8 @@ class Recorder:
         stretch.seen += count
         stretch.busy += max(0.0, total) * count / seen
         stretch.failed += failed * count // seen
-        stretch.what = self._number(books, call.spec.library, call.spec.function)
+        if count > stretch.most:  # the function of the largest batch stands for all
+            stretch.most, stretch.what = count, self._number(books, call.spec.library, call.spec.function)
         instance = worker.by_library.get(call.spec.library)
         stretch.slots = instance.slots if instance is not None else 1
         if stretch.end - stretch.begin >= self.pace:

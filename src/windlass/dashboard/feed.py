@@ -59,11 +59,10 @@ class Feed:
             self._record = patch["record"] = told
         at: float = found["manager"]["at"]
         patch["at"] = at
-        found["manager"].pop("at")
+        sections = {**found, "manager": {key: value for key, value in found["manager"].items() if key != "at"}}
         for name in _SECTIONS:
-            if found[name] != self._sections.get(name):
-                self._sections[name] = patch[name] = found[name]
-        found["manager"] = {**found["manager"], "at": at}
+            if sections[name] != self._sections.get(name):
+                self._sections[name] = patch[name] = sections[name]
         for name in _TABLES:
             if name not in found:
                 continue  # a brief view
