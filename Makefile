@@ -46,7 +46,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format
 
 bench: $(VENV)/.dev
-	@for one in throughput latency startup pending payload connections transfer pipeline hoisting cost imbalance rest journal load simulate; do $(BIN)/python benchmarks/$$one.py || exit 1; echo; done
+	@for one in throughput latency startup pending payload connections transfer pipeline hoisting cost imbalance rest dashboard journal load simulate; do $(BIN)/python benchmarks/$$one.py || exit 1; echo; done
 
 bench-slurm: $(VENV)/.dev
 	@for one in soak factory; do $(BIN)/python benchmarks/$$one.py || exit 1; echo; done

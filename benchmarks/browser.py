@@ -1,8 +1,8 @@
 """A real headless Chromium, driven by its DevTools protocol over a pipe.
 
-Theory of operation: ``--remote-debugging-pipe`` gives JSON messages that end with a zero byte, from descriptor 4 and to descriptor 3, so nothing
-listens on a port.  One page is open at a time; what it asks of the network, and what it complains of, is kept in `Browser.requests` and
-`Browser.complaints`.
+Theory of operation: ``--remote-debugging-pipe`` gives JSON messages that end with a zero byte, from descriptor 4 and to descriptor 3, so
+nothing listens on a port.  One page is open at a time; what it asks of the network, and what it complains of, is kept in
+`Browser.requests` and `Browser.complaints`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,14 @@ class Browser:
         self._read, answers = os.pipe()
         words = [
             *(sys.executable, "-c", _PLACE, str(commands), str(answers), chromium()),
-            *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking"),
+            *(
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                "--no-first-run",
+                "--disable-background-networking",
+            ),
             *("--disable-component-update", "--disable-sync", "--remote-debugging-pipe", f"--user-data-dir={self._folder}", "about:blank"),
         ]
         self._process = subprocess.Popen(

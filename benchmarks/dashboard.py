@@ -4,9 +4,9 @@
 views, patches, the stream, the page. Each update that the page makes is timed by the page itself, from the text of the event to the end of
 its drawing. Where there is no Chromium, this part says so and stops the benchmark.
 
-*Manager.* What recording and views take of the manager's thread: the recorder in a second in which ends of calls come in, long calls, which are
-recorded one by one, and short ones, of which every worker tells many times in the second. To it comes a view of the whole crowd, divided by
-the pause that a dashboard makes after it.
+*Manager.* What recording and views take of the manager's thread: the recorder in a second in which ends of calls come in, long calls,
+which are recorded one by one, and short ones, of which every worker tells many times in the second. To it comes a view of the whole
+crowd, divided by the pause that a dashboard makes after it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import asyncio
 import gc
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -33,7 +33,6 @@ from windlass.manager.books import Books
 from windlass.manager.recorder import Recorder
 from windlass.manager.workers import Worker
 from windlass.messages import CallEnd
-
 
 #: Calls that are shown one by one, and calls that come by the hundred.
 LONG_SECONDS: Final = 2.0
@@ -106,7 +105,7 @@ class Timed(Recorder):
 
 
 def recording_seconds(workers: int, calls: int, seconds: float, turns: int) -> tuple[float, int]:
-    """What a recorder takes in a second in which each worker tells ``turns`` times of ends of calls that take so long; how many these are."""
+    """What a recorder takes in a second in which each worker tells ``turns`` times of calls that took so long; how many calls."""
     crowd = Crowd(workers, calls, seconds=seconds)
     crowd.turn(1.0)
     timed = crowd.core.recorder = Timed("timed", crowd.now)
@@ -138,11 +137,13 @@ def main() -> None:
     rows: list[tuple[object, ...]] = []
     if "page" in chosen.parts:
         times = page_part(chosen.workers, chosen.calls, chosen.updates)
-        figures.update(update_ms=round(median(times), 2), update_p95_ms=round(quantile(times, 0.95), 2), update_longest_ms=round(max(times), 2))
+        figures.update(
+            update_ms=round(median(times), 2), update_p95_ms=round(quantile(times, 0.95), 2), update_longest_ms=round(max(times), 2)
+        )
         rows.append(("update of the page, ms", figures["update_ms"], figures["update_longest_ms"]))
     if "manager" in chosen.parts:
         crowd = chosen.workers, chosen.calls
-        sides = {
+        sides: dict[str, Callable[[], tuple[float, int]]] = {
             "long": partial(recording_seconds, *crowd, LONG_SECONDS, 1),
             "short": partial(recording_seconds, *crowd, SHORT_SECONDS, TURNS),
             "view": lambda: (view_seconds(*crowd), 0),

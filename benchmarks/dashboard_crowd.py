@@ -45,7 +45,9 @@ from windlass.messages import (
 )
 
 SIMULATE, SHAPE = FunctionId(b"s" * 16), FunctionId(b"t" * 16)
-_TRACEBACK = 'Traceback (most recent call last):\n  File "/home/me/model.py", line {line}, in simulate\n    solve(grid)\nValueError: seed {seed}'
+_TRACEBACK = (
+    'Traceback (most recent call last):\n  File "/home/me/model.py", line {line}, in simulate\n    solve(grid)\nValueError: seed {seed}'
+)
 
 
 class Crowd:
@@ -81,7 +83,8 @@ class Crowd:
     def submit(self, calls: int) -> None:
         """As many more, of the second library every tenth."""
         specs = [
-            CallSpec(CallId(n), self._specs[n % 10 == 0].id, SHAPE if n % 10 == 0 else SIMULATE, b"p") for n in range(self._next, self._next + calls)
+            CallSpec(CallId(n), self._specs[n % 10 == 0].id, SHAPE if n % 10 == 0 else SIMULATE, b"p")
+            for n in range(self._next, self._next + calls)
         ]
         self._next += calls
         self.core.submit(specs, self.now)

@@ -57,7 +57,8 @@ log = logging.getLogger("windlass.manager")
 class Attachments:
     """The programs that are attached, for the server.
 
-    ``end(reason)`` ends a detached manager, ``status(now)`` and ``view(ask, now)`` are its answers, and ``resume(pool)`` tells the factories.
+    ``end(reason)`` ends a detached manager, ``status(now)`` and ``view(ask, now)`` are its answers, and ``resume(pool)`` tells the
+    factories.
     """
 
     def __init__(

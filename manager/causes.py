@@ -44,7 +44,21 @@ _OTHERS: Final = ("others", "", "", "")
 class Cause:
     """Failures that are alike."""
 
-    __slots__ = ("calls", "first_at", "first_call", "function", "hosts", "kind", "last_at", "message", "number", "place", "retried", "text", "type")
+    __slots__ = (
+        "calls",
+        "first_at",
+        "first_call",
+        "function",
+        "hosts",
+        "kind",
+        "last_at",
+        "message",
+        "number",
+        "place",
+        "retried",
+        "text",
+        "type",
+    )
 
     def __init__(self, number: int, kind: str, function: str, kind_of: str, place: str, now: float) -> None:
         self.number, self.kind, self.function, self.type, self.place = number, kind, function, kind_of, place

@@ -157,7 +157,8 @@ class Door(Declaring):
         """What the command line connects by: a file only its owner can read."""
 
     def dashboard(self) -> str:
-        """The address, token included, of a page that shows the manager at work; it is served from now on until `close` (docs/dashboard.md).
+        """The address, token included, of a page that shows the manager at work; it is served from now on until `close`
+        (docs/dashboard.md).
 
         Raises `UsageError` where it is not installed, `Unreachable` when it does not start.
         """

@@ -65,8 +65,8 @@ class Manager(Door):
     reached its manager for ``manager_timeout``. ``journal``: a folder for the results of calls, which the same program finds when it is
     started again, as it finds its pilots (docs/journal.md). ``state_dir``: where its state folder goes (default: $WINDLASS_STATE_DIR, else
     $XDG_STATE_HOME/windlass, else ~/.local/state/windlass); on a file system that cannot keep others away (AFS, CIFS) it is refused unless
-    ``trust_state_dir=True`` says that nobody else can read it. ``dashboard=True``: serve a page that shows the manager at work, and print its
-    address. ``record=True``: note what slots run, for ``windlass report`` (docs/dashboard.md); a dashboard does so, too.
+    ``trust_state_dir=True`` says that nobody else can read it. ``dashboard=True``: serve a page that shows the manager at work, and print
+    its address. ``record=True``: note what slots run, for ``windlass report`` (docs/dashboard.md); a dashboard does so, too.
 
     Raises `UsageError` when the port is in use or another manager of yours has the name.
     """

@@ -4,9 +4,9 @@ Theory of operation
 -------------------
 The core hands over each batch of ends as it came from a worker (`ended`), before it takes it in.  What that costs does not depend on the
 number of calls in it: of a batch of short calls `SAMPLED` are looked at, and with the worker's next batches they become one stretch,
-put on its lanes once per `pace`.  Calls of `SINGLE_SECONDS` and more are blocks of their own.  `LOOKS_MOST` batches and single calls are looked
-at in a second; what comes after these is counted, and taken to be like what was seen of its worker.  So a time line costs at most some
-thousand moves per second, whatever runs.
+put on its lanes once per `pace`.  Calls of `SINGLE_SECONDS` and more are blocks of their own.  `LOOKS_MOST` batches and single calls are
+looked at in a second; what comes after these is counted, and taken to be like what was seen of its worker.  So a time line costs at most
+some thousand moves per second, whatever runs.
 
 Times in answers are by the worker's clock: the least that an answer took is how far that is off, as `windlass.manager.pilots` reckons for
 factories, and beyond `CLOCKS_AGREE` it is put right.

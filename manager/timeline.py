@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 A worker has *lanes*, of which each shows one call at a time, as a slot does; a lane is a list of *blocks* in order of time.  Answers do not
-say which slot they come from, but a call can be put on any lane that was free when it began: as ends come in by time, the lane that was free
-the shortest is the best choice, and no more lanes are needed than there are slots.
+say which slot they come from, but a call can be put on any lane that was free when it began: as ends come in by time, the lane that was
+free the shortest is the best choice, and no more lanes are needed than there are slots.
 
 *Bounds.*  Blocks of the same function that follow each other within `GRAIN_SECONDS` become one.  A lane has a quota of blocks: over it, of
 its older half each two become one, so that what is long ago gets coarser and nothing is lost: a block knows how many calls it stands for
@@ -174,7 +174,8 @@ def _join(into: Block, other: Block) -> None:
 
 
 class Samples:
-    """Numbers at equal intervals from the beginning on, at most `ROWS`: when there are more, every second one goes and the interval doubles."""
+    """Numbers at equal intervals from the beginning on, at most `ROWS`: when there are more, every second one goes and the interval
+    doubles."""
 
     ROWS: Final = 720
 

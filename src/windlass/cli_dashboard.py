@@ -1,7 +1,7 @@
 """``windlass dashboard`` and ``windlass report``: a manager at work in a browser, and what is left of its runs.
 
-Theory of operation: both attach to a manager as any client; see `windlass.dashboard`.  A report of a manager that runs shows it as it is now,
-of one that has ended what its run left in the state folder (`windlass.runs`).
+Theory of operation: both attach to a manager as any client; see `windlass.dashboard`.  A report of a manager that runs shows it as it is
+now, of one that has ended what its run left in the state folder (`windlass.runs`).
 """
 
 from __future__ import annotations
@@ -163,7 +163,9 @@ def add_parsers(nouns: Any) -> None:
     """Add the parsers of ``windlass dashboard`` and ``windlass report``."""
     from windlass import cli_words
 
-    one = nouns.add_parser("dashboard", help="a page that shows a running manager at work", description="Serve the page, and open it or print its address.")
+    one = nouns.add_parser(
+        "dashboard", help="a page that shows a running manager at work", description="Serve the page, and open it or print its address."
+    )
     one.add_argument("name", nargs="?", help="the manager's name (or connection file); else the only one of yours that runs")
     one.add_argument("--port", type=cli_words.port, help="the manager that listens on this port")
     one.add_argument("--listen", type=_listen, metavar="[ADDRESS:]PORT", help="where the page is served; else any free port of loopback")

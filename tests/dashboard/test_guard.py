@@ -31,13 +31,17 @@ def test_scripts_and_other_sites_never_see_the_cookie() -> None:
     assert {"HttpOnly", "SameSite=Strict", f"Path={guard.path}"} < words
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:43217", "127.0.0.1:1", "[::1]:80", "[::1]", "LOCALHOST:9", "10.1.2.3:80", "login1:80"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:43217", "127.0.0.1:1", "[::1]:80", "[::1]", "LOCALHOST:9", "10.1.2.3:80", "login1:80"]
+)
 def test_names_of_this_machine_and_addresses_are_known(host: str) -> None:
     """A tunnel may have another port; an address cannot be somebody else's name."""
     assert Guard(["login1"]).knows_host(host)
 
 
-@pytest.mark.parametrize("host", ["", "evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.nip.io", "login2", "a:b:c", "[evil]:1"])
+@pytest.mark.parametrize(
+    "host", ["", "evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.nip.io", "login2", "a:b:c", "[evil]:1"]
+)
 def test_names_that_another_site_can_let_lead_here_are_refused(host: str) -> None:
     """DNS rebinding: the site's own name is in ``Host`` then."""
     assert not Guard(["login1"]).knows_host(host)

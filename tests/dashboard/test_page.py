@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPMessage
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -75,13 +75,13 @@ class Answer(NamedTuple):
     text: str
 
 
-def get(link: str, path: str | None = None, lines: int = 0, **headers: str) -> Answer:
+def get(link: str, path: str | None = None, headers: Mapping[str, str] | None = None, *, lines: int = 0) -> Answer:
     """What is answered to this path of a link's server (the link's own by default); of a stream so many lines."""
     parts = urlsplit(link)
     assert parts.hostname is not None
     connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=20)
     try:
-        connection.request("GET", path if path is not None else f"{parts.path}?{parts.query}", headers=headers)
+        connection.request("GET", path if path is not None else f"{parts.path}?{parts.query}", headers=dict(headers or {}))
         with connection.getresponse() as answer:
             read = b"".join(answer.readline() for _ in range(lines)) if lines else answer.read()
             return Answer(answer.status, answer.headers, read.decode())
@@ -103,10 +103,10 @@ def test_nothing_is_told_without_the_token_or_the_cookie(busy: windlass.Manager)
         assert "windlass dashboard" in answer.text
         assert "set-cookie" not in answer.headers
         assert busy.name not in answer.text
-    assert get(link, page, cookie="windlass=x").status == 403
+    assert get(link, page, {"cookie": "windlass=x"}).status == 403
     for path in ("/", "/page.js", "/x/events", f"/{'0' * 16}/"):
         assert get(link, path).status == 404, path
-    rebound = get(link, host="evil.example")
+    rebound = get(link, headers={"host": "evil.example"})
     assert rebound.status == 421
     assert "set-cookie" not in rebound.headers
 
@@ -125,13 +125,13 @@ def test_the_link_gives_a_cookie_and_that_gives_the_rest(busy: windlass.Manager)
     assert f"Path={page}" in cookie
     with_cookie = {"cookie": cookie.partition(";")[0]}
     for path, kind in ((page, "text/html"), (f"{page}page.js", "text/javascript"), (f"{page}page.css", "text/css")):
-        answer = get(link, path, **with_cookie)
+        answer = get(link, path, with_cookie)
         assert (answer.status, answer.headers.get_content_type()) == (200, kind)
         assert {name: answer.headers[name] for name in HEADERS} == dict(HEADERS)
-    trace = get(link, f"{page}trace.json", **with_cookie)
+    trace = get(link, f"{page}trace.json", with_cookie)
     assert "traceEvents" in json.loads(trace.text)
     assert "attachment" in trace.headers["content-disposition"]
-    stream = get(link, f"{page}events", 4, **with_cookie)
+    stream = get(link, f"{page}events", with_cookie, lines=4)
     assert stream.headers.get_content_type() == "text/event-stream"
     retry, _, event, data = stream.text.splitlines()
     assert (retry, event) == ("retry: 2000", "event: patch")
@@ -160,7 +160,17 @@ def test_the_page_shows_a_run_and_follows_it(busy: windlass.Manager, open_browse
     browser.open(link)
     browser.until("window.windlass.updates > 0")
     shown = browser.value("document.querySelector('main').innerText")
-    for words in ("54\ndone", "5\nfailed", "ValueError", "in model.fails at test_page.py", "night", "2 serving", "model.double", "json", "saved"):
+    for words in (
+        "54\ndone",
+        "5\nfailed",
+        "ValueError",
+        "in model.fails at test_page.py",
+        "night",
+        "2 serving",
+        "model.double",
+        "json",
+        "saved",
+    ):
         assert words in shown, (words, shown)
     assert browser.value("document.getElementById('name').textContent") == busy.name
     assert "<b>converge</b>" in browser.value("document.querySelector('#causes pre').textContent")
@@ -199,8 +209,12 @@ def test_the_page_is_readable_on_a_laptop_and_a_phone_in_light_and_dark(
 #: Texts in sight with too little contrast, by walking up to the first background that is not transparent.
 CONTRAST = """(() => {
   const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
-  const light = ([r, g, b]) => { const f = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; return 0.2126 * f(r) + 0.7152 * f(g) + 0.0722 * f(b); };
-  const behind = (element) => { for (; element; element = element.parentElement) { const c = parse(getComputedStyle(element).backgroundColor); if (c.length === 3 || c[3] > 0) return c; } return [255, 255, 255]; };
+  const part = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
+  const behind = (element) => {
+    const colour = element ? parse(getComputedStyle(element).backgroundColor) : [255, 255, 255];
+    return colour.length === 3 || colour[3] > 0 ? colour : behind(element.parentElement);
+  };
   const found = [];
   for (const element of document.querySelectorAll('body *')) {
     const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
@@ -213,7 +227,9 @@ CONTRAST = """(() => {
 })()"""
 
 
-def test_a_page_whose_manager_has_ended_says_so_and_keeps_what_it_shows(busy: windlass.Manager, open_browser: Callable[..., Browser]) -> None:
+def test_a_page_whose_manager_has_ended_says_so_and_keeps_what_it_shows(
+    busy: windlass.Manager, open_browser: Callable[..., Browser]
+) -> None:
     browser = open_browser()
     browser.open(busy.dashboard())
     browser.until("window.windlass.updates > 0")
@@ -331,7 +347,9 @@ def test_a_detached_manager_and_a_program_that_is_attached_have_one_too() -> Non
             link = manager.dashboard()
             assert get(link).status == 200
         until("its page is gone", lambda: not _answers(link))
-        assert json.loads(windlass_command("report", name, "--json", "-o", os.devnull, "--trace", os.devnull).stdout)["run"].startswith(name)
+        assert json.loads(windlass_command("report", name, "--json", "-o", os.devnull, "--trace", os.devnull).stdout)["run"].startswith(
+            name
+        )
     finally:
         windlass_command("manager", "stop", name)
 
@@ -347,7 +365,10 @@ def test_what_cannot_be_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A port that is taken; libraries that are not installed; a manager and a run that there is not."""
     with windlass.Manager(name=f"wrong{os.getpid()}") as manager:
         taken = subprocess.run(
-            [sys.executable, "-m", "windlass", "dashboard", manager.name, "--listen", str(manager.port)], capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", "windlass", "dashboard", manager.name, "--listen", str(manager.port)],
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert taken.returncode == 2
         assert taken.stderr.startswith(f"windlass: the dashboard cannot listen at 127.0.0.1 port {manager.port}: Address already in use")

@@ -8,7 +8,9 @@ from windlass.manager.calls import CLOSED, LOST
 from windlass.manager.causes import CAUSES_MOST, HOSTS_MOST, TEXT_MOST, Causes, clipped, last_line, place_of
 from windlass.messages import CANCELLED, DIED, RAISED, CallEnd, CallId, EndDetail
 
-TRACEBACK = 'Traceback (most recent call last):\n  File "/home/me/model.py", line {line}, in simulate\n    solve()\nValueError: seed {seed}\n'
+TRACEBACK = (
+    'Traceback (most recent call last):\n  File "/home/me/model.py", line {line}, in simulate\n    solve()\nValueError: seed {seed}\n'
+)
 
 
 def raised(call: int, line: int = 12) -> CallEnd:

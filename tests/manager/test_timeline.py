@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,7 +40,7 @@ def test_calls_of_so_many_slots_need_no_more_lanes(slots: int, seed: int) -> Non
     assert len(lanes(timeline)) <= slots
     assert sum(one.calls for lane in lanes(timeline) for one in lane) == len(calls)
     for lane in lanes(timeline):
-        assert all(first.end <= second.start + 0.001 for first, second in zip(lane, lane[1:], strict=False))
+        assert all(first.end <= second.start + 0.001 for first, second in pairwise(lane))
 
 
 def test_short_calls_of_one_function_become_one_block_and_failed_ones_do_not() -> None:

@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 Five answers below the guard's path: the page, its script and style, ``events`` (server-sent events: first the whole state, then patches),
-and ``report.html`` and ``trace.json``, a run as it stands.  A patch is encoded once for all pages.  A page that takes them more slowly than they
-come is told the whole state when it has room again: its queue never holds more than `QUEUE_MOST`.
+and ``report.html`` and ``trace.json``, a run as it stands.  A patch is encoded once for all pages.  A page that takes them more slowly
+than they come is told the whole state when it has room again: its queue never holds more than `QUEUE_MOST`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A dashboard as a child of the program whose manager it shows: ``Manager(dashboard=True)``, ``manager.dashboard()``.
 
-Theory of operation: the child is ``windlass dashboard`` itself, so that its work is in a process of its own.  Its standard input is a pipe that
-this program holds, and it ends when that is closed; its standard output says the address, once.
+Theory of operation: the child is ``windlass dashboard`` itself, so that its work is in a process of its own.  Its standard input is a
+pipe that this program holds, and it ends when that is closed; its standard output says the address, once.
 """
 
 from __future__ import annotations

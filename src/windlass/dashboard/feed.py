@@ -66,7 +66,7 @@ class Feed:
         for name in _TABLES:
             if name not in found:
                 continue  # a brief view
-            fresh = {key: row for key, row in _ROWS[name](found[name], at)}
+            fresh = dict(_ROWS[name](found[name], at))
             changed = _changed(self._tables[name], fresh)
             if changed:
                 patch[name] = changed

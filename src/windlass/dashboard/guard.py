@@ -2,14 +2,14 @@
 
 Theory of operation
 -------------------
-The link holds a token of 256 bits.  Who opens it gets the page and a cookie; the page then takes the token out of the address bar.  All else
-is answered to that cookie only.  Whatever has neither is told how to get in, and nothing about the manager.
+The link holds a token of 256 bits.  Who opens it gets the page and a cookie; the page then takes the token out of the address bar.  All
+else is answered to that cookie only.  Whatever has neither is told how to get in, and nothing about the manager.
 
 *Other sites.* The cookie is HttpOnly and SameSite=Strict, and no answer allows another origin to read it.  A name in ``Host`` has to be
 loopback's (or the one that was asked for), so that a site which lets its own name lead here (DNS rebinding) is
 refused.  *Other users of the machine.* Cookies know no ports: a page that somebody else serves at another port of this host would be sent
-the cookie, too.  So it is bound to a path that nobody else knows.  *Scripts.* The policy allows nothing but the page's own script, style and
-stream.
+the cookie, too.  So it is bound to a path that nobody else knows.  *Scripts.* The policy allows nothing but the page's own script, style
+and stream.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Guard:
         self._names = _LOOPBACK_NAMES | {name.lower().strip("[]") for name in names if name}
 
     def knows_host(self, header: str) -> bool:
-        """Whether the ``Host`` of a request is one that this page may be asked for by: a name of ours, or any address, which no other site's
-        name can lead here as. The port is a tunnel's choice."""
+        """Whether the ``Host`` of a request is one that this page may be asked for by: a name of ours, or any address, which no other
+        site's name can lead here as. The port is a tunnel's choice."""
         host = host_of(header)
         try:
             return host in self._names or bool(ipaddress.ip_address(host))

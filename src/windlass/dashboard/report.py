@@ -15,7 +15,6 @@ import msgspec
 
 from windlass.dashboard.feed import state_of
 
-
 #: In the order in which the page loads them.
 SCRIPTS: Final = ("words.js", "charts.js", "tables.js", "page.js")
 

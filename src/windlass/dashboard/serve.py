@@ -2,8 +2,8 @@
 
 Theory of operation
 -------------------
-One loop: a `Watch` asks the manager, the `Feed` makes patches of its answers, the `Pages` tell browsers.  It ends when the manager does, on a
-signal, or, as a child, when its parent has closed its standard input.  Its address stands in the manager's state folder (`NOTE`, for
+One loop: a `Watch` asks the manager, the `Feed` makes patches of its answers, the `Pages` tell browsers.  It ends when the manager does,
+on a signal, or, as a child, when its parent has closed its standard input.  Its address stands in the manager's state folder (`NOTE`, for
 its owner only) as long as it serves, so that ``windlass dashboard`` finds one that is there.
 
 A manager that ends in order writes down its run itself; when it was killed, what was seen last is kept here.

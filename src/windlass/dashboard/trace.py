@@ -31,7 +31,7 @@ def trace_json(whole: dict[str, Any]) -> bytes:
             told: dict[str, Any] = {"calls": calls, "busy_seconds": busy}
             if call:
                 told["call"] = call
-            event = _event("X", process, lane + 1, start - zero, name if calls == 1 else f"{name} × {calls}", told)
+            event = _event("X", process, lane + 1, start - zero, name if calls == 1 else f"{calls} calls of {name}", told)
             event["dur"] = round(max(0.0, end - start) * 1e6, 1)
             event["cat"] = "failed" if failed else "call"
             if failed:

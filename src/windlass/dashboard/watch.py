@@ -1,8 +1,8 @@
 """The dashboard's way to its manager: asks for views at a pace that costs the manager little.
 
-Theory of operation: a `Watch` is a client connection (`windlass.transport.Port`) whose answers are handed to the loop that made it.  Between
-two questions lie at least `PACE` seconds, and so many that composing the answers takes the manager at most `SHARE` of its time; while no page
-is open only every `QUIET` seconds it is asked, so that there is something to be kept should the manager be killed.
+Theory of operation: a `Watch` is a client connection (`windlass.transport.Port`) whose answers are handed to the loop that made it.
+Between two questions lie at least `PACE` seconds, and so many that composing the answers takes the manager at most `SHARE` of its time;
+while no page is open only every `QUIET` seconds it is asked, so that there is something to be kept should the manager be killed.
 """
 
 from __future__ import annotations
