@@ -372,7 +372,11 @@ def test_what_cannot_be_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         )
         assert taken.returncode == 2
         assert taken.stderr.startswith(f"windlass: the dashboard cannot listen at 127.0.0.1 port {manager.port}: Address already in use")
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+        def nothing(name: str) -> None:
+            return None
+
+        monkeypatch.setattr("importlib.util.find_spec", nothing)
         with pytest.raises(windlass.UsageError, match=r"needs starlette and uvicorn: pip install 'windlass\[dashboard\]'"):
             Child(manager.connection_file)
         with pytest.raises(windlass.UsageError, match="needs starlette and uvicorn"):

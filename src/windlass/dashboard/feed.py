@@ -147,7 +147,7 @@ def _worker_rows(rows: Iterable[Row], at: float) -> Iterable[tuple[str, Row]]:
                 "gpus": row["gpus"],
                 "memory": row["memory_limit"] or row["memory"],
                 "used": row["memory_used"] // _STEP * _STEP,
-                "cache": row["cache_bytes"] // _STEP * _STEP,
+                "cache": row["cache_bytes"] >> 20 << 20,
                 "files": row["files"],
                 "slots": sum(int(one["slots"]) for one in libraries),
                 "running": row["running"],

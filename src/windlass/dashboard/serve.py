@@ -18,7 +18,6 @@ import os
 import signal
 import socket
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -182,8 +181,9 @@ def running_dashboard(known: Known) -> str:
     link = _noted(known.path.parent / NOTE)
     if not link.startswith("http://"):
         return ""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy that the environment names must not see the token
     try:
-        with urllib.request.urlopen(link, timeout=_PROBE_SECONDS) as answer:
+        with direct.open(link, timeout=_PROBE_SECONDS) as answer:
             return link if answer.status == 200 else ""
     except (OSError, ValueError):
         return ""

@@ -106,7 +106,7 @@ const WORKER_COLUMNS = [
 const PILOT_COLUMNS = [
   { title: "pilot", name: "host", sort: (row) => row.pilot, fill: (cell, row) => {
     if (!cell.firstChild) cell.append(make("i"), make("span"));
-    cell.firstChild.className = "dot " + (PHASES[row.phase] || "idle") + (row.failed ? " bad" : "");
+    cell.firstChild.className = "dot " + (row.failed ? "bad" : PHASES[row.phase] || "idle");
     cell.title = row.log ? "its log: " + row.log : "";
     say(cell.lastChild, row.pilot);
   } },

@@ -6,9 +6,11 @@ Theory of operation: a worker is a process, a lane of it a thread, a block a com
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
+
+_Block = tuple[float, float, int, int, float, int, int, int]
 
 
 def trace_json(whole: dict[str, Any]) -> bytes:
@@ -26,7 +28,7 @@ def trace_json(whole: dict[str, Any]) -> bytes:
             process = processes[worker] = len(processes) + 1
             events.append(_called("process_name", process, 0, f"{host} ({worker})"))
         events.append(_called("thread_name", process, lane + 1, f"slot {lane + 1}"))
-        for start, end, what, calls, busy, failed, call, _ in blocks:
+        for start, end, what, calls, busy, failed, call, _ in cast("list[_Block]", blocks):
             name = names[what] if what < len(names) else "?"
             told: dict[str, Any] = {"calls": calls, "busy_seconds": busy}
             if call:
