@@ -33,11 +33,12 @@ def dashboard(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
         serve(known, lambda link: _tell_parent(known, link, chosen.child == "say"), host=host, port=port, child=True)
         return 0
     if link := running_dashboard(known):
-        _show(link, chosen, f"manager {known.name} has a dashboard already:")
+        _show(known, link, chosen, f"manager {known.name} has a dashboard already:")
         return 0
     if host != LOOPBACK:
         print("windlass: what this page shows goes over the network unencrypted; ssh -L is safer (docs/dashboard.md)", file=sys.stderr)
-    reason = serve(known, lambda link: _show(link, chosen, f"dashboard of manager {known.name} (Ctrl-C ends it):"), host=host, port=port)
+    words = f"dashboard of manager {known.name} (Ctrl-C ends it):"
+    reason = serve(known, lambda link: _show(known, link, chosen, words), host=host, port=port)
     if reason == "signal SIGINT":
         raise KeyboardInterrupt
     print(f"windlass: the dashboard has ended: {reason}; windlass report {known.name} shows the run's end", file=sys.stderr)
@@ -50,8 +51,10 @@ def _tell_parent(known: Known, link: str, say: bool) -> None:
     print(json.dumps({"url": link}), flush=True)
 
 
-def _show(link: str, chosen: argparse.Namespace, words: str) -> None:
+def _show(known: Known, link: str, chosen: argparse.Namespace, words: str) -> None:
     import webbrowser
+
+    from windlass.dashboard.serve import WAY_IN
 
     if chosen.json:
         print(json.dumps({"url": link}), flush=True)
@@ -62,7 +65,7 @@ def _show(link: str, chosen: argparse.Namespace, words: str) -> None:
         host = os.uname().nodename
         print(f"from your own machine:  ssh -N -L {port}:127.0.0.1:{port} {host}   then open the same address", flush=True)
     elif not chosen.no_browser and sys.stdout.isatty() and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        webbrowser.open(link)
+        webbrowser.open(known.path.with_name(WAY_IN).as_uri())
 
 
 def report(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:

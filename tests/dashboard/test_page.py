@@ -143,11 +143,23 @@ def test_the_address_stands_in_a_file_of_its_owner_alone(busy: windlass.Manager)
     link = busy.dashboard()
     note = busy.connection_file.with_name("dashboard.json")
     assert json.loads(note.read_text())["url"] == link
-    assert note.stat().st_mode & 0o777 == 0o600
+    way_in = note.with_name("dashboard.html")
+    assert f'url={link}"' in way_in.read_text()
+    assert note.stat().st_mode & 0o777 == way_in.stat().st_mode & 0o777 == 0o600
     ran = windlass_command("dashboard", busy.name, "--json")
     assert json.loads(ran.stdout) == {"url": link}
     busy.close()
     assert not note.exists()
+    assert not way_in.exists()
+
+
+def test_no_process_has_the_token_among_its_words(busy: windlass.Manager) -> None:
+    """Everybody on a machine can list those."""
+    link = busy.dashboard()
+    token = urlsplit(link).query.partition("=")[2].encode()
+    words = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path, os.R_OK)]
+    assert any(b"dashboard" in one for one in words)
+    assert not any(token in one for one in words)
 
 
 # ---------------------------------------------------------------- what is on it

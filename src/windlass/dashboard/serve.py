@@ -36,8 +36,9 @@ from windlass.managers import Known
 from windlass.runs import write_run
 
 LOOPBACK: Final = "127.0.0.1"
-#: In the manager's folder.
+#: In the manager's folder: the address, and a page that leads there. A browser is told to open that one, as everybody sees its arguments.
 NOTE: Final = "dashboard.json"
+WAY_IN: Final = "dashboard.html"
 #: Seconds that pages get to hear of the end.
 _FAREWELL: Final = 0.3
 #: Seconds for a dashboard of this machine to answer.
@@ -160,12 +161,15 @@ async def _serve(known: Known, host: str, sock: socket.socket, ready: Callable[[
 def _note(path: Path, link: str) -> None:
     with contextlib.suppress(OSError):
         write_private(path, msgspec.json.encode({"url": link, "pid": os.getpid()}))
+        text = f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={link}"><title>Windlass</title>'
+        write_private(path.with_name(WAY_IN), text.encode())
 
 
 def _unnote(path: Path, link: str) -> None:
     if _noted(path) == link:
         with contextlib.suppress(OSError):
             path.unlink()
+            path.with_name(WAY_IN).unlink()
 
 
 def _noted(path: Path) -> str:
