@@ -59,12 +59,11 @@ class Block(msgspec.Struct, array_like=True, gc=False):
 class Lines:
     """The lanes of one worker."""
 
-    __slots__ = ("gone", "host", "lanes")
+    __slots__ = ("host", "lanes")
 
     def __init__(self, host: str) -> None:
         self.host = host
         self.lanes: list[list[Block]] = []
-        self.gone = False
 
 
 class Timeline:
@@ -75,6 +74,8 @@ class Timeline:
         #: How many blocks have been added.
         self.version = 0
         self._lanes = 0
+        #: Workers that have gone, in that order.
+        self._gone: dict[WorkerId, Lines] = {}
 
     def add(self, worker: WorkerId, host: str, block: Block, *, most: int = LANES_OF_ONE) -> None:
         """Put a block on a lane of ``worker``, which has ``most`` slots."""
@@ -83,6 +84,8 @@ class Timeline:
         lines = self.workers.get(worker)
         if lines is None:
             lines = self.workers[worker] = Lines(host)
+        elif self._gone:
+            self._gone.pop(worker, None)  # it is back, in a new session
         best: list[Block] | None = None
         earliest: list[Block] | None = None
         start, latest = block.start + SLACK, -1.0
@@ -96,7 +99,7 @@ class Timeline:
             if earliest is None or len(lines.lanes) < min(most, self.lanes_each()):
                 lines.lanes.append([block])
                 self._lanes += 1
-                if self._lanes > LANES_MOST:
+                if self._lanes > LANES_MOST and self._gone:
                     self._forget()
                 return
             best = earliest  # it overlaps with what is there
@@ -120,17 +123,17 @@ class Timeline:
         """It will run nothing more; its lanes are kept while there is room."""
         lines = self.workers.get(worker)
         if lines is not None:
-            lines.gone = True
+            self._gone[worker] = lines
 
     def _forget(self) -> None:
-        """Make room: the workers that have gone, in the order in which they came, a quarter of all lanes at a time."""
-        over = LANES_MOST // 4
-        for worker in [one for one, lines in self.workers.items() if lines.gone]:
-            lanes = len(self.workers.pop(worker).lanes)
-            self._lanes -= lanes
-            over -= lanes
-            if over <= 0:
-                break
+        """Make room: of the workers that have gone the first ones, a quarter of all lanes at a time."""
+        enough = self._lanes - LANES_MOST // 4
+        while self._gone and self._lanes > enough:
+            worker = next(iter(self._gone))
+            lines = self._gone.pop(worker)
+            if self.workers.get(worker) is lines:
+                del self.workers[worker]
+                self._lanes -= len(lines.lanes)
 
     @property
     def blocks(self) -> int:

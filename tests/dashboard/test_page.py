@@ -397,3 +397,13 @@ def test_what_cannot_be_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ran = subprocess.run([sys.executable, "-m", "windlass", *words], capture_output=True, text=True, timeout=60)
         assert ran.returncode == 2
         assert "nobody" in ran.stderr
+
+
+def test_a_manager_that_does_not_answer_is_told_of(busy: windlass.Manager, open_browser: Callable[..., Browser]) -> None:
+    """The page is there and its dashboard too, so only the manager's silence says it: here the time of the last patch is set back."""
+    browser = open_browser()
+    browser.open(busy.dashboard())
+    browser.until("window.windlass.updates > 0")
+    shown = browser.value("page.heardAt -= 60000, renderHead(), document.getElementById('about').textContent")
+    assert shown.startswith("the manager has not answered for ")
+    browser.until("document.getElementById('about').textContent.startsWith('live')")

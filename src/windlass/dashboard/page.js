@@ -1,7 +1,9 @@
 // The page: it keeps what the stream of patches tells (windlass.dashboard.feed), and shows what is in sight, once per patch.
 "use strict";
 
-const page = { at: 0, began: 0, sections: {}, tables: {}, samples: [], ended: "", live: false, heard: 0 };
+const page = { at: 0, began: 0, sections: {}, tables: {}, samples: [], ended: "", live: false, heard: 0, heardAt: 0 };
+/** Seconds without a patch after which the page says so; a dashboard tells of a manager that answers each second, of large ones each few. */
+const SILENCE = 15;
 const TABLES = ["workers", "pilots", "libraries", "causes", "files"];
 for (const name of TABLES) page.tables[name] = new Map();
 const timeline = new Timeline();
@@ -63,8 +65,9 @@ function renderHead() {
   say(byId("name"), run);
   if (document.title !== run + " – Windlass") document.title = run + " – Windlass";
   const ended = page.ended || record.ended;
-  byId("light").className = "light " + (ended ? "idle" : page.live ? "good" : "bad");
-  const words = ended ? "ended" : page.live ? "live" : "not connected";
+  const silent = (performance.now() - page.heardAt) / 1000;
+  byId("light").className = "light " + (ended ? "idle" : !page.live ? "bad" : silent > SILENCE ? "warn" : "good");
+  const words = ended ? "ended" : !page.live ? "not connected" : silent > SILENCE ? `the manager has not answered for ${span(silent)}` : "live";
   say(byId("about"), `${words} · ${manager.addresses.join(", ")} · recorded for ${span(page.at - page.began)}` + (manager.detached ? " · runs on its own" : ""));
   const banner = byId("banner");
   const news = ended ? `As it was when the manager ended (${ended}).` : page.live || !page.heard ? "" : "The dashboard is not reached; this page goes on by itself when it is. As it was at " + clock(page.at - page.began) + ".";
@@ -255,8 +258,9 @@ function renderTransfers() {
 
 function listen() {
   const stream = new EventSource("events");
-  stream.addEventListener("patch", (event) => { page.live = true; page.heard++; update(event.data); });
+  stream.addEventListener("patch", (event) => { page.live = true; page.heard++; page.heardAt = performance.now(); update(event.data); });
   stream.addEventListener("ended", (event) => { page.ended = JSON.parse(event.data).reason || "closed"; stream.close(); render(); });
+  setInterval(() => { if (page.sections.manager && !document.hidden) renderHead(); }, 5000);
   stream.addEventListener("error", () => { page.live = false; render(); });
 }
 
