@@ -31,7 +31,9 @@ SAMPLED: Final = 4
 #: Calls that take so long are shown one by one.
 SINGLE_SECONDS: Final = 0.01
 #: Batches, and single calls in them, of all workers in a second.
-LOOKS_MOST: Final = 1000
+LOOKS_MOST: Final = 500
+#: Whoever was not looked at for so many seconds is, whatever else was.
+UNSEEN_SECONDS: Final = 5.0
 #: Functions that are told apart.
 NAMES_MOST: Final = 500
 OTHERS: Final = "other functions"
@@ -77,14 +79,17 @@ class Recorder:
         """A worker has told of these ends; its calls are in its books still."""
         if now >= self._second:
             self._second, self._looks = now + 1.0, LOOKS_MOST
+        count = len(ends)
+        if not count or (self._looks <= 0 and now < worker.seen_at + UNSEEN_SECONDS):
+            worker.unseen += count
+            return
+        self._looks -= 1
+        worker.seen_at = now
         stretch = self._stretches.get(worker.id)
         if stretch is None:
             stretch = self._stretches[worker.id] = Stretch(worker.info.host)
-        count = len(ends)
-        if self._looks <= 0 or not ends:
-            stretch.calls += count
-            return
-        self._looks -= 1
+        stretch.calls += worker.unseen
+        worker.unseen = 0
         first, last = ends[0], ends[-1]
         call = worker.calls.get(first.call)
         if call is None or not first.started_at:
@@ -159,10 +164,14 @@ class Recorder:
             "version": self.timeline.version,
         }
 
-    def lanes(self, version: int) -> list[list[Any]]:
+    def lanes(self, books: Books, version: int) -> list[list[Any]]:
         """``[worker, host, lane, blocks]`` of all lanes that have changed since a version."""
-        for worker, stretch in self._stretches.items():
-            self._put(worker, stretch)
+        for name, stretch in self._stretches.items():
+            worker = books.workers.get(name)
+            if worker is not None:
+                stretch.calls += worker.unseen
+                worker.unseen = 0
+            self._put(name, stretch)
         self._stretches.clear()
         return [list(row) for row in self.timeline.since(version)]
 

@@ -29,7 +29,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 def whole_view(found: dict[str, Any], books: Books, recorder: Recorder, ask: GetView, now: float, took: float) -> dict[str, Any]:
     """A view in one piece: ``found`` is the status object."""
-    lanes = recorder.lanes(ask.version if ask.since else 0)
+    lanes = recorder.lanes(books, ask.version if ask.since else 0)
     for row in found.get("pilots", ()):
         if not row["failed"]:
             row["story"] = []
