@@ -93,22 +93,24 @@ class Timed(Recorder):
 
     def __init__(self, run: str, began_at: float) -> None:
         super().__init__(run, began_at)
-        self.spent: list[int] = []
+        #: Of batches that were looked at, of those that were counted, and of samples.
+        self.spent: dict[str, list[int]] = {"looked": [], "counted": [], "sample": []}
 
     def ended(self, books: Books, worker: Worker, ends: Sequence[CallEnd], now: float) -> None:
+        unseen = worker.unseen
         begun = time.thread_time_ns()
         super().ended(books, worker, ends, now)
-        self.spent.append(time.thread_time_ns() - begun)
+        spent = time.thread_time_ns() - begun
+        self.spent["counted" if worker.unseen > unseen else "looked"].append(spent)
 
     def sample(self, books: Books, now: float) -> None:
         begun = time.thread_time_ns()
         super().sample(books, now)
-        self.spent.append(time.thread_time_ns() - begun)
+        self.spent["sample"].append(time.thread_time_ns() - begun)
 
     def seconds(self) -> float:
-        """All of it, without the looks at the clock; the longest hundredth, in which the system did something else, like the others."""
-        usual = sorted(self.spent)[: -(len(self.spent) // 100) or None]
-        return max(0.0, sum(usual) / len(usual) - look_ns()) * len(self.spent) / 1e9
+        """All of it: of each kind the median, for the clock itself takes many times as long now and then, and its looks taken off."""
+        return sum(max(0.0, median(kind) - look_ns()) * len(kind) for kind in self.spent.values() if kind) / 1e9
 
 
 def look_ns() -> float:
