@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import msgspec
 
+from windlass.dashboard.child import Child
 from windlass.errors import UsageError, require_flag
 from windlass.identity import CLIENT, ConnectionFile
 from windlass.manager.call import SECONDS_MOST
@@ -72,7 +73,7 @@ class AttachedManager(Door):
         except BaseException:
             self._client.close_memory()
             raise
-        self._finalizer = weakref.finalize(self, _leave, self._line, self._client, self._ports)
+        self._finalizer = weakref.finalize(self, _leave, self._line, self._client, self._ports, self._pages)
         self._finalizer.atexit = False
         atexit.register(self._finalizer)
 
@@ -241,9 +242,11 @@ def _clock() -> Callable[[], float]:
     return lambda: epoch + time.monotonic()
 
 
-def _leave(line: Line, client: Client, ports: list[Port]) -> None:
+def _leave(line: Line, client: Client, ports: list[Port], pages: list[Child]) -> None:
     """The end of an attachment; no reference to it, so that it can be the finaliser of one that was dropped."""
     lost = bool(client.closed)
+    for page in pages:
+        page.close()
     client.closed = client.closed or "this program has left the manager"
     if not lost:
         client.settle()

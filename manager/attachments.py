@@ -35,6 +35,7 @@ from windlass.messages import (
     EndManager,
     FindCalls,
     GetStatus,
+    GetView,
     Goodbye,
     InstallLibrary,
     KeepCalls,
@@ -50,6 +51,7 @@ from windlass.messages import (
     ResumePool,
     Status,
     SubmitCalls,
+    View,
 )
 from windlass.objects import ObjectStore
 
@@ -59,7 +61,8 @@ log = logging.getLogger("windlass.manager")
 class Attachments:
     """The programs that are attached, for the server.
 
-    ``end(reason)`` ends a detached manager, ``status(now)`` is its answer, and ``resume(pool)`` tells the factories.
+    ``end(reason)`` ends a detached manager, ``status(now)`` and ``view(ask, now)`` are its answers, and ``resume(pool)`` tells the
+    factories.
     """
 
     def __init__(
@@ -70,13 +73,14 @@ class Attachments:
         status: Callable[[float], Status],
         resume: Callable[[PoolName], None],
         files: FileDesk,
+        view: Callable[[GetView, float], Sequence[View]],
     ) -> None:
         self.programs = Programs()
         self.links: dict[int, Link] = {}
         #: Programs may end this manager: it is part of none.
         self.detached = False
         self._core, self._store = core, store
-        self._end, self._status, self._resume, self._files = end, status, resume, files
+        self._end, self._status, self._resume, self._files, self._view = end, status, resume, files, view
         self._means: Means | None = None
 
     def join(self, link: Link) -> Program:
@@ -139,6 +143,8 @@ class Attachments:
                 link.send(self._status(now))
             case ListCalls():
                 link.send(self.calls(message, now))
+            case GetView():
+                link.send(*self._view(message, now))
             case Goodbye(reason):
                 self.left(program, reason, now)
             case _:

@@ -19,6 +19,7 @@ from windlass.manager.calls import LIBRARY_FAILED, LOST, TOO_LONG, Call, CallQue
 from windlass.manager.dispatch import Dispatch
 from windlass.manager.lineage import FIRST_REMAKE
 from windlass.manager.placement import fits
+from windlass.manager.recorder import name_of
 from windlass.manager.workers import Worker
 from windlass.messages import (
     BAD_CALL,
@@ -62,6 +63,8 @@ class Attempts(Dispatch):
 
     def _calls_ended(self, worker: Worker, ends: Sequence[CallEnd], now: float) -> None:
         held, by_library, done, calls = worker.calls, worker.by_library, self._done, self.calls
+        if self.recorder is not None:
+            self.recorder.ended(self, worker, ends, now)
         learned: dict[LibraryId, list[float]] = {}
         for end in ends:
             call = held.get(end.call)
@@ -165,11 +168,13 @@ class Attempts(Dispatch):
         if end.outcome == OUT_OF_MEMORY and options.grow_memory:
             grown = self._grown(call, worker, detail)
             if grown is not None:
+                self._note_failure(call.spec, end, worker.id, now, retried=True)
                 call.queue = grown
                 self._requeue(call)
                 self.counters.retried += 1
                 return
         if worth and call.failures < options.retries:
+            self._note_failure(call.spec, end, worker.id, now, retried=True)
             call.failures += 1
             self.counters.retried += 1
             self._requeue(call)
@@ -242,6 +247,8 @@ class Attempts(Dispatch):
         self.counters.lost += 1
         ran = max(0.0, now - call.sent_at)
         self._tell(call, worker, LOST, ran, reason)
+        lost = CallEnd(call.spec.call, call.attempt, LOST, detail=EndDetail(text=reason))
+        self.causes.note(lost, name_of(self, call.spec.library, call.spec.function), worker.info.host, now, retried=True)
         if at_walltime:
             call.ran = max(call.ran, ran, self._whole_life(call, worker, now))
         if at_walltime and ran > call.queue.least_seconds:

@@ -20,11 +20,13 @@ import msgspec
 
 from windlass.manager.blocked import BlockedHosts
 from windlass.manager.calls import Call, CallQueue
+from windlass.manager.causes import Causes
 from windlass.manager.failures import FAILURES_KEPT, FailedCall, failed_call
 from windlass.manager.libraries import NEVER, LibraryState, rank
 from windlass.manager.lineage import FIRST_REMAKE, Lineage
 from windlass.manager.pilots import PilotBook
 from windlass.manager.placement import why_never
+from windlass.manager.recorder import Recorder, name_of
 from windlass.manager.replicas import Replicas
 from windlass.manager.workers import Instance, Phase, Worker, used_up
 from windlass.messages import (
@@ -35,6 +37,7 @@ from windlass.messages import (
     CallEnd,
     CallId,
     CallOptions,
+    CallSpec,
     EndDetail,
     FileName,
     FunctionDef,
@@ -110,6 +113,10 @@ class Books:
         self.counters = Counters()
         #: The newest calls that ended without a result.
         self.failures: deque[FailedCall] = deque(maxlen=FAILURES_KEPT)
+        #: Why calls failed.
+        self.causes = Causes()
+        #: Notes what slots run, when somebody wants to know.
+        self.recorder: Recorder | None = None
         #: Changes when workers, instances or libraries come or go: what failed to find room is tried again.
         self.structure: int = 0
         #: Workers that have got something since, by the version of the structure, the newest last: what found no room looks at these alone.
@@ -220,7 +227,14 @@ class Books:
         elif end.outcome != RETURNED:
             self.counters.failed += 1
             self.failures.append(failed_call(call, end, self.libraries, self.functions, now))
+            self._note_failure(call.spec, end, call.worker, now)
         self._done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(call.story) if call.story else (), call.spec.tag))
+
+    def _note_failure(self, spec: CallSpec, end: CallEnd, on: WorkerId, now: float, *, retried: bool = False) -> None:
+        """For people to read."""
+        worker = self.workers.get(on)
+        host = worker.info.host if worker is not None else ""
+        self.causes.note(end, name_of(self, spec.library, spec.function), host, now, retried=retried)
 
     def _lose_result(self, name: FileName, end: CallEnd, now: float) -> None:
         """A result cannot be made, or made again: neither is run what needs it."""

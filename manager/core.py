@@ -295,6 +295,8 @@ class Core(Attempts):
         self._spare.pop(worker_id, None)
         self._claimed.pop(worker_id, None)
         worker.claim = None
+        if self.recorder is not None:
+            self.recorder.worker_gone(worker_id)
         self.means += 1
         self.replicas.worker_lost(worker_id, orderly=bool(worker.draining))
         self._outbox.pop(worker_id, None)
@@ -369,6 +371,7 @@ class Core(Attempts):
                 self.replicas.serving(worker_id, message.addresses)
             elif isinstance(message, WorkerReport):
                 worker.memory_used, worker.memory_limit = message.memory_used, message.memory_limit
+                worker.cache_bytes = message.cache_bytes
                 if message.seconds_left:
                     self._ends_at(worker, now + message.seconds_left)
                 busy = busy_cores(message.busy, worker.info.resources)
@@ -530,6 +533,7 @@ class Core(Attempts):
         if spec.call < FIRST_REMAKE:
             self.counters.failed += 1
             self.failures.append(failed_call(spec, end, self.libraries, self.functions, now))
+            self._note_failure(spec, end, WorkerId(""), now)
             self._done.append(CallDone(end, now, 0.0, now, (), spec.tag))
 
     def _end_impossible(self, now: float) -> None:

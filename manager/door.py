@@ -28,12 +28,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, overload
 
 import msgspec
 
 from windlass.commands import gpus_of, run_command
+from windlass.dashboard.child import Child
 from windlass.errors import Closed, NotPossible, UnknownName, UsageError
 from windlass.files import File, Level
 from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Target, read_seconds
@@ -146,11 +148,32 @@ class Door(Declaring):
         self._latest: tuple[Defined, bool, LibrarySpec, Target] | None = None
         self._possible: dict[tuple[LibraryId, int], tuple[CallOptions, int]] = {}
         self._pid = os.getpid()
+        self._pages: list[Child] = []
         _doors.add(self)
 
     @abstractmethod
     def close(self) -> None:
         """Take nothing more, end what has not ended, and let go what is this program's."""
+
+    @property
+    @abstractmethod
+    def connection_file(self) -> Path:
+        """What the command line connects by: a file only its owner can read."""
+
+    def dashboard(self) -> str:
+        """The address, token included, of a page that shows the manager at work; it is served from now on until `close`
+        (docs/dashboard.md).
+
+        Raises `UsageError` where it is not installed, `Unreachable` when it does not start.
+        """
+        return self._show_dashboard().address()
+
+    def _show_dashboard(self, *, say: bool = False) -> Child:
+        self._check_open()
+        with self._lock:
+            if not self._pages or not self._pages[0].alive:
+                self._pages[:] = [Child(self.connection_file, say=say)]
+            return self._pages[0]
 
     @abstractmethod
     def status(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import Any, Final, Never, cast
 import msgspec
 
 import windlass
+from windlass.dashboard.child import Child, require_installed
 from windlass.errors import Closed, UsageError, refuse_unknown, require_flag
 from windlass.identity import Authority, cannot_keep_state, make_private, manager_folder
 from windlass.manager.call import SECONDS_MOST
@@ -46,6 +47,7 @@ from windlass.messages import (
     Welcome,
 )
 from windlass.objects import ObjectStore
+from windlass.runs import run_name, write_run
 from windlass.spooling import SpoolingStore
 from windlass.store_folders import default_spool_folder, default_store_folder, default_store_limit
 
@@ -63,7 +65,8 @@ class Manager(Door):
     reached its manager for ``manager_timeout``. ``journal``: a folder for the results of calls, which the same program finds when it is
     started again, as it finds its pilots (docs/journal.md). ``state_dir``: where its state folder goes (default: $WINDLASS_STATE_DIR, else
     $XDG_STATE_HOME/windlass, else ~/.local/state/windlass); on a file system that cannot keep others away (AFS, CIFS) it is refused unless
-    ``trust_state_dir=True`` says that nobody else can read it.
+    ``trust_state_dir=True`` says that nobody else can read it. ``dashboard=True``: serve a page that shows the manager at work, and print
+    its address. ``record=True``: note what slots run, for ``windlass report`` (docs/dashboard.md); a dashboard does so, too.
 
     Raises `UsageError` when the port is in use or another manager of yours has the name.
     """
@@ -81,6 +84,8 @@ class Manager(Door):
         journal: str | os.PathLike[str] | None = None,
         state_dir: str | os.PathLike[str] | None = None,
         trust_state_dir: bool | None = None,
+        dashboard: bool = False,
+        record: bool = False,
         **unknown: Never,
     ) -> None:
         refuse_unknown("option of Manager", unknown, Manager.__init__)
@@ -105,6 +110,10 @@ class Manager(Door):
             raise UsageError(f"name={name!r}: a manager's name is a text: write name='m{name}'")
         if trust_state_dir is not None:
             require_flag("trust_state_dir", trust_state_dir)
+        require_flag("dashboard", dashboard)
+        require_flag("record", record)
+        if dashboard:
+            require_installed()
         check_journal(journal)
         if name is None and journal is not None:
             # The next life of the program is to be found by the pilots of this one.
@@ -143,15 +152,25 @@ class Manager(Door):
             self._server.client = self._client
             self._client.owner = id(self)
             self._factories = 0
+            self._set_up_viewing(record or dashboard)
             self._open_journal(journal)
             opened.callback(self._client.close_memory)
             self._server.start()
             opened.pop_all()  # from here on `close` does it
         self._finalizer = weakref.finalize(
-            self, _close_quietly, self._server, self._client, self._store, self._folder, self._folder_lock, self._named
+            self, _close_quietly, self._server, self._client, self._store, self._folder, self._folder_lock, self._named, self._pages
         )
         self._finalizer.atexit = False
         atexit.register(self._finalizer)
+        if dashboard:
+            self._show_dashboard(say=True)
+
+    def _set_up_viewing(self, record: bool) -> None:
+        viewing, folder, now = self._server.viewing, self._folder.parent.parent / "runs", self._server.now()
+        viewing.run = run_name(self.name, now)
+        viewing.write = lambda run, data: write_run(folder, run, data)
+        if record:
+            viewing.begin(now)
 
     # ------------------------------------------------------------ what it is
 
@@ -323,13 +342,15 @@ def _authority(folder: Path, name: str, trust: bool | None) -> Authority:
         return Authority.create(f"{name}-{secrets.token_hex(4)}" if name[0].isalpha() else f"m-{name}", folder, trust=trust)
 
 
-def _close_quietly(server: Server, client: Client, store: ObjectStore, folder: Path, lock: int, named: bool) -> None:
+def _close_quietly(server: Server, client: Client, store: ObjectStore, folder: Path, lock: int, named: bool, pages: list[Child]) -> None:
     """The end of a manager; no reference to it, so that it can be the finaliser of one that was dropped."""
     client.closed = client.closed or "the manager was closed"
     with contextlib.suppress(RuntimeError):
         server.stop("the manager was closed")
     client.settle()
     client.close_memory()
+    for page in pages:
+        page.close()
     store.close()
     if not named:
         shutil.rmtree(folder, ignore_errors=True)

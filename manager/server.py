@@ -43,6 +43,7 @@ from windlass.manager.filedesk import FileDesk
 from windlass.manager.inbox import Inbox, Tidy
 from windlass.manager.status import add_inputs, status, within
 from windlass.manager.told import was_told_of_object
+from windlass.manager.viewing import Viewing
 from windlass.manager.workers import absurd
 from windlass.messages import (
     HOST,
@@ -58,6 +59,7 @@ from windlass.messages import (
     FileFailed,
     FileHere,
     GetStatus,
+    GetView,
     Goodbye,
     Hello,
     InstallLibrary,
@@ -140,7 +142,9 @@ class Server:
         self._listener: Listener | None = None
         self._links: dict[WorkerId, Link] = {}
         self._factories: dict[str, Callable[[Message], object]] = {}
-        self.attachments = Attachments(core, store, self._end, self._status, self._resume, self.files)
+        #: What it shows of itself to who looks on for longer.
+        self.viewing = Viewing(core, self._found)
+        self.attachments = Attachments(core, store, self._end, self._status, self._resume, self.files, self.viewing.answer)
         #: Seconds without calls, programs and factories after which it ends; 0: never. Only what `stay` made detached has them.
         self._idle_timeout = 0.0
         self._busy_at = self._epoch + time.monotonic()
@@ -245,6 +249,7 @@ class Server:
             if self.client is not None:
                 # Also for calls that came in too late for the core, or that it lost by a defect.
                 self.client.close(self._reason)
+            self.viewing.write_end()
             self._ready.set()
 
     async def _main(self) -> None:
@@ -291,6 +296,7 @@ class Server:
             self._set_stop()
 
     def _close_core(self) -> None:
+        self.viewing.keep_end(self.now(), self._reason)
         self.core.close(self._reason, self.now())
         self._act()
 
@@ -305,6 +311,7 @@ class Server:
         self._act()
         self._close_given_up()
         self.attachments.tell_means()
+        self.viewing.look(now)
         if self.core.calls or self._factories or self.attachments.programs.working:
             self._busy_at = now
         elif self._idle_timeout and now - self._busy_at >= self._idle_timeout:
@@ -376,6 +383,9 @@ class Server:
             case ListCalls():
                 if answer is not None:
                     answer(self.attachments.calls(message, now))
+            case GetView() if answer is not None:
+                for piece in self.viewing.answer(message, now):
+                    answer(piece)
             case Goodbye():
                 if role == "factory":
                     self._factory_left(name, answer)
@@ -388,13 +398,16 @@ class Server:
             tell(ResumePool(pool))
 
     def _status(self, now: float) -> Status:
+        return Status(within(self._found(now)))
+
+    def _found(self, now: float, brief: bool = False) -> dict[str, Any]:
         seen, detached = self.attachments.seen(), self.attachments.detached
         moved = (self.files.server.bytes_out, self._data.bytes_out, self._data.bytes_in + self._data.bytes_adopted)
-        more: dict[str, Any] = {"detached": detached, "moved": moved}
+        more: dict[str, Any] = {"detached": detached, "moved": moved, "brief": brief}
         found = status(self.core, self._welcome.manager, self.addresses, now, seen, **more)
         if self.client is not None:
             add_inputs(found, self.client.feeder.count, self.client.remembered)
-        return Status(within(found))
+        return found
 
     def _listen_for(self, report: PoolReport) -> None:
         """Listen where pilots of these pools can reach it."""

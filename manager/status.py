@@ -31,9 +31,10 @@ def status(
     *,
     detached: bool = False,
     moved: tuple[int, int, int] = (0, 0, 0),
+    brief: bool = False,
 ) -> dict[str, Any]:
     """The status object. Times in seconds, memory in bytes. ``programs``: those attached, and whether they are connected;
-    ``moved``: bytes of files and of objects that it has sent, and of objects that it has taken in."""
+    ``moved``: bytes of files and of objects that it has sent, and of objects that it has taken in. ``brief``: without pilots and files."""
     counters = core.counters
     replicas = core.replicas.counts()
     parked = sum(map(len, core.parked.values()))
@@ -53,7 +54,7 @@ def status(
         },
         "libraries": [_library(state) for state in core.libraries.values() if state.instances or state.waiting or not state.removed],
         "workers": [{**_worker(worker, now), "files": replicas.get(worker.id, 0)} for worker in core.workers.values()],
-        "files": _files(core),
+        **({} if brief else {"files": _files(core)}),
         "transfers": {
             "under_way": sum(len(file.fetching) for file in core.replicas.files.values()),
             "waiting": sum(len(file.waiting) for file in core.replicas.files.values()),
@@ -62,7 +63,7 @@ def status(
             "object_bytes_in": moved[2],
         },
         "pools": _pools(core),
-        "pilots": core.pilots.rows(core.workers.values(), now),
+        **({} if brief else {"pilots": core.pilots.rows(core.workers.values(), now)}),
         "programs": [
             {
                 "name": one.name,
@@ -150,6 +151,7 @@ def _worker(worker: Worker, now: float) -> dict[str, Any]:
         "gpus": of.gpus,
         "memory_used": worker.memory_used,
         "memory_limit": worker.memory_limit,
+        "cache_bytes": worker.cache_bytes,
         "busy_cores": worker.busy,
         "running": sum(min(one.outstanding, one.slots) for one in worker.instances.values()),
         "held": len(worker.calls),

@@ -140,6 +140,10 @@ class Worker(msgspec.Struct, eq=False):
     idle_since: float = 0.0
     memory_used: int = 0
     memory_limit: int = 0
+    cache_bytes: int = 0
+    #: For the recorder: calls whose ends it did not look at, and when it last did.
+    unseen: int = 0
+    seen_at: float = 0.0
     #: Cores of calls that it runs for an earlier life of this manager.
     busy: float = 0.0
 

@@ -18,6 +18,7 @@ PARTS = {
     *("fuzz_targets", "thin", "bare_ssl", "imbalance_simulated"),
     *("peers", "compare_side", "compare_chart"),
     *("simulated_batch", "simulated_clock", "simulated_cluster", "simulated_manager", "simulated_network", "simulated_worker"),
+    *("browser", "dashboard_crowd"),
     *("slowfs", "slowfs_daemon", "evaluation_cell", "evaluation_results", "evaluation_figure"),
 }
 ON_SLURM = {"soak", "factory"}
@@ -29,6 +30,8 @@ ON_FUSE = {"evaluation"}
 OF_FAULTS = {"faults"}
 #: tests/test_compare.py runs it, without peers.
 WITH_PEERS = {"compare"}
+#: tests/dashboard/test_crowd.py runs it.
+WITH_CHROMIUM = {"dashboard"}
 #: Have parts, not rounds.
 OF_LOAD = {"load"}
 SIMULATED = {"simulate"}
@@ -136,5 +139,5 @@ def test_the_simulation_depends_on_its_seed_alone(nothing_left_running: None) ->
 def test_every_benchmark_is_documented_and_run() -> None:
     """A benchmark that is in none of the tables is one that nobody runs."""
     there = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - PARTS
-    assert there == set(SMALLEST) | ON_SLURM | ON_FUSE | OF_FAULTS | OF_LOAD | WITH_ATHERIS | WITH_PEERS | SIMULATED
+    assert there == set(SMALLEST) | ON_SLURM | ON_FUSE | OF_FAULTS | OF_LOAD | WITH_ATHERIS | WITH_PEERS | WITH_CHROMIUM | SIMULATED
     assert all(name in (ROOT / "Makefile").read_text() for name in there)

@@ -156,7 +156,7 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
     """``with_options``: the help names the options of all pools, which takes a while."""
     import argparse
 
-    from windlass import cli_completion, cli_environment, cli_factory, cli_lists, cli_manager, cli_pilots, cli_words
+    from windlass import cli_completion, cli_dashboard, cli_environment, cli_factory, cli_lists, cli_manager, cli_pilots, cli_words
 
     exits = "exit status: 0 done, 1 failed (the text says why), 2 wrong command line, 130 interrupted; see docs/command-line.md"
     parser = cli_words.Parser(
@@ -178,6 +178,7 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
     cli_lists.add_parsers(nouns)
     cli_environment.add_parsers(nouns)
     cli_completion.add_parsers(nouns)
+    cli_dashboard.add_parsers(nouns)
 
     look = nouns.add_parser(
         "status",

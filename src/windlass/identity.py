@@ -163,7 +163,7 @@ def find_manager(name_or_path: str | os.PathLike[str], state_dir: str | os.PathL
     raise UnknownName("manager", text, known, hint=f"(managers are looked for in {managers})")
 
 
-def _write_private(path: Path, data: bytes) -> None:
+def write_private(path: Path, data: bytes) -> None:
     """Replace a file, atomically and readable by its owner only; readers see the old one or the new one."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -488,7 +488,7 @@ class Authority:
         )
         authority = cls(folder, stored, trust)
         authority._signer = signer
-        _write_private(folder / "authority.json", msgspec.json.encode(stored))
+        write_private(folder / "authority.json", msgspec.json.encode(stored))
         authority._write_connection(authority.client_file, CLIENT, addresses)
         authority._write_connection(authority.pilot_file, ENROL, addresses)
         return authority
@@ -523,7 +523,7 @@ class Authority:
             addresses=tuple((host, port) for host, port in addresses),
             trusted=trusts_state_folder(self._trust),
         )
-        _write_private(path, msgspec.json.encode(connection))
+        write_private(path, msgspec.json.encode(connection))
 
     def set_addresses(self, addresses: Sequence[Address]) -> None:
         """Write where the manager listens into ``client.json`` and ``pilot.json``."""
@@ -532,7 +532,7 @@ class Authority:
             fresh = msgspec.structs.replace(
                 old, addresses=tuple((host, port) for host, port in addresses), path="", trusted=trusts_state_folder(self._trust)
             )
-            _write_private(path, msgspec.json.encode(fresh))
+            write_private(path, msgspec.json.encode(fresh))
 
     def signer(self) -> _Signer:
         """The key that signs, loaded when first needed."""

@@ -1031,6 +1031,24 @@ class GetStatus(Message, frozen=True):
     """Client → manager: how do things stand?"""
 
 
+class GetView(Message, frozen=True):
+    """Client → manager: how do things stand, for a dashboard? Answered by `View`s. From the first one on the manager records its run."""
+
+    #: What was told up to here is known, seconds after the recording began, and this version of the time line; 0: nothing.
+    since: float = 0.0
+    version: int = 0
+    #: Without what changes seldom and may be long: pilots and files.
+    brief: bool = False
+
+
+class View(Message, frozen=True):
+    """Manager → client: a piece of the answer to `GetView`; ``json`` is a part of the object of docs/dashboard.md."""
+
+    json: bytes
+    #: Another piece follows.
+    more: bool = False
+
+
 class Status(Message, frozen=True):
     """Manager → client: answer to `GetStatus`; ``json`` is the documented status object."""
 
@@ -1100,7 +1118,7 @@ FromWorker = (
 )
 ToFactory = Demand | ResumePool | Leave
 FromFactory = PoolReport | ReleasePilots | Goodbye
-ToClient = Status | CallList | CallsDone | CallsFound | Means | FileBrought | FilesForgotten | Leave
+ToClient = Status | CallList | View | CallsDone | CallsFound | Means | FileBrought | FilesForgotten | Leave
 FromClient = (
     SubmitCalls
     | CancelSubmitted
@@ -1118,6 +1136,7 @@ FromClient = (
     | EndManager
     | GetStatus
     | ListCalls
+    | GetView
     | ResumePool
     | Goodbye
 )
