@@ -179,7 +179,7 @@ def test_the_page_shows_a_run_and_follows_it(busy: windlass.Manager, open_browse
         "in model.fails at test_page.py",
         "night",
         "2 serving",
-        "model.double",
+        "other.waits",
         "json",
         "saved",
     ):
@@ -263,7 +263,7 @@ def test_a_report_is_the_page_without_a_server(busy: windlass.Manager, open_brow
     browser.open(f"file://{tmp_path}/run.html")
     browser.until("window.windlass && window.windlass.updates > 0")
     shown = browser.value("document.body.innerText")
-    for words in ("54\ndone", "ValueError", "model.double", "As it was when the manager ended"):
+    for words in ("54\ndone", "ValueError", "other.waits", "As it was when the manager ended"):
         assert words in shown, (words, shown)
     assert [request for request in browser.requests if not request.startswith(("file:", "data:", "about:"))] == []
     assert browser.complaints == []

@@ -27,7 +27,7 @@ def whole(on_path: None) -> dict[str, Any]:
     from dashboard_crowd import Crowd
 
     crowd: Crowd = Crowd(6, 2000, cores=4)
-    for _ in range(5):
+    for _ in range(15):
         crowd.turn(1.0, 0.5)
     found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(crowd.whole()))
     return found
