@@ -70,7 +70,8 @@ def next_claim(
         if worker is None or any(_first(other, worker, now) for other in waits[:number] if other.state is not wait.state):
             continue
         spec, of = wait.state.spec, worker.info.resources
-        return worker, Claim(spec.id, wait.queue, fits(spec, wait.queue.needs, of), slot_share(spec, of), wait.since)
+        weight = fits(spec, wait.queue.needs, of)
+        return worker, Claim(spec.id, wait.queue, _has(wait, worker) + weight, slot_share(spec, of), weight, wait.since)
     return None
 
 
@@ -149,12 +150,20 @@ def _best(wait: Wait, libraries: Mapping[LibraryId, LibraryState], workers: Iter
         mine = worker.by_library.get(spec.id)
         if mine is not None and mine.phase is Phase.STARTING and mine.target >= weight:
             return None  # it is coming
-        if mine is not None and mine.target >= weight and (weight == 1 or wait.runs):
+        slots = _has(wait, worker) + weight
+        enough = weight == 1 and not wait.runs and mine is not None and mine.target
+        if enough or slots > slots_in(share, worker.info.resources, spec.slots):
             continue  # there is nothing to be had by a claim, which would keep others from laying one
         pause = _pause(worker, libraries, wait.since, now)
-        if pause is not None and pause[0] <= soonest and slots_in(share, pause[1]) >= weight:
+        if pause is not None and pause[0] <= soonest and slots_in(share, pause[1]) >= slots:
             best, soonest = worker, pause[0]
     return best
+
+
+def _has(wait: Wait, worker: Worker) -> int:
+    """Slots that its library has there and that are not enough for a kind of which some run: a claim is for some beside them."""
+    mine = worker.by_library.get(wait.state.spec.id) if wait.runs else None
+    return mine.target if mine is not None else 0
 
 
 def _pause(worker: Worker, libraries: Mapping[LibraryId, LibraryState], since: float, now: float) -> tuple[float, Resources]:

@@ -278,7 +278,8 @@ class Dispatch(Recalls):
         self._loaded[worker_id] = worker
         queue.served_at = now
         claim = worker.claim
-        if claim is not None and sent and claim.library == state.spec.id and claim.queue.needs == queue.needs:
+        mine = claim is not None and sent and claim.library == state.spec.id and claim.queue.needs == queue.needs
+        if mine and claim is not None and instance.target >= claim.slots:
             instance.granted_at = now  # the turn of these slots begins now, however long the last of them was waited for
             self._drop_claim(worker)
         queue.running += sent
@@ -347,7 +348,7 @@ class Dispatch(Recalls):
         if claim is None or not claim.queue.waiting or not worker.usable:
             return
         mine = worker.by_library.get(claim.library)
-        lacking = claim.weight - (mine.target if mine is not None else 0)
+        lacking = claim.slots - (mine.target if mine is not None else 0)
         slots = min(lacking, slots_in(claim.share, worker.free()))
         if slots > 0:
             self._grant(self.libraries[claim.library], worker, mine, slots, claim.share, now)

@@ -17,7 +17,7 @@ from itertools import takewhile
 import msgspec
 
 from windlass.manager.calls import CallQueue, Durations
-from windlass.manager.workers import Instance, Phase
+from windlass.manager.workers import Instance, Phase, usual_weight
 from windlass.messages import InstanceId, LibrarySpec, Resources
 
 #: Seconds of measured work that may wait at a worker for each slot, so that slots stay busy while the manager is held up: a program that
@@ -123,10 +123,13 @@ class LibraryState(msgspec.Struct, eq=False):
 
     def make_way(self, number: int, other: CallQueue) -> None:
         """The queue of this number has taken all slots, and another one was left without: the next turn is that one's, if it is of the
-        same priority and its first call has waited longer than what is left here."""
+        same priority, its first call has waited longer than what is left here, and its calls need no more slots: those have claims.
+        """
         queue = self.queues[number]
         first, waits = queue.first(), other.first()
         if waits is None or queue.options.priority != other.options.priority:
+            return
+        if usual_weight(self.spec, other.needs) > usual_weight(self.spec, queue.needs):
             return
         if first is None or waits.queued_at < first.queued_at:
             del self.queues[number]

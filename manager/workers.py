@@ -98,16 +98,17 @@ class Claim(msgspec.Struct, frozen=True, eq=False):
 
     library: LibraryId
     queue: CallQueue
-    #: So many slots, and what each has.
-    weight: int
+    #: So many slots the library is to have there, and what each has; so many of them are for the call that is to come.
+    slots: int
     share: Resources
+    weight: int
     #: Since when its calls wait. What began to run before is not waited for.
     since: float
 
     def lacks(self, worker: Worker) -> Resources:
         """What the library does not have yet of it."""
         mine = worker.by_library.get(self.library)
-        return times(self.share, max(0, self.weight - (mine.target if mine is not None else 0)))
+        return times(self.share, max(0, self.slots - (mine.target if mine is not None else 0)))
 
 
 class Worker(msgspec.Struct, eq=False):

@@ -595,3 +595,14 @@ def test_kinds_of_calls_of_one_library_take_turns(cluster: Cluster, depth: int, 
     cluster.stream("second", library, (0.1,), CallOptions(needs=needs, timeout=60.0), depth=1)
     cluster.run(5.0)
     assert all(gap < 3 for gap in cluster.gaps().values()), cluster.gaps()
+
+
+def test_large_slots_get_an_equal_part_of_one_worker(cluster: Cluster) -> None:
+    """Each of them is two of the others' slots: a claim is for one more than there are."""
+    cluster.stream("small", cluster.library("small"), (0.5, 0.6), depth=60)
+    cluster.worker("w1", 16)
+    cluster.run(2)
+    large = cluster.library("large", cores=2)
+    cluster.stream("large", large, (0.5, 0.7))
+    cluster.run(20)
+    assert 3 <= cluster.target(large) <= 5
