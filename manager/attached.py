@@ -56,6 +56,7 @@ class AttachedManager(Door):
         keep: bool = False,
         timeout: float = 10.0,
         journal: str | os.PathLike[str] | None = None,
+        traces: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
@@ -65,6 +66,7 @@ class AttachedManager(Door):
         self._line = Line(connection, f"program-{host}-{os.getpid()}-{secrets.token_hex(3)}", *told)
         self._client = Client(self._line.store, self._line.inbox, _clock())
         self._client.owner = id(self)
+        self._open_traces(traces)
         self._ports: list[Port] = []
         self._keep = keep
         self._open_journal(journal)
@@ -208,13 +210,14 @@ def attach(
     keep: bool = False,
     timeout: float = 10.0,
     journal: str | os.PathLike[str] | None = None,
+    traces: bool = False,
 ) -> AttachedManager:
     """The door to a manager that runs already (``windlass manager start``): use it as a `Manager`.
 
     ``manager``: its name, its state folder, or its connection file; without it the only one of yours that runs. ``state_dir``: where
     managers keep their state, if not in the usual place. ``keep=True``: this program's calls go on when it has left or was killed.
     ``timeout``: seconds to wait for the manager's answer. ``journal``: as `Manager`'s: what this program's calls return is there for its
-    next life.
+    next life. ``traces``: each call is a span for OpenTelemetry (docs/monitoring.md).
 
     Raises `UnknownName` for a name that nobody has, `UsageError` when several could be meant or the file may be read by others, and
     `ConnectionRefused` when the manager does not answer.
@@ -231,7 +234,7 @@ def attach(
     connection = known.connection
     if connection.role != CLIENT:
         raise UsageError(f"{known.path} is what pilots connect by, not programs: give the manager's client.json")
-    return AttachedManager(known.name, connection, keep=keep, timeout=timeout, journal=journal)
+    return AttachedManager(known.name, connection, keep=keep, timeout=timeout, journal=journal, traces=traces)
 
 
 def _clock() -> Callable[[], float]:

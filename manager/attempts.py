@@ -3,10 +3,10 @@
 Theory of operation
 -------------------
 An attempt ends in one of three ways. It *ended*: by a result, or badly, and then the call is tried again if that is worth it. It was
-*returned*: unstarted, which costs nothing, or at the end of a pilot of which it had asked to be warned, which counts as a loss and teaches
-nothing, as it may go on where it was. Or it was *lost* with its worker, which costs no retry but counts, and teaches: a call that its
-pilot's walltime cut short needs longer than it ran. An answer to an attempt that is not the call's newest, or from a worker that does
-not have it, is dropped.
+*returned*: unstarted, which costs nothing, or at the end of a pilot of which it had asked to be warned, or with a slot that had to be
+killed for another call, which counts as a loss and teaches nothing. Or it was *lost* with its worker, which costs no retry but counts,
+and teaches: a call that its pilot's walltime cut short needs longer than it ran. An answer to an attempt that is not the call's newest,
+or from a worker that does not have it, is dropped.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ _OUTCOME_WORDS = {
     BAD_CALL: "could not be run",
     NO_FILE: "lacked a file",
     LOST: "lost with its worker",
+}
+#: Reasons of `CallsReturned` for calls that had started.
+_CUT_SHORT = {
+    "warned": "its pilot's end, of which it was warned",
+    "neighbour": "its slot was killed for another of its calls, which did not end when it was cancelled",
 }
 
 
@@ -203,11 +208,11 @@ class Attempts(Dispatch):
             if call is not None and call.attempt == held.attempt:
                 del worker.calls[held.call]
                 back.append(call)
-                if message.reason == "warned":
+                if message.reason in _CUT_SHORT:
                     # It may go on where it was, so its end teaches nothing, but must not come for ever.
                     call.losses += 1
                     self.counters.lost += 1
-                    self._tell(call, worker, LOST, max(0.0, now - call.sent_at), "its pilot's end, of which it was warned")
+                    self._tell(call, worker, LOST, max(0.0, now - call.sent_at), _CUT_SHORT[message.reason])
         for call in reversed(back):
             instance = worker.by_library.get(call.spec.library)
             if instance is not None:

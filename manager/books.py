@@ -323,6 +323,7 @@ class Books:
         if instance.phase is Phase.STARTING:
             state.coming += target - instance.target
         instance.target = target
+        instance.places = target * instance.spec.concurrency if target >= instance.slots else target
 
     def _restructured(self, gained: Worker | None = None) -> None:
         """Workers or instances have changed; ``gained``: who may give libraries more than before."""
@@ -380,11 +381,12 @@ class Books:
                 if worker.by_library.get(instance.library) is instance:
                     assert instance.outstanding == held, f"{instance.outstanding} outstanding, {held} held"
                 assert 0 <= instance.target <= instance.slots
-                assert instance.id not in state.idle or instance.outstanding < instance.target
+                assert instance.places == instance.target * (state.spec.concurrency if instance.target == instance.slots else 1)
+                assert instance.id not in state.idle or instance.outstanding < instance.places
                 assert instance.id not in state.roomy or not instance.stuck or instance.id in self._ahead
-                assert instance.id in self._ahead or instance.outstanding <= instance.slots
-                assert instance.id not in state.loaded or instance.outstanding > instance.target
-                above = instance.serving and worker.usable and instance.outstanding > instance.target
+                assert instance.id in self._ahead or instance.outstanding <= instance.running_most
+                assert instance.id not in state.loaded or instance.outstanding > instance.places
+                above = instance.serving and worker.usable and instance.outstanding > instance.places
                 assert instance.id in state.loaded or not above, "calls wait there, and would not be recalled"
         assert self._gained.keys() == self.workers.keys()
         assert self._spare.keys() <= self.workers.keys()

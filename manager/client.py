@@ -40,6 +40,7 @@ from windlass.manager.inbox import Inbox, Tidy
 from windlass.manager.keeping import KeptResults, Needed, sandbox_of
 from windlass.manager.memory import MEMOIZED, ClientStore, Memory
 from windlass.manager.outcomes import failure
+from windlass.manager.spans import CallSpans
 from windlass.messages import (
     CANCELLED,
     RAISED,
@@ -94,6 +95,8 @@ class Client:
         self.feeder = Feeder(self, clock)
         #: Results of earlier calls, if this program has asked for that.
         self.memory: Memory | None = None
+        #: Spans of calls for OpenTelemetry, if this program has asked for that.
+        self.traces: CallSpans | None = None
         #: Not empty: why nothing more is taken.
         self.closed = ""
         #: Results that stay on workers.
@@ -230,6 +233,8 @@ class Client:
         prefix = os.urandom(12).hex() if options.keep else ""
         spec = CallSpec(call, target.library, target.function, payload, spans, options, inputs, prefix, sandbox, tag or "")
         again = False
+        if self.traces is not None:
+            spec.trace = self.traces.begin(call, target, tag, future.submitted_at)
         try:
             if target.content and room is None and self._ends_at_once(future, spec, target, (args, kwargs), files, holes.found):
                 return future
@@ -271,6 +276,8 @@ class Client:
         spec = CallSpec(call, target.library, target.function, payload, (), options, inputs)
         if tag:
             spec.tag = tag
+        if self.traces is not None:
+            spec.trace = self.traces.begin(call, target, tag, future.submitted_at)
         try:
             if target.content and self._ends_at_once(future, spec, target, None, files):
                 return future
@@ -322,6 +329,8 @@ class Client:
         return target._replace(code=(*target.code, *more))
 
     def _forget(self, call: CallId) -> None:
+        if self.traces is not None:
+            self.traces.forget(call)
         self.feeder.release(call)
         self._futures.pop(call, None)
         self._files.pop(call, None)
@@ -457,6 +466,8 @@ class Client:
                 self._files.pop(call, None)
             if held or waiting:
                 feeder.release(call)
+            if self.traces is not None:
+                self.traces.ended(done)
             if future is None:
                 self._discard(spans)
                 continue

@@ -300,14 +300,14 @@ class Core(Attempts):
         self.means += 1
         self.replicas.worker_lost(worker_id, orderly=bool(worker.draining))
         self._outbox.pop(worker_id, None)
-        # Only what was started is a loss. Sent calls stand in order; the oldest, as many as the instance has slots, were running.
+        # Only what was started is a loss. Sent calls stand in order; the oldest, as many as the instance has places, were running.
         started: dict[InstanceId, int] = {}
         at_walltime = bool(worker.planned_end) and now >= worker.planned_end - 30.0
         instance_of = dict(worker.by_library)
         back: list[Call] = []
         for call in worker.calls.values():
             instance = instance_of.get(call.spec.library)
-            if instance is not None and started.get(instance.id, 0) < instance.slots and instance.phase is Phase.READY:
+            if instance is not None and started.get(instance.id, 0) < instance.running_most and instance.phase is Phase.READY:
                 started[instance.id] = started.get(instance.id, 0) + call.weight
                 self._lose(call, worker, reason, now, at_walltime)
             back.append(call)

@@ -1,7 +1,8 @@
 """What the manager could use now, for factories: pure functions over the core's libraries and workers.
 
 Calls are counted, never library processes: an idle library is no demand.  Seconds are expected work, from measured
-durations or the calls' own ``expected_time``; 0 where nothing is known.
+durations or the calls' own ``expected_time``; 0 where nothing is known.  Calls of which a slot runs many at once count as one each time
+that they fill it.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now:
             )
             each = queue.options.expected_time or mean
             sums = shapes.setdefault(shape, [0, 0, 0.0, 0.0])
-            sums[0] += queue.waiting
-            sums[1] += queue.running
-            sums[2] += each * (queue.waiting + queue.running)
+            at_once = library.spec.concurrency
+            sums[0] += -(-queue.waiting // at_once)
+            sums[1] += -(-queue.running // at_once)
+            sums[2] += each * (queue.waiting + queue.running) / at_once
             sums[3] = max(sums[3], longest, queue.options.expected_time, queue.least_seconds)
     pilots = tuple(
         PilotSeen(

@@ -130,10 +130,10 @@ class Dispatch(Recalls):
                         break
                     if found.id not in state.idle:
                         continue
-                    instance, room = found, found.target - found.outstanding
+                    instance, room = found, found.places - found.outstanding
                 elif state.idle:
                     instance = next(iter(state.idle.values()))
-                    room = instance.target - instance.outstanding
+                    room = instance.places - instance.outstanding
                 elif state.roomy and plain:
                     instance = next(iter(state.roomy.values()))
                     room = state.most(instance) - instance.outstanding
@@ -143,7 +143,7 @@ class Dispatch(Recalls):
                     break
                 worker = self.workers[instance.worker]
                 if worker.claim is not None and worker.claim.library == state.spec.id and _yields(queue, worker.claim):
-                    room = min(room, instance.target - instance.outstanding - worker.claim.weight)
+                    room = min(room, instance.places - instance.outstanding - worker.claim.weight * state.spec.concurrency)
                     if room <= 0:
                         self._off_lists(instance)
                         skipped.append(instance)
@@ -216,7 +216,7 @@ class Dispatch(Recalls):
             if not free:
                 if not plain or instance.id not in state.roomy:
                     continue
-                behind = (instance.outstanding - instance.target + 1) / max(1, instance.target)
+                behind = (instance.outstanding - instance.places + 1) / max(1, instance.places)
                 if not state.durations.count or behind * state.durations.mean > size / MOVED_PER_SECOND:
                     continue
             if best is None or (free, size) > (best[1], best[0]):
@@ -224,7 +224,7 @@ class Dispatch(Recalls):
         if best is None:
             return None
         instance = best[2]
-        most = instance.target if best[1] else state.most(instance)
+        most = instance.places if best[1] else state.most(instance)
         return instance, most - instance.outstanding
 
     def _send_calls(
@@ -272,6 +272,7 @@ class Dispatch(Recalls):
                 spec.keep,
                 spec.sandbox,
                 spec.key,
+                spec.trace,
             )
             to_run.append(run)
             sent += 1
@@ -286,7 +287,7 @@ class Dispatch(Recalls):
         state.waiting -= sent
         state.running += sent
         instance.outstanding += sent * weight
-        if instance.outstanding > instance.target:
+        if instance.outstanding > instance.places:
             self._ahead[instance.id] = instance
 
     def _send_small_inputs(self, inputs: Sequence[FileRef], worker: Worker) -> list[CallRun]:
@@ -332,9 +333,9 @@ class Dispatch(Recalls):
             if one is mine:  # what was to be taken from it stays
                 self._aim(one, one.slots)
                 self._shrinking.pop(one.id, None)
-                if one.outstanding > one.target and not one.recalling:
+                if one.outstanding > one.places and not one.recalling:
                     one.recalling = True
-                    self._send(worker, RecallCalls(one.id, one.outstanding - one.target))
+                    self._send(worker, RecallCalls(one.id, one.outstanding - one.places))
             elif one.target < one.slots:
                 self._aim(one, one.target, heir=claim.library)
             self._refresh(one)
@@ -383,7 +384,8 @@ class Dispatch(Recalls):
             if waiting:
                 kind = (queue.needs, queue.least_seconds)
                 kinds[kind] = kinds.get(kind, 0) + waiting
-        for kind, waiting in kinds.items():
+        for kind, calls in kinds.items():
+            waiting = -(-calls // state.spec.concurrency)  # slots that they would fill
             slots = waiting * usual_weight(state.spec, kind[0]) if state.waiting else waiting
             wanted = slots - state.coming  # instances that are starting will take calls too
             if wanted > 0:
@@ -426,8 +428,8 @@ class Dispatch(Recalls):
         return max(0, wanted)
 
     def _behind(self, state: LibraryState) -> int:
-        """How many slots the calls would occupy that wait at usable workers, behind those that run there."""
-        return sum(one.outstanding - one.target for one in state.loaded.values() if one.serving)
+        """How many places the calls would occupy that wait at usable workers, behind those that run there."""
+        return sum(one.outstanding - one.places for one in state.loaded.values() if one.serving)
 
     def _grant(self, state: LibraryState, worker: Worker, instance: Instance | None, slots: int, share: Resources, now: float) -> None:
         spec = state.spec
@@ -522,9 +524,9 @@ class Dispatch(Recalls):
             self._aim(instance, instance.target - count, heir=heir)
             self._shrinking[instance.id] = instance
             self._refresh(instance)
-            if instance.outstanding > instance.target and not instance.recalling:
+            if instance.outstanding > instance.places and not instance.recalling:
                 instance.recalling = True
-                self._send(worker, RecallCalls(instance.id, instance.outstanding - instance.target))
+                self._send(worker, RecallCalls(instance.id, instance.outstanding - instance.places))
 
     def _remake(self, now: float) -> None:
         """Results are needed that nobody has: run again what made them."""
@@ -533,11 +535,13 @@ class Dispatch(Recalls):
         """Slots that were to be taken away have fallen idle: they go to the library that they were taken for."""
         shrinking, self._shrinking = self._shrinking, {}
         for instance in shrinking.values():
-            if instance.outstanding > instance.target or instance.target >= instance.slots:
+            if instance.outstanding > instance.places or instance.target >= instance.slots:
                 continue  # the next of its calls to end brings it back; or what it lost it has been given again
             worker = self.workers[instance.worker]
             keep = instance.target * instance.share.gpus
             self._aim(instance, instance.target, slots=instance.target)
+            if instance.spec.concurrency > 1:
+                self._refresh(instance)  # it has more places again
             instance.gpu_ids = instance.gpu_ids[:keep]
             if instance.slots < instance.least:
                 instance.least = 1

@@ -11,7 +11,8 @@ leaves calls already submitted with theirs; the old version ends when its calls 
 
 *The implicit library* (`submit_function`, used by `Executor`) has no functions of its own; functions are added to it by content.  When
 one needs an import that is not hoisted yet, a new version with more imports follows the old one, so busy slots finish undisturbed.
-Versions are named by what they hoist, so programs that need the same share warm instances.
+Versions are named by what they hoist, so programs that need the same share warm instances.  Async functions of which slots are to run many
+at once have one of their own.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ from typing import TYPE_CHECKING, Any, Final, Self, overload
 import msgspec
 
 from windlass.commands import gpus_of, run_command
+from windlass.coroutines import is_async
 from windlass.dashboard.child import Child
-from windlass.errors import Closed, NotPossible, UnknownName, UsageError
+from windlass.errors import Closed, NotPossible, UnknownName, UsageError, require_flag
 from windlass.files import File, Level
 from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Target, read_seconds
 from windlass.manager.client import Client
@@ -46,6 +48,7 @@ from windlass.manager.journal import Journal
 from windlass.manager.library import Library
 from windlass.manager.memory import JOURNALED, MEMOIZED, Memory
 from windlass.manager.placement import why_never
+from windlass.manager.spans import CallSpans
 from windlass.manifests import Manifest
 from windlass.messages import (
     BlockHost,
@@ -139,13 +142,14 @@ class Door(Declaring):
         self._lock = threading.RLock()
         self._installed: dict[str, _Installed] = {}
         self._environments: dict[str, File] = {}
-        self._implicit: LibrarySpec | None = None
+        #: By how many calls a slot of it runs at once.
+        self._implicit: dict[int, LibrarySpec] = {}
         self._implicit_imports: dict[str, ImportSpec] = {}
         self._implicit_code: dict[str, ObjectRef] = {}
-        #: By function, and whether equal calls of it are one.
-        self._defined: OrderedDict[tuple[FunctionId, bool], Target] = OrderedDict()
+        #: By function, whether equal calls of it are one, and how many a slot runs at once.
+        self._defined: OrderedDict[tuple[FunctionId, bool, int], Target] = OrderedDict()
         #: What was called last, as most calls of a loop are of one function: no other has been defined since, nor another implicit library.
-        self._latest: tuple[Defined, bool, LibrarySpec, Target] | None = None
+        self._latest: tuple[Defined, bool, int, LibrarySpec, Target] | None = None
         self._possible: dict[tuple[LibraryId, int], tuple[CallOptions, int]] = {}
         self._pid = os.getpid()
         self._pages: list[Child] = []
@@ -212,6 +216,12 @@ class Door(Declaring):
         """Remember all calls. Raises `UsageError`."""
         if folder is not None:
             self._client.memory = Memory(Journal(folder), self._client, time.time, all_calls=True)
+
+    def _open_traces(self, traces: bool) -> None:
+        """Make spans of calls. Raises `UsageError`."""
+        require_flag("traces", traces)
+        if traces:
+            self._client.traces = CallSpans()
 
     def _declare(self, ref: FileRef, origin: FileOrigin, manifest: Manifest | None) -> Callable[[], None]:
         self._client.say(DeclareFile(ref, origin))
@@ -425,11 +435,12 @@ class Door(Declaring):
         memoize: bool = False,
         inputs: Mapping[str, File] | None = None,
         outputs: Mapping[str, File] | None = None,
+        concurrency: int = 1,
     ) -> CallFuture[Any]:
         """Queue ``fn(*args, **kwargs)`` in the implicit library; its future. ``memoize``: equal calls are run once.
 
         ``inputs``, ``outputs``: it runs in a directory of its own, with these files by their paths there (as `FunctionCall.add_input`).
-        Raises as `submit`.
+        ``concurrency``: of an async function, a slot runs so many calls at once. Raises as `submit`.
         """
         from windlass.functions import define
 
@@ -443,10 +454,12 @@ class Door(Declaring):
             )
         defined = define(fn, self._put_forever)
         latest = self._latest
-        if latest is not None and latest[0] is defined and latest[1] is memoize:
-            spec, target = latest[2], latest[3]
+        if concurrency != 1 and not is_async(fn):
+            concurrency = 1
+        if latest is not None and latest[0] is defined and latest[1] is memoize and latest[2] == concurrency:
+            spec, target = latest[3], latest[4]
         else:
-            spec, target = self._implicit_target(fn, defined, memoize)
+            spec, target = self._implicit_target(fn, defined, memoize, concurrency)
         chosen = options or DEFAULT_OPTIONS
         if chosen is not DEFAULT_OPTIONS:
             self._check_possible(spec, chosen)
@@ -460,45 +473,46 @@ class Door(Declaring):
             return self._client.submit_in_room(target, call)
         return self._client.submit(target, args, kwargs or {}, chosen, tag)
 
-    def _implicit_target(self, fn: Callable[..., Any], defined: Defined, memoize: bool) -> tuple[LibrarySpec, Target]:
+    def _implicit_target(self, fn: Callable[..., Any], defined: Defined, memoize: bool, concurrency: int) -> tuple[LibrarySpec, Target]:
         """The implicit library with all that the function needs, and what a call of it is for."""
         definition = defined.definition
         with self._lock:
-            spec = self._implicit
+            spec = self._implicit.get(concurrency)
             if (
                 spec is None
                 or any(one.module not in self._implicit_imports for one in defined.imports)
                 or any(ref.name not in self._implicit_code for ref in definition.code)
             ):
-                spec = self._next_implicit(defined.imports, definition.code)
-            target = self._defined.get((definition.id, memoize))
+                spec = self._next_implicit(defined.imports, definition.code, concurrency)
+            key = (definition.id, memoize, concurrency)
+            target = self._defined.get(key)
             if target is None:
                 # In the order of definition, as the core has them: one that is used all the time is defined again in time.
                 kind = self._remembering(memoize)
                 content = _content(fn, definition, kind) if kind else b""
-                target = self._defined[definition.id, memoize] = _target(spec, defined, content)
+                target = self._defined[key] = _target(spec, defined, content)
                 if len(self._defined) > self._defined_most:
                     self._defined.popitem(last=False)
                 self._client.say(DefineFunctions((definition,)))
             elif target.library != spec.id:
-                target = self._defined[definition.id, memoize] = _target(spec, defined, target.content)
-            self._latest = defined, memoize, spec, target
+                target = self._defined[key] = _target(spec, defined, target.content)
+            self._latest = defined, memoize, concurrency, spec, target
         return spec, target
 
-    def _next_implicit(self, imports: tuple[ImportSpec, ...], code: tuple[ObjectRef, ...]) -> LibrarySpec:
+    def _next_implicit(self, imports: tuple[ImportSpec, ...], code: tuple[ObjectRef, ...], concurrency: int) -> LibrarySpec:
         self._implicit_imports.update((one.module, one) for one in imports)
         # The newest first: an edited module comes before what it was.
         self._implicit_code = {**{ref.name: ref for ref in code}, **self._implicit_code}
-        base = Library(IMPLICIT, imports=None).spec(self._put_forever)
+        base = Library(IMPLICIT, imports=None, concurrency=concurrency).spec(self._put_forever)
         hoisted = tuple(sorted(self._implicit_imports.values(), key=lambda one: one.module))
-        old = self._implicit
+        old = self._implicit.get(concurrency)
         draft = msgspec.structs.replace(base, id=LibraryId(""), imports=hoisted, code=tuple(self._implicit_code.values()))
         digest = hashlib.blake2b(msgspec.msgpack.encode(draft), digest_size=8).hexdigest()
-        self._implicit = msgspec.structs.replace(draft, id=LibraryId(f"{IMPLICIT}@{digest}"))
-        self._client.say(InstallLibrary(self._implicit))
+        spec = self._implicit[concurrency] = msgspec.structs.replace(draft, id=LibraryId(f"{IMPLICIT}@{digest}"))
+        self._client.say(InstallLibrary(spec))
         if old is not None:
             self._client.say(RemoveLibrary(old.id))
-        return self._implicit
+        return spec
 
     def _check_possible(self, spec: LibrarySpec, options: CallOptions) -> None:
         """Refuse here what no pool can ever run; the core would end it all the same."""

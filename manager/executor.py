@@ -23,14 +23,15 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent import futures
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from windlass.errors import Closed, UsageError, require_flag
 from windlass.manager.call import DEFAULT_OPTIONS, CallKeywords, merge_options, read_count
 from windlass.manager.future import CallFuture
+from windlass.manager.library import read_concurrency
 from windlass.manager.mapping import MapResults, in_chunks
 from windlass.manager.progress import Progress
 from windlass.messages import CallOptions
@@ -62,9 +63,10 @@ class CallManager(Protocol):
 class Pool:
     """The pool behind an executor and its views: the manager, what else to close, and the calls that have not ended."""
 
-    def __init__(self, manager: CallManager, closing: contextlib.ExitStack, *, memoize: bool = False) -> None:
+    def __init__(self, manager: CallManager, closing: contextlib.ExitStack, *, memoize: bool = False, concurrency: int = 1) -> None:
         self.manager = manager
         self.memoize = memoize
+        self._more: dict[str, Any] = {"concurrency": concurrency} if concurrency > 1 else {}
         self.closed = False
         self.pid = os.getpid()
         self._closing = closing
@@ -79,7 +81,7 @@ class Pool:
         """A call of ``fn``. Raises Closed after `shutdown`, and what the manager raises."""
         if self.closed:
             raise Closed("cannot submit a call after shutdown of its Executor; submit inside the with block, or make another Executor")
-        future = self.manager.submit_function(fn, args, kwargs, options, tag, memoize=self.memoize)
+        future = self.manager.submit_function(fn, args, kwargs, options, tag, memoize=self.memoize, **self._more)
         future.collect()  # nobody calls wait() on an executor: what its program drops is to go
         self._calls.append(weakref.ref(future))
         if len(self._calls) > self._sweep_at:
@@ -149,7 +151,12 @@ class Submitter(futures.Executor):
         self._options = options
         self._tag = tag
 
-    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> CallFuture[R]:
+    # An async function's call gives what it returns, not a coroutine.
+    @overload
+    def submit(self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> CallFuture[R]: ...
+    @overload
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> CallFuture[R]: ...
+    def submit(self, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> CallFuture[Any]:
         """Call ``fn(*args, **kwargs)`` on a pilot. Options are given by `with_options`: all keywords are the function's.
 
         Futures of calls of the same pool, anywhere in the arguments, are given as what those calls return, and the call runs when they
@@ -163,6 +170,18 @@ class Submitter(futures.Executor):
         """The same pool, for calls with these options besides those there are; UsageError for what cannot be."""
         return View(self._pool, *merge_options(self._options, self._tag, options))
 
+    @overload
+    def map(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, R]],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        ordered: bool = True,
+        progress: bool | str | None = None,
+        buffersize: int | None = None,
+    ) -> MapResults[R]: ...
+    @overload
     def map(
         self,
         fn: Callable[..., R],
@@ -172,7 +191,17 @@ class Submitter(futures.Executor):
         ordered: bool = True,
         progress: bool | str | None = None,
         buffersize: int | None = None,
-    ) -> MapResults[R]:
+    ) -> MapResults[R]: ...
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        ordered: bool = True,
+        progress: bool | str | None = None,
+        buffersize: int | None = None,
+    ) -> MapResults[Any]:
         """The results of ``fn`` for each of the inputs, which are read lazily.
 
         ``timeout``: seconds from now until the last result, else TimeoutError. ``chunksize``: inputs per call, for tiny functions.
@@ -230,6 +259,7 @@ class Executor(Submitter):
         manager_options: Mapping[str, Any] | None = None,
         journal: str | os.PathLike[str] | None = None,
         memoize: bool = False,
+        concurrency: int = 1,
         **pool: Any,
     ) -> None:
         """Pilots come from ``backend``: ``"slurm"``, ``"htcondor"``, ``"local"``, ``"fake"``, the name of a configured pool, or
@@ -237,9 +267,11 @@ class Executor(Submitter):
 
         ``manager``: one that you have, which stays open after `shutdown`; otherwise one is made with ``manager_options``. ``backend=None``
         starts no factory. ``journal``: a folder for the results of calls, which the same program finds when it is started again;
-        ``memoize``: equal calls are run once (docs/journal.md). Raises UsageError for options that the factory does not know.
+        ``memoize``: equal calls are run once (docs/journal.md). ``concurrency``: so many calls of async functions run at once in one slot
+        (docs/async.md); plain functions as ever. Raises UsageError for options that the factory does not know.
         """
         require_flag("memoize", memoize)
+        concurrency = read_concurrency(concurrency)
         if "max_workers" in pool:
             raise UsageError(
                 f"max_workers={pool['max_workers']!r}: as many calls run at once as pilots have cores; write cores=4 for pilots of four,"
@@ -271,7 +303,7 @@ class Executor(Submitter):
                 raise UsageError(
                     "backend=None starts no pilots, so options of a pool would change nothing; leave them out, or name a backend"
                 )
-            super().__init__(Pool(manager, opening.pop_all(), memoize=memoize))
+            super().__init__(Pool(manager, opening.pop_all(), memoize=memoize, concurrency=concurrency))
         _open.add(self._pool)
         # Registered after those of manager and factory, it runs before them.
         atexit.unregister(_at_exit)

@@ -86,14 +86,14 @@ class LibraryState(msgspec.Struct, eq=False):
     def refresh(self, instance: Instance) -> None:
         """Put an instance into the set that it belongs to now. One that is to lose slots, or is stuck, gets no calls ahead."""
         key = instance.id
-        if instance.outstanding > instance.target and instance.phase is Phase.READY:
+        if instance.outstanding > instance.places and instance.phase is Phase.READY:
             self.loaded[key] = instance
         else:
             self.loaded.pop(key, None)
         if not instance.serving:
             self.idle.pop(key, None)
             self.roomy.pop(key, None)
-        elif instance.outstanding < instance.target:
+        elif instance.outstanding < instance.places:
             self.roomy.pop(key, None)
             self.idle[key] = instance
             if self.news:
@@ -108,18 +108,19 @@ class LibraryState(msgspec.Struct, eq=False):
             self.roomy.pop(key, None)
 
     def most(self, instance: Instance) -> int:
-        """Calls that it is to hold: one for each slot, and those ahead; of these no more than a few and as many as it has ended.
+        """Calls that it is to hold: one for each place, and those ahead; of these no more than a few and as many as it has ended.
 
         So its queue grows in steps, each twice the one before: the calls that end first are the short ones, and tell little of the others.
         """
-        ahead = instance.target * self.ahead
-        few = instance.target * AHEAD_UNKNOWN + instance.served
-        return instance.target + (ahead if ahead < few else few)
+        places = instance.places
+        ahead = places * self.ahead
+        few = places * AHEAD_UNKNOWN + instance.served
+        return places + (ahead if ahead < few else few)
 
     def wants_more(self, instance: Instance) -> bool:
         """Whether a third of what it may hold ahead is gone: to send one call for each that ends would wake both sides twice a call."""
-        ahead = self.most(instance) - instance.target
-        return instance.outstanding < instance.target + ahead - ahead // REFILL
+        ahead = self.most(instance) - instance.places
+        return instance.outstanding < instance.places + ahead - ahead // REFILL
 
     def make_way(self, number: int, other: CallQueue) -> None:
         """The queue of this number has taken all slots, and another one was left without: the next turn is that one's, if it is of the
@@ -155,10 +156,10 @@ class LibraryState(msgspec.Struct, eq=False):
         if ahead != self.ahead:
             self.ahead = ahead
             for instance in self.instances.values():
-                if instance.id in self.roomy or instance.id in self.idle or instance.outstanding >= instance.target:
+                if instance.id in self.roomy or instance.id in self.idle or instance.outstanding >= instance.places:
                     self.refresh(instance)
 
     def capacity(self) -> int:
         """Calls that its instances would hold when full."""
         # Asked by the program's threads too, while the manager's goes on.
-        return sum(one.target * (1 + self.ahead) for one in list(self.instances.values()) if one.serving)
+        return sum(one.places * (1 + self.ahead) for one in list(self.instances.values()) if one.serving)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Never, cast
 
 import msgspec
 
+from windlass.coroutines import is_async
 from windlass.errors import UnknownName, UsageError, refuse_unknown, require_flag
 from windlass.files import File
 from windlass.manager.call import megabytes_to_bytes, needs_of, read_count, read_number, read_seconds
@@ -46,6 +47,8 @@ Context = AnyFunction | Sequence[Any] | None
 
 MODES: Final = ("direct", "fork")
 STARTS: Final = ("fork", "spawn")
+#: Calls that one slot may run at once: each has its line in memory that worker and slot share.
+CONCURRENCY_MOST: Final = 1000
 #: Seconds that imports and context may take.
 START_TIMEOUT: Final = 300.0
 #: Names appear in ids, in file names and in what people type.
@@ -77,6 +80,7 @@ class Library:
         env: Mapping[str, str] | None = None,
         start_timeout: float | str | None = START_TIMEOUT,
         max_calls: int | None = None,
+        concurrency: int | None = None,
         python: str | tuple[int, int] | None = None,
         environment: File | str | os.PathLike[str] | None = None,
         memoize: bool = False,
@@ -88,7 +92,8 @@ class Library:
         ``(function, args, kwargs)``. ``start_timeout`` in seconds or ``"10min"``. ``python``: the (major, minor) of instances,
         when it is to differ from the program's. ``environment``: an archive that ``windlass environment pack`` made (a path, or what
         ``declare_archive`` gave), in whose Python instances run; it goes to each node once. ``memoize``: equal calls (of equal functions,
-        with equal arguments) are run once, and all have that result (docs/journal.md). Raises UsageError with the line to write.
+        with equal arguments) are run once, and all have that result (docs/journal.md). ``concurrency``: so many calls of async functions
+        run at once in one slot (docs/async.md). Raises UsageError with the line to write.
         """
         refuse_unknown("option of create_library", unknown, Library.__init__)
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # programs are not always checked
@@ -120,6 +125,7 @@ class Library:
         self._env = _read_env(env)
         self._start_timeout = START_TIMEOUT if start_timeout is None else read_seconds("start_timeout", start_timeout)
         self._max_calls = 0 if max_calls is None else _positive("max_calls", max_calls)
+        self._concurrency = self._read_concurrency(concurrency)
         self._python = _read_python(python)
         if environment is not None and not isinstance(environment, File | str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"environment={environment!r}: give the path of an archive, made by  windlass environment pack")
@@ -181,6 +187,7 @@ class Library:
         """``"direct"`` or ``"fork"``."""
         self._change("set_function_exec_mode")
         self._mode = _one_of("mode", mode, MODES)
+        self._read_concurrency(self._concurrency)
 
     def _change(self, setter: str) -> None:
         if self._frozen:
@@ -188,6 +195,23 @@ class Library:
                 f"library {self.name!r} is installed, so {setter}() would change nothing;"
                 " call it before install_library(), or create another library"
             )
+
+    def _read_concurrency(self, value: int | None) -> int:
+        """Calls that one slot runs at once. Raises UsageError."""
+        count = 1 if value is None else read_concurrency(value)
+        if count == 1:
+            return 1
+        if self._mode == "fork":
+            raise UsageError(
+                f"mode='fork' gives each call a process of its own, and with concurrency={count} many calls share one; write one of them"
+            )
+        if self.functions and not any(map(is_async, self.functions.values())):
+            one = next(iter(self.functions))
+            raise UsageError(
+                f"concurrency={count} is for async functions, and library {self.name!r} has none: plain functions run one at a time in a"
+                f" slot; leave it out, or write  async def {one}"
+            )
+        return count
 
     # ------------------------------------------------------------ what workers get
 
@@ -275,6 +299,7 @@ class Library:
             start_timeout=self._start_timeout,
             max_calls=self._max_calls,
             environment=environment,
+            concurrency=self._concurrency,
         )
         self._frozen = True
         digest = hashlib.blake2b(msgspec.msgpack.encode(draft), digest_size=8).hexdigest()
@@ -380,7 +405,6 @@ def _named(library: str, functions: Sequence[object]) -> dict[str, AnyFunction]:
 _REFUSED: Final[tuple[tuple[str, Callable[[object], bool], str], ...]] = (
     ("a generator function", inspect.isgeneratorfunction, "let it return a list"),
     ("an async generator function", inspect.isasyncgenfunction, "let it return a list"),
-    ("an async function", inspect.iscoroutinefunction, "let it be a plain function that uses asyncio.run()"),
 )
 
 
@@ -464,6 +488,14 @@ def _positive(key: str, value: object) -> int:
     count = read_count(key, value)
     if count == 0:
         raise UsageError(f"{key}=0 cannot be; write {key}=1 or more, or leave it out")
+    return count
+
+
+def read_concurrency(value: object) -> int:
+    """A number of calls that one slot is to run at once. Raises UsageError."""
+    count = _positive("concurrency", value)
+    if count > CONCURRENCY_MOST:
+        raise UsageError(f"concurrency={count}: a slot runs at most {CONCURRENCY_MOST} calls at once; more slots run more")
     return count
 
 

@@ -247,7 +247,8 @@ class Line:
                 if cancels or names or item.library != library or item.options is not options or size > _SUBMIT_BYTES:
                     flush()
                     library, options = item.library, item.options
-                calls.append(CallSent(item.call, item.function, item.payload, item.spans, item.inputs, item.keep, item.sandbox, item.tag))
+                rest = (item.inputs, item.keep, item.sandbox, item.tag, item.trace)
+                calls.append(CallSent(item.call, item.function, item.payload, item.spans, *rest))
                 size += len(item.payload) + 64 + 48 * len(item.spans) + 160 * len(item.inputs)
                 continue
             message = item[1]

@@ -20,7 +20,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, Never, cast
+from typing import TYPE_CHECKING, Any, Final, Never, cast
 
 import msgspec
 
@@ -51,6 +51,9 @@ from windlass.runs import run_name, write_run
 from windlass.spooling import SpoolingStore
 from windlass.store_folders import default_spool_folder, default_store_folder, default_store_limit
 
+if TYPE_CHECKING:
+    from windlass.metrics_server import Exporter
+
 _STATUS_SECONDS: Final = 10.0
 LOOPBACK: Final = "127.0.0.1"
 
@@ -65,8 +68,10 @@ class Manager(Door):
     reached its manager for ``manager_timeout``. ``journal``: a folder for the results of calls, which the same program finds when it is
     started again, as it finds its pilots (docs/journal.md). ``state_dir``: where its state folder goes (default: $WINDLASS_STATE_DIR, else
     $XDG_STATE_HOME/windlass, else ~/.local/state/windlass); on a file system that cannot keep others away (AFS, CIFS) it is refused unless
-    ``trust_state_dir=True`` says that nobody else can read it. ``dashboard=True``: serve a page that shows the manager at work, and print
-    its address. ``record=True``: note what slots run, for ``windlass report`` (docs/dashboard.md); a dashboard does so, too.
+    ``trust_state_dir=True`` says that nobody else can read it. ``dashboard=True``: serve a page that shows the manager at work, and
+    print its address. ``record=True``: note what slots run, for ``windlass report`` (docs/dashboard.md); a dashboard does so, too.
+    ``metrics``: a port, or ``"ADDRESS:PORT"``, at which Prometheus finds how things stand; ``traces``: each call is a span for
+    OpenTelemetry (docs/monitoring.md).
 
     Raises `UsageError` when the port is in use or another manager of yours has the name.
     """
@@ -86,6 +91,8 @@ class Manager(Door):
         trust_state_dir: bool | None = None,
         dashboard: bool = False,
         record: bool = False,
+        metrics: int | str | None = None,
+        traces: bool = False,
         **unknown: Never,
     ) -> None:
         refuse_unknown("option of Manager", unknown, Manager.__init__)
@@ -115,6 +122,7 @@ class Manager(Door):
         if dashboard:
             require_installed()
         check_journal(journal)
+        self._exporter: Exporter | None = None
         if name is None and journal is not None:
             # The next life of the program is to be found by the pilots of this one.
             name = f"journal-{hashlib.blake2b(os.fsencode(os.path.realpath(journal)), digest_size=6).hexdigest()}"
@@ -151,10 +159,14 @@ class Manager(Door):
             self._client = Client(self._store, self._server.inbox, self._server.now)
             self._server.client = self._client
             self._client.owner = id(self)
+            self._open_traces(traces)
             self._factories = 0
             self._set_up_viewing(record or dashboard)
             self._open_journal(journal)
             opened.callback(self._client.close_memory)
+            if metrics is not None:
+                self._exporter = _export(weakref.ref(self), metrics)
+                opened.callback(self._exporter.close)
             self._server.start()
             opened.pop_all()  # from here on `close` does it
         self._finalizer = weakref.finalize(
@@ -162,6 +174,7 @@ class Manager(Door):
         )
         self._finalizer.atexit = False
         atexit.register(self._finalizer)
+        self._end_metrics = weakref.finalize(self, self._exporter.close) if self._exporter is not None else None
         if dashboard:
             self._show_dashboard(say=True)
 
@@ -188,6 +201,11 @@ class Manager(Door):
     def pilot_file(self) -> Path:
         """What pilots enrol by: a file only its owner can read."""
         return self._folder / "pilot.json"
+
+    @property
+    def metrics_url(self) -> str:
+        """What Prometheus scrapes; empty without ``metrics=``."""
+        return self._exporter.url if self._exporter is not None else ""
 
     def _state(self) -> str:
         if self.closed:
@@ -251,6 +269,8 @@ class Manager(Door):
         """End: calls that have not ended get `Closed`, workers are sent away. Calling it again does nothing."""
         with self._lock:
             self._closed = True
+        if self._end_metrics is not None:
+            self._end_metrics()
         self._finalizer()
 
     def _forked(self) -> None:
@@ -280,6 +300,19 @@ class Manager(Door):
     def _put_forever(self, data: Any) -> ObjectRef:
         # Functions and code are needed for as long as the manager lives.
         return self._store.put(data, pin=True)
+
+
+def _export(manager: weakref.ref[Manager], where: object) -> Exporter:
+    """Serve its metrics. Raises UsageError."""
+    from windlass.metrics_server import Exporter, read_address
+
+    def read() -> dict[str, Any]:
+        found = manager()
+        if found is None or not hasattr(found, "_end_metrics"):
+            raise Closed("the manager is being made or has gone")
+        return found.status()
+
+    return Exporter(read, *read_address(where))
 
 
 def _read_port(port: object) -> int | tuple[int, int]:

@@ -18,9 +18,10 @@ import queue
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, Generic, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import Any, Final, Generic, TypeVar, cast
 
+from windlass.coroutines import is_async
 from windlass.errors import UsageError
 from windlass.manager.future import CallFuture
 from windlass.manager.progress import TICK, Progress
@@ -41,7 +42,25 @@ def in_chunks(fn: Callable[..., R]) -> Callable[[Iterable[tuple[Any, ...]]], lis
     def run_chunk(chunk: Iterable[tuple[Any, ...]]) -> list[R]:
         return [fn(*args) for args in chunk]
 
+    if is_async(fn):
+        run_chunk = cast("Any", _in_chunks_at_once(cast("Any", fn)))
     run_chunk.__name__ = run_chunk.__qualname__ = getattr(fn, "__name__", "function")
+    return run_chunk
+
+
+def _in_chunks_at_once(fn: Callable[..., Coroutine[Any, Any, R]]) -> Callable[..., Coroutine[Any, Any, list[R]]]:
+    """The same of an async function: the calls of a chunk run at once."""
+
+    async def run_chunk(chunk: Iterable[tuple[Any, ...]]) -> list[R]:
+        import asyncio
+
+        tasks = [asyncio.ensure_future(fn(*args)) for args in chunk]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
     return run_chunk
 
 

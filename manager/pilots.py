@@ -172,7 +172,7 @@ def _worker(worker: Worker, now: float) -> dict[str, Any]:
     return {
         "id": worker.id,
         "host": worker.info.host,
-        "running": sum(min(one.outstanding, one.slots) for one in worker.instances.values()),
+        "running": sum(min(one.outstanding, one.running_most) for one in worker.instances.values()),
         "held": len(worker.calls),
         "idle_seconds": 0.0 if worker.calls else max(0.0, now - worker.idle_since),
         "connected": worker.connected,

@@ -182,11 +182,16 @@ def spent(worker: Worker, waiting: Iterable[tuple[LibraryState, Resources, float
 
 def why_never(spec: LibrarySpec, options: CallOptions, offers: Sequence[PoolOffer], workers: Sequence[Resources]) -> str:
     """Why no pool and no worker can ever run such a call; empty when one can, or when nothing is known of pools."""
+    needs = options.needs
+    if spec.concurrency > 1 and (needs.cores or needs.memory or needs.gpus or options.grow_memory):
+        return (
+            f"it asks for cores, memory or GPUs of its own, and the calls of library {spec.name!r} share those of their slot, "
+            f"{spec.concurrency} at a time: give them to the library: create_library(..., memory='4GB', concurrency={spec.concurrency})"
+        )
     if not offers:
         return ""
     there = [offer for offer in offers if not offer.spent]
     known = [offer.resources for offer in there] + list(workers)
-    needs = options.needs
     if needs.gpus and not spec.per_slot.gpus:
         return f"it asks for {needs.gpus} GPUs, and library {spec.name!r} has none: create the library with gpus=1 or more"
     if any(fits(spec, needs, of) for of in known):

@@ -123,9 +123,8 @@ class Programs:
                 raise ProtocolError(f"program {program.name} submitted a call with the id {call.call}, which cannot be one")
             number = CallId(base | call.call)
             fresh.add(number)
-            specs.append(
-                CallSpec(number, library, call.function, call.payload, call.spans, options, call.inputs, call.keep, call.sandbox, call.tag)
-            )
+            rest = (call.inputs, call.keep, call.sandbox, call.tag, b"", call.trace)
+            specs.append(CallSpec(number, library, call.function, call.payload, call.spans, options, *rest))
         if len(fresh) < len(specs) or not fresh.isdisjoint(program.calls):
             raise ProtocolError(f"program {program.name} submitted two calls under one id")
         program.calls |= fresh

@@ -35,17 +35,18 @@ class Recalls(Books):
 
     def _recall(self, state: LibraryState, now: float, patient: bool) -> None:
         """Slots are idle and no call waits: take queued calls back from the most loaded instance."""
-        # Up to `slots` run there, also while fewer are aimed at: only what is above can come back.
-        loaded = list(islice((one for one in state.loaded.values() if not one.recalling and one.outstanding > one.slots), RECALL_AMONG))
+        # As many as it has places run there, also while fewer are aimed at: only what is above can come back.
+        above = (one for one in state.loaded.values() if not one.recalling and one.outstanding > one.running_most)
+        loaded = list(islice(above, RECALL_AMONG))
         if not loaded:
             return
-        free = sum(one.target - one.outstanding for one in islice(state.idle.values(), RECALL_AMONG))
-        most = max(loaded, key=lambda one: one.outstanding / max(1, one.target))
+        free = sum(one.places - one.outstanding for one in islice(state.idle.values(), RECALL_AMONG))
+        most = max(loaded, key=lambda one: one.outstanding / max(1, one.places))
         worker = self.workers[most.worker]
         if not worker.connected:
             return
-        queued = most.outstanding - most.slots
-        if patient and queued * state.durations.mean / max(1, most.target) < RECALL_SECONDS:
+        queued = most.outstanding - most.running_most
+        if patient and queued * state.durations.mean / max(1, most.places) < RECALL_SECONDS:
             return  # it will be done sooner than it could be moved; the tick looks again
         most.recalling = True
         self._send(worker, RecallCalls(most.id, min(queued, max(free, queued // 2))))
@@ -57,14 +58,14 @@ class Recalls(Books):
         that waits behind it comes back then; and some of it where a queue has turned out longer than it should be.
         """
         for instance in list(self._ahead.values()):
-            waiting = instance.outstanding - instance.slots
+            waiting = instance.outstanding - instance.running_most
             if waiting <= 0:
                 del self._ahead[instance.id]
                 continue
             instance.still += 1
             state = self.libraries[instance.library]
             if not instance.stuck:
-                if waiting * state.durations.mean <= WAIT_SECONDS_MOST * instance.target:
+                if waiting * state.durations.mean <= WAIT_SECONDS_MOST * instance.places:
                     continue
                 waiting = min(waiting, instance.outstanding - state.most(instance))
             worker = self.workers[instance.worker]

@@ -140,7 +140,7 @@ class Recorder:
             return
         counters = books.counters
         waiting = sum(state.waiting for state in books.libraries.values()) + sum(map(len, books.parked.values()))
-        running = sum(min(one.outstanding, one.slots) for state in books.libraries.values() for one in state.instances.values())
+        running = sum(min(one.outstanding, one.running_most) for state in books.libraries.values() for one in state.instances.values())
         slots = sum(state.slots for state in books.libraries.values())
         numbers = (waiting, running, counters.returned, counters.failed, counters.cancelled, len(books.workers), slots)
         self.samples.add(at, numbers)

@@ -8,6 +8,10 @@ that waits at the worker.
 
 An instance's life is a table: STARTING, READY, STOPPING; it ends by a message of the worker or with the worker.  ``target`` is what the
 instance is to have; it is below ``slots`` while a shrink waits for calls to end, since only idle slots are taken away.
+
+A slot has as many *places* as it runs calls at once: one, or the library's ``concurrency``.  Which slots its calls are in is not known
+here, so only when there are no more calls than slots that are to stay are the others known to be idle: while an instance is to lose
+slots, it has one place in each.
 """
 
 from __future__ import annotations
@@ -63,6 +67,8 @@ class Instance(msgspec.Struct, eq=False):
     target: int = 0
     outstanding: int = 0
     gpu_ids: tuple[str, ...] = ()
+    #: Calls that may run there at once: in the slots that it is to have.
+    places: int = 0
     #: A `RecallCalls` is not answered yet.
     recalling: bool = False
     #: Ticks since a call of it has ended, counted while calls wait there behind others; and how many that may be.
@@ -82,6 +88,11 @@ class Instance(msgspec.Struct, eq=False):
     def serving(self) -> bool:
         """Calls may be sent to it."""
         return self.phase is Phase.READY and self.target > 0
+
+    @property
+    def running_most(self) -> int:
+        """Calls that may be running: in the slots that it has."""
+        return self.slots * self.spec.concurrency
 
     @property
     def stuck(self) -> bool:

@@ -108,6 +108,8 @@ def unknown_names(tree: ast.AST) -> Iterator[str]:
         match node:
             case ast.Name(id=name, ctx=ast.Store()) | ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
                 bound.add(name)
+            case ast.AsyncFunctionDef(name=name):
+                bound.add(name)
             case ast.ExceptHandler(name=str(name)):
                 bound.add(name)
             case ast.alias():
@@ -153,7 +155,7 @@ def unknown_options(tree: ast.AST) -> Iterator[str]:
                 named = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
                 backends = [name for name in named if name in known_backends()]
                 own = backend_options(backend_class(backends[0])) if backends else frozenset[str]()
-                others = {"name", "config", "folder", "manager", "manager_options", "journal", "memoize"}
+                others = {"name", "config", "folder", "manager", "manager_options", "journal", "memoize", "concurrency"}
                 yield from given - COMMON_OPTIONS - own - others
             case ast.Attribute(attr="with_options"):
                 yield from given - set(CallKeywords.__annotations__)

@@ -116,6 +116,24 @@ def test_the_pages_of_commands_and_of_taskvine_run_as_they_stand_there(page: str
     assert any(own_state.glob("count-s.txt" if "taskvine" in page else "words.gz"))
 
 
+def test_the_async_page_begins_with_ten_lines_that_run(own_state: Path) -> None:
+    """As it stands there."""
+    code = blocks("docs/async.md")[0][1]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    (own_state / "script.py").write_text(code)
+    assert run(sys.executable, "script.py", folder=own_state).strip() == str(sum(number * number for number in range(1000)))
+
+
+def test_the_monitoring_page_begins_with_ten_lines_that_run(own_state: Path) -> None:
+    """As it stands there, but for the port, which may be taken here."""
+    code = blocks("docs/monitoring.md")[0][1]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    (own_state / "script.py").write_text(code.replace("9464", str(free_port())))
+    shown = run(sys.executable, "script.py", folder=own_state)
+    assert shown.startswith("328350\n")
+    assert 'windlass_calls_ended_total{outcome="returned"} 100.0' in shown
+
+
 def test_the_first_function_of_the_walltime_page_can_be_tested_anywhere() -> None:
     """Outside of Windlass nothing ends."""
     [code] = [code for words, code in blocks("docs/walltime.md") if not words]

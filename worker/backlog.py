@@ -290,8 +290,8 @@ class Backlog:
             if line.heavy or line.waiting:
                 self._pump(line)
 
-    def lost(self, instance: InstanceId, calls: Sequence[HeldCall]) -> None:
-        """The instance gives back calls that it was fed and that never started."""
+    def lost(self, instance: InstanceId, calls: Sequence[HeldCall], reason: str = "instance") -> None:
+        """The instance gives back calls that it was fed, and that never started or are not to blame for the end of their slot."""
         line = self._lines.get(instance)
         found: list[HeldCall] = []
         for item in calls:
@@ -303,7 +303,7 @@ class Backlog:
                 line.fed -= 1
             found.append(item)
         if found:
-            self._comm.returned(tuple(found), "instance")
+            self._comm.returned(tuple(found), reason)
         if line is not None:
             self._pump(line)
 

@@ -19,7 +19,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 #: While a fork of ours is made, and whether no other thread can hold a lock then.
 _ours = _alone = False
@@ -67,6 +67,26 @@ def fork() -> int:
         return os.fork()
     finally:
         _ours = _alone = False
+
+
+def end_forked(error: BaseException | None) -> NoReturn:
+    """In a process that a call's function forked, when it leaves the function: end as a program would, for the answer is the parent's."""
+    status: object = 0
+    try:
+        if isinstance(error, SystemExit):
+            status = error.code
+            if status is not None and not isinstance(status, int):
+                print(status, file=sys.stderr)
+                status = 1
+        elif error is not None:
+            status = 1
+            import traceback
+
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status & 0xFF if isinstance(status, int) else 0)
 
 
 def watch_forks() -> None:

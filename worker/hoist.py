@@ -32,6 +32,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from windlass import __version__, snapshots
+from windlass.coroutines import is_async
 from windlass.messages import FunctionDef, FunctionId, HoistedImport, LibrarySpec, ObjectRef
 from windlass.objects import open_in
 from windlass.worker import importcost
@@ -129,6 +130,10 @@ def compute_context(library: Library, announce: Callable[[Step], None]) -> None:
     begin = time.perf_counter()
     try:
         function, args, kwargs = pickle.loads(library.spec.context)
+        if is_async(function):
+            from windlass.worker.own_loop import to_its_end
+
+            function = to_its_end(function, keep_tasks=True)  # on the loop of the slot's calls, so what it opens there serves them
         library.context = function(*args, **kwargs)
     except BaseException as error:  # a context that calls sys.exit must not look like a crash
         raise CannotStart(
@@ -204,6 +209,8 @@ def _load_functions(library: Library, setup: Setup, announce: Callable[[Step], N
         importlib.import_module("cloudpickle")
     except ImportError:
         pass
+    if library.spec.concurrency > 1:
+        importlib.import_module("windlass.worker.slot_tasks")
     if setup.dropped:
         return  # the functions may import what killed the interpreter before
     failed_imports = any(item.error for item in library.imports)
@@ -216,6 +223,8 @@ def _load_functions(library: Library, setup: Setup, announce: Callable[[Step], N
             raise CannotStart(
                 "function", f"function {definition.name!r} of library {library.spec.name!r} cannot be loaded: {_short(error)}\n{_trace()}"
             ) from error
+    if any(map(is_async, library.functions.values())):
+        importlib.import_module("windlass.worker.own_loop")
 
 
 def _unpacked(ref: ObjectRef, store_folder: str, code_folder: str) -> str:

@@ -56,8 +56,8 @@ class InstanceEvents(Protocol):
     def ended(self, ends: list[CallEnd]) -> None:
         """Calls have ended."""
 
-    def lost(self, calls: list[HeldCall]) -> None:
-        """Calls have not been run and will not be, through no fault of theirs."""
+    def lost(self, calls: list[HeldCall], reason: str = "instance") -> None:
+        """Calls have not been run to their end and will not be, through no fault of theirs; ``reason`` as in `CallsReturned`."""
 
     def room(self) -> None:
         """The call queue has room again, after a `feed` that could not place all."""
@@ -120,7 +120,13 @@ class LibraryInstance:
         self._loop = asyncio.get_running_loop()
         self._timers = Timers(self._loop)
         self._ground = Ground(
-            self.spec, self.instance, self._scratch, self.folder, self._store_folder, self._functions_folder, self._slot_limit
+            self.spec,
+            self.instance,
+            self._scratch,
+            self.folder,
+            self._store_folder,
+            self._functions_folder,
+            self._slot_limit * self.spec.concurrency,
         )
         if self.python:
             self._ground.python = self.python
@@ -238,9 +244,9 @@ class LibraryInstance:
         self._answered = True
         self.events.ended(ends)
 
-    def lost(self, calls: list[HeldCall]) -> None:
-        """Calls were claimed by a slot that died before it began them."""
-        self.events.lost(calls)
+    def lost(self, calls: list[HeldCall], reason: str = "instance") -> None:
+        """Calls were claimed by a slot that died before it began them, or was killed for another one of its calls."""
+        self.events.lost(calls, reason)
 
     def step(self, step: Step, slot: SlotHandle | None) -> None:
         """A zygote (no slot), or a spawned slot, does this now."""

@@ -230,7 +230,15 @@ class Libraries:
 
     def cores_of(self, calls: Iterable[CallRun]) -> float:
         """Cores that these calls occupy."""
-        return sum(call.weight * (entry.spec.per_slot.cores or 1.0) for call in calls if (entry := self.entries.get(call.instance)))
+        slots: dict[InstanceId, int] = {}
+        for call in calls:
+            slots[call.instance] = slots.get(call.instance, 0) + call.weight
+        cores = 0.0
+        for instance, count in slots.items():
+            entry = self.entries.get(instance)
+            if entry is not None:  # where a slot runs many at once, there are more calls than slots
+                cores += (count if entry.spec.concurrency == 1 else min(count, entry.slots)) * (entry.spec.per_slot.cores or 1.0)
+        return cores
 
     def close(self, grace: float) -> Coroutine[object, None, None]:
         """End all instances with all that they run; await what this gives. From this call on nothing they report is heard.
@@ -286,9 +294,9 @@ class Libraries:
         if room.is_dir():
             asyncio.get_running_loop().run_in_executor(None, folders.remove_tree, room)
 
-    def on_lost(self, instance: InstanceId, calls: Sequence[HeldCall]) -> None:
+    def on_lost(self, instance: InstanceId, calls: Sequence[HeldCall], reason: str) -> None:
         if instance in self.entries:
-            self._backlog.lost(instance, calls)
+            self._backlog.lost(instance, calls, reason)
 
     def on_room(self, instance: InstanceId) -> None:
         self._backlog.room(instance)
@@ -435,8 +443,8 @@ class _Events:
     def ended(self, ends: list[CallEnd]) -> None:
         self._libraries.on_ended(self._instance, ends)
 
-    def lost(self, calls: list[HeldCall]) -> None:
-        self._libraries.on_lost(self._instance, calls)
+    def lost(self, calls: list[HeldCall], reason: str = "instance") -> None:
+        self._libraries.on_lost(self._instance, calls, reason)
 
     def room(self) -> None:
         self._libraries.on_room(self._instance)

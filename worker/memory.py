@@ -212,12 +212,18 @@ def choose(usages: Sequence[Usage], used: int, limit: int, *, fullness: float = 
     return worst if worst.used > worst.share else max(busy, key=lambda usage: usage.used)
 
 
-def out_of_memory_text(usage: Usage, limit: int) -> str:
-    """What the user reads when a call was ended."""
+def out_of_memory_text(usage: Usage, limit: int, *, shared: bool = False) -> str:
+    """What the user reads when a call was ended; ``shared``: its slot ran many at once, which all ended."""
 
     def show(size: int) -> str:
         return f"{size / (1 << 30):.2f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MiB"
 
+    if shared:
+        return (
+            f"the slot in which it ran, with others at the same time, used {show(usage.used)} of memory when the pilot's limit of "
+            f"{show(limit)} was reached, and was the furthest over its share of {show(usage.share)}: all calls in it have ended; "
+            "give the library more memory (memory=...) or a lower concurrency="
+        )
     return (
         f"the call used {show(usage.used)} of memory when the pilot's limit of {show(limit)} was reached, and was the furthest over "
         f"its share of {show(usage.share)}; give the calls more memory (memory=...) or the pilots fewer slots"

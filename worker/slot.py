@@ -13,12 +13,15 @@ at a clock or a file's length. Nothing else may be added to the path of every ca
 *Functions*: those of the library are loaded before; others come by content, from the functions folder, at their first call, and
 the least recently used ones are forgotten past `FUNCTIONS_KEPT`.
 
+*Async functions* run to their end on the slot's event loop; where the library has ``concurrency``, many at once, and the loop of the slot
+is another one (`windlass.worker.slot_tasks`).
+
 *Context*: which of its variables a function takes is found out once per function, from its signature.
 
 *Mode fork*: each call runs in a child, which answers by itself; the slot waits for it, ends what the child left behind, and answers for
 a child that died.
 
-A process that a function forks is no slot: when it leaves the function it ends (`end_forked`), and its parent answers.
+A process that a function forks is no slot: when it leaves the function it ends (`forks.end_forked`), and its parent answers.
 
 Everything a function may do is caught and answered, `SystemExit` and `KeyboardInterrupt` too. What cannot be caught ends the process, and
 the worker reads the row.
@@ -35,11 +38,13 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from time import time as now  # bound here: a function may replace what the module has
+from types import TracebackType
 from typing import Any, Final, NoReturn
 
 import msgspec
 
 from windlass import pickling
+from windlass.coroutines import is_async
 from windlass.messages import (
     BAD_CALL,
     DIED,
@@ -93,6 +98,8 @@ FUNCTIONS_KEPT: Final = 256
 #: The interpreter adapts a function when it has run eight times.
 REHEARSALS: Final = 16
 _PR_SET_PDEATHSIG: Final = 1
+#: Between a slot and an async function.
+_OURS: Final = ("windlass.worker.own_loop", "windlass.traces", "asyncio.base_events", "asyncio.runners", "asyncio.futures", "asyncio.tasks")
 
 #: A loaded function, and the variables of the context it takes: (parameter, its position or a large number, value).
 Loaded = tuple[Callable[..., Any], tuple[tuple[str, int, Any], ...]]
@@ -104,10 +111,13 @@ _flush_c: Callable[[], Any] | None = None
 class Link:
     """A slot's connections: descriptors of results, call queue, standard output and error, and its row."""
 
-    def __init__(self, results: int, queue: int, rows: Rows, row: int, out: int, err: int) -> None:
+    def __init__(self, results: int, queue: int, rows: Rows, row: int, out: int, err: int, places: int = 1) -> None:
         self.results = socket.socket(fileno=results)
         self.queue = socket.socket(fileno=queue)
         self.rows, self.row, self.out, self.err = rows, row, out, err
+        #: The first of its rows, and its first word.
+        self.first = row * places
+        self.base = self.first * ROW_WORDS
 
     def note(self, note: Step | Prepared | Unable) -> None:
         """Tell the worker something that is no answer to a call."""
@@ -144,7 +154,7 @@ def die_with_parent() -> None:
 
 def run(link: Link, setup: Setup, library: hoist.Library) -> int:
     """A slot's life, in a process that is settled and has loaded the library; returns its exit status."""
-    words, base = link.rows.words, link.row * ROW_WORDS
+    words, base = link.rows.words, link.base
     if setup.spec.context and not library.has_context:
         try:
             hoist.compute_context(library, link.note)
@@ -156,7 +166,12 @@ def run(link: Link, setup: Setup, library: hoist.Library) -> int:
     capture.take(link.out)  # what imports and context wrote belongs to no call
     capture.take(link.err)
     link.note(Prepared(library.imports, library.context_seconds, library.notes))
-    Slot(link, setup, library).serve()
+    if setup.spec.concurrency > 1:
+        from windlass.worker.slot_tasks import TaskSlot
+
+        TaskSlot(link, setup, library).serve()
+    else:
+        Slot(link, setup, library).serve()
     return 0
 
 
@@ -174,7 +189,7 @@ class Slot:
         self.encoder = msgspec.msgpack.Encoder()
         self.frame = bytearray(64 << 10)
         self.words = link.rows.words
-        self.base = link.row * ROW_WORDS
+        self.base = link.base
         #: The streams that calls are to find, as imports and context have left them.
         self.stdout, self.stderr = sys.stdout, sys.stderr
 
@@ -244,19 +259,22 @@ class Slot:
                 for name, position, value in wants:
                     if name not in kwargs and len(args) <= position:
                         kwargs[name] = value
+            if run.trace:
+                from windlass.traces import entered
+
+                function = entered(function, run.trace)
             ready_at = now()
             try:
                 value = function(*args, **kwargs)
             except BaseException as error:  # noqa: BLE001 - SystemExit too: one call must not end the slot
                 if state.forked:
-                    end_forked(error)
-                # The first entry is this frame, which tells the user nothing.
-                error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+                    forks.end_forked(error)
+                error.__traceback__ = users_part(error.__traceback__)
                 payload, detail = pickling.pack_exception(error)
                 outcome = RAISED
             else:
                 if state.forked:
-                    end_forked(None)
+                    forks.end_forked(None)
                 if state.watch is not None:
                     end_watch()  # before the result is pickled, which a callback might change
                 outcome = RETURNED
@@ -318,15 +336,20 @@ class Slot:
         return loaded
 
     def bind(self, function: Callable[..., Any]) -> Loaded:
-        """Find out which variables of the context the function takes."""
+        """Find out which variables of the context the function takes; an async one is run to its end when it is called."""
+        called = function
+        if self.setup.spec.concurrency == 1 and is_async(function):
+            from windlass.worker.own_loop import to_its_end
+
+            called = to_its_end(function)
         if not self.library.has_context:
-            return function, ()
+            return called, ()
         import inspect
 
         try:
             parameters = inspect.signature(function).parameters
         except (TypeError, ValueError):
-            return function, ()
+            return called, ()
         context: Any = self.library.context
         variables: dict[Any, Any] = {"context": context}
         if isinstance(context, dict):
@@ -338,7 +361,7 @@ class Slot:
                     wants.append((name, sys.maxsize, variables[name]))
                 elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
                     wants.append((name, position, variables[name]))
-        return function, tuple(wants)
+        return called, tuple(wants)
 
     # ------------------------------------------------ objects
 
@@ -396,7 +419,7 @@ class Slot:
         kind = type(value).__name__
         advice = {
             "generator": f"return list(...) of it, or make {name!r} return a list",
-            "coroutine": f"{name!r} is an async function: call it inside another one with asyncio.run(...) and return what that gives",
+            "coroutine": f"{name!r} is no async function, but gives what one gives: let it be async def, and await there",
             "async_generator": f"{name!r} is an async generator: collect its items in a function with asyncio.run(...) and return a list",
         }.get(kind, "return something that pickle can handle, or write it to a file and return the path")
         return bounded(f"{name!r} returned a {pickling.type_name(value)}, which cannot be pickled and sent back; {advice} ({error})")
@@ -512,8 +535,16 @@ def settle(link: Link, setup: Setup, gpu_ids: tuple[str, ...]) -> None:
             os.environ[variable] = ",".join(gpu_ids)
     forks.reseed()
     gc.enable()
-    STATE.library, STATE.slot, STATE.cache_folder = setup.spec.name, link.row, setup.cache_folder
+    STATE.library, STATE.slot, STATE.row, STATE.cache_folder = setup.spec.name, link.row, link.first, setup.cache_folder
     STATE.rows, STATE.warnings = link.rows, link.results.fileno()
+
+
+def users_part(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback without its first entries, which are ours, or of the event loop: they tell the user nothing."""
+    trace = trace and trace.tb_next
+    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_globals.get("__name__") in _OURS:
+        trace = trace.tb_next
+    return trace
 
 
 def end_watch() -> None:
@@ -521,26 +552,6 @@ def end_watch() -> None:
     watch, STATE.watch = STATE.watch, None
     if watch is not None:
         watch.end()
-
-
-def end_forked(error: BaseException | None) -> NoReturn:
-    """In a process that a call's function forked, when it leaves the function: end as a program would, for the answer is the parent's."""
-    status: object = 0
-    try:
-        if isinstance(error, SystemExit):
-            status = error.code
-            if status is not None and not isinstance(status, int):
-                print(status, file=sys.stderr)
-                status = 1
-        elif error is not None:
-            status = 1
-            import traceback
-
-            traceback.print_exception(error)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(status & 0xFF if isinstance(status, int) else 0)
 
 
 def main(arguments: list[str]) -> int:
@@ -552,12 +563,12 @@ def main(arguments: list[str]) -> int:
     begin_process(f"windlass-slot{row}")
     del sys.argv[1:]  # modules that look there must not find our descriptors
     setup = read_setup(setup_file)
-    link = Link(results, queue, Rows(rows, setup.rows), row, os.dup(1), os.dup(2))
+    link = Link(results, queue, Rows(rows, setup.rows), row, os.dup(1), os.dup(2), setup.spec.concurrency)
     settle(link, setup, gpu_ids)  # before the imports: they may look for GPUs
     try:
         library = hoist.load(setup, link.note, with_context=False)
     except hoist.CannotStart as error:
-        link.rows.words[row * ROW_WORDS + LEFT] = LEFT_UNABLE
+        link.rows.words[link.base + LEFT] = LEFT_UNABLE
         link.note(Unable(error.kind, bounded(str(error))))
         return 1
     return run(link, setup, library)

@@ -5,11 +5,14 @@ Importable anywhere at no cost. Outside of a slot there is no call, and asking f
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from windlass.messages import CallId, CallRun, InstanceId
+
+if TYPE_CHECKING:
+    from contextvars import ContextVar
 
 
 class CurrentCall(msgspec.Struct, frozen=True):
@@ -19,7 +22,8 @@ class CurrentCall(msgspec.Struct, frozen=True):
     attempt: int
     instance: InstanceId
     library: str
-    #: Number of the slot in its instance, from 0; no other call runs in the same slot at the same time.
+    #: Number of the slot in its instance, from 0; no other call runs in the same slot at the same time, unless the library has
+    #: ``concurrency``.
     slot: int
     started_at: float
     #: Seconds that the call may run; 0: no limit.
@@ -42,12 +46,25 @@ class Watch(Protocol):
     def end(self) -> None: ...
 
 
+class CallState(Protocol):
+    """What is known of a running call."""
+
+    row: int
+    run: CallRun | None
+    started_at: float
+    watch: Watch | None
+
+
 class SlotState:
     """What the slot's main loop leaves here for `current_call`, `load_variable_from_library` and `windlass.pilot_end`."""
 
     def __init__(self) -> None:
         self.library = ""
         self.slot = -1
+        #: Where the running call is noted in the instance's shared memory.
+        self.row = -1
+        #: In a slot that runs many calls at once: which of them a task belongs to (a `CallState`).
+        self.tasks: ContextVar[CallState | None] | None = None
         #: The worker's cache of files.
         self.cache_folder = ""
         self.context: Any = None
@@ -68,12 +85,19 @@ class SlotState:
 STATE = SlotState()
 
 
+def here() -> CallState:
+    """The call that this is asked in; outside of one its ``run`` is None."""
+    tasks = STATE.tasks
+    return STATE if tasks is None else tasks.get() or STATE
+
+
 def current_call() -> CurrentCall | None:
-    """The call that is running, or None outside of one."""
-    run = STATE.run
+    """The call that is running, or None outside of one. Among many that run in one slot, the one whose task asks."""
+    state = here()
+    run = state.run
     if run is None:
         return None
-    return CurrentCall(run.call, run.attempt, run.instance, STATE.library, STATE.slot, STATE.started_at, run.timeout)
+    return CurrentCall(run.call, run.attempt, run.instance, STATE.library, STATE.slot, state.started_at, run.timeout)
 
 
 def load_variable_from_library(name: str) -> Any:

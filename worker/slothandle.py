@@ -36,8 +36,9 @@ class Kill(msgspec.Struct):
 class SlotHandle:
     """One slot, from the wish for it until its process is reaped."""
 
-    def __init__(self, row: int, gpu_ids: tuple[str, ...]) -> None:
-        self.row, self.gpu_ids = row, gpu_ids
+    def __init__(self, row: int, gpu_ids: tuple[str, ...], places: int = 1) -> None:
+        #: Its number, and its rows: one for each call that it runs at once.
+        self.row, self.rows, self.gpu_ids = row, range(row * places, (row + 1) * places), gpu_ids
         self.pid = 0
         self.results, self.other_end = socket_pair(socket.SOCK_STREAM, RESULT_BYTES)
         self.results.setblocking(False)
@@ -55,6 +56,8 @@ class SlotHandle:
         self.stopping = False
         self.doomed = False  # killed by us
         self.kill: Kill | None = None
+        #: It was killed for a call that did not end when it was cancelled: the others are not to blame.
+        self.stubborn = False
         self.unable: Unable | None = None
         self.step: Step | None = None
         self.process: subprocess.Popen[bytes] | None = None
@@ -62,7 +65,7 @@ class SlotHandle:
         self.timer: asyncio.TimerHandle | None = None
 
     def warn(self) -> None:
-        """Wake whoever waits in it for the pilot's end; what is to be known stands in the pilot's row."""
+        """Wake whoever waits in it for the pilot's end, or for wishes; what is to be known stands in the rows."""
         with suppress(OSError):  # it is gone
             self.results.send(b"!")
 

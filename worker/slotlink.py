@@ -26,6 +26,12 @@ tells a child that died without an answer from one that died in the middle of it
 calls; `LEFT` is the slot's reason for going by itself. `WATCHES` is the count again where the running call has registered for its
 pilot's end.
 
+*A slot that runs many calls at once* (`LibrarySpec.concurrency`) has a row for each of its places, one behind the other; what is said of
+the slot itself (`LEAVE`, `LEFT`) stands in the first of them. `STARTED_AT` is 0 while a call waits in its place until it may run alone, and
+`ALONE` is the count while it does. `CANCEL` is the worker's wish: the count of the call that is to be cancelled. `CLAIMING` is set while
+the slot may have a call that is in no row yet. When the worker has changed a wish, it sends a byte over the results, which wakes the slot.
+`LOAD` is one more than the calls that a slot has, while it claims; `SLOTS` in the pilot's row is the number of slots so far.
+
 *The pilot's row* stands after those of the slots. The worker writes there when the pilot will end their calls (`ENDS_AT`, on the node's
 monotonic clock; it may come nearer at any time) and whether that is near (`WARNED`). Whoever wants to know reads it, so it costs calls
 nothing. Who waits for the warning polls the slot's results, into which the worker then sends a byte that nobody ever reads.
@@ -45,9 +51,9 @@ from windlass.messages import RESULT, HoistedImport, InstanceId, LibrarySpec
 
 #: Words of eight bytes in a row: two cache lines, so that slots do not slow each other.
 ROW_WORDS: Final = 16
-CALL, ATTEMPT, STARTED_AT, BEGUN, FINISHED, SENDING, LEAVE, LEFT, WATCHES = range(9)
+CALL, ATTEMPT, STARTED_AT, BEGUN, FINISHED, SENDING, LEAVE, LEFT, WATCHES, ALONE, CANCEL, CLAIMING, LOAD = range(13)
 #: Words of the pilot's row.
-ENDS_AT, WARNED = range(2)
+ENDS_AT, WARNED, SLOTS = range(3)
 
 #: Values of `LEFT`.
 LEFT_ASKED: Final = 1  # `LEAVE` was set
@@ -170,6 +176,8 @@ class Row(msgspec.Struct, frozen=True):
     finished: int
     left: int
     watches: bool = False
+    #: It runs with nothing else in its slot.
+    alone: bool = False
 
     @property
     def busy(self) -> bool:
@@ -227,6 +235,7 @@ class Rows:
                 words[base + FINISHED],
                 words[base + LEFT],
                 words[base + WATCHES] == begun,
+                words[base + ALONE] == begun,
             )
             if words[base + BEGUN] == begun:
                 return copy
@@ -235,6 +244,31 @@ class Rows:
         """Make the row ready for another slot."""
         base = row * ROW_WORDS
         self._map[base * 8 : (base + ROW_WORDS) * 8] = bytes(ROW_WORDS * 8)
+
+    def busy(self, row: int) -> bool:
+        """Whether a call is there."""
+        base = row * ROW_WORDS
+        return self.words[base + BEGUN] != self.words[base + FINISHED]
+
+    def claiming(self, row: int) -> bool:
+        """Whether a slot may have a call that is in none of its rows yet; ``row``: its first."""
+        return bool(self.words[row * ROW_WORDS + CLAIMING])
+
+    def least_load(self, places: int, most: int) -> int:
+        """Calls of the slot that claims and has fewest, if that is less than ``most``."""
+        for number in range(self.words[self._pilot + SLOTS]):
+            load = self.words[number * places * ROW_WORDS + LOAD]
+            if 0 < load <= most:
+                most = load - 1
+        return most
+
+    def add_slot(self, number: int) -> None:
+        """Worker only: there is a slot of this number, or was."""
+        self.words[self._pilot + SLOTS] = max(self.words[self._pilot + SLOTS], number + 1)
+
+    def ask_to_cancel(self, row: int, begun: int) -> None:
+        """Tell the slot to cancel the call of this count, if it is still there."""
+        self.words[row * ROW_WORDS + CANCEL] = begun
 
     def ask_to_leave(self, row: int, wish: bool) -> None:
         """Tell the slot to leave before its next call, or not to."""

@@ -98,16 +98,17 @@ def ended_how(status: int) -> str:
     return f"exit status {os.waitstatus_to_exitcode(status)}"
 
 
-def death(pid: int, status: int, peak_memory: int, seconds: float) -> EndDetail:
-    """How a process that ran a call has ended; `status` is that of wait(2), `seconds` since the call began."""
+def death(pid: int, status: int, peak_memory: int, seconds: float, calls: int = 1) -> EndDetail:
+    """How a process that ran ``calls`` calls has ended; `status` is that of wait(2), `seconds` since the call began."""
     after = f"{seconds:.3g} s after the call began"
+    ran = "that ran it" if calls <= 1 else f"that ran it and {calls - 1} more at the same time"
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         hint = "; often the kernel does that when memory runs out" if number == signal.SIGKILL else ""
-        text = f"the process that ran it (pid {pid}) was killed by signal {number} ({signal_name(number)}) {after}{hint}"
+        text = f"the process {ran} (pid {pid}) was killed by signal {number} ({signal_name(number)}) {after}{hint}"
         return EndDetail(text=text, signal=number, peak_memory=peak_memory)
     code = os.waitstatus_to_exitcode(status)
-    text = f"the process that ran it (pid {pid}) exited with status {code} {after}; os._exit and exec in a function end its slot"
+    text = f"the process {ran} (pid {pid}) exited with status {code} {after}; os._exit and exec in a function end its slot"
     return EndDetail(text=text, exit_status=code, peak_memory=peak_memory)
 
 

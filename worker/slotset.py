@@ -13,19 +13,24 @@ ended before they had run a call fail the library.
 *A running call is ended* (`kill_call`) without hitting the next one by mistake: the slot is stopped, and when it stands, its row says
 whether it is still that call. Then it is killed with all its children, else continued. In mode ``fork`` the slot stays, and only what
 is below it is killed. Idle slots that are to leave go the same way; busy ones see `LEAVE` in their row after their call.
+
+*A slot that runs many calls at once* is asked to cancel the one, and killed when that has not ended after `CANCEL_SECONDS`; then its
+neighbours are given back as cut short. When such a slot dies, all calls that have begun in it are charged, for nobody knows whose fault it
+was; memory is the slot's, so for want of it all of them end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from signal import SIGCONT, SIGKILL, SIGSTOP
 from typing import Any, Final, Protocol
 
 import msgspec
 
-from windlass.messages import BAD_CALL, DIED, CallEnd, CallId, EndDetail, HeldCall
+from windlass.messages import BAD_CALL, CANCELLED, DIED, OUT_OF_MEMORY, CallEnd, CallId, EndDetail, HeldCall
 from windlass.worker import capture
 from windlass.worker.ground import Ground, quoted
 from windlass.worker.slothandle import Key, Kill, SlotHandle, Timers, Watch, during, reaped
@@ -35,6 +40,8 @@ from windlass.worker.zygotehandle import ZygoteHandle
 
 #: So many slots in a row that end before they have run a call: the library cannot run here.
 EARLY_DEATHS: Final = 3
+#: Seconds that a task has to end when it was cancelled.
+CANCEL_SECONDS: Final = 5.0
 _READ_BYTES: Final = 256 << 10
 #: Seconds in which a zygote tells that it has forked.
 FORK_SECONDS: Final = 0.5
@@ -68,7 +75,7 @@ class Owner(Protocol):
         ...
 
     def ended(self, ends: list[CallEnd]) -> None: ...
-    def lost(self, calls: list[HeldCall]) -> None: ...
+    def lost(self, calls: list[HeldCall], reason: str = "instance") -> None: ...
     def step(self, step: Step, slot: SlotHandle) -> None:
         """A slot that loads the library by itself does this now."""
 
@@ -92,7 +99,7 @@ class SlotSet:
         #: Set whenever no call is outstanding.
         self.drained = asyncio.Event()
         self.slots: dict[int, SlotHandle] = {}  # by row
-        self._kills: dict[Key, Kill] = {}  # mode "fork": killed below a slot that lives on
+        self._kills: dict[Key, Kill] = {}  # to end in a slot that lives on: killed below it (mode "fork"), or cancelled in it
         self._early_deaths = 0
         self._warned = False
         self._buffer = bytearray(_READ_BYTES)
@@ -113,10 +120,21 @@ class SlotSet:
         """The calls that slots run now."""
         found: list[RunningCall] = []
         for slot in self.slots.values():
-            row = self._rows.read(slot.row)
-            if row.busy and (row.call, row.attempt) in self.outstanding:
-                found.append(RunningCall(CallId(row.call), row.attempt, slot.row, slot.pid, row.started_at, row.watches))
+            for row in self._begun(slot):
+                if row.started_at and (row.call, row.attempt) in self.outstanding:
+                    found.append(RunningCall(CallId(row.call), row.attempt, slot.row, slot.pid, row.started_at, row.watches))
         return found
+
+    def _begun(self, slot: SlotHandle) -> Iterator[Row]:
+        """What its rows say where it has a call."""
+        for number in slot.rows:
+            if self._rows.busy(number):
+                row = self._rows.read(number)
+                if row.busy:
+                    yield row
+
+    def _is_busy(self, slot: SlotHandle) -> bool:
+        return any(map(self._rows.busy, slot.rows))
 
     def kill_call(self, call: CallId, attempt: int, outcome: int, detail: EndDetail | None = None) -> bool:
         """End a running call, which then ends with this outcome, unless it ends by itself in this moment.
@@ -124,14 +142,44 @@ class SlotSet:
         False when no slot runs it: it is still in the queue (`take_back` finds it), has ended, or is being claimed right now.
         """
         key = (call, attempt)
-        for slot in self.slots.values():
-            row = self._rows.read(slot.row)
-            if row.busy and (row.call, row.attempt) == key and key in self.outstanding:
-                if slot.kill is None and key not in self._kills:
-                    slot.kill = Kill(key, outcome, detail)
+        for slot in self.slots.values() if key in self.outstanding else ():
+            for number in slot.rows:
+                if not self._rows.busy(number):
+                    continue
+                row = self._rows.read(number)
+                if not row.busy or (row.call, row.attempt) != key:
+                    continue
+                wish = Kill(key, outcome, detail)
+                if self._spec.concurrency > 1 and not row.alone:
+                    self._cancel(slot, number, row, wish)
+                elif slot.kill is None and key not in self._kills:
+                    slot.kill = wish
                     self._stop_slot(slot)
                 return True
         return False
+
+    def _cancel(self, slot: SlotHandle, number: int, row: Row, wish: Kill) -> None:
+        """End one of many calls that run in a slot, or for want of memory all of them."""
+        if wish.outcome == OUT_OF_MEMORY:
+            if slot.pid and not slot.doomed:
+                slot.kill, slot.doomed = wish, True
+                kill_tree(slot.pid)
+        elif wish.key not in self._kills:
+            self._kills[wish.key] = wish
+            self._rows.ask_to_cancel(number, row.begun)
+            slot.warn()
+            self._timers.later(CANCEL_SECONDS, lambda: self._insist(slot, number, row))
+
+    def _insist(self, slot: SlotHandle, number: int, asked: Row) -> None:
+        """A call was cancelled: if it has not ended, its slot is killed."""
+        row = self._rows.read(number)
+        here = self.slots.get(slot.row) is slot and self._owner.active and not slot.doomed
+        if here and row.busy and row.begun == asked.begun and (row.call, row.attempt) in self.outstanding:
+            if slot.pid:
+                slot.doomed = slot.stubborn = True
+                kill_tree(slot.pid)
+            else:
+                self._timers.later(CANCEL_SECONDS, lambda: self._insist(slot, number, asked))
 
     def check_drained(self) -> None:
         """Calls have left `outstanding`."""
@@ -151,14 +199,16 @@ class SlotSet:
         staying = [slot for slot in self.slots.values() if not slot.leaving]
         if len(staying) > self.target:
             # Those that have not begun first, then idle ones, then the newest: they have cached the least.
-            staying.sort(key=lambda slot: (slot.ready, self._rows.read(slot.row).busy, -slot.row))
+            staying.sort(key=lambda slot: (slot.ready, self._is_busy(slot), -slot.row))
             for slot in staying[: len(staying) - self.target]:
                 self._let_leave(slot)
         missing = self.target - len(staying)
         for slot in list(self.slots.values()):
             if missing > 0 and slot.leaving and not (slot.stopping or slot.doomed or slot.unable) and wanted_gpus.issuperset(slot.gpu_ids):
                 slot.leaving = False
-                self._rows.ask_to_leave(slot.row, False)
+                self._rows.ask_to_leave(slot.rows[0], False)
+                if self._spec.concurrency > 1:
+                    slot.warn()
                 missing -= 1
         while missing > 0 and self._add_slot():
             missing -= 1
@@ -169,13 +219,14 @@ class SlotSet:
         if row < 0 or gpus is None:
             return False
         try:
-            slot = SlotHandle(row, gpus)
+            slot = SlotHandle(row, gpus, self._spec.concurrency)
         except OSError as error:
             self._timers.later(1.0, self.fill)
             if not any(slot.ready for slot in self.slots.values()):
                 self._count_early_death(f"no more descriptors for slots: {error}")
             return False
         self.slots[row] = slot
+        self._rows.add_slot(row)
         if self._warned:
             slot.warn()
         self._loop.add_reader(slot.results.fileno(), self._on_results, slot)
@@ -296,14 +347,14 @@ class SlotSet:
         """What a slot says makes no sense: kill it; the end of the call that it ran."""
         slot.doomed = True
         kill_tree(slot.pid)
-        row, now = self._rows.read(slot.row), time.time()
+        row, now = next(self._begun(slot), self._rows.read(slot.rows[0])), time.time()
         text = f"the slot that ran it (pid {slot.pid}) was killed: something in it wrote into the connection to its worker ({error})"
         return CallEnd(CallId(row.call), row.attempt, DIED, started_at=now, ready_at=now, ended_at=now, detail=EndDetail(text=text))
 
     def _as_asked(self, end: CallEnd) -> None:
-        """Give a call that was killed below a slot the outcome that was asked for, unless it was quicker."""
+        """Give a call that was killed below a slot, or cancelled in it, the outcome that was asked for, unless it was quicker."""
         wish = self._kills.pop((end.call, end.attempt), None)
-        if wish is not None and end.outcome == DIED:
+        if wish is not None and end.outcome in (DIED, CANCELLED):
             end.outcome, end.detail = wish.outcome, wish.detail
 
     def _drain_results(self, slot: SlotHandle) -> None:
@@ -316,8 +367,8 @@ class SlotSet:
 
     def _let_leave(self, slot: SlotHandle) -> None:
         slot.leaving = True
-        self._rows.ask_to_leave(slot.row, True)
-        if slot.pid and not self._rows.read(slot.row).busy:
+        self._rows.ask_to_leave(slot.rows[0], True)
+        if slot.pid and not self._is_busy(slot):
             self._stop_slot(slot)
 
     def _stop_slot(self, slot: SlotHandle) -> None:
@@ -339,9 +390,10 @@ class SlotSet:
 
     def _on_stopped(self, slot: SlotHandle) -> None:
         slot.stopping = False
-        row = self._rows.read(slot.row)
+        if slot.doomed:
+            return
         wish, slot.kill = slot.kill, None
-        if wish is not None and row.busy and (row.call, row.attempt) == wish.key and wish.key in self.outstanding:
+        if wish is not None and wish.key in self.outstanding and any((row.call, row.attempt) == wish.key for row in self._begun(slot)):
             if self._spec.mode != "fork":
                 slot.kill = wish  # `_charge` looks at it
                 slot.doomed = True
@@ -351,7 +403,7 @@ class SlotSet:
             if not kill_below(slot.pid):  # it has not forked the call's process yet, or has just reaped it
                 del self._kills[wish.key]
                 self._timers.later(0.002, lambda: self.kill_call(CallId(wish.key[0]), wish.key[1], wish.outcome, wish.detail) and None)
-        elif slot.leaving and not row.busy:
+        elif slot.leaving and not self._is_busy(slot):
             slot.doomed = True
             kill_tree(slot.pid)
             return
@@ -364,16 +416,20 @@ class SlotSet:
         self._drain_results(slot)
         if self.slots.get(slot.row) is not slot:
             return
-        row = self._rows.read(slot.row)
-        charged = self._charge(slot, row, status, peak_memory)
+        row = self._rows.read(slot.rows[0])
+        begun = row.begun or any(self._rows.read(number).begun for number in slot.rows)
+        charged, cut_short = self._charge(slot, status, peak_memory)
         unable, step = slot.unable, slot.step
-        early = not row.begun and not slot.leaving and not slot.doomed and row.left != LEFT_ASKED
+        early = not begun and not slot.leaving and not slot.doomed and row.left != LEFT_ASKED
         said = quoted(capture.take(slot.err)) if early else ""
         self._remove_slot(slot)
-        if charged is not None:
-            self._owner.ended([charged])
+        if charged:
+            self._owner.ended(charged)
+        if cut_short:
+            self._owner.lost(cut_short, "neighbour")
+        if charged or cut_short:
             self.check_drained()
-        elif not row.left or row.left == LEFT_TORN:
+        if (not charged or self._spec.concurrency > 1) and (not row.left or row.left == LEFT_TORN):
             self._audit()
         if not self._owner.active:
             return
@@ -386,21 +442,35 @@ class SlotSet:
             self._count_early_death(f"{ended_how(status)}{said}")
         self.fill()
 
-    def _charge(self, slot: SlotHandle, row: Row, status: int, peak_memory: int) -> CallEnd | None:
-        """The end of the call that a slot died in, if there is one."""
-        key = (row.call, row.attempt)
-        if not row.busy or key not in self.outstanding:
-            return None
-        self.outstanding.discard(key)
-        self._early_deaths = 0
-        wish = slot.kill if slot.kill is not None and slot.kill.key == key else self._kills.pop(key, None)
-        now = time.time()
-        if wish is not None:
-            outcome, detail = wish.outcome, wish.detail
-        else:
-            outcome, detail = DIED, death(slot.pid, status, peak_memory, now - row.started_at)
-        stdout, stderr = capture.take(slot.out), capture.take(slot.err)
-        return CallEnd(CallId(row.call), row.attempt, outcome, b"", (), stdout, stderr, row.started_at, row.started_at, now, detail)
+    def _charge(self, slot: SlotHandle, status: int, peak_memory: int) -> tuple[list[CallEnd], list[HeldCall]]:
+        """The ends of the calls that a slot died in, and those that were only there when it was killed for another."""
+        charged: list[CallEnd] = []
+        cut_short: list[HeldCall] = []
+        now = time.time()  # one for all of them: by that they are known to have died together
+        stdout = stderr = b""
+        for row in self._begun(slot):
+            key = (row.call, row.attempt)
+            if key not in self.outstanding:
+                continue
+            wish = self._kills.pop(key, None)
+            if slot.kill is not None and (slot.kill.key == key or slot.kill.outcome == OUT_OF_MEMORY):
+                wish = slot.kill
+            if wish is None and not row.started_at:
+                continue  # it was waiting for its turn: the audit finds it
+            self.outstanding.discard(key)
+            self._early_deaths = 0
+            if wish is None and slot.stubborn:
+                cut_short.append(HeldCall(CallId(row.call), row.attempt))
+                continue
+            if wish is not None:
+                outcome, detail = wish.outcome, wish.detail
+            else:
+                outcome, detail = DIED, death(slot.pid, status, peak_memory, now - row.started_at, len(list(self._begun(slot))))
+            if not charged:
+                stdout, stderr = capture.take(slot.out), capture.take(slot.err)
+            since = row.started_at or now
+            charged.append(CallEnd(CallId(row.call), row.attempt, outcome, b"", (), stdout, stderr, since, since, now, detail))
+        return charged, cut_short
 
     def _remove_slot(self, slot: SlotHandle) -> None:
         """Let go of all that belongs to a slot without a process."""
@@ -409,7 +479,8 @@ class SlotSet:
             slot.watch.close()
         self._loop.remove_reader(slot.results.fileno())
         slot.close()
-        self._rows.clear(slot.row)
+        for number in slot.rows:
+            self._rows.clear(number)
         del self.slots[slot.row]
 
     def _count_early_death(self, why: str) -> None:
@@ -437,6 +508,10 @@ class SlotSet:
                 self._drain_results(slot)
                 if not slot.ready:
                     continue  # it had not claimed anything when the queue was read
+            if self._spec.concurrency > 1:
+                sure = sure and not self._rows.claiming(slot.rows[0])  # before its rows are read
+                suspects.difference_update((row.call, row.attempt) for row in self._begun(slot))
+                continue
             before = self._rows.read(slot.row)
             asleep = process_state(slot.pid) == "S"
             row = self._rows.read(slot.row)
@@ -475,9 +550,11 @@ class SlotSet:
         """Read the last answers; calls without one are charged if they have begun and `charge` says so, else given back."""
         for slot in list(self.slots.values()):
             self._drain_results(slot)
-            charged = self._charge(slot, self._rows.read(slot.row), SIGKILL, 0) if charge else None
-            if charged is not None:
-                self._owner.ended([charged])
+            charged, cut_short = self._charge(slot, SIGKILL, 0) if charge else ([], [])
+            if charged:
+                self._owner.ended(charged)
+            if cut_short:
+                self._owner.lost(cut_short, "neighbour")
             self._remove_slot(slot)
         if self.outstanding:
             lost = [HeldCall(CallId(call), attempt) for call, attempt in sorted(self.outstanding)]

@@ -43,6 +43,7 @@ class MemoryWatch:
         #: Bytes in use when last looked at.
         self.used = 0
         self._kills = memory.oom_kills(groups)
+        self._explained: float = 0.0
         self._peaks: dict[tuple[CallId, int], int] = {}
 
     async def run(self) -> None:
@@ -87,9 +88,10 @@ class MemoryWatch:
         if detail is None or detail.signal != 9 or not self._groups:
             return end
         kills = memory.oom_kills(self._groups)
-        if kills <= self._kills:
+        if kills <= self._kills and not (end.ended_at and end.ended_at == self._explained):
             return end
-        self._kills = kills
+        # Calls that one slot ran at once have died in one instant, and it is one kill.
+        self._kills, self._explained = kills, end.ended_at
         share = memory.share_of(self.limit, 0, self._libraries.slots())
         text = (
             f"the kernel ended the call because the pilot's memory ran out; {detail.text}"
@@ -122,7 +124,7 @@ class MemoryWatch:
         if entry is None:
             return
         peak = max(worst.used, self._peaks.get((call, worst.attempt), 0))
-        text = memory.out_of_memory_text(worst, self.limit)
+        text = memory.out_of_memory_text(worst, self.limit, shared=entry.spec.concurrency > 1)
         detail = EndDetail(text=text, signal=9, peak_memory=peak, share=worst.share, limit=self.limit)
         if entry.library.kill_call(call, worst.attempt, OUT_OF_MEMORY, detail):
             log.warning("call %d: %s", call, text)

@@ -120,7 +120,7 @@ class Zygote:
                 end.close()
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, False)
-            link = slot.Link(descriptors[0], self.queue, self.rows, wish.row, descriptors[1], descriptors[2])
+            link = slot.Link(descriptors[0], self.queue, self.rows, wish.row, descriptors[1], descriptors[2], self.setup.spec.concurrency)
             slot.settle(link, self.setup, wish.gpu_ids)
             status = slot.run(link, self.setup, library)
         except BaseException:  # noqa: BLE001 - the worker quotes what stands on standard error

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from windlass.manager.library import Library
     from windlass.manager.manager import Manager
     from windlass.pilot_end import on_warning, time_left
+    from windlass.traces import traceparent
     from windlass.worker.slot_api import current_call, load_variable_from_library
 
 #: The one place of the version: pyproject.toml reads it from here.
@@ -73,6 +74,7 @@ _HOMES = {
     "CallFuture": "windlass.manager.future",
     "load_variable_from_library": "windlass.worker.slot_api",
     "current_call": "windlass.worker.slot_api",
+    "traceparent": "windlass.traces",
     "time_left": "windlass.pilot_end",
     "on_warning": "windlass.pilot_end",
 }
@@ -129,6 +131,7 @@ __all__ = [
     "load_variable_from_library",
     "on_warning",
     "time_left",
+    "traceparent",
 ]
 
 

@@ -156,7 +156,17 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
     """``with_options``: the help names the options of all pools, which takes a while."""
     import argparse
 
-    from windlass import cli_completion, cli_dashboard, cli_environment, cli_factory, cli_lists, cli_manager, cli_pilots, cli_words
+    from windlass import (
+        cli_completion,
+        cli_dashboard,
+        cli_environment,
+        cli_factory,
+        cli_lists,
+        cli_manager,
+        cli_metrics,
+        cli_pilots,
+        cli_words,
+    )
 
     exits = "exit status: 0 done, 1 failed (the text says why), 2 wrong command line, 130 interrupted; see docs/command-line.md"
     parser = cli_words.Parser(
@@ -179,6 +189,7 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
     cli_environment.add_parsers(nouns)
     cli_completion.add_parsers(nouns)
     cli_dashboard.add_parsers(nouns)
+    cli_metrics.add_parsers(nouns)
 
     look = nouns.add_parser(
         "status",

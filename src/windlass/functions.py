@@ -201,10 +201,10 @@ def check_callable(fn: Any) -> None:
                 f"{function_name(fn)!r} is a generator function, and a generator cannot travel back; "
                 "return a list, or submit one call for each item"
             )
-        if inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one):
+        if inspect.isasyncgenfunction(one):
             raise UsageError(
-                f"{function_name(fn)!r} is an async function, and calls run without an event loop; "
-                "submit a plain function that does asyncio.run(...) inside"
+                f"{function_name(fn)!r} is an async generator function, and a generator cannot travel back; "
+                "let it be an async function that returns a list"
             )
 
 

@@ -202,6 +202,8 @@ class LibrarySpec(Record, frozen=True):
     max_calls: int = 0
     #: An unpacked environment whose Python the instance runs; None: that of the worker.
     environment: FileRef | None = None
+    #: Calls of async functions that one slot runs at the same time.
+    concurrency: int = 1
 
 
 # ---------------------------------------------------------------- calls
@@ -262,6 +264,8 @@ class CallSpec(msgspec.Struct, array_like=True, gc=False):
     tag: str = ""
     #: By which the next life of its program knows it (`windlass.manager.memory`); empty: by nothing.
     key: bytes = b""
+    #: The W3C's ``traceparent`` of its span; "": it is not traced.
+    trace: str = ""
 
 
 class CallRun(msgspec.Struct, array_like=True, gc=False):
@@ -286,6 +290,7 @@ class CallRun(msgspec.Struct, array_like=True, gc=False):
     sandbox: Sandbox | None = None
     #: As in its `CallSpec`.
     key: bytes = b""
+    trace: str = ""
 
 
 #: `CallEnd.outcome`
@@ -573,11 +578,12 @@ class CallsEnded(Message, frozen=True):
 class CallsReturned(Message, frozen=True):
     """Worker → manager: calls that did not start and will not: recalled, drained, or their instance is gone.
 
-    "warned": these had started, had registered for the end of their pilot, and were ended by it.
+    "warned": these had started, had registered for the end of their pilot, and were ended by it. "neighbour": these had started in a slot
+    that runs many calls at once, and that had to be killed for one of the others.
     """
 
     calls: tuple[HeldCall, ...]
-    #: "recalled", "draining", "late", "warned", "instance", "files", "unknown".
+    #: "recalled", "draining", "late", "warned", "neighbour", "instance", "files", "unknown".
     reason: str
 
 
@@ -902,6 +908,7 @@ class CallSent(msgspec.Struct, array_like=True, gc=False):
     keep: str = ""
     sandbox: Sandbox | None = None
     tag: str = ""
+    trace: str = ""
 
 
 class SubmitCalls(Message, frozen=True):

@@ -28,7 +28,10 @@ from time import monotonic
 from time import time as now
 from types import TracebackType
 
-from windlass.worker.slot_api import STATE
+from windlass.worker.slot_api import STATE, here
+
+#: How often a call in a slot that runs many looks whether its pilot's end is near.
+LOOK_MILLISECONDS = 200
 
 
 def time_left() -> float:
@@ -39,9 +42,10 @@ def time_left() -> float:
     """
     state = STATE
     left = state.rows.ends_at - monotonic() if state.rows is not None else inf
-    run = state.run
+    call = here()
+    run = call.run
     if run is not None and run.timeout:
-        left = min(left, state.started_at + run.timeout - now())
+        left = min(left, call.started_at + run.timeout - now())
     return max(0.0, left)
 
 
@@ -62,14 +66,14 @@ def on_warning(callback: Callable[[float], object]) -> Registration:
         from windlass.errors import UsageError
 
         raise UsageError(f"on_warning({callback!r}): give a function of one argument, the seconds that are left, as in on_warning(save)")
-    state = STATE
-    if state.run is None or state.rows is None:
+    call, rows = here(), STATE.rows
+    if call.run is None or rows is None:
         return Registration(callback, None)
-    watch = state.watch
+    watch = call.watch
     # A process that the call has forked has the object, and not its thread.
     if not isinstance(watch, Watch) or watch.pid != os.getpid():
-        watch = state.watch = Watch()
-        state.rows.watch(state.slot)
+        watch = call.watch = Watch()
+        rows.watch(call.row)
     return watch.add(callback)
 
 
@@ -154,11 +158,14 @@ class Watch:
         rows = STATE.rows
         if rows is None:
             return False
-        if not rows.warned:
-            poll = select.poll()
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        if STATE.warnings >= 0 and not rows.warned:
             poll.register(STATE.warnings, select.POLLIN)
-            poll.register(self._wake, select.POLLIN)
             poll.poll()
+        elif not rows.warned:  # in a slot that runs many calls at once its loop reads what the worker sends
+            while not rows.warned and not poll.poll(LOOK_MILLISECONDS):
+                pass
         return rows.warned
 
     def _next(self) -> Registration | None:

@@ -70,6 +70,7 @@ class SimulatedWorker:
         self.out: deque[Message] = deque()
         self.held: list[CallRun] = []
         self.instances: dict[InstanceId, int] = {}
+        self.concurrency: dict[InstanceId, int] = {}
         self.draining = False
         self.connected = True
 
@@ -77,10 +78,14 @@ class SimulatedWorker:
         match message:
             case StartLibrary():
                 self.instances[message.instance] = message.slots
+                self.concurrency[message.instance] = message.spec.concurrency
                 self.out.append(LibraryReady(message.instance, 7))
             case SetSlots() | StopLibrary() if message.instance not in self.instances:
                 pass  # it has failed, and the manager has not heard of that yet
             case SetSlots():
+                if message.slots < self.instances[message.instance]:
+                    busy = sum(run.weight for run in self.held if run.instance == message.instance)
+                    assert busy <= message.slots, "slots are taken away that may be busy, however calls are spread over slots"
                 self.instances[message.instance] = message.slots
             case StopLibrary():
                 assert not [run for run in self.held if run.instance == message.instance], "stopped with calls"
@@ -95,7 +100,8 @@ class SimulatedWorker:
                     self.held += known
             case RecallCalls():
                 mine = [run for run in self.held if run.instance == message.instance]
-                back = mine[self.instances.get(message.instance, 0) :][-message.count :]
+                running = self.instances.get(message.instance, 0) * self.concurrency.get(message.instance, 1)
+                back = mine[running:][-message.count :]
                 self.held = [run for run in self.held if run not in back]
                 # An answer also when nothing could be taken back: the manager waits for one.
                 self.out.append(CallsReturned(tuple(HeldCall(run.call, run.attempt) for run in back), "recalled"))
@@ -120,6 +126,14 @@ class SimulatedWorker:
         self.held.remove(run)
         detail = EndDetail(types=("builtins.OSError",)) if outcome == RAISED else None
         self.out.append(CallsEnded([CallEnd(run.call, run.attempt, outcome, b"", started_at=1.0, ended_at=1.0 + 0.01, detail=detail)]))
+
+    def kill_slot(self, instance: InstanceId) -> None:
+        """For the first of its calls, which did not end when it was cancelled; the others were there."""
+        mine = [run for run in self.held if run.instance == instance][: self.concurrency[instance]]
+        for run in mine[:1]:
+            self.end(run, CANCELLED)
+        self.held = [run for run in self.held if run not in mine]
+        self.give_back(mine[1:], "neighbour")
 
     def drain(self) -> None:
         if not self.draining:
@@ -149,8 +163,8 @@ class ManagerMachine(RuleBasedStateMachine):
         self.ended: dict[int, int] = {}
         self.names = 0
         self.libraries = [
-            LibrarySpec(LibraryId(f"{name}@1"), name, (3, 11), functions=(FunctionDef(F, "f", b"x"),), slots=slots)
-            for name, slots in (("a", 0), ("b", 1), ("c", 0))
+            LibrarySpec(LibraryId(f"{name}@1"), name, (3, 11), functions=(FunctionDef(F, "f", b"x"),), slots=slots, concurrency=concurrency)
+            for name, slots, concurrency in (("a", 0, 1), ("b", 1, 1), ("c", 0, 1), ("d", 0, 5))
         ]
         for spec in self.libraries:
             self.core.install(spec, self.now)
@@ -175,7 +189,7 @@ class ManagerMachine(RuleBasedStateMachine):
         self.act()
         return name
 
-    @rule(target=calls, library=st.integers(0, 2), options=st.sampled_from(OPTIONS), count=st.integers(1, 20))
+    @rule(target=calls, library=st.integers(0, 3), options=st.sampled_from(OPTIONS), count=st.integers(1, 20))
     def submit(self, library: int, options: CallOptions, count: int) -> int:
         if library == 1 and options.needs.cores:
             return 0  # it has one slot: such a call can never run
@@ -244,6 +258,13 @@ class ManagerMachine(RuleBasedStateMachine):
         worker = self.alive.get(name)
         if worker is not None and worker.instances:
             worker.fail_instance(next(iter(worker.instances)))
+
+    @rule(name=workers)
+    def slot_dies(self, name: str) -> None:
+        worker = self.alive.get(name)
+        for instance, concurrency in list(worker.concurrency.items()) if worker is not None else ():
+            if worker is not None and concurrency > 1 and instance in worker.instances:
+                worker.kill_slot(instance)
 
     @rule(seconds=st.sampled_from([0.05, 1.0, 30.0, 61.0]))
     def time_passes(self, seconds: float) -> None:

@@ -29,7 +29,7 @@ def test_capacity_and_offers_may_be_asked_while_workers_come_and_go(impatient: N
     state, books = LibraryState(spec), Books()
     for number in range(20):
         state.instances[InstanceId(number)] = Instance(
-            InstanceId(number), spec.id, WorkerId("w"), spec, 2, Resources(1.0), Phase.READY, target=2
+            InstanceId(number), spec.id, WorkerId("w"), spec, 2, Resources(1.0), Phase.READY, target=2, places=2
         )
         books.offers[f"factory-{number}"] = (PoolOffer(PoolName("pool"), Resources(1.0)),)
     instance, offers = state.instances[InstanceId(0)], books.offers["factory-0"]

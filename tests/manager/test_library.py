@@ -91,8 +91,7 @@ class TestFunctions:
         [
             (numbers, r"^numbers\(\) in library 'lib' is a generator function, which cannot be called remotely; let it return a list"),
             (functools.partial(numbers), r"numbers\(\) in library 'lib' is a generator function"),
-            (later, r"later\(\) in library 'lib' is an async function, .* uses asyncio.run\(\)"),
-            (many_later, r"many_later\(\) in library 'lib' is an async generator function"),
+            (many_later, r"many_later\(\) in library 'lib' is an async generator function, .* let it return a list"),
             ("double", "'double' is not a function; write the function itself, without quotes or brackets"),
         ],
     )

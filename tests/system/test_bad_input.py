@@ -31,7 +31,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import InvalidStateError
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +114,11 @@ def counting() -> Iterator[int]:
     yield 1
 
 
+async def counting_later() -> AsyncIterator[int]:
+    """An async generator, which cannot travel."""
+    yield 1
+
+
 async def later() -> int:
     return 1
 
@@ -127,7 +132,7 @@ class Scene:
         self.first = manager.submit(FunctionCall("lib", "double", 21))
         self.names: dict[str, Any] = {
             **{name: getattr(windlass, name) for name in windlass.__all__},
-            **{one.__name__: one for one in (double, half, counting, later)},
+            **{one.__name__: one for one in (double, half, counting, counting_later, later)},
             "math": math,
             "os": os,
             "threading": threading,

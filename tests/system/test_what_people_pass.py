@@ -548,7 +548,7 @@ def test_results_that_cannot_travel_say_what_they_were(pool: windlass.Executor, 
 def test_arguments_that_cannot_travel_are_named_at_submit(pool: windlass.Executor, manager: windlass.Manager) -> None:
     """Which argument, its type, and the part of it that is to blame; nothing is queued."""
     with pytest.raises(windlass.NotPicklable, match=r"argument 2 .*lock"):
-        pool.submit(plus, 1, threading.Lock())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        pool.submit(plus, 1, threading.Lock())  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     with pytest.raises(windlass.NotPicklable, match=r"keyword argument 'b' .*\['key'\].*lock"):
         pool.submit(plus, 1, b={"key": threading.Lock()})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     manager.install_library("lib", plus)
@@ -569,7 +569,7 @@ def test_arguments_that_cannot_be_read_there_end_the_call_with_a_reason(pool: wi
             return int, ("not a number",)
 
     with pytest.raises(windlass.WindlassError, match=r"(?s)arguments of 'plus' cannot be loaded on the worker.*not a number"):
-        pool.submit(plus, Thorny()).result(20)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        pool.submit(plus, Thorny()).result(20)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     assert pool.submit(plus, 1).result(20) == 2
 
 

@@ -44,6 +44,17 @@ def length(text: str, *, strip: bool = False) -> int:
     return len(text.strip() if strip else text)
 
 
+async def later(text: str) -> int:
+    return len(text)
+
+
+def coroutines(pool: Executor) -> None:
+    """A call gives what the async function returns."""
+    assert_type(pool.submit(later, "x"), CallFuture[int])
+    assert_type(pool.map(later, ["x"]), MapResults[int])
+    pool.submit(later, 3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
 def futures(pool: Executor) -> None:
     future = pool.submit(length, "x", strip=True)
     assert_type(future, CallFuture[int])
@@ -58,7 +69,7 @@ def futures(pool: Executor) -> None:
     assert_type(future.cancel(), bool)
     stock: concurrent.futures.Future[int] = future
     stock.add_done_callback(lambda done: assert_type(done.result(), int))
-    pool.submit(length, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    pool.submit(length, 3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     pool.submit(length, "x", strip="y")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 

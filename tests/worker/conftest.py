@@ -49,6 +49,7 @@ class Record:
         self.ends: dict[tuple[int, int], CallEnd] = {}
         self.ended_twice: list[tuple[int, int]] = []
         self.given_back: list[tuple[int, int]] = []
+        self.reasons: dict[int, str] = {}
         self.rooms = 0
         self.changed = asyncio.Event()
 
@@ -68,8 +69,9 @@ class Record:
             self.ends[key] = end
         self.changed.set()
 
-    def lost(self, calls: list[HeldCall]) -> None:
+    def lost(self, calls: list[HeldCall], reason: str = "instance") -> None:
         self.given_back += [(item.call, item.attempt) for item in calls]
+        self.reasons.update((item.call, reason) for item in calls)
         self.changed.set()
 
     def room(self) -> None:

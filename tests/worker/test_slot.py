@@ -51,8 +51,11 @@ async def test_results_that_cannot_be_pickled_say_so_and_what_to_return(bench: A
     def generate() -> Any:
         yield 1
 
-    async def wait() -> int:
-        return 1
+    def wait() -> Any:
+        async def later() -> int:
+            return 1
+
+        return later()
 
     async def agenerate() -> Any:
         yield 1
@@ -65,7 +68,7 @@ async def test_results_that_cannot_be_pickled_say_so_and_what_to_return(bench: A
     await bench.serving(bench.spec(generate, wait, agenerate, lock))
     expected = {
         generate: "'generate' returned a generator, which cannot be pickled and sent back; return list(...) of it, or make",
-        wait: "'wait' returned a coroutine, which cannot be pickled and sent back; 'wait' is an async function: call it inside",
+        wait: "'wait' returned a coroutine, which cannot be pickled and sent back; 'wait' is no async function, but gives what one",
         agenerate: "'agenerate' returned a async_generator, which cannot be pickled and sent back; 'agenerate' is an async generator",
         lock: "'lock' returned a _thread.lock, which cannot be pickled and sent back; return something that pickle can handle",
     }

@@ -1,0 +1,143 @@
+"""The page that Prometheus scrapes: a small HTTP server which asks a manager how things stand, each time that it is asked itself.
+
+The manager may be in this process (`Manager(metrics=9464)`) or elsewhere (``windlass metrics NAME``), and then it may end and come again
+under its name: meanwhile `windlass_up` is 0. The page is for whoever can reach the port; so it is this machine's loopback unless another
+address is asked for. It tells names of pools and libraries and numbers, and takes nothing in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from windlass.errors import UsageError, WindlassError
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+    from windlass.status import StatusPort
+
+LOOPBACK: Final = "127.0.0.1"
+#: Where Prometheus expects what OpenTelemetry's exporters give, too.
+PORT: Final = 9464
+
+
+def read_address(value: object) -> tuple[str, int]:
+    """``metrics=9464``, or ``"0.0.0.0:9464"``; UsageError for anything else."""
+    host, port = LOOPBACK, value
+    if isinstance(value, str):
+        host, _, text = value.rpartition(":")
+        port = int(text) if text.isdecimal() else None
+        host = host.strip("[]")
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535 or not host:
+        raise UsageError(
+            f"metrics={value!r}: write metrics=9464 (a port of this machine alone, 0: any free one), or metrics='0.0.0.0:9464'"
+        )
+    return host, port
+
+
+class Exporter:
+    """Serves the metrics of what ``read`` gives, a status object, until `close`. Raises UsageError where it cannot listen."""
+
+    def __init__(self, read: Callable[[], dict[str, Any]], host: str = LOOPBACK, port: int = PORT) -> None:
+        client = _prometheus()
+        self._collector = Collector(read)
+        registry = client.CollectorRegistry(auto_describe=False)
+        registry.register(self._collector)
+        try:
+            self._server, self._thread = client.start_http_server(port, host, registry)
+        except OSError as error:
+            raise UsageError(f"metrics cannot be served at {host}:{port}: {error.strerror or error}; choose another port, or 0") from None
+        self.host, self.port = host, int(self._server.server_port)
+
+    @property
+    def url(self) -> str:
+        """What Prometheus scrapes."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}/metrics"
+
+    def close(self) -> None:
+        """Serve no more; may be called twice."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class Collector:
+    """What a registry of `prometheus_client` asks at each scrape."""
+
+    def __init__(self, read: Callable[[], dict[str, Any]]) -> None:
+        from windlass.metrics import Metrics
+
+        self._read, self._metrics = read, Metrics()
+        self._lock = threading.Lock()  # scrapes come in threads of their own
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics, as of now."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        families: list[Metric] = []
+        up = 0.0
+        begun = time.perf_counter()
+        with self._lock, contextlib.suppress(WindlassError):
+            families += self._metrics.families(self._read())
+            up = 1.0
+        yield GaugeMetricFamily("windlass_up", "1: the manager answers", value=up)
+        yield GaugeMetricFamily("windlass_scrape_seconds", "How long the manager took to answer", value=time.perf_counter() - begun)
+        yield from families
+
+
+class NamedManager:
+    """Reads the status of the manager of a name, whenever one of that name runs. Call it; `close` it."""
+
+    def __init__(self, name: str | None) -> None:
+        self._name = name
+        self._port: StatusPort | None = None
+
+    def __call__(self) -> dict[str, Any]:
+        """The status object. Raises `WindlassError` when there is no answer."""
+        from windlass.managers import choose_manager
+        from windlass.status import StatusPort
+
+        if self._port is None:
+            known = choose_manager(self._name)
+            known.require_running()
+            self._name = known.name if self._name is None else self._name  # that one, from now on
+            self._port = StatusPort(known.connection)
+        try:
+            found: dict[str, Any] = msgspec.json.decode(self._port.ask())
+        except WindlassError:
+            self.close()
+            raise
+        found["manager"].setdefault("name", self._name)
+        return found
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        port, self._port = self._port, None
+        if port is not None:
+            port.close()
+
+
+def page(read: Callable[[], dict[str, Any]]) -> str:
+    """The page as text, once. Raises what ``read`` raises."""
+    client = _prometheus()
+    status = read()
+    registry = client.CollectorRegistry(auto_describe=False)
+    registry.register(Collector(lambda: status))
+    text: str = client.generate_latest(registry).decode()
+    return text
+
+
+def _prometheus() -> ModuleType:
+    try:
+        import prometheus_client
+    except ImportError:
+        raise UsageError("metrics need a package that is not installed here: pip install 'windlass[prometheus]'") from None
+    return prometheus_client
