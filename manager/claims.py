@@ -154,9 +154,9 @@ def _best(wait: Wait, libraries: Mapping[LibraryId, LibraryState], workers: Iter
         enough = weight == 1 and not wait.runs and mine is not None and mine.target
         if enough or slots > slots_in(share, worker.info.resources, spec.slots):
             continue  # there is nothing to be had by a claim, which would keep others from laying one
-        pause = _pause(worker, libraries, wait.since, now)
-        if pause is not None and pause[0] <= soonest and slots_in(share, pause[1]) >= slots:
-            best, soonest = worker, pause[0]
+        pause, rest = _pause(worker, libraries, wait.since, now)
+        if pause <= soonest and slots_in(share, rest) >= slots:
+            best, soonest = worker, pause
     return best
 
 

@@ -150,6 +150,7 @@ class Cluster:
         return sum(one.target for one in self.core.libraries[library].instances.values())
 
     def act(self) -> None:
+        outbox: dict[WorkerId, list[Message]] = {}
         for _ in range(ROUNDS_MOST):
             self.core.pump(self.now)
             self.core.check()
@@ -428,7 +429,7 @@ def test_there_are_no_more_claims_than_calls_that_wait(cluster: Cluster) -> None
     cluster.stream("wide", cluster.library("wide"), (0.2,), CallOptions(needs=Resources(4)), depth=1)
     for _ in range(100):
         cluster.run(0.05)
-        assert len(cluster.core._claimed) <= 1
+        assert sum(worker.claim is not None for worker in cluster.core.workers.values()) <= 1
         if cluster.ended["wide"]:
             break
     assert cluster.ended["wide"]
