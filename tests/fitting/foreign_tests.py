@@ -1,0 +1,76 @@
+"""Other projects' own tests, run on Windlass: a program that the tests here start, once for each project.
+
+Theory of operation
+-------------------
+The tests are not ours and not here: they come with the installed packages. What they are run on is put in place before pytest looks at them:
+for joblib, the lists of backends that its tests are parametrized with; for Dask, the scheduler that is used where none is named; Parsl's take
+a configuration. One line of JSON says what came of each test.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import windlass
+
+
+class Told:
+    """A plugin that prints what came of each test, and gives up none."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        name = report.nodeid.rpartition("::")[2]
+        if report.failed:
+            self._texts[name] = report.longreprtext
+        if report.when == "teardown":
+            outcome = "failed" if name in self._texts else "passed"
+            print("\n" + json.dumps({"test": name, "outcome": outcome, "text": self._texts.get(name, "")[-3000:]}), flush=True)
+        elif report.skipped:
+            self._texts.pop(name, None)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            print("\n" + json.dumps({"test": "collection", "outcome": "failed", "text": report.longreprtext[-3000:]}), flush=True)
+
+
+def run(*words: str) -> None:
+    """Run tests, under no configuration of ours."""
+    common = ["-q", "-c", "/dev/null", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout=60", "-W", "ignore", "--rootdir", "."]
+    pytest.main([*common, *words], plugins=[Told()])
+
+
+def joblib(words: list[str]) -> None:
+    """The tests of `joblib.Parallel` that are run for each backend."""
+    importlib.import_module("windlass.joblib")
+    tests: Any = importlib.import_module("joblib.test.test_parallel")
+    for backends in (tests.PROCESS_BACKENDS, tests.PARALLEL_BACKENDS):
+        backends.append("windlass")
+    with windlass.Executor("local", cores=2, max_pilots=1):
+        run("--pyargs", "joblib.test.test_parallel", *words)
+
+
+def dask(words: list[str]) -> None:
+    """The tests of `dask.delayed`, of bags and of arrays that use whatever scheduler there is."""
+    library: Any = importlib.import_module("dask")
+    scheduler: Any = importlib.import_module("windlass.dask")
+    with windlass.Executor("local", cores=2, max_pilots=1), library.config.set(scheduler=scheduler.get):
+        run("--pyargs", *words)
+
+
+def parsl(words: list[str]) -> None:
+    """Parsl's tests of apps, on a configuration with our executor."""
+    run("--pyargs", "--config", str(Path(__file__).with_name("parsl_config.py")), *words)
+
+
+if __name__ == "__main__":
+    project: Callable[[list[str]], None] = {"joblib": joblib, "dask": dask, "parsl": parsl}[sys.argv[1]]
+    project(sys.argv[2:])
