@@ -161,7 +161,7 @@ def _tasks_in(task: Any) -> Iterable[Any]:
     """A task with a function, and those that were made one with it."""
     if hasattr(task, "func"):
         yield task
-        if task.has_subgraph():
+        if task.args and isinstance(task.args[0], dict):
             yield from (each for each in task.args[0].values() if hasattr(each, "func"))
 
 

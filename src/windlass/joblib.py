@@ -173,6 +173,10 @@ class WindlassBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         future.add_done_callback(ended)  # type: ignore[arg-type]
         return future
 
+    def apply_async(self, func: Any, callback: Callable[[Any], object] | None = None) -> CallFuture[Any]:
+        """What `submit` was called before joblib 1.5."""
+        return self.submit(func, callback)
+
     def retrieve_result_callback(self, out: CallFuture[Any]) -> Any:
         """What the batch returned, or raise what it raised."""
         return out.result()
