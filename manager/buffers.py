@@ -2,9 +2,9 @@
 
 Theory of operation
 -------------------
-An argument's large buffers are objects, named by content, so an array that is given to a thousand calls is hashed a thousand times. A program
-cannot be asked to promise that it leaves an array alone; but libraries that have promised that already, as joblib has with its memory
-maps, can say so for a time: inside of ``with known:`` the calling thread's submits look here first. What is remembered ends with
+An argument's large buffers are objects, named by content, so an array that is given to a thousand calls is hashed a thousand times. A
+program cannot be asked to promise that it leaves an array alone; but libraries that have promised that already, as joblib has with its
+memory maps, can say so for a time: inside of ``with known:`` the calling thread's submits look here first. What is remembered ends with
 `KnownBuffers.clear`.
 
 An array is known by the place and size of its memory, for as long as the array lives that owns it: what is pickled is often a view that is
@@ -75,7 +75,7 @@ def known_here() -> KnownBuffers | None:
 
 def _owner(data: Any) -> tuple[Any, tuple[int, int]]:
     """The array whose memory this is, its place and size; None if it is no large array's."""
-    array = getattr(data, "obj", None)
+    array: Any = getattr(data, "obj", None)
     interface = getattr(array, "__array_interface__", None)
     if interface is None or data.nbytes < _LEAST:
         return None, (0, 0)

@@ -2,12 +2,13 @@
 
 Theory of operation
 -------------------
-A task of the graph is a call, and what it needs of other tasks are their *futures*: the manager hands results on when they exist, and large ones
-stay on the workers that made them (``keep="worker"``) and go from there to where they are needed. Only what was asked for comes to the program.
+A task of the graph is a call, and what it needs of other tasks are their *futures*: the manager hands results on when they exist, and
+large ones stay on the workers that made them (``keep="worker"``) and go from there to where they are needed. Only what was asked for
+comes to the program.
 
-Tasks of a chain, each of which is needed by the next alone, are one call. Calls are submitted in Dask's own order, which goes
-through a graph in depth, and only so many ahead of those that have ended, so that inputs of a large graph are not all made before the first of
-them is used up. A future is dropped when the last call that needs it is submitted, and with the end of that call its result is gone.
+Tasks of a chain, each of which is needed by the next alone, are one call. Calls are submitted in Dask's own order, which goes through a
+graph in depth, and only so many ahead of those that have ended, so that inputs of a large graph are not all made before the first of them
+is used up. A future is dropped when the last call that needs it is submitted, and with the end of that call its result is gone.
 
 The first error ends it: what has not ended is cancelled, and the task's own exception is raised.
 

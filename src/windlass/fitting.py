@@ -6,11 +6,10 @@ Theory of operation
 executor. So an executor that is named is taken; else the one that this program has open. Where there are none or several, that is an error:
 nothing starts by itself on a login node.
 
-*Hoisting.* What these libraries hand over is a call of a function of theirs that calls the user's, which is hidden in its arguments, where
-`windlass.functions` does not look for imports. `Runner` gives a function of ours by value that names the modules which the functions and the
-arguments seen so far need, so that zygotes have them. Each time that something new is seen it is another function, and there may be another
-generation of zygotes: who knows all functions beforehand, shows them all before the first call.
-"""
+*Hoisting.* What these libraries hand over is a call of a function of theirs that calls the user's, which is hidden in its arguments,
+where `windlass.functions` does not look for imports. `Runner` gives a function of ours by value that names the modules which the
+functions and the arguments seen so far need, so that zygotes have them. Each time that something new is seen it is another function, and
+there may be another generation of zygotes: who knows all functions beforehand, shows them all before the first call."""
 
 from __future__ import annotations
 
@@ -122,4 +121,3 @@ def _is_light(function: FunctionType) -> bool:
     """It has no closure over large data, which would be pickled to be looked at."""
     cells = inspect.getclosurevars(function).nonlocals.values() if function.__closure__ else ()
     return not any(getattr(value, "nbytes", 0) > 1 << 20 for value in cells)
-

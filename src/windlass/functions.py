@@ -164,7 +164,8 @@ def _look(value: Any, fn: Callable[..., Any], title: str) -> Look:
     inner = imports.plain_function(fn)
     if inner is not None and inner not in functions:
         functions.append(inner)  # it goes by name, and yet its body may import
-    found = imports.automatic_imports({*pickler.modules, *getattr(fn, HOIST, ())}, functions)
+    more: Iterable[str] = fn.__dict__.get(HOIST, ()) if isinstance(fn, FunctionType) else ()
+    found = imports.automatic_imports({*pickler.modules, *more}, functions)
     tops = {spec.module.partition(".")[0] for spec in found}
     local = frozenset(pickler.local | {top for top in tops if snapshots.home(top) == snapshots.LOCAL})
     return Look(file.getvalue(), local, found, tuple(pickler.functions), tuple(pickler.classes))

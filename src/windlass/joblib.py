@@ -2,21 +2,21 @@
 
 Theory of operation
 -------------------
-joblib cuts its tasks into batches, and a batch is a call. A batch is made longer while its calls take less than 0.2 s: by joblib's own rule,
-but by how long calls ran in their slots, since what joblib measures has the queue of the batch system in it. Results are read on the thread
-that runs callbacks, where joblib hands out the next batches too.
+joblib cuts its tasks into batches, and a batch is a call. A batch is made longer while its calls take less than 0.2 s: by joblib's own
+rule, but by how long calls ran in their slots, since what joblib measures has the queue of the batch system in it. Results are read on
+the thread that runs callbacks, where joblib hands out the next batches too.
 
-*Large arrays.* joblib's own backends write them to files which their processes map. Here they are objects, which go to a worker once, whatever
-the number of its batches, and which slots map; not read-only, but so that what is written stays in the call. To know that an array is
-one that went before, its bytes are hashed; within one ``Parallel(...)(...)`` an array of the program is hashed once (`KnownBuffers`).
+*Large arrays.* joblib's own backends write them to files which their processes map. Here they are objects, which go to a worker once,
+whatever the number of its batches, and which slots map; not read-only, but so that what is written stays in the call. To know that an
+array is one that went before, its bytes are hashed; within one ``Parallel(...)(...)`` an array of the program is hashed once
+(`KnownBuffers`).
 
-*Nested parallelism.* A slot is one core, unless the executor's options say ``cores=``. Inside of a batch a ``Parallel`` without a backend of
-its own runs in sequence, or in as many threads as there are cores; `joblib.cpu_count()` there gives that number, and so what
+*Nested parallelism.* A slot is one core, unless the executor's options say ``cores=``. Inside of a batch a ``Parallel`` without a backend
+of its own runs in sequence, or in as many threads as there are cores; `joblib.cpu_count()` there gives that number, and so what
 ``n_jobs=-1`` means. ``inner_max_num_threads`` limits the threads of numerical libraries; without it a slot has its share of the pilot.
 
-``n_jobs=1`` is a loop in the program and does not come here: that is joblib's doing. All other numbers say how many batches joblib hands out
-ahead; how many run is up to the pools.
-"""
+``n_jobs=1`` is a loop in the program and does not come here: that is joblib's doing. All other numbers say how many batches joblib hands
+out ahead; how many run is up to the pools."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ there are no blocks, and Parsl's strategies of scaling have nothing to do here. 
 Apps expect to run in the program's folder, which is on a file system that the nodes see: there they write the files that the next app
 reads. A call therefore goes there first (``task_dir``); where a node has no such folder, it stays in its slot's own.
 
-``parsl_resource_specification`` has Parsl's words: ``cores``, ``memory`` in MB, ``gpus``, ``priority`` (the larger first), and ``running_time_min``
-in seconds, which Windlass takes for the time that it will need. ``disk`` is accepted, but nothing is reckoned with it.
-"""
+``parsl_resource_specification`` has Parsl's words: ``cores``, ``memory`` in MB, ``gpus``, ``priority`` (the larger first), and
+``running_time_min`` in seconds, which Windlass takes for the time that it will need. ``disk`` is accepted, but nothing is reckoned with
+it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,14 @@ __all__ = ["WindlassExecutor"]
 
 _HOW: Final = "WindlassExecutor(executor=pool)"
 #: Parsl's words of a resource specification, and the options of a call; None: there is none.
-_WORDS: Final = {"cores": "cores", "memory": "memory", "gpus": "gpus", "priority": "priority", "running_time_min": "expected_time", "disk": None}
+_WORDS: Final = {
+    "cores": "cores",
+    "memory": "memory",
+    "gpus": "gpus",
+    "priority": "priority",
+    "running_time_min": "expected_time",
+    "disk": None,
+}
 #: Functions whose wrappers are kept, so that they are known as the same again.
 _KEPT_MOST: Final = 1000
 
@@ -60,8 +67,8 @@ class WindlassExecutor(ParslExecutor, RepresentationMixin):
         storage_access: list[Any] | None = None,
         **pool: Any,
     ) -> None:
-        """``backend`` and ``pool``: as `windlass.Executor` takes them (``max_pilots=20, cores=8, walltime="2h"``). ``executor``: one that you
-        have instead, or a manager; it stays open. ``task_dir``: the folder in which apps run, by default the program's own; None: the
+        """``backend`` and ``pool``: as `windlass.Executor` takes them (``max_pilots=20, cores=8``). ``executor``: one that you have
+        instead, or a manager; it stays open. ``task_dir``: the folder in which apps run, by default the program's own; None: the
         slot's. ``working_dir`` and ``storage_access`` are Parsl's, for the staging of files.
         """
         ParslExecutor.__init__(self)

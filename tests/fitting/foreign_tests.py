@@ -2,10 +2,9 @@
 
 Theory of operation
 -------------------
-The tests are not ours and not here: they come with the installed packages. What they are run on is put in place before pytest looks at them:
-for joblib, the lists of backends that its tests are parametrized with; for Dask, the scheduler that is used where none is named; Parsl's take
-a configuration. One line of JSON says what came of each test.
-"""
+The tests are not ours and not here: they come with the installed packages. What they are run on is put in place before pytest looks at
+them: for joblib, the lists of backends that its tests are parametrized with; for Dask, the scheduler that is used where none is named;
+Parsl's take a configuration. One line of JSON says what came of each test."""
 
 from __future__ import annotations
 
@@ -79,7 +78,15 @@ def parsl(words: list[str]) -> None:
         parser.addoption("--show-filtered-tests", action="store_true")
 
     conftest.pytest_addoption = options
-    run("--noconftest", "-m", "not unix_filesystem_permissions_required and not cleannet", "--config", str(Path(__file__).with_name("parsl_config.py")), *files, plugins=[conftest])
+    run(
+        "--noconftest",
+        "-m",
+        "not unix_filesystem_permissions_required and not cleannet",
+        "--config",
+        str(Path(__file__).with_name("parsl_config.py")),
+        *files,
+        plugins=[conftest],
+    )
 
 
 if __name__ == "__main__":

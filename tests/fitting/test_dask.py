@@ -30,7 +30,7 @@ def scheduler(pool: windlass.Executor) -> Iterator[windlass.Executor]:
         yield pool
 
 
-class TestWhatDaskPromisesOfAGet(GetFunctionTestMixin):
+class TestWhatDaskPromisesOfAGet(GetFunctionTestMixin):  # type: ignore[misc]
     """Dask's own tests of a scheduler function, which it has for those of others."""
 
     get = staticmethod(get)
@@ -147,5 +147,5 @@ def test_graphs_of_several_threads_run_beside_each_other(scheduler: windlass.Exe
 
 def test_where_several_executors_are_open_one_must_be_named(pool: windlass.Executor) -> None:
     """The text says how."""
-    with windlass.Executor(None), pytest.raises(UsageError, match="2 executors are open.*scheduler=windlass.dask.get, executor=pool"):
+    with windlass.Executor(None), pytest.raises(UsageError, match=r"2 executors are open.*scheduler=windlass\.dask\.get, executor=pool"):
         get({"x": (inc, 1)}, "x")

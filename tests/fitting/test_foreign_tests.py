@@ -34,14 +34,27 @@ PROJECTS: Final[dict[str, tuple[list[str], set[str], dict[str, str]]]] = {
         },
     ),
     "dask": (
-        ["dask.tests.test_delayed", "dask.array.tests.test_reductions", "-k", "test_delayed or test_reductions_1D or test_mean or test_topk"],
+        [
+            "dask.tests.test_delayed",
+            "dask.array.tests.test_reductions",
+            "-k",
+            "test_delayed or test_reductions_1D or test_mean or test_topk",
+        ],
         {"test_delayed", "test_literates", "test_nout", "test_array_delayed", "test_reductions_1D", "test_delayed_decorator_on_method"},
         # What went through a slot is equal, not the same.
         {"test_traverse_false": "assert res[0] is a"},
     ),
     "parsl": (
         # But those of a timer, which runs in the program and by the clock.
-        ["test_python_apps", "test_bash_apps", "test_docs", "test_error_handling", "test_staging/test_file_apps.py", "-k", "not test_timeout"],
+        [
+            "test_python_apps",
+            "test_bash_apps",
+            "test_docs",
+            "test_error_handling",
+            "test_staging/test_file_apps.py",
+            "-k",
+            "not test_timeout",
+        ],
         {"test_bad_stdout_specs", "test_returns_a_class", "test_dependency_on_datafuture_python"},
         # It names the executors that may refuse a resource specification.
         {"test_resource": "isinstance(executor, HighThroughputExecutor)"},

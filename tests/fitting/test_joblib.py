@@ -175,7 +175,8 @@ def test_nested_parallelism_has_the_cores_of_its_call(pool: windlass.Executor) -
 
 def named_inside() -> list[int]:
     assert current_call() is not None
-    return Parallel(n_jobs=2, backend="windlass")(delayed(abs)(number) for number in (-1, -2))
+    found: list[int] = Parallel(n_jobs=2, backend="windlass")(delayed(abs)(number) for number in (-1, -2))
+    return found
 
 
 def test_a_slot_does_itself_what_names_the_backend_inside(backend: windlass.Executor) -> None:
@@ -233,9 +234,9 @@ def test_a_manager_can_be_named(pool: windlass.Executor) -> None:
 
 def test_where_several_executors_are_open_one_must_be_named(pool: windlass.Executor) -> None:
     """Nor is anything taken for one that is none."""
-    with windlass.Executor(None), joblib.parallel_config("windlass"):
-        with pytest.raises(UsageError, match=r"2 executors are open; say which one.*executor=pool"):
-            Parallel(n_jobs=2)(delayed(abs)(number) for number in (-1, -2))
+    two = pytest.raises(UsageError, match=r"2 executors are open; say which one.*executor=pool")
+    with windlass.Executor(None), joblib.parallel_config("windlass"), two:
+        Parallel(n_jobs=2)(delayed(abs)(number) for number in (-1, -2))
     with joblib.parallel_config("windlass", executor="slurm"), pytest.raises(UsageError, match="no executor of Windlass"):
         Parallel(n_jobs=2)(delayed(abs)(number) for number in (-1, -2))
 

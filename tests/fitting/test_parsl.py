@@ -25,7 +25,13 @@ def kernel(pool: windlass.Executor, tmp_path_factory: pytest.TempPathFactory) ->
     """Parsl with our executor, and with its threads for comparison."""
     folder = tmp_path_factory.mktemp("parsl")
     ours = WindlassExecutor(executor=pool, task_dir=str(folder))
-    config = parsl.Config(executors=[ours, ThreadPoolExecutor(label="threads")], run_dir=str(folder / "runinfo"), strategy="none", retries=1, initialize_logging=False)
+    config = parsl.Config(
+        executors=[ours, ThreadPoolExecutor(label="threads")],
+        run_dir=str(folder / "runinfo"),
+        strategy="none",
+        retries=1,
+        initialize_logging=False,
+    )
     with parsl.load(config) as kernel:
         yield kernel
 
@@ -142,7 +148,9 @@ def wait_for_ever(folder: Path) -> None:
 
 def test_shutdown_cancels_what_runs_and_sends_the_pilots_away(nothing_left_running: None, tmp_path: Path) -> None:
     """An executor of its own has a factory of its own."""
-    config = parsl.Config(executors=[WindlassExecutor(cores=1, max_pilots=1)], run_dir=str(tmp_path / "runinfo"), strategy="none", initialize_logging=False)
+    config = parsl.Config(
+        executors=[WindlassExecutor(cores=1, max_pilots=1)], run_dir=str(tmp_path / "runinfo"), strategy="none", initialize_logging=False
+    )
     kernel = parsl.DataFlowKernel(config)
     future = python_app(wait_for_ever, data_flow_kernel=kernel)(tmp_path)
     while not (tmp_path / "here").exists():
