@@ -17,6 +17,9 @@ can a task be done again here when it fails (``rerun_exceptions_locally``). With
 which each result passes through the program. It is what ``scheduler=pool`` does, too.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportPrivateImportUsage=false
+# Dask is marked as typed, and for the most part is not.
+
 from __future__ import annotations
 
 import queue

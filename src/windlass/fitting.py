@@ -84,7 +84,7 @@ class Runner:
             function = inner
         plain = imports.plain_function(function)
         # Functions that were made by one line need the same, as a rule, and a program may make a million of them.
-        key: object = plain.__code__ if plain is not None else type(function) if not isinstance(function, type) else function
+        key: Any = plain.__code__ if plain is not None else function if isinstance(function, type) else type(function)
         if key in self._seen or len(self._seen) >= _SEEN_MOST:
             return
         self._seen.add(key)

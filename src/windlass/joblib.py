@@ -18,6 +18,9 @@ of its own runs in sequence, or in as many threads as there are cores; `joblib.c
 ``n_jobs=1`` is a loop in the program and does not come here: that is joblib's doing. All other numbers say how many batches joblib hands
 out ahead; how many run is up to the pools."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportIncompatibleMethodOverride=false
+# joblib has no types.
+
 from __future__ import annotations
 
 import contextlib
@@ -25,7 +28,7 @@ import math
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from joblib.parallel import (
@@ -204,7 +207,7 @@ class WindlassBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
 
 @contextlib.contextmanager
-def _environment(wanted: dict[str, str]) -> Iterator[None]:
+def _environment(wanted: dict[str, str]) -> Generator[None]:
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -218,7 +221,7 @@ def _environment(wanted: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _limited(threads: int | None) -> Iterator[None]:
+def _limited(threads: int | None) -> Generator[None]:
     if threads is None:
         yield
         return

@@ -19,7 +19,7 @@ import contextlib
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final
 
@@ -152,7 +152,7 @@ class WindlassExecutor(ParslExecutor, RepresentationMixin):
 
 
 @contextlib.contextmanager
-def in_folder(folder: str) -> Iterator[None]:
+def in_folder(folder: str) -> Generator[None]:
     """In a slot: be in a folder, if there is one of this name here."""
     before = os.getcwd()
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):

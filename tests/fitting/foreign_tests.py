@@ -71,7 +71,8 @@ def parsl(words: list[str]) -> None:
     files = [str(Path(home, "tests", word)) if word.startswith("test_") else word for word in words]
     # Its hooks and fixtures, but two that pytest 9 does not take: one skips folders, one has an option that must be given always.
     conftest: Any = importlib.import_module("parsl.tests.conftest")
-    vars(conftest).pop("pytest_ignore_collect", None)
+    if hasattr(conftest, "pytest_ignore_collect"):
+        del conftest.pytest_ignore_collect
 
     def options(parser: pytest.Parser) -> None:
         parser.addoption("--config", nargs=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import threading
 import time
@@ -10,17 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dask
-import dask.array
-import dask.bag
 import numpy as np
 import pytest
-from dask.callbacks import Callback
-from dask.utils_test import GetFunctionTestMixin, add, inc
 
 import windlass
 from windlass.dask import get
 from windlass.errors import UsageError
+
+#: Without types: it is marked as typed, and for the most part is not.
+dask: Any = importlib.import_module("dask")
+for part in ("array", "bag", "callbacks", "utils_test"):
+    importlib.import_module(f"dask.{part}")
+add: Any = dask.utils_test.add
+inc: Any = dask.utils_test.inc
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def scheduler(pool: windlass.Executor) -> Iterator[windlass.Executor]:
         yield pool
 
 
-class TestWhatDaskPromisesOfAGet(GetFunctionTestMixin):  # type: ignore[misc]
+class TestWhatDaskPromisesOfAGet(dask.utils_test.GetFunctionTestMixin):  # type: ignore[misc]
     """Dask's own tests of a scheduler function, which it has for those of others."""
 
     get = staticmethod(get)
@@ -119,7 +122,11 @@ def test_what_is_not_needed_is_not_run(scheduler: windlass.Executor, tmp_path: P
 def test_callbacks_are_told_of_tasks_with_their_results(scheduler: windlass.Executor) -> None:
     """Then Dask's own loop runs: progress bars and profilers work."""
     told: list[Any] = []
-    with Callback(posttask=lambda key, value, dsk, state, worker: told.append(value)):
+
+    def tell(key: Any, value: Any, *rest: Any) -> None:
+        told.append(value)
+
+    with dask.callbacks.Callback(posttask=tell):
         assert dask.delayed(inc)(dask.delayed(inc)(1)).compute(optimize_graph=False) == 3
     assert told == [2, 3]
 

@@ -38,10 +38,15 @@ def hoisted(runner: Runner) -> set[str]:
 def test_a_runner_hoists_what_functions_and_their_arguments_need() -> None:
     """Behind partials and wrappers too; a function that it has seen changes nothing, so it is sent once."""
     runner = Runner(run)
-    runner.look_at([functools.partial(uses_statistics)], [Decimal(1), 2, "three"])
+    runner.look_at([cast("Any", functools.partial(uses_statistics))], [Decimal(1), 2, "three"])
     assert hoisted(runner) >= {"statistics", "decimal"}
     first = runner.function
-    runner.look_at([uses_statistics, functools.wraps(uses_statistics)(lambda values: values)], [Decimal(2)])
+
+    @functools.wraps(uses_statistics)
+    def wrapped(values: Any) -> Any:
+        return values
+
+    runner.look_at([uses_statistics, wrapped], [Decimal(2)])
     assert runner.function is first
     runner.look_at([np.linalg.norm])
     assert runner.function is not first
@@ -80,7 +85,7 @@ def test_an_array_is_known_while_it_lives(store: ObjectStore) -> None:
         assert first[0] == again[0]
         assert put(known, store, array[:, :400].copy(order="K"))[1] is False
     assert [put(known, store, small)[1] for small in [np.ones(1000)] * 2] == [False, False]
-    refs = set()
+    refs: set[ObjectRef] = set()
     for number in range(5):  # each in the place of the one before, likely
         refs.add(put(known, store, np.full(500_000, float(number)))[0])
     assert len(refs) == 5

