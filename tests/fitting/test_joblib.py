@@ -19,6 +19,7 @@ import pytest
 import windlass
 from windlass.errors import RemoteTraceback, UsageError
 from windlass.joblib import WindlassBackend
+from windlass.objects import content_name
 from windlass.worker.slot_api import current_call
 
 #: Without types, as it has none.
@@ -241,6 +242,17 @@ def test_a_manager_can_be_named(pool: windlass.Executor) -> None:
     """In place of an executor."""
     with joblib.parallel_config("windlass", executor=pool.manager):
         assert Parallel(n_jobs=2)(delayed(abs)(number) for number in (-1, -2)) == [1, 2]
+
+
+def test_a_program_that_is_attached_can_send_an_array_again(pool: windlass.Executor) -> None:
+    """Each task is handed out when the one before has ended, with which the array was let go: it is not taken to be there still."""
+    manager: Any = pool.manager
+    array = np.arange(300_000, dtype=float)
+    with windlass.attach(manager.name) as attached, joblib.parallel_config("windlass", executor=attached):
+        totals = Parallel(n_jobs=2, batch_size=1, pre_dispatch=1)(delayed(np.sum)(array) for _ in range(5))
+        with pytest.raises(KeyError):
+            attached._client.store.pin(content_name(array))  # pyright: ignore[reportPrivateUsage]
+    assert totals == [array.sum()] * 5
 
 
 def test_where_several_executors_are_open_one_must_be_named(pool: windlass.Executor) -> None:
