@@ -251,7 +251,7 @@ def test_a_program_that_is_attached_can_send_an_array_again(pool: windlass.Execu
     with windlass.attach(manager.name) as attached, joblib.parallel_config("windlass", executor=attached):
         totals = Parallel(n_jobs=2, batch_size=1, pre_dispatch=1)(delayed(np.sum)(array) for _ in range(5))
         with pytest.raises(KeyError):
-            attached._client.store.pin(content_name(array))  # pyright: ignore[reportPrivateUsage]
+            attached._client.store.pin(content_name(array.tobytes()))  # pyright: ignore[reportPrivateUsage]
     assert totals == [array.sum()] * 5
 
 
