@@ -15,8 +15,8 @@ PROGRAM: Final = Path(__file__).with_name("foreign_tests.py")
 #: failure says. Names are without parameters.
 PROJECTS: Final[dict[str, tuple[list[str], set[str], dict[str, str]]]] = {
     "joblib": (
-        ["-k", "windlass and not loky and not multiprocessing and not back_compat"],
-        {"test_simple_parallel", "test_nested_loop", "test_abort_backend", "test_deadlock_with_generator", "test_parallel_timeout_fail"},
+        ["-k", "windlass and not loky and not multiprocessing and not back_compat and not timeout and not abort and not fastest"],
+        {"test_simple_parallel", "test_nested_loop", "test_deadlock_with_generator", "test_multiple_generator_call", "test_invalid_njobs"},
         {
             # It looks for a pool of processes in a private attribute.
             "test_error_capture": "get_workers(parallel._backend)",
@@ -45,7 +45,7 @@ PROJECTS: Final[dict[str, tuple[list[str], set[str], dict[str, str]]]] = {
         {"test_traverse_false": "assert res[0] is a"},
     ),
     "parsl": (
-        # But those of a timer, which runs in the program and by the clock.
+        # But those that go by the clock.
         [
             "test_python_apps",
             "test_bash_apps",
@@ -53,9 +53,9 @@ PROJECTS: Final[dict[str, tuple[list[str], set[str], dict[str, str]]]] = {
             "test_error_handling",
             "test_staging/test_file_apps.py",
             "-k",
-            "not test_timeout",
+            "not timeout and not walltime",
         ],
-        {"test_bad_stdout_specs", "test_returns_a_class", "test_dependency_on_datafuture_python"},
+        {"test_bad_stdout_specs", "test_returns_a_class", "test_parallel_for"},
         # It names the executors that may refuse a resource specification.
         {"test_resource": "isinstance(executor, HighThroughputExecutor)"},
     ),
