@@ -85,7 +85,8 @@ class PoolConfig:
     def offer(self, paused: str = "", *, coming: bool = True) -> PoolOffer:
         """What the manager is told of one pilot; ``paused``: why there are no new ones; ``coming``: some are there or may still come."""
         listen = self.interface or self.network or (HOST if self.remote else "")
-        return PoolOffer(self.name, self.resources, self.walltime, paused, self.backend, listen, bool(paused) and not coming)
+        spent, most = bool(paused) and not coming, self.nodes * self.max_pilots
+        return PoolOffer(self.name, self.resources, self.walltime, paused, self.backend, listen, spent, most)
 
     def text(self) -> str:
         """The derived plan, in the user's units."""

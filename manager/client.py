@@ -32,6 +32,7 @@ from windlass.errors import (
     UsageError,
 )
 from windlass.files import File, collecting, inputs_of, without_files
+from windlass.manager.buffers import known_here
 from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall, Target
 from windlass.manager.calls import CLOSED, INPUT_FAILED
 from windlass.manager.feeding import Feeder, Holes, input_failed
@@ -341,10 +342,16 @@ class Client:
 
         ``joined``: it is for a call that waits, and others that wait will make none, as they wait for this.
         """
+        known = known_here()
+        if known is not None and (found := known.find(data, self.store)) is not None:
+            return found
         while True:
             freed = self._freed
             try:
-                return self.store.put(data, pin=True)
+                ref = self.store.put(data, pin=True)
+                if known is not None:
+                    known.note(data, ref)
+                return ref
             except StoreFull:
                 if not self._pinned or not self.store.could_hold(memoryview(data).nbytes):
                     raise

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import math
 import os
 import threading
 import time
@@ -551,6 +552,13 @@ class Door(Declaring):
             return 0
         return max(0, max(least, int(times * self._capacity())) - self._client.outstanding())
 
+    def slots(self, options: CallOptions = DEFAULT_OPTIONS) -> int:
+        """How many calls with these options could run at once, on the pilots that there are or on all that the pools may have, whichever
+        are more; 0: nobody has said yet."""
+        offers, workers = self._means()
+        may_come = sum(max(1, offer.most) * _slots_of(offer.resources, options.needs) for offer in offers if not offer.spent)
+        return max(may_come, sum(_slots_of(each, options.needs) for each in workers))
+
     def cancel_by_tag(self, tag: str) -> int:
         """Cancel all calls with this tag; how many had not ended."""
         if not isinstance(tag, str):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -608,6 +616,14 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def _slots_of(worker: Resources, needs: Resources) -> int:
+    """Calls that a worker could run at once, as the slots of a library are reckoned by default: one for each core."""
+    slots = max(1, int(worker.cores)) // max(1, math.ceil(needs.cores))
+    if needs.memory and worker.memory:
+        slots = min(slots, worker.memory // needs.memory)
+    return min(slots, worker.gpus // needs.gpus) if needs.gpus else slots
 
 
 def _target(spec: LibrarySpec, defined: Defined, content: bytes) -> Target:

@@ -17,16 +17,18 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import itertools
 import os
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent import futures
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from windlass.errors import Closed, UsageError, require_flag
 from windlass.manager.call import DEFAULT_OPTIONS, CallKeywords, merge_options, read_count
@@ -38,6 +40,9 @@ from windlass.messages import CallOptions
 
 if TYPE_CHECKING:
     from windlass.factory.factory import PoolWord
+
+#: Seconds to wait for the first word of a factory about its pools.
+_FIRST_WORD: Final = 5.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,6 +62,7 @@ class CallManager(Protocol):
         memoize: bool = False,
     ) -> CallFuture[Any]: ...
     def hungry(self) -> int: ...
+    def slots(self, options: CallOptions = ...) -> int: ...
     def close(self) -> None: ...
 
 
@@ -69,6 +75,8 @@ class Pool:
         self._more: dict[str, Any] = {"concurrency": concurrency} if concurrency > 1 else {}
         self.closed = False
         self.pid = os.getpid()
+        #: A factory will tell the manager of its pools.
+        self.has_factory = False
         self._closing = closing
         self._lock = threading.Lock()
         self._finishing = threading.Lock()
@@ -87,6 +95,15 @@ class Pool:
         if len(self._calls) > self._sweep_at:
             self._sweep()
         return future
+
+    def slots(self, options: CallOptions) -> int:
+        """See `Submitter.slots`."""
+        end = time.monotonic() + _FIRST_WORD
+        while True:
+            slots = self.manager.slots(options)
+            if slots or not self.has_factory or time.monotonic() > end:
+                return slots
+            time.sleep(0.005)
 
     def _sweep(self) -> None:
         """Forget calls that have ended."""
@@ -129,6 +146,11 @@ class Pool:
 _open: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
+def open_pools() -> list[Pool]:
+    """Those of this program's executors that nobody has shut down."""
+    return [pool for pool in list(_open) if not pool.closed and pool.pid == os.getpid()]
+
+
 def _at_exit() -> None:
     """The program ends: finish the pools that nobody has shut down."""
     interrupted = issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt)
@@ -165,6 +187,20 @@ class Submitter(futures.Executor):
         Raises `NotPicklable` for what cannot travel, `Closed` after `shutdown`.
         """
         return self._pool.submit(fn, args, kwargs, self._options, self._tag)
+
+    def slots(self) -> int:
+        """How many calls can run at once, on the pilots that there are or on all that the pools may have; 0: there are neither."""
+        return self._pool.slots(self._options)
+
+    @property
+    def cores(self) -> float:
+        """Cores of each call, as ``with_options(cores=...)`` says; by default 1, a slot's."""
+        return self._options.needs.cores or 1.0
+
+    @property
+    def _max_workers(self) -> int:
+        """At least 1, for those who look for it where the pools of `concurrent.futures` have it: Dask and others."""
+        return max(1, self.slots())
 
     def with_options(self, **options: Unpack[CallKeywords]) -> View:
         """The same pool, for calls with these options besides those there are; UsageError for what cannot be."""
@@ -239,6 +275,13 @@ class Submitter(futures.Executor):
         return MapResults(submit_chunk, chunks, self._pool.manager.hungry, bar, timeout, ordered, buffersize, chunked=True)
 
 
+def _tell_joblib() -> None:
+    """A program that uses joblib can say ``joblib.parallel_config("windlass")``; what that needs is loaded when it does."""
+    parallel: Any = sys.modules.get("joblib.parallel")
+    if parallel is not None:
+        parallel.EXTERNAL_BACKENDS.setdefault("windlass", lambda: importlib.import_module("windlass.joblib"))
+
+
 class View(Submitter):
     """An executor's pool with options for its calls. `shutdown` of a view does nothing: the pool is the `Executor`'s."""
 
@@ -304,11 +347,13 @@ class Executor(Submitter):
                     "backend=None starts no pilots, so options of a pool would change nothing; leave them out, or name a backend"
                 )
             super().__init__(Pool(manager, opening.pop_all(), memoize=memoize, concurrency=concurrency))
+        self._pool.has_factory = self.factory is not None
         _open.add(self._pool)
         # Registered after those of manager and factory, it runs before them.
         atexit.unregister(_at_exit)
         atexit.register(_at_exit)
         self.manager = manager
+        _tell_joblib()
 
     def _make_manager(self, options: dict[str, Any]) -> CallManager:
         from windlass.manager.manager import Manager

@@ -361,8 +361,11 @@ class AttachedStore:
         return True
 
     def pin(self, name: str) -> None:
-        """One more here needs what was put."""
+        """One more here needs what was put. Raises `KeyError` when nobody here needs it any more, so that it may be gone."""
         with self._lock:
+            if not self._held[name]:
+                del self._held[name]
+                raise KeyError(name)
             self._held[name] += 1
 
     def unpin(self, name: str) -> None:

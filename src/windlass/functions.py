@@ -47,6 +47,8 @@ _MAX_KEPT: Final = 1024
 #: Source lines that travel with one function at most.
 _MAX_SOURCE: Final = 32 << 10
 _MISSING: Final = object()
+#: The attribute of a function that names modules which it will need though it does not refer to them, as do those that it is given.
+HOIST: Final = "_windlass_hoist"
 _IMMUTABLE: Final = frozenset(
     {int, float, complex, str, bytes, bool, type(None), type(Ellipsis), type(NotImplemented), range, slice, ModuleType, BuiltinFunctionType}
     | {staticmethod, classmethod, property, GetSetDescriptorType, MemberDescriptorType}
@@ -162,7 +164,8 @@ def _look(value: Any, fn: Callable[..., Any], title: str) -> Look:
     inner = imports.plain_function(fn)
     if inner is not None and inner not in functions:
         functions.append(inner)  # it goes by name, and yet its body may import
-    found = imports.automatic_imports(pickler.modules, functions)
+    more: Iterable[str] = fn.__dict__.get(HOIST, ()) if isinstance(fn, FunctionType) else ()
+    found = imports.automatic_imports({*pickler.modules, *more}, functions)
     tops = {spec.module.partition(".")[0] for spec in found}
     local = frozenset(pickler.local | {top for top in tops if snapshots.home(top) == snapshots.LOCAL})
     return Look(file.getvalue(), local, found, tuple(pickler.functions), tuple(pickler.classes))

@@ -797,6 +797,8 @@ class PoolOffer(Record, frozen=True):
     listen: str = ""
     #: It is paused and has no pilot that could still come: it is as if it were not there.
     spent: bool = False
+    #: How many workers it may have at a time; 0: its factory does not say.
+    most: int = 0
 
 
 class PilotEnded(Record, frozen=True):

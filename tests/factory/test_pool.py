@@ -107,7 +107,7 @@ def test_the_plan_is_told_in_the_users_units() -> None:
 
 
 def test_the_offer_says_what_one_pilot_gives() -> None:
-    assert made(cores=4, walltime="1h").offer("why") == PoolOffer(PoolName("f"), Resources(4.0), 3600.0, "why", "slurm", HOST)
+    assert made(cores=4, walltime="1h").offer("why") == PoolOffer(PoolName("f"), Resources(4.0), 3600.0, "why", "slurm", HOST, most=4)
 
 
 def test_the_offer_says_where_pilots_can_reach_the_manager() -> None:

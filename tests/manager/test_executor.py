@@ -26,6 +26,7 @@ import pytest
 from windlass.errors import Closed, UnknownName, UsageError
 from windlass.functions import define
 from windlass.manager import mapping
+from windlass.manager.call import DEFAULT_OPTIONS
 from windlass.manager.executor import Executor
 from windlass.manager.future import CallFuture
 from windlass.manager.mapping import WINDOW_LEAST, WINDOW_MOST, MapResults, in_chunks
@@ -74,6 +75,9 @@ class Threads:
     def hungry(self) -> int:
         return self.room
 
+    def slots(self, options: CallOptions = DEFAULT_OPTIONS) -> int:
+        return 2
+
     def close(self) -> None:
         self.closed += 1
         self.pool.shutdown(wait=True)
@@ -121,6 +125,9 @@ class Held:
 
     def hungry(self) -> int:
         return self.room
+
+    def slots(self, options: CallOptions = DEFAULT_OPTIONS) -> int:
+        return 2
 
     def close(self) -> None:
         self.closed += 1
