@@ -81,7 +81,7 @@ def executor_map(kind: Any, function: Any, *inputs: Iterable[Any], max_workers: 
         return list(executor.map(function, *inputs, timeout=60, chunksize=chunksize))
 
 
-def test_helpers_that_make_an_executor_of_a_class_can_be_given_ours(nothing_left_running: None) -> None:
+def test_helpers_that_make_an_executor_of_a_class_can_be_given_ours() -> None:
     """By a function of the number of workers; results are those of a pool of processes."""
 
     def kind(max_workers: int) -> windlass.Executor:
