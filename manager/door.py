@@ -29,11 +29,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 import msgspec
 
-from windlass.errors import Closed, NotPossible, UnknownName, UsageError
+from windlass.errors import Closed, NotPossible, UnknownName, UsageError, stays_here
 from windlass.files import File, Level
 from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Target
 from windlass.manager.client import Client
@@ -219,6 +219,9 @@ class Door(Declaring):
     def _check_open(self) -> None:
         if self.closed:
             raise Closed(f"manager {self.name!r} is closed ({self._client.closed or 'the manager was closed'}); make another one")
+
+    def __reduce__(self) -> NoReturn:
+        raise stays_here("a manager")
 
     def __enter__(self) -> Self:
         return self

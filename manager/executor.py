@@ -26,9 +26,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent import futures
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Protocol, TypeVar, Unpack, cast
 
-from windlass.errors import Closed, UsageError, require_flag
+from windlass.errors import Closed, UsageError, require_flag, stays_here
 from windlass.manager.call import DEFAULT_OPTIONS, CallKeywords, merge_options, read_count
 from windlass.manager.future import CallFuture
 from windlass.manager.mapping import MapResults, in_chunks
@@ -148,6 +148,9 @@ class Submitter(futures.Executor):
         self._pool = pool
         self._options = options
         self._tag = tag
+
+    def __reduce__(self) -> NoReturn:
+        raise stays_here("an executor")
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> CallFuture[R]:
         """Call ``fn(*args, **kwargs)`` on a pilot. Options are given by `with_options`: all keywords are the function's.

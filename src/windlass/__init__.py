@@ -139,4 +139,5 @@ if not TYPE_CHECKING:  # so that checkers know a misspelt name
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """The public names, and what every module has; not what this one is made of."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
