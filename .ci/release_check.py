@@ -182,7 +182,7 @@ class Built:
             text = archive.read(name).decode()
         about = Parser().parsestr(text)
         version = str(about["Version"])
-        for file, pattern in (("CHANGELOG.md", rf"^## \[?{re.escape(version)}\b"), ("CITATION.cff", rf"^version: {re.escape(version)}$")):
+        for file, pattern in (("CHANGELOG.md", rf"^## \[{re.escape(version)}\] "), ("CITATION.cff", rf"^version: {re.escape(version)}$")):
             if not re.search(pattern, (self.tree / file).read_text(), re.MULTILINE):
                 raise Failed(f"{file} does not name version {version}")
         for word in HERE:
