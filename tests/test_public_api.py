@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pickle
 import subprocess
 import sys
@@ -135,6 +136,16 @@ def test_a_factory_that_outlives_its_manager_says_nothing() -> None:
     kept = Kept("f", 0, None, None, port=port)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     kept.send(Goodbye("the factory closed"))
     assert kept.manager_gone
+
+
+@pytest.mark.parametrize(("setting", "status"), [("", 1), ("1", 0)])
+def test_python_without_the_interpreters_lock_is_refused(setting: str, status: int) -> None:
+    """With what to do; who wants to try it can."""
+    program = "import sys; sys._is_gil_enabled = lambda: False; import windlass"
+    env = {**os.environ, "WINDLASS_FREE_THREADED": setting}
+    ran = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False, timeout=100)
+    assert ran.returncode == status
+    assert ("Windlass is not tried on free-threaded Python" in ran.stderr) == (status == 1)
 
 
 def test_everything_imports_without_a_warning() -> None:
