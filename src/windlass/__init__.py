@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-if hasattr(sys, "_is_gil_enabled") and not sys._is_gil_enabled() and os.environ.get("WINDLASS_FREE_THREADED") != "1":
+if not getattr(sys, "_is_gil_enabled", lambda: True)() and os.environ.get("WINDLASS_FREE_THREADED") != "1":
     raise ImportError(
         f"Windlass is not tried on free-threaded Python, and {sys.executable} runs without the interpreter's lock: use an ordinary build, "
         "or PYTHON_GIL=1 in the environment of the program and of pilots (WINDLASS_FREE_THREADED=1 instead tries it without the lock)"

@@ -132,7 +132,7 @@ def cases(tests: Everything, group: str) -> Iterable[type[unittest.TestCase]]:
         return
     tests.replace("mul", multiply)
     tests.replace("sleep_and_raise", sleep_and_fail)
-    ours = {"executor_type": staticmethod(executor), "create_event": lambda case: Event()}
+    ours: dict[str, Any] = {"executor_type": staticmethod(executor), "create_event": staticmethod(Event)}
     for case in (tests.WaitTests, tests.AsCompletedTests):
         yield type(case.__name__, (tests.ExecutorMixin, case, tests.BaseTestCase), ours)
 
