@@ -145,7 +145,8 @@ class Built:
     def wheel_from_the_archive(self) -> str:
         """As a distributor does it: unpack, build, without a network."""
         with tarfile.open(self.archive) as tar:
-            tar.extractall(self.folder / "unpacked", filter="data")
+            tar.extraction_filter = lambda member, path: member  # ours
+            tar.extractall(self.folder / "unpacked")
         (tree,) = (self.folder / "unpacked").iterdir()
         wheel = self.build(tree, "from-archive", "--wheel") / self.wheel.name
         with zipfile.ZipFile(wheel) as made, zipfile.ZipFile(self.wheel) as first:
