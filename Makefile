@@ -8,6 +8,7 @@
 #   make faults  the fault matrix (ten minutes), best as root and with a Slurm    make faults ARGS="--cells 'worker / *'"
 #   make evaluation   the grid of docs/evaluation/ (hours; ARGS=--short: half of one), as root with /dev/fuse
 #   make fuzz    10 million runs of coverage-guided fuzzing (an hour; installs Atheris in .venv-fuzz)
+#   make release-check   build what would be released, look at it, use it on every Python here (half an hour; ARGS="--tests none": five minutes)
 #   make clean   forget .venv and what builds leave behind
 # Each installs into .venv what it needs, and again only when pyproject.toml has changed.
 
@@ -20,7 +21,7 @@ ARGS   ?=
 JOBS   ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs bench bench-slurm compare faults evaluation fuzz clean
+.PHONY: help demo test lint format docs bench bench-slurm compare faults evaluation fuzz release-check clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -66,6 +67,9 @@ faults: $(VENV)/.dev
 fuzz: $(VENV)/.runtime
 	@test -x .venv-fuzz/bin/python || { $(PYTHON) -m venv .venv-fuzz && $(PIP) --python .venv-fuzz/bin/python install --editable . atheris; }
 	@.venv-fuzz/bin/python benchmarks/fuzz.py $(ARGS)
+
+release-check: | $(BIN)/python
+	@$(BIN)/python .ci/release_check.py $(ARGS)
 
 evaluation: $(VENV)/.dev
 	@$(PIP) install --editable '.[dev,evaluation]'

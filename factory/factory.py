@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, Self, cast, runtime_checkable
+from typing import Final, NoReturn, Protocol, Self, cast, runtime_checkable
 
-from windlass.errors import UnknownName, UsageError
+from windlass.errors import UnknownName, UsageError, stays_here
 from windlass.factory.backend import Backend, PilotRequest, SharedQueries, Tag, Tickets, backend_class, backend_options, known_backends
 from windlass.factory.config import GIVEN, Configuration, read_configuration
 from windlass.factory.container import container_of, image_of
@@ -199,6 +199,9 @@ class Factory:
         return self._kept[0].backend
 
     # ---------------------------------------------------------------- life
+
+    def __reduce__(self) -> NoReturn:
+        raise stays_here("a factory")
 
     def __enter__(self) -> Self:
         self.start()

@@ -28,7 +28,7 @@ from typing import Final, Protocol, cast
 
 import msgspec
 
-from windlass.errors import BatchError, OverLimit, Rejected, Unreachable
+from windlass.errors import BatchError, Closed, OverLimit, Rejected, Unreachable
 from windlass.factory.backend import Backend, PilotState, SharedQueries
 from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Release, Submit
 from windlass.factory.ledger import Ledger
@@ -118,7 +118,10 @@ class Kept:
     def send(self, message: Message) -> None:
         # A manager that has said Leave, or is lost, reads nothing more, and a port would wait for it.
         if self.port is not None and not self.manager_gone:
-            self.port.send(message)
+            try:
+                self.port.send(message)
+            except Closed:  # it closes just now: its Leave is on the way here
+                self.manager_gone = True
 
     def tell(self) -> None:
         """Tell the manager what it has not been told yet."""

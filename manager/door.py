@@ -32,14 +32,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, overload
 
 import msgspec
 
 from windlass.commands import gpus_of, run_command
 from windlass.coroutines import is_async
 from windlass.dashboard.child import Child
-from windlass.errors import Closed, NotPossible, UnknownName, UsageError, require_flag
+from windlass.errors import Closed, NotPossible, UnknownName, UsageError, require_flag, stays_here
 from windlass.files import File, Level
 from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Target, read_seconds
 from windlass.manager.client import Client
@@ -257,6 +257,9 @@ class Door(Declaring):
     def _check_open(self) -> None:
         if self.closed:
             raise Closed(f"manager {self.name!r} is closed ({self._client.closed or 'the manager was closed'}); make another one")
+
+    def __reduce__(self) -> NoReturn:
+        raise stays_here("a manager")
 
     def __enter__(self) -> Self:
         return self

@@ -28,9 +28,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent import futures
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
-from windlass.errors import Closed, UsageError, require_flag
+from windlass.errors import Closed, UsageError, require_flag, stays_here
 from windlass.manager.call import DEFAULT_OPTIONS, CallKeywords, merge_options, read_count
 from windlass.manager.future import CallFuture
 from windlass.manager.library import read_concurrency
@@ -172,6 +172,9 @@ class Submitter(futures.Executor):
         self._pool = pool
         self._options = options
         self._tag = tag
+
+    def __reduce__(self) -> NoReturn:
+        raise stays_here("an executor")
 
     # An async function's call gives what it returns, not a coroutine.
     @overload

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import windlass
 from windlass.cli import main
 from windlass.cli_factory import split_pool_options
 from windlass.managers import choose_manager, known_managers
+from windlass.messages import PROTOCOL
 from windlass.status import picture, show_bytes, show_span
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,11 +52,19 @@ def manager(nothing_left_running: None, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_version_names_what_matters_to_whoever_reports_a_defect(capsys: pytest.CaptureFixture[str]) -> None:
-    """Windlass, its protocol and Python."""
+    """Windlass, its protocol, Python and the system, for people and for programs."""
+    expected = {
+        "windlass": windlass.__version__,
+        "protocol": PROTOCOL,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
     assert main(["version"]) == 0
-    assert windlass.__version__ in capsys.readouterr().out
+    assert capsys.readouterr().out == (
+        f"Windlass {windlass.__version__}, protocol {PROTOCOL}, Python {platform.python_version()}, {platform.platform()}\n"
+    )
     assert main(["version", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["windlass"] == windlass.__version__
+    assert json.loads(capsys.readouterr().out) == expected
 
 
 def test_version_may_be_asked_for_as_an_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,9 +42,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a wheel and a source archive, built from a copy of the tree, without asking a package index."""
     tree = tmp_path_factory.mktemp("copy") / "windlass"
     tree.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md", "CITATION.cff"):
         shutil.copy(ROOT / name, tree)
-    for name in ("src", *PARTS):
+    for name in (".ci", "src", *PARTS):
         shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     ran = subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "--sdist", "--wheel", "--outdir", str(tree / "dist"), str(tree)],
@@ -111,7 +111,7 @@ def test_every_error_is_public() -> None:
 def test_the_version_is_told_once() -> None:
     """The installed distribution, the package and the changelog agree."""
     assert metadata.version("windlass") == windlass.__version__
-    assert re.search(rf"^## {re.escape(windlass.__version__)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert re.search(rf"^## \[{re.escape(windlass.__version__)}\] ", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
 
 def test_type_checkers_and_coverage_are_told_of_every_folder() -> None:

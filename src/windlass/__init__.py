@@ -2,10 +2,20 @@
 
 Theory of operation: this module has the public names and no logic.  A worker imports the package too, and must say hello before
 it loads anything that it does not need, so a name is loaded when it is first asked for (PEP 562); type checkers see
-plain imports.
+plain imports.  The one thing that it does is to refuse a Python on which nothing was tried: without the interpreter's lock, threads
+that share books would fail now and then, and not at once.
 """
 
 from __future__ import annotations
+
+import os
+import sys
+
+if not getattr(sys, "_is_gil_enabled", lambda: True)() and os.environ.get("WINDLASS_FREE_THREADED") != "1":
+    raise ImportError(
+        f"Windlass is not tried on free-threaded Python, and {sys.executable} runs without the interpreter's lock: use an ordinary build, "
+        "or PYTHON_GIL=1 in the environment of the program and of pilots (WINDLASS_FREE_THREADED=1 instead tries it without the lock)"
+    )
 
 TYPE_CHECKING = False  # checkers take it for True; `typing` itself is not needed here
 if TYPE_CHECKING:
@@ -151,4 +161,5 @@ if not TYPE_CHECKING:  # so that checkers know a misspelt name
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """The public names, and what every module has; not what this one is made of."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

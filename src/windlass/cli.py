@@ -110,16 +110,18 @@ def demo(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
 
 
 def version(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
+    """One line with all that a report of a defect has to say of where it was seen."""
     import json
     import platform
 
     import windlass
     from windlass.messages import PROTOCOL
 
+    python, machine = platform.python_version(), platform.platform()  # as in Linux-6.1.0-x86_64-with-glibc2.36
     if chosen.json:
-        print(json.dumps({"windlass": windlass.__version__, "protocol": PROTOCOL, "python": platform.python_version()}))
+        print(json.dumps({"windlass": windlass.__version__, "protocol": PROTOCOL, "python": python, "platform": machine}))
     else:
-        print(f"Windlass {windlass.__version__}, protocol {PROTOCOL}, Python {platform.python_version()}")
+        print(f"Windlass {windlass.__version__}, protocol {PROTOCOL}, Python {python}, {machine}")
     return 0
 
 
@@ -210,7 +212,7 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
     look.add_argument("--json", action="store_true", help="the status object of docs/status.md, one line each time")
     look.set_defaults(command=status)
 
-    number = nouns.add_parser("version", help="versions of Windlass, its protocol and Python")
+    number = nouns.add_parser("version", help="versions of Windlass, its protocol, Python and the system")
     number.add_argument("--json", action="store_true", help="the same as one JSON object")
     number.set_defaults(command=version)
     return parser

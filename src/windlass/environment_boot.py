@@ -141,6 +141,7 @@ def _starts(packed: io.BytesIO, program: str) -> bool:
     with tempfile.TemporaryDirectory(prefix="windlass-boot-") as folder:
         packed.seek(0)
         with tarfile.open(fileobj=packed) as tar:
+            tar.extraction_filter = lambda member, path: member  # ours, and just made; some 3.11 have no argument for it
             tar.extractall(folder)
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LD_"))}
         words = [os.path.join(folder, program), "-P", "-s", "-B", "-c", CHECK]

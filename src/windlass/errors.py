@@ -93,6 +93,10 @@ class UnknownName(UsageError, KeyError):
     def __str__(self) -> str:
         return str(self.args[0])  # KeyError would show its repr
 
+    def __reduce__(self) -> tuple[Callable[..., UnknownName], tuple[object, ...], dict[str, object]]:
+        """Its ``__init__`` takes no text, and a process pool that cannot read an exception hangs."""
+        return UnknownName.__new__, (type(self), *self.args), dict(vars(self))
+
 
 def refuse_unknown(kind: str, given: Iterable[str], function: Callable[..., object]) -> None:
     """Raise `UnknownName`, with near names, for the first keyword ``given`` that ``function`` does not have."""
@@ -115,6 +119,14 @@ class NotPossible(UsageError):
 
 class NotPicklable(UsageError, TypeError):
     """A function, an argument or a result cannot travel between processes."""
+
+
+def stays_here(what: str) -> NotPicklable:
+    """Why a manager, a factory or an executor does not travel: for their ``__reduce__``."""
+    return NotPicklable(
+        f"{what} cannot be pickled, as it belongs to the process that made it (a function takes its globals along, a method its object): "
+        "submit there, and give calls the results of others as arguments: submit(f, future)"
+    )
 
 
 class BadTree(UsageError):

@@ -14,7 +14,9 @@ import concurrent.futures._base
 import importlib
 import importlib.util
 import json
+import os
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -104,6 +106,21 @@ def executor(max_workers: int) -> windlass.Executor:
     return windlass.Executor("local", cores=max_workers, max_pilots=1)
 
 
+class Event:
+    """What 3.14's tests hold calls back by: an event that is shared with pilots of this machine, as a file."""
+
+    def __init__(self) -> None:
+        self.path = os.path.join(tempfile.mkdtemp(), "set")
+
+    def set(self) -> None:
+        Path(self.path).touch()
+
+    def wait(self) -> bool:
+        while not os.path.exists(self.path):
+            time.sleep(0.01)
+        return True
+
+
 def cases(tests: Everything, group: str) -> Iterable[type[unittest.TestCase]]:
     """What a group runs: tests of a future alone; of `wait` and `as_completed`, with calls in threads and with calls on pilots."""
     if group == "futures":
@@ -115,8 +132,9 @@ def cases(tests: Everything, group: str) -> Iterable[type[unittest.TestCase]]:
         return
     tests.replace("mul", multiply)
     tests.replace("sleep_and_raise", sleep_and_fail)
+    ours: dict[str, Any] = {"executor_type": staticmethod(executor), "create_event": staticmethod(Event)}
     for case in (tests.WaitTests, tests.AsCompletedTests):
-        yield type(case.__name__, (tests.ExecutorMixin, case, tests.BaseTestCase), {"executor_type": staticmethod(executor)})
+        yield type(case.__name__, (tests.ExecutorMixin, case, tests.BaseTestCase), ours)
 
 
 def main(group: str) -> None:

@@ -540,7 +540,7 @@ def test_results_that_cannot_travel_say_what_they_were(pool: windlass.Executor, 
 
     with pytest.raises(windlass.NotPicklable, match="'give' returned a ") as caught:
         pool.submit(give).result(20)
-    words = {"generator": "list", "coroutine": "asyncio.run", "lock": "'deep'", "threads": "[0]._started"}
+    words = {"generator": "list", "coroutine": "asyncio.run", "lock": "'deep'", "threads": "because of its [0]._"}
     assert words[what] in str(caught.value)
     assert pool.submit(plus, 1).result(20) == 2
 

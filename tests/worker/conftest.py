@@ -35,7 +35,7 @@ from windlass.messages import (
 from windlass.objects import open_in, write_result
 from windlass.worker.instance import LibraryInstance
 
-PYTHON = (3, 11)
+PYTHON = sys.version_info[:2]
 #: cloudpickle, which has no types.
 CLOUD: Any = importlib.import_module("cloudpickle")
 

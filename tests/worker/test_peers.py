@@ -299,14 +299,15 @@ def client_hello(context: ssl.SSLContext) -> bytes:
 
 @pytest.mark.parametrize("files", [True, False])
 def test_a_clients_first_record_tells_whether_it_wants_files(connection: ConnectionFile, files: bool) -> None:
-    """Whole, or byte by byte; and it stays to be read by who does the handshake."""
+    """Whole, or byte by byte, as far as a socket holds it so; and it stays to be read by who does the handshake."""
     context = connection.client_context()
     if files:
         context.set_alpn_protocols([ALPN])
     hello = client_hello(context)
 
     async def work() -> None:
-        for pieces in ([hello], [hello[:3], hello[3:200], hello[200:]], [hello[at : at + 1] for at in range(len(hello))]):
+        bytewise = [*(hello[at : at + 1] for at in range(200)), hello[200:]]
+        for pieces in ([hello], [hello[:3], hello[3:200], hello[200:]], bytewise):
             ours, theirs = socket.socketpair()
             with ours, theirs:
                 theirs.setblocking(False)
