@@ -17,9 +17,15 @@ import windlass
 
 HERE = Path(__file__).resolve().parent
 #: Pages that stand at the root, by their names here.
-AT_THE_ROOT = {"index": "README.md", "changelog": "CHANGELOG.md", "contributing": "CONTRIBUTING.md"}
+AT_THE_ROOT = {
+    "index": "README.md",
+    "changelog": "CHANGELOG.md",
+    "contributing": "CONTRIBUTING.md",
+    "reporting": "SECURITY.md",
+    "conduct": "CODE_OF_CONDUCT.md",
+}
 #: Where those are on the site.
-PAGE_OF = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+PAGE_OF = {file: f"{page}.md" for page, file in AT_THE_ROOT.items()}
 
 #: Pages of the navigation that may not be there yet.
 AWAITED = ("from-taskvine", "dashboard", "testing")
