@@ -123,6 +123,8 @@ def unknown_names(tree: ast.AST) -> Iterator[str]:
 
 def unknown_attributes(tree: ast.AST) -> Iterator[str]:
     """What is asked of `windlass`, or of a manager, executor, factory or future under its usual name, and is not there."""
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names if alias.asname is None}
+    assert all(importlib.util.find_spec(name) for name in imported if name.startswith("windlass."))
     for node in ast.walk(tree):
         if not isinstance(node, ast.Attribute):
             continue
@@ -131,8 +133,8 @@ def unknown_attributes(tree: ast.AST) -> Iterator[str]:
         while isinstance(here, ast.Attribute):
             chain.insert(0, here.attr)
             here = here.value
-        if not isinstance(here, ast.Name):
-            continue
+        if not isinstance(here, ast.Name) or f"{here.id}.{chain[0]}" in imported:
+            continue  # a module that the page imports
         found: Any = windlass if here.id == "windlass" else None
         if found is not None:
             for name in chain:
