@@ -102,6 +102,25 @@ def test_outputs_are_written_to_files_of_this_machine_before_the_task_comes_back
     assert sorted(each.name for each in (tmp_path / "results").iterdir()) == ["mydata.gz", "tree"]
 
 
+def test_what_is_in_a_folder_that_a_task_writes_to_stays_there(m: vine.Manager, tmp_path: Path) -> None:
+    """But for files of the same name; nor is anything beside it touched."""
+    for name in ("results", "results.part", "results.packed"):
+        (tmp_path / name / "sub").mkdir(parents=True)
+        (tmp_path / name / "old").write_text("old")
+        (tmp_path / name / "sub" / "both").write_text("old")
+    for number in (1, 2):
+        t = vine.Task(f"mkdir -p out/sub; echo {number} > out/{number}; echo {number} > out/sub/both; ln -s sub out/link{number}")
+        t.add_output(m.declare_file(tmp_path / "results"), "out")
+        assert run(m, t).successful(), t.std_output
+    found = {str(each.relative_to(tmp_path)): each.read_text() for each in tmp_path.rglob("*") if each.is_file()}
+    assert found == {
+        **{"results/old": "old", "results/1": "1\n", "results/2": "2\n", "results/sub/both": "2\n"},
+        **{f"{name}/{path}": "old" for name in ("results.part", "results.packed") for path in ("old", "sub/both")},
+    }
+    assert {os.readlink(tmp_path / "results" / f"link{number}") for number in (1, 2)} == {"sub"}
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_a_task_may_be_written_as_a_dictionary(m: vine.Manager) -> None:
     source, target = m.declare_buffer("words"), m.declare_buffer()
     info: dict[str, Any] = {
