@@ -35,7 +35,6 @@ from typing import TYPE_CHECKING, Any, Final, Self, overload
 import msgspec
 
 from windlass.commands import gpus_of, run_command
-from windlass.dashboard.child import Child
 from windlass.errors import Closed, NotPossible, UnknownName, UsageError
 from windlass.files import File, Level
 from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Target, read_seconds
@@ -71,6 +70,7 @@ from windlass.messages import (
 from windlass.store_folders import default_store_folder
 
 if TYPE_CHECKING:
+    from windlass.dashboard.child import Child
     from windlass.commands import CommandResult
     from windlass.functions import Defined
     from windlass.manager.command import Command
@@ -169,6 +169,8 @@ class Door(Declaring):
         return self._show_dashboard().address()
 
     def _show_dashboard(self, *, say: bool = False) -> Child:
+        from windlass.dashboard.child import Child
+
         self._check_open()
         with self._lock:
             if not self._pages or not self._pages[0].alive:

@@ -20,12 +20,11 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, Never, cast
+from typing import TYPE_CHECKING, Any, Final, Never, cast
 
 import msgspec
 
 import windlass
-from windlass.dashboard.child import Child, require_installed
 from windlass.errors import Closed, UsageError, refuse_unknown, require_flag
 from windlass.identity import Authority, cannot_keep_state, make_private, manager_folder
 from windlass.manager.call import SECONDS_MOST
@@ -50,6 +49,9 @@ from windlass.objects import ObjectStore
 from windlass.runs import run_name, write_run
 from windlass.spooling import SpoolingStore
 from windlass.store_folders import default_spool_folder, default_store_folder, default_store_limit
+
+if TYPE_CHECKING:
+    from windlass.dashboard.child import Child
 
 _STATUS_SECONDS: Final = 10.0
 LOOPBACK: Final = "127.0.0.1"
@@ -113,6 +115,8 @@ class Manager(Door):
         require_flag("dashboard", dashboard)
         require_flag("record", record)
         if dashboard:
+            from windlass.dashboard.child import require_installed
+
             require_installed()
         check_journal(journal)
         if name is None and journal is not None:

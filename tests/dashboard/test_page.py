@@ -332,6 +332,12 @@ def test_a_manager_that_nobody_looks_at_records_nothing() -> None:
     assert known_runs(runs_folder()) == before
 
 
+def test_a_program_that_asks_for_no_dashboard_loads_nothing_of_it() -> None:
+    program = "import sys, windlass; windlass.Manager().close(); print([name for name in sys.modules if 'dashboard' in name])"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout == "[]\n"
+
+
 def test_a_dashboard_in_a_terminal_serves_a_running_manager(tmp_path: Path) -> None:
     """Until Ctrl-C; status 130, as of every command."""
     with windlass.Manager(name=f"plain{os.getpid()}") as manager:
