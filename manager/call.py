@@ -391,7 +391,9 @@ def _inside(what: str, path: object, taken: Iterable[str]) -> str:
         raise UsageError(f"{what}(..., {path!r}): the second argument is a path in the call's directory, as in 'data/words.txt'")
     normal = os.path.normpath(path)
     if not _is_sendable(path):
-        raise UsageError(f"{what}(..., {path!r}): that is not UTF-8, and no message can say it; give it another name there, as in 'data.txt'")
+        raise UsageError(
+            f"{what}(..., {path!r}): that is not UTF-8, and no message can say it; give it another name there, as in 'data.txt'"
+        )
     if os.path.isabs(normal) or normal in (".", "..") or normal.startswith("../") or "\0" in normal:
         raise UsageError(f"{what}(..., {path!r}): that is not in the call's own directory: give a relative path, as in 'data/words.txt'")
     if any(normal == one or normal.startswith(f"{one}/") or one.startswith(f"{normal}/") for one in taken):

@@ -70,8 +70,8 @@ from windlass.messages import (
 from windlass.store_folders import default_store_folder
 
 if TYPE_CHECKING:
-    from windlass.dashboard.child import Child
     from windlass.commands import CommandResult
+    from windlass.dashboard.child import Child
     from windlass.functions import Defined
     from windlass.manager.command import Command
 

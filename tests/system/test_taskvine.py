@@ -114,7 +114,10 @@ def test_what_is_in_a_folder_that_a_task_writes_to_stays_there(m: vine.Manager, 
         assert run(m, t).successful(), t.std_output
     found = {str(each.relative_to(tmp_path)): each.read_text() for each in tmp_path.rglob("*") if each.is_file()}
     assert found == {
-        **{"results/old": "old", "results/1": "1\n", "results/2": "2\n", "results/sub/both": "2\n"},
+        "results/old": "old",
+        "results/1": "1\n",
+        "results/2": "2\n",
+        "results/sub/both": "2\n",
         **{f"{name}/{path}": "old" for name in ("results.part", "results.packed") for path in ("old", "sub/both")},
     }
     assert {os.readlink(tmp_path / "results" / f"link{number}") for number in (1, 2)} == {"sub"}

@@ -172,7 +172,7 @@ class File:
 
 
 def _unpack(archive: str, fresh: str, folder: str) -> None:
-    """Unpack to ``fresh``, and put that where ``folder`` is to be. What is in such a folder already stays, but for files of the same name."""
+    """Unpack to ``fresh``, and put that where ``folder`` is to be. What is in such a folder stays, but for files of the same name."""
     with tarfile.open(archive) as opened:
         opened.extractall(fresh, filter="tar")
     if not os.path.isdir(folder):
