@@ -539,6 +539,27 @@ def test_tasks_wait_for_as_many_workers_as_were_asked_for(alone: vine.Manager) -
         assert held.successful()
 
 
+def test_a_task_that_could_not_be_submitted_is_not_held(alone: vine.Manager) -> None:
+    """Nor submitted when others go on."""
+    alone.tune("wait-for-workers", 1)
+    alone.manager.close()
+    with pytest.raises(windlass.Closed):
+        alone.submit(vine.Task("true"))
+    assert alone.stats_category("default").tasks_waiting == 0
+    assert alone.empty()
+
+
+def test_as_many_tasks_as_there_are_may_be_held_and_cancelled(alone: vine.Manager) -> None:
+    alone.set_category_max_concurrent("few", 1)
+    for _ in range(20_000):
+        alone.submit(vine.Task("true", category="few"))
+    assert alone.cancel_all() == 20_000
+    while not alone.empty():
+        done = alone.wait(60)
+        assert done is not None
+        assert done.result == "cancelled"
+
+
 def test_a_manager_that_is_closed_has_no_tasks(tmp_path: Path) -> None:
     """Programs that loop until it is empty come to an end. Its journal is that of `windlass.Manager`."""
     m = vine.Manager(0, journal=tmp_path / "journal")
