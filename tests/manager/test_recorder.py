@@ -45,7 +45,7 @@ def blocks_of(whole: dict[str, Any]) -> list[Any]:
 def test_long_calls_are_blocks_of_their_own(crowds: type[dashboard_crowd.Crowd]) -> None:
     """Each with its function, its times and whether it failed; a worker has no more lanes than slots."""
     crowd = crowds(3, 200, cores=4)
-    ended = sum(crowd.turn(3.0, 1.0) for _ in range(5))
+    ended = sum(crowd.turn(3.0, 0.3) for _ in range(40))
     whole = crowd.whole()
     blocks = blocks_of(whole)
     assert ended == sum(block.calls for block in blocks) > 50
