@@ -18,11 +18,10 @@ import secrets
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from windlass.dashboard.child import Child
 from windlass.errors import UsageError, require_flag
 from windlass.identity import CLIENT, ConnectionFile
 from windlass.manager.call import SECONDS_MOST
@@ -37,6 +36,9 @@ from windlass.manifests import Manifest
 from windlass.messages import CallId, FileName, FileOrigin, FileRef, Leave, Message, ObjectRef, PoolOffer, Resources
 from windlass.objects import map_object
 from windlass.transport import Port, open_port
+
+if TYPE_CHECKING:
+    from windlass.dashboard.child import Child
 
 #: Seconds that closing waits for the manager to take note.
 _FAREWELL: Final = 5.0

@@ -131,6 +131,8 @@ def merge_options(base: CallOptions, tag: str | None, given: Mapping[str, Any]) 
             case "tag":
                 if value is not None and not isinstance(value, str):
                     raise UsageError(f"tag={value!r} is {_a(value)}; a tag is a text: write tag={str(value)!r}")
+                if value is not None and not _is_sendable(value):
+                    raise UsageError(f"tag={value!r} has parts of letters, which no message can say; write tag={_sayable(value)!r}")
                 tag = value
             case "cores":
                 needs[key] = read_number(key, value)
@@ -388,11 +390,24 @@ def _inside(what: str, path: object, taken: Iterable[str]) -> str:
     if not isinstance(path, str) or not path:
         raise UsageError(f"{what}(..., {path!r}): the second argument is a path in the call's directory, as in 'data/words.txt'")
     normal = os.path.normpath(path)
+    if not _is_sendable(path):
+        raise UsageError(
+            f"{what}(..., {path!r}): that is not UTF-8, and no message can say it; give it another name there, as in 'data.txt'"
+        )
     if os.path.isabs(normal) or normal in (".", "..") or normal.startswith("../") or "\0" in normal:
         raise UsageError(f"{what}(..., {path!r}): that is not in the call's own directory: give a relative path, as in 'data/words.txt'")
     if any(normal == one or normal.startswith(f"{one}/") or one.startswith(f"{normal}/") for one in taken):
         raise UsageError(f"{what}(..., {path!r}): the call has a file of that path already")
     return normal
+
+
+def _is_sendable(text: str) -> bool:
+    """It can stand in a message: names of files that are not UTF-8 are texts of Python that cannot (PEP 383)."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _sayable(text: str) -> str:
+    return text.encode(errors="replace").decode()
 
 
 def megabytes_to_bytes(key: str, megabytes: object) -> int:

@@ -21,6 +21,8 @@ from windlass.messages import BAD_CALL, DIED, NO_FILE, OUT_OF_MEMORY, RAISED, TI
 CAUSES_MOST: Final = 100
 #: Characters of one text; the end of a traceback says most.
 TEXT_MOST: Final = 6000
+#: Of a name, a place and a last line.
+WORDS_MOST: Final = 300
 #: Hosts that are named for one cause.
 HOSTS_MOST: Final = 8
 
@@ -84,8 +86,9 @@ class Causes:
         kind = _WORDS.get(end.outcome)
         if kind is None:
             return  # cancelled, or closed
-        raised = detail.types[0] if detail is not None and detail.types else ""
+        raised = detail.types[0][-WORDS_MOST:] if detail is not None and detail.types else ""
         place = place_of(text) if end.outcome == RAISED else ""
+        function = function[:WORDS_MOST]
         key = (kind, function, raised, place)
         cause = self._known.get(key)
         if cause is None:
@@ -136,12 +139,12 @@ def place_of(text: str) -> str:
         return ""
     line = text[begin + len(_FRAME) : text.find("\n", begin) if "\n" in text[begin:] else len(text)]
     path, _, rest = line.partition('", line ')
-    return f"{path.rpartition('/')[2]}:{rest.partition(',')[0]}"
+    return f"{path.rpartition('/')[2][-WORDS_MOST:]}:{rest.partition(',')[0][:20]}"
 
 
 def last_line(text: str) -> str:
     """What a traceback ends with: the exception's own words (cut)."""
-    return text.rstrip().rpartition("\n")[2][:300]
+    return text.rstrip().rpartition("\n")[2][:WORDS_MOST]
 
 
 def clipped(text: str) -> str:

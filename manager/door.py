@@ -38,7 +38,6 @@ import msgspec
 
 from windlass.commands import gpus_of, run_command
 from windlass.coroutines import is_async
-from windlass.dashboard.child import Child
 from windlass.errors import Closed, NotPossible, UnknownName, UsageError, require_flag, stays_here
 from windlass.files import File, Level
 from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Target, read_seconds
@@ -76,6 +75,7 @@ from windlass.store_folders import default_store_folder
 
 if TYPE_CHECKING:
     from windlass.commands import CommandResult
+    from windlass.dashboard.child import Child
     from windlass.functions import Defined
     from windlass.manager.command import Command
 
@@ -174,6 +174,8 @@ class Door(Declaring):
         return self._show_dashboard().address()
 
     def _show_dashboard(self, *, say: bool = False) -> Child:
+        from windlass.dashboard.child import Child
+
         self._check_open()
         with self._lock:
             if not self._pages or not self._pages[0].alive:

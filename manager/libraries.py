@@ -28,6 +28,8 @@ AHEAD_MOST = 1024
 REFILL = 3
 #: Calls ahead per slot while nothing is known of durations.
 AHEAD_UNKNOWN = 4
+#: Seconds that no batch of calls takes.
+_SECONDS_MOST = 1e12
 #: Older than all versions of the manager's structure.
 NEVER = -1
 
@@ -150,6 +152,8 @@ class LibraryState(msgspec.Struct, eq=False):
 
     def learn(self, total: float, number: int, longest: float) -> None:
         """Take in run times; the number of calls ahead follows from their mean."""
+        if not total < _SECONDS_MOST:
+            return  # a worker may say anything
         self.durations.add(total, number, longest)
         mean = self.durations.mean
         ahead = AHEAD_MOST if mean * AHEAD_MOST <= AHEAD_SECONDS else int(AHEAD_SECONDS / mean)

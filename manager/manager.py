@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Final, Never, cast
 import msgspec
 
 import windlass
-from windlass.dashboard.child import Child, require_installed
 from windlass.errors import Closed, UsageError, refuse_unknown, require_flag
 from windlass.identity import Authority, cannot_keep_state, make_private, manager_folder
 from windlass.manager.call import SECONDS_MOST
@@ -53,6 +52,7 @@ from windlass.store_folders import default_spool_folder, default_store_folder, d
 
 if TYPE_CHECKING:
     from windlass.metrics_server import Exporter
+    from windlass.dashboard.child import Child
 
 _STATUS_SECONDS: Final = 10.0
 LOOPBACK: Final = "127.0.0.1"
@@ -120,6 +120,8 @@ class Manager(Door):
         require_flag("dashboard", dashboard)
         require_flag("record", record)
         if dashboard:
+            from windlass.dashboard.child import require_installed
+
             require_installed()
         check_journal(journal)
         self._exporter: Exporter | None = None

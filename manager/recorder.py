@@ -41,6 +41,8 @@ OTHERS: Final = "other functions"
 CLOCKS_AGREE: Final = 1.0
 #: The least time that calls run before they are told of as running.
 LONG_SECONDS: Final = 1.0
+#: What is longer ago, or later, is no time: a worker may say anything, also what is not a number.
+TIMES_MOST: Final = 1e10
 #: Running calls that are told of at once.
 RUNNING_MOST: Final = 1000
 
@@ -110,6 +112,8 @@ class Recorder:
                 self._note_one(books, worker, end, shift)
             return
         begin, over = first.started_at + shift, last.ended_at + shift
+        if not (abs(begin) < TIMES_MOST and abs(over) < TIMES_MOST and abs(total) < TIMES_MOST):
+            return
         if not stretch.seen or begin < stretch.begin:
             stretch.begin = begin
         stretch.end = max(stretch.end, over)
@@ -221,6 +225,8 @@ class Recorder:
         if call is None or call.attempt != end.attempt or not end.started_at:
             return
         begin, over = end.started_at + shift, end.ended_at + shift
+        if not (abs(begin) < TIMES_MOST and abs(over) < TIMES_MOST):
+            return
         failed = int(end.outcome not in (RETURNED, CANCELLED))
         what = self._number(books, call.spec.library, call.spec.function)
         busy = max(0.0, over - begin)

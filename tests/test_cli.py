@@ -234,6 +234,19 @@ def test_a_manager_without_pools_is_shown_with_what_to_do() -> None:
     assert "no pools: `windlass factory run BACKEND` in another terminal" in text_of({"workers": [], "pools": []})
 
 
+def test_a_status_has_nothing_that_a_terminal_would_obey() -> None:
+    """Why a library failed, or a pool is paused, are the words of anybody's program."""
+    said = "before\x1b]0;title\x07\x1b[2J\tafter"
+    library = {"name": said, "waiting": 1, "failed": said, "notes": [said], "imports": {said: {"seconds": 1.0, "error": ""}}}
+    worker = {"id": "w", "host": said, "draining": said, "libraries": [{"name": said, "phase": "ready", "slots": 1}]}
+    pool = {"name": "p", "backend": "local", "paused": said, "failure": said + said}
+    text = text_of({"manager": {"id": "m"}, "calls": {}, "libraries": [library], "workers": [worker], "pools": [pool]}, width=2000)
+    assert text.count("before") > 5
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "[2J after" in text
+
+
 def test_of_many_workers_the_first_are_shown() -> None:
     """A terminal has forty lines or so."""
     shown = text_of({"workers": [{"id": f"worker-{number}"} for number in range(1000)]})

@@ -135,6 +135,7 @@ def show_pilot(chosen: argparse.Namespace, options: Mapping[str, object]) -> int
         print(json.dumps(row))
         return 0
     from windlass.status import show_span
+    from windlass.tables import clean
 
     print(f"pilot {row['pilot']} of pool {row['pool']}, factory {row['factory']}")
     restarted = f" (started again {row['restart']} time{'s' * (row['restart'] != 1)})" if row["restart"] else ""
@@ -153,16 +154,16 @@ def show_pilot(chosen: argparse.Namespace, options: Mapping[str, object]) -> int
     facts += [("worker", _worker(one)) for one in row["workers"]]
     for name, value in facts:
         if value:
-            print(f"  {name + ':':<12}{value}")
+            print(clean(f"  {name + ':':<12}{value}"))
     print("story:")
     ends = [step["at"] for step in row["story"][1:]] + [status["manager"]["at"]]
     for step, end in zip(row["story"], ends, strict=True):
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(step["at"]))
         took = "" if step["phase"] == "ended" else show_span(max(0.0, end - step["at"]))
-        print(f"  {at}  {took:>10}  {step['phase']}{': ' + step['reason'] if step['reason'] else ''}")
+        print(clean(f"  {at}  {took:>10}  {step['phase']}{': ' + step['reason'] if step['reason'] else ''}"))
     if row["words"]:
         print("its last words:")
-        print("\n".join(f"  {line}" for line in str(row["words"]).splitlines()))
+        print("\n".join(f"  {clean(line)}" for line in str(row["words"]).splitlines()))
     return 0
 
 

@@ -154,7 +154,7 @@ def run_command(
     wanted = (makes,) if makes else outputs
     missing = tuple(path for path in wanted if not _is_made(path))
     code, host = os.waitstatus_to_exitcode(status), os.uname().nodename
-    packed = tuple(path for path in pack if os.path.isdir(path))
+    packed = tuple(path for path in pack if path not in missing and os.path.isdir(path) and _is_here(path))
     for path in packed:
         _pack(path)
     result = CommandResult(code, _written(1), _written(2), missing, seconds, cpu_seconds, peak_memory, host, packed)
@@ -198,14 +198,21 @@ def _run(command: str | Sequence[str], env: dict[str, str], merge_output: bool) 
 
 
 def _is_made(path: str) -> bool:
-    """A file or folder is there. A link to one becomes a copy: what it leads to may be elsewhere, or an input, which is the cache's."""
+    """A file or folder is there. A link to one becomes a copy: what it leads to may be elsewhere, or an input, which is the cache's.
+
+    What a linked folder leads out of the call's own directory is not touched: `windlass.worker.room` refuses it. Nor is a link to a folder
+    that has this directory in it something that a command makes: a copy would hold itself.
+    """
     if not (os.path.isfile(path) or os.path.isdir(path)):
         return False
-    if os.path.islink(path):
+    if os.path.islink(path) and _is_here(path):
         import shutil
 
-        copy = f"{path}.copied"
+        copy = _beside(path)
         if os.path.isdir(path):
+            if f"{os.getcwd()}/".startswith(os.path.join(os.path.realpath(path), "")):
+                os.unlink(path)
+                return False
             shutil.copytree(path, copy, symlinks=True)
         else:
             shutil.copyfile(path, copy)
@@ -214,14 +221,25 @@ def _is_made(path: str) -> bool:
     return True
 
 
+def _is_here(path: str) -> bool:
+    """The folder that it is in is the call's own directory, or in that."""
+    return f"{os.path.realpath(os.path.dirname(path))}/".startswith(os.path.join(os.getcwd(), ""))
+
+
+def _beside(path: str) -> str:
+    """A path in the same folder that the command has not made."""
+    return f"{path}.{os.urandom(8).hex()}"
+
+
 def _pack(path: str) -> None:
     import shutil
     import tarfile
 
-    with tarfile.open(f"{path}.packed", "w") as archive:
+    archived = _beside(path)
+    with tarfile.open(archived, "w") as archive:
         archive.add(path, ".")
     shutil.rmtree(path)
-    os.rename(f"{path}.packed", path)
+    os.rename(archived, path)
 
 
 _is_parent_of_orphans = False

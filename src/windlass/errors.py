@@ -62,8 +62,8 @@ class WindlassError(Exception):
     # No data descriptor: once made, or brought along by a pickle, they are the instance's own.
     __notes__: list[str] = _Notes()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
+    def __init_subclass__(cls, **more: object) -> None:
+        super().__init_subclass__(**more)
         if cls.__module__ == __name__:  # others, of Windlass's parts and of users, are explained where their base is
             cls.page = f"{PAGE}#{cls.__name__.lower()}"
 

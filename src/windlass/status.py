@@ -19,6 +19,7 @@ from rich.text import Text
 
 from windlass.errors import ConnectionRefused, Unreachable
 from windlass.messages import CallList, GetStatus, Leave, Message, Status
+from windlass.tables import clean
 
 if TYPE_CHECKING:
     from windlass.identity import ConnectionFile
@@ -211,8 +212,8 @@ _COUNTS: Final = {"waiting", "running", "done", "failed", "cancelled", "instance
 
 
 def show(key: str, value: object) -> str:
-    """A value as its key asks for."""
-    return _SHOWN.get(key, show_plain)(value)
+    """A value as its key asks for. Nothing that a terminal would obey: it may be the words of anybody's program."""
+    return clean(_SHOWN.get(key, show_plain)(value))
 
 
 def _is_empty(key: str, value: object) -> bool:
@@ -239,8 +240,9 @@ def _table(kind: str, rows: list[Mapping[str, object]], title: str) -> list[Rend
 
 def _remark(key: str, row: Mapping[str, object]) -> RenderableType:
     """A long text below its table; it may be the last words of a pilot, of several lines."""
-    text = f"{row.get('name') or row.get('id') or '?'}: {key}: {show(key, row[key])}"
-    advice = f"\nwhen that is mended: windlass factory resume {row.get('name')}" if key == "paused" else ""
+    name = show("name", row.get("name") or row.get("id") or "?")
+    text = f"{name}: {key}: {show(key, row[key])}"
+    advice = f"\nwhen that is mended: windlass factory resume {name}" if key == "paused" else ""
     return Padding(Text((text + advice).replace("\n", "\n  ")), (0, 0, 0, 2), expand=False)
 
 

@@ -48,7 +48,9 @@ def number_column(heading: str, key: str | None = None) -> Column:
 
 def clean(text: str) -> str:
     """The text without what a terminal would obey."""
-    return text if text.isprintable() else "".join(one if one.isprintable() else "\n" if one == "\n" else "?" for one in text)
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one == "\n" else " " if one == "\t" else "?" for one in text)
 
 
 def plain_console(*, stderr: bool = False) -> Console:

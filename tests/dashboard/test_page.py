@@ -5,11 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from http.client import HTTPMessage
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +23,8 @@ import pytest
 import windlass
 from windlass.dashboard.child import Child
 from windlass.dashboard.guard import HEADERS
+from windlass.dashboard.serve import running_dashboard
+from windlass.managers import choose_manager
 from windlass.runs import find_run, known_runs, runs_folder
 
 if TYPE_CHECKING:
@@ -162,6 +167,32 @@ def test_no_process_has_the_token_among_its_words(busy: windlass.Manager) -> Non
     assert not any(token in one for one in words)
 
 
+@pytest.mark.parametrize("other", [{"host": "another-login-node"}, {"pid": 2**22 + 1}, {"pid": "1"}])
+def test_the_token_is_sent_to_nobody_who_only_has_the_port(tmp_path: Path, other: dict[str, Any]) -> None:
+    """State folders are shared by machines, and outlive processes: that port here may be somebody else's."""
+    with socket.create_server(("127.0.0.1", 0)) as stranger, windlass.Manager(name=f"port{os.getpid()}") as manager:
+        link = f"http://127.0.0.1:{stranger.getsockname()[1]}/0123/?token=secret"
+        note = {"url": link, "pid": os.getpid(), "host": socket.gethostname(), **other}
+        manager.connection_file.with_name("dashboard.json").write_text(json.dumps(note))
+        assert not running_dashboard(choose_manager(str(manager.connection_file)))
+        stranger.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            stranger.accept()
+
+
+def test_a_program_with_thousands_of_descriptors_has_a_dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As managers of thousands of workers have; and modules in its folder are nothing to the dashboard."""
+    (tmp_path / "secrets.py").write_text("raise SystemExit('the wrong secrets')")
+    monkeypatch.chdir(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
+    with ExitStack() as opened:
+        for _ in range(1100):
+            opened.enter_context(open(os.devnull))
+        with windlass.Manager(name=f"many{os.getpid()}") as manager:
+            assert get(manager.dashboard()).status == 200
+
+
 # ---------------------------------------------------------------- what is on it
 
 
@@ -299,6 +330,12 @@ def test_a_manager_that_nobody_looks_at_records_nothing() -> None:
     with windlass.Manager() as manager:
         assert manager._core.recorder is None  # pyright: ignore[reportPrivateUsage]
     assert known_runs(runs_folder()) == before
+
+
+def test_a_program_that_asks_for_no_dashboard_loads_nothing_of_it() -> None:
+    program = "import sys, windlass; windlass.Manager().close(); print([name for name in sys.modules if 'dashboard' in name])"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout == "[]\n"
 
 
 def test_a_dashboard_in_a_terminal_serves_a_running_manager(tmp_path: Path) -> None:

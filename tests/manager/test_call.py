@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from windlass.errors import UnknownName, UsageError
+from windlass.files import File
 from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall, intern_options, merge_options, needs_of
 from windlass.messages import CallOptions, Resources
 
@@ -150,6 +151,7 @@ class TestOptions:
             ({"retries": 1.5}, "retries=1.5 is a float; retries is a whole number: write retries=2"),
             ({"priority": "high"}, "priority='high' is a str; priority is a number: write priority=1.5"),
             ({"tag": 3}, "tag=3 is an int; a tag is a text: write tag='3'"),
+            ({"tag": "a\udcff"}, "tag='a\\udcff' has parts of letters, which no message can say; write tag='a?'"),
             ({"cores": -1}, "cores=-1 is negative; write cores=1, or leave it out"),
             ({"memory": 2000}, "memory=2000 is 2000 bytes; write memory='2000MB' (or 'GB')"),
             ({"gpus": 0.5}, "gpus=0.5 is a float; gpus is a whole number: write gpus=2"),
@@ -172,6 +174,14 @@ class TestOptions:
         with pytest.raises(UsageError) as caught:
             options_of(**given)
         assert str(caught.value) == text
+
+    @pytest.mark.parametrize("path", ["a\udcff", "d\udcff/out"])
+    def test_paths_that_no_message_can_say_are_refused(self, path: str) -> None:
+        """A worker that cannot be told of its calls would be lost, and each after it."""
+        call, file = FunctionCall("lib", "f"), File(0, None, "x")
+        for add in (call.add_input, call.add_output):
+            with pytest.raises(UsageError, match="no message can say it"):
+                add(file, path)
 
     def test_an_unknown_option_is_an_unknown_name(self) -> None:
         with pytest.raises(UnknownName):

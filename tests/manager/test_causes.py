@@ -86,6 +86,15 @@ def test_memory_is_bounded_whatever_fails() -> None:
     assert sum(row["calls"] for row in rows) == 10 * CAUSES_MOST + 100
 
 
+def test_names_are_bounded_too() -> None:
+    """A program may make classes, functions and files of any name, and a row has to fit into a message."""
+    causes, name = Causes(), "x" * 1_000_000
+    text = f'  File "/{name}", line {name}, in {name}\n{name}: {name}'
+    causes.note(CallEnd(CallId(1), 1, RAISED, b"", detail=EndDetail(types=(name,), text=text)), name, "node", 1.0)
+    (row,) = causes.rows()
+    assert len(str(row)) < TEXT_MOST + 3000
+
+
 @pytest.mark.parametrize(
     ("text", "place"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,9 @@ def crowds(monkeypatch: pytest.MonkeyPatch) -> type[dashboard_crowd.Crowd]:
     return dashboard_crowd.Crowd
 
 
+TIMES = (math.nan, math.inf, -math.inf, 1e308, -1e308, 0.0, 1.0, 1.8e9, 1e-300)
+
+
 def recorder_of(crowd: dashboard_crowd.Crowd) -> Recorder:
     assert crowd.core.recorder is not None
     return crowd.core.recorder
@@ -40,10 +45,7 @@ def blocks_of(whole: dict[str, Any]) -> list[Any]:
 def test_long_calls_are_blocks_of_their_own(crowds: type[dashboard_crowd.Crowd]) -> None:
     """Each with its function, its times and whether it failed; a worker has no more lanes than slots."""
     crowd = crowds(3, 200, cores=4)
-    ended = 0
-    for _ in range(8):
-        ended += crowd.turn(3.0, 1.0)
-        crowd.submit(20)
+    ended = sum(crowd.turn(3.0, 0.3) for _ in range(40))
     whole = crowd.whole()
     blocks = blocks_of(whole)
     assert ended == sum(block.calls for block in blocks) > 50
@@ -52,6 +54,25 @@ def test_long_calls_are_blocks_of_their_own(crowds: type[dashboard_crowd.Crowd])
     assert sum(block.failed for block in blocks) == crowd.core.counters.failed > 0
     assert max(lane for _, _, lane, _ in whole["lanes"]) < 4
     assert all(0.0 <= block.start <= block.end <= crowd.now - whole["record"]["began_at"] for block in blocks)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_times_that_are_none_do_no_harm(crowds: type[dashboard_crowd.Crowd], seed: int) -> None:
+    """A worker may say anything; the core goes on, and what is told are numbers."""
+    chance = random.Random(seed)
+    crowd = crowds(1, 200, cores=2, seconds=0.001)
+    for _ in range(4):
+        crowd.now += chance.choice([0.01, 2.0])
+        for worker in list(crowd.core.workers.values()):
+            calls = list(worker.calls.values())[: chance.randrange(1, 8)]
+            ends = [
+                CallEnd(one.spec.call, one.attempt, RETURNED, b"", started_at=chance.choice(TIMES), ended_at=chance.choice(TIMES))
+                for one in calls
+            ]
+            crowd.core.worker_said(worker.id, [CallsEnded(ends)], crowd.now)
+        crowd.core.tick(crowd.now)
+    for block in blocks_of(crowd.whole()):
+        assert all(math.isfinite(number) for number in (block.start, block.end, block.busy))
 
 
 def test_short_calls_become_stretches_that_tell_how_many_they_are(crowds: type[dashboard_crowd.Crowd]) -> None:

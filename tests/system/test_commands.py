@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from windlass import (
+    CallFailed,
     CallTimeout,
     Command,
     CommandFailed,
@@ -200,6 +201,36 @@ def test_a_link_that_is_an_output_becomes_what_it_leads_to(served: Manager) -> N
     assert served.submit(command).result(60).missing == ("lost",)
     assert served.fetch_file(command.outputs["out"]) == b"words"
     assert run(served, "cat t/e/f w", inputs={"t": command.outputs["tree"], "w": words}).stdout == "x\nwords"
+
+
+def test_what_a_linked_folder_leads_to_is_left_as_it_is(served: Manager, tmp_path: Path) -> None:
+    """Outputs below a link that leads out of the call's own directory are refused: nothing there is copied, packed or removed."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "precious").write_text("years of work")
+    (tmp_path / "newest").symlink_to("results")
+    for path in ("d/results", "d/newest"):
+        command = Command(f"rmdir d; ln -s {tmp_path} d", outputs=[path], check=False)
+        command.packed = (path,)
+        with pytest.raises(CallFailed, match="is not in the call's own directory"):
+            served.submit(command).result(60)
+    assert (tmp_path / "results" / "precious").read_text() == "years of work"
+    assert os.readlink(tmp_path / "newest") == "results"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["newest", "results"]
+
+
+@pytest.mark.parametrize("target", [".", "..", "/"])
+def test_a_link_to_a_folder_around_it_is_no_output(served: Manager, target: str) -> None:
+    """A copy would have itself in it, and end when the disk is full."""
+    assert run(served, f"ln -s {target} out", outputs=["out"], check=False).missing == ("out",)
+
+
+def test_what_a_command_made_beside_an_output_stays_what_it_is(served: Manager) -> None:
+    """Copies and archives have names of their own."""
+    words = "echo a > a; ln -s a out; echo other > out.copied; mkdir f; echo other > f.packed"
+    command = Command(words, outputs=["out", "out.copied", "f", "f.packed"])
+    command.packed = ("f",)
+    served.submit(command).result(60)
+    assert [served.fetch_file(command.outputs[path]) for path in ("out", "out.copied", "f.packed")] == [b"a\n", b"other\n", b"other\n"]
 
 
 def test_what_a_command_made_is_saved_whole_or_not_at_all(served: Manager, tmp_path: Path) -> None:

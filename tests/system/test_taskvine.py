@@ -102,6 +102,28 @@ def test_outputs_are_written_to_files_of_this_machine_before_the_task_comes_back
     assert sorted(each.name for each in (tmp_path / "results").iterdir()) == ["mydata.gz", "tree"]
 
 
+def test_what_is_in_a_folder_that_a_task_writes_to_stays_there(m: vine.Manager, tmp_path: Path) -> None:
+    """But for files of the same name; nor is anything beside it touched."""
+    for name in ("results", "results.part", "results.packed"):
+        (tmp_path / name / "sub").mkdir(parents=True)
+        (tmp_path / name / "old").write_text("old")
+        (tmp_path / name / "sub" / "both").write_text("old")
+    for number in (1, 2):
+        t = vine.Task(f"mkdir -p out/sub; echo {number} > out/{number}; echo {number} > out/sub/both; ln -s sub out/link{number}")
+        t.add_output(m.declare_file(tmp_path / "results"), "out")
+        assert run(m, t).successful(), t.std_output
+    found = {str(each.relative_to(tmp_path)): each.read_text() for each in tmp_path.rglob("*") if each.is_file()}
+    assert found == {
+        "results/old": "old",
+        "results/1": "1\n",
+        "results/2": "2\n",
+        "results/sub/both": "2\n",
+        **{f"{name}/{path}": "old" for name in ("results.part", "results.packed") for path in ("old", "sub/both")},
+    }
+    assert {os.readlink(tmp_path / "results" / f"link{number}") for number in (1, 2)} == {"sub"}
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_a_task_may_be_written_as_a_dictionary(m: vine.Manager) -> None:
     source, target = m.declare_buffer("words"), m.declare_buffer()
     info: dict[str, Any] = {
@@ -515,6 +537,27 @@ def test_tasks_wait_for_as_many_workers_as_were_asked_for(alone: vine.Manager) -
         done = alone.wait(60)
         assert done is held
         assert held.successful()
+
+
+def test_a_task_that_could_not_be_submitted_is_not_held(alone: vine.Manager) -> None:
+    """Nor submitted when others go on."""
+    alone.tune("wait-for-workers", 1)
+    alone.manager.close()
+    with pytest.raises(windlass.Closed):
+        alone.submit(vine.Task("true"))
+    assert alone.stats_category("default").tasks_waiting == 0
+    assert alone.empty()
+
+
+def test_as_many_tasks_as_there_are_may_be_held_and_cancelled(alone: vine.Manager) -> None:
+    alone.set_category_max_concurrent("few", 1)
+    for _ in range(20_000):
+        alone.submit(vine.Task("true", category="few"))
+    assert alone.cancel_all() == 20_000
+    while not alone.empty():
+        done = alone.wait(60)
+        assert done is not None
+        assert done.result == "cancelled"
 
 
 def test_a_manager_that_is_closed_has_no_tasks(tmp_path: Path) -> None:

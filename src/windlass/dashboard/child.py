@@ -36,7 +36,8 @@ class Child:
 
     def __init__(self, connection_file: Path, *, say: bool = False) -> None:
         require_installed()
-        words = [sys.executable, "-m", "windlass", "dashboard", str(connection_file), "--child", "say" if say else "quiet"]
+        # -P: what lies in the program's folder (a secrets.py, say) is not to stand for the library's modules.
+        words = [sys.executable, "-P", "-m", "windlass.cli", "dashboard", str(connection_file), "--child", "say" if say else "quiet"]
         self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         self._told = b""
 
@@ -49,9 +50,10 @@ class Child:
         """Where it is, with its token, when it serves. Raises `Unreachable`."""
         out, end = self._process.stdout, time.monotonic() + timeout
         assert out is not None
+        looks = select.poll()  # select knows no descriptors from 1024 on, and managers have thousands
+        looks.register(out, select.POLLIN)
         while b"\n" not in self._told:
-            ready, _, _ = select.select([out], [], [], max(0.0, end - time.monotonic()))
-            if not ready:
+            if not looks.poll(1000 * max(0.0, end - time.monotonic())):
                 raise Unreachable(f"the dashboard did not start within {timeout:g} s")
             piece = os.read(out.fileno(), 65536)
             if not piece:

@@ -160,34 +160,40 @@ async def _serve(known: Known, host: str, sock: socket.socket, ready: Callable[[
 
 def _note(path: Path, link: str) -> None:
     with contextlib.suppress(OSError):
-        write_private(path, msgspec.json.encode({"url": link, "pid": os.getpid()}))
+        write_private(path, msgspec.json.encode({"url": link, "pid": os.getpid(), "host": socket.gethostname()}))
         text = f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={link}"><title>Windlass</title>'
         write_private(path.with_name(WAY_IN), text.encode())
 
 
 def _unnote(path: Path, link: str) -> None:
-    if _noted(path) == link:
+    if _noted(path).get("url") == link:
         with contextlib.suppress(OSError):
             path.unlink()
             path.with_name(WAY_IN).unlink()
 
 
-def _noted(path: Path) -> str:
+def _noted(path: Path) -> dict[str, Any]:
     try:
         found: Any = msgspec.json.decode(path.read_bytes())
-        return str(cast("dict[str, Any]", found).get("url", ""))
-    except (OSError, msgspec.MsgspecError, AttributeError):
-        return ""
+    except (OSError, msgspec.MsgspecError):
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
 def running_dashboard(known: Known) -> str:
-    """The address of a dashboard that serves this manager already; "" without one."""
-    link = _noted(known.path.parent / NOTE)
-    if not link.startswith("http://"):
+    """The address of a dashboard of this machine that serves this manager already; "" without one.
+
+    State folders are shared by machines, and what listens at that port here, or does so since the dashboard was killed, may be anybody's:
+    so the token is sent to nobody unless its process is here and ours.
+    """
+    note = _noted(known.path.parent / NOTE)
+    link, process = str(note.get("url", "")), note.get("pid")
+    if not link.startswith("http://") or note.get("host") != socket.gethostname() or not isinstance(process, int) or process <= 0:
         return ""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy that the environment names must not see the token
     try:
+        os.kill(process, 0)
         with direct.open(link, timeout=_PROBE_SECONDS) as answer:
             return link if answer.status == 200 else ""
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         return ""

@@ -9,7 +9,7 @@ a category has only so many tasks under way at a time; the others are held back 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
@@ -37,7 +37,8 @@ class Category:
         self.mode = FIXED
         #: Tasks at a time; 0: any number.
         self.max_concurrent = 0
-        self.held: deque[Task] = deque()
+        #: By number, in the order of submission.
+        self.held: OrderedDict[int, Task] = OrderedDict()
         self.under_way = 0
         #: Tasks by how they ended.
         self.done = self.failed = 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -127,10 +128,12 @@ class File:
                 self._data, self._native = self._manager.fetch_file(made), None
         elif self._kind == LOCAL:
             os.makedirs(os.path.dirname(os.path.abspath(self._source)), exist_ok=True)
-            path = f"{self._source}.packed" if packed else self._source
-            self._manager.save_file(made, path)
             if packed:
-                _unpack(path, self._source)
+                with tempfile.TemporaryDirectory(prefix=".windlass-", dir=os.path.dirname(os.path.abspath(self._source))) as beside:
+                    self._manager.save_file(made, f"{beside}/packed")
+                    _unpack(f"{beside}/packed", f"{beside}/folder", self._source)
+            else:
+                self._manager.save_file(made, self._source)
         made.prune()
 
     def prune(self) -> None:
@@ -168,12 +171,16 @@ class File:
         return ()
 
 
-def _unpack(archive: str, folder: str) -> None:
-    fresh = f"{folder}.part"
-    shutil.rmtree(fresh, ignore_errors=True)
+def _unpack(archive: str, fresh: str, folder: str) -> None:
+    """Unpack to ``fresh``, and put that where ``folder`` is to be. What is in such a folder stays, but for files of the same name."""
     with tarfile.open(archive) as opened:
         opened.extractall(fresh, filter="tar")
-    os.unlink(archive)
-    if os.path.isdir(folder):
-        shutil.rmtree(folder)
-    os.rename(fresh, folder)
+    if not os.path.isdir(folder):
+        os.rename(fresh, folder)
+        return
+    for below, folders, files in os.walk(fresh):
+        target = os.path.normpath(os.path.join(folder, os.path.relpath(below, fresh)))
+        os.makedirs(target, exist_ok=True)
+        links = [name for name in folders if os.path.islink(os.path.join(below, name))]
+        for name in files + links:
+            os.replace(os.path.join(below, name), os.path.join(target, name))

@@ -123,12 +123,13 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
             task.begin(number)
             self._next += 1
             self._open[number] = task
-            category.held.append(task)
+            category.held[number] = task
         try:
             self._let_go_on(category, task)
         except BaseException:
             with self._lock:
                 self._open.pop(number, None)
+                category.held.pop(number, None)
                 task.withdraw()
             raise
         if task.time_end:
@@ -143,9 +144,8 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
             with self._lock:
                 if not category.held or (category.max_concurrent and category.under_way >= category.max_concurrent):
                     return
-                task = category.held.popleft()
+                number, task = category.held.popitem(last=False)
                 category.under_way += 1
-            number = task.id
             try:
                 future = task.submitted(self.manager, category.options(self._categories.default))
             except BaseException as error:
@@ -305,10 +305,7 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
         count = 0
         for task in reversed(list(tasks)):
             with self._lock:
-                held = self._categories[task.category].held
-                waits = task in held
-                if waits:
-                    held.remove(task)
+                waits = self._categories[task.category].held.pop(task.id, None) is not None
             if waits:
                 self._end(task, task.id, None, CancelledError())
                 count += 1
