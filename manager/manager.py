@@ -51,8 +51,8 @@ from windlass.spooling import SpoolingStore
 from windlass.store_folders import default_spool_folder, default_store_folder, default_store_limit
 
 if TYPE_CHECKING:
-    from windlass.metrics_server import Exporter
     from windlass.dashboard.child import Child
+    from windlass.metrics_server import Exporter
 
 _STATUS_SECONDS: Final = 10.0
 LOOPBACK: Final = "127.0.0.1"

@@ -47,7 +47,9 @@ def dashboard(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
 
 def _tell_parent(known: Known, link: str, say: bool) -> None:
     if say:
-        print(f"windlass: dashboard of manager {known.name}: {link}", file=sys.stderr, flush=True)
+        # In a job standard error is a file, which others may be able to read, and the link lets in whoever has it.
+        where = link if sys.stderr.isatty() else f"its link is printed by: windlass dashboard {known.name}"
+        print(f"windlass: dashboard of manager {known.name}: {where}", file=sys.stderr, flush=True)
     print(json.dumps({"url": link}), flush=True)
 
 
@@ -81,7 +83,7 @@ def report(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
         print(json.dumps({"runs": names}) if chosen.json else "\n".join(names) or "no run has been kept: see docs/dashboard.md")
         return 0
     whole = _whole(chosen)
-    run = str(whole["record"]["run"])
+    run = Path(str(whole["record"]["run"])).name or "run"  # it may come from a file, which may say anything
     page = Path(chosen.output) if chosen.output else Path(f"{run}.html")
     trace = Path(chosen.trace) if chosen.trace else page.with_suffix(".trace.json")
     page.write_bytes(report_html(whole))
