@@ -106,6 +106,8 @@ def legs_of(found: Findings) -> list[Leg]:
         ]
     if found.skew is not None:
         legs.append(_clock(*found.skew))
+    if found.died and found.ran_after < 0 and "held: " in found.died:  # it never started, so nothing is wrong with its Python
+        return [*legs, Leg("queue", FAILED, found.died, "ask for what the site gives: walltime=, cores=, memory=, partition=, account=")]
     if found.died:
         advice = "setup= and python= say how Python is found on nodes"
         if found.container:

@@ -318,9 +318,9 @@ class Executor(Submitter):
         """
         require_flag("memoize", memoize)
         concurrency = read_concurrency(concurrency)
-        if "max_workers" in pool:
+        for name in {"max_workers", "n_workers"} & pool.keys():  # of concurrent.futures and Dask
             raise UsageError(
-                f"max_workers={pool['max_workers']!r}: as many calls run at once as pilots have cores; write cores=4 for pilots of four,"
+                f"{name}={pool[name]!r}: as many calls run at once as pilots have cores; write cores=4 for pilots of four,"
                 " and max_pilots=2 for two of them"
             )
         if manager_options is not None and not isinstance(manager_options, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]

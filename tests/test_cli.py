@@ -201,7 +201,9 @@ def test_a_manager_that_has_ended_is_not_taken_for_a_running_one(manager: windla
     assert choose_manager().name == manager.name
     assert [known.is_running() for known in known_managers() if known.name == "gone"] == [False]
     assert main(["status", "gone"]) == 2
-    assert capsys.readouterr().err == f"windlass: manager gone (port {port}) does not answer; start the program that has it\n"
+    assert capsys.readouterr().err == (
+        f"windlass: manager gone (port {port}) does not answer: it has ended, or is out of reach from here; start the program that has it\n"
+    )
 
 
 def test_a_status_is_shown_whatever_it_lacks() -> None:

@@ -153,6 +153,8 @@ def test_calls_are_listed_by_state_library_tag_and_number(busy: windlass.Manager
     status, text, error = run("calls", "--most", "1")
     assert (status, "(1 of 1 at workers, 1 of 3 waiting, 1 of 1 failed; --most N shows more)" in error) == (0, True), error
     assert "no such row: 7" in text
+    error = run("calls", "--most", "5")[2]
+    assert "(1 of 1 at workers, 3 of 3 waiting, 1 of 1 failed)" in error, "nothing is left to show"
 
 
 def test_calls_of_programs_that_are_attached_have_their_names_and_numbers(manager: windlass.Manager, run: Run) -> None:

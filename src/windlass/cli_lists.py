@@ -189,7 +189,7 @@ def list_calls(chosen: argparse.Namespace, options: Mapping[str, object]) -> int
         return _print(chosen, rows, (), "calls", found["cut"])
     _print_calls(rows, found["at"])
     sys.stdout.flush()
-    print(told_rest(rows, states, found), file=sys.stderr)
+    print(told_rest(rows, states, found, chosen.most), file=sys.stderr)
     return 0
 
 
@@ -217,21 +217,24 @@ def _print_calls(rows: Sequence[Row], now: float) -> None:
     )
 
 
-def told_rest(rows: Sequence[Row], states: Sequence[str], found: Mapping[str, Any]) -> str:
-    """How many are shown, and how many there are."""
+def told_rest(rows: Sequence[Row], states: Sequence[str], found: Mapping[str, Any], most: int) -> str:
+    """How many are shown, and how many there are; and how to see more, where there may be more."""
     counts: Mapping[str, int | None] = found["counts"]
     parts: list[str] = []
+    more = bool(found["cut"])
     for state in states:
         shown = sum(row["state"] == state for row in rows)
         if state in ("running", "sent"):
             continue
         whole = counts.get(state)
+        more = more or (shown < whole if whole is not None else shown >= most)
         parts.append(f"{shown:,} of {whole:,} {state}" if whole is not None else f"{shown:,} {state}")
     held = [state for state in states if state in ("running", "sent")]
     if held:
         shown, whole = sum(row["state"] in held for row in rows), counts.get("sent")
+        more = more or (shown < whole if whole is not None else shown >= most)
         parts.insert(0, f"{shown:,} of {whole:,} at workers" if whole is not None else f"{shown:,} at workers")
-    return f"({', '.join(parts)}{'; not all were looked at' if found['cut'] else ''}; --most N shows more)"
+    return f"({', '.join(parts)}{'; not all were looked at' if found['cut'] else ''}{'; --most N shows more' if more else ''})"
 
 
 def _print(chosen: argparse.Namespace, rows: Sequence[Row], columns: Sequence[Column], kind: str, cut: bool = False) -> int:

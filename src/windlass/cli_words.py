@@ -67,8 +67,13 @@ def seconds(text: str) -> float:
 
 
 def pause(text: str) -> float:
-    """The same, and not zero."""
-    read = seconds(text)
+    """The same, and not zero: of ``--watch``, which may have taken the name behind it for its value."""
+    try:
+        read = seconds(text)
+    except argparse.ArgumentTypeError as error:
+        if text[:1].isalpha() and text.lower() not in ("nan", "inf", "infinity"):
+            raise argparse.ArgumentTypeError(f"{error}; a manager's name goes before it: windlass status {text} --watch") from None
+        raise
     if not read:
         raise argparse.ArgumentTypeError(f"{text!r} is no pause: write a number of seconds over 0, such as 1")
     return read

@@ -47,7 +47,9 @@ class Known:
     def require_running(self) -> None:
         """Raises `NotRunning` unless it runs."""
         if not self.is_running():
-            raise NotRunning(f"manager {self.describe()} does not answer; start the program that has it")
+            raise NotRunning(
+                f"manager {self.describe()} does not answer: it has ended, or is out of reach from here; start the program that has it"
+            )
 
     def is_running(self) -> bool:
         """Whether something at one of its addresses proves to be this manager."""

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from windlass.errors import UnknownName
+from windlass.errors import UnknownName, UsageError
 from windlass.identity import state_folder, write_private
 
 RUNS_KEPT: Final = 50
@@ -49,7 +49,8 @@ def find_run(folder: Path, name: str | None) -> Path:
     """The file of a run by its name, by its manager's name (the newest), or of the newest of all.
 
     Raises:
-        UnknownName: there is none.
+        UnknownName: there is none of that name.
+        UsageError: there is none at all yet, and no name was given.
     """
     paths = _newest_first(folder)
     for path in paths:
@@ -58,8 +59,10 @@ def find_run(folder: Path, name: str | None) -> Path:
         if name is None or name in (run, run[:-16]):
             return path
     hint = f"(runs are looked for in {folder}; only those of managers with record=True or a dashboard are kept)"
+    if name is None:
+        raise UsageError(f"there is no run yet {hint}")
     known = known_runs(folder)
-    raise UnknownName("run", name or "", {*known, *(run[:-16] for run in known)}, hint=hint)
+    raise UnknownName("run", name, {*known, *(run[:-16] for run in known)}, hint=hint)
 
 
 def _newest_first(folder: Path) -> list[Path]:

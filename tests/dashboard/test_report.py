@@ -14,7 +14,7 @@ import pytest
 
 from windlass.dashboard.report import SCRIPTS, report_html
 from windlass.dashboard.trace import trace_json
-from windlass.errors import UnknownName
+from windlass.errors import UnknownName, UsageError
 from windlass.runs import RUNS_KEPT, find_run, known_runs, run_name, write_run
 
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ def test_runs_are_kept_by_name_and_time_and_the_oldest_go(tmp_path: Path) -> Non
 
 
 def test_a_run_that_there_is_not_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^there is no run yet \(runs are looked for in .*record=True"):
+        find_run(tmp_path, None)
     with pytest.raises(UnknownName, match=r"there is no run 'x'; there is no run yet \(runs are looked for in .*record=True"):
         find_run(tmp_path, "x")
     write_run(tmp_path, "night-20260101-000000", b"{}")

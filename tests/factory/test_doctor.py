@@ -127,6 +127,18 @@ def test_a_healthy_pilot_has_healthy_legs_in_the_order_of_its_way() -> None:
         ({"skew": (-400.0, 0.1)}, "clock", WARNING, "6min 40s behind", "administrators"),
         ({"served_after": -1.0}, "worker", FAILED, "has not connected", "addresses above"),
         ({"served_after": -1.0, "died": "no module", "examined": {}}, "worker", FAILED, "no module", "setup= and python="),
+        (
+            {
+                "ran_after": -1.0,
+                "served_after": -1.0,
+                "died": "a pilot ended before it served: held: PartitionTimeLimit: its walltime is too long",
+                "examined": {},
+            },
+            "queue",
+            FAILED,
+            "PartitionTimeLimit",
+            "ask for what the site gives: walltime=",
+        ),
         ({"call_error": "it died"}, "call", FAILED, "it died", ""),
     ],
 )

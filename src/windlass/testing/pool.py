@@ -119,7 +119,8 @@ class FakePool(Executor):
             self._director.add(fault, needed=False)
 
     def __repr__(self) -> str:
-        return f"<FakePool, seed {self.seed}, {len(self._site.targets())} pilots serve>"
+        serve = len(self._site.targets())
+        return f"<FakePool, seed {self.seed}, {serve} {'pilot serves' if serve == 1 else 'pilots serve'}>"
 
     # ---------------------------------------------------------------- faults
 
