@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import collections
+import copyreg
 import dataclasses
 import enum
 import os
@@ -441,6 +442,14 @@ def fails(exc: BaseException) -> Callable[[], object]:
     return innermost
 
 
+@pytest.fixture
+def as_python_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask, where a test has imported it, changes how exceptions are pickled in the whole process, and loses the text of some."""
+    for kind in [kind for kind in copyreg.dispatch_table if isinstance(kind, type) and issubclass(kind, BaseException)]:
+        monkeypatch.delitem(copyreg.dispatch_table, kind)
+
+
+@pytest.mark.usefixtures("as_python_pickles")
 @pytest.mark.parametrize(
     "exc",
     [ValueError("bad"), KeyError("k"), Simple("a", 2), OSError(2, "No such file", "/x"), SystemExit(3), KeyboardInterrupt(),
