@@ -445,7 +445,7 @@ def fails(exc: BaseException) -> Callable[[], object]:
 @pytest.fixture
 def as_python_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dask, where a test has imported it, changes how exceptions are pickled in the whole process, and loses the text of some."""
-    for kind in [kind for kind in copyreg.dispatch_table if isinstance(kind, type) and issubclass(kind, BaseException)]:
+    for kind in [kind for kind in copyreg.dispatch_table if issubclass(kind, BaseException)]:
         monkeypatch.delitem(copyreg.dispatch_table, kind)
 
 
