@@ -27,8 +27,6 @@ AT_THE_ROOT = {
 #: Where those are on the site.
 PAGE_OF = {file: f"{page}.md" for page, file in AT_THE_ROOT.items()}
 
-#: Pages of the navigation that may not be there yet.
-AWAITED = ("from-taskvine", "dashboard", "testing")
 #: Folders whose first page lists the others.
 LISTS = {"decisions/README": "0*", "evaluation/README": "tables"}
 
@@ -89,9 +87,6 @@ def take_in(app: Any, docname: str, content: list[str]) -> None:
         app.env.note_dependency(str(HERE.parent / root))
         taken = _relinked((HERE.parent / root).read_text(encoding="utf-8"), HERE.parent)
         content[0] = text.replace(f"<!-- {root} -->", taken)
-        for page in AWAITED:
-            if not (HERE / f"{page}.md").exists():
-                content[0] = content[0].replace(f"\n{page}\n", "\n")
     else:
         content[0] = _relinked(text, folder)
     if not content[0].lstrip().startswith(("# ", "```", "<!--")):

@@ -15,19 +15,17 @@ from collections.abc import Sequence
 
 import msgspec
 
-from windlass.manager.calls import LIBRARY_FAILED, LOST, TOO_LONG, Call, CallQueue
+from windlass.manager.calls import LIBRARY_FAILED, LOST, OUTCOME_WORDS, TOO_LONG, Call, CallQueue
 from windlass.manager.dispatch import Dispatch
 from windlass.manager.lineage import FIRST_REMAKE
 from windlass.manager.placement import fits
 from windlass.manager.recorder import name_of
 from windlass.manager.workers import Worker
 from windlass.messages import (
-    BAD_CALL,
     CANCELLED,
     DIED,
     NO_FILE,
     OUT_OF_MEMORY,
-    RAISED,
     RETURNED,
     TIMED_OUT,
     CallAttempt,
@@ -45,17 +43,6 @@ from windlass.messages import (
 BEGIN_SECONDS = 5.0
 BEGIN_SHARE = 0.1
 END_SECONDS = 1.0
-_OUTCOME_WORDS = {
-    RETURNED: "returned",
-    RAISED: "raised",
-    DIED: "slot died",
-    TIMED_OUT: "timed out",
-    OUT_OF_MEMORY: "out of memory",
-    CANCELLED: "cancelled",
-    BAD_CALL: "could not be run",
-    NO_FILE: "lacked a file",
-    LOST: "lost with its worker",
-}
 #: Reasons of `CallsReturned` for calls that had started.
 _CUT_SHORT = {
     "warned": "its pilot's end, of which it was warned",
@@ -288,7 +275,7 @@ class Attempts(Dispatch):
         )
 
     def _tell(self, call: Call, worker: Worker, outcome: int, seconds: float, reason: str = "") -> None:
-        word = _OUTCOME_WORDS.get(outcome, str(outcome)) + (f" ({reason})" if reason else "")
+        word = OUTCOME_WORDS.get(outcome, str(outcome)) + (f" ({reason})" if reason else "")
         if call.story is None:
             call.story = []
         call.story.append(CallAttempt(call.attempt, worker.id, worker.info.host, word, seconds))

@@ -19,7 +19,24 @@ from typing import Final
 
 import msgspec
 
-from windlass.messages import CallAttempt, CallId, CallOptions, CallSpec, FileName, LibraryId, Resources, WorkerId
+from windlass.messages import (
+    BAD_CALL,
+    CANCELLED,
+    DIED,
+    NO_FILE,
+    OUT_OF_MEMORY,
+    RAISED,
+    RETURNED,
+    TIMED_OUT,
+    CallAttempt,
+    CallId,
+    CallOptions,
+    CallSpec,
+    FileName,
+    LibraryId,
+    Resources,
+    WorkerId,
+)
 
 #: Outcomes that only the manager gives; they continue `windlass.messages.CANCELLED` and its like in `CallEnd.outcome`.
 LOST: Final = 20
@@ -29,6 +46,21 @@ NOT_POSSIBLE: Final = 23
 CLOSED: Final = 24
 #: Given by the program's client: a call whose result it was to get has none.
 INPUT_FAILED: Final = 25
+#: How an attempt, or a call, has ended, for people to read.
+OUTCOME_WORDS: Final = {
+    RETURNED: "returned",
+    RAISED: "raised",
+    DIED: "slot died",
+    TIMED_OUT: "timed out",
+    OUT_OF_MEMORY: "out of memory",
+    CANCELLED: "cancelled",
+    BAD_CALL: "could not be run",
+    NO_FILE: "lacked a file",
+    LOST: "lost with its worker",
+    LIBRARY_FAILED: "library cannot start",
+    TOO_LONG: "too long for every pool",
+    NOT_POSSIBLE: "no pool can run it",
+}
 
 #: Calls that come back together are put behind so many older ones at most: their place is not worth a look at all that wait.
 OLDER_MOST: Final = 1000

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from windlass.manager.calls import LIBRARY_FAILED, LOST, NOT_POSSIBLE, TOO_LONG
-from windlass.messages import BAD_CALL, DIED, NO_FILE, OUT_OF_MEMORY, RAISED, TIMED_OUT, CallEnd
+from windlass.manager.calls import OUTCOME_WORDS
+from windlass.messages import CANCELLED, DIED, OUT_OF_MEMORY, RAISED, RETURNED, CallEnd
 
 #: Causes that are told apart.
 CAUSES_MOST: Final = 100
@@ -26,18 +26,8 @@ WORDS_MOST: Final = 300
 #: Hosts that are named for one cause.
 HOSTS_MOST: Final = 8
 
-_WORDS: Final = {
-    RAISED: "raised",
-    DIED: "slot died",
-    TIMED_OUT: "timed out",
-    OUT_OF_MEMORY: "out of memory",
-    BAD_CALL: "could not be run",
-    NO_FILE: "lacked a file",
-    LOST: "lost with its worker",
-    LIBRARY_FAILED: "library cannot start",
-    TOO_LONG: "too long for every pool",
-    NOT_POSSIBLE: "no pool can run it",
-}
+#: A call that returned or was cancelled has not failed.
+_WORDS: Final = {outcome: words for outcome, words in OUTCOME_WORDS.items() if outcome not in (RETURNED, CANCELLED)}
 _FRAME: Final = '  File "'
 #: Where a cause is looked up that is not told apart from others.
 _OTHERS: Final = ("others", "", "", "")

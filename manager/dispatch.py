@@ -278,9 +278,12 @@ class Dispatch(Recalls):
             sent += 1
         self._loaded[worker_id] = worker
         queue.served_at = now
-        claim = worker.claim
-        mine = claim is not None and sent and claim.library == state.spec.id and claim.queue.needs == queue.needs
-        if mine and claim is not None and instance.target >= claim.slots:
+        if (
+            (claim := worker.claim) is not None
+            and sent
+            and (claim.library, claim.queue.needs) == (state.spec.id, queue.needs)
+            and instance.target >= claim.slots
+        ):
             instance.granted_at = now  # the turn of these slots begins now, however long the last of them was waited for
             self._drop_claim(worker)
         queue.running += sent

@@ -131,8 +131,10 @@ def reclaimable(
         if count > 0:
             taken.append((one, count))
             missing = less(missing, times(one.share, count))
-    if not more(missing) or not busy:
-        return taken if not more(missing) else []
+    if not more(missing):
+        return taken
+    if not busy:
+        return []
     # Nothing idle is enough: a library with more slots here than this one gives one, as a call of it ends. It may lose its last
     # slot only to a destitute one, and not before it had it for a while. Where one is not enough, others would have the first
     # before the last is free: that is what claims are for. They may have what is free now before that one is, too, and what they
