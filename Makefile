@@ -1,6 +1,6 @@
 # What a fresh checkout can do with nothing but Python 3.11 (with pip), git and make.
 #   make demo    the main job on this machine, with what happens shown
-#   make test    all tests, three files at a time         make test ARGS="tests/manager -k wait"
+#   make test    all tests, four files at a time         make test ARGS="tests/manager -k wait"
 #   make lint    ruff, mypy, pyright
 #   make docs    the documentation as a site in build/docs/html; warnings, dead links and assets of other hosts are errors
 #   make bench   every benchmark's table (minutes); those that need a Slurm: make bench-slurm (an hour and a half; installs peers in ~/.cache)
@@ -17,8 +17,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 ARGS   ?=
-# Tests wait for real processes half of the time, so three at a time keep two cores busy.
-JOBS   ?= 3
+# Tests wait for real processes half of the time, so four at a time keep two cores busy.
+JOBS   ?= 4
+# Tests start some thousand interpreters: where this is set, as in many containers, each would compile all that it imports again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format docs bench bench-slurm compare faults evaluation fuzz release-check clean

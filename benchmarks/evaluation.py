@@ -59,6 +59,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--short", action="store_true", help="the lightest and the heaviest library, times up to 4 s")
     parser.add_argument("--rounds", type=int, default=1, help="runs of each point; figures are medians (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="for tests: a larger archive, sooner packed, and each import alone only once")
     parser.add_argument("--libraries", metavar="NAMES", help="these only, with commas (default: those that are installed)")
     parser.add_argument("--times", metavar="SECONDS", help="the function times, with commas")
     parser.add_argument("--calls", type=int, default=200, help="what seconds are told for (default: %(default)s)")
@@ -105,7 +106,9 @@ def measure(site: Site, settings: list[Setting], chosen: argparse.Namespace, res
         for environment in ENVIRONMENTS:
             if f"{library} {environment}" in results.import_s:
                 continue
-            took = results.import_s[f"{library} {environment}"] = min(site.import_seconds(library, environment) for _ in range(2))
+            took = results.import_s[f"{library} {environment}"] = min(
+                site.import_seconds(library, environment) for _ in range(1 if chosen.quick else 2)
+            )
             say(f"import {library}, {environment}: {took:.2f} s")
     heaviest, shortest = chosen_libraries(chosen)[-1], chosen_times(chosen)[0]
     for _ in range(chosen.rounds):
@@ -174,7 +177,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, end)
     with tempfile.TemporaryDirectory(prefix="windlass-evaluation-") as folder:
         # A resumed evaluation has the environment that it had, so all that are there are in it.
-        site = Site(Path(folder), work, delay=chosen.delay, libraries=present() if chosen.resume else libraries)
+        site = Site(Path(folder), work, delay=chosen.delay, libraries=present() if chosen.resume else libraries, quick=chosen.quick)
         results = begin(chosen, site)
         have = {point.setting for point in results.points}
         measure(site, [one for one in grid(libraries, times) if one not in have], chosen, results)

@@ -7,6 +7,7 @@ test run without an exec have no mark, but are its children.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import importlib.util
 import os
@@ -90,23 +91,31 @@ PACKED = {"windlass", "numpy"}
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _boots_are_packed_quickly() -> Iterator[None]:
-    """A boot that is 15 % smaller is worth 15 s of a user's time, once, and not of every test's."""
+def _environments_are_packed_quickly() -> Iterator[None]:
+    """Archives that are 15 % smaller are worth 15 s of a user's time, once, and not of every test's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("windlass.environment_boot.LEVEL", 0)
+        patch.setattr("windlass.environment_archive.LEVEL", 1)
         yield
 
 
 @pytest.fixture(scope="session")
 def packed_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An archive of the environment in which the tests run, without most of its packages."""
+    """An archive of the environment in which the tests run, without most of its packages; one for all processes of a run of tests."""
     from windlass import environment
     from windlass.environment_contents import normalized
     from windlass.factory.shipping import NEEDED
 
-    kept = PACKED | {normalized(name) for name in NEEDED}
-    names = {normalized(one.metadata["Name"]) for one in importlib.metadata.distributions()}
-    return environment.pack(tmp_path_factory.mktemp("packed") / "environment.tar.gz", exclude=names - kept).path
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    archive = folder / "environment.tar.gz"
+    with (folder / "environment.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not archive.exists():
+            kept = PACKED | {normalized(name) for name in NEEDED}
+            names = {normalized(one.metadata["Name"]) for one in importlib.metadata.distributions()}
+            environment.pack(archive, exclude=names - kept)
+    return archive
 
 
 @pytest.fixture(scope="session")

@@ -115,6 +115,7 @@ def test_the_evaluation_runs_and_gives_its_figures(tmp_path: Path, nothing_left_
     if slowfs.missing():
         pytest.skip(f"THE EVALUATION IS NOT TESTED: {slowfs.missing()}")
     words = [sys.executable, str(ROOT / "benchmarks/evaluation.py"), "--json", "--libraries", "numpy", "--times", "0.1", "--calls", "8"]
+    words += ["--quick"]
     ran = subprocess.run([*words, "--delay", "0.0002", "--output", str(tmp_path)], capture_output=True, text=True, check=False, timeout=500)
     assert ran.returncode == 0, ran.stderr
     figures = json.loads(ran.stdout)

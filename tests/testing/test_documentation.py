@@ -39,8 +39,13 @@ def test_the_page_has_examples_and_begins_with_one_to_paste() -> None:
 @pytest.mark.parametrize(
     ("name", "tests"), [("test_first.py", 1), ("test_analysis.py", 2), ("test_faults.py", 8), ("test_marked.py", 2), ("test_waiting.py", 1)]
 )
-def test_an_example_passes(name: str, tests: int, pytester: pytest.Pytester, nothing_left_running: None) -> None:
-    """With nothing beside it but the program that it tests."""
+def test_an_example_passes(
+    name: str, tests: int, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, nothing_left_running: None
+) -> None:
+    """With nothing beside it but the program that it tests, and but for the first without other plugins, which take long to load."""
+    if name != "test_first.py":
+        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        pytester.plugins = ["windlass.testing.plugin"]
     for each, code in files().items():
         if each.endswith(".py"):
             (pytester.path / each).write_text(code)

@@ -22,19 +22,23 @@ def work(seconds):
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, nothing_left_running: None) -> pytest.Pytester:
-    """A folder for a project."""
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, nothing_left_running: None) -> pytest.Pytester:
+    """A folder for a project, in an environment with no plugins but ours: to load all of ours here takes as long as most of these tests."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.plugins = ["windlass.testing.plugin"]
     return pytester
 
 
 def outcome(project: pytest.Pytester, code: str, *words: str) -> pytest.RunResult:
     """Run pytest on a file with this code after the program's."""
     (project.path / "test_it.py").write_text(PROGRAM + code)
-    return project.runpytest_subprocess("-q", "-p", "no:cacheprovider", "-p", "no:asyncio", *words)
+    return project.runpytest_subprocess("-q", "-p", "no:cacheprovider", *words)
 
 
-def test_a_project_that_does_not_use_it_loads_nothing_of_it(run: pytest.Pytester) -> None:
+def test_a_project_that_does_not_use_it_loads_nothing_of_it(run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every pytest run in an environment with Windlass loads the plugin, and so must not pay for it."""
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+    run.plugins = []
     (run.path / "test_it.py").write_text(
         "import sys\ndef test_modules():\n    assert [name for name in sys.modules if name.startswith('windlass')] == EXPECTED\n".replace(
             "EXPECTED", repr(["windlass", "windlass.testing", "windlass.testing.plugin"])
@@ -177,7 +181,7 @@ def test_one(windlass_pool, number):
     assert sum(windlass_pool.map(work, [0.1] * 8)) == 8
     assert windlass_pool.story().preemptions == 1
 """,
-        *("-n", "2"),
+        *("-p", "xdist", "-n", "2"),
     )
     ran.assert_outcomes(passed=2)
 
