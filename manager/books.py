@@ -19,13 +19,14 @@ from itertools import islice
 import msgspec
 
 from windlass.manager.blocked import BlockedHosts
-from windlass.manager.calls import Call, CallQueue
+from windlass.manager.calls import NOT_POSSIBLE, Call, CallQueue
 from windlass.manager.causes import Causes
 from windlass.manager.failures import FAILURES_KEPT, FailedCall, failed_call
+from windlass.manager.kinds import round_up
 from windlass.manager.libraries import NEVER, LibraryState, rank
 from windlass.manager.lineage import FIRST_REMAKE, Lineage
 from windlass.manager.pilots import PilotBook
-from windlass.manager.placement import why_never
+from windlass.manager.placement import least_of, why_never
 from windlass.manager.recorder import Recorder, name_of
 from windlass.manager.replicas import Replicas
 from windlass.manager.workers import Instance, Phase, Worker, used_up
@@ -48,6 +49,7 @@ from windlass.messages import (
     ObjectRef,
     PoolOffer,
     PoolReport,
+    Resources,
     RunCalls,
     WorkerId,
 )
@@ -101,6 +103,8 @@ class Books:
         self.calls: dict[CallId, Call] = {}
         self.libraries: dict[LibraryId, LibraryState] = {}
         self.workers: dict[WorkerId, Worker] = {}
+        #: What workers have, and how many have it.
+        self.shapes: Counter[Resources] = Counter()
         self.functions: dict[FunctionId, FunctionDef] = {}
         self.offers: dict[str, tuple[PoolOffer, ...]] = {}
         self.reports: dict[str, PoolReport] = {}
@@ -173,18 +177,23 @@ class Books:
         key = (library, options, least_seconds, files)
         queue = self._queues.get(key)
         if queue is None:
-            reason = why_never(state.spec, options, self.all_offers(), [one.info.resources for one in self.workers.values()])
+            reason = why_never(state.spec, options, self.all_offers(), list(self.shapes))
             if reason:
                 return f"no pool can ever run this call of library {state.spec.name!r}: {reason}"
             if len(state.queues) > state.sweep_at:
                 self._sweep_queues(state)
-            queue = self._queues[key] = CallQueue(library, options, least_seconds, deque(), files=files)
+            queue = CallQueue(library, options, least_seconds, deque(), files=files, needs=state.steps.kind_of(options.needs))
+            self._queues[key] = queue
             insort(state.queues, queue, key=rank)
-            kind = (options.needs, least_seconds)
+            kind = (queue.needs, least_seconds)
             if kind not in state.kinds:
                 state.kinds.add(kind)
                 state.tried = NEVER
         return queue
+
+    def _least(self, library: LibraryId, options: CallOptions) -> float:
+        state = self.libraries.get(library)
+        return least_of(options, self.all_offers(), len(state.kinds) if state is not None else 0)
 
     def _sweep_queues(self, state: LibraryState) -> None:
         """Forget queues without calls."""
@@ -192,13 +201,61 @@ class Books:
             if not queue.waiting and not queue.running:
                 del self._queues[queue.library, queue.options, queue.least_seconds, queue.files]
         state.queues[:] = [queue for queue in state.queues if queue.waiting or queue.running]
+        self._take_stock(state)
+        # Not again before there are twice as many, or each new queue would cost a look at all.
+        state.sweep_at = max(SWEEP_LEAST, 2 * len(state.queues))
+        self._queue_of.clear()
+
+    def _take_stock(self, state: LibraryState) -> None:
+        """Which kinds of calls there are."""
         state.kinds = {(queue.needs, queue.least_seconds) for queue in state.queues}
         for versions in (state.looked, state.asked):
             for kind in versions.keys() - state.kinds:
                 del versions[kind]
-        # Not again before there are twice as many, or each new queue would cost a look at all.
-        state.sweep_at = max(SWEEP_LEAST, 2 * len(state.queues))
-        self._queue_of.clear()
+
+    def _learn_shapes(self, shapes: Iterable[Resources], states: Iterable[LibraryState]) -> None:
+        """There are workers with these, or may be: calls that were alike to placement may not be so any more."""
+        shapes = list(dict.fromkeys(shapes))
+        for state in states:
+            learned = [state.steps.learn(state.spec, of) for of in shapes]
+            if any(learned):
+                for queue in state.queues:
+                    queue.needs = state.steps.kind_of(queue.options.needs)
+                self._take_stock(state)
+                state.tried = NEVER
+
+    def _end_impossible(self, now: float) -> None:
+        """Pools have changed: end the waiting calls that none can ever run."""
+        offers, of = self.all_offers(), list(self.shapes)
+        for queue in list(self._queues.values()):
+            if not queue.waiting:
+                continue
+            state = self.libraries[queue.library]
+            reason = why_never(state.spec, queue.options, offers, of)
+            while reason and (call := queue.pop()) is not None:
+                state.waiting -= 1
+                text = f"no pool can ever run this call of library {state.spec.name!r}: {reason}"
+                self._finish(call, CallEnd(call.spec.call, call.attempt, NOT_POSSIBLE, detail=EndDetail(text=text)), now)
+
+    def _lower_least(self) -> None:
+        """Pools have changed: calls that were queued before ask for no more time than pilots have."""
+        for key, queue in list(self._queues.items()):
+            least, expected = self._least(queue.library, queue.options), queue.options.expected_time
+            new = (queue.library, queue.options, least, queue.files)
+            if (
+                expected
+                and queue.least_seconds in (expected, round_up(expected))
+                and queue.least_seconds > least
+                and new not in self._queues
+            ):
+                del self._queues[key]
+                queue.least_seconds = least
+                queue.passed_at = -1  # who had too little time may have enough
+                self._queues[new] = queue
+                state = self.libraries[queue.library]
+                state.kinds.add((queue.needs, least))
+                state.tried = NEVER
+                self._dirty[queue.library] = state
 
     def _drop_waiting(self, call: Call) -> None:
         if call.parked:
@@ -388,6 +445,9 @@ class Books:
                 assert instance.id not in state.loaded or instance.outstanding > instance.places
                 above = instance.serving and worker.usable and instance.outstanding > instance.places
                 assert instance.id in state.loaded or not above, "calls wait there, and would not be recalled"
+            assert all(queue.needs == state.steps.kind_of(queue.options.needs) for queue in state.queues)
+            assert state.steps.known >= self.shapes.keys()
+        assert self.shapes == Counter(worker.info.resources for worker in self.workers.values())
         assert self._gained.keys() == self.workers.keys()
         assert self._spare.keys() <= self.workers.keys()
         owed: Counter[LibraryId] = Counter()

@@ -129,13 +129,10 @@ class CallQueue(msgspec.Struct, gc=True):
     served_at: float = 0.0
     #: Its calls have inputs: it matters to each where it goes.
     files: bool = False
+    #: What placement takes each call to ask for (`windlass.manager.kinds`).
+    needs: Resources = Resources()
     #: No idle instance could take its calls as things were then (`LibraryState.news`); -1: they are to be held against all.
     passed_at: int = -1
-
-    @property
-    def needs(self) -> Resources:
-        """What one of these calls asks for."""
-        return self.options.needs
 
     def push(self, call: Call) -> None:
         """Put a call last."""

@@ -26,7 +26,7 @@ from windlass.manager.demand import demand_of
 from windlass.manager.failures import failed_call
 from windlass.manager.libraries import NEVER, LibraryState
 from windlass.manager.lineage import FIRST_REMAKE, products_of
-from windlass.manager.placement import least_of, spent, why_never
+from windlass.manager.placement import spent
 from windlass.manager.told import was_told_of_file
 from windlass.manager.workers import Instance, Phase, Worker, busy_cores
 from windlass.messages import (
@@ -104,7 +104,8 @@ class Core(Attempts):
                     worker.crashes.pop(spec.id, None)
                 self.structure += 1
             return
-        self.libraries[spec.id] = LibraryState(spec)
+        state = self.libraries[spec.id] = LibraryState(spec)
+        self._learn_shapes([*self.shapes, *(offer.resources for offer in self.all_offers())], (state,))
         for function in spec.functions:
             self.functions[function.id] = function
         self.structure += 1
@@ -136,7 +137,7 @@ class Core(Attempts):
             key = (spec.library, id(spec.options), files)
             queue = queue_of.get(key)
             if queue is None or queue.options is not spec.options:
-                found = self._queue_for(spec.library, spec.options, least_of(spec.options, self.all_offers()), files)
+                found = self._queue_for(spec.library, spec.options, self._least(spec.library, spec.options), files)
                 if isinstance(found, str):
                     self._refuse(spec, found, now)
                     continue
@@ -259,6 +260,9 @@ class Core(Attempts):
         if not info.accepting:
             worker.draining = "not accepting"
         self.workers[worker_id] = worker
+        self.shapes[info.resources] += 1
+        if self.shapes[info.resources] == 1:
+            self._learn_shapes((info.resources,), self.libraries.values())
         if info.environment is not None:
             self.replicas.declare_environment(info.environment)
         self.means += 1
@@ -291,6 +295,9 @@ class Core(Attempts):
         worker = self.workers.pop(worker_id, None)
         if worker is None:
             return
+        self.shapes[worker.info.resources] -= 1
+        if not self.shapes[worker.info.resources]:
+            del self.shapes[worker.info.resources]
         self._gained.pop(worker_id, None)
         self._spare.pop(worker_id, None)
         self._claimed.pop(worker_id, None)
@@ -414,6 +421,7 @@ class Core(Attempts):
             self.pilots_ended(pool, ((one.pilot, one.reason) for one in report.ended), now)
         if changed:
             self.means += 1
+            self._learn_shapes((offer.resources for offer in report.offers), self.libraries.values())
             self._end_impossible(now)
             self._lower_least()
             self.structure += 1
@@ -536,38 +544,15 @@ class Core(Attempts):
             self._note_failure(spec, end, WorkerId(""), now)
             self._done.append(CallDone(end, now, 0.0, now, (), spec.tag))
 
-    def _end_impossible(self, now: float) -> None:
-        """Pools have changed: end the waiting calls that none can ever run."""
-        offers, of = self.all_offers(), [one.info.resources for one in self.workers.values()]
-        for queue in list(self._queues.values()):
-            if not queue.waiting:
-                continue
-            state = self.libraries[queue.library]
-            reason = why_never(state.spec, queue.options, offers, of)
-            while reason and (call := queue.pop()) is not None:
-                state.waiting -= 1
-                text = f"no pool can ever run this call of library {state.spec.name!r}: {reason}"
-                self._finish(call, CallEnd(call.spec.call, call.attempt, NOT_POSSIBLE, detail=EndDetail(text=text)), now)
-
-    def _lower_least(self) -> None:
-        """Pools have changed: calls that were queued before ask for no more time than pilots have."""
-        offers = self.all_offers()
-        for key, queue in list(self._queues.items()):
-            least = least_of(queue.options, offers)
-            new = (queue.library, queue.options, least, queue.files)
-            if queue.least_seconds == queue.options.expected_time > least and new not in self._queues:
-                del self._queues[key]
-                queue.least_seconds = least
-                queue.passed_at = -1  # who had too little time may have enough
-                self._queues[new] = queue
-                state = self.libraries[queue.library]
-                state.kinds.add((queue.needs, least))
-                state.tried = NEVER
-                self._dirty[queue.library] = state
-
     def _let_spent_go(self, now: float) -> None:
         """Calls wait for more time than idle workers have left: these make room for fresh pilots."""
-        waiting = [(state, queue.needs, queue.least_seconds) for state in self._starved.values() for queue in state.queues if queue.waiting]
+        kinds = {
+            (state.spec.id, queue.needs, queue.least_seconds): state
+            for state in self._starved.values()
+            for queue in state.queues
+            if queue.waiting
+        }
+        waiting = [(state, needs, least_seconds) for (_, needs, least_seconds), state in kinds.items()]
         if not any(least_seconds for _, _, least_seconds in waiting):
             return
         for worker in self.workers.values():

@@ -1,8 +1,8 @@
 """What the manager could use now, for factories: pure functions over the core's libraries and workers.
 
-Calls are counted, never library processes: an idle library is no demand.  Seconds are expected work, from measured
-durations or the calls' own ``expected_time``; 0 where nothing is known.  Calls of which a slot runs many at once count as one each time
-that they fill it.
+Calls of a kind (`windlass.manager.kinds`) are one shape, of what the largest of them asks for.  Calls are counted, never library processes:
+an idle library is no demand.  Seconds are expected work, from measured durations or the calls' own ``expected_time``; 0 where nothing is
+known.  Calls of which a slot runs many at once count as one each time that they fill it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def pace(workers: int) -> float:
 def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now: float, avoid: tuple[str, ...] = ()) -> Demand:
     """Demand by resource shape, and every pilot that has a worker here."""
     shapes: dict[Resources, list[float]] = {}
+    largest: dict[Resources, int] = {}
     for library in libraries:
         if library.failed:
             continue
@@ -52,6 +53,7 @@ def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now:
             sums[1] += -(-queue.running // at_once)
             sums[2] += each * (queue.waiting + queue.running) / at_once
             sums[3] = max(sums[3], longest, queue.options.expected_time, queue.least_seconds)
+            largest[shape] = max(largest.get(shape, 0), per_slot.memory, queue.options.needs.memory)
     pilots = tuple(
         PilotSeen(
             pool=worker.info.pool,
@@ -65,7 +67,10 @@ def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now:
         for worker in workers
     )
     return Demand(
-        tuple(Shape(shape, int(sums[0]), int(sums[1]), sums[2], sums[3]) for shape, sums in shapes.items()),
+        tuple(
+            Shape(Resources(shape.cores, largest[shape], shape.gpus), int(sums[0]), int(sums[1]), sums[2], sums[3])
+            for shape, sums in shapes.items()
+        ),
         pilots,
         avoid,
     )

@@ -112,6 +112,8 @@ class Dispatch(Recalls):
                 break
             options = queue.options
             plain = not (options.needs.cores or options.needs.memory or options.needs.gpus or queue.least_seconds)
+            if not plain and not state.idle and not queue.files:
+                continue  # only plain ones wait behind others; and there may be thousands that are not
             skipped: list[Instance] = []
             before = queue.waiting
             others = None if plain else iter(state.idle_for(queue))

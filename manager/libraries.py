@@ -17,6 +17,7 @@ from itertools import takewhile
 import msgspec
 
 from windlass.manager.calls import CallQueue, Durations
+from windlass.manager.kinds import Steps
 from windlass.manager.workers import Instance, Phase, usual_weight
 from windlass.messages import InstanceId, LibrarySpec, Resources
 
@@ -45,8 +46,9 @@ class LibraryState(msgspec.Struct, eq=False):
     spec: LibrarySpec
     #: Sorted by priority, largest first. Equals take turns: who has calls left makes way for whose first waits longer (`make_way`).
     queues: list[CallQueue] = msgspec.field(default_factory=list[CallQueue])
-    #: What calls in them ask for: (needs, least seconds).
+    #: What calls in them ask for: (needs, least seconds), and what is alike.
     kinds: set[tuple[Resources, float]] = msgspec.field(default_factory=set[tuple[Resources, float]])
+    steps: Steps = msgspec.field(default_factory=Steps)
     #: Number of queues at which those without calls are looked for.
     sweep_at: int = 100
     instances: dict[InstanceId, Instance] = msgspec.field(default_factory=dict[InstanceId, Instance])

@@ -20,6 +20,7 @@ from math import ceil
 
 import msgspec
 
+from windlass.manager.kinds import KINDS_MOST, round_up
 from windlass.manager.libraries import LibraryState
 from windlass.manager.workers import Instance, Worker, slot_share, slots_in, times, weight_of
 from windlass.messages import CallOptions, LibraryId, LibrarySpec, PoolOffer, Resources
@@ -160,11 +161,13 @@ def _of_use(instance: Instance, state: LibraryState, seconds_left: float) -> boo
     )
 
 
-def least_of(options: CallOptions, offers: Iterable[PoolOffer]) -> float:
-    """Seconds that must be left where such a call is placed: what it is expected to take, but no more than the freshest pilots have."""
+def least_of(options: CallOptions, offers: Iterable[PoolOffer], kinds: int) -> float:
+    """Seconds that must be left where such a call is placed: what it is expected to take, but no more than the freshest pilots have.
+    Where there are many ``kinds`` of calls already, a little more than it is expected to take."""
     if not options.expected_time:
         return 0.0
-    return min(options.expected_time, FRESH_SHARE * max((offer.walltime or float("inf") for offer in offers), default=float("inf")))
+    seconds = options.expected_time if kinds < KINDS_MOST else round_up(options.expected_time)
+    return min(seconds, FRESH_SHARE * max((offer.walltime or float("inf") for offer in offers), default=float("inf")))
 
 
 def spent(worker: Worker, waiting: Iterable[tuple[LibraryState, Resources, float]], now: float) -> bool:
