@@ -185,6 +185,7 @@ class Books:
             queue = CallQueue(library, options, least_seconds, deque(), files=files, needs=state.steps.kind_of(options.needs))
             self._queues[key] = queue
             insort(state.queues, queue, key=rank)
+            state.plain += queue.plain
             kind = (queue.needs, least_seconds)
             if kind not in state.kinds:
                 state.kinds.add(kind)
@@ -209,6 +210,7 @@ class Books:
     def _take_stock(self, state: LibraryState) -> None:
         """Which kinds of calls there are."""
         state.kinds = {(queue.needs, queue.least_seconds) for queue in state.queues}
+        state.plain = sum(queue.plain for queue in state.queues)
         for versions in (state.looked, state.asked):
             for kind in versions.keys() - state.kinds:
                 del versions[kind]
@@ -249,7 +251,7 @@ class Books:
                 and new not in self._queues
             ):
                 del self._queues[key]
-                queue.least_seconds = least
+                queue.least_seconds = least  # which is not 0, so it is as plain as before
                 queue.passed_at = -1  # who had too little time may have enough
                 self._queues[new] = queue
                 state = self.libraries[queue.library]
@@ -428,6 +430,7 @@ class Books:
             assert queue.running == sum(call.queue is queue for one in self.workers.values() for call in one.calls.values())
         for state in self.libraries.values():
             assert state.waiting == sum(queue.waiting for queue in state.queues)
+            assert state.plain == sum(queue.plain for queue in state.queues)
             assert state.running == sum(queue.running for queue in state.queues)
             assert state.slots == sum(one.target for one in state.instances.values())
             assert state.coming == sum(one.target for one in state.instances.values() if one.phase is Phase.STARTING)

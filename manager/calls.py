@@ -134,6 +134,12 @@ class CallQueue(msgspec.Struct, gc=True):
     #: No idle instance could take its calls as things were then (`LibraryState.news`); -1: they are to be held against all.
     passed_at: int = -1
 
+    @property
+    def plain(self) -> bool:
+        """Its calls run in any slot, at any time."""
+        needs = self.options.needs
+        return not (needs.cores or needs.memory or needs.gpus or self.least_seconds)
+
     def push(self, call: Call) -> None:
         """Put a call last."""
         self.calls.append(call)

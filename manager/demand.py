@@ -30,7 +30,7 @@ def pace(workers: int) -> float:
 def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now: float, avoid: tuple[str, ...] = ()) -> Demand:
     """Demand by resource shape, and every pilot that has a worker here."""
     shapes: dict[Resources, list[float]] = {}
-    largest: dict[Resources, int] = {}
+    largest: dict[Resources, Resources] = {}
     for library in libraries:
         if library.failed:
             continue
@@ -39,13 +39,8 @@ def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now:
         for queue in library.queues:
             if not queue.waiting and not queue.running:
                 continue
-            needs = queue.needs
-            # A call takes at least a slot of its library.
-            shape = Resources(
-                max(needs.cores, per_slot.cores, 1.0 if not per_slot.cores else 0.0),
-                max(needs.memory, per_slot.memory),
-                max(needs.gpus, per_slot.gpus),
-            )
+            shape, asked = _shape(queue.needs, per_slot), _shape(queue.options.needs, per_slot)
+            largest[shape] = _larger(asked, largest.get(shape, asked))
             each = queue.options.expected_time or mean
             sums = shapes.setdefault(shape, [0, 0, 0.0, 0.0])
             at_once = library.spec.concurrency
@@ -53,7 +48,6 @@ def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now:
             sums[1] += -(-queue.running // at_once)
             sums[2] += each * (queue.waiting + queue.running) / at_once
             sums[3] = max(sums[3], longest, queue.options.expected_time, queue.least_seconds)
-            largest[shape] = max(largest.get(shape, 0), per_slot.memory, queue.options.needs.memory)
     pilots = tuple(
         PilotSeen(
             pool=worker.info.pool,
@@ -67,13 +61,23 @@ def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now:
         for worker in workers
     )
     return Demand(
-        tuple(
-            Shape(Resources(shape.cores, largest[shape], shape.gpus), int(sums[0]), int(sums[1]), sums[2], sums[3])
-            for shape, sums in shapes.items()
-        ),
+        tuple(Shape(largest[shape], int(sums[0]), int(sums[1]), sums[2], sums[3]) for shape, sums in shapes.items()),
         pilots,
         avoid,
     )
+
+
+def _shape(needs: Resources, per_slot: Resources) -> Resources:
+    """What a call takes at least: a slot of its library."""
+    return Resources(
+        max(needs.cores, per_slot.cores, 1.0 if not per_slot.cores else 0.0),
+        max(needs.memory, per_slot.memory),
+        max(needs.gpus, per_slot.gpus),
+    )
+
+
+def _larger(a: Resources, b: Resources) -> Resources:
+    return Resources(max(a.cores, b.cores), max(a.memory, b.memory), max(a.gpus, b.gpus))
 
 
 def means_of(books: Books) -> Means:

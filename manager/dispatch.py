@@ -108,11 +108,10 @@ class Dispatch(Recalls):
                 passed_over = queue
             if queue.files:
                 self._park(queue, state, now)
-            if not state.idle and not state.roomy:
+            if not state.idle and not (state.roomy and state.plain):
                 break
-            options = queue.options
-            plain = not (options.needs.cores or options.needs.memory or options.needs.gpus or queue.least_seconds)
-            if not plain and not state.idle and not queue.files:
+            options, plain = queue.options, queue.plain
+            if not plain and not state.idle:
                 continue  # only plain ones wait behind others; and there may be thousands that are not
             skipped: list[Instance] = []
             before = queue.waiting

@@ -4,10 +4,10 @@ Theory of operation
 -------------------
 Programs may say for each call what it needs, so among thousands that wait no two need be alike. To placement two calls of a library are
 alike where they occupy the same number of slots on each worker, and what is decided for kinds of calls (who gets slots, who lays a claim,
-what factories are told) must not be decided for each call. So memory is rounded up to the next *step*: the most that a call may ask for
-and still occupy so many slots on a worker, or on a pilot that a pool offers. No worker tells two calls apart that are between the same two
-steps, so nothing is placed otherwise than by what was asked for; only how often it is thought about changes. Worker shapes that are new
-bring new steps (`Steps.learn`), and kinds are made anew.
+what factories are told) must not be decided for each call. So cores and memory are rounded up to the next *step*: the most that a call may
+ask for and still occupy so many slots on a worker, or on a pilot that a pool offers. No worker tells two calls apart that are between the
+same two steps, so nothing is placed otherwise than by what was asked for; only how often it is thought about changes. Worker shapes that
+are new bring new steps (`Steps.learn`), and kinds are made anew.
 
 Seconds that must be left where a call is placed are what somebody expects: where there are many kinds already, those of further ones are
 rounded up, by at most 3 % (`round_up`).
@@ -16,7 +16,8 @@ rounded up, by at most 3 % (`round_up`).
 from __future__ import annotations
 
 from bisect import bisect_left
-from math import ceil, frexp, ldexp
+from collections.abc import Iterable
+from math import ceil, frexp, ldexp, nextafter
 
 import msgspec
 
@@ -32,12 +33,15 @@ _SECONDS_STEPS = 32
 
 
 class Steps(msgspec.Struct):
-    """Where calls of one library begin to need one slot more, in bytes of memory."""
+    """Where calls of one library begin to need one slot more."""
 
-    bytes: list[int] = msgspec.field(default_factory=list[int])
+    cores: list[float] = msgspec.field(default_factory=list[float])
+    #: In bytes.
+    memory: list[float] = msgspec.field(default_factory=list[float])
     known: set[Resources] = msgspec.field(default_factory=set[Resources])
-    #: Above this memory is not rounded.
-    exact_above: float = float("inf")
+    #: Above these, cores and memory are not rounded.
+    exact_cores: float = float("inf")
+    exact_memory: float = float("inf")
 
     def learn(self, spec: LibrarySpec, of: Resources) -> bool:
         """There are workers with ``of``, or may be; True: kinds of the library ``spec`` are others now."""
@@ -46,30 +50,46 @@ class Steps(msgspec.Struct):
         self.known.add(of)
         share = slot_share(spec, of)
         slots = slots_in(share, of, spec.slots)
-        if not share.memory:
-            return False
-        steps = {*self.bytes, *(_most_memory(share.memory, weight) for weight in range(1, min(slots, STEPS_MOST) + 1))}
+        weights = range(1, min(slots, STEPS_MOST) + 1)
+        before = len(self.cores) + len(self.memory)
+        if share.cores:
+            self.cores = _with(self.cores, (_most_cores(share.cores, weight) for weight in weights))
+        if share.memory:
+            self.memory = _with(self.memory, (_most_memory(share.memory, weight) for weight in weights))
         if slots > STEPS_MOST:
-            self.exact_above = min(self.exact_above, _most_memory(share.memory, STEPS_MOST))
-        changed = len(steps) > len(self.bytes)
-        self.bytes = sorted(steps)
-        return changed
+            self.exact_cores = min(self.exact_cores, _most_cores(share.cores, STEPS_MOST))
+            if share.memory:
+                self.exact_memory = min(self.exact_memory, _most_memory(share.memory, STEPS_MOST))
+        return len(self.cores) + len(self.memory) > before
 
     def kind_of(self, needs: Resources) -> Resources:
         """What calls ask for that are placed as one with these needs; no less than them."""
-        asked = needs.memory
-        if not asked or asked > self.exact_above:
+        if not needs.cores and not needs.memory:
             return needs
-        step = bisect_left(self.bytes, asked)
-        # Beyond the last step nobody known can run it: any number that is not less will do, so there are to be few.
-        memory = self.bytes[step] if step < len(self.bytes) else 1 << (asked - 1).bit_length()
-        return needs if memory == asked else Resources(needs.cores, memory, needs.gpus)
+        cores = _up(needs.cores, self.cores, self.exact_cores)
+        return Resources(cores, int(_up(needs.memory, self.memory, self.exact_memory)), needs.gpus)
 
 
 def round_up(seconds: float) -> float:
     """A little more, so that there are few such numbers: at most 3 %."""
     mantissa, exponent = frexp(seconds)
     return ldexp(ceil(mantissa * 2 * _SECONDS_STEPS), exponent) / (2 * _SECONDS_STEPS)
+
+
+def _with(steps: list[float], more: Iterable[float]) -> list[float]:
+    return sorted({*steps, *more})
+
+
+def _up(asked: float, steps: list[float], exact: float) -> float:
+    """The next step."""
+    if not asked or asked > exact:
+        return asked
+    step = bisect_left(steps, asked)
+    if step < len(steps):
+        return steps[step]
+    # Nobody known can run it: any number that is not less will do, so there are to be few.
+    mantissa, exponent = frexp(asked)
+    return asked if mantissa == 0.5 else ldexp(1.0, exponent)
 
 
 def _most_memory(share: int, weight: int) -> int:
@@ -80,4 +100,14 @@ def _most_memory(share: int, weight: int) -> int:
         most -= 1
     while weight_of(Resources(0.0, most + 1), of) <= weight:
         most += 1
+    return most
+
+
+def _most_cores(share: float, weight: int) -> float:
+    """The same of slots of ``share`` cores."""
+    of, most = Resources(share), share * (weight + 1e-6)
+    while weight_of(Resources(most), of) > weight:
+        most = nextafter(most, 0.0)
+    while weight_of(Resources(nextafter(most, most * 2)), of) <= weight:
+        most = nextafter(most, most * 2)
     return most

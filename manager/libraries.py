@@ -48,6 +48,8 @@ class LibraryState(msgspec.Struct, eq=False):
     queues: list[CallQueue] = msgspec.field(default_factory=list[CallQueue])
     #: What calls in them ask for: (needs, least seconds), and what is alike.
     kinds: set[tuple[Resources, float]] = msgspec.field(default_factory=set[tuple[Resources, float]])
+    #: Queues of calls that ask for nothing: only such calls wait behind others at a worker.
+    plain: int = 0
     steps: Steps = msgspec.field(default_factory=Steps)
     #: Number of queues at which those without calls are looked for.
     sweep_at: int = 100
