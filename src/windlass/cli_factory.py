@@ -235,7 +235,7 @@ def add_parsers(nouns: Any, *, with_options: bool) -> None:
     factory.set_defaults(parser=factory)
     verbs = factory.add_subparsers(title="commands", metavar="COMMAND")
     about = (
-        "POOL is a backend (local, slurm, htcondor, fake) or the name of a pool in a configuration file (docs/pools.md; --config FILE).\n"
+        "POOL is a backend (local, slurm, htcondor, fake) or the name of a pool in a configuration file (windlass explain pools; --config FILE).\n"
         "Options of the pool are those of windlass.Factory, written --max-pilots 4 for max_pilots=4. --setup (a line of shell)\n"
         "and --env NAME=VALUE may be repeated. A misspelt one is refused with its near names." + (_pool_options() if with_options else "")
     )
