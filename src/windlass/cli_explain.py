@@ -77,10 +77,13 @@ def _show(book: Manual, topics: Sequence[Topic]) -> None:
         if console.is_terminal:
             from rich.markdown import Markdown
             from rich.text import Text
+            from rich.theme import Theme
 
             console.print(Text(topic.title, "bold"))
             console.print()
-            console.print(Markdown(topic.text, hyperlinks=False))
+            with console.use_theme(Theme({"markdown.code": "cyan"})):  # rich's own is on black, whatever the terminal's ground
+                console.print(Markdown(topic.text, hyperlinks=False))
+            console.print()
             for line in see:
                 console.print(Text(f"see also: {line}", "dim"))
         else:

@@ -8,7 +8,7 @@ written once, and are there where Windlass is, without a repository and without 
 A *topic* is what somebody can ask for: an error by its class, a symptom by the heading in the page of troubleshooting, a page, or a section
 of one (``cookbook#login-nodes``).  `named` knows these names in any case and as texts of Windlass write them.  `found` reads whatever else
 there is, a traceback or a line of a log: names of errors in it go first, the last of them before others, as a traceback ends with what was
-raised.  Then come *signs*: what tables of symptoms quote of others' words (``version 'GLIBC_...' not found``), where it stands so in the text.
+raised.  Then come *signs*: what tables of symptoms quote of others' words (``version 'GLIBC_...' not found``), where it stands so.
 Without one, words decide: each topic has *phrases* (rows of its tables, its paragraphs, and for errors the texts of the page of
 wrong uses), and the topic is taken whose phrase has most of the words asked for, rare ones counting more.  Below `ENOUGH` of them nothing
 is found, as a wrong answer helps less than none.
