@@ -10,9 +10,9 @@ Three kinds of failure of a command, each with an answer of its own:
 `Unreachable`  5 s, doubling to 5 min; never counts towards a pause
 =============  =========================================================================================================
 
-A *death at start* is a pilot that ended before it served.  Deaths in a row are followed by 0, 1, 15, 30, 60 min of waiting (0, 2, 5, 15, 60 s
-where pilots are processes of this machine: nobody else is bothered, and somebody sits before it), with one pilot at a time as a probe; after ``max_start_failures`` in a row the pool is paused, with the pilot's own last words.  One pilot that
-serves ends the row.
+A *death at start* is a pilot that ended before it served.  Deaths in a row are followed by 0, 1, 15, 30, 60 min of waiting, with one
+pilot at a time as a probe (by 0, 2, 5, 15, 60 s where pilots are processes of this machine, which nobody else waits for); after
+``max_start_failures`` in a row the pool is paused, with the pilot's own last words.  One pilot that serves ends the row.
 
 *Black-hole nodes* end pilots at once and so get the next ones, and the next.  A node with two deaths in a row is avoided for an hour,
 and each node counts once in the row, so that one bad node does not pause a pool (but a pilot that was submitted to keep away from it, and

@@ -50,7 +50,7 @@ class _Notes:
     def __get__(self, error: WindlassError | None, kind: type[WindlassError]) -> _Notes | list[str]:
         if error is None:
             return self
-        notes = error.__dict__["__notes__"] = [f"what to do: windlass explain {error.topic}"]
+        notes = error.__dict__["__notes__"] = [error.advice]
         return notes
 
 
@@ -61,6 +61,8 @@ class WindlassError(Exception):
     page = f"{PAGE}#windlasserror"
     #: What ``windlass explain`` shows of it.
     topic = "WindlassError"
+    #: What a traceback of it ends with.
+    advice = "what to do: windlass explain WindlassError"
     # No data descriptor: once made, or brought along by a pickle, they are the instance's own.
     __notes__: list[str] = _Notes()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 
@@ -68,6 +70,7 @@ class WindlassError(Exception):
         super().__init_subclass__(**more)
         if cls.__module__ == __name__:  # others, of Windlass's parts and of users, are explained where their base is
             cls.page, cls.topic = f"{PAGE}#{cls.__name__.lower()}", cls.__name__
+            cls.advice = f"what to do: windlass explain {cls.topic}"
 
 
 class UsageError(WindlassError, ValueError):

@@ -462,7 +462,9 @@ class AnyWeather(RuleBasedStateMachine):
 
     @initialize(seed=st.integers(0, 99), delay=st.sampled_from([0.0, 20.0, 200.0]), forget=st.sampled_from([0.0, 60.0, 300.0]))
     def begin(self, seed: int, delay: float, forget: float) -> None:
-        pool = PoolConfig(name=PoolName("p"), backend="fake", resources=Resources(4.0), max_pilots=6, walltime=1800.0, grace=10.0, remote=True)
+        pool = PoolConfig(
+            name=PoolName("p"), backend="fake", resources=Resources(4.0), max_pilots=6, walltime=1800.0, grace=10.0, remote=True
+        )
         self.sim = simulation(pool, nodes=4, queue_delay=(0.0, delay), forget_after=forget)
         self.sim.cluster.random.seed(seed)
         self.hidden: set[JobId] = set()
