@@ -160,7 +160,7 @@ def test_status_shows_the_only_manager(manager: windlass.Manager, capsys: pytest
     manager.install_library("lib", double)
     assert main(["status"]) == 0
     shown = capsys.readouterr().out
-    assert str(manager.port) in shown
+    assert shown.startswith(f"manager {manager.name}, at 127.0.0.1:{manager.port}\n")  # by the name that commands take, not its id
     assert "lib" in shown
     assert main(["status", "--json", "--port", str(manager.port)]) == 0
     found = json.loads(capsys.readouterr().out)
