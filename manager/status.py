@@ -35,7 +35,8 @@ def status(
     name: str = "",
 ) -> dict[str, Any]:
     """The status object. Times in seconds, memory in bytes. ``programs``: those attached, and whether they are connected;
-    ``moved``: bytes of files and of objects that it has sent, and of objects that it has taken in. ``brief``: without pilots and files. ``name``: what people call it; ``manager`` is its id, which certificates name."""
+    ``moved``: bytes of files and of objects that it has sent, and of objects that it has taken in.
+    ``brief``: without pilots and files. ``name``: what people call it; ``manager`` is its id, which certificates name."""
     counters = core.counters
     replicas = core.replicas.counts()
     parked = sum(map(len, core.parked.values()))
