@@ -382,9 +382,8 @@ def _named(library: str, functions: Sequence[object]) -> dict[str, AnyFunction]:
     for position, function in enumerate(functions, 1):
         if isinstance(function, list | tuple):
             names = ", ".join(getattr(one, "__name__", repr(one)) for one in cast("Sequence[object]", function))
-            raise UsageError(
-                f"library {library!r} is given its functions in a {type(function).__name__}; write them one by one: {library!r}, {names}"
-            )
+            kind = "list" if isinstance(function, list) else "tuple"
+            raise UsageError(f"library {library!r} is given its functions in a {kind}; write them one by one: {library!r}, {names}")
         if not callable(function):
             raise UsageError(f"library {library!r}: {function!r} is not a function; write the function itself, without quotes or brackets")
         inner = _innermost(function)

@@ -230,6 +230,13 @@ def test_a_traceback_is_read_from_stdin(capsys: pytest.CaptureFixture[str], monk
     assert "nothing that was read is known here" in capsys.readouterr().err
 
 
+def test_a_copy_without_pages_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent to nodes leaves them out."""
+    monkeypatch.setattr("windlass.cli_explain.manual", lambda: make_manual([]))
+    assert cli.main(["explain"]) == 2
+    assert "has no pages" in capsys.readouterr().err
+
+
 def test_alone_it_lists_all_and_as_json_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     """A line each, and what TAB offers is what is listed."""
     lines = run([], capsys).splitlines()

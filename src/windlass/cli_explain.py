@@ -27,6 +27,8 @@ SHOWN: Final = 2
 def explain(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     """Show what the manual says of the words."""
     book = manual()
+    if not book.topics:
+        raise UsageError("this copy of Windlass was made for nodes and has no pages; ask the one that your program runs with")
     if not chosen.what:
         _list(book, as_json=chosen.json)
         return 0

@@ -15,7 +15,7 @@ import os
 import signal
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, as_completed
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -194,7 +194,7 @@ def _tell_saved(console: Console, manager: Manager) -> None:
 
 
 @contextlib.contextmanager
-def _logged() -> Iterator[list[str]]:
+def _logged() -> Generator[list[str]]:
     """What the manager warns of, which would stand in the midst of the picture."""
     logger, messages = logging.getLogger("windlass.manager"), list[str]()
     keep = logging.Handler(logging.WARNING)
