@@ -62,6 +62,8 @@ html_show_sphinx = False
 html_show_copyright = False
 html_theme_options: dict[str, Any] = {"top_of_page_buttons": []}
 
+#: An option of a command line, in HTML.
+_OPTION = re.compile(r"(?<=[\s>])(--[a-z][a-z-]*)")
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
 
 
@@ -89,6 +91,8 @@ def take_in(app: Any, docname: str, content: list[str]) -> None:
         content[0] = text.replace(f"<!-- {root} -->", taken)
     else:
         content[0] = _relinked(text, folder)
+    if docname == "errors":  # its code is HTML, whose words nobody has marked yet
+        content[0] = _OPTION.sub(r'<span class="pre">\1</span>', content[0])
     if not content[0].lstrip().startswith(("# ", "```", "<!--")):
         content[0] = f"# {docname.rpartition('/')[2].capitalize()}\n\n{content[0]}"  # what a benchmark has written has no title
     if docname in LISTS:

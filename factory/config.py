@@ -123,10 +123,10 @@ def configuration_files(named: str | os.PathLike[str] | None, environ: Mapping[s
     user = Path(environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME") or "/") / ".config") / "windlass" / FILE
     chosen = named if named is not None else environ.get(VARIABLE) or None
     if chosen is not None and not isinstance(chosen, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise UsageError(f"config={chosen!r}: give the path of a configuration file, see docs/pools.md")
+        raise UsageError(f"config={chosen!r}: give the path of a configuration file, see: windlass explain pools")
     if chosen is not None and not Path(chosen).is_file():
         told = f", which is named by {VARIABLE}" if named is None else ""
-        raise UsageError(f"there is no configuration {os.fspath(chosen)!r}{told}; write one, see docs/pools.md")
+        raise UsageError(f"there is no configuration {os.fspath(chosen)!r}{told}; write one, see: windlass explain pools")
     candidates = [SITE, user, Path(chosen) if chosen is not None else Path(FILE)]
     return [path for path in candidates if path.is_file()]
 
@@ -157,9 +157,11 @@ def _sources(path: Path) -> Iterable[Source]:
         with path.open("rb") as file:
             content = tomllib.load(file)
     except UnicodeDecodeError as error:
-        raise UsageError(f"configuration {path}: it is no text (UTF-8), by its byte {error.start}; see docs/pools.md") from None
+        raise UsageError(f"configuration {path}: it is no text (UTF-8), by its byte {error.start}; see: windlass explain pools") from None
     except (OSError, tomllib.TOMLDecodeError) as error:
-        hint = "; texts stand in quotes, lists in brackets, see docs/pools.md" if isinstance(error, tomllib.TOMLDecodeError) else ""
+        hint = (
+            "; texts stand in quotes, lists in brackets, see: windlass explain pools" if isinstance(error, tomllib.TOMLDecodeError) else ""
+        )
         raise UsageError(f"configuration {path}: {getattr(error, 'strerror', None) or error}{hint}") from None
     for name, table in content.items():
         if name not in TABLES:

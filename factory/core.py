@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from windlass.factory.backend import CommandLimits, JobId, PilotRequest, PilotState, Tickets
-from windlass.factory.history import CommandBudget, History
+from windlass.factory.history import OWN_START_BACKOFF, START_BACKOFF, CommandBudget, History
 from windlass.factory.pilots import NO_LOGS, VANISHED, Ending, Event, Fleet, Phase, Pilot
 from windlass.factory.planner import Actions, Promise, plan
 from windlass.factory.pool import PoolConfig
@@ -144,7 +144,7 @@ class FactoryCore:
     _last_try_at: float = -math.inf
 
     def __post_init__(self) -> None:
-        self.history = History(self.pool.max_start_failures)
+        self.history = History(self.pool.max_start_failures, START_BACKOFF if self.pool.remote else OWN_START_BACKOFF)
         self.budget = CommandBudget(self.limits)
         self.telling = Telling(self.pool.name, self.epoch)
 

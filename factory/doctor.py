@@ -111,11 +111,19 @@ def legs_of(found: Findings) -> list[Leg]:
     if found.died:
         advice = "setup= and python= say how Python is found on nodes"
         if found.container:
-            advice = "docs/containers.md says what an image needs, and what nodes need to start it"
+            advice = "what an image needs, and what nodes need to start it: windlass explain containers"
         advice = "" if examined else advice
         return [*legs, Leg("worker", FAILED, found.died, advice)]
     if found.served_after < 0:
-        return [*legs, Leg("worker", FAILED, "it runs and has not connected to the manager", "see the addresses above, and docs/pools.md")]
+        return [
+            *legs,
+            Leg(
+                "worker",
+                FAILED,
+                "it runs and has not connected to the manager",
+                "see the addresses above, and: windlass explain pilots-run-and-do-not-connect",
+            ),
+        ]
     legs.append(Leg("worker", OK, f"it serves, {show_seconds(found.served_after)} after the submission"))
     if found.call_error:
         return [*legs, Leg("call", FAILED, found.call_error)]
@@ -134,7 +142,7 @@ def _python(examined: Mapping[str, Any]) -> Leg:
 
 def _imports(examined: Mapping[str, Any]) -> list[Leg]:
     text = str(examined.get("imports", ""))
-    return [Leg("imports", WARNING, text, "environment= gives pilots such an archive: see docs/environments.md")] if text else []
+    return [Leg("imports", WARNING, text, "environment= gives pilots such an archive: see: windlass explain environments")] if text else []
 
 
 def _state_folder(examined: Mapping[str, Any]) -> Leg:

@@ -11,8 +11,8 @@ Three kinds of failure of a command, each with an answer of its own:
 =============  =========================================================================================================
 
 A *death at start* is a pilot that ended before it served.  Deaths in a row are followed by 0, 1, 15, 30, 60 min of waiting, with one
-pilot at a time as a probe; after ``max_start_failures`` in a row the pool is paused, with the pilot's own last words.  One pilot that
-serves ends the row.
+pilot at a time as a probe (by 0, 2, 5, 15, 60 s where pilots are processes of this machine, which nobody else waits for); after
+``max_start_failures`` in a row the pool is paused, with the pilot's own last words.  One pilot that serves ends the row.
 
 *Black-hole nodes* end pilots at once and so get the next ones, and the next.  A node with two deaths in a row is avoided for an hour,
 and each node counts once in the row, so that one bad node does not pause a pool (but a pilot that was submitted to keep away from it, and
@@ -34,8 +34,10 @@ from windlass.factory.backend import CommandLimits
 
 UNREACHABLE_FIRST: Final = 5.0
 UNREACHABLE_LONGEST: Final = 300.0
-#: Seconds to wait after the first, second, ... death at start in a row.
+#: Seconds to wait after deaths at start in a row, in a batch system that is shared.
 START_BACKOFF: Final = (0.0, 60.0, 900.0, 1800.0, 3600.0)
+#: The same for pilots on this machine.
+OWN_START_BACKOFF: Final = (0.0, 2.0, 5.0, 15.0, 60.0)
 #: Waiting at a limit on jobs: with own pilots in the queue, whose end is what is waited for, and without.
 OVER_LIMIT_WAIT: Final = 300.0
 OVER_LIMIT_ALONE: Final = 10.0
@@ -57,6 +59,8 @@ class History:
     """What a pool has been through, and what follows for its next submission. Times are the caller's ``now``."""
 
     max_start_failures: int = 3
+    #: Seconds to wait after the first, second, ... death at start in a row.
+    start_backoff: tuple[float, ...] = START_BACKOFF
     #: Why the pool is paused; "": it is not.
     paused: str = ""
     #: The newest failure of any kind.
@@ -138,7 +142,7 @@ class History:
         if not counts:
             return
         self.start_failures += 1
-        self._start_wait = now + START_BACKOFF[min(self.start_failures, len(START_BACKOFF)) - 1]
+        self._start_wait = now + self.start_backoff[min(self.start_failures, len(self.start_backoff)) - 1]
         if self.start_failures >= self.max_start_failures:
             several = f"{self.start_failures} pilots in a row ended before they served, the last one so"
             self.paused = f"{several if self.start_failures > 1 else 'a pilot ended before it served'}: {text}"

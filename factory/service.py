@@ -111,7 +111,7 @@ def show(words: Sequence[str], options: Mapping[str, object], *, as_json: bool =
     files = list(configuration.files)
     if as_json:
         return json.dumps({"files": files, "pools": pools}, default=str)
-    lines = [f"configuration: {', '.join(files) or 'no file; see docs/pools.md'}"]
+    lines = [f"configuration: {', '.join(files) or 'no file; see: windlass explain pools'}"]
     for word, rows in pools.items():
         lines += ["", f"pool {word}:"]
         width = max(len(str(row["value"])) for row in rows)

@@ -23,12 +23,15 @@ NEEDED: Final = ("blake3", "cffi", "cloudpickle", "cryptography", "msgspec", "ps
 #: Of these a distribution may be missing: another one needs it only for some versions of Python.
 OPTIONAL: Final = frozenset({"cffi", "pycparser", "typing_extensions"})
 
+#: What no node needs, below the package: ``pages`` are for people.
+_LEFT_OUT: Final = frozenset({"__pycache__", "pages"})
+
 
 def package_files() -> Iterator[tuple[Path, str]]:
     """The package's own files: where they are, and their names in the archive. Links of a checkout are followed."""
     root = Path(windlass.__file__).parent
     for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if name != "__pycache__")
+        folders[:] = sorted(name for name in folders if name not in _LEFT_OUT)
         for name in sorted(files):
             if not name.endswith(".pyc"):
                 path = Path(folder) / name

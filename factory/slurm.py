@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import ClassVar, cast
 
 from windlass.errors import OverLimit, Rejected, Unreachable, UsageError, require_flag
-from windlass.factory import slurm_words
+from windlass.factory import slurm_words, values
 from windlass.factory.backend import Backend, CommandLimits, JobId, Listed, PilotRequest, PilotState, PoolDefaults, Tag
 from windlass.factory.commands import Ran, clean_environment, run_command
 from windlass.factory.launch import own_template, pilot_script
@@ -74,8 +74,8 @@ class SlurmBackend:
         extra_directives: str | Sequence[str] = (),
         job_name: str = "windlass",
         template: str | os.PathLike[str] = "",
-        query_interval: float = 30.0,
-        command_timeout: float = 60.0,
+        query_interval: str | float = 30.0,
+        command_timeout: str | float = 60.0,
     ) -> None:
         self.query_interval = _positive("query_interval", query_interval)
         self._timeout = _positive("command_timeout", command_timeout)
@@ -293,9 +293,10 @@ def _text(option: str, value: object) -> str:
 
 
 def _positive(option: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-        raise UsageError(f"{option}={value!r} is not a number of seconds; write for example {option}=30")
-    return float(value)
+    read = values.seconds({option: value}, option, 0.0)
+    if not 0 < read < 1e6:
+        raise UsageError(f"{option}={value!r} is no time to wait; write for example {option}='30s'")
+    return read
 
 
 def _directives(value: object) -> tuple[str, ...]:

@@ -11,6 +11,9 @@ have options.
 `shutdown` has to wait for calls that it does not keep alive: it holds weak references, swept as their number doubles.
 
 A program that ends without `shutdown` waits for its calls too, as with the executors of `concurrent.futures`; unless it ends by Ctrl-C.
+
+An exception that leaves the ``with`` block waits for calls as well, for the same reason: they may write files that somebody counts on. As
+Python shows the exception only after that, and pilots may be hours away, it is said what is waited for when it takes a while.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import atexit
 import contextlib
 import importlib
 import itertools
+import logging
 import os
 import sys
 import threading
@@ -41,6 +45,9 @@ from windlass.messages import CallOptions
 if TYPE_CHECKING:
     from windlass.factory.factory import PoolWord
 
+log = logging.getLogger("windlass.manager")
+#: Seconds that a block which an exception has left waits before it says so.
+_TELL_AFTER: Final = 2.0
 #: Seconds to wait for the first word of a factory about its pools.
 _FIRST_WORD: Final = 5.0
 
@@ -124,15 +131,22 @@ class Pool:
             if future is not None:
                 future.cancel()
 
-    def finish(self) -> None:
-        """Wait for all calls, then close. When the wait is interrupted, cancel what is left and close."""
+    def finish(self, left_by: str = "") -> None:
+        """Wait for all calls, then close. When the wait is interrupted, cancel what is left and close.
+
+        ``left_by``: the exception that nobody sees before this is over.
+        """
         with self._finishing:  # whoever comes second returns when the first is through
             future: CallFuture[Any] | None = None
             try:
                 while self._calls:
                     future = self._calls.popleft()()
-                    if future is not None:
-                        future.wait()
+                    if future is None:
+                        continue
+                    if left_by and not future.wait(_TELL_AFTER):
+                        self._tell(left_by)
+                        left_by = ""
+                    future.wait()
             except BaseException:
                 if future is not None:
                     future.cancel()
@@ -140,6 +154,12 @@ class Pool:
                 raise
             finally:
                 self._closing.close()
+
+    def _tell(self, left_by: str) -> None:
+        self._sweep()
+        count = len(self._calls) + 1  # and the one that is waited for
+        waits = "1 call that has" if count == 1 else f"{count:,} calls that have"
+        log.warning("%s has left the with block of an Executor, which waits for %s not ended: Ctrl-C cancels them", left_by, waits)
 
 
 #: Pools of executors that nobody may have shut down yet.
@@ -388,7 +408,11 @@ class Executor(Submitter):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         # As in concurrent.futures, an error in the block waits for calls; but whoever presses Ctrl-C wants to leave now.
         leaving = kind is not None and not issubclass(kind, Exception) and not issubclass(kind, GeneratorExit)
-        self.shutdown(wait=True, cancel_futures=leaving)
+        if kind is not None and not leaving and not self._pool.closed:
+            self._pool.closed = True
+            self._pool.finish(kind.__name__)
+        else:
+            self.shutdown(wait=True, cancel_futures=leaving)
 
     def __repr__(self) -> str:
         factory = f"{self.factory!r}, " if self.factory is not None else ""

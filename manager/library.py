@@ -95,7 +95,7 @@ class Library:
         with equal arguments) are run once, and all have that result (docs/journal.md). ``concurrency``: so many calls of async functions
         run at once in one slot (docs/async.md). Raises UsageError with the line to write.
         """
-        refuse_unknown("option of create_library", unknown, Library.__init__)
+        refuse_unknown("option of a library", unknown, Library.__init__)
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # programs are not always checked
             raise UsageError(f"create_library({name!r}, ...): the name comes first; write create_library('lib', function, ...)")
         if not _NAME.fullmatch(name):
@@ -380,10 +380,12 @@ def _named(library: str, functions: Sequence[object]) -> dict[str, AnyFunction]:
     """Functions by name; lambdas get names."""
     named: dict[str, AnyFunction] = {}
     for position, function in enumerate(functions, 1):
+        if isinstance(function, list | tuple):
+            names = ", ".join(getattr(one, "__name__", repr(one)) for one in cast("Sequence[object]", function))
+            kind = "list" if isinstance(function, list) else "tuple"
+            raise UsageError(f"library {library!r} is given its functions in a {kind}; write them one by one: {library!r}, {names}")
         if not callable(function):
-            raise UsageError(
-                f"create_library({library!r}, ...): {function!r} is not a function; write the function itself, without quotes or brackets"
-            )
+            raise UsageError(f"library {library!r}: {function!r} is not a function; write the function itself, without quotes or brackets")
         inner = _innermost(function)
         for refused, is_one, remedy in _REFUSED:
             if is_one(inner):

@@ -182,7 +182,7 @@ class Manager(Door):
 
     def _set_up_viewing(self, record: bool) -> None:
         viewing, folder, now = self._server.viewing, self._folder.parent.parent / "runs", self._server.now()
-        viewing.run = run_name(self.name, now)
+        viewing.run, self._server.name = run_name(self.name, now), self.name
         viewing.write = lambda run, data: write_run(folder, run, data)
         if record:
             viewing.begin(now)

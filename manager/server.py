@@ -124,7 +124,7 @@ class Server:
         welcome: Welcome,
         elsewhere: bool = False,
     ) -> None:
-        self.authority, self.store, self.core = authority, store, core
+        self.authority, self.store, self.core, self.name = authority, store, core, ""
         self.inbox: Inbox[Any] = Inbox(self._rouse)
         self.client: Client | None = None
         #: Declared files, and results that stay on workers.
@@ -403,7 +403,7 @@ class Server:
     def _found(self, now: float, brief: bool = False) -> dict[str, Any]:
         seen, detached = self.attachments.seen(), self.attachments.detached
         moved = (self.files.server.bytes_out, self._data.bytes_out, self._data.bytes_in + self._data.bytes_adopted)
-        more: dict[str, Any] = {"detached": detached, "moved": moved, "brief": brief}
+        more: dict[str, Any] = {"detached": detached, "moved": moved, "brief": brief, "name": self.name}
         found = status(self.core, self._welcome.manager, self.addresses, now, seen, **more)
         if self.client is not None:
             add_inputs(found, self.client.feeder.count, self.client.remembered)

@@ -32,14 +32,22 @@ def status(
     detached: bool = False,
     moved: tuple[int, int, int] = (0, 0, 0),
     brief: bool = False,
+    name: str = "",
 ) -> dict[str, Any]:
     """The status object. Times in seconds, memory in bytes. ``programs``: those attached, and whether they are connected;
-    ``moved``: bytes of files and of objects that it has sent, and of objects that it has taken in. ``brief``: without pilots and files."""
+    ``moved``: bytes of files and of objects that it has sent, and of objects that it has taken in.
+    ``brief``: without pilots and files. ``name``: what people call it; ``manager`` is its id, which certificates name."""
     counters = core.counters
     replicas = core.replicas.counts()
     parked = sum(map(len, core.parked.values()))
     return {
-        "manager": {"id": manager, "addresses": [f"{host}:{port}" for host, port in addresses], "at": now, "detached": detached},
+        "manager": {
+            "id": manager,
+            "name": name or manager,
+            "addresses": [f"{host}:{port}" for host, port in addresses],
+            "at": now,
+            "detached": detached,
+        },
         "calls": {
             "waiting": sum(state.waiting for state in core.libraries.values()) + parked,
             "waiting_for_inputs": 0,

@@ -19,7 +19,9 @@ from rich.console import Console
 
 import windlass
 from windlass.cli import main
-from windlass.cli_factory import split_pool_options
+from windlass.cli_factory import TIMES, split_pool_options
+from windlass.factory.local import LocalBackend
+from windlass.factory.pool import COMMON_OPTIONS, make_pool
 from windlass.managers import choose_manager, known_managers
 from windlass.messages import PROTOCOL
 from windlass.status import picture, show_bytes, show_span
@@ -100,6 +102,7 @@ def test_words_that_are_not_commands_are_refused(words: list[str], capsys: pytes
         ("local --port 9123 --cores 2", "local --port 9123", {"cores": 2}),
         ("local --wait=3 --grace 5s", "local --wait=3", {"grace": "5s"}),
         ("slurm --hold no --shared yes", "slurm", {"hold": False, "shared": True}),
+        ("slurm --walltime 90 --idle-timeout 0", "slurm", {"walltime": "90", "idle_timeout": 0}),
         ("slurm --setup a --setup b", "slurm", {"setup": ["a", "b"]}),
         ("slurm --setup 1", "slurm", {"setup": ["1"]}),
         ("slurm --account 007 --qos 1e3", "slurm", {"account": "007", "qos": "1e3"}),
@@ -111,6 +114,18 @@ def test_words_that_are_not_commands_are_refused(words: list[str], capsys: pytes
 def test_pool_options_are_taken_out_of_the_command_line(words: str, rest: str, options: dict[str, object]) -> None:
     """``--some-option value`` is ``some_option=value`` of `Factory`, wherever it stands."""
     assert split_pool_options(words.split()) == (rest.split(), options)
+
+
+def test_a_bare_number_is_refused_for_each_option_that_is_a_time() -> None:
+    """A command line's numbers of these stay text, which a pool refuses as it refuses a program's."""
+    times: set[str] = set()
+    for name in COMMON_OPTIONS:
+        try:
+            make_pool("local", LocalBackend.defaults, frozenset(), {name: "90"}, name="one")
+        except windlass.UsageError as error:
+            if "is it seconds" in str(error):
+                times.add(name)
+    assert times | {"query_interval", "command_timeout"} == TIMES
 
 
 def test_a_worker_goes_by_before_anything_is_loaded() -> None:
@@ -145,7 +160,7 @@ def test_status_shows_the_only_manager(manager: windlass.Manager, capsys: pytest
     manager.install_library("lib", double)
     assert main(["status"]) == 0
     shown = capsys.readouterr().out
-    assert str(manager.port) in shown
+    assert shown.startswith(f"manager {manager.name}, at 127.0.0.1:{manager.port}\n")  # by the name that commands take, not its id
     assert "lib" in shown
     assert main(["status", "--json", "--port", str(manager.port)]) == 0
     found = json.loads(capsys.readouterr().out)

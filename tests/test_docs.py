@@ -207,6 +207,7 @@ def test_each_error_has_its_place_among_the_troubles(kind: type[errors.WindlassE
     """The class names page and anchor; the anchor is the heading with its name."""
     page, _, anchor = kind.page.partition("#")
     assert page == errors.PAGE
+    assert kind.topic == kind.__name__
     assert anchor == kind.__name__.lower()
     assert anchor in HEADINGS
 
@@ -221,7 +222,7 @@ def test_a_traceback_ends_with_the_place_that_says_what_to_do() -> None:
     assert str(error) == "it failed"
     assert error.__dict__ == {}
     last = traceback.format_exception(error)[-1]
-    assert last == "what to do: docs/troubleshooting.md#callfailed\n"
+    assert last == "what to do: windlass explain CallFailed\n"
 
 
 def test_an_uncaught_error_shows_its_place() -> None:
@@ -229,15 +230,15 @@ def test_an_uncaught_error_shows_its_place() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", "import windlass; raise windlass.Closed('it is over')"], capture_output=True, text=True, check=False
     )
-    assert ran.stderr.splitlines()[-2:] == ["windlass.errors.Closed: it is over", "what to do: docs/troubleshooting.md#closed"]
+    assert ran.stderr.splitlines()[-2:] == ["windlass.errors.Closed: it is over", "what to do: windlass explain Closed"]
 
 
 def test_notes_are_added_to_one_error_only_and_travel_with_it() -> None:
     """One list for each; a pickle has it once."""
     first, second = windlass.Closed("one"), windlass.Closed("two")
     first.add_note("attempt 1")
-    assert first.__notes__ == ["what to do: docs/troubleshooting.md#closed", "attempt 1"]
-    assert second.__notes__ == ["what to do: docs/troubleshooting.md#closed"]
+    assert first.__notes__ == ["what to do: windlass explain Closed", "attempt 1"]
+    assert second.__notes__ == ["what to do: windlass explain Closed"]
     assert pickle.loads(pickle.dumps(first)).__notes__ == first.__notes__
 
 

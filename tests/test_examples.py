@@ -197,11 +197,15 @@ def test_the_posters_program_differs_from_the_poster_in_its_first_import_only() 
 
 
 def test_the_demo_shows_the_main_job(own_state: Path) -> None:
-    """Steps with numbers, a picture, a pilot killed on the way, an exception from a call, what hoisting saved."""
-    shown = run(COMMAND, "demo", folder=own_state, quiet=False)  # the manager tells that it lost a worker
+    """Steps with numbers, a picture, a pilot killed on the way, an exception from a call, what hoisting saved.
+
+    Nothing unexplained beside it, and no line wider than 100 columns.
+    """
+    shown = run(COMMAND, "demo", folder=own_state)
+    assert max(map(len, shown.splitlines())) <= 100
     assert [line.split(".")[0] for line in shown.splitlines() if re.match(r"\d\. ", line)] == ["1", "2", "3", "4", "5", "6", "7"]
-    for words in ("@@@@@@", "was killed", "ValueError: there is no row -1", "once per call it would have taken"):
-        assert words in shown
+    for words in ("@@@@@@", "was killed", "its log then: worker ", "ValueError: there is no row -1", "once per call it would have taken"):
+        assert words in " ".join(shown.split())
 
 
 def free_port() -> int:

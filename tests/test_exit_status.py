@@ -81,6 +81,7 @@ DONE = (
         "files --source x",
     ),
     *("factory resume", "factory dry-run local", "factory config show local", "manager list", "version", "--version", "completion bash"),
+    *("explain", "explain --json", "explain Closed", "explain docs/troubleshooting.md#closed", "explain no module named windlass --json"),
 )
 WRONG = (
     *(
@@ -107,7 +108,7 @@ WRONG = (
         "nothing",
         "",
     ),
-    *("environment", "environment pack --from /nowhere", "demo x"),
+    *("environment", "environment pack --from /nowhere", "demo x", "explain WorkerLost", "explain what nobody ever wrote"),
 )
 
 

@@ -44,8 +44,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md", "CITATION.cff"):
         shutil.copy(ROOT / name, tree)
-    for name in (".ci", "src", *PARTS):
-        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in (".ci", "src", "docs", *PARTS):
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "_build"))
     ran = subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "--sdist", "--wheel", "--outdir", str(tree / "dist"), str(tree)],
         capture_output=True,
@@ -63,6 +63,27 @@ def test_the_wheel_has_every_file_of_the_package(built: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == package_files()
     assert len(names) > len(PARTS)
+
+
+def test_the_wheel_explains_errors_where_there_is_no_repository(built: Path, tmp_path: Path) -> None:
+    """The pages are in it, as files: ``windlass explain`` of the unpacked wheel shows what stands in the repository."""
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    page = tmp_path / "windlass" / "pages" / "troubleshooting.md"
+    assert not page.is_symlink()
+    assert page.read_text() == (ROOT / "docs" / "troubleshooting.md").read_text()
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from windlass.cli import main; sys.exit(main(sys.argv[1:]))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), "explain", "WorkersLost"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("WorkersLost\n\nThe call was lost with its worker")
 
 
 def test_the_wheel_has_the_command_the_plugin_and_the_licence(built: Path) -> None:
@@ -90,6 +111,13 @@ def test_the_links_of_the_package_lead_to_the_root_folders() -> None:
         link = ROOT / "src/windlass" / part
         assert link.is_symlink()
         assert link.resolve() == ROOT / part
+
+
+def test_the_pages_of_the_package_are_links_to_the_documentation() -> None:
+    """Written once: a copy would grow old."""
+    for page in (ROOT / "src/windlass/pages").iterdir():
+        assert page.is_symlink(), page
+        assert page.resolve() == ROOT / "docs" / page.name
 
 
 def test_every_public_name_can_be_had() -> None:

@@ -162,6 +162,7 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
         cli_completion,
         cli_dashboard,
         cli_environment,
+        cli_explain,
         cli_factory,
         cli_lists,
         cli_manager,
@@ -170,7 +171,7 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
         cli_words,
     )
 
-    exits = "exit status: 0 done, 1 failed (the text says why), 2 wrong command line, 130 interrupted; see docs/command-line.md"
+    exits = "exit status: 0 done, 1 failed (the text says why), 2 wrong command line, 130 interrupted; see: windlass explain command-line"
     parser = cli_words.Parser(
         prog="windlass",
         description="Run Python functions on HTCondor and Slurm, with imports hoisted once per node.",
@@ -189,6 +190,7 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
     cli_pilots.add_parsers(nouns)
     cli_lists.add_parsers(nouns)
     cli_environment.add_parsers(nouns)
+    cli_explain.add_parsers(nouns)
     cli_completion.add_parsers(nouns)
     cli_dashboard.add_parsers(nouns)
     cli_metrics.add_parsers(nouns)
@@ -209,7 +211,7 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="a screen that is kept up to date, every second or so many; q ends",
     )
-    look.add_argument("--json", action="store_true", help="the status object of docs/status.md, one line each time")
+    look.add_argument("--json", action="store_true", help="the status object (windlass explain status), one line each time")
     look.set_defaults(command=status)
 
     number = nouns.add_parser("version", help="versions of Windlass, its protocol, Python and the system")

@@ -110,6 +110,8 @@ def _completer(path: tuple[str, ...], dest: str) -> Completer | None:
         return _fixed(offered)
     if dest == "manager" or (dest == "name" and noun in ("status", "manager")):
         return managers
+    if dest == "what":
+        return _explained
     if dest in ("words", "backend") or (dest == "pool" and noun in ("doctor", "manager")):
         return kinds_of_pools
     return {
@@ -138,6 +140,12 @@ def kinds_of_pools(**_: object) -> list[str]:
     from windlass.factory.config import read_configuration
 
     return [*known_backends(), *read_configuration(None).pools]
+
+
+def _explained(**_: object) -> list[str]:
+    from windlass import cli_explain
+
+    return cli_explain.names()
 
 
 def _fixed(words: Iterable[str]) -> Completer:

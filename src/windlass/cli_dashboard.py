@@ -36,7 +36,10 @@ def dashboard(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
         _show(known, link, chosen, f"manager {known.name} has a dashboard already:")
         return 0
     if host != LOOPBACK:
-        print("windlass: what this page shows goes over the network unencrypted; ssh -L is safer (docs/dashboard.md)", file=sys.stderr)
+        print(
+            "windlass: what this page shows goes over the network unencrypted; ssh -L is safer (windlass explain dashboard)",
+            file=sys.stderr,
+        )
     words = f"dashboard of manager {known.name} (Ctrl-C ends it):"
     reason = serve(known, lambda link: _show(known, link, chosen, words), host=host, port=port)
     if reason == "signal SIGINT":
@@ -80,7 +83,7 @@ def report(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
         from windlass.runs import known_runs, runs_folder
 
         names = known_runs(runs_folder())
-        print(json.dumps({"runs": names}) if chosen.json else "\n".join(names) or "no run has been kept: see docs/dashboard.md")
+        print(json.dumps({"runs": names}) if chosen.json else "\n".join(names) or "no run has been kept: see: windlass explain dashboard")
         return 0
     whole = _whole(chosen)
     run = Path(str(whole["record"]["run"])).name or "run"  # it may come from a file, which may say anything
@@ -187,7 +190,7 @@ def add_parsers(nouns: Any) -> None:
     one.add_argument("run", nargs="?", metavar="RUN", help="a run, or its manager's name; else the manager that runs, or the newest run")
     one.add_argument("-o", "--output", metavar="FILE", help="the HTML file; else RUN.html")
     one.add_argument("--trace", metavar="FILE", help="the trace; else beside it, RUN.trace.json")
-    one.add_argument("--state", metavar="FILE", help="all figures, too, as JSON (docs/dashboard.md)")
+    one.add_argument("--state", metavar="FILE", help="all figures, too, as JSON (windlass explain dashboard)")
     one.add_argument("--list", action="store_true", help="which runs there are, the newest first")
     one.add_argument("--json", action="store_true", help="one object: run, report, trace; with --list: runs")
     one.set_defaults(command=report)

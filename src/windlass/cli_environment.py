@@ -43,7 +43,7 @@ def add_parsers(nouns: Any) -> None:
         description="Make one archive of a Python: interpreter, shared libraries, standard library, installed packages,\n"
         "editable installs, Windlass. It works wherever it is unpacked, on nodes without Python. Prints its path.\n"
         "Then: windlass factory run slurm --environment ARCHIVE",
-        epilog="exit status: 0 done, 2 it cannot be packed, and the text says why; see docs/environments.md",
+        epilog="exit status: 0 done, 2 it cannot be packed, and the text says why; see: windlass explain environments",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     one.add_argument("-o", "--output", metavar="FILE", help="file, or folder for windlass-environment-DIGEST.tar.gz (the current one)")

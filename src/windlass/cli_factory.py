@@ -68,6 +68,13 @@ TEXTS = {
     "setup": "LINE",
     "account": "ACCOUNT",
 }
+#: Options that are lengths of time. A bare number of them is refused, as in a text of a program: Slurm would take it for minutes.
+TIMES = frozenset(
+    {
+        *("walltime", "grace", "patience", "stagger", "idle_timeout", "start_cost", "hold", "hello_timeout"),
+        *("query_interval", "command_timeout"),  # of batch systems
+    }
+)
 #: What is a number on a command line; 007 is not, nor is 1e5: such are names of accounts.
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 
@@ -120,17 +127,17 @@ def pool_option(name: str, values: Sequence[str | bool]) -> object:
         return " ".join(map(str, values)) if True not in values else True
     if name in TEXTS:
         return values[-1]
-    read = [value if isinstance(value, bool) else pool_value(value) for value in values]
+    read = [value if isinstance(value, bool) else pool_value(value, as_time=name in TIMES) for value in values]
     return read[0] if len(read) == 1 else read
 
 
-def pool_value(text: str) -> object:
-    """``4`` → 4, ``0.5`` → 0.5, ``yes`` → True; anything else (``8GB``, ``2h``) stays text for the pool to read."""
+def pool_value(text: str, *, as_time: bool = False) -> object:
+    """``4`` → 4, ``0.5`` → 0.5, ``yes`` → True; anything else (``8GB``, ``2h``) stays text for the pool to read, of times but ``0`` all."""
     if text in ("yes", "true"):
         return True
     if text in ("no", "false"):
         return False
-    if _NUMBER.fullmatch(text):
+    if _NUMBER.fullmatch(text) and (not as_time or float(text) == 0):
         return float(text) if "." in text else int(text)
     return text
 
@@ -235,9 +242,10 @@ def add_parsers(nouns: Any, *, with_options: bool) -> None:
     factory.set_defaults(parser=factory)
     verbs = factory.add_subparsers(title="commands", metavar="COMMAND")
     about = (
-        "POOL is a backend (local, slurm, htcondor, fake) or the name of a pool in a configuration file (docs/pools.md; --config FILE).\n"
-        "Options of the pool are those of windlass.Factory, written --max-pilots 4 for max_pilots=4. --setup (a line of shell)\n"
-        "and --env NAME=VALUE may be repeated. A misspelt one is refused with its near names." + (_pool_options() if with_options else "")
+        "POOL is a backend (local, slurm, htcondor, fake) or the name of a pool in a configuration file (--config FILE; see:\n"
+        "windlass explain pools). Options of the pool are those of windlass.Factory, written --max-pilots 4 for max_pilots=4.\n"
+        "--setup (a line of shell) and --env NAME=VALUE may be repeated. A misspelt one is refused with its near names."
+        + (_pool_options() if with_options else "")
     )
     run = verbs.add_parser(
         "run",

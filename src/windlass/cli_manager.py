@@ -310,7 +310,7 @@ def add_parsers(nouns: Any) -> None:
         "Start a manager and return when it serves. Programs use it by windlass.attach('NAME'). With --in POOL it runs as a job of that\n"
         "pool, for clusters whose nodes cannot reach this machine; further options are those of the pool, such as --walltime 1d.",
         "windlass manager start [NAME] [--in POOL [--POOL-OPTION VALUE ...]] [--port PORT] [--idle-timeout TIME] [--listen WHERE]\n"
-        "                              [--wait TIME] [--foreground] [--state-dir DIR] [--trust-state-dir]",
+        "                              [--wait SECONDS] [--foreground] [--state-dir DIR] [--trust-state-dir]",
     )
     one.add_argument("name", nargs="?", default=DEFAULT_NAME, help=f"what programs find it by ({DEFAULT_NAME})")
     one.add_argument("--in", dest="pool", metavar="POOL", help="run it as a job there: slurm, htcondor, or a configured pool")
@@ -324,7 +324,7 @@ def add_parsers(nouns: Any) -> None:
     )
     one.add_argument("--listen", metavar="WHERE", help="interface, network or address; default: loopback, in a job the node's address")
     one.add_argument(
-        "--wait", type=cli_words.seconds, metavar="TIME", help="with --in: how long to wait until it serves; else until it does"
+        "--wait", type=cli_words.seconds, metavar="SECONDS", help="with --in: how long to wait until it serves; else until it does"
     )
     one.add_argument("--foreground", action="store_true", help="be the manager, in this terminal")
     one.add_argument("--ready-fd", type=int, default=-1, help=argparse.SUPPRESS)

@@ -38,7 +38,7 @@ def add_parsers(nouns: Any) -> None:
     one = nouns.add_parser(
         "metrics",
         help="serve a manager's metrics to Prometheus",
-        description="Serve metrics of a manager over HTTP, read anew at each scrape, until interrupted; see docs/monitoring.md.",
+        description="Serve metrics of a manager over HTTP, read anew at each scrape, until interrupted; see: windlass explain monitoring",
         epilog="exit status: 0 done, 1 no answer, 2 wrong command line, no such manager or no such port, 130 interrupted",
     )
     one.add_argument("name", nargs="?", help="the manager's name (or connection file); else the only one of yours that runs")

@@ -296,7 +296,7 @@ def add_parsers(nouns: Any) -> None:
         parser.add_argument("--pool", help="only of this pool", **{"default": "", **more})
         parser.add_argument("--host", help="only on this node", **{"default": "", **more})
         parser.add_argument("--ended", action="store_true", help="those that have ended, too: the last 100 of each pool", **more)
-        parser.add_argument("--json", action="store_true", help="one object a line, as in docs/status.md", **more)
+        parser.add_argument("--json", action="store_true", help="one object a line; its keys: windlass explain status", **more)
         manager_options(parser, **more)
         parser.set_defaults(command=list_pilots)
 
@@ -310,7 +310,7 @@ def add_parsers(nouns: Any) -> None:
 
     one = verbs.add_parser("show", help="all that is known of one, and its story")
     one.add_argument("pilot", help="as the list shows it, or the beginning of it")
-    one.add_argument("--json", action="store_true", help="one object, as in docs/status.md", default=unset)
+    one.add_argument("--json", action="store_true", help="one object; its keys: windlass explain status", default=unset)
     manager_options(one, default=unset)
     one.set_defaults(command=show_pilot)
 

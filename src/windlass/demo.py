@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import signal
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, as_completed
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -33,6 +35,8 @@ VIEW: Final = (-2.1, 0.7, 1.15, -1.15)
 DEPTH: Final = 60_000
 #: Dark to bright, for terminals without colours and for files.
 RAMP: Final = " .:-=+*#%@"
+#: Columns of text, however wide the terminal.
+COLUMNS: Final = 100
 #: The one call that goes wrong asks for this row.
 BAD_ROW: Final = -1
 
@@ -95,6 +99,8 @@ def run_demo() -> int:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = COLUMNS
     step = _steps(console)
 
     import windlass
@@ -109,10 +115,13 @@ def run_demo() -> int:
             manager.install_library("mandelbrot", tile)
             _say(console, "library mandelbrot, function tile; what it imports, rich.text, was found by itself")
             step(f"{len(places())} calls draw a picture, each of them one tile of it. A third of the way through, a pilot is killed.")
-            drawn = _draw(console, manager)
+            with _logged() as log:
+                drawn = _draw(console, manager)
             _say(console, f"all {drawn.calls} calls came back in {drawn.seconds:.1f} s")
             ran_again = "1 call that it held" if drawn.again == 1 else f"{drawn.again} calls that it held"
             _say(console, f"pilot {drawn.killed} was killed; {ran_again} ran again elsewhere")
+            for message in log:
+                _say(console, f"what the manager wrote to its log then: {message}")
             step("A call that raises: the same exception here, with the traceback from there.")
             error = manager.submit(windlass.FunctionCall("mandelbrot", "tile", BAD_ROW, 0, 1)).exception()
             _say(console, f"{type(error).__name__}: {error}")
@@ -184,8 +193,24 @@ def _tell_saved(console: Console, manager: Manager) -> None:
     )
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(f"   {text}", style="cyan")
+@contextlib.contextmanager
+def _logged() -> Generator[list[str]]:
+    """What the manager warns of, which would stand in the midst of the picture."""
+    logger, messages = logging.getLogger("windlass.manager"), list[str]()
+    keep = logging.Handler(logging.WARNING)
+    keep.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(keep)
+    logger.propagate = False
+    try:
+        yield messages
+    finally:
+        logger.propagate = True
+        logger.removeHandler(keep)
+
+
+def _say(console: Console, text: str, first: str = "   ", style: str = "cyan") -> None:
+    width = min(console.width, COLUMNS)
+    console.print(textwrap.fill(text, width, initial_indent=first, subsequent_indent="   ", break_on_hyphens=False), style=style)
 
 
 def _steps(console: Console) -> Callable[[str], None]:
@@ -193,6 +218,7 @@ def _steps(console: Console) -> Callable[[str], None]:
     numbers = itertools.count(1)
 
     def step(text: str) -> None:
-        console.print(f"\n{next(numbers)}. {text}", style="bold")
+        console.print()
+        _say(console, text, f"{next(numbers)}. ", "bold")
 
     return step

@@ -32,8 +32,8 @@
     │   └── Unreachable                    no answer; nothing is known to have changed
     └── InternalError                      a defect of Windlass
 
-Each has a place in docs/troubleshooting.md, which says when it comes and what to do: ``error.page``. A traceback ends with it, as a note:
-texts stay what happened, and an error costs no more to make.
+Each has a place in docs/troubleshooting.md, which says when it comes and what to do: ``error.page``. A traceback ends with the command that
+shows it (``windlass explain``), as a note: texts stay what happened, and an error costs no more to make.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Notes:
     def __get__(self, error: WindlassError | None, kind: type[WindlassError]) -> _Notes | list[str]:
         if error is None:
             return self
-        notes = error.__dict__["__notes__"] = [f"what to do: {error.page}"]
+        notes = error.__dict__["__notes__"] = [error.advice]
         return notes
 
 
@@ -59,13 +59,18 @@ class WindlassError(Exception):
 
     #: Where its kind is explained: a page of the documentation, with an anchor.
     page = f"{PAGE}#windlasserror"
+    #: What ``windlass explain`` shows of it.
+    topic = "WindlassError"
+    #: What a traceback of it ends with.
+    advice = "what to do: windlass explain WindlassError"
     # No data descriptor: once made, or brought along by a pickle, they are the instance's own.
     __notes__: list[str] = _Notes()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 
     def __init_subclass__(cls, **more: object) -> None:
         super().__init_subclass__(**more)
         if cls.__module__ == __name__:  # others, of Windlass's parts and of users, are explained where their base is
-            cls.page = f"{PAGE}#{cls.__name__.lower()}"
+            cls.page, cls.topic = f"{PAGE}#{cls.__name__.lower()}", cls.__name__
+            cls.advice = f"what to do: windlass explain {cls.topic}"
 
 
 class UsageError(WindlassError, ValueError):

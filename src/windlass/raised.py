@@ -30,7 +30,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from windlass import pickling
-from windlass.errors import NotPicklable, RemoteError, RemoteTraceback
+from windlass.errors import CallFailed, NotPicklable, RemoteError, RemoteTraceback, WindlassError
 from windlass.messages import EndDetail, Record
 
 #: A control frame takes 1 MiB, for all it carries.
@@ -205,11 +205,17 @@ def _notes(exc: BaseException) -> tuple[str, ...]:
 
 
 def _traceback(exc: BaseException) -> str:
-    """The exception's own traceback, without chain and members, with notes."""
+    """The exception's own traceback, without chain and members, with notes.
+
+    A call that Windlass itself has failed, as it does a command's, has no frames that would tell a user anything.
+    """
     frames = _users_frames(exc.__traceback__)
+    own = isinstance(exc, CallFailed) and frames is not None and _is_own(frames)
     try:
-        lines = traceback.TracebackException(type(exc), exc, frames, compact=True).format(chain=False)
+        lines = traceback.TracebackException(type(exc), exc, None if own else frames, compact=True).format(chain=False)
         text = "".join(lines)
+        if isinstance(exc, WindlassError):  # it is shown at the end of the error itself
+            text = text.removesuffix(f"{exc.advice}\n")
     except Exception:  # noqa: BLE001 - the user's __str__ or __getattr__
         text = "".join(traceback.format_tb(frames)) + f"{pickling.type_name(exc)}: {_message(exc)}\n"
     return _clipped(text, _MAX_TEXT)
@@ -218,9 +224,13 @@ def _traceback(exc: BaseException) -> str:
 def _users_frames(frames: TracebackType | None) -> TracebackType | None:
     """The traceback from the first frame on that is not Windlass's own; all of it if there is none."""
     here = frames
-    while here is not None and os.path.abspath(here.tb_frame.f_code.co_filename).startswith(_OWN):
+    while here is not None and _is_own(here):
         here = here.tb_next
     return here or frames
+
+
+def _is_own(frame: TracebackType) -> bool:
+    return os.path.abspath(frame.tb_frame.f_code.co_filename).startswith(_OWN)
 
 
 # ---------------------------------------------------------------- as text
@@ -336,6 +346,11 @@ def _link(exc: BaseException, record: _Told, whole: list[BaseException]) -> None
     for note in record.notes:
         if note not in getattr(exc, "__notes__", ()):
             exc.add_note(note)
+    if isinstance(exc, CallFailed) and not record.traceback.startswith("Traceback "):  # no more than the error itself says
+        exc.__cause__ = whole[record.cause] if record.cause >= 0 else None
+        exc.__context__ = whole[record.context] if record.context >= 0 else None
+        exc.__suppress_context__ = record.suppress
+        return
     told = RemoteTraceback(record.traceback)
     if record.cause >= 0:
         told.__cause__ = exc.__context__ = whole[record.cause]

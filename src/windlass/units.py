@@ -69,7 +69,9 @@ def parse_seconds(value: str | int | float) -> float:
     if clock is not None and ("-" in text or ":" in text):
         return _clock_seconds(value, clock)
     if re.fullmatch(_NUMBER, text):
-        raise UsageError(f"{value!r} has no unit: is it seconds, or minutes as Slurm has it? {_TIME_HINT}")
+        raise UsageError(
+            f"{value!r} has no unit: is it seconds, or minutes as Slurm has it? write '{text}s', '{text}m', or for example '1h30m'"
+        )
     total, place, seen = 0.0, 0, set[float]()
     while place < len(text):
         match = _ONE_TIME.match(text, place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import pytest
@@ -148,6 +148,7 @@ BATCH = CommandLimits()
 
 def simulation(pool: PoolConfig, **cluster: object) -> Simulation:
     request = PilotRequest(ticket="", pool=pool.name, command=("worker",), resources=pool.resources, walltime=pool.walltime)
+    pool = replace(pool, remote=True)  # a batch system that others use as well
     core = FactoryCore(pool=pool, request=request, limits=BATCH, query_interval=30.0, max_batch=500, tickets=Tickets("f"))
     return Simulation(core, FakeCluster(1, **{"nodes": 20, "cores_per_node": 4, **cluster}))  # type: ignore[arg-type]
 
@@ -461,7 +462,9 @@ class AnyWeather(RuleBasedStateMachine):
 
     @initialize(seed=st.integers(0, 99), delay=st.sampled_from([0.0, 20.0, 200.0]), forget=st.sampled_from([0.0, 60.0, 300.0]))
     def begin(self, seed: int, delay: float, forget: float) -> None:
-        pool = PoolConfig(name=PoolName("p"), backend="fake", resources=Resources(4.0), max_pilots=6, walltime=1800.0, grace=10.0)
+        pool = PoolConfig(
+            name=PoolName("p"), backend="fake", resources=Resources(4.0), max_pilots=6, walltime=1800.0, grace=10.0, remote=True
+        )
         self.sim = simulation(pool, nodes=4, queue_delay=(0.0, delay), forget_after=forget)
         self.sim.cluster.random.seed(seed)
         self.hidden: set[JobId] = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from windlass.factory.backend import CommandLimits
-from windlass.factory.history import CommandBudget, History
+from windlass.factory.history import OWN_START_BACKOFF, CommandBudget, History
 
 
 def test_silence_waits_five_seconds_doubling_to_five_minutes_and_never_pauses() -> None:
@@ -32,6 +32,16 @@ def test_deaths_at_start_are_followed_by_longer_and_longer_waits() -> None:
     history.served("n1")
     assert history.submit_after(0.0) == (0.0, "")
     assert history.start_failures == 0
+
+
+def test_on_ones_own_machine_three_deaths_at_start_take_seconds() -> None:
+    """Whoever gave a wrong ``python=`` sits before it, and a process more bothers nobody; but it is no loop either."""
+    history = History(max_start_failures=99, start_backoff=OWN_START_BACKOFF)
+    waits: list[float] = []
+    for _ in range(6):
+        history.died_at_start("", "exit status 1", 0.0, 0.0)
+        waits.append(history.submit_after(0.0)[0])
+    assert waits == [0, 2, 5, 15, 60, 60]
 
 
 def test_three_deaths_in_a_row_pause_with_the_last_words() -> None:

@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import gc
 import itertools
+import logging
 import math
 import operator
 import os
@@ -363,6 +364,35 @@ class TestLife:
             raise ZeroDivisionError
         assert future.result() == 4
         timer.join()
+
+    def test_what_a_left_block_waits_for_is_said(
+        self, held: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Python shows the exception when the block is over, which may be hours after it was raised."""
+        monkeypatch.setattr("windlass.manager.executor._TELL_AFTER", 0.01)
+        pool = Direct(held, Factory([]))
+        futures = [pool.submit(square, 2) for _ in range(3)]
+        held.end(1)
+
+        class Ends(logging.Handler):
+            """Once it is told, the calls end."""
+
+            def emit(self, record: logging.LogRecord) -> None:
+                held.end(0)
+                held.end(2)
+
+        logger, ends = logging.getLogger("windlass.manager"), Ends()
+        logger.addHandler(ends)
+        try:
+            with pytest.raises(ZeroDivisionError), pool:
+                raise ZeroDivisionError
+        finally:
+            logger.removeHandler(ends)
+        assert [future.result() for future in futures] == [4, 4, 4]
+        assert [record.getMessage() for record in caplog.records] == [
+            "ZeroDivisionError has left the with block of an Executor, which waits for 2 calls that have not ended: Ctrl-C cancels them"
+        ]
+        assert held.closed == 1
 
     def test_ctrl_c_while_waiting_cancels_the_rest_and_closes(self, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
         pool = Direct(held, Factory([]))

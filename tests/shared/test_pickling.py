@@ -26,7 +26,8 @@ import numpy as np
 import pytest
 
 from windlass import pickling
-from windlass.errors import NotPicklable, RemoteError, RemoteTraceback, StoreFull
+from windlass.commands import CommandResult
+from windlass.errors import NotPicklable, RemoteError, RemoteTraceback, SlotDied, StoreFull
 from windlass.messages import OUT_OF_BAND_BYTES, ObjectRef
 from windlass.objects import ObjectStore
 
@@ -377,6 +378,22 @@ def test_a_value_too_deep_to_pickle_is_refused() -> None:
 def test_damaged_arguments_are_refused(payload: bytes, store: ObjectStore) -> None:
     with pytest.raises(NotPicklable, match="the call's arguments cannot be unpickled here"):
         pickling.unpack_call(payload, (), store.open)
+
+
+def test_what_to_do_about_an_error_of_windlass_is_said_once() -> None:
+    """Not in the remote traceback as well; and a call that Windlass itself fails, as it does a command's, has no frames of the user's."""
+
+    def of_users() -> None:
+        raise SlotDied("it died")
+
+    for raises, remote in ((of_users, True), (CommandResult(exit_code=3).check, False)):
+        error = thrown(raises)
+        assert error.__traceback__ is not None
+        payload, detail = pickling.pack_exception(error.with_traceback(error.__traceback__.tb_next))  # as a slot does
+        back = pickling.unpack_exception(payload)
+        assert "".join(traceback.format_exception(back)).count("what to do: ") == 1
+        assert isinstance(back.__cause__, RemoteTraceback) == remote
+        assert str(error) in detail.text
 
 
 def test_a_result_of_a_module_that_is_not_here_says_so(store: ObjectStore) -> None:

@@ -215,4 +215,4 @@ def test_the_doctor_tells_of_the_image(apptainer: Path, image: Path) -> None:
     legs = check_up("local", {**options, "setup": ["PATH=/usr/bin:/bin"]}, lambda text: None)
     [worker] = [leg for leg in legs if leg.name == "worker"]
     assert "there is neither apptainer nor singularity here" in worker.text
-    assert worker.advice == "docs/containers.md says what an image needs, and what nodes need to start it"
+    assert worker.advice == "what an image needs, and what nodes need to start it: windlass explain containers"

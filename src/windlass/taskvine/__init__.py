@@ -44,7 +44,7 @@ _ELSEWHERE = {
     "FuturePythonTask": "windlass.Executor.submit(function, ...) gives a future",
     "VineFuture": "windlass.CallFuture is a concurrent.futures.Future",
     "DaskVine": "there is no scheduler of Dask's graphs in this module; windlass.Executor runs functions, with futures as arguments",
-    "Graph": "futures may be arguments of calls, which run when these have ended: docs/futures.md",
+    "Graph": "futures may be arguments of calls, which run when these have ended: windlass explain futures",
 }
 
 

@@ -89,7 +89,9 @@ class Declares:
         return File(self.manager, kind, source, level, lambda: declared)
 
     def declare_poncho(self, package: object, cache: Any = False, peer_transfer: bool = True) -> File:
-        raise UsageError("declare_poncho() is not here: give the pool or a library environment='packed.tar.gz' (docs/environments.md)")
+        raise UsageError(
+            "declare_poncho() is not here: give the pool or a library environment='packed.tar.gz' (windlass explain environments)"
+        )
 
     declare_starch = declare_poncho
 

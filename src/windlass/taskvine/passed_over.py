@@ -155,7 +155,9 @@ class PassedOver:
         raise UsageError(f"set_name({name!r}): a manager has its name from the start: write Manager(name={name!r})")
 
     def enable_tasks_cache(self, *_: Any, **__: Any) -> NoReturn:
-        raise UsageError("enable_tasks_cache(): write Manager(journal='run.journal'), which remembers calls of functions (docs/journal.md)")
+        raise UsageError(
+            "enable_tasks_cache(): write Manager(journal='run.journal'), which remembers calls of functions (windlass explain journal)"
+        )
 
     def create_library_from_command(self, *_: Any, **__: Any) -> NoReturn:
         raise UsageError("create_library_from_command() is not here: libraries are of Python functions; a function may start any program")

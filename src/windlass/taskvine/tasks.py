@@ -192,7 +192,7 @@ class Task(Story):
     def add_execution_context(self, f: object) -> None:
         raise UsageError(
             "execution contexts are not here: give the pool container='image.sif' or environment='packed.tar.gz'"
-            " (docs/containers.md, docs/environments.md), or run_in_env as an input and in the command"
+            " (windlass explain containers, windlass explain environments), or run_in_env as an input and in the command"
         )
 
     add_environment = add_poncho_package = add_starch_package = add_execution_context
