@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 import windlass
 from windlass.errors import UnknownName, UsageError
 from windlass.taskvine.outcomes import no_effect
+from windlass.taskvine.standing import Standing
 
 _APPLICATION: Final = logging.getLogger("windlass.application")
 #: Arguments of TaskVine's manager that a program can do without, and why they mean nothing.
@@ -27,10 +28,8 @@ _AT_START: Final = {
 }
 
 
-class PassedOver:
+class PassedOver(Standing):
     """A part of `windlass.taskvine.Manager`."""
-
-    manager: windlass.Manager
 
     def _passed_over_at_start(self, options: dict[str, Any]) -> dict[str, Any]:
         """Options for `windlass.Manager`. Raises `UnknownName` for what neither has."""
@@ -150,9 +149,6 @@ class PassedOver:
         return 0
 
     # ------------------------------------------------------------ refused
-
-    def set_name(self, name: str) -> NoReturn:
-        raise UsageError(f"set_name({name!r}): a manager has its name from the start: write Manager(name={name!r})")
 
     def enable_tasks_cache(self, *_: Any, **__: Any) -> NoReturn:
         raise UsageError("enable_tasks_cache(): write Manager(journal='run.journal'), which remembers calls of functions (docs/journal.md)")
