@@ -246,6 +246,43 @@ def test_archives_are_unpacked_once_and_mini_tasks_make_files_when_they_are_need
     assert note.read_text() == "made\n"
 
 
+def executable(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_commands_run_in_execution_contexts(m: vine.Manager, run: Run, tmp_path: Path) -> None:
+    """The manual's own: a folder whose ``bin/run_in_env`` is given the command; one within the other; and packages of Starch and Poncho."""
+    executable(tmp_path / "inner/bin/run_in_env", 'WHERE="$WHERE inner" exec "$@"')
+    executable(tmp_path / "outer/bin/run_in_env", 'WHERE="$WHERE outer" exec "$@"')
+    starch = 'mkdir -p "$SFX_DIR/bin"; echo "WHERE=starch exec \\"\\$@\\"" > "$SFX_DIR/bin/run_in_env"; chmod +x "$SFX_DIR/bin/run_in_env"'
+    executable(tmp_path / "package.sfx", starch)
+    program = executable(tmp_path / "program", 'echo "program $1"')
+    with tarfile.open(tmp_path / "package.tar.gz", "w:gz") as archive:
+        archive.add(program, "bin/program")
+    t = vine.Task("echo \"$(cat in)\" $WHERE > out; cat out | tr a-z A-Z; test 'it''s' = its && exit 3")
+    t.add_input(m.declare_buffer("in"), "in")
+    t.add_execution_context(m.declare_file(tmp_path / "inner", cache="workflow"))
+    t.add_environment(m.declare_file(tmp_path / "outer", cache="workflow"))
+    assert (run(t).output, t.exit_code) == ("IN OUTER INNER\n", 3)
+    t = vine.Task("echo $WHERE")
+    t.add_starch_package(m.declare_starch(m.declare_file(tmp_path / "package.sfx"), cache="workflow"))
+    assert run(t).output == "starch\n"
+    poncho = m.declare_poncho(str(tmp_path / "package.tar.gz"), cache="workflow")
+    for number in range(2):
+        t = vine.Task(f"program {number}")
+        t.add_poncho_package(poncho)
+        assert run(t).output == f"program {number}\n"
+    t = vine.Task("program 1 > out")
+    t.add_poncho_package(poncho)
+    made = m.declare_minitask(t, "out")
+    t = vine.Task("cat in")
+    t.add_input(made, "in")
+    assert run(t).output == "program 1\n"
+
+
 def test_files_that_nobody_needs_any_more_go_from_the_disk_if_that_was_asked_for(m: vine.Manager, run: Run, tmp_path: Path) -> None:
     partial = m.declare_file(tmp_path / "partial", unlink_when_done=True)
     t = vine.Task("echo x > out")
