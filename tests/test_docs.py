@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -77,6 +78,17 @@ def code_blocks() -> Iterator[Any]:
                     yield pytest.param(code, id=f"{path.stem}-{here}")
                 case _:
                     pass
+
+
+def test_the_counts_of_taskvines_features_are_those_of_the_rows() -> None:
+    """In the head of the table, and in the changelog; rows are numbered without a gap."""
+    page = (ROOT / "docs/from-taskvine.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| [^|]+ \| ([a-z ]+) \| ", page, re.MULTILINE)
+    counts = Counter(word for _, word in rows)
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
+    assert f"\n{counts['same']} the same, {counts['better']} better, {counts['not here']} not here." in page
+    assert counts.total() == counts["same"] + counts["better"] + counts["not here"]
+    assert f"all of its {len(rows)} features" in (ROOT / "CHANGELOG.md").read_text()
 
 
 @pytest.mark.parametrize(("code", "printed"), list(programs()))

@@ -24,7 +24,6 @@ _AT_START: Final = {
     "run_info_template": "a manager's files are in its state folder, state_dir=",
     "staging_path": "large arguments are in memory, and on disk when they are many",
     "status_display_interval": "`windlass status --watch` shows what goes on",
-    "prometheus_port": "`windlass status --json` has the numbers",
 }
 
 
@@ -39,13 +38,18 @@ class PassedOver(Standing):
             if name in _AT_START:
                 if value and value is not True:  # what they ask for is always so
                     no_effect(f"Manager({name}={value!r})", _AT_START[name])
+            elif name == "prometheus_port":
+                if value is not None:
+                    kept["metrics"] = value
             elif name == "init_fn":
                 if value is not None:
                     raise UsageError("Manager(init_fn=) is not here: call the function with the manager when that is made")
             elif name in takes:
                 kept[name] = value
             else:
-                raise UnknownName("option of Manager", name, [*_AT_START, *(one for one in takes if one not in ("self", "unknown"))])
+                raise UnknownName(
+                    "option of Manager", name, [*_AT_START, "prometheus_port", *(one for one in takes if one not in ("self", "unknown"))]
+                )
         return kept
 
     # ------------------------------------------------------------ always so

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import urllib.request
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -289,3 +290,9 @@ def test_what_is_done_anyway_or_has_no_meaning_is_passed_over_with_the_reason(al
         getattr(windlass, "Task")  # noqa: B009
     with pytest.raises(AttributeError, match="did you mean 'PythonTask'"):
         vine.PythonTsk  # noqa: B018
+
+
+def test_a_port_for_prometheus_is_that_of_the_managers_metrics() -> None:
+    """As Prometheus would find it."""
+    with vine.Manager(0, prometheus_port=0) as m, urllib.request.urlopen(m.manager.metrics_url, timeout=30) as page:
+        assert b"windlass_up 1" in page.read()
