@@ -47,10 +47,10 @@ def search(program: File, database: File, name: str, queries: File) -> Command:
 
 def hits(manager: Manager, program: str, database: str, queries: list[str], size: int) -> Iterator[tuple[str, str, float]]:
     """Query, hit and score, as the searches end, of ``size`` queries each."""
-    unpacked = [manager.declare_archive(manager.declare_url(address, level="forever"), "forever") for address in (program, database)]
+    tools, proteins = (manager.declare_archive(manager.declare_url(address, level="forever"), "forever") for address in (program, database))
     name = database.rpartition("/")[2].partition(".")[0]
     searches = [
-        manager.submit(search(*unpacked, name, manager.declare_buffer("".join(queries[first : first + size]))))
+        manager.submit(search(tools, proteins, name, manager.declare_buffer("".join(queries[first : first + size]))))
         for first in range(0, len(queries), size)
     ]
     for ended in as_completed(searches):
