@@ -43,6 +43,10 @@ def m(nothing_left_running_after_module: None) -> Iterator[vine.DaskVine]:
             yield m
 
 
+def always(dag: object, key: object) -> bool:
+    return True
+
+
 def test_a_graph_written_by_hand(m: vine.DaskVine) -> None:
     """With the options of TaskVine's example; several keys, of what needs no call, too."""
     with pytest.warns(vine.NoEffect, match="checkpoint_fn.* has no effect here: .* are made again"):
@@ -50,7 +54,7 @@ def test_a_graph_written_by_hand(m: vine.DaskVine) -> None:
             GRAPH,
             list(GRAPH),
             lazy_transfers=True,
-            checkpoint_fn=lambda dag, key: True,
+            checkpoint_fn=always,
             resources={"cores": 1},
             task_mode="function-calls",
         )
@@ -135,7 +139,7 @@ def test_tasks_are_tried_again(m: vine.DaskVine, tmp_path: Path) -> None:
         ({"resources": {"core": 1}}, "did you mean 'cores'"),
         ({"resources": {"cores": 64}}, "64"),
     ],
-    ids=lambda given: next(iter(given)) if isinstance(given, dict) else "",
+    ids=["environment", "env_vars", "extra_files", "wrapper", "lib_command", "modules", "resources", "too many"],
 )
 def test_what_would_change_what_a_program_gets_is_refused(m: vine.DaskVine, options: dict[str, Any], text: str) -> None:
     """With what to write instead."""

@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from windlass.manager.library import Library as LibraryTask
+from windlass.taskvine import futures
 from windlass.taskvine.factory import Factory
 from windlass.taskvine.files import File
 from windlass.taskvine.futures import FutureFunctionCall, FuturePythonTask, FuturesExecutor, VineFuture
@@ -26,10 +27,9 @@ from windlass.taskvine.tasks import Task
 from windlass.worker.slot_api import load_variable_from_library
 
 if TYPE_CHECKING:
-    from windlass.taskvine.dask import DaskVine
+    from windlass.taskvine.dask import DaskVine as DaskVine
 
 __all__ = [
-    "DaskVine",
     "Factory",
     "File",
     "FunctionCall",
@@ -44,6 +44,7 @@ __all__ = [
     "PythonTaskNoResult",
     "Task",
     "VineFuture",
+    "futures",
     "load_variable_from_library",
 ]
 
@@ -54,13 +55,15 @@ _ELSEWHERE = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "DaskVine":  # needs Dask
-        return importlib.import_module("windlass.taskvine.dask").DaskVine
-    if name in _ELSEWHERE:
-        raise AttributeError(f"windlass.taskvine has no {name!r}: {_ELSEWHERE[name]}")
-    import difflib
+if not TYPE_CHECKING:  # so that type checkers find slips
 
-    near = difflib.get_close_matches(name, __all__, n=2)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise AttributeError(f"module 'windlass.taskvine' has no attribute {name!r}{hint}")
+    def __getattr__(name: str) -> Any:
+        if name == "DaskVine":  # which needs Dask, so that it is not among those of an  import *
+            return importlib.import_module("windlass.taskvine.dask").DaskVine
+        if name in _ELSEWHERE:
+            raise AttributeError(f"windlass.taskvine has no {name!r}: {_ELSEWHERE[name]}")
+        import difflib
+
+        near = difflib.get_close_matches(name, __all__, n=2)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise AttributeError(f"module 'windlass.taskvine' has no attribute {name!r}{hint}")

@@ -215,7 +215,11 @@ class FuturesExecutor(Executor):
         rows, columns = list(iterable_rows), list(iterable_cols)
         values = self.map(lambda pair: fn(*pair), [(row, column) for row in rows for column in columns], library_name, chunk_size)
         width = len(columns)
-        return self.submit(lambda found: [found[row * width : (row + 1) * width] for row in range(len(rows))], values)
+
+        def in_rows(found: list[Any]) -> list[list[Any]]:
+            return [found[row * width : (row + 1) * width] for row in range(len(rows))]
+
+        return self.submit(in_rows, values)
 
     # ------------------------------------------------------------ life
 

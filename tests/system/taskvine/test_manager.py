@@ -285,11 +285,11 @@ def test_what_is_done_anyway_or_has_no_meaning_is_passed_over_with_the_reason(al
             use()
         assert [each.filename for each in warned] == [__file__], "the warning is at the program's line"
     with pytest.raises(AttributeError, match=r"no 'Executor': write FuturesExecutor"):
-        vine.Executor  # noqa: B018
+        vine.Executor  # type: ignore[attr-defined]  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(AttributeError, match=r"no attribute 'Task': write  import windlass.taskvine as vine"):
         getattr(windlass, "Task")  # noqa: B009
     with pytest.raises(AttributeError, match="did you mean 'PythonTask'"):
-        vine.PythonTsk  # noqa: B018
+        vine.PythonTsk  # type: ignore[attr-defined]  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_port_for_prometheus_is_that_of_the_managers_metrics() -> None:
