@@ -32,8 +32,8 @@ from windlass.manager.call import CallKeywords
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
-#: Run, with what they print looked at, by tests of their own.
-RUN_ELSEWHERE = {"walltime.md"}
+#: Run, with what they print looked at, by tests of their own: pages, and programs by the number of their fence.
+RUN_ELSEWHERE = {"walltime", "fitting-in", "commands-0", "from-taskvine-0"}
 #: Seconds that a program of a page may take before the test gives up.
 PATIENCE = 100
 #: What code on pages takes for granted, and what these are.
@@ -60,7 +60,7 @@ def programs() -> Iterator[Any]:
     for path in PAGES:
         found = fences(path)
         for here, (words, code) in enumerate(found):
-            if words == "python run" and path.name not in RUN_ELSEWHERE:
+            if words == "python run" and not {path.stem, f"{path.stem}-{here}"} & RUN_ELSEWHERE:
                 after = found[here + 1] if here + 1 < len(found) else ("", "")
                 yield pytest.param(code, after[1] if after[0] == "text" else "", id=f"{path.stem}-{here}")
 
