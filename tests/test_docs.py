@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -31,8 +32,8 @@ from windlass.manager.call import CallKeywords
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
-#: Run, with what they print looked at, by tests of their own.
-RUN_ELSEWHERE = {"walltime.md"}
+#: Run, with what they print looked at, by tests of their own: pages, and programs by the number of their fence.
+RUN_ELSEWHERE = {"walltime", "fitting-in", "commands-0", "from-taskvine-0"}
 #: Seconds that a program of a page may take before the test gives up.
 PATIENCE = 100
 #: What code on pages takes for granted, and what these are.
@@ -59,7 +60,7 @@ def programs() -> Iterator[Any]:
     for path in PAGES:
         found = fences(path)
         for here, (words, code) in enumerate(found):
-            if words == "python run" and path.name not in RUN_ELSEWHERE:
+            if words == "python run" and not {path.stem, f"{path.stem}-{here}"} & RUN_ELSEWHERE:
                 after = found[here + 1] if here + 1 < len(found) else ("", "")
                 yield pytest.param(code, after[1] if after[0] == "text" else "", id=f"{path.stem}-{here}")
 
@@ -77,6 +78,17 @@ def code_blocks() -> Iterator[Any]:
                     yield pytest.param(code, id=f"{path.stem}-{here}")
                 case _:
                     pass
+
+
+def test_the_counts_of_taskvines_features_are_those_of_the_rows() -> None:
+    """In the head of the table, and in the changelog; rows are numbered without a gap."""
+    page = (ROOT / "docs/from-taskvine.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| [^|]+ \| ([a-z ]+) \| ", page, re.MULTILINE)
+    counts = Counter(word for _, word in rows)
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
+    assert f"\n{counts['same']} the same, {counts['better']} better, {counts['not here']} not here." in page
+    assert counts.total() == counts["same"] + counts["better"] + counts["not here"]
+    assert f"all of its {len(rows)} features" in (ROOT / "CHANGELOG.md").read_text()
 
 
 @pytest.mark.parametrize(("code", "printed"), list(programs()))

@@ -110,7 +110,7 @@ def test_the_journals_page_runs_as_it_stands_there(own_state: Path) -> None:
 
 @pytest.mark.parametrize(("page", "seen"), [("docs/commands.md", "3\n"), ("docs/from-taskvine.md", "s success 0 2\n")])
 def test_the_pages_of_commands_and_of_taskvine_run_as_they_stand_there(page: str, seen: str, own_state: Path) -> None:
-    [code] = [code for words, code in blocks(page) if words == "run"]
+    code = next(code for words, code in blocks(page) if words == "run")
     (own_state / "script.py").write_text(code)
     assert seen in run(sys.executable, "script.py", folder=own_state)
     assert any(own_state.glob("count-s.txt" if "taskvine" in page else "words.gz"))

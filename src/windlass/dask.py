@@ -40,6 +40,8 @@ from windlass.manager.buffers import KnownBuffers
 from windlass.manager.future import CallFuture
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from windlass.manager.executor import Submitter
     from windlass.manager.manager import Manager
 
@@ -63,13 +65,18 @@ def run_task(task: Callable[[Mapping[Any, Any]], Any], keys: list[Any], values: 
 _runner = Runner(run_task)
 
 
-def get(dsk: Any, keys: Any, *, executor: Submitter | Manager | None = None, **options: Any) -> Any:
+def get(
+    dsk: Any, keys: Any, *, executor: Submitter | Manager | None = None, imports: Iterable[str | ModuleType] = (), **options: Any
+) -> Any:
     """The values of ``keys``, a key or lists of them in lists, of a graph: Dask's function of a scheduler.
 
-    ``executor``: the `Executor`, one with options (``pool.with_options(cores=4)``), or a `Manager`; default: the one that is open. Other
-    ``options`` are those of Dask's schedulers. Raises what a task raises, `KeyError` for a key that is not in the graph.
+    ``executor``: the `Executor`, one with options (``pool.with_options(cores=4)``), or a `Manager`; default: the one that is open.
+    ``imports``: modules to be hoisted beside those that are found.
+
+    Other ``options`` are those of Dask's schedulers. Raises what a task raises, `KeyError` for a key that is not in the graph.
     """
     pool = executor_for(executor, _HOW)
+    _runner.hoist(imports)
     asked: Callable[[str], Any] = lambda name: options.get(name, dask.config.get(name, None))  # noqa: E731
     if Callback.active or any(asked(name) for name in _OWN_LOOP):
         return get_async(pool.submit, options.pop("num_workers", None) or max(1, pool.slots()), dsk, keys, **options)

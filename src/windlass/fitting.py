@@ -17,7 +17,7 @@ import contextlib
 import inspect
 import weakref
 from collections.abc import Callable, Iterable
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any, Final
 
 from windlass import imports
@@ -73,6 +73,14 @@ class Runner:
             if kind not in self._seen and len(self._seen) < _SEEN_MOST:
                 self._seen.add(kind)
                 self._need([kind.__module__])
+
+    def hoist(self, modules: Iterable[str | ModuleType]) -> None:
+        """These modules are needed, whatever was seen. Raises `UsageError` for what is none."""
+        for module in modules:
+            name = getattr(module, "__name__", module)
+            if not isinstance(name, str):
+                raise UsageError(f"imports: {module!r} is no module; write a list of modules or of their names, as in imports=['numpy']")
+            self._need([name])
 
     def _look_at_function(self, function: Any) -> None:
         for _ in range(_WRAPPERS_MOST):

@@ -27,7 +27,7 @@ def run_program(nothing_left_running: None, tmp_path: Path) -> Callable[..., str
         script = tmp_path / "script.py"
         script.write_text(code)
         ran = subprocess.run([sys.executable, script, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100)
-        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout + ran.stderr
         return ran.stdout
 
     return run

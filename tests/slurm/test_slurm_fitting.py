@@ -1,7 +1,8 @@
-"""joblib, Dask and Parsl on real Slurm: one manager, one pool of pilots, three libraries that know nothing of each other."""
+"""joblib, Dask and Parsl on real Slurm: one pool of pilots, three libraries that know nothing of each other. And async functions."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 from collections.abc import Callable
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import windlass
+from windlass.testing import SlurmCluster
 
 StartFactory = Callable[..., windlass.Factory]
+Until = Callable[..., None]
 
 
 def where(number: int) -> tuple[int, str]:
@@ -41,3 +44,35 @@ def test_others_run_their_tasks_in_pilots_of_slurm(manager: windlass.Manager, st
     assert [number for number, _ in found] == [*range(20)] * 3
     assert all(job for _, job in found)
     assert pool.slots() == 4
+
+
+async def wait_here(folder: Path, number: int) -> tuple[str, int]:
+    """Says that it is here, and waits for the others; gives its job and its process."""
+    job = os.environ["SLURM_JOB_ID"]
+    (folder / f"here-{job}-{number}").touch()
+    while not (folder / "open").exists():
+        await asyncio.sleep(0.01)
+    return job, os.getpid()
+
+
+def test_async_calls_that_share_a_slot_go_on_in_the_next_job_when_theirs_is_cancelled(
+    manager: windlass.Manager, start_factory: StartFactory, slurm: SlurmCluster, tmp_path: Path, until: Until
+) -> None:
+    """Twenty at once in the one slot of a job of one core; nobody's try is spent when Slurm ends it."""
+    start_factory(max_pilots=1, cores=1)
+    pool = windlass.Executor(None, manager=manager, concurrency=20)
+    calls = [pool.submit(wait_here, tmp_path, number) for number in range(20)]
+
+    def jobs() -> list[str]:
+        """The job of each call that has come here."""
+        return [path.name.split("-")[1] for path in tmp_path.glob("here-*")]
+
+    until("all are here at once", lambda: len(jobs()) == 20, timeout=60)
+    [first] = set(jobs())
+    slurm.run("scancel", first)
+    until("all are here again", lambda: len(jobs()) == 40, timeout=60)
+    (tmp_path / "open").touch()
+    [(job, _)] = {call.result(60) for call in calls}
+    assert {first, job} == set(jobs())
+    assert first != job
+    assert all(call.attempts[0].outcome.startswith("lost with its worker (SIGTERM") for call in calls)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import windlass
+import windlass.taskvine as vine
 from windlass import Factory, FunctionCall, LibraryFailed, Manager, UsageError
 
 
@@ -64,6 +65,30 @@ def test_the_archive_is_read_once_and_unpacked_once_for_a_node(packed_environmen
             gate.unlink()
             moved = manager.status()["transfers"]["bytes_from_manager"]
             assert moved == (0 if number else packed_environment.stat().st_size)
+
+
+PRINT_WHERE = """
+import os, sys, numpy
+print(int(numpy.dot([3], [3])), os.path.realpath(sys.prefix), os.path.realpath(numpy.__file__))
+"""
+
+
+def test_a_command_of_taskvines_runs_in_the_python_of_a_package(packed_environment: Path, node: Path) -> None:
+    """``declare_poncho`` and ``add_poncho_package``, as for a package of Poncho's; unpacked once for all tasks."""
+    with vine.Manager(0) as m, vine.Factory("local", manager=m, cores=1, max_workers=1):
+        package = m.declare_poncho(str(packed_environment), cache="workflow")
+        script = m.declare_buffer(PRINT_WHERE, cache="workflow")
+        for _ in range(2):
+            t = vine.Task("python my_numpy_script.py")
+            t.add_input(script, "my_numpy_script.py")
+            t.add_poncho_package(package)
+            m.submit(t)
+        seen = [done for _ in range(2) if (done := m.wait(100)) is not None]
+        assert [t.exit_code for t in seen] == [0, 0], [t.std_output for t in seen]
+        [(square, prefix, numpy)] = {tuple(t.output.split()) for t in seen}
+        assert square == "9"
+        assert Path(prefix).is_relative_to(node)
+        assert Path(numpy).is_relative_to(prefix)
 
 
 @pytest.mark.parametrize(

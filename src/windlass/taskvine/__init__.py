@@ -12,47 +12,58 @@ over with a `NoEffect` warning.  docs/from-taskvine.md has the whole list.
 
 from __future__ import annotations
 
-from typing import NoReturn
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from windlass.manager.library import Library as LibraryTask
+from windlass.taskvine import futures
 from windlass.taskvine.factory import Factory
 from windlass.taskvine.files import File
+from windlass.taskvine.futures import FutureFunctionCall, FuturePythonTask, FuturesExecutor, VineFuture
 from windlass.taskvine.manager import Manager
 from windlass.taskvine.outcomes import FunctionCallNoResult, NoEffect, PythonTaskNoResult
 from windlass.taskvine.pythontasks import FunctionCall, PythonTask
 from windlass.taskvine.tasks import Task
 from windlass.worker.slot_api import load_variable_from_library
 
+if TYPE_CHECKING:
+    from windlass.taskvine.dask import DaskVine as DaskVine
+
 __all__ = [
     "Factory",
     "File",
     "FunctionCall",
     "FunctionCallNoResult",
+    "FutureFunctionCall",
+    "FuturePythonTask",
+    "FuturesExecutor",
     "LibraryTask",
     "Manager",
     "NoEffect",
     "PythonTask",
     "PythonTaskNoResult",
     "Task",
+    "VineFuture",
+    "futures",
     "load_variable_from_library",
 ]
 
 #: What TaskVine has under these names.
 _ELSEWHERE = {
-    "FuturesExecutor": "windlass.Executor('slurm', max_pilots=20) is a concurrent.futures executor, with map(), and needs no tasks",
-    "FutureFunctionCall": "windlass.Manager.submit(windlass.FunctionCall(...)) gives a future",
-    "FuturePythonTask": "windlass.Executor.submit(function, ...) gives a future",
-    "VineFuture": "windlass.CallFuture is a concurrent.futures.Future",
-    "DaskVine": "there is no scheduler of Dask's graphs in this module; windlass.Executor runs functions, with futures as arguments",
+    "Executor": "write FuturesExecutor, as TaskVine has it now, or windlass.Executor('slurm', max_pilots=20)",
     "Graph": "futures may be arguments of calls, which run when these have ended: windlass explain futures",
 }
 
 
-def __getattr__(name: str) -> NoReturn:
-    if name in _ELSEWHERE:
-        raise AttributeError(f"windlass.taskvine has no {name!r}: {_ELSEWHERE[name]}")
-    import difflib
+if not TYPE_CHECKING:  # so that type checkers find slips
 
-    near = difflib.get_close_matches(name, __all__, n=2)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise AttributeError(f"module 'windlass.taskvine' has no attribute {name!r}{hint}")
+    def __getattr__(name: str) -> Any:
+        if name == "DaskVine":  # which needs Dask, so that it is not among those of an  import *
+            return importlib.import_module("windlass.taskvine.dask").DaskVine
+        if name in _ELSEWHERE:
+            raise AttributeError(f"windlass.taskvine has no {name!r}: {_ELSEWHERE[name]}")
+        import difflib
+
+        near = difflib.get_close_matches(name, __all__, n=2)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise AttributeError(f"module 'windlass.taskvine' has no attribute {name!r}{hint}")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import windlass
 from windlass.errors import UsageError
 from windlass.manager.command import Command
 from windlass.taskvine.files import BUFFER, LOCAL, TEMP, File
 from windlass.taskvine.outcomes import no_effect
+from windlass.taskvine.standing import Standing
 from windlass.taskvine.tasks import Task
 
 if TYPE_CHECKING:
     from windlass.files import Level
 
+#: Poncho's packages put their paths right by themselves when they are used first.
+_UNPACK_PONCHO: Final = (
+    "mkdir output && tar -xf package.tar.gz -C output && { [ ! -x output/bin/run_in_env ] || output/bin/run_in_env true; }"
+)
 _LEVELS: dict[object, Level] = {
     False: "call",
     True: "workflow",
@@ -28,10 +33,8 @@ _LEVELS: dict[object, Level] = {
 }
 
 
-class Declares:
+class Declares(Standing):
     """A manager's files. ``cache``: how long copies stay on workers: False or "task", True or "workflow", "worker", "forever"."""
-
-    manager: windlass.Manager
 
     def declare_file(
         self, path: str | os.PathLike[str], cache: Any = False, peer_transfer: bool = True, unlink_when_done: bool = False
@@ -81,19 +84,26 @@ class Declares:
 
     def _made_by(self, task: Task, source: str, level: Level) -> windlass.File:
         inputs, env = task.inputs_and_variables()
-        command = Command(task.command, inputs=inputs, outputs=[source], env=env)
+        command = Command(task.line, inputs=inputs, outputs=[source], env=env)
         return self.manager.declare_minitask(command, os.path.basename(source), level)
 
     def _at_once(self, kind: str, source: str, level: Level, declare: Callable[[], windlass.File]) -> File:
         declared = declare()  # what is wrong is told where it is written
         return File(self.manager, kind, source, level, lambda: declared)
 
-    def declare_poncho(self, package: object, cache: Any = False, peer_transfer: bool = True) -> File:
-        raise UsageError(
-            "declare_poncho() is not here: give the pool or a library environment='packed.tar.gz' (windlass explain environments)"
-        )
+    def declare_poncho(self, package: File | str | os.PathLike[str], cache: Any = False, peer_transfer: bool = True) -> File:
+        """The folder of an archive with a whole environment (``windlass environment pack``, Poncho, conda-pack), unpacked once on each
+        worker, for `Task.add_poncho_package`."""
+        return self._made_of("package.tar.gz", _UNPACK_PONCHO, package, cache, peer_transfer)
 
-    declare_starch = declare_poncho
+    def declare_starch(self, package: File | str | os.PathLike[str], cache: Any = False, peer_transfer: bool = True) -> File:
+        """The folder that a program of Starch unpacks itself to, once on each worker, for `Task.add_starch_package`."""
+        return self._made_of("package.sfx", "SFX_DIR=output SFX_EXTRACT_ONLY=1 ./package.sfx", package, cache, peer_transfer)
+
+    def _made_of(self, name: str, command: str, package: File | str | os.PathLike[str], cache: Any, peer_transfer: bool) -> File:
+        make = Task(command)
+        make.add_input(package if isinstance(package, File) else self.declare_file(package, cache=True), name)
+        return self.declare_minitask(make, "output", cache, peer_transfer)
 
     def declare_xrootd(self, source: str, *_: Any, **__: Any) -> File:
         raise UsageError(

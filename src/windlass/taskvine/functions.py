@@ -10,12 +10,11 @@ import windlass
 from windlass.errors import UsageError
 from windlass.manager.call import read_count
 from windlass.manager.future import CallFuture
+from windlass.taskvine.standing import Standing
 
 
-class Functions:
+class Functions(Standing):
     """A part of `windlass.taskvine.Manager`."""
-
-    manager: windlass.Manager
 
     # ------------------------------------------------------------ libraries
 

@@ -21,7 +21,6 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Final, Self
 
-import windlass
 from windlass.errors import UsageError, WindlassError
 from windlass.manager.future import CallFuture
 from windlass.taskvine import tuning
@@ -52,13 +51,13 @@ class _Ended:
 class Manager(Declares, Functions, Settings, Seeing, PassedOver):
     """Runs tasks on workers, and gives them back by `wait`.
 
-    ``port`` (a number, 0 for any free one, or ``[low, high]``) and ``name`` are as TaskVine's; further ``options`` are those of
-    `windlass.Manager`, which is `manager` of this one. TaskVine's other arguments are passed over with a `NoEffect`.
+    ``port`` (a number, 0 for any free one, or ``[low, high]``) and ``name`` are as TaskVine's (`set_name`, too); further ``options``
+    are those of `windlass.Manager`, which is `manager` of this one. TaskVine's other arguments are passed over with a `NoEffect`.
     """
 
     def __init__(self, port: Any = 9123, name: str | None = None, **options: Any) -> None:
         options = self._passed_over_at_start(options)
-        self.manager = windlass.Manager(port, name, **options)
+        self._stand(port, name, options)
         self._categories = Categories()
         self._tuned = dict(tuning.MEANT)
         self._lock = threading.Condition(threading.RLock())
@@ -84,7 +83,7 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
             timers, self._timers = list(self._timers.values()), {}
         for timer in timers:
             timer.cancel()
-        self.manager.close()
+        self._native.close()
         with self._lock:
             takers, self._takers = self._takers, None
         if takers is not None:
@@ -95,16 +94,6 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
 
     def __repr__(self) -> str:
         return f"<windlass.taskvine.Manager {self.name!r}, {len(self._open)} tasks under way, {len(self._ready)} ready>"
-
-    @property
-    def name(self) -> str:
-        """What workers and the command line find it by."""
-        return self.manager.name
-
-    @property
-    def port(self) -> int:
-        """The port that it listens on."""
-        return self.manager.port
 
     # ------------------------------------------------------------ tasks
 

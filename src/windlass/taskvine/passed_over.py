@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 import windlass
 from windlass.errors import UnknownName, UsageError
 from windlass.taskvine.outcomes import no_effect
+from windlass.taskvine.standing import Standing
 
 _APPLICATION: Final = logging.getLogger("windlass.application")
 #: Arguments of TaskVine's manager that a program can do without, and why they mean nothing.
@@ -23,14 +24,11 @@ _AT_START: Final = {
     "run_info_template": "a manager's files are in its state folder, state_dir=",
     "staging_path": "large arguments are in memory, and on disk when they are many",
     "status_display_interval": "`windlass status --watch` shows what goes on",
-    "prometheus_port": "`windlass status --json` has the numbers",
 }
 
 
-class PassedOver:
+class PassedOver(Standing):
     """A part of `windlass.taskvine.Manager`."""
-
-    manager: windlass.Manager
 
     def _passed_over_at_start(self, options: dict[str, Any]) -> dict[str, Any]:
         """Options for `windlass.Manager`. Raises `UnknownName` for what neither has."""
@@ -40,13 +38,18 @@ class PassedOver:
             if name in _AT_START:
                 if value and value is not True:  # what they ask for is always so
                     no_effect(f"Manager({name}={value!r})", _AT_START[name])
+            elif name == "prometheus_port":
+                if value is not None:
+                    kept["metrics"] = value
             elif name == "init_fn":
                 if value is not None:
                     raise UsageError("Manager(init_fn=) is not here: call the function with the manager when that is made")
             elif name in takes:
                 kept[name] = value
             else:
-                raise UnknownName("option of Manager", name, [*_AT_START, *(one for one in takes if one not in ("self", "unknown"))])
+                raise UnknownName(
+                    "option of Manager", name, [*_AT_START, "prometheus_port", *(one for one in takes if one not in ("self", "unknown"))]
+                )
         return kept
 
     # ------------------------------------------------------------ always so
@@ -150,9 +153,6 @@ class PassedOver:
         return 0
 
     # ------------------------------------------------------------ refused
-
-    def set_name(self, name: str) -> NoReturn:
-        raise UsageError(f"set_name({name!r}): a manager has its name from the start: write Manager(name={name!r})")
 
     def enable_tasks_cache(self, *_: Any, **__: Any) -> NoReturn:
         raise UsageError(

@@ -7,16 +7,15 @@ from collections import OrderedDict
 from types import SimpleNamespace
 from typing import Any
 
-import windlass
 from windlass.errors import UnknownName
 from windlass.taskvine.categories import Categories
+from windlass.taskvine.standing import Standing
 from windlass.taskvine.tasks import Task
 
 
-class Seeing:
+class Seeing(Standing):
     """A part of `windlass.taskvine.Manager`."""
 
-    manager: windlass.Manager
     _categories: Categories
     _lock: threading.Condition
     _next: int

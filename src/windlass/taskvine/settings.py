@@ -6,18 +6,17 @@ import threading
 from abc import ABC, abstractmethod
 from typing import Any
 
-import windlass
 from windlass.errors import UnknownName, UsageError
 from windlass.manager.call import read_count
 from windlass.taskvine import tuning
 from windlass.taskvine.categories import Categories, read_mode, read_resources
 from windlass.taskvine.outcomes import no_effect
+from windlass.taskvine.standing import Standing
 
 
-class Settings(ABC):
+class Settings(Standing, ABC):
     """A part of `windlass.taskvine.Manager`."""
 
-    manager: windlass.Manager
     _categories: Categories
     _tuned: dict[str, float]
     _lock: threading.Condition
@@ -68,6 +67,10 @@ class Settings(ABC):
             raise UsageError(f"max_concurrent={max_concurrent!r} is no whole number")
         self._categories[category].max_concurrent = max(0, max_concurrent)
         self._let_held_go_on()
+
+    def category_options(self, category: str) -> dict[str, Any]:
+        """Options of a call of this category, for what its task does not set."""
+        return self._categories[category].options(self._categories.default)
 
     # ------------------------------------------------------------ workers
 

@@ -12,6 +12,7 @@ Resources that a task does not set are its category's (`windlass.taskvine.catego
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -62,6 +63,8 @@ class Task(Story):
         self._inputs: dict[str, File] = {}
         self._outputs: dict[str, Output] = {}
         self._env: dict[str, str | None] = {}
+        #: Folders of execution contexts, the innermost first.
+        self._contexts: list[str] = []
         #: Options of a call that were set, by keyword.
         self._options: dict[str, Any] = {}
         self._tag: str | None = None
@@ -189,11 +192,12 @@ class Task(Story):
         """Without effect."""
         no_effect("a directory for the monitor", "what a task used is in its resources_measured")
 
-    def add_execution_context(self, f: object) -> None:
-        raise UsageError(
-            "execution contexts are not here: give the pool container='image.sif' or environment='packed.tar.gz'"
-            " (windlass explain containers, windlass explain environments), or run_in_env as an input and in the command"
-        )
+    def add_execution_context(self, f: File) -> None:
+        """Run it by way of this folder's ``bin/run_in_env``, which is given the command; without one with its ``bin`` first on PATH. That
+        which was added first is the innermost."""
+        folder = f".context-{len(self._contexts)}"
+        self.add_input(f, folder)
+        self._contexts.append(folder)
 
     add_environment = add_poncho_package = add_starch_package = add_execution_context
 
@@ -228,6 +232,14 @@ class Task(Story):
         self._future = self._call(manager, options, inputs, {output.path: made for output, made in self._made})
         return self._future
 
+    @property
+    def line(self) -> str:
+        """The command, in its execution contexts."""
+        line = self.command
+        for folder in self._contexts:
+            line = _CONTEXT.format(folder=folder, line=shlex.quote(line))
+        return line
+
     def inputs_and_variables(self) -> tuple[dict[str, windlass.File], dict[str, str | None]]:
         """For a mini task."""
         return {path: file.for_reading() for path, file in self._inputs.items()}, dict(self._env)
@@ -241,7 +253,7 @@ class Task(Story):
     def _call(
         self, manager: windlass.Manager, options: CallOptions, inputs: dict[str, windlass.File], outputs: dict[str, windlass.File]
     ) -> CallFuture[Any]:
-        command = Command(f"{_PREFIX}{self.command}", inputs=inputs, outputs=outputs, env=self._variables(), check=False, merge_output=True)
+        command = Command(f"{_PREFIX}{self.line}", inputs=inputs, outputs=outputs, env=self._variables(), check=False, merge_output=True)
         command.packed = tuple(output.path for output, _ in self._made if output.file.comes_back)
         command.options, command.tag = options, self._tag
         return manager.submit(command)
@@ -294,6 +306,11 @@ class Task(Story):
 
 #: TaskVine's name of the directory that a command runs in.
 _PREFIX: Final = 'export VINE_SANDBOX="$WINDLASS_SANDBOX"; '
+#: A command in an execution context.
+_CONTEXT: Final = (
+    'C="$WINDLASS_SANDBOX/{folder}"; [ ! -x "$C/bin/run_in_env" ] || exec "$C/bin/run_in_env" /bin/sh -c {line}; '
+    'unset PYTHONHOME PYTHONPATH; PATH="$C/bin:$PATH" exec /bin/sh -c {line}'
+)
 
 
 def _mapping(name: str, value: Any) -> dict[Any, Any]:
