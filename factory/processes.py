@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -32,6 +33,14 @@ LOG_LIMIT: Final = 1 << 20
 LOG_KEPT: Final = 128 << 10
 TAIL_BYTES: Final = 4096
 TAIL_LINES: Final = 12
+#: How much is looked through for them.
+LOOKED_THROUGH: Final = 16 << 10
+#: Some programs colour what they write to files, too.
+COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+#: What Apptainer says of an option that it does not know, before ten kilobytes about those that it knows.
+UNKNOWN_OPTION: Final = re.compile(r"^(Error for command .*)\n+Options for ", re.MULTILINE)
+#: What it says of things that it can do without.
+REMARK: Final = re.compile(r"(INFO|WARNING): ")
 
 
 @dataclass(slots=True)
@@ -256,12 +265,16 @@ def trim_log(log: Path, limit: int = LOG_LIMIT, kept: int = LOG_KEPT) -> None:
 
 
 def tail_of(log: Path) -> str:
-    """The last lines of a log, bounded; "" when there is none."""
+    """The last lines of a log, bounded; "" when there is none. Of what Apptainer says, why it has ended."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+            file.seek(max(0, size - LOOKED_THROUGH))
+            text = COLOURS.sub("", file.read().decode(errors="replace"))
     except OSError:
         return ""
-    return "\n".join(text.strip().splitlines()[-TAIL_LINES:])
+    unknown = UNKNOWN_OPTION.findall(text)
+    if unknown:
+        return str(unknown[-1])
+    lines = text[-TAIL_BYTES:].strip().splitlines()[-TAIL_LINES:]
+    return "\n".join([line for line in lines if not REMARK.match(line)] or lines)

@@ -169,6 +169,19 @@ def test_a_description_is_the_command_itself(make_request: MakeRequest) -> None:
     assert "A=1" in backend.describe(make_request("pass", setup=("A=1",)), 1)
 
 
+def test_of_what_apptainer_says_the_reason_is_told(tmp_path: Path) -> None:
+    """Not what it can do without, nor the pages that follow an option which it does not know (as 1.4.5 says them), nor colours."""
+    log = tmp_path / "log"
+    log.write_text("INFO:    no gocryptfs\nWARNING: group file missing\n\x1b[91mERROR  : no capability\x1b[0m\nFATAL:   no such file\n")
+    assert tail_of(log) == "ERROR  : no capability\nFATAL:   no such file"
+    log.write_text(
+        'Error for command "exec": unknown flag: --x\n\nOptions for exec command:\n\n' + "  -o, --option string   what it is for\n" * 300
+    )
+    assert tail_of(log) == 'Error for command "exec": unknown flag: --x'
+    log.write_text("INFO: all is well\n")
+    assert tail_of(log) == "INFO: all is well"
+
+
 def test_a_long_log_is_cut_to_its_end(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"x" * 5000 + b"the end\n")
