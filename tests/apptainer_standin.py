@@ -4,11 +4,11 @@ Theory of operation
 -------------------
 It does what a pilot meets of Apptainer 1.4.5, as that was seen to do it: the image's root is another one (mount namespace, chroot),
 read-only, with the home, ``/tmp``, ``/var/tmp``, devices, what ``--bind``, ``--mount`` and ``APPTAINER_BIND`` name and the working
-directory bound by the same paths. The environment goes in but for PATH, HOME and LD_LIBRARY_PATH and what begins with ``APPTAINER``; the image's own
-``.singularity.d/env/*.sh`` is read over it. The process that was started stays as the parent of what runs inside, by the name ``starter``:
-it passes on every signal, is followed by SIGKILL when it is killed, and ends with the same status, or by the same signal. As for an image
-file without the setuid part, a process beside what runs inside serves the image (here it only is there): in a group of its own, ended when
-all is over, and left behind when the starter is killed.
+directory bound by the same paths. The environment goes in but for PATH, HOME and LD_LIBRARY_PATH and what begins with ``APPTAINER``; the
+image's own ``.singularity.d/env/*.sh`` is read over it. The process that was started stays as the parent of what runs inside, by the name
+``starter``: it passes on every signal, is followed by SIGKILL when it is killed, and ends with the same status, or by the same signal. As
+for an image file without the setuid part, a process beside what runs inside serves the image (here it only is there): in a group of its
+own, ended when all is over, and left behind when the starter is killed.
 
 Its errors have the words of the real one's. It knows sandbox folders only, and no user namespace: what a setuid installation does is done
 by being root.

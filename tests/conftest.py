@@ -190,7 +190,7 @@ def image_file(image: Path) -> Path:
 
 
 @pytest.fixture
-def served(apptainer: Path, image: Path, request: pytest.FixtureRequest) -> dict[str, object]:
+def served_image(apptainer: Path, image: Path, request: pytest.FixtureRequest) -> dict[str, object]:
     """Options of a pool whose image is served by a process of its own: of Apptainer itself a file, without what its setuid part does."""
     setup = [f"PATH={apptainer}:$PATH"]
     if os.environ.get(APPTAINER_SWITCH):

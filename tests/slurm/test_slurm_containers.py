@@ -80,10 +80,10 @@ def read_until(here: Path, go: Path) -> str:
 @pytest.mark.usefixtures("image_file")
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_calls_run_again_when_slurm_ends_what_serves_the_image(
-    manager: windlass.Manager, start_factory: StartFactory, slurm: SlurmCluster, served: dict[str, object], tmp_path: Path, nodes: int
+    manager: windlass.Manager, start_factory: StartFactory, slurm: SlurmCluster, served_image: dict[str, object], tmp_path: Path, nodes: int
 ) -> None:
     """A signal to all of a job, or of its steps, ends that at once: the worker drains no more, and what failed is not the call's fault."""
-    start_factory(**served, nodes=nodes, max_pilots=1)
+    start_factory(**served_image, nodes=nodes, max_pilots=1)
     manager.install_library("lib", read_until)
     here, go = tmp_path / "here", tmp_path / "go"
     future = manager.submit(windlass.FunctionCall("lib", "read_until", here, go))

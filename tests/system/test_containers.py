@@ -137,10 +137,10 @@ def test_when_apptainer_is_killed_the_worker_goes_as_well(manager: windlass.Mana
 
 
 def test_when_apptainer_is_killed_what_serves_the_image_goes_as_well(
-    manager: windlass.Manager, start_factory: StartFactory, served: dict[str, object]
+    manager: windlass.Manager, start_factory: StartFactory, served_image: dict[str, object]
 ) -> None:
     """Nobody tells it that it is alone; the guardian ends it."""
-    start_factory(**served)
+    start_factory(**served_image)
     manager.install_library("lib", of_env)
     manager.submit(windlass.FunctionCall("lib", "of_env", "HOME")).result(timeout=60)
     pilot = starter(manager)
@@ -162,10 +162,10 @@ def read_until_open(gate: Gate) -> str:
 
 @pytest.mark.usefixtures("image_file")
 def test_calls_run_elsewhere_when_what_serves_the_image_has_ended(
-    manager: windlass.Manager, start_factory: StartFactory, served: dict[str, object], gate: Gate
+    manager: windlass.Manager, start_factory: StartFactory, served_image: dict[str, object], gate: Gate
 ) -> None:
     """A call that fails, or whose process dies of it, has not failed by itself."""
-    start_factory(**served)
+    start_factory(**served_image)
     manager.install_library("lib", read_until_open)
     future = manager.submit(windlass.FunctionCall("lib", "read_until_open", gate))
     gate.wait_for(1)
