@@ -4,9 +4,9 @@ Theory of operation
 -------------------
 Each process is the leader of a session of its own, so that signals of the terminal do not reach it and its group can be ended whole.
 One thread, the *reaper*, waits on the pidfds of all of them: it learns an end at once, sees to walltimes, and turns the grace after a
-SIGTERM into a SIGKILL.  What is left of the group of an ended leader is given `STRAGGLE` seconds to end by itself (a worker's
-guardian cleans up there), then killed.  A group's number cannot be taken by another process while a member lives, and is not
-signalled after the last one is gone.
+SIGTERM into a SIGKILL.  What is left of the group and the session of an ended leader is given `STRAGGLE` seconds to end by itself
+(a worker's guardian cleans up there), then killed: what serves a pilot's image has a group of its own, and is not told when Apptainer
+is killed while it puts things in order.  The number of a session cannot be taken by another process while a member lives.
 
 Output goes to one file per process, opened for appending, so that `trim_log` can cut it while it is written.
 """
@@ -220,32 +220,33 @@ class Processes:
 
     @staticmethod
     def _straggling(process: Process, now: float) -> bool:
-        """Members of the ended leader's group are still there."""
+        """Members of the ended leader's group and session are still there."""
         assert process.straggles_until is not None
-        if not group_lives(process.popen.pid):
+        left = left_of(process.popen.pid)
+        if left and process.straggles_until <= now:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
             return False
-        if process.straggles_until <= now:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.popen.pid, signal.SIGKILL)
-            return False
-        return True
+        return bool(left)
 
 
-def group_lives(group: int) -> bool:
-    """Whether a process group has a member that is not a zombie (whoever inherits those may be slow to collect them)."""
-    try:
-        os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):
-        return False  # nobody; or not ours any more
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
+def left_of(leader: int) -> list[int]:
+    """The living processes of the group and of the session that this one led.
+
+    Not zombies: whoever inherits those may be slow to collect them.
+    """
+    found: list[int] = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
             try:
-                state, _, pgrp = (folder / "stat").read_bytes().rpartition(b")")[2].split()[:3]
-            except OSError:
+                with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
+                    state, _, group, session = file.read().rpartition(b")")[2].split()[:4]
+            except (OSError, ValueError):
                 continue  # it has ended meanwhile
-            if int(pgrp) == group and state not in (b"Z", b"X"):
-                return True
-    return False
+            if leader in (int(group), int(session)) and state not in (b"Z", b"X"):
+                found.append(int(name))
+    return found
 
 
 def trim_log(log: Path, limit: int = LOG_LIMIT, kept: int = LOG_KEPT) -> None:

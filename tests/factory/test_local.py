@@ -87,12 +87,14 @@ def test_what_does_not_listen_is_killed_after_its_grace(local: Local, make_reque
     assert state.reason == f"ended by signal {signal.SIGKILL:d}"
 
 
-def test_what_a_pilot_left_in_its_group_is_ended_too(
-    local: Local, make_request: MakeRequest, written: Written, gone: Gone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["", ", process_group=0"])
+def test_what_a_pilot_left_in_its_group_or_session_is_ended_too(
+    local: Local, make_request: MakeRequest, written: Written, gone: Gone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
+    """What serves an image has a group of its own."""
     monkeypatch.setattr("windlass.factory.processes.STRAGGLE", 0.05)
     out = tmp_path / "child"
-    body = f"import subprocess; p = subprocess.Popen(['sleep', '60']); open({str(out)!r}, 'w').write(f'{{p.pid}}\\n')"
+    body = f"import subprocess; p = subprocess.Popen(['sleep', '60']{how}); open({str(out)!r}, 'w').write(f'{{p.pid}}\\n')"
     local.submit(make_request(body))
     local.ended()
     gone(int(written(out)))
