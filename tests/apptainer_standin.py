@@ -77,7 +77,10 @@ def binds_of(spec: str) -> str:
 def mount_of(spec: str) -> str:
     """What ``type=bind,"src=F","dst=F"`` binds."""
     [fields] = csv.reader([spec])
-    what = dict(field.partition("=")[::2] for field in fields)
+    what: dict[str, str] = {}
+    for field in fields:
+        name, _, value = field.partition("=")
+        what[name] = value
     if what["type"] != "bind" or what["src"] != what["dst"]:
         fatal(f"the stand-in binds one folder by its own path, and not {spec!r}")
     return what["src"]
