@@ -4,9 +4,9 @@ Theory of operation
 -------------------
 Each process is the leader of a session of its own, so that signals of the terminal do not reach it and its group can be ended whole.
 One thread, the *reaper*, waits on the pidfds of all of them: it learns an end at once, sees to walltimes, and turns the grace after a
-SIGTERM into a SIGKILL.  What is left of the group of an ended leader is given `STRAGGLE` seconds to end by itself (a worker's
-guardian cleans up there), then killed.  A group's number cannot be taken by another process while a member lives, and is not
-signalled after the last one is gone.
+SIGTERM into a SIGKILL.  What is left of the group and the session of an ended leader is given `STRAGGLE` seconds to end by itself
+(a worker's guardian cleans up there), then killed: what serves a pilot's image has a group of its own, and is not told when Apptainer
+is killed while it puts things in order.  The number of a session cannot be taken by another process while a member lives.
 
 Output goes to one file per process, opened for appending, so that `trim_log` can cut it while it is written.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -32,6 +33,14 @@ LOG_LIMIT: Final = 1 << 20
 LOG_KEPT: Final = 128 << 10
 TAIL_BYTES: Final = 4096
 TAIL_LINES: Final = 12
+#: How much is looked through for them.
+LOOKED_THROUGH: Final = 16 << 10
+#: Some programs colour what they write to files, too.
+COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+#: What Apptainer says of an option that it does not know, before ten kilobytes about those that it knows.
+UNKNOWN_OPTION: Final = re.compile(r"^(Error for command .*)\n+Options for ", re.MULTILINE)
+#: What it says of things that it can do without.
+REMARK: Final = re.compile(r"(INFO|WARNING): ")
 
 
 @dataclass(slots=True)
@@ -211,32 +220,33 @@ class Processes:
 
     @staticmethod
     def _straggling(process: Process, now: float) -> bool:
-        """Members of the ended leader's group are still there."""
+        """Members of the ended leader's group and session are still there."""
         assert process.straggles_until is not None
-        if not group_lives(process.popen.pid):
+        left = left_of(process.popen.pid)
+        if left and process.straggles_until <= now:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
             return False
-        if process.straggles_until <= now:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.popen.pid, signal.SIGKILL)
-            return False
-        return True
+        return bool(left)
 
 
-def group_lives(group: int) -> bool:
-    """Whether a process group has a member that is not a zombie (whoever inherits those may be slow to collect them)."""
-    try:
-        os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):
-        return False  # nobody; or not ours any more
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
+def left_of(leader: int) -> list[int]:
+    """The living processes of the group and of the session that this one led.
+
+    Not zombies: whoever inherits those may be slow to collect them.
+    """
+    found: list[int] = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
             try:
-                state, _, pgrp = (folder / "stat").read_bytes().rpartition(b")")[2].split()[:3]
-            except OSError:
+                with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
+                    state, _, group, session = file.read().rpartition(b")")[2].split()[:4]
+            except (OSError, ValueError):
                 continue  # it has ended meanwhile
-            if int(pgrp) == group and state not in (b"Z", b"X"):
-                return True
-    return False
+            if leader in (int(group), int(session)) and state not in (b"Z", b"X"):
+                found.append(int(name))
+    return found
 
 
 def trim_log(log: Path, limit: int = LOG_LIMIT, kept: int = LOG_KEPT) -> None:
@@ -256,12 +266,16 @@ def trim_log(log: Path, limit: int = LOG_LIMIT, kept: int = LOG_KEPT) -> None:
 
 
 def tail_of(log: Path) -> str:
-    """The last lines of a log, bounded; "" when there is none."""
+    """The last lines of a log, bounded; "" when there is none. Of what Apptainer says, why it has ended."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+            file.seek(max(0, size - LOOKED_THROUGH))
+            text = COLOURS.sub("", file.read().decode(errors="replace"))
     except OSError:
         return ""
-    return "\n".join(text.strip().splitlines()[-TAIL_LINES:])
+    unknown = UNKNOWN_OPTION.findall(text)
+    if unknown:
+        return str(unknown[-1])
+    lines = text[-TAIL_BYTES:].strip().splitlines()[-TAIL_LINES:]
+    return "\n".join([line for line in lines if not REMARK.match(line)] or lines)

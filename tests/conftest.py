@@ -145,7 +145,10 @@ C_LIBRARY = ("libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.s
 
 @pytest.fixture(scope="session")
 def apptainer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a program ``apptainer``, which pilots have on PATH after a line of setup=. It is a stand-in, as Debian 12 has none."""
+    """A folder with a program ``apptainer``, which pilots have on PATH after a line of setup=.
+
+    It is a stand-in where ``WINDLASS_TEST_APPTAINER`` does not say that there is a real one.
+    """
     if os.environ.get(APPTAINER_SWITCH):
         real = shutil.which("apptainer")
         assert real is not None, f"{APPTAINER_SWITCH} is set, and there is no apptainer here"
@@ -170,6 +173,9 @@ def image(tmp_path_factory: pytest.TempPathFactory, packed_environment: Path) ->
     subprocess.run(["tar", "-xzf", packed_environment, "-C", root / "opt/python"], check=True)
     (root / "usr/local/bin/python3").symlink_to("/opt/python/bin/python3")
     (root / ".singularity.d/env/90-environment.sh").write_text("export OF_THE_IMAGE=yes OMP_NUM_THREADS=64\n")
+    # So does one that Apptainer has built.
+    libs = "/.singularity.d/libs"
+    (root / ".singularity.d/env/99-base.sh").write_text(f"export LD_LIBRARY_PATH=${{LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}}{libs}\n")
     needed = subprocess.run(["ldd", "/bin/sh", sys.executable], check=True, capture_output=True, text=True).stdout.split()
     libraries = {Path(word) for word in needed if word.startswith("/") and not word.endswith(":")}
     [libc] = [one for one in libraries if one.name == "libc.so.6"]
@@ -179,6 +185,26 @@ def image(tmp_path_factory: pytest.TempPathFactory, packed_environment: Path) ->
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, place)
     return root
+
+
+@pytest.fixture(scope="session")
+def image_file(image: Path) -> Path:
+    """The image as a file, which Apptainer has built."""
+    if not os.environ.get(APPTAINER_SWITCH):
+        pytest.skip(f"the stand-in for Apptainer knows no image files: {APPTAINER_SWITCH}=1 says that there is a real one")
+    file = image.with_suffix(".sif")
+    # Not compressed: that would take a minute.
+    subprocess.run(["apptainer", "build", "--mksquashfs-args", "-noI -noD -noF -noX", file, image], check=True, capture_output=True)
+    return file
+
+
+@pytest.fixture
+def served_image(apptainer: Path, image: Path, request: pytest.FixtureRequest) -> dict[str, object]:
+    """Options of a pool whose image is served by a process of its own: of Apptainer itself a file, without what its setuid part does."""
+    setup = [f"PATH={apptainer}:$PATH"]
+    if os.environ.get(APPTAINER_SWITCH):
+        return {"container": request.getfixturevalue("image_file"), "container_options": "--userns", "setup": setup}
+    return {"container": image, "setup": setup}
 
 
 CONDOR_SWITCH = "WINDLASS_TEST_HTCONDOR"

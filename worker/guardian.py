@@ -14,6 +14,9 @@ parents, groups and sessions. A worker inside a call of another worker adds its 
 guardian finds everything of the inner one too. A process that clears its environment is still found in its slot's session; only
 one that does both, clear its environment and leave the session, is not.
 
+What serves the image that the worker runs in is no child of the worker: `windlass.worker.image` finds it, and the guardian ends it last,
+as it lives off it itself.
+
 Processes are looked for again and again until two looks in a row find none, since one may fork while it is being looked at.
 """
 
@@ -24,6 +27,8 @@ import signal
 import time
 from collections.abc import Collection
 from typing import Final, NoReturn
+
+from windlass.worker.image import Servers
 
 #: Names, in the environment of everything below a worker, the workers above it.
 VARIABLE: Final = "WINDLASS_WORKER_ID"
@@ -173,6 +178,7 @@ def _guard(read_end: int, token: str) -> NoReturn:
     """The guardian's life."""
     status = 1
     try:
+        servers = Servers(os.getppid()) if os.environ.get("WINDLASS_CONTAINER") else None
         os.setsid()
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
@@ -183,6 +189,8 @@ def _guard(read_end: int, token: str) -> NoReturn:
             end_marked(token, sessions, {os.getpid()})
             for folder in folders:
                 remove_tree(folder)
+            if servers is not None:
+                servers.end()
         status = 0
     finally:
         os._exit(status)

@@ -40,6 +40,7 @@ from windlass.messages import (
     DIED,
     NO_FILE,
     PROTOCOL,
+    RETURNED,
     AddFunctions,
     CallEnd,
     CallsEnded,
@@ -77,7 +78,7 @@ from windlass.messages import (
     WorkerReport,
 )
 from windlass.transport import connect
-from windlass.worker import environment, memory, node
+from windlass.worker import environment, image, memory, node
 from windlass.worker.backlog import Backlog
 from windlass.worker.guardian import Guardian, remove_tree
 from windlass.worker.lifetime import MARGIN_SECONDS, Decision, Lifetime, Phase, stagger_seconds
@@ -357,7 +358,9 @@ class Worker:
 
     def _say(self, *messages: Message) -> None:
         """Send these after the ends that have gathered."""
-        if self._killed and any(isinstance(message, LibraryFailed) for message in messages):
+        if any(isinstance(message, LibraryFailed) for message in messages):
+            if self._without_image():
+                return
             self._tell_killed(*self._killed)  # or the manager would run them anew as ones that had not started
         if self._ends:
             self._flush()
@@ -366,6 +369,8 @@ class Worker:
     # ------------------------------------------------------------ what the backlog says (`windlass.worker.backlog.Comm`)
 
     def ended(self, ends: list[CallEnd], /) -> None:
+        if any(end.outcome != RETURNED for end in ends) and self._without_image():
+            ends = [end for end in ends if end.outcome == RETURNED]
         for end in ends:
             if end.outcome == DIED:
                 self._died(end)
@@ -457,6 +462,7 @@ class Worker:
         now = time.monotonic()
         if node.own_parents(os.environ) != self._parents:
             self._act(self._life.leave("the pilot's parent process has ended"))
+        self._without_image()
         held, oldest, starting = self._backlog.held + len(self._killed), 0.0, False
         held += self._earlier.held if self._earlier is not None else 0
         if self._libraries is not None and self._supply is not None:
@@ -491,6 +497,13 @@ class Worker:
         decision = self._life.signal(name, time.monotonic(), warning=number == signal.SIGUSR1)
         self._tell_end()
         self._act(decision)
+
+    def _without_image(self) -> bool:
+        """Whether the image is gone; then what fails is not the calls' fault, and this leaves, so that they run elsewhere."""
+        if image.gone(os.environ):
+            self._act(self._life.leave("the process that serves the image has ended"))
+            return True
+        return False
 
     def _tell_end(self) -> None:
         """Let running calls know when they will be ended, if that has changed."""

@@ -97,7 +97,8 @@ def test_folders_that_the_worker_needs_are_bound_once_by_their_own_paths(node: N
         folder.mkdir()
     request = ask(binds=(str(state), "/not/there", str(scratch)))
     _, words, _ = node.run(request, cwd=work, SLURM_TMPDIR=str(scratch), TMPDIR="/tmp")
-    assert binds(words) == [str(state).replace(",", "\\,").replace(":", "\\:"), str(scratch), str(work)]
+    assert binds(words) == [str(scratch), str(work)]
+    assert words[words.index("--mount") + 1] == f'type=bind,"src={state}","dst={state}"', "--bind drops the blank"
     assert binds(node.run(request, cwd=Path("/usr/share"))[1])[2:] == []
     assert binds(node.run(ask(), HOME=str(work), cwd=work)[1]) == []
 
@@ -224,6 +225,13 @@ def test_the_worker_runs_the_images_python(tmp_path: Path) -> None:
         assert request.command[:4] == (python, "-P", "-m", "windlass.worker")
         assert needs_script(request)
         assert f"python:     {python} of the image {tmp_path}" in pool.text()
+
+
+def test_slurm_signals_no_image_that_all_processes_of_its_steps_would_get(tmp_path: Path) -> None:
+    """Of several nodes; what serves an image would end by it, and workers drain before their walltime by their own clock."""
+    for options, there in (({"container": tmp_path}, True), ({"container": tmp_path, "nodes": 2}, False), ({"nodes": 2}, True)):
+        backend, pool = made("slurm", walltime=3600, **options)
+        assert ("#SBATCH --signal=" in backend.describe(request_of(pool, Path("/m/pilot.json")), 1)) is there
 
 
 def test_htcondor_starts_the_image_itself(tmp_path: Path) -> None:

@@ -87,12 +87,14 @@ def test_what_does_not_listen_is_killed_after_its_grace(local: Local, make_reque
     assert state.reason == f"ended by signal {signal.SIGKILL:d}"
 
 
-def test_what_a_pilot_left_in_its_group_is_ended_too(
-    local: Local, make_request: MakeRequest, written: Written, gone: Gone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["", ", process_group=0"])
+def test_what_a_pilot_left_in_its_group_or_session_is_ended_too(
+    local: Local, make_request: MakeRequest, written: Written, gone: Gone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
+    """What serves an image has a group of its own."""
     monkeypatch.setattr("windlass.factory.processes.STRAGGLE", 0.05)
     out = tmp_path / "child"
-    body = f"import subprocess; p = subprocess.Popen(['sleep', '60']); open({str(out)!r}, 'w').write(f'{{p.pid}}\\n')"
+    body = f"import subprocess; p = subprocess.Popen(['sleep', '60']{how}); open({str(out)!r}, 'w').write(f'{{p.pid}}\\n')"
     local.submit(make_request(body))
     local.ended()
     gone(int(written(out)))
@@ -167,6 +169,19 @@ def test_a_description_is_the_command_itself(make_request: MakeRequest) -> None:
     backend = LocalBackend()
     assert backend.describe(make_request("pass"), 2) == f"# 2 x\n{sys.executable} -S -E -c pass --pilot JOB"
     assert "A=1" in backend.describe(make_request("pass", setup=("A=1",)), 1)
+
+
+def test_of_what_apptainer_says_the_reason_is_told(tmp_path: Path) -> None:
+    """Not what it can do without, nor the pages that follow an option which it does not know (as 1.4.5 says them), nor colours."""
+    log = tmp_path / "log"
+    log.write_text("INFO:    no gocryptfs\nWARNING: group file missing\n\x1b[91mERROR  : no capability\x1b[0m\nFATAL:   no such file\n")
+    assert tail_of(log) == "ERROR  : no capability\nFATAL:   no such file"
+    log.write_text(
+        'Error for command "exec": unknown flag: --x\n\nOptions for exec command:\n\n' + "  -o, --option string   what it is for\n" * 300
+    )
+    assert tail_of(log) == 'Error for command "exec": unknown flag: --x'
+    log.write_text("INFO: all is well\n")
+    assert tail_of(log) == "INFO: all is well"
 
 
 def test_a_long_log_is_cut_to_its_end(tmp_path: Path) -> None:

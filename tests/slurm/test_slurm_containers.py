@@ -65,3 +65,34 @@ def test_slurms_signals_drain_the_worker(
     assert [one["draining"] for one in manager.status()["workers"]] == [f"SIG{how[0][-4:].lstrip('=')} received"]
     go.touch()
     assert future.result(timeout=60) == "done"
+
+
+def read_until(here: Path, go: Path) -> str:
+    """Needs the image all the time."""
+    with here.open("a") as file:
+        file.write("begun\n")
+    while not go.exists():
+        Path("/bin/sh").read_bytes()
+        time.sleep(0.01)
+    return "done"
+
+
+@pytest.mark.usefixtures("image_file")
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_calls_run_again_when_slurm_ends_what_serves_the_image(
+    manager: windlass.Manager, start_factory: StartFactory, slurm: SlurmCluster, served_image: dict[str, object], tmp_path: Path, nodes: int
+) -> None:
+    """A signal to all of a job, or of its steps, ends that at once: the worker drains no more, and what failed is not the call's fault."""
+    start_factory(**served_image, nodes=nodes, max_pilots=1)
+    manager.install_library("lib", read_until)
+    here, go = tmp_path / "here", tmp_path / "go"
+    future = manager.submit(windlass.FunctionCall("lib", "read_until", here, go))
+    end = time.monotonic() + 60
+    while not here.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    pilot = manager.status()["workers"][0]["pilot"]
+    slurm.run("scancel", *(["--signal=TERM", "--full"] if nodes == 1 else ["--signal=USR1"]), pilot)
+    while here.read_text().count("begun") < 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    go.touch()
+    assert future.result(timeout=60) == "done"

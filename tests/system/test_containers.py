@@ -136,6 +136,69 @@ def test_when_apptainer_is_killed_the_worker_goes_as_well(manager: windlass.Mana
     assert future.result(timeout=60) == "done"
 
 
+def test_when_apptainer_is_killed_what_serves_the_image_goes_as_well(
+    manager: windlass.Manager, start_factory: StartFactory, served_image: dict[str, object]
+) -> None:
+    """Nobody tells it that it is alone; the guardian ends it."""
+    start_factory(**served_image)
+    manager.install_library("lib", of_env)
+    manager.submit(windlass.FunctionCall("lib", "of_env", "HOME")).result(timeout=60)
+    pilot = starter(manager)
+    assert pilot.name() == "starter"
+    [worker] = manager.status()["workers"]
+    servers = [child for child in pilot.children() if child.pid != worker["pid"]]
+    assert servers
+    pilot.kill()
+    assert psutil.wait_procs(servers, timeout=30)[1] == []
+
+
+def read_until_open(gate: Gate) -> str:
+    gate.arrive()
+    while not (gate.folder / "open").exists():
+        Path("/bin/sh").read_bytes()
+        time.sleep(0.01)
+    return "done"
+
+
+@pytest.mark.usefixtures("image_file")
+def test_calls_run_elsewhere_when_what_serves_the_image_has_ended(
+    manager: windlass.Manager, start_factory: StartFactory, served_image: dict[str, object], gate: Gate
+) -> None:
+    """A call that fails, or whose process dies of it, has not failed by itself."""
+    start_factory(**served_image)
+    manager.install_library("lib", read_until_open)
+    future = manager.submit(windlass.FunctionCall("lib", "read_until_open", gate))
+    gate.wait_for(1)
+    [worker] = manager.status()["workers"]
+    for child in starter(manager).children():
+        if child.pid != worker["pid"]:
+            child.terminate()
+    gate.wait_for(2)
+    gate.open()
+    assert future.result(timeout=60) == "done"
+
+
+def test_an_image_file_does_what_a_folder_does(manager: windlass.Manager, start_pilots: StartFactory, image_file: Path) -> None:
+    start_pilots(container=image_file)
+    manager.install_library("lib", look)
+    seen = manager.submit(windlass.FunctionCall("lib", "look", ["/usr/bin/env"])).result(timeout=60)
+    assert (seen["python"], seen["there"]) == ("/usr/local/bin/python3", [])
+    assert (seen["env"]["OF_THE_IMAGE"], seen["env"]["WINDLASS_CONTAINER"]) == ("yes", str(image_file))
+
+
+def test_options_of_apptainer_hold(manager: windlass.Manager, start_pilots: StartFactory, image: Path, tmp_path: Path) -> None:
+    """Variables that the image is not to have go, but for Windlass's own and those of env=; folders of any name are bound."""
+    odd = tmp_path / 'a, b: "c"'
+    odd.mkdir()
+    start_pilots(container_options="--cleanenv", scratch=odd, env={"OF_THE_USER": "yes", "APPTAINER_BIND": "/usr/share"})
+    manager.install_library("lib", look)
+    seen = manager.submit(windlass.FunctionCall("lib", "look", ["/usr/share/doc", str(odd)])).result(timeout=60)
+    assert seen["there"] == ["/usr/share/doc", str(odd)]
+    assert (seen["env"]["OF_THE_USER"], seen["env"]["WINDLASS_CONTAINER"]) == ("yes", str(image))
+    assert seen["env"]["PYTHONNOUSERSITE"] == "1"
+    assert "WINDLASS_PILOT" not in seen["env"], "what --cleanenv takes away"
+
+
 PROGRAM = """
 import sys, windlass
 gate = sys.argv[3]
@@ -164,7 +227,8 @@ def test_when_the_program_is_killed_its_pilots_leave(apptainer: Path, image: Pat
     [
         ({"python": "/opt/none/python3"}, r"the image .*/image has no /opt/none/python3; python= names the Python in it that has Windlass"),
         ({"setup": ["PATH=/usr/bin:/bin"]}, r"there is neither apptainer nor singularity here to start the image .*setup=\['module load"),
-        ({"container_options": "--bnid /x"}, r'Error for command "exec": unknown flag: --bnid'),
+        ({"container_options": "--bnid /x"}, r'exit status 1: Error for command "exec": unknown flag: --bnid; when that is mended'),
+        ({"container_options": "--bind /not/there"}, r"exit status 255: FATAL: .*mount source /not/there doesn't exist"),
     ],
 )
 def test_what_is_wrong_is_told_to_who_waits_for_calls(
