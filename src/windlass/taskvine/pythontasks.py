@@ -49,7 +49,8 @@ class PythonTask(Task):
     def add_execution_context(self, f: object) -> None:
         raise UsageError(
             "a function's environment is its worker's: give the pool container='image.sif' or environment='packed.tar.gz'"
-            " (windlass explain containers, windlass explain environments), or make a library with poncho_env='packed.tar.gz', and FunctionCalls of it"
+            " (windlass explain containers, windlass explain environments), or make a library with poncho_env='packed.tar.gz',"
+            " and FunctionCalls of it"
         )
 
     add_environment = add_poncho_package = add_starch_package = add_execution_context
