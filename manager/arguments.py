@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from windlass.errors import Closed, StoreFull
@@ -85,9 +86,12 @@ class Arguments:
             except StoreFull:
                 if not self.pins or not self._store.could_hold(memoryview(data).nbytes) or hopeless():
                     raise
-            self._bell.wait(lambda freed=freed: self._freed != freed or self._closed(), ROOM_SECONDS)
+            self._bell.wait(partial(self._worth_a_look, freed), ROOM_SECONDS)
             if why := self._closed():
                 raise Closed(why)
+
+    def _worth_a_look(self, freed: int) -> bool:
+        return self._freed != freed or bool(self._closed())
 
     def unpin(self, refs: Sequence[ObjectRef]) -> None:
         """These are needed no more."""

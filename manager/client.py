@@ -75,6 +75,8 @@ class Client:
         self._ids = itertools.count(1)
         self._futures: dict[CallId, CallFuture[Any]] = {}
         self._finished: OrderedDict[CallId, CallFuture[Any]] = OrderedDict()
+        #: Not empty: why nothing more is taken.
+        self.closed = ""
         self._bell = Bell()
         #: Objects and files of arguments, until their calls have ended.
         self._arguments = Arguments(store, self._bell, lambda: self.closed)
@@ -88,8 +90,6 @@ class Client:
         self.memory: Memory | None = None
         #: Spans of calls for OpenTelemetry, if this program has asked for that.
         self.traces: CallSpans | None = None
-        #: Not empty: why nothing more is taken.
-        self.closed = ""
         #: Results that stay on workers.
         self.kept = KeptResults(store.open, self.say, lambda: self.closed)
         self.bring = self.kept.have
@@ -551,7 +551,7 @@ class Client:
     def on_collected(self, future: CallFuture[Any]) -> None:
         """The owner's part of `CallFuture.collect`."""
         self._finished.pop(future.call_id, None)
-        if self._bell.waiters and not self._futures:
+        if not self._futures and self._bell.waiters:
             self._bell.ring()
 
     def resolve(self, future: CallFuture[Any], done: CallDone) -> Any:
