@@ -43,8 +43,8 @@ def test_nothing_is_recalled_from_slots_that_are_to_go_but_run(cluster: Any, mon
     first, second = cluster.library("first"), cluster.library("second")
     cluster.worker("w1", 4)
     asked: list[Message] = []
-    worker = type(cluster.workers[WorkerId("w1")])
-    take = worker.take
+    worker: Any = type(cluster.workers[WorkerId("w1")])
+    take: Any = worker.take
 
     def noted(self: Any, message: Message, now: float) -> Any:
         if isinstance(message, RecallCalls):
