@@ -43,7 +43,7 @@ def test_nothing_is_recalled_from_slots_that_are_to_go_but_run(cluster: Any, mon
     first, second = cluster.library("first"), cluster.library("second")
     cluster.worker("w1", 4)
     asked: list[Message] = []
-    worker: Any = type(cluster.workers[WorkerId("w1")])
+    worker: Any = cluster.workers[WorkerId("w1")].__class__
     take: Any = worker.take
 
     def noted(self: Any, message: Message, now: float) -> Any:
