@@ -208,7 +208,7 @@ def run_part(chosen: argparse.Namespace) -> dict[str, Any]:
         "connections_cut": sum(one.cuts for one in counts),
         "commands": sum(len(keeper.commands) for keeper in cluster.keepers),
         "commands_unanswered": sum(one.unanswered for one in counts),
-        "calls_run_again": manager.core.counters.lost + manager.core.counters.retried,
+        "calls_run_again": manager.core.failures.lost + manager.core.failures.retried,
         "files_sent": sum(cluster.network.sent.values()),
         "files_sent_by_manager": cluster.network.sent["manager"],
         "violations": [f"run: {text}" for text in cluster.violations],

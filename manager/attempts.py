@@ -15,11 +15,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from windlass.manager.calls import LIBRARY_FAILED, LOST, OUTCOME_WORDS, TOO_LONG, Call, CallQueue
+from windlass.manager.calls import LIBRARY_FAILED, LOST, TOO_LONG, Call, CallQueue, outcome_words
 from windlass.manager.dispatch import Dispatch
 from windlass.manager.lineage import FIRST_REMAKE
 from windlass.manager.placement import fits
-from windlass.manager.recorder import name_of
 from windlass.manager.workers import Worker
 from windlass.messages import (
     CANCELLED,
@@ -90,8 +89,8 @@ class Attempts(Dispatch):
                     if not (end.kept or end.outputs):
                         self._not_remade(call, end, now)
                     continue
-                story = call.story
-                done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(story) if story else (), call.spec.tag))
+                earlier = call.attempts
+                done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(earlier) if earlier else (), call.spec.tag))
             else:
                 self._ended_badly(call, worker, end, now)
         for library, (total, number, longest, finished) in learned.items():
@@ -160,15 +159,13 @@ class Attempts(Dispatch):
         if end.outcome == OUT_OF_MEMORY and options.grow_memory:
             grown = self._grown(call, worker, detail)
             if grown is not None:
-                self._note_failure(call.spec, end, worker.id, now, retried=True)
+                self.failures.tried_again(call, end, now)
                 call.queue = grown
                 self._requeue(call)
-                self.counters.retried += 1
                 return
         if worth and call.failures < options.retries:
-            self._note_failure(call.spec, end, worker.id, now, retried=True)
+            self.failures.tried_again(call, end, now)
             call.failures += 1
-            self.counters.retried += 1
             self._requeue(call)
             return
         self._finish(call, end, now)
@@ -197,9 +194,7 @@ class Attempts(Dispatch):
                 back.append(call)
                 if message.reason in _CUT_SHORT:
                     # It may go on where it was, so its end teaches nothing, but must not come for ever.
-                    call.losses += 1
-                    self.counters.lost += 1
-                    self._tell(call, worker, LOST, max(0.0, now - call.sent_at), _CUT_SHORT[message.reason])
+                    self._note_loss(call, worker, max(0.0, now - call.sent_at), _CUT_SHORT[message.reason], now)
         for call in reversed(back):
             instance = worker.by_library.get(call.spec.library)
             if instance is not None:
@@ -228,19 +223,15 @@ class Attempts(Dispatch):
             self._finish(call, CallEnd(call.spec.call, call.attempt, LOST, detail=EndDetail(text=text)), now)
         elif state.failed:
             self._finish(call, CallEnd(call.spec.call, call.attempt, LIBRARY_FAILED, detail=EndDetail(text=state.failed)), now)
-        elif call.ran and (text := self._too_long(call.ran, call.story[-1].seconds if call.story else call.ran)):
+        elif call.ran and (text := self._too_long(call.ran, call.attempts[-1].seconds if call.attempts else call.ran)):
             self._finish(call, CallEnd(call.spec.call, call.attempt, TOO_LONG, detail=EndDetail(text=text)), now)
         else:
             self._requeue(call)
 
     def _lose(self, call: Call, worker: Worker, reason: str, now: float, at_walltime: bool) -> None:
         """Note that a started attempt was lost, and what that teaches."""
-        call.losses += 1
-        self.counters.lost += 1
         ran = max(0.0, now - call.sent_at)
-        self._tell(call, worker, LOST, ran, reason)
-        lost = CallEnd(call.spec.call, call.attempt, LOST, detail=EndDetail(text=reason))
-        self.causes.note(lost, name_of(self, call.spec.library, call.spec.function), worker.info.host, now, retried=True)
+        self._note_loss(call, worker, ran, reason, now)
         if at_walltime:
             call.ran = max(call.ran, ran, self._whole_life(call, worker, now))
         if at_walltime and ran > call.queue.least_seconds:
@@ -254,6 +245,11 @@ class Attempts(Dispatch):
                 call.queue.running -= 1
                 found.running += 1
                 call.queue = found
+
+    def _note_loss(self, call: Call, worker: Worker, seconds: float, reason: str, now: float) -> None:
+        call.losses += 1
+        self._tell(call, worker, LOST, seconds, reason)
+        self.failures.tried_again(call, CallEnd(call.spec.call, call.attempt, LOST, detail=EndDetail(text=reason)), now)
 
     def _whole_life(self, call: Call, worker: Worker, now: float) -> float:
         """The walltime of its pool, if the attempt had a pilot's life from beginning to end; else 0."""
@@ -275,7 +271,7 @@ class Attempts(Dispatch):
         )
 
     def _tell(self, call: Call, worker: Worker, outcome: int, seconds: float, reason: str = "") -> None:
-        word = OUTCOME_WORDS.get(outcome, str(outcome)) + (f" ({reason})" if reason else "")
-        if call.story is None:
-            call.story = []
-        call.story.append(CallAttempt(call.attempt, worker.id, worker.info.host, word, seconds))
+        words = outcome_words(outcome) + (f" ({reason})" if reason else "")
+        if call.attempts is None:
+            call.attempts = []
+        call.attempts.append(CallAttempt(call.attempt, worker.id, worker.info.host, words, seconds))

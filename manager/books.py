@@ -20,14 +20,14 @@ import msgspec
 
 from windlass.manager.blocked import BlockedHosts
 from windlass.manager.calls import NOT_POSSIBLE, Call, CallQueue
-from windlass.manager.causes import Causes
-from windlass.manager.failures import FAILURES_KEPT, FailedCall, failed_call
+from windlass.manager.failures import Failures
 from windlass.manager.kinds import round_up
 from windlass.manager.libraries import NEVER, LibraryState, rank
 from windlass.manager.lineage import FIRST_REMAKE, Lineage
+from windlass.manager.names import Names
 from windlass.manager.pilots import PilotBook
 from windlass.manager.placement import least_of, why_never
-from windlass.manager.recorder import Recorder, name_of
+from windlass.manager.recorder import Recorder
 from windlass.manager.replicas import Replicas
 from windlass.manager.workers import Instance, Phase, Worker, used_up
 from windlass.messages import (
@@ -38,7 +38,6 @@ from windlass.messages import (
     CallEnd,
     CallId,
     CallOptions,
-    CallSpec,
     EndDetail,
     FileName,
     FunctionDef,
@@ -70,14 +69,11 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Counters(msgspec.Struct):
-    """Numbers since the start."""
+    """Numbers since the start; those of failures are in `Failures`."""
 
     submitted: int = 0
     returned: int = 0
-    failed: int = 0
     cancelled: int = 0
-    retried: int = 0
-    lost: int = 0
 
 
 class Turns:
@@ -115,10 +111,8 @@ class Books:
         #: Calls that wait, in no queue, for a result to be made again.
         self.parked: dict[FileName, list[Call]] = {}
         self.counters = Counters()
-        #: The newest calls that ended without a result.
-        self.failures: deque[FailedCall] = deque(maxlen=FAILURES_KEPT)
-        #: Why calls failed.
-        self.causes = Causes()
+        self.names = Names(self.libraries, self.functions)
+        self.failures = Failures(self.names)
         #: Notes what slots run, when somebody wants to know.
         self.recorder: Recorder | None = None
         #: Changes when workers, instances or libraries come or go: what failed to find room is tried again.
@@ -284,16 +278,8 @@ class Books:
         if end.outcome == CANCELLED:
             self.counters.cancelled += 1
         elif end.outcome != RETURNED:
-            self.counters.failed += 1
-            self.failures.append(failed_call(call, end, self.libraries, self.functions, now))
-            self._note_failure(call.spec, end, call.worker, now)
-        self._done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(call.story) if call.story else (), call.spec.tag))
-
-    def _note_failure(self, spec: CallSpec, end: CallEnd, on: WorkerId, now: float, *, retried: bool = False) -> None:
-        """For people to read."""
-        worker = self.workers.get(on)
-        host = worker.info.host if worker is not None else ""
-        self.causes.note(end, name_of(self, spec.library, spec.function), host, now, retried=retried)
+            self.failures.ended(call, end, now)
+        self._done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(call.attempts) if call.attempts else (), call.spec.tag))
 
     def _lose_result(self, name: FileName, end: CallEnd, now: float) -> None:
         """A result cannot be made, or made again: neither is run what needs it."""

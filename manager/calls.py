@@ -46,7 +46,7 @@ NOT_POSSIBLE: Final = 23
 CLOSED: Final = 24
 #: Given by the program's client: a call whose result it was to get has none.
 INPUT_FAILED: Final = 25
-#: How an attempt, or a call, has ended, for people to read.
+#: How an attempt, or a call, has ended, for people to read: in lists, causes, notes of errors and traces.
 OUTCOME_WORDS: Final = {
     RETURNED: "returned",
     RAISED: "raised",
@@ -60,12 +60,19 @@ OUTCOME_WORDS: Final = {
     LIBRARY_FAILED: "library cannot start",
     TOO_LONG: "too long for every pool",
     NOT_POSSIBLE: "no pool can run it",
+    CLOSED: "ended with its manager",
+    INPUT_FAILED: "its input failed",
 }
 
 #: Calls that come back together are put behind so many older ones at most: their place is not worth a look at all that wait.
 OLDER_MOST: Final = 1000
 #: Weight of a new batch in the moving mean of durations: about the newest ten batches count.
 SMOOTHING: Final = 0.1
+
+
+def outcome_words(outcome: int) -> str:
+    """Also of one that only a later version of a worker gives."""
+    return OUTCOME_WORDS.get(outcome) or f"outcome {outcome}"
 
 
 class Call(msgspec.Struct, gc=False):
@@ -84,8 +91,8 @@ class Call(msgspec.Struct, gc=False):
     weight: int = 1
     #: Seconds of the longest attempt that a pilot's walltime cut short.
     ran: float = 0.0
-    #: Ended attempts, oldest first; None until there is one.
-    story: list[CallAttempt] | None = None
+    #: Those that have ended, oldest first; None until there is one.
+    attempts: list[CallAttempt] | None = None
     #: Waits, in no queue, for this result to be made again.
     parked: FileName = FileName("")
 

@@ -6,28 +6,26 @@ A cause is how an attempt ended, in which function, by which exception, and at w
 line a person wants to see one traceback and the number.  Each cause keeps the words of its first and its newest failure (cut to
 `TEXT_MOST`), and the hosts where it came; there are at most `CAUSES_MOST`, and what comes after these is counted as one more.
 
-An attempt that is tried again counts, too (``retried``): what goes well at the second try costs time.  Only failures come here, so calls
-that return cost nothing.
+An attempt that is tried again counts, too (``retried``): what goes well at the second try costs time.  What comes here, and that it is a
+failure, is for `windlass.manager.failures` to say.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from windlass.manager.calls import OUTCOME_WORDS
-from windlass.messages import CANCELLED, DIED, OUT_OF_MEMORY, RAISED, RETURNED, CallEnd
+from windlass.manager.calls import outcome_words
+from windlass.messages import DIED, OUT_OF_MEMORY, RAISED, CallEnd
 
 #: Causes that are told apart.
 CAUSES_MOST: Final = 100
 #: Characters of one text; the end of a traceback says most.
 TEXT_MOST: Final = 6000
-#: Of a name, a place and a last line.
+#: Of the name of a type, and of a file.
 WORDS_MOST: Final = 300
 #: Hosts that are named for one cause.
 HOSTS_MOST: Final = 8
 
-#: A call that returned or was cancelled has not failed.
-_WORDS: Final = {outcome: words for outcome, words in OUTCOME_WORDS.items() if outcome not in (RETURNED, CANCELLED)}
 _FRAME: Final = '  File "'
 #: Where a cause is looked up that is not told apart from others.
 _OTHERS: Final = ("others", "", "", "")
@@ -58,7 +56,7 @@ class Cause:
         self.calls = self.retried = 0
         self.first_at = self.last_at = now
         self.first_call = 0
-        #: The newest one's last line, and the first one's whole text.
+        #: The newest one in a line, and the first one's whole text.
         self.message = self.text = ""
         self.hosts: dict[str, int] = {}
 
@@ -69,16 +67,13 @@ class Causes:
     def __init__(self) -> None:
         self._known: dict[tuple[str, str, str, str], Cause] = {}
 
-    def note(self, end: CallEnd, function: str, host: str, now: float, *, retried: bool = False) -> None:
-        """An attempt of a call of ``function`` (``library.function``) has failed on ``host`` ("": on none)."""
+    def note(self, end: CallEnd, function: str, message: str, host: str, now: float, *, retried: bool = False) -> None:
+        """An attempt of a call of ``function`` (``library.function``) has failed on ``host`` ("": on none), in one line so."""
         detail = end.detail
         text = detail.text if detail is not None else ""
-        kind = _WORDS.get(end.outcome)
-        if kind is None:
-            return  # cancelled, or closed
+        kind = outcome_words(end.outcome)
         raised = detail.types[0][-WORDS_MOST:] if detail is not None and detail.types else ""
         place = place_of(text) if end.outcome == RAISED else ""
-        function = function[:WORDS_MOST]
         key = (kind, function, raised, place)
         cause = self._known.get(key)
         if cause is None:
@@ -95,7 +90,7 @@ class Causes:
         else:
             cause.calls += 1
         cause.last_at = now
-        cause.message = last_line(text)
+        cause.message = message
         if host in cause.hosts or (host and len(cause.hosts) < HOSTS_MOST):
             cause.hosts[host] = cause.hosts.get(host, 0) + 1
 
@@ -130,11 +125,6 @@ def place_of(text: str) -> str:
     line = text[begin + len(_FRAME) : text.find("\n", begin) if "\n" in text[begin:] else len(text)]
     path, _, rest = line.partition('", line ')
     return f"{path.rpartition('/')[2][-WORDS_MOST:]}:{rest.partition(',')[0][:20]}"
-
-
-def last_line(text: str) -> str:
-    """What a traceback ends with: the exception's own words (cut)."""
-    return text.rstrip().rpartition("\n")[2][:WORDS_MOST]
 
 
 def clipped(text: str) -> str:

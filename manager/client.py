@@ -7,8 +7,8 @@ Theory of operation
 line to one elsewhere (`windlass.manager.line`).  Ends come back through `deliver`, on the thread that drains the inbox,
 which only finishes futures: unpickling is done by whoever asks for the result (`resolve`).
 
-Objects.  A large argument is put into the store under its content name and pinned until its call has ended.  The result's objects are
-dropped from the store as soon as they are mapped into this process, or when nobody is left who could ask.
+Objects.  Those of arguments are kept until their calls have ended (`windlass.manager.arguments`).  A result's objects are dropped from the
+store as soon as they are mapped into this process, or when nobody is left who could ask.
 
 What ``wait`` may hand out is kept in ``_finished``, in the order of ending, until somebody has collected it.
 """
@@ -17,22 +17,17 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
-from windlass.errors import (
-    Closed,
-    StoreFull,
-    UsageError,
-)
+from windlass.errors import Closed, UsageError
 from windlass.files import File, collecting, inputs_of, without_files
-from windlass.manager.buffers import known_here
+from windlass.manager.arguments import Arguments, Bell
 from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall, Target
 from windlass.manager.calls import CLOSED, INPUT_FAILED
 from windlass.manager.feeding import Feeder, Holes, input_failed
@@ -66,8 +61,6 @@ from windlass.messages import (
 )
 from windlass.pickling import pack_call, pack_scalars, unpack_exception, unpack_result
 
-#: Seconds between looks for room in a full store, beside those at each call that ends.
-ROOM_SECONDS: Final = 0.5
 #: What goes into the manager's inbox: a call, or who says it and a message.
 Item = CallSpec | tuple[str, Message]
 
@@ -82,34 +75,27 @@ class Client:
         self._ids = itertools.count(1)
         self._futures: dict[CallId, CallFuture[Any]] = {}
         self._finished: OrderedDict[CallId, CallFuture[Any]] = OrderedDict()
-        #: Spans of waiting calls, to unpin at their end; few calls have any.
-        self._pinned: dict[CallId, tuple[ObjectRef, ...]] = {}
-        #: Declared files that calls were given, which must stay declared as long.
-        self._files: dict[CallId, File | dict[str, File]] = {}
+        #: Not empty: why nothing more is taken.
+        self.closed = ""
+        self._bell = Bell()
+        #: Objects and files of arguments, until their calls have ended.
+        self._arguments = Arguments(store, self._bell, lambda: self.closed)
         #: The manager object whose files these calls may be given.
         self.owner = 0
         #: Ended calls whose results are still objects in the store.
         self._unread: weakref.WeakValueDictionary[CallId, CallFuture[Any]] = weakref.WeakValueDictionary()
-        #: Snapshots that came with arguments, and stay.
-        self._code: set[str] = set()
         #: Calls that wait for the results of others.
         self.feeder = Feeder(self, clock)
         #: Results of earlier calls, if this program has asked for that.
         self.memory: Memory | None = None
         #: Spans of calls for OpenTelemetry, if this program has asked for that.
         self.traces: CallSpans | None = None
-        #: Not empty: why nothing more is taken.
-        self.closed = ""
         #: Results that stay on workers.
         self.kept = KeptResults(store.open, self.say, lambda: self.closed)
         self.bring = self.kept.have
         #: Left by finalisers, which may run at any point of any thread, with any lock of this program held: they only leave word.
         self._later: deque[Callable[[], object]] = deque()
         self._tidying = False
-        self._arrived = threading.Condition()
-        self._waiters = 0
-        #: Grows whenever the store may have got room.
-        self._freed = 0
         #: This process is a forked copy of the program: the store is the program's.
         self._forked = False
 
@@ -160,9 +146,10 @@ class Client:
             if file._owner != self.owner:  # pyright: ignore[reportPrivateUsage]
                 raise UsageError(f"{file!r} was declared at another manager: declare it at the one that the call is submitted to")
         future = self._submit(target, call.args, call.kwargs, call.options, call.tag, room=call)
-        self._files[future.call_id] = self._take_files(future.call_id) | {file.key: file for file in outputs.values()}
+        files = self._arguments.files
+        files[future.call_id] = self._arguments.take_files(future.call_id) | {file.key: file for file in outputs.values()}
         if future.done():
-            self._files.pop(future.call_id, None)
+            files.pop(future.call_id, None)
         for file in outputs.values():
             file.unmade, file.producer = False, future.call_id
         return future
@@ -173,7 +160,7 @@ class Client:
         holes = Holes(self, target.code)
 
         def keep(data: Any) -> ObjectRef:
-            put.append(self._put(data))
+            put.append(self._arguments.put(data))
             return put[-1]
 
         try:
@@ -184,7 +171,7 @@ class Client:
             sandbox = sandbox_of(inputs, {}, files, returned)
             refs = inputs_of(files, self.owner)
         except BaseException:
-            self._unpin(put)
+            self._arguments.unpin(put)
             raise
         spec = CallSpec(CallId(next(self._ids)), target.library, target.function, payload, spans, call.options, refs, sandbox=sandbox)
         return spec, Needed(tuple(put), files, [])
@@ -209,9 +196,8 @@ class Client:
         holes = Holes(self, target.code)
 
         def keep(data: Any) -> ObjectRef:
-            ref = self._put(data)
-            put.append(ref)
-            return ref
+            put.append(self._arguments.put(data))
+            return put[-1]
 
         try:
             with collecting() as files:
@@ -222,15 +208,15 @@ class Client:
             if files:
                 inputs = inputs_of(files, self.owner)
         except BaseException:
-            self._unpin(put)
+            self._arguments.unpin(put)
             raise
         call = CallId(next(self._ids))
         future: CallFuture[Any] = CallFuture(self, call, tag, self._clock(), self._with_code(target, holes.code))
         self._futures[call] = future
         if put:
-            self._pinned[call] = tuple(put)
+            self._arguments.pins[call] = tuple(put)
         if files:
-            self._files[call] = files
+            self._arguments.files[call] = files
         prefix = os.urandom(12).hex() if options.keep else ""
         spec = CallSpec(call, target.library, target.function, payload, spans, options, inputs, prefix, sandbox, tag or "")
         again = False
@@ -273,7 +259,7 @@ class Client:
         self._futures[call] = future
         if files:
             # Each of a million dicts would be looked at by the garbage collector.
-            self._files[call] = files if len(files) > 1 else next(iter(files.values()))
+            self._arguments.files[call] = files if len(files) > 1 else next(iter(files.values()))
         spec = CallSpec(call, target.library, target.function, payload, (), options, inputs)
         if tag:
             spec.tag = tag
@@ -310,7 +296,7 @@ class Client:
             return False
         future.key = spec.key = key
         if not keeps and key in memory.journal.places and (done := memory.recall(spec.call, key)) is not None:
-            self._unpin(self._pinned.pop(spec.call, ()))
+            self._arguments.unpin(self._arguments.pins.pop(spec.call, ()))
             self.deliver_noted([done])
             return True
         if keeps or inputs:
@@ -323,10 +309,7 @@ class Client:
         """The target as a future knows it: with snapshots that came with the arguments, which stay from now on."""
         if not more:
             return target
-        for ref in more:
-            if ref.name not in self._code:
-                self._code.add(ref.name)
-                self.store.pin(ref.name)
+        self._arguments.keep_code(more)
         return target._replace(code=(*target.code, *more))
 
     def _forget(self, call: CallId) -> None:
@@ -334,43 +317,7 @@ class Client:
             self.traces.forget(call)
         self.feeder.release(call)
         self._futures.pop(call, None)
-        self._files.pop(call, None)
-        self._unpin(self._pinned.pop(call, ()))
-
-    def _put(self, data: Any, *, joined: bool = False) -> ObjectRef:
-        """Keep an argument. While there is no room and calls that have not ended will make some, wait.
-
-        ``joined``: it is for a call that waits, and others that wait will make none, as they wait for this.
-        """
-        known = known_here()
-        if known is not None and (found := known.find(data, self.store)) is not None:
-            return found
-        while True:
-            freed = self._freed
-            try:
-                ref = self.store.put(data, pin=True)
-                if known is not None:
-                    known.note(data, ref)
-                return ref
-            except StoreFull:
-                if not self._pinned or not self.store.could_hold(memoryview(data).nbytes):
-                    raise
-                if joined and len(self._futures) <= len(self.feeder.inputs.waiting):
-                    raise
-            with self._arrived:
-                self._waiters += 1
-                try:
-                    if self._freed == freed and not self.closed:
-                        self._arrived.wait(ROOM_SECONDS)
-                finally:
-                    self._waiters -= 1
-            if self.closed:
-                raise Closed(self.closed)
-
-    def _unpin(self, refs: Sequence[ObjectRef]) -> None:
-        for ref in refs:
-            self.store.unpin(ref.name)
-        self._freed += 1
+        self._arguments.release(call)
 
     def cancel(self, future: CallFuture[Any]) -> None:
         """The owner's part of `CallFuture.cancel`."""
@@ -405,8 +352,7 @@ class Client:
         self.feeder.close()
         for call in list(self._futures):
             self._close_one(call)
-        with self._arrived:
-            self._arrived.notify_all()
+        self._bell.ring()
 
     def _close_one(self, call: CallId) -> None:
         self.deliver([CallDone(CallEnd(call, 0, CLOSED, detail=EndDetail(text=self.closed)), returned_at=self._clock())])
@@ -414,8 +360,8 @@ class Client:
     def leave_to_program(self, reason: str) -> None:
         """This process is a forked copy of the program: end the futures here, and from now on touch nothing that the program uses."""
         self.closed, self._forked, self.memory = reason, True, None
-        self._arrived, self._waiters = threading.Condition(), 0
-        self._pinned.clear()
+        self._bell.renew()
+        self._arguments.leave_to_program()
         self.feeder.leave_to_program()
         for future in self._futures.values():
             future.forget_watchers()
@@ -452,12 +398,12 @@ class Client:
         """As `deliver`, for ends that are noted, or not to be."""
         while ends:
             ends = self._deliver(ends)
-        if self._waiters:
-            with self._arrived:
-                self._arrived.notify_all()
+        if self._bell.waiters:
+            self._bell.ring()
 
     def _deliver(self, ends: Sequence[CallDone]) -> list[CallDone]:
-        futures, finished, pinned, feeder = self._futures, self._finished, self._pinned, self.feeder
+        futures, finished, feeder = self._futures, self._finished, self.feeder
+        pins, files = self._arguments.pins, self._arguments.files
         consumers, waiting, held = feeder.inputs.consumers, feeder.inputs.waiting, feeder.held
         more: list[CallDone] = []
         for done in ends:
@@ -467,10 +413,10 @@ class Client:
             future = futures.get(call)
             if end.kept:
                 self.kept.note(spans, self._needed_by(call))
-            if pinned and call in pinned:
-                self._unpin(pinned.pop(call))
-            if self._files:
-                self._files.pop(call, None)
+            if pins and call in pins:
+                self._arguments.unpin(pins.pop(call))
+            if files:
+                files.pop(call, None)
             if held or waiting:
                 feeder.release(call)
             if self.traces is not None:
@@ -502,16 +448,13 @@ class Client:
         held = self.feeder.take_held(call)
         kept = [name for name in held if self.kept.has(name)]
         self.feeder.let_go_held(kept)
-        return Needed(self._pinned.pop(call, ()), self._take_files(call), [name for name in held if name not in kept])
-
-    def _take_files(self, call: CallId) -> dict[str, File]:
-        found = self._files.pop(call, {})
-        return {found.key: found} if isinstance(found, File) else found
+        pins, files = self._arguments.pins.pop(call, ()), self._arguments.take_files(call)
+        return Needed(pins, files, [name for name in held if name not in kept])
 
     def forgotten(self, names: Sequence[FileName]) -> None:
         """The manager will not make these results again: what their making needs may go. On the thread that delivers."""
         for needed in self.kept.forgotten(names):
-            self._unpin(needed.pins)
+            self._arguments.unpin(needed.pins)
             self.feeder.let_go_held(needed.held)
 
     def _discard(self, spans: Sequence[ObjectRef]) -> None:
@@ -554,10 +497,12 @@ class Client:
 
     def put_joined(self, call: CallId, data: bytes) -> ObjectRef:
         """Keep arguments until their call has ended. Waits for room as `submit` does; raises `StoreFull`, `Closed`."""
-        ref = self._put(data, joined=True)
-        self._pinned[call] = (*self._pinned.get(call, ()), ref)
+        # Hopeless where all others that wait will make no room, as they wait for this.
+        ref = self._arguments.put(data, lambda: len(self._futures) <= len(self.feeder.inputs.waiting))
+        pins = self._arguments.pins
+        pins[call] = (*pins.get(call, ()), ref)
         if call not in self._futures:  # it has just been cancelled
-            self._unpin(self._pinned.pop(call, ()))
+            self._arguments.unpin(pins.pop(call, ()))
         return ref
 
     def read(self, name: ObjectName) -> memoryview:
@@ -571,10 +516,7 @@ class Client:
         for name in names:
             self.store.discard(name)
         self.kept.drop(names)
-        self._freed += 1
-        if self._waiters:
-            with self._arrived:
-                self._arrived.notify_all()
+        self._arguments.room_made()
 
     # ------------------------------------------------------------ asking
 
@@ -585,19 +527,12 @@ class Client:
             future = self._next_finished()
             if future is not None:
                 return future
-            with self._arrived:
-                self._waiters += 1
-                try:
-                    if self._finished:
-                        continue
-                    if not self._futures:
-                        return None
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if left is not None and left <= 0:
-                        return None
-                    self._arrived.wait(left)
-                finally:
-                    self._waiters -= 1
+            if self.empty():
+                return None
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return None
+            self._bell.wait(lambda: self._finished or not self._futures, left)
 
     def _next_finished(self) -> CallFuture[Any] | None:
         while self._finished:
@@ -616,9 +551,8 @@ class Client:
     def on_collected(self, future: CallFuture[Any]) -> None:
         """The owner's part of `CallFuture.collect`."""
         self._finished.pop(future.call_id, None)
-        if self._waiters and not self._futures:
-            with self._arrived:
-                self._arrived.notify_all()
+        if not self._futures and self._bell.waiters:
+            self._bell.ring()
 
     def resolve(self, future: CallFuture[Any], done: CallDone) -> Any:
         """The result, or raise what the call ended with. In the thread that asks."""

@@ -23,7 +23,6 @@ from windlass.manager.attempts import Attempts
 from windlass.manager.books import Books, Counters, Settings
 from windlass.manager.calls import CLOSED, LIBRARY_FAILED, NOT_POSSIBLE, Call
 from windlass.manager.demand import demand_of
-from windlass.manager.failures import failed_call
 from windlass.manager.libraries import NEVER, LibraryState
 from windlass.manager.lineage import FIRST_REMAKE, products_of
 from windlass.manager.placement import spent
@@ -539,9 +538,7 @@ class Core(Attempts):
         for name in (*self.lineage.failed(spec.call), *(products_of(spec) if spec.call < FIRST_REMAKE else ())):
             self._lose_result(name, end, now)
         if spec.call < FIRST_REMAKE:
-            self.counters.failed += 1
-            self.failures.append(failed_call(spec, end, self.libraries, self.functions, now))
-            self._note_failure(spec, end, WorkerId(""), now)
+            self.failures.ended(spec, end, now)
             self._done.append(CallDone(end, now, 0.0, now, (), spec.tag))
 
     def _let_spent_go(self, now: float) -> None:

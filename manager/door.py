@@ -9,15 +9,11 @@ The door checks what the program asks for, resolves names to library versions an
 *Library names* are this program's own.  A name stands for its newest installed version.  Installing another version under the same name
 leaves calls already submitted with theirs; the old version ends when its calls have.
 
-*The implicit library* (`submit_function`, used by `Executor`) has no functions of its own; functions are added to it by content.  When
-one needs an import that is not hoisted yet, a new version with more imports follows the old one, so busy slots finish undisturbed.
-Versions are named by what they hoist, so programs that need the same share warm instances.  Async functions of which slots are to run many
-at once have one of their own.
+Functions that are submitted without a library (`submit_function`, used by `Executor`) are the implicit one's (`windlass.manager.implicit`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import logging
 import math
@@ -26,15 +22,12 @@ import threading
 import time
 import weakref
 from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, overload
-
-import msgspec
 
 from windlass.commands import gpus_of, run_command
 from windlass.coroutines import is_async
@@ -44,6 +37,7 @@ from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Targe
 from windlass.manager.client import Client
 from windlass.manager.declaring import Declaring
 from windlass.manager.future import CallFuture
+from windlass.manager.implicit import Implicit
 from windlass.manager.journal import Journal
 from windlass.manager.library import Library
 from windlass.manager.memory import JOURNALED, MEMOIZED, Memory
@@ -55,13 +49,9 @@ from windlass.messages import (
     CallOptions,
     DeclareFile,
     DeclareMade,
-    DefineFunctions,
     FileName,
     FileOrigin,
     FileRef,
-    FunctionDef,
-    FunctionId,
-    ImportSpec,
     InstallLibrary,
     LibraryId,
     LibrarySpec,
@@ -76,7 +66,6 @@ from windlass.store_folders import default_store_folder
 if TYPE_CHECKING:
     from windlass.commands import CommandResult
     from windlass.dashboard.child import Child
-    from windlass.functions import Defined
     from windlass.manager.command import Command
 
 log = logging.getLogger("windlass.manager")
@@ -129,28 +118,17 @@ class _Installed:
         return UnknownName("function", function, self.targets, within=f"in library {self.library.name!r}")
 
 
-class Door(Declaring):
+class Door(Implicit, Declaring):
     """Libraries, calls and futures of one program."""
 
     name: str
     _client: Client
-    #: Functions of `submit_function` that are remembered as defined; fewer than the core remembers.
-    _defined_most = 5_000
 
     def __init__(self) -> None:
         super().__init__()
         self._closed = False
-        self._lock = threading.RLock()
         self._installed: dict[str, _Installed] = {}
         self._environments: dict[str, File] = {}
-        #: By how many calls a slot of it runs at once.
-        self._implicit: dict[int, LibrarySpec] = {}
-        self._implicit_imports: dict[str, ImportSpec] = {}
-        self._implicit_code: dict[str, ObjectRef] = {}
-        #: By function, whether equal calls of it are one, and how many a slot runs at once.
-        self._defined: OrderedDict[tuple[FunctionId, bool, int], Target] = OrderedDict()
-        #: What was called last, as most calls of a loop are of one function: no other has been defined since, nor another implicit library.
-        self._latest: tuple[Defined, bool, int, LibrarySpec, Target] | None = None
         self._possible: dict[tuple[LibraryId, int], tuple[CallOptions, int]] = {}
         self._pid = os.getpid()
         self._pages: list[Child] = []
@@ -197,10 +175,6 @@ class Door(Declaring):
     @abstractmethod
     def _capacity(self) -> int:
         """Calls that all library instances would hold when full."""
-
-    @abstractmethod
-    def _put_forever(self, data: Any) -> ObjectRef:
-        """Keep functions and code for as long as this program may need them."""
 
     @abstractmethod
     def _forked(self) -> None:
@@ -266,7 +240,7 @@ class Door(Declaring):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -479,47 +453,6 @@ class Door(Declaring):
             return self._client.submit_in_room(target, call)
         return self._client.submit(target, args, kwargs or {}, chosen, tag)
 
-    def _implicit_target(self, fn: Callable[..., Any], defined: Defined, memoize: bool, concurrency: int) -> tuple[LibrarySpec, Target]:
-        """The implicit library with all that the function needs, and what a call of it is for."""
-        definition = defined.definition
-        with self._lock:
-            spec = self._implicit.get(concurrency)
-            if (
-                spec is None
-                or any(one.module not in self._implicit_imports for one in defined.imports)
-                or any(ref.name not in self._implicit_code for ref in definition.code)
-            ):
-                spec = self._next_implicit(defined.imports, definition.code, concurrency)
-            key = (definition.id, memoize, concurrency)
-            target = self._defined.get(key)
-            if target is None:
-                # In the order of definition, as the core has them: one that is used all the time is defined again in time.
-                kind = self._remembering(memoize)
-                content = _content(fn, definition, kind) if kind else b""
-                target = self._defined[key] = _target(spec, defined, content)
-                if len(self._defined) > self._defined_most:
-                    self._defined.popitem(last=False)
-                self._client.say(DefineFunctions((definition,)))
-            elif target.library != spec.id:
-                target = self._defined[key] = _target(spec, defined, target.content)
-            self._latest = defined, memoize, concurrency, spec, target
-        return spec, target
-
-    def _next_implicit(self, imports: tuple[ImportSpec, ...], code: tuple[ObjectRef, ...], concurrency: int) -> LibrarySpec:
-        self._implicit_imports.update((one.module, one) for one in imports)
-        # The newest first: an edited module comes before what it was.
-        self._implicit_code = {**{ref.name: ref for ref in code}, **self._implicit_code}
-        base = Library(IMPLICIT, imports=None, concurrency=concurrency).spec(self._put_forever)
-        hoisted = tuple(sorted(self._implicit_imports.values(), key=lambda one: one.module))
-        old = self._implicit.get(concurrency)
-        draft = msgspec.structs.replace(base, id=LibraryId(""), imports=hoisted, code=tuple(self._implicit_code.values()))
-        digest = hashlib.blake2b(msgspec.msgpack.encode(draft), digest_size=8).hexdigest()
-        spec = self._implicit[concurrency] = msgspec.structs.replace(draft, id=LibraryId(f"{IMPLICIT}@{digest}"))
-        self._client.say(InstallLibrary(spec))
-        if old is not None:
-            self._client.say(RemoveLibrary(old.id))
-        return spec
-
     def _check_possible(self, spec: LibrarySpec, options: CallOptions) -> None:
         """Refuse here what no pool can ever run; the core would end it all the same."""
         key = (spec.id, id(options))
@@ -629,21 +562,6 @@ def _slots_of(worker: Resources, needs: Resources) -> int:
     if needs.memory and worker.memory:
         slots = min(slots, worker.memory // needs.memory)
     return min(slots, worker.gpus // needs.gpus) if needs.gpus else slots
-
-
-def _target(spec: LibrarySpec, defined: Defined, content: bytes) -> Target:
-    definition = defined.definition
-    return Target(spec.id, definition.id, (IMPLICIT, definition.name), defined.parameters, spec.code, definition, spec, content)
-
-
-def _content(fn: Callable[..., Any], definition: FunctionDef, kind: bytes) -> bytes:
-    """By what calls of the function are remembered; empty if it has no content, which is told."""
-    from windlass.content import content_of_function
-
-    content = content_of_function(fn, definition.code)
-    if content is None:
-        log.warning("calls of %r cannot be remembered: it refers to something without a content", definition.name)
-    return kind + content if content is not None else b""
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:

@@ -405,7 +405,7 @@ class Executor(Submitter):
         elif first:
             threading.Thread(target=pool.finish, name="windlass-shutdown", daemon=False).start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         # As in concurrent.futures, an error in the block waits for calls; but whoever presses Ctrl-C wants to leave now.
         leaving = kind is not None and not issubclass(kind, Exception) and not issubclass(kind, GeneratorExit)
         if kind is not None and not leaving and not self._pool.closed:

@@ -37,8 +37,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from windlass.errors import NotPicklable, UsageError
 from windlass.manager.call import Target
 from windlass.manager.callbacks import CallbackThread, hand_over, set_callback_runner
+from windlass.manager.facts import CANCELLED, CANCELLED_AND_NOTIFIED, ENDED, FINISHED, PENDING, RUNNING, CallFacts
 from windlass.manager.keeping import bring_result
-from windlass.manager.timings import Story, Timings
+from windlass.manager.timings import Timings
 from windlass.manager.watchers import Sleeper, TaskWaiting, Watcher
 from windlass.messages import CANCELLED as OUTCOME_CANCELLED
 from windlass.messages import RETURNED, CallDone, CallId, ObjectRef
@@ -47,13 +48,7 @@ __all__ = ["CallFuture", "CallbackThread", "Canceller", "Owner", "Resolver", "Ti
 
 T = TypeVar("T")
 
-PENDING: Final = "PENDING"
-RUNNING: Final = "RUNNING"
-CANCELLED: Final = "CANCELLED"
-CANCELLED_AND_NOTIFIED: Final = "CANCELLED_AND_NOTIFIED"
-FINISHED: Final = "FINISHED"
 _NO_CALL: Final = CallId(0)
-_ENDED: Final = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))
 
 _LOGGER: Final = logging.getLogger("concurrent.futures")
 _GUARD: Final = threading.RLock()
@@ -91,8 +86,8 @@ class Owner(Resolver, Canceller, Protocol):
         ...
 
 
-class CallFuture(Future[T], Story):
-    """The future of one call: a `concurrent.futures.Future` that can also be awaited and knows the call's story."""
+class CallFuture(CallFacts, Future[T]):
+    """The future of one call: a `concurrent.futures.Future` that can also be awaited and knows what became of the call."""
 
     __slots__ = (
         "_callbacks",
@@ -174,7 +169,7 @@ class CallFuture(Future[T], Story):
 
         def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
             """Done, cancelled, result, exception: what `asyncio.wrap_future` asks from Python 3.14 on; the base class knows no records."""
-            if self._state not in _ENDED:
+            if self._state not in ENDED:
                 return False, False, None, None
             if self.cancelled():
                 self.collect()
@@ -195,14 +190,14 @@ class CallFuture(Future[T], Story):
         if self._lock is None:
             with _GUARD:
                 if self._lock is None:  # nobody has ever watched: no one to tell
-                    if self._state in _ENDED:
+                    if self._state in ENDED:
                         return False
                     self._record = done
                     self._settled = False
                     self._state = state
                     return True
         with self._lock:
-            if self._state in _ENDED:
+            if self._state in ENDED:
                 return False
             self._record = done
             self._settled = False
@@ -296,7 +291,7 @@ class CallFuture(Future[T], Story):
 
     def _set(self, result: T | None, exception: BaseException | None) -> None:
         with self._own_lock():
-            if self._state in _ENDED:
+            if self._state in ENDED:
                 raise InvalidStateError(f"{self._state}: {self!r}")
             if self.owner is not None:
                 raise UsageError(f"{self!r} is ended by its call, whose result would be lost; cancel() it if it is not wanted")
@@ -319,7 +314,7 @@ class CallFuture(Future[T], Story):
 
     def done(self) -> bool:
         """True if it has ended: result, exception, or cancelled."""
-        return self._state in _ENDED
+        return self._state in ENDED
 
     def result(self, timeout: float | None = None) -> T:
         """The call's result; waits up to ``timeout`` seconds (None: for ever).
@@ -328,7 +323,7 @@ class CallFuture(Future[T], Story):
         result, `CancelledError`, or `TimeoutError` when it has not ended in time.
         """
         try:
-            if self._state not in _ENDED:
+            if self._state not in ENDED:
                 self._sleep(timeout)
             if not self._collected:
                 self.collect()
@@ -349,7 +344,7 @@ class CallFuture(Future[T], Story):
 
         Raises `CancelledError`, or `TimeoutError` when it has not ended in time.
         """
-        if self._state not in _ENDED:
+        if self._state not in ENDED:
             self._sleep(timeout)
         # `concurrent.futures.wait(..., FIRST_EXCEPTION)` asks while it holds the locks of all its futures: results stay packed then,
         # and looking is not collecting.
@@ -365,9 +360,28 @@ class CallFuture(Future[T], Story):
             self._settle()
         return self._exception
 
+    @property
+    def output(self) -> T:
+        """The result of an ended call, as `result` gives it without waiting: a failed call raises here, and has its exception in `error`.
+
+        Raises `InvalidStateError` while the call has not ended.
+        """
+        if self._state not in ENDED:
+            raise InvalidStateError(f"{self!r} has not ended, so it has no output; wait for it with manager.wait(), or use .result()")
+        return self.result()
+
+    @property
+    def error(self) -> BaseException | None:
+        """The exception of a failed or cancelled call; None when it has a result or has not ended."""
+        if self._state not in ENDED:
+            return None
+        if self._state != FINISHED:
+            return CancelledError(f"{self!r} was cancelled")
+        return self.exception()
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the end up to ``timeout`` seconds (None: for ever) without collecting; True if it has ended."""
-        if self._state not in _ENDED:
+        if self._state not in ENDED:
             try:
                 self._sleep(timeout)
             except TimeoutError:
@@ -381,7 +395,7 @@ class CallFuture(Future[T], Story):
         sleeper = Sleeper()
         lock = self._own_lock()
         with lock:
-            if self._state in _ENDED:
+            if self._state in ENDED:
                 return
             self._own_watchers().append(sleeper)
         woken = False
@@ -392,7 +406,7 @@ class CallFuture(Future[T], Story):
                 with lock:
                     if sleeper in self._own_watchers():
                         self._own_watchers().remove(sleeper)
-        if self._state not in _ENDED:
+        if self._state not in ENDED:
             raise TimeoutError(f"{self!r} has not ended within {timeout:g} s; it goes on, and can be asked again")
 
     def settle(self) -> None:
@@ -504,7 +518,7 @@ class CallFuture(Future[T], Story):
         if not callable(fn):
             raise UsageError(f"add_done_callback({fn!r}): give a function of one argument, the future, as in add_done_callback(print)")
         with self._own_lock():
-            if self._state not in _ENDED:
+            if self._state not in ENDED:
                 if self._callbacks is None:
                     self._callbacks = []
                 self._callbacks.append(fn)
@@ -514,7 +528,7 @@ class CallFuture(Future[T], Story):
     def watch(self, watcher: Watcher) -> None:
         """Tell ``watcher`` of the end, on the thread that ends it, or here and now if it has ended. Does not collect."""
         with self._own_lock():
-            if self._state not in _ENDED:
+            if self._state not in ENDED:
                 self._own_watchers().append(watcher)
                 return
         if self._state != FINISHED:
@@ -532,7 +546,7 @@ class CallFuture(Future[T], Story):
 
     def __await__(self) -> Generator[Any, None, T]:
         """The result, as from `result`. Cancelling the task cancels the call (`asyncio.shield` keeps it)."""
-        if self._state not in _ENDED:
+        if self._state not in ENDED:
             task = TaskWaiting(asyncio.get_running_loop())
             self.watch(task)
             try:
@@ -549,87 +563,3 @@ class CallFuture(Future[T], Story):
         if self._record is not None and self._record.end.kept and not self._settled:
             yield from asyncio.get_running_loop().run_in_executor(None, bring_result, self.owner, self._record, None)
         return self.result()
-
-    # ------------------------------------------------------------ the call's story
-
-    @property
-    def state(self) -> str:
-        """``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``."""
-        if self._state == PENDING:
-            return "waiting"
-        if self._state == RUNNING:
-            return "running"
-        if self._state != FINISHED:
-            return "cancelled"
-        if self._exception is not None:
-            return "failed"
-        record = self._record
-        return "done" if record is None or record.end.outcome == RETURNED else "failed"
-
-    @property
-    def output(self) -> T:
-        """The result of an ended call, as `result` gives it without waiting: a failed call raises here, and has its exception in `error`.
-
-        Raises `InvalidStateError` while the call has not ended.
-        """
-        if self._state not in _ENDED:
-            raise InvalidStateError(f"{self!r} has not ended, so it has no output; wait for it with manager.wait(), or use .result()")
-        return self.result()
-
-    @property
-    def error(self) -> BaseException | None:
-        """The exception of a failed or cancelled call; None when it has a result or has not ended."""
-        if self._state not in _ENDED:
-            return None
-        if self._state != FINISHED:
-            return CancelledError(f"{self!r} was cancelled")
-        return self.exception()
-
-    # TaskVine's names.
-
-    @property
-    def id(self) -> CallId:
-        """TaskVine's name of `call_id`."""
-        return self.call_id
-
-    @property
-    def std_output(self) -> str:
-        """TaskVine's name of `stdout`."""
-        return self.stdout
-
-    def completed(self) -> bool:
-        """TaskVine's name of `done`."""
-        return self.done()
-
-    def successful(self) -> bool:
-        """It has ended with a result."""
-        return self.state == "done"
-
-    def __repr__(self) -> str:
-        if self.call_id:
-            words = [f"call={self.call_id}"]
-            if self.target is not None:
-                words.append(self.target.shown)
-            if self.tag is not None:
-                words.append(f"tag={self.tag!r}")
-            words.append(f"state={self.state}")
-        else:  # a plain future shows itself as the stock one does
-            words = [f"at {id(self):#x}", f"state={self._state.partition('_')[0].lower()}"]
-        if self._state == FINISHED and self._settled:
-            if self._exception is not None:
-                words.append(f"raised {type(self._exception).__name__}")
-            else:
-                words.append(f"returned {type(self._result).__name__}")
-        record = self._record
-        if record is not None:
-            if record.end.ended_at and record.end.started_at:
-                words.append(f"ran {self.timings.running:.3g} s")
-            if record.end.attempt > 1:
-                words.append(f"in attempt {record.end.attempt}")
-        return f"<{type(self).__name__} {' '.join(words)}>"
-
-    def _repr_html_(self) -> str:
-        from windlass.notebook import call_card
-
-        name = f"{self.target.shown} " if self.target is not None else ""
-        return call_card(f"{name}call {self.call_id}", self.state, self.tag or "", self._record, self.timings)

@@ -24,7 +24,7 @@ import msgspec
 
 from windlass.manager.books import Books
 from windlass.manager.calls import Call
-from windlass.manager.failures import TEXT_MOST, FailedCall, function_name, library_name
+from windlass.manager.failures import TEXT_MOST, FailedCall
 from windlass.manager.libraries import LibraryState
 from windlass.manager.workers import Phase, Worker
 from windlass.messages import CallId, LibraryId, ListCalls
@@ -108,7 +108,7 @@ def _counts(books: Books, wanted: ListCalls, states: Iterable[LibraryState]) -> 
     waiting, sent = sum(state.waiting for state in states), sum(state.running for state in states)
     if wanted.library:
         return {"waiting": waiting, "sent": sent, "failed": None}
-    return {"waiting": waiting + sum(map(len, books.parked.values())), "sent": sent, "failed": books.counters.failed}
+    return {"waiting": waiting + sum(map(len, books.parked.values())), "sent": sent, "failed": books.failures.calls}
 
 
 def _held(books: Books, wanted: ListCalls, states: list[LibraryState], looks: Looks) -> Iterator[tuple[str, Worker, Call]]:
@@ -159,8 +159,8 @@ def _row(books: Books, call: Call, state: str, worker: Worker | None, now: float
     spec = call.spec
     return {
         "id": spec.call,
-        "library": library_name(books.libraries, spec.library),
-        "function": function_name(books.functions, spec.function),
+        "library": books.names.library(spec.library),
+        "function": books.names.function(spec.function),
         "state": state,
         "tag": spec.tag[:TEXT_MOST],
         "host": worker.info.host if worker is not None else "",
@@ -169,15 +169,15 @@ def _row(books: Books, call: Call, state: str, worker: Worker | None, now: float
         "waited": max(0.0, (call.sent_at if worker is not None else now) - call.queued_at),
         "ran": max(0.0, now - call.sent_at) if worker is not None else 0.0,
         # Begun ones: numbers of attempts count those, too, that came back before they started.
-        "attempts": len(call.story or ()) + (state == RUNNING),
-        "outcome": call.story[-1].outcome[:TEXT_MOST] if call.story else "",
+        "attempts": len(call.attempts or ()) + (state == RUNNING),
+        "outcome": call.attempts[-1].outcome[:TEXT_MOST] if call.attempts else "",
         "error": "",
         "ended_at": None,
     }
 
 
 def _failed(books: Books, wanted: ListCalls, most: int) -> Iterator[Row]:
-    for one in reversed(books.failures):  # which are few
+    for one in reversed(books.failures.newest):  # which are few
         if most <= 0:
             return
         if wanted.library in ("", one.library) and wanted.tag in ("", one.tag) and wanted.host in ("", one.host, one.worker):

@@ -146,7 +146,7 @@ class Recorder:
         waiting = sum(state.waiting for state in books.libraries.values()) + sum(map(len, books.parked.values()))
         running = sum(min(one.outstanding, one.running_most) for state in books.libraries.values() for one in state.instances.values())
         slots = sum(state.slots for state in books.libraries.values())
-        numbers = (waiting, running, counters.returned, counters.failed, counters.cancelled, len(books.workers), slots)
+        numbers = (waiting, running, counters.returned, books.failures.calls, counters.cancelled, len(books.workers), slots)
         self.samples.add(at, numbers)
 
     @property
@@ -206,7 +206,7 @@ class Recorder:
     def _number(self, books: Books, library: LibraryId, function: FunctionId) -> int:
         number = self._numbers.get((library, function))
         if number is None:
-            name = name_of(books, library, function)
+            name = books.names.whole(library, function)
             if name in self.names:
                 number = self.names.index(name)
             else:
@@ -251,9 +251,3 @@ class Recorder:
                 busy = min(stretch.busy / lanes, span)
                 block = Block(begin, end, stretch.what, calls, round(busy, 4), failed, 0)
                 self.timeline.add(worker, stretch.host, block, most=stretch.slots)
-
-
-def name_of(books: Books, library: LibraryId, function: FunctionId) -> str:
-    """``library.function`` as people read it."""
-    state, known = books.libraries.get(library), books.functions.get(function)
-    return f"{state.spec.name if state is not None else '?'}.{known.name if known is not None else '?'}"

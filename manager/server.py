@@ -9,10 +9,9 @@ and in-process factories say), links (what workers, remote factories and clients
 The loop never unpickles, never calls user code and never waits.  Time is one clock: seconds since the epoch as they were at the start,
 plus what the monotonic clock has counted since, so that it never jumps.
 
-Factories are told the demand when it changed, at once the first time and then no faster than its `pace`.
-
-Programs may attach from other processes (`windlass.manager.attachments`).  `stay` makes the manager one that outlives them all:
- it ends when one of them says so, or when for some time there were no calls, no programs and no factories.
+Who is connected has a part of its own: workers (`windlass.manager.sessions`), factories (`windlass.manager.factories`), and programs
+that attach from other processes (`windlass.manager.attachments`).  `stay` makes the manager one that outlives them all:
+it ends when one of them says so, or when for some time there were no calls, no programs and no factories.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ import msgspec
 from windlass import loops
 from windlass.bulk import BulkServer
 from windlass.dataplane import DataServer
-from windlass.errors import Closed, UsageError, WindlassError
+from windlass.errors import Closed, UsageError
 from windlass.identity import Authority, Identity
 from windlass.links import Link
 from windlass.listener import Listener
@@ -38,9 +37,10 @@ from windlass.manager.advice import Advice
 from windlass.manager.attachments import Attachments
 from windlass.manager.client import Client
 from windlass.manager.core import Core
-from windlass.manager.demand import pace
+from windlass.manager.factories import Factories
 from windlass.manager.filedesk import FileDesk
 from windlass.manager.inbox import Inbox, Tidy
+from windlass.manager.sessions import WorkerSessions
 from windlass.manager.status import add_inputs, status, within
 from windlass.manager.told import was_told_of_object
 from windlass.manager.viewing import Viewing
@@ -51,25 +51,17 @@ from windlass.messages import (
     BringFiles,
     CallSpec,
     CancelSubmitted,
-    CertificateIssued,
-    CertificateRequest,
     DeclareFile,
     DeclareMade,
     DefineFunctions,
-    FileFailed,
-    FileHere,
     GetStatus,
     GetView,
     Goodbye,
     Hello,
     InstallLibrary,
-    Leave,
     ListCalls,
     Message,
     ObjectName,
-    OrphansEnded,
-    OrphansHeld,
-    PoolName,
     PoolReport,
     Refused,
     ReleaseFiles,
@@ -78,7 +70,6 @@ from windlass.messages import (
     ResumePool,
     Status,
     Welcome,
-    WorkerId,
 )
 from windlass.objects import ObjectStore
 
@@ -140,17 +131,15 @@ class Server:
         self._epoch = time.time() - time.monotonic()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listener: Listener | None = None
-        self._links: dict[WorkerId, Link] = {}
-        self._factories: dict[str, Callable[[Message], object]] = {}
+        self.workers = WorkerSessions(core, authority, self.files, lambda: self.client, self.now, self._act)
+        self.factories = Factories(core, self.now)
         #: What it shows of itself to who looks on for longer.
         self.viewing = Viewing(core, self._found)
-        self.attachments = Attachments(core, store, self._end, self._status, self._resume, self.files, self.viewing.answer)
+        self.attachments = Attachments(core, store, self._end, self._status, self.factories.resume, self.files, self.viewing.answer)
         #: Seconds without calls, programs and factories after which it ends; 0: never. Only what `stay` made detached has them.
         self._idle_timeout = 0.0
         self._busy_at = self._epoch + time.monotonic()
         self._advice = Advice()
-        self._demand_at = 0.0
-        self._demand_timer: asyncio.TimerHandle | None = None
         self._stop: asyncio.Event | None = None
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -268,12 +257,10 @@ class Server:
             self._drain()
             self._guarded(self._close_core)
             if self._defect:
-                for link in self._links.values():
-                    link.send(Leave(self._reason))
-            for tell in self._factories.values():
-                tell(Leave(self._reason))
+                self.workers.leave(self._reason)
+            self.factories.leave(self._reason)
             self.attachments.leave(self._reason)
-            links = [*self._links.values(), *self.attachments.all_links()]
+            links = [*self.workers.links.values(), *self.attachments.all_links()]
             waits = [link.acknowledged(FAREWELL_SECONDS) for link in links if link.connected]
             if waits:
                 await asyncio.gather(*waits)
@@ -303,20 +290,20 @@ class Server:
     def _tick(self) -> None:
         self._guarded(self._look_at_time)
         assert self._loop is not None
-        self._loop.call_later(TICK_SECONDS if self.core.calls or self._links else REST_SECONDS, self._tick)
+        self._loop.call_later(TICK_SECONDS if self.core.calls or self.workers.links else REST_SECONDS, self._tick)
 
     def _look_at_time(self) -> None:
         now = self.now()
         self.core.tick(now)
         self._act()
-        self._close_given_up()
+        self.workers.close_given_up()
         self.attachments.tell_means()
         self.viewing.look(now)
-        if self.core.calls or self._factories or self.attachments.programs.working:
+        if self.core.calls or self.factories or self.attachments.programs.working:
             self._busy_at = now
         elif self._idle_timeout and now - self._busy_at >= self._idle_timeout:
             self._end(f"no calls, programs or factories for {self._idle_timeout:g} s")
-        advice = self._advice.look(len(self.core.calls), len(self._links), len(self._factories), self.addresses[0][1], now)
+        advice = self._advice.look(len(self.core.calls), len(self.workers.links), len(self.factories), self.addresses[0][1], now)
         if advice:
             log.warning("%s", advice)
 
@@ -376,7 +363,7 @@ class Server:
             case ReleasePilots(pilots, pool, reason) if role == "factory":
                 core.release(pilots, pool, reason, now)
             case ResumePool(pool) if role == "client":
-                self._resume(pool)
+                self.factories.resume(pool)
             case GetStatus():
                 if answer is not None:
                     answer(self._status(now))
@@ -388,14 +375,9 @@ class Server:
                     answer(piece)
             case Goodbye():
                 if role == "factory":
-                    self._factory_left(name, answer)
+                    self.factories.left(name, answer)
             case _:
                 log.warning("%s %s said %s, which its role may not", role, name, type(message).__name__)
-
-    def _resume(self, pool: PoolName) -> None:
-        """Hand a person's word on to the factories: those that have the pool know what it means."""
-        for tell in list(self._factories.values()):
-            tell(ResumePool(pool))
 
     def _status(self, now: float) -> Status:
         return Status(within(self._found(now)))
@@ -450,8 +432,9 @@ class Server:
             done = self.attachments.take_theirs(done, self.now())
             if client is not None:
                 client.note(done)  # before anything is sent, which acknowledges what was received
+        links = self.workers.links
         for worker, messages in core.take_outbox().items():
-            link = self._links.get(worker)
+            link = links.get(worker)
             if link is not None:
                 link.send_now(*self.files.signed(worker, messages))
         self.files.act(
@@ -463,26 +446,12 @@ class Server:
             self.store.discard(core.late_objects.pop().name)
         if done and client is not None:
             client.deliver_noted(done)
-        if core.demand_changed and self._factories and self._demand_timer is None:
-            assert self._loop is not None
-            wait = self._demand_at + pace(len(core.workers)) - self.now()
-            if wait <= 0:
-                self._tell_demand()
-            else:
-                self._demand_timer = self._loop.call_later(wait, self._tell_demand)
-
-    def _tell_demand(self) -> None:
-        self._demand_timer = None
-        self._demand_at = self.now()
-        demand = self.core.demand(self._demand_at)
-        for tell in list(self._factories.values()):
-            tell(demand)
+        if core.demand_changed and self.factories.here:
+            self.factories.tell_demand()
 
     def _port_opened(self, port: LocalPort) -> None:
         if port.role == "factory":
-            self._factory_comes(port.name)
-            self._factories[port.name] = port.on_message
-            port.on_message(self.core.demand(self.now()))
+            self.factories.come(port.name, port.on_message)
 
     # ------------------------------------------------------------ the listener's handler
 
@@ -502,21 +471,10 @@ class Server:
         """A peer has begun a session."""
         hello = link.hello
         assert hello is not None
-        if link.role != "worker":
+        if link.role == "worker":
+            self.workers.begin(link, hello.worker)
+        else:
             self._attach_other(link)
-            return
-        worker = WorkerId(link.peer)
-        if hello.worker is None:
-            link.send(Leave("a worker must say what it has"))
-            return
-        link.on_messages = lambda batch: self._worker_said(worker, link, batch)
-        link.on_cut = lambda reason: self._worker_cut(worker, link, reason)
-        link.on_resumed = lambda hello: self._worker_back(worker, link)
-        link.on_lost = lambda reason: self._worker_lost(worker, link, reason)
-        self._links[worker] = link
-        log.info("worker %s on %s has joined", worker, hello.worker.host)
-        self.core.worker_joined(worker, hello.worker, self.now())
-        self._act()
 
     def _attach_other(self, link: Link) -> None:
         role, name, tell = link.role, link.peer, link.send
@@ -544,81 +502,12 @@ class Server:
                 self.attachments.left(program, reason, self.now())
                 self._act()
             else:
-                self._factory_left(name, tell)
+                self.factories.left(name, tell)
 
         link.on_messages, link.on_cut, link.on_lost = said, cut, left
         if role == "factory":
-            self._factory_comes(name)
-            self._factories[name] = tell
-            tell(self.core.demand(self.now()))
+            self.factories.come(name, tell)
 
     def _keeper_for(self, hello: Hello) -> Callable[[ObjectName], str] | None:
         """How what comes over this data connection is kept for the program that puts it; None for workers, whose are results."""
         return self.attachments.keeper(hello.session) if hello.role == "client" else None
-
-    def _factory_comes(self, name: str) -> None:
-        """A later life of a factory may be here before it is known that the earlier one has gone."""
-        if name in self._factories:
-            self.core.factory_left(name, self.now())
-
-    def _factory_left(self, name: str, tell: Callable[[Message], object] | None) -> None:
-        """The factory that was told the demand by ``tell`` is gone; another one may have its name by now."""
-        if self._factories.get(name) == tell:
-            del self._factories[name]
-            self.core.factory_left(name, self.now())
-
-    def _worker_said(self, worker: WorkerId, link: Link, batch: list[Message]) -> None:
-        for message in batch:
-            if isinstance(message, FileHere | FileFailed):
-                self.files.sources.done(worker, message.name)
-            elif isinstance(message, OrphansHeld | OrphansEnded):
-                if self.client is not None:
-                    self.client.orphans(worker, message, self.core.withdraw)
-            elif isinstance(message, CertificateRequest):
-                try:
-                    link.send(CertificateIssued(self.authority.issue(message.request, worker)))
-                except WindlassError as error:
-                    log.warning("worker %s gets no certificate: %s", worker, error)
-            elif isinstance(message, Goodbye):
-                self.core.worker_said(worker, batch[: batch.index(message)], self.now())
-                self._worker_lost(worker, link, message.reason)
-                link.close()
-                return
-        self.core.worker_said(worker, batch, self.now())
-        self._act()
-
-    def _worker_cut(self, worker: WorkerId, link: Link, reason: str) -> None:
-        if self._links.get(worker) is link:
-            log.warning("worker %s: %s; its session waits for it", worker, reason)
-            self.core.worker_cut(worker, self.now())
-            self._act()
-
-    def _close_given_up(self) -> None:
-        """Sessions that the core has given up end here too, so that a worker which comes back begins a new one, with nothing."""
-        for worker, link in list(self._links.items()):
-            if worker not in self.core.workers:
-                log.info("worker %s is given up", worker)
-                self._no_orphans(worker)
-                del self._links[worker]
-                link.close()
-
-    def _no_orphans(self, worker: WorkerId) -> None:
-        """What it ran for an earlier life of this program is lost with it."""
-        if self.client is not None and self.client.memory is not None:
-            self.client.memory.orphans_lost(worker)
-
-    def _worker_back(self, worker: WorkerId, link: Link) -> None:
-        if self._links.get(worker) is link:
-            self._close_given_up()
-        if self._links.get(worker) is link:
-            self.core.worker_back(worker, self.now())
-            self._act()
-
-    def _worker_lost(self, worker: WorkerId, link: Link, reason: str) -> None:
-        if self._links.get(worker) is link:
-            log.info("worker %s has left: %s", worker, reason)
-            del self._links[worker]
-            self.files.sources.left(worker)
-            self._no_orphans(worker)
-            self.core.worker_lost(worker, reason, self.now())
-            self._act()

@@ -12,27 +12,17 @@ Without a provider (the program has set up no SDK) spans record nothing and noth
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from windlass import __version__
 from windlass.errors import UsageError
 from windlass.manager.call import Target
 from windlass.manager.callbacks import hand_over
-from windlass.manager.calls import LOST
-from windlass.messages import CANCELLED, DIED, OUT_OF_MEMORY, RAISED, RETURNED, TIMED_OUT, CallDone, CallId
+from windlass.manager.calls import outcome_words
+from windlass.messages import RETURNED, CallDone, CallId
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
-
-_WORDS: Final = {
-    RETURNED: "returned",
-    RAISED: "raised",
-    CANCELLED: "cancelled",
-    TIMED_OUT: "timed out",
-    DIED: "slot died",
-    OUT_OF_MEMORY: "out of memory",
-    LOST: "lost",
-}
 
 
 class CallSpans:
@@ -90,14 +80,15 @@ class CallSpans:
         for stage, at in times:
             if at:
                 span.add_event(f"windlass.{stage}", timestamp=_ns(at))
-        span.set_attribute("windlass.outcome", _WORDS.get(outcome, "could not be run"))
+        words = outcome_words(outcome)
+        span.set_attribute("windlass.outcome", words)
         span.set_attribute("windlass.attempts", len(before) + 1)
         if before:
             span.set_attribute("windlass.earlier_attempts", before)
         if outcome != RETURNED:
             if types:
                 span.set_attribute("error.type", types[0].removeprefix("builtins."))
-            status, described = self._trace.StatusCode.ERROR, text or (types[0] if types else _WORDS.get(outcome, ""))
+            status, described = self._trace.StatusCode.ERROR, text or (types[0] if types else words)
             span.set_status(self._trace.Status(status, described[:1000]))
         span.end(_ns(returned_at) if returned_at else None)
 

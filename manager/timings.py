@@ -1,10 +1,8 @@
-"""When things happened to a call, and what else its last record says of it."""
+"""When things happened to a call."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from windlass.messages import CallAttempt, CallDone
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,43 +45,3 @@ class Timings:
     def waiting(self) -> float:
         """Seconds of `total` in which its last attempt was not running: queues, transfers, earlier attempts."""
         return max(0.0, self.total - self.running)
-
-
-class Story:
-    """What a future tells of its call beside the result; a part of `windlass.manager.future.CallFuture`."""
-
-    __slots__ = ()
-
-    _record: CallDone | None
-    submitted_at: float
-
-    @property
-    def stdout(self) -> str:
-        """What the call wrote to its standard output (bounded); empty until it has ended."""
-        return "" if self._record is None else self._record.end.stdout.decode("utf-8", "replace")
-
-    @property
-    def stderr(self) -> str:
-        """What the call wrote to its standard error (bounded); empty until it has ended."""
-        return "" if self._record is None else self._record.end.stderr.decode("utf-8", "replace")
-
-    @property
-    def timings(self) -> Timings:
-        """When things happened to it."""
-        record = self._record
-        if record is None:
-            return Timings(submitted=self.submitted_at)
-        end = record.end
-        return Timings(
-            submitted=self.submitted_at or record.queued_at,
-            sent=record.sent_at,
-            started=end.started_at,
-            ready=end.ready_at,
-            ended=end.ended_at,
-            returned=record.returned_at,
-        )
-
-    @property
-    def attempts(self) -> tuple[CallAttempt, ...]:
-        """Its tries so far known, oldest first."""
-        return () if self._record is None else self._record.attempts

@@ -35,7 +35,7 @@ def whole_view(found: dict[str, Any], books: Books, recorder: Recorder, ask: Get
             row["story"] = []
     return {
         **found,
-        "causes": books.causes.rows(),
+        "causes": books.failures.causes.rows(),
         "record": {**recorder.told(ask.since), "took": took, "until": round(max(now - recorder.began_at, 1e-4), 4)},
         "samples": recorder.samples.since(ask.since),
         "running": recorder.running(books, now),

@@ -27,6 +27,7 @@ CORES = (
     "manager/workers.py",
     "manager/demand.py",
     "manager/failures.py",
+    "manager/names.py",
     "manager/listing.py",
     "manager/pilots.py",
     "manager/advice.py",

@@ -235,7 +235,7 @@ class Filling:
     def __enter__(self) -> Filling:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.abort()
 
     def writer(self) -> FileWriter | TreeWriter:

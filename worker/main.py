@@ -3,10 +3,10 @@
 Theory of operation
 -------------------
 One event loop. It connects to the manager before it loads anything heavy, hears messages (`_on_messages`), and hands them to
-the two parts that keep state: `Backlog` (calls) and `Libraries` (instances). What these have to say goes through `_say` and
-`ended`; ends of calls gather and leave as one `CallsEnded` per turn of the loop. `Lifetime` decides when the worker drains and
-when it ends; `_look` asks it, on signals, on messages and by the clock. `Supply` has objects and files, `MemoryWatch` ends slots
-when memory runs short, and the guardian, a process of its own, clears up when this one is killed.
+the two parts that keep state: `Backlog` (calls) and `Libraries` (instances). What these have to say goes through the `Outbox`.
+`Lifetime` decides when the worker drains and when it ends; `_look` asks it, on signals, on messages and by the clock. `Supply`
+has objects and files, `MemoryWatch` ends slots when memory runs short, and the guardian, a process of its own, clears up when
+this one is killed.
 
 How it ends::
 
@@ -30,20 +30,15 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from windlass import __version__, loops
 from windlass.errors import UsageError
 from windlass.identity import ConnectionFile, read_connection_file
 from windlass.messages import (
-    DIED,
-    NO_FILE,
     PROTOCOL,
-    RETURNED,
     AddFunctions,
     CallEnd,
-    CallsEnded,
     CallsReturned,
     CancelCalls,
     CertificateIssued,
@@ -52,16 +47,12 @@ from windlass.messages import (
     DropFiles,
     FetchFile,
     FileLost,
-    FileRef,
     ForgetFunctions,
     Goodbye,
     HeldCall,
     Hello,
     Leave,
-    LibraryFailed,
     Message,
-    ObjectName,
-    ObjectRef,
     PilotId,
     PoolName,
     PushFile,
@@ -83,10 +74,10 @@ from windlass.worker.backlog import Backlog
 from windlass.worker.guardian import Guardian, remove_tree
 from windlass.worker.lifetime import MARGIN_SECONDS, Decision, Lifetime, Phase, stagger_seconds
 from windlass.worker.options import Options, parse, usage
+from windlass.worker.outbox import Outbox
 
 if TYPE_CHECKING:
     from windlass.links import Link
-    from windlass.worker.files import FileKey
     from windlass.worker.libraries import Libraries
     from windlass.worker.orphans import EarlierLives
     from windlass.worker.supply import Supply
@@ -107,13 +98,8 @@ SWEEP_SECONDS: Final = 0.05
 REPORT_SECONDS: Final = 5.0
 #: Making a key loads `cryptography` (50 ms of both cores of a small node): not while the first library starts.
 ENROL_AFTER_SECONDS: Final = 0.5
-#: Who ends a whole job kills its processes one by one, this one perhaps last: so long, that a slot was killed is not told.
-KILLED_SECONDS: Final = 1.0
 #: What the manager gets to acknowledge the last words, and the processes to end.
 FAREWELL_SECONDS: Final = 5.0
-#: Messages are at most 1 MiB: ends are cut into messages of about so many bytes, returned calls of so many.
-ENDS_BYTES: Final = 256 << 10
-RETURNED_CALLS: Final = 20_000
 
 
 class CannotStart(Exception):
@@ -140,11 +126,8 @@ class Worker:
         self._life = Lifetime(time.monotonic(), walltime=walltime, grace=options.grace, idle_timeout=options.idle_timeout, stagger=stagger)
         #: What running calls know of their end.
         self._told = (float("inf"), False)
-        self._backlog = Backlog(self)
-        self._ends: list[CallEnd] = []
-        #: Calls whose slots were killed by SIGKILL within the last `KILLED_SECONDS`.
-        self._killed: list[CallEnd] = []
-        self._flush_due = False
+        self._outbox = Outbox(self._life, self._look, self._tell_late, self._without_image)
+        self._backlog = self._outbox.backlog = Backlog(self._outbox)
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._look_timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -176,7 +159,7 @@ class Worker:
             raise CannotStart(str(error)) from error
         self._guardian.folder(self.scratch)
         try:
-            self._link = connect(
+            self._link = self._outbox.link = connect(
                 self._connection,
                 self._hello,
                 self._on_messages,
@@ -233,7 +216,7 @@ class Worker:
         """All that is needed from the first library on; not before hello. Raises `OSError`."""
         from windlass.worker.supply import Supply
 
-        self._supply = supply = Supply(self.id, self._connection, self._hello, welcome, self._say)
+        self._supply = self._outbox.supply = supply = Supply(self.id, self._connection, self._hello, welcome, self._outbox.say)
         supply.set_up(self.scratch, self._limit, self._guardian)
         self._make_parts(supply)
         warning = node.own_scratch_warning(self.scratch)
@@ -251,9 +234,9 @@ class Worker:
         functions.mkdir(mode=0o700)
         backlog = self._backlog
         folders = scratch, supply.store.folder, functions
-        says = supply.new_session(backlog), self._say, self._life.ran, self._on_trouble
+        says = supply.new_session(backlog), self._outbox.say, self._life.ran, self._on_trouble
         self._libraries = Libraries(backlog, *says, *folders, files=lambda: supply.files, environment=self._environment)
-        self._watch = MemoryWatch(self._libraries, backlog, self._limit, self._groups, self._guardian.sessions)
+        self._watch = self._outbox.watch = MemoryWatch(self._libraries, backlog, self._limit, self._groups, self._guardian.sessions)
         self._told = (self._life.deadline, self._life.warned)
         self._libraries.tell_end(*self._told)
         if self._watching is not None:
@@ -267,11 +250,9 @@ class Worker:
         if supply is None or libraries is None:
             return
         transfers = supply.transfers
-        unheard = [*self._link.dropped, CallsEnded(self._ends)]
-        self._ends, self._link.dropped = [], []
-        self._killed.clear()
+        unheard = self._outbox.begin_anew()
         backlog, watching = self._backlog, self._watching
-        self._backlog = Backlog(self)
+        self._backlog = self._outbox.backlog = Backlog(self._outbox)
         self._backlog.draining = draining
         if adopts:
             self._watching = None  # it goes on watching them
@@ -280,7 +261,7 @@ class Worker:
             if self._earlier is None:
                 from windlass.worker.orphans import EarlierLives
 
-                self._earlier = EarlierLives(self._say, self._spawn, self._tell_report)
+                self._earlier = EarlierLives(self._outbox.say, self._spawn, self._tell_report)
             self._earlier.add(backlog, libraries, transfers, watching, unheard)
         else:
             self._spawn(libraries.close(0.0))
@@ -292,6 +273,11 @@ class Worker:
         if self._welcome is not None and self._welcome.adopts and self._libraries is not None:
             busy += self._libraries.cores_of(self._backlog.running())
         return min(busy, float(self._cores))
+
+    def _tell_late(self, of: Backlog, end: CallEnd) -> None:
+        """A call of an earlier session has ended."""
+        if self._earlier is not None:
+            self._earlier.tell(of, end)
 
     def _on_lost(self, reason: str) -> None:
         print(f"windlass worker {self.id}: {reason}", file=sys.stderr)
@@ -310,7 +296,7 @@ class Worker:
 
         self._private_key, request = await asyncio.get_running_loop().run_in_executor(None, new_key_and_request, self.id)
         if not self._leaving:
-            self._say(CertificateRequest(request))
+            self._outbox.say(CertificateRequest(request))
 
     # ------------------------------------------------------------ messages
 
@@ -356,101 +342,6 @@ class Worker:
             case _:
                 log.error("a message that is no worker's: %s", type(message).__name__)
 
-    def _say(self, *messages: Message) -> None:
-        """Send these after the ends that have gathered."""
-        if any(isinstance(message, LibraryFailed) for message in messages):
-            if self._without_image():
-                return
-            self._tell_killed(*self._killed)  # or the manager would run them anew as ones that had not started
-        if self._ends:
-            self._flush()
-        self._link.send(*messages)
-
-    # ------------------------------------------------------------ what the backlog says (`windlass.worker.backlog.Comm`)
-
-    def ended(self, ends: list[CallEnd], /) -> None:
-        if any(end.outcome != RETURNED for end in ends) and self._without_image():
-            ends = [end for end in ends if end.outcome == RETURNED]
-        for end in ends:
-            if end.outcome == DIED:
-                self._died(end)
-            elif end.outcome == NO_FILE and end.started_at and self._supply is not None:
-                self._supply.files.look_again()  # somebody has deleted it: it is fetched again for the next attempt
-                self.returned((HeldCall(end.call, end.attempt),), "files")
-            elif (end.spans or end.outputs) and self._supply is not None:
-                (self._supply.keep if end.kept or end.outputs else self._supply.transfers.push)(end, partial(self._tell, self._backlog))
-            else:
-                self._ends.append(end)
-        if not self._backlog.held:
-            self._flush()  # nothing else runs that could end in this turn: a program may be waiting for just this call
-        elif self._ends and not self._flush_due:
-            self._flush_due = True
-            asyncio.get_running_loop().call_soon(self._flush)
-
-    def _died(self, end: CallEnd) -> None:
-        if self._watch is not None:
-            end = self._watch.explain(end)
-        if end.outcome == DIED and end.detail is not None and end.detail.signal == signal.SIGKILL:
-            self._killed.append(end)
-            asyncio.get_running_loop().call_later(KILLED_SECONDS, self._tell_killed, end)
-        else:
-            self._ends.append(end)
-
-    def _tell_killed(self, *ends: CallEnd) -> None:
-        """This process lives, so it was a slot alone that was killed."""
-        for end in ends:
-            if end in self._killed:
-                self._killed.remove(end)
-                self._ends.append(end)
-        self._flush()
-
-    def _tell(self, of: Backlog, end: CallEnd) -> None:
-        """The objects of a result are at the manager."""
-        if of is not self._backlog:
-            if self._earlier is not None:
-                self._earlier.tell(of, end)
-            return
-        self._ends.append(end)
-        self._flush()
-
-    def _flush(self) -> None:
-        self._flush_due = False
-        ends, self._ends = self._ends, []
-        first = size = 0
-        for index, end in enumerate(ends):
-            size += len(end.payload) + len(end.stdout) + len(end.stderr) + 120
-            if end.detail is not None:
-                size += 4 * len(end.detail.text)
-            if size > ENDS_BYTES and index > first:
-                self._link.send_now(CallsEnded(ends[first:index]))
-                first, size = index, 0
-        if first < len(ends):
-            self._link.send_now(CallsEnded(ends[first:] if first else ends))
-        if self._life.phase is Phase.DRAINING:
-            asyncio.get_running_loop().call_soon(self._look)
-
-    def returned(self, calls: tuple[HeldCall, ...], reason: str, /) -> None:
-        for first in range(0, len(calls) or 1, RETURNED_CALLS):
-            self._say(CallsReturned(calls[first : first + RETURNED_CALLS], reason))
-        if self._life.phase is Phase.DRAINING:
-            asyncio.get_running_loop().call_soon(self._look)
-
-    def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
-        assert self._supply is not None
-        return self._supply.transfers.hold(refs)
-
-    def release(self, refs: Sequence[ObjectRef], /) -> None:
-        assert self._supply is not None
-        self._supply.transfers.release(refs)
-
-    def hold_files(self, refs: Sequence[FileRef], /) -> list[FileKey]:
-        assert self._supply is not None
-        return self._supply.files.hold(refs)
-
-    def release_files(self, refs: Sequence[FileRef], /) -> None:
-        assert self._supply is not None
-        self._supply.files.release(refs)
-
     # ------------------------------------------------------------ time, signals, the end
 
     def _look(self) -> None:
@@ -463,7 +354,7 @@ class Worker:
         if node.own_parents(os.environ) != self._parents:
             self._act(self._life.leave("the pilot's parent process has ended"))
         self._without_image()
-        held, oldest, starting = self._backlog.held + len(self._killed), 0.0, False
+        held, oldest, starting = self._backlog.held + self._outbox.untold, 0.0, False
         held += self._earlier.held if self._earlier is not None else 0
         if self._libraries is not None and self._supply is not None:
             held += self._supply.pushing
@@ -522,7 +413,7 @@ class Worker:
     def _act(self, decision: Decision) -> None:
         if decision is Decision.DRAIN:
             log.warning("draining: %s", self._life.reason)
-            self._say(WorkerDraining(self._life.reason, self._life.seconds_left(time.monotonic())))
+            self._outbox.say(WorkerDraining(self._life.reason, self._life.seconds_left(time.monotonic())))
             self._backlog.drain()
             asyncio.get_running_loop().call_soon(self._look)
         elif decision in (Decision.FINISH, Decision.END):
@@ -542,14 +433,14 @@ class Worker:
         try:
             warned: tuple[HeldCall, ...] = ()
             if decision is Decision.END:
-                self._flush()
+                self._outbox.flush()
                 if self._life.warned and self._libraries is not None:
                     warned = self._libraries.watching()
                 await self._end_processes()
             if not self._link.closed:
                 if warned:
-                    self._say(CallsReturned(warned, "warned"))
-                self._say(Goodbye(self._life.reason))
+                    self._outbox.say(CallsReturned(warned, "warned"))
+                self._outbox.say(Goodbye(self._life.reason))
                 self._said_goodbye = True
                 if decision is Decision.FINISH:
                     # Results are worth waiting for a cut connection, but not past the end. Otherwise closing sends what there is.
@@ -601,7 +492,7 @@ class Worker:
 
     def _tell_report(self) -> None:
         running = self._libraries.running() if self._libraries is not None else 0
-        self._say(
+        self._outbox.say(
             WorkerReport(
                 self._watch.used if self._watch is not None else 0,
                 self._limit,

@@ -406,8 +406,8 @@ class Slot:
             text = f"the arguments of {name!r} cannot be loaded on the worker"
         import traceback
 
-        trace = bounded("".join(traceback.format_exception(error)), 24 << 10)
-        return BAD_CALL, b"", EndDetail(text=f"{text}: {type(error).__name__}: {error}\n{trace}")
+        told = bounded("".join(traceback.format_exception(error)), 24 << 10)
+        return BAD_CALL, b"", EndDetail(text=f"{text}: {type(error).__name__}: {error}\n{told}")
 
     def bad_result(self, run: CallRun, value: object, error: BaseException) -> str:
         """Why a result cannot travel, and what to do."""
@@ -539,12 +539,12 @@ def settle(link: Link, setup: Setup, gpu_ids: tuple[str, ...]) -> None:
     STATE.rows, STATE.warnings = link.rows, link.results.fileno()
 
 
-def users_part(trace: TracebackType | None) -> TracebackType | None:
+def users_part(traceback: TracebackType | None) -> TracebackType | None:
     """A traceback without its first entries, which are ours, or of the event loop: they tell the user nothing."""
-    trace = trace and trace.tb_next
-    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_globals.get("__name__") in _OURS:
-        trace = trace.tb_next
-    return trace
+    traceback = traceback and traceback.tb_next
+    while traceback is not None and traceback.tb_next is not None and traceback.tb_frame.f_globals.get("__name__") in _OURS:
+        traceback = traceback.tb_next
+    return traceback
 
 
 def end_watch() -> None:

@@ -76,8 +76,8 @@ def _show(known: Known, link: str, chosen: argparse.Namespace, words: str) -> No
 def report(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     import msgspec
 
+    from windlass.dashboard.perfetto import perfetto_json
     from windlass.dashboard.report import report_html
-    from windlass.dashboard.trace import trace_json
 
     if chosen.list:
         from windlass.runs import known_runs, runs_folder
@@ -88,15 +88,15 @@ def report(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     whole = _whole(chosen)
     run = Path(str(whole["record"]["run"])).name or "run"  # it may come from a file, which may say anything
     page = Path(chosen.output) if chosen.output else Path(f"{run}.html")
-    trace = Path(chosen.trace) if chosen.trace else page.with_suffix(".trace.json")
+    time_line = Path(chosen.trace) if chosen.trace else page.with_suffix(".trace.json")
     page.write_bytes(report_html(whole))
-    trace.write_bytes(trace_json(whole))
+    time_line.write_bytes(perfetto_json(whole))
     if chosen.state:
         Path(chosen.state).write_bytes(msgspec.json.encode(whole))
     if chosen.json:
-        print(json.dumps({"run": run, "report": str(page), "trace": str(trace)}))
+        print(json.dumps({"run": run, "report": str(page), "trace": str(time_line)}))
     else:
-        print(f"run {run}\n  report: {page}\n  trace:  {trace}  (open it at https://ui.perfetto.dev)")
+        print(f"run {run}\n  report: {page}\n  trace:  {time_line}  (open it at https://ui.perfetto.dev)")
     return 0
 
 

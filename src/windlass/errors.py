@@ -181,7 +181,7 @@ class FileUnavailable(CallFailed):
 
 
 class WorkersLost(CallFailed):
-    """The call was lost with its worker too often; the text has the story of its attempts."""
+    """The call was lost with its worker too often; the text tells of each attempt."""
 
 
 class InputFailed(CallFailed):

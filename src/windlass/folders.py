@@ -65,7 +65,7 @@ class writing:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if not isinstance(error, OSError) or isinstance(error, WindlassError):
             return
         place = show(os.fspath(self._where))

@@ -224,7 +224,7 @@ class CallOptions(Record, frozen=True):
     needs: Resources = Resources()
     #: On `OUT_OF_MEMORY` try again with a larger share (``memory="auto"``).
     grow_memory: bool = False
-    #: Attempts that may be lost with their worker before the call ends with the story of them.
+    #: Attempts that may be lost with their worker before the call ends, with all of them told.
     max_losses: int = 5
     #: Seconds the caller expects the call to take; 0: learn it.
     expected_time: float = 0.0
@@ -995,7 +995,7 @@ class EndManager(Message, frozen=True):
 
 
 class CallAttempt(Record, frozen=True):
-    """One try of a call, for the story of its attempts."""
+    """One try of a call, for people to read."""
 
     attempt: int
     worker: WorkerId

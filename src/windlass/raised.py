@@ -12,7 +12,7 @@ can be pickled is tried where it was raised, by a round trip, in four ways:
 3. the same without those attributes that cannot be pickled (locks, connections);
 4. not at all: the program gets a `RemoteError` with type, message and traceback.
 
-What the program gets reads, printed, like the story on the worker.  Each exception's ``__cause__`` is a `RemoteTraceback` with its own
+What the program gets reads, printed, as it would on the worker.  Each exception's ``__cause__`` is a `RemoteTraceback` with its own
 traceback; under that, as its cause, is the exception's original cause or context, again with its own.  ``__context__`` of the exception
 itself is that original cause or context too.
 
@@ -77,12 +77,12 @@ def pack_exception(exc: BaseException) -> tuple[bytes, EndDetail]:
             told = [msgspec.structs.replace(told[0], cause=-1, context=-1, members=())]
             payload = _encoder.encode(told)
     types = tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in type(exc).__mro__)
-    return payload, EndDetail(types=types, text=_clipped(_story(told), _MAX_TEXT))
+    return payload, EndDetail(types=types, text=_clipped(_as_text(told), _MAX_TEXT))
 
 
 def format_exception(exc: BaseException) -> str:
-    """The whole story as text: the chain, each with its traceback, without Windlass's own frames at the start."""
-    return _story(_tell(exc, states=False))
+    """All of it as text: the chain, each with its traceback, without Windlass's own frames at the start."""
+    return _as_text(_tell(exc, states=False))
 
 
 def _tell(exc: BaseException, states: bool = True) -> list[_Told]:
@@ -236,7 +236,7 @@ def _is_own(frame: TracebackType) -> bool:
 # ---------------------------------------------------------------- as text
 
 
-def _story(told: list[_Told]) -> str:
+def _as_text(told: list[_Told]) -> str:
     """As Python prints a chain: the oldest first."""
     parts: list[str] = []
     here, seen = 0, set[int]()

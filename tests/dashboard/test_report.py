@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from windlass.dashboard.perfetto import perfetto_json
 from windlass.dashboard.report import SCRIPTS, report_html
-from windlass.dashboard.trace import trace_json
 from windlass.errors import UnknownName, UsageError
 from windlass.runs import RUNS_KEPT, find_run, known_runs, run_name, write_run
 
@@ -60,7 +60,7 @@ def test_what_calls_say_cannot_end_the_script(whole: dict[str, Any]) -> None:
 
 def test_a_trace_is_what_the_format_asks_for(whole: dict[str, Any]) -> None:
     """Workers are processes, slots threads, calls complete events with times in microseconds, numbers counters."""
-    trace = json.loads(trace_json(whole))
+    trace = json.loads(perfetto_json(whole))
     events = trace["traceEvents"]
     by_phase = {phase: [event for event in events if event["ph"] == phase] for phase in "MXC"}
     assert sum(map(len, by_phase.values())) == len(events)
@@ -76,7 +76,7 @@ def test_a_trace_is_what_the_format_asks_for(whole: dict[str, Any]) -> None:
 def test_calls_that_began_before_the_recording_are_in_the_trace(whole: dict[str, Any]) -> None:
     """The format knows no times below zero."""
     whole["lanes"][0][3][0][0] = -30.0
-    events = json.loads(trace_json(whole))["traceEvents"]
+    events = json.loads(perfetto_json(whole))["traceEvents"]
     assert min(event["ts"] for event in events if event["ph"] == "X") == 0.0
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from windlass.manager.calls import LIBRARY_FAILED
 from windlass.manager.core import Core
-from windlass.manager.failures import FAILURES_KEPT, TEXT_MOST, first_line
+from windlass.manager.failures import FAILURES_KEPT, TEXT_MOST
 from windlass.manager.listing import BYTES_MOST, LOOKS_MOST, list_calls
 from windlass.messages import (
     CANCELLED,
@@ -195,7 +195,7 @@ def test_what_is_kept_of_failures_has_a_bound(bench: Bench) -> None:
     while runs := bench.serve():
         for sent in runs.values():
             bench.end(sent, RAISED, EndDetail(types=("m.E",), text="m.E: " + "x" * 5000))
-    assert len(bench.core.failures) == FAILURES_KEPT
+    assert len(bench.core.failures.newest) == FAILURES_KEPT
     found = bench.ask("failed", most=FAILURES_KEPT)
     assert max(len(row["error"]) for row in found["calls"]) == TEXT_MOST
     assert max(len(row["tag"]) for row in found["calls"]) == TEXT_MOST
@@ -217,20 +217,3 @@ def test_an_answer_fits_a_frame_and_costs_no_more_for_a_million_calls(bench: Ben
     assert len(list_calls(bench.core, ListCalls(most=1000), bench.now, lambda call: ("p" * 500, call))) < BYTES_MOST + 1000
     assert bench.ask(most=1000)["cut"]
     assert bench.ask(most=-3)["calls"] == []
-
-
-@pytest.mark.parametrize(
-    ("types", "text", "line"),
-    [
-        (("builtins.KeyError",), "Traceback\nKeyError: 'a'\n", "KeyError: 'a'"),
-        (("m.Own", "builtins.KeyError"), "Traceback\nm.Own: first\nsecond\n", "m.Own: first"),
-        (("builtins.ValueError",), "ValueError: cause\n\nDuring handling\n\nTraceback\nValueError: last\n", "ValueError: last"),
-        (("builtins.ValueError",), "... cut ...", "ValueError"),
-        ((), "\n one\ntwo", "one"),
-        ((), "", ""),
-    ],
-)
-def test_the_first_line_of_an_error_is_its_type_and_message(types: tuple[str, ...], text: str, line: str) -> None:
-    """Of a chain the exception that the future raises."""
-    assert first_line(CallEnd(CallId(1), 1, RAISED, detail=EndDetail(types=types, text=text))) == line
-    assert first_line(CallEnd(CallId(1), 1, RAISED)) == ""

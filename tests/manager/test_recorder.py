@@ -51,7 +51,7 @@ def test_long_calls_are_blocks_of_their_own(crowds: type[dashboard_crowd.Crowd])
     assert ended == sum(block.calls for block in blocks) > 50
     assert all(block.call for block in blocks if block.calls == 1)
     assert {whole["record"]["names"][block.what] for block in blocks} == {"model.simulate", "tables.shape"}
-    assert sum(block.failed for block in blocks) == crowd.core.counters.failed > 0
+    assert sum(block.failed for block in blocks) == crowd.core.failures.calls > 0
     assert max(lane for _, _, lane, _ in whole["lanes"]) < 4
     assert all(0.0 <= block.start <= block.end <= crowd.now - whole["record"]["began_at"] for block in blocks)
 
@@ -100,8 +100,8 @@ def test_a_core_without_a_recorder_notes_nothing_but_causes(crowds: type[dashboa
     for _ in range(10):
         crowd.turn(1.0, 1.0)
     assert crowd.core.recorder is None
-    causes = crowd.core.causes.rows()
-    assert sum(row["calls"] for row in causes) == crowd.core.counters.failed > 0
+    causes = crowd.core.failures.causes.rows()
+    assert sum(row["calls"] for row in causes) == crowd.core.failures.calls > 0
     assert all(row["function"].startswith(("model.", "tables.")) and row["place"].startswith("model.py:") for row in causes)
 
 
@@ -145,8 +145,8 @@ def test_a_worker_that_has_gone_keeps_its_lanes(crowds: type[dashboard_crowd.Cro
     crowd.turn(3.0, 1.0)
     crowd.core.worker_lost(WorkerId("w0"), "preempted", crowd.now)
     assert {worker for worker, *_ in crowd.whole()["lanes"]} == {"w0", "w1"}
-    lost = [row for row in crowd.core.causes.rows() if row["kind"] == "lost with its worker"]
-    assert sum(row["retried"] for row in lost) == crowd.core.counters.lost > 0
+    lost = [row for row in crowd.core.failures.causes.rows() if row["kind"] == "lost with its worker"]
+    assert sum(row["retried"] for row in lost) == crowd.core.failures.lost > 0
 
 
 def test_views_fit_into_messages_and_say_what_is_new(crowds: type[dashboard_crowd.Crowd]) -> None:

@@ -146,7 +146,7 @@ def test_pools_of_a_factory_that_is_gone_for_good_are_forgotten(manager: Manager
     run(Peer(credential(manager, CLIENT, CLIENT), "factory", "night-shift").visit(report))
     assert [pool["name"] for pool in manager.status()["pools"]] == ["pool"]
     until(lambda: not manager.status()["pools"], "its pools are forgotten")
-    assert not manager._server._factories
+    assert not manager._server.factories
 
 
 @pytest.mark.parametrize("where", ["submit", "tick", "pump"])

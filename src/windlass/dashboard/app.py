@@ -23,8 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from windlass.dashboard.feed import Feed
 from windlass.dashboard.guard import COOKIE, HEADERS, Guard
+from windlass.dashboard.perfetto import perfetto_json
 from windlass.dashboard.report import SCRIPTS, report_html
-from windlass.dashboard.trace import trace_json
 
 QUEUE_MOST: Final = 4
 #: Seconds of silence after which a stream says that it lives.
@@ -48,7 +48,7 @@ class Pages:
             Route(guard.path, self._page),
             Route(f"{guard.path}events", self._events),
             Route(f"{guard.path}report.html", self._report),
-            Route(f"{guard.path}trace.json", self._trace),
+            Route(f"{guard.path}trace.json", self._perfetto),
             *(Route(guard.path + name, self._asset) for name in _TYPES),
         ]
         self.app: ASGIApp = _Guarded(Starlette(routes=routes), guard)
@@ -108,12 +108,12 @@ class Pages:
 
         return self._answer(request, answer)
 
-    async def _trace(self, request: Request) -> Response:
+    async def _perfetto(self, request: Request) -> Response:
         def answer() -> Response:
             whole = self.feed.whole()
             if not whole:
                 return PlainTextResponse("the manager has not answered yet", 503)
-            return _download(trace_json(whole), "application/json", f"{whole['record']['run']}.trace.json")
+            return _download(perfetto_json(whole), "application/json", f"{whole['record']['run']}.trace.json")
 
         return self._answer(request, answer)
 

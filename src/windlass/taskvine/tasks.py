@@ -24,9 +24,9 @@ from windlass.manager.call import DEFAULT_OPTIONS, MEGABYTE, intern_options, mer
 from windlass.manager.command import Command, read_environment
 from windlass.manager.future import CallFuture
 from windlass.messages import CallOptions
+from windlass.taskvine.facts import KEPT, TaskFacts
 from windlass.taskvine.files import File
 from windlass.taskvine.outcomes import CANCELLED, OUTPUT_MISSING, SUCCESS, TRANSFER_ERROR, Outcome, no_effect, told
-from windlass.taskvine.story import KEPT, Story
 
 #: What is set in a dictionary; each has a setter.
 _SETTERS: Final = (
@@ -45,7 +45,7 @@ class Output(NamedTuple):
     success_only: bool
 
 
-class Task(Story):
+class Task(TaskFacts):
     """A command, run by the shell in a directory of its own. ``info``: what the setters set, and ``inputs``, ``outputs``, ``env``, by name.
 
     Raises `UsageError`, or `UnknownName` with near names, for what cannot be.

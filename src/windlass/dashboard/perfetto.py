@@ -1,4 +1,6 @@
-"""A run's time line for Perfetto (ui.perfetto.dev) and chrome://tracing, as Chrome trace events.
+"""A run's time line for Perfetto (ui.perfetto.dev) and chrome://tracing, in the format that these call a trace.
+
+(``trace`` is a call's OpenTelemetry trace everywhere else: `windlass.traces`.)
 
 Theory of operation: a worker is a process, a lane of it a thread, a block a complete event (``X``); the numbers over time are counters
 (``C``) of a process of their own.  Times are microseconds since the beginning of the run, as the format wants them.
@@ -13,8 +15,8 @@ import msgspec
 _Block = tuple[float, float, int, int, float, int, int, int]
 
 
-def trace_json(whole: dict[str, Any]) -> bytes:
-    """The trace of a view with all that was noted (`Feed.whole`, `windlass.runs`)."""
+def perfetto_json(whole: dict[str, Any]) -> bytes:
+    """The time line of a view with all that was noted (`Feed.whole`, `windlass.runs`)."""
     record: dict[str, Any] = whole["record"]
     names: list[str] = record["names"]
     run = f"windlass {record['run']}"

@@ -1,4 +1,4 @@
-"""What a task tells of itself: as TaskVine's users ask for it, before and after its end."""
+"""Facts of a task: what it tells of itself, as TaskVine's users ask for it, before and after its end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from windlass.taskvine.outcomes import NOT_RUN, SUCCESS, Outcome
 KEPT: Final = object()
 
 
-class Story:
+class TaskFacts:
     """A part of `windlass.taskvine.Task`."""
 
     command: str

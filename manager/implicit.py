@@ -1,0 +1,126 @@
+"""The implicit library of a program: functions that are submitted without one.
+
+Theory of operation
+-------------------
+It has no functions of its own; functions are added to it by content.  When one needs an import that is not hoisted yet, a new version with
+more imports follows the old one, so busy slots finish undisturbed.  Versions are named by what they hoist, so programs that need the same
+share warm instances.  Async functions of which slots are to run many at once have one of their own, for each such number.
+
+A loop calls one function again and again, so what was called last stands ready: whoever submits looks there first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from windlass.manager.call import IMPLICIT, Target
+from windlass.manager.library import Library
+from windlass.messages import (
+    DefineFunctions,
+    FunctionDef,
+    FunctionId,
+    ImportSpec,
+    InstallLibrary,
+    LibraryId,
+    LibrarySpec,
+    ObjectRef,
+    RemoveLibrary,
+)
+
+if TYPE_CHECKING:
+    from windlass.functions import Defined
+    from windlass.manager.client import Client
+
+log = logging.getLogger("windlass.manager")
+
+
+class Implicit:
+    """A part of `windlass.manager.door.Door`."""
+
+    _client: Client
+    #: Functions that are remembered as defined; fewer than the core remembers.
+    _defined_most = 5_000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.RLock()
+        #: By how many calls a slot of it runs at once.
+        self._implicit: dict[int, LibrarySpec] = {}
+        self._implicit_imports: dict[str, ImportSpec] = {}
+        self._implicit_code: dict[str, ObjectRef] = {}
+        #: By function, whether equal calls of it are one, and how many a slot runs at once.
+        self._defined: OrderedDict[tuple[FunctionId, bool, int], Target] = OrderedDict()
+        #: What was called last, and how: no other function has been defined since, nor another version.
+        self._latest: tuple[Defined, bool, int, LibrarySpec, Target] | None = None
+
+    @abstractmethod
+    def _put_forever(self, data: Any) -> ObjectRef:
+        """Keep functions and code for as long as this program may need them."""
+
+    @abstractmethod
+    def _remembering(self, memoize: bool) -> bytes:
+        """How calls of a function are remembered; empty: not at all."""
+
+    def _implicit_target(self, fn: Callable[..., Any], defined: Defined, memoize: bool, concurrency: int) -> tuple[LibrarySpec, Target]:
+        """The implicit library with all that the function needs, and what a call of it is for."""
+        definition = defined.definition
+        with self._lock:
+            spec = self._implicit.get(concurrency)
+            if (
+                spec is None
+                or any(one.module not in self._implicit_imports for one in defined.imports)
+                or any(ref.name not in self._implicit_code for ref in definition.code)
+            ):
+                spec = self._next_implicit(defined.imports, definition.code, concurrency)
+            key = (definition.id, memoize, concurrency)
+            target = self._defined.get(key)
+            if target is None:
+                # In the order of definition, as the core has them: one that is used all the time is defined again in time.
+                kind = self._remembering(memoize)
+                content = _content(fn, definition, kind) if kind else b""
+                target = self._defined[key] = _target(spec, defined, content)
+                if len(self._defined) > self._defined_most:
+                    self._defined.popitem(last=False)
+                self._client.say(DefineFunctions((definition,)))
+            elif target.library != spec.id:
+                target = self._defined[key] = _target(spec, defined, target.content)
+            self._latest = defined, memoize, concurrency, spec, target
+        return spec, target
+
+    def _next_implicit(self, imports: tuple[ImportSpec, ...], code: tuple[ObjectRef, ...], concurrency: int) -> LibrarySpec:
+        self._implicit_imports.update((one.module, one) for one in imports)
+        # The newest first: an edited module comes before what it was.
+        self._implicit_code = {**{ref.name: ref for ref in code}, **self._implicit_code}
+        base = Library(IMPLICIT, imports=None, concurrency=concurrency).spec(self._put_forever)
+        hoisted = tuple(sorted(self._implicit_imports.values(), key=lambda one: one.module))
+        old = self._implicit.get(concurrency)
+        draft = msgspec.structs.replace(base, id=LibraryId(""), imports=hoisted, code=tuple(self._implicit_code.values()))
+        digest = hashlib.blake2b(msgspec.msgpack.encode(draft), digest_size=8).hexdigest()
+        spec = self._implicit[concurrency] = msgspec.structs.replace(draft, id=LibraryId(f"{IMPLICIT}@{digest}"))
+        self._client.say(InstallLibrary(spec))
+        if old is not None:
+            self._client.say(RemoveLibrary(old.id))
+        return spec
+
+
+def _target(spec: LibrarySpec, defined: Defined, content: bytes) -> Target:
+    definition = defined.definition
+    return Target(spec.id, definition.id, (IMPLICIT, definition.name), defined.parameters, spec.code, definition, spec, content)
+
+
+def _content(fn: Callable[..., Any], definition: FunctionDef, kind: bytes) -> bytes:
+    """By what calls of the function are remembered; empty if it has no content, which is told."""
+    from windlass.content import content_of_function
+
+    content = content_of_function(fn, definition.code)
+    if content is None:
+        log.warning("calls of %r cannot be remembered: it refers to something without a content", definition.name)
+    return kind + content if content is not None else b""

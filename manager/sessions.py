@@ -1,0 +1,131 @@
+"""The sessions of workers: from their links into the core. A part of the manager's shell.
+
+Theory of operation
+-------------------
+A worker's session begins with `begin` and ends once: by its Goodbye, by the end of its link, or when the core has given it up after a cut,
+and then its link is closed here, so that a worker which comes back begins a new one, with nothing. Each event of a link that is not (any
+more) the one of its worker's session is dropped.
+
+What a worker says goes into the core; what is not for the core is seen to here: files that have come, calls of earlier lives of the
+program, certificates. ``act`` carries out what the core has decided. Everything runs on the manager's loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from windlass.errors import WindlassError
+from windlass.identity import Authority
+from windlass.links import Link
+from windlass.manager.client import Client
+from windlass.manager.core import Core
+from windlass.manager.filedesk import FileDesk
+from windlass.messages import (
+    CertificateIssued,
+    CertificateRequest,
+    FileFailed,
+    FileHere,
+    Goodbye,
+    Leave,
+    Message,
+    OrphansEnded,
+    OrphansHeld,
+    WorkerId,
+    WorkerInfo,
+)
+
+log = logging.getLogger("windlass.manager")
+
+
+class WorkerSessions:
+    """Those of one manager. ``now`` is its clock, ``client`` the program's side, of whose earlier lives workers may tell."""
+
+    def __init__(
+        self,
+        core: Core,
+        authority: Authority,
+        files: FileDesk,
+        client: Callable[[], Client | None],
+        now: Callable[[], float],
+        act: Callable[[], None],
+    ) -> None:
+        self._core, self._authority, self._files, self._client, self._now, self._act = core, authority, files, client, now, act
+        self.links: dict[WorkerId, Link] = {}
+
+    def begin(self, link: Link, info: WorkerInfo | None) -> None:
+        """A worker has joined."""
+        worker = WorkerId(link.peer)
+        if info is None:
+            link.send(Leave("a worker must say what it has"))
+            return
+        link.on_messages = lambda batch: self._said(worker, link, batch)
+        link.on_cut = lambda reason: self._cut(worker, link, reason)
+        link.on_resumed = lambda hello: self._back(worker, link)
+        link.on_lost = lambda reason: self._lost(worker, link, reason)
+        self.links[worker] = link
+        log.info("worker %s on %s has joined", worker, info.host)
+        self._core.worker_joined(worker, info, self._now())
+        self._act()
+
+    def leave(self, reason: str) -> None:
+        """Send all away, without the core."""
+        for link in self.links.values():
+            link.send(Leave(reason))
+
+    def close_given_up(self) -> None:
+        """Sessions that the core has given up end here too."""
+        for worker, link in list(self.links.items()):
+            if worker not in self._core.workers:
+                log.info("worker %s is given up", worker)
+                self._no_orphans(worker)
+                del self.links[worker]
+                link.close()
+
+    def _said(self, worker: WorkerId, link: Link, batch: list[Message]) -> None:
+        for message in batch:
+            if isinstance(message, FileHere | FileFailed):
+                self._files.sources.done(worker, message.name)
+            elif isinstance(message, OrphansHeld | OrphansEnded):
+                if (client := self._client()) is not None:
+                    client.orphans(worker, message, self._core.withdraw)
+            elif isinstance(message, CertificateRequest):
+                try:
+                    link.send(CertificateIssued(self._authority.issue(message.request, worker)))
+                except WindlassError as error:
+                    log.warning("worker %s gets no certificate: %s", worker, error)
+            elif isinstance(message, Goodbye):
+                self._core.worker_said(worker, batch[: batch.index(message)], self._now())
+                self._lost(worker, link, message.reason)
+                link.close()
+                return
+        self._core.worker_said(worker, batch, self._now())
+        self._act()
+
+    def _cut(self, worker: WorkerId, link: Link, reason: str) -> None:
+        if self.links.get(worker) is link:
+            log.warning("worker %s: %s; its session waits for it", worker, reason)
+            self._core.worker_cut(worker, self._now())
+            self._act()
+
+    def _back(self, worker: WorkerId, link: Link) -> None:
+        if self.links.get(worker) is link:
+            self.close_given_up()
+        if self.links.get(worker) is link:
+            self._core.worker_back(worker, self._now())
+            self._act()
+
+    def _lost(self, worker: WorkerId, link: Link, reason: str) -> None:
+        if self.links.get(worker) is link:
+            log.info("worker %s has left: %s", worker, reason)
+            del self.links[worker]
+            self._files.sources.left(worker)
+            self._no_orphans(worker)
+            self._core.worker_lost(worker, reason, self._now())
+            self._act()
+
+    def _no_orphans(self, worker: WorkerId) -> None:
+        """What it ran for an earlier life of this program is lost with it."""
+        client = self._client()
+        if client is not None and client.memory is not None:
+            client.memory.orphans_lost(worker)
