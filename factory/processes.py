@@ -71,13 +71,15 @@ class Processes:
         self._lock = threading.Lock()
         self._processes: dict[str, Process] = {}
         self._ended: dict[str, Process] = {}
-        self._thread: threading.Thread | None = None
         self._poll = select.poll()
         self._bell, self._ring = os.pipe()
         os.set_blocking(self._bell, False)
         os.set_blocking(self._ring, False)
         self._poll.register(self._bell, select.POLLIN)
         self._closing = False
+        # Not with the first process: a program may be ending by then, and Python 3.12.0 and 3.12.1 start no thread any more.
+        self._thread: threading.Thread | None = threading.Thread(target=self._reap, name="windlass-reaper", daemon=True)
+        self._thread.start()
 
     def start(self, key: str, command: Sequence[str], env: Mapping[str, str], log: Path, *, grace: float, walltime: float = 0.0) -> int:
         """Start one; its pid. Raises OSError."""
@@ -99,9 +101,6 @@ class Processes:
         with self._lock:
             self._processes[key] = process
             self._poll.register(process.pidfd, select.POLLIN)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._reap, name="windlass-reaper", daemon=True)
-                self._thread.start()
         self._bell_rings()
         return popen.pid
 

@@ -200,10 +200,18 @@ def _failed(reason: str, wait_status: int) -> tuple[Listed, Cause, str, int | No
     if 0 < number < 32:  # Slurm calls it a failed launch when the script, that is the pilot, dies of a signal
         return Listed.ENDED, Cause.SIGNAL, f"FAILED: ended by signal {number}", None
     if reason == "NonZeroExitCode":
-        return Listed.ENDED, Cause.EXIT, f"FAILED: exit status {status}", status
+        return Listed.ENDED, Cause.EXIT, f"FAILED: exit status {status}" if status else f"FAILED: {reason}", status or None
     if reason == "JobLaunchFailure":
         return Listed.ENDED, Cause.EXIT, "FAILED: JobLaunchFailure: its node could not start it; can it write the log's folder?", None
     return Listed.ENDED, Cause.UNKNOWN, f"FAILED: {reason}" if reason else "FAILED", status or None
+
+
+def read_wait_status(text: str) -> int:
+    """squeue's exit code, which is a wait status; later versions of Slurm (seen in 26.05) write exit status and signal: ``5:0``."""
+    status, colon, number = text.partition(":")
+    if not status.isdigit() or (colon and not number.isdigit()):
+        return 0
+    return int(status) << 8 | int(number) if colon else int(status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +238,7 @@ def read_rows(text: str, prefix: str, *, clusters: bool = False, several_partiti
         if known is None:
             continue
         tag, ticket = known
-        status = int(wait_status) if wait_status.isdigit() else 0
+        status = read_wait_status(wait_status)
         listed, cause, words, exit_status = listed_as(word, reason, status, several_partitions=several_partitions)
         state = PilotState(
             job=JobId(f"{job}@{cluster}" if clusters and cluster else job),

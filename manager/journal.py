@@ -122,7 +122,9 @@ class Journal:
         def work() -> None:
             try:
                 self.append([(key, self._copied(end, read))], index=index)
-            except (OSError, KeyError) as error:
+            except KeyError as error:
+                log.info("a result is not remembered: its buffer %s is gone", error)  # as when an earlier life's manager had it
+            except OSError as error:
                 self._failed(error)
                 self.dropped += 1
             finally:

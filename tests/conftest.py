@@ -125,15 +125,18 @@ def shell_without_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty").mkdir()
     hidden = [sys.prefix, sys.base_prefix, str(Path(__file__).parent.parent)]
     hidden = [one for one in hidden if one not in ("/usr", "/usr/local")] + [str(one) for one in Path("/usr/lib").glob("python3*")]
-    programs = {str(one.resolve()) for one in Path("/usr/bin").glob("python3*")}
+    # all that PATH finds: of a machine with several, the tests run on one
+    programs = {str(one.resolve()) for folder in {*os.get_exec_path(), "/usr/bin"} for one in Path(folder).glob("python3*")}
     lines = [f"mount --bind {shlex.quote(str(folder / 'empty'))} {shlex.quote(one)}" for one in hidden]
     lines += [f"[ ! -e {shlex.quote(one)} ] || mount --bind /dev/null {shlex.quote(one)}" for one in sorted(programs)]
     inner = "\n".join(["set -e", *lines, "cd /", "if python3 -c pass 2>/dev/null; then exit 9; fi", 'exec /bin/sh "$@"'])
     shell = folder / "shell"
     shell.write_text(f'#!/bin/sh\nexec unshare -rm /bin/sh -c {shlex.quote(inner)} sh "$@"\n')
     shell.chmod(0o755)
-    if subprocess.run([shell, "-c", "true"], check=False, capture_output=True).returncode:
-        pytest.skip("this machine gives no mount namespace")
+    tried = subprocess.run([shell, "-c", "true"], check=False, capture_output=True, text=True)
+    assert tried.returncode != 9, f"a Python is left in PATH ({os.environ['PATH']}), and would be found by what must do without"
+    if tried.returncode:
+        pytest.skip(f"this machine gives no mount namespace: {tried.stderr.strip()}")
     return shell
 
 

@@ -7,8 +7,10 @@ welcomed with another session by such a manager, what it runs goes on with the i
 fed to them any more, the manager hears which they are (`OrphansHeld`) and how they end (`OrphansEnded`), and counts the cores
 that they occupy as not there.  Beside them the worker serves the new session with new instances.
 
-Ends that the manager may never have heard (they were on their way when it died) are told again in the same way.  Large results are put to
-the new manager as they would have been to the old one; those that the old one had are lost with it.
+Ends that the manager may never have heard (they were on their way when it died) are told again in the same way (`ends_to_tell_again`).
+Large results are put to the new manager as they would have been to the old one.  Which of the two has got one nobody knows here, as data
+has connections of its own, which may have found the new manager before it welcomed the worker: so the new one hears of all, and what it
+does not have it has made again.
 
 When the last one has ended, everything that was theirs is closed.
 """
@@ -36,6 +38,13 @@ from windlass.worker.libraries import Libraries
 from windlass.worker.transfers import Transfers
 
 
+def ends_to_tell_again(unheard: Sequence[Message]) -> list[list[CallEnd]]:
+    """Of what an earlier life of the manager may not have heard: results that a later one can take, a list for each message."""
+    ended = [message.ends for message in unheard if isinstance(message, CallsEnded)]
+    found = [[end for end in ends if end.key and end.outcome == RETURNED and not end.kept and not end.outputs] for ends in ended]
+    return [ends for ends in found if ends]
+
+
 class Orphans:
     """The calls of one earlier session that still run: the `windlass.worker.backlog.Comm` of its backlog. ``over`` comes after the last."""
 
@@ -60,12 +69,11 @@ class Orphans:
 
     def begin(self, unheard: Sequence[Message]) -> None:
         """Tell the new manager; ``unheard``: what the old one may not have heard."""
-        self._say(OrphansHeld(self.keys))
-        for message in unheard:
-            if isinstance(message, CallsEnded):
-                ends = [end for end in message.ends if end.key and end.outcome == RETURNED and not end.spans and not end.outputs]
-                if ends:
-                    self._say(OrphansEnded(ends))
+        again = ends_to_tell_again(unheard)
+        # Until a large one is copied the call is not to be run.
+        self._say(OrphansHeld(self.keys + [end.key for ends in again for end in ends if end.spans]))
+        for ends in again:
+            self._say(OrphansEnded(ends))
         self._look()
 
     @property

@@ -68,6 +68,25 @@ def test_each_state_is_read_with_its_cause(job: str, listed: Listed, cause: Caus
     assert (state.listed, state.cause, state.exit_status, state.reason) == (listed, cause, exit_status, reason)
 
 
+@pytest.mark.parametrize(
+    ("code", "reason", "cause", "exit_status", "told"),
+    [
+        ("1280", "NonZeroExitCode", Cause.EXIT, 5, "FAILED: exit status 5"),
+        ("5:0", "NonZeroExitCode", Cause.EXIT, 5, "FAILED: exit status 5"),
+        ("127:0", "NonZeroExitCode", Cause.EXIT, 127, "FAILED: exit status 127"),
+        ("9", "JobLaunchFailure", Cause.SIGNAL, None, "FAILED: ended by signal 9"),
+        ("0:9", "RaisedSignal:9(Killed)", Cause.SIGNAL, None, "FAILED: ended by signal 9"),
+        ("a later form", "NonZeroExitCode", Cause.EXIT, None, "FAILED: NonZeroExitCode"),
+    ],
+)
+def test_an_exit_code_is_read_as_older_and_newer_versions_of_slurm_write_it(
+    code: str, reason: str, cause: Cause, exit_status: int | None, told: str
+) -> None:
+    """And who fails is never read as one that ended well, or its place would be filled again and again."""
+    [row] = words.read_rows(f"7|FAILED|{reason}|n1|{code}|0|windlass:f:m:t|\n", "windlass")
+    assert (row.state.listed, row.state.cause, row.state.exit_status, row.state.reason) == (Listed.ENDED, cause, exit_status, told)
+
+
 def test_a_requeued_job_is_the_next_start_from_the_moment_it_is_put_back() -> None:
     """Slurm counts restarts, so a pilot's word is known even to a factory that saw nothing of the first start."""
     assert states("squeue-completing")["11"].restart == 1

@@ -194,3 +194,18 @@ def test_closing_again_does_nothing_and_nothing_is_written_afterwards(journal: J
     journal.close()
     journal.append([entry(1)])
     assert again(folder) == {}
+
+
+def test_a_result_whose_buffer_is_gone_is_made_again_and_says_nothing_of_the_journal(
+    journal: Journal, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker tells of large results that only an earlier life of the manager may have; that the journal can be written stays true."""
+    done = threading.Event()
+    store: dict[ObjectName, bytes] = {}
+    large = CallEnd(CallId(1), 1, RETURNED, b"", (ObjectRef(ObjectName("a" * 32), 9),))
+    journal.append_large(b"key1", large, store.__getitem__, done.set)
+    assert done.wait(30)
+    journal.append([entry(2)])
+    journal.close()
+    assert set(again(folder)) == {b"key2"}
+    assert caplog.text.count("cannot be written") == 0

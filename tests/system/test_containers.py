@@ -255,7 +255,9 @@ def test_an_image_without_windlass_is_told(manager: windlass.Manager, start_pilo
     """Its Python loads none: here because the image says so."""
     bare = tmp_path / "bare"
     subprocess.run(["cp", "-al", image, bare], check=True)
-    [package] = bare.glob("opt/python/lib/python3*/site-packages/windlass")
+    # The second is where Debian's own Python has its packages.
+    places = "opt/python/lib/python3*/site-packages/windlass", "opt/python/local/lib/python3*/dist-packages/windlass"
+    [package] = [found for place in places for found in bare.glob(place)]
     package.rename(package.with_name("other"))
     start_pilots(container=bare, max_start_failures=1)
     manager.install_library("lib", of_env)
