@@ -179,8 +179,8 @@ def test_a_dry_run_is_what_is_submitted(start_backend: Start, make_request: Make
         ({"extra_directives": ["echo hello"]}, r"write lines as in a batch script, for example \['--mail-type=END'\]"),
         ({"job_name": "two words"}, "is no name for jobs"),
         ({"template": "/no/such/file"}, "there is no such file"),
-        ({"query_interval": 0}, "is not a number of seconds"),
-        ({"command_timeout": "soon"}, "is not a number of seconds"),
+        ({"query_interval": 0}, "is no time to wait"),
+        ({"command_timeout": "soon"}, "is no length of time"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused_before_anything_is_submitted(options: dict[str, Any], text: str) -> None:

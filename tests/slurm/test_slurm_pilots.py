@@ -52,7 +52,20 @@ def test_a_factory_that_was_killed_is_followed_by_one_that_takes_over_its_pilots
     manager: windlass.Manager, start_factory: StartFactory, until: Until
 ) -> None:
     """It finds them by their names, and submits none beside them."""
-    words = ["factory", "run", manager.name, "slurm", "--name", "keep", "--min-pilots", "2", "--max-pilots", "2", "--query-interval", "0.5"]
+    words = [
+        "factory",
+        "run",
+        manager.name,
+        "slurm",
+        "--name",
+        "keep",
+        "--min-pilots",
+        "2",
+        "--max-pilots",
+        "2",
+        "--query-interval",
+        "0.5s",
+    ]
     first = subprocess.Popen([sys.executable, "-m", "windlass.cli", *words], stderr=subprocess.DEVNULL)
     try:
         until("both serve", lambda: len(manager.status()["workers"]) == 2)
