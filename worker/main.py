@@ -470,8 +470,12 @@ class Worker:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        # The loop takes its handlers away when it closes: a signal that comes then must not change the exit status.
+        # The loop takes its handlers away when it closes: a signal that comes then must not change the exit status. Blocked here it would
+        # go to a thread that is still there, if there is one: so it is ignored as well.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        for number in SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
         self._guardian.sweep()
         if self._supply is not None:
             self._supply.remove()

@@ -112,6 +112,8 @@ class Watch:
         self._view = View({}, name=known.name, unicode=(console.encoding or "").lower().startswith("utf"))
         #: What stands on each line of the screen.
         self._shown: list[str] = []
+        #: The terminal's own, while it has others.
+        self._modes: list[Any] | None = None
         self._gone = ""
         self._wake = -1
 
@@ -223,7 +225,7 @@ class Watch:
         import termios
         import tty
 
-        modes = termios.tcgetattr(keyboard) if keyboard >= 0 else None
+        modes = self._modes = termios.tcgetattr(keyboard) if keyboard >= 0 else None
         self._console.set_alt_screen(True)
         self._console.show_cursor(False)
         try:
@@ -243,13 +245,10 @@ class Watch:
         import termios
         import tty
 
-        cbreak = termios.tcgetattr(keyboard) if keyboard >= 0 else None
         self._console.show_cursor(True)
         self._console.set_alt_screen(False)
-        if cbreak is not None:
-            cooked = list(cbreak)
-            cooked[3] |= termios.ECHO | termios.ICANON
-            termios.tcsetattr(keyboard, termios.TCSADRAIN, cooked)
+        if self._modes is not None:
+            termios.tcsetattr(keyboard, termios.TCSADRAIN, self._modes)
         os.kill(os.getpid(), signal.SIGSTOP)
         if keyboard >= 0:
             tty.setcbreak(keyboard, termios.TCSANOW)
