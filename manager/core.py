@@ -424,6 +424,7 @@ class Core(Attempts):
             self._end_impossible(now)
             self._lower_least()
             self.structure += 1
+            self.demand_changed = True  # calls that were one kind may be several, of which this pool can run some
 
     def factory_left(self, factory: str, now: float) -> None:
         """A factory is gone; its pilots may live on."""

@@ -21,6 +21,8 @@ from windlass.messages import (
     LibrarySpec,
     PilotId,
     PoolName,
+    PoolOffer,
+    PoolReport,
     Resources,
     WorkerId,
     WorkerInfo,
@@ -114,6 +116,16 @@ def test_factories_are_told_of_kinds_and_of_the_largest_call_of_each() -> None:
     join(core, "w", Resources(1.0, GB // 2))
     [shape] = core.demand(0.0).shapes
     assert (shape.waiting, shape.needs) == (3000, Resources(1.0, GB + 1000 * 2999))
+
+
+def test_a_pool_that_comes_is_told_of_the_calls_that_it_can_run() -> None:
+    """Before any pool was known they were one kind with a call that it cannot run, and it would never have begun a pilot for them."""
+    core = core_with([CallOptions(needs=Resources(memory=number * GB)) for number in (36, 39, 60)])
+    assert [shape.needs.memory for shape in core.demand(0.0).shapes] == [60 * GB]
+    for pool, has, expected in (("large", 80, {60: 3}), ("small", 40, {39: 2, 60: 1})):
+        core.pools_reported(pool, PoolReport((PoolOffer(PoolName(pool), Resources(1.0, has * GB)),)), 1.0)
+        assert core.demand_changed
+        assert {shape.needs.memory // GB: shape.waiting for shape in core.demand(1.0).shapes} == expected
 
 
 def test_a_worker_of_another_shape_tells_apart_what_was_alike() -> None:
