@@ -191,11 +191,22 @@ def test_each_error_and_each_link_leads_to_a_topic() -> None:
         ("there is no library 'foo'; did you mean 'bar'?", "UnknownName"),
         ("scratch /home/me is on a network filesystem", "it-works-and-is-slow"),
         ("its walltime is over, and no pool has a longer one", "CallTooLong"),
+        ("ModuleNotFoundError: No module named 'numpy'", "pilots-die-at-their-start"),
+        ("cannot pickle lock object", "NotPicklable"),
+        ("query_interval='30' has no unit: is it seconds, or minutes as Slurm has it? write '30s'", "UsageError"),
     ],
 )
 def test_what_users_see_leads_to_what_helps(text: str, first: str) -> None:
     """Lines as they stand in logs and in terminals."""
     assert manual().found(text)[0].name == first
+
+
+@pytest.mark.parametrize(
+    "text", ["nonsense", "connection refused", "ZeroDivisionError: float division", "my function returns None", "timeout"]
+)
+def test_a_word_that_some_text_of_a_wrong_use_has_does_not_lead_to_it(text: str) -> None:
+    """There are hundreds of such texts, and whoever has seen one has more of it than a word."""
+    assert "UsageError" not in [topic.name for topic in manual().found(text)]
 
 
 # ---------------------------------------------------------------- the command

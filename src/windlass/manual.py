@@ -11,7 +11,8 @@ there is, a traceback or a line of a log: names of errors in it go first, the la
 raised.  Then come *signs*: what tables of symptoms quote of others' words (``version 'GLIBC_...' not found``), where it stands so.
 Without one, words decide: each topic has *phrases* (rows of its tables, its paragraphs, and for errors the texts of the page of
 wrong uses), and the topic is taken whose phrase has most of the words asked for, rare ones counting more.  Below `ENOUGH` of them nothing
-is found, as a wrong answer helps less than none.
+is found, as a wrong answer helps less than none.  Of a text of wrong uses some words have to be asked for (`_LEAST_WORDS`, or half of a
+short one): there are so many that one of them has whatever word.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ ENOUGH: Final = 0.5
 NEARLY: Final = 0.85
 #: A paste may be a whole log; what decides is near its end.
 _MOST_LINES: Final = 400
-#: Shorter lines of it say nothing by themselves.
+#: Shorter lines of it say nothing by themselves; nor do fewer words of a text of wrong uses.
 _LEAST_WORDS: Final = 3
 #: Words that no phrase has are names, paths and values for the most part: they count as much as rather frequent ones.
 _UNKNOWN: Final = 1.5
@@ -162,8 +163,8 @@ class Manual:
     """All topics, in the order of their pages: errors and symptoms first."""
 
     topics: tuple[Topic, ...]
-    #: (name of a topic, its words): what words are looked for in.
-    phrases: tuple[tuple[str, frozenset[str]], ...]
+    #: (name of a topic, words, how many of them have to be asked for): what words are looked for in.
+    phrases: tuple[tuple[str, frozenset[str], int], ...]
     by_name: Mapping[str, Topic]
     #: How many phrases have a word.
     counts: Mapping[str, int]
@@ -200,10 +201,11 @@ class Manual:
         whole = sum(weights.values())
         if not whole:
             return
-        for name, words in self.phrases:
-            # Of two that have the same, the shorter says less of anything else.
-            share = sum(weights[word] for word in asked & words) / whole
-            yield name, share - 0.0005 * len(words)
+        for name, words, least in self.phrases:
+            same = asked & words
+            if len(same) >= least:
+                # Of two that have the same, the shorter says less of anything else.
+                yield name, sum(weights[word] for word in same) / whole - 0.0005 * len(words)
 
     def see_also(self, topic: Topic) -> tuple[str, ...]:
         """Names of topics that its links lead to, as they are asked for."""
@@ -268,12 +270,14 @@ def make_manual(pages: Iterable[tuple[str, str]]) -> Manual:
     texts = dict(pages)
     rank: dict[Kind, int] = {"symptom": 0, "error": 1, "page": 2, "section": 3}
     topics = sorted((topic for name, text in texts.items() for topic in read_page(name, text)), key=lambda topic: rank[topic.kind])
-    phrases = [(topic.name, words) for topic in topics if topic.kind in ("error", "symptom") for words in _phrases(topic)]
+    phrases = [(topic.name, words, 1) for topic in topics if topic.kind in ("error", "symptom") for words in _phrases(topic)]
     signs = tuple((topic.name, sign) for topic in topics if topic.kind == "symptom" for sign in _signs(topic))
     errors = {topic.name for topic in topics if topic.kind == "error"}
-    phrases += [(name, words) for name, words in _wrong_uses(texts.get(WRONG_USES, "")) if name in errors]
+    phrases += [
+        (name, words, min(_LEAST_WORDS, -(-len(words) // 2))) for name, words in _wrong_uses(texts.get(WRONG_USES, "")) if name in errors
+    ]
     phrases = list(dict.fromkeys(phrases))
-    return Manual(tuple(topics), tuple(phrases), _by_name(topics), Counter(word for _, words in phrases for word in words), signs)
+    return Manual(tuple(topics), tuple(phrases), _by_name(topics), Counter(word for _, words, _ in phrases for word in words), signs)
 
 
 def _by_name(topics: Sequence[Topic]) -> Mapping[str, Topic]:
