@@ -176,6 +176,9 @@ class Books:
                 return f"no pool can ever run this call of library {state.spec.name!r}: {reason}"
             if len(state.queues) > state.sweep_at:
                 self._sweep_queues(state)
+            if (options.needs.cores or options.needs.memory) and not state.steps.needed:
+                state.steps.needed = True
+                self._learn_shapes([*self.shapes, *(offer.resources for offer in self.all_offers())], (state,))
             queue = CallQueue(library, options, least_seconds, deque(), files=files, needs=state.steps.kind_of(options.needs))
             self._queues[key] = queue
             insort(state.queues, queue, key=rank)
@@ -213,6 +216,8 @@ class Books:
         """There are workers with these, or may be: calls that were alike to placement may not be so any more."""
         shapes = list(dict.fromkeys(shapes))
         for state in states:
+            if not state.steps.needed:
+                continue
             learned = [state.steps.learn(state.spec, of) for of in shapes]
             if any(learned):
                 for queue in state.queues:
@@ -435,7 +440,8 @@ class Books:
                 above = instance.serving and worker.usable and instance.outstanding > instance.places
                 assert instance.id in state.loaded or not above, "calls wait there, and would not be recalled"
             assert all(queue.needs == state.steps.kind_of(queue.options.needs) for queue in state.queues)
-            assert state.steps.known >= self.shapes.keys()
+            assert state.steps.needed or not any(queue.options.needs.cores or queue.options.needs.memory for queue in state.queues)
+            assert not state.steps.needed or state.steps.known >= self.shapes.keys()
         assert self.shapes == Counter(worker.info.resources for worker in self.workers.values())
         assert self._gained.keys() == self.workers.keys()
         assert self._spare.keys() <= self.workers.keys()

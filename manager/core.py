@@ -103,8 +103,7 @@ class Core(Attempts):
                     worker.crashes.pop(spec.id, None)
                 self.structure += 1
             return
-        state = self.libraries[spec.id] = LibraryState(spec)
-        self._learn_shapes([*self.shapes, *(offer.resources for offer in self.all_offers())], (state,))
+        self.libraries[spec.id] = LibraryState(spec)
         for function in spec.functions:
             self.functions[function.id] = function
         self.structure += 1

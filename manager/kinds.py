@@ -7,7 +7,9 @@ alike where they occupy the same number of slots on each worker, and what is dec
 what factories are told) must not be decided for each call. So cores and memory are rounded up to the next *step*: the most that a call may
 ask for and still occupy so many slots on a worker, or on a pilot that a pool offers. No worker tells two calls apart that are between the
 same two steps, so nothing is placed otherwise than by what was asked for; only how often it is thought about changes. Worker shapes that
-are new bring new steps (`Steps.learn`), and kinds are made anew.
+are new bring new steps (`Steps.learn`), and kinds are made anew. There may be as many shapes as workers, as no two nodes need have the
+same memory to the byte; so libraries of which no call has asked for cores or memory have no steps, and a new shape costs one that has some
+no more than its own few.
 
 Seconds that must be left where a call is placed are what somebody expects: where there are many kinds already, those of further ones are
 rounded up, by at most 3 % (`round_up`).
@@ -38,6 +40,8 @@ class Steps(msgspec.Struct):
     cores: list[float] = msgspec.field(default_factory=list[float])
     #: In bytes.
     memory: list[float] = msgspec.field(default_factory=list[float])
+    #: A call has asked for cores or memory: from then on it is to learn of all workers and pilots that there may be.
+    needed: bool = False
     known: set[Resources] = msgspec.field(default_factory=set[Resources])
     #: Above these, cores and memory are not rounded.
     exact_cores: float = float("inf")
@@ -53,9 +57,9 @@ class Steps(msgspec.Struct):
         weights = range(1, min(slots, STEPS_MOST) + 1)
         before = len(self.cores) + len(self.memory)
         if share.cores:
-            self.cores = _with(self.cores, (_most_cores(share.cores, weight) for weight in weights))
+            _add(self.cores, (_most_cores(share.cores, weight) for weight in weights))
         if share.memory:
-            self.memory = _with(self.memory, (_most_memory(share.memory, weight) for weight in weights))
+            _add(self.memory, (_most_memory(share.memory, weight) for weight in weights))
         if slots > STEPS_MOST:
             self.exact_cores = min(self.exact_cores, _most_cores(share.cores, STEPS_MOST))
             if share.memory:
@@ -76,8 +80,12 @@ def round_up(seconds: float) -> float:
     return ldexp(ceil(mantissa * 2 * _SECONDS_STEPS), exponent) / (2 * _SECONDS_STEPS)
 
 
-def _with(steps: list[float], more: Iterable[float]) -> list[float]:
-    return sorted({*steps, *more})
+def _add(steps: list[float], more: Iterable[float]) -> None:
+    """Each in its place: those that there are may be tens of thousands."""
+    for step in more:
+        place = bisect_left(steps, step)
+        if place == len(steps) or steps[place] != step:
+            steps.insert(place, step)
 
 
 def _up(asked: float, steps: list[float], exact: float) -> float:

@@ -138,6 +138,20 @@ def test_a_worker_of_another_shape_tells_apart_what_was_alike() -> None:
     assert len({queue.needs for queue in state.queues}) == 2
 
 
+def test_workers_that_are_all_different_cost_a_library_whose_calls_ask_for_nothing_no_steps() -> None:
+    """No two nodes need have the same memory. Once a call asks for some, the library has the steps of all of them."""
+    core = core_with([CallOptions()])
+    state = core.libraries[LibraryId("sim@1")]
+    for number in range(5):
+        join(core, f"w{number}", Resources(2.0, 8 * GB + number))
+    assert (state.steps.cores, state.steps.memory, len(state.steps.known)) == ([], [], 0)
+    core.submit([CallSpec(CallId(100), state.spec.id, FUNCTION, b"", options=CallOptions(needs=Resources(memory=GB)))], 0.0)
+    assert len(state.steps.known) == 5
+    join(core, "w5", Resources(4.0, 8 * GB))
+    assert len(state.steps.known) == 6
+    assert state.steps.memory == sorted(set(state.steps.memory))
+
+
 @pytest.mark.parametrize("expected", [False, True])
 def test_a_call_of_its_own_kind_each_costs_no_look_at_all_workers_for_each(expected: bool) -> None:
     """Three thousand of them and a tick: kinds that are thought about are few, whether memory or the time that is expected differs."""
