@@ -74,9 +74,9 @@ class Runner:
                 self._seen.add(kind)
                 self._need([kind.__module__])
 
-    def hoist(self, modules: Iterable[str | ModuleType]) -> None:
+    def hoist(self, modules: str | ModuleType | Iterable[str | ModuleType]) -> None:
         """These modules are needed, whatever was seen. Raises `UsageError` for what is none."""
-        for module in modules:
+        for module in [modules] if isinstance(modules, str | ModuleType) else modules:
             name = getattr(module, "__name__", module)
             if not isinstance(name, str):
                 raise UsageError(f"imports: {module!r} is no module; write a list of modules or of their names, as in imports=['numpy']")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,6 +53,14 @@ def test_a_runner_hoists_what_functions_and_their_arguments_need() -> None:
     assert runner.function is not first
     assert any(name.startswith("numpy") for name in hoisted(runner))
     assert runner.function(max, 1, 2) == 2
+
+
+def test_one_module_to_hoist_is_not_taken_for_its_letters() -> None:
+    """As ``lib_modules="numpy"`` of DaskVine's ``get`` would be."""
+    for module in ("statistics", ["statistics"], statistics):
+        runner = Runner(run)
+        runner.hoist(module)
+        assert "statistics" in hoisted(runner)
 
 
 @pytest.fixture
