@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from windlass.manager.libraries import LibraryState
-from windlass.manager.workers import Worker
-from windlass.messages import Demand, Means, PilotSeen, Resources, Shape
+from windlass.manager.workers import Worker, usual_weight
+from windlass.messages import Demand, LibrarySpec, Means, PilotSeen, Resources, Shape
 
 if TYPE_CHECKING:
     from windlass.manager.books import Books
@@ -34,12 +34,11 @@ def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now:
     for library in libraries:
         if library.failed:
             continue
-        per_slot = library.spec.per_slot
         mean, longest = library.durations.mean, library.durations.longest
         for queue in library.queues:
             if not queue.waiting and not queue.running:
                 continue
-            shape, asked = _shape(queue.needs, per_slot), _shape(queue.options.needs, per_slot)
+            shape, asked = _shape(queue.needs, library.spec), _shape(queue.options.needs, library.spec)
             largest[shape] = _larger(asked, largest.get(shape, asked))
             each = queue.options.expected_time or mean
             sums = shapes.setdefault(shape, [0, 0, 0.0, 0.0])
@@ -67,12 +66,13 @@ def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now:
     )
 
 
-def _shape(needs: Resources, per_slot: Resources) -> Resources:
-    """What a call takes at least: a slot of its library."""
+def _shape(needs: Resources, spec: LibrarySpec) -> Resources:
+    """What a call takes at least: as many slots of its library as have what it asks for."""
+    per_slot, slots = spec.per_slot, usual_weight(spec, needs)
     return Resources(
-        max(needs.cores, per_slot.cores, 1.0 if not per_slot.cores else 0.0),
-        max(needs.memory, per_slot.memory),
-        max(needs.gpus, per_slot.gpus),
+        max(needs.cores, slots * (per_slot.cores or 1.0)),
+        max(needs.memory, slots * per_slot.memory),
+        max(needs.gpus, slots * per_slot.gpus),
     )
 
 

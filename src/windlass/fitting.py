@@ -18,7 +18,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterable
 from types import FunctionType, ModuleType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from windlass import imports
 from windlass.errors import NotPicklable, UsageError
@@ -76,7 +76,7 @@ class Runner:
 
     def hoist(self, modules: str | ModuleType | Iterable[str | ModuleType]) -> None:
         """These modules are needed, whatever was seen. Raises `UsageError` for what is none."""
-        for module in [modules] if isinstance(modules, str | ModuleType) else modules:
+        for module in cast("Iterable[object]", [modules] if isinstance(modules, str | ModuleType) else modules):
             name = getattr(module, "__name__", module)
             if not isinstance(name, str):
                 raise UsageError(f"imports: {module!r} is no module; write a list of modules or of their names, as in imports=['numpy']")

@@ -118,6 +118,17 @@ def test_factories_are_told_of_kinds_and_of_the_largest_call_of_each() -> None:
     assert (shape.waiting, shape.needs) == (3000, Resources(1.0, GB + 1000 * 2999))
 
 
+def test_factories_are_told_of_the_slots_that_a_call_takes() -> None:
+    """A call of 5 GB takes three slots of a core and 2 GB: a pilot with one core would never run it, however much memory it has."""
+    core = Core()
+    spec = library(Resources(memory=2 * GB))
+    core.install(spec, 0.0)
+    options = CallOptions(needs=Resources(memory=5 * GB))
+    core.submit([CallSpec(CallId(1), spec.id, FUNCTION, b"", options=options)], 0.0)
+    [shape] = core.demand(0.0).shapes
+    assert shape.needs == Resources(3.0, 6 * GB)
+
+
 def test_a_pool_that_comes_is_told_of_the_calls_that_it_can_run() -> None:
     """Before any pool was known they were one kind with a call that it cannot run, and it would never have begun a pilot for them."""
     core = core_with([CallOptions(needs=Resources(memory=number * GB)) for number in (36, 39, 60)])
