@@ -21,7 +21,7 @@ import msgspec
 from windlass.manager.blocked import BlockedHosts
 from windlass.manager.calls import NOT_POSSIBLE, Call, CallQueue
 from windlass.manager.failures import Failures
-from windlass.manager.kinds import round_up
+from windlass.manager.kinds import KINDS_MOST, round_up
 from windlass.manager.libraries import NEVER, LibraryState, rank
 from windlass.manager.lineage import FIRST_REMAKE, Lineage
 from windlass.manager.names import Names
@@ -189,9 +189,15 @@ class Books:
                 state.tried = NEVER
         return queue
 
-    def _least(self, library: LibraryId, options: CallOptions) -> float:
+    def _least(self, library: LibraryId, options: CallOptions, files: bool) -> float:
+        """Seconds that must be left for a call: as for those with equal options that are known, however many kinds there were then."""
         state = self.libraries.get(library)
-        return least_of(options, self.all_offers(), len(state.kinds) if state is not None else 0)
+        if state is None or not options.expected_time:
+            return 0.0
+        offers = self.all_offers()
+        few, many = least_of(options, offers, 0), least_of(options, offers, KINDS_MOST)
+        known = (least for least in (few, many) if (library, options, least, files) in self._queues)
+        return next(known, few if len(state.kinds) < KINDS_MOST else many)
 
     def _sweep_queues(self, state: LibraryState) -> None:
         """Forget queues without calls."""
@@ -240,8 +246,9 @@ class Books:
 
     def _lower_least(self) -> None:
         """Pools have changed: calls that were queued before ask for no more time than pilots have."""
+        offers = self.all_offers()
         for key, queue in list(self._queues.items()):
-            least, expected = self._least(queue.library, queue.options), queue.options.expected_time
+            least, expected = least_of(queue.options, offers, KINDS_MOST), queue.options.expected_time
             new = (queue.library, queue.options, least, queue.files)
             if (
                 expected

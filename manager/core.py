@@ -135,7 +135,7 @@ class Core(Attempts):
             key = (spec.library, id(spec.options), files)
             queue = queue_of.get(key)
             if queue is None or queue.options is not spec.options:
-                found = self._queue_for(spec.library, spec.options, self._least(spec.library, spec.options), files)
+                found = self._queue_for(spec.library, spec.options, self._least(spec.library, spec.options, files), files)
                 if isinstance(found, str):
                     self._refuse(spec, found, now)
                     continue

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from windlass.manager.core import Core
-from windlass.manager.kinds import STEPS_MOST, Steps, round_up
+from windlass.manager.kinds import KINDS_MOST, STEPS_MOST, Steps, round_up
 from windlass.manager.placement import fits
 from windlass.messages import (
     CallId,
@@ -180,3 +180,14 @@ def test_a_call_of_its_own_kind_each_costs_no_look_at_all_workers_for_each(expec
     assert len(state.queues) == 3000
     assert len(state.kinds) == len({(queue.needs, queue.least_seconds) for queue in state.queues})
     assert len(state.kinds) <= (300 if expected else 1)
+
+
+def test_calls_with_equal_options_wait_together_however_many_kinds_there_are() -> None:
+    """Else, when a pool comes whose pilots live a little longer than such calls take, only one of two queues of them could ask for less
+    time, and the other's calls would wait for ever."""
+    long = CallOptions(expected_time=99.0)
+    core = core_with([long, *(CallOptions(expected_time=200.0 + number) for number in range(KINDS_MOST + 1)), long])
+    state = core.libraries[LibraryId("sim@1")]
+    assert [queue.waiting for queue in state.queues if queue.options == long] == [2]
+    core.pools_reported("f", PoolReport((PoolOffer(PoolName("p"), Resources(1.0), 100.0),)), 1.0)
+    assert [queue.least_seconds for queue in state.queues if queue.options == long] == [90.0]
