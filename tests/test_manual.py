@@ -187,6 +187,7 @@ def test_each_error_and_each_link_leads_to_a_topic() -> None:
     [
         ("ModuleNotFoundError: No module named 'windlass'", "pilots-die-at-their-start"),
         ("/env/bin/python: /lib/libc.so.6: version `GLIBC_2.34' not found", "pilots-die-at-their-start"),
+        ("sh: 12: /env/bin/python3: No such file or directory", "pilots-die-at-their-start"),
         ("3 calls wait, and there are neither pilots nor a factory", "nothing-happens-calls-wait"),
         ("there is no library 'foo'; did you mean 'bar'?", "UnknownName"),
         ("scratch /home/me is on a network filesystem", "it-works-and-is-slow"),
@@ -207,6 +208,12 @@ def test_what_users_see_leads_to_what_helps(text: str, first: str) -> None:
 def test_a_word_that_some_text_of_a_wrong_use_has_does_not_lead_to_it(text: str) -> None:
     """There are hundreds of such texts, and whoever has seen one has more of it than a word."""
     assert "UsageError" not in [topic.name for topic in manual().found(text)]
+
+
+def test_a_file_that_a_call_does_not_find_is_not_the_python_of_a_pilot() -> None:
+    """Both have the same words at their ends."""
+    names = [topic.name for topic in manual().found("FileNotFoundError: [Errno 2] No such file or directory: 'results'")]
+    assert not {"pilots-die-at-their-start", "UsageError"} & set(names)
 
 
 # ---------------------------------------------------------------- the command

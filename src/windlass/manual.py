@@ -11,8 +11,8 @@ there is, a traceback or a line of a log: names of errors in it go first, the la
 raised.  Then come *signs*: what tables of symptoms quote of others' words (``version 'GLIBC_...' not found``), where it stands so.
 Without one, words decide: each topic has *phrases* (rows of its tables, its paragraphs, and for errors the texts of the page of
 wrong uses), and the topic is taken whose phrase has most of the words asked for, rare ones counting more.  Below `ENOUGH` of them nothing
-is found, as a wrong answer helps less than none.  Of a text of wrong uses some words have to be asked for (`_LEAST_WORDS`, or half of a
-short one): there are so many that one of them has whatever word.
+is found, as a wrong answer helps less than none.  Of a text of wrong uses some words have to be asked for
+(`_LEAST_OF_WRONG`): there are so many that one of them has whatever word.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ ENOUGH: Final = 0.5
 NEARLY: Final = 0.85
 #: A paste may be a whole log; what decides is near its end.
 _MOST_LINES: Final = 400
-#: Shorter lines of it say nothing by themselves; nor do fewer words of a text of wrong uses.
+#: Shorter lines of it say nothing by themselves.
 _LEAST_WORDS: Final = 3
+#: So many words of a text of wrong uses have to be asked for, or half of a shorter one's.
+_LEAST_OF_WRONG: Final = 4
 #: Words that no phrase has are names, paths and values for the most part: they count as much as rather frequent ones.
 _UNKNOWN: Final = 1.5
 
@@ -274,7 +276,7 @@ def make_manual(pages: Iterable[tuple[str, str]]) -> Manual:
     signs = tuple((topic.name, sign) for topic in topics if topic.kind == "symptom" for sign in _signs(topic))
     errors = {topic.name for topic in topics if topic.kind == "error"}
     phrases += [
-        (name, words, min(_LEAST_WORDS, -(-len(words) // 2))) for name, words in _wrong_uses(texts.get(WRONG_USES, "")) if name in errors
+        (name, words, min(_LEAST_OF_WRONG, -(-len(words) // 2))) for name, words in _wrong_uses(texts.get(WRONG_USES, "")) if name in errors
     ]
     phrases = list(dict.fromkeys(phrases))
     return Manual(tuple(topics), tuple(phrases), _by_name(topics), Counter(word for _, words, _ in phrases for word in words), signs)
