@@ -96,6 +96,7 @@ def test_links_become_words_and_names_to_ask_for(small: Manual) -> None:
     "asked",
     [
         *("UnknownName", "unknownname", "windlass.UnknownName", "windlass.errors.UnknownName", "UnknownName:"),
+        *("unknown name", "Unknown  Name"),
         *("docs/troubleshooting.md#unknownname", "windlass explain UnknownName", "what to do: windlass explain UnknownName"),
     ],
 )

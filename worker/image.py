@@ -27,8 +27,8 @@ from typing import Final
 STARTERS: Final = frozenset({"starter", "starter-suid"})
 #: What each image has: it is what starts the worker there.
 SHELL: Final = "/bin/sh"
-#: What a filesystem says whose server has gone.
-GONE: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENODEV})
+#: What a filesystem says whose server has gone. EIO is not among them: a network filesystem below the image may say that once.
+GONE: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV})
 #: Apptainer unmounts and ends what it has started when the worker has ended; it gets so many seconds.
 PATIENCE_SECONDS: Final = 10.0
 

@@ -40,6 +40,8 @@ ENOUGH: Final = 0.5
 NEARLY: Final = 0.85
 #: A paste may be a whole log; what decides is near its end.
 _MOST_LINES: Final = 400
+#: And so many of a line.
+_MOST_CHARACTERS: Final = 4000
 #: Shorter lines of it say nothing by themselves.
 _LEAST_WORDS: Final = 3
 #: So many words of a text of wrong uses have to be asked for, or half of a shorter one's.
@@ -177,11 +179,12 @@ class Manual:
         """The topic of this name, as people and texts of Windlass write it."""
         word = _BEFORE.sub("", asked.strip().strip("`'\"")).strip().strip("`'\"")
         word = re.sub(r"\.md(?=#|$)", "", word).rstrip(":.").lower()
-        return self.by_name.get(word) or self.by_name.get(anchor(word))
+        # "slot died" is SlotDied.
+        return self.by_name.get(word) or self.by_name.get(anchor(word)) or self.by_name.get("".join(word.split()))
 
     def found(self, text: str) -> tuple[Topic, ...]:
         """What a text is about, the best first; () where that cannot be told."""
-        lines = text.splitlines()[-_MOST_LINES:]
+        lines = [line[:_MOST_CHARACTERS] for line in text.splitlines()[-_MOST_LINES:]]
         errors = {topic.name: topic for topic in self.topics if topic.kind == "error"}
         told = [name for line in reversed(lines) for name in reversed(_CLASS.findall(line)) if name in errors]
         if told:
