@@ -55,8 +55,10 @@ def serving(manager: windlass.Manager) -> int:
 
 
 def main() -> None:
-    chosen = arguments(__doc__, rounds=3, calls=2400, percent=100)
-    draws = {shape: iter(range(1, 10**6)) for shape in SHAPES}
+    names = {f"{workers}x{slots}": (workers, slots) for workers, slots in SHAPES}
+    chosen = arguments(__doc__, rounds=3, parts=list(names), calls=2400, percent=100)
+    shapes = [shape for name, shape in names.items() if name in chosen.parts]
+    draws = {shape: iter(range(1, 10**6)) for shape in shapes}
     simulated: list[float] = []
     late: list[float] = []
 
@@ -70,7 +72,7 @@ def main() -> None:
         late.append(max(simulation.began[call] - starts[call - 1] for call in simulation.began))
         return makespan(durations, workers, slots), ideal
 
-    runs = in_turns(chosen.rounds, {f"{workers} x {slots}": partial(one_round, workers, slots) for workers, slots in SHAPES})
+    runs = in_turns(chosen.rounds, {f"{workers} x {slots}": partial(one_round, workers, slots) for workers, slots in shapes})
     ratios = {name: [took / ideal for took, ideal in found] for name, found in runs.items()}
     rows = [
         (name, median(took for took, _ in found), median(ideal for _, ideal in found), median(ratios[name]), max(ratios[name]))

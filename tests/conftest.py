@@ -8,6 +8,7 @@ test run without an exec have no mark, but are its children.
 from __future__ import annotations
 
 import fcntl
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -38,6 +39,12 @@ LONG = {"test_evaluation.py", "test_fault_matrix.py", "test_benchmarks.py", "tes
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG and item.path.parent.name not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests are there until the end: the garbage collector need not look at them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

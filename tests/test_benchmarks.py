@@ -48,7 +48,7 @@ SMALLEST = {
     "connections": ["--workers", "4", "--calls", "200", "--newcomers", "1"],
     "transfer": ["--megabytes", "5", "--workers", "3"],
     "hoisting": ["--calls", "4", "--slow-calls", "1", "--quick-calls", "20"],
-    "imbalance": ["--calls", "100", "--percent", "5"],
+    "imbalance": ["--calls", "200", "--percent", "5", "--parts", "4x4,1x16"],
     "cost": ["--calls", "400"],
     "rest": ["--seconds", "1"],
     "journal": ["--calls", "500"],
