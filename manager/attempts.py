@@ -174,7 +174,7 @@ class Attempts(Dispatch):
         """The queue for a call that asks for twice the memory it had, or for the most there is if that is more than its share was."""
         options = call.queue.options
         spec = self.libraries[call.spec.library].spec
-        known = [*self.shapes] + [offer.resources for offer in self.all_offers()]
+        known = self.all_shapes()
         share = max(options.needs.memory, detail.share)
         twice = 2 * max(share, detail.peak_memory)
         for memory in sorted({twice, *(of.memory for of in known if share < of.memory < twice)}, reverse=True):

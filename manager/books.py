@@ -163,6 +163,10 @@ class Books:
         # Asked by the program's threads too, while the manager's goes on.
         return tuple(offer for offers in list(self.offers.values()) for offer in offers)
 
+    def all_shapes(self) -> list[Resources]:
+        """What workers have, and what pilots of all pools would have."""
+        return [*self.shapes, *(offer.resources for offer in self.all_offers())]
+
     def _queue_for(self, library: LibraryId, options: CallOptions, least_seconds: float, files: bool = False) -> CallQueue | str:
         """The queue of a signature; or why there can be none."""
         state = self.libraries.get(library)
@@ -178,7 +182,7 @@ class Books:
                 self._sweep_queues(state)
             if (options.needs.cores or options.needs.memory) and not state.steps.needed:
                 state.steps.needed = True
-                self._learn_shapes([*self.shapes, *(offer.resources for offer in self.all_offers())], (state,))
+                self._learn_shapes(self.all_shapes(), (state,))
             queue = CallQueue(library, options, least_seconds, deque(), files=files, needs=state.steps.kind_of(options.needs))
             self._queues[key] = queue
             insort(state.queues, queue, key=rank)
