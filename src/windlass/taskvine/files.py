@@ -174,7 +174,9 @@ class File:
 def _unpack(archive: str, fresh: str, folder: str) -> None:
     """Unpack to ``fresh``, and put that where ``folder`` is to be. What is in such a folder stays, but for files of the same name."""
     with tarfile.open(archive) as opened:
-        opened.extractall(fresh, filter="tar")
+        # What an argument would say: Python 3.11 up to 3.11.3 has neither that nor the filter, and takes no notice.
+        opened.extraction_filter = getattr(tarfile, "tar_filter", lambda member, path: member)
+        opened.extractall(fresh)
     if not os.path.isdir(folder):
         os.rename(fresh, folder)
         return
