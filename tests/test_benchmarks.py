@@ -61,7 +61,7 @@ MAY_BE_NOTHING = {"manager_cpu_percent_no_pilots", "manager_cpu_percent", "worke
 #: What a few calls cost with a journal is lost in the noise.
 MAY_BE_LESS = {("journal", "cost")}
 #: The smallest load; memory that grows would tell nothing of so little.
-LOAD = "--parts workers,cancels,callbacks,large,simulated --workers 4 --hold 1 --cancels 300 --megabytes 2 --simulated 200000"
+LOAD = "--parts workers,cancels,callbacks,large,simulated --workers 4 --hold 1 --cancels 300 --megabytes 2 --simulated 50000"
 
 
 def documented_keys(name: str) -> set[str]:
@@ -119,11 +119,11 @@ def simulate(*words: str, hash_seed: str = "0") -> dict[str, object]:
 
 def test_the_simulation_runs_and_what_must_hold_does(nothing_left_running: None) -> None:
     """All its parts, with some pilots; the documented keys."""
-    figures = simulate("--pilots", "20", "--calls", "2000", "--memory-calls", "200000", "--steady-calls", "2000")
+    figures = simulate("--pilots", "20", "--calls", "2000", "--memory-calls", "50000", "--steady-calls", "2000")
     assert documented_keys("simulate")
     assert documented_keys("simulate") <= set(figures)
     assert figures["calls"] == 2000
-    assert figures["memory_calls"] == 200_000
+    assert figures["memory_calls"] == 50_000
 
 
 def test_the_simulation_depends_on_its_seed_alone(nothing_left_running: None) -> None:
