@@ -426,10 +426,15 @@ class Books:
         assert all(call.parked == name and not call.worker for name, calls in self.parked.items() for call in calls)
         assert all(self.parked.values())
         self.lineage.check()
+        running, held = Counter[int](), Counter[tuple[WorkerId, LibraryId]]()
+        for worker in self.workers.values():
+            for call in worker.calls.values():
+                running[id(call.queue)] += 1
+                held[worker.id, call.spec.library] += call.weight
         for queue in self._queues.values():
             live = sum(not call.cancelled for call in queue.every())
             assert queue.waiting == live, f"{queue.waiting} counted, {live} waiting"
-            assert queue.running == sum(call.queue is queue for one in self.workers.values() for call in one.calls.values())
+            assert queue.running == running[id(queue)]
         for state in self.libraries.values():
             assert state.waiting == sum(queue.waiting for queue in state.queues)
             assert state.plain == sum(queue.plain for queue in state.queues)
@@ -439,9 +444,9 @@ class Books:
             for instance in state.instances.values():
                 worker = self.workers[instance.worker]
                 assert worker.instances[instance.id] is instance
-                held = sum(call.weight for call in worker.calls.values() if call.spec.library == state.spec.id)
                 if worker.by_library.get(instance.library) is instance:
-                    assert instance.outstanding == held, f"{instance.outstanding} outstanding, {held} held"
+                    there = held[worker.id, instance.library]
+                    assert instance.outstanding == there, f"{instance.outstanding} outstanding, {there} held"
                 assert 0 <= instance.target <= instance.slots
                 assert instance.places == instance.target * (state.spec.concurrency if instance.target == instance.slots else 1)
                 assert instance.id not in state.idle or instance.outstanding < instance.places

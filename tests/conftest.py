@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import hashlib
 import importlib.metadata
 import importlib.util
+import lzma
 import os
 import re
 import shlex
@@ -23,6 +25,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -45,6 +48,7 @@ def pytest_collection_finish() -> None:
     """Thousands of tests are there until the end: the garbage collector need not look at them again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000)
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -97,26 +101,42 @@ def mounted() -> Iterator[Path]:
 PACKED = {"windlass", "numpy"}
 
 
+@pytest.fixture(scope="session")
+def of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of a run of tests share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _environments_are_packed_quickly() -> Iterator[None]:
-    """An archive of a third of the size is worth 15 s of a user's time, once, and not of every test's."""
+def _environments_are_packed_quickly(of_the_run: Path) -> Iterator[None]:
+    """An archive of a third of the size is worth 15 s of a user's time, once, and not of every test's. Nor are equal boots packed again."""
+    compress = lzma.compress
+
+    def compress_once(data: bytes, *options: Any, **more: Any) -> bytes:
+        kept = of_the_run / f"boot-{hashlib.sha256(data + repr((options, more)).encode()).hexdigest()}"
+        if not kept.exists():
+            fresh = kept.with_suffix(f".{os.getpid()}")
+            fresh.write_bytes(compress(data, *options, **more))
+            fresh.rename(kept)
+        return kept.read_bytes()
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lzma, "compress", compress_once)
         patch.setattr("windlass.environment_boot.LEVEL", 0)
         patch.setattr("windlass.environment_archive.LEVEL", 0)
         yield
 
 
 @pytest.fixture(scope="session")
-def packed_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packed_environment(of_the_run: Path) -> Path:
     """An archive of the environment in which the tests run, without most of its packages; one for all processes of a run of tests."""
     from windlass import environment
     from windlass.environment_contents import normalized
     from windlass.factory.shipping import NEEDED
 
-    base = tmp_path_factory.getbasetemp()
-    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    archive = folder / "environment.tar.gz"
-    with (folder / "environment.lock").open("w") as lock:
+    archive = of_the_run / "environment.tar.gz"
+    with (of_the_run / "environment.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not archive.exists():
             kept = PACKED | {normalized(name) for name in NEEDED}

@@ -17,6 +17,7 @@ if __name__ == "__main__":
     from windlass.worker.guardian import Guardian
 
     guardian = Guardian()
+    from windlass.worker import lean  # noqa: F401 # pyright: ignore[reportUnusedImport]
     from windlass.worker.main import main
 
     sys.exit(main(sys.argv[1:], guardian))

@@ -29,6 +29,8 @@ the worker reads the row.
 
 from __future__ import annotations
 
+from windlass.worker import lean  # noqa: F401 # pyright: ignore[reportUnusedImport] # isort: skip - before msgspec
+
 import faulthandler
 import gc
 import os

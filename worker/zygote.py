@@ -19,7 +19,8 @@ and slots survive them; processes that user code starts do not inherit this.
 
 from __future__ import annotations
 
-from windlass.worker import forks  # isort: skip - the first, to see what threading and logging register
+from windlass.worker import lean  # noqa: F401 # pyright: ignore[reportUnusedImport] # isort: skip - before msgspec
+from windlass.worker import forks  # isort: skip - soon, to see what threading and logging register
 
 import gc
 import os

@@ -244,12 +244,14 @@ class _Search:
 
 
 def _statements(tree: ast.AST, *, everything: bool) -> Iterator[ast.AST]:
-    """All nodes but those for type checkers; without ``everything`` none of functions, or for running the file as a program, either."""
+    """All statements but those for type checkers; without ``everything`` none of functions, or for running it as a program, either."""
     for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):
+            continue  # no import stands in an expression
         test = ast.dump(node.test) if isinstance(node, ast.If) else ""
         if "TYPE_CHECKING" in test or ("'__main__'" in test and not everything):
             continue
-        if not everything and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if not everything and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         yield node
         yield from _statements(node, everything=everything)
