@@ -11,6 +11,7 @@ import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -310,7 +311,7 @@ def test_the_command_says_what_it_made(
 ) -> None:
     from windlass.cli import main
 
-    monkeypatch.setattr("windlass.environment_archive.make_boot", lambda made, of: None)  # a second boot would take seconds
+    monkeypatch.setattr("windlass.environment_archive.make_boot", Mock(return_value=None))  # a second boot would take seconds
     assert main(["environment", "pack", "--from", str(venv.folder), "-o", str(tmp_path / "e.tgz"), "--json"]) == 0
     out, err = capfd.readouterr()
     said = json.loads(out)

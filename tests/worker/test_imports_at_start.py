@@ -15,9 +15,11 @@ import windlass
 
 #: Modules of a worker that has connected and has no library yet (218 with Python 3.11), and of a slot that has served (146).
 WORKER_MODULES, SLOT_MODULES = 235, 165
-#: Packages that are not the standard library's; sitecustomize and _distutils_hack are the interpreter's.
-WORKER_PACKAGES = {"windlass", "msgspec", "uvloop", "sitecustomize", "usercustomize", "_distutils_hack"}
-SLOT_PACKAGES = (WORKER_PACKAGES | {"cloudpickle"}) - {"uvloop"}
+#: What is the interpreter's, and that of some systems.
+INTERPRETERS = {"sitecustomize", "usercustomize", "_distutils_hack", "apport_python_hook"}
+#: Other packages that are not the standard library's.
+WORKER_PACKAGES = {"windlass", "msgspec", "uvloop"} | INTERPRETERS
+SLOT_PACKAGES = {"windlass", "msgspec", "cloudpickle"} | INTERPRETERS
 #: Large parts of the standard library that neither has any use for at its start.
 HEAVY = {"argparse", "email", "http", "json", "multiprocessing", "pydoc", "sqlite3", "unittest", "urllib.request", "xml"}
 #: And what slots have no use for besides: they do no input and output but their own.
