@@ -48,6 +48,7 @@ from windlass.factory.backend import (
     PoolDefaults,
     Tag,
 )
+from windlass.factory.commands import PASSING
 from windlass.factory.condor_client import COMMAND, CondorClient, NoBindings, Refused
 from windlass.factory.htcondor_words import Incarnation, SubmitOptions
 from windlass.factory.launch import own_template, pilot_script
@@ -166,7 +167,7 @@ class HTCondorBackend:
         except UsageError as error:
             raise Rejected(str(error)) from None
         except OSError as error:
-            raise Rejected(f"cannot write what is to be submitted: {error}") from None
+            raise (Unreachable if error.errno in PASSING else Rejected)(f"cannot write what is to be submitted: {error}") from None
         if request.avoid:
             self._require_other_nodes(request)
         try:

@@ -30,6 +30,7 @@ import msgspec
 
 from windlass.errors import BatchError, Closed, OverLimit, Rejected, Unreachable
 from windlass.factory.backend import Backend, PilotState, SharedQueries
+from windlass.factory.commands import PASSING
 from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Release, Submit
 from windlass.factory.ledger import Ledger
 from windlass.factory.planner import Promise
@@ -302,7 +303,7 @@ class Keeper:
         if isinstance(instruction, Submit) and isinstance(error, OverLimit):
             log.info("%s: %s", kept.name, text)
             core.over_limit(instruction.request.ticket, text, instruction.count, now)
-        elif isinstance(instruction, Submit) and not isinstance(error, Unreachable):
+        elif isinstance(instruction, Submit) and not isinstance(error, Unreachable) and getattr(error, "errno", None) not in PASSING:
             core.rejected(instruction.request.ticket, text)
             if core.history.paused:
                 log.warning("%s is paused, as its pilots are refused: %s; %s", kept.name, text, how_to_resume(core.pool.name))

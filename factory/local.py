@@ -9,7 +9,6 @@ and leaves when that was killed."""
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -29,14 +28,13 @@ from windlass.factory.backend import (
     Tag,
     pilot_word,
 )
+from windlass.factory.commands import PASSING
 from windlass.factory.launch import needs_script, pilot_script, with_pilot
 from windlass.factory.logs import PilotLogs
 from windlass.factory.processes import Process, Processes, tail_of
 
 #: Seconds between SIGTERM and SIGKILL for what is still there when a factory ends.
 LAST_GRACE: float = 1.0
-#: Errors of starting a process that say "not now".
-SHORT_OF: frozenset[int] = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 
 
 def state_of(process: Process, job: JobId, ticket: str, restart: int | None = None) -> PilotState:
@@ -105,7 +103,7 @@ class LocalBackend:
                 if jobs:
                     break  # those that started count; the rest is asked for again
                 text = f"cannot start {request.command[0]}: {error.strerror or error}"
-                raise (OverLimit if error.errno in SHORT_OF else Rejected)(text) from None
+                raise (OverLimit if error.errno in PASSING else Rejected)(text) from None
             self._number += 1
             self._places.submitted([job])
             self._tickets[job] = request.ticket

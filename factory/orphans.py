@@ -1,8 +1,10 @@
 """For the command line: what pilots there are whose manager is gone, and whether a batch system takes a request at all.
 
 Theory of operation: pilots leave by themselves when their manager is gone; those that wait in the queue do so when they start, maybe days
-later, and take an hour's place in it.  All pilots of a user carry the names of their factory and manager, so one query finds them,
-whoever submitted them.  A manager counts as gone when this user's state folder has no connection file of it, or when nothing answers there.
+later, and take an hour's place in it: these are orphans.  What runs is not ended here: its manager may be alive where this machine cannot
+see it, or be about to begin anew with its journal.  All pilots of a user carry the names of their factory and manager, so one query finds
+them, whoever submitted them.  A manager counts as gone when this user's state folder has no connection file of it, or when nothing answers
+there.
 """
 
 from __future__ import annotations
@@ -28,9 +30,14 @@ class Found:
 
     @property
     def is_orphan(self) -> bool:
-        """Its manager is gone, and it is not about to be as well. A manager that waits in the queue itself has no pilots yet."""
+        """It waits, and its manager is gone. A manager that waits in the queue itself has no pilots yet."""
         is_manager = self.tag.factory == f"manager-{self.tag.manager}"[:64]  # as windlass.manager_job names it
-        return self.manager != "running" and self.state.listed is not Listed.ENDING and not is_manager
+        return self.manager != "running" and self.state.listed in (Listed.QUEUED, Listed.HELD) and not is_manager
+
+    @property
+    def leaves(self) -> bool:
+        """It runs, and will find that its manager is gone, if it is."""
+        return self.manager != "running" and self.state.listed is Listed.RUNNING
 
 
 def state_of_manager(name: str) -> str:
@@ -98,8 +105,12 @@ def _as_json(found: Sequence[Found], remove: bool) -> str:
 
 
 def _as_text(found: Sequence[Found], orphans: Sequence[Found], remove: bool, backend: str) -> str:
-    kept = len(found) - len(orphans)
-    others = f"{kept} pilot{'s' if kept != 1 else ''} of running managers {'are' if kept != 1 else 'is'} left alone" if kept else ""
+    leaving = sum(one.leaves for one in found)
+    kept = len(found) - len(orphans) - leaving
+    told = [f"{kept} pilot{'s' if kept != 1 else ''} of running managers {'are' if kept != 1 else 'is'} left alone"] if kept else []
+    if leaving:
+        told.append(f"{leaving} that run{'s' if leaving == 1 else ''} will leave when no manager is found")
+    others = "; ".join(told)
     if not orphans:
         return f"no orphans in {backend}" + (f"; {others}" if others else "")
     lines = [f"{'JOB':<16} {'STATE':<9} {'FACTORY':<20} MANAGER"]

@@ -30,7 +30,7 @@ from typing import ClassVar, cast
 from windlass.errors import OverLimit, Rejected, Unreachable, UsageError, require_flag
 from windlass.factory import slurm_words, values
 from windlass.factory.backend import Backend, CommandLimits, JobId, Listed, PilotRequest, PilotState, PoolDefaults, Tag
-from windlass.factory.commands import Ran, clean_environment, run_command
+from windlass.factory.commands import PASSING, Ran, clean_environment, run_command
 from windlass.factory.launch import own_template, pilot_script
 from windlass.factory.logs import PilotLogs
 from windlass.factory.pool import NAME
@@ -110,6 +110,8 @@ class SlurmBackend:
         self._doubtful: set[JobId] = set()
         #: Pilots that had not ended when they were last heard of.
         self._live: set[JobId] = set()
+        #: Nodes to avoid whose names Slurm refused, and what is said instead: at most two commands are lost for each set of them.
+        self._spelled: dict[tuple[str, ...], tuple[str, ...]] = {}
         #: Tasks that an array may have, where it was refused for its size; 0: not known.
         self._max_array = 0
 
@@ -134,12 +136,19 @@ class SlurmBackend:
     def submit(self, request: PilotRequest, count: int) -> Sequence[JobId]:
         if self._max_array:
             count = min(count, self._max_array)
+        while request.avoid in self._spelled:
+            request = replace(request, avoid=self._spelled[request.avoid])
         ran = self._submit(request, count)
         if ran.status != 0 and count > 1 and slurm_words.is_array_refused(ran.stderr):
             # How large arrays may be is worth a command when the first is refused, and only then.
             self._max_array = slurm_words.read_max_array(self._run(("scontrol", "show", "config")).stdout)
             if self._max_array < count:
                 return self.submit(request, self._max_array)
+        if ran.status and request.avoid and slurm_words.are_nodes_unknown(ran.stderr):
+            # Hosts that the program blocked go by their own names: in a domain, or of another pool.
+            short = tuple(dict.fromkeys(name.partition(".")[0] for name in request.avoid))
+            self._spelled[request.avoid] = short if short != request.avoid else ()
+            return self.submit(request, count)
         if ran.stopped:
             raise OverLimit(f"Slurm has too many jobs: {slurm_words.tidy(ran.stderr)}")
         if ran.status != 0 and not (ran.timed_out and ran.stdout.strip()):
@@ -155,7 +164,7 @@ class SlurmBackend:
         try:
             return self._run(slurm_words.SUBMIT, text=script, stop_at=slurm_words.QUEUE_FULL)
         except OSError as error:
-            raise Rejected(f"cannot start sbatch: {error.strerror or error}") from None
+            raise (Unreachable if error.errno in PASSING else Rejected)(f"cannot start sbatch: {error.strerror or error}") from None
 
     def query(self) -> Sequence[PilotState]:
         return self._own(self._rows())

@@ -158,8 +158,11 @@ NEVER_IN_PARTITION: Final[Mapping[str, str]] = {
     "PartitionTimeLimit": "its walltime is longer than the partition allows",
     "PartitionNodeLimit": "it asks for more nodes, or fewer, than the partition allows",
     "PartitionConfig": "the partition has no such nodes",
-    "PartitionDown": "the partition is down",
-    "PartitionInactive": "the partition is inactive",
+}
+#: What a job waits for that an administrator ends, as after an upgrade: places in the queue are not to be given up for it.
+CLOSED: Final[Mapping[str, str]] = {
+    "PartitionDown": "the partition is down; jobs start when it is up again",
+    "PartitionInactive": "the partition is inactive; jobs start when it is up again",
 }
 #: Sentences that say who may use the partition; Slurm without accounts in a database takes such jobs and never starts them.
 _NOT_PERMITTED: Final = re.compile(r"(Job|User)'s (account|QOS|group)s? not (known, so it can't|permitted to) use this partition")
@@ -185,7 +188,9 @@ def listed_as(state: str, reason: str, wait_status: int, *, several_partitions: 
     reason = "" if reason in ("None", "N/A") else reason
     if state == "PENDING":
         never = why_never(reason, several_partitions=several_partitions)
-        return (Listed.HELD, Cause.UNKNOWN, never, None) if never else (Listed.QUEUED, Cause.UNKNOWN, reason, None)
+        if never:
+            return Listed.HELD, Cause.UNKNOWN, never, None
+        return Listed.QUEUED, Cause.UNKNOWN, f"{reason}: {CLOSED[reason]}" if reason in CLOSED else reason, None
     if state == "FAILED":
         return _failed(reason, wait_status)
     listed, cause = STATES.get(state, (Listed.RUNNING, Cause.UNKNOWN))
@@ -297,6 +302,11 @@ def tidy(stderr: str) -> str:
 def is_array_refused(stderr: str) -> bool:
     """sbatch refused the size of the array."""
     return "Invalid job array specification" in stderr
+
+
+def are_nodes_unknown(stderr: str) -> bool:
+    """sbatch refused names of nodes."""
+    return "Invalid node name specified" in stderr
 
 
 def only_ended(stderr: str) -> bool:

@@ -37,7 +37,7 @@ from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Targe
 from windlass.manager.client import Client
 from windlass.manager.declaring import Declaring
 from windlass.manager.future import CallFuture
-from windlass.manager.implicit import Implicit
+from windlass.manager.implicit import Implicit, Kind
 from windlass.manager.journal import Journal
 from windlass.manager.library import Library
 from windlass.manager.memory import JOURNALED, MEMOIZED, Memory
@@ -436,11 +436,12 @@ class Door(Implicit, Declaring):
         latest = self._latest
         if concurrency != 1 and not is_async(fn):
             concurrency = 1
-        if latest is not None and latest[0] is defined and latest[1] is memoize and latest[2] == concurrency:
+        chosen = options or DEFAULT_OPTIONS
+        kind = (concurrency, chosen.needs.gpus)
+        if latest is not None and latest[0] is defined and latest[1] is memoize and latest[2] == kind:
             spec, target = latest[3], latest[4]
         else:
-            spec, target = self._implicit_target(fn, defined, memoize, concurrency)
-        chosen = options or DEFAULT_OPTIONS
+            spec, target = self._implicit_target(fn, defined, memoize, Kind(*kind))
         if chosen is not DEFAULT_OPTIONS:
             self._check_possible(spec, chosen)
         if inputs or outputs:

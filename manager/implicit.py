@@ -4,7 +4,8 @@ Theory of operation
 -------------------
 It has no functions of its own; functions are added to it by content.  When one needs an import that is not hoisted yet, a new version with
 more imports follows the old one, so busy slots finish undisturbed.  Versions are named by what they hoist, so programs that need the same
-share warm instances.  Async functions of which slots are to run many at once have one of their own, for each such number.
+share warm instances.  Async functions of which slots are to run many at once have one of their own, for each such number, and so have calls
+that want GPUs: a slot has as many as one of its calls.
 
 A loop calls one function again and again, so what was called last stands ready: whoever submits looks there first.
 """
@@ -17,7 +18,7 @@ import threading
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -42,6 +43,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("windlass.manager")
 
 
+class Kind(NamedTuple):
+    """Which of the implicit libraries a call is of."""
+
+    #: How many of its calls a slot runs at once.
+    concurrency: int = 1
+    #: GPUs of a slot.
+    gpus: int = 0
+
+
 class Implicit:
     """A part of `windlass.manager.door.Door`."""
 
@@ -52,14 +62,13 @@ class Implicit:
     def __init__(self) -> None:
         super().__init__()
         self._lock = threading.RLock()
-        #: By how many calls a slot of it runs at once.
-        self._implicit: dict[int, LibrarySpec] = {}
+        self._implicit: dict[Kind, LibrarySpec] = {}
         self._implicit_imports: dict[str, ImportSpec] = {}
         self._implicit_code: dict[str, ObjectRef] = {}
-        #: By function, whether equal calls of it are one, and how many a slot runs at once.
-        self._defined: OrderedDict[tuple[FunctionId, bool, int], Target] = OrderedDict()
+        #: By function, whether equal calls of it are one, and the library.
+        self._defined: OrderedDict[tuple[FunctionId, bool, Kind], Target] = OrderedDict()
         #: What was called last, and how: no other function has been defined since, nor another version.
-        self._latest: tuple[Defined, bool, int, LibrarySpec, Target] | None = None
+        self._latest: tuple[Defined, bool, Kind, LibrarySpec, Target] | None = None
 
     @abstractmethod
     def _put_forever(self, data: Any) -> ObjectRef:
@@ -69,42 +78,42 @@ class Implicit:
     def _remembering(self, memoize: bool) -> bytes:
         """How calls of a function are remembered; empty: not at all."""
 
-    def _implicit_target(self, fn: Callable[..., Any], defined: Defined, memoize: bool, concurrency: int) -> tuple[LibrarySpec, Target]:
+    def _implicit_target(self, fn: Callable[..., Any], defined: Defined, memoize: bool, kind: Kind) -> tuple[LibrarySpec, Target]:
         """The implicit library with all that the function needs, and what a call of it is for."""
         definition = defined.definition
         with self._lock:
-            spec = self._implicit.get(concurrency)
+            spec = self._implicit.get(kind)
             if (
                 spec is None
                 or any(one.module not in self._implicit_imports for one in defined.imports)
                 or any(ref.name not in self._implicit_code for ref in definition.code)
             ):
-                spec = self._next_implicit(defined.imports, definition.code, concurrency)
-            key = (definition.id, memoize, concurrency)
+                spec = self._next_implicit(defined.imports, definition.code, kind)
+            key = (definition.id, memoize, kind)
             target = self._defined.get(key)
             if target is None:
                 # In the order of definition, as the core has them: one that is used all the time is defined again in time.
-                kind = self._remembering(memoize)
-                content = _content(fn, definition, kind) if kind else b""
+                way = self._remembering(memoize)
+                content = _content(fn, definition, way) if way else b""
                 target = self._defined[key] = _target(spec, defined, content)
                 if len(self._defined) > self._defined_most:
                     self._defined.popitem(last=False)
                 self._client.say(DefineFunctions((definition,)))
             elif target.library != spec.id:
                 target = self._defined[key] = _target(spec, defined, target.content)
-            self._latest = defined, memoize, concurrency, spec, target
+            self._latest = defined, memoize, kind, spec, target
         return spec, target
 
-    def _next_implicit(self, imports: tuple[ImportSpec, ...], code: tuple[ObjectRef, ...], concurrency: int) -> LibrarySpec:
+    def _next_implicit(self, imports: tuple[ImportSpec, ...], code: tuple[ObjectRef, ...], kind: Kind) -> LibrarySpec:
         self._implicit_imports.update((one.module, one) for one in imports)
         # The newest first: an edited module comes before what it was.
         self._implicit_code = {**{ref.name: ref for ref in code}, **self._implicit_code}
-        base = Library(IMPLICIT, imports=None, concurrency=concurrency).spec(self._put_forever)
+        base = Library(IMPLICIT, imports=None, concurrency=kind.concurrency, gpus=kind.gpus or None).spec(self._put_forever)
         hoisted = tuple(sorted(self._implicit_imports.values(), key=lambda one: one.module))
-        old = self._implicit.get(concurrency)
+        old = self._implicit.get(kind)
         draft = msgspec.structs.replace(base, id=LibraryId(""), imports=hoisted, code=tuple(self._implicit_code.values()))
         digest = hashlib.blake2b(msgspec.msgpack.encode(draft), digest_size=8).hexdigest()
-        spec = self._implicit[concurrency] = msgspec.structs.replace(draft, id=LibraryId(f"{IMPLICIT}@{digest}"))
+        spec = self._implicit[kind] = msgspec.structs.replace(draft, id=LibraryId(f"{IMPLICIT}@{digest}"))
         self._client.say(InstallLibrary(spec))
         if old is not None:
             self._client.say(RemoveLibrary(old.id))
@@ -116,11 +125,11 @@ def _target(spec: LibrarySpec, defined: Defined, content: bytes) -> Target:
     return Target(spec.id, definition.id, (IMPLICIT, definition.name), defined.parameters, spec.code, definition, spec, content)
 
 
-def _content(fn: Callable[..., Any], definition: FunctionDef, kind: bytes) -> bytes:
+def _content(fn: Callable[..., Any], definition: FunctionDef, way: bytes) -> bytes:
     """By what calls of the function are remembered; empty if it has no content, which is told."""
     from windlass.content import content_of_function
 
     content = content_of_function(fn, definition.code)
     if content is None:
         log.warning("calls of %r cannot be remembered: it refers to something without a content", definition.name)
-    return kind + content if content is not None else b""
+    return way + content if content is not None else b""

@@ -14,9 +14,11 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -338,15 +340,20 @@ def _take_folder(folder: Path, name: str) -> int:
         raise UsageError(cannot_keep_state(name, folder, error)) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(descriptor)
         raise UsageError(f"manager {name!r} is running already (state in {folder}); choose another name, or end that one") from None
+    except OSError as error:
+        os.close(descriptor)
+        raise UsageError(f"{cannot_keep_state(name, folder, error)} (this file system has no locks)") from error
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, os.uname().nodename.encode())
     _sweep(folder.parent)
     return descriptor
 
 
 def _sweep(managers: Path) -> None:
-    """Remove what nameless managers left that were killed."""
+    """Remove what nameless managers of this host left that were killed: not all shared file systems tell hosts of each other's locks."""
     for folder in _nameless(managers):
         try:
             descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
@@ -354,7 +361,8 @@ def _sweep(managers: Path) -> None:
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            if os.read(descriptor, 1024).decode(errors="replace") == os.uname().nodename:
+                shutil.rmtree(folder, ignore_errors=True)
         except OSError:
             pass  # it runs
         finally:
@@ -364,17 +372,19 @@ def _sweep(managers: Path) -> None:
 def _nameless(managers: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         for entry in os.scandir(managers):
-            pid = entry.name[1:].partition("-")[0]
-            if entry.name.startswith("m") and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+            # As a nameless one is called, and nothing else: a user may name a manager m2024-sweep.
+            nameless = re.fullmatch(r"m(\d+)-[0-9a-f]{8}", entry.name)
+            if nameless and not os.path.exists(f"/proc/{nameless[1]}"):
                 yield Path(entry.path)
 
 
 def _authority(folder: Path, name: str, trust: bool | None) -> Authority:
-    """A named manager keeps its identity, so that its pilots find it again."""
-    try:
-        return Authority.load(folder, trust=trust)
-    except FileNotFoundError:
-        return Authority.create(f"{name}-{secrets.token_hex(4)}" if name[0].isalpha() else f"m-{name}", folder, trust=trust)
+    """A named manager keeps its identity, so that its pilots find it again; for half a year, as certificates end some day."""
+    with contextlib.suppress(FileNotFoundError):
+        kept = Authority.load(folder, trust=trust)
+        if not kept.is_half_spent(time.time()):
+            return kept
+    return Authority.create(f"{name}-{secrets.token_hex(4)}" if name[0].isalpha() else f"m-{name}", folder, trust=trust)
 
 
 def _close_quietly(server: Server, client: Client, store: ObjectStore, folder: Path, lock: int, named: bool, pages: list[Child]) -> None:

@@ -99,6 +99,8 @@ class _Stored(msgspec.Struct):
     certificate: str
     key: str
     lifetime: float
+    #: When, in seconds of the epoch; 0: it was not noted.
+    made: float = 0.0
 
 
 # ---------------------------------------------------------------- folders and files
@@ -446,6 +448,10 @@ class Authority:
     def manager_id(self) -> str:
         return self._stored.manager
 
+    def is_half_spent(self, now: float) -> bool:
+        """Half of the time is over for which its certificates hold: a manager that begins now is to have a new one."""
+        return now > self._stored.made + self._stored.lifetime / 2
+
     @property
     def client_file(self) -> Path:
         return self.folder / "client.json"
@@ -485,6 +491,7 @@ class Authority:
             certificate=certificate.decode(),
             key=_key_pem(key).decode(),
             lifetime=lifetime,
+            made=time.time(),
         )
         authority = cls(folder, stored, trust)
         authority._signer = signer
@@ -510,6 +517,8 @@ class Authority:
             raise UsageError(
                 f"{path} is damaged ({error}): remove {folder} and a new authority is made, which old pilots cannot use"
             ) from error
+        if not stored.made:
+            stored.made = os.stat(path).st_mtime
         return cls(folder, stored, trust)
 
     def _write_connection(self, path: Path, role: str, addresses: Sequence[Address]) -> None:

@@ -1,4 +1,4 @@
-"""Which pilots are orphans: those that run or wait, and whose manager is gone."""
+"""Which pilots are orphans: those that wait, and whose manager is gone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class Batch:
     ("tag", "listed", "manager", "orphan"),
     [
         (Tag("f", "m"), Listed.QUEUED, "ended", True),
-        (Tag("f", "m"), Listed.RUNNING, "unknown", True),
+        (Tag("f", "m"), Listed.HELD, "unknown", True),
+        (Tag("f", "m"), Listed.RUNNING, "unknown", False),  # the manager may be where it cannot be seen from here
+        (Tag("f", "m"), Listed.RUNNING, "ended", False),  # or begin anew; else its pilots leave
         (Tag("f", "m"), Listed.RUNNING, "running", False),
         (Tag("f", "m"), Listed.ENDING, "ended", False),
         (Tag("manager-m", "m"), Listed.QUEUED, "unknown", False),  # the manager itself, which waits for its node

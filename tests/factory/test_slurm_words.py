@@ -46,7 +46,7 @@ def test_the_recorded_answers_are_to_what_is_asked() -> None:
         ("7", Listed.ENDED, Cause.CANCELLED, None, "CANCELLED: JobHeldUser"),
         ("6", Listed.HELD, Cause.UNKNOWN, None, "JobHeldUser: somebody holds it (scontrol release lets it go)"),
         ("8", Listed.HELD, Cause.UNKNOWN, None, "PartitionTimeLimit: its walltime is longer than the partition allows"),
-        ("9", Listed.HELD, Cause.UNKNOWN, None, "PartitionDown: the partition is down"),
+        ("9", Listed.QUEUED, Cause.UNKNOWN, None, "PartitionDown: the partition is down; jobs start when it is up again"),
         ("10", Listed.HELD, Cause.UNKNOWN, None, "PartitionConfig: the partition has no such nodes"),
         ("11", Listed.QUEUED, Cause.UNKNOWN, None, "BeginTime"),
         ("12", Listed.ENDED, Cause.NODE, None, "NODE_FAIL: NodeDown"),

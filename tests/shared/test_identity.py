@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,19 @@ def test_an_authority_that_is_loaded_again_is_the_same_one(authority: Authority)
     client = read_connection_file(authority.client_file)
     _, theirs = shake(client.client_context(), Authority.load(authority.folder).server_context(), "m1")
     assert peer_of(theirs).role == CLIENT
+
+
+def test_half_of_its_time_is_over_some_day(authority: Authority) -> None:
+    """Also by the file of one that did not note when it was made."""
+    made, year = time.time(), 365 * 86400
+    again = Authority.load(authority.folder)
+    assert not again.is_half_spent(made + 0.49 * year)
+    assert again.is_half_spent(made + 0.51 * year)
+    path = authority.folder / "authority.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({**stored, "made": 0.0}))
+    os.utime(path, (made, made - 0.6 * year))
+    assert Authority.load(authority.folder).is_half_spent(made)
 
 
 def test_the_name_that_is_checked_is_the_managers_id(authority: Authority) -> None:

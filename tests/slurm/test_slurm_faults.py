@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import os
 import re
 import time
@@ -11,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -243,7 +245,6 @@ def test_too_many_jobs_are_a_limit_and_told_at_once(strict: SlurmCluster, start_
     ("options", "changes", "reason"),
     [
         ({"partition": "short"}, {"walltime": 3600.0}, "Partition(TimeLimit|Config)"),
-        ({"partition": "down"}, {}, "PartitionDown"),
         ({}, {"nodes": 99}, "PartitionConfig"),
         ({"extra_directives": "--hold"}, {}, "JobHeldUser"),
     ],
@@ -255,6 +256,54 @@ def test_what_is_accepted_and_can_never_start_is_held(
     backend = start_backend(**options)
     [job] = backend.submit(make_request(**changes), 1)
     assert re.match(f"{reason}: ", listing(backend).until(job, Listed.HELD).reason)
+
+
+def test_pilots_keep_their_places_while_a_partition_is_down(
+    manager: windlass.Manager, start_factory: StartFactory, slurm: SlurmCluster, until: Until
+) -> None:
+    """As for an upgrade. The pool is not paused, the reason is told, and the same jobs run when it is up again."""
+
+    def queries() -> int:
+        return factory.status()["commands"].get("query", 0)  # type: ignore[attr-defined]
+
+    slurm.run("scontrol", "update", "PartitionName=high", "State=DOWN")
+    try:
+        factory = start_factory(own={"partition": "high"}, max_pilots=3, min_pilots=3)
+        until("they wait", lambda: "PartitionDown: the partition is down" in str(manager.status()))
+        waiting = set(slurm.run("squeue", "-h", "-r", "-o", "%i").stdout.split())
+        asked = queries()
+        until("they were asked for again", lambda: queries() > asked + 2)
+    finally:
+        slurm.run("scontrol", "update", "PartitionName=high", "State=UP")
+    until("they run", lambda: len(manager.status()["workers"]) == 3)
+    assert set(slurm.run("squeue", "-h", "-r", "-o", "%i").stdout.split()) == waiting
+    assert factory.paused == ""
+
+
+@pytest.mark.parametrize(
+    ("avoid", "excluded"), [(("n1.cluster.example.org", "n2"), "n[1-2]"), (("n1", "elsewhere.example.org"), "(null)"), (("n3",), "n3")]
+)
+def test_hosts_to_avoid_may_be_named_with_their_domain_or_be_of_another_pool(
+    slurm: SlurmCluster, start_backend: Start, make_request: Make, avoid: tuple[str, ...], excluded: str
+) -> None:
+    """Slurm refuses a name that it does not know, and with it the submission."""
+    backend = start_backend()
+    for _ in range(2):
+        [job] = backend.submit(make_request(avoid=avoid), 1)
+        assert re.search(r"ExcNodeList=(\S+)", slurm.run("scontrol", "show", "job", job).stdout)[1] == excluded  # type: ignore[index]
+
+
+def test_a_machine_that_is_short_of_something_is_no_refusal(
+    start_backend: Start, make_request: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool is paused for a refusal, until somebody resumes it."""
+    backend = start_backend()
+    short = dict.fromkeys((errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.ESTALE), Unreachable)
+    with monkeypatch.context() as patch:
+        for number, meant in {**short, errno.EACCES: Rejected}.items():
+            patch.setattr("windlass.factory.slurm.run_command", Mock(side_effect=OSError(number, os.strerror(number))))
+            with pytest.raises(meant, match="cannot start sbatch"):
+                backend.submit(make_request(), 1)
 
 
 def test_a_factory_takes_back_pilots_that_never_start_and_says_why(

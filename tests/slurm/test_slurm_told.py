@@ -93,13 +93,6 @@ def test_a_partition_that_there_is_not(places: Callable[..., Places]) -> None:
     assert said.pilots == []
 
 
-def test_a_partition_that_is_down(places: Callable[..., Places]) -> None:
-    """Slurm takes the job, and would keep it for ever; it is removed, and what was wrong with it outlives it."""
-    said = places(own={"partition": "down"})
-    check(said, "held: PartitionDown: the partition is down")
-    assert [(row["failed"], row["reason"]) for row in said.pilots] == [(True, "held: PartitionDown: the partition is down")]
-
-
 def test_an_account_that_may_not_use_the_partition(closed: SlurmCluster, places: Callable[..., Places]) -> None:
     """Without accounting Slurm takes the job and says in a sentence that it will never start."""
     said = places(own={"partition": "closed", "account": "wrong"})

@@ -296,6 +296,24 @@ def test_each_slot_sees_gpus_of_its_own(gate: Any, assigned: dict[str, str], ids
             manager.submit(FunctionCall("four", "visible", 0)).result(20)
 
 
+def test_functions_without_a_library_get_gpus_that_are_asked_for(gate: Any) -> None:
+    """Beside calls of the same function that want none, which see none; more than a pilot has are refused."""
+
+    def visible(count: int) -> str:
+        if count:
+            gate.meet(count)
+        return os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+
+    with windlass.Executor("local", cores=4, gpus=2, max_pilots=1) as pool:
+        with_one = pool.with_options(gpus=1)
+        assert sorted(with_one.map(visible, [2, 2], timeout=20)) == ["0", "1"]
+        assert len(pool.with_options(gpus=2).submit(visible, 0).result(20).split(",")) == 2
+        assert pool.submit(visible, 0).result(20) not in ("0", "1", "0,1", "1,0")
+        assert with_one.submit(visible, 0).result(20) in ("0", "1")
+        with pytest.raises(windlass.NotPossible, match="GPU"):
+            pool.with_options(gpus=3).submit(visible, 0).result(20)
+
+
 # ---------------------------------------------------------------- several at once
 
 

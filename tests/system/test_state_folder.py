@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
 import stat
 import subprocess
@@ -11,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from windlass import Factory, Manager, UsageError, attach
+from windlass import Factory, FunctionCall, Manager, UsageError, attach
 from windlass.cli import main
 from windlass.identity import file_system_of, make_private, read_connection_file
 from windlass.managers import known_managers
@@ -100,3 +103,41 @@ def test_a_folder_that_is_only_too_open_is_closed(tmp_path: Path) -> None:
     folder.chmod(0o777)
     make_private(folder)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_what_killed_managers_of_this_host_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    """Folders of other hosts stay, whose locks may not be seen here, and those that a user has named."""
+    host = os.uname().nodename
+    left = {"m999999999-0123abcd": host, "m999999998-0123abcd": "elsewhere", "m2": host, "m2024-sweep": host, "m999999997-0123abcde": host}
+    for name, of in left.items():
+        folder = tmp_path / "managers" / name
+        folder.mkdir(parents=True)
+        (folder / "lock").write_text(of)
+    with Manager(state_dir=tmp_path) as manager:
+        assert {one.name for one in (tmp_path / "managers").iterdir()} == left.keys() - {"m999999999-0123abcd"} | {manager.name}
+
+
+def test_a_file_system_without_locks_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not as a manager that is running."""
+
+    def none(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(UsageError, match=r"No locks available.* \(this file system has no locks\)"):
+        Manager(state_dir=tmp_path)
+
+
+def test_an_old_identity_is_replaced_when_its_manager_begins_anew(tmp_path: Path) -> None:
+    """Long before its certificates end, and calls run."""
+    with Manager(name="kept", state_dir=tmp_path) as manager:
+        first = read_connection_file(manager.pilot_file).manager
+    with Manager(name="kept", state_dir=tmp_path) as manager:
+        assert read_connection_file(manager.pilot_file).manager == first
+    path = tmp_path / "managers" / "kept" / "authority.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({**stored, "made": stored["made"] - 200 * 86400}))
+    with Manager(name="kept", state_dir=tmp_path) as manager, Factory(manager, "local", cores=1):
+        assert read_connection_file(manager.pilot_file).manager != first
+        manager.install_library("lib", double)
+        assert manager.submit(FunctionCall("lib", "double", 4)).result(30) == 8
