@@ -181,9 +181,7 @@ def submit_words(
 
 def _keeps_away(node: str) -> str:
     """A job that has waited for as long as nodes are avoided takes any: by then it may be the only one, or mended."""
-    # A host that a program blocked may be named without its domain.
-    machine = "TARGET.Machine" if "." in node else 'split(TARGET.Machine, ".")[0]'
-    return f"({machine} =!= {escaped(literal(node))} || time() - QDate > {round(NODE_AVOIDED)})"
+    return f"(TARGET.Machine =!= {escaped(literal(node))} || time() - QDate > {round(NODE_AVOIDED)})"
 
 
 def fitting(request: PilotRequest, options: SubmitOptions) -> str:

@@ -304,7 +304,7 @@ def test_the_submit_description_is_what_it_was_when_somebody_last_read_it() -> N
         "should_transfer_files = IF_NEEDED\n"
         "when_to_transfer_output = ON_EXIT\n"
         'transfer_output_files = ""\n'
-        'requirements = (split(TARGET.Machine, ".")[0] =!= "n1" || time() - QDate > 3600)\n'
+        'requirements = (TARGET.Machine =!= "n1" || time() - QDate > 3600)\n'
         "kill_sig = SIGTERM\n"
         "job_max_vacate_time = 20\n"
         "want_graceful_removal = true\n"
@@ -330,7 +330,7 @@ def test_the_options_of_the_pool_come_in() -> None:
         shared_files=False,
     )
     given = words(options, ("/m/pilot.json",), avoid=("n1",))
-    assert given["requirements"] == '(HasCVMFS || Site == 1) && (split(TARGET.Machine, ".")[0] =!= "n1" || time() - QDate > 3600)'
+    assert given["requirements"] == '(HasCVMFS || Site == 1) && (TARGET.Machine =!= "n1" || time() - QDate > 3600)'
     assert (given["My.ProjectName"], given["My.Nice"], given["My.Weight"]) == ('"a \\"b\\" \\ c"', "true", "2")
     assert (given["accounting_group"], given["+Old"]) == ("physics", "3")
     assert (given["universe"], given["container_image"], given["request_disk"]) == ("container", "docker://python:3.11", "3")
