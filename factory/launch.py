@@ -13,6 +13,7 @@ the command.  With ``container=`` it is the ``python3`` of the image (`windlass.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
@@ -90,6 +91,8 @@ def pilot_script(request: PilotRequest, *, template: str = "pilot.sh.j2", **valu
     jinja = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
     jinja.filters["sh"] = lambda text: shlex.quote(str(text))
     jinja.filters["words"] = shlex.join
+    # For Apptainer, which has a shell look at it once more, between double quotes; those in it it takes care of itself.
+    jinja.filters["in_quotes"] = lambda text: re.sub(r"([\\$`])", r"\\\1", str(text))
     given: Mapping[str, object] = {
         "shell": request.shell,
         "pool": request.pool,

@@ -27,6 +27,8 @@ import sys
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 FLAGS = {"--nv", "--rocm", "--cleanenv", "--writable-tmpfs"}
+#: Variables of this name, with another one behind it, go inside by that one, evaluated, with --cleanenv too.
+GIVEN = "APPTAINERENV_"
 #: Stays inside with --cleanenv.
 KEPT_ALWAYS = {"HOME", "TERM", "LANG", "PATH"}
 #: After an unknown option comes this, on the standard output, and then ten kilobytes of options, of which a part stands here.
@@ -122,6 +124,13 @@ def main(words: list[str]) -> int:
     return run(image, command, binds, clean="--cleanenv" in flags)
 
 
+def evaluated(value: str) -> str:
+    """Apptainer has a shell look at such a value, between double quotes."""
+    quoted = value.replace('"', '\\"')
+    ran = subprocess.run(["/bin/sh", "-c", f'printf %s "{quoted}"'], capture_output=True, text=True, check=False)
+    return ran.stdout
+
+
 def run(image: str, command: list[str], binds: list[str], *, clean: bool) -> int:
     """Start it, stay until it has ended; its status."""
     home = pwd.getpwuid(os.getuid()).pw_dir
@@ -131,6 +140,7 @@ def run(image: str, command: list[str], binds: list[str], *, clean: bool) -> int
         kept = {name: value for name, value in kept.items() if name in KEPT_ALWAYS}
     for name in ("PATH", "LD_LIBRARY_PATH"):
         kept.pop(name, None)
+    kept |= {name.removeprefix(GIVEN): evaluated(value) for name, value in os.environ.items() if name.startswith(GIVEN)}
     env = {**kept, "HOME": home, "APPTAINER_CONTAINER": image, "SINGULARITY_CONTAINER": image, "PATH": os.environ["PATH"]}
     env["APPTAINER_BIND"] = ",".join(binds)
     unshare, shell = shutil.which("unshare"), "/bin/sh"

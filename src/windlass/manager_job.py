@@ -90,7 +90,12 @@ def submit_manager(
         earlier = read_job(folder)
         if earlier is not None and any(_alive(state) for state in made.query()):
             raise UsageError(f"manager {name!r} is submitted already, as job {earlier.job}; to remove it:  windlass manager stop {name}")
-        job = made.submit(request, 1)[0]
+        try:
+            job = made.submit(request, 1)[0]
+        except (Unreachable, KeyboardInterrupt):
+            with contextlib.suppress(BatchError):
+                made.cancel_all()  # it may have been taken all the same, and nobody would know of it
+            raise
         try:
             job_file(folder).write_bytes(msgspec.json.encode(Job(pool, dict(options), job)))
             say(f"manager {name} is submitted to {pool} as job {job}; waiting until it serves (Ctrl-C removes it)")

@@ -21,6 +21,10 @@ from windlass.errors import WindlassError
 StartFactory = Callable[..., windlass.Factory]
 
 
+#: A value that no shell may look at.
+ODD = "$HOME `x` \\ \"a\" 'b' %s"
+
+
 @pytest.fixture
 def start_pilots(start_factory: StartFactory, apptainer: Path, image: Path) -> StartFactory:
     """Starts a local factory whose pilots run in the image."""
@@ -47,7 +51,7 @@ def look(paths: list[str]) -> dict[str, Any]:
 def test_worker_and_calls_run_in_the_image(manager: windlass.Manager, start_pilots: StartFactory, image: Path, tmp_path: Path) -> None:
     """Python and packages are the image's, and of this machine is there what is bound, such as /tmp and the state folder."""
     (tmp_path / "data").touch()
-    start_pilots(env={"OMP_STACKSIZE": "it's", "OF_THE_USER": "$HOME `x`"})
+    start_pilots(env={"OMP_STACKSIZE": "it's", "OF_THE_USER": ODD, "TOKEN": "for-nobody-else"})
     manager.install_library("lib", look)
     hidden = ["/usr/bin/env", "/usr/share", "/etc/debian_version"]
     seen = manager.submit(windlass.FunctionCall("lib", "look", [*hidden, str(tmp_path / "data")])).result(timeout=60)
@@ -57,9 +61,14 @@ def test_worker_and_calls_run_in_the_image(manager: windlass.Manager, start_pilo
     assert "usr" in seen["root"]
     assert "srv" not in seen["root"]
     env = seen["env"]
-    assert (env["OMP_STACKSIZE"], env["OF_THE_USER"], env["OF_THE_IMAGE"]) == ("it's", "$HOME `x`", "yes")
+    assert (env["OMP_STACKSIZE"], env["OF_THE_USER"], env["OF_THE_IMAGE"]) == ("it's", ODD, "yes")
     assert env["WINDLASS_CONTAINER"] == str(image)
     assert "apptainer" not in env["PATH"]
+    assert env["TOKEN"] == "for-nobody-else"
+    assert not [name for name in env if name.startswith("WINDLASS_ENV_")]
+    words = [" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])]
+    assert any("windlass.worker" in one for one in words)
+    assert not any("for-nobody-else" in one for one in words), "every user of the node can read the words of a process"
 
 
 def of_env(name: str) -> str:
@@ -190,11 +199,11 @@ def test_options_of_apptainer_hold(manager: windlass.Manager, start_pilots: Star
     """Variables that the image is not to have go, but for Windlass's own and those of env=; folders of any name are bound."""
     odd = tmp_path / 'a, b: "c"'
     odd.mkdir()
-    start_pilots(container_options="--cleanenv", scratch=odd, env={"OF_THE_USER": "yes", "APPTAINER_BIND": "/usr/share"})
+    start_pilots(container_options="--cleanenv", scratch=odd, env={"OF_THE_USER": ODD, "APPTAINER_BIND": "/usr/share"})
     manager.install_library("lib", look)
     seen = manager.submit(windlass.FunctionCall("lib", "look", ["/usr/share/doc", str(odd)])).result(timeout=60)
     assert seen["there"] == ["/usr/share/doc", str(odd)]
-    assert (seen["env"]["OF_THE_USER"], seen["env"]["WINDLASS_CONTAINER"]) == ("yes", str(image))
+    assert (seen["env"]["OF_THE_USER"], seen["env"]["WINDLASS_CONTAINER"]) == (ODD, str(image))
     assert seen["env"]["PYTHONNOUSERSITE"] == "1"
     assert "WINDLASS_PILOT" not in seen["env"], "what --cleanenv takes away"
 
