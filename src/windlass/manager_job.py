@@ -11,6 +11,7 @@ Which job it is stays in ``job.json`` beside the connection file, so that ``wind
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import Final
 
 import msgspec
 
-from windlass.errors import Rejected, Unreachable, UsageError
+from windlass.errors import BatchError, Rejected, Unreachable, UsageError
 from windlass.factory.backend import Backend, JobId, Listed, PilotState, Tag, known_backends
 from windlass.factory.factory import make_backend, request_of
 from windlass.factory.pool import PoolConfig

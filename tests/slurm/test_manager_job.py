@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import pytest
 
 from windlass import Factory, FunctionCall, attach
 from windlass.cli import main
-from windlass.errors import Rejected, UsageError
+from windlass.errors import Rejected, Unreachable, UsageError
+from windlass.factory.backend import JobId, PilotRequest
+from windlass.factory.slurm import SlurmBackend
 from windlass.manager_job import of_one_job, submit_manager
 from windlass.testing import SlurmCluster
 
@@ -93,6 +95,23 @@ def test_an_interrupt_removes_the_job(slurm: SlurmCluster, until: Until) -> None
         assert "is submitted to slurm as job" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
+    until("no job is left", lambda: not live(slurm))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Unreachable])
+def test_a_job_whose_number_was_never_heard_is_removed(
+    slurm: SlurmCluster, until: Until, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """Slurm has taken it, and the answer did not come."""
+    submit = SlurmBackend.submit
+
+    def unheard(backend: SlurmBackend, request: PilotRequest, count: int) -> Sequence[JobId]:
+        assert submit(backend, request, count)
+        raise error
+
+    monkeypatch.setattr(SlurmBackend, "submit", unheard)
+    with pytest.raises(error):
+        submit_manager("unheard", "slurm", {"partition": "down"}, [], lambda text: None)
     until("no job is left", lambda: not live(slurm))
 
 
