@@ -264,7 +264,7 @@ def test_pilots_keep_their_places_while_a_partition_is_down(
     """As for an upgrade. The pool is not paused, the reason is told, and the same jobs run when it is up again."""
 
     def queries() -> int:
-        return factory.status()["commands"].get("query", 0)  # type: ignore[attr-defined]
+        return int(factory.status()["commands"].get("query", 0))  # type: ignore[attr-defined]
 
     slurm.run("scontrol", "update", "PartitionName=high", "State=DOWN")
     try:
