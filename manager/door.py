@@ -437,11 +437,11 @@ class Door(Implicit, Declaring):
         if concurrency != 1 and not is_async(fn):
             concurrency = 1
         chosen = options or DEFAULT_OPTIONS
-        kind = (concurrency, chosen.needs.gpus)
-        if latest is not None and latest[0] is defined and latest[1] is memoize and latest[2] == kind:
-            spec, target = latest[3], latest[4]
+        gpus = chosen.needs.gpus
+        if latest is not None and latest[0] is defined and latest[1] is memoize and latest[2] == concurrency and latest[3] == gpus:
+            spec, target = latest[4], latest[5]
         else:
-            spec, target = self._implicit_target(fn, defined, memoize, Kind(*kind))
+            spec, target = self._implicit_target(fn, defined, memoize, Kind(concurrency, gpus))
         if chosen is not DEFAULT_OPTIONS:
             self._check_possible(spec, chosen)
         if inputs or outputs:

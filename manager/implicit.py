@@ -68,7 +68,7 @@ class Implicit:
         #: By function, whether equal calls of it are one, and the library.
         self._defined: OrderedDict[tuple[FunctionId, bool, Kind], Target] = OrderedDict()
         #: What was called last, and how: no other function has been defined since, nor another version.
-        self._latest: tuple[Defined, bool, Kind, LibrarySpec, Target] | None = None
+        self._latest: tuple[Defined, bool, int, int, LibrarySpec, Target] | None = None
 
     @abstractmethod
     def _put_forever(self, data: Any) -> ObjectRef:
@@ -101,7 +101,7 @@ class Implicit:
                 self._client.say(DefineFunctions((definition,)))
             elif target.library != spec.id:
                 target = self._defined[key] = _target(spec, defined, target.content)
-            self._latest = defined, memoize, kind, spec, target
+            self._latest = defined, memoize, *kind, spec, target
         return spec, target
 
     def _next_implicit(self, imports: tuple[ImportSpec, ...], code: tuple[ObjectRef, ...], kind: Kind) -> LibrarySpec:
