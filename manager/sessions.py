@@ -104,7 +104,10 @@ class WorkerSessions:
 
     def _cut(self, worker: WorkerId, link: Link, reason: str) -> None:
         if self.links.get(worker) is link:
-            log.warning("worker %s: %s; its session waits for it", worker, reason)
+            known = self._core.workers.get(worker)
+            # One that leaves, and has nothing to do, was ended before it could say goodbye.
+            leaves = known is not None and known.draining and not known.calls
+            log.log(logging.INFO if leaves else logging.WARNING, "worker %s: %s; its session waits for it", worker, reason)
             self._core.worker_cut(worker, self._now())
             self._act()
 

@@ -28,6 +28,7 @@ from windlass.messages import (
     Resources,
     StartLibrary,
     Welcome,
+    WorkerDraining,
     WorkerInfo,
 )
 from windlass.transport import connect, dial
@@ -130,6 +131,20 @@ def test_a_worker_that_comes_back_within_the_grace_keeps_its_session() -> None:
         run(peer.visit())
         assert run(peer.welcome()).session == peer.session
         until(lambda: not patient.status()["workers"][0]["connected"], "the manager sees that it is gone")
+
+
+def test_of_who_leaves_with_nothing_to_do_no_goodbye_is_missed(manager: Manager, caplog: pytest.LogCaptureFixture) -> None:
+    """As one that a factory kills since it has not ended in time: a cut is told of as a warning of any other only."""
+
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "its session waits" in record.getMessage()]
+
+    with caplog.at_level(logging.INFO):
+        run(Peer(credential(manager, WORKER, "w1"), "worker", "w1").visit())
+        run(Peer(credential(manager, WORKER, "w2"), "worker", "w2").visit(WorkerDraining("SIGTERM")))
+        until(lambda: len(told()) == 2, "both cuts are seen")
+    warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [text.split(":")[0] for text in warned] == ["worker w1"]
 
 
 @pytest.mark.parametrize(("role", "certificate"), [("worker", WORKER), ("factory", CLIENT), ("client", CLIENT)])
