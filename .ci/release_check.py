@@ -267,7 +267,7 @@ class Used:
         return "ran to its end"
 
     def extra(self, name: str, *, for_good: bool) -> str:
-        """``pip install windlass[NAME]`` in an environment of its own; or only whether pip finds wheels of all that it needs."""
+        """The wheel with one of its extras, in an environment of its own; or only whether pip finds wheels of all that it needs."""
         wanted = f"{self.built.wheel}[{name}]"
         if not for_good:
             run(self.own, "-m", "pip", "-q", "install", "--dry-run", "--only-binary", ":all:", wanted, cwd=self.home)

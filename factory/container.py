@@ -49,10 +49,11 @@ try:
     import windlass
     from windlass.messages import PROTOCOL as protocol
 except ImportError as error:
-    refuse("has no Windlass that its %s can load (%s); install windlass==WINDLASS in it" % (sys.executable, error))
+    refuse("has no Windlass that its %s can load (%s); "
+           "put Windlass WINDLASS into it, as a wheel of its checkout: windlass explain containers" % (sys.executable, error))
 if not OLDEST <= protocol <= PROTOCOL:
     refuse("has Windlass %s, which speaks protocol %s, and the factory is Windlass WINDLASS with protocol PROTOCOL; "
-           "install windlass==WINDLASS in it" % (windlass.__version__, protocol))
+           "put that one into it, as a wheel of its checkout: windlass explain containers" % (windlass.__version__, protocol))
 os.execv(sys.executable, [sys.executable] + sys.argv[1:])
 """
 

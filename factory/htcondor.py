@@ -67,7 +67,7 @@ CONNECTION: Final = "pilot.json"
 MODULES: Final = "windlass-modules"
 
 MISSING: Final = (
-    "the htcondor backend needs HTCondor's Python bindings, which are not installed here; run  pip install 'windlass[htcondor]'"
+    "the htcondor backend needs HTCondor's Python bindings, which are not installed here; run  pip install 'htcondor>=25'"
 )
 
 

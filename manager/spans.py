@@ -32,7 +32,7 @@ class CallSpans:
         try:
             from opentelemetry import trace
         except ImportError:
-            raise UsageError("traces need a package that is not installed here: pip install 'windlass[opentelemetry]'") from None
+            raise UsageError("traces need a package that is not installed here: pip install opentelemetry-api") from None
         self._trace = trace
         self._tracer = trace.get_tracer("windlass", __version__)
         self._spans: dict[CallId, Span] = {}

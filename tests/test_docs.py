@@ -207,6 +207,36 @@ def test_pools_of_pages_can_be_made(text: str, tmp_path: Path, monkeypatch: pyte
         assert made.name == name
 
 
+#: Folders and papers whose texts people read, in the source and as they run.
+SPEAKING = ("docs", "factory", "manager", "worker", "src/windlass", "batch_templates", "examples", "benchmarks", "tests", ".ci", ".github")
+#: `windlass` as a name that pip would ask PyPI for: after ``pip install`` and any other words of its line, with extras, or with a version.
+FROM_PYPI = re.compile(
+    r"pip3? install(?: +[^\s`|]+)*? +['\"]?windlass(?![\w./-])|(?<![\w./])windlass(?:\[[a-z]|==\d|==\{)|\binstall windlass(?![\w./-])"
+)
+
+
+def test_nobody_is_told_to_take_windlass_from_pypi() -> None:
+    """Another project has the name there. Pages say PATH-OF-THE-CHECKOUT, or a wheel of it; the program names what packages it lacks."""
+    for wrong in (
+        "pip install windlass",
+        "pip install -U numpy windlass",
+        "pip install 'windlass[dask]'",
+        "`windlass[dask]`",
+        "windlass==0.1.0",
+    ):
+        assert FROM_PYPI.search(wrong), wrong
+    for right in (
+        "pip install 'PATH-OF-THE-CHECKOUT[dask]'",
+        "pip install /opt/windlass-*.whl numpy",
+        "pip install numpy\nwindlass version",
+    ):
+        assert not FROM_PYPI.search(right), right
+    inside = [path for folder in SPEAKING for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".j2", ".yml", ".sh")]
+    for path in {path.resolve() for path in [*ROOT.glob("*.md"), *inside]} - {Path(__file__).resolve()}:
+        found = FROM_PYPI.search(path.read_text(errors="replace"))
+        assert found is None, f"{path.relative_to(ROOT)}: {found[0] if found else ''}"
+
+
 # ---------------------------------------------------------------- errors
 
 

@@ -26,7 +26,7 @@ SHELLS: Final = ("bash", "zsh", "fish")
 ASK_SECONDS: Final = 2.0
 #: What argcomplete sets when the shell asks.
 ASKED: Final = "_ARGCOMPLETE"
-_MISSING: Final = "shell completion needs the package argcomplete: pip install 'windlass[completion]'"
+_MISSING: Final = "shell completion needs the package argcomplete: pip install 'argcomplete>=3.3'"
 #: Calls whose tags are offered.
 _TAGS_FROM: Final = 200
 

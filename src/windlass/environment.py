@@ -137,7 +137,7 @@ def _add_windlass(made: Contents, of: Interpreter) -> str:
     if of.version[:2] != sys.version_info[:2]:
         raise UsageError(
             f"{of.prefix} has no Windlass, and this program's is for Python {sys.version_info[0]}.{sys.version_info[1]}, not {of.short};"
-            f" install it there: {of.executable} -m pip install windlass"
+            f" install it there, from its checkout: {of.executable} -m pip install PATH-OF-THE-CHECKOUT"
         )
     from windlass.factory.shipping import NEEDED, distribution_files, package_files
 

@@ -139,5 +139,5 @@ def _prometheus() -> ModuleType:
     try:
         import prometheus_client
     except ImportError:
-        raise UsageError("metrics need a package that is not installed here: pip install 'windlass[prometheus]'") from None
+        raise UsageError("metrics need a package that is not installed here: pip install prometheus-client") from None
     return prometheus_client

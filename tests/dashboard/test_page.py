@@ -431,7 +431,7 @@ def test_what_cannot_be_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             return None
 
         monkeypatch.setattr("importlib.util.find_spec", nothing)
-        with pytest.raises(windlass.UsageError, match=r"needs starlette and uvicorn: pip install 'windlass\[dashboard\]'"):
+        with pytest.raises(windlass.UsageError, match="needs starlette and uvicorn: pip install starlette uvicorn"):
             Child(manager.connection_file)
         with pytest.raises(windlass.UsageError, match="needs starlette and uvicorn"):
             windlass.Manager(dashboard=True)

@@ -172,14 +172,17 @@ def test_another_python_is_refused() -> None:
 def test_another_protocol_is_refused_with_both_versions() -> None:
     status, _, said = check(replace(Container("i.sif", True), windlass="9.0", protocol=99, oldest=98))
     assert status == 5
-    assert said.endswith(", which speaks protocol 1, and the factory is Windlass 9.0 with protocol 99; install windlass==9.0 in it\n"), said
+    assert said.endswith(
+        ", which speaks protocol 1, and the factory is Windlass 9.0 with protocol 99;"
+        " put that one into it, as a wheel of its checkout: windlass explain containers\n"
+    ), said
 
 
 def test_an_image_without_windlass_is_refused() -> None:
     status, _, said = check(replace(Container("i.sif", True), windlass="9.0"), "-S")
     assert status == 5
-    text = f"windlass pilot: the image i.sif has no Windlass that its {sys.executable} can load (No module named 'windlass'); install"
-    assert said == f"{text} windlass==9.0 in it\n"
+    text = f"windlass pilot: the image i.sif has no Windlass that its {sys.executable} can load (No module named 'windlass'); put"
+    assert said == f"{text} Windlass 9.0 into it, as a wheel of its checkout: windlass explain containers\n"
 
 
 def test_what_lies_in_the_working_folder_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -542,7 +542,7 @@ def test_without_the_bindings_the_error_says_what_to_install(monkeypatch: pytest
         return None if name == "htcondor2" else find(name, package)
 
     monkeypatch.setattr("importlib.util.find_spec", without_bindings)
-    with pytest.raises(UsageError, match=r"not installed here; run  pip install 'windlass\[htcondor\]'"):
+    with pytest.raises(UsageError, match=r"not installed here; run  pip install 'htcondor>=25'"):
         HTCondorBackend().open(Tag("f1"), tmp_path, lambda: None)
 
 
@@ -550,7 +550,7 @@ def test_bindings_that_do_not_load_are_told_so(tmp_path: Path) -> None:
     """A helper that runs where they are not: the text is the import's own."""
     backend = HTCondorBackend((sys.executable, "-c", 'print(\'{"error": "no bindings: libmunge.so.2 is missing"}\')'))
     backend.open(Tag("f1"), tmp_path, lambda: None)
-    with pytest.raises(Unreachable, match=r"pip install 'windlass\[htcondor\]' \(libmunge.so.2 is missing\)"):
+    with pytest.raises(Unreachable, match=r"pip install 'htcondor>=25' \(libmunge.so.2 is missing\)"):
         backend.query()
     backend.close()
 

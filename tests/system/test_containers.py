@@ -270,9 +270,7 @@ def test_an_image_without_windlass_is_told(manager: windlass.Manager, start_pilo
     package.rename(package.with_name("other"))
     start_pilots(container=bare, max_start_failures=1)
     manager.install_library("lib", of_env)
-    text = (
-        rf"the image {bare} has no Windlass that its /usr/local/bin/python3 can load \(.*\); install windlass=={windlass.__version__} in it"
-    )
+    text = rf"the image {bare} has no Windlass that its /usr/local/bin/python3 can load \(.*\); put Windlass {windlass.__version__} into it"
     with pytest.raises(WindlassError, match=text):
         manager.submit(windlass.FunctionCall("lib", "of_env", "HOME")).result(timeout=60)
 

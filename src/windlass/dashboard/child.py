@@ -28,7 +28,7 @@ def require_installed() -> None:
     """Raises `UsageError` where the dashboard's libraries are not there."""
     missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UsageError(f"the dashboard needs {' and '.join(missing)}: pip install 'windlass[dashboard]'")
+        raise UsageError(f"the dashboard needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 class Child:
