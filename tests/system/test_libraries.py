@@ -165,17 +165,18 @@ def test_a_context_that_fails_fails_the_calls_at_once_with_its_traceback(manager
 
 
 def test_slots_run_at_once_in_processes_of_one_zygote(manager: windlass.Manager, gate: Any) -> None:
-    """Two calls that wait for each other end, in two slots with the same parent."""
+    """Two calls that wait for each other end, in two slots with the same parent, and in the same working folder, as docs/calls.md warns."""
 
-    def meet() -> tuple[int, int]:
+    def meet() -> tuple[int, int, str]:
         gate.meet(2)
-        return os.getpid(), os.getppid()
+        return os.getpid(), os.getppid(), os.getcwd()
 
     manager.install_library("lib", meet, slots=2)
     futures = [manager.submit(FunctionCall("lib", "meet")) for _ in range(2)]
-    (slot_1, zygote_1), (slot_2, zygote_2) = [future.result(20) for future in futures]
+    (slot_1, zygote_1, folder_1), (slot_2, zygote_2, folder_2) = [future.result(20) for future in futures]
     assert slot_1 != slot_2
     assert zygote_1 == zygote_2
+    assert folder_1 == folder_2 != os.getcwd()
 
 
 def count_calls() -> tuple[int, int, int]:
