@@ -28,7 +28,9 @@ from windlass.factory.backend import backend_class, backend_options, known_backe
 from windlass.factory.config import read_configuration
 from windlass.factory.factory import make_pools
 from windlass.factory.pool import COMMON_OPTIONS
+from windlass.factory.service import SECONDS
 from windlass.manager.call import CallKeywords
+from windlass.units import parse_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
@@ -205,6 +207,24 @@ def test_pools_of_pages_can_be_made(text: str, tmp_path: Path, monkeypatch: pyte
     for name in pools:
         _, [(_, made)] = make_pools(name, {}, "night", configuration)
         assert made.name == name
+
+
+def test_the_options_of_every_pool_and_their_defaults_stand_on_the_page_of_pools() -> None:
+    """Each in the first table; what a backend decides stands in the second one, as the code has it."""
+    page = (ROOT / "docs/pools.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")]
+    described = [name for row in rows if len(row) == 3 for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(described) == sorted(COMMON_OPTIONS)
+    by_backend = {row[0].strip("`"): row[1:] for row in rows if len(row) == 5}
+    assert set(by_backend) == {row[0].strip("`") for row in rows if row[-1] == "the backend's"} | {"max_pilots"}
+    for number, backend in enumerate(("local", "slurm", "htcondor", "fake")):
+        defaults = backend_class(backend).defaults
+        for option, cells in by_backend.items():
+            cell, value = cells[number], getattr(defaults, option)
+            if option in SECONDS:
+                assert (0 if cell == "unlimited" else parse_seconds(cell)) == value, (backend, option)
+            elif option != "cores" or not defaults.shared:
+                assert cell == f"{value:g}", (backend, option)
 
 
 #: Folders and papers whose texts people read, in the source and as they run.
