@@ -24,7 +24,7 @@ import msgspec
 
 from windlass.errors import BatchError, Rejected, Unreachable, UsageError
 from windlass.factory.backend import Backend, JobId, Listed, PilotState, Tag, known_backends
-from windlass.factory.factory import make_backend, request_of
+from windlass.factory.factory import configuration_of, make_backend, request_of
 from windlass.factory.pool import PoolConfig
 from windlass.identity import make_private, manager_folder, read_connection_file
 from windlass.managers import Known
@@ -206,7 +206,11 @@ class _Waiting:
 
 
 def of_one_job(pool: str, options: Mapping[str, object]) -> dict[str, object]:
-    """Options for the one job of a manager: what suits many pilots does not suit it."""
+    """Options for the one job of a manager: what suits many pilots does not suit it.
+
+    Its walltime is the one given, else that of a configured pool, else `WALLTIME`; what ``[defaults]`` and a backend's table say of
+    walltimes holds for configured pools only. Raises `UsageError`, `UnknownName`.
+    """
     fixed: dict[str, object] = {"max_pilots": 1, "min_pilots": 0, "nodes": 1}
     wrong = sorted(fixed.keys() & options.keys())
     if wrong:
@@ -214,7 +218,7 @@ def of_one_job(pool: str, options: Mapping[str, object]) -> dict[str, object]:
     if options.get("files") == "transfer":
         raise UsageError("--files transfer: a manager in a job keeps its state folder where programs see it too, so the node must share it")
     default: dict[str, object] = {"cores": 1, "gpus": 0}
-    if pool in known_backends():
+    if pool in known_backends() or "walltime" not in configuration_of(options).spec(pool, {}).options:
         default["walltime"] = WALLTIME
     return {**default, **options, **fixed}
 

@@ -121,10 +121,15 @@ def test_a_request_that_slurm_refuses_is_told(slurm: SlurmCluster) -> None:
         submit_manager("refused", "slurm", {"partition": "nosuch"}, [], lambda text: None)
 
 
-def test_a_manager_is_one_job_on_one_node() -> None:
-    """Options of pools that mean many pilots are refused; a batch system's default walltime is longer than a pilot's."""
+def test_a_manager_is_one_job_on_one_node(tmp_path: Path) -> None:
+    """Options of pools that mean many pilots are refused; the walltime is longer than a pilot's, unless the pool or the user says one."""
     with pytest.raises(UsageError, match="--max-pilots, --nodes: a manager is one job on one node; leave that out"):
         of_one_job("slurm", {"nodes": 2, "max_pilots": 4})
     with pytest.raises(UsageError, match="the node must share it"):
         of_one_job("htcondor", {"files": "transfer"})
     assert of_one_job("slurm", {})["walltime"] == "12h"
+    config = tmp_path / "windlass.toml"
+    config.write_text('[pools.plain]\nbackend = "slurm"\n[pools.short]\nbackend = "slurm"\nwalltime = "5min"\n')
+    assert of_one_job("plain", {"config": config})["walltime"] == "12h"
+    assert "walltime" not in of_one_job("short", {"config": config}), "the pool's own holds"
+    assert of_one_job("short", {"config": config, "walltime": "2d"})["walltime"] == "2d"
