@@ -83,7 +83,7 @@ class HTCondorBackend:
         container_image: the image that pilots run in; ``python=`` is then the interpreter inside.
         disk: of one pilot, as ``"10GB"``.
         files: ``"shared"`` or ``"transfer"``.
-        spool: the schedd's machine does not see the user's files, so they are uploaded to it; logs then stay there.
+        spool: the schedd's machine does not see the user's files, so they are uploaded to it; logs do not come back.
         template: a file to take in place of ``htcondor.sh.j2``.
         query_interval, command_timeout: between queries, and for one request.
     """

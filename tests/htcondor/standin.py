@@ -433,7 +433,8 @@ class StandIn:
             job.ad["NumJobStarts"] += ran
         if job.scratch != Path():
             out = job.scratch / "_condor_stdout"
-            if job.transfers and not job.then and out.exists():
+            # Of a spooled job the schedd keeps it, until somebody asks or the job has left the queue.
+            if job.transfers and not job.then and out.exists() and job.words.get("spooled") != "true":
                 shutil.copy(out, job.words["output"])
             shutil.rmtree(job.scratch, ignore_errors=True)
         job.scratch = Path()

@@ -339,9 +339,11 @@ def test_a_pool_whose_only_node_is_bad_pauses_and_its_calls_end_with_the_reason(
 
 
 def test_files_are_uploaded_to_a_schedd_on_another_machine(make_backend: MakeBackend, request_of: RequestOf, until: Until) -> None:
+    """What pilots write there does not come back."""
     backend = make_backend(files="transfer", spool=True)
-    [job] = backend.submit(request_of("exit 3"), 1)
+    [job] = backend.submit(request_of("echo no such disk >&2; exit 3"), 1)
     assert until(backend, listed(job, Listed.ENDED))[job].exit_status == 3
+    assert backend.tail(job) == ""
 
 
 def test_pilots_whose_files_cannot_be_uploaded_do_not_stay(

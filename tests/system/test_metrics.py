@@ -85,15 +85,19 @@ def test_a_scrape_tells_calls_libraries_workers_and_pilots() -> None:
 
 
 def test_every_metric_is_documented_and_every_documented_one_is_told() -> None:
-    """docs/monitoring.md has a table of them."""
+    """docs/monitoring.md has a table of them. An alert there counts on it that without workers there is no series of workers."""
     page = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
     documented = set(re.findall(r"^\| `(windlass_\w+)`", page, re.MULTILINE))
     with Manager(metrics=0) as manager, Executor(None, manager=manager) as pool:
         call = pool.submit(double, 1)
         with urllib.request.urlopen(manager.metrics_url, timeout=20) as answer:
-            told = set(re.findall(r"^# TYPE (\w+) ", answer.read().decode(), re.MULTILINE))
+            text = answer.read().decode()
+        told = set(re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE))
+        samples = parsed(text)
         call.cancel()
     assert told == documented
+    assert samples["windlass_calls", (("state", "waiting"),)] == 1
+    assert not [name for name, _ in samples if name == "windlass_workers"]
 
 
 def test_a_page_of_a_named_manager_outlives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Until) -> None:

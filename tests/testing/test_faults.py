@@ -30,7 +30,7 @@ def test_chaos_is_the_same_for_the_same_seed_and_hits_no_call_too_often(seed: in
     assert tuple(eval(f"[{', '.join(map(repr, drawn))}]", names)) == drawn
     assert sum(isinstance(fault, OfPilot) for fault in drawn) <= HITS_MOST
     assert [fault.at for fault in drawn] == sorted(fault.at for fault in drawn)
-    assert not any(isinstance(fault, RefuseSubmissions | BadNode) for fault in drawn), "these end a program, or hold it up for a minute"
+    assert not any(isinstance(fault, RefuseSubmissions | BadNode) for fault in drawn), "these end a program, or hold it up for seconds"
 
 
 def test_seeds_differ() -> None:
