@@ -66,9 +66,7 @@ HISTORY_SLACK: Final = 3600
 CONNECTION: Final = "pilot.json"
 MODULES: Final = "windlass-modules"
 
-MISSING: Final = (
-    "the htcondor backend needs HTCondor's Python bindings, which are not installed here; run  pip install 'htcondor>=25'"
-)
+MISSING: Final = "the htcondor backend needs HTCondor's Python bindings, which are not installed here; run  pip install 'htcondor>=25'"
 
 
 class HTCondorBackend:
