@@ -101,7 +101,7 @@ class Implicit:
                 self._client.say(DefineFunctions((definition,)))
             elif target.library != spec.id:
                 target = self._defined[key] = _target(spec, defined, target.content)
-            self._latest = defined, memoize, *kind, spec, target
+            self._latest = defined, memoize, kind.concurrency, kind.gpus, spec, target
         return spec, target
 
     def _next_implicit(self, imports: tuple[ImportSpec, ...], code: tuple[ObjectRef, ...], kind: Kind) -> LibrarySpec:
