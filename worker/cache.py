@@ -2,9 +2,9 @@
 
 Theory of operation
 -------------------
-The folder belongs to one worker (`flock` on ``.lock``), so its table is the truth about sizes, pins, levels and order of use; only
-whether an entry is still there is asked of the disk each time, because people and cleaners delete folders.  What is gone is forgotten
-and can be filled again; its pins stay, as the calls that hold them do.  Entries on disk: `windlass.worker.cache_entries`.
+The folder belongs to one worker (`flock` on it, where there are locks), so its table is the truth about sizes, pins, levels and order
+of use; only whether an entry is still there is asked of the disk each time, because people and cleaners delete folders.  What is gone is
+forgotten and can be filled again; its pins stay, as the calls that hold them do.  Entries on disk: `windlass.worker.cache_entries`.
 
 A *level* says when an entry goes by itself: ``call`` with its last pin, ``workflow`` at `Cache.end_workflow`, ``worker`` at
 `Cache.close`; ``forever`` entries are in a folder that all workers of this user on this node share (`windlass.worker.cache_shared`);

@@ -53,7 +53,7 @@ _MOMENTS: Final = 60.0
 class SharedCache:
     """The entries in `folder`, kept under `limit` bytes (0: no limit) by all who use it together.
 
-    Raises `UsageError` for a folder that is not this user's alone.
+    Raises `UsageError` for a folder that is not this user's alone, `OSError` for one on a file system without locks.
     """
 
     def __init__(self, folder: Path, limit: int = 0) -> None:
@@ -66,6 +66,9 @@ class SharedCache:
         self._pins: dict[str, tuple[int, int]] = {}
         self._filling: dict[str, int] = {}  # temporary to its lock
         self._make_folder()
+        lock = self._acquire("room", fcntl.LOCK_SH, 0.0)  # a file system without locks says so now, and not in the middle
+        if lock is not None:
+            os.close(lock)
         self._remove_left_overs()
 
     @property

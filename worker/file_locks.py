@@ -62,10 +62,19 @@ def unlink_lock(lock: int, path: str) -> None:
 
 
 def lock_folder(folder: str) -> int:
-    """Have a cache's folder for this process alone until the descriptor is closed. Raises `UsageError` when another process has it."""
-    lock = take_lock(os.path.join(folder, ".lock"), fcntl.LOCK_EX, 0.0, int)
-    if lock is None:
-        raise UsageError(f"another worker uses the cache folder {show(folder)}; give each worker one of its own")
+    """Have a cache's folder for this process alone until the descriptor is closed. Raises `UsageError` when another process has it.
+
+    The lock is on the folder itself, which takes no room on a full disk. Where the file system has no locks (Lustre and NFS may not), the
+    folder is not locked: a worker's is below a name that no other worker has.
+    """
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise UsageError(f"another worker uses the cache folder {show(folder)}; give each worker one of its own") from None
+    except OSError:
+        pass
     return lock
 
 

@@ -105,12 +105,13 @@ class Files:
     # ------------------------------------------------------------ calls
 
     def hold(self, refs: Sequence[FileRef], /) -> list[FileKey]:
-        """Keep these until `release`; ask for what is missing, and say what that is."""
+        """Keep these until `release`, also when this raises (`OSError`); ask for what is missing, and say what that is."""
         missing: list[FileKey] = []
         ask: list[FileName] = []
+        for ref in refs:  # before anything that may raise: they are released together
+            self._holds[ref.name] = self._holds.get(ref.name, 0) + 1
         for ref in refs:
             name = ref.name
-            self._holds[name] = self._holds.get(name, 0) + 1
             if name in self._pinned:
                 if ref.base not in self._bases[name]:
                     self.cache.path(name, ref.base)  # makes it

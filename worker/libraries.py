@@ -357,12 +357,13 @@ class Libraries:
             python = os.path.join(folder, "bin", "python3")
             if not os.access(python, os.X_OK):
                 raise UsageError(f"{ref.base} has no bin/python3: make it by  windlass environment pack,  or by conda-pack")
-        except WindlassError as error:
+        except (OSError, WindlassError) as error:
             entry.task = None
+            here = isinstance(error, OSError)  # this node's disk
             if own or self._environment is None:
-                kind, text = "function", f"the environment of library {entry.spec.name}: {error}"
+                kind, text = "crash" if here else "function", f"the environment of library {entry.spec.name}: {error}"
             else:  # other pools may have another one, and other nodes more room
-                kind, text = "crash" if isinstance(error, CannotKeep) else "python", _cannot_enter(self._environment, error)
+                kind, text = "crash" if here or isinstance(error, CannotKeep) else "python", _cannot_enter(self._environment, error)
             self.on_failed(instance, LibraryFailed(instance, kind, text))
             return False
         entry.library.python = python
@@ -373,7 +374,7 @@ class Libraries:
         assert self._environment is not None
         try:
             complete(await self._files().obtain(self._environment.unpacked))
-        except WindlassError as error:
+        except (OSError, WindlassError) as error:
             log.error("%s", _cannot_enter(self._environment, error))
 
     async def _stop(self, instance: InstanceId, entry: Entry, *, say: bool = True) -> None:
@@ -455,7 +456,7 @@ def _refs(function: FunctionDef) -> tuple[ObjectRef, ...]:
     return (*((function.object,) if function.object is not None else ()), *function.code)
 
 
-def _cannot_enter(environment: PoolEnvironment, error: WindlassError) -> str:
+def _cannot_enter(environment: PoolEnvironment, error: Exception) -> str:
     hint = "if it is not what it was when the factory began, pack it again and start the factory again"
     return f"the environment's archive {environment.path} cannot be had on {os.uname().nodename}: {error}; {hint}"
 

@@ -216,7 +216,8 @@ class Worker:
         """All that is needed from the first library on; not before hello. Raises `OSError`."""
         from windlass.worker.supply import Supply
 
-        self._supply = self._outbox.supply = supply = Supply(self.id, self._connection, self._hello, welcome, self._outbox.say)
+        says = self._outbox.say, self._on_trouble
+        self._supply = self._outbox.supply = supply = Supply(self.id, self._connection, self._hello, welcome, *says)
         supply.set_up(self.scratch, self._limit, self._guardian)
         self._make_parts(supply)
         warning = node.own_scratch_warning(self.scratch)

@@ -166,8 +166,8 @@ class Outbox:
 
     def hold_files(self, refs: Sequence[FileRef], /) -> list[FileKey]:
         assert self.supply is not None
-        return self.supply.files.hold(refs)
+        return self.supply.hold(refs)
 
     def release_files(self, refs: Sequence[FileRef], /) -> None:
         assert self.supply is not None
-        self.supply.files.release(refs)
+        self.supply.release(refs)

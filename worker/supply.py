@@ -6,6 +6,8 @@ Theory of operation
 last as long as the manager knows this worker.  Objects go over data connections that the worker may open at once.  Files need the worker's
 own certificate, since peers must know each other: the first file that is wanted hurries the enrolment (`needed`), and what is to be said
 about files waits until then, so that the manager knows how peers reach this worker before it chooses a source for it.
+
+Where the disk takes not even a folder, a link or a lock for a file, the worker drains: what needs files goes back, what runs goes on.
 """
 
 from __future__ import annotations
@@ -56,20 +58,27 @@ if TYPE_CHECKING:
     from windlass.worker.backlog import Backlog
     from windlass.worker.cache import Cache
     from windlass.worker.fetching import Fetcher
-    from windlass.worker.files import Files
+    from windlass.worker.files import FileKey, Files
     from windlass.worker.peers import PeerDoor
 
 log = logging.getLogger("windlass.files")
 
 
 class Supply:
-    """A worker's store and cache. ``say`` tells the manager."""
+    """A worker's store and cache. ``say`` tells the manager; ``trouble`` is told that this node cannot keep files."""
 
     def __init__(
-        self, worker: str, connection: ConnectionFile, hello: Callable[[], Hello], welcome: Welcome, say: Callable[[Message], None]
+        self,
+        worker: str,
+        connection: ConnectionFile,
+        hello: Callable[[], Hello],
+        welcome: Welcome,
+        say: Callable[[Message], None],
+        trouble: Callable[[str], None],
     ) -> None:
         self._worker, self._connection, self._hello, self._welcome = worker, connection, hello, welcome
-        self._say_now = say
+        self._say_now, self._trouble = say, trouble
+        self._in_trouble = False
         #: Set when there is a reason to enrol at once.
         self.needed = asyncio.Event()
         self._enrolled = asyncio.Event()
@@ -93,7 +102,7 @@ class Supply:
     # ------------------------------------------------------------ the worker's life
 
     def set_up(self, scratch: str, memory_limit: int, guardian: Guardian) -> None:
-        """Make the store. Raises `OSError`."""
+        """Make the store, and the cache's folder. Raises `OSError`."""
         # A batch system that ends a whole job by SIGKILL ends the guardian too; what that leaves goes with the next worker here.
         asyncio.get_running_loop().run_in_executor(None, remove_dead_folders, os.path.dirname(scratch))
         folder = default_store_folder("worker", scratch)
@@ -102,6 +111,7 @@ class Supply:
         if str(folder).startswith("/dev/shm"):
             limit = min(limit, memory_limit // 4)  # these files count as the pilot's memory
         self.store = ObjectStore(folder, limit)
+        os.mkdir(os.path.join(scratch, CACHE), 0o700)
         self._scratch = scratch
 
     def new_session(self, backlog: Backlog) -> Transfers:
@@ -188,9 +198,8 @@ class Supply:
     async def _keep(self, end: CallEnd, tell: Callable[[CallEnd], None]) -> None:
         from windlass.blocking import in_thread
 
-        files = self.files
         try:
-            made = end.made()
+            files, made = self.files, end.made()
             await in_thread(partial(self._take_in, files.cache, made))
         except (OSError, WindlassError) as error:
             text = f"the result could not be kept on {os.uname().nodename}: {error}"
@@ -249,12 +258,36 @@ class Supply:
 
     # ------------------------------------------------------------ files
 
+    def hold(self, refs: Sequence[FileRef], /) -> list[FileKey]:
+        """See `windlass.worker.files.Files.hold`. Where the disk does not take what that needs, all are missing until the drain."""
+        try:
+            return self.files.hold(refs)
+        except OSError as error:
+            self._cannot_keep(error)
+            from windlass.worker.files import key_of
+
+            return [key_of(ref.name) for ref in refs]
+
+    def release(self, refs: Sequence[FileRef], /) -> None:
+        """A call does not need these any more."""
+        if self._files is not None:
+            self._files.release(refs)
+
+    def _cannot_keep(self, error: OSError) -> None:
+        if not self._in_trouble:
+            self._in_trouble = True
+            text = f"files cannot be kept on {os.uname().nodename}: {error}; free space in the worker's scratch"
+            asyncio.get_running_loop().call_soon(self._trouble, text)  # the backlog, which drains then, may be asking
+
     def heard(self, message: FetchFile | FileLost | DropFiles | PushFile) -> None:
         """The manager has said something about a file."""
         if isinstance(message, PushFile):
             self._spawn(self._push(message.name))
-        else:
+            return
+        try:
             self.files.heard(message)
+        except OSError as error:
+            self._cannot_keep(error)
 
     @property
     def used(self) -> int:
@@ -263,13 +296,11 @@ class Supply:
 
     @property
     def files(self) -> Files:
-        """The cache and what is known of it; made when a file is first needed."""
+        """The cache and what is known of it; made when a file is first needed. Raises `OSError`."""
         if self._files is None:
             from windlass.worker.cache import Cache
 
-            folder = Path(self._scratch, CACHE)
-            folder.mkdir(mode=0o700, exist_ok=True)
-            self._files = self._make_files(Cache(folder, default_store_limit(self._scratch)))
+            self._files = self._make_files(Cache(Path(self._scratch, CACHE), default_store_limit(self._scratch)))
         return self._files
 
     def _share(self) -> None:

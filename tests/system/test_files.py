@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 import windlass
-from windlass import Factory, File, FileUnavailable, FunctionCall, Manager, NotPicklable, UsageError
+from windlass import Factory, File, FileUnavailable, FunctionCall, LibraryFailed, Manager, NotPicklable, UsageError
 
 Start = Callable[..., windlass.Factory]
 Until = Callable[..., None]
@@ -391,6 +392,56 @@ def test_a_file_that_does_not_fit_ends_its_call_and_hurts_nothing_else(
     assert small.result(60) == b"fits"
     assert manager.submit(FunctionCall("lib", "read", manager.declare_buffer("fits too"))).result(60) == b"fits too"
     assert manager.stats.workers == 1
+
+
+def stay(text: str) -> bytes:
+    """Enough to be kept where it is."""
+    return text.encode() * MB
+
+
+def held(gate: Path) -> int:
+    """Wait for the gate; how often this has begun."""
+    with open(f"{gate}.begun", "a") as begun:
+        begun.write(".")
+    while not gate.exists():
+        time.sleep(0.01)
+    return Path(f"{gate}.begun").stat().st_size
+
+
+@pytest.fixture
+def without_cache(manager: Manager, start_factory: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pilot serves, and its cache cannot be made when it is first needed."""
+    (tmp_path / "node").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "node"))
+    start_factory(max_pilots=2)
+    manager.install_library("lib", read, held, stay)
+    assert manager.submit(FunctionCall("lib", "read", tmp_path / "node" / "none")).exception(60) is not None
+    [cache] = [scratch / "cache" for scratch in (tmp_path / "node").glob("windlass-scratch-*")]
+    shutil.rmtree(cache, ignore_errors=True)
+    cache.touch()
+
+
+def test_a_cache_that_cannot_be_made_ends_who_needs_it_with_the_reason(manager: Manager, without_cache: None, tmp_path: Path) -> None:
+    """A call whose result is to stay, and a library with an environment: they do not hang."""
+    future = manager.submit(FunctionCall("lib", "stay", "x").with_options(keep="worker"))
+    with pytest.raises(FileUnavailable, match=r"the result could not be kept on .*File exists.*cache"):
+        future.result(30)
+    with tarfile.open(tmp_path / "environment.tar", "w"):
+        pass
+    manager.install_library("packed", stay, environment=tmp_path / "environment.tar")
+    with pytest.raises(LibraryFailed, match=r"the environment of library packed: .*File exists.*cache"):
+        manager.submit(FunctionCall("packed", "stay", "x")).result(30)
+
+
+def test_where_the_cache_cannot_be_made_calls_with_files_go_elsewhere_and_nothing_is_cut_off(
+    manager: Manager, without_cache: None, tmp_path: Path, until: Until
+) -> None:
+    """What runs on that worker runs on."""
+    running = manager.submit(FunctionCall("lib", "held", tmp_path / "gate"))
+    until("it runs", (tmp_path / "gate.begun").exists)
+    assert manager.submit(FunctionCall("lib", "read", manager.declare_buffer("elsewhere"))).result(30) == b"elsewhere"
+    (tmp_path / "gate").touch()
+    assert running.result(30) == 1
 
 
 def test_a_file_for_ever_is_there_for_the_next_manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from windlass.errors import Damaged
+from windlass.worker.cache import Cache
+from windlass.worker.cache_shared import SharedCache
 from windlass.worker.file_locks import Held, take_lock, unlink_lock
 
 
@@ -90,3 +93,21 @@ def test_another_locks_file_is_not_unlinked(tmp_path: Path) -> None:
 def test_a_lock_in_no_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(Damaged, match="lock was removed while it was written"):
         take_lock(os.fspath(tmp_path / "none" / "lock"), fcntl.LOCK_EX, 0.0, never)
+
+
+def test_on_a_file_system_without_locks_a_worker_has_its_cache_and_shares_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lustre and NFS may have none: the worker's own folder is nobody else's anyway, and a shared one is refused at once."""
+
+    def none(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    cache = Cache(tmp_path / "cache")
+    filling = cache.fill("r-" + "0" * 32, 4)
+    assert filling is not None
+    filling.path.write_bytes(b"data")
+    assert filling.commit("data", 4, pin=True).read_bytes() == b"data"
+    cache.close()
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(OSError, match="No locks available"):
+        SharedCache(tmp_path / "shared")
