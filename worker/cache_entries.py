@@ -13,6 +13,9 @@ is removed is renamed first too (``.dead-...``): the name is gone at once, howev
 After a crash of the whole node a file may have a name and not its bytes.  So facts tell during which boot they were written, and an
 entry of an earlier boot is not there until its content has been compared with its name.  Files are made read-only: calls share them.
 (Trees keep their modes; what a call writes into one is found only by `is_good`.)
+
+Cleaners of old files take a tree apart, file by file, and leave what was used lately.  So an entry has a *mark* that is older than its
+content and that nobody reads or touches: it goes together with the first of the files, and without it the entry is not there.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 LEFT_OVER: Final = (".t-", ".dead-")
 _FACTS: Final = ".windlass-facts"
 _MANIFEST: Final = ".windlass-manifest"
+_MARK: Final = ".windlass-whole"
 _RESERVED: Final = ".windlass-"
 #: Room for content of unknown size is taken in steps of this.
 _STEP_BYTES: Final = 16 << 20
@@ -87,6 +91,7 @@ def read_facts(entry: str) -> Facts | None:
             facts = msgspec.msgpack.decode(file.read(), type=Facts)
         if facts.base:
             os.lstat(os.path.join(os.fsencode(entry), facts.base))
+            os.lstat(os.path.join(entry, _MARK))
     except (OSError, msgspec.DecodeError, ValueError):
         return None
     return facts
@@ -310,6 +315,7 @@ def new_temporary(folder: str, name: str, room: int) -> str:
         with writing(path):
             os.makedirs(folder, mode=0o700, exist_ok=True)
             os.mkdir(path, 0o700)
+            os.close(os.open(os.path.join(path, _MARK), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400))
             write_facts(path, Facts(room))
     except BaseException:
         remove_tree(path)

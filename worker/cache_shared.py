@@ -11,6 +11,8 @@ from a process that dies, however it dies.
 ``room``         exclusive, for moments: adds up what is here, removes the least recently used, and makes a temporary that says how
                  much room it keeps.  So the limit holds for all workers together.
 
+The folder      shared, as long as a worker lives: cleaners of old files leave it alone.
+
 Lock files of entries that are gone are unlinked by whoever has them exclusively (`windlass.worker.file_locks`).
 
 A damaged entry is renamed away although others have it pinned: they keep what they opened, and the next one fills it anew; the name says
@@ -35,7 +37,7 @@ from windlass.manifests import is_file_name, show
 from windlass.messages import FileName
 from windlass.worker import cache_entries as entries
 from windlass.worker.cache_entries import Facts, Filling
-from windlass.worker.file_locks import Held, take_lock, unlink_lock
+from windlass.worker.file_locks import Held, keep_from_cleaners, take_lock, unlink_lock
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -69,6 +71,7 @@ class SharedCache:
         lock = self._acquire("room", fcntl.LOCK_SH, 0.0)  # a file system without locks says so now, and not in the middle
         if lock is not None:
             os.close(lock)
+        self._kept = keep_from_cleaners(self._text)
         self._remove_left_overs()
 
     @property
@@ -182,6 +185,9 @@ class SharedCache:
             for lock, _ in self._pins.values():
                 os.close(lock)
             self._pins.clear()
+            kept, self._kept = self._kept, -1
+        if kept >= 0:
+            os.close(kept)
 
     def check(self) -> None:
         """Assert what must hold."""

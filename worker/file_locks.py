@@ -10,6 +10,8 @@ opened it just before: then it gets a lock on a file without a name, which locks
 its name, and else begins again.  `unlink_lock` looks too: after somebody deleted the folder, the name may be that of another's lock.
 
 Waiting is looking again and again: so it can be given up, and nobody sleeps in the kernel when the worker ends.
+
+Cleaners of old files (systemd-tmpfiles) take nothing from below a folder on which somebody has a lock: tmpfiles.d(5).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from windlass.errors import UsageError
@@ -25,6 +28,7 @@ from windlass.folders import writing
 from windlass.manifests import show
 
 _OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_OPEN_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def take_lock(path: str, how: int, patience: float, pause: Callable[[], object]) -> int | None:
@@ -67,7 +71,7 @@ def lock_folder(folder: str) -> int:
     The lock is on the folder itself, which takes no room on a full disk. Where the file system has no locks (Lustre and NFS may not), the
     folder is not locked: a worker's is below a name that no other worker has.
     """
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    lock = os.open(folder, _OPEN_FOLDER)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -75,6 +79,14 @@ def lock_folder(folder: str) -> int:
         raise UsageError(f"another worker uses the cache folder {show(folder)}; give each worker one of its own") from None
     except OSError:
         pass
+    return lock
+
+
+def keep_from_cleaners(folder: str) -> int:
+    """Have cleaners leave alone what is below a folder until the descriptor is closed, as far as the file system has locks."""
+    lock = os.open(folder, _OPEN_FOLDER)
+    with suppress(OSError):  # also while one is at it
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     return lock
 
 

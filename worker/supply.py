@@ -46,6 +46,7 @@ from windlass.messages import (
 )
 from windlass.objects import ObjectStore, default_store_folder, default_store_limit
 from windlass.store_folders import remove_dead_folders
+from windlass.worker.file_locks import keep_from_cleaners
 from windlass.worker.ground import CACHE
 from windlass.worker.guardian import Guardian, remove_tree
 from windlass.worker.slotlink import kept_folder
@@ -112,6 +113,7 @@ class Supply:
             limit = min(limit, memory_limit // 4)  # these files count as the pilot's memory
         self.store = ObjectStore(folder, limit)
         os.mkdir(os.path.join(scratch, CACHE), 0o700)
+        keep_from_cleaners(scratch)  # to the end of this process
         self._scratch = scratch
 
     def new_session(self, backlog: Backlog) -> Transfers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -222,6 +223,23 @@ def test_what_a_killed_pilot_left_is_not_used(
     (half / "python3").write_text("#!/bin/sh\necho half\n")
     assert node.run(script)[:2] == (0, f"{node.base}/{environment.name} none 1 -m w --pilot 17\n")
     assert node.unpacked() == [environment.name]
+
+
+def test_cleaners_of_old_files_leave_it_alone_while_a_pilot_runs_in_it(node: Node, make_archive: MakeArchive, tmp_path: Path) -> None:
+    """They take no folder on which somebody has a lock."""
+    up = tmp_path / "up"
+    os.mkfifo(up)
+    pilot = node.start(node.script(read_environment(make_archive(), str(node.scratch))), HOLD=str(up))
+    assert up.read_text() == "up\n"
+    base = os.open(node.base, os.O_RDONLY)
+    try:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(base, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        pilot.kill()
+        pilot.communicate(timeout=20)
+    fcntl.flock(base, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(base)
 
 
 def _cut(data: bytes) -> bytes:

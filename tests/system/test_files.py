@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import shutil
@@ -455,6 +456,11 @@ def test_a_file_for_ever_is_there_for_the_next_manager(tmp_path: Path, monkeypat
             manager.install_library("lib", look)
             paths.append(manager.submit(FunctionCall("lib", "look", manager.declare_file(source, "forever"))).result(60)["path"])
             assert manager.status()["transfers"]["bytes_from_manager"] == expected
+            for folder in (*tmp_path.glob("windlass-files-*"), *tmp_path.glob("windlass-scratch-*")):
+                descriptor = os.open(folder, os.O_RDONLY)
+                with pytest.raises(BlockingIOError):  # it is locked: cleaners of /tmp leave it alone
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.close(descriptor)
     assert os.path.dirname(os.path.dirname(os.path.dirname(paths[0]))) != os.path.dirname(os.path.dirname(os.path.dirname(paths[1])))
     [shared] = tmp_path.glob("windlass-files-*")
     assert stat.S_IMODE(shared.stat().st_mode) == 0o700

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -259,6 +260,45 @@ def test_a_tree_has_a_manifest_here_too(cache: Cache) -> None:
     filling.commit("tree", 3, content=name)
     assert cache.manifest("u3-" + "0" * 32).name == name
     assert not cache.damaged("u3-" + "0" * 32)
+
+
+def test_a_tree_that_a_cleaner_of_old_files_has_begun_to_take_is_filled_again(cache: Cache) -> None:
+    """Whose facts are young, as each use touches them: a mark that is as old as the first of its files goes with that."""
+    name = "u3-" + "0" * 32
+    for _ in range(2):
+        filling = cache.fill(name, 3, "forever")
+        assert filling is not None
+        filling.path.mkdir()
+        (filling.path / "file").write_bytes(b"123")
+        tree = filling.commit("tree", 3, pin=True)
+        cache.unpin(name)
+        assert cache.fill(name, 3, "forever") is None
+        times = {each: max(each.stat().st_atime_ns, each.stat().st_ctime_ns) for each in tree.parent.rglob("*") if each.is_file()}
+        for each, used in times.items():
+            if used <= times[tree / "file"] and each.name != ".windlass-facts":
+                each.unlink()
+        assert not cache.has(name)
+        with pytest.raises(KeyError):
+            cache.pin(name)
+
+
+def test_cleaners_of_old_files_leave_the_folder_alone_while_a_worker_lives(cache: Cache, tmp_path: Path) -> None:
+    """The real one of systemd, where there is one."""
+    put(cache)
+    folder = os.open(shared_of(cache).folder, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(folder)
+    if shutil.which("systemd-tmpfiles") is None:
+        return
+    words = tmp_path / "words"
+    words.write_text(f"d {tmp_path} - - - 0\nx {words}\n")
+    clean = ["systemd-tmpfiles", "--clean", str(words)]
+    subprocess.run(clean, check=True)
+    assert cache.path(NAME, "data").read_bytes() == DATA
+    cache.close()
+    subprocess.run(clean, check=True)
+    assert not shared_of(cache).folder.exists()
 
 
 @pytest.mark.parametrize("broken", [False, True])
