@@ -225,6 +225,24 @@ def test_a_finder_that_leaves_takes_what_it_found_with_it(found: Found) -> None:
     assert found.find(found.book.join("late"), "a") == ([], [])
 
 
+def test_when_all_that_a_program_has_left_goes_with_its_finder_nothing_of_either_stays(found: Found) -> None:
+    """What the calls may still read stays until they have ended; then who left them is forgotten, with all that was its."""
+    found.left.pins[ARGUMENT] += 1
+    found.left.libraries.add(LIBRARY)
+    found.end(4)
+    finder = found.book.join("finder")
+    (own,) = submit(found.book, finder, 1)
+    found.find(finder, "a")
+    found.find(finder, "b")
+    assert sorted(found.book.left(finder)) == [*found.ids[:3], own]
+    assert (found.book.unpin, found.book.remove) == ([], [])
+    for number in (1, 2, 3):
+        assert found.end(number, ObjectName(f"r-{number}")) == ([], {})
+    assert (found.book.discard, found.book.unpin, found.book.remove) == (["r-1", "r-2", "r-3"], [ARGUMENT], [LIBRARY])
+    found.book.ended([done(own)])
+    assert found.book.known == {}
+
+
 def test_a_finder_that_keeps_its_calls_leaves_them_to_be_found_again(found: Found) -> None:
     finder = found.book.join("finder")
     finder.keep = True
