@@ -240,7 +240,7 @@ class Programs:
                 del self._taken[call]
             for one in unheard:
                 call = CallId(program.number << SHIFT | one.end.call)
-                if one.tag and not one.end.kept and one.end.call < FOUND:
+                if one.tag and not one.end.kept:
                     one.end.call = call
                     program.ended[call] = one
                     program.results.difference_update(span.name for span in one.end.spans)

@@ -267,6 +267,26 @@ def test_what_a_killed_program_never_heard_is_found(programs: Programs) -> None:
     assert len(calls) == len(next(iter(ended)).done) == 1
 
 
+def test_what_a_killed_finder_never_heard_of_what_it_had_found_is_found_again(found: Found) -> None:
+    """Calls that had ended before it found them, and such as ended later: with the results of its own that were on their way."""
+    found.end(1, RESULT)
+    finder = found.book.join("finder")
+    finder.keep = True
+    (own,) = submit(found.book, finder, 1)
+    _, unheard = found.find(finder, "a")
+    mine = done(own, ObjectName("r-own"))
+    mine.tag = "a"
+    for _, theirs in (found.end(2, ObjectName("r-2")), found.book.ended([mine])):
+        unheard += [one for message in theirs[finder.number] for one in message.done]
+    assert found.book.left(finder, unheard) == []
+    assert found.book.discard == []
+    late = found.book.join("late")
+    calls, ended = found.find(late, "a")
+    assert [call for call, _ in calls] == [one.end.call for one in ended] == [FOUND + 1, FOUND + 2, FOUND + 3]
+    assert late.results == {RESULT, "r-2", "r-own"}
+    assert finder.number not in found.book.known
+
+
 def test_ends_travel_in_messages_that_fit_into_frames(programs: Programs) -> None:
     """A frame holds 1 MiB; ten thousand results of 1 kB are more."""
     program = programs.join("one")
