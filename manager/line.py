@@ -21,7 +21,7 @@ import queue
 import shutil
 import sys
 import threading
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -91,11 +91,11 @@ class Line:
         self._deliver, self._on_lost, self._on_brought = deliver, on_lost, on_brought
         self._on_forgotten, self._tidy, self._on_found = on_forgotten, tidy, on_found
         self._statuses: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        #: Futures of calls that were found; None: the manager is gone.
-        self._found: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
-        self._finding: list[Any] = []
-        self._tag = ""
         self._asking = threading.Lock()
+        #: Guards the tags that the manager was asked for and has not answered, which it does in that order, and what it found by tag.
+        self._finding = threading.Condition()
+        self._asked: deque[str] = deque()
+        self._found: defaultdict[str, list[Any]] = defaultdict(list)
         self._data: DataClient | None = None
         self._welcome: Welcome | None = None
         self._shares_host = False
@@ -148,16 +148,15 @@ class Line:
 
     def find(self, tag: str, timeout: float = _ANSWER_SECONDS) -> list[Any]:
         """Take over the calls with this tag of programs that have left: their futures. Raises `Closed`, `Unreachable`."""
-        with self._asking:
-            self._tag = tag
+        with self._asking, self._finding:
+            self._asked.append(tag)
             self._port.send(FindCalls(tag))
-            try:
-                found = self._found.get(timeout=timeout)
-            except queue.Empty:
-                raise Unreachable(f"manager {self.manager} did not answer within {timeout:g} s; ask again") from None
-        if found is None:
-            raise Closed(f"manager {self.manager} is gone")
-        return found
+            # What one who gave up had asked for is answered first, and is there for who asks for that tag next.
+            if not self._finding.wait_for(lambda: self._lost or not self._asked, timeout):
+                raise Unreachable(f"manager {self.manager} did not answer within {timeout:g} s; ask again")
+            if self._asked:
+                raise Closed(f"manager {self.manager} is gone")
+            return self._found.pop(tag, [])
 
     def _wake(self) -> None:
         self._port.call(self._drain)
@@ -272,10 +271,11 @@ class Line:
             self.store.expect(message.done)
             self._deliver(message.done)
         elif isinstance(message, CallsFound):
-            self._finding += self._on_found(message.calls, self._tag)
-            if not message.more:
-                found, self._finding = self._finding, []
-                self._found.put(found)
+            with self._finding:
+                self._found[self._asked[0]] += self._on_found(message.calls, self._asked[0])
+                if not message.more:
+                    self._asked.popleft()
+                    self._finding.notify_all()
         elif isinstance(message, Means):
             self.means = message
         elif isinstance(message, Status):
@@ -293,7 +293,8 @@ class Line:
         if not self._lost:
             self._lost = True
             self._statuses.put(None)
-            self._found.put(None)
+            with self._finding:
+                self._finding.notify_all()
             self._on_lost(reason)
 
 
