@@ -9,18 +9,21 @@ options into one `SubmitCalls`, and sends them.  While the connection is congest
 *Objects.*  `AttachedStore` is the client's way to the manager's objects.  An argument is at the manager, and pinned for this program,
 before its call is said: on one host as a file that the manager adopts, else by its bytes.  `put` waits for that, so a program
 cannot change data on their way.  What is put twice while it is needed travels once.  A result is read where the manager keeps it on one
-host, else fetched when somebody asks for it; it stays at the manager until it was asked for or nobody is left who could.
+host, else fetched when somebody asks for it, who waits while the connection is cut; it stays at the manager until it was read or nobody is
+left who could.
 
 A line that is lost for good (the manager ended, or was not reached for its ``reconnect_grace``) says so once, by ``on_lost``.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import shutil
 import sys
 import threading
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,9 +32,10 @@ from typing import Any, Final
 from windlass import __version__
 from windlass.bulk import ObjectGone
 from windlass.dataplane import DataClient
-from windlass.errors import Closed, StoreFull, Unreachable, WindlassError
+from windlass.errors import Closed, ConnectionRefused, StoreFull, Unreachable, WindlassError
 from windlass.identity import ConnectionFile
 from windlass.manager.inbox import Inbox, Tidy
+from windlass.manager.keeping import LOOK_SECONDS
 from windlass.messages import (
     PROTOCOL,
     CallDone,
@@ -61,6 +65,8 @@ from windlass.messages import (
 from windlass.objects import ObjectStore, content_name, map_object, same_host
 from windlass.store_folders import default_store_folder
 from windlass.transport import Port
+
+log = logging.getLogger("windlass.manager")
 
 #: Bytes of calls in one `SubmitCalls`, well under the limit of a frame.
 _SUBMIT_BYTES: Final = 256 << 10
@@ -99,7 +105,8 @@ class Line:
         self._data: DataClient | None = None
         self._welcome: Welcome | None = None
         self._shares_host = False
-        self._lost = False
+        #: The manager has ended, or was not reached for so long that it was given up.
+        self.lost = False
         self._port = Port(connection, "client", name, self._hear, self._over, self._welcomed)
 
     # ------------------------------------------------------------ from the program's threads
@@ -152,7 +159,7 @@ class Line:
             self._asked.append(tag)
             self._port.send(FindCalls(tag))
             # What one who gave up had asked for is answered first, and is there for who asks for that tag next.
-            if not self._finding.wait_for(lambda: self._lost or not self._asked, timeout):
+            if not self._finding.wait_for(lambda: self.lost or not self._asked, timeout):
                 raise Unreachable(f"manager {self.manager} did not answer within {timeout:g} s; ask again")
             if self._asked:
                 raise Closed(f"manager {self.manager} is gone")
@@ -290,8 +297,8 @@ class Line:
             self._over(f"the manager has ended: {message.reason}")
 
     def _over(self, reason: str) -> None:
-        if not self._lost:
-            self._lost = True
+        if not self.lost:
+            self.lost = True
             self._statuses.put(None)
             with self._finding:
                 self._finding.notify_all()
@@ -392,7 +399,8 @@ class AttachedStore:
         self._away.discard(name)
 
     def open(self, name: str) -> memoryview:
-        """A private, writable mapping of a result's object. Raises `KeyError`, and `Closed` when the manager is gone with it."""
+        """A private, writable mapping of a result's object; waits while the manager is cut off. Raises `KeyError`, and `Closed` when the
+        manager is gone with it."""
         folder = self._line.folder
         if folder:
             try:
@@ -402,12 +410,21 @@ class AttachedStore:
         size = self._results.get(name)
         if size is None or name in self._away:
             raise KeyError(name)
-        try:
-            self._line.get(ObjectRef(ObjectName(name), size), self.local)
-        except (ObjectGone, ConnectionError, Closed) as error:
-            where = f"was kept at manager {self._line.manager}"
-            raise Closed(f"the call's result of {size:,} bytes {where} and cannot be had from there any more: {error}") from error
-        return self.local.open(name)
+        told = False
+        while True:
+            try:
+                self._line.get(ObjectRef(ObjectName(name), size), self.local)
+                return self.local.open(name)
+            except (ObjectGone, ConnectionError, Closed) as error:
+                cut = isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefused)
+                if not cut or self._line.lost:
+                    where = f"was kept at manager {self._line.manager}"
+                    raise Closed(f"the call's result of {size:,} bytes {where} and cannot be had from there any more: {error}") from error
+                if not told:
+                    text = "the call's result of %s bytes cannot be had from manager %s now (%s): it comes when there is a connection again"
+                    log.warning(text, f"{size:,}", self._line.manager, error)
+                told = True
+            time.sleep(LOOK_SECONDS)  # a cut passes, or the line is lost in the end
 
     def discard(self, name: str) -> None:
         """Nobody needs this result any more. May be called by a finaliser, in any thread."""
