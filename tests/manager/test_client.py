@@ -111,3 +111,29 @@ def test_a_call_that_could_not_be_handed_over_was_never_submitted(bench: Bench) 
     (name,) = bench.store.names()
     bench.store.discard(name)
     assert bench.store.names() == [], "the object has a pin that nobody will take away"
+
+
+class Interrupting:
+    """Ctrl-C comes when it is unpickled for the first time."""
+
+    times = 0
+
+    def __reduce__(self) -> Any:
+        return Interrupting.again, ()
+
+    @staticmethod
+    def again() -> str:
+        Interrupting.times += 1
+        if Interrupting.times == 1:
+            raise KeyboardInterrupt
+        return "read"
+
+
+def test_who_is_interrupted_while_reading_a_large_result_may_ask_again(bench: Bench) -> None:
+    """Fetching it may take long, or have to wait for a connection: Ctrl-C is the asking thread's, and the result stays."""
+    future = bench.submit(1)
+    bench.end(future, (Interrupting(), b"x" * 200_000))
+    with pytest.raises(KeyboardInterrupt):
+        future.result(0)
+    assert future.result(0) == ("read", b"x" * 200_000)
+    assert bench.store.names() == []
