@@ -561,9 +561,13 @@ class Client:
             if not end.spans:
                 return unpack_result(end.payload, (), self.store.open)
             try:
-                return unpack_result(end.payload, end.spans, self.kept.open)
-            finally:
-                self._discard(end.spans)
+                result = unpack_result(end.payload, end.spans, self.kept.open)
+            except BaseException as error:
+                if isinstance(error, Exception):  # else it was Ctrl-C, in a thread that may ask again
+                    self._discard(end.spans)
+                raise
+            self._discard(end.spans)
+            return result
         if end.outcome == RAISED:
             raise unpack_exception(end.payload)
         if end.outcome == INPUT_FAILED:

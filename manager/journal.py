@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from windlass.errors import UsageError
+from windlass.errors import Closed, UsageError
 from windlass.messages import CallEnd, ObjectName, ObjectRef
 from windlass.objects import content_name, map_object
 
@@ -124,6 +124,8 @@ class Journal:
                 self.append([(key, self._copied(end, read))], index=index)
             except KeyError as error:
                 log.info("a result is not remembered: its buffer %s is gone", error)  # as when an earlier life's manager had it
+            except Closed as error:
+                log.info("a result is not remembered: %s", error)
             except OSError as error:
                 self._failed(error)
                 self.dropped += 1
@@ -253,7 +255,13 @@ class Journal:
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
+            self._do(work)
+
+    def _do(self, work: Callable[[], None]) -> None:
+        try:
             work()
+        except Exception:
+            log.exception("a defect of Windlass: journal %s goes on without what it was doing", self.folder)
 
     def _sync_later(self) -> None:
         # Other work goes on meanwhile; what is left when it is time is done next.
@@ -266,7 +274,7 @@ class Journal:
             if work is None:
                 self._work.put(None)
                 break
-            work()
+            self._do(work)
         self._sync()
 
     def _sync(self) -> None:

@@ -9,19 +9,22 @@ options into one `SubmitCalls`, and sends them.  While the connection is congest
 *Objects.*  `AttachedStore` is the client's way to the manager's objects.  An argument is at the manager, and pinned for this program,
 before its call is said: on one host as a file that the manager adopts, else by its bytes.  `put` waits for that, so a program
 cannot change data on their way.  What is put twice while it is needed travels once.  A result is read where the manager keeps it on one
-host, else fetched when somebody asks for it; it stays at the manager until it was asked for or nobody is left who could.
+host, else fetched when somebody asks for it, who waits while the connection is cut; it stays at the manager until it was read or nobody is
+left who could.
 
 A line that is lost for good (the manager ended, or was not reached for its ``reconnect_grace``) says so once, by ``on_lost``.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import shutil
 import sys
 import threading
-from collections import Counter
+import time
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -29,9 +32,10 @@ from typing import Any, Final
 from windlass import __version__
 from windlass.bulk import ObjectGone
 from windlass.dataplane import DataClient
-from windlass.errors import Closed, StoreFull, Unreachable, WindlassError
+from windlass.errors import Closed, ConnectionRefused, StoreFull, Unreachable, WindlassError
 from windlass.identity import ConnectionFile
 from windlass.manager.inbox import Inbox, Tidy
+from windlass.manager.keeping import LOOK_SECONDS
 from windlass.messages import (
     PROTOCOL,
     CallDone,
@@ -62,6 +66,8 @@ from windlass.objects import ObjectStore, content_name, map_object, same_host
 from windlass.store_folders import default_store_folder
 from windlass.transport import Port
 
+log = logging.getLogger("windlass.manager")
+
 #: Bytes of calls in one `SubmitCalls`, well under the limit of a frame.
 _SUBMIT_BYTES: Final = 256 << 10
 _ANSWER_SECONDS: Final = 10.0
@@ -91,15 +97,16 @@ class Line:
         self._deliver, self._on_lost, self._on_brought = deliver, on_lost, on_brought
         self._on_forgotten, self._tidy, self._on_found = on_forgotten, tidy, on_found
         self._statuses: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        #: Futures of calls that were found; None: the manager is gone.
-        self._found: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
-        self._finding: list[Any] = []
-        self._tag = ""
         self._asking = threading.Lock()
+        #: Guards the tags that the manager was asked for and has not answered, which it does in that order, and what it found by tag.
+        self._finding = threading.Condition()
+        self._asked: deque[str] = deque()
+        self._found: defaultdict[str, list[Any]] = defaultdict(list)
         self._data: DataClient | None = None
         self._welcome: Welcome | None = None
         self._shares_host = False
-        self._lost = False
+        #: The manager has ended, or was not reached for so long that it was given up.
+        self.lost = False
         self._port = Port(connection, "client", name, self._hear, self._over, self._welcomed)
 
     # ------------------------------------------------------------ from the program's threads
@@ -148,16 +155,15 @@ class Line:
 
     def find(self, tag: str, timeout: float = _ANSWER_SECONDS) -> list[Any]:
         """Take over the calls with this tag of programs that have left: their futures. Raises `Closed`, `Unreachable`."""
-        with self._asking:
-            self._tag = tag
+        with self._asking, self._finding:
+            self._asked.append(tag)
             self._port.send(FindCalls(tag))
-            try:
-                found = self._found.get(timeout=timeout)
-            except queue.Empty:
-                raise Unreachable(f"manager {self.manager} did not answer within {timeout:g} s; ask again") from None
-        if found is None:
-            raise Closed(f"manager {self.manager} is gone")
-        return found
+            # What one who gave up had asked for is answered first, and is there for who asks for that tag next.
+            if not self._finding.wait_for(lambda: self.lost or not self._asked, timeout):
+                raise Unreachable(f"manager {self.manager} did not answer within {timeout:g} s; ask again")
+            if self._asked:
+                raise Closed(f"manager {self.manager} is gone")
+            return self._found.pop(tag, [])
 
     def _wake(self) -> None:
         self._port.call(self._drain)
@@ -272,10 +278,11 @@ class Line:
             self.store.expect(message.done)
             self._deliver(message.done)
         elif isinstance(message, CallsFound):
-            self._finding += self._on_found(message.calls, self._tag)
-            if not message.more:
-                found, self._finding = self._finding, []
-                self._found.put(found)
+            with self._finding:
+                self._found[self._asked[0]] += self._on_found(message.calls, self._asked[0])
+                if not message.more:
+                    self._asked.popleft()
+                    self._finding.notify_all()
         elif isinstance(message, Means):
             self.means = message
         elif isinstance(message, Status):
@@ -290,10 +297,11 @@ class Line:
             self._over(f"the manager has ended: {message.reason}")
 
     def _over(self, reason: str) -> None:
-        if not self._lost:
-            self._lost = True
+        if not self.lost:
+            self.lost = True
             self._statuses.put(None)
-            self._found.put(None)
+            with self._finding:
+                self._finding.notify_all()
             self._on_lost(reason)
 
 
@@ -391,7 +399,8 @@ class AttachedStore:
         self._away.discard(name)
 
     def open(self, name: str) -> memoryview:
-        """A private, writable mapping of a result's object. Raises `KeyError`, and `Closed` when the manager is gone with it."""
+        """A private, writable mapping of a result's object; waits while the manager is cut off. Raises `KeyError`, and `Closed` when the
+        manager is gone with it."""
         folder = self._line.folder
         if folder:
             try:
@@ -401,12 +410,21 @@ class AttachedStore:
         size = self._results.get(name)
         if size is None or name in self._away:
             raise KeyError(name)
-        try:
-            self._line.get(ObjectRef(ObjectName(name), size), self.local)
-        except (ObjectGone, ConnectionError, Closed) as error:
-            where = f"was kept at manager {self._line.manager}"
-            raise Closed(f"the call's result of {size:,} bytes {where} and cannot be had from there any more: {error}") from error
-        return self.local.open(name)
+        told = False
+        while True:
+            try:
+                self._line.get(ObjectRef(ObjectName(name), size), self.local)
+                return self.local.open(name)
+            except (ObjectGone, ConnectionError, Closed) as error:
+                cut = isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefused)
+                if not cut or self._line.lost:
+                    where = f"was kept at manager {self._line.manager}"
+                    raise Closed(f"the call's result of {size:,} bytes {where} and cannot be had from there any more: {error}") from error
+                if not told:
+                    text = "the call's result of %s bytes cannot be had from manager %s now (%s): it comes when there is a connection again"
+                    log.warning(text, f"{size:,}", self._line.manager, error)
+                told = True
+            time.sleep(LOOK_SECONDS)  # a cut passes, or the line is lost in the end
 
     def discard(self, name: str) -> None:
         """Nobody needs this result any more. May be called by a finaliser, in any thread."""

@@ -30,7 +30,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from windlass.errors import Closed, StoreFull
+from windlass.errors import Closed, StoreFull, Unreachable
 from windlass.files import collecting
 from windlass.manager.calls import CLOSED
 from windlass.manager.feeding import Feeder
@@ -288,7 +288,10 @@ class Memory:
                 self._client.drop(self._client.feeder.let_go(spans))
                 after()
             for spec in followers:
-                found = self.recall(spec.call, key)
+                try:
+                    found = self.recall(spec.call, key)
+                except (Unreachable, Closed):  # a manager of another process, which cannot be given the buffers
+                    found = None
                 if found is not None:
                     self._client.deliver_noted([found])
                 else:

@@ -181,10 +181,10 @@ class Programs:
             if reader is program and not program.gone:
                 theirs.setdefault(number, []).append(_told(program, one, own_id))
                 continue
-            if reader is not None and reader is not program:
+            if finder != number and reader is not None and not reader.gone:
                 del reader.found[own_id]
                 theirs.setdefault(finder, []).append(_told(reader, one, own_id))
-            elif one.tag and not program.forsaken:
+            elif finder == number and one.tag and not program.forsaken:
                 program.ended[call] = one  # until somebody asks for it
             else:
                 self._drop(one)
@@ -230,20 +230,17 @@ class Programs:
             return []
         program.gone = True
         found, program.found = program.found, {}
-        for call in found.values():
-            del self._taken[call]
         if not program.keep:
-            # Nobody is to find these again, should they end before they are cancelled.
+            # Nobody is to find these again, should they end before they are cancelled: what it had found stays taken.
             program.forsaken = True
-            cancel = list(program.calls)
-            for call in found.values():
-                self.known[call >> SHIFT].calls.discard(call)
-            cancel += found.values()
+            cancel = [*program.calls, *found.values()]
         else:
             cancel = []
+            for call in found.values():
+                del self._taken[call]
             for one in unheard:
                 call = CallId(program.number << SHIFT | one.end.call)
-                if one.tag and not one.end.kept and one.end.call < FOUND:
+                if one.tag and not one.end.kept:
                     one.end.call = call
                     program.ended[call] = one
                     program.results.difference_update(span.name for span in one.end.spans)
@@ -279,6 +276,7 @@ class Programs:
             assert all(count > 0 for count in program.pins.values())
             assert all(self._taken[call] == (number, own) for own, call in program.found.items())
             assert not program.gone or program.calls or program.ended, f"program {program.name} is gone and has nothing, and is still known"
+        assert all(call in self.known[call >> SHIFT].calls for call in self._taken)
 
 
 def _told(program: Program, done: CallDone, own: CallId) -> CallDone:

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from windlass.errors import Closed
+from windlass.errors import Closed, Unreachable
 from windlass.manager.call import Target
 from windlass.manager.client import Client
 from windlass.manager.future import CallFuture
 from windlass.manager.inbox import Inbox
-from windlass.messages import RETURNED, CallDone, CallEnd, CallId, FunctionId, LibraryId
+from windlass.manager.journal import Journal
+from windlass.manager.memory import Memory
+from windlass.messages import RETURNED, CallDone, CallEnd, CallId, CallSpec, FunctionId, LibraryId, ObjectRef
 from windlass.pickling import pack_result
 from windlass.spooling import SpoolingStore
 
@@ -36,8 +38,9 @@ class Bench:
     def submit(self, *args: Any) -> CallFuture[Any]:
         return self.client.submit(TARGET, args, {})
 
-    def end(self, future: CallFuture[Any], value: Any = None) -> None:
+    def end(self, future: CallFuture[Any], value: Any = None, before: Callable[[], None] = lambda: None) -> None:
         payload, spans = pack_result(value, self.store.put_result)
+        before()
         self.client.deliver([CallDone(CallEnd(CallId(future.call_id), 1, RETURNED, payload, spans))])
 
 
@@ -111,3 +114,57 @@ def test_a_call_that_could_not_be_handed_over_was_never_submitted(bench: Bench) 
     (name,) = bench.store.names()
     bench.store.discard(name)
     assert bench.store.names() == [], "the object has a pin that nobody will take away"
+
+
+class Interrupting:
+    """Ctrl-C comes when it is unpickled for the first time."""
+
+    times = 0
+
+    def __reduce__(self) -> Any:
+        return Interrupting.again, ()
+
+    @staticmethod
+    def again() -> str:
+        Interrupting.times += 1
+        if Interrupting.times == 1:
+            raise KeyboardInterrupt
+        return "read"
+
+
+def test_who_is_interrupted_while_reading_a_large_result_may_ask_again(bench: Bench) -> None:
+    """Fetching it may take long, or have to wait for a connection: Ctrl-C is the asking thread's, and the result stays."""
+    future = bench.submit(1)
+    bench.end(future, (Interrupting(), b"x" * 200_000))
+    with pytest.raises(KeyboardInterrupt):
+        future.result(0)
+    assert future.result(0) == ("read", b"x" * 200_000)
+    assert bench.store.names() == []
+
+
+class CutOff(SpoolingStore):
+    """The store of a manager that can be cut off."""
+
+    cut = False
+
+    def put_result(self, data: Any, **more: Any) -> ObjectRef:
+        if self.cut:
+            raise Unreachable("data for manager m could not be sent: it is cut off; submit it again")
+        return super().put_result(data, **more)
+
+
+def test_a_call_is_run_when_the_result_that_it_was_to_share_cannot_be_given_to_the_manager(tmp_path: Path) -> None:
+    """An equal call of a memoized function waits for the first one's large result, which ends during a cut: it does not wait for ever."""
+    store = CutOff(tmp_path / "store", 0, None)
+    bench, target = Bench(store), TARGET._replace(content=b"m" + b"c" * 16)
+    memory = bench.client.memory = Memory(Journal(tmp_path / "journal"), bench.client, lambda: 0.0, all_calls=True)
+
+    def handed_over() -> list[CallId]:
+        return [item.call for item in bench.client._inbox.drain() if isinstance(item, CallSpec)]  # pyright: ignore[reportPrivateUsage]
+
+    first, second = (bench.client.submit(target, (1,), {}) for _ in range(2))
+    assert handed_over() == [first.call_id]
+    bench.end(first, b"x" * 200_000, before=lambda: setattr(store, "cut", True))
+    memory.close()
+    assert handed_over() == [second.call_id]
+    store.close()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from windlass.errors import UsageError
+from windlass.errors import Closed, UsageError
 from windlass.manager.journal import BATCH_MOST, Entry, Journal
 from windlass.messages import RETURNED, CallEnd, CallId, ObjectName, ObjectRef
 
@@ -140,6 +142,35 @@ def test_a_result_whose_buffer_is_gone_is_not_written(journal: Journal, folder: 
     assert done.wait(10)
     journal.close()
     assert again(folder) == {}
+
+
+def test_a_result_that_cannot_be_had_costs_none_of_those_that_come_after_it(
+    journal: Journal, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its manager may be lost to this program, and what follows the writing may fail: the journal's thread goes on, and what it had is
+    let go."""
+    caplog.set_level(logging.INFO, "windlass.manager")
+    done: list[bytes] = []
+
+    def lost(name: ObjectName) -> bytes:
+        raise Closed("the call's result cannot be had any more")
+
+    def fails() -> None:
+        done.append(b"fails")
+        raise Closed("the manager is gone")
+
+    def large(key: bytes, read: Callable[[ObjectName], bytes], then: Callable[[], None] | None = None) -> None:
+        spans = (ObjectRef(ObjectName("r-1"), 5),)
+        journal.append_large(key, CallEnd(CallId(1), 1, RETURNED, spans=spans), read, then or partial(done.append, key))
+
+    large(b"lost", lost)
+    large(b"fails", lambda name: b"bytes", fails)
+    large(b"good", lambda name: b"bytes")
+    journal.close()
+    assert done == [b"lost", b"fails", b"good"]
+    assert set(again(folder)) == {b"fails", b"good"}
+    assert caplog.text.count("cannot be written") == 0
+    assert "a result is not remembered: the call's result cannot be had any more" in caplog.text
 
 
 def test_two_programs_cannot_have_one_journal(journal: Journal, folder: Path) -> None:

@@ -225,6 +225,24 @@ def test_a_finder_that_leaves_takes_what_it_found_with_it(found: Found) -> None:
     assert found.find(found.book.join("late"), "a") == ([], [])
 
 
+def test_when_all_that_a_program_has_left_goes_with_its_finder_nothing_of_either_stays(found: Found) -> None:
+    """What the calls may still read stays until they have ended; then who left them is forgotten, with all that was its."""
+    found.left.pins[ARGUMENT] += 1
+    found.left.libraries.add(LIBRARY)
+    found.end(4)
+    finder = found.book.join("finder")
+    (own,) = submit(found.book, finder, 1)
+    found.find(finder, "a")
+    found.find(finder, "b")
+    assert sorted(found.book.left(finder)) == [*found.ids[:3], own]
+    assert (found.book.unpin, found.book.remove) == ([], [])
+    for number in (1, 2, 3):
+        assert found.end(number, ObjectName(f"r-{number}")) == ([], {})
+    assert (found.book.discard, found.book.unpin, found.book.remove) == (["r-1", "r-2", "r-3"], [ARGUMENT], [LIBRARY])
+    found.book.ended([done(own)])
+    assert found.book.known == {}
+
+
 def test_a_finder_that_keeps_its_calls_leaves_them_to_be_found_again(found: Found) -> None:
     finder = found.book.join("finder")
     finder.keep = True
@@ -247,6 +265,26 @@ def test_what_a_killed_program_never_heard_is_found(programs: Programs) -> None:
     assert programs.discard == []
     calls, ended = programs.find(programs.join("finder"), "a", lambda call: ("", 0.0))
     assert len(calls) == len(next(iter(ended)).done) == 1
+
+
+def test_what_a_killed_finder_never_heard_of_what_it_had_found_is_found_again(found: Found) -> None:
+    """Calls that had ended before it found them, and such as ended later: with the results of its own that were on their way."""
+    found.end(1, RESULT)
+    finder = found.book.join("finder")
+    finder.keep = True
+    (own,) = submit(found.book, finder, 1)
+    _, unheard = found.find(finder, "a")
+    mine = done(own, ObjectName("r-own"))
+    mine.tag = "a"
+    for _, theirs in (found.end(2, ObjectName("r-2")), found.book.ended([mine])):
+        unheard += [one for message in theirs[finder.number] for one in message.done]
+    assert found.book.left(finder, unheard) == []
+    assert found.book.discard == []
+    late = found.book.join("late")
+    calls, ended = found.find(late, "a")
+    assert [call for call, _ in calls] == [one.end.call for one in ended] == [FOUND + 1, FOUND + 2, FOUND + 3]
+    assert late.results == {RESULT, "r-2", "r-own"}
+    assert finder.number not in found.book.known
 
 
 def test_ends_travel_in_messages_that_fit_into_frames(programs: Programs) -> None:

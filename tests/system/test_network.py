@@ -1,33 +1,40 @@
-"""Cut connections between manager and worker: nothing is lost, nothing is done twice. A proxy stands between them and plays the network."""
+"""Cut connections of workers and programs: nothing is lost, nothing is done twice. A proxy before the manager plays the network."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from windlass import Factory, FunctionCall, Manager
+from windlass import Factory, FunctionCall, Manager, attach
 from windlass.testing import Proxy
 
 MB = 1 << 20
 
 
 class Behind:
-    """A manager as pilots behind the network see it."""
+    """A manager as pilots, and programs, behind the network see it."""
 
     def __init__(self, manager: Manager, network: Proxy, folder: Path) -> None:
         self.open_port = manager.open_port
-        connection = json.loads(manager.pilot_file.read_bytes())
-        connection["addresses"] = [["127.0.0.1", network.port]]
-        self.pilot_file = folder / "pilot.json"
-        self.pilot_file.touch(mode=0o600)
-        self.pilot_file.write_text(json.dumps(connection))
+        self.pilot_file, self.connection_file = (_behind(file, network, folder) for file in (manager.pilot_file, manager.connection_file))
+
+
+def _behind(file: Path, network: Proxy, folder: Path) -> Path:
+    connection = json.loads(file.read_bytes())
+    connection["addresses"] = [["127.0.0.1", network.port]]
+    other = folder / file.name
+    other.touch(mode=0o600)
+    other.write_text(json.dumps(connection))
+    return other
 
 
 def note(path: str, word: str, seconds: float) -> str:
@@ -167,3 +174,21 @@ def test_objects_that_are_cut_off_in_the_middle_arrive_whole(make_network: Calla
                 block = block[1:] + b"x"
             assert manager.status()["calls"]["lost_attempts"] == 0
     store.check()
+
+
+def test_a_large_result_that_is_asked_for_during_a_cut_comes_when_it_is_over(
+    make_network: Callable[[Manager], Proxy], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A program on another machine, whose connections are refused for a while: its session outlives that, and what is kept for it."""
+    with Manager(reconnect_grace=60) as manager, Factory(manager, "local", cores=1):
+        store = manager._store  # pyright: ignore[reportPrivateUsage]
+        (store.folder / ".token").write_text("of another host")
+        network = make_network(manager)
+        with attach(Behind(manager, network, tmp_path).connection_file) as program, ThreadPoolExecutor(1) as threads:
+            future = program.submit_function(lambda: b"x" * MB)
+            until(future.done, "it has ended")
+            with caplog.at_level(logging.INFO, "windlass.dataplane"), network.refusing():
+                asked = threads.submit(future.result)
+                until(lambda: asked.done() or caplog.text.count("once more") > 1, "it was asked for in vain, and again")
+            assert asked.result(30) == b"x" * MB
+            assert caplog.text.count("cannot be had from manager") == 1

@@ -1,0 +1,89 @@
+"""What comes over a program's line, given to one that was never opened: what it says stays in its port's outbox."""
+
+# pyright: reportPrivateUsage=false
+# The manager's part is the test's.
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from windlass.errors import Closed, Unreachable
+from windlass.identity import ConnectionFile
+from windlass.manager.line import Line
+from windlass.messages import CallId, CallsFound, FindCalls, Leave
+
+
+def nothing(*_: object) -> None:
+    """What of a line these tests do not need."""
+
+
+def take_over(calls: Sequence[tuple[CallId, float]], tag: str) -> list[str]:
+    return [f"{tag} {call}" for call, _ in calls]
+
+
+class Finder:
+    """A program that asks in a thread of its own, and a manager that answers when the test says so."""
+
+    def __init__(self, threads: ThreadPoolExecutor) -> None:
+        self.line = Line(ConnectionFile("m", "client", "", "", "", ()), "p", nothing, nothing, nothing, nothing, nothing, take_over)
+        self._threads = threads
+
+    def ask(self, tag: str) -> Future[list[str]]:
+        said = len(self.line._port._outbox)
+        asked = self._threads.submit(self.line.find, tag, 30.0)
+        end = time.monotonic() + 30
+        while self.line._port._outbox[said:] != [FindCalls(tag)]:
+            assert time.monotonic() < end, "it never asked"
+            time.sleep(0.001)
+        return asked
+
+    def give_up(self, tag: str) -> None:
+        with pytest.raises(Unreachable, match="manager m did not answer within 0 s; ask again"):
+            self.line.find(tag, 0.0)
+
+    def answer(self, *calls: int, more: bool = False) -> None:
+        self.line._hear(CallsFound([(CallId(call), 0.0) for call in calls], more))
+
+
+@pytest.fixture
+def finder() -> Iterator[Finder]:
+    with ThreadPoolExecutor(2) as threads:
+        yield Finder(threads)
+
+
+def test_an_answer_that_comes_too_late_is_not_taken_for_that_of_another_tag(finder: Finder) -> None:
+    """A cut may be longer than one waits; the manager answers afterwards, and gives no call twice."""
+    finder.give_up("a")
+    asked = finder.ask("b")
+    finder.answer(1, 2)
+    finder.answer(3, more=True)
+    finder.answer(4)
+    assert asked.result(30) == ["b 3", "b 4"]
+    asked = finder.ask("a")
+    finder.answer()
+    assert asked.result(30) == ["a 1", "a 2"]
+
+
+def test_who_asks_again_gets_what_the_first_answer_found(finder: Finder) -> None:
+    """And the second one, which has nothing, is not that to the next question."""
+    finder.give_up("a")
+    asked = finder.ask("a")
+    finder.answer(1)
+    finder.answer()
+    assert asked.result(30) == ["a 1"]
+    asked = finder.ask("b")
+    finder.answer(2)
+    assert asked.result(30) == ["b 2"]
+
+
+def test_nobody_waits_for_what_a_manager_that_has_ended_would_find(finder: Finder) -> None:
+    """Whether asked before its end or after it."""
+    asked = finder.ask("a")
+    finder.line._hear(Leave("it was closed"))
+    for each in (asked, finder.ask("b")):
+        with pytest.raises(Closed, match="manager m is gone"):
+            each.result(30)
