@@ -22,11 +22,13 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from windlass import loops
+from windlass.blocking import in_thread
 from windlass.bulk import BulkServer
 from windlass.dataplane import DataServer
 from windlass.errors import Closed, UsageError
@@ -406,7 +408,7 @@ class Server:
         assert self._listener is not None
         try:
             # In a thread: names may take long to resolve.
-            host = await asyncio.get_running_loop().run_in_executor(None, choose_address, wanted)
+            host = await in_thread(partial(choose_address, wanted))
             if not host:
                 log.warning("this machine has no address but loopback: only pilots on it can reach the manager")
             if not host or any(host == known for known, _ in self.addresses):
@@ -415,7 +417,7 @@ class Server:
                 fresh = await self._listener.listen([host], self.addresses[0][1])
             except UsageError:
                 fresh = await self._listener.listen([host], self._port)  # another program has the port there
-        except UsageError as error:
+        except (OSError, UsageError) as error:
             log.error("pilots of other machines cannot reach the manager: %s", error)
             return
         self.addresses = [*self.addresses, *fresh]

@@ -22,11 +22,13 @@ import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
 from windlass import descriptors, versions
+from windlass.blocking import in_thread
 from windlass.errors import UsageError, WindlassError
 from windlass.filewire import asks_for_files
 from windlass.framing import FrameReader, Piece, ProtocolError, frame
@@ -246,11 +248,11 @@ class Listener:
         Raises:
             UsageError: no such port is free, or the host is not this machine's; the text names both.
         """
-        loop = asyncio.get_running_loop()
         fresh: list[Address] = []
         for host in hosts:
             try:
-                found = await loop.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+                look_up = partial(socket.getaddrinfo, host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+                found = await in_thread(look_up)
             except OSError as error:
                 raise UsageError(f"cannot listen on {host!r}: {error}; give a name or an address of this machine") from error
             family, _, _, _, where = found[0]
