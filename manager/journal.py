@@ -290,6 +290,15 @@ class Journal:
         os.close(self._log)
         os.close(self._lock_file)
 
+    def leave_to_program(self) -> None:
+        """This process is a forked copy of the program, whose journal it is: without these descriptors, which are the same ones, it has the
+        lock no longer than the program."""
+        if not self._closed:
+            self._closed = True
+            os.close(self._log)
+            os.close(self._lock_file)
+            self._log = -1
+
 
 def _records(descriptor: int, end: int) -> Iterator[tuple[int, bytes]]:
     """Whole records: where each begins, and its body."""

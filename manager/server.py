@@ -203,6 +203,11 @@ class Server:
         """The thread runs."""
         return self._thread.is_alive()
 
+    def leave_to_program(self) -> None:
+        """This process is a forked copy of the program."""
+        if self._listener is not None:
+            self._listener.leave_to_program()
+
     def open_port(self, role: str, name: str, on_message: Callable[[Message], None]) -> LocalPort:
         """A port for a part of this process; ``on_message`` is called on the manager's thread and must be quick."""
         port = LocalPort(self, role, name, on_message)

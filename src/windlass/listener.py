@@ -422,6 +422,12 @@ class Listener:
             if not same:
                 del self._of_workers[link.peer]
 
+    def leave_to_program(self) -> None:
+        """This process is a forked copy of the program: the ports are not to be taken for as long as it lives."""
+        for listening in self._sockets:
+            with suppress(OSError):  # it was just being closed
+                os.close(listening.detach())  # `close` would wait for the loop, which accepts from it
+
     async def close(self) -> None:
         """Stop listening, send what the links still have, and end all connections; none of their callbacks is called."""
         if self._telling is not None:
