@@ -133,7 +133,7 @@ class Server:
         self._epoch = time.time() - time.monotonic()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listener: Listener | None = None
-        self.workers = WorkerSessions(core, authority, self.files, lambda: self.client, self.now, self._act)
+        self.workers = WorkerSessions(core, authority, self.files, lambda: self.client, self.now, lambda: self._guarded(self._act))
         self.factories = Factories(core, self.now)
         #: What it shows of itself to who looks on for longer.
         self.viewing = Viewing(core, self._found)
@@ -495,7 +495,7 @@ class Server:
                     self._said(role, name, message, tell)
             if any(isinstance(message, Goodbye) for message in batch):
                 link.close()
-            self._act()
+            self._guarded(self._act)
 
         def cut(reason: str) -> None:
             assert self._loop is not None
@@ -507,7 +507,7 @@ class Server:
             log.info("%s %s is gone: %s", role, name, reason)
             if program is not None:
                 self.attachments.left(program, reason, self.now())
-                self._act()
+                self._guarded(self._act)
             else:
                 self.factories.left(name, tell)
 
