@@ -49,6 +49,9 @@ HANDSHAKE_TIMEOUT: Final = 10.0
 MAX_HANDSHAKES: Final = 256
 #: Seconds that a closing connection may take to send what it has.
 SHUTDOWN_TIMEOUT: Final = 2.0
+#: Whether a silent peer's host is still there is asked after so many seconds, then in such intervals, so often at most.  Links
+#: notice it sooner, by heartbeats; data connections have none, and would stay for as long as the manager.
+KEEPALIVE: Final = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 4}
 #: Connections that are accepted before the loop's other work has its turn.
 ACCEPTS_PER_TURN: Final = 32
 #: Seconds until the first word about strangers that had to leave, and between two of them.
@@ -461,6 +464,9 @@ def _bind(family: int, address: str, host: str, port: int | tuple[int, int]) -> 
             if family == socket.AF_INET6:
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in KEEPALIVE.items():  # what is accepted inherits them
+                listening.setsockopt(socket.IPPROTO_TCP, option, value)
             listening.bind((address, number))
             listening.listen(1024)
             listening.setblocking(False)
