@@ -3,12 +3,14 @@
 Theory of operation
 -------------------
 A done-callback is user's code: it may be slow, and it may raise. The manager's thread hands it over (`hand_over`) and goes on. By
-default one `CallbackThread` runs all callbacks of a program, one after another, in the order in which their calls ended.
+default one `CallbackThread` runs all callbacks of a program, one after another, in the order in which their calls ended.  Where no thread
+can be started (a limit, the end of the interpreter) they wait for the next one that can: other calls' ends must not be lost with them.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -35,8 +37,12 @@ class CallbackThread:
                 if self._thread is None:
                     # A daemon: a callback that hangs must not keep the program from ending.
                     thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                    self._thread = thread
-                    thread.start()
+                    try:
+                        thread.start()
+                    except RuntimeError as error:
+                        _LOGGER.error("callbacks wait until another call ends, as no thread can be started for them: %s", error)
+                    else:
+                        self._thread = thread
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
@@ -58,6 +64,15 @@ class CallbackThread:
 
 
 _runner: CallbackRunner = CallbackThread()
+
+
+def _after_fork() -> None:
+    """In a forked copy of the program: the thread, and what it has still to run, is the program's."""
+    if isinstance(_runner, CallbackThread):
+        set_callback_runner(CallbackThread())
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def set_callback_runner(runner: CallbackRunner) -> CallbackRunner:

@@ -359,6 +359,8 @@ class Client:
 
     def leave_to_program(self, reason: str) -> None:
         """This process is a forked copy of the program: end the futures here, and from now on touch nothing that the program uses."""
+        if self.memory is not None:
+            self.memory.journal.leave_to_program()
         self.closed, self._forked, self.memory = reason, True, None
         self._bell.renew()
         self._arguments.leave_to_program()

@@ -551,6 +551,7 @@ _doors: weakref.WeakSet[Door] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for door in list(_doors):
+        door._lock = threading.RLock()  # pyright: ignore[reportPrivateUsage]  # a thread of the program's may have held it
         door._forked()  # pyright: ignore[reportPrivateUsage]
 
 

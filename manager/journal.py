@@ -85,8 +85,11 @@ class Journal:
         except OSError as error:
             os.close(self._lock_file)
             raise UsageError(f"journal {self.folder} cannot be opened: {error.strerror or error}") from error
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="windlass-journal", daemon=True)
         try:
             self._end = self._read_all()
+            self._thread.start()  # now: when calls end there may be none to be had, as the program ends, or is at a limit
         except BaseException:
             os.close(self._log)
             os.close(self._lock_file)
@@ -97,8 +100,6 @@ class Journal:
         #: Guards the log's end, and what was decoded.
         self._lock = threading.Lock()
         self._unsynced = False
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
         self._closed = False
 
     # ------------------------------------------------------------ writing
@@ -132,7 +133,7 @@ class Journal:
             finally:
                 done()
 
-        self._on_thread(work)
+        self._work.put(work)
 
     def _copied(self, end: CallEnd, read: Callable[[ObjectName], Buffer]) -> CallEnd:
         """The same with its buffers here, under the names of their contents."""
@@ -170,7 +171,7 @@ class Journal:
             self._end = offset + len(data)
             first, self._unsynced = not self._unsynced, True
         if first:
-            self._on_thread(self._sync_later)
+            self._work.put(self._sync_later)
         return offset
 
     def _failed(self, error: Exception) -> None:
@@ -246,13 +247,6 @@ class Journal:
 
     # ------------------------------------------------------------ the thread
 
-    def _on_thread(self, work: Callable[[], None]) -> None:
-        with self._lock:
-            if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name="windlass-journal", daemon=True)
-                self._thread.start()
-        self._work.put(work)
-
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
             self._do(work)
@@ -286,9 +280,8 @@ class Journal:
         """Finish writing; ``remove``: it was only for this life."""
         if self._closed:
             return
-        if self._thread is not None:
-            self._work.put(None)
-            self._thread.join()
+        self._work.put(None)
+        self._thread.join()
         with self._lock:
             self._closed = True
         if remove:
@@ -297,6 +290,15 @@ class Journal:
             self._sync()
         os.close(self._log)
         os.close(self._lock_file)
+
+    def leave_to_program(self) -> None:
+        """This process is a forked copy of the program, whose journal it is: without these descriptors, which are the same ones, it has the
+        lock no longer than the program."""
+        if not self._closed:
+            self._closed = True
+            os.close(self._log)
+            os.close(self._lock_file)
+            self._log = -1
 
 
 def _records(descriptor: int, end: int) -> Iterator[tuple[int, bytes]]:

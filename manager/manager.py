@@ -280,9 +280,12 @@ class Manager(Door):
     def _forked(self) -> None:
         if self._finalizer.detach() is None:
             return  # closed before
-        self._lock = threading.RLock()  # a thread of the program's may have held it
         self._client.leave_to_program(f"this process is a fork of the program that has it, process {self._pid}")
-        os.close(self._folder_lock)  # else the copy would keep the name taken when the program has ended
+        # Else the copy would keep name and ports taken when the program has ended.
+        os.close(self._folder_lock)
+        self._server.leave_to_program()
+        if self._exporter is not None and self._end_metrics is not None and self._end_metrics.detach() is not None:
+            self._exporter.leave_to_program()
 
     def _means_version(self) -> int:
         return self._core.means

@@ -159,6 +159,8 @@ class Programs:
         for name in names:
             if program.files[name] > 0:
                 program.files[name] -= 1
+                if not program.files[name]:
+                    del program.files[name]
                 self.release.append((name, prune))
 
     def ended(self, done: Sequence[CallDone]) -> tuple[list[CallDone], dict[int, list[CallsDone]]]:
@@ -273,7 +275,7 @@ class Programs:
         for number, program in self.known.items():
             assert program.number == number
             assert all(call >> SHIFT == number for call in program.calls)
-            assert all(count > 0 for count in program.pins.values())
+            assert all(count > 0 for count in (*program.pins.values(), *program.files.values()))
             assert all(self._taken[call] == (number, own) for own, call in program.found.items())
             assert not program.gone or program.calls or program.ended, f"program {program.name} is gone and has nothing, and is still known"
         assert all(call in self.known[call >> SHIFT].calls for call in self._taken)

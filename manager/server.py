@@ -22,11 +22,13 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from windlass import loops
+from windlass.blocking import in_thread
 from windlass.bulk import BulkServer
 from windlass.dataplane import DataServer
 from windlass.errors import Closed, UsageError
@@ -131,7 +133,7 @@ class Server:
         self._epoch = time.time() - time.monotonic()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listener: Listener | None = None
-        self.workers = WorkerSessions(core, authority, self.files, lambda: self.client, self.now, self._act)
+        self.workers = WorkerSessions(core, authority, self.files, lambda: self.client, self.now, lambda: self._guarded(self._act))
         self.factories = Factories(core, self.now)
         #: What it shows of itself to who looks on for longer.
         self.viewing = Viewing(core, self._found)
@@ -200,6 +202,11 @@ class Server:
     def alive(self) -> bool:
         """The thread runs."""
         return self._thread.is_alive()
+
+    def leave_to_program(self) -> None:
+        """This process is a forked copy of the program."""
+        if self._listener is not None:
+            self._listener.leave_to_program()
 
     def open_port(self, role: str, name: str, on_message: Callable[[Message], None]) -> LocalPort:
         """A port for a part of this process; ``on_message`` is called on the manager's thread and must be quick."""
@@ -406,7 +413,7 @@ class Server:
         assert self._listener is not None
         try:
             # In a thread: names may take long to resolve.
-            host = await asyncio.get_running_loop().run_in_executor(None, choose_address, wanted)
+            host = await in_thread(partial(choose_address, wanted))
             if not host:
                 log.warning("this machine has no address but loopback: only pilots on it can reach the manager")
             if not host or any(host == known for known, _ in self.addresses):
@@ -415,7 +422,7 @@ class Server:
                 fresh = await self._listener.listen([host], self.addresses[0][1])
             except UsageError:
                 fresh = await self._listener.listen([host], self._port)  # another program has the port there
-        except UsageError as error:
+        except (OSError, UsageError) as error:
             log.error("pilots of other machines cannot reach the manager: %s", error)
             return
         self.addresses = [*self.addresses, *fresh]
@@ -488,7 +495,7 @@ class Server:
                     self._said(role, name, message, tell)
             if any(isinstance(message, Goodbye) for message in batch):
                 link.close()
-            self._act()
+            self._guarded(self._act)
 
         def cut(reason: str) -> None:
             assert self._loop is not None
@@ -500,7 +507,7 @@ class Server:
             log.info("%s %s is gone: %s", role, name, reason)
             if program is not None:
                 self.attachments.left(program, reason, self.now())
-                self._act()
+                self._guarded(self._act)
             else:
                 self.factories.left(name, tell)
 

@@ -6,10 +6,10 @@ user is taken, and only one of the size that was announced.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING, Final
 
+from windlass.blocking import in_thread
 from windlass.messages import ObjectRef
 
 if TYPE_CHECKING:
@@ -34,4 +34,7 @@ async def adopt(store: ObjectStore, ref: ObjectRef, path: str) -> str:
 
     if ref.size <= LONG_COPY:
         return take()
-    return await asyncio.get_running_loop().run_in_executor(None, take)
+    try:
+        return await in_thread(take)
+    except ConnectionAbortedError:  # no thread can be had
+        return take()

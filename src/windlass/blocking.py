@@ -72,7 +72,10 @@ class Call:
 
 async def in_thread(work: Callable[[], T]) -> T:
     """Do this on a new thread, which does not keep the process alive. Raises `ConnectionAbortedError` where none can be had, beside what
-    it raises."""
+    it raises.
+
+    Unlike a loop's executor it serves to the program's end, which may wait for calls; executors are shut down before that.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

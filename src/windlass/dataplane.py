@@ -24,11 +24,13 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
 from windlass.adopting import adopt
+from windlass.blocking import in_thread
 from windlass.bulk import BULK_BYTES, BulkClient, ObjectGone, Way, missing
 from windlass.datastream import Outgoing, Stream
 from windlass.errors import ConnectionRefused, StoreFull
@@ -451,7 +453,7 @@ class DataClient:
                 if isinstance(error, ConnectionRefused) or not self._connection.path:
                     raise
                 # The manager may have moved.
-                self._connection = await asyncio.get_running_loop().run_in_executor(None, read_connection_file, self._connection.path)
+                self._connection = await in_thread(partial(read_connection_file, self._connection.path))
                 self._context = self._bulk_context = None
                 stream = await self._dial()
             lane.stream = stream

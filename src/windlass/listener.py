@@ -22,11 +22,13 @@ import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
 from windlass import descriptors, versions
+from windlass.blocking import in_thread
 from windlass.errors import UsageError, WindlassError
 from windlass.filewire import asks_for_files
 from windlass.framing import FrameReader, Piece, ProtocolError, frame
@@ -47,6 +49,9 @@ HANDSHAKE_TIMEOUT: Final = 10.0
 MAX_HANDSHAKES: Final = 256
 #: Seconds that a closing connection may take to send what it has.
 SHUTDOWN_TIMEOUT: Final = 2.0
+#: Whether a silent peer's host is still there is asked after so many seconds, then in such intervals, so often at most.  Links
+#: notice it sooner, by heartbeats; data connections have none, and would stay for as long as the manager.
+KEEPALIVE: Final = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 4}
 #: Connections that are accepted before the loop's other work has its turn.
 ACCEPTS_PER_TURN: Final = 32
 #: Seconds until the first word about strangers that had to leave, and between two of them.
@@ -246,11 +251,11 @@ class Listener:
         Raises:
             UsageError: no such port is free, or the host is not this machine's; the text names both.
         """
-        loop = asyncio.get_running_loop()
         fresh: list[Address] = []
         for host in hosts:
             try:
-                found = await loop.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+                look_up = partial(socket.getaddrinfo, host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+                found = await in_thread(look_up)
             except OSError as error:
                 raise UsageError(f"cannot listen on {host!r}: {error}; give a name or an address of this machine") from error
             family, _, _, _, where = found[0]
@@ -420,6 +425,12 @@ class Listener:
             if not same:
                 del self._of_workers[link.peer]
 
+    def leave_to_program(self) -> None:
+        """This process is a forked copy of the program: the ports are not to be taken for as long as it lives."""
+        for listening in self._sockets:
+            with suppress(OSError):  # it was just being closed
+                os.close(listening.detach())  # `close` would wait for the loop, which accepts from it
+
     async def close(self) -> None:
         """Stop listening, send what the links still have, and end all connections; none of their callbacks is called."""
         if self._telling is not None:
@@ -453,6 +464,9 @@ def _bind(family: int, address: str, host: str, port: int | tuple[int, int]) -> 
             if family == socket.AF_INET6:
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in KEEPALIVE.items():  # what is accepted inherits them
+                listening.setsockopt(socket.IPPROTO_TCP, option, value)
             listening.bind((address, number))
             listening.listen(1024)
             listening.setblocking(False)

@@ -68,6 +68,10 @@ class Exporter:
         self._server.server_close()
         self._thread.join()
 
+    def leave_to_program(self) -> None:
+        """This process is a forked copy of the program, which serves them."""
+        self._server.socket.close()
+
 
 class Collector:
     """What a registry of `prometheus_client` asks at each scrape."""

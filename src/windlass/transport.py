@@ -17,16 +17,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import ssl
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent import futures
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from windlass import __version__, loops
+from windlass.blocking import in_thread
 from windlass.errors import Closed, ConnectionRefused, WindlassError
 from windlass.framing import FrameReader, frame
 from windlass.identity import MANAGER, Address, ConnectionFile, Identity, context_for, read_connection_file
@@ -127,15 +130,19 @@ async def dial(
 
 
 async def _say_hello(connection: Dialled, host: str, port: int, context: ssl.SSLContext, manager: str, within: float) -> Welcome | Refused:
-    await asyncio.get_running_loop().create_connection(
+    connect = partial(
+        asyncio.get_running_loop().create_connection,
         lambda: connection,
-        host,
-        port,
+        port=port,
         ssl=context,
         server_hostname=manager,
         ssl_handshake_timeout=within,
         ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
     )
+    try:
+        await connect(host)
+    except RuntimeError:  # the program is ending, and asyncio has no threads any more, on which it resolves names
+        await connect(await in_thread(partial(socket.gethostbyname, host)))
     return await connection.answer
 
 
@@ -250,7 +257,7 @@ class _Dialler:
             return
         try:
             async with asyncio.timeout(self._dial_timeout):
-                fresh = await asyncio.get_running_loop().run_in_executor(None, read_connection_file, path)
+                fresh = await in_thread(partial(read_connection_file, path))
         except (OSError, TimeoutError, WindlassError) as error:
             log.info("%s cannot be read afresh (%s): what was read before still counts", path, error)
             return

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+
+import windlass
 
 
 def run_program(folder: Path, text: str) -> str:
@@ -55,3 +58,30 @@ def test_the_end_of_a_forked_copy_of_the_program_takes_nothing_from_it(tmp_path:
         """,
     )
     assert written.split() == ["True"]
+
+
+def test_a_forked_copy_of_a_killed_program_keeps_nothing_taken_that_its_next_life_needs(tmp_path: Path) -> None:
+    """Workers of a process pool outlive a program that is killed. Its name, journal and ports are free all the same."""
+    text = """
+    import os, signal, sys
+    import windlass
+
+    manager = windlass.Manager(journal=sys.argv[1], metrics=0)
+    program, metrics = os.getpid(), manager.metrics_url.removesuffix("/metrics").rpartition(":")[2]
+    if os.fork():
+        signal.pause()
+    manager.close()
+    print(os.getpid(), manager.port, metrics, flush=True)
+    os.kill(program, signal.SIGKILL)
+    signal.pause()
+    """
+    journal = tmp_path / "run.journal"
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(text), journal], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        child, port, metrics = map(int, program.stdout.readline().split())
+        try:
+            assert program.wait(20) == -signal.SIGKILL
+            with windlass.Manager(port, journal=journal, metrics=metrics):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)

@@ -16,6 +16,7 @@ from windlass.messages import (
     CallOptions,
     CallsDone,
     CallSent,
+    FileName,
     FunctionId,
     LibraryId,
     ObjectName,
@@ -106,6 +107,18 @@ def test_what_was_put_stays_until_it_is_released_as_often(programs: Programs) ->
     assert program.pins[ARGUMENT] == 1
     programs.released(program, [ARGUMENT, ARGUMENT])
     assert programs.unpin == [ARGUMENT, ARGUMENT], "there were two pins, whatever a program says"
+
+
+def test_files_are_forgotten_with_their_last_release(programs: Programs) -> None:
+    """A program may stay for months: of what it has let go nothing is kept. What it has not released as often as it declared it goes with
+    it."""
+    program, (gone, kept) = programs.join("one"), (FileName("b3-" + "2" * 32), FileName("b3-" + "3" * 32))
+    program.files.update([gone, kept, kept])
+    programs.files_released(program, [gone, kept, gone], prune=False)
+    assert programs.release == [(gone, False), (kept, False)]
+    assert program.files == {kept: 1}
+    programs.left(program)
+    assert programs.release[2:] == [(kept, False)]
 
 
 def test_a_program_cannot_release_what_is_not_its(programs: Programs) -> None:

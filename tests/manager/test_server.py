@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from windlass import Closed, FunctionCall, Manager
+from windlass import Closed, Factory, FunctionCall, Manager
 from windlass.identity import CLIENT, WORKER, ConnectionFile, read_connection_file
 from windlass.messages import (
     PROTOCOL,
@@ -186,3 +186,17 @@ def test_a_defect_on_the_managers_loop_ends_every_future(
                 waiting.result(20)
         assert manager.closed
         assert "the core is broken" in caplog.text
+
+
+def test_a_defect_while_a_worker_tells_of_ends_ends_every_future(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a batch of a worker's had beside is not in the core any more, and was not delivered: it would never end."""
+    with Manager() as manager, Factory(manager, "local", cores=2, max_pilots=1):
+
+        def broken(ends: Any) -> None:
+            monkeypatch.undo()
+            raise RuntimeError("the client is broken")
+
+        monkeypatch.setattr(manager._client, "deliver_noted", broken)
+        for future in [manager.submit_function(double, (number,)) for number in range(2)]:
+            with pytest.raises(Closed, match=r"by a defect of Windlass: .*the client is broken"):
+                future.result(20)

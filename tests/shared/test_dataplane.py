@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from windlass.dataplane import DataClient, DataServer
 from windlass.fileserver import FileServer
 from windlass.identity import WORKER, Authority, Identity, read_connection_file
 from windlass.links import Link
-from windlass.listener import Listener
+from windlass.listener import KEEPALIVE, Listener
 from windlass.messages import PROTOCOL, Hello, ObjectName, ObjectRef, Refused, Welcome
 from windlass.objects import ObjectStore, content_name
 
@@ -105,6 +106,20 @@ def test_objects_are_given_and_are_the_same(authority: Authority, tmp_path: Path
             refs = [both.ours.put_result(content) for content in contents]
             await asyncio.gather(*(both.client.put(ref.name, both.ours.path(ref.name)) for ref in refs))
             assert [bytes(both.theirs.open(ref.name)) for ref in refs] == contents
+
+    asyncio.run(work())
+
+
+def test_a_data_connection_whose_host_vanished_is_noticed(authority: Authority, tmp_path: Path) -> None:
+    """Nothing beats on it. Of a worker's host that lost its power the manager would keep descriptor and buffers for ever: so the kernel
+    asks."""
+
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            await both.client.get(both.theirs.put(b"some"))
+            [accepted] = (transport.get_extra_info("socket") for transport in both.listener.data_transports)
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert {option: accepted.getsockopt(socket.IPPROTO_TCP, option) for option in KEEPALIVE} == KEEPALIVE
 
     asyncio.run(work())
 

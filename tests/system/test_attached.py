@@ -21,6 +21,7 @@ import windlass
 from windlass import AttachedManager, Closed, Executor, Factory, FunctionCall, Manager, UnknownName, UsageError, attach
 from windlass.cli import main
 from windlass.managers import choose_manager
+from windlass.testing import Proxy
 
 GRACE = 1.0
 
@@ -450,6 +451,41 @@ def test_the_program_of_the_docs_runs(leaves_nothing_running: None, tmp_path: Pa
     finally:
         assert main(["manager", "stop", "night"]) == 0
     assert ran.stdout == f"{sum(seed * seed for seed in range(100))}\n"
+
+
+ENDS = """
+import atexit, os
+from pathlib import Path
+sys.modules["uvloop"] = None  # asyncio's own loop resolves names on threads
+pools, futures = [], []
+atexit.register(lambda: print(len(futures[0].result()), flush=True))  # after all that is registered from here on
+pools.append(windlass.Executor(None, manager=attach(sys.argv[1])))
+def hold(folder):
+    import time
+    Path(folder, "here-it").touch()
+    while not Path(folder, "open").exists():
+        time.sleep(0.01)
+    return b"x" * 2_000_000
+futures.append(pools[0].submit(hold, sys.argv[2]))
+atexit.register(lambda: print("ending", flush=True))
+"""
+
+
+def test_a_cut_while_a_program_ends_and_waits_for_its_calls_loses_nothing(leaves_nothing_running: None, gate: Any, tmp_path: Path) -> None:
+    """The interpreter's end shuts executors of threads down before it waits: connections are made anew, and objects move, without them."""
+    with Manager() as manager, contextlib.closing(Proxy(manager.port)) as network, Factory(manager, "local", cores=1, max_pilots=1):
+        connection = json.loads(manager.connection_file.read_bytes())
+        connection["addresses"] = [["localhost", network.port]]
+        behind = tmp_path / "client.json"
+        behind.touch(mode=0o600)
+        behind.write_text(json.dumps(connection))
+        with program(ENDS, behind, gate.folder) as ending:
+            gate.wait_for(1)
+            assert said(ending) == "ending"
+            network.reset()
+            gate.open()
+            assert said(ending) == "2000000"
+            assert ending.wait(20) == 0
 
 
 def test_a_cut_connection_loses_nothing(home: Manager) -> None:

@@ -25,14 +25,14 @@ def note(folder, number, data):
     return data
 
 pool = windlass.Executor("local", cores=1, max_pilots=1)
-futures = [pool.submit(note, sys.argv[1], number, b"abc" * 100_000) for number in range(3)]
+futures = [pool.submit(note, sys.argv[1], number, b"abc" * {size}) for number in range(3)]
 {rest}
 """
 
 
-def run_script(folder: Path, rest: str = "") -> subprocess.CompletedProcess[str]:
+def run_script(folder: Path, rest: str = "", size: int = 100_000) -> subprocess.CompletedProcess[str]:
     script = folder / "script.py"
-    script.write_text(SCRIPT.format(rest=rest))
+    script.write_text(SCRIPT.format(rest=rest, size=size))
     (folder / "notes").mkdir()
     words = [sys.executable, str(script), str(folder / "notes")]
     return subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE)
@@ -43,8 +43,9 @@ def written(folder: Path) -> list[str]:
 
 
 def test_a_program_that_ends_without_shutting_its_executor_runs_its_calls_first(tmp_path: Path) -> None:
-    """As in `concurrent.futures`, the interpreter's end waits for what was submitted."""
-    ran = run_script(tmp_path)
+    """As in `concurrent.futures`, the interpreter's end waits for what was submitted. Executors of threads are shut down then, and what
+    large results need goes on."""
+    ran = run_script(tmp_path, size=1_000_000)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
     assert written(tmp_path) == ["0", "1", "2"]
 
