@@ -84,6 +84,12 @@ class Ground:
             start_new_session=True,
         )
 
+    def remove_torn(self, slot: int) -> None:
+        """A slot with this process id died in a call: remove what it had begun to write of its result."""
+        from windlass.worker.keeping import remove_torn
+
+        remove_torn(self._setup, slot)
+
     def close(self) -> None:
         """Let go of all but the folder."""
         self.queue.close()

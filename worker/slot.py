@@ -37,7 +37,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import time as now  # bound here: a function may replace what the module has
 from types import TracebackType
@@ -63,7 +63,7 @@ from windlass.messages import (
     ObjectName,
     ObjectRef,
 )
-from windlass.objects import open_in, write_result
+from windlass.objects import open_in, write_results
 from windlass.worker import capture, forks, hoist
 from windlass.worker.callqueue import read_spilled
 from windlass.worker.slot_api import STATE
@@ -182,7 +182,7 @@ class Slot:
 
     def __init__(self, link: Link, setup: Setup, library: hoist.Library) -> None:
         self.link, self.setup, self.library = link, setup, library
-        self.store = setup.store_folder
+        self.store, self.pid = setup.store_folder, os.getpid()
         self.functions: dict[FunctionId, Loaded] = {key: self.bind(function) for key, function in library.functions.items()}
         self.names = {definition.id: definition.name for definition in setup.spec.functions}
         self.definitions = {definition.id: definition for definition in setup.spec.functions}
@@ -373,11 +373,11 @@ class Slot:
 
         return entered(run, self.setup.work_folder, self.setup.cache_folder)
 
-    def keeper(self, run: CallRun) -> Callable[[Any], ObjectRef]:
+    def keeper(self, run: CallRun) -> pickling.PutAll:
         """What leaves the parts of this call's result on the worker."""
         from windlass.worker.keeping import Keeper
 
-        return Keeper(self.setup.cache_folder, run.keep).put
+        return Keeper(self.setup.cache_folder, run.keep, self.pid).put
 
     def open_object(self, name: ObjectName) -> memoryview:
         """An argument's object, from the worker's store; or a result that stayed on a worker, from the cache."""
@@ -388,9 +388,9 @@ class Slot:
 
             return open_kept(self.setup.cache_folder, name)
 
-    def put(self, data: Any) -> ObjectRef:
-        """Leave a part of a result in the worker's store."""
-        return write_result(self.store, data)
+    def put(self, parts: Sequence[Any]) -> list[ObjectRef]:
+        """Leave the parts of a result in the worker's store."""
+        return write_results(self.store, parts, owner=self.pid)
 
     # ------------------------------------------------ what goes wrong
 
@@ -462,7 +462,7 @@ class Slot:
         """
         key = FunctionId(b"rehearsal")
         self.others[key] = (dict, ())
-        run = CallRun(CallId(0), 0, self.setup.instance, key, pickling.pack_call((), {}, self.put)[0])
+        run = CallRun(CallId(0), 0, self.setup.instance, key, pickling.pack_scalars((), {}))
         for _ in range(REHEARSALS):
             self.encoder.encode_into(self.answer(run, now()), self.frame, 4)
         del self.others[key]
@@ -494,6 +494,9 @@ class Slot:
         if words[base + SENDING] == count:
             words[base + LEFT] = LEFT_TORN
             os._exit(1)
+        from windlass.worker.keeping import remove_torn
+
+        remove_torn(self.setup, self.pid)
         ended_at = now()
         detail = death(pid, status, usage.ru_maxrss * 1024, ended_at - started_at)
         stdout, stderr = capture.take(self.link.out), capture.take(self.link.err)

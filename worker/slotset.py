@@ -474,6 +474,8 @@ class SlotSet:
 
     def _remove_slot(self, slot: SlotHandle) -> None:
         """Let go of all that belongs to a slot without a process."""
+        if slot.pid and self._is_busy(slot):
+            self._ground.remove_torn(slot.pid)
         self._timers.cancel(slot.timer)
         if slot.watch is not None:
             slot.watch.close()

@@ -5,8 +5,10 @@ Theory of operation
 An *object* is a file that never changes.  Its name is its content (``b3-`` and 32 hexadecimal digits of BLAKE3), so that what
 is passed to many calls is kept and sent once; a result, which is read once, has a random name instead (``r-...``) and is not hashed.
 A file is written under a temporary name (``.t-<pid>-...``) and renamed when it is whole: whoever sees a name sees all of it.
+The parts of a result are renamed when all of them are whole, so what a slot that died had not finished bears its number
+(`remove_unfinished`).
 
-Several processes write into one folder: a worker's slots leave their results there with `write_result`, which needs no store.  So the
+Several processes write into one folder: a worker's slots leave their results there with `write_results`, which needs no store.  So the
 folder is the truth, and the store's own table only remembers sizes, order of use and pins of the files it has met.  What the table
 lacks is looked for in the folder.
 
@@ -25,11 +27,13 @@ import os
 import stat
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from windlass.messages import RESULT, ObjectName, ObjectRef
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from typing_extensions import Buffer
@@ -53,13 +57,36 @@ def is_object_name(name: str) -> bool:
     return len(tail) == 32 and _HEX.issuperset(tail) and head in ("b3", "r")
 
 
-def write_result(folder: str | os.PathLike[str], data: Buffer, name: str = "") -> ObjectRef:
-    """Write a result into a store's folder from any process of its host, under this name or a random one. Raises `StoreFull` when the
-    disk is full."""
-    name = name or RESULT + os.urandom(16).hex()
-    temporary, size = _write(os.fspath(folder), data)
-    os.rename(temporary, os.path.join(folder, name))
-    return ObjectRef(ObjectName(name), size)
+def write_results(
+    folder: str | os.PathLike[str], parts: Sequence[Buffer], names: Sequence[str] = (), owner: int | None = None
+) -> list[ObjectRef]:
+    """Write the parts of a result into a store's folder from any process of its host, under these names or random ones: all or none.
+
+    Until all are whole they bear the number of the process ``owner`` (None: this one). Raises `StoreFull` when the disk is full.
+    """
+    folder = os.fspath(folder)
+    written: list[tuple[str, int]] = []
+    try:
+        for data in parts:
+            written.append(_write(folder, data, owner))
+    except BaseException:
+        for temporary, _ in written:
+            os.unlink(temporary)
+        raise
+    refs: list[ObjectRef] = []
+    for number, (temporary, size) in enumerate(written):
+        name = names[number] if names else RESULT + os.urandom(16).hex()
+        os.rename(temporary, os.path.join(folder, name))
+        refs.append(ObjectRef(ObjectName(name), size))
+    return refs
+
+
+def remove_unfinished(folder: str, owner: int) -> None:
+    """Remove the results that a process, which has ended, had begun to write there."""
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            if name.startswith(f".t-{owner}-"):
+                os.unlink(os.path.join(folder, name))
 
 
 def map_object(path: str | os.PathLike[str]) -> memoryview:
@@ -480,13 +507,13 @@ class _Entry:
 # ---------------------------------------------------------------- files
 
 
-def _temporary(folder: str) -> str:
-    return os.path.join(folder, f".t-{os.getpid()}-{os.urandom(8).hex()}")
+def _temporary(folder: str, owner: int | None = None) -> str:
+    return os.path.join(folder, f".t-{owner or os.getpid()}-{os.urandom(8).hex()}")
 
 
-def _write(folder: str, data: Buffer) -> tuple[str, int]:
+def _write(folder: str, data: Buffer, owner: int | None = None) -> tuple[str, int]:
     """Write `data` to a temporary file there; returns its path and bytes."""
-    path = _temporary(folder)
+    path = _temporary(folder, owner)
     view = memoryview(data)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

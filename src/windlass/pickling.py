@@ -52,6 +52,8 @@ if TYPE_CHECKING:
         def refusal(self, value: object, /) -> str: ...
 
     Put = Callable[[Buffer], ObjectRef]
+    #: Puts all of them, or none.
+    PutAll = Callable[[Sequence[Buffer]], Sequence[ObjectRef]]
     OpenObject = Callable[[ObjectName], memoryview]
 
 #: Spans of a call, beside its stream: all are named in one message of at most `MAX_FRAME_BYTES`, 45 bytes each.
@@ -140,7 +142,7 @@ def unpack_call(payload: bytes, spans: Sequence[ObjectRef], open_object: OpenObj
 # ---------------------------------------------------------------- results
 
 
-def pack_result(value: Any, put: Put) -> tuple[bytes, tuple[ObjectRef, ...]]:
+def pack_result(value: Any, put: PutAll) -> tuple[bytes, tuple[ObjectRef, ...]]:
     """Pickle what a function returned: payload and spans. Raises `NotPicklable` naming the type, and what ``put`` raises."""
     if type(value) in _SCALARS or _is_flat(value):
         payload = dumps(value, 5)
@@ -150,7 +152,14 @@ def pack_result(value: Any, put: Put) -> tuple[bytes, tuple[ObjectRef, ...]]:
         stream, buffers, _ = _pickled(wrap_large(value), homes=False)
     except Exception as error:  # pickling runs the user's code, which may raise anything
         raise _not_picklable(f"a result of type {type_name(value)} cannot be pickled{culprit(value)}: {_reason(error)}") from error
-    return _put_parts(stream, buffers, put, ())
+    large = stream.tell() >= OUT_OF_BAND_BYTES
+    if not (buffers or large):
+        return stream.getvalue(), ()
+    parts: list[Buffer] = [buffer.raw() for buffer in buffers]
+    if not large:
+        return stream.getvalue(), tuple(put(parts))
+    *spans, first = put([*parts, stream.getbuffer()])
+    return b"", (first, *spans)
 
 
 def unpack_result(payload: bytes, spans: Sequence[ObjectRef], open_object: OpenObject) -> Any:

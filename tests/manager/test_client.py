@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from windlass.manager.inbox import Inbox
 from windlass.manager.journal import Journal
 from windlass.manager.memory import Memory
 from windlass.messages import RETURNED, CallDone, CallEnd, CallId, CallSpec, FunctionId, LibraryId, ObjectRef
+from windlass.objects import write_results
 from windlass.pickling import pack_result
 from windlass.spooling import SpoolingStore
 
@@ -39,7 +41,7 @@ class Bench:
         return self.client.submit(TARGET, args, {})
 
     def end(self, future: CallFuture[Any], value: Any = None, before: Callable[[], None] = lambda: None) -> None:
-        payload, spans = pack_result(value, self.store.put_result)
+        payload, spans = pack_result(value, partial(write_results, self.store.folder))
         before()
         self.client.deliver([CallDone(CallEnd(CallId(future.call_id), 1, RETURNED, payload, spans))])
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from windlass.messages import (
     Part,
     RemoveLibrary,
 )
+from windlass.objects import write_results
 from windlass.pickling import SPANS_MOST, pack_exception, pack_result, unpack_call
 from windlass.spooling import SpoolingStore
 
@@ -218,7 +220,7 @@ class Bench:
         return self.client.submit(target, args, kwargs, tag=tag)
 
     def returns(self, future: CallFuture[Any], value: Any = None) -> None:
-        payload, spans = pack_result(value, self.store.put_result)
+        payload, spans = pack_result(value, partial(write_results, self.store.folder))
         self.client.deliver([CallDone(CallEnd(CallId(future.call_id), 1, RETURNED, payload, spans))])
 
     def raises(self, future: CallFuture[Any], error: Exception) -> None:
@@ -360,7 +362,7 @@ def test_more_objects_than_a_message_can_name(bench: Bench) -> None:
     producers = [bench.submit(number) for number in range(10_000)]
     wide = bench.submit(producers)
     bench.said()
-    small, large = (pack_result(numpy.ones(size, numpy.uint8), bench.store.put_result) for size in (66_000, 70_000))
+    small, large = (pack_result(numpy.ones(size, numpy.uint8), partial(write_results, bench.store.folder)) for size in (66_000, 70_000))
     ends = [CallEnd(future.call_id, 1, RETURNED, *(large if future.call_id % 4 else small)) for future in producers]
     bench.client.deliver([CallDone(end) for end in ends])
     (item,) = next_specs(bench)

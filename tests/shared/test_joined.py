@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies
 from windlass import joined
 from windlass.joined import join, join_most
 from windlass.messages import OUT_OF_BAND_BYTES, ObjectName, Part
-from windlass.objects import ObjectStore
+from windlass.objects import ObjectStore, write_results
 from windlass.pickling import pack_call, pack_result, unpack_call
 
 VALUES = strategies.recursive(
@@ -41,7 +42,7 @@ class Bench:
         return Part(*pack_call(args, kwargs, self.store.put))
 
     def result(self, value: Any) -> Part:
-        return Part(*pack_result(value, self.store.put_result))
+        return Part(*pack_result(value, partial(write_results, self.store.folder)))
 
     def read(self, part: Part) -> Any:
         payload, spans = part

@@ -14,7 +14,7 @@ import pytest
 
 from windlass import objects, store_folders
 from windlass.errors import StoreFull, WindlassError
-from windlass.objects import ObjectStore, content_name, open_in, same_host, write_result
+from windlass.objects import ObjectStore, content_name, open_in, same_host, write_results
 
 
 @pytest.fixture
@@ -192,9 +192,7 @@ def test_two_arrivals_of_one_object_are_one(store: ObjectStore) -> None:
 
 
 def test_a_result_of_another_process_is_met_in_the_folder(store: ObjectStore) -> None:
-    code = (
-        "import sys; from windlass.objects import write_result; ref = write_result(sys.argv[1], b'made there'); print(ref.name, ref.size)"
-    )
+    code = "import sys, windlass.objects as o; ref = o.write_results(sys.argv[1], [b'made there'])[0]; print(ref.name, ref.size)"
     done = subprocess.run([sys.executable, "-c", code, str(store.folder)], capture_output=True, text=True, check=True)
     name, size = done.stdout.split()
     assert store.used == 0
@@ -202,7 +200,7 @@ def test_a_result_of_another_process_is_met_in_the_folder(store: ObjectStore) ->
 
 
 def test_adopting_links_the_file_and_the_other_name_may_go(store: ObjectStore, tmp_path: Path) -> None:
-    ref = write_result(tmp_path, b"elsewhere")
+    (ref,) = write_results(tmp_path, [b"elsewhere"])
     source = tmp_path / ref.name
     assert store.adopt(ref.name, source) == ref
     assert store.path(ref.name).stat().st_ino == source.stat().st_ino
@@ -217,7 +215,7 @@ def test_adopting_copies_where_no_link_is_possible(tmp_path: Path) -> None:
     try:
         if os.stat(other).st_dev == os.stat(tmp_path).st_dev:
             pytest.skip("needs a second file system")
-        ref = write_result(other, b"far away")
+        (ref,) = write_results(other, [b"far away"])
         store = ObjectStore(tmp_path / "store")
         store.adopt(ref.name, other / ref.name)
         assert bytes(store.open(ref.name)) == b"far away"
@@ -272,7 +270,7 @@ def test_a_full_disk_is_said_to_be_full(store: ObjectStore, monkeypatch: pytest.
         with pytest.raises(StoreFull, match=r"no room for an object of 5 bytes in .*: No space left on device; free some space there"):
             store.put(b"hello")
         with pytest.raises(StoreFull):
-            write_result(store.folder, b"hello")
+            write_results(store.folder, [b"hello"])
     assert store.used == 0
     store.put(b"x" * 1000)
 

@@ -19,6 +19,7 @@ import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from windlass import pickling
 from windlass.commands import CommandResult
 from windlass.errors import NotPicklable, RemoteError, RemoteTraceback, SlotDied, StoreFull
 from windlass.messages import OUT_OF_BAND_BYTES, ObjectRef
-from windlass.objects import ObjectStore
+from windlass.objects import ObjectStore, write_results
 
 BIG = OUT_OF_BAND_BYTES
 
@@ -41,7 +42,7 @@ def store(tmp_path: Path) -> Iterator[ObjectStore]:
     store.check()
 
 
-def no_put(data: Any) -> ObjectRef:
+def no_put(data: Any) -> Any:
     raise AssertionError("nothing was to be put")
 
 
@@ -52,7 +53,7 @@ def there_and_back(store: ObjectStore, *args: Any, **kwargs: Any) -> tuple[tuple
 
 
 def result_and_back(store: ObjectStore, value: Any) -> Any:
-    payload, spans = pickling.pack_result(value, store.put_result)
+    payload, spans = pickling.pack_result(value, partial(write_results, store.folder))
     assert len(payload) < BIG
     return pickling.unpack_result(payload, spans, store.open)
 
@@ -163,7 +164,7 @@ def test_a_stream_that_is_large_itself_becomes_the_first_span(value: Any, store:
     args, _ = pickling.unpack_call(payload, spans, store.open)
     assert args[0] == value
     assert np.array_equal(args[1], array)
-    payload, spans = pickling.pack_result(value, store.put_result)
+    payload, spans = pickling.pack_result(value, partial(write_results, store.folder))
     assert (payload, len(spans)) == (b"", 1)
     assert pickling.unpack_result(payload, spans, store.open) == value
 
@@ -172,7 +173,7 @@ def test_more_buffers_than_one_message_can_name_stay_in_the_stream(store: Object
     """Each object is named in the call's message, which has a limit: what is beyond a number of them goes with the stream."""
     monkeypatch.setattr(pickling, "SPANS_MOST", 3)
     arrays = [np.full(BIG, number, dtype=np.uint8) for number in range(6)]
-    payload, spans = pickling.pack_result(arrays, store.put_result)
+    payload, spans = pickling.pack_result(arrays, partial(write_results, store.folder))
     assert (payload, len(spans)) == (b"", 4), "the stream, and three buffers"
     back = pickling.unpack_result(payload, spans, store.open)
     assert [array.tobytes() for array in back] == [array.tobytes() for array in arrays]
@@ -403,7 +404,7 @@ def test_a_result_of_a_module_that_is_not_here_says_so(store: ObjectStore) -> No
 
 
 def test_a_lost_object_is_a_key_error(store: ObjectStore) -> None:
-    payload, spans = pickling.pack_result(np.zeros(BIG), store.put_result)
+    payload, spans = pickling.pack_result(np.zeros(BIG), partial(write_results, store.folder))
     store.discard(spans[0].name)
     with pytest.raises(KeyError):
         pickling.unpack_result(payload, spans, store.open)

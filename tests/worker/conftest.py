@@ -32,7 +32,7 @@ from windlass.messages import (
     ObjectName,
     ObjectRef,
 )
-from windlass.objects import open_in, write_result
+from windlass.objects import open_in, write_results
 from windlass.worker.instance import LibraryInstance
 
 PYTHON = sys.version_info[:2]
@@ -155,7 +155,7 @@ class Bench:
 
     def put(self, data: Any) -> ObjectRef:
         """An object in the worker's store."""
-        return write_result(self.store, data)
+        return write_results(self.store, [data])[0]
 
     def open(self, name: ObjectName) -> memoryview:
         """An object from the worker's store."""

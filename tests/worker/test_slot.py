@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -140,6 +141,41 @@ async def test_a_result_that_finds_no_room_on_the_node_may_be_tried_elsewhere(be
     assert end.outcome == DIED
     assert end.detail.text.startswith("the result of 'double' could not be left in the worker's object store: no room for an object of ")
     assert bench.value(await bench.run(double, b"ab")) == b"abab"
+
+
+@pytest.mark.asyncio
+async def test_a_result_that_finds_no_room_leaves_none_of_its_parts(bench: Any, mounted: Path) -> None:
+    """The room that its first parts had found is there for the next call."""
+
+    def make(count: int) -> list[pickle.PickleBuffer]:
+        return [pickle.PickleBuffer(bytes(600_000)) for _ in range(count)]
+
+    bench.store = mounted
+    await bench.serving(bench.spec(make))
+    end = await bench.run(make, 2)
+    assert (end.outcome, end.spans) == (DIED, ())
+    assert os.listdir(mounted) == []
+    (part,) = bench.value(await bench.run(make, 1))
+    assert len(part) == 600_000
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("mode", ["direct", "fork"])
+async def test_a_call_that_is_killed_while_its_result_is_written_leaves_nothing_of_it(bench: Any, mode: str) -> None:
+    """As when memory runs out: what is written into the store is the pilot's memory too."""
+
+    def make() -> list[pickle.PickleBuffer]:
+        import resource
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # which Python ignores
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+        return [pickle.PickleBuffer(bytes(size)) for size in (200_000, 600_000)]
+
+    await bench.serving(bench.spec(make, mode=mode))
+    end = await bench.run(make)
+    assert (end.outcome, end.detail.signal) == (DIED, signal.SIGXFSZ)
+    assert os.listdir(bench.store) == []
 
 
 @pytest.mark.asyncio

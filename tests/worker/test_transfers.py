@@ -11,7 +11,7 @@ import pytest
 from windlass.bulk import NoRoom, ObjectGone
 from windlass.errors import ConnectionRefused
 from windlass.messages import BAD_CALL, DIED, RETURNED, CallEnd, CallId, ObjectName, ObjectRef
-from windlass.objects import ObjectStore, write_result
+from windlass.objects import ObjectStore, write_results
 from windlass.worker import transfers
 from windlass.worker.transfers import REFUSALS, TransferFailed, Transfers
 
@@ -77,7 +77,7 @@ class Desk:
 
     def result(self, data: bytes) -> CallEnd:
         """The end of a call whose slot wrote a large result."""
-        return CallEnd(CallId(1), 1, RETURNED, b"", (write_result(self.store.folder, data),))
+        return CallEnd(CallId(1), 1, RETURNED, b"", tuple(write_results(self.store.folder, [data])))
 
 
 @pytest.fixture
