@@ -96,7 +96,8 @@ class Outbox:
             if end.outcome == DIED:
                 self._died(end)
             elif end.outcome == NO_FILE and end.started_at and self.supply is not None:
-                self.supply.files.look_again()  # somebody has deleted it: it is fetched again for the next attempt
+                self.supply.transfers.look_again()  # somebody has deleted it: it is fetched again for the next attempt
+                self.supply.files.look_again()
                 self.returned((HeldCall(end.call, end.attempt),), "files")
             elif (end.spans or end.outputs) and self.supply is not None:
                 (self.supply.keep if end.kept or end.outputs else self.supply.transfers.push)(end, partial(self._tell, self.backlog))

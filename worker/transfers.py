@@ -105,8 +105,13 @@ class Transfers:
                 self._pinned.discard(ref.name)
                 self._store.unpin(ref.name)
 
+    def look_again(self) -> None:
+        """What is held may have been deleted, as when a call lacked it: then it is fetched for who holds it next."""
+        self._pinned = set(filter(self._store.has, self._pinned))
+
     async def obtain(self, refs: Sequence[ObjectRef]) -> None:
         """Hold these and wait until all are there. Raises `TransferFailed`, and then holds none of them."""
+        self.look_again()  # what is held for long, such as code, is not asked for by calls
         self.hold(refs)
         try:
             for ref in refs:

@@ -10,7 +10,8 @@ The parts of a result are renamed when all of them are whole, so what a slot tha
 
 Several processes write into one folder: a worker's slots leave their results there with `write_results`, which needs no store.  So the
 folder is the truth, and the store's own table only remembers sizes, order of use and pins of the files it has met.  What the table
-lacks is looked for in the folder.
+lacks is looked for in the folder, and what it has is looked at, for somebody may have cleaned /dev/shm: an object that was deleted is
+absent, with its pins, and a folder that was deleted is made again by who writes into it next.
 
 `limit` bounds the bytes of the folder.  Past it the least recently used objects without a pin go; when those are not enough, the
 newcomer is refused (`StoreFull`).  An object's memory is safe from that: `ObjectStore.open` maps the file, and the mapping
@@ -138,6 +139,7 @@ class ObjectStore:
         #: In order of use, the least recent first.
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._reserved = 0
+        self._closed = False
         os.makedirs(self._text, mode=0o700, exist_ok=True)
         os.chmod(self._text, 0o700)
         self.token = self._make_token()
@@ -291,6 +293,7 @@ class ObjectStore:
     def close(self) -> None:
         """Remove the folder and all in it. Mappings that are open stay good."""
         with self._lock:
+            self._closed = True
             self._entries.clear()
             self.used = 0
         import shutil
@@ -309,16 +312,17 @@ class ObjectStore:
 
     def _find(self, name: str) -> _Entry | None:
         entry = self._entries.get(name)
-        if entry is not None:
-            self._entries.move_to_end(name)
-            return entry
-        if not is_object_name(name):
+        if entry is None and not is_object_name(name):
             return None
         try:
             size = os.stat(os.path.join(self._text, name)).st_size
         except OSError:
+            self._forget(name)
             return None
-        return self._add(name, size)
+        if entry is None:
+            return self._add(name, size)
+        self._entries.move_to_end(name)
+        return entry
 
     def _add(self, name: str, size: int) -> _Entry:
         entry = self._entries[name] = _Entry(size)
@@ -359,6 +363,8 @@ class ObjectStore:
 
     def _reserve(self, size: int) -> None:
         with self._lock:
+            if self._closed:  # or the folder would be made again
+                raise FileNotFoundError(errno.ENOENT, "the object store is closed", self._text)
             over = self.used + self._reserved + size - self.limit
             if self.limit and over > 0 and self._evict(over) < over:
                 raise _store_full(
@@ -426,8 +432,7 @@ class Incoming:
         self.name, self.size = name, size
         self.received = 0
         self._store = store
-        self._path = _temporary(os.fspath(store.folder))
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._path, self._descriptor = _create(os.fspath(store.folder), os.O_RDWR)
         self._view: memoryview | None = None
         self._hasher: Any = None
         if name.startswith("b3-"):
@@ -507,15 +512,21 @@ class _Entry:
 # ---------------------------------------------------------------- files
 
 
-def _temporary(folder: str, owner: int | None = None) -> str:
-    return os.path.join(folder, f".t-{owner or os.getpid()}-{os.urandom(8).hex()}")
+def _create(folder: str, access: int, owner: int | None = None) -> tuple[str, int]:
+    """A new temporary file there: its path and descriptor. A folder that somebody has deleted is made again."""
+    path = os.path.join(folder, f".t-{owner or os.getpid()}-{os.urandom(8).hex()}")
+    flags = access | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        return path, os.open(path, flags, 0o600)
+    except FileNotFoundError:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        return path, os.open(path, flags, 0o600)
 
 
 def _write(folder: str, data: Buffer, owner: int | None = None) -> tuple[str, int]:
     """Write `data` to a temporary file there; returns its path and bytes."""
-    path = _temporary(folder, owner)
+    path, descriptor = _create(folder, os.O_WRONLY, owner)
     view = memoryview(data)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         _write_all(descriptor, view)
     except BaseException as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -197,6 +198,28 @@ def test_a_result_of_another_process_is_met_in_the_folder(store: ObjectStore) ->
     name, size = done.stdout.split()
     assert store.used == 0
     assert (bytes(store.open(name)), store.size(name), store.used) == (b"made there", int(size), 10)
+
+
+def test_a_folder_that_was_deleted_is_made_again_until_the_store_is_closed(store: ObjectStore, tmp_path: Path) -> None:
+    """Private, by whatever writes into it next: slots, and objects that arrive."""
+    ref = store.put(b"hello", pin=True)
+    shutil.rmtree(store.folder)
+    assert not store.has(ref.name)
+    assert store.used == 0
+    assert store.put(b"hello") == ref
+    shutil.rmtree(store.folder)
+    (result,) = write_results(store.folder, [b"made there"])
+    assert store.folder.stat().st_mode & 0o777 == 0o700
+    assert bytes(store.open(result.name)) == b"made there"
+    shutil.rmtree(store.folder)
+    incoming = store.receive(ref.name, 5)
+    incoming.write(b"hello")
+    assert incoming.commit() == ref
+    other = ObjectStore(tmp_path / "other")
+    other.close()
+    with pytest.raises(FileNotFoundError, match="closed"):
+        other.put(b"late")
+    assert not other.folder.exists()
 
 
 def test_adopting_links_the_file_and_the_other_name_may_go(store: ObjectStore, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +115,32 @@ async def test_what_the_store_has_is_not_fetched(desk: Desk) -> None:
     assert desk.transfers.hold([ref]) == []
     await desk.transfers.obtain([ref])
     assert desk.wire.tries == 0
+
+
+async def test_what_somebody_has_deleted_is_fetched_again(desk: Desk) -> None:
+    """With the whole folder, as cleaners of /dev/shm do; while it is held, when a call has told that it lacked it."""
+    ref = desk.manager.put(b"a" * 1000)
+    for tries in (1, 2):
+        await desk.transfers.obtain([ref])
+        assert desk.wire.tries == tries
+        desk.transfers.release([ref])
+        shutil.rmtree(desk.store.folder)
+    desk.store.check()
+    await desk.transfers.obtain([ref])
+    shutil.rmtree(desk.store.folder)
+    await desk.transfers.obtain([ref])
+    assert desk.wire.tries == 4
+    shutil.rmtree(desk.store.folder)
+    assert desk.transfers.hold([ref]) == [], "calls that hold what others hold cost no look at the disk"
+    desk.transfers.look_again()
+    desk.changed.clear()
+    assert desk.transfers.hold([ref]) == [ref.name]
+    await desk.news()
+    for _ in range(4):
+        desk.transfers.release([ref])
+    desk.store.discard(ref.name)
+    assert not desk.store.has(ref.name), "nobody holds it"
+    desk.store.check()
 
 
 async def test_a_cut_is_tried_again(desk: Desk) -> None:

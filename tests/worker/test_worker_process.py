@@ -299,6 +299,12 @@ async def manager(tmp_path: Path, nothing_left_running: None) -> AsyncIterator[M
     await it.close()
 
 
+def store_of(process: asyncio.subprocess.Process, manager: Manager) -> Path:
+    name = f"windlass-worker-*-{process.pid}-*-*"
+    (folder,) = (*Path("/dev/shm").glob(name), *(manager.folder / "scratch").rglob(name))
+    return folder
+
+
 def scratch_is_empty(manager: Manager) -> bool:
     return not list((manager.folder / "scratch").iterdir())
 
@@ -331,9 +337,10 @@ async def test_calls_run_and_each_ends_once(manager: Manager) -> None:
 
 @pytest.mark.parametrize("shares_host", [True, False], ids=["by path", "by bytes"])
 async def test_large_arguments_come_first_and_large_results_go_first(manager: Manager, shares_host: bool) -> None:
-    """When the end of the call is told, the manager has the object of its result."""
+    """When the end of the call is told, the manager has the object of its result. That somebody removes the worker's store meanwhile, as
+    epilogs of other jobs do, costs nothing but that arguments come once more."""
     manager.shares_host = shares_host
-    await manager.worker()
+    process = await manager.worker()
     await manager.library(double)
     data = os.urandom(3 * OUT_OF_BAND_BYTES)
     call = manager.call(1, double, data)
@@ -343,6 +350,10 @@ async def test_large_arguments_come_first_and_large_results_go_first(manager: Ma
     assert end.spans
     assert all(manager.store.has(ref.name) for ref in end.spans)
     assert manager.value(end) == data * 2
+    shutil.rmtree(store_of(process, manager))
+    manager.say(RunCalls([manager.call(2, double, data)]))
+    assert manager.value(await manager.end(2)) == data * 2
+    assert not manager.returned
 
 
 async def test_a_call_whose_object_is_nowhere_fails_with_a_text(manager: Manager) -> None:
