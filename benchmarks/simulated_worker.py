@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from simulated_clock import Clock, Meter
@@ -62,7 +62,7 @@ from windlass.messages import (
     WorkerInfo,
     WorkerReport,
 )
-from windlass.worker.backlog import Backlog
+from windlass.worker.backlog import Attempt, Backlog
 from windlass.worker.lifetime import Decision, Lifetime
 
 #: As `windlass.worker.main` has it.
@@ -116,12 +116,11 @@ class SimulatedSlots:
     def running(self) -> Sequence[Running]:
         return list(self.busy.values())
 
-    def kill_call(self, call: CallId, attempt: int, outcome: int, detail: EndDetail | None) -> bool:
-        one = self.busy.get(call)
-        if one is None or one.attempt != attempt:
-            return False
-        self._over(one, outcome, detail)
-        return True
+    def kill_calls(self, calls: Collection[Attempt], outcome: int, detail: EndDetail | None) -> list[Attempt]:
+        found = [one for call, attempt in calls if (one := self.busy.get(CallId(call))) is not None and one.attempt == attempt]
+        for one in found:
+            self._over(one, outcome, detail)
+        return [(one.call, one.attempt) for one in found]
 
     def claim(self) -> None:
         """Every free slot takes a call."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
@@ -58,7 +58,7 @@ from windlass.messages import (
     WorkerInfo,
 )
 from windlass.session import Session, heard_by, said_by
-from windlass.worker.backlog import Backlog
+from windlass.worker.backlog import Attempt, Backlog
 
 F = FunctionId(b"f" * 16)
 LIBRARY = LibrarySpec(LibraryId("lib@1"), "lib", (3, 11), functions=(FunctionDef(F, "f", b"x"),))
@@ -96,12 +96,11 @@ class Slots:
     def running(self) -> Sequence[RunningCall]:
         return self.busy
 
-    def kill_call(self, call: CallId, attempt: int, outcome: int, detail: EndDetail | None) -> bool:
-        for one in self.busy:
-            if (one.call, one.attempt) == (call, attempt):
-                self.end(one, outcome, detail)
-                return True
-        return False
+    def kill_calls(self, calls: Collection[Attempt], outcome: int, detail: EndDetail | None) -> list[Attempt]:
+        found = [one for one in self.busy if (one.call, one.attempt) in calls]
+        for one in found:
+            self.end(one, outcome, detail)
+        return [(one.call, one.attempt) for one in found]
 
     def claim(self) -> None:
         """Every free slot takes a call."""

@@ -24,7 +24,7 @@ This is a core: the instances and the way to the manager come as `Instance` and 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import Final, Protocol
 
@@ -45,6 +45,8 @@ from windlass.messages import (
 
 #: What a blocked call waits for: an object, a file (`windlass.worker.files.FileKey`) or a function.
 Key = str | FunctionId
+#: Call and number of the attempt.
+Attempt = tuple[int, int]
 #: Calls handed to an instance in one go; its queue takes a few thousand.
 BATCH: Final = 512
 
@@ -66,7 +68,7 @@ class Instance(Protocol):
     def feed(self, calls: Sequence[CallRun], /) -> int: ...
     def take_back(self, count: int | None, /) -> list[CallRun]: ...
     def running(self) -> Sequence[Running]: ...
-    def kill_call(self, call: CallId, attempt: int, outcome: int, detail: EndDetail | None, /) -> bool: ...
+    def kill_calls(self, calls: Collection[Attempt], outcome: int, detail: EndDetail | None, /) -> Collection[Attempt]: ...
 
 
 class Comm(Protocol):
@@ -396,17 +398,19 @@ class Backlog:
         """
         for call in list(self._doomed.values()):
             line = self._lines.get(call.instance)
-            if line is None or line.holder.kill_call(call.call, call.attempt, CANCELLED, None):
+            if line is None or line.holder.kill_calls([(call.call, call.attempt)], CANCELLED, None):
                 self._doomed.pop(call.call, None)
         for line in list(self._lines.values()):
             if not line.timed:
                 continue
+            late: dict[float, list[Attempt]] = {}
             for slot in line.holder.running():
-                late = self._find(HeldCall(slot.call, slot.attempt))
-                if late is None or not late.timeout or now - slot.started_at < late.timeout:
-                    continue
-                text = f"ran longer than its timeout of {late.timeout:g} s and was ended; give it a longer timeout= if it needs that"
-                line.holder.kill_call(late.call, late.attempt, TIMED_OUT, EndDetail(text=text))
+                found = self._find(HeldCall(slot.call, slot.attempt))
+                if found is not None and found.timeout and now - slot.started_at >= found.timeout:
+                    late.setdefault(found.timeout, []).append((slot.call, slot.attempt))
+            for timeout, calls in late.items():
+                text = f"ran longer than its timeout of {timeout:g} s and was ended; give it a longer timeout= if it needs that"
+                line.holder.kill_calls(calls, TIMED_OUT, EndDetail(text=text))
 
     def check(self) -> None:
         """Raise AssertionError where collections disagree; for tests."""
@@ -479,25 +483,23 @@ class Backlog:
         unstarted = [call for call in line.waiting if calls.get(call.call) is call]
         if unstarted:
             line.waiting = deque(call for call in line.waiting if calls.get(call.call) is not call)
-        left = dict(calls)
+        left: dict[Attempt, CallRun] = {(call.call, call.attempt): call for call in calls.values()}
         for call in unstarted:
-            del left[call.call]
-        for call in list(left.values()):
-            if line.holder.kill_call(call.call, call.attempt, CANCELLED, None):
-                del left[call.call]
+            del left[call.call, call.attempt]
+        for key in line.holder.kill_calls(list(left), CANCELLED, None):
+            del left[key]
         if left:
             back = line.holder.take_back(None)
             self._unfeed(line, back)
-            found = [call for call in back if call.call in left and left[call.call].attempt == call.attempt]
+            found = [call for call in back if (call.call, call.attempt) in left]
             unstarted += found
             for call in found:
-                del left[call.call]
+                del left[call.call, call.attempt]
             taken = {id(call) for call in found}
             # `back` is newest first, and extendleft turns it round once more: the oldest is first again.
             line.waiting.extendleft(self._find(HeldCall(call.call, call.attempt)) or call for call in back if id(call) not in taken)
-            for call in left.values():
-                if not line.holder.kill_call(call.call, call.attempt, CANCELLED, None):
-                    self._doomed[call.call] = call
+            killed = line.holder.kill_calls(list(left), CANCELLED, None)
+            self._doomed.update((call.call, call) for key, call in left.items() if key not in killed)
         self._forget_calls(unstarted)
         self._pump(line)
         return [CallEnd(call.call, call.attempt, CANCELLED) for call in unstarted]

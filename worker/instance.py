@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from enum import Enum, auto
 from pathlib import Path
@@ -180,11 +180,15 @@ class LibraryInstance:
         return self._slots.running() if self.active else []
 
     def kill_call(self, call: CallId, attempt: int, outcome: int, detail: EndDetail | None = None) -> bool:
-        """End a running call, which then ends with this outcome, unless it ends by itself in this moment.
+        """End one running call, as `kill_calls` does; whether a slot runs it."""
+        return bool(self.kill_calls([(call, attempt)], outcome, detail))
 
-        False when no slot runs it: it is still in the queue (`take_back` finds it), has ended, or is being claimed right now.
+    def kill_calls(self, calls: Iterable[tuple[int, int]], outcome: int, detail: EndDetail | None = None) -> set[tuple[int, int]]:
+        """End running calls (call, attempt), which then end with this outcome, unless they end by themselves in this moment.
+
+        Returns those. The others no slot runs: they are in the queue still (`take_back` finds them), have ended, or are just being claimed.
         """
-        return self.active and self._slots.kill_call(call, attempt, outcome, detail)
+        return self._slots.kill_calls(calls, outcome, detail) if self.active else set()
 
     @property
     def slots(self) -> int:

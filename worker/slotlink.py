@@ -250,6 +250,11 @@ class Rows:
         base = row * ROW_WORDS
         return self.words[base + BEGUN] != self.words[base + FINISHED]
 
+    def running(self, row: int) -> tuple[int, int] | None:
+        """Call and attempt that are there, at a glance; `read` knows for sure."""
+        words, base = self.words, row * ROW_WORDS
+        return (words[base + CALL], words[base + ATTEMPT]) if words[base + BEGUN] != words[base + FINISHED] else None
+
     def claiming(self, row: int) -> bool:
         """Whether a slot may have a call that is in none of its rows yet; ``row``: its first."""
         return bool(self.words[row * ROW_WORDS + CLAIMING])

@@ -5,12 +5,12 @@ Theory of operation
 `fill` brings the number of slots to the target. `outstanding` has every call that was fed and has neither been answered nor taken back.
 
 *A slot ends.* The zygote (or, for a spawned slot, this process) reports it after reaping it. First everything it sent is read. Then its
-row is read: a call that has begun, and is still outstanding, ended with the slot and is charged (`DIED`, or what `kill_call` asked
+row is read: a call that has begun, and is still outstanding, ended with the slot and is charged (`DIED`, or what `kill_calls` asked
 for). A slot that died without a running call may still have claimed one, in the microsecond before it noted so: `_audit` finds calls
 that are neither in the queue nor with any living slot, and gives them back as lost. Then the slot is replaced; three in a row that
 ended before they had run a call fail the library.
 
-*A running call is ended* (`kill_call`) without hitting the next one by mistake: the slot is stopped, and when it stands, its row says
+*A running call is ended* (`kill_calls`) without hitting the next one by mistake: the slot is stopped, and when it stands, its row says
 whether it is still that call. Then it is killed with all its children, else continued. In mode ``fork`` the slot stays, and only what
 is below it is killed. Idle slots that are to leave go the same way; busy ones see `LEAVE` in their row after their call.
 
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from signal import SIGCONT, SIGKILL, SIGSTOP
 from typing import Any, Final, Protocol
@@ -136,27 +136,29 @@ class SlotSet:
     def _is_busy(self, slot: SlotHandle) -> bool:
         return any(map(self._rows.busy, slot.rows))
 
-    def kill_call(self, call: CallId, attempt: int, outcome: int, detail: EndDetail | None = None) -> bool:
-        """End a running call, which then ends with this outcome, unless it ends by itself in this moment.
+    def kill_calls(self, calls: Iterable[Key], outcome: int, detail: EndDetail | None = None) -> set[Key]:
+        """End running calls, which then end with this outcome, unless they end by themselves in this moment; returns which.
 
-        False when no slot runs it: it is still in the queue (`take_back` finds it), has ended, or is being claimed right now.
+        Those that no slot runs are not among them. However many they are, all rows are looked at once.
         """
-        key = (call, attempt)
-        for slot in self.slots.values() if key in self.outstanding else ():
+        wanted = self.outstanding.intersection(calls)
+        found: set[Key] = set()
+        for slot in self.slots.values() if wanted else ():
             for number in slot.rows:
-                if not self._rows.busy(number):
+                if self._rows.running(number) not in wanted:
                     continue
                 row = self._rows.read(number)
-                if not row.busy or (row.call, row.attempt) != key:
+                key = (row.call, row.attempt)
+                if not row.busy or key not in wanted:
                     continue
+                found.add(key)
                 wish = Kill(key, outcome, detail)
                 if self._spec.concurrency > 1 and not row.alone:
                     self._cancel(slot, number, row, wish)
                 elif slot.kill is None and key not in self._kills:
                     slot.kill = wish
                     self._stop_slot(slot)
-                return True
-        return False
+        return found
 
     def _cancel(self, slot: SlotHandle, number: int, row: Row, wish: Kill) -> None:
         """End one of many calls that run in a slot, or for want of memory all of them."""
@@ -402,7 +404,7 @@ class SlotSet:
             self._kills[wish.key] = wish
             if not kill_below(slot.pid):  # it has not forked the call's process yet, or has just reaped it
                 del self._kills[wish.key]
-                self._timers.later(0.002, lambda: self.kill_call(CallId(wish.key[0]), wish.key[1], wish.outcome, wish.detail) and None)
+                self._timers.later(0.002, lambda: self.kill_calls([wish.key], wish.outcome, wish.detail) and None)
         elif slot.leaving and not self._is_busy(slot):
             slot.doomed = True
             kill_tree(slot.pid)

@@ -5,7 +5,7 @@ Theory of operation
 `windlass.worker.memory` says how to read and how to choose; this looks every second, and every quarter of a second near the
 limit. A look first adds up resident sizes. Only when these, or a cgroup, are near does it read proportional sizes, in a thread,
 because that may take long; then one call is ended through its instance, which charges exactly that call. The slot's row is
-compared with the call that was measured by `kill_call` itself, so a slot that has gone on to its next call meanwhile is left
+compared with the call that was measured by `kill_calls` itself, so a slot that has gone on to its next call meanwhile is left
 alone.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -30,7 +30,7 @@ from windlass.messages import (
     ObjectName,
     ObjectRef,
 )
-from windlass.worker.backlog import Backlog
+from windlass.worker.backlog import Attempt, Backlog
 
 LIB = InstanceId(1)
 OTHER = InstanceId(2)
@@ -67,13 +67,11 @@ class Queue:
     def running(self) -> list[Slot]:
         return self.slots
 
-    def kill_call(self, call: CallId, attempt: int, outcome: int, detail: EndDetail | None, /) -> bool:
-        for slot in self.slots:
-            if (slot.call, slot.attempt) == (call, attempt):
-                self.killed.append((call, attempt, outcome))
-                self.details.append(detail)
-                return True
-        return False
+    def kill_calls(self, calls: Collection[Attempt], outcome: int, detail: EndDetail | None, /) -> list[Attempt]:
+        found: list[Attempt] = [(slot.call, slot.attempt) for slot in self.slots if (slot.call, slot.attempt) in calls]
+        self.killed += [(CallId(call), attempt, outcome) for call, attempt in found]
+        self.details += [detail] * len(found)
+        return found
 
     def start(self, now: float = 0.0) -> CallRun:
         """A slot claims the oldest call and starts it."""

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from windlass.messages import CANCELLED, DIED, RETURNED, TIMED_OUT, CallId, CallRun, EndDetail, ImportSpec, InstanceId, Resources
+from windlass.messages import CANCELLED, DIED, RETURNED, TIMED_OUT, CallId, CallRun, EndDetail, HeldCall, ImportSpec, InstanceId, Resources
+from windlass.worker.backlog import Backlog
 from windlass.worker.callqueue import CallQueue
+from windlass.worker.slotlink import Row, Rows
 from windlass.worker.slotproc import is_gone, process_state
 
 # The kinds of call that the tests make. They go by value, so each is complete in itself.
@@ -183,6 +185,27 @@ async def test_a_killed_call_ends_as_asked_and_its_slot_is_replaced(bench: Any, 
     (tmp_path / "b").unlink()
     assert (await bench.end(other)).outcome == RETURNED
     assert bench.value(await bench.run(add, 1, 1)) == 2
+
+
+@pytest.mark.asyncio
+async def test_many_are_cancelled_by_one_look_at_what_slots_run(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a look at all of them for each, the worker of a large node would do nothing else for a minute."""
+    instance = await bench.serving(bench.spec(asyncio.sleep, concurrency=100), 2)
+    backlog = Backlog(bench.events)
+    backlog.add(instance.instance, instance, 2)
+    backlog.serves(instance.instance)
+    backlog.run(calls := [bench.call(asyncio.sleep, 600) for _ in range(200)])
+    await bench.until(lambda: len(instance.running()) == 200)
+    looks, read = list[int](), Rows.read
+
+    def look(rows: Rows, row: int) -> Row:
+        looks.append(row)
+        return read(rows, row)
+
+    monkeypatch.setattr(Rows, "read", look)
+    backlog.cancel([HeldCall(call.call, 1) for call in calls])
+    assert len(looks) <= 400
+    assert {(await bench.end(call)).outcome for call in calls} == {CANCELLED}
 
 
 @pytest.mark.asyncio
