@@ -15,7 +15,8 @@ time is left. So that pilots that began together do not all end together, each s
 Running calls are *warned* at the first signal, or when the hard end is as near as the grace: then functions save what they
 have (`windlass.pilot_end`).
 
-A first SIGTERM or SIGINT means "you are going away": drain inside the grace. A batch system sends a signal to every
+A first SIGTERM or SIGINT means "you are going away": drain inside the grace, and end so much before its end as before that of the
+walltime, for then the batch system kills. A batch system sends a signal to every
 process of a job, and wrappers pass it on once more, so a second one counts only from `ECHO_SECONDS` after the first; then it
 means "now". SIGUSR1 says the same beforehand, and never "now". Slurm sends it up to a minute early when the walltime is near: where that
 may be why it came, running calls keep the time that the walltime leaves.
@@ -83,12 +84,17 @@ def percentile(values: Iterable[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
 
 
-def hard_end(started: float, walltime: float) -> float:
-    """When everything must end, given the pilot's walltime in seconds (0: unlimited, then infinity).
+def kept_for_ending(seconds: float) -> float:
+    """Of a time at whose end the batch system kills: what ending processes and removing folders takes.
 
-    3 % of the walltime, at least half a second and at most 10 s, are kept for ending processes and removing folders.
+    3 %, at least half a second and at most 10 s.
     """
-    return started + walltime - min(10.0, max(0.5, 0.03 * walltime)) if walltime > 0 else float("inf")
+    return min(10.0, max(0.5, 0.03 * seconds))
+
+
+def hard_end(started: float, walltime: float) -> float:
+    """When everything must end, given the pilot's walltime in seconds (0: unlimited, then infinity)."""
+    return started + walltime - kept_for_ending(walltime) if walltime > 0 else float("inf")
 
 
 def stagger_seconds(walltime: float, most: float, share: float) -> float:
@@ -116,7 +122,7 @@ def stop_accepting_at(end: float, run_times: Iterable[float], *, started: float 
 class Lifetime:
     """The phase of one worker, and why.
 
-    `walltime` is the seconds from `now` that the pilot may live (0: unlimited), `grace` the seconds that running calls get after a signal,
+    `walltime` is the seconds from `now` that the pilot may live (0: unlimited), `grace` the seconds between a signal and the kill,
     `idle_timeout` the seconds without any call after which the worker leaves (0: never), `stagger` the seconds that it stops accepting
     earlier than it must.
     """
@@ -165,7 +171,7 @@ class Lifetime:
         if not warning:
             self._signalled_at = now
         if not (warning and self.hard_end <= now + self.grace + EARLY_SECONDS):
-            self._deadline = min(self._deadline, now + self.grace)
+            self._deadline = min(self._deadline, now + self.grace - min(self.grace / 2, kept_for_ending(self.grace)))
         if self.phase is Phase.SERVING:
             return self._decide(Decision.DRAIN, f"{name} received")
         return Decision.NOTHING

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import select
 import signal
 import time
 from collections.abc import Callable
@@ -71,13 +72,17 @@ def workers(manager: Manager) -> list[psutil.Process]:
 def test_a_preempted_call_saves_what_it_has_and_goes_on_elsewhere(
     manager: Manager, start_factory: StartFactory, tmp_path: Path, how: Any
 ) -> None:
-    """SIGTERM to its worker, as batch systems do; it has no retries."""
+    """SIGTERM to its worker and SIGKILL a grace later, as batch systems do: by then it has told what ran. The call has no retries."""
     manager.install_library("lib", resumable, **how)
-    start_factory(grace=0.5)
+    start_factory(grace=1)
     call = manager.submit(FunctionCall("lib", "resumable", tmp_path))
     until("it runs", (tmp_path / "runs").exists)
     [worker] = workers(manager)
+    end = os.pidfd_open(worker.pid)
     worker.send_signal(signal.SIGTERM)
+    if not select.select([end], [], [], 1)[0]:
+        signal.pidfd_send_signal(end, signal.SIGKILL)
+    os.close(end)
     assert call.result(timeout=60) == "went on with step 7"
     [lost] = call.attempts
     assert lost.outcome == "lost with its worker (its pilot's end, of which it was warned)"
