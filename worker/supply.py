@@ -218,16 +218,19 @@ class Supply:
             tell(end)
 
     def _take_in(self, cache: Cache, made: Sequence[FileRef]) -> None:
-        """On a thread."""
+        """On a thread. What the cache does not take is removed: where it is, no limit counts it."""
         folder = kept_folder(str(cache.folder))
-        for ref in made:
-            filling = cache.fill(ref.name, ref.size)
-            if filling is None:  # made again here
+        try:
+            for ref in made:
+                filling = cache.fill(ref.name, ref.size)
+                if filling is None:  # made again here
+                    continue
+                with filling:
+                    os.rename(os.path.join(folder, ref.name), filling.path)
+                    filling.commit(ref.base, ref.size)
+        finally:
+            for ref in made:
                 folders.remove_tree(os.path.join(folder, ref.name))
-                continue
-            with filling:
-                os.rename(os.path.join(folder, ref.name), filling.path)
-                filling.commit(ref.base, ref.size)
 
     async def _push(self, name: FileName) -> None:
         """Put a result that stayed here into the manager's store."""

@@ -31,6 +31,7 @@ from windlass.messages import (
     BAD_CALL,
     CANCELLED,
     DIED,
+    NO_FILE,
     OUT_OF_BAND_BYTES,
     OUT_OF_MEMORY,
     RETURNED,
@@ -305,6 +306,10 @@ def store_of(process: asyncio.subprocess.Process, manager: Manager) -> Path:
     return folder
 
 
+def left_for_the_cache(scratch: Path) -> list[list[str]]:
+    return [os.listdir(folder) for folder in scratch.glob("*/cache-kept")]
+
+
 def scratch_is_empty(manager: Manager) -> bool:
     return not list((manager.folder / "scratch").iterdir())
 
@@ -354,6 +359,22 @@ async def test_large_arguments_come_first_and_large_results_go_first(manager: Ma
     manager.say(RunCalls([manager.call(2, double, data)]))
     assert manager.value(await manager.end(2)) == data * 2
     assert not manager.returned
+
+
+async def test_a_result_that_cannot_stay_leaves_nothing(manager: Manager, mounted: Path) -> None:
+    """The cache has no room for it, and nothing else counts what slots leave for the cache."""
+    process = await manager.worker("--scratch", str(mounted))
+    await manager.library(double)
+    call = manager.call(1, double, b"x" * 300_000)
+    call.keep = "0" * 24
+    manager.say(RunCalls([call]))
+    end = await manager.end(1)
+    assert end.outcome == NO_FILE
+    assert end.detail is not None
+    assert end.detail.text.startswith("the result could not be kept on ")
+    assert left_for_the_cache(mounted) == [[]]
+    manager.say(Leave("the run is over"))
+    assert await status(process) == 0
 
 
 async def test_a_call_whose_object_is_nowhere_fails_with_a_text(manager: Manager) -> None:
