@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -254,6 +255,7 @@ def _leave(line: Line, client: Client, ports: list[Port], pages: list[Child]) ->
         page.close()
     client.closed = client.closed or "this program has left the manager"
     if not lost:
+        line.store.patience_until = time.monotonic() + _FAREWELL
         client.settle()
     client.close_memory()
     line.close(_FAREWELL if not lost else 0.0)

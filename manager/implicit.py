@@ -85,8 +85,8 @@ class Implicit:
             spec = self._implicit.get(kind)
             if (
                 spec is None
-                or any(one.module not in self._implicit_imports for one in defined.imports)
-                or any(ref.name not in self._implicit_code for ref in definition.code)
+                or not {one.module for one in spec.imports}.issuperset(one.module for one in defined.imports)
+                or not {ref.name for ref in spec.code}.issuperset(ref.name for ref in definition.code)
             ):
                 spec = self._next_implicit(defined.imports, definition.code, kind)
             key = (definition.id, memoize, kind)

@@ -323,6 +323,8 @@ class AttachedStore:
         self._away: set[str] = set()
         self._folder: Path | None = None
         self._local: ObjectStore | None = None
+        #: On the monotonic clock: from then on nobody waits for a connection, as the program leaves.
+        self.patience_until = float("inf")
 
     @property
     def local(self) -> ObjectStore:
@@ -416,8 +418,9 @@ class AttachedStore:
                 self._line.get(ObjectRef(ObjectName(name), size), self.local)
                 return self.local.open(name)
             except (ObjectGone, ConnectionError, Closed) as error:
-                cut = isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefused)
-                if not cut or self._line.lost:
+                full = isinstance(error.__cause__, StoreFull)  # it is the disk here
+                cut = isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefused) and not full
+                if not cut or self._line.lost or time.monotonic() > self.patience_until:
                     where = f"was kept at manager {self._line.manager}"
                     raise Closed(f"the call's result of {size:,} bytes {where} and cannot be had from there any more: {error}") from error
                 if not told:

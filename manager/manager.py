@@ -349,8 +349,12 @@ def _take_folder(folder: Path, name: str) -> int:
     except OSError as error:
         os.close(descriptor)
         raise UsageError(f"{cannot_keep_state(name, folder, error)} (this file system has no locks)") from error
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, os.uname().nodename.encode())
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, os.uname().nodename.encode())
+    except OSError as error:
+        os.close(descriptor)
+        raise UsageError(cannot_keep_state(name, folder, error)) from error
     _sweep(folder.parent)
     return descriptor
 

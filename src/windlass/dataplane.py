@@ -260,7 +260,9 @@ class _Requests(Stream):
             return None
         if trouble:
             # Damaged on its way, or the disk is full: the first is worth another try, and so is, once, the second.
-            return future.set_exception(ConnectionError(trouble))
+            failure = ConnectionError(trouble)
+            failure.__cause__ = error
+            return future.set_exception(failure)
         return future.set_result(None)
 
     def ended(self, reason: str) -> None:

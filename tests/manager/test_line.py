@@ -11,10 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from windlass.errors import Closed, Unreachable
+from windlass.errors import Closed, StoreFull, Unreachable
 from windlass.identity import ConnectionFile
 from windlass.manager.line import Line
-from windlass.messages import CallId, CallsFound, FindCalls, Leave
+from windlass.messages import CallId, CallsFound, FindCalls, Leave, ObjectRef
 
 
 def nothing(*_: object) -> None:
@@ -87,3 +87,29 @@ def test_nobody_waits_for_what_a_manager_that_has_ended_would_find(finder: Finde
     for each in (asked, finder.ask("b")):
         with pytest.raises(Closed, match="manager m is gone"):
             each.result(30)
+
+
+def full_disk() -> ConnectionError:
+    error = ConnectionError("no room for an object")
+    error.__cause__ = StoreFull("no room for an object")
+    return error
+
+
+@pytest.mark.parametrize(("error", "leaves"), [(full_disk(), False), (ConnectionError("refused"), True)], ids=["disk", "leaving"])
+def test_a_result_is_not_waited_for_where_no_connection_would_bring_it(
+    finder: Finder, monkeypatch: pytest.MonkeyPatch, error: ConnectionError, leaves: bool
+) -> None:
+    """It is the program's own disk that is full, or the program leaves; the line stands in both cases."""
+
+    def get(ref: ObjectRef, store: object) -> None:
+        raise error
+
+    monkeypatch.setattr(finder.line, "get", get)
+    store = finder.line.store
+    store._results["r-" + "0" * 32] = 100_000
+    if leaves:
+        store.patience_until = time.monotonic() - 1
+    with pytest.raises(Closed, match=f"100,000 bytes .* cannot be had from there any more: {error}"):
+        store.open("r-" + "0" * 32)
+    assert not finder.line.lost
+    store.close()
