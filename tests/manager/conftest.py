@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from windlass.manager.callbacks import CallbackThread, set_callback_runner
 from windlass.manager.core import Core
 from windlass.messages import (
     RETURNED,
@@ -194,3 +195,13 @@ class Cluster:
 @pytest.fixture
 def cluster() -> Cluster:
     return Cluster()
+
+
+@pytest.fixture
+def callbacks() -> Iterator[CallbackThread]:
+    """A callback thread of the test's own, gone after it."""
+    thread = CallbackThread("test-callbacks")
+    before = set_callback_runner(thread)
+    yield thread
+    thread.close(10)
+    set_callback_runner(before)

@@ -5,21 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
 
 import pytest
 
-from windlass.manager.callbacks import CallbackThread, hand_over, set_callback_runner
-
-
-@pytest.fixture
-def callbacks() -> Iterator[CallbackThread]:
-    """The program's callback thread, and gone after the test."""
-    thread = CallbackThread("test-callbacks")
-    before = set_callback_runner(thread)
-    yield thread
-    thread.close(10)
-    set_callback_runner(before)
+from windlass.manager.callbacks import CallbackThread, hand_over
 
 
 def test_where_no_thread_can_be_started_they_wait_for_the_next(

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from windlass.manager import future as module
-from windlass.manager.future import CallbackThread, CallFuture, set_callback_runner
+from windlass.manager.future import CallbackThread, CallFuture
 from windlass.messages import CANCELLED, DIED, RAISED, RETURNED, CallAttempt, CallDone, CallEnd, CallId, EndDetail, WorkerId
 
 
@@ -66,6 +66,9 @@ def ended(outcome: int) -> CallDone:
     return CallDone(CallEnd(CallId(7), 1, outcome))
 
 
+pytestmark = pytest.mark.usefixtures("callbacks")
+
+
 @pytest.fixture
 def desk() -> Desk:
     return Desk()
@@ -74,16 +77,6 @@ def desk() -> Desk:
 @pytest.fixture
 def future(desk: Desk) -> CallFuture[Any]:
     return CallFuture(desk, CallId(7))
-
-
-@pytest.fixture(autouse=True)
-def callbacks() -> Iterator[CallbackThread]:
-    """A callback thread of the test's own, gone after it."""
-    thread = CallbackThread("test-callbacks")
-    before = set_callback_runner(thread)
-    yield thread
-    thread.close(10)
-    set_callback_runner(before)
 
 
 class Background:
