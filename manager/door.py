@@ -37,7 +37,7 @@ from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Targe
 from windlass.manager.client import Client
 from windlass.manager.declaring import Declaring
 from windlass.manager.future import CallFuture
-from windlass.manager.implicit import Implicit, Kind
+from windlass.manager.implicit import Implicit, SlotShape
 from windlass.manager.journal import Journal
 from windlass.manager.library import Library
 from windlass.manager.memory import JOURNALED, MEMOIZED, Memory
@@ -441,7 +441,7 @@ class Door(Implicit, Declaring):
         if latest is not None and latest[0] is defined and latest[1] is memoize and latest[2] == concurrency and latest[3] == gpus:
             spec, target = latest[4], latest[5]
         else:
-            spec, target = self._implicit_target(fn, defined, memoize, Kind(concurrency, gpus))
+            spec, target = self._implicit_target(fn, defined, memoize, SlotShape(concurrency, gpus))
         if chosen is not DEFAULT_OPTIONS:
             self._check_possible(spec, chosen)
         if inputs or outputs:

@@ -43,13 +43,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("windlass.manager")
 
 
-class Kind(NamedTuple):
-    """Which of the implicit libraries a call is of."""
+class SlotShape(NamedTuple):
+    """What the slots of one of the implicit libraries are like."""
 
-    #: How many of its calls a slot runs at once.
-    concurrency: int = 1
+    #: How many calls a slot runs at once.
+    concurrency: int
     #: GPUs of a slot.
-    gpus: int = 0
+    gpus: int
 
 
 class Implicit:
@@ -62,11 +62,11 @@ class Implicit:
     def __init__(self) -> None:
         super().__init__()
         self._lock = threading.RLock()
-        self._implicit: dict[Kind, LibrarySpec] = {}
+        self._implicit: dict[SlotShape, LibrarySpec] = {}
         self._implicit_imports: dict[str, ImportSpec] = {}
         self._implicit_code: dict[str, ObjectRef] = {}
         #: By function, whether equal calls of it are one, and the library.
-        self._defined: OrderedDict[tuple[FunctionId, bool, Kind], Target] = OrderedDict()
+        self._defined: OrderedDict[tuple[FunctionId, bool, SlotShape], Target] = OrderedDict()
         #: What was called last, and how: no other function has been defined since, nor another version.
         self._latest: tuple[Defined, bool, int, int, LibrarySpec, Target] | None = None
 
@@ -78,18 +78,18 @@ class Implicit:
     def _remembering(self, memoize: bool) -> bytes:
         """How calls of a function are remembered; empty: not at all."""
 
-    def _implicit_target(self, fn: Callable[..., Any], defined: Defined, memoize: bool, kind: Kind) -> tuple[LibrarySpec, Target]:
+    def _implicit_target(self, fn: Callable[..., Any], defined: Defined, memoize: bool, shape: SlotShape) -> tuple[LibrarySpec, Target]:
         """The implicit library with all that the function needs, and what a call of it is for."""
         definition = defined.definition
         with self._lock:
-            spec = self._implicit.get(kind)
+            spec = self._implicit.get(shape)
             if (
                 spec is None
                 or not {one.module for one in spec.imports}.issuperset(one.module for one in defined.imports)
                 or not {ref.name for ref in spec.code}.issuperset(ref.name for ref in definition.code)
             ):
-                spec = self._next_implicit(defined.imports, definition.code, kind)
-            key = (definition.id, memoize, kind)
+                spec = self._next_implicit(defined.imports, definition.code, shape)
+            key = (definition.id, memoize, shape)
             target = self._defined.get(key)
             if target is None:
                 # In the order of definition, as the core has them: one that is used all the time is defined again in time.
@@ -101,19 +101,19 @@ class Implicit:
                 self._client.say(DefineFunctions((definition,)))
             elif target.library != spec.id:
                 target = self._defined[key] = _target(spec, defined, target.content)
-            self._latest = defined, memoize, kind.concurrency, kind.gpus, spec, target
+            self._latest = defined, memoize, shape.concurrency, shape.gpus, spec, target
         return spec, target
 
-    def _next_implicit(self, imports: tuple[ImportSpec, ...], code: tuple[ObjectRef, ...], kind: Kind) -> LibrarySpec:
+    def _next_implicit(self, imports: tuple[ImportSpec, ...], code: tuple[ObjectRef, ...], shape: SlotShape) -> LibrarySpec:
         self._implicit_imports.update((one.module, one) for one in imports)
         # The newest first: an edited module comes before what it was.
         self._implicit_code = {**{ref.name: ref for ref in code}, **self._implicit_code}
-        base = Library(IMPLICIT, imports=None, concurrency=kind.concurrency, gpus=kind.gpus or None).spec(self._put_forever)
+        base = Library(IMPLICIT, imports=None, concurrency=shape.concurrency, gpus=shape.gpus or None).spec(self._put_forever)
         hoisted = tuple(sorted(self._implicit_imports.values(), key=lambda one: one.module))
-        old = self._implicit.get(kind)
+        old = self._implicit.get(shape)
         draft = msgspec.structs.replace(base, id=LibraryId(""), imports=hoisted, code=tuple(self._implicit_code.values()))
         digest = hashlib.blake2b(msgspec.msgpack.encode(draft), digest_size=8).hexdigest()
-        spec = self._implicit[kind] = msgspec.structs.replace(draft, id=LibraryId(f"{IMPLICIT}@{digest}"))
+        spec = self._implicit[shape] = msgspec.structs.replace(draft, id=LibraryId(f"{IMPLICIT}@{digest}"))
         self._client.say(InstallLibrary(spec))
         if old is not None:
             self._client.say(RemoveLibrary(old.id))
