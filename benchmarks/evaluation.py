@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Final
 
 from common import machine, report
-from evaluation_cell import Run, Setting, Site, present
+from evaluation_cell import Run, Setting, Site, installed, present
 from evaluation_results import ENVIRONMENTS, IMPORTS, Point, Results
 from slowfs import DELAY, VALID, missing
 
@@ -60,7 +60,9 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="the lightest and the heaviest library, times up to 4 s")
     parser.add_argument("--rounds", type=int, default=1, help="runs of each point; figures are medians (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="for tests: a larger archive, sooner packed, and each import alone only once")
-    parser.add_argument("--libraries", metavar="NAMES", help="these only, with commas (default: those that are installed)")
+    parser.add_argument(
+        "--libraries", metavar="NAMES", help="these distributions only, with commas (default: those of the grid that are installed)"
+    )
     parser.add_argument("--times", metavar="SECONDS", help="the function times, with commas")
     parser.add_argument("--calls", type=int, default=200, help="what seconds are told for (default: %(default)s)")
     parser.add_argument("--nodes", type=int, default=2, help="simulated nodes, of two slots each; at least 2 (default: %(default)s)")
@@ -73,8 +75,8 @@ def command_line() -> argparse.Namespace:
 def chosen_libraries(chosen: argparse.Namespace) -> list[str]:
     there = present()
     named = chosen.libraries.split(",") if chosen.libraries else there
-    absent = [name for name in named if name not in there]
-    if absent or not there:
+    absent = [name for name in named if not installed(name)]
+    if absent or not named:
         raise SystemExit(f"not installed: {', '.join(absent or ['all libraries'])}; {TO_INSTALL}")
     return [there[0], there[-1]] if chosen.short and not chosen.libraries and len(there) > 1 else named
 
@@ -177,7 +179,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, end)
     with tempfile.TemporaryDirectory(prefix="windlass-evaluation-") as folder:
         # A resumed evaluation has the environment that it had, so all that are there are in it.
-        site = Site(Path(folder), work, delay=chosen.delay, libraries=present() if chosen.resume else libraries, quick=chosen.quick)
+        packed = [*present(), *libraries] if chosen.resume else libraries
+        site = Site(Path(folder), work, delay=chosen.delay, libraries=packed, quick=chosen.quick)
         results = begin(chosen, site)
         have = {point.setting for point in results.points}
         measure(site, [one for one in grid(libraries, times) if one not in have], chosen, results)

@@ -38,7 +38,7 @@ from common import check
 from slowfs import Counts, SlowNode
 from windlass import environment
 
-#: What is imported, by distribution, in growing weight.
+#: What is imported, by distribution, in growing weight; of another one, the module of its name.
 MODULES: Final = {"numpy": "numpy", "scipy": "scipy.stats", "pandas": "pandas", "scikit-learn": "sklearn"}
 #: What the bytes of the environment's archive are counted under.
 ARCHIVE: Final = "archive"
@@ -54,7 +54,7 @@ Work = Callable[[int, str, float], tuple[int, str]]
 class Setting:
     """What one point is of."""
 
-    #: A distribution, one of `MODULES`.
+    #: A distribution.
     library: str
     #: Where imports are: in each ``call``, or hoisted per ``library``.
     imports: str
@@ -95,8 +95,16 @@ class Run:
 
 
 def present() -> list[str]:
-    """The libraries that are installed, in growing weight."""
-    return [name for name in MODULES if _distribution(name) is not None]
+    """The libraries of the grid that are installed, in growing weight."""
+    return [name for name in MODULES if installed(name)]
+
+
+def installed(name: str) -> bool:
+    return _distribution(name) is not None
+
+
+def module_of(library: str) -> str:
+    return MODULES.get(library, library)
 
 
 def _distribution(name: str) -> metadata.Distribution | None:
@@ -160,6 +168,7 @@ class Site:
             if quick:
                 for module in ("environment_archive", "environment_boot"):
                     stack.enter_context(mock.patch(f"windlass.{module}.LEVEL", 0))
+                stack.enter_context(mock.patch("windlass.environment_boot.WINDOW", 1 << 18))
             self.archive = environment.pack(self._shared, source=self.python)
 
     def nodes(self, stack: ExitStack, count: int) -> list[SlowNode]:
@@ -182,7 +191,7 @@ class Site:
             if place == "cache":
                 python = "/tmp/environment/bin/python3"
                 lines.append(f"mkdir /tmp/environment; tar -xzf {self.archive.path} -C /tmp/environment")
-            lines.append(f"{python} -c '{IMPORT.format(module=MODULES[library])}'")
+            lines.append(f"{python} -c '{IMPORT.format(module=module_of(library))}'")
             ran = subprocess.run(node.words(["/bin/sh", "-c", "\n".join(lines)]), stdout=subprocess.PIPE, text=True, check=True)
             return float(ran.stdout)
 
@@ -202,7 +211,7 @@ class Site:
             started, counts = time.perf_counter(), when_still(them)
             installed = time.perf_counter()
             options: dict[str, Any] = (
-                {"imports": [MODULES[setting.library]]} if setting.imports == "library" else {"imports": [], "mode": "fork"}
+                {"imports": [module_of(setting.library)]} if setting.imports == "library" else {"imports": [], "mode": "fork"}
             )
             manager.install_library("lib", self._work, **options)
             idle, first_calls = {node.name for node in them}, 0
@@ -236,7 +245,7 @@ class Site:
 
     def _wave(self, manager: windlass.Manager, setting: Setting, numbers: range) -> set[str]:
         """Submit calls with these numbers and check their results. The nodes that had some."""
-        module = MODULES[setting.library]
+        module = module_of(setting.library)
         futures = [manager.submit(windlass.FunctionCall("lib", self._work.__name__, number, module, setting.seconds)) for number in numbers]
         results: list[tuple[int, str]] = [future.result(PATIENCE) for future in futures]
         check([number for number, _ in results] == list(numbers))

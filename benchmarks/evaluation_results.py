@@ -54,13 +54,14 @@ class Results:
 
     @property
     def libraries(self) -> list[str]:
-        """Those that were measured in all ways, in growing weight."""
-        return [name for name in MODULES if self.times_of(name)]
+        """Those that were measured in all ways, in growing weight, and those of no known weight."""
+        named = dict.fromkeys([*MODULES, *(point.setting.library for point in self.points)])
+        return [name for name in named if self.times_of(name)]
 
     @property
     def times(self) -> list[float]:
         """Those of all libraries."""
-        return sorted({one for name in MODULES for one in self.times_of(name)})
+        return sorted({one for name in self.libraries for one in self.times_of(name)})
 
     def times_of(self, library: str) -> list[float]:
         """Those that the library was measured with, in all ways: an evaluation may have been stopped."""

@@ -36,12 +36,20 @@ MARK = "WINDLASS_TEST_MARK"
 #: Seconds that processes have to end in after a test. What ends orderly takes a fraction of one.
 END_TIMEOUT = 10.0
 
-#: Files, and folders of files, that take long: they are begun first, or the last of them would be waited for alone.
-LONG = {"test_evaluation.py", "test_fault_matrix.py", "test_benchmarks.py", "test_worker_process.py", "slurm", "htcondor", "testing"}
+#: Files, and folders of files, that take long: they are begun first, or the last of them would be waited for alone.  Those that
+#: mostly wait, for daemons and for time to pass, are begun in turns with those that compute, so that processors are always busy.
+WAITING = ("slurm", "htcondor", "testing", "test_fault_matrix.py", "test_worker_process.py", "test_cli_terminal.py")
+COMPUTING = ("test_evaluation.py", "test_benchmarks.py", "test_foreign_tests.py", "system")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONG and item.path.parent.name not in LONG)
+    files = list(dict.fromkeys(item.path for item in items))
+    place: dict[Path, tuple[int, int]] = {}
+    for kind, words in enumerate((WAITING, COMPUTING)):
+        them = [file for word in words for file in files if word in (file.name, file.parent.name)]
+        place |= {file: (turn, kind) for turn, file in enumerate(them)}
+    last = len(files), 0
+    items.sort(key=lambda item: place.get(item.path, last))
 
 
 def pytest_collection_finish() -> None:
@@ -124,6 +132,7 @@ def _environments_are_packed_quickly(of_the_run: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lzma, "compress", compress_once)
         patch.setattr("windlass.environment_boot.LEVEL", 0)
+        patch.setattr("windlass.environment_boot.WINDOW", 1 << 18)
         patch.setattr("windlass.environment_archive.LEVEL", 0)
         yield
 

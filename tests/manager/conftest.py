@@ -101,6 +101,8 @@ class Cluster:
 
     #: Seconds: how far time goes at once, between turns of the manager's timer, and until an instance serves.
     step, tick, hoist = 0.01, 0.05, 0.1
+    #: Steps between two looks at the invariants, which cost more than a step does; what is broken stays so.
+    steps_unchecked = 4
 
     def __init__(self) -> None:
         self.core, self.now = Core(), 1000.0
@@ -158,7 +160,6 @@ class Cluster:
         outbox: dict[WorkerId, list[Message]] = {}
         for _ in range(ROUNDS_MOST):
             self.core.pump(self.now)
-            self.core.check()
             outbox = self.core.take_outbox()
             if not outbox:
                 break
@@ -182,6 +183,9 @@ class Cluster:
             if self._steps % round(self.tick / self.step) == 0:
                 self.core.tick(self.now)
             self.act()
+            if self._steps % self.steps_unchecked == 0:
+                self.core.check()
+        self.core.check()
 
     def gaps(self) -> dict[str, float]:
         """The longest time without an end of a call, of each stream."""

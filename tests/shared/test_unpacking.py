@@ -51,7 +51,7 @@ def into(tmp_path: Path) -> Iterator[Path]:
 def written(path: Path, mode: str, form: int = tarfile.PAX_FORMAT) -> tarfile.TarFile:
     """A tar archive to add to, in any of tarfile's modes."""
     opener: Any = tarfile.open
-    opened: tarfile.TarFile = opener(path, mode, format=form)
+    opened: tarfile.TarFile = opener(path, mode, format=form, **({"preset": 0} if mode == "w:xz" else {}))
     return opened
 
 

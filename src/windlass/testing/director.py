@@ -24,8 +24,9 @@ from windlass.testing.story import Event, counted
 
 #: Seconds between two looks at what could be hit.
 STEP: Final = 0.02
-#: Seconds that a call is given to die of its slot's end.
-STRIKE_AGAIN: Final = 0.5
+#: Seconds that the news of a call's death may take. What has not died is struck again soon, for few calls may be left; and where the death
+#: is only not noticed yet, there is no new slot yet that a second strike could end.
+STRIKE_AGAIN: Final = 0.1
 
 
 class Director:
@@ -157,7 +158,7 @@ class Director:
             return True
         open_to = [one for one in targets if one.running and fault.node in ("", one.node)]
         if open_to and time.monotonic() > struck_at + STRIKE_AGAIN:
-            target = self._chance.choice(open_to)
+            target = self._chance.choice([one for one in open_to if one.node == node] or open_to)
             target.backend.hit(fault, target)
             self._struck[id(fault)] = before, time.monotonic(), target.node
         return False
