@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -386,6 +387,16 @@ def test_denied_removals_are_not_taken_for_done(backend: HTCondorBackend, reques
     backend.cancel_all()
 
 
+def helpers() -> list[psutil.Process]:
+    """Those of this process that live; it may have other children, in any state, from tests before."""
+    found: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # a zombie is one of these
+            if "helper" in child.cmdline():
+                found.append(child)
+    return found
+
+
 def test_a_mute_schedd_costs_the_time_of_one_request_and_the_next_one_finds_it_again(
     make_backend: MakeBackend, request_of: RequestOf, schedd: Any
 ) -> None:
@@ -400,7 +411,7 @@ def test_a_mute_schedd_costs_the_time_of_one_request_and_the_next_one_finds_it_a
             backend.submit(request_of(ticket="t-9"), 2)
         with pytest.raises(Unreachable, match="no answer to remove"):
             backend.cancel_all()
-        assert [child for child in psutil.Process().children() if "helper" in child.cmdline()] == []
+        assert helpers() == []
     # What reached its socket is done all the same when it goes on, in the order of asking: the submission, then the removal.
     assert {"submit", "act"} <= set(schedd.tell("asked"))
     [*jobs] = make_backend().query()
@@ -432,7 +443,7 @@ def test_other_threads_run_while_a_schedd_is_mute(make_backend: MakeBackend, sch
 
 def test_a_helper_that_dies_is_replaced(backend: HTCondorBackend, request_of: RequestOf) -> None:
     backend.query()
-    [helper] = [child for child in psutil.Process().children() if "helper" in child.cmdline()]
+    [helper] = helpers()
     helper.send_signal(signal.SIGKILL)
     helper.wait()
     assert backend.query() == []
@@ -455,7 +466,7 @@ def test_closing_ends_the_helper_and_may_be_done_twice(backend: HTCondorBackend)
     backend.query()
     backend.close()
     backend.close()
-    assert [child for child in psutil.Process().children() if "helper" in child.cmdline()] == []
+    assert helpers() == []
 
 
 # ---------------------------------------------------------------- for the command line

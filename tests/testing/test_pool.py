@@ -48,7 +48,8 @@ def test_each_pilot_that_is_hit_costs_a_call_one_attempt(windlass_pool: FakePool
     story = windlass_pool.story()
     assert (story.attempts, story.lost, story.preemptions, story.walltimes, story.deaths, story.nodes_lost) == (5, 4, 1, 1, 1, 1)
     assert story.pilots == 5
-    assert [event.text for event in story.events if event.text.startswith("LoseNode")] == ["LoseNode hits n1, where 1 call ran"]
+    [hit_node] = [event.text for event in story.events if event.text.startswith("LoseNode")]
+    assert re.fullmatch("LoseNode hits n[0-9], where 1 call ran", hit_node)  # a job that is still ending has n1
 
 
 @pytest.mark.windlass(pilots=1)
