@@ -138,6 +138,9 @@ class FactoryCore:
     _heard_at: float = -math.inf
     #: Walltimes of submissions that were not the pool's, by ticket.
     _walltimes: dict[str, float] = field(default_factory=dict[str, float])
+    #: The most memory, in bytes, that a pilot has turned out to have; 0: none has connected yet. Pools need not state any, and where
+    #: one does a machine may have less: what is known by pilots decides, for the manager and for the plan.
+    _memory: int = 0
     _reported: PoolReport | None = None
     _deadline: float | None = None
     _last_tries: int = 0
@@ -162,6 +165,7 @@ class FactoryCore:
         if self.demand is not None:
             own = [seen for seen in self.demand.pilots if seen.pool == self.pool.name]
             self.fleet.seen(own, now, self._heard_at)
+            self._memory = max((self._memory, *(seen.resources.memory for seen in own)))
 
     def woken(self, now: float) -> None:
         """The backend says that a query is worth it."""
@@ -332,7 +336,7 @@ class FactoryCore:
         """What pools named after this one can count on, and when that changes by itself."""
         coming, until = self.fleet.promised(now, self.pool.patience)
         more = self.actions.submit if self.actions is not None and not self.closing else 0
-        return Promise(self.pool, coming + more), until
+        return Promise(self.pool.found(self._memory), coming + more), until
 
     def _plan(self, now: float) -> Actions:
         pilots = self.fleet.pilots.values()
@@ -340,7 +344,7 @@ class FactoryCore:
             self.demand,
             pilots,
             self.fleet.unsure_count,
-            self.pool,
+            self.pool.found(self._memory),
             self.history,
             now,
             max_batch=self.max_batch,
@@ -439,7 +443,7 @@ class FactoryCore:
         name = self.pool.name
         counts = tuple((name, phase.value, number) for phase, number in self.fleet.counts().items() if number)
         failures = ((name, self.history.failure),) if self.history.failure else ()
-        offer = self.pool.offer(self.history.paused, coming=bool(self.fleet.live))
+        offer = self.pool.offer(self.history.paused, coming=bool(self.fleet.live), memory=self._memory)
         report = PoolReport((offer,), (), counts, failures, tuple(sorted(self.budget.sent.items())))
         self.telling.look(self.fleet.pilots.values())
         last = self._reported

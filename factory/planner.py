@@ -84,10 +84,10 @@ class Promise:
 
 
 def calls_at_a_time(needs: Resources, resources: Resources, nodes: int = 1) -> int:
-    """How many calls of this need fit a pilot at a time; 0: none. Memory that a pilot does not state bounds nothing."""
+    """How many calls of this need fit a pilot at a time; 0: none. Memory that is not known bounds nothing."""
     fits = math.floor(resources.cores / (needs.cores or 1.0) + EPSILON)
     if needs.memory and resources.memory:
-        fits = min(fits, resources.memory // needs.memory)
+        fits = min(fits, int(resources.memory * 1.000001 / needs.memory))  # with the manager's hair of slack
     if needs.gpus:
         fits = min(fits, resources.gpus // needs.gpus)
     return fits * nodes

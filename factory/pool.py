@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Final
 
 from windlass.errors import UnknownName, UsageError
@@ -82,11 +82,19 @@ class PoolConfig:
     #: What only the backend reads.
     options: Mapping[str, object] = field(default_factory=dict[str, object])
 
-    def offer(self, paused: str = "", *, coming: bool = True) -> PoolOffer:
-        """What the manager is told of one pilot; ``paused``: why there are no new ones; ``coming``: some are there or may still come."""
+    def offer(self, paused: str = "", *, coming: bool = True, memory: int = 0) -> PoolOffer:
+        """What the manager is told of one pilot; ``paused``: why there are no new ones; ``coming``: some are there or may still come;
+        ``memory``: as in `found`."""
         listen = self.interface or self.network or (HOST if self.remote else "")
         spent, most = bool(paused) and not coming, self.nodes * self.max_pilots
-        return PoolOffer(self.name, self.resources, self.walltime, paused, self.backend, listen, spent, most)
+        has = self.found(memory).resources
+        return PoolOffer(self.name, has, self.walltime, paused, self.backend, listen, spent, most, has != self.resources)
+
+    def found(self, memory: int) -> PoolConfig:
+        """The same with the memory that its pilots have turned out to have, in bytes; 0: none was seen yet, so what is stated holds."""
+        if memory in (0, self.resources.memory):
+            return self
+        return replace(self, resources=Resources(self.resources.cores, memory, self.resources.gpus))
 
     def text(self) -> str:
         """The derived plan, in the user's units."""

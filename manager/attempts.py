@@ -171,10 +171,13 @@ class Attempts(Dispatch):
         self._finish(call, end, now)
 
     def _grown(self, call: Call, worker: Worker, detail: EndDetail) -> CallQueue | None:
-        """The queue for a call that asks for twice the memory it had, or for the most there is if that is more than its share was."""
+        """The queue for a call that asks for twice the memory it had, or for the most there is if that is more than its share was.
+
+        What is known of memory counts: a pool of which it is not known yet may have less.
+        """
         options = call.queue.options
         spec = self.libraries[call.spec.library].spec
-        known = self.all_shapes()
+        known = [of for of in self.all_shapes() if of.memory] or self.all_shapes()
         share = max(options.needs.memory, detail.share)
         twice = 2 * max(share, detail.peak_memory)
         for memory in sorted({twice, *(of.memory for of in known if share < of.memory < twice)}, reverse=True):

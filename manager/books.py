@@ -174,10 +174,11 @@ class Books:
             return f"library version {library!r} is not installed"
         key = (library, options, least_seconds, files)
         queue = self._queues.get(key)
-        if queue is None:
+        if queue is None or not (queue.waiting or queue.running or queue.means == self.means):
             reason = why_never(state.spec, options, self.all_offers(), list(self.shapes))
             if reason:
                 return f"no pool can ever run this call of library {state.spec.name!r}: {reason}"
+        if queue is None:
             if len(state.queues) > state.sweep_at:
                 self._sweep_queues(state)
             if (options.needs.cores or options.needs.memory) and not state.steps.needed:
@@ -191,6 +192,7 @@ class Books:
             if kind not in state.kinds:
                 state.kinds.add(kind)
                 state.tried = NEVER
+        queue.means = self.means
         return queue
 
     def _least(self, library: LibraryId, options: CallOptions, files: bool) -> float:
@@ -238,6 +240,7 @@ class Books:
     def _end_impossible(self, now: float) -> None:
         """Pools have changed: end the waiting calls that none can ever run."""
         offers, of = self.all_offers(), list(self.shapes)
+        self._queue_of.clear()  # those that come are held against the pools anew
         for queue in list(self._queues.values()):
             if not queue.waiting:
                 continue

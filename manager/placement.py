@@ -216,8 +216,16 @@ def why_never(spec: LibrarySpec, options: CallOptions, offers: Sequence[PoolOffe
     per_slot = show(spec.per_slot)
     if per_slot:
         asks += f" (a slot of library {spec.name!r} needs {', '.join(per_slot)})"
-    gives = "; ".join(f"pool {offer.pool!r} gives {', '.join(show(offer.resources))} per pilot" for offer in offers)
+    gives = "; ".join(map(_gives, offers))
+    if (needs.memory or spec.per_slot.memory) and any(offer.found for offer in offers):
+        gives += "; where there are nodes with more, give the pool memory="
     return f"it needs {asks}; {gives}"
+
+
+def _gives(offer: PoolOffer) -> str:
+    """What a pilot of a pool has, in words."""
+    found = ", which is the memory that its pilots have turned out to have" if offer.found else ""
+    return f"pool {offer.pool!r} gives {', '.join(show(offer.resources))} per pilot{found}"
 
 
 def show(resources: Resources) -> list[str]:

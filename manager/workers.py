@@ -221,9 +221,14 @@ def busy_cores(said: float, of: Resources) -> float:
 
 
 def slot_share(spec: LibrarySpec, of: Resources) -> Resources:
-    """What one slot of a library has on a worker with ``of``: as asked, else one core and an equal part of the memory."""
+    """What one slot of a library has on a worker with ``of``: as asked, else one core and an equal part of the memory.
+
+    Of a worker whose memory is not known (0) no slot has any that is counted: so much memory as is there may be enough.
+    """
     cores = spec.per_slot.cores or min(1.0, of.cores or 1.0)
-    memory = spec.per_slot.memory or int(of.memory * cores / of.cores) if of.cores else spec.per_slot.memory
+    memory = 0
+    if of.memory:
+        memory = spec.per_slot.memory or (int(of.memory * cores / of.cores) if of.cores else 0)
     return Resources(cores, memory, spec.per_slot.gpus)
 
 

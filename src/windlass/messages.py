@@ -799,6 +799,8 @@ class PoolOffer(Record, frozen=True):
     spent: bool = False
     #: How many workers it may have at a time; 0: its factory does not say.
     most: int = 0
+    #: Its memory is what pilots have turned out to have; the pool states none, or more. Memory 0: not stated, and no pilot was seen yet.
+    found: bool = False
 
 
 class PilotEnded(Record, frozen=True):

@@ -617,6 +617,35 @@ def test_a_paused_pool_is_spent_when_none_of_its_pilots_can_come(make_pool: Make
     assert [(offer.paused, offer.spent) for offer in report.offers] == [("", False)]
 
 
+@pytest.mark.parametrize(("stated", "wanted_before"), [(0, 2), (64 * 10**9, 2), (16 * 10**9, 8)])
+def test_what_memory_pilots_have_turned_out_to_have_decides(make_pool: MakePool, stated: int, wanted_before: int) -> None:
+    """For how many are submitted and for what the manager is told; also when those that were seen are gone. The largest node counts."""
+    pool = make_pool(resources=Resources(4.0, stated))
+    core = FactoryCore(pool, PilotRequest(ticket="", pool=pool.name, command=(), resources=pool.resources), BATCH, 30.0, 100, Tickets("f"))
+    shape = Shape(Resources(1.0, 16 * 10**9), 8, 0)
+    core.listed([], 0.0)
+
+    def submits(*seen: Resources) -> int:
+        pilots = tuple(PilotSeen(pool.name, PilotId(f"{number}.0"), True, 0, 0.0, False, of) for number, of in enumerate(seen))
+        core.hear(Demand((shape,), pilots), 0.0)
+        core.step(0.0)
+        assert core.actions is not None
+        return core.actions.wanted
+
+    def told() -> tuple[int, bool]:
+        report = core.report()
+        assert report is not None
+        return report.offers[0].resources.memory, report.offers[0].found
+
+    assert (submits(), told()) == (wanted_before, (stated, False))
+    assert submits(Resources(4.0, 15 * 10**9), Resources(4.0, 16 * 10**9)) == 8
+    if stated != 16 * 10**9:
+        assert told() == (16 * 10**9, True)
+    assert submits() == 8
+    assert core.promise(0.0)[0].pool.resources == Resources(4.0, 16 * 10**9)
+    assert core.pool is pool, "what is submitted is what was asked for"
+
+
 def queries(sim: Simulation) -> list[float]:
     return [at for kind, at in sim.cluster.commands if kind == "query"]
 

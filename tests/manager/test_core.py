@@ -95,8 +95,8 @@ class Bench:
         self.step()
         return name
 
-    def offer(self, cores: float = 2, walltime: float = 0.0, **fields: object) -> None:
-        offer = PoolOffer(PoolName("pool"), Resources(cores, 0, 0), walltime, **fields)  # type: ignore[arg-type]
+    def offer(self, cores: float = 2, walltime: float = 0.0, memory: int = 0, **fields: object) -> None:
+        offer = PoolOffer(PoolName("pool"), Resources(cores, memory, 0), walltime, **fields)  # type: ignore[arg-type]
         self.core.pools_reported("factory", PoolReport((offer,)), self.now)
         self.step()
 
@@ -352,6 +352,47 @@ def test_memory_auto_takes_the_whole_pilot_where_twice_its_share_is_more(bench: 
     assert run.weight == 2
     bench.end(run, OUT_OF_MEMORY, detail=EndDetail(share=8 << 30, peak_memory=8 << 30))
     assert bench.outcome(call) == OUT_OF_MEMORY
+
+
+def test_memory_auto_asks_for_what_workers_have_where_the_pool_states_none(bench: Bench) -> None:
+    """A pool whose pilots' memory is not known would do for any call: the call would wait for what no pilot has."""
+    bench.offer(cores=4)
+    test_memory_auto_doubles_the_share_until_it_fits_nowhere(bench)
+
+
+def test_a_library_with_memory_runs_in_a_pool_that_states_none(bench: Bench) -> None:
+    """So much as its pilots have may be enough; what they have decides as soon as there is one."""
+    library = bench.library(per_slot=Resources(0.0, 3 << 30))
+    bench.offer(cores=4)
+    [call] = bench.submit(library)
+    assert call not in bench.done
+    bench.worker(cores=4, memory=8 << 30)
+    [start] = [message for message in bench.sent["w1"] if isinstance(message, StartLibrary)]
+    assert start.slots == 2, "as many as have 3 GB each"
+    bench.serve()
+    [run] = bench.runs()
+    bench.end(run)
+    assert bench.outcome(call) == RETURNED
+
+
+def test_what_pilots_have_turned_out_to_have_ends_what_can_never_run(bench: Bench) -> None:
+    """Calls that ask for more memory themselves, and such of a library whose slots have more; those that come later are refused."""
+    library, large = bench.library(), bench.library("large", per_slot=Resources(0.0, 64 * 10**9))
+    bench.offer(cores=2)
+    [asks] = bench.submit(library, options=CallOptions(needs=Resources(0.0, 64 * 10**9)))
+    [plain] = bench.submit(large)
+    bench.worker(cores=2, memory=16 * 10**9)
+    assert not bench.done, "the factory has not said what it makes of that"
+    bench.offer(cores=2, memory=16 * 10**9, found=True)
+    assert [bench.outcome(call) for call in (asks, plain)] == [NOT_POSSIBLE] * 2
+    text = "pool 'pool' gives 2 cores, 16 GB of memory per pilot, which is the memory that its pilots have turned out to have"
+    advice = "where there are nodes with more, give the pool memory="
+    assert bench.text(asks) == f"no pool can ever run this call of library 'lib': it needs 64 GB of memory; {text}; {advice}"
+    bench.core.worker_lost(WorkerId("w1"), "idle", bench.now)
+    late = [*bench.submit(large), *bench.submit(library, options=CallOptions(needs=Resources(0.0, 64 * 10**9)))]
+    assert [bench.outcome(call) for call in late] == [NOT_POSSIBLE] * 2
+    bench.offer(cores=2, memory=128 * 10**9, found=True)
+    assert not set(bench.submit(large)) & bench.done.keys(), "a larger node was seen since"
 
 
 def test_a_call_that_had_a_whole_pilot_is_not_given_another_of_the_same_kind(bench: Bench) -> None:

@@ -372,6 +372,19 @@ def test_a_call_that_no_pool_can_ever_run_is_refused_with_the_reason(leaves_noth
             assert fits.result() == 8
 
 
+def test_what_pilots_have_decides_in_a_pool_that_states_no_memory(leaves_nothing_running: None) -> None:
+    """A library whose slots have memory runs there; what has more than any pilot ends when the first one has come, and is refused then."""
+    with Manager() as manager, Factory(manager, "local", cores=1, pool="plain"):
+        manager.install_library("lib", double, memory="100MB")
+        manager.install_library("vast", double, memory="100TB")
+        assert manager.submit(FunctionCall("lib", "double", 4)).result(30) == 8
+        said = r"pool 'plain' gives 1 core, \S+ GB of memory per pilot, which is the memory that its pilots have turned out to have"
+        for _ in range(2):
+            for call in (FunctionCall("vast", "double", 1), FunctionCall("lib", "double", 1).with_options(memory="100TB")):
+                with pytest.raises(NotPossible, match=said):
+                    manager.submit(call).result(30)
+
+
 def test_a_closed_manager_refuses_and_says_that_it_is_closed(leaves_nothing_running: None) -> None:
     """Submit, install, remove, status, factories: `Closed`. Waiting ends at once, what is left over can still be asked for."""
     manager = Manager(name="shut")
