@@ -19,7 +19,7 @@ from itertools import islice
 import msgspec
 
 from windlass.manager.blocked import BlockedHosts
-from windlass.manager.calls import NOT_POSSIBLE, Call, CallQueue
+from windlass.manager.calls import LIBRARY_FAILED, NOT_POSSIBLE, Call, CallQueue
 from windlass.manager.failures import Failures
 from windlass.manager.kinds import KINDS_MOST, round_up
 from windlass.manager.libraries import NEVER, LibraryState, rank
@@ -250,6 +250,14 @@ class Books:
                 state.waiting -= 1
                 text = f"no pool can ever run this call of library {state.spec.name!r}: {reason}"
                 self._finish(call, CallEnd(call.spec.call, call.attempt, NOT_POSSIBLE, detail=EndDetail(text=text)), now)
+
+    def _end_waiting(self, state: LibraryState, now: float) -> None:
+        """The library has failed: so have its calls that wait."""
+        for queue in state.queues:
+            while (call := queue.pop()) is not None:
+                state.waiting -= 1
+                self._finish(call, CallEnd(call.spec.call, call.attempt, LIBRARY_FAILED, detail=EndDetail(text=state.failed)), now)
+        self._starved.pop(state.spec.id, None)
 
     def _lower_least(self) -> None:
         """Pools have changed: calls that were queued before ask for no more time than pilots have."""

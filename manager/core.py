@@ -77,6 +77,8 @@ __all__ = ["Books", "Core", "Counters", "Settings"]
 #: Starts that may crash or time out in a row, without an answer to any call, before a library counts as one that cannot start; or, where
 #: it serves elsewhere, before it is started no more on that worker.
 CRASHES_MOST = 3
+#: What a library could not do, of the kinds of `LibraryFailed`: a reason of its own, until it has worked somewhere.
+STARTING = ("import", "context", "function", "timeout")
 #: Functions that are remembered without a call or a library naming them.
 FUNCTIONS_MOST = 20_000
 #: An idle worker without time enough for any of the calls that wait is let go after so many seconds.
@@ -494,15 +496,16 @@ class Core(Attempts):
             worker.unfit[instance.library] = message.text
             if all(instance.library in one.unfit for one in self.workers.values()):
                 self._fail_library(state, message.text, now)
-        elif message.kind in ("import", "context", "function") or (message.kind == "timeout" and not state.done):
-            # A start that took its whole time and never worked is not waited for twice more.
+        elif message.kind in STARTING and not state.done and not _works_elsewhere(state, message.kind):
+            # What never worked would fail the same way again, and a start that took its whole time is not waited for twice more.
             self._fail_library(state, message.text, now)
-        elif message.at_start:
+        elif message.at_start or message.kind in STARTING:
             state.crashes += 1
             worker.crashes[instance.library] = worker.crashes.get(instance.library, 0) + 1
-            if worker.crashes[instance.library] >= CRASHES_MOST and any(one.served for one in state.instances.values()):
-                worker.unfit[instance.library] = message.text  # it serves elsewhere: this node is bad
-            elif state.crashes >= CRASHES_MOST and not any(one.served for one in state.instances.values()):
+            elsewhere = _works_elsewhere(state, message.kind)
+            if worker.crashes[instance.library] >= CRASHES_MOST and elsewhere:
+                worker.unfit[instance.library] = message.text  # this node is bad
+            elif state.crashes >= CRASHES_MOST and not elsewhere:
                 self._fail_library(state, f"{message.text}\nIt failed so {state.crashes} times in a row.", now)
         self._restructured(worker)
 
@@ -518,11 +521,7 @@ class Core(Attempts):
 
     def _fail_library(self, state: LibraryState, text: str, now: float) -> None:
         state.failed = f"library {state.spec.name!r} cannot start: {text}"
-        for queue in state.queues:
-            while (call := queue.pop()) is not None:
-                state.waiting -= 1
-                self._finish(call, CallEnd(call.spec.call, call.attempt, LIBRARY_FAILED, detail=EndDetail(text=state.failed)), now)
-        self._starved.pop(state.spec.id, None)
+        self._end_waiting(state, now)
 
     def _drain(self, worker: Worker, reason: str) -> None:
         worker.draining = worker.draining or reason
@@ -572,3 +571,12 @@ class Core(Attempts):
             if gone:
                 worker.functions.difference_update(gone)
                 self._send(worker, ForgetFunctions(gone))
+
+
+def _works_elsewhere(state: LibraryState, kind: str) -> bool:
+    """Whether an instance of it has done what another one could not: ended calls, or become ready where that says as much.
+
+    It does for what a zygote does; slots compute a context that is not shared, and of these nothing is known before a call has ended.
+    """
+    telling = bool(state.done) or (kind in STARTING and (kind != "context" or state.spec.share_context))
+    return any(one.served or (telling and one.phase is Phase.READY) for one in state.instances.values())

@@ -375,6 +375,7 @@ class Dispatch(Recalls):
         """
         state.tried = self.structure
         if state.failed:
+            self._end_waiting(state, now)  # such as came back from where it still served
             return
         behind = 0 if state.waiting else self._behind(state)
         kinds: dict[tuple[Resources, float], int] = {}

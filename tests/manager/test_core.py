@@ -550,8 +550,9 @@ def test_a_library_that_has_answered_may_lose_its_zygote_again_and_again(bench: 
     assert [run.call for run in bench.runs()] == [call]
 
 
-def test_a_library_that_serves_elsewhere_is_not_failed_by_one_bad_node(bench: Bench) -> None:
-    """It is not started there any more; calls go where it serves."""
+@pytest.mark.parametrize("kind", ["crash", "import", "context", "function", "timeout"])
+def test_a_library_that_serves_elsewhere_is_not_failed_by_one_bad_node(bench: Bench, kind: str) -> None:
+    """It is not started there any more; calls go where it serves. A file system may not be mounted on a node, or its GPU be broken."""
     library = bench.library()
     bench.worker("good")
     first = bench.submit(library, 1)
@@ -562,7 +563,7 @@ def test_a_library_that_serves_elsewhere_is_not_failed_by_one_bad_node(bench: Be
     calls = bench.submit(library, 6)
     for _ in range(CRASHES_MOST):
         start = next(message for message in bench.heard("bad") if isinstance(message, StartLibrary))
-        bench.say("bad", LibraryFailed(start.instance, "crash", "no space left on device"))
+        bench.say("bad", LibraryFailed(start.instance, kind, "no space left on device"))
     assert not any(isinstance(message, StartLibrary) for message in bench.heard("bad"))
     ended = {*first}
     while runs := bench.runs("good"):
@@ -571,6 +572,73 @@ def test_a_library_that_serves_elsewhere_is_not_failed_by_one_bad_node(bench: Be
             ended.add(run.call)
     assert ended == {*first, *calls}
     assert not any(bench.outcome(call) != RETURNED for call in ended)
+
+
+def test_a_library_that_is_ready_elsewhere_is_not_failed_by_an_import_before_its_first_call_has_ended(bench: Bench) -> None:
+    """Calls may take hours. A context that slots compute for themselves is another matter: that zygotes are ready says nothing of it."""
+    imports = bench.library()
+    [call] = bench.submit(imports)
+    bench.worker("good", cores=1)
+    bench.serve("good")
+    bench.runs("good")
+    bench.worker("bad", cores=1)
+    *_, waits = bench.submit(imports, 8)
+    for _ in range(CRASHES_MOST):
+        [start] = bench.heard("bad")
+        assert isinstance(start, StartLibrary)
+        bench.say("bad", LibraryFailed(start.instance, "import", "stale file handle"))
+    assert bench.heard("bad") == []
+    assert not bench.done
+    bench.worker("third", cores=1)
+    [start] = bench.heard("third")
+    assert isinstance(start, StartLibrary)
+    bench.say("third", LibraryFailed(start.instance, "context", "no such file"))
+    assert bench.outcome(waits) == LIBRARY_FAILED
+    assert call not in bench.done
+
+
+def test_a_library_that_has_worked_and_starts_nowhere_any_more_fails(bench: Bench) -> None:
+    """Say the file system of its packages is gone: nothing is waited for that will not come."""
+    library = bench.library()
+    bench.submit(library)
+    bench.worker()
+    bench.serve()
+    [run] = bench.runs()
+    bench.end(run)
+    bench.core.worker_lost(WorkerId("w1"), "gone", bench.now)
+    [call] = bench.submit(library)
+    bench.worker("w2")
+    for _ in range(CRASHES_MOST):
+        assert call not in bench.done
+        [start] = bench.heard("w2")
+        assert isinstance(start, StartLibrary)
+        bench.say("w2", LibraryFailed(start.instance, "import", "no module named numpy"))
+    assert bench.outcome(call) == LIBRARY_FAILED
+    assert "3 times in a row" in bench.text(call)
+
+
+def test_what_comes_back_to_a_failed_library_ends(bench: Bench) -> None:
+    """Its calls that run may end well, but nobody starts it again for one that is worth a retry."""
+    library = bench.library(context=b"c")
+    bench.worker("w1", cores=1)
+    [call] = bench.submit(library, options=CallOptions(retries=1))
+    number = InstanceId(bench.serve())
+    [run] = bench.runs()
+    others = bench.submit(library, 8)
+    bench.worker("w2", cores=1)
+    [start] = bench.heard("w2")
+    assert isinstance(start, StartLibrary)
+    bench.say("w2", LibraryFailed(start.instance, "context", "no such file"))
+    assert bench.outcome(others[-1]) == LIBRARY_FAILED
+    assert call not in bench.done
+    bench.heard("w1")
+    bench.say(
+        "w1",
+        CallsEnded([CallEnd(run.call, run.attempt, DIED)]),
+        LibraryFailed(number, "crash", "the zygote was killed by signal 9", at_start=False),
+    )
+    assert {bench.outcome(one) for one in (call, *others)} == {LIBRARY_FAILED}
+    assert bench.heard("w1") == bench.heard("w2") == []
 
 
 def test_a_library_that_never_started_in_time_is_not_waited_for_again(bench: Bench) -> None:
