@@ -18,7 +18,7 @@ import msgspec
 from windlass.manager.calls import LIBRARY_FAILED, LOST, TOO_LONG, Call, CallQueue, outcome_words
 from windlass.manager.dispatch import Dispatch
 from windlass.manager.lineage import FIRST_REMAKE
-from windlass.manager.placement import fits
+from windlass.manager.placement import fits, freshest
 from windlass.manager.workers import Worker
 from windlass.messages import (
     CANCELLED,
@@ -185,7 +185,10 @@ class Attempts(Dispatch):
             if any(fits(spec, needs, of) for of in known):
                 larger = msgspec.structs.replace(options, needs=needs)
                 found = self._queue_for(call.spec.library, larger, call.queue.least_seconds, call.queue.files)
-                return None if isinstance(found, str) else found
+                if isinstance(found, str):
+                    return None
+                found.taught = found.taught or call.queue.taught
+                return found
         return None
 
     def _calls_returned(self, worker: Worker, message: CallsReturned, now: float) -> None:
@@ -243,9 +246,11 @@ class Attempts(Dispatch):
             while least < ran:
                 least *= 1.25
             shorter = least / 1.25 if least > 1.0 else ran
+            shorter = min(shorter, freshest(self.all_offers(), self.libraries[call.spec.library].start_allowance))
             found = self._queue_for(call.spec.library, call.queue.options, shorter, call.queue.files)
-            if not isinstance(found, str):
+            if not isinstance(found, str) and found is not call.queue:
                 call.queue.running -= 1
+                found.taught = True
                 found.running += 1
                 call.queue = found
 
@@ -255,8 +260,9 @@ class Attempts(Dispatch):
         self.failures.tried_again(call, CallEnd(call.spec.call, call.attempt, LOST, detail=EndDetail(text=reason)), now)
 
     def _whole_life(self, call: Call, worker: Worker, now: float) -> float:
-        """The walltime of its pool, if the attempt had a pilot's life from beginning to end; else 0."""
-        begun = call.sent_at - worker.joined_at
+        """The walltime of its pool, if the attempt had a pilot's life from beginning to end, but for its library's start; else 0."""
+        instance = worker.by_library.get(call.spec.library)
+        begun = call.sent_at - worker.joined_at - (instance.start_seconds if instance is not None else 0.0)
         if now < worker.planned_end - END_SECONDS or begun > max(BEGIN_SECONDS, BEGIN_SHARE * worker.info.seconds_left):
             return 0.0
         return next((offer.walltime for offer in self.all_offers() if offer.pool == worker.info.pool), 0.0)

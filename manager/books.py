@@ -21,7 +21,7 @@ import msgspec
 from windlass.manager.blocked import BlockedHosts
 from windlass.manager.calls import LIBRARY_FAILED, NOT_POSSIBLE, Call, CallQueue
 from windlass.manager.failures import Failures
-from windlass.manager.kinds import KINDS_MOST, round_up
+from windlass.manager.kinds import KINDS_MOST
 from windlass.manager.libraries import NEVER, LibraryState, rank
 from windlass.manager.lineage import FIRST_REMAKE, Lineage
 from windlass.manager.names import Names
@@ -200,8 +200,8 @@ class Books:
         state = self.libraries.get(library)
         if state is None or not options.expected_time:
             return 0.0
-        offers = self.all_offers()
-        few, many = least_of(options, offers, 0), least_of(options, offers, KINDS_MOST)
+        offers, start = self.all_offers(), state.start_allowance
+        few, many = least_of(options, offers, 0, start), least_of(options, offers, KINDS_MOST, start)
         known = (least for least in (few, many) if (library, options, least, files) in self._queues)
         return next(known, few if len(state.kinds) < KINDS_MOST else many)
 
@@ -260,22 +260,17 @@ class Books:
         self._starved.pop(state.spec.id, None)
 
     def _lower_least(self) -> None:
-        """Pools have changed: calls that were queued before ask for no more time than pilots have."""
+        """Pools have changed, or starts take longer: calls that were queued before ask for no more time than pilots have."""
         offers = self.all_offers()
         for key, queue in list(self._queues.items()):
-            least, expected = least_of(queue.options, offers, KINDS_MOST), queue.options.expected_time
+            state = self.libraries[queue.library]
+            least = least_of(queue.options, offers, KINDS_MOST, state.start_allowance)
             new = (queue.library, queue.options, least, queue.files)
-            if (
-                expected
-                and queue.least_seconds in (expected, round_up(expected))
-                and queue.least_seconds > least
-                and new not in self._queues
-            ):
+            if queue.options.expected_time and not queue.taught and queue.least_seconds > least and new not in self._queues:
                 del self._queues[key]
                 queue.least_seconds = least  # which is not 0, so it is as plain as before
                 queue.passed_at = -1  # who had too little time may have enough
                 self._queues[new] = queue
-                state = self.libraries[queue.library]
                 state.kinds.add((queue.needs, least))
                 state.tried = NEVER
                 self._dirty[queue.library] = state

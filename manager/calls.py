@@ -138,6 +138,8 @@ class CallQueue(msgspec.Struct, gc=True):
     files: bool = False
     #: What placement takes each call to ask for (`windlass.manager.kinds`).
     needs: Resources = Resources()
+    #: Losses have taught how many seconds are needed; else these are what is expected.
+    taught: bool = False
     #: At this version of `Books.means` such calls were possible.
     means: int = -1
     #: No idle instance could take its calls as things were then (`LibraryState.news`); -1: they are to be held against all.

@@ -481,7 +481,9 @@ class Core(Attempts):
         state.coming -= instance.target
         instance.phase = Phase.READY
         instance.ready = message
-        state.starts += 1
+        instance.start_seconds = now - instance.begun_at
+        if state.learn_start(instance.start_seconds):
+            self._lower_least()
         state.hoisted_seconds += sum(one.seconds for one in message.imports) + message.context_seconds
         self._refresh(instance)
         self._dirty[instance.library] = state

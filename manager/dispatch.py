@@ -452,6 +452,7 @@ class Dispatch(Recalls):
                 gpu_ids=gpus,
                 granted_at=now,
                 idle_since=now,
+                begun_at=now,
             )
             self._next_instance += 1
             worker.instances[instance.id] = instance

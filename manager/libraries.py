@@ -29,6 +29,9 @@ AHEAD_MOST = 1024
 REFILL = 3
 #: Calls ahead per slot while nothing is known of durations.
 AHEAD_UNKNOWN = 4
+#: Starts of fewer seconds leave a fresh pilot as fresh as it was; what takes longer is allowed for with a margin.
+START_LEAST = 1.0
+START_MARGIN = 1.1
 #: Seconds that no batch of calls takes.
 _SECONDS_MOST = 1e12
 #: Older than all versions of the manager's structure.
@@ -78,6 +81,9 @@ class LibraryState(msgspec.Struct, eq=False):
     #: Seconds that the imports of its instances took in all, and how often they were done.
     hoisted_seconds: float = 0.0
     starts: int = 0
+    #: Seconds from `StartLibrary` to `LibraryReady` in all; and how many of a fresh pilot's are taken to go by with that.
+    start_seconds: float = 0.0
+    start_allowance: float = 0.0
     #: Placement was tried at this version of the manager's structure.
     tried: int = NEVER
     #: By kind of calls: who has anything free for them has got it after this version; and so has who could be made to give something.
@@ -166,6 +172,16 @@ class LibraryState(msgspec.Struct, eq=False):
             for instance in self.instances.values():
                 if instance.id in self.roomy or instance.id in self.idle or instance.outstanding >= instance.places:
                     self.refresh(instance)
+
+    def learn_start(self, seconds: float) -> bool:
+        """An instance was ready so long after it was told to start; True: more is to be allowed for that than was before."""
+        self.starts += 1
+        self.start_seconds += seconds
+        mean = self.start_seconds / self.starts
+        if mean <= self.start_allowance or mean < START_LEAST:
+            return False
+        self.start_allowance = START_MARGIN * mean  # in steps: each costs a look at all queues
+        return True
 
     def capacity(self) -> int:
         """Calls that its instances would hold when full."""

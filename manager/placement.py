@@ -161,13 +161,21 @@ def _of_use(instance: Instance, state: LibraryState, seconds_left: float) -> boo
     )
 
 
-def least_of(options: CallOptions, offers: Iterable[PoolOffer], kinds: int) -> float:
-    """Seconds that must be left where such a call is placed: what it is expected to take, but no more than the freshest pilots have.
-    Where there are many ``kinds`` of calls already, a little more than it is expected to take."""
+def least_of(options: CallOptions, offers: Iterable[PoolOffer], kinds: int, start: float) -> float:
+    """Seconds that must be left where such a call is placed: what it is expected to take, but no more than the freshest pilots have
+    when its library has started there, which takes ``start`` seconds. Where there are many ``kinds`` of calls already, a little more than
+    it is expected to take."""
     if not options.expected_time:
         return 0.0
     seconds = options.expected_time if kinds < KINDS_MOST else round_up(options.expected_time)
-    return min(seconds, FRESH_SHARE * max((offer.walltime or float("inf") for offer in offers), default=float("inf")))
+    return min(seconds, freshest(offers, start))
+
+
+def freshest(offers: Iterable[PoolOffer], start: float) -> float:
+    """Seconds that the freshest pilots have left when a library has started there, which takes ``start`` seconds; infinite without a
+    walltime. More are not to be asked for: no pilot would ever do."""
+    longest = max((offer.walltime or float("inf") for offer in offers), default=float("inf"))
+    return max(FRESH_SHARE * longest - start, (1.0 - FRESH_SHARE) * longest)
 
 
 def spent(worker: Worker, waiting: Iterable[tuple[LibraryState, Resources, float]], now: float) -> bool:

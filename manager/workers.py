@@ -83,6 +83,9 @@ class Instance(msgspec.Struct, eq=False):
     idle_since: float = 0.0
     served: int = 0
     ready: LibraryReady | None = None
+    #: When it was told to start, and how many seconds later it was ready.
+    begun_at: float = 0.0
+    start_seconds: float = 0.0
 
     @property
     def serving(self) -> bool:

@@ -962,6 +962,67 @@ def test_an_idle_worker_makes_room_when_too_little_time_is_left_for_what_waits(b
     assert all(pilot.draining for pilot in bench.core.demand(bench.now).pilots)
 
 
+def test_a_library_that_starts_slowly_leaves_a_fresh_pilot_fresh(bench: Bench) -> None:
+    """Or each pilot would be let go when the library is ready, as too little time is left, and the next one come for nothing.
+
+    A call that is cut off although it had all of such a pilot is too long. Calls that come later are placed alike.
+    """
+    library = bench.library()
+    bench.offer(walltime=1800.0)
+    expects = CallOptions(expected_time=1700.0)
+    [call] = bench.submit(library, 1, expects)
+    bench.worker("w1", cores=1, seconds_left=1785.0)
+    bench.now += 200
+    bench.serve("w1")
+    bench.step(10.0)
+    [run] = bench.runs("w1")
+    assert 1300 < run.least_seconds < 1420
+    bench.submit(library, 1, expects)
+    assert len(bench.core.libraries[library].queues) == 1
+    bench.step(1575.0)
+    bench.core.worker_lost(WorkerId("w1"), "end of walltime", bench.now)
+    bench.step()
+    assert bench.outcome(call) == TOO_LONG
+
+
+def test_starts_are_allowed_for_in_calls_that_were_lowered_before(bench: Bench) -> None:
+    """By pools, and by a start that was quicker; what losses have taught stays."""
+    library = bench.library()
+    bench.submit(library, 1, CallOptions(expected_time=1700.0))
+    bench.offer(walltime=1800.0)
+    bench.worker("w1", cores=1, seconds_left=1785.0)
+    bench.now += 20
+    bench.serve("w1")
+    [first] = bench.runs("w1")
+    bench.worker("w2", cores=1, seconds_left=1785.0)
+    bench.submit(library, 1, CallOptions(expected_time=1700.0))
+    bench.now += 100
+    bench.serve("w2")
+    [second] = bench.runs("w2")
+    assert [first.least_seconds, second.least_seconds] == pytest.approx([1598.0, 1554.0])
+
+
+def test_what_a_loss_has_taught_stays_when_pools_change_and_is_no_more_than_a_fresh_pilot_has(bench: Bench) -> None:
+    """A call that is known to need longer than a pool's pilots live waits for those of another; one that was cut off late has its try."""
+    library = bench.library()
+    bench.offer(walltime=1400.0)
+    bench.worker("w1", cores=2, seconds_left=1385.0)
+    bench.submit(library, 2, CallOptions(expected_time=100.0))
+    bench.now += 20
+    bench.serve("w1")
+    bench.end(bench.runs("w1")[0], seconds=82.0)
+    bench.now += 82
+    [cut_off] = bench.submit(library)
+    bench.step(1263.0)
+    bench.core.worker_lost(WorkerId("w1"), "signal 15", bench.now)  # 20 s before its planned end
+    bench.step()
+    assert cut_off not in bench.done
+    queue = next(queue for queue in bench.core.libraries[library].queues if queue.taught)
+    assert queue.least_seconds == pytest.approx(0.9 * 1400 - 22), "and not 1262, which 1263 s have taught"
+    bench.offer(walltime=1000.0)
+    assert queue.least_seconds == pytest.approx(1238.0)
+
+
 def test_a_worker_that_never_had_time_enough_is_left_alone(bench: Bench) -> None:
     """A fresh pilot in its place would have no more, and be let go in turn."""
     library = bench.library()
