@@ -279,6 +279,16 @@ class Attempts(Dispatch):
             f"the longest walltime of a pool is {longest:.3g} s"
         )
 
+    def _end_too_long(self, now: float) -> None:
+        """Pools have changed: end the waiting calls that were seen to need longer than any of them gives."""
+        for queue in list(self._queues.values()):
+            if not (queue.taught and queue.waiting and self._too_long(queue.least_seconds, 0.0)):
+                continue
+            while (call := queue.pop()) is not None:
+                self.libraries[queue.library].waiting -= 1
+                text = self._too_long(queue.least_seconds, call.attempts[-1].seconds if call.attempts else queue.least_seconds)
+                self._finish(call, CallEnd(call.spec.call, call.attempt, TOO_LONG, detail=EndDetail(text=text)), now)
+
     def _tell(self, call: Call, worker: Worker, outcome: int, seconds: float, reason: str = "") -> None:
         words = outcome_words(outcome) + (f" ({reason})" if reason else "")
         if call.attempts is None:

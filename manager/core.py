@@ -296,7 +296,8 @@ class Core(Attempts):
         if worker is None:
             return
         self.shapes[worker.info.resources] -= 1
-        if not self.shapes[worker.info.resources]:
+        last = not self.shapes[worker.info.resources]
+        if last:
             del self.shapes[worker.info.resources]
         self._gained.pop(worker_id, None)
         self._spare.pop(worker_id, None)
@@ -322,6 +323,8 @@ class Core(Attempts):
             self._gone(instance, worker, now)
         for call in reversed(back):
             self._back(call, now)
+        if last and any(offer.spent for offer in self.all_offers()):
+            self._end_impossible(now)  # only it may have been left of a pool that can have no pilots any more
         self._restructured()
 
     def pilots_ended(self, pool: PoolName, ended: Iterable[tuple[PilotId, str]], now: float) -> None:
@@ -423,6 +426,7 @@ class Core(Attempts):
             self.means += 1
             self._learn_shapes((offer.resources for offer in report.offers), self.libraries.values())
             self._end_impossible(now)
+            self._end_too_long(now)
             self._lower_least()
             self.structure += 1
             self.demand_changed = True  # calls that were one kind may be several, of which this pool can run some

@@ -22,8 +22,8 @@ import msgspec
 
 from windlass.manager.kinds import KINDS_MOST, round_up
 from windlass.manager.libraries import LibraryState
-from windlass.manager.workers import Instance, Worker, slot_share, slots_in, times, weight_of
-from windlass.messages import CallOptions, LibraryId, LibrarySpec, PoolOffer, Resources
+from windlass.manager.workers import Instance, Worker, slot_share, slots_in, times, usual_weight, weight_of
+from windlass.messages import SLOTS_MOST, CallOptions, LibraryId, LibrarySpec, PoolOffer, Resources
 from windlass.units import show_count
 
 #: A library keeps its last slot on a worker for so long before another may take it: moving a slot costs milliseconds.
@@ -224,6 +224,8 @@ def why_never(spec: LibrarySpec, options: CallOptions, offers: Sequence[PoolOffe
     per_slot = show(spec.per_slot)
     if per_slot:
         asks += f" (a slot of library {spec.name!r} needs {', '.join(per_slot)})"
+    if usual_weight(spec, needs) > SLOTS_MOST:
+        asks += f", which are more than the {SLOTS_MOST} slots that a library has on a worker: create it with larger ones"
     gives = "; ".join(map(_gives, offers))
     if (needs.memory or spec.per_slot.memory) and any(offer.found for offer in offers):
         gives += "; where there are nodes with more, give the pool memory="

@@ -23,6 +23,7 @@ import msgspec
 
 from windlass.manager.calls import Call, CallQueue
 from windlass.messages import (
+    SLOTS_MOST,
     CallId,
     CallRun,
     FunctionId,
@@ -241,14 +242,14 @@ def times(a: Resources, count: int) -> Resources:
 
 
 def slots_in(share: Resources, room: Resources, most: int = 0) -> int:
-    """How many slots of ``share`` fit in ``room``, at most ``most`` (0: any number)."""
+    """How many slots of ``share`` fit in ``room``, at most ``most`` (0: as many as an instance may have)."""
     # A hair of slack: sums of fractions of cores and of memory must not lose a slot.
     fit = int(room.cores / share.cores + 1e-6) if share.cores else 1 << 20
     if share.memory:
         fit = min(fit, int(room.memory * 1.000001 / share.memory))
     if share.gpus:
         fit = min(fit, room.gpus // share.gpus)
-    return min(fit, most) if most else fit
+    return min(fit, most or SLOTS_MOST, SLOTS_MOST)
 
 
 def usual_weight(spec: LibrarySpec, needs: Resources) -> int:

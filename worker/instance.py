@@ -31,7 +31,18 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final, Protocol
 
-from windlass.messages import CallEnd, CallId, CallRun, EndDetail, HeldCall, InstanceId, LibraryFailed, LibraryReady, LibrarySpec
+from windlass.messages import (
+    SLOTS_MOST,
+    CallEnd,
+    CallId,
+    CallRun,
+    EndDetail,
+    HeldCall,
+    InstanceId,
+    LibraryFailed,
+    LibraryReady,
+    LibrarySpec,
+)
 from windlass.worker import capture
 from windlass.worker.ground import Ground
 from windlass.worker.slothandle import SlotHandle, Timers, during
@@ -93,7 +104,7 @@ class LibraryInstance:
         store_folder: Path,
         functions_folder: Path,
         events: InstanceEvents,
-        slot_limit: int = 1024,
+        slot_limit: int = SLOTS_MOST,
         import_limit: float = IMPORT_LIMIT,
     ) -> None:
         self.spec, self.instance, self.events = spec, instance, events

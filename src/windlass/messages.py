@@ -34,6 +34,8 @@ OLDEST_PROTOCOL: Final = 1
 MAX_FRAME_BYTES: Final = 1 << 20
 #: A pickle buffer, or a pickled stream, of at least this many bytes travels as an object.
 OUT_OF_BAND_BYTES: Final = 64 << 10
+#: Slots of a library instance, at most: each is a process. Managers grant no more, and workers start no more.
+SLOTS_MOST: Final = 1024
 
 CallId = NewType("CallId", int)
 #: Names one version of a library: ``name@hash``; the hash covers all of its `LibrarySpec`.

@@ -19,6 +19,7 @@ from windlass.messages import (
     OUT_OF_MEMORY,
     RAISED,
     RETURNED,
+    SLOTS_MOST,
     TIMED_OUT,
     AddFunctions,
     BlockHost,
@@ -738,6 +739,33 @@ def test_what_no_pool_can_run_ends_with_the_reason(bench: Bench) -> None:
     assert bench.text(late).endswith("it needs 32 cores; pool 'pool' gives 2 cores per pilot")
 
 
+def test_calls_end_when_the_last_worker_is_lost_of_a_pool_that_can_have_none_any_more(bench: Bench) -> None:
+    """Its connection may stand when the factory says so; such a call that is submitted later is refused."""
+    library = bench.library()
+    bench.worker("w1", cores=2)
+    calls = bench.submit(library, 2)
+    bench.serve()
+    bench.offer(cores=2, paused="Invalid account", spent=True)
+    assert not bench.done
+    bench.core.worker_lost(WorkerId("w1"), "its pilot ended", bench.now)
+    bench.step()
+    assert [bench.outcome(call) for call in calls] == [NOT_POSSIBLE] * 2
+    assert "paused and has no pilots: Invalid account" in bench.text(calls[0])
+
+
+def test_an_instance_is_granted_no_more_slots_than_a_worker_starts(bench: Bench) -> None:
+    """What is more would be taken for slots in which calls run. A call that needs more of them is refused."""
+    library = bench.library(per_slot=Resources(0.01))
+    bench.worker("w1", cores=16)
+    bench.submit(library)
+    [start] = bench.heard("w1")
+    assert isinstance(start, StartLibrary)
+    assert start.slots == SLOTS_MOST
+    bench.offer(cores=16)
+    [wide] = bench.submit(library, options=CallOptions(needs=Resources(12.0)))
+    assert "which are more than the 1024 slots that a library has on a worker: create it with larger ones" in bench.text(wide)
+
+
 def test_queued_calls_are_recalled_for_an_idle_worker(bench: Bench) -> None:
     library = bench.library()
     bench.worker("w1")
@@ -1003,7 +1031,7 @@ def test_starts_are_allowed_for_in_calls_that_were_lowered_before(bench: Bench) 
 
 
 def test_what_a_loss_has_taught_stays_when_pools_change_and_is_no_more_than_a_fresh_pilot_has(bench: Bench) -> None:
-    """A call that is known to need longer than a pool's pilots live waits for those of another; one that was cut off late has its try."""
+    """One that was cut off late has its try; and what is known to need longer than the pilots of any pool live ends."""
     library = bench.library()
     bench.offer(walltime=1400.0)
     bench.worker("w1", cores=2, seconds_left=1385.0)
@@ -1019,8 +1047,12 @@ def test_what_a_loss_has_taught_stays_when_pools_change_and_is_no_more_than_a_fr
     assert cut_off not in bench.done
     queue = next(queue for queue in bench.core.libraries[library].queues if queue.taught)
     assert queue.least_seconds == pytest.approx(0.9 * 1400 - 22), "and not 1262, which 1263 s have taught"
-    bench.offer(walltime=1000.0)
+    bench.offer(walltime=1300.0)
     assert queue.least_seconds == pytest.approx(1238.0)
+    assert cut_off not in bench.done
+    bench.offer(walltime=1200.0)
+    assert bench.outcome(cut_off) == TOO_LONG, "no pilot of these pools lives so long"
+    assert "it ran for 1.26e+03 s" in bench.text(cut_off)
 
 
 def test_a_worker_that_never_had_time_enough_is_left_alone(bench: Bench) -> None:
