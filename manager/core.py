@@ -23,7 +23,7 @@ from windlass.manager.attempts import Attempts
 from windlass.manager.books import Books, Counters, Settings
 from windlass.manager.calls import CLOSED, LIBRARY_FAILED, NOT_POSSIBLE, Call
 from windlass.manager.demand import demand_of
-from windlass.manager.libraries import NEVER, LibraryState
+from windlass.manager.libraries import NEVER, STARTING, LibraryState
 from windlass.manager.lineage import FIRST_REMAKE, products_of
 from windlass.manager.placement import spent
 from windlass.manager.told import was_told_of_file
@@ -77,8 +77,6 @@ __all__ = ["Books", "Core", "Counters", "Settings"]
 #: Starts that may crash or time out in a row, without an answer to any call, before a library counts as one that cannot start; or, where
 #: it serves elsewhere, before it is started no more on that worker.
 CRASHES_MOST = 3
-#: What a library could not do, of the kinds of `LibraryFailed`: a reason of its own, until it has worked somewhere.
-STARTING = ("import", "context", "function", "timeout")
 #: Functions that are remembered without a call or a library naming them.
 FUNCTIONS_MOST = 20_000
 #: An idle worker without time enough for any of the calls that wait is let go after so many seconds.
@@ -502,13 +500,13 @@ class Core(Attempts):
             worker.unfit[instance.library] = message.text
             if all(instance.library in one.unfit for one in self.workers.values()):
                 self._fail_library(state, message.text, now)
-        elif message.kind in STARTING and not state.done and not _works_elsewhere(state, message.kind):
+        elif message.kind in STARTING and not state.done and not state.works_elsewhere(message.kind):
             # What never worked would fail the same way again, and a start that took its whole time is not waited for twice more.
             self._fail_library(state, message.text, now)
         elif message.at_start or message.kind in STARTING:
             state.crashes += 1
             worker.crashes[instance.library] = worker.crashes.get(instance.library, 0) + 1
-            elsewhere = _works_elsewhere(state, message.kind)
+            elsewhere = state.works_elsewhere(message.kind)
             if worker.crashes[instance.library] >= CRASHES_MOST and elsewhere:
                 worker.unfit[instance.library] = message.text  # this node is bad
             elif state.crashes >= CRASHES_MOST and not elsewhere:
@@ -577,12 +575,3 @@ class Core(Attempts):
             if gone:
                 worker.functions.difference_update(gone)
                 self._send(worker, ForgetFunctions(gone))
-
-
-def _works_elsewhere(state: LibraryState, kind: str) -> bool:
-    """Whether an instance of it has done what another one could not: ended calls, or become ready where that says as much.
-
-    It does for what a zygote does; slots compute a context that is not shared, and of these nothing is known before a call has ended.
-    """
-    telling = bool(state.done) or (kind in STARTING and (kind != "context" or state.spec.share_context))
-    return any(one.served or (telling and one.phase is Phase.READY) for one in state.instances.values())

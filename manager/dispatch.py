@@ -442,18 +442,8 @@ class Dispatch(Recalls):
         gpus = tuple(worker.free_gpu_ids()[: slots * share.gpus])
         if instance is None:
             self._make_room_for_zygote(worker)
-            instance = Instance(
-                InstanceId(self._next_instance),
-                spec.id,
-                worker.id,
-                spec,
-                0,
-                share,
-                gpu_ids=gpus,
-                granted_at=now,
-                idle_since=now,
-                begun_at=now,
-            )
+            number = InstanceId(self._next_instance)
+            instance = Instance(number, spec.id, worker.id, spec, 0, share, gpu_ids=gpus, granted_at=now, idle_since=now, begun_at=now)
             self._next_instance += 1
             worker.instances[instance.id] = instance
             worker.by_library[spec.id] = instance

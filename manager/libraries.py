@@ -32,6 +32,8 @@ AHEAD_UNKNOWN = 4
 #: Starts of fewer seconds leave a fresh pilot as fresh as it was; what takes longer is allowed for with a margin.
 START_LEAST = 1.0
 START_MARGIN = 1.1
+#: What a library could not do, of the kinds of `LibraryFailed`: a reason of its own, until it has worked somewhere.
+STARTING = ("import", "context", "function", "timeout")
 #: Seconds that no batch of calls takes.
 _SECONDS_MOST = 1e12
 #: Older than all versions of the manager's structure.
@@ -182,6 +184,13 @@ class LibraryState(msgspec.Struct, eq=False):
             return False
         self.start_allowance = START_MARGIN * mean  # in steps: each costs a look at all queues
         return True
+
+    def works_elsewhere(self, kind: str) -> bool:
+        """Whether an instance of it has done what another one could not (a ``kind`` of `LibraryFailed`): ended calls, or become ready where
+        that says as much. It does of what a zygote does; of a context that each slot computes nothing is known before a call has ended.
+        """
+        telling = bool(self.done) or (kind in STARTING and (kind != "context" or self.spec.share_context))
+        return any(one.served or (telling and one.phase is Phase.READY) for one in self.instances.values())
 
     def capacity(self) -> int:
         """Calls that its instances would hold when full."""
