@@ -224,7 +224,7 @@ def why_never(spec: LibrarySpec, options: CallOptions, offers: Sequence[PoolOffe
     per_slot = show(spec.per_slot)
     if per_slot:
         asks += f" (a slot of library {spec.name!r} needs {', '.join(per_slot)})"
-    if usual_weight(spec, needs) > SLOTS_MOST:
+    if usual_weight(spec, needs) > SLOTS_MOST and any(not more(less(needs, of)) for of in known):
         asks += f", which are more than the {SLOTS_MOST} slots that a library has on a worker: create it with larger ones"
     gives = "; ".join(map(_gives, offers))
     if (needs.memory or spec.per_slot.memory) and any(offer.found for offer in offers):
