@@ -134,14 +134,20 @@ class Files:
 
     async def obtain(self, ref: FileRef) -> str:
         """Hold a file and wait until it is here: its path. Raises `SourceGone`, and then does not hold it."""
-        while self.hold([ref]):
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.setdefault(ref.name, []).append(waiter)
-            try:
+        try:
+            missing = self.hold([ref])  # without a break: with the last hold goes what is of level "call"
+            while missing:
+                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._waiters.setdefault(ref.name, []).append(waiter)
                 await waiter
-            finally:
-                self.release([ref])
-        return os.fspath(self.cache.path(ref.name, ref.base))
+                try:
+                    missing = self.hold([ref])  # it may have gone again
+                finally:
+                    self.release([ref])
+            return os.fspath(self.cache.path(ref.name, ref.base))
+        except BaseException:
+            self.release([ref])
+            raise
 
     def release(self, refs: Sequence[FileRef], /) -> None:
         """A call does not need these any more."""
