@@ -138,7 +138,7 @@ def test_a_cut_inside_reconnect_grace_loses_and_repeats_nothing(
 def test_after_a_cut_longer_than_reconnect_grace_calls_run_elsewhere_and_late_results_are_dropped(
     make_network: Callable[[Manager], Proxy], tmp_path: Path, gate: str
 ) -> None:
-    """The second attempt's result counts; the first worker rejoins with nothing, ends what it ran, and serves again: also files to peers."""
+    """The second attempt's result counts; the first worker rejoins with nothing, ends what it ran, and serves again, peers as well."""
     with Manager(heartbeat=0.1, silence=0.4, reconnect_grace=0.3, manager_timeout=60) as manager:
         network = make_network(manager)
         manager.install_library("lib", hold, note, meet, reverse)
