@@ -155,6 +155,9 @@ class Replicas:
         elif not file.declared or file.lost:
             # What is declared anew may be mended.
             file.ref, file.origin, file.lost, file.failures, file.not_before = ref, origin, "", 0, 0.0
+            file.apart.clear()
+            if not file.holders:
+                file.digest = ""  # nor be what it was, where its name does not tell
         elif origin != _NOWHERE:
             file.origin = origin  # the same content; what was declared last is there most likely
         file.declared += 1

@@ -208,6 +208,32 @@ def test_an_origin_that_fails_is_tried_again_after_pauses_and_then_lost(replicas
     assert lost(replicas) == {WORKERS[0]: f"timed out (tried {ORIGIN_TRIES} times in a row)"}
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_a_url_that_changed_is_what_it_is_now_when_it_is_declared_again(replicas: Replicas, held: bool) -> None:
+    """While others have what it was, who declares it again is given that."""
+    ref, source = FileRef(FileName("x3-" + "3" * 32), -1, "set.bin"), FileSource(url="http://somewhere/set.bin")
+    first, second, third = WORKERS[:3]
+    replicas.declare(ref, FileOrigin(url=source.url))
+    replicas.wanted(first, [ref.name])
+    assert fetches(replicas) == {first: source}
+    replicas.here(first, ref.name, BIG.size, "a")
+    if not held:
+        replicas.worker_lost(first)
+        replicas.wanted(second, [ref.name])
+        for number in range(ORIGIN_TRIES):
+            assert fetches(replicas, 100.0 * number) == {second: source}
+            replicas.failed(second, FileFailed(ref.name, source, "damaged", "it has changed"), 100.0 * number)
+        assert "it has changed" in lost(replicas)[second]
+    replicas.release([ref.name] if held else [])
+    replicas.declare(ref, FileOrigin(url=source.url))
+    replicas.wanted(third, [ref.name])
+    replicas.pump(1000.0)
+    said, replicas.out = replicas.out, []
+    [(_, message)] = said
+    assert isinstance(message, FetchFile)
+    assert message.digest == ("a" if held else "")
+
+
 def test_fetches_that_fail_together_are_one_failure_of_the_origin(replicas: Replicas) -> None:
     """A moment in which the manager takes no connections must not use up all its chances."""
     replicas.declare(SMALL, FileOrigin(path="/data/small.bin"))
