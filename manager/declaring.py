@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from windlass.errors import UsageError
-from windlass.files import LEVELS, File, Level
+from windlass.files import LEVELS, File, Level, shown
 from windlass.manager.replicas import RIDE_BYTES
 from windlass.manifests import Manifest
 from windlass.messages import RESULT, FileName, FileOrigin, FileRef, ObjectRef
@@ -136,10 +136,11 @@ class Declaring(ABC):
             or not (parts.netloc or parts.path)
             or not _PLAIN_URL.fullmatch(url)
         ):
-            raise UsageError(f"declare_url({url!r}): write an address that begins with http://, https:// or file://, with %20 for a space")
+            told = shown(url) if isinstance(url, str) else url  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"declare_url({told!r}): write an address that begins with http://, https:// or file://, with %20 for a space")
         base = name if name is not None else os.path.basename(urllib.parse.unquote(parts.path)) or parts.hostname or "file"
         ref = FileRef(_made_name("url", url, version), -1, _checked_base("declare_url", base), _level(level, None))
-        return self._declared(ref, FileOrigin(url=url), url)
+        return self._declared(ref, FileOrigin(url=url), shown(url))
 
     def declare_shared(self, path: str | os.PathLike[str], stage: Stage = "auto", level: Level = "workflow") -> File:
         """A path that the nodes see, on a shared file system. It need not be there yet when it is not staged.
