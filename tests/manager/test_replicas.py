@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from windlass.manager.replicas import MANAGER_FETCHES, ORIGIN_PAUSE, ORIGIN_TRIES, PEER_FETCHES, SMALL_BYTES, Replicas
+from windlass.manager.replicas import (
+    MANAGER_FETCHES,
+    ORIGIN_PAUSE,
+    ORIGIN_TRIES,
+    PEER_FETCHES,
+    PEERS_IN_VAIN,
+    PEERS_PAUSE,
+    SMALL_BYTES,
+    Replicas,
+)
 from windlass.messages import (
     DropFiles,
     FetchFile,
@@ -160,6 +170,38 @@ def test_one_that_cannot_reach_a_peer_gets_it_elsewhere(replicas: Replicas) -> N
     assert fetches(replicas) == {WORKERS[2]: FileSource("m")}
     replicas.wanted(WORKERS[3], [BIG.name])
     assert fetches(replicas)[WORKERS[3]].peer in WORKERS[:2]  # which does not hold for others
+
+
+def test_where_workers_cannot_reach_each_other_some_find_out_and_all_read_from_the_origin(replicas: Replicas) -> None:
+    """Some at a time, the next file too; after a while it is tried again, until one gets it from a peer."""
+    now = 0.0
+
+    def fetched_by_all(number: int, reach: bool) -> tuple[int, int]:
+        """How many fetches failed, and how many read from the origin at once."""
+        nonlocal now
+        ref = FileRef(FileName(f"b3-{number:032x}"), BIG.size, "file.bin")
+        replicas.declare(ref, AT_MANAGER)
+        for worker in WORKERS:
+            replicas.wanted(worker, [ref.name])
+        in_vain, at_once = 0, 0
+        while sources := fetches(replicas, now):
+            now += 10.0 * any(source.peer != "m" for source in sources.values())
+            at_once = max(at_once, Counter(source.peer for source in sources.values())["m"])
+            for worker, source in sources.items():
+                if source.peer == "m" or reach:
+                    replicas.here(worker, ref.name, BIG.size)
+                else:
+                    in_vain += 1
+                    replicas.failed(worker, FileFailed(ref.name, source, "failed", "no answer within 10 s"), now)
+        assert len(replicas.files[ref.name].holders) == len(WORKERS)
+        return in_vain, at_once
+
+    assert [fetched_by_all(number, reach=False) for number in (1, 2)] == [(PEERS_IN_VAIN, MANAGER_FETCHES), (0, MANAGER_FETCHES)]
+    now += PEERS_PAUSE
+    assert [fetched_by_all(number, reach=False) for number in (3, 4)] == [(PEER_FETCHES, MANAGER_FETCHES), (0, MANAGER_FETCHES)]
+    now += PEERS_PAUSE
+    assert [fetched_by_all(number, reach=True) for number in (5, 6)] == [(0, 1), (0, 1)]
+    assert fetched_by_all(7, reach=False)[0] == PEERS_IN_VAIN
 
 
 def test_a_peer_that_has_it_no_more_is_not_asked_again(replicas: Replicas) -> None:
@@ -513,7 +555,7 @@ class Machine(RuleBasedStateMachine):
         self.replicas.pump(self.now)
         self.replicas.check()
         for file in self.replicas.files.values():
-            if file.waiting and not file.fetching and not file.holders and self.now >= file.not_before:
+            if file.waiting and not file.fetching and self.now >= file.not_before:
                 busy = sum(len(one.fetching) for one in self.replicas.files.values())
                 assert busy, "somebody waits, and nothing is under way"
 
