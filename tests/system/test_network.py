@@ -171,6 +171,24 @@ def test_after_a_cut_longer_than_reconnect_grace_calls_run_elsewhere_and_late_re
     assert len(lines(f"{gate}.runs")) == 2
 
 
+def test_a_worker_that_asked_for_its_certificate_in_vain_asks_again(make_network: Callable[[Manager], Proxy], tmp_path: Path) -> None:
+    """Half a second after its hello; the question goes with the session. Without an answer it could tell nobody of what it makes."""
+    with Manager(heartbeat=0.1, silence=0.4, reconnect_grace=1, manager_timeout=60) as manager:
+        network = make_network(manager)
+        manager.install_library("lib", meet)
+        with contextlib.ExitStack() as factories:
+            factories.enter_context(Factory(Behind(manager, network, tmp_path), "local", cores=1, min_pilots=1, grace=1))
+            until(lambda: manager.status()["workers"], "it is there")
+            with network.refusing():
+                until(lambda: not manager.status()["workers"], "the session is given up")
+            until(lambda: manager.status()["workers"], "the worker is back")
+            factories.enter_context(Factory(manager, "local", cores=1, grace=1))
+            stay = FunctionCall("lib", "meet", str(tmp_path / "making")).with_options(keep="worker")
+            parts = [manager.submit(stay) for _ in range(2)]
+            both = [manager.submit(FunctionCall("lib", "meet", str(tmp_path / "using"), *parts)) for _ in range(2)]
+            assert [len(future.result(30)) for future in both] == [200_000, 200_000]
+
+
 def test_objects_that_are_cut_off_in_the_middle_arrive_whole(make_network: Callable[[Manager], Proxy], tmp_path: Path) -> None:
     """A large argument and a large result, over the network as to another host; the connections are reset in the middle of each."""
     with Manager(heartbeat=0.2, silence=5, reconnect_grace=60, manager_timeout=60) as manager:
