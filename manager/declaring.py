@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from windlass.errors import UsageError
-from windlass.files import LEVELS, File, Level
+from windlass.files import LEVELS, File, Level, shown
 from windlass.manager.replicas import RIDE_BYTES
 from windlass.manifests import Manifest
 from windlass.messages import RESULT, FileName, FileOrigin, FileRef, ObjectRef
@@ -136,17 +136,19 @@ class Declaring(ABC):
             or not (parts.netloc or parts.path)
             or not _PLAIN_URL.fullmatch(url)
         ):
-            raise UsageError(f"declare_url({url!r}): write an address that begins with http://, https:// or file://, with %20 for a space")
+            told = shown(url) if isinstance(url, str) else url  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"declare_url({told!r}): write an address that begins with http://, https:// or file://, with %20 for a space")
         base = name if name is not None else os.path.basename(urllib.parse.unquote(parts.path)) or parts.hostname or "file"
         ref = FileRef(_made_name("url", url, version), -1, _checked_base("declare_url", base), _level(level, None))
-        return self._declared(ref, FileOrigin(url=url), url)
+        return self._declared(ref, FileOrigin(url=url), shown(url))
 
     def declare_shared(self, path: str | os.PathLike[str], stage: Stage = "auto", level: Level = "workflow") -> File:
         """A path that the nodes see, on a shared file system. It need not be there yet when it is not staged.
 
         ``stage="never"``: calls get this very path. ``"node"``: it is copied to the node's disk once for all calls there. ``"auto"``: a
-        regular file of at most 1 GiB is copied, all else is read where it is. Raises `UsageError` for one that is to be copied and is not
-        there.
+        regular file of at most 1 GiB is copied, all else is read where it is. What is copied is known by its path, sizes and times (of all
+        that is in a folder, which takes a look at each): changed and declared again it is another file. Raises `UsageError` for one that is
+        to be copied and is not there.
         """
         self._check_open()
         text, level = os.path.abspath(_path("declare_shared", path)), _level(level, None)
@@ -164,7 +166,7 @@ class Declaring(ABC):
             return File(id(self), None, text, path=text)
         regular = modes.S_ISREG(status.st_mode)
         # What it is now is part of its name: a later version is another file.
-        name = _made_name("shared", text, status.st_mtime_ns, status.st_size if regular else 0)
+        name = _made_name("shared", text, status.st_mtime_ns, status.st_size if regular else _state_of(text))
         ref = FileRef(name, status.st_size if regular else -1, _base(text), level)
         return self._declared(ref, FileOrigin(shared=text), text)
 
@@ -310,6 +312,24 @@ def _encoded(name: str) -> int:
         return len(name.encode())
     except UnicodeEncodeError:
         return 0
+
+
+def _state_of(folder: str) -> list[tuple[object, ...]]:
+    """All that is below a folder, without its content: what changes when it does."""
+    found: list[tuple[object, ...]] = []
+    for below, folders, files in os.walk(folder):
+        for path in (os.path.join(below, name) for name in folders + files):
+            with contextlib.suppress(FileNotFoundError):  # it goes meanwhile
+                one = os.lstat(path)
+                known = (
+                    os.readlink(path)
+                    if modes.S_ISLNK(one.st_mode)
+                    else (one.st_size, one.st_mtime_ns)
+                    if modes.S_ISREG(one.st_mode)
+                    else ""
+                )
+                found.append((os.path.relpath(path, folder), one.st_mode, known))
+    return sorted(found, key=str)
 
 
 def _made_name(*declared: object, head: str = "x3") -> FileName:

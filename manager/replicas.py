@@ -16,6 +16,10 @@ What goes wrong is said by the worker that fetched (`failed`)::
     damaged   a peer: told to look at its replica       origin: again, `ORIGIN_TRIES` times in a row
     full      nothing: the worker ends what needed it by itself
 
+Where no worker reaches another one, each would find that out for each peer and file, a dial's timeout at a time.  So after
+`PEERS_IN_VAIN` failures in a row, of whomever with whomever, nobody is sent to a peer for `PEERS_PAUSE` seconds.  Then they are again, and
+the next failure is enough, until a peer has given one something.
+
 A lost file ends what waits for it (`FileLost`), until it is declared anew.  This is a core: answers come out in ``out``, in order.
 """
 
@@ -52,6 +56,9 @@ _NOWHERE: Final = FileOrigin()
 PEER_FETCHES: Final = 2
 MANAGER_FETCHES: Final = 4
 ORIGIN_FETCHES: Final = 2
+#: After so many fetches from peers in a row that failed, workers cannot reach each other: all read from the origin, for so many seconds.
+PEERS_IN_VAIN: Final = 6
+PEERS_PAUSE: Final = 60.0
 #: So many peers with room are looked at for the least busy one.
 PEERS_LOOKED_AT: Final = 16
 #: Small files do not wait for peers, and more of them may be under way at the manager.
@@ -142,6 +149,9 @@ class Replicas:
         self._delayed: dict[FileName, None] = {}
         self._retry_at = 0.0
         self._addresses: dict[WorkerId, tuple[str, ...]] = {}
+        #: Fetches from peers that failed since one of them did not, and until when none is tried; 0: they are.
+        self._in_vain = 0
+        self._no_peers_before = 0.0
         #: Fetches under way by source.
         self._busy: Counter[str] = Counter()
 
@@ -155,6 +165,9 @@ class Replicas:
         elif not file.declared or file.lost:
             # What is declared anew may be mended.
             file.ref, file.origin, file.lost, file.failures, file.not_before = ref, origin, "", 0, 0.0
+            file.apart.clear()
+            if not file.holders:
+                file.digest = ""  # nor be what it was, where its name does not tell
         elif origin != _NOWHERE:
             file.origin = origin  # the same content; what was declared last is there most likely
         file.declared += 1
@@ -295,7 +308,7 @@ class Replicas:
         file = self.files.get(name)
         if file is None:
             return
-        self._fetched(file, worker)
+        self._fetched(file, worker, well=True)
         file.waiting.pop(worker, None)
         if not file.declared and file.passing:
             self.out.append((worker, DropFiles((name,))))  # it was released while this worker fetched it
@@ -326,6 +339,8 @@ class Replicas:
                 file.holders.pop(peer, None)
             else:
                 file.apart.add((worker, peer))
+            if message.kind == "failed" and peer in self._addresses:
+                self._failed_at_peer(now)
             if message.kind == "damaged":
                 file.holders.pop(peer, None)
                 self.out.append((peer, DropFiles((message.name,), damaged=True)))
@@ -375,6 +390,8 @@ class Replicas:
 
     def pump(self, now: float) -> None:
         """Give those who wait a source, where one has room. Looks only at what something has happened to."""
+        if now >= self._no_peers_before > 0:
+            self._in_vain, self._no_peers_before = PEERS_IN_VAIN - 1, 0.0  # the next failure is enough
         if now >= self._retry_at > 0:
             self._touched.update(self._delayed)
             self._delayed, self._retry_at = {}, 0.0
@@ -464,6 +481,8 @@ class Replicas:
 
     def _peer(self, file: File, worker: WorkerId) -> WorkerId | None:
         """The least busy worker that could serve it to this one now, among those that got it last, or have had room last."""
+        if self._no_peers_before:
+            return None
         found: list[WorkerId] = []
         gone: list[WorkerId] = []
         for one in reversed(file.ready):
@@ -484,8 +503,16 @@ class Replicas:
         """Somebody will be able to serve it to this worker: a busy peer, or one that fetches it now."""
         return any(self._serves(file, one, worker) for one in chain(file.holders, file.fetching))
 
+    def _failed_at_peer(self, now: float) -> None:
+        self._in_vain += 1
+        if self._in_vain >= PEERS_IN_VAIN and not self._no_peers_before:
+            self._no_peers_before = now + PEERS_PAUSE
+            for name, file in self.files.items():
+                if file.waiting:
+                    self._touched[name] = None  # for somebody who would serve it
+
     def _serves(self, file: File, one: WorkerId, to: WorkerId) -> bool:
-        return one != to and bool(self._addresses.get(one)) and (to, one) not in file.apart
+        return not self._no_peers_before and one != to and bool(self._addresses.get(one)) and (to, one) not in file.apart
 
     def _push(self, file: File) -> None:
         """Have a holder put a result into the manager's store."""
@@ -501,9 +528,11 @@ class Replicas:
         if (file.waiting or file.bring) and self.absent(file.ref.name):
             self.orphaned.append(file.ref.name)
 
-    def _fetched(self, file: File, worker: WorkerId) -> None:
+    def _fetched(self, file: File, worker: WorkerId, *, well: bool = False) -> None:
         key = file.fetching.pop(worker, None)
         if key is not None:
+            if well and key in self._addresses:
+                self._in_vain, self._no_peers_before = 0, 0.0
             self._busy[key] -= 1
             self._freed[key] = None
             if file.waiting:

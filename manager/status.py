@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from windlass.files import shown
 from windlass.manager.core import Core
 from windlass.manager.inputs import InputsCount
 from windlass.manager.libraries import LibraryState
@@ -178,7 +179,7 @@ def _files(core: Core) -> list[dict[str, Any]]:
     return [
         {
             "name": file.ref.name,
-            "source": file.origin.path or file.origin.url or file.origin.shared or file.ref.base,
+            "source": file.origin.path or shown(file.origin.url) or file.origin.shared or file.ref.base,
             "size": file.ref.size,
             "level": file.ref.level,
             "replicas": len(file.holders),

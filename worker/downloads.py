@@ -28,9 +28,10 @@ from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 from windlass import __version__
 from windlass.errors import BadTree, SourceChanged
+from windlass.files import shown
 from windlass.filewire import CHUNK_BYTES
 from windlass.worker.arrivals import Arrival, Arrived
-from windlass.worker.fetching import SLOW, SourceFailed, SourceGone, shown
+from windlass.worker.fetching import SLOW, SourceFailed, SourceGone
 
 if TYPE_CHECKING:
     import socket

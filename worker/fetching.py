@@ -26,6 +26,7 @@ import msgspec
 from windlass import __version__
 from windlass.blocking import Call, Idle, OutOfTurn, dial, in_thread, plain
 from windlass.errors import CacheFull, Damaged, WindlassError
+from windlass.files import shown
 from windlass.filewire import ALPN, CHUNK_BYTES, hear, parse_address, say
 from windlass.framing import MAX_HELLO_BYTES, ProtocolError
 from windlass.identity import MANAGER, WORKER, Address, ConnectionFile, Identity, context_for
@@ -272,13 +273,6 @@ class Fetcher:
             sock.close()
             raise SourceFailed(f"{whom.role} {whom.name} refused a connection for files: {answer.text}")
         return sock
-
-
-def shown(url: str) -> str:
-    """A URL as it may stand in a log: without user and password."""
-    before, slashes, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    return before + slashes + host.rpartition("@")[2] + slash + path
 
 
 def _so_far(arrival: Arrival) -> str:

@@ -26,7 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NewType, Protocol
 
 from windlass.blocking import in_thread
-from windlass.errors import BadTree, CacheFull, Damaged, WindlassError
+from windlass.errors import BadTree, CacheBusy, CacheFull, Damaged, WindlassError
 from windlass.messages import (
     NO_FILE,
     DropFiles,
@@ -134,14 +134,20 @@ class Files:
 
     async def obtain(self, ref: FileRef) -> str:
         """Hold a file and wait until it is here: its path. Raises `SourceGone`, and then does not hold it."""
-        while self.hold([ref]):
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.setdefault(ref.name, []).append(waiter)
-            try:
+        try:
+            missing = self.hold([ref])  # without a break: with the last hold goes what is of level "call"
+            while missing:
+                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._waiters.setdefault(ref.name, []).append(waiter)
                 await waiter
-            finally:
-                self.release([ref])
-        return os.fspath(self.cache.path(ref.name, ref.base))
+                try:
+                    missing = self.hold([ref])  # it may have gone again
+                finally:
+                    self.release([ref])
+            return os.fspath(self.cache.path(ref.name, ref.base))
+        except BaseException:
+            self.release([ref])
+            raise
 
     def release(self, refs: Sequence[FileRef], /) -> None:
         """A call does not need these any more."""
@@ -184,7 +190,8 @@ class Files:
     def fetch(self, message: FetchFile) -> None:
         """Have this file from there."""
         ref = message.ref
-        if ref.name in self._tasks:
+        if (task := self._tasks.get(ref.name)) is not None:  # it looks at what was here, which may be damaged
+            task.add_done_callback(partial(self._fetch_after, message))
             return
         self._wanted.add(ref.name)  # or who needs it would ask
         self._start(ref.name, self._bring(ref, message.source, message.digest, message.data))
@@ -230,6 +237,10 @@ class Files:
 
     # ------------------------------------------------------------ inside
 
+    def _fetch_after(self, message: FetchFile, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            self.fetch(message)
+
     def _start(self, name: FileName, work: Coroutine[Any, Any, None]) -> None:
         task = self._tasks[name] = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(partial(self._done, name))
@@ -255,13 +266,22 @@ class Files:
             self._say(FileFailed(ref.name, source, "damaged", str(error)))
         except KeyError:  # another worker of this node had it, and it went at once
             self._say(FileFailed(ref.name, source, "failed", f"{ref.name} was evicted as soon as it was here"))
-        except (CacheFull, CannotKeep) as error:
+        except (CacheFull, CannotKeep, CacheBusy) as error:
+            self._cannot_keep(ref, source, str(error))
+        except OSError as error:  # of this node
+            self._cannot_keep(ref, source, f"file {ref.base} ({ref.name}) cannot be kept on {os.uname().nodename}: {error}")
+        except Exception as error:  # a defect; without a word to the manager nobody would get the file here, or from here, any more
             self._give_up(ref.name)
-            self._say(FileFailed(ref.name, source, "full", str(error)))
-            self._end(ref.name, str(error))
+            self._say(FileFailed(ref.name, source, "full", repr(error)))
+            raise
         else:
             self._here(ref, size, content)
             self.cache.unpin(ref.name)  # it has had a pin from its first moment here, so that nothing could evict it before a call's
+
+    def _cannot_keep(self, ref: FileRef, source: FileSource, text: str) -> None:
+        self._give_up(ref.name)
+        self._say(FileFailed(ref.name, source, "full", text))
+        self._end(ref.name, text)
 
     async def _receive(self, ref: FileRef, source: FileSource, digest: str, data: bytes | None) -> tuple[str, int]:
         begun = self._fillings.get(ref.name)

@@ -143,6 +143,7 @@ class Worker:
         self._supply: Supply | None = None
         self._watch: MemoryWatch | None = None
         self._watching: asyncio.Task[Any] | None = None
+        self._enrolling: asyncio.Task[Any] | None = None
         #: What runs on from earlier lives of the manager.
         self._earlier: EarlierLives | None = None
 
@@ -210,7 +211,7 @@ class Worker:
                 print(f"windlass worker: {error}", file=sys.stderr)
                 return
             self._spawn(self._report())
-            self._spawn(self._enrol())
+            self._enrolling = self._spawn(self._enrol())
 
     def _set_up(self, welcome: Welcome) -> None:
         """All that is needed from the first library on; not before hello. Raises `OSError`."""
@@ -258,6 +259,8 @@ class Worker:
         if adopts:
             self._watching = None  # it goes on watching them
         self._make_parts(supply)
+        if self._enrolling is not None and self._enrolling.done() and not supply.has_certificate:
+            self._enrolling = self._spawn(self._enrol())  # what was asked for, or its answer, went with the session
         if adopts:
             if self._earlier is None:
                 from windlass.worker.orphans import EarlierLives

@@ -16,6 +16,7 @@ from typing import Any
 from windlass.errors import UsageError
 from windlass.files import local_file
 from windlass.folders import remove_tree
+from windlass.manifests import refuse_links_out, show
 from windlass.messages import CallRun, FileName, FileRef
 from windlass.worker.slotlink import kept_folder, room_name
 
@@ -69,12 +70,35 @@ class Room:
         if stat.S_ISREG(status.st_mode):
             size = status.st_size
         elif stat.S_ISDIR(status.st_mode):
-            size = sum(os.lstat(os.path.join(below, each)).st_size for below, _, files in os.walk(inside) for each in files)
+            size = _size_of(inside, f"its output {path!r}")
         else:
             raise UsageError(f"its output {path!r} is neither a regular file nor a folder (links, such as inputs, are not taken)")
         os.makedirs(self._kept, mode=0o700, exist_ok=True)
         os.rename(inside, os.path.join(self._kept, name))
         return FileRef(name, size, os.path.basename(os.path.normpath(path)))
+
+
+def _size_of(folder: str, what: str) -> int:
+    """Bytes of content of a folder that can go to other workers too. Raises `UsageError` for one that cannot, as `windlass.trees.scan`
+    would where it is first asked for, which is when the call cannot be told any more."""
+    root, links, size = os.fsencode(folder), dict[bytes, bytes](), 0
+    for below, folders, files in os.walk(root, onerror=_raise):
+        for name in folders + files:
+            place = os.path.join(below, name)
+            status, inside = os.lstat(place), os.path.relpath(place, root)
+            if stat.S_ISLNK(status.st_mode):
+                links[inside] = os.readlink(place)
+            elif stat.S_ISREG(status.st_mode) and os.access(place, os.R_OK):
+                size += status.st_size
+            elif not stat.S_ISDIR(status.st_mode):
+                kind = "that cannot be read" if stat.S_ISREG(status.st_mode) else "neither file, folder nor link"
+                raise UsageError(f"{what} has {show(inside)}, which is {kind}, so it cannot go to other workers; leave it out")
+    refuse_links_out(links, what)
+    return size
+
+
+def _raise(error: OSError) -> None:
+    raise UsageError(f"a folder of its output cannot be read: {show(os.fsencode(error.filename))}: {error.strerror}") from error
 
 
 def entered(run: CallRun, work_folder: str, cache_folder: str) -> Room:

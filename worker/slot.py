@@ -414,7 +414,7 @@ class Slot:
     def bad_result(self, run: CallRun, value: object, error: BaseException) -> str:
         """Why a result cannot travel, and what to do."""
         name = self.names.get(run.function, run.function.hex())
-        if type(error).__name__ == "UsageError":
+        if type(error).__name__ in ("UsageError", "BadTree"):
             return bounded(f"{name!r}: {error}")
         if isinstance(error, OSError):
             return bounded(f"the result of {name!r} could not be left in the worker's object store: {error}")

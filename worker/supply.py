@@ -125,6 +125,8 @@ class Supply:
         if files is not None:
             self._files = self._make_files(files.cache)
             self._spawn(files.close())
+        if self._enrolled.is_set():  # this session knows nothing of our door
+            self._say_now(Serving(self._door.addresses if self._door is not None else ()))
         return self.transfers
 
     def use_welcome(self, welcome: Welcome) -> None:
@@ -134,6 +136,11 @@ class Supply:
             self._data.use_welcome(welcome)
         if self._fetcher is not None:
             self._fetcher.session = welcome.session
+
+    @property
+    def has_certificate(self) -> bool:
+        """`use_certificate` was called."""
+        return self._certificate is not None
 
     def use_certificate(self, message: CertificateIssued, key: bytes) -> None:
         """This worker has a name of its own now."""

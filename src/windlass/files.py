@@ -31,6 +31,13 @@ Level = Literal["call", "workflow", "worker", "forever"]
 LEVELS: Final[tuple[str, ...]] = get_args(Level)
 
 
+def shown(url: str) -> str:
+    """A URL as people, logs and statuses may see it: without user and password. Anything else as it is."""
+    before, slashes, rest = url.partition("://")
+    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
+    return before + slashes + rest[:end].rpartition("@")[2] + rest[end:]
+
+
 class ReplicaMissing(WindlassError):
     """A replica was not in the worker's cache when its call began, though it had been."""
 

@@ -9,7 +9,8 @@ all others (`windlass.manifests.leads_out`).  Devices, pipes and sockets are ref
 0o777 with the owner's read bits set, as in all trees.  Times of files from a tar archive are kept: Python compares them with what its
 ``.pyc`` files say.
 
-An archive that has a path twice means the later one, as with tar itself.  Hard links are made to what is already there.
+An archive that has a path twice means the later one, as with tar itself.  Hard links are made to what is already there, as copies where
+the file system has no links.
 When anything is wrong, all that was made is removed again.
 
 tarfile, zipfile and what unpacks the bytes are imported where they are used: few workers need them.
@@ -17,13 +18,15 @@ tarfile, zipfile and what unpacks the bytes are imported where they are used: fe
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from windlass.errors import BadTree, CacheFull, UsageError
+from windlass.errors import BadTree, UsageError, WindlassError
 from windlass.folders import remove_tree, writing
 from windlass.manifests import refuse_links_out, refuse_path, show
 
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 _PIECE_BYTES: Final = 1 << 20
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
+#: What a file system says of names that it does not take, and where it makes no (more) hard links.
+_BAD_NAMES: Final = (errno.ENAMETOOLONG, errno.EILSEQ)
+_NO_LINKS: Final = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 #: Longer links there are not.
 _MAX_TARGET: Final = 4096
 
@@ -56,7 +62,6 @@ def unpack(archive: str | os.PathLike[str], into: str | os.PathLike[str], room: 
         try:
             with writing(root):
                 _unpack_members(file, unpacker)
-                unpacker.finish()
         except BaseException:
             remove_tree(root)
             raise
@@ -121,8 +126,18 @@ class _Unpacker:
         elif target not in self._files:
             raise BadTree(f"{self.what} has a hard link {show(path)} to {show(target)}, which is not in it before; nothing of it is kept")
         elif path != target:
-            os.link(os.path.join(self._root, target), self._clear(path), follow_symlinks=False)
-            self._files.add(path)
+            first, where = os.path.join(self._root, target), self._clear(path)
+            try:
+                os.link(first, where, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                with open(first, "rb") as content:
+                    status = os.fstat(content.fileno())
+                    pieces = iter(partial(content.read, _PIECE_BYTES), b"")
+                    self.file(path, pieces, stat.S_IMODE(status.st_mode), status.st_mtime)
+            else:
+                self._files.add(path)
 
     def finish(self) -> None:
         """Make the links and set the folders' modes."""
@@ -158,6 +173,7 @@ class _Unpacker:
 
 def _unpack_members(file: IO[bytes], unpacker: _Unpacker) -> None:
     import lzma
+    import struct
     import tarfile
     import zipfile
     import zlib
@@ -167,15 +183,28 @@ def _unpack_members(file: IO[bytes], unpacker: _Unpacker) -> None:
             _unpack_zip(file, unpacker)
         else:
             _unpack_tar(file, unpacker)
-    except CacheFull:
+        unpacker.finish()
+    except WindlassError:
         raise
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise BadTree(f"{unpacker.what} cannot be unpacked: {error}; is it whole, and tar or zip?") from error
     except OSError as error:
+        if error.errno in _BAD_NAMES:
+            name = show(os.path.basename(os.fsencode(error.filename2 or error.filename)))
+            raise BadTree(f"{unpacker.what} has {name}, which cannot be made here: {error.strerror}; nothing of it is kept") from error
         if error.errno is not None:
             raise
-        # what gzip and bz2 say of bytes that are not theirs
-        raise BadTree(f"{unpacker.what} cannot be unpacked: {error}; is it whole, and tar or zip?") from error
+        raise _broken(unpacker, error) from error  # what gzip and bz2 say of bytes that are not theirs
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error) as error:
+        raise _broken(unpacker, error) from error
+    except (EOFError, NotImplementedError, RuntimeError, ValueError) as error:  # the last one: names that are no text
+        raise _broken(unpacker, error) from error
+    except Exception as error:
+        if type(error).__name__ != "ZstdError":  # each of its libraries has one
+            raise
+        raise _broken(unpacker, error) from error
+
+
+def _broken(unpacker: _Unpacker, error: Exception) -> BadTree:
+    return BadTree(f"{unpacker.what} cannot be unpacked: {error}; is it whole, and tar or zip?")
 
 
 def _unpack_tar(file: IO[bytes], unpacker: _Unpacker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from windlass.manager.replicas import MANAGER_FETCHES, ORIGIN_PAUSE, ORIGIN_TRIES, PEER_FETCHES, SMALL_BYTES, Replicas
+from windlass.manager.replicas import (
+    MANAGER_FETCHES,
+    ORIGIN_PAUSE,
+    ORIGIN_TRIES,
+    PEER_FETCHES,
+    PEERS_IN_VAIN,
+    PEERS_PAUSE,
+    SMALL_BYTES,
+    Replicas,
+)
 from windlass.messages import (
     DropFiles,
     FetchFile,
@@ -162,6 +172,38 @@ def test_one_that_cannot_reach_a_peer_gets_it_elsewhere(replicas: Replicas) -> N
     assert fetches(replicas)[WORKERS[3]].peer in WORKERS[:2]  # which does not hold for others
 
 
+def test_where_workers_cannot_reach_each_other_some_find_out_and_all_read_from_the_origin(replicas: Replicas) -> None:
+    """Some at a time, the next file too; after a while it is tried again, until one gets it from a peer."""
+    now = 0.0
+
+    def fetched_by_all(number: int, reach: bool) -> tuple[int, int]:
+        """How many fetches failed, and how many read from the origin at once."""
+        nonlocal now
+        ref = FileRef(FileName(f"b3-{number:032x}"), BIG.size, "file.bin")
+        replicas.declare(ref, AT_MANAGER)
+        for worker in WORKERS:
+            replicas.wanted(worker, [ref.name])
+        in_vain, at_once = 0, 0
+        while sources := fetches(replicas, now):
+            now += 10.0 * any(source.peer != "m" for source in sources.values())
+            at_once = max(at_once, Counter(source.peer for source in sources.values())["m"])
+            for worker, source in sources.items():
+                if source.peer == "m" or reach:
+                    replicas.here(worker, ref.name, BIG.size)
+                else:
+                    in_vain += 1
+                    replicas.failed(worker, FileFailed(ref.name, source, "failed", "no answer within 10 s"), now)
+        assert len(replicas.files[ref.name].holders) == len(WORKERS)
+        return in_vain, at_once
+
+    assert [fetched_by_all(number, reach=False) for number in (1, 2)] == [(PEERS_IN_VAIN, MANAGER_FETCHES), (0, MANAGER_FETCHES)]
+    now += PEERS_PAUSE
+    assert [fetched_by_all(number, reach=False) for number in (3, 4)] == [(PEER_FETCHES, MANAGER_FETCHES), (0, MANAGER_FETCHES)]
+    now += PEERS_PAUSE
+    assert [fetched_by_all(number, reach=True) for number in (5, 6)] == [(0, 1), (0, 1)]
+    assert fetched_by_all(7, reach=False)[0] == PEERS_IN_VAIN
+
+
 def test_a_peer_that_has_it_no_more_is_not_asked_again(replicas: Replicas) -> None:
     replicas.here(WORKERS[0], BIG.name, BIG.size)
     replicas.wanted(WORKERS[1], [BIG.name])
@@ -206,6 +248,32 @@ def test_an_origin_that_fails_is_tried_again_after_pauses_and_then_lost(replicas
             assert fetches(replicas, now) == {}
             now += ORIGIN_PAUSE * 2**number
     assert lost(replicas) == {WORKERS[0]: f"timed out (tried {ORIGIN_TRIES} times in a row)"}
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_url_that_changed_is_what_it_is_now_when_it_is_declared_again(replicas: Replicas, held: bool) -> None:
+    """While others have what it was, who declares it again is given that."""
+    ref, source = FileRef(FileName("x3-" + "3" * 32), -1, "set.bin"), FileSource(url="http://somewhere/set.bin")
+    first, second, third = WORKERS[:3]
+    replicas.declare(ref, FileOrigin(url=source.url))
+    replicas.wanted(first, [ref.name])
+    assert fetches(replicas) == {first: source}
+    replicas.here(first, ref.name, BIG.size, "a")
+    if not held:
+        replicas.worker_lost(first)
+        replicas.wanted(second, [ref.name])
+        for number in range(ORIGIN_TRIES):
+            assert fetches(replicas, 100.0 * number) == {second: source}
+            replicas.failed(second, FileFailed(ref.name, source, "damaged", "it has changed"), 100.0 * number)
+        assert "it has changed" in lost(replicas)[second]
+    replicas.release([ref.name] if held else [])
+    replicas.declare(ref, FileOrigin(url=source.url))
+    replicas.wanted(third, [ref.name])
+    replicas.pump(1000.0)
+    said, replicas.out = replicas.out, []
+    [(_, message)] = said
+    assert isinstance(message, FetchFile)
+    assert message.digest == ("a" if held else "")
 
 
 def test_fetches_that_fail_together_are_one_failure_of_the_origin(replicas: Replicas) -> None:
@@ -487,7 +555,7 @@ class Machine(RuleBasedStateMachine):
         self.replicas.pump(self.now)
         self.replicas.check()
         for file in self.replicas.files.values():
-            if file.waiting and not file.fetching and not file.holders and self.now >= file.not_before:
+            if file.waiting and not file.fetching and self.now >= file.not_before:
                 busy = sum(len(one.fetching) for one in self.replicas.files.values())
                 assert busy, "somebody waits, and nothing is under way"
 

@@ -51,6 +51,7 @@ class Run:
                 if "PRIVATE KEY" in str(value):
                     self.secrets |= {line: f"{name}: {field}" for line in value.splitlines() if len(line) > 20 and "-----" not in line}
         assert len(self.secrets) >= 9
+        self.secrets["a%20word%20of%20mine"] = "a URL's password"
 
     def _store(self, kind: str, pid: int) -> Path:
         [found] = [path for folder in FOLDERS for path in Path(folder).glob(f"windlass-{kind}-{MINE}-*-{pid}-*")]
@@ -72,6 +73,8 @@ def running(nothing_left_running_after_module: None) -> Iterator[Run]:
         seen = pool.submit(what_a_call_sees).result(60)
         file = manager.declare_buffer(os.urandom(1 << 20), "data")
         assert pool.submit(size_of, file).result(60) == 1 << 20  # for which it had to enrol
+        url = manager.declare_url("http://me:a%20word%20of%20mine@localhost/data")
+        assert "of%20mine" not in repr(url)
         yield Run(manager, seen)
 
 
@@ -118,6 +121,7 @@ def test_only_three_files_hold_keys_and_only_their_owner_can_read_them(running: 
 def test_what_people_are_shown_has_no_secret(running: Run, words: list[str]) -> None:
     said = shown([running.manager.name if word == "NAME" else word for word in words])
     assert running.manager.name in said
+    assert ("http://localhost/data" in said) is (words[0] == "status")
     assert running.secrets_in(said) == []
 
 

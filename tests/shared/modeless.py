@@ -2,7 +2,7 @@
 
 Theory of operation: files live in this process's memory, everything has mode 0777 and belongs to who mounted it, and chmod has no effect
 and is no error, as on many mounts of CIFS.  It speaks the kernel's protocol itself (version 7.31 of linux/fuse.h), as far as a state folder
-needs it.
+needs it.  It has no links of either kind.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ import errno
 import os
 import stat
 import struct
+import subprocess
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 
 HEAD, REPLY = struct.Struct("<IIQQIIIHH"), struct.Struct("<IiQ")
 ATTR = struct.Struct("<6Q10I")
@@ -120,6 +124,26 @@ def _at(names: dict[bytes, Node], name: bytes) -> Node:
     if name not in names:
         raise FileNotFoundError(errno.ENOENT, "")
     return names[name]
+
+
+@contextmanager
+def mounted(folder: Path) -> Generator[Path]:
+    """Serves it in a new folder while the block runs. Skips the test where that cannot be."""
+    import pytest
+
+    if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
+        pytest.skip("mounting a file system without modes needs root and /dev/fuse")
+    folder.mkdir()
+    with subprocess.Popen([sys.executable, __file__, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stderr is not None
+        if server.stdout.readline() != "mounted\n":
+            pytest.skip(f"no file system without modes here: {server.stderr.read().strip()}")
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", "-l", folder], check=True)
+            server.wait(10)
 
 
 def serve(folder: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.shared.modeless import mounted
 
 from windlass.errors import BadTree, CacheFull, UsageError
 from windlass.folders import remove_tree
@@ -143,6 +144,34 @@ def test_hard_links_and_later_members_mean_what_tar_means(into: Path, tmp_path: 
     assert (into / "f").stat().st_mode & 0o777 == 0o700
     assert not (into / "changed").is_symlink()
     assert (into / "changed").read_bytes() == b"a file now"
+
+
+def test_hard_links_are_copies_where_there_are_none(tmp_path: Path) -> None:
+    archive = packed(tmp_path / "a.tar", member("a", content=b"old"), member("b", tarfile.LNKTYPE, "a"), member("a", content=b"newer"))
+    with mounted(tmp_path / "without") as folder:
+        assert unpack(archive, folder / "into") == 11
+        assert [(folder / "into" / name).read_bytes() for name in ("a", "b")] == [b"newer", b"old"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_a_name_that_the_file_system_does_not_take_is_the_archives_fault(into: Path, tmp_path: Path, kind: str) -> None:
+    """Of 258 bytes."""
+    made = {
+        "folder": member("字" * 86, tarfile.DIRTYPE),
+        "file": member("字" * 86),
+        "link": member("字" * 86, tarfile.SYMTYPE, "x"),
+    }
+    with pytest.raises(BadTree, match=r"a\.tar has 字+, which cannot be made here: File name too long; nothing of it is kept"):
+        unpack(packed(tmp_path / "a.tar", member("x"), made[kind]), into)
+
+
+def test_a_name_in_a_zip_that_is_no_text_is_the_archives_fault(into: Path, tmp_path: Path) -> None:
+    """It says that it is UTF-8, and is not."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+        zipped.writestr("é", b"")
+    (tmp_path / "a.zip").write_bytes((tmp_path / "a.zip").read_bytes().replace("é".encode(), b"\xff\xff"))
+    with pytest.raises(BadTree, match=r"cannot be unpacked: .*can't decode byte"):
+        unpack(tmp_path / "a.zip", into)
 
 
 HOSTILE = {

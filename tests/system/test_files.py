@@ -32,6 +32,10 @@ def read(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def read_below(folder: Path, name: str) -> bytes:
+    return (folder / name).read_bytes()
+
+
 def look(path: Path, *others: Any, **named: Any) -> dict[str, Any]:
     """What a function can see of a file."""
     about = path.lstat()
@@ -62,7 +66,7 @@ def run(manager: Manager, start_factory: Start, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "node").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "node"))
     start_factory(cores=1)
-    manager.install_library("lib", read, look, walk)
+    manager.install_library("lib", read, read_below, look, walk)
 
     def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return manager.submit(FunctionCall("lib", function.__name__, *args, **kwargs)).result(60)
@@ -135,6 +139,17 @@ def test_a_shared_path_is_read_in_place_or_copied_to_the_node_once(manager: Mana
     assert manager.declare_shared(tmp_path / "later").name == ""
     shared.write_bytes(b"new")  # another version is another file
     assert run(read, manager.declare_shared(shared)) == b"new"
+    (folder := tmp_path / "folder").mkdir()
+    (folder / "one").write_bytes(b"one")
+    (folder / "sub").mkdir()
+    declared = manager.declare_shared(folder, stage="node")
+    assert sorted(run(walk, declared)) == ["one", "sub"]
+    assert manager.declare_shared(folder, stage="node").name == declared.name
+    (folder / "one").write_bytes(b"two")
+    changed = manager.declare_shared(folder, stage="node")
+    assert run(read_below, changed, "one") == b"two"
+    (folder / "sub" / "more").touch()
+    assert sorted(run(walk, manager.declare_shared(folder, stage="node"))) == ["one", "sub", "sub/more"]
 
 
 def test_an_archive_is_unpacked_once_for_each_worker(manager: Manager, run: Callable[..., Any], tmp_path: Path) -> None:

@@ -58,6 +58,14 @@ def reverse(block: bytes) -> bytes:
     return block[::-1]
 
 
+def meet(path: str, *given: bytes) -> bytes:
+    """Run until two of these run; something large enough to stay on its worker."""
+    note(path, str(os.getpid()), 0.0)
+    while len(Path(path).read_text().split()) < 2:
+        time.sleep(0.002)
+    return b"".join(given) or os.urandom(100_000)
+
+
 def lines(path: str | Path) -> list[str]:
     return Path(path).read_text().split() if os.path.exists(path) else []
 
@@ -130,12 +138,14 @@ def test_a_cut_inside_reconnect_grace_loses_and_repeats_nothing(
 def test_after_a_cut_longer_than_reconnect_grace_calls_run_elsewhere_and_late_results_are_dropped(
     make_network: Callable[[Manager], Proxy], tmp_path: Path, gate: str
 ) -> None:
-    """The second attempt's result counts; the first worker rejoins with nothing, ends what it ran, and serves again."""
+    """The second attempt's result counts; the first worker rejoins with nothing, ends what it ran, and serves again, peers as well."""
     with Manager(heartbeat=0.1, silence=0.4, reconnect_grace=0.3, manager_timeout=60) as manager:
         network = make_network(manager)
-        manager.install_library("lib", hold, note)
+        manager.install_library("lib", hold, note, meet, reverse)
         with contextlib.ExitStack() as factories:
             factories.enter_context(Factory(Behind(manager, network, tmp_path), "local", cores=1, grace=1))
+            stays = manager.submit(FunctionCall("lib", "reverse", bytes(100_000)).with_options(keep="worker"))
+            assert len(stays.result(30)) == 100_000  # from now on it can be reached by peers
             call = manager.submit(FunctionCall("lib", "hold", gate))
             until(lambda: lines(f"{gate}.runs"), "it runs")
             first = manager.status()["workers"][0]["id"]
@@ -146,8 +156,12 @@ def test_after_a_cut_longer_than_reconnect_grace_calls_run_elsewhere_and_late_re
             until(lambda: len(manager.status()["workers"]) == 2, "the first worker is back")
             Path(gate).touch()
             assert str(call.result(30)) == lines(f"{gate}.runs")[1]
-            assert manager.status()["calls"]["done"] == 1
+            assert manager.status()["calls"]["done"] == 2
             assert manager.status()["calls"]["lost_attempts"] == 1
+            stay = FunctionCall("lib", "meet", str(tmp_path / "making")).with_options(keep="worker")
+            parts = [manager.submit(stay) for _ in range(2)]
+            both = [manager.submit(FunctionCall("lib", "meet", str(tmp_path / "using"), *parts)) for _ in range(2)]
+            assert [len(future.result(30)) for future in both] == [200_000, 200_000]
             futures = [manager.submit(FunctionCall("lib", "note", str(tmp_path / "log"), str(number), 0.01)) for number in range(60)]
             assert [future.result(30) for future in futures] == [str(number) for number in range(60)]
             workers = {attempt["id"]: attempt for attempt in manager.status()["workers"]}
@@ -155,6 +169,24 @@ def test_after_a_cut_longer_than_reconnect_grace_calls_run_elsewhere_and_late_re
             assert all(worker["connected"] for worker in workers.values())
     assert sorted(lines(tmp_path / "log"), key=int) == [str(number) for number in range(60)]
     assert len(lines(f"{gate}.runs")) == 2
+
+
+def test_a_worker_that_asked_for_its_certificate_in_vain_asks_again(make_network: Callable[[Manager], Proxy], tmp_path: Path) -> None:
+    """Half a second after its hello; the question goes with the session. Without an answer it could tell nobody of what it makes."""
+    with Manager(heartbeat=0.1, silence=0.4, reconnect_grace=1, manager_timeout=60) as manager:
+        network = make_network(manager)
+        manager.install_library("lib", meet)
+        with contextlib.ExitStack() as factories:
+            factories.enter_context(Factory(Behind(manager, network, tmp_path), "local", cores=1, min_pilots=1, grace=1))
+            until(lambda: manager.status()["workers"], "it is there")
+            with network.refusing():
+                until(lambda: not manager.status()["workers"], "the session is given up")
+            until(lambda: manager.status()["workers"], "the worker is back")
+            factories.enter_context(Factory(manager, "local", cores=1, grace=1))
+            stay = FunctionCall("lib", "meet", str(tmp_path / "making")).with_options(keep="worker")
+            parts = [manager.submit(stay) for _ in range(2)]
+            both = [manager.submit(FunctionCall("lib", "meet", str(tmp_path / "using"), *parts)) for _ in range(2)]
+            assert [len(future.result(30)) for future in both] == [200_000, 200_000]
 
 
 def test_objects_that_are_cut_off_in_the_middle_arrive_whole(make_network: Callable[[Manager], Proxy], tmp_path: Path) -> None:

@@ -45,6 +45,14 @@ def make_folder(target: str) -> None:
     Path(target, "sub", "a").write_text("a")
 
 
+def make_odd_folder(target: str, note: str) -> None:
+    """What cannot go to other workers."""
+    with open(note, "a") as file:
+        file.write("made\n")
+    make_folder(target)
+    Path(target, "sub", "odd").symlink_to("/etc/hosts") if target == "link" else os.mkfifo(Path(target, "sub", "odd"))
+
+
 def forget(_target: str) -> None:
     """Makes nothing."""
 
@@ -81,7 +89,7 @@ def listed(paths: list[Path]) -> list[str]:
 def served(manager: Manager, start_factory: Start) -> Manager:
     """A manager with the library and one pilot of one core."""
     start_factory(cores=1)
-    manager.install_library("lib", upper, read, names, listing, make_folder, forget, fail, table, slow, write, listed)
+    manager.install_library("lib", upper, read, names, listing, make_folder, make_odd_folder, forget, fail, table, slow, write, listed)
     return manager
 
 
@@ -108,6 +116,19 @@ def test_an_output_may_be_a_folder(served: Manager) -> None:
     work.add_output(made, "made")
     served.submit(work)
     assert served.submit(call("names", made)).result(60) == ["sub", "sub/a"]
+
+
+@pytest.mark.parametrize(
+    ("odd", "text"),
+    [("link", r"'link' has a link sub/odd that leads out of it, to /etc/hosts"), ("pipe", "'pipe' has sub/odd, which is neither")],
+)
+def test_a_folder_that_cannot_go_to_other_workers_ends_who_made_it(served: Manager, tmp_path: Path, odd: str, text: str) -> None:
+    """At once, and not when somebody elsewhere needs it."""
+    work = call("make_odd_folder", odd, str(tmp_path / "note"))
+    work.add_output(served.declare_temp("tree"), odd)
+    with pytest.raises(CallFailed, match=f"its output {text}"):
+        served.submit(work).result(60)
+    assert (tmp_path / "note").read_text() == "made\n"
 
 
 def test_a_chain_of_files_runs_without_the_program(served: Manager) -> None:

@@ -7,38 +7,23 @@ import fcntl
 import json
 import os
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.shared.modeless import mounted
 
 from windlass import Factory, FunctionCall, Manager, UsageError, attach
 from windlass.cli import main
 from windlass.identity import file_system_of, make_private, read_connection_file
 from windlass.managers import known_managers
 
-SERVER = Path(__file__).resolve().parent.parent / "shared" / "modeless.py"
-
 
 @pytest.fixture
 def modeless(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system where chmod has no effect."""
-    if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
-        pytest.skip("mounting a file system without modes needs root and /dev/fuse")
-    folder = tmp_path / "modeless"
-    folder.mkdir()
-    with subprocess.Popen([sys.executable, str(SERVER), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        assert server.stderr is not None
-        if server.stdout.readline() != "mounted\n":
-            pytest.skip(f"no file system without modes here: {server.stderr.read().strip()}")
-        try:
-            yield folder
-        finally:
-            subprocess.run(["umount", "-l", str(folder)], check=True)
-            server.wait(10)
+    with mounted(tmp_path / "modeless") as folder:
+        yield folder
 
 
 def double(number: int) -> int:

@@ -18,11 +18,12 @@ import blake3
 import pytest
 
 from windlass.errors import Damaged
+from windlass.files import shown
 from windlass.identity import WORKER, Authority, read_connection_file
 from windlass.messages import FileName, FileRef, FileSource
 from windlass.trees import scan
 from windlass.worker.arrivals import Arrival, Arrived
-from windlass.worker.fetching import Fetcher, SourceFailed, SourceGone, shown
+from windlass.worker.fetching import Fetcher, SourceFailed, SourceGone
 
 LIMIT = 30.0
 CONTENT = os.urandom(1_000_000)
@@ -359,7 +360,13 @@ def test_a_name_and_password_in_a_url_are_shown_to_its_server_only(authority: Au
             assert str(error.value) == f"{other.url}/there: 404 Not Found"
             assert web.requests[0][1]["Authorization"] == "Basic " + base64.b64encode(b"me:s@cret").decode()
             assert "Authorization" not in other.requests[0][1]
-            assert shown("http://me:secret@host:1/x?y") == "http://host:1/x?y"
+            assert shown("http://me:secret@host:1/x?y@z") == "http://host:1/x?y@z"
+            assert [shown(f"http://host{rest}") for rest in ("?x=a@b", "#a@b", "")] == [
+                "http://host?x=a@b",
+                "http://host#a@b",
+                "http://host",
+            ]
+            assert shown("/a@b") == "/a@b"
 
     try:
         asyncio.run(work())

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import windlass
 from windlass.errors import UsageError
+from windlass.files import shown
 from windlass.manager.declaring import Declaring
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class File:
         return os.path.getsize(self._source) if self._kind == LOCAL and os.path.isfile(self._source) else 0
 
     def __repr__(self) -> str:
-        return f"<File {self._kind} {self._source!r}>"
+        return f"<File {self._kind} {shown(self._source)!r}>"
 
     def type(self) -> str:
         """``file``, ``buffer``, ``temp``, ``url``, ``untar`` or ``minitask``."""

@@ -1,0 +1,142 @@
+"""Rules of `windlass.worker.files`, with a real cache: the manager is what the test says, a source is a function of it."""
+
+from __future__ import annotations
+
+import asyncio
+import tarfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from windlass.errors import CacheBusy
+from windlass.messages import DropFiles, FetchFile, FileFailed, FileHere, FileName, FileRef, FilesGone, FileSource, Message, WantFiles
+from windlass.worker.arrivals import Arrival, Arrived
+from windlass.worker.cache import Cache
+from windlass.worker.files import Files, key_of
+
+pytestmark = pytest.mark.asyncio
+SOURCE = FileSource("m")
+
+
+class Desk:
+    """A worker's files, what they told, and the source that they fetch from."""
+
+    def __init__(self, folder: Path) -> None:
+        self.said: list[Message] = []
+        #: By key what has ended waiting for it: "" when it came.
+        self.ended: dict[str, str] = {}
+        self.changed = asyncio.Event()
+        self.fails = Exception()
+        self.files = Files(
+            Cache(folder), self._fetch, self._say, self._arrived, self._failed, lambda key: self._failed(key, 0, "later"), self._share
+        )
+
+    async def _fetch(self, arrival: Arrival, source: FileSource, /) -> Arrived:
+        raise self.fails
+
+    def _say(self, message: Message) -> None:
+        self.said.append(message)
+        self.changed.set()
+
+    def _arrived(self, key: str) -> None:
+        self._failed(key, 0, "")
+
+    def _failed(self, key: str, _outcome: int, text: str) -> None:
+        self.ended[key] = text
+        self.changed.set()
+
+    def _share(self) -> None:
+        pass
+
+    async def next_said(self) -> Message:
+        """What is told to the manager next."""
+        await self.until(lambda: bool(self.said))
+        return self.said.pop(0)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what something that is told brings about."""
+        async with asyncio.timeout(10):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+@pytest_asyncio.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    desk = Desk(tmp_path / "cache")
+    yield desk
+    await desk.files.close()
+    assert desk.said == []
+    desk.files.cache.check()
+    desk.files.cache.close()
+
+
+def packed(path: Path, *names: str) -> bytes:
+    """The bytes of an archive with these empty files."""
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            tar.addfile(tarfile.TarInfo(name))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("level", ["call", "workflow"])
+async def test_an_archive_is_fetched_once_to_be_unpacked(desk: Desk, tmp_path: Path, level: str) -> None:
+    """One that nobody else needs goes when that is done."""
+    data = packed(tmp_path / "soft.tar", "program")
+    archive = FileRef(FileName("x3-" + "1" * 32), len(data), "soft.tar", level)
+    ref = FileRef(FileName("u3-" + "2" * 32), -1, "soft", "workflow")
+    assert desk.files.hold([ref]) == [key_of(ref.name)]
+    assert await desk.next_said() == WantFiles((ref.name,))
+    desk.files.heard(FetchFile(ref, FileSource(archive=archive)))
+    assert await desk.next_said() == WantFiles((archive.name,))
+    desk.files.heard(FetchFile(archive, SOURCE, data=data))
+    here = await desk.next_said()
+    assert isinstance(here, FileHere)
+    assert (here.name, here.size) == (archive.name, len(data))
+    if level == "call":
+        assert await desk.next_said() == FilesGone((archive.name,))
+    assert await desk.next_said() == FileHere(ref.name, 0)
+    assert (desk.files.cache.path(ref.name, "soft") / "program").exists()
+    assert desk.files.cache.has(archive.name) is (level == "workflow")
+    desk.files.release([ref])
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), CacheBusy("another worker has it"), ZeroDivisionError("a defect")]
+)
+async def test_whatever_goes_wrong_is_told_and_ends_who_waits_and_the_next_one_asks_again(
+    desk: Desk, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or a file would be on its way for ever."""
+    ref = FileRef(FileName("x3-" + "1" * 32), 3, "data", "workflow")
+    desk.fails = error
+    for _ in range(2):
+        assert desk.files.hold([ref]) == [key_of(ref.name)]
+        assert await desk.next_said() == WantFiles((ref.name,))
+        desk.files.heard(FetchFile(ref, SOURCE))
+        told = await desk.next_said()
+        assert isinstance(told, FileFailed)
+        assert (told.name, told.kind) == (ref.name, "full")
+        assert str(error) in told.text
+        await desk.until(lambda: key_of(ref.name) in desk.ended)
+        assert str(error) in desk.ended.pop(key_of(ref.name))
+        desk.files.release([ref])
+    assert ("defect" in caplog.text) is isinstance(error, ZeroDivisionError)
+
+
+async def test_a_file_that_is_sent_while_it_is_looked_at_is_fetched_then(desk: Desk) -> None:
+    """The manager has told it to look at what is here, and has sent it anew."""
+    ref = FileRef(FileName("x3-" + "1" * 32), 3, "data", "workflow")
+    filling = desk.files.cache.fill(ref.name, 3)
+    assert filling is not None
+    filling.path.write_bytes(b"bad")
+    filling.commit("data", 3, content="b3-" + "2" * 32)
+    desk.files.made(ref.name, 3)
+    assert await desk.next_said() == FileHere(ref.name, 3)
+    desk.files.heard(DropFiles((ref.name,), damaged=True))
+    desk.files.heard(FetchFile(ref, SOURCE, data=b"new"))
+    said = [await desk.next_said() for _ in range(2)]
+    assert [type(one) for one in said] == [FilesGone, FileHere]
+    assert desk.files.cache.path(ref.name, "data").read_bytes() == b"new"
