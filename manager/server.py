@@ -32,6 +32,7 @@ from windlass.blocking import in_thread
 from windlass.bulk import BulkServer
 from windlass.dataplane import DataServer
 from windlass.errors import Closed, UsageError
+from windlass.filewire import is_loopback
 from windlass.identity import Authority, Identity
 from windlass.links import Link
 from windlass.listener import Listener
@@ -426,7 +427,8 @@ class Server:
             log.error("pilots of other machines cannot reach the manager: %s", error)
             return
         self.addresses = [*self.addresses, *fresh]
-        self.authority.set_addresses(self.addresses)
+        # Loopback last: on other nodes somebody else may have the port there, and say nothing.
+        self.authority.set_addresses(sorted(self.addresses, key=lambda address: is_loopback(address[0])))
         log.info("listening at %s port %d too", *fresh[0])
 
     def _act(self) -> None:

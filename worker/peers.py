@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 from windlass import __version__
 from windlass.errors import UsageError
 from windlass.fileserver import FileServer, Find, PlainFile, ServedFile, ServedTree
-from windlass.filewire import format_address, hang_up
+from windlass.filewire import format_address, hang_up, is_loopback
 from windlass.identity import WORKER, Address, ConnectionFile, Identity, serving_context
 from windlass.messages import FileName, GetFile, Hello, Refused, Welcome
 from windlass.permits import NotPermitted, check_permit
@@ -40,12 +40,14 @@ _PAUSE: Final = 1.0
 
 
 def address_towards(addresses: Sequence[Address]) -> str:
-    """The address of this node that packets to the first reachable one of ``addresses`` come from. Sends nothing.
+    """The address of this node that packets to the first one of ``addresses`` come from to which there is a way; loopback, which is one on
+    every node, where there is no other. Sends nothing.
 
     Raises:
         OSError: there is no way to any of them.
     """
     trouble: OSError | None = None
+    here = ""
     for host, port in addresses:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
@@ -56,9 +58,15 @@ def address_towards(addresses: Sequence[Address]) -> str:
             try:
                 with socket.socket(family, kind, protocol) as probe:
                     probe.connect(where)
-                    return str(probe.getsockname()[0])
+                    own = str(probe.getsockname()[0])
             except OSError as error:
                 trouble = error
+                continue
+            if not is_loopback(own):
+                return own
+            here = here or own  # the manager listens for programs of its own host, too
+    if here:
+        return here
     raise trouble or OSError(errno.EDESTADDRREQ, "no address of the manager is known")
 
 

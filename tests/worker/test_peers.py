@@ -19,6 +19,7 @@ from windlass.errors import UsageError
 from windlass.fileserver import PlainFile, ServedFile
 from windlass.filewire import ALPN, asks_for_files, format_address, hear_bytes, parse_address, say
 from windlass.identity import CLIENT, ENROL, FACTORY, WORKER, Authority, ConnectionFile, context_for, read_connection_file
+from windlass.manager.addresses import name_address
 from windlass.messages import (
     PROTOCOL,
     FileHead,
@@ -276,6 +277,15 @@ def test_the_address_towards_the_manager_is_found_without_asking_anybody() -> No
     assert address_towards([("no such host.invalid", 1), ("127.0.0.1", 1)]) == "127.0.0.1"
     with pytest.raises(OSError, match="no address of the manager is known"):
         address_towards([])
+
+
+def test_a_door_is_on_loopback_only_where_there_is_no_other_way_to_the_manager() -> None:
+    """A manager listens there for programs of its own host, and says so to every node; no peer elsewhere would find a door there."""
+    outside = name_address()
+    if not outside:
+        pytest.skip("this machine has no network")
+    for addresses in ([("127.0.0.1", 1), (outside, 1)], [(outside, 1), ("127.0.0.1", 1)], [("localhost", 1), ("::1", 1), (outside, 1)]):
+        assert address_towards(addresses) == outside
 
 
 def test_addresses_are_read_as_they_are_written() -> None:
