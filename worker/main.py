@@ -205,7 +205,10 @@ class Worker:
         elif self._libraries is None:
             try:
                 self._set_up(welcome)
-            except OSError as error:
+            except Exception as error:
+                # Whatever it was: without these parts a worker would stay connected and do nothing of what it is told.
+                if not isinstance(error, OSError):
+                    log.exception("a defect of Windlass: this worker cannot be set up")
                 self._link.send(Goodbye(f"cannot serve: {error}"))
                 self._leave(Decision.END, CANNOT_START)
                 print(f"windlass worker: {error}", file=sys.stderr)

@@ -8,12 +8,15 @@ Theory of operation
 A folder is named ``windlass-<kind>-<uid>-<boot>-<pid namespace>-<pid>-<start time>-<random>``. That tells, on a file system that
 containers or even hosts share, that a folder's owner is a process which this one could see, and that it is gone: only then the folder is
 removed. Everyone who makes a folder looks for such ones first, so that what a killed process leaves in memory is freed by the next.
+Anybody may make folders of such names there: only those that belong to this user are looked at.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -76,8 +79,9 @@ def remove_dead_folders(base: str) -> list[str]:
     removed: list[str] = []
     for path, fields in _store_folders(base):
         uid, boot, namespace, pid, start, _ = fields
-        if uid == str(os.getuid()) and (boot, namespace) == _place() and _start_time(int(pid)) != start:
-            shutil.rmtree(path, ignore_errors=True)
+        if uid == str(os.getuid()) and (boot, namespace) == _place() and _start_time(pid) != start and _is_mine(path):
+            with suppress(RecursionError):  # of a thousand folders in each other, which a call may have left
+                shutil.rmtree(path, ignore_errors=True)
             removed.append(path)
     return removed
 
@@ -89,8 +93,17 @@ def _store_folders(base: str) -> Iterator[tuple[str, list[str]]]:
         return
     for name in names:
         fields = name.split("-")
-        if len(fields) == 8 and fields[0] == "windlass" and fields[5].isdigit():
+        if len(fields) == 8 and fields[0] == "windlass" and fields[5].isascii() and fields[5].isdigit():
             yield os.path.join(base, name), fields[2:]
+
+
+def _is_mine(path: str) -> bool:
+    """A folder of this user, and no link to one."""
+    try:
+        about = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
 
 
 def _place() -> tuple[str, str]:
@@ -103,7 +116,7 @@ def _place() -> tuple[str, str]:
         return "unknown", "0"
 
 
-def _start_time(pid: int) -> str:
+def _start_time(pid: int | str) -> str:
     """When the process started, in ticks since the boot; empty when there is none."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

@@ -360,6 +360,43 @@ sys.stdin.read()
     processes[1].communicate()
 
 
+def test_folders_that_others_made_under_such_names_are_let_alone_and_keep_nobody_from_beginning(tmp_path: Path) -> None:
+    """User id, boot and namespace are known to all, and the place is everybody's: neither is a number what only looks like one, nor is
+    a folder ours by its name."""
+    words = store_folders.folder_name("x").split("-")
+    odd = tmp_path / "-".join([*words[:5], "²", *words[6:]])
+    linked = tmp_path / "-".join([*words[:6], "1", "0"])
+    foreign = tmp_path / "-".join([*words[:6], "2", "0"])
+    odd.mkdir()
+    (foreign / "kept").mkdir(parents=True)
+    linked.symlink_to(foreign)
+    left = [odd, linked, foreign]
+    if os.getuid() == 0:
+        os.chown(foreign, 65534, 65534)
+    else:  # nobody else's can be made
+        shutil.rmtree(foreign)
+        left.remove(foreign)
+    assert store_folders.remove_dead_folders(str(tmp_path)) == []
+    assert all(os.path.lexists(path) for path in left)
+
+
+def test_a_thousand_folders_in_each_other_keep_nobody_from_beginning(tmp_path: Path) -> None:
+    """A call that was killed with its worker may have left them; `shutil.rmtree` gives up there, on Python before 3.13."""
+    words = store_folders.folder_name("x").split("-")
+    (dead := tmp_path / "-".join([*words[:6], "1", "0"])).mkdir()
+    inner = os.open(dead, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=inner)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=inner)
+        os.close(inner)
+        inner = deeper
+    os.close(inner)
+    try:
+        assert store_folders.remove_dead_folders(str(tmp_path)) == [str(dead)]
+    finally:
+        subprocess.run(["rm", "-rf", dead], check=True)
+
+
 def test_nobody_can_tell_from_a_store_in_memory_where_it_will_go_on_on_disk(tmp_path: Path) -> None:
     """The first folder's name is there for all to see; a folder of that name, made by somebody else before us, would be his."""
     shown = Path("/dev/shm") / tmp_path.name / f"windlass-manager-{os.getuid()}-boot-1-2-3-0123456789abcdef"

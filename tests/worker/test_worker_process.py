@@ -582,6 +582,23 @@ async def test_a_worker_that_cannot_start_says_why_and_exits_5(manager: Manager,
     assert text in err
 
 
+async def test_a_worker_that_cannot_be_set_up_leaves_whatever_it_was(
+    manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would stay connected, and what it is told to start would never start."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import windlass.store_folders as folders\n"
+        "def fail(*words):\n"
+        "    raise ValueError('this folder has an odd name')\n"
+        "folders.default_store_folder = fail\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert await status(await manager.worker(attached=False)) == 5
+    assert (await manager.hear(Goodbye)).reason == "cannot serve: this folder has an odd name"
+    assert "windlass worker: this folder has an odd name" in manager.errors.read_text()
+    assert scratch_is_empty(manager)
+
+
 # ---------------------------------------------------------------- the end
 
 
