@@ -62,7 +62,8 @@ from windlass.messages import (
     SubmitCalls,
     Welcome,
 )
-from windlass.objects import ObjectStore, content_name, map_object, same_host
+from windlass.objects import ObjectStore, content_name, map_object
+from windlass.ownership import same_host
 from windlass.store_folders import default_store_folder
 from windlass.transport import Port
 

@@ -52,7 +52,8 @@ from windlass.messages import (
     ToData,
     Welcome,
 )
-from windlass.objects import map_object, same_host
+from windlass.objects import map_object
+from windlass.ownership import same_host
 from windlass.session import encode_one
 from windlass.transport import dial
 

@@ -113,17 +113,6 @@ def open_in(folder: str | os.PathLike[str], name: str) -> memoryview:
         raise KeyError(name) from None
 
 
-def same_host(folder: str, token: str) -> bool:
-    """True when the store at `folder` of another process can be read here: its ``.token`` says `token`."""
-    if not folder or not token:
-        return False
-    try:
-        with open(os.path.join(folder, ".token"), encoding="ascii") as file:
-            return file.read(256) == token
-    except (OSError, ValueError):
-        return False
-
-
 class ObjectStore:
     """The objects in one folder, kept under `limit` bytes (0: no limit). Safe for threads; other processes may add files.
 

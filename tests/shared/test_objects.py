@@ -15,7 +15,8 @@ import pytest
 
 from windlass import objects, store_folders
 from windlass.errors import StoreFull, WindlassError
-from windlass.objects import ObjectStore, content_name, open_in, same_host, write_results
+from windlass.objects import ObjectStore, content_name, open_in, write_results
+from windlass.ownership import same_host
 
 
 @pytest.fixture
@@ -282,6 +283,23 @@ def test_the_token_proves_the_same_host(store: ObjectStore, tmp_path: Path) -> N
     assert not same_host(folder, "")
     assert not same_host("", store.token)
     assert not same_host(str(tmp_path), store.token)
+
+
+def test_a_token_that_somebody_else_put_there_proves_nothing_and_holds_nobody_up(tmp_path: Path) -> None:
+    """A manager's folder has a name that all can read; on other nodes anybody can make one of that name."""
+    token = tmp_path / ".token"
+    os.mkfifo(token)
+    assert not same_host(str(tmp_path), "x")
+    token.unlink()
+    (tmp_path / "elsewhere").write_text("x")
+    token.symlink_to("elsewhere")
+    assert not same_host(str(tmp_path), "x")
+    token.unlink()
+    token.write_text("x")
+    assert same_host(str(tmp_path), "x")
+    if os.getuid() == 0:
+        os.chown(token, 65534, 65534)
+        assert not same_host(str(tmp_path), "x")
 
 
 def test_a_full_disk_is_said_to_be_full(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
