@@ -198,7 +198,7 @@ class Journal:
     def open(self, name: ObjectName) -> memoryview:
         """A buffer of a result, which may be damaged: its name is that of the content it had. Raises `KeyError`."""
         try:
-            return map_object(self._objects / name)
+            return map_object(self._objects / name, foreign=True)
         except OSError:
             raise KeyError(name) from None
 

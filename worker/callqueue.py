@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import msgspec
 
 from windlass.messages import CallRun
+from windlass.ownership import open_ours
 from windlass.worker.slotlink import MAX_PACKET, QUEUE_BYTES, SPILLED, socket_pair
 
 
@@ -126,7 +127,7 @@ class CallQueue:
 def read_spilled(packet: bytes | memoryview, keep_file: bool = False) -> bytes:
     """The call that stands in the file which a packet names; the file is removed unless it is to be kept."""
     path = os.fsdecode(bytes(packet[1:]))
-    with open(path, "rb") as file:
+    with os.fdopen(open_ours(path), "rb") as file:
         call = file.read()
     if not keep_file:
         os.unlink(path)

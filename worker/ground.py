@@ -13,6 +13,7 @@ import msgspec
 
 from windlass import __version__, descriptors
 from windlass.messages import HoistedImport, InstanceId, LibrarySpec
+from windlass.ownership import make_ours
 from windlass.worker.callqueue import CallQueue
 from windlass.worker.environment import enter
 from windlass.worker.slotlink import Rows, Setup, bounded, memory_file
@@ -41,8 +42,8 @@ class Ground:
         self.spec, self.folder = spec, folder
         self.work = folder / "work"
         code = scratch / "code"
-        for path in (self.work, folder / "tmp", code):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (scratch, code, folder, self.work, folder / "tmp"):
+            make_ours(str(path))
         folders = (str(store_folder), str(functions_folder), str(code), str(self.work))
         self._setup = Setup(spec, instance, *folders, rows, cache_folder=str(scratch / CACHE), version=__version__)
         #: What runs zygotes and spawned slots.

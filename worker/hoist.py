@@ -34,7 +34,8 @@ from typing import Any, Final
 from windlass import __version__, snapshots
 from windlass.coroutines import is_async
 from windlass.messages import FunctionDef, FunctionId, HoistedImport, LibrarySpec, ObjectRef
-from windlass.objects import open_in
+from windlass.objects import map_object, open_in
+from windlass.ownership import make_ours
 from windlass.worker import importcost
 from windlass.worker.slotlink import Setup, Step, bounded
 
@@ -229,7 +230,10 @@ def _load_functions(library: Library, setup: Setup, announce: Callable[[Step], N
 
 def _unpacked(ref: ObjectRef, store_folder: str, code_folder: str) -> str:
     """The folder with the content of a snapshot, unpacked by the first process of the worker that needs it."""
-    return snapshots.unpack(os.path.join(store_folder, ref.name), snapshots.code_folder(code_folder, ref.name))
+    for folder in (os.path.dirname(code_folder), code_folder):
+        make_ours(folder)
+    folder = snapshots.code_folder(code_folder, ref.name)
+    return folder if os.path.isdir(folder) else snapshots.unpack(map_object(os.path.join(store_folder, ref.name)), folder)
 
 
 def _trial_fork() -> None:

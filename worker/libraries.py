@@ -49,6 +49,7 @@ from windlass.messages import (
     StartLibrary,
     StopLibrary,
 )
+from windlass.ownership import require_ours
 from windlass.worker import importcost
 from windlass.worker.arrivals import CannotKeep
 from windlass.worker.backlog import Backlog
@@ -401,6 +402,7 @@ class Libraries:
 
     def _write(self, function: FunctionDef) -> None:
         """Put a function where slots look for it."""
+        require_ours(self._scratch)
         path = os.fspath(self._functions_folder / function.id.hex())
         if os.path.exists(path):
             return

@@ -499,6 +499,8 @@ class Worker:
                 continue
             for entry in libraries.entries.values():
                 entry.library.trim_captures()
+            if self._supply is not None:
+                self._supply.look()
             self._tell_report()
 
     def _tell_report(self) -> None:

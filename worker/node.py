@@ -71,6 +71,7 @@ def scratch_candidates(asked: str, environ: Mapping[str, str]) -> list[str]:
 
 def make_scratch(candidates: Iterable[str]) -> str:
     """Make a private folder in the first candidate where that is possible, and say where it is. Raises `NoScratch` with each reason."""
+    from windlass.ownership import require_ours
     from windlass.store_folders import folder_name
 
     reasons: list[str] = []
@@ -78,6 +79,7 @@ def make_scratch(candidates: Iterable[str]) -> str:
         path = os.path.join(os.path.abspath(folder), folder_name("scratch"))
         try:
             os.mkdir(path, 0o700)
+            require_ours(path)
         except OSError as error:
             reasons.append(f"{folder}: {error.strerror}")
         else:

@@ -64,6 +64,7 @@ from windlass.messages import (
     ObjectRef,
 )
 from windlass.objects import open_in, write_results
+from windlass.ownership import open_ours
 from windlass.worker import capture, forks, hoist
 from windlass.worker.callqueue import read_spilled
 from windlass.worker.slot_api import STATE
@@ -285,7 +286,8 @@ class Slot:
                         outputs, value = room.collect(value)
                     payload, spans = pickling.pack_result(value, put)
                 except BaseException as error:  # noqa: BLE001 - pickling runs the user's code
-                    outcome = DIED if type(error).__name__ == "StoreFull" else BAD_CALL  # a full node's trouble: worth a retry elsewhere
+                    # The node's trouble is worth a retry elsewhere.
+                    outcome = DIED if type(error).__name__ in ("StoreFull", "NotOurs") else BAD_CALL
                     detail = EndDetail(text=self.bad_result(run, value, error))
         if state.watch is not None:
             end_watch()
@@ -324,7 +326,7 @@ class Slot:
             return loaded
         definition = self.definitions.get(key)
         if definition is None:
-            with open(os.path.join(self.setup.functions_folder, key.hex()), "rb") as file:
+            with os.fdopen(open_ours(os.path.join(self.setup.functions_folder, key.hex())), "rb") as file:
                 definition = msgspec.msgpack.decode(file.read(), type=FunctionDef)
         self.names[key] = definition.name
         loaded = self.bind(hoist.load_function(definition, self.setup))

@@ -264,7 +264,8 @@ class TaskSlot(Slot):
                         outputs, value = room.collect(value)
                     payload, spans = pickling.pack_result(value, self.keeper(run) if run.keep else self.put)
                 except BaseException as error:  # noqa: BLE001 - pickling runs the user's code
-                    outcome = DIED if type(error).__name__ == "StoreFull" else BAD_CALL  # a full node's trouble: worth a retry elsewhere
+                    # The node's trouble is worth a retry elsewhere.
+                    outcome = DIED if type(error).__name__ in ("StoreFull", "NotOurs") else BAD_CALL
                     detail = EndDetail(text=self.bad_result(run, value, error))
         await self.end_watch(place)
         if room is not None:

@@ -45,6 +45,7 @@ from windlass.messages import (
     Welcome,
 )
 from windlass.objects import ObjectStore, default_store_folder, default_store_limit
+from windlass.ownership import NotOurs, require_ours
 from windlass.store_folders import remove_dead_folders
 from windlass.worker.file_locks import keep_from_cleaners
 from windlass.worker.ground import CACHE
@@ -167,6 +168,14 @@ class Supply:
         if self._files is not None:
             await asyncio.get_running_loop().run_in_executor(None, self._files.cache.close)
 
+    def look(self) -> None:
+        """Where another user has made one of the folders anew nothing can be kept any more: let others serve."""
+        try:
+            for folder in (self._scratch, self.store.folder):
+                require_ours(folder)
+        except NotOurs as error:
+            self._cannot_keep(error)
+
     def remove(self) -> None:
         """Remove the store's folder; the cache is in the scratch folder."""
         if hasattr(self, "store"):
@@ -176,7 +185,11 @@ class Supply:
 
     async def get(self, ref: ObjectRef, /) -> None:
         """See `windlass.worker.transfers.Data`."""
-        await self._data_client().get(ref)
+        try:
+            await self._data_client().get(ref)
+        except NotOurs as error:
+            self._cannot_keep(error)
+            raise
 
     async def put(self, name: ObjectName, path: str, /) -> None:
         """See `windlass.worker.transfers.Data`."""
@@ -288,7 +301,8 @@ class Supply:
     def _cannot_keep(self, error: OSError) -> None:
         if not self._in_trouble:
             self._in_trouble = True
-            text = f"files cannot be kept on {os.uname().nodename}: {error}; free space in the worker's scratch"
+            remedy = "" if isinstance(error, NotOurs) else "; free space in the worker's scratch"
+            text = f"files cannot be kept on {os.uname().nodename}: {error}{remedy}"
             asyncio.get_running_loop().call_soon(self._trouble, text)  # the backlog, which drains then, may be asking
 
     def heard(self, message: FetchFile | FileLost | DropFiles | PushFile) -> None:

@@ -11,7 +11,8 @@ The parts of a result are renamed when all of them are whole, so what a slot tha
 Several processes write into one folder: a worker's slots leave their results there with `write_results`, which needs no store.  So the
 folder is the truth, and the store's own table only remembers sizes, order of use and pins of the files it has met.  What the table
 lacks is looked for in the folder, and what it has is looked at, for somebody may have cleaned /dev/shm: an object that was deleted is
-absent, with its pins, and a folder that was deleted is made again by who writes into it next.
+absent, with its pins, and a folder that was deleted is made again by who writes into it next.  One that another user has made meanwhile is
+used by nobody (`windlass.ownership`): objects are unpickled.
 
 `limit` bounds the bytes of the folder.  Past it the least recently used objects without a pin go; when those are not enough, the
 newcomer is refused (`StoreFull`).  An object's memory is safe from that: `ObjectStore.open` maps the file, and the mapping
@@ -32,6 +33,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from windlass.messages import RESULT, ObjectName, ObjectRef
+from windlass.ownership import NotOurs, is_ours, make_ours, open_ours, require_ours
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,9 +92,12 @@ def remove_unfinished(folder: str, owner: int) -> None:
                 os.unlink(os.path.join(folder, name))
 
 
-def map_object(path: str | os.PathLike[str]) -> memoryview:
-    """A private, writable view of a file: writes into it stay in this process. Outlives the file's name."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def map_object(path: str | os.PathLike[str], *, foreign: bool = False) -> memoryview:
+    """A private, writable view of a file: writes into it stay in this process. Outlives the file's name.
+
+    With ``foreign`` it may be any file; else it must be this user's, or `NotOurs` is raised.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if foreign else open_ours(path)
     try:
         if os.fstat(descriptor).st_size == 0:  # which cannot be mapped
             return memoryview(bytearray())
@@ -109,7 +114,7 @@ def open_in(folder: str | os.PathLike[str], name: str) -> memoryview:
         raise KeyError(name)
     try:
         return map_object(os.path.join(folder, name))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotOurs):
         raise KeyError(name) from None
 
 
@@ -178,7 +183,7 @@ class ObjectStore:
                 raise KeyError(name)
         try:
             return map_object(os.path.join(self._text, name))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotOurs):
             with self._lock:
                 self._forget(name)
             raise KeyError(name) from None
@@ -304,12 +309,15 @@ class ObjectStore:
         if entry is None and not is_object_name(name):
             return None
         try:
-            size = os.stat(os.path.join(self._text, name)).st_size
+            about = os.lstat(os.path.join(self._text, name))
         except OSError:
             self._forget(name)
             return None
+        if not is_ours(about):
+            self._forget(name)
+            return None
         if entry is None:
-            return self._add(name, size)
+            return self._add(name, about.st_size)
         self._entries.move_to_end(name)
         return entry
 
@@ -506,10 +514,18 @@ def _create(folder: str, access: int, owner: int | None = None) -> tuple[str, in
     path = os.path.join(folder, f".t-{owner or os.getpid()}-{os.urandom(8).hex()}")
     flags = access | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        return path, os.open(path, flags, 0o600)
+        descriptor = os.open(path, flags, 0o600)
     except FileNotFoundError:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        return path, os.open(path, flags, 0o600)
+        make_ours(folder)
+        descriptor = os.open(path, flags, 0o600)
+    try:
+        require_ours(folder)
+    except NotOurs:
+        os.close(descriptor)
+        with suppress(OSError):
+            os.unlink(path)
+        raise
+    return path, descriptor
 
 
 def _write(folder: str, data: Buffer, owner: int | None = None) -> tuple[str, int]:

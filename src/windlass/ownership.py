@@ -3,25 +3,86 @@
 Theory of operation
 -------------------
 Folders there have names that nobody guesses, and are private.  But once a folder is there all can read its name, and make one of that name
-on another host, or on this one when somebody has cleaned it away.  So what bears a known name counts only when it belongs to this user;
-nobody can give files of his to others.
+on another host, or on this one when somebody has cleaned it away (epilogs of other jobs do, and logind does).  So what bears a known name
+counts only when it belongs to this user, as nobody can give files of his to others: a folder is looked at after something was opened in it,
+and a file when it is open.  In a folder of this user all is of this user, as it is private; so of scratch only the folder itself, of which
+everybody sees the name, is looked at, whenever something in it is to be run.
+
+Slots import this at their start.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
 
+class NotOurs(PermissionError):
+    """What is there belongs to another user."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"
+
+
+def _not_ours(path: str | os.PathLike[str], uid: int) -> NotOurs:
+    text = (
+        f"it belongs to another user (number {uid}), who has made it since ours was cleaned away, or this file system does not tell users "
+        "apart; nothing there is used"
+    )
+    return NotOurs(errno.EPERM, text, os.fspath(path))
+
+
+def is_ours(about: os.stat_result) -> bool:
+    """It belongs to this user."""
+    return about.st_uid == os.geteuid()
+
+
+def require_ours(folder: str | os.PathLike[str]) -> None:
+    """Raises `NotOurs`; a folder that is not there, or whose way is closed, is nobody's."""
+    try:
+        about = os.lstat(folder)
+    except OSError:
+        return
+    if not is_ours(about):
+        raise _not_ours(folder, about.st_uid)
+
+
+def make_ours(folder: str) -> None:
+    """Make a folder, and what is missing above it, private; one that is there is used again if it is ours. Raises `OSError`."""
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        require_ours(folder)
+    except FileNotFoundError:
+        make_ours(os.path.dirname(folder))
+        make_ours(folder)
+
+
+def open_ours(path: str | os.PathLike[str]) -> int:
+    """Open a file to read it: a descriptor. Raises `FileNotFoundError`, `NotOurs`, `OSError`.
+
+    What is no plain file, such as a FIFO, for which a reader waits, is somebody else's, too.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            raise _not_ours(path, os.lstat(path).st_uid) from error
+        raise
+    about = os.fstat(descriptor)
+    if is_ours(about) and stat.S_ISREG(about.st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise _not_ours(path, about.st_uid)
+
+
 def same_host(folder: str, token: str) -> bool:
-    """True when the store at `folder` of another process can be read here: its ``.token``, a file of this user, says `token`."""
+    """True when the store at `folder` of another process can be read here: its ``.token`` says `token`."""
     if not folder or not token:
         return False
     try:
-        # Without O_NONBLOCK a FIFO would hold up the caller's loop until somebody writes into it.
-        descriptor = os.open(os.path.join(folder, ".token"), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            about = os.fstat(descriptor)
-            return stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid() and file.read(256) == token.encode()
+        with os.fdopen(open_ours(os.path.join(folder, ".token")), "rb") as file:
+            return file.read(256) == token.encode()
     except OSError:
         return False

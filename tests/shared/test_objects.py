@@ -8,15 +8,17 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from windlass import objects, store_folders
 from windlass.errors import StoreFull, WindlassError
-from windlass.objects import ObjectStore, content_name, open_in, write_results
-from windlass.ownership import same_host
+from windlass.objects import ObjectStore, content_name, map_object, open_in, write_results
+from windlass.ownership import NotOurs, same_host
+
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -223,6 +225,36 @@ def test_a_folder_that_was_deleted_is_made_again_until_the_store_is_closed(store
     assert not other.folder.exists()
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make what is another user's")
+def test_a_folder_that_another_user_has_made_since_is_not_used(store: ObjectStore) -> None:
+    """Everybody could read its name before somebody cleaned it away; who puts an object there has it unpickled."""
+    ref = store.put(b"hello")
+    shutil.rmtree(store.folder)
+    store.folder.mkdir()
+    os.chown(store.folder, NOBODY, NOBODY)
+    writes: list[Callable[[], object]] = [
+        lambda: store.put(b"hello"),
+        lambda: write_results(store.folder, [b"x"]),
+        lambda: store.receive(ref.name, 5),
+    ]
+    for write in writes:
+        with pytest.raises(NotOurs, match=rf"it belongs to another user \(number {NOBODY}\), who has made it since ours was cleaned away"):
+            write()
+    assert os.listdir(store.folder) == []
+    (forged := store.folder / ref.name).write_bytes(b"world")
+    os.chown(forged, NOBODY, NOBODY)
+    for _ in ("in his folder", "in ours"):
+        assert not store.has(ref.name)
+        with pytest.raises(KeyError):
+            store.open(ref.name)
+        with pytest.raises(KeyError):
+            open_in(store.folder, ref.name)
+        with pytest.raises(NotOurs):
+            map_object(forged)
+        assert bytes(map_object(forged, foreign=True)) == b"world"
+        os.chown(store.folder, os.getuid(), -1)
+
+
 def test_adopting_links_the_file_and_the_other_name_may_go(store: ObjectStore, tmp_path: Path) -> None:
     (ref,) = write_results(tmp_path, [b"elsewhere"])
     source = tmp_path / ref.name
@@ -283,23 +315,6 @@ def test_the_token_proves_the_same_host(store: ObjectStore, tmp_path: Path) -> N
     assert not same_host(folder, "")
     assert not same_host("", store.token)
     assert not same_host(str(tmp_path), store.token)
-
-
-def test_a_token_that_somebody_else_put_there_proves_nothing_and_holds_nobody_up(tmp_path: Path) -> None:
-    """A manager's folder has a name that all can read; on other nodes anybody can make one of that name."""
-    token = tmp_path / ".token"
-    os.mkfifo(token)
-    assert not same_host(str(tmp_path), "x")
-    token.unlink()
-    (tmp_path / "elsewhere").write_text("x")
-    token.symlink_to("elsewhere")
-    assert not same_host(str(tmp_path), "x")
-    token.unlink()
-    token.write_text("x")
-    assert same_host(str(tmp_path), "x")
-    if os.getuid() == 0:
-        os.chown(token, 65534, 65534)
-        assert not same_host(str(tmp_path), "x")
 
 
 def test_a_full_disk_is_said_to_be_full(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,7 +405,7 @@ def test_folders_that_others_made_under_such_names_are_let_alone_and_keep_nobody
     linked.symlink_to(foreign)
     left = [odd, linked, foreign]
     if os.getuid() == 0:
-        os.chown(foreign, 65534, 65534)
+        os.chown(foreign, NOBODY, NOBODY)
     else:  # nobody else's can be made
         shutil.rmtree(foreign)
         left.remove(foreign)

@@ -361,6 +361,24 @@ async def test_large_arguments_come_first_and_large_results_go_first(manager: Ma
     assert not manager.returned
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make what is another user's")
+async def test_a_store_that_another_user_has_made_anew_is_not_used_and_the_worker_drains(manager: Manager) -> None:
+    """Its name was there for all to see; what is in it is unpickled. Neither arguments nor results go there, and others are to serve."""
+    process = await manager.worker()
+    await manager.library(double)
+    store = store_of(process, manager)
+    shutil.rmtree(store)
+    store.mkdir()
+    store.chmod(0o777)
+    os.chown(store, 65534, 65534)
+    manager.say(RunCalls([manager.call(1, double, 21), manager.call(2, double, os.urandom(OUT_OF_BAND_BYTES))]))
+    assert manager.value(await manager.end(1)) == 42
+    draining = (await manager.hear(WorkerDraining)).reason
+    assert f"{store}: it belongs to another user (number 65534), who has made it since ours was cleaned away" in draining
+    await manager.hear(Goodbye)
+    assert manager.returned == [("draining", 2)]
+
+
 async def test_a_result_that_cannot_stay_leaves_nothing(manager: Manager, mounted: Path) -> None:
     """The cache has no room for it, and nothing else counts what slots leave for the cache."""
     process = await manager.worker("--scratch", str(mounted))

@@ -12,6 +12,8 @@ import pytest
 
 from windlass import pickling
 from windlass.messages import DIED, RAISED, ImportSpec, LibraryFailed, LibraryReady, ObjectName, ObjectRef
+from windlass.ownership import NotOurs
+from windlass.worker.hoist import add_code
 from windlass.worker.slotproc import process_state
 
 _CANDIDATES = [f"/dev/{name}" for name in ("fuse", "kmsg", "net/tun", "loop-control", "rtc0", "cpu_dma_latency", "mem")]
@@ -195,6 +197,21 @@ async def test_code_snapshots_come_first_on_the_path_and_are_unpacked_once(bench
     assert os.listdir(tmp_path / "code") == [name]
     await instance.stop()
     assert os.listdir(tmp_path / "code") == [name], "it is the worker's, not the instance's"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make what is another user's")
+@pytest.mark.asyncio
+async def test_nothing_starts_in_a_scratch_folder_that_another_user_has_made_since(bench: Any, tmp_path: Path) -> None:
+    """What is unpacked there goes on the path; he could put something else in its place."""
+    (tmp_path / "code" / "b3-x").mkdir(parents=True)
+    refs = [ObjectRef(ObjectName("b3-x"), 0)]
+    for folder in (tmp_path, tmp_path / "code"):
+        os.chown(folder, 65534, 65534)
+        with pytest.raises(NotOurs, match=rf"{folder}: it belongs to another user"):
+            bench.start(bench.spec(add), 1)
+        with pytest.raises(NotOurs):
+            add_code(refs, str(bench.store), str(tmp_path / "code"))
+        os.chown(folder, 0, 0)
 
 
 @pytest.mark.asyncio
