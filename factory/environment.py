@@ -24,6 +24,7 @@ from windlass import __version__
 from windlass.environment_archive import boot_of, chunks, head_of, kind_of
 from windlass.environment_boot import BootHead
 from windlass.errors import UsageError
+from windlass.manifests import unpacked_name
 
 log = logging.getLogger("windlass.factory")
 
@@ -138,7 +139,7 @@ def _read(place: Path, size: int, kind: str) -> Environment:
     except OSError as error:
         raise UsageError(f"environment={str(place)!r} cannot be read: {error.strerror or error}") from None
     packed = f"b3-{content.hexdigest(16)}"
-    name = "u3-" + blake3(b"unpack " + packed.encode()).hexdigest(16)
+    name = unpacked_name(packed)
     unpacked = size * GROWS if head is None else int(head.size * SLACK) + head.files * BLOCK // 2
     return Environment(
         str(place),

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from windlass.errors import UsageError
 from windlass.files import LEVELS, File, Level, shown
 from windlass.manager.replicas import RIDE_BYTES
-from windlass.manifests import Manifest
+from windlass.manifests import Manifest, unpacked_name
 from windlass.messages import RESULT, FileName, FileOrigin, FileRef, ObjectRef
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Declaring(ABC):
             raise UsageError(f"declare_archive({archive!r}): it is read in place; declare it with stage='node'")
         packed = archive.ref
         base = packed.base.partition(".")[0] or packed.base
-        ref = FileRef(_made_name("unpack", packed.name, head="u3"), -1, base, _level(level, None))
+        ref = FileRef(unpacked_name(packed.name), -1, base, _level(level, None))
         found = self._declared(ref, FileOrigin(archive=packed), f"{archive.source}, unpacked")
         found.keep = archive  # it is fetched wherever this one is needed
         return found
@@ -332,8 +332,8 @@ def _state_of(folder: str) -> list[tuple[object, ...]]:
     return sorted(found, key=str)
 
 
-def _made_name(*declared: object, head: str = "x3") -> FileName:
+def _made_name(*declared: object) -> FileName:
     import blake3
 
     text = " ".join(map(str, declared)).encode("utf-8", "surrogateescape")
-    return FileName(f"{head}-{blake3.blake3(text).hexdigest(16)}")
+    return FileName(f"x3-{blake3.blake3(text).hexdigest(16)}")

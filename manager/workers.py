@@ -22,6 +22,7 @@ from collections import deque
 import msgspec
 
 from windlass.manager.calls import Call, CallQueue
+from windlass.manifests import is_file_name, unpacked_name
 from windlass.messages import (
     SLOTS_MOST,
     CallId,
@@ -32,6 +33,7 @@ from windlass.messages import (
     LibraryReady,
     LibrarySpec,
     ObjectRef,
+    PoolEnvironment,
     Resources,
     WorkerId,
     WorkerInfo,
@@ -216,7 +218,19 @@ def absurd(info: WorkerInfo) -> str:
     ):
         if not 0 <= number <= most:  # which a NaN is not
             return f"a worker cannot have {number} {what}"
-    return "" if has.gpus <= len(info.gpu_ids) else f"a worker with {has.gpus} GPUs cannot have {len(info.gpu_ids)} ids of them"
+    if has.gpus > len(info.gpu_ids):
+        return f"a worker with {has.gpus} GPUs cannot have {len(info.gpu_ids)} ids of them"
+    return "" if info.environment is None else _absurd_environment(info.environment)
+
+
+def _absurd_environment(said: PoolEnvironment) -> str:
+    """Names must say what the content is: what one worker says of an environment holds for all that have it."""
+    packed, unpacked = said.packed, said.unpacked
+    if not (packed.name.startswith("b3-") and is_file_name(packed.name) and unpacked.name == unpacked_name(packed.name)):
+        return f"environment {unpacked.name} is not what is unpacked of {packed.name}"
+    if not 0 <= packed.size <= 1 << 60 or unpacked.size != -1 or {packed.level, unpacked.level} != {"forever"}:
+        return f"environment {packed.name} cannot have {packed.size} bytes and the levels {packed.level!r} and {unpacked.level!r}"
+    return ""
 
 
 def busy_cores(said: float, of: Resources) -> float:

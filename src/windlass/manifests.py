@@ -99,6 +99,11 @@ def tree_name(encoded: Buffer) -> FileName:
     return FileName("t3-" + hasher(encoded).hexdigest(16))
 
 
+def unpacked_name(packed: str) -> FileName:
+    """The name of what is unpacked of the archive of this name. It says what is in it as much as that one does."""
+    return FileName("u3-" + hasher(b"unpack " + packed.encode()).hexdigest(16))
+
+
 def decode_manifest(data: Buffer) -> Manifest:
     """The manifest that `Manifest.encode` made. Raises `BadTree` for anything that `scan` would not have made."""
     try:

@@ -28,6 +28,8 @@ from windlass.filewire import parse_address
 from windlass.identity import WORKER, Authority, ConnectionFile, Identity, read_connection_file
 from windlass.links import Link
 from windlass.listener import Listener
+from windlass.manager.workers import absurd
+from windlass.manifests import unpacked_name
 from windlass.messages import (
     MAX_FRAME_BYTES,
     PROTOCOL,
@@ -35,6 +37,7 @@ from windlass.messages import (
     FileRef,
     FileSource,
     Hello,
+    PoolEnvironment,
     Refused,
     Resources,
     Welcome,
@@ -291,6 +294,23 @@ def test_a_worker_that_cannot_have_what_it_says_is_refused(manager: Manager) -> 
             assert text.encode() in sock.recv(1000)
     with Factory(manager, "local", cores=1, max_pilots=1):
         run(manager, 10)
+
+
+def test_a_worker_cannot_say_what_the_environment_of_others_is() -> None:
+    """All with an environment of that name run the Python in it: its name must be that of its archive, whose name is its content."""
+    packed, other, named = (f"{head}-{digit * 32}" for head, digit in (("b3", "1"), ("b3", "2"), ("x3", "1")))
+
+    def said(unpacked: str, packed: str, size: int = 9, level: str = "forever") -> str:
+        refs = FileRef(FileName(unpacked), -1, "e", level), FileRef(FileName(packed), size, "e.tar.gz", level)
+        return absurd(WorkerInfo("host", 1, Resources(1.0), environment=PoolEnvironment(*refs, "/shared/e.tar.gz")))
+
+    right = unpacked_name(packed)
+    assert said(right, packed) == ""
+    assert said(right, other) == f"environment {right} is not what is unpacked of {other}"
+    assert "is not what is unpacked of" in said(unpacked_name(named), named)
+    assert "is not what is unpacked of" in said(unpacked_name("b3-../../x"), "b3-../../x")
+    assert "cannot have -1 bytes" in said(right, packed, -1)
+    assert "the levels 'call' and 'call'" in said(right, packed, 9, "call")
 
 
 def test_a_peers_door_serves_those_it_knows_while_strangers_crowd_it(tmp_path: Path) -> None:
