@@ -20,6 +20,9 @@ Where no worker reaches another one, each would find that out for each peer and 
 `PEERS_IN_VAIN` failures in a row, of whomever with whomever, nobody is sent to a peer for `PEERS_PAUSE` seconds.  Then they are again, and
 the next failure is enough, until a peer has given one something.
 
+Names tell what content must be, but for files of a URL or shared path (`OF_ORIGIN`).  Of these the worker that was told to read the origin
+says it first, and its peers see to it that they get the same; whoever else has one before that is no source for others.
+
 A lost file ends what waits for it (`FileLost`), until it is declared anew.  This is a core: answers come out in ``out``, in order.
 """
 
@@ -73,6 +76,8 @@ ORIGIN_PAUSE: Final = 1.0
 PASSING: Final = "call"
 #: Workers of one node share replicas of this level, which may be there before anybody says so.
 OUTLIVES_WORKERS: Final = "forever"
+#: The head of names that say where the content comes from, and not what it is.
+OF_ORIGIN: Final = "x3-"
 
 
 class File(msgspec.Struct, eq=False):
@@ -93,7 +98,7 @@ class File(msgspec.Struct, eq=False):
     fetching: dict[WorkerId, str] = msgspec.field(default_factory=dict[WorkerId, str])
     #: Holders from whom a worker could not have it.
     apart: set[tuple[WorkerId, WorkerId]] = msgspec.field(default_factory=set[tuple[WorkerId, WorkerId]])
-    #: Of the content (`windlass.messages.FileHere`), from who had it first.
+    #: Of the content (`windlass.messages.FileHere`), from who had it first; of a file `OF_ORIGIN` from who read that first.
     digest: str = ""
     #: Failures of the origin in a row, and when it may be tried again.
     failures: int = 0
@@ -308,6 +313,8 @@ class Replicas:
         file = self.files.get(name)
         if file is None:
             return
+        told = file.fetching.get(worker, "")
+        knows = not name.startswith(OF_ORIGIN) or (told != "" and told in (file.origin.url, file.origin.shared))
         self._fetched(file, worker, well=True)
         file.waiting.pop(worker, None)
         if not file.declared and file.passing:
@@ -316,6 +323,8 @@ class Replicas:
             return
         self._touched[name] = None
         file.holders[worker] = file.ready[worker] = None
+        if not knows:
+            return
         file.failures = 0
         file.digest = file.digest or digest
         if file.ref.size < 0:
@@ -512,6 +521,8 @@ class Replicas:
                     self._touched[name] = None  # for somebody who would serve it
 
     def _serves(self, file: File, one: WorkerId, to: WorkerId) -> bool:
+        if not file.digest and one in file.holders and file.ref.name.startswith(OF_ORIGIN):
+            return False  # nobody could tell whether it is the right one
         return not self._no_peers_before and one != to and bool(self._addresses.get(one)) and (to, one) not in file.apart
 
     def _push(self, file: File) -> None:

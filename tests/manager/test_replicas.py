@@ -298,6 +298,49 @@ def test_a_size_that_was_not_known_is_learned(replicas: Replicas) -> None:
     assert replicas.files[url.name].ref.size == 77
 
 
+def test_what_is_in_a_file_of_a_url_is_said_by_who_was_told_to_read_it(replicas: Replicas) -> None:
+    """Its name does not tell, and who has it serves it to all others: a worker that says that it has one is not believed before that."""
+    url, source = FileRef(FileName("x3-" + "3" * 32), -1, "page"), FileSource(url="http://x/page")
+    replicas.declare(url, FileOrigin(url="http://x/page"))
+    reader, early, third, fourth = WORKERS[:4]
+    replicas.wanted(reader, [url.name])
+    assert fetches(replicas) == {reader: source}
+    replicas.here(early, url.name, 1 << 60, "e" * 32)
+    file = replicas.files[url.name]
+    assert (file.digest, file.ref.size) == ("", -1)
+    replicas.wanted(third, [url.name])
+    assert fetches(replicas) == {}  # it waits for the reader, and does not go to the early one
+    replicas.here(reader, url.name, SMALL_BYTES, "d" * 32)
+    assert (file.digest, file.ref.size) == ("d" * 32, SMALL_BYTES)
+    replicas.pump(0.0)
+    ((_, fetch),) = replicas.out
+    assert isinstance(fetch, FetchFile)
+    assert fetch.digest == "d" * 32  # whoever it is from, it must be that
+    replicas.out = []
+    replicas.worker_lost(reader)
+    replicas.wanted(fourth, [url.name])
+    assert fetches(replicas) == {fourth: FileSource(early, (f"{early}:1",))}
+    replicas.failed(fourth, FileFailed(url.name, FileSource(early), "damaged", "not what it should be"), 0.0)
+    assert replicas.out.pop(0) == (early, DropFiles((url.name,), damaged=True))
+    assert fetches(replicas) == {}  # for the third one, who has what the reader had
+
+
+def test_a_worker_that_had_a_file_of_a_shared_path_before_is_no_source_until_one_has_read_that(replicas: Replicas) -> None:
+    """As when it outlives workers: nothing is said of its content."""
+    kept, source = FileRef(FileName("x3-" + "4" * 32), 50 * SMALL_BYTES, "data", "forever"), FileSource(path="/shared/data")
+    replicas.declare(kept, FileOrigin(shared="/shared/data"))
+    replicas.here(WORKERS[0], kept.name, kept.size)
+    replicas.wanted(WORKERS[1], [kept.name])
+    assert fetches(replicas) == {WORKERS[1]: source}
+    replicas.here(WORKERS[1], kept.name, kept.size, "d" * 32)
+    for worker in WORKERS[2:4]:
+        replicas.wanted(worker, [kept.name])
+    replicas.pump(0.0)
+    said = [message for _, message in replicas.out if isinstance(message, FetchFile)]
+    assert {fetch.source.peer for fetch in said} == {WORKERS[0], WORKERS[1]}
+    assert all(fetch.digest == "d" * 32 for fetch in said)
+
+
 def test_a_full_worker_is_given_no_other_source(replicas: Replicas) -> None:
     """It ends by itself what needed the file."""
     replicas.wanted(WORKERS[0], [BIG.name])
