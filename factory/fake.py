@@ -47,7 +47,7 @@ from windlass.factory.backend import (
     Tag,
     pilot_word,
 )
-from windlass.factory.launch import needs_script, pilot_script, with_pilot
+from windlass.factory.launch import needs_script, pilot_script, with_pilot, write_script
 from windlass.factory.logs import PilotLogs
 from windlass.factory.processes import Processes, tail_of
 
@@ -546,7 +546,7 @@ class FakeBackend:
         command = with_pilot(request.command, word)
         if needs_script(request):
             script = self._folder / f"{word}.sh"
-            script.write_text(pilot_script(request, pilot=word))
+            write_script(script, pilot_script(request, pilot=word))
             command = (request.shell, str(script))
         env = {**os.environ, **dict(request.env)}
         log = self._log(start.job)

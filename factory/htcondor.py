@@ -51,7 +51,7 @@ from windlass.factory.backend import (
 from windlass.factory.commands import PASSING
 from windlass.factory.condor_client import COMMAND, CondorClient, NoBindings, Refused
 from windlass.factory.htcondor_words import Incarnation, SubmitOptions
-from windlass.factory.launch import own_template, pilot_script
+from windlass.factory.launch import own_template, pilot_script, write_script
 from windlass.factory.logs import OWN_LOG, PilotLogs
 from windlass.factory.processes import tail_of
 from windlass.units import parse_memory, parse_seconds
@@ -235,9 +235,7 @@ class HTCondorBackend:
         return [*connection, str(self._folder / f"{MODULES}.tar") if environment is None else environment.archive]
 
     def _write(self, request: PilotRequest, script: str) -> None:
-        path = self._script_path(request)
-        path.write_text(script)
-        path.chmod(0o700)
+        write_script(self._script_path(request), script)
         modules = self._folder / f"{MODULES}.tar"
         if not self._options.shared_files and request.environment is None and not modules.exists():
             from windlass.factory.shipping import write_modules

@@ -124,6 +124,14 @@ def pilot_script(request: PilotRequest, *, template: str = "pilot.sh.j2", **valu
     return script
 
 
+def write_script(path: Path, script: str) -> None:
+    """Write a script for this user alone, as it has the values of ``env=``. Raises `OSError`."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o700)
+    with os.fdopen(descriptor, "w") as file:
+        os.fchmod(descriptor, 0o700)  # one that was there keeps its mode
+        file.write(script)
+
+
 def _what_is_wrong(error: Exception) -> str:
     import jinja2
 

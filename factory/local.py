@@ -29,7 +29,7 @@ from windlass.factory.backend import (
     pilot_word,
 )
 from windlass.factory.commands import PASSING
-from windlass.factory.launch import needs_script, pilot_script, with_pilot
+from windlass.factory.launch import needs_script, pilot_script, with_pilot, write_script
 from windlass.factory.logs import PilotLogs
 from windlass.factory.processes import Process, Processes, tail_of
 
@@ -114,7 +114,7 @@ class LocalBackend:
         command = with_pilot(request.command, pilot_word(job, 0))
         if needs_script(request):
             script = self._places.run / f"{job}.sh"
-            script.write_text(pilot_script(request, pilot=pilot_word(job, 0)))
+            write_script(script, pilot_script(request, pilot=pilot_word(job, 0)))
             command = (request.shell, str(script))
         env = {**os.environ, **dict(request.env)}
         self._table.start(job, command, env, self._places.run / f"{job}.log", grace=request.grace, walltime=request.walltime)

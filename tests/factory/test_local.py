@@ -131,12 +131,16 @@ def test_a_process_that_cannot_be_watched_does_not_stay(
 
 
 def test_setup_lines_run_first_in_the_shell_of_the_worker(local: Local, make_request: MakeRequest, tmp_path: Path) -> None:
+    """The script, which has the values of ``env=``, is for this user alone."""
     out = tmp_path / "out"
     body = f"import os; open({str(out)!r}, 'w').write(os.environ['A'] + os.environ['B'] + os.environ['C'])"
     local.submit(make_request(body, setup=("A=1", "export A", "B='2 3'; export B # a comment"), env=(("C", "it's"),)))
     [state] = local.ended()
     assert state.exit_status == 0
     assert out.read_text() == "12 3it's"
+    (script,) = local.folder.rglob("*.sh")
+    assert script.stat().st_mode & 0o777 == 0o700
+    assert "it'" in script.read_text()
 
 
 def test_a_setup_line_that_fails_ends_the_pilot_and_is_named(local: Local, make_request: MakeRequest) -> None:
