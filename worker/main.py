@@ -14,7 +14,7 @@ How it ends::
     end      everything is killed first, then Goodbye: what ran goes back to the queue        exit 0
     refused  the manager will not have it, the text is on stderr                              exit 3
     lost     the manager was not reached for manager_timeout                                  exit 4
-    cannot   no connection file, no scratch folder: the text is on stderr                     exit 5
+    cannot   no connection file, no scratch folder, or else: the text is on stderr            exit 5
 
 A manager that welcomes with another session does not know this worker's calls: it has queued them anew, or was started anew
 itself. The worker ends what it runs and goes on with nothing; what a manager with a journal had sent runs on as `Orphans`.

@@ -7,7 +7,8 @@ last as long as the manager knows this worker.  Objects go over data connections
 own certificate, since peers must know each other: the first file that is wanted hurries the enrolment (`needed`), and what is to be said
 about files waits until then, so that the manager knows how peers reach this worker before it chooses a source for it.
 
-Where the disk takes not even a folder, a link or a lock for a file, the worker drains: what needs files goes back, what runs goes on.
+Where the disk takes not even a folder, a link or a lock for a file, or where another user has made one of the folders anew
+(`windlass.ownership`), the worker drains: what needs files goes back, what runs goes on.
 """
 
 from __future__ import annotations
