@@ -376,7 +376,7 @@ class Core(Attempts):
             elif isinstance(message, FilesGone):
                 self.replicas.gone(worker_id, message.names)
             elif isinstance(message, Serving):
-                self.replicas.serving(worker_id, message.addresses)
+                self.replicas.serving(worker_id, message.addresses, worker.info.host)
             elif isinstance(message, WorkerReport):
                 worker.memory_used, worker.memory_limit = message.memory_used, message.memory_limit
                 worker.cache_bytes = message.cache_bytes

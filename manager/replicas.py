@@ -35,6 +35,7 @@ from typing import Final
 
 import msgspec
 
+from windlass.addresses import is_loopback
 from windlass.messages import (
     RESULT,
     DropFiles,
@@ -154,6 +155,9 @@ class Replicas:
         self._delayed: dict[FileName, None] = {}
         self._retry_at = 0.0
         self._addresses: dict[WorkerId, tuple[str, ...]] = {}
+        #: Where those are that serve, and which of them serve by loopback: they enrolled when the manager listened nowhere else.
+        self._hosts: dict[WorkerId, str] = {}
+        self._near: set[WorkerId] = set()
         #: Fetches from peers that failed since one of them did not, and until when none is tried; 0: they are.
         self._in_vain = 0
         self._no_peers_before = 0.0
@@ -274,9 +278,13 @@ class Replicas:
 
     # ------------------------------------------------------------ workers
 
-    def serving(self, worker: WorkerId, addresses: tuple[str, ...]) -> None:
-        """A worker's peers can reach it."""
-        self._addresses[worker] = addresses
+    def serving(self, worker: WorkerId, addresses: tuple[str, ...], host: str = "") -> None:
+        """A worker's peers can reach it; those on its own ``host`` only where that is by loopback."""
+        self._addresses[worker], self._hosts[worker] = addresses, host
+        if all(is_loopback(address.rpartition(":")[0].strip("[]")) for address in addresses):
+            self._near.add(worker)
+        else:
+            self._near.discard(worker)
         for name, file in self.files.items():
             if worker in file.holders:
                 file.ready[worker] = None
@@ -382,6 +390,8 @@ class Replicas:
     def worker_lost(self, worker: WorkerId, *, orderly: bool = False) -> None:
         """A worker is gone with its replicas; ``orderly``: it was let go, or came to its walltime."""
         self._addresses.pop(worker, None)
+        self._hosts.pop(worker, None)
+        self._near.discard(worker)
         for file in list(self.files.values()):
             if file.waiting:
                 self._touched[file.ref.name] = None  # of two holders that were both busy this may have been one
@@ -523,6 +533,8 @@ class Replicas:
     def _serves(self, file: File, one: WorkerId, to: WorkerId) -> bool:
         if not file.digest and one in file.holders and file.ref.name.startswith(OF_ORIGIN):
             return False  # nobody could tell whether it is the right one
+        if one in self._near and self._hosts.get(one) != self._hosts.get(to):
+            return False
         return not self._no_peers_before and one != to and bool(self._addresses.get(one)) and (to, one) not in file.apart
 
     def _push(self, file: File) -> None:

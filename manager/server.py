@@ -28,11 +28,11 @@ from typing import Any, Final
 import msgspec
 
 from windlass import loops
+from windlass.addresses import is_loopback
 from windlass.blocking import in_thread
 from windlass.bulk import BulkServer
 from windlass.dataplane import DataServer
 from windlass.errors import Closed, UsageError
-from windlass.filewire import is_loopback
 from windlass.identity import Authority, Identity
 from windlass.links import Link
 from windlass.listener import Listener

@@ -50,6 +50,7 @@ CORES = (
     "src/windlass/framing.py",
     "src/windlass/strangers.py",
     "src/windlass/permits.py",
+    "src/windlass/addresses.py",
     "src/windlass/manifests.py",
     "manager/lineage.py",
     "manager/blocked.py",

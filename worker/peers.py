@@ -22,9 +22,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from windlass import __version__
+from windlass.addresses import is_loopback
 from windlass.errors import UsageError
 from windlass.fileserver import FileServer, Find, PlainFile, ServedFile, ServedTree
-from windlass.filewire import format_address, hang_up, is_loopback
+from windlass.filewire import format_address, hang_up
 from windlass.identity import WORKER, Address, ConnectionFile, Identity, serving_context
 from windlass.messages import FileName, GetFile, Hello, Refused, Welcome
 from windlass.permits import NotPermitted, check_permit

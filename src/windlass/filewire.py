@@ -122,11 +122,6 @@ def parse_address(text: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether this leads to the host that it is dialled on, whichever that is."""
-    return host.startswith("127.") or host in ("::1", "localhost")
-
-
 def format_address(host: str, port: int) -> str:
     """The contrary of `parse_address`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
