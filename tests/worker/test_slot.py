@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 import signal
@@ -295,23 +296,26 @@ async def test_a_call_knows_itself(bench: Any) -> None:
 
 @pytest.mark.asyncio
 async def test_slots_draw_different_random_numbers(bench: Any) -> None:
-    """Python's generator and numpy's, also in mode fork."""
+    """Python's generator, numpy's and, where it is installed, that of torch, also in mode fork."""
 
-    def draw() -> tuple[float, float]:
+    def draw() -> tuple[float, ...]:
         import random
+        import sys
         import time
 
         import numpy
 
         time.sleep(0.02)
-        return random.random(), float(numpy.random.random())
+        torch: Any = sys.modules.get("torch")
+        return random.random(), float(numpy.random.random()), *([float(torch.rand(()))] if torch else [])
 
-    imports = (ImportSpec("numpy.random", True), ImportSpec("random", True))
+    has_torch = importlib.util.find_spec("torch") is not None
+    imports = tuple(ImportSpec(name, True) for name in ("numpy.random", "random", *(["torch"] if has_torch else [])))
     instance = await bench.serving(bench.spec(draw, imports=imports, mode="fork"), 2)
     calls = [bench.call(draw) for _ in range(6)]
     instance.feed(calls)
     drawn = [bench.value(await bench.end(call)) for call in calls]
-    assert len({number for pair in drawn for number in pair}) == 12
+    assert len({number for one in drawn for number in one}) == (18 if has_torch else 12)
 
 
 # ---------------------------------------------------------------- mode "fork"
