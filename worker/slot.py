@@ -536,8 +536,9 @@ def settle(link: Link, setup: Setup, gpu_ids: tuple[str, ...]) -> None:
     os.dup2(link.err, 2)
     os.chdir(setup.work_folder)
     if setup.spec.per_slot.gpus:
-        for variable in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
-            os.environ[variable] = ",".join(gpu_ids)
+        from windlass.worker.node import own_gpu_variables
+
+        os.environ.update(own_gpu_variables(gpu_ids))
     forks.reseed()
     gc.enable()
     STATE.library, STATE.slot, STATE.row, STATE.cache_folder = setup.spec.name, link.row, link.first, setup.cache_folder
