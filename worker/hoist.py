@@ -260,7 +260,7 @@ def _devices() -> list[str]:
 
 
 def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return bounded(f"{type(error).__name__}: {error}") if str(error) else type(error).__name__
 
 
 def _trace() -> str:

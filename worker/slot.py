@@ -409,7 +409,7 @@ class Slot:
         import traceback
 
         told = bounded("".join(traceback.format_exception(error)), 24 << 10)
-        return BAD_CALL, b"", EndDetail(text=f"{text}: {type(error).__name__}: {error}\n{told}")
+        return BAD_CALL, b"", EndDetail(text=bounded(f"{text}: {type(error).__name__}: {error}", 24 << 10) + f"\n{told}")
 
     def bad_result(self, run: CallRun, value: object, error: BaseException) -> str:
         """Why a result cannot travel, and what to do."""

@@ -59,6 +59,7 @@ from windlass.worker.slotlink import (
     SPILLED,
     STARTED_AT,
     Setup,
+    bounded,
 )
 from windlass.worker.streams import Kept, Streams
 
@@ -294,14 +295,14 @@ class TaskSlot(Slot):
         return place.out.take() + out, place.err.take() + err
 
     def reply(self, place: Place, end: CallEnd) -> None:
-        place.answered = True
         self.send(end)
+        place.answered = True
 
     def ended(self, place: Place, task: asyncio.Task[None]) -> None:
         """Its task is over."""
         if not task.cancelled() and (error := task.exception()) is not None and not place.answered:
             # Not the function's, for these are answered: something of ours.
-            text = f"its slot could not answer for it: {type(error).__name__}: {error}"
+            text = bounded(f"its slot could not answer for it: {type(error).__name__}: {error}")
             self.reply(place, self.end_of(place, BAD_CALL, EndDetail(text=text)))
         elif not place.answered:  # cancelled before it had begun
             self.reply(place, self.end_of(place, CANCELLED))

@@ -27,12 +27,15 @@ def add(a: int, b: int) -> int:
 
 @pytest.mark.asyncio
 async def test_whatever_a_function_raises_is_its_answer(bench: Any) -> None:
-    """SystemExit and KeyboardInterrupt too; the slot lives on."""
+    """SystemExit and KeyboardInterrupt too, and with a text that cannot be encoded; the slot lives on."""
 
     def fail(kind: type[BaseException]) -> None:
         raise kind("the end")
 
-    await bench.serving(bench.spec(fail, add))
+    def complain(name: str) -> None:
+        raise ValueError(f"cannot read {name}")
+
+    await bench.serving(bench.spec(fail, complain, add))
     for kind in (ValueError, SystemExit, KeyboardInterrupt, GeneratorExit):
         end = await bench.run(fail, kind)
         assert end.outcome == RAISED
@@ -42,6 +45,8 @@ async def test_whatever_a_function_raises_is_its_answer(bench: Any) -> None:
         assert end.detail.types[0] == f"builtins.{kind.__name__}"
         assert "in fail" in str(error.__cause__)
         assert "in answer" not in str(error.__cause__), "our own frames tell the user nothing"
+    error = pickling.unpack_exception((await bench.run(complain, "caf\udce9.dat")).payload)
+    assert error.args == ("cannot read caf\udce9.dat",)
     assert len(set(bench.instances[0].slot_pids())) == 1
     assert bench.value(await bench.run(add, 1, 2)) == 3
 
