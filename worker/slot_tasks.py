@@ -102,7 +102,7 @@ class TaskSlot(Slot):
 
     def serve(self) -> None:
         """Until the worker is gone, wants this slot to leave, or it has run its share of calls."""
-        self.stdout, self.stderr = sys.stdout, sys.stderr = Streams(sys.stdout, "out", _current), Streams(sys.stderr, "err", _current)
+        self.sort_output()
         # Watches of calls are not to wait for bytes that this loop reads.
         STATE.tasks, STATE.warnings = _current, -1
         self.loop = own_loop()
@@ -288,6 +288,14 @@ class TaskSlot(Slot):
             while not ending.done():
                 with suppress(asyncio.CancelledError):
                     await asyncio.shield(ending)
+
+    def sort_output(self) -> None:
+        """From now on what is written to the standard streams goes to the call that writes it."""
+        self.stdout, self.stderr = sys.stdout, sys.stderr = Streams(sys.stdout, "out", _current), Streams(sys.stderr, "err", _current)
+
+    def mend_output(self) -> None:
+        super().mend_output()
+        self.sort_output()
 
     def words_of(self, place: Place) -> tuple[bytes, bytes]:
         """What the call has written, and what was written past the streams since a call last ended."""

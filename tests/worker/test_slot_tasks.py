@@ -266,7 +266,13 @@ async def test_memory_is_the_slots_so_for_want_of_it_all_in_it_end(bench: Any, t
 
 @pytest.mark.asyncio
 async def test_each_call_has_its_own_output(bench: Any, tmp_path: Path) -> None:
-    """Also from its threads and tasks; what is written past the streams is not lost."""
+    """Also from its threads and tasks, and after one that has replaced a stream; what is written past the streams is not lost."""
+
+    def silences() -> None:
+        import io
+        import sys
+
+        sys.stdout = io.StringIO()
 
     async def says(name: str) -> None:
         import sys
@@ -280,7 +286,8 @@ async def test_each_call_has_its_own_output(bench: Any, tmp_path: Path) -> None:
         os.write(1, b"past\n")
         assert sys.stdout.fileno() == 1
 
-    instance = await bench.serving(bench.spec(says, concurrency=10))
+    instance = await bench.serving(bench.spec(says, silences, concurrency=10))
+    assert (await bench.run(silences)).outcome == RETURNED
     calls = {name: bench.call(says, name) for name in "abcdef"}
     instance.feed(list(calls.values()))
     past = 0
