@@ -278,6 +278,7 @@ async def test_each_call_has_its_own_output(bench: Any, tmp_path: Path) -> None:
         import sys
 
         print("begin", name)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         await asyncio.sleep(0.02)
         await asyncio.to_thread(print, "thread", name)
         await asyncio.gather(*(asyncio.to_thread(print, "of a task", name) for _ in range(1)))
