@@ -28,7 +28,7 @@ import sys
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
 from time import time as now
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -62,6 +62,9 @@ from windlass.worker.slotlink import (
     bounded,
 )
 from windlass.worker.streams import Kept, Streams
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 #: So many calls more than another slot are many, and so many seconds a moment.
 MANY_MORE = 4
@@ -97,6 +100,8 @@ class TaskSlot(Slot):
         self.alone: Place | None = None
         self.claims = self.full = self.over = self.holds_back = self.held_back = False
         self.count = 0
+        #: Threads that wait for what calls have registered.
+        self.enders: ThreadPoolExecutor | None = None
         self.buffer = bytearray(MAX_PACKET)
         self.decode = msgspec.msgpack.Decoder(CallRun).decode
 
@@ -284,7 +289,12 @@ class TaskSlot(Slot):
         """Have nothing more called that the call registered. Not in this thread: what is being called may wait for this loop."""
         watch, place.watch = place.watch, None
         if watch is not None:
-            ending = self.loop.run_in_executor(None, watch.end)
+            if self.enders is None:
+                from concurrent.futures import ThreadPoolExecutor
+
+                # Not the loop's own threads: calls may have them all, for long. As many as may have to wait, made when needed.
+                self.enders = ThreadPoolExecutor(self.setup.spec.concurrency, "windlass-on-warning")
+            ending = self.loop.run_in_executor(self.enders, watch.end)
             while not ending.done():
                 with suppress(asyncio.CancelledError):
                     await asyncio.shield(ending)

@@ -392,6 +392,34 @@ async def test_calls_are_warned_of_their_pilots_end(bench: Any, tmp_path: Path) 
 
 
 @pytest.mark.asyncio
+async def test_an_answer_does_not_wait_for_threads_of_other_calls(bench: Any, tmp_path: Path) -> None:
+    """One that has registered for its pilot's end needs a thread to end that, and others may have all threads of the loop."""
+
+    async def crowd(path: str) -> None:
+        import threading
+
+        enough = threading.Event()
+        waits = [asyncio.ensure_future(asyncio.to_thread(enough.wait)) for _ in range(33)]
+        await asyncio.sleep(0)
+        await until_there(path)
+        enough.set()
+        await asyncio.gather(*waits)
+
+    async def registers() -> int:
+        windlass.on_warning(print)
+        return 1
+
+    instance = await bench.serving(bench.spec(crowd, registers, concurrency=8))
+    call = bench.call(crowd, str(tmp_path / "go"))
+    instance.feed([call])
+    await begun(tmp_path / "go")
+    assert bench.value(await bench.run(registers)) == 1
+    assert call.call in {one.call for one in instance.running()}
+    (tmp_path / "go").touch()
+    assert (await bench.end(call)).outcome == RETURNED
+
+
+@pytest.mark.asyncio
 async def test_a_plain_function_runs_alone_and_in_its_turn(bench: Any, tmp_path: Path) -> None:
     """It waits until those under way have ended, nothing starts meanwhile, and it may run a loop of its own."""
 
