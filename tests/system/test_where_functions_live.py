@@ -270,7 +270,8 @@ def test_functions_of_installed_modules_and_builtins_go_by_name() -> None:
 def test_an_edited_helper_is_used_by_the_next_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that is edited while the program runs (as notebooks' users do) is sent again; old pilots load the new text.
 
-    That holds for functions that use it, for others that are given an instance of a class of it, and when an edit is undone.
+    That holds for functions that use it, for others that are given an instance of a class of it, also one that a call gave before
+    the edit, and when the edit is undone.
     """
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -288,6 +289,12 @@ def test_an_edited_helper_is_used_by_the_next_calls(tmp_path: Path, monkeypatch:
     def answer_of(thing: Any) -> int:
         return int(thing.answer())
 
+    def answers_of(*things: Any) -> list[int]:
+        return [thing.answer() for thing in things]
+
+    def same(thing: Any) -> Any:
+        return thing
+
     with windlass.Executor("local", cores=1) as pool:
 
         def answers() -> list[int]:
@@ -295,6 +302,7 @@ def test_an_edited_helper_is_used_by_the_next_calls(tmp_path: Path, monkeypatch:
             return [call.result(20) for call in calls]
 
         assert answers() == [1, 1, 1]
+        before = [pool.submit(same, thing) for thing in things]
         for number in (22, 1):
             for path in (helper, given):
                 path.write_text(text.replace("1", str(number)))
@@ -306,12 +314,13 @@ def test_an_edited_helper_is_used_by_the_next_calls(tmp_path: Path, monkeypatch:
                 assert set(found) <= {1, 22}
                 _wait_a_little()
             assert answers() == [number] * 3
+            assert pool.submit(answers_of, *before, *things).result(20) == [number] * 4
 
 
 def _wait_a_little() -> None:
     import time
 
-    time.sleep(0.01)  # the cache of files is a matter of time alone
+    time.sleep(0.05)  # the cache of files is a matter of time alone
 
 
 NOTEBOOK = """
