@@ -81,7 +81,7 @@ class CallKeywords(TypedDict, total=False):
     cores: float
     #: Bytes or ``"2GB"``; ``"auto"``: a slot's share, and a larger one after running out of it.
     memory: int | str
-    #: GPUs it needs; it gets them by id, in ``CUDA_VISIBLE_DEVICES``.
+    #: GPUs it needs; it gets them by id, in ``CUDA_VISIBLE_DEVICES`` (AMD: ``ROCR_VISIBLE_DEVICES``).
     gpus: int
     #: Seconds (or ``"2h"``) you expect it to take; None: learn it.
     expected_time: float | str | None

@@ -433,6 +433,8 @@ class Door(Implicit, Declaring):
                 f"options={options!r}: options are given to an executor: Executor(None, manager=manager).with_options(cores=2)"
             )
         defined = define(fn, self._put_forever)
+        if self._implicit_code:
+            self._look_for_edits()
         latest = self._latest
         if concurrency != 1 and not is_async(fn):
             concurrency = 1

@@ -53,6 +53,7 @@ from windlass.messages import (
     RemoveLibrary,
 )
 from windlass.pickling import wrap_large
+from windlass.snapshots import module_of
 
 #: A function is defined again for a call that comes when so many others have been; a manager remembers more for each program.
 _DEFINED_MOST: Final = 500
@@ -111,13 +112,16 @@ class Holes:
         return joined.given, (index,)
 
     def with_code(self, code: tuple[ObjectRef, ...]) -> tuple[ObjectRef, ...]:
-        """All code to install before the arguments are read: these snapshots, and those that the inputs may name."""
-        wanted = dict.fromkeys(code)
+        """All code to install before the arguments are read: these snapshots, and those that the inputs may name. Of a module one text."""
+        wanted = {module_of(ref): ref for ref in code}
+        of_library = {module_of(ref) for ref in self._library} if self.found else set[str]()
         for future in self.found:
             if future.target is not None and future.target.code != self._library:
-                wanted.update(dict.fromkeys(ref for ref in future.target.code if ref not in self._library))
-        self.code = tuple(ref for ref in wanted if ref not in self._library)
-        return tuple(wanted)
+                for ref in future.target.code:
+                    if (module := module_of(ref)) not in of_library:
+                        wanted.setdefault(module, ref)
+        self.code = tuple(ref for ref in wanted.values() if ref not in self._library)
+        return tuple(wanted.values())
 
     def refusal(self, value: object) -> str:
         """Why this cannot be an argument, if it is a future that cannot; "" for all else."""

@@ -7,6 +7,9 @@ more imports follows the old one, so busy slots finish undisturbed.  Versions ar
 share warm instances.  Async functions of which slots are to run many at once have one of their own, for each such number, and so have calls
 that want GPUs: a slot has as many as one of its calls.
 
+A version has one text of each local module.  When one was edited, which is looked for once a second, the next call is for a version with
+the new text; when the edit is undone, for the old version again.
+
 A loop calls one function again and again, so what was called last stands ready: whoever submits looks there first.
 """
 
@@ -15,13 +18,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from windlass import snapshots
+from windlass.errors import UsageError
 from windlass.manager.call import IMPLICIT, Target
 from windlass.manager.library import Library
 from windlass.messages import (
@@ -64,7 +71,11 @@ class Implicit:
         self._lock = threading.RLock()
         self._implicit: dict[SlotShape, LibrarySpec] = {}
         self._implicit_imports: dict[str, ImportSpec] = {}
+        #: The newest text of each local module that functions needed.
         self._implicit_code: dict[str, ObjectRef] = {}
+        #: When to look whether it still is, on the monotonic clock, and the edits that were known at the last look.
+        self._look_at = 0.0
+        self._edits = 0
         #: By function, whether equal calls of it are one, and the library.
         self._defined: OrderedDict[tuple[FunctionId, bool, SlotShape], Target] = OrderedDict()
         #: What was called last, and how: no other function has been defined since, nor another version.
@@ -78,17 +89,39 @@ class Implicit:
     def _remembering(self, memoize: bool) -> bytes:
         """How calls of a function are remembered; empty: not at all."""
 
+    def _look_for_edits(self) -> None:
+        """See that the next version has the modules' texts of now: arguments will name these, also of functions that do not."""
+        if snapshots.edits == self._edits and time.monotonic() < self._look_at:
+            return
+        with self._lock:
+            self._edits = snapshots.edits
+            with suppress(UsageError):  # one has become too large: told when a function or an argument needs it
+                for ref in snapshots.snapshots_of(self._implicit_code, self._put_forever):
+                    self._have_code(ref, new=False)
+            self._look_at = snapshots.looks_again_at(self._implicit_code)
+
+    def _have_code(self, ref: ObjectRef, *, new: bool) -> None:
+        """This is the text of a module from now on. ``new``: also of a module that no function has needed yet."""
+        module = snapshots.module_of(ref)
+        known = self._implicit_code.get(module)
+        if known != ref and (known is not None or new):
+            self._implicit_code[module] = ref
+            self._latest = None
+
     def _implicit_target(self, fn: Callable[..., Any], defined: Defined, memoize: bool, shape: SlotShape) -> tuple[LibrarySpec, Target]:
         """The implicit library with all that the function needs, and what a call of it is for."""
         definition = defined.definition
         with self._lock:
+            for ref in definition.code:
+                self._have_code(ref, new=True)
             spec = self._implicit.get(shape)
             if (
                 spec is None
                 or not {one.module for one in spec.imports}.issuperset(one.module for one in defined.imports)
                 or not {ref.name for ref in spec.code}.issuperset(ref.name for ref in definition.code)
+                or not {ref.name for ref in self._implicit_code.values()}.issuperset(ref.name for ref in spec.code)
             ):
-                spec = self._next_implicit(defined.imports, definition.code, shape)
+                spec = self._next_implicit(defined.imports, shape)
             key = (definition.id, memoize, shape)
             target = self._defined.get(key)
             if target is None:
@@ -104,14 +137,13 @@ class Implicit:
             self._latest = defined, memoize, shape.concurrency, shape.gpus, spec, target
         return spec, target
 
-    def _next_implicit(self, imports: tuple[ImportSpec, ...], code: tuple[ObjectRef, ...], shape: SlotShape) -> LibrarySpec:
+    def _next_implicit(self, imports: tuple[ImportSpec, ...], shape: SlotShape) -> LibrarySpec:
         self._implicit_imports.update((one.module, one) for one in imports)
-        # The newest first: an edited module comes before what it was.
-        self._implicit_code = {**{ref.name: ref for ref in code}, **self._implicit_code}
         base = Library(IMPLICIT, imports=None, concurrency=shape.concurrency, gpus=shape.gpus or None).spec(self._put_forever)
         hoisted = tuple(sorted(self._implicit_imports.values(), key=lambda one: one.module))
         old = self._implicit.get(shape)
-        draft = msgspec.structs.replace(base, id=LibraryId(""), imports=hoisted, code=tuple(self._implicit_code.values()))
+        code = tuple(ref for _, ref in sorted(self._implicit_code.items()))
+        draft = msgspec.structs.replace(base, id=LibraryId(""), imports=hoisted, code=code)
         digest = hashlib.blake2b(msgspec.msgpack.encode(draft), digest_size=8).hexdigest()
         spec = self._implicit[shape] = msgspec.structs.replace(draft, id=LibraryId(f"{IMPLICIT}@{digest}"))
         self._client.say(InstallLibrary(spec))

@@ -194,7 +194,10 @@ class MapResults(Iterator[R], Generic[R]):
                     self.close()
                     raise StopIteration
                 # No name for the future: what has been given must not be kept alive from here.
-                value = self._next_ended().result()
+                try:
+                    value = self._next_ended().result()
+                except StopIteration as error:  # the function's own: whoever iterates would take it for the end
+                    raise RuntimeError("a call of map() raised StopIteration") from error
                 self._taken += 1
                 if not self._chunked:
                     return self._give(value)

@@ -106,6 +106,10 @@ def reseed() -> None:
     if numpy_random is not None:
         with suppress(Exception):
             numpy_random.seed()
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        with suppress(Exception):  # the one of processors, made by the import; those of devices are made in the fork
+            torch.default_generator.seed()
 
 
 def _ignored(_signal: int, _frame: Any) -> None:

@@ -84,7 +84,7 @@ def load(setup: Setup, announce: Callable[[Step], None], *, with_context: bool) 
             "again, with the worker's version in it",
         )
     library = Library(spec)
-    snapshots.call_code_folder = setup.code_folder
+    snapshots.call_code_folder, snapshots.library_code = setup.code_folder, spec.code
     try:
         add_code(spec.code, setup.store_folder, setup.code_folder, spec.paths)
     except Exception as error:
@@ -264,7 +264,7 @@ def _devices() -> list[str]:
 
 
 def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return bounded(f"{type(error).__name__}: {error}") if str(error) else type(error).__name__
 
 
 def _trace() -> str:

@@ -218,6 +218,13 @@ def out_of_memory_text(usage: Usage, limit: int, *, shared: bool = False) -> str
     def show(size: int) -> str:
         return f"{size / (1 << 30):.2f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MiB"
 
+    if usage.used <= usage.share:
+        who = "the slot in which it ran, with others at the same time," if shared else "the call"
+        return (
+            f"{who} used {show(usage.used)} of memory when the pilot's limit of {show(limit)} was reached, no more than its share of "
+            f"{show(usage.share)}, but the most of those that ran: imports, a shared context and idle slots have the rest; give the pilots "
+            "more memory or fewer slots, or the library max_calls=..., which lets go what slots have kept"
+        )
     if shared:
         return (
             f"the slot in which it ran, with others at the same time, used {show(usage.used)} of memory when the pilot's limit of "

@@ -180,8 +180,34 @@ def own_gpu_ids(asked: int) -> tuple[str, ...]:
     """The GPUs that this process may use; `asked` -1: all."""
     if asked == 0:
         return ()
-    known = any(name in os.environ for name in GPU_VARIABLES)
-    return gpu_ids(asked, os.environ, () if known else os.listdir("/dev"))
+    environ = dict(os.environ)
+    if "ROCR_VISIBLE_DEVICES" in environ and has_amd_gpus():
+        environ.pop("CUDA_VISIBLE_DEVICES", None)  # which counts among those there
+    known = any(name in environ for name in GPU_VARIABLES)
+    return gpu_ids(asked, environ, () if known else os.listdir("/dev"))
+
+
+def gpu_variables(ids: Sequence[str], amd: bool) -> dict[str, str]:
+    """What shows these GPUs to a process, and no others; ``amd``: they are AMD's.
+
+    There one layer hides all but those in its variable, and the layer above, which reads CUDA's variable as well as its own, counts what is
+    left from 0.
+    """
+    given, counted = ",".join(ids), ",".join(map(str, range(len(ids))))
+    variables = {"CUDA_VISIBLE_DEVICES": given, "ROCR_VISIBLE_DEVICES": given, "NVIDIA_VISIBLE_DEVICES": given}
+    if amd:
+        variables["CUDA_VISIBLE_DEVICES"] = variables["HIP_VISIBLE_DEVICES"] = counted
+    return variables
+
+
+def has_amd_gpus() -> bool:
+    """The GPUs of this machine are AMD's. One with cards of NVIDIA may have the driver of its processor's own graphics as well."""
+    return os.path.exists("/dev/kfd") and not os.path.exists("/dev/nvidiactl")
+
+
+def own_gpu_variables(ids: Sequence[str]) -> dict[str, str]:
+    """`gpu_variables` on this machine."""
+    return gpu_variables(ids, has_amd_gpus())
 
 
 def own_parents(environ: Mapping[str, str]) -> tuple[int, ...]:

@@ -411,7 +411,7 @@ class Slot:
         import traceback
 
         told = bounded("".join(traceback.format_exception(error)), 24 << 10)
-        return BAD_CALL, b"", EndDetail(text=f"{text}: {type(error).__name__}: {error}\n{told}")
+        return BAD_CALL, b"", EndDetail(text=bounded(f"{text}: {type(error).__name__}: {error}", 24 << 10) + f"\n{told}")
 
     def bad_result(self, run: CallRun, value: object, error: BaseException) -> str:
         """Why a result cannot travel, and what to do."""
@@ -538,8 +538,9 @@ def settle(link: Link, setup: Setup, gpu_ids: tuple[str, ...]) -> None:
     os.dup2(link.err, 2)
     os.chdir(setup.work_folder)
     if setup.spec.per_slot.gpus:
-        for variable in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
-            os.environ[variable] = ",".join(gpu_ids)
+        from windlass.worker.node import own_gpu_variables
+
+        os.environ.update(own_gpu_variables(gpu_ids))
     forks.reseed()
     gc.enable()
     STATE.library, STATE.slot, STATE.row, STATE.cache_folder = setup.spec.name, link.row, link.first, setup.cache_folder

@@ -28,7 +28,7 @@ import sys
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
 from time import time as now
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -59,8 +59,12 @@ from windlass.worker.slotlink import (
     SPILLED,
     STARTED_AT,
     Setup,
+    bounded,
 )
 from windlass.worker.streams import Kept, Streams
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 #: So many calls more than another slot are many, and so many seconds a moment.
 MANY_MORE = 4
@@ -96,12 +100,14 @@ class TaskSlot(Slot):
         self.alone: Place | None = None
         self.claims = self.full = self.over = self.holds_back = self.held_back = False
         self.count = 0
+        #: Threads that wait for what calls have registered.
+        self.enders: ThreadPoolExecutor | None = None
         self.buffer = bytearray(MAX_PACKET)
         self.decode = msgspec.msgpack.Decoder(CallRun).decode
 
     def serve(self) -> None:
         """Until the worker is gone, wants this slot to leave, or it has run its share of calls."""
-        self.stdout, self.stderr = sys.stdout, sys.stderr = Streams(sys.stdout, "out", _current), Streams(sys.stderr, "err", _current)
+        self.sort_output()
         # Watches of calls are not to wait for bytes that this loop reads.
         STATE.tasks, STATE.warnings = _current, -1
         self.loop = own_loop()
@@ -284,10 +290,23 @@ class TaskSlot(Slot):
         """Have nothing more called that the call registered. Not in this thread: what is being called may wait for this loop."""
         watch, place.watch = place.watch, None
         if watch is not None:
-            ending = self.loop.run_in_executor(None, watch.end)
+            if self.enders is None:
+                from concurrent.futures import ThreadPoolExecutor
+
+                # Not the loop's own threads: calls may have them all, for long. As many as may have to wait, made when needed.
+                self.enders = ThreadPoolExecutor(self.setup.spec.concurrency, "windlass-on-warning")
+            ending = self.loop.run_in_executor(self.enders, watch.end)
             while not ending.done():
                 with suppress(asyncio.CancelledError):
                     await asyncio.shield(ending)
+
+    def sort_output(self) -> None:
+        """From now on what is written to the standard streams goes to the call that writes it."""
+        self.stdout, self.stderr = sys.stdout, sys.stderr = Streams(sys.stdout, "out", _current), Streams(sys.stderr, "err", _current)
+
+    def mend_output(self) -> None:
+        super().mend_output()
+        self.sort_output()
 
     def words_of(self, place: Place) -> tuple[bytes, bytes]:
         """What the call has written, and what was written past the streams since a call last ended."""
@@ -295,14 +314,14 @@ class TaskSlot(Slot):
         return place.out.take() + out, place.err.take() + err
 
     def reply(self, place: Place, end: CallEnd) -> None:
-        place.answered = True
         self.send(end)
+        place.answered = True
 
     def ended(self, place: Place, task: asyncio.Task[None]) -> None:
         """Its task is over."""
         if not task.cancelled() and (error := task.exception()) is not None and not place.answered:
             # Not the function's, for these are answered: something of ours.
-            text = f"its slot could not answer for it: {type(error).__name__}: {error}"
+            text = bounded(f"its slot could not answer for it: {type(error).__name__}: {error}")
             self.reply(place, self.end_of(place, BAD_CALL, EndDetail(text=text)))
         elif not place.answered:  # cancelled before it had begun
             self.reply(place, self.end_of(place, CANCELLED))

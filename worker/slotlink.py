@@ -313,7 +313,8 @@ def read_setup(descriptor: int) -> Setup:
 
 
 def bounded(text: str, limit: int = 32 << 10) -> str:
-    """`text` with its middle left out when it is too long for a packet."""
+    """`text` with its middle left out when it is too long for a packet, and without what cannot be encoded."""
+    text = text.encode("utf-8", "backslashreplace").decode()
     if len(text) <= limit:
         return text
     half = limit // 2

@@ -71,6 +71,9 @@ class Streams(io.TextIOBase):
     def flush(self) -> None:
         self._real.flush()
 
+    def reconfigure(self, **_options: Any) -> None:
+        """As of `io.TextIOWrapper`; there is nothing to set, for texts are a call's as soon as they are written, in UTF-8."""
+
     def writable(self) -> bool:
         return True
 

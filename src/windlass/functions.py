@@ -14,7 +14,7 @@ for as long as its function lives, together with a *watch*, by which the next su
   name, tuples of such, ...);
 * where one is mutable (a list, an array, an instance), identity says nothing: the function is pickled again each time, and
   has the same id as long as its content is the same;
-* local source files are looked at once a second.
+* local source files are looked at once a second, and when another look at them has found an edit.
 
 So what a call sees is what the function referred to when the call was submitted, at the price of a pickling per submit for functions with
 mutable globals or closures; large ones are better passed as arguments or made by the library's context.
@@ -243,7 +243,7 @@ def _signature(fn: Any) -> inspect.Signature | None:
 class _Kept:
     """A definition and what tells that it is still true."""
 
-    __slots__ = ("code", "defined", "function", "local", "looked_at", "owner", "watches")
+    __slots__ = ("code", "defined", "edits", "function", "local", "looked_at", "owner", "watches")
 
     def __init__(
         self, fn: Any, defined: Defined, local: frozenset[str], code: tuple[ObjectRef, ...], put: Put, watches: _Watches | None
@@ -256,7 +256,7 @@ class _Kept:
             self.function = lambda: fn  # its module keeps it anyway
         self.defined = defined
         self.local, self.code = local, code
-        self.looked_at = time.monotonic()
+        self.looked_at, self.edits = time.monotonic(), snapshots.edits
         self.owner = weakref.ref(_owner(put))
         #: None: it refers to something mutable.
         self.watches = watches
@@ -280,7 +280,9 @@ class _Kept:
             for name, value in zip(names, values, strict=True):
                 if mapping.get(name, _MISSING) is not value:
                     return False
-        if self.local and time.monotonic() - self.looked_at > snapshots.MAX_AGE:
+        # As soon as an edit is known, for all functions alike: they run together in the newest library.
+        if self.local and (self.edits != snapshots.edits or time.monotonic() - self.looked_at > snapshots.MAX_AGE):
+            self.edits = snapshots.edits
             if snapshots.snapshots_of(self.local, put) != self.code:
                 return False
             self.looked_at = time.monotonic()

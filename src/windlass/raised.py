@@ -76,7 +76,7 @@ def pack_exception(exc: BaseException) -> tuple[bytes, EndDetail]:
         if len(payload) > _MAX_BYTES:
             told = [msgspec.structs.replace(told[0], cause=-1, context=-1, members=())]
             payload = _encoder.encode(told)
-    types = tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in type(exc).__mro__)
+    types = tuple(_sayable(f"{kind.__module__}.{kind.__qualname__}") for kind in type(exc).__mro__)
     return payload, EndDetail(types=types, text=_clipped(_as_text(told), _MAX_TEXT))
 
 
@@ -111,8 +111,8 @@ def _tell(exc: BaseException, states: bool = True) -> list[_Told]:
             inside.update(members)
         told.append(
             _Told(
-                type=pickling.type_name(one),
-                message=group.message if group else _message(one),
+                type=_sayable(pickling.type_name(one)),
+                message=_sayable(group.message) if group else _message(one),
                 traceback=_traceback(one),
                 state=state,
                 cause=place(one.__cause__),
@@ -191,15 +191,15 @@ def _make_bare(kind: type[BaseException], args: tuple[Any, ...], state: dict[str
 
 def _message(exc: BaseException) -> str:
     try:
-        return str(exc)
+        return _sayable(str(exc))
     except Exception:  # noqa: BLE001 - the user's __str__
         return "<its message cannot be shown>"
 
 
 def _notes(exc: BaseException) -> tuple[str, ...]:
-    notes: Any = getattr(exc, "__notes__", ())
     try:
-        return tuple(str(note) for note in notes)
+        notes: Any = getattr(exc, "__notes__", ())
+        return tuple(_sayable(str(note)) for note in notes)
     except Exception:  # noqa: BLE001 - the user's __str__, or notes that are no list
         return ()
 
@@ -218,7 +218,7 @@ def _traceback(exc: BaseException) -> str:
             text = text.removesuffix(f"{exc.advice}\n")
     except Exception:  # noqa: BLE001 - the user's __str__ or __getattr__
         text = "".join(traceback.format_tb(frames)) + f"{pickling.type_name(exc)}: {_message(exc)}\n"
-    return _clipped(text, _MAX_TEXT)
+    return _clipped(_sayable(text), _MAX_TEXT)
 
 
 def _users_frames(frames: TracebackType | None) -> TracebackType | None:
@@ -230,7 +230,8 @@ def _users_frames(frames: TracebackType | None) -> TracebackType | None:
 
 
 def _is_own(frame: TracebackType) -> bool:
-    return os.path.abspath(frame.tb_frame.f_code.co_filename).startswith(_OWN)
+    # Ours have whole paths. To make others' whole would ask for the working directory, which may be gone.
+    return frame.tb_frame.f_code.co_filename.startswith(_OWN)
 
 
 # ---------------------------------------------------------------- as text
@@ -255,6 +256,14 @@ def _as_text(told: list[_Told]) -> str:
     if len(parts) % 2 == 0:
         parts.pop()  # the chain bites its tail
     return "".join(reversed(parts))
+
+
+def _sayable(text: str) -> str:
+    """The text as a message can carry it.
+
+    Those of subclasses of str cannot be sent, and a name of a file that is not UTF-8 is a text of Python that cannot be encoded (PEP 383).
+    """
+    return str.encode(text, "utf-8", "backslashreplace").decode()
 
 
 def _clipped(text: str, limit: int) -> str:
@@ -343,8 +352,9 @@ def _stand_in(record: _Told, why: str = "") -> RemoteError:
 
 def _link(exc: BaseException, record: _Told, whole: list[BaseException]) -> None:
     """Give the exception its remote traceback, its notes, and its original cause or context."""
+    known = _notes(exc)
     for note in record.notes:
-        if note not in getattr(exc, "__notes__", ()):
+        if note not in known:
             exc.add_note(note)
     if isinstance(exc, CallFailed) and not record.traceback.startswith("Traceback "):  # no more than the error itself says
         exc.__cause__ = whole[record.cause] if record.cause >= 0 else None

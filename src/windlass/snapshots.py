@@ -16,6 +16,10 @@ size of a file differ; that is looked at once a second at most, as it may be ask
 
 The worker unpacks a snapshot into a folder of its own, which goes first on ``sys.path``; so submodules, files beside ``__file__``
 and imports inside a function's body work there. This module is imported by slots: zipfile and the like only where needed.
+
+*Edits.* A module has one text at a time: the newest, for all functions and arguments of a program (`edits` tells those who keep snapshots
+that there is a newer one). A library has the texts that it was installed with, and keeps them. Of what comes with calls a slot uses the
+text that came last; when that changes it forgets all modules that came with calls, for these may have imported each other.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from windlass.messages import ObjectName, ObjectRef
@@ -165,6 +170,10 @@ class _Snapshot:
 
 
 _snapshots: dict[str, _Snapshot] = {}
+#: The module of each snapshot that was taken, by the snapshot's name.
+_modules: dict[str, str] = {}
+#: How many times a module was found to be another than at the last look.
+edits: int = 0
 
 
 def snapshots_of(modules: Iterable[str], put: Put, max_age: float = MAX_AGE) -> tuple[ObjectRef, ...]:
@@ -184,15 +193,36 @@ def snapshots_of(modules: Iterable[str], put: Put, max_age: float = MAX_AGE) -> 
             continue
         snapshot = taken[name] = _take(name, now, max_age)
         waiting += snapshot.needs
-    return tuple(put(taken[name].data) for name in sorted(taken) if taken[name].files)
+    refs: list[ObjectRef] = []
+    for name in sorted(taken):
+        if taken[name].files:
+            refs.append(put(taken[name].data))
+            _modules[refs[-1].name] = name
+    return tuple(refs)
+
+
+def module_of(ref: ObjectRef) -> str:
+    """The top-level module of a snapshot that this process has taken; of another one its own name, by which it differs from all."""
+    return _modules.get(ref.name, ref.name)
+
+
+def looks_again_at(modules: Iterable[str]) -> float:
+    """When the files of one of these modules, as far as they were just looked at, are looked at again, on the monotonic clock."""
+    import time
+
+    now = time.monotonic()
+    looks = [known.looked_at for known in map(_snapshots.get, modules) if known is not None]
+    return min((at for at in looks if now - at <= MAX_AGE), default=now) + MAX_AGE
 
 
 def _take(name: str, now: float, max_age: float) -> _Snapshot:
+    global edits
     known = _snapshots.get(name)
     if known is not None and now - known.looked_at <= max_age:
         return known
     files = _files(name)
     if known is None or known.files != files:
+        edits += 1 if known is not None else 0
         known = _Snapshot(files)
         _snapshots[name] = known
     known.looked_at = now
@@ -357,6 +387,10 @@ def code_folder(base: str | os.PathLike[str], name: ObjectName | str) -> str:
 
 #: Where snapshots that come with a call are unpacked; a worker's processes set their worker's folder here.
 call_code_folder: str = ""
+#: The snapshots of the library whose process this is.
+library_code: Sequence[ObjectRef] = ()
+#: The module of each snapshot that came with a call and is in use; "" where the library has a text of its own.
+_brought: dict[str, str] = {}
 
 
 def install_all(names: Sequence[str], archives: Sequence[Buffer]) -> None:
@@ -367,6 +401,36 @@ def install_all(names: Sequence[str], archives: Sequence[Buffer]) -> None:
 
         call_code_folder = tempfile.mkdtemp(prefix="windlass-code-")  # in a slot, below the worker's scratch
     for name, archive in zip(names, archives, strict=True):
-        folder = code_folder(call_code_folder, name)
-        if folder not in sys.path:
-            use(unpack(archive, folder))
+        if name not in _brought:
+            _bring(name, unpack(archive, code_folder(call_code_folder, name)))
+
+
+def _bring(name: str, folder: str) -> None:
+    """Use a snapshot that was not in use."""
+    module = _module_in(folder)
+    if module in {_module_in(code_folder(call_code_folder, ref.name)) for ref in library_code}:
+        _brought[name] = ""
+        return
+    for other in [other for other, its in _brought.items() if its == module]:
+        _forget_brought()
+        del _brought[other]
+        with suppress(ValueError):  # the user's code may change the path
+            sys.path.remove(code_folder(call_code_folder, other))
+    _brought[name] = module
+    use(folder)
+
+
+def _module_in(folder: str) -> str:
+    """The top-level module of an unpacked snapshot."""
+    return next((entry.partition(".")[0] for entry in os.listdir(folder) if entry != "__pycache__"), "")
+
+
+def _forget_brought() -> None:
+    """Have all modules that came with calls imported again."""
+    base = os.path.join(call_code_folder, "")
+    of_library = tuple(os.path.join(code_folder(call_code_folder, ref.name), "") for ref in library_code)
+    tops = {*_brought.values()}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) if name.partition(".")[0] in tops else None
+        if isinstance(file, str) and file.startswith(base) and not file.startswith(of_library):
+            del sys.modules[name]

@@ -209,6 +209,10 @@ def fail_at(number: int, bad: int) -> int:
     return number
 
 
+def first_below(limit: int) -> int:
+    return next(number for number in (2, 1) if number < limit)
+
+
 def square(x: int) -> int:
     return x * x
 
@@ -541,6 +545,15 @@ class TestMap:
         assert [next(results) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(ZeroDivisionError):
             next(results)
+
+    @pytest.mark.parametrize("ways", [{}, {"chunksize": 2}, {"ordered": False}])
+    def test_a_call_that_raises_stopiteration_is_no_regular_end(self, pool: Executor, ways: dict[str, Any]) -> None:
+        """As a generator's iterator does it: a loop would take it for the end, and its user would miss results without a word."""
+        results = pool.map(first_below, [1, 2, 3, 4], **ways)
+        with pytest.raises(RuntimeError, match="raised StopIteration") as raised:
+            list(results)
+        assert isinstance(raised.value.__cause__, StopIteration)
+        assert list(results) == []
 
     def test_an_error_of_the_inputs_cancels_what_was_submitted(self, held: Held) -> None:
         def inputs() -> Iterator[int]:

@@ -440,6 +440,15 @@ class Unpicklable(Exception):
     pass
 
 
+class Text(str):
+    """A kind of text, as some packages have them."""
+
+
+class TellsText(Exception):
+    def __str__(self) -> str:
+        return Text(f"cannot read {self.args[0]}")
+
+
 def thrown(function: Callable[[], object]) -> BaseException:
     try:
         function()
@@ -650,6 +659,38 @@ def test_telling_of_an_exception_never_raises() -> None:
     assert type(back) is Hostile
     assert "in innermost" in str(back.__cause__)
     assert "Hostile" in str(sent(thrown(fails(Hostile(threading.Lock())))))
+
+
+def test_an_exception_that_names_a_file_that_is_not_utf_8_is_told() -> None:
+    """Such a name, as `os.listdir` gives it, cannot be encoded; the exception itself keeps it."""
+    name = os.fsdecode(b"caf\xe9.dat")
+    error = ExceptionGroup(f"bad {name}", [ValueError(f"cannot read {name}")])
+    error.add_note(f"beside {name}")
+    back: Any = sent(thrown(fails(error)))
+    assert back.exceptions[0].args == (f"cannot read {name}",)
+    assert back.__notes__ == [f"beside {name}"]
+    assert r"cannot read caf\udce9.dat" in str(back.__cause__)
+    assert r"cannot read caf\udce9.dat" in str(sent(thrown(fails(TellsText(name)))).__cause__)
+
+
+def test_an_exception_from_a_prompt_is_told_when_the_working_directory_is_gone(tmp_path: Path) -> None:
+    """Code of a prompt has a file name that is no whole path."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    told = run(
+        """
+        import os, pathlib, sys
+        from windlass import pickling
+        pathlib.Path.cwd().rmdir()
+        try:
+            exec(compile("def fail(): raise ValueError('why')\\nfail()", "<stdin>", "exec"))
+        except ValueError as error:
+            print(pickling.pack_exception(error)[1].text)
+        """,
+        cwd=gone,
+    )
+    assert 'File "<stdin>", line 1, in fail' in told
+    assert "ValueError: why" in told
 
 
 def test_an_exception_whose_class_is_not_here_is_told_by_name() -> None:

@@ -77,6 +77,16 @@ def write(folder: Path) -> Write:
 
 
 @pytest.fixture
+def slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this process, as a slot, unpacks snapshots."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(snapshots, "call_code_folder", str(tmp_path / "code"))
+    monkeypatch.setattr(snapshots, "library_code", ())
+    monkeypatch.setattr(snapshots, "_brought", {})
+    return tmp_path / "code"
+
+
+@pytest.fixture
 def top() -> str:
     """A module name of this test's own: homes and snapshots are remembered by name."""
     return f"mine_{os.urandom(4).hex()}"
@@ -242,6 +252,52 @@ def test_unpacked_source_is_imported_with_submodules_and_data_files(write: Write
     assert done.stdout.decode().strip() == "True the data"
     assert os.access(target / top / "tool.sh", os.X_OK)
     assert os.listdir(target.parent) == [ref.name]
+
+
+class Sent:
+    """A program that sends modules to a slot, which is this process; it has edited them in between."""
+
+    def __init__(self) -> None:
+        self.archives: dict[str, bytes] = {}
+
+    def __call__(self, *texts: tuple[str, str]) -> list[ObjectName]:
+        names: list[ObjectName] = []
+        for name, text in texts:
+            out = io.BytesIO()
+            with zipfile.ZipFile(out, "w") as archive:
+                archive.writestr(name, text)
+            names.append(ObjectName(content_name(out.getvalue())))
+            self.archives[names[-1]] = out.getvalue()
+        snapshots.install_all(names, [self.archives[name] for name in names])
+        return names
+
+
+def test_of_a_module_that_comes_with_calls_the_text_that_came_last_is_used(slot: Path, folder: Path, top: str) -> None:
+    """Also when an edit is undone, and by others that came with calls and have imported it."""
+    sent = Sent()
+    user = (f"{top}_user.py", f"from {top} import answer\n")
+    for number in (1, 22, 1):
+        sent((f"{top}.py", f"answer = {number}\n"), user)
+        assert importlib.import_module(f"{top}_user").answer == importlib.import_module(top).answer == number
+        same = sys.modules[top]
+        sent((f"{top}.py", f"answer = {number}\n"))
+        assert importlib.import_module(top) is same
+    assert len([path for path in sys.path if path.startswith(str(slot))]) == 2
+
+
+def test_a_library_keeps_its_text_of_a_module_whatever_comes_with_calls(
+    slot: Path, folder: Path, top: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = Sent()
+    (name,) = sent((f"{top}/__init__.py", "answer = 1\n"))
+    monkeypatch.setattr(snapshots, "library_code", (ObjectRef(name, 1),))
+    monkeypatch.setattr(snapshots, "_brought", {})
+    first = importlib.import_module(top)
+    sent((f"{top}/__init__.py", "answer = 22\n"), (f"{top}_user.py", "number = 1\n"))
+    assert importlib.import_module(f"{top}_user").number == 1
+    sent((f"{top}_user.py", "number = 22\n"))
+    assert importlib.import_module(f"{top}_user").number == 22
+    assert importlib.import_module(top) is first
 
 
 def archive_of(*names: str, mode: int = 0o100644) -> bytes:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -269,35 +268,59 @@ def test_functions_of_installed_modules_and_builtins_go_by_name() -> None:
 
 
 def test_an_edited_helper_is_used_by_the_next_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module that is edited while the program runs (as notebooks' users do) is sent again; old pilots load the new text."""
+    """A module that is edited while the program runs (as notebooks' users do) is sent again; old pilots load the new text.
+
+    That holds for functions that use it, for others that are given an instance of a class of it, also one that a call gave before
+    the edit, and when the edit is undone.
+    """
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    helper = tmp_path / "edited_helper.py"
-    helper.write_text("ANSWER = 1\n")
+    helper, given = tmp_path / "edited_helper.py", tmp_path / "edited_given.py"
+    text = "ANSWER = 1\nclass Thing:\n    def answer(self): return ANSWER\n"
+    for path in (helper, given):
+        path.write_text(text)
+    things = [importlib.import_module(name).Thing() for name in ("edited_helper", "edited_given")]
 
     def answer() -> int:
         import edited_helper  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
 
         return int(edited_helper.ANSWER)  # pyright: ignore[reportUnknownArgumentType]
 
+    def answer_of(thing: Any) -> int:
+        return int(thing.answer())
+
+    def answers_of(*things: Any) -> list[int]:
+        return [thing.answer() for thing in things]
+
+    def same(thing: Any) -> Any:
+        return thing
+
     with windlass.Executor("local", cores=1) as pool:
-        assert pool.submit(answer).result(20) == 1
-        helper.write_text("ANSWER = 22\n")
-        # Files are looked at once a second; until then the old text is right.
-        for _ in range(1000):
-            seen = pool.submit(answer).result(20)
-            if seen == 22:
-                break
-            assert seen == 1
-            os.sched_yield()
-            _wait_a_little()
-        assert pool.submit(answer).result(20) == 22
+
+        def answers() -> list[int]:
+            calls = [*(pool.submit(answer_of, thing) for thing in things), pool.submit(answer)]
+            return [call.result(20) for call in calls]
+
+        assert answers() == [1, 1, 1]
+        before = [pool.submit(same, thing) for thing in things]
+        for number in (22, 1):
+            for path in (helper, given):
+                path.write_text(text.replace("1", str(number)))
+            # Files are looked at once a second; until then the old text is right.
+            for _ in range(1000):
+                found = answers()
+                if found == [number] * 3:
+                    break
+                assert set(found) <= {1, 22}
+                _wait_a_little()
+            assert answers() == [number] * 3
+            assert pool.submit(answers_of, *before, *things).result(20) == [number] * 4
 
 
 def _wait_a_little() -> None:
     import time
 
-    time.sleep(0.01)  # the cache of files is a matter of time alone
+    time.sleep(0.05)  # the cache of files is a matter of time alone
 
 
 NOTEBOOK = """

@@ -81,6 +81,17 @@ assert [child_does(work) for _ in range(3)] == [0, 0, 0]
 assert seen == ["parent"] * 3
 assert len(set(os.read(reading, 1000).split())) == 3
 """,
+    "the generator that torch makes when it is imported is seeded anew": """
+import random, types
+
+generator = random.Random(5)
+assert child_does(lambda: forks.reseed()) == 0
+sys.modules["torch"] = types.SimpleNamespace(default_generator=generator)
+state = generator.getstate()
+assert child_does(lambda: (forks.reseed(), generator.getstate() != state)[1]) == 0
+sys.modules["torch"] = types.SimpleNamespace()
+assert child_does(lambda: forks.reseed()) == 0
+""",
     "a fork of user code is no slot and can be terminated": """
 from windlass.worker.slot_api import STATE
 

@@ -148,6 +148,18 @@ def test_the_text_says_how_much_and_what_to_do() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("shared", "who"), [(False, "the call"), (True, "the slot in which it ran, with others at the same time,")], ids=["alone", "shared"]
+)
+def test_the_text_does_not_blame_a_call_that_is_within_its_share(shared: bool, who: str) -> None:
+    """Where slots that are idle have most of the memory it is still the one that ends."""
+    assert out_of_memory_text(usage(1, 1, 2), 4 * GIB, shared=shared) == (
+        f"{who} used 1.00 GiB of memory when the pilot's limit of 4.00 GiB was reached, no more than its share of 2.00 GiB, but the most "
+        "of those that ran: imports, a shared context and idle slots have the rest; give the pilots more memory or fewer slots, or the "
+        "library max_calls=..., which lets go what slots have kept"
+    )
+
+
 def test_a_real_process_is_measured() -> None:
     """PSS is below the resident size, since libraries are shared; a process that is gone has none."""
     script = "x = bytearray(50 << 20); x[::4096] = b'x' * len(x[::4096]); print('there', flush=True); input()"

@@ -14,6 +14,7 @@ from windlass.worker.node import (
     NoScratch,
     filesystem_of,
     gpu_ids,
+    gpu_variables,
     make_scratch,
     quota_cores,
     scratch_candidates,
@@ -131,6 +132,24 @@ def test_gpus_are_those_that_the_batch_system_assigned(
 ) -> None:
     """Else those that are there; a number takes the first."""
     assert gpu_ids(asked, environ, devices) == ids
+
+
+@pytest.mark.parametrize(
+    ("ids", "amd", "cuda", "rocr", "hip"),
+    [
+        (("3",), False, "3", "3", None),
+        (("3",), True, "0", "3", "0"),
+        (("GPU-a", "6"), False, "GPU-a,6", "GPU-a,6", None),
+        (("GPU-a", "6"), True, "0,1", "GPU-a,6", "0,1"),
+        ((), True, "", "", ""),
+    ],
+)
+def test_a_process_sees_its_gpus_alone(ids: tuple[str, ...], amd: bool, cuda: str, rocr: str, hip: str | None) -> None:
+    """AMD's variables are applied one after the other: what the first has left is counted by the second."""
+    variables = gpu_variables(ids, amd)
+    assert variables.pop("NVIDIA_VISIBLE_DEVICES") == rocr
+    assert variables.pop("HIP_VISIBLE_DEVICES", None) == hip
+    assert variables == {"CUDA_VISIBLE_DEVICES": cuda, "ROCR_VISIBLE_DEVICES": rocr}
 
 
 def test_the_end_is_the_sooner_of_what_was_asked_and_what_slurm_says() -> None:

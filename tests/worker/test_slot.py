@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 import signal
@@ -26,12 +27,15 @@ def add(a: int, b: int) -> int:
 
 @pytest.mark.asyncio
 async def test_whatever_a_function_raises_is_its_answer(bench: Any) -> None:
-    """SystemExit and KeyboardInterrupt too; the slot lives on."""
+    """SystemExit and KeyboardInterrupt too, and with a text that cannot be encoded; the slot lives on."""
 
     def fail(kind: type[BaseException]) -> None:
         raise kind("the end")
 
-    await bench.serving(bench.spec(fail, add))
+    def complain(name: str) -> None:
+        raise ValueError(f"cannot read {name}")
+
+    await bench.serving(bench.spec(fail, complain, add))
     for kind in (ValueError, SystemExit, KeyboardInterrupt, GeneratorExit):
         end = await bench.run(fail, kind)
         assert end.outcome == RAISED
@@ -41,6 +45,8 @@ async def test_whatever_a_function_raises_is_its_answer(bench: Any) -> None:
         assert end.detail.types[0] == f"builtins.{kind.__name__}"
         assert "in fail" in str(error.__cause__)
         assert "in answer" not in str(error.__cause__), "our own frames tell the user nothing"
+    error = pickling.unpack_exception((await bench.run(complain, "caf\udce9.dat")).payload)
+    assert error.args == ("cannot read caf\udce9.dat",)
     assert len(set(bench.instances[0].slot_pids())) == 1
     assert bench.value(await bench.run(add, 1, 2)) == 3
 
@@ -295,23 +301,26 @@ async def test_a_call_knows_itself(bench: Any) -> None:
 
 @pytest.mark.asyncio
 async def test_slots_draw_different_random_numbers(bench: Any) -> None:
-    """Python's generator and numpy's, also in mode fork."""
+    """Python's generator, numpy's and, where it is installed, that of torch, also in mode fork."""
 
-    def draw() -> tuple[float, float]:
+    def draw() -> tuple[float, ...]:
         import random
+        import sys
         import time
 
         import numpy
 
         time.sleep(0.02)
-        return random.random(), float(numpy.random.random())
+        torch: Any = sys.modules.get("torch")
+        return random.random(), float(numpy.random.random()), *([float(torch.rand(()))] if torch else [])
 
-    imports = (ImportSpec("numpy.random", True), ImportSpec("random", True))
+    has_torch = importlib.util.find_spec("torch") is not None
+    imports = tuple(ImportSpec(name, True) for name in ("numpy.random", "random", *(["torch"] if has_torch else [])))
     instance = await bench.serving(bench.spec(draw, imports=imports, mode="fork"), 2)
     calls = [bench.call(draw) for _ in range(6)]
     instance.feed(calls)
     drawn = [bench.value(await bench.end(call)) for call in calls]
-    assert len({number for pair in drawn for number in pair}) == 12
+    assert len({number for one in drawn for number in one}) == (18 if has_torch else 12)
 
 
 # ---------------------------------------------------------------- mode "fork"

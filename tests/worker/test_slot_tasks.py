@@ -266,12 +266,19 @@ async def test_memory_is_the_slots_so_for_want_of_it_all_in_it_end(bench: Any, t
 
 @pytest.mark.asyncio
 async def test_each_call_has_its_own_output(bench: Any, tmp_path: Path) -> None:
-    """Also from its threads and tasks; what is written past the streams is not lost."""
+    """Also from its threads and tasks, and after one that has replaced a stream; what is written past the streams is not lost."""
+
+    def silences() -> None:
+        import io
+        import sys
+
+        sys.stdout = io.StringIO()
 
     async def says(name: str) -> None:
         import sys
 
         print("begin", name)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         await asyncio.sleep(0.02)
         await asyncio.to_thread(print, "thread", name)
         await asyncio.gather(*(asyncio.to_thread(print, "of a task", name) for _ in range(1)))
@@ -280,7 +287,8 @@ async def test_each_call_has_its_own_output(bench: Any, tmp_path: Path) -> None:
         os.write(1, b"past\n")
         assert sys.stdout.fileno() == 1
 
-    instance = await bench.serving(bench.spec(says, concurrency=10))
+    instance = await bench.serving(bench.spec(says, silences, concurrency=10))
+    assert (await bench.run(silences)).outcome == RETURNED
     calls = {name: bench.call(says, name) for name in "abcdef"}
     instance.feed(list(calls.values()))
     past = 0
@@ -381,6 +389,34 @@ async def test_calls_are_warned_of_their_pilots_end(bench: Any, tmp_path: Path) 
         assert 0 < bench.value(await bench.end(call)) <= 100
     (tmp_path / "go").touch()
     assert (await bench.end(other)).outcome == RETURNED
+
+
+@pytest.mark.asyncio
+async def test_an_answer_does_not_wait_for_threads_of_other_calls(bench: Any, tmp_path: Path) -> None:
+    """One that has registered for its pilot's end needs a thread to end that, and others may have all threads of the loop."""
+
+    async def crowd(path: str) -> None:
+        import threading
+
+        enough = threading.Event()
+        waits = [asyncio.ensure_future(asyncio.to_thread(enough.wait)) for _ in range(33)]
+        await asyncio.sleep(0)
+        await until_there(path)
+        enough.set()
+        await asyncio.gather(*waits)
+
+    async def registers() -> int:
+        windlass.on_warning(print)
+        return 1
+
+    instance = await bench.serving(bench.spec(crowd, registers, concurrency=8))
+    call = bench.call(crowd, str(tmp_path / "go"))
+    instance.feed([call])
+    await begun(tmp_path / "go")
+    assert bench.value(await bench.run(registers)) == 1
+    assert call.call in {one.call for one in instance.running()}
+    (tmp_path / "go").touch()
+    assert (await bench.end(call)).outcome == RETURNED
 
 
 @pytest.mark.asyncio
