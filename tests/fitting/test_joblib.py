@@ -117,6 +117,12 @@ def test_scikit_learn_finds_what_it_does_alone(backend: windlass.Executor) -> No
     assert done(backend) == ran > 12
 
 
+def test_a_function_may_have_a_class_in_its_closure(backend: windlass.Executor) -> None:
+    """As ``dtype = np.float32`` in the function that makes it."""
+    kind = np.float32
+    assert Parallel(n_jobs=2)(delayed(lambda value: kind(value))(value) for value in (1.5, 2.5)) == [1.5, 2.5]
+
+
 def test_an_error_is_the_tasks_own(backend: windlass.Executor) -> None:
     """With the traceback of the slot for its cause."""
     with pytest.raises(ZeroDivisionError) as raised:
