@@ -2,10 +2,11 @@
 
 Theory of operation
 -------------------
-A task is *held* (its category has enough under way, or too few workers are there), *under way* (a call of the `windlass.Manager`), or
-*ready* (it has ended, and nobody has waited for it yet).  The manager hears of a call's end on the thread of the `windlass.Manager`, and
-has one of a few threads of its own fill in the task, as what it returned is to be unpickled and its outputs are to be brought here and
-written; only then the task is ready.  So outputs of many tasks come beside each other, whether or not the program is in ``wait``.
+A task is *held* (its category has enough under way, too few workers are there, or it needs what a held one is to make), *under way* (a
+call of the `windlass.Manager`), or *ready* (it has ended, and nobody has waited for it yet).  The manager hears of a call's end on the
+thread of the `windlass.Manager`, and has one of a few threads of its own fill in the task, as what it returned is to be unpickled and its
+outputs are to be brought here and written; only then the task is ready.  So outputs of many tasks come beside each other, whether or not
+the program is in ``wait``.
 
 All that is known of tasks is under one lock, which is held for moments only.
 """
@@ -64,6 +65,8 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
         self._next = 1
         #: Held or under way, and ready, by number, in the order of submission and of their ends.
         self._open: dict[int, Task] = {}
+        #: By numbers of held tasks: those of tasks that need what they make.
+        self._needed_by: dict[int, list[int]] = {}
         self._ready: OrderedDict[int, Task] = OrderedDict()
         self._takers: ThreadPoolExecutor | None = None
         self._timers: dict[int, threading.Timer] = {}
@@ -109,17 +112,24 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
         category = self._categories[task.category]
         with self._lock:
             number = self._next
-            task.begin(number)
+            needs = task.begin(number)
             self._next += 1
             self._open[number] = task
-            category.held[number] = task
+            # Only what was submitted before can be needed, so there is no ring of tasks that wait for each other.
+            if blockers := {each for each in needs if 0 < each < number and each in self._open and self._open[each].future is None}:
+                category.blocked[number] = blockers
+                for each in blockers:
+                    self._needed_by.setdefault(each, []).append(number)
+            else:
+                category.held[number] = task
         try:
             self._let_go_on(category, task)
         except BaseException:
             with self._lock:
                 self._open.pop(number, None)
-                category.held.pop(number, None)
+                category.drop(number)
                 task.withdraw()
+                self._unblock(task, number)
             raise
         if task.time_end:
             self._end_in_time(task, number)
@@ -129,10 +139,13 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
         """Submit what need not be held any more. Raises what is wrong with ``mine``; others come back with what is wrong with them."""
         if not self._enough_workers():
             return
-        while True:
+        todo, wrong = [category], None
+        while todo:
+            category = todo[-1]
             with self._lock:
                 if not category.held or (category.max_concurrent and category.under_way >= category.max_concurrent):
-                    return
+                    todo.pop()
+                    continue
                 number, task = category.held.popitem(last=False)
                 category.under_way += 1
             try:
@@ -140,11 +153,35 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
             except BaseException as error:
                 with self._lock:
                     category.under_way -= 1
-                if task is mine or not isinstance(error, WindlassError | OSError):
+                if not isinstance(error, WindlassError | OSError):
                     raise
-                self._end(task, number, None, error)
+                if task is mine:
+                    wrong = error
+                else:
+                    todo += self._end(task, number, None, error)
                 continue
             future.watch(_Ended(lambda ended, task=task, number=number: self._has_ended(task, number, ended)))  # type: ignore[misc]
+            with self._lock:
+                todo += self._unblock(task, number)
+        if wrong is not None:
+            raise wrong
+
+    def _unblock(self, task: Task, number: int) -> list[Category]:
+        """It is held no more. Categories with tasks that need what it makes, and nothing else of held ones. Holding the lock."""
+        found: list[Category] = []
+        for each in self._needed_by.pop(number, ()):
+            waits = self._open.get(each)
+            category = self._categories[waits.category] if waits is not None else None
+            if waits is None or category is None or each not in category.blocked:
+                continue
+            if task.future is None:
+                waits.lacks = task
+            category.blocked[each].discard(number)
+            if not category.blocked[each]:
+                del category.blocked[each]
+                category.held[each] = waits
+                found.append(category)
+        return found
 
     def _let_held_go_on(self) -> None:
         for _, category in self._categories.items():
@@ -179,10 +216,10 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
         with self._lock:
             category.under_way -= 1
         self._end(task, number, future, None)
-        if category.held:
-            self._let_held_go_on()
+        self._let_held_go_on()
 
-    def _end(self, task: Task, number: int, future: CallFuture[Any] | None, error: BaseException | None) -> None:
+    def _end(self, task: Task, number: int, future: CallFuture[Any] | None, error: BaseException | None) -> list[Category]:
+        """Take it in; categories of tasks that waited for it to be let go."""
         late = "max end time" if task.time_end and time.time() >= task.time_end else ""
         try:
             task.end(future, error, late)
@@ -197,9 +234,11 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
                 category.failed += 1
             if self._open.pop(number, None) is not None:
                 self._ready[number] = task
+            unblocked = self._unblock(task, number)
             self._lock.notify_all()
         if timer is not None:
             timer.cancel()
+        return unblocked
 
     def _end_in_time(self, task: Task, number: int) -> None:
         timer = threading.Timer(max(0.0, task.time_end - time.time()), self.cancel_by_task_id, (number,))
@@ -251,7 +290,7 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
 
     def hungry(self) -> int:
         """How many tasks more could be used well now."""
-        held = sum(len(category.held) for _, category in self._categories.items())
+        held = sum(category.waiting for _, category in self._categories.items())
         return max(0, self.manager.hungry(int(self._tuned["hungry-minimum"]), self._tuned["hungry-minimum-factor"]) - held)
 
     def task_state(self, task_id: int) -> str:
@@ -291,13 +330,15 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
             return [task for task in self._open.values() if wanted(task)]
 
     def _cancel(self, tasks: Iterable[Task]) -> int:
-        count = 0
+        count, unblocked = 0, list[Category]()
         for task in reversed(list(tasks)):
             with self._lock:
-                waits = self._categories[task.category].held.pop(task.id, None) is not None
+                waits = self._categories[task.category].drop(task.id)
             if waits:
-                self._end(task, task.id, None, CancelledError())
+                unblocked += self._end(task, task.id, None, CancelledError())
                 count += 1
             elif task.future is not None and not task.future.done():
                 count += task.future.cancel()
+        for category in unblocked:  # they end too
+            self._let_go_on(category)
         return count

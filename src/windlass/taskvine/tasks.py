@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 import windlass
-from windlass.errors import UnknownName, UsageError
+from windlass.errors import InputFailed, UnknownName, UsageError
 from windlass.manager.call import DEFAULT_OPTIONS, MEGABYTE, intern_options, merge_options, read_count, read_number, read_seconds
 from windlass.manager.command import Command, read_environment
 from windlass.manager.future import CallFuture
@@ -212,12 +212,21 @@ class Task(TaskFacts):
 
     #: When it must have ended, in seconds since the epoch; 0: none.
     time_end = 0.0
+    #: A task that makes what it needs, and ended before it was let go.
+    lacks: Task | None = None
 
-    def begin(self, number: int) -> None:
-        """It is being submitted. Raises `UsageError` if it is under way."""
+    def begin(self, number: int) -> set[int]:
+        """It is being submitted: numbers of tasks that make what it needs. Raises `UsageError` if it is under way."""
         if self._id and self._outcome is None:
             raise UsageError(f"{self!r} is under way: wait() for it before it is submitted again, or make another one")
-        self._id, self._future, self._outcome, self._made = number, None, None, []
+        self._id, self._future, self._outcome, self._made, self.lacks = number, None, None, [], None
+        needs = self._makers()
+        for output in self._outputs.values():
+            output.file.is_written_by(number)
+        return needs
+
+    def _makers(self) -> set[int]:
+        return {file.written_by for file in self._inputs.values()}
 
     def withdraw(self) -> None:
         """It could not be submitted."""
@@ -225,6 +234,8 @@ class Task(TaskFacts):
 
     def submitted(self, manager: windlass.Manager, category: Mapping[str, Any]) -> CallFuture[Any]:
         """The future of a call of it; ``category``: options for what it does not set itself."""
+        if self.lacks is not None:
+            raise InputFailed(f"it was not run: it needs what {self.lacks!r} makes, which was not run", tag=self.lacks.tag)
         options = self._call_options(category)
         self._needs = options.needs
         inputs = {path: file.for_reading() for path, file in self._inputs.items()}

@@ -130,6 +130,58 @@ def test_a_category_has_no_more_tasks_under_way_than_it_may(m: vine.Manager) -> 
     assert all(t is not None and t.successful() for t in done)
 
 
+def test_what_a_held_task_is_to_make_may_be_given_to_others(m: vine.Manager) -> None:
+    """A file that stays on workers, or a result: who needs it is held as well, whatever its category."""
+    m.set_category_max_concurrent("few", 1)
+    words: list[str] = []
+    for number in range(3):
+        temp = m.declare_temp()
+        makes = vine.Task(f"echo {number} > x", category="few")
+        makes.add_output(temp, "x")
+        reads = vine.Task("cat x", tag="reads")
+        reads.add_input(temp, "x")
+        power = vine.PythonTask(pow, number, 3)
+        power.set_category("few")
+        root = vine.PythonTask(abs, power)
+        root.set_tag("root")
+        for t in (makes, reads, power, root):
+            m.submit(t)
+    while not m.empty():
+        done = m.wait(60)
+        assert done is not None
+        assert done.successful(), done.std_output
+        words += [f"{done.tag} {done.output}".strip()] if done.tag else []
+    assert sorted(words) == ["reads 0", "reads 1", "reads 2", "root 0", "root 1", "root 8"]
+
+
+def test_who_needs_what_a_held_task_is_to_make_ends_with_it(alone: vine.Manager) -> None:
+    """And says so; those that are cancelled together are all cancelled."""
+    alone.set_category_max_concurrent("few", 1)
+
+    def submit_three() -> list[vine.Task]:
+        tasks: list[vine.Task] = [vine.Task("true", category="few"), vine.Task("true", category="few", tag="makes"), vine.Task("cat x")]
+        temp = alone.declare_temp()
+        tasks[1].add_output(temp, "x")
+        tasks[2].add_input(temp, "x")
+        for t in tasks:
+            alone.submit(t)
+        assert tasks[2].future is None
+        return tasks
+
+    _, makes, reads = submit_three()
+    assert alone.stats_category("default").tasks_waiting == 1
+    assert alone.cancel_by_task_tag("makes") == 1
+    assert alone.wait(60) is makes
+    assert alone.wait(60) is reads
+    assert (makes.result, reads.result) == ("cancelled", "input missing")
+    assert "makes, which was not run" in reads.std_output
+    tasks = submit_three()
+    assert alone.cancel_all() == 4
+    while alone.wait(60):
+        pass
+    assert [t.result for t in tasks] == ["cancelled"] * 3
+
+
 def test_a_manager_may_be_named_until_something_is_done_with_it() -> None:
     """At the same port; the name is what the command line finds it by, and nobody else can have it."""
     with vine.Manager(0) as m, vine.Manager(0, "taken"):
