@@ -20,7 +20,7 @@ import msgspec
 
 import windlass
 from windlass.errors import InputFailed, UnknownName, UsageError
-from windlass.manager.call import DEFAULT_OPTIONS, MEGABYTE, intern_options, merge_options, read_count, read_number, read_seconds
+from windlass.manager.call import COUNT_MOST, DEFAULT_OPTIONS, MEGABYTE, intern_options, merge_options, read_count, read_number, read_seconds
 from windlass.manager.command import Command, read_environment
 from windlass.manager.future import CallFuture
 from windlass.messages import CallOptions
@@ -153,22 +153,24 @@ class Task(TaskFacts):
         self._set("priority", priority)
 
     def set_retries(self, max_retries: int) -> None:
-        """Tries after the first that was lost with its worker or ran out of memory."""
-        self._set("retries", max_retries)
-        self._set("max_losses", max_retries)
+        """Tries after the first that was lost with its worker or ran out of memory; below 1, any number of those that are lost."""
+        count = 0 if _is_below_one(max_retries) else read_count("retries", max_retries)
+        self._set("retries", count)
+        self._set("max_losses", count or COUNT_MOST)
 
     def set_time_max(self, seconds: float) -> None:
-        """Seconds that it may run."""
-        self._set("timeout", seconds)
+        """Seconds that it may run; 0 or less: any number."""
+        self._set("timeout", None if _is_no_time(seconds) else seconds)
 
     def set_time_min(self, seconds: float) -> None:
-        """Seconds that it needs at least: it is not given to workers with less time left."""
-        self._set("expected_time", seconds)
+        """Seconds that it needs at least: it is not given to workers with less time left. 0 or less: nobody knows."""
+        self._set("expected_time", None if _is_no_time(seconds) else seconds)
 
     def set_time_end(self, useconds: float) -> None:
-        """When it must have ended, in microseconds since the epoch: it is then cancelled at the latest."""
-        read_seconds("time_end", useconds / 1e6)
-        self.time_end = useconds / 1e6
+        """When it must have ended, in microseconds since the epoch: it is then cancelled at the latest. 0 or less: no such time."""
+        if not _is_no_time(useconds):
+            read_seconds("time_end", useconds / 1e6)
+        self.time_end = max(0.0, useconds / 1e6)
 
     def set_time_start(self, useconds: float) -> None:
         raise UsageError("set_time_start() is not here: submit the task when it may start")
@@ -322,6 +324,15 @@ _CONTEXT: Final = (
     'C="$WINDLASS_SANDBOX/{folder}"; [ ! -x "$C/bin/run_in_env" ] || exec "$C/bin/run_in_env" /bin/sh -c {line}; '
     'unset PYTHONHOME PYTHONPATH; PATH="$C/bin:$PATH" exec /bin/sh -c {line}'
 )
+
+
+def _is_below_one(count: object) -> bool:
+    return isinstance(count, int) and not isinstance(count, bool) and count < 1
+
+
+def _is_no_time(given: object) -> bool:
+    """What TaskVine takes for no limit."""
+    return isinstance(given, int | float) and not isinstance(given, bool) and given <= 0
 
 
 def _mapping(name: str, value: Any) -> dict[Any, Any]:
