@@ -18,7 +18,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -31,12 +31,11 @@ from windlass.taskvine.functions import Functions
 from windlass.taskvine.passed_over import PassedOver
 from windlass.taskvine.seeing import Seeing
 from windlass.taskvine.settings import Settings
+from windlass.taskvine.takers import Takers
 from windlass.taskvine.tasks import Task
 
 log = logging.getLogger("windlass.taskvine")
 
-#: Threads that take in what ended tasks have made.
-_TAKERS: Final = 4
 #: Seconds between looks at how many workers there are, while tasks are held for them.
 _LOOK_SECONDS: Final = 0.2
 FOREVER: Final = "wait_forever"
@@ -68,7 +67,7 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
         #: By numbers of held tasks: those of tasks that need what they make.
         self._needed_by: dict[int, list[int]] = {}
         self._ready: OrderedDict[int, Task] = OrderedDict()
-        self._takers: ThreadPoolExecutor | None = None
+        self._takers: Takers | None = None
         self._timers: dict[int, threading.Timer] = {}
         self._workers_seen = False
 
@@ -90,7 +89,7 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
         with self._lock:
             takers, self._takers = self._takers, None
         if takers is not None:
-            takers.shutdown()
+            takers.close()
         with self._lock:
             self._open.clear()
             self._lock.notify_all()
@@ -204,12 +203,9 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
             if self._takers is None:
                 if self.manager.closed:
                     return
-                self._takers = ThreadPoolExecutor(_TAKERS, "windlass-taskvine")
+                self._takers = Takers()
             takers = self._takers
-        try:
-            takers.submit(self._take, task, number, future)
-        except RuntimeError:
-            pass  # the program ends
+        takers(lambda: self._take(task, number, future))
 
     def _take(self, task: Task, number: int, future: CallFuture[Any]) -> None:
         category = self._categories[task.category]

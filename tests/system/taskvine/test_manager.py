@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import urllib.request
 import warnings
@@ -248,6 +250,42 @@ def test_a_task_that_could_not_be_submitted_is_not_held(alone: vine.Manager) -> 
         alone.submit(vine.Task("true"))
     assert alone.stats_category("default").tasks_waiting == 0
     assert alone.empty()
+
+
+LEAVES_ITS_WORKERS = """
+import os, time
+import windlass.taskvine as vine
+
+def wait_for(name):
+    while not os.path.exists(name):
+        time.sleep(0.01)
+
+class Slow:
+    def __reduce__(self):
+        return wait_for, ("left",)
+
+m = vine.Manager(0)
+with vine.Factory("local", manager=m, cores=1, max_workers=1):
+    for _ in range(4):
+        m.submit(vine.PythonTask(Slow))  # unpacking what they give keeps all threads busy
+    t = vine.Task("echo x > out")
+    t.add_output(m.declare_file("out"), "out")
+    m.submit(t)
+    while not t.future.done():
+        time.sleep(0.01)
+# The worker has gone, with what the last task made
+open("left", "w").close()
+while sum(each.completed() for each in list(m._ready.values())) < 4:
+    time.sleep(0.01)
+"""
+
+
+def test_a_program_that_does_not_close_its_manager_ends_though_outputs_cannot_come_any_more(tmp_path: Path) -> None:
+    """The manual's own form has no ``with`` for the manager."""
+    (tmp_path / "script.py").write_text(LEAVES_ITS_WORKERS)
+    ran = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    assert not (tmp_path / "out").exists()
 
 
 def test_as_many_tasks_as_there_are_may_be_held_and_cancelled(alone: vine.Manager) -> None:
