@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 import warnings
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def test_tasks_are_waited_for_by_tag_and_by_number(m: vine.Manager) -> None:
     assert by_number.output == "a\n"
     assert m.wait_for_tag("c", 5) is None  # there is none any more
     assert m.wait_for_task_id(999_999) is None
-    rest = m.wait(60)
+    rest = m.wait_for_tag(None, -1)  # any, for ever
     assert rest is not None
     assert rest.tag == "b"
     assert m.wait(0) is None
@@ -266,13 +267,14 @@ class Slow:
 
 m = vine.Manager(0)
 with vine.Factory("local", manager=m, cores=1, max_workers=1):
-    for _ in range(4):
-        m.submit(vine.PythonTask(Slow))  # unpacking what they give keeps all threads busy
-    t = vine.Task("echo x > out")
-    t.add_output(m.declare_file("out"), "out")
-    m.submit(t)
-    while not t.future.done():
-        time.sleep(0.01)
+    slow = [vine.PythonTask(Slow) for _ in range(4)]  # unpacking what they give keeps all threads busy
+    last = vine.Task("echo x > out")
+    last.add_output(m.declare_file("out"), "out")
+    for tasks in (slow, [last]):
+        for t in tasks:
+            m.submit(t)
+        while not all(t.future.done() for t in tasks):
+            time.sleep(0.01)
 # The worker has gone, with what the last task made
 open("left", "w").close()
 while sum(each.completed() for each in list(m._ready.values())) < 4:
@@ -290,8 +292,10 @@ def test_a_program_that_does_not_close_its_manager_ends_though_outputs_cannot_co
 
 def test_as_many_tasks_as_there_are_may_be_held_and_cancelled(alone: vine.Manager) -> None:
     alone.set_category_max_concurrent("few", 1)
+    before = threading.active_count()
     for _ in range(20_000):
-        alone.submit(vine.Task("true", category="few"))
+        alone.submit(vine.Task("true", category="few", time_end=(time.time() + 3600) * 1e6))
+    assert threading.active_count() == before + 1
     assert alone.cancel_all() == 20_000
     while not alone.empty():
         done = alone.wait(60)
