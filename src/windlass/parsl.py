@@ -13,8 +13,8 @@ reads. A call therefore goes there first (``task_dir``); where a node has no suc
 ``running_time_min`` in seconds, which Windlass takes for the time that it will need. ``disk`` is accepted, but nothing is reckoned with
 it.
 
-With Parsl's ``MonitoringHub`` tasks tell of their beginning and end by a *radio*: by default files in Parsl's ``run_dir``, which is where the
-program runs, too."""
+With Parsl's ``MonitoringHub`` tasks tell of their beginning and end by a *radio*: by default files in Parsl's ``run_dir``, which is where
+the program runs, too."""
 
 from __future__ import annotations
 

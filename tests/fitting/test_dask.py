@@ -122,7 +122,7 @@ def test_what_is_not_needed_is_not_run(scheduler: windlass.Executor, tmp_path: P
 failed_in: list[int] = []
 
 
-def fail(number: int) -> None:
+def fail_here(number: int) -> None:
     failed_in.append(os.getpid())
     raise KeyError(number)
 
@@ -130,7 +130,7 @@ def fail(number: int) -> None:
 def test_a_task_that_fails_is_run_again_in_the_program_if_that_was_asked_for(scheduler: windlass.Executor) -> None:
     """For a debugger; by Dask's own loop."""
     with pytest.raises(KeyError, match="3"):
-        dask.delayed(fail)(3).compute(rerun_exceptions_locally=True)
+        dask.delayed(fail_here)(3).compute(rerun_exceptions_locally=True)
     assert failed_in == [os.getpid()]
 
 

@@ -25,6 +25,7 @@ from typing import Any, Final, Self
 from windlass.errors import UsageError, WindlassError
 from windlass.manager.future import CallFuture
 from windlass.taskvine import tuning
+from windlass.taskvine.alarms import Alarms
 from windlass.taskvine.categories import Categories, Category
 from windlass.taskvine.declaring import Declares
 from windlass.taskvine.functions import Functions
@@ -68,7 +69,7 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
         self._needed_by: dict[int, list[int]] = {}
         self._ready: OrderedDict[int, Task] = OrderedDict()
         self._takers: Takers | None = None
-        self._timers: dict[int, threading.Timer] = {}
+        self._alarms = Alarms(self.cancel_by_task_id)
         self._workers_seen = False
 
     # ------------------------------------------------------------ life
@@ -81,10 +82,7 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
 
     def close(self) -> None:
         """End: tasks that have not ended are cancelled, workers are sent away."""
-        with self._lock:
-            timers, self._timers = list(self._timers.values()), {}
-        for timer in timers:
-            timer.cancel()
+        self._alarms.close()
         self._native.close()
         with self._lock:
             takers, self._takers = self._takers, None
@@ -109,6 +107,8 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
                 f"submit({task!r}): write submit(Task('command')), PythonTask(function, ...) or FunctionCall('lib', 'function', ...)"
             )
         category = self._categories[task.category]
+        if task.time_end:
+            self._alarms.begin()
         with self._lock:
             number = self._next
             needs = task.begin(number)
@@ -131,7 +131,9 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
                 self._unblock(task, number)
             raise
         if task.time_end:
-            self._end_in_time(task, number)
+            with self._lock:
+                if number in self._open:
+                    self._alarms.set(number, task.time_end)
         return number
 
     def _let_go_on(self, category: Category, mine: Task | None = None) -> None:
@@ -222,7 +224,6 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
         except Exception:  # a defect must not hang the program
             log.exception("task %s could not be taken in", number)
         with self._lock:
-            timer = self._timers.pop(number, None)
             category = self._categories[task.category]
             if task.successful():
                 category.done += 1
@@ -232,27 +233,19 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
                 self._ready[number] = task
             unblocked = self._unblock(task, number)
             self._lock.notify_all()
-        if timer is not None:
-            timer.cancel()
+        self._alarms.drop(number)
         return unblocked
-
-    def _end_in_time(self, task: Task, number: int) -> None:
-        timer = threading.Timer(max(0.0, task.time_end - time.time()), self.cancel_by_task_id, (number,))
-        timer.daemon = True
-        with self._lock:
-            if number in self._open:
-                self._timers[number] = timer
-                timer.start()
 
     # ------------------------------------------------------------ waiting
 
     def wait(self, timeout: float | str | None = FOREVER) -> Task | None:
-        """The next task that has ended; None when none does within ``timeout`` seconds (fractions are fine), or when there is none."""
+        """The next task that has ended; None when none does within ``timeout`` seconds (fractions are fine; below 0: for
+        ever), or when there is none."""
         return self._wait(timeout, lambda task: True)
 
-    def wait_for_tag(self, tag: str, timeout: float | str | None = FOREVER) -> Task | None:
-        """The next one with this tag."""
-        return self._wait(timeout, lambda task: task.tag == tag)
+    def wait_for_tag(self, tag: str | None, timeout: float | str | None = FOREVER) -> Task | None:
+        """The next one with this tag; None: with any, or none."""
+        return self._wait(timeout, lambda task: tag is None or task.tag == tag)
 
     def wait_for_task_id(self, task_id: int, timeout: float | str | None = FOREVER) -> Task | None:
         """This one."""
@@ -262,6 +255,8 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
         seconds = None if timeout in (None, FOREVER) else timeout
         if seconds is not None and (isinstance(seconds, bool | str) or seconds != seconds):
             raise UsageError(f"wait({timeout!r}): give seconds, or 'wait_forever'")
+        if seconds is not None and seconds < 0:  # as TaskVine's number for it
+            seconds = None
         end = None if seconds is None else time.monotonic() + seconds
         while True:
             if self._tuned["wait-for-workers"] > 0 and not self._workers_seen:

@@ -20,7 +20,16 @@ import msgspec
 
 import windlass
 from windlass.errors import InputFailed, UnknownName, UsageError
-from windlass.manager.call import COUNT_MOST, DEFAULT_OPTIONS, MEGABYTE, intern_options, merge_options, read_count, read_number, read_seconds
+from windlass.manager.call import (
+    COUNT_MOST,
+    DEFAULT_OPTIONS,
+    MEGABYTE,
+    intern_options,
+    merge_options,
+    read_count,
+    read_number,
+    read_seconds,
+)
 from windlass.manager.command import Command, read_environment
 from windlass.manager.future import CallFuture
 from windlass.messages import CallOptions

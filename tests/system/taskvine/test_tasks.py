@@ -395,3 +395,5 @@ def test_functions_over_sequences(m: vine.Manager) -> None:
     assert m.map(abs, [-1, -2, -3], chunksize=2) == [1, 2, 3]
     assert m.pair(sum, [1, 2], [10, 20]) == [11, 21, 12, 22]
     assert m.tree_reduce(max, [3, 1, 4, 1, 5, 9, 2, 6]) == 9
+    with pytest.raises(TypeError, match="not supported between"):  # what the call raised, not that those after it were not run
+        m.tree_reduce(max, [3, "1", 4, 1])
