@@ -79,12 +79,19 @@ def get(
     _runner.hoist(imports)
     asked: Callable[[str], Any] = lambda name: options.get(name, dask.config.get(name, None))  # noqa: E731
     if Callback.active or any(asked(name) for name in _OWN_LOOP):
+        if asked("rerun_exceptions_locally"):  # Dask's default raises what a task raises, which ends the graph before it is run again
+            options.setdefault("pack_exception", _packed)
         return get_async(pool.submit, options.pop("num_workers", None) or max(1, pool.slots()), dsk, keys, **options)
     wanted: set[Hashable] = set(flatten(keys)) if isinstance(keys, list) else {keys}
     if not isinstance(dsk, Mapping):
         dsk = dsk.__dask_graph__()
     graph = fuse_linear_task_spec(_needed(convert_legacy_graph(dsk), wanted), wanted)
     return nested_get(keys, _Run(pool, graph, wanted).values())
+
+
+def _packed(error: BaseException, _: object) -> tuple[BaseException, None]:
+    """In a slot: an exception and its traceback, which cannot travel."""
+    return error, None
 
 
 def _needed(graph: Mapping[Any, Any], wanted: Iterable[Hashable]) -> dict[Any, Any]:

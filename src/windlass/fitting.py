@@ -14,10 +14,9 @@ there may be another generation of zygotes: who knows all functions beforehand, 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import weakref
 from collections.abc import Callable, Iterable
-from types import FunctionType, ModuleType
+from types import CellType, FunctionType, ModuleType
 from typing import Any, Final, cast
 
 from windlass import imports
@@ -29,6 +28,8 @@ from windlass.manager.executor import Pool, Submitter, View, open_pools
 _SEEN_MOST: Final = 10_000
 #: Layers of wrappers around a function that are looked through.
 _WRAPPERS_MOST: Final = 16
+#: Bytes of a value in a closure from which on it is not pickled to be looked at.
+_LARGE: Final = 1 << 20
 
 _pools_of_managers: weakref.WeakKeyDictionary[Any, Pool] = weakref.WeakKeyDictionary()
 
@@ -127,5 +128,11 @@ class Runner:
 
 def _is_light(function: FunctionType) -> bool:
     """It has no closure over large data, which would be pickled to be looked at."""
-    cells = inspect.getclosurevars(function).nonlocals.values() if function.__closure__ else ()
-    return not any(getattr(value, "nbytes", 0) > 1 << 20 for value in cells)
+    return not any(_is_large(cell) for cell in function.__closure__ or ())
+
+
+def _is_large(cell: CellType) -> bool:
+    try:
+        return bool(getattr(cell.cell_contents, "nbytes", 0) > _LARGE)
+    except Exception:  # noqa: BLE001 - the cell is empty; or what is in it is a class, like numpy.float32, which has a descriptor there
+        return False

@@ -4,7 +4,11 @@ Theory of operation
 -------------------
 joblib cuts its tasks into batches, and a batch is a call. A batch is made longer while its calls take less than 0.2 s: by joblib's own
 rule, but by how long calls ran in their slots, since what joblib measures has the queue of the batch system in it. Results are read on
-the thread that runs callbacks, where joblib hands out the next batches too.
+the thread that runs callbacks, where joblib hands out the next batches too. It has counted a batch when it hands it over, and waits for its
+end from then on: so whatever goes wrong here is a future that has failed, and joblib is told of each end, also of what others cancel. It is
+told from that thread's queue, never from inside of `submit`, where the next batch would be submitted, and the next from there.
+
+All ``Parallel`` of one ``parallel_config`` share a backend. When one of them aborts, its own batches are cancelled.
 
 *Large arrays.* joblib's own backends write them to files which their processes map. Here they are objects, which go to a worker once,
 whatever the number of its batches, and which slots map; not read-only, but so that what is written stays in the call. To know that an
@@ -42,6 +46,7 @@ from joblib.parallel import (
 
 from windlass.fitting import Runner, executor_for
 from windlass.manager.buffers import KnownBuffers
+from windlass.manager.callbacks import hand_over
 from windlass.manager.future import CallFuture
 from windlass.worker.slot_api import current_call
 
@@ -112,7 +117,9 @@ class WindlassBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._runner = Runner(run_batch)
         self._known = KnownBuffers()
         self._lock = threading.Lock()
-        self._batches: set[CallFuture[Any]] = set()
+        #: Batches that have not ended, and what joblib wants to be told by.
+        self._batches: dict[CallFuture[Any], Any] = {}
+        self._executor_now: Submitter | None = None
         self._ran = 0.0
 
     @property
@@ -158,22 +165,29 @@ class WindlassBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self.reset_batch_stats()
 
     def submit(self, func: Any, callback: Callable[[Any], object] | None = None) -> CallFuture[Any]:
-        """Hand a batch over."""
-        for function, args, kwargs in func.items:
-            self._runner.look_at((function,), (*args, *kwargs.values()))
-        with self._known:
-            future = self._executor_now.submit(self._runner.function, func, self._setting)
+        """Hand a batch over. What goes wrong is in the future: where joblib calls this, nobody may hear of it."""
+        future: CallFuture[Any]
+        try:
+            for function, args, kwargs in func.items:
+                self._runner.look_at((function,), (*args, *kwargs.values()))
+            with self._known:
+                future = (self._executor_now or self.executor).submit(self._runner.function, func, self._setting)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the batch's
+            future = CallFuture()
+            future.set_exception(error)
         with self._lock:
-            self._batches.add(future)
+            self._batches[future] = callback
+        if _aborts(callback):  # meanwhile
+            future.cancel()
 
-        def ended(future: CallFuture[Any]) -> None:
+        def ended() -> None:
             with self._lock:
-                self._batches.discard(future)
-            if callback is not None and not future.cancelled():
+                self._batches.pop(future, None)
+            if callback is not None:
                 self._ran = future.timings.running
                 callback(future)
 
-        future.add_done_callback(ended)  # type: ignore[arg-type]
+        future.add_done_callback(lambda _: hand_over(ended))
         return future
 
     def apply_async(self, func: Any, callback: Callable[[Any], object] | None = None) -> CallFuture[Any]:
@@ -189,9 +203,9 @@ class WindlassBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         super().batch_completed(batch_size, self._ran or duration)
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """Cancel what has not ended, running calls too."""
+        """Cancel what has not ended of the ``Parallel`` that aborts, running calls too."""
         with self._lock:
-            batches, self._batches = self._batches, set()
+            batches = [each for each, callback in self._batches.items() if callback is None or _aborts(callback)]
         for future in batches:
             future.cancel()
 
@@ -203,7 +217,12 @@ class WindlassBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     @property
     def _cores(self) -> int:
-        return max(1, math.floor(self.executor.cores))
+        return max(1, math.floor((self._executor_now or self.executor).cores))
+
+
+def _aborts(callback: Any) -> bool:
+    """Its ``Parallel`` takes no notice of results any more."""
+    return callback is not None and callback.parallel._aborting is True
 
 
 @contextlib.contextmanager

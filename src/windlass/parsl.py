@@ -11,7 +11,10 @@ reads. A call therefore goes there first (``task_dir``); where a node has no suc
 
 ``parsl_resource_specification`` has Parsl's words: ``cores``, ``memory`` in MB, ``gpus``, ``priority`` (the larger first), and
 ``running_time_min`` in seconds, which Windlass takes for the time that it will need. ``disk`` is accepted, but nothing is reckoned with
-it."""
+it.
+
+With Parsl's ``MonitoringHub`` tasks tell of their beginning and end by a *radio*: by default files in Parsl's ``run_dir``, which is where
+the program runs, too."""
 
 from __future__ import annotations
 
@@ -65,17 +68,22 @@ class WindlassExecutor(ParslExecutor, RepresentationMixin):
         task_dir: str | None = "",
         working_dir: str | None = None,
         storage_access: list[Any] | None = None,
+        remote_monitoring_radio: Any = None,
         **pool: Any,
     ) -> None:
         """``backend`` and ``pool``: as `windlass.Executor` takes them (``max_pilots=20, cores=8``). ``executor``: one that you have
         instead, or a manager; it stays open. ``task_dir``: the folder in which apps run, by default the program's own; None: the
-        slot's. ``working_dir`` and ``storage_access`` are Parsl's, for the staging of files.
+        slot's. ``working_dir`` and ``storage_access`` are Parsl's, for the staging of files, and so is ``remote_monitoring_radio``: how
+        tasks report to Parsl's monitoring, by default by files in its ``run_dir``.
         """
         ParslExecutor.__init__(self)
         if executor is not None and (pool or backend != "local"):
             raise UsageError("executor= has its pilots already, so options of a pool would change nothing; leave one of them out")
         self.label, self.backend, self.executor, self.task_dir = label, backend, executor, task_dir
         self.working_dir, self.storage_access, self.pool = working_dir, storage_access, pool
+        radio = remote_monitoring_radio if remote_monitoring_radio is not None else _radio()
+        if radio is not None:
+            self.remote_monitoring_radio = radio
         self._submitter: Submitter | None = None
         self._own: Executor | None = None
         self._calls: weakref.WeakSet[CallFuture[Any]] = weakref.WeakSet()
@@ -149,6 +157,14 @@ class WindlassExecutor(ParslExecutor, RepresentationMixin):
             with contextlib.suppress(KeyError):
                 self._kept.popitem(last=False)
         return call
+
+
+def _radio() -> Any:
+    try:
+        from parsl.monitoring.radios.filesystem import FilesystemRadio
+    except ImportError:  # older ones have a word for it, which the base class sets
+        return None
+    return FilesystemRadio()
 
 
 @contextlib.contextmanager

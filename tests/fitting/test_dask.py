@@ -119,6 +119,21 @@ def test_what_is_not_needed_is_not_run(scheduler: windlass.Executor, tmp_path: P
     assert not (tmp_path / "never").exists()
 
 
+failed_in: list[int] = []
+
+
+def fail_here(number: int) -> None:
+    failed_in.append(os.getpid())
+    raise KeyError(number)
+
+
+def test_a_task_that_fails_is_run_again_in_the_program_if_that_was_asked_for(scheduler: windlass.Executor) -> None:
+    """For a debugger; by Dask's own loop."""
+    with pytest.raises(KeyError, match="3"):
+        dask.delayed(fail_here)(3).compute(rerun_exceptions_locally=True)
+    assert failed_in == [os.getpid()]
+
+
 def test_callbacks_are_told_of_tasks_with_their_results(scheduler: windlass.Executor) -> None:
     """Then Dask's own loop runs: progress bars and profilers work."""
     told: list[Any] = []

@@ -55,6 +55,23 @@ def test_a_runner_hoists_what_functions_and_their_arguments_need() -> None:
     assert runner.function(max, 1, 2) == 2
 
 
+def test_a_closure_may_have_classes_in_it_and_cells_that_are_empty() -> None:
+    """Classes of numpy have a descriptor where their instances have a number of bytes; ``yet`` is set when the function has been seen."""
+    for kind in (np.float32, np.ndarray, memoryview):
+        runner = Runner(run)
+
+        def uses(kind: Any, runner: Runner = runner) -> Any:
+            def function(values: Any) -> Any:
+                return kind(values), yet
+
+            runner.look_at([function])
+            yet = kind
+            return function
+
+        assert uses(kind)(1 if kind is not memoryview else b"1")[1] is kind
+        assert any(name.startswith("numpy") for name in hoisted(runner)) == (kind is not memoryview)
+
+
 def test_one_module_to_hoist_is_not_taken_for_its_letters() -> None:
     """As ``lib_modules="numpy"`` of DaskVine's ``get`` would be."""
     for module in ("statistics", ["statistics"], statistics):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import multiprocessing
 import operator
@@ -10,6 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 
 import windlass
-from windlass.errors import RemoteTraceback, UsageError
+from windlass.errors import NotPicklable, RemoteTraceback, UsageError
 from windlass.joblib import WindlassBackend
 from windlass.objects import content_name
 from windlass.worker.slot_api import current_call
@@ -117,6 +119,16 @@ def test_scikit_learn_finds_what_it_does_alone(backend: windlass.Executor) -> No
     assert done(backend) == ran > 12
 
 
+def test_a_function_may_have_a_class_in_its_closure(backend: windlass.Executor) -> None:
+    """As ``dtype = np.float32`` in the function that makes it."""
+    kind = np.float32
+
+    def converted(value: float) -> Any:
+        return kind(value)
+
+    assert Parallel(n_jobs=2)(delayed(converted)(value) for value in (1.5, 2.5)) == [1.5, 2.5]
+
+
 def test_an_error_is_the_tasks_own(backend: windlass.Executor) -> None:
     """With the traceback of the slot for its cause."""
     with pytest.raises(ZeroDivisionError) as raised:
@@ -139,6 +151,65 @@ def test_the_first_error_cancels_what_runs(backend: windlass.Executor, tmp_path:
     with pytest.raises(KeyError, match="mine"):
         Parallel(n_jobs=2, batch_size=1)(delayed(wait_for_ever)(tmp_path, number) for number in range(8))
     assert Parallel()(delayed(abs)(number) for number in range(-4, 0)) == [4, 3, 2, 1]
+
+
+def test_a_later_task_that_cannot_be_handed_over_is_told(backend: windlass.Executor) -> None:
+    """joblib hands it over on the thread of callbacks, where an error would be logged, and waited for it for ever."""
+    with pytest.raises(NotPicklable, match="lock"):
+        Parallel(n_jobs=2, batch_size=1)(delayed(id)(threading.Lock() if number == 20 else number) for number in range(30))
+
+
+def wait_for_file(path: Path, number: int) -> int:
+    while not path.exists():
+        time.sleep(0.01)
+    return number
+
+
+class PickledSlowly:
+    """Whose pickling lasts until something has been closed."""
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()
+        self.reached = threading.Event()
+
+    def __reduce__(self) -> Any:
+        self.reached.set()
+        assert self.closed.wait(60)
+        return PickledSlowly, ()
+
+
+def test_one_that_aborts_cancels_its_own_tasks_only(backend: windlass.Executor, tmp_path: Path) -> None:
+    """All of one ``parallel_config`` share a backend. A task that was being handed over meanwhile is cancelled too."""
+    few: Any = functools.partial(Parallel, n_jobs=2, batch_size=1, pre_dispatch=1, return_as="generator")
+    mine = few()(delayed(wait_for_file)(tmp_path / "go", number) for number in range(4))
+    (tmp_path / "is there").touch()
+    odd = PickledSlowly()
+    other = few()(delayed(wait_for_file)(tmp_path / name, each) for name, each in (("is there", 1), ("never", odd)))
+    assert odd.reached.wait(60)
+    with pytest.warns(UserWarning, match="cancelled"):
+        other.close()
+    odd.closed.set()
+    (tmp_path / "go").touch()
+    assert list(mine) == list(range(4))
+    manager: Any = backend.manager
+    assert all(future.done() for future in manager._client.pending())  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_task_that_somebody_else_cancels_is_told(backend: windlass.Executor, tmp_path: Path) -> None:
+    """Also as `shutdown(cancel_futures=True)` of another thread does."""
+    found = Parallel(n_jobs=2, batch_size=1, return_as="generator")(delayed(wait_for_file)(tmp_path / "never", n) for n in range(8))
+    manager: Any = backend.manager
+    manager.cancel_all()
+    with pytest.raises(CancelledError):
+        list(found)
+
+
+def test_a_second_executor_may_be_opened_while_tasks_are_handed_out(pool: windlass.Executor) -> None:
+    """Those that are left go where the first ones went."""
+    with joblib.parallel_config("windlass"):
+        found = Parallel(n_jobs=2, batch_size=1, return_as="generator")(delayed(abs)(number) for number in iter(range(20)))
+        with windlass.Executor(None):
+            assert list(found) == list(range(20))
 
 
 def test_a_task_that_takes_too_long_is_told(backend: windlass.Executor, tmp_path: Path) -> None:
@@ -262,6 +333,24 @@ def test_where_several_executors_are_open_one_must_be_named(pool: windlass.Execu
         Parallel(n_jobs=2)(delayed(abs)(number) for number in (-1, -2))
     with joblib.parallel_config("windlass", executor="slurm"), pytest.raises(UsageError, match="no executor of Windlass"):
         Parallel(n_jobs=2)(delayed(abs)(number) for number in (-1, -2))
+
+
+JOURNALED = """
+import os, joblib, windlass
+
+def where(number):
+    return number, os.getpid()
+
+with windlass.Executor("local", cores=2, max_pilots=1, journal="j"), joblib.parallel_config("windlass"):
+    print(joblib.Parallel(n_jobs=2, batch_size=1)(joblib.delayed(where)(number) for number in range(200)))
+"""
+
+
+def test_a_program_that_is_started_again_with_its_journal_remembers_all_batches(run_program: Callable[..., str]) -> None:
+    """However many: each of them has ended when it is submitted, and none is submitted from inside of the one before."""
+    found = run_program(JOURNALED)
+    assert found.count("(") == 200
+    assert run_program(JOURNALED) == found
 
 
 NO_EXECUTOR = """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -147,6 +148,21 @@ def test_resource_specifications_are_options_of_calls(pool: windlass.Executor) -
     with pytest.raises(windlass.NotPossible, match="cores"):
         executor.submit(os.getpid, {"cores": 64})
     executor.shutdown()
+
+
+def test_tasks_tell_parsls_monitoring_of_their_beginning_and_end(kernel: Any, tmp_path: Path) -> None:
+    """Wrapped as Parsl's kernel does it where there is a `MonitoringHub`: by default they write files, which a process of Parsl's reads."""
+    ours = kernel.executors["windlass"]
+    radio = ours.remote_monitoring_radio
+    radio.run_dir = str(tmp_path)
+    remote: Any = importlib.import_module("parsl.monitoring.remote")
+    ids = {"x_try_id": 0, "x_task_id": 7, "run_id": "run", "run_dir": str(tmp_path), "radio_config": radio, "logging_level": 0}
+    wrapped, args, kwargs = remote.monitor_wrapper(
+        f=pow, args=(2, 5), kwargs={}, sleep_dur=1, monitor_resources=ours.monitor_resources(), **ids
+    )
+    assert ours.submit(wrapped, {}, *args, **kwargs).result() == 32
+    told = [pickle.loads(path.read_bytes())[1] for path in (tmp_path / "monitor-fs-radio" / "new").iterdir()]
+    assert sorted((each["task_id"], each["first_msg"], each["last_msg"]) for each in told) == [(7, False, True), (7, True, False)]
 
 
 def wait_for_ever(folder: Path) -> None:

@@ -4,7 +4,8 @@ Theory of operation
 -------------------
 A category gives its tasks what they do not set themselves: in mode ``fixed`` its maximum, else its first guess or minimum, and more memory
 for those that run out of it.  The categories' own defaults are those of `Manager.set_resources_max`.  With ``set_category_max_concurrent``
-a category has only so many tasks under way at a time; the others are held back here, in the order of submission.
+a category has only so many tasks under way at a time; the others are held back here, in the order of submission.  A task that needs what a
+held one will make, in whatever category, is *blocked* until all such have been let go.
 """
 
 from __future__ import annotations
@@ -39,9 +40,20 @@ class Category:
         self.max_concurrent = 0
         #: By number, in the order of submission.
         self.held: OrderedDict[int, Task] = OrderedDict()
+        #: Numbers of tasks that need what held ones make, and of those.
+        self.blocked: dict[int, set[int]] = {}
         self.under_way = 0
         #: Tasks by how they ended.
         self.done = self.failed = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks are held back."""
+        return len(self.held) + len(self.blocked)
+
+    def drop(self, number: int) -> bool:
+        """Hold it back no more; False if it was not."""
+        return self.held.pop(number, None) is not None or self.blocked.pop(number, None) is not None
 
     def options(self, default: Category) -> dict[str, Any]:
         """Options of a call for what its task does not set."""

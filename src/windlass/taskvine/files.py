@@ -54,6 +54,8 @@ class File:
         self._unlink = unlink_when_done
         self._native: windlass.File | None = None
         self._stamp: tuple[int, ...] = ()
+        #: Number of the task that was submitted last to write it, where it stays on workers; 0: none.
+        self.written_by = 0
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
@@ -99,6 +101,8 @@ class File:
         """What a call is given. Raises `UsageError`, as declaring does."""
         with self._lock:
             if self._kind == TEMP:
+                if self._native is None and self.written_by:
+                    raise UsageError(f"{self!r} is written by a task that is held back: wait() for that one first")
                 if self._native is None:
                     raise UsageError(f"{self!r} is written by no task that was submitted: submit that one first")
                 return self._native
@@ -116,6 +120,11 @@ class File:
             with self._lock:
                 self._native = made
         return made
+
+    def is_written_by(self, number: int) -> None:
+        """A task with this number is being submitted."""
+        if self._kind == TEMP:
+            self.written_by = number
 
     @property
     def comes_back(self) -> bool:

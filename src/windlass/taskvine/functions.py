@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import windlass
-from windlass.errors import UsageError
+from windlass.errors import InputFailed, UsageError
 from windlass.manager.call import read_count
 from windlass.manager.future import CallFuture
 from windlass.taskvine.standing import Standing
@@ -84,7 +84,12 @@ class Functions(Standing):
         if not items:
             raise UsageError("tree_reduce() of nothing has no result")
         last: Any = items[0]
-        return last.result() if isinstance(last, CallFuture) else last  # pyright: ignore[reportUnknownVariableType]
+        if not isinstance(last, CallFuture):
+            return last
+        error = last.exception()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        if isinstance(error, InputFailed) and error.__cause__ is not None:
+            raise error.__cause__  # what the call raised that failed first
+        return last.result()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
     def remote_map(self, fn: str, seq: Iterable[Any], library: str, name: str = "", chunksize: int = 1) -> list[Any]:
         """The library's function of each, in order."""

@@ -2,10 +2,11 @@
 
 Theory of operation
 -------------------
-A task is *held* (its category has enough under way, or too few workers are there), *under way* (a call of the `windlass.Manager`), or
-*ready* (it has ended, and nobody has waited for it yet).  The manager hears of a call's end on the thread of the `windlass.Manager`, and
-has one of a few threads of its own fill in the task, as what it returned is to be unpickled and its outputs are to be brought here and
-written; only then the task is ready.  So outputs of many tasks come beside each other, whether or not the program is in ``wait``.
+A task is *held* (its category has enough under way, too few workers are there, or it needs what a held one is to make), *under way* (a
+call of the `windlass.Manager`), or *ready* (it has ended, and nobody has waited for it yet).  The manager hears of a call's end on the
+thread of the `windlass.Manager`, and has one of a few threads of its own fill in the task, as what it returned is to be unpickled and its
+outputs are to be brought here and written; only then the task is ready.  So outputs of many tasks come beside each other, whether or not
+the program is in ``wait``.
 
 All that is known of tasks is under one lock, which is held for moments only.
 """
@@ -17,25 +18,25 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, Final, Self
 
 from windlass.errors import UsageError, WindlassError
 from windlass.manager.future import CallFuture
 from windlass.taskvine import tuning
+from windlass.taskvine.alarms import Alarms
 from windlass.taskvine.categories import Categories, Category
 from windlass.taskvine.declaring import Declares
 from windlass.taskvine.functions import Functions
 from windlass.taskvine.passed_over import PassedOver
 from windlass.taskvine.seeing import Seeing
 from windlass.taskvine.settings import Settings
+from windlass.taskvine.takers import Takers
 from windlass.taskvine.tasks import Task
 
 log = logging.getLogger("windlass.taskvine")
 
-#: Threads that take in what ended tasks have made.
-_TAKERS: Final = 4
 #: Seconds between looks at how many workers there are, while tasks are held for them.
 _LOOK_SECONDS: Final = 0.2
 FOREVER: Final = "wait_forever"
@@ -64,9 +65,11 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
         self._next = 1
         #: Held or under way, and ready, by number, in the order of submission and of their ends.
         self._open: dict[int, Task] = {}
+        #: By numbers of held tasks: those of tasks that need what they make.
+        self._needed_by: dict[int, list[int]] = {}
         self._ready: OrderedDict[int, Task] = OrderedDict()
-        self._takers: ThreadPoolExecutor | None = None
-        self._timers: dict[int, threading.Timer] = {}
+        self._takers: Takers | None = None
+        self._alarms = Alarms(self.cancel_by_task_id)
         self._workers_seen = False
 
     # ------------------------------------------------------------ life
@@ -79,15 +82,12 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
 
     def close(self) -> None:
         """End: tasks that have not ended are cancelled, workers are sent away."""
-        with self._lock:
-            timers, self._timers = list(self._timers.values()), {}
-        for timer in timers:
-            timer.cancel()
+        self._alarms.close()
         self._native.close()
         with self._lock:
             takers, self._takers = self._takers, None
         if takers is not None:
-            takers.shutdown()
+            takers.close()
         with self._lock:
             self._open.clear()
             self._lock.notify_all()
@@ -107,32 +107,46 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
                 f"submit({task!r}): write submit(Task('command')), PythonTask(function, ...) or FunctionCall('lib', 'function', ...)"
             )
         category = self._categories[task.category]
+        if task.time_end:
+            self._alarms.begin()
         with self._lock:
             number = self._next
-            task.begin(number)
+            needs = task.begin(number)
             self._next += 1
             self._open[number] = task
-            category.held[number] = task
+            # Only what was submitted before can be needed, so there is no ring of tasks that wait for each other.
+            if blockers := {each for each in needs if 0 < each < number and each in self._open and self._open[each].future is None}:
+                category.blocked[number] = blockers
+                for each in blockers:
+                    self._needed_by.setdefault(each, []).append(number)
+            else:
+                category.held[number] = task
         try:
             self._let_go_on(category, task)
         except BaseException:
             with self._lock:
                 self._open.pop(number, None)
-                category.held.pop(number, None)
+                category.drop(number)
                 task.withdraw()
+                self._unblock(task, number)
             raise
         if task.time_end:
-            self._end_in_time(task, number)
+            with self._lock:
+                if number in self._open:
+                    self._alarms.set(number, task.time_end)
         return number
 
     def _let_go_on(self, category: Category, mine: Task | None = None) -> None:
         """Submit what need not be held any more. Raises what is wrong with ``mine``; others come back with what is wrong with them."""
         if not self._enough_workers():
             return
-        while True:
+        todo, wrong = [category], None
+        while todo:
+            category = todo[-1]
             with self._lock:
                 if not category.held or (category.max_concurrent and category.under_way >= category.max_concurrent):
-                    return
+                    todo.pop()
+                    continue
                 number, task = category.held.popitem(last=False)
                 category.under_way += 1
             try:
@@ -140,11 +154,35 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
             except BaseException as error:
                 with self._lock:
                     category.under_way -= 1
-                if task is mine or not isinstance(error, WindlassError | OSError):
+                if not isinstance(error, WindlassError | OSError):
                     raise
-                self._end(task, number, None, error)
+                if task is mine:
+                    wrong = error
+                else:
+                    todo += self._end(task, number, None, error)
                 continue
             future.watch(_Ended(lambda ended, task=task, number=number: self._has_ended(task, number, ended)))  # type: ignore[misc]
+            with self._lock:
+                todo += self._unblock(task, number)
+        if wrong is not None:
+            raise wrong
+
+    def _unblock(self, task: Task, number: int) -> list[Category]:
+        """It is held no more. Categories with tasks that need what it makes, and nothing else of held ones. Holding the lock."""
+        found: list[Category] = []
+        for each in self._needed_by.pop(number, ()):
+            waits = self._open.get(each)
+            category = self._categories[waits.category] if waits is not None else None
+            if waits is None or category is None or each not in category.blocked:
+                continue
+            if task.future is None:
+                waits.lacks = task
+            category.blocked[each].discard(number)
+            if not category.blocked[each]:
+                del category.blocked[each]
+                category.held[each] = waits
+                found.append(category)
+        return found
 
     def _let_held_go_on(self) -> None:
         for _, category in self._categories.items():
@@ -167,29 +205,25 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
             if self._takers is None:
                 if self.manager.closed:
                     return
-                self._takers = ThreadPoolExecutor(_TAKERS, "windlass-taskvine")
+                self._takers = Takers()
             takers = self._takers
-        try:
-            takers.submit(self._take, task, number, future)
-        except RuntimeError:
-            pass  # the program ends
+        takers(lambda: self._take(task, number, future))
 
     def _take(self, task: Task, number: int, future: CallFuture[Any]) -> None:
         category = self._categories[task.category]
         with self._lock:
             category.under_way -= 1
         self._end(task, number, future, None)
-        if category.held:
-            self._let_held_go_on()
+        self._let_held_go_on()
 
-    def _end(self, task: Task, number: int, future: CallFuture[Any] | None, error: BaseException | None) -> None:
+    def _end(self, task: Task, number: int, future: CallFuture[Any] | None, error: BaseException | None) -> list[Category]:
+        """Take it in; categories of tasks that waited for it to be let go."""
         late = "max end time" if task.time_end and time.time() >= task.time_end else ""
         try:
             task.end(future, error, late)
         except Exception:  # a defect must not hang the program
             log.exception("task %s could not be taken in", number)
         with self._lock:
-            timer = self._timers.pop(number, None)
             category = self._categories[task.category]
             if task.successful():
                 category.done += 1
@@ -197,27 +231,21 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
                 category.failed += 1
             if self._open.pop(number, None) is not None:
                 self._ready[number] = task
+            unblocked = self._unblock(task, number)
             self._lock.notify_all()
-        if timer is not None:
-            timer.cancel()
-
-    def _end_in_time(self, task: Task, number: int) -> None:
-        timer = threading.Timer(max(0.0, task.time_end - time.time()), self.cancel_by_task_id, (number,))
-        timer.daemon = True
-        with self._lock:
-            if number in self._open:
-                self._timers[number] = timer
-                timer.start()
+        self._alarms.drop(number)
+        return unblocked
 
     # ------------------------------------------------------------ waiting
 
     def wait(self, timeout: float | str | None = FOREVER) -> Task | None:
-        """The next task that has ended; None when none does within ``timeout`` seconds (fractions are fine), or when there is none."""
+        """The next task that has ended; None when none does within ``timeout`` seconds (fractions are fine; below 0: for
+        ever), or when there is none."""
         return self._wait(timeout, lambda task: True)
 
-    def wait_for_tag(self, tag: str, timeout: float | str | None = FOREVER) -> Task | None:
-        """The next one with this tag."""
-        return self._wait(timeout, lambda task: task.tag == tag)
+    def wait_for_tag(self, tag: str | None, timeout: float | str | None = FOREVER) -> Task | None:
+        """The next one with this tag; None: with any, or none."""
+        return self._wait(timeout, lambda task: tag is None or task.tag == tag)
 
     def wait_for_task_id(self, task_id: int, timeout: float | str | None = FOREVER) -> Task | None:
         """This one."""
@@ -227,6 +255,8 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
         seconds = None if timeout in (None, FOREVER) else timeout
         if seconds is not None and (isinstance(seconds, bool | str) or seconds != seconds):
             raise UsageError(f"wait({timeout!r}): give seconds, or 'wait_forever'")
+        if seconds is not None and seconds < 0:  # as TaskVine's number for it
+            seconds = None
         end = None if seconds is None else time.monotonic() + seconds
         while True:
             if self._tuned["wait-for-workers"] > 0 and not self._workers_seen:
@@ -251,7 +281,7 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
 
     def hungry(self) -> int:
         """How many tasks more could be used well now."""
-        held = sum(len(category.held) for _, category in self._categories.items())
+        held = sum(category.waiting for _, category in self._categories.items())
         return max(0, self.manager.hungry(int(self._tuned["hungry-minimum"]), self._tuned["hungry-minimum-factor"]) - held)
 
     def task_state(self, task_id: int) -> str:
@@ -291,13 +321,15 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
             return [task for task in self._open.values() if wanted(task)]
 
     def _cancel(self, tasks: Iterable[Task]) -> int:
-        count = 0
+        count, unblocked = 0, list[Category]()
         for task in reversed(list(tasks)):
             with self._lock:
-                waits = self._categories[task.category].held.pop(task.id, None) is not None
+                waits = self._categories[task.category].drop(task.id)
             if waits:
-                self._end(task, task.id, None, CancelledError())
+                unblocked += self._end(task, task.id, None, CancelledError())
                 count += 1
             elif task.future is not None and not task.future.done():
                 count += task.future.cancel()
+        for category in unblocked:  # they end too
+            self._let_go_on(category)
         return count

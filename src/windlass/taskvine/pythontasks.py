@@ -55,6 +55,9 @@ class PythonTask(Task):
 
     add_environment = add_poncho_package = add_starch_package = add_execution_context
 
+    def _makers(self) -> set[int]:
+        return super()._makers() | {value.id for value in (*self._args, *self._kwargs.values()) if isinstance(value, Task)}
+
     def _variables(self) -> dict[str, str | None]:
         return self._env
 

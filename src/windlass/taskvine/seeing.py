@@ -30,7 +30,7 @@ class Seeing(Standing):
         with self._lock:
             done, failed = (sum(getattr(one, what) for _, one in self._categories.items()) for what in ("done", "failed"))
             return SimpleNamespace(
-                tasks_waiting=calls["waiting"] + sum(len(one.held) for _, one in self._categories.items()),
+                tasks_waiting=calls["waiting"] + sum(one.waiting for _, one in self._categories.items()),
                 tasks_running=calls["running"],
                 tasks_on_workers=calls["running"],
                 tasks_with_results=len(self._ready),
@@ -50,7 +50,7 @@ class Seeing(Standing):
         one = self._categories[category]
         with self._lock:
             return SimpleNamespace(
-                tasks_waiting=len(one.held),
+                tasks_waiting=one.waiting,
                 tasks_running=one.under_way,
                 tasks_done=one.done + one.failed,
                 tasks_failed=one.failed,

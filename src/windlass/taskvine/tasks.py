@@ -19,8 +19,17 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 import windlass
-from windlass.errors import UnknownName, UsageError
-from windlass.manager.call import DEFAULT_OPTIONS, MEGABYTE, intern_options, merge_options, read_count, read_number, read_seconds
+from windlass.errors import InputFailed, UnknownName, UsageError
+from windlass.manager.call import (
+    COUNT_MOST,
+    DEFAULT_OPTIONS,
+    MEGABYTE,
+    intern_options,
+    merge_options,
+    read_count,
+    read_number,
+    read_seconds,
+)
 from windlass.manager.command import Command, read_environment
 from windlass.manager.future import CallFuture
 from windlass.messages import CallOptions
@@ -153,22 +162,24 @@ class Task(TaskFacts):
         self._set("priority", priority)
 
     def set_retries(self, max_retries: int) -> None:
-        """Tries after the first that was lost with its worker or ran out of memory."""
-        self._set("retries", max_retries)
-        self._set("max_losses", max_retries)
+        """Tries after the first that was lost with its worker or ran out of memory; below 1, any number of those that are lost."""
+        count = 0 if _is_below_one(max_retries) else read_count("retries", max_retries)
+        self._set("retries", count)
+        self._set("max_losses", count or COUNT_MOST)
 
     def set_time_max(self, seconds: float) -> None:
-        """Seconds that it may run."""
-        self._set("timeout", seconds)
+        """Seconds that it may run; 0 or less: any number."""
+        self._set("timeout", None if _is_no_time(seconds) else seconds)
 
     def set_time_min(self, seconds: float) -> None:
-        """Seconds that it needs at least: it is not given to workers with less time left."""
-        self._set("expected_time", seconds)
+        """Seconds that it needs at least: it is not given to workers with less time left. 0 or less: nobody knows."""
+        self._set("expected_time", None if _is_no_time(seconds) else seconds)
 
     def set_time_end(self, useconds: float) -> None:
-        """When it must have ended, in microseconds since the epoch: it is then cancelled at the latest."""
-        read_seconds("time_end", useconds / 1e6)
-        self.time_end = useconds / 1e6
+        """When it must have ended, in microseconds since the epoch: it is then cancelled at the latest. 0 or less: no such time."""
+        if not _is_no_time(useconds):
+            read_seconds("time_end", useconds / 1e6)
+        self.time_end = max(0.0, useconds / 1e6)
 
     def set_time_start(self, useconds: float) -> None:
         raise UsageError("set_time_start() is not here: submit the task when it may start")
@@ -212,12 +223,21 @@ class Task(TaskFacts):
 
     #: When it must have ended, in seconds since the epoch; 0: none.
     time_end = 0.0
+    #: A task that makes what it needs, and ended before it was let go.
+    lacks: Task | None = None
 
-    def begin(self, number: int) -> None:
-        """It is being submitted. Raises `UsageError` if it is under way."""
+    def begin(self, number: int) -> set[int]:
+        """It is being submitted: numbers of tasks that make what it needs. Raises `UsageError` if it is under way."""
         if self._id and self._outcome is None:
             raise UsageError(f"{self!r} is under way: wait() for it before it is submitted again, or make another one")
-        self._id, self._future, self._outcome, self._made = number, None, None, []
+        self._id, self._future, self._outcome, self._made, self.lacks = number, None, None, [], None
+        needs = self._makers()
+        for output in self._outputs.values():
+            output.file.is_written_by(number)
+        return needs
+
+    def _makers(self) -> set[int]:
+        return {file.written_by for file in self._inputs.values()}
 
     def withdraw(self) -> None:
         """It could not be submitted."""
@@ -225,6 +245,8 @@ class Task(TaskFacts):
 
     def submitted(self, manager: windlass.Manager, category: Mapping[str, Any]) -> CallFuture[Any]:
         """The future of a call of it; ``category``: options for what it does not set itself."""
+        if self.lacks is not None:
+            raise InputFailed(f"it was not run: it needs what {self.lacks!r} makes, which was not run", tag=self.lacks.tag)
         options = self._call_options(category)
         self._needs = options.needs
         inputs = {path: file.for_reading() for path, file in self._inputs.items()}
@@ -311,6 +333,15 @@ _CONTEXT: Final = (
     'C="$WINDLASS_SANDBOX/{folder}"; [ ! -x "$C/bin/run_in_env" ] || exec "$C/bin/run_in_env" /bin/sh -c {line}; '
     'unset PYTHONHOME PYTHONPATH; PATH="$C/bin:$PATH" exec /bin/sh -c {line}'
 )
+
+
+def _is_below_one(count: object) -> bool:
+    return isinstance(count, int) and not isinstance(count, bool) and count < 1
+
+
+def _is_no_time(given: object) -> bool:
+    """What TaskVine takes for no limit."""
+    return isinstance(given, int | float) and not isinstance(given, bool) and given <= 0
 
 
 def _mapping(name: str, value: Any) -> dict[Any, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
+import time
 import urllib.request
 import warnings
 from collections.abc import Callable
@@ -36,7 +39,7 @@ def test_tasks_are_waited_for_by_tag_and_by_number(m: vine.Manager) -> None:
     assert by_number.output == "a\n"
     assert m.wait_for_tag("c", 5) is None  # there is none any more
     assert m.wait_for_task_id(999_999) is None
-    rest = m.wait(60)
+    rest = m.wait_for_tag(None, -1)  # any, for ever
     assert rest is not None
     assert rest.tag == "b"
     assert m.wait(0) is None
@@ -130,6 +133,58 @@ def test_a_category_has_no_more_tasks_under_way_than_it_may(m: vine.Manager) -> 
     assert all(t is not None and t.successful() for t in done)
 
 
+def test_what_a_held_task_is_to_make_may_be_given_to_others(m: vine.Manager) -> None:
+    """A file that stays on workers, or a result: who needs it is held as well, whatever its category."""
+    m.set_category_max_concurrent("few", 1)
+    words: list[str] = []
+    for number in range(3):
+        temp = m.declare_temp()
+        makes = vine.Task(f"echo {number} > x", category="few")
+        makes.add_output(temp, "x")
+        reads = vine.Task("cat x", tag="reads")
+        reads.add_input(temp, "x")
+        power = vine.PythonTask(pow, number, 3)
+        power.set_category("few")
+        root = vine.PythonTask(abs, power)
+        root.set_tag("root")
+        for t in (makes, reads, power, root):
+            m.submit(t)
+    while not m.empty():
+        done = m.wait(60)
+        assert done is not None
+        assert done.successful(), done.std_output
+        words += [f"{done.tag} {done.output}".strip()] if done.tag else []
+    assert sorted(words) == ["reads 0", "reads 1", "reads 2", "root 0", "root 1", "root 8"]
+
+
+def test_who_needs_what_a_held_task_is_to_make_ends_with_it(alone: vine.Manager) -> None:
+    """And says so; those that are cancelled together are all cancelled."""
+    alone.set_category_max_concurrent("few", 1)
+
+    def submit_three() -> list[vine.Task]:
+        tasks: list[vine.Task] = [vine.Task("true", category="few"), vine.Task("true", category="few", tag="makes"), vine.Task("cat x")]
+        temp = alone.declare_temp()
+        tasks[1].add_output(temp, "x")
+        tasks[2].add_input(temp, "x")
+        for t in tasks:
+            alone.submit(t)
+        assert tasks[2].future is None
+        return tasks
+
+    _, makes, reads = submit_three()
+    assert alone.stats_category("default").tasks_waiting == 1
+    assert alone.cancel_by_task_tag("makes") == 1
+    assert alone.wait(60) is makes
+    assert alone.wait(60) is reads
+    assert (makes.result, reads.result) == ("cancelled", "input missing")
+    assert "makes, which was not run" in reads.std_output
+    tasks = submit_three()
+    assert alone.cancel_all() == 4
+    while alone.wait(60):
+        pass
+    assert [t.result for t in tasks] == ["cancelled"] * 3
+
+
 def test_a_manager_may_be_named_until_something_is_done_with_it() -> None:
     """At the same port; the name is what the command line finds it by, and nobody else can have it."""
     with vine.Manager(0) as m, vine.Manager(0, "taken"):
@@ -198,10 +253,49 @@ def test_a_task_that_could_not_be_submitted_is_not_held(alone: vine.Manager) -> 
     assert alone.empty()
 
 
+LEAVES_ITS_WORKERS = """
+import os, time
+import windlass.taskvine as vine
+
+def wait_for(name):
+    while not os.path.exists(name):
+        time.sleep(0.01)
+
+class Slow:
+    def __reduce__(self):
+        return wait_for, ("left",)
+
+m = vine.Manager(0)
+with vine.Factory("local", manager=m, cores=1, max_workers=1):
+    slow = [vine.PythonTask(Slow) for _ in range(4)]  # unpacking what they give keeps all threads busy
+    last = vine.Task("echo x > out")
+    last.add_output(m.declare_file("out"), "out")
+    for tasks in (slow, [last]):
+        for t in tasks:
+            m.submit(t)
+        while not all(t.future.done() for t in tasks):
+            time.sleep(0.01)
+# The worker has gone, with what the last task made
+open("left", "w").close()
+while sum(each.completed() for each in list(m._ready.values())) < 4:
+    time.sleep(0.01)
+"""
+
+
+def test_a_program_that_does_not_close_its_manager_ends_though_outputs_cannot_come_any_more(tmp_path: Path) -> None:
+    """The manual's own form has no ``with`` for the manager."""
+    (tmp_path / "script.py").write_text(LEAVES_ITS_WORKERS)
+    ran = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    assert not (tmp_path / "out").exists()
+
+
 def test_as_many_tasks_as_there_are_may_be_held_and_cancelled(alone: vine.Manager) -> None:
     alone.set_category_max_concurrent("few", 1)
+    before = threading.active_count()
     for _ in range(20_000):
-        alone.submit(vine.Task("true", category="few"))
+        alone.submit(vine.Task("true", category="few", time_end=(time.time() + 3600) * 1e6))
+    assert threading.active_count() == before + 1
     assert alone.cancel_all() == 20_000
     while not alone.empty():
         done = alone.wait(60)

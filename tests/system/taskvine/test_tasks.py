@@ -13,6 +13,7 @@ import pytest
 
 import windlass.taskvine as vine
 from windlass import CallTimeout, UsageError
+from windlass.manager.call import COUNT_MOST, DEFAULT_OPTIONS
 
 Until = Callable[[str, Callable[[], object]], None]
 Run = Callable[[vine.Task], vine.Task]
@@ -179,6 +180,17 @@ def test_a_task_is_tried_again_as_often_as_was_asked_for(m: vine.Manager, run: R
     run(t)
     assert (t.result, t.exit_code) == (("signal", -9), ("success", 3))[retries]
     assert ("again\n" in t.std_output) is bool(retries)
+
+
+def test_numbers_below_one_are_no_limits() -> None:
+    """As TaskVine's manual has it."""
+    for retries, losses in ((0, COUNT_MOST), (-1, COUNT_MOST), (2, 2)):
+        t = vine.Task("true", retries=retries, time_max=0, time_min=-1, time_end=0)
+        options = t._call_options({})  # pyright: ignore[reportPrivateUsage]
+        assert (options.max_losses, options.retries) == (losses, max(0, retries))
+        assert (options.timeout, options.expected_time, t.time_end) == (DEFAULT_OPTIONS.timeout, DEFAULT_OPTIONS.expected_time, 0.0)
+    with pytest.raises(UsageError, match="retries=True"):
+        vine.Task("true", retries=True)
 
 
 def test_more_is_submitted_while_the_manager_is_hungry(m: vine.Manager) -> None:
@@ -383,3 +395,5 @@ def test_functions_over_sequences(m: vine.Manager) -> None:
     assert m.map(abs, [-1, -2, -3], chunksize=2) == [1, 2, 3]
     assert m.pair(sum, [1, 2], [10, 20]) == [11, 21, 12, 22]
     assert m.tree_reduce(max, [3, 1, 4, 1, 5, 9, 2, 6]) == 9
+    with pytest.raises(TypeError, match="not supported between"):  # what the call raised, not that those after it were not run
+        m.tree_reduce(max, [3, "1", 4, 1])
