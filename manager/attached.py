@@ -126,11 +126,18 @@ class AttachedManager(Door):
 
     def detach(self) -> None:
         """Leave, and let this program's calls go on at the manager; their futures here get `Closed`. Results of those with a tag are kept
-        there, for who asks by `find`.
+        there, for who asks by `find`: also those that have ended already, but for what this program has read.
 
-        Raises `UsageError` while calls wait for the results of others: it is this program that hands those on.
+        Raises `UsageError` while calls wait for the results of others, or for what an equal one returns (``memoize=True``): it is this
+        program that hands those on.
         """
         self._check_open()
+        following = self._client.memory.following if self._client.memory is not None else 0
+        if following:
+            raise UsageError(
+                f"{following:,} calls wait for what equal ones return (memoize=True), which this program hands on, so they would be lost"
+                " when it has left: wait until those have ended, or cancel them"
+            )
         waiting = self._client.feeder.count.waiting
         if waiting:
             raise UsageError(
@@ -138,7 +145,7 @@ class AttachedManager(Door):
                 " wait until they have begun (status()['calls']['waiting_for_inputs'] is 0), or cancel them"
             )
         self._line.flush()
-        self._line.keep(True)
+        self._line.leave_calls(self._client.unread)
         self.close()
 
     def find(self, tag: str) -> list[CallFuture[Any]]:

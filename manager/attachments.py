@@ -123,10 +123,12 @@ class Attachments:
                 self._files.bring(program.number, names)
             case ReleaseObjects(names):
                 programs.released(program, names)
-            case KeepCalls(keep):
+            case CallsDone(done):
+                programs.given_back(program, done)
+            case KeepCalls(keep, leaving):
                 if not program.working:
                     log.info("program %s has attached", program.name)
-                program.working, program.keep = True, keep
+                program.working, program.keep, program.leaving = True, keep, leaving
                 link.send(means_of(core))
             case FindCalls(tag):
                 for answer in programs.find(program, tag, self._told):

@@ -342,6 +342,10 @@ class Client:
         """Futures that have not ended."""
         return list(self._futures.values())
 
+    def unread(self) -> list[CallDone]:
+        """Ends of calls with a tag, of which the program has taken no notice."""
+        return [done for future in list(self._finished.values()) if future.tag and (done := future.unread()) is not None]
+
     def outstanding(self) -> int:
         """How many calls have not ended."""
         return len(self._futures)

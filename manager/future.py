@@ -34,6 +34,8 @@ from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
+import msgspec
+
 from windlass.errors import NotPicklable, UsageError
 from windlass.manager.call import Target
 from windlass.manager.callbacks import CallbackThread, hand_over, set_callback_runner
@@ -483,6 +485,14 @@ class CallFuture(CallFacts, Future[T]):
             if self._state != FINISHED or self._settled or self._resolving or record is None or record.end.outcome != RETURNED:
                 return None
             return record.end.payload, record.end.spans
+
+    def unread(self) -> CallDone | None:
+        """A copy of how its call has ended; None if it has not, or the program has taken notice."""
+        with _GUARD:
+            record = self._record
+            if self._state not in ENDED or self._settled or self._resolving or self._collected or record is None:
+                return None
+            return msgspec.structs.replace(record, end=msgspec.structs.replace(record.end), tag=self.tag or "")
 
     def failure(self) -> BaseException | None:
         """What `exception` would give or raise of an ended call, without collecting it."""

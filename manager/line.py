@@ -36,6 +36,7 @@ from windlass.errors import Closed, ConnectionRefused, StoreFull, Unreachable, W
 from windlass.identity import ConnectionFile
 from windlass.manager.inbox import Inbox, Tidy
 from windlass.manager.keeping import LOOK_SECONDS
+from windlass.manager.programs import in_frames
 from windlass.messages import (
     PROTOCOL,
     CallDone,
@@ -117,9 +118,16 @@ class Line:
         self._port.open(timeout)
         self._port.send(KeepCalls(keep))
 
-    def keep(self, keep: bool) -> None:
-        """Whether this program's calls go on when it is gone. Raises `Closed`."""
-        self._port.send(KeepCalls(keep))
+    def leave_calls(self, unread: Callable[[], list[CallDone]]) -> None:
+        """This program's calls go on when it is gone, which it soon is; the manager keeps what they return, and what is ``unread`` when it
+        tells no more. Raises `Closed`."""
+        self._port.send(KeepCalls(True, leaving=True))
+        try:
+            self.ask_status()  # behind all ends that were on their way
+        except Unreachable as error:
+            log.warning("%s; what its last words tell of this program's calls goes with this program", error)
+        for message in in_frames(unread()):
+            self._port.send(message)
 
     def flush(self) -> None:
         """All that was put into the inbox has gone into the connection, or will before it is closed. Raises `Closed`."""

@@ -170,6 +170,11 @@ class Memory:
             return None
         return msgspec.structs.replace(end, spans=tuple(spans))
 
+    @property
+    def following(self) -> int:
+        """Calls that will end as an equal one does."""
+        return len(self._following)
+
     def follow(self, spec: CallSpec, key: bytes) -> bool:
         """A memoized call is about to be handed over. True: an equal one runs, and this one will end as that does."""
         with self._lock:

@@ -14,7 +14,8 @@ then too, and files that it declares until it says `ReleaseFiles`.  When a progr
 them; when the last of its calls has ended everything that was its is let go, results that nobody will read included.
 
 *Calls that were left here* and have a tag are kept, with their results when they have ended, until another program asks for that tag
-(`find`).  They are its own from then on, under numbers above `FOUND`, while the core goes on to know them by the ids that they had.
+(`find`).  One that leaves with `KeepCalls` says so first, is told of no more ends, and gives back those that it has not read.  They are the
+finder's own from then on, under numbers above `FOUND`, while the core goes on to know them by the ids that they had.
 
 This is a core: what the shell is to do comes out in ``unpin``, ``discard`` and ``remove``, to be taken after each event.
 """
@@ -53,11 +54,13 @@ class Program(msgspec.Struct, eq=False):
     #: Its calls go on when it is gone.
     keep: bool = False
     gone: bool = False
+    #: It is about to go, and hears of no more ends.
+    leaving: bool = False
     #: It is gone, and its calls with it.
     forsaken: bool = False
     #: The manager's ids of its calls that have not ended.
     calls: set[CallId] = msgspec.field(default_factory=set[CallId])
-    #: Ends of its calls with a tag, which came when it was gone.
+    #: Ends of its calls with a tag, which came when it was gone or leaving, or which it gave back.
     ended: dict[CallId, CallDone] = msgspec.field(default_factory=dict[CallId, CallDone])
     #: Calls of others that it found and that have not ended: its own ids of them, and the manager's.
     found: dict[CallId, CallId] = msgspec.field(default_factory=dict[CallId, CallId])
@@ -180,18 +183,17 @@ class Programs:
             program.calls.discard(call)
             finder, own_id = self._taken.pop(call, (number, CallId(call & _OWN)))
             reader = self.known.get(finder)
-            if reader is program and not program.gone:
-                theirs.setdefault(number, []).append(_told(program, one, own_id))
-                continue
-            if finder != number and reader is not None and not reader.gone:
+            here = reader is not None and not reader.gone
+            if reader is not None and here and finder != number:
                 del reader.found[own_id]
+            if reader is not None and here and not reader.leaving:
                 theirs.setdefault(finder, []).append(_told(reader, one, own_id))
-            elif finder == number and one.tag and not program.forsaken:
+            elif (here or finder == number) and one.tag and not program.forsaken:
                 program.ended[call] = one  # until somebody asks for it
             else:
                 self._drop(one)
             self._bury(program)
-        return own, {number: _in_frames(ends) for number, ends in theirs.items()}
+        return own, {number: in_frames(ends) for number, ends in theirs.items()}
 
     def _drop(self, done: CallDone) -> None:
         """Nobody wants this result."""
@@ -224,7 +226,19 @@ class Programs:
                     done.append(_told(program, end, own))
             self._bury(left)
         pieces = [found[start : start + _FOUND_MOST] for start in range(0, len(found), _FOUND_MOST)] or [found]
-        return [CallsFound(piece, piece is not pieces[-1]) for piece in pieces], _in_frames(done)
+        return [CallsFound(piece, piece is not pieces[-1]) for piece in pieces], in_frames(done)
+
+    def given_back(self, program: Program, done: Iterable[CallDone]) -> None:
+        """Ends that it was told of and has not read, as it leaves: those of calls with a tag are for who finds them."""
+        for one in done:
+            call, own = CallId(program.number << SHIFT | (one.end.call & _OWN)), one.end.call
+            names = {span.name for span in one.end.spans}
+            ended = own > 0 and call not in program.calls and own not in program.found
+            # What stayed on a worker goes with the program that it was made for, and what came from its own journal is in there.
+            if ended and one.tag and not one.end.kept and names <= program.results:
+                one.end.call = call
+                program.ended[call] = one
+                program.results -= names
 
     def left(self, program: Program, unheard: Iterable[CallDone] = ()) -> list[CallId]:
         """It is gone; the calls that are to be cancelled. ``unheard``: ends that were on their way to it."""
@@ -235,17 +249,15 @@ class Programs:
         if not program.keep:
             # Nobody is to find these again, should they end before they are cancelled: what it had found stays taken.
             program.forsaken = True
+            for one in program.ended.values():
+                self._drop(one)
+            program.ended.clear()
             cancel = [*program.calls, *found.values()]
         else:
             cancel = []
             for call in found.values():
                 del self._taken[call]
-            for one in unheard:
-                call = CallId(program.number << SHIFT | one.end.call)
-                if one.tag and not one.end.kept:
-                    one.end.call = call
-                    program.ended[call] = one
-                    program.results.difference_update(span.name for span in one.end.spans)
+            self.given_back(program, unheard)
         if cancel or not program.calls:
             self._let_results_go(program)
         self._bury(program)
@@ -291,7 +303,7 @@ def _told(program: Program, done: CallDone, own: CallId) -> CallDone:
     return done
 
 
-def _in_frames(done: list[CallDone]) -> list[CallsDone]:
+def in_frames(done: list[CallDone]) -> list[CallsDone]:
     """Ends in messages that fit into frames."""
     messages: list[CallsDone] = []
     size = first = 0

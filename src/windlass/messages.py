@@ -975,6 +975,8 @@ class KeepCalls(Message, frozen=True):
     """Client → manager, over a connection, first of all: I am a program with calls to come. With ``keep`` they go on when I am gone."""
 
     keep: bool
+    #: I am about to go: tell me no more ends, keep those of calls with a tag for who finds them.
+    leaving: bool = False
 
 
 class FindCalls(Message, frozen=True):
@@ -1023,7 +1025,8 @@ class CallDone(msgspec.Struct, array_like=True, gc=False):
 
 
 class CallsDone(Message, frozen=True):
-    """Manager → client, over a connection: these calls have ended."""
+    """Manager → client, over a connection: these calls have ended. Back from one that leaves: I have not read these, they are for who finds
+    them."""
 
     done: list[CallDone]
 
@@ -1145,6 +1148,7 @@ FromClient = (
     | ReleaseFiles
     | BringFiles
     | KeepCalls
+    | CallsDone
     | FindCalls
     | EndManager
     | GetStatus

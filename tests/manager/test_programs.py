@@ -280,6 +280,50 @@ def test_what_a_killed_program_never_heard_is_found(programs: Programs) -> None:
     assert len(calls) == len(next(iter(ended)).done) == 1
 
 
+def test_what_a_leaving_program_gives_back_is_found_and_it_is_told_no_more(programs: Programs) -> None:
+    """Ends with a tag that it has not read, also of what it had found; such as come while it leaves are kept at once."""
+    program = programs.join("leaves")
+    ids = submit(programs, program, 1, 2, 3, 4)
+    ends = [done(call, ObjectName(f"r-{number}")) for number, call in enumerate(ids, 1)]
+    for one, tag in zip(ends, ("a", "", "a", "a"), strict=True):
+        one.tag = tag
+    _, theirs = programs.ended(ends[:2])
+    program.keep = program.leaving = True
+    assert programs.ended(ends[2:3]) == ([], {})
+    programs.given_back(program, [one for message in theirs[program.number] for one in message.done])
+    stranger = done(CallId(4), ObjectName("r-4"))  # which has not ended
+    stranger.tag = "a"
+    programs.given_back(program, [stranger])
+    assert programs.left(program) == []
+    assert programs.discard == []
+    finder = programs.join("finder")
+    calls, again = programs.find(finder, "a", lambda call: ("a", 7.0))
+    assert [call for message in calls for call, _ in message.calls] == [FOUND + 1, FOUND + 2, FOUND + 3]
+    assert [one.end.call for message in again for one in message.done] == [FOUND + 1, FOUND + 2]
+    assert finder.results == {"r-1", "r-3"}
+    finder.keep = finder.leaving = True
+    assert programs.ended(ends[3:]) == ([], {})
+    assert finder.found == {}
+    programs.left(finder)
+    late = programs.join("late")
+    calls, _ = programs.find(late, "a", lambda call: ("", 0.0))
+    assert len(calls[0].calls) == 1
+
+
+def test_what_a_program_gave_back_goes_with_it_if_it_does_not_keep_its_calls(programs: Programs) -> None:
+    """It changed its mind, and nobody is to find these: their objects go."""
+    program = programs.join("leaves")
+    (call,) = submit(programs, program, 1)
+    end = done(call, RESULT)
+    end.tag = "a"
+    programs.ended([end])
+    programs.given_back(program, [end])
+    assert programs.discard == []
+    programs.left(program)
+    assert programs.discard == [RESULT]
+    assert programs.known == {}
+
+
 def test_what_a_killed_finder_never_heard_of_what_it_had_found_is_found_again(found: Found) -> None:
     """Calls that had ended before it found them, and such as ended later: with the results of its own that were on their way."""
     found.end(1, RESULT)

@@ -216,6 +216,38 @@ def test_what_was_found_can_be_left_again(home: Manager, gate: Any) -> None:
                 last.find(wrong)  # type: ignore[arg-type]
 
 
+def test_what_had_ended_before_a_program_detached_is_found_too(home: Manager, gate: Any) -> None:
+    """Whoever submits for minutes and leaves has heard of many ends, and read none. What it has read is its own."""
+    manager = attach("home", keep=True)
+    manager.install_library("lib", double)
+    small, read = (manager.submit(FunctionCall("lib", "double", number).with_options(tag="t")) for number in (21, 4))
+    large = manager.submit_function(lambda: b"x" * 1_000_000, tag="t")
+    manager.submit_function(gate.pass_through, ("held",), tag="t")
+    assert read.result(30) == 8
+    until("two have ended", lambda: small.done() and large.done())
+    gate.wait_for(1)
+    manager.detach()
+    assert len(large.result(1)) == 1_000_000  # here too
+    gate.open()
+    with attach("home") as finder:
+        first, second, third = finder.find("t")
+        assert first.result(30) == 42
+        assert len(second.result(30)) == 1_000_000
+        assert third.result(30) is None
+    until("everything of it is let go", lambda: not home.status()["programs"])
+
+
+def test_who_waits_for_what_an_equal_call_returns_keeps_its_program(home: Manager, gate: Any) -> None:
+    """It would end with its program, and be missing from what is found."""
+    with attach("home") as manager:
+        manager.install_library("lib", gate.pass_through, memoize=True)
+        futures = [manager.submit(FunctionCall("lib", "pass_through", "equal")) for _ in range(3)]
+        with pytest.raises(UsageError, match="2 calls wait for what equal ones return"):
+            manager.detach()
+        gate.open()
+        assert [future.result(30) for future in futures] == [None] * 3
+
+
 def test_a_program_that_ends_takes_its_calls_with_it(home: Manager, gate: Any) -> None:
     """Leaving ``with`` says goodbye: no grace is waited for, and futures that have not ended get `Closed`."""
     manager = attach("home")
