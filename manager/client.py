@@ -499,6 +499,9 @@ class Client:
 
     def hand_over(self, item: Item) -> None:
         """A call that has its inputs, or what is to be said before or after it. Raises `Closed`."""
+        memory = self.memory
+        if type(item) is CallSpec and memory is not None and memory.orphans and not item.options.keep and memory.wait_for_orphan(item):
+            return
         self._inbox.put(item)
 
     def put_joined(self, call: CallId, data: bytes) -> ObjectRef:
