@@ -374,11 +374,15 @@ class Backlog:
         found = [HeldCall(slot.call, slot.attempt) for line in self._lines.values() for slot in line.holder.running()]
         return [call for one in found if (call := self._find(one)) is not None]
 
+    def calls(self) -> list[CallRun]:
+        """Calls that it holds, the newest attempt of each."""
+        return list(self._held.values())
+
     def go_over_to(self, comm: Comm) -> list[CallRun]:
         """Nobody waits for these calls any more but who is told by ``comm``: give back what has not started; what runs."""
         self._comm = comm
         self.drain()
-        return list(self._held.values())
+        return self.calls()
 
     def give_back_late(self, seconds_left: float) -> None:
         """Calls that have not been fed, and need more time than is left, go where there is more."""

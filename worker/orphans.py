@@ -7,6 +7,9 @@ welcomed with another session by such a manager, what it runs goes on with the i
 fed to them any more, the manager hears which they are (`OrphansHeld`) and how they end (`OrphansEnded`), and counts the cores
 that they occupy as not there.  Beside them the worker serves the new session with new instances.
 
+That manager may die too: the next one hears of all that run on, whichever life they began in.  A call that will not end after all, as its
+slot died for another's sake, is told as one that did not return, so that it is run again.
+
 Ends that the manager may never have heard (they were on their way when it died) are told again in the same way (`ends_to_tell_again`).
 Large results are put to the new manager as they would have been to the old one.  Which of the two has got one nobody knows here, as data
 has connections of its own, which may have found the new manager before it welcomed the worker: so the new one hears of all, and what it
@@ -22,8 +25,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from windlass.messages import (
+    CANCELLED,
     RETURNED,
     CallEnd,
+    CallId,
     CallsEnded,
     FileRef,
     HeldCall,
@@ -40,7 +45,7 @@ from windlass.worker.transfers import Transfers
 
 def ends_to_tell_again(unheard: Sequence[Message]) -> list[list[CallEnd]]:
     """Of what an earlier life of the manager may not have heard: results that a later one can take, a list for each message."""
-    ended = [message.ends for message in unheard if isinstance(message, CallsEnded)]
+    ended = [message.ends for message in unheard if isinstance(message, CallsEnded | OrphansEnded)]
     found = [[end for end in ends if end.key and end.outcome == RETURNED and not end.kept and not end.outputs] for ends in ended]
     return [ends for ends in found if ends]
 
@@ -59,11 +64,13 @@ class Orphans:
     ) -> None:
         self.backlog, self.libraries = backlog, libraries
         self._transfers, self._watching, self._say, self._over = transfers, watching, say, over
+        #: Keys of those whose ends are not told, in order, and of those that run, by call and attempt.
+        self._keys: dict[bytes, None] = {}
+        self._key_of: dict[tuple[CallId, int], bytes] = {}
         libraries.go_on_alone()
         running = backlog.go_over_to(self)
-        #: Cores that they occupy.
-        self.cores = libraries.cores_of(call for call in running if call.key)
-        self.keys = [call.key for call in running if call.key] + [end.key for end in transfers.waiting_ends if end.key]
+        self._key_of = {(call.call, call.attempt): call.key for call in running if call.key}
+        self._keys = dict.fromkeys([*self._key_of.values(), *(end.key for end in transfers.waiting_ends if end.key)])
         # Nobody will ask for these.
         backlog.cancel([HeldCall(call.call, call.attempt) for call in running if not call.key])
 
@@ -71,15 +78,25 @@ class Orphans:
         """Tell the new manager; ``unheard``: what the old one may not have heard."""
         again = ends_to_tell_again(unheard)
         # Until a large one is copied the call is not to be run.
-        self._say(OrphansHeld(self.keys + [end.key for ends in again for end in ends if end.spans]))
+        self._say(OrphansHeld([*self._keys, *(end.key for ends in again for end in ends if end.spans)]))
         for ends in again:
             self._say(OrphansEnded(ends))
         self._look()
+
+    def begin_again(self) -> None:
+        """Tell a manager that has come after the one that was told."""
+        if self._keys:
+            self._say(OrphansHeld(list(self._keys)))
 
     @property
     def held(self) -> int:
         """Calls whose ends have not been told."""
         return self.backlog.held + self._transfers.pushing
+
+    @property
+    def cores(self) -> float:
+        """That they occupy now."""
+        return self.libraries.cores_of(call for call in self.backlog.calls() if call.key)
 
     async def close(self) -> None:
         """End them, with all that was theirs."""
@@ -94,6 +111,7 @@ class Orphans:
 
     def tell(self, end: CallEnd) -> None:
         """One has ended, and what its result needs is at the manager."""
+        self._keys.pop(end.key, None)
         if end.key:
             self._say(OrphansEnded([end]))
         # The transfer that told it counts until this turn of the loop is over.
@@ -109,7 +127,9 @@ class Orphans:
                 self.tell(end)
 
     def returned(self, calls: tuple[HeldCall, ...], reason: str, /) -> None:
-        """Nobody knows of these any more."""
+        # Those that had not started are not told of: nobody has heard of them.
+        for one in calls:
+            self.tell(CallEnd(one.call, one.attempt, CANCELLED, key=self._key_of.get((one.call, one.attempt), b"")))
 
     def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
         return self._transfers.hold(refs)
@@ -142,6 +162,8 @@ class EarlierLives:
         unheard: Sequence[Message],
     ) -> None:
         """A new session has begun: these parts were the old one's."""
+        for one in self._all:
+            one.begin_again()
         orphans = Orphans(backlog, libraries, transfers, watching, self._say, self._over)
         self._all.append(orphans)
         orphans.begin(unheard)

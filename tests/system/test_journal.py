@@ -110,12 +110,13 @@ def test_a_program_that_is_killed_and_started_again_goes_on(tmp_path: Path, unti
     assert again.splitlines()[2].rpartition("] ")[0] == drawn.rpartition("] ")[0]  # ten different draws, each found again
 
 
-#: A program whose calls write down when they begin, and wait for a file of their name.
+#: A program whose calls write down when they begin, and wait for a file of their name. "two<one" is given the result of "one"; at "-" the
+#: program waits for a line before it submits the rest.
 HOLDS = """
 import os, sys, time
 import windlass
 
-def hold(name, folder):
+def hold(name, folder, *inputs):
     import numpy, os, time
     with open(f"{folder}/began-{name}", "a") as file:
         file.write("x")
@@ -129,9 +130,17 @@ if __name__ == "__main__":
     folder, *names = sys.argv[1:]
     with windlass.Manager(journal=folder + "/journal", name="survivor") as manager:
         manager.install_library("lib", hold)
-        futures = [manager.submit(windlass.FunctionCall("lib", "hold", name, folder)) for name in names]
+        futures = {}
+        for name in names:
+            if name == "-":
+                print("submitted", flush=True)
+                sys.stdin.readline()
+                continue
+            name, _, producer = name.partition("<")
+            inputs = [futures[producer]] if producer else []
+            futures[name] = manager.submit(windlass.FunctionCall("lib", "hold", name, folder, *inputs))
         print("submitted", flush=True)
-        for name, future in zip(names, futures):
+        for name, future in futures.items():
             if name == "unwanted":
                 sys.stdin.readline()
                 print(future.cancel(), future.cancelled(), flush=True)
@@ -159,6 +168,18 @@ class Lives:
         assert life.stdout is not None
         assert life.stdout.readline() == "submitted\n"
         return life
+
+    def go_past_line(self, life: subprocess.Popen[str]) -> None:
+        assert life.stdin is not None
+        assert life.stdout is not None
+        life.stdin.write("\n")
+        life.stdin.flush()
+        assert life.stdout.readline() == "submitted\n"
+
+    def nothing_is_run(self) -> None:
+        """What there is runs for an earlier life."""
+        with attach("survivor") as door:
+            self.until("none waits or runs", lambda: [door.status()["calls"][state] for state in ("waiting", "running")] == [0, 0])
 
     def began(self, name: str) -> int:
         return runs(self.folder, f"began-{name}")
@@ -196,6 +217,28 @@ def test_what_ends_while_there_is_no_manager_is_told_to_the_next(tmp_path: Path,
     said = rest_of(lives.begin())
     assert said.split() == ["small", "700000", "later"]
     assert [lives.began(name) for name in lives.names] == [1, 1, 1]
+
+
+def test_what_runs_is_run_once_however_many_lives_pass_meanwhile(tmp_path: Path, until: Until, running: ExitStack) -> None:
+    """Each life is told of what still runs of all earlier ones. Also a call that is given the result of another one waits for what
+    runs of it, when it is submitted after its worker has come back."""
+    lives = Lives(tmp_path, until, running, "-", "one", "two<one", "three")
+    lives.go("one")
+    first = lives.begin()
+    lives.go_past_line(first)
+    lives.factory()
+    until("they run", lambda: lives.began("two") and lives.began("three"))
+    last = first
+    for _ in range(2):
+        last.kill()
+        last.wait()
+        last = lives.begin()
+        lives.worker_is_back()
+        lives.go_past_line(last)
+        lives.nothing_is_run()
+    lives.go("two", "three")
+    assert rest_of(last).split() == ["one", "two", "three"]
+    assert [lives.began(name) for name in ("one", "two", "three")] == [1, 1, 1]
 
 
 def test_what_raises_for_an_earlier_life_is_run_again(tmp_path: Path, until: Until, running: ExitStack) -> None:

@@ -2,8 +2,38 @@
 
 from __future__ import annotations
 
-from windlass.messages import DIED, RETURNED, CallEnd, CallId, CallsEnded, FileName, FileRef, ObjectName, ObjectRef, WorkerDraining
-from windlass.worker.orphans import ends_to_tell_again
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+from tests.worker.test_backlog import LIB, Queue, call, ref
+
+from windlass.messages import (
+    CANCELLED,
+    DIED,
+    RETURNED,
+    CallEnd,
+    CallId,
+    CallsEnded,
+    FileName,
+    FileRef,
+    LibraryId,
+    LibrarySpec,
+    Message,
+    ObjectName,
+    ObjectRef,
+    OrphansEnded,
+    OrphansHeld,
+    StartLibrary,
+    WorkerDraining,
+)
+from windlass.objects import ObjectStore
+from windlass.worker.backlog import Backlog
+from windlass.worker.libraries import Entry, Libraries
+from windlass.worker.orphans import EarlierLives, ends_to_tell_again
+from windlass.worker.transfers import Transfers
 
 LARGE = (ObjectRef(ObjectName("a" * 32), 800_000),)
 
@@ -24,3 +54,84 @@ def test_what_a_later_life_cannot_take_is_not_told() -> None:
     without_key = CallEnd(CallId(2), 1, RETURNED)
     with_files = CallEnd(CallId(4), 1, RETURNED, outputs=(FileRef(FileName("f" * 32), 1, "out"),), key=b"key4")
     assert ends_to_tell_again([CallsEnded([died, without_key, end(3, LARGE, kept=True), with_files])]) == []
+
+
+def test_ends_of_an_earlier_life_that_the_last_one_may_not_have_heard_are_told_again() -> None:
+    """They come from calls of the life before it."""
+    assert [[one.call for one in ends] for ends in ends_to_tell_again([OrphansEnded([end(1)]), OrphansHeld([b"key2"])])] == [[1]]
+
+
+class Ground:
+    """A worker's earlier lives, whose instances are played."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.said: list[Message] = []
+        self.over: list[Coroutine[Any, Any, None]] = []
+        self.lives = EarlierLives(self.said.append, self.over.append, lambda: None)
+
+    def life(self, *running: int, waiting: tuple[int, ...] = ()) -> Backlog:
+        """A session ends in which these calls ran."""
+        transfers = Transfers(ObjectStore(self.folder), cast("Any", None), arrived=lambda _: None, failed=lambda *_: None)
+        backlog, queue = Backlog(cast("Any", None)), Queue()
+        folders = self.folder, self.folder, self.folder
+        libraries = Libraries(backlog, transfers, lambda _: None, lambda _: None, lambda _: None, *folders, files=lambda: cast("Any", None))
+        libraries.entries[LIB] = Entry(StartLibrary(LIB, LibrarySpec(LibraryId("lib@1"), "lib", (3, 11)), 4), cast("Any", queue), None)
+        backlog.add(LIB, queue, 4)
+        backlog.serves(LIB)
+        backlog.run([msgspec.structs.replace(call(number), key=b"key%d" % number) for number in (*running, *waiting)])
+        for _ in running:
+            queue.start()
+        self.lives.add(backlog, libraries, transfers, None, [])
+        return backlog
+
+    def take(self) -> list[Message]:
+        said = list(self.said)
+        self.said.clear()
+        return said
+
+    async def settle(self) -> int:
+        """How many lives are over."""
+        await asyncio.sleep(0)
+        for work in self.over:
+            work.close()
+        return len(self.over)
+
+
+def test_each_later_life_hears_of_all_that_still_runs(tmp_path: Path) -> None:
+    """Whichever life it began in; not of what has been told, and not of what had not started."""
+
+    async def go() -> None:
+        ground = Ground(tmp_path)
+        first = ground.life(1, 2, waiting=(3,))
+        assert ground.take() == [OrphansHeld([b"key1", b"key2"])]
+        assert ground.lives.cores == 2.0
+        first.ended(LIB, [end(1)])
+        assert [type(one) for one in ground.take()] == [OrphansEnded]
+        assert ground.lives.cores == 1.0, "cores are free when their calls have ended, not when all have"
+        second = ground.life(7)
+        assert ground.take() == [OrphansHeld([b"key2"]), OrphansHeld([b"key7"])]
+        assert ground.lives.cores == 2.0
+        for backlog, number in ((first, 2), (second, 7)):
+            backlog.ended(LIB, [end(number)])
+        assert await ground.settle() == 2
+
+    asyncio.run(go())
+
+
+def test_what_an_instance_gives_back_is_run_again_by_the_later_life(tmp_path: Path) -> None:
+    """As when a slot that runs many is killed for the sake of one of them: nobody else would ever end these."""
+
+    async def go() -> None:
+        ground = Ground(tmp_path)
+        backlog = ground.life(1, 2)
+        ground.take()
+        backlog.lost(LIB, [ref(2)], "neighbour")
+        [told] = ground.take()
+        assert isinstance(told, OrphansEnded)
+        assert [(one.key, one.outcome) for one in told.ends] == [(b"key2", CANCELLED)]
+        backlog.gone(LIB)
+        assert [one.key for message in ground.take() if isinstance(message, OrphansEnded) for one in message.ends] == [b"key1"]
+        assert await ground.settle() == 1
+
+    asyncio.run(go())
