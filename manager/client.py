@@ -88,16 +88,23 @@ class Client:
         self.feeder = Feeder(self, clock)
         #: Results of earlier calls, if this program has asked for that.
         self.memory: Memory | None = None
+        #: In a forked copy of the program: what this was in there.
+        self._parents: Memory | None = None
         #: Spans of calls for OpenTelemetry, if this program has asked for that.
         self.traces: CallSpans | None = None
         #: Results that stay on workers.
-        self.kept = KeptResults(store.open, self.say, lambda: self.closed)
+        self.kept = KeptResults(self._open, self.say, lambda: self.closed)
         self.bring = self.kept.have
         #: Left by finalisers, which may run at any point of any thread, with any lock of this program held: they only leave word.
         self._later: deque[Callable[[], object]] = deque()
         self._tidying = False
         #: This process is a forked copy of the program: the store is the program's.
         self._forked = False
+
+    def _open(self, name: str) -> memoryview:
+        """A part of a result, from the journal or the store. Raises `KeyError`."""
+        memory = self.memory or self._parents
+        return memory.open(name) if memory is not None and memory.recalled(name) else self.store.open(name)
 
     # ------------------------------------------------------------ to the manager
 
@@ -365,7 +372,7 @@ class Client:
         """This process is a forked copy of the program: end the futures here, and from now on touch nothing that the program uses."""
         if self.memory is not None:
             self.memory.journal.leave_to_program()
-        self.closed, self._forked, self.memory = reason, True, None
+        self.closed, self._forked, self._parents, self.memory = reason, True, self.memory, None
         self._bell.renew()
         self._arguments.leave_to_program()
         self.feeder.leave_to_program()
@@ -504,7 +511,11 @@ class Client:
             return
         self._inbox.put(item)
 
-    def put_joined(self, call: CallId, data: bytes) -> ObjectRef:
+    def recalled(self, name: str) -> bool:
+        """Whether this part of a result is in the journal, and not in the store."""
+        return self.memory is not None and self.memory.recalled(name)
+
+    def put_joined(self, call: CallId, data: bytes | memoryview) -> ObjectRef:
         """Keep arguments until their call has ended. Waits for room as `submit` does; raises `StoreFull`, `Closed`."""
         # Hopeless where all others that wait will make no room, as they wait for this.
         ref = self._arguments.put(data, lambda: len(self._futures) <= len(self.feeder.inputs.waiting))
@@ -524,6 +535,8 @@ class Client:
             return
         for name in names:
             self.store.discard(name)
+        if self.memory is not None:
+            self.memory.let_go(names)
         self.kept.drop(names)
         self._arguments.room_made()
 

@@ -8,8 +8,8 @@ Local modules that a producer had are installed for its consumers too, as its re
 
 `Feeder` has the book (`windlass.manager.inputs`) and a lock for it.  It is told of ends by the client, on the thread that delivers
 them, and hands a call that has its inputs to the manager there and then: payloads are joined as they are (`windlass.joined`), objects
-go on by name.  What is too long for a message becomes an object first, on a thread that starts with the first of these.  Nothing
-else waits in a thread.
+go on by name.  What is too long for a message, or is in the journal only, becomes an object first, on a thread that starts with the
+first of these.  Nothing else waits in a thread.
 
 *A producer may end while it is given.*  Who gives it registers the call first and then looks whether the producer has ended; who
 ends it notes the end first and then looks who is registered.  So one of the two sees the other, and if both do, the book takes the first.
@@ -70,7 +70,8 @@ class FedClient(Protocol):
 
     def find(self, call: CallId, /) -> CallFuture[Any] | None: ...
     def hand_over(self, item: CallSpec | tuple[str, Message], /) -> None: ...
-    def put_joined(self, call: CallId, data: bytes, /) -> ObjectRef: ...
+    def recalled(self, name: str, /) -> bool: ...
+    def put_joined(self, call: CallId, data: bytes | memoryview, /) -> ObjectRef: ...
     def read(self, name: ObjectName, /) -> memoryview: ...
     def drop(self, names: Sequence[ObjectName], /) -> None: ...
     @property
@@ -342,9 +343,10 @@ class Feeder:
 
     def _send(self, waiting: Waiting) -> None:
         """It has its inputs: to the manager with it."""
-        most = joined.join_most(waiting.whole())
-        if 0 <= most < OUT_OF_BAND_BYTES:
-            self._hand_over(waiting, joined.join(waiting.whole(), self._client.read))
+        parts = waiting.whole()
+        stored = not any(self._client.recalled(ref.name) for part in parts for ref in part.spans)
+        if stored and 0 <= joined.join_most(parts) < OUT_OF_BAND_BYTES:
+            self._hand_over(waiting, joined.join(parts, self._client.read))
         else:
             self._thread(lambda: self._send_large(waiting))
 
@@ -354,6 +356,8 @@ class Feeder:
             if len(payload) >= OUT_OF_BAND_BYTES:
                 spans = (self._client.put_joined(waiting.call, payload), *spans)
                 payload = b""
+            put = self._client.put_joined
+            spans = tuple(put(waiting.call, self._client.read(ref.name)) if self._client.recalled(ref.name) else ref for ref in spans)
         except Closed:
             return  # the client ends what has not ended
         except Exception as error:  # noqa: BLE001 - as a rule there is no room: the call's end says so

@@ -326,8 +326,6 @@ class AttachedStore:
         self._held: Counter[str] = Counter()
         #: Bytes of objects of results that were not read yet.
         self._results: dict[str, int] = {}
-        #: Those of them that came from here, which are held, and how many results of this program are such.
-        self._remembered: Counter[str] = Counter()
         #: Those of them that are on workers and not at the manager.
         self._away: set[str] = set()
         self._folder: Path | None = None
@@ -366,14 +364,6 @@ class AttachedStore:
             with self._lock:
                 self._held[name] += 1
         return ObjectRef(name, view.nbytes)
-
-    def put_result(self, data: Any) -> ObjectRef:
-        """Have a remembered result at the manager, as if it had just come, until it is discarded. Raises as `put`."""
-        ref = self.put(data, pin=True)
-        with self._lock:
-            self._remembered[ref.name] += 1
-            self._results[ref.name] = ref.size
-        return ref
 
     def could_hold(self, size: int) -> bool:
         """Only the manager knows; while calls of this program run, waiting for them may help."""
@@ -440,13 +430,6 @@ class AttachedStore:
 
     def discard(self, name: str) -> None:
         """Nobody needs this result any more. May be called by a finaliser, in any thread."""
-        if name in self._remembered:
-            with self._lock:
-                self._remembered[name] -= 1
-                if not self._remembered[name]:
-                    del self._remembered[name], self._results[name]
-            self.unpin(name)
-            return
         if self._results.pop(name, None) is None:
             return
         self._away.discard(name)

@@ -13,6 +13,9 @@ a program that draws a thousand samples finds a thousand, not one.  What was fou
 *A memoized function* has no numbers: all equal calls have one result.  While the first of them runs the others *follow* it: they end as it
 ends when it returned or raised, and else one of them takes its place.
 
+Large buffers of results that were found stay in the journal, however many there are: they are read there when somebody asks, and go into
+the manager's store only when a call is given them.
+
 Only results are remembered: what raised, died or was cancelled is run again.  So is what has no content, what stays on workers, and calls
 with a directory of their own; but calls that are given such results are found by the keys of their inputs.
 
@@ -21,6 +24,7 @@ with a directory of their own; but calls that are given such results are found b
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -30,13 +34,13 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from windlass.errors import Closed, StoreFull, Unreachable
+from windlass.errors import Closed, FileUnavailable
 from windlass.files import collecting
 from windlass.manager.calls import CLOSED
 from windlass.manager.feeding import Feeder
 from windlass.manager.future import CallFuture
 from windlass.manager.journal import Entry, Journal
-from windlass.messages import RAISED, RETURNED, CallDone, CallEnd, CallId, CallSpec, ObjectName, ObjectRef, WorkerId
+from windlass.messages import RAISED, RESULT, RETURNED, CallDone, CallEnd, CallId, CallSpec, ObjectName, ObjectRef, WorkerId
 from windlass.objects import content_name
 
 #: Payloads of up to so many bytes are their own digest.
@@ -54,7 +58,6 @@ class ClientStore(Protocol):
     """What a client needs of the manager's objects: a `SpoolingStore`, or the way to one of another process."""
 
     def put(self, data: Any, *, pin: bool = False) -> ObjectRef: ...
-    def put_result(self, data: Any) -> ObjectRef: ...
     def could_hold(self, size: int) -> bool: ...
     def pin(self, name: str) -> None: ...
     def unpin(self, name: str) -> None: ...
@@ -65,7 +68,6 @@ class ClientStore(Protocol):
 class RememberingClient(Protocol):
     """What a memory needs of the client."""
 
-    store: ClientStore
     feeder: Feeder
 
     def deliver_noted(self, ends: Sequence[CallDone], /) -> None: ...
@@ -93,6 +95,8 @@ class Memory:
         #: Calls of an earlier life that still run, by key: where; and those of this life that wait for their ends.
         self.orphans: dict[bytes, WorkerId] = {}
         self._parked: dict[bytes, CallSpec] = {}
+        #: Buffers of results that were recalled, by the names that they have in this life; they are read where the journal has them.
+        self._recalled: dict[str, ObjectName] = {}
         #: Calls that ended with what was remembered, or as equal ones did.
         self.used = 0
 
@@ -158,17 +162,34 @@ class Memory:
         return CallDone(msgspec.structs.replace(end, call=call), now, 0.0, now)
 
     def _with_buffers(self, end: CallEnd) -> CallEnd | None:
-        """With its buffers in the store, from where results are read; None if one is damaged, or there is no room."""
-        spans: list[ObjectRef] = []
+        """With names for its buffers that no other result has; None if one is damaged."""
         try:
-            for ref in end.spans:
-                data = self.journal.open(ref.name)
-                if content_name(data) != ref.name:
-                    return None
-                spans.append(self._client.store.put_result(data))
-        except (KeyError, StoreFull):
+            if any(content_name(self.journal.open(ref.name)) != ref.name for ref in end.spans):
+                return None
+        except KeyError:
             return None
+        spans = [ObjectRef(ObjectName(RESULT + os.urandom(16).hex()), ref.size) for ref in end.spans]
+        self._recalled.update((here.name, there.name) for here, there in zip(spans, end.spans, strict=True))
         return msgspec.structs.replace(end, spans=tuple(spans))
+
+    def recalled(self, name: str) -> bool:
+        """Whether this is a buffer of a result that was recalled: the manager's store does not have it."""
+        return name in self._recalled
+
+    def open(self, name: str) -> memoryview:
+        """Such a buffer. Raises `KeyError` for others, `FileUnavailable` when it is gone."""
+        place = self._recalled[name]
+        try:
+            return self.journal.open(place)
+        except KeyError:
+            text = f"the result was in journal {self.journal.folder}, from where its buffer {place} is gone: the next run makes it again"
+            raise FileUnavailable(text) from None
+
+    def let_go(self, names: Iterable[str]) -> None:
+        """Nobody needs these buffers of results any more. Takes no lock."""
+        if self._recalled:
+            for name in names:
+                self._recalled.pop(name, None)
 
     @property
     def following(self) -> int:
@@ -293,10 +314,7 @@ class Memory:
                 self._client.drop(self._client.feeder.let_go(spans))
                 after()
             for spec in followers:
-                try:
-                    found = self.recall(spec.call, key)
-                except (Unreachable, Closed):  # a manager of another process, which cannot be given the buffers
-                    found = None
+                found = self.recall(spec.call, key)
                 if found is not None:
                     self._client.deliver_noted([found])
                 else:

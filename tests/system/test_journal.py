@@ -324,6 +324,24 @@ def test_large_results_and_what_was_made_of_them_are_found(tmp_path: Path) -> No
         assert (runs(tmp_path, "big"), runs(tmp_path, "total")) == (2, 1)
 
 
+def test_large_results_are_found_though_the_store_has_no_room_for_all(tmp_path: Path) -> None:
+    """They are read in the journal, one by one, as they were when they came; such as are given to a call are put into the store for it."""
+    for life in range(2):
+        with pool(journal=tmp_path / "journal") as executor:
+            store = manager_of(executor)._store  # pyright: ignore[reportPrivateUsage]
+            store.limit, store.spool_limit = 2 << 20, 0
+            if not life:
+                for size in range(5):
+                    assert executor.submit(big, str(tmp_path), 120_000 + size).result().size == 120_000 + size
+                continue
+            futures = [executor.submit(big, str(tmp_path), 120_000 + size) for size in range(5)]
+            assert manager_of(executor).status()["calls"]["remembered"] == 5
+            assert executor.submit(total, str(tmp_path), *futures[:2]).result() == sum(range(120_000)) + sum(range(120_001))
+            assert [future.result()[-1] for future in futures] == list(range(119_999, 120_004))
+            store.check()
+    assert runs(tmp_path, "big") == 5
+
+
 def test_a_damaged_buffer_is_made_again(tmp_path: Path) -> None:
     with pool(journal=tmp_path / "journal") as executor:
         executor.submit(big, str(tmp_path), 100_000).result()
