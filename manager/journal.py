@@ -13,8 +13,8 @@ of the journal calls ``fdatasync`` once a second at most, so that a crash of the
 large buffers are handed to the same thread (`append_large`), which copies the buffers first.
 
 A record that was cut off by a crash, or is damaged, ends what is read: the log is cut there, and what followed is made again.  When
-a write fails (a full disk) the log is cut back to where it was whole, this is told once, and the next write tries again: a journal that
-cannot be written costs its use and no call.
+a write fails (a full disk) the log is cut back to where it was whole, what was copied of a large buffer goes, this is told once, and the
+next write tries again: a journal that cannot be written costs its use and no call.
 
 Keys and what the results of calls are: `windlass.manager.memory`.
 """
@@ -88,7 +88,10 @@ class Journal:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="windlass-journal", daemon=True)
         try:
-            self._end = self._read_all()
+            try:
+                self._end = self._read_all()
+            except OSError as error:
+                raise UsageError(f"journal {self.folder} cannot be opened: {error.strerror or error}") from error
             self._thread.start()  # now: when calls end there may be none to be had, as the program ends, or is at a limit
         except BaseException:
             os.close(self._log)
@@ -145,11 +148,17 @@ class Journal:
             if self._has(name, ref.size):
                 continue
             fresh = self._objects / f"{name}.new"
-            with open(fresh, "wb", opener=_private) as file:
-                file.write(data)
-                file.flush()
-                os.fdatasync(file.fileno())
-            fresh.rename(self._objects / name)
+            try:
+                with open(fresh, "wb", opener=_private) as file:
+                    file.write(data)
+                    file.flush()
+                    os.fdatasync(file.fileno())
+                fresh.rename(self._objects / name)
+            except BaseException:
+                # A part of it, up to all that the disk had left, which smaller results and others need.
+                with contextlib.suppress(OSError):
+                    fresh.unlink()
+                raise
         return msgspec.structs.replace(end, spans=tuple(spans))
 
     def _write(self, body: bytes) -> int:
@@ -328,14 +337,22 @@ def _take(folder: Path) -> int:
         raise UsageError(f"journal {folder} cannot be opened: {error.strerror or error}; name a folder that you can write to") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
         os.close(descriptor)
         raise UsageError(
             f"journal {folder} is in use by another program{f' (process {pid})' if pid else ''}: end that one, or name another journal"
         ) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        os.close(descriptor)
+        why = f"this file system has no locks ({error.strerror or error})"
+        raise UsageError(f"journal {folder} cannot be opened: {why}; name a folder on another one") from error
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        os.close(descriptor)
+        raise UsageError(f"journal {folder} cannot be opened: {error.strerror or error}; make room, or name another folder") from error
     return descriptor
 
 

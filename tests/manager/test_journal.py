@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import logging
 import os
 import threading
@@ -218,6 +220,44 @@ def test_a_full_disk_costs_the_journal_and_no_call(mounted: Path, caplog: pytest
     journal.append([entry(4)])
     journal.close()
     assert set(again(mounted / "journal")) == {b"key1", b"key4"}
+
+
+def test_a_large_result_for_which_there_is_no_room_leaves_the_room_to_small_ones(mounted: Path) -> None:
+    """What was copied of it goes at once, and not only in the next life."""
+    journal = Journal(mounted / "journal")
+    done = threading.Event()
+    spans = (ObjectRef(ObjectName("r-1"), 2_000_000),)
+    journal.append_large(b"big", CallEnd(CallId(1), 1, RETURNED, spans=spans), lambda name: bytes(2_000_000), done.set)
+    assert done.wait(30)
+    assert list((mounted / "journal" / "objects").iterdir()) == []
+    journal.append([entry(2, b"r" * 300_000)])
+    assert journal.dropped == 1
+    journal.close()
+    assert set(again(mounted / "journal")) == {b"key2"}
+
+
+def test_a_journal_that_cannot_be_begun_on_a_full_disk_says_so_and_holds_no_lock(mounted: Path) -> None:
+    ballast = mounted / "ballast"
+    (mounted / "journal").mkdir(mode=0o700)
+    (mounted / "journal" / "lock").touch(mode=0o600)
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    with pytest.raises(UsageError, match="journal cannot be opened: No space left on device; make room, or name another folder"):
+        Journal(mounted / "journal")
+    ballast.unlink()
+    Journal(mounted / "journal").close()
+
+
+def test_a_file_system_without_locks_is_told_from_another_program(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ending some program would be of no use."""
+
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UsageError, match=r"this file system has no locks \(No locks available\); name a folder on another one"):
+        Journal(folder)
 
 
 def test_closing_again_does_nothing_and_nothing_is_written_afterwards(journal: Journal, folder: Path) -> None:
