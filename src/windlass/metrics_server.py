@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from windlass.status import StatusPort
 
 LOOPBACK: Final = "127.0.0.1"
+#: What the manager has told is told again for so many times as long as its answer took, and no longer than so many seconds: anybody
+#: may ask, as often as he likes.
+TOLD_SHARE: Final = 10.0
+TOLD_MOST: Final = 5.0
 #: Where Prometheus expects what OpenTelemetry's exporters give, too.
 PORT: Final = 9464
 
@@ -50,10 +54,14 @@ class Exporter:
         self._collector = Collector(read)
         registry = client.CollectorRegistry(auto_describe=False)
         registry.register(self._collector)
+        from windlass.metrics_http import PageServer
+
         try:
-            self._server, self._thread = client.start_http_server(port, host, registry)
+            self._server = PageServer(host, port, client.make_wsgi_app(registry))
         except OSError as error:
             raise UsageError(f"metrics cannot be served at {host}:{port}: {error.strerror or error}; choose another port, or 0") from None
+        self._thread = threading.Thread(target=self._server.serve_forever, name="windlass-metrics", daemon=True)
+        self._thread.start()
         self.host, self.port = host, int(self._server.server_port)
 
     @property
@@ -76,25 +84,41 @@ class Exporter:
 class Collector:
     """What a registry of `prometheus_client` asks at each scrape."""
 
-    def __init__(self, read: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, read: Callable[[], dict[str, Any]], clock: Callable[[], float] = time.monotonic) -> None:
         from windlass.metrics import Metrics
 
+        self._clock = clock
         self._read, self._metrics = read, Metrics()
         self._lock = threading.Lock()  # scrapes come in threads of their own
+        #: What was told last, and until when it is told again.
+        self._families: list[Metric] = []
+        self._told_until = 0.0
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics, as of now."""
+        """All metrics, as of now, or of just now for who asks again and again."""
+        with self._lock:
+            if self._clock() >= self._told_until:
+                self._ask()
+            families = self._families
+        yield from families
+
+    def _ask(self) -> None:
         from prometheus_client.core import GaugeMetricFamily
 
         families: list[Metric] = []
         up = 0.0
-        begun = time.perf_counter()
-        with self._lock, contextlib.suppress(WindlassError):
+        begun = self._clock()
+        with contextlib.suppress(WindlassError):
             families += self._metrics.families(self._read())
             up = 1.0
-        yield GaugeMetricFamily("windlass_up", "1: the manager answers", value=up)
-        yield GaugeMetricFamily("windlass_scrape_seconds", "How long the manager took to answer", value=time.perf_counter() - begun)
-        yield from families
+        took = self._clock() - begun
+        self._families = [
+            GaugeMetricFamily("windlass_up", "1: the manager answers", value=up),
+            GaugeMetricFamily("windlass_scrape_seconds", "How long the manager took to answer", value=took),
+            *families,
+        ]
+        if up:
+            self._told_until = self._clock() + min(TOLD_MOST, took * TOLD_SHARE)
 
 
 class NamedManager:

@@ -15,14 +15,16 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from windlass import Factory, FunctionCall, Manager
+from windlass import Closed, Factory, FunctionCall, Manager
 from windlass.fileserver import PlainFile
 from windlass.filewire import parse_address
 from windlass.identity import WORKER, Authority, ConnectionFile, Identity, read_connection_file
@@ -43,6 +45,9 @@ from windlass.messages import (
     Welcome,
     WorkerInfo,
 )
+from windlass.metrics_http import MOST as PAGES_MOST
+from windlass.metrics_http import PageServer
+from windlass.metrics_server import TOLD_SHARE, Collector
 from windlass.session import encode_one
 from windlass.strangers import MOST
 from windlass.worker.arrivals import Arrival
@@ -92,6 +97,20 @@ def flooded(port: int, count: int = MANY) -> Generator[None]:
         for child in children:
             child.kill()
             child.communicate()
+
+
+def scrape(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=LIMIT) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
+def silent(url: str, word: bytes = b"") -> socket.socket:
+    """A connection that begins to say something, at most."""
+    address = urllib.parse.urlsplit(url)
+    sock = socket.create_connection((address.hostname, address.port), LIMIT)
+    sock.sendall(word)
+    return sock
 
 
 def double(number: int) -> int:
@@ -336,3 +355,47 @@ def test_a_peers_door_serves_those_it_knows_while_strangers_crowd_it(tmp_path: P
         for sock in strangers:
             sock.close()
         door.close()
+
+
+def test_silent_connections_to_the_page_of_metrics_cost_a_few_threads_and_stop_no_scrape(nothing_left_running: None) -> None:
+    """It is served by the program itself, and on a login node anybody reaches it."""
+    with Manager(metrics=0) as manager, ExitStack() as opened:
+        before = threading.active_count()
+        strangers = [opened.enter_context(silent(manager.metrics_url, b"GET /me")) for _ in range(3 * PAGES_MOST)]
+        assert "windlass_up 1.0" in scrape(manager.metrics_url)
+        assert threading.active_count() <= before + PAGES_MOST
+        assert strangers[0].recv(100) == b"", "those that have been open longest leave first"
+
+
+def test_who_takes_too_long_to_ask_for_the_page_of_metrics_is_hung_up_on() -> None:
+    """A byte now and then is not silence."""
+    with PageServer("127.0.0.1", 0, lambda *_: [b""], longest=0.1) as server, ExitStack() as opened:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        opened.callback(thread.join)
+        opened.callback(server.shutdown)
+        assert opened.enter_context(silent(f"http://127.0.0.1:{server.server_port}", b"GET")).recv(100) == b""
+
+
+def test_who_asks_for_metrics_again_and_again_does_not_keep_the_manager_busy() -> None:
+    """What took a second to tell is told again for some; a manager that did not answer is asked anew."""
+    now, asked = [0.0], [0]
+
+    def read() -> dict[str, object]:
+        asked[0] += 1
+        now[0] += 0.3
+        if asked[0] == 1:
+            raise Closed("the manager is being made")
+        return status
+
+    def up() -> float:
+        return next(iter(collector.collect())).samples[0].value
+
+    with Manager() as manager:
+        status = manager.status()
+    collector = Collector(read, lambda: now[0])
+    assert [up(), up(), up(), up()] == [0.0, 1.0, 1.0, 1.0]
+    assert asked == [2]
+    now[0] += TOLD_SHARE * 0.3
+    assert up() == 1.0
+    assert asked == [3]
