@@ -62,6 +62,7 @@ from windlass.messages import (
     Resources,
 )
 from windlass.store_folders import default_store_folder
+from windlass.sums import count_workers
 
 if TYPE_CHECKING:
     from windlass.commands import CommandResult
@@ -540,7 +541,7 @@ class Door(Implicit, Declaring):
             done=calls["done"],
             failed=calls["failed"],
             cancelled=calls["cancelled"],
-            workers=len(status["workers"]),
+            workers=count_workers(status),
             slots=sum(library["slots"] for library in libraries),
             hoisted_seconds=sum(library["hoisted_seconds"] for library in libraries),
             saved_seconds=sum(library["saved_seconds"] for library in libraries),

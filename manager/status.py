@@ -14,11 +14,14 @@ from windlass.manager.inputs import InputsCount
 from windlass.manager.libraries import LibraryState
 from windlass.manager.programs import Program
 from windlass.manager.workers import Worker
+from windlass.sums import sums_of
 
 #: Files that are shown one by one: those declared last.
 FILES_MOST: Final = 200
 #: Tags of one program that are told.
 _TAGS_MOST: Final = 20
+#: Workers are left out when no more pilots than these are left.
+PILOTS_LEAST: Final = 100
 #: A message has at most 1 MiB.
 BYTES_MOST: Final = 900 << 10
 
@@ -102,18 +105,23 @@ def add_inputs(found: dict[str, Any], inputs: InputsCount, remembered: int = 0) 
 
 
 def within(found: dict[str, Any], most: int = BYTES_MOST) -> bytes:
-    """The status object as JSON of at most so many bytes: of very many pilots without their stories, then fewer of them and of workers."""
+    """The status object as JSON of at most so many bytes: of very many pilots without their stories, then fewer of them, then of workers.
+    What is counted stays right: see `windlass.sums`."""
     encoded = msgspec.json.encode(found)
     if len(encoded) <= most:
         return encoded
     pilots: list[dict[str, Any]] = [{**row, "story": []} for row in found["pilots"] if row["phase"] != "ended" or row["failed"]]
     workers: list[dict[str, Any]] = found["workers"]
+    sums = sums_of(workers, found["pilots"])
     while True:
-        encoded = msgspec.json.encode({**found, "pilots": pilots, "workers": workers, "cut": True})
+        encoded = msgspec.json.encode({**found, "pilots": pilots, "workers": workers, "sums": sums, "cut": True})
         if len(encoded) <= most or not (pilots or workers):
             return encoded
         # The newest pilots, and the workers that have been here longest.
-        pilots, workers = pilots[(len(pilots) + 1) // 2 :], workers[: len(workers) // 2 if len(workers) > len(pilots) else len(workers)]
+        if len(pilots) > PILOTS_LEAST or not workers:
+            pilots = pilots[(len(pilots) + 1) // 2 :]
+        else:
+            workers = workers[: len(workers) // 2]
 
 
 def _library(state: LibraryState) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from windlass.errors import ConnectionRefused
 from windlass.messages import CallList, GetStatus, Leave, ListCalls, Message, Status
 from windlass.status import StatusPort, show_plain
+from windlass.sums import count_workers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,7 +92,7 @@ def one_line(view: View) -> str:
     rate = view.rate()
     words = [f"{calls[key]:,} {key}" for key in ("waiting", "running", "done", "failed")]
     words += [f"{show_plain(float(rate))} per s"] if rate is not None else []
-    workers, slots = len(status["workers"]), sum(one["slots"] for one in status["libraries"])
+    workers, slots = count_workers(status), sum(one["slots"] for one in status["libraries"])
     words += [f"{workers:,} worker{'s' * (workers != 1)}", f"{slots:,} slot{'s' * (slots != 1)}"]
     paused = [str(pool["name"]) for pool in status["pools"] if pool["paused"]]
     words += [f"paused: {', '.join(paused)}"] if paused else []

@@ -19,6 +19,7 @@ from typing import Any, Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
 from windlass import __version__
+from windlass.sums import ADDED, pilots_failed, worker_rows
 
 #: Names of libraries that are told one by one; more are ``other``.
 LIBRARIES_MOST: Final = 50
@@ -61,8 +62,8 @@ class Metrics:
         yield about
         yield from _calls(status["calls"])
         yield from self._libraries(status["libraries"])
-        yield from _workers(status["workers"])
-        yield from _pools(status["pools"], status["pilots"])
+        yield from _workers(worker_rows(status))
+        yield from _pools(status["pools"], pilots_failed(status))
         yield from _transfers(status["transfers"])
         programs = status["programs"]
         connected = sum(not one["gone"] and one["connected"] for one in programs)
@@ -136,9 +137,9 @@ def _workers(rows: Iterable[Row]) -> Iterator[Metric]:
     for row in rows:
         pool = row["pool"]
         state = "cut" if not row["connected"] else "draining" if row["draining"] else "serving"
-        states[pool, state] = states.get((pool, state), 0) + 1
+        states[pool, state] = states.get((pool, state), 0) + row.get("workers", 1)
         mine = sums.setdefault(pool, {})
-        for key in ("cores", "memory", "gpus", "memory_used", "running", "held"):
+        for key in ADDED:
             mine[key] = mine.get(key, 0) + row[key]
     yield _gauge("workers", "Workers", ["pool", "state"], states.items())
     for name, key, text in (
@@ -152,7 +153,7 @@ def _workers(rows: Iterable[Row]) -> Iterator[Metric]:
         yield _gauge(name, text, ["pool"], [(pool, mine[key]) for pool, mine in sums.items()])
 
 
-def _pools(pools: Iterable[Row], pilots: Iterable[Row]) -> Iterator[Metric]:
+def _pools(pools: Iterable[Row], failures: Mapping[str, int]) -> Iterator[Metric]:
     pools = list(pools)
     counts: dict[tuple[str, str], float] = {}
     paused: dict[str, float] = {}
@@ -162,10 +163,7 @@ def _pools(pools: Iterable[Row], pilots: Iterable[Row]) -> Iterator[Metric]:
             counts[pool["name"], state] = counts.get((pool["name"], state), 0) + number
         paused[pool["name"]] = max(paused.get(pool["name"], 0.0), float(bool(pool["paused"])))
         commands[pool["factory"]] = pool["commands"]  # of the whole factory, told with each of its pools
-    failed = {pool["name"]: 0.0 for pool in pools}
-    for row in pilots:
-        if row["failed"]:
-            failed[row["pool"]] = failed.get(row["pool"], 0.0) + 1
+    failed = {pool["name"]: 0 for pool in pools} | dict(failures)
     yield _gauge("pilots", "Pilots, as factories count them", ["pool", "state"], counts.items())
     yield _gauge("pilots_failed", "Pilots, among the last 100 that ended, that ended before they served", ["pool"], failed.items())
     yield _gauge("pool_paused", "1: the pool submits nothing until somebody mends what the status says", ["pool"], paused.items())

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from windlass.status import show_plain, show_span
+from windlass.sums import count_workers
 
 if TYPE_CHECKING:
     from windlass.manager.timings import Timings
@@ -88,7 +89,7 @@ def status_card(title: str, state: str, status: Any) -> str:
         state,
         [
             ("calls", show_plain({key: calls[key] for key in ("waiting", "running", "done", "failed", "cancelled")}) or "none yet"),
-            ("workers", len(status["workers"])),
+            ("workers", count_workers(status)),
             ("slots", sum(one["slots"] for one in status["libraries"])),
         ],
         [

@@ -8,15 +8,20 @@ from typing import Any
 import pytest
 
 from windlass.manager.status import within
+from windlass.metrics import Metrics
+from windlass.sums import ADDED, count_workers, pilots_failed
 
 
 def rows(pilots: int, workers: int) -> dict[str, Any]:
     story = [{"at": 1.0, "phase": "queued", "reason": "x" * 50}] * 20
     return {
         "calls": {"waiting": 3},
-        "pilots": [{"pilot": str(n), "phase": "serving", "failed": False, "story": story} for n in range(pilots)]
+        "pilots": [{"pilot": str(n), "pool": "short", "phase": "serving", "failed": n == 1, "story": story} for n in range(pilots)]
         + [{"pilot": "old", "phase": "ended", "failed": False, "story": story}],
-        "workers": [{"id": f"w{n}", "host": "h" * 100} for n in range(workers)],
+        "workers": [
+            {"id": f"w{n}", "host": "h" * 100, "pool": "short", "connected": n > 0, "draining": False, **dict.fromkeys(ADDED, 1)}
+            for n in range(workers)
+        ],
     }
 
 
@@ -36,3 +41,40 @@ def test_what_does_not_fit_is_cut_and_says_so(pilots: int, workers: int) -> None
     assert "old" not in [row["pilot"] for row in found["pilots"]]
     assert bool(found["pilots"]) == bool(pilots)
     assert bool(found["workers"]) == bool(workers)
+
+
+def test_pilots_are_left_out_before_workers() -> None:
+    """These are what people count, and what there is no other source for."""
+    found = json.loads(within(rows(1000, 1001), len(json.dumps(rows(0, 1001))) + 20_000))
+    assert len(found["workers"]) == 1001
+    assert 0 < len(found["pilots"]) < 1000
+
+
+@pytest.mark.parametrize("most", [1 << 30, 50_000])
+def test_what_is_counted_is_right_in_a_status_that_was_cut(most: int) -> None:
+    """Metrics, `stats` and screens tell what there is, not what one message held."""
+    found = json.loads(within(rows(1000, 3000), most))
+    assert ("cut" in found) == (len(found["workers"]) < 3000)
+    assert (count_workers(found), count_workers(found, connected=True), pilots_failed(found)) == (3000, 2999, {"short": 1})
+    metrics = {**found, "manager": {"id": "m"}, "libraries": [], "pools": [], "programs": []}
+    metrics["calls"] = dict.fromkeys(
+        (
+            "waiting",
+            "running",
+            "waiting_for_inputs",
+            "waiting_for_files",
+            "submitted",
+            "done",
+            "failed",
+            "cancelled",
+            "retried",
+            "lost_attempts",
+        ),
+        0,
+    )
+    metrics["transfers"] = dict.fromkeys(("under_way", "waiting", "bytes_from_manager", "object_bytes_out", "object_bytes_in"), 0)
+    told = {sample.name: 0.0 for family in Metrics().families(metrics) for sample in family.samples}
+    for family in Metrics().families(metrics):
+        for sample in family.samples:
+            told[sample.name] += sample.value
+    assert (told["windlass_workers"], told["windlass_worker_cores"], told["windlass_pilots_failed"]) == (3000, 3000, 1)

@@ -24,6 +24,7 @@ from typing import Any, Final, Self
 
 from windlass.errors import UsageError, WindlassError
 from windlass.manager.future import CallFuture
+from windlass.sums import count_workers
 from windlass.taskvine import tuning
 from windlass.taskvine.alarms import Alarms
 from windlass.taskvine.categories import Categories, Category
@@ -197,7 +198,7 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
         return True
 
     def _connected(self) -> int:
-        return sum(bool(worker["connected"]) for worker in self.manager.status()["workers"])
+        return count_workers(self.manager.status(), connected=True)
 
     def _has_ended(self, task: Task, number: int, future: CallFuture[Any]) -> None:
         """On the manager's thread, or on that which cancels."""
