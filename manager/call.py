@@ -37,6 +37,8 @@ NUMBER_MOST: Final = 1 << 60
 COUNT_MOST: Final = 1 << 31
 SECONDS_MOST: Final = 100 * 366 * 86_400
 MEMORY_MOST: Final = 1 << 60
+#: Letters of a tag.
+TAG_MOST: Final = 200
 #: The name of the library of functions that are in none, which people need not read.
 IMPLICIT: Final = "functions"
 
@@ -129,11 +131,7 @@ def merge_options(base: CallOptions, tag: str | None, given: Mapping[str, Any]) 
             case "priority":
                 fields[key] = read_number(key, value, negative=True)
             case "tag":
-                if value is not None and not isinstance(value, str):
-                    raise UsageError(f"tag={value!r} is {_a(value)}; a tag is a text: write tag={str(value)!r}")
-                if value is not None and not _is_sendable(value):
-                    raise UsageError(f"tag={value!r} has parts of letters, which no message can say; write tag={_sayable(value)!r}")
-                tag = value
+                tag = read_tag(value)
             case "cores":
                 needs[key] = read_number(key, value)
             case "gpus":
@@ -399,6 +397,20 @@ def _inside(what: str, path: object, taken: Iterable[str]) -> str:
     if any(normal == one or normal.startswith(f"{one}/") or one.startswith(f"{normal}/") for one in taken):
         raise UsageError(f"{what}(..., {path!r}): the call has a file of that path already")
     return normal
+
+
+def read_tag(value: object) -> str | None:
+    """A call's tag; UsageError for what can be none."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise UsageError(f"tag={value!r} is {_a(value)}; a tag is a text: write tag={str(value)!r}")
+    if len(value) > TAG_MOST:
+        text = f"tag={value[:20]!r}... has {len(value):,} letters, and goes with its call wherever it goes: {TAG_MOST} are the most"
+        raise UsageError(f"{text}; give a short word, and keep beside it what it stands for")
+    if not _is_sendable(value):
+        raise UsageError(f"tag={value!r} has parts of letters, which no message can say; write tag={_sayable(value)!r}")
+    return value
 
 
 def _is_sendable(text: str) -> bool:

@@ -33,7 +33,7 @@ from windlass.commands import gpus_of, run_command
 from windlass.coroutines import is_async
 from windlass.errors import Closed, NotPossible, UnknownName, UsageError, require_flag, stays_here
 from windlass.files import File, Level
-from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Target, read_seconds
+from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Target, read_seconds, read_tag
 from windlass.manager.client import Client
 from windlass.manager.declaring import Declaring
 from windlass.manager.future import CallFuture
@@ -433,6 +433,8 @@ class Door(Implicit, Declaring):
             raise UsageError(
                 f"options={options!r}: options are given to an executor: Executor(None, manager=manager).with_options(cores=2)"
             )
+        if tag is not None:
+            read_tag(tag)
         defined = define(fn, self._put_forever)
         if self._implicit_code:
             self._look_for_edits()

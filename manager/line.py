@@ -264,7 +264,9 @@ class Line:
                     library, options = item.library, item.options
                 rest = (item.inputs, item.keep, item.sandbox, item.tag, item.trace)
                 calls.append(CallSent(item.call, item.function, item.payload, item.spans, *rest))
-                size += len(item.payload) + 64 + 48 * len(item.spans) + 160 * len(item.inputs)
+                size += len(item.payload) + 64 + 48 * len(item.spans) + 160 * len(item.inputs) + 4 * len(item.tag) + len(item.trace)
+                if item.sandbox is not None:
+                    size += 100 * (len(item.sandbox.inputs) + len(item.sandbox.outputs))
                 continue
             message = item[1]
             if type(message) is Tidy:

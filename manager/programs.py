@@ -309,7 +309,7 @@ def in_frames(done: list[CallDone]) -> list[CallsDone]:
     size = first = 0
     for index, one in enumerate(done):
         end = one.end
-        size += len(end.payload) + len(end.stdout) + len(end.stderr) + 128 + 48 * len(end.spans)
+        size += len(end.payload) + len(end.stdout) + len(end.stderr) + 128 + 48 * len(end.spans) + 100 * len(end.outputs) + 4 * len(one.tag)
         if end.detail is not None:
             size += 4 * len(end.detail.text)
         if size > _DONE_BYTES:

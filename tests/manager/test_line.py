@@ -8,13 +8,31 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, cast
 
 import pytest
 
 from windlass.errors import Closed, StoreFull, Unreachable
 from windlass.identity import ConnectionFile
+from windlass.manager.call import TAG_MOST
 from windlass.manager.line import Line
-from windlass.messages import CallId, CallsFound, FindCalls, Leave, ObjectRef
+from windlass.messages import (
+    MAX_FRAME_BYTES,
+    CallId,
+    CallOptions,
+    CallsFound,
+    CallSpec,
+    FileName,
+    FindCalls,
+    FunctionId,
+    Leave,
+    LibraryId,
+    Message,
+    ObjectRef,
+    Sandbox,
+    SubmitCalls,
+)
+from windlass.session import encode_one
 
 
 def nothing(*_: object) -> None:
@@ -87,6 +105,39 @@ def test_nobody_waits_for_what_a_manager_that_has_ended_would_find(finder: Finde
     for each in (asked, finder.ask("b")):
         with pytest.raises(Closed, match="manager m is gone"):
             each.result(30)
+
+
+class Taking:
+    """A port, and its connection, that takes all."""
+
+    congested = False
+
+    def __init__(self) -> None:
+        self.link = self
+        self.messages: list[Message] = []
+
+    def call(self, work: object) -> None:
+        """The test does it."""
+
+    def send_now(self, message: Message) -> None:
+        self.messages.append(message)
+
+
+def test_calls_with_long_tags_and_many_files_fit_into_frames(finder: Finder) -> None:
+    """All that waits while a connection is congested goes at once when it is not."""
+    said = Taking()
+    finder.line._port = cast("Any", said)
+    options, tag = CallOptions(), "\N{WIND BLOWING FACE}" * TAG_MOST
+    sandbox = Sandbox(outputs=tuple((f"out{number}", FileName("r-" + "0" * 32)) for number in range(20)))
+    calls = [
+        CallSpec(CallId(number), LibraryId("lib@1"), FunctionId(b"f" * 16), b"", (), options, sandbox=sandbox, tag=tag)
+        for number in range(1000)
+    ]
+    for call in calls:
+        finder.line.inbox.put(call)
+    finder.line._drain()
+    assert sum(len(message.calls) for message in said.messages if isinstance(message, SubmitCalls)) == 1000
+    assert max(len(encode_one(message)) for message in said.messages) < MAX_FRAME_BYTES
 
 
 def full_disk() -> ConnectionError:

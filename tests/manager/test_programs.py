@@ -7,8 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from windlass.framing import ProtocolError
+from windlass.manager.call import TAG_MOST
 from windlass.manager.programs import FOUND, SHIFT, Program, Programs
 from windlass.messages import (
+    CANCELLED,
+    MAX_FRAME_BYTES,
     RETURNED,
     CallDone,
     CallEnd,
@@ -23,6 +26,7 @@ from windlass.messages import (
     ObjectRef,
     SubmitCalls,
 )
+from windlass.session import encode_one
 
 LIBRARY, FUNCTION = LibraryId("lib@1"), FunctionId(b"f" * 16)
 RESULT = ObjectName("r-" + "0" * 32)
@@ -353,3 +357,10 @@ def test_ends_travel_in_messages_that_fit_into_frames(programs: Programs) -> Non
     messages = theirs[program.number]
     assert [each.end.call for message in messages for each in message.done] == list(range(1, 2001))
     assert max(sum(len(each.end.payload) for each in message.done) for message in messages) < 300_000
+
+
+def test_ends_with_long_tags_fit_into_frames_too(programs: Programs) -> None:
+    program = programs.join("one")
+    calls = submit(programs, program, *range(1, 3001))
+    _, theirs = programs.ended([CallDone(CallEnd(CallId(call), 1, CANCELLED), tag="\N{WIND BLOWING FACE}" * TAG_MOST) for call in calls])
+    assert max(len(encode_one(message)) for message in theirs[program.number]) < MAX_FRAME_BYTES
