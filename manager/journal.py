@@ -27,6 +27,7 @@ import logging
 import os
 import queue
 import shutil
+import stat
 import struct
 import threading
 import time
@@ -39,6 +40,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from windlass.errors import Closed, UsageError
+from windlass.identity import trusts_state_folder
 from windlass.messages import CallEnd, ObjectName, ObjectRef
 from windlass.objects import content_name, map_object
 
@@ -327,6 +329,8 @@ def _records(descriptor: int, end: int) -> Iterator[tuple[int, bytes]]:
 def _take(folder: Path) -> int:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if why := _not_ours(os.stat(folder)):
+            raise UsageError(f"journal {folder} {why}: results that are read from a journal run as your code; name a folder of your own")
         names = set(os.listdir(folder))
         if names and "lock" not in names:
             raise UsageError(f"journal {folder} is a folder with other things in it: name a new one, as in journal='run.journal'")
@@ -354,6 +358,15 @@ def _take(folder: Path) -> int:
         os.close(descriptor)
         raise UsageError(f"journal {folder} cannot be opened: {error.strerror or error}; make room, or name another folder") from error
     return descriptor
+
+
+def _not_ours(about: os.stat_result) -> str:
+    """Why others can put results into this folder; "" if they cannot, or the user has said that modes say nothing there."""
+    if about.st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:  # root is somebody else on many network file systems
+        return f"belongs to user {about.st_uid}, not to you (user {os.geteuid()})"
+    if about.st_mode & 0o022 and not trusts_state_folder():
+        return f"can be written to by others (mode {stat.S_IMODE(about.st_mode):04o})"
+    return ""
 
 
 def _private(path: str, flags: int) -> int:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import logging
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -201,6 +202,35 @@ def test_a_journal_is_private(journal: Journal, folder: Path) -> None:
     """Results are the user's."""
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / "log").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_a_journal_that_others_can_write_to_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
+    """Results are unpickled, so whoever can put one there can have anything done. Where modes say nothing a user may say so."""
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(UsageError, match=rf"can be written to by others \(mode {mode:04o}\): .* name a folder of your own"):
+        Journal(folder)
+    monkeypatch.setenv("WINDLASS_TRUST_STATE_DIR", "1")
+    Journal(folder).close()
+
+
+def test_a_journal_of_another_user_is_refused() -> None:
+    """He may have made it for just that."""
+    if os.getuid():
+        pytest.skip("only root can be two users")
+    with tempfile.TemporaryDirectory(prefix="windlass-others-") as name:
+        folder = Path(name)
+        os.chown(folder, 4711, 4711)
+        (folder / "lock").touch(mode=0o666)
+        (folder / "lock").chmod(0o666)
+        folder.chmod(0o755)
+        os.seteuid(4712)
+        try:
+            with pytest.raises(UsageError, match=r"belongs to user 4711, not to you \(user 4712\)"):
+                Journal(folder)
+        finally:
+            os.seteuid(0)
 
 
 def test_a_full_disk_costs_the_journal_and_no_call(mounted: Path, caplog: pytest.LogCaptureFixture) -> None:
