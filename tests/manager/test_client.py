@@ -162,11 +162,13 @@ def test_a_large_result_is_shared_without_room_in_the_store(tmp_path: Path) -> N
     assert handed_over() == []
     assert len(first.result(0)) == 200_000
     assert store.names() == []
-    [name] = second.packed()[1]  # type: ignore[index]
-    assert bench.client.recalled(name.name)
+    packed = second.packed()
+    assert packed is not None
+    [buffer] = packed[1]
+    assert bench.client.recalled(buffer.name)
     assert second.result(0) == b"x" * 200_000
     bench.client.tidy()
-    assert not bench.client.recalled(name.name)
+    assert not bench.client.recalled(buffer.name)
     third = bench.client.submit(target, (1,), {})
     shutil.rmtree(tmp_path / "journal" / "objects")
     with pytest.raises(FileUnavailable, match=r"from where its buffer b3-.* is gone: the next run makes it again"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -56,25 +57,24 @@ def test_what_is_counted_is_right_in_a_status_that_was_cut(most: int) -> None:
     found = json.loads(within(rows(1000, 3000), most))
     assert ("cut" in found) == (len(found["workers"]) < 3000)
     assert (count_workers(found), count_workers(found, connected=True), pilots_failed(found)) == (3000, 2999, {"short": 1})
-    metrics = {**found, "manager": {"id": "m"}, "libraries": [], "pools": [], "programs": []}
-    metrics["calls"] = dict.fromkeys(
-        (
-            "waiting",
-            "running",
-            "waiting_for_inputs",
-            "waiting_for_files",
-            "submitted",
-            "done",
-            "failed",
-            "cancelled",
-            "retried",
-            "lost_attempts",
-        ),
-        0,
-    )
-    metrics["transfers"] = dict.fromkeys(("under_way", "waiting", "bytes_from_manager", "object_bytes_out", "object_bytes_in"), 0)
-    told = {sample.name: 0.0 for family in Metrics().families(metrics) for sample in family.samples}
-    for family in Metrics().families(metrics):
+    calls = [
+        "waiting",
+        "running",
+        "waiting_for_inputs",
+        "waiting_for_files",
+        "submitted",
+        "done",
+        "failed",
+        "cancelled",
+        "retried",
+        "lost_attempts",
+    ]
+    transfers = ("under_way", "waiting", "bytes_from_manager", "object_bytes_out", "object_bytes_in")
+    nothing: dict[str, list[Any]] = {"libraries": [], "pools": [], "programs": []}
+    whole: dict[str, Any] = {**found, **nothing, "manager": {"id": "m"}}
+    whole |= {"calls": dict.fromkeys(calls, 0), "transfers": dict.fromkeys(transfers, 0)}
+    told: Counter[str] = Counter()
+    for family in Metrics().families(whole):
         for sample in family.samples:
-            told[sample.name] += sample.value
+            told[sample.name] += int(sample.value)
     assert (told["windlass_workers"], told["windlass_worker_cores"], told["windlass_pilots_failed"]) == (3000, 3000, 1)

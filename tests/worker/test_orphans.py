@@ -72,7 +72,7 @@ class Ground:
 
     def life(self, *running: int, waiting: tuple[int, ...] = ()) -> Backlog:
         """A session ends in which these calls ran."""
-        transfers = Transfers(ObjectStore(self.folder), cast("Any", None), arrived=lambda _: None, failed=lambda *_: None)
+        transfers = Transfers(ObjectStore(self.folder), cast("Any", None), arrived=lambda _: None, failed=lambda _, __, ___: None)
         backlog, queue = Backlog(cast("Any", None)), Queue()
         folders = self.folder, self.folder, self.folder
         libraries = Libraries(backlog, transfers, lambda _: None, lambda _: None, lambda _: None, *folders, files=lambda: cast("Any", None))
