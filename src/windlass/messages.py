@@ -432,7 +432,7 @@ class StartLibrary(Message, frozen=True):
     instance: InstanceId
     spec: LibrarySpec
     slots: int
-    #: GPU ids for the slots, ``per_slot.gpus`` each.
+    #: GPU ids for the slots, ``per_slot.gpus`` each. So many it may have; which ones the worker knows better, as busy slots keep theirs.
     gpu_ids: tuple[str, ...] = ()
 
 
