@@ -440,7 +440,7 @@ class Core(Attempts):
     def demand(self, now: float) -> Demand:
         """What could be used now."""
         self.demand_changed = False
-        return demand_of(self.libraries.values(), self.workers.values(), now, self.blocked.names)
+        return demand_of(self.libraries.values(), self.workers.values(), self.all_offers(), now, self.blocked.names)
 
     def tick(self, now: float) -> None:
         """Time has passed: sessions are given up, starved libraries and recalls are looked at again."""

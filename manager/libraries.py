@@ -192,6 +192,10 @@ class LibraryState(msgspec.Struct, eq=False):
         telling = bool(self.done) or (kind in STARTING and (kind != "context" or self.spec.share_context))
         return any(one.served or (telling and one.phase is Phase.READY) for one in self.instances.values())
 
+    def call_seconds(self) -> float:
+        """Seconds that its calls are expected to take of which nobody has said it; 0: nothing is known."""
+        return self.durations.mean
+
     def capacity(self) -> int:
         """Calls that its instances would hold when full."""
         # Asked by the program's threads too, while the manager's goes on.

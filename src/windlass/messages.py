@@ -746,8 +746,8 @@ class Shape(Record, frozen=True):
     waiting: int
     running: int
     seconds: float = 0.0
-    #: Expected seconds of the longest such call; 0: unknown.
-    longest: float = 0.0
+    #: Seconds that a pilot must be able to live for any of them; 0: nothing is known of that.
+    least: float = 0.0
     #: Pools that calls of this shape fit; empty: any.
     pools: tuple[PoolName, ...] = ()
 
@@ -762,6 +762,8 @@ class PilotSeen(Record, frozen=True):
     idle_seconds: float
     draining: bool = False
     resources: Resources = Resources()
+    #: Seconds that pilots of its pool may live; 0: no limit, or unknown.
+    walltime: float = 0.0
 
 
 class Demand(Message, frozen=True):

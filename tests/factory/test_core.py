@@ -66,8 +66,8 @@ class Simulation:
     def demand(self) -> Demand:
         seen = self.seen()
         running = sum(pilot.running for pilot in seen)
-        longest = self.seconds_each
-        shape = Shape(Resources(), self.calls - running, running, self.seconds_each * self.calls, longest)
+        least = self.seconds_each
+        shape = Shape(Resources(), self.calls - running, running, self.seconds_each * self.calls, least)
         return Demand((shape,) if self.calls else (), seen, self.avoid)
 
     def busy(self) -> set[str]:

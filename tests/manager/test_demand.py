@@ -1,0 +1,86 @@
+"""What the manager tells factories that it could use, and how many pilots that asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.manager.test_core import Bench
+
+from windlass.factory.planner import wanted_pilots
+from windlass.factory.pool import PoolConfig
+from windlass.messages import CallOptions, LibraryId, PoolName, PoolOffer, PoolReport, Resources
+
+HOUR = 3600.0
+
+
+def pool(name: str, walltime: float) -> PoolConfig:
+    return PoolConfig(name=PoolName(name), backend="slurm", resources=Resources(4.0), walltime=walltime, max_pilots=30)
+
+
+#: Workers of a `Bench` are of "pool".
+SHORT, LONG = pool("pool", HOUR), pool("long", 10 * HOUR)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """A manager with two pools."""
+    one = Bench()
+    offers = tuple(PoolOffer(each.name, each.resources, each.walltime) for each in (SHORT, LONG))
+    one.core.pools_reported("factory", PoolReport(offers), one.now)
+    yield one
+    one.core.check()
+
+
+def wanted(bench: Bench, of: PoolConfig) -> int:
+    return wanted_pilots(bench.core.demand(bench.now), of)[0]
+
+
+def run_one(bench: Bench, library: LibraryId, seconds: float, worker: str = "w1") -> None:
+    """A call of it takes so long, by its worker's clock."""
+    bench.submit(library)
+    bench.serve(worker)
+    [run] = bench.all_runs(worker)
+    bench.end(run, seconds=seconds, worker=worker)
+
+
+@pytest.mark.parametrize("expected", [5 * HOUR, HOUR + 60.0])
+def test_a_call_that_needs_a_longer_walltime_leaves_others_to_pools_with_a_shorter_one(bench: Bench, expected: float) -> None:
+    """However near it is: each pool is asked for what it can run."""
+    library = bench.library()
+    bench.submit(library, 1, CallOptions(expected_time=expected))
+    assert (wanted(bench, SHORT), wanted(bench, LONG)) == (0, 1)
+    bench.submit(library, 100)
+    bench.submit(library, 2, CallOptions(expected_time=HOUR - 60.0))
+    assert wanted(bench, SHORT) == 26
+
+
+def test_a_call_that_took_longer_than_a_pool_lives_says_nothing_of_others(bench: Bench) -> None:
+    """Those that are submitted later may be short, whatever their library; nor is a clock that was set a reason to start nothing."""
+    library = bench.library()
+    bench.worker("w1", cores=1)
+    run_one(bench, library, 7200.0)
+    bench.submit(library, 100)
+    assert wanted(bench, SHORT) == 25
+
+
+def test_calls_that_take_long_do_not_make_pilots_worth_less_to_others(bench: Bench) -> None:
+    """Calls of a minute and of hours are counted each by itself, and so are those of which nothing is known."""
+    minutes, hours, new = bench.library("minutes"), bench.library("hours"), bench.library("new")
+    bench.worker("w1", cores=1)
+    run_one(bench, hours, 10 * HOUR)
+    bench.worker("w2", cores=1)
+    run_one(bench, minutes, 60.0, "w2")
+    bench.submit(minutes, 41)
+    bench.submit(hours, 41)
+    assert wanted(bench, LONG) == 20, "two of them are for the workers of the other pool"
+    bench.submit(new, 20)
+    assert wanted(bench, LONG) == 25
+
+
+def test_pilots_that_live_too_short_take_nothing_off_another_pool(bench: Bench) -> None:
+    """They are connected and idle, and the call is not for them."""
+    library = bench.library()
+    bench.worker("w1", cores=4, seconds_left=HOUR)
+    bench.submit(library, 1, CallOptions(expected_time=5 * HOUR))
+    assert wanted(bench, LONG) == 1
