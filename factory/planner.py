@@ -224,7 +224,7 @@ def unfit(shape: Shape, pool: PoolConfig) -> str:
     if not calls_at_a_time(shape.needs, pool.resources):
         return f"a call needs {_show(shape.needs)}, a pilot has {_show(pool.resources)}"
     if pool.walltime and shape.least > pool.walltime:
-        return f"a call takes {shape.least:.0f} s, a pilot lives {pool.walltime:.0f} s"
+        return f"a call is for pilots that may live {shape.least:.0f} s or longer, walltime is {pool.walltime:.0f} s"
     return ""
 
 

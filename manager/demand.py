@@ -5,8 +5,8 @@ of two) and the walltimes of the same pools are enough for them: the longest cal
 processes: an idle library is no demand.  Calls of which a slot runs many at once count as one each time that they fill it.
 
 Seconds are expected work: the calls' own ``expected_time``, or what is known of their library (`LibraryState.call_seconds`); no less than
-what a call is known to need since a pilot's end has cut it short; 0 where nothing is known.  What a call *must* have, and what some pool
-may not give, is only what somebody said that it takes, or what it has taken already.
+what a call is known to need since a pilot's end has cut it short; 0 where nothing is known.  For which walltimes a call is follows from
+how much time must be left where it is placed, and from nothing else: a pool is not to start pilots to which it would not be sent.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from math import frexp
 from typing import TYPE_CHECKING, Final
 
 from windlass.manager.libraries import LibraryState
+from windlass.manager.placement import FRESH_SHARE
 from windlass.manager.workers import Worker, usual_weight
 from windlass.messages import Demand, LibrarySpec, Means, PilotSeen, PoolOffer, Resources, Shape
 
@@ -45,6 +46,7 @@ def demand_of(
     largest: dict[_Key, Resources] = {}
     walltime_of = {offer.pool: offer.walltime for offer in offers}
     walltimes = sorted({walltime for walltime in walltime_of.values() if walltime})
+    longest = max((walltime or float("inf") for walltime in walltime_of.values()), default=float("inf"))
     for library in libraries:
         if library.failed:
             continue
@@ -53,7 +55,9 @@ def demand_of(
             if not queue.waiting and not queue.running:
                 continue
             shape, asked = _shape(queue.needs, library.spec), _shape(queue.options.needs, library.spec)
-            least = max(queue.options.expected_time, queue.least_seconds)
+            # The other way round than in `freshest`; pilots with the longest have to do.
+            left, start = queue.least_seconds, library.start_allowance
+            least = min((left + start) / FRESH_SHARE, left / (1.0 - FRESH_SHARE), max(left, longest))
             each = max(queue.options.expected_time or usual, queue.least_seconds)
             key = shape, bisect_left(walltimes, least), max(0, frexp(each)[1]) if each else -1
             largest[key] = _larger(asked, largest.get(key, asked))

@@ -746,7 +746,7 @@ class Shape(Record, frozen=True):
     waiting: int
     running: int
     seconds: float = 0.0
-    #: Seconds that a pilot must be able to live for any of them; 0: nothing is known of that.
+    #: Walltime in seconds that a pilot for them must have, as far as that is known; 0: any will do.
     least: float = 0.0
     #: Pools that calls of this shape fit; empty: any.
     pools: tuple[PoolName, ...] = ()

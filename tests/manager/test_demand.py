@@ -9,7 +9,7 @@ from tests.manager.test_core import Bench
 
 from windlass.factory.planner import wanted_pilots
 from windlass.factory.pool import PoolConfig
-from windlass.messages import CallOptions, LibraryId, PoolName, PoolOffer, PoolReport, Resources
+from windlass.messages import CallOptions, LibraryId, PoolName, PoolOffer, PoolReport, Resources, WorkerId
 
 HOUR = 3600.0
 
@@ -51,8 +51,35 @@ def test_a_call_that_needs_a_longer_walltime_leaves_others_to_pools_with_a_short
     bench.submit(library, 1, CallOptions(expected_time=expected))
     assert (wanted(bench, SHORT), wanted(bench, LONG)) == (0, 1)
     bench.submit(library, 100)
-    bench.submit(library, 2, CallOptions(expected_time=HOUR - 60.0))
+    bench.submit(library, 2, CallOptions(expected_time=0.85 * HOUR))
     assert wanted(bench, SHORT) == 26
+
+
+def test_a_call_that_is_expected_to_take_nearly_a_walltime_is_for_a_pool_with_a_longer_one(bench: Bench) -> None:
+    """No pilot has its whole walltime left when it joins, so the call would not be sent to one of the shorter: none is to be started."""
+    library = bench.library()
+    bench.submit(library, 1, CallOptions(expected_time=HOUR - 5.0))
+    bench.worker("w1", cores=4, seconds_left=HOUR - 10.0)
+    assert bench.heard() == []
+    assert (wanted(bench, SHORT), wanted(bench, LONG)) == (0, 1)
+    bench.submit(library, 1, CallOptions(expected_time=10 * HOUR - 5.0))
+    assert wanted(bench, LONG) == 1, "where there is no longer one, that has to do"
+
+
+def test_a_call_that_a_pilots_whole_life_was_too_short_for_is_for_a_pool_with_a_longer_walltime(bench: Bench) -> None:
+    """It is cut off once, and not sent to such a pilot again."""
+    library = bench.library()
+    bench.worker("w1", cores=4, seconds_left=HOUR)
+    [call] = bench.submit(library)
+    bench.serve()
+    bench.now += HOUR
+    bench.core.worker_lost(WorkerId("w1"), "walltime", bench.now)
+    bench.worker("w2", cores=4, seconds_left=HOUR)
+    assert bench.heard("w2") == []
+    assert (wanted(bench, SHORT), wanted(bench, LONG)) == (0, 1)
+    bench.worker("w3", cores=4, seconds_left=10 * HOUR)
+    bench.serve("w3")
+    assert [run.call for run in bench.all_runs("w3")] == [call]
 
 
 def test_a_call_that_took_longer_than_a_pool_lives_says_nothing_of_others(bench: Bench) -> None:
