@@ -111,3 +111,55 @@ def test_pilots_that_live_too_short_take_nothing_off_another_pool(bench: Bench) 
     bench.worker("w1", cores=4, seconds_left=HOUR)
     bench.submit(library, 1, CallOptions(expected_time=5 * HOUR))
     assert wanted(bench, LONG) == 1
+
+
+def wait(bench: Bench, seconds: int) -> None:
+    """The manager's timer runs, and nothing is heard."""
+    for _ in range(seconds):
+        bench.now += 1.0
+        bench.core.tick(bench.now)
+    bench.step()
+
+
+def test_calls_that_run_and_do_not_end_are_known_to_be_long(bench: Bench) -> None:
+    """A quick first call says that a hundred seconds of work wait, not worth a second pilot; two minutes later this is known to be wrong,
+    and is told though nothing else has changed. What pilots come then take from the queue takes nothing of that back."""
+    library = bench.library()
+    bench.worker("w1", cores=4)
+    run_one(bench, library, 1.0)
+    bench.submit(library, 100)
+    assert len(bench.all_runs()) >= 4
+    assert wanted(bench, SHORT) == 1
+    wait(bench, 120)
+    assert bench.core.demand_changed
+    assert wanted(bench, SHORT) == 25
+    bench.worker("w2", cores=4)
+    bench.serve("w2")
+    assert wanted(bench, SHORT) == 25
+
+
+def test_a_manager_that_was_held_up_takes_no_call_for_long(bench: Bench) -> None:
+    """It has not heard yet what has ended meanwhile; nor does it hear of those whose connections are cut."""
+    library = bench.library()
+    bench.worker("w1", cores=4)
+    run_one(bench, library, 1.0)
+    bench.submit(library, 100)
+    bench.step(120.0)
+    assert wanted(bench, SHORT) == 1
+    bench.core.worker_cut(WorkerId("w1"), bench.now)
+    wait(bench, 50)
+    assert wanted(bench, SHORT) == 1
+
+
+def test_calls_that_a_walltime_has_cut_short_are_counted_with_what_they_have_run(bench: Bench) -> None:
+    """Whatever others of their library take."""
+    library = bench.library()
+    bench.worker("w1", cores=4, seconds_left=HOUR)
+    run_one(bench, library, 1.0)
+    bench.now += 900.0
+    bench.submit(library, 40)
+    bench.now += HOUR - 901.0
+    bench.core.worker_lost(WorkerId("w1"), "walltime", bench.now)
+    bench.step()
+    long = [shape for shape in bench.core.demand(bench.now).shapes if shape.least]
+    assert [(shape.waiting, shape.seconds >= 2000.0 * shape.waiting) for shape in long] == [(4, True)]
