@@ -61,12 +61,13 @@ def demand_of(
             each = max(queue.options.expected_time or usual, queue.least_seconds)
             key = shape, bisect_left(walltimes, least), max(0, frexp(each)[1]) if each else -1
             largest[key] = _larger(asked, largest.get(key, asked))
-            sums = shapes.setdefault(key, [0, 0, 0.0, 0.0])
+            sums = shapes.setdefault(key, [0, 0, 0.0, 0.0, 0.0])
             at_once = library.spec.concurrency
             sums[0] += -(-queue.waiting // at_once)
             sums[1] += -(-queue.running // at_once)
             sums[2] += each * (queue.waiting + queue.running) / at_once
-            sums[3] = max(sums[3], least)
+            sums[3] = max(sums[3], each)
+            sums[4] = max(sums[4], least)
     pilots = tuple(
         PilotSeen(
             pool=worker.info.pool,
@@ -81,7 +82,7 @@ def demand_of(
         for worker in workers
     )
     return Demand(
-        tuple(Shape(largest[key], int(sums[0]), int(sums[1]), sums[2], sums[3]) for key, sums in shapes.items()),
+        tuple(Shape(largest[key], int(sums[0]), int(sums[1]), sums[2], sums[3], least=sums[4]) for key, sums in shapes.items()),
         pilots,
         avoid,
     )

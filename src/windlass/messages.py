@@ -746,10 +746,12 @@ class Shape(Record, frozen=True):
     waiting: int
     running: int
     seconds: float = 0.0
-    #: Walltime in seconds that a pilot for them must have, as far as that is known; 0: any will do.
-    least: float = 0.0
+    #: Expected seconds of the longest such call; 0: unknown.
+    longest: float = 0.0
     #: Pools that calls of this shape fit; empty: any.
     pools: tuple[PoolName, ...] = ()
+    #: Walltime in seconds that a pilot for them must have, as far as that is known; 0: any will do.
+    least: float = 0.0
 
 
 class PilotSeen(Record, frozen=True):

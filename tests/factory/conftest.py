@@ -45,7 +45,7 @@ def make_pool() -> MakePool:
 
 class MakeDemand(Protocol):
     def __call__(
-        self, waiting: int = 0, running: int = 0, seconds: float = 0.0, least: float = 0.0, *, pilots: tuple[PilotSeen, ...] = ()
+        self, waiting: int = 0, running: int = 0, seconds: float = 0.0, longest: float = 0.0, *, pilots: tuple[PilotSeen, ...] = ()
     ) -> Demand: ...
 
 
@@ -53,8 +53,10 @@ class MakeDemand(Protocol):
 def demand() -> MakeDemand:
     """Makes a demand of one shape of one-core calls."""
 
-    def make(waiting: int = 0, running: int = 0, seconds: float = 0.0, least: float = 0.0, *, pilots: tuple[PilotSeen, ...] = ()) -> Demand:
-        shapes = (Shape(Resources(), waiting, running, seconds, least),) if waiting + running else ()
+    def make(
+        waiting: int = 0, running: int = 0, seconds: float = 0.0, longest: float = 0.0, *, pilots: tuple[PilotSeen, ...] = ()
+    ) -> Demand:
+        shapes = (Shape(Resources(), waiting, running, seconds, longest),) if waiting + running else ()
         return Demand(shapes, pilots)
 
     return make

@@ -66,8 +66,8 @@ class Simulation:
     def demand(self) -> Demand:
         seen = self.seen()
         running = sum(pilot.running for pilot in seen)
-        least = self.seconds_each
-        shape = Shape(Resources(), self.calls - running, running, self.seconds_each * self.calls, least)
+        longest = self.seconds_each
+        shape = Shape(Resources(), self.calls - running, running, self.seconds_each * self.calls, longest)
         return Demand((shape,) if self.calls else (), seen, self.avoid)
 
     def busy(self) -> set[str]:

@@ -33,7 +33,7 @@ def test_what_is_promised_is_not_wanted_again(first: PoolConfig, make_pool: Make
 def test_a_promise_counts_only_for_calls_that_fit_there(first: PoolConfig, make_pool: MakePool) -> None:
     """By resources, by walltime, by name."""
     gpu = Shape(Resources(1, 0, 1), 4, 0)
-    long = Shape(Resources(), 4, 0, seconds=40_000.0, least=10_000.0)
+    long = Shape(Resources(), 4, 0, seconds=40_000.0, longest=10_000.0, least=10_000.0)
     mine = Shape(Resources(), 4, 0, pools=(PoolName("p"),))
     with_gpus = make_pool(resources=Resources(4.0, 0, 4), walltime=0.0)
     hour = make_pool(name=PoolName("first"), walltime=3600.0)
@@ -43,7 +43,7 @@ def test_a_promise_counts_only_for_calls_that_fit_there(first: PoolConfig, make_
 
 def test_one_promised_pilot_takes_work_that_is_worth_one_pilot(first: PoolConfig, make_pool: MakePool, demand: MakeDemand) -> None:
     """However many calls it is in: ten seconds of work are not worth a second pilot in another pool."""
-    little = demand(1000, seconds=10.0, least=0.01)
+    little = demand(1000, seconds=10.0, longest=0.01)
     assert wanted_pilots(little, make_pool())[0] == 1
     assert wanted_pilots(little, make_pool(), [Promise(first, 1)])[0] == 0
 

@@ -52,7 +52,7 @@ def test_calls_that_fit_a_pilot_at_a_time(needs: Resources, fits: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("waiting", "running", "seconds", "least", "wanted"),
+    ("waiting", "running", "seconds", "longest", "wanted"),
     [
         (0, 0, 0, 0, 0),
         (1, 0, 0, 0, 1),
@@ -66,9 +66,9 @@ def test_calls_that_fit_a_pilot_at_a_time(needs: Resources, fits: int) -> None:
     ],
 )
 def test_pilots_that_a_demand_asks_for(
-    waiting: int, running: int, seconds: float, least: float, wanted: int, make_pool: MakePool, demand: MakeDemand
+    waiting: int, running: int, seconds: float, longest: float, wanted: int, make_pool: MakePool, demand: MakeDemand
 ) -> None:
-    assert wanted_pilots(demand(waiting, running, seconds, least), make_pool(walltime=7200.0))[0] == wanted
+    assert wanted_pilots(demand(waiting, running, seconds, longest), make_pool(walltime=7200.0))[0] == wanted
 
 
 def test_shapes_add_up_by_the_part_of_a_pilot_that_they_take(make_pool: MakePool) -> None:
@@ -81,7 +81,7 @@ def test_shapes_add_up_by_the_part_of_a_pilot_that_they_take(make_pool: MakePool
     ("shape", "text"),
     [
         (Shape(Resources(5), 1, 0), "a call needs 5 cores, 0 bytes, 0 GPUs, a pilot has 4 cores, 0 bytes, 0 GPUs"),
-        (Shape(Resources(1), 1, 0, 900.0, 900.0), "a call is for pilots that may live 900 s or longer, walltime is 600 s"),
+        (Shape(Resources(1), 1, 0, 900.0, 900.0, least=900.0), "a call is for pilots that may live 900 s or longer, walltime is 600 s"),
         (Shape(Resources(1), 1, 0, pools=(PoolName("other"),)), "it is for other"),
     ],
 )
