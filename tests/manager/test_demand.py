@@ -64,6 +64,10 @@ def test_a_call_that_is_expected_to_take_nearly_a_walltime_is_for_a_pool_with_a_
     assert (wanted(bench, SHORT), wanted(bench, LONG)) == (0, 1)
     bench.submit(library, 1, CallOptions(expected_time=10 * HOUR - 5.0))
     assert wanted(bench, LONG) == 1, "where there is no longer one, that has to do"
+    slow = bench.library("slow")
+    bench.core.libraries[slow].start_allowance = 600.0
+    bench.submit(slow, 4, CallOptions(expected_time=0.85 * HOUR))
+    assert (wanted(bench, SHORT), wanted(bench, LONG)) == (0, 2), "nor has one as much when a library has started that takes long"
 
 
 def test_a_call_that_a_pilots_whole_life_was_too_short_for_is_for_a_pool_with_a_longer_walltime(bench: Bench) -> None:
