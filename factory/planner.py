@@ -6,10 +6,10 @@ Demand is in calls, by what they need, and where known in expected seconds.  A *
 
     calls / (calls that fit a pilot at a time), but no more than seconds of work / (those calls x worthwhile seconds)
 
-Worthwhile is a pilot that saves more than it costs to start: so many seconds as a pilot's start takes, or as the longest call takes,
-which nothing shortens.  What pilots of *other* pools can take is subtracted first: those that are connected, and those that pools
-named before this one have promised (`Promise`).  The sum of the fractions, rounded up, between ``min_pilots`` and ``max_pilots``, is
-*wanted*.
+Worthwhile is a pilot that saves more than it costs to start: so many seconds as a pilot's start takes.  (Calls of a shape take about the
+same time, and what one call takes nothing shortens.)  Calls that must have more time than a pilot lives ask for none.  What pilots of
+*other* pools can take is subtracted first: those that are connected, and those that pools named before this one have promised
+(`Promise`).  The sum of the fractions, rounded up, between ``min_pilots`` and ``max_pilots``, is *wanted*.
 
 *Coming* are pilots that are queued, running or serving, and not draining; *live* are all that exist or, after a submission without an
 answer, may exist.
@@ -223,8 +223,8 @@ def unfit(shape: Shape, pool: PoolConfig) -> str:
         return f"it is for {', '.join(shape.pools)}"
     if not calls_at_a_time(shape.needs, pool.resources):
         return f"a call needs {_show(shape.needs)}, a pilot has {_show(pool.resources)}"
-    if pool.walltime and shape.longest > pool.walltime:
-        return f"a call takes {shape.longest:.0f} s, a pilot lives {pool.walltime:.0f} s"
+    if pool.walltime and shape.least > pool.walltime:
+        return f"a call is for pilots that may live {shape.least:.0f} s or longer, walltime is {pool.walltime:.0f} s"
     return ""
 
 
@@ -242,15 +242,14 @@ def could_use(shape: Shape, pool: PoolConfig) -> float:
 def _fraction(shape: Shape, at_a_time: int, start_cost: float) -> float:
     """How many pilots that run so many of its calls at a time this shape could use."""
     by_calls = (shape.waiting + shape.running) / at_a_time
-    worthwhile = max(start_cost, shape.longest)
-    if shape.seconds <= 0 or not worthwhile:
+    if shape.seconds <= 0 or not start_cost:
         return by_calls
-    return min(by_calls, shape.seconds / (at_a_time * worthwhile))
+    return min(by_calls, shape.seconds / (at_a_time * start_cost))
 
 
 def _could_use_more(shape: Shape, pilot: PilotSeen, start_cost: float) -> float:
     """How many pilots like this one of another pool a shape could use."""
-    if shape.pools and pilot.pool not in shape.pools:
+    if (shape.pools and pilot.pool not in shape.pools) or (pilot.walltime and shape.least > pilot.walltime):
         return 0.0
     at_a_time = calls_at_a_time(shape.needs, pilot.resources)
     return _fraction(shape, at_a_time, start_cost) if at_a_time else 0.0

@@ -238,14 +238,15 @@ class Attempts(Dispatch):
         """Note that a started attempt was lost, and what that teaches."""
         ran = max(0.0, now - call.sent_at)
         self._note_loss(call, worker, ran, reason, now)
+        whole = self._whole_life(call, worker, now) if at_walltime else 0.0
         if at_walltime:
-            call.ran = max(call.ran, ran, self._whole_life(call, worker, now))
+            call.ran = max(call.ran, ran, whole)
         if at_walltime and ran > call.queue.least_seconds:
             # Steps of a quarter keep the number of queues small.
             least = 1.0
             while least < ran:
                 least *= 1.25
-            shorter = least / 1.25 if least > 1.0 else ran
+            shorter = max(least / 1.25 if least > 1.0 else ran, whole)  # no other pilot of that pool has more to give
             shorter = min(shorter, freshest(self.all_offers(), self.libraries[call.spec.library].start_allowance))
             found = self._queue_for(call.spec.library, call.queue.options, shorter, call.queue.files)
             if not isinstance(found, str) and found is not call.queue:

@@ -23,7 +23,7 @@ from windlass.manager.attempts import Attempts
 from windlass.manager.books import Books, Counters, Settings
 from windlass.manager.calls import CLOSED, LIBRARY_FAILED, NOT_POSSIBLE, Call
 from windlass.manager.demand import demand_of
-from windlass.manager.libraries import NEVER, STARTING, LibraryState
+from windlass.manager.libraries import NEVER, QUIET_SECONDS, STARTING, LibraryState
 from windlass.manager.lineage import FIRST_REMAKE, products_of
 from windlass.manager.placement import spent
 from windlass.manager.told import was_told_of_file
@@ -81,6 +81,8 @@ CRASHES_MOST = 3
 FUNCTIONS_MOST = 20_000
 #: An idle worker without time enough for any of the calls that wait is let go after so many seconds.
 SPENT_SECONDS = 5.0
+#: While calls run that have turned out long, what could be used is told again after so many seconds.
+AGAIN_SECONDS = 5.0
 
 
 class Core(Attempts):
@@ -88,6 +90,7 @@ class Core(Attempts):
 
     #: Number of functions at which those that nothing names are looked for.
     _forget_at = FUNCTIONS_MOST
+    _ticked_at = _demand_at = 0.0
 
     def install(self, spec: LibrarySpec, now: float) -> None:
         """A library version is there to be called. Installing it again changes nothing, but one that could not start is tried again."""
@@ -439,8 +442,8 @@ class Core(Attempts):
 
     def demand(self, now: float) -> Demand:
         """What could be used now."""
-        self.demand_changed = False
-        return demand_of(self.libraries.values(), self.workers.values(), now, self.blocked.names)
+        self.demand_changed, self._demand_at = False, now
+        return demand_of(self.libraries.values(), self.workers.values(), self.all_offers(), now, self.blocked.names)
 
     def tick(self, now: float) -> None:
         """Time has passed: sessions are given up, starved libraries and recalls are looked at again."""
@@ -455,6 +458,10 @@ class Core(Attempts):
         self._let_spent_go(now)
         self._wake_starved()
         for state in self.libraries.values():
+            heard = state.waiting and not state.progressed and any(self.workers[one.worker].connected for one in state.instances.values())
+            state.note_quiet(now - self._ticked_at, bool(heard))
+            if state.quiet >= QUIET_SECONDS and now - self._demand_at >= AGAIN_SECONDS:
+                self.demand_changed = True
             if state.running and not state.waiting:
                 if state.idle:
                     self._recall(state, now, patient=False)
@@ -465,6 +472,7 @@ class Core(Attempts):
             state.progressed = False
             if state.removed:
                 self._dirty[state.spec.id] = state
+        self._ticked_at = now
 
     def _files_wanted(self, worker: Worker, names: Iterable[FileName]) -> None:
         told: list[FileName] = []

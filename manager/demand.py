@@ -1,18 +1,25 @@
 """What the manager could use now, for factories: pure functions over the core's libraries and workers.
 
-Calls of a kind (`windlass.manager.kinds`) are one shape, of what the largest of them asks for.  Calls are counted, never library processes:
-an idle library is no demand.  Seconds are expected work, from measured durations or the calls' own ``expected_time``; 0 where nothing is
-known.  Calls of which a slot runs many at once count as one each time that they fill it.
+Calls of a kind (`windlass.manager.kinds`) are one shape, of what the largest of them asks for, if they take about as long (within a factor
+of two) and the walltimes of the same pools are enough for them: the longest call says nothing of others.  Calls are counted, never library
+processes: an idle library is no demand.  Calls of which a slot runs many at once count as one each time that they fill it.
+
+Seconds are expected work: the calls' own ``expected_time``, or what is known of their library (`LibraryState.call_seconds`); no less than
+what a call is known to need since a pilot's end has cut it short; 0 where nothing is known.  For which walltimes a call is follows from
+how much time must be left where it is placed, and from nothing else: a pool is not to start pilots to which it would not be sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from math import frexp
 from typing import TYPE_CHECKING, Final
 
 from windlass.manager.libraries import LibraryState
+from windlass.manager.placement import FRESH_SHARE
 from windlass.manager.workers import Worker, usual_weight
-from windlass.messages import Demand, LibrarySpec, Means, PilotSeen, Resources, Shape
+from windlass.messages import Demand, LibrarySpec, Means, PilotSeen, PoolOffer, Resources, Shape
 
 if TYPE_CHECKING:
     from windlass.manager.books import Books
@@ -27,26 +34,40 @@ def pace(workers: int) -> float:
     return max(PACE_LEAST, PACE_PER_WORKER * workers)
 
 
-def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now: float, avoid: tuple[str, ...] = ()) -> Demand:
-    """Demand by resource shape, and every pilot that has a worker here."""
-    shapes: dict[Resources, list[float]] = {}
-    largest: dict[Resources, Resources] = {}
+#: What calls of a shape have in common: resources, which walltimes are too short for them, and about how long they take.
+_Key = tuple[Resources, int, int]
+
+
+def demand_of(
+    libraries: Iterable[LibraryState], workers: Iterable[Worker], offers: Sequence[PoolOffer], now: float, avoid: tuple[str, ...] = ()
+) -> Demand:
+    """Demand by shape, and every pilot that has a worker here."""
+    shapes: dict[_Key, list[float]] = {}
+    largest: dict[_Key, Resources] = {}
+    walltime_of = {offer.pool: offer.walltime for offer in offers}
+    walltimes = sorted({walltime for walltime in walltime_of.values() if walltime})
+    longest = max((walltime or float("inf") for walltime in walltime_of.values()), default=float("inf"))
     for library in libraries:
         if library.failed:
             continue
-        mean, longest = library.durations.mean, library.durations.longest
+        usual = library.call_seconds()
         for queue in library.queues:
             if not queue.waiting and not queue.running:
                 continue
             shape, asked = _shape(queue.needs, library.spec), _shape(queue.options.needs, library.spec)
-            largest[shape] = _larger(asked, largest.get(shape, asked))
-            each = queue.options.expected_time or mean
-            sums = shapes.setdefault(shape, [0, 0, 0.0, 0.0])
+            # The other way round than in `freshest`; pilots with the longest have to do.
+            left, start = queue.least_seconds, library.start_allowance
+            least = min((left + start) / FRESH_SHARE, left / (1.0 - FRESH_SHARE), max(left, longest))
+            each = max(queue.options.expected_time or usual, queue.least_seconds)
+            key = shape, bisect_left(walltimes, least), max(0, frexp(each)[1]) if each else -1
+            largest[key] = _larger(asked, largest.get(key, asked))
+            sums = shapes.setdefault(key, [0, 0, 0.0, 0.0, 0.0])
             at_once = library.spec.concurrency
             sums[0] += -(-queue.waiting // at_once)
             sums[1] += -(-queue.running // at_once)
             sums[2] += each * (queue.waiting + queue.running) / at_once
-            sums[3] = max(sums[3], longest, queue.options.expected_time, queue.least_seconds)
+            sums[3] = max(sums[3], each)
+            sums[4] = max(sums[4], least)
     pilots = tuple(
         PilotSeen(
             pool=worker.info.pool,
@@ -56,11 +77,12 @@ def demand_of(libraries: Iterable[LibraryState], workers: Iterable[Worker], now:
             idle_seconds=0.0 if worker.calls or worker.busy else max(0.0, now - worker.idle_since),
             draining=bool(worker.draining),
             resources=worker.info.resources,
+            walltime=walltime_of.get(worker.info.pool, 0.0),
         )
         for worker in workers
     )
     return Demand(
-        tuple(Shape(largest[shape], int(sums[0]), int(sums[1]), sums[2], sums[3]) for shape, sums in shapes.items()),
+        tuple(Shape(largest[key], int(sums[0]), int(sums[1]), sums[2], sums[3], least=sums[4]) for key, sums in shapes.items()),
         pilots,
         avoid,
     )

@@ -16,7 +16,7 @@ from itertools import takewhile
 
 import msgspec
 
-from windlass.manager.calls import CallQueue, Durations
+from windlass.manager.calls import SMOOTHING, CallQueue, Durations
 from windlass.manager.kinds import Steps
 from windlass.manager.workers import Instance, Phase, usual_weight
 from windlass.messages import InstanceId, LibrarySpec, Resources
@@ -34,6 +34,11 @@ START_LEAST = 1.0
 START_MARGIN = 1.1
 #: What a library could not do, of the kinds of `LibraryFailed`: a reason of its own, until it has worked somewhere.
 STARTING = ("import", "context", "function", "timeout")
+#: Calls that run, while others wait and none ends, count as longer than was thought after so many seconds: a connection may stand still for
+#: nearly as long before that is known.
+QUIET_SECONDS = 30.0
+#: So much of it one turn of the manager's timer may tell: it may have been held up, and not have heard yet what has ended meanwhile.
+TURN_SECONDS = 1.0
 #: Seconds that no batch of calls takes.
 _SECONDS_MOST = 1e12
 #: Older than all versions of the manager's structure.
@@ -96,6 +101,8 @@ class LibraryState(msgspec.Struct, eq=False):
     coming: int = 0
     #: A call of it has ended since the last tick.
     progressed: bool = False
+    #: Seconds for which calls have run and others have waited since one has ended.
+    quiet: float = 0.0
 
     def refresh(self, instance: Instance) -> None:
         """Put an instance into the set that it belongs to now. One that is to lose slots, or is stuck, gets no calls ahead."""
@@ -191,6 +198,26 @@ class LibraryState(msgspec.Struct, eq=False):
         """
         telling = bool(self.done) or (kind in STARTING and (kind != "context" or self.spec.share_context))
         return any(one.served or (telling and one.phase is Phase.READY) for one in self.instances.values())
+
+    def call_seconds(self) -> float:
+        """Seconds that its calls are expected to take of which nobody has said it; 0: nothing is known.
+
+        Those that run and do not end tell that they are long, before the first of them has ended: as much as those that have ended, of whom
+        the mean remembers about the newest ten, tell that they are short.
+        """
+        mean, quiet = self.durations.mean, self.quiet
+        if quiet < QUIET_SECONDS or not self.durations.count or quiet <= mean:
+            return mean
+        ended = min(self.durations.count, 1 / SMOOTHING)
+        out = max(1, min(self.running, self.slots * self.spec.concurrency))
+        return (ended * mean + out * quiet) / (ended + out)
+
+    def note_quiet(self, seconds: float, connected: bool) -> None:
+        """So much time has passed since the last turn of the manager's timer. ``connected``: its calls run where they could be heard of."""
+        if self.progressed or not (self.waiting and self.running):
+            self.quiet = 0.0
+        elif connected:
+            self.quiet += min(seconds, TURN_SECONDS)
 
     def capacity(self) -> int:
         """Calls that its instances would hold when full."""

@@ -207,6 +207,9 @@ def why_never(spec: LibrarySpec, options: CallOptions, offers: Sequence[PoolOffe
     known = [offer.resources for offer in there] + list(workers)
     if needs.gpus and not spec.per_slot.gpus:
         return f"it asks for {needs.gpus} GPUs, and library {spec.name!r} has none: create the library with gpus=1 or more"
+    if needs.gpus > spec.per_slot.gpus:  # it runs in one slot, whatever others are kept free for it
+        has = show_count(spec.per_slot.gpus, "GPU")
+        return f"it asks for {needs.gpus} GPUs, and a slot of library {spec.name!r} has {has}: create the library with gpus={needs.gpus}"
     if any(fits(spec, needs, of) for of in known):
         longest = max(((offer.walltime or float("inf")) for offer in there), default=float("inf"))
         if options.expected_time and options.expected_time >= longest:

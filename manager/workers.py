@@ -11,7 +11,8 @@ instance is to have; it is below ``slots`` while a shrink waits for calls to end
 
 A slot has as many *places* as it runs calls at once: one, or the library's ``concurrency``.  Which slots its calls are in is not known
 here, so only when there are no more calls than slots that are to stay are the others known to be idle: while an instance is to lose
-slots, it has one place in each.
+slots, it has one place in each.  Nor is it known which GPUs a slot has: ``gpu_ids`` are as many as an instance may have, and its worker
+sees to it that no two slots have the same one.
 """
 
 from __future__ import annotations

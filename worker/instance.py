@@ -44,6 +44,7 @@ from windlass.messages import (
     LibrarySpec,
 )
 from windlass.worker import capture
+from windlass.worker.gpus import Gpus
 from windlass.worker.ground import Ground
 from windlass.worker.slothandle import SlotHandle, Timers, during
 from windlass.worker.slotlink import Forked, FromZygote, NotForked, Prepared, SlotExited, Step, Unable
@@ -92,7 +93,7 @@ class LibraryInstance:
     """A library running on this worker. Make it, `start` it on a running loop, `stop` it.
 
     `scratch` is the worker's folder on the node: the instance's own folder is made in it, and removed at the end. `slot_limit` bounds
-    the slots that it can ever have at one time, `import_limit` the seconds of an automatic import.
+    the slots that it can ever have at one time, `import_limit` the seconds of an automatic import. `gpus`: shared with all other instances.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class LibraryInstance:
         store_folder: Path,
         functions_folder: Path,
         events: InstanceEvents,
+        gpus: Gpus,
         slot_limit: int = SLOTS_MOST,
         import_limit: float = IMPORT_LIMIT,
     ) -> None:
@@ -112,7 +114,7 @@ class LibraryInstance:
         # A manager that has forgotten this worker may give a new instance the number of one that is still being ended.
         self.folder = scratch / f"instance-{instance}-{next(_folders)}"
         self._scratch, self._store_folder, self._functions_folder = scratch, store_folder, functions_folder
-        self._slot_limit, self._import_limit = slot_limit, import_limit
+        self._slot_limit, self._import_limit, self._gpus = slot_limit, import_limit, gpus
         self.zygote: ZygoteHandle | None = None
         self._zygotes: list[ZygoteHandle] = []
         self._step: Step | None = None
@@ -142,7 +144,7 @@ class LibraryInstance:
         if self.python:
             self._ground.python = self.python
         self._queue = self._ground.queue
-        self._slots = SlotSet(self._loop, self._ground, self._timers, self, self._slot_limit)
+        self._slots = SlotSet(self._loop, self._ground, self._timers, self, self._slot_limit, self._gpus)
         self._slots.tell_end(*self._end)
         self.state = State.STARTING
         self.set_slots(slots, gpu_ids)
@@ -152,7 +154,7 @@ class LibraryInstance:
             self._serve(LibraryReady(self.instance, 0))
 
     def set_slots(self, slots: int, gpu_ids: Sequence[str] = ()) -> None:
-        """Have so many slots, with these GPUs. Surplus slots leave when they are idle."""
+        """Have so many slots, with these GPUs if others do not have them yet. Surplus slots leave when they are idle."""
         if self.state in (State.STARTING, State.SERVING):
             self._slots.target, self._slots.gpu_ids = min(slots, self._slot_limit), tuple(gpu_ids)
             if self.state is State.SERVING or self.spec.start == "spawn":

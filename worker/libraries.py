@@ -60,6 +60,7 @@ from windlass.worker.transfers import TransferFailed, Transfers
 
 if TYPE_CHECKING:
     from windlass.worker.files import Files
+    from windlass.worker.gpus import Gpus
     from windlass.worker.instance import LibraryInstance
 
 log = logging.getLogger("windlass.worker")
@@ -99,11 +100,12 @@ class Libraries:
         scratch: Path,
         store_folder: Path,
         functions_folder: Path,
+        environment: PoolEnvironment | None,
+        gpus: Gpus,
         *,
         files: Callable[[], Files],
-        environment: PoolEnvironment | None = None,
     ) -> None:
-        self._files = files
+        self._files, self._gpus = files, gpus
         #: What libraries run in that have no environment of their own; None: what the worker runs in.
         self._environment = environment
         self._backlog = backlog
@@ -138,6 +140,7 @@ class Libraries:
             store_folder=self._store_folder,
             functions_folder=self._functions_folder,
             events=_Events(self, message.instance),
+            gpus=self._gpus,
         )
         library.tell_end(*self._end)
         pools = self._environment.unpacked if self._environment is not None else None

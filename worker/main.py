@@ -71,6 +71,7 @@ from windlass.messages import (
 from windlass.transport import connect
 from windlass.worker import environment, image, memory, node
 from windlass.worker.backlog import Backlog
+from windlass.worker.gpus import Gpus
 from windlass.worker.guardian import Guardian, remove_tree
 from windlass.worker.lifetime import MARGIN_SECONDS, Decision, Lifetime, Phase, stagger_seconds
 from windlass.worker.options import Options, parse, usage
@@ -121,6 +122,7 @@ class Worker:
         self._limit = memory.read_limit(options.memory, self._groups)
         self._cores = options.cores or node.own_cores()
         self._gpu_ids = node.own_gpu_ids(options.gpus)
+        self._gpus = Gpus()
         walltime = node.seconds_left(options.walltime, os.environ, time.time())
         stagger = stagger_seconds(walltime, options.stagger, node.share_of(options.pilot))
         self._life = Lifetime(time.monotonic(), walltime=walltime, grace=options.grace, idle_timeout=options.idle_timeout, stagger=stagger)
@@ -240,7 +242,8 @@ class Worker:
         backlog = self._backlog
         folders = scratch, supply.store.folder, functions
         says = supply.new_session(backlog), self._outbox.say, self._life.ran, self._on_trouble
-        self._libraries = Libraries(backlog, *says, *folders, files=lambda: supply.files, environment=self._environment)
+        shared = self._environment, self._gpus
+        self._libraries = Libraries(backlog, *says, *folders, *shared, files=lambda: supply.files)
         self._watch = self._outbox.watch = MemoryWatch(self._libraries, backlog, self._limit, self._groups, self._guardian.sessions)
         self._told = (self._life.deadline, self._life.warned)
         self._libraries.tell_end(*self._told)

@@ -2,7 +2,8 @@
 
 Theory of operation
 -------------------
-`fill` brings the number of slots to the target. `outstanding` has every call that was fed and has neither been answered nor taken back.
+`fill` brings the number of slots to the target; one for which no GPUs are free comes when they are (`windlass.worker.gpus`).
+`outstanding` has every call that was fed and has neither been answered nor taken back.
 
 *A slot ends.* The zygote (or, for a spawned slot, this process) reports it after reaping it. First everything it sent is read. Then its
 row is read: a call that has begun, and is still outstanding, ended with the slot and is charged (`DIED`, or what `kill_calls` asked
@@ -32,6 +33,7 @@ import msgspec
 
 from windlass.messages import BAD_CALL, CANCELLED, DIED, OUT_OF_MEMORY, CallEnd, CallId, EndDetail, HeldCall
 from windlass.worker import capture
+from windlass.worker.gpus import Gpus
 from windlass.worker.ground import Ground, quoted
 from windlass.worker.slothandle import Key, Kill, SlotHandle, Timers, Watch, during, reaped
 from windlass.worker.slotlink import LEFT_ASKED, LEFT_TORN, LEFT_UNABLE, LENGTH, NOTE, Prepared, Row, SlotNote, Step, Unable
@@ -89,11 +91,12 @@ class Owner(Protocol):
 class SlotSet:
     """The slots of an instance; `row_count` bounds them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, ground: Ground, timers: Timers, owner: Owner, row_count: int) -> None:
-        self._loop, self._ground, self._timers, self._owner, self._row_count = loop, ground, timers, owner, row_count
+    def __init__(self, loop: asyncio.AbstractEventLoop, ground: Ground, timers: Timers, owner: Owner, row_count: int, gpus: Gpus) -> None:
+        self._loop, self._ground, self._timers, self._owner, self._row_count, self._gpus = loop, ground, timers, owner, row_count, gpus
         self._spec = ground.spec
         self._rows = ground.rows
         self.target = 0
+        #: Which of them slots had best have; how many each has is the library's.
         self.gpu_ids: tuple[str, ...] = ()
         self.outstanding: set[Key] = set()
         #: Set whenever no call is outstanding.
@@ -194,19 +197,18 @@ class SlotSet:
         """Bring the number of slots to the target."""
         if not self._owner.active:
             return
-        wanted_gpus = set(self.gpu_ids)
-        for slot in self.slots.values():
-            if not slot.leaving and not wanted_gpus.issuperset(slot.gpu_ids):
-                self._let_leave(slot)
+        self._gpus.learn(self.gpu_ids)
+        wished = set(self.gpu_ids)
         staying = [slot for slot in self.slots.values() if not slot.leaving]
         if len(staying) > self.target:
-            # Those that have not begun first, then idle ones, then the newest: they have cached the least.
-            staying.sort(key=lambda slot: (slot.ready, self._is_busy(slot), -slot.row))
+            # Those that have not begun first, then idle ones, of them such as have other GPUs than named, then the newest: they have
+            # cached the least.
+            staying.sort(key=lambda slot: (slot.ready, self._is_busy(slot), wished.issuperset(slot.gpu_ids), -slot.row))
             for slot in staying[: len(staying) - self.target]:
                 self._let_leave(slot)
         missing = self.target - len(staying)
         for slot in list(self.slots.values()):
-            if missing > 0 and slot.leaving and not (slot.stopping or slot.doomed or slot.unable) and wanted_gpus.issuperset(slot.gpu_ids):
+            if missing > 0 and slot.leaving and not (slot.stopping or slot.doomed or slot.unable):
                 slot.leaving = False
                 self._rows.ask_to_leave(slot.rows[0], False)
                 if self._spec.concurrency > 1:
@@ -217,12 +219,13 @@ class SlotSet:
 
     def _add_slot(self) -> bool:
         row = next((row for row in range(self._row_count) if row not in self.slots), -1)
-        gpus = self._free_gpus()
-        if row < 0 or gpus is None:
+        gpus = self._gpus.take(self._spec.per_slot.gpus, self.gpu_ids, self._on_gpus_free) if row >= 0 else None
+        if gpus is None:
             return False
         try:
             slot = SlotHandle(row, gpus, self._spec.concurrency)
         except OSError as error:
+            self._gpus.give_back(gpus)
             self._timers.later(1.0, self.fill)
             if not any(slot.ready for slot in self.slots.values()):
                 self._count_early_death(f"no more descriptors for slots: {error}")
@@ -249,12 +252,9 @@ class SlotSet:
             slot.watch = Watch(self._loop, slot.process, lambda status, peak: self._on_slot_ended(slot, status, peak))
         return True
 
-    def _free_gpus(self) -> tuple[str, ...] | None:
-        """GPUs for one more slot; None: not enough are free yet."""
-        count = self._spec.per_slot.gpus
-        used = {gpu for slot in self.slots.values() for gpu in slot.gpu_ids}
-        free = [gpu for gpu in self.gpu_ids if gpu not in used]
-        return tuple(free[:count]) if len(free) >= count else None
+    def _on_gpus_free(self) -> None:
+        """A slot of this or of another instance has left GPUs, and may be just about to be replaced."""
+        self._timers.later(0.0, self.fill)
 
     def started(self, row: int, pid: int) -> None:
         """The zygote has forked this slot."""
@@ -486,6 +486,7 @@ class SlotSet:
         for number in slot.rows:
             self._rows.clear(number)
         del self.slots[slot.row]
+        self._gpus.give_back(slot.gpu_ids)
 
     def _count_early_death(self, why: str) -> None:
         self._early_deaths += 1
@@ -552,6 +553,7 @@ class SlotSet:
 
     def close(self, *, charge: bool) -> None:
         """Read the last answers; calls without one are charged if they have begun and `charge` says so, else given back."""
+        self._gpus.forget(self._on_gpus_free)
         for slot in list(self.slots.values()):
             self._drain_results(slot)
             charged, cut_short = self._charge(slot, SIGKILL, 0) if charge else ([], [])

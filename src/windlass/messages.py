@@ -432,7 +432,7 @@ class StartLibrary(Message, frozen=True):
     instance: InstanceId
     spec: LibrarySpec
     slots: int
-    #: GPU ids for the slots, ``per_slot.gpus`` each.
+    #: GPU ids for the slots, ``per_slot.gpus`` each. So many it may have; which ones the worker knows better, as busy slots keep theirs.
     gpu_ids: tuple[str, ...] = ()
 
 
@@ -750,6 +750,8 @@ class Shape(Record, frozen=True):
     longest: float = 0.0
     #: Pools that calls of this shape fit; empty: any.
     pools: tuple[PoolName, ...] = ()
+    #: Walltime in seconds that a pilot for them must have, as far as that is known; 0: any will do.
+    least: float = 0.0
 
 
 class PilotSeen(Record, frozen=True):
@@ -762,6 +764,8 @@ class PilotSeen(Record, frozen=True):
     idle_seconds: float
     draining: bool = False
     resources: Resources = Resources()
+    #: Seconds that pilots of its pool may live; 0: no limit, or unknown.
+    walltime: float = 0.0
 
 
 class Demand(Message, frozen=True):

@@ -33,7 +33,7 @@ def test_what_is_promised_is_not_wanted_again(first: PoolConfig, make_pool: Make
 def test_a_promise_counts_only_for_calls_that_fit_there(first: PoolConfig, make_pool: MakePool) -> None:
     """By resources, by walltime, by name."""
     gpu = Shape(Resources(1, 0, 1), 4, 0)
-    long = Shape(Resources(), 4, 0, seconds=40_000.0, longest=10_000.0)
+    long = Shape(Resources(), 4, 0, seconds=40_000.0, longest=10_000.0, least=10_000.0)
     mine = Shape(Resources(), 4, 0, pools=(PoolName("p"),))
     with_gpus = make_pool(resources=Resources(4.0, 0, 4), walltime=0.0)
     hour = make_pool(name=PoolName("first"), walltime=3600.0)

@@ -81,7 +81,7 @@ def test_shapes_add_up_by_the_part_of_a_pilot_that_they_take(make_pool: MakePool
     ("shape", "text"),
     [
         (Shape(Resources(5), 1, 0), "a call needs 5 cores, 0 bytes, 0 GPUs, a pilot has 4 cores, 0 bytes, 0 GPUs"),
-        (Shape(Resources(1), 1, 0, 900.0, 900.0), "a call takes 900 s, a pilot lives 600 s"),
+        (Shape(Resources(1), 1, 0, 900.0, 900.0, least=900.0), "a call is for pilots that may live 900 s or longer, walltime is 600 s"),
         (Shape(Resources(1), 1, 0, pools=(PoolName("other"),)), "it is for other"),
     ],
 )

@@ -729,6 +729,15 @@ def test_gpus_are_lent_by_id(bench: Bench) -> None:
     assert (start.slots, start.gpu_ids) == (2, ("gpu0", "gpu1", "gpu2", "gpu3"))
 
 
+def test_a_call_asks_for_no_more_gpus_than_its_slot_has(bench: Bench) -> None:
+    """It would see those alone, and the others would lie idle."""
+    library = bench.library(per_slot=Resources(gpus=1))
+    bench.core.pools_reported("factory", PoolReport((PoolOffer(PoolName("pool"), Resources(8, 0, 4)),)), bench.now)
+    [call] = bench.submit(library, 1, CallOptions(needs=Resources(0, 0, 2)))
+    assert bench.outcome(call) == NOT_POSSIBLE
+    assert bench.text(call).endswith("asks for 2 GPUs, and a slot of library 'lib' has 1 GPU: create the library with gpus=2")
+
+
 def test_what_no_pool_can_run_ends_with_the_reason(bench: Bench) -> None:
     library = bench.library()
     [early] = bench.submit(library, options=CallOptions(needs=Resources(64)))

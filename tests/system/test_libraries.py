@@ -297,6 +297,30 @@ def test_each_slot_sees_gpus_of_its_own(gate: Any, assigned: dict[str, str], ids
             manager.submit(FunctionCall("four", "visible", 0)).result(20)
 
 
+def test_a_gpu_that_a_call_runs_on_is_not_given_to_another_library(tmp_path: Path) -> None:
+    """One of two slots falls idle, whichever it is: its GPU is the one that the next library gets."""
+
+    def hold(folder: Path) -> str:
+        mine = folder / os.environ["CUDA_VISIBLE_DEVICES"]
+        mine.touch()
+        while mine.exists():
+            time.sleep(0.002)
+        return mine.name
+
+    def visible() -> str:
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    with windlass.Manager() as manager, windlass.Factory(manager, "local", cores=2, gpus=2):
+        manager.install_library("train", hold, gpus=1)
+        manager.install_library("infer", visible, gpus=1)
+        calls = [manager.submit(FunctionCall("train", "hold", tmp_path)) for _ in range(2)]
+        until(lambda: len(list(tmp_path.iterdir())) == 2)
+        (tmp_path / "0").unlink()  # the one that the manager would have kept
+        assert call(manager, "visible", library="infer") == "0"
+        (tmp_path / "1").unlink()
+        assert {each.result(20) for each in calls} == {"0", "1"}
+
+
 def test_functions_without_a_library_get_gpus_that_are_asked_for(gate: Any) -> None:
     """Beside calls of the same function that want none, which see none; more than a pilot has are refused."""
 

@@ -33,6 +33,7 @@ from windlass.messages import (
     ObjectRef,
 )
 from windlass.objects import open_in, write_results
+from windlass.worker.gpus import Gpus
 from windlass.worker.instance import LibraryInstance
 
 PYTHON = sys.version_info[:2]
@@ -97,6 +98,7 @@ class Bench:
         self.events = Record()
         self.instances: list[LibraryInstance] = []
         self.next_call = 0
+        self.gpus = Gpus()
         self.ids: dict[Callable[..., Any], FunctionId] = {}
 
     def function(self, function: Callable[..., Any]) -> FunctionDef:
@@ -139,6 +141,7 @@ class Bench:
             store_folder=self.store,
             functions_folder=self.functions,
             events=self.events,
+            gpus=self.gpus,
             **more,
         )
         self.instances.append(instance)

@@ -449,6 +449,43 @@ async def test_each_slot_has_gpus_of_its_own(bench: Any) -> None:
 
 
 @pytest.mark.asyncio
+async def test_no_two_slots_of_a_worker_have_the_same_gpu(bench: Any, tmp_path: Path) -> None:
+    """Whichever the manager names, who does not know which one a call runs on: a busy slot keeps its GPU, another library gets the others,
+    and where there is none it waits."""
+
+    def hold(path: str) -> str:
+        import os
+        import time
+
+        Path(path).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+        while Path(path).exists():
+            time.sleep(0.002)
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    spec, flag = bench.spec(hold, per_slot=Resources(gpus=1)), tmp_path / "first"
+    first = await bench.serving(spec, 2, ("0", "1"))
+    held = bench.call(hold, str(flag))
+    first.feed([held])
+    await bench.until(lambda: flag.exists() and flag.read_text())
+    busy = flag.read_text()
+    [idle] = {"0", "1"} - {busy}
+    first.set_slots(1, (idle,))
+    second = bench.start(spec, 1, (busy,))
+    (tmp_path / "second").touch()
+    call = bench.call(hold, str(tmp_path / "second"))
+    second.feed([call])
+    await bench.until(lambda: (tmp_path / "second").read_text())
+    assert (tmp_path / "second").read_text() == idle
+    first.set_slots(0)
+    second.set_slots(2, ("0", "1"))
+    assert len(second.slot_pids()) == 1
+    flag.unlink()
+    await bench.until(lambda: second.slots == 2)
+    (tmp_path / "second").unlink()
+    assert [bench.value(await bench.end(each)) for each in (held, call)] == [busy, idle]
+
+
+@pytest.mark.asyncio
 async def test_a_slot_is_replaced_after_its_share_of_calls(bench: Any) -> None:
     """``max_calls``: no call is lost at the change."""
     instance = await bench.serving(bench.spec(where, max_calls=3))
