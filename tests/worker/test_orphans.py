@@ -31,6 +31,7 @@ from windlass.messages import (
 )
 from windlass.objects import ObjectStore
 from windlass.worker.backlog import Backlog
+from windlass.worker.gpus import Gpus
 from windlass.worker.libraries import Entry, Libraries
 from windlass.worker.orphans import EarlierLives, ends_to_tell_again
 from windlass.worker.transfers import Transfers
@@ -74,8 +75,9 @@ class Ground:
         """A session ends in which these calls ran."""
         transfers = Transfers(ObjectStore(self.folder), cast("Any", None), arrived=lambda _: None, failed=lambda _, __, ___: None)
         backlog, queue = Backlog(cast("Any", None)), Queue()
+        says = transfers, lambda _: None, lambda _: None, lambda _: None
         folders = self.folder, self.folder, self.folder
-        libraries = Libraries(backlog, transfers, lambda _: None, lambda _: None, lambda _: None, *folders, files=lambda: cast("Any", None))
+        libraries = Libraries(backlog, *says, *folders, None, Gpus(), files=lambda: cast("Any", None))
         libraries.entries[LIB] = Entry(StartLibrary(LIB, LibrarySpec(LibraryId("lib@1"), "lib", (3, 11)), 4), cast("Any", queue), None)
         backlog.add(LIB, queue, 4)
         backlog.serves(LIB)
