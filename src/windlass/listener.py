@@ -244,6 +244,8 @@ class Listener:
         self._told_away = 0
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        #: Accepted, of which no task has taken hold yet: one that is cancelled before its first step never does.
+        self._unserved: set[socket.socket] = set()
 
     async def listen(self, hosts: Sequence[str], port: int | tuple[int, int] = 0) -> list[Address]:
         """Listen on these hosts (never on more), at a port, the first free one of a range, or (0) any; may be called again to add hosts.
@@ -294,6 +296,7 @@ class Listener:
                 continue
             if accepted.fileno() > self._descriptors // 2:
                 self._descriptors = descriptors.allow_many()
+            self._unserved.add(accepted)
             self._start(self._serve(accepted))
             accepts += 1
             if not accepts % ACCEPTS_PER_TURN:
@@ -308,6 +311,7 @@ class Listener:
 
     async def _serve(self, accepted: socket.socket) -> None:
         """See one connection through its handshake."""
+        self._unserved.discard(accepted)
         connection = _Accepted(self)
         loop, strangers = asyncio.get_running_loop(), self.strangers
         stranger: Stranger | None = None
@@ -439,6 +443,8 @@ class Listener:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for accepted in self._unserved:
+            accepted.close()
         for listening in self._sockets:
             listening.close()
         self._sockets.clear()

@@ -774,6 +774,25 @@ def test_a_port_in_use_is_named(authority: Authority) -> None:
     run(work)
 
 
+def test_one_that_was_just_accepted_is_hung_up_on_when_all_ends(authority: Authority) -> None:
+    """Its task is cancelled before its first step, so only the listener can close its socket."""
+
+    async def work() -> None:
+        clients: list[socket.socket] = []
+        async with listening(authority, Shell()) as listener:
+            just_accepted = listener._unserved  # pyright: ignore[reportPrivateUsage]
+            while not just_accepted:
+                clients.append(socket.create_connection(listener.addresses[0]))
+                for _ in range(4):
+                    if not just_accepted:
+                        await asyncio.sleep(0)
+        assert [one.recv(1) for one in clients] == [b""] * len(clients)
+        for one in clients:
+            one.close()
+
+    run(work)
+
+
 # ---------------------------------------------------------------- ports for threads
 
 
