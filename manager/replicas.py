@@ -155,7 +155,8 @@ class Replicas:
         self._delayed: dict[FileName, None] = {}
         self._retry_at = 0.0
         self._addresses: dict[WorkerId, tuple[str, ...]] = {}
-        #: Where those are that serve, and which of them serve by loopback: they enrolled when the manager listened nowhere else.
+        #: Where those are that serve, and which of them serve by loopback: they enrolled when the manager listened nowhere else, so they
+        #: are on its host, whatever it is called where they are.
         self._hosts: dict[WorkerId, str] = {}
         self._near: set[WorkerId] = set()
         #: Fetches from peers that failed since one of them did not, and until when none is tried; 0: they are.
@@ -279,7 +280,7 @@ class Replicas:
     # ------------------------------------------------------------ workers
 
     def serving(self, worker: WorkerId, addresses: tuple[str, ...], host: str = "") -> None:
-        """A worker's peers can reach it; those on its own ``host`` only where that is by loopback."""
+        """A worker's peers can reach it; where that is by loopback, those which serve so too, or are on its own ``host``."""
         self._addresses[worker], self._hosts[worker] = addresses, host
         if all(is_loopback(address.rpartition(":")[0].strip("[]")) for address in addresses):
             self._near.add(worker)
@@ -533,7 +534,7 @@ class Replicas:
     def _serves(self, file: File, one: WorkerId, to: WorkerId) -> bool:
         if not file.digest and one in file.holders and file.ref.name.startswith(OF_ORIGIN):
             return False  # nobody could tell whether it is the right one
-        if one in self._near and self._hosts.get(one) != self._hosts.get(to):
+        if one in self._near and to not in self._near and self._hosts.get(one) != self._hosts.get(to):
             return False
         return not self._no_peers_before and one != to and bool(self._addresses.get(one)) and (to, one) not in file.apart
 

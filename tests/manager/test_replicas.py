@@ -148,14 +148,20 @@ def test_small_files_come_from_the_manager_at_once(replicas: Replicas) -> None:
 
 def test_a_door_on_loopback_is_for_workers_of_that_host(replicas: Replicas) -> None:
     """Those of a local pool, which came before one on other machines made the manager listen elsewhere, too."""
-    near, beside, elsewhere = WORKERS[:3]
-    for worker, address, host in ((near, "127.0.0.1:5", "login"), (beside, "[::1]:5", "login"), (elsewhere, "10.0.0.7:5", "n7")):
+    near, beside, elsewhere, boxed = WORKERS[:4]
+    for worker, address, host in (
+        (near, "127.0.0.1:5", "login"),
+        (beside, "[::1]:5", "login"),
+        (elsewhere, "10.0.0.7:5", "n7"),
+        (boxed, "127.0.0.1:6", "box"),  # a container of the host, with a name of its own
+    ):
         replicas.serving(worker, (address,), host)
     replicas.here(near, BIG.name, BIG.size)
     replicas.wanted(elsewhere, [BIG.name])
     assert fetches(replicas) == {elsewhere: FileSource("m")}
     replicas.wanted(beside, [BIG.name])
-    assert fetches(replicas) == {beside: FileSource(near, ("127.0.0.1:5",))}
+    replicas.wanted(boxed, [BIG.name])
+    assert fetches(replicas) == dict.fromkeys((beside, boxed), FileSource(near, ("127.0.0.1:5",)))
 
 
 def test_workers_that_cannot_be_reached_do_not_serve(replicas: Replicas) -> None:
