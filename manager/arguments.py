@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from windlass.errors import Closed, StoreFull
 from windlass.files import File
 from windlass.manager.buffers import known_here
 from windlass.manager.memory import ClientStore
-from windlass.messages import CallId, ObjectRef
+from windlass.messages import CallId, ObjectName, ObjectRef
 
 #: Seconds between looks for room in a full store, beside those at each call that ends.
 ROOM_SECONDS: Final = 0.5
@@ -68,11 +69,16 @@ class Arguments:
         #: Grows whenever the store may have got room.
         self._freed = 0
 
-    def put(self, data: Any, hopeless: Callable[[], bool] = lambda: False) -> ObjectRef:
+    def put(self, data: Any, hopeless: Callable[[], bool] = lambda: False, content: str = "") -> ObjectRef:
         """Keep an argument, pinned. While there is no room and calls that have not ended will make some, wait: unless it is ``hopeless``.
+        ``content``: its name, if that is known; many calls may be given the same gigabytes, which are looked through once.
 
         Raises `StoreFull`, `Closed`.
         """
+        if content:
+            with suppress(KeyError):
+                self._store.pin(content)
+                return ObjectRef(ObjectName(content), memoryview(data).nbytes)
         known = known_here()
         if known is not None and (found := known.find(data, self._store)) is not None:
             return found

@@ -260,13 +260,15 @@ class Books:
         self._starved.pop(state.spec.id, None)
 
     def _lower_least(self) -> None:
-        """Pools have changed, or starts take longer: calls that were queued before ask for no more time than pilots have."""
+        """Pools have changed, or starts take another time: calls that were queued before ask for so much time as if they came now."""
         offers = self.all_offers()
         for key, queue in list(self._queues.items()):
             state = self.libraries[queue.library]
-            least = least_of(queue.options, offers, KINDS_MOST, state.start_allowance)
+            few, many = (least_of(queue.options, offers, kinds, state.start_allowance) for kinds in (0, KINDS_MOST))
+            least = many if queue.least_seconds > many else few
             new = (queue.library, queue.options, least, queue.files)
-            if queue.options.expected_time and not queue.taught and queue.least_seconds > least and new not in self._queues:
+            moved = not few <= queue.least_seconds <= many
+            if queue.options.expected_time and not queue.taught and moved and new not in self._queues:
                 del self._queues[key]
                 queue.least_seconds = least  # which is not 0, so it is as plain as before
                 queue.passed_at = -1  # who had too little time may have enough
@@ -274,6 +276,7 @@ class Books:
                 state.kinds.add((queue.needs, least))
                 state.tried = NEVER
                 self._dirty[queue.library] = state
+        self._queue_of.clear()
 
     def _drop_waiting(self, call: Call) -> None:
         if call.parked:

@@ -511,14 +511,14 @@ class Client:
             return
         self._inbox.put(item)
 
-    def recalled(self, name: str) -> bool:
-        """Whether this part of a result is in the journal, and not in the store."""
-        return self.memory is not None and self.memory.recalled(name)
+    def recalled(self, name: str) -> str:
+        """The content's name of a part of a result that is in the journal, and need not be in the store; "" for others."""
+        return self.memory.recalled(name) if self.memory is not None else ""
 
-    def put_joined(self, call: CallId, data: bytes | memoryview) -> ObjectRef:
-        """Keep arguments until their call has ended. Waits for room as `submit` does; raises `StoreFull`, `Closed`."""
+    def put_joined(self, call: CallId, data: bytes | memoryview, content: str = "") -> ObjectRef:
+        """Keep arguments, whose name is ``content`` if that is known, until their call has ended. Waits and raises as `submit` does."""
         # Hopeless where all others that wait will make no room, as they wait for this.
-        ref = self._arguments.put(data, lambda: len(self._futures) <= len(self.feeder.inputs.waiting))
+        ref = self._arguments.put(data, lambda: len(self._futures) <= len(self.feeder.inputs.waiting), content)
         pins = self._arguments.pins
         pins[call] = (*pins.get(call, ()), ref)
         if call not in self._futures:  # it has just been cancelled

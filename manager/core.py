@@ -91,6 +91,7 @@ class Core(Attempts):
     #: Number of functions at which those that nothing names are looked for.
     _forget_at = FUNCTIONS_MOST
     _ticked_at = _demand_at = 0.0
+    _look_impossible = False
 
     def install(self, spec: LibrarySpec, now: float) -> None:
         """A library version is there to be called. Installing it again changes nothing, but one that could not start is tried again."""
@@ -98,18 +99,34 @@ class Core(Attempts):
         if known is not None:
             known.removed = False
             if known.failed:
-                known.failed, known.crashes, known.tried = "", 0, NEVER
-                known.looked.clear()
-                known.asked.clear()
-                for worker in self.workers.values():
-                    worker.unfit.pop(spec.id, None)
-                    worker.crashes.pop(spec.id, None)
+                known.failed = ""
+                self._try_again(known)
                 self.structure += 1
             return
         self.libraries[spec.id] = LibraryState(spec)
         for function in spec.functions:
             self.functions[function.id] = function
         self.structure += 1
+
+    def _try_again(self, state: LibraryState) -> None:
+        """What a library could not do anywhere is forgotten."""
+        state.crashes, state.tried = 0, NEVER
+        state.looked.clear()
+        state.asked.clear()
+        for worker in self.workers.values():
+            worker.unfit.pop(state.spec.id, None)
+            worker.crashes.pop(state.spec.id, None)
+
+    def _try_unfit_again(self) -> None:
+        """A worker is lost. If it was the last one that a library could be tried on, none shows any more that the others are to blame: the
+        library is tried again there, and serves, or fails with its calls."""
+        unfit: set[LibraryId] | None = None
+        for worker in self.workers.values():
+            unfit = set(worker.unfit) if unfit is None else unfit & worker.unfit.keys()
+            if not unfit:
+                return
+        for library in unfit or ():
+            self._try_again(self.libraries[library])
 
     def remove(self, library: LibraryId, now: float) -> None:
         """No more calls of this version will come; its instances end when its calls have."""
@@ -324,8 +341,9 @@ class Core(Attempts):
             self._gone(instance, worker, now)
         for call in reversed(back):
             self._back(call, now)
-        if last and any(offer.spent for offer in self.all_offers()):
-            self._end_impossible(now)  # only it may have been left of a pool that can have no pilots any more
+        # Only it may have been left of a pool that can have no pilots any more. (Looked at by `tick`: many go together.)
+        self._look_impossible = self._look_impossible or (last and any(offer.spent for offer in self.all_offers()))
+        self._try_unfit_again()
         self._restructured()
 
     def pilots_ended(self, pool: PoolName, ended: Iterable[tuple[PilotId, str]], now: float) -> None:
@@ -451,6 +469,9 @@ class Core(Attempts):
             if worker.given_up_at and now >= worker.given_up_at:
                 self.worker_lost(worker.id, f"not heard of for {self.settings.reconnect_grace:g} s", now)
         self._look_at_claims(now)
+        if self._look_impossible:
+            self._look_impossible = False
+            self._end_impossible(now)
         if self.blocked.expire(now):
             self.demand_changed = True
         if self._ahead:

@@ -88,7 +88,7 @@ class LibraryState(msgspec.Struct, eq=False):
     #: Seconds that the imports of its instances took in all, and how often they were done.
     hoisted_seconds: float = 0.0
     starts: int = 0
-    #: Seconds from `StartLibrary` to `LibraryReady` in all; and how many of a fresh pilot's are taken to go by with that.
+    #: Seconds from `StartLibrary` to `LibraryReady`, a moving mean; and how many of a fresh pilot's are taken to go by with that.
     start_seconds: float = 0.0
     start_allowance: float = 0.0
     #: Placement was tried at this version of the manager's structure.
@@ -183,13 +183,15 @@ class LibraryState(msgspec.Struct, eq=False):
                     self.refresh(instance)
 
     def learn_start(self, seconds: float) -> bool:
-        """An instance was ready so long after it was told to start; True: more is to be allowed for that than was before."""
+        """An instance was ready so long after it was told to start; True: so much is to be allowed for that as was not before.
+
+        The first ones are cold, on a busy file system: later ones count more.
+        """
         self.starts += 1
-        self.start_seconds += seconds
-        mean = self.start_seconds / self.starts
-        if mean <= self.start_allowance or mean < START_LEAST:
+        mean = self.start_seconds = self.start_seconds + max(1 / self.starts, SMOOTHING) * (seconds - self.start_seconds)
+        if self.start_allowance / 2 <= mean <= self.start_allowance or max(mean, self.start_allowance) < START_LEAST:
             return False
-        self.start_allowance = START_MARGIN * mean  # in steps: each costs a look at all queues
+        self.start_allowance = START_MARGIN * mean if mean >= START_LEAST else 0.0  # in steps: each costs a look at all queues
         return True
 
     def works_elsewhere(self, kind: str) -> bool:

@@ -172,9 +172,10 @@ class Memory:
         self._recalled.update((here.name, there.name) for here, there in zip(spans, end.spans, strict=True))
         return msgspec.structs.replace(end, spans=tuple(spans))
 
-    def recalled(self, name: str) -> bool:
-        """Whether this is a buffer of a result that was recalled: the manager's store does not have it."""
-        return name in self._recalled
+    def recalled(self, name: str) -> str:
+        """What a buffer of a result that was recalled is called in the journal, which is its content's name; "" for all else, which is in
+        the manager's store."""
+        return self._recalled.get(name, "")
 
     def open(self, name: str) -> memoryview:
         """Such a buffer. Raises `KeyError` for others, `FileUnavailable` when it is gone."""

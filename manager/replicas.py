@@ -16,9 +16,7 @@ What goes wrong is said by the worker that fetched (`failed`)::
     damaged   a peer: told to look at its replica       origin: again, `ORIGIN_TRIES` times in a row
     full      nothing: the worker ends what needed it by itself
 
-Where no worker reaches another one, each would find that out for each peer and file, a dial's timeout at a time.  So after
-`PEERS_IN_VAIN` failures in a row, of whomever with whomever, nobody is sent to a peer for `PEERS_PAUSE` seconds.  Then they are again, and
-the next failure is enough, until a peer has given one something.
+Who can fetch from whom is known, and learned, by `windlass.manager.reaching`.
 
 Names tell what content must be, but for files of a URL or shared path (`OF_ORIGIN`).  Of these the worker that was told to read the origin
 says it first, and its peers see to it that they get the same; whoever else has one before that is no source for others.
@@ -35,7 +33,7 @@ from typing import Final
 
 import msgspec
 
-from windlass.addresses import is_loopback
+from windlass.manager.reaching import Reach
 from windlass.messages import (
     RESULT,
     DropFiles,
@@ -60,9 +58,6 @@ _NOWHERE: Final = FileOrigin()
 PEER_FETCHES: Final = 2
 MANAGER_FETCHES: Final = 4
 ORIGIN_FETCHES: Final = 2
-#: After so many fetches from peers in a row that failed, workers cannot reach each other: all read from the origin, for so many seconds.
-PEERS_IN_VAIN: Final = 6
-PEERS_PAUSE: Final = 60.0
 #: So many peers with room are looked at for the least busy one.
 PEERS_LOOKED_AT: Final = 16
 #: Small files do not wait for peers, and more of them may be under way at the manager.
@@ -154,14 +149,8 @@ class Replicas:
         self._blocked: dict[tuple[str, int], dict[FileName, None]] = {}
         self._delayed: dict[FileName, None] = {}
         self._retry_at = 0.0
-        self._addresses: dict[WorkerId, tuple[str, ...]] = {}
-        #: Where those are that serve, and which of them serve by loopback: they enrolled when the manager listened nowhere else, so they
-        #: are on its host, whatever it is called where they are.
-        self._hosts: dict[WorkerId, str] = {}
-        self._near: set[WorkerId] = set()
-        #: Fetches from peers that failed since one of them did not, and until when none is tried; 0: they are.
-        self._in_vain = 0
-        self._no_peers_before = 0.0
+        self._reach = Reach()
+        self._addresses = self._reach.addresses
         #: Fetches under way by source.
         self._busy: Counter[str] = Counter()
 
@@ -280,12 +269,8 @@ class Replicas:
     # ------------------------------------------------------------ workers
 
     def serving(self, worker: WorkerId, addresses: tuple[str, ...], host: str = "") -> None:
-        """A worker's peers can reach it; where that is by loopback, those which serve so too, or are on its own ``host``."""
-        self._addresses[worker], self._hosts[worker] = addresses, host
-        if all(is_loopback(address.rpartition(":")[0].strip("[]")) for address in addresses):
-            self._near.add(worker)
-        else:
-            self._near.discard(worker)
+        """A worker's peers can reach it, on this ``host``."""
+        self._reach.serving(worker, addresses, host)
         for name, file in self.files.items():
             if worker in file.holders:
                 file.ready[worker] = None
@@ -357,8 +342,9 @@ class Replicas:
                 file.holders.pop(peer, None)
             else:
                 file.apart.add((worker, peer))
-            if message.kind == "failed" and peer in self._addresses:
-                self._failed_at_peer(now)
+            if message.kind == "failed" and peer in self._addresses and self._reach.failed(worker, now):
+                # Who waits may do so for somebody who would have served it.
+                self._touched.update(dict.fromkeys(name for name, one in self.files.items() if one.waiting))
             if message.kind == "damaged":
                 file.holders.pop(peer, None)
                 self.out.append((peer, DropFiles((message.name,), damaged=True)))
@@ -390,9 +376,7 @@ class Replicas:
 
     def worker_lost(self, worker: WorkerId, *, orderly: bool = False) -> None:
         """A worker is gone with its replicas; ``orderly``: it was let go, or came to its walltime."""
-        self._addresses.pop(worker, None)
-        self._hosts.pop(worker, None)
-        self._near.discard(worker)
+        self._reach.gone(worker)
         for file in list(self.files.values()):
             if file.waiting:
                 self._touched[file.ref.name] = None  # of two holders that were both busy this may have been one
@@ -410,8 +394,7 @@ class Replicas:
 
     def pump(self, now: float) -> None:
         """Give those who wait a source, where one has room. Looks only at what something has happened to."""
-        if now >= self._no_peers_before > 0:
-            self._in_vain, self._no_peers_before = PEERS_IN_VAIN - 1, 0.0  # the next failure is enough
+        self._reach.pump(now)
         if now >= self._retry_at > 0:
             self._touched.update(self._delayed)
             self._delayed, self._retry_at = {}, 0.0
@@ -443,7 +426,7 @@ class Replicas:
             if source is not None:
                 served.append(worker)
                 self.out.append((worker, self._begin(file, worker, source)))
-            elif not any(to == worker for to, _ in file.apart):
+            elif not (self._reach.alone(worker) or any(to == worker for to, _ in file.apart)):
                 break  # it is the same for all who wait
         for worker in served:
             del file.waiting[worker]
@@ -501,7 +484,7 @@ class Replicas:
 
     def _peer(self, file: File, worker: WorkerId) -> WorkerId | None:
         """The least busy worker that could serve it to this one now, among those that got it last, or have had room last."""
-        if self._no_peers_before:
+        if self._reach.alone(worker):
             return None
         found: list[WorkerId] = []
         gone: list[WorkerId] = []
@@ -523,20 +506,10 @@ class Replicas:
         """Somebody will be able to serve it to this worker: a busy peer, or one that fetches it now."""
         return any(self._serves(file, one, worker) for one in chain(file.holders, file.fetching))
 
-    def _failed_at_peer(self, now: float) -> None:
-        self._in_vain += 1
-        if self._in_vain >= PEERS_IN_VAIN and not self._no_peers_before:
-            self._no_peers_before = now + PEERS_PAUSE
-            for name, file in self.files.items():
-                if file.waiting:
-                    self._touched[name] = None  # for somebody who would serve it
-
     def _serves(self, file: File, one: WorkerId, to: WorkerId) -> bool:
         if not file.digest and one in file.holders and file.ref.name.startswith(OF_ORIGIN):
             return False  # nobody could tell whether it is the right one
-        if one in self._near and to not in self._near and self._hosts.get(one) != self._hosts.get(to):
-            return False
-        return not self._no_peers_before and one != to and bool(self._addresses.get(one)) and (to, one) not in file.apart
+        return self._reach.may_serve(one, to) and (to, one) not in file.apart
 
     def _push(self, file: File) -> None:
         """Have a holder put a result into the manager's store."""
@@ -556,7 +529,7 @@ class Replicas:
         key = file.fetching.pop(worker, None)
         if key is not None:
             if well and key in self._addresses:
-                self._in_vain, self._no_peers_before = 0, 0.0
+                self._reach.well(worker)
             self._busy[key] -= 1
             self._freed[key] = None
             if file.waiting:

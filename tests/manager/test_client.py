@@ -165,8 +165,13 @@ def test_a_large_result_is_shared_without_room_in_the_store(tmp_path: Path) -> N
     packed = second.packed()
     assert packed is not None
     [buffer] = packed[1]
-    assert bench.client.recalled(buffer.name)
+    content = bench.client.recalled(buffer.name)
+    assert content
     assert second.result(0) == b"x" * 200_000
+    store.put(b"x" * 200_000)
+    kept = [bench.client.put_joined(CallId(number), b"not looked at", content) for number in (90, 91)]
+    assert {ref.name for ref in kept} == {content}, "calls that are given it name what is there already"
+    store.discard(content)
     bench.client.tidy()
     assert not bench.client.recalled(buffer.name)
     third = bench.client.submit(target, (1,), {})

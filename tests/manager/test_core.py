@@ -575,6 +575,29 @@ def test_a_library_that_serves_elsewhere_is_not_failed_by_one_bad_node(bench: Be
     assert not any(bench.outcome(call) != RETURNED for call in ended)
 
 
+def test_a_library_whose_only_good_node_is_lost_is_tried_again_on_the_bad_ones(bench: Bench) -> None:
+    """Nobody shows any more that it works: so its calls run there, or end with the reason, and do not wait for what never comes."""
+    library = bench.library()
+    bench.worker("good")
+    bench.submit(library)
+    bench.serve("good")
+    bench.end(bench.runs("good")[0], worker="good")
+    bench.worker("bad")
+    bench.submit(library, 6)
+    for _ in range(CRASHES_MOST):
+        start = next(message for message in bench.heard("bad") if isinstance(message, StartLibrary))
+        bench.say("bad", LibraryFailed(start.instance, "import", "stale file handle"))
+    assert bench.heard("bad") == []
+    bench.core.worker_lost(WorkerId("good"), "gone", bench.now)
+    [call] = bench.submit(library)
+    bench.step()
+    for _ in range(CRASHES_MOST):
+        assert call not in bench.done
+        [start] = [message for message in bench.heard("bad") if isinstance(message, StartLibrary)]
+        bench.say("bad", LibraryFailed(start.instance, "import", "stale file handle"))
+    assert bench.outcome(call) == LIBRARY_FAILED
+
+
 def test_a_library_that_is_ready_elsewhere_is_not_failed_by_an_import_before_its_first_call_has_ended(bench: Bench) -> None:
     """Calls may take hours. A context that slots compute for themselves is another matter: that zygotes are ready says nothing of it."""
     imports = bench.library()
@@ -757,7 +780,7 @@ def test_calls_end_when_the_last_worker_is_lost_of_a_pool_that_can_have_none_any
     bench.offer(cores=2, paused="Invalid account", spent=True)
     assert not bench.done
     bench.core.worker_lost(WorkerId("w1"), "its pilot ended", bench.now)
-    bench.step()
+    bench.step(0.1)
     assert [bench.outcome(call) for call in calls] == [NOT_POSSIBLE] * 2
     assert "paused and has no pilots: Invalid account" in bench.text(calls[0])
 
@@ -1037,6 +1060,25 @@ def test_starts_are_allowed_for_in_calls_that_were_lowered_before(bench: Bench) 
     bench.serve("w2")
     [second] = bench.runs("w2")
     assert [first.least_seconds, second.least_seconds] == pytest.approx([1598.0, 1554.0])
+
+
+def test_a_slow_first_start_is_allowed_for_until_later_ones_are_quick(bench: Bench) -> None:
+    """Else long calls would go to pilots with half of their life left, and be cut off, for good."""
+    library = bench.library()
+    bench.offer(walltime=1800.0)
+    bench.submit(library, 1, CallOptions(expected_time=1500.0))
+    state = bench.core.libraries[library]
+    [queue] = state.queues
+    bench.worker("w0", cores=1, seconds_left=1785.0)
+    bench.now += 600
+    bench.serve("w0")
+    assert queue.least_seconds == pytest.approx(0.9 * 1800 - 660)
+    bench.submit(library, 500)
+    for number in range(30):
+        bench.worker(f"q{number}", cores=1)
+        bench.now += 5
+        bench.serve(f"q{number}")
+    assert queue.least_seconds == 1500.0
 
 
 def test_what_a_loss_has_taught_stays_when_pools_change_and_is_no_more_than_a_fresh_pilot_has(bench: Bench) -> None:

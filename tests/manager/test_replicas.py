@@ -10,13 +10,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from windlass.manager.reaching import IN_VAIN, PAUSE
 from windlass.manager.replicas import (
     MANAGER_FETCHES,
     ORIGIN_PAUSE,
     ORIGIN_TRIES,
     PEER_FETCHES,
-    PEERS_IN_VAIN,
-    PEERS_PAUSE,
     SMALL_BYTES,
     Replicas,
 )
@@ -214,12 +213,36 @@ def test_where_workers_cannot_reach_each_other_some_find_out_and_all_read_from_t
         assert len(replicas.files[ref.name].holders) == len(WORKERS)
         return in_vain, at_once
 
-    assert [fetched_by_all(number, reach=False) for number in (1, 2)] == [(PEERS_IN_VAIN, MANAGER_FETCHES), (0, MANAGER_FETCHES)]
-    now += PEERS_PAUSE
+    assert [fetched_by_all(number, reach=False) for number in (1, 2)] == [(IN_VAIN, MANAGER_FETCHES), (0, MANAGER_FETCHES)]
+    now += PAUSE
     assert [fetched_by_all(number, reach=False) for number in (3, 4)] == [(PEER_FETCHES, MANAGER_FETCHES), (0, MANAGER_FETCHES)]
-    now += PEERS_PAUSE
+    now += PAUSE
     assert [fetched_by_all(number, reach=True) for number in (5, 6)] == [(0, 1), (0, 1)]
-    assert fetched_by_all(7, reach=False)[0] == PEERS_IN_VAIN
+    assert fetched_by_all(7, reach=False)[0] == IN_VAIN
+
+
+def test_a_worker_that_reaches_nobody_reads_from_the_origin_and_others_go_on(replicas: Replicas) -> None:
+    """Also when it is the only one that fetches, so that nobody has a success meanwhile."""
+    first, *peers, walled = WORKERS
+    for worker in (first, *peers):
+        replicas.here(worker, BIG.name, BIG.size)
+    for number, worker in enumerate(peers):
+        ref = FileRef(FileName(f"b3-{number:032x}"), BIG.size, "file.bin")
+        replicas.declare(ref, AT_MANAGER)
+        replicas.here(first, ref.name, BIG.size)
+        replicas.wanted(worker, [ref.name])
+        assert fetches(replicas)[worker].peer == first
+        replicas.here(worker, ref.name, BIG.size)
+    replicas.wanted(walled, [BIG.name])
+    for number in range(IN_VAIN):
+        source = fetches(replicas, 10.0 * number)[walled]
+        assert source.peer != "m"
+        replicas.failed(walled, FileFailed(BIG.name, source, "failed", "no route to host"), 10.0 * number)
+    assert fetches(replicas, 10.0 * IN_VAIN) == {walled: FileSource("m")}
+    fresh = WorkerId("w99")
+    replicas.serving(fresh, ("h99:1",))
+    replicas.wanted(fresh, [BIG.name])
+    assert fetches(replicas, 10.0 * IN_VAIN)[fresh].peer in WORKERS
 
 
 def test_a_peer_that_has_it_no_more_is_not_asked_again(replicas: Replicas) -> None:
