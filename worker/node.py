@@ -169,6 +169,7 @@ def gpu_ids(asked: int, environ: Mapping[str, str], devices: Sequence[str]) -> t
             # HTCondor writes "CUDA0" or "GPU-5a1c..." for what CUDA calls "0" and "GPU-5a1c...".
             words = [word[4:] if word.startswith("CUDA") and word[4:].isdigit() else word for word in words]
             ids = [word for word in words if word and word.lower() not in ("none", "nodevfiles", "-1", "void")]
+            ids = list(dict.fromkeys(ids))  # HTCondor may be told to name each several times, for several jobs; one job may get it twice
             break
     else:
         numbers = [name[len("nvidia") :] for name in devices if name.startswith("nvidia") and name[len("nvidia") :].isdigit()]

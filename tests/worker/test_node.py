@@ -119,6 +119,8 @@ def test_own_cores_are_within_the_affinity_mask() -> None:
         (-1, {"CUDA_VISIBLE_DEVICES": "GPU-8f3a, GPU-11"}, [], ("GPU-8f3a", "GPU-11")),
         (-1, {"_CONDOR_AssignedGPUs": "CUDA0,CUDA2"}, [], ("0", "2")),
         (-1, {"_CONDOR_AssignedGPUs": "none"}, ["nvidia0"], ()),
+        (-1, {"CUDA_VISIBLE_DEVICES": "GPU-b,GPU-a,GPU-b"}, [], ("GPU-b", "GPU-a")),
+        (2, {"_CONDOR_AssignedGPUs": "CUDA1,CUDA1"}, [], ("1",)),
         (-1, {"SLURM_JOB_GPUS": "1"}, [], ("1",)),
         (2, {"SLURM_JOB_GPUS": "1"}, [], ("1",)),
         (2, {}, ["nvidia1", "nvidia3", "nvidia5"], ("1", "3")),
@@ -130,7 +132,7 @@ def test_own_cores_are_within_the_affinity_mask() -> None:
 def test_gpus_are_those_that_the_batch_system_assigned(
     asked: int, environ: dict[str, str], devices: list[str], ids: tuple[str, ...]
 ) -> None:
-    """Else those that are there; a number takes the first."""
+    """Else those that are there; a number takes the first. One that is named twice is one."""
     assert gpu_ids(asked, environ, devices) == ids
 
 
