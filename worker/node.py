@@ -15,6 +15,7 @@ assigned, else what is there; a number asked for takes the first ones.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
@@ -71,7 +72,7 @@ def scratch_candidates(asked: str, environ: Mapping[str, str]) -> list[str]:
 
 def make_scratch(candidates: Iterable[str]) -> str:
     """Make a private folder in the first candidate where that is possible, and say where it is. Raises `NoScratch` with each reason."""
-    from windlass.ownership import require_ours
+    from windlass.ownership import NotOurs, require_ours
     from windlass.store_folders import folder_name
 
     reasons: list[str] = []
@@ -82,6 +83,9 @@ def make_scratch(candidates: Iterable[str]) -> str:
             require_ours(path)
         except OSError as error:
             reasons.append(f"{folder}: {error.strerror}")
+            if isinstance(error, NotOurs):
+                with contextlib.suppress(OSError):
+                    os.rmdir(path)  # nobody would remove it later
         else:
             return path
     raise NoScratch(f"no folder for scratch can be made ({'; '.join(reasons)}); name one on a local disk with --scratch DIR")

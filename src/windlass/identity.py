@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 import msgspec
 
 from windlass.errors import ConnectionRefused, UnknownName, UsageError
+from windlass.ownership import kind_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -210,18 +211,7 @@ WITHOUT_MODES: Final = frozenset({"afs", "auristorfs", "cifs", "smb3", "smbfs", 
 
 def file_system_of(folder: Path) -> str:
     """The kind of file system that a folder is on, as mount(8) names it; "" where that cannot be seen."""
-    device = os.stat(folder).st_dev
-    try:
-        with open("/proc/self/mountinfo") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return ""
-    wanted, kinds = f"{os.major(device)}:{os.minor(device)}", ""
-    for line in lines:
-        fields = line.split()
-        if fields[2] == wanted:
-            kinds = fields[fields.index("-") + 1]
-    return kinds
+    return kind_of(os.stat(folder).st_dev)
 
 
 def _check_private(path: str, strict_folder: bool, trust: bool | None = None, about: os.stat_result | None = None) -> None:

@@ -8,6 +8,9 @@ counts only when it belongs to this user, as nobody can give files of his to oth
 and a file when it is open.  In a folder of this user all is of this user, as it is private; so of scratch only the folder itself, of which
 everybody sees the name, is looked at, whenever something in it is to be run.
 
+Root is nobody on file systems of servers that do not trust the root of each host: what it makes there is user 65534's, and that is ours.
+So it is there alone.  Elsewhere 65534 is a user as others are, and in a user namespace it stands for all who have no number there.
+
 Slots import this at their start.
 """
 
@@ -16,6 +19,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from typing import Final
+
+#: Who root is where servers take it for nobody, and file systems whose servers may.
+NOBODY: Final = 65534
+SQUASHING: Final = frozenset({"nfs", "nfs4", "lustre", "gpfs"})
 
 
 class NotOurs(PermissionError):
@@ -35,7 +43,34 @@ def _not_ours(path: str | os.PathLike[str], uid: int) -> NotOurs:
 
 def is_ours(about: os.stat_result) -> bool:
     """It belongs to this user."""
-    return about.st_uid == os.geteuid()
+    if about.st_uid == os.geteuid():
+        return True
+    if about.st_uid != NOBODY or os.geteuid() != 0:
+        return False
+    return root_is_nobody(kind_of(about.st_dev), _text_of("/proc/self/uid_map"))
+
+
+def root_is_nobody(kind: str, numbers: str) -> bool:
+    """What root makes on this kind of file system may be nobody's. `numbers`: the text of ``/proc/self/uid_map``."""
+    return kind in SQUASHING and numbers.split() == ["0", "0", "4294967295"]
+
+
+def kind_of(device: int) -> str:
+    """The kind of the file system with this number (``st_dev``), as mount(8) names it; "" where that cannot be seen."""
+    wanted, kind = f"{os.major(device)}:{os.minor(device)}", ""
+    for line in _text_of("/proc/self/mountinfo").splitlines():
+        fields = line.split()
+        if fields[2] == wanted:
+            kind = fields[fields.index("-") + 1]
+    return kind
+
+
+def _text_of(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def require_ours(folder: str | os.PathLike[str]) -> None:

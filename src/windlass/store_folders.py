@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from windlass.ownership import is_ours
+
 if TYPE_CHECKING:
     from pathlib import Path  # imported where it is needed: a worker that has not said hello yet does without
 
@@ -103,7 +105,7 @@ def _is_mine(path: str) -> bool:
         about = os.lstat(path)
     except OSError:
         return False
-    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
+    return stat.S_ISDIR(about.st_mode) and is_ours(about)
 
 
 def _place() -> tuple[str, str]:

@@ -1,6 +1,6 @@
-"""A real file system without modes, for tests: ``python modeless.py FOLDER`` mounts it there (as root, with FUSE) and serves it.
+"""A real file system without modes, for tests: ``python modeless.py FOLDER OWNER`` mounts it there (as root, with FUSE) and serves it.
 
-Theory of operation: files live in this process's memory, everything has mode 0777 and belongs to who mounted it, and chmod has no effect
+Theory of operation: files live in this process's memory, everything has mode 0777 and belongs to one user, and chmod has no effect
 and is no error, as on many mounts of CIFS.  It speaks the kernel's protocol itself (version 7.31 of linux/fuse.h), as far as a state folder
 needs it.  It has no links of either kind.
 """
@@ -26,8 +26,8 @@ NO_REPLY = frozenset((2, 36, 42))  # forget, interrupt, batch_forget
 
 
 class Node:
-    def __init__(self, number: int, folder: bool) -> None:
-        self.number, self.data = number, bytearray()
+    def __init__(self, number: int, folder: bool, owner: int) -> None:
+        self.number, self.owner, self.data = number, owner, bytearray()
         self.children: dict[bytes, Node] | None = {} if folder else None
         self.changed = time.time()
 
@@ -35,20 +35,20 @@ class Node:
         kind = stat.S_IFREG if self.children is None else stat.S_IFDIR
         size, at = len(self.data), int(self.changed)
         nanoseconds = int((self.changed - at) * 1e9)
-        return ATTR.pack(self.number, size, 1, at, at, at, *(nanoseconds,) * 3, kind | MODE, 1, os.getuid(), os.getgid(), 0, 4096, 0)
+        return ATTR.pack(self.number, size, 1, at, at, at, *(nanoseconds,) * 3, kind | MODE, 1, self.owner, self.owner, 0, 4096, 0)
 
 
 class Files:
-    def __init__(self) -> None:
-        self.nodes = {1: Node(1, True)}
-        self.made = 1
+    def __init__(self, owner: int) -> None:
+        self.nodes = {1: Node(1, True, owner)}
+        self.made, self.owner = 1, owner
 
     def make(self, parent: Node, name: bytes, folder: bool) -> Node:
         assert parent.children is not None
         if name in parent.children:
             raise FileExistsError(errno.EEXIST, "")
         self.made += 1
-        node = self.nodes[self.made] = parent.children[name] = Node(self.made, folder)
+        node = self.nodes[self.made] = parent.children[name] = Node(self.made, folder, self.owner)
         return node
 
     def entry(self, node: Node) -> bytes:
@@ -127,14 +127,16 @@ def _at(names: dict[bytes, Node], name: bytes) -> Node:
 
 
 @contextmanager
-def mounted(folder: Path) -> Generator[Path]:
-    """Serves it in a new folder while the block runs. Skips the test where that cannot be."""
+def mounted(folder: Path, owner: int = 0) -> Generator[Path]:
+    """Serves it in a new folder while the block runs; all there is `owner`'s. Skips the test where that cannot be."""
     import pytest
 
     if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
         pytest.skip("mounting a file system without modes needs root and /dev/fuse")
     folder.mkdir()
-    with subprocess.Popen([sys.executable, __file__, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [sys.executable, __file__, folder, str(owner)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
         assert server.stdout is not None
         assert server.stderr is not None
         if server.stdout.readline() != "mounted\n":
@@ -146,7 +148,7 @@ def mounted(folder: Path) -> Generator[Path]:
             server.wait(10)
 
 
-def serve(folder: str) -> None:
+def serve(folder: str, owner: int) -> None:
     """Mount, say so, and serve until it is unmounted."""
     device = os.open("/dev/fuse", os.O_RDWR)
     options = f"fd={device},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},allow_other"
@@ -154,7 +156,7 @@ def serve(folder: str) -> None:
     if libc.mount(b"modeless", folder.encode(), b"fuse", 0, options.encode()):
         sys.exit(f"cannot mount: {os.strerror(ctypes.get_errno())}")
     print("mounted", flush=True)
-    files = Files()
+    files = Files(owner)
     while True:
         try:
             request = os.read(device, 1 << 18)
@@ -173,4 +175,4 @@ def serve(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], int(sys.argv[2]))

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from windlass.ownership import NotOurs, make_ours, open_ours, require_ours, same_host
+from windlass.ownership import NOBODY, NotOurs, is_ours, kind_of, make_ours, open_ours, require_ours, root_is_nobody, same_host
 
-NOBODY = 65534
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can make what is another user's")
 
 
@@ -64,3 +63,27 @@ def test_a_folder_is_made_with_what_is_missing_above_it_and_used_again_if_it_is_
     for look in (make_ours, require_ours):
         with pytest.raises(NotOurs, match=rf"it belongs to another user \(number {NOBODY}\)"):
             look(str(inner))
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers", "ours"),
+    [
+        ("nfs4", "         0          0 4294967295\n", True),
+        ("nfs", "0 0 4294967295", True),
+        ("tmpfs", "0 0 4294967295", False),
+        ("", "0 0 4294967295", False),
+        ("nfs4", "0 1000 1\n1 100000 65536\n", False),
+        ("nfs4", "", False),
+    ],
+)
+def test_what_is_nobodys_is_roots_only_where_servers_do_not_trust_root(kind: str, numbers: str, ours: bool) -> None:
+    """On a local disk nobody is somebody else, and in a user namespace it is everybody else."""
+    assert root_is_nobody(kind, numbers) is ours
+
+
+@as_root
+def test_what_is_nobodys_on_a_local_disk_is_not_roots(tmp_path: Path) -> None:
+    """Services run as nobody, and what they could put into root's place would run as root."""
+    os.chown(tmp_path, NOBODY, NOBODY)
+    assert kind_of(os.stat(tmp_path).st_dev) not in ("nfs", "nfs4")
+    assert not is_ours(os.stat(tmp_path))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.shared import modeless
 
 from windlass.worker import node
 from windlass.worker.node import (
@@ -47,6 +48,16 @@ def test_scratch_is_private_and_goes_to_the_first_place_that_takes_it(tmp_path: 
     assert first != second
     assert Path(first).parent == tmp_path
     assert stat.S_IMODE(os.stat(first).st_mode) == 0o700
+
+
+def test_nothing_is_left_where_what_we_make_is_not_ours(tmp_path: Path) -> None:
+    """Some file systems do not tell users apart; each pilot that tries one would leave a folder that nobody removes."""
+    with modeless.mounted(tmp_path / "shared", owner=4711) as folder:
+        with pytest.raises(
+            NoScratch, match=r"it belongs to another user \(number 4711\), .* or this file system does not tell users apart"
+        ):
+            make_scratch([str(folder)])
+        assert os.listdir(folder) == []
 
 
 def test_no_scratch_at_all_says_why(tmp_path: Path) -> None:
