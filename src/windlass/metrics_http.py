@@ -4,8 +4,8 @@ Theory of operation
 -------------------
 Each connection has a thread, `MOST` of them at one time.  One more takes the place of the one that has been open longest without having
 asked, whoever that is; where all have asked it is closed.  Who says nothing for `SILENT_SECONDS`, or has not been served after
-`LONGEST_SECONDS` (a byte now and then is not silence), is hung up on.  So a flood costs `MOST` threads and descriptors, and
-who asks at once, as Prometheus does, is served meanwhile.
+`LONGEST_SECONDS` (a byte now and then is not silence), is hung up on, and so is everybody when the server is closed.  So a flood costs
+`MOST` threads and descriptors, and who asks at once, as Prometheus does, is served meanwhile.
 
 A socket that is shut down makes its thread's reading or writing end; the thread closes it and gives its place free.
 """
@@ -105,6 +105,13 @@ class PageServer(ThreadingMixIn, WSGIServer):
         """Comes twice a second: hang up on whoever has been here too long."""
         with self._lock:
             for request in [one for one, since in self._open.items() if time.monotonic() - since > self._longest]:
+                self._hang_up(request)
+
+    def server_close(self) -> None:
+        """Listen no more, and hang up on all: `service_actions` does not come any more."""
+        super().server_close()
+        with self._lock:
+            for request in self._open:
                 self._hang_up(request)
 
     def has_asked(self, request: socket.socket) -> None:

@@ -371,13 +371,17 @@ def test_a_peers_door_serves_those_it_knows_while_strangers_crowd_it(tmp_path: P
 
 
 def test_silent_connections_to_the_page_of_metrics_cost_a_few_threads_and_stop_no_scrape(nothing_left_running: None) -> None:
-    """It is served by the program itself, and on a login node anybody reaches it."""
+    """It is served by the program itself, and on a login node anybody reaches it. When the manager ends, so do they."""
+    without = threading.active_count()
     with Manager(metrics=0) as manager, ExitStack() as opened:
         before = threading.active_count()
         strangers = [opened.enter_context(silent(manager.metrics_url, b"GET /me")) for _ in range(3 * PAGES_MOST)]
         assert "windlass_up 1.0" in scrape(manager.metrics_url)
         assert threading.active_count() <= before + PAGES_MOST
         assert strangers[0].recv(100) == b"", "those that have been open longest leave first"
+        manager.close()
+        drip(strangers[-1])
+        until(lambda: threading.active_count() <= without, "the threads of silent connections end with the manager")
 
 
 def test_who_takes_too_long_to_ask_for_the_page_of_metrics_is_hung_up_on() -> None:
