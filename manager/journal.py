@@ -329,8 +329,9 @@ def _records(descriptor: int, end: int) -> Iterator[tuple[int, bytes]]:
 def _take(folder: Path) -> int:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if why := _not_ours(os.stat(folder)):
-            raise UsageError(f"journal {folder} {why}: results that are read from a journal run as your code; name a folder of your own")
+        if found := _not_ours(folder, os.stat(folder)):
+            why, remedy = found
+            raise UsageError(f"journal {folder} {why}: results that are read from a journal run as your code; {remedy}")
         names = set(os.listdir(folder))
         if names and "lock" not in names:
             raise UsageError(f"journal {folder} is a folder with other things in it: name a new one, as in journal='run.journal'")
@@ -360,13 +361,15 @@ def _take(folder: Path) -> int:
     return descriptor
 
 
-def _not_ours(about: os.stat_result) -> str:
-    """Why others can put results into this folder; "" if they cannot, or the user has said that modes say nothing there."""
+def _not_ours(folder: Path, about: os.stat_result) -> tuple[str, str] | None:
+    """Why others can put results into this folder, and what to do; None if they cannot, or the user says that modes mean nothing there."""
     if about.st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:  # root is somebody else on many network file systems
-        return f"belongs to user {about.st_uid}, not to you (user {os.geteuid()})"
+        return f"belongs to user {about.st_uid}, not to you (user {os.geteuid()})", "name a folder of your own"
     if about.st_mode & 0o022 and not trusts_state_folder():
-        return f"can be written to by others (mode {stat.S_IMODE(about.st_mode):04o})"
-    return ""
+        # A folder that was made by mkdir is like that where a user's own group may write to what he makes (umask 002).
+        remedy = f"if nobody else has written there, run  chmod go-w {folder} ; otherwise name a folder of your own"
+        return f"can be written to by others (mode {stat.S_IMODE(about.st_mode):04o})", remedy
+    return None
 
 
 def _private(path: str, flags: int) -> int:

@@ -209,9 +209,12 @@ def test_a_journal_that_others_can_write_to_is_refused(folder: Path, monkeypatch
     """Results are unpickled, so whoever can put one there can have anything done. Where modes say nothing a user may say so."""
     folder.mkdir()
     folder.chmod(mode)
-    with pytest.raises(UsageError, match=rf"can be written to by others \(mode {mode:04o}\): .* name a folder of your own"):
+    with pytest.raises(UsageError, match=rf"\(mode {mode:04o}\): .* run  chmod go-w {folder} ; otherwise name a folder of your own"):
         Journal(folder)
-    monkeypatch.setenv("WINDLASS_TRUST_STATE_DIR", "1")
+    with monkeypatch.context() as trusting:
+        trusting.setenv("WINDLASS_TRUST_STATE_DIR", "1")
+        Journal(folder).close()
+    folder.chmod(mode & ~0o022)  # chmod go-w
     Journal(folder).close()
 
 
