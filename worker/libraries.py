@@ -232,6 +232,14 @@ class Libraries:
         """Nobody is to be told of these instances any more."""
         self._say = _unheard
 
+    def let_idle_go(self) -> None:
+        """Nothing more is fed: idle slots leave now, with their GPUs, busy ones after their calls; what has not started does not start."""
+        for instance, entry in list(self.entries.items()):
+            if entry.started:
+                entry.library.set_slots(0)  # not ``entry.slots``, by which `cores_of` counts
+            elif entry.task is not None:
+                self._take_out(instance)
+
     def cores_of(self, calls: Iterable[CallRun]) -> float:
         """Cores that these calls occupy."""
         slots: dict[InstanceId, int] = {}

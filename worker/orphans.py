@@ -5,7 +5,8 @@ Theory of operation
 A manager with a journal says so in its Welcome (``adopts``), and its calls have keys, by which its next life knows them.  When a worker is
 welcomed with another session by such a manager, what it runs goes on with the instances that it has, as *orphans*: nothing is
 fed to them any more, the manager hears which they are (`OrphansHeld`) and how they end (`OrphansEnded`), and counts the cores
-that they occupy as not there.  Beside them the worker serves the new session with new instances.
+that they occupy as not there.  Beside them the worker serves the new session with new instances; idle slots of the old ones leave at
+once, as the new ones wait for their GPUs.
 
 That manager may die too: the next one hears of all that run on, whichever life they began in.  A call that will not end after all, as its
 slot died for another's sake, is told as one that did not return, so that it is run again.
@@ -69,6 +70,7 @@ class Orphans:
         self._key_of: dict[tuple[CallId, int], bytes] = {}
         libraries.go_on_alone()
         running = backlog.go_over_to(self)
+        libraries.let_idle_go()
         self._key_of = {(call.call, call.attempt): call.key for call in running if call.key}
         self._keys = dict.fromkeys([*self._key_of.values(), *(end.key for end in transfers.waiting_ends if end.key)])
         # Nobody will ask for these.

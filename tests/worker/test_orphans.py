@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
-from tests.worker.test_backlog import LIB, Queue, call, ref
+import pytest
+from tests.worker.test_backlog import LIB, Desk, Queue, call, ref
 
+from windlass import pickling
 from windlass.messages import (
     CANCELLED,
     DIED,
     RETURNED,
     CallEnd,
     CallId,
+    CallRun,
     CallsEnded,
     FileName,
     FileRef,
+    InstanceId,
     LibraryId,
     LibrarySpec,
     Message,
@@ -26,6 +30,7 @@ from windlass.messages import (
     ObjectRef,
     OrphansEnded,
     OrphansHeld,
+    Resources,
     StartLibrary,
     WorkerDraining,
 )
@@ -35,6 +40,17 @@ from windlass.worker.gpus import Gpus
 from windlass.worker.libraries import Entry, Libraries
 from windlass.worker.orphans import EarlierLives, ends_to_tell_again
 from windlass.worker.transfers import Transfers
+
+
+class NoData:
+    """A data connection over which nothing comes."""
+
+    async def get(self, ref: ObjectRef, /) -> None:
+        await asyncio.Event().wait()
+
+    async def put(self, name: ObjectName, path: str, /) -> None:
+        raise AssertionError("nothing is put")
+
 
 LARGE = (ObjectRef(ObjectName("a" * 32), 800_000),)
 
@@ -137,3 +153,60 @@ def test_what_an_instance_gives_back_is_run_again_by_the_later_life(tmp_path: Pa
         assert await ground.settle() == 1
 
     asyncio.run(go())
+
+
+def hold(path: str) -> str:
+    """Says which GPUs it has, and waits until that is deleted."""
+    import os
+    import time
+
+    Path(path).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+    while Path(path).exists():
+        time.sleep(0.002)
+    return path
+
+
+@pytest.mark.asyncio
+async def test_idle_slots_of_an_earlier_life_leave_their_gpus_to_the_next(bench: Any, tmp_path: Path) -> None:
+    """One slot runs a call of hours; the GPU of the other is not kept until that has ended. What waits for its objects does not start."""
+    said: list[Message] = []
+    over: list[Coroutine[Any, Any, None]] = []
+    lives = EarlierLives(said.append, over.append, lambda: None)
+    first, second = tmp_path / "first", tmp_path / "second"
+    spec = bench.spec(hold, per_slot=Resources(gpus=1))
+
+    def life(*starts: StartLibrary) -> tuple[Backlog, Libraries, Transfers]:
+        backlog = Backlog(Desk())
+        transfers = Transfers(ObjectStore(bench.store), NoData(), arrived=lambda _: None, failed=lambda _, __, ___: None)
+        says = transfers, lambda _: None, lambda _: None, lambda _: None
+        folders = bench.folder, bench.store, bench.functions
+        libraries = Libraries(backlog, *says, *folders, None, bench.gpus, files=lambda: cast("Any", None))
+        for start in starts:
+            libraries.start(start)
+        bench.instances += [entry.library for entry in libraries.entries.values()]
+        return backlog, libraries, transfers
+
+    def begin(backlog: Backlog, path: Path) -> None:
+        bench.next_call += 1
+        payload, _ = pickling.pack_call((str(path),), {}, bench.put)
+        number = bench.next_call
+        backlog.run([CallRun(CallId(number), 1, LIB, bench.ids[hold], payload, (), key=b"key%d" % number)])
+
+    lacking = msgspec.structs.replace(spec, code=LARGE)
+    old = life(StartLibrary(LIB, spec, 2, ("0", "1")), StartLibrary(InstanceId(2), lacking, 1, ("0",)))
+    begin(old[0], first)
+    await bench.until(lambda: first.exists() and first.read_text() and old[1].entries[LIB].library.slots == 2)
+    lives.add(*old, None, [])
+    assert list(old[1].entries) == [LIB]
+    new = life(StartLibrary(LIB, spec, 1, (first.read_text(),)))
+    begin(new[0], second)
+    await bench.until(lambda: second.exists() and second.read_text())
+    assert {first.read_text(), second.read_text()} == {"0", "1"}
+    assert lives.cores == 1.0, "what runs is counted as before"
+    second.unlink()
+    first.unlink()
+    await bench.until(lambda: bool(over))
+    [told] = [message for message in said if isinstance(message, OrphansEnded)]
+    assert [(end.key, end.outcome) for end in told.ends] == [(b"key1", RETURNED)]
+    await over[0]
+    await new[1].close(0.0)
