@@ -170,7 +170,7 @@ def _pause(worker: Worker, libraries: Mapping[LibraryId, LibraryState], since: f
     """For how many seconds slots may lie idle there until the last of them is free, and what they have: all but what is held by calls that
     were sent before ``since``, or that take longer than has been waited, by the mean of their library."""
     older = _sent_before(since, worker)
-    rest, pause = less(worker.info.resources, Resources(worker.busy)), 0.0
+    rest, pause = less(worker.info.resources, Resources(worker.busy, 0, worker.busy_gpus)), 0.0
     for one in worker.instances.values():
         busy, mean = min(one.slots, one.outstanding), libraries[one.library].durations.mean
         kept = busy if mean > now - since else min(busy, older[one.library])

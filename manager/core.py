@@ -27,7 +27,7 @@ from windlass.manager.libraries import NEVER, QUIET_SECONDS, STARTING, LibrarySt
 from windlass.manager.lineage import FIRST_REMAKE, products_of
 from windlass.manager.placement import spent
 from windlass.manager.told import was_told_of_file
-from windlass.manager.workers import Instance, Phase, Worker, busy_cores
+from windlass.manager.workers import Instance, Phase, Worker, busy_cores, busy_gpus
 from windlass.messages import (
     CANCELLED,
     NO_FILE,
@@ -271,8 +271,8 @@ class Core(Attempts):
         """A worker has a new session. An older one of the same worker is lost."""
         if worker_id in self.workers:
             self.worker_lost(worker_id, "the worker began a new session", now)
-        busy = busy_cores(info.busy, info.resources)
-        worker = Worker(worker_id, info, now, idle_since=now, memory_limit=info.resources.memory, busy=busy)
+        worker = Worker(worker_id, info, now, idle_since=now, memory_limit=info.resources.memory)
+        worker.busy, worker.busy_gpus = busy_cores(info.busy, info.resources), busy_gpus(info.busy_gpus, info.resources)
         if info.seconds_left:
             worker.ends_at = now + info.seconds_left
         if not info.accepting:
@@ -403,9 +403,10 @@ class Core(Attempts):
                 worker.cache_bytes = message.cache_bytes
                 if message.seconds_left:
                     self._ends_at(worker, now + message.seconds_left)
-                busy = busy_cores(message.busy, worker.info.resources)
-                if busy != worker.busy:
-                    worker.busy = busy
+                of = worker.info.resources
+                busy = busy_cores(message.busy, of), busy_gpus(message.busy_gpus, of)
+                if busy != (worker.busy, worker.busy_gpus):
+                    worker.busy, worker.busy_gpus = busy
                     self._restructured(worker)
 
     def _ends_at(self, worker: Worker, when: float) -> None:

@@ -163,8 +163,9 @@ class Worker(msgspec.Struct, eq=False):
     #: For the recorder: calls whose ends it did not look at, and when it last did.
     unseen: int = 0
     seen_at: float = 0.0
-    #: Cores of calls that it runs for an earlier life of this manager.
+    #: Cores of calls that it runs for an earlier life of this manager, and their GPUs.
     busy: float = 0.0
+    busy_gpus: int = 0
 
     @property
     def planned_end(self) -> float:
@@ -195,7 +196,7 @@ class Worker(msgspec.Struct, eq=False):
         if self.busy:
             cores -= self.busy
             memory -= int(self.info.resources.memory * self.busy / (self.info.resources.cores or 1.0))
-        return Resources(max(0.0, cores), max(0, memory), max(0, gpus))
+        return Resources(max(0.0, cores), max(0, memory), max(0, gpus - self.busy_gpus))
 
     def free_gpu_ids(self) -> list[str]:
         """Ids of GPUs that no instance has."""
@@ -237,6 +238,11 @@ def _absurd_environment(said: PoolEnvironment) -> str:
 def busy_cores(said: float, of: Resources) -> float:
     """What a worker with ``of`` says of its busy cores, as far as it can be."""
     return min(said, of.cores) if said > 0 else 0.0  # which a NaN is not
+
+
+def busy_gpus(said: int, of: Resources) -> int:
+    """The same of its busy GPUs."""
+    return max(0, min(said, of.gpus))
 
 
 def slot_share(spec: LibrarySpec, of: Resources) -> Resources:

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -45,6 +46,7 @@ from windlass.messages import (
     Message,
     ObjectRef,
     PoolEnvironment,
+    Resources,
     SetSlots,
     StartLibrary,
     StopLibrary,
@@ -236,21 +238,24 @@ class Libraries:
         """Nothing more is fed: idle slots leave now, with their GPUs, busy ones after their calls; what has not started does not start."""
         for instance, entry in list(self.entries.items()):
             if entry.started:
-                entry.library.set_slots(0)  # not ``entry.slots``, by which `cores_of` counts
+                entry.library.set_slots(0)  # not ``entry.slots``, by which `occupied_by` counts
             elif entry.task is not None:
                 self._take_out(instance)
 
-    def cores_of(self, calls: Iterable[CallRun]) -> float:
-        """Cores that these calls occupy."""
-        slots: dict[InstanceId, int] = {}
+    def occupied_by(self, calls: Iterable[CallRun]) -> Resources:
+        """Cores that these calls occupy, and GPUs: a call of several slots has those of the one that it runs in."""
+        numbers, weights = Counter[InstanceId](), Counter[InstanceId]()
         for call in calls:
-            slots[call.instance] = slots.get(call.instance, 0) + call.weight
-        cores = 0.0
-        for instance, count in slots.items():
+            numbers[call.instance] += 1
+            weights[call.instance] += call.weight
+        cores, gpus = 0.0, 0
+        for instance, number in numbers.items():
             entry = self.entries.get(instance)
             if entry is not None:  # where a slot runs many at once, there are more calls than slots
-                cores += (count if entry.spec.concurrency == 1 else min(count, entry.slots)) * (entry.spec.per_slot.cores or 1.0)
-        return cores
+                slots = weights[instance] if entry.spec.concurrency == 1 else min(weights[instance], entry.slots)
+                cores += slots * (entry.spec.per_slot.cores or 1.0)
+                gpus += min(number, slots) * entry.spec.per_slot.gpus
+        return Resources(cores, 0, gpus)
 
     def close(self, grace: float) -> Coroutine[object, None, None]:
         """End all instances with all that they run; await what this gives. From this call on nothing they report is heard.

@@ -123,6 +123,8 @@ class Worker:
         self._cores = options.cores or node.own_cores()
         self._gpu_ids = node.own_gpu_ids(options.gpus)
         self._gpus = Gpus()
+        # All of them: the manager names some, which calls of an earlier life of it may have.
+        self._gpus.learn(self._gpu_ids)
         walltime = node.seconds_left(options.walltime, os.environ, time.time())
         stagger = stagger_seconds(walltime, options.stagger, node.share_of(options.pilot))
         self._life = Lifetime(time.monotonic(), walltime=walltime, grace=options.grace, idle_timeout=options.idle_timeout, stagger=stagger)
@@ -181,7 +183,7 @@ class Worker:
     # ------------------------------------------------------------ the connection
 
     def _hello(self) -> Hello:
-        life = self._life
+        life, busy = self._life, self._busy()
         info = WorkerInfo(
             self._host,
             os.getpid(),
@@ -193,7 +195,8 @@ class Worker:
             life.phase is Phase.SERVING,
             self.scratch,
             self._environment,
-            self._busy_cores(),
+            busy.cores,
+            busy.gpus,
         )
         return Hello("worker", PROTOCOL, __version__, sys.version_info[:2], self.id, worker=info)
 
@@ -277,12 +280,20 @@ class Worker:
             self._spawn(libraries.close(0.0))
             self._spawn(transfers.close())
 
-    def _busy_cores(self) -> float:
-        """Cores of what runs and would run on, should this manager be started anew; and of what does already."""
-        busy = self._earlier.cores if self._earlier is not None else 0.0
+    def _busy(self) -> Resources:
+        """Cores and GPUs of what runs and would run on, should this manager be started anew; and of what does already."""
+        cores, gpus = self._earlier_busy()
         if self._welcome is not None and self._welcome.adopts and self._libraries is not None:
-            busy += self._libraries.cores_of(self._backlog.running())
-        return min(busy, float(self._cores))
+            more = self._libraries.occupied_by(self._backlog.running())
+            cores, gpus = cores + more.cores, gpus + more.gpus
+        return Resources(min(cores, float(self._cores)), 0, min(gpus, len(self._gpu_ids)))
+
+    def _earlier_busy(self) -> tuple[float, int]:
+        """Cores and GPUs of calls of earlier lives of the manager."""
+        if self._earlier is None:
+            return 0.0, 0
+        occupied = self._earlier.occupied
+        return occupied.cores, occupied.gpus
 
     def _tell_late(self, of: Backlog, end: CallEnd) -> None:
         """A call of an earlier session has ended."""
@@ -516,7 +527,7 @@ class Worker:
                 running,
                 max(0, self._backlog.held - running),
                 self._supply.used if self._supply is not None else 0,
-                self._earlier.cores if self._earlier is not None else 0.0,
+                *self._earlier_busy(),
             )
         )
 

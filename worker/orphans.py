@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 A manager with a journal says so in its Welcome (``adopts``), and its calls have keys, by which its next life knows them.  When a worker is
 welcomed with another session by such a manager, what it runs goes on with the instances that it has, as *orphans*: nothing is
-fed to them any more, the manager hears which they are (`OrphansHeld`) and how they end (`OrphansEnded`), and counts the cores
+fed to them any more, the manager hears which they are (`OrphansHeld`) and how they end (`OrphansEnded`), and counts the cores and GPUs
 that they occupy as not there.  Beside them the worker serves the new session with new instances; idle slots of the old ones leave at
 once, as the new ones wait for their GPUs.
 
@@ -38,6 +38,7 @@ from windlass.messages import (
     ObjectRef,
     OrphansEnded,
     OrphansHeld,
+    Resources,
 )
 from windlass.worker.backlog import Backlog
 from windlass.worker.libraries import Libraries
@@ -96,9 +97,9 @@ class Orphans:
         return self.backlog.held + self._transfers.pushing
 
     @property
-    def cores(self) -> float:
-        """That they occupy now."""
-        return self.libraries.cores_of(call for call in self.backlog.calls() if call.key)
+    def occupied(self) -> Resources:
+        """Cores and GPUs that they occupy now."""
+        return self.libraries.occupied_by(call for call in self.backlog.calls() if call.key)
 
     async def close(self) -> None:
         """End them, with all that was theirs."""
@@ -171,9 +172,10 @@ class EarlierLives:
         orphans.begin(unheard)
 
     @property
-    def cores(self) -> float:
-        """That they occupy."""
-        return sum(one.cores for one in self._all)
+    def occupied(self) -> Resources:
+        """Cores and GPUs that they occupy."""
+        each = [one.occupied for one in self._all]
+        return Resources(sum(one.cores for one in each), 0, sum(one.gpus for one in each))
 
     @property
     def held(self) -> int:

@@ -367,8 +367,9 @@ class WorkerInfo(Record, frozen=True):
     scratch: str = ""
     #: What its libraries run in; None: what it runs in itself.
     environment: PoolEnvironment | None = None
-    #: Cores of calls that it runs, and that will run on should the manager be a later life of the one that sent them.
+    #: Cores of calls that it runs, and that will run on should the manager be a later life of the one that sent them; and their GPUs.
     busy: float = 0.0
+    busy_gpus: int = 0
 
 
 class HeldCall(Record, frozen=True):
@@ -606,8 +607,9 @@ class WorkerReport(Message, frozen=True):
     running: int
     queued: int
     cache_bytes: int = 0
-    #: Cores of calls of an earlier life of the manager.
+    #: Cores of calls of an earlier life of the manager, and their GPUs.
     busy: float = 0.0
+    busy_gpus: int = 0
 
 
 class OrphansHeld(Message, frozen=True):

@@ -68,6 +68,7 @@ from windlass.messages import (
     WorkerDraining,
     WorkerId,
     WorkerInfo,
+    WorkerReport,
 )
 
 F = FunctionId(b"f" * 16)
@@ -750,6 +751,21 @@ def test_gpus_are_lent_by_id(bench: Bench) -> None:
     [start] = bench.heard()
     assert isinstance(start, StartLibrary)
     assert (start.slots, start.gpu_ids) == (2, ("gpu0", "gpu1", "gpu2", "gpu3"))
+
+
+def test_gpus_of_calls_of_an_earlier_life_are_not_lent(bench: Bench) -> None:
+    """A slot without its GPU would not run the call that was sent to it. The worker says how many, as it joins and then in its reports."""
+    library = bench.library(per_slot=Resources(1, 0, 1))
+    info = WorkerInfo("host", 1, Resources(8, 0, 2), ("gpu0", "gpu1"), PoolName("pool"), PilotId("pilot"), busy=1.0, busy_gpus=2)
+    bench.core.worker_joined(WorkerId("w1"), info, bench.now)
+    bench.submit(library, 10)
+    assert bench.heard() == []
+    bench.say("w1", WorkerReport(0, 0, 0.0, 0, 0, busy=1.0, busy_gpus=1))
+    [start] = bench.heard()
+    assert isinstance(start, StartLibrary)
+    assert start.slots == 1
+    bench.say("w1", LibraryReady(start.instance, 77), WorkerReport(0, 0, 0.0, 0, 0))
+    assert [message.slots for message in bench.heard() if isinstance(message, SetSlots)] == [2]
 
 
 def test_a_call_asks_for_no_more_gpus_than_its_slot_has(bench: Bench) -> None:

@@ -123,13 +123,13 @@ def test_each_later_life_hears_of_all_that_still_runs(tmp_path: Path) -> None:
         ground = Ground(tmp_path)
         first = ground.life(1, 2, waiting=(3,))
         assert ground.take() == [OrphansHeld([b"key1", b"key2"])]
-        assert ground.lives.cores == 2.0
+        assert ground.lives.occupied.cores == 2.0
         first.ended(LIB, [end(1)])
         assert [type(one) for one in ground.take()] == [OrphansEnded]
-        assert ground.lives.cores == 1.0, "cores are free when their calls have ended, not when all have"
+        assert ground.lives.occupied.cores == 1.0, "cores are free when their calls have ended, not when all have"
         second = ground.life(7)
         assert ground.take() == [OrphansHeld([b"key2"]), OrphansHeld([b"key7"])]
-        assert ground.lives.cores == 2.0
+        assert ground.lives.occupied.cores == 2.0
         for backlog, number in ((first, 2), (second, 7)):
             backlog.ended(LIB, [end(number)])
         assert await ground.settle() == 2
@@ -202,7 +202,7 @@ async def test_idle_slots_of_an_earlier_life_leave_their_gpus_to_the_next(bench:
     begin(new[0], second)
     await bench.until(lambda: second.exists() and second.read_text())
     assert {first.read_text(), second.read_text()} == {"0", "1"}
-    assert lives.cores == 1.0, "what runs is counted as before"
+    assert lives.occupied == Resources(1.0, 0, 1), "what runs is counted, and nothing else"
     second.unlink()
     first.unlink()
     await bench.until(lambda: bool(over))
