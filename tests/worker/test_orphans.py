@@ -78,6 +78,10 @@ def test_ends_of_an_earlier_life_that_the_last_one_may_not_have_heard_are_told_a
     assert [[one.call for one in ends] for ends in ends_to_tell_again([OrphansEnded([end(1)]), OrphansHeld([b"key2"])])] == [[1]]
 
 
+def unheard(_: object) -> None:
+    """What nobody is told."""
+
+
 class Ground:
     """A worker's earlier lives, whose instances are played."""
 
@@ -91,7 +95,7 @@ class Ground:
         """A session ends in which these calls ran."""
         transfers = Transfers(ObjectStore(self.folder), cast("Any", None), arrived=lambda _: None, failed=lambda _, __, ___: None)
         backlog, queue = Backlog(cast("Any", None)), Queue()
-        says = transfers, lambda _: None, lambda _: None, lambda _: None
+        says = transfers, unheard, unheard, unheard
         folders = self.folder, self.folder, self.folder
         libraries = Libraries(backlog, *says, *folders, None, Gpus(), files=lambda: cast("Any", None))
         libraries.entries[LIB] = Entry(StartLibrary(LIB, LibrarySpec(LibraryId("lib@1"), "lib", (3, 11)), 4), cast("Any", queue), None)
@@ -178,7 +182,7 @@ async def test_idle_slots_of_an_earlier_life_leave_their_gpus_to_the_next(bench:
     def life(*starts: StartLibrary) -> tuple[Backlog, Libraries, Transfers]:
         backlog = Backlog(Desk())
         transfers = Transfers(ObjectStore(bench.store), NoData(), arrived=lambda _: None, failed=lambda _, __, ___: None)
-        says = transfers, lambda _: None, lambda _: None, lambda _: None
+        says = transfers, unheard, unheard, unheard
         folders = bench.folder, bench.store, bench.functions
         libraries = Libraries(backlog, *says, *folders, None, bench.gpus, files=lambda: cast("Any", None))
         for start in starts:
