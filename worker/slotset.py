@@ -136,6 +136,10 @@ class SlotSet:
                 if row.busy:
                     yield row
 
+    def _runs(self, slot: SlotHandle) -> bool:
+        """Whether a call of it has not been answered; its row says `_is_busy` for a moment longer, and all may look busy then."""
+        return any((row.call, row.attempt) in self.outstanding for row in self._begun(slot))
+
     def _is_busy(self, slot: SlotHandle) -> bool:
         return any(map(self._rows.busy, slot.rows))
 
@@ -203,7 +207,7 @@ class SlotSet:
         if len(staying) > self.target:
             # Those that have not begun first, then idle ones, of them such as have other GPUs than named, then the newest: they have
             # cached the least.
-            staying.sort(key=lambda slot: (slot.ready, self._is_busy(slot), wished.issuperset(slot.gpu_ids), -slot.row))
+            staying.sort(key=lambda slot: (slot.ready, self._runs(slot), wished.issuperset(slot.gpu_ids), -slot.row))
             for slot in staying[: len(staying) - self.target]:
                 self._let_leave(slot)
         missing = self.target - len(staying)
