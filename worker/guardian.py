@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 The guardian is a child of the worker, forked as its very first act: no thread exists yet and little memory is in use. It is a
 session of its own, ignores the signals that batch systems send to every process of a job, and waits for a pipe of which the
-worker alone holds the other end. Over the pipe the worker tells it the folders that it makes (``folder PATH``) and which
+worker alone holds the other end. Over the pipe the worker tells it the folders that it is about to make (``folder PATH``) and which
 sessions its zygotes and slots lead now (``sessions ID ID ...``). If the pipe ends with ``done``, all was put in order and the
 guardian exits. If it just ends, the worker was killed: the guardian ends what it started and removes the folders.
 
@@ -64,7 +64,7 @@ class Guardian:
         os.environ[VARIABLE] = f"{outer}/{self.token}" if outer else self.token
 
     def folder(self, path: str | os.PathLike[str]) -> None:
-        """This folder is the worker's own and goes with it."""
+        """This folder is the worker's own and goes with it. To be told before it is made: a SIGKILL in between would leave it."""
         self._tell("folder", os.fspath(path))
 
     def sessions(self, leaders: Collection[int]) -> None:

@@ -157,12 +157,11 @@ class Worker:
         self._over = asyncio.Event()
         try:
             self._connection = read_connection_file(self._options.connection)
-            self.scratch = node.make_scratch(node.scratch_candidates(self._options.scratch, os.environ))
+            self.scratch = node.make_scratch(node.scratch_candidates(self._options.scratch, os.environ), self._guardian.folder)
         except FileNotFoundError as error:
             raise CannotStart(f"there is no {error.filename}: give the pilot.json in the manager's state folder") from error
         except (OSError, UsageError) as error:
             raise CannotStart(str(error)) from error
-        self._guardian.folder(self.scratch)
         try:
             self._link = self._outbox.link = connect(
                 self._connection,

@@ -70,14 +70,19 @@ def scratch_candidates(asked: str, environ: Mapping[str, str]) -> list[str]:
     return [folder for folder in dict.fromkeys([*folders, "/tmp"]) if folder]
 
 
-def make_scratch(candidates: Iterable[str]) -> str:
-    """Make a private folder in the first candidate where that is possible, and say where it is. Raises `NoScratch` with each reason."""
+def make_scratch(candidates: Iterable[str], announce: Callable[[str], None] | None = None) -> str:
+    """Make a private folder in the first candidate where that is possible, and say where it is. Raises `NoScratch` with each reason.
+
+    `announce` gets each path before it is made, so that whoever removes it after a SIGKILL knows of it however soon that comes.
+    """
     from windlass.ownership import NotOurs, require_ours
     from windlass.store_folders import folder_name
 
     reasons: list[str] = []
     for folder in candidates:
         path = os.path.join(os.path.abspath(folder), folder_name("scratch"))
+        if announce is not None:
+            announce(path)
         try:
             os.mkdir(path, 0o700)
             require_ours(path)

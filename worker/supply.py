@@ -45,9 +45,9 @@ from windlass.messages import (
     Serving,
     Welcome,
 )
-from windlass.objects import ObjectStore, default_store_folder, default_store_limit
+from windlass.objects import ObjectStore
 from windlass.ownership import NotOurs, require_ours
-from windlass.store_folders import remove_dead_folders
+from windlass.store_folders import default_store_folder, default_store_limit, remove_dead_folders
 from windlass.worker.file_locks import keep_from_cleaners
 from windlass.worker.ground import CACHE
 from windlass.worker.guardian import Guardian, remove_tree
@@ -108,8 +108,7 @@ class Supply:
         """Make the store, and the cache's folder. Raises `OSError`."""
         # A batch system that ends a whole job by SIGKILL ends the guardian too; what that leaves goes with the next worker here.
         asyncio.get_running_loop().run_in_executor(None, remove_dead_folders, os.path.dirname(scratch))
-        folder = default_store_folder("worker", scratch)
-        guardian.folder(folder)
+        folder = default_store_folder("worker", scratch, guardian.folder)
         limit = default_store_limit(folder)
         if str(folder).startswith("/dev/shm"):
             limit = min(limit, memory_limit // 4)  # these files count as the pilot's memory

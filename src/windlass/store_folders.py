@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 _ROOMY: Final = 1 << 30
 
 
-def default_store_folder(kind: str, scratch: str | os.PathLike[str] | None = None) -> Path:
+def default_store_folder(kind: str, scratch: str | os.PathLike[str] | None = None, announce: Callable[[Path], None] | None = None) -> Path:
     """A new private folder for the objects of this process, in memory (/dev/shm) when that is roomy, else on node scratch.
 
     `kind` is a word such as ``manager`` or ``worker``. `scratch` is where to go when memory is short; by default the batch system's
-    own scratch folder. Folders there that dead processes of this user left are removed.
+    own scratch folder. Folders there that dead processes of this user left are removed. `announce` gets each path before it is made,
+    so that whoever removes it after a SIGKILL knows of it.
     """
     bases = [os.fspath(scratch) if scratch is not None else _node_scratch()]
     if _shm_is_roomy():
@@ -43,6 +44,8 @@ def default_store_folder(kind: str, scratch: str | os.PathLike[str] | None = Non
 
     for base in bases:
         path = Path(base, folder_name(kind))
+        if announce is not None:
+            announce(path)
         try:
             path.mkdir(mode=0o700, parents=True)
         except OSError:

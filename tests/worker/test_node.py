@@ -43,9 +43,15 @@ def test_the_batch_systems_own_scratch_comes_first() -> None:
 
 def test_scratch_is_private_and_goes_to_the_first_place_that_takes_it(tmp_path: Path) -> None:
     """Mode 0700, and a name that nobody can guess."""
-    first = make_scratch([str(tmp_path / "missing"), str(tmp_path)])
-    second = make_scratch([str(tmp_path)])
+    announced: list[tuple[str, bool]] = []
+
+    def announce(path: str) -> None:
+        announced.append((path, os.path.exists(path)))
+
+    first = make_scratch([str(tmp_path / "missing"), str(tmp_path)], announce)
+    second = make_scratch([str(tmp_path)], announce)
     assert first != second
+    assert announced[1:] == [(first, False), (second, False)]  # before it is made, or a SIGKILL in between leaves it
     assert Path(first).parent == tmp_path
     assert stat.S_IMODE(os.stat(first).st_mode) == 0o700
 
