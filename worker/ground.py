@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from windlass import __version__, descriptors
+from windlass import __version__, descriptors, loops
 from windlass.messages import HoistedImport, InstanceId, LibrarySpec
 from windlass.ownership import make_ours
 from windlass.worker.callqueue import CallQueue
@@ -74,16 +74,17 @@ class Ground:
         """An interpreter in a session of its own that runs `module`; its arguments are ``link QUEUE ROWS SETUP`` and `extra`."""
         passed = (link, self.queue.claims, self.rows_file, self._setup_file)
         # -P: what calls leave in their working directory must not shadow modules.
-        return subprocess.Popen(
-            [self.python, "-P", "-m", module, *(str(number) for number in passed), *extra],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            pass_fds=passed,
-            env=self._environment(),
-            cwd=self.work,
-            start_new_session=True,
-        )
+        with loops.scheduled_as_usual():
+            return subprocess.Popen(
+                [self.python, "-P", "-m", module, *(str(number) for number in passed), *extra],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                pass_fds=passed,
+                env=self._environment(),
+                cwd=self.work,
+                start_new_session=True,
+            )
 
     def remove_torn(self, slot: int) -> None:
         """A slot with this process id died in a call: remove what it had begun to write of its result."""

@@ -371,8 +371,9 @@ async def test_a_store_that_another_user_has_made_anew_is_not_used_and_the_worke
     store.mkdir()
     store.chmod(0o777)
     os.chown(store, 65534, 65534)
-    manager.say(RunCalls([manager.call(1, double, 21), manager.call(2, double, os.urandom(OUT_OF_BAND_BYTES))]))
+    manager.say(RunCalls([manager.call(1, double, 21)]))  # needs no store; in one message with the other it might come back too
     assert manager.value(await manager.end(1)) == 42
+    manager.say(RunCalls([manager.call(2, double, os.urandom(OUT_OF_BAND_BYTES))]))
     draining = (await manager.hear(WorkerDraining)).reason
     assert f"{store}: it belongs to another user (number 65534), who has made it since ours was cleaned away" in draining
     await manager.hear(Goodbye)
