@@ -200,10 +200,14 @@ class Books:
         state = self.libraries.get(library)
         if state is None or not options.expected_time:
             return 0.0
-        offers, start = self.all_offers(), state.start_allowance
-        few, many = least_of(options, offers, 0, start), least_of(options, offers, KINDS_MOST, start)
+        few, many = self._leasts(state, options, self.all_offers())
         known = (least for least in (few, many) if (library, options, least, files) in self._queues)
         return next(known, few if len(state.kinds) < KINDS_MOST else many)
+
+    def _leasts(self, state: LibraryState, options: CallOptions, offers: tuple[PoolOffer, ...]) -> tuple[float, float]:
+        """Seconds that must be left for such a call where there are few kinds of calls, and where there are many."""
+        few, many = (least_of(options, offers, kinds, state.start_allowance) for kinds in (0, KINDS_MOST))
+        return few, many
 
     def _sweep_queues(self, state: LibraryState) -> None:
         """Forget queues without calls."""
@@ -246,25 +250,28 @@ class Books:
                 continue
             state = self.libraries[queue.library]
             reason = why_never(state.spec, queue.options, offers, of)
-            while reason and (call := queue.pop()) is not None:
-                state.waiting -= 1
-                text = f"no pool can ever run this call of library {state.spec.name!r}: {reason}"
-                self._finish(call, CallEnd(call.spec.call, call.attempt, NOT_POSSIBLE, detail=EndDetail(text=text)), now)
+            if reason:
+                self._end_queue(queue, NOT_POSSIBLE, f"no pool can ever run this call of library {state.spec.name!r}: {reason}", now)
 
     def _end_waiting(self, state: LibraryState, now: float) -> None:
         """The library has failed: so have its calls that wait."""
         for queue in state.queues:
-            while (call := queue.pop()) is not None:
-                state.waiting -= 1
-                self._finish(call, CallEnd(call.spec.call, call.attempt, LIBRARY_FAILED, detail=EndDetail(text=state.failed)), now)
+            self._end_queue(queue, LIBRARY_FAILED, state.failed, now)
         self._starved.pop(state.spec.id, None)
+
+    def _end_queue(self, queue: CallQueue, outcome: int, text: str, now: float) -> None:
+        """All that wait in it."""
+        state = self.libraries[queue.library]
+        while (call := queue.pop()) is not None:
+            state.waiting -= 1
+            self._finish(call, CallEnd(call.spec.call, call.attempt, outcome, detail=EndDetail(text=text)), now)
 
     def _lower_least(self) -> None:
         """Pools have changed, or starts take another time: calls that were queued before ask for so much time as if they came now."""
         offers = self.all_offers()
         for key, queue in list(self._queues.items()):
             state = self.libraries[queue.library]
-            few, many = (least_of(queue.options, offers, kinds, state.start_allowance) for kinds in (0, KINDS_MOST))
+            few, many = self._leasts(state, queue.options, offers)
             least = many if queue.least_seconds > many else few
             new = (queue.library, queue.options, least, queue.files)
             moved = not few <= queue.least_seconds <= many

@@ -409,17 +409,14 @@ def read_tag(value: object) -> str | None:
         text = f"tag={value[:20]!r}... has {len(value):,} letters, and goes with its call wherever it goes: {TAG_MOST} are the most"
         raise UsageError(f"{text}; give a short word, and keep beside it what it stands for")
     if not _is_sendable(value):
-        raise UsageError(f"tag={value!r} has parts of letters, which no message can say; write tag={_sayable(value)!r}")
+        instead = value.encode(errors="replace").decode()
+        raise UsageError(f"tag={value!r} has parts of letters, which no message can say; write tag={instead!r}")
     return value
 
 
 def _is_sendable(text: str) -> bool:
     """It can stand in a message: names of files that are not UTF-8 are texts of Python that cannot (PEP 383)."""
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _sayable(text: str) -> str:
-    return text.encode(errors="replace").decode()
 
 
 def megabytes_to_bytes(key: str, megabytes: object) -> int:

@@ -17,7 +17,7 @@ from math import frexp
 from typing import TYPE_CHECKING, Final
 
 from windlass.manager.libraries import LibraryState
-from windlass.manager.placement import FRESH_SHARE
+from windlass.manager.placement import longest_walltime, walltime_for
 from windlass.manager.workers import Worker, usual_weight
 from windlass.messages import Demand, LibrarySpec, Means, PilotSeen, PoolOffer, Resources, Shape
 
@@ -46,7 +46,7 @@ def demand_of(
     largest: dict[_Key, Resources] = {}
     walltime_of = {offer.pool: offer.walltime for offer in offers}
     walltimes = sorted({walltime for walltime in walltime_of.values() if walltime})
-    longest = max((walltime or float("inf") for walltime in walltime_of.values()), default=float("inf"))
+    longest = longest_walltime(offers)
     for library in libraries:
         if library.failed:
             continue
@@ -55,9 +55,7 @@ def demand_of(
             if not queue.waiting and not queue.running:
                 continue
             shape, asked = _shape(queue.needs, library.spec), _shape(queue.options.needs, library.spec)
-            # The other way round than in `freshest`; pilots with the longest have to do.
-            left, start = queue.least_seconds, library.start_allowance
-            least = min((left + start) / FRESH_SHARE, left / (1.0 - FRESH_SHARE), max(left, longest))
+            least = walltime_for(queue.least_seconds, library.start_allowance, longest)
             each = max(queue.options.expected_time or usual, queue.least_seconds)
             key = shape, bisect_left(walltimes, least), max(0, frexp(each)[1]) if each else -1
             largest[key] = _larger(asked, largest.get(key, asked))

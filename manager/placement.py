@@ -174,8 +174,18 @@ def least_of(options: CallOptions, offers: Iterable[PoolOffer], kinds: int, star
 def freshest(offers: Iterable[PoolOffer], start: float) -> float:
     """Seconds that the freshest pilots have left when a library has started there, which takes ``start`` seconds; infinite without a
     walltime. More are not to be asked for: no pilot would ever do."""
-    longest = max((offer.walltime or float("inf") for offer in offers), default=float("inf"))
+    longest = longest_walltime(offers)
     return max(FRESH_SHARE * longest - start, (1.0 - FRESH_SHARE) * longest)
+
+
+def walltime_for(left: float, start: float, longest: float) -> float:
+    """The walltime whose freshest pilots have ``left`` seconds: `freshest` the other way round. Pilots with the longest have to do."""
+    return min((left + start) / FRESH_SHARE, left / (1.0 - FRESH_SHARE), max(left, longest))
+
+
+def longest_walltime(offers: Iterable[PoolOffer]) -> float:
+    """Of all pools, in seconds; infinite where one has none, or nothing is known of pools."""
+    return max((offer.walltime or float("inf") for offer in offers), default=float("inf"))
 
 
 def spent(worker: Worker, waiting: Iterable[tuple[LibraryState, Resources, float]], now: float) -> bool:
@@ -211,7 +221,7 @@ def why_never(spec: LibrarySpec, options: CallOptions, offers: Sequence[PoolOffe
         has = show_count(spec.per_slot.gpus, "GPU")
         return f"it asks for {needs.gpus} GPUs, and a slot of library {spec.name!r} has {has}: create the library with gpus={needs.gpus}"
     if any(fits(spec, needs, of) for of in known):
-        longest = max(((offer.walltime or float("inf")) for offer in there), default=float("inf"))
+        longest = longest_walltime(there)
         if options.expected_time and options.expected_time >= longest:
             return f"it is expected to take {options.expected_time:g} s, and the longest walltime of a pool is {longest:g} s"
         return ""
