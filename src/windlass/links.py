@@ -117,6 +117,12 @@ class Link:
         side; without one it is the manager's."""
         return [*self.session.unheard(heard_by(self.role) if says is None else said_by(says)), *self._outbox]
 
+    def begin_anew(self, session: Session, says: str) -> list[Message]:
+        """On the dialling side: go on with this session, in which nothing was said; what of the one before may not have been heard."""
+        unheard = self.unheard(says)
+        self.session, self._outbox = session, []
+        return unheard
+
     async def acknowledged(self, within: float) -> bool:
         """Wait up to so many seconds until the other side has all that was sent: True if it has."""
         self._flush()

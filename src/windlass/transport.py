@@ -285,8 +285,8 @@ class _Dialler:
             return connection.gone.result(), 0.0
         fresh = bool(link.session_id) and answer.session != link.session_id
         if fresh:
-            link.dropped = link.unheard(self._role) if answer.adopts else []
-            link.session = Session(heard_by(self._role))
+            dropped = link.begin_anew(Session(heard_by(self._role)), self._role)
+            link.dropped = dropped if answer.adopts else []
         try:
             resend = link.session.resume(answer.received)
         except WindlassError as error:
