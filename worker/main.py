@@ -203,22 +203,21 @@ class Worker:
         self._welcome = welcome
         if self._supply is not None:
             self._supply.use_welcome(welcome)
-        if fresh:
-            log.warning("manager %s has begun a new session with this worker", welcome.manager)
-            self._begin_anew(welcome.adopts)
-        elif self._libraries is None:
-            try:
+        try:
+            if self._supply is None or self._libraries is None:
                 self._set_up(welcome)
-            except Exception as error:
-                # Whatever it was: without these parts a worker would stay connected and do nothing of what it is told.
-                if not isinstance(error, OSError):
-                    log.exception("a defect of Windlass: this worker cannot be set up")
-                self._link.send(Goodbye(f"cannot serve: {error}"))
-                self._leave(Decision.END, CANNOT_START)
-                print(f"windlass worker: {error}", file=sys.stderr)
-                return
-            self._spawn(self._report())
-            self._enrolling = self._spawn(self._enrol())
+            elif fresh:
+                log.warning("manager %s has begun a new session with this worker", welcome.manager)
+                self._begin_anew(self._supply, self._libraries, welcome.adopts)
+        except Exception as error:
+            # Whatever it was: without these parts a worker would stay connected and do nothing of what it is told. What ran for an earlier
+            # session must not be told of in this one.
+            if not isinstance(error, OSError):
+                log.exception("a defect of Windlass: this worker cannot be set up")
+            self._link.send(Goodbye(f"cannot serve: {error}"))
+            self._link.close()
+            self._leave(Decision.END, CANNOT_START)
+            print(f"windlass worker: {error}", file=sys.stderr)
 
     def _set_up(self, welcome: Welcome) -> None:
         """All that is needed from the first library on; not before hello. Raises `OSError`."""
@@ -231,6 +230,8 @@ class Worker:
         warning = node.own_scratch_warning(self.scratch)
         if warning:
             log.warning("%s", warning)
+        self._spawn(self._report())
+        self._enrolling = self._spawn(self._enrol())
 
     def _make_parts(self, supply: Supply) -> None:
         """What knows of calls, instances and objects: for one session."""
@@ -253,12 +254,10 @@ class Worker:
             self._watching.cancel()
         self._watching = self._spawn(self._watch.run())
 
-    def _begin_anew(self, adopts: bool) -> None:
+    def _begin_anew(self, supply: Supply, libraries: Libraries, adopts: bool) -> None:
         """The manager knows none of our calls: end what runs and forget it, unless it is a later life of who sent it. New calls may follow
-        right behind."""
-        supply, libraries, draining = self._supply, self._libraries, self._backlog.draining
-        if supply is None or libraries is None:
-            return
+        right behind. Raises `OSError`."""
+        draining = self._backlog.draining
         transfers = supply.transfers
         unheard = self._outbox.begin_anew()
         backlog, watching = self._backlog, self._watching
@@ -269,6 +268,8 @@ class Worker:
         self._make_parts(supply)
         if self._enrolling is not None and self._enrolling.done() and not supply.has_certificate:
             self._enrolling = self._spawn(self._enrol())  # what was asked for, or its answer, went with the session
+        if self._life.phase is Phase.DRAINING:
+            self._say_draining()  # since its Hello, perhaps
         if adopts:
             if self._earlier is None:
                 from windlass.worker.orphans import EarlierLives
@@ -433,12 +434,15 @@ class Worker:
     def _act(self, decision: Decision) -> None:
         if decision is Decision.DRAIN:
             log.warning("draining: %s", self._life.reason)
-            self._outbox.say(WorkerDraining(self._life.reason, self._life.seconds_left(time.monotonic())))
+            self._say_draining()
             self._backlog.drain()
             asyncio.get_running_loop().call_soon(self._look)
         elif decision in (Decision.FINISH, Decision.END):
             log.warning("leaving: %s", self._life.reason)
             self._leave(decision, ORDERLY)
+
+    def _say_draining(self) -> None:
+        self._outbox.say(WorkerDraining(self._life.reason, self._life.seconds_left(time.monotonic())))
 
     def _leave(self, decision: Decision, status: int) -> None:
         if self._leaving:

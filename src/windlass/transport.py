@@ -296,7 +296,13 @@ class _Dialler:
         link.session_id = answer.session
         self._manager_timeout = answer.manager_timeout
         link.begin(connection, answer.heartbeat, answer.silence, b"", resend)
-        self.on_welcome(answer, fresh)
+        try:
+            self.on_welcome(answer, fresh)
+        except Exception:
+            # Dialling anew would not make up for what was not done.
+            log.exception("a defect of Windlass: the welcome of manager %s was not dealt with; this session ends", known.manager)
+            link.fail("a defect of Windlass while dealing with its welcome; see the log")
+            return "a welcome was not dealt with", 0.0
         early = connection.early()
         if early and not link.closed:
             link.take(early)

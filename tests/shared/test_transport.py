@@ -476,6 +476,56 @@ def test_a_manager_that_does_not_know_the_session_welcomes_afresh(authority: Aut
     run(work)
 
 
+def test_what_is_said_while_a_new_session_begins_is_not_said_in_it(authority: Authority) -> None:
+    """It is of the session before, whose numbers of calls and instances mean others now."""
+
+    async def work() -> None:
+        shell = Shell(adopts=True)
+        async with listening(authority, shell) as listener:
+            peer = Peer(at(authority, listener, WORKER, "w1"), hello())
+            peer.link.send(report(1))
+            await until(lambda: shell.numbers)
+            link, old, judge = peer.link, shell.link, shell.hello
+
+            def meanwhile(hello: Hello, identity: Identity) -> Welcome | Refused:
+                link._outbox.append(report(2))  # pyright: ignore[reportPrivateUsage]  # in the turn in which the answer is dealt with
+                return judge(hello, identity)
+
+            shell.hello = meanwhile  # type: ignore[method-assign]
+            shell.links.clear()
+            old.close()
+            await until(lambda: len(peer.welcomes) == 2)
+            assert link.dropped[-1] == report(2)
+            link.send(report(3))
+            await until(lambda: len(shell.numbers) > 1)
+            assert shell.numbers == [1, 3]
+            await peer.close()
+
+    run(work)
+
+
+def test_a_welcome_that_cannot_be_dealt_with_ends_the_session_aloud(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    """Even one that looks like trouble with dialling: another welcome would find half of it done."""
+
+    async def work() -> None:
+        shell = Shell()
+        lost: list[str] = []
+
+        def welcomed(welcome: Welcome, fresh: bool) -> None:
+            raise OSError("no room")
+
+        async with listening(authority, shell) as listener:
+            client = hello("c1", "client")
+            link = connect(at(authority, listener), lambda: client, lambda batch: None, on_welcome=welcomed, on_lost=lost.append)
+            await until(lambda: lost)
+            assert "a defect of Windlass" in lost[0]
+            assert link.closed
+            assert len(shell.links) == 1
+
+    run(work)
+    assert "no room" in caplog.text
+
+
 def test_the_connection_file_is_read_afresh_when_the_manager_moves(authority: Authority) -> None:
     async def work() -> None:
         shell = Shell()

@@ -558,6 +558,53 @@ async def test_a_worker_that_its_manager_has_forgotten_begins_anew(manager: Mana
     assert list(manager.ends) == [2]
 
 
+async def test_a_manager_that_begins_anew_hears_that_a_worker_drains(manager: Manager, tmp_path: Path) -> None:
+    """The worker's Hello may have been said before it did."""
+    process = await manager.worker()
+    await manager.library(wait_for)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, wait_for, str(gate))]))
+    await manager.started(gate)
+    manager.say(Drain("enough"))
+    await manager.hear(WorkerDraining)
+    link = manager.link
+    assert link is not None
+    manager.heard.clear()
+    link.fail("given up by the test")
+    assert (await manager.hear(WorkerDraining)).reason == "enough"
+    await manager.hear(Goodbye)
+    assert await status(process) == 0
+
+
+async def test_a_worker_that_cannot_begin_anew_leaves(manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scratch is full when its manager has been started anew. It says so, and nothing of the calls of the session before."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import errno, os, pathlib\n"
+        "mkdir = pathlib.Path.mkdir\n"
+        "def full(path, *words, **more):\n"
+        f"    if path.name.startswith('functions-') and os.path.exists({str(tmp_path / 'full')!r}):\n"
+        "        raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "    mkdir(path, *words, **more)\n"
+        "pathlib.Path.mkdir = full\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = await manager.worker()
+    await manager.library(wait_for)
+    gate = tmp_path / "gate"
+    manager.say(RunCalls([manager.call(1, wait_for, str(gate))]))
+    await manager.started(gate)
+    (tmp_path / "full").touch()
+    link = manager.link
+    assert link is not None
+    manager.heard.clear()
+    link.fail("given up by the test")
+    assert (await manager.hear(Goodbye)).reason == "cannot serve: [Errno 28] No space left on device"
+    assert await status(process) == 5
+    assert [type(message) for message in manager.heard] == [Goodbye]
+    assert not manager.ends
+    assert scratch_is_empty(manager)
+
+
 async def test_a_refused_worker_says_why_and_exits_3(manager: Manager) -> None:
     """The text is the manager's."""
     manager.refusal = Refused("this pool is closed")
