@@ -302,15 +302,15 @@ class Client:
         if key is None:
             return False
         future.key = spec.key = key
-        if not keeps and key in memory.journal.places and (done := memory.recall(spec.call, key)) is not None:
+        if keeps:
+            return False
+        if not inputs and memory.orphans and memory.wait_for_orphan(spec):
+            return True
+        if key in memory.journal.places and (done := memory.recall(spec.call, key)) is not None:
             self._arguments.unpin(self._arguments.pins.pop(spec.call, ()))
             self.deliver_noted([done])
             return True
-        if keeps or inputs:
-            return False
-        if memory.orphans and memory.wait_for_orphan(spec):
-            return True
-        return key[:1] == MEMOIZED and memory.follow(spec, key)
+        return not inputs and key[:1] == MEMOIZED and memory.follow(spec, key)
 
     def _with_code(self, target: Target, more: tuple[ObjectRef, ...]) -> Target:
         """The target as a future knows it: with snapshots that came with the arguments, which stay from now on."""

@@ -52,6 +52,8 @@ _UNSTEADY: Final = (b"\x8f", b"\x91", b"cloudpickle", b"windlass.byvalue")
 JOURNALED: Final = b"j"
 MEMOIZED: Final = b"m"
 _MEMOIZED: Final = MEMOIZED[0]
+#: Where a call of an earlier life is that has ended, while its result is written: it cannot be lost with a worker.
+_HERE: Final = WorkerId("")
 
 
 class ClientStore(Protocol):
@@ -211,7 +213,9 @@ class Memory:
     # ------------------------------------------------------------ calls of an earlier life that still run
 
     def wait_for_orphan(self, spec: CallSpec) -> bool:
-        """A call is about to be handed over. True: it runs already, for an earlier life of this program, and will end as that does."""
+        """A call is about to be handed over. True: it runs already, for an earlier life of this program, and will end as that does.
+
+        To be asked before the journal is, so that one that has just ended is found by either."""
         with self._lock:
             if spec.key not in self.orphans:
                 return False
@@ -227,27 +231,37 @@ class Memory:
     ) -> None:
         """A worker runs these. ``withdraw`` takes calls back from the manager that have not been sent."""
         with self._lock:
-            wanted = [key for key in keys if key[:1] == JOURNALED]
+            wanted = [key for key in keys if key[:1] == JOURNALED and key not in self.journal.places]
             self.orphans.update((key, worker) for key in wanted)
             calls = [call for key in wanted if (call := self._seen.get(key)) is not None and call in futures]
             self._parked.update((spec.key, spec) for spec in withdraw(calls))
 
     def orphans_ended(self, ends: Iterable[CallEnd], futures: Mapping[CallId, CallFuture[Any]]) -> None:
-        """Calls of an earlier life have ended."""
+        """Calls of an earlier life have ended. Until that is written, which takes the disk's time, who submits one waits for it still."""
         for end in ends:
-            with self._lock:
-                self.orphans.pop(end.key, None)
-                spec = self._parked.pop(end.key, None)
-            if end.outcome != RETURNED or end.kept or end.outputs:
-                if spec is not None:
+            key = end.key
+            if key in self.journal.places:  # the life that it ran for had written it, and could not say so any more
+                self._client.drop([ref.name for ref in end.spans])
+            elif end.outcome != RETURNED or end.kept or end.outputs:
+                if (spec := self._not_orphaned(key)) is not None:
                     self._hand_over(spec)
             elif end.spans:
-                self._note_large(end.key, end, after=partial(self._orphan_noted, end.key, spec, futures))
+                with self._lock:
+                    if key in self.orphans:
+                        self.orphans[key] = _HERE
+                self._note_large(key, end, after=partial(self._orphan_noted, key, futures))
             else:
-                self.journal.append([(end.key, end)], index=True)
-                self._orphan_noted(end.key, spec, futures)
+                self.journal.append([(key, end)], index=True)
+                self._orphan_noted(key, futures)
 
-    def _orphan_noted(self, key: bytes, spec: CallSpec | None, futures: Mapping[CallId, CallFuture[Any]]) -> None:
+    def _not_orphaned(self, key: bytes) -> CallSpec | None:
+        """It runs for no earlier life any more. The call of this life that has waited for it."""
+        with self._lock:
+            self.orphans.pop(key, None)
+            return self._parked.pop(key, None)
+
+    def _orphan_noted(self, key: bytes, futures: Mapping[CallId, CallFuture[Any]]) -> None:
+        spec = self._not_orphaned(key)
         call = spec.call if spec is not None else self._seen.get(key)
         if call is None or call not in futures:
             return  # who submits it later finds it

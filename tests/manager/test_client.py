@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,9 @@ from windlass.manager.future import CallFuture
 from windlass.manager.inbox import Inbox
 from windlass.manager.journal import Journal
 from windlass.manager.memory import Memory
-from windlass.messages import RETURNED, CallDone, CallEnd, CallId, CallSpec, FunctionId, LibraryId
+from windlass.messages import RETURNED, CallDone, CallEnd, CallId, CallSpec, FunctionId, LibraryId, ObjectName, ObjectRef, WorkerId
 from windlass.objects import write_results
-from windlass.pickling import pack_result
+from windlass.pickling import pack_result, pack_scalars
 from windlass.spooling import SpoolingStore
 
 Finish = Callable[[CallFuture[Any], CallDone], bool]
@@ -178,4 +179,50 @@ def test_a_large_result_is_shared_without_room_in_the_store(tmp_path: Path) -> N
     shutil.rmtree(tmp_path / "journal" / "objects")
     with pytest.raises(FileUnavailable, match=r"from where its buffer b3-.* is gone: the next run makes it again"):
         third.result(0)
+    store.close()
+
+
+def test_who_submits_a_call_while_the_end_of_its_earlier_run_is_written_waits_for_that(tmp_path: Path) -> None:
+    """A worker tells of a large result for an earlier life of the program, and leaves; the disk takes its time."""
+    store = SpoolingStore(tmp_path / "store", 0, None)
+    bench, target = Bench(store), TARGET._replace(content=b"j" + b"c" * 16)
+    memory = bench.client.memory = Memory(Journal(tmp_path / "journal"), bench.client, lambda: 0.0, all_calls=True)
+    disk = threading.Event()
+
+    def slow(name: ObjectName) -> bytes:
+        assert disk.wait(30)
+        return b"what is written before"
+
+    other = CallEnd(CallId(90), 1, RETURNED, b"", (ObjectRef(ObjectName("r-" + "0" * 32), 22),))
+    memory.journal.append_large(b"another", other, slow, lambda: None)
+    key, worker = target.content + pack_scalars((1,), {}), WorkerId("w1")
+    payload, spans = pack_result(b"x" * 200_000, partial(write_results, store.folder))
+    memory.orphans_held(worker, [key], {}, lambda calls: [])
+    futures = bench.client._futures  # pyright: ignore[reportPrivateUsage]
+    memory.orphans_ended([CallEnd(CallId(1), 1, RETURNED, payload, tuple(spans), key=key)], futures)
+    memory.orphans_lost(worker)
+    future = bench.client.submit(target, (1,), {})
+    disk.set()
+    memory.close()
+    assert not bench.client._inbox.drain(), "it is run again"  # pyright: ignore[reportPrivateUsage]
+    assert future.result(0) == b"x" * 200_000
+    assert store.names() == []
+    store.close()
+
+
+def test_a_result_that_the_journal_has_already_is_not_written_again(tmp_path: Path) -> None:
+    """The life before had written it, and was killed before the worker heard that it had it."""
+    store = SpoolingStore(tmp_path / "store", 0, None)
+    bench, target = Bench(store), TARGET._replace(content=b"j" + b"c" * 16)
+    memory = bench.client.memory = Memory(Journal(tmp_path / "journal"), bench.client, lambda: 0.0, all_calls=True)
+    key, worker = target.content + pack_scalars((1,), {}), WorkerId("w1")
+    memory.journal.append(
+        [(key, CallEnd(CallId(1), 1, RETURNED, *pack_result("written", partial(write_results, store.folder))))], index=True
+    )
+    _, spans = pack_result(b"x" * 200_000, partial(write_results, store.folder))
+    memory.orphans_held(worker, [key], {}, lambda calls: [])
+    memory.orphans_ended([CallEnd(CallId(1), 1, RETURNED, b"", tuple(spans), key=key)], {})
+    assert store.names() == []
+    assert bench.client.submit(target, (1,), {}).result(0) == "written"
+    memory.close()
     store.close()
