@@ -24,19 +24,17 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
 from windlass.adopting import adopt
-from windlass.blocking import in_thread
 from windlass.bulk import BULK_BYTES, BulkClient, ObjectGone, Way, missing
 from windlass.datastream import Outgoing, Stream
 from windlass.errors import ConnectionRefused, StoreFull
 from windlass.filewire import ALPN
 from windlass.framing import ProtocolError, frame, unpacked
-from windlass.identity import CLIENT, WORKER, ConnectionFile, context_for, read_connection_file
+from windlass.identity import CLIENT, WORKER, ConnectionFile, context_for
 from windlass.messages import (
     RESULT,
     FromData,
@@ -55,7 +53,7 @@ from windlass.messages import (
 from windlass.objects import map_object
 from windlass.ownership import same_host
 from windlass.session import encode_one
-from windlass.transport import dial
+from windlass.transport import dial, read_afresh
 
 if TYPE_CHECKING:
     from windlass.objects import Incoming, ObjectStore
@@ -453,10 +451,10 @@ class DataClient:
             try:
                 stream = await self._dial()
             except ConnectionError as error:
-                if isinstance(error, ConnectionRefused) or not self._connection.path:
+                fresh = self._connection if isinstance(error, ConnectionRefused) else await read_afresh(self._connection)
+                if fresh is self._connection:
                     raise
-                # The manager may have moved.
-                self._connection = await in_thread(partial(read_connection_file, self._connection.path))
+                self._connection = fresh
                 self._context = self._bulk_context = None
                 stream = await self._dial()
             lane.stream = stream

@@ -146,6 +146,20 @@ async def _say_hello(connection: Dialled, host: str, port: int, context: ssl.SSL
     return await connection.answer
 
 
+async def read_afresh(known: ConnectionFile, within: float = DIAL_TIMEOUT) -> ConnectionFile:
+    """What the file says now of this manager, which may have moved; ``known`` where that is the same or not to be had."""
+    if not known.path:
+        return known
+    try:
+        async with asyncio.timeout(within):
+            # In a thread: it may be on a network file system that hangs.
+            fresh = await in_thread(partial(read_connection_file, known.path))
+    except (OSError, TimeoutError, WindlassError) as error:
+        log.info("%s cannot be read afresh (%s): what was read before still counts", known.path, error)
+        return known
+    return fresh if fresh.manager == known.manager and fresh != known else known
+
+
 def connect(
     connection: ConnectionFile,
     make_hello: Callable[[], Hello],
@@ -251,17 +265,8 @@ class _Dialler:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _read_afresh(self) -> None:
-        """The manager may have moved. In a thread: the file may be on a network file system that hangs."""
-        path = self._connection.path
-        if not path:
-            return
-        try:
-            async with asyncio.timeout(self._dial_timeout):
-                fresh = await in_thread(partial(read_connection_file, path))
-        except (OSError, TimeoutError, WindlassError) as error:
-            log.info("%s cannot be read afresh (%s): what was read before still counts", path, error)
-            return
-        if fresh.manager == self._connection.manager and fresh != self._connection:
+        fresh = await read_afresh(self._connection, self._dial_timeout)
+        if fresh is not self._connection:
             self._connection = fresh
             self._context = None
 

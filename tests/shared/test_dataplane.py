@@ -13,8 +13,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from windlass import transport
 from windlass.bulk import BULK_BYTES, BulkServer, NoRoom, ObjectGone
 from windlass.dataplane import DataClient, DataServer
+from windlass.errors import UsageError
 from windlass.fileserver import FileServer
 from windlass.identity import WORKER, Authority, Identity, read_connection_file
 from windlass.links import Link
@@ -64,8 +66,8 @@ class Ends:
         self.client.use_certificate(certificate, key)
 
     def cut(self) -> None:
-        for transport in self.listener.data_transports:
-            transport.abort()
+        for accepted in self.listener.data_transports:
+            accepted.abort()
         self.files.cut_all()
 
 
@@ -227,6 +229,36 @@ def test_after_a_cut_of_the_control_connection_data_connections_are_made_anew(au
             assert both.ours.verify(ref.name)
             assert old.is_closing()
             assert both.files.accepted in ((1, 2) if both.bulk else (0,))
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "its token is over"), UsageError("others can read it")], ids=["token", "modes"])
+def test_where_the_manager_moves_the_file_that_says_where_may_be_out_of_reach(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """What cannot be read is no reason to give an object up: a cut connection is told as one, so that it is tried again."""
+
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            authority.set_addresses(both.listener.addresses)
+            client = both.client
+            client._connection = read_connection_file(authority.pilot_file)  # pyright: ignore[reportPrivateUsage]
+            await both.listener.close()
+            both.listener = Listener(authority, Shell(), serve_data=both.server, files=both.files)
+            await both.listener.listen(["127.0.0.1"])
+            authority.set_addresses(both.listener.addresses)
+            ref = both.ours.put(b"result")
+
+            def fails(path: str) -> None:
+                raise error
+
+            with monkeypatch.context() as patch:
+                patch.setattr(transport, "read_connection_file", fails)
+                with pytest.raises(ConnectionError, match="Connection refused"):
+                    await client.put(ref.name, both.ours.path(ref.name))
+            await client.put(ref.name, both.ours.path(ref.name))
+            assert both.theirs.has(ref.name)
 
     asyncio.run(work())
 
