@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _HEX: Final = frozenset("0123456789abcdef")
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+#: What a file system says that has no room.
+FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 #: One write(2) takes 2 GiB at most.
 _WRITE_BYTES: Final = 1 << 30
 
@@ -390,7 +391,7 @@ class ObjectStore:
             try:
                 temporary, _ = _write(self._text, data)
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno not in FULL:
                     raise
                 with self._lock:  # other users filled the disk: what nobody needs here may help
                     if not self._evict(size):
@@ -429,7 +430,7 @@ class Incoming:
         self.name, self.size = name, size
         self.received = 0
         self._store = store
-        self._path, self._descriptor = _create(os.fspath(store.folder), os.O_RDWR)
+        self._path, self._descriptor = _create(os.fspath(store.folder), os.O_RDWR, size)
         self._view: memoryview | None = None
         self._hasher: Any = None
         if name.startswith("b3-"):
@@ -449,7 +450,7 @@ class Incoming:
                     # A hole in a full tmpfs would end the process with SIGBUS at the first write into it.
                     os.posix_fallocate(self._descriptor, 0, self.size)
                 except OSError as error:
-                    raise self._failed(error) from error
+                    raise _failed(self._path, self.size, error) from error
                 self._view = memoryview(mmap.mmap(self._descriptor, self.size))
         return self._view
 
@@ -461,7 +462,7 @@ class Incoming:
         try:
             _write_all(self._descriptor, chunk)
         except OSError as error:
-            raise self._failed(error) from error
+            raise _failed(self._path, self.size, error) from error
         if self._hasher is not None:
             self._hasher.update(chunk)
         self.received += count
@@ -495,9 +496,6 @@ class Incoming:
         if self._path:
             os.unlink(self._path)
 
-    def _failed(self, error: OSError) -> OSError:
-        return _disk_full(self._path, self.size, error) if error.errno in _FULL else error
-
 
 class _Entry:
     __slots__ = ("copy", "doomed", "pins", "size")
@@ -509,15 +507,18 @@ class _Entry:
 # ---------------------------------------------------------------- files
 
 
-def _create(folder: str, access: int, owner: int | None = None) -> tuple[str, int]:
-    """A new temporary file there: its path and descriptor. A folder that somebody has deleted is made again."""
+def _create(folder: str, access: int, size: int, owner: int | None = None) -> tuple[str, int]:
+    """A new temporary file there, for so many bytes: its path and descriptor. A folder that somebody has deleted is made again."""
     path = os.path.join(folder, f".t-{owner or os.getpid()}-{os.urandom(8).hex()}")
     flags = access | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, flags, 0o600)
-    except FileNotFoundError:
-        make_ours(folder)
-        descriptor = os.open(path, flags, 0o600)
+        try:
+            descriptor = os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            make_ours(folder)
+            descriptor = os.open(path, flags, 0o600)
+    except OSError as error:  # some have no room for a file already, as they have none for what it holds
+        raise _failed(folder, size, error) from error
     try:
         require_ours(folder)
     except NotOurs:
@@ -530,14 +531,14 @@ def _create(folder: str, access: int, owner: int | None = None) -> tuple[str, in
 
 def _write(folder: str, data: Buffer, owner: int | None = None) -> tuple[str, int]:
     """Write `data` to a temporary file there; returns its path and bytes."""
-    path, descriptor = _create(folder, os.O_WRONLY, owner)
     view = memoryview(data)
+    path, descriptor = _create(folder, os.O_WRONLY, view.nbytes, owner)
     try:
         _write_all(descriptor, view)
     except BaseException as error:
         os.unlink(path)
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise _disk_full(folder, view.nbytes, error) from error
+        if isinstance(error, OSError):
+            raise _failed(folder, view.nbytes, error) from error
         raise
     finally:
         os.close(descriptor)
@@ -565,7 +566,10 @@ def _store_full(text: str) -> OSError:
     return StoreFull(text)
 
 
-def _disk_full(folder: str, size: int, error: OSError) -> OSError:
+def _failed(folder: str, size: int, error: OSError) -> OSError:
+    """What to raise of an error in writing so many bytes there: `StoreFull`, if that is what it says."""
+    if error.errno not in FULL:
+        return error
     full = _store_full(
         f"no room for an object of {size} bytes in {folder}: {os.strerror(error.errno or errno.ENOSPC)}; free some space there, "
         "or choose another folder for objects"

@@ -11,13 +11,15 @@ Workers of the manager's host look for objects in the first folder; what they do
 
 from __future__ import annotations
 
+import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from windlass.errors import StoreFull
 from windlass.messages import ObjectName, ObjectRef
-from windlass.objects import Incoming, ObjectStore, content_name
+from windlass.objects import FULL, Incoming, ObjectStore, content_name
 
 if TYPE_CHECKING:
     import os
@@ -35,6 +37,7 @@ class SpoolingStore(ObjectStore):
         self.spool_limit = spool_limit
         self._spool_folder = spool
         self._spool: ObjectStore | None = None
+        self._beginning = threading.Lock()
 
     def could_hold(self, size: int) -> bool:
         """Whether an object of so many bytes would fit if nothing else were here."""
@@ -53,6 +56,8 @@ class SpoolingStore(ObjectStore):
         return self._else_on_disk(lambda: super(SpoolingStore, self).receive(name, size), lambda disk: disk.receive(name, size))
 
     def adopt(self, name: str, path: str | os.PathLike[str], *, pin: bool = False) -> ObjectRef:
+        if (disk := self._on_disk(name)) is not None:
+            return disk.adopt(name, path, pin=pin)
         return self._else_on_disk(
             lambda: super(SpoolingStore, self).adopt(name, path, pin=pin), lambda disk: disk.adopt(name, path, pin=pin)
         )
@@ -60,12 +65,23 @@ class SpoolingStore(ObjectStore):
     def _else_on_disk(self, here: Callable[[], T], there: Callable[[ObjectStore], T]) -> T:
         try:
             return here()
-        except StoreFull:
+        except StoreFull as full:
             if self._spool_folder is None:
                 raise
+            return there(self._begin_spool(self._spool_folder, full))
+
+    def _begin_spool(self, folder: Path, full: StoreFull) -> ObjectStore:
+        """The store on disk, made now if need be. Raises ``full``, which is why it is wanted, where the disk is full too."""
+        with self._beginning:
             if self._spool is None:
-                self._spool = ObjectStore(self._spool_folder, self.spool_limit)
-            return there(self._spool)
+                try:
+                    self._spool = ObjectStore(folder, self.spool_limit)
+                except OSError as error:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    if error.errno not in FULL:
+                        raise
+                    raise full from error
+            return self._spool
 
     def _on_disk(self, name: str) -> ObjectStore | None:
         """The store on disk, if the object is there."""

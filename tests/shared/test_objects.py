@@ -331,6 +331,22 @@ def test_a_full_disk_is_said_to_be_full(store: ObjectStore, monkeypatch: pytest.
     store.put(b"x" * 1000)
 
 
+def test_a_disk_without_room_for_another_file_is_full(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where inodes are counted, or a quota is over, the file cannot even be made."""
+
+    def full(*words: object) -> int:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "open", full)
+    for write in (
+        lambda: store.put(b"hello"),
+        lambda: write_results(store.folder, [b"hello"]),
+        lambda: store.receive("r-" + "0" * 32, 5),
+    ):
+        with pytest.raises(StoreFull, match=r"no room for an object of 5 bytes in .*: Disk quota exceeded; free some space there"):
+            write()
+
+
 def test_a_disk_that_others_filled_is_helped_by_eviction(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     old = store.put(b"old")
     write = os.write

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from windlass.dataplane import DataServer
 from windlass.errors import StoreFull
+from windlass.messages import ObjectName, PutObject
 from windlass.spooling import SpoolingStore
 
 
@@ -81,3 +85,39 @@ def test_without_a_spool_the_memory_is_all_there_is(tmp_path: Path) -> None:
     with pytest.raises(StoreFull):
         store.put(b"b" * 80)
     assert not store.could_hold(101)
+
+
+@pytest.mark.parametrize(("what", "where"), [("makedirs", "disk"), ("open", "disk/.token")])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_where_the_disk_has_no_room_for_a_folder_the_store_is_full(
+    store: SpoolingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, where: str, number: int
+) -> None:
+    """Then `submit` waits, and so does a worker with a result; when there is room, it goes on, and nothing was left of the attempt."""
+    real = getattr(os, what)
+
+    def full(path: str, *words: object, **more: object) -> object:
+        if str(path) == str(tmp_path / where):
+            raise OSError(number, os.strerror(number))
+        return real(path, *words, **more)
+
+    store.put(b"a" * 80, pin=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, what, full)
+        with pytest.raises(StoreFull, match=r"an object of 80 bytes does not fit into .*memory: 80 of 100 bytes are in use"):
+            store.put(b"b" * 80, pin=True)
+        assert DataServer(store).offer(PutObject(ObjectName("r-" + "0" * 32), 80))[2], "it may be otherwise later"
+    assert os.listdir(tmp_path) == ["memory"]
+    assert store.path(store.put(b"b" * 80, pin=True).name).parent == tmp_path / "disk"
+    store.check()
+
+
+def test_what_is_on_disk_is_not_taken_in_a_second_time(store: SpoolingStore, tmp_path: Path) -> None:
+    first, second = store.put(b"a" * 80, pin=True), store.put(b"b" * 80)
+    (tmp_path / "again").write_bytes(b"b" * 80)
+    store.unpin(first.name)
+    store.discard(first.name)
+    assert store.adopt(second.name, tmp_path / "again", pin=True) == second
+    store.check()
+    store.unpin(second.name)
+    store.discard(second.name)
+    assert not store.has(second.name)
