@@ -142,8 +142,8 @@ class Line:
         try:
             self.flush()
             self._port.run(self._close_data)
-        except WindlassError:
-            pass  # the manager was gone first
+        except (WindlassError, TimeoutError):
+            pass  # the manager was gone first, or its data connections take their time to end
         self._port.close(timeout)
         self.store.close()
 

@@ -67,9 +67,11 @@ class Stream(asyncio.BufferedProtocol):
         self._queue.clear()
         self._sending = None
         incoming, self._incoming = self._incoming, None
-        if incoming is not None:
-            incoming.abort()
-        self.ended(self._reason or (str(exc) if exc is not None else "") or "the other side closed the data connection")
+        try:
+            if incoming is not None:
+                incoming.abort()
+        finally:  # whoever waits must hear of it
+            self.ended(self._reason or (str(exc) if exc is not None else "") or "the other side closed the data connection")
 
     def ended(self, reason: str) -> None:
         """The connection is gone."""

@@ -494,7 +494,8 @@ class Incoming:
         self._view = None  # the mapping goes with the last slice of it
         self._store._unreserve(self.size)  # pyright: ignore[reportPrivateUsage]
         if self._path:
-            os.unlink(self._path)
+            with suppress(OSError):  # somebody may have cleaned the folder away
+                os.unlink(self._path)
 
 
 class _Entry:

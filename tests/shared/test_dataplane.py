@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 import sys
 from collections.abc import AsyncGenerator
@@ -209,6 +210,25 @@ def test_a_cut_is_made_good_once(authority: Authority, tmp_path: Path) -> None:
             both.cut()
             await task
             assert both.ours.verify(ref.name)
+
+    asyncio.run(work())
+
+
+def test_a_cut_is_made_good_where_the_store_was_cleaned_away_meanwhile(authority: Authority, tmp_path: Path) -> None:
+    """What had come of it is gone, and who waits for it hears of the cut all the same."""
+
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            await both.client.get(both.theirs.put(b"first"))
+            ref = both.theirs.put(os.urandom(30_000_000))
+            task = asyncio.create_task(both.client.get(ref))
+            while not any(name.startswith(".t-") for name in os.listdir(both.ours.folder)):
+                await asyncio.sleep(0)
+            shutil.rmtree(both.ours.folder)
+            both.cut()
+            await task
+            assert both.ours.verify(ref.name)
+            both.ours.check()
 
     asyncio.run(work())
 

@@ -347,6 +347,15 @@ def test_a_disk_without_room_for_another_file_is_full(store: ObjectStore, monkey
             write()
 
 
+def test_an_arrival_whose_folder_was_cleaned_away_can_be_given_up(store: ObjectStore) -> None:
+    """As when its connection is cut."""
+    incoming = store.receive("r-" + "0" * 32, 1000)
+    shutil.rmtree(store.folder)
+    incoming.abort()
+    store.put(b"another")  # which makes the folder again
+    store.check()
+
+
 def test_a_disk_that_others_filled_is_helped_by_eviction(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     old = store.put(b"old")
     write = os.write
