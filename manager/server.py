@@ -84,6 +84,8 @@ TICK_SECONDS: Final = 0.05
 REST_SECONDS: Final = 1.0
 #: Seconds that workers get to take note of the end before the sockets close.
 FAREWELL_SECONDS: Final = 2.0
+#: Seconds until the files that say where it listens are tried again, when they could not be written.
+WRITE_AGAIN_SECONDS: Final = 5.0
 _DEFECT: Final = "the manager's thread ended by a defect of Windlass: "
 
 
@@ -130,6 +132,7 @@ class Server:
         #: Whether it may listen on more than ``hosts`` when a pool on other machines attaches, and for which it does so.
         self._elsewhere = elsewhere
         self._listens_for: set[str] = set()
+        self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._epoch = time.time() - time.monotonic()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -427,9 +430,26 @@ class Server:
             log.error("pilots of other machines cannot reach the manager: %s", error)
             return
         self.addresses = [*self.addresses, *fresh]
-        # Loopback last: on other nodes somebody else may have the port there, and say nothing.
-        self.authority.set_addresses(sorted(self.addresses, key=lambda address: is_loopback(address[0])))
         log.info("listening at %s port %d too", *fresh[0])
+        await self._write_addresses()
+
+    async def _write_addresses(self) -> None:
+        """Tell pilots that are to come where this listens; again and again where that cannot be written, as on a full disk."""
+        path, told = self.authority.pilot_file, False
+        async with self._writing:
+            while True:
+                # Loopback last: on other nodes somebody else may have the port there, and say nothing.
+                addresses = sorted(self.addresses, key=lambda address: is_loopback(address[0]))
+                try:
+                    # In a thread: the folder may be on a network file system that hangs.
+                    await in_thread(partial(self.authority.set_addresses, addresses))
+                    return
+                except (OSError, UsageError) as error:
+                    if not told:
+                        what = f"its address cannot be written into {path} ({error}); see to that, and it is done"
+                        log.error("pilots of other machines cannot reach the manager: %s", what)
+                    told = True
+                await asyncio.sleep(WRITE_AGAIN_SECONDS)
 
     def _act(self) -> None:
         """Carry out what the core has decided."""

@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import sys
+import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import msgspec
 import pytest
 
 from windlass import Closed, Factory, FunctionCall, Manager
-from windlass.identity import CLIENT, WORKER, ConnectionFile, read_connection_file
+from windlass.identity import CLIENT, WORKER, Address, Authority, ConnectionFile, read_connection_file
+from windlass.manager import addresses, server
 from windlass.messages import (
     PROTOCOL,
     Hello,
@@ -162,6 +165,41 @@ def test_pools_of_a_factory_that_is_gone_for_good_are_forgotten(manager: Manager
     assert [pool["name"] for pool in manager.status()["pools"]] == ["pool"]
     until(lambda: not manager.status()["pools"], "its pools are forgotten")
     assert not manager._server.factories
+
+
+def test_pilots_learn_where_the_manager_listens_when_that_can_be_written(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The user's quota is over when a pool on other machines attaches: that is said, and made good when there is room."""
+
+    def choose_address(wanted: str) -> str:
+        return "127.0.0.2"
+
+    monkeypatch.setattr(addresses, "choose_address", choose_address)
+    monkeypatch.setattr(server, "WRITE_AGAIN_SECONDS", 0.01)
+    full, threads = True, set[str]()
+    write = Authority.set_addresses
+
+    def quota(authority: Authority, known: Sequence[Address]) -> None:
+        threads.add(threading.current_thread().name)
+        if full and len(known) > 1:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        write(authority, known)
+
+    monkeypatch.setattr(Authority, "set_addresses", quota)
+    with Manager() as manager:
+        file = manager._server.authority.pilot_file
+        report = PoolReport((PoolOffer(PoolName("pool"), Resources(4.0), listen="ib0"),))
+        run(Peer(credential(manager, CLIENT, CLIENT), "factory", "night-shift").visit(report))
+        until(lambda: caplog.records, "it is said")
+        assert [host for host, _ in read_connection_file(file).addresses] == ["127.0.0.1"]
+        full = False
+        until(lambda: len(read_connection_file(file).addresses) == 2, "it is written")
+    assert [record.getMessage() for record in caplog.records] == [
+        "pilots of other machines cannot reach the manager: its address cannot be written into "
+        f"{file} ([Errno {errno.EDQUOT}] Disk quota exceeded); see to that, and it is done"
+    ]
+    assert threads == {"windlass-manager", "windlass-fetch"}, "once before it serves, and then never on the loop's thread"
 
 
 @pytest.mark.parametrize("where", ["submit", "tick", "pump"])
