@@ -40,7 +40,7 @@ from windlass.errors import NotPicklable, UsageError
 from windlass.manager.call import Target
 from windlass.manager.callbacks import CallbackThread, hand_over, set_callback_runner
 from windlass.manager.facts import CANCELLED, CANCELLED_AND_NOTIFIED, ENDED, FINISHED, PENDING, RUNNING, CallFacts
-from windlass.manager.keeping import bring_result
+from windlass.manager.keeping import bring_result, comes_from_afar
 from windlass.manager.timings import Timings
 from windlass.manager.watchers import Sleeper, TaskWaiting, Watcher
 from windlass.messages import CANCELLED as OUTCOME_CANCELLED
@@ -572,4 +572,6 @@ class CallFuture(CallFacts, Future[T]):
             raise asyncio.CancelledError
         if self._record is not None and self._record.end.kept and not self._settled:
             yield from asyncio.get_running_loop().run_in_executor(None, bring_result, self.owner, self._record, None)
+        if not self._settled and comes_from_afar(self.owner, self._record):
+            yield from asyncio.get_running_loop().run_in_executor(None, self.settle)
         return self.result()

@@ -150,3 +150,8 @@ def bring_result(owner: object, record: CallDone | None, timeout: float | None) 
     if bring is not None and record is not None and record.end.kept:
         with suppress(FileUnavailable, Closed, KeyError):  # KeyError: another thread has read it meanwhile, and let go of the bytes
             bring(record.end.spans, timeout)
+
+
+def comes_from_afar(owner: object, record: CallDone | None) -> bool:
+    """Whether reading this result has to wait for a network (`windlass.manager.memory.ClientStore`)."""
+    return record is not None and bool(record.end.spans) and getattr(getattr(owner, "store", None), "far", False)

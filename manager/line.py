@@ -336,6 +336,11 @@ class AttachedStore:
         self.patience_until = float("inf")
 
     @property
+    def far(self) -> bool:
+        """Objects come over a network, so that opening one may take long, as while the manager is cut off."""
+        return not self._line.folder
+
+    @property
     def local(self) -> ObjectStore:
         """A folder of this program's own, for what is on its way."""
         with self._lock:

@@ -34,6 +34,7 @@ class SpoolingStore(ObjectStore):
 
     def __init__(self, folder: Path, limit: int, spool: Path | None, spool_limit: int = 0) -> None:
         super().__init__(folder, limit)
+        self.far = False
         self.spool_limit = spool_limit
         self._spool_folder = spool
         self._spool: ObjectStore | None = None

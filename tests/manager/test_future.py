@@ -20,13 +20,27 @@ import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, InvalidStateError
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from windlass.manager import future as module
 from windlass.manager.future import CallbackThread, CallFuture
-from windlass.messages import CANCELLED, DIED, RAISED, RETURNED, CallAttempt, CallDone, CallEnd, CallId, EndDetail, WorkerId
+from windlass.messages import (
+    CANCELLED,
+    DIED,
+    RAISED,
+    RETURNED,
+    CallAttempt,
+    CallDone,
+    CallEnd,
+    CallId,
+    EndDetail,
+    ObjectName,
+    ObjectRef,
+    WorkerId,
+)
 
 
 class Desk:
@@ -817,6 +831,26 @@ class TestAwait:
             return await task
 
         assert asyncio.run(main()) == 1
+
+    def test_a_large_result_from_afar_does_not_stop_the_loop(self, desk: Desk, future: CallFuture[Any]) -> None:
+        """Its manager is on another machine, and may be cut off for a while: other tasks go on."""
+        vars(desk)["store"] = SimpleNamespace(far=True)
+        come = threading.Event()
+        desk.resolving = lambda: come.wait(20)
+        done = returned("large")
+        done.end.spans = (ObjectRef(ObjectName("r-" + "0" * 32), 100_000),)
+        future.finish(done)
+
+        async def main() -> str:
+            task = asyncio.ensure_future(future)
+            while not desk.resolved:
+                await asyncio.sleep(0)
+            assert not task.done()
+            come.set()
+            return await asyncio.wait_for(task, 20)
+
+        assert asyncio.run(main()) == "large"
+        assert desk.resolved == [7]
 
     def test_a_cancelled_call_cancels_who_awaits_it(self, future: CallFuture[Any]) -> None:
         async def main() -> None:
