@@ -336,7 +336,8 @@ class Client:
         if call in self.feeder.inputs.waiting and self.feeder.cancel(call):
             self.deliver([CallDone(end)])
             return
-        self.say(CancelSubmitted((call,)))
+        with suppress(Closed):  # the program leaves, and says nothing more
+            self.say(CancelSubmitted((call,)))
         if call in self.feeder.inputs.consumers:
             self.deliver(self.feeder.ended(future, end, None))
 

@@ -262,10 +262,12 @@ class CallFuture(CallFacts, Future[T]):
                             watcher.add_cancelled(self)
                     self._drop_told(watchers)
                 callbacks, self._callbacks = self._callbacks, None
-        if owner is not None:
-            owner.cancel(self)
-        if callbacks is not None:
-            self._call_back(callbacks)  # we are in a thread of the program's: here, as a stock future does
+        try:
+            if owner is not None:
+                owner.cancel(self)
+        finally:  # it is cancelled, and nothing else would call them
+            if callbacks is not None:
+                self._call_back(callbacks)  # we are in a thread of the program's: here, as a stock future does
         return True
 
     def set_running_or_notify_cancel(self) -> bool:

@@ -120,6 +120,18 @@ def test_a_call_that_could_not_be_handed_over_was_never_submitted(bench: Bench) 
     assert bench.store.names() == [], "the object has a pin that nobody will take away"
 
 
+def test_a_call_can_be_cancelled_while_its_program_leaves(bench: Bench) -> None:
+    """Nothing more can be said to the manager then, which ends the call itself; whoever waits for it hears that it is cancelled."""
+    first, second = bench.submit(1), bench.submit(2)
+    seen: list[object] = []
+    first.add_done_callback(seen.append)
+    bench.client._inbox.drain()  # pyright: ignore[reportPrivateUsage]
+    bench.refuse = "the port is closed"
+    assert first.cancel()
+    assert seen == [first]
+    assert bench.client.cancel_all([second]) == 1
+
+
 class Interrupting:
     """Ctrl-C comes when it is unpickled for the first time."""
 
