@@ -272,8 +272,9 @@ def _archive_path(what: str, path: object) -> str:
     with contextlib.suppress(OSError), open(text, "rb") as file:
         start = file.read(512)
         from windlass.environment_archive import kind_of
+        from windlass.unpacking import is_zip
 
-        if not kind_of(start) and not start.startswith(b"PK") and not _is_old_tar(text):
+        if not kind_of(start) and not is_zip(start) and not _is_old_tar(text):
             raise UsageError(f"{_told(what, text)}: it is no archive; give a tar (also compressed) or a zip")
     return text
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _PIECE_BYTES: Final = 1 << 20
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
+#: How a zip begins: with a member, with the list of none, or as a part of several.
+_ZIP: Final = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
 #: What a file system says of names that it does not take, and where it makes no (more) hard links.
 _BAD_NAMES: Final = (errno.ENAMETOOLONG, errno.EILSEQ)
 _NO_LINKS: Final = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -66,6 +68,11 @@ def unpack(archive: str | os.PathLike[str], into: str | os.PathLike[str], room: 
             remove_tree(root)
             raise
     return unpacker.size
+
+
+def is_zip(start: bytes) -> bool:
+    """Whether an archive that begins so is a zip. (A tar begins with the name of its first member, such as ``PKG-INFO``.)"""
+    return start.startswith(_ZIP)
 
 
 class _Unpacker:
@@ -179,7 +186,7 @@ def _unpack_members(file: IO[bytes], unpacker: _Unpacker) -> None:
     import zlib
 
     try:
-        if file.read(2) == b"PK":
+        if is_zip(file.read(4)):
             _unpack_zip(file, unpacker)
         else:
             _unpack_tar(file, unpacker)
@@ -237,8 +244,10 @@ def _unpack_tar(file: IO[bytes], unpacker: _Unpacker) -> None:
 def _plain(file: IO[bytes], what: str) -> IO[bytes]:
     """The bytes of a tar archive, whatever compresses them."""
     file.seek(0)
-    start = file.read(6)
+    start = file.read(512)
     file.seek(0)
+    if start[257:262] == b"ustar":  # whatever its first member is called
+        return file
     for module, name, magic in (("gzip", "GzipFile", b"\x1f\x8b"), ("bz2", "BZ2File", b"BZh"), ("lzma", "LZMAFile", b"\xfd7zXZ\0")):
         if start.startswith(magic):
             opener: Any = getattr(importlib.import_module(module), name)

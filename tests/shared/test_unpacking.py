@@ -84,6 +84,16 @@ def test_a_tar_archive_is_unpacked_as_it_was_packed(tree: Path, into: Path, tmp_
     assert abs((into / "run").stat().st_mtime - (tree / "run").stat().st_mtime) < 1
 
 
+@pytest.mark.parametrize("name", ["PKG-INFO", "BZh91AY"])
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_a_tar_archive_is_one_whatever_its_first_member_is_called(into: Path, tmp_path: Path, name: str, form: int) -> None:
+    """It begins with that name, which is also how a zip or what bzip2 has compressed begins."""
+    with written(tmp_path / "archive", "w", form) as tar:
+        tar.addfile(member(name)[0])
+    unpack(tmp_path / "archive", into)
+    assert os.listdir(into) == [name]
+
+
 def test_a_zip_archive_is_unpacked_with_modes_and_links(into: Path, tmp_path: Path) -> None:
     archive = tmp_path / "archive.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
