@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from windlass import loops
+
 _LOGGER: Final = logging.getLogger("concurrent.futures")
 CallbackRunner = Callable[[Callable[[], object]], object]
 
@@ -45,6 +47,7 @@ class CallbackThread:
                         self._thread = thread
 
     def _run(self) -> None:
+        loops.as_usual()
         while (work := self._work.get()) is not None:
             try:
                 work()

@@ -10,7 +10,8 @@ A thread that wakes may take the processor from one that computes, and ours wake
 the one that has just sent its result lost its processor to the loop that read it, a thousand times a second and more. So the loops ask for
 the kernel's policy for work that is in no such hurry, ``SCHED_BATCH``: one that wakes takes a free processor at once, and else waits until
 the turn of what computes is over, a millisecond or a few. By then more results are there, and all go in one message. Libraries, and so
-calls, are scheduled as everything of the user's is (`scheduled_as_usual`).
+calls, are scheduled as everything of the user's is (`scheduled_as_usual`), and so are done-callbacks with all that they start (`as_usual`):
+threads and processes inherit that policy, whatever ``SCHED_RESET_ON_FORK`` says.
 """
 
 from __future__ import annotations
@@ -44,12 +45,18 @@ def scheduled_as_usual() -> Generator[None]:
     if not _patient:
         yield
         return
-    with suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    as_usual()
     try:
         yield
     finally:
         _be_patient()
+
+
+def as_usual() -> None:
+    """This thread, which a loop's thread may have started, is scheduled as usual: for one that runs what is the user's."""
+    if _patient and os.sched_getscheduler(0) == os.SCHED_BATCH:
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _be_patient() -> None:

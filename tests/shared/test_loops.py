@@ -12,6 +12,7 @@ import pytest
 
 import windlass
 from windlass import loops
+from windlass.manager.callbacks import CallbackThread
 
 TELL = "import os; print(os.sched_getscheduler(0))"
 
@@ -43,6 +44,24 @@ def test_a_loops_thread_is_patient_and_what_it_starts_is_as_usual(monkeypatch: p
     assert own == os.SCHED_OTHER
     assert in_a_thread(policies) == [os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_BATCH]
     assert os.sched_getscheduler(0) == own
+
+
+def test_callbacks_are_scheduled_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop's thread starts theirs. What they start, perhaps a pool of workers, takes no loop's patience over."""
+    monkeypatch.setattr(loops, "_patient", False)
+    seen: list[int] = []
+
+    async def hand_over() -> None:
+        callbacks = CallbackThread()
+        callbacks(lambda: seen.append(os.sched_getscheduler(0)))
+        callbacks.close(10)
+        seen.append(os.sched_getscheduler(0))
+
+    def do() -> list[int]:
+        loops.run(hand_over())
+        return seen
+
+    assert in_a_thread(do) == [os.SCHED_OTHER, os.SCHED_BATCH]
 
 
 @pytest.mark.parametrize("chosen", [os.SCHED_IDLE, os.SCHED_BATCH])
