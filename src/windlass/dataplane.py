@@ -99,7 +99,7 @@ class DataServer:
             self.bytes_out += sent
             self.bytes_in += received
 
-    def __call__(self, hello: Hello) -> asyncio.BaseProtocol:
+    def __call__(self, hello: Hello) -> Stream:
         keep = self.keeper_for(hello) if self.keeper_for is not None else None
         return _Served(self, hello.peer, keep, self.rule_for(hello))
 

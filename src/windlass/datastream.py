@@ -50,6 +50,8 @@ class Stream(asyncio.BufferedProtocol):
         self._sent = 0
         self._paused = False
         self._pumping = False
+        #: Called when the connection is gone: for who keeps a list of them.
+        self.left: Callable[[], object] = lambda: None
         #: Bytes moved so far; does not move when the connection is half-open.
         self.moved = 0
 
@@ -64,6 +66,7 @@ class Stream(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self.left()
         self._queue.clear()
         self._sending = None
         incoming, self._incoming = self._incoming, None

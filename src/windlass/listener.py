@@ -39,6 +39,7 @@ from windlass.session import Event, Phase, Session, decode_hello, encode_one, sa
 from windlass.strangers import MOST, PATIENCE, Stranger, Strangers
 
 if TYPE_CHECKING:
+    from windlass.datastream import Stream
     from windlass.fileserver import FileServer
 
 log = logging.getLogger("windlass.transport")
@@ -193,13 +194,13 @@ class _Accepted(Connection):
             return
         self._handshake.note(Event.SAID_WELCOME)
         self.write(frame(encode_one(welcome)))
-        protocol = make(hello)
+        stream = make(hello)
         listener, transport = self._listener, self._transport
         listener.connections.discard(self)
         listener.data_transports.add(transport)
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
-        listener.data_transports = {known for known in listener.data_transports if not known.is_closing()}
+        stream.left = lambda: listener.data_transports.discard(transport)
+        transport.set_protocol(stream)
+        stream.connection_made(transport)
 
 
 class Listener:
@@ -210,7 +211,7 @@ class Listener:
         authority: Authority,
         handler: Handler,
         *,
-        serve_data: Callable[[Hello], asyncio.BaseProtocol] | None = None,
+        serve_data: Callable[[Hello], Stream] | None = None,
         files: FileServer | None = None,
         handshake_timeout: float = HANDSHAKE_TIMEOUT,
         max_handshakes: int = MAX_HANDSHAKES,
@@ -453,7 +454,7 @@ class Listener:
         open_ones = list(self.connections)
         for connection in open_ones:
             connection.close()
-        for transport in self.data_transports:
+        for transport in list(self.data_transports):
             transport.abort()
         if open_ones:
             await asyncio.wait([connection.gone for connection in open_ones], timeout=SHUTDOWN_TIMEOUT + 1)

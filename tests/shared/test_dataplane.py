@@ -67,7 +67,7 @@ class Ends:
         self.client.use_certificate(certificate, key)
 
     def cut(self) -> None:
-        for accepted in self.listener.data_transports:
+        for accepted in list(self.listener.data_transports):
             accepted.abort()
         self.files.cut_all()
 
@@ -123,6 +123,21 @@ def test_a_data_connection_whose_host_vanished_is_noticed(authority: Authority, 
             [accepted] = (transport.get_extra_info("socket") for transport in both.listener.data_transports)
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert {option: accepted.getsockopt(socket.IPPROTO_TCP, option) for option in KEEPALIVE} == KEEPALIVE
+
+    asyncio.run(work())
+
+
+def test_of_data_connections_that_have_ended_nothing_is_kept(authority: Authority, tmp_path: Path) -> None:
+    """Each has a buffer and a state of TLS, and there may have been thousands."""
+
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            for number in range(3):
+                await both.client.get(both.theirs.put(b"%d" % number))
+                assert both.listener.data_transports
+                both.cut()
+                while both.listener.data_transports:
+                    await asyncio.sleep(0)
 
     asyncio.run(work())
 
