@@ -218,19 +218,22 @@ class Attachments:
         known = [one for one in self.programs.known.values() if one.working]
         return [(one, one.number in self.links and self.links[one.number].connected) for one in known]
 
-    def keeper(self, session: str) -> Callable[[ObjectName], str]:
+    def keeper(self, session: str) -> Callable[[ObjectName, int], str]:
         """What keeps an object for the program of this session, after it has put it: it answers "", or why that was not possible."""
         number = next((number for number, link in self.links.items() if session and link.session_id == session), 0)
 
-        def keep(name: ObjectName) -> str:
+        def keep(name: ObjectName, use: int) -> str:
             program = self.programs.known.get(number)
             if program is None or program.gone:
                 return "its program is not attached any more"
+            if use and program.uses.get(name) == use:
+                return ""  # the answer was lost in a cut, and it was put again
             try:
                 self._store.pin(name)
             except KeyError:
                 return "the manager had to let it go at once, as its store is full"
             program.pins[name] += 1
+            program.uses[name] = use
             return ""
 
         return keep

@@ -17,6 +17,7 @@ A line that is lost for good (the manager ended, or was not reached for its ``re
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import queue
@@ -185,13 +186,13 @@ class Line:
         welcome = self._welcome
         return welcome.store if welcome is not None and self._shares_host else ""
 
-    def put_file(self, name: ObjectName, path: Path) -> None:
-        """Have the manager keep this file, which is on its host. Raises `StoreFull`, `Closed`."""
-        self._transfer(lambda data: data.put(name, path))
+    def put_file(self, name: ObjectName, path: Path, use: int) -> None:
+        """Have the manager keep this file, which is on its host, for this use of it. Raises `StoreFull`, `Closed`."""
+        self._transfer(lambda data: data.put(name, path, use))
 
-    def put_bytes(self, name: ObjectName, view: memoryview) -> None:
+    def put_bytes(self, name: ObjectName, view: memoryview, use: int) -> None:
         """Have the manager keep these bytes. Raises `StoreFull`, `Closed`."""
-        self._transfer(lambda data: data.put_bytes(name, view))
+        self._transfer(lambda data: data.put_bytes(name, view, use))
 
     def _transfer(self, work: Callable[[DataClient], Any]) -> None:
         async def go() -> None:
@@ -326,6 +327,9 @@ class AttachedStore:
         self._putting = threading.Lock()
         #: What is at the manager for this program, and how many here need it.
         self._held: Counter[str] = Counter()
+        #: Each time that something is to be there has a number, which stays until that is known to have been done.
+        self._uses = itertools.count(1)
+        self._unsure: dict[str, int] = {}
         #: Bytes of objects of results that were not read yet.
         self._results: dict[str, int] = {}
         #: Those of them that are on workers and not at the manager.
@@ -360,14 +364,16 @@ class AttachedStore:
                 if self._held[name]:
                     self._held[name] += 1
                     return ObjectRef(name, view.nbytes)
+            use = self._unsure.setdefault(name, next(self._uses))
             if self._line.folder:
                 ref = self.local.put(view)
                 try:
-                    self._line.put_file(name, self.local.path(ref.name))
+                    self._line.put_file(name, self.local.path(ref.name), use)
                 finally:
                     self.local.discard(name)
             else:
-                self._line.put_bytes(name, view)
+                self._line.put_bytes(name, view, use)
+            del self._unsure[name]
             with self._lock:
                 self._held[name] += 1
         return ObjectRef(name, view.nbytes)

@@ -68,6 +68,8 @@ class Program(msgspec.Struct, eq=False):
     finds: int = 0
     libraries: set[LibraryId] = msgspec.field(default_factory=set[LibraryId])
     pins: Counter[ObjectName] = msgspec.field(default_factory=Counter[ObjectName])
+    #: For which of its uses it put them last.
+    uses: dict[ObjectName, int] = msgspec.field(default_factory=dict[ObjectName, int])
     #: Files that it has declared, as often as it did.
     files: Counter[FileName] = msgspec.field(default_factory=Counter[FileName])
     #: Objects of results that it was told of and has not released.
@@ -155,6 +157,7 @@ class Programs:
                 program.pins[name] -= 1
                 if not program.pins[name]:
                     del program.pins[name]
+                    program.uses.pop(name, None)
                 self.unpin.append(name)
 
     def files_released(self, program: Program, names: Iterable[FileName], prune: bool) -> None:

@@ -537,6 +537,6 @@ class Server:
         if role == "factory":
             self.factories.come(name, tell)
 
-    def _keeper_for(self, hello: Hello) -> Callable[[ObjectName], str] | None:
+    def _keeper_for(self, hello: Hello) -> Callable[[ObjectName, int], str] | None:
         """How what comes over this data connection is kept for the program that puts it; None for workers, whose are results."""
         return self.attachments.keeper(hello.session) if hello.role == "client" else None

@@ -100,13 +100,13 @@ class BulkServer:
         if failed is not None:
             trouble, full = str(failed), isinstance(failed, StoreFull)
         if not trouble and self._data.keeper_for is not None:
-            trouble = self._on_loop(partial(self._keep, hello, name))
+            trouble = self._on_loop(partial(self._keep, hello, message))
         say(sock, ObjectMissing(name, trouble, full) if trouble else ObjectStored(name))
 
-    def _keep(self, hello: Hello, name: ObjectName) -> str:
+    def _keep(self, hello: Hello, message: PutObject) -> str:
         assert self._data.keeper_for is not None
         keep = self._data.keeper_for(hello)
-        return keep(name) if keep is not None else ""
+        return keep(message.name, message.use) if keep is not None else ""
 
     def _on_loop(self, work: Callable[[], T]) -> T:
         async def there() -> T:
@@ -199,9 +199,9 @@ class BulkClient:
         """
         await self._run(lambda call: self._get(call, way, ref))
 
-    async def put(self, way: Way, name: ObjectName, view: memoryview) -> None:
-        """Give the manager an object (bytes, one dimension). Raises `ObjectGone` (`NoRoom`), `ConnectionError`."""
-        await self._run(lambda call: self._put(call, way, name, view))
+    async def put(self, way: Way, head: PutObject, view: memoryview) -> None:
+        """Give the manager this object (bytes, one dimension). Raises `ObjectGone` (`NoRoom`), `ConnectionError`."""
+        await self._run(lambda call: self._put(call, way, head, view))
 
     def abort(self) -> None:
         """Connections of before are not to be trusted; what is under way fails."""
@@ -262,9 +262,9 @@ class BulkClient:
         if trouble is not None:
             raise trouble
 
-    def _put(self, call: Call, way: Way, name: ObjectName, view: memoryview) -> None:
+    def _put(self, call: Call, way: Way, head: PutObject, view: memoryview) -> None:
         def give(sock: ssl.SSLSocket) -> None:
-            say(sock, PutObject(name, view.nbytes))
+            say(sock, head)
             send(sock, view)
 
         sock, answer = self._ask(call, way, give)
@@ -272,7 +272,7 @@ class BulkClient:
         if isinstance(answer, ObjectMissing):
             raise missing(answer)
         if not isinstance(answer, ObjectStored):
-            raise ConnectionError(f"{name} was given, and the answer was {type(answer).__name__}")
+            raise ConnectionError(f"{head.name} was given, and the answer was {type(answer).__name__}")
 
     def _done(self, call: Call, way: Way, sock: ssl.SSLSocket, good: bool) -> None:
         call.release()

@@ -66,8 +66,8 @@ MAX_WAITING: Final = 4096
 SILENCE: Final = 30.0
 
 T = TypeVar("T")
-#: Pins an object for the peer that has put it: "", or why that was not possible.
-Keep = Callable[[ObjectName], str]
+#: Pins an object for the peer that has put it, once for each of its uses: "", or why that was not possible.
+Keep = Callable[[ObjectName, int], str]
 #: Whether the worker of this id may have this object.
 MayHave = Callable[[str, ObjectName], bool]
 
@@ -142,7 +142,8 @@ class _Served(Stream):
         self._server = server
         self._peer = peer
         self._keep = keep
-        self._name = ObjectName("")
+        #: What is coming in.
+        self._coming = PutObject(ObjectName(""), 0)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def ended(self, reason: str) -> None:
@@ -169,20 +170,20 @@ class _Served(Stream):
         return frame(encode_one(head)), view or None
 
     def _receive(self, message: PutObject) -> None:
-        self._name = message.name
+        self._coming = message
         if message.size < 0:
             raise ProtocolError(f"object {message.name} was announced with {message.size} bytes")
         incoming, trouble, full = self._server.offer(message)
         self.take_in(incoming, message.size)
         if incoming is None:
-            self._answer(message.name, trouble or self._kept(message.name), full)
+            self._answer(message.name, trouble or self._kept(message), full)
 
     def kept(self, trouble: str, error: Exception | None = None) -> None:
-        self._answer(self._name, trouble or self._kept(self._name), isinstance(error, StoreFull))
+        self._answer(self._coming.name, trouble or self._kept(self._coming), isinstance(error, StoreFull))
 
-    def _kept(self, name: ObjectName) -> str:
+    def _kept(self, message: PutObject) -> str:
         """Pin it for the peer, where that is its right: empty, or why that was not possible."""
-        return self._keep(name) if self._keep is not None else ""
+        return self._keep(message.name, message.use) if self._keep is not None else ""
 
     async def _adopt(self, message: PutObject) -> None:
         # A program of the user's is believed that its file is what its name says; a worker, which runs anybody's code, is not.
@@ -190,7 +191,7 @@ class _Served(Stream):
         if credible and os.path.basename(message.path) == message.name:
             trouble = await adopt(self._server.store, ObjectRef(message.name, message.size), message.path)
             self._server.bytes_adopted += 0 if trouble else message.size
-            trouble = trouble or self._kept(message.name)
+            trouble = trouble or self._kept(message)
         else:  # not any file of the user's, which could be fetched then; and not what must be hashed to be believed
             trouble = f"{message.path} is not the file of a result"
         self._answer(message.name, trouble)
@@ -355,8 +356,8 @@ class DataClient:
             task.add_done_callback(lambda _: self._getting.pop(ref.name, None))
         await asyncio.shield(task)
 
-    async def put(self, name: ObjectName, path: str | os.PathLike[str]) -> None:
-        """Give the manager the object that is in this file.
+    async def put(self, name: ObjectName, path: str | os.PathLike[str], use: int = 0) -> None:
+        """Give the manager the object that is in this file. ``use``: see `PutObject`.
 
         Raises:
             ObjectGone: the manager does not take it; the text says why. `NoRoom`: not now.
@@ -366,18 +367,19 @@ class DataClient:
         view = map_object(path)
         size = view.nbytes
         if self._folder:
-            head = frame(encode_one(PutObject(name, size, os.path.join(os.getcwd(), path))))
+            head = frame(encode_one(PutObject(name, size, os.path.join(os.getcwd(), path), use)))
             try:
                 return await self._ask(name, size, 1, lambda: (head, None))
             except ObjectGone as error:
                 log.info("%s; sending its bytes instead", error)
-        return await self.put_bytes(name, view)
+        return await self.put_bytes(name, view, use)
 
-    async def put_bytes(self, name: ObjectName, view: memoryview) -> None:
+    async def put_bytes(self, name: ObjectName, view: memoryview, use: int = 0) -> None:
         """Give the manager an object that is in memory (bytes, one dimension)."""
-        if view.nbytes >= self._bulk_bytes and await self._past_the_loop(name, lambda way: self._bulk.put(way, name, view)):
+        head = PutObject(name, view.nbytes, use=use)
+        if view.nbytes >= self._bulk_bytes and await self._past_the_loop(name, lambda way: self._bulk.put(way, head, view)):
             return
-        size, start = view.nbytes, frame(encode_one(PutObject(name, view.nbytes)))
+        size, start = view.nbytes, frame(encode_one(head))
         await self._ask(name, size, size, lambda: (start, view if size else None))
 
     async def close(self) -> None:

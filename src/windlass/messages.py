@@ -695,6 +695,8 @@ class PutObject(Message, frozen=True):
     name: ObjectName
     size: int
     path: str = ""
+    #: A client's number of this use of the object, which it releases once: the same when it asks again as an answer was lost. 0: no number.
+    use: int = 0
 
 
 class ObjectHead(Message, frozen=True):

@@ -42,6 +42,7 @@ from windlass.messages import (
     Resources,
     Status,
     SubmitCalls,
+    Welcome,
     WorkerInfo,
 )
 from windlass.objects import ObjectStore, content_name
@@ -174,6 +175,41 @@ def test_objects_are_put_only_by_programs_that_are_attached(manager: Manager, tm
                 await client.put_bytes(content_name(data), memoryview(data))
         finally:
             await client.close()
+            store.close()
+
+    asyncio.run(put())
+
+
+def test_what_is_put_again_as_its_answer_was_lost_is_released_once(manager: Manager, tmp_path: Any) -> None:
+    """Else arguments would fill the store that nobody needs any more. What is put for another use is another."""
+    data = b"x" * 1000
+    name = content_name(data)
+
+    async def put() -> None:
+        store, known = ObjectStore(tmp_path / "store"), read_connection_file(manager.connection_file)
+        link = connect(known, lambda: hello("client", "program"), lambda batch: None)
+        client = DataClient(known, lambda: hello("client", "program"), store)
+
+        def pins() -> list[int]:
+            return [program.pins[name] for program in manager._server.attachments.programs.known.values()]
+
+        try:
+            while not link.connected:
+                await asyncio.sleep(0.002)
+            client.use_welcome(Welcome(link.session_id, 0, known.manager, "0"))
+            for use, held in ((1, 1), (1, 1), (2, 2)):
+                await client.put_bytes(name, memoryview(data), use)
+                assert pins() == [held]
+            for held in (1, 0):
+                link.send(ReleaseObjects((name,)))
+                assert await link.acknowledged(10)
+                assert pins() == [held]
+            await client.put_bytes(name, memoryview(data), 1)
+            assert pins() == [1], "all was released, so that it is another use"
+        finally:
+            await client.close()
+            link.close()
+            await link.gone(2)
             store.close()
 
     asyncio.run(put())

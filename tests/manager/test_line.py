@@ -164,3 +164,24 @@ def test_a_result_is_not_waited_for_where_no_connection_would_bring_it(
         store.open("r-" + "0" * 32)
     assert not finder.line.lost
     store.close()
+
+
+def test_an_argument_that_could_not_be_sent_is_put_again_for_the_same_use(finder: Finder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manager may have had it all the same: it is to be released there as often as here."""
+    said: list[tuple[str, int]] = []
+
+    def put_bytes(name: str, view: memoryview, use: int) -> None:
+        said.append((bytes(view[:1]).decode(), use))
+        if len(said) == 1:
+            raise Unreachable("cut")
+
+    monkeypatch.setattr(finder.line, "put_bytes", put_bytes)
+    store = finder.line.store
+    with pytest.raises(Unreachable):
+        store.put(b"a" * 1000)
+    for data in (b"a" * 1000, b"b" * 1000):
+        store.unpin(store.put(data).name)
+    store.put(b"a" * 1000)
+    (first, one), (_, again), (_, other), (_, last) = said
+    assert [first, one] == ["a", again]
+    assert len({one, other, last}) == 3
