@@ -302,15 +302,11 @@ class Client:
         if key is None:
             return False
         future.key = spec.key = key
-        if keeps:
-            return False
-        if not inputs and memory.orphans and memory.wait_for_orphan(spec):
-            return True
-        if key in memory.journal.places and (done := memory.recall(spec.call, key)) is not None:
+        if not keeps and key in memory.journal.places and (done := memory.recall(spec.call, key)) is not None:
             self._arguments.unpin(self._arguments.pins.pop(spec.call, ()))
             self.deliver_noted([done])
             return True
-        return not inputs and key[:1] == MEMOIZED and memory.follow(spec, key)
+        return not keeps and not inputs and key[:1] == MEMOIZED and memory.follow(spec, key)
 
     def _with_code(self, target: Target, more: tuple[ObjectRef, ...]) -> Target:
         """The target as a future knows it: with snapshots that came with the arguments, which stay from now on."""
@@ -507,10 +503,15 @@ class Client:
 
     def hand_over(self, item: Item) -> None:
         """A call that has its inputs, or what is to be said before or after it. Raises `Closed`."""
-        memory = self.memory
-        if type(item) is CallSpec and memory is not None and memory.orphans and not item.options.keep and memory.wait_for_orphan(item):
-            return
         self._inbox.put(item)
+
+    def is_seen_to(self, spec: CallSpec) -> bool:
+        """A call with a key comes out of the inbox, on the manager's thread, where workers tell of earlier lives of this program too: so it
+        either is among those that can be withdrawn then, or found here. True: it runs for such a life, or has just ended as it did."""
+        future = self._futures.get(spec.call)
+        if future is None or self.memory is None:
+            return future is None
+        return bool(self.memory.orphans) and not future.done() and not spec.options.keep and self.memory.wait_for_orphan(spec)
 
     def recalled(self, name: str) -> str:
         """The content's name of a part of a result that is in the journal, and need not be in the store; "" for others."""

@@ -218,9 +218,7 @@ class Memory:
     # ------------------------------------------------------------ calls of an earlier life that still run
 
     def wait_for_orphan(self, spec: CallSpec) -> bool:
-        """A call is about to be handed over. True: it runs already, for an earlier life of this program, and will end as that does.
-
-        To be asked before the journal is, so that one that has just ended is found by either."""
+        """A call is to be run. True: it runs already, for an earlier life of this program, and will end as that does."""
         with self._lock:
             if spec.key not in self.orphans:
                 return False

@@ -328,7 +328,8 @@ class Server:
         specs: list[CallSpec] = []
         for item in self.inbox.drain():
             if type(item) is CallSpec:
-                specs.append(item)
+                if not item.key or self.client is None or not self.client.is_seen_to(item):
+                    specs.append(item)
                 continue
             if specs:
                 # Keep the order: a call may follow the definition of its function.

@@ -214,6 +214,8 @@ def test_who_submits_a_call_while_the_end_of_its_earlier_run_is_written_waits_fo
     memory.orphans_ended([CallEnd(CallId(1), 1, RETURNED, payload, tuple(spans), key=key)], futures)
     memory.orphans_lost(worker)
     future = bench.client.submit(target, (1,), {})
+    [spec] = bench.client._inbox.drain()  # pyright: ignore[reportPrivateUsage]
+    assert bench.client.is_seen_to(spec)
     disk.set()
     memory.close()
     assert not bench.client._inbox.drain(), "it is run again"  # pyright: ignore[reportPrivateUsage]
@@ -236,5 +238,28 @@ def test_a_result_that_the_journal_has_already_is_not_written_again(tmp_path: Pa
     memory.orphans_ended([CallEnd(CallId(1), 1, RETURNED, b"", tuple(spans), key=key)], {})
     assert store.names() == []
     assert bench.client.submit(target, (1,), {}).result(0) == "written"
+    memory.close()
+    store.close()
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_call_that_is_on_its_way_to_the_manager_when_a_worker_tells_that_it_runs_is_not_run(tmp_path: Path, ended: bool) -> None:
+    """It is not among those that can be taken back then; it waits for its earlier run all the same, unless that has ended by now."""
+    store = SpoolingStore(tmp_path / "store", 0, None)
+    bench, target = Bench(store), TARGET._replace(content=b"j" + b"c" * 16)
+    memory = bench.client.memory = Memory(Journal(tmp_path / "journal"), bench.client, lambda: 0.0, all_calls=True)
+    futures, inbox = bench.client._futures, bench.client._inbox  # pyright: ignore[reportPrivateUsage]
+    future, cancelled = bench.client.submit(target, (1,), {}), bench.client.submit(target, (2,), {})
+    keys = [target.content + pack_scalars((number,), {}) for number in (1, 2)]
+    memory.orphans_held(WorkerId("w1"), keys, futures, lambda calls: [])
+    assert cancelled.cancel()
+    end = CallEnd(CallId(1), 1, RETURNED, *pack_result("result", partial(write_results, store.folder)), key=keys[0])
+    if ended:
+        memory.orphans_ended([end], futures)
+    specs = [item for item in inbox.drain() if isinstance(item, CallSpec)]
+    assert [bench.client.is_seen_to(spec) for spec in specs] == [True, False], "one that is cancelled ends at the manager"
+    if not ended:
+        memory.orphans_ended([end], futures)
+    assert future.result(0) == "result"
     memory.close()
     store.close()
