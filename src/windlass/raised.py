@@ -184,7 +184,7 @@ class _Bare:
 
 def _make_bare(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
     exc = kind.__new__(kind, *args)
-    exc.args = args
+    _set(exc, "args", args)
     exc.__dict__.update(state)
     return exc
 
@@ -353,18 +353,25 @@ def _stand_in(record: _Told, why: str = "") -> RemoteError:
 def _link(exc: BaseException, record: _Told, whole: list[BaseException]) -> None:
     """Give the exception its remote traceback, its notes, and its original cause or context."""
     known = _notes(exc)
-    for note in record.notes:
-        if note not in known:
-            exc.add_note(note)
+    notes = [note for note in record.notes if note not in known]
+    if notes:
+        exc.__dict__["__notes__"] = [*known, *notes]
     if isinstance(exc, CallFailed) and not record.traceback.startswith("Traceback "):  # no more than the error itself says
-        exc.__cause__ = whole[record.cause] if record.cause >= 0 else None
-        exc.__context__ = whole[record.context] if record.context >= 0 else None
-        exc.__suppress_context__ = record.suppress
+        _set(exc, "__cause__", whole[record.cause] if record.cause >= 0 else None)
+        _set(exc, "__context__", whole[record.context] if record.context >= 0 else None)
+        _set(exc, "__suppress_context__", record.suppress)
         return
     told = RemoteTraceback(record.traceback)
     if record.cause >= 0:
-        told.__cause__ = exc.__context__ = whole[record.cause]
+        told.__cause__ = whole[record.cause]
+        _set(exc, "__context__", whole[record.cause])
     elif record.context >= 0:
-        told.__context__ = exc.__context__ = whole[record.context]
+        told.__context__ = whole[record.context]
         told.__suppress_context__ = record.suppress
-    exc.__cause__ = told
+        _set(exc, "__context__", whole[record.context])
+    _set(exc, "__cause__", told)
+
+
+def _set(exc: BaseException, name: str, value: object) -> None:
+    """Past the exception's own class, which may refuse it, as that of a frozen dataclass does."""
+    BaseException.__setattr__(exc, name, value)

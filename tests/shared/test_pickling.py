@@ -507,6 +507,29 @@ def test_an_init_with_other_arguments_is_no_obstacle() -> None:
     assert (type(back), str(back)) == (Doubles, "no such name: x")
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class FrozenInSlots(Exception):
+    code: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenEmpty(Exception):
+    pass
+
+
+@pytest.mark.parametrize("exc", [FrozenInSlots(3), Frozen(3), FrozenEmpty()], ids=lambda exc: type(exc).__name__)
+def test_a_frozen_exception_arrives_as_any_other(exc: BaseException) -> None:
+    """Python raises, chains and traces them past their own way to set attributes, so nobody expects them to be special."""
+    back = sent(thrown(fails(exc)))
+    assert (type(back), back.args, getattr(back, "code", None)) == (type(exc), exc.args, getattr(exc, "code", None))
+    assert isinstance(back.__cause__, RemoteTraceback)
+
+
 def test_attributes_that_cannot_travel_are_left_behind() -> None:
     back: Any = sent(thrown(fails(Holds("busy"))))
     assert type(back) is Holds
