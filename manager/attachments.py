@@ -61,7 +61,7 @@ log = logging.getLogger("windlass.manager")
 class Attachments:
     """The programs that are attached, for the server.
 
-    ``end(reason)`` ends a detached manager, ``status(now)`` and ``view(ask, now)`` are its answers, and ``resume(pool)`` tells the
+    ``end(reason)`` ends a detached manager, ``status(now, wanted)`` and ``view(ask, now)`` are its answers, and ``resume(pool)`` tells the
     factories.
     """
 
@@ -70,7 +70,7 @@ class Attachments:
         core: Core,
         store: ObjectStore,
         end: Callable[[str], None],
-        status: Callable[[float], Status],
+        status: Callable[[float, str], Status],
         resume: Callable[[PoolName], None],
         files: FileDesk,
         view: Callable[[GetView, float], Sequence[View]],
@@ -141,8 +141,8 @@ class Attachments:
                     log.warning("program %s asked this manager to end, but it is part of a program and ends with it", program.name)
             case ResumePool(pool):
                 self._resume(pool)
-            case GetStatus():
-                link.send(self._status(now))
+            case GetStatus(wanted):
+                link.send(self._status(now, wanted))
             case ListCalls():
                 link.send(self.calls(message, now))
             case GetView():

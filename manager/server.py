@@ -376,9 +376,9 @@ class Server:
                 core.release(pilots, pool, reason, now)
             case ResumePool(pool) if role == "client":
                 self.factories.resume(pool)
-            case GetStatus():
+            case GetStatus(wanted):
                 if answer is not None:
-                    answer(self._status(now))
+                    answer(self._status(now, wanted))
             case ListCalls():
                 if answer is not None:
                     answer(self.attachments.calls(message, now))
@@ -391,8 +391,8 @@ class Server:
             case _:
                 log.warning("%s %s said %s, which its role may not", role, name, type(message).__name__)
 
-    def _status(self, now: float) -> Status:
-        return Status(within(self._found(now)))
+    def _status(self, now: float, wanted: str) -> Status:
+        return Status(within(self._found(now), wanted=wanted))
 
     def _found(self, now: float, brief: bool = False) -> dict[str, Any]:
         seen, detached = self.attachments.seen(), self.attachments.detached

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -24,6 +24,12 @@ _TAGS_MOST: Final = 20
 PILOTS_LEAST: Final = 100
 #: A message has at most 1 MiB.
 BYTES_MOST: Final = 900 << 10
+#: Where that does not do, each of these, and of what was asked for by name, has at most this part of it.
+_BESIDES: Final = ("libraries", "files", "pools", "programs")
+_SHARES: Final = 8
+#: Letters of a text, and items of a list or mapping, of rows that are shortened.
+_TEXT_MOST: Final = 500
+_ITEMS_MOST: Final = 50
 
 
 def status(
@@ -104,17 +110,24 @@ def add_inputs(found: dict[str, Any], inputs: InputsCount, remembered: int = 0) 
     calls["remembered"] = remembered
 
 
-def within(found: dict[str, Any], most: int = BYTES_MOST) -> bytes:
+def within(found: dict[str, Any], most: int = BYTES_MOST, wanted: str = "") -> bytes:
     """The status object as JSON of at most so many bytes: of very many pilots without their stories, then fewer of them, then of workers.
-    What is counted stays right: see `windlass.sums`."""
+    What is counted stays right: see `windlass.sums`. Those that ``wanted`` names (`GetStatus`) are left out last, and keep their stories.
+
+    All else that has no bound gets a share: an answer that is too long for a message would end the session of whoever asked."""
     encoded = msgspec.json.encode(found)
     if len(encoded) <= most:
         return encoded
-    pilots: list[dict[str, Any]] = [{**row, "story": []} for row in found["pilots"] if row["phase"] != "ended" or row["failed"]]
-    workers: list[dict[str, Any]] = found["workers"]
-    sums = sums_of(workers, found["pilots"])
+    share = most // _SHARES
+    cut = {**found, **{kind: _shortened(found[kind], share) for kind in _BESIDES if kind in found}, "cut": True}
+    cut["sums"] = sums_of(found["workers"], found["pilots"])
+    named = [_shortened([row for row in found[kind] if is_meant(row, wanted)], share) for kind in ("pilots", "workers")]
+    pilots: list[dict[str, Any]] = [
+        {**row, "story": []} for row in found["pilots"] if (row["phase"] != "ended" or row["failed"]) and not is_meant(row, wanted)
+    ]
+    workers: list[dict[str, Any]] = [row for row in found["workers"] if not is_meant(row, wanted)]
     while True:
-        encoded = msgspec.json.encode({**found, "pilots": pilots, "workers": workers, "sums": sums, "cut": True})
+        encoded = msgspec.json.encode({**cut, "pilots": [*pilots, *named[0]], "workers": [*named[1], *workers]})
         if len(encoded) <= most or not (pilots or workers):
             return encoded
         # The newest pilots, and the workers that have been here longest.
@@ -122,6 +135,33 @@ def within(found: dict[str, Any], most: int = BYTES_MOST) -> bytes:
             pilots = pilots[(len(pilots) + 1) // 2 :]
         else:
             workers = workers[: len(workers) // 2]
+
+
+def is_meant(row: Mapping[str, Any], wanted: str) -> bool:
+    """Whether this word is one of a pilot or worker: its own, of which the beginning will do for a pilot, or its host's."""
+    if not wanted:
+        return False
+    begins = any(str(row.get(key, "")).startswith(wanted) for key in ("pilot", "job"))
+    hosts = [one["host"] for one in row.get("workers", ())]
+    return begins or wanted in [row.get("id"), row.get("host"), row.get("node"), *hosts]
+
+
+def _shortened(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """These rows, if they have more bytes than ``most`` with short texts, and the newest only."""
+    if len(msgspec.json.encode(rows)) > most:
+        rows = [_short(row) for row in rows]
+        while len(msgspec.json.encode(rows)) > most:
+            rows = rows[(len(rows) + 1) // 2 :]
+    return rows
+
+
+def _short(value: Any) -> Any:
+    """With the ends of long texts, where errors and paths say what matters, and the first of many."""
+    if isinstance(value, str):
+        return value if len(value) <= _TEXT_MOST else f"... {value[-_TEXT_MOST:]}"
+    if isinstance(value, dict):
+        return {key: _short(one) for key, one in islice(cast("dict[str, Any]", value).items(), _ITEMS_MOST)}
+    return [_short(one) for one in cast("list[Any]", value)[:_ITEMS_MOST]] if isinstance(value, list) else value
 
 
 def _library(state: LibraryState) -> dict[str, Any]:

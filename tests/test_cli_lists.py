@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 import windlass
+import windlass.manager.server
 from windlass.cli import main
+from windlass.manager.status import within
 from windlass.messages import CallList, ListCalls, Message
 from windlass.tables import clean
 
@@ -190,6 +192,30 @@ def test_every_key_of_a_row_is_documented(busy: windlass.Manager, run: Run) -> N
         found = rows(run, noun)
         assert found, noun
         assert {key for row in found for key in row} <= documented, noun
+
+
+def test_of_more_pilots_and_workers_than_fit_each_can_be_named(busy: windlass.Manager, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were left out for others are there for who asks for them: their story, their log, their host and its calls."""
+    [pilot], [worker] = rows(run, "pilots"), rows(run, "workers")
+
+    def crowded(found: dict[str, Any], **more: Any) -> bytes:
+        pilots = [
+            {**row, "pilot": f"other{n}", "job": f"other{n}", "node": "", "workers": []} for row in found["pilots"] for n in range(2000)
+        ]
+        workers = [{**row, "id": f"other{n}", "host": "other"} for row in found["workers"] for n in range(4000)]
+        return within({**found, "pilots": found["pilots"] + pilots, "workers": workers + found["workers"]}, **more)
+
+    monkeypatch.setattr(windlass.manager.server, "within", crowded)
+    assert pilot["pilot"] not in {row["pilot"] for row in rows(run, "pilots")}
+    status, text, error = run("pilots", "show", pilot["pilot"])
+    assert (status, error) == (0, "")
+    assert "serving" in text.partition("story:")[2]
+    assert run("logs", pilot["job"])[0] == 0
+    assert [row["id"] for row in rows(run, "workers", "--host", worker["host"])] == [worker["id"]]
+    assert [row["pilot"] for row in rows(run, "pilots", "--host", worker["host"])] == [pilot["pilot"]]
+    assert rows(run, "calls", "--host", worker["host"])
+    status, text, error = run("pilots", "show", "other1999")
+    assert (status, "story" in text) == (0, True)
 
 
 def test_what_a_reader_does_not_want_is_no_error(busy: windlass.Manager) -> None:

@@ -73,7 +73,7 @@ def list_workers(chosen: argparse.Namespace, options: Mapping[str, object]) -> i
     from windlass.cli_pilots import status_of
 
     require_words("state of workers", chosen.state, WORKER_STATES)
-    status = status_of(chosen)
+    status = status_of(chosen, chosen.host)
     rows: list[Row] = [{"state": state_of_worker(row), **row} for row in status["workers"]]
     require_known("pool", chosen.pool, [row["pool"] for row in rows] + [pool["name"] for pool in status["pools"]])
     require_known("library", chosen.library, [row["name"] for row in status["libraries"]])
@@ -170,7 +170,7 @@ def list_files(chosen: argparse.Namespace, options: Mapping[str, object]) -> int
 
 def list_calls(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     from windlass.managers import choose_manager
-    from windlass.messages import ListCalls
+    from windlass.messages import GetStatus, ListCalls
     from windlass.status import StatusPort
 
     require_words("state of calls", chosen.state, CALL_STATES)
@@ -179,7 +179,7 @@ def list_calls(chosen: argparse.Namespace, options: Mapping[str, object]) -> int
     states = [state for state in CALL_STATES if not chosen.state or state in chosen.state]
     with StatusPort(known.connection) as port:
         if chosen.library or chosen.host:
-            status = json.loads(port.ask())
+            status = json.loads(port.ask(about=GetStatus(chosen.host)))
             require_known("library", chosen.library, [row["name"] for row in status["libraries"]])
             if chosen.state != ["failed"]:  # whose workers may have gone
                 require_known("host", chosen.host, [name for row in status["workers"] for name in (row["host"], row["id"])])

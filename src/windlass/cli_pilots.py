@@ -30,15 +30,16 @@ RESUME_SECONDS: Final = 5.0
 STATES: Final = ("queued", "running", "serving", "leaving", "cancelling", "ending", "held", "ended", "failed")
 
 
-def status_of(chosen: argparse.Namespace) -> dict[str, Any]:
-    """The status of the manager that is meant. Raises `UsageError`, `ConnectionRefused`."""
+def status_of(chosen: argparse.Namespace, wanted: str = "") -> dict[str, Any]:
+    """The status of the manager that is meant, with what is ``wanted`` by name (`GetStatus`). Raises `UsageError`, `ConnectionRefused`."""
     from windlass.managers import choose_manager
+    from windlass.messages import GetStatus
     from windlass.status import StatusPort
 
     known = choose_manager(chosen.manager, chosen.port)
     known.require_running()
     with StatusPort(known.connection) as port:
-        return cast("dict[str, Any]", json.loads(port.ask()))
+        return cast("dict[str, Any]", json.loads(port.ask(about=GetStatus(wanted))))
 
 
 def find(rows: Sequence[Row], word: str) -> Row:
@@ -72,7 +73,7 @@ def list_pilots(chosen: argparse.Namespace, options: Mapping[str, object]) -> in
     from windlass.tables import print_json
 
     require_words("state of pilots", chosen.state, STATES)
-    status = status_of(chosen)
+    status = status_of(chosen, chosen.host)
     require_known("pool", chosen.pool, {pool["name"] for pool in status["pools"]} | {row["pool"] for row in status["pilots"]})
     require_known("host", chosen.host, [host for row in status["pilots"] for host in hosts_of(row)])
     rows = [
@@ -129,7 +130,7 @@ def why(row: Row) -> str:
 
 
 def show_pilot(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
-    status = status_of(chosen)
+    status = status_of(chosen, chosen.pilot)
     row = find(status["pilots"], chosen.pilot)
     if chosen.json:
         print(json.dumps(row))
@@ -157,7 +158,7 @@ def show_pilot(chosen: argparse.Namespace, options: Mapping[str, object]) -> int
             print(clean(f"  {name + ':':<12}{value}"))
     print("story:")
     ends = [step["at"] for step in row["story"][1:]] + [status["manager"]["at"]]
-    for step, end in zip(row["story"], ends, strict=True):
+    for step, end in zip(row["story"], ends, strict=False):
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(step["at"]))
         took = "" if step["phase"] == "ended" else show_span(max(0.0, end - step["at"]))
         print(clean(f"  {at}  {took:>10}  {step['phase']}{': ' + step['reason'] if step['reason'] else ''}"))
@@ -182,7 +183,7 @@ def pilot_logs(chosen: argparse.Namespace, options: Mapping[str, object]) -> int
 
     if chosen.follow and chosen.json:
         raise UsageError("--follow and --json do not go together; --json prints one object")
-    row = find(status_of(chosen)["pilots"], chosen.pilot)
+    row = find(status_of(chosen, chosen.pilot)["pilots"], chosen.pilot)
     path, why = str(row["log"]), ""
     try:
         if not path:
@@ -239,9 +240,10 @@ def _has_ended(chosen: argparse.Namespace, pilot: str) -> bool:
     from windlass.errors import WindlassError
 
     try:
-        return next((row["phase"] for row in status_of(chosen)["pilots"] if row["pilot"] == pilot), "ended") == "ended"
+        rows = status_of(chosen, pilot)["pilots"]
     except WindlassError:
         return True  # the manager has gone, and with it whoever could tell
+    return next((row["phase"] for row in rows if row["pilot"] == pilot), "ended") == "ended"
 
 
 def resume(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:

@@ -1054,6 +1054,9 @@ class Means(Message, frozen=True):
 class GetStatus(Message, frozen=True):
     """Client → manager: how do things stand?"""
 
+    #: Pilots and workers of this pilot, job, worker or host are told before others, where one message does not hold all.
+    wanted: str = ""
+
 
 class GetView(Message, frozen=True):
     """Client → manager: how do things stand, for a dashboard? Answered by `View`s. From the first one on the manager records its run."""

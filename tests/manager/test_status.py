@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from windlass.manager.status import within
+from windlass.manager.status import BYTES_MOST, within
 from windlass.metrics import Metrics
 from windlass.sums import ADDED, count_workers, pilots_failed
 
@@ -49,6 +49,47 @@ def test_pilots_are_left_out_before_workers() -> None:
     found = json.loads(within(rows(1000, 1001), len(json.dumps(rows(0, 1001))) + 20_000))
     assert len(found["workers"]) == 1001
     assert 0 < len(found["pilots"]) < 1000
+
+
+def test_who_is_asked_for_by_name_is_there_with_its_story() -> None:
+    """The beginning of a pilot or its job, a host, a worker; also one that has ended."""
+    found = rows(1000, 3000)
+    found["pilots"][0] |= {"job": "x4711", "node": "n1", "workers": [{"host": "n1.site"}]}
+    found["workers"][2999] |= {"host": "n1"}
+
+    def told(wanted: str) -> tuple[list[str], list[str]]:
+        cut = json.loads(within(found, 50_000, wanted))
+        assert cut["cut"]
+        return [row["pilot"] for row in cut["pilots"] if row["story"]], [row["id"] for row in cut["workers"] if row["id"] == "w2999"]
+
+    assert told("") == ([], [])
+    assert told("x47") == told("n1.site") == (["0"], [])
+    assert told("n1") == (["0"], ["w2999"])
+    assert told("w2999") == ([], ["w2999"])
+    assert told("old") == (["old"], [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows"),
+    [
+        ("programs", [{"name": f"p{n}", "tags": [f"tag {n} {tag}" * 10 for tag in range(20)]} for n in range(2000)]),
+        ("libraries", [{"name": f"l{n}", "failed": "x" * 24_000 + "!", "imports": {"m": {"error": "y" * 9999}}} for n in range(50)]),
+        ("libraries", [{"name": "large", "functions": [f"function_{n}" for n in range(100_000)]}]),
+        ("files", [{"name": f"f{n}", "source": "/folder" * 600 + f"/{n}"} for n in range(300)]),
+        ("pools", [{"name": f"p{n}", "paused": "x" * 24_000} for n in range(50)]),
+    ],
+    ids=["programs", "libraries", "functions", "files", "pools"],
+)
+def test_whatever_is_large_the_answer_fits_and_leaves_room_for_the_rest(kind: str, rows: list[dict[str, Any]]) -> None:
+    """An answer that does not fit ends the session of whoever asked, with all its calls."""
+    whole = {"manager": {"id": "m"}, "pilots": [], "workers": [], "libraries": [], "files": [], "pools": [], "programs": []}
+    found = json.loads(within({**whole, kind: rows}))
+    assert len(within({**whole, kind: rows})) <= BYTES_MOST
+    assert (found["cut"], found["manager"]) == (True, {"id": "m"})
+    assert found[kind][-1]["name"] == rows[-1]["name"], "the newest"
+    if "failed" in rows[0]:
+        assert len(found[kind]) == 50
+        assert found[kind][0]["failed"].endswith("x!"), "the end says what is wrong"
 
 
 @pytest.mark.parametrize("most", [1 << 30, 50_000])
