@@ -22,6 +22,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from windlass.status import show_bytes, show_hosted, show_left, show_plain, show_span
+from windlass.sums import count_workers, pilots_failed
 from windlass.tables import clean
 
 Row = Mapping[str, Any]
@@ -200,7 +201,7 @@ def _head(view: View, width: int) -> list[Text]:
         if number or key in ("waiting", "running", "done", "failed"):
             words.append(f"{number:,} {key.replace('_', ' ')}", style=style if number else "dim")
             words.append("  ")
-    workers = len(_rows(view.status.get("workers")))
+    workers = count_workers(view.status)
     slots = sum(int(one.get("slots", 0)) for one in _rows(view.status.get("libraries")))
     tail = f"{workers:,} worker{'s' * (workers != 1)}, {slots:,} slot{'s' * (slots != 1)}"
     chart = _chart(view, width - len(tail) - 2)
@@ -315,7 +316,7 @@ def _pools(view: View, width: int) -> Section:
     if not rows:
         hint = "no pools: `windlass factory run BACKEND` in another terminal serves the manager with pilots"
         return Section([_styled(line, "yellow") for line in _folded(hint, width, 2)], least=1)
-    pilots = _rows(view.status.get("pilots"))
+    pilots, failed = _rows(view.status.get("pilots")), pilots_failed(view.status)
     columns = (
         _words("pool", "name", elastic=True),
         _words("backend", "backend", 4),
@@ -323,7 +324,7 @@ def _pools(view: View, width: int) -> Section:
         _number("cores", "cores", 3),
         Col("gpus", lambda row: show_plain(row["gpus"]) if row.get("gpus") else "", right=True, rank=5),
         Col("walltime", lambda row: show_left(row.get("walltime")), right=True, rank=6),
-        Col("failed", lambda row: str(_failures_of(row, pilots) or ""), right=True, rank=2),
+        Col("failed", lambda row: str(failed.get(row.get("name"), "")), right=True, rank=2),
     )
     table = _table(rows, columns, width, lambda row: "red" if row.get("paused") else "")
     lines = table[:1]
@@ -336,10 +337,6 @@ def _pools(view: View, width: int) -> Section:
         for text in _queue_reasons(row, pilots):
             lines.append(_styled("  " + text, "dim"))
     return Section(lines, least=min(len(lines), 8), more="windlass pilots")
-
-
-def _failures_of(pool: Row, pilots: Sequence[Row]) -> int:
-    return sum(bool(one.get("failed")) for one in pilots if one.get("pool") == pool.get("name"))
 
 
 def _queue_reasons(pool: Row, pilots: Sequence[Row]) -> list[str]:

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from windlass.errors import ConnectionRefused, Unreachable
 from windlass.messages import CallList, GetStatus, Leave, Message, Status
+from windlass.sums import count_workers, pilots_failed
 from windlass.tables import clean
 
 if TYPE_CHECKING:
@@ -265,12 +266,6 @@ def _about(manager: Mapping[str, object]) -> str:
 _HINTS: Final = {"pools": ": `windlass factory run BACKEND` in another terminal serves the manager with pilots"}
 
 
-def _failed_pilots(status: Mapping[str, object]) -> int:
-    pilots = status.get("pilots")
-    rows = cast("list[object]", pilots) if isinstance(pilots, list) else []
-    return sum(bool(cast("Mapping[str, object]", row).get("failed")) for row in rows if isinstance(row, Mapping))
-
-
 def picture(status: Mapping[str, object], *, most_workers: int = 40) -> RenderableType:
     """The status as tables, for a terminal or a plain stream; of more workers than ``most_workers`` the first ones."""
     parts: list[RenderableType] = []
@@ -289,12 +284,12 @@ def picture(status: Mapping[str, object], *, most_workers: int = 40) -> Renderab
             continue
         rows = [cast("Mapping[str, object]", row) for row in cast("list[object]", value) if isinstance(row, Mapping)]
         title = kind
-        if kind == "workers" and len(rows) > most_workers:
-            title = f"workers (the first {most_workers} of {len(rows)})"
+        if kind == "workers" and (number := count_workers(status)) > len(rows[:most_workers]):
             rows = rows[:most_workers]
+            title = f"workers (the first {len(rows)} of {number})"
         parts.append(Text(""))
-        parts += _table(kind, rows, title) if rows else [Text(f"no {kind}{_HINTS.get(kind, '')}", style="dim")]
-        if kind == "pools" and (failed := _failed_pilots(status)):
+        parts += _table(kind, rows, title) if rows or title != kind else [Text(f"no {kind}{_HINTS.get(kind, '')}", style="dim")]
+        if kind == "pools" and (failed := sum(pilots_failed(status).values())):
             several = f"{failed} pilots have" if failed > 1 else "1 pilot has"
             parts.append(Text(f"  {several} failed: windlass pilots --state failed", style="dim"))
     return Group(*parts) if parts else Text("the manager says nothing about itself")

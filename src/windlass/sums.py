@@ -30,24 +30,25 @@ def sums_of(workers: Iterable[Row], pilots: Iterable[Row]) -> dict[str, Any]:
 
 def worker_rows(status: Row) -> Sequence[Row]:
     """Rows that together stand for all workers of a status."""
-    rows: Sequence[Row] = status.get("sums", status)["workers"]
+    rows: Sequence[Row] = status.get("sums", status).get("workers") or ()
     return rows
 
 
 def count_workers(status: Row, *, connected: bool = False) -> int:
     """How many there are; or how many that are ``connected``."""
-    return sum(row.get("workers", 1) for row in worker_rows(status) if row["connected"] or not connected)
+    return sum(row.get("workers", 1) for row in worker_rows(status) if not connected or row["connected"])
 
 
 def pilots_failed(status: Row) -> dict[str, int]:
     """How many of the last pilots of each pool ended before they served, of pools that have some."""
-    found: dict[str, int] = status["sums"]["pilots_failed"] if "sums" in status else _failed(status["pilots"])
+    found: dict[str, int] = status["sums"]["pilots_failed"] if "sums" in status else _failed(status.get("pilots") or ())
     return found
 
 
 def _failed(pilots: Iterable[Row]) -> dict[str, int]:
     found: dict[str, int] = {}
     for row in pilots:
-        if row["failed"]:
-            found[row["pool"]] = found.get(row["pool"], 0) + 1
+        if row.get("failed"):
+            pool = row.get("pool", "")
+            found[pool] = found.get(pool, 0) + 1
     return found

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from windlass.manager.status import BYTES_MOST, within
 from windlass.metrics import Metrics
+from windlass.screen import View, draw
+from windlass.status import picture
 from windlass.sums import ADDED, count_workers, pilots_failed
 
 
@@ -118,4 +122,9 @@ def test_what_is_counted_is_right_in_a_status_that_was_cut(most: int) -> None:
     for family in Metrics().families(whole):
         for sample in family.samples:
             told[sample.name] += int(sample.value)
+    shown = StringIO()
+    Console(file=shown, width=200).print(picture(whole))
+    assert "workers (the first 40 of 3000)" in shown.getvalue()
+    assert "1 pilot has failed" in shown.getvalue()
+    assert "3,000 workers" in "\n".join(line.plain for line in draw(View(whole), 120, 20))
     assert (told["windlass_workers"], told["windlass_worker_cores"], told["windlass_pilots_failed"]) == (3000, 3000, 1)
