@@ -8,12 +8,14 @@ and between scrapes nothing is done. Names end in their unit, what only grows en
 Labels are few, and their values bounded: pools, states, outcomes, and names of libraries, of which `LIBRARIES_MOST` are told one by one, in
 the order in which they were first seen, and all others together as ``other``. There is nothing by call, function, worker or pilot.
 
-The status forgets library versions that are removed, so `_Grown` keeps what they had counted: a sum over versions never falls.
+The status forgets library versions that are removed, and factories that have left, so `_Grown` keeps what they had counted: a sum over
+versions or factories never falls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -24,26 +26,32 @@ from windlass.sums import ADDED, pilots_failed, worker_rows
 #: Names of libraries that are told one by one; more are ``other``.
 LIBRARIES_MOST: Final = 50
 OTHER: Final = "other"
+#: Library versions and factories whose counts are kept apart, in case that they come back.
+KNOWN_MOST: Final = 1000
 
 Row = Mapping[str, Any]
 
 
 class _Grown:
-    """A sum over versions that come and go, by library."""
+    """What only grows of what comes and goes, such as library versions and factories, summed by label."""
 
     def __init__(self) -> None:
-        self._last: dict[str, tuple[str, float]] = {}
+        #: Of each: its label, what it had counted when it last began again at 0, and what it has counted since. Those that are there last.
+        self._known: dict[str, tuple[str, float, float]] = {}
+        #: Of those that were forgotten, by label.
         self._gone: dict[str, float] = {}
 
     def sums(self, now: Mapping[str, tuple[str, float]]) -> dict[str, float]:
-        """``now``: (library, number) by version."""
-        for version, (library, number) in self._last.items():
-            if version not in now:
-                self._gone[library] = self._gone.get(library, 0.0) + number
-        self._last = dict(now)
+        """``now``: (label, number) of each that is there. One that is back goes on, or begins again at 0: then its number is smaller."""
+        for one, (label, number) in now.items():
+            _, before, last = self._known.pop(one, (label, 0.0, 0.0))
+            self._known[one] = (label, before + last if number < last else before, number)
+        for one in list(islice(self._known, max(0, len(self._known) - max(KNOWN_MOST, len(now))))):
+            label, before, last = self._known.pop(one)
+            self._gone[label] = self._gone.get(label, 0.0) + before + last
         sums = dict(self._gone)
-        for library, number in now.values():
-            sums[library] = sums.get(library, 0.0) + number
+        for label, before, last in self._known.values():
+            sums[label] = sums.get(label, 0.0) + before + last
         return sums
 
 
@@ -52,7 +60,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
-        self._done, self._starts, self._hoisted = _Grown(), _Grown(), _Grown()
+        self._done, self._starts, self._hoisted, self._commands = _Grown(), _Grown(), _Grown(), _Grown()
 
     def families(self, status: Row) -> Iterator[Metric]:
         """All metrics of a status."""
@@ -64,6 +72,9 @@ class Metrics:
         yield from self._libraries(status["libraries"])
         yield from _workers(worker_rows(status))
         yield from _pools(status["pools"], pilots_failed(status))
+        # Those of a whole factory are told with each of its pools.
+        sent = {f"{pool['factory']} {kind}": (kind, number) for pool in status["pools"] for kind, number in pool["commands"].items()}
+        yield _counter("batch_commands", "Commands sent to batch systems", ["command"], self._commands.sums(sent).items())
         yield from _transfers(status["transfers"])
         programs = status["programs"]
         connected = sum(not one["gone"] and one["connected"] for one in programs)
@@ -157,21 +168,14 @@ def _pools(pools: Iterable[Row], failures: Mapping[str, int]) -> Iterator[Metric
     pools = list(pools)
     counts: dict[tuple[str, str], float] = {}
     paused: dict[str, float] = {}
-    commands: dict[str, dict[str, float]] = {}
     for pool in pools:
         for state, number in pool["pilots"].items():
             counts[pool["name"], state] = counts.get((pool["name"], state), 0) + number
         paused[pool["name"]] = max(paused.get(pool["name"], 0.0), float(bool(pool["paused"])))
-        commands[pool["factory"]] = pool["commands"]  # of the whole factory, told with each of its pools
     failed = {pool["name"]: 0 for pool in pools} | dict(failures)
     yield _gauge("pilots", "Pilots, as factories count them", ["pool", "state"], counts.items())
     yield _gauge("pilots_failed", "Pilots, among the last 100 that ended, that ended before they served", ["pool"], failed.items())
     yield _gauge("pool_paused", "1: the pool submits nothing until somebody mends what the status says", ["pool"], paused.items())
-    kinds: dict[str, float] = {}
-    for one in commands.values():
-        for kind, number in one.items():
-            kinds[kind] = kinds.get(kind, 0) + number
-    yield _counter("batch_commands", "Commands sent to batch systems", ["command"], kinds.items())
 
 
 def _transfers(row: Row) -> Iterator[Metric]:

@@ -152,6 +152,39 @@ def test_a_program_that_does_not_ask_loads_nothing_of_it() -> None:
     assert ran.stdout == "[]\n"
 
 
+def rates(metrics: Metrics, libraries: dict[str, int], factories: dict[str, int]) -> tuple[float, float]:
+    """Calls returned and commands sent, as told of a status with these versions and factories."""
+    keys = ("waiting", "running", "starts", "slots", "instances", "hoisted_seconds", "saved_seconds", "mean_seconds", "failed")
+    calls = ("waiting", "running", "waiting_for_inputs", "waiting_for_files", "submitted", "done", "failed", "cancelled", "retried")
+    transfers = ("under_way", "waiting", "bytes_from_manager", "object_bytes_out", "object_bytes_in")
+    status = {
+        "manager": {"id": "m"},
+        "calls": dict.fromkeys([*calls, "lost_attempts"], 0),
+        "libraries": [{"name": "lib", "version": version, **dict.fromkeys(keys, 0), "done": done} for version, done in libraries.items()],
+        "pools": [
+            {"name": pool, "factory": name, "pilots": {}, "paused": "", "commands": {"submit": sent}}
+            for name, sent in factories.items()
+            for pool in ("short", "long")
+        ],
+        "transfers": dict.fromkeys(transfers, 0),
+        **dict.fromkeys(("workers", "pilots", "programs"), ()),
+    }
+    told = {sample.name: sample.value for family in metrics.families(status) for sample in family.samples}
+    return told.get("windlass_library_calls_returned_total", 0), told.get("windlass_batch_commands_total", 0)
+
+
+def test_what_only_grows_does_so_when_libraries_and_factories_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prometheus takes a smaller number for a new start, and a library that is back, as of the next program, has not been called anew."""
+    metrics = Metrics()
+    assert rates(metrics, {"lib@1": 100}, {"a": 40, "b": 10}) == (100, 50)
+    assert rates(metrics, {}, {"a": 40}) == (100, 50)
+    assert rates(metrics, {"lib@1": 101}, {}) == (101, 50)
+    assert rates(metrics, {"lib@1": 3, "lib@2": 5}, {"a": 1, "c": 2}) == (109, 53), "forgotten, and counted anew"
+    monkeypatch.setattr("windlass.metrics.KNOWN_MOST", 1)
+    assert rates(metrics, {"lib@2": 6}, {"c": 2}) == (110, 53)
+    assert rates(metrics, {"lib@2": 6}, {}) == (110, 53)
+
+
 def test_libraries_beyond_a_number_are_told_together() -> None:
     """So that a program which makes thousands of libraries does not make thousands of time series."""
 
