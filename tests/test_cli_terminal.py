@@ -184,6 +184,9 @@ def test_another_size_is_another_layout(manager: windlass.Manager) -> None:
         assert any("library" in line and "no pools" in line for line in terminal.screen.display)
         terminal.resize(80, 24)
         terminal.until(lambda: "q ends" in terminal.screen.display[23])
+        for lines in (2, 1):
+            terminal.resize(80, lines)
+            terminal.until(lambda: "q ends" in terminal.screen.display[-1])
         assert "numbers" in first
         terminal.press("q")
         assert terminal.ended() == 0

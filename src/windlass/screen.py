@@ -106,8 +106,8 @@ class Section:
 
 
 def draw(view: View, width: int, height: int) -> list[Text]:
-    """``height`` lines of at most ``width`` columns."""
-    width, height = max(width, 20), max(height, 3)
+    """``height`` lines of at most ``width`` columns; the last one is the foot, also where there is room for no other."""
+    width, height = max(width, 20), max(height, 1)
     lines = _head(view, width)[: height - 1]
     room = height - len(lines) - 1
     pools, libraries = _pools(view, _part(width, 1)), _libraries(view, _part(width, 0))
