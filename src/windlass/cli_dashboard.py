@@ -102,22 +102,17 @@ def report(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
 
 def _whole(chosen: argparse.Namespace) -> dict[str, Any]:
     """The run that is meant: a manager that runs now, or one that has ended."""
-    import msgspec
-
     from windlass.errors import UnknownName, UsageError
     from windlass.managers import NotRunning, choose_manager
-    from windlass.runs import find_run, runs_folder
+    from windlass.runs import find_run, read_run, runs_folder
 
-    found: dict[str, Any]
     if chosen.run and Path(chosen.run).is_file() and chosen.run.endswith(".json") and Path(chosen.run).name != "client.json":
-        found = msgspec.json.decode(Path(chosen.run).read_bytes())
-        return found
+        return read_run(Path(chosen.run))
     try:
         known = choose_manager(chosen.run)
         known.require_running()
     except (UnknownName, NotRunning):
-        found = msgspec.json.decode(find_run(runs_folder(), chosen.run).read_bytes())
-        return found
+        return read_run(find_run(runs_folder(), chosen.run))
     except UsageError:
         if chosen.run is not None:
             raise

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
+
+import msgspec
 
 from windlass.errors import UnknownName, UsageError
 from windlass.identity import state_folder, write_private
@@ -63,6 +65,22 @@ def find_run(folder: Path, name: str | None) -> Path:
         raise UsageError(f"there is no run yet {hint}")
     known = known_runs(folder)
     raise UnknownName("run", name, {*known, *(run[:-16] for run in known)}, hint=hint)
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The run that this file holds. Raises `UsageError` if it holds none; `OSError`."""
+    try:
+        whole: Any = msgspec.json.decode(path.read_bytes())
+        if whole["record"].keys() >= {"run", "names", "sampled"} and whole.keys() >= {"manager", "calls", "samples", "lanes"}:
+            return cast("dict[str, Any]", whole)
+        why = "it is something else"
+    except msgspec.MsgspecError as error:
+        why = f"it is damaged or something else: {error}"
+    except (AttributeError, KeyError, TypeError):
+        why = "it is something else"
+    raise UsageError(
+        f"{path} holds no run ({why}); give one that windlass report --state has written, or a name that windlass report --list shows"
+    )
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from windlass.cli import main
 from windlass.dashboard.perfetto import perfetto_json
 from windlass.dashboard.report import SCRIPTS, report_html
 from windlass.errors import UnknownName, UsageError
-from windlass.runs import RUNS_KEPT, find_run, known_runs, run_name, write_run
+from windlass.runs import RUNS_KEPT, find_run, known_runs, read_run, run_name, write_run
 
 if TYPE_CHECKING:
     from dashboard_crowd import Crowd
@@ -92,6 +93,22 @@ def test_runs_are_kept_by_name_and_time_and_the_oldest_go(tmp_path: Path) -> Non
     assert find_run(folder, newest).name == f"{newest}.json"
     assert find_run(folder, "night").read_bytes() == str(RUNS_KEPT + 1).encode()
     assert write_run(folder, newest, b"other", replace=False).read_bytes() == str(RUNS_KEPT + 2).encode()
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"record": ', "[1]", "7", '{"manager": {"id": "m"}, "calls": {}}', '{"record": []}', '{"record": {"run": "x"}}']
+)
+def test_a_file_that_is_no_run_is_said_so(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A status, say, or a run that a full disk has cut off; no report is written of it."""
+    path = tmp_path / "run.json"
+    path.write_text(text)
+    assert main(["report", str(path), "--output", str(tmp_path / "x.html")]) == 2
+    assert f"windlass: {path} holds no run (" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_is_read_as_it_was_written(whole: dict[str, Any], tmp_path: Path) -> None:
+    assert read_run(write_run(tmp_path, "night-20260101-000000", msgspec.json.encode(whole))) == whole
 
 
 def test_a_run_that_there_is_not_is_said_so(tmp_path: Path) -> None:
