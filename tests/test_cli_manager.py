@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
+import windlass
 from windlass.cli import main
 from windlass.cli_manager import split_pool_options, state_options
 from windlass.errors import UsageError
+from windlass.factory.backend import JobId, Listed, PilotState
+from windlass.identity import manager_folder
+from windlass.manager_job import Job, job_file
 
 
 def test_options_of_the_managers_job_are_told_from_those_of_its_pool() -> None:
@@ -56,6 +62,95 @@ def test_what_cannot_be_is_refused(words: list[str], text: str, capsys: pytest.C
     """With status 2, and no process behind."""
     assert main(["manager", *words]) == 2
     assert text in capsys.readouterr().err
+
+
+class Batch:
+    """A batch system of one job, which may have ended."""
+
+    def __init__(self) -> None:
+        self.states = [PilotState(job=JobId("4711"), listed=Listed.QUEUED)]
+        self.cancelled: list[JobId] = []
+
+    def open(self, tag: object, folder: Path, changed: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def query(self) -> list[PilotState]:
+        return self.states
+
+    def cancel(self, jobs: list[JobId]) -> None:
+        self.cancelled += jobs
+
+
+@pytest.fixture
+def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Batch:
+    """Where managers are submitted to, with a state folder of the test's own."""
+    batch = Batch()
+    monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path))
+    monkeypatch.setattr("windlass.manager_job.make_backend", lambda pool, options: (batch, None))
+    return batch
+
+
+def submitted(name: str, *, at: int) -> Path:
+    """The folder of a manager that was submitted at this time."""
+    folder = manager_folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    job_file(folder).write_bytes(msgspec.json.encode(Job("slurm", {}, "4711")))
+    os.utime(job_file(folder), (at, at))
+    return folder
+
+
+def listed(capsys: pytest.CaptureFixture[str]) -> list[tuple[str, str]]:
+    capsys.readouterr()
+    assert main(["manager", "list", "--json"]) == 0
+    return [(row["name"], row["state"]) for row in json.loads(capsys.readouterr().out)["managers"]]
+
+
+def test_a_manager_whose_job_has_ended_is_not_listed_as_submitted(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has served since it was submitted. To stop it is to be told that it has ended, and a job that has its number now is let be."""
+    folder = submitted("night", at=0)
+    assert listed(capsys) == [("night", "submitted")]
+    with windlass.Manager(name="night"):
+        os.utime(folder / "client.json", (1, 1))
+    os.utime(job_file(folder), (2, 2))
+    assert listed(capsys) == [("night", "submitted")], "again, after an earlier life"
+    os.utime(folder / "client.json", (3, 3))
+    assert listed(capsys) == [("night", "ended")]
+    batch.states = [PilotState(job=JobId("4711"), listed=Listed.ENDED)]
+    assert main(["manager", "stop", "night"]) == 2
+    assert "does not answer: it has ended" in capsys.readouterr().err
+    assert (batch.cancelled, job_file(folder).exists()) == ([], False)
+
+
+def test_one_that_has_served_and_waits_again_is_removed(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its job was requeued."""
+    folder = submitted("night", at=0)
+    with windlass.Manager(name="night"):
+        pass
+    assert main(["manager", "stop", "night"]) == 0
+    assert "job 4711 of manager night is removed from slurm" in capsys.readouterr().out
+    assert (batch.cancelled, job_file(folder).exists()) == (["4711"], False)
+
+
+@pytest.mark.parametrize("has_run", [False, True])
+def test_a_manager_is_stopped_by_its_folder_too(has_run: bool, batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also one that waits as a job, or has ended."""
+    folder = submitted("night", at=1 << 33)
+    if has_run:
+        with windlass.Manager(name="night"):
+            pass
+    assert main(["manager", "stop", str(folder)]) == 0
+    assert "job 4711 of manager night is removed from slurm" in capsys.readouterr().out
+    assert main(["manager", "stop", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert ("does not answer: it has ended" if has_run else "there is no manager") in error
+    assert batch.cancelled == ["4711"]
+
+
+def test_a_name_that_cannot_be_one_has_near_names(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    with windlass.Manager(name="night1"):
+        assert main(["manager", "stop", "night.1"]) == 2
+    assert "there is no manager 'night.1'; did you mean 'night1'?" in capsys.readouterr().err
 
 
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

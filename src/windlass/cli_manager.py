@@ -190,13 +190,17 @@ def stop(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     from windlass.messages import EndManager
     from windlass.status import StatusPort
 
+    folder: Path | None = None
     try:
         known = choose_manager(chosen.name)
+        folder = known.path.parent
         known.require_running()
     except (NotRunning, UnknownName):
-        from windlass.manager_job import remove_job
+        from windlass.manager_job import folder_of, remove_job
 
-        removed = remove_job(chosen.name) if chosen.name is not None else ""
+        if folder is None and chosen.name is not None:
+            folder = folder_of(chosen.name)
+        removed = remove_job(folder) if folder is not None else ""
         if not removed:
             raise
         print(removed)
@@ -240,7 +244,7 @@ def list_managers(chosen: argparse.Namespace, options: Mapping[str, object]) -> 
         return 0
     print(f"{'NAME':<24} {'STATE':<10} {'KIND':<10} {'CALLS':>7} {'PROGRAMS':>8}  ADDRESS")
     for row in rows:
-        address = ", ".join(row["addresses"]) if row["state"] == "running" else f"job {row['job']}" if row["job"] else ""
+        address = ", ".join(row["addresses"]) if row["state"] == "running" else f"job {row['job']}" if row["state"] == "submitted" else ""
         print(f"{row['name']:<24} {row['state']:<10} {row['kind']:<10} {row['calls']:>7} {row['programs']:>8}  {address}".rstrip())
     return 0
 
@@ -250,7 +254,7 @@ def _row(known: Known) -> dict[str, Any]:
     import json
 
     from windlass.errors import WindlassError
-    from windlass.manager_job import read_job
+    from windlass.manager_job import has_served, read_job
     from windlass.status import StatusPort
 
     found = read_job(known.path.parent)
@@ -258,7 +262,7 @@ def _row(known: Known) -> dict[str, Any]:
     job = found.job if found is not None else ""
     row: dict[str, Any] = {"name": known.name, "state": "ended", "kind": "", "calls": 0, "programs": 0, "addresses": addresses, "job": job}
     if not known.is_running():
-        return {**row, "state": "submitted" if job else "ended"}
+        return row if has_served(known.path.parent) else {**row, "state": "submitted" if job else "ended"}
     try:
         with StatusPort(known.connection) as port:
             status = json.loads(port.ask())

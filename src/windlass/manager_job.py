@@ -60,6 +60,14 @@ def read_job(folder: Path) -> Job | None:
         return None
 
 
+def has_served(folder: Path) -> bool:
+    """Whether a manager has written its connection file since its job was submitted. Once it serves no more, that job has ended."""
+    try:
+        return (folder / "client.json").stat().st_mtime_ns > job_file(folder).stat().st_mtime_ns
+    except OSError:
+        return False
+
+
 def submit_manager(
     name: str,
     pool: str,
@@ -223,20 +231,32 @@ def of_one_job(pool: str, options: Mapping[str, object]) -> dict[str, object]:
     return {**default, **options, **fixed}
 
 
-def remove_job(name: str) -> str:
+def remove_job(folder: Path) -> str:
     """Remove the job of a manager that does not run (yet): what was done; "" when it has none. Raises `BatchError`."""
-    folder = manager_folder(name)
-    found = read_job(folder)
+    found, name = read_job(folder), folder.name
     if found is None:
         return ""
     made, _ = make_backend(found.pool, of_one_job(found.pool, found.options))
     try:
         made.open(_tag(name), folder / "job", lambda: None)
-        made.cancel([JobId(found.job)])
+        # One that has served may wait again, requeued; but where it has ended, its id may be another job's by now.
+        over = has_served(folder) and not any(state.job == found.job and _alive(state) for state in made.query())
+        if not over:
+            made.cancel([JobId(found.job)])
     finally:
         made.close()
     job_file(folder).unlink(missing_ok=True)
-    return f"job {found.job} of manager {name} is removed from {found.pool}"
+    return "" if over else f"job {found.job} of manager {name} is removed from {found.pool}"
+
+
+def folder_of(word: str) -> Path | None:
+    """The folder of a manager that has no connection file yet, by its name or this folder; None: it cannot be one."""
+    path = Path(word).expanduser()
+    if job_file(path).is_file():
+        return path.absolute()
+    with contextlib.suppress(UsageError):
+        return manager_folder(word)
+    return None
 
 
 def _tag(name: str) -> Tag:

@@ -86,6 +86,17 @@ def test_a_manager_that_waits_in_the_queue_is_seen_and_can_be_removed(
     assert main(["manager", "stop", "waiting"]) == 2
 
 
+def test_one_that_has_ended_by_itself_has_ended(slurm: SlurmCluster, until: Until, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its job is not waited for, nor removed a second time."""
+    assert main(["manager", "start", "short", "--in", "slurm", "--idle-timeout", "1s"]) == 0
+    until("its job has ended", lambda: not live(slurm))
+    capsys.readouterr()
+    assert main(["manager", "list"]) == 0
+    assert "ended" in capsys.readouterr().out
+    assert main(["manager", "stop", "short"]) == 2
+    assert "does not answer: it has ended" in capsys.readouterr().err
+
+
 def test_an_interrupt_removes_the_job(slurm: SlurmCluster, until: Until) -> None:
     """Nobody wants what they did not wait for."""
     words = [sys.executable, "-m", "windlass.cli", "manager", "start", "unwanted", "--in", "slurm", "--partition", "down"]
