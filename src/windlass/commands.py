@@ -54,9 +54,11 @@ class CommandResult:
     stderr: str = ""
     #: Outputs that it was to make and that are not there as files or folders.
     missing: tuple[str, ...] = ()
-    #: How long it ran, processor time it took, and the most bytes of memory that one process of it had.
+    #: How long it ran, and processor time it took.
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    #: The most bytes of memory that one process of it had, and at least what its slot has had: Linux counts a program from its parent on.
+    #: So of a small command it says that it needed no more than this, which is some 15 MB, and up to 100 MB once one has written 8 MiB.
     peak_memory: int = 0
     #: Where it ran.
     host: str = ""
