@@ -10,9 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from rich.console import Console
@@ -20,11 +20,15 @@ from rich.console import Console
 import windlass
 from windlass.cli import main
 from windlass.cli_factory import TIMES, split_pool_options
+from windlass.errors import Closed, ConnectionRefused
 from windlass.factory.local import LocalBackend
 from windlass.factory.pool import COMMON_OPTIONS, make_pool
 from windlass.managers import choose_manager, known_managers
-from windlass.messages import PROTOCOL
-from windlass.status import picture, show_bytes, show_span
+from windlass.messages import PROTOCOL, GetStatus, Leave, Message
+from windlass.status import StatusPort, picture, show_bytes, show_span
+
+if TYPE_CHECKING:
+    from windlass.identity import ConnectionFile
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = str(Path(sys.executable).with_name("windlass"))
@@ -395,3 +399,29 @@ def test_config_show_tells_each_option_and_where_it_is_from(
     assert "--pool wide --cores 2" in shown
     assert main(["factory", "run", "--config", str(own)]) == 2
     assert "say which pool or backend: short, wide, local" in capsys.readouterr().err
+
+
+def test_a_manager_lost_while_nobody_asks_is_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with the port's being closed, which is how whoever asks next finds it."""
+
+    class Lost:
+        """A port whose manager was lost as soon as it was there."""
+
+        def __init__(self, *words: object) -> None:
+            *_, on_lost = words
+            cast("Callable[[str], None]", on_lost)("it was started anew")
+
+        def send(self, *messages: Message) -> None:
+            raise Closed("the port is closed")
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("windlass.transport.open_port", Lost)
+    heard: list[Message] = []
+    for hear in (None, heard.append):
+        with StatusPort(cast("ConnectionFile", None), hear) as port:
+            with pytest.raises(ConnectionRefused, match=r"^it was started anew"):
+                port.ask()
+            with pytest.raises(ConnectionRefused, match=r"^it was started anew"):
+                port.send(GetStatus())
+    assert heard == [Leave("it was started anew")]

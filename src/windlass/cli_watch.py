@@ -145,7 +145,8 @@ class Watch:
         while True:
             now = time.monotonic()
             if not waiting and now >= due:
-                port.send(GetStatus(), ListCalls(("running", "failed"), most=CALLS_SHOWN))
+                with suppress(ConnectionRefused):  # then what was heard, below, says why
+                    port.send(GetStatus(), ListCalls(("running", "failed"), most=CALLS_SHOWN))
                 waiting, asked, due = True, now, now + self._seconds
             elif waiting and now - asked > SILENT_SECONDS:
                 silent = f"no answer for {now - asked:.0f} s; is the manager's program stopped (Ctrl-Z) or very busy?   q ends"

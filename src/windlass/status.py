@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from windlass.errors import ConnectionRefused, Unreachable
+from windlass.errors import Closed, ConnectionRefused, Unreachable
 from windlass.messages import CallList, GetStatus, Leave, Message, Status
 from windlass.sums import count_workers, pilots_failed
 from windlass.tables import clean
@@ -40,7 +40,14 @@ class StatusPort:
 
         self._answers: queue.SimpleQueue[bytes | str] = queue.SimpleQueue()
         hear = heard or self._hear
-        self._port: Port = open_port(connection, "client", "status", hear, lambda reason: hear(Leave(str(reason))))
+        #: Why the manager is gone.
+        self._gone = ""
+
+        def lost(reason: str) -> None:
+            self._gone = reason
+            hear(Leave(reason))
+
+        self._port: Port = open_port(connection, "client", "status", hear, lost)
 
     def _hear(self, message: Message) -> None:
         if isinstance(message, Status | CallList):
@@ -54,7 +61,7 @@ class StatusPort:
         Raises `Unreachable` when no answer came within ``timeout`` seconds, `ConnectionRefused` with the manager's or the network's
         reason when the connection is gone.
         """
-        self._port.send(about or GetStatus())
+        self.send(about or GetStatus())
         try:
             answer = self._answers.get(timeout=timeout)
         except queue.Empty:
@@ -64,8 +71,11 @@ class StatusPort:
         return answer
 
     def send(self, *messages: Message) -> None:
-        """Say something else."""
-        self._port.send(*messages)
+        """Say something else. Raises `ConnectionRefused` as `ask` does."""
+        try:
+            self._port.send(*messages)
+        except Closed as error:  # it was lost while nobody asked
+            raise ConnectionRefused(self._gone or str(error)) from None
 
     def wait_gone(self, timeout: float) -> bool:
         """Wait until the manager has ended or is out of reach; False: not within ``timeout`` seconds."""
