@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 STRAGGLE: Final = 2.0
 STRAGGLE_STEP: Final = 0.05
@@ -33,6 +33,8 @@ LOG_LIMIT: Final = 1 << 20
 LOG_KEPT: Final = 128 << 10
 TAIL_BYTES: Final = 4096
 TAIL_LINES: Final = 12
+#: What stands at the beginning of one that was cut.
+CUT: Final = re.compile(rb"\[windlass: (\d+) bytes were cut here\]\n")
 #: How much is looked through for them.
 LOOKED_THROUGH: Final = 16 << 10
 #: Some programs colour what they write to files, too.
@@ -262,6 +264,32 @@ def trim_log(log: Path, limit: int = LOG_LIMIT, kept: int = LOG_KEPT) -> None:
             file.write(b"[windlass: %d bytes were cut here]\n" % (size - len(end)) + end)
     except FileNotFoundError:
         pass
+
+
+class GrowingLog:
+    """What is added to a log that is open at its end, also while `trim_log` cuts it."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._cut = self._last_cut()
+
+    def more(self) -> str:
+        """What was written since the last look, each line once: a cut writes the end again."""
+        place, cut = self._file.buffer.tell(), self._last_cut()
+        size = os.fstat(self._file.fileno()).st_size
+        if cut != self._cut or size < place:
+            if not size:
+                return ""  # it is being cut
+            self._cut = cut
+            words, gone = cut
+            # What was shown up to `place` ends here now. Where more was cut than was shown, the words say so.
+            self._file.seek(words + place - gone if 0 < gone <= place else 0)
+        return self._file.read()
+
+    def _last_cut(self) -> tuple[int, int]:
+        """Bytes of the words that tell of it, and how many were cut; zeros: nothing was, or somebody else has emptied it."""
+        found = CUT.match(os.pread(self._file.fileno(), 80, 0))
+        return (found.end(), int(found[1])) if found else (0, 0)
 
 
 def tail_of(log: Path) -> str:

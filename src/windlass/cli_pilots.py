@@ -10,7 +10,6 @@ manager keeps of failed pilots are shown, and it is said which of the two it is.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections import deque
@@ -220,12 +219,12 @@ def _why_no_log(row: Row, error: OSError) -> str:
 
 def _follow(file: TextIO, chosen: argparse.Namespace, pilot: str) -> None:
     """Print what is added until the pilot has ended, or somebody interrupts."""
-    ended = False
+    from windlass.factory.processes import GrowingLog
+
+    log, ended = GrowingLog(file), False
     looked = time.monotonic()
     while True:
-        if os.fstat(file.fileno()).st_size < file.buffer.tell():
-            file.seek(0)  # it was cut, as it had grown too long
-        more = file.read()
+        more = log.more()
         sys.stdout.write(more)
         sys.stdout.flush()
         if ended and not more:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ import pytest
 from windlass.errors import OverLimit, Rejected
 from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, PilotState, Tag
 from windlass.factory.local import LocalBackend
-from windlass.factory.processes import tail_of, trim_log
+from windlass.factory.processes import GrowingLog, tail_of, trim_log
 
 MakeRequest = Callable[..., PilotRequest]
 Written = Callable[[Path], str]
@@ -186,6 +187,38 @@ def test_of_what_apptainer_says_the_reason_is_told(tmp_path: Path) -> None:
     assert tail_of(log) == 'Error for command "exec": unknown flag: --x'
     log.write_text("INFO: all is well\n")
     assert tail_of(log) == "INFO: all is well"
+
+
+def test_a_log_that_is_cut_while_it_grows_is_read_once(tmp_path: Path) -> None:
+    """Whether all was read before, or a part, or less than was cut; and one that somebody has emptied from its beginning."""
+    path = tmp_path / "log"
+    path.write_text("".join(f"{number}\n" for number in range(1000, 1100)))
+    with path.open() as file, path.open("a") as pilot:
+
+        def writes(begin: int, end: int) -> str:
+            text = "".join(f"{number}\n" for number in range(begin, end))
+            pilot.write(text)
+            pilot.flush()
+            return text
+
+        file.read()
+        log = GrowingLog(file)
+        assert log.more() == ""
+        trim_log(path, limit=100, kept=100)
+        text = writes(1100, 1110)
+        assert log.more() == text
+        text = writes(1110, 1150)
+        trim_log(path, limit=100, kept=250)
+        text += writes(1150, 1300)
+        assert log.more() == text, "also where it is longer than before"
+        assert log.more() == ""
+        writes(1300, 1400)
+        trim_log(path, limit=100, kept=250)
+        assert log.more() == "[windlass: 1286 bytes were cut here]\n" + "".join(f"{number}\n" for number in range(1350, 1400))
+        os.truncate(path, 0)
+        assert log.more() == ""
+        text = writes(1400, 1401)
+        assert log.more() == text
 
 
 def test_a_long_log_is_cut_to_its_end(tmp_path: Path) -> None:
