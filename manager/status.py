@@ -119,8 +119,8 @@ def within(found: dict[str, Any], most: int = BYTES_MOST, wanted: str = "") -> b
     if len(encoded) <= most:
         return encoded
     share = most // _SHARES
-    cut = {**found, **{kind: _shortened(found[kind], share) for kind in _BESIDES if kind in found}, "cut": True}
-    cut["sums"] = sums_of(found["workers"], found["pilots"])
+    cut: dict[str, Any] = {**found, "cut": True, "sums": sums_of(found["workers"], found["pilots"])}
+    cut |= {kind: _shortened(found[kind], share) for kind in _BESIDES if kind in found}
     named = [_shortened([row for row in found[kind] if is_meant(row, wanted)], share) for kind in ("pilots", "workers")]
     pilots: list[dict[str, Any]] = [
         {**row, "story": []} for row in found["pilots"] if (row["phase"] != "ended" or row["failed"]) and not is_meant(row, wanted)
@@ -155,13 +155,13 @@ def _shortened(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _short(value: Any) -> Any:
+def _short(value: object) -> Any:
     """With the ends of long texts, where errors and paths say what matters, and the first of many."""
     if isinstance(value, str):
         return value if len(value) <= _TEXT_MOST else f"... {value[-_TEXT_MOST:]}"
     if isinstance(value, dict):
-        return {key: _short(one) for key, one in islice(cast("dict[str, Any]", value).items(), _ITEMS_MOST)}
-    return [_short(one) for one in cast("list[Any]", value)[:_ITEMS_MOST]] if isinstance(value, list) else value
+        return {key: _short(one) for key, one in islice(cast("dict[str, object]", value).items(), _ITEMS_MOST)}
+    return [_short(one) for one in cast("list[object]", value)[:_ITEMS_MOST]] if isinstance(value, list) else value
 
 
 def _library(state: LibraryState) -> dict[str, Any]:

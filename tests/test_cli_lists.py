@@ -199,9 +199,8 @@ def test_of_more_pilots_and_workers_than_fit_each_can_be_named(busy: windlass.Ma
     [pilot], [worker] = rows(run, "pilots"), rows(run, "workers")
 
     def crowded(found: dict[str, Any], **more: Any) -> bytes:
-        pilots = [
-            {**row, "pilot": f"other{n}", "job": f"other{n}", "node": "", "workers": []} for row in found["pilots"] for n in range(2000)
-        ]
+        other: dict[str, Any] = {"node": "", "workers": []}
+        pilots = [{**row, "pilot": f"other{n}", "job": f"other{n}", **other} for row in found["pilots"] for n in range(2000)]
         workers = [{**row, "id": f"other{n}", "host": "other"} for row in found["workers"] for n in range(4000)]
         return within({**found, "pilots": found["pilots"] + pilots, "workers": workers + found["workers"]}, **more)
 

@@ -87,7 +87,11 @@ def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Batch:
     """Where managers are submitted to, with a state folder of the test's own."""
     batch = Batch()
     monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path))
-    monkeypatch.setattr("windlass.manager_job.make_backend", lambda pool, options: (batch, None))
+
+    def make_backend(pool: str, options: object) -> tuple[Batch, None]:
+        return batch, None
+
+    monkeypatch.setattr("windlass.manager_job.make_backend", make_backend)
     return batch
 
 

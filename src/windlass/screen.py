@@ -324,7 +324,7 @@ def _pools(view: View, width: int) -> Section:
         _number("cores", "cores", 3),
         Col("gpus", lambda row: show_plain(row["gpus"]) if row.get("gpus") else "", right=True, rank=5),
         Col("walltime", lambda row: show_left(row.get("walltime")), right=True, rank=6),
-        Col("failed", lambda row: str(failed.get(row.get("name"), "")), right=True, rank=2),
+        Col("failed", lambda row: str(failed.get(str(row.get("name")), "")), right=True, rank=2),
     )
     table = _table(rows, columns, width, lambda row: "red" if row.get("paused") else "")
     lines = table[:1]

@@ -86,7 +86,7 @@ def test_who_is_asked_for_by_name_is_there_with_its_story() -> None:
 )
 def test_whatever_is_large_the_answer_fits_and_leaves_room_for_the_rest(kind: str, rows: list[dict[str, Any]]) -> None:
     """An answer that does not fit ends the session of whoever asked, with all its calls."""
-    whole = {"manager": {"id": "m"}, "pilots": [], "workers": [], "libraries": [], "files": [], "pools": [], "programs": []}
+    whole: dict[str, Any] = {"manager": {"id": "m"}, "pilots": [], "workers": [], "libraries": [], "files": [], "pools": [], "programs": []}
     found = json.loads(within({**whole, kind: rows}))
     assert len(within({**whole, kind: rows})) <= BYTES_MOST
     assert (found["cut"], found["manager"]) == (True, {"id": "m"})
