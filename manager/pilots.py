@@ -101,8 +101,9 @@ class PilotBook:
                 if told.factory == factory and not told.ended:
                     self._orphans[name, pilot] = now
 
-    def rows(self, workers: Iterable[Worker], now: float) -> list[dict[str, Any]]:
-        """The status's rows (docs/status.md), with what is known of workers: of each pool those that live, then those that have ended."""
+    def rows(self, workers: Iterable[Worker], now: float, wanted: str = "") -> list[dict[str, Any]]:
+        """The status's rows (docs/status.md), with what is known of workers: of each pool those that live, then those that have ended.
+        Those that ``wanted`` names (`GetStatus`) are among them, however many there are."""
         by_pilot: dict[tuple[PoolName, PilotId], list[Worker]] = {}
         for worker in workers:
             by_pilot.setdefault((worker.info.pool, worker.info.pilot), []).append(worker)
@@ -111,7 +112,8 @@ class PilotBook:
         for name, pool in self._pools.items():
             live = [one for one in pool.values() if not one.ended]
             ended = [one for one in pool.values() if one.ended]
-            rows += [_row(one, by_pilot.get((name, one.line.pilot), ()), now) for one in live[-SHOWN:] + ended]
+            older = [one for one in live[:-SHOWN] if wanted and _is_wanted(one.line, by_pilot.get((name, one.line.pilot), ()), wanted)]
+            rows += [_row(one, by_pilot.get((name, one.line.pilot), ()), now) for one in older + live[-SHOWN:] + ended]
         return rows
 
     def _settle_orphans(self, by_pilot: dict[tuple[PoolName, PilotId], list[Worker]]) -> None:
@@ -141,6 +143,15 @@ class PilotBook:
         ended = [pilot for pilot, one in pool.items() if one.ended]
         for pilot in ended[: max(0, len(ended) - ENDED_KEPT)]:
             del pool[pilot]
+
+
+def is_named(wanted: str, begin: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether this word is one of these names, or the beginning of one of the first ones. "" names nothing."""
+    return bool(wanted) and (wanted in names or any(name.startswith(wanted) for name in begin))
+
+
+def _is_wanted(line: PilotLine, workers: Sequence[Worker], wanted: str) -> bool:
+    return is_named(wanted, (line.pilot, line.job), (line.node, *(worker.info.host for worker in workers)))
 
 
 def _row(told: Told, workers: Sequence[Worker], now: float) -> dict[str, Any]:

@@ -392,12 +392,12 @@ class Server:
                 log.warning("%s %s said %s, which its role may not", role, name, type(message).__name__)
 
     def _status(self, now: float, wanted: str) -> Status:
-        return Status(within(self._found(now), wanted=wanted))
+        return Status(within(self._found(now, wanted=wanted), wanted=wanted))
 
-    def _found(self, now: float, brief: bool = False) -> dict[str, Any]:
+    def _found(self, now: float, brief: bool = False, wanted: str = "") -> dict[str, Any]:
         seen, detached = self.attachments.seen(), self.attachments.detached
         moved = (self.files.server.bytes_out, self._data.bytes_out, self._data.bytes_in + self._data.bytes_adopted)
-        more: dict[str, Any] = {"detached": detached, "moved": moved, "brief": brief, "name": self.name}
+        more: dict[str, Any] = {"detached": detached, "moved": moved, "brief": brief, "name": self.name, "wanted": wanted}
         found = status(self.core, self._welcome.manager, self.addresses, now, seen, **more)
         if self.client is not None:
             add_inputs(found, self.client.feeder.count, self.client.remembered)

@@ -12,6 +12,7 @@ from windlass.files import shown
 from windlass.manager.core import Core
 from windlass.manager.inputs import InputsCount
 from windlass.manager.libraries import LibraryState
+from windlass.manager.pilots import is_named
 from windlass.manager.programs import Program
 from windlass.manager.workers import Worker
 from windlass.sums import sums_of
@@ -43,10 +44,12 @@ def status(
     moved: tuple[int, int, int] = (0, 0, 0),
     brief: bool = False,
     name: str = "",
+    wanted: str = "",
 ) -> dict[str, Any]:
     """The status object. Times in seconds, memory in bytes. ``programs``: those attached, and whether they are connected;
     ``moved``: bytes of files and of objects that it has sent, and of objects that it has taken in.
-    ``brief``: without pilots and files. ``name``: what people call it; ``manager`` is its id, which certificates name."""
+    ``brief``: without pilots and files. ``name``: what people call it; ``manager`` is its id, which certificates name.
+    ``wanted``: see `GetStatus`."""
     counters = core.counters
     replicas = core.replicas.counts()
     parked = sum(map(len, core.parked.values()))
@@ -81,7 +84,7 @@ def status(
             "object_bytes_in": moved[2],
         },
         "pools": _pools(core),
-        **({} if brief else {"pilots": core.pilots.rows(core.workers.values(), now)}),
+        **({} if brief else {"pilots": core.pilots.rows(core.workers.values(), now, wanted)}),
         "programs": [
             {
                 "name": one.name,
@@ -121,11 +124,11 @@ def within(found: dict[str, Any], most: int = BYTES_MOST, wanted: str = "") -> b
     share = most // _SHARES
     cut: dict[str, Any] = {**found, "cut": True, "sums": sums_of(found["workers"], found["pilots"])}
     cut |= {kind: _shortened(found[kind], share) for kind in _BESIDES if kind in found}
-    named = [_shortened([row for row in found[kind] if is_meant(row, wanted)], share) for kind in ("pilots", "workers")]
+    named = [_shortened([row for row in found[kind] if _is_meant(row, wanted)], share) for kind in ("pilots", "workers")]
     pilots: list[dict[str, Any]] = [
-        {**row, "story": []} for row in found["pilots"] if (row["phase"] != "ended" or row["failed"]) and not is_meant(row, wanted)
+        {**row, "story": []} for row in found["pilots"] if (row["phase"] != "ended" or row["failed"]) and not _is_meant(row, wanted)
     ]
-    workers: list[dict[str, Any]] = [row for row in found["workers"] if not is_meant(row, wanted)]
+    workers: list[dict[str, Any]] = [row for row in found["workers"] if not _is_meant(row, wanted)]
     while True:
         encoded = msgspec.json.encode({**cut, "pilots": [*pilots, *named[0]], "workers": [*named[1], *workers]})
         if len(encoded) <= most or not (pilots or workers):
@@ -137,13 +140,10 @@ def within(found: dict[str, Any], most: int = BYTES_MOST, wanted: str = "") -> b
             workers = workers[: len(workers) // 2]
 
 
-def is_meant(row: Mapping[str, Any], wanted: str) -> bool:
+def _is_meant(row: Mapping[str, Any], wanted: str) -> bool:
     """Whether this word is one of a pilot or worker: its own, of which the beginning will do for a pilot, or its host's."""
-    if not wanted:
-        return False
-    begins = any(str(row.get(key, "")).startswith(wanted) for key in ("pilot", "job"))
     hosts = [one["host"] for one in row.get("workers", ())]
-    return begins or wanted in [row.get("id"), row.get("host"), row.get("node"), *hosts]
+    return is_named(wanted, [row.get("pilot", ""), row.get("job", "")], [row.get(key, "") for key in ("id", "host", "node")] + hosts)
 
 
 def _shortened(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:

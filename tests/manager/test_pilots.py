@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from windlass.manager.pilots import ASKED, ENDED_KEPT, LEFT, POOLS_KEPT, STEPS, PilotBook
+from windlass.manager.pilots import ASKED, ENDED_KEPT, LEFT, POOLS_KEPT, SHOWN, STEPS, PilotBook
 from windlass.manager.workers import Worker
 from windlass.messages import PilotId, PilotLine, PoolName, Resources, WorkerId, WorkerInfo
 
@@ -41,6 +41,21 @@ def test_of_those_that_have_ended_the_newest_are_kept() -> None:
     assert [row["pilot"] for row in rows][:2] == ["lives", "5"]
     assert len(rows) == ENDED_KEPT + 1
     assert rows[-1]["words"] == "oh"
+
+
+def test_of_more_than_are_shown_each_can_be_named() -> None:
+    """By the beginning of it or of its job, and by where it runs."""
+    book = PilotBook()
+    book.take("f", [line("first", "serving", node="n1"), line("second", "serving")])
+    book.take("f", [line(str(number), "serving") for number in range(SHOWN)])
+    worker = Worker(WorkerId("a"), WorkerInfo("n2", 7, Resources(1.0), (), PoolName("p"), PilotId("second"), 0.0, True, "/tmp"), 0.0)
+
+    def beyond(wanted: str) -> list[str]:
+        rows = book.rows([worker], 0.0, wanted)
+        assert [row["pilot"] for row in rows[-SHOWN:]] == [str(number) for number in range(SHOWN)]
+        return [row["pilot"] for row in rows[:-SHOWN]]
+
+    assert [beyond(wanted) for wanted in ("", "x", "fir", "n1", "n2", "n")] == [[], [], ["first"], ["first"], ["second"], []]
 
 
 def test_times_are_of_the_manager_s_clock() -> None:
