@@ -3,8 +3,9 @@
 Theory of operation
 -------------------
 Events are method calls that carry ``now``; what is to be done comes out of `take_outbox` (messages for workers) and `take_done`
-(ends for the client).  Nothing here does I/O or looks at a clock, so the real shell and a simulator run the same code. Four layers, each
-a class: `Books` (what is known), `Dispatch` (who gets what), `Attempts` (what becomes of calls that were sent), `Core` (all other events).
+(ends for the client).  Nothing here does I/O or looks at a clock, so the real shell and a simulator run the same code. Five layers, each
+a class: `Books` (what is known), `Dispatch` (who gets what), `Attempts` (what becomes of calls that were sent), `Starts` (of libraries and
+their instances), `Core` (all other events).
 
 *Calls.* waiting → sent → ended, with ways back to waiting: returned unstarted (free), lost with the worker (counts a loss), died or raised
 and worth a retry (counts a failure).  Each call ends exactly once: it leaves the books at its end and nowhere else.  An answer counts
@@ -19,15 +20,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from windlass.manager.attempts import Attempts
 from windlass.manager.books import Books, Counters, Settings
 from windlass.manager.calls import CLOSED, LIBRARY_FAILED, NOT_POSSIBLE, Call
 from windlass.manager.demand import demand_of
-from windlass.manager.libraries import NEVER, QUIET_SECONDS, STARTING, LibraryState
+from windlass.manager.libraries import QUIET_SECONDS
 from windlass.manager.lineage import FIRST_REMAKE, products_of
 from windlass.manager.placement import spent
+from windlass.manager.starts import Starts
 from windlass.manager.told import was_told_of_file
-from windlass.manager.workers import Instance, Phase, Worker, busy_cores, busy_gpus
+from windlass.manager.workers import Phase, Worker, busy_cores, busy_gpus
 from windlass.messages import (
     CANCELLED,
     NO_FILE,
@@ -56,9 +57,7 @@ from windlass.messages import (
     InstanceId,
     Leave,
     LibraryFailed,
-    LibraryId,
     LibraryReady,
-    LibrarySpec,
     LibraryStopped,
     Message,
     PilotId,
@@ -74,9 +73,6 @@ from windlass.messages import (
 
 __all__ = ["Books", "Core", "Counters", "Settings"]
 
-#: Starts that may crash or time out in a row, without an answer to any call, before a library counts as one that cannot start; or, where
-#: it serves elsewhere, before it is started no more on that worker.
-CRASHES_MOST = 3
 #: Functions that are remembered without a call or a library naming them.
 FUNCTIONS_MOST = 20_000
 #: An idle worker without time enough for any of the calls that wait is let go after so many seconds.
@@ -85,55 +81,13 @@ SPENT_SECONDS = 5.0
 AGAIN_SECONDS = 5.0
 
 
-class Core(Attempts):
+class Core(Starts):
     """All decisions of one manager."""
 
     #: Number of functions at which those that nothing names are looked for.
     _forget_at = FUNCTIONS_MOST
     _ticked_at = _demand_at = 0.0
     _look_impossible = False
-
-    def install(self, spec: LibrarySpec, now: float) -> None:
-        """A library version is there to be called. Installing it again changes nothing, but one that could not start is tried again."""
-        known = self.libraries.get(spec.id)
-        if known is not None:
-            known.removed = False
-            if known.failed:
-                known.failed = ""
-                self._try_again(known)
-                self.structure += 1
-            return
-        self.libraries[spec.id] = LibraryState(spec)
-        for function in spec.functions:
-            self.functions[function.id] = function
-        self.structure += 1
-
-    def _try_again(self, state: LibraryState) -> None:
-        """What a library could not do anywhere is forgotten."""
-        state.crashes, state.tried = 0, NEVER
-        state.looked.clear()
-        state.asked.clear()
-        for worker in self.workers.values():
-            worker.unfit.pop(state.spec.id, None)
-            worker.crashes.pop(state.spec.id, None)
-
-    def _try_unfit_again(self) -> None:
-        """A worker is lost. If it was the last one that a library could be tried on, none shows any more that the others are to blame: the
-        library is tried again there, and serves, or fails with its calls."""
-        unfit: set[LibraryId] | None = None
-        for worker in self.workers.values():
-            unfit = set(worker.unfit) if unfit is None else unfit & worker.unfit.keys()
-            if not unfit:
-                return
-        for library in unfit or ():
-            self._try_again(self.libraries[library])
-
-    def remove(self, library: LibraryId, now: float) -> None:
-        """No more calls of this version will come; its instances end when its calls have."""
-        state = self.libraries.get(library)
-        if state is not None:
-            state.removed, state.removed_at = True, now
-            self._dirty[library] = state
 
     def define(self, functions: Iterable[FunctionDef]) -> None:
         """Functions that calls will name."""
@@ -504,58 +458,6 @@ class Core(Attempts):
             else:
                 self._send(worker, FileLost(name, f"worker {worker.id} was not told of this file, or needs it no more"))
         self.replicas.wanted(worker.id, told)
-
-    def _library_ready(self, worker: Worker, message: LibraryReady, now: float) -> None:
-        instance = worker.instances.get(message.instance)
-        if instance is None or instance.phase is not Phase.STARTING:
-            return
-        state = self.libraries[instance.library]
-        state.coming -= instance.target
-        instance.phase = Phase.READY
-        instance.ready = message
-        instance.start_seconds = now - instance.begun_at
-        if state.learn_start(instance.start_seconds):
-            self._lower_least()
-        state.hoisted_seconds += sum(one.seconds for one in message.imports) + message.context_seconds
-        self._refresh(instance)
-        self._dirty[instance.library] = state
-
-    def _library_failed(self, worker: Worker, message: LibraryFailed, now: float) -> None:
-        instance = worker.instances.get(message.instance)
-        if instance is None:
-            return
-        state = self.libraries[instance.library]
-        self._ended(instance, worker, now)
-        if message.kind == "python":
-            worker.unfit[instance.library] = message.text
-            if all(instance.library in one.unfit for one in self.workers.values()):
-                self._fail_library(state, message.text, now)
-        elif message.kind in STARTING and not state.done and not state.works_elsewhere(message.kind):
-            # What never worked would fail the same way again, and a start that took its whole time is not waited for twice more.
-            self._fail_library(state, message.text, now)
-        elif message.at_start or message.kind in STARTING:
-            state.crashes += 1
-            worker.crashes[instance.library] = worker.crashes.get(instance.library, 0) + 1
-            elsewhere = state.works_elsewhere(message.kind)
-            if worker.crashes[instance.library] >= CRASHES_MOST and elsewhere:
-                worker.unfit[instance.library] = message.text  # this node is bad
-            elif state.crashes >= CRASHES_MOST and not elsewhere:
-                self._fail_library(state, f"{message.text}\nIt failed so {state.crashes} times in a row.", now)
-        self._restructured(worker)
-
-    def _ended(self, instance: Instance, worker: Worker, now: float) -> None:
-        """An instance has ended, asked or not; calls that it has go back. One that was asked to has none: they are another one's by now."""
-        mine = worker.by_library.get(instance.library) is instance
-        held = [call for call in worker.calls.values() if mine and call.spec.library == instance.library]
-        for call in held:
-            del worker.calls[call.spec.call]
-        self._gone(instance, worker, now)
-        for call in reversed(held):
-            self._back(call, now)
-
-    def _fail_library(self, state: LibraryState, text: str, now: float) -> None:
-        state.failed = f"library {state.spec.name!r} cannot start: {text}"
-        self._end_waiting(state, now)
 
     def _drain(self, worker: Worker, reason: str) -> None:
         worker.draining = worker.draining or reason

@@ -20,6 +20,7 @@ CORES = (
     "manager/dispatch.py",
     "manager/recalls.py",
     "manager/attempts.py",
+    "manager/starts.py",
     "manager/core.py",
     "manager/libraries.py",
     "manager/calls.py",

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from windlass.manager.calls import LIBRARY_FAILED, LOST, NOT_POSSIBLE, TOO_LONG
-from windlass.manager.core import CRASHES_MOST, Core
+from windlass.manager.core import Core
 from windlass.manager.dispatch import LINGER_SECONDS
 from windlass.manager.libraries import AHEAD_UNKNOWN
+from windlass.manager.starts import CRASHES_MOST
 from windlass.manager.workers import STILL_TICKS, STILL_TICKS_WITH_DATA
 from windlass.messages import (
     CANCELLED,
