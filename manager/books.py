@@ -108,8 +108,8 @@ class Books:
         self.replicas = Replicas()
         self.lineage = Lineage()
         self.blocked = BlockedHosts()
-        #: Calls that wait, in no queue, for a result to be made again.
-        self.parked: dict[FileName, list[Call]] = {}
+        #: Calls that wait, in no queue, for a result to be made again, the first that came first.
+        self.parked: dict[FileName, dict[CallId, Call]] = {}
         self.counters = Counters()
         self.names = Names(self.libraries, self.functions)
         self.failures = Failures(self.names)
@@ -301,41 +301,67 @@ class Books:
         self._dirty[call.spec.library] = state
 
     def _finish(self, call: Call, end: CallEnd, now: float) -> None:
-        """The one end of a call."""
-        self.calls.pop(call.spec.call, None)
-        for name in self.lineage.failed(call.spec.call) if self.lineage.remakes else ():
+        """The one end of a call; those that wait for what it was to make end with it."""
+        for name in self._end(call, end, now):
             self._lose_result(name, end, now)
-        if call.spec.call >= FIRST_REMAKE:
-            return
-        if end.outcome == CANCELLED:
-            self.counters.cancelled += 1
-        elif end.outcome != RETURNED:
-            self.failures.ended(call, end, now)
-        self._done.append(CallDone(end, call.queued_at, call.sent_at, now, tuple(call.attempts) if call.attempts else (), call.spec.tag))
+
+    def _end(self, call: Call, end: CallEnd, now: float) -> tuple[FileName, ...]:
+        """The same of this call alone. What it was to make and will not."""
+        self.calls.pop(call.spec.call, None)
+        lost = self.lineage.failed(call.spec.call) if self.lineage.remakes else ()
+        if call.spec.call < FIRST_REMAKE:
+            if end.outcome == CANCELLED:
+                self.counters.cancelled += 1
+            elif end.outcome != RETURNED:
+                self.failures.ended(call, end, now)
+            earlier = tuple(call.attempts) if call.attempts else ()
+            self._done.append(CallDone(end, call.queued_at, call.sent_at, now, earlier, call.spec.tag))
+        return lost
 
     def _lose_result(self, name: FileName, end: CallEnd, now: float) -> None:
         """A result cannot be made, or made again: neither is run what needs it."""
         detail = end.detail or EndDetail()
         why = detail.text or (f"its function raised {detail.types[0]}" if detail.types else "the call that makes it was not run to its end")
-        text = f"file {name} could not be made: {why}"
-        self.replicas.lose(name, text)
+        self._lose_results((name,), f"file {name} could not be made: {why}", now)
+
+    def _end_without(self, call: Call, text: str, now: float) -> None:
+        """It waits in no queue, and lacks a file, as ``text`` says."""
+        self._lose_results(self._end_lacking(call, text, now), text, now)
+
+    def _lose_results(self, names: Iterable[FileName], text: str, now: float) -> None:
+        """Neither is run what needs these, nor what needs what that was to make, and so on: of all it is told why the first is missing."""
+        lost = deque(names)
+        if not lost:
+            return
+        while lost:
+            name = lost.popleft()
+            self.replicas.lose(name, text)
+            for call in self.parked.pop(name, {}).values():
+                call.parked = FileName("")
+                lost.extend(self._end_lacking(call, text, now))
         for state in self.libraries.values():
             if state.waiting:
                 self._dirty[state.spec.id] = state
-        for call in self.parked.pop(name, ()):
-            call.parked = FileName("")
-            self._finish(call, CallEnd(call.spec.call, call.attempt, NO_FILE, detail=EndDetail(text=text)), now)
+
+    def _end_lacking(self, call: Call, text: str, now: float) -> tuple[FileName, ...]:
+        return self._end(call, CallEnd(call.spec.call, call.attempt, NO_FILE, detail=EndDetail(text=text)), now)
+
+    def _park(self, call: Call, name: FileName) -> None:
+        """It is in no queue any more, and waits for this result."""
+        call.parked = name
+        self.parked.setdefault(name, {})[call.spec.call] = call
+        self.replicas.orphaned.append(name)
 
     def _unpark(self, names: Iterable[FileName]) -> None:
         """These results are there again."""
         for name in names:
-            for call in reversed(self.parked.pop(name, ())):
+            for call in reversed(self.parked.pop(name, {}).values()):
                 call.parked = FileName("")
                 self._requeue(call)
 
     def _drop_parked(self, call: Call) -> None:
         calls = self.parked[call.parked]
-        calls.remove(call)
+        del calls[call.spec.call]
         if not calls:
             del self.parked[call.parked]
         call.parked = FileName("")
@@ -437,9 +463,9 @@ class Books:
         waiting = {call.spec.call for queue in self._queues.values() for call in queue.every() if not call.cancelled}
         sent = {call_id for worker in self.workers.values() for call_id in worker.calls}
         assert not waiting & sent, f"both waiting and sent: {waiting & sent}"
-        parked = {call.spec.call for calls in self.parked.values() for call in calls}
+        parked = {call_id for calls in self.parked.values() for call_id in calls}
         assert waiting | sent | parked == set(self.calls), f"lost track of {set(self.calls) ^ (waiting | sent | parked)}"
-        assert all(call.parked == name and not call.worker for name, calls in self.parked.items() for call in calls)
+        assert all(call.parked == name and not call.worker for name, calls in self.parked.items() for call in calls.values())
         assert all(self.parked.values())
         self.lineage.check()
         running, held = Counter[int](), Counter[tuple[WorkerId, LibraryId]]()

@@ -75,7 +75,7 @@ def outcome_words(outcome: int) -> str:
     return OUTCOME_WORDS.get(outcome) or f"outcome {outcome}"
 
 
-class Call(msgspec.Struct, gc=False):
+class Call(msgspec.Struct, eq=False, gc=False):
     """A call that has not ended. ``worker`` is empty while it waits."""
 
     spec: CallSpec

@@ -24,7 +24,6 @@ from windlass.manager.recalls import Recalls
 from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, slots_in, used_up, usual_weight, weight_of
 from windlass.messages import (
     BAD_CALL,
-    NO_FILE,
     AddFunctions,
     CallEnd,
     CallRun,
@@ -107,7 +106,7 @@ class Dispatch(Recalls):
             if served >= 0 and passed_over is None and not state.idle:
                 passed_over = queue
             if queue.files:
-                self._park(queue, state, now)
+                self._park_firsts(queue, state, now)
             if not state.idle and not (state.roomy and state.plain):
                 break
             options, plain = queue.options, queue.plain
@@ -119,7 +118,7 @@ class Dispatch(Recalls):
             if others is not None:
                 queue.passed_at = -1
             while queue.waiting:
-                if queue.files and not self._park(queue, state, now):
+                if queue.files and not self._park_firsts(queue, state, now):
                     break
                 near = self._nearest(state, queue, plain) if queue.files else None
                 if near is not None:
@@ -172,7 +171,7 @@ class Dispatch(Recalls):
         if passed > SWEEP_LEAST and passed > len(state.queues) // 8:
             self._sweep_queues(state)  # or each call would cost a look at them
 
-    def _park(self, queue: CallQueue, state: LibraryState, now: float) -> bool:
+    def _park_firsts(self, queue: CallQueue, state: LibraryState, now: float) -> bool:
         """Take first calls away that need a result which nobody has any more, end those that need a lost file; True when one is left."""
         while (call := queue.first()) is not None:
             gone, lost = FileName(""), ""
@@ -188,11 +187,9 @@ class Dispatch(Recalls):
             queue.pop()
             state.waiting -= 1
             if lost:
-                self._finish(call, CallEnd(call.spec.call, call.attempt, NO_FILE, detail=EndDetail(text=lost)), now)
-                continue
-            call.parked = gone
-            self.parked.setdefault(gone, []).append(call)
-            self.replicas.orphaned.append(gone)
+                self._end_without(call, lost, now)
+            else:
+                self._park(call, gone)
         return False
 
     def _nearest(self, state: LibraryState, queue: CallQueue, plain: bool) -> tuple[Instance, int] | None:

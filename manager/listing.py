@@ -143,7 +143,7 @@ def _waiting(books: Books, wanted: ListCalls, states: list[LibraryState], most: 
     queues = (queue for state in states if state.waiting for queue in state.queues)
     lines = (chain(reversed(queue.calls), reversed(queue.back)) for queue in queues if queue.waiting)
     ids = {state.spec.id for state in states}
-    for line in chain(lines, (reversed(calls) for calls in books.parked.values())):
+    for line in chain(lines, (reversed(calls.values()) for calls in books.parked.values())):
         found = 0
         for call in line:
             if not looks.take():
