@@ -207,7 +207,8 @@ class Core(Starts):
         for call in list(self.calls.values()):
             if not call.worker:
                 self._drop_waiting(call)
-            self._finish(call, CallEnd(call.spec.call, call.attempt, CLOSED, detail=EndDetail(text=reason)), now)
+            # Those that wait for what it was to make have their turn here too.
+            self._end(call, CallEnd(call.spec.call, call.attempt, CLOSED, detail=EndDetail(text=reason)), now)
         for queue in self._queues.values():
             queue.clear()
             queue.running = 0

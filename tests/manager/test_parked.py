@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from windlass.manager.calls import CLOSED
 from windlass.manager.core import Core
 from windlass.messages import (
     CANCELLED,
@@ -141,6 +142,21 @@ def test_calls_that_come_when_the_first_of_their_chain_has_failed_are_told_the_s
     pipeline.submit(*map(link, range(2, LONG + 1)))
     assert pipeline.outcomes() == [RAISED] + [NO_FILE] * (LONG - 1)
     assert pipeline.texts() == {f"file {temp(1).name} could not be made: ValueError: no such luck"}
+
+
+def test_calls_that_wait_for_files_end_once_with_their_manager() -> None:
+    """By its end, and not for want of a file, which would be no news to anybody."""
+    pipeline = Pipeline()
+    pipeline.chain(LONG)
+    pipeline.submit(*map(user, range(LONG + 1, LONG + 3)))
+    pipeline.core.close("the manager was closed", pipeline.now)
+    pipeline.take_done()
+    assert pipeline.outcomes() == [CLOSED] * (LONG + 2)
+    assert pipeline.texts() == {"the manager was closed"}
+    assert pipeline.core.failures.calls == LONG + 2
+    assert not pipeline.core.parked
+    state = pipeline.core.libraries[LIB]
+    assert (state.waiting, state.running, [queue.waiting for queue in state.queues]) == (0, 0, [0] * len(state.queues))
 
 
 def test_calls_that_wait_for_one_file_are_cancelled_in_any_order() -> None:
