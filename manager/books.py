@@ -19,7 +19,7 @@ from itertools import islice
 import msgspec
 
 from windlass.manager.blocked import BlockedHosts
-from windlass.manager.calls import LIBRARY_FAILED, NOT_POSSIBLE, Call, CallQueue
+from windlass.manager.calls import LIBRARY_FAILED, NOT_POSSIBLE, Call, CallQueue, message_bytes
 from windlass.manager.failures import Failures
 from windlass.manager.kinds import KINDS_MOST
 from windlass.manager.libraries import NEVER, LibraryState, rank
@@ -53,7 +53,7 @@ from windlass.messages import (
     WorkerId,
 )
 
-#: Bytes of payload in one `RunCalls`, well under the limit of a frame.
+#: Bytes of calls in one `RunCalls`, well under the limit of a frame; one call alone may have more.
 RUN_BYTES = 256 << 10
 #: So many workers are looked at again at each tick, in turns, by libraries that wait for slots.
 LOOKED_AT = 32
@@ -378,14 +378,14 @@ class Books:
         out = self._outbox.setdefault(worker.id, [])
         size = first = 0
         for index, run in enumerate(runs):
-            size += len(run.payload) + 64 + 48 * len(run.spans) + 160 * len(run.inputs)
+            more = message_bytes(run)
+            if size + more > RUN_BYTES and index > first:
+                out.append(RunCalls(runs[first:index]))
+                size, first = 0, index
+            size += more
             if run.spans:
                 worker.recent.append(run.spans)
-            if size > RUN_BYTES:
-                out.append(RunCalls(runs[first : index + 1]))
-                size, first = 0, index + 1
-        if first < len(runs):
-            out.append(RunCalls(runs[first:] if first else runs))
+        out.append(RunCalls(runs[first:] if first else runs))
         worker.to_run = []
 
     def _refresh(self, instance: Instance) -> None:

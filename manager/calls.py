@@ -31,6 +31,7 @@ from windlass.messages import (
     CallAttempt,
     CallId,
     CallOptions,
+    CallRun,
     CallSpec,
     FileName,
     LibraryId,
@@ -215,6 +216,15 @@ class CallQueue(msgspec.Struct, gc=True):
         """Forget them all, at the manager's end."""
         self.back.clear()
         self.calls.clear()
+
+
+def message_bytes(call: CallSpec | CallRun) -> int:
+    """About how many bytes a message has for it, but for what is short."""
+    size = 64 + len(call.payload) + 48 * len(call.spans) + 160 * len(call.inputs)
+    if call.sandbox is not None:
+        size += sum(80 + len(path) + len(base) for path, _, base in call.sandbox.inputs)
+        size += sum(80 + len(path) for path, _ in call.sandbox.outputs)
+    return size
 
 
 def _age(call: Call) -> tuple[float, CallId]:

@@ -26,14 +26,14 @@ from functools import partial
 from typing import Any
 
 from windlass.errors import Closed, UsageError
-from windlass.files import File, collecting, inputs_of, without_files
+from windlass.files import File, collecting, without_files
 from windlass.manager.arguments import Arguments, Bell
 from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall, Target
 from windlass.manager.calls import CLOSED, INPUT_FAILED
 from windlass.manager.feeding import Feeder, Holes, input_failed
 from windlass.manager.future import CallFuture
 from windlass.manager.inbox import Inbox, Tidy
-from windlass.manager.keeping import KeptResults, Needed, sandbox_of
+from windlass.manager.keeping import KeptResults, Needed, inputs_that_fit, sandbox_of
 from windlass.manager.memory import MEMOIZED, ClientStore, Memory
 from windlass.manager.outcomes import failure
 from windlass.manager.spans import CallSpans
@@ -50,7 +50,6 @@ from windlass.messages import (
     CancelSubmitted,
     EndDetail,
     FileName,
-    FileRef,
     Message,
     ObjectName,
     ObjectRef,
@@ -176,7 +175,7 @@ class Client:
             if holes.found:
                 raise UsageError("a mini task cannot be given futures: give it what they have, or a file of declare_temp()")
             sandbox = sandbox_of(inputs, {}, files, returned)
-            refs = inputs_of(files, self.owner)
+            refs = inputs_that_fit(files, self.owner, payload, spans, sandbox)
         except BaseException:
             self._arguments.unpin(put)
             raise
@@ -199,7 +198,6 @@ class Client:
             if payload and not (self.feeder.inputs.waiting and self._late_producers(files)):
                 return self._submit_scalars(target, payload, options, tag, files)
         put: list[ObjectRef] = []
-        inputs: tuple[FileRef, ...] = ()
         holes = Holes(self, target.code)
 
         def keep(data: Any) -> ObjectRef:
@@ -212,8 +210,7 @@ class Client:
             sandbox = sandbox_of(room.inputs, room.outputs, files, lenient=room.lenient) if room is not None else None
             # Also those that make its files and wait for inputs themselves: the manager does not know of them yet.
             holes.found += [one for one in self._late_producers(files) if one not in holes.found]
-            if files:
-                inputs = inputs_of(files, self.owner)
+            inputs = inputs_that_fit(files, self.owner, payload, spans, sandbox)
         except BaseException:
             self._arguments.unpin(put)
             raise
@@ -260,7 +257,7 @@ class Client:
         self, target: Target, payload: bytes, options: CallOptions, tag: str | None, files: dict[str, File] | None = None
     ) -> CallFuture[Any]:
         """The same for scalars, and files."""
-        inputs = inputs_of(files, self.owner) if files else ()
+        inputs = inputs_that_fit(files, self.owner, payload) if files else ()
         call = CallId(next(self._ids))
         future: CallFuture[Any] = CallFuture(self, call, tag, self._clock(), target)
         self._futures[call] = future

@@ -17,13 +17,32 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from windlass.errors import Closed, FileUnavailable
-from windlass.files import File
-from windlass.messages import BringFiles, CallDone, FileName, FileRef, Message, ObjectName, ObjectRef, ReleaseFiles, Sandbox, kept_file
+import msgspec
+
+from windlass.errors import Closed, FileUnavailable, UsageError
+from windlass.files import File, inputs_of
+from windlass.messages import (
+    MAX_FRAME_BYTES,
+    BringFiles,
+    CallDone,
+    FileName,
+    FileRef,
+    Message,
+    ObjectName,
+    ObjectRef,
+    ReleaseFiles,
+    Sandbox,
+    kept_file,
+)
 
 NO_NAME: Final = FileName("")
 #: Seconds between looks whether the manager is still there.
 LOOK_SECONDS: Final = 1.0
+#: Of so few files, whatever their paths are, a message can always tell.
+FILES_FEW: Final = 64
+#: Bytes that a call's arguments and files may have in a message: what else it has is short. An output takes some more when it is told.
+CALL_BYTES_MOST: Final = MAX_FRAME_BYTES - (64 << 10)
+OUTPUT_BYTES: Final = 32
 
 
 class Needed(NamedTuple):
@@ -142,6 +161,24 @@ def sandbox_of(
             found.append((path, file.ref.name, file.ref.base))
     made = tuple((path, FileName(file.name)) for path, file in outputs.items())
     return Sandbox(tuple(found), made, returned, lenient)
+
+
+def inputs_that_fit(
+    files: dict[str, File], owner: int, payload: bytes, spans: Sequence[ObjectRef] = (), sandbox: Sandbox | None = None
+) -> tuple[FileRef, ...]:
+    """What a call of this manager says of the files that it is given. Raises `UsageError` as `inputs_of`, and for more files, those that
+    it makes among them, than a message can tell of: its worker would lose its session by it, and the next one after it."""
+    inputs = inputs_of(files, owner) if files else ()
+    made = len(sandbox.outputs) if sandbox is not None else 0
+    number = max(len(inputs), len(sandbox.inputs) if sandbox is not None else 0) + made
+    if number > FILES_FEW:
+        size = len(msgspec.msgpack.encode((payload, spans, inputs, sandbox))) + OUTPUT_BYTES * made
+        if size > CALL_BYTES_MOST:
+            raise UsageError(
+                f"the call has {number:,} files, and to tell a worker of them takes {size:,} bytes, of {CALL_BYTES_MOST:,} that a call may "
+                "take: declare the folder that they are in as one file, or an archive of them, or give some to each of several calls"
+            )
+    return inputs
 
 
 def bring_result(owner: object, record: CallDone | None, timeout: float | None) -> None:

@@ -35,6 +35,7 @@ from windlass.bulk import ObjectGone
 from windlass.dataplane import DataClient
 from windlass.errors import Closed, ConnectionRefused, StoreFull, Unreachable, WindlassError
 from windlass.identity import ConnectionFile
+from windlass.manager.calls import message_bytes
 from windlass.manager.inbox import Inbox, Tidy
 from windlass.manager.keeping import LOOK_SECONDS
 from windlass.manager.programs import in_frames
@@ -71,7 +72,7 @@ from windlass.transport import Port
 
 log = logging.getLogger("windlass.manager")
 
-#: Bytes of calls in one `SubmitCalls`, well under the limit of a frame.
+#: Bytes of calls in one `SubmitCalls`, well under the limit of a frame; one call alone may have more.
 _SUBMIT_BYTES: Final = 256 << 10
 _ANSWER_SECONDS: Final = 10.0
 
@@ -260,14 +261,13 @@ class Line:
 
         for item in self.inbox.drain():
             if type(item) is CallSpec:
-                if cancels or names or item.library != library or item.options is not options or size > _SUBMIT_BYTES:
+                more = message_bytes(item) + 4 * len(item.tag) + len(item.trace)
+                if cancels or names or item.library != library or item.options is not options or size + more > _SUBMIT_BYTES:
                     flush()
                     library, options = item.library, item.options
                 rest = (item.inputs, item.keep, item.sandbox, item.tag, item.trace)
                 calls.append(CallSent(item.call, item.function, item.payload, item.spans, *rest))
-                size += len(item.payload) + 64 + 48 * len(item.spans) + 160 * len(item.inputs) + 4 * len(item.tag) + len(item.trace)
-                if item.sandbox is not None:
-                    size += 100 * (len(item.sandbox.inputs) + len(item.sandbox.outputs))
+                size += more
                 continue
             message = item[1]
             if type(message) is Tidy:

@@ -228,14 +228,9 @@ class Link:
 
     def fail(self, reason: str) -> None:
         """The session cannot go on."""
-        if self.closed:
-            return
-        connection = self._connection
-        self._end()
-        if connection is not None:
-            self.closing = connection
-            connection.abort(reason)
-        self.on_lost(reason)
+        if not self.closed:
+            self._break(reason)
+            self.on_lost(reason)
 
     # -- inside
 
@@ -263,7 +258,9 @@ class Link:
                 bodies = self.session.encode(batch)
             except (InternalError, TypeError, ValueError, OverflowError) as error:
                 log.exception("messages for %s %s cannot be sent; its session ends", self.role, self.peer)
-                self.fail(f"messages for it cannot be sent: {error}")
+                reason = f"messages for it cannot be sent: {error}"
+                self._break(reason)
+                self._loop.call_soon(self.on_lost, reason)  # who sends is in the middle of something
                 return
         connection = self._connection
         if connection is None:
@@ -307,6 +304,13 @@ class Link:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(well)
+
+    def _break(self, reason: str) -> None:
+        connection = self._connection
+        self._end()
+        if connection is not None:
+            self.closing = connection
+            connection.abort(reason)
 
     def _end(self) -> None:
         self.closed = True

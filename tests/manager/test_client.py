@@ -11,14 +11,30 @@ from typing import Any
 
 import pytest
 
-from windlass.errors import Closed, FileUnavailable
+from windlass.errors import Closed, FileUnavailable, UsageError
+from windlass.files import File
 from windlass.manager.call import Target
 from windlass.manager.client import Client
 from windlass.manager.future import CallFuture
 from windlass.manager.inbox import Inbox
 from windlass.manager.journal import Journal
+from windlass.manager.keeping import inputs_that_fit
 from windlass.manager.memory import Memory
-from windlass.messages import RETURNED, CallDone, CallEnd, CallId, CallSpec, FunctionId, LibraryId, ObjectName, ObjectRef, WorkerId
+from windlass.messages import (
+    RETURNED,
+    CallDone,
+    CallEnd,
+    CallId,
+    CallSpec,
+    FileName,
+    FileRef,
+    FunctionId,
+    LibraryId,
+    ObjectName,
+    ObjectRef,
+    Sandbox,
+    WorkerId,
+)
 from windlass.objects import write_results
 from windlass.pickling import pack_result, pack_scalars
 from windlass.spooling import SpoolingStore
@@ -263,3 +279,25 @@ def test_a_call_that_is_on_its_way_to_the_manager_when_a_worker_tells_that_it_ru
     assert future.result(0) == "result"
     memory.close()
     store.close()
+
+
+def many(number: int, width: int) -> list[File]:
+    """Declared files of one content, under names that long."""
+    return [File(0, FileRef(FileName("b3-" + "0" * 32), 1, f"{one:0{width}}"), "it") for one in range(number)]
+
+
+def test_a_call_with_more_files_than_a_message_can_tell_of_is_refused_where_it_is_submitted(bench: Bench) -> None:
+    """Else each worker that it is sent to would lose its session, with all others that run there."""
+    bench.client.owner = 0
+    with pytest.raises(UsageError, match=r"the call has 20,000 files, and to tell a worker of them takes [\d,]+ bytes, of 983,040"):
+        bench.submit(many(20_000, 8))
+    with pytest.raises(UsageError, match=r"the call has 20,000 files"):
+        bench.submit(*many(20_000, 8))
+    with pytest.raises(UsageError, match=r"the call has 300 files"):  # their names are long
+        bench.submit(many(300, 4000))
+    assert bench.client.empty()
+    bench.submit(many(8_000, 8))
+    made = tuple((f"{number}", FileName("r3-" + "0" * 32)) for number in range(20_000))
+    with pytest.raises(UsageError, match=r"the call has 20,000 files"):
+        inputs_that_fit({}, 0, b"", (), Sandbox(outputs=made))
+    assert inputs_that_fit({}, 0, b"", (), Sandbox(outputs=made[:10_000])) == ()

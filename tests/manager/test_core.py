@@ -16,6 +16,7 @@ from windlass.manager.workers import STILL_TICKS, STILL_TICKS_WITH_DATA
 from windlass.messages import (
     CANCELLED,
     DIED,
+    MAX_FRAME_BYTES,
     NO_FILE,
     OUT_OF_MEMORY,
     RAISED,
@@ -71,6 +72,7 @@ from windlass.messages import (
     WorkerInfo,
     WorkerReport,
 )
+from windlass.session import encode_one
 
 F = FunctionId(b"f" * 16)
 PLAIN = CallOptions()
@@ -1344,6 +1346,20 @@ def test_an_instance_that_fails_while_it_stops_takes_no_calls_of_the_next_one() 
     assert bench.all_runs() == []
     bench.end(run)
     assert bench.outcome(call) == RETURNED
+
+
+def test_calls_with_many_files_and_long_paths_are_sent_in_messages_that_fit(bench: Bench) -> None:
+    """Each of them may nearly fill one, and small ones may be before it."""
+    library = bench.library()
+    bench.worker(cores=30)
+    large = Sandbox(inputs=tuple((f"{number:0120}", FileName("b3-" + "0" * 32), "f") for number in range(5000)))
+    rooms = [large if number % 10 == 5 else None for number in range(30)]
+    bench.core.submit([CallSpec(CallId(n), library, F, b"x" * 20_000, sandbox=room) for n, room in enumerate(rooms)], bench.now)
+    bench.step()
+    bench.serve()
+    messages = [message for message in bench.heard() if isinstance(message, RunCalls)]
+    assert [run.call for message in messages for run in message.calls] == list(range(30))
+    assert MAX_FRAME_BYTES * 0.7 < max(len(encode_one(message)) for message in messages) < MAX_FRAME_BYTES
 
 
 # ---------------------------------------------------------------- blocked hosts

@@ -20,6 +20,7 @@ from windlass.messages import (
     MAX_FRAME_BYTES,
     CallId,
     CallOptions,
+    CallSent,
     CallsFound,
     CallSpec,
     FileName,
@@ -138,6 +139,27 @@ def test_calls_with_long_tags_and_many_files_fit_into_frames(finder: Finder) -> 
     finder.line._drain()
     assert sum(len(message.calls) for message in said.messages if isinstance(message, SubmitCalls)) == 1000
     assert max(len(encode_one(message)) for message in said.messages) < MAX_FRAME_BYTES
+
+
+def test_calls_that_each_fill_a_frame_go_one_by_one(finder: Finder) -> None:
+    """Behind small ones, and before such."""
+    said = Taking()
+    finder.line._port = cast("Any", said)
+    large = Sandbox(inputs=tuple((f"{number:0120}", FileName("b3-" + "0" * 32), "f") for number in range(5000)))
+    for number in range(30):
+        room = large if number % 10 == 5 else None
+        call = CallSpec(CallId(number), LibraryId("lib@1"), FunctionId(b"f" * 16), b"x" * 20_000, sandbox=room)
+        assert (
+            room is None or MAX_FRAME_BYTES * 0.7 < len(encode_one(SubmitCalls(call.library, call.options, [sent(call)]))) < MAX_FRAME_BYTES
+        )
+        finder.line.inbox.put(call)
+    finder.line._drain()
+    assert [call.call for message in said.messages if isinstance(message, SubmitCalls) for call in message.calls] == list(range(30))
+    assert max(len(encode_one(message)) for message in said.messages) < MAX_FRAME_BYTES
+
+
+def sent(call: CallSpec) -> CallSent:
+    return CallSent(call.call, call.function, call.payload, sandbox=call.sandbox)
 
 
 def full_disk() -> ConnectionError:

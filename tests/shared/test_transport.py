@@ -754,7 +754,9 @@ def test_a_message_that_cannot_be_sent_ends_the_session_aloud(authority: Authori
         async with listening(authority, shell) as listener:
             peer = Peer(at(authority, listener, WORKER, "w1"), hello())
             await until(lambda: shell.links)
-            shell.link.send(Drain("x" * (MAX_FRAME_BYTES + 1)))
+            shell.link.send_now(Drain("x" * (MAX_FRAME_BYTES + 1)))
+            assert shell.link.closed
+            assert not shell.lost, "who sends is in the middle of something"
             await until(lambda: shell.lost)
             assert "a Drain of 1,048," in shell.lost[0]
             await peer.close()
