@@ -27,7 +27,7 @@ from windlass.manager.libraries import QUIET_SECONDS
 from windlass.manager.lineage import FIRST_REMAKE, products_of
 from windlass.manager.placement import spent
 from windlass.manager.starts import Starts
-from windlass.manager.told import was_told_of_file
+from windlass.manager.told import untold_files
 from windlass.manager.workers import Phase, Worker, busy_cores, busy_gpus
 from windlass.messages import (
     CANCELLED,
@@ -451,14 +451,12 @@ class Core(Starts):
                 self._dirty[state.spec.id] = state
         self._ticked_at = now
 
-    def _files_wanted(self, worker: Worker, names: Iterable[FileName]) -> None:
-        told: list[FileName] = []
-        for name in names:
-            if was_told_of_file(self, worker, name):
-                told.append(name)
-            else:
+    def _files_wanted(self, worker: Worker, names: Sequence[FileName]) -> None:
+        untold = untold_files(self, worker, names)
+        for name in names if untold else ():
+            if name in untold:
                 self._send(worker, FileLost(name, f"worker {worker.id} was not told of this file, or needs it no more"))
-        self.replicas.wanted(worker.id, told)
+        self.replicas.wanted(worker.id, [name for name in names if name not in untold])
 
     def _drain(self, worker: Worker, reason: str) -> None:
         worker.draining = worker.draining or reason

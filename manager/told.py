@@ -14,7 +14,7 @@ A core, like the books that it looks into.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from windlass.manager.books import Books
 from windlass.manager.workers import Worker
@@ -31,11 +31,14 @@ def was_told_of_object(books: Books, worker_id: str, name: ObjectName) -> bool:
     return any(ref.name == name for ref in _objects(books, worker))
 
 
-def was_told_of_file(books: Books, worker: Worker, name: FileName) -> bool:
-    """Whether this worker may have this file."""
-    if any(ref.name == name for call in worker.calls.values() for ref in call.spec.inputs):
-        return True
-    return name in _other_files(books, worker)
+def untold_files(books: Books, worker: Worker, names: Iterable[FileName]) -> set[FileName]:
+    """Those of these files that this worker may not have. Asked once for all of a message: a call may have thousands."""
+    left = set(names)
+    for call in reversed(worker.calls.values()):  # who asks is most likely new
+        if not left:
+            return left
+        left.difference_update([ref.name for ref in call.spec.inputs])
+    return left - _other_files(books, worker) if left else left
 
 
 def _objects(books: Books, worker: Worker) -> Iterator[ObjectRef]:

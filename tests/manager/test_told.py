@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -145,6 +146,30 @@ def test_a_file_is_not_for_a_worker_whose_call_has_ended(bench: Bench) -> None:
     bench.submit(1, inputs=(FILE,))
     bench.say("w1", CallsEnded([CallEnd(CallId(1), 1, 0)]))
     assert isinstance(bench.wants(FILE), FileLost)
+
+
+class Looked(tuple[FileRef, ...]):
+    """Inputs of a call that count how often they are looked through."""
+
+    __slots__ = ()
+    times = 0
+
+    def __iter__(self) -> Iterator[FileRef]:
+        Looked.times += 1
+        return super().__iter__()
+
+
+def test_what_a_worker_was_told_of_is_looked_through_once_for_all_files_that_it_asks_for(bench: Bench) -> None:
+    """A call may have ten thousand, and so may those beside it: for each of them, that stops a manager for seconds."""
+    refs = [FileRef(FileName(f"b3-{number:032x}"), 5, "x") for number in range(1000)]
+    for ref in refs:
+        bench.core.declare_file(ref, FileOrigin(path="/x"))
+    bench.submit(1, inputs=Looked(refs))
+    Looked.times = 0
+    bench.say("w1", WantFiles(tuple(ref.name for ref in (*refs, OTHER, PACKED))))
+    assert Looked.times <= 3
+    assert all(bench.core.replicas.files[ref.name].waiting or bench.core.replicas.files[ref.name].fetching for ref in (*refs, PACKED))
+    assert not bench.core.replicas.files[OTHER.name].waiting
 
 
 def test_over_a_connection_a_worker_gets_no_object_whose_name_it_merely_knows(tmp_path: Path) -> None:
