@@ -86,7 +86,11 @@ class FileDesk:
         brought, self._core.replicas.brought = self._core.replicas.brought, []
         for name, text in brought:
             if not text:
-                self.sources.add(name, self._core.replicas.files[name].origin)
+                file = self._core.replicas.files.get(name)
+                if file is not None and file.declared:
+                    self.sources.add(name, file.origin)
+                else:
+                    text = "it was released"  # in the same turn, and `_forget` has let go of the copy
             for program, names in self._bringing.items():
                 if name not in names:
                     continue
