@@ -37,6 +37,8 @@ from windlass.messages import (
     Resources,
 )
 
+#: A worker that was lost within so many seconds of its pilot's planned end came to its walltime.
+CUT_OFF_SECONDS = 30.0
 #: An attempt had the whole life of its pilot if it was sent within so many seconds, or so much of that life, and was cut off so shortly
 #: before its end.
 BEGIN_SECONDS = 5.0
@@ -234,11 +236,12 @@ class Attempts(Dispatch):
         else:
             self._requeue(call)
 
-    def _lose(self, call: Call, worker: Worker, reason: str, now: float, at_walltime: bool) -> None:
-        """Note that a started attempt was lost, and what that teaches."""
-        ran = max(0.0, now - call.sent_at)
+    def _lose(self, call: Call, worker: Worker, reason: str, ended: float, now: float) -> None:
+        """Note that a started attempt was lost with its worker, which ``ended`` then, and what that teaches."""
+        ran = max(0.0, ended - call.sent_at)
+        at_walltime = bool(worker.planned_end) and ended >= worker.planned_end - CUT_OFF_SECONDS
         self._note_loss(call, worker, ran, reason, now)
-        whole = self._whole_life(call, worker, now) if at_walltime else 0.0
+        whole = self._whole_life(call, worker, ended) if at_walltime else 0.0
         if at_walltime:
             call.ran = max(call.ran, ran, whole)
         if at_walltime and ran > call.queue.least_seconds:
@@ -260,11 +263,11 @@ class Attempts(Dispatch):
         self._tell(call, worker, LOST, seconds, reason)
         self.failures.tried_again(call, CallEnd(call.spec.call, call.attempt, LOST, detail=EndDetail(text=reason)), now)
 
-    def _whole_life(self, call: Call, worker: Worker, now: float) -> float:
+    def _whole_life(self, call: Call, worker: Worker, ended: float) -> float:
         """The walltime of its pool, if the attempt had a pilot's life from beginning to end, but for its library's start; else 0."""
         instance = worker.by_library.get(call.spec.library)
         begun = call.sent_at - worker.joined_at - (instance.start_seconds if instance is not None else 0.0)
-        if now < worker.planned_end - END_SECONDS or begun > max(BEGIN_SECONDS, BEGIN_SHARE * worker.info.seconds_left):
+        if ended < worker.planned_end - END_SECONDS or begun > max(BEGIN_SECONDS, BEGIN_SHARE * worker.info.seconds_left):
             return 0.0
         return next((offer.walltime for offer in self.all_offers() if offer.pool == worker.info.pool), 0.0)
 

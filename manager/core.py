@@ -248,7 +248,7 @@ class Core(Starts):
         if worker is not None and worker.pilot_ended:
             self.worker_lost(worker_id, worker.pilot_ended, now)
         elif worker is not None and worker.connected:
-            worker.given_up_at = now + self.settings.reconnect_grace
+            worker.cut_at = now
             for instance in worker.instances.values():
                 self._off_lists(instance)
             self._restructured()
@@ -257,7 +257,7 @@ class Core(Starts):
         """It has taken up its session again."""
         worker = self.workers.get(worker_id)
         if worker is not None:
-            worker.given_up_at = 0.0
+            worker.cut_at = 0.0
             for instance in worker.instances.values():
                 instance.moved()
                 self._refresh(instance)
@@ -283,14 +283,15 @@ class Core(Starts):
         self._outbox.pop(worker_id, None)
         # Only what was started is a loss. Sent calls stand in order; the oldest, as many as the instance has places, were running.
         started: dict[InstanceId, int] = {}
-        at_walltime = bool(worker.planned_end) and now >= worker.planned_end - 30.0
+        # What became of it since it was cut, nobody knows: its pilot may have ended at once.
+        ended = worker.cut_at or now
         instance_of = dict(worker.by_library)
         back: list[Call] = []
         for call in worker.calls.values():
             instance = instance_of.get(call.spec.library)
             if instance is not None and started.get(instance.id, 0) < instance.running_most and instance.phase is Phase.READY:
                 started[instance.id] = started.get(instance.id, 0) + call.weight
-                self._lose(call, worker, reason, now, at_walltime)
+                self._lose(call, worker, reason, ended, now)
             back.append(call)
         for instance in list(worker.instances.values()):
             self._gone(instance, worker, now)
@@ -422,7 +423,7 @@ class Core(Starts):
     def tick(self, now: float) -> None:
         """Time has passed: sessions are given up, starved libraries and recalls are looked at again."""
         for worker in list(self.workers.values()):
-            if worker.given_up_at and now >= worker.given_up_at:
+            if worker.cut_at and now >= worker.cut_at + self.settings.reconnect_grace:
                 self.worker_lost(worker.id, f"not heard of for {self.settings.reconnect_grace:g} s", now)
         self._look_at_claims(now)
         if self._look_impossible:

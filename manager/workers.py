@@ -137,8 +137,8 @@ class Worker(msgspec.Struct, eq=False):
     joined_at: float
     #: When the pilot ends, on the manager's clock; 0: no limit.
     ends_at: float = 0.0
-    #: When the session is given up, while the connection is cut; 0: connected.
-    given_up_at: float = 0.0
+    #: Since when its connection is cut; 0: connected.
+    cut_at: float = 0.0
     draining: str = ""
     #: Not empty: the batch system says that its pilot has ended, and how.
     pilot_ended: str = ""
@@ -175,12 +175,12 @@ class Worker(msgspec.Struct, eq=False):
     @property
     def connected(self) -> bool:
         """Its connection stands."""
-        return not self.given_up_at
+        return not self.cut_at
 
     @property
     def usable(self) -> bool:
         """It accepts calls and libraries."""
-        return not self.draining and not self.given_up_at
+        return not self.draining and not self.cut_at
 
     def seconds_left(self, now: float) -> float:
         """Seconds to the pilot's end; infinite without one."""

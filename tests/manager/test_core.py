@@ -992,6 +992,50 @@ def test_a_call_lost_at_walltime_is_placed_where_more_time_is_left(bench: Bench)
     assert "longest walltime of a pool is 100 s" in bench.text(call)
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_what_a_call_ran_is_reckoned_to_when_its_worker_was_cut(bench: Bench, *, told: bool) -> None:
+    """Its pilot was killed then; that its session is given up, or the batch system says so, is a minute later."""
+    library = bench.library()
+    bench.offer(walltime=300.0)
+    bench.worker(seconds_left=290.0)
+    bench.step(50)
+    [call] = bench.submit(library)
+    bench.serve()
+    bench.runs()
+    bench.now += 240
+    bench.core.worker_cut(WorkerId("w1"), bench.now)
+    bench.now += 60
+    if told:
+        bench.core.pilots_ended(PoolName("pool"), [(PilotId("pilot-w1"), "walltime")], bench.now)
+    bench.step(1)
+    assert not bench.core.workers
+    assert call not in bench.done, "a fresh pilot has more than 240 s"
+    bench.worker("w2", seconds_left=190.0)
+    assert bench.heard("w2") == [], "too little"
+    bench.worker("w3", seconds_left=290.0)
+    bench.serve("w3")
+    [run] = bench.runs("w3")
+    bench.end(run, worker="w3")
+    assert [attempt.seconds for attempt in bench.done[call].attempts] == [240.0]
+
+
+def test_a_cut_long_before_its_pilot_was_to_end_teaches_nothing(bench: Bench) -> None:
+    """That the session is given up near that end says nothing of how long the call takes."""
+    library = bench.library()
+    bench.offer(walltime=300.0)
+    bench.worker(seconds_left=290.0)
+    [call] = bench.submit(library)
+    bench.serve()
+    bench.runs()
+    bench.now += 230
+    bench.core.worker_cut(WorkerId("w1"), bench.now)
+    bench.step(60)
+    assert not bench.core.workers
+    bench.worker("w2", seconds_left=20.0)
+    bench.serve("w2")
+    assert [run.call for run in bench.runs("w2")] == [call]
+
+
 def test_a_call_goes_where_its_expected_time_is_left(bench: Bench) -> None:
     """Not to a worker with half of it, idle or not; and the worker hears how much must be left when it starts."""
     library = bench.library()
