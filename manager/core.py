@@ -126,6 +126,7 @@ class Core(Starts):
             calls[spec.call] = call
             if spec.sandbox is not None and spec.call < FIRST_REMAKE and (made := products_of(spec)):
                 self.lineage.expect(spec, made)
+                self.replicas.expect(made)
             queue.calls.append(call)
             queue.waiting += 1
             state.waiting += 1

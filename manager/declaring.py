@@ -203,7 +203,7 @@ class Declaring(ABC):
             raise UsageError(
                 f"fetch_file({file!r}): only what calls make can be fetched, and a call that makes it must have been submitted"
             )
-        return self._bring(FileName(file.name))
+        return self._bring(file)
 
     def save_file(self, file: File, path: str | os.PathLike[str]) -> None:
         """Write what a call has made, or will have made, to a path of this machine, whole or not at all; waits for that.
@@ -223,8 +223,8 @@ class Declaring(ABC):
             raise
 
     @abstractmethod
-    def _bring(self, name: FileName) -> bytes:
-        """Have a file of a worker's here."""
+    def _bring(self, file: File) -> bytes:
+        """Have here what a call makes, when it has made it."""
 
     # ------------------------------------------------------------ inside
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, overload
 
 from windlass.commands import gpus_of, run_command
 from windlass.coroutines import is_async
-from windlass.errors import Closed, NotPossible, UnknownName, UsageError, require_flag, stays_here
+from windlass.errors import Closed, FileUnavailable, NotPossible, UnknownName, UsageError, require_flag, stays_here
 from windlass.files import File, Level
 from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Target, read_seconds, read_tag
 from windlass.manager.client import Client
@@ -46,6 +46,7 @@ from windlass.manager.spans import CallSpans
 from windlass.manifests import Manifest
 from windlass.messages import (
     BlockHost,
+    CallId,
     CallOptions,
     DeclareFile,
     DeclareMade,
@@ -205,8 +206,16 @@ class Door(Implicit, Declaring):
         self._client.say(DeclareFile(ref, origin))
         return self._releaser(ref, tuple(kept for kept in (origin.object, origin.manifest) if kept is not None))
 
-    def _bring(self, name: FileName) -> bytes:
-        return bytes(self._client.kept.bring(name, None))
+    def _bring(self, file: File) -> bytes:
+        client = self._client
+        # Before that the manager may not even know what makes it: a call that waits for others is handed over when they have ended.
+        producer = client.find(CallId(file.producer))
+        if producer is not None:
+            producer.wait()
+            error = producer.failure()
+            if error is not None and not client.closed:
+                raise FileUnavailable(f"file {file.name} could not be made: {type(error).__name__}: {error}") from error
+        return bytes(client.kept.bring(FileName(file.name), None))
 
     def _releaser(self, ref: FileRef, pins: tuple[ObjectRef, ...]) -> Callable[[], None]:
         client, name = self._client, ref.name

@@ -210,6 +210,13 @@ class Replicas:
         if file.bring:
             self._push(file)
 
+    def expect(self, names: Iterable[FileName]) -> None:
+        """A call will make these, whatever it was that could not be made before."""
+        for name in names:
+            file = self.files.get(name)
+            if file is not None:
+                file.lost = ""
+
     def bring(self, names: Iterable[FileName]) -> None:
         """Somebody wants these results in the manager's store: see ``brought``."""
         for name in names:

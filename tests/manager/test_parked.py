@@ -144,6 +144,21 @@ def test_calls_that_come_when_the_first_of_their_chain_has_failed_are_told_the_s
     assert pipeline.texts() == {f"file {temp(1).name} could not be made: ValueError: no such luck"}
 
 
+def test_a_file_that_could_not_be_made_is_waited_for_when_a_call_that_makes_it_comes() -> None:
+    """It had been asked for before the manager heard of that call."""
+    pipeline = Pipeline()
+    pipeline.declare(temp(1))
+    pipeline.core.bring_files([temp(1).name])
+    pipeline.step()
+    assert pipeline.core.replicas.files[temp(1).name].lost
+    pipeline.submit(link(1), user(2))
+    assert not pipeline.done
+    made = CallEnd(CallId(1), 1, RETURNED, b"", outputs=(temp(1),))
+    pipeline.core.worker_said(W, [CallsEnded([made])], pipeline.now)
+    pipeline.step()
+    assert list(pipeline.core.workers[W].calls) == [2]
+
+
 def test_calls_that_wait_for_files_end_once_with_their_manager() -> None:
     """By its end, and not for want of a file, which would be no news to anybody."""
     pipeline = Pipeline()

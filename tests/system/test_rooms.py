@@ -156,8 +156,11 @@ def test_a_file_may_be_made_by_a_call_that_waits_for_others(served: Manager, wel
     served.submit(work)
     consumers = [served.submit(call("read", made)), served.submit(call("listed", [made]))]
     if well:
-        assert [consumer.result(60) for consumer in consumers] == ["word", ["word"]]
+        assert served.fetch_file(made) == b"word"
+        assert [consumer.result(60) for consumer in [*consumers, served.submit(call("read", made))]] == ["word", ["word"], "word"]
         return
+    with pytest.raises(FileUnavailable, match=f"file {made.name} could not be made: InputFailed: "):
+        served.fetch_file(made)
     for consumer in consumers:
         with pytest.raises(InputFailed):
             consumer.result(60)
