@@ -8,7 +8,7 @@ call, queue and worker that is looked at costs one *look*; after `LOOKS_MOST` of
 So it costs some milliseconds, however many calls there are.
 
 The manager does not hear when a slot takes a call. A worker gets its calls in order, so of those that it holds the oldest, as many as the
-instance has slots, count as running, as they do where a worker is lost.
+instance can run at once, count as running, as they do where a worker is lost.
 
 Of calls that have ended well nothing is kept, and those that wait for the results of others are in their programs: neither is listed.
 """
@@ -124,16 +124,16 @@ def _held(books: Books, wanted: ListCalls, states: list[LibraryState], looks: Lo
             return
         if not worker.calls or (wanted.host and wanted.host not in (worker.info.host, worker.id)):
             continue
-        slots: dict[LibraryId, int] = {}
+        places: dict[LibraryId, int] = {}
         for instance in worker.instances.values():
             if instance.phase is Phase.READY:
-                slots[instance.library] = slots.get(instance.library, 0) + instance.slots
+                places[instance.library] = places.get(instance.library, 0) + instance.running_most
         for call in worker.calls.values():
             if not looks.take():
                 return
             library = call.spec.library
-            left = slots.get(library, 0)
-            slots[library] = left - call.weight
+            left = places.get(library, 0)
+            places[library] = left - call.weight
             if (only is None or library in only) and wanted.tag in ("", call.spec.tag):
                 yield RUNNING if left > 0 else SENT, worker, call
 

@@ -49,8 +49,9 @@ class Bench:
         self.now = 1000.0
         self.calls = 0
 
-    def library(self, name: str = "lib") -> LibraryId:
-        self.core.install(LibrarySpec(LibraryId(f"{name}@1"), name, (3, 11), (FunctionDef(F, "f", b"blob"),)), self.now)
+    def library(self, name: str = "lib", concurrency: int = 1) -> LibraryId:
+        functions = (FunctionDef(F, "f", b"blob"),)
+        self.core.install(LibrarySpec(LibraryId(f"{name}@1"), name, (3, 11), functions, concurrency=concurrency), self.now)
         return LibraryId(f"{name}@1")
 
     def worker(self, name: str = "w1", cores: float = 2, host: str = "node1") -> None:
@@ -147,6 +148,15 @@ def test_of_sent_calls_as_many_run_as_there_are_slots(bench: Bench) -> None:
     assert set(bench.ids(tag="b")) == {5, 6}
     assert len(bench.ids("running", most=1)) == 1
     assert bench.ids("running", library="other") == []
+
+
+def test_of_calls_that_share_a_slot_all_run(bench: Bench) -> None:
+    """As many as its library says."""
+    bench.submit(bench.library(concurrency=10), 25)
+    bench.worker(cores=1)
+    bench.serve()
+    assert bench.ids("running", most=100) == list(range(1, 11))
+    assert not set(bench.ids("sent", most=100)) & set(range(1, 11))
 
 
 def test_failed_calls_are_told_with_the_first_line_of_their_error(bench: Bench) -> None:
