@@ -29,7 +29,7 @@ from windlass.manager.pilots import PilotBook
 from windlass.manager.placement import least_of, why_never
 from windlass.manager.recorder import Recorder
 from windlass.manager.replicas import Replicas
-from windlass.manager.workers import Instance, Phase, Worker, used_up
+from windlass.manager.workers import Instance, Phase, Worker, slots_in, used_up
 from windlass.messages import (
     CANCELLED,
     NO_FILE,
@@ -489,7 +489,7 @@ class Books:
                 if worker.by_library.get(instance.library) is instance:
                     there = held[worker.id, instance.library]
                     assert instance.outstanding == there, f"{instance.outstanding} outstanding, {there} held"
-                assert 0 <= instance.target <= instance.slots
+                assert 0 <= instance.target <= instance.slots <= slots_in(instance.share, worker.info.resources, state.spec.slots)
                 assert instance.places == instance.target * (state.spec.concurrency if instance.target == instance.slots else 1)
                 assert instance.id not in state.idle or instance.outstanding < instance.places
                 assert instance.id not in state.roomy or not instance.stuck or instance.id in self._ahead

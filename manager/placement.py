@@ -69,7 +69,7 @@ def grants(
         if not weight:
             continue
         instance = worker.by_library.get(spec.id)
-        has = instance.target if instance else 0
+        has = instance.slots if instance else 0  # a grant gives back those, too, that it is to lose and has
         most = slots_in(share, of, spec.slots) - has
         free = worker.free()
         if worker.claim is not None and worker.claim.library != spec.id:

@@ -118,9 +118,9 @@ class Cluster:
         self.once = False
         self._steps = 0
 
-    def library(self, name: str, cores: float = 0.0, gpus: int = 0) -> LibraryId:
-        functions = (FunctionDef(F, "f", b"x"),)
-        spec = LibrarySpec(LibraryId(f"{name}@1"), name, (3, 11), functions=functions, per_slot=Resources(cores, 0, gpus))
+    def library(self, name: str, cores: float = 0.0, gpus: int = 0, slots: int = 0) -> LibraryId:
+        share = Resources(cores, 0, gpus)
+        spec = LibrarySpec(LibraryId(f"{name}@1"), name, (3, 11), functions=(FunctionDef(F, "f", b"x"),), per_slot=share, slots=slots)
         self.core.install(spec, self.now)
         return spec.id
 

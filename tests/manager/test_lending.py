@@ -197,3 +197,21 @@ def test_a_library_with_slots_enough_does_not_look_at_all_workers_at_each_event(
         cluster.worker(f"late{number}", 0.5)
         cluster.core.pump(cluster.now)
         assert len(looked) <= 2 * LOOKED_AT, number
+
+
+def test_a_library_never_has_more_slots_than_it_is_to_have_at_most(cluster: Any) -> None:
+    """Also where it is to lose one, whose call runs on, and another library's fall free: it has as many as its licences allow."""
+    cluster.once = True
+    licensed, other = cluster.library("licensed", slots=4), cluster.library("other", slots=4)
+    cluster.worker("w1", 8)
+    cluster.submit_once(licensed, 3600.0, 8)
+    cluster.submit_once(other, 10.0, 4)
+    cluster.run(2)
+    cluster.submit_once(cluster.library("third", slots=1), 3600.0, 1)
+    cluster.run(4)
+    instance = cluster.core.workers[WorkerId("w1")].by_library[licensed]
+    assert (instance.target, instance.slots) == (3, 4)
+    cluster.core.remove(other, cluster.now)
+    cluster.run(10)
+    assert instance.slots == 4
+    assert instance.outstanding == 4
