@@ -126,7 +126,9 @@ class Pool:
     def cancel(self) -> None:
         """Cancel all calls that have not ended."""
         # The last first: one that waits for another's result is to be cancelled, not to fail for want of it.
-        for reference in reversed(list(self._calls)):
+        with self._lock:
+            calls = list(self._calls)
+        for reference in reversed(calls):
             future = reference()
             if future is not None:
                 future.cancel()
@@ -137,27 +139,31 @@ class Pool:
         ``left_by``: the exception that nobody sees before this is over.
         """
         with self._finishing:  # whoever comes second returns when the first is through
-            future: CallFuture[Any] | None = None
             try:
-                while self._calls:
-                    future = self._calls.popleft()()
-                    if future is None:
-                        continue
+                while (future := self._oldest()) is not None:
                     if left_by and not future.wait(_TELL_AFTER):
                         self._tell(left_by)
                         left_by = ""
                     future.wait()
             except BaseException:
-                if future is not None:
-                    future.cancel()
                 self.cancel()
                 raise
             finally:
                 self._closing.close()
 
+    def _oldest(self) -> CallFuture[Any] | None:
+        """The first call that has not ended. It stays where it is: another thread may cancel it while this one waits."""
+        with self._lock:
+            while self._calls:
+                future = self._calls[0]()
+                if future is not None and not future.done():
+                    return future
+                self._calls.popleft()
+        return None
+
     def _tell(self, left_by: str) -> None:
         self._sweep()
-        count = len(self._calls) + 1  # and the one that is waited for
+        count = len(self._calls)
         waits = "1 call that has" if count == 1 else f"{count:,} calls that have"
         log.warning("%s has left the with block of an Executor, which waits for %s not ended: Ctrl-C cancels them", left_by, waits)
 

@@ -352,6 +352,31 @@ class TestLife:
         assert held.cancelled == [2, 1]
         assert held.closed == 1
 
+    def test_shutdown_can_cancel_what_another_shutdown_waits_for(self, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+        """All of it: the call, too, for which that one waits."""
+        pool = Direct(held, Factory([]))
+        futures = [pool.submit(square, 2) for _ in range(3)]
+        waits = threading.Event()
+        wait = CallFuture[Any].wait
+
+        def noted(self: CallFuture[Any], timeout: float | None = None) -> bool:
+            waits.set()
+            return wait(self, timeout)
+
+        monkeypatch.setattr(CallFuture, "wait", noted)
+        pool.shutdown(wait=False)
+        assert waits.wait(30)
+        closer = threading.Thread(target=pool.shutdown, kwargs={"cancel_futures": True})
+        closer.start()
+        closer.join(30)
+        cancelled = [future.cancelled() for future in futures]
+        for number in range(3):  # or a thread would stay
+            held.end(number)
+        closer.join()
+        assert cancelled == [True, True, True]
+        assert held.cancelled == [2, 1, 0]
+        assert held.closed == 1
+
     def test_ctrl_c_in_the_block_cancels_what_has_not_ended(self, held: Held) -> None:
         pool = Direct(held, Factory([]))
         future = pool.submit(square, 2)
