@@ -324,7 +324,7 @@ class Client:
         call = future.call_id
         end = CallEnd(call, 0, CANCELLED)
         if self.memory is not None and self.memory.leave(call):
-            self.deliver([CallDone(end)])
+            self.deliver_noted([CallDone(end)])  # it says nothing of the call that it followed
             return
         if call in self.feeder.inputs.waiting and self.feeder.cancel(call):
             self.deliver([CallDone(end)])

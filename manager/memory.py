@@ -10,8 +10,8 @@ as long as it submits the same calls, whatever their order and however many had 
 *A journal remembers calls.*  Equal calls are told apart by number: the second ``submit`` of ``sample()`` has another key than the first, so
 a program that draws a thousand samples finds a thousand, not one.  What was found is forgotten in memory: nobody asks for it twice.
 
-*A memoized function* has no numbers: all equal calls have one result.  While the first of them runs the others *follow* it: they end as it
-ends when it returned or raised, and else one of them takes its place.
+*A memoized function* has no numbers: all equal calls have one result.  While the first of them runs, and until what it returned is in the
+journal, the others *follow* it: they end as it ends when it returned or raised, and else one of them takes its place.
 
 Large buffers of results that were found stay in the journal, however many there are: they are read there when somebody asks, and go into
 the manager's store only when a call is given them.
@@ -205,15 +205,37 @@ class Memory:
         return len(self._following)
 
     def follow(self, spec: CallSpec, key: bytes) -> bool:
-        """A memoized call is about to be handed over. True: an equal one runs, and this one will end as that does."""
+        """A memoized call is about to be handed over. True: it ends as an equal one does that runs, or that has just ended."""
         with self._lock:
             followers = self._leaders.get(key)
-            if followers is None:
-                self._leaders[key] = {}
-                return False
-            followers[spec.call] = spec
-            self._following[spec.call] = key
-            return True
+            if followers is not None:
+                followers[spec.call] = spec
+                self._following[spec.call] = key
+                return True
+            self._leaders[key] = {}
+        # Who ends leaves the journal something before it leaves this, so what is not there now will be made by this call.
+        if key not in self.journal.places or (done := self.recall(spec.call, key)) is None:
+            return False
+        self._client.deliver_noted([done])
+        self._recall_followers(key)
+        return True
+
+    def _take_followers(self, key: bytes) -> list[CallSpec]:
+        """Who follows the call with this key, which runs no more: whoever comes now does not."""
+        with self._lock:
+            followers = list(self._leaders.pop(key, {}).values())
+            for spec in followers:
+                self._following.pop(spec.call, None)
+        return followers
+
+    def _recall_followers(self, key: bytes) -> None:
+        """What the first one has returned is in the journal, or cannot be."""
+        for spec in self._take_followers(key):
+            found = self.recall(spec.call, key)
+            if found is not None:
+                self._client.deliver_noted([found])
+            else:
+                self._hand_over(spec)
 
     # ------------------------------------------------------------ calls of an earlier life that still run
 
@@ -322,8 +344,8 @@ class Memory:
         if entries:
             self.journal.append(entries)
 
-    def _note_large(self, key: bytes, end: CallEnd, followers: Iterable[CallSpec] = (), after: Callable[[], None] | None = None) -> None:
-        spans = end.spans
+    def _note_large(self, key: bytes, end: CallEnd, after: Callable[[], None] | None = None) -> None:
+        spans, memoized = end.spans, key[:1] == MEMOIZED
         self._client.feeder.hold(spans)
 
         def done() -> None:
@@ -331,27 +353,20 @@ class Memory:
             if after is not None:
                 self._client.drop(self._client.feeder.let_go(spans))
                 after()
-            for spec in followers:
-                found = self.recall(spec.call, key)
-                if found is not None:
-                    self._client.deliver_noted([found])
-                else:
-                    self._hand_over(spec)
+            if memoized:
+                self._recall_followers(key)
 
         # A copy: the record is the future's, which takes out what was read.
         copy = msgspec.structs.replace(end)
-        self.journal.append_large(key, copy, self._client.read, done, index=key[:1] == MEMOIZED or after is not None)
+        self.journal.append_large(key, copy, self._client.read, done, index=memoized or after is not None)
 
     def _note_memoized(self, key: bytes, end: CallEnd, returned: bool) -> None:
-        with self._lock:
-            followers = list(self._leaders.pop(key, {}).values())
-            for spec in followers:
-                self._following.pop(spec.call, None)
         if returned and end.spans:
-            self._note_large(key, end, followers)
+            self._note_large(key, end)
             return
         if returned:
             self.journal.append([(key, end)], index=True)
+        followers = self._take_followers(key)
         if not followers:
             return
         if returned or end.outcome == RAISED:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from windlass.errors import Closed, FileUnavailable, UsageError
@@ -279,6 +280,92 @@ def test_a_call_that_is_on_its_way_to_the_manager_when_a_worker_tells_that_it_ru
     assert future.result(0) == "result"
     memory.close()
     store.close()
+
+
+@pytest.fixture
+def memoizing(bench: Bench, tmp_path: Path) -> Iterator[Memoizing]:
+    memory = bench.client.memory = Memory(Journal(tmp_path / "journal"), bench.client, lambda: 0.0, all_calls=True)
+    yield Memoizing(bench, memory)
+    memory.close()
+
+
+class Memoizing:
+    """A client with calls of a memoized function, all equal."""
+
+    def __init__(self, bench: Bench, memory: Memory) -> None:
+        self.bench, self.memory = bench, memory
+
+    def submit(self) -> CallFuture[Any]:
+        return self.bench.client.submit(TARGET._replace(content=b"m" + b"c" * 16), (1,), {})
+
+    def handed_over(self) -> list[int]:
+        return [item.call for item in self.bench.client._inbox.drain() if isinstance(item, CallSpec)]  # pyright: ignore[reportPrivateUsage]
+
+
+def test_an_equal_call_that_comes_while_the_large_result_is_copied_is_not_run(
+    memoizing: Memoizing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy takes seconds where the journal's disk is slow; the first call's own future has its result at once."""
+    copy, do = threading.Event(), memoizing.memory.journal._do  # pyright: ignore[reportPrivateUsage]
+
+    def late(work: Callable[[], None]) -> None:
+        assert copy.wait(30)
+        do(work)
+
+    monkeypatch.setattr(memoizing.memory.journal, "_do", late)
+    first = memoizing.submit()
+    memoizing.bench.end(first, b"x" * 200_000)
+    assert len(first.result(0)) == 200_000
+    second = memoizing.submit()
+    assert not second.done()
+    copy.set()
+    assert second.result(30) == b"x" * 200_000
+    assert memoizing.handed_over() == [first.call_id]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_equal_call_that_comes_while_a_result_is_noted_is_not_run(
+    memoizing: Memoizing, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is in the journal, and when it is."""
+    append, late = memoizing.memory.journal.append, list[CallFuture[Any]]()
+
+    def noted(*args: Any, **kwargs: Any) -> None:
+        if when == "before":
+            late.append(memoizing.submit())
+        append(*args, **kwargs)
+        if when == "after":
+            late.append(memoizing.submit())
+
+    monkeypatch.setattr(memoizing.memory.journal, "append", noted)
+    first = memoizing.submit()
+    memoizing.bench.end(first, 7)
+    assert [future.result(0) for future in (first, *late, memoizing.submit())] == [7, 7, 7]
+    assert memoizing.handed_over() == [first.call_id]
+
+
+def test_an_equal_call_that_was_looked_up_too_early_finds_what_has_come_since(memoizing: Memoizing) -> None:
+    """Between two steps of its `submit` the first one has ended; who came after it follows it."""
+    memory, client = memoizing.memory, memoizing.bench.client
+    first = memoizing.submit()
+    [spec] = [item for item in client._inbox.drain() if isinstance(item, CallSpec)]  # pyright: ignore[reportPrivateUsage]
+    memoizing.bench.end(first, 7)
+    second: CallFuture[Any] = CallFuture(client, CallId(900))
+    client._futures[second.call_id] = second  # pyright: ignore[reportPrivateUsage]
+    assert first.key is not None
+    assert memory.follow(msgspec.structs.replace(spec, call=second.call_id), first.key)
+    assert second.result(0) == 7
+    assert memory.following == 0
+
+
+def test_a_follower_that_is_cancelled_leaves_the_others_where_they_are(memoizing: Memoizing) -> None:
+    """They go on following the first, which runs: none of them is run beside it."""
+    first, second, third = (memoizing.submit() for _ in range(3))
+    assert second.cancel()
+    assert memoizing.handed_over() == [first.call_id]
+    memoizing.bench.end(first, 7)
+    assert third.result(0) == 7
+    assert memoizing.handed_over() == []
 
 
 def many(number: int, width: int) -> list[File]:
