@@ -18,6 +18,7 @@ from itertools import islice
 
 import msgspec
 
+from windlass.framing import batches
 from windlass.manager.blocked import BlockedHosts
 from windlass.manager.calls import LIBRARY_FAILED, NOT_POSSIBLE, Call, CallQueue, message_bytes
 from windlass.manager.failures import Failures
@@ -376,16 +377,8 @@ class Books:
         if not runs:
             return
         out = self._outbox.setdefault(worker.id, [])
-        size = first = 0
-        for index, run in enumerate(runs):
-            more = message_bytes(run)
-            if size + more > RUN_BYTES and index > first:
-                out.append(RunCalls(runs[first:index]))
-                size, first = 0, index
-            size += more
-            if run.spans:
-                worker.recent.append(run.spans)
-        out.append(RunCalls(runs[first:] if first else runs))
+        out += map(RunCalls, batches(runs, message_bytes, RUN_BYTES))
+        worker.recent.extend(run.spans for run in runs if run.spans)
         worker.to_run = []
 
     def _refresh(self, instance: Instance) -> None:

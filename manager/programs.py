@@ -28,7 +28,7 @@ from typing import Final
 
 import msgspec
 
-from windlass.framing import ProtocolError
+from windlass.framing import ProtocolError, batches
 from windlass.messages import CallDone, CallId, CallOptions, CallsDone, CallsFound, CallSpec, FileName, LibraryId, ObjectName, SubmitCalls
 
 #: Bits of a program's own call ids: a million calls per second for twelve days.
@@ -308,16 +308,4 @@ def _told(program: Program, done: CallDone, own: CallId) -> CallDone:
 
 def in_frames(done: list[CallDone]) -> list[CallsDone]:
     """Ends in messages that fit into frames."""
-    messages: list[CallsDone] = []
-    size = first = 0
-    for index, one in enumerate(done):
-        end = one.end
-        size += len(end.payload) + len(end.stdout) + len(end.stderr) + 128 + 48 * len(end.spans) + 100 * len(end.outputs) + 4 * len(one.tag)
-        if end.detail is not None:
-            size += 4 * len(end.detail.text)
-        if size > _DONE_BYTES:
-            messages.append(CallsDone(done[first : index + 1]))
-            size, first = 0, index + 1
-    if first < len(done):
-        messages.append(CallsDone(done[first:] if first else done))
-    return messages
+    return [CallsDone(piece) for piece in batches(done, lambda one: one.end.about_bytes + 4 * len(one.tag), _DONE_BYTES)]

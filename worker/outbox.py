@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from windlass.framing import batches
 from windlass.messages import (
     DIED,
     NO_FILE,
@@ -138,16 +139,8 @@ class Outbox:
         """Send the ends that have gathered."""
         self._flush_due = False
         ends, self._ends = self._ends, []
-        first = size = 0
-        for index, end in enumerate(ends):
-            size += len(end.payload) + len(end.stdout) + len(end.stderr) + 120
-            if end.detail is not None:
-                size += 4 * len(end.detail.text)
-            if size > ENDS_BYTES and index > first:
-                self.link.send_now(CallsEnded(ends[first:index]))
-                first, size = index, 0
-        if first < len(ends):
-            self.link.send_now(CallsEnded(ends[first:] if first else ends))
+        for piece in batches(ends, lambda end: end.about_bytes, ENDS_BYTES):
+            self.link.send_now(CallsEnded(piece))
         if self._life.phase is Phase.DRAINING:
             asyncio.get_running_loop().call_soon(self._look)
 

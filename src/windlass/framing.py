@@ -13,6 +13,7 @@ wait for, or store, more than the limit.  The limit is small until the handshake
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
 import msgspec
@@ -48,6 +49,19 @@ def unpacked(decoder: msgspec.msgpack.Decoder[T], body: Piece, what: str) -> T:
         return decoder.decode(body)
     except UNREADABLE as error:
         raise ProtocolError(f"{what} is not one that is allowed here: {error}") from error
+
+
+def batches(items: list[T], size_of: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """These in order, for messages of at most ``most`` bytes; what is larger by itself goes alone, and not behind others."""
+    size = first = 0
+    for index, item in enumerate(items):
+        more = size_of(item)
+        if size + more > most and index > first:
+            yield items[first:index]
+            size, first = 0, index
+        size += more
+    if first < len(items):
+        yield items[first:] if first else items
 
 
 def frame(*bodies: Piece) -> bytes:

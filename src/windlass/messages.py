@@ -347,6 +347,14 @@ class CallEnd(msgspec.Struct, array_like=True, gc=False):
         """All that has stayed on the worker."""
         return [*(map(kept_file, self.spans) if self.kept else ()), *self.outputs]
 
+    @property
+    def about_bytes(self) -> int:
+        """About how many bytes a message has for it."""
+        size = 128 + len(self.payload) + len(self.stdout) + len(self.stderr) + 48 * len(self.spans)
+        if self.outputs:
+            size += sum(80 + len(ref.base) for ref in self.outputs)
+        return size if self.detail is None else size + 4 * len(self.detail.text)
+
 
 # ---------------------------------------------------------------- handshake
 

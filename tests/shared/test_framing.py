@@ -9,8 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from windlass.framing import FRAME_SLACK, FrameReader, ProtocolError, body_length, frame
+from windlass.framing import FRAME_SLACK, FrameReader, ProtocolError, batches, body_length, frame
 from windlass.messages import MAX_FRAME_BYTES
+
+
+def test_what_goes_into_messages_is_cut_in_order_and_what_is_too_large_goes_alone() -> None:
+    """Also behind small ones, with which it would not fit."""
+    sizes = [1, 1, 9, 3, 3, 4, 1, 20, 2]
+    assert list(batches(sizes, int, 10)) == [[1, 1], [9], [3, 3, 4], [1], [20], [2]]
+    assert list(batches(sizes, int, 100)) == [sizes]
+    assert list(batches([], int, 10)) == []
 
 
 def test_a_frame_is_its_length_and_its_body() -> None:
