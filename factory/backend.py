@@ -6,7 +6,7 @@ A backend turns a `PilotRequest` into pilots of its batch system, tells the stat
 pilots, and has the last words of a pilot that failed.  It decides nothing: how many, when and why is the planner's.  Its methods
 block, are called by one thread only (the factory's), and bound their own time; they raise three errors and no others:
 
-* `Rejected`: refused as asked; asking again gives the same answer.
+* `Rejected`: refused as asked; asking again gives the same answer.  `NoNodeLeft` where that is because of the nodes to avoid, or may be.
 * `OverLimit`: a limit on jobs is reached; nothing was submitted.
 * `Unreachable`: no answer.  What was asked may or may not have happened; so each submission carries a `ticket` (in the job's name or
   in an attribute of it), and a later `query` that shows a pilot with the ticket settles it.
@@ -29,7 +29,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, NewType, Protocol, cast, runtime_checkable
 
-from windlass.errors import UnknownName
+from windlass.errors import Rejected, UnknownName
 from windlass.messages import PilotId, PoolName, Resources
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ def split_pilot_word(pilot: PilotId) -> tuple[JobId, int]:
     if mark and restart.isdigit():
         return JobId(job), int(restart)
     return JobId(pilot), 0
+
+
+class NoNodeLeft(Rejected):
+    """No node that fits seems to be left beside those to avoid: asking again helps when these are fewer."""
 
 
 class Listed(StrEnum):
@@ -127,7 +131,7 @@ class PilotRequest:
     #: The image in which the worker runs; None: on the node itself.
     container: Container | None = None
     env: tuple[tuple[str, str], ...] = ()
-    #: Nodes on which pilots die.
+    #: Nodes on which pilots die, and hosts that programs have blocked (`windlass.addresses.is_named`).
     avoid: tuple[str, ...] = ()
 
 

@@ -156,6 +156,7 @@ class FactoryCore:
     def hear(self, demand: Demand, now: float) -> None:
         """The manager says what it could use."""
         self.demand, self._heard_at = demand, now
+        self.history.are_blocked(demand.avoid)
         self._see(now)
         self._settle(now)
         self._ask_sooner(now)
@@ -208,9 +209,10 @@ class FactoryCore:
             self._query_at = now + self.query_interval
         self._ask_sooner(now)
 
-    def rejected(self, ticket: str, text: str) -> None:
+    def rejected(self, ticket: str, text: str, now: float, *, no_node: bool = False) -> None:
+        """``no_node``: as no node that fits seems to be left beside those to avoid."""
         self.fleet.not_submitted(ticket)
-        self.history.rejected(text)
+        self.history.rejected(text, now, self.demand.avoid if no_node and self.demand is not None else ())
 
     def over_limit(self, ticket: str, text: str, count: int, now: float) -> None:
         self.fleet.not_submitted(ticket)

@@ -41,6 +41,7 @@ from windlass.factory.backend import (
     CommandLimits,
     JobId,
     Listed,
+    NoNodeLeft,
     PilotRequest,
     PilotState,
     PoolDefaults,
@@ -232,7 +233,7 @@ class FakeCluster:
         if cores > self.cores_per_node:
             raise Rejected(f"Requested node configuration is not available: {cores:g} cores of {self.cores_per_node:g}")
         if self.free.keys() <= set(avoid):
-            raise Rejected("Requested node configuration is not available: no node is left")
+            raise NoNodeLeft("Requested node configuration is not available: no node is left")
         if self.max_jobs and self.alive + count > self.max_jobs:
             raise OverLimit(f"{self.alive} jobs and {count} more are over MaxJobCount={self.max_jobs}")
         self._number += 1

@@ -5,7 +5,7 @@ Theory of operation
 Three kinds of failure of a command, each with an answer of its own:
 
 =============  =========================================================================================================
-`Rejected`     asking again gives the same answer: the pool is paused at once, with the text
+`Rejected`     asking again gives the same answer: the pool is paused at once, with the text (but see below of nodes that are avoided)
 `OverLimit`    the batch is halved, and the next submission waits for an own pilot to end (or 5 min; 10 s where the pool has none)
 `Unreachable`  5 s, doubling to 5 min; never counts towards a pause
 =============  =========================================================================================================
@@ -19,6 +19,9 @@ and each node counts once in the row, so that one bad node does not pause a pool
 came there all the same, counts: this batch system cannot avoid nodes).  Deaths on nodes that are not known count singly.  A submission that
 is refused while nodes are avoided is tried once more without, as perhaps no node was left; from then on deaths count singly, too.
 
+*Hosts that programs have blocked* are avoided as well.  Where no node is left beside them, nothing is wrong with the pool, and it is not
+paused: it waits until one of them is unblocked, and tries now and then, as nodes come and go.
+
 `CommandBudget` keeps the limits on commands: it is asked before each, told of each, keeps some for queries, and says how far apart these
 have to be for the others' sake: a query each 30 s would leave four submissions for ten minutes in which pilots die again and again.
 """
@@ -27,6 +30,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -43,6 +47,8 @@ OVER_LIMIT_WAIT: Final = 300.0
 OVER_LIMIT_ALONE: Final = 10.0
 #: A batch that has grown to this size again is not limited any more.
 BATCH_FREE: Final = 64
+#: Seconds between tries where programs have blocked all that fits: nodes come and go.
+BLOCKED_WAIT: Final = 300.0
 NODE_DEATHS: Final = 2
 NODE_AVOIDED: Final = 3600.0
 #: Commands of the ten minutes that only queries, and a factory that closes, may use.
@@ -69,6 +75,9 @@ class History:
     start_failures: int = 0
     #: A submission may not be larger than this; 0: no limit.
     batch_cap: int = 0
+    #: Hosts that programs have blocked, beside which no node was left for the last submission.
+    blocked: tuple[str, ...] = ()
+    _blocked_wait: float = 0.0
     _start_wait: float = 0.0
     _limit_wait: float = 0.0
     _silence_wait: float = 0.0
@@ -91,17 +100,26 @@ class History:
     def accepted(self) -> None:
         """A submission was accepted: the next may be twice as large."""
         self.answered()
+        self.blocked, self._blocked_wait = (), 0.0
         if self.batch_cap:
             self.batch_cap = self.batch_cap * 2 if self.batch_cap * 2 < BATCH_FREE else 0
 
-    def rejected(self, text: str) -> None:
-        """A submission was refused as asked."""
+    def rejected(self, text: str, now: float, blocked: tuple[str, ...] = ()) -> None:
+        """A submission was refused as asked; ``blocked``: no node that fits seems to be left beside these, which programs have blocked."""
         self.answered()
+        self.failure = text
         if self._avoided:  # perhaps no node is left
-            self.failure, self._avoids = text, False
+            self._avoids = False
             self._avoided.clear()
+        elif blocked:
+            self.blocked, self._blocked_wait = blocked, now + BLOCKED_WAIT
         else:
-            self.paused = self.failure = text
+            self.paused = text
+
+    def are_blocked(self, hosts: Iterable[str]) -> None:
+        """Programs have blocked these now: where one that left no node is not among them any more, the next submission may go."""
+        if not set(self.blocked) <= set(hosts):
+            self.blocked, self._blocked_wait = (), 0.0
 
     def over_limit(self, text: str, count: int, own_pilots: int, now: float) -> None:
         """A submission of ``count`` met a limit on jobs while ``own_pilots`` were in the batch system."""
@@ -165,6 +183,7 @@ class History:
     def resume(self) -> None:
         """A person says that it is mended."""
         self.paused, self.start_failures, self._start_wait, self._limit_wait, self._avoids = "", 0, 0.0, 0.0, True
+        self.blocked, self._blocked_wait = (), 0.0
         self._row_nodes.clear()
         self._avoided.clear()
         self._node_deaths.clear()
@@ -180,6 +199,7 @@ class History:
         waits = (
             (self._silence_wait, "the batch system does not answer"),
             (self._limit_wait, "a limit on jobs is reached"),
+            (self._blocked_wait, f"no node that fits is left beside those that programs have blocked ({', '.join(self.blocked)})"),
             (self._start_wait, f"{self.start_failures} pilots in a row ended before they served"),
         )
         until, why = max(waits, key=lambda wait: wait[0])

@@ -43,6 +43,7 @@ from windlass.factory.backend import (
     CommandLimits,
     JobId,
     Listed,
+    NoNodeLeft,
     PilotRequest,
     PilotState,
     PoolDefaults,
@@ -181,7 +182,7 @@ class HTCondorBackend:
         return jobs
 
     def _require_other_nodes(self, request: PilotRequest) -> None:
-        """Raises `Rejected` where all machines that fit are to be avoided: HTCondor would take the pilots, and they would wait for ever."""
+        """Raises `NoNodeLeft` where all machines that fit are to be avoided: HTCondor would take pilots, and they would wait for ever."""
         try:
             machines = self._ask_safely("machines", requirements=words_of.fitting(request, self._options))
         except BatchError as error:
@@ -189,7 +190,7 @@ class HTCondorBackend:
             return
         why = words_of.only_avoided(cast("list[object]", machines), request.avoid) if isinstance(machines, list) else ""
         if why:
-            raise Rejected(why)
+            raise NoNodeLeft(why)
 
     def _words(self, request: PilotRequest, inputs: Sequence[str]) -> tuple[dict[str, str], str]:
         """The submit description and the script. Raises `UsageError`."""

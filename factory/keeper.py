@@ -29,7 +29,7 @@ from typing import Final, Protocol, cast
 import msgspec
 
 from windlass.errors import BatchError, Closed, OverLimit, Rejected, Unreachable
-from windlass.factory.backend import Backend, PilotState, SharedQueries
+from windlass.factory.backend import Backend, NoNodeLeft, PilotState, SharedQueries
 from windlass.factory.commands import PASSING
 from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Release, Submit
 from windlass.factory.ledger import Ledger
@@ -304,12 +304,15 @@ class Keeper:
             log.info("%s: %s", kept.name, text)
             core.over_limit(instruction.request.ticket, text, instruction.count, now)
         elif isinstance(instruction, Submit) and not isinstance(error, Unreachable) and getattr(error, "errno", None) not in PASSING:
-            core.rejected(instruction.request.ticket, text)
+            again = core.history.failure == text
+            core.rejected(instruction.request.ticket, text, now, no_node=isinstance(error, NoNodeLeft))
             if core.history.paused:
                 log.warning("%s is paused, as its pilots are refused: %s; %s", kept.name, text, how_to_resume(core.pool.name))
                 kept.said = core.history.paused
             else:
-                log.warning("%s: refused: %s; it is asked once more without nodes to avoid", kept.name, text)
+                blocked = ", ".join(core.history.blocked)
+                what = f"it is asked again when {blocked} may be used again" if blocked else "it is asked once more without nodes to avoid"
+                log.log(logging.INFO if again else logging.WARNING, "%s: refused: %s; %s", kept.name, text, what)
         else:
             # Also a refused query or cancel: nothing is known to have changed.
             # The pool's first failure is told to whoever waits; single silences of a busy batch system are nothing to speak of.

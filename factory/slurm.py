@@ -29,7 +29,7 @@ from typing import ClassVar, cast
 
 from windlass.errors import OverLimit, Rejected, Unreachable, UsageError, require_flag
 from windlass.factory import slurm_words, values
-from windlass.factory.backend import Backend, CommandLimits, JobId, Listed, PilotRequest, PilotState, PoolDefaults, Tag
+from windlass.factory.backend import Backend, CommandLimits, JobId, Listed, NoNodeLeft, PilotRequest, PilotState, PoolDefaults, Tag
 from windlass.factory.commands import PASSING, Ran, clean_environment, run_command
 from windlass.factory.launch import own_template, pilot_script
 from windlass.factory.logs import PilotLogs
@@ -152,7 +152,8 @@ class SlurmBackend:
         if ran.stopped:
             raise OverLimit(f"Slurm has too many jobs: {slurm_words.tidy(ran.stderr)}")
         if ran.status != 0 and not (ran.timed_out and ran.stdout.strip()):
-            raise slurm_words.refusal("sbatch", ran.status, ran.stderr)
+            refused = slurm_words.refusal("sbatch", ran.status, ran.stderr)
+            raise NoNodeLeft(str(refused)) if request.avoid and slurm_words.lacks_nodes(ran.stderr) else refused
         jobs = slurm_words.task_ids(ran.stdout, count, count > 1, bool(self._clusters))
         self._live |= set(jobs)
         if self._logs is not None:

@@ -309,6 +309,11 @@ def are_nodes_unknown(stderr: str) -> bool:
     return "Invalid node name specified" in stderr
 
 
+def lacks_nodes(stderr: str) -> bool:
+    """sbatch refused as no node has what is asked, or none is left beside those that are excluded."""
+    return "Requested node configuration is not available" in stderr
+
+
 def only_ended(stderr: str) -> bool:
     """scancel complained of nothing but jobs that have ended."""
     lines = [line for line in stderr.splitlines() if line.strip()]

@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable
-from windlass.factory.backend import Cause, CommandLimits, JobId, Listed, PilotRequest, PilotState, Tickets, pilot_word, split_pilot_word
+from windlass.factory.backend import (
+    Cause,
+    CommandLimits,
+    JobId,
+    Listed,
+    NoNodeLeft,
+    PilotRequest,
+    PilotState,
+    Tickets,
+    pilot_word,
+    split_pilot_word,
+)
 from windlass.factory.core import Cancel, FactoryCore, Query, Release, Submit
 from windlass.factory.fake import FakeCluster, Fault, Terminate, Todo
 from windlass.factory.pilots import Phase
@@ -129,7 +140,7 @@ class Simulation:
                 core.ended_all()
         except Rejected as error:
             assert isinstance(instruction, Submit)
-            core.rejected(instruction.request.ticket, str(error))
+            core.rejected(instruction.request.ticket, str(error), now, no_node=isinstance(error, NoNodeLeft))
         except OverLimit as error:
             assert isinstance(instruction, Submit)
             core.over_limit(instruction.request.ticket, str(error), instruction.count, now)
@@ -315,6 +326,40 @@ def test_hosts_that_programs_have_blocked_are_avoided(make_pool: MakePool) -> No
     sim.calls = 40
     sim.run(60)
     assert {job.node for job in sim.cluster.jobs.values() if job.state is Listed.RUNNING} == {"n2", "n4"}
+
+
+def test_hosts_that_programs_have_blocked_pause_no_pool_though_none_is_left(make_pool: MakePool) -> None:
+    """It waits, with the reason, until one may be used again, and tries now and then."""
+    sim = simulation(make_pool(), nodes=2)
+    sim.calls = 4
+    sim.avoid = ("n1", "n2")
+    sim.run(590)
+    assert sim.submissions == [1, 1], "one each five minutes"
+    assert (sim.core.history.paused, sim.reports[-1].offers[0].paused) == ("", "")
+    assert sim.core.actions is not None
+    assert sim.core.actions.waits.startswith("no node that fits is left beside those that programs have blocked (n1, n2); next try in ")
+    sim.avoid = ("n2",)
+    sim.run(10)
+    assert [job.node for job in sim.cluster.jobs.values()] == ["n1"]
+
+
+def test_a_bad_node_and_a_blocked_one_that_are_all_there_is_pause_the_pool_for_the_bad_one(make_pool: MakePool) -> None:
+    """A refusal is tried without the nodes where pilots died, and still without the blocked ones."""
+    sim = simulation(make_pool(max_pilots=3), nodes=2)
+    sim.cluster.black_holes = {"n1"}
+    sim.avoid = ("n2",)
+    sim.calls = 12
+    sim.run(300)
+    assert sim.core.history.paused.startswith("3 pilots in a row ended before they served")
+    assert {one.node for one in sim.cluster.happened if one.node} == {"n1"}
+
+
+def test_what_is_refused_for_another_reason_pauses_though_programs_have_blocked_hosts(make_pool: MakePool) -> None:
+    sim = simulation(make_pool())
+    sim.calls, sim.avoid = 4, ("n1",)
+    sim.cluster.fail("submit", Fault.REJECTED, text="Invalid account")
+    sim.run(60)
+    assert sim.core.history.paused == "Invalid account"
 
 
 @pytest.mark.parametrize(("holes", "pilots"), [({"n2"}, 3), ({"n2"}, 1), ({"n1", "n2"}, 3)])
@@ -603,7 +648,7 @@ def test_a_paused_pool_is_spent_when_none_of_its_pilots_can_come(make_pool: Make
         make_pool(), PilotRequest(ticket="", pool=PoolName("p"), command=(), resources=Resources(4.0)), BATCH, 30.0, 100, Tickets("f")
     )
     core.listed([PilotState(job=JobId("7"), listed=Listed.QUEUED, restart=0)], 0.0)
-    core.rejected("f-1", "no such partition")
+    core.rejected("f-1", "no such partition", 0.0)
     report = core.report()
     assert report is not None
     assert [(offer.paused, offer.spent) for offer in report.offers] == [("no such partition", False)]

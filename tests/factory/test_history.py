@@ -83,7 +83,7 @@ def test_a_refusal_while_nodes_are_avoided_is_tried_once_more_without() -> None:
     history = History()
     for _ in range(2):
         history.died_at_start("only", "x", 0.0, 10.0)
-    history.rejected("Requested node configuration is not available")
+    history.rejected("Requested node configuration is not available", 0.0)
     assert (history.paused, history.avoided(10.0)) == ("", ())
     history.died_at_start("only", "x", 11.0, 12.0)
     history.died_at_start("only", "words", 13.0, 14.0)
@@ -93,8 +93,8 @@ def test_a_refusal_while_nodes_are_avoided_is_tried_once_more_without() -> None:
     for _ in range(2):
         history.died_at_start("only", "x", 20.0, 20.0)
     assert history.avoided(20.0) == ("only",)
-    history.rejected("again")
-    history.rejected("no such partition")
+    history.rejected("again", 0.0)
+    history.rejected("no such partition", 0.0)
     assert history.paused == "no such partition"
 
 

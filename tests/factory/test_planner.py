@@ -140,7 +140,7 @@ def test_after_deaths_at_start_one_is_tried_at_a_time(make_pool: MakePool, deman
 
 def test_a_paused_pool_submits_nothing_and_cancels_what_would_die(make_pool: MakePool, demand: MakeDemand) -> None:
     history = History()
-    history.rejected("bad account")
+    history.rejected("bad account", 0.0)
     actions = decide(demand(400), pilots(queued=1), make_pool(), history)
     assert (actions.submit, actions.cancel, actions.waits) == (0, (), "the pool is paused: bad account")
     history = History()

@@ -18,7 +18,7 @@ import pytest
 
 import windlass
 from windlass.errors import NotPossible, OverLimit, Rejected, Unreachable
-from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, Tag
+from windlass.factory.backend import Cause, JobId, Listed, NoNodeLeft, PilotRequest, Tag
 from windlass.factory.slurm import SlurmBackend
 from windlass.messages import PoolName, Resources
 from windlass.testing import SlurmCluster
@@ -291,6 +291,17 @@ def test_hosts_to_avoid_may_be_named_with_their_domain_or_be_of_another_pool(
     for _ in range(2):
         [job] = backend.submit(make_request(avoid=avoid), 1)
         assert re.search(r"ExcNodeList=(\S+)", slurm.run("scontrol", "show", "job", job).stdout)[1] == excluded  # type: ignore[index]
+
+
+def test_a_refusal_because_of_the_nodes_to_avoid_is_told_from_others(slurm: SlurmCluster, start_backend: Start, make_request: Make) -> None:
+    """The pool is not to be paused for it: programs block hosts for a while."""
+    backend = start_backend()
+    nodes = tuple(sorted(set(slurm.run("sinfo", "-hN", "-o", "%N").stdout.split())))
+    with pytest.raises(NoNodeLeft, match="Requested node configuration is not available"):
+        backend.submit(make_request(avoid=nodes), 1)
+    with pytest.raises(Rejected) as refused:
+        start_backend(account="x", partition="nosuch").submit(make_request(avoid=nodes[:1]), 1)
+    assert type(refused.value) is Rejected
 
 
 def test_a_machine_that_is_short_of_something_is_no_refusal(
