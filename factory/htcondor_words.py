@@ -28,6 +28,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
+from windlass.addresses import is_named
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable, UsageError
 from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, PilotState, Tag
 from windlass.factory.history import NODE_AVOIDED
@@ -180,8 +181,14 @@ def submit_words(
 
 
 def _keeps_away(node: str) -> str:
-    """A job that has waited for as long as nodes are avoided takes any: by then it may be the only one, or mended."""
-    return f"(TARGET.Machine =!= {escaped(literal(node))} || time() - QDate > {round(NODE_AVOIDED)})"
+    """A job that has waited for as long as nodes are avoided takes any: by then it may be the only one, or mended.
+
+    Names are meant as by `is_named`: users know a host by what it calls itself, and HTCondor may add its domain. ``==`` is blind to case.
+    """
+    first, dot, _ = node.partition(".")
+    other = f"TARGET.Machine == {literal(first)}" if dot else f"substr(TARGET.Machine, 0, {len(first) + 1}) == {literal(f'{first}.')}"
+    met = f"(TARGET.Machine == {literal(node)} || {other})"
+    return f"({escaped(met)} =!= true || time() - QDate > {round(NODE_AVOIDED)})"
 
 
 def fitting(request: PilotRequest, options: SubmitOptions) -> str:
@@ -195,12 +202,12 @@ def fitting(request: PilotRequest, options: SubmitOptions) -> str:
     return " && ".join(needs)
 
 
-def only_avoided(machines: Iterable[object], avoid: Iterable[str]) -> str:
+def only_avoided(machines: Iterable[object], avoid: Sequence[str]) -> str:
     """Why a pilot that keeps away from nodes would wait for ever; "": it would not, as far as is known. ``machines``: those that fit it."""
     names = {str(machine).lower() for machine in machines}
-    if not names or not names <= {node.lower() for node in avoid}:
+    if not names or not all(any(is_named(machine, name) for name in avoid) for machine in names):
         return ""
-    return f"pilots have died on every machine that fits them ({', '.join(sorted(names))})"
+    return f"pilots have died on every machine that fits them, or programs have blocked it ({', '.join(sorted(names))})"
 
 
 def _listed_path(path: str) -> str:

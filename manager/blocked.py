@@ -3,13 +3,14 @@
 Theory of operation
 -------------------
 A host is blocked until a time, or for ever.  Workers on it are drained when it is blocked, and when they join later: what runs there ends
-there, and nothing more is sent.  Factories are told to avoid it (`windlass.messages.Demand.avoid`), as far as their batch systems can.  A
-name without a dot stands for the host in any domain.
+there, and nothing more is sent.  Factories are told to avoid it (`windlass.messages.Demand.avoid`), as far as their batch systems can.
 """
 
 from __future__ import annotations
 
 from math import inf
+
+from windlass.addresses import is_named
 
 
 class BlockedHosts:
@@ -44,8 +45,3 @@ class BlockedHosts:
     def names(self) -> tuple[str, ...]:
         """All of them."""
         return tuple(sorted(self._until))
-
-
-def is_named(host: str, name: str) -> bool:
-    """Whether a host is meant by a name."""
-    return host == name or ("." not in name and host.partition(".")[0] == name) or ("." not in host and name.partition(".")[0] == host)

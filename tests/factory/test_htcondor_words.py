@@ -36,6 +36,9 @@ SAMPLES = [json.loads(line) for line in (Path(__file__).parent / "data" / "htcon
 
 Ad = dict[str, Any]
 
+#: What keeps a job away from a node, for an hour.
+NOT_N1 = '((TARGET.Machine == "n1" || substr(TARGET.Machine, 0, 3) == "n1.") =!= true || time() - QDate > 3600)'
+
 
 def sample(label: str) -> Ad:
     """The first recorded ad of this label."""
@@ -304,7 +307,7 @@ def test_the_submit_description_is_what_it_was_when_somebody_last_read_it() -> N
         "should_transfer_files = IF_NEEDED\n"
         "when_to_transfer_output = ON_EXIT\n"
         'transfer_output_files = ""\n'
-        'requirements = (TARGET.Machine =!= "n1" || time() - QDate > 3600)\n'
+        f"requirements = {NOT_N1}\n"
         "kill_sig = SIGTERM\n"
         "job_max_vacate_time = 20\n"
         "want_graceful_removal = true\n"
@@ -330,7 +333,7 @@ def test_the_options_of_the_pool_come_in() -> None:
         shared_files=False,
     )
     given = words(options, ("/m/pilot.json",), avoid=("n1",))
-    assert given["requirements"] == '(HasCVMFS || Site == 1) && (TARGET.Machine =!= "n1" || time() - QDate > 3600)'
+    assert given["requirements"] == f"(HasCVMFS || Site == 1) && {NOT_N1}"
     assert (given["My.ProjectName"], given["My.Nice"], given["My.Weight"]) == ('"a \\"b\\" \\ c"', "true", "2")
     assert (given["accounting_group"], given["+Old"]) == ("physics", "3")
     assert (given["universe"], given["container_image"], given["request_disk"]) == ("container", "docker://python:3.11", "3")
@@ -407,9 +410,13 @@ def test_what_fits_a_pilot_is_asked_without_the_nodes_to_avoid() -> None:
 
 def test_only_machines_that_are_all_avoided_are_a_refusal() -> None:
     """Where none is known (an empty pool that grows by itself, others that jobs flock to) waiting is right."""
-    assert only_avoided(["n1", "N2"], ("n1", "n2", "n3")) == "pilots have died on every machine that fits them (n1, n2)"
+    assert only_avoided(["n1", "N2"], ("n1", "n2", "n3")) == (
+        "pilots have died on every machine that fits them, or programs have blocked it (n1, n2)"
+    )
     assert only_avoided(["n1", "n4"], ("n1",)) == ""
     assert only_avoided([], ("n1",)) == ""
+    assert only_avoided(["n1.site.edu", "n2"], ("n1", "n2.site.edu"))
+    assert only_avoided(["n10.site.edu"], ("n1",)) == ""
 
 
 def test_attributes_are_read_as_people_write_them() -> None:

@@ -109,7 +109,7 @@ def evaluate(expression: str, ad: Mapping[str, Any], target: Mapping[str, Any] |
             words.append(fixed[word.lower()])
         elif word[0] == '"':  # in what HTCondor calls old ClassAds a backslash means something before a quote only
             words.append(repr(word[1:-1].replace('\\"', '"')))
-        elif word[0].isalpha() and word != "time":
+        elif word[0].isalpha() and word not in ("time", "substr"):
             words.append(f"get({word!r})")
         else:
             words.append(word)
@@ -121,7 +121,11 @@ def evaluate(expression: str, ad: Mapping[str, Any], target: Mapping[str, Any] |
         value = {"my": mine, "target": theirs}.get(scope, {**theirs, **mine}).get(name, UNDEFINED)
         return evaluate(str(cast("dict[str, str]", value)["expr"]), ad) if isinstance(value, dict) else value
 
-    return eval("".join(words), {"get": get, "time": lambda: int(time.time()), "IS": Meta(True), "ISNT": Meta(False)})
+    def substr(text: Any, start: int, length: int) -> Any:
+        return text[start : start + length] if isinstance(text, str) else UNDEFINED
+
+    functions = {"get": get, "time": lambda: int(time.time()), "substr": substr}
+    return eval("".join(words), {**functions, "IS": Meta(True), "ISNT": Meta(False)})
 
 
 # ---------------------------------------------------------------- the schedd

@@ -21,10 +21,11 @@ import pytest
 import windlass
 from windlass.errors import OverLimit, Rejected, Unreachable, UsageError
 from windlass.factory import logs
-from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, PilotState, Tag, backend_options
+from windlass.factory.backend import Cause, JobId, Listed, NoNodeLeft, PilotRequest, PilotState, Tag, backend_options
 from windlass.factory.environment import Environment
 from windlass.factory.htcondor import HTCondorBackend
-from windlass.messages import Resources
+from windlass.factory.htcondor_words import SubmitOptions, submit_words
+from windlass.messages import PoolName, Resources
 
 RequestOf = Callable[..., PilotRequest]
 Seen = dict[JobId, PilotState]
@@ -315,10 +316,29 @@ def test_pilots_keep_away_from_nodes_where_pilots_die(backend: HTCondorBackend, 
     backend.cancel_all()
 
 
+@pytest.mark.parametrize(
+    ("machine", "node", "goes"),
+    [
+        ("n1.site.edu", "n1", False),
+        ("n1", "n1.site.edu", False),
+        ("n1.site.edu", "n1.site.edu", False),
+        ("n10.site.edu", "n1", True),
+        ("n1.other.edu", "n1.site.edu", True),
+        (None, "n1", True),
+    ],
+)
+def test_machines_to_avoid_may_be_named_with_their_domain_or_without(standin: Any, machine: str | None, node: str, goes: bool) -> None:
+    """As `windlass status` shows hosts, which is what they call themselves, and as HTCondor knows machines."""
+    request = PilotRequest(ticket="t", pool=PoolName("p"), command=(), resources=Resources(), avoid=(node,))
+    words = submit_words(request, Tag("f"), "alice", script="/s", folder="/f", inputs=(), options=SubmitOptions())
+    met = standin.evaluate(words["requirements"], {"QDate": time.time()}, {} if machine is None else {"Machine": machine})
+    assert met is goes
+
+
 def test_pilots_that_no_machine_is_left_for_are_refused(backend: HTCondorBackend, request_of: RequestOf, schedd: Any) -> None:
     """HTCondor would take them, and they would wait for ever."""
     schedd.tell("set", slots_elsewhere=["other"])
-    with pytest.raises(Rejected, match=r"pilots have died on every machine that fits them \(other, standin\)"):
+    with pytest.raises(NoNodeLeft, match=r"every machine that fits them, or programs have blocked it \(other, standin\)"):
         backend.submit(request_of(avoid=("other", "standin")), 1)
     schedd.tell("set", slots_elsewhere=[], collector_is_down=True)
     assert len(backend.submit(request_of(avoid=("standin",)), 1)) == 1, "what is not known is no refusal"

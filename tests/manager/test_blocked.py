@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from windlass.manager.blocked import BlockedHosts, is_named
+from windlass.addresses import is_named
+from windlass.manager.blocked import BlockedHosts
 
 
 @pytest.mark.parametrize(
@@ -15,6 +16,7 @@ from windlass.manager.blocked import BlockedHosts, is_named
         ("node7", "node7.cluster.org", True),
         ("node7.a.org", "node7.b.org", False),
         ("node71", "node7", False),
+        ("Node7.Cluster.org", "node7", True),
     ],
 )
 def test_a_name_without_a_domain_stands_for_the_host_in_any(host: str, name: str, meant: bool) -> None:
