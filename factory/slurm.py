@@ -27,6 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, cast
 
+from windlass.addresses import is_named
 from windlass.errors import OverLimit, Rejected, Unreachable, UsageError, require_flag
 from windlass.factory import slurm_words, values
 from windlass.factory.backend import Backend, CommandLimits, JobId, Listed, NoNodeLeft, PilotRequest, PilotState, PoolDefaults, Tag
@@ -110,8 +111,10 @@ class SlurmBackend:
         self._doubtful: set[JobId] = set()
         #: Pilots that had not ended when they were last heard of.
         self._live: set[JobId] = set()
-        #: Nodes to avoid whose names Slurm refused, and what is said instead: at most two commands are lost for each set of them.
-        self._spelled: dict[tuple[str, ...], tuple[str, ...]] = {}
+        #: Nodes that pilots were on.
+        self._nodes: set[str] = set()
+        #: Names of nodes to avoid that Slurm was asked about, as it refused one of them, and what it calls the nodes that each means.
+        self._called: dict[str, tuple[str, ...]] = {}
         #: Tasks that an array may have, where it was refused for its size; 0: not known.
         self._max_array = 0
 
@@ -136,24 +139,24 @@ class SlurmBackend:
     def submit(self, request: PilotRequest, count: int) -> Sequence[JobId]:
         if self._max_array:
             count = min(count, self._max_array)
-        while request.avoid in self._spelled:
-            request = replace(request, avoid=self._spelled[request.avoid])
-        ran = self._submit(request, count)
+        excluded = self._excluded(request.avoid)
+        ran = self._submit(replace(request, avoid=excluded), count)
         if ran.status != 0 and count > 1 and slurm_words.is_array_refused(ran.stderr):
             # How large arrays may be is worth a command when the first is refused, and only then.
             self._max_array = slurm_words.read_max_array(self._run(("scontrol", "show", "config")).stdout)
             if self._max_array < count:
                 return self.submit(request, self._max_array)
-        if ran.status and request.avoid and slurm_words.are_nodes_unknown(ran.stderr):
+        if ran.status and excluded and slurm_words.are_nodes_unknown(ran.stderr):
             # Hosts that the program blocked go by their own names: in a domain, or of another pool.
-            short = tuple(dict.fromkeys(name.partition(".")[0] for name in request.avoid))
-            self._spelled[request.avoid] = short if short != request.avoid else ()
+            self._called |= self._ask_names(request.avoid)
+            if self._excluded(request.avoid) == excluded:  # as if never said: rather pilots there than none at all
+                self._called |= dict.fromkeys(request.avoid, ())
             return self.submit(request, count)
         if ran.stopped:
             raise OverLimit(f"Slurm has too many jobs: {slurm_words.tidy(ran.stderr)}")
         if ran.status != 0 and not (ran.timed_out and ran.stdout.strip()):
             refused = slurm_words.refusal("sbatch", ran.status, ran.stderr)
-            raise NoNodeLeft(str(refused)) if request.avoid and slurm_words.lacks_nodes(ran.stderr) else refused
+            raise NoNodeLeft(str(refused)) if excluded and slurm_words.lacks_nodes(ran.stderr) else refused
         jobs = slurm_words.task_ids(ran.stdout, count, count > 1, bool(self._clusters))
         self._live |= set(jobs)
         if self._logs is not None:
@@ -166,6 +169,23 @@ class SlurmBackend:
             return self._run(slurm_words.SUBMIT, text=script, stop_at=slurm_words.QUEUE_FULL)
         except OSError as error:
             raise (Unreachable if error.errno in PASSING else Rejected)(f"cannot start sbatch: {error.strerror or error}") from None
+
+    def _excluded(self, avoid: Sequence[str]) -> tuple[str, ...]:
+        """Nodes to avoid as Slurm calls them, as far as it was asked."""
+        return tuple(dict.fromkeys(node for name in avoid for node in self._called.get(name, (name,))))
+
+    def _ask_names(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """What Slurm calls the nodes that each of these names means; () where there are none. Raises `Unreachable`."""
+        nodes = set(self._nodes)  # a site may show nodes to nobody
+        try:
+            ran = self._run(slurm_words.nodes_words(self._clusters))
+        except OSError as error:
+            raise Unreachable(f"cannot start sinfo: {error.strerror or error}") from None
+        if ran.status == 0:
+            nodes |= slurm_words.read_nodes(ran.stdout)
+        elif isinstance(refused := slurm_words.refusal("sinfo", ran.status, ran.stderr), Unreachable):
+            raise refused
+        return {name: tuple(sorted(node for node in nodes if is_named(node, name))) for name in names}
 
     def query(self) -> Sequence[PilotState]:
         return self._own(self._rows())
@@ -182,6 +202,7 @@ class SlurmBackend:
         """What an answer says of this backend's pilots."""
         states = self._confirmed([row.state for row in rows if row.tag == self._tag])
         self._live = {state.job for state in states if state.listed is not Listed.ENDED}
+        self._nodes |= {state.node for state in states if state.node}
         return states if self._logs is None else self._logs.looked_after(states)
 
     def _confirmed(self, states: Sequence[PilotState]) -> list[PilotState]:

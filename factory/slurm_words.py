@@ -28,7 +28,7 @@ from windlass.errors import BatchError, OverLimit, Rejected, Unreachable
 from windlass.factory.backend import Cause, JobId, Listed, PilotState, Tag
 
 #: Of the environment that Slurm's commands are run in. They change answers, and inside a job they change submissions.
-SPOILING: Final = ("SQUEUE_", "SBATCH_", "SLURM_", "SCANCEL_", "SRUN_", "SALLOC_")
+SPOILING: Final = ("SQUEUE_", "SINFO_", "SBATCH_", "SLURM_", "SCANCEL_", "SRUN_", "SALLOC_")
 KEPT: Final = ("SLURM_CONF", "SLURM_CONF_SERVER")
 
 #: Widths are limits: what is longer is cut.
@@ -108,6 +108,17 @@ def query_words(clusters: str) -> tuple[str, ...]:
     # Which cluster a job is of stands in the headers only.
     option = (f"--clusters={clusters}",) if clusters else ("--noheader",)
     return ("squeue", *option, "--array", "--states=all", "--me", f"--Format={','.join(FIELDS)}")
+
+
+def nodes_words(clusters: str) -> tuple[str, ...]:
+    """The command line that asks for the names of all nodes."""
+    option = (f"--clusters={clusters}",) if clusters else ()
+    return ("sinfo", *option, "--all", "--noheader", "--Node", "--format=%N")
+
+
+def read_nodes(text: str) -> set[str]:
+    """The names in an answer to `nodes_words`."""
+    return {line.strip() for line in text.splitlines() if line.strip() and not line.startswith("CLUSTER: ")}
 
 
 # ---------------------------------------------------------------- states

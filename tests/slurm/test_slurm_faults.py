@@ -18,6 +18,7 @@ import pytest
 
 import windlass
 from windlass.errors import NotPossible, OverLimit, Rejected, Unreachable
+from windlass.factory import slurm_words
 from windlass.factory.backend import Cause, JobId, Listed, NoNodeLeft, PilotRequest, Tag
 from windlass.factory.slurm import SlurmBackend
 from windlass.messages import PoolName, Resources
@@ -281,22 +282,40 @@ def test_pilots_keep_their_places_while_a_partition_is_down(
 
 
 @pytest.mark.parametrize(
-    ("avoid", "excluded"), [(("n1.cluster.example.org", "n2"), "n[1-2]"), (("n1", "elsewhere.example.org"), "(null)"), (("n3",), "n3")]
+    ("avoid", "excluded"),
+    [
+        (("n1.cluster.example.org", "n2"), "n[1-2]"),
+        (("n1", "elsewhere.example.org"), "n1"),
+        (("n3",), "n3"),
+        (("laptop",), "(null)"),
+    ],
 )
 def test_hosts_to_avoid_may_be_named_with_their_domain_or_be_of_another_pool(
     slurm: SlurmCluster, start_backend: Start, make_request: Make, avoid: tuple[str, ...], excluded: str
 ) -> None:
-    """Slurm refuses a name that it does not know, and with it the submission."""
+    """Slurm refuses a name that it does not know, and with it the submission: the others are avoided all the same."""
     backend = start_backend()
     for _ in range(2):
         [job] = backend.submit(make_request(avoid=avoid), 1)
         assert re.search(r"ExcNodeList=(\S+)", slurm.run("scontrol", "show", "job", job).stdout)[1] == excluded  # type: ignore[index]
 
 
+def test_a_site_that_shows_its_nodes_to_nobody_has_those_avoided_that_pilots_were_on(
+    slurm: SlurmCluster, start_backend: Start, make_request: Make, monkeypatch: pytest.MonkeyPatch, listing: Any
+) -> None:
+    backend = start_backend(extra_directives="--nodelist=n2")
+    [job] = backend.submit(make_request(), 1)
+    listing(backend).until(job, Listed.RUNNING)
+    backend.cancel([job])
+    listing(backend).until(job, Listed.ENDED)
+    monkeypatch.setattr(slurm_words, "nodes_words", lambda _: ("true",))
+    assert backend._ask_names(("n2", "n3")) == {"n2": ("n2",), "n3": ()}
+
+
 def test_a_refusal_because_of_the_nodes_to_avoid_is_told_from_others(slurm: SlurmCluster, start_backend: Start, make_request: Make) -> None:
     """The pool is not to be paused for it: programs block hosts for a while."""
     backend = start_backend()
-    nodes = tuple(sorted(set(slurm.run("sinfo", "-hN", "-o", "%N").stdout.split())))
+    nodes = tuple(sorted(slurm_words.read_nodes(slurm.run(*slurm_words.nodes_words("")).stdout)))
     with pytest.raises(NoNodeLeft, match="Requested node configuration is not available"):
         backend.submit(make_request(avoid=nodes), 1)
     with pytest.raises(Rejected) as refused:
