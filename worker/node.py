@@ -244,10 +244,11 @@ def share_of(pilot: str) -> float:
 def seconds_left(asked: float, environ: Mapping[str, str], now: float) -> float:
     """Seconds until the pilot's end, 0.0 if unlimited: what was asked, or sooner by the batch system's own word.
 
-    `now`: seconds since the epoch.
+    `now`: seconds since the epoch. An end that is past when a worker starts is not its end: the job's time was extended since, or the word
+    is of a job that this process is not of, and a worker that believed it would leave at once, and so would the next.
     """
     limits = [asked] if asked > 0 else []
     end = environ.get("SLURM_JOB_END_TIME", "")
-    if end.isdigit():
+    if end.isdigit() and int(end) > now:
         limits.append(max(1.0, int(end) - now))
     return min(limits, default=0.0)

@@ -172,11 +172,12 @@ def test_a_process_sees_its_gpus_alone(ids: tuple[str, ...], amd: bool, cuda: st
 
 
 def test_the_end_is_the_sooner_of_what_was_asked_and_what_slurm_says() -> None:
-    """0 means unlimited; an end that is past leaves a second to say goodbye."""
+    """0 means unlimited; an end that is past is of another job, or of before its time was extended."""
     assert seconds_left(0.0, {}, 1000.0) == 0.0
     assert seconds_left(60.0, {}, 1000.0) == 60.0
     assert seconds_left(60.0, {"SLURM_JOB_END_TIME": "1030"}, 1000.0) == 30.0
-    assert seconds_left(0.0, {"SLURM_JOB_END_TIME": "900"}, 1000.0) == 1.0
+    assert seconds_left(0.0, {"SLURM_JOB_END_TIME": "900"}, 1000.0) == 0.0
+    assert seconds_left(60.0, {"SLURM_JOB_END_TIME": "900"}, 1000.0) == 60.0
     assert seconds_left(0.0, {"SLURM_JOB_END_TIME": "Unknown"}, 1000.0) == 0.0
 
 
