@@ -121,6 +121,8 @@ EVENT_OF: Final[Mapping[Listed, Event]] = {
 
 #: The reason of an end that only an answer without the pilot tells of.
 VANISHED: Final = "the batch system does not know it any more"
+#: The reason of an end that is nobody's doing but the pilot's own, though nothing went wrong by its exit status.
+LEFT: Final = "it left by itself, with exit status 0, before it served"
 #: Ends that say nothing against the pilot, though it never served.
 BLAMELESS: Final = frozenset({Cause.PREEMPTED, Cause.CANCELLED, Cause.NODE})
 
@@ -136,6 +138,8 @@ class Pilot:
     since: float = 0.0
     #: When it was submitted, or found.
     made_at: float = 0.0
+    #: An earlier life of the factory submitted it: it may have served then.
+    found: bool = False
     #: Seconds that it may run, where that is not what the pool says; 0: the pool's walltime.
     walltime: float = 0.0
     #: When it was first heard to run, in this incarnation.
@@ -278,7 +282,8 @@ class Fleet:
             if pilot is None:
                 if state.listed is Listed.ENDED and state.ticket not in self.unsure:
                     continue  # of an earlier life, or ended long ago
-                pilot = self.pilots[state.job] = Pilot(state.job, state.ticket, state.restart or 0, since=now, made_at=now)
+                found = state.ticket not in self.unsure
+                pilot = self.pilots[state.job] = Pilot(state.job, state.ticket, state.restart or 0, since=now, made_at=now, found=found)
             self._one_listed(pilot, state, now)
         for pilot in [pilot for job, pilot in self.pilots.items() if job not in seen]:
             pilot.misses += 1
@@ -327,7 +332,10 @@ class Fleet:
         if not pilot.apply(event, now) or pilot.phase is not Phase.ENDED:
             return
         words = reason or (cause.value if exit_status is None else f"exit status {exit_status}")
-        blameless = pilot.served or pilot.asked or bool(pilot.charge) or phase is Phase.CANCELLING or cause in BLAMELESS or exit_status == 0
+        blameless = pilot.served or pilot.asked or bool(pilot.charge) or phase is Phase.CANCELLING or cause in BLAMELESS
+        if exit_status == 0 and not blameless:
+            # One after the other would be started, each to leave as well.
+            blameless, words = pilot.found, LEFT
         self._over(pilot, words, cause, exit_status, now, failed=not blameless, gone=True)
         del self.pilots[pilot.job]
 

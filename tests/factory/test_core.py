@@ -440,6 +440,32 @@ def test_the_last_words_of_one_that_never_said_hello_reach_the_pause(make_pool: 
     ]
 
 
+def test_pilots_that_leave_in_order_before_they_serve_pause_the_pool_as_well(make_pool: MakePool) -> None:
+    """Each would be followed by the next, for ever and without a word: a line of setup= that says ``exit 0`` does it."""
+    sim = simulation(make_pool(max_pilots=1))
+    sim.calls = 4
+    for _ in range(400):
+        for job in [job for job in sim.cluster.jobs.values() if job.state is Listed.RUNNING]:
+            sim.cluster.process_ended(job.job, job.restart, 0, sim.now)
+        sim.tick(5.0)
+    assert len(sim.submissions) <= 5
+    assert sim.core.history.paused.startswith("3 pilots in a row ended before they served, the last one so: ")
+    assert sim.core.history.paused.endswith(": it left by itself, with exit status 0, before it served: last words")
+
+
+def test_pilots_of_an_earlier_life_that_leave_in_order_count_for_nothing(make_pool: MakePool) -> None:
+    """They may have served then."""
+    sim = simulation(make_pool())
+    jobs = sim.cluster.submit("earlier", 6, sim.now, cores=4.0)
+    sim.obey(sim.cluster.advance(sim.now))
+    sim.calls = 24
+    sim.tick()
+    for job in jobs:
+        sim.cluster.process_ended(job, 0, 0, sim.now)
+    sim.run(30)
+    assert (sim.core.history.start_failures, sim.core.history.failure) == (0, "")
+
+
 def test_preempted_pilots_are_told_of_and_come_back_by_themselves(make_pool: MakePool) -> None:
     sim = simulation(make_pool(max_pilots=1))
     sim.calls = 4

@@ -146,7 +146,7 @@ def test_a_restart_is_learned_from_the_pilot_that_connects(fleet: Fleet, seen: M
     ("cause", "exit_status", "failed"),
     [
         (Cause.EXIT, 5, True),
-        (Cause.EXIT, 0, False),
+        (Cause.EXIT, 0, True),
         (Cause.SIGNAL, None, True),
         (Cause.UNKNOWN, None, True),
         (Cause.WALLTIME, None, True),
