@@ -24,18 +24,20 @@ are gone, or the time given is over, `EndAll`; then `finished`."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from windlass.factory.backend import CommandLimits, JobId, PilotRequest, PilotState, Tickets
+import msgspec
+
+from windlass.factory.backend import CommandLimits, JobId, PilotRequest, PilotState, Tickets, split_pilot_word
 from windlass.factory.history import OWN_START_BACKOFF, START_BACKOFF, CommandBudget, History
 from windlass.factory.pilots import NO_LOGS, VANISHED, Ending, Event, Fleet, Phase, Pilot
 from windlass.factory.planner import Actions, Promise, plan
 from windlass.factory.pool import PoolConfig
 from windlass.factory.spending import core_seconds
 from windlass.factory.telling import Telling
-from windlass.messages import Demand, PilotId, PoolReport
+from windlass.messages import Demand, PilotId, PoolName, PoolReport
 
 #: A query may take a fifth of the time, at most.
 SLOW_FACTOR: Final = 5.0
@@ -136,6 +138,8 @@ class FactoryCore:
     _vanished_in: int = 0
     #: When `demand` was heard.
     _heard_at: float = -math.inf
+    #: Pilots that the manager knows in a pool of another name, which this one had in an earlier life.
+    _named_otherwise: dict[PilotId, PoolName] = field(default_factory=dict[PilotId, PoolName])
     #: Walltimes of submissions that were not the pool's, by ticket.
     _walltimes: dict[str, float] = field(default_factory=dict[str, float])
     #: The most memory, in bytes, that a pilot has turned out to have; 0: none has connected yet. Pools need not state any, and where
@@ -164,9 +168,33 @@ class FactoryCore:
     def _see(self, now: float) -> None:
         """Tell the register what the manager said last."""
         if self.demand is not None:
+            self.demand = self._with_those_taken_over(self.demand)
             own = [seen for seen in self.demand.pilots if seen.pool == self.pool.name]
             self.fleet.seen(own, now, self._heard_at)
             self._memory = max((self._memory, *(seen.resources.memory for seen in own)))
+
+    def _with_those_taken_over(self, demand: Demand) -> Demand:
+        """The demand with all own pilots in this pool: those of an earlier life may say a name that the pool had then."""
+        earlier = {job for job, pilot in self.fleet.pilots.items() if pilot.found}
+        if not earlier:
+            return demand
+        # A job of another batch system may have the same id: one whose pilot is seen in this pool is not looked for elsewhere.
+        earlier -= {split_pilot_word(seen.pilot)[0] for seen in demand.pilots if seen.pool == self.pool.name}
+        theirs = {
+            seen.pilot: seen.pool for seen in demand.pilots if seen.pool != self.pool.name and split_pilot_word(seen.pilot)[0] in earlier
+        }
+        if not theirs:
+            return demand
+        self._named_otherwise |= theirs
+        renamed = (msgspec.structs.replace(seen, pool=self.pool.name) if seen.pilot in theirs else seen for seen in demand.pilots)
+        return msgspec.structs.replace(demand, pilots=tuple(renamed))
+
+    def pools_of(self, pilots: Iterable[PilotId]) -> Mapping[PoolName, list[PilotId]]:
+        """Pilots by the name of the pool in which the manager knows them."""
+        pools: dict[PoolName, list[PilotId]] = {}
+        for pilot in pilots:
+            pools.setdefault(self._named_otherwise.get(pilot, self.pool.name), []).append(pilot)
+        return pools
 
     def woken(self, now: float) -> None:
         """The backend says that a query is worth it."""

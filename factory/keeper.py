@@ -262,7 +262,8 @@ class Keeper:
         core, backend = kept.core, kept.backend
         if isinstance(instruction, Release):
             log.info("%s: letting go %s: %s", kept.name, ", ".join(instruction.pilots), instruction.reason)
-            kept.send(ReleasePilots(instruction.pilots, core.pool.name, instruction.reason))
+            for pool, pilots in core.pools_of(instruction.pilots).items():
+                kept.send(ReleasePilots(tuple(pilots), pool, instruction.reason))
             return
         try:
             if isinstance(instruction, Query):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -464,6 +465,26 @@ def test_pilots_of_an_earlier_life_that_leave_in_order_count_for_nothing(make_po
         sim.cluster.process_ended(job, 0, 0, sim.now)
     sim.run(30)
     assert (sim.core.history.start_failures, sim.core.history.failure) == (0, "")
+
+
+def test_pilots_taken_over_from_a_pool_of_another_name_go_on(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They say the name that the pool had in the factory's earlier life, and were ended with their calls, as if they had not connected."""
+    sim = simulation(make_pool(hello_timeout=120.0))
+    sim.cluster.submit("earlier", 2, sim.now, cores=4.0)
+    sim.calls = 10
+    seen = Simulation.seen
+
+    def as_then(self: Simulation) -> tuple[PilotSeen, ...]:
+        return tuple(msgspec.structs.replace(one, pool=PoolName("before")) if one.pilot.startswith("1_") else one for one in seen(self))
+
+    monkeypatch.setattr(Simulation, "seen", as_then)
+    sim.run(600)
+    assert sim.submissions == [1], "they count"
+    assert (sim.cancelled, sim.core.history.start_failures) == ([], 0)
+    assert {pilot.phase for pilot in sim.core.fleet.pilots.values()} == {Phase.SERVING}
+    sim.core.close(sim.now, 30.0)
+    sim.tick()
+    assert sim.core.pools_of(sim.released) == {"before": ["1_0", "1_1"], "p": ["2"]}
 
 
 def test_preempted_pilots_are_told_of_and_come_back_by_themselves(make_pool: MakePool) -> None:
