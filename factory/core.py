@@ -140,8 +140,6 @@ class FactoryCore:
     _heard_at: float = -math.inf
     #: Pilots that the manager knows in a pool of another name, which this one had in an earlier life.
     _named_otherwise: dict[PilotId, PoolName] = field(default_factory=dict[PilotId, PoolName])
-    #: Walltimes of submissions that were not the pool's, by ticket.
-    _walltimes: dict[str, float] = field(default_factory=dict[str, float])
     #: The most memory, in bytes, that a pilot has turned out to have; 0: none has connected yet. Pools need not state any, and where
     #: one does a machine may have less: what is known by pilots decides, for the manager and for the plan.
     _memory: int = 0
@@ -232,7 +230,7 @@ class FactoryCore:
     def submitted(self, ticket: str, jobs: Sequence[JobId], now: float, logs: Mapping[JobId, str] = NO_LOGS) -> None:
         """A submission was accepted; ``logs``: where its pilots will write."""
         self.history.accepted()
-        self.fleet.submitted(ticket, jobs, now, self._walltimes.pop(ticket, 0.0), logs)
+        self.fleet.submitted(ticket, jobs, now, logs)
         if self._query_at < now:
             self._query_at = now + self.query_interval
         self._ask_sooner(now)
@@ -345,11 +343,10 @@ class FactoryCore:
         if actions.submit and self._queried:
             ticket = self.tickets.next()
             self.budget.spend("submit", now)
-            self.fleet.submitting(ticket, actions.submit, now)
+            self.fleet.submitting(ticket, actions.submit, now, actions.walltime)
             request = replace(self.request, ticket=ticket, avoid=self._avoided(now))
             if actions.walltime:
                 request = with_walltime(request, actions.walltime)
-                self._walltimes[ticket] = actions.walltime
             return Submit(request, actions.submit, actions.submit_reason)
         return None
 
@@ -380,6 +377,7 @@ class FactoryCore:
             max_batch=self.max_batch,
             before=self.before,
             spent=self.spent,
+            unsure_seconds=self.fleet.unsure_seconds(self.pool.walltime),
         )
         self.history.note_wanted(actions.wanted, now, self.pool.hold)
         if actions.used_up and not self.history.paused:

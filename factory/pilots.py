@@ -238,6 +238,8 @@ class Fleet:
 
     pilots: dict[JobId, Pilot] = field(default_factory=dict[JobId, Pilot])
     unsure: dict[str, Unsure] = field(default_factory=dict[str, Unsure])
+    #: Seconds that pilots of a submission may run, where that is not what the pool says, by ticket: also of what turns up late.
+    walltimes: dict[str, float] = field(default_factory=dict[str, float])
     endings: list[Ending] = field(default_factory=list[Ending])
     #: Nodes (maybe "") of pilots that connected for the first time, for the history.
     newly_served: list[str] = field(default_factory=list[str])
@@ -248,19 +250,23 @@ class Fleet:
 
     # ---------------------------------------------------------------- what the factory did
 
-    def submitting(self, ticket: str, count: int, now: float) -> None:
-        """A submission is being sent; until its answer is known it may have happened."""
+    def submitting(self, ticket: str, count: int, now: float, walltime: float = 0.0) -> None:
+        """A submission is being sent, and may have happened until it is answered; ``walltime`` (seconds): where it is not the pool's."""
         self.unsure[ticket] = Unsure(ticket, count, now)
+        if walltime:
+            self.walltimes[ticket] = walltime
 
-    def submitted(self, ticket: str, jobs: Iterable[JobId], now: float, walltime: float = 0.0, logs: Mapping[JobId, str] = NO_LOGS) -> None:
-        """It was accepted; ``walltime``: where it is not the pool's, seconds; ``logs``: where they will write."""
+    def submitted(self, ticket: str, jobs: Iterable[JobId], now: float, logs: Mapping[JobId, str] = NO_LOGS) -> None:
+        """It was accepted; ``logs``: where they will write."""
         self.unsure.pop(ticket, None)
+        walltime = self.walltimes.get(ticket, 0.0)
         for job in jobs:
             self.pilots.setdefault(job, Pilot(job, ticket, since=now, made_at=now, walltime=walltime, log=logs.get(job, "")))
 
     def not_submitted(self, ticket: str) -> None:
         """It was refused: there are no such pilots."""
         self.unsure.pop(ticket, None)
+        self.walltimes.pop(ticket, None)
 
     def asked(self, jobs: Iterable[JobId], event: Event, now: float) -> None:
         """The end of these was asked for, of the manager (RELEASED) or of the batch system (CANCELLED)."""
@@ -283,7 +289,9 @@ class Fleet:
                 if state.listed is Listed.ENDED and state.ticket not in self.unsure:
                     continue  # of an earlier life, or ended long ago
                 found = state.ticket not in self.unsure
-                pilot = self.pilots[state.job] = Pilot(state.job, state.ticket, state.restart or 0, since=now, made_at=now, found=found)
+                pilot = Pilot(state.job, state.ticket, state.restart or 0, since=now, made_at=now, found=found)
+                pilot.walltime = self.walltimes.get(state.ticket, 0.0)
+                self.pilots[state.job] = pilot
             self._one_listed(pilot, state, now)
         for pilot in [pilot for job, pilot in self.pilots.items() if job not in seen]:
             pilot.misses += 1
@@ -413,6 +421,10 @@ class Fleet:
     @property
     def unsure_count(self) -> int:
         return sum(unsure.count for unsure in list(self.unsure.values()))
+
+    def unsure_seconds(self, walltime: float) -> float:
+        """Seconds that those of unsure submissions may run, all together; ``walltime``: the pool's."""
+        return sum(unsure.count * self.walltimes.get(unsure.ticket, walltime) for unsure in self.unsure.values())
 
     @property
     def live(self) -> int:

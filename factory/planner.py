@@ -104,11 +104,12 @@ def plan(
     max_batch: int = 500,
     before: Sequence[Promise] = (),
     spent: float = 0.0,
+    unsure_seconds: float = 0.0,
 ) -> Actions:
     """What to do about a pool now.
 
     ``unsure`` pilots may exist beside ``pilots``; ``demand`` None: not heard yet. ``before``: what pools named before this one promise.
-    ``spent``: core seconds of pilots that have ended.
+    ``spent``: core seconds of pilots that have ended. ``unsure_seconds``: what the unsure ones may run, all together.
     """
     wanted, why = wanted_pilots(demand, pool, before)
     keep, less_at = history.keep(wanted, now, pool.hold)
@@ -119,7 +120,7 @@ def plan(
     submit, submit_reason, waits, again_at = 0, "", "", math.inf
     allowed = Allowance()
     if wanted > coming:
-        allowed = allowance(wanted - coming, pilots, unsure, pool, spent, now)
+        allowed = allowance(wanted - coming, pilots, unsure_seconds, pool, spent, now)
         submit, waits, again_at = _how_many(wanted - coming, len(pilots) + unsure, pilots, unsure, pool, history, now, max_batch, allowed)
         submit_reason = f"{why}; {coming} there or coming" if submit else ""
     elif coming > keep:

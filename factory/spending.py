@@ -47,13 +47,16 @@ def core_seconds(pilots: Iterable[Pilot], pool: PoolConfig, now: float) -> tuple
     return used * width, reserved * width
 
 
-def allowance(count: int, pilots: Iterable[Pilot], unsure: int, pool: PoolConfig, ended: float, now: float) -> Allowance:
-    """How many of ``count`` further pilots ``max_core_hours`` allows. ``ended``: core seconds of pilots that have ended."""
+def allowance(count: int, pilots: Iterable[Pilot], unsure: float, pool: PoolConfig, ended: float, now: float) -> Allowance:
+    """How many of ``count`` further pilots ``max_core_hours`` allows.
+
+    ``unsure``: seconds that pilots may run of which it is not known whether they exist. ``ended``: core seconds of pilots that have ended.
+    """
     if not pool.max_core_hours or count <= 0:
         return Allowance()
     width = pool.resources.cores * pool.nodes
     used, reserved = core_seconds(pilots, pool, now)
-    reserved += unsure * pool.walltime * width
+    reserved += unsure * width
     used += ended
     left = pool.max_core_hours * HOUR - used - reserved
     text = f"max_core_hours={pool.max_core_hours:g}: {used / HOUR:.3g} are used, {reserved / HOUR:.3g} reserved by pilots that are there"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from windlass.factory.backend import CommandLimits, JobId, Listed, PilotRequest, PilotState, Tickets
-from windlass.factory.core import FactoryCore, Submit, with_walltime
+from windlass.factory.core import FactoryCore, Query, Submit, with_walltime
 from windlass.factory.pilots import Phase, Pilot
 from windlass.factory.pool import PoolConfig
 from windlass.factory.spending import allowance
@@ -31,7 +31,7 @@ def test_a_queued_pilot_reserves_its_walltime_and_a_running_one_the_rest_of_it(m
     pool = make_pool(walltime=3600.0, max_core_hours=12.0)
     assert allowance(9, [], 0, pool, 0.0, 0.0).pilots == 3
     assert allowance(9, [pilot(Phase.QUEUED)], 0, pool, 0.0, 0.0).pilots == 2
-    assert allowance(9, [], 1, pool, 0.0, 0.0).pilots == 2
+    assert allowance(9, [], 3600.0, pool, 0.0, 0.0).pilots == 2
     # It has run for half an hour: what it used and what it may still use is the same in all.
     assert allowance(9, [pilot(Phase.SERVING, started=0.0)], 0, pool, 0.0, 1800.0).pilots == 2
     # One that ended after a quarter of an hour gives the rest back.
@@ -104,6 +104,33 @@ def test_a_pool_pauses_when_its_core_hours_are_used_up(make_pool: MakePool) -> N
         core.ended(ending, "", 3600.0)
     assert core.step(3600.0) is None
     assert core.history.paused == "max_core_hours=4 are used up (3.99 are used); give it more"
+
+
+def test_a_submission_without_an_answer_reserves_its_share_for_as_long_as_its_pilots_may_live(make_pool: MakePool) -> None:
+    """In a pool without a walltime a pilot's share is what its submission was given: also when only a later answer tells of the pilots."""
+    pool = make_pool(walltime=0.0, max_core_hours=4.0)
+    core = FactoryCore(
+        pool,
+        PilotRequest(ticket="", pool=PoolName("p"), command=("py",), resources=Resources(4.0)),
+        CommandLimits(1000, 10000),
+        1.0,
+        10,
+        Tickets("f"),
+    )
+    core.hear(Demand((Shape(Resources(), 4, 0),)), 0.0)
+    core.listed((), 0.0)
+    submit = core.step(0.0)
+    assert isinstance(submit, Submit)
+    assert submit.request.walltime == 3600.0
+    core.unreachable("Socket timed out", 0.0)
+    core.hear(Demand((Shape(Resources(), 40, 0),)), 10.0)
+    asked = core.step(10.0)
+    assert isinstance(asked, Query)
+    assert core._plan(10.0).submit == 0, "it may have happened"
+    core.listed([PilotState(job=JobId("1"), listed=Listed.RUNNING, ticket=submit.request.ticket)], 20.0)
+    assert core.fleet.pilots[JobId("1")].walltime == 3600.0
+    actions = core._plan(30.0)
+    assert (actions.submit, actions.waits) == (0, "max_core_hours=4: 0.0111 are used, 3.99 reserved by pilots that are there")
 
 
 def test_a_limit_that_no_pilot_fits_is_refused() -> None:
