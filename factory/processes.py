@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TextIO
 
+from windlass.factory.commands import PASSING
+
 STRAGGLE: Final = 2.0
 STRAGGLE_STEP: Final = 0.05
 #: A log is cut when it is larger than this, to so much of its end. Bytes.
@@ -219,11 +221,13 @@ class Processes:
                 del self._processes[key]
         return ended
 
-    @staticmethod
-    def _straggling(process: Process, now: float) -> bool:
-        """Members of the ended leader's group and session are still there."""
+    def _straggling(self, process: Process, now: float) -> bool:
+        """Members of the ended leader's group and session are still there, or may be."""
         assert process.straggles_until is not None
-        left = left_of(process.popen.pid)
+        try:
+            left = left_of(process.popen.pid)
+        except OSError:  # the program is out of descriptors, maybe for a moment: who closes does not wait for that
+            return not self._closing or process.straggles_until > now
         if left and process.straggles_until <= now:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -235,7 +239,7 @@ class Processes:
 def left_of(leader: int) -> list[int]:
     """The living processes of the group and of the session that this one led.
 
-    Not zombies: whoever inherits those may be slow to collect them.
+    Not zombies: whoever inherits those may be slow to collect them. Raises OSError where nobody can look now.
     """
     found: list[int] = []
     for name in os.listdir("/proc"):
@@ -243,7 +247,9 @@ def left_of(leader: int) -> list[int]:
             try:
                 with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
                     state, _, group, session = file.read().rpartition(b")")[2].split()[:4]
-            except (OSError, ValueError):
+            except (OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno in PASSING:
+                    raise
                 continue  # it has ended meanwhile
             if leader in (int(group), int(session)) and state not in (b"Z", b"X"):
                 found.append(int(name))

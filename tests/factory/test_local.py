@@ -101,6 +101,32 @@ def test_what_a_pilot_left_in_its_group_or_session_is_ended_too(
     gone(int(written(out)))
 
 
+def test_ends_are_noticed_though_the_program_is_out_of_descriptors_for_a_while(
+    local: Local, make_request: MakeRequest, written: Written, gone: Gone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first has left cannot be looked for then; the thread that looks goes on, and ends it when it can."""
+    monkeypatch.setattr("windlass.factory.processes.STRAGGLE", 0.05)
+    out = tmp_path / "child"
+    body = f"import subprocess; p = subprocess.Popen(['sleep', '60']); open({str(out)!r}, 'w').write(f'{{p.pid}}\\n')"
+    list_folder, refused = os.listdir, threading.Semaphore(0)
+
+    def none_left(path: str) -> list[str]:
+        if path != "/proc":
+            return list_folder(path)
+        refused.release()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.listdir", none_left)
+        local.submit(make_request(body))
+        local.ended()
+        for _ in range(4):  # beyond the time that it has
+            assert refused.acquire(timeout=20)
+    local.submit(make_request(""))
+    local.ended()
+    gone(int(written(out)))
+
+
 def test_a_walltime_ends_a_pilot(local: Local, make_request: MakeRequest) -> None:
     local.submit(make_request("import time; time.sleep(60)", walltime=0.05))
     [state] = local.ended()
