@@ -15,8 +15,10 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NoReturn, Protocol, Self, cast, runtime_checkable
@@ -158,6 +160,7 @@ class Factory:
         self._ledger = Ledger([kept.core.pool for kept in self._kept], self._replan)
         self._keepers = [Keeper(self.name, kept, self._ledger) for kept in _by_site(self._kept)]
         self._started = False
+        self._limits = threading.Lock()
         #: The process whose threads they are.
         self._pid = 0
 
@@ -334,15 +337,21 @@ class Factory:
         Raises `UsageError` for limits that cannot be, `UnknownName` for a pool that there is not.
         """
         kept = self._named(pool)
-        now = kept.core.pool
-        most = now.max_pilots if max_pilots is None else max_pilots
-        least = now.min_pilots if min_pilots is None else min_pilots
+        with self._limits:
+            self._set_limits(kept, max_pilots, min_pilots, max_core_hours)
+
+    @staticmethod
+    def _set_limits(kept: Kept, max_pilots: int | None, min_pilots: int | None, max_core_hours: float | None) -> None:
+        most = kept.asked.max_pilots if max_pilots is None else max_pilots
+        least = kept.asked.min_pilots if min_pilots is None else min_pilots
         if not isinstance(least, int) or not isinstance(most, int) or not 0 <= least <= most or most < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"min_pilots={least!r} and max_pilots={most!r} cannot be; give whole numbers, 0 <= min_pilots <= max_pilots")
         if max_core_hours is not None and not (isinstance(max_core_hours, int | float) and 0 <= max_core_hours < float("inf")):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"max_core_hours={max_core_hours!r} is not a number of hours; 0 is unlimited")
         used_up = kept.core.actions is not None and kept.core.actions.used_up
-        kept.put(Change(max_pilots, min_pilots, max_core_hours))
+        hours = kept.asked.max_core_hours if max_core_hours is None else max_core_hours
+        kept.asked = replace(kept.asked, max_pilots=most, min_pilots=least, max_core_hours=hours)
+        kept.put(Change(kept.asked))
         if max_core_hours is not None and used_up:
             kept.put(Resume())
 

@@ -23,7 +23,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, Protocol, cast
 
 import msgspec
@@ -34,7 +34,7 @@ from windlass.factory.commands import PASSING
 from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Release, Submit
 from windlass.factory.ledger import Ledger
 from windlass.factory.planner import Promise
-from windlass.factory.pool import how_to_resume
+from windlass.factory.pool import PoolConfig, how_to_resume
 from windlass.messages import Demand, Goodbye, Leave, Message, ReleasePilots, ResumePool
 
 log = logging.getLogger("windlass.factory")
@@ -82,11 +82,9 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Other limits; None: as they are."""
+    """The pool with other limits, all of them: so each is judged beside those that were asked for last."""
 
-    max_pilots: int | None = None
-    min_pilots: int | None = None
-    max_core_hours: float | None = None
+    pool: PoolConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +105,8 @@ class Kept:
     index: int
     core: FactoryCore
     backend: Backend
+    #: The pool with the limits that were asked for last; the core learns of them when its keeper has done what it is at.
+    asked: PoolConfig = field(init=False)
     put: Callable[[Event], None] = field(init=False)
     port: Port | None = None
     manager_gone: bool = False
@@ -115,6 +115,9 @@ class Kept:
     #: What was last logged of a pause, and deaths at start by then.
     said: str = ""
     deaths: int = 0
+
+    def __post_init__(self) -> None:
+        self.asked = self.core.pool
 
     def send(self, message: Message) -> None:
         # A manager that has said Leave, or is lost, reads nothing more, and a port would wait for it.
@@ -251,8 +254,7 @@ class Keeper:
             log.warning("%s: %s; its pilots are ended", kept.name, kept.lost)
             core.close(now, 0.0)
         elif isinstance(event, Change):
-            changes = {name: getattr(event, name) for name in Change.__slots__ if getattr(event, name) is not None}
-            core.change(replace(core.pool, **changes))
+            core.change(event.pool)
         elif isinstance(event, Resume) or (isinstance(event, ResumePool) and event.pool in ("", core.pool.name)):
             core.history.resume()
             log.info("%s is resumed", kept.name)

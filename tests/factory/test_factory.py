@@ -192,6 +192,15 @@ def test_limits_can_be_changed_while_it_runs(manager: Any, stand_in: StandIn) ->
             factory.set_limits(max_pilots=0)
 
 
+def test_limits_are_judged_beside_those_that_were_asked_for_last(manager: Any) -> None:
+    """Whatever the factory has come to yet: its thread may wait for the batch system for a minute."""
+    factory = Factory(manager, max_pilots=4)
+    factory.set_limits(max_pilots=50)
+    factory.set_limits(min_pilots=20)
+    with pytest.raises(UsageError, match="min_pilots=20 and max_pilots=5 cannot be"):
+        factory.set_limits(max_pilots=5)
+
+
 def test_a_fake_batch_system_starts_and_restarts_real_pilots(manager: Any, stand_in: StandIn) -> None:
     backend = FakeBackend(kill_wait=0.5, query_interval=0.02)
     with Factory(manager, backend, python=stand_in(STAYS), pool="p", max_pilots=2, cores=1):
