@@ -224,7 +224,8 @@ def check_up(
 
     backend, pool = make_backend(word, options)
     backend.close()
-    given: dict[str, Any] = {name: value for name, value in options.items() if name not in ("max_pilots", "min_pilots", "setup")}
+    own: dict[str, Any] = {"max_pilots": 1, "min_pilots": 1, "max_start_failures": 1}
+    given: dict[str, Any] = {name: value for name, value in options.items() if name not in own}
     with Manager() as manager:
         python = pool.python or sys.executable
         command = shlex.join([python, "-P", "-m", "windlass.examine", str(manager.pilot_file)])
@@ -237,7 +238,7 @@ def check_up(
         lives = f", for at most {show_seconds(pool.walltime)}" if pool.walltime else ""
         cores = show_count(pool.resources.cores, "core")
         say(f"one pilot of {word}{f' ({pool.backend})' if pool.backend != word else ''}: {cores}{lives}")
-        with Factory(manager, word, max_pilots=1, min_pilots=1, max_start_failures=1, **given) as factory:
+        with Factory(manager, word, **own, **given) as factory:
             _watch(manager, factory, found, say, queue_patience, start_patience)
             if found.served_after >= 0:
                 _call(manager, found)

@@ -188,7 +188,9 @@ def test_a_local_pilot_is_healthy(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_pilot_that_cannot_start_is_ill_and_tells_why(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", "local", "--python", "/nowhere/python"]) == 1
+    """One is enough, whatever the pool says of how many there are to be, and to die."""
+    own = ["--max-pilots", "4", "--min-pilots", "2", "--max-start-failures", "2"]
+    assert main(["doctor", "local", "--python", "/nowhere/python", *own]) == 1
     shown = capsys.readouterr().out
     assert "FAILED  worker" in shown
     assert "/nowhere/python: not found" in shown
