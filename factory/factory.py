@@ -255,7 +255,10 @@ class Factory:
         )
 
     def close(self, seconds: float | None = None) -> None:
-        """End all pilots: queued ones now, others when what they run has ended or ``seconds`` (default: the pool's grace) are over."""
+        """End all pilots: queued ones now, others when what they run has ended or ``seconds`` (default: the pool's grace) are over.
+
+        With ``math.inf`` for ``seconds`` what runs has as long as it takes.
+        """
         if seconds is not None and not (isinstance(seconds, int | float) and seconds >= 0):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"close({seconds!r}): give seconds that calls which run are given, or None for the pool's grace")
         if not self._started or os.getpid() != self._pid:  # a process that the program forked ends nothing of its parent's
@@ -290,8 +293,8 @@ class Factory:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the factory has ended (its manager did, or somebody called `close`); False: not within ``timeout`` seconds."""
-        end = None if timeout is None else time.monotonic() + timeout
-        return all(keeper.done.wait(None if end is None else max(0.0, end - time.monotonic())) for keeper in self._keepers)
+        end = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
+        return all(keeper.done.wait(min(threading.TIMEOUT_MAX, max(0.0, end - time.monotonic()))) for keeper in self._keepers)
 
     # ---------------------------------------------------------------- for the user
 

@@ -155,8 +155,8 @@ class Keeper:
         self._thread.start()
 
     def join(self, timeout: float) -> None:
-        """Wait until the thread has ended, so many seconds at most."""
-        self._thread.join(timeout)
+        """Wait until the thread has ended, so many seconds at most; inf: as long as it takes."""
+        self._thread.join(min(timeout, threading.TIMEOUT_MAX))
 
     # ---------------------------------------------------------------- the thread
 
@@ -224,7 +224,7 @@ class Keeper:
     def _take_events(self, seconds: float) -> None:
         """Wait for an event for so long, then take all that are there."""
         try:
-            event = self._events.get(timeout=None if seconds == math.inf else max(0.0, seconds))
+            event = self._events.get(timeout=None if seconds >= threading.TIMEOUT_MAX else max(0.0, seconds))
             while True:
                 self._take(*event)
                 event = self._events.get_nowait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -93,7 +94,11 @@ def test_leaving_ends_everything_and_says_goodbye(manager: Any, stand_in: StandI
     assert [(ended.failed) for ended in manager.ended] == [False]
 
 
-def test_what_serves_is_asked_to_drain_first_and_may_finish(manager: Any, stand_in: StandIn, written: Written, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [None, math.inf])
+def test_what_serves_is_asked_to_drain_first_and_may_finish(
+    manager: Any, stand_in: StandIn, written: Written, tmp_path: Path, seconds: float | None
+) -> None:
+    """Within the pool's grace, or within the time given, which may be as long as it takes."""
     out = tmp_path / "pid"
     drained = threading.Event()
 
@@ -112,6 +117,8 @@ def test_what_serves_is_asked_to_drain_first_and_may_finish(manager: Any, stand_
         pilot = the_pilot(factory, manager)
         manager.tell(some(1, connected(pilot, running=1), running=1))
         manager.wait_until(lambda: manager.counts == {"serving": 1})
+        factory.close(seconds)
+    assert factory.wait(math.inf)
     assert drained.is_set()
     assert [message.pilots for message in manager.said if isinstance(message, ReleasePilots)] == [(pilot,)]
     assert not (tmp_path / "killed").exists()
