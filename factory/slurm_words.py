@@ -29,7 +29,8 @@ from windlass.factory.backend import Cause, JobId, Listed, PilotState, Tag
 
 #: Of the environment that Slurm's commands are run in. They change answers, and inside a job they change submissions.
 SPOILING: Final = ("SQUEUE_", "SINFO_", "SBATCH_", "SLURM_", "SCANCEL_", "SRUN_", "SALLOC_")
-KEPT: Final = ("SLURM_CONF", "SLURM_CONF_SERVER")
+#: Which cluster, and who asks: where users have tokens in place of munge, all commands need theirs.
+KEPT: Final = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 
 #: Widths are limits: what is longer is cut.
 FIELDS: Final = ("JobArrayID:40|", "State:24|", "Reason:120|", "NodeList:160|", "exit_code:12|", "RestartCnt:8|", "Name:300|")

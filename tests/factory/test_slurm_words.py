@@ -10,7 +10,9 @@ import pytest
 
 from windlass.errors import OverLimit, Rejected, Unreachable
 from windlass.factory import slurm_words as words
-from windlass.factory.backend import Cause, JobId, Listed, PilotState, Tag
+from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, PilotState, Tag
+from windlass.factory.slurm import SlurmBackend
+from windlass.messages import PoolName, Resources
 
 DATA = Path(__file__).parent / "data" / "slurm"
 
@@ -296,3 +298,20 @@ def test_of_several_clusters_the_headers_are_asked_for() -> None:
     assert "--noheader" in words.query_words("")
     assert "--noheader" not in words.query_words("a,b")
     assert "--clusters=a,b" in words.query_words("a,b")
+
+
+def test_commands_have_the_token_of_their_user_and_pilots_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where Slurm knows users by tokens instead of munge, none of its commands works without; sbatch would hand it on to jobs."""
+    for name in ("sbatch", "squeue", "scancel"):
+        (tmp_path / name).write_text('#!/bin/sh\necho "token $SLURM_JWT job$SLURM_JOB_ID" >&2\nexit 1\n')
+        (tmp_path / name).chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("SLURM_JWT", "eyJ")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    backend = SlurmBackend()
+    with pytest.raises(Unreachable, match=r"token eyJ job(\n|$)"):
+        backend.query()
+    request = PilotRequest(ticket="t", pool=PoolName("p"), command=("worker",), resources=Resources())
+    script = backend.describe(request, 1)
+    assert script.index("unset SLURM_JWT") < script.index("exec worker")
+    assert "eyJ" not in script
