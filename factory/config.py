@@ -17,7 +17,8 @@ A configuration is TOML with three kinds of tables; an option in it is written a
 
 Up to three files are read: the site's, the user's, and the one in the current folder (or the one named instead of it).  Of two that say the
 same, the later one holds; a pool's table holds over its backend's, that over ``[defaults]``, and an option that is given in the
-program or on the command line over all.  ``env`` is put together from all of them.
+program or on the command line over all.  ``env`` is put together from all of them.  Where a later file gives a pool another backend, what
+only the earlier one has is left out.
 
 No option is declared here: which there are is told by `windlass.factory.pool` and by the backends, and an unknown one is refused with
 the near names and the file that has it.
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, cast
@@ -96,16 +97,27 @@ class Configuration:
         pool = self.tables.get(f"pools.{word}", ())
         if not pool and word not in known_backends():
             raise UnknownName("pool or batch backend", word, (*self.pools, *known_backends()))
-        backend = word
-        for source in pool:
-            backend = str(source.options.get("backend", backend))
+        said_by = backend_source(pool)
+        backend = word if said_by is None else str(said_by.options["backend"])
+        known = options_of(backend) | {"backend"}
         options: dict[str, object] = {}
         origins: dict[str, str] = {}
         layers = [*self.tables.get("defaults", ()), *self.tables.get(f"backends.{backend}", ()), *pool]
         for source in layers:
-            _lay(options, origins, {key: value for key, value in source.options.items() if key != "backend"}, str(source))
+            _lay(options, origins, {key: value for key, value in source.options.items() if key in known and key != "backend"}, str(source))
         _lay(options, origins, {key: value for key, value in given.items() if value is not None}, origin)
         return PoolSpec(word if pool else "", backend, options, origins)
+
+
+def backend_source(sources: Iterable[Source]) -> Source | None:
+    """Which of a pool's tables says its backend, the later one of two; None: none does."""
+    said = [source for source in sources if "backend" in source.options]
+    return said[-1] if said else None
+
+
+def options_of(backend: str) -> frozenset[str]:
+    """The options of a pool of this backend; "": those of every pool."""
+    return COMMON_OPTIONS | (backend_options(backend_class(backend)) if backend else frozenset[str]())
 
 
 def _lay(options: dict[str, object], origins: dict[str, str], more: Table, origin: str) -> None:
@@ -191,27 +203,35 @@ def _factory_table(source: Source) -> Table:
 
 def _check(configuration: Configuration) -> None:
     """Refuse what no pool could mean, at once and with the file's name, also in pools that are not used."""
-    backends = known_backends()
     for table, sources in configuration.tables.items():
-        kind, _, name = table.partition(".")
-        for source in sources:
-            if kind == "backends" and name not in backends:
-                raise UnknownName("batch backend", name, backends, within=f"in {source.file}")
-            if kind == "pools":
-                _check_pool_name(source, name, backends)
-        backend = name if kind == "backends" else next((str(one.options["backend"]) for one in sources if "backend" in one.options), "")
-        if kind == "pools" and not backend:
-            raise UsageError(f"{sources[0]} does not say which backend; write for example backend = 'slurm'")
-        if kind == "pools" and backend not in backends:
-            raise UnknownName("batch backend", backend, backends, within=f"in {sources[0]}")
-        known = COMMON_OPTIONS | (backend_options(backend_class(backend)) if backend else frozenset[str]())
-        for source in sources:
+        for source, backend in _with_backends(table, sources):
+            known = options_of(backend)
             for option in source.options:
-                if option not in known and not (kind == "pools" and option == "backend"):
+                if option not in known and not (table.startswith("pools.") and option == "backend"):
                     what = f"option of a {backend} pool" if backend else "option of every pool"
                     raise UnknownName(what, option, known, within=f"in {source}")
                 if option == "env" and not isinstance(source.options[option], Mapping):
                     raise UsageError(f"{source}: env = {source.options[option]!r} is no table; write for example env = {{NAME = 'value'}}")
+
+
+def _with_backends(table: str, sources: Sequence[Source]) -> Sequence[tuple[Source, str]]:
+    """The files' tables of one name, each with the backend that it is about; "": every one."""
+    kind, _, name = table.partition(".")
+    backends = known_backends()
+    if kind != "pools":
+        if kind == "backends" and name not in backends:
+            raise UnknownName("batch backend", name, backends, within=f"in {sources[0].file}")
+        return [(source, name) for source in sources]
+    _check_pool_name(sources[0], name, backends)
+    said = [source for source in sources if "backend" in source.options]
+    if not said:
+        raise UsageError(f"{sources[0]} does not say which backend; write for example backend = 'slurm'")
+    for source in said:
+        if str(source.options["backend"]) not in backends:
+            raise UnknownName("batch backend", str(source.options["backend"]), backends, within=f"in {source}")
+    # A table that says none goes with the file before it, the first one with the file after it.
+    about = str(said[0].options["backend"])
+    return [(source, about := str(source.options.get("backend", about))) for source in sources]
 
 
 def _check_pool_name(source: Source, name: str, backends: Iterable[str]) -> None:

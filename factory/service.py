@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from windlass.errors import UsageError
 from windlass.factory.backend import Backend, backend_class, backend_options, known_backends
-from windlass.factory.config import Configuration
+from windlass.factory.config import Configuration, backend_source
 from windlass.factory.factory import Factory, configuration_of, make_backends, make_pools, of_pools, request_of
 from windlass.factory.keeper import log
 from windlass.factory.pool import COMMON_OPTIONS, PoolConfig
@@ -125,8 +125,8 @@ def _options(word: str, given: Mapping[str, object], configuration: Configuratio
     own = backend_options(made_by)
     backend, pool = make_pools(word, given, "FACTORY", configuration)[1][0]
     backend.close()
-    named_by = (str(source) for source in configuration.tables.get(f"pools.{word}", ()) if "backend" in source.options)
-    rows: list[dict[str, object]] = [_row("backend", spec.backend, next(named_by, "command line"))]
+    named_by = backend_source(configuration.tables.get(f"pools.{word}", ()))
+    rows: list[dict[str, object]] = [_row("backend", spec.backend, "command line" if named_by is None else str(named_by))]
     defaults = {name: parameter.default for name, parameter in inspect.signature(made_by).parameters.items()}
     for option in sorted(COMMON_OPTIONS | own):
         by_backend = option in own or hasattr(made_by.defaults, option)

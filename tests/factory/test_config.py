@@ -90,6 +90,23 @@ def test_the_more_special_holds_over_the_more_general_and_each_option_tells_wher
     }
 
 
+def test_a_later_file_may_give_a_pool_another_backend(write: Write) -> None:
+    """What every pool has is kept, what only the earlier backend has is left out, and `config show` names the file that holds."""
+    write('[pools.short]\nbackend = "slurm"\npartition = "short"\ncores = 8\nquery_interval = "50s"', "site")
+    user = write('[pools.short]\nbackend = "htcondor"\nrequirements = "HasAVX2"', "home")
+    spec = read_configuration().spec("short", {})
+    assert spec.backend == "htcondor"
+    assert dict(spec.options) == {"cores": 8, "query_interval": "50s", "requirements": "HasAVX2"}
+    shown = json.loads(show(["short"], {}, as_json=True))
+    assert [row["origin"] for row in shown["pools"]["short"] if row["option"] == "backend"] == [f"{user} [pools.short]"]
+    user.write_text('[pools.short]\nbackend = "htcndor"')
+    with pytest.raises(UnknownName, match=rf"there is no batch backend 'htcndor' in {user} \[pools\.short\]; did you mean 'htcondor'"):
+        read_configuration()
+    user.write_text('[pools.short]\nbackend = "htcondor"\npartition = "x"')
+    with pytest.raises(UnknownName, match="there is no option of a htcondor pool 'partition' in"):
+        read_configuration()
+
+
 def test_environments_are_put_together(write: Write) -> None:
     write('[defaults]\nenv = {A = "1", B = "1"}\n[pools.short]\nbackend = "local"\nenv = {B = "2"}')
     spec = read_configuration().spec("short", {"env": {"C": "3"}})
