@@ -134,6 +134,19 @@ def test_a_restart_is_counted_where_the_batch_system_does_not(fleet: Fleet) -> N
     assert fleet.pilots[A].word == "a+1"
 
 
+def test_what_was_said_of_an_incarnation_is_not_said_of_the_next(fleet: Fleet, seen: MakeSeen) -> None:
+    """It comes, though the manager had given the one before up; and when it dies at start as that one did, that counts as well."""
+    fleet.seen([seen("a")], 1.0)
+    fleet.seen([], 2.0)
+    assert not fleet.pilots[A].coming
+    fleet.listed([state(A, Listed.QUEUED, restart=1)], 3.0)
+    assert fleet.pilots[A].coming
+    fleet.pilots[A].charge = "it ran for 600 s without connecting"
+    fleet.listed([state(A, Listed.QUEUED, restart=2)], 4.0)
+    fleet.listed([state(A, Listed.ENDED, restart=2, cause=Cause.EXIT, exit_status=5)], 5.0)
+    assert fleet.endings[-1].failed
+
+
 def test_a_restart_is_learned_from_the_pilot_that_connects(fleet: Fleet, seen: MakeSeen) -> None:
     fleet.seen([seen("a")], 1.0)
     fleet.seen([seen("a+1")], 2.0)
