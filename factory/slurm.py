@@ -143,7 +143,7 @@ class SlurmBackend:
         ran = self._submit(replace(request, avoid=excluded), count)
         if ran.status != 0 and count > 1 and slurm_words.is_array_refused(ran.stderr):
             # How large arrays may be is worth a command when the first is refused, and only then.
-            self._max_array = slurm_words.read_max_array(self._run(("scontrol", "show", "config")).stdout)
+            self._max_array = slurm_words.read_max_array(self._told(("scontrol", "show", "config")))
             if self._max_array < count:
                 return self.submit(request, self._max_array)
         if ran.status and excluded and slurm_words.are_nodes_unknown(ran.stderr):
@@ -176,16 +176,22 @@ class SlurmBackend:
 
     def _ask_names(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """What Slurm calls the nodes that each of these names means; () where there are none. Raises `Unreachable`."""
-        nodes = set(self._nodes)  # a site may show nodes to nobody
-        try:
-            ran = self._run(slurm_words.nodes_words(self._clusters))
-        except OSError as error:
-            raise Unreachable(f"cannot start sinfo: {error.strerror or error}") from None
-        if ran.status == 0:
-            nodes |= slurm_words.read_nodes(ran.stdout)
-        elif isinstance(refused := slurm_words.refusal("sinfo", ran.status, ran.stderr), Unreachable):
-            raise refused
+        # A site may show its nodes to nobody.
+        nodes = self._nodes | slurm_words.read_nodes(self._told(slurm_words.nodes_words(self._clusters)))
         return {name: tuple(sorted(node for node in nodes if is_named(node, name))) for name in names}
+
+    def _told(self, command: Sequence[str]) -> str:
+        """What Slurm tells of itself; "": nothing, as there is no such command, or not for this user. Raises `Unreachable`."""
+        try:
+            ran = self._run(command)
+        except OSError as error:
+            if error.errno in PASSING:
+                raise Unreachable(f"cannot start {command[0]}: {error.strerror or error}") from None
+            return ""
+        refused = slurm_words.refusal(command[0], ran.status, ran.stderr) if ran.status != 0 else None
+        if isinstance(refused, Unreachable):
+            raise refused
+        return "" if refused else ran.stdout
 
     def query(self) -> Sequence[PilotState]:
         return self._own(self._rows())

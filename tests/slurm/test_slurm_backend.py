@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import windlass
 from windlass.cli import main
 from windlass.errors import Rejected, Unreachable, UsageError
 from windlass.factory.backend import JobId, Listed, PilotRequest, Tag
+from windlass.factory.commands import Ran, run_command
 from windlass.factory.slurm import SlurmBackend
 from windlass.messages import Resources
 from windlass.testing import SlurmCluster
@@ -133,6 +135,28 @@ def test_a_submission_may_be_smaller_than_asked_where_arrays_are(
     jobs = backend.submit(make_request(), 6)
     assert [job.rpartition("_")[2] for job in jobs] == ["0", "1", "2", "3"]
     assert {state.job for state in backend.query()} == set(jobs)
+    backend.cancel_all()
+
+
+def test_how_large_arrays_may_be_is_asked_again_where_nothing_was_told_for_now(
+    strict_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch, start_backend: Start, make_request: Make
+) -> None:
+    """One silence is not to make a submission of each pilot for the factory's life; where there is no scontrol it has to be so."""
+    monkeypatch.setenv("SLURM_CONF", str(strict_cluster.conf))
+    backend = start_backend()
+    error = OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    def without_scontrol(command: Sequence[str], **options: Any) -> Ran:
+        if command[0] == "scontrol":
+            raise error
+        return run_command(command, **options)
+
+    monkeypatch.setattr("windlass.factory.slurm.run_command", without_scontrol)
+    for _ in range(2):
+        with pytest.raises(Unreachable, match="cannot start scontrol"):
+            backend.submit(make_request(), 6)
+    error = FileNotFoundError(errno.ENOENT, "No such file or directory")
+    assert len(backend.submit(make_request(), 6)) == 1
     backend.cancel_all()
 
 
