@@ -36,6 +36,7 @@ from typing import ClassVar, Final, cast
 from windlass.errors import BatchError, Rejected, Unreachable, UsageError
 from windlass.factory import htcondor_options as options_of
 from windlass.factory import htcondor_words as words_of
+from windlass.factory import values
 from windlass.factory.backend import (
     RESTART_MARK,
     Backend,
@@ -105,7 +106,7 @@ class HTCondorBackend:
         container_image: str = "",
         disk: str | int | float = 0,
         files: str = "shared",
-        spool: bool | str = False,
+        spool: bool | int | str = False,
         template: str | os.PathLike[str] = "",
         query_interval: str | int | float = 30.0,
         command_timeout: str | int | float = 30.0,
@@ -129,7 +130,7 @@ class HTCondorBackend:
         )
         for doubt in options_of.doubtful_directives(self._options.directives):
             log.warning("%s", doubt)
-        self._spool = spool if isinstance(spool, bool) else spool.lower() in ("1", "true", "yes", "on")
+        self._spool = values.flag("spool", spool)
         self._helper, self._where = tuple(helper), (collector, schedd)
         self._user = _user()
         self._tag = Tag("FACTORY", "MANAGER")

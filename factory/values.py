@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import shlex
@@ -39,13 +40,22 @@ def number(given: Mapping[str, object], name: str, default: float) -> float:
 def whole(given: Mapping[str, object], name: str, default: int, *, least: int) -> int:
     """A whole number of at least ``least``."""
     value = given.get(name, default)
-    if isinstance(value, str) and value.strip().lstrip("+-").isdigit():
-        value = int(value)  # from a command line
+    if isinstance(value, str):  # from a command line
+        with contextlib.suppress(ValueError):
+            value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UsageError(f"{name}={value!r} is not a whole number of at least {least}; write for example {name}={max(least, default)}")
     if value > COUNT_MOST:
         raise UsageError(f"{name} is larger than anything there is; write for example {name}={max(least, default)}")
     return value
+
+
+def flag(name: str, value: object) -> bool:
+    """Yes or no, as programs, files and command lines say it."""
+    read = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}.get(str(value).lower())
+    if read is None:
+        raise UsageError(f"{name}={value!r}; write {name}=True or {name}=False")
+    return read
 
 
 def seconds(given: Mapping[str, object], name: str, default: float) -> float:

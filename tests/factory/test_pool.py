@@ -67,6 +67,8 @@ def test_options_of_the_backend_are_kept_for_it() -> None:
         ({"max_pilots": 0}, "max_pilots=0 is not a whole number of at least 1; write for example max_pilots=4"),
         ({"max_pilots": 2.5}, r"max_pilots=2\.5 is not a whole number"),
         ({"max_pilots": True}, "max_pilots=True is not a whole number"),
+        ({"max_pilots": "+-5"}, r"max_pilots='\+-5' is not a whole number"),
+        ({"max_pilots": "²"}, "max_pilots='²' is not a whole number"),
         ({"min_pilots": 5}, "min_pilots=5 is more than max_pilots=4"),
         ({"cores": -1}, "cores=-1 is not a whole number of cores; write for example cores=8"),
         ({"cores": "many"}, "cores='many' is not a whole number of cores"),

@@ -361,7 +361,7 @@ def test_a_pool_whose_only_node_is_bad_pauses_and_its_calls_end_with_the_reason(
 
 def test_files_are_uploaded_to_a_schedd_on_another_machine(make_backend: MakeBackend, request_of: RequestOf, until: Until) -> None:
     """What pilots write there does not come back."""
-    backend = make_backend(files="transfer", spool=True)
+    backend = make_backend(files="transfer", spool=1)
     [job] = backend.submit(request_of("echo no such disk >&2; exit 3"), 1)
     assert until(backend, listed(job, Listed.ENDED))[job].exit_status == 3
     assert backend.tail(job) == ""
@@ -627,6 +627,7 @@ def test_the_options_of_a_pool_are_these() -> None:
         ({"disk": "much"}, "disk='much'"),
         ({"command_timeout": 0}, "is not a time"),
         ({"query_interval": "soon"}, "query_interval='soon'"),
+        ({"spool": "maybe"}, "spool='maybe'; write spool=True or spool=False"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], text: str) -> None:
