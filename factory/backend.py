@@ -133,6 +133,8 @@ class PilotRequest:
     env: tuple[tuple[str, str], ...] = ()
     #: Nodes on which pilots die, and hosts that programs have blocked (`windlass.addresses.is_named`).
     avoid: tuple[str, ...] = ()
+    #: Those of them that programs have blocked.
+    blocked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

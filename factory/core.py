@@ -238,7 +238,7 @@ class FactoryCore:
     def rejected(self, ticket: str, text: str, now: float, *, no_node: bool = False) -> None:
         """``no_node``: as no node that fits seems to be left beside those to avoid."""
         self.fleet.not_submitted(ticket)
-        self.history.rejected(text, now, self.demand.avoid if no_node and self.demand is not None else ())
+        self.history.rejected(text, now, self._blocked if no_node else ())
 
     def over_limit(self, ticket: str, text: str, count: int, now: float) -> None:
         self.fleet.not_submitted(ticket)
@@ -344,16 +344,18 @@ class FactoryCore:
             ticket = self.tickets.next()
             self.budget.spend("submit", now)
             self.fleet.submitting(ticket, actions.submit, now, actions.walltime)
-            request = replace(self.request, ticket=ticket, avoid=self._avoided(now))
+            blocked = self._blocked
+            avoid = tuple(sorted({*self.history.avoided(now), *blocked}))
+            request = replace(self.request, ticket=ticket, avoid=avoid, blocked=blocked)
             if actions.walltime:
                 request = with_walltime(request, actions.walltime)
             return Submit(request, actions.submit, actions.submit_reason)
         return None
 
-    def _avoided(self, now: float) -> tuple[str, ...]:
-        """Nodes that are bad, and those that the manager's programs do not want."""
-        wanted = self.demand.avoid if self.demand is not None else ()
-        return tuple(sorted({*self.history.avoided(now), *wanted}))
+    @property
+    def _blocked(self) -> tuple[str, ...]:
+        """Hosts that the manager's programs do not want."""
+        return self.demand.avoid if self.demand is not None else ()
 
     def core_seconds(self, now: float) -> float:
         """What this pool's pilots have used so far, as far as is known."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from windlass.addresses import is_named
 from windlass.errors import OverLimit, Rejected
 from windlass.factory.backend import (
     OWN_MACHINE,
@@ -22,6 +23,7 @@ from windlass.factory.backend import (
     CommandLimits,
     JobId,
     Listed,
+    NoNodeLeft,
     PilotRequest,
     PilotState,
     PoolDefaults,
@@ -94,6 +96,9 @@ class LocalBackend:
         return self._logs
 
     def submit(self, request: PilotRequest, count: int) -> Sequence[JobId]:
+        host = os.uname().nodename
+        if any(is_named(host, name) for name in request.blocked):  # each pilot would leave as soon as it has come
+            raise NoNodeLeft(f"programs have blocked {host}, and local pilots run nowhere else")
         jobs: list[JobId] = []
         for _ in range(count):
             job = JobId(f"{self._prefix}.{self._number + 1}")

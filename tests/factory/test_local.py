@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from windlass.errors import OverLimit, Rejected
-from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, PilotState, Tag
+from windlass.factory.backend import Cause, JobId, Listed, NoNodeLeft, PilotRequest, PilotState, Tag
 from windlass.factory.local import LocalBackend
 from windlass.factory.processes import GrowingLog, tail_of, trim_log
 
@@ -137,6 +137,15 @@ def test_a_program_that_is_not_there_is_refused(local: Local, make_request: Make
     with pytest.raises(Rejected, match=r"cannot start /no/such/python: No such file or directory"):
         local.submit(make_request("", command=("/no/such/python",)))
     assert local.backend.query() == []
+
+
+def test_no_pilot_is_started_on_a_machine_that_programs_have_blocked(local: Local, make_request: MakeRequest) -> None:
+    """It would leave as soon as it has come, and the next one as well. Bad nodes are another matter: there is but this one."""
+    host = os.uname().nodename
+    with pytest.raises(NoNodeLeft, match=f"programs have blocked {host}, and local pilots run nowhere else"):
+        local.submit(make_request("", avoid=(host, "n1"), blocked=(host,)))
+    local.submit(make_request("", avoid=(host, "n1"), blocked=("n1",)))
+    local.ended()
 
 
 def test_a_process_that_cannot_be_watched_does_not_stay(
