@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from windlass.factory.backend import CommandLimits, JobId, Listed, PilotRequest, PilotState, Tickets
-from windlass.factory.core import FactoryCore, Query, Submit, with_walltime
+from windlass.factory.core import FactoryCore, Submit, with_walltime
 from windlass.factory.pilots import Phase, Pilot
 from windlass.factory.pool import PoolConfig
 from windlass.factory.spending import allowance
@@ -124,13 +124,13 @@ def test_a_submission_without_an_answer_reserves_its_share_for_as_long_as_its_pi
     assert submit.request.walltime == 3600.0
     core.unreachable("Socket timed out", 0.0)
     core.hear(Demand((Shape(Resources(), 40, 0),)), 10.0)
-    asked = core.step(10.0)
-    assert isinstance(asked, Query)
-    assert core._plan(10.0).submit == 0, "it may have happened"
+    core.listed((), 10.0)
+    assert core.step(10.0) is None, "it may have happened"
     core.listed([PilotState(job=JobId("1"), listed=Listed.RUNNING, ticket=submit.request.ticket)], 20.0)
     assert core.fleet.pilots[JobId("1")].walltime == 3600.0
-    actions = core._plan(30.0)
-    assert (actions.submit, actions.waits) == (0, "max_core_hours=4: 0.0111 are used, 3.99 reserved by pilots that are there")
+    assert core.step(20.0) is None
+    assert core.actions is not None
+    assert core.actions.waits == "max_core_hours=4: 0 are used, 4 reserved by pilots that are there"
 
 
 def test_a_limit_that_no_pilot_fits_is_refused() -> None:

@@ -303,13 +303,16 @@ def test_hosts_to_avoid_may_be_named_with_their_domain_or_be_of_another_pool(
 def test_a_site_that_shows_its_nodes_to_nobody_has_those_avoided_that_pilots_were_on(
     slurm: SlurmCluster, start_backend: Start, make_request: Make, monkeypatch: pytest.MonkeyPatch, listing: Any
 ) -> None:
-    backend = start_backend(extra_directives="--nodelist=n2")
-    [job] = backend.submit(make_request(), 1)
-    listing(backend).until(job, Listed.RUNNING)
-    backend.cancel([job])
-    listing(backend).until(job, Listed.ENDED)
-    monkeypatch.setattr(slurm_words, "nodes_words", lambda _: ("true",))
-    assert backend._ask_names(("n2", "n3")) == {"n2": ("n2",), "n3": ()}
+    backend = start_backend("shy")  # pilots of other tests are still remembered
+    [job] = backend.submit(make_request(avoid=("n1", "n3", "n4")), 1)
+    assert listing(backend).until(job, Listed.RUNNING).node == "n2"
+
+    def no_nodes(clusters: str) -> tuple[str, ...]:
+        return ("true",)
+
+    monkeypatch.setattr(slurm_words, "nodes_words", no_nodes)
+    [job] = backend.submit(make_request(avoid=("n1", "n2", "laptop")), 1)
+    assert re.search(r"ExcNodeList=(\S+)", slurm.run("scontrol", "show", "job", job).stdout)[1] == "n2"  # type: ignore[index]
 
 
 def test_a_refusal_because_of_the_nodes_to_avoid_is_told_from_others(slurm: SlurmCluster, start_backend: Start, make_request: Make) -> None:
