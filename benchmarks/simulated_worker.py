@@ -62,8 +62,9 @@ from windlass.messages import (
     WorkerInfo,
     WorkerReport,
 )
-from windlass.worker.backlog import Attempt, Backlog
+from windlass.worker.backlog import Backlog
 from windlass.worker.lifetime import Decision, Lifetime
+from windlass.worker.lines import Attempt
 
 #: As `windlass.worker.main` has it.
 REPORT_SECONDS: Final = 5.0
@@ -95,7 +96,7 @@ class Running:
 
 
 class SimulatedSlots:
-    """The slots of a library instance, and the queue that they claim from (`windlass.worker.backlog.Instance`)."""
+    """The slots of a library instance, and the queue that they claim from (`windlass.worker.lines.Instance`)."""
 
     __slots__ = ("busy", "count", "number", "queue", "worker")
 
@@ -293,7 +294,7 @@ class SimulatedWorker:
         self.say(FileHere(ref.name, ref.size, "0" * 32))
         self.backlog.arrived(_key(ref.name))
 
-    # ------------------------------------------------------------ what the backlog asks for (`windlass.worker.backlog.Comm`)
+    # ------------------------------------------------------------ what the backlog asks for (`windlass.worker.lines.Comm`)
 
     def ended(self, ends: list[CallEnd]) -> None:
         self.served += len(ends)
@@ -309,6 +310,9 @@ class SimulatedWorker:
 
     def returned(self, calls: tuple[HeldCall, ...], reason: str) -> None:
         self.say(CallsReturned(calls, reason))
+
+    def lacks_room(self, refs: Sequence[ObjectRef]) -> str:
+        return ""
 
     def hold(self, refs: Sequence[ObjectRef]) -> list[ObjectName]:
         return []

@@ -58,7 +58,8 @@ from windlass.messages import (
     WorkerInfo,
 )
 from windlass.session import Session, heard_by, said_by
-from windlass.worker.backlog import Attempt, Backlog
+from windlass.worker.backlog import Backlog
+from windlass.worker.lines import Attempt
 
 F = FunctionId(b"f" * 16)
 LIBRARY = LibrarySpec(LibraryId("lib@1"), "lib", (3, 11), functions=(FunctionDef(F, "f", b"x"),))
@@ -150,13 +151,16 @@ class Node:
         if self.connected:
             self.to_manager += frames
 
-    # what the backlog asks for (`windlass.worker.backlog.Comm`)
+    # what the backlog asks for (`windlass.worker.lines.Comm`)
 
     def ended(self, ends: list[CallEnd]) -> None:
         self.say(CallsEnded(list(ends)))
 
     def returned(self, calls: tuple[HeldCall, ...], reason: str) -> None:
         self.say(CallsReturned(calls, reason))
+
+    def lacks_room(self, refs: Sequence[ObjectRef]) -> str:
+        return ""
 
     def hold(self, refs: Sequence[ObjectRef]) -> list[ObjectName]:
         return []

@@ -36,6 +36,7 @@ CORES = (
     "manager/inputs.py",
     "worker/backlog.py",
     "worker/lifetime.py",
+    "worker/lines.py",
     "factory/core.py",
     "factory/history.py",
     "factory/planner.py",

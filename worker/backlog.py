@@ -3,13 +3,16 @@
 Theory of operation
 -------------------
 Each library instance has a `Line`. A call that arrives is *blocked* while an object or a function that it names is not on the
-node yet, then *waiting* in its line, then *fed*: in the instance's call queue or running. It leaves by an end (`ended`), or by
-being returned to the manager without having started. `_held` has every call that has not left; which of the three states it is
-in follows from where it stands.
+node yet, or there is no room for its objects, then *waiting* in its line, then *fed*: in the instance's call queue or running. It
+leaves by an end (`ended`), or by being returned to the manager without having started. `_held` has every call that has not left;
+which of the three states it is in follows from where it stands.
 
 The hot path is `run` → `_pump` → `Instance.feed` and back `ended`: a few dictionary and deque operations for a call that has no
 objects, timeout or extra weight ("plain"); everything else is looked at only for calls that are not plain, which the three
 counts of a line tell.
+
+Objects are held for all of a call or for none of it, and calls for which there is no room yet (*cramped*) get it in their order: so none
+waits with a part of what it needs for others that do the same, and none is passed by for ever.
 
 A call of weight *w* occupies *w* slots. Slots claim calls by themselves, so the only means is not to feed: while a line holds a
 heavy call (waiting or fed) it feeds, in order, only as many calls as have free slots, and nothing into the queue ahead. A call
@@ -18,104 +21,33 @@ heavier than all slots runs alone.
 Between a slot's claim of a call and the note that it has started, a call is neither in the queue nor running. A cancelled call
 that is not found for that reason is *doomed*: `sweep` looks for it again until it is found or has ended.
 
-This is a core: the instances and the way to the manager come as `Instance` and `Comm`, `now` is an argument.
+This is a core: the instances and the way to the manager come as `Instance` and `Comm` (`windlass.worker.lines`), `now` is an argument.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final
 
 from windlass.messages import (
     CANCELLED,
+    DIED,
     TIMED_OUT,
     CallEnd,
     CallId,
     CallRun,
     EndDetail,
-    FileRef,
     FunctionId,
     HeldCall,
     InstanceId,
-    ObjectName,
     ObjectRef,
 )
+from windlass.worker.lines import Attempt, Comm, Instance, Key, Line
 
-#: What a blocked call waits for: an object, a file (`windlass.worker.files.FileKey`) or a function.
-Key = str | FunctionId
-#: Call and number of the attempt.
-Attempt = tuple[int, int]
 #: Calls handed to an instance in one go; its queue takes a few thousand.
 BATCH: Final = 512
-
-
-class Running(Protocol):
-    """A call that a slot runs now."""
-
-    @property
-    def call(self) -> CallId: ...
-    @property
-    def attempt(self) -> int: ...
-    @property
-    def started_at(self) -> float: ...
-
-
-class Instance(Protocol):
-    """A library instance as the backlog needs it; `windlass.worker.instance.LibraryInstance` is one."""
-
-    def feed(self, calls: Sequence[CallRun], /) -> int: ...
-    def take_back(self, count: int | None, /) -> list[CallRun]: ...
-    def running(self) -> Sequence[Running]: ...
-    def kill_calls(self, calls: Collection[Attempt], outcome: int, detail: EndDetail | None, /) -> Collection[Attempt]: ...
-
-
-class Comm(Protocol):
-    """What the backlog asks of the worker."""
-
-    def ended(self, ends: list[CallEnd], /) -> None:
-        """Tell the manager (after the objects of results are there)."""
-
-    def returned(self, calls: tuple[HeldCall, ...], reason: str, /) -> None:
-        """Give these back to the manager."""
-
-    def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
-        """Keep these objects until `release`, fetch what is missing, and say what that is.
-
-        `Backlog.arrived` or `Backlog.failed` follows for each.
-        """
-        ...
-
-    def release(self, refs: Sequence[ObjectRef], /) -> None:
-        """A call does not need these any more."""
-
-    def hold_files(self, refs: Sequence[FileRef], /) -> Sequence[str]:
-        """The same for files in the cache."""
-        ...
-
-    def release_files(self, refs: Sequence[FileRef], /) -> None:
-        """A call does not need these any more."""
-
-
-class Line:
-    """The calls of one instance."""
-
-    __slots__ = ("extra", "fed", "heavy", "holder", "instance", "ready", "slots", "timed", "waiting")
-
-    def __init__(self, instance: InstanceId, holder: Instance, slots: int) -> None:
-        self.instance = instance
-        self.holder = holder
-        self.slots = slots
-        #: False until the instance serves: calls may come before.
-        self.ready = False
-        self.waiting: deque[CallRun] = deque()
-        #: Calls in the instance's queue or running, and how many slots they occupy beyond one each.
-        self.fed = 0
-        self.extra = 0
-        #: Held calls with a weight over 1, held calls with a timeout.
-        self.heavy = 0
-        self.timed = 0
 
 
 class Backlog:
@@ -129,6 +61,9 @@ class Backlog:
         self._older: dict[tuple[CallId, int], CallRun] = {}
         self._blocked: dict[CallId, set[Key]] = {}
         self._waiters: dict[Key, list[CallRun]] = {}
+        #: Of the blocked ones those that hold no objects yet, as there is no room for theirs; and how many calls do hold some.
+        self._cramped: dict[CallId, CallRun] = {}
+        self._holding = 0
         #: Functions on their way (None), and those that will not come: how calls that name them end.
         self._absent: dict[FunctionId, tuple[int, str] | None] = {}
         self._doomed: dict[CallId, CallRun] = {}
@@ -265,6 +200,24 @@ class Backlog:
                 ends.append(CallEnd(call.call, call.attempt, outcome, detail=EndDetail(text=text)))
         if ends:
             self._comm.ended(ends)
+
+    def room_made(self) -> None:
+        """Objects were released: there may be room for those of the calls that wait for it."""
+        while self._cramped:
+            call = next(iter(self._cramped.values()))
+            refs = _objects(call)
+            lack = self._comm.lacks_room(refs)
+            if lack and self._holding:
+                return
+            if lack:  # nobody will make room
+                self._remove(call)
+                text = f"its large arguments are {sum(ref.size for ref in refs)} bytes: {lack}; give the pilots more memory"
+                self._comm.ended([CallEnd(call.call, call.attempt, DIED, detail=EndDetail(text=text))])
+                continue
+            del self._cramped[call.call], self._blocked[call.call]
+            line = self._lines[call.instance]
+            self._bring(call, line)
+            self._pump(line)
 
     # ------------------------------------------------------------ calls go
 
@@ -423,6 +376,8 @@ class Backlog:
         assert fed + len(waiting) + len(self._blocked) == self.held, (fed, len(waiting), len(self._blocked), self.held)
         assert all(self._held.get(call) is not None for call in self._blocked)
         assert all(call.call not in self._blocked for call in waiting)
+        assert all(call in self._blocked and self._held[call] is self._cramped[call] for call in self._cramped)
+        assert self._holding + len(self._cramped) == sum(bool(_objects(call)) for call in (*self._held.values(), *self._older.values()))
         for line in self._lines.values():
             mine = [call for call in (*self._held.values(), *self._older.values()) if call.instance == line.instance]
             assert line.heavy == sum(call.weight > 1 for call in mine)
@@ -439,7 +394,20 @@ class Backlog:
         line.timed += call.timeout > 0
         line.heavy += call.weight > 1
         self.longest = max(self.longest, call.least_seconds)
-        missing: set[Key] = set(self._comm.hold(_objects(call))) if call.spans else set()
+        refs = _objects(call)
+        if refs and (self._cramped or self._comm.lacks_room(refs)):
+            self._cramped[call.call] = call
+            self._blocked[call.call] = set()
+            if not self._holding:
+                self.room_made()
+        else:
+            self._bring(call, line)
+
+    def _bring(self, call: CallRun, line: Line) -> None:
+        """Have what the call needs, now that there is room for it."""
+        refs = _objects(call)
+        self._holding += bool(refs)
+        missing: set[Key] = set(self._comm.hold(refs)) if refs else set()
         if call.inputs:
             missing.update(self._comm.hold_files(call.inputs))
         if call.function in self._absent:
@@ -544,10 +512,15 @@ class Backlog:
         """Take back what `_admit` counted for a call that is not plain."""
         if self._doomed.get(call.call) is call:
             del self._doomed[call.call]
-        if call.spans:
-            self._comm.release(_objects(call))
-        if call.inputs:
-            self._comm.release_files(call.inputs)
+        if self._cramped.get(call.call) is call:
+            del self._cramped[call.call]  # it holds nothing
+        else:
+            refs = _objects(call)
+            if refs:
+                self._holding -= 1
+                self._comm.release(refs)
+            if call.inputs:
+                self._comm.release_files(call.inputs)
         if line is not None:
             line.timed -= call.timeout > 0
             if call.weight > 1:

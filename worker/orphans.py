@@ -53,7 +53,7 @@ def ends_to_tell_again(unheard: Sequence[Message]) -> list[list[CallEnd]]:
 
 
 class Orphans:
-    """The calls of one earlier session that still run: the `windlass.worker.backlog.Comm` of its backlog. ``over`` comes after the last."""
+    """The calls of one earlier session that still run: the `windlass.worker.lines.Comm` of its backlog. ``over`` comes after the last."""
 
     def __init__(
         self,
@@ -133,6 +133,9 @@ class Orphans:
         # Those that had not started are not told of: nobody has heard of them.
         for one in calls:
             self.tell(CallEnd(one.call, one.attempt, CANCELLED, key=self._key_of.get((one.call, one.attempt), b"")))
+
+    def lacks_room(self, refs: Sequence[ObjectRef], /) -> str:
+        return self._transfers.lacks_room(refs)
 
     def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
         return self._transfers.hold(refs)

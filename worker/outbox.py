@@ -2,7 +2,7 @@
 
 Theory of operation
 -------------------
-The `Outbox` is the backlog's way to the manager (`windlass.worker.backlog.Comm`). Ends gather and leave as one `CallsEnded` per turn of the
+The `Outbox` is the backlog's way to the manager (`windlass.worker.lines.Comm`). Ends gather and leave as one `CallsEnded` per turn of the
 loop, at once where nothing else runs; every other message comes after the ends that have gathered. An end whose result has objects or
 files waits until these are where they are to be. That a slot was killed is told a second late, for this process may be next.
 
@@ -88,7 +88,7 @@ class Outbox:
             self.flush()
         self.link.send(*messages)
 
-    # ------------------------------------------------------------ what the backlog says (`windlass.worker.backlog.Comm`)
+    # ------------------------------------------------------------ what the backlog says (`windlass.worker.lines.Comm`)
 
     def ended(self, ends: list[CallEnd], /) -> None:
         if any(end.outcome != RETURNED for end in ends) and self._without_image():
@@ -149,6 +149,10 @@ class Outbox:
             self.say(CallsReturned(calls[first : first + RETURNED_CALLS], reason))
         if self._life.phase is Phase.DRAINING:
             asyncio.get_running_loop().call_soon(self._look)
+
+    def lacks_room(self, refs: Sequence[ObjectRef], /) -> str:
+        assert self.supply is not None
+        return self.supply.transfers.lacks_room(refs)
 
     def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
         assert self.supply is not None

@@ -120,7 +120,7 @@ class Supply:
     def new_session(self, backlog: Backlog) -> Transfers:
         """The manager knows of nothing that is held or under way."""
         self._backlog = backlog
-        self.transfers = Transfers(self.store, self, arrived=backlog.arrived, failed=backlog.failed)
+        self.transfers = Transfers(self.store, self, arrived=backlog.arrived, failed=backlog.failed, room_made=backlog.room_made)
         files, self._files = self._files, None
         self._unsaid.clear()
         if files is not None:

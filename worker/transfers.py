@@ -4,13 +4,15 @@ Theory of operation
 -------------------
 `Transfers` counts for each object how many calls, functions and libraries hold it. The first hold pins it in the store, or
 starts one fetch for all who wait; the last release takes the pin away, and the store may evict it when it needs the room. What
-happens is told by `arrived` and `failed` (`windlass.worker.backlog.Backlog` has both), or awaited with `obtain`.
+happens is told by `arrived` and `failed` (`windlass.worker.backlog.Backlog` has both), or awaited with `obtain`. Whether objects fit
+beside those that are held is to be asked before (`lacks_room`); `room_made` tells that it may be otherwise now.
 
 A result's objects are files that a slot wrote into the store's folder. They are put to the manager (by path where it is on this
 host), then the end of the call is told, then the local copy goes.
 
 A cut connection is no failure: it is tried again until the worker gives up its manager. Nor is a manager whose disk is full, for
-`NO_ROOM_SECONDS`: a result that was computed is worth waiting for. What the manager does not have, or a disk that is full here, is
+`NO_ROOM_SECONDS`: a result that was computed is worth waiting for. So long an object waits, too, that the store here has no room for, as
+what is held will be let go. What the manager does not have, or a disk that is full here, is
 one, and the text says which.
 """
 
@@ -23,7 +25,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from windlass.bulk import NoRoom
-from windlass.errors import ConnectionRefused, WindlassError
+from windlass.errors import ConnectionRefused, StoreFull, WindlassError
 from windlass.messages import BAD_CALL, DIED, CallEnd, EndDetail, ObjectName, ObjectRef
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
 #: A manager that was just started anew may refuse a session that it does not know yet; one that refuses so often means it.
 REFUSALS: Final = 6
-#: So long a result waits for room at the manager; then its call fails, as every call must end.
+#: So long a result waits for room at the manager, and an argument here; then its call fails, as every call must end.
 NO_ROOM_SECONDS: Final = 600.0
 
 
@@ -57,13 +59,23 @@ class Transfers:
     """All objects that a worker holds or moves."""
 
     def __init__(
-        self, store: ObjectStore, data: Data, *, arrived: Callable[[ObjectName], None], failed: Callable[[ObjectName, int, str], None]
+        self,
+        store: ObjectStore,
+        data: Data,
+        *,
+        arrived: Callable[[ObjectName], None],
+        failed: Callable[[ObjectName, int, str], None],
+        room_made: Callable[[], None],
     ) -> None:
         self._store = store
         self._data = data
         self._arrived = arrived
         self._failed = failed
+        self._room_made = room_made
         self._holds: dict[ObjectName, int] = {}
+        #: Bytes of all that is held, here or on its way; and somebody was told that there is no room for more.
+        self._held_bytes = 0
+        self._short = False
         self._pinned: set[ObjectName] = set()
         self._fetches: dict[ObjectName, asyncio.Task[TransferFailed | None]] = {}
         self._pushes: dict[asyncio.Task[None], CallEnd] = {}
@@ -78,11 +90,22 @@ class Transfers:
         """Those ends."""
         return list(self._pushes.values())
 
+    def lacks_room(self, refs: Sequence[ObjectRef], /) -> str:
+        """Why these cannot be held beside what is held now; empty: they can. Who was told so hears when something was released."""
+        limit = self._store.limit
+        more = sum({ref.name: ref.size for ref in refs if ref.name not in self._holds}.values())
+        if not limit or self._held_bytes + more <= limit:
+            return ""
+        self._short = True
+        return f"{more} bytes more do not fit into the {limit} bytes of {self._store.folder}, of which {self._held_bytes} are in use"
+
     def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
         """Keep these until `release`; fetch what is missing, and say what that is."""
         missing: list[ObjectName] = []
         for ref in refs:
             name = ref.name
+            if name not in self._holds:
+                self._held_bytes += ref.size
             self._holds[name] = self._holds.get(name, 0) + 1
             if name in self._pinned:
                 continue
@@ -100,10 +123,14 @@ class Transfers:
             if left > 0:
                 self._holds[ref.name] = left
                 continue
-            self._holds.pop(ref.name, None)
+            if self._holds.pop(ref.name, None) is not None:
+                self._held_bytes -= ref.size
             if ref.name in self._pinned:
                 self._pinned.discard(ref.name)
                 self._store.unpin(ref.name)
+            if self._short:
+                self._short = False
+                asyncio.get_running_loop().call_soon(self._room_made)
 
     def look_again(self) -> None:
         """What is held may have been deleted, as when a call lacked it: then it is fetched for who holds it next."""
@@ -120,7 +147,7 @@ class Transfers:
                 if error is not None:
                     raise error
                 if ref.name not in self._pinned:
-                    raise TransferFailed(f"object {ref.name} could not be kept in the worker's store: it is full")
+                    raise TransferFailed(f"object {ref.name} could not be kept in the worker's store: it is full", DIED)
         except BaseException:
             self.release(refs)
             raise
@@ -156,7 +183,8 @@ class Transfers:
             return error
         self._store.fetched(ref.name)
         if ref.name in self._holds and not self._pin(ref.name):
-            return TransferFailed(f"object {ref.name} of {ref.size} bytes was fetched and did not stay: the worker's store is too small")
+            text = f"object {ref.name} of {ref.size} bytes was fetched and did not stay: the worker's store is too small"
+            return TransferFailed(text, DIED)
         return None
 
     def _fetched(self, name: ObjectName, task: asyncio.Task[TransferFailed | None]) -> None:
@@ -175,16 +203,24 @@ class Transfers:
 
     async def _get(self, ref: ObjectRef) -> None:
         try:
-            await _insist(partial(self._data.get, ref))
+            await _insist(partial(self._get_now, ref))
         except ConnectionRefused as error:
             raise TransferFailed(f"object {ref.name} of {ref.size} bytes could not be fetched: {error}", DIED) from error
-        except OSError as error:
+        except (OSError, NoRoom) as error:
             # A full disk is this node's trouble: the call may be tried again elsewhere.
             raise TransferFailed(
                 f"object {ref.name} of {ref.size} bytes could not be stored on {os.uname().nodename}: {error}", DIED
             ) from error
         except (KeyError, ValueError, WindlassError) as error:
             raise TransferFailed(f"object {ref.name} of {ref.size} bytes could not be fetched: {_text(error)}") from error
+
+    async def _get_now(self, ref: ObjectRef) -> None:
+        try:
+            await self._data.get(ref)
+        except StoreFull as error:
+            if error.errno is None and self._store.could_hold(ref.size):  # no full disk, but what others hold
+                raise NoRoom(str(error)) from error
+            raise
 
     async def _push(self, end: CallEnd) -> None:
         for ref in end.spans:
@@ -214,7 +250,7 @@ class Transfers:
 
 
 async def _insist(move: Callable[[], Awaitable[None]]) -> None:
-    """Move an object; again and again while the manager cannot be reached, or has no room."""
+    """Move an object; again and again while the manager cannot be reached, or there is no room."""
     pause, refusals, loop = FIRST_PAUSE, 0, asyncio.get_running_loop()
     no_room_end = loop.time() + NO_ROOM_SECONDS
     while True:

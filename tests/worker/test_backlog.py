@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from windlass.messages import (
     BAD_CALL,
     CANCELLED,
+    DIED,
     NO_FILE,
     RETURNED,
     TIMED_OUT,
@@ -30,7 +31,8 @@ from windlass.messages import (
     ObjectName,
     ObjectRef,
 )
-from windlass.worker.backlog import Attempt, Backlog
+from windlass.worker.backlog import Backlog
+from windlass.worker.lines import Attempt
 
 LIB = InstanceId(1)
 OTHER = InstanceId(2)
@@ -87,6 +89,8 @@ class Desk:
         self.said: list[tuple[object, ...]] = []
         self.here: set[ObjectName] = set()
         self.held: list[ObjectName] = []
+        #: Objects for which there is room.
+        self.room = 1000
 
     def ended(self, ends: list[CallEnd], /) -> None:
         self.said += [("ended", end.call, end.outcome) for end in ends]
@@ -94,7 +98,11 @@ class Desk:
     def returned(self, calls: tuple[HeldCall, ...], reason: str, /) -> None:
         self.said.append((reason, *(call.call for call in calls)))
 
+    def lacks_room(self, refs: Sequence[ObjectRef], /) -> str:
+        return "no room" if len({ref.name for ref in refs}.union(self.held)) > self.room else ""
+
     def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
+        assert not self.lacks_room(refs)
         self.held += [ref.name for ref in refs]
         return [ref.name for ref in refs if ref.name not in self.here]
 
@@ -244,6 +252,39 @@ def test_an_object_that_cannot_be_had_fails_the_calls_that_need_it(backlog: Back
     assert desk.held == ["b3-c"]
     backlog.arrived(ObjectName("b3-c"))
     assert numbers(queue.queue) == [3, 2]
+
+
+def test_a_call_waits_for_room_for_all_its_objects_in_its_turn(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """Meanwhile it holds none, so that no two wait for each other; one with fewer objects does not pass it, one without any does."""
+    desk.room, desk.here = 3, {ObjectName(f"b3-{letter}") for letter in "abcde"}
+    backlog.run([call(1, spans=["b3-a", "b3-b"]), call(2, spans=["b3-c", "b3-d"]), call(3, spans=["b3-e"]), call(4)])
+    assert numbers(queue.queue) == [1, 4]
+    assert desk.held == ["b3-a", "b3-b"]
+    backlog.room_made()
+    assert numbers(queue.queue) == [1, 4]
+    queue.queue.popleft()
+    backlog.ended(LIB, [end(1)])
+    backlog.room_made()
+    assert numbers(queue.queue) == [4, 2, 3]
+    backlog.run([call(5, spans=["b3-a"]), call(6, spans=["b3-b"])])
+    backlog.cancel([ref(5)])
+    backlog.drain()
+    assert desk.held == []
+    assert desk.take() == [("ended", 1, RETURNED), ("ended", 5, CANCELLED), ("draining", 6, 3, 2, 4)]
+
+
+def test_a_call_whose_objects_alone_are_too_many_fails(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """Not before others have let go what they hold, and those behind it come to their turn."""
+    desk.room, desk.here = 1, {ObjectName("b3-a")}
+    backlog.run([call(1, spans=["b3-a"]), call(2, spans=["b3-b", "b3-c"]), call(3, spans=["b3-a"])])
+    assert numbers(queue.queue) == [1]
+    queue.queue.clear()
+    backlog.ended(LIB, [end(1)])
+    backlog.room_made()
+    assert numbers(queue.queue) == [3]
+    backlog.ended(LIB, [end(3)])
+    backlog.run([call(4, spans=["b3-b", "b3-c"])])
+    assert desk.take() == [("ended", 1, RETURNED), ("ended", 2, DIED), ("ended", 3, RETURNED), ("ended", 4, DIED)]
 
 
 def test_a_call_waits_for_its_function(backlog: Backlog, queue: Queue, desk: Desk) -> None:
@@ -423,6 +464,7 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.desk = Desk()
+        self.desk.room = 2
         self.queue = Queue(room=6)
         self.backlog = Backlog(self.desk)
         self.backlog.add(LIB, self.queue, 3)
@@ -450,6 +492,10 @@ class AnyOrder(RuleBasedStateMachine):
             self.backlog.arrived(name)
         elif name not in self.desk.here:
             self.backlog.failed(name, BAD_CALL, "not there")
+
+    @rule()
+    def room_is_made(self) -> None:
+        self.backlog.room_made()
 
     @precondition(lambda self: self.queue.queue and len(self.queue.slots) < 3)
     @rule(noted=st.booleans())

@@ -93,7 +93,9 @@ class Ground:
 
     def life(self, *running: int, waiting: tuple[int, ...] = ()) -> Backlog:
         """A session ends in which these calls ran."""
-        transfers = Transfers(ObjectStore(self.folder), cast("Any", None), arrived=lambda _: None, failed=lambda _, __, ___: None)
+        transfers = Transfers(
+            ObjectStore(self.folder), cast("Any", None), arrived=lambda _: None, failed=lambda _, __, ___: None, room_made=lambda: None
+        )
         backlog, queue = Backlog(cast("Any", None)), Queue()
         says = transfers, unheard, unheard, unheard
         folders = self.folder, self.folder, self.folder
@@ -181,7 +183,9 @@ async def test_idle_slots_of_an_earlier_life_leave_their_gpus_to_the_next(bench:
 
     def life(*starts: StartLibrary) -> tuple[Backlog, Libraries, Transfers]:
         backlog = Backlog(Desk())
-        transfers = Transfers(ObjectStore(bench.store), NoData(), arrived=lambda _: None, failed=lambda _, __, ___: None)
+        transfers = Transfers(
+            ObjectStore(bench.store), NoData(), arrived=lambda _: None, failed=lambda _, __, ___: None, room_made=lambda: None
+        )
         says = transfers, unheard, unheard, unheard
         folders = bench.folder, bench.store, bench.functions
         libraries = Libraries(backlog, *says, *folders, None, bench.gpus, files=lambda: cast("Any", None))

@@ -57,7 +57,8 @@ class Desk:
         self.failed: list[tuple[ObjectName, int, str]] = []
         self.told: list[CallEnd] = []
         self.changed = asyncio.Event()
-        self.transfers = Transfers(self.store, self.wire, arrived=self._arrived, failed=self._failed)
+        self.rooms = 0
+        self.transfers = Transfers(self.store, self.wire, arrived=self._arrived, failed=self._failed, room_made=self._room_made)
 
     def _arrived(self, name: ObjectName) -> None:
         self.arrived.append(name)
@@ -65,6 +66,10 @@ class Desk:
 
     def _failed(self, name: ObjectName, outcome: int, text: str) -> None:
         self.failed.append((name, outcome, text))
+        self.changed.set()
+
+    def _room_made(self) -> None:
+        self.rooms += 1
         self.changed.set()
 
     def tell(self, end: CallEnd) -> None:
@@ -184,6 +189,52 @@ async def test_a_full_disk_is_this_nodes_trouble(desk: Desk) -> None:
     assert outcome == DIED
     assert text.startswith(f"object {ref.name} of 1000 bytes could not be stored on ")
     assert "No space left on device" in text
+
+
+async def test_who_asks_before_holds_no_more_than_the_store_takes(desk: Desk) -> None:
+    """What is held counts once, and from the hold on; that some was released is told to who was refused."""
+    desk.store.limit = 1000
+    first, second = desk.manager.put(b"a" * 600), desk.manager.put(b"b" * 600)
+    assert desk.transfers.lacks_room([first]) == ""
+    for _ in range(2):
+        await desk.transfers.obtain([first])
+    assert desk.transfers.lacks_room([first]) == ""
+    folder = desk.store.folder
+    assert desk.transfers.lacks_room([first, second, second]) == (
+        f"600 bytes more do not fit into the 1000 bytes of {folder}, of which 600 are in use"
+    )
+    desk.changed.clear()
+    for _ in range(2):
+        desk.transfers.release([first])
+    await desk.news()
+    assert desk.rooms == 1
+    assert desk.transfers.lacks_room([second]) == ""
+    await desk.transfers.obtain([second])
+    desk.transfers.release([second])
+    assert desk.rooms == 1, "nobody has been refused since"
+
+
+async def test_an_object_waits_while_others_fill_the_store(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They will let go what they hold: calls of an earlier session, for one. One that the store could never take does not wait."""
+    desk.store.limit = 1000
+    held = desk.store.put(b"h" * 600, pin=True)
+    ref, large = desk.manager.put(b"a" * 600), desk.manager.put(b"l" * 1001)
+    desk.transfers.hold([ref])
+    while desk.wire.tries < 2:
+        await asyncio.sleep(0)
+    assert desk.failed == []
+    desk.store.unpin(held.name)
+    await desk.news()
+    assert desk.arrived == [ref.name]
+    desk.transfers.hold([large])
+    desk.changed.clear()
+    await desk.news()
+    monkeypatch.setattr(transfers, "NO_ROOM_SECONDS", -1.0)
+    other = desk.manager.put(b"o" * 600)
+    desk.transfers.hold([other])
+    await desk.news()
+    assert [(name, outcome) for name, outcome, _ in desk.failed] == [(large.name, DIED), (other.name, DIED)]
+    assert all("bytes are in use" in text for _, _, text in desk.failed)
 
 
 async def test_a_result_waits_while_the_manager_has_no_room(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

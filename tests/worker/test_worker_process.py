@@ -89,6 +89,10 @@ def double(data: Any) -> Any:
     return data * 2
 
 
+def length(data: Any) -> int:
+    return len(data)
+
+
 def wait_for(path: str) -> str:
     """Say that it runs, and wait until a file is there."""
     import pathlib
@@ -358,6 +362,17 @@ async def test_large_arguments_come_first_and_large_results_go_first(manager: Ma
     shutil.rmtree(store_of(process, manager))
     manager.say(RunCalls([manager.call(2, double, data)]))
     assert manager.value(await manager.end(2)) == data * 2
+    assert not manager.returned
+
+
+async def test_large_arguments_that_do_not_fit_together_come_one_after_the_other(manager: Manager) -> None:
+    """A worker is sent more calls than its store has room for: they wait for each other, and none is lost by it."""
+    await manager.worker("--memory", str(512 << 20))  # of which objects get a quarter
+    await manager.library(length)
+    calls = [manager.call(number, length, os.urandom(16 << 20)) for number in range(12)]
+    manager.say(RunCalls(calls))
+    await manager.until(lambda: len(manager.ends) == len(calls))
+    assert {manager.value(end) for end in manager.ends.values()} == {16 << 20}
     assert not manager.returned
 
 

@@ -1,0 +1,85 @@
+"""What the backlog keeps of one library instance, and what it asks of it and of the worker."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from windlass.messages import CallEnd, CallId, CallRun, EndDetail, FileRef, FunctionId, HeldCall, InstanceId, ObjectName, ObjectRef
+
+#: What a blocked call waits for: an object, a file (`windlass.worker.files.FileKey`) or a function.
+Key = str | FunctionId
+#: Call and number of the attempt.
+Attempt = tuple[int, int]
+
+
+class Running(Protocol):
+    """A call that a slot runs now."""
+
+    @property
+    def call(self) -> CallId: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def started_at(self) -> float: ...
+
+
+class Instance(Protocol):
+    """A library instance as the backlog needs it; `windlass.worker.instance.LibraryInstance` is one."""
+
+    def feed(self, calls: Sequence[CallRun], /) -> int: ...
+    def take_back(self, count: int | None, /) -> list[CallRun]: ...
+    def running(self) -> Sequence[Running]: ...
+    def kill_calls(self, calls: Collection[Attempt], outcome: int, detail: EndDetail | None, /) -> Collection[Attempt]: ...
+
+
+class Comm(Protocol):
+    """What the backlog asks of the worker."""
+
+    def ended(self, ends: list[CallEnd], /) -> None:
+        """Tell the manager (after the objects of results are there)."""
+
+    def returned(self, calls: tuple[HeldCall, ...], reason: str, /) -> None:
+        """Give these back to the manager."""
+
+    def lacks_room(self, refs: Sequence[ObjectRef], /) -> str:
+        """Why these objects do not fit beside those that are held; empty: they do. `Backlog.room_made` follows, when some were released."""
+        ...
+
+    def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
+        """Keep these objects until `release`, fetch what is missing, and say what that is.
+
+        `Backlog.arrived` or `Backlog.failed` follows for each.
+        """
+        ...
+
+    def release(self, refs: Sequence[ObjectRef], /) -> None:
+        """A call does not need these any more."""
+
+    def hold_files(self, refs: Sequence[FileRef], /) -> Sequence[str]:
+        """The same for files in the cache."""
+        ...
+
+    def release_files(self, refs: Sequence[FileRef], /) -> None:
+        """A call does not need these any more."""
+
+
+class Line:
+    """The calls of one instance."""
+
+    __slots__ = ("extra", "fed", "heavy", "holder", "instance", "ready", "slots", "timed", "waiting")
+
+    def __init__(self, instance: InstanceId, holder: Instance, slots: int) -> None:
+        self.instance = instance
+        self.holder = holder
+        self.slots = slots
+        #: False until the instance serves: calls may come before.
+        self.ready = False
+        self.waiting: deque[CallRun] = deque()
+        #: Calls in the instance's queue or running, and how many slots they occupy beyond one each.
+        self.fed = 0
+        self.extra = 0
+        #: Held calls with a weight over 1, held calls with a timeout.
+        self.heavy = 0
+        self.timed = 0
