@@ -114,7 +114,7 @@ class Libraries:
         self._transfers = transfers
         self._say = say
         self._ran = ran
-        #: Told when this node's disk does not take what must be written: other workers do better.
+        #: Told when this node cannot have what must be written or fetched: other workers do better.
         self._trouble = trouble
         self._scratch = scratch
         self._store_folder = store_folder
@@ -403,7 +403,11 @@ class Libraries:
         try:
             await self._transfers.obtain(refs)
         except TransferFailed as error:
-            self._backlog.failed(function.id, error.outcome, f"function {function.name}: {error}")
+            text = f"function {function.name}: {error}"
+            if error.outcome == DIED and self._transfers.could_hold(refs):
+                self._trouble(text)  # its calls wait, and go back with the drain; to end each would make this the quickest worker of all
+            else:
+                self._backlog.failed(function.id, error.outcome, text)
             return
         if self._functions.get(function.id) != ():  # forgotten meanwhile, or added twice
             self._transfers.release(refs)

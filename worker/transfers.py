@@ -99,6 +99,10 @@ class Transfers:
         self._short = True
         return f"{more} bytes more do not fit into the {limit} bytes of {self._store.folder}, of which {self._held_bytes} are in use"
 
+    def could_hold(self, refs: Sequence[ObjectRef], /) -> bool:
+        """Whether the store has room for these when nothing else is in it."""
+        return self._store.could_hold(sum(ref.size for ref in refs))
+
     def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
         """Keep these until `release`; fetch what is missing, and say what that is."""
         missing: list[ObjectName] = []
