@@ -20,6 +20,7 @@ An open device (GPU drivers) and an initialised MPI do not survive a fork either
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import os
@@ -35,13 +36,16 @@ from windlass import __version__, snapshots
 from windlass.coroutines import is_async
 from windlass.messages import FunctionDef, FunctionId, HoistedImport, LibrarySpec, ObjectRef
 from windlass.objects import map_object, open_in
-from windlass.ownership import make_ours
+from windlass.ownership import NotOurs, make_ours
 from windlass.worker import importcost
 from windlass.worker.slotlink import Setup, Step, bounded
 
 #: Devices that survive a fork; anything else below /dev belongs to a driver that may not.
 _HARMLESS_DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx", "/dev/console")
 _HARMLESS_FOLDERS: Final = ("/dev/shm/", "/dev/pts/", "/dev/fd/", "/dev/mqueue/", "/dev/hugepages/")
+
+#: A full or broken disk, or a table of the node's that is full.
+_NODES_TROUBLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 
 
 class CannotStart(Exception):
@@ -88,7 +92,8 @@ def load(setup: Setup, announce: Callable[[Step], None], *, with_context: bool) 
     try:
         add_code(spec.code, setup.store_folder, setup.code_folder, spec.paths)
     except Exception as error:
-        raise CannotStart("import", f"the code of library {spec.name!r} cannot be unpacked on the worker: {error!r}\n{_trace()}") from error
+        kind = "crash" if is_the_nodes(error) else "import"  # other workers may do better
+        raise CannotStart(kind, f"the code of library {spec.name!r} cannot be unpacked on the worker: {error!r}\n{_trace()}") from error
     # Objects made while loading live as long as the process: looking for garbage among them is wasted, also afterwards. The first look of
     # a collector that finds them all new takes as long as a tenth of the imports; so they are put out of its sight before it is on again.
     gc.disable()
@@ -113,6 +118,11 @@ def add_code(refs: Sequence[ObjectRef], store_folder: str, code_folder: str, pat
     if new:
         sys.path[:0] = new
         importlib.invalidate_caches()
+
+
+def is_the_nodes(error: BaseException | None) -> bool:
+    """Whether this says that the node is full or broken, rather than that what it was asked for cannot be done anywhere."""
+    return isinstance(error, NotOurs) or (isinstance(error, OSError) and error.errno in _NODES_TROUBLE)
 
 
 def load_function(definition: FunctionDef, setup: Setup) -> Callable[..., Any]:

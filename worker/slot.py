@@ -411,7 +411,8 @@ class Slot:
         import traceback
 
         told = bounded("".join(traceback.format_exception(error)), 24 << 10)
-        return BAD_CALL, b"", EndDetail(text=bounded(f"{text}: {type(error).__name__}: {error}", 24 << 10) + f"\n{told}")
+        outcome = DIED if hoist.is_the_nodes(error) or hoist.is_the_nodes(error.__cause__) else BAD_CALL  # a retry elsewhere may do better
+        return outcome, b"", EndDetail(text=bounded(f"{text}: {type(error).__name__}: {error}", 24 << 10) + f"\n{told}")
 
     def bad_result(self, run: CallRun, value: object, error: BaseException) -> str:
         """Why a result cannot travel, and what to do."""

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from windlass import pickling
@@ -197,6 +198,36 @@ async def test_code_snapshots_come_first_on_the_path_and_are_unpacked_once(bench
     assert os.listdir(tmp_path / "code") == [name]
     await instance.stop()
     assert os.listdir(tmp_path / "code") == [name], "it is the worker's, not the instance's"
+
+
+def large_code(bench: Any) -> tuple[ObjectRef, ...]:
+    """A snapshot of 2 MB in the store."""
+    name = ObjectName("b3-" + "5" * 32)
+    with zipfile.ZipFile(bench.store / name, "w") as archive:
+        archive.writestr("large.py", os.urandom(2 << 20))
+    return (ObjectRef(name, 0),)
+
+
+@pytest.mark.asyncio
+async def test_a_library_whose_code_finds_no_room_on_the_node_may_start_elsewhere(bench: Any, mounted: Path) -> None:
+    """It is no fault of the library, which ends at its first failure to start otherwise."""
+    bench.folder = mounted
+    failure = await failure_of(bench, bench.spec(add, code=large_code(bench)))
+    assert failure.kind == "crash"
+    assert failure.text.startswith("the code of library 'lib' cannot be unpacked on the worker: OSError(28, 'No space left on device')")
+
+
+@pytest.mark.asyncio
+async def test_a_function_whose_code_finds_no_room_on_the_node_may_be_tried_elsewhere(bench: Any, mounted: Path) -> None:
+    """As when its slot had died."""
+    bench.folder = mounted
+    instance = await bench.serving(bench.spec())
+    definition = msgspec.structs.replace(bench.function(add), code=large_code(bench))
+    (bench.functions / definition.id.hex()).write_bytes(msgspec.msgpack.encode(definition))
+    end = await bench.run(add, 1, 2)
+    assert end.outcome == DIED
+    assert end.detail.text.startswith("function 'add' of library 'lib' cannot be loaded on the worker: OSError: [Errno 28]")
+    await instance.stop()
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make what is another user's")
