@@ -10,7 +10,9 @@ To take back only the newest calls, all are received and the older ones sent aga
 meantime; what they get is always the oldest. Since the queue is first in first out, what is received is always an unbroken run
 of the calls that were fed last.
 
-A packet has a largest size.  A longer call, which has thousands of spans, is written to a file that its packet names.
+A packet has a largest size.  A longer call, which has thousands of spans, is written to a file.  Its packet has the path, and what the
+worker must know of a call that it takes back: so nothing has to be read for that.  Where the disk does not take the file, `feed` stops
+before the call, and `trouble` says why.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -39,6 +42,8 @@ class CallQueue:
         #: Taken out and not yet sent again for want of room; older than anything still to be fed.
         self._again: deque[bytes] = deque()
         self._spilled = 0
+        #: Why the call before which the last `feed` stopped could not be written to its file, if it was that.
+        self.trouble: OSError | None = None
 
     @property
     def sender(self) -> int:
@@ -51,20 +56,23 @@ class CallQueue:
         return self._claims.fileno()
 
     def feed(self, calls: Sequence[CallRun]) -> int:
-        """Put calls into the queue until it is full; returns how many went in."""
+        """Put calls into the queue until it is full, or there is `trouble`; returns how many went in."""
+        self.trouble = None
         if self._again and not self.flush():
             return 0
         send, encode = self._sender.send, self._encode
-        fed = 0
+        fed, packet = 0, b""
         try:
             for call in calls:
                 packet = encode(call)
                 if len(packet) > MAX_PACKET:
-                    packet = self._spill(packet)
+                    packet = self._spill(call, packet)
                 send(packet)
                 fed += 1
         except BlockingIOError:
-            pass
+            _discard(packet)
+        except OSError as error:
+            self.trouble = error
         return fed
 
     def flush(self) -> bool:
@@ -81,18 +89,19 @@ class CallQueue:
         """Unclaimed calls, newest first, at most `count` of them (None: all)."""
         packets = self._receive_all()
         keep = 0 if count is None else max(0, len(packets) - count)
-        taken = [self._read(packet) for packet in reversed(packets[keep:])]
         self._again = deque(packets[:keep])
         self.flush()
-        return taken
+        taken = packets[keep:][::-1]
+        for packet in taken:
+            _discard(packet)
+        return [self._read(packet) for packet in taken]
 
     def peek(self) -> list[CallRun]:
         """The unclaimed calls, oldest first. They stay in the queue, so they may be claimed by now."""
         packets = self._receive_all()
-        calls = [self._read(packet, keep_file=True) for packet in packets]
         self._again = deque(packets)
         self.flush()
-        return calls
+        return [self._read(packet) for packet in packets]
 
     def close(self) -> None:
         """Slots that wait for a call leave."""
@@ -111,24 +120,41 @@ class CallQueue:
         self._again.clear()
         return packets
 
-    def _spill(self, packet: bytes) -> bytes:
+    def _spill(self, call: CallRun, packet: bytes) -> bytes:
         self._spilled += 1
         path = os.path.join(self._folder, f"call-{self._spilled}")
-        with open(path, "wb") as file:
-            file.write(packet)
-        return bytes((SPILLED,)) + os.fsencode(path)
+        try:
+            with open(path, "wb") as file:
+                file.write(packet)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(path)
+            raise
+        known = CallRun(call.call, call.attempt, call.instance, call.function, b"", weight=call.weight)
+        return bytes((SPILLED,)) + os.fsencode(path) + b"\0" + self._encode(known)
 
-    def _read(self, packet: bytes, keep_file: bool = False) -> CallRun:
-        if packet[0] == SPILLED:
-            packet = read_spilled(packet, keep_file)
-        return self._decoder.decode(packet)
+    def _read(self, packet: bytes) -> CallRun:
+        """The call of a packet; of one that was spilled what its packet says of it."""
+        return self._decoder.decode(spilled(packet)[1] if packet[0] == SPILLED else packet)
 
 
-def read_spilled(packet: bytes | memoryview, keep_file: bool = False) -> bytes:
-    """The call that stands in the file which a packet names; the file is removed unless it is to be kept."""
-    path = os.fsdecode(bytes(packet[1:]))
+def _discard(packet: bytes) -> None:
+    """It goes to no slot: if its call was spilled, remove the file."""
+    if packet[0] == SPILLED:
+        with suppress(OSError):  # a cleaner of old files was here
+            os.unlink(spilled(packet)[0])
+
+
+def spilled(packet: bytes | memoryview) -> tuple[str, bytes]:
+    """Where a spilled call is, and what its packet says of it."""
+    path, _, known = bytes(packet[1:]).partition(b"\0")
+    return os.fsdecode(path), known
+
+
+def read_spilled(packet: bytes | memoryview) -> bytes:
+    """The call that stands in the file which a packet names; the file is removed."""
+    path, _ = spilled(packet)
     with os.fdopen(open_ours(path), "rb") as file:
         call = file.read()
-    if not keep_file:
-        os.unlink(path)
+    os.unlink(path)
     return call

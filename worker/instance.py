@@ -74,6 +74,9 @@ class InstanceEvents(Protocol):
     def room(self) -> None:
         """The call queue has room again, after a `feed` that could not place all."""
 
+    def trouble(self, text: str) -> None:
+        """This node does not take what must be written to run calls; those concerned have not been fed."""
+
 
 class State(Enum):
     """Where an instance stands; see the top of this module."""
@@ -175,7 +178,10 @@ class LibraryInstance:
         for index in range(fed):
             call = calls[index]
             add((call.call, call.attempt))
-        if fed < len(calls):
+        if self._queue.trouble is not None:  # told when the caller has noted what went in
+            text = f"a call of library {self.spec.name} could not be written: {self._queue.trouble}; free space in the worker's scratch"
+            self._loop.call_soon(self.events.trouble, text)
+        elif fed < len(calls):
             self._await_room()
         return fed
 

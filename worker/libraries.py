@@ -318,6 +318,9 @@ class Libraries:
     def on_room(self, instance: InstanceId) -> None:
         self._backlog.room(instance)
 
+    def on_trouble(self, text: str) -> None:
+        self._trouble(text)
+
     # ------------------------------------------------------------ inside
 
     def _take_out(self, instance: InstanceId, tell: Message | None = None) -> Entry | None:
@@ -471,6 +474,9 @@ class _Events:
 
     def room(self) -> None:
         self._libraries.on_room(self._instance)
+
+    def trouble(self, text: str) -> None:
+        self._libraries.on_trouble(text)
 
 
 def _refs(function: FunctionDef) -> tuple[ObjectRef, ...]:

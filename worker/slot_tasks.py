@@ -36,7 +36,7 @@ from windlass import pickling
 from windlass.coroutines import is_async
 from windlass.messages import BAD_CALL, CANCELLED, DIED, RAISED, RETURNED, CallEnd, CallRun, EndDetail, FileRef, ObjectRef
 from windlass.worker import hoist
-from windlass.worker.callqueue import read_spilled
+from windlass.worker.callqueue import read_spilled, spilled
 from windlass.worker.forks import end_forked
 from windlass.worker.own_loop import own_loop
 from windlass.worker.slot import Link, Slot, users_part
@@ -170,7 +170,11 @@ class TaskSlot(Slot):
             self.end()
             return
         packet = memoryview(self.buffer)[:size]
-        run = self.decode(read_spilled(packet) if self.buffer[0] == SPILLED else packet)
+        try:
+            run = self.decode(read_spilled(packet) if self.buffer[0] == SPILLED else packet)
+        except OSError as error:
+            self.not_read(packet, error)
+            return
         row = self.free.pop()
         base = row * ROW_WORDS
         place = Place(run, row, words[base + BEGUN] + 1)
@@ -188,6 +192,15 @@ class TaskSlot(Slot):
             words[self.base + LOAD] = load + 2
             if not self.free or self.full:
                 self.look()
+
+    def not_read(self, packet: memoryview, error: OSError) -> None:
+        """A long call's file cannot be read: as functions leave files open, say. What runs goes on, and another slot comes after it."""
+        call, at = self.decode(spilled(packet)[1]), now()
+        text = f"its slot (pid {self.pid}) could not read it: {error}"
+        self.send(CallEnd(call.call, call.attempt, DIED, started_at=at, ready_at=at, ended_at=at, detail=EndDetail(text=text)))
+        self.words[self.base + CLAIMING] = 0
+        self.full = True
+        self.look()
 
     def go_on(self) -> None:
         """The moment is over."""

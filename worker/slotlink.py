@@ -12,8 +12,8 @@ Four things connect the processes of an instance::
 *Control* carries one msgpack record per packet; `ForkSlot` brings the new slot's descriptors along.
 
 *The call queue* carries one call per packet: the msgpack of a `CallRun`, whose first byte is that of an array. A call that is
-too long for a packet stands in a file, and its packet is `SPILLED` and the file's path. End of file means that the worker is
-gone: leave.
+too long for a packet stands in a file, and its packet is `SPILLED`, the file's path, a zero and what the worker must know of it. End of
+file means that the worker is gone: leave.
 
 *Results* are frames: four bytes of length, then the msgpack of a `CallEnd`; with `NOTE` set in the length, one of `SlotNote`
 instead.

@@ -52,6 +52,7 @@ class Record:
         self.given_back: list[tuple[int, int]] = []
         self.reasons: dict[int, str] = {}
         self.rooms = 0
+        self.troubles: list[str] = []
         self.changed = asyncio.Event()
 
     def ready(self, message: LibraryReady) -> None:
@@ -77,6 +78,10 @@ class Record:
 
     def room(self) -> None:
         self.rooms += 1
+        self.changed.set()
+
+    def trouble(self, text: str) -> None:
+        self.troubles.append(text)
         self.changed.set()
 
     async def until(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:

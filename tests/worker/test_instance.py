@@ -11,7 +11,20 @@ from typing import Any
 
 import pytest
 
-from windlass.messages import CANCELLED, DIED, RETURNED, TIMED_OUT, CallId, CallRun, EndDetail, HeldCall, ImportSpec, InstanceId, Resources
+from windlass.messages import (
+    CANCELLED,
+    DIED,
+    RETURNED,
+    TIMED_OUT,
+    CallId,
+    CallRun,
+    EndDetail,
+    FunctionId,
+    HeldCall,
+    ImportSpec,
+    InstanceId,
+    Resources,
+)
 from windlass.worker.backlog import Backlog
 from windlass.worker.callqueue import CallQueue
 from windlass.worker.slotlink import Row, Rows
@@ -164,6 +177,24 @@ async def test_a_call_with_more_spans_than_a_packet_holds_runs_all_the_same(benc
     end = await bench.end(long)
     assert bench.value(end) == 100_000
     assert not list(instance.folder.glob("call-*"))
+
+
+@pytest.mark.asyncio
+async def test_a_long_call_that_the_disk_does_not_take_is_not_fed(bench: Any, mounted: Path) -> None:
+    """Those before it are, once, and the instance goes on; the worker hears what the node lacks."""
+    bench.folder = mounted
+    instance = await bench.serving(bench.spec(add))
+    before, after = bench.call(add, 1, 2), bench.call(add, 3, 4)
+    long = CallRun(CallId(77), 1, before.instance, before.function, bytes(2 << 20))
+    assert instance.feed([before, long, after]) == 1
+    await bench.events.until(lambda: bool(bench.events.troubles))
+    (text,) = bench.events.troubles
+    assert text.startswith("a call of library lib could not be written: [Errno 28] No space left on device")
+    assert not list(instance.folder.glob("call-*"))
+    assert instance.feed([after]) == 1
+    assert [bench.value(await bench.end(call)) for call in (before, after)] == [3, 7]
+    assert instance.queued == 0
+    await instance.stop()
 
 
 @pytest.mark.asyncio
@@ -638,4 +669,16 @@ def test_the_call_queue_keeps_the_order_of_what_it_takes_out_and_puts_back(tmp_p
     assert [call.call for call in queue.peek()] == list(range(fed))
     assert [call.call for call in queue.take_back(3)] == [fed - 1, fed - 2, fed - 3]
     assert [call.call for call in queue.take_back(None)] == list(range(fed - 4, -1, -1))
+    queue.close()
+
+
+def test_long_calls_are_taken_back_without_a_look_at_the_disk(tmp_path: Path) -> None:
+    """Somebody may have removed their files, or there is no descriptor to open them with."""
+    queue = CallQueue(str(tmp_path))
+    calls = [CallRun(CallId(number), 2, InstanceId(1), FunctionId(b"f"), bytes(200_000), weight=number) for number in (1, 2, 3)]
+    assert queue.feed(calls) == 3
+    next(iter(tmp_path.iterdir())).unlink()
+    assert [(call.call, call.attempt, call.weight) for call in queue.peek()] == [(1, 2, 1), (2, 2, 2), (3, 2, 3)]
+    assert [(call.call, call.attempt, call.weight) for call in queue.take_back(None)] == [(3, 2, 3), (2, 2, 2), (1, 2, 1)]
+    assert list(tmp_path.iterdir()) == []
     queue.close()

@@ -15,8 +15,9 @@ import pytest
 
 import windlass
 from windlass import pickling
-from windlass.messages import BAD_CALL, CANCELLED, DIED, OUT_OF_MEMORY, RAISED, RETURNED, TIMED_OUT, EndDetail
+from windlass.messages import BAD_CALL, CANCELLED, DIED, OUT_OF_MEMORY, RAISED, RETURNED, TIMED_OUT, CallId, CallRun, EndDetail
 from windlass.worker import slot_api, slotset
+from windlass.worker.callqueue import CallQueue, spilled
 from windlass.worker.streams import Kept
 
 _running = _most = 0
@@ -67,6 +68,36 @@ async def test_a_slot_runs_as_many_calls_at_once_as_its_library_says(bench: Any)
     assert all(end.ended_at - end.started_at >= 0.05 for end in ends)
     assert all(end.started_at <= end.ready_at <= end.ended_at for end in ends)
     assert len(instance.slot_pids()) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_long_call_that_cannot_be_read_fails_and_what_runs_goes_on(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its slot takes no more calls, for the next ones may meet the same."""
+    spill = CallQueue._spill
+
+    def spill_and_lose(queue: CallQueue, call: CallRun, packet: bytes) -> bytes:
+        written = spill(queue, call, packet)
+        os.unlink(spilled(written)[0])
+        return written
+
+    monkeypatch.setattr(CallQueue, "_spill", spill_and_lose)
+    instance = await bench.serving(bench.spec(until_there, concurrency=4))
+    gate = tmp_path / "gate"
+    running = bench.call(until_there, str(gate))
+    instance.feed([running])
+    await begun(gate)
+    (pid,) = instance.slot_pids().values()
+    long = CallRun(CallId(77), 1, running.instance, running.function, bytes(200_000))
+    instance.feed([long])
+    end = await bench.end(long)
+    assert end.outcome == DIED
+    assert end.detail.text.startswith(f"its slot (pid {pid}) could not read it: [Errno 2]")
+    gate.touch()
+    assert bench.value(await bench.end(running)) == str(gate)
+    assert bench.value(await bench.run(until_there, str(gate))) == str(gate)
+    assert pid not in instance.slot_pids().values()
 
 
 @pytest.mark.asyncio
