@@ -46,10 +46,10 @@ from windlass.messages import (
 from windlass.worker import capture
 from windlass.worker.gpus import Gpus
 from windlass.worker.ground import Ground
-from windlass.worker.slothandle import SlotHandle, Timers, during
+from windlass.worker.slothandle import RunningCall, SlotHandle, Timers, during
 from windlass.worker.slotlink import Forked, FromZygote, NotForked, Prepared, SlotExited, Step, Unable
 from windlass.worker.slotproc import ended_how, kill_tree
-from windlass.worker.slotset import RunningCall, SlotSet
+from windlass.worker.slotset import SlotSet
 from windlass.worker.zygotehandle import ZygoteHandle
 
 #: Automatic imports that take longer count as hung (seconds).

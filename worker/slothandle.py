@@ -9,14 +9,15 @@ import asyncio
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from signal import SIGKILL
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from windlass.messages import EndDetail
+from windlass.messages import BAD_CALL, CallEnd, CallId, EndDetail
 from windlass.worker.slotlink import RESULT_BYTES, Step, Unable, memory_file, socket_pair
 
 #: (call, attempt)
@@ -31,6 +32,18 @@ class Kill(msgspec.Struct):
     key: Key
     outcome: int
     detail: EndDetail | None
+
+
+class RunningCall(msgspec.Struct, frozen=True):
+    """A call that a slot runs now; ``started_at`` is in seconds since the epoch."""
+
+    call: CallId
+    attempt: int
+    slot: int
+    pid: int
+    started_at: float
+    #: It has registered for its pilot's end (`windlass.on_warning`).
+    watches: bool = False
 
 
 class SlotHandle:
@@ -75,6 +88,19 @@ class SlotHandle:
         for descriptor in (self.out, self.err):
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+def unreadable_end(frame: memoryview, error: Exception) -> CallEnd | None:
+    """The end of a call whose answer has wrong types in it, as happens when a function has replaced what the slot uses; None: no answer."""
+    try:
+        call, attempt = msgspec.msgpack.decode(frame, type=list[Any])[:2]
+    except (msgspec.MsgspecError, ValueError):
+        return None
+    if type(call) is not int or type(attempt) is not int:
+        return None
+    now = time.time()
+    text = f"the function has changed something that its slot needs, so that its answer cannot be read: {error}"
+    return CallEnd(CallId(call), attempt, BAD_CALL, started_at=now, ready_at=now, ended_at=now, detail=EndDetail(text=text))
 
 
 def during(step: Step | None) -> str:

@@ -61,6 +61,8 @@ def kill_below(pid: int) -> set[int]:
 
 def kill_tree(pid: int) -> set[int]:
     """Kill a process that leads its own process group, its group, and all its descendants; returns which these were."""
+    if pid <= 0:
+        return set()  # not known yet: 0 would be this process's own group
     # Stopped first, so that it starts no more of them. One that is in the middle of a fork stops after it, a little later.
     kill(pid, signal.SIGSTOP)
     for _ in range(STOP_LOOKS):

@@ -8,8 +8,10 @@ Theory of operation
 *A slot ends.* The zygote (or, for a spawned slot, this process) reports it after reaping it. First everything it sent is read. Then its
 row is read: a call that has begun, and is still outstanding, ended with the slot and is charged (`DIED`, or what `kill_calls` asked
 for). A slot that died without a running call may still have claimed one, in the microsecond before it noted so: `_audit` finds calls
-that are neither in the queue nor with any living slot, and gives them back as lost. Then the slot is replaced; three in a row that
-ended before they had run a call fail the library.
+that are neither in the queue nor with any living slot, and gives them back as lost. Then the slot is replaced.
+
+*A slot cannot start*, as its context function fails, or it takes too long, or three in a row ended before they had run a call. The library
+cannot run here then; unless other slots serve. What these run is not to be lost by it, so the missing one is tried again later.
 
 *A running call is ended* (`kill_calls`) without hitting the next one by mistake: the slot is stopped, and when it stands, its row says
 whether it is still that call. Then it is killed with all its children, else continued. In mode ``fork`` the slot stays, and only what
@@ -23,25 +25,30 @@ was; memory is the slot's, so for want of it all of them end.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from signal import SIGCONT, SIGKILL, SIGSTOP
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
-from windlass.messages import BAD_CALL, CANCELLED, DIED, OUT_OF_MEMORY, CallEnd, CallId, EndDetail, HeldCall
+from windlass.messages import CANCELLED, DIED, OUT_OF_MEMORY, CallEnd, CallId, EndDetail, HeldCall
 from windlass.worker import capture
 from windlass.worker.gpus import Gpus
 from windlass.worker.ground import Ground, quoted
-from windlass.worker.slothandle import Key, Kill, SlotHandle, Timers, Watch, during, reaped
+from windlass.worker.slothandle import Key, Kill, RunningCall, SlotHandle, Timers, Watch, during, reaped, unreadable_end
 from windlass.worker.slotlink import LEFT_ASKED, LEFT_TORN, LEFT_UNABLE, LENGTH, NOTE, Prepared, Row, SlotNote, Step, Unable
 from windlass.worker.slotproc import all_gone, death, ended_how, kill, kill_below, kill_tree, process_state
 from windlass.worker.zygotehandle import ZygoteHandle
 
+log = logging.getLogger("windlass.worker")
+
 #: So many slots in a row that end before they have run a call: the library cannot run here.
 EARLY_DEATHS: Final = 3
+#: Seconds until a slot that could not start is tried again while others serve: the first time, the second, and from then on.
+PAUSES: Final = (1.0, 5.0, 30.0)
 #: Seconds that a task has to end when it was cancelled.
 CANCEL_SECONDS: Final = 5.0
 _READ_BYTES: Final = 256 << 10
@@ -49,18 +56,6 @@ _READ_BYTES: Final = 256 << 10
 FORK_SECONDS: Final = 0.5
 #: No answer is as long, in bytes: what is large travels as objects.
 _ANSWER_MOST: Final = 64 << 20
-
-
-class RunningCall(msgspec.Struct, frozen=True):
-    """A call that a slot runs now; ``started_at`` is in seconds since the epoch."""
-
-    call: CallId
-    attempt: int
-    slot: int
-    pid: int
-    started_at: float
-    #: It has registered for its pilot's end (`windlass.on_warning`).
-    watches: bool = False
 
 
 class Owner(Protocol):
@@ -104,6 +99,9 @@ class SlotSet:
         self.slots: dict[int, SlotHandle] = {}  # by row
         self._kills: dict[Key, Kill] = {}  # to end in a slot that lives on: killed below it (mode "fork"), or cancelled in it
         self._early_deaths = 0
+        #: Slots in a row that could not start while others served; set while it is waited until the next is tried.
+        self._failed_starts = 0
+        self._pause: asyncio.TimerHandle | None = None
         self._warned = False
         self._buffer = bytearray(_READ_BYTES)
         self._decode = msgspec.msgpack.Decoder(CallEnd).decode
@@ -218,6 +216,8 @@ class SlotSet:
                 if self._spec.concurrency > 1:
                     slot.warn()
                 missing -= 1
+        if self._pause is not None and self._serves():
+            return
         while missing > 0 and self._add_slot():
             missing -= 1
 
@@ -231,7 +231,7 @@ class SlotSet:
         except OSError as error:
             self._gpus.give_back(gpus)
             self._timers.later(1.0, self.fill)
-            if not any(slot.ready for slot in self.slots.values()):
+            if not self._serves():
                 self._count_early_death(f"no more descriptors for slots: {error}")
             return False
         self.slots[row] = slot
@@ -265,14 +265,16 @@ class SlotSet:
         slot = self.slots[row]
         slot.pid = pid
         # Its own first words may have come before the zygote's, and with them a wish to end it or its call.
-        if slot.leaving or slot.kill is not None:
+        if slot.doomed:
+            kill_tree(pid)
+        elif slot.leaving or slot.kill is not None:
             self._stop_slot(slot)
 
     def not_started(self, row: int, text: str) -> None:
         """There is no process for this slot; tried again soon."""
         self._remove_slot(self.slots[row])
         self._timers.later(1.0, self.fill)
-        if not any(slot.ready for slot in self.slots.values()):
+        if not self._serves():
             self._count_early_death(f"no process for a slot: {text}")
 
     def exited(self, row: int, pid: int, status: int, peak_memory: int) -> None:
@@ -284,7 +286,31 @@ class SlotSet:
     def _on_slot_timeout(self, slot: SlotHandle) -> None:
         if not slot.ready and self.slots.get(slot.row) is slot and not slot.leaving:
             limit = f"{self._spec.start_timeout:g} s"
-            self._owner.fail("timeout", f"a slot of library {self._spec.name!r} was not ready within {limit}{during(slot.step)}")
+            text = f"a slot of library {self._spec.name!r} was not ready within {limit}{during(slot.step)}"
+            if not slot.pid and self._serves():  # its zygote is stopped, and may go on
+                slot.timer = self._timers.later(self._spec.start_timeout, lambda: self._on_slot_timeout(slot))
+                return
+            slot.doomed = True
+            kill_tree(slot.pid)
+            self._cannot_start("timeout", text)
+
+    def _serves(self) -> bool:
+        return any(slot.ready for slot in self.slots.values())
+
+    def _cannot_start(self, kind: str, text: str) -> None:
+        """A slot cannot start: the library fails by that, or it is tried again later."""
+        if not self._serves():
+            self._owner.fail(kind, text)
+            return
+        pause = PAUSES[min(self._failed_starts, len(PAUSES) - 1)]
+        self._failed_starts += 1
+        log.warning("a slot is tried again in %g s, while others serve: %s", pause, text)
+        self._timers.cancel(self._pause)
+        self._pause = self._timers.later(pause, self._pause_over)
+
+    def _pause_over(self) -> None:
+        self._pause = None
+        self.fill()
 
     # ------------------------------------------------ what slots say
 
@@ -296,6 +322,7 @@ class SlotSet:
             slot.unable = note
         else:
             slot.ready, slot.step = True, None
+            self._failed_starts = 0
             self._timers.cancel(slot.timer)
             self._owner.prepared(note, slot)
 
@@ -331,7 +358,7 @@ class SlotSet:
                     continue
                 call = decode(frame)
             except msgspec.MsgspecError as error:
-                unreadable = _unreadable(frame, error)
+                unreadable = unreadable_end(frame, error)
                 if unreadable is None:  # a function has written into the slot's connection: nothing after it can be believed
                     unreadable = self._torn(slot, error)
                     position = end
@@ -440,9 +467,8 @@ class SlotSet:
         if not self._owner.active:
             return
         if unable is not None and row.left == LEFT_UNABLE:
-            self._owner.fail(unable.kind, unable.text)
-            return
-        if step is not None and step.kind == "import" and not step.explicit:
+            self._cannot_start(unable.kind, unable.text)
+        elif step is not None and step.kind == "import" and not step.explicit:
             self._ground.drop(step.what, f"ended the interpreter ({ended_how(status)})")
         elif early:
             self._count_early_death(f"{ended_how(status)}{said}")
@@ -495,10 +521,9 @@ class SlotSet:
     def _count_early_death(self, why: str) -> None:
         self._early_deaths += 1
         if self._early_deaths >= EARLY_DEATHS:
-            self._owner.fail(
-                "crash",
-                f"{self._early_deaths} slots of library {self._spec.name!r} in a row ended before they had run a call; the last: {why}",
-            )
+            text = f"{self._early_deaths} slots of library {self._spec.name!r} in a row ended before they had run a call; the last: {why}"
+            self._early_deaths = 0
+            self._cannot_start("crash", text)
 
     def _audit(self) -> None:
         """Give back calls that a dead slot had claimed and not yet noted.
@@ -571,16 +596,3 @@ class SlotSet:
             self.outstanding.clear()
             self._owner.lost(lost)
         self.check_drained()
-
-
-def _unreadable(frame: memoryview, error: Exception) -> CallEnd | None:
-    """The end of a call whose answer has wrong types in it, as happens when a function has replaced what the slot uses; None: no answer."""
-    try:
-        call, attempt = msgspec.msgpack.decode(frame, type=list[Any])[:2]
-    except (msgspec.MsgspecError, ValueError):
-        return None
-    if type(call) is not int or type(attempt) is not int:
-        return None
-    now = time.time()
-    text = f"the function has changed something that its slot needs, so that its answer cannot be read: {error}"
-    return CallEnd(CallId(call), attempt, BAD_CALL, started_at=now, ready_at=now, ended_at=now, detail=EndDetail(text=text))

@@ -25,6 +25,7 @@ from windlass.messages import (
     InstanceId,
     Resources,
 )
+from windlass.worker import slotset
 from windlass.worker.backlog import Backlog
 from windlass.worker.callqueue import CallQueue
 from windlass.worker.slotlink import Row, Rows
@@ -598,6 +599,43 @@ async def test_slots_that_die_before_they_serve_fail_the_library(bench: Any) -> 
     assert failure.text == (
         "3 slots of library 'lib' in a row ended before they had run a call; the last: exit status 9; it wrote:\non the way out"
     )
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["raises", "hangs", "exits"])
+async def test_a_slot_that_cannot_start_costs_the_others_nothing(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A licence server refuses the second connection, say: what runs goes on, and the slot comes when it can."""
+    monkeypatch.setattr(slotset, "PAUSES", (0.01, 0.05))
+
+    def context(folder: str, how: str) -> None:
+        import os
+        import time
+
+        if Path(folder, "bad").exists():
+            Path(folder, f"tried-{os.getpid()}").touch()
+            if how == "exits":
+                os._exit(1)
+            while how == "hangs":
+                time.sleep(1)
+            raise ConnectionRefusedError
+
+    limit = {"start_timeout": 4.0} if how == "hangs" else {}
+    instance = await bench.serving(bench.spec(wait_for, context=(context, (str(tmp_path), how), {}), **limit))
+    gate = tmp_path / "gate"
+    call = bench.call(wait_for, str(gate))
+    instance.feed([call])
+    await bench.until(gate.exists)
+    (tmp_path / "bad").touch()
+    instance.set_slots(2)
+    await bench.until(lambda: len(list(tmp_path.glob("tried-*"))) >= (1 if how == "hangs" else 4))
+    assert instance.slots == 1
+    (tmp_path / "bad").unlink()
+    await bench.until(lambda: instance.slots == 2)
+    gate.unlink()
+    assert bench.value(await bench.end(call)) == str(gate)
+    assert not bench.events.failures
 
 
 @pytest.mark.asyncio
