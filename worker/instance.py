@@ -311,6 +311,8 @@ class LibraryInstance:
         """An automatic import hangs: whoever does it is killed, and its end drops the import."""
         if step is not (self._step if slot is None else slot.step):
             return
+        if slot is not None and slot not in self._slots.slots.values():
+            return  # it has ended, and its process id may be anybody's by now
         self._ground.drop(step.what, f"took longer than {self._import_limit:g} s and was ended")
         if slot is not None:
             kill_tree(slot.pid)

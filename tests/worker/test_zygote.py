@@ -15,7 +15,10 @@ from windlass import pickling
 from windlass.messages import DIED, RAISED, ImportSpec, LibraryFailed, LibraryReady, ObjectName, ObjectRef
 from windlass.ownership import NotOurs
 from windlass.worker.hoist import add_code
-from windlass.worker.slotproc import process_state
+from windlass.worker.instance import LibraryInstance
+from windlass.worker.slothandle import SlotHandle
+from windlass.worker.slotlink import Step
+from windlass.worker.slotproc import kill_tree, process_state
 
 _CANDIDATES = [f"/dev/{name}" for name in ("fuse", "kmsg", "net/tun", "loop-control", "rtc0", "cpu_dma_latency", "mem")]
 #: A device of this machine that may be opened.
@@ -352,6 +355,35 @@ async def test_spawned_slots_fail_die_and_drop_imports_as_forked_ones_do(bench: 
     end = await bench.run(leave)
     assert (end.outcome, end.detail.exit_status) == (DIED, 3)
     assert bench.value(await bench.run(add, 1, 2)) == 3
+
+
+@pytest.mark.asyncio
+async def test_the_time_of_an_import_ends_with_its_slot(
+    bench: Any, tmp_path: Path, paths: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute after a slot died in an import its process id may be anybody's: nothing is killed by it then."""
+    module(tmp_path, "killer", "import os\nos._exit(4)\n")
+    steps: list[tuple[Step, SlotHandle | None]] = []
+    killed: list[int] = []
+    noted = LibraryInstance.step
+
+    def note(self: LibraryInstance, step: Step, slot: SlotHandle | None) -> None:
+        steps.append((step, slot))
+        noted(self, step, slot)
+
+    monkeypatch.setattr(LibraryInstance, "step", note)
+    await ready_of(bench, bench.spec(add, imports=(ImportSpec("killer"),), paths=paths, start="spawn"))
+    step, slot = steps[0]
+    assert slot is not None
+    assert (step.what, slot.pid > 0) == ("killer", True)
+    monkeypatch.setattr("windlass.worker.instance.kill_tree", killed.append)
+    bench.instances[0]._on_import_limit(step, slot)
+    assert killed == []
+
+
+def test_no_process_id_is_nobodys_group() -> None:
+    """One that is not known yet is 0, which to the kernel is this process with its whole group."""
+    assert kill_tree(0) == set()
 
 
 @pytest.mark.asyncio
