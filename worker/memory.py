@@ -158,15 +158,28 @@ def cgroup_excess(groups: Sequence[Cgroup]) -> float:
     fullest = 0.0
     for group in groups:
         limit = parse_limit(read_text(group.limit_file))
-        stat = parse_table(read_text(group.stat_file))
-        used = parse_limit(read_text(group.usage_file)) - stat.get("total_inactive_file", stat.get("inactive_file", 0))
         if limit:
+            used = parse_limit(read_text(group.usage_file)) - droppable(parse_table(read_text(group.stat_file)))
             fullest = max(fullest, used / limit)
     return fullest
 
 
+def droppable(stat: Mapping[str, int]) -> int:
+    """Bytes in a cgroup's ``memory.stat`` that the kernel takes back before it ends a process: clean pages of files, and caches of its own.
+
+    A file that is read twice is "active", and files fill a cgroup up to its limit: these are no sign of want. Files in memory (tmpfs)
+    are not among either kind.
+    """
+
+    def of(*names: str) -> int:  # version 1 has the sums over the groups below under names of their own
+        return sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in names)
+
+    dirty = of("file_dirty", "file_writeback", "dirty", "writeback")
+    return max(0, of("inactive_file", "active_file") - dirty) + stat.get("slab_reclaimable", 0)
+
+
 def oom_kills(groups: Sequence[Cgroup]) -> int:
-    """How often the kernel has ended a process of these cgroups for memory."""
+    """How often the kernel has ended a process of the innermost of these cgroups for memory."""
     return sum(parse_table(read_text(group.kills_file)).get("oom_kill", 0) for group in groups[:1])
 
 

@@ -12,7 +12,17 @@ import pytest
 
 from windlass.messages import DIED, OUT_OF_MEMORY, CallEnd, CallId, EndDetail, InstanceId
 from windlass.worker import memory
-from windlass.worker.memory import Cgroup, Usage, choose, out_of_memory_text, parse_cgroups, parse_limit, parse_table, share_of, smallest
+from windlass.worker.memory import (
+    Cgroup,
+    Usage,
+    choose,
+    out_of_memory_text,
+    parse_cgroups,
+    parse_limit,
+    parse_table,
+    share_of,
+    smallest,
+)
 from windlass.worker.watch import MemoryWatch
 
 GIB = 1 << 30
@@ -203,6 +213,14 @@ def test_file_pages_that_can_be_dropped_do_not_fill_a_cgroup(tmp_path: Path) -> 
     group = cgroup(tmp_path, limit=1000, used=990, droppable=500, kills=0)
     assert memory.cgroup_excess([group]) == pytest.approx(0.49)
     assert memory.read_limit(0, [group]) == 1000
+    (tmp_path / "memory.stat").write_text("inactive_file 20\nactive_file 700\nfile_dirty 30\nfile_writeback 10\nslab_reclaimable 10\n")
+    assert memory.cgroup_excess([group]) == pytest.approx(0.30), "what was read twice, but for what must be written first"
+
+
+def test_version_1_has_sums_over_the_groups_below() -> None:
+    """What a group has for itself is among them."""
+    assert memory.droppable(parse_table("active_file 1\ntotal_active_file 700\ntotal_inactive_file 20\ndirty 1\ntotal_dirty 40\n")) == 680
+    assert memory.droppable({}) == 0
 
 
 def test_a_death_by_the_kernels_own_choice_is_told_as_one_for_memory(tmp_path: Path) -> None:
