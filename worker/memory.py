@@ -136,9 +136,13 @@ def read_text(path: str) -> str:
 
 
 def own_cgroups() -> list[Cgroup]:
-    """The memory cgroups that this process is in and that have a limit, innermost first."""
+    """The memory cgroups that this process is in, innermost first, up to the last one that has a limit.
+
+    The innermost belongs to them also without one, as Slurm's of a task: in version 1 the kernel counts a kill there and nowhere else.
+    """
     groups = parse_cgroups(read_text("/proc/self/cgroup"), read_text("/proc/self/mountinfo"))
-    return [group for group in groups if parse_limit(read_text(group.limit_file))]
+    limited = [number for number, group in enumerate(groups) if parse_limit(read_text(group.limit_file))]
+    return groups[: limited[-1] + 1] if limited else []
 
 
 def smallest(limits: Iterable[int]) -> int:

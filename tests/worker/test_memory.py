@@ -13,6 +13,7 @@ import pytest
 from windlass.messages import DIED, OUT_OF_MEMORY, CallEnd, CallId, EndDetail, InstanceId
 from windlass.worker import memory
 from windlass.worker.memory import (
+    UNLIMITED,
     Cgroup,
     Usage,
     choose,
@@ -221,6 +222,28 @@ def test_version_1_has_sums_over_the_groups_below() -> None:
     """What a group has for itself is among them."""
     assert memory.droppable(parse_table("active_file 1\ntotal_active_file 700\ntotal_inactive_file 20\ndirty 1\ntotal_dirty 40\n")) == 680
     assert memory.droppable({}) == 0
+
+
+def test_a_kill_is_counted_where_the_process_was_also_without_a_limit_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm limits job and step and has a group for each task; version 1 counts in that one alone."""
+    inner = tmp_path / "slurm" / "job_7" / "step_0" / "task_0"
+    inner.mkdir(parents=True)
+    for folder, limit in ((inner, UNLIMITED), (inner.parent, GIB), (inner.parents[1], 2 * GIB), (inner.parents[2], UNLIMITED)):
+        (folder / "memory.limit_in_bytes").write_text(f"{limit}\n")
+        (folder / "memory.oom_control").write_text(f"oom_kill_disable 0\nunder_oom 0\noom_kill {int(folder == inner)}\n")
+    texts = {
+        "/proc/self/cgroup": "4:memory:/slurm/job_7/step_0/task_0\n",
+        "/proc/self/mountinfo": V1_MOUNTS.replace("/sys/fs/cgroup/memory", str(tmp_path)),
+    }
+    read = memory.read_text
+    monkeypatch.setattr(memory, "read_text", lambda path: texts.get(path) or read(path))
+    groups = memory.own_cgroups()
+    assert [Path(group.limit_file).parent.name for group in groups] == ["task_0", "step_0", "job_7"]
+    assert memory.read_limit(0, groups) == GIB
+    assert memory.oom_kills(groups) == 1
+    (inner.parent / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    (inner.parents[1] / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert memory.own_cgroups() == []
 
 
 def test_a_death_by_the_kernels_own_choice_is_told_as_one_for_memory(tmp_path: Path) -> None:
