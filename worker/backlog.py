@@ -353,21 +353,32 @@ class Backlog:
 
         `now` is on the clock of `started_at`: seconds since the epoch.
         """
-        for call in list(self._doomed.values()):
-            line = self._lines.get(call.instance)
-            if line is None or line.holder.kill_calls([(call.call, call.attempt)], CANCELLED, None):
-                self._doomed.pop(call.call, None)
+        self._find_doomed()
         for line in list(self._lines.values()):
-            if not line.timed:
+            if not line.is_due(now):
                 continue
             late: dict[float, list[Attempt]] = {}
+            ends: list[float] = []
             for slot in line.holder.running():
                 found = self._find(HeldCall(slot.call, slot.attempt))
-                if found is not None and found.timeout and now - slot.started_at >= found.timeout:
+                if found is None or not found.timeout:
+                    continue
+                ends.append(slot.started_at + found.timeout)
+                if ends[-1] <= now:
                     late.setdefault(found.timeout, []).append((slot.call, slot.attempt))
+            line.looked(now, ends)
             for timeout, calls in late.items():
                 text = f"ran longer than its timeout of {timeout:g} s and was ended; give it a longer timeout= if it needs that"
                 line.holder.kill_calls(calls, TIMED_OUT, EndDetail(text=text))
+
+    def _find_doomed(self) -> None:
+        by_line: dict[InstanceId, list[Attempt]] = {}
+        for call in self._doomed.values():
+            by_line.setdefault(call.instance, []).append((call.call, call.attempt))
+        for instance, calls in by_line.items():
+            line = self._lines.get(instance)
+            for number, _ in line.holder.kill_calls(calls, CANCELLED, None) if line is not None else calls:
+                self._doomed.pop(CallId(number), None)
 
     def check(self) -> None:
         """Raise AssertionError where collections disagree; for tests."""
@@ -391,7 +402,8 @@ class Backlog:
 
     def _admit(self, call: CallRun, line: Line) -> None:
         """The rarer kind of call: it has objects, a timeout, weight, or a function that is not there."""
-        line.timed += call.timeout > 0
+        if call.timeout:
+            line.watch(call.timeout)
         line.heavy += call.weight > 1
         self.longest = max(self.longest, call.least_seconds)
         refs = _objects(call)

@@ -207,6 +207,11 @@ class Lifetime:
             return self._decide(Decision.FINISH, f"idle for {self.idle_timeout:g} s")
         return Decision.NOTHING
 
+    @property
+    def asks_oldest(self) -> bool:
+        """Whether it matters how long the longest running call has run: there is an end, and no call has ended yet."""
+        return self.hard_end != float("inf") and not self._run_times
+
     def stop_accepting(self, oldest: float = 0.0) -> float:
         """When accepting stops as things stand. Before any call has ended, those that are expected or run longest teach."""
         run_times = self._run_times or (max(oldest, self._expected),)

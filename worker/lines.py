@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from windlass.messages import CallEnd, CallId, CallRun, EndDetail, FileRef, FunctionId, HeldCall, InstanceId, ObjectName, ObjectRef
 
@@ -12,6 +12,10 @@ from windlass.messages import CallEnd, CallId, CallRun, EndDetail, FileRef, Func
 Key = str | FunctionId
 #: Call and number of the attempt.
 Attempt = tuple[int, int]
+
+#: By so much of the least timeout of a line, and by so many seconds at most, a call may run longer than its own.
+LATE_SHARE: Final = 0.01
+LATE_SECONDS: Final = 1.0
 
 
 class Running(Protocol):
@@ -68,7 +72,7 @@ class Comm(Protocol):
 class Line:
     """The calls of one instance."""
 
-    __slots__ = ("extra", "fed", "heavy", "holder", "instance", "ready", "slots", "timed", "waiting")
+    __slots__ = ("due", "extra", "fed", "heavy", "holder", "instance", "least", "ready", "slots", "timed", "waiting")
 
     def __init__(self, instance: InstanceId, holder: Instance, slots: int) -> None:
         self.instance = instance
@@ -83,3 +87,20 @@ class Line:
         #: Held calls with a weight over 1, held calls with a timeout.
         self.heavy = 0
         self.timed = 0
+        #: The least of these timeouts, and before which time none of these calls can have run longer than its own.
+        self.least = 0.0
+        self.due = 0.0
+
+    def watch(self, timeout: float) -> None:
+        """A call with this timeout has come."""
+        if not self.timed or timeout < self.least:
+            self.least, self.due = timeout, 0.0
+        self.timed += 1
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time to look at what runs; also when the clock was set back."""
+        return self.timed > 0 and not now < self.due <= now + self.least
+
+    def looked(self, now: float, ends: Sequence[float]) -> None:
+        """Those that run may run until then. Others may begin now, and where many run it is not looked again for each of them."""
+        self.due = max(min((now + self.least, *ends)), now + min(LATE_SHARE * self.least, LATE_SECONDS))

@@ -380,7 +380,7 @@ class Worker:
         if self._libraries is not None and self._supply is not None:
             held += self._supply.pushing
             starting = self._libraries.starting
-            if held and self._life.hard_end != float("inf"):
+            if held and self._life.asks_oldest:
                 oldest = self._libraries.oldest(time.time())
         self._life.expects(self._backlog.longest)
         if self._backlog.longest > (left := self._life.deadline - now + MARGIN_SECONDS):

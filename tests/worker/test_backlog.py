@@ -57,6 +57,8 @@ class Queue:
         self.details: list[EndDetail | None] = []
         #: Calls that a slot has claimed and not yet noted.
         self.limbo: list[CallRun] = []
+        #: How often it was asked what runs.
+        self.looks = 0
 
     def feed(self, calls: Sequence[CallRun], /) -> int:
         count = max(0, min(len(calls), self.room - len(self.queue)))
@@ -67,6 +69,7 @@ class Queue:
         return [self.queue.pop() for _ in range(len(self.queue) if count is None else min(count, len(self.queue)))]
 
     def running(self) -> list[Slot]:
+        self.looks += 1
         return self.slots
 
     def kill_calls(self, calls: Collection[Attempt], outcome: int, detail: EndDetail | None, /) -> list[Attempt]:
@@ -399,6 +402,42 @@ def test_a_call_past_its_timeout_is_ended_and_others_are_not(backlog: Backlog, q
     backlog.ended(LIB, [CallEnd(CallId(1), 1, TIMED_OUT), end(2)])
     assert not backlog.sweeping
     desk.take()
+
+
+def test_what_runs_is_looked_at_when_something_may_be_late(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """A slot may run a thousand calls at once, and a look at all of them takes long."""
+    backlog.run([call(1, timeout=30.0), call(2, timeout=30.0)])
+    queue.start(now=1000.0)
+    for tick in range(610):
+        if tick == 400:
+            queue.start(now=1019.9)
+        backlog.sweep(1000.0 + tick / 20)
+        if queue.killed:
+            queue.slots.pop(0)
+            backlog.ended(LIB, [CallEnd(CallId(1), 1, TIMED_OUT)])
+            break
+    assert tick == 600
+    assert queue.killed == [(1, 1, TIMED_OUT)]
+    assert queue.looks < 5
+    desk.take()
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_short_timeout_is_not_late_for_a_long_one(backlog: Backlog, queue: Queue, desk: Desk, late: bool) -> None:
+    """Nor for a clock that is set back."""
+    backlog.run([call(1, timeout=3600.0)])
+    queue.start(now=1000.0)
+    backlog.sweep(1000.0)
+    if late:
+        backlog.run([call(2, timeout=1.0)])
+        queue.start(now=1000.1)
+        backlog.sweep(1000.2)
+        backlog.sweep(1001.2)
+        assert queue.killed == [(2, 1, TIMED_OUT)]
+    else:
+        queue.slots[0].started_at = -5000.0
+        backlog.sweep(-1000.0)
+        assert queue.killed == [(1, 1, TIMED_OUT)]
 
 
 def test_draining_gives_back_everything_unstarted_and_accepts_nothing(backlog: Backlog, queue: Queue, desk: Desk) -> None:
