@@ -18,6 +18,9 @@ from windlass.messages import EndDetail
 STOP_LOOKS: Final = 20
 STOP_PAUSE: Final = 0.001
 
+#: The number of futex(2), by which threads wait for locks, in the words of /proc; where it is not known here, nobody is in it.
+_FUTEX: Final = {"x86_64": b"202", "aarch64": b"98"}.get(os.uname().machine, b"?")
+
 
 def process_state(pid: int) -> str:
     """The state letter of a process (``R S D T t Z X``), or nothing when there is no such process."""
@@ -26,6 +29,17 @@ def process_state(pid: int) -> str:
             return chr(file.read().rpartition(b") ")[2][0])
     except (OSError, IndexError):
         return ""
+
+
+def waits_for_others(pid: int) -> bool:
+    """Whether the main thread sleeps, and not for a lock such as the interpreter's, as far as the kernel tells that."""
+    if process_state(pid) != "S":
+        return False
+    try:
+        with open(f"/proc/{pid}/syscall", "rb") as file:
+            return file.read().split()[0] not in (b"running", _FUTEX)
+    except (OSError, IndexError):
+        return True
 
 
 def is_gone(pid: int) -> bool:

@@ -40,7 +40,7 @@ from windlass.worker.gpus import Gpus
 from windlass.worker.ground import Ground, quoted
 from windlass.worker.slothandle import Key, Kill, RunningCall, SlotHandle, Timers, Watch, during, reaped, unreadable_end
 from windlass.worker.slotlink import LEFT_ASKED, LEFT_TORN, LEFT_UNABLE, LENGTH, NOTE, Prepared, Row, SlotNote, Step, Unable
-from windlass.worker.slotproc import all_gone, death, ended_how, kill, kill_below, kill_tree, process_state
+from windlass.worker.slotproc import all_gone, death, ended_how, kill, kill_below, kill_tree, process_state, waits_for_others
 from windlass.worker.zygotehandle import ZygoteHandle
 
 log = logging.getLogger("windlass.worker")
@@ -529,7 +529,7 @@ class SlotSet:
         """Give back calls that a dead slot had claimed and not yet noted.
 
         They are neither in the queue nor with a slot. A living slot without a noted call may be in the same microsecond; it is not when
-        it sleeps, for then it waits for a call. The order of looks matters: queue, slots, results.
+        it sleeps, for then it waits for a call, unless it is for the interpreter's lock. The order of looks matters: queue, slots, results.
         """
         if not self.outstanding or not self._owner.active:
             return
@@ -547,7 +547,7 @@ class SlotSet:
                 suspects.difference_update((row.call, row.attempt) for row in self._begun(slot))
                 continue
             before = self._rows.read(slot.row)
-            asleep = process_state(slot.pid) == "S"
+            asleep = waits_for_others(slot.pid)
             row = self._rows.read(slot.row)
             if row.busy:
                 suspects.discard((row.call, row.attempt))

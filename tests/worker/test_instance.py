@@ -407,6 +407,42 @@ async def test_the_zygotes_death_charges_begun_calls_and_gives_the_others_back(b
 
 
 @pytest.mark.asyncio
+async def test_a_call_is_not_given_back_while_its_slot_waits_for_the_interpreters_lock(bench: Any, tmp_path: Path) -> None:
+    """It has claimed it and cannot note so, as a thread that an earlier call left has the lock; that sleep is not one for want of calls."""
+
+    def leave_a_thread(path: str) -> int:
+        import ctypes
+        import os
+        import threading
+        import time
+
+        def hold() -> None:
+            while not Path(path).exists():
+                time.sleep(0.002)
+            Path(f"{path}.held").touch()
+            ctypes.PyDLL(None).usleep(1_000_000)
+
+        threading.Thread(target=hold).start()
+        return os.getpid()
+
+    instance = await bench.serving(bench.spec(leave_a_thread, add))
+    pid = bench.value(await bench.run(leave_a_thread, str(tmp_path / "gate")))
+    instance.set_slots(2)
+    await bench.until(lambda: instance.slots == 2)
+    other = next(iter({*instance.slot_pids().values()} - {pid}))
+    os.kill(other, signal.SIGSTOP)
+    await bench.until(lambda: process_state(other) == "T")
+    (tmp_path / "gate").touch()
+    await bench.until((tmp_path / "gate.held").exists)
+    call = bench.call(add, 1, 2)
+    instance.feed([call])
+    await bench.until(lambda: not instance._queue.peek())
+    os.kill(other, signal.SIGKILL)
+    assert bench.value(await bench.end(call)) == 3
+    assert not bench.events.given_back
+
+
+@pytest.mark.asyncio
 async def test_the_number_of_slots_goes_up_and_down(bench: Any, tmp_path: Path) -> None:
     """Idle ones leave at once, a busy one after its call."""
     instance = await bench.serving(bench.spec(wait_for, add), 3)
