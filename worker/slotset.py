@@ -485,7 +485,7 @@ class SlotSet:
             if key not in self.outstanding:
                 continue
             wish = self._kills.pop(key, None)
-            if slot.kill is not None and (slot.kill.key == key or slot.kill.outcome == OUT_OF_MEMORY):
+            if slot.kill is not None and (slot.kill.key == key or (slot.kill.outcome == OUT_OF_MEMORY and row.started_at)):
                 wish = slot.kill
             if wish is None and not row.started_at:
                 continue  # it was waiting for its turn: the audit finds it

@@ -284,15 +284,19 @@ async def test_when_a_slot_dies_all_that_have_begun_in_it_are_charged(bench: Any
 
 @pytest.mark.asyncio
 async def test_memory_is_the_slots_so_for_want_of_it_all_in_it_end(bench: Any, tmp_path: Path) -> None:
-    """The worker's wish names one call, as the one that it has measured."""
-    instance = await bench.serving(bench.spec(until_there, concurrency=4))
+    """The worker's wish names one call, as the one that it has measured. One that had not begun goes back."""
+    instance = await bench.serving(bench.spec(until_there, plain, concurrency=4))
     calls = [bench.call(until_there, str(tmp_path / name)) for name in "ab"]
     instance.feed(calls)
     await begun(tmp_path / "a", tmp_path / "b")
+    waits = bench.call(plain, str(tmp_path / "plain"))
+    instance.feed([waits])
+    await bench.until(lambda: not instance._queue.peek())
     assert instance.kill_call(calls[1].call, 1, OUT_OF_MEMORY, EndDetail(text="too much"))
     for call in calls:
         end = await bench.end(call)
         assert (end.outcome, end.detail.text) == (OUT_OF_MEMORY, "too much")
+    await bench.events.until(lambda: bench.events.given_back == [(waits.call, 1)])
 
 
 @pytest.mark.asyncio
