@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -50,11 +51,17 @@ class Ground:
         self.python = sys.executable
         self._setup_file = -1
         self.dropped: list[HoistedImport] = []
-        self.rows_file = memory_file("rows", Rows.size(rows))
-        self.rows = Rows(self.rows_file, rows)
-        self.rows.set_end(float("inf"), False)
-        self.queue = CallQueue(str(folder))
-        self.write_setup()
+        with ExitStack() as made:
+            made.callback(self.remove_folder)
+            self.rows_file = memory_file("rows", Rows.size(rows))
+            made.callback(os.close, self.rows_file)
+            self.rows = Rows(self.rows_file, rows)
+            made.callback(self.rows.close)
+            self.rows.set_end(float("inf"), False)
+            self.queue = CallQueue(str(folder))
+            made.callback(self.queue.close)
+            self.write_setup()
+            made.pop_all()
 
     def drop(self, module: str, why: str) -> None:
         """Processes that start from now on do without this automatic import."""

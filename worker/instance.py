@@ -153,8 +153,6 @@ class LibraryInstance:
         self.set_slots(slots, gpu_ids)
         if self.spec.start != "spawn":
             self._start_zygote()
-        elif not slots:
-            self._serve(LibraryReady(self.instance, 0))
 
     def set_slots(self, slots: int, gpu_ids: Sequence[str] = ()) -> None:
         """Have so many slots, with these GPUs if others do not have them yet. Surplus slots leave when they are idle."""
@@ -162,6 +160,8 @@ class LibraryInstance:
             self._slots.target, self._slots.gpu_ids = min(slots, self._slot_limit), tuple(gpu_ids)
             if self.state is State.SERVING or self.spec.start == "spawn":
                 self._slots.fill()
+            if self.state is State.STARTING and self.spec.start == "spawn" and not slots:
+                self._serve(LibraryReady(self.instance, 0))  # there is nothing that could say so
 
     def tell_end(self, ends_at: float, warned: bool) -> None:
         """Let calls know when the pilot will end them (monotonic clock, infinity: never); `warned`: that is near. At any time."""

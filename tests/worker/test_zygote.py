@@ -14,6 +14,7 @@ import pytest
 from windlass import pickling
 from windlass.messages import DIED, RAISED, ImportSpec, LibraryFailed, LibraryReady, ObjectName, ObjectRef
 from windlass.ownership import NotOurs
+from windlass.worker import ground
 from windlass.worker.hoist import add_code
 from windlass.worker.instance import LibraryInstance
 from windlass.worker.slothandle import SlotHandle
@@ -384,6 +385,34 @@ async def test_the_time_of_an_import_ends_with_its_slot(
 def test_no_process_id_is_nobodys_group() -> None:
     """One that is not known yet is 0, which to the kernel is this process with its whole group."""
     assert kill_tree(0) == set()
+
+
+@pytest.mark.asyncio
+async def test_a_spawned_library_whose_slots_are_taken_before_they_serve_is_ready_without(bench: Any) -> None:
+    """Nobody else could say so, and its worker would wait for it for ever."""
+    instance = bench.start(bench.spec(add, start="spawn"), 1)
+    instance.set_slots(0)
+    await bench.events.until(lambda: bool(bench.events.readies))
+    instance.set_slots(1)
+    assert bench.value(await bench.run(add, 1, 2)) == 3
+    assert len(bench.events.readies) == 1
+
+
+@pytest.mark.asyncio
+async def test_an_instance_for_which_there_are_no_descriptors_leaves_none_open(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manager tries again and again, and each start must not make it worse."""
+
+    def none_left(folder: str) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(ground, "CallQueue", none_left)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="Too many open files"):
+        bench.start(bench.spec(add), 1)
+    assert os.listdir("/proc/self/fd") == before
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("instance-")]
 
 
 @pytest.mark.asyncio
