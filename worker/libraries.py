@@ -85,7 +85,8 @@ class Entry:
         self.ready = False
         self.refs: tuple[ObjectRef, ...] = (*message.spec.code, *(ref for each in message.spec.functions for ref in _refs(each)))
         self.held = False
-        self.in_environment = False
+        #: What keeps its environment on this node, once it does: another session has another one.
+        self.kept_by: Files | None = None
         self.task: asyncio.Task[None] | None = None
 
 
@@ -122,6 +123,8 @@ class Libraries:
         self.entries: dict[InstanceId, Entry] = {}
         self._functions: dict[FunctionId, tuple[ObjectRef, ...]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        #: Instances that are being stopped.
+        self._stopping: set[LibraryInstance] = set()
         self._end = (float("inf"), False)
         self._cost_told = False
         if environment is not None:
@@ -230,6 +233,11 @@ class Libraries:
         """Calls that run now."""
         return sum(len(entry.library.running()) for entry in self.entries.values())
 
+    def trim_captures(self) -> None:
+        """Give back memory that calls have filled with output; to be called every few seconds."""
+        for entry in self.entries.values():
+            entry.library.trim_captures()
+
     def go_on_alone(self) -> None:
         """Nobody is to be told of these instances any more."""
         self._say = _unheard
@@ -262,12 +270,12 @@ class Libraries:
 
         Their calls are not given back one by one: they go back with the goodbye, or are known to be lost.
         """
-        entries = list(self.entries.values())
+        instances = [*self._stopping, *(entry.library for entry in self.entries.values())]
         self.entries.clear()
-        return self._close(entries, grace)
+        return self._close(instances, grace)
 
-    async def _close(self, entries: list[Entry], grace: float) -> None:
-        await asyncio.gather(*(entry.library.stop(grace) for entry in entries), return_exceptions=True)
+    async def _close(self, instances: list[LibraryInstance], grace: float) -> None:
+        await asyncio.gather(*(instance.stop(grace) for instance in instances), return_exceptions=True)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -335,10 +343,10 @@ class Libraries:
         if entry.held:
             self._transfers.release(entry.refs)
             entry.held = False
-        if entry.in_environment and entry.environment is not None:
+        if entry.kept_by is not None and entry.environment is not None:
             # Its processes may still run in it: they end at once, and what they have open stays theirs.
-            self._files().release([entry.environment])
-            entry.in_environment = False
+            entry.kept_by.release([entry.environment])
+            entry.kept_by = None
         self._backlog.gone(instance)
         return entry
 
@@ -372,8 +380,9 @@ class Libraries:
         """Have the library's environment on this node; False when it cannot be had, which is told."""
         own = entry.spec.environment is not None
         try:
-            folder = await self._files().obtain(ref)
-            entry.in_environment = True
+            files = self._files()
+            folder = await files.obtain(ref)
+            entry.kept_by = files
             python = os.path.join(folder, "bin", "python3")
             if not os.access(python, os.X_OK):
                 raise UsageError(f"{ref.base} has no bin/python3: make it by  windlass environment pack,  or by conda-pack")
@@ -398,7 +407,9 @@ class Libraries:
             log.error("%s", _cannot_enter(self._environment, error))
 
     async def _stop(self, instance: InstanceId, entry: Entry, *, say: bool = True) -> None:
+        self._stopping.add(entry.library)
         await entry.library.stop(STOP_GRACE)
+        self._stopping.discard(entry.library)
         if say:
             self._say(LibraryStopped(instance))
 

@@ -327,8 +327,7 @@ class Worker:
                 self._backlog.run(message.calls)
             else:
                 self._on_message(message)
-        if self._sweep_timer is None and self._backlog.sweeping:
-            self._sweep_timer = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
+        self._sweep_later()
 
     def _on_message(self, message: Message) -> None:
         libraries, backlog = self._libraries, self._backlog
@@ -397,7 +396,12 @@ class Worker:
         self._backlog.sweep(time.time())
         if self._earlier is not None:
             self._earlier.sweep(time.time())
-        if (self._backlog.sweeping or (self._earlier is not None and self._earlier.sweeping)) and not self._leaving:
+        if not self._leaving:
+            self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        sweeping = self._backlog.sweeping or (self._earlier is not None and self._earlier.sweeping)
+        if sweeping and self._sweep_timer is None:
             self._sweep_timer = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 
     def _on_signal(self, number: int) -> None:
@@ -514,8 +518,9 @@ class Worker:
             libraries = self._libraries
             if libraries is None or self._leaving:
                 continue
-            for entry in libraries.entries.values():
-                entry.library.trim_captures()
+            libraries.trim_captures()
+            if self._earlier is not None:
+                self._earlier.trim_captures()
             if self._supply is not None:
                 self._supply.look()
             self._tell_report()

@@ -195,6 +195,11 @@ class EarlierLives:
         for one in self._all:
             one.backlog.sweep(now)
 
+    def trim_captures(self) -> None:
+        """As `Libraries.trim_captures`."""
+        for one in self._all:
+            one.libraries.trim_captures()
+
     def tell_end(self, ends_at: float, warned: bool) -> None:
         """As `Libraries.tell_end`."""
         for one in self._all:

@@ -1,4 +1,4 @@
-"""Rules of `windlass.worker.libraries` that need no process: functions that cannot be had."""
+"""Rules of `windlass.worker.libraries`: functions that cannot be had, and what is let go at the end."""
 
 from __future__ import annotations
 
@@ -8,14 +8,32 @@ from typing import Any, cast
 
 import pytest
 from tests.worker.test_backlog import FUNCTION, LIB, Desk, Queue, call
+from tests.worker.test_instance import wait_for
+from tests.worker.test_orphans import unheard
 
+from windlass import pickling
 from windlass.bulk import ObjectGone
 from windlass.errors import StoreFull
-from windlass.messages import BAD_CALL, DIED, AddFunctions, FunctionDef, Message, ObjectName, ObjectRef
+from windlass.messages import (
+    BAD_CALL,
+    DIED,
+    AddFunctions,
+    CallId,
+    CallRun,
+    FileName,
+    FileRef,
+    FunctionDef,
+    Message,
+    ObjectName,
+    ObjectRef,
+    StartLibrary,
+    StopLibrary,
+)
 from windlass.objects import ObjectStore
 from windlass.worker.backlog import Backlog
 from windlass.worker.gpus import Gpus
-from windlass.worker.libraries import Libraries
+from windlass.worker.instance import State
+from windlass.worker.libraries import Entry, Libraries
 from windlass.worker.transfers import Transfers
 
 pytestmark = pytest.mark.asyncio
@@ -84,3 +102,47 @@ async def test_a_function_that_will_never_come_ends_its_calls(tmp_path: Path, er
     ground.backlog.run([call(2)])
     assert await ground.settle() == [("ended", 2, outcome)]
     assert ground.troubles == []
+
+
+async def test_an_instance_in_its_grace_ends_when_all_do(bench: Any, tmp_path: Path) -> None:
+    """Its slots have GPUs, which those of the next session wait for."""
+    backlog = Backlog(Desk())
+    nothing = {"arrived": backlog.arrived, "failed": backlog.failed, "room_made": backlog.room_made}
+    transfers = Transfers(ObjectStore(bench.store), Wire(ObjectGone("nothing comes")), **cast("Any", nothing))
+    folders = bench.folder, bench.store, bench.functions
+    says = unheard, unheard, unheard
+    libraries = Libraries(backlog, transfers, *says, *folders, None, bench.gpus, files=lambda: cast("Any", None))
+    libraries.start(StartLibrary(LIB, bench.spec(wait_for), 1))
+    library = libraries.entries[LIB].library
+    bench.instances.append(library)
+    path = tmp_path / "held"
+    payload, _ = pickling.pack_call((str(path),), {}, bench.put)
+    backlog.run([CallRun(CallId(1), 1, LIB, bench.ids[wait_for], payload)])
+    await bench.until(path.exists)
+    libraries.stop(StopLibrary(LIB))
+    await bench.until(lambda: library.state is State.STOPPING)
+    await libraries.close(0.0)
+    assert library.state is State.GONE
+    assert not library.folder.exists()
+
+
+async def test_an_environment_is_let_go_where_it_was_held(bench: Any) -> None:
+    """An instance that outlives its session has the cache's knowledge of that session."""
+    released: list[str] = []
+
+    class Files:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def release(self, refs: list[FileRef]) -> None:
+            released.append(f"{self.name}: {refs[0].name}")
+
+    says = cast("Any", None), unheard, unheard, unheard
+    folders = bench.folder, bench.folder, bench.folder
+    libraries = Libraries(Backlog(Desk()), *says, *folders, None, bench.gpus, files=lambda: cast("Any", None))
+    library = bench.start(bench.spec(), 0)
+    entry = libraries.entries[LIB] = Entry(StartLibrary(LIB, library.spec, 0), library, FileRef(FileName("b3-e"), 1, "env"))
+    entry.kept_by = cast("Any", Files("old"))
+    libraries.stop(StopLibrary(LIB))
+    assert released == ["old: b3-e"]
+    await libraries.close(0.0)
