@@ -60,7 +60,7 @@ class Ground:
         self.backlog = Backlog(self.desk)
         told = {"arrived": self.backlog.arrived, "failed": self.backlog.failed, "room_made": self.backlog.room_made}
         transfers = Transfers(ObjectStore(folder / "store", limit), Wire(error), **cast("Any", told))
-        says = self.said.append, lambda _: None, self._trouble
+        says = self.said.append, unheard, self._trouble
         gpus = Gpus()
         libraries = Libraries(self.backlog, transfers, *says, folder, folder, folder, None, gpus, files=lambda: cast("Any", None))
         self.backlog.add(LIB, Queue(), 1)

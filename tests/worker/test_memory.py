@@ -236,7 +236,11 @@ def test_a_kill_is_counted_where_the_process_was_also_without_a_limit_there(tmp_
         "/proc/self/mountinfo": V1_MOUNTS.replace("/sys/fs/cgroup/memory", str(tmp_path)),
     }
     read = memory.read_text
-    monkeypatch.setattr(memory, "read_text", lambda path: texts.get(path) or read(path))
+
+    def read_or_know(path: str) -> str:
+        return texts.get(path) or read(path)
+
+    monkeypatch.setattr(memory, "read_text", read_or_know)
     groups = memory.own_cgroups()
     assert [Path(group.limit_file).parent.name for group in groups] == ["task_0", "step_0", "job_7"]
     assert memory.read_limit(0, groups) == GIB

@@ -9,7 +9,7 @@ import os
 import random
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -75,10 +75,10 @@ async def test_a_long_call_that_cannot_be_read_fails_and_what_runs_goes_on(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its slot takes no more calls, for the next ones may meet the same."""
-    spill = CallQueue._spill
+    spill = cast("Any", CallQueue)._spill
 
     def spill_and_lose(queue: CallQueue, call: CallRun, packet: bytes) -> bytes:
-        written = spill(queue, call, packet)
+        written: bytes = spill(queue, call, packet)
         os.unlink(spilled(written)[0])
         return written
 
