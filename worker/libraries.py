@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from windlass import folders
-from windlass.errors import UsageError, WindlassError
+from windlass.errors import ConnectionRefused, UsageError, WindlassError
 from windlass.messages import (
     CANCELLED,
     DIED,
@@ -415,10 +415,12 @@ class Libraries:
 
     async def _add_when_there(self, function: FunctionDef, refs: tuple[ObjectRef, ...]) -> None:
         try:
-            await self._transfers.obtain(refs)
+            await self._obtain(function, refs)
         except TransferFailed as error:
             text = f"function {function.name}: {error}"
-            if error.outcome == DIED and self._transfers.could_hold(refs):
+            if function.id not in self._functions:
+                pass  # it was forgotten meanwhile
+            elif error.outcome == DIED and self._transfers.could_hold(refs):
                 self._trouble(text)  # its calls wait, and go back with the drain; to end each would make this the quickest worker of all
             else:
                 self._backlog.failed(function.id, error.outcome, text)
@@ -433,6 +435,17 @@ class Libraries:
             self._trouble(_cannot_write(function, error))
         else:
             self._backlog.arrived(function.id)
+
+    async def _obtain(self, function: FunctionDef, refs: tuple[ObjectRef, ...]) -> None:
+        """Wait for what the function needs; again where the manager refuses it, as one that was started anew takes this worker back."""
+        while True:
+            try:
+                return await self._transfers.obtain(refs)
+            except TransferFailed as error:
+                if not isinstance(error.__cause__, ConnectionRefused) or function.id not in self._functions:
+                    raise
+                self._backlog.failed(function.id, error.outcome, f"function {function.name}: {error}")
+                self._backlog.expect(function.id)
 
     def _write(self, function: FunctionDef) -> None:
         """Put a function where slots look for it."""

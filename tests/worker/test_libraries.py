@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from tests.worker.test_orphans import unheard
 
 from windlass import pickling
 from windlass.bulk import ObjectGone
-from windlass.errors import StoreFull
+from windlass.errors import ConnectionRefused, StoreFull
 from windlass.messages import (
     BAD_CALL,
     DIED,
@@ -29,24 +30,31 @@ from windlass.messages import (
     StartLibrary,
     StopLibrary,
 )
-from windlass.objects import ObjectStore
+from windlass.objects import ObjectStore, content_name
+from windlass.worker import transfers
 from windlass.worker.backlog import Backlog
 from windlass.worker.gpus import Gpus
 from windlass.worker.instance import State
 from windlass.worker.libraries import Entry, Libraries
-from windlass.worker.transfers import Transfers
+from windlass.worker.transfers import REFUSALS, Transfers
 
 pytestmark = pytest.mark.asyncio
 
+#: What the function comes as.
+CODE = bytes(100)
+
 
 class Wire:
-    """A way to the manager by which no object comes."""
+    """A way to the manager by which objects come after these errors."""
 
-    def __init__(self, error: Exception) -> None:
-        self._error = error
+    def __init__(self, store: ObjectStore, errors: Iterable[Exception]) -> None:
+        self._store, self._errors = store, iter(errors)
 
     async def get(self, ref: ObjectRef, /) -> None:
-        raise self._error
+        error = next(self._errors, None)
+        if error is not None:
+            raise error
+        self._store.put(CODE)
 
     async def put(self, name: ObjectName, path: str, /) -> None:
         raise AssertionError(name)
@@ -55,17 +63,19 @@ class Wire:
 class Ground:
     """The libraries of a worker with one instance, whose queue is played, and a function that comes as an object of 100 bytes."""
 
-    def __init__(self, folder: Path, error: Exception, limit: int = 1000) -> None:
+    def __init__(self, folder: Path, errors: Iterable[Exception], limit: int = 1000) -> None:
         self.desk, self.troubles, self.said = Desk(), list[str](), list[Message]()
         self.backlog = Backlog(self.desk)
         told = {"arrived": self.backlog.arrived, "failed": self.backlog.failed, "room_made": self.backlog.room_made}
-        transfers = Transfers(ObjectStore(folder / "store", limit), Wire(error), **cast("Any", told))
+        store = ObjectStore(folder / "store", limit)
+        moves = Transfers(store, Wire(store, errors), **cast("Any", told))
         says = self.said.append, unheard, self._trouble
         gpus = Gpus()
-        libraries = Libraries(self.backlog, transfers, *says, folder, folder, folder, None, gpus, files=lambda: cast("Any", None))
-        self.backlog.add(LIB, Queue(), 1)
+        libraries = Libraries(self.backlog, moves, *says, folder, folder, folder, None, gpus, files=lambda: cast("Any", None))
+        self.queue = Queue()
+        self.backlog.add(LIB, self.queue, 1)
         self.backlog.serves(LIB)
-        libraries.add_functions(AddFunctions((FunctionDef(FUNCTION, "f", b"", ObjectRef(ObjectName("b3-" + "0" * 32), 100)),)))
+        libraries.add_functions(AddFunctions((FunctionDef(FUNCTION, "f", b"", ObjectRef(content_name(CODE), len(CODE))),)))
         self.backlog.run([call(1)])
 
     def _trouble(self, text: str) -> None:
@@ -82,7 +92,7 @@ class Ground:
 
 async def test_a_function_that_the_node_has_no_room_for_ends_no_call(tmp_path: Path) -> None:
     """Its calls go back and the worker drains: one that ended them, each at once, would get all that there are."""
-    ground = Ground(tmp_path, OSError(28, "No space left on device"))
+    ground = Ground(tmp_path, [OSError(28, "No space left on device")])
     assert await ground.settle() == [("draining", 1)]
     (trouble,) = ground.troubles
     assert trouble.startswith("function f: object b3-")
@@ -97,10 +107,22 @@ async def test_a_function_that_the_node_has_no_room_for_ends_no_call(tmp_path: P
 )
 async def test_a_function_that_will_never_come_ends_its_calls(tmp_path: Path, error: Exception, limit: int, outcome: int) -> None:
     """Also later ones: other workers would meet the same."""
-    ground = Ground(tmp_path, error, limit)
+    ground = Ground(tmp_path, [error], limit)
     assert await ground.settle() == [("ended", 1, outcome)]
     ground.backlog.run([call(2)])
     assert await ground.settle() == [("ended", 2, outcome)]
+    assert ground.troubles == []
+
+
+async def test_a_function_that_the_manager_refused_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was started anew does not know the worker at first. Calls that have waited so long end; the worker stays."""
+    monkeypatch.setattr(transfers, "FIRST_PAUSE", 0.001)
+    ground = Ground(tmp_path, [ConnectionRefused("no data for you")] * REFUSALS)
+    assert await ground.settle() == [("ended", 1, DIED)]
+    ground.backlog.run([call(2)])
+    async with asyncio.timeout(10):
+        while not ground.queue.queue:
+            await asyncio.sleep(0)
     assert ground.troubles == []
 
 
@@ -108,10 +130,10 @@ async def test_an_instance_in_its_grace_ends_when_all_do(bench: Any, tmp_path: P
     """Its slots have GPUs, which those of the next session wait for."""
     backlog = Backlog(Desk())
     nothing = {"arrived": backlog.arrived, "failed": backlog.failed, "room_made": backlog.room_made}
-    transfers = Transfers(ObjectStore(bench.store), Wire(ObjectGone("nothing comes")), **cast("Any", nothing))
+    moves = Transfers(ObjectStore(bench.store), Wire(ObjectStore(bench.store), ()), **cast("Any", nothing))
     folders = bench.folder, bench.store, bench.functions
     says = unheard, unheard, unheard
-    libraries = Libraries(backlog, transfers, *says, *folders, None, bench.gpus, files=lambda: cast("Any", None))
+    libraries = Libraries(backlog, moves, *says, *folders, None, bench.gpus, files=lambda: cast("Any", None))
     libraries.start(StartLibrary(LIB, bench.spec(wait_for), 1))
     library = libraries.entries[LIB].library
     bench.instances.append(library)
