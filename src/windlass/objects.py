@@ -581,23 +581,3 @@ def _failed(folder: str, size: int, error: OSError) -> OSError:
 
 def _alive(pid: str) -> bool:
     return not pid.isdigit() or os.path.exists(f"/proc/{pid}")
-
-
-# ---------------------------------------------------------------- folders
-
-
-def default_store_folder(kind: str, scratch: str | os.PathLike[str] | None = None) -> Path:
-    """A new private folder for the objects of this process: see `windlass.store_folders`.
-
-    `kind` is a word such as ``manager`` or ``worker``; `scratch` is where to go when memory is short, by default the node's scratch.
-    """
-    from windlass import store_folders
-
-    return store_folders.default_store_folder(kind, scratch)
-
-
-def default_store_limit(folder: str | os.PathLike[str]) -> int:
-    """Bytes that objects in `folder` may use: half of what is free there now, and a quarter of the free memory if it is memory."""
-    from windlass import store_folders
-
-    return store_folders.default_store_limit(folder)

@@ -267,7 +267,7 @@ def test_adopting_links_the_file_and_the_other_name_may_go(store: ObjectStore, t
 
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a second file system")
 def test_adopting_copies_where_no_link_is_possible(tmp_path: Path) -> None:
-    other = objects.default_store_folder("test", scratch="/dev/shm")
+    other = store_folders.default_store_folder("test", scratch="/dev/shm")
     try:
         if os.stat(other).st_dev == os.stat(tmp_path).st_dev:
             pytest.skip("needs a second file system")
@@ -477,4 +477,4 @@ def test_a_closed_store_leaves_nothing(tmp_path: Path) -> None:
 
 def test_the_default_limit_is_part_of_what_is_free(tmp_path: Path) -> None:
     status = os.statvfs(tmp_path)
-    assert 0 < objects.default_store_limit(tmp_path) <= status.f_blocks * status.f_frsize
+    assert 0 < store_folders.default_store_limit(tmp_path) <= status.f_blocks * status.f_frsize
