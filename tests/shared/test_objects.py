@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from windlass import objects, store_folders
+from windlass import store_folders
 from windlass.errors import StoreFull, WindlassError
 from windlass.objects import ObjectStore, content_name, map_object, open_in, write_results
 from windlass.ownership import NotOurs, same_host
