@@ -12,6 +12,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,7 +134,8 @@ def test_a_factory_that_outlives_its_manager_says_nothing() -> None:
     """What it has to tell when the manager closes is told to nobody, and is no failure of the factory."""
     with windlass.Manager() as manager:
         port = manager.open_port("factory", "f", lambda message: None)
-    kept = Kept("f", 0, None, None, port=port)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    core = SimpleNamespace(pool=None)
+    kept = Kept("f", 0, core, None, port=port)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     kept.send(Goodbye("the factory closed"))
     assert kept.manager_gone
 
