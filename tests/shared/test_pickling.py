@@ -522,6 +522,7 @@ class FrozenEmpty(Exception):
     pass
 
 
+@pytest.mark.usefixtures("as_python_pickles")
 @pytest.mark.parametrize("exc", [FrozenInSlots(3), Frozen(3), FrozenEmpty()], ids=lambda exc: type(exc).__name__)
 def test_a_frozen_exception_arrives_as_any_other(exc: BaseException) -> None:
     """Python raises, chains and traces them past their own way to set attributes, so nobody expects them to be special."""
