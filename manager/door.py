@@ -212,8 +212,9 @@ class Door(Implicit, Declaring):
         producer = client.find(CallId(file.producer))
         if producer is not None:
             producer.wait()
-            error = producer.failure()
-            if error is not None and not client.closed:
+            # What it returned is left packed: nobody has asked for that, and it may be large, or such as cannot be unpickled here.
+            error = None if producer.returned() or client.closed else producer.failure()
+            if error is not None:
                 raise FileUnavailable(f"file {file.name} could not be made: {type(error).__name__}: {error}") from error
         return bytes(client.kept.bring(FileName(file.name), None))
 

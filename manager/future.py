@@ -496,6 +496,10 @@ class CallFuture(CallFacts, Future[T]):
                 return None
             return msgspec.structs.replace(record, end=msgspec.structs.replace(record.end), tag=self.tag or "")
 
+    def returned(self) -> bool:
+        """Its function has returned something, whether or not that can be had here."""
+        return self._state == FINISHED and self._record is not None and self._record.end.outcome == RETURNED
+
     def failure(self) -> BaseException | None:
         """What `exception` would give or raise of an ended call, without collecting it."""
         if self._state != FINISHED:

@@ -85,11 +85,24 @@ def listed(paths: list[Path]) -> list[str]:
     return [path.read_text() for path in paths]
 
 
+class Odd:
+    """Can be pickled, and not unpickled."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+def write_oddly(target: str) -> Odd:
+    Path(target).write_text("well")
+    return Odd()
+
+
 @pytest.fixture
 def served(manager: Manager, start_factory: Start) -> Manager:
     """A manager with the library and one pilot of one core."""
     start_factory(cores=1)
-    manager.install_library("lib", upper, read, names, listing, make_folder, make_odd_folder, forget, fail, table, slow, write, listed)
+    made = (make_folder, make_odd_folder, forget, fail, table, slow, write, write_oddly)
+    manager.install_library("lib", upper, read, names, listing, listed, *made)
     return manager
 
 
@@ -164,6 +177,18 @@ def test_a_file_may_be_made_by_a_call_that_waits_for_others(served: Manager, wel
     for consumer in consumers:
         with pytest.raises(InputFailed):
             consumer.result(60)
+
+
+def test_a_file_can_be_had_where_what_its_call_returned_cannot(served: Manager) -> None:
+    """Whether or not somebody has tried to read that."""
+    work = call("write_oddly", "out")
+    made = served.declare_temp()
+    work.add_output(made, "out")
+    future = served.submit(work)
+    assert served.fetch_file(made) == b"well"
+    with pytest.raises(ValueError, match="no number"):
+        future.result(60)
+    assert served.fetch_file(made) == b"well"
 
 
 def test_a_file_that_was_lost_with_its_worker_is_made_again(served: Manager, tmp_path: Path, kill_workers: Kill) -> None:
