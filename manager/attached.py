@@ -229,8 +229,8 @@ def attach(
     ``timeout``: seconds to wait for the manager's answer. ``journal``: as `Manager`'s: what this program's calls return is there for its
     next life. ``traces``: each call is a span for OpenTelemetry (docs/monitoring.md).
 
-    Raises `UnknownName` for a name that nobody has, `UsageError` when several could be meant or the file may be read by others, and
-    `ConnectionRefused` when the manager does not answer.
+    Raises `UnknownName` for a name that nobody has, `UsageError` when several could be meant or the file may be read by others,
+    `ConnectionRefused` when the manager does not answer, and `OSError` where this machine has no room for a folder of this program's.
     """
     if manager is not None and not (isinstance(manager, str | os.PathLike) and os.fspath(manager)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(f"attach({manager!r}): write attach('NAME'), as in  windlass manager start NAME,  or give a connection file")

@@ -116,9 +116,14 @@ class Line:
     # ------------------------------------------------------------ from the program's threads
 
     def open(self, keep: bool, timeout: float) -> None:
-        """Connect. Raises `ConnectionRefused`."""
-        self._port.open(timeout)
-        self._port.send(KeepCalls(keep))
+        """Connect. Raises `ConnectionRefused`, and `OSError` where there is no room here for what is on its way."""
+        _ = self.store.local  # made here, where what it raises reaches the program; the port could only end
+        try:
+            self._port.open(timeout)
+            self._port.send(KeepCalls(keep))
+        except BaseException:
+            self.store.close()
+            raise
 
     def leave_calls(self, unread: Callable[[], list[CallDone]]) -> None:
         """This program's calls go on when it is gone, which it soon is; the manager keeps what they return, and what is ``unread`` when it

@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from windlass.errors import Closed, StoreFull, Unreachable
+from windlass.errors import Closed, ConnectionRefused, StoreFull, Unreachable
 from windlass.identity import ConnectionFile
+from windlass.manager import line as module
 from windlass.manager.call import TAG_MOST
 from windlass.manager.line import Line
 from windlass.messages import (
@@ -35,6 +39,8 @@ from windlass.messages import (
 )
 from windlass.session import encode_one
 
+NOWHERE = ConnectionFile("m", "client", "", "", "", ())
+
 
 def nothing(*_: object) -> None:
     """What of a line these tests do not need."""
@@ -44,11 +50,26 @@ def take_over(calls: Sequence[tuple[CallId, float]], tag: str) -> list[str]:
     return [f"{tag} {call}" for call, _ in calls]
 
 
+def test_who_attaches_is_told_of_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As what it is, and not that its manager was not reached. What was made goes when that was not reached."""
+
+    def full(kind: str) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"/dev/shm/windlass-{kind}")
+
+    monkeypatch.setattr(module, "default_store_folder", full)
+    with pytest.raises(OSError, match="No space left on device: '/dev/shm/windlass-program'"):
+        Line(NOWHERE, "p", nothing, nothing, nothing, nothing, nothing, take_over).open(False, 10.0)
+    monkeypatch.setattr(module, "default_store_folder", tmp_path.joinpath)
+    with pytest.raises(ConnectionRefused, match="manager m was not reached at no address"):
+        Line(NOWHERE, "p", nothing, nothing, nothing, nothing, nothing, take_over).open(False, 0.0)
+    assert not any(tmp_path.iterdir())
+
+
 class Finder:
     """A program that asks in a thread of its own, and a manager that answers when the test says so."""
 
     def __init__(self, threads: ThreadPoolExecutor) -> None:
-        self.line = Line(ConnectionFile("m", "client", "", "", "", ()), "p", nothing, nothing, nothing, nothing, nothing, take_over)
+        self.line = Line(NOWHERE, "p", nothing, nothing, nothing, nothing, nothing, take_over)
         self._threads = threads
 
     def ask(self, tag: str) -> Future[list[str]]:
