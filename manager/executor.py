@@ -28,7 +28,6 @@ import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent import futures
 from types import TracebackType
@@ -73,6 +72,11 @@ class CallManager(Protocol):
     def close(self) -> None: ...
 
 
+def _living(calls: list[weakref.ref[CallFuture[Any]]]) -> list[weakref.ref[CallFuture[Any]]]:
+    """Those of them that have not ended."""
+    return [reference for reference in calls if (future := reference()) is not None and not future.done()]
+
+
 class Pool:
     """The pool behind an executor and its views: the manager, what else to close, and the calls that have not ended."""
 
@@ -85,9 +89,11 @@ class Pool:
         #: A factory will tell the manager of its pools.
         self.has_factory = False
         self._closing = closing
-        self._lock = threading.Lock()
-        self._finishing = threading.Lock()
-        self._calls: deque[weakref.ref[CallFuture[Any]]] = deque()
+        # A thread never waits for itself: a signal handler may submit or shut down in the midst of what it does here.
+        self._sweeping = threading.Lock()
+        self._finishing = threading.RLock()
+        #: In order. `submit` appends, a sweep removes; each is one step, so that whoever looks finds all that have not ended.
+        self._calls: list[weakref.ref[CallFuture[Any]]] = []
         self._sweep_at = 1024
 
     def submit(
@@ -113,22 +119,20 @@ class Pool:
             time.sleep(0.005)
 
     def _sweep(self) -> None:
-        """Forget calls that have ended."""
-        with self._lock:
-            calls = self._calls
-            for _ in range(len(calls)):
-                reference = calls.popleft()
-                future = reference()
-                if future is not None and not future.done():
-                    calls.append(reference)
-            self._sweep_at = max(1024, 2 * len(calls))
+        """Forget calls that have ended, if that is not being done already."""
+        if not self._sweeping.acquire(blocking=False):
+            return
+        try:
+            known = len(self._calls)
+            self._calls[:known] = _living(self._calls[:known])
+            self._sweep_at = max(1024, 2 * len(self._calls))
+        finally:
+            self._sweeping.release()
 
     def cancel(self) -> None:
         """Cancel all calls that have not ended."""
         # The last first: one that waits for another's result is to be cancelled, not to fail for want of it.
-        with self._lock:
-            calls = list(self._calls)
-        for reference in reversed(calls):
+        for reference in reversed(self._calls[:]):
             future = reference()
             if future is not None:
                 future.cancel()
@@ -140,30 +144,24 @@ class Pool:
         """
         with self._finishing:  # whoever comes second returns when the first is through
             try:
-                while (future := self._oldest()) is not None:
-                    if left_by and not future.wait(_TELL_AFTER):
-                        self._tell(left_by)
-                        left_by = ""
-                    future.wait()
+                while calls := _living(self._calls[:]):
+                    for reference in calls:
+                        future = reference()
+                        if future is None:
+                            continue
+                        if left_by and not future.wait(_TELL_AFTER):
+                            self._tell(left_by)
+                            left_by = ""
+                        future.wait()
+                self._sweep()
             except BaseException:
                 self.cancel()
                 raise
             finally:
                 self._closing.close()
 
-    def _oldest(self) -> CallFuture[Any] | None:
-        """The first call that has not ended. It stays where it is: another thread may cancel it while this one waits."""
-        with self._lock:
-            while self._calls:
-                future = self._calls[0]()
-                if future is not None and not future.done():
-                    return future
-                self._calls.popleft()
-        return None
-
     def _tell(self, left_by: str) -> None:
-        self._sweep()
-        count = len(self._calls)
+        count = len(_living(self._calls[:]))
         waits = "1 call that has" if count == 1 else f"{count:,} calls that have"
         log.warning("%s has left the with block of an Executor, which waits for %s not ended: Ctrl-C cancels them", left_by, waits)
 

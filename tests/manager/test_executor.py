@@ -377,6 +377,36 @@ class TestLife:
         assert held.cancelled == [2, 1, 0]
         assert held.closed == 1
 
+    @pytest.mark.parametrize("busy", ["wait", "done"])
+    def test_a_signal_handler_can_shut_down(self, held: Held, monkeypatch: pytest.MonkeyPatch, busy: str) -> None:
+        """In the thread that waits for the calls' ends, or forgets those that have ended. Batch systems send a signal before they kill."""
+        pool = Direct(held, Factory([]))
+        look = getattr(CallFuture, busy)
+        signalled = False
+
+        def handles(self: CallFuture[Any], *words: Any) -> bool:
+            nonlocal signalled
+            if not signalled:
+                signalled = True
+                pool.shutdown(wait=True, cancel_futures=True)
+            return bool(look(self, *words))
+
+        def work() -> None:
+            for _ in range(1024):
+                pool.submit(square, 2)
+            monkeypatch.setattr(CallFuture, busy, handles)
+            if busy == "done":
+                pool.submit(square, 2)
+            pool.shutdown()
+
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        worker.join(30)
+        assert not worker.is_alive()
+        assert signalled
+        assert all(future.cancelled() for future in held.futures)
+        assert held.closed == 1
+
     def test_ctrl_c_in_the_block_cancels_what_has_not_ended(self, held: Held) -> None:
         pool = Direct(held, Factory([]))
         future = pool.submit(square, 2)
