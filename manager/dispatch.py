@@ -436,7 +436,9 @@ class Dispatch(Recalls):
     def _grant(self, state: LibraryState, worker: Worker, instance: Instance | None, slots: int, share: Resources, now: float) -> None:
         spec = state.spec
         state.granted_at = now
-        gpus = tuple(worker.free_gpu_ids()[: slots * share.gpus])
+        has, keeps = (instance.slots, instance.target) if instance is not None else (0, 0)
+        slots = max(has, keeps + slots)
+        gpus = tuple(worker.free_gpu_ids()[: (slots - has) * share.gpus])
         if instance is None:
             self._make_room_for_zygote(worker)
             number = InstanceId(self._next_instance)
@@ -449,7 +451,7 @@ class Dispatch(Recalls):
             worker.functions.update(function.id for function in spec.functions)
             self._send(worker, StartLibrary(instance.id, spec, slots, gpus))
         else:
-            self._aim(instance, instance.slots + slots, slots=instance.slots + slots)
+            self._aim(instance, slots, slots=slots)
             instance.granted_at = now
             instance.gpu_ids += gpus
             self._shrinking.pop(instance.id, None)

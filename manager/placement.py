@@ -33,7 +33,7 @@ FRESH_SHARE = 0.9
 
 
 class Grant(msgspec.Struct):
-    """Give ``library`` on ``worker`` so many slots more."""
+    """Give ``library`` on ``worker`` so many slots more; first of all those that ``instance`` has and was to lose."""
 
     worker: Worker
     instance: Instance | None
@@ -69,14 +69,15 @@ def grants(
         if not weight:
             continue
         instance = worker.by_library.get(spec.id)
-        has = instance.slots if instance else 0  # a grant gives back those, too, that it is to lose and has
-        most = slots_in(share, of, spec.slots) - has
+        has, to_lose = (instance.slots, instance.slots - instance.target) if instance else (0, 0)
         free = worker.free()
         if worker.claim is not None and worker.claim.library != spec.id:
             free = less(free, worker.claim.lacks(worker))
-        slots = min(most, slots_in(share, free, 0))
-        if slots > 0 and has + slots >= weight:  # too few for a call would lie idle
-            found.append(Grant(worker, instance, slots, share))
+        room = slots_in(share, free, 0)
+        slots = min(slots_in(share, of, spec.slots) - has, room)
+        # At its limit it keeps what it was to lose where as much is free for others. Too few for a call would lie idle.
+        if (slots > 0 or 0 < to_lose <= room) and has + slots >= weight:
+            found.append(Grant(worker, instance, to_lose + max(0, slots), share))
     found.sort(key=lambda grant: (grant.instance is None, -grant.slots))
     chosen: list[Grant] = []
     for grant in found:
