@@ -32,6 +32,7 @@ import os
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future, InvalidStateError
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -576,8 +577,16 @@ class CallFuture(CallFacts, Future[T]):
         if self.cancelled():
             self.collect()
             raise asyncio.CancelledError
+        # On threads of their own: the loop's executor is the program's, has few, and the loop's end waits for them, as for a manager that
+        # is cut off.
         if self._record is not None and self._record.end.kept and not self._settled:
-            yield from asyncio.get_running_loop().run_in_executor(None, bring_result, self.owner, self._record, None)
+            yield from _in_thread(partial(bring_result, self.owner, self._record, None))
         if not self._settled and comes_from_afar(self.owner, self._record):
-            yield from asyncio.get_running_loop().run_in_executor(None, self.settle)
+            yield from _in_thread(self.settle)
         return self.result()
+
+
+def _in_thread(work: Callable[[], None]) -> Generator[Any, None, None]:
+    from windlass.blocking import in_thread  # few programs need it
+
+    return in_thread(work).__await__()

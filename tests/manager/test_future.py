@@ -852,6 +852,34 @@ class TestAwait:
         assert asyncio.run(main()) == "large"
         assert desk.resolved == [7]
 
+    def test_the_loop_ends_while_a_result_does_not_come(self, desk: Desk, future: CallFuture[Any]) -> None:
+        """Nor does its program wait for it who does so no more."""
+        vars(desk)["store"] = SimpleNamespace(far=True)
+        come, over = threading.Event(), threading.Event()
+
+        def waits() -> None:
+            come.wait(20)
+            over.set()
+
+        desk.resolving = waits
+        done = returned("large")
+        done.end.spans = (ObjectRef(ObjectName("r-" + "0" * 32), 100_000),)
+        future.finish(done)
+
+        async def main() -> None:
+            task = asyncio.ensure_future(future)
+            while not desk.resolved:
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        asyncio.run(main())
+        assert not over.is_set()
+        come.set()
+        assert over.wait(20)
+        assert future.result() == "large"
+
     def test_a_cancelled_call_cancels_who_awaits_it(self, future: CallFuture[Any]) -> None:
         async def main() -> None:
             task = asyncio.ensure_future(future)
