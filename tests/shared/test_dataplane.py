@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from windlass.identity import WORKER, Authority, Identity, read_connection_file
 from windlass.links import Link
 from windlass.listener import KEEPALIVE, Listener
 from windlass.messages import PROTOCOL, Hello, ObjectName, ObjectRef, Refused, Welcome
-from windlass.objects import ObjectStore, content_name
+from windlass.objects import Incoming, ObjectStore, content_name
 
 LIMIT = 20.0
 
@@ -229,18 +230,31 @@ def test_a_cut_is_made_good_once(authority: Authority, tmp_path: Path) -> None:
     asyncio.run(work())
 
 
-def test_a_cut_is_made_good_where_the_store_was_cleaned_away_meanwhile(authority: Authority, tmp_path: Path) -> None:
+def test_a_cut_is_made_good_where_the_store_was_cleaned_away_meanwhile(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What had come of it is gone, and who waits for it hears of the cut all the same."""
 
     async def work() -> None:
         async with ends(authority, tmp_path) as both:
             await both.client.get(both.theirs.put(b"first"))
             ref = both.theirs.put(os.urandom(30_000_000))
+            receive, begun, gone = both.ours.receive, threading.Event(), threading.Event()
+
+            def waits(name: str, size: int) -> Incoming:
+                incoming = receive(name, size)
+                begun.set()
+                if both.bulk:  # on a thread; on the loop the bytes come in later turns
+                    gone.wait(30)
+                return incoming
+
+            monkeypatch.setattr(both.ours, "receive", waits)
             task = asyncio.create_task(both.client.get(ref))
-            while not any(name.startswith(".t-") for name in os.listdir(both.ours.folder)):
+            while not begun.is_set():
                 await asyncio.sleep(0)
             shutil.rmtree(both.ours.folder)
             both.cut()
+            gone.set()
             await task
             assert both.ours.verify(ref.name)
             both.ours.check()
