@@ -25,6 +25,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from windlass.framing import batches
 from windlass.messages import (
     CANCELLED,
     RETURNED,
@@ -42,14 +43,15 @@ from windlass.messages import (
 )
 from windlass.worker.backlog import Backlog
 from windlass.worker.libraries import Libraries
+from windlass.worker.outbox import ENDS_BYTES
 from windlass.worker.transfers import Transfers
 
 
 def ends_to_tell_again(unheard: Sequence[Message]) -> list[list[CallEnd]]:
     """Of what an earlier life of the manager may not have heard: results that a later one can take, a list for each message."""
-    ended = [message.ends for message in unheard if isinstance(message, CallsEnded | OrphansEnded)]
-    found = [[end for end in ends if end.key and end.outcome == RETURNED and not end.kept and not end.outputs] for ends in ended]
-    return [ends for ends in found if ends]
+    ended = [end for message in unheard if isinstance(message, CallsEnded | OrphansEnded) for end in message.ends]
+    found = [end for end in ended if end.key and end.outcome == RETURNED and not end.kept and not end.outputs]
+    return list(batches(found, lambda end: end.about_bytes, ENDS_BYTES))
 
 
 class Orphans:

@@ -35,10 +35,12 @@ from windlass.messages import (
     WorkerDraining,
 )
 from windlass.objects import ObjectStore
+from windlass.session import encode_one
 from windlass.worker.backlog import Backlog
 from windlass.worker.gpus import Gpus
 from windlass.worker.libraries import Entry, Libraries
 from windlass.worker.orphans import EarlierLives, ends_to_tell_again
+from windlass.worker.outbox import ENDS_BYTES
 from windlass.worker.transfers import Transfers
 
 
@@ -62,7 +64,15 @@ def end(call: int, spans: tuple[ObjectRef, ...] = (), *, kept: bool = False) -> 
 def test_results_that_may_not_have_been_heard_are_told_again_large_ones_too() -> None:
     """A large one may have been put to the later life already, by a data connection that found it before the worker was welcomed."""
     unheard = [CallsEnded([end(1), end(2, LARGE)]), WorkerDraining("a word"), CallsEnded([]), CallsEnded([end(3)])]
-    assert [[one.call for one in ends] for ends in ends_to_tell_again(unheard)] == [[1, 2], [3]]
+    assert [[one.call for one in ends] for ends in ends_to_tell_again(unheard)] == [[1, 2, 3]]
+
+
+def test_what_is_told_again_fits_into_messages() -> None:
+    """What had gathered when the session ended had not been cut into any."""
+    ends = [msgspec.structs.replace(end(number), payload=bytes(60_000)) for number in range(20)]
+    again = ends_to_tell_again([CallsEnded(ends[:1]), CallsEnded(ends[1:])])
+    assert [one for ends in again for one in ends] == ends
+    assert max(len(encode_one(OrphansEnded(ends))) for ends in again) <= ENDS_BYTES
 
 
 def test_what_a_later_life_cannot_take_is_not_told() -> None:
