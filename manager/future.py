@@ -455,11 +455,11 @@ class CallFuture(CallFacts, Future[T]):
                 if record.end.outcome == RETURNED:
                     raise
                 exception = error
+            if exception is not None:
+                # These frames are ours, and refer to the future that refers to the exception. (Its class may let nobody set attributes.)
+                BaseException.with_traceback(exception, None)
             settled = True
         finally:
-            if exception is not None:
-                # These frames are ours, and refer to the future that refers to the exception.
-                exception.__traceback__ = None
             with _GUARD:
                 if settled and not self._settled:
                     self._result, self._exception = result, exception

@@ -40,7 +40,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import time as now  # bound here: a function may replace what the module has
-from types import TracebackType
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -272,7 +271,7 @@ class Slot:
             except BaseException as error:  # noqa: BLE001 - SystemExit too: one call must not end the slot
                 if state.forked:
                     forks.end_forked(error)
-                error.__traceback__ = users_part(error.__traceback__)
+                users_part_only(error)
                 payload, detail = pickling.pack_exception(error)
                 outcome = RAISED
             else:
@@ -548,12 +547,13 @@ def settle(link: Link, setup: Setup, gpu_ids: tuple[str, ...]) -> None:
     STATE.rows, STATE.warnings = link.rows, link.results.fileno()
 
 
-def users_part(traceback: TracebackType | None) -> TracebackType | None:
-    """A traceback without its first entries, which are ours, or of the event loop: they tell the user nothing."""
+def users_part_only(error: BaseException) -> None:
+    """Take off a traceback's first entries, which are ours, or of the event loop: they tell the user nothing."""
+    traceback = error.__traceback__
     traceback = traceback and traceback.tb_next
     while traceback is not None and traceback.tb_next is not None and traceback.tb_frame.f_globals.get("__name__") in _OURS:
         traceback = traceback.tb_next
-    return traceback
+    BaseException.with_traceback(error, traceback)  # an attribute may not be set where its class is frozen
 
 
 def end_watch() -> None:

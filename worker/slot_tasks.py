@@ -39,7 +39,7 @@ from windlass.worker import hoist
 from windlass.worker.callqueue import read_spilled, spilled
 from windlass.worker.forks import end_forked
 from windlass.worker.own_loop import own_loop
-from windlass.worker.slot import Link, Slot, users_part
+from windlass.worker.slot import Link, Slot, users_part_only
 from windlass.worker.slot_api import STATE, CallState, Watch
 from windlass.worker.slotlink import (
     ALONE,
@@ -267,7 +267,7 @@ class TaskSlot(Slot):
             except BaseException as error:  # noqa: BLE001 - SystemExit too: one call must not end the slot
                 if STATE.forked:
                     end_forked(error)
-                error.__traceback__ = users_part(error.__traceback__)
+                users_part_only(error)
                 if place.cancelled:
                     outcome = CANCELLED
                 else:

@@ -43,6 +43,13 @@ from windlass.messages import (
 )
 
 
+class Frozen(Exception):
+    """As one of a frozen dataclass."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(name)
+
+
 class Desk:
     """An owner of futures: unpickles results, raises for the rest, and notes what it is told."""
 
@@ -506,6 +513,19 @@ class TestFinish:
         assert len(got) == 8
         assert all(each is got[0] for each in got)
         assert desk.resolved == [7]
+
+    def test_a_frozen_exception_settles_it_for_all_who_ask(self, desk: Desk, future: CallFuture[Any], background: Background) -> None:
+        gate = threading.Event()
+        desk.resolving = lambda: gate.wait(20)
+        got: list[object] = []
+        for _ in range(2):
+            background(lambda: got.append(future.exception(20)))
+        until(lambda: len(future._watchers or ()) == 2)
+        future.finish(raised(Frozen()))
+        until(lambda: module._settle_waiters == 1)
+        gate.set()
+        background.join()
+        assert [type(each) for each in got] == [Frozen, Frozen]
 
     def test_it_can_be_unpacked_before_anybody_asks(self, desk: Desk, future: CallFuture[Any]) -> None:
         """A manager that closes drops the objects that results need."""

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import pytest
@@ -72,6 +74,13 @@ class Silent(Exception):
         raise RuntimeError("no text")
 
 
+@dataclass(frozen=True)
+class Frozen(Exception):
+    """It lets nobody set its attributes, which Python does past it when it raises one."""
+
+    code: int
+
+
 def raise_it(error: BaseException) -> None:
     raise error
 
@@ -92,6 +101,31 @@ def test_an_exception_keeps_type_arguments_and_attributes(pool: windlass.Executo
     assert isinstance(error_of(pool, lambda: 1 / 0), ZeroDivisionError)
     with pytest.raises(UnicodeDecodeError, match="invalid start byte"):
         pool.submit(b"\xff".decode, "utf-8").result(20)
+
+
+@pytest.mark.parametrize("concurrency", [1, 10], ids=["plain", "async"])
+def test_a_frozen_exception_is_as_any_other(pool: windlass.Executor, concurrency: int) -> None:
+    """It ends neither its slot nor the threads that ask, of which one has it made and the others wait."""
+
+    def fail(code: int) -> None:
+        raise Frozen(code)
+
+    async def fail_later(code: int) -> None:
+        fail(code)
+
+    with windlass.Executor(None, manager=pool.manager, concurrency=concurrency) as own, ThreadPoolExecutor(2) as threads:
+        future = own.submit(fail if concurrency == 1 else fail_later, 7)
+        asking = [threads.submit(future.exception, 20) for _ in range(2)]
+        errors = [one.result(20) for one in asking]
+        assert future.state == "failed"
+        assert [own.submit(abs, -number).result(20) for number in range(2)] == [0, 1]
+    for error in errors:
+        assert type(error) is Frozen
+        assert error.code == 7
+        assert "in fail" in str(error.__cause__)
+        assert "in answer" not in str(error.__cause__)
+    with pytest.raises(Frozen):
+        future.result()
 
 
 def test_the_remote_traceback_is_the_cause_with_names_and_lines(pool: windlass.Executor) -> None:
