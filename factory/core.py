@@ -158,6 +158,7 @@ class FactoryCore:
     def hear(self, demand: Demand, now: float) -> None:
         """The manager says what it could use."""
         self.demand, self._heard_at = demand, now
+        self.fleet.blocked = demand.avoid
         self.history.are_blocked(demand.avoid)
         self._see(now)
         self._settle(now)

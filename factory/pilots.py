@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from windlass.addresses import is_named
 from windlass.factory.backend import RESTART_MARK, Cause, JobId, Listed, PilotState, pilot_word, split_pilot_word
 from windlass.messages import PilotId, PilotSeen
 
@@ -123,6 +124,8 @@ EVENT_OF: Final[Mapping[Listed, Event]] = {
 VANISHED: Final = "the batch system does not know it any more"
 #: The reason of an end that is nobody's doing but the pilot's own, though nothing went wrong by its exit status.
 LEFT: Final = "it left by itself, with exit status 0, before it served"
+#: As well, on a host that programs have blocked.
+BLOCKED: Final = "it left before it served, as programs have blocked its host"
 #: Ends that say nothing against the pilot, though it never served.
 BLAMELESS: Final = frozenset({Cause.PREEMPTED, Cause.CANCELLED, Cause.NODE})
 
@@ -245,6 +248,8 @@ class Fleet:
     newly_served: list[str] = field(default_factory=list[str])
     #: Nodes on which pilots serve, learned after they connected.
     nodes_learned: list[str] = field(default_factory=list[str])
+    #: Hosts that programs have blocked, as the manager last said.
+    blocked: tuple[str, ...] = ()
     #: Until then pilots that the manager does not know may be on their way back to it.
     patient_until: float = -math.inf
 
@@ -343,8 +348,11 @@ class Fleet:
         words = reason or (cause.value if exit_status is None else f"exit status {exit_status}")
         blameless = pilot.served or pilot.asked or bool(pilot.charge) or phase is Phase.CANCELLING or cause in BLAMELESS
         if exit_status == 0 and not blameless:
-            # One after the other would be started, each to leave as well.
-            blameless, words = pilot.found, LEFT
+            # On a blocked host it was sent away as soon as it came, which the manager, who speaks now and then, may never have told. Else
+            # one after the other would be started, each to leave as well.
+            blocked = any(is_named(pilot.node, name) for name in self.blocked)
+            words = BLOCKED if blocked else LEFT
+            blameless = pilot.found or blocked or bool(self.blocked and not pilot.node)
         self._over(pilot, words, cause, exit_status, now, failed=not blameless, gone=True)
         del self.pilots[pilot.job]
 

@@ -29,7 +29,7 @@ from windlass.factory.backend import (
 )
 from windlass.factory.core import Cancel, FactoryCore, Query, Release, Submit
 from windlass.factory.fake import FakeCluster, Fault, Terminate, Todo
-from windlass.factory.pilots import Phase
+from windlass.factory.pilots import BLOCKED, LEFT, Phase
 from windlass.factory.pool import PoolConfig
 from windlass.messages import Demand, PilotId, PilotSeen, PoolName, PoolReport, Resources, Shape
 
@@ -452,6 +452,25 @@ def test_pilots_that_leave_in_order_before_they_serve_pause_the_pool_as_well(mak
     assert len(sim.submissions) <= 5
     assert sim.core.history.paused.startswith("3 pilots in a row ended before they served, the last one so: ")
     assert sim.core.history.paused.endswith(": it left by itself, with exit status 0, before it served: last words")
+
+
+@pytest.mark.parametrize(("blocked", "known"), [("n1.site", True), ("n1", True), ("elsewhere", False)])
+def test_pilots_that_are_sent_away_from_a_blocked_host_count_for_nothing(make_pool: MakePool, blocked: str, known: bool) -> None:
+    """They come and leave between two words of the manager: to where they waited for a place when it was blocked, or by a name that it does
+    not go by there. Where nobody says on which host they were, it may be that one."""
+    sim = simulation(make_pool(), nodes=1)
+    jobs = sim.cluster.submit("f-x", 4, sim.now, cores=4.0)
+    core, sim.avoid, sim.calls = sim.core, (blocked,), 16
+    core.fleet.submitted("f-x", jobs, sim.now)
+    core.hear(sim.demand(), sim.now)
+    node = "n1" if known else ""
+    core.listed([PilotState(job=job, listed=Listed.ENDED, ticket="f-x", node=node, cause=Cause.EXIT, exit_status=0) for job in jobs], 1.0)
+    endings = core.take_endings()
+    assert [ending.failed for ending in endings] == [False] * 4
+    assert {ending.reason for ending in endings} == {BLOCKED if known else LEFT}
+    for ending in endings:
+        core.ended(ending, "", 1.0)
+    assert (core.history.start_failures, core.history.paused) == (0, "")
 
 
 def test_pilots_of_an_earlier_life_that_leave_in_order_count_for_nothing(make_pool: MakePool) -> None:
