@@ -23,6 +23,8 @@ FILES_MOST: Final = 200
 _TAGS_MOST: Final = 20
 #: Workers are left out when no more pilots than these are left.
 PILOTS_LEAST: Final = 100
+#: There is room for as many pilots and workers, before anything else is left out.
+WORKERS_LEAST: Final = 100
 #: A message has at most 1 MiB.
 BYTES_MOST: Final = 900 << 10
 #: Where that does not do, each of these, and of what was asked for by name, has at most this part of it.
@@ -117,41 +119,58 @@ def within(found: dict[str, Any], most: int = BYTES_MOST, wanted: str = "") -> b
     """The status object as JSON of at most so many bytes: of very many pilots without their stories, then fewer of them, then of workers.
     What is counted stays right: see `windlass.sums`. Those that ``wanted`` names (`GetStatus`) are left out last, and keep their stories.
 
-    All else that has no bound gets a share: an answer that is too long for a message would end the session of whoever asked."""
+    All else that has no bound has its long texts cut, and where that does not do even with few pilots and workers, gets a share: an answer
+    that is too long for a message would end the session of whoever asked."""
     encoded = msgspec.json.encode(found)
     if len(encoded) <= most:
         return encoded
     share = most // _SHARES
     cut: dict[str, Any] = {**found, "cut": True, "sums": sums_of(found["workers"], found["pilots"])}
     cut |= {kind: _shortened(found[kind], share) for kind in _BESIDES if kind in found}
-    named = [_shortened([row for row in found[kind] if _is_meant(row, wanted)], share) for kind in ("pilots", "workers")]
-    pilots: list[dict[str, Any]] = [
-        {**row, "story": []} for row in found["pilots"] if (row["phase"] != "ended" or row["failed"]) and not _is_meant(row, wanted)
-    ]
-    workers: list[dict[str, Any]] = [row for row in found["workers"] if not _is_meant(row, wanted)]
-    while True:
-        encoded = msgspec.json.encode({**cut, "pilots": [*pilots, *named[0]], "workers": [*named[1], *workers]})
-        if len(encoded) <= most or not (pilots or workers):
-            return encoded
+    named_pilots, more, others = _apart(found["pilots"], wanted, share)
+    others = [row for row in others if row["phase"] != "ended" or row["failed"]]
+    pilots: list[dict[str, Any]] = [{**row, "story": []} for row in others + more]
+    named_workers, more, others = _apart(found["workers"], wanted, share)
+    workers = more + others
+
+    def encode() -> bytes:
+        return msgspec.json.encode({**cut, "pilots": [*pilots, *named_pilots], "workers": [*named_workers, *workers]})
+
+    few: dict[str, Any] = {"pilots": pilots[-PILOTS_LEAST:] + named_pilots, "workers": named_workers + workers[:WORKERS_LEAST]}
+    if len(msgspec.json.encode({**cut, **few})) > most:
+        cut |= {kind: _newest(cut[kind], share) for kind in _BESIDES if kind in cut}
+    while len(encoded := encode()) > most and (pilots or workers):
         # The newest pilots, and the workers that have been here longest.
         if len(pilots) > PILOTS_LEAST or not workers:
             pilots = pilots[(len(pilots) + 1) // 2 :]
         else:
             workers = workers[: len(workers) // 2]
+    return encoded
 
 
-def _is_meant(row: Mapping[str, Any], wanted: str) -> bool:
-    """Whether this word is one of a pilot or worker: its own, of which the beginning will do for a pilot, or its host's."""
+def _apart(rows: list[dict[str, Any]], wanted: str, most: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Those that are meant by name, as many as have at most so many bytes, last who is named in full; others that are meant; the rest."""
+    named = sorted((row for row in rows if _is_meant(row, wanted)), key=lambda row: _is_meant(row, wanted, whole=True))
+    kept = _newest(_shortened(named, most), most)
+    return kept, named[: len(named) - len(kept)], [row for row in rows if not _is_meant(row, wanted)]
+
+
+def _is_meant(row: Mapping[str, Any], wanted: str, *, whole: bool = False) -> bool:
+    """Whether this word is one of a pilot or worker: its own, for a pilot also the beginning (but if ``whole``), or its host's."""
+    own = [row.get("pilot", ""), row.get("job", "")]
     hosts = [one["host"] for one in row.get("workers", ())]
-    return is_named(wanted, [row.get("pilot", ""), row.get("job", "")], [row.get(key, "") for key in ("id", "host", "node")] + hosts)
+    return is_named(wanted, [] if whole else own, [row.get(key, "") for key in ("id", "host", "node")] + hosts + own)
 
 
 def _shortened(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """These rows, if they have more bytes than ``most`` with short texts, and the newest only."""
-    if len(msgspec.json.encode(rows)) > most:
-        rows = [_short(row) for row in rows]
-        while len(msgspec.json.encode(rows)) > most:
-            rows = rows[(len(rows) + 1) // 2 :]
+    """These rows, with short texts if they have more bytes than ``most``."""
+    return [_short(row) for row in rows] if len(msgspec.json.encode(rows)) > most else rows
+
+
+def _newest(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """As many of these rows, the last of them, as have at most so many bytes, or half as many."""
+    while len(msgspec.json.encode(rows)) > most:
+        rows = rows[(len(rows) + 1) // 2 :]
     return rows
 
 

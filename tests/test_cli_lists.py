@@ -213,6 +213,10 @@ def test_of_more_pilots_and_workers_than_fit_each_can_be_named(busy: windlass.Ma
     assert [row["id"] for row in rows(run, "workers", "--host", worker["host"])] == [worker["id"]]
     assert [row["pilot"] for row in rows(run, "pilots", "--host", worker["host"])] == [pilot["pilot"]]
     assert rows(run, "calls", "--host", worker["host"])
+    for noun, option in (("workers", "--library"), ("workers", "--pool"), ("pilots", "--pool"), ("libraries", "--library")):
+        status, text, error = run(noun, option, "nosuch")
+        assert (status, text.strip()) == (0, f"no such {noun}"), "it may be among those that were left out"
+        assert error
     status, text, error = run("pilots", "show", "other1999")
     assert (status, "story" in text) == (0, True)
 

@@ -49,11 +49,11 @@ def state_of_file(row: Row) -> str:
     return "lost" if row["lost"] else "here" if row["replicas"] else "wanted" if row["waiting"] else "declared"
 
 
-def require_known(kind: str, value: str, known: Iterable[str]) -> None:
-    """Raise `UnknownName` for a filter that names what there is not. "" is no filter."""
+def require_known(kind: str, value: str, known: Iterable[str], *, cut: bool = False) -> None:
+    """Raise `UnknownName` for a filter that names what there is not. "" is no filter; where some were ``cut``, it may be one of these."""
     from windlass.errors import UnknownName
 
-    if value and value not in (names := set(known)):
+    if value and not cut and value not in (names := set(known)):
         raise UnknownName(kind, value, names, within="of this manager")
 
 
@@ -75,8 +75,9 @@ def list_workers(chosen: argparse.Namespace, options: Mapping[str, object]) -> i
     require_words("state of workers", chosen.state, WORKER_STATES)
     status = status_of(chosen, chosen.host)
     rows: list[Row] = [{"state": state_of_worker(row), **row} for row in status["workers"]]
-    require_known("pool", chosen.pool, [row["pool"] for row in rows] + [pool["name"] for pool in status["pools"]])
-    require_known("library", chosen.library, [row["name"] for row in status["libraries"]])
+    cut = bool(status.get("cut"))
+    require_known("pool", chosen.pool, [row["pool"] for row in rows] + [pool["name"] for pool in status["pools"]], cut=cut)
+    require_known("library", chosen.library, [row["name"] for row in status["libraries"]], cut=cut)
     require_known("host", chosen.host, [row["host"] for row in rows])
     rows = [
         row
@@ -86,7 +87,7 @@ def list_workers(chosen: argparse.Namespace, options: Mapping[str, object]) -> i
         and chosen.host in ("", row["host"])
         and (not chosen.library or any(one["name"] == chosen.library for one in row["libraries"]))
     ]
-    return _print(chosen, rows, _worker_columns(), "workers", bool(status.get("cut")))
+    return _print(chosen, rows, _worker_columns(), "workers", cut)
 
 
 def _worker_columns() -> Sequence[Column]:
@@ -119,7 +120,8 @@ def list_libraries(chosen: argparse.Namespace, options: Mapping[str, object]) ->
     require_words("state of libraries", chosen.state, LIBRARY_STATES)
     status = status_of(chosen)
     rows = [{"state": state_of_library(row), **row} for row in status["libraries"]]
-    require_known("library", chosen.library, [row["name"] for row in rows])
+    cut = bool(status.get("cut"))
+    require_known("library", chosen.library, [row["name"] for row in rows], cut=cut)
     rows = [row for row in rows if (not chosen.state or row["state"] in chosen.state) and chosen.library in ("", row["name"])]
     columns = (
         text_column("library", "name"),
@@ -136,7 +138,7 @@ def list_libraries(chosen: argparse.Namespace, options: Mapping[str, object]) ->
         Column("imports", lambda row: show_imports(row["imports"])),
         Column("remark", lambda row: " ".join([str(row["failed"]).strip().partition("\n")[0], *row["notes"]]).strip()),
     )
-    return _print(chosen, rows, columns, "libraries")
+    return _print(chosen, rows, columns, "libraries", cut and not rows)
 
 
 def list_files(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
@@ -180,7 +182,7 @@ def list_calls(chosen: argparse.Namespace, options: Mapping[str, object]) -> int
     with StatusPort(known.connection) as port:
         if chosen.library or chosen.host:
             status = json.loads(port.ask(about=GetStatus(chosen.host)))
-            require_known("library", chosen.library, [row["name"] for row in status["libraries"]])
+            require_known("library", chosen.library, [row["name"] for row in status["libraries"]], cut=bool(status.get("cut")))
             if chosen.state != ["failed"]:  # whose workers may have gone
                 require_known("host", chosen.host, [name for row in status["workers"] for name in (row["host"], row["id"])])
         found = json.loads(port.ask(about=ListCalls(tuple(states), chosen.library, chosen.tag, chosen.host, chosen.most)))

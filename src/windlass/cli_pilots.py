@@ -73,7 +73,8 @@ def list_pilots(chosen: argparse.Namespace, options: Mapping[str, object]) -> in
 
     require_words("state of pilots", chosen.state, STATES)
     status = status_of(chosen, chosen.host)
-    require_known("pool", chosen.pool, {pool["name"] for pool in status["pools"]} | {row["pool"] for row in status["pilots"]})
+    pools = {pool["name"] for pool in status["pools"]} | {row["pool"] for row in status["pilots"]}
+    require_known("pool", chosen.pool, pools, cut=bool(status.get("cut")))
     require_known("host", chosen.host, [host for row in status["pilots"] for host in hosts_of(row)])
     rows = [
         {"state": state_of(row), **row}

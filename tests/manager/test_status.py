@@ -96,6 +96,34 @@ def test_whatever_is_large_the_answer_fits_and_leaves_room_for_the_rest(kind: st
         assert found[kind][0]["failed"].endswith("x!"), "the end says what is wrong"
 
 
+def test_of_thousands_that_begin_so_the_one_that_is_so_is_told_with_its_story() -> None:
+    """Nobody can write more of its name."""
+    found = rows(2000, 0)
+    found["pilots"] = [{**row, "pilot": f"4711_{n}", "job": f"4711_{n}"} for n, row in enumerate(found["pilots"])]
+    cut = json.loads(within(found, wanted="4711_1"))
+    assert cut["cut"]
+    assert [row["pilot"] for row in cut["pilots"] if row["story"]][-1] == "4711_1"
+
+
+def test_of_more_workers_on_a_host_than_have_a_share_all_that_there_is_room_for_are_told() -> None:
+    found = rows(0, 4000)
+    for row in found["workers"][1000:2000]:
+        row["host"] = "n1"
+    cut = json.loads(within(found, len(json.dumps(found)) // 2, "n1"))
+    assert sum(row["host"] == "n1" for row in cut["workers"]) == 1000
+
+
+def test_libraries_are_left_out_for_pilots_and_workers_only_where_few_of_these_have_no_room() -> None:
+    """What runs is not to be unknown by its name."""
+    found = rows(2000, 2000)
+    imports = {f"module_{n}": {"seconds": 0.1, "error": ""} for n in range(30)}
+    libraries = [{"name": f"l{n}", "functions": [f"function_{one}" for one in range(20)], "imports": imports} for n in range(100)]
+    cut = json.loads(within({**found, "libraries": libraries}))
+    assert cut["cut"]
+    assert cut["libraries"] == libraries
+    assert len(cut["workers"]) >= 1000
+
+
 @pytest.mark.parametrize("most", [1 << 30, 50_000])
 def test_what_is_counted_is_right_in_a_status_that_was_cut(most: int) -> None:
     """Metrics, `stats` and screens tell what there is, not what one message held."""
