@@ -151,6 +151,19 @@ def test_a_manager_is_stopped_by_its_folder_too(has_run: bool, batch: Batch, cap
     assert batch.cancelled == ["4711"]
 
 
+@pytest.mark.parametrize("word", [".", "client.json"])
+def test_a_manager_is_stopped_from_within_its_folder(
+    word: str, batch: Batch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job has served and waits again, under the manager's name."""
+    folder = submitted("night", at=0)
+    with windlass.Manager(name="night"):
+        pass
+    monkeypatch.chdir(folder)
+    assert main(["manager", "stop", word]) == 0
+    assert "job 4711 of manager night is removed from slurm" in capsys.readouterr().out
+
+
 def test_a_name_that_cannot_be_one_has_near_names(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
     with windlass.Manager(name="night1"):
         assert main(["manager", "stop", "night.1"]) == 2

@@ -156,9 +156,9 @@ def find_manager(name_or_path: str | os.PathLike[str], state_dir: str | os.PathL
     text = os.fspath(name_or_path)
     path = Path(text).expanduser()
     if path.is_file():
-        return path
+        return path.absolute()  # its folder has the manager's name
     if path.is_dir() and (path / "client.json").is_file():
-        return path / "client.json"
+        return path.absolute() / "client.json"
     managers = state_folder(state_dir) / "managers"
     if _NAME.fullmatch(text) and (managers / text / "client.json").is_file():
         return managers / text / "client.json"
