@@ -121,10 +121,10 @@ def _as_text(found: Sequence[Found], orphans: Sequence[Found], remove: bool, bac
 
 
 def probe(backend: str, options: Mapping[str, object]) -> str:
-    """Submit one pilot that is held, and remove it: what to print. Raises `Rejected`, `OverLimit`, `Unreachable`, as `Backend.submit`."""
+    """Submit one pilot that may not start, and remove it: what to print. Raises as `Backend.submit`."""
     made, pool = make_backend(backend, {**options, "pool": options.get("pool", f"{backend}-pool")})
     try:
         job = _shared(made, "probe").probe(replace(request_of(pool, Path("MANAGER/pilot.json")), ticket="PROBE"))
     finally:
         made.close()
-    return f"probe: {backend} accepted one such pilot as job {job}, held; it is removed"
+    return f"probe: {backend} accepted one such pilot as job {job}; it is removed, and has not started"

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import ClassVar, cast
 
 from windlass.addresses import is_named
-from windlass.errors import OverLimit, Rejected, Unreachable, UsageError, require_flag
+from windlass.errors import BatchError, OverLimit, Rejected, Unreachable, UsageError, require_flag
 from windlass.factory import slurm_words, values
 from windlass.factory.backend import Backend, CommandLimits, JobId, Listed, NoNodeLeft, PilotRequest, PilotState, PoolDefaults, Tag
 from windlass.factory.commands import PASSING, Ran, clean_environment, run_command
@@ -115,6 +115,8 @@ class SlurmBackend:
         self._nodes: set[str] = set()
         #: Names of nodes to avoid that Slurm was asked about, as it refused one of them, and what it calls the nodes that each means.
         self._called: dict[str, tuple[str, ...]] = {}
+        #: Slurm has taken a pilot that might go anywhere, when it was asked as one was refused with nodes to avoid.
+        self._fits = False
         #: Tasks that an array may have, where it was refused for its size; 0: not known.
         self._max_array = 0
 
@@ -156,19 +158,33 @@ class SlurmBackend:
             raise OverLimit(f"Slurm has too many jobs: {slurm_words.tidy(ran.stderr)}")
         if ran.status != 0 and not (ran.timed_out and ran.stdout.strip()):
             refused = slurm_words.refusal("sbatch", ran.status, ran.stderr)
-            raise NoNodeLeft(str(refused)) if excluded and slurm_words.lacks_nodes(ran.stderr) else refused
+            if excluded and slurm_words.lacks_nodes(ran.stderr) and self._fits_somewhere(request):
+                raise NoNodeLeft(str(refused))
+            raise refused
         jobs = slurm_words.task_ids(ran.stdout, count, count > 1, bool(self._clusters))
         self._live |= set(jobs)
         if self._logs is not None:
             self._logs.submitted(jobs)
         return jobs
 
-    def _submit(self, request: PilotRequest, count: int, *, held: bool = False) -> Ran:
-        script = self._script(request, count, held=held)
+    def _submit(self, request: PilotRequest, count: int, *, later: bool = False) -> Ran:
+        script = self._script(request, count, later=later)
         try:
             return self._run(slurm_words.SUBMIT, text=script, stop_at=slurm_words.QUEUE_FULL)
         except OSError as error:
             raise (Unreachable if error.errno in PASSING else Rejected)(f"cannot start sbatch: {error.strerror or error}") from None
+
+    def _fits_somewhere(self, request: PilotRequest) -> bool:
+        """Some node has what is asked, where none is to be avoided: Slurm has one text for both, and is asked once."""
+        if not self._fits:
+            try:
+                self.probe(replace(request, avoid=()))
+            except Rejected as refused:
+                return not slurm_words.lacks_nodes(str(refused))
+            except BatchError:
+                return True  # nobody knows, and the next try asks again
+            self._fits = True
+        return True
 
     def _excluded(self, avoid: Sequence[str]) -> tuple[str, ...]:
         """Nodes to avoid as Slurm calls them, as far as it was asked."""
@@ -266,10 +282,14 @@ class SlurmBackend:
         return [(row.tag, row.state) for row in self._rows() if row.state.listed is not Listed.ENDED]
 
     def probe(self, request: PilotRequest) -> JobId:
-        """Submit one pilot that is held, and remove it: the id that it had. Raises as `submit`."""
+        """Submit one pilot that may not start yet, and remove it: the id that it had. Raises as `submit`.
+
+        Not held: for such a job no nodes are looked for. And not by ``sbatch --test-only``, which refuses as well what has to wait for
+        nodes that are drained or down.
+        """
         self.require_commands()
         name = slurm_words.job_name(self._prefix, self._tag, request.ticket)
-        ran = self._submit(request, 1, held=True)
+        ran = self._submit(request, 1, later=True)
         try:
             if ran.status != 0:
                 raise OverLimit(slurm_words.tidy(ran.stderr)) if ran.stopped else slurm_words.refusal("sbatch", ran.status, ran.stderr)
@@ -282,10 +302,10 @@ class SlurmBackend:
 
     # ---------------------------------------------------------------- small things
 
-    def _script(self, request: PilotRequest, count: int, *, held: bool = False) -> str:
+    def _script(self, request: PilotRequest, count: int, *, later: bool = False) -> str:
         resources = request.resources
         folder = str(self._folder).replace("%", "%%")
-        asked = [*self._asked, ("hold", "")] if held else self._asked
+        asked = [*self._asked, ("begin", "now+1hour")] if later else self._asked
         return pilot_script(
             replace(request, shell=shutil.which(request.shell) or request.shell),
             template=self._template or "slurm.sh.j2",

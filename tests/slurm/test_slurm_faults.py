@@ -326,6 +326,14 @@ def test_a_refusal_because_of_the_nodes_to_avoid_is_told_from_others(slurm: Slur
     assert type(refused.value) is Rejected
 
 
+def test_what_no_node_has_is_refused_as_such_though_a_host_is_blocked(start_backend: Start, make_request: Make) -> None:
+    """Slurm has one text for both. Its pool would wait for the host for ever, and so would its calls."""
+    backend = start_backend()
+    with pytest.raises(Rejected, match="Requested node configuration is not available") as refused:
+        backend.submit(make_request(avoid=("n1",), resources=Resources(1.0, memory=1 << 50)), 1)
+    assert type(refused.value) is Rejected
+
+
 def test_a_machine_that_is_short_of_something_is_no_refusal(
     start_backend: Start, make_request: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
