@@ -17,7 +17,7 @@ time is left, and ends with `TOO_LONG` when no pool's walltime is longer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 
 from windlass.manager.books import Books, Counters, Settings
@@ -303,11 +303,13 @@ class Core(Starts):
         self._try_unfit_again()
         self._restructured()
 
-    def pilots_ended(self, pool: PoolName, ended: Iterable[tuple[PilotId, str]], now: float) -> None:
+    def pilots_ended(self, pools: Collection[PoolName], ended: Iterable[tuple[PilotId, str]], now: float) -> None:
         """The batch system says that these pilots have ended: their sessions are over, or will be when their connections are cut."""
         reasons = dict(ended)
+        # Those of an earlier life of their factory may say a name that their pool had then, and nobody else speaks of them.
+        others = {offer.pool for offer in self.all_offers()}.difference(pools)
         for worker in list(self.workers.values()) if reasons else ():
-            if worker.info.pool == pool and worker.info.pilot in reasons:
+            if worker.info.pool not in others and worker.info.pilot in reasons:
                 worker.pilot_ended = f"its pilot ended: {reasons[worker.info.pilot]}"
                 if not worker.connected:
                     self.worker_lost(worker.id, worker.pilot_ended, now)
@@ -397,8 +399,7 @@ class Core(Starts):
         self.offers[factory] = report.offers
         self.reports[factory] = report
         self.pilots.take(factory, report.pilots, report.at, now)
-        for pool in {offer.pool for offer in report.offers}:
-            self.pilots_ended(pool, ((one.pilot, one.reason) for one in report.ended), now)
+        self.pilots_ended({offer.pool for offer in report.offers}, ((one.pilot, one.reason) for one in report.ended), now)
         if changed:
             self.means += 1
             self._learn_shapes((offer.resources for offer in report.offers), self.libraries.values())

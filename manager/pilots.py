@@ -16,7 +16,7 @@ factory `POOLS_KEPT` are remembered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -101,13 +101,18 @@ class PilotBook:
                 if told.factory == factory and not told.ended:
                     self._orphans[name, pilot] = now
 
-    def rows(self, workers: Iterable[Worker], now: float, wanted: str = "") -> list[dict[str, Any]]:
+    def rows(self, workers: Iterable[Worker], now: float, wanted: str = "", offered: Collection[PoolName] = ()) -> list[dict[str, Any]]:
         """The status's rows (docs/status.md), with what is known of workers: of each pool those that live, then those that have ended.
-        Those that ``wanted`` names (`GetStatus`) are among them, however many there are."""
+        Those that ``wanted`` names (`GetStatus`) are among them, however many there are. ``offered``: pools that have a factory."""
         by_pilot: dict[tuple[PoolName, PilotId], list[Worker]] = {}
         for worker in workers:
             by_pilot.setdefault((worker.info.pool, worker.info.pilot), []).append(worker)
         self._settle_orphans(by_pilot)
+        # Some say a name that their pool had in an earlier life of its factory.
+        for (said, pilot), theirs in list(by_pilot.items()):
+            for name in offered if said not in offered else ():
+                if pilot in self._pools.get(name, ()):
+                    by_pilot.setdefault((name, pilot), theirs)
         rows: list[dict[str, Any]] = []
         for name, pool in self._pools.items():
             live = [one for one in pool.values() if not one.ended]

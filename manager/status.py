@@ -86,7 +86,7 @@ def status(
             "object_bytes_in": moved[2],
         },
         "pools": _pools(core),
-        **({} if brief else {"pilots": core.pilots.rows(core.workers.values(), now, wanted)}),
+        **({} if brief else {"pilots": core.pilots.rows(core.workers.values(), now, wanted, {offer.pool for offer in core.all_offers()})}),
         "programs": [
             {
                 "name": one.name,

@@ -992,6 +992,18 @@ def test_a_call_lost_at_walltime_is_placed_where_more_time_is_left(bench: Bench)
     assert "longest walltime of a pool is 100 s" in bench.text(call)
 
 
+@pytest.mark.parametrize("offered", ["renamed", "pool"])
+def test_the_end_of_a_pilot_is_that_of_its_worker_though_its_pool_had_another_name(bench: Bench, offered: str) -> None:
+    """As its factory has taken it over from an earlier life. Where the pool has a factory, that one speaks of its pilots."""
+    bench.worker()
+    report = PoolReport((PoolOffer(PoolName(offered), Resources(2.0), 0.0),))
+    bench.core.pools_reported("factory", report, bench.now)
+    bench.core.worker_cut(WorkerId("w1"), bench.now)
+    ended = PoolReport((PoolOffer(PoolName("other"), Resources(2.0), 0.0),), (PilotEnded(PilotId("pilot-w1"), "walltime"),))
+    bench.core.pools_reported("other" if offered == "pool" else "factory", ended, bench.now)
+    assert bool(bench.core.workers) == (offered == "pool")
+
+
 @pytest.mark.parametrize("told", [False, True])
 def test_what_a_call_ran_is_reckoned_to_when_its_worker_was_cut(bench: Bench, *, told: bool) -> None:
     """Its pilot was killed then; that its session is given up, or the batch system says so, is a minute later."""
@@ -1006,7 +1018,7 @@ def test_what_a_call_ran_is_reckoned_to_when_its_worker_was_cut(bench: Bench, *,
     bench.core.worker_cut(WorkerId("w1"), bench.now)
     bench.now += 60
     if told:
-        bench.core.pilots_ended(PoolName("pool"), [(PilotId("pilot-w1"), "walltime")], bench.now)
+        bench.core.pilots_ended([PoolName("pool")], [(PilotId("pilot-w1"), "walltime")], bench.now)
     bench.step(1)
     assert not bench.core.workers
     assert call not in bench.done, "a fresh pilot has more than 240 s"

@@ -31,6 +31,20 @@ def test_a_pilot_is_shown_with_its_workers() -> None:
     assert [worker["id"] for worker in book.rows(workers, 0.0)[0]["workers"]] == ["a"]
 
 
+def test_a_pilot_is_shown_with_a_worker_that_says_an_earlier_name_of_its_pool() -> None:
+    """Found by its host, too. Not one of a pool that has a factory of its own."""
+    worker = Worker(WorkerId("a"), WorkerInfo("n1", 7, Resources(1.0), (), PoolName("before"), PilotId("1"), 0.0, True, "/tmp"), 0.0)
+    book = PilotBook()
+    book.take("f", [line("1", "serving")])
+
+    def shown(*offered: str) -> list[str]:
+        [row] = book.rows([worker], 0.0, "", [PoolName(name) for name in offered])
+        return [one["id"] for one in row["workers"]]
+
+    assert shown("p") == ["a"]
+    assert shown("p", "before") == []
+
+
 def test_of_those_that_have_ended_the_newest_are_kept() -> None:
     """Of each pool; those that live are all kept."""
     book = PilotBook()
