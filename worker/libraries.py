@@ -84,7 +84,6 @@ class Entry:
         self.started = False
         self.ready = False
         self.refs: tuple[ObjectRef, ...] = (*message.spec.code, *(ref for each in message.spec.functions for ref in _refs(each)))
-        self.held = False
         #: What keeps its environment on this node, once it does: another session has another one.
         self.kept_by: Files | None = None
         self.task: asyncio.Task[None] | None = None
@@ -150,6 +149,8 @@ class Libraries:
         library.tell_end(*self._end)
         pools = self._environment.unpacked if self._environment is not None else None
         entry = self.entries[message.instance] = Entry(message, library, message.spec.environment or pools)
+        if entry.refs:
+            self._transfers.hold(entry.refs)
         self._backlog.add(message.instance, library, message.slots)
         if entry.refs or entry.environment is not None:
             entry.task = self._spawn(self._start_when_there(message.instance, entry))
@@ -179,9 +180,9 @@ class Libraries:
         for function in message.functions:
             if function.id in self._functions:
                 continue
-            self._functions[function.id] = ()
-            refs = _refs(function)
+            refs = self._functions[function.id] = _refs(function)
             if refs:
+                self._transfers.hold(refs)
                 self._backlog.expect(function.id)
                 self._spawn(self._add_when_there(function, refs))
                 continue
@@ -340,9 +341,8 @@ class Libraries:
             self._say(tell)
         if entry.task is not None:
             entry.task.cancel()
-        if entry.held:
+        if entry.refs:
             self._transfers.release(entry.refs)
-            entry.held = False
         if entry.kept_by is not None and entry.environment is not None:
             # Its processes may still run in it: they end at once, and what they have open stays theirs.
             entry.kept_by.release([entry.environment])
@@ -370,7 +370,6 @@ class Libraries:
             kind = "crash" if error.outcome == DIED else "function"
             self.on_failed(instance, LibraryFailed(instance, kind, f"library {entry.spec.name}: {error}"))
             return
-        entry.held = True
         if entry.environment is not None and not await self._enter_environment(instance, entry, entry.environment):
             return
         entry.task = None
@@ -415,20 +414,18 @@ class Libraries:
 
     async def _add_when_there(self, function: FunctionDef, refs: tuple[ObjectRef, ...]) -> None:
         try:
-            await self._obtain(function, refs)
+            there = await self._obtain(function, refs)
         except TransferFailed as error:
             text = f"function {function.name}: {error}"
-            if function.id not in self._functions:
-                pass  # it was forgotten meanwhile
-            elif error.outcome == DIED and self._transfers.could_hold(refs):
+            if error.outcome == DIED and self._transfers.could_hold(refs):
                 self._trouble(text)  # its calls wait, and go back with the drain; to end each would make this the quickest worker of all
             else:
+                self._functions[function.id] = ()
+                self._transfers.release(refs)
                 self._backlog.failed(function.id, error.outcome, text)
             return
-        if self._functions.get(function.id) != ():  # forgotten meanwhile, or added twice
-            self._transfers.release(refs)
+        if not there:
             return
-        self._functions[function.id] = refs
         try:
             self._write(function)
         except OSError as error:
@@ -436,16 +433,24 @@ class Libraries:
         else:
             self._backlog.arrived(function.id)
 
-    async def _obtain(self, function: FunctionDef, refs: tuple[ObjectRef, ...]) -> None:
-        """Wait for what the function needs; again where the manager refuses it, as one that was started anew takes this worker back."""
-        while True:
+    async def _obtain(self, function: FunctionDef, refs: tuple[ObjectRef, ...]) -> bool:
+        """Wait for what the function needs; again where the manager refuses it, as one that was started anew takes this worker back.
+
+        False: it was forgotten meanwhile, and with that let go; it may have been added again.
+        """
+        while self._functions.get(function.id) is refs:
             try:
-                return await self._transfers.obtain(refs)
+                await self._transfers.obtain(refs)
             except TransferFailed as error:
-                if not isinstance(error.__cause__, ConnectionRefused) or function.id not in self._functions:
+                if self._functions.get(function.id) is not refs:
+                    break
+                if not isinstance(error.__cause__, ConnectionRefused):
                     raise
                 self._backlog.failed(function.id, error.outcome, f"function {function.name}: {error}")
                 self._backlog.expect(function.id)
+            else:
+                return self._functions.get(function.id) is refs
+        return False
 
     def _write(self, function: FunctionDef) -> None:
         """Put a function where slots look for it."""

@@ -5,7 +5,8 @@ Theory of operation
 `Transfers` counts for each object how many calls, functions and libraries hold it. The first hold pins it in the store, or
 starts one fetch for all who wait; the last release takes the pin away, and the store may evict it when it needs the room. What
 happens is told by `arrived` and `failed` (`windlass.worker.backlog.Backlog` has both), or awaited with `obtain`. Whether objects fit
-beside those that are held is to be asked before (`lacks_room`); `room_made` tells that it may be otherwise now.
+beside those that are held is to be asked before (`lacks_room`); `room_made` tells that it may be otherwise now. Code is held before the
+calls that need it are admitted: else their arguments could fill the store, and wait for what finds no room beside them.
 
 A result's objects are files that a slot wrote into the store's folder. They are put to the manager (by path where it is on this
 host), then the end of the call is told, then the local copy goes.
@@ -94,7 +95,7 @@ class Transfers:
         """Why these cannot be held beside what is held now; empty: they can. Who was told so hears when something was released."""
         limit = self._store.limit
         more = sum({ref.name: ref.size for ref in refs if ref.name not in self._holds}.values())
-        if not limit or self._held_bytes + more <= limit:
+        if not limit or not more or self._held_bytes + more <= limit:
             return ""
         self._short = True
         return f"{more} bytes more do not fit into the {limit} bytes of {self._store.folder}, of which {self._held_bytes} are in use"
@@ -105,12 +106,16 @@ class Transfers:
 
     def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
         """Keep these until `release`; fetch what is missing, and say what that is."""
+        for ref in refs:
+            if ref.name not in self._holds:
+                self._held_bytes += ref.size
+            self._holds[ref.name] = self._holds.get(ref.name, 0) + 1
+        return self._ask_for(refs)
+
+    def _ask_for(self, refs: Sequence[ObjectRef]) -> list[ObjectName]:
         missing: list[ObjectName] = []
         for ref in refs:
             name = ref.name
-            if name not in self._holds:
-                self._held_bytes += ref.size
-            self._holds[name] = self._holds.get(name, 0) + 1
             if name in self._pinned:
                 continue
             if name in self._fetches or not self._pin(name):
@@ -141,20 +146,16 @@ class Transfers:
         self._pinned = set(filter(self._store.has, self._pinned))
 
     async def obtain(self, refs: Sequence[ObjectRef]) -> None:
-        """Hold these and wait until all are there. Raises `TransferFailed`, and then holds none of them."""
+        """Wait until all of these, which somebody holds, are there; again where they have failed. Raises `TransferFailed`."""
         self.look_again()  # what is held for long, such as code, is not asked for by calls
-        self.hold(refs)
-        try:
-            for ref in refs:
-                task = self._fetches.get(ref.name)
-                error = await asyncio.shield(task) if task is not None else None
-                if error is not None:
-                    raise error
-                if ref.name not in self._pinned:
-                    raise TransferFailed(f"object {ref.name} could not be kept in the worker's store: it is full", DIED)
-        except BaseException:
-            self.release(refs)
-            raise
+        self._ask_for(refs)
+        for ref in refs:
+            task = self._fetches.get(ref.name)
+            error = await asyncio.shield(task) if task is not None else None
+            if error is not None:
+                raise error
+            if ref.name not in self._pinned:
+                raise TransferFailed(f"object {ref.name} could not be kept in the worker's store: it is full", DIED)
 
     def push(self, end: CallEnd, tell: Callable[[CallEnd], None]) -> None:
         """Send the objects of a result, then `tell` the end of its call; as a failed one where they cannot be sent."""

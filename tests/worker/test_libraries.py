@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from tests.worker.test_backlog import FUNCTION, LIB, Desk, Queue, call
+from tests.worker.test_backlog import FUNCTION, LIB, Desk, Queue, call, end
 from tests.worker.test_instance import wait_for
 from tests.worker.test_orphans import unheard
 
@@ -49,26 +49,43 @@ class Wire:
 
     def __init__(self, store: ObjectStore, errors: Iterable[Exception]) -> None:
         self._store, self._errors = store, iter(errors)
+        self.content = {content_name(CODE): CODE}
 
     async def get(self, ref: ObjectRef, /) -> None:
         error = next(self._errors, None)
         if error is not None:
             raise error
-        self._store.put(CODE)
+        self._store.put(self.content[ref.name])
 
     async def put(self, name: ObjectName, path: str, /) -> None:
         raise AssertionError(name)
+
+
+class Room(Desk):
+    """Asks the worker's transfers for room."""
+
+    moves: Transfers
+
+    def lacks_room(self, refs: Sequence[ObjectRef], /) -> str:
+        return self.moves.lacks_room(refs)
+
+    def hold(self, refs: Sequence[ObjectRef], /) -> list[ObjectName]:
+        return self.moves.hold(refs)
+
+    def release(self, refs: Sequence[ObjectRef], /) -> None:
+        self.moves.release(refs)
 
 
 class Ground:
     """The libraries of a worker with one instance, whose queue is played, and a function that comes as an object of 100 bytes."""
 
     def __init__(self, folder: Path, errors: Iterable[Exception], limit: int = 1000) -> None:
-        self.desk, self.troubles, self.said = Desk(), list[str](), list[Message]()
+        self.desk, self.troubles, self.said = Room(), list[str](), list[Message]()
         self.backlog = Backlog(self.desk)
         told = {"arrived": self.backlog.arrived, "failed": self.backlog.failed, "room_made": self.backlog.room_made}
         store = ObjectStore(folder / "store", limit)
-        moves = Transfers(store, Wire(store, errors), **cast("Any", told))
+        self.wire = Wire(store, errors)
+        moves = self.desk.moves = Transfers(store, self.wire, **cast("Any", told))
         says = self.said.append, unheard, self._trouble
         gpus = Gpus()
         libraries = Libraries(self.backlog, moves, *says, folder, folder, folder, None, gpus, files=lambda: cast("Any", None))
@@ -98,6 +115,24 @@ async def test_a_function_that_the_node_has_no_room_for_ends_no_call(tmp_path: P
     assert trouble.startswith("function f: object b3-")
     assert "No space left on device" in trouble
     assert ground.said == []
+
+
+async def test_a_function_has_its_room_before_arguments_that_came_with_it(tmp_path: Path) -> None:
+    """Else these would fill the store, and wait for the function, which would wait for them."""
+    ground = Ground(tmp_path, [])
+    arguments = [bytes([number]) * 500 for number in (2, 3)]
+    ground.wire.content |= {content_name(data): data for data in arguments}
+    calls = [call(number) for number in (2, 3)]
+    for each, data in zip(calls, arguments, strict=True):
+        each.spans = (ObjectRef(content_name(data), len(data)),)
+    ground.backlog.run(calls)
+    for number in (1, 2, 3):
+        async with asyncio.timeout(10):
+            while not ground.queue.queue:
+                await asyncio.sleep(0)
+        assert ground.queue.queue.popleft().call == number
+        ground.backlog.ended(LIB, [end(number)])
+    assert ground.troubles == []
 
 
 @pytest.mark.parametrize(

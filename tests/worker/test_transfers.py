@@ -81,6 +81,11 @@ class Desk:
             await self.changed.wait()
         self.changed.clear()
 
+    async def have(self, refs: list[ObjectRef]) -> None:
+        """Hold these, and have them."""
+        self.transfers.hold(refs)
+        await self.transfers.obtain(refs)
+
     def result(self, data: bytes) -> CallEnd:
         """The end of a call whose slot wrote a large result."""
         return CallEnd(CallId(1), 1, RETURNED, b"", tuple(write_results(self.store.folder, [data])))
@@ -118,7 +123,7 @@ async def test_what_the_store_has_is_not_fetched(desk: Desk) -> None:
     """Such as what an earlier call needed."""
     ref = desk.store.put(b"a" * 1000)
     assert desk.transfers.hold([ref]) == []
-    await desk.transfers.obtain([ref])
+    await desk.have([ref])
     assert desk.wire.tries == 0
 
 
@@ -126,14 +131,14 @@ async def test_what_somebody_has_deleted_is_fetched_again(desk: Desk) -> None:
     """With the whole folder, as cleaners of /dev/shm do; while it is held, when a call has told that it lacked it."""
     ref = desk.manager.put(b"a" * 1000)
     for tries in (1, 2):
-        await desk.transfers.obtain([ref])
+        await desk.have([ref])
         assert desk.wire.tries == tries
         desk.transfers.release([ref])
         shutil.rmtree(desk.store.folder)
     desk.store.check()
-    await desk.transfers.obtain([ref])
+    await desk.have([ref])
     shutil.rmtree(desk.store.folder)
-    await desk.transfers.obtain([ref])
+    await desk.have([ref])
     assert desk.wire.tries == 4
     shutil.rmtree(desk.store.folder)
     assert desk.transfers.hold([ref]) == [], "calls that hold what others hold cost no look at the disk"
@@ -152,7 +157,7 @@ async def test_a_cut_is_tried_again(desk: Desk) -> None:
     """A manager that cannot be reached is no failure of the call."""
     ref = desk.manager.put(b"a" * 1000)
     desk.wire.troubles = [ConnectionResetError("cut"), TimeoutError(), ConnectionRefused("not yet")]
-    await desk.transfers.obtain([ref])
+    await desk.have([ref])
     assert desk.wire.tries == 4
     assert desk.failed == []
 
@@ -170,7 +175,7 @@ async def test_what_the_manager_lacks_fails_those_who_wait_and_can_be_asked_for_
     """With the text of the manager."""
     ref = ObjectRef(ObjectName("b3-" + "0" * 32), 5)
     with pytest.raises(TransferFailed, match=r"could not be fetched: object b3-0+: the manager does not have it") as caught:
-        await desk.transfers.obtain([ref])
+        await desk.have([ref])
     assert caught.value.outcome == BAD_CALL
     assert [outcome for _, outcome, _ in desk.failed] == [BAD_CALL]
     desk.transfers.hold([ref])
@@ -197,7 +202,7 @@ async def test_who_asks_before_holds_no_more_than_the_store_takes(desk: Desk) ->
     first, second = desk.manager.put(b"a" * 600), desk.manager.put(b"b" * 600)
     assert desk.transfers.lacks_room([first]) == ""
     for _ in range(2):
-        await desk.transfers.obtain([first])
+        await desk.have([first])
     assert desk.transfers.lacks_room([first]) == ""
     folder = desk.store.folder
     assert desk.transfers.lacks_room([first, second, second]) == (
@@ -209,7 +214,7 @@ async def test_who_asks_before_holds_no_more_than_the_store_takes(desk: Desk) ->
     await desk.news()
     assert desk.rooms == 1
     assert desk.transfers.lacks_room([second]) == ""
-    await desk.transfers.obtain([second])
+    await desk.have([second])
     desk.transfers.release([second])
     assert desk.rooms == 1, "nobody has been refused since"
 
