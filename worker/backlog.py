@@ -170,6 +170,7 @@ class Backlog:
             self._pump(line)
         if strays:
             self._comm.returned(tuple(strays), "instance")
+        self.room_made()  # the first of those that wait for room may have been an older attempt
 
     def arrived(self, key: Key) -> None:
         """An object or a function is there: calls that lacked only that may run."""
@@ -202,7 +203,7 @@ class Backlog:
             self._comm.ended(ends)
 
     def room_made(self) -> None:
-        """Objects were released: there may be room for those of the calls that wait for it."""
+        """Objects were released, or who was first in turn has left: there may be room for those of the calls that wait for it."""
         while self._cramped:
             call = next(iter(self._cramped.values()))
             refs = _objects(call)
@@ -271,14 +272,15 @@ class Backlog:
     def recall(self, instance: InstanceId, count: int) -> None:
         """The manager wants up to `count` unstarted calls back, newest first.
 
-        Those that still lack an object go first: they are furthest from running. Answered by one "recalled", also by an empty
-        one, so that the manager knows that there are no more.
+        Those that wait for room go first, then those that still lack an object: they are furthest from running. Answered by one
+        "recalled", also by an empty one, so that the manager knows that there are no more.
         """
         line = self._lines.get(instance)
         calls: list[CallRun] = []
         if line is not None:
-            blocked = [self._held[number] for number in self._blocked]
-            calls = [call for call in reversed(blocked) if call.instance == instance][:count]
+            blocked = [self._held[number] for number in reversed(self._blocked)]
+            blocked.sort(key=lambda call: call.call not in self._cramped)
+            calls = [call for call in blocked if call.instance == instance][:count]
             while len(calls) < count and line.waiting:
                 calls.append(line.waiting.pop())
             if len(calls) < count and line.fed:
@@ -307,6 +309,7 @@ class Backlog:
             self._comm.returned(tuple(unknown), "unknown")
         if ends:
             self._comm.ended(ends)
+        self.room_made()
 
     def drain(self) -> None:
         """Accept nothing more and give back everything that has not started."""
@@ -496,6 +499,7 @@ class Backlog:
     def _give_back(self, calls: Sequence[CallRun], reason: str) -> None:
         self._forget_calls(calls)
         self._comm.returned(tuple(HeldCall(call.call, call.attempt) for call in calls), reason)
+        self.room_made()
 
     def _forget_calls(self, calls: Sequence[CallRun]) -> None:
         """These were taken out of where they stood; calls that come back from an instance are copies, so they are found by number."""

@@ -290,6 +290,32 @@ def test_a_call_whose_objects_alone_are_too_many_fails(backlog: Backlog, queue: 
     assert desk.take() == [("ended", 1, RETURNED), ("ended", 2, DIED), ("ended", 3, RETURNED), ("ended", 4, DIED)]
 
 
+def test_who_leaves_lets_those_behind_it_have_the_room(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """Whether it is cancelled, recalled, or another attempt comes; not only when somebody lets go what it holds, which may take hours."""
+    desk.room, desk.here = 3, {ObjectName(f"b3-{letter}") for letter in "abcdefg"}
+    large = ["b3-d", "b3-e", "b3-f"]
+    backlog.run([call(1, spans=["b3-a"]), call(2, spans=large), call(3, spans=["b3-b"])])
+    assert numbers(queue.queue) == [1]
+    backlog.cancel([ref(2)])
+    assert numbers(queue.queue) == [1, 3]
+    backlog.run([call(4, spans=large), call(5, spans=["b3-g"])])
+    backlog.run([call(4, attempt=2, spans=large)])
+    assert numbers(queue.queue) == [1, 3, 5]
+    backlog.run([call(6, spans=["b3-a"])])
+    backlog.recall(LIB, 1)
+    assert desk.take() == [("ended", 2, CANCELLED), ("recalled", 6)]
+    backlog.recall(LIB, 1)
+    assert desk.take() == [("recalled", 4)]
+
+
+def test_those_that_wait_for_room_are_recalled_first(backlog: Backlog, desk: Desk) -> None:
+    """Also when others have come after them, which need none or have got it: these are nearer to running."""
+    desk.room = 1
+    backlog.run([call(1, spans=["b3-a"]), call(2, spans=["b3-b"]), call(3, inputs=["b3-1"])])
+    backlog.recall(LIB, 1)
+    assert desk.take() == [("recalled", 2)]
+
+
 def test_a_call_waits_for_its_function(backlog: Backlog, queue: Queue, desk: Desk) -> None:
     """And fails at once, also later ones, when the function will not come."""
     backlog.expect(FUNCTION)
