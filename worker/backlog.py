@@ -12,7 +12,8 @@ objects, timeout or extra weight ("plain"); everything else is looked at only fo
 counts of a line tell.
 
 Objects are held for all of a call or for none of it, and calls for which there is no room yet (*cramped*) get it in their order: so none
-waits with a part of what it needs for others that do the same, and none is passed by for ever.
+waits with a part of what it needs for others that do the same, and none is passed by for ever. Those that wait for long go back: the
+manager, who counts slots only, takes them for running, and other workers may have room.
 
 A call of weight *w* occupies *w* slots. Slots claim calls by themselves, so the only means is not to feed: while a line holds a
 heavy call (waiting or fed) it feeds, in order, only as many calls as have free slots, and nothing into the queue ahead. A call
@@ -48,6 +49,8 @@ from windlass.worker.lines import Attempt, Comm, Instance, Key, Line
 
 #: Calls handed to an instance in one go; its queue takes a few thousand.
 BATCH: Final = 512
+#: Seconds after which calls that wait for room go back, at the latest after twice as many.
+ROOM_SECONDS: Final = 15.0
 
 
 class Backlog:
@@ -64,6 +67,9 @@ class Backlog:
         #: Of the blocked ones those that hold no objects yet, as there is no room for theirs; and how many calls do hold some.
         self._cramped: dict[CallId, CallRun] = {}
         self._holding = 0
+        #: Which were cramped when this was looked at last, and when it is looked again.
+        self._were_cramped: set[Attempt] = set()
+        self._room_due = 0.0
         #: Functions on their way (None), and those that will not come: how calls that name them end.
         self._absent: dict[FunctionId, tuple[int, str] | None] = {}
         self._doomed: dict[CallId, CallRun] = {}
@@ -350,6 +356,16 @@ class Backlog:
                 late += found
         if late:
             self._give_back(late, "late")
+
+    def give_back_cramped(self, now: float) -> None:
+        """Calls that have found no room for `ROOM_SECONDS` (by ``now``, of any clock) go where there may be some."""
+        if not self._cramped or now < self._room_due:
+            return
+        self._room_due = now + ROOM_SECONDS
+        waited = [call for call in self._cramped.values() if (call.call, call.attempt) in self._were_cramped]
+        self._were_cramped = {(call.call, call.attempt) for call in self._cramped.values()}
+        if waited:
+            self._give_back(waited, "room")
 
     def sweep(self, now: float) -> None:
         """End calls that run longer than their timeout, and cancelled ones that could not be found before.

@@ -384,6 +384,7 @@ class Worker:
         self._life.expects(self._backlog.longest)
         if self._backlog.longest > (left := self._life.deadline - now + MARGIN_SECONDS):
             self._backlog.give_back_late(left)
+        self._backlog.give_back_cramped(now)
         decision = self._life.look(now, held=held, oldest=oldest, starting=starting)
         self._tell_end()
         self._act(decision)

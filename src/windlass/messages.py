@@ -594,7 +594,7 @@ class CallsReturned(Message, frozen=True):
     """
 
     calls: tuple[HeldCall, ...]
-    #: "recalled", "draining", "late", "warned", "neighbour", "instance", "files", "unknown".
+    #: "recalled", "draining", "late", "warned", "neighbour", "instance", "files", "room", "unknown".
     reason: str
 
 

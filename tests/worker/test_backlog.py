@@ -31,7 +31,7 @@ from windlass.messages import (
     ObjectName,
     ObjectRef,
 )
-from windlass.worker.backlog import Backlog
+from windlass.worker.backlog import ROOM_SECONDS, Backlog
 from windlass.worker.lines import Attempt
 
 LIB = InstanceId(1)
@@ -306,6 +306,22 @@ def test_who_leaves_lets_those_behind_it_have_the_room(backlog: Backlog, queue: 
     assert desk.take() == [("ended", 2, CANCELLED), ("recalled", 6)]
     backlog.recall(LIB, 1)
     assert desk.take() == [("recalled", 4)]
+
+
+def test_those_that_find_no_room_for_long_go_back(backlog: Backlog, desk: Desk) -> None:
+    """The manager takes them for running; other workers may have room, and here none is left behind those who wait for it."""
+    desk.room = 2
+    backlog.run([call(1, spans=["b3-a"]), call(2, spans=["b3-b", "b3-c"])])
+    backlog.give_back_cramped(100.0)
+    backlog.run([call(3, spans=["b3-d"])])
+    backlog.give_back_cramped(100.0 + ROOM_SECONDS - 1)
+    assert desk.take() == []
+    backlog.give_back_cramped(100.0 + ROOM_SECONDS)
+    assert desk.take() == [("room", 2)]
+    assert desk.held == ["b3-a", "b3-d"]
+    backlog.run([call(2, attempt=2, spans=["b3-b", "b3-c"])])
+    backlog.give_back_cramped(100.0 + 2 * ROOM_SECONDS)
+    assert desk.take() == [], "it has just come"
 
 
 def test_those_that_wait_for_room_are_recalled_first(backlog: Backlog, desk: Desk) -> None:
@@ -610,6 +626,10 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(now=st.sampled_from([1.0, 20.0]))
     def clock(self, now: float) -> None:
         self.backlog.sweep(now)
+
+    @rule(now=st.sampled_from([1.0, 20.0, 40.0]))
+    def clock_of_room(self, now: float) -> None:
+        self.backlog.give_back_cramped(now)
 
     @rule()
     def instance_is_replaced(self) -> None:
