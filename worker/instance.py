@@ -75,7 +75,7 @@ class InstanceEvents(Protocol):
         """The call queue has room again, after a `feed` that could not place all."""
 
     def trouble(self, text: str) -> None:
-        """This node does not take what must be written to run calls; those concerned have not been fed."""
+        """This node does not take what must be written to run calls (those concerned have not been fed), or not all slots."""
 
 
 class State(Enum):
@@ -255,7 +255,7 @@ class LibraryInstance:
         if self._ending is not None:
             await asyncio.shield(self._ending)
 
-    # ------------------------------------------------ what slots say (`windlass.worker.slotset.Owner`)
+    # ------------------------------------------------ what slots say (`windlass.worker.slothandle.Owner`)
 
     @property
     def active(self) -> bool:
@@ -291,6 +291,10 @@ class LibraryInstance:
             failure = LibraryFailed(self.instance, kind, text, at_start)
             self.state = State.FAILED
             self._ending = self._loop.create_task(self._end_all(charge=charge, failure=failure))
+
+    def trouble(self, text: str) -> None:
+        """It runs here, but not in all its slots."""
+        self._loop.call_soon(self.events.trouble, text)  # the drain takes calls back out of the queue
 
     # ------------------------------------------------ starting
 

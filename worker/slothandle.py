@@ -13,12 +13,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from signal import SIGKILL
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
-from windlass.messages import BAD_CALL, CallEnd, CallId, EndDetail
-from windlass.worker.slotlink import RESULT_BYTES, Step, Unable, memory_file, socket_pair
+from windlass.messages import BAD_CALL, CallEnd, CallId, EndDetail, HeldCall
+from windlass.worker.slotlink import RESULT_BYTES, Prepared, Step, Unable, memory_file, socket_pair
+
+if TYPE_CHECKING:
+    from windlass.worker.zygotehandle import ZygoteHandle
 
 #: (call, attempt)
 Key = tuple[int, int]
@@ -88,6 +91,34 @@ class SlotHandle:
         for descriptor in (self.out, self.err):
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+class Owner(Protocol):
+    """What slots tell their instance."""
+
+    @property
+    def zygote(self) -> ZygoteHandle | None:
+        """Who forks; None: slots are executed."""
+        ...
+
+    @property
+    def active(self) -> bool:
+        """False when the instance has begun to end: slots are not replaced, and nothing is a failure any more."""
+        ...
+
+    def ended(self, ends: list[CallEnd]) -> None: ...
+    def lost(self, calls: list[HeldCall], reason: str = "instance") -> None: ...
+    def step(self, step: Step, slot: SlotHandle) -> None:
+        """A slot that loads the library by itself does this now."""
+
+    def prepared(self, note: Prepared, slot: SlotHandle) -> None:
+        """A slot serves."""
+
+    def fail(self, kind: str, text: str) -> None:
+        """The library cannot run here."""
+
+    def trouble(self, text: str) -> None:
+        """It runs here, but not in all its slots."""
 
 
 def unreadable_end(frame: memoryview, error: Exception) -> CallEnd | None:

@@ -11,7 +11,8 @@ for). A slot that died without a running call may still have claimed one, in the
 that are neither in the queue nor with any living slot, and gives them back as lost. Then the slot is replaced.
 
 *A slot cannot start*, as its context function fails, or it takes too long, or three in a row ended before they had run a call. The library
-cannot run here then; unless other slots serve. What these run is not to be lost by it, so the missing one is tried again later.
+cannot run here then; unless other slots serve. What these run is not to be lost by it, so the missing one is tried again later; and when
+that goes on, the worker is told: it drains, as calls wait here for slots that do not come.
 
 *A running call is ended* (`kill_calls`) without hitting the next one by mistake: the slot is stopped, and when it stands, its row says
 whether it is still that call. Then it is killed with all its children, else continued. In mode ``fork`` the slot stays, and only what
@@ -26,11 +27,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from signal import SIGCONT, SIGKILL, SIGSTOP
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -38,10 +40,9 @@ from windlass.messages import CANCELLED, DIED, OUT_OF_MEMORY, CallEnd, CallId, E
 from windlass.worker import capture
 from windlass.worker.gpus import Gpus
 from windlass.worker.ground import Ground, quoted
-from windlass.worker.slothandle import Key, Kill, RunningCall, SlotHandle, Timers, Watch, during, reaped, unreadable_end
-from windlass.worker.slotlink import LEFT_ASKED, LEFT_TORN, LEFT_UNABLE, LENGTH, NOTE, Prepared, Row, SlotNote, Step, Unable
+from windlass.worker.slothandle import Key, Kill, Owner, RunningCall, SlotHandle, Timers, Watch, during, reaped, unreadable_end
+from windlass.worker.slotlink import LEFT_ASKED, LEFT_TORN, LEFT_UNABLE, LENGTH, NOTE, Row, SlotNote, Step, Unable
 from windlass.worker.slotproc import all_gone, death, ended_how, kill, kill_below, kill_tree, process_state, waits_for_others
-from windlass.worker.zygotehandle import ZygoteHandle
 
 log = logging.getLogger("windlass.worker")
 
@@ -56,31 +57,6 @@ _READ_BYTES: Final = 256 << 10
 FORK_SECONDS: Final = 0.5
 #: No answer is as long, in bytes: what is large travels as objects.
 _ANSWER_MOST: Final = 64 << 20
-
-
-class Owner(Protocol):
-    """What slots tell their instance."""
-
-    @property
-    def zygote(self) -> ZygoteHandle | None:
-        """Who forks; None: slots are executed."""
-        ...
-
-    @property
-    def active(self) -> bool:
-        """False when the instance has begun to end: slots are not replaced, and nothing is a failure any more."""
-        ...
-
-    def ended(self, ends: list[CallEnd]) -> None: ...
-    def lost(self, calls: list[HeldCall], reason: str = "instance") -> None: ...
-    def step(self, step: Step, slot: SlotHandle) -> None:
-        """A slot that loads the library by itself does this now."""
-
-    def prepared(self, note: Prepared, slot: SlotHandle) -> None:
-        """A slot serves."""
-
-    def fail(self, kind: str, text: str) -> None:
-        """The library cannot run here."""
 
 
 class SlotSet:
@@ -99,8 +75,8 @@ class SlotSet:
         self.slots: dict[int, SlotHandle] = {}  # by row
         self._kills: dict[Key, Kill] = {}  # to end in a slot that lives on: killed below it (mode "fork"), or cancelled in it
         self._early_deaths = 0
-        #: Slots in a row that could not start while others served; set while it is waited until the next is tried.
-        self._failed_starts = 0
+        #: How often in a row slots could not start while others served; how many are not tried while it is waited.
+        self._failed_starts = self._paused = 0
         self._pause: asyncio.TimerHandle | None = None
         self._warned = False
         self._buffer = bytearray(_READ_BYTES)
@@ -217,7 +193,7 @@ class SlotSet:
                     slot.warn()
                 missing -= 1
         if self._pause is not None and self._serves():
-            return
+            missing -= self._paused
         while missing > 0 and self._add_slot():
             missing -= 1
 
@@ -302,14 +278,18 @@ class SlotSet:
         if not self._serves():
             self._owner.fail(kind, text)
             return
+        self._paused += 1
+        if self._pause is not None:
+            return
         pause = PAUSES[min(self._failed_starts, len(PAUSES) - 1)]
         self._failed_starts += 1
         log.warning("a slot is tried again in %g s, while others serve: %s", pause, text)
-        self._timers.cancel(self._pause)
         self._pause = self._timers.later(pause, self._pause_over)
+        if self._failed_starts == len(PAUSES) + 1:
+            self._owner.trouble(f"slots of library {self._spec.name!r} cannot start beside others on {os.uname().nodename}: {text}")
 
     def _pause_over(self) -> None:
-        self._pause = None
+        self._pause, self._paused = None, 0
         self.fill()
 
     # ------------------------------------------------ what slots say

@@ -642,7 +642,7 @@ async def test_slots_that_die_before_they_serve_fail_the_library(bench: Any) -> 
 async def test_a_slot_that_cannot_start_costs_the_others_nothing(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """A licence server refuses the second connection, say: what runs goes on, and the slot comes when it can."""
+    """A licence server refuses the second connection, say: what runs goes on, and the slot comes when it can. Soon the worker is told."""
     monkeypatch.setattr(slotset, "PAUSES", (0.01, 0.05))
 
     def context(folder: str, how: str) -> None:
@@ -664,8 +664,12 @@ async def test_a_slot_that_cannot_start_costs_the_others_nothing(
     await bench.until(gate.exists)
     (tmp_path / "bad").touch()
     instance.set_slots(2)
-    await bench.until(lambda: len(list(tmp_path.glob("tried-*"))) >= (1 if how == "hangs" else 4))
+    tries = {"hangs": 1, "raises": 4, "exits": 10}[how]
+    await bench.until(lambda: len(list(tmp_path.glob("tried-*"))) >= tries)
     assert instance.slots == 1
+    assert [text.partition(" on ")[0] for text in bench.events.troubles] == ["slots of library 'lib' cannot start beside others"] * (
+        tries > 1
+    )
     if how == "hangs":  # its time is over
         await bench.until(lambda: len(instance.slot_pids()) == 2)
         (slot,) = [slot for slot in instance._slots.slots.values() if not slot.ready]
@@ -674,6 +678,28 @@ async def test_a_slot_that_cannot_start_costs_the_others_nothing(
     await bench.until(lambda: instance.slots == 2)
     gate.unlink()
     assert bench.value(await bench.end(call)) == str(gate)
+    assert not bench.events.failures
+
+
+@pytest.mark.asyncio
+async def test_while_one_slot_cannot_start_others_are_replaced(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has left, for `max_calls` or a timeout, does not wait for what another one waits for."""
+    monkeypatch.setattr(slotset, "PAUSES", (600.0,))
+
+    def context(folder: str) -> None:
+        bad = Path(folder, "bad")
+        if bad.exists():
+            bad.rename(Path(folder, "met"))
+            raise ConnectionRefusedError
+
+    instance = await bench.serving(bench.spec(add, context=(context, (str(tmp_path),), {})), 2)
+    await bench.until(lambda: instance.slots == 2)
+    (tmp_path / "bad").touch()
+    instance.set_slots(3)
+    await bench.until(lambda: (tmp_path / "met").exists() and len(instance.slot_pids()) == 2)
+    gone = min(instance.slot_pids().values())
+    os.kill(gone, signal.SIGKILL)
+    await bench.until(lambda: instance.slots == 2 and gone not in instance.slot_pids().values())
     assert not bench.events.failures
 
 
