@@ -49,7 +49,7 @@ _NODES_TROUBLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, err
 
 
 class CannotStart(Exception):
-    """The library cannot start; `kind` and the text are those of `LibraryFailed`."""
+    """The library cannot start; `kind` and the text are those of `LibraryFailed`, or the kind is "node": the trouble is this node's."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
@@ -92,7 +92,7 @@ def load(setup: Setup, announce: Callable[[Step], None], *, with_context: bool) 
     try:
         add_code(spec.code, setup.store_folder, setup.code_folder, spec.paths)
     except Exception as error:
-        kind = "crash" if is_the_nodes(error) else "import"  # other workers may do better
+        kind = "node" if is_the_nodes(error) else "import"  # other workers may do better
         raise CannotStart(kind, f"the code of library {spec.name!r} cannot be unpacked on the worker: {error!r}\n{_trace()}") from error
     # Objects made while loading live as long as the process: looking for garbage among them is wasted, also afterwards. The first look of
     # a collector that finds them all new takes as long as a tenth of the imports; so they are put out of its sight before it is on again.

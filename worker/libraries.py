@@ -300,6 +300,10 @@ class Libraries:
             log.warning("library %s: %s; this start's imports took %.3g s", name, note, seconds)
 
     def on_failed(self, instance: InstanceId, message: LibraryFailed) -> None:
+        """It serves no more; by this node's fault ("node"): the manager hears of the drain first, lest it tries here again."""
+        if message.kind == "node" and instance in self.entries:
+            message = msgspec.structs.replace(message, kind="crash")
+            self._trouble(message.text)
         entry = self._take_out(instance, tell=message)
         if entry is not None:
             self._spawn(self._stop(instance, entry, say=False))
@@ -358,7 +362,7 @@ class Libraries:
             entry.library.start(entry.slots, entry.gpu_ids)
         except OSError as error:
             self.on_failed(
-                instance, LibraryFailed(instance, "crash", f"library {entry.spec.name} cannot start on {os.uname().nodename}: {error}")
+                instance, LibraryFailed(instance, "node", f"library {entry.spec.name} cannot start on {os.uname().nodename}: {error}")
             )
 
     async def _start_when_there(self, instance: InstanceId, entry: Entry) -> None:
@@ -367,7 +371,8 @@ class Libraries:
         except TransferFailed as error:
             entry.task = None
             # A full disk is this node's trouble, and other workers may try; what is nowhere is nowhere.
-            kind = "crash" if error.outcome == DIED else "function"
+            anywhere = isinstance(error.__cause__, ConnectionRefused) or not self._transfers.could_hold(entry.refs)
+            kind = "function" if error.outcome != DIED else "crash" if anywhere else "node"
             self.on_failed(instance, LibraryFailed(instance, kind, f"library {entry.spec.name}: {error}"))
             return
         if entry.environment is not None and not await self._enter_environment(instance, entry, entry.environment):
@@ -389,9 +394,10 @@ class Libraries:
             entry.task = None
             here = isinstance(error, OSError)  # this node's disk
             if own or self._environment is None:
-                kind, text = "crash" if here else "function", f"the environment of library {entry.spec.name}: {error}"
+                kind, text = "node" if here else "function", f"the environment of library {entry.spec.name}: {error}"
             else:  # other pools may have another one, and other nodes more room
-                kind, text = "crash" if here or isinstance(error, CannotKeep) else "python", _cannot_enter(self._environment, error)
+                kind = "node" if here else "crash" if isinstance(error, CannotKeep) else "python"
+                text = _cannot_enter(self._environment, error)
             self.on_failed(instance, LibraryFailed(instance, kind, text))
             return False
         entry.library.python = python

@@ -24,6 +24,7 @@ from windlass.messages import (
     FileName,
     FileRef,
     FunctionDef,
+    LibraryFailed,
     Message,
     ObjectName,
     ObjectRef,
@@ -159,6 +160,28 @@ async def test_a_function_that_the_manager_refused_is_asked_for_again(tmp_path: 
         while not ground.queue.queue:
             await asyncio.sleep(0)
     assert ground.troubles == []
+
+
+@pytest.mark.parametrize("full", ["the store", "the scratch folder"])
+async def test_a_node_that_is_full_drains_before_it_says_that_a_library_cannot_start(bench: Any, tmp_path: Path, full: str) -> None:
+    """Else the manager would start it here again at once, three times, and the library would fail everywhere."""
+    heard: list[object] = []
+    backlog, store = Backlog(Desk()), ObjectStore(tmp_path / "store")
+    nothing = {"arrived": backlog.arrived, "failed": backlog.failed, "room_made": backlog.room_made}
+    moves = Transfers(store, Wire(store, [OSError(28, "No space left on device")]), **cast("Any", nothing))
+    (tmp_path / "file").touch()
+    scratch = tmp_path / "file" if full == "the scratch folder" else tmp_path  # no folder can be made there
+    says = heard.append, unheard, heard.append
+    folders = scratch, tmp_path / "store", bench.functions
+    libraries = Libraries(backlog, moves, *says, *folders, None, bench.gpus, files=lambda: cast("Any", None))
+    code = (ObjectRef(content_name(CODE), len(CODE)),) if full == "the store" else ()
+    libraries.start(StartLibrary(LIB, bench.spec(wait_for, code=code), 1))
+    await bench.until(lambda: len(heard) == 2)
+    text, failure = heard
+    assert isinstance(failure, LibraryFailed)
+    assert failure.kind == "crash", "which older managers know"
+    assert failure.text == text
+    await libraries.close(0.0)
 
 
 async def test_an_instance_in_its_grace_ends_when_all_do(bench: Any, tmp_path: Path) -> None:

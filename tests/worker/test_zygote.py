@@ -217,7 +217,7 @@ async def test_a_library_whose_code_finds_no_room_on_the_node_may_start_elsewher
     """It is no fault of the library, which ends at its first failure to start otherwise."""
     bench.folder = mounted
     failure = await failure_of(bench, bench.spec(add, code=large_code(bench)))
-    assert failure.kind == "crash"
+    assert failure.kind == "node"
     assert failure.text.startswith("the code of library 'lib' cannot be unpacked on the worker: OSError(28, 'No space left on device')")
 
 
