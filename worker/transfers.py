@@ -164,7 +164,12 @@ class Transfers:
         task.add_done_callback(partial(self._pushed, end, tell))
 
     async def close(self) -> None:
-        """Give up whatever is on its way."""
+        """Give up whatever is on its way, and let go of all that is held: what comes after this has the store to itself."""
+        for name in self._pinned:
+            self._store.unpin(name)
+        self._pinned.clear()
+        self._holds.clear()  # so that nothing is pinned any more
+        self._held_bytes, self._short = 0, False
         tasks = [*self._fetches.values(), *self._pushes]
         for task in tasks:
             task.cancel()

@@ -297,3 +297,24 @@ async def test_closing_gives_up_what_is_on_its_way(desk: Desk) -> None:
     await asyncio.sleep(0)
     await desk.transfers.close()
     assert (desk.arrived, desk.failed, desk.told) == ([], [], [])
+
+
+async def test_what_was_held_is_let_go_at_the_end_of_a_session(desk: Desk) -> None:
+    """The next one begins with an empty store, by its count. Who releases late has nothing to release."""
+    desk.store.limit = 1000
+    held, coming = desk.manager.put(b"h" * 600), desk.manager.put(b"c" * 300)
+    await desk.have([held])
+    desk.wire.open.clear()
+    desk.transfers.hold([coming])
+    old = desk.transfers
+    await old.close()
+    desk.wire.open.set()
+    desk.transfers = Transfers(desk.store, desk.wire, arrived=desk._arrived, failed=desk._failed, room_made=desk._room_made)
+    large = desk.manager.put(b"l" * 900)
+    assert desk.transfers.lacks_room([large]) == ""
+    await desk.have([large])
+    desk.transfers.release([large])
+    await desk.have([held])
+    old.release([held, coming])
+    desk.store.discard(held.name)
+    assert desk.store.has(held.name), "the new one holds it"
