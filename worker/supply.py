@@ -7,8 +7,8 @@ last as long as the manager knows this worker.  Objects go over data connections
 own certificate, since peers must know each other: the first file that is wanted hurries the enrolment (`needed`), and what is to be said
 about files waits until then, so that the manager knows how peers reach this worker before it chooses a source for it.
 
-Where the disk takes not even a folder, a link or a lock for a file, or where another user has made one of the folders anew
-(`windlass.ownership`), the worker drains: what needs files goes back, what runs goes on.
+Where the disk takes no object, not even a folder, a link or a lock for a file, or where another user has made one of the folders anew
+(`windlass.ownership`), the worker drains: what needs objects or files goes back, what runs goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from windlass import folders
-from windlass.errors import Damaged, UsageError, WindlassError
+from windlass.errors import Damaged, StoreFull, UsageError, WindlassError
 from windlass.messages import (
     KEPT_BASE,
     NO_FILE,
@@ -45,7 +45,7 @@ from windlass.messages import (
     Serving,
     Welcome,
 )
-from windlass.objects import ObjectStore
+from windlass.objects import FULL, ObjectStore
 from windlass.ownership import NotOurs, require_ours
 from windlass.store_folders import default_store_folder, default_store_limit, remove_dead_folders
 from windlass.worker.file_locks import keep_from_cleaners
@@ -187,8 +187,9 @@ class Supply:
         """See `windlass.worker.transfers.Data`."""
         try:
             await self._data_client().get(ref)
-        except NotOurs as error:
-            self._cannot_keep(error)
+        except (NotOurs, StoreFull) as error:
+            if isinstance(error, NotOurs) or error.errno in FULL:
+                self._cannot_keep(error)  # it drains before the fetch is known to have failed: its calls go back
             raise
 
     async def put(self, name: ObjectName, path: str, /) -> None:
@@ -301,7 +302,7 @@ class Supply:
     def _cannot_keep(self, error: OSError) -> None:
         if not self._in_trouble:
             self._in_trouble = True
-            remedy = "" if isinstance(error, NotOurs) else "; free space in the worker's scratch"
+            remedy = "" if isinstance(error, (NotOurs, StoreFull)) else "; free space in the worker's scratch"
             text = f"files cannot be kept on {os.uname().nodename}: {error}{remedy}"
             asyncio.get_running_loop().call_soon(self._trouble, text)  # the backlog, which drains then, may be asking
 
