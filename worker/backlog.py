@@ -87,7 +87,7 @@ class Backlog:
     @property
     def sweeping(self) -> bool:
         """Whether `sweep` has anything to watch."""
-        return bool(self._doomed) or any(line.timed for line in self._lines.values())
+        return bool(self._doomed) or any(line.timeouts for line in self._lines.values())
 
     def weight(self, call: CallId, attempt: int) -> int:
         """How many slots a held call occupies; 1 for one that is not held."""
@@ -411,7 +411,7 @@ class Backlog:
         for line in self._lines.values():
             mine = [call for call in (*self._held.values(), *self._older.values()) if call.instance == line.instance]
             assert line.heavy == sum(call.weight > 1 for call in mine)
-            assert line.timed == sum(call.timeout > 0 for call in mine)
+            assert line.timeouts.total() == sum(call.timeout > 0 for call in mine)
             unfed = {id(call) for call in line.waiting} | {id(self._held[number]) for number in self._blocked}
             fed_calls = [call for call in mine if id(call) not in unfed]
             assert line.fed == len(fed_calls)
@@ -554,7 +554,8 @@ class Backlog:
             if call.inputs:
                 self._comm.release_files(call.inputs)
         if line is not None:
-            line.timed -= call.timeout > 0
+            if call.timeout:
+                line.unwatch(call.timeout)
             if call.weight > 1:
                 line.heavy -= 1
                 if fed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from typing import Final, Protocol
 
@@ -72,7 +72,7 @@ class Comm(Protocol):
 class Line:
     """The calls of one instance."""
 
-    __slots__ = ("due", "extra", "fed", "heavy", "holder", "instance", "least", "ready", "slots", "timed", "waiting")
+    __slots__ = ("due", "extra", "fed", "heavy", "holder", "instance", "least", "ready", "slots", "timeouts", "waiting")
 
     def __init__(self, instance: InstanceId, holder: Instance, slots: int) -> None:
         self.instance = instance
@@ -84,23 +84,30 @@ class Line:
         #: Calls in the instance's queue or running, and how many slots they occupy beyond one each.
         self.fed = 0
         self.extra = 0
-        #: Held calls with a weight over 1, held calls with a timeout.
+        #: Held calls with a weight over 1; timeouts of held calls that have one.
         self.heavy = 0
-        self.timed = 0
-        #: The least of these timeouts, and before which time none of these calls can have run longer than its own.
+        self.timeouts = Counter[float]()
+        #: The least of them as of the last look, and before which time none of these calls can have run longer than its own.
         self.least = 0.0
         self.due = 0.0
 
     def watch(self, timeout: float) -> None:
         """A call with this timeout has come."""
-        if not self.timed or timeout < self.least:
+        if not self.timeouts or timeout < self.least:
             self.least, self.due = timeout, 0.0
-        self.timed += 1
+        self.timeouts[timeout] += 1
+
+    def unwatch(self, timeout: float) -> None:
+        """It has left."""
+        self.timeouts[timeout] -= 1
+        if not self.timeouts[timeout]:
+            del self.timeouts[timeout]
 
     def is_due(self, now: float) -> bool:
         """Whether it is time to look at what runs; also when the clock was set back."""
-        return self.timed > 0 and not now < self.due <= now + self.least
+        return bool(self.timeouts) and not now < self.due <= now + self.least
 
     def looked(self, now: float, ends: Sequence[float]) -> None:
         """Those that run may run until then. Others may begin now, and where many run it is not looked again for each of them."""
+        self.least = min(self.timeouts)
         self.due = max(min((now + self.least, *ends)), now + min(LATE_SHARE * self.least, LATE_SECONDS))

@@ -450,18 +450,31 @@ def test_what_runs_is_looked_at_when_something_may_be_late(backlog: Backlog, que
     """A slot may run a thousand calls at once, and a look at all of them takes long."""
     backlog.run([call(1, timeout=30.0), call(2, timeout=30.0)])
     queue.start(now=1000.0)
-    tick = 0
-    while not queue.killed:
-        tick += 1
+    for tick in range(1, 601):
+        assert not queue.killed
         if tick == 400:
             queue.start(now=1019.9)
         backlog.sweep(1000.0 + tick / 20)
-    assert tick == 600
+    assert queue.killed == [(1, 1, TIMED_OUT)]
     queue.slots.pop(0)
     backlog.ended(LIB, [CallEnd(CallId(1), 1, TIMED_OUT)])
     assert queue.killed == [(1, 1, TIMED_OUT)]
     assert queue.looks < 5
     desk.take()
+
+
+def test_a_short_timeout_of_a_call_that_has_ended_costs_nothing(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """What is held has long ones, and never is nothing held."""
+    backlog.run([call(1, timeout=0.1), call(2, timeout=1000.0)])
+    queue.start(now=1000.0)
+    queue.start(now=1000.0)
+    queue.slots.pop(0)
+    backlog.ended(LIB, [end(1)])
+    for tick in range(1000):
+        backlog.sweep(1000.0 + tick / 20)
+    assert queue.looks <= 2
+    assert queue.killed == []
+    assert desk.take() == [("ended", 1, RETURNED)]
 
 
 @pytest.mark.parametrize("late", [True, False])
