@@ -19,7 +19,7 @@ STOP_LOOKS: Final = 20
 STOP_PAUSE: Final = 0.001
 
 #: The number of futex(2), by which threads wait for locks, in the words of /proc; where it is not known here, nobody is in it.
-_FUTEX: Final = {"x86_64": b"202", "aarch64": b"98"}.get(os.uname().machine, b"?")
+_FUTEX: Final = {"x86_64": b"202", "aarch64": b"98", "riscv64": b"98", "ppc64le": b"221", "s390x": b"238"}.get(os.uname().machine, b"?")
 
 
 def process_state(pid: int) -> str:

@@ -52,6 +52,9 @@ EARLY_DEATHS: Final = 3
 PAUSES: Final = (1.0, 5.0, 30.0)
 #: Seconds that a task has to end when it was cancelled.
 CANCEL_SECONDS: Final = 5.0
+#: Seconds until it is looked again whether a slot has a call that is nowhere; they grow, as each look takes all out of the queue.
+AUDIT_SECONDS: Final = 0.005
+AUDIT_SECONDS_MOST: Final = 0.25
 _READ_BYTES: Final = 256 << 10
 #: Seconds in which a zygote tells that it has forked.
 FORK_SECONDS: Final = 0.5
@@ -505,7 +508,7 @@ class SlotSet:
             self._early_deaths = 0
             self._cannot_start("crash", text)
 
-    def _audit(self) -> None:
+    def _audit(self, pause: float = AUDIT_SECONDS) -> None:
         """Give back calls that a dead slot had claimed and not yet noted.
 
         They are neither in the queue nor with a slot. A living slot without a noted call may be in the same microsecond; it is not when
@@ -541,7 +544,7 @@ class SlotSet:
             self._owner.lost([HeldCall(CallId(call), attempt) for call, attempt in sorted(suspects)])
             self.check_drained()
         elif suspects:
-            self._timers.later(0.005, self._audit)
+            self._timers.later(pause, lambda: self._audit(min(2 * pause, AUDIT_SECONDS_MOST)))
 
     # ------------------------------------------------ the end
 
