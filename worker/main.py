@@ -209,6 +209,7 @@ class Worker:
             elif fresh:
                 log.warning("manager %s has begun a new session with this worker", welcome.manager)
                 self._begin_anew(self._supply, self._libraries, welcome.adopts)
+                self._sweep_later()
         except Exception as error:
             # Whatever it was: without these parts a worker would stay connected and do nothing of what it is told. What ran for an earlier
             # session must not be told of in this one.
