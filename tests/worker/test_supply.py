@@ -31,7 +31,7 @@ class Wire:
         raise error
 
 
-async def test_a_disk_that_is_full_ends_no_call_for_its_arguments(tmp_path: Path) -> None:
+async def test_a_disk_that_is_full_ends_no_call_for_its_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker drains, and they go back: one that ended them, each at once, would get all that there are."""
     desk, troubles = Room(), list[str]()
     backlog = Backlog(desk)
@@ -42,7 +42,7 @@ async def test_a_disk_that_is_full_ends_no_call_for_its_arguments(tmp_path: Path
 
     supply = Supply("w", *cast("tuple[Any, Any, Any]", (None, None, None)), unheard, trouble)
     supply.store = ObjectStore(tmp_path, 1000)
-    supply._data = cast("Any", Wire())
+    monkeypatch.setattr(supply, "_data", Wire())
     desk.moves = supply.new_session(backlog)
     backlog.add(LIB, Queue(), 1)
     backlog.run([call(1, spans=["b3-a"]), call(2, spans=["b3-a"])])

@@ -58,6 +58,9 @@ class Desk:
         self.told: list[CallEnd] = []
         self.changed = asyncio.Event()
         self.rooms = 0
+        self.begin_session()
+
+    def begin_session(self) -> None:
         self.transfers = Transfers(self.store, self.wire, arrived=self._arrived, failed=self._failed, room_made=self._room_made)
 
     def _arrived(self, name: ObjectName) -> None:
@@ -309,7 +312,7 @@ async def test_what_was_held_is_let_go_at_the_end_of_a_session(desk: Desk) -> No
     old = desk.transfers
     await old.close()
     desk.wire.open.set()
-    desk.transfers = Transfers(desk.store, desk.wire, arrived=desk._arrived, failed=desk._failed, room_made=desk._room_made)
+    desk.begin_session()
     large = desk.manager.put(b"l" * 900)
     assert desk.transfers.lacks_room([large]) == ""
     await desk.have([large])
