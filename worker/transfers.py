@@ -149,8 +149,8 @@ class Transfers:
         """Wait until all of these, which somebody holds, are there; again where they have failed. Raises `TransferFailed`."""
         self.look_again()  # what is held for long, such as code, is not asked for by calls
         self._ask_for(refs)
-        for ref in refs:
-            task = self._fetches.get(ref.name)
+        # All of them now: one that ends while another is awaited leaves `_fetches`, and its error with it.
+        for ref, task in [(ref, self._fetches.get(ref.name)) for ref in refs]:
             error = await asyncio.shield(task) if task is not None else None
             if error is not None:
                 raise error

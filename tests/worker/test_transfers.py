@@ -321,3 +321,23 @@ async def test_what_was_held_is_let_go_at_the_end_of_a_session(desk: Desk) -> No
     old.release([held, coming])
     desk.store.discard(held.name)
     assert desk.store.has(held.name), "the new one holds it"
+
+
+async def test_an_object_that_fails_while_an_earlier_one_is_on_its_way_says_why(desk: Desk) -> None:
+    """And not that the store is full."""
+    first, second = desk.manager.put(b"a" * 1000), desk.manager.put(b"b" * 1000)
+    desk.wire.open.clear()
+    desk.transfers.hold([first])
+    while not desk.wire.tries:
+        await asyncio.sleep(0)
+    slow, desk.wire.open = desk.wire.open, asyncio.Event()
+    desk.wire.open.set()
+    desk.wire.troubles = [ObjectGone("the manager does not have it")]
+    desk.transfers.hold([second])
+    waiting = asyncio.create_task(desk.transfers.obtain([first, second]))
+    await desk.news()
+    assert [name for name, *_ in desk.failed] == [second.name]
+    slow.set()
+    with pytest.raises(TransferFailed, match="could not be fetched: the manager does not have it") as raised:
+        await waiting
+    assert raised.value.outcome == BAD_CALL
