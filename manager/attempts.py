@@ -207,6 +207,8 @@ class Attempts(Dispatch):
             instance = worker.by_library.get(call.spec.library)
             if instance is not None:
                 instance.outstanding -= call.weight
+                if message.reason == "room":
+                    self._off_lists(instance)  # it comes last: its idle slots lack what calls need, and others may have it
             self._back(call, now)
         for instance in worker.instances.values():
             if message.reason == "recalled":

@@ -22,6 +22,7 @@ from windlass.manager.client import Client
 from windlass.manager.core import Core
 from windlass.manager.filedesk import FileDesk
 from windlass.messages import (
+    CallsReturned,
     CertificateIssued,
     CertificateRequest,
     FileFailed,
@@ -52,6 +53,7 @@ class WorkerSessions:
     ) -> None:
         self._core, self._authority, self._files, self._client, self._now, self._act = core, authority, files, client, now, act
         self.links: dict[WorkerId, Link] = {}
+        self._told_of_room = False
 
     def begin(self, link: Link, info: WorkerInfo | None) -> None:
         """A worker has joined."""
@@ -89,6 +91,9 @@ class WorkerSessions:
             elif isinstance(message, OrphansHeld | OrphansEnded):
                 if (client := self._client()) is not None:
                     client.orphans(worker, message, self._core.withdraw)
+            elif isinstance(message, CallsReturned):
+                if message.reason == "room":
+                    self._tell_of_room(worker)
             elif isinstance(message, CertificateRequest):
                 try:
                     link.send(CertificateIssued(self._authority.issue(message.request, worker)))
@@ -101,6 +106,17 @@ class WorkerSessions:
                 return
         self._core.worker_said(worker, batch, self._now())
         self._act()
+
+    def _tell_of_room(self, worker: WorkerId) -> None:
+        """Slots stand idle that nobody sees to be of no use: one warning, for such calls come back every few seconds."""
+        if not self._told_of_room and (known := self._core.workers.get(worker)) is not None:
+            self._told_of_room = True
+            log.warning(
+                "worker %s on %s has given calls back, as their large arguments find no room in its store beside those of calls that run; "
+                "they go to others that are idle, or wait. Give pilots more memory, or calls memory=, so that fewer share a node",
+                worker,
+                known.info.host,
+            )
 
     def _cut(self, worker: WorkerId, link: Link, reason: str) -> None:
         if self.links.get(worker) is link:

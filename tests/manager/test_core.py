@@ -1209,6 +1209,27 @@ def test_calls_that_a_worker_finds_too_late_to_start_cost_nothing(bench: Bench) 
     assert bench.done[call].attempts == ()
 
 
+def test_calls_for_which_a_worker_has_no_room_go_to_others_that_are_idle(bench: Bench) -> None:
+    """Also where that worker has always been idle in part: it would be the first to get them, again and again."""
+    library = bench.library()
+    for name in ("w1", "w2"):
+        bench.worker(name, cores=3)
+    bench.submit(library, 6)
+    for name in ("w1", "w2"):
+        bench.serve(name)
+    for name in ("w1", "w2"):
+        for run in bench.all_runs(name):
+            bench.end(run, worker=name, seconds=60.0)
+    bench.sent.clear()
+    calls = bench.submit(library, 2)
+    [name] = [name for name in ("w1", "w2") if bench.sent.get(name)]
+    other = {"w1": "w2", "w2": "w1"}[name]
+    assert [run.call for run in bench.runs(name)] == calls
+    bench.say(name, CallsReturned((HeldCall(calls[1], 1),), "room"))
+    assert [run.call for run in bench.runs(other)] == calls[1:]
+    assert bench.heard(name) == []
+
+
 def test_a_call_that_was_warned_of_its_pilots_end_may_go_on_in_the_next_one(bench: Bench) -> None:
     """It has had a whole walltime, and is not too long for it: it has saved what it had. But not for ever."""
     library = bench.library()

@@ -22,6 +22,7 @@ from windlass.identity import CLIENT, WORKER, Address, Authority, ConnectionFile
 from windlass.manager import addresses, server
 from windlass.messages import (
     PROTOCOL,
+    CallsReturned,
     Hello,
     Message,
     PilotId,
@@ -148,6 +149,14 @@ def test_of_who_leaves_with_nothing_to_do_no_goodbye_is_missed(manager: Manager,
         until(lambda: len(told()) == 2, "both cuts are seen")
     warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert [text.split(":")[0] for text in warned] == ["worker w1"]
+
+
+def test_that_calls_find_no_room_at_workers_is_told_once(manager: Manager, caplog: pytest.LogCaptureFixture) -> None:
+    """They come back every few seconds."""
+    run(Peer(credential(manager, WORKER, "w1"), "worker", "w1").visit(*[CallsReturned((), "room")] * 2, CallsReturned((), "recalled")))
+    until(lambda: "its session waits" in caplog.text, "all of it was heard")
+    [told] = [record.getMessage() for record in caplog.records if "given calls back" in record.getMessage()]
+    assert told.startswith("worker w1 on host has given calls back, as their large arguments find no room in its store")
 
 
 @pytest.mark.parametrize(("role", "certificate"), [("worker", WORKER), ("factory", CLIENT), ("client", CLIENT)])
