@@ -68,6 +68,7 @@ class SlotHandle:
         self.trimmed = [0, 0]
         self.rest = b""  # the beginning of a frame
         self.ready = False
+        self.proven = False  # a call of it has ended
         self.leaving = False
         self.stopping = False
         self.doomed = False  # killed by us

@@ -10,9 +10,9 @@ row is read: a call that has begun, and is still outstanding, ended with the slo
 for). A slot that died without a running call may still have claimed one, in the microsecond before it noted so: `_audit` finds calls
 that are neither in the queue nor with any living slot, and gives them back as lost. Then the slot is replaced.
 
-*A slot cannot start*, as its context function fails, or it takes too long, or three in a row ended before they had run a call. The library
-cannot run here then; unless other slots serve. What these run is not to be lost by it, so the missing one is tried again later; and when
-that goes on, the worker is told: it drains, as calls wait here for slots that do not come.
+*A slot cannot start*, as its context function fails, or it takes too long, or three ended before they had run a call, and no slot ended
+its first call meanwhile. The library cannot run here then; unless other slots serve. What these run is not to be lost by it, so those that
+are missing are tried again later; and when that goes on, the worker is told: it drains, as calls wait here for slots that do not come.
 
 *A running call is ended* (`kill_calls`) without hitting the next one by mistake: the slot is stopped, and when it stands, its row says
 whether it is still that call. Then it is killed with all its children, else continued. In mode ``fork`` the slot stays, and only what
@@ -77,7 +77,8 @@ class SlotSet:
         self.drained = asyncio.Event()
         self.slots: dict[int, SlotHandle] = {}  # by row
         self._kills: dict[Key, Kill] = {}  # to end in a slot that lives on: killed below it (mode "fork"), or cancelled in it
-        self._early_deaths = 0
+        #: The rows of slots that have ended before they had run a call, since one has run its first.
+        self._early_deaths: list[int] = []
         #: How often in a row slots could not start while others served; how many are not tried while it is waited.
         self._failed_starts = self._paused = 0
         self._pause: asyncio.TimerHandle | None = None
@@ -211,7 +212,7 @@ class SlotSet:
             self._gpus.give_back(gpus)
             self._timers.later(1.0, self.fill)
             if not self._serves():
-                self._count_early_death(f"no more descriptors for slots: {error}")
+                self._count_early_death(row, f"no more descriptors for slots: {error}")
             return False
         self.slots[row] = slot
         self._rows.add_slot(row)
@@ -254,7 +255,7 @@ class SlotSet:
         self._remove_slot(self.slots[row])
         self._timers.later(1.0, self.fill)
         if not self._serves():
-            self._count_early_death(f"no process for a slot: {text}")
+            self._count_early_death(row, f"no process for a slot: {text}")
 
     def exited(self, row: int, pid: int, status: int, peak_memory: int) -> None:
         """The zygote has reaped this slot."""
@@ -276,12 +277,13 @@ class SlotSet:
     def _serves(self) -> bool:
         return any(slot.ready for slot in self.slots.values())
 
-    def _cannot_start(self, kind: str, text: str) -> None:
-        """A slot cannot start: the library fails by that, or it is tried again later."""
+    def _cannot_start(self, kind: str, text: str, slots: int = 1) -> None:
+        """So many slots cannot start: the library fails by that, or they are tried again later."""
         if not self._serves():
             self._owner.fail(kind, text)
             return
-        self._paused += 1
+        serving = sum(slot.ready and not slot.leaving for slot in self.slots.values())
+        self._paused = min(self._paused + slots, self.target - serving)  # no more: one that served and has left is replaced
         if self._pause is not None:
             return
         pause = PAUSES[min(self._failed_starts, len(PAUSES) - 1)]
@@ -355,7 +357,7 @@ class SlotSet:
             ends.append(call)
         slot.rest = bytes(data[position:])
         if ends:
-            self._early_deaths = 0
+            self._has_run(slot)
             self._owner.ended(ends)
             self.check_drained()
 
@@ -454,7 +456,7 @@ class SlotSet:
         elif step is not None and step.kind == "import" and not step.explicit:
             self._ground.drop(step.what, f"ended the interpreter ({ended_how(status)})")
         elif early:
-            self._count_early_death(f"{ended_how(status)}{said}")
+            self._count_early_death(slot.row, f"{ended_how(status)}{said}")
         self.fill()
 
     def _charge(self, slot: SlotHandle, status: int, peak_memory: int) -> tuple[list[CallEnd], list[HeldCall]]:
@@ -473,7 +475,7 @@ class SlotSet:
             if wish is None and not row.started_at:
                 continue  # it was waiting for its turn: the audit finds it
             self.outstanding.discard(key)
-            self._early_deaths = 0
+            self._has_run(slot)
             if wish is None and slot.stubborn:
                 cut_short.append(HeldCall(CallId(row.call), row.attempt))
                 continue
@@ -501,12 +503,19 @@ class SlotSet:
         del self.slots[slot.row]
         self._gpus.give_back(slot.gpu_ids)
 
-    def _count_early_death(self, why: str) -> None:
-        self._early_deaths += 1
-        if self._early_deaths >= EARLY_DEATHS:
-            text = f"{self._early_deaths} slots of library {self._spec.name!r} in a row ended before they had run a call; the last: {why}"
-            self._early_deaths = 0
-            self._cannot_start("crash", text)
+    def _has_run(self, slot: SlotHandle) -> None:
+        """A call of it has ended. What it runs later says nothing of how those beside it start."""
+        if not slot.proven:
+            slot.proven = True
+            self._early_deaths.clear()
+
+    def _count_early_death(self, row: int, why: str) -> None:
+        self._early_deaths.append(row)
+        if (deaths := len(self._early_deaths)) >= EARLY_DEATHS:
+            text = f"{deaths} slots of library {self._spec.name!r} in a row ended before they had run a call; the last: {why}"
+            slots = len(set(self._early_deaths))  # one may have ended, and been replaced, so often
+            self._early_deaths.clear()
+            self._cannot_start("crash", text, slots)
 
     def _audit(self, pause: float = AUDIT_SECONDS) -> None:
         """Give back calls that a dead slot had claimed and not yet noted.

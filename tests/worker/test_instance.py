@@ -703,6 +703,31 @@ async def test_while_one_slot_cannot_start_others_are_replaced(bench: Any, tmp_p
 
 
 @pytest.mark.asyncio
+async def test_slots_that_cannot_start_are_paused_while_another_ends_calls(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What that one goes on to run says nothing of the start of the others, which would be tried again without pause."""
+    monkeypatch.setattr(slotset, "PAUSES", (600.0,))
+
+    def context(folder: str) -> None:
+        import os
+
+        if Path(folder, "bad").exists():
+            os._exit(1)
+
+    instance = await bench.serving(bench.spec(add, context=(context, (str(tmp_path),), {})))
+    assert bench.value(await bench.run(add, 1, 2)) == 3
+    (tmp_path / "bad").touch()
+    instance.set_slots(4)
+    slots = instance._slots
+    async with asyncio.timeout(20):
+        while slots._pause is None or len(slots.slots) > 1:
+            assert bench.value(await bench.run(add, 1, 2)) == 3
+    assert slots._paused == 3
+    assert not bench.events.failures
+
+
+@pytest.mark.asyncio
 async def test_signals_that_a_batch_system_sends_to_all_processes_are_survived(bench: Any, tmp_path: Path) -> None:
     """SIGTERM to zygote and slot; but what user code forks can be terminated."""
 
