@@ -32,6 +32,7 @@ from windlass.messages import (
     Message,
     OrphansEnded,
     OrphansHeld,
+    WorkerDraining,
     WorkerId,
     WorkerInfo,
 )
@@ -91,6 +92,9 @@ class WorkerSessions:
             elif isinstance(message, OrphansHeld | OrphansEnded):
                 if (client := self._client()) is not None:
                     client.orphans(worker, message, self._core.withdraw)
+            elif isinstance(message, WorkerDraining):
+                if message.trouble and (known := self._core.workers.get(worker)) is not None:
+                    log.warning("worker %s on %s takes no more calls: %s", worker, known.info.host, message.reason)
             elif isinstance(message, CallsReturned):
                 if message.reason == "room":
                     self._tell_of_room(worker)

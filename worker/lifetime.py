@@ -131,6 +131,8 @@ class Lifetime:
         self.phase = Phase.SERVING
         #: Why the phase is what it is, for the manager and for the log.
         self.reason = ""
+        #: It drains as this node cannot serve.
+        self.in_trouble = False
         self.hard_end = hard_end(now, walltime)
         self.grace = grace
         self.idle_timeout = idle_timeout
@@ -176,9 +178,11 @@ class Lifetime:
             return self._decide(Decision.DRAIN, f"{name} received")
         return Decision.NOTHING
 
-    def drain(self, reason: str) -> Decision:
-        """The manager asks for a drain; running calls have all the time that the walltime leaves."""
-        return self._decide(Decision.DRAIN, reason)
+    def drain(self, reason: str, *, trouble: bool = False) -> Decision:
+        """The manager asks for a drain, or this node is in trouble; running calls have all the time that the walltime leaves."""
+        decision = self._decide(Decision.DRAIN, reason)
+        self.in_trouble = self.in_trouble or (trouble and decision is Decision.DRAIN)
+        return decision
 
     def leave(self, reason: str) -> Decision:
         """The manager says that the run is over, or the parent of the pilot has died: everything ends at once."""

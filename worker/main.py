@@ -435,7 +435,7 @@ class Worker:
     def _on_trouble(self, text: str) -> None:
         """This node cannot serve: let others do it, rather than fail one call after the other."""
         log.error("%s", text)
-        self._act(self._life.drain(text))
+        self._act(self._life.drain(text, trouble=True))
 
     def _act(self, decision: Decision) -> None:
         if decision is Decision.DRAIN:
@@ -448,7 +448,7 @@ class Worker:
             self._leave(decision, ORDERLY)
 
     def _say_draining(self) -> None:
-        self._outbox.say(WorkerDraining(self._life.reason, self._life.seconds_left(time.monotonic())))
+        self._outbox.say(WorkerDraining(self._life.reason, self._life.seconds_left(time.monotonic()), self._life.in_trouble))
 
     def _leave(self, decision: Decision, status: int) -> None:
         if self._leaving:

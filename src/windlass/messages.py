@@ -599,10 +599,12 @@ class CallsReturned(Message, frozen=True):
 
 
 class WorkerDraining(Message, frozen=True):
-    """Worker → manager: I accept nothing more (walltime, signal, asked to)."""
+    """Worker → manager: I accept nothing more (walltime, signal, asked to, trouble)."""
 
     reason: str
     seconds_left: float = 0.0
+    #: Nobody has asked for it and no end is near: the node cannot serve, as `reason` says.
+    trouble: bool = False
 
 
 class WorkerReport(Message, frozen=True):

@@ -151,6 +151,15 @@ def test_of_who_leaves_with_nothing_to_do_no_goodbye_is_missed(manager: Manager,
     assert [text.split(":")[0] for text in warned] == ["worker w1"]
 
 
+def test_that_a_worker_drains_as_its_node_cannot_serve_is_told(manager: Manager, caplog: pytest.LogCaptureFixture) -> None:
+    """Pilot after pilot may do so, while their calls wait. A drain that was asked for, or that comes with the walltime, is not told."""
+    run(Peer(credential(manager, WORKER, "w1"), "worker", "w1").visit(WorkerDraining("near the end of walltime", 60.0)))
+    run(Peer(credential(manager, WORKER, "w2"), "worker", "w2").visit(WorkerDraining("its disk is full", trouble=True)))
+    until(lambda: caplog.text.count("takes no more calls") == 1, "the second one is told of")
+    told = [record.getMessage() for record in caplog.records if "takes no more calls" in record.getMessage()]
+    assert told == ["worker w2 on host takes no more calls: its disk is full"]
+
+
 def test_that_calls_find_no_room_at_workers_is_told_once(manager: Manager, caplog: pytest.LogCaptureFixture) -> None:
     """They come back every few seconds."""
     run(Peer(credential(manager, WORKER, "w1"), "worker", "w1").visit(*[CallsReturned((), "room")] * 2, CallsReturned((), "recalled")))

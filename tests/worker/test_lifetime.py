@@ -108,6 +108,17 @@ def test_a_warning_never_means_now() -> None:
     assert life.signal("SIGTERM", 22.0) is Decision.END
 
 
+def test_a_drain_is_by_trouble_only_where_that_came_first() -> None:
+    """What was to leave anyhow is not told as trouble."""
+    life = Lifetime(0.0)
+    assert life.drain("the disk is full", trouble=True) is Decision.DRAIN
+    assert life.in_trouble
+    life = Lifetime(0.0)
+    assert life.drain("scale down") is Decision.DRAIN
+    assert life.drain("the disk is full", trouble=True) is Decision.NOTHING
+    assert not life.in_trouble
+
+
 def test_a_signal_while_draining_for_the_manager_sets_the_grace() -> None:
     """The manager's drain has no limit but the walltime; a signal brings one."""
     life = Lifetime(0.0, grace=5.0)

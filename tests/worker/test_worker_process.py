@@ -850,6 +850,7 @@ async def test_a_stagger_makes_it_drain_earlier(manager: Manager) -> None:
     draining = await manager.hear(WorkerDraining)
     assert draining.reason == "near the end of walltime"
     assert draining.seconds_left > 2
+    assert not draining.trouble
 
 
 async def test_a_call_whose_slot_was_killed_with_its_whole_job_is_not_charged(manager: Manager, tmp_path: Path) -> None:
@@ -894,7 +895,9 @@ async def test_a_worker_whose_scratch_takes_nothing_more_drains(manager: Manager
     shutil.rmtree(next((manager.folder / "scratch").glob("windlass-*/functions-*")))
     function = manager.define(add)
     manager.say(AddFunctions((function,)), RunCalls([manager.call(1, add, 1, 2)]))
-    assert "function add could not be stored" in (await manager.hear(WorkerDraining)).reason
+    draining = await manager.hear(WorkerDraining)
+    assert "function add could not be stored" in draining.reason
+    assert draining.trouble
     await manager.until(lambda: manager.returned == [("draining", 1)])
     assert await status(process) == 0
 
