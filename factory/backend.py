@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 JobId = NewType("JobId", str)
 
 RESTART_MARK: Final = "+"
+#: The ticket of a job that is no pilot: it was submitted to see whether it is taken.
+PROBE: Final = "PROBE"
 
 
 def pilot_word(job: JobId, restart: int) -> PilotId:

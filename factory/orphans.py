@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import cast
 
 from windlass.errors import UsageError, WindlassError
-from windlass.factory.backend import Backend, Listed, PilotState, SharedBatch, Tag, backend_class, backend_options
+from windlass.factory.backend import PROBE, Backend, Listed, PilotState, SharedBatch, Tag, backend_class, backend_options
 from windlass.factory.factory import configuration_of, make_backend, request_of
 
 
@@ -124,7 +124,7 @@ def probe(backend: str, options: Mapping[str, object]) -> str:
     """Submit one pilot that may not start, and remove it: what to print. Raises as `Backend.submit`."""
     made, pool = make_backend(backend, {**options, "pool": options.get("pool", f"{backend}-pool")})
     try:
-        job = _shared(made, "probe").probe(replace(request_of(pool, Path("MANAGER/pilot.json")), ticket="PROBE"))
+        job = _shared(made, "probe").probe(replace(request_of(pool, Path("MANAGER/pilot.json")), ticket=PROBE))
     finally:
         made.close()
     return f"probe: {backend} accepted one such pilot as job {job}; it is removed, and has not started"

@@ -18,6 +18,7 @@ share; Slurm's own last line is in it, too."""
 
 from __future__ import annotations
 
+import logging
 import os
 import pwd
 import shlex
@@ -30,12 +31,14 @@ from typing import ClassVar, cast
 from windlass.addresses import is_named
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable, UsageError, require_flag
 from windlass.factory import slurm_words, values
-from windlass.factory.backend import Backend, CommandLimits, JobId, Listed, NoNodeLeft, PilotRequest, PilotState, PoolDefaults, Tag
+from windlass.factory.backend import PROBE, Backend, CommandLimits, JobId, Listed, NoNodeLeft, PilotRequest, PilotState, PoolDefaults, Tag
 from windlass.factory.commands import PASSING, Ran, clean_environment, run_command
 from windlass.factory.launch import own_template, pilot_script
 from windlass.factory.logs import PilotLogs
 from windlass.factory.pool import NAME
 from windlass.factory.processes import tail_of
+
+log = logging.getLogger("windlass.factory")
 
 
 class SlurmBackend:
@@ -178,12 +181,11 @@ class SlurmBackend:
         """Some node has what is asked, where none is to be avoided: Slurm has one text for both, and is asked once."""
         if not self._fits:
             try:
-                self.probe(replace(request, avoid=()))
+                self.probe(replace(request, avoid=(), ticket=PROBE))
             except Rejected as refused:
                 return not slurm_words.lacks_nodes(str(refused))
             except BatchError:
-                return True  # nobody knows, and the next try asks again
-            self._fits = True
+                return True  # the next try asks again, unless Slurm took it
         return True
 
     def _excluded(self, avoid: Sequence[str]) -> tuple[str, ...]:
@@ -222,10 +224,19 @@ class SlurmBackend:
 
     def _own(self, rows: Sequence[slurm_words.Row]) -> Sequence[PilotState]:
         """What an answer says of this backend's pilots."""
-        states = self._confirmed([row.state for row in rows if row.tag == self._tag])
+        own = [row.state for row in rows if row.tag == self._tag]
+        self._end_probes([state.job for state in own if state.ticket == PROBE and state.listed is not Listed.ENDED])
+        states = self._confirmed([state for state in own if state.ticket != PROBE])
         self._live = {state.job for state in states if state.listed is not Listed.ENDED}
         self._nodes |= {state.node for state in states if state.node}
         return states if self._logs is None else self._logs.looked_after(states)
+
+    def _end_probes(self, left: Sequence[JobId]) -> None:
+        """Probes whose cancellation was lost."""
+        try:
+            self.cancel(left)
+        except Unreachable as error:
+            log.info("probes %s are left, and are cancelled with the next query: %s", ", ".join(left), error)
 
     def _confirmed(self, states: Sequence[PilotState]) -> list[PilotState]:
         """One that seems never to start is believed the second time in a row: while nodes come and go, reasons do as well."""
@@ -293,6 +304,7 @@ class SlurmBackend:
         try:
             if ran.status != 0:
                 raise OverLimit(slurm_words.tidy(ran.stderr)) if ran.stopped else slurm_words.refusal("sbatch", ran.status, ran.stderr)
+            self._fits = True
             [job] = slurm_words.task_ids(ran.stdout, 1, False, bool(self._clusters))
         except Unreachable:
             self._cancel(("scancel", f"--user={_user()}", f"--name={name}"))

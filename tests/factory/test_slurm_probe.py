@@ -1,0 +1,46 @@
+"""What becomes of the job that a factory submits to see whether Slurm has such nodes at all; Slurm's commands are the test's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from windlass.factory import slurm, slurm_words
+from windlass.factory.backend import PROBE, NoNodeLeft, PilotRequest, Tag
+from windlass.factory.commands import Ran
+from windlass.factory.slurm import SlurmBackend
+from windlass.messages import PoolName, Resources
+
+
+def test_a_probe_whose_cancellation_is_lost_is_cancelled_again_and_no_pilot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it submitted a second time: Slurm has taken it. It would hold a pilot's place for an hour, and then be one."""
+    ran: list[str] = []
+    cut = [True]
+
+    def run(command: tuple[str, ...], *, text: str = "", **_: object) -> Ran:
+        ran.append(command[0])
+        if command[0] == "sbatch" and "--exclude" in text:
+            return Ran(1, "", "sbatch: error: Batch job submission failed: Requested node configuration is not available")
+        if command[0] == "sbatch":
+            return Ran(0, "12\n", "")
+        if command[0] == "squeue":
+            rows = [("12", PROBE), ("13", "f-2")]
+            names = [(job, slurm_words.job_name("windlass", tag, ticket)) for job, ticket in rows]
+            return Ran(0, "".join(f"{job}|PENDING|Resources||0|0|{name}|\n" for job, name in names), "")
+        return Ran(1, "", "scancel: error: Unable to contact slurm controller (connect failure)") if cut else Ran(0, "", "")
+
+    monkeypatch.setattr(slurm, "run_command", run)
+    monkeypatch.setattr(SlurmBackend, "require_commands", staticmethod(lambda: None))
+    backend, tag = SlurmBackend(), Tag("f", "m")
+    backend.open(tag, tmp_path, lambda: None)
+    request = PilotRequest(ticket="f-1", pool=PoolName("p"), command=("worker",), resources=Resources(1.0), walltime=600.0, avoid=("n1",))
+    for _ in range(2):
+        with pytest.raises(NoNodeLeft):
+            backend.submit(request, 1)
+    assert ran.count("sbatch") == 3
+    for _ in range(2):
+        ran.clear()
+        assert [state.job for state in backend.query()] == ["13"]
+        assert ran == ["squeue", "scancel"]
+        cut.clear()
