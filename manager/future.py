@@ -32,7 +32,6 @@ import os
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future, InvalidStateError
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -42,6 +41,7 @@ from windlass.manager.call import Target
 from windlass.manager.callbacks import CallbackThread, hand_over, set_callback_runner
 from windlass.manager.facts import CANCELLED, CANCELLED_AND_NOTIFIED, ENDED, FINISHED, PENDING, RUNNING, CallFacts
 from windlass.manager.keeping import bring_result, comes_from_afar
+from windlass.manager.reading import READERS
 from windlass.manager.timings import Timings
 from windlass.manager.watchers import Sleeper, TaskWaiting, Watcher
 from windlass.messages import CANCELLED as OUTCOME_CANCELLED
@@ -577,16 +577,13 @@ class CallFuture(CallFacts, Future[T]):
         if self.cancelled():
             self.collect()
             raise asyncio.CancelledError
-        # On threads of their own: the loop's executor is the program's, has few, and the loop's end waits for them, as for a manager that
-        # is cut off.
-        if self._record is not None and self._record.end.kept and not self._settled:
-            yield from _in_thread(partial(bring_result, self.owner, self._record, None))
-        if not self._settled and comes_from_afar(self.owner, self._record):
-            yield from _in_thread(self.settle)
+        if not self._settled and self._record is not None and (self._record.end.kept or comes_from_afar(self.owner, self._record)):
+            yield from READERS.do(self, self._read).__await__()
         return self.result()
 
-
-def _in_thread(work: Callable[[], None]) -> Generator[Any, None, None]:
-    from windlass.blocking import in_thread  # few programs need it
-
-    return in_thread(work).__await__()
+    def _read(self) -> None:
+        """Wait for all that `result` would have to wait for."""
+        record = self._record
+        bring_result(self.owner, record, None)
+        if comes_from_afar(self.owner, record):
+            self.settle()

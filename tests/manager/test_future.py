@@ -27,6 +27,7 @@ import pytest
 
 from windlass.manager import future as module
 from windlass.manager.future import CallbackThread, CallFuture
+from windlass.manager.reading import THREADS, Readers
 from windlass.messages import (
     CANCELLED,
     DIED,
@@ -899,6 +900,78 @@ class TestAwait:
         come.set()
         assert over.wait(20)
         assert future.result() == "large"
+
+    def test_results_that_do_not_come_take_few_threads(self, desk: Desk) -> None:
+        """However many are awaited, and however often one is: a login node has few threads for a user, and calls that returned would seem
+        to have failed."""
+        vars(desk)["store"] = SimpleNamespace(far=True)
+        come = threading.Event()
+        desk.resolving = lambda: come.wait(20)
+        futures: list[CallFuture[Any]] = [CallFuture(desk, CallId(number)) for number in range(200)]
+        for future in futures:
+            done = returned("large")
+            done.end.spans = (ObjectRef(ObjectName("r-" + "0" * 32), 100_000),)
+            future.finish(done)
+        before = threading.active_count()
+
+        async def main() -> list[Any]:
+            for _ in range(50):
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(futures[0]), 0.0001)
+            while not desk.resolved:
+                await asyncio.sleep(0)
+            assert threading.active_count() <= before + 1
+            gathered = asyncio.gather(*futures)
+            while len(desk.resolved) < THREADS:
+                await asyncio.sleep(0)
+            assert threading.active_count() <= before + THREADS
+            come.set()
+            return await asyncio.wait_for(gathered, 20)
+
+        assert asyncio.run(main()) == ["large"] * 200
+        assert sorted(desk.resolved) == list(range(200))
+
+    def test_a_result_that_nobody_awaits_any_more_is_not_read(self) -> None:
+        """When its turn comes; who asks for it later gets it."""
+        readers, begun, come, done = Readers(1), threading.Event(), threading.Event(), list[str]()
+
+        def first() -> None:
+            begun.set()
+            come.wait(20)
+
+        async def main() -> None:
+            ahead = asyncio.ensure_future(readers.do("first", first))
+            behind = asyncio.ensure_future(readers.do("second", lambda: done.append("second")))
+            last = asyncio.ensure_future(readers.do("third", lambda: done.append("third")))
+            while not begun.is_set():
+                await asyncio.sleep(0)
+            behind.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await behind
+            come.set()
+            await asyncio.wait_for(asyncio.gather(ahead, last), 20)
+            assert done == ["third"]
+            await readers.do("second", lambda: done.append("again"))
+
+        asyncio.run(main())
+        assert done == ["third", "again"]
+
+    def test_results_of_which_no_thread_reads_any_are_told_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It can be asked for again."""
+        readers, done = Readers(), list[int]()
+
+        def refuse(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        async def main() -> None:
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", refuse)
+                with pytest.raises(ConnectionAbortedError, match="can't start new thread"):
+                    await readers.do(1, lambda: done.append(1))
+            await readers.do(1, lambda: done.append(2))
+
+        asyncio.run(main())
+        assert done == [2]
 
     def test_a_cancelled_call_cancels_who_awaits_it(self, future: CallFuture[Any]) -> None:
         async def main() -> None:
