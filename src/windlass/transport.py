@@ -354,7 +354,11 @@ class Port:
     def open(self, timeout: float) -> None:
         """Start, and wait so many seconds for the manager's Welcome. Raises `ConnectionRefused`."""
         self._thread.start()
-        self._opened.wait(timeout)
+        try:
+            self._opened.wait(timeout)
+        except BaseException:  # Ctrl-C: it would go on, and be welcomed for nobody
+            self.close(0)
+            raise
         if not self._welcomed:
             self.close()
             places = ", ".join(f"{host} port {port}" for host, port in self._file.addresses) or "no address"

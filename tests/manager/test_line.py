@@ -65,6 +65,21 @@ def test_who_attaches_is_told_of_a_full_disk(tmp_path: Path, monkeypatch: pytest
     assert not any(tmp_path.iterdir())
 
 
+def test_who_gives_up_to_attach_leaves_no_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would go on connecting, and its manager show a program that nobody has."""
+    monkeypatch.setattr(module, "default_store_folder", tmp_path.joinpath)
+    line = Line(NOWHERE, "p", nothing, nothing, nothing, nothing, nothing, take_over)
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(line._port._opened, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        line.open(False, 10.0)
+    assert not line._port._thread.is_alive()
+    assert not any(tmp_path.iterdir())
+
+
 class Finder:
     """A program that asks in a thread of its own, and a manager that answers when the test says so."""
 
