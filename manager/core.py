@@ -309,7 +309,8 @@ class Core(Starts):
         # Those of an earlier life of their factory may say a name that their pool had then, and nobody else speaks of them.
         others = {offer.pool for offer in self.all_offers()}.difference(pools)
         for worker in list(self.workers.values()) if reasons else ():
-            if worker.info.pool not in others and worker.info.pilot in reasons:
+            pool = worker.info.pool
+            if worker.info.pilot in reasons and (pool in pools or (pool not in others and self.pilots.may_be(worker, pools))):
                 worker.pilot_ended = f"its pilot ended: {reasons[worker.info.pilot]}"
                 if not worker.connected:
                     self.worker_lost(worker.id, worker.pilot_ended, now)

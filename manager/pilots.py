@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
+from windlass.addresses import is_named as same_name
 from windlass.manager.workers import Worker
 from windlass.messages import PilotId, PilotLine, PoolName
 
@@ -100,6 +101,12 @@ class PilotBook:
             for pilot, told in pool.items():
                 if told.factory == factory and not told.ended:
                     self._orphans[name, pilot] = now
+
+    def may_be(self, worker: Worker, pools: Iterable[PoolName]) -> bool:
+        """Whether a factory of one of these pools has told of this worker's pilot, and not of one elsewhere: two batch systems may both
+        have a job 812."""
+        known = [told.line for name in pools if (told := self._pools.get(name, {}).get(worker.info.pilot)) is not None]
+        return any(not line.node or same_name(worker.info.host, line.node) for line in known)
 
     def rows(self, workers: Iterable[Worker], now: float, wanted: str = "", offered: Collection[PoolName] = ()) -> list[dict[str, Any]]:
         """The status's rows (docs/status.md), with what is known of workers: of each pool those that live, then those that have ended.

@@ -56,6 +56,7 @@ from windlass.messages import (
     ObjectRef,
     PilotEnded,
     PilotId,
+    PilotLine,
     PoolName,
     PoolOffer,
     PoolReport,
@@ -992,16 +993,21 @@ def test_a_call_lost_at_walltime_is_placed_where_more_time_is_left(bench: Bench)
     assert "longest walltime of a pool is 100 s" in bench.text(call)
 
 
-@pytest.mark.parametrize("offered", ["renamed", "pool"])
-def test_the_end_of_a_pilot_is_that_of_its_worker_though_its_pool_had_another_name(bench: Bench, offered: str) -> None:
-    """As its factory has taken it over from an earlier life. Where the pool has a factory, that one speaks of its pilots."""
+@pytest.mark.parametrize(
+    ("offered", "node"), [("renamed", "host"), ("renamed", ""), ("renamed", "n1"), ("renamed", None), ("pool", "host")]
+)
+def test_the_end_of_a_pilot_is_that_of_its_worker_though_its_pool_had_another_name(bench: Bench, offered: str, node: str | None) -> None:
+    """As its factory has taken it over from an earlier life. Where the pool has a factory, that one speaks of its pilots; and one of the
+    same id on another node, or that was not told of, is another batch system's."""
     bench.worker()
     report = PoolReport((PoolOffer(PoolName(offered), Resources(2.0), 0.0),))
     bench.core.pools_reported("factory", report, bench.now)
     bench.core.worker_cut(WorkerId("w1"), bench.now)
-    ended = PoolReport((PoolOffer(PoolName("other"), Resources(2.0), 0.0),), (PilotEnded(PilotId("pilot-w1"), "walltime"),))
+    pilot, other = PilotId("pilot-w1"), PoolName("other")
+    lines = (PilotLine(other, pilot, "1", "ended", 0.0, 0.0, node),) if node is not None else ()
+    ended = PoolReport((PoolOffer(other, Resources(2.0), 0.0),), (PilotEnded(pilot, "walltime"),), pilots=lines)
     bench.core.pools_reported("other" if offered == "pool" else "factory", ended, bench.now)
-    assert bool(bench.core.workers) == (offered == "pool")
+    assert bool(bench.core.workers) == (offered == "pool" or node in ("n1", None))
 
 
 @pytest.mark.parametrize("told", [False, True])
