@@ -268,7 +268,8 @@ def add_parsers(nouns: Any, *, with_options: bool) -> None:
         formatter_class=raw,
     )
     dry.add_argument("words", nargs="*", metavar="POOL", help="pools or backends")
-    dry.add_argument("--probe", action="store_true", help="submit one held pilot too, and remove it: is the account right, the partition?")
+    asks = "submit one pilot too, which does not start, and remove it: is the account right, the partition?"
+    dry.add_argument("--probe", action="store_true", help=asks)
     dry.set_defaults(command=factory_dry_run)
     clean = verbs.add_parser(
         "clean",

@@ -438,7 +438,7 @@ def without_cache(manager: Manager, start_factory: Start, tmp_path: Path, monkey
 
 
 def test_a_cache_that_cannot_be_made_hangs_nobody_who_needs_it(manager: Manager, without_cache: None, tmp_path: Path) -> None:
-    """A call whose result is to stay ends with the reason; a library with an environment is tried on the next worker, where it can be made."""
+    """A call whose result is to stay ends with the reason; a library with an environment is tried on the next worker."""
     future = manager.submit(FunctionCall("lib", "stay", "x").with_options(keep="worker"))
     with pytest.raises(FileUnavailable, match=r"the result could not be kept on .*File exists.*cache"):
         future.result(30)
