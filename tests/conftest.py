@@ -7,6 +7,7 @@ test run without an exec have no mark, but are its children.
 
 from __future__ import annotations
 
+import copyreg
 import fcntl
 import gc
 import hashlib
@@ -103,6 +104,13 @@ def mounted() -> Iterator[Path]:
     yield folder
     subprocess.run(["umount", folder], check=True)
     folder.rmdir()
+
+
+@pytest.fixture
+def as_python_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask, where a test has imported it, changes how exceptions are pickled in the whole process, and loses the text of some."""
+    for kind in [kind for kind in copyreg.dispatch_table if issubclass(kind, BaseException)]:
+        monkeypatch.delitem(copyreg.dispatch_table, kind)
 
 
 #: What the packed environment of tests has, beside what Windlass needs itself.

@@ -515,6 +515,7 @@ class TestFinish:
         assert all(each is got[0] for each in got)
         assert desk.resolved == [7]
 
+    @pytest.mark.usefixtures("as_python_pickles")
     def test_a_frozen_exception_settles_it_for_all_who_ask(self, desk: Desk, future: CallFuture[Any], background: Background) -> None:
         gate = threading.Event()
         desk.resolving = lambda: gate.wait(20)

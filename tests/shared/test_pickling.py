@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import collections
-import copyreg
 import dataclasses
 import enum
 import os
@@ -467,13 +466,6 @@ def fails(exc: BaseException) -> Callable[[], object]:
         raise exc
 
     return innermost
-
-
-@pytest.fixture
-def as_python_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dask, where a test has imported it, changes how exceptions are pickled in the whole process, and loses the text of some."""
-    for kind in [kind for kind in copyreg.dispatch_table if issubclass(kind, BaseException)]:
-        monkeypatch.delitem(copyreg.dispatch_table, kind)
 
 
 @pytest.mark.usefixtures("as_python_pickles")
