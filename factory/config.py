@@ -99,12 +99,12 @@ class Configuration:
             raise UnknownName("pool or batch backend", word, (*self.pools, *known_backends()))
         said_by = backend_source(pool)
         backend = word if said_by is None else str(said_by.options["backend"])
-        known = options_of(backend) | {"backend"}
+        known = options_of(backend)
         options: dict[str, object] = {}
         origins: dict[str, str] = {}
         layers = [*self.tables.get("defaults", ()), *self.tables.get(f"backends.{backend}", ()), *pool]
         for source in layers:
-            _lay(options, origins, {key: value for key, value in source.options.items() if key in known and key != "backend"}, str(source))
+            _lay(options, origins, {key: value for key, value in source.options.items() if key in known}, str(source))
         _lay(options, origins, {key: value for key, value in given.items() if value is not None}, origin)
         return PoolSpec(word if pool else "", backend, options, origins)
 

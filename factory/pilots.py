@@ -291,11 +291,11 @@ class Fleet:
             tickets.add(state.ticket)
             pilot = self.pilots.get(state.job)
             if pilot is None:
-                if state.listed is Listed.ENDED and state.ticket not in self.unsure:
-                    continue  # of an earlier life, or ended long ago
                 found = state.ticket not in self.unsure
-                pilot = Pilot(state.job, state.ticket, state.restart or 0, since=now, made_at=now, found=found)
-                pilot.walltime = self.walltimes.get(state.ticket, 0.0)
+                if found and state.listed is Listed.ENDED:
+                    continue  # of an earlier life, or ended long ago
+                walltime = self.walltimes.get(state.ticket, 0.0)
+                pilot = Pilot(state.job, state.ticket, state.restart or 0, since=now, made_at=now, found=found, walltime=walltime)
                 self.pilots[state.job] = pilot
             self._one_listed(pilot, state, now)
         for pilot in [pilot for job, pilot in self.pilots.items() if job not in seen]:

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
-from windlass.addresses import is_named as same_name
+from windlass.addresses import is_named
 from windlass.manager.workers import Worker
 from windlass.messages import PilotId, PilotLine, PoolName
 
@@ -106,7 +106,7 @@ class PilotBook:
         """Whether a factory of one of these pools has told of this worker's pilot, and not of one elsewhere: two batch systems may both
         have a job 812."""
         known = [told.line for name in pools if (told := self._pools.get(name, {}).get(worker.info.pilot)) is not None]
-        return any(not line.node or same_name(worker.info.host, line.node) for line in known)
+        return any(not line.node or is_named(worker.info.host, line.node) for line in known)
 
     def rows(self, workers: Iterable[Worker], now: float, wanted: str = "", offered: Collection[PoolName] = ()) -> list[dict[str, Any]]:
         """The status's rows (docs/status.md), with what is known of workers: of each pool those that live, then those that have ended.
@@ -157,13 +157,13 @@ class PilotBook:
             del pool[pilot]
 
 
-def is_named(wanted: str, begin: Sequence[str], names: Sequence[str]) -> bool:
+def is_meant(wanted: str, begin: Sequence[str], names: Sequence[str]) -> bool:
     """Whether this word is one of these names, or the beginning of one of the first ones. "" names nothing."""
     return bool(wanted) and (wanted in names or any(name.startswith(wanted) for name in begin))
 
 
 def _is_wanted(line: PilotLine, workers: Sequence[Worker], wanted: str) -> bool:
-    return is_named(wanted, (line.pilot, line.job), (line.node, *(worker.info.host for worker in workers)))
+    return is_meant(wanted, (line.pilot, line.job), (line.node, *(worker.info.host for worker in workers)))
 
 
 def _row(told: Told, workers: Sequence[Worker], now: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from windlass.files import shown
 from windlass.manager.core import Core
 from windlass.manager.inputs import InputsCount
 from windlass.manager.libraries import LibraryState
-from windlass.manager.pilots import is_named
+from windlass.manager.pilots import is_meant
 from windlass.manager.programs import Program
 from windlass.manager.workers import Worker
 from windlass.sums import sums_of
@@ -159,7 +159,7 @@ def _is_meant(row: Mapping[str, Any], wanted: str, *, whole: bool = False) -> bo
     """Whether this word is one of a pilot or worker: its own, for a pilot also the beginning (but if ``whole``), or its host's."""
     own = [row.get("pilot", ""), row.get("job", "")]
     hosts = [one["host"] for one in row.get("workers", ())]
-    return is_named(wanted, [] if whole else own, [row.get(key, "") for key in ("id", "host", "node")] + hosts + own)
+    return is_meant(wanted, [] if whole else own, [row.get(key, "") for key in ("id", "host", "node")] + hosts + own)
 
 
 def _shortened(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:

@@ -223,7 +223,7 @@ class Backlog:
                 continue
             del self._cramped[call.call], self._blocked[call.call]
             line = self._lines[call.instance]
-            self._bring(call, line)
+            self._bring(call, line, refs)
             self._pump(line)
 
     # ------------------------------------------------------------ calls go
@@ -432,11 +432,10 @@ class Backlog:
             if not self._holding:
                 self.room_made()
         else:
-            self._bring(call, line)
+            self._bring(call, line, refs)
 
-    def _bring(self, call: CallRun, line: Line) -> None:
+    def _bring(self, call: CallRun, line: Line, refs: Sequence[ObjectRef]) -> None:
         """Have what the call needs, now that there is room for it."""
-        refs = _objects(call)
         self._holding += bool(refs)
         missing: set[Key] = set(self._comm.hold(refs)) if refs else set()
         if call.inputs:

@@ -35,7 +35,7 @@ from typing import Any, Final
 from windlass import __version__, snapshots
 from windlass.coroutines import is_async
 from windlass.messages import FunctionDef, FunctionId, HoistedImport, LibrarySpec, ObjectRef
-from windlass.objects import map_object, open_in
+from windlass.objects import FULL, map_object, open_in
 from windlass.ownership import NotOurs, make_ours
 from windlass.worker import importcost
 from windlass.worker.slotlink import Setup, Step, bounded
@@ -45,7 +45,7 @@ _HARMLESS_DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random"
 _HARMLESS_FOLDERS: Final = ("/dev/shm/", "/dev/pts/", "/dev/fd/", "/dev/mqueue/", "/dev/hugepages/")
 
 #: A full or broken disk, or a table of the node's that is full.
-_NODES_TROUBLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+_NODES_TROUBLE: Final = (*FULL, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 
 
 class CannotStart(Exception):

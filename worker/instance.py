@@ -180,7 +180,7 @@ class LibraryInstance:
             add((call.call, call.attempt))
         if self._queue.trouble is not None:  # told when the caller has noted what went in
             text = f"a call of library {self.spec.name} could not be written: {self._queue.trouble}; free space in the worker's scratch"
-            self._loop.call_soon(self.events.trouble, text)
+            self.trouble(text)
         elif fed < len(calls):
             self._await_room()
         return fed
@@ -293,7 +293,7 @@ class LibraryInstance:
             self._ending = self._loop.create_task(self._end_all(charge=charge, failure=failure))
 
     def trouble(self, text: str) -> None:
-        """It runs here, but not in all its slots."""
+        """It runs here, but not in all its slots, or not all calls can be written."""
         self._loop.call_soon(self.events.trouble, text)  # the drain takes calls back out of the queue
 
     # ------------------------------------------------ starting

@@ -72,6 +72,16 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     store.close()
 
 
+#: A function whose calls a journal remembers, and one that is memoized.
+REMEMBERED, MEMOIZED = (TARGET._replace(content=kind + b"c" * 16) for kind in (b"j", b"m"))
+
+
+def remembering(bench: Bench, folder: Path) -> Memory:
+    """Give the client a journal there; whoever asks closes it."""
+    memory = bench.client.memory = Memory(Journal(folder / "journal"), bench.client, lambda: 0.0, all_calls=True)
+    return memory
+
+
 def test_a_call_is_neither_lost_from_sight_nor_handed_out_before_it_has_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program's thread may look at any moment while the manager's thread ends a call: `empty` is false from `submit` until somebody
     has collected the end, and `wait` gives out ended calls only."""
@@ -175,12 +185,10 @@ def test_who_is_interrupted_while_reading_a_large_result_may_ask_again(bench: Be
     assert bench.store.names() == []
 
 
-def test_a_large_result_is_shared_without_room_in_the_store(tmp_path: Path) -> None:
+def test_a_large_result_is_shared_without_room_in_the_store(bench: Bench, tmp_path: Path) -> None:
     """An equal call of a memoized function waits for the first one's large result, and reads it in the journal. What its own program
     does with it is in no other's; when it is dropped nothing of it stays but the journal's."""
-    store = SpoolingStore(tmp_path / "store", 0, None)
-    bench, target = Bench(store), TARGET._replace(content=b"m" + b"c" * 16)
-    memory = bench.client.memory = Memory(Journal(tmp_path / "journal"), bench.client, lambda: 0.0, all_calls=True)
+    store, target, memory = bench.store, MEMOIZED, remembering(bench, tmp_path)
 
     def handed_over() -> list[CallId]:
         return [item.call for item in bench.client._inbox.drain() if isinstance(item, CallSpec)]  # pyright: ignore[reportPrivateUsage]
@@ -208,14 +216,11 @@ def test_a_large_result_is_shared_without_room_in_the_store(tmp_path: Path) -> N
     shutil.rmtree(tmp_path / "journal" / "objects")
     with pytest.raises(FileUnavailable, match=r"from where its buffer b3-.* is gone: the next run makes it again"):
         third.result(0)
-    store.close()
 
 
-def test_who_submits_a_call_while_the_end_of_its_earlier_run_is_written_waits_for_that(tmp_path: Path) -> None:
+def test_who_submits_a_call_while_the_end_of_its_earlier_run_is_written_waits_for_that(bench: Bench, tmp_path: Path) -> None:
     """A worker tells of a large result for an earlier life of the program, and leaves; the disk takes its time."""
-    store = SpoolingStore(tmp_path / "store", 0, None)
-    bench, target = Bench(store), TARGET._replace(content=b"j" + b"c" * 16)
-    memory = bench.client.memory = Memory(Journal(tmp_path / "journal"), bench.client, lambda: 0.0, all_calls=True)
+    store, target, memory = bench.store, REMEMBERED, remembering(bench, tmp_path)
     disk = threading.Event()
 
     def slow(name: ObjectName) -> bytes:
@@ -238,14 +243,11 @@ def test_who_submits_a_call_while_the_end_of_its_earlier_run_is_written_waits_fo
     assert not bench.client._inbox.drain(), "it is run again"  # pyright: ignore[reportPrivateUsage]
     assert future.result(0) == b"x" * 200_000
     assert store.names() == []
-    store.close()
 
 
-def test_a_result_that_the_journal_has_already_is_not_written_again(tmp_path: Path) -> None:
+def test_a_result_that_the_journal_has_already_is_not_written_again(bench: Bench, tmp_path: Path) -> None:
     """The life before had written it, and was killed before the worker heard that it had it."""
-    store = SpoolingStore(tmp_path / "store", 0, None)
-    bench, target = Bench(store), TARGET._replace(content=b"j" + b"c" * 16)
-    memory = bench.client.memory = Memory(Journal(tmp_path / "journal"), bench.client, lambda: 0.0, all_calls=True)
+    store, target, memory = bench.store, REMEMBERED, remembering(bench, tmp_path)
     key, worker = target.content + pack_scalars((1,), {}), WorkerId("w1")
     memory.journal.append(
         [(key, CallEnd(CallId(1), 1, RETURNED, *pack_result("written", partial(write_results, store.folder))))], index=True
@@ -256,15 +258,14 @@ def test_a_result_that_the_journal_has_already_is_not_written_again(tmp_path: Pa
     assert store.names() == []
     assert bench.client.submit(target, (1,), {}).result(0) == "written"
     memory.close()
-    store.close()
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_a_call_that_is_on_its_way_to_the_manager_when_a_worker_tells_that_it_runs_is_not_run(tmp_path: Path, ended: bool) -> None:
+def test_a_call_that_is_on_its_way_to_the_manager_when_a_worker_tells_that_it_runs_is_not_run(
+    bench: Bench, tmp_path: Path, ended: bool
+) -> None:
     """It is not among those that can be taken back then; it waits for its earlier run all the same, unless that has ended by now."""
-    store = SpoolingStore(tmp_path / "store", 0, None)
-    bench, target = Bench(store), TARGET._replace(content=b"j" + b"c" * 16)
-    memory = bench.client.memory = Memory(Journal(tmp_path / "journal"), bench.client, lambda: 0.0, all_calls=True)
+    store, target, memory = bench.store, REMEMBERED, remembering(bench, tmp_path)
     futures, inbox = bench.client._futures, bench.client._inbox  # pyright: ignore[reportPrivateUsage]
     future, cancelled = bench.client.submit(target, (1,), {}), bench.client.submit(target, (2,), {})
     keys = [target.content + pack_scalars((number,), {}) for number in (1, 2)]
@@ -279,12 +280,11 @@ def test_a_call_that_is_on_its_way_to_the_manager_when_a_worker_tells_that_it_ru
         memory.orphans_ended([end], futures)
     assert future.result(0) == "result"
     memory.close()
-    store.close()
 
 
 @pytest.fixture
 def memoizing(bench: Bench, tmp_path: Path) -> Iterator[Memoizing]:
-    memory = bench.client.memory = Memory(Journal(tmp_path / "journal"), bench.client, lambda: 0.0, all_calls=True)
+    memory = remembering(bench, tmp_path)
     yield Memoizing(bench, memory)
     memory.close()
 
@@ -296,7 +296,7 @@ class Memoizing:
         self.bench, self.memory = bench, memory
 
     def submit(self) -> CallFuture[Any]:
-        return self.bench.client.submit(TARGET._replace(content=b"m" + b"c" * 16), (1,), {})
+        return self.bench.client.submit(MEMOIZED, (1,), {})
 
     def handed_over(self) -> list[int]:
         return [item.call for item in self.bench.client._inbox.drain() if isinstance(item, CallSpec)]  # pyright: ignore[reportPrivateUsage]

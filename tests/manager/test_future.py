@@ -84,6 +84,13 @@ def raised(error: BaseException) -> CallDone:
     return CallDone(CallEnd(CallId(7), 1, RAISED, pickle.dumps(error)))
 
 
+def large() -> CallDone:
+    """A result whose bytes are still to come."""
+    done = returned("large")
+    done.end.spans = (ObjectRef(ObjectName("r-" + "0" * 32), 100_000),)
+    return done
+
+
 def ended(outcome: int) -> CallDone:
     return CallDone(CallEnd(CallId(7), 1, outcome))
 
@@ -859,9 +866,7 @@ class TestAwait:
         vars(desk)["store"] = SimpleNamespace(far=True)
         come = threading.Event()
         desk.resolving = lambda: come.wait(20)
-        done = returned("large")
-        done.end.spans = (ObjectRef(ObjectName("r-" + "0" * 32), 100_000),)
-        future.finish(done)
+        future.finish(large())
 
         async def main() -> str:
             task = asyncio.ensure_future(future)
@@ -884,9 +889,7 @@ class TestAwait:
             over.set()
 
         desk.resolving = waits
-        done = returned("large")
-        done.end.spans = (ObjectRef(ObjectName("r-" + "0" * 32), 100_000),)
-        future.finish(done)
+        future.finish(large())
 
         async def main() -> None:
             task = asyncio.ensure_future(future)
@@ -910,9 +913,7 @@ class TestAwait:
         desk.resolving = lambda: come.wait(20)
         futures: list[CallFuture[Any]] = [CallFuture(desk, CallId(number)) for number in range(200)]
         for future in futures:
-            done = returned("large")
-            done.end.spans = (ObjectRef(ObjectName("r-" + "0" * 32), 100_000),)
-            future.finish(done)
+            future.finish(large())
         before = threading.active_count()
 
         async def main() -> list[Any]:

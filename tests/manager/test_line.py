@@ -50,6 +50,11 @@ def take_over(calls: Sequence[tuple[CallId, float]], tag: str) -> list[str]:
     return [f"{tag} {call}" for call, _ in calls]
 
 
+def make_line() -> Line:
+    """A line to a manager that is nowhere, and that tells nobody."""
+    return Line(NOWHERE, "p", nothing, nothing, nothing, nothing, nothing, take_over)
+
+
 def test_who_attaches_is_told_of_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As what it is, and not that its manager was not reached. What was made goes when that was not reached."""
 
@@ -58,17 +63,17 @@ def test_who_attaches_is_told_of_a_full_disk(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(module, "default_store_folder", full)
     with pytest.raises(OSError, match="No space left on device: '/dev/shm/windlass-program'"):
-        Line(NOWHERE, "p", nothing, nothing, nothing, nothing, nothing, take_over).open(False, 10.0)
+        make_line().open(False, 10.0)
     monkeypatch.setattr(module, "default_store_folder", tmp_path.joinpath)
     with pytest.raises(ConnectionRefused, match="manager m was not reached at no address"):
-        Line(NOWHERE, "p", nothing, nothing, nothing, nothing, nothing, take_over).open(False, 0.0)
+        make_line().open(False, 0.0)
     assert not any(tmp_path.iterdir())
 
 
 def test_who_gives_up_to_attach_leaves_no_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would go on connecting, and its manager show a program that nobody has."""
     monkeypatch.setattr(module, "default_store_folder", tmp_path.joinpath)
-    line = Line(NOWHERE, "p", nothing, nothing, nothing, nothing, nothing, take_over)
+    line = make_line()
 
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
@@ -84,7 +89,7 @@ class Finder:
     """A program that asks in a thread of its own, and a manager that answers when the test says so."""
 
     def __init__(self, threads: ThreadPoolExecutor) -> None:
-        self.line = Line(NOWHERE, "p", nothing, nothing, nothing, nothing, nothing, take_over)
+        self.line = make_line()
         self._threads = threads
 
     def ask(self, tag: str) -> Future[list[str]]:

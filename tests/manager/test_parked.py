@@ -78,10 +78,11 @@ class Pipeline:
             assert done.end.call not in self.done, "a call ended twice"
             self.done[done.end.call] = done
 
-    def end(self, call: int, outcome: int, detail: EndDetail | None = None) -> None:
+    def end(self, call: int, outcome: int, detail: EndDetail | None = None, outputs: tuple[FileRef, ...] = ()) -> None:
         """The worker says that a call, which it holds, has ended."""
         attempt = self.core.calls[CallId(call)].attempt
-        self.core.worker_said(W, [CallsEnded([CallEnd(CallId(call), attempt, outcome, b"", detail=detail)])], self.now)
+        end = CallEnd(CallId(call), attempt, outcome, b"", detail=detail, outputs=outputs)
+        self.core.worker_said(W, [CallsEnded([end])], self.now)
         self.step()
 
     def chain(self, count: int) -> None:
@@ -153,9 +154,7 @@ def test_a_file_that_could_not_be_made_is_waited_for_when_a_call_that_makes_it_c
     assert pipeline.core.replicas.files[temp(1).name].lost
     pipeline.submit(link(1), user(2))
     assert not pipeline.done
-    made = CallEnd(CallId(1), 1, RETURNED, b"", outputs=(temp(1),))
-    pipeline.core.worker_said(W, [CallsEnded([made])], pipeline.now)
-    pipeline.step()
+    pipeline.end(1, RETURNED, outputs=(temp(1),))
     assert list(pipeline.core.workers[W].calls) == [2]
 
 
@@ -192,9 +191,7 @@ def test_calls_that_waited_for_a_file_run_in_the_order_in_which_they_came() -> N
     pipeline = Pipeline()
     pipeline.declare(temp(1))
     pipeline.submit(link(1), *map(user, range(2, 6)))
-    made = CallEnd(CallId(1), 1, RETURNED, b"", outputs=(temp(1),))
-    pipeline.core.worker_said(W, [CallsEnded([made])], pipeline.now)
-    pipeline.step()
+    pipeline.end(1, RETURNED, outputs=(temp(1),))
     held = [call.spec.call for call in pipeline.core.workers[W].calls.values()]
     assert held == [2, 3, 4, 5][: len(held)]
     assert held

@@ -62,6 +62,12 @@ class Wire:
         raise AssertionError(name)
 
 
+def transfers_for(backlog: Backlog, store: ObjectStore, wire: Wire) -> Transfers:
+    """They tell this backlog what has come, what will not, and of room."""
+    told = {"arrived": backlog.arrived, "failed": backlog.failed, "room_made": backlog.room_made}
+    return Transfers(store, wire, **cast("Any", told))
+
+
 class Room(Desk):
     """Asks the worker's transfers for room."""
 
@@ -83,10 +89,9 @@ class Ground:
     def __init__(self, folder: Path, errors: Iterable[Exception], limit: int = 1000) -> None:
         self.desk, self.troubles, self.said = Room(), list[str](), list[Message]()
         self.backlog = Backlog(self.desk)
-        told = {"arrived": self.backlog.arrived, "failed": self.backlog.failed, "room_made": self.backlog.room_made}
         store = ObjectStore(folder / "store", limit)
         self.wire = Wire(store, errors)
-        moves = self.desk.moves = Transfers(store, self.wire, **cast("Any", told))
+        moves = self.desk.moves = transfers_for(self.backlog, store, self.wire)
         says = self.said.append, unheard, self._trouble
         gpus = Gpus()
         libraries = Libraries(self.backlog, moves, *says, folder, folder, folder, None, gpus, files=lambda: cast("Any", None))
@@ -167,8 +172,7 @@ async def test_a_node_that_is_full_drains_before_it_says_that_a_library_cannot_s
     """Else the manager would start it here again at once, three times, and the library would fail everywhere."""
     heard: list[object] = []
     backlog, store = Backlog(Desk()), ObjectStore(tmp_path / "store")
-    nothing = {"arrived": backlog.arrived, "failed": backlog.failed, "room_made": backlog.room_made}
-    moves = Transfers(store, Wire(store, [OSError(28, "No space left on device")]), **cast("Any", nothing))
+    moves = transfers_for(backlog, store, Wire(store, [OSError(28, "No space left on device")]))
     (tmp_path / "file").touch()
     scratch = tmp_path / "file" if full == "the scratch folder" else tmp_path  # no folder can be made there
     says = heard.append, unheard, heard.append
@@ -187,8 +191,7 @@ async def test_a_node_that_is_full_drains_before_it_says_that_a_library_cannot_s
 async def test_an_instance_in_its_grace_ends_when_all_do(bench: Any, tmp_path: Path) -> None:
     """Its slots have GPUs, which those of the next session wait for."""
     backlog = Backlog(Desk())
-    nothing = {"arrived": backlog.arrived, "failed": backlog.failed, "room_made": backlog.room_made}
-    moves = Transfers(ObjectStore(bench.store), Wire(ObjectStore(bench.store), ()), **cast("Any", nothing))
+    moves = transfers_for(backlog, ObjectStore(bench.store), Wire(ObjectStore(bench.store), ()))
     folders = bench.folder, bench.store, bench.functions
     says = unheard, unheard, unheard
     libraries = Libraries(backlog, moves, *says, *folders, None, bench.gpus, files=lambda: cast("Any", None))
