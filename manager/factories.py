@@ -3,8 +3,9 @@
 Theory of operation
 -------------------
 A factory is known by its name and the function that tells it something. It hears the demand when it comes, and then when that has changed,
-but no faster than the `pace` for so many workers. A later life of a factory may be here before it is known that the earlier one has gone,
-so whoever leaves says which of the two it was.
+but for long no faster than the `pace` for so many workers. After some quiet `AT_ONCE` messages follow each other as they come: the first
+call of a program comes right behind the factory's own offer, and is not to wait for it. A later life of a factory may be here before it is
+known that the earlier one has gone, so whoever leaves says which of the two it was.
 
 Everything runs on the manager's loop.
 """
@@ -13,12 +14,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from windlass.manager.core import Core
 from windlass.manager.demand import pace
 from windlass.messages import Leave, Message, PoolName, ResumePool
 
 Tell = Callable[[Message], object]
+
+#: Messages of demand that need not wait for each other: the factory's offer, the first call, what starts there.
+AT_ONCE: Final = 3
 
 
 class Factories:
@@ -28,7 +33,8 @@ class Factories:
         self._core, self._now = core, now
         #: By name, what tells each something.
         self.here: dict[str, Tell] = {}
-        self._told_at = 0.0
+        #: When all that was told would have been told, had each message kept the pace.
+        self._told_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -50,7 +56,8 @@ class Factories:
     def tell_demand(self) -> None:
         """The demand has changed: tell it, now or when it is time."""
         if self._timer is None:
-            wait = self._told_at + pace(len(self._core.workers)) - self._now()
+            # Half a one more, as sums of seconds are not exact.
+            wait = self._told_until - self._now() - (AT_ONCE - 0.5) * pace(len(self._core.workers))
             if wait <= 0:
                 self._tell_now()
             else:
@@ -58,8 +65,9 @@ class Factories:
 
     def _tell_now(self) -> None:
         self._timer = None
-        self._told_at = self._now()
-        self._tell_all(self._core.demand(self._told_at))
+        now = self._now()
+        self._told_until = max(self._told_until, now) + pace(len(self._core.workers))
+        self._tell_all(self._core.demand(now))
 
     def resume(self, pool: PoolName) -> None:
         """Hand a person's word on: those that have the pool know what it means."""

@@ -564,13 +564,14 @@ class SlotSet:
         while any(not slot.pid for slot in self.slots.values()) and self._loop.time() < until:
             await asyncio.sleep(0.001)
         slots = list(self.slots.values())
+        below: set[int] = set()
         for slot in slots:
             if slot.pid:
-                kill_tree(slot.pid)
+                below |= kill_tree(slot.pid)
         for slot in slots:
             if slot.process is not None:
                 await reaped(slot.process)
-        await all_gone(slot.pid for slot in slots if slot.pid and slot.process is None)
+        await all_gone([*below, *(slot.pid for slot in slots if slot.pid and slot.process is None)])
 
     def close(self, *, charge: bool) -> None:
         """Read the last answers; calls without one are charged if they have begun and `charge` says so, else given back."""

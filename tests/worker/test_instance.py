@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from windlass.messages import (
     InstanceId,
     Resources,
 )
-from windlass.worker import slotset
+from windlass.worker import slotproc, slotset
 from windlass.worker.backlog import Backlog
 from windlass.worker.callqueue import CallQueue
 from windlass.worker.slotlink import Row, Rows
@@ -586,8 +587,15 @@ async def test_stop_waits_for_running_calls_and_gives_back_the_others(bench: Any
 
 
 @pytest.mark.asyncio
-async def test_stop_without_grace_ends_running_calls_uncharged(bench: Any, tmp_path: Path) -> None:
-    """They are given back; nothing is left, not even a call's own child."""
+async def test_stop_without_grace_ends_running_calls_uncharged(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are given back; nothing is left, not even a call's own child, which may take a moment to end."""
+    awaited: list[int] = []
+
+    async def all_gone(pids: Iterable[int]) -> list[int]:
+        awaited.extend(pids := list(pids))
+        return await slotproc.all_gone(pids)
+
+    monkeypatch.setattr(slotset, "all_gone", all_gone)
 
     def stubborn(path: str) -> None:
         import signal
@@ -595,15 +603,17 @@ async def test_stop_without_grace_ends_running_calls_uncharged(bench: Any, tmp_p
         import time
 
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        subprocess.Popen(["sleep", "60"], start_new_session=True)
-        Path(path).touch()
+        child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+        Path(path, "new").write_text(str(child.pid))
+        Path(path, "new").rename(Path(path, "child"))
         time.sleep(60)
 
     instance = await bench.serving(bench.spec(stubborn))
-    call = bench.call(stubborn, str(tmp_path / "a"))
+    call = bench.call(stubborn, str(tmp_path))
     instance.feed([call])
-    await bench.until((tmp_path / "a").exists)
+    await bench.until((tmp_path / "child").exists)
     await instance.stop()
+    assert int((tmp_path / "child").read_text()) in awaited
     assert bench.events.given_back == [(call.call, 1)]
     assert not bench.events.ends
 
