@@ -31,7 +31,7 @@ from typing import Final
 import msgspec
 
 from windlass.factory.backend import CommandLimits, JobId, PilotRequest, PilotState, Tickets, split_pilot_word
-from windlass.factory.history import OWN_START_BACKOFF, START_BACKOFF, CommandBudget, History
+from windlass.factory.history import OWN_START_BACKOFF, START_BACKOFF, TROUBLE_BACKOFF, CommandBudget, History
 from windlass.factory.pilots import NO_LOGS, VANISHED, Ending, Event, Fleet, Phase, Pilot
 from windlass.factory.planner import Actions, Promise, plan
 from windlass.factory.pool import PoolConfig
@@ -149,7 +149,8 @@ class FactoryCore:
     _last_try_at: float = -math.inf
 
     def __post_init__(self) -> None:
-        self.history = History(self.pool.max_start_failures, START_BACKOFF if self.pool.remote else OWN_START_BACKOFF)
+        waits = (START_BACKOFF, TROUBLE_BACKOFF) if self.pool.remote else (OWN_START_BACKOFF, OWN_START_BACKOFF)
+        self.history = History(self.pool.max_start_failures, *waits)
         self.budget = CommandBudget(self.limits)
         self.telling = Telling(self.pool.name, self.epoch)
 
@@ -308,9 +309,9 @@ class FactoryCore:
         if ending.gone:
             self.history.pilot_ended()
         if ending.failed and not self.closing and not self._same_misfortune(ending, last_words):
-            self.history.died_at_start(
-                ending.node, f"pilot {ending.pilot}{f' on {ending.node}' if ending.node else ''}: {reason}", ending.made_at, now
-            )
+            self.history.died_at_start(ending.node, _told(ending, reason), ending.made_at, now)
+        elif ending.troubled and not self.closing:
+            self.history.was_in_trouble(ending.node, _told(ending, reason), ending.made_at, now)
 
     def _same_misfortune(self, ending: Ending, last_words: str) -> bool:
         """A controller that has lost its state knows several pilots no more, at once; those that said something failed by themselves."""
@@ -370,6 +371,8 @@ class FactoryCore:
 
     def _plan(self, now: float) -> Actions:
         pilots = self.fleet.pilots.values()
+        if self.history.troubles.count and (well := [pilot for pilot in pilots if pilot.serves_well(now)]):
+            self.history.serve_well(pilot.node for pilot in well if pilot.since >= self.history.troubled_at)
         actions = plan(
             self.demand,
             pilots,
@@ -492,3 +495,7 @@ class FactoryCore:
         """Invariants; raises AssertionError."""
         self.fleet.check()
         assert not self.finished or self.closing
+
+
+def _told(ending: Ending, reason: str) -> str:
+    return f"pilot {ending.pilot}{f' on {ending.node}' if ending.node else ''}: {reason}"

@@ -14,8 +14,13 @@ A *death at start* is a pilot that ended before it served.  Deaths in a row are 
 pilot at a time as a probe (by 0, 2, 5, 15, 60 s where pilots are processes of this machine, which nobody else waits for); after
 ``max_start_failures`` in a row the pool is paused, with the pilot's own last words.  One pilot that serves ends the row.
 
-*Black-hole nodes* end pilots at once and so get the next ones, and the next.  A node with two deaths in a row is avoided for an hour,
-and each node counts once in the row, so that one bad node does not pause a pool (but a pilot that was submitted to keep away from it, and
+*Trouble* is a pilot that connected and left because its node cannot serve (its disk is full), before a call had ended there
+(`windlass.messages.CANNOT_SERVE`).  What has filled empties again, so that is followed by waits of 0, 1, 5, 10 min (on this machine as
+above), and by no pause, however long the row is.  A connection does not end this row: a pilot that has served for `PROVEN` seconds since
+does.  While others serve well the nodes are at fault, not the pool: the wait is a minute at most, and there is no probe.
+
+*Black-hole nodes* end pilots at once and so get the next ones, and the next.  A node with two in a row is avoided for an hour,
+and each node counts once in its row, so that one bad node does not pause a pool (but a pilot that was submitted to keep away from it, and
 came there all the same, counts: this batch system cannot avoid nodes).  Deaths on nodes that are not known count singly.  A submission that
 is refused while nodes are avoided is tried once more without, as perhaps no node was left; from then on deaths count singly, too.
 
@@ -42,6 +47,10 @@ UNREACHABLE_LONGEST: Final = 300.0
 START_BACKOFF: Final = (0.0, 60.0, 900.0, 1800.0, 3600.0)
 #: The same for pilots on this machine.
 OWN_START_BACKOFF: Final = (0.0, 2.0, 5.0, 15.0, 60.0)
+#: Seconds to wait after pilots in a row whose nodes could not serve, in a batch system that is shared.
+TROUBLE_BACKOFF: Final = (0.0, 60.0, 300.0, 600.0)
+#: A pilot that has served for so many seconds shows that its node can.
+PROVEN: Final = 60.0
 #: Waiting at a limit on jobs: with own pilots in the queue, whose end is what is waited for, and without.
 OVER_LIMIT_WAIT: Final = 300.0
 OVER_LIMIT_ALONE: Final = 10.0
@@ -61,35 +70,96 @@ SUSTAINED_SECONDS: Final = 600.0
 
 
 @dataclass(slots=True)
+class Row:
+    """Pilots in a row that came to nothing in one way, and the nodes to keep away from for that."""
+
+    #: So many, each node once.
+    count: int = 0
+    #: The next submission waits until then.
+    wait: float = 0.0
+    _nodes: set[str] = field(default_factory=set[str])
+    _deaths: dict[str, int] = field(default_factory=dict[str, int])
+    _avoided: dict[str, float] = field(default_factory=dict[str, float])
+
+    def add(self, node: str, made_at: float, now: float, backoff: tuple[float, ...]) -> bool:
+        """One more, submitted at ``made_at``, on a node ("": not known, or none can be avoided); whether it counts."""
+        avoided_from = self._avoided.get(node, math.inf) - NODE_AVOIDED
+        counts = not node or node not in self._nodes or made_at > avoided_from
+        if node:
+            self._nodes.add(node)
+            deaths = self._deaths[node] = self._deaths.get(node, 0) + 1
+            if deaths >= NODE_DEATHS:
+                self._avoided.setdefault(node, now + NODE_AVOIDED)
+        if counts:
+            self.count += 1
+            self.wait = now + backoff[min(self.count, len(backoff)) - 1]
+        return counts
+
+    def end(self) -> None:
+        """The next one is the first of a row."""
+        self.count, self.wait = 0, 0.0
+        self._nodes.clear()
+
+    def forgive(self, node: str) -> None:
+        """This node is well."""
+        self._deaths.pop(node, None)
+        self._avoided.pop(node, None)
+
+    def avoid_none(self) -> bool:
+        """Keep away from no node any more; whether there were any."""
+        there_were = bool(self._avoided)
+        self._avoided.clear()
+        return there_were
+
+    def avoided(self, now: float) -> set[str]:
+        """Nodes to keep away from."""
+        for node in [node for node, until in self._avoided.items() if until <= now]:
+            self.forgive(node)
+        return set(self._avoided)
+
+    def forget(self) -> None:
+        """All of it."""
+        self.end()
+        self._deaths.clear()
+        self._avoided.clear()
+
+
+@dataclass(slots=True)
 class History:
     """What a pool has been through, and what follows for its next submission. Times are the caller's ``now``."""
 
     max_start_failures: int = 3
     #: Seconds to wait after the first, second, ... death at start in a row.
     start_backoff: tuple[float, ...] = START_BACKOFF
+    #: The same for pilots whose nodes could not serve.
+    trouble_backoff: tuple[float, ...] = TROUBLE_BACKOFF
     #: Why the pool is paused; "": it is not.
     paused: str = ""
     #: The newest failure of any kind.
     failure: str = ""
     #: Deaths at start in a row, as counted towards a pause.
-    start_failures: int = 0
+    starts: Row = field(default_factory=Row)
+    #: Pilots in a row whose nodes could not serve, and when that was last.
+    troubles: Row = field(default_factory=Row)
+    troubled_at: float = -math.inf
     #: A submission may not be larger than this; 0: no limit.
     batch_cap: int = 0
     #: Hosts that programs have blocked, beside which no node was left for the last submission.
     blocked: tuple[str, ...] = ()
     _blocked_wait: float = 0.0
-    _start_wait: float = 0.0
     _limit_wait: float = 0.0
     _silence_wait: float = 0.0
     _silences: int = 0
-    _row_nodes: set[str] = field(default_factory=set[str])
-    _node_deaths: dict[str, int] = field(default_factory=dict[str, int])
-    _avoided: dict[str, float] = field(default_factory=dict[str, float])
     #: Pilots can be told to keep away from nodes.
     _avoids: bool = True
     _wanted_now: int = 0
     #: (until when, so many were wanted), numbers falling: the maximum of a sliding window.
     _wanted: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
+
+    @property
+    def start_failures(self) -> int:
+        """Deaths at start in a row."""
+        return self.starts.count
 
     # ---------------------------------------------------------------- commands
 
@@ -108,9 +178,8 @@ class History:
         """A submission was refused as asked; ``blocked``: no node that fits seems to be left beside these, which programs have blocked."""
         self.answered()
         self.failure = text
-        if self._avoided:  # perhaps no node is left
+        if any([self.starts.avoid_none(), self.troubles.avoid_none()]):  # perhaps no node is left
             self._avoids = False
-            self._avoided.clear()
         elif blocked:
             self.blocked, self._blocked_wait = blocked, now + BLOCKED_WAIT
         else:
@@ -138,30 +207,35 @@ class History:
 
     def served(self, node: str) -> None:
         """A pilot has connected: whatever was wrong is not wrong everywhere."""
-        self.start_failures, self._start_wait, self._avoids = 0, 0.0, True
-        self._row_nodes.clear()
+        self.starts.end()
+        # While nodes cannot serve, a connection says nothing of what the batch system can.
+        self._avoids = self._avoids or not self.troubles.count
         self.serves_on(node)
 
     def serves_on(self, node: str) -> None:
         """A pilot that has connected earlier is on this node."""
-        if node:
-            self._node_deaths.pop(node, None)
-            self._avoided.pop(node, None)
+        self.starts.forgive(node)
+
+    def serve_well(self, nodes: Iterable[str]) -> None:
+        """Some pilots serve well: trouble is that of single nodes. ``nodes``: of those that began since the last one."""
+        for node in nodes:
+            self.troubles.end()
+            self.troubles.forgive(node)
+            self._avoids = True
+        if self.troubles.count > 1:
+            self.troubles.count = 1
+            self.troubles.wait = min(self.troubles.wait, self.troubled_at + self.trouble_backoff[1])
+
+    def was_in_trouble(self, node: str, text: str, made_at: float, now: float) -> None:
+        """A pilot that was submitted at ``made_at`` has left as its node cannot serve."""
+        self.failure, self.troubled_at = text, now
+        self.troubles.add(node if self._avoids else "", made_at, now, self.trouble_backoff)
 
     def died_at_start(self, node: str, text: str, made_at: float, now: float) -> None:
         """A pilot that was submitted at ``made_at`` ended before it served."""
         self.failure = text
-        counts = not (node and self._avoids) or node not in self._row_nodes or made_at > self._avoided_from(node)
-        if node and self._avoids:
-            self._row_nodes.add(node)
-            deaths = self._node_deaths[node] = self._node_deaths.get(node, 0) + 1
-            if deaths >= NODE_DEATHS:
-                self._avoided.setdefault(node, now + NODE_AVOIDED)
-        if not counts:
-            return
-        self.start_failures += 1
-        self._start_wait = now + self.start_backoff[min(self.start_failures, len(self.start_backoff)) - 1]
-        if self.start_failures >= self.max_start_failures:
+        counts = self.starts.add(node if self._avoids else "", made_at, now, self.start_backoff)
+        if counts and self.start_failures >= self.max_start_failures:
             several = f"{self.start_failures} pilots in a row ended before they served, the last one so"
             self.paused = f"{several if self.start_failures > 1 else 'a pilot ended before it served'}: {text}"
 
@@ -172,21 +246,16 @@ class History:
         if self.paused.endswith(text):
             self.paused += f": {last_words}"
 
-    def _avoided_from(self, node: str) -> float:
-        """Since when pilots are told to keep away from a node; inf: they are not."""
-        return self._avoided.get(node, math.inf) - NODE_AVOIDED
-
     def pilot_ended(self) -> None:
         """An own pilot left the batch system: there is room below the limit again."""
         self._limit_wait = 0.0
 
     def resume(self) -> None:
         """A person says that it is mended."""
-        self.paused, self.start_failures, self._start_wait, self._limit_wait, self._avoids = "", 0, 0.0, 0.0, True
+        self.paused, self._limit_wait, self._avoids = "", 0.0, True
         self.blocked, self._blocked_wait = (), 0.0
-        self._row_nodes.clear()
-        self._avoided.clear()
-        self._node_deaths.clear()
+        self.starts.forget()
+        self.troubles.forget()
 
     # ---------------------------------------------------------------- what follows
 
@@ -200,16 +269,15 @@ class History:
             (self._silence_wait, "the batch system does not answer"),
             (self._limit_wait, "a limit on jobs is reached"),
             (self._blocked_wait, f"no node that fits is left beside those that programs have blocked ({', '.join(self.blocked)})"),
-            (self._start_wait, f"{self.start_failures} pilots in a row ended before they served"),
+            (self.starts.wait, f"{self.start_failures} pilots in a row ended before they served"),
+            (self.troubles.wait, f"{self.troubles.count} pilots in a row left nodes that cannot serve ({self.failure})"),
         )
         until, why = max(waits, key=lambda wait: wait[0])
         return (until, why) if until > now else (now, "")
 
     def avoided(self, now: float) -> tuple[str, ...]:
         """Nodes to keep away from."""
-        for node in [node for node, until in self._avoided.items() if until <= now]:
-            del self._avoided[node], self._node_deaths[node]
-        return tuple(sorted(self._avoided))
+        return tuple(sorted(self.starts.avoided(now) | self.troubles.avoided(now)))
 
     def note_wanted(self, wanted: int, now: float, window: float) -> None:
         """Remember how many pilots are wanted from now on, for `keep`."""

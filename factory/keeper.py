@@ -112,9 +112,10 @@ class Kept:
     manager_gone: bool = False
     #: Why it ended otherwise than by closing; "": it did not.
     lost: str = ""
-    #: What was last logged of a pause, and deaths at start by then.
+    #: What was last logged of a pause, and deaths at start and troubles of nodes by then.
     said: str = ""
     deaths: int = 0
+    troubles: int = 0
 
     def __post_init__(self) -> None:
         self.asked = self.core.pool
@@ -343,4 +344,6 @@ class Keeper:
             # The pause comes minutes later, and whoever waits for a result would not know why.
             text = "%s: a pilot ended before it served: %s; others are tried, and the pool is paused after %d in a row"
             log.warning(text, kept.name, history.failure, kept.core.pool.max_start_failures)
-        kept.said, kept.deaths = history.paused, history.start_failures
+        elif history.troubles.count and not kept.troubles:
+            log.warning("%s: a node cannot serve: %s; others are tried, and it again now and then", kept.name, history.failure)
+        kept.said, kept.deaths, kept.troubles = history.paused, history.start_failures, history.troubles.count

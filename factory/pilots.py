@@ -29,7 +29,8 @@ from typing import Final
 
 from windlass.addresses import is_named
 from windlass.factory.backend import RESTART_MARK, Cause, JobId, Listed, PilotState, pilot_word, split_pilot_word
-from windlass.messages import PilotId, PilotSeen
+from windlass.factory.history import PROVEN
+from windlass.messages import CANNOT_SERVE, PilotId, PilotSeen
 
 #: Queries in a row that do not list a pilot before it counts as gone.
 MISSES: Final = 2
@@ -177,6 +178,10 @@ class Pilot:
         """It serves or will: it counts against demand."""
         return self.phase in (Phase.QUEUED, Phase.RUNNING, Phase.SERVING) and not self.draining and not self.forgotten
 
+    def serves_well(self, now: float) -> bool:
+        """It has served for long enough to show that its node can."""
+        return self.phase is Phase.SERVING and not self.draining and now - self.since >= PROVEN
+
     def idle_for(self, now: float) -> float:
         """Seconds that it has been connected without calls."""
         return 0.0 if self.running_calls else self.idle_seconds + max(0.0, now - self.heard_at)
@@ -218,6 +223,8 @@ class Ending:
     exit_status: int | None = None
     #: Not empty: its death at start had been counted before, for this reason.
     charge: str = ""
+    #: Its node could not serve, and nobody had asked it to end.
+    troubled: bool = False
 
     @property
     def telling(self) -> bool:
@@ -353,10 +360,22 @@ class Fleet:
             blocked = any(is_named(pilot.node, name) for name in self.blocked)
             words = BLOCKED if blocked else LEFT
             blameless = pilot.found or blocked or bool(self.blocked and not pilot.node)
-        self._over(pilot, words, cause, exit_status, now, failed=not blameless, gone=True)
+        troubled = exit_status == CANNOT_SERVE and pilot.served and not pilot.asked and phase is not Phase.CANCELLING
+        self._over(pilot, words, cause, exit_status, now, failed=not blameless, gone=True, troubled=troubled)
         del self.pilots[pilot.job]
 
-    def _over(self, pilot: Pilot, reason: str, cause: Cause, exit_status: int | None, now: float, *, failed: bool, gone: bool) -> None:
+    def _over(
+        self,
+        pilot: Pilot,
+        reason: str,
+        cause: Cause,
+        exit_status: int | None,
+        now: float,
+        *,
+        failed: bool,
+        gone: bool,
+        troubled: bool = False,
+    ) -> None:
         self.endings.append(
             Ending(
                 pilot.job,
@@ -372,6 +391,7 @@ class Fleet:
                 cause=cause,
                 exit_status=exit_status,
                 charge="" if pilot.served else pilot.charge,
+                troubled=troubled,
             )
         )
 

@@ -34,7 +34,7 @@ from functools import partial
 from typing import Final
 
 from windlass.factory.backend import JobId
-from windlass.factory.history import History
+from windlass.factory.history import PROVEN, History
 from windlass.factory.pilots import Phase, Pilot
 from windlass.factory.pool import PoolConfig
 from windlass.factory.spending import Allowance, allowance
@@ -175,11 +175,18 @@ def _how_many(
         bounds.append((allowed.pilots, allowed.text))
     if history.batch_cap:
         bounds.append((history.batch_cap, f"a limit on jobs was met; {history.batch_cap} at a time"))
-    if history.start_failures:
+    again_at = math.inf
+    if history.start_failures or history.troubles.count > 1:
         probes = unsure + sum(pilot.phase in (Phase.QUEUED, Phase.RUNNING) and not pilot.served for pilot in pilots)
-        bounds.append((1 - probes, f"{history.start_failures} pilots in a row ended before they served; trying one"))
+        row = f"{history.start_failures} pilots in a row ended before they served"
+        if history.troubles.count > 1:  # and none serves well, or it would be less
+            tried = [pilot for pilot in pilots if pilot.phase is Phase.SERVING and not pilot.draining]
+            probes += len(tried)
+            again_at = min((pilot.since + PROVEN for pilot in tried), default=math.inf)
+            row = f"{history.troubles.count} pilots in a row left nodes that cannot serve"
+        bounds.append((1 - probes, f"{row}; trying one"))
     count, waits = min(bounds, key=lambda bound: bound[0])
-    return max(0, count), waits, math.inf
+    return max(0, count), waits, again_at
 
 
 def _overdue(pilots: Iterable[Pilot], pool: PoolConfig, now: float) -> Iterable[Decision]:

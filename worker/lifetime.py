@@ -146,6 +146,16 @@ class Lifetime:
         self._busy_at = now
         self._run_times: deque[float] = deque(maxlen=REMEMBERED)
 
+    @property
+    def has_run(self) -> bool:
+        """A call has ended here."""
+        return bool(self._run_times)
+
+    @property
+    def useless(self) -> bool:
+        """Its node cannot serve, and nothing has run here: the next one here would fare no better."""
+        return self.in_trouble and not self.has_run
+
     def ran(self, seconds: Iterable[float]) -> None:
         """Calls have run for so many seconds; the caller hands over a sample of each batch."""
         self._run_times.extend(seconds)

@@ -15,6 +15,7 @@ How it ends::
     refused  the manager will not have it, the text is on stderr                              exit 3
     lost     the manager was not reached for manager_timeout                                  exit 4
     cannot   no connection file, no scratch folder, or else: the text is on stderr            exit 5
+    useless  this node cannot serve, and no call has ended here: the text is on stderr        exit 75
 
 A manager that welcomes with another session does not know this worker's calls: it has queued them anew, or was started anew
 itself. The worker ends what it runs and goes on with nothing; what a manager with a journal had sent runs on as `Orphans`.
@@ -36,6 +37,7 @@ from windlass import __version__, loops
 from windlass.errors import UsageError
 from windlass.identity import ConnectionFile, read_connection_file
 from windlass.messages import (
+    CANNOT_SERVE,
     PROTOCOL,
     AddFunctions,
     CallEnd,
@@ -217,7 +219,7 @@ class Worker:
                 log.exception("a defect of Windlass: this worker cannot be set up")
             self._link.send(Goodbye(f"cannot serve: {error}"))
             self._link.close()
-            self._leave(Decision.END, CANNOT_START)
+            self._leave(Decision.END, CANNOT_SERVE if isinstance(error, OSError) and not self._life.has_run else CANNOT_START)
             print(f"windlass worker: {error}", file=sys.stderr)
 
     def _set_up(self, welcome: Welcome) -> None:
@@ -445,7 +447,7 @@ class Worker:
             asyncio.get_running_loop().call_soon(self._look)
         elif decision in (Decision.FINISH, Decision.END):
             log.warning("leaving: %s", self._life.reason)
-            self._leave(decision, ORDERLY)
+            self._leave(decision, CANNOT_SERVE if self._life.useless else ORDERLY)
 
     def _say_draining(self) -> None:
         self._outbox.say(WorkerDraining(self._life.reason, self._life.seconds_left(time.monotonic()), self._life.in_trouble))

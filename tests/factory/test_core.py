@@ -31,7 +31,7 @@ from windlass.factory.core import Cancel, FactoryCore, Query, Release, Submit
 from windlass.factory.fake import FakeCluster, Fault, Terminate, Todo
 from windlass.factory.pilots import BLOCKED, LEFT, Phase
 from windlass.factory.pool import PoolConfig
-from windlass.messages import Demand, PilotId, PilotSeen, PoolName, PoolReport, Resources, Shape
+from windlass.messages import CANNOT_SERVE, Demand, PilotId, PilotSeen, PoolName, PoolReport, Resources, Shape
 
 #: Seconds from a pilot's start to its hello, and from being told to end to its end.
 HELLO = 3.0
@@ -59,6 +59,9 @@ class Simulation:
     words: str = "last words"
     #: Hosts that programs have blocked.
     avoid: tuple[str, ...] = ()
+    #: Nodes whose pilots connect, and leave soon after as they cannot serve.
+    unfit: set[str] = field(default_factory=set[str])
+    came_to_nothing: int = 0
 
     def seen(self) -> tuple[PilotSeen, ...]:
         pilots: list[PilotSeen] = []
@@ -93,6 +96,10 @@ class Simulation:
                 del self.leaving[word]
                 self.cluster.process_ended(*split_pilot_word(word), 0, self.now)
         self.obey(self.cluster.advance(self.now))
+        for job in list(self.cluster.jobs.values()):
+            if job.state is Listed.RUNNING and job.node in self.unfit and self.now - job.started_at >= HELLO + 2.0:
+                self.cluster.process_ended(job.job, job.restart, CANNOT_SERVE, self.now)
+                self.came_to_nothing += 1
         self.core.hear(self.demand(), self.now)
         steps = 0
         while (instruction := self.core.step(self.now)) is not None:
@@ -318,6 +325,35 @@ def test_a_black_hole_is_avoided_and_does_not_pause_a_pool_that_works(make_pool:
     assert sim.core.history.paused == ""
     assert sim.cluster.alive == 10
     assert sim.core.history.avoided(sim.now) == ("n7",)
+
+
+def test_a_node_that_cannot_serve_is_avoided_though_its_pilots_connect(make_pool: MakePool) -> None:
+    sim = simulation(make_pool(max_pilots=10))
+    sim.unfit = {"n3"}
+    sim.calls = 40
+    sim.run(1800, step=1.0)
+    assert sim.came_to_nothing == 2
+    assert sim.core.history.avoided(sim.now) == ("n3",)
+    assert (sim.cluster.alive, sim.core.history.paused, sim.core.history.start_failures) == (10, "", 0)
+    assert sim.core.history.troubles.count == 0, "others have served well since"
+    assert not any(ended.failed for report in sim.reports for ended in report.ended)
+    sim.unfit.clear()
+    sim.run(3600, step=5.0)
+    assert sim.core.history.avoided(sim.now) == ()
+
+
+def test_where_no_node_can_serve_pilots_come_ever_more_seldom_and_the_pool_goes_on_by_itself(make_pool: MakePool) -> None:
+    sim = simulation(make_pool(max_pilots=2), nodes=2)
+    sim.unfit = {"n1", "n2"}
+    sim.calls = 8
+    sim.run(7200, step=1.0)
+    assert sim.core.history.paused == ""
+    assert sum(sim.submissions) <= 20
+    assert "left nodes that cannot serve (pilot " in sim.core.history.submit_after(sim.now)[1]
+    sim.unfit.clear()  # somebody has made room
+    sim.run(660, step=1.0)
+    assert sim.cluster.alive == 2
+    assert sim.core.history.submit_after(sim.now)[1] == ""
 
 
 def test_hosts_that_programs_have_blocked_are_avoided(make_pool: MakePool) -> None:
@@ -627,6 +663,10 @@ class AnyWeather(RuleBasedStateMachine):
     def a_black_hole_opens_or_closes(self, node: str) -> None:
         self.sim.cluster.black_holes ^= {node}
 
+    @rule(node=st.sampled_from(["n1", "n2", "n3", "n4"]))
+    def a_disk_is_full_or_not(self, node: str) -> None:
+        self.sim.unfit ^= {node}
+
     def _pick(self, data: st.DataObject) -> JobId | None:
         alive = [job.job for job in self.sim.cluster.jobs.values() if job.state is not Listed.ENDED]
         return data.draw(st.sampled_from(alive)) if alive else None
@@ -649,6 +689,7 @@ class AnyWeather(RuleBasedStateMachine):
             return
         sim = self.sim
         sim.cluster.black_holes.clear()
+        sim.unfit.clear()
         for command in ("query", "submit", "cancel"):  # what was to fail has failed
             while True:
                 try:

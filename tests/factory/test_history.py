@@ -106,6 +106,55 @@ def test_a_batch_system_that_cannot_avoid_a_node_pauses_in_the_end() -> None:
     assert history.paused != ""
 
 
+def test_nodes_that_cannot_serve_are_followed_by_longer_waits_and_by_no_pause() -> None:
+    history = History(max_start_failures=1)
+    waits: list[float] = []
+    for _ in range(5):
+        history.was_in_trouble("", "the disk is full", 0.0, 0.0)
+        history.served("")  # the next one connects as well
+        waits.append(history.submit_after(0.0)[0])
+    assert waits == [0, 60, 300, 600, 600]
+    assert (history.paused, history.start_failures, history.failure) == ("", 0, "the disk is full")
+    history.serve_well([""])
+    assert history.submit_after(0.0) == (0.0, "")
+
+
+def test_a_node_that_cannot_serve_is_avoided_until_a_pilot_has_served_there() -> None:
+    history = History()
+    for _ in range(2):
+        history.was_in_trouble("bad", "x", 0.0, 10.0)
+        history.served("bad")
+    assert (history.avoided(10.0), history.troubles.count) == (("bad",), 1)
+    history.serve_well(["good"])
+    assert (history.avoided(10.0), history.troubles.count) == (("bad",), 0)
+    history.serve_well(["bad"])
+    assert history.avoided(10.0) == ()
+
+
+def test_while_others_serve_well_the_pool_waits_for_a_minute_at_most() -> None:
+    history = History()
+    for node in ("n1", "n2", "n3", "n4"):
+        history.was_in_trouble(node, "x", 0.0, 10.0)
+    assert history.submit_after(10.0)[0] == 610
+    history.serve_well([])
+    assert history.submit_after(10.0)[0] == 70
+    history.was_in_trouble("n5", "x", 0.0, 80.0)
+    assert history.submit_after(80.0)[0] == 140
+
+
+def test_where_only_nodes_are_left_that_cannot_serve_they_are_not_avoided_and_count_singly() -> None:
+    history = History()
+    for at in (10.0, 20.0):
+        history.was_in_trouble("only", "x", at, at)
+    history.rejected("Requested node configuration is not available", 30.0)
+    assert (history.paused, history.avoided(30.0)) == ("", ())
+    history.served("only")
+    history.was_in_trouble("only", "x", 40.0, 50.0)
+    assert (history.avoided(50.0), history.troubles.count) == ((), 2)
+    history.resume()
+    assert (history.troubles.count, history.submit_after(50.0)) == (0, (50.0, ""))
+
+
 def test_a_limit_halves_the_batch_and_waits_for_an_own_pilot_to_end() -> None:
     history = History()
     history.over_limit("QOS", 32, own_pilots=5, now=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import windlass
 from windlass.cli import main
 from windlass.factory.fake import FakeBackend
+from windlass.messages import CANNOT_SERVE
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -75,6 +77,23 @@ def test_a_serving_pilot_is_listed_shown_and_its_log_is_read(manager: windlass.M
     [ended] = pilots(run, "--ended")
     assert (ended["phase"], ended["failed"]) == ("ended", False)
     assert [step["phase"] for step in ended["story"]][-1] == "ended"
+
+
+def test_pilots_of_a_node_that_cannot_serve_come_more_seldom_until_it_can(manager: windlass.Manager, run: Run, mounted: Path) -> None:
+    """Its disk is full: they connect, and leave."""
+    manager.install_library("lib", abs)
+    ballast = mounted / "ballast"
+    with windlass.Factory(manager, "local", cores=1, max_pilots=1, scratch=str(mounted)) as factory:
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        call = manager.submit(windlass.FunctionCall("lib", "abs", -1))
+        until("it is told", lambda: "2 pilots in a row left nodes that cannot serve" in str(factory.status()["waits"]))
+        assert "No space left on device" in str(factory.status()["failure"])
+        assert (factory.paused, factory.status()["start_failures"]) == ("", 0)
+        assert {(row["failed"], row["exit_status"]) for row in pilots(run, "--ended")} == {(False, CANNOT_SERVE)}
+        ballast.unlink()
+        assert call.result(timeout=60) == 1
 
 
 def test_a_pilot_that_died_at_start_tells_its_last_words_and_the_pool_is_resumed(

@@ -113,10 +113,14 @@ def test_a_drain_is_by_trouble_only_where_that_came_first() -> None:
     life = Lifetime(0.0)
     assert life.drain("the disk is full", trouble=True) is Decision.DRAIN
     assert life.in_trouble
+    assert life.useless
+    life.ran([0.1])
+    assert not life.useless
     life = Lifetime(0.0)
     assert life.drain("scale down") is Decision.DRAIN
     assert life.drain("the disk is full", trouble=True) is Decision.NOTHING
     assert not life.in_trouble
+    assert not life.useless
 
 
 def test_a_signal_while_draining_for_the_manager_sets_the_grace() -> None:

@@ -30,6 +30,7 @@ from windlass.listener import Listener
 from windlass.messages import (
     BAD_CALL,
     CANCELLED,
+    CANNOT_SERVE,
     DIED,
     NO_FILE,
     OUT_OF_BAND_BYTES,
@@ -614,7 +615,7 @@ async def test_a_worker_that_cannot_begin_anew_leaves(manager: Manager, tmp_path
     manager.heard.clear()
     link.fail("given up by the test")
     assert (await manager.hear(Goodbye)).reason == "cannot serve: [Errno 28] No space left on device"
-    assert await status(process) == 5
+    assert await status(process) == CANNOT_SERVE
     assert [type(message) for message in manager.heard] == [Goodbye]
     assert not manager.ends
     assert scratch_is_empty(manager)
@@ -899,6 +900,19 @@ async def test_a_worker_whose_scratch_takes_nothing_more_drains(manager: Manager
     assert "function add could not be stored" in draining.reason
     assert draining.trouble
     await manager.until(lambda: manager.returned == [("draining", 1)])
+    assert await status(process) == CANNOT_SERVE
+
+
+async def test_one_on_which_calls_have_ended_leaves_in_order_though_its_scratch_takes_nothing_more(manager: Manager) -> None:
+    """What has filled since may have been its own, and goes with it."""
+    process = await manager.worker()
+    await manager.library(add)
+    manager.say(RunCalls([manager.call(1, add, 1, 2)]))
+    assert (await manager.end(1)).outcome == RETURNED
+    shutil.rmtree(next((manager.folder / "scratch").glob("windlass-*/functions-*")))
+    function = manager.define(length)
+    manager.say(AddFunctions((function,)), RunCalls([manager.call(2, length, b"")]))
+    assert (await manager.hear(WorkerDraining)).trouble
     assert await status(process) == 0
 
 
