@@ -3,8 +3,9 @@
 Theory of operation
 -------------------
 A factory is known by its name and the function that tells it something. It hears the demand when it comes, and then when that has changed,
-but for long no faster than the `pace` for so many workers. After some quiet `AT_ONCE` messages follow each other as they come: the first
-call of a program comes right behind the factory's own offer, and is not to wait for it. A later life of a factory may be here before it is
+but for long no faster than the `pace` for so many workers. After some quiet `AT_ONCE` messages follow each other sooner: the first
+call of a program comes right behind the factory's own offer, and is not to wait for it. But each waits for `GATHER` seconds, so that calls
+that a program submits in a loop are one demand, and one command to the batch system. A later life of a factory may be here before it is
 known that the earlier one has gone, so whoever leaves says which of the two it was.
 
 Everything runs on the manager's loop.
@@ -24,6 +25,8 @@ Tell = Callable[[Message], object]
 
 #: Messages of demand that need not wait for each other: the factory's offer, the first call, what starts there.
 AT_ONCE: Final = 3
+#: Seconds in which a loop submits a thousand calls.
+GATHER: Final = 0.005
 
 
 class Factories:
@@ -54,14 +57,11 @@ class Factories:
             self._core.factory_left(name, self._now())
 
     def tell_demand(self) -> None:
-        """The demand has changed: tell it, now or when it is time."""
+        """The demand has changed: tell it when it is time."""
         if self._timer is None:
             # Half a one more, as sums of seconds are not exact.
             wait = self._told_until - self._now() - (AT_ONCE - 0.5) * pace(len(self._core.workers))
-            if wait <= 0:
-                self._tell_now()
-            else:
-                self._timer = asyncio.get_running_loop().call_later(wait, self._tell_now)
+            self._timer = asyncio.get_running_loop().call_later(max(GATHER, wait), self._tell_now)
 
     def _tell_now(self) -> None:
         self._timer = None
