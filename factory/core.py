@@ -150,7 +150,7 @@ class FactoryCore:
 
     def __post_init__(self) -> None:
         waits = (START_BACKOFF, TROUBLE_BACKOFF) if self.pool.remote else (OWN_START_BACKOFF, OWN_START_BACKOFF)
-        self.history = History(self.pool.max_start_failures, *waits)
+        self.history = History(self.pool.max_start_failures, *waits, several_nodes=self.pool.remote)
         self.budget = CommandBudget(self.limits)
         self.telling = Telling(self.pool.name, self.epoch)
 
@@ -312,6 +312,8 @@ class FactoryCore:
             self.history.died_at_start(ending.node, _told(ending, reason), ending.made_at, now)
         elif ending.troubled and not self.closing:
             self.history.was_in_trouble(ending.node, _told(ending, reason), ending.made_at, now)
+        elif self.history.troubles.count and ending.served_at >= self.history.troubled_at and not ending.failed:
+            self.history.serve_well([ending.node])
 
     def _same_misfortune(self, ending: Ending, last_words: str) -> bool:
         """A controller that has lost its state knows several pilots no more, at once; those that said something failed by themselves."""
@@ -373,6 +375,7 @@ class FactoryCore:
         pilots = self.fleet.pilots.values()
         if self.history.troubles.count and (well := [pilot for pilot in pilots if pilot.serves_well(now)]):
             self.history.serve_well(pilot.node for pilot in well if pilot.since >= self.history.troubled_at)
+        self.history.age(now)
         actions = plan(
             self.demand,
             pilots,

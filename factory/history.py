@@ -14,10 +14,11 @@ A *death at start* is a pilot that ended before it served.  Deaths in a row are 
 pilot at a time as a probe (by 0, 2, 5, 15, 60 s where pilots are processes of this machine, which nobody else waits for); after
 ``max_start_failures`` in a row the pool is paused, with the pilot's own last words.  One pilot that serves ends the row.
 
-*Trouble* is a pilot that connected and left because its node cannot serve (its disk is full), before a call had ended there
-(`windlass.messages.CANNOT_SERVE`).  What has filled empties again, so that is followed by waits of 0, 1, 5, 10 min (on this machine as
-above), and by no pause, however long the row is.  A connection does not end this row: a pilot that has served for `PROVEN` seconds since
-does.  While others serve well the nodes are at fault, not the pool: the wait is a minute at most, and there is no probe.
+*Trouble* is a pilot that left because its node could not serve from the start (its disk is full: `windlass.messages.CANNOT_SERVE`).
+What has filled empties again, so that is followed by waits of 0, 1, 5, 10 min (on this machine as above), and by no pause, however long the
+row is.  A connection does not end this row: a pilot does that has begun since, and has served for `PROVEN` seconds, or to its end; and so
+does time.  While others serve well some nodes are at fault, not the pool: if nodes can be avoided, the wait is a minute at most then, and
+there is no probe.
 
 *Black-hole nodes* end pilots at once and so get the next ones, and the next.  A node with two in a row is avoided for an hour,
 and each node counts once in its row, so that one bad node does not pause a pool (but a pilot that was submitted to keep away from it, and
@@ -133,15 +134,18 @@ class History:
     start_backoff: tuple[float, ...] = START_BACKOFF
     #: The same for pilots whose nodes could not serve.
     trouble_backoff: tuple[float, ...] = TROUBLE_BACKOFF
+    #: Pilots may be on different nodes.
+    several_nodes: bool = True
     #: Why the pool is paused; "": it is not.
     paused: str = ""
     #: The newest failure of any kind.
     failure: str = ""
     #: Deaths at start in a row, as counted towards a pause.
     starts: Row = field(default_factory=Row)
-    #: Pilots in a row whose nodes could not serve, and when that was last.
+    #: Pilots in a row whose nodes could not serve; when that was last, and what it was.
     troubles: Row = field(default_factory=Row)
     troubled_at: float = -math.inf
+    trouble: str = ""
     #: A submission may not be larger than this; 0: no limit.
     batch_cap: int = 0
     #: Hosts that programs have blocked, beside which no node was left for the last submission.
@@ -185,6 +189,12 @@ class History:
         else:
             self.paused = text
 
+    @property
+    def in_trouble(self) -> str:
+        """How many could not serve, in words."""
+        count = self.troubles.count
+        return f"{count} pilots in a row left nodes that cannot serve" if count > 1 else "a pilot left a node that cannot serve"
+
     def are_blocked(self, hosts: Iterable[str]) -> None:
         """Programs have blocked these now: where one that left no node is not among them any more, the next submission may go."""
         if not set(self.blocked) <= set(hosts):
@@ -222,13 +232,18 @@ class History:
             self.troubles.end()
             self.troubles.forgive(node)
             self._avoids = True
-        if self.troubles.count > 1:
+        if self.troubles.count > 1 and self._avoids and self.several_nodes:
             self.troubles.count = 1
             self.troubles.wait = min(self.troubles.wait, self.troubled_at + self.trouble_backoff[1])
 
+    def age(self, now: float) -> None:
+        """Trouble of long ago is the first of a row, should it come again."""
+        if self.troubles.count and now >= self.troubled_at + 2 * self.trouble_backoff[-1]:
+            self.troubles.end()
+
     def was_in_trouble(self, node: str, text: str, made_at: float, now: float) -> None:
         """A pilot that was submitted at ``made_at`` has left as its node cannot serve."""
-        self.failure, self.troubled_at = text, now
+        self.failure, self.trouble, self.troubled_at = text, text.partition("\n")[0], now
         self.troubles.add(node if self._avoids else "", made_at, now, self.trouble_backoff)
 
     def died_at_start(self, node: str, text: str, made_at: float, now: float) -> None:
@@ -270,7 +285,7 @@ class History:
             (self._limit_wait, "a limit on jobs is reached"),
             (self._blocked_wait, f"no node that fits is left beside those that programs have blocked ({', '.join(self.blocked)})"),
             (self.starts.wait, f"{self.start_failures} pilots in a row ended before they served"),
-            (self.troubles.wait, f"{self.troubles.count} pilots in a row left nodes that cannot serve ({self.failure})"),
+            (self.troubles.wait, f"{self.in_trouble} ({self.trouble})"),
         )
         until, why = max(waits, key=lambda wait: wait[0])
         return (until, why) if until > now else (now, "")

@@ -155,6 +155,7 @@ class Pilot:
     connected: bool = False
     #: It has been connected, in this incarnation.
     served: bool = False
+    served_at: float = -math.inf
     draining: bool = False
     #: It has served, and the manager does not know it any more: it was silent for too long, or it is about to end.
     forgotten: bool = False
@@ -225,6 +226,8 @@ class Ending:
     charge: str = ""
     #: Its node could not serve, and nobody had asked it to end.
     troubled: bool = False
+    #: When it first served; -inf: it never did.
+    served_at: float = -math.inf
 
     @property
     def telling(self) -> bool:
@@ -360,8 +363,9 @@ class Fleet:
             blocked = any(is_named(pilot.node, name) for name in self.blocked)
             words = BLOCKED if blocked else LEFT
             blameless = pilot.found or blocked or bool(self.blocked and not pilot.node)
-        troubled = exit_status == CANNOT_SERVE and pilot.served and not pilot.asked and phase is not Phase.CANCELLING
-        self._over(pilot, words, cause, exit_status, now, failed=not blameless, gone=True, troubled=troubled)
+        # It may have been connected for so short a time that the manager never told.
+        troubled = exit_status == CANNOT_SERVE and not (pilot.asked or pilot.charge or phase is Phase.CANCELLING)
+        self._over(pilot, words, cause, exit_status, now, failed=not (blameless or troubled), gone=True, troubled=troubled)
         del self.pilots[pilot.job]
 
     def _over(
@@ -392,6 +396,7 @@ class Fleet:
                 exit_status=exit_status,
                 charge="" if pilot.served else pilot.charge,
                 troubled=troubled,
+                served_at=pilot.served_at,
             )
         )
 
@@ -431,7 +436,7 @@ class Fleet:
             pilot.draining = bool(nodes) and all(one.draining for one in nodes)
             pilot.apply(Event.CONNECTED if nodes else Event.DISCONNECTED, now)
             if nodes and not pilot.served:
-                pilot.served = True
+                pilot.served, pilot.served_at = True, now
                 self.newly_served.append(pilot.node)
 
     # ---------------------------------------------------------------- counts

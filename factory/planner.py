@@ -163,7 +163,9 @@ def _how_many(
         return 0, f"the pool is paused: {history.paused}", math.inf
     until, waiting_for = history.submit_after(now)
     if waiting_for:
-        return 0, f"{waiting_for}; next try in {until - now:.0f} s", until
+        # One that serves may have shown by then that its node can.
+        proven = [pilot.since + PROVEN for pilot in pilots if pilot.phase is Phase.SERVING and pilot.since + PROVEN > now]
+        return 0, f"{waiting_for}; next try in {until - now:.0f} s", min([until, *proven] if history.troubles.count > 1 else [until])
     queued = sum(pilot.phase is Phase.QUEUED for pilot in pilots) + unsure
     bounds = [
         (need, ""),
@@ -183,7 +185,7 @@ def _how_many(
             tried = [pilot for pilot in pilots if pilot.phase is Phase.SERVING and not pilot.draining]
             probes += len(tried)
             again_at = min((pilot.since + PROVEN for pilot in tried), default=math.inf)
-            row = f"{history.troubles.count} pilots in a row left nodes that cannot serve"
+            row = history.in_trouble
         bounds.append((1 - probes, f"{row}; trying one"))
     count, waits = min(bounds, key=lambda bound: bound[0])
     return max(0, count), waits, again_at

@@ -60,7 +60,8 @@ class Factories:
         """The demand has changed: tell it when it is time."""
         if self._timer is None:
             # Half a one more, as sums of seconds are not exact.
-            wait = self._told_until - self._now() - (AT_ONCE - 0.5) * pace(len(self._core.workers))
+            steady = pace(len(self._core.workers))
+            wait = min(steady, self._told_until - self._now() - (AT_ONCE - 0.5) * steady)
             self._timer = asyncio.get_running_loop().call_later(max(GATHER, wait), self._tell_now)
 
     def _tell_now(self) -> None:

@@ -43,6 +43,8 @@ STAGGER_MOST: Final = 600.0
 STAGGERED_FROM: Final = 600.0
 #: Of the time in which a worker accepts, no more than this is given to the stagger: its calls may be nearly as long as its walltime.
 STAGGER_OF_ACCEPTING: Final = 0.5
+#: Trouble that comes sooner after the start was there before, though some calls may not have met it.
+SOON_SECONDS: Final = 60.0
 #: Run times that are remembered, and how many of one batch are looked at: batches of no-op calls must not cost time here.
 REMEMBERED: Final = 128
 PER_BATCH: Final = 8
@@ -131,8 +133,8 @@ class Lifetime:
         self.phase = Phase.SERVING
         #: Why the phase is what it is, for the manager and for the log.
         self.reason = ""
-        #: It drains as this node cannot serve.
-        self.in_trouble = False
+        #: It drains as this node cannot serve; and there is no use in another one here now.
+        self.in_trouble = self.useless = False
         self.hard_end = hard_end(now, walltime)
         self.grace = grace
         self.idle_timeout = idle_timeout
@@ -145,16 +147,6 @@ class Lifetime:
         self._expected = 0.0
         self._busy_at = now
         self._run_times: deque[float] = deque(maxlen=REMEMBERED)
-
-    @property
-    def has_run(self) -> bool:
-        """A call has ended here."""
-        return bool(self._run_times)
-
-    @property
-    def useless(self) -> bool:
-        """Its node cannot serve, and nothing has run here: the next one here would fare no better."""
-        return self.in_trouble and not self.has_run
 
     def ran(self, seconds: Iterable[float]) -> None:
         """Calls have run for so many seconds; the caller hands over a sample of each batch."""
@@ -188,11 +180,21 @@ class Lifetime:
             return self._decide(Decision.DRAIN, f"{name} received")
         return Decision.NOTHING
 
-    def drain(self, reason: str, *, trouble: bool = False) -> Decision:
-        """The manager asks for a drain, or this node is in trouble; running calls have all the time that the walltime leaves."""
+    def drain(self, reason: str) -> Decision:
+        """The manager asks for a drain; running calls have all the time that the walltime leaves."""
+        return self._decide(Decision.DRAIN, reason)
+
+    def trouble(self, reason: str, now: float) -> Decision:
+        """This node cannot serve: as `drain`. Where that is so from the start the next worker here would fare no better."""
         decision = self._decide(Decision.DRAIN, reason)
-        self.in_trouble = self.in_trouble or (trouble and decision is Decision.DRAIN)
+        if decision is Decision.DRAIN:
+            self.in_trouble = True
+            self.useless = self.is_new(now)
         return decision
+
+    def is_new(self, now: float) -> bool:
+        """No call has ended here, or it is soon after the start."""
+        return not self._run_times or now - self._started < SOON_SECONDS
 
     def leave(self, reason: str) -> Decision:
         """The manager says that the run is over, or the parent of the pilot has died: everything ends at once."""

@@ -15,7 +15,7 @@ How it ends::
     refused  the manager will not have it, the text is on stderr                              exit 3
     lost     the manager was not reached for manager_timeout                                  exit 4
     cannot   no connection file, no scratch folder, or else: the text is on stderr            exit 5
-    useless  this node cannot serve, and no call has ended here: the text is on stderr        exit 75
+    useless  this node could not serve from the start (a full disk): the text is on stderr    exit 75
 
 A manager that welcomes with another session does not know this worker's calls: it has queued them anew, or was started anew
 itself. The worker ends what it runs and goes on with nothing; what a manager with a journal had sent runs on as `Orphans`.
@@ -106,7 +106,11 @@ FAREWELL_SECONDS: Final = 5.0
 
 
 class CannotStart(Exception):
-    """The worker cannot start here; the text is for the pilot's stderr."""
+    """The worker cannot start here; the text is for the pilot's stderr. ``status``: what to exit with."""
+
+    def __init__(self, text: str, status: int = CANNOT_START) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class Worker:
@@ -163,7 +167,9 @@ class Worker:
         except FileNotFoundError as error:
             raise CannotStart(f"there is no {error.filename}: give the pilot.json in the manager's state folder") from error
         except (OSError, UsageError) as error:
-            raise CannotStart(str(error)) from error
+            from windlass.worker.hoist import is_the_nodes
+
+            raise CannotStart(str(error), CANNOT_SERVE if is_the_nodes(error) else CANNOT_START) from error
         try:
             self._link = self._outbox.link = connect(
                 self._connection,
@@ -213,13 +219,16 @@ class Worker:
                 self._begin_anew(self._supply, self._libraries, welcome.adopts)
                 self._sweep_later()
         except Exception as error:
+            from windlass.worker.hoist import is_the_nodes
+
             # Whatever it was: without these parts a worker would stay connected and do nothing of what it is told. What ran for an earlier
             # session must not be told of in this one.
             if not isinstance(error, OSError):
                 log.exception("a defect of Windlass: this worker cannot be set up")
             self._link.send(Goodbye(f"cannot serve: {error}"))
             self._link.close()
-            self._leave(Decision.END, CANNOT_SERVE if isinstance(error, OSError) and not self._life.has_run else CANNOT_START)
+            useless = is_the_nodes(error) and self._life.is_new(time.monotonic())
+            self._leave(Decision.END, CANNOT_SERVE if useless else CANNOT_START)
             print(f"windlass worker: {error}", file=sys.stderr)
 
     def _set_up(self, welcome: Welcome) -> None:
@@ -437,7 +446,7 @@ class Worker:
     def _on_trouble(self, text: str) -> None:
         """This node cannot serve: let others do it, rather than fail one call after the other."""
         log.error("%s", text)
-        self._act(self._life.drain(text, trouble=True))
+        self._act(self._life.trouble(text, time.monotonic()))
 
     def _act(self, decision: Decision) -> None:
         if decision is Decision.DRAIN:
@@ -572,6 +581,6 @@ def main(argv: Sequence[str] | None = None, guardian: Guardian | None = None) ->
         return loops.run(worker.run())
     except (CannotStart, UsageError) as error:
         print(f"windlass worker cannot start: {error}", file=sys.stderr)
-        return CANNOT_START
+        return error.status if isinstance(error, CannotStart) else CANNOT_START
     finally:
         guardian.release()

@@ -71,7 +71,8 @@ def scratch_candidates(asked: str, environ: Mapping[str, str]) -> list[str]:
 
 
 def make_scratch(candidates: Iterable[str], announce: Callable[[str], None] | None = None) -> str:
-    """Make a private folder in the first candidate where that is possible, and say where it is. Raises `NoScratch` with each reason.
+    """Make a private folder in the first candidate where that is possible, and say where it is. Raises `NoScratch` with each reason, and
+    the number of the first.
 
     `announce` gets each path before it is made, so that whoever removes it after a SIGKILL knows of it however soon that comes.
     """
@@ -79,6 +80,7 @@ def make_scratch(candidates: Iterable[str], announce: Callable[[str], None] | No
     from windlass.store_folders import folder_name
 
     reasons: list[str] = []
+    number: int | None = None
     for folder in candidates:
         path = os.path.join(os.path.abspath(folder), folder_name("scratch"))
         if announce is not None:
@@ -88,12 +90,15 @@ def make_scratch(candidates: Iterable[str], announce: Callable[[str], None] | No
             require_ours(path)
         except OSError as error:
             reasons.append(f"{folder}: {error.strerror}")
+            number = number or error.errno
             if isinstance(error, NotOurs):
                 with contextlib.suppress(OSError):
                     os.rmdir(path)  # nobody would remove it later
         else:
             return path
-    raise NoScratch(f"no folder for scratch can be made ({'; '.join(reasons)}); name one on a local disk with --scratch DIR")
+    failed = NoScratch(f"no folder for scratch can be made ({'; '.join(reasons)}); name one on a local disk with --scratch DIR")
+    failed.errno = number
+    raise failed
 
 
 def filesystem_of(path: str, mounts: str) -> tuple[str, str]:

@@ -50,6 +50,8 @@ log = logging.getLogger("windlass.worker")
 EARLY_DEATHS: Final = 3
 #: Seconds until a slot that could not start is tried again while others serve: the first time, the second, and from then on.
 PAUSES: Final = (1.0, 5.0, 30.0)
+#: What calls have started gets so long to go when it was killed: it may hang in the kernel, and the slots' last answers are to be read.
+CHILDREN_SECONDS: Final = 2.0
 #: Seconds that a task has to end when it was cancelled.
 CANCEL_SECONDS: Final = 5.0
 #: Seconds until it is looked again whether a slot has a call that is nowhere; they grow, as each look takes all out of the queue.
@@ -571,7 +573,8 @@ class SlotSet:
         for slot in slots:
             if slot.process is not None:
                 await reaped(slot.process)
-        await all_gone([*below, *(slot.pid for slot in slots if slot.pid and slot.process is None)])
+        await all_gone(slot.pid for slot in slots if slot.pid and slot.process is None)
+        await all_gone(below, CHILDREN_SECONDS)
 
     def close(self, *, charge: bool) -> None:
         """Read the last answers; calls without one are charged if they have begun and `charge` says so, else given back."""

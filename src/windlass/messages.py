@@ -38,8 +38,7 @@ OUT_OF_BAND_BYTES: Final = 64 << 10
 SLOTS_MOST: Final = 1024
 
 CallId = NewType("CallId", int)
-#: The exit status of a worker that drained as its node cannot serve (a full disk, say) before any call had ended on it: EX_TEMPFAIL of
-#: sysexits.h, which commands of a pilot's set-up hardly have.
+#: The exit status of a worker whose node could not serve from the start (a full disk, say): EX_TEMPFAIL of sysexits.h.
 CANNOT_SERVE: Final = 75
 
 #: Names one version of a library: ``name@hash``; the hash covers all of its `LibrarySpec`.

@@ -142,6 +142,33 @@ def test_while_others_serve_well_the_pool_waits_for_a_minute_at_most() -> None:
     assert history.submit_after(80.0)[0] == 140
 
 
+def test_where_pilots_share_one_machine_others_that_serve_are_no_comfort() -> None:
+    """They began before its disk was full."""
+    history = History(trouble_backoff=OWN_START_BACKOFF, several_nodes=False)
+    for _ in range(4):
+        history.was_in_trouble("", "x", 0.0, 10.0)
+        history.serve_well([])
+    assert (history.troubles.count, history.submit_after(10.0)[0]) == (4, 25)
+
+
+def test_trouble_of_long_ago_is_no_row() -> None:
+    history = History()
+    for _ in range(4):
+        history.was_in_trouble("", "x", 0.0, 10.0)
+    history.age(1209.0)
+    assert history.troubles.count == 4
+    history.age(1210.0)
+    assert history.troubles.count == 0
+
+
+def test_the_wait_tells_the_trouble_and_not_what_came_later() -> None:
+    history = History()
+    for _ in range(2):
+        history.was_in_trouble("", "the disk is full\nand more", 0.0, 10.0)
+    history.unreachable("no answer", 10.0)
+    assert history.submit_after(10.0)[1] == "2 pilots in a row left nodes that cannot serve (the disk is full)"
+
+
 def test_where_only_nodes_are_left_that_cannot_serve_they_are_not_avoided_and_count_singly() -> None:
     history = History()
     for at in (10.0, 20.0):

@@ -8,7 +8,7 @@ import pytest
 
 from windlass.factory.backend import Cause, JobId, Listed, PilotState, pilot_word, split_pilot_word
 from windlass.factory.pilots import NEXT, SETTLE, Event, Fleet, Phase, Pilot
-from windlass.messages import PilotId, PilotSeen
+from windlass.messages import CANNOT_SERVE, PilotId, PilotSeen
 
 A, B = JobId("a"), JobId("b")
 MakeSeen = Callable[..., PilotSeen]
@@ -166,11 +166,27 @@ def test_a_restart_is_learned_from_the_pilot_that_connects(fleet: Fleet, seen: M
         (Cause.PREEMPTED, None, False),
         (Cause.CANCELLED, None, False),
         (Cause.NODE, None, False),
+        (Cause.EXIT, CANNOT_SERVE, False),
     ],
 )
 def test_what_never_served_failed_unless_something_else_ended_it(fleet: Fleet, cause: Cause, exit_status: int | None, failed: bool) -> None:
     fleet.listed([state(A, Listed.ENDED, cause=cause, exit_status=exit_status)], 1.0)
     assert [one.failed for one in fleet.endings] == [failed]
+
+
+@pytest.mark.parametrize("served", [False, True])
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_pilot_whose_node_could_not_serve_is_told_of_as_such(fleet: Fleet, seen: MakeSeen, served: bool, asked: bool) -> None:
+    """It may be connected for so short a time that nobody has told. One that was to end says nothing."""
+    fleet.listed([state(A, Listed.RUNNING)], 1.0)
+    if served:
+        fleet.seen([seen("a")], 2.0)
+    if asked:
+        fleet.asked([A], Event.CANCELLED, 3.0)
+    fleet.listed([state(A, Listed.ENDED, cause=Cause.EXIT, exit_status=CANNOT_SERVE)], 4.0)
+    [ending] = fleet.endings
+    assert (ending.failed, ending.troubled) == (False, not asked)
+    assert ending.served_at == (2.0 if served else float("-inf"))
 
 
 def test_what_the_factory_ended_has_not_failed(fleet: Fleet) -> None:

@@ -591,9 +591,9 @@ async def test_stop_without_grace_ends_running_calls_uncharged(bench: Any, tmp_p
     """They are given back; nothing is left, not even a call's own child, which may take a moment to end."""
     awaited: list[int] = []
 
-    async def all_gone(pids: Iterable[int]) -> list[int]:
+    async def all_gone(pids: Iterable[int], limit: float = 10.0) -> list[int]:
         awaited.extend(pids := list(pids))
-        return await slotproc.all_gone(pids)
+        return await slotproc.all_gone(pids, limit)
 
     monkeypatch.setattr(slotset, "all_gone", all_gone)
 

@@ -111,16 +111,22 @@ def test_a_warning_never_means_now() -> None:
 def test_a_drain_is_by_trouble_only_where_that_came_first() -> None:
     """What was to leave anyhow is not told as trouble."""
     life = Lifetime(0.0)
-    assert life.drain("the disk is full", trouble=True) is Decision.DRAIN
-    assert life.in_trouble
-    assert life.useless
-    life.ran([0.1])
-    assert not life.useless
+    assert life.trouble("the disk is full", 1.0) is Decision.DRAIN
+    assert (life.in_trouble, life.reason) == (True, "the disk is full")
     life = Lifetime(0.0)
     assert life.drain("scale down") is Decision.DRAIN
-    assert life.drain("the disk is full", trouble=True) is Decision.NOTHING
-    assert not life.in_trouble
-    assert not life.useless
+    assert life.trouble("the disk is full", 1.0) is Decision.NOTHING
+    assert (life.in_trouble, life.useless, life.reason) == (False, False, "scale down")
+
+
+@pytest.mark.parametrize(("ran", "at", "useless"), [(False, 1.0, True), (False, 9000.0, True), (True, 59.0, True), (True, 61.0, False)])
+def test_another_worker_is_of_no_use_where_the_trouble_was_there_from_the_start(ran: bool, at: float, useless: bool) -> None:
+    """Some calls may not have met it; but what comes late may have been brought by calls, and goes with the worker."""
+    life = Lifetime(0.0)
+    if ran:
+        life.ran([0.1])
+    life.trouble("the disk is full", at)
+    assert life.useless == useless
 
 
 def test_a_signal_while_draining_for_the_manager_sets_the_grace() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -69,8 +70,11 @@ def test_nothing_is_left_where_what_we_make_is_not_ours(tmp_path: Path) -> None:
 def test_no_scratch_at_all_says_why(tmp_path: Path) -> None:
     """Each place with its reason, and what to do."""
     (tmp_path / "file").touch()
-    with pytest.raises(NoScratch, match=r"missing: No such file or directory; .*file: Not a directory\); name one on a local disk"):
+    with pytest.raises(
+        NoScratch, match=r"missing: No such file or directory; .*file: Not a directory\); name one on a local disk"
+    ) as caught:
         make_scratch([str(tmp_path / "missing"), str(tmp_path / "file")])
+    assert caught.value.errno == errno.ENOENT, "the first, by which it is known whether the node is in trouble"
 
 
 @pytest.mark.parametrize(

@@ -903,19 +903,6 @@ async def test_a_worker_whose_scratch_takes_nothing_more_drains(manager: Manager
     assert await status(process) == CANNOT_SERVE
 
 
-async def test_one_on_which_calls_have_ended_leaves_in_order_though_its_scratch_takes_nothing_more(manager: Manager) -> None:
-    """What has filled since may have been its own, and goes with it."""
-    process = await manager.worker()
-    await manager.library(add)
-    manager.say(RunCalls([manager.call(1, add, 1, 2)]))
-    assert (await manager.end(1)).outcome == RETURNED
-    shutil.rmtree(next((manager.folder / "scratch").glob("windlass-*/functions-*")))
-    function = manager.define(length)
-    manager.say(AddFunctions((function,)), RunCalls([manager.call(2, length, b"")]))
-    assert (await manager.hear(WorkerDraining)).trouble
-    assert await status(process) == 0
-
-
 async def test_an_idle_worker_leaves(manager: Manager) -> None:
     """With a goodbye that says so."""
     process = await manager.worker("--idle-timeout", "0.4")
