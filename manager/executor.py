@@ -292,14 +292,14 @@ class Submitter(futures.Executor):
             def submit(args: tuple[Any, ...]) -> CallFuture[Any]:
                 return self._pool.submit(fn, args, {}, self._options, self._tag)
 
-            return MapResults(submit, inputs, self._pool.manager.hungry, bar, timeout, ordered, buffersize, chunked=False)
+            return MapResults(submit, inputs, self._pool.manager.hungry, bar, timeout, ordered, buffersize)
         whole = in_chunks(fn)
 
         def submit_chunk(chunk: tuple[Any, ...]) -> CallFuture[Any]:
             return self._pool.submit(whole, (chunk,), {}, self._options, self._tag)
 
         chunks = iter(lambda: tuple(itertools.islice(inputs, chunksize)), ())
-        return MapResults(submit_chunk, chunks, self._pool.manager.hungry, bar, timeout, ordered, buffersize, chunked=True)
+        return MapResults(submit_chunk, chunks, self._pool.manager.hungry, bar, timeout, ordered, buffersize, chunksize=chunksize)
 
 
 def _tell_joblib() -> None:

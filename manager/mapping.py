@@ -89,7 +89,7 @@ class MapResults(Iterator[R], Generic[R]):
         ordered: bool,
         buffersize: int | None,
         *,
-        chunked: bool,
+        chunksize: int = 1,
     ) -> None:
         self._submit = submit
         self._inputs = inputs
@@ -100,10 +100,12 @@ class MapResults(Iterator[R], Generic[R]):
             raise UsageError(f"timeout={timeout!r}: give seconds until the last result, or None to wait for ever")
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._fixed = buffersize
-        self._chunked = chunked
-        #: Calls ahead: in order, or those that have not been taken.
+        self._chunksize = chunksize
+        #: Calls ahead: in order, or those that have not been taken, with their numbers.
         self._row: deque[CallFuture[Any]] = deque()
-        self._loose: set[CallFuture[Any]] = set()
+        self._loose: dict[CallFuture[Any], int] = {}
+        #: Calls submitted so far.
+        self._submitted = 0
         self._ended = None if ordered else _Ended()
         self._values: deque[R] = deque()
         self._exhausted = False
@@ -112,6 +114,9 @@ class MapResults(Iterator[R], Generic[R]):
         self._taken = 0
         self._filled_at = time.monotonic()
         self._window = 0
+        if ordered and chunksize == 1:
+            row = self._row  # not ourselves: a circle would be dropped late, and what is dropped half-way is to be cancelled at once
+            progress.ahead = lambda: sum(future.done() for future in row)
         try:
             self._fill()
         except BaseException:
@@ -147,24 +152,24 @@ class MapResults(Iterator[R], Generic[R]):
             if self._ended is None:
                 self._row.append(future)
             else:
-                self._loose.add(future)
+                self._loose[future] = self._submitted
                 future.watch(self._ended)
+            self._submitted += 1
 
-    def _next_ended(self) -> CallFuture[Any]:
-        """The next future whose turn it is, ended. TimeoutError."""
+    def _next_ended(self) -> tuple[CallFuture[Any], int]:
+        """The next future whose turn it is, ended, and its number. TimeoutError."""
         while True:
             patience = self._patience()
             if self._ended is None:
                 if self._row[0].wait(patience):
-                    return self._row.popleft()
+                    return self._row.popleft(), self._submitted - len(self._row) - 1
             else:
                 try:
                     future = self._ended.queue.get(timeout=patience)
                 except queue.Empty:
                     pass
                 else:
-                    self._loose.discard(future)
-                    return future
+                    return future, self._loose.pop(future, 0)
             self._progress.tick()
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 raise TimeoutError(
@@ -193,13 +198,20 @@ class MapResults(Iterator[R], Generic[R]):
                 if not self.ahead:
                     self.close()
                     raise StopIteration
-                # No name for the future: what has been given must not be kept alive from here.
+                future, number = self._next_ended()
                 try:
-                    value = self._next_ended().result()
+                    value = future.result()
                 except StopIteration as error:  # the function's own: whoever iterates would take it for the end
-                    raise RuntimeError("a call of map() raised StopIteration") from error
+                    raise RuntimeError(f"a call of map() raised StopIteration; {self._which(number)}") from error
+                except BaseException as error:
+                    from windlass.raised import add_note
+
+                    add_note(error, self._which(number))
+                    raise
+                finally:
+                    del future  # what has been given must not be kept alive from here
                 self._taken += 1
-                if not self._chunked:
+                if self._chunksize == 1:
                     return self._give(value)
                 self._values.extend(value)
                 if self._values:
@@ -211,6 +223,12 @@ class MapResults(Iterator[R], Generic[R]):
             self.close()
             raise
 
+    def _which(self, number: int) -> str:
+        """Which inputs a call had."""
+        first = number * self._chunksize
+        which = f"input {first}" if self._chunksize == 1 else f"one of the inputs {first} to {first + self._chunksize - 1}"
+        return f"in map(): {which} (the first is 0)"
+
     def _give(self, value: R) -> R:
         self._progress.advance()
         return value
@@ -220,11 +238,12 @@ class MapResults(Iterator[R], Generic[R]):
         self._exhausted = True
         self._started = True
         row, self._row = self._row, deque()
-        loose, self._loose = self._loose, set()
+        loose, self._loose = self._loose, dict[CallFuture[Any], int]()
         for future in (*row, *loose):
             if not future.cancel():
                 future.collect()  # it has ended, and nobody will ask: neither `wait()` nor memory is to have it
         self._values.clear()
+        self._progress.ahead = int
         self._progress.close()
 
     def __del__(self) -> None:

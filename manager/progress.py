@@ -33,8 +33,16 @@ class Stream(Protocol):
 class Bar(Protocol):
     """What is on the screen."""
 
-    def draw(self, done: int, total: int | None) -> None: ...
+    def draw(self, done: int, total: int | None, passed: float) -> None: ...
     def stop(self) -> None: ...
+
+
+def show_times(done: int, total: int | None, passed: float) -> str:
+    """Seconds that have passed, and what is left at that rate, in words."""
+    from windlass.status import show_span  # which loads rich
+
+    left = f", {show_span(passed / done * (total - done))} left" if total is not None and 0 < done < total and passed > 0 else ""
+    return f"{show_span(passed)}{left}"
 
 
 class Progress:
@@ -53,8 +61,11 @@ class Progress:
         ``clock``: seconds."""
         self.total = total
         self.done = 0
+        #: How many more are done, and wait until those before them are.
+        self.ahead: Callable[[], int] = int
         self.description = description
         self._clock = clock
+        self._began = clock()
         self._stream = stream
         self._bar: Bar | None = None
         if show is None:
@@ -103,13 +114,13 @@ class Progress:
     def _draw(self) -> None:
         if self._bar is None:
             self._bar = self._open()
-        self._bar.draw(self.done, self.total)
+        self._bar.draw(self.done + self.ahead(), self.total, self._clock() - self._began)
 
     def _open(self) -> Bar:
         if self._in_notebook():
             from windlass.notebook import NotebookBar
 
-            return NotebookBar(self.description, self._clock)
+            return NotebookBar(self.description)
         return TerminalBar(self.description, self._stream)
 
     def close(self) -> None:
@@ -117,7 +128,7 @@ class Progress:
         bar, self._bar = self._bar, None
         self._due = float("inf")
         if bar is not None:
-            bar.draw(self.done, self.total)
+            bar.draw(self.done, self.total, self._clock() - self._began)
             bar.stop()
 
     def __enter__(self) -> Self:
@@ -132,16 +143,15 @@ class TerminalBar:
 
     def __init__(self, description: str, stream: Stream | None) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         console = Console(file=stream, stderr=True) if stream is None else Console(file=stream)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            # Colours that every terminal has: others become the grey of what is not done.
+            BarColumn(complete_style="cyan", finished_style="green"),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[times]}", markup=False),
             console=console,
             auto_refresh=False,
             # What the program prints while it runs stays above the bar.
@@ -149,11 +159,11 @@ class TerminalBar:
             redirect_stderr=True,
         )
         self._bar.start()
-        self._task = self._bar.add_task(description, total=None)
+        self._task = self._bar.add_task(description, total=None, times="")
 
-    def draw(self, done: int, total: int | None) -> None:
-        """Show that so many are done."""
-        self._bar.update(self._task, completed=done, total=total, refresh=True)
+    def draw(self, done: int, total: int | None, passed: float) -> None:
+        """Show that so many are done, after so many seconds."""
+        self._bar.update(self._task, completed=done, total=total, times=show_times(done, total, passed), refresh=True)
 
     def stop(self) -> None:
         """Leave the terminal as it was, with the last state on it."""

@@ -240,7 +240,7 @@ def test_a_status_is_shown_whatever_it_lacks() -> None:
         "pools": [{"name": "short", "pilots": {"queued": 2, "running": 0}, "paused": "bad account"}],
     }
     shown = text_of(full)
-    for words in ("manager mine, at 127.0.0.1:9123", "1,000,000 done", "0 failed", "1,234 per s", "3.0 GB", "lib (2 slots)", "2 queued"):
+    for words in ("manager mine, at 127.0.0.1:9123", "1,000,000 done", "0 failed", "1,234 per s", "3.2 GB", "lib (2 slots)", "2 queued"):
         assert words in shown, words
     for words in ("lib: imports: numpy 250 ms, no failed", "lib: failed: why", "short: paused: bad account"):
         assert words in shown, words
@@ -293,7 +293,7 @@ def test_times_are_shown_as_people_say_them(seconds: float, text: str) -> None:
     assert show_span(seconds) == text
 
 
-@pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (999, "999 B"), (1024, "1.0 kB"), (3 << 30, "3.0 GB"), (200 << 30, "200 GB")])
+@pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (999, "999 B"), (1024, "1.0 kB"), (3 << 30, "3.2 GB"), (200 << 30, "215 GB")])
 def test_sizes_are_shown_as_people_say_them(size: int, text: str) -> None:
     assert show_bytes(size) == text
 

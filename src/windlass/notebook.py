@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import html
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from windlass.status import show_plain, show_span
@@ -128,16 +127,15 @@ def in_notebook() -> bool:
 class NotebookBar:
     """A bar below the cell that runs."""
 
-    def __init__(self, description: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._description, self._clock = description, clock
-        self._began = clock()
+    def __init__(self, description: str) -> None:
+        self._description = description
         self._handle: Any = None
 
-    def draw(self, done: int, total: int | None) -> None:
-        """Show that so many are done."""
+    def draw(self, done: int, total: int | None, passed: float) -> None:
+        """Show that so many are done, after so many seconds."""
         from IPython import display
 
-        shown = {"text/html": self.html(done, total), "text/plain": self.text(done, total)}
+        shown = {"text/html": self.html(done, total, passed), "text/plain": self.text(done, total, passed)}
         if self._handle is None:
             self._handle = cast("Any", display).display(shown, raw=True, display_id=True)
         else:
@@ -146,18 +144,17 @@ class NotebookBar:
     def stop(self) -> None:
         """Nothing more comes; what is shown stays."""
 
-    def text(self, done: int, total: int | None) -> str:
+    def text(self, done: int, total: int | None, passed: float = 0.0) -> str:
         """In words."""
-        passed = max(0.0, self._clock() - self._began)
-        words = [f"{done:,} of {total:,}" if total is not None else f"{done:,}", show_span(passed)]
-        if total is not None and 0 < done < total and passed:
-            words.append(f"{show_span(passed / done * (total - done))} left")
-        return f"{self._description}: {', '.join(words)}"
+        from windlass.manager.progress import show_times
 
-    def html(self, done: int, total: int | None) -> str:
+        count = f"{done:,} of {total:,}" if total is not None else f"{done:,}"
+        return f"{self._description}: {count}, {show_times(done, total, passed)}"
+
+    def html(self, done: int, total: int | None, passed: float = 0.0) -> str:
         """As a notebook shows it."""
         full = f'value="{min(done, total)}" max="{total or 1}"' if total is not None else ""
-        label, _, rest = self.text(done, total).rpartition(": ")
+        label, _, rest = self.text(done, total, passed).rpartition(": ")
         return (
             f'<div style="color:inherit"><span>{html.escape(label)}</span> '
             f'<progress {full} style="width:20em;max-width:50%;vertical-align:middle"></progress> <span>{html.escape(rest)}</span></div>'

@@ -372,6 +372,11 @@ def _link(exc: BaseException, record: _Told, whole: list[BaseException]) -> None
     _set(exc, "__cause__", told)
 
 
+def add_note(exc: BaseException, note: str) -> None:
+    """`BaseException.add_note`, past the exception's own class."""
+    exc.__dict__["__notes__"] = [*_notes(exc), note]
+
+
 def _set(exc: BaseException, name: str, value: object) -> None:
     """Past the exception's own class, which may refuse it, as that of a frozen dataclass does."""
     BaseException.__setattr__(exc, name, value)

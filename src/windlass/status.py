@@ -100,14 +100,14 @@ class StatusPort:
 
 
 def show_bytes(value: object) -> str:
-    """``2147483648`` → ``2.0 GB``, in powers of 1024; anything that is no number as it is."""
+    """``2147483648`` → ``2.1 GB``, in powers of 1000, as sizes are given; anything that is no number as it is."""
     if not isinstance(value, int | float):
         return str(value)
     size, unit = float(value), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if size < 1000 or unit == "TB":
             break
-        size /= 1024
+        size /= 1000
     return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
 
 

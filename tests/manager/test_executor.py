@@ -598,8 +598,18 @@ class TestMap:
     def test_an_error_in_the_middle_comes_at_its_place(self, pool: Executor) -> None:
         results = pool.map(fail_at, range(10), itertools.repeat(3))
         assert [next(results) for _ in range(3)] == [0, 1, 2]
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(ZeroDivisionError) as raised:
             next(results)
+        assert raised.value.__notes__ == ["in map(): input 3 (the first is 0)"]
+
+    @pytest.mark.parametrize(
+        ("ways", "which"),
+        [({"ordered": False}, "input 13"), ({"chunksize": 4}, "one of the inputs 12 to 15"), ({"buffersize": 2}, "input 13")],
+    )
+    def test_an_error_says_which_input_it_was(self, pool: Executor, ways: dict[str, Any], which: str) -> None:
+        with pytest.raises(ZeroDivisionError) as raised:
+            list(pool.map(fail_at, range(20), itertools.repeat(13), **ways))
+        assert raised.value.__notes__ == [f"in map(): {which} (the first is 0)"]
 
     @pytest.mark.parametrize("ways", [{}, {"chunksize": 2}, {"ordered": False}])
     def test_a_call_that_raises_stopiteration_is_no_regular_end(self, pool: Executor, ways: dict[str, Any]) -> None:

@@ -68,6 +68,19 @@ def test_in_a_terminal_long_work_shows_a_bar(clock: Clock) -> None:
     assert not progress.shown
 
 
+def test_the_time_left_is_reckoned_from_the_start(clock: Clock) -> None:
+    """Not from when the bar appeared."""
+    terminal = Terminal()
+    with Progress(100, "work", stream=terminal, clock=clock) as progress:
+        clock.now += 10
+        progress.advance(20)
+        assert re.search(r"20/100\S* 10 s, 40 s left", terminal.getvalue())
+        progress.ahead = lambda: 5
+        clock.now += 10
+        progress.advance(0)
+        assert re.search(r"25/100\S* 20 s, 60 s left", terminal.getvalue())
+
+
 def test_it_draws_at_most_so_often(clock: Clock) -> None:
     terminal = Terminal()
     with Progress(1000, "work", show=True, stream=terminal, clock=clock) as progress:

@@ -30,7 +30,7 @@ function rate(value) {
 function bytes(value) {
   const units = ["B", "kB", "MB", "GB", "TB"];
   let unit = 0;
-  while (value >= 1000 && unit < 4) { value /= 1024; unit++; }
+  while (value >= 1000 && unit < 4) { value /= 1000; unit++; }
   return (unit === 0 || value >= 100 ? value.toFixed(0) : value.toFixed(1)) + " " + units[unit];
 }
 
