@@ -297,6 +297,7 @@ class Attempts(Dispatch):
 
     def _tell(self, call: Call, worker: Worker, outcome: int, seconds: float, reason: str = "") -> None:
         words = outcome_words(outcome) + (f" ({reason})" if reason else "")
+        told = CallAttempt(call.turn, worker.id, worker.info.host, words, seconds)
         if call.attempts is None:
             call.attempts = []
-        call.attempts.append(CallAttempt(call.attempt, worker.id, worker.info.host, words, seconds))
+        call.attempts.append(told)

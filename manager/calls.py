@@ -7,8 +7,8 @@ Calls that are alike for placement (same library version, same options, same lea
 placement looks at queues and never at calls.  A waiting call that is cancelled stays in the deque as a tombstone (`CANCELLED_MARK`) until
 it is popped, which keeps cancelling constant in time; `CallQueue.waiting` counts live ones only.
 
-Attempts are numbered from 1.  An attempt that is lost with its worker costs no retry but counts towards ``max_losses``; an attempt
-that never started costs nothing.
+Attempts have numbers that grow, by which late answers are known.  An attempt that is lost with its worker costs no retry but counts
+towards ``max_losses``; an attempt that never started costs nothing, and is none for people, who are told of turns (`Call.turn`).
 """
 
 from __future__ import annotations
@@ -96,6 +96,11 @@ class Call(msgspec.Struct, eq=False, gc=False):
     attempts: list[CallAttempt] | None = None
     #: Waits, in no queue, for this result to be made again.
     parked: FileName = FileName("")
+
+    @property
+    def turn(self) -> int:
+        """The number that people know its next attempt by, or the one that runs: ``attempt`` counts those, too, that never began."""
+        return 1 if self.attempts is None else len(self.attempts) + 1
 
 
 class Durations(msgspec.Struct):

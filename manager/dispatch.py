@@ -271,6 +271,7 @@ class Dispatch(Recalls):
                 spec.sandbox,
                 spec.key,
                 spec.trace,
+                call.turn,
             )
             to_run.append(run)
             sent += 1

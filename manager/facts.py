@@ -116,8 +116,8 @@ class CallFacts:
         if record is not None:
             if record.end.ended_at and record.end.started_at:
                 words.append(f"ran {self.timings.running:.3g} s")
-            if record.end.attempt > 1:
-                words.append(f"in attempt {record.end.attempt}")
+            if (turns := record.turns) > 1:
+                words.append(f"in attempt {turns}")
         return f"<{type(self).__name__} {' '.join(words)}>"
 
     def _repr_html_(self) -> str:

@@ -65,7 +65,8 @@ class CallSpans:
             detail = end.detail
             types, text = (detail.types, detail.text) if detail is not None else ((), "")
             before = [one.outcome for one in done.attempts]
-            hand_over(lambda: self._finish(span, end.outcome, times, types, text, before, done.returned_at))
+            turns, returned_at = done.turns, done.returned_at
+            hand_over(lambda: self._finish(span, end.outcome, times, types, text, before, turns, returned_at))
 
     def _finish(
         self,
@@ -75,6 +76,7 @@ class CallSpans:
         types: tuple[str, ...],
         text: str,
         before: list[str],
+        turns: int,
         returned_at: float,
     ) -> None:
         for stage, at in times:
@@ -82,7 +84,7 @@ class CallSpans:
                 span.add_event(f"windlass.{stage}", timestamp=_ns(at))
         words = outcome_words(outcome)
         span.set_attribute("windlass.outcome", words)
-        span.set_attribute("windlass.attempts", len(before) + 1)
+        span.set_attribute("windlass.attempts", turns)
         if before:
             span.set_attribute("windlass.earlier_attempts", before)
         if outcome != RETURNED:

@@ -19,6 +19,7 @@ class CurrentCall(msgspec.Struct, frozen=True):
     """The call that this process runs. ``started_at`` is in seconds since the epoch."""
 
     call: CallId
+    #: Counted from 1, those left out that never began.
     attempt: int
     instance: InstanceId
     library: str
@@ -97,7 +98,7 @@ def current_call() -> CurrentCall | None:
     run = state.run
     if run is None:
         return None
-    return CurrentCall(run.call, run.attempt, run.instance, STATE.library, STATE.slot, state.started_at, run.timeout)
+    return CurrentCall(run.call, run.turn or run.attempt, run.instance, STATE.library, STATE.slot, state.started_at, run.timeout)
 
 
 def load_variable_from_library(name: str) -> Any:

@@ -277,7 +277,7 @@ class CallRun(msgspec.Struct, array_like=True, gc=False):
     """A call as the manager hands it to a worker, and the worker (in the same bytes) to a slot."""
 
     call: CallId
-    #: Counted from 1; an answer to an older attempt is dropped.
+    #: Grows with each time it is sent, whether it begins or not; an answer to an older attempt is dropped.
     attempt: int
     instance: InstanceId
     function: FunctionId
@@ -296,6 +296,8 @@ class CallRun(msgspec.Struct, array_like=True, gc=False):
     #: As in its `CallSpec`.
     key: bytes = b""
     trace: str = ""
+    #: For people, who count only those attempts that may have begun: this one's number, from 1. 0: as ``attempt``.
+    turn: int = 0
 
 
 #: `CallEnd.outcome`
@@ -1024,6 +1026,7 @@ class EndManager(Message, frozen=True):
 class CallAttempt(Record, frozen=True):
     """One try of a call, for people to read."""
 
+    #: Counted from 1, those left out that never began.
     attempt: int
     worker: WorkerId
     host: str
@@ -1043,6 +1046,11 @@ class CallDone(msgspec.Struct, array_like=True, gc=False):
     attempts: tuple[CallAttempt, ...] = ()
     #: The call's.
     tag: str = ""
+
+    @property
+    def turns(self) -> int:
+        """Attempts that may have begun: those that are told of, and the one that ended well or was cancelled while it ran."""
+        return len(self.attempts) + (self.end.outcome == RETURNED or (self.end.outcome == CANCELLED and self.end.started_at > 0))
 
 
 class CallsDone(Message, frozen=True):

@@ -717,6 +717,39 @@ def test_two_libraries_share_a_worker_and_an_idle_one_makes_room(bench: Bench) -
     assert {bench.outcome(one), bench.outcome(two)} == {RETURNED}
 
 
+def test_people_are_told_of_attempts_that_may_have_begun_only(bench: Bench) -> None:
+    """Numbers of attempts grow with each time a call is sent; what came back unstarted was no try of it."""
+    library = bench.library()
+    bench.worker()
+    well, badly = bench.submit(library, 2)
+    bench.serve()
+    for sent in (1, 2):
+        runs = bench.all_runs()
+        assert [(run.attempt, run.turn) for run in runs] == [(sent, 1)] * 2
+        bench.say("w1", CallsReturned(tuple(HeldCall(run.call, run.attempt) for run in runs), "recalled"))
+    runs = bench.all_runs()
+    assert [(run.attempt, run.turn) for run in runs] == [(3, 1)] * 2
+    bench.end(next(run for run in runs if run.call == well))
+    bench.end(next(run for run in runs if run.call == badly), TIMED_OUT)
+    assert (bench.done[well].end.attempt, bench.done[well].attempts, bench.done[well].turns) == (3, (), 1)
+    assert ([one.attempt for one in bench.done[badly].attempts], bench.done[badly].turns) == ([1], 1)
+
+
+def test_attempts_that_were_lost_or_died_count_for_people(bench: Bench) -> None:
+    library = bench.library()
+    bench.worker()
+    [call] = bench.submit(library, options=CallOptions(retries=1))
+    bench.serve()
+    [run] = bench.runs()
+    bench.say("w1", CallsReturned((HeldCall(run.call, run.attempt),), "recalled"))
+    [run] = bench.all_runs()
+    bench.end(run, DIED)
+    [run] = bench.all_runs()
+    assert (run.attempt, run.turn) == (3, 2)
+    bench.end(run)
+    assert ([one.attempt for one in bench.done[call].attempts], bench.done[call].turns) == ([1], 2)
+
+
 def test_a_busy_library_gives_a_slot_to_one_that_has_none(bench: Bench) -> None:
     """Without it the second library would wait until the first has no calls at all."""
     first, second = bench.library("a"), bench.library("b")

@@ -1071,7 +1071,8 @@ class TestStory:
     def test_its_repr_is_short_and_unpickles_nothing(self, desk: Desk) -> None:
         future: CallFuture[Any] = CallFuture(desk, CallId(9), "a")
         assert repr(future) == "<CallFuture call=9 tag='a' state=waiting>"
-        future.finish(CallDone(CallEnd(CallId(9), 2, RETURNED, pickle.dumps([1]), started_at=10.0, ended_at=12.5)))
+        end = CallEnd(CallId(9), 5, RETURNED, pickle.dumps([1]), started_at=10.0, ended_at=12.5)
+        future.finish(CallDone(end, attempts=(CallAttempt(1, WorkerId("w"), "host", "lost"),)))
         assert repr(future) == "<CallFuture call=9 tag='a' state=done ran 2.5 s in attempt 2>"
         assert desk.resolved == []
         future.result()
@@ -1079,7 +1080,7 @@ class TestStory:
 
     def test_a_failed_call_says_so_before_it_is_unpickled(self, desk: Desk) -> None:
         future: CallFuture[Any] = CallFuture(desk, CallId(9))
-        future.finish(CallDone(CallEnd(CallId(9), 1, DIED, detail=EndDetail(signal=9))))
+        future.finish(CallDone(CallEnd(CallId(9), 3, DIED, detail=EndDetail(signal=9))))
         assert future.state == "failed"
         assert repr(future) == "<CallFuture call=9 state=failed>"
 

@@ -123,6 +123,7 @@ def test_failures_and_cancellations_are_told(spans: Any, start_pilot: Any, gate:
         assert span.status.status_code is trace.StatusCode.ERROR
         assert span.attributes["error.type"] == "LookupError"
         assert span.attributes["windlass.outcome"] == "raised"
+        assert span.attributes["windlass.attempts"] == 1
         assert span.attributes["windlass.tag"] == "first"
         waits = manager.submit_function(gate.pass_through)
         waits.cancel()

@@ -291,9 +291,10 @@ async def test_a_call_knows_itself(bench: Any) -> None:
     await bench.serving(bench.spec(ask))
     call = bench.call(ask)
     call.timeout = 9.0
+    call.attempt, call.turn = 5, 2  # it came back unstarted three times
     bench.instances[0].feed([call])
     current = bench.value(await bench.end(call))
-    assert (current.call, current.attempt, current.library, current.slot, current.timeout) == (call.call, 1, "lib", 0, 9.0)
+    assert (current.call, current.attempt, current.library, current.slot, current.timeout) == (call.call, 2, "lib", 0, 9.0)
     assert slot_api.current_call() is None
     with pytest.raises(UsageError, match="was asked for outside of a library"):
         slot_api.load_variable_from_library("x")
