@@ -323,7 +323,8 @@ class Books:
         """A result cannot be made, or made again: neither is run what needs it."""
         detail = end.detail or EndDetail()
         why = detail.text or (f"its function raised {detail.types[0]}" if detail.types else "the call that makes it was not run to its end")
-        self._lose_results((name,), f"file {name} could not be made: {why}", now)
+        file = self.replicas.files.get(name)
+        self._lose_results((name,), f"file {file.ref.shown if file is not None else name} could not be made: {why}", now)
 
     def _end_without(self, call: Call, text: str, now: float) -> None:
         """It waits in no queue, and lacks a file, as ``text`` says."""

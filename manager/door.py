@@ -215,7 +215,8 @@ class Door(Implicit, Declaring):
             # What it returned is left packed: nobody has asked for that, and it may be large, or such as cannot be unpickled here.
             error = None if producer.returned() or client.closed else producer.failure()
             if error is not None:
-                raise FileUnavailable(f"file {file.name} could not be made: {type(error).__name__}: {error}") from error
+                name = file.ref.shown if file.ref is not None else file.source
+                raise FileUnavailable(f"file {name} could not be made: {type(error).__name__}: {error}") from error
         return bytes(client.kept.bring(FileName(file.name), None))
 
     def _releaser(self, ref: FileRef, pins: tuple[ObjectRef, ...]) -> Callable[[], None]:

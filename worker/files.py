@@ -269,7 +269,7 @@ class Files:
         except (CacheFull, CannotKeep, CacheBusy) as error:
             self._cannot_keep(ref, source, str(error))
         except OSError as error:  # of this node
-            self._cannot_keep(ref, source, f"file {ref.base} ({ref.name}) cannot be kept on {os.uname().nodename}: {error}")
+            self._cannot_keep(ref, source, f"file {ref.shown} cannot be kept on {os.uname().nodename}: {error}")
         except Exception as error:  # a defect; without a word to the manager nobody would get the file here, or from here, any more
             self._give_up(ref.name)
             self._say(FileFailed(ref.name, source, "full", repr(error)))
@@ -333,7 +333,7 @@ class Files:
         self._told.add(ref.name)
         self._say(FileHere(ref.name, size, digest))
         if ref.name in self._holds and not self._pin(ref):
-            text = f"file {ref.base} ({ref.name}) of {size:,} bytes came and did not stay: the worker's cache is too small"
+            text = f"file {ref.shown} of {size:,} bytes came and did not stay: the worker's cache is too small"
             self._end(ref.name, text)
             return
         self._wake(ref.name)

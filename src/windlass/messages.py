@@ -89,6 +89,11 @@ class FileRef(Record, frozen=True):
     #: How long a replica is kept: ``call``, ``workflow``, ``worker`` or ``forever``.
     level: str = "workflow"
 
+    @property
+    def shown(self) -> str:
+        """In the texts of errors: what the program calls it, and what caches do."""
+        return f"{self.base} ({self.name})"
+
 
 #: What a part of a result that stays on a worker is called in the cache.
 KEPT_BASE: Final = "data"

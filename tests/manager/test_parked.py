@@ -130,7 +130,7 @@ def test_a_chain_of_any_length_ends_when_its_first_call_fails(fail: Callable[[Pi
     fail(pipeline)
     assert pipeline.outcomes() == [outcome] + [NO_FILE] * (LONG - 1)
     [text] = pipeline.texts()
-    assert text.startswith(f"file {temp(1).name} could not be made: ")
+    assert text.startswith(f"file made ({temp(1).name}) could not be made: ")
     assert text.endswith(why)
 
 
@@ -142,7 +142,7 @@ def test_calls_that_come_when_the_first_of_their_chain_has_failed_are_told_the_s
     _raise(pipeline)
     pipeline.submit(*map(link, range(2, LONG + 1)))
     assert pipeline.outcomes() == [RAISED] + [NO_FILE] * (LONG - 1)
-    assert pipeline.texts() == {f"file {temp(1).name} could not be made: ValueError: no such luck"}
+    assert pipeline.texts() == {f"file made ({temp(1).name}) could not be made: ValueError: no such luck"}
 
 
 def test_a_file_that_could_not_be_made_is_waited_for_when_a_call_that_makes_it_comes() -> None:

@@ -172,7 +172,7 @@ def test_a_file_may_be_made_by_a_call_that_waits_for_others(served: Manager, wel
         assert served.fetch_file(made) == b"word"
         assert [consumer.result(60) for consumer in [*consumers, served.submit(call("read", made))]] == ["word", ["word"], "word"]
         return
-    with pytest.raises(FileUnavailable, match=f"file {made.name} could not be made: InputFailed: "):
+    with pytest.raises(FileUnavailable, match=rf"file temp \({made.name}\) could not be made: InputFailed: "):
         served.fetch_file(made)
     for consumer in consumers:
         with pytest.raises(InputFailed):
@@ -209,14 +209,14 @@ def test_a_file_that_was_lost_with_its_worker_is_made_again(served: Manager, tmp
 def test_what_is_not_made_ends_those_that_wait_for_it(served: Manager, function: str, error: type[Exception], text: str) -> None:
     """Those that were submitted before it was known, and later ones."""
     work = call(function, "out")
-    result = served.declare_temp()
+    result = served.declare_temp("loud.txt")
     work.add_output(result, "out")
     producer = served.submit(work)
     consumers = [served.submit(call("read", result)) for _ in range(3)]
     with pytest.raises(error, match=text):
         producer.result(60)
     for consumer in [*consumers, served.submit(call("read", result))]:
-        with pytest.raises(FileUnavailable, match=r"(?s)could not be made: .*(output 'out' is not there|no such luck)"):
+        with pytest.raises(FileUnavailable, match=r"(?s)^file loud.txt \(r-.*\) could not be made: .*('out' is not there|no such luck)"):
             consumer.result(60)
 
 
