@@ -33,7 +33,7 @@ from windlass.manager.call import SECONDS_MOST
 from windlass.manager.client import Client
 from windlass.manager.core import Core, Settings
 from windlass.manager.door import Door
-from windlass.manager.journal import check_journal
+from windlass.manager.journal import Journal, check_journal
 from windlass.manager.server import LocalPort, Server
 from windlass.manifests import Manifest
 from windlass.messages import (
@@ -127,13 +127,19 @@ class Manager(Door):
             require_installed()
         check_journal(journal)
         self._exporter: Exporter | None = None
-        if name is None and journal is not None:
+        named_after = journal if name is None else None
+        if named_after is not None:
             # The next life of the program is to be found by the pilots of this one.
-            name = f"journal-{hashlib.blake2b(os.fsencode(os.path.realpath(journal)), digest_size=6).hexdigest()}"
+            name = f"journal-{hashlib.blake2b(os.fsencode(os.path.realpath(named_after)), digest_size=6).hexdigest()}"
         self.name = name if name is not None else f"m{os.getpid()}-{secrets.token_hex(4)}"
         self._named = name is not None
         self._folder = manager_folder(self.name, state_dir)
-        self._folder_lock = _take_folder(self._folder, self.name)
+        try:
+            self._folder_lock = _take_folder(self._folder, self.name)
+        except UsageError:
+            if named_after is not None:
+                Journal(named_after).close()  # whose own error has the journal and the process; nobody has given that name
+            raise
         opened = contextlib.ExitStack()
         opened.callback(os.close, self._folder_lock)
         if not self._named:

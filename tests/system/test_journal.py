@@ -541,7 +541,7 @@ def test_journals_are_refused_where_they_are_named(tmp_path: Path) -> None:
         Executor(None, manager=manager, journal=tmp_path / "journal")
     with Manager(journal=tmp_path / "journal") as manager:
         assert manager.name.startswith("journal-")
-        with pytest.raises(UsageError, match=r"is running already \(state in"):
+        with pytest.raises(UsageError, match=rf"journal {tmp_path}/journal is in use by .* \(process {os.getpid()}\): end that"):
             Manager(journal=tmp_path / "journal")
         with pytest.raises(UsageError, match=rf"is in use by another program \(process {os.getpid()}\)"):
             Manager(journal=tmp_path / "journal", name="other")
