@@ -31,7 +31,6 @@ from windlass.manager.door import Door
 from windlass.manager.future import CallFuture
 from windlass.manager.journal import check_journal
 from windlass.manager.line import Line
-from windlass.manager.status import add_inputs
 from windlass.managers import choose_manager
 from windlass.manifests import Manifest
 from windlass.messages import CallId, FileName, FileOrigin, FileRef, Leave, Message, ObjectRef, PoolOffer, Resources
@@ -105,7 +104,7 @@ class AttachedManager(Door):
         self._check_open()
         found: dict[str, Any] = msgspec.json.decode(self._line.ask_status())
         found["manager"]["name"] = self.name
-        add_inputs(found, self._client.feeder.count, self._client.remembered)
+        self._client.count_in(found)
         return found
 
     def open_port(self, role: str, name: str, on_message: Callable[[Message], None]) -> Port:

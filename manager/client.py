@@ -37,6 +37,7 @@ from windlass.manager.keeping import KeptResults, Needed, inputs_that_fit, sandb
 from windlass.manager.memory import MEMOIZED, ClientStore, Memory
 from windlass.manager.outcomes import failure
 from windlass.manager.spans import CallSpans
+from windlass.manager.status import add_inputs
 from windlass.messages import (
     CANCELLED,
     RAISED,
@@ -379,10 +380,11 @@ class Client:
         for future in list(self._unread.values()):
             future.settle()
 
-    @property
-    def remembered(self) -> int:
-        """Calls that ended as equal ones had before."""
-        return self.memory.used if self.memory is not None else 0
+    def count_in(self, found: dict[str, Any]) -> None:
+        """Put into a status what the manager's core does not know of."""
+        add_inputs(found, self.feeder.count)
+        if self.memory is not None:
+            self.memory.count_in(found["calls"])
 
     def close_memory(self) -> None:
         """Finish writing what calls have returned."""
@@ -481,11 +483,13 @@ class Client:
         """The future of a call that has not ended."""
         return self._futures.get(call)
 
-    def withdraw_late(self, call: CallId) -> None:
-        """It has ended otherwise than at the manager, or among those that wait for inputs."""
-        if not self.feeder.cancel(call):
-            with suppress(Closed):
-                self.say(CancelSubmitted((call,)))
+    def withdraw_late(self, call: CallId) -> bool:
+        """It has ended otherwise than at the manager, or (True) among those that wait for inputs, where it is cancelled."""
+        if self.feeder.cancel(call):
+            return True
+        with suppress(Closed):
+            self.say(CancelSubmitted((call,)))
+        return False
 
     def orphans(
         self, worker: WorkerId, message: OrphansHeld | OrphansEnded, withdraw: Callable[[Iterable[CallId]], list[CallSpec]]

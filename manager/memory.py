@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -40,7 +41,19 @@ from windlass.manager.calls import CLOSED
 from windlass.manager.feeding import Feeder
 from windlass.manager.future import CallFuture
 from windlass.manager.journal import Entry, Journal
-from windlass.messages import RAISED, RESULT, RETURNED, CallDone, CallEnd, CallId, CallSpec, ObjectName, ObjectRef, WorkerId
+from windlass.messages import (
+    CANCELLED,
+    RAISED,
+    RESULT,
+    RETURNED,
+    CallDone,
+    CallEnd,
+    CallId,
+    CallSpec,
+    ObjectName,
+    ObjectRef,
+    WorkerId,
+)
 from windlass.objects import content_name
 
 #: Payloads of up to so many bytes are their own digest.
@@ -81,7 +94,7 @@ class RememberingClient(Protocol):
     def hand_over(self, item: CallSpec, /) -> None: ...
     def read(self, name: ObjectName, /) -> memoryview: ...
     def drop(self, names: Sequence[ObjectName], /) -> None: ...
-    def withdraw_late(self, call: CallId, /) -> None: ...
+    def withdraw_late(self, call: CallId, /) -> bool: ...
 
 
 class Memory:
@@ -102,6 +115,10 @@ class Memory:
         #: Calls of an earlier life that still run, by key: where; and those of this life that wait for their ends.
         self.orphans: dict[bytes, WorkerId] = {}
         self._parked: dict[bytes, CallSpec] = {}
+        #: Calls that had been sent before it was known that an earlier life's run of them goes on, and have ended as that did: their ends
+        #: at the manager are to come. And how many have come, by the status's words for them.
+        self._sent_twice: set[CallId] = set()
+        self._ended_twice: Counter[str] = Counter()
         #: Buffers of results that were recalled, by the names that they have in this life; they are read where the journal has them.
         self._recalled: dict[str, ObjectName] = {}
         #: Calls that ended with what was remembered, or as equal ones did.
@@ -199,6 +216,16 @@ class Memory:
             for name in names:
                 self._recalled.pop(name, None)
 
+    def count_in(self, calls: dict[str, int]) -> None:
+        """Put into the numbers of a status the calls that ended as equal ones had before, each once, also such as the manager's core has
+        had as well."""
+        twice = dict(self._ended_twice)
+        calls["remembered"] = self.used
+        calls["done"] += self.used
+        calls["submitted"] += self.used - sum(twice.values())
+        for state, number in twice.items():
+            calls[state] -= number
+
     @property
     def following(self) -> int:
         """Calls that will end as an equal one does."""
@@ -292,11 +319,18 @@ class Memory:
             return  # who submits it later finds it
         done = self.recall(call, key)
         if done is not None:
-            self._client.deliver_noted([done])
             if spec is None:
-                self._client.withdraw_late(call)
+                self._sent_twice.add(call)
+            self._client.deliver_noted([done])
+            if spec is None and self._client.withdraw_late(call):
+                self._end_twice(call, CANCELLED)
         elif spec is not None:
             self._hand_over(spec)
+
+    def _end_twice(self, call: CallId, outcome: int) -> None:
+        with self._lock:
+            self._sent_twice.discard(call)
+            self._ended_twice[{RETURNED: "done", CANCELLED: "cancelled"}.get(outcome, "failed")] += 1
 
     def orphans_lost(self, worker: WorkerId) -> None:
         """A worker is gone, with what it ran."""
@@ -329,6 +363,9 @@ class Memory:
         entries: list[Entry] = []
         for done in ends:
             end = done.end
+            if end.call in self._sent_twice:
+                self._end_twice(end.call, end.outcome)
+                continue
             future = futures.get(end.call)
             if future is None or (key := future.key) is None:
                 continue

@@ -44,7 +44,7 @@ from windlass.manager.factories import Factories
 from windlass.manager.filedesk import FileDesk
 from windlass.manager.inbox import Inbox, Tidy
 from windlass.manager.sessions import WorkerSessions
-from windlass.manager.status import add_inputs, status, within
+from windlass.manager.status import status, within
 from windlass.manager.told import was_told_of_object
 from windlass.manager.viewing import Viewing
 from windlass.manager.workers import absurd
@@ -400,7 +400,7 @@ class Server:
         more: dict[str, Any] = {"detached": detached, "moved": moved, "brief": brief, "name": self.name, "wanted": wanted}
         found = status(self.core, self._welcome.manager, self.addresses, now, seen, **more)
         if self.client is not None:
-            add_inputs(found, self.client.feeder.count, self.client.remembered)
+            self.client.count_in(found)
         return found
 
     def _listen_for(self, report: PoolReport) -> None:

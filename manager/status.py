@@ -102,17 +102,15 @@ def status(
     }
 
 
-def add_inputs(found: dict[str, Any], inputs: InputsCount, remembered: int = 0) -> None:
-    """Count calls that wait for the results of others, of which the core does not know yet, and those that never came to it because their
-    results were remembered."""
+def add_inputs(found: dict[str, Any], inputs: InputsCount) -> None:
+    """Count calls that wait for the results of others, of which the core does not know yet."""
     calls: dict[str, int] = found["calls"]
     calls["waiting"] += inputs.waiting
     calls["waiting_for_inputs"] += inputs.waiting
     calls["failed"] += inputs.failed
     calls["cancelled"] += inputs.cancelled
-    calls["submitted"] += inputs.waiting + inputs.failed + inputs.cancelled + remembered
-    calls["done"] += remembered
-    calls["remembered"] = remembered
+    calls["submitted"] += inputs.waiting + inputs.failed + inputs.cancelled
+    calls["remembered"] = 0
 
 
 def within(found: dict[str, Any], most: int = BYTES_MOST, wanted: str = "") -> bytes:

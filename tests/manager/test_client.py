@@ -22,11 +22,14 @@ from windlass.manager.journal import Journal
 from windlass.manager.keeping import inputs_that_fit
 from windlass.manager.memory import Memory
 from windlass.messages import (
+    CANCELLED,
+    DIED,
     RETURNED,
     CallDone,
     CallEnd,
     CallId,
     CallSpec,
+    CancelSubmitted,
     FileName,
     FileRef,
     FunctionId,
@@ -279,6 +282,31 @@ def test_a_call_that_is_on_its_way_to_the_manager_when_a_worker_tells_that_it_ru
     if not ended:
         memory.orphans_ended([end], futures)
     assert future.result(0) == "result"
+    memory.close()
+
+
+@pytest.mark.parametrize(("outcome", "state"), [(CANCELLED, "cancelled"), (RETURNED, "done"), (DIED, "failed")])
+def test_a_call_that_runs_twice_over_a_restart_is_counted_once(bench: Bench, tmp_path: Path, outcome: int, state: str) -> None:
+    """It had been sent when a worker told that it runs for the life before; however its second run ends, it has returned once."""
+    store, target, memory = bench.store, REMEMBERED, remembering(bench, tmp_path)
+    futures, inbox = bench.client._futures, bench.client._inbox  # pyright: ignore[reportPrivateUsage]
+
+    def counted(**core: int) -> dict[str, int]:
+        calls = dict.fromkeys(("submitted", "waiting", "waiting_for_inputs", "running", "done", "failed", "cancelled"), 0) | core
+        bench.client.count_in({"calls": calls})
+        return {name: number for name, number in calls.items() if number}
+
+    sent, parked = bench.client.submit(target, (1,), {}), bench.client.submit(target, (2,), {})
+    keys = [target.content + pack_scalars((number,), {}) for number in (1, 2)]
+    specs = [item for item in inbox.drain() if isinstance(item, CallSpec)]
+    memory.orphans_held(WorkerId("w1"), keys, futures, lambda calls: specs[1:])
+    for number, key in enumerate(keys, 1):
+        payload, spans = pack_result(number, partial(write_results, store.folder))
+        memory.orphans_ended([CallEnd(CallId(number), 1, RETURNED, payload, tuple(spans), key=key)], futures)
+    assert (sent.result(0), parked.result(0)) == (1, 2)
+    assert inbox.drain() == [("client", CancelSubmitted((sent.call_id,)))]
+    bench.client.deliver([CallDone(CallEnd(sent.call_id, 1, outcome))])
+    assert counted(**{"submitted": 1, state: 1}) == {"submitted": 2, "done": 2, "remembered": 2}
     memory.close()
 
 
