@@ -61,7 +61,9 @@ class CallSpans:
         if span is not None:
             end = done.end
             # What is needed of the record, now: whoever asks for the result takes the rest.
-            times = (("sent", done.sent_at), ("started", end.started_at), ("ready", end.ready_at), ("ended", end.ended_at))
+            times: tuple[tuple[str, float], ...] = ()
+            if done.sent_at:  # else it was remembered, and ran before its span began
+                times = (("sent", done.sent_at), ("started", end.started_at), ("ready", end.ready_at), ("ended", end.ended_at))
             detail = end.detail
             types, text = (detail.types, detail.text) if detail is not None else ((), "")
             before = [one.outcome for one in done.attempts]

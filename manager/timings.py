@@ -11,11 +11,14 @@ class Timings:
 
     ``submitted``, ``sent`` and ``returned`` are on the program's side; ``started``, ``ready`` and ``ended`` on the worker's
     clock, which may differ. The derived figures subtract only times of one clock.
+
+    A call whose result was remembered (docs/journal.md) was not sent: ``sent`` is 0.0, and ``started``, ``ready`` and ``ended`` are of the
+    run that made the result, which may be days ago.
     """
 
     #: `submit` was called.
     submitted: float = 0.0
-    #: Sent to the worker that answered.
+    #: Sent to the worker that answered; 0.0 also of one that ended as an equal one had.
     sent: float = 0.0
     #: The slot took it.
     started: float = 0.0
@@ -44,4 +47,4 @@ class Timings:
     @property
     def waiting(self) -> float:
         """Seconds of `total` in which its last attempt was not running: queues, transfers, earlier attempts."""
-        return max(0.0, self.total - self.running)
+        return max(0.0, self.total - self.running) if self.sent else self.total

@@ -17,6 +17,7 @@ import pytest
 
 import windlass
 from windlass import CallFailed, Executor, Factory, FunctionCall, Manager, UsageError, attach
+from windlass.manager.timings import Timings
 
 Until = Callable[[str, Callable[[], object]], None]
 
@@ -359,6 +360,20 @@ def fail_once(folder: str) -> str:
     if runs(Path(folder)) == 1:
         raise OSError("the first time")
     return "well"
+
+
+def test_a_remembered_call_has_the_times_of_the_run_that_made_its_result(tmp_path: Path) -> None:
+    """And of this life, in which it was not sent, those of its asking and its answer: these are not mixed in any figure."""
+    times: list[Timings] = []
+    for _ in range(2):
+        with pool(journal=tmp_path / "journal") as executor:
+            future = executor.submit(count, str(tmp_path), "runs")
+            assert future.result() == 1
+            times.append(future.timings)
+    first, again = times
+    assert (again.started, again.ready, again.ended, again.running) == (first.started, first.ready, first.ended, first.running)
+    assert (again.sent, again.waiting) == (0.0, again.total)
+    assert first.returned <= again.submitted <= again.returned
 
 
 def test_what_failed_is_run_again(tmp_path: Path) -> None:
