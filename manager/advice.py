@@ -2,7 +2,7 @@
 
 A manager without pilots is right for a while: the factory is started in another terminal, or its pilots are in the queue. But a program
 that only waits looks as if it hung, so after `PATIENCE_SECONDS` without a worker and without a factory it is said what to do, once
-for each time that it comes to this.
+for each time that it comes to this: by the manager, in its log, and by a program that is attached to one elsewhere, in its own.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ class Advice:
     def __init__(self) -> None:
         self._since = -1.0
         self._given = False
+
+    @property
+    def due(self) -> bool:
+        """There may soon be something to say."""
+        return self._since >= 0 and not self._given
 
     def look(self, calls: int, workers: int, factories: int, port: int, now: float) -> str:
         """What to say now; "": nothing. ``calls`` have not ended; ``port`` is where the manager listens."""

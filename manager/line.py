@@ -17,6 +17,7 @@ A line that is lost for good (the manager ended, or was not reached for its ``re
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import os
@@ -35,6 +36,7 @@ from windlass.bulk import ObjectGone
 from windlass.dataplane import DataClient
 from windlass.errors import Closed, ConnectionRefused, StoreFull, Unreachable, WindlassError
 from windlass.identity import ConnectionFile
+from windlass.manager.advice import Advice
 from windlass.manager.calls import message_bytes
 from windlass.manager.inbox import Inbox, Tidy
 from windlass.manager.keeping import LOOK_SECONDS
@@ -75,6 +77,8 @@ log = logging.getLogger("windlass.manager")
 #: Bytes of calls in one `SubmitCalls`, well under the limit of a frame; one call alone may have more.
 _SUBMIT_BYTES: Final = 256 << 10
 _ANSWER_SECONDS: Final = 10.0
+#: Between two looks whether anybody has come who runs this program's calls.
+_ADVICE_SECONDS: Final = 1.0
 
 
 class Line:
@@ -95,6 +99,10 @@ class Line:
         self.store = AttachedStore(self)
         #: What there is to run calls with, as the manager last said.
         self.means = Means(0, 0)
+        #: How many calls of this program have not ended.
+        self.outstanding: Callable[[], int] = int
+        self._advice = Advice()
+        self._looks = False
         self.manager = connection.manager
         self._name = name
         self._file = connection
@@ -289,6 +297,18 @@ class Line:
                 flush()
                 link.send_now(message)
         flush()
+        if not self._looks:
+            self._look_for_means()
+
+    def _look_for_means(self) -> None:
+        """Tell the program whose calls wait that nobody is there to run them: its manager's log may be far away."""
+        port = self._file.addresses[0][1] if self._file.addresses else 0
+        text = self._advice.look(self.outstanding(), len(self.means.workers), len(self.means.offers), port, time.monotonic())
+        if text:
+            log.warning("%s", text)
+        self._looks = self._advice.due
+        if self._looks:
+            asyncio.get_running_loop().call_later(_ADVICE_SECONDS, self._look_for_means)
 
     def _hear(self, message: Message) -> None:
         if type(message) is CallsDone:
@@ -302,6 +322,8 @@ class Line:
                     self._finding.notify_all()
         elif isinstance(message, Means):
             self.means = message
+            if not self._looks:
+                self._look_for_means()
         elif isinstance(message, Status):
             self._statuses.put(message.json)
         elif isinstance(message, FileBrought):

@@ -10,13 +10,17 @@ LATER = 1000.0 + PATIENCE_SECONDS
 def test_a_program_whose_calls_nobody_runs_is_told_what_to_do() -> None:
     """Once, after the patience is over, with a command that can be copied."""
     advice = Advice()
+    assert not advice.due
     assert advice.look(2, 0, 0, 9123, 1000.0) == ""
+    assert advice.due
     assert advice.look(2, 0, 0, 9123, LATER - 0.1) == ""
     said = advice.look(2, 0, 0, 9123, LATER)
     assert said.startswith("2 calls wait, and there are neither pilots nor a factory")
     assert "`windlass factory run local --port 9123`" in said
     assert "windlass.Factory(manager, 'local')" in said
+    assert not advice.due
     assert advice.look(2, 0, 0, 9123, LATER + 100) == ""
+    assert not advice.due, "there is no need to look again before something else happens"
 
 
 def test_one_call_is_spoken_of_as_one() -> None:

@@ -537,3 +537,21 @@ def test_a_cut_connection_loses_nothing(home: Manager) -> None:
                 server.call(cut)
         assert [future.result(60) for future in futures] == [2 * number for number in range(2000)]
         assert manager.stats.done == 2000
+
+
+def test_a_program_whose_calls_nobody_runs_is_told_so_itself(
+    leaves_nothing_running: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not only its manager, whose log may be on another machine; once, and no more when pilots have come."""
+    monkeypatch.setattr("windlass.manager.advice.PATIENCE_SECONDS", 0.1)
+
+    def told() -> int:
+        return sum("neither pilots nor a factory" in record.getMessage() for record in caplog.records)
+
+    with Manager(name="home") as manager, attach("home") as door:
+        future = door.submit_function(double, (2,))
+        until("manager and program have said it", lambda: told() == 2)
+        door.submit_function(double, (3,)).cancel()
+        with Factory(manager, "local", cores=1, max_pilots=1):
+            assert future.result() == 4
+        assert told() == 2
