@@ -40,6 +40,8 @@ FOUND: Final = 1 << (SHIFT - 1)
 _FOUND_MOST: Final = 10_000
 #: Options that are remembered, so that the core knows equal ones as the same.
 _OPTIONS_MOST: Final = 1000
+#: Programs whose names are remembered, for people who look at their calls.
+_NAMES_MOST: Final = 1000
 #: Bytes of ends in one `CallsDone`, well under the limit of a frame.
 _DONE_BYTES: Final = 256 << 10
 
@@ -81,6 +83,8 @@ class Programs:
 
     def __init__(self) -> None:
         self.known: dict[int, Program] = {}
+        #: Of those that have submitted calls, the newest, also when they are gone.
+        self._names: dict[int, str] = {}
         #: For the shell: objects to unpin and to discard in the store, library versions to remove from the core.
         self.unpin: list[ObjectName] = []
         self.discard: list[ObjectName] = []
@@ -106,8 +110,7 @@ class Programs:
     def name_of(self, call: CallId) -> tuple[str, CallId]:
         """Whose a call is, and its own id of it; "" is the manager's own process."""
         number = call >> SHIFT
-        program = self.known.get(number)
-        return (program.name if program is not None else f"program {number}, which is gone") if number else "", CallId(call & _OWN)
+        return (self._names.get(number) or f"program {number}, which is gone") if number else "", CallId(call & _OWN)
 
     def submitted(self, program: Program, message: SubmitCalls) -> list[CallSpec]:
         """Its calls, as the core gets them.
@@ -133,6 +136,10 @@ class Programs:
         if len(fresh) < len(specs) or not fresh.isdisjoint(program.calls):
             raise ProtocolError(f"program {program.name} submitted two calls under one id")
         program.calls |= fresh
+        if program.number not in self._names:
+            self._names[program.number] = program.name
+            if len(self._names) > _NAMES_MOST:
+                del self._names[next(iter(self._names))]
         return specs
 
     def cancelled(self, program: Program, calls: Iterable[CallId]) -> list[CallId]:

@@ -64,6 +64,18 @@ def test_the_same_id_of_two_programs_is_two_calls_and_each_hears_of_its_own(prog
     assert not two.calls
 
 
+def test_a_program_has_its_name_in_lists_of_calls_also_when_it_is_gone(programs: Programs) -> None:
+    """Its calls that failed are listed still."""
+    one = programs.join("one")
+    [call] = submit(programs, one, 7)
+    assert programs.name_of(CallId(call)) == ("one", 7)
+    programs.left(one)
+    programs.ended([done(call)])
+    assert one.number not in programs.known
+    assert programs.name_of(CallId(call)) == ("one", 7)
+    assert programs.name_of(CallId(7)) == ("", 7)
+
+
 @pytest.mark.parametrize("calls", [(0,), (-1,), (1 << SHIFT,), (5, 5), (7,)])
 def test_ids_that_cannot_be_are_refused_whole(programs: Programs, calls: tuple[int, ...]) -> None:
     """A second call under an id that is in use would make the manager lose one; nothing of such a message counts."""
