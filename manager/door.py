@@ -265,7 +265,8 @@ class Door(Implicit, Declaring):
         """In some words, which cost nothing."""
         if self.closed:
             return "closed"
-        calls, libraries = self._client.outstanding(), len(self._installed)
+        # Of functions without one there may be several, of other slots each; people know one.
+        calls, libraries = self._client.outstanding(), len(self._installed) + bool(self._implicit)
         return f"{calls:,} call{'s' * (calls != 1)} waiting or running, {libraries} librar{'y' if libraries == 1 else 'ies'}"
 
     def _repr_html_(self) -> str:

@@ -99,6 +99,8 @@ def test_a_manager_shows_its_calls_libraries_and_pools(manager: windlass.Manager
     assert re.fullmatch(r"<Factory '.*', closed, mine \(local\): .*>", repr(factory))
     with windlass.attach(manager.connection_file) as attached:
         assert repr(attached) == "<AttachedManager 'lab', this program has 0 calls waiting or running, 0 libraries>"
+        attached.submit_function(square, (3,)).cancel()
+        assert repr(attached).endswith(", 1 library>"), "that of functions without one, which `windlass libraries` lists"
         assert "numbers" in html_of(attached).words
     manager.close()
     assert repr(manager) == "<Manager 'lab', closed>"
