@@ -25,7 +25,8 @@ from windlass.factory.local import LocalBackend
 from windlass.factory.pool import COMMON_OPTIONS, make_pool
 from windlass.managers import choose_manager, known_managers
 from windlass.messages import PROTOCOL, GetStatus, Leave, Message
-from windlass.status import StatusPort, picture, show_bytes, show_span
+from windlass.status import StatusPort, picture, show_bytes, show_span, show_used
+from windlass.tables import print_picture
 
 if TYPE_CHECKING:
     from windlass.identity import ConnectionFile
@@ -266,6 +267,25 @@ def test_a_status_has_nothing_that_a_terminal_would_obey() -> None:
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "[2J after" in text
+
+
+def test_lines_of_a_status_in_a_pipe_end_with_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
+    """Notes of several lines are no wall of blanks there; they stay below their row."""
+    library, pool = {"name": "lib", "failed": f"{'Traceback ' * 9}\n  File x"}, {"name": "p", "paused": "why"}
+    print_picture(picture({"libraries": [library], "pools": [pool]}))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert "      File x" in lines
+    assert "    when that is mended: windlass factory resume p" in lines
+
+
+def test_memory_that_no_worker_has_reported_yet_is_no_measurement() -> None:
+    """In the first seconds of one."""
+    workers = [{"id": "w1", "memory_used": 0, "memory_limit": 16 << 30}, {"id": "w2", "memory_used": 3 << 30, "memory_limit": 16 << 30}]
+    shown = text_of({"workers": workers})
+    assert "0 B" not in shown
+    assert "3.2 GB" in shown
+    assert show_used(0) == "-"
 
 
 def test_of_many_workers_the_first_are_shown() -> None:

@@ -140,14 +140,14 @@ def status(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
 
         return watch(known, chosen.watch, as_json=chosen.json)
     from windlass.status import StatusPort, picture
-    from windlass.tables import plain_console
+    from windlass.tables import print_picture
 
     with StatusPort(known.connection) as port:
         text = port.ask()
     if chosen.json:
         print(text.decode())
     else:
-        plain_console().print(picture(json.loads(text)))
+        print_picture(picture(json.loads(text)))
     return 0
 
 

@@ -91,7 +91,7 @@ def list_workers(chosen: argparse.Namespace, options: Mapping[str, object]) -> i
 
 
 def _worker_columns() -> Sequence[Column]:
-    from windlass.status import show_bytes, show_hosted, show_left, show_plain, show_span
+    from windlass.status import show_bytes, show_hosted, show_left, show_plain, show_span, show_used
     from windlass.tables import Column, number_column, text_column
 
     return (
@@ -105,7 +105,7 @@ def _worker_columns() -> Sequence[Column]:
         number_column("running"),
         number_column("held"),
         Column("idle", lambda row: show_span(row["idle_seconds"]) if row["idle_seconds"] else "", right=True),
-        Column("memory", lambda row: f"{show_bytes(row['memory_used'])} of {show_bytes(row['memory_limit'])}", right=True),
+        Column("memory", lambda row: f"{show_used(row['memory_used'])} of {show_bytes(row['memory_limit'])}", right=True),
         Column("time left", lambda row: show_left(row["seconds_left"]), right=True),
         Column("libraries", lambda row: show_hosted(row["libraries"])),
         text_column("remark", "draining"),

@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from windlass.status import show_bytes, show_hosted, show_left, show_plain, show_span
+from windlass.status import show_bytes, show_hosted, show_left, show_plain, show_span, show_used
 from windlass.sums import count_workers, pilots_failed
 from windlass.tables import clean
 
@@ -410,7 +410,7 @@ def _workers(view: View, width: int, room: int) -> Section:
         _words("pool", "pool", 4, elastic=True),
         Col("calls", lambda row: f"{row.get('running', 0)} of {show_plain(row.get('cores'))}", right=True),
         Col("queue", lambda row: str(int(row.get("held", 0)) - int(row.get("running", 0)) or ""), right=True, rank=5),
-        Col("memory", lambda row: f"{show_bytes(row.get('memory_used'))} of {show_bytes(row.get('memory_limit'))}", right=True, rank=3),
+        Col("memory", lambda row: f"{show_used(row.get('memory_used'))} of {show_bytes(row.get('memory_limit'))}", right=True, rank=3),
         Col("time left", lambda row: show_left(row["seconds_left"]) if row.get("seconds_left") else "", right=True, rank=2),
         Col("libraries", lambda row: show_hosted(row.get("libraries")), rank=7, elastic=True),
         Col("state", _worker_state, rank=1, elastic=True),

@@ -111,6 +111,11 @@ def show_bytes(value: object) -> str:
     return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
 
 
+def show_used(value: object) -> str:
+    """Memory in use; 0: the worker has not reported yet."""
+    return show_bytes(value) if value else "-"
+
+
 def show_span(value: object) -> str:
     """Seconds as people read them: ``25 us``, ``250 ms``, ``2.5 s``, ``42 s``, ``5 min``, ``1 h 20 min``, ``2 d 3 h``."""
     if not isinstance(value, int | float):
@@ -188,7 +193,7 @@ _SHOWN: Final[Mapping[str, Callable[[object], str]]] = {
     "mean_seconds": show_span,
     "memory": show_bytes,
     "memory_limit": show_bytes,
-    "memory_used": show_bytes,
+    "memory_used": show_used,
     "saved_seconds": show_span,
     "seconds_left": show_left,
     "uptime": show_span,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -70,12 +70,17 @@ def print_table(rows: Iterable[Row], columns: Sequence[Column]) -> None:
         table.add_column(columns[place].heading, justify="right" if columns[place].right else "left", overflow="fold")
     for line in shown:
         table.add_row(*(Text(line[place]) for place in kept))
+    print_picture(table)
+
+
+def print_picture(what: RenderableType) -> None:
+    """Print tables and texts; where there is no terminal without the blanks that fill their lines."""
     console = plain_console()
     if console.is_terminal:
-        console.print(table)
+        console.print(what)
         return
     with console.capture() as captured:
-        console.print(table)
+        console.print(what)
     sys.stdout.writelines(line.rstrip() + "\n" for line in captured.get().splitlines())
 
 
