@@ -9,14 +9,28 @@ arguments) is put together when it is submitted (`make_ready`), as options and f
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os.path import basename
-from typing import Any, Unpack, cast
+from typing import Any, Final, Unpack, cast
 
 from windlass.commands import library_of, run_command, shown
-from windlass.errors import UsageError, require_flag
+from windlass.errors import UnknownName, UsageError, require_flag
 from windlass.files import File
 from windlass.manager.call import CallKeywords, FunctionCall, merge_options
+
+_OWN: Final = ("inputs", "outputs", "env", "check", "merge_output")
+#: What people know from `subprocess`, and how it is written here.
+_OF_SUBPROCESS: Final = {
+    "cwd": "a command runs in a directory of its own: name what it finds there with inputs=, and begin with 'cd folder && ...' if need be",
+    "shell": "a text is for /bin/sh, as in Command('gzip < in > out'); a list of words is run without a shell",
+    "stdin": "write Command('program < in.txt', inputs={'in.txt': file})",
+    "input": "write Command('program < in.txt', inputs={'in.txt': manager.declare_buffer(...)})",
+    "stdout": "what it writes is in its result's stdout; a file is written by Command('program > out.txt', outputs=['out.txt'])",
+    "stderr": "what it writes is in its result's stderr, or with merge_output=True in its stdout",
+    "capture_output": "what it writes is always in its result's stdout and stderr",
+    "text": "its result's stdout and stderr are texts; what is none is to go into a file of its outputs",
+}
 
 
 class Command(FunctionCall):
@@ -34,7 +48,7 @@ class Command(FunctionCall):
 
     def __init__(
         self,
-        command: str | Sequence[str],
+        command: str | Sequence[str | os.PathLike[str]],
         /,
         *,
         inputs: Mapping[str, File] | None = None,
@@ -65,7 +79,9 @@ class Command(FunctionCall):
                 self.add_output(file, path)
         else:
             self.made = tuple(self._inside("outputs=", path) for path in outputs or ())
+        self.outputs = _Outputs(self.made, self.outputs)
         if options:
+            _refuse_unknown(options)
             self.options, self.tag = merge_options(self.options, self.tag, options)
 
     @property
@@ -108,10 +124,33 @@ class Command(FunctionCall):
         assert isinstance(twin, Command)
         twin.check, twin.merge_output, twin.packed = self.check, self.merge_output, self.packed
         twin.command, twin.env, twin.made = self.command, self.env, self.made
+        twin.outputs = _Outputs(twin.made, twin.outputs)
         return twin
 
     def __repr__(self) -> str:
         return f"Command({shown(self.command)})"
+
+
+class _Outputs(dict[str, File]):
+    """Files by path, which says of one that is not there whether it is to come."""
+
+    def __init__(self, made: tuple[str, ...], files: Mapping[str, File]) -> None:
+        super().__init__(files)
+        self._made = made
+
+    def __missing__(self, path: str) -> File:
+        if path in self._made:
+            raise UsageError(f"the command's output {path!r} is a file once it is submitted: write manager.submit(command) before that")
+        raise UnknownName("output of the command", str(path), {*self, *self._made})
+
+
+def _refuse_unknown(options: Mapping[str, object]) -> None:
+    """Raise `UnknownName` for the first that no command has."""
+    for name in options.keys() - CallKeywords.__annotations__.keys():
+        instead = _OF_SUBPROCESS.get(name)
+        if instead is not None:
+            raise UsageError(f"a command has no option {name!r}: {instead}")
+        raise UnknownName("option of a command", name, (*_OWN, *CallKeywords.__annotations__))
 
 
 def read_command(command: object) -> str | tuple[str, ...]:
@@ -119,11 +158,20 @@ def read_command(command: object) -> str | tuple[str, ...]:
     if isinstance(command, str) and command.strip() and "\0" not in command:
         return command
     if isinstance(command, Sequence) and not isinstance(command, str | bytes):
-        words = tuple(cast("Sequence[object]", command))
-        texts = tuple(word for word in words if isinstance(word, str) and "\0" not in word)
-        if words and len(texts) == len(words) and texts[0]:
-            return texts
+        words = tuple(_word(command, place, word) for place, word in enumerate(cast("Sequence[object]", command)))
+        if words and words[0]:
+            return words
     raise UsageError(f"Command({command!r}): write a text for the shell, as in Command('gzip < in > out'), or a list of words")
+
+
+def _word(command: object, place: int, word: object) -> str:
+    text: object = os.fspath(word) if isinstance(word, os.PathLike) else word  # pyright: ignore[reportUnknownArgumentType]
+    if not isinstance(text, str):
+        instead = f"str({word!r})" if isinstance(word, int | float) else "a text"
+        raise UsageError(f"Command({command!r}): word {place} is {word!r}, of type {type(word).__name__}; write {instead}")
+    if "\0" in text:
+        raise UsageError(f"Command({command!r}): word {place} has a zero byte, which no program can be given; leave it out")
+    return text
 
 
 def read_environment(env: object) -> dict[str, str | None]:

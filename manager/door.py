@@ -217,7 +217,12 @@ class Door(Implicit, Declaring):
             if error is not None:
                 name = file.ref.shown if file.ref is not None else file.source
                 raise FileUnavailable(f"file {name} could not be made: {type(error).__name__}: {error}") from error
-        return bytes(client.kept.bring(FileName(file.name), None))
+        try:
+            return bytes(client.kept.bring(FileName(file.name), None))
+        except FileUnavailable as error:
+            text = str(error).replace(file.name, file.source)
+            packed = ": have the call pack it into one file (tar -cf), and take that" if "is a folder" in text else ""
+            raise FileUnavailable(text + packed) from None
 
     def _releaser(self, ref: FileRef, pins: tuple[ObjectRef, ...]) -> Callable[[], None]:
         client, name = self._client, ref.name

@@ -34,7 +34,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from windlass.errors import Closed, UsageError, require_flag, stays_here
-from windlass.manager.call import DEFAULT_OPTIONS, CallKeywords, merge_options, read_count
+from windlass.manager.call import DEFAULT_OPTIONS, CallKeywords, FunctionCall, merge_options, read_count
 from windlass.manager.future import CallFuture
 from windlass.manager.library import read_concurrency
 from windlass.manager.mapping import MapResults, in_chunks
@@ -102,6 +102,8 @@ class Pool:
         """A call of ``fn``. Raises Closed after `shutdown`, and what the manager raises."""
         if self.closed:
             raise Closed("cannot submit a call after shutdown of its Executor; submit inside the with block, or make another Executor")
+        if isinstance(fn, FunctionCall):
+            raise UsageError(f"{fn!r} is no function, but a call: submit it to the executor's manager, as in pool.manager.submit(call)")
         future = self.manager.submit_function(fn, args, kwargs, options, tag, memoize=self.memoize, **self._more)
         future.collect()  # nobody calls wait() on an executor: what its program drops is to go
         self._calls.append(weakref.ref(future))

@@ -277,10 +277,23 @@ def test_a_command_may_be_a_mini_task(served: Manager, tmp_path: Path) -> None:
     assert note.read_text() == "x\n"
 
 
+def test_a_folder_that_a_command_made_says_how_it_is_saved(served: Manager, tmp_path: Path) -> None:
+    """By its name, as the program knows it, not by the id of what is on the worker."""
+    command = Command("mkdir tree; touch tree/leaf", outputs=["tree"])
+    served.submit(command)
+    with pytest.raises(FileUnavailable, match=r"^temp 'tree' is a folder, .*: have the call pack it"):
+        served.save_file(command.outputs["tree"], tmp_path / "tree")
+
+
+def test_words_of_a_command_may_be_paths(served: Manager) -> None:
+    """As with subprocess."""
+    assert run(served, ["echo", Path("a/b"), "c"]).stdout == "a/b c\n"
+
+
 WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: Command(""), r"Command\(''\): write a text for the shell"),
     (lambda: Command([]), "or a list of words"),
-    (lambda: Command(["a", 1]), "or a list of words"),  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    (lambda: Command(["a", 1]), r"word 1 is 1, of type int; write str\(1\)"),  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     (lambda: Command("x", outputs="out"), r"write outputs=\['out'\]"),
     (lambda: Command("x", outputs=["../out"]), "not in the call's own directory"),
     (lambda: Command("x", inputs=["in"]), "write inputs="),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
