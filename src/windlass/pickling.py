@@ -28,10 +28,10 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from pickle import PickleBuffer, dumps, loads
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from windlass.messages import OUT_OF_BAND_BYTES, EndDetail, ObjectName, ObjectRef
@@ -461,6 +461,11 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
         cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=False)
         names = [(f" closure variable {name!r}", cell.cell_contents) for name, cell in cells]
         return names + [(f" global {name!r}", value.__globals__[name]) for name in value.__code__.co_names if name in value.__globals__]
+    if isinstance(value, MethodType):
+        return [(" self", value.__self__), (" function", value.__func__)]
+    if isinstance(value, partial):
+        made: partial[Any] = value  # pyright: ignore[reportUnknownVariableType]
+        return [(" func", made.func), (" args", made.args), (" keywords", made.keywords)]
     if isinstance(value, type | ModuleType):
         return []
     return [(f".{name}", part) for name, part in list(getattr(value, "__dict__", {}).items())[:1000]]

@@ -489,6 +489,31 @@ def test_a_function_that_cannot_travel_says_because_of_what(store: ObjectStore) 
         define(space["uses"], store.put)
 
 
+class Service:
+    """Holds what cannot travel."""
+
+    def __init__(self) -> None:
+        self.inner = {"lock": threading.Lock()}
+
+    def serve(self, number: int) -> int:
+        return number
+
+
+@pytest.mark.parametrize(
+    ("function", "because"),
+    [
+        (Service().serve, r"self\.inner\['lock'\] \(_thread\.lock\)"),
+        (functools.partial(Service().serve, 1), r"func self\.inner\['lock'\]"),
+        (functools.partial(math.dist, [threading.Lock()]), r"args\[0\]\[0\] \(_thread\.lock\)"),
+    ],
+    ids=["method", "partial of a method", "partial's argument"],
+)
+def test_a_method_or_a_partial_that_cannot_travel_says_which_part(function: Callable[..., Any], because: str, store: ObjectStore) -> None:
+    """Of its object or its arguments."""
+    with pytest.raises(NotPicklable, match=rf"cannot be pickled because of its {because}"):
+        define(function, store.put)
+
+
 # ---------------------------------------------------------------- contexts
 
 
