@@ -49,6 +49,22 @@ log = logging.getLogger("windlass.manager")
 _TELL_AFTER: Final = 2.0
 #: Seconds to wait for the first word of a factory about its pools.
 _FIRST_WORD: Final = 5.0
+_AS_CORES: Final = "as many calls run at once as pilots have cores; write cores=4 for pilots of four, and max_pilots=2 for two of them"
+_AS_CONTEXT: Final = (
+    "an executor has none; what each slot does once, before its calls, is a library's context:"
+    " pool.manager.install_library('lib', f, context=(init, [3], {}))"
+)
+#: What people know from the executors of `concurrent.futures` and Dask, and what there is here.
+_OF_OTHERS: Final = {
+    "max_workers": _AS_CORES,
+    "n_workers": _AS_CORES,
+    "initializer": _AS_CONTEXT,
+    "initargs": _AS_CONTEXT,
+    "max_tasks_per_child": "an executor has none; a library's slots are replaced after so many calls:"
+    " pool.manager.install_library('lib', f, max_calls=100)",
+    "mp_context": "pilots start their own processes; where a fork does harm write pool.manager.install_library('lib', f, start='spawn')",
+    "thread_name_prefix": "calls run in processes on pilots, not in threads; leave it out",
+}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -344,11 +360,8 @@ class Executor(Submitter):
         """
         require_flag("memoize", memoize)
         concurrency = read_concurrency(concurrency)
-        for name in {"max_workers", "n_workers"} & pool.keys():  # of concurrent.futures and Dask
-            raise UsageError(
-                f"{name}={pool[name]!r}: as many calls run at once as pilots have cores; write cores=4 for pilots of four,"
-                " and max_pilots=2 for two of them"
-            )
+        for name in pool.keys() & _OF_OTHERS.keys():
+            raise UsageError(f"{name}={pool[name]!r}: {_OF_OTHERS[name]}")
         if manager_options is not None and not isinstance(manager_options, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"manager_options={manager_options!r} is not a mapping; write for example manager_options={{'port': 9123}}")
         if manager is not None and not hasattr(manager, "submit_function"):
