@@ -205,11 +205,12 @@ class Core(Starts):
 
     def close(self, reason: str, now: float) -> None:
         """The manager ends: every call ends, every worker is sent away. Nothing is to be asked of this core afterwards."""
+        text = f"the call ended with its manager ({reason}) before it had a result; submit it to another one"
         for call in list(self.calls.values()):
             if not call.worker:
                 self._drop_waiting(call)
             # Those that wait for what it was to make have their turn here too.
-            self._end(call, CallEnd(call.spec.call, call.attempt, CLOSED, detail=EndDetail(text=reason)), now)
+            self._end(call, CallEnd(call.spec.call, call.attempt, CLOSED, detail=EndDetail(text=text)), now)
         for queue in self._queues.values():
             queue.clear()
             queue.running = 0

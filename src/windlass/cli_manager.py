@@ -209,7 +209,7 @@ def stop(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
         found = json.loads(port.ask())
         if not found["manager"].get("detached"):
             raise UsageError(f"manager {known.describe()} is part of a program and ends with it; end that program")
-        port.send(EndManager("windlass manager stop"))
+        port.send(EndManager(f"windlass manager stop on {os.uname().nodename}"))
         end = time.monotonic() + _END_SECONDS
         # One that was ending already may be gone without a word on this line.
         while not port.wait_gone(0.2) and known.is_running() and time.monotonic() < end:

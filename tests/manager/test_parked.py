@@ -166,7 +166,8 @@ def test_calls_that_wait_for_files_end_once_with_their_manager() -> None:
     pipeline.core.close("the manager was closed", pipeline.now)
     pipeline.take_done()
     assert pipeline.outcomes() == [CLOSED] * (LONG + 2)
-    assert pipeline.texts() == {"the manager was closed"}
+    text = "the call ended with its manager (the manager was closed) before it had a result; submit it to another one"
+    assert pipeline.texts() == {text}
     assert pipeline.core.failures.calls == LONG + 2
     assert not pipeline.core.parked
     state = pipeline.core.libraries[LIB]
