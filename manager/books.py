@@ -178,7 +178,7 @@ class Books:
         if queue is None or not (queue.waiting or queue.running or queue.means == self.means):
             reason = why_never(state.spec, options, self.all_offers(), list(self.shapes))
             if reason:
-                return f"no pool can ever run this call of library {state.spec.name!r}: {reason}"
+                return reason
         if queue is None:
             if len(state.queues) > state.sweep_at:
                 self._sweep_queues(state)
@@ -252,7 +252,7 @@ class Books:
             state = self.libraries[queue.library]
             reason = why_never(state.spec, queue.options, offers, of)
             if reason:
-                self._end_queue(queue, NOT_POSSIBLE, f"no pool can ever run this call of library {state.spec.name!r}: {reason}", now)
+                self._end_queue(queue, NOT_POSSIBLE, reason, now)
 
     def _end_waiting(self, state: LibraryState, now: float) -> None:
         """The library has failed: so have its calls that wait."""

@@ -484,7 +484,7 @@ class Door(Implicit, Declaring):
             return
         reason = why_never(spec, options, *self._means())
         if reason:
-            raise NotPossible(f"no pool can ever run this call of library {spec.name!r}: {reason}")
+            raise NotPossible(reason)
         if len(self._possible) > 1000:
             self._possible.clear()
         self._possible[key] = (options, version)

@@ -205,14 +205,28 @@ def spent(worker: Worker, waiting: Iterable[tuple[LibraryState, Resources, float
 
 def why_never(spec: LibrarySpec, options: CallOptions, offers: Sequence[PoolOffer], workers: Sequence[Resources]) -> str:
     """Why no pool and no worker can ever run such a call; empty when one can, or when nothing is known of pools."""
-    needs = options.needs
-    if spec.concurrency > 1 and (needs.cores or needs.memory or needs.gpus or options.grow_memory):
+    asked = _options_of(options) if spec.concurrency > 1 else ()
+    if asked:
+        instead = ", ".join([*asked, f"concurrency={spec.concurrency}"]).replace("'auto'", "'4GB'")
         return (
-            f"it asks for cores, memory or GPUs of its own, and the calls of library {spec.name!r} share those of their slot, "
-            f"{spec.concurrency} at a time: give them to the library: create_library(..., memory='4GB', concurrency={spec.concurrency})"
+            f"this call of library {spec.name!r} can never run: it asks for {' and '.join(asked)}, and calls of that library share what "
+            f"their slot has, {spec.concurrency} at a time; give it to the library: install_library(..., {instead})"
         )
-    if not offers:
-        return ""
+    reason = _why_no_pool(spec, options, offers, workers) if offers else ""
+    return f"no pool can ever run this call of library {spec.name!r}: {reason}" if reason else ""
+
+
+def _options_of(options: CallOptions) -> list[str]:
+    """What a call asks for, as people write it."""
+    needs = options.needs
+    words = [f"cores={needs.cores:g}"] if needs.cores else []
+    if needs.memory or options.grow_memory:
+        words.append(f"memory='{needs.memory / 1e9:.3g}GB'" if needs.memory else "memory='auto'")
+    return [*words, f"gpus={needs.gpus}"] if needs.gpus else words
+
+
+def _why_no_pool(spec: LibrarySpec, options: CallOptions, offers: Sequence[PoolOffer], workers: Sequence[Resources]) -> str:
+    needs = options.needs
     there = [offer for offer in offers if not offer.spent]
     known = [offer.resources for offer in there] + list(workers)
     if needs.gpus and not spec.per_slot.gpus:

@@ -141,8 +141,13 @@ def test_neighbours_of_a_call_that_cost_its_slot_count_a_loss_and_no_retry(bench
 def test_calls_that_ask_for_resources_of_their_own_are_refused(bench: Bench) -> None:
     """They would share their slot's with others."""
     library = bench.library(concurrency=2)
-    [call] = bench.submit(library, 1, CallOptions(needs=Resources(2)))
-    assert "the calls of library 'lib' share those of their slot, 2 at a time: give them to the library" in bench.text(call)
+    [call] = bench.submit(library, 1, CallOptions(needs=Resources(1.5, gpus=1)))
+    assert bench.text(call) == (
+        "this call of library 'lib' can never run: it asks for cores=1.5 and gpus=1, and calls of that library share what their slot has, "
+        "2 at a time; give it to the library: install_library(..., cores=1.5, gpus=1, concurrency=2)"
+    )
+    [call] = bench.submit(library, 1, CallOptions(grow_memory=True))
+    assert "install_library(..., memory='4GB', concurrency=2)" in bench.text(call)
 
 
 def test_what_cannot_be_is_refused_with_what_to_write() -> None:
@@ -168,5 +173,5 @@ def test_a_program_is_told_at_once_of_calls_that_ask_for_resources() -> None:
         manager.install_library("lib", nap, concurrency=5)
         call = FunctionCall("lib", "nap")
         call.set_cores(2)
-        with pytest.raises(NotPossible, match="share those of their slot"):
+        with pytest.raises(NotPossible, match="it asks for cores=2, and calls of that library share"):
             manager.submit(call)

@@ -16,6 +16,7 @@ def why(*offers: PoolOffer, workers: tuple[Resources, ...] = (), options: CallOp
 
 def test_a_pool_that_is_spent_runs_nothing_and_says_why() -> None:
     assert why(SPENT) == (
+        "no pool can ever run this call of library 'lib': "
         "pool 'slurm' is paused and has no pilots: Invalid account; when that is mended: windlass factory resume slurm, and submit again"
     )
 
