@@ -195,6 +195,7 @@ def test_each_error_and_each_link_leads_to_a_topic() -> None:
         ("its walltime is over, and no pool has a longer one", "CallTooLong"),
         ("ModuleNotFoundError: No module named 'numpy'", "pilots-die-at-their-start"),
         ("cannot pickle lock object", "NotPicklable"),
+        ("no manager of yours is running", "a-manager-is-not-found"),
         ("query_interval='30' has no unit: is it seconds, or minutes as Slurm has it? write '30s'", "UsageError"),
     ],
 )
@@ -209,6 +210,12 @@ def test_what_users_see_leads_to_what_helps(text: str, first: str) -> None:
 def test_a_word_that_some_text_of_a_wrong_use_has_does_not_lead_to_it(text: str) -> None:
     """There are hundreds of such texts, and whoever has seen one has more of it than a word."""
     assert "UsageError" not in [topic.name for topic in manual().found(text)]
+
+
+@pytest.mark.parametrize("text", ["bad parameter", "ValueError: bad parameter", "division by zero", "shapes (3,) and (4,) not aligned"])
+def test_texts_of_the_users_own_functions_lead_nowhere(text: str) -> None:
+    """One word of them stands in some phrase."""
+    assert manual().found(text) == ()
 
 
 def test_a_file_that_a_call_does_not_find_is_not_the_python_of_a_pilot() -> None:

@@ -44,10 +44,15 @@ _MOST_LINES: Final = 400
 _MOST_CHARACTERS: Final = 4000
 #: Shorter lines of it say nothing by themselves.
 _LEAST_WORDS: Final = 3
+#: Of several words that are asked for a phrase has to have so many: each word of a language is in one or another.
+_LEAST_SAME: Final = 2
 #: So many words of a text of wrong uses have to be asked for, or half of a shorter one's.
 _LEAST_OF_WRONG: Final = 4
 #: Words that no phrase has are names, paths and values for the most part: they count as much as rather frequent ones.
 _UNKNOWN: Final = 1.5
+
+#: Words that say nothing.
+_SMALL: Final = frozenset(("and", "are", "for", "has", "have", "not", "that", "the", "this", "was", "with"))
 
 Kind = Literal["error", "symptom", "page", "section"]
 
@@ -206,9 +211,10 @@ class Manual:
         whole = sum(weights.values())
         if not whole:
             return
+        fewest = min(len(asked), _LEAST_SAME)
         for name, words, least in self.phrases:
             same = asked & words
-            if len(same) >= least:
+            if len(same) >= max(least, fewest):
                 # Of two that have the same, the shorter says less of anything else.
                 yield name, sum(weights[word] for word in same) / whole - 0.0005 * len(words)
 
@@ -232,7 +238,7 @@ class Manual:
 
 def words_of(text: str) -> frozenset[str]:
     """The words that texts are compared by."""
-    return frozenset(word for word in _WORD.findall(html.unescape(text).lower()) if len(word) > 2)
+    return frozenset(word for word in _WORD.findall(html.unescape(text).lower()) if len(word) > 2) - _SMALL
 
 
 def _phrases(topic: Topic) -> Iterator[frozenset[str]]:
