@@ -30,6 +30,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Generator
@@ -183,6 +184,7 @@ class WindlassBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         def ended() -> None:
             with self._lock:
                 self._batches.pop(future, None)
+            _show(future)
             if callback is not None:
                 self._ran = future.timings.running
                 callback(future)
@@ -218,6 +220,13 @@ class WindlassBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     @property
     def _cores(self) -> int:
         return max(1, math.floor((self._executor_now or self.executor).cores))
+
+
+def _show(future: CallFuture[Any]) -> None:
+    """What a batch wrote, where that of joblib's own processes appears: `Parallel` gives its user no futures that would have it."""
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        print(future.stdout, end="", file=sys.stdout)
+        print(future.stderr, end="", file=sys.stderr)
 
 
 def _aborts(callback: Any) -> bool:

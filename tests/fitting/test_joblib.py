@@ -10,6 +10,7 @@ import os
 import re
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -127,6 +128,21 @@ def test_a_function_may_have_a_class_in_its_closure(backend: windlass.Executor) 
         return kind(value)
 
     assert Parallel(n_jobs=2)(delayed(converted)(value) for value in (1.5, 2.5)) == [1.5, 2.5]
+
+
+def warned(number: int) -> int:
+    print("task", number)
+    warnings.warn(f"number {number} is odd", stacklevel=1)
+    return number
+
+
+def test_what_tasks_print_and_warn_of_is_shown(backend: windlass.Executor, capsys: pytest.CaptureFixture[str]) -> None:
+    """As with joblib's own processes: nobody has the futures of the batches."""
+    assert Parallel()(delayed(warned)(number) for number in (1, 3)) == [1, 3]
+    shown = capsys.readouterr()
+    assert sorted(shown.out.splitlines()) == ["task 1", "task 3"]
+    assert "UserWarning: number 1 is odd" in shown.err
+    assert "UserWarning: number 3 is odd" in shown.err
 
 
 def test_an_error_is_the_tasks_own(backend: windlass.Executor) -> None:
