@@ -10,7 +10,7 @@ command starts.
 runs commands it is the parent of all below it whose own parent has ended, so that when the command is over, nothing below the slot stays.
 
 *What it writes* goes where the slot's own output goes, which the worker holds too: so it is there even when the slot was killed, for being
-too slow, say.  Up to `OUTPUT_MOST` bytes of each stream come back whole; of more, beginning and end.
+too slow, say.  Less than `OUTPUT_MOST` bytes of each stream come back whole; of more, beginning and end.
 
 A command that ends with another exit code than 0, or without having made its outputs, raises `CommandFailed` (so that ``retry_on`` knows
 it), unless it is run with ``check=False``: then whatever became of it is a result.
@@ -49,7 +49,7 @@ class CommandResult:
 
     #: What it ended with; of one that was killed by a signal, the signal's number below zero.
     exit_code: int
-    #: What it wrote: whole up to 8 MiB each, else beginning and end. With ``merge_output`` all of it is in ``stdout``.
+    #: What it wrote: whole below 8 MiB each, else the first and last 32 KiB. With ``merge_output`` all of it is in ``stdout``.
     stdout: str = ""
     stderr: str = ""
     #: Outputs that it was to make and that are not there as files or folders.
