@@ -91,4 +91,9 @@ def test_what_a_pool_is_doing_is_told_in_lines() -> None:
         "paused:  fake: Invalid account",
         "to come: Preempt(after=9)",
     ]
+    calls = {"waiting": 3, "submitted": 3}
+    idle: dict[str, Any] = {"calls": {"waiting": 0, "submitted": 0}, "libraries": []}
+    two = doing([idle, {"calls": calls, "libraries": []}], [], [], [])
+    assert two.splitlines() == ["calls:   3 waiting", "pilots:  none"], "managers without calls say nothing beside those with some"
+    assert doing([idle, idle], [], [], []).splitlines()[0] == "calls:   none was submitted"
     assert doing([], [], [], []).splitlines() == ["calls:   no manager was made", "pilots:  none"]

@@ -117,6 +117,8 @@ def test_there_is_one_at_a_time_in_a_process(windlass_pool: FakePool) -> None:
         ({"limit": "1min"}, "limit='1min': give the seconds that a test may take"),
         ({"chaos": True}, "chaos=True: give the number of faults"),
         ({"seed": "x"}, "seed='x': give a whole number"),
+        ({"manager_options": {"prot": 1}}, "there is no option of Manager 'prot'; did you mean 'port'"),
+        ({"pilot": 1}, "there is no option of a FakePool 'pilot'; did you mean 'pilots'"),
         ({"nodes": 2, "faults": [BadNode("n3")]}, "there is no node 'n3'; known: n1, n2"),
     ],
 )

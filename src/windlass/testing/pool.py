@@ -60,6 +60,8 @@ LIMIT: Final = 60.0
 GRACE: Final = 2.0
 #: Words of `wait_for`, and whether they are the status's own.
 _CALLS: Final = ("waiting", "running", "done", "failed", "cancelled")
+#: Options beside those of a pool.
+_OWN: Final = ("pilots", "nodes", "faults", "chaos", "seed", "limit")
 _STATE: Final = "WINDLASS_STATE_DIR"
 
 
@@ -111,7 +113,12 @@ class FakePool(Executor):
             os.environ[_STATE] = str(self.folder / "state")
             factories.stand_in = self._site.stand_in
             options = {"grace": GRACE, "pool": "fake", "max_pilots": pilots, **options}
-            super().__init__("fake", cores=cores, manager_options=manager_options, **options)
+            try:
+                super().__init__("fake", cores=cores, manager_options=manager_options, **options)
+            except UnknownName as error:
+                if error.name not in options:  # one of manager_options=, say
+                    raise
+                raise UnknownName("option of a FakePool", error.name, {*error.known, *_OWN}) from None
             self._ending = opening.pop_all()
         for fault in given:
             self.inject(fault)

@@ -98,13 +98,15 @@ def numbers(of: Mapping[str, int]) -> str:
 
 def doing(statuses: Sequence[Mapping[str, Any]], pilots: Sequence[str], pending: Sequence[str], paused: Sequence[str]) -> str:
     """What a pool is doing, in lines: ``statuses`` of its managers, its pilots in words, faults to come, and why pools are paused."""
-    lines: list[str] = []
+    calls: list[str] = []
     for status in statuses:
-        calls: Mapping[str, int] = status["calls"]
-        shown = {word: calls.get(word, 0) for word in ("waiting", "running", "done", "failed", "cancelled")}
-        lines.append("calls:   " + (numbers(shown) or "none was submitted"))
+        of: Mapping[str, int] = status["calls"]
+        calls.append(numbers({word: of.get(word, 0) for word in ("waiting", "running", "done", "failed", "cancelled")}))
+    # The pool's own manager has none where the program makes executors of its own.
+    told = list(filter(None, calls)) or ["none was submitted" if statuses else "no manager was made"]
+    lines = [f"calls:   {text}" for text in told]
+    for status in statuses:
         lines += [f"library: {one['name']} cannot start: {one['failed']}" for one in status["libraries"] if one["failed"]]
-    lines = lines or ["calls:   no manager was made"]
     lines += [f"pilot:   {text}" for text in pilots] or ["pilots:  none"]
     lines += [f"paused:  {text}" for text in paused]
     lines += [f"to come: {text}" for text in pending]
