@@ -11,7 +11,7 @@ import pytest
 
 import windlass
 from windlass.cli import main
-from windlass.cli_manager import split_pool_options, state_options
+from windlass.cli_manager import _pool_here, split_pool_options, state_options  # pyright: ignore[reportPrivateUsage]
 from windlass.errors import UsageError
 from windlass.factory.backend import JobId, Listed, PilotState
 from windlass.identity import manager_folder
@@ -108,6 +108,19 @@ def listed(capsys: pytest.CaptureFixture[str]) -> list[tuple[str, str]]:
     capsys.readouterr()
     assert main(["manager", "list", "--json"]) == 0
     return [(row["name"], row["state"]) for row in json.loads(capsys.readouterr().out)["managers"]]
+
+
+@pytest.mark.parametrize(
+    ("programs", "words"), [((), "local"), (("sbatch",), "slurm --cores 8"), (("condor_submit",), "htcondor --cores 8")]
+)
+def test_pilots_are_suggested_of_the_batch_system_that_is_here(
+    programs: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `manager start` prints is to be run as it stands."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for program in programs:
+        (tmp_path / program).touch(mode=0o755)
+    assert _pool_here() == words
 
 
 def test_a_manager_whose_job_has_ended_is_not_listed_as_submitted(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:

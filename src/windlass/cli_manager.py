@@ -172,9 +172,19 @@ def _served(known: Known, where: str) -> str:
     return (
         f"manager {known.name} serves at {addresses} ({where})\n"
         f"  attach:  windlass.attach({known.name!r})\n"
-        f"  pilots:  windlass factory run {known.name} slurm --cores 8\n"
+        f"  pilots:  windlass factory run {known.name} {_pool_here()}\n"
         f"  stop:    windlass manager stop {known.name}"
     )
+
+
+def _pool_here() -> str:
+    """A pool that this machine can have, for an example."""
+    import shutil
+
+    for program, words in {"sbatch": "slurm --cores 8", "condor_submit": "htcondor --cores 8"}.items():
+        if shutil.which(program) is not None:
+            return words
+    return "local"
 
 
 def _say(text: str) -> None:
