@@ -165,7 +165,7 @@ def read_command(command: object) -> str | tuple[str, ...]:
 
 
 def _word(command: object, place: int, word: object) -> str:
-    text: object = os.fspath(word) if isinstance(word, os.PathLike) else word  # pyright: ignore[reportUnknownArgumentType]
+    text = os.fspath(cast("os.PathLike[str]", word)) if isinstance(word, os.PathLike) else word
     if not isinstance(text, str):
         instead = f"str({word!r})" if isinstance(word, int | float) else "a text"
         raise UsageError(f"Command({command!r}): word {place} is {word!r}, of type {type(word).__name__}; write {instead}")

@@ -504,7 +504,7 @@ class Service:
     [
         (Service().serve, r"self\.inner\['lock'\] \(_thread\.lock\)"),
         (functools.partial(Service().serve, 1), r"func self\.inner\['lock'\]"),
-        (functools.partial(math.dist, [threading.Lock()]), r"args\[0\]\[0\] \(_thread\.lock\)"),
+        (functools.partial(print, [threading.Lock()]), r"args\[0\]\[0\] \(_thread\.lock\)"),
     ],
     ids=["method", "partial of a method", "partial's argument"],
 )
