@@ -6,6 +6,8 @@ In the program (``homes``) two things differ from plain cloudpickle.  Functions 
 import (`windlass.snapshots.BY_VALUE`) go by value although their module is imported here; and what the stream names is noted: local
 modules, so that their snapshot can go along, all modules, and the functions that went by value, so that their imports can be hoisted.
 What `functools.lru_cache` makes would go by name always, and a `functools.cached_property` has a lock: both are made anew.
+The generators of random numbers that modules share go by name: ``from random import random`` makes one a part of each function that uses
+it, and with its state all slots would draw the same numbers.
 
 On the worker (not ``homes``) classes that came by value go back as a tracker id, by which cloudpickle knows that two classes are the
 same, and a blob that defines the class, read only where the id is unknown.  Plain cloudpickle would define the class again wherever
@@ -44,6 +46,9 @@ def _reduce_code(code: CodeType) -> Any:
 
 _CloudPickler: Any = _cloudpickle.Pickler
 
+#: Generators that modules share, by the names of their classes: the module, and what it calls them.
+_SHARED_GENERATORS: Final = {"Random": ("random", "_inst"), "RandomState": ("numpy.random.mtrand", "_rand")}
+
 
 class _Pickler(_CloudPickler):  # type: ignore[misc]
     """cloudpickle's; since its version 3.1.3 that one drops the names of files."""
@@ -78,6 +83,8 @@ class ByValue(_Pickler):
             return self._holes.reduce(obj)
         if kind is pickling.CACHED and not self._goes_by_name(obj):
             return _make_cached, (_wrapped(obj), _cache_parameters(obj))
+        if kind.__name__ in _SHARED_GENERATORS and (place := _shared_generator(obj)):
+            return getattr, place
         if kind is cached_property:
             # Before Python 3.12 it has a lock.
             return _make_cached_property, (_wrapped(obj), vars(obj)["attrname"])
@@ -114,6 +121,13 @@ class ByValue(_Pickler):
     def _dynamic_function_reduce(self, func: FunctionType) -> Any:
         self.functions.append(func)
         return _Pickler._dynamic_function_reduce(self, func)
+
+
+def _shared_generator(obj: object) -> tuple[ModuleType, str] | None:
+    """Where a generator of random numbers is found that a module shares; None for any other."""
+    module_name, name = _SHARED_GENERATORS[type(obj).__name__]
+    module = sys.modules.get(module_name)
+    return (module, name) if module is not None and vars(module).get(name) is obj else None
 
 
 def _wrapped(obj: Any) -> Any:

@@ -17,7 +17,8 @@ for as long as its function lives, together with a *watch*, by which the next su
 * local source files are looked at once a second, and when another look at them has found an edit.
 
 So what a call sees is what the function referred to when the call was submitted, at the price of a pickling per submit for functions with
-mutable globals or closures; large ones are better passed as arguments or made by the library's context.
+mutable globals or closures; large ones are better passed as arguments or made by the library's context, and a program that does otherwise
+is told so.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import linecache
+import logging
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -42,6 +44,10 @@ from windlass.messages import OUT_OF_BAND_BYTES, FunctionDef, FunctionId, Import
 if TYPE_CHECKING:
     from windlass.pickling import Put
 
+log = logging.getLogger("windlass.functions")
+
+#: A function that is pickled again for each submit is told of from so many bytes on: some milliseconds.
+HEAVY_BYTES: Final = 4 << 20
 #: Definitions that are remembered; each holds less than 64 KiB.
 _MAX_KEPT: Final = 1024
 #: Source lines that travel with one function at most.
@@ -135,10 +141,40 @@ def define(fn: Callable[..., Any], put: Put) -> Defined:
         return kept.defined
     check_callable(fn)
     look = look_at(fn)
+    if len(look.blob) >= HEAVY_BYTES and kept is not None and kept.function() is fn:
+        _tell_of_heavy(fn, look)
     code = snapshots.snapshots_of(look.local, put)
     defined = _defined(fn, look, code, put, kept)
     _keep(fn, look, defined, code, put)
     return defined
+
+
+_told: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _tell_of_heavy(fn: Callable[..., Any], look: Look) -> None:
+    """Say once that each submit of this function pickles all that it refers to."""
+    if fn in _told:
+        return
+    _told.add(fn)
+    sizes = {name: getattr(value, "nbytes", 0) for one in look.functions for name, value in _refers_to(one)}
+    heaviest = max(sizes, key=lambda name: sizes[name], default="")
+    what = f"{heaviest!r} above all" if sizes.get(heaviest) else "its globals or what it was made in"
+    log.warning(
+        "%s refers to %.0f MB (%s), which each submit pickles again, as it may have changed: pass it as an argument, which is kept and "
+        "sent once, or make it in the context of a library",
+        function_name(fn),
+        len(look.blob) / 1e6,
+        what,
+    )
+
+
+def _refers_to(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Globals and variables of outer functions that a function names."""
+    from windlass.byvalue import global_names
+
+    yield from ((name, function.__globals__.get(name)) for name in global_names(function))
+    yield from zip(function.__code__.co_freevars, (_content(cell) for cell in function.__closure__ or ()), strict=False)
 
 
 def look_at(fn: Callable[..., Any]) -> Look:

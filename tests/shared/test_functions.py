@@ -162,6 +162,38 @@ def test_functions_of_all_kinds_can_be_called_elsewhere(function: Callable[..., 
     assert called_elsewhere(store, defined, 3) == result
 
 
+def test_generators_that_modules_share_go_by_name(store: ObjectStore) -> None:
+    """``from random import randint``: with the generator's state each slot would draw the same numbers."""
+    from random import randint
+
+    from numpy.random import normal
+
+    def draw() -> Any:
+        return randint, normal
+
+    defined = define(draw, store.put)
+    shared = "result[0].__self__ is sys.modules['random']._inst, result[1].__self__ is sys.modules['numpy.random.mtrand']._rand"
+    assert called_elsewhere(store, defined, expression=shared) == "(True, True)"
+    assert {"random", "numpy.random.mtrand"} <= {spec.module for spec in defined.imports}
+    own = __import__("random").Random(5)
+    assert called_elsewhere(store, define(lambda: own.random(), store.put)) == repr(__import__("random").Random(5).random())
+
+
+def test_who_pickles_much_with_each_submit_is_told_once(store: ObjectStore, caplog: pytest.LogCaptureFixture) -> None:
+    data, few = np.zeros(functions.HEAVY_BYTES), [1, 2]
+
+    def pick(number: int) -> Any:
+        return data[number], few
+
+    define(pick, store.put)
+    assert not caplog.records, "once is fine"
+    for _ in range(3):
+        define(pick, store.put)
+    (told,) = caplog.messages
+    assert told.startswith("pick refers to 34 MB ('data' above all), which each submit pickles again, as it may have changed: pass it as")
+    assert called_elsewhere(store, define(pick, store.put), 3) == "(np.float64(0.0), [1, 2])"
+
+
 def test_the_records_of_defined_functions_go_through_the_wire_format(store: ObjectStore) -> None:
     definition = define(named, store.put).definition
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(definition), type=FunctionDef) == definition
