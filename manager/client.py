@@ -80,6 +80,8 @@ class Client:
         self._bell = Bell()
         #: Objects and files of arguments, until their calls have ended.
         self._arguments = Arguments(store, self._bell, lambda: self.closed)
+        #: Whether a call runs, as far as this program can know; an attached one cannot.
+        self.runs: Callable[[CallId], bool] = lambda _call: False
         #: The manager object whose files these calls may be given.
         self.owner = 0
         #: Ended calls whose results are still objects in the store.

@@ -32,13 +32,15 @@ class CallFacts:
     _result: Any
     _exception: BaseException | None
 
+    def running(self) -> bool:
+        """Whether it runs."""
+        raise NotImplementedError
+
     @property
     def state(self) -> str:
         """``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``."""
-        if self._state == PENDING:
-            return "waiting"
-        if self._state == RUNNING:
-            return "running"
+        if self._state in (PENDING, RUNNING):
+            return "running" if self.running() else "waiting"
         if self._state != FINISHED:
             return "cancelled"
         if self._exception is not None:

@@ -84,6 +84,9 @@ class Canceller(Protocol):
 class Owner(Resolver, Canceller, Protocol):
     """What stands behind the futures of one manager."""
 
+    #: Whether a call runs, as far as that is known. In any thread; must be quick.
+    runs: Callable[[CallId], bool]
+
     def on_collected(self, future: CallFuture[Any]) -> None:
         """The program has taken notice of the call's end. Once per future, in any thread; must be quick."""
         ...
@@ -314,8 +317,8 @@ class CallFuture(CallFacts, Future[T]):
         return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
 
     def running(self) -> bool:
-        """True while it is known to run."""
-        return self._state == RUNNING
+        """True while it runs, as far as that is known: programs that have attached to a manager are not told."""
+        return self._state == RUNNING or (self._state == PENDING and self.owner is not None and self.owner.runs(self.call_id))
 
     def done(self) -> bool:
         """True if it has ended: result, exception, or cancelled."""

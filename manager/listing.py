@@ -64,6 +64,25 @@ class Looks:
         return self.left < 0
 
 
+def runs(books: Books, call_id: CallId) -> bool:
+    """Whether a call counts as running (see above). From any thread, as each look at the books is a single step."""
+    call = books.calls.get(call_id)
+    worker = books.workers.get(call.worker) if call is not None else None
+    if call is None or worker is None:
+        return False
+    library = call.spec.library
+    ready = (one for one in list(worker.instances.values()) if one.phase is Phase.READY and one.library == library)
+    left = sum(instance.running_most for instance in ready)
+    for other in list(worker.calls.values()):
+        if left <= 0:
+            break
+        if other is call:
+            return True
+        if other.spec.library == library:
+            left -= other.weight
+    return False
+
+
 def list_calls(books: Books, wanted: ListCalls, now: float, name_of: NameOf) -> bytes:
     """The answer to ``wanted``, as JSON (docs/status.md). States and libraries that there are not have no calls."""
     most = max(0, min(wanted.most, NEWEST_MOST))

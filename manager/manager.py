@@ -37,6 +37,7 @@ from windlass.manager.journal import Journal, check_journal
 from windlass.manager.server import LocalPort, Server
 from windlass.manifests import Manifest
 from windlass.messages import (
+    CallId,
     FileOrigin,
     FileRef,
     GetStatus,
@@ -168,7 +169,7 @@ class Manager(Door):
             self._server = Server(authority, self._store, self._core, hosts=hosts, port=wanted, welcome=welcome, elsewhere=host is None)
             self._client = Client(self._store, self._server.inbox, self._server.now)
             self._server.client = self._client
-            self._client.owner = id(self)
+            self._client.owner, self._client.runs = id(self), _asks_whether_it_runs(self._core)
             self._open_traces(traces)
             self._factories = 0
             self._set_up_viewing(record or dashboard)
@@ -313,6 +314,15 @@ class Manager(Door):
     def _put_forever(self, data: Any) -> ObjectRef:
         # Functions and code are needed for as long as the manager lives.
         return self._store.put(data, pin=True)
+
+
+def _asks_whether_it_runs(core: Core) -> Callable[[CallId], bool]:
+    def asks(call: CallId) -> bool:
+        from windlass.manager.listing import runs  # programs that never ask do without it
+
+        return runs(core, call)
+
+    return asks
 
 
 def _export(manager: weakref.ref[Manager], where: object) -> Exporter:

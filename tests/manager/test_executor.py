@@ -92,6 +92,9 @@ class Threads:
     def cancel(self, future: CallFuture[Any]) -> None:
         self.cancelled.append(future.call_id)
 
+    def runs(self, call: CallId) -> bool:
+        return False
+
     def on_collected(self, future: CallFuture[Any]) -> None:
         pass
 
@@ -140,6 +143,9 @@ class Held:
 
     def cancel(self, future: CallFuture[Any]) -> None:
         self.cancelled.append(future.call_id)
+
+    def runs(self, call: CallId) -> bool:
+        return False
 
     def on_collected(self, future: CallFuture[Any]) -> None:
         pass

@@ -58,6 +58,7 @@ class Desk:
         self.resolved: list[CallId] = []
         self.cancelled: list[CallId] = []
         self.collected: list[CallId] = []
+        self.running: set[CallId] = set()
         self.resolving: Callable[[], object] = lambda: None
 
     def resolve(self, future: CallFuture[Any], done: CallDone) -> Any:
@@ -71,6 +72,9 @@ class Desk:
 
     def cancel(self, future: CallFuture[Any]) -> None:
         self.cancelled.append(future.call_id)
+
+    def runs(self, call: CallId) -> bool:
+        return call in self.running
 
     def on_collected(self, future: CallFuture[Any]) -> None:
         self.collected.append(future.call_id)
@@ -606,6 +610,14 @@ class TestCancel:
         assert future.cancel()
         assert future.cancelled()
         assert desk.cancelled == [7]
+
+    def test_it_runs_when_its_owner_knows_so(self, desk: Desk, future: CallFuture[Any]) -> None:
+        assert (future.running(), future.state) == (False, "waiting")
+        desk.running.add(future.call_id)
+        assert (future.running(), future.state) == (True, "running")
+        assert "state=running" in repr(future)
+        assert future.cancel(), "a call that runs is cancelled, too"
+        assert (future.running(), future.state) == (False, "cancelled")
 
     def test_it_reaches_a_running_call(self, desk: Desk, future: CallFuture[Any]) -> None:
         assert future.set_running_or_notify_cancel()

@@ -10,7 +10,7 @@ import pytest
 from windlass.manager.calls import LIBRARY_FAILED
 from windlass.manager.core import Core
 from windlass.manager.failures import FAILURES_KEPT, TEXT_MOST
-from windlass.manager.listing import BYTES_MOST, LOOKS_MOST, list_calls
+from windlass.manager.listing import BYTES_MOST, LOOKS_MOST, list_calls, runs
 from windlass.messages import (
     CANCELLED,
     RAISED,
@@ -148,6 +148,7 @@ def test_of_sent_calls_as_many_run_as_there_are_slots(bench: Bench) -> None:
     assert set(bench.ids(tag="b")) == {5, 6}
     assert len(bench.ids("running", most=1)) == 1
     assert bench.ids("running", library="other") == []
+    assert [number for number in range(9) if runs(bench.core, CallId(number))] == sorted(bench.ids("running", most=9)), "each by itself"
 
 
 def test_of_calls_that_share_a_slot_all_run(bench: Bench) -> None:
@@ -157,6 +158,7 @@ def test_of_calls_that_share_a_slot_all_run(bench: Bench) -> None:
     bench.serve()
     assert bench.ids("running", most=100) == list(range(1, 11))
     assert not set(bench.ids("sent", most=100)) & set(range(1, 11))
+    assert [number for number in range(30) if runs(bench.core, CallId(number))] == list(range(1, 11))
 
 
 def test_failed_calls_are_told_with_the_first_line_of_their_error(bench: Bench) -> None:

@@ -162,6 +162,16 @@ def test_a_cancelled_task_cancels_its_call(pool: windlass.Executor, gate: Any) -
     assert list(pool.map(square, range(4))) == [0, 1, 4, 9]
 
 
+def test_a_call_that_runs_says_so(pool: windlass.Executor, gate: Any) -> None:
+    """And one that waits behind it does not."""
+    futures = [pool.submit(gate.pass_through, f"kept {number}") for number in range(3)]
+    gate.wait_for(2)
+    assert [(future.running(), future.state) for future in futures] == [(True, "running"), (True, "running"), (False, "waiting")]
+    for future in futures:
+        future.cancel()
+    assert [(future.running(), future.state) for future in futures] == [(False, "cancelled")] * 3
+
+
 def test_the_executor_serves_run_in_executor(pool: windlass.Executor) -> None:
     """An event loop takes it for what it is: a `concurrent.futures.Executor`."""
 
