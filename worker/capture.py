@@ -14,6 +14,8 @@ gives back the memory of the middle and leaves the length as it is.
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import suppress
 from typing import Any, Final
 
 HEAD: Final = 32 << 10
@@ -35,6 +37,14 @@ def take(descriptor: int) -> bytes:
         text = _read(descriptor, HEAD, 0) + note + _read(descriptor, TAIL, size - TAIL)
     os.ftruncate(descriptor, 0)
     return text
+
+
+def take_both(out: int, err: int, most: int = 8 << 10) -> bytes:
+    """What this process has written to both streams since the last `take`, at most so many bytes of it."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError, OSError):
+            stream.flush()
+    return (take(out) + take(err))[:most]
 
 
 def trim(descriptor: int, trimmed: int = 0) -> int:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from enum import Enum, auto
@@ -47,10 +48,12 @@ from windlass.worker import capture
 from windlass.worker.gpus import Gpus
 from windlass.worker.ground import Ground
 from windlass.worker.slothandle import RunningCall, SlotHandle, Timers, during
-from windlass.worker.slotlink import Forked, FromZygote, NotForked, Prepared, SlotExited, Step, Unable
+from windlass.worker.slotlink import Forked, FromZygote, NotForked, Prepared, SlotExited, Step, Unable, bounded
 from windlass.worker.slotproc import ended_how, kill_tree
 from windlass.worker.slotset import SlotSet
 from windlass.worker.zygotehandle import ZygoteHandle
+
+log = logging.getLogger("windlass.worker")
 
 #: Automatic imports that take longer count as hung (seconds).
 IMPORT_LIMIT: Final = 60.0
@@ -122,7 +125,7 @@ class LibraryInstance:
         self._zygotes: list[ZygoteHandle] = []
         self._step: Step | None = None
         self._start_timer: asyncio.TimerHandle | None = None
-        self._starved = self._answered = False
+        self._starved = self._answered = self._told = False
         self._end = (float("inf"), False)
         #: The Python of an environment of its own; "": the worker's.
         self.python = ""
@@ -280,6 +283,7 @@ class LibraryInstance:
 
     def prepared(self, note: Prepared, slot: SlotHandle) -> None:
         """A slot serves; the first one says what a zygote would have said."""
+        self._tell_what_was_written(note.wrote)
         if self.state is State.STARTING:
             self._serve(LibraryReady(self.instance, slot.pid, note.imports, note.context_seconds, note.notes))
 
@@ -339,11 +343,19 @@ class LibraryInstance:
             self.fail(message.kind, message.text)
         elif self.state is State.STARTING and self.zygote is not None:
             self._step = None
+            self._tell_what_was_written(self.zygote.wrote())
             ready = LibraryReady(self.instance, self.zygote.pid, message.imports, message.context_seconds, message.notes)
             if message.spawn:
                 self.zygote.dismiss()
                 self.zygote = None
             self._serve(ready)
+
+    def _tell_what_was_written(self, wrote: bytes) -> None:
+        """Once, in the pilot's log: what imports and context print is no call's, and who looks for a mistake there wants it."""
+        text = wrote.decode(errors="replace").strip()
+        if text and not self._told:
+            self._told = True
+            log.warning("library %r wrote while it started:\n%s", self.spec.name, bounded(text, 8 << 10))
 
     def _on_zygote_ended(self, status: int) -> None:
         if not self.active or self.zygote is None:

@@ -165,9 +165,9 @@ def run(link: Link, setup: Setup, library: hoist.Library) -> int:
             link.note(Unable(error.kind, bounded(str(error))))
             return 1
     STATE.context, STATE.has_context = library.context, library.has_context
-    capture.take(link.out)  # what imports and context wrote belongs to no call
-    capture.take(link.err)
-    link.note(Prepared(library.imports, library.context_seconds, library.notes))
+    # What imports and context wrote belongs to no call.
+    wrote = capture.take_both(link.out, link.err)
+    link.note(Prepared(library.imports, library.context_seconds, library.notes, wrote=wrote))
     if setup.spec.concurrency > 1:
         from windlass.worker.slot_tasks import TaskSlot
 

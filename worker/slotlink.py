@@ -123,6 +123,8 @@ class Prepared(msgspec.Struct, frozen=True, array_like=True, tag=True):
     notes: tuple[str, ...] = ()
     #: Zygote: a fork of me would not be safe, the notes say why; start interpreters instead.
     spawn: bool = False
+    #: Slot: what imports and context wrote, bounded.
+    wrote: bytes = b""
 
 
 class Unable(msgspec.Struct, frozen=True, array_like=True, tag=True):

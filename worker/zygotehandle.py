@@ -51,6 +51,10 @@ class ZygoteHandle:
         """Ask for a slot. Raises `OSError` when it does not listen."""
         socket.send_fds(self._control, [msgspec.msgpack.encode(ForkSlot(row, gpu_ids))], list(descriptors))
 
+    def wrote(self) -> bytes:
+        """What it has written so far."""
+        return capture.take(self._output) if self._open else b""
+
     def said(self) -> str:
         """What it has written, for the end of an error's text."""
         return quoted(capture.take(self._output)) if self._open else ""

@@ -248,6 +248,33 @@ async def test_standard_input_is_empty(bench: Any) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("shared", [True, False])
+async def test_what_a_context_writes_is_told_in_the_pilots_log_and_is_no_calls(
+    bench: Any, shared: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, of however many slots."""
+
+    def context() -> dict[str, int]:
+        import os
+        import sys
+
+        print("loading")
+        print("a warning", file=sys.stderr)
+        os.write(2, b"from C\n")
+        return {"base": 7}
+
+    def use(base: int) -> int:
+        return base
+
+    await bench.serving(bench.spec(use, context=(context, (), {}), share_context=shared), 2)
+    ends = [await bench.run(use) for _ in range(2)]
+    assert [(end.stdout, end.stderr) for end in ends] == [(b"", b"")] * 2
+    (told,) = caplog.messages
+    first, *lines = told.splitlines()
+    assert (first, sorted(lines)) == ("library 'lib' wrote while it started:", ["a warning", "from C", "loading"])
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("shared", [True, False])
 async def test_context_reaches_functions_by_name(bench: Any, shared: bool) -> None:
     """As keyword-only or ordinary parameters that the caller has not given, or by load_variable_from_library."""
 
