@@ -46,9 +46,6 @@ def _reduce_code(code: CodeType) -> Any:
 
 _CloudPickler: Any = _cloudpickle.Pickler
 
-#: Generators that modules share, by the names of their classes: the module, and what it calls them.
-_SHARED_GENERATORS: Final = {"Random": ("random", "_inst"), "RandomState": ("numpy.random.mtrand", "_rand")}
-
 
 class _Pickler(_CloudPickler):  # type: ignore[misc]
     """cloudpickle's; since its version 3.1.3 that one drops the names of files."""
@@ -83,7 +80,7 @@ class ByValue(_Pickler):
             return self._holes.reduce(obj)
         if kind is pickling.CACHED and not self._goes_by_name(obj):
             return _make_cached, (_wrapped(obj), _cache_parameters(obj))
-        if kind.__name__ in _SHARED_GENERATORS and (place := _shared_generator(obj)):
+        if kind.__name__ in pickling.SHARED_GENERATORS and (place := pickling.shared_generator(obj)):
             return getattr, place
         if kind is cached_property:
             # Before Python 3.12 it has a lock.
@@ -121,13 +118,6 @@ class ByValue(_Pickler):
     def _dynamic_function_reduce(self, func: FunctionType) -> Any:
         self.functions.append(func)
         return _Pickler._dynamic_function_reduce(self, func)
-
-
-def _shared_generator(obj: object) -> tuple[ModuleType, str] | None:
-    """Where a generator of random numbers is found that a module shares; None for any other."""
-    module_name, name = _SHARED_GENERATORS[type(obj).__name__]
-    module = sys.modules.get(module_name)
-    return (module, name) if module is not None and vars(module).get(name) is obj else None
 
 
 def _wrapped(obj: Any) -> Any:

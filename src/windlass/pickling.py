@@ -354,7 +354,23 @@ class _ByNameWithHomes(_ByName):
                 self.local.add(obj.__module__.partition(".")[0])
         elif kind is self._future:
             return self._holes.reduce(obj)
+        elif kind.__name__ in SHARED_GENERATORS and shared_generator(obj) is not None:
+            raise _NeedsValueError
         return NotImplemented
+
+
+#: Generators of random numbers that modules share, by the names of their classes: the module, and what it calls them.
+SHARED_GENERATORS: Final = {"Random": ("random", "_inst"), "RandomState": ("numpy.random.mtrand", "_rand")}
+
+
+def shared_generator(obj: object) -> tuple[ModuleType, str] | None:
+    """Where a generator is found that a module shares; None for any other.
+
+    Bound methods have it: `random.random` is one. By value it would bring its state, and draw the same numbers wherever it arrives.
+    """
+    module_name, name = SHARED_GENERATORS[type(obj).__name__]
+    module = sys.modules.get(module_name)
+    return (module, name) if module is not None and vars(module).get(name) is obj else None
 
 
 def is_named(obj: Any) -> bool:

@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import os
 import pickle
+import random
 import socket
 import subprocess
 import sys
@@ -95,6 +96,16 @@ def test_without_arguments_the_payload_is_small(store: ObjectStore) -> None:
     payload, spans = pickling.pack_call((), {}, no_put)
     assert (len(payload) < 20, spans) == (True, ())
     assert pickling.unpack_call(payload, (), store.open) == ((), {})
+
+
+def test_generators_of_random_numbers_that_modules_share_go_by_name(store: ObjectStore) -> None:
+    """With their state each call that is given one would draw the same numbers. One's own is a value like others."""
+    own = random.Random(3)
+    (draw, few, copied), _ = there_and_back(store, random.gauss, [np.random.normal], own)
+    assert draw.__self__ is random.__dict__["_inst"]
+    assert few[0].__self__ is vars(sys.modules["numpy.random.mtrand"])["_rand"]
+    assert copied is not own
+    assert copied.getstate() == own.getstate()
 
 
 def test_small_arrays_stay_in_band_and_writable(store: ObjectStore) -> None:
