@@ -69,9 +69,7 @@ class Client:
     """Turns calls into messages and ends into results."""
 
     def __init__(self, store: ClientStore, inbox: Inbox[Any], clock: Callable[[], float]) -> None:
-        self.store = store
-        self._inbox = inbox
-        self._clock = clock
+        self.store, self._inbox, self._clock = store, inbox, clock
         self._ids = itertools.count(1)
         self._futures: dict[CallId, CallFuture[Any]] = {}
         self._finished: OrderedDict[CallId, CallFuture[Any]] = OrderedDict()
