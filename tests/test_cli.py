@@ -226,22 +226,6 @@ def test_a_manager_that_has_ended_is_not_taken_for_a_running_one(manager: windla
     )
 
 
-def test_an_unknown_name_is_answered_with_the_managers_that_run(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A state folder is full of those that have ended; they are told where none runs."""
-    monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path))
-    with windlass.Manager(name="gone"), windlass.Manager(name="lab"):
-        pass
-    assert main(["status", "xyz"]) == 2
-    assert "there is no manager 'xyz'; known: gone, lab (none of yours is running; managers are looked for in " in capsys.readouterr().err
-    with windlass.Manager(name="lab"):
-        assert main(["status", "xyz"]) == 2
-        assert "there is no manager 'xyz'; known: lab (managers are looked for in " in capsys.readouterr().err
-        assert main(["factory", "run", "xyz", "local", "--wait", "0"]) == 2
-        assert "known: lab (managers" in capsys.readouterr().err
-
-
 def test_a_status_is_shown_whatever_it_lacks() -> None:
     """The command line of one version looks at managers of others."""
     assert "says nothing" in text_of({})

@@ -82,13 +82,6 @@ def choose_manager(
 
     Raises `UnknownName` for a name that nobody has, `NotRunning` when none fits, `UsageError` when several do; the text lists them.
     """
-    try:
-        return _choose(name, port, state_dir, trust)
-    except UnknownName as error:
-        raise _offering_running(error, state_dir, trust) from None
-
-
-def _choose(name: str | None, port: int | None, state_dir: str | os.PathLike[str] | None = None, trust: bool | None = None) -> Known:
     if name is not None:
         path = find_manager(name, state_dir)
         return Known(path.parent.name, path, read_connection_file(path, trust=trust))
@@ -103,15 +96,6 @@ def _choose(name: str | None, port: int | None, state_dir: str | os.PathLike[str
     raise UsageError(f"{len(running)} managers of yours are running: {_listed(running)}; say which by its name")
 
 
-def _offering_running(error: UnknownName, state_dir: str | os.PathLike[str] | None = None, trust: bool | None = None) -> UnknownName:
-    """The same error with the names of managers that run, if any does: a folder is full of those that have ended. It has to ask them."""
-    running = [known.name for known in known_managers(state_dir, trust) if known.is_running()]
-    where = f"managers are looked for in {state_folder(state_dir) / 'managers'}"
-    if running or not error.known:
-        return UnknownName(error.kind, error.name, running, f"({where})")
-    return UnknownName(error.kind, error.name, error.known, f"(none of yours is running; {where})")
-
-
 def await_manager(name: str | None, port: int | None, wait: float, say: Callable[[str], None]) -> Known:
     """As `choose_manager`, but a manager that is not there yet is waited for, ``wait`` seconds at most.
 
@@ -121,13 +105,13 @@ def await_manager(name: str | None, port: int | None, wait: float, say: Callable
     told = False
     while True:
         try:
-            known = _choose(name, port)
+            known = choose_manager(name, port)
             if name is not None:
                 known.require_running()
             return known
-        except (UnknownName, NotRunning) as error:
+        except (UnknownName, NotRunning):
             if time.monotonic() >= end:
-                raise (_offering_running(error) if isinstance(error, UnknownName) else error) from None
+                raise
         if not told:
             what = f"manager {name!r}" if name else f"a manager on port {port}" if port is not None else "a manager"
             say(f"waiting up to {wait:g} s for {what}")
