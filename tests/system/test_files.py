@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.shared.ports import silent
 
 import windlass
 from windlass import Factory, File, FileUnavailable, FunctionCall, LibraryFailed, Manager, NotPicklable, UsageError
@@ -355,7 +356,7 @@ def test_a_url_that_is_not_there_ends_the_call_with_the_servers_answer(manager: 
 def test_a_server_that_is_not_there_is_asked_again_and_then_told(manager: Manager, run: Callable[..., Any], web: Web) -> None:
     web.shutdown()
     web.server_close()
-    with pytest.raises(FileUnavailable, match=r"127.0.0.1.*refused.*tried 4 times in a row"):
+    with silent(web.server_address[1]), pytest.raises(FileUnavailable, match=r"127.0.0.1.*refused.*tried 4 times in a row"):
         run(read, manager.declare_url(f"{web.address}/page"))
 
 

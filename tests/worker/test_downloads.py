@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-import socket
 import ssl
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import blake3
 import pytest
+from tests.shared.ports import silent
 
 from windlass.errors import Damaged
 from windlass.files import shown
@@ -377,9 +377,8 @@ def test_a_name_and_password_in_a_url_are_shown_to_its_server_only(authority: Au
 def test_where_no_server_is_is_said(authority: Authority, tmp_path: Path) -> None:
     async def work() -> None:
         async with side(authority, tmp_path) as one:
-            with socket.create_server(("127.0.0.1", 0)) as unused:
-                port = unused.getsockname()[1]
-            with pytest.raises(SourceFailed, match=rf"http://localhost:{port}/file: Connection refused; 0 bytes .*, in 2 attempts"):
+            text = "http://localhost:[0-9]+/file: Connection refused; 0 bytes .*, in 2 attempts"
+            with silent() as port, pytest.raises(SourceFailed, match=text):
                 await one.fetch(FileSource("", url=f"http://localhost:{port}/file"))
             with pytest.raises(SourceFailed, match=r"http://no-such-host.invalid/: "):
                 await one.fetch(FileSource("", url="http://no-such-host.invalid/"))

@@ -18,6 +18,7 @@ from typing import Any
 import blake3
 import msgspec
 import pytest
+from tests.shared.ports import silent
 
 from windlass.dataplane import DataClient, DataServer
 from windlass.errors import CacheFull, Damaged
@@ -341,14 +342,12 @@ def test_a_source_that_is_cut_off_again_and_again_has_failed_and_another_goes_on
 def test_where_nobody_listens_is_said(authority: Authority, tmp_path: Path) -> None:
     async def work() -> None:
         async with cluster(authority, tmp_path) as both:
-            with socket.create_server(("127.0.0.1", 0)) as unused:
-                port = unused.getsockname()[1]
             ref = both.at_w1.add(b"content")
-            with pytest.raises(
-                SourceFailed, match=rf"worker w1: 127.0.0.1 port {port}: Connection refused; 'nothing' is no address: it should be"
-            ):
-                await both.fetcher.fetch(both.arrival(ref), both.from_w1(ref, f"127.0.0.1:{port}", "nothing"))
-            await both.fetcher.fetch(both.arrival(ref), both.from_w1(ref, f"127.0.0.1:{port}", *both.addresses))
+            with silent() as port:
+                text = rf"worker w1: 127.0.0.1 port {port}: Connection refused; 'nothing' is no address: it should be"
+                with pytest.raises(SourceFailed, match=text):
+                    await both.fetcher.fetch(both.arrival(ref), both.from_w1(ref, f"127.0.0.1:{port}", "nothing"))
+                await both.fetcher.fetch(both.arrival(ref), both.from_w1(ref, f"127.0.0.1:{port}", *both.addresses))
             with pytest.raises(SourceFailed, match="worker w9: no address of it is known"):
                 await both.fetcher.fetch(both.arrival(ref), FileSource("w9"))
 
