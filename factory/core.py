@@ -149,8 +149,8 @@ class FactoryCore:
     _last_try_at: float = -math.inf
 
     def __post_init__(self) -> None:
-        waits = (START_BACKOFF, TROUBLE_BACKOFF) if self.pool.remote else (OWN_START_BACKOFF, OWN_START_BACKOFF)
-        self.history = History(self.pool.max_start_failures, *waits, several_nodes=self.pool.remote)
+        starts, troubles = (START_BACKOFF, TROUBLE_BACKOFF) if self.pool.remote else (OWN_START_BACKOFF, OWN_START_BACKOFF)
+        self.history = History(self.pool.max_start_failures, starts, troubles, several_nodes=self.pool.remote)
         self.budget = CommandBudget(self.limits)
         self.telling = Telling(self.pool.name, self.epoch)
 
@@ -312,7 +312,7 @@ class FactoryCore:
             self.history.died_at_start(ending.node, _told(ending, reason), ending.made_at, now)
         elif ending.troubled and not self.closing:
             self.history.was_in_trouble(ending.node, _told(ending, reason), ending.made_at, now)
-        elif self.history.troubles.count and ending.served_at >= self.history.troubled_at and not ending.failed:
+        elif self.history.troubles.count and ending.served_at >= self.history.troubled_at and ending.exit_status == 0:
             self.history.serve_well([ending.node])
 
     def _same_misfortune(self, ending: Ending, last_words: str) -> bool:
@@ -373,9 +373,11 @@ class FactoryCore:
 
     def _plan(self, now: float) -> Actions:
         pilots = self.fleet.pilots.values()
-        if self.history.troubles.count and (well := [pilot for pilot in pilots if pilot.serves_well(now)]):
-            self.history.serve_well(pilot.node for pilot in well if pilot.since >= self.history.troubled_at)
-        self.history.age(now)
+        if self.history.troubles.count:
+            if well := [pilot for pilot in pilots if pilot.serves_well(now)]:
+                self.history.serve_well(pilot.node for pilot in well if pilot.since >= self.history.troubled_at)
+            if not self.fleet.unsure_count and all(pilot.made_at < self.history.troubled_at for pilot in pilots):
+                self.history.age(now)  # nothing is under way that will tell more
         actions = plan(
             self.demand,
             pilots,

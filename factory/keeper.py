@@ -344,6 +344,6 @@ class Keeper:
             # The pause comes minutes later, and whoever waits for a result would not know why.
             text = "%s: a pilot ended before it served: %s; others are tried, and the pool is paused after %d in a row"
             log.warning(text, kept.name, history.failure, kept.core.pool.max_start_failures)
-        elif history.troubles.count and not kept.troubles:
-            log.warning("%s: a node cannot serve: %s; others are tried, and it again now and then", kept.name, history.failure)
+        if history.troubles.count and not kept.troubles:
+            log.warning("%s: a node cannot serve: %s; others are tried, and it again now and then", kept.name, history.trouble)
         kept.said, kept.deaths, kept.troubles = history.paused, history.start_failures, history.troubles.count

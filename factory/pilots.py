@@ -347,7 +347,7 @@ class Fleet:
         pilot.started_at = math.inf
         cancelling = pilot.phase is Phase.CANCELLING
         pilot.restart, pilot.connected, pilot.served, pilot.draining, pilot.running_calls = restart, False, False, False, 0
-        pilot.forgotten, pilot.charge = False, ""  # that was the incarnation before
+        pilot.forgotten, pilot.charge, pilot.served_at = False, "", -math.inf  # that was the incarnation before
         if not cancelling:
             pilot.phase, pilot.since, pilot.asked, pilot.node = Phase.QUEUED, now, False, ""
 

@@ -181,10 +181,11 @@ def _how_many(
     if history.start_failures or history.troubles.count > 1:
         probes = unsure + sum(pilot.phase in (Phase.QUEUED, Phase.RUNNING) and not pilot.served for pilot in pilots)
         row = f"{history.start_failures} pilots in a row ended before they served"
-        if history.troubles.count > 1:  # and none serves well, or it would be less
-            tried = [pilot for pilot in pilots if pilot.phase is Phase.SERVING and not pilot.draining]
+        if history.troubles.count > 1:
+            # Those that began before may do well on what they have; of the others none does yet, or it would be no row.
+            tried = [pilot for pilot in pilots if pilot.phase is Phase.SERVING and pilot.since >= history.troubled_at]
             probes += len(tried)
-            again_at = min((pilot.since + PROVEN for pilot in tried), default=math.inf)
+            again_at = min((pilot.since + PROVEN for pilot in tried if pilot.since + PROVEN > now), default=math.inf)
             row = history.in_trouble
         bounds.append((1 - probes, f"{row}; trying one"))
     count, waits = min(bounds, key=lambda bound: bound[0])

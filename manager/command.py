@@ -146,7 +146,7 @@ class _Outputs(dict[str, File]):
 
 def _refuse_unknown(options: Mapping[str, object]) -> None:
     """Raise `UnknownName` for the first that no command has."""
-    for name in options.keys() - CallKeywords.__annotations__.keys():
+    for name in (name for name in options if name not in CallKeywords.__annotations__):
         instead = _OF_SUBPROCESS.get(name)
         if instead is not None:
             raise UsageError(f"a command has no option {name!r}: {instead}")
@@ -158,17 +158,18 @@ def read_command(command: object) -> str | tuple[str, ...]:
     if isinstance(command, str) and command.strip() and "\0" not in command:
         return command
     if isinstance(command, Sequence) and not isinstance(command, str | bytes):
-        words = tuple(_word(command, place, word) for place, word in enumerate(cast("Sequence[object]", command)))
+        given = cast("Sequence[object]", command)
+        words = tuple(_word(given, place, word) for place, word in enumerate(given))
         if words and words[0]:
             return words
     raise UsageError(f"Command({command!r}): write a text for the shell, as in Command('gzip < in > out'), or a list of words")
 
 
-def _word(command: object, place: int, word: object) -> str:
-    text = os.fspath(cast("os.PathLike[str]", word)) if isinstance(word, os.PathLike) else word
+def _word(command: Sequence[object], place: int, word: object) -> str:
+    text: object = os.fspath(cast("os.PathLike[str]", word)) if isinstance(word, os.PathLike) else word
     if not isinstance(text, str):
-        instead = f"str({word!r})" if isinstance(word, int | float) else "a text"
-        raise UsageError(f"Command({command!r}): word {place} is {word!r}, of type {type(word).__name__}; write {instead}")
+        instead = f"str({text!r})" if isinstance(text, int | float) else "a text"
+        raise UsageError(f"Command({command!r}): word {place} is {text!r}, of type {type(text).__name__}; write {instead}")
     if "\0" in text:
         raise UsageError(f"Command({command!r}): word {place} has a zero byte, which no program can be given; leave it out")
     return text

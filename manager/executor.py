@@ -360,7 +360,7 @@ class Executor(Submitter):
         """
         require_flag("memoize", memoize)
         concurrency = read_concurrency(concurrency)
-        for name in pool.keys() & _OF_OTHERS.keys():
+        for name in (name for name in pool if name in _OF_OTHERS):
             raise UsageError(f"{name}={pool[name]!r}: {_OF_OTHERS[name]}")
         if manager_options is not None and not isinstance(manager_options, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"manager_options={manager_options!r} is not a mapping; write for example manager_options={{'port': 9123}}")

@@ -84,8 +84,10 @@ class Canceller(Protocol):
 class Owner(Resolver, Canceller, Protocol):
     """What stands behind the futures of one manager."""
 
-    #: Whether a call runs, as far as that is known. In any thread; must be quick.
-    runs: Callable[[CallId], bool]
+    @property
+    def runs(self) -> Callable[[CallId], bool]:
+        """Whether a call runs, as far as that is known. In any thread; must be quick."""
+        ...
 
     def on_collected(self, future: CallFuture[Any]) -> None:
         """The program has taken notice of the call's end. Once per future, in any thread; must be quick."""

@@ -137,9 +137,10 @@ class Manager(Door):
         self._folder = manager_folder(self.name, state_dir)
         try:
             self._folder_lock = _take_folder(self._folder, self.name)
-        except UsageError:
-            if named_after is not None:
-                Journal(named_after).close()  # whose own error has the journal and the process; nobody has given that name
+        except UsageError as error:
+            if named_after is not None and "is running already" in str(error):
+                with contextlib.suppress(OSError):
+                    Journal(named_after).close()  # whose own error has the journal and the process; nobody has given that name
             raise
         opened = contextlib.ExitStack()
         opened.callback(os.close, self._folder_lock)

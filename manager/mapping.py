@@ -148,7 +148,11 @@ class MapResults(Iterator[R], Generic[R]):
             except StopIteration:
                 self._exhausted = True
                 return
-            future = self._submit(args)
+            try:
+                future = self._submit(args)
+            except Exception as error:
+                self._note(error, self._submitted)
+                raise
             if self._ended is None:
                 self._row.append(future)
             else:
@@ -204,9 +208,7 @@ class MapResults(Iterator[R], Generic[R]):
                 except StopIteration as error:  # the function's own: whoever iterates would take it for the end
                     raise RuntimeError(f"a call of map() raised StopIteration; {self._which(number)}") from error
                 except BaseException as error:
-                    from windlass.raised import add_note
-
-                    add_note(error, self._which(number))
+                    self._note(error, number)
                     raise
                 finally:
                     del future  # what has been given must not be kept alive from here
@@ -223,11 +225,15 @@ class MapResults(Iterator[R], Generic[R]):
             self.close()
             raise
 
+    def _note(self, error: BaseException, number: int) -> None:
+        from windlass.raised import add_note
+
+        add_note(error, self._which(number))
+
     def _which(self, number: int) -> str:
         """Which inputs a call had."""
-        first = number * self._chunksize
-        which = f"input {first}" if self._chunksize == 1 else f"one of the inputs {first} to {first + self._chunksize - 1}"
-        return f"in map(): {which} (the first is 0)"
+        which = "input" if self._chunksize == 1 else f"one of {self._chunksize} inputs from"
+        return f"in map(): {which} {number * self._chunksize} (the first is 0)"
 
     def _give(self, value: R) -> R:
         self._progress.advance()
@@ -237,13 +243,14 @@ class MapResults(Iterator[R], Generic[R]):
         """Cancel what has not ended and take no more inputs. May be called again."""
         self._exhausted = True
         self._started = True
+        self._progress.done += self._progress.ahead()  # what is cancelled below is done as well, and is not to be counted
+        self._progress.ahead = int
         row, self._row = self._row, deque()
         loose, self._loose = self._loose, dict[CallFuture[Any], int]()
         for future in (*row, *loose):
             if not future.cancel():
                 future.collect()  # it has ended, and nobody will ask: neither `wait()` nor memory is to have it
         self._values.clear()
-        self._progress.ahead = int
         self._progress.close()
 
     def __del__(self) -> None:

@@ -110,7 +110,9 @@ class Programs:
     def name_of(self, call: CallId) -> tuple[str, CallId]:
         """Whose a call is, and its own id of it; "" is the manager's own process."""
         number = call >> SHIFT
-        return (self._names.get(number) or f"program {number}, which is gone") if number else "", CallId(call & _OWN)
+        here = self.known.get(number)
+        name = here.name if here is not None else self._names.get(number) or f"program {number}, which is gone"
+        return name if number else "", CallId(call & _OWN)
 
     def submitted(self, program: Program, message: SubmitCalls) -> list[CallSpec]:
         """Its calls, as the core gets them.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -39,12 +40,23 @@ def take(descriptor: int) -> bytes:
     return text
 
 
-def take_both(out: int, err: int, most: int = 8 << 10) -> bytes:
-    """What this process has written to both streams since the last `take`, at most so many bytes of it."""
+def take_both(out: int, err: int, most: int = 4 << 10) -> bytes:
+    """What this process has written since the last `take`, at most so many bytes of each stream."""
+    flush()
+    return take(out)[:most] + take(err)[:most]
+
+
+#: Flushes what C code has written; set where that is known (`windlass.worker.slot.begin_process`).
+flush_c: Callable[[], Any] | None = None
+
+
+def flush() -> None:
+    """Have all that was written in the files."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError, OSError):
             stream.flush()
-    return (take(out) + take(err))[:most]
+    if flush_c is not None:
+        flush_c()
 
 
 def trim(descriptor: int, trimmed: int = 0) -> int:

@@ -125,7 +125,9 @@ class LibraryInstance:
         self._zygotes: list[ZygoteHandle] = []
         self._step: Step | None = None
         self._start_timer: asyncio.TimerHandle | None = None
-        self._starved = self._answered = self._told = False
+        self._starved = self._answered = False
+        #: Who has written while it started, and was told of.
+        self._told: set[str] = set()
         self._end = (float("inf"), False)
         #: The Python of an environment of its own; "": the worker's.
         self.python = ""
@@ -283,7 +285,7 @@ class LibraryInstance:
 
     def prepared(self, note: Prepared, slot: SlotHandle) -> None:
         """A slot serves; the first one says what a zygote would have said."""
-        self._tell_what_was_written(note.wrote)
+        self._tell_what_was_written("a slot", note.wrote)
         if self.state is State.STARTING:
             self._serve(LibraryReady(self.instance, slot.pid, note.imports, note.context_seconds, note.notes))
 
@@ -343,19 +345,19 @@ class LibraryInstance:
             self.fail(message.kind, message.text)
         elif self.state is State.STARTING and self.zygote is not None:
             self._step = None
-            self._tell_what_was_written(self.zygote.wrote())
+            self._tell_what_was_written("its zygote", self.zygote.wrote())
             ready = LibraryReady(self.instance, self.zygote.pid, message.imports, message.context_seconds, message.notes)
             if message.spawn:
                 self.zygote.dismiss()
                 self.zygote = None
             self._serve(ready)
 
-    def _tell_what_was_written(self, wrote: bytes) -> None:
-        """Once, in the pilot's log: what imports and context print is no call's, and who looks for a mistake there wants it."""
+    def _tell_what_was_written(self, who: str, wrote: bytes) -> None:
+        """Once each, in the pilot's log: what imports and context print is no call's, and who looks for a mistake there wants it."""
         text = wrote.decode(errors="replace").strip()
-        if text and not self._told:
-            self._told = True
-            log.warning("library %r wrote while it started:\n%s", self.spec.name, bounded(text, 8 << 10))
+        if text and who not in self._told:
+            self._told.add(who)
+            log.warning("library %r: %s wrote while it started:\n%s", self.spec.name, who, bounded(text, 8 << 10))
 
     def _on_zygote_ended(self, status: int) -> None:
         if not self.active or self.zygote is None:

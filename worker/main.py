@@ -167,9 +167,10 @@ class Worker:
         except FileNotFoundError as error:
             raise CannotStart(f"there is no {error.filename}: give the pilot.json in the manager's state folder") from error
         except (OSError, UsageError) as error:
-            from windlass.worker.hoist import is_the_nodes
+            from windlass.objects import FULL
 
-            raise CannotStart(str(error), CANNOT_SERVE if is_the_nodes(error) else CANNOT_START) from error
+            # Other reasons hold on every node as often as not: a folder that is wrong, or can only be read.
+            raise CannotStart(str(error), CANNOT_SERVE if getattr(error, "errno", None) in FULL else CANNOT_START) from error
         try:
             self._link = self._outbox.link = connect(
                 self._connection,

@@ -72,10 +72,11 @@ def scratch_candidates(asked: str, environ: Mapping[str, str]) -> list[str]:
 
 def make_scratch(candidates: Iterable[str], announce: Callable[[str], None] | None = None) -> str:
     """Make a private folder in the first candidate where that is possible, and say where it is. Raises `NoScratch` with each reason, and
-    the number of the first.
+    the number of the first, or that of a full disk if there is one.
 
     `announce` gets each path before it is made, so that whoever removes it after a SIGKILL knows of it however soon that comes.
     """
+    from windlass.objects import FULL
     from windlass.ownership import NotOurs, require_ours
     from windlass.store_folders import folder_name
 
@@ -90,7 +91,7 @@ def make_scratch(candidates: Iterable[str], announce: Callable[[str], None] | No
             require_ours(path)
         except OSError as error:
             reasons.append(f"{folder}: {error.strerror}")
-            number = number or error.errno
+            number = error.errno if number is None or (error.errno in FULL and number not in FULL) else number
             if isinstance(error, NotOurs):
                 with contextlib.suppress(OSError):
                     os.rmdir(path)  # nobody would remove it later

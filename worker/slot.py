@@ -142,7 +142,7 @@ def begin_process(name: str) -> None:
         stdout = ctypes.c_void_p.in_dll(libc, "stdout")
         flush = libc.fflush
         flush.argtypes = (ctypes.c_void_p,)
-        _flush_c = lambda: flush(stdout)  # noqa: E731
+        _flush_c = capture.flush_c = lambda: flush(stdout)
     except (ImportError, OSError, AttributeError, ValueError):
         pass  # without it C output comes late, and the guardian alone ends orphans
     die_with_parent()

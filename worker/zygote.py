@@ -33,7 +33,7 @@ from typing import Any, Final
 
 import msgspec
 
-from windlass.worker import hoist, slot
+from windlass.worker import capture, hoist, slot
 from windlass.worker.slot_api import STATE
 from windlass.worker.slotlink import Forked, ForkSlot, NotForked, Prepared, Rows, Setup, SlotExited, Step, Unable, bounded, read_setup
 
@@ -63,15 +63,13 @@ class Zygote:
             self.say(Unable(error.kind, bounded(str(error))))
             return
         hazards = hoist.fork_hazards(library)
+        capture.flush()
         if hazards:
             notes = (*(f"spawn instead of fork: {hazard}" for hazard in hazards), *library.notes)
             self.say(Prepared(library.imports, library.context_seconds, notes, spawn=True))
             self.control.recv(1)  # the worker ends us
             return
         gc.freeze()
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
         wake_read, wake_write = socket.socketpair()
         wake_read.setblocking(False)
         wake_write.setblocking(False)

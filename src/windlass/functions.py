@@ -17,12 +17,13 @@ for as long as its function lives, together with a *watch*, by which the next su
 * local source files are looked at once a second, and when another look at them has found an edit.
 
 So what a call sees is what the function referred to when the call was submitted, at the price of a pickling per submit for functions with
-mutable globals or closures; large ones are better passed as arguments or made by the library's context, and a program that does otherwise
-is told so.
+mutable globals or closures; large ones are better passed as arguments or made by the library's context, and a program that submits one
+again is told so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import linecache
@@ -141,25 +142,23 @@ def define(fn: Callable[..., Any], put: Put) -> Defined:
         return kept.defined
     check_callable(fn)
     look = look_at(fn)
-    if len(look.blob) >= HEAVY_BYTES and kept is not None and kept.function() is fn:
+    told = kept is not None and kept.function() is fn and kept.told
+    if len(look.blob) >= HEAVY_BYTES and kept is not None and kept.function() is fn and kept.watches is None and not told:
+        told = True
         _tell_of_heavy(fn, look)
     code = snapshots.snapshots_of(look.local, put)
     defined = _defined(fn, look, code, put, kept)
-    _keep(fn, look, defined, code, put)
+    _keep(fn, look, defined, code, put, told)
     return defined
 
 
-_told: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
 def _tell_of_heavy(fn: Callable[..., Any], look: Look) -> None:
-    """Say once that each submit of this function pickles all that it refers to."""
-    if fn in _told:
-        return
-    _told.add(fn)
-    sizes = {name: getattr(value, "nbytes", 0) for one in look.functions for name, value in _refers_to(one)}
+    """Say that each submit of this function pickles all that it refers to."""
+    sizes: dict[str, int] = {}
+    with contextlib.suppress(Exception):  # values of the user's, which may raise anything
+        sizes = {name: _bytes_of(value) for one in look.functions for name, value in _refers_to(one)}
     heaviest = max(sizes, key=lambda name: sizes[name], default="")
-    what = f"{heaviest!r} above all" if sizes.get(heaviest) else "its globals or what it was made in"
+    what = f"{heaviest!r} above all" if sizes.get(heaviest) else "its globals, or what it was made in"
     log.warning(
         "%s refers to %.0f MB (%s), which each submit pickles again, as it may have changed: pass it as an argument, which is kept and "
         "sent once, or make it in the context of a library",
@@ -167,6 +166,12 @@ def _tell_of_heavy(fn: Callable[..., Any], look: Look) -> None:
         len(look.blob) / 1e6,
         what,
     )
+
+
+def _bytes_of(value: Any) -> int:
+    """Of an array; 0 for anything else. Classes and modules have such an attribute that is no size."""
+    size: object = 0 if isinstance(value, type | ModuleType) else getattr(value, "nbytes", 0)
+    return size if isinstance(size, int) else 0
 
 
 def _refers_to(function: FunctionType) -> Iterator[tuple[str, Any]]:
@@ -279,7 +284,7 @@ def _signature(fn: Any) -> inspect.Signature | None:
 class _Kept:
     """A definition and what tells that it is still true."""
 
-    __slots__ = ("code", "defined", "edits", "function", "local", "looked_at", "owner", "watches")
+    __slots__ = ("code", "defined", "edits", "function", "local", "looked_at", "owner", "told", "watches")
 
     def __init__(
         self, fn: Any, defined: Defined, local: frozenset[str], code: tuple[ObjectRef, ...], put: Put, watches: _Watches | None
@@ -296,6 +301,8 @@ class _Kept:
         self.owner = weakref.ref(_owner(put))
         #: None: it refers to something mutable.
         self.watches = watches
+        #: The program was told that it is heavy.
+        self.told = False
 
     def is_for(self, put: Put) -> bool:
         return self.owner() is getattr(put, "__self__", put)
@@ -351,9 +358,10 @@ def _forgetter(key: int) -> Callable[[Any], None]:
     return forget
 
 
-def _keep(fn: Any, look: Look, defined: Defined, code: tuple[ObjectRef, ...], put: Put) -> None:
+def _keep(fn: Any, look: Look, defined: Defined, code: tuple[ObjectRef, ...], put: Put, told: bool) -> None:
     try:
         kept = _Kept(fn, defined, look.local, code, put, _watches(fn, look))
+        kept.told = told
     except TypeError:
         return  # it has no weak references
     while len(_kept) >= _MAX_KEPT:

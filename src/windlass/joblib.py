@@ -224,7 +224,7 @@ class WindlassBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
 def _show(future: CallFuture[Any]) -> None:
     """What a batch wrote, where that of joblib's own processes appears: `Parallel` gives its user no futures that would have it."""
-    with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+    with contextlib.suppress(Exception):  # nobody reads it any more, or the stream is the program's own; the batch has ended all the same
         print(future.stdout, end="", file=sys.stdout)
         print(future.stderr, end="", file=sys.stderr)
 

@@ -61,6 +61,8 @@ class Simulation:
     avoid: tuple[str, ...] = ()
     #: Nodes whose pilots connect, and leave soon after as they cannot serve.
     unfit: set[str] = field(default_factory=set[str])
+    #: Pilots that started before then are well there.
+    unfit_since: float = 0.0
     came_to_nothing: int = 0
 
     def seen(self) -> tuple[PilotSeen, ...]:
@@ -97,7 +99,8 @@ class Simulation:
                 self.cluster.process_ended(*split_pilot_word(word), 0, self.now)
         self.obey(self.cluster.advance(self.now))
         for job in list(self.cluster.jobs.values()):
-            if job.state is Listed.RUNNING and job.node in self.unfit and self.now - job.started_at >= HELLO + 2.0:
+            unfit = job.state is Listed.RUNNING and job.node in self.unfit and job.started_at >= self.unfit_since
+            if unfit and self.now - job.started_at >= HELLO + 2.0:
                 self.cluster.process_ended(job.job, job.restart, CANNOT_SERVE, self.now)
                 self.came_to_nothing += 1
         self.core.hear(self.demand(), self.now)
@@ -165,9 +168,9 @@ MakePool = Callable[..., PoolConfig]
 BATCH = CommandLimits()
 
 
-def simulation(pool: PoolConfig, **cluster: object) -> Simulation:
+def simulation(pool: PoolConfig, *, remote: bool = True, **cluster: object) -> Simulation:
     request = PilotRequest(ticket="", pool=pool.name, command=("worker",), resources=pool.resources, walltime=pool.walltime)
-    pool = replace(pool, remote=True)  # a batch system that others use as well
+    pool = replace(pool, remote=remote)  # a batch system that others use as well, or this machine
     core = FactoryCore(pool=pool, request=request, limits=BATCH, query_interval=30.0, max_batch=500, tickets=Tickets("f"))
     return Simulation(core, FakeCluster(1, **{"nodes": 20, "cores_per_node": 4, **cluster}))  # type: ignore[arg-type]
 
@@ -354,6 +357,23 @@ def test_where_no_node_can_serve_pilots_come_ever_more_seldom_and_the_pool_goes_
     sim.run(660, step=1.0)
     assert sim.cluster.alive == 2
     assert sim.core.history.submit_after(sim.now)[1] == ""
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_pilot_that_serves_beside_is_no_reason_to_start_one_after_the_other(make_pool: MakePool, remote: bool) -> None:
+    """On a machine whose disk has filled since, and in a partition of one node."""
+    sim = simulation(make_pool(max_pilots=4, walltime=0.0), remote=remote, nodes=1, cores_per_node=16)
+    sim.calls = 4
+    sim.run(120, step=1.0)
+    assert sim.cluster.alive == 1
+    sim.unfit, sim.unfit_since = {"n1"}, sim.now
+    sim.calls = 16
+    sim.run(1200, step=1.0)
+    assert sim.came_to_nothing <= 40, "one a minute, after the first"
+    assert (sim.cluster.alive <= 2, sim.core.history.paused) == (True, "")
+    sim.unfit.clear()
+    sim.run(1300, step=1.0)
+    assert sim.cluster.alive == 4
 
 
 def test_hosts_that_programs_have_blocked_are_avoided(make_pool: MakePool) -> None:

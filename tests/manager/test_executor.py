@@ -610,7 +610,7 @@ class TestMap:
 
     @pytest.mark.parametrize(
         ("ways", "which"),
-        [({"ordered": False}, "input 13"), ({"chunksize": 4}, "one of the inputs 12 to 15"), ({"buffersize": 2}, "input 13")],
+        [({"ordered": False}, "input 13"), ({"chunksize": 4}, "one of 4 inputs from 12"), ({"buffersize": 2}, "input 13")],
     )
     def test_an_error_says_which_input_it_was(self, pool: Executor, ways: dict[str, Any], which: str) -> None:
         with pytest.raises(ZeroDivisionError) as raised:

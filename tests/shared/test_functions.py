@@ -180,10 +180,20 @@ def test_generators_that_modules_share_go_by_name(store: ObjectStore) -> None:
 
 
 def test_who_pickles_much_with_each_submit_is_told_once(store: ObjectStore, caplog: pytest.LogCaptureFixture) -> None:
-    data, few = np.zeros(functions.HEAVY_BYTES), [1, 2]
+    data, few, kind = np.zeros(functions.HEAVY_BYTES), [1, 2], np.ndarray  # which has an nbytes, too
+
+    class Proxy:
+        def __getattr__(self, name: str) -> Any:
+            raise LookupError("not yet") if name == "nbytes" else AttributeError(name)
+
+    proxy = Proxy()
 
     def pick(number: int) -> Any:
+        assert isinstance(data, kind)
         return data[number], few
+
+    def pick_by_proxy(number: int) -> Any:
+        return pick(number), proxy
 
     define(pick, store.put)
     assert not caplog.records, "once is fine"
@@ -192,6 +202,36 @@ def test_who_pickles_much_with_each_submit_is_told_once(store: ObjectStore, capl
     (told,) = caplog.messages
     assert told.startswith("pick refers to 34 MB ('data' above all), which each submit pickles again, as it may have changed: pass it as")
     assert called_elsewhere(store, define(pick, store.put), 3) == "(np.float64(0.0), [1, 2])"
+    for _ in range(3):
+        define(pick_by_proxy, store.put)
+    assert len(caplog.messages) == 2
+
+
+def test_who_pickles_much_but_once_is_told_nothing(store: ObjectStore, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What cannot change is pickled again for another manager alone. And what has no hash is a function as well."""
+    data = b"x" * (functions.HEAVY_BYTES + 1)
+    other = ObjectStore(tmp_path / "other")
+
+    def pick(number: int) -> int:
+        return data[number]
+
+    for each in (store, other, store):
+        define(pick, each.put)
+    assert not caplog.records
+
+    @dataclasses.dataclass
+    class Model:
+        weights: Any
+
+        def __call__(self, number: int) -> Any:
+            return self.weights[number]
+
+    model = Model(np.zeros(functions.HEAVY_BYTES))
+    for _ in range(3):
+        define(model, store.put)
+    assert [text.partition(",")[0] for text in caplog.messages] == [
+        "Model refers to 34 MB (its globals",
+    ]
 
 
 def test_the_records_of_defined_functions_go_through_the_wire_format(store: ObjectStore) -> None:
