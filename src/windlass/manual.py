@@ -52,7 +52,7 @@ _LEAST_OF_WRONG: Final = 4
 _UNKNOWN: Final = 1.5
 
 #: Words that say nothing.
-_SMALL: Final = frozenset(("and", "are", "for", "has", "have", "not", "that", "the", "this", "was", "with"))
+_SMALL: Final = frozenset(("and", "are", "ever", "for", "has", "have", "not", "that", "the", "this", "was", "what", "when", "with"))
 
 Kind = Literal["error", "symptom", "page", "section"]
 

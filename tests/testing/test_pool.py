@@ -118,7 +118,7 @@ def test_there_is_one_at_a_time_in_a_process(windlass_pool: FakePool) -> None:
         ({"chaos": True}, "chaos=True: give the number of faults"),
         ({"seed": "x"}, "seed='x': give a whole number"),
         ({"manager_options": {"prot": 1}}, "there is no option of Manager 'prot'; did you mean 'port'"),
-        ({"pilot": 1}, "there is no option of a FakePool 'pilot'; did you mean 'pilots'"),
+        ({"pilot": 1}, "there is no option of a fake pool 'pilot'; did you mean 'pilots'"),
         ({"nodes": 2, "faults": [BadNode("n3")]}, "there is no node 'n3'; known: n1, n2"),
     ],
 )

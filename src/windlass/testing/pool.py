@@ -118,7 +118,7 @@ class FakePool(Executor):
             except UnknownName as error:
                 if error.name not in options:  # one of manager_options=, say
                     raise
-                raise UnknownName("option of a FakePool", error.name, {*error.known, *_OWN}) from None
+                raise UnknownName("option of a fake pool", error.name, {*error.known, *_OWN}) from None
             self._ending = opening.pop_all()
         for fault in given:
             self.inject(fault)
