@@ -119,7 +119,9 @@ def plan(
     release: list[Decision] = []
     submit, submit_reason, waits, again_at = 0, "", "", math.inf
     allowed = Allowance()
-    if wanted > coming:
+    if wanted > coming and demand is None:
+        waits = why  # which hosts are blocked is not known either
+    elif wanted > coming:
         allowed = allowance(wanted - coming, pilots, unsure_seconds, pool, spent, now)
         submit, waits, again_at = _how_many(wanted - coming, len(pilots) + unsure, pilots, unsure, pool, history, now, max_batch, allowed)
         submit_reason = f"{why}; {coming} there or coming" if submit else ""

@@ -92,6 +92,7 @@ class FakeManager:
         assert role == "factory"
         assert name
         self.on_message = on_message
+        on_message(Demand(()))  # as the manager says at once what it could use: nothing
         return self
 
     def send(self, *messages: Message) -> None:

@@ -295,10 +295,13 @@ PROGRAM = """
 import sys, threading
 from pathlib import Path
 from windlass.factory.factory import Factory
+from windlass.messages import Demand
 
 class Port:
     pilot_file = Path(sys.argv[1])
-    def open_port(self, role, name, on_message): return self
+    def open_port(self, role, name, on_message):
+        on_message(Demand(()))
+        return self
     def send(self, *messages): pass
     def close(self): pass
 

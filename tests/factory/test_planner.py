@@ -100,7 +100,8 @@ def test_what_pilots_of_other_pools_can_take_is_not_asked_for_again(make_pool: M
 
 def test_nothing_is_done_before_the_manager_has_spoken_but_the_minimum(make_pool: MakePool) -> None:
     assert decide(None, [], make_pool()).submit == 0
-    assert decide(None, [], make_pool(min_pilots=2)).submit == 2
+    least = decide(None, [], make_pool(min_pilots=2))
+    assert (least.wanted, least.submit, least.waits) == (2, 0, "the manager has not said what it needs")
 
 
 def test_what_is_coming_is_not_asked_for_again_and_draining_is_not_coming(make_pool: MakePool, demand: MakeDemand) -> None:
