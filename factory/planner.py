@@ -166,8 +166,8 @@ def _how_many(
     until, waiting_for = history.submit_after(now)
     if waiting_for:
         # One that serves may have shown by then that its node can.
-        proven = [pilot.since + PROVEN for pilot in pilots if pilot.phase is Phase.SERVING and pilot.since + PROVEN > now]
-        return 0, f"{waiting_for}; next try in {until - now:.0f} s", min([until, *proven] if history.troubles.count > 1 else [until])
+        sooner = _shown_at(pilots, now) if history.troubles.count > 1 else math.inf
+        return 0, f"{waiting_for}; next try in {until - now:.0f} s", min(until, sooner)
     queued = sum(pilot.phase is Phase.QUEUED for pilot in pilots) + unsure
     bounds = [
         (need, ""),
@@ -187,11 +187,17 @@ def _how_many(
             # Those that began before may do well on what they have; of the others none does yet, or it would be no row.
             tried = [pilot for pilot in pilots if pilot.phase is Phase.SERVING and pilot.since >= history.troubled_at]
             probes += len(tried)
-            again_at = min((pilot.since + PROVEN for pilot in tried if pilot.since + PROVEN > now), default=math.inf)
+            again_at = _shown_at(tried, now)
             row = history.in_trouble
         bounds.append((1 - probes, f"{row}; trying one"))
     count, waits = min(bounds, key=lambda bound: bound[0])
     return max(0, count), waits, again_at
+
+
+def _shown_at(pilots: Iterable[Pilot], now: float) -> float:
+    """When the next of them has served for long enough to show that its node can."""
+    times = (pilot.since + PROVEN for pilot in pilots if pilot.phase is Phase.SERVING)
+    return min((time for time in times if time > now), default=math.inf)
 
 
 def _overdue(pilots: Iterable[Pilot], pool: PoolConfig, now: float) -> Iterable[Decision]:

@@ -68,19 +68,20 @@ def runs(books: Books, call_id: CallId) -> bool:
     """Whether a call counts as running (see above). From any thread, as each look at the books is a single step."""
     call = books.calls.get(call_id)
     worker = books.workers.get(call.worker) if call is not None else None
-    if call is None or worker is None:
-        return False
-    library = call.spec.library
-    ready = (one for one in list(worker.instances.values()) if one.phase is Phase.READY and one.library == library)
-    left = sum(instance.running_most for instance in ready)
-    for other in list(worker.calls.values()):
-        if left <= 0:
-            break
-        if other is call:
-            return True
-        if other.spec.library == library:
-            left -= other.weight
-    return False
+    return worker is not None and any(running and other is call for other, running in _of(worker))
+
+
+def _of(worker: Worker) -> Iterator[tuple[Call, bool]]:
+    """A worker's calls in order, and whether they count as running."""
+    places: dict[LibraryId, int] = {}
+    for instance in list(worker.instances.values()):
+        if instance.phase is Phase.READY:
+            places[instance.library] = places.get(instance.library, 0) + instance.running_most
+    for call in list(worker.calls.values()):
+        library = call.spec.library
+        left = places.get(library, 0)
+        places[library] = left - call.weight
+        yield call, left > 0
 
 
 def list_calls(books: Books, wanted: ListCalls, now: float, name_of: NameOf) -> bytes:
@@ -143,18 +144,11 @@ def _held(books: Books, wanted: ListCalls, states: list[LibraryState], looks: Lo
             return
         if not worker.calls or (wanted.host and wanted.host not in (worker.info.host, worker.id)):
             continue
-        places: dict[LibraryId, int] = {}
-        for instance in worker.instances.values():
-            if instance.phase is Phase.READY:
-                places[instance.library] = places.get(instance.library, 0) + instance.running_most
-        for call in worker.calls.values():
+        for call, running in _of(worker):
             if not looks.take():
                 return
-            library = call.spec.library
-            left = places.get(library, 0)
-            places[library] = left - call.weight
-            if (only is None or library in only) and wanted.tag in ("", call.spec.tag):
-                yield RUNNING if left > 0 else SENT, worker, call
+            if (only is None or call.spec.library in only) and wanted.tag in ("", call.spec.tag):
+                yield RUNNING if running else SENT, worker, call
 
 
 def _waiting(books: Books, wanted: ListCalls, states: list[LibraryState], most: int, looks: Looks) -> Iterator[Call]:

@@ -107,7 +107,6 @@ _OURS: Final = ("windlass.worker.own_loop", "windlass.traces", "asyncio.base_eve
 Loaded = tuple[Callable[..., Any], tuple[tuple[str, int, Any], ...]]
 
 _prctl: Any = None
-_flush_c: Callable[[], Any] | None = None
 
 
 class Link:
@@ -129,7 +128,7 @@ class Link:
 
 def begin_process(name: str) -> None:
     """What zygotes and spawned slots do first: a name for ps, tracebacks of crashes, an end with their parent."""
-    global _prctl, _flush_c
+    global _prctl
     forks.survive_signals()
     with suppress(OSError), open("/proc/self/comm", "w") as file:
         file.write(name)
@@ -142,7 +141,7 @@ def begin_process(name: str) -> None:
         stdout = ctypes.c_void_p.in_dll(libc, "stdout")
         flush = libc.fflush
         flush.argtypes = (ctypes.c_void_p,)
-        _flush_c = capture.flush_c = lambda: flush(stdout)
+        capture.flush_c = lambda: flush(stdout)
     except (ImportError, OSError, AttributeError, ValueError):
         pass  # without it C output comes late, and the guardian alone ends orphans
     die_with_parent()
@@ -434,8 +433,8 @@ class Slot:
         try:
             sys.stdout.flush()
             sys.stderr.flush()
-            if _flush_c is not None:
-                _flush_c()
+            if capture.flush_c is not None:
+                capture.flush_c()
         except (AttributeError, ValueError, OSError):
             self.mend_output()
         else:

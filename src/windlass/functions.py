@@ -142,8 +142,9 @@ def define(fn: Callable[..., Any], put: Put) -> Defined:
         return kept.defined
     check_callable(fn)
     look = look_at(fn)
-    told = kept is not None and kept.function() is fn and kept.told
-    if len(look.blob) >= HEAVY_BYTES and kept is not None and kept.function() is fn and kept.watches is None and not told:
+    before = kept if kept is not None and kept.function() is fn else None
+    told = before is not None and before.told
+    if len(look.blob) >= HEAVY_BYTES and before is not None and before.watches is None and not told:
         told = True
         _tell_of_heavy(fn, look)
     code = snapshots.snapshots_of(look.local, put)
