@@ -116,6 +116,8 @@ class FactoryCore:
     tickets: Tickets
     fleet: Fleet = field(default_factory=Fleet)
     demand: Demand | None = None
+    #: The manager is out of reach: what it said last may be long past.
+    away: bool = False
     #: What pools of the same factory that were named before this one will take.
     before: tuple[Promise, ...] = ()
     history: History = field(init=False)
@@ -158,12 +160,16 @@ class FactoryCore:
 
     def hear(self, demand: Demand, now: float) -> None:
         """The manager says what it could use."""
-        self.demand, self._heard_at = demand, now
+        self.demand, self._heard_at, self.away = demand, now, False
         self.fleet.blocked = demand.avoid
         self.history.are_blocked(demand.avoid)
         self._see(now)
         self._settle(now)
         self._ask_sooner(now)
+
+    def cut_off(self) -> None:
+        """The connection to the manager is gone. When there is one again it says anew what it could use."""
+        self.away = True
 
     def _see(self, now: float) -> None:
         """Tell the register what the manager said last."""
@@ -393,6 +399,9 @@ class FactoryCore:
         self.history.note_wanted(actions.wanted, now, self.pool.hold)
         if actions.used_up and not self.history.paused:
             self.history.paused = self.history.failure = actions.used_up
+        if self.away and actions.submit:
+            # Its calls may have ended, and it too: pilots would wait for it, one after the other.
+            actions = replace(actions, submit=0, submit_reason="", waits="the manager is out of reach")
         self.actions = actions
         return actions
 
@@ -417,12 +426,12 @@ class FactoryCore:
         assert self._deadline is not None
         pilots = list(self.fleet.pilots.values())
         serving = tuple(pilot.job for pilot in pilots if pilot.phase is Phase.SERVING)
-        if serving:
+        if serving and not self.away:
             return self._release(serving, "the factory closes", now)
         if now < self._deadline and self.fleet.live:
             if self.history.silent_until() > now or self.budget.free_at(now, kept=True) > now:
                 return None
-            unconnected = tuple(pilot.job for pilot in pilots if not pilot.connected and self._cancellable(pilot))
+            unconnected = tuple(pilot.job for pilot in pilots if (self.away or not pilot.connected) and self._cancellable(pilot))
             if unconnected:
                 return self._cancel(unconnected, "the factory closes", now)
             if any(pilot.connected for pilot in pilots) or self.query_interval <= PROMPT:
@@ -446,9 +455,8 @@ class FactoryCore:
         """When the last command of all may be sent."""
         return max(self._last_try_at, self.budget.free_at(now, kept=True, count=len(END_ALL)))
 
-    @staticmethod
-    def _cancellable(pilot: Pilot) -> bool:
-        return pilot.phase in (Phase.QUEUED, Phase.RUNNING, Phase.HELD)
+    def _cancellable(self, pilot: Pilot) -> bool:
+        return pilot.phase in (Phase.QUEUED, Phase.RUNNING, Phase.HELD) or (self.away and pilot.phase is Phase.SERVING)
 
     def again_at(self, now: float) -> float:
         """When `step` may have something to do although nothing happened; inf: never."""

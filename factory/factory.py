@@ -29,7 +29,7 @@ from windlass.factory.config import GIVEN, Configuration, read_configuration
 from windlass.factory.container import container_of, image_of
 from windlass.factory.core import FactoryCore
 from windlass.factory.environment import read_environment, with_boot
-from windlass.factory.keeper import HURRY, Anew, Change, Close, Keeper, Kept, Lost, Port, Replan, Resume, Wake
+from windlass.factory.keeper import HURRY, Anew, Change, Close, Cut, Keeper, Kept, Lost, Port, Replan, Resume, Wake
 from windlass.factory.launch import worker_command
 from windlass.factory.ledger import Ledger
 from windlass.factory.pool import NAME, PoolConfig, make_pool
@@ -42,7 +42,9 @@ CLOSE_SLACK: Final = 30.0
 class ManagerLike(Protocol):
     """What a factory needs of a manager in the same process."""
 
-    def open_port(self, role: str, name: str, on_message: Callable[[Message], None]) -> Port: ...
+    def open_port(
+        self, role: str, name: str, on_message: Callable[[Message], None], on_cut: Callable[[str], None] | None = None
+    ) -> Port: ...
 
     @property
     def pilot_file(self) -> Path: ...
@@ -245,13 +247,22 @@ class Factory:
         return self
 
     def _open_port(self, kept: Kept) -> Port:
+        def cut(reason: str) -> None:
+            kept.put(Cut(reason))
+
         if self._manager is not None:
-            return self._manager.open_port("factory", kept.name, kept.put)
+            return self._manager.open_port("factory", kept.name, kept.put, cut)
         from windlass import identity, transport
 
         connection = identity.read_connection_file(self._pilot_file.with_name("client.json"))
         return transport.open_port(
-            connection, "factory", kept.name, kept.put, lambda reason: kept.put(Lost(str(reason))), on_anew=lambda: kept.put(Anew())
+            connection,
+            "factory",
+            kept.name,
+            kept.put,
+            lambda reason: kept.put(Lost(str(reason))),
+            on_cut=cut,
+            on_anew=lambda: kept.put(Anew()),
         )
 
     def close(self, seconds: float | None = None) -> None:

@@ -12,6 +12,7 @@ Pools of one batch system share a keeper, so that they share its commands: a que
 
 Each pool has a port to the manager of its own, and says there `PoolReport` when something changed (first of all, what a pilot of the pool
 will be, so that the manager listens where pilots can reach it) and `ReleasePilots`; it hears `Demand` and `Leave`.
+While the connection is cut nothing is submitted, until the manager has said anew what it could use.
 """
 
 from __future__ import annotations
@@ -35,12 +36,15 @@ from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Relea
 from windlass.factory.ledger import Ledger
 from windlass.factory.planner import Promise
 from windlass.factory.pool import PoolConfig, how_to_resume
+from windlass.mailbox import Mailbox
 from windlass.messages import Demand, Goodbye, Leave, Message, ReleasePilots, ResumePool
 
 log = logging.getLogger("windlass.factory")
 
 #: Seconds for what runs when the program leaves by an exception, or without closing; or when the manager is gone.
 HURRY: Final = 2.0
+#: Seconds that a manager which is there gets to hear the last words.
+FAREWELL: Final = 2.0
 
 
 class Port(Protocol):
@@ -48,7 +52,7 @@ class Port(Protocol):
 
     def send(self, *messages: Message) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, timeout: float = ...) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,13 @@ class Replan:
 @dataclass(frozen=True, slots=True)
 class Anew:
     """The manager was started anew: a later life of the same program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The connection to the manager is gone, and is made again."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +103,7 @@ class Resume:
     """A paused pool goes on."""
 
 
-Event = Message | Wake | Replan | Anew | Lost | Close | Change | Resume
+Event = Message | Wake | Replan | Anew | Cut | Lost | Close | Change | Resume
 
 
 @dataclass(slots=True)
@@ -140,7 +151,7 @@ class Keeper:
     def __init__(self, name: str, kept: Sequence[Kept], ledger: Ledger) -> None:
         self.name, self.kept = name, tuple(kept)
         self._ledger = ledger
-        self._events: queue.SimpleQueue[tuple[Kept, Event]] = queue.SimpleQueue()
+        self._events: Mailbox[tuple[Kept, Event]] = Mailbox()
         self._thread = threading.Thread(target=self._run, name=f"windlass-factory-{name}", daemon=True)
         self.done = threading.Event()
         for one in kept:
@@ -180,7 +191,7 @@ class Keeper:
                         self._bury(kept)
                         kept.tell()
                         kept.send(Goodbye("the factory closed"))
-                        kept.port.close()
+                        kept.port.close(0.0 if kept.manager_gone or kept.core.away else FAREWELL)
             self.done.set()
 
     def _serve(self) -> None:
@@ -249,6 +260,9 @@ class Keeper:
         elif isinstance(event, Anew):
             log.info("%s: the manager was started anew; its pilots go over to it", kept.name)
             core.told_nothing(now)
+        elif isinstance(event, Cut):
+            log.info("%s: the manager is out of reach (%s); nothing is submitted meanwhile", kept.name, event.reason)
+            core.cut_off()
         elif isinstance(event, Lost):
             kept.manager_gone = True
             kept.lost = f"the manager is lost: {event.reason}"

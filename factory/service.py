@@ -25,6 +25,7 @@ from windlass.factory.config import Configuration, backend_source
 from windlass.factory.factory import Factory, configuration_of, make_backends, make_pools, of_pools, request_of
 from windlass.factory.keeper import log
 from windlass.factory.pool import COMMON_OPTIONS, PoolConfig
+from windlass.signals import hearing_signals
 from windlass.units import show_memory, show_seconds
 
 
@@ -89,7 +90,7 @@ def run(connection: str, words: Sequence[str], options: Mapping[str, object]) ->
     before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         factory.start()
-        factory.wait()
+        hearing_signals(factory.wait)
         factory.close()
     finally:
         for number, old in before.items():

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,7 @@ from typing import Final
 from windlass.manager.addresses import choose_address
 from windlass.manager.manager import LOOPBACK, Manager
 from windlass.messages import HOST
+from windlass.signals import hearing_signals
 
 #: Bytes of the log of a manager in the background; it and one older one are kept.
 _LOG_BYTES: Final = 5 << 20
@@ -61,7 +63,7 @@ def serve(name: str, port: int, *, listen: str = "", idle_timeout: float = 0.0, 
             os.close(ready)
         else:
             print(f"manager {name} serves at {address or LOOPBACK} port {manager.port}", flush=True)
-        reason = manager.stay(idle_timeout)
+        reason = hearing_signals(partial(manager.stay, idle_timeout))
         log.info("manager %s ends: %s", name, reason)
         if ready < 0:
             print(f"manager {name} has ended: {reason}", file=sys.stderr, flush=True)

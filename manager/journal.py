@@ -41,6 +41,7 @@ import msgspec
 
 from windlass.errors import Closed, UsageError
 from windlass.identity import trusts_state_folder
+from windlass.mailbox import Mailbox
 from windlass.messages import CallEnd, ObjectName, ObjectRef
 from windlass.objects import content_name, map_object
 
@@ -87,7 +88,7 @@ class Journal:
         except OSError as error:
             os.close(self._lock_file)
             raise UsageError(f"journal {self.folder} cannot be opened: {error.strerror or error}") from error
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._work: Mailbox[Callable[[], None] | None] = Mailbox()
         self._thread = threading.Thread(target=self._run, name="windlass-journal", daemon=True)
         try:
             try:

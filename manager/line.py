@@ -36,6 +36,7 @@ from windlass.bulk import ObjectGone
 from windlass.dataplane import DataClient
 from windlass.errors import Closed, ConnectionRefused, StoreFull, Unreachable, WindlassError
 from windlass.identity import ConnectionFile
+from windlass.mailbox import Mailbox
 from windlass.manager.advice import Advice
 from windlass.manager.calls import message_bytes
 from windlass.manager.inbox import Inbox, Tidy
@@ -108,7 +109,7 @@ class Line:
         self._file = connection
         self._deliver, self._on_lost, self._on_brought = deliver, on_lost, on_brought
         self._on_forgotten, self._tidy, self._on_found = on_forgotten, tidy, on_found
-        self._statuses: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._statuses: Mailbox[bytes | None] = Mailbox()
         self._asking = threading.Lock()
         #: Guards the tags that the manager was asked for and has not answered, which it does in that order, and what it found by tag.
         self._finding = threading.Condition()

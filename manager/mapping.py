@@ -23,6 +23,7 @@ from typing import Any, Final, Generic, TypeVar, cast
 
 from windlass.coroutines import is_async
 from windlass.errors import UsageError
+from windlass.mailbox import Mailbox
 from windlass.manager.future import CallFuture
 from windlass.manager.progress import TICK, Progress
 
@@ -68,7 +69,7 @@ class _Ended:
     """Collects futures as they end."""
 
     def __init__(self) -> None:
-        self.queue: queue.SimpleQueue[CallFuture[Any]] = queue.SimpleQueue()
+        self.queue: Mailbox[CallFuture[Any]] = Mailbox()
 
     def add_result(self, future: CallFuture[Any]) -> None:
         self.queue.put(future)

@@ -101,8 +101,8 @@ class LocalPort:
         for message in messages:
             self._server.inbox.put((self, message))
 
-    def close(self) -> None:
-        """Say goodbye."""
+    def close(self, timeout: float = 0.0) -> None:
+        """Say goodbye; nothing is waited for."""
         self._server.inbox.put((self, Goodbye("closed")))
 
 
@@ -520,11 +520,19 @@ class Server:
                 link.close()
             self._guarded(self._act)
 
+        given_up: asyncio.TimerHandle | None = None
+
         def cut(reason: str) -> None:
+            nonlocal given_up
             assert self._loop is not None
             grace = self.core.settings.reconnect_grace
-            timer = self._loop.call_later(grace, link.fail, f"not heard of for {grace:g} s")
-            link.on_resumed = lambda hello: timer.cancel()
+            given_up = self._loop.call_later(grace, link.fail, f"not heard of for {grace:g} s")
+
+        def resumed(_: Hello | None) -> None:
+            if given_up is not None:
+                given_up.cancel()
+            if role == "factory":  # it does nothing by what it was told before the cut, of which this side may not know
+                tell(self.core.demand(self.now()))
 
         def left(reason: str) -> None:
             log.info("%s %s is gone: %s", role, name, reason)
@@ -534,7 +542,7 @@ class Server:
             else:
                 self.factories.left(name, tell)
 
-        link.on_messages, link.on_cut, link.on_lost = said, cut, left
+        link.on_messages, link.on_cut, link.on_resumed, link.on_lost = said, cut, resumed, left
         if role == "factory":
             self.factories.come(name, tell)
 

@@ -103,6 +103,8 @@ REPORT_SECONDS: Final = 5.0
 ENROL_AFTER_SECONDS: Final = 0.5
 #: What the manager gets to acknowledge the last words, and the processes to end.
 FAREWELL_SECONDS: Final = 5.0
+#: What a manager that is out of reach can do without, once the worker is gone.
+OF_NO_WORTH: Final = (CertificateRequest, Goodbye, WorkerDraining, WorkerReport)
 
 
 class CannotStart(Exception):
@@ -486,13 +488,21 @@ class Worker:
                 self._said_goodbye = True
                 if decision is Decision.FINISH:
                     # Results are worth waiting for a cut connection, but not past the end. Otherwise closing sends what there is.
-                    await self._link.acknowledged(max(FAREWELL_SECONDS, min(60.0, self._life.deadline - time.monotonic())))
+                    await self._link.acknowledged(self._farewell_seconds())
             self._link.close()
             await self._link.gone(1.0)
             if decision is not Decision.END:
                 await self._end_processes()
         finally:
             self._over.set()
+
+    def _farewell_seconds(self) -> float:
+        """How long a manager that is out of reach is waited for."""
+        if not self._link.session_id:
+            return 0.0  # it never knew this worker
+        if all(isinstance(message, OF_NO_WORTH) for message in self._link.unheard("worker")):
+            return FAREWELL_SECONDS
+        return max(FAREWELL_SECONDS, min(60.0, self._life.deadline - time.monotonic()))
 
     async def _end_processes(self) -> None:
         if self._libraries is not None:

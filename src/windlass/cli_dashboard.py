@@ -125,11 +125,12 @@ def _now(known: Known) -> dict[str, Any]:
 
     from windlass.dashboard.watch import joined
     from windlass.errors import ConnectionRefused, Unreachable
+    from windlass.mailbox import Mailbox
     from windlass.messages import GetView, Message, View
     from windlass.status import ANSWER_TIMEOUT
     from windlass.transport import open_port
 
-    heard: queue.SimpleQueue[View | str] = queue.SimpleQueue()
+    heard: Mailbox[View | str] = Mailbox()
 
     def hear(message: Message) -> None:
         if isinstance(message, View):

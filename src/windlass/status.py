@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from windlass.errors import Closed, ConnectionRefused, Unreachable
+from windlass.mailbox import Mailbox
 from windlass.messages import CallList, GetStatus, Leave, Message, Status
 from windlass.sums import count_workers, pilots_failed
 from windlass.tables import clean
@@ -38,7 +39,7 @@ class StatusPort:
         meanwhile. What it hears last is a `Leave`."""
         from windlass.transport import open_port
 
-        self._answers: queue.SimpleQueue[bytes | str] = queue.SimpleQueue()
+        self._answers: Mailbox[bytes | str] = Mailbox()
         hear = heard or self._hear
         #: Why the manager is gone.
         self._gone = ""

@@ -319,7 +319,8 @@ class _Dialler:
 class Port:
     """A way to a manager for any thread: `send` and `close`. Made by `open_port`.
 
-    ``on_welcome`` is called on the port's thread at each connection, for who must know what the manager says of itself. ``on_anew``: the
+    ``on_welcome`` is called on the port's thread at each connection, for who must know what the manager says of itself; ``on_cut(reason)``
+    when one has ended and is made again. ``on_anew``: the
     manager was started anew and knows nothing of what was said before, which is to be said again; without it such a manager is lost to the
     port.
     """
@@ -333,10 +334,12 @@ class Port:
         on_lost: Callable[[str], None],
         on_welcome: Callable[[Welcome], None] = _ignore,
         on_anew: Callable[[], None] | None = None,
+        on_cut: Callable[[str], None] | None = None,
     ) -> None:
         self._file = connection
         self._role, self._name = role, name
         self._on_message, self._on_lost, self._on_welcome, self._on_anew = on_message, on_lost, on_welcome, on_anew
+        self._on_cut = on_cut
         self._lock = threading.Lock()
         self._outbox: list[Message] = []
         self._closed = False
@@ -468,8 +471,13 @@ class Port:
         def trouble(reason: str) -> None:
             self._trouble = reason
 
+        def cut(reason: str) -> None:
+            trouble(reason)
+            if self._on_cut is not None:
+                self._on_cut(reason)
+
         link = connect(
-            self._file, self._hello, self._deliver, on_welcome=welcome, on_cut=trouble, on_lost=lost, on_refused=refused, on_trouble=trouble
+            self._file, self._hello, self._deliver, on_welcome=welcome, on_cut=cut, on_lost=lost, on_refused=refused, on_trouble=trouble
         )
         with self._lock:
             self._loop, self._over, self._link = asyncio.get_running_loop(), over, link
@@ -511,15 +519,16 @@ def open_port(
     timeout: float = 10.0,
     on_welcome: Callable[[Welcome], None] = _ignore,
     on_anew: Callable[[], None] | None = None,
+    on_cut: Callable[[str], None] | None = None,
 ) -> Port:
     """A port to the manager of ``connection``, as ``role`` ("client" or "factory"); waits up to ``timeout`` seconds for its Welcome.
 
     ``on_message`` and ``on_lost(reason)`` are called on the port's own thread and must be quick. The port survives cuts; ``on_lost`` says
-    that the manager is gone for good, and is not called after `Port.close`. ``on_anew``: see `Port`.
+    that the manager is gone for good, and is not called after `Port.close`. ``on_anew``, ``on_cut``: see `Port`.
 
     Raises:
         ConnectionRefused: the manager refused, or was not reached; the text says where and why.
     """
-    port = Port(connection, role, name, on_message, on_lost, on_welcome, on_anew)
+    port = Port(connection, role, name, on_message, on_lost, on_welcome, on_anew, on_cut)
     port.open(timeout)
     return port

@@ -88,7 +88,9 @@ class FakeManager:
     on_release: Callable[[tuple[PilotId, ...]], None] | None = None
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def open_port(self, role: str, name: str, on_message: Callable[[Message], None]) -> FakeManager:
+    def open_port(
+        self, role: str, name: str, on_message: Callable[[Message], None], on_cut: Callable[[str], None] | None = None
+    ) -> FakeManager:
         assert role == "factory"
         assert name
         self.on_message = on_message
@@ -103,7 +105,7 @@ class FakeManager:
             if isinstance(message, ReleasePilots) and self.on_release is not None:
                 self.on_release(message.pilots)
 
-    def close(self) -> None:
+    def close(self, timeout: float = 0.0) -> None:
         self.closed = True
 
     def tell(self, message: Message) -> None:

@@ -59,6 +59,8 @@ class Simulation:
     words: str = "last words"
     #: Hosts that programs have blocked.
     avoid: tuple[str, ...] = ()
+    #: The manager is out of reach.
+    away: bool = False
     #: Nodes whose pilots connect, and leave soon after as they cannot serve.
     unfit: set[str] = field(default_factory=set[str])
     #: Pilots that started before then are well there.
@@ -103,7 +105,8 @@ class Simulation:
             if unfit and self.now - job.started_at >= HELLO + 2.0:
                 self.cluster.process_ended(job.job, job.restart, CANNOT_SERVE, self.now)
                 self.came_to_nothing += 1
-        self.core.hear(self.demand(), self.now)
+        if not self.away:
+            self.core.hear(self.demand(), self.now)
         steps = 0
         while (instruction := self.core.step(self.now)) is not None:
             steps += 1
@@ -587,6 +590,40 @@ def test_closing_cancels_what_waits_lets_go_what_serves_and_ends_the_rest(make_p
     assert sim.core.finished
     assert sim.cluster.alive == 0
     assert math.isinf(sim.core.again_at(sim.now))
+
+
+def test_nothing_is_submitted_while_the_manager_is_out_of_reach(make_pool: MakePool) -> None:
+    """What ends meanwhile is replaced when it has said what it could use: it may be gone for good, and its calls be done."""
+    sim = simulation(make_pool())
+    sim.calls = 40
+    sim.run(60)
+    sim.away = True
+    sim.core.cut_off()
+    for job in list(sim.cluster.jobs.values())[:3]:
+        sim.cluster.process_ended(job.job, job.restart, 0, sim.now)
+    sim.run(300)
+    assert (sim.submissions, sim.cluster.alive) == ([10], 7)
+    assert sim.core.actions is not None
+    assert sim.core.actions.waits == "the manager is out of reach"
+    sim.away = False
+    sim.run(60)
+    assert (sim.submissions, sim.cluster.alive) == ([10, 3], 10)
+
+
+def test_closing_without_a_manager_ends_what_serves_through_the_batch_system(make_pool: MakePool) -> None:
+    """Nobody else can tell it."""
+    sim = simulation(make_pool(), nodes=2)
+    sim.calls = 8
+    sim.run(60)
+    sim.calls = 0  # nobody knows what runs
+    sim.away = True
+    sim.core.cut_off()
+    sim.core.close(sim.now, 300.0)
+    sim.tick()
+    assert (len(sim.released), len(sim.cancelled)) == (0, 2)
+    sim.run(60)
+    assert sim.core.finished
+    assert sim.cluster.alive == 0
 
 
 def test_closing_keeps_to_the_budget_too(make_pool: MakePool) -> None:

@@ -299,11 +299,11 @@ from windlass.messages import Demand
 
 class Port:
     pilot_file = Path(sys.argv[1])
-    def open_port(self, role, name, on_message):
+    def open_port(self, role, name, on_message, on_cut):
         on_message(Demand(()))
         return self
     def send(self, *messages): pass
-    def close(self): pass
+    def close(self, timeout=0): pass
 
 factory = Factory(Port(), python=sys.argv[2], min_pilots=1)
 factory.start()

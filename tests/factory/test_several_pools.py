@@ -27,7 +27,9 @@ class Ports:
     _hear: dict[str, Callable[[Message], None]] = field(default_factory=dict[str, Callable[[Message], None]])
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def open_port(self, role: str, name: str, on_message: Callable[[Message], None]) -> OnePort:
+    def open_port(
+        self, role: str, name: str, on_message: Callable[[Message], None], on_cut: Callable[[str], None] | None = None
+    ) -> OnePort:
         assert role == "factory"
         self._hear[name] = on_message
         return OnePort(self, name)
@@ -60,7 +62,7 @@ class OnePort:
     def send(self, *messages: Message) -> None:
         self.manager.heard(self.name, messages)
 
-    def close(self) -> None:
+    def close(self, timeout: float = 0.0) -> None:
         self.manager.closed.add(self.name)
 
 

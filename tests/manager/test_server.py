@@ -23,6 +23,7 @@ from windlass.manager import addresses, server
 from windlass.messages import (
     PROTOCOL,
     CallsReturned,
+    Demand,
     Hello,
     Message,
     PilotId,
@@ -183,6 +184,25 @@ def test_pools_of_a_factory_that_is_gone_for_good_are_forgotten(manager: Manager
     assert [pool["name"] for pool in manager.status()["pools"]] == ["pool"]
     until(lambda: not manager.status()["pools"], "its pools are forgotten")
     assert not manager._server.factories
+
+
+def test_a_factory_that_was_cut_off_is_told_the_demand_again(manager: Manager) -> None:
+    """It does nothing by what it heard before the cut."""
+    connection = credential(manager, CLIENT, CLIENT)
+    heard: list[Message] = []
+
+    async def be_cut_off() -> None:
+        link = connect(connection, lambda: hello("factory", "night-shift"), heard.extend)
+        async with asyncio.timeout(10):
+            for _ in range(2):
+                while not any(isinstance(message, Demand) for message in heard):
+                    await asyncio.sleep(0.002)
+                heard.clear()
+                assert link._connection is not None
+                link._connection.abort("as if somebody had")
+        link.close()
+
+    run(be_cut_off())
 
 
 def test_pilots_learn_where_the_manager_listens_when_that_can_be_written(

@@ -904,19 +904,22 @@ def test_a_port_talks_from_any_thread_and_says_goodbye(authority: Authority) -> 
 
 def test_a_port_tells_when_its_manager_is_gone(authority: Authority) -> None:
     shell = Shell(manager_timeout=0.2)
+    cut: list[str] = []
     lost: list[str] = []
     gone = threading.Event()
 
     def lose(reason: str) -> None:
+        assert cut, "the cut comes first"
         lost.append(reason)
         gone.set()
 
     with Threaded(authority, shell) as manager:
-        port = open_port(at(authority, manager.listener), "client", "me", lambda message: None, lose)
+        port = open_port(at(authority, manager.listener), "client", "me", lambda message: None, lose, on_cut=cut.append)
         manager.stop()
         assert gone.wait(LIMIT)
         port.close()
     assert "manager m1 was not reached" in lost[0]
+    assert len(cut) == 1
 
 
 def test_a_port_that_is_refused_or_reaches_nobody_says_why(authority: Authority) -> None:

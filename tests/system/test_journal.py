@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import psutil
 import pytest
 
 import windlass
@@ -156,11 +157,15 @@ class Lives:
 
     def __init__(self, folder: Path, until: Until, running: ExitStack, *names: str) -> None:
         self.folder, self.until, self.running, self.names = folder, until, running, names
+        #: What the factory says.
+        self.said = folder / "factory"
 
-    def factory(self) -> None:
+    def factory(self) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "windlass", "factory", "run", "survivor", "local", "--cores", "2"]
-        factory = self.running.enter_context(subprocess.Popen(words, stderr=subprocess.DEVNULL))
+        with self.said.open("wb") as said:
+            factory = self.running.enter_context(subprocess.Popen(words, stderr=said))
         self.running.callback(factory.send_signal, signal.SIGTERM)
+        return factory
 
     def begin(self) -> subprocess.Popen[str]:
         words = [sys.executable, "-c", HOLDS, str(self.folder), *self.names]
@@ -194,13 +199,14 @@ class Lives:
         with attach("survivor") as door:
             self.until("its worker is back", lambda: any(worker["busy_cores"] == 2.0 for worker in door.status()["workers"]))
 
-    def first_life(self, *running: str) -> None:
-        """It is killed when these have begun."""
+    def first_life(self, *running: str) -> subprocess.Popen[bytes]:
+        """It is killed when these have begun. Its factory."""
         life = self.begin()
-        self.factory()
+        factory = self.factory()
         self.until("they run", lambda: all(self.began(name) for name in running))
         life.kill()
         life.wait()
+        return factory
 
 
 @pytest.fixture
@@ -279,6 +285,19 @@ def test_what_an_earlier_life_left_running_is_run_again_when_its_worker_is_lost(
     until("they run again", lambda: (lives.began("one"), lives.began("two")) == (2, 2))
     lives.go("one", "two")
     assert rest_of(second).split() == ["one", "two"]
+
+
+def test_a_factory_whose_manager_is_gone_submits_no_pilots(tmp_path: Path, until: Until, running: ExitStack) -> None:
+    """In place of one that has ended: it would wait for a manager that may never come, and so would whoever ends the factory."""
+    lives = Lives(tmp_path, until, running, "one")
+    factory = lives.first_life("one")
+    until("the factory knows", lambda: "the manager is out of reach" in lives.said.read_text())
+    [worker] = [child for child in psutil.Process(factory.pid).children() if "windlass.worker" in child.cmdline()]
+    worker.kill()
+    until("it has ended", lambda: "has ended" in lives.said.read_text())
+    factory.send_signal(signal.SIGTERM)
+    assert factory.wait() == 0
+    assert lives.said.read_text().count("submitting") == 1
 
 
 @contextmanager

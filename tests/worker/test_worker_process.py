@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
+from tests.shared.ports import silent
 
 from windlass import __version__, pickling
 from windlass.dataplane import DataServer
@@ -762,6 +763,20 @@ async def test_impatient_signals_do_not_take_the_goodbye(manager: Manager, tmp_p
                 await asyncio.wait_for(process.wait(), 0.001)
     assert await status(process) == 0
     assert (await manager.hear(Goodbye)).reason == "SIGTERM received again"
+
+
+async def test_one_that_never_reached_its_manager_leaves_at_once(manager: Manager) -> None:
+    """It has nothing to tell, and who ends it, as a factory whose manager is gone, waits for it."""
+    await manager.listener.listen(["127.0.0.1"])
+    address = manager.listener.addresses[0]
+    manager.authority.set_addresses([address])
+    await manager.listener.close()
+    with silent(address[1]):
+        process = await manager.worker("--grace", "600", "--log-level", "info", attached=False)
+        await manager.until(lambda: "dialling again" in manager.errors.read_text())
+        process.send_signal(signal.SIGTERM)
+        assert await status(process) == 0
+    assert scratch_is_empty(manager)
 
 
 async def test_the_grace_ends_running_calls(manager: Manager, tmp_path: Path) -> None:

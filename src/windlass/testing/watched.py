@@ -18,6 +18,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from windlass.errors import WindlassError
+from windlass.mailbox import Mailbox
 from windlass.messages import GetStatus, Message, Status
 
 #: Seconds that a manager may take to answer.
@@ -40,7 +41,7 @@ class Watched:
         self.name = pilot_file.parent.name if elsewhere else str(getattr(cast("Any", manager), "name", "?"))
         self.last: dict[str, Any] = {}
         self._lock = threading.Lock()
-        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._answers: Mailbox[bytes] = Mailbox()
         self._port: Any = None
 
     def _hear(self, message: Message) -> None:
