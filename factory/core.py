@@ -118,6 +118,12 @@ class FactoryCore:
     demand: Demand | None = None
     #: The manager is out of reach: what it said last may be long past.
     away: bool = False
+    #: Pilots that would be submitted if it were not; and when it was heard again.
+    _withheld: int = 0
+    _back_at: float = -math.inf
+    #: When the last two queries were answered: what one tells of may have happened since the one before.
+    _answered_before: float = math.inf
+    _answered_at: float = math.inf
     #: What pools of the same factory that were named before this one will take.
     before: tuple[Promise, ...] = ()
     history: History = field(init=False)
@@ -160,16 +166,26 @@ class FactoryCore:
 
     def hear(self, demand: Demand, now: float) -> None:
         """The manager says what it could use."""
-        self.demand, self._heard_at, self.away = demand, now, False
+        self.demand, self._heard_at = demand, now
+        if self.away:
+            self._back(now)
         self.fleet.blocked = demand.avoid
         self.history.are_blocked(demand.avoid)
         self._see(now)
         self._settle(now)
         self._ask_sooner(now)
 
-    def cut_off(self) -> None:
+    def cut_off(self, now: float) -> None:
         """The connection to the manager is gone. When there is one again it says anew what it could use."""
         self.away = True
+        self._ask_sooner(now)
+
+    def _back(self, now: float) -> None:
+        """The manager is heard again. Nobody may have reached it meanwhile: pilots have their time to do so from now on."""
+        self.away, self._back_at = False, now
+        for pilot in self.fleet.pilots.values():
+            if pilot.phase is Phase.RUNNING:
+                pilot.since = now
 
     def _see(self, now: float) -> None:
         """Tell the register what the manager said last."""
@@ -211,6 +227,7 @@ class FactoryCore:
         self.history.answered()
         self._queried = True
         self._answers += 1
+        self._answered_before, self._answered_at = self._answered_at, now
         self._soonest = self._query_at = now + max(self.budget.query_pace(now, self.query_interval), SLOW_FACTOR * took)
         known = set(self.fleet.pilots)
         self.fleet.listed(states, now)
@@ -226,7 +243,7 @@ class FactoryCore:
         # Backends that are asked more often have their own reasons.
         pilots = self.fleet.pilots.values()
         settled = all(pilot.phase is Phase.SERVING and not pilot.misses for pilot in pilots)
-        return settled and self.query_interval > PROMPT and not self.fleet.unsure
+        return settled and self.query_interval > PROMPT and not self.fleet.unsure and not self.away
 
     def _ask_sooner(self, now: float) -> None:
         """It is not calm any more: a pilot whose connection was cut may have ended; others change in their own time."""
@@ -294,8 +311,8 @@ class FactoryCore:
                     continue
                 once |= {pilot.reason} if pilot.restart else set()
                 self.history.died_at_start(pilot.node, pilot.charge, pilot.made_at, now)
-        overdue = [p for p in self.fleet.pilots.values() if p.phase is Phase.RUNNING and not p.served and not p.charge]
-        for pilot in overdue:
+        late = [] if self.away else [p for p in self.fleet.pilots.values() if p.phase is Phase.RUNNING and not p.served and not p.charge]
+        for pilot in late:
             if now - pilot.since >= self.pool.hello_timeout:
                 pilot.charge = f"{pilot.job} ran for {now - pilot.since:.0f} s without connecting"
                 self.history.died_at_start(pilot.node, pilot.charge, pilot.made_at, now)
@@ -314,12 +331,16 @@ class FactoryCore:
         self.spent += ending.ran * self.pool.resources.cores * self.pool.nodes
         if ending.gone:
             self.history.pilot_ended()
-        if ending.failed and not self.closing and not self._same_misfortune(ending, last_words):
+        if ending.failed and not self.closing and not self._without_manager(ending, now) and not self._same_misfortune(ending, last_words):
             self.history.died_at_start(ending.node, _told(ending, reason), ending.made_at, now)
         elif ending.troubled and not self.closing:
             self.history.was_in_trouble(ending.node, _told(ending, reason), ending.made_at, now)
         elif self.history.troubles.count and ending.served_at >= self.history.troubled_at and ending.exit_status == 0:
             self.history.serve_well([ending.node])
+
+    def _without_manager(self, ending: Ending, now: float) -> bool:
+        """The manager was out of reach while this pilot ran: that it never served says nothing against it."""
+        return self.away or min(now - ending.ran, self._answered_before) <= self._back_at
 
     def _same_misfortune(self, ending: Ending, last_words: str) -> bool:
         """A controller that has lost its state knows several pilots no more, at once; those that said something failed by themselves."""
@@ -375,6 +396,9 @@ class FactoryCore:
         """What pools named after this one can count on, and when that changes by itself."""
         coming, until = self.fleet.promised(now, self.pool.patience)
         more = self.actions.submit if self.actions is not None and not self.closing else 0
+        if self.away and not self.closing:
+            # A pool named later may hear of the manager sooner, which may not have heard of this one's pilots again.
+            more = self._withheld + sum(pilot.coming and pilot.connected for pilot in self.fleet.pilots.values())
         return Promise(self.pool.found(self._memory), coming + more), until
 
     def _plan(self, now: float) -> Actions:
@@ -399,11 +423,17 @@ class FactoryCore:
         self.history.note_wanted(actions.wanted, now, self.pool.hold)
         if actions.used_up and not self.history.paused:
             self.history.paused = self.history.failure = actions.used_up
-        if self.away and actions.submit:
-            # Its calls may have ended, and it too: pilots would wait for it, one after the other.
-            actions = replace(actions, submit=0, submit_reason="", waits="the manager is out of reach")
-        self.actions = actions
-        return actions
+        self._withheld = actions.submit if self.away else 0
+        self.actions = self._without_demand(actions) if self.away else actions
+        return self.actions
+
+    def _without_demand(self, actions: Actions) -> Actions:
+        """Nothing is done by what the manager said before it was out of reach: its calls may have ended, and it too, so that pilots would
+        wait for it, one after the other; and those that were idle may have calls."""
+        pilots = self.fleet.pilots
+        useless = tuple(one for one in actions.cancel if all(pilots[job].phase in (Phase.HELD, Phase.CANCELLING) for job in one.jobs))
+        waits = "the manager is out of reach" if actions.submit else actions.waits
+        return replace(actions, submit=0, submit_reason="", cancel=useless, release=(), waits=waits, again_at=math.inf)
 
     def _query_due(self, now: float) -> bool:
         if (self._queried and not self.fleet.live) or self._at_the_end(now):
@@ -431,7 +461,7 @@ class FactoryCore:
         if now < self._deadline and self.fleet.live:
             if self.history.silent_until() > now or self.budget.free_at(now, kept=True) > now:
                 return None
-            unconnected = tuple(pilot.job for pilot in pilots if (self.away or not pilot.connected) and self._cancellable(pilot))
+            unconnected = tuple(pilot.job for pilot in pilots if self._cancellable(pilot, now))
             if unconnected:
                 return self._cancel(unconnected, "the factory closes", now)
             if any(pilot.connected for pilot in pilots) or self.query_interval <= PROMPT:
@@ -455,8 +485,16 @@ class FactoryCore:
         """When the last command of all may be sent."""
         return max(self._last_try_at, self.budget.free_at(now, kept=True, count=len(END_ALL)))
 
-    def _cancellable(self, pilot: Pilot) -> bool:
-        return pilot.phase in (Phase.QUEUED, Phase.RUNNING, Phase.HELD) or (self.away and pilot.phase is Phase.SERVING)
+    def _cancellable(self, pilot: Pilot, now: float) -> bool:
+        if self.away and pilot.phase is Phase.SERVING:
+            return now >= self._last_word_at
+        return not pilot.connected and pilot.phase in (Phase.QUEUED, Phase.RUNNING, Phase.HELD)
+
+    @property
+    def _last_word_at(self) -> float:
+        """When the batch system is to tell those that the manager cannot tell: what runs has the grace from then on."""
+        assert self._deadline is not None
+        return self._deadline - self.pool.grace
 
     def again_at(self, now: float) -> float:
         """When `step` may have something to do although nothing happened; inf: never."""
@@ -468,7 +506,7 @@ class FactoryCore:
             times.append(max(self._query_at, self.budget.free_at(now, kept=True), silent))
         if self._deadline is not None:
             # Commands that wait for the budget, or for an answer, are due when these allow it.
-            held_up = (silent, self.budget.free_at(now, kept=True), self._last_at(now))
+            held_up = (silent, self.budget.free_at(now, kept=True), self._last_at(now), *((self._last_word_at,) if self.away else ()))
             times += [time for time in held_up if time > now]
             times.append(self._last_at(now) if self._at_the_end(now) else self._deadline)
         elif self.actions is not None:

@@ -268,7 +268,8 @@ class Factory:
     def close(self, seconds: float | None = None) -> None:
         """End all pilots: queued ones now, others when what they run has ended or ``seconds`` (default: the pool's grace) are over.
 
-        With ``math.inf`` for ``seconds`` what runs has as long as it takes.
+        With ``math.inf`` for ``seconds`` what runs has as long as it takes. While the manager is out of reach nobody can ask pilots to
+        finish: then the batch system ends those that serve, a grace before the time is over.
         """
         if seconds is not None and not (isinstance(seconds, int | float) and seconds >= 0):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"close({seconds!r}): give seconds that calls which run are given, or None for the pool's grace")

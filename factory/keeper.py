@@ -179,11 +179,14 @@ class Keeper:
             log.exception("the factory %s failed; its pilots are ended", self.name)
             for kept in self.kept:
                 kept.lost = "the factory failed; its log has the traceback"
-                with contextlib.suppress(BatchError):
+                with contextlib.suppress(Exception):  # the next one's pilots are to be ended all the same
                     kept.backend.cancel_all()
         finally:
             for kept in self.kept:
-                kept.backend.close()
+                try:
+                    kept.backend.close()
+                except Exception:
+                    log.exception("%s: its backend could not be closed", kept.name)
                 self._ledger.post(kept.index, Promise(kept.core.pool, 0))
             for kept in self.kept:
                 if kept.port is not None:
@@ -261,8 +264,9 @@ class Keeper:
             log.info("%s: the manager was started anew; its pilots go over to it", kept.name)
             core.told_nothing(now)
         elif isinstance(event, Cut):
-            log.info("%s: the manager is out of reach (%s); nothing is submitted meanwhile", kept.name, event.reason)
-            core.cut_off()
+            if not kept.manager_gone:  # or it has just ended
+                log.info("%s: the manager is out of reach (%s); nothing is submitted meanwhile", kept.name, event.reason)
+                core.cut_off(now)
         elif isinstance(event, Lost):
             kept.manager_gone = True
             kept.lost = f"the manager is lost: {event.reason}"

@@ -22,6 +22,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -194,8 +195,9 @@ class Server:
 
     def end(self, reason: str) -> None:
         """Begin to end; from any thread, also from a handler of signals."""
-        if self._loop is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._end, reason)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it has just ended
+                self._loop.call_soon_threadsafe(self._end, reason)
 
     @property
     def reason(self) -> str:

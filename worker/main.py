@@ -70,6 +70,7 @@ from windlass.messages import (
     WorkerInfo,
     WorkerReport,
 )
+from windlass.signals import Heard
 from windlass.transport import connect
 from windlass.worker import environment, image, memory, node
 from windlass.worker.backlog import Backlog
@@ -145,6 +146,7 @@ class Worker:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._private_key = b""
         self._status, self._signals = ORDERLY, 0
+        self._heard: Heard | None = None
         self._leaving = self._said_goodbye = False
         self.scratch = ""
         self._connection: ConnectionFile
@@ -161,7 +163,6 @@ class Worker:
 
     async def run(self) -> int:
         """Serve until the end. Raises `CannotStart`."""
-        loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
         try:
             self._connection = read_connection_file(self._options.connection)
@@ -182,8 +183,7 @@ class Worker:
                 on_lost=self._on_lost,
                 on_refused=self._on_refused,
             )
-            for number in SIGNALS:
-                loop.add_signal_handler(number, self._on_signal, number)
+            self._heard = Heard(SIGNALS, self._on_signal)
             self._look()
             await self._over.wait()
             return self._status
@@ -500,7 +500,8 @@ class Worker:
         """How long a manager that is out of reach is waited for."""
         if not self._link.session_id:
             return 0.0  # it never knew this worker
-        if all(isinstance(message, OF_NO_WORTH) for message in self._link.unheard("worker")):
+        # Of a link that is only silent nobody knows: calls may be on their way here, to be given back.
+        if not self._link.connected and all(isinstance(message, OF_NO_WORTH) for message in self._link.unheard("worker")):
             return FAREWELL_SECONDS
         return max(FAREWELL_SECONDS, min(60.0, self._life.deadline - time.monotonic()))
 
@@ -522,12 +523,8 @@ class Worker:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        # The loop takes its handlers away when it closes: a signal that comes then must not change the exit status. Blocked here it would
-        # go to a thread that is still there, if there is one: so it is ignored as well.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        for number in SIGNALS:
-            asyncio.get_running_loop().remove_signal_handler(number)
-            signal.signal(number, signal.SIG_IGN)
+        if self._heard is not None:
+            self._heard.ignore()  # a signal that comes from now on must not change the exit status
         self._guardian.sweep()
         if self._supply is not None:
             self._supply.remove()

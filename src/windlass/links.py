@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Final, cast
 
 from windlass.errors import InternalError, WindlassError
@@ -112,14 +113,14 @@ class Link:
             self._outbox.extend(messages)
             self._flush()
 
-    def unheard(self, says: str | None = None) -> list[Message]:
+    def unheard(self, says: str | None = None) -> Iterator[Message]:
         """What the other side has not acknowledged: of a session that is lost, what it may never have heard. ``says``: the role of this
         side; without one it is the manager's."""
-        return [*self.session.unheard(heard_by(self.role) if says is None else said_by(says)), *self._outbox]
+        return chain(self.session.unheard(heard_by(self.role) if says is None else said_by(says)), self._outbox)
 
     def begin_anew(self, session: Session, says: str) -> list[Message]:
         """On the dialling side: go on with this session, in which nothing was said; what of the one before may not have been heard."""
-        unheard = self.unheard(says)
+        unheard = list(self.unheard(says))
         self.session, self._outbox = session, []
         return unheard
 

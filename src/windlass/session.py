@@ -24,7 +24,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -248,11 +248,11 @@ class Session:
         self._drop_acknowledged(peer_received)
         return [body for _, body in self._unacked]
 
-    def unheard(self, decoder: MessageDecoder) -> list[Message]:
+    def unheard(self, decoder: MessageDecoder) -> Iterator[Message]:
         """What was sent and not acknowledged, so that the other side may never have heard it; oldest first. ``decoder``: of what this
-        side says."""
-        frames = [_frame_decoder().decode(body) for _, body in self._unacked]
-        return [message for frame in frames for message in decoder.decode(frame.messages)]
+        side says. One frame after the other is decoded, as there may be much."""
+        for _, body in self._unacked:
+            yield from decoder.decode(_frame_decoder().decode(body).messages)
 
     def _drop_acknowledged(self, number: int) -> None:
         unacked = self._unacked

@@ -1,4 +1,4 @@
-"""Signals in programs of several threads: a main thread that waits hears each, whichever thread the kernel has given it to.
+"""Signals in programs of several threads: heard by who waits for them, whichever thread the kernel has given them to.
 
 Theory of operation
 -------------------
@@ -6,17 +6,22 @@ Python runs handlers in the main thread, when that runs Python. One that waits f
 kernel wakes the main thread for it, but until that has got a processor any other thread which starts a process or a thread, or changes
 what it has blocked, may take the signal in its place. Then the main thread goes on waiting, and a factory that starts a pilot just when
 it is told to end never hears of it. What Python writes to a pipe (`signal.set_wakeup_fd`), it writes in whatever thread: so the main thread
-waits for that pipe, and another one for what is waited for.
+waits for that pipe, and another one for what is waited for (`hearing_signals`), or a loop reads it (`Heard`).
+
+A loop's own handlers do nearly the same, but when they are taken away the signal is for a moment what it was at first, deadly, and another
+thread may take one just then. `Heard` ignores signals from its end on.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from types import FrameType
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,10 +32,12 @@ def hearing_signals(wait: Callable[[], T]) -> T:
 
     A handler that raises ends this, and not ``wait``.
     """
-    bell, ring = os.pipe()
-    os.set_blocking(bell, False)
-    os.set_blocking(ring, False)
+    bell, ring = _pipe()
+    rung = select.poll()  # `select.select` knows no descriptors from 1,024 on
+    rung.register(bell, select.POLLIN)
     done: Future[T] = Future()
+    over = False
+    lock = threading.Lock()
 
     def work() -> None:
         try:
@@ -41,13 +48,11 @@ def hearing_signals(wait: Callable[[], T]) -> T:
             if not over:
                 os.write(ring, b"\0")
 
-    over = False
-    lock = threading.Lock()
-    before = signal.set_wakeup_fd(ring, warn_on_full_buffer=False)
+    before = _ring_at(ring, bell)
     try:
         threading.Thread(target=work, name="windlass-waiting", daemon=True).start()
         while not done.done():
-            select.select([bell], [], [])
+            rung.poll()
             os.read(bell, 4096)
     finally:
         signal.set_wakeup_fd(before)
@@ -56,3 +61,53 @@ def hearing_signals(wait: Callable[[], T]) -> T:
             os.close(bell)
             os.close(ring)
     return done.result()
+
+
+class Heard:
+    """Has ``told(number)`` called for each of these signals, on the running loop, which is the main thread's. `ignore` ends that."""
+
+    def __init__(self, numbers: Sequence[int], told: Callable[[int], None]) -> None:
+        self._numbers = tuple(numbers)
+        self._told = told
+        self._loop = asyncio.get_running_loop()
+        self._bell, ring = _pipe()
+        self._ring = ring
+        _ring_at(ring, self._bell)
+        self._loop.add_reader(self._bell, self._hear)
+        for number in self._numbers:
+            signal.signal(number, _nothing)  # that there is one makes Python write to the pipe
+
+    def ignore(self) -> None:
+        """From now on these signals do nothing in this process."""
+        for number in self._numbers:
+            signal.signal(number, signal.SIG_IGN)
+        self._loop.remove_reader(self._bell)
+        signal.set_wakeup_fd(-1)
+        os.close(self._bell)
+        os.close(self._ring)
+
+    def _hear(self) -> None:
+        for number in os.read(self._bell, 4096):
+            if number in self._numbers:
+                self._told(number)
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """The handler: what is to be done is done on the loop."""
+
+
+def _pipe() -> tuple[int, int]:
+    bell, ring = os.pipe()
+    os.set_blocking(bell, False)
+    os.set_blocking(ring, False)
+    return bell, ring
+
+
+def _ring_at(ring: int, bell: int) -> int:
+    """What was rung before. Raises `ValueError` where this is not the main thread."""
+    try:
+        return signal.set_wakeup_fd(ring, warn_on_full_buffer=False)
+    except ValueError:
+        os.close(bell)
+        os.close(ring)
+        raise

@@ -592,13 +592,17 @@ def test_closing_cancels_what_waits_lets_go_what_serves_and_ends_the_rest(make_p
     assert math.isinf(sim.core.again_at(sim.now))
 
 
+def lose_manager(sim: Simulation) -> None:
+    sim.away = True
+    sim.core.cut_off(sim.now)
+
+
 def test_nothing_is_submitted_while_the_manager_is_out_of_reach(make_pool: MakePool) -> None:
     """What ends meanwhile is replaced when it has said what it could use: it may be gone for good, and its calls be done."""
     sim = simulation(make_pool())
     sim.calls = 40
     sim.run(60)
-    sim.away = True
-    sim.core.cut_off()
+    lose_manager(sim)
     for job in list(sim.cluster.jobs.values())[:3]:
         sim.cluster.process_ended(job.job, job.restart, 0, sim.now)
     sim.run(300)
@@ -610,20 +614,80 @@ def test_nothing_is_submitted_while_the_manager_is_out_of_reach(make_pool: MakeP
     assert (sim.submissions, sim.cluster.alive) == ([10, 3], 10)
 
 
+def test_nothing_is_let_go_while_the_manager_is_out_of_reach(make_pool: MakePool) -> None:
+    """Those that were idle may have calls, and those in the queue be wanted."""
+    sim = simulation(make_pool(idle_timeout=120.0), nodes=2, queue_delay=0.0)
+    sim.calls = 40
+    sim.run(60)
+    sim.calls = 0
+    sim.run(10)
+    sim.cancelled.clear()
+    lose_manager(sim)
+    sim.run(600)
+    assert (sim.released, sim.cancelled) == ([], [])
+
+
+@pytest.mark.parametrize("status", [None, 4], ids=["they wait on", "they give up"])
+def test_pilots_that_find_no_manager_are_not_held_against_the_pool(make_pool: MakePool, status: int | None) -> None:
+    """Where it is out of reach for the factory as well. Those that still run have their time to connect when it is back."""
+    sim = simulation(make_pool(hello_timeout=60.0), queue_delay=100.0)
+    sim.calls = 40
+    sim.run(5)
+    lose_manager(sim)
+    sim.run(400)
+    if status is not None:
+        for job in list(sim.cluster.jobs.values())[:6]:
+            sim.cluster.process_ended(job.job, job.restart, status, sim.now)
+    sim.run(100)
+    assert sim.core.history.start_failures == 0
+    sim.away = False
+    sim.run(120)
+    assert sim.core.history.paused == ""
+    assert sim.cancelled == []
+    assert sim.cluster.alive == 10
+
+
 def test_closing_without_a_manager_ends_what_serves_through_the_batch_system(make_pool: MakePool) -> None:
-    """Nobody else can tell it."""
-    sim = simulation(make_pool(), nodes=2)
+    """Nobody else can tell it; but what runs has the time that it was given."""
+    sim = simulation(make_pool(grace=30.0), nodes=2)
     sim.calls = 8
     sim.run(60)
+    lose_manager(sim)
     sim.calls = 0  # nobody knows what runs
-    sim.away = True
-    sim.core.cut_off()
-    sim.core.close(sim.now, 300.0)
-    sim.tick()
+    closed = sim.now
+    sim.core.close(closed, 300.0)
+    while not sim.core.finished:
+        sim.tick(min(5.0, sim.core.again_at(sim.now) - sim.now))
+        assert not sim.cancelled or sim.now >= closed + 270
     assert (len(sim.released), len(sim.cancelled)) == (0, 2)
-    sim.run(60)
-    assert sim.core.finished
+    assert sim.now <= closed + 310
     assert sim.cluster.alive == 0
+
+
+def test_closing_while_the_manager_is_out_of_reach_for_a_moment_is_as_ever(make_pool: MakePool) -> None:
+    sim = simulation(make_pool(grace=30.0), nodes=2)
+    sim.calls = 8
+    sim.run(60)
+    lose_manager(sim)
+    sim.core.close(sim.now, math.inf)
+    sim.tick(1)
+    assert (sim.released, sim.cancelled) == ([], [])
+    sim.away = False
+    sim.tick(1)
+    assert (len(sim.released), len(sim.cancelled)) == (2, 0)
+
+
+def test_a_pool_whose_manager_is_out_of_reach_promises_what_it_has(make_pool: MakePool) -> None:
+    """One that was named later may hear of the manager sooner, and that of its pilots later."""
+    sim = simulation(make_pool())
+    sim.calls = 40
+    sim.run(60)
+    assert sim.core.promise(sim.now)[0].pilots == 0
+    lose_manager(sim)
+    for job in list(sim.cluster.jobs.values())[:3]:
+        sim.cluster.process_ended(job.job, job.restart, 0, sim.now)
+    sim.run(60)
+    assert sim.core.promise(sim.now)[0].pilots == 7 + 3
 
 
 def test_closing_keeps_to_the_budget_too(make_pool: MakePool) -> None:

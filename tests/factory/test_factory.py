@@ -189,6 +189,24 @@ def test_the_factory_ends_with_its_manager(manager: Any, stand_in: StandIn, writ
     factory.close()
 
 
+def test_a_backend_that_cannot_be_closed_keeps_no_factory_from_its_end(manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command would go on for ever, whatever is pressed."""
+    backend = FakeBackend(query_interval=0.02)
+    close = backend.close
+
+    def broken() -> None:
+        close()
+        raise OSError("Input/output error")
+
+    monkeypatch.setattr(backend, "close", broken)
+    factory = Factory(manager, backend, pool="p", cores=1)
+    factory.start()
+    factory.begin_close(0.0)
+    assert factory.wait(20)
+    factory.close()
+    assert manager.closed
+
+
 def test_limits_can_be_changed_while_it_runs(manager: Any, stand_in: StandIn) -> None:
     with Factory(manager, python=stand_in(STAYS), cores=1, max_pilots=1) as factory:
         manager.tell(some(5))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -70,3 +72,36 @@ def test_a_handler_that_raises_ends_the_wait_and_all_is_as_before() -> None:
         signal.signal(signal.SIGUSR2, before)
     assert signal.set_wakeup_fd(-1) == -1
     assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+IMPATIENT = """
+import asyncio, os, signal, threading
+from windlass import loops
+from windlass.signals import Heard
+
+async def main():
+    told = []
+    enough = asyncio.Event()
+
+    def tell(number):
+        told.append(number)
+        if len(told) >= 20:
+            enough.set()
+
+    heard = Heard([signal.SIGTERM, signal.SIGUSR1], tell)
+    threading.Thread(target=lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(10_000_000)], daemon=True).start()
+    await enough.wait()
+    heard.ignore()
+    await asyncio.sleep(0.05)
+    assert set(told) == {signal.SIGTERM}
+
+loops.run(main())
+os._exit(7)
+"""
+
+
+def test_who_has_heard_enough_is_not_ended_by_what_comes_then() -> None:
+    """Taken away, a loop's own handler leaves the signal deadly for a moment, in which another thread may take it."""
+    for _ in range(3):
+        ran = subprocess.run([sys.executable, "-c", IMPATIENT], check=False, capture_output=True, text=True, timeout=60)
+        assert (ran.returncode, ran.stderr) == (7, "")
