@@ -14,6 +14,7 @@ Output goes to one file per process, opened for appending, so that `trim_log` ca
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import select
@@ -28,8 +29,12 @@ from typing import Final, TextIO
 
 from windlass.factory.commands import PASSING
 
+log = logging.getLogger("windlass.factory")
+
 STRAGGLE: Final = 2.0
 STRAGGLE_STEP: Final = 0.05
+#: How long `Processes.close` waits for what was killed: one that hangs in the kernel is not there to be killed.
+GIVE_UP: Final = STRAGGLE + 10.0
 #: A log is cut when it is larger than this, to so much of its end. Bytes.
 LOG_LIMIT: Final = 1 << 20
 LOG_KEPT: Final = 128 << 10
@@ -158,10 +163,19 @@ class Processes:
         self.end()
         with self._lock:
             self._closing = True
-            thread, self._thread = self._thread, None
+            thread = self._thread
+            killed = max((process.kill_at for process in self._processes.values() if process.kill_at is not None), default=0.0)
         self._bell_rings()
         if thread is not None:
-            thread.join()
+            thread.join(max(0.0, killed - time.monotonic()) + GIVE_UP)
+            if thread.is_alive():
+                with self._lock:
+                    left = ", ".join(str(process.popen.pid) for process in self._processes.values())
+                log.warning(
+                    "processes %s were killed and have not ended: they may hang in the kernel; nobody looks after them any more", left
+                )
+                return
+            self._thread = None
         with self._lock:
             if self._bell >= 0:
                 os.close(self._bell)

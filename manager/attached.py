@@ -261,11 +261,13 @@ def _leave(line: Line, client: Client, ports: list[Port], pages: list[Child]) ->
     for page in pages:
         page.close()
     client.closed = client.closed or "this program has left the manager"
-    if not lost:
-        line.store.patience_until = time.monotonic() + _FAREWELL
-        client.settle()
-    client.close_memory()
-    line.close(_FAREWELL if not lost else 0.0)
-    for port in ports:
-        port.close()
-    client.close(client.closed)
+    try:
+        if not lost:
+            line.store.patience_until = time.monotonic() + _FAREWELL
+            client.settle()
+    finally:  # Ctrl-C ends the reading alone: nobody comes here again
+        client.close_memory()
+        line.close(_FAREWELL if not lost else 0.0)
+        for port in ports:
+            port.close()
+        client.close(client.closed)

@@ -102,6 +102,8 @@ class KeptResults:
 
     def bring(self, name: FileName, timeout: float | None) -> memoryview:
         """Something that a call has left on a worker, or will leave there. Raises `FileUnavailable`, `Closed`, `TimeoutError`."""
+        if why := self._closed():  # who leaves brings nothing more: it was kept where it is for not being moved
+            raise Closed(why)
         waiter = _Waiter()
         with self._lock:
             self._waiters.setdefault(name, []).append(waiter)

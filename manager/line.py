@@ -366,6 +366,8 @@ class AttachedStore:
         self._local: ObjectStore | None = None
         #: On the monotonic clock: from then on nobody waits for a connection, as the program leaves.
         self.patience_until = float("inf")
+        #: It was over, and there was no connection.
+        self._given_up = False
 
     @property
     def far(self) -> bool:
@@ -455,12 +457,15 @@ class AttachedStore:
         told = False
         while True:
             try:
+                if self._given_up:  # each attempt takes as long as it takes to dial
+                    raise ConnectionResetError("there is no connection to it")
                 self._line.get(ObjectRef(ObjectName(name), size), self.local)
                 return self.local.open(name)
             except (ObjectGone, ConnectionError, Closed) as error:
                 full = isinstance(error.__cause__, StoreFull)  # it is the disk here
                 cut = isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefused) and not full
                 if not cut or self._line.lost or time.monotonic() > self.patience_until:
+                    self._given_up |= cut
                     where = f"was kept at manager {self._line.manager}"
                     raise Closed(f"the call's result of {size:,} bytes {where} and cannot be had from there any more: {error}") from error
                 if not told:

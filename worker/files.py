@@ -286,7 +286,7 @@ class Files:
     async def _receive(self, ref: FileRef, source: FileSource, digest: str, data: bytes | None) -> tuple[str, int]:
         begun = self._fillings.get(ref.name)
         if begun is None:
-            filling = await in_thread(partial(self.cache.fill, ref.name, ref.size, ref.level))
+            filling = await in_thread(partial(self.cache.fill, ref.name, ref.size, ref.level), _abandon)
             if filling is None:  # another worker of this node has had it meanwhile
                 self.cache.pin(ref.name)
                 return "", self.cache.facts(ref.name).size
@@ -399,3 +399,9 @@ class Files:
                 filling.abort()
 
             asyncio.get_running_loop().run_in_executor(None, end)
+
+
+def _abandon(filling: Filling | None) -> None:
+    """Nobody waits for it any more; kept, it would hold up all others who want the file."""
+    if filling is not None:
+        filling.abort()

@@ -17,6 +17,7 @@ from windlass.messages import HoistedImport, InstanceId, LibrarySpec
 from windlass.ownership import make_ours
 from windlass.worker.callqueue import CallQueue
 from windlass.worker.environment import enter
+from windlass.worker.guardian import remove_tree
 from windlass.worker.slotlink import Rows, Setup, bounded, memory_file
 
 #: What numerical libraries read, before they start threads.
@@ -107,10 +108,8 @@ class Ground:
         os.close(self._setup_file)
 
     def remove_folder(self) -> None:
-        """Remove what calls have left behind; may take long."""
-        import shutil
-
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove what calls have left behind, as far as that is possible; may take long."""
+        remove_tree(str(self.folder))
 
     def _environment(self) -> dict[str, str]:
         threads = str(self.spec.threads or max(1, int(self.spec.per_slot.cores)))

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import time
 from collections.abc import Collection
 from typing import Final, NoReturn
@@ -154,24 +155,32 @@ def _own_start() -> int:
 
 def remove_tree(path: str) -> None:
     """Remove a folder and all in it, as far as that is possible; links are not followed."""
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                try:
-                    if entry.is_dir(follow_symlinks=False):
-                        remove_tree(entry.path)
-                    else:
-                        os.unlink(entry.path)
-                except OSError:
-                    continue
-        os.rmdir(path)
-    except OSError:
-        try:  # a folder whose rights a call has taken away
-            if os.stat(path, follow_symlinks=False).st_mode & 0o700 != 0o700:
-                os.chmod(path, 0o700)
-                remove_tree(path)
+    folders = [path]
+    for folder in folders:  # which grows: no recursion, trees may be deep
+        try:
+            mode = os.stat(folder, follow_symlinks=False).st_mode
+            if not stat.S_ISDIR(mode):
+                os.unlink(folder)  # a link, or a file, that somebody has put in its place
+                continue
+            if mode & 0o700 != 0o700:
+                os.chmod(folder, 0o700)  # a call has taken its rights away
+            with os.scandir(folder) as entries:
+                children = list(entries)
         except OSError:
-            pass
+            continue
+        for entry in children:
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    os.unlink(entry.path)
+            except OSError:
+                continue
+    for folder in reversed(folders):
+        try:
+            os.rmdir(folder)
+        except OSError:
+            continue
 
 
 def _guard(read_end: int, token: str) -> NoReturn:

@@ -32,6 +32,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final, Protocol
 
+from windlass.blocking import in_thread
 from windlass.messages import (
     SLOTS_MOST,
     CallEnd,
@@ -393,14 +394,17 @@ class LibraryInstance:
     async def _end_all(self, *, charge: bool, failure: LibraryFailed | None = None) -> None:
         self._timers.cancel_all()
         self.zygote = None
-        await self._slots.end_all()
-        for zygote in self._zygotes:  # after the slots, which it reaps; one that it is forking right now goes with it
-            zygote.dismiss()
-            await zygote.gone()
-        self._slots.close(charge=charge)
-        if self._starved:
-            self._loop.remove_writer(self._queue.sender)
-        self._ground.close()
-        await asyncio.to_thread(self._ground.remove_folder)
-        if failure is not None:
-            self.events.failed(failure)
+        try:
+            await self._slots.end_all()
+            for zygote in self._zygotes:  # after the slots, which it reaps; one that it is forking right now goes with it
+                zygote.dismiss()
+                await zygote.gone()
+            self._slots.close(charge=charge)
+            if self._starved:
+                self._loop.remove_writer(self._queue.sender)
+            self._ground.close()
+            with suppress(OSError):  # no thread is to be had: the folder goes with the worker's
+                await in_thread(self._ground.remove_folder)
+        finally:
+            if failure is not None:  # whatever has gone wrong, its calls wait for this
+                self.events.failed(failure)

@@ -19,12 +19,13 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from windlass import folders
+from windlass.blocking import in_thread
 from windlass.errors import ConnectionRefused, UsageError, WindlassError
 from windlass.messages import (
     CANCELLED,
@@ -56,6 +57,7 @@ from windlass.worker import importcost
 from windlass.worker.arrivals import CannotKeep
 from windlass.worker.backlog import Backlog
 from windlass.worker.environment import complete
+from windlass.worker.guardian import remove_tree
 from windlass.worker.lifetime import PER_BATCH
 from windlass.worker.slotlink import room_name
 from windlass.worker.transfers import TransferFailed, Transfers
@@ -321,8 +323,8 @@ class Libraries:
     def _clear_room(self, entry: Entry, end: CallEnd) -> None:
         """A call that was killed has left its own directory, if it had one."""
         room = entry.library.folder / "work" / room_name(end.call, end.attempt)
-        if room.is_dir():
-            asyncio.get_running_loop().run_in_executor(None, folders.remove_tree, room)
+        if room.is_dir() or room.is_symlink():
+            self._spawn(_clear(str(room)))
 
     def on_lost(self, instance: InstanceId, calls: Sequence[HeldCall], reason: str) -> None:
         if instance in self.entries:
@@ -413,10 +415,15 @@ class Libraries:
 
     async def _stop(self, instance: InstanceId, entry: Entry, *, say: bool = True) -> None:
         self._stopping.add(entry.library)
-        await entry.library.stop(STOP_GRACE)
-        self._stopping.discard(entry.library)
-        if say:
-            self._say(LibraryStopped(instance))
+        try:
+            await entry.library.stop(STOP_GRACE)
+        except asyncio.CancelledError:
+            say = False  # nobody is to hear of it any more
+            raise
+        finally:
+            self._stopping.discard(entry.library)
+            if say:
+                self._say(LibraryStopped(instance))
 
     async def _add_when_there(self, function: FunctionDef, refs: tuple[ObjectRef, ...]) -> None:
         try:
@@ -530,3 +537,9 @@ def _cannot_write(function: FunctionDef, error: OSError) -> str:
 
 def _unheard(message: Message) -> None:
     """What nobody is to be told."""
+
+
+async def _clear(room: str) -> None:
+    """Remove the directory of a call, however long that takes: on a thread that the process's end does not wait for."""
+    with contextlib.suppress(OSError):
+        await in_thread(partial(remove_tree, room))

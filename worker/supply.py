@@ -224,7 +224,9 @@ class Supply:
         try:
             files, made = self.files, end.made()
             await in_thread(partial(self._take_in, files.cache, made))
-        except (OSError, WindlassError) as error:
+        except Exception as error:  # of a defect too the end is told, or the call would never have one
+            if not isinstance(error, (OSError, WindlassError)):
+                log.exception("a defect of Windlass: a result could not be kept")
             text = f"the result could not be kept on {os.uname().nodename}: {error}"
             end.outcome, end.payload, end.detail = NO_FILE, b"", EndDetail(text=text)
             end.spans, end.kept, end.outputs = (), False, ()

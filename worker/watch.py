@@ -16,8 +16,10 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
+from windlass.blocking import in_thread
 from windlass.messages import OUT_OF_MEMORY, CallEnd, CallId, EndDetail, InstanceId
 from windlass.worker import memory
 
@@ -74,7 +76,8 @@ class MemoryWatch:
         if self.used < memory.LOOK_SHARE * self.limit and fullness < memory.LOOK_SHARE:
             self._peaks.clear()
             return False
-        sizes = await asyncio.get_running_loop().run_in_executor(None, memory.measure, trees, memory.proportional)
+        # Not on the loop's executor, whose threads the process's end would wait for: the kernel may hold up who asks for this.
+        sizes = await in_thread(partial(memory.measure, trees, memory.proportional))
         self.used = sum(sizes.values())
         usages = self._usages(sizes)
         worst = memory.choose(usages, self.used, self.limit, fullness=fullness)

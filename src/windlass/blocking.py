@@ -70,9 +70,9 @@ class Call:
                 hang_up(self._sock)
 
 
-async def in_thread(work: Callable[[], T]) -> T:
+async def in_thread(work: Callable[[], T], unwanted: Callable[[T], object] | None = None) -> T:
     """Do this on a new thread, which does not keep the process alive. Raises `ConnectionAbortedError` where none can be had, beside what
-    it raises.
+    it raises. Who waits may be cancelled; the thread goes on, and ``unwanted`` is given, on the loop, what it has made for nobody.
 
     Unlike a loop's executor it serves to the program's end, which may wait for calls; executors are shut down before that.
     """
@@ -81,6 +81,8 @@ async def in_thread(work: Callable[[], T]) -> T:
 
     def tell(result: T | None, error: BaseException | None) -> None:
         if future.done():
+            if error is None and unwanted is not None:
+                unwanted(result)  # type: ignore[arg-type]
             return
         if error is not None:
             future.set_exception(error)
@@ -102,7 +104,12 @@ async def in_thread(work: Callable[[], T]) -> T:
         threading.Thread(target=run, name="windlass-fetch", daemon=True).start()
     except RuntimeError as error:
         raise ConnectionAbortedError(f"no thread could be started for it: {error}") from error
-    return await future
+    try:
+        return await future
+    except asyncio.CancelledError:
+        if unwanted is not None and future.done() and not future.cancelled() and future.exception() is None:
+            unwanted(future.result())  # it was here, but for the turn of the loop
+        raise
 
 
 def dial(

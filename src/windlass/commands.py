@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 import signal as signals
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ _SHELL_SIGNAL: Final = 128
 _NOT_FOUND: Final = 127
 _NOT_EXECUTABLE: Final = 126
 _PR_SET_CHILD_SUBREAPER: Final = 36
+#: How long what was killed may take to end, in seconds: it may hang in the kernel, or be another user's.
+_LEFT_SECONDS: Final = 2.0
 #: What numerical libraries read, before they start threads.
 _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "BLIS_NUM_THREADS")
 
@@ -192,10 +195,15 @@ def _run(command: str | Sequence[str], env: dict[str, str], merge_output: bool) 
     process.returncode = os.waitstatus_to_exitcode(status)
     own = os.getpid()
     kill_below(own)
+    until = time.monotonic() + _LEFT_SECONDS
     with suppress(ChildProcessError):
         while True:
-            os.waitpid(-1, 0)
-            kill_below(own)  # children of what has just ended are ours now
+            if os.waitpid(-1, os.WNOHANG)[0]:
+                kill_below(own)  # children of what has just ended are ours now
+            elif time.monotonic() < until:
+                time.sleep(0.001)
+            else:
+                break
     return status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 

@@ -42,7 +42,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 @contextmanager
 def scheduled_as_usual() -> Generator[None]:
     """Processes that a loop's thread starts in this block are scheduled as they would be without it."""
-    if not _patient:
+    if not _patient or os.sched_getscheduler(0) != os.SCHED_BATCH:
         yield
         return
     as_usual()

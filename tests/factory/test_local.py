@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from windlass.errors import OverLimit, Rejected
+from windlass.factory import processes
 from windlass.factory.backend import Cause, JobId, Listed, NoNodeLeft, PilotRequest, PilotState, Tag
 from windlass.factory.local import LocalBackend
 from windlass.factory.processes import GrowingLog, tail_of, trim_log
@@ -203,6 +204,21 @@ def test_closing_leaves_no_process(local: Local, make_request: MakeRequest, writ
     local.backend.close()
     gone(pid)
     local.backend.close()
+
+
+def test_closing_does_not_wait_for_ever_for_what_cannot_be_killed(
+    local: Local, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a process that waits for a file server which is away: the kernel ends it when that is back."""
+    monkeypatch.setattr(processes, "GIVE_UP", 0.2)
+    local.submit(make_request("import time; time.sleep(60)"))
+    [process] = local.backend._table._processes.values()  # pyright: ignore[reportPrivateUsage]
+    with pytest.MonkeyPatch.context() as unkillable:
+        unkillable.setattr(process.popen, "poll", lambda: None)
+        local.backend.cancel_all()
+        local.backend.close()
+    assert f"processes {process.popen.pid} were killed and have not ended" in caplog.text
+    assert process.popen.wait(20) == -15
 
 
 def test_a_description_is_the_command_itself(make_request: MakeRequest) -> None:

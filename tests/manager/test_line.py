@@ -19,6 +19,7 @@ from windlass.errors import Closed, ConnectionRefused, StoreFull, Unreachable
 from windlass.identity import ConnectionFile
 from windlass.manager import line as module
 from windlass.manager.call import TAG_MOST
+from windlass.manager.keeping import KeptResults, Needed
 from windlass.manager.line import Line
 from windlass.messages import (
     MAX_FRAME_BYTES,
@@ -33,6 +34,7 @@ from windlass.messages import (
     Leave,
     LibraryId,
     Message,
+    ObjectName,
     ObjectRef,
     Sandbox,
     SubmitCalls,
@@ -213,9 +215,12 @@ def full_disk() -> ConnectionError:
 def test_a_result_is_not_waited_for_where_no_connection_would_bring_it(
     finder: Finder, monkeypatch: pytest.MonkeyPatch, error: ConnectionError, leaves: bool
 ) -> None:
-    """It is the program's own disk that is full, or the program leaves; the line stands in both cases."""
+    """It is the program's own disk that is full, or the program leaves; the line stands in both cases. Who leaves tries it once: each
+    try takes as long as it takes to dial, and there may be a thousand results."""
+    tried: list[str] = []
 
     def get(ref: ObjectRef, store: object) -> None:
+        tried.append(ref.name)
         raise error
 
     monkeypatch.setattr(finder.line, "get", get)
@@ -225,8 +230,28 @@ def test_a_result_is_not_waited_for_where_no_connection_would_bring_it(
         store.patience_until = time.monotonic() - 1
     with pytest.raises(Closed, match=f"100,000 bytes .* cannot be had from there any more: {error}"):
         store.open("r-" + "0" * 32)
+    with pytest.raises(Closed, match=r"100,000 bytes .* cannot be had from there any more"):
+        store.open("r-" + "0" * 32)
+    assert len(tried) == (1 if leaves else 2)
     assert not finder.line.lost
     store.close()
+
+
+def test_who_leaves_has_nothing_brought_from_workers() -> None:
+    """It was kept there for not being moved, and there may be much of it."""
+
+    def absent(name: str) -> memoryview:
+        raise KeyError(name)
+
+    said: list[Message] = []
+    left = ""
+    kept = KeptResults(absent, said.append, lambda: left)
+    name = "r-" + "0" * 32
+    kept.note([ObjectRef(ObjectName(name), 100_000)], Needed((), {}, []))
+    left = "this program has left the manager"
+    with pytest.raises(Closed, match=left):
+        kept.open(name)
+    assert said == []
 
 
 def test_an_argument_that_could_not_be_sent_is_put_again_for_the_same_use(finder: Finder, monkeypatch: pytest.MonkeyPatch) -> None:
