@@ -30,12 +30,19 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from windlass.testing import SlurmCluster, missing_programs
 
+# The clock of a busy machine says nothing about the program.
+settings.register_profile(
+    "windlass", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+)
+settings.load_profile("windlass")
+
 MARK = "WINDLASS_TEST_MARK"
 #: Seconds that processes have to end in after a test. What ends orderly takes a fraction of one.
-END_TIMEOUT = 10.0
+END_TIMEOUT = 30.0
 
 #: Files, and folders of files, that take long: they are begun first, or the last of them would be waited for alone.  Those that
 #: mostly wait, for daemons and for time to pass, are begun in turns with those that compute, so that processors are always busy.

@@ -177,13 +177,14 @@ def test_nothing_is_kept_for_a_peer_that_is_gone_for_good(manager: Manager, role
     until(lambda: sessions(manager) == 0, "its session is forgotten")
 
 
-def test_pools_of_a_factory_that_is_gone_for_good_are_forgotten(manager: Manager) -> None:
+def test_pools_of_a_factory_that_is_gone_for_good_are_forgotten() -> None:
     """A killed factory submits no more pilots, so its pools promise nothing, and the demand is told to nobody."""
     report = PoolReport((PoolOffer(PoolName("pool"), Resources(4.0)),))
-    run(Peer(credential(manager, CLIENT, CLIENT), "factory", "night-shift").visit(report))
-    assert [pool["name"] for pool in manager.status()["pools"]] == ["pool"]
-    until(lambda: not manager.status()["pools"], "its pools are forgotten")
-    assert not manager._server.factories
+    with Manager(reconnect_grace=2.0, heartbeat=0.2, silence=5.0) as manager:
+        run(Peer(credential(manager, CLIENT, CLIENT), "factory", "night-shift").visit(report))
+        assert [pool["name"] for pool in manager.status()["pools"]] == ["pool"]
+        until(lambda: not manager.status()["pools"], "its pools are forgotten")
+        assert not manager._server.factories
 
 
 def test_a_factory_that_was_cut_off_is_told_the_demand_again(manager: Manager) -> None:

@@ -231,7 +231,7 @@ def test_a_peer_that_says_its_hello_byte_by_byte_is_cut_at_the_deadline(tmp_path
     authority = Authority.create("m1", tmp_path / "m1")
 
     async def work() -> None:
-        listener = Listener(authority, Nobody(), handshake_timeout=0.4)
+        listener = Listener(authority, Nobody(), handshake_timeout=2.0)
         await listener.listen(["127.0.0.1"])
         connection = msgspec.structs.replace(read_connection_file(authority.client_file), addresses=tuple(listener.addresses))
         reader, writer = await asyncio.open_connection(*listener.addresses[0], ssl=connection.client_context(), server_hostname="m1")
@@ -242,7 +242,7 @@ def test_a_peer_that_says_its_hello_byte_by_byte_is_cut_at_the_deadline(tmp_path
             if said < len(body) - 1:
                 writer.write(body[said : said + 1])
                 said += 1
-            await asyncio.wait([ended], timeout=0.02)
+            await asyncio.wait([ended], timeout=0.1)
         assert 2 < said < len(body) - 1
         assert not listener.connections
         writer.close()

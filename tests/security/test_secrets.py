@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -54,7 +55,7 @@ class Run:
         self.secrets["a%20word%20of%20mine"] = "a URL's password"
 
     def _store(self, kind: str, pid: int) -> Path:
-        [found] = [path for folder in FOLDERS for path in Path(folder).glob(f"windlass-{kind}-{MINE}-*-{pid}-*")]
+        [found] = {path for folder in FOLDERS for path in Path(folder).glob(f"windlass-{kind}-{MINE}-*-{pid}-*")}
         return found
 
     def secrets_in(self, text: str) -> list[str]:
@@ -152,7 +153,10 @@ def test_folders_that_everybody_sees_are_private_and_have_names_that_nobody_gues
 def test_sockets_between_worker_and_slots_have_no_name(running: Run) -> None:
     """Socket pairs: nobody can connect to them, whoever he is."""
     names = {line.split()[6]: line.split()[7:] for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
-    links = [os.readlink(descriptor) for descriptor in Path(f"/proc/{running.worker}/fd").iterdir()]
+    links: list[str] = []
+    for descriptor in Path(f"/proc/{running.worker}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it is closed by now
+            links.append(os.readlink(descriptor))
     inodes = [found[1] for link in links if (found := re.fullmatch(r"socket:\[(\d+)\]", link)) and found[1] in names]
     assert len(inodes) >= 3
     assert [names[inode] for inode in inodes] == [[]] * len(inodes)

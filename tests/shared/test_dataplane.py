@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.shared.ports import silent
 
 from windlass import transport
 from windlass.bulk import BULK_BYTES, BulkServer, NoRoom, ObjectGone
@@ -293,6 +294,7 @@ def test_where_the_manager_moves_the_file_that_says_where_may_be_out_of_reach(
             authority.set_addresses(both.listener.addresses)
             client = both.client
             client._connection = read_connection_file(authority.pilot_file)  # pyright: ignore[reportPrivateUsage]
+            [(_, left)] = both.listener.addresses
             await both.listener.close()
             both.listener = Listener(authority, Shell(), serve_data=both.server, files=both.files)
             await both.listener.listen(["127.0.0.1"])
@@ -304,7 +306,7 @@ def test_where_the_manager_moves_the_file_that_says_where_may_be_out_of_reach(
 
             with monkeypatch.context() as patch:
                 patch.setattr(transport, "read_connection_file", fails)
-                with pytest.raises(ConnectionError, match="Connection refused"):
+                with silent(left), pytest.raises(ConnectionError, match="Connection refused"):
                     await client.put(ref.name, both.ours.path(ref.name))
             await client.put(ref.name, both.ours.path(ref.name))
             assert both.theirs.has(ref.name)

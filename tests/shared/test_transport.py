@@ -47,7 +47,7 @@ from windlass.messages import (
 from windlass.session import encode_one
 from windlass.transport import connect, open_port
 
-LIMIT = 10.0  # seconds that anything may take that is to happen
+LIMIT = 30.0  # seconds that anything may take that is to happen
 
 
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -295,7 +295,7 @@ def test_a_half_open_connection_is_noticed_by_silence_on_both_sides(authority: A
 
 def test_an_idle_connection_lives_on_heartbeats(authority: Authority) -> None:
     async def work() -> None:
-        shell = Shell(heartbeat=0.02, silence=0.5)
+        shell = Shell(heartbeat=0.02, silence=5)
         async with listening(authority, shell) as listener:
             peer = Peer(at(authority, listener, WORKER, "w1"), hello())
             await until(lambda: shell.links)
@@ -929,6 +929,6 @@ def test_a_port_that_is_refused_or_reaches_nobody_says_why(authority: Authority)
         connection = at(authority, manager.listener)
         with pytest.raises(ConnectionRefused, match="manager m1 refused this client: not today"):
             open_port(connection, "client", "me", lambda message: None, lambda reason: None)
-    text = r"manager m1 was not reached at 127.0.0.1 port \d+ within 0.2 s: .*Connection refused; check that it still"
+    text = r"manager m1 was not reached at 127.0.0.1 port \d+ within 2 s: .*Connection refused; check that it still"
     with silent(connection.addresses[0][1]), pytest.raises(ConnectionRefused, match=text):
-        open_port(connection, "client", "me", lambda message: None, lambda reason: None, timeout=0.2)
+        open_port(connection, "client", "me", lambda message: None, lambda reason: None, timeout=2.0)

@@ -88,7 +88,7 @@ def test_a_manager_that_waits_in_the_queue_is_seen_and_can_be_removed(
 
 def test_one_that_has_ended_by_itself_has_ended(slurm: SlurmCluster, until: Until, capsys: pytest.CaptureFixture[str]) -> None:
     """Its job is not waited for, nor removed a second time."""
-    assert main(["manager", "start", "short", "--in", "slurm", "--idle-timeout", "1s"]) == 0
+    assert main(["manager", "start", "short", "--in", "slurm", "--idle-timeout", "5s"]) == 0
     until("its job has ended", lambda: not live(slurm))
     capsys.readouterr()
     assert main(["manager", "list"]) == 0

@@ -192,7 +192,7 @@ def test_a_command_that_hangs_is_given_up(
 ) -> None:
     """Without its configuration each command would try for a minute."""
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "nowhere"))
-    backend = SlurmBackend(command_timeout=0.3)
+    backend = SlurmBackend(command_timeout=2.0)
     backend.open(Tag("f", "m"), tmp_path, lambda: None)
     with pytest.raises(Unreachable, match=r"squeue gave no answer in time: .*cannot stat file"):
         backend.query()
@@ -402,6 +402,7 @@ def test_a_preempted_pilot_is_queued_again_or_has_ended(
         assert (ended.cause, ended.reason) == (Cause.PREEMPTED, "PREEMPTED")
     finally:
         slurm.run("scancel", "--name=vip")
+        until("it has gone", lambda: not slurm.run("squeue", "-h", "-n", "vip", "-o", "%i").stdout.strip())
 
 
 def test_a_call_whose_pilot_is_requeued_runs_again_without_a_retry(stories: Stories, until: Until) -> None:

@@ -520,23 +520,24 @@ def test_a_cut_while_a_program_ends_and_waits_for_its_calls_loses_nothing(leaves
             assert ending.wait(20) == 0
 
 
-def test_a_cut_connection_loses_nothing(home: Manager) -> None:
+def test_a_cut_connection_loses_nothing(leaves_nothing_running: None) -> None:
     """Sessions outlive their connections, those of programs too: what was said or ended meanwhile arrives once, in order."""
-    server = home._server  # pyright: ignore[reportPrivateUsage]
+    with Manager(name="home") as home, Factory(home, "local", cores=2, max_pilots=1):
+        server = home._server  # pyright: ignore[reportPrivateUsage]
 
-    def cut() -> None:
-        assert server._listener is not None  # pyright: ignore[reportPrivateUsage]
-        for connection in list(server._listener.connections):  # pyright: ignore[reportPrivateUsage]
-            connection.abort("cut by the test")
+        def cut() -> None:
+            assert server._listener is not None  # pyright: ignore[reportPrivateUsage]
+            for connection in list(server._listener.connections):  # pyright: ignore[reportPrivateUsage]
+                connection.abort("cut by the test")
 
-    with attach("home") as manager:
-        futures: list[windlass.CallFuture[int]] = []
-        for number in range(2000):
-            futures.append(manager.submit_function(double, (number,)))
-            if number % 400 == 200:
-                server.call(cut)
-        assert [future.result(60) for future in futures] == [2 * number for number in range(2000)]
-        assert manager.stats.done == 2000
+        with attach("home") as manager:
+            futures: list[windlass.CallFuture[int]] = []
+            for number in range(2000):
+                futures.append(manager.submit_function(double, (number,)))
+                if number % 400 == 200:
+                    server.call(cut)
+            assert [future.result(60) for future in futures] == [2 * number for number in range(2000)]
+            assert manager.stats.done == 2000
 
 
 def test_a_program_whose_calls_nobody_runs_is_told_so_itself(

@@ -139,7 +139,7 @@ def test_after_a_cut_longer_than_reconnect_grace_calls_run_elsewhere_and_late_re
     make_network: Callable[[Manager], Proxy], tmp_path: Path, gate: str
 ) -> None:
     """The second attempt's result counts; the first worker rejoins with nothing, ends what it ran, and serves again, peers as well."""
-    with Manager(heartbeat=0.1, silence=0.4, reconnect_grace=0.3, manager_timeout=60) as manager:
+    with Manager(heartbeat=0.2, silence=2, reconnect_grace=2, manager_timeout=60) as manager:
         network = make_network(manager)
         manager.install_library("lib", hold, note, meet, reverse)
         with contextlib.ExitStack() as factories:
@@ -173,7 +173,7 @@ def test_after_a_cut_longer_than_reconnect_grace_calls_run_elsewhere_and_late_re
 
 def test_a_worker_that_asked_for_its_certificate_in_vain_asks_again(make_network: Callable[[Manager], Proxy], tmp_path: Path) -> None:
     """Half a second after its hello; the question goes with the session. Without an answer it could tell nobody of what it makes."""
-    with Manager(heartbeat=0.1, silence=0.4, reconnect_grace=1, manager_timeout=60) as manager:
+    with Manager(heartbeat=0.2, silence=2, reconnect_grace=2, manager_timeout=60) as manager:
         network = make_network(manager)
         manager.install_library("lib", meet)
         with contextlib.ExitStack() as factories:

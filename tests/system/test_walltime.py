@@ -74,13 +74,13 @@ def test_a_preempted_call_saves_what_it_has_and_goes_on_elsewhere(
 ) -> None:
     """SIGTERM to its worker and SIGKILL a grace later, as batch systems do: by then it has told what ran. The call has no retries."""
     manager.install_library("lib", resumable, **how)
-    start_factory(grace=1)
+    start_factory(grace=6)
     call = manager.submit(FunctionCall("lib", "resumable", tmp_path))
     until("it runs", (tmp_path / "runs").exists)
     [worker] = workers(manager)
     end = os.pidfd_open(worker.pid)
     worker.send_signal(signal.SIGTERM)
-    if not select.select([end], [], [], 1)[0]:
+    if not select.select([end], [], [], 6)[0]:
         signal.pidfd_send_signal(end, signal.SIGKILL)
     os.close(end)
     assert call.result(timeout=60) == "went on with step 7"

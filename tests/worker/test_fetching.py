@@ -476,7 +476,9 @@ def test_a_peer_that_is_killed_in_mid_transfer_is_replaced(authority: Authority,
                 task = asyncio.create_task(both.fetcher.fetch(arrival, both.from_w1(ref, address)))
                 await until(lambda: arrival.offset == MB)
                 process.kill()
-                with pytest.raises(SourceFailed, match=r"worker w1: .*refused.* 1,048,576 of 3,145,728 bytes .* are here, in \d attempts"):
+                process.wait()
+                told = r"worker w1: .*refused.* 1,048,576 of 3,145,728 bytes .* are here, in \d attempts"
+                with silent(int(address.rpartition(":")[2])), pytest.raises(SourceFailed, match=told):
                     await task
                 await both.fetcher.fetch(arrival, both.from_manager())
                 assert content_of(arrival) == content

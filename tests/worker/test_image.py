@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,8 +59,8 @@ def family(tmp_path: Path) -> Iterator[tuple[psutil.Process, int, int]]:
         yield psutil.Process(starter.pid), server, worker
         starter.kill()
         for pid in (server, worker):
-            if psutil.pid_exists(pid):
-                psutil.Process(pid).kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_what_is_left_of_a_killed_starter_ends(family: tuple[psutil.Process, int, int]) -> None:

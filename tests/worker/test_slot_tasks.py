@@ -61,11 +61,11 @@ async def begun(*paths: Path) -> None:
 async def test_a_slot_runs_as_many_calls_at_once_as_its_library_says(bench: Any) -> None:
     """One process, never more than that many, and each call's times are its own."""
     instance = await bench.serving(bench.spec(nap, concurrency=40))
-    calls = [bench.call(nap, 0.05) for _ in range(120)]
+    calls = [bench.call(nap, 0.5) for _ in range(120)]
     assert instance.feed(calls) == 120
     ends = [await bench.end(call) for call in calls]
     assert max(bench.value(end) for end in ends) == 40
-    assert all(end.ended_at - end.started_at >= 0.05 for end in ends)
+    assert all(end.ended_at - end.started_at >= 0.5 for end in ends)
     assert all(end.started_at <= end.ready_at <= end.ended_at for end in ends)
     assert len(instance.slot_pids()) == 1
 
@@ -563,7 +563,7 @@ async def test_surplus_slots_end_their_calls_and_claim_no_more(bench: Any, tmp_p
 async def test_a_slot_is_replaced_after_its_share_of_calls(bench: Any, start: str) -> None:
     """``max_calls``; and slots that are interpreters of their own do the same."""
     instance = await bench.serving(bench.spec(nap, concurrency=10, max_calls=25, start=start))
-    calls = [bench.call(nap, 0.005) for _ in range(60)]
+    calls = [bench.call(nap, 0.2) for _ in range(60)]
     instance.feed(calls)
     values = [bench.value(await bench.end(call)) for call in calls]
     assert max(values) == 10

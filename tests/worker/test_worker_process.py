@@ -116,6 +116,15 @@ def hog(size: int) -> int:
     return len(kept)
 
 
+def nest(depth: int) -> None:
+    """Leave a folder in a folder in a folder."""
+    import os
+
+    for _ in range(depth):
+        os.mkdir("d")
+        os.chdir("d")
+
+
 def save_and_wait_for(path: str) -> tuple[float, float]:
     """Leave a checkpoint when warned, and say how much time was left before and after that."""
     import pathlib
@@ -280,7 +289,7 @@ def marked(mark: bytes) -> list[int]:
     return found
 
 
-async def all_gone(mark: bytes, seconds: float = 5.0) -> None:
+async def all_gone(mark: bytes, seconds: float = 20.0) -> None:
     """Wait until no process bears the mark; only /proc tells."""
     async with asyncio.timeout(seconds):
         while marked(mark):
@@ -475,7 +484,7 @@ async def test_a_stopped_slot_is_ended_at_the_timeout_of_its_call(manager: Manag
     process = await manager.worker()
     ready = await manager.library(wait_for, add)
     gate = tmp_path / "gate"
-    manager.say(RunCalls([manager.call(1, wait_for, str(gate), timeout=0.5)]))
+    manager.say(RunCalls([manager.call(1, wait_for, str(gate), timeout=3.0)]))
     await manager.started(gate)
     slots = [pid for pid in marked(mark_of(ready.pid)) if pid != ready.pid]
     assert slots
@@ -765,6 +774,19 @@ async def test_impatient_signals_do_not_take_the_goodbye(manager: Manager, tmp_p
     assert (await manager.hear(Goodbye)).reason == "SIGTERM received again"
 
 
+async def test_folders_in_folders_hold_up_no_end(manager: Manager) -> None:
+    """Calls may leave more of them in each other than Python functions may call each other."""
+    process = await manager.worker()
+    await manager.library(nest)
+    manager.say(RunCalls([manager.call(1, nest, 1200)]))
+    await manager.end(1)
+    manager.say(StopLibrary(LIB))
+    await manager.hear(LibraryStopped)
+    manager.say(Leave("over"))
+    assert await status(process) == 0
+    assert scratch_is_empty(manager)
+
+
 async def test_one_that_never_reached_its_manager_leaves_at_once(manager: Manager) -> None:
     """It has nothing to tell, and who ends it, as a factory whose manager is gone, waits for it."""
     await manager.listener.listen(["127.0.0.1"])
@@ -818,7 +840,7 @@ async def test_running_calls_are_warned_by_a_signal_and_know_their_time(manager:
 
 async def test_running_calls_are_warned_when_the_walltime_is_as_near_as_the_grace(manager: Manager, tmp_path: Path) -> None:
     """By the worker's own clock; the call is ended at the hard end if it does not return."""
-    process = await manager.worker("--walltime", "4", "--grace", "2")
+    process = await manager.worker("--walltime", "6", "--grace", "2")
     await manager.library(save_and_wait_for)
     gate = tmp_path / "gate"
     manager.say(RunCalls([manager.call(1, save_and_wait_for, str(gate))]))
@@ -920,10 +942,10 @@ async def test_a_worker_whose_scratch_takes_nothing_more_drains(manager: Manager
 
 async def test_an_idle_worker_leaves(manager: Manager) -> None:
     """With a goodbye that says so."""
-    process = await manager.worker("--idle-timeout", "0.4")
+    process = await manager.worker("--idle-timeout", "2")
     await manager.library(add)
     assert await status(process) == 0
-    assert (await manager.hear(Goodbye)).reason == "idle for 0.4 s"
+    assert (await manager.hear(Goodbye)).reason == "idle for 2 s"
 
 
 async def test_a_killed_worker_leaves_no_process_and_no_folder(manager: Manager, tmp_path: Path) -> None:

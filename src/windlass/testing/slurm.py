@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -102,13 +103,20 @@ def how_to_install() -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many ports of loopback that nobody listens on now."""
+    """So many ports of loopback that nobody listens on now, and that the system gives to nobody by itself: daemons listen there seconds
+    later, and again when they are started anew."""
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        first = 0  # nobody says which those are
+    own = range(10_000, min(first, 32_768))
     with contextlib.ExitStack() as sockets:
         ports: list[int] = []
-        for _ in range(count):
+        while len(ports) < count:
             one = sockets.enter_context(socket.socket())
-            one.bind(("127.0.0.1", 0))
-            ports.append(one.getsockname()[1])
+            with contextlib.suppress(OSError):  # somebody listens there
+                one.bind(("127.0.0.1", random.SystemRandom().choice(own) if len(own) > 1000 else 0))
+                ports.append(one.getsockname()[1])
         return ports
 
 
