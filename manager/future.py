@@ -93,6 +93,10 @@ class Owner(Resolver, Canceller, Protocol):
         """The program has taken notice of the call's end. Once per future, in any thread; must be quick."""
         ...
 
+    def later(self, work: Callable[[], object]) -> None:
+        """Have this done soon on another thread. Takes no lock: for finalisers."""
+        ...
+
 
 class CallFuture(CallFacts, Future[T]):
     """The future of one call: a `concurrent.futures.Future` that can also be awaited and knows what became of the call."""

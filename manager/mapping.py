@@ -13,12 +13,12 @@ dropped half-way. One that nobody has looked at is left alone, since programs ma
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, Generic, TypeVar, cast
 
 from windlass.coroutines import is_async
@@ -246,20 +246,24 @@ class MapResults(Iterator[R], Generic[R]):
         self._started = True
         self._progress.done += self._progress.ahead()  # what is cancelled below is done as well, and is not to be counted
         self._progress.ahead = int
-        row, self._row = self._row, deque()
-        loose, self._loose = self._loose, dict[CallFuture[Any], int]()
-        for future in (*row, *loose):
-            if not future.cancel():
-                future.collect()  # it has ended, and nobody will ask: neither `wait()` nor memory is to have it
+        _let_go(self._take_ahead())
         self._values.clear()
         self._progress.close()
+
+    def _take_ahead(self) -> list[CallFuture[Any]]:
+        row, self._row = self._row, deque()
+        loose, self._loose = self._loose, dict[CallFuture[Any], int]()
+        return [*row, *loose]
 
     def __del__(self) -> None:
         if not hasattr(self, "_window"):
             return  # never came to be
         if self._started:
-            with contextlib.suppress(RuntimeError):  # at the program's end the manager may be gone before us
-                self.close()
+            # This thread may be anywhere, with any lock of ours held: another one cancels what has not ended.
+            ahead = self._take_ahead()
+            if ahead and (owner := ahead[0].owner) is not None:
+                owner.later(partial(_let_go, ahead))
+            self.close()
         elif not self._exhausted:
             # As in concurrent.futures, calls of a map that nobody looks at run; but the rest of the inputs was never read.
             warnings.warn(
@@ -268,3 +272,10 @@ class MapResults(Iterator[R], Generic[R]):
                 stacklevel=2,
                 source=self,
             )
+
+
+def _let_go(futures: Sequence[CallFuture[Any]]) -> None:
+    """Nobody will ask for these any more."""
+    for future in futures:
+        if not future.cancel():
+            future.collect()  # it has ended: neither `wait()` nor memory is to have it

@@ -17,6 +17,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,7 @@ class Supply:
     def set_up(self, scratch: str, memory_limit: int, guardian: Guardian) -> None:
         """Make the store, and the cache's folder. Raises `OSError`."""
         # A batch system that ends a whole job by SIGKILL ends the guardian too; what that leaves goes with the next worker here.
-        asyncio.get_running_loop().run_in_executor(None, remove_dead_folders, os.path.dirname(scratch))
+        self._spawn(_sweep(os.path.dirname(scratch)))
         folder = default_store_folder("worker", scratch, guardian.folder)
         limit = default_store_limit(folder)
         if str(folder).startswith("/dev/shm"):
@@ -407,3 +408,11 @@ class Supply:
 def _say_defect(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         log.error("a defect of Windlass in the worker's supply of files", exc_info=task.exception())
+
+
+async def _sweep(base: str) -> None:
+    """Remove what others have left, however long that takes: on a thread that the process's end does not wait for."""
+    from windlass.blocking import in_thread
+
+    with suppress(OSError):
+        await in_thread(partial(remove_dead_folders, base))

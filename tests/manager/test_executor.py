@@ -98,6 +98,9 @@ class Threads:
     def on_collected(self, future: CallFuture[Any]) -> None:
         pass
 
+    def later(self, work: Callable[[], object]) -> None:
+        work()
+
 
 class Held:
     """Stands in for a Manager: calls end when the test says so."""
@@ -149,6 +152,9 @@ class Held:
 
     def on_collected(self, future: CallFuture[Any]) -> None:
         pass
+
+    def later(self, work: Callable[[], object]) -> None:
+        work()
 
 
 class Direct(Executor):

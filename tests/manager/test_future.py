@@ -79,6 +79,9 @@ class Desk:
     def on_collected(self, future: CallFuture[Any]) -> None:
         self.collected.append(future.call_id)
 
+    def later(self, work: Callable[[], object]) -> None:
+        work()
+
 
 def returned(value: object = None) -> CallDone:
     return CallDone(CallEnd(CallId(7), 1, RETURNED, pickle.dumps(value)))
