@@ -25,6 +25,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter, OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from windlass.files import LEVELS
@@ -387,7 +388,8 @@ class Cache:
 
     def _sweep_soon(self) -> None:
         if self._dead:
-            threading.Thread(target=self.sweep, name="windlass-cache-sweep", daemon=True).start()
+            with suppress(RuntimeError):  # no thread is to be had just now: whoever needs the room sweeps, and so does the end
+                threading.Thread(target=self.sweep, name="windlass-cache-sweep", daemon=True).start()
 
 
 class _Entry:

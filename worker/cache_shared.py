@@ -148,7 +148,10 @@ class SharedCache:
         """Remove the entry if nobody has it pinned; absent is fine."""
         dead = self._remove_unused(name) if is_file_name(name) and name not in self._pins else ""
         if dead:
-            threading.Thread(target=remove_tree, args=(dead,), name="windlass-cache-sweep", daemon=True).start()
+            try:
+                threading.Thread(target=remove_tree, args=(dead,), name="windlass-cache-sweep", daemon=True).start()
+            except RuntimeError:  # none is to be had just now
+                remove_tree(dead)
 
     def damaged(self, name: str) -> bool:
         """See `windlass.worker.cache.Cache.damaged`."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NewType, Protocol
@@ -398,7 +399,10 @@ class Files:
                 arrival.abandon()
                 filling.abort()
 
-            asyncio.get_running_loop().run_in_executor(None, end)
+            try:
+                threading.Thread(target=end, name="windlass-fetch", daemon=True).start()
+            except RuntimeError:  # none is to be had just now
+                end()
 
 
 def _abandon(filling: Filling | None) -> None:

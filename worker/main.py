@@ -232,7 +232,7 @@ class Worker:
             self._link.close()
             useless = is_the_nodes(error) and self._life.is_new(time.monotonic())
             self._leave(Decision.END, CANNOT_SERVE if useless else CANNOT_START)
-            print(f"windlass worker: {error}", file=sys.stderr)
+            tell(f"windlass worker: {error}")
 
     def _set_up(self, welcome: Welcome) -> None:
         """All that is needed from the first library on; not before hello. Raises `OSError`."""
@@ -316,12 +316,12 @@ class Worker:
             self._earlier.tell(of, end)
 
     def _on_lost(self, reason: str) -> None:
-        print(f"windlass worker {self.id}: {reason}", file=sys.stderr)
         self._leave(Decision.END, MANAGER_LOST)
+        tell(f"windlass worker {self.id}: {reason}")
 
     def _on_refused(self, answer: Refused) -> None:
-        print(f"windlass worker {self.id}: refused by manager {self._connection.manager}: {answer.text}", file=sys.stderr)
         self._leave(Decision.END, REFUSED)
+        tell(f"windlass worker {self.id}: refused by manager {self._connection.manager}: {answer.text}")
 
     async def _enrol(self) -> None:
         """Ask for a certificate of this worker's own; reconnects show that."""
@@ -572,6 +572,12 @@ class Worker:
             log.error("a defect of Windlass in the worker", exc_info=task.exception())
 
 
+def tell(text: str) -> None:
+    """Say it in the pilot's log, if its disk takes that: no more than that depends on it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def main(argv: Sequence[str] | None = None, guardian: Guardian | None = None) -> int:
     """Run a worker; returns its exit status. Fork the guardian before threads exist, if it is not given."""
     words = sys.argv[1:] if argv is None else list(argv)
@@ -588,7 +594,7 @@ def main(argv: Sequence[str] | None = None, guardian: Guardian | None = None) ->
         logging.basicConfig(stream=sys.stderr, level=options.log_level.upper(), format=form)
         return loops.run(worker.run())
     except (CannotStart, UsageError) as error:
-        print(f"windlass worker cannot start: {error}", file=sys.stderr)
+        tell(f"windlass worker cannot start: {error}")
         return error.status if isinstance(error, CannotStart) else CANNOT_START
     finally:
         guardian.release()

@@ -7,10 +7,13 @@ to need that: a program with few workers stays as it was.
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 #: As many are enough.
 WANTED: Final = 16384
+#: As long as one below this number is free they are not scarce; 0: the limit was not asked yet.
+_plenty = 0
 
 
 def limit() -> int:
@@ -19,6 +22,28 @@ def limit() -> int:
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return WANTED if soft == resource.RLIM_INFINITY else soft
+
+
+def scarce(descriptor: int) -> bool:
+    """Whether half of them are in use, though as many are allowed by now as can be. ``descriptor``: any that is open."""
+    global _plenty
+    try:
+        lowest = os.dup(descriptor)  # of those that are free: others are in use
+    except OSError:
+        return not raised()
+    os.close(lowest)
+    if lowest < _plenty:
+        return False
+    _plenty = limit() // 2
+    if lowest >= _plenty:
+        _plenty = allow_many() // 2
+    return lowest >= _plenty
+
+
+def raised() -> bool:
+    """None was left: whether there may be more now."""
+    before = limit()
+    return allow_many() > before
 
 
 def allow_many() -> int:

@@ -289,7 +289,9 @@ class Listener:
             except asyncio.CancelledError:
                 raise
             except OSError as error:
-                if error.errno not in (errno.ECONNABORTED, errno.EPROTO):
+                if error.errno == errno.EMFILE and descriptors.raised():
+                    self._descriptors = descriptors.limit()
+                elif error.errno not in (errno.ECONNABORTED, errno.EPROTO):
                     log.warning("cannot accept a connection: %s; trying again in a second", error)
                     while self.strangers.send_one_away(loop.time()):
                         pass  # their descriptors are wanted

@@ -96,15 +96,35 @@ def remove_unfinished(folder: str, owner: int) -> None:
 def map_object(path: str | os.PathLike[str], *, foreign: bool = False) -> memoryview:
     """A private, writable view of a file: writes into it stay in this process. Outlives the file's name.
 
-    With ``foreign`` it may be any file; else it must be this user's, or `NotOurs` is raised.
+    With ``foreign`` it may be any file; else it must be this user's, or `NotOurs` is raised. A mapping keeps a descriptor for as long as it
+    lives, and there may be tens of thousands of them at most: where either runs out the file is read into memory instead.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if foreign else open_ours(path)
-    try:
-        if os.fstat(descriptor).st_size == 0:  # which cannot be mapped
-            return memoryview(bytearray())
-        import mmap
+    from windlass import descriptors
 
-        return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if foreign else open_ours(path)
+    except OSError as error:
+        if error.errno != errno.EMFILE or not descriptors.raised():
+            raise
+        return map_object(path, foreign=foreign)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size == 0:  # which cannot be mapped
+            return memoryview(bytearray())
+        if not descriptors.scarce(descriptor):
+            import mmap
+
+            try:
+                return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENOMEM):
+                    raise
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            whole = bytearray(size)
+            view, place = memoryview(whole), 0
+            while count := file.readinto(view[place:]):
+                place += count
+            return view[:place]
     finally:
         os.close(descriptor)
 

@@ -51,6 +51,30 @@ def test_folder_and_files_are_private(store: ObjectStore) -> None:
     assert (store.folder / ".token").stat().st_mode & 0o777 == 0o600
 
 
+MANY = """
+import resource, sys
+from windlass import descriptors
+from windlass.objects import map_object
+
+soft, hard = int(sys.argv[2]), int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+views = [map_object(sys.argv[1], foreign=True) for _ in range(300)]
+for number, view in enumerate(views):
+    view[0] = number % 256
+print([view[0] for view in views] == [number % 256 for number in range(300)], {bytes(view[1:]) for view in views} == {b"x" * 99_999})
+print(descriptors.limit())
+"""
+
+
+@pytest.mark.parametrize(("soft", "hard"), [(64, 64), (64, 200), (64, 4096)])
+def test_more_objects_may_be_open_than_there_may_be_descriptors(tmp_path: Path, soft: int, hard: int) -> None:
+    """A program that keeps a thousand results has them all; it is allowed more descriptors first, where that can be."""
+    (tmp_path / "file").write_bytes(b"x" * 100_000)
+    words = [sys.executable, "-c", MANY, str(tmp_path / "file"), str(soft), str(hard)]
+    ran = subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
+    assert (ran.stdout, ran.stderr) == (f"True True\n{hard}\n", "")
+
+
 def test_a_view_is_private_writable_and_outlives_the_object(store: ObjectStore) -> None:
     ref = store.put(b"hello")
     view, other = store.open(ref.name), store.open(ref.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,28 @@ from windlass import CallFailed, Closed, FunctionCall, SlotDied
 @pytest.fixture(autouse=True)
 def leaves_nothing_running(nothing_left_running_after_module: None) -> None:
     """The manager and its pilot are the module's: looked at after the last test."""
+
+
+KEEPS = """
+import resource
+import numpy, windlass
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+
+def make(number):
+    return numpy.full(20_000, number)
+
+if __name__ == "__main__":
+    with windlass.Executor("local", cores=1, max_pilots=1) as pool:
+        arrays = list(pool.map(make, range(400)))
+        assert int(pool.submit(lambda arrays: sum(array[0] for array in arrays), arrays[:300]).result()) == sum(range(300))
+    print(all((array == number).all() for number, array in enumerate(arrays)))
+"""
+
+
+def test_a_program_may_keep_more_large_results_than_it_may_have_descriptors() -> None:
+    ran = subprocess.run([sys.executable, "-c", KEEPS], check=False, capture_output=True, text=True, timeout=100)
+    assert (ran.stdout, ran.stderr) == ("True\n", "")
 
 
 def double(number: int) -> int:

@@ -354,6 +354,20 @@ def test_the_end_of_a_workflow_takes_what_was_for_it(cache: Cache) -> None:
     assert not cache.has(held)
 
 
+def test_what_is_let_go_while_no_thread_can_be_had_goes_later(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit of processes counts threads: who lets go is in the middle of telling how calls have ended."""
+
+    def full(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    name = put(cache, b"x" * 400, "call", pin=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", full)
+        cache.unpin(name)
+    assert not cache.has(name)
+    put(cache, b"y" * 900)  # which needs the room
+
+
 def test_a_pinned_entry_that_is_discarded_goes_with_its_last_pin(cache: Cache) -> None:
     name = put(cache, b"a", pin=True)
     cache.discard(name)

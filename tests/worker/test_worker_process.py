@@ -787,6 +787,18 @@ async def test_folders_in_folders_hold_up_no_end(manager: Manager) -> None:
     assert scratch_is_empty(manager)
 
 
+async def test_a_log_that_takes_nothing_more_keeps_no_worker(manager: Manager) -> None:
+    """Its disk may be full, or the quota over: the text is lost, and the worker leaves all the same."""
+    await manager.listener.listen(["127.0.0.1"])
+    manager.authority.set_addresses(manager.listener.addresses)
+    manager.refusal = Refused("not today")
+    words = ["-m", "windlass.worker", "--connection", str(manager.authority.pilot_file), "--scratch", str(manager.folder / "scratch")]
+    with Path("/dev/full").open("wb") as full:  # noqa: ASYNC230 (a device)
+        process = await asyncio.create_subprocess_exec(sys.executable, *words, stdin=asyncio.subprocess.DEVNULL, stderr=full)
+    manager.processes.append(process)
+    assert await status(process, 60) == 3
+
+
 async def test_one_that_never_reached_its_manager_leaves_at_once(manager: Manager) -> None:
     """It has nothing to tell, and who ends it, as a factory whose manager is gone, waits for it."""
     await manager.listener.listen(["127.0.0.1"])
