@@ -34,6 +34,10 @@ def worker_command(pool: PoolConfig, connection: Path) -> tuple[str, ...]:
     resources = pool.resources
     # -P: no folder of the user's comes before the standard library, so a random.py beside the program breaks no pilot.
     python = pool.python or ("python3" if pool.environment or pool.container else sys.executable)
+    if python == sys.executable and getattr(sys, "frozen", False):
+        raise UsageError(
+            f"{sys.executable} is a frozen program, of which pilots cannot run the Python: give python=, environment= or container="
+        )
     command = [python, "-P", "-m", "windlass.worker", "--connection", str(connection), "--pool", pool.name]
     options: list[tuple[str, object]] = [
         ("--cores", f"{resources.cores:g}" if resources.cores else ""),

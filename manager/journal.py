@@ -75,10 +75,12 @@ class Journal:
     """An open journal at ``folder``. Raises `UsageError` when another program has it open, or the folder holds something else."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        given = Path(folder)
+        #: Wherever the program may go.
+        self.folder = Path(os.path.abspath(given))
         #: Where each result is.
         self.places: dict[bytes, int] = {}
-        self._lock_file = _take(self.folder)
+        self._lock_file = _take(given)
         try:
             self._objects = self.folder / "objects"
             self._objects.mkdir(mode=0o700, exist_ok=True)
@@ -87,14 +89,14 @@ class Journal:
             self._log = os.open(self.folder / "log", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             os.close(self._lock_file)
-            raise UsageError(f"journal {self.folder} cannot be opened: {error.strerror or error}") from error
+            raise UsageError(f"journal {given} cannot be opened: {error.strerror or error}") from error
         self._work: Mailbox[Callable[[], None] | None] = Mailbox()
         self._thread = threading.Thread(target=self._run, name="windlass-journal", daemon=True)
         try:
             try:
                 self._end = self._read_all()
             except OSError as error:
-                raise UsageError(f"journal {self.folder} cannot be opened: {error.strerror or error}") from error
+                raise UsageError(f"journal {given} cannot be opened: {error.strerror or error}") from error
             self._thread.start()  # now: when calls end there may be none to be had, as the program ends, or is at a limit
         except BaseException:
             os.close(self._log)
@@ -296,12 +298,12 @@ class Journal:
         self._thread.join()
         with self._lock:
             self._closed = True
-        if remove:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        else:
+        if not remove:
             self._sync()
         os.close(self._log)
         os.close(self._lock_file)
+        if remove:  # now: a shared file system keeps what is open, and the folder with it
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def leave_to_program(self) -> None:
         """This process is a forked copy of the program, whose journal it is: without these descriptors, which are the same ones, it has the
@@ -346,6 +348,9 @@ def _take(folder: Path) -> int:
     except BlockingIOError:
         pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
         os.close(descriptor)
+        if pid == str(os.getpid()):
+            text = f"journal {folder} is in use already, by this program: close() the manager that has it, or go on using that one"
+            raise UsageError(text) from None
         raise UsageError(
             f"journal {folder} is in use by another program{f' (process {pid})' if pid else ''}: end that one, or name another journal"
         ) from None

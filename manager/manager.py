@@ -143,6 +143,8 @@ class Manager(Door):
                     Journal(named_after).close()  # whose own error has the journal and the process; nobody has given that name
             raise
         opened = contextlib.ExitStack()
+        if not self._named:
+            opened.callback(_remove_empty, self._folder)
         opened.callback(os.close, self._folder_lock)
         if not self._named:
             opened.callback(shutil.rmtree, self._folder, ignore_errors=True)
@@ -354,6 +356,10 @@ def _read_port(port: object) -> int | tuple[int, int]:
     raise UsageError(f"port={port!r}: write port=9123, port=0 for any free one, or port=(9000, 9100) for the first free one of a range")
 
 
+#: A folder without a lock, as another host may just be making one, is left alone for so long.
+_EMPTY_SECONDS: Final = 3600.0
+
+
 def _take_folder(folder: Path, name: str) -> int:
     """Lock a manager's state folder for this process; the descriptor that holds the lock."""
     try:
@@ -385,6 +391,9 @@ def _sweep(managers: Path) -> None:
         try:
             descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
         except OSError:
+            with contextlib.suppress(OSError):
+                if time.time() - os.stat(folder).st_mtime > _EMPTY_SECONDS:
+                    _remove_empty(folder)
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -394,6 +403,13 @@ def _sweep(managers: Path) -> None:
             pass  # it runs
         finally:
             os.close(descriptor)
+            _remove_empty(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    """A shared file system keeps what is open, under another name, until it is closed; and so the folder."""
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
 
 
 def _nameless(managers: Path) -> Iterator[Path]:
@@ -427,3 +443,5 @@ def _close_quietly(server: Server, client: Client, store: ObjectStore, folder: P
     if not named:
         shutil.rmtree(folder, ignore_errors=True)
     os.close(lock)
+    if not named:
+        _remove_empty(folder)

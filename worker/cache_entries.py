@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 
 from windlass.errors import BadTree, CacheFull, Damaged, UsageError
-from windlass.folders import remove_tree, writing
+from windlass.folders import NO_LINKS, remove_tree, writing
 from windlass.manifests import Manifest, decode_manifest, is_file_name, show
 from windlass.messages import FileName, Record
 from windlass.trees import FileWriter, TreeWriter, file_name, scan
@@ -183,7 +183,9 @@ def path_in(entry: str, facts: Facts, base: str) -> Path:
 def _link(base: bytes, first: bytes, path: bytes) -> None:
     try:
         os.link(first, path)
-    except PermissionError:  # a file system without hard links
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
         os.symlink(base, path)
 
 

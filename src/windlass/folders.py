@@ -13,13 +13,17 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from windlass.errors import CacheFull, Damaged, WindlassError
 from windlass.manifests import show
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+
+#: What file systems say where they make no (more) hard links.
+NO_LINKS: Final = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def remove_tree(path: str | bytes | os.PathLike[str]) -> None:

@@ -27,7 +27,7 @@ from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from windlass.errors import BadTree, UsageError, WindlassError
-from windlass.folders import remove_tree, writing
+from windlass.folders import NO_LINKS, remove_tree, writing
 from windlass.manifests import refuse_links_out, refuse_path, show
 
 if TYPE_CHECKING:
@@ -40,9 +40,8 @@ _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFO
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 #: How a zip begins: with a member, with the list of none, or as a part of several.
 _ZIP: Final = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
-#: What a file system says of names that it does not take, and where it makes no (more) hard links.
+#: What a file system says of names that it does not take.
 _BAD_NAMES: Final = (errno.ENAMETOOLONG, errno.EILSEQ)
-_NO_LINKS: Final = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 #: Longer links there are not.
 _MAX_TARGET: Final = 4096
 
@@ -137,7 +136,7 @@ class _Unpacker:
             try:
                 os.link(first, where, follow_symlinks=False)
             except OSError as error:
-                if error.errno not in _NO_LINKS:
+                if error.errno not in NO_LINKS:
                     raise
                 with open(first, "rb") as content:
                     status = os.fstat(content.fileno())

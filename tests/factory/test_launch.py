@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from windlass.errors import UsageError
 from windlass.factory.backend import PilotRequest
 from windlass.factory.launch import pilot_script, with_pilot, worker_command
 from windlass.factory.pool import PoolConfig
@@ -26,6 +27,16 @@ def test_options_of_the_pool_are_said_once_in_the_workers_words(make_pool: MakeP
     options = "--cores 0.5 --memory 1024 --gpus 2 --walltime 3600 --idle-timeout 120 --grace 7.5 --scratch /s --log-level debug"
     command = shlex.join(with_pilot(worker_command(pool, Path("/m/pilot.json")), PilotId("17+1")))
     assert command == f"python -P -m windlass.worker --connection /m/pilot.json --pool p {options} --pilot 17+1"
+
+
+def test_a_frozen_program_is_not_started_as_its_own_pilot(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would start pilots in its turn."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(
+        UsageError, match="is a frozen program, of which pilots cannot run the Python: give python=, environment= or container="
+    ):
+        worker_command(make_pool(), Path("p.json"))
+    assert worker_command(make_pool(python="/opt/python"), Path("p.json"))[0] == "/opt/python"
 
 
 def test_what_a_pool_does_not_say_is_not_said(make_pool: MakePool) -> None:

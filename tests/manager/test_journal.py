@@ -57,6 +57,23 @@ def test_what_was_written_is_found(journal: Journal, folder: Path) -> None:
     assert again(folder) == {b"key%d" % number: b"result%d" % number for number in (1, 2, 3)}
 
 
+def test_it_stays_where_it_is_when_the_program_goes_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook's %cd; the path was relative, as in all examples."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    journal = Journal("run.journal")
+    monkeypatch.chdir("elsewhere")
+    data, done = b"x" * 100_000, threading.Event()
+    spans = (ObjectRef(ObjectName("r-" + "0" * 32), len(data)),)
+    journal.append_large(b"big", CallEnd(CallId(1), 1, RETURNED, spans=spans), {spans[0].name: data}.__getitem__, done.set, index=True)
+    assert done.wait(20)
+    kept = journal.recall(b"big")
+    assert kept is not None
+    assert bytes(journal.open(kept.spans[0].name)) == data
+    journal.close()
+    assert list(again(tmp_path / "run.journal")) == [b"big"]
+
+
 def test_large_batches_are_several_records(journal: Journal, folder: Path) -> None:
     journal.append([entry(number) for number in range(3 * BATCH_MOST + 5)])
     journal.close()
@@ -177,7 +194,7 @@ def test_a_result_that_cannot_be_had_costs_none_of_those_that_come_after_it(
 
 
 def test_two_programs_cannot_have_one_journal(journal: Journal, folder: Path) -> None:
-    with pytest.raises(UsageError, match=rf"run.journal is in use by another program \(process {os.getpid()}\): end that one, or name"):
+    with pytest.raises(UsageError, match=r"run.journal is in use already, by this program: close\(\) the manager that has it"):
         Journal(folder)
 
 

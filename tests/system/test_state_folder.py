@@ -6,9 +6,11 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.shared.modeless import mounted
@@ -24,6 +26,37 @@ def modeless(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system where chmod has no effect."""
     with mounted(tmp_path / "modeless") as folder:
         yield folder
+
+
+def test_empty_folders_that_nameless_managers_left_are_removed(tmp_path: Path) -> None:
+    """A shared file system keeps what is open, and the folder with it; one that was just made may be another host's."""
+    managers = tmp_path / "managers"
+    left, fresh, full = (managers / f"m{4_194_304 + number}-00000000" for number in range(3))
+    for folder in (left, fresh, full):
+        folder.mkdir(parents=True)
+    (full / "client.json").touch()
+    for folder in (left, full):
+        os.utime(folder, (0, 0))
+    with Manager(state_dir=tmp_path) as manager:
+        own = manager.connection_file.parent
+        assert own.parent == managers
+    assert sorted(managers.iterdir()) == [fresh, full]
+    assert not own.exists()
+
+
+def test_what_a_shared_file_system_keeps_while_it_is_open_goes_at_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rmtree = shutil.rmtree
+
+    def keeps_the_folder(folder: Any, *, ignore_errors: bool) -> None:
+        rmtree(folder, ignore_errors=ignore_errors)
+        if Path(folder).parent.name == "managers":
+            Path(folder).mkdir()
+
+    monkeypatch.setattr(shutil, "rmtree", keeps_the_folder)
+    with Manager(state_dir=tmp_path) as manager:
+        own = manager.connection_file.parent
+    monkeypatch.undo()
+    assert not own.exists()
 
 
 def double(number: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -352,6 +353,19 @@ def test_the_end_of_a_workflow_takes_what_was_for_it(cache: Cache) -> None:
     assert cache.names() == [stays, longer, always]
     cache.unpin(held)
     assert not cache.has(held)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK])
+def test_where_there_are_no_hard_links_a_second_name_is_a_symbolic_one(cache: Cache, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """It is no full disk, for which a worker would leave."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    name = put(cache, b"data", base="a.txt")
+    monkeypatch.setattr(os, "link", refuse)
+    other = cache.path(name, "b.txt")
+    assert (other.name, other.is_symlink(), other.read_bytes()) == ("b.txt", True, b"data")
 
 
 def test_what_is_let_go_while_no_thread_can_be_had_goes_later(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
