@@ -324,7 +324,7 @@ class Client:
         """The owner's part of `CallFuture.cancel`."""
         call = future.call_id
         end = CallEnd(call, 0, CANCELLED)
-        if self.memory is not None and self.memory.leave(call):
+        if self.memory is not None and self.memory.leave(call, future.key):
             self.deliver_noted([CallDone(end)])  # it says nothing of the call that it followed
             return
         if call in self.feeder.inputs.waiting and self.feeder.cancel(call):

@@ -346,17 +346,17 @@ class Memory:
 
     # ------------------------------------------------------------ ends
 
-    def leave(self, call: CallId) -> bool:
-        """A call is cancelled. True: it waited for another one's end, so its own is the caller's to deliver."""
+    def leave(self, call: CallId, key: bytes | None) -> bool:
+        """A call, which is known by ``key``, is cancelled. True: it waited for another one's end, so its own is the caller's to deliver."""
         with self._lock:
-            parked = next((key for key, spec in self._parked.items() if spec.call == call), None)
-            if parked is not None:
-                del self._parked[parked]
+            parked = self._parked.get(key) if key is not None else None
+            if key is not None and parked is not None and parked.call == call:
+                del self._parked[key]
                 return True
-            key = self._following.pop(call, None)
-            if key is None:
+            leader = self._following.pop(call, None)
+            if leader is None:
                 return False
-            return self._leaders[key].pop(call, None) is not None
+            return self._leaders[leader].pop(call, None) is not None
 
     def note(self, ends: Sequence[CallDone], futures: Mapping[CallId, CallFuture[Any]]) -> None:
         """The manager says how these calls have ended: write what they returned, before anybody is told."""

@@ -154,6 +154,8 @@ class ObjectStore:
         #: In order of use, the least recent first.
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._reserved = 0
+        #: Nothing here may be evicted.
+        self._all_needed = False
         self._closed = False
         os.makedirs(self._text, mode=0o700, exist_ok=True)
         os.chmod(self._text, 0o700)
@@ -276,7 +278,7 @@ class ObjectStore:
         with self._lock:
             entry = self._entries.get(name)
             if entry is not None:
-                entry.copy = True
+                entry.copy, self._all_needed = True, False
 
     def unpin(self, name: str) -> None:
         """Take back one `pin`; without one, nothing happens."""
@@ -284,6 +286,7 @@ class ObjectStore:
             entry = self._entries.get(name)
             if entry is not None and entry.pins:
                 entry.pins -= 1
+                self._all_needed &= not self._may_go(name, entry)
                 if entry.doomed and not entry.pins:
                     self._remove(name)
                 elif self.limit and self.used + self._reserved > self.limit:
@@ -322,6 +325,7 @@ class ObjectStore:
             assert self._reserved >= 0
             assert all(entry.pins >= 0 for entry in self._entries.values())
             assert all(entry.pins for entry in self._entries.values() if entry.doomed)
+            assert not (self._all_needed and any(self._may_go(*item) for item in self._entries.items()))
 
     # ------------------------------------------------ with the lock held
 
@@ -338,6 +342,7 @@ class ObjectStore:
             self._forget(name)
             return None
         if entry is None:
+            self._all_needed = False
             return self._add(name, about.st_size)
         self._entries.move_to_end(name)
         return entry
@@ -364,14 +369,21 @@ class ObjectStore:
 
         Results stay until they are discarded, as nobody could make them again, unless they are copies that were fetched.
         """
+        if self._all_needed:  # of millions of results that wait to be read each is not looked at for each that comes
+            return 0
         freed = 0
         for name, entry in list(self._entries.items()):
             if freed >= wanted:
                 break
-            if not entry.pins and (entry.copy or not name.startswith(RESULT)):
+            if self._may_go(name, entry):
                 self._remove(name)
                 freed += entry.size
+        self._all_needed = freed < wanted
         return freed
+
+    @staticmethod
+    def _may_go(name: str, entry: _Entry) -> bool:
+        return not entry.pins and (entry.copy or not name.startswith(RESULT))
 
     def could_hold(self, size: int) -> bool:
         """Whether an object of so many bytes would fit if nothing else were here."""
@@ -402,6 +414,7 @@ class ObjectStore:
                 entry = self._add(name, size)
             entry.doomed = False
             entry.pins += pin
+            self._all_needed &= not self._may_go(name, entry)
             return ObjectRef(ObjectName(name), entry.size)
 
     def _write_object(self, name: ObjectName, data: Buffer, pin: bool) -> ObjectRef:

@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +51,35 @@ def test_folder_and_files_are_private(store: ObjectStore) -> None:
     assert store.folder.stat().st_mode & 0o777 == 0o700
     assert store.path(ref.name).stat().st_mode & 0o777 == 0o600
     assert (store.folder / ".token").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_nothing_may_be_evicted_for_is_not_looked_for_again(store: ObjectStore) -> None:
+    """A million results that wait to be read are not looked at for each one that comes."""
+
+    class Counted(OrderedDict[str, Any]):
+        looks = 0
+
+        def items(self) -> Any:
+            Counted.looks += 1
+            return super().items()
+
+    results = [store.put_result(b"x" * 100) for _ in range(10)]
+    store._entries = Counted(store._entries)  # pyright: ignore[reportPrivateUsage]
+    for _ in range(5):
+        with pytest.raises(StoreFull):
+            store.receive("r-" + "0" * 32, 50)
+    assert Counted.looks == 1
+    store.fetched(results[0].name)
+    store.receive("r-" + "0" * 32, 50).abort()
+    assert not store.has(results[0].name)
+    for pins in (True, False):
+        ref = store.put(b"y" * 100, pin=True) if pins else store.put(b"y" * 100)
+        with pytest.raises(StoreFull):
+            store.receive("r-" + "0" * 32, 150)
+        if pins:
+            store.unpin(ref.name)
+        store.receive("r-" + "0" * 32, 50).abort()
+        assert not store.has(ref.name)
 
 
 MANY = """
