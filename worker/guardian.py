@@ -4,9 +4,11 @@ Theory of operation
 -------------------
 The guardian is a child of the worker, forked as its very first act: no thread exists yet and little memory is in use. It is a
 session of its own, ignores the signals that batch systems send to every process of a job, and waits for a pipe of which the
-worker alone holds the other end. Over the pipe the worker tells it the folders that it is about to make (``folder PATH``) and which
-sessions its zygotes and slots lead now (``sessions ID ID ...``). If the pipe ends with ``done``, all was put in order and the
-guardian exits. If it just ends, the worker was killed: the guardian ends what it started and removes the folders.
+worker alone holds the other end. Over the pipe the worker tells it the folders and links that it is about to make (``folder PATH``) and
+which sessions its zygotes and slots lead now (``sessions ID ID ...``). If the pipe ends with ``done``, all was put in order and the
+guardian exits. If it just ends, the worker was killed: the guardian ends what it started and removes the folders. Each entry ends
+with a NUL, which no path has: the first piece of one in two would be a folder of somebody's. Nor is anything removed that has no
+name such as Windlass gives.
 
 What the worker started is found by a mark: an unguessable token in the variable `VARIABLE`, set before the first library
 starts, which every process below inherits and which /proc shows as it was at the process's exec, whatever becomes of its
@@ -65,7 +67,8 @@ class Guardian:
         os.environ[VARIABLE] = f"{outer}/{self.token}" if outer else self.token
 
     def folder(self, path: str | os.PathLike[str]) -> None:
-        """This folder is the worker's own and goes with it. To be told before it is made: a SIGKILL in between would leave it."""
+        """This folder or link (``windlass-...``) is the worker's own and goes with it. To be told before it is made: a SIGKILL in
+        between would leave it."""
         self._tell("folder", os.fspath(path))
 
     def sessions(self, leaders: Collection[int]) -> None:
@@ -96,7 +99,7 @@ class Guardian:
 
     def _tell(self, word: str, value: str) -> None:
         try:
-            os.write(self._pipe, os.fsencode(f"{word} {value}\n"))
+            os.write(self._pipe, os.fsencode(f"{word} {value}\0"))
         except OSError:  # the guardian was killed: the worker works on, and its own end stays orderly
             pass
 
@@ -212,10 +215,10 @@ def _listen(read_end: int) -> tuple[bool, list[str], set[int]]:
     orderly = False
     rest = b""
     while chunk := os.read(read_end, 65536):
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            word, _, value = os.fsdecode(line).partition(" ")
-            if word == "folder" and os.path.isabs(value) and value.strip("/"):
+        *entries, rest = (rest + chunk).split(b"\0")
+        for entry in entries:
+            word, _, value = os.fsdecode(entry).partition(" ")
+            if word == "folder" and os.path.isabs(value) and os.path.basename(value).startswith("windlass-"):
                 folders.append(value)
             elif word == "sessions":
                 sessions = {int(number) for number in value.split() if number.isdigit()}

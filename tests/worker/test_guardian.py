@@ -99,7 +99,7 @@ class Small:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Small]:
-    it = Small(tmp_path / "scratch")
+    it = Small(tmp_path / "windlass-small")
     yield it
     it.close()
 
@@ -112,6 +112,37 @@ def test_a_killed_worker_leaves_nothing(small: Small) -> None:
     assert await_gone([*small.started, small.guardian]) == []
     assert not small.folder.exists()
     assert marked(small.token) == []
+
+
+def test_a_line_break_in_a_path_is_part_of_it(tmp_path: Path) -> None:
+    """Else the folder before it would be taken for the worker's, and go with all that is in it."""
+    for name in ("data", "windlass-data"):
+        parent = tmp_path / f"{name}\nmore"
+        parent.mkdir()
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kept").write_text("x")
+        small = Small(parent / "windlass-small")
+        try:
+            small.process.kill()
+            small.process.wait()
+            assert await_gone([*small.started, small.guardian]) == []
+            assert not small.folder.exists()
+            assert parent.is_dir()
+            assert (tmp_path / name / "kept").exists()
+        finally:
+            small.close()
+
+
+def test_only_what_is_named_as_windlass_names_it_goes(tmp_path: Path) -> None:
+    """Whatever the worker was told of its node."""
+    small = Small(tmp_path / "mine")
+    try:
+        small.process.kill()
+        small.process.wait()
+        assert await_gone([*small.started, small.guardian]) == []
+        assert (small.folder / "file").exists()
+    finally:
+        small.close()
 
 
 def test_an_orderly_end_needs_no_guardian(small: Small) -> None:
