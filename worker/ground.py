@@ -38,13 +38,24 @@ class Ground:
     """Made when an instance starts, closed when none of its processes lives. Raises `OSError` when the node has no room."""
 
     def __init__(
-        self, spec: LibrarySpec, instance: InstanceId, scratch: Path, folder: Path, store_folder: Path, functions_folder: Path, rows: int
+        self,
+        spec: LibrarySpec,
+        instance: InstanceId,
+        scratch: Path,
+        folder: Path,
+        store_folder: Path,
+        functions_folder: Path,
+        rows: int,
+        shortcut: str,
     ) -> None:
         descriptors.allow_many()  # a slot costs the worker three
         self.spec, self.folder = spec, folder
         self.work = folder / "work"
         code = scratch / "code"
-        for path in (scratch, code, folder, self.work, folder / "tmp"):
+        temporary = folder / "tmp"
+        #: What calls are told of it: short, as they may make sockets there.
+        self._temporary = os.path.join(shortcut, temporary.relative_to(scratch)) if shortcut else str(temporary)
+        for path in (scratch, code, folder, self.work, temporary):
             make_ours(str(path))
         folders = (str(store_folder), str(functions_folder), str(code), str(self.work))
         self._setup = Setup(spec, instance, *folders, rows, cache_folder=str(scratch / CACHE), version=__version__)
@@ -119,7 +130,7 @@ class Ground:
         return {
             **inherited,
             **dict.fromkeys(_THREAD_VARIABLES, threads),
-            "TMPDIR": str(self.folder / "tmp"),
+            "TMPDIR": self._temporary,
             **dict(self.spec.env),
         }
 

@@ -101,6 +101,7 @@ class LibraryInstance:
 
     `scratch` is the worker's folder on the node: the instance's own folder is made in it, and removed at the end. `slot_limit` bounds
     the slots that it can ever have at one time, `import_limit` the seconds of an automatic import. `gpus`: shared with all other instances.
+    `shortcut`: a shorter path of `scratch`, for calls.
     """
 
     def __init__(
@@ -115,11 +116,13 @@ class LibraryInstance:
         gpus: Gpus,
         slot_limit: int = SLOTS_MOST,
         import_limit: float = IMPORT_LIMIT,
+        shortcut: str = "",
     ) -> None:
         self.spec, self.instance, self.events = spec, instance, events
         self.state = State.NEW
         # A manager that has forgotten this worker may give a new instance the number of one that is still being ended.
-        self.folder = scratch / f"instance-{instance}-{next(_folders)}"
+        self.folder = scratch / f"i{instance}-{next(_folders)}"
+        self._shortcut = shortcut
         self._scratch, self._store_folder, self._functions_folder = scratch, store_folder, functions_folder
         self._slot_limit, self._import_limit, self._gpus = slot_limit, import_limit, gpus
         self.zygote: ZygoteHandle | None = None
@@ -149,6 +152,7 @@ class LibraryInstance:
             self._store_folder,
             self._functions_folder,
             self._slot_limit * self.spec.concurrency,
+            self._shortcut,
         )
         if self.python:
             self._ground.python = self.python

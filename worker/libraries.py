@@ -108,6 +108,7 @@ class Libraries:
         gpus: Gpus,
         *,
         files: Callable[[], Files],
+        shortcut: str = "",
     ) -> None:
         self._files, self._gpus = files, gpus
         #: What libraries run in that have no environment of their own; None: what the worker runs in.
@@ -118,7 +119,7 @@ class Libraries:
         self._ran = ran
         #: Told when this node cannot have what must be written or fetched: other workers do better.
         self._trouble = trouble
-        self._scratch = scratch
+        self._scratch, self._shortcut = scratch, shortcut
         self._store_folder = store_folder
         self._functions_folder = functions_folder
         self.entries: dict[InstanceId, Entry] = {}
@@ -147,6 +148,7 @@ class Libraries:
             functions_folder=self._functions_folder,
             events=_Events(self, message.instance),
             gpus=self._gpus,
+            shortcut=self._shortcut,
         )
         library.tell_end(*self._end)
         pools = self._environment.unpacked if self._environment is not None else None

@@ -261,7 +261,7 @@ class Worker:
         folders = scratch, supply.store.folder, functions
         says = supply.new_session(backlog), self._outbox.say, self._life.ran, self._on_trouble
         shared = self._environment, self._gpus
-        self._libraries = Libraries(backlog, *says, *folders, *shared, files=lambda: supply.files)
+        self._libraries = Libraries(backlog, *says, *folders, *shared, files=lambda: supply.files, shortcut=supply.shortcut.path)
         self._watch = self._outbox.watch = MemoryWatch(self._libraries, backlog, self._limit, self._groups, self._guardian.sessions)
         self._told = (self._life.deadline, self._life.warned)
         self._libraries.tell_end(*self._told)

@@ -52,6 +52,7 @@ from windlass.store_folders import default_store_folder, default_store_limit, re
 from windlass.worker.file_locks import keep_from_cleaners
 from windlass.worker.ground import CACHE
 from windlass.worker.guardian import Guardian, remove_tree
+from windlass.worker.shortcut import PLACES, Shortcut
 from windlass.worker.slotlink import kept_folder
 from windlass.worker.transfers import Transfers
 
@@ -101,6 +102,8 @@ class Supply:
         self._files: Files | None = None
         self._backlog: Backlog
         self.store: ObjectStore
+        #: To the scratch folder.
+        self.shortcut: Shortcut
         self.transfers: Transfers
 
     # ------------------------------------------------------------ the worker's life
@@ -108,7 +111,7 @@ class Supply:
     def set_up(self, scratch: str, memory_limit: int, guardian: Guardian) -> None:
         """Make the store, and the cache's folder. Raises `OSError`."""
         # A batch system that ends a whole job by SIGKILL ends the guardian too; what that leaves goes with the next worker here.
-        self._spawn(_sweep(os.path.dirname(scratch)))
+        self._spawn(_sweep(os.path.dirname(scratch), *PLACES))
         folder = default_store_folder("worker", scratch, guardian.folder)
         limit = default_store_limit(folder)
         if str(folder).startswith("/dev/shm"):
@@ -117,6 +120,9 @@ class Supply:
         os.mkdir(os.path.join(scratch, CACHE), 0o700)
         keep_from_cleaners(scratch)  # to the end of this process
         self._scratch = scratch
+        self.shortcut = Shortcut(scratch, guardian.folder)
+        if self.shortcut.trouble:
+            log.warning("%s", self.shortcut.trouble)
 
     def new_session(self, backlog: Backlog) -> Transfers:
         """The manager knows of nothing that is held or under way."""
@@ -172,13 +178,16 @@ class Supply:
     def look(self) -> None:
         """Where another user has made one of the folders anew nothing can be kept any more: let others serve."""
         try:
-            for folder in (self._scratch, self.store.folder):
+            for folder in (self._scratch, self.shortcut.path, self.store.folder):
                 require_ours(folder)
+            self.shortcut.keep()
         except NotOurs as error:
             self._cannot_keep(error)
 
     def remove(self) -> None:
-        """Remove the store's folder; the cache is in the scratch folder."""
+        """Remove the store's folder and the link; the cache is in the scratch folder."""
+        if hasattr(self, "shortcut"):
+            self.shortcut.remove()
         if hasattr(self, "store"):
             remove_tree(str(self.store.folder))
 
@@ -410,9 +419,10 @@ def _say_defect(task: asyncio.Task[None]) -> None:
         log.error("a defect of Windlass in the worker's supply of files", exc_info=task.exception())
 
 
-async def _sweep(base: str) -> None:
+async def _sweep(*bases: str) -> None:
     """Remove what others have left, however long that takes: on a thread that the process's end does not wait for."""
     from windlass.blocking import in_thread
 
-    with suppress(OSError):
-        await in_thread(partial(remove_dead_folders, base))
+    for base in dict.fromkeys(bases):
+        with suppress(OSError):
+            await in_thread(partial(remove_dead_folders, base))

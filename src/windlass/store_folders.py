@@ -9,6 +9,8 @@ A folder is named ``windlass-<kind>-<uid>-<boot>-<pid namespace>-<pid>-<start ti
 containers or even hosts share, that a folder's owner is a process which this one could see, and that it is gone: only then the folder is
 removed. Everyone who makes a folder looks for such ones first, so that what a killed process leaves in memory is freed by the next.
 Anybody may make folders of such names there: only those that belong to this user are looked at.
+
+A link ``windlass-<random>`` to such a folder (`windlass.worker.shortcut`) is of the same process, and goes by the name that it has in it.
 """
 
 from __future__ import annotations
@@ -61,6 +63,11 @@ def folder_name(kind: str) -> str:
     return "-".join(("windlass", kind, str(os.getuid()), *_place(), str(os.getpid()), _start_time(os.getpid()), os.urandom(8).hex()))
 
 
+def link_name() -> str:
+    """A name that nobody can guess for a short link to a folder of this process."""
+    return f"windlass-{os.urandom(5).hex()}"
+
+
 def default_spool_folder(folder: str | os.PathLike[str]) -> Path | None:
     """Where a store in memory may go on, on disk, when it is full (not made yet); None for a store that is on disk already."""
     from pathlib import Path
@@ -78,37 +85,51 @@ def default_store_limit(folder: str | os.PathLike[str]) -> int:
 
 
 def remove_dead_folders(base: str) -> list[str]:
-    """Remove folders of this user in `base` whose process is gone; returns them."""
+    """Remove folders of this user in `base`, and links to such, whose process is gone; returns them."""
     import shutil
 
     removed: list[str] = []
-    for path, fields in _store_folders(base):
+    for path, is_link, fields in named_folders(base):
         uid, boot, namespace, pid, start, _ = fields
-        if uid == str(os.getuid()) and (boot, namespace) == _place() and _start_time(pid) != start and _is_mine(path):
+        gone = uid == str(os.getuid()) and (boot, namespace) == _place() and _start_time(pid) != start
+        if not gone or not _is_mine(path, stat.S_ISLNK if is_link else stat.S_ISDIR):
+            continue
+        if is_link:
+            with suppress(OSError):
+                os.unlink(path)
+                removed.append(path)
+        else:
             with suppress(RecursionError):  # of a thousand folders in each other, which a call may have left
                 shutil.rmtree(path, ignore_errors=True)
             removed.append(path)
     return removed
 
 
-def _store_folders(base: str) -> Iterator[tuple[str, list[str]]]:
+def named_folders(base: str) -> Iterator[tuple[str, bool, list[str]]]:
+    """Each one's path, whether it is a link to one, and what its name tells."""
     try:
         names = os.listdir(base)
     except OSError:
         return
     for name in names:
-        fields = name.split("-")
+        path, fields = os.path.join(base, name), name.split("-")
+        is_link = len(fields) == 2 and fields[0] == "windlass"
+        if is_link:
+            try:
+                fields = os.path.basename(os.readlink(path)).split("-")
+            except OSError:
+                continue
         if len(fields) == 8 and fields[0] == "windlass" and fields[5].isascii() and fields[5].isdigit():
-            yield os.path.join(base, name), fields[2:]
+            yield path, is_link, fields[2:]
 
 
-def _is_mine(path: str) -> bool:
-    """A folder of this user, and no link to one."""
+def _is_mine(path: str, is_kind: Callable[[int], bool]) -> bool:
+    """Something of this kind that belongs to this user: no link in a folder's place."""
     try:
         about = os.lstat(path)
     except OSError:
         return False
-    return stat.S_ISDIR(about.st_mode) and is_ours(about)
+    return is_kind(about.st_mode) and is_ours(about)
 
 
 def _place() -> tuple[str, str]:

@@ -493,6 +493,26 @@ def test_folders_that_others_made_under_such_names_are_let_alone_and_keep_nobody
     assert all(os.path.lexists(path) for path in left)
 
 
+def test_short_links_to_folders_of_dead_processes_go_and_others_stay(tmp_path: Path) -> None:
+    """Also where the folder is elsewhere: a job's own folder went with the job, its link in /tmp would stay for ever."""
+    name = store_folders.folder_name("scratch")
+    words = name.split("-")
+    dead, living, unnamed, foreign = (tmp_path / store_folders.link_name() for _ in range(4))
+    dead.symlink_to("/gone/" + "-".join([*words[:6], "1", "0"]))
+    living.symlink_to(f"/gone/{name}")
+    unnamed.symlink_to(tmp_path)
+    foreign.mkdir()
+    left = [living, unnamed, foreign]
+    if os.getuid() == 0:
+        others = tmp_path / store_folders.link_name()
+        others.symlink_to("/gone/" + "-".join([*words[:6], "2", "0"]))
+        os.chown(others, NOBODY, NOBODY, follow_symlinks=False)
+        left.append(others)
+    assert store_folders.remove_dead_folders(str(tmp_path)) == [str(dead)]
+    assert not os.path.lexists(dead)
+    assert all(os.path.lexists(path) for path in left)
+
+
 def test_a_thousand_folders_in_each_other_keep_nobody_from_beginning(tmp_path: Path) -> None:
     """A call that was killed with its worker may have left them; `shutil.rmtree` gives up there, on Python before 3.13."""
     words = store_folders.folder_name("x").split("-")

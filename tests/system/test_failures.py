@@ -67,6 +67,12 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+def links_to(folder: Path) -> list[str]:
+    """The short links to a worker's folder that lies deep."""
+    places = [os.path.join(place, name) for place in ("/tmp", "/dev/shm") for name in os.listdir(place) if name.startswith("windlass-")]
+    return [path for path in places if os.path.islink(path) and os.readlink(path) == str(folder)]
+
+
 def worker_pids(manager: Manager) -> list[int]:
     return [int(worker["pid"]) for worker in manager.status()["workers"]]
 
@@ -142,6 +148,7 @@ def test_what_a_worker_left_that_was_killed_with_its_guardian_goes_with_the_next
         future = quick.submit(FunctionCall("lib", "hold", gate, "call"))
         until(lambda: runs(gate, "call"), "it runs")
         [old] = scratch.glob("windlass-scratch-*")
+        [short] = links_to(old)
         [worker] = worker_pids(quick)
         parent, *below = (psutil.Process(worker), *psutil.Process(worker).children(recursive=True))
         for process in below:
@@ -150,6 +157,7 @@ def test_what_a_worker_left_that_was_killed_with_its_guardian_goes_with_the_next
             process.kill()
         until(lambda: len(runs(gate, "call")) == 2, "it runs again")
         until(lambda: not old.exists(), "what was left is gone")
+        until(lambda: not os.path.lexists(short), "the short link to it is gone")
         assert len(list(scratch.glob("windlass-scratch-*"))) == 1
         Path(gate).touch()
         assert future.result(30) == runs(gate, "call")[1]

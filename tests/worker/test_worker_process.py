@@ -73,7 +73,9 @@ from windlass.messages import (
     WorkerReport,
 )
 from windlass.objects import ObjectStore
+from windlass.store_folders import named_folders
 from windlass.worker.guardian import VARIABLE
+from windlass.worker.shortcut import PLACES
 
 cloudpickle: Any = importlib.import_module("cloudpickle")  # it has no types
 # Slots cannot import this file, so its functions travel by value.
@@ -322,11 +324,14 @@ def store_of(process: asyncio.subprocess.Process, manager: Manager) -> Path:
 
 
 def left_for_the_cache(scratch: Path) -> list[list[str]]:
-    return [os.listdir(folder) for folder in scratch.glob("*/cache-kept")]
+    return [os.listdir(folder) for folder in scratch.glob("windlass-scratch-*/cache-kept")]
 
 
 def scratch_is_empty(manager: Manager) -> bool:
-    return not list((manager.folder / "scratch").iterdir())
+    """Nor is there a link to what was there."""
+    scratch = manager.folder / "scratch"
+    links = [path for place in PLACES for path, is_link, _ in named_folders(place) if is_link]
+    return not list(scratch.iterdir()) and not [path for path in links if os.path.realpath(path).startswith(f"{scratch}/")]
 
 
 pytestmark = pytest.mark.asyncio

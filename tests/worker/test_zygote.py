@@ -412,7 +412,7 @@ async def test_an_instance_for_which_there_are_no_descriptors_leaves_none_open(
     with pytest.raises(OSError, match="Too many open files"):
         bench.start(bench.spec(add), 1)
     assert os.listdir("/proc/self/fd") == before
-    assert not [name for name in os.listdir(tmp_path) if name.startswith("instance-")]
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("i")]
 
 
 @pytest.mark.asyncio

@@ -3,9 +3,9 @@
 Theory of operation
 -------------------
 Pilots have a mark in their environment, which all that they start inherits, whatever becomes of its parents.  Folders of Windlass in
-/dev/shm and in the place for temporary files have the process in their names whose they are (`windlass.store_folders`); those of this
-process and of pilots count, so that tests that run beside one another see only their own.  Pilots have a folder for temporary files to
-themselves, which has to be empty at the end.
+/dev/shm and in the place for temporary files have the process in their names whose they are (`windlass.store_folders`), and links to such
+folders lead to that name; those of this process and of pilots count, so that tests that run beside one another see only their own.  Pilots
+have a folder for temporary files to themselves, which has to be empty at the end.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+
+from windlass.store_folders import named_folders
 
 VARIABLE: Final = "WINDLASS_TESTING"
 #: Seconds that all has to end in. What ends in order takes a fraction of one.
@@ -72,20 +74,15 @@ class Leftovers:
 
     def _files(self, pids: Collection[int]) -> list[str]:
         own = {str(pid) for pid in (os.getpid(), *pids)}
-        new = [path for path in self._folders() - self._before if os.path.basename(path).split("-")[5] in own]
+        new = [path for path, pid in self._folders() - self._before if pid in own]
         try:
             return sorted(new) + sorted(entry.path for entry in os.scandir(self.scratch))
         except OSError:
             return sorted(new)
 
-    def _folders(self) -> set[str]:
-        found: set[str] = set()
-        for place in self._places:
-            try:
-                found |= {os.path.join(place, name) for name in os.listdir(place) if name.startswith("windlass-") and name.count("-") == 7}
-            except OSError:
-                continue
-        return found
+    def _folders(self) -> set[tuple[str, str]]:
+        """Each with the process that its name tells."""
+        return {(path, fields[3]) for place in self._places for path, _, fields in named_folders(place)}
 
 
 def wait_until(condition: Callable[[], object], seconds: float) -> bool:
