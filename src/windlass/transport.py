@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 `connect` gives a `Link` at once and keeps it connected: it tries the manager's addresses in turn, the last good one first, again and again
 with growing pauses, reads the connection file afresh each time, and resumes the session (`windlass.links`, `windlass.session`).  It gives
-up when the manager refuses for good, or was not heard for ``manager_timeout`` seconds.
+up when the manager refuses for good, or was not heard for ``manager_timeout`` seconds and then does not answer once more.
 
 A manager that does not know the session (it was started anew) welcomes with another session id: then what was not acknowledged is dropped,
 numbers begin anew, and ``on_welcome`` says so.  The owner knows what the new manager must hear.
@@ -241,6 +241,7 @@ class _Dialler:
             if not first:
                 await self._read_afresh()
             first = False
+            began = loop.time()
             try:
                 reason, lived = await self._live()
             except (OSError, WindlassError) as error:
@@ -251,8 +252,9 @@ class _Dialler:
             if lived >= GOOD_CONNECTION:
                 pause = FIRST_PAUSE
             silent = loop.time() - link.last_heard
-            left = self._manager_timeout - silent
-            if left <= 0:
+            # Only a round that began at the limit shows that the manager is gone. The end of a connection, or of a round that began before,
+            # may come of nothing but this process having stood still for so long (a paused machine, a suspended job, SIGSTOP).
+            if began - link.last_heard >= self._manager_timeout:
                 link.fail(
                     f"manager {self._connection.manager} was not reached for {silent:.0f} s, and {self._manager_timeout:g} s is the limit; "
                     f"the last try: {reason}"
@@ -261,6 +263,7 @@ class _Dialler:
             log.info("manager %s: %s; dialling again in about %.2g s", self._connection.manager, reason, pause)
             # Jitter, so that the pilots of a manager that comes back do not all dial at once. `random` is slow to import.
             # The last try is at the limit, not a pause before.
+            left = max(0.0, self._manager_timeout - silent)
             await asyncio.sleep(min(left, pause * (0.5 + os.urandom(1)[0] / 255)))
             pause = min(pause * 2, LONGEST_PAUSE)
 

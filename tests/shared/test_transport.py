@@ -555,6 +555,55 @@ def test_a_manager_that_stays_away_is_given_up(authority: Authority) -> None:
     run(work)
 
 
+def stand_still(seconds: float) -> None:
+    """For the loop this process has been stopped for so long, and goes on now."""
+    loop = asyncio.get_running_loop()
+    clock = loop.time
+    loop.time = lambda: clock() + seconds  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("stopped", ["in a connection", "while it dials"])
+def test_who_stood_still_for_longer_than_the_limit_dials_before_it_gives_up(authority: Authority, stopped: str) -> None:
+    """The manager has cut the silent one meanwhile, and is well: nobody has tried to reach it."""
+
+    async def work() -> None:
+        shell = Shell(manager_timeout=5.0)
+        async with listening(authority, shell) as listener, Proxy(listener.addresses[0][1]) as proxy:
+            peer = Peer(at(authority, listener, WORKER, "w1", proxy.port), hello(), manager_timeout=5.0, dial_timeout=6.0)
+            if stopped == "in a connection":
+                await until(lambda: peer.link.connected)
+            else:
+                proxy.flowing.clear()
+                await until(lambda: proxy.connections)
+            before = len(peer.welcomes)
+            stand_still(8.0)
+            proxy.cut()
+            proxy.flowing.set()
+            await until(lambda: len(peer.welcomes) > before or peer.lost)
+            assert peer.lost == []
+            peer.link.send(report(1))
+            await until(lambda: shell.numbers == [1])
+            await peer.close()
+
+    run(work)
+
+
+def test_who_stood_still_and_finds_nobody_gives_up_after_one_round(authority: Authority) -> None:
+    async def work() -> None:
+        async with listening(authority, Shell(manager_timeout=5.0)) as listener, Proxy(listener.addresses[0][1]) as proxy:
+            peer = Peer(at(authority, listener, WORKER, "w1", proxy.port), hello(), dial_timeout=0.5)
+            await until(lambda: peer.link.connected)
+            before = len(peer.troubles)
+            stand_still(8.0)
+            proxy.flowing.clear()
+            proxy.cut()
+            await until(lambda: peer.lost)
+            assert f"s, and 5 s is the limit; the last try: 127.0.0.1 port {proxy.port}: no answer within 0.5 s" in peer.lost[0]
+            assert len(peer.troubles) == before + 1
+
+    run(work)
+
+
 def test_the_last_try_to_reach_a_manager_is_at_the_limit(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a pause before it: one that is back in time is found, however long the pauses are by then."""
     monkeypatch.setattr(transport, "FIRST_PAUSE", 60.0)
