@@ -13,7 +13,6 @@ The caller's thread waits; it is the factory's, never the program's.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import selectors
 import signal
@@ -24,10 +23,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-#: Errors of a machine that is short of processes, memory, descriptors or disk, or whose file server is away: later it may be well.
-PASSING: Final = frozenset(
-    (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EIO, errno.ETXTBSY)
-)
 #: Bytes of stdout and of stderr that are kept: a line per pilot, for a hundred thousand pilots.
 OUTPUT_LIMIT: Final = 32 << 20
 _CHUNK: Final = 1 << 16

@@ -50,12 +50,12 @@ from windlass.factory.backend import (
     PoolDefaults,
     Tag,
 )
-from windlass.factory.commands import PASSING
 from windlass.factory.condor_client import COMMAND, CondorClient, NoBindings, Refused
 from windlass.factory.htcondor_words import Incarnation, SubmitOptions
 from windlass.factory.launch import own_template, pilot_script, write_script
 from windlass.factory.logs import OWN_LOG, PilotLogs
 from windlass.factory.processes import tail_of
+from windlass.passing import PASSING
 from windlass.units import parse_memory, parse_seconds
 
 log = logging.getLogger("windlass.factory")

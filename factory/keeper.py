@@ -31,13 +31,13 @@ import msgspec
 
 from windlass.errors import BatchError, Closed, OverLimit, Rejected, Unreachable
 from windlass.factory.backend import Backend, NoNodeLeft, PilotState, SharedQueries
-from windlass.factory.commands import PASSING
 from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Release, Submit
 from windlass.factory.ledger import Ledger
 from windlass.factory.planner import Promise
 from windlass.factory.pool import PoolConfig, how_to_resume
 from windlass.mailbox import Mailbox
 from windlass.messages import Demand, Goodbye, Leave, Message, ReleasePilots, ResumePool
+from windlass.passing import PASSING
 
 log = logging.getLogger("windlass.factory")
 

@@ -30,10 +30,10 @@ from windlass.factory.backend import (
     Tag,
     pilot_word,
 )
-from windlass.factory.commands import PASSING
 from windlass.factory.launch import needs_script, pilot_script, with_pilot, write_script
 from windlass.factory.logs import PilotLogs
 from windlass.factory.processes import Process, Processes, tail_of
+from windlass.passing import PASSING
 
 #: Seconds between SIGTERM and SIGKILL for what is still there when a factory ends.
 LAST_GRACE: float = 1.0

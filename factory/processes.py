@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TextIO
 
-from windlass.factory.commands import PASSING
+from windlass.passing import PASSING
 
 log = logging.getLogger("windlass.factory")
 

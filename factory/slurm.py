@@ -32,11 +32,12 @@ from windlass.addresses import is_named
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable, UsageError, require_flag
 from windlass.factory import slurm_words, values
 from windlass.factory.backend import PROBE, Backend, CommandLimits, JobId, Listed, NoNodeLeft, PilotRequest, PilotState, PoolDefaults, Tag
-from windlass.factory.commands import PASSING, Ran, clean_environment, run_command
+from windlass.factory.commands import Ran, clean_environment, run_command
 from windlass.factory.launch import own_template, pilot_script
 from windlass.factory.logs import PilotLogs
 from windlass.factory.pool import NAME
 from windlass.factory.processes import tail_of
+from windlass.passing import PASSING
 
 log = logging.getLogger("windlass.factory")
 

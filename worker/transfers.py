@@ -11,10 +11,10 @@ calls that need it are admitted: else their arguments could fill the store, and 
 A result's objects are files that a slot wrote into the store's folder. They are put to the manager (by path where it is on this
 host), then the end of the call is told, then the local copy goes.
 
-A cut connection is no failure: it is tried again until the worker gives up its manager. Nor is a manager whose disk is full, for
-`NO_ROOM_SECONDS`: a result that was computed is worth waiting for. So long an object waits, too, that the store here has no room for, as
-what is held will be let go. What the manager does not have, or a disk that is full here, is
-one, and the text says which.
+A cut connection is no failure: it is tried again until the worker gives up its manager. Nor is a manager whose disk is full, or that is
+short of descriptors, say, for `NO_ROOM_SECONDS`: a result that was computed is worth waiting for. So long an object waits, too, that the
+store here has no room for, as what is held will be let go. What the manager does not have, or a disk that is full here, is one, and the
+text says which.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
-from windlass.bulk import NoRoom
+from windlass.bulk import NotNow
 from windlass.errors import ConnectionRefused, StoreFull, WindlassError
 from windlass.messages import BAD_CALL, DIED, CallEnd, EndDetail, ObjectName, ObjectRef
 
@@ -37,7 +37,8 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
 #: A manager that was just started anew may refuse a session that it does not know yet; one that refuses so often means it.
 REFUSALS: Final = 6
-#: So long a result waits for room at the manager, and an argument here; then its call fails, as every call must end.
+#: So long a result waits for room at the manager, and an argument here, and either for the manager to be out of other trouble with its
+#: store; then its call fails, as every call must end.
 NO_ROOM_SECONDS: Final = 600.0
 
 
@@ -214,9 +215,9 @@ class Transfers:
     async def _get(self, ref: ObjectRef) -> None:
         try:
             await _insist(partial(self._get_now, ref))
-        except ConnectionRefused as error:
+        except (ConnectionRefused, NotNow) as error:
             raise TransferFailed(f"object {ref.name} of {ref.size} bytes could not be fetched: {error}", DIED) from error
-        except (OSError, NoRoom) as error:
+        except OSError as error:
             # A full disk is this node's trouble: the call may be tried again elsewhere.
             raise TransferFailed(
                 f"object {ref.name} of {ref.size} bytes could not be stored on {os.uname().nodename}: {error}", DIED
@@ -229,7 +230,7 @@ class Transfers:
             await self._data.get(ref)
         except StoreFull as error:
             if error.errno is None and self._store.could_hold(ref.size):  # no full disk, but what others hold
-                raise NoRoom(str(error)) from error
+                raise NotNow(f"there is no room for it on {os.uname().nodename}: {error}") from error
             raise
 
     async def _push(self, end: CallEnd) -> None:
@@ -260,7 +261,7 @@ class Transfers:
 
 
 async def _insist(move: Callable[[], Awaitable[None]]) -> None:
-    """Move an object; again and again while the manager cannot be reached, or there is no room."""
+    """Move an object; again and again while the manager cannot be reached, or says that it may be otherwise later."""
     pause, refusals, loop = FIRST_PAUSE, 0, asyncio.get_running_loop()
     no_room_end = loop.time() + NO_ROOM_SECONDS
     while True:
@@ -270,7 +271,7 @@ async def _insist(move: Callable[[], Awaitable[None]]) -> None:
             refusals += 1
             if refusals == REFUSALS:
                 raise
-        except NoRoom:
+        except NotNow:
             if loop.time() > no_room_end:
                 raise
         except (ConnectionError, TimeoutError):

@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from windlass.blocking import Call, Idle, OutOfTurn, dial, in_thread, plain
-from windlass.errors import ConnectionRefused, StoreFull, WindlassError
+from windlass.errors import ConnectionRefused, WindlassError
 from windlass.filewire import CHUNK_BYTES, hear, read_into, say
 from windlass.framing import MAX_HELLO_BYTES, ProtocolError
 from windlass.identity import MANAGER, ConnectionFile, Identity
 from windlass.messages import GetObject, Hello, ObjectHead, ObjectMissing, ObjectName, ObjectRef, ObjectStored, PutObject, Refused, ToData
+from windlass.passing import may_pass
 
 if TYPE_CHECKING:
     from windlass.dataplane import DataServer
@@ -54,14 +55,14 @@ class ObjectGone(WindlassError):
     """The other side does not have the object, or does not take it; the text says why."""
 
 
-class NoRoom(ObjectGone):
-    """The other side has no room for the object now: its disk or its store is full. Later there may be some."""
+class NotNow(ObjectGone):
+    """Not now, but later, perhaps: the other side's disk or store is full, or it cannot open the file for want of descriptors, say."""
 
 
 def missing(answer: ObjectMissing) -> ObjectGone:
     """What an answer means that says no."""
     text = f"object {answer.name}: {answer.text or 'the manager does not have it'}"
-    return NoRoom(text) if answer.full else ObjectGone(text)
+    return NotNow(text) if answer.full else ObjectGone(text)
 
 
 # ---------------------------------------------------------------- the manager's side
@@ -95,13 +96,13 @@ class BulkServer:
         name, size = message.name, message.size
         if size < 0 or message.path:
             raise ProtocolError(f"object {name} was announced with {size} bytes at {message.path!r}")
-        incoming, trouble, full = self._data.offer(message)
+        incoming, trouble, later = self._data.offer(message)
         failed = receive(sock, incoming, size)
         if failed is not None:
-            trouble, full = str(failed), isinstance(failed, StoreFull)
+            trouble, later = str(failed), may_pass(failed)
         if not trouble and self._data.keeper_for is not None:
             trouble = self._on_loop(partial(self._keep, hello, message))
-        say(sock, ObjectMissing(name, trouble, full) if trouble else ObjectStored(name))
+        say(sock, ObjectMissing(name, trouble, later) if trouble else ObjectStored(name))
 
     def _keep(self, hello: Hello, message: PutObject) -> str:
         assert self._data.keeper_for is not None
@@ -193,14 +194,14 @@ class BulkClient:
         """Have the object in the store.
 
         Raises:
-            ObjectGone: the manager does not have it.
+            ObjectGone: the manager does not have it. `NotNow`: it cannot read it now.
             ConnectionError: it was not reached, refused, or was cut off.
             OSError: it cannot be kept here (`StoreFull`).
         """
         await self._run(lambda call: self._get(call, way, ref))
 
     async def put(self, way: Way, head: PutObject, view: memoryview) -> None:
-        """Give the manager this object (bytes, one dimension). Raises `ObjectGone` (`NoRoom`), `ConnectionError`."""
+        """Give the manager this object (bytes, one dimension). Raises `ObjectGone` (`NotNow`), `ConnectionError`."""
         await self._run(lambda call: self._put(call, way, head, view))
 
     def abort(self) -> None:

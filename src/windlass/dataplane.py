@@ -31,7 +31,7 @@ import msgspec
 from windlass.adopting import adopt
 from windlass.bulk import BULK_BYTES, BulkClient, ObjectGone, Way, missing
 from windlass.datastream import Outgoing, Stream
-from windlass.errors import ConnectionRefused, StoreFull
+from windlass.errors import ConnectionRefused
 from windlass.filewire import ALPN
 from windlass.framing import ProtocolError, frame, unpacked
 from windlass.identity import CLIENT, WORKER, ConnectionFile, context_for
@@ -52,6 +52,7 @@ from windlass.messages import (
 )
 from windlass.objects import map_object
 from windlass.ownership import same_host
+from windlass.passing import may_pass
 from windlass.session import encode_one
 from windlass.transport import dial, read_afresh
 
@@ -110,7 +111,7 @@ class DataServer:
         except KeyError:
             return ObjectMissing(name, "the manager does not have it any more"), memoryview(b"")
         except OSError as error:
-            return ObjectMissing(name, f"the manager cannot read it: {error}"), memoryview(b"")
+            return ObjectMissing(name, f"the manager cannot read it: {error}", may_pass(error)), memoryview(b"")
         self.count(sent=len(view))
         return ObjectHead(name, len(view)), view
 
@@ -122,7 +123,7 @@ class DataServer:
         try:
             incoming = self.store.receive(message.name, message.size)
         except (OSError, ValueError) as error:
-            return None, str(error), isinstance(error, StoreFull) and self.store.could_hold(message.size)
+            return None, str(error), may_pass(error) and self.store.could_hold(message.size)
         self.count(received=message.size)
         return incoming, "", False
 
@@ -173,13 +174,13 @@ class _Served(Stream):
         self._coming = message
         if message.size < 0:
             raise ProtocolError(f"object {message.name} was announced with {message.size} bytes")
-        incoming, trouble, full = self._server.offer(message)
+        incoming, trouble, later = self._server.offer(message)
         self.take_in(incoming, message.size)
         if incoming is None:
-            self._answer(message.name, trouble or self._kept(message), full)
+            self._answer(message.name, trouble or self._kept(message), later)
 
     def kept(self, trouble: str, error: Exception | None = None) -> None:
-        self._answer(self._coming.name, trouble or self._kept(self._coming), isinstance(error, StoreFull))
+        self._answer(self._coming.name, trouble or self._kept(self._coming), may_pass(error))
 
     def _kept(self, message: PutObject) -> str:
         """Pin it for the peer, where that is its right: empty, or why that was not possible."""
@@ -196,8 +197,8 @@ class _Served(Stream):
             trouble = f"{message.path} is not the file of a result"
         self._answer(message.name, trouble)
 
-    def _answer(self, name: ObjectName, trouble: str, full: bool = False) -> None:
-        answer = frame(encode_one(ObjectMissing(name, trouble, full) if trouble else ObjectStored(name)))
+    def _answer(self, name: ObjectName, trouble: str, later: bool = False) -> None:
+        answer = frame(encode_one(ObjectMissing(name, trouble, later) if trouble else ObjectStored(name)))
         self.post(Outgoing(lambda: (answer, None)))
 
 
@@ -343,7 +344,7 @@ class DataClient:
         """Have the object in the store. Several calls for one object share its transfer.
 
         Raises:
-            ObjectGone: the manager does not have it.
+            ObjectGone: the manager does not have it. `NotNow`: it cannot read it now.
             ConnectionError: the manager was not reached, or the transfer was cut twice.
             OSError: it cannot be kept here (`StoreFull`).
         """
@@ -360,7 +361,7 @@ class DataClient:
         """Give the manager the object that is in this file. ``use``: see `PutObject`.
 
         Raises:
-            ObjectGone: the manager does not take it; the text says why. `NoRoom`: not now.
+            ObjectGone: the manager does not take it; the text says why. `NotNow`: later it may.
             ConnectionError: the manager was not reached, or the transfer was cut twice.
             OSError: the file cannot be read.
         """

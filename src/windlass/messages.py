@@ -737,7 +737,7 @@ class ObjectMissing(Message, frozen=True):
 
     name: ObjectName
     text: str = ""
-    #: To `PutObject`: there is no room for it now, and may be later.
+    #: The manager has no room for it, or is itself in trouble (no descriptors, a file server that is away): later that may be otherwise.
     full: bool = False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import socket
@@ -17,7 +18,7 @@ import pytest
 from tests.shared.ports import silent
 
 from windlass import transport
-from windlass.bulk import BULK_BYTES, BulkServer, NoRoom, ObjectGone
+from windlass.bulk import BULK_BYTES, BulkServer, NotNow, ObjectGone
 from windlass.dataplane import DataClient, DataServer
 from windlass.errors import UsageError
 from windlass.fileserver import FileServer
@@ -206,12 +207,44 @@ def test_no_room_is_told_from_what_can_never_be(authority: Authority, tmp_path: 
             file = tmp_path / "file"
             file.write_bytes(b"y" * 1_000_000)
             name = content_name(file.read_bytes())
-            with pytest.raises(NoRoom, match="does not fit"):
+            with pytest.raises(NotNow, match="does not fit"):
                 await both.client.put(name, file)
             both.theirs.limit = 500_000
             with pytest.raises(ObjectGone, match="does not fit") as caught:
                 await both.client.put(name, file)
-            assert not isinstance(caught.value, NoRoom)
+            assert not isinstance(caught.value, NotNow)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(("number", "passes"), [(errno.EMFILE, True), (errno.ENOMEM, True), (errno.EIO, True), (errno.EACCES, False)])
+def test_trouble_of_the_manager_that_passes_is_told_from_what_lasts(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, passes: bool
+) -> None:
+    """It says nothing against the object or the call: who asks may ask again."""
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    async def work() -> None:
+        async with ends(authority, tmp_path) as both:
+            ref = both.theirs.put(os.urandom(1_000_000))
+            file = tmp_path / "file"
+            file.write_bytes(os.urandom(1_000_000))
+            name = content_name(file.read_bytes())
+            with monkeypatch.context() as patch:
+                patch.setattr(both.theirs, "open", fail)
+                patch.setattr(both.theirs, "receive", fail)
+                with pytest.raises(ObjectGone, match=os.strerror(number)) as caught:
+                    await both.client.get(ref)
+                assert isinstance(caught.value, NotNow) == passes
+                with pytest.raises(ObjectGone, match=os.strerror(number)) as caught:
+                    await both.client.put(name, file)
+                assert isinstance(caught.value, NotNow) == passes
+            await both.client.get(ref)
+            await both.client.put(name, file)
+            assert both.ours.verify(ref.name)
+            assert both.theirs.verify(name)
 
     asyncio.run(work())
 

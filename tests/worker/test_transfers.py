@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from windlass.bulk import NoRoom, ObjectGone
+from windlass.bulk import NotNow, ObjectGone
 from windlass.errors import ConnectionRefused
 from windlass.messages import BAD_CALL, DIED, RETURNED, CallEnd, CallId, ObjectName, ObjectRef
 from windlass.objects import ObjectStore, write_results
@@ -245,10 +245,26 @@ async def test_an_object_waits_while_others_fill_the_store(desk: Desk, monkeypat
     assert all("bytes are in use" in text for _, _, text in desk.failed)
 
 
+async def test_an_argument_waits_while_the_manager_cannot_read_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trouble is not the call's; when it lasts the call may be tried again."""
+    ref = desk.manager.put(b"a" * 1000)
+    desk.wire.troubles = [NotNow("Too many open files"), NotNow("Too many open files")]
+    desk.transfers.hold([ref])
+    await desk.news()
+    assert desk.wire.tries == 3
+    assert desk.arrived == [ref.name]
+    monkeypatch.setattr(transfers, "NO_ROOM_SECONDS", -1.0)
+    late = desk.manager.put(b"b" * 1000)
+    desk.wire.troubles = [NotNow("Too many open files")]
+    desk.transfers.hold([late])
+    await desk.news()
+    assert desk.failed == [(late.name, DIED, f"object {late.name} of 1000 bytes could not be fetched: Too many open files")]
+
+
 async def test_a_result_waits_while_the_manager_has_no_room(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was computed is not thrown away because a disk is full for a while; for ever it does not wait, as every call must end."""
     end = desk.result(b"r" * 1000)
-    desk.wire.troubles = [NoRoom("No space left on device"), NoRoom("No space left on device")]
+    desk.wire.troubles = [NotNow("No space left on device"), NotNow("No space left on device")]
     desk.transfers.push(end, desk.tell)
     await desk.news()
     assert desk.wire.tries == 3
@@ -256,7 +272,7 @@ async def test_a_result_waits_while_the_manager_has_no_room(desk: Desk, monkeypa
     assert end.outcome == RETURNED
     monkeypatch.setattr(transfers, "NO_ROOM_SECONDS", -1.0)
     late = desk.result(b"s" * 1000)
-    desk.wire.troubles = [NoRoom("No space left on device")]
+    desk.wire.troubles = [NotNow("No space left on device")]
     desk.transfers.push(late, desk.tell)
     await desk.news()
     assert late.outcome == BAD_CALL
