@@ -129,8 +129,7 @@ class Files:
             if name not in self._wanted:
                 self._wanted.add(name)
                 ask.append(name)
-        for first in range(0, len(ask), NAMES_MOST):
-            self._say(WantFiles(tuple(ask[first : first + NAMES_MOST])))
+        self._say_of(WantFiles, ask)
         return missing
 
     async def obtain(self, ref: FileRef) -> str:
@@ -385,10 +384,14 @@ class Files:
             return False
 
     def _forget(self, names: Sequence[FileName]) -> None:
-        told = tuple(name for name in names if name in self._told)
+        told = [name for name in names if name in self._told]
         self._told.difference_update(told)
-        if told:
-            self._say(FilesGone(told))
+        self._say_of(FilesGone, told)
+
+    def _say_of(self, what: type[FilesGone | WantFiles], names: Sequence[FileName]) -> None:
+        """Say this of all these, in as many messages as that takes: one that is too long would end the worker's session."""
+        for first in range(0, len(names), NAMES_MOST):
+            self._say(what(tuple(names[first : first + NAMES_MOST])))
 
     def _give_up(self, name: FileName) -> None:
         begun = self._fillings.pop(name, None)

@@ -11,7 +11,20 @@ import pytest
 import pytest_asyncio
 
 from windlass.errors import CacheBusy
-from windlass.messages import DropFiles, FetchFile, FileFailed, FileHere, FileName, FileRef, FilesGone, FileSource, Message, WantFiles
+from windlass.messages import (
+    MAX_FRAME_BYTES,
+    DropFiles,
+    FetchFile,
+    FileFailed,
+    FileHere,
+    FileName,
+    FileRef,
+    FilesGone,
+    FileSource,
+    Message,
+    WantFiles,
+)
+from windlass.session import encode_one
 from windlass.worker.arrivals import Arrival, Arrived
 from windlass.worker.cache import Cache
 from windlass.worker.files import Files, key_of
@@ -140,3 +153,19 @@ async def test_a_file_that_is_sent_while_it_is_looked_at_is_fetched_then(desk: D
     said = [await desk.next_said() for _ in range(2)]
     assert [type(one) for one in said] == [FilesGone, FileHere]
     assert desk.files.cache.path(ref.name, "data").read_bytes() == b"new"
+
+
+async def test_the_loss_of_a_whole_cache_is_told_in_messages_that_can_be_sent(desk: Desk) -> None:
+    """Of tens of thousands of kept results, when somebody has deleted the folder."""
+    names = [FileName(f"r-{number:032}") for number in range(40_000)]
+    for name in names:
+        desk.files.made(name, 1)
+    desk.said.clear()
+    desk.files.look_again()
+    gone: list[FileName] = []
+    for message in desk.said:
+        assert isinstance(message, FilesGone)
+        assert len(encode_one(message)) < MAX_FRAME_BYTES
+        gone += message.names
+    desk.said.clear()
+    assert sorted(gone) == names
