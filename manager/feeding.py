@@ -27,13 +27,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from windlass import joined
-from windlass.errors import Closed, InputFailed, NotPicklable
+from windlass.errors import Closed, InputFailed, NotPicklable, UsageError
 from windlass.manager.call import IMPLICIT, Target
 from windlass.manager.callbacks import CallbackThread
 from windlass.manager.calls import CLOSED, INPUT_FAILED
 from windlass.manager.future import CallFuture
 from windlass.manager.inputs import Holds, Inputs, InputsCount, Waiting
-from windlass.manager.keeping import KeptResults
+from windlass.manager.keeping import KeptResults, require_fit
 from windlass.messages import (
     CANCELLED,
     OUT_OF_BAND_BYTES,
@@ -363,19 +363,30 @@ class Feeder:
         except Closed:
             return  # the client ends what has not ended
         except Exception as error:  # noqa: BLE001 - as a rule there is no room: the call's end says so
-            with self._lock:
-                if self._drop(waiting.call, INPUT_FAILED) is None:
-                    return
-            future = self._client.find(waiting.call)
-            if future is not None:
-                future.origin = error
-                text = f"{title(future)} was not run, because its inputs could not be kept for it"
-                self._client.deliver([self._not_run(waiting.call, text)])
+            self._refuse(waiting, error, "its inputs could not be kept for it")
             return
         self._hand_over(waiting, Part(payload, spans))
 
+    def _refuse(self, waiting: Waiting, error: Exception, why: str) -> None:
+        """On the thread of this: it has its inputs, and cannot be handed over."""
+        with self._lock:
+            if self._drop(waiting.call, INPUT_FAILED) is None:
+                return
+        future = self._client.find(waiting.call)
+        if future is not None:
+            future.origin = error
+            self._client.deliver([self._not_run(waiting.call, f"{title(future)} was not run, because {why}")])
+
     def _hand_over(self, waiting: Waiting, part: Part) -> None:
         spec = waiting.spec
+        kept = self._client.kept.inputs_among(part.spans)
+        inputs = (*spec.inputs, *kept)
+        try:
+            require_fit(*part, inputs, spec.sandbox, len(kept))  # each alone was looked at where it came from
+        except UsageError as error:
+            refusal = error
+            self._thread(lambda: self._refuse(waiting, refusal, "no message can tell of all that it was given"))
+            return
         with self._lock:  # or it might be cancelled between our look and the inbox
             if self.inputs.take(spec.call) is None:
                 return
@@ -383,7 +394,6 @@ class Feeder:
             try:
                 if definition is not None and self._defined - defined >= _DEFINED_MOST:
                     self._client.hand_over(("client", DefineFunctions((definition,))))
-                inputs = (*spec.inputs, *self._client.kept.inputs_among(part.spans))
                 spec.payload, spec.spans = part
                 spec.inputs = inputs
                 self._client.hand_over(spec)

@@ -168,19 +168,26 @@ def sandbox_of(
 def inputs_that_fit(
     files: dict[str, File], owner: int, payload: bytes, spans: Sequence[ObjectRef] = (), sandbox: Sandbox | None = None
 ) -> tuple[FileRef, ...]:
-    """What a call of this manager says of the files that it is given. Raises `UsageError` as `inputs_of`, and for more files, those that
-    it makes among them, than a message can tell of: its worker would lose its session by it, and the next one after it."""
+    """What a call of this manager says of the files that it is given. Raises `UsageError` as `inputs_of` and `require_fit`."""
     inputs = inputs_of(files, owner) if files else ()
+    require_fit(payload, spans, inputs, sandbox)
+    return inputs
+
+
+def require_fit(payload: bytes, spans: Sequence[ObjectRef], inputs: Sequence[FileRef], sandbox: Sandbox | None, parts: int = 0) -> None:
+    """Raise `UsageError` for a call with more files, those that it makes among them, than a message can tell of: its worker would lose its
+    session by it, and the next one after it. ``parts``: so many of the inputs are results that have stayed on workers."""
     made = len(sandbox.outputs) if sandbox is not None else 0
-    number = max(len(inputs), len(sandbox.inputs) if sandbox is not None else 0) + made
-    if number > FILES_FEW:
+    number = max(len(inputs) - parts, len(sandbox.inputs) if sandbox is not None else 0) + made
+    if number + parts > FILES_FEW:
         size = len(msgspec.msgpack.encode((payload, spans, inputs, sandbox))) + OUTPUT_BYTES * made
         if size > CALL_BYTES_MOST:
+            kept = f" and {parts:,} parts of results that are kept on workers" if parts else ""
             raise UsageError(
-                f"the call has {number:,} files, and to tell a worker of them takes {size:,} bytes, of {CALL_BYTES_MOST:,} that a call may "
-                "take: declare the folder that they are in as one file, or an archive of them, or give some to each of several calls"
+                f"the call has {number:,} files{kept}, and to tell a worker of them takes {size:,} bytes, of {CALL_BYTES_MOST:,} that a "
+                "call may take: declare the folder that they are in as one file, or an archive of them, or give some to each of several "
+                "calls"
             )
-    return inputs
 
 
 def bring_result(owner: object, record: CallDone | None, timeout: float | None) -> None:

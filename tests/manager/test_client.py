@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from windlass.errors import Closed, FileUnavailable, UsageError
+from windlass.errors import Closed, FileUnavailable, InputFailed, UsageError
 from windlass.files import File
 from windlass.manager.call import Target
 from windlass.manager.client import Client
@@ -416,3 +416,18 @@ def test_a_call_with_more_files_than_a_message_can_tell_of_is_refused_where_it_i
     with pytest.raises(UsageError, match=r"the call has 20,000 files"):
         inputs_that_fit({}, 0, b"", (), Sandbox(outputs=made))
     assert inputs_that_fit({}, 0, b"", (), Sandbox(outputs=made[:10_000])) == ()
+
+
+def test_a_call_whose_files_and_kept_results_are_too_many_together_is_not_run(bench: Bench) -> None:
+    """Either alone can be told of."""
+    bench.client.owner = 0
+    producer = bench.submit(1)
+    alone, both = bench.submit(producer), bench.submit(producer, many(10_000, 8))
+    spans = tuple(ObjectRef(ObjectName(f"r-{number:032}"), 100_000) for number in range(5_000))
+    bench.client.deliver([CallDone(CallEnd(CallId(producer.call_id), 1, RETURNED, b"", spans, kept=True))])
+    text = r"call 3 .*no message can tell of all that it was given: the call has 10,000 files and 5,000 parts of results that are kept"
+    with pytest.raises(InputFailed, match=text):
+        both.result(30)
+    assert not alone.done()
+    handed_over = [item.call for item in bench.client._inbox.drain() if isinstance(item, CallSpec)]  # pyright: ignore[reportPrivateUsage]
+    assert handed_over == [producer.call_id, alone.call_id]
