@@ -27,6 +27,7 @@ import importlib.util
 import logging
 import os
 import pwd
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -154,7 +155,12 @@ class HTCondorBackend:
         self._client = CondorClient(self._helper, *self._where, self._folder / OWN_LOG)
 
     def require_bindings(self) -> None:
-        """Raises `UsageError` where HTCondor's bindings are not installed."""
+        """Raises `UsageError` where HTCondor's bindings are not installed, or no Python could load them."""
+        if self._helper == COMMAND and getattr(sys, "frozen", False):
+            raise UsageError(
+                f"{sys.executable} is a frozen program, which would be started again instead of HTCondor's bindings: "
+                "run the factory on its own, with windlass factory"
+            )
         if self._helper == COMMAND and importlib.util.find_spec("htcondor2") is None:
             raise UsageError(MISSING)
 

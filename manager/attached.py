@@ -181,7 +181,7 @@ class AttachedManager(Door):
                     f"{origin.path}: the manager is on another machine, to which a directory tree cannot be sent: declare an archive of it "
                     "(declare_archive), or declare_shared if the nodes see it"
                 )
-            origin = FileOrigin(object=self._line.store.put(map_object(origin.path, foreign=True), pin=True))
+            origin = FileOrigin(object=self._line.store.put(map_object(origin.path, foreign=True, briefly=True), pin=True))
         elif manifest is not None:
             origin = msgspec.structs.replace(origin, manifest=self._line.store.put(manifest.encode(), pin=True))
         return super()._declare(ref, origin, manifest)

@@ -71,24 +71,28 @@ def check_journal(folder: object) -> None:
         raise UsageError(f"journal={folder!r}: name a folder, as in journal='run.journal'")
 
 
+#: Lock files that this process has locked: in another container, or on another host, a process may have our number.
+_locked: set[tuple[int, int]] = set()
+
+
 class Journal:
     """An open journal at ``folder``. Raises `UsageError` when another program has it open, or the folder holds something else."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         given = Path(folder)
-        #: Wherever the program may go.
-        self.folder = Path(os.path.abspath(given))
         #: Where each result is.
         self.places: dict[bytes, int] = {}
         self._lock_file = _take(given)
         try:
+            #: Wherever the program may go. Not `os.path.abspath`, which takes "link/.." for nothing.
+            self.folder = given.absolute()
             self._objects = self.folder / "objects"
             self._objects.mkdir(mode=0o700, exist_ok=True)
             for left in self._objects.glob("*.new"):
                 left.unlink()
             self._log = os.open(self.folder / "log", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            os.close(self._lock_file)
+            _unlock(self._lock_file)
             raise UsageError(f"journal {given} cannot be opened: {error.strerror or error}") from error
         self._work: Mailbox[Callable[[], None] | None] = Mailbox()
         self._thread = threading.Thread(target=self._run, name="windlass-journal", daemon=True)
@@ -100,7 +104,7 @@ class Journal:
             self._thread.start()  # now: when calls end there may be none to be had, as the program ends, or is at a limit
         except BaseException:
             os.close(self._log)
-            os.close(self._lock_file)
+            _unlock(self._lock_file)
             raise
         #: Results that could not be written.
         self.dropped = 0
@@ -301,7 +305,7 @@ class Journal:
         if not remove:
             self._sync()
         os.close(self._log)
-        os.close(self._lock_file)
+        _unlock(self._lock_file)
         if remove:  # now: a shared file system keeps what is open, and the folder with it
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -347,8 +351,9 @@ def _take(folder: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+        ours = _identity(descriptor) in _locked
         os.close(descriptor)
-        if pid == str(os.getpid()):
+        if pid == str(os.getpid()) and ours:
             text = f"journal {folder} is in use already, by this program: close() the manager that has it, or go on using that one"
             raise UsageError(text) from None
         raise UsageError(
@@ -364,7 +369,18 @@ def _take(folder: Path) -> int:
     except OSError as error:
         os.close(descriptor)
         raise UsageError(f"journal {folder} cannot be opened: {error.strerror or error}; make room, or name another folder") from error
+    _locked.add(_identity(descriptor))
     return descriptor
+
+
+def _unlock(descriptor: int) -> None:
+    _locked.discard(_identity(descriptor))
+    os.close(descriptor)
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
 
 
 def _not_ours(folder: Path, about: os.stat_result) -> tuple[str, str] | None:

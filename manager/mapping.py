@@ -24,6 +24,7 @@ from typing import Any, Final, Generic, TypeVar, cast
 from windlass.coroutines import is_async
 from windlass.errors import UsageError
 from windlass.mailbox import Mailbox
+from windlass.manager.callbacks import hand_over
 from windlass.manager.future import CallFuture
 from windlass.manager.progress import TICK, Progress
 
@@ -261,9 +262,11 @@ class MapResults(Iterator[R], Generic[R]):
         if self._started:
             # This thread may be anywhere, with any lock of ours held: another one cancels what has not ended.
             ahead = self._take_ahead()
-            if ahead and (owner := ahead[0].owner) is not None:
-                owner.later(partial(_let_go, ahead))
-            self.close()
+            try:
+                self.close()  # first: it counts what is done, and what is cancelled is done as well
+            finally:
+                if ahead and (owner := ahead[0].owner) is not None:
+                    owner.later(partial(hand_over, partial(_let_go, ahead)))  # who cancels calls back
         elif not self._exhausted:
             # As in concurrent.futures, calls of a map that nobody looks at run; but the rest of the inputs was never read.
             warnings.warn(

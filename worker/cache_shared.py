@@ -28,7 +28,7 @@ import fcntl
 import os
 import stat
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from windlass.errors import CacheBusy, Closed, Damaged, UsageError
@@ -151,7 +151,8 @@ class SharedCache:
             try:
                 threading.Thread(target=remove_tree, args=(dead,), name="windlass-cache-sweep", daemon=True).start()
             except RuntimeError:  # none is to be had just now
-                remove_tree(dead)
+                with suppress(OSError):  # what stays goes with what others have left
+                    remove_tree(dead)
 
     def damaged(self, name: str) -> bool:
         """See `windlass.worker.cache.Cache.damaged`."""

@@ -22,6 +22,7 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NewType, Protocol
@@ -55,6 +56,8 @@ log = logging.getLogger("windlass.files")
 FileKey = NewType("FileKey", str)
 #: Files asked about, or told of, in one message.
 NAMES_MOST: Final = 5000
+#: Seconds at most that the end waits for the removal of what has not arrived whole.
+_GIVE_UP_SECONDS: Final = 5.0
 
 
 class Fetch(Protocol):
@@ -99,6 +102,8 @@ class Files:
         #: What the manager has been told is here.
         self._told: set[FileName] = set()
         self._fillings: dict[FileName, tuple[Filling, Arrival]] = {}
+        #: Threads that remove what was given up.
+        self._ending: list[threading.Thread] = []
         self._tasks: dict[FileName, asyncio.Task[None]] = {}
         #: Those who wait for a file themselves, to make another one of it.
         self._waiters: dict[FileName, list[asyncio.Future[None]]] = {}
@@ -234,6 +239,10 @@ class Files:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         for name in list(self._fillings):
             self._give_up(name)
+        # Not cut off by the process's end: what other workers of the node share would keep halves of files.
+        ending, end = self._ending, time.monotonic() + _GIVE_UP_SECONDS
+        while any(thread.is_alive() for thread in ending) and time.monotonic() < end:
+            await asyncio.sleep(0.01)
 
     # ------------------------------------------------------------ inside
 
@@ -402,10 +411,14 @@ class Files:
                 arrival.abandon()
                 filling.abort()
 
+            thread = threading.Thread(target=end, name="windlass-fetch", daemon=True)
+            self._ending = [one for one in self._ending if one.is_alive()]
             try:
-                threading.Thread(target=end, name="windlass-fetch", daemon=True).start()
+                thread.start()
             except RuntimeError:  # none is to be had just now
                 end()
+            else:
+                self._ending.append(thread)
 
 
 def _abandon(filling: Filling | None) -> None:

@@ -107,7 +107,7 @@ class DataServer:
     def look_up(self, name: ObjectName) -> tuple[ObjectHead | ObjectMissing, memoryview]:
         """What to say to who asks for it, and the bytes that follow. From any thread."""
         try:
-            view = self.store.open(name)
+            view = self.store.open(name, briefly=True)
         except KeyError:
             return ObjectMissing(name, "the manager does not have it any more"), memoryview(b"")
         except OSError as error:
@@ -365,7 +365,7 @@ class DataClient:
             ConnectionError: the manager was not reached, or the transfer was cut twice.
             OSError: the file cannot be read.
         """
-        view = map_object(path)
+        view = map_object(path, briefly=True)
         size = view.nbytes
         if self._folder:
             head = frame(encode_one(PutObject(name, size, os.path.join(os.getcwd(), path), use)))

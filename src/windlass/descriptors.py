@@ -7,25 +7,50 @@ to need that: a program with few workers stays as it was.
 
 from __future__ import annotations
 
+import errno
 import os
-from typing import Final
+import sys
+from collections.abc import Callable
+from typing import Any, Final
 
-#: As many are enough.
-WANTED: Final = 16384
+#: As many are enough: a worker that moves objects has up to three connections to its manager.
+WANTED: Final = 65536
+#: A process may have 65,530 mappings (vm.max_map_count), with those of its threads, libraries and memory: where all are ours it has none.
+MAPPED_MOST: Final = 32_000
 #: As long as one below this number is free they are not scarce; 0: the limit was not asked yet.
 _plenty = 0
+_found: Any = None
+
+
+def _resource() -> Any:
+    """The standard library's module, whatever lies beside the program."""
+    global _found
+    if _found is None:
+        _found = sys.modules.get("resource")
+        if not hasattr(_found, "getrlimit"):
+            import sysconfig
+            from importlib.machinery import PathFinder
+            from importlib.util import module_from_spec
+
+            places = [sysconfig.get_config_var("DESTSHARED") or "", sysconfig.get_path("platstdlib")]
+            spec = PathFinder.find_spec("resource", places)
+            if spec is None or spec.loader is None:
+                import resource as _found  # built in
+            else:
+                _found = module_from_spec(spec)  # not into sys.modules: the program may mean its own
+                spec.loader.exec_module(_found)
+    return _found
 
 
 def limit() -> int:
     """How many descriptors this process may have now."""
-    import resource
-
+    resource = _resource()
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return WANTED if soft == resource.RLIM_INFINITY else soft
 
 
 def scarce(descriptor: int) -> bool:
-    """Whether half of them are in use, though as many are allowed by now as can be. ``descriptor``: any that is open."""
+    """Whether half of them are in use, though as many are allowed by now as can be, or `MAPPED_MOST`. ``descriptor``: any that is open."""
     global _plenty
     try:
         lowest = os.dup(descriptor)  # of those that are free: others are in use
@@ -34,9 +59,9 @@ def scarce(descriptor: int) -> bool:
     os.close(lowest)
     if lowest < _plenty:
         return False
-    _plenty = limit() // 2
+    _plenty = min(limit() // 2, MAPPED_MOST)
     if lowest >= _plenty:
-        _plenty = allow_many() // 2
+        _plenty = min(allow_many() // 2, MAPPED_MOST)
     return lowest >= _plenty
 
 
@@ -48,10 +73,40 @@ def raised() -> bool:
 
 def allow_many() -> int:
     """Raise the soft limit to `WANTED`, or as far as the hard one lets it; how many there may be now."""
-    import resource
-
+    resource = _resource()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = WANTED if hard == resource.RLIM_INFINITY else min(hard, WANTED)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return limit()
+
+
+def opened(open_one: Callable[[], int]) -> int:
+    """The descriptor that ``open_one()`` gives; where none is left it is asked again with a higher limit, if there is one to be had."""
+    try:
+        return open_one()
+    except OSError as error:
+        if error.errno != errno.EMFILE or not raised():
+            raise
+    return open_one()
+
+
+def view_of(descriptor: int, *, spare: bool = True) -> memoryview:
+    """A private, writable view of a file. A mapping keeps a descriptor for as long as it lives, and there may be tens of thousands of them
+    at most: where either runs out the file is read into memory instead. ``spare``: also where they are scarce, as others need them."""
+    size = os.fstat(descriptor).st_size
+    if size == 0:  # which cannot be mapped
+        return memoryview(bytearray())
+    if not (spare and scarce(descriptor)):
+        import mmap
+
+        try:
+            return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENOMEM):
+                raise
+    with open(descriptor, "rb", buffering=0, closefd=False) as file:
+        view, place = memoryview(bytearray(size)), 0
+        while count := file.readinto(view[place:]):
+            place += count
+        return view[:place]

@@ -93,38 +93,17 @@ def remove_unfinished(folder: str, owner: int) -> None:
                 os.unlink(os.path.join(folder, name))
 
 
-def map_object(path: str | os.PathLike[str], *, foreign: bool = False) -> memoryview:
+def map_object(path: str | os.PathLike[str], *, foreign: bool = False, briefly: bool = False) -> memoryview:
     """A private, writable view of a file: writes into it stay in this process. Outlives the file's name.
 
-    With ``foreign`` it may be any file; else it must be this user's, or `NotOurs` is raised. A mapping keeps a descriptor for as long as it
-    lives, and there may be tens of thousands of them at most: where either runs out the file is read into memory instead.
+    With ``foreign`` it may be any file; else it must be this user's, or `NotOurs` is raised. With ``briefly`` the view goes soon, and is no
+    copy while a descriptor is left: it may be large, and many of one file at once.
     """
     from windlass import descriptors
 
+    descriptor = descriptors.opened(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC) if foreign else open_ours(path))
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if foreign else open_ours(path)
-    except OSError as error:
-        if error.errno != errno.EMFILE or not descriptors.raised():
-            raise
-        return map_object(path, foreign=foreign)
-    try:
-        size = os.fstat(descriptor).st_size
-        if size == 0:  # which cannot be mapped
-            return memoryview(bytearray())
-        if not descriptors.scarce(descriptor):
-            import mmap
-
-            try:
-                return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENOMEM):
-                    raise
-        with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            whole = bytearray(size)
-            view, place = memoryview(whole), 0
-            while count := file.readinto(view[place:]):
-                place += count
-            return view[:place]
+        return descriptors.view_of(descriptor, spare=not briefly)
     finally:
         os.close(descriptor)
 
@@ -199,13 +178,13 @@ class ObjectStore:
                 raise KeyError(name)
             return entry.size
 
-    def open(self, name: str) -> memoryview:
+    def open(self, name: str, *, briefly: bool = False) -> memoryview:
         """A private, writable mapping of the object, good after its eviction too. Raises `KeyError` when it is absent."""
         with self._lock:
             if self._find(name) is None:
                 raise KeyError(name)
         try:
-            return map_object(os.path.join(self._text, name))
+            return map_object(os.path.join(self._text, name), briefly=briefly)
         except (FileNotFoundError, NotOurs):
             with self._lock:
                 self._forget(name)
@@ -214,7 +193,7 @@ class ObjectStore:
     def verify(self, name: str) -> bool:
         """True when the object is here and its content is what its name says; a damaged one is removed."""
         try:
-            view = self.open(name)
+            view = self.open(name, briefly=True)
         except KeyError:
             return False
         if not name.startswith("b3-") or content_name(view) == name:
@@ -590,7 +569,7 @@ def _write_all(descriptor: int, data: Buffer) -> None:
 
 
 def _copy(folder: str, source: str | os.PathLike[str]) -> str:
-    view = map_object(source)
+    view = map_object(source, briefly=True)
     return _write(folder, view)[0]
 
 

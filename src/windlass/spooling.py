@@ -99,9 +99,9 @@ class SpoolingStore(ObjectStore):
         disk = self._on_disk(name)
         return super().size(name) if disk is None else disk.size(name)
 
-    def open(self, name: str) -> memoryview:
+    def open(self, name: str, *, briefly: bool = False) -> memoryview:
         disk = self._on_disk(name)
-        return super().open(name) if disk is None else disk.open(name)
+        return super().open(name, briefly=briefly) if disk is None else disk.open(name, briefly=briefly)
 
     def verify(self, name: str) -> bool:
         disk = self._on_disk(name)

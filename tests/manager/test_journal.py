@@ -7,6 +7,8 @@ import errno
 import fcntl
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -196,6 +198,20 @@ def test_a_result_that_cannot_be_had_costs_none_of_those_that_come_after_it(
 def test_two_programs_cannot_have_one_journal(journal: Journal, folder: Path) -> None:
     with pytest.raises(UsageError, match=r"run.journal is in use already, by this program: close\(\) the manager that has it"):
         Journal(folder)
+
+
+def test_another_containers_process_may_have_our_number(folder: Path) -> None:
+    holds = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    (folder / "lock").write_text(f"{os.getpid()}\n")
+    words = [sys.executable, "-c", holds, str(folder / "lock")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UsageError, match=rf"in use by another program \(process {os.getpid()}\)"):
+            Journal(folder)
+        assert other.stdin is not None
+        other.stdin.close()
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:

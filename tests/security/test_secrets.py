@@ -43,7 +43,7 @@ class Run:
         self.worker: int = manager.status()["workers"][0]["pid"]
         #: What everybody can see: the stores of both, and the worker's scratch folder.
         self.folders = [self._store("manager", os.getpid()), self._store("worker", self.worker)]
-        self.folders += [path for path in Path(seen["tmp"]).parents if re.match(rf"windlass-(\w+-)?{MINE}-", path.name)]
+        self.folders += [path for path in Path(seen["tmp"]).resolve().parents if re.match(rf"windlass-(\w+-)?{MINE}-", path.name)]
         assert len(self.folders) == 3
         #: Each line of every private key, and what shows that a peer is on the manager's host.
         self.secrets: dict[str, str] = {(self.folders[0] / ".token").read_text(): "the store's token"}

@@ -223,7 +223,7 @@ def test_trouble_of_the_manager_that_passes_is_told_from_what_lasts(
 ) -> None:
     """It says nothing against the object or the call: who asks may ask again."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
     async def work() -> None:

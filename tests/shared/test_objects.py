@@ -106,6 +106,30 @@ def test_more_objects_may_be_open_than_there_may_be_descriptors(tmp_path: Path, 
     assert (ran.stdout, ran.stderr) == (f"True True\n{hard}\n", "")
 
 
+BRIEFLY = """
+import resource, sys
+from pathlib import Path
+from windlass import descriptors
+from windlass.objects import ObjectStore
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+store = ObjectStore(Path(sys.argv[1]))
+ref = store.put(b"x" * 100_000)
+kept = [store.open(ref.name) for _ in range(40)]
+print(type(kept[-1].obj).__name__, type(store.open(ref.name, briefly=True).obj).__name__)
+del kept
+descriptors.MAPPED_MOST, descriptors._plenty = 20, 0
+kept = [store.open(ref.name) for _ in range(30)]
+print([type(view.obj).__name__ for view in (kept[0], kept[-1])])
+"""
+
+
+def test_what_is_only_sent_is_not_copied_and_mappings_are_left_for_others(tmp_path: Path) -> None:
+    """A manager of thousands of workers has half of its descriptors in use, and sends each of them gigabytes."""
+    ran = subprocess.run([sys.executable, "-c", BRIEFLY, str(tmp_path / "s")], check=False, capture_output=True, text=True, timeout=60)
+    assert (ran.stdout, ran.stderr) == ("bytearray mmap\n['mmap', 'bytearray']\n", "")
+
+
 def test_a_view_is_private_writable_and_outlives_the_object(store: ObjectStore) -> None:
     ref = store.put(b"hello")
     view, other = store.open(ref.name), store.open(ref.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tarfile
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from windlass.messages import (
 from windlass.session import encode_one
 from windlass.worker.arrivals import Arrival, Arrived
 from windlass.worker.cache import Cache
+from windlass.worker.cache_entries import Filling
 from windlass.worker.files import Files, key_of
 
 pytestmark = pytest.mark.asyncio
@@ -169,3 +171,28 @@ async def test_the_loss_of_a_whole_cache_is_told_in_messages_that_can_be_sent(de
         gone += message.names
     desk.said.clear()
     assert sorted(gone) == names
+
+
+async def test_the_end_waits_for_the_removal_of_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder that is shared with other workers of the node they would stay."""
+    abort, begun = Filling.abort, asyncio.Event()
+
+    def slow(filling: Filling) -> None:
+        time.sleep(0.3)
+        abort(filling)
+
+    async def hangs(desk: Desk, arrival: Arrival, source: FileSource, /) -> Arrived:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(Filling, "abort", slow)
+    monkeypatch.setattr(Desk, "_fetch", hangs)
+    desk = Desk(tmp_path / "cache")
+    ref = FileRef(FileName("x3-" + "1" * 32), 5, "a.txt", "workflow")
+    desk.files.hold([ref])
+    assert await desk.next_said() == WantFiles((ref.name,))
+    desk.files.heard(FetchFile(ref, SOURCE))
+    await asyncio.wait_for(begun.wait(), 20)
+    await desk.files.close()
+    assert not list(desk.files.cache.folder.glob(".t-*"))

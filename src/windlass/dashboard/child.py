@@ -25,7 +25,9 @@ _END_SECONDS: Final = 5.0
 
 
 def require_installed() -> None:
-    """Raises `UsageError` where the dashboard's libraries are not there."""
+    """Raises `UsageError` where the dashboard's libraries are not there, or no Python that could run it."""
+    if getattr(sys, "frozen", False):
+        raise UsageError(f"{sys.executable} is a frozen program, which would be started again instead of a dashboard: leave dashboard= out")
     missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"the dashboard needs {' and '.join(missing)}: pip install {' '.join(missing)}")
