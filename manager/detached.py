@@ -57,6 +57,7 @@ def serve(name: str, port: int, *, listen: str = "", idle_timeout: float = 0.0, 
         signal.signal(number, told)
     with manager:
         log.info("manager %s serves at port %d as process %d", name, manager.port, os.getpid())
+        manager._server.detach(idle_timeout)  # before anybody is told  # pyright: ignore[reportPrivateUsage]
         if ready >= 0:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             os.write(ready, READY)

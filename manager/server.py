@@ -183,8 +183,12 @@ class Server:
 
     def stay(self, idle_timeout: float) -> None:
         """Serve programs that attach; return when the thread has ended: one of them said so, or nothing was here for so many seconds."""
-        self.call(lambda: self._be_detached(idle_timeout))
+        self.detach(idle_timeout)
         self._thread.join()
+
+    def detach(self, idle_timeout: float) -> None:
+        """From now on it serves programs that attach, and says so to each."""
+        self.call(lambda: self._be_detached(idle_timeout))
 
     def _be_detached(self, idle_timeout: float) -> None:
         self.attachments.detached, self._idle_timeout, self._busy_at = True, idle_timeout, self.now()

@@ -145,7 +145,11 @@ def mounted(folder: Path, owner: int = 0) -> Generator[Path]:
             yield folder
         finally:
             subprocess.run(["umount", "-l", folder], check=True)
-            server.wait(10)
+            try:
+                server.wait(10)
+            except subprocess.TimeoutExpired:  # something has a file there open, and would have for ever
+                server.kill()
+                raise
 
 
 def serve(folder: str, owner: int) -> None:
