@@ -12,7 +12,7 @@ Pools of one batch system share a keeper, so that they share its commands: a que
 
 Each pool has a port to the manager of its own, and says there `PoolReport` when something changed (first of all, what a pilot of the pool
 will be, so that the manager listens where pilots can reach it) and `ReleasePilots`; it hears `Demand` and `Leave`.
-While the connection is cut nothing is submitted, until the manager has said anew what it could use.
+While the connection is cut nothing is submitted or let go, until the manager has said anew what it could use.
 """
 
 from __future__ import annotations

@@ -597,12 +597,18 @@ def lose_manager(sim: Simulation) -> None:
     sim.core.cut_off(sim.now)
 
 
-def test_nothing_is_submitted_while_the_manager_is_out_of_reach(make_pool: MakePool) -> None:
-    """What ends meanwhile is replaced when it has said what it could use: it may be gone for good, and its calls be done."""
-    sim = simulation(make_pool())
-    sim.calls = 40
+def cut_off(pool: PoolConfig, calls: int, nodes: int = 20) -> Simulation:
+    """Pilots run so many calls, and then the manager is out of reach."""
+    sim = simulation(pool, nodes=nodes)
+    sim.calls = calls
     sim.run(60)
     lose_manager(sim)
+    return sim
+
+
+def test_nothing_is_submitted_while_the_manager_is_out_of_reach(make_pool: MakePool) -> None:
+    """What ends meanwhile is replaced when it has said what it could use: it may be gone for good, and its calls be done."""
+    sim = cut_off(make_pool(), 40)
     for job in list(sim.cluster.jobs.values())[:3]:
         sim.cluster.process_ended(job.job, job.restart, 0, sim.now)
     sim.run(300)
@@ -649,10 +655,7 @@ def test_pilots_that_find_no_manager_are_not_held_against_the_pool(make_pool: Ma
 
 def test_closing_without_a_manager_ends_what_serves_through_the_batch_system(make_pool: MakePool) -> None:
     """Nobody else can tell it; but what runs has the time that it was given."""
-    sim = simulation(make_pool(grace=30.0), nodes=2)
-    sim.calls = 8
-    sim.run(60)
-    lose_manager(sim)
+    sim = cut_off(make_pool(grace=30.0), 8, nodes=2)
     sim.calls = 0  # nobody knows what runs
     closed = sim.now
     sim.core.close(closed, 300.0)
@@ -665,10 +668,7 @@ def test_closing_without_a_manager_ends_what_serves_through_the_batch_system(mak
 
 
 def test_closing_while_the_manager_is_out_of_reach_for_a_moment_is_as_ever(make_pool: MakePool) -> None:
-    sim = simulation(make_pool(grace=30.0), nodes=2)
-    sim.calls = 8
-    sim.run(60)
-    lose_manager(sim)
+    sim = cut_off(make_pool(grace=30.0), 8, nodes=2)
     sim.core.close(sim.now, math.inf)
     sim.tick(1)
     assert (sim.released, sim.cancelled) == ([], [])
