@@ -89,10 +89,10 @@ class Fate(NamedTuple):
 class Running:
     """A call in a slot (`windlass.worker.backlog.Running`)."""
 
-    __slots__ = ("attempt", "call", "how", "started_at", "weight")
+    __slots__ = ("attempt", "call", "how", "since", "weight")
 
     def __init__(self, run: CallRun, now: float, how: int) -> None:
-        self.call, self.attempt, self.weight, self.started_at, self.how = run.call, run.attempt, run.weight, now, how
+        self.call, self.attempt, self.weight, self.since, self.how = run.call, run.attempt, run.weight, now, how
 
 
 class SimulatedSlots:
@@ -154,7 +154,7 @@ class SimulatedSlots:
         now = worker.clock.now
         worker.backlog.ended(
             self.number,
-            [CallEnd(one.call, one.attempt, outcome, b"r" if outcome == RETURNED else b"", (), b"", b"", one.started_at, now, now, detail)],
+            [CallEnd(one.call, one.attempt, outcome, b"r" if outcome == RETURNED else b"", (), b"", b"", one.since, now, now, detail)],
         )
         self.claim()
 
@@ -349,7 +349,7 @@ class SimulatedWorker:
         if self.gone:
             return
         now, backlog = self.clock.now, self.backlog
-        oldest = max((now - one.started_at for one in self._running()), default=0.0) if backlog.held else 0.0
+        oldest = max((now - one.since for one in self._running()), default=0.0) if backlog.held else 0.0
         self.life.expects(backlog.longest)
         if backlog.longest > (left := self.life.deadline - now + 1.0):
             backlog.give_back_late(left)

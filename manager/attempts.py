@@ -79,7 +79,7 @@ class Attempts(Dispatch):
                 sums = learned[library] = [0.0, 0, 0.0, 0]
             sums[3] += 1
             if end.outcome == RETURNED:
-                seconds = max(0.0, end.ended_at - end.started_at)  # the worker's clock may have been set back
+                seconds = max(0.0, end.ended_at - end.started_at)  # a worker may say anything
                 sums[0] += seconds
                 sums[1] += 1
                 if seconds > sums[2]:

@@ -10,7 +10,8 @@ class Timings:
     """When things happened to a call, in seconds since the epoch; 0.0: not (yet).
 
     ``submitted``, ``sent`` and ``returned`` are on the program's side; ``started``, ``ready`` and ``ended`` on the worker's
-    clock, which may differ. The derived figures subtract only times of one clock.
+    clock, which may differ: the worker reads it once, at the start, and measures from there, so that a clock that is set meanwhile, or a
+    machine that sleeps, is no part of how long a call ran. The derived figures subtract only times of one clock.
 
     A call whose result was remembered (docs/journal.md) was not sent: ``sent`` is 0.0, and ``started``, ``ready`` and ``ended`` are of the
     run that made the result, which may be days ago.

@@ -121,7 +121,7 @@ class RunningCall:
     """A call in a slot."""
 
     def __init__(self, call: CallId, attempt: int) -> None:
-        self.call, self.attempt, self.started_at = call, attempt, 1.0
+        self.call, self.attempt, self.since = call, attempt, 1.0
 
 
 class Node:

@@ -370,7 +370,8 @@ class Backlog:
     def sweep(self, now: float) -> None:
         """End calls that run longer than their timeout, and cancelled ones that could not be found before.
 
-        `now` is on the clock of `started_at`: seconds since the epoch.
+        `now` is on the clock of `Running.since`, the monotonic one: a call that ran for seconds must not end by a clock that is set, nor
+        by a laptop that slept meanwhile.
         """
         self._find_doomed()
         for line in list(self._lines.values()):
@@ -382,7 +383,7 @@ class Backlog:
                 found = self._find(HeldCall(slot.call, slot.attempt))
                 if found is None or not found.timeout:
                     continue
-                ends.append(slot.started_at + found.timeout)
+                ends.append(slot.since + found.timeout)
                 if ends[-1] <= now:
                     late.setdefault(found.timeout, []).append((slot.call, slot.attempt))
             line.looked(now, ends)

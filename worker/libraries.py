@@ -225,8 +225,8 @@ class Libraries:
         return any(not entry.ready for entry in self.entries.values())
 
     def oldest(self, now: float) -> float:
-        """Seconds that the longest running call has run; `now` in seconds since the epoch."""
-        starts = [slot.started_at for entry in self.entries.values() for slot in entry.library.running()]
+        """Seconds that the longest running call has run; `now` by the monotonic clock."""
+        starts = [slot.since for entry in self.entries.values() for slot in entry.library.running()]
         return max(0.0, now - min(starts)) if starts else 0.0
 
     def watching(self) -> tuple[HeldCall, ...]:

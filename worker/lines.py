@@ -19,14 +19,14 @@ LATE_SECONDS: Final = 1.0
 
 
 class Running(Protocol):
-    """A call that a slot runs now."""
+    """A call that a slot runs now, and since when, by the clock of `Backlog.sweep`."""
 
     @property
     def call(self) -> CallId: ...
     @property
     def attempt(self) -> int: ...
     @property
-    def started_at(self) -> float: ...
+    def since(self) -> float: ...
 
 
 class Instance(Protocol):
@@ -104,8 +104,8 @@ class Line:
             del self.timeouts[timeout]
 
     def is_due(self, now: float) -> bool:
-        """Whether it is time to look at what runs; also when the clock was set back."""
-        return bool(self.timeouts) and not now < self.due <= now + self.least
+        """Whether it is time to look at what runs."""
+        return bool(self.timeouts) and now >= self.due
 
     def looked(self, now: float, ends: Sequence[float]) -> None:
         """Those that run may run until then. Others may begin now, and where many run it is not looked again for each of them."""

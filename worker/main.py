@@ -395,7 +395,7 @@ class Worker:
             held += self._supply.pushing
             starting = self._libraries.starting
             if held and self._life.asks_oldest:
-                oldest = self._libraries.oldest(time.time())
+                oldest = self._libraries.oldest(now)
         self._life.expects(self._backlog.longest)
         if self._backlog.longest > (left := self._life.deadline - now + MARGIN_SECONDS):
             self._backlog.give_back_late(left)
@@ -409,9 +409,9 @@ class Worker:
     def _sweep(self) -> None:
         """Timeouts of calls, while any is held that has one."""
         self._sweep_timer = None
-        self._backlog.sweep(time.time())
+        self._backlog.sweep(time.monotonic())
         if self._earlier is not None:
-            self._earlier.sweep(time.time())
+            self._earlier.sweep(time.monotonic())
         if not self._leaving:
             self._sweep_later()
 

@@ -7,7 +7,7 @@ finished. The order is the promise: a call is either in the queue, or noted in a
 and note (the worker's audit of the queue finds such a call when the slot dies just there). A slot never claims before its last answer
 is sent.
 
-For a call that does nothing the loop costs a few microseconds: one receive, one send, one decode, one encode, two pickles and four looks
+For a call that does nothing the loop costs a few microseconds: one receive, one send, one decode, one encode, two pickles and six looks
 at a clock or a file's length. Nothing else may be added to the path of every call: no signal, no file, no process, no look at /proc.
 
 *Functions*: those of the library are loaded before; others come by content, from the functions folder, at their first call, and
@@ -39,7 +39,8 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from time import time as now  # bound here: a function may replace what the module has
+from time import monotonic  # bound here, both: a function may replace what the module has
+from time import time as now
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -83,8 +84,8 @@ from windlass.worker.slotlink import (
     NOTE,
     ROW_WORDS,
     SENDING,
+    SINCE,
     SPILLED,
-    STARTED_AT,
     Prepared,
     Rows,
     Setup,
@@ -197,7 +198,7 @@ class Slot:
     def serve(self) -> None:
         """The loop. Returns when the worker is gone, wants this slot to leave, or it has run its share of calls."""
         words, doubles, base = self.words, self.link.rows.doubles, self.base
-        call_word, attempt_word, started_word, begun_word = base + CALL, base + ATTEMPT, base + STARTED_AT, base + BEGUN
+        call_word, attempt_word, since_word, begun_word = base + CALL, base + ATTEMPT, base + SINCE, base + BEGUN
         finished_word, leave_word = base + FINISHED, base + LEAVE
         buffer = bytearray(MAX_PACKET)
         view = memoryview(buffer)
@@ -218,23 +219,23 @@ class Slot:
             if not size:
                 return
             run = decode(read_spilled(view[:size]) if buffer[0] == SPILLED else view[:size])
-            started_at = now()
+            started_at, since = now(), monotonic()
             words[call_word] = run.call
             words[attempt_word] = run.attempt
-            doubles[started_word] = started_at
+            doubles[since_word] = since
             count += 1
             words[begun_word] = count
             if forked:
-                self.answer_in_child(run, started_at, count)
+                self.answer_in_child(run, started_at, since, count)
             else:
-                send(answer(run, started_at))
+                send(answer(run, started_at, since))
             words[finished_word] = count
             if count == most:
                 words[base + LEFT] = LEFT_FULL
                 return
         words[base + LEFT] = LEFT_ASKED
 
-    def answer(self, run: CallRun, started_at: float) -> CallEnd:
+    def answer(self, run: CallRun, started_at: float, since: float) -> CallEnd:
         """Run a call. Whatever happens in it becomes the answer."""
         call, attempt = run.call, run.attempt
         state = STATE
@@ -252,7 +253,7 @@ class Slot:
             if run.sandbox is not None:
                 room = self.make_room(run)
         except BaseException as error:  # noqa: BLE001 - everything is answered
-            ready_at = now()
+            ready_at = started_at + (monotonic() - since)
             outcome, payload, detail = self.not_begun(run, error)
         else:
             function, wants = loaded
@@ -264,7 +265,7 @@ class Slot:
                 from windlass.traces import entered
 
                 function = entered(function, run.trace)
-            ready_at = now()
+            ready_at = started_at + (monotonic() - since)
             try:
                 value = function(*args, **kwargs)
             except BaseException as error:  # noqa: BLE001 - SystemExit too: one call must not end the slot
@@ -294,7 +295,8 @@ class Slot:
         if room is not None:
             room.leave()
         kept = bool(spans and run.keep)
-        return CallEnd(call, attempt, outcome, payload, spans, stdout, stderr, started_at, ready_at, now(), detail, kept, outputs)
+        ended_at = started_at + (monotonic() - since)
+        return CallEnd(call, attempt, outcome, payload, spans, stdout, stderr, started_at, ready_at, ended_at, detail, kept, outputs)
 
     def send(self, end: CallEnd) -> None:
         """Send an answer whole."""
@@ -465,27 +467,23 @@ class Slot:
         self.others[key] = (dict, ())
         run = CallRun(CallId(0), 0, self.setup.instance, key, pickling.pack_scalars((), {}))
         for _ in range(REHEARSALS):
-            self.encoder.encode_into(self.answer(run, now()), self.frame, 4)
+            self.encoder.encode_into(self.answer(run, now(), monotonic()), self.frame, 4)
         del self.others[key]
         gc.collect()
         gc.freeze()
 
-    def answer_in_child(self, run: CallRun, started_at: float, count: int) -> None:
+    def answer_in_child(self, run: CallRun, started_at: float, since: float, count: int) -> None:
         """Run a call in a child of its own; answer for it if it dies."""
         words, base = self.words, self.base
         try:
             pid = forks.fork()
         except OSError as error:
-            ended_at = now()
+            at = started_at + (monotonic() - since)
             text = f"no process could be forked for the call: {error}; the limit on processes of the node or the pilot is reached"
-            self.send(
-                CallEnd(
-                    run.call, run.attempt, DIED, started_at=started_at, ready_at=ended_at, ended_at=ended_at, detail=EndDetail(text=text)
-                )
-            )
+            self.send(CallEnd(run.call, run.attempt, DIED, started_at=started_at, ready_at=at, ended_at=at, detail=EndDetail(text=text)))
             return
         if pid == 0:
-            self.be_child(run, started_at, count)
+            self.be_child(run, started_at, since, count)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)  # what it left behind; before it is reaped, for then the number may be another's
@@ -498,19 +496,19 @@ class Slot:
         from windlass.worker.keeping import remove_torn
 
         remove_torn(self.setup, self.pid)
-        ended_at = now()
-        detail = death(pid, status, usage.ru_maxrss * 1024, ended_at - started_at)
+        seconds = monotonic() - since
+        detail = death(pid, status, usage.ru_maxrss * 1024, seconds)
         stdout, stderr = capture.take(self.link.out), capture.take(self.link.err)
-        self.send(CallEnd(run.call, run.attempt, DIED, b"", (), stdout, stderr, started_at, started_at, ended_at, detail))
+        self.send(CallEnd(run.call, run.attempt, DIED, b"", (), stdout, stderr, started_at, started_at, started_at + seconds, detail))
 
-    def be_child(self, run: CallRun, started_at: float, count: int) -> NoReturn:
+    def be_child(self, run: CallRun, started_at: float, since: float, count: int) -> NoReturn:
         """In the child."""
         status = 1
         try:
             os.setpgid(0, 0)
             die_with_parent()
             forks.reseed()
-            end = self.answer(run, started_at)
+            end = self.answer(run, started_at, since)
             self.words[self.base + SENDING] = count
             self.send(end)
             self.words[self.base + FINISHED] = count

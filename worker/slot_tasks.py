@@ -27,6 +27,7 @@ import socket
 import sys
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
+from time import monotonic
 from time import time as now
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +57,8 @@ from windlass.worker.slotlink import (
     LOAD,
     MAX_PACKET,
     ROW_WORDS,
+    SINCE,
     SPILLED,
-    STARTED_AT,
     Setup,
     bounded,
 )
@@ -80,12 +81,16 @@ class Place:
         self.run: CallRun | None = run
         self.call = run
         self.row, self.base, self.count = row, row * ROW_WORDS, count
-        self.started_at = 0.0
+        self.started_at = self.since = 0.0  # by the clock of people, and by the monotonic one
         self.watch: Watch | None = None
         self.out, self.err = Kept(), Kept()
         self.task: asyncio.Task[None] | None = None
         self.cancelled = False
         self.answered = False
+
+    def clock(self) -> float:
+        """The time, as what has passed since it began: the clock may have been set."""
+        return self.started_at + (monotonic() - self.since) if self.since else now()
 
 
 class TaskSlot(Slot):
@@ -179,7 +184,7 @@ class TaskSlot(Slot):
         base = row * ROW_WORDS
         place = Place(run, row, words[base + BEGUN] + 1)
         words[base + CALL], words[base + ATTEMPT] = run.call, run.attempt
-        self.link.rows.doubles[base + STARTED_AT] = 0.0
+        self.link.rows.doubles[base + SINCE] = 0.0
         words[base + BEGUN] = place.count
         words[self.base + CLAIMING] = 0
         self.count += 1
@@ -224,14 +229,15 @@ class TaskSlot(Slot):
         place.task.add_done_callback(lambda task: self.ended(place, task))
 
     def start(self, place: Place) -> None:
-        place.started_at = self.link.rows.doubles[place.base + STARTED_AT] = now()
+        place.started_at = now()
+        place.since = self.link.rows.doubles[place.base + SINCE] = monotonic()
 
     def run_alone(self, place: Place) -> None:
         """Run a plain function, outside of the loop."""
         self.start(place)
         self.words[place.base + ALONE] = place.count
         STATE.row = place.row
-        self.send(self.answer(place.call, place.started_at))
+        self.send(self.answer(place.call, place.started_at, place.since))
         self.finish(place)
 
     # ------------------------------------------------ a call
@@ -251,7 +257,7 @@ class TaskSlot(Slot):
             if run.sandbox is not None:
                 room = self.make_room(run)
         except BaseException as error:  # noqa: BLE001 - everything is answered
-            ready_at = now()
+            ready_at = place.clock()
             outcome, payload, detail = self.not_begun(run, error)
         else:
             for name, position, value in wants:
@@ -261,7 +267,7 @@ class TaskSlot(Slot):
                 from windlass.traces import attach
 
                 attach(run.trace)  # in the context of this task alone
-            ready_at = now()
+            ready_at = place.clock()
             try:
                 value = await function(*args, **kwargs)
             except BaseException as error:  # noqa: BLE001 - SystemExit too: one call must not end the slot
@@ -292,11 +298,9 @@ class TaskSlot(Slot):
         place.run = None
         stdout, stderr = self.words_of(place)
         kept = bool(spans and run.keep)
+        since, at = place.started_at, place.clock()
         self.reply(
-            place,
-            CallEnd(
-                run.call, run.attempt, outcome, payload, spans, stdout, stderr, place.started_at, ready_at, now(), detail, kept, outputs
-            ),
+            place, CallEnd(run.call, run.attempt, outcome, payload, spans, stdout, stderr, since, ready_at, at, detail, kept, outputs)
         )
 
     async def end_watch(self, place: Place) -> None:
@@ -342,7 +346,8 @@ class TaskSlot(Slot):
         self.look()
 
     def end_of(self, place: Place, outcome: int, detail: EndDetail | None = None) -> CallEnd:
-        since, at = place.started_at or now(), now()
+        at = place.clock()
+        since = place.started_at or at
         return CallEnd(place.call.call, place.call.attempt, outcome, started_at=since, ready_at=since, ended_at=at, detail=detail)
 
     def finish(self, place: Place) -> None:

@@ -38,13 +38,13 @@ class Kill(msgspec.Struct):
 
 
 class RunningCall(msgspec.Struct, frozen=True):
-    """A call that a slot runs now; ``started_at`` is in seconds since the epoch."""
+    """A call that a slot runs now, and ``since`` when, by the monotonic clock."""
 
     call: CallId
     attempt: int
     slot: int
     pid: int
-    started_at: float
+    since: float
     #: It has registered for its pilot's end (`windlass.on_warning`).
     watches: bool = False
 

@@ -19,15 +19,16 @@ file means that the worker is gone: leave.
 instead.
 
 *Rows* say what each slot is doing, in aligned words that one side writes and the other reads, without locks. The slot writes
-`CALL`, `ATTEMPT` and `STARTED_AT` of the call it has claimed, and then `BEGUN` (a count). It sends the result and then writes
-`FINISHED`, the same count. So a call is running while the two differ, and when the process dies exactly that call is charged
-with it, unless its result is found in the results. `SENDING` is written before the first byte of a result: in mode ``fork`` it
+`CALL` and `ATTEMPT` of the call it has claimed, `SINCE` when it did (by the node's monotonic clock, which nobody sets and which does not
+count while the node sleeps), and then `BEGUN` (a count). It sends the result and then writes `FINISHED`, the same count. So a call is
+running while the two differ, and when the process dies exactly that call is charged with it, unless its result is found in the
+results. `SENDING` is written before the first byte of a result: in mode ``fork`` it
 tells a child that died without an answer from one that died in the middle of it. `LEAVE` is the worker's wish, read between
 calls; `LEFT` is the slot's reason for going by itself. `WATCHES` is the count again where the running call has registered for its
 pilot's end.
 
 *A slot that runs many calls at once* (`LibrarySpec.concurrency`) has a row for each of its places, one behind the other; what is said of
-the slot itself (`LEAVE`, `LEFT`) stands in the first of them. `STARTED_AT` is 0 while a call waits in its place until it may run alone, and
+the slot itself (`LEAVE`, `LEFT`) stands in the first of them. `SINCE` is 0 while a call waits in its place until it may run alone, and
 `ALONE` is the count while it does. `CANCEL` is the worker's wish: the count of the call that is to be cancelled. `CLAIMING` is set while
 the slot may have a call that is in no row yet. When the worker has changed a wish, it sends a byte over the results, which wakes the slot.
 `LOAD` is one more than the calls that a slot has, while it claims; `SLOTS` in the pilot's row is the number of slots so far.
@@ -51,7 +52,7 @@ from windlass.messages import RESULT, HoistedImport, InstanceId, LibrarySpec
 
 #: Words of eight bytes in a row: two cache lines, so that slots do not slow each other.
 ROW_WORDS: Final = 16
-CALL, ATTEMPT, STARTED_AT, BEGUN, FINISHED, SENDING, LEAVE, LEFT, WATCHES, ALONE, CANCEL, CLAIMING, LOAD = range(13)
+CALL, ATTEMPT, SINCE, BEGUN, FINISHED, SENDING, LEAVE, LEFT, WATCHES, ALONE, CANCEL, CLAIMING, LOAD = range(13)
 #: Words of the pilot's row.
 ENDS_AT, WARNED, SLOTS = range(3)
 
@@ -169,11 +170,11 @@ SlotNote = Step | Prepared | Unable
 
 
 class Row(msgspec.Struct, frozen=True):
-    """What a row says: the call that the slot runs, or ran last."""
+    """What a row says: the call that the slot runs, or ran last, and since when by the monotonic clock."""
 
     call: int
     attempt: int
-    started_at: float
+    since: float
     begun: int
     finished: int
     left: int
@@ -214,6 +215,10 @@ class Rows:
         """Whether that is near."""
         return bool(self.words[self._pilot + WARNED])
 
+    def since(self, row: int) -> float:
+        """When the call there began, on the same clock."""
+        return self.doubles[row * ROW_WORDS + SINCE]
+
     def watch(self, row: int) -> None:
         """Slot only: the running call has registered for the end of its pilot."""
         self.words[row * ROW_WORDS + WATCHES] = self.words[row * ROW_WORDS + BEGUN]
@@ -232,7 +237,7 @@ class Rows:
             copy = Row(
                 words[base + CALL],
                 words[base + ATTEMPT],
-                self.doubles[base + STARTED_AT],
+                self.doubles[base + SINCE],
                 begun,
                 words[base + FINISHED],
                 words[base + LEFT],

@@ -104,8 +104,8 @@ class SlotSet:
         found: list[RunningCall] = []
         for slot in self.slots.values():
             for row in self._begun(slot):
-                if row.started_at and (row.call, row.attempt) in self.outstanding:
-                    found.append(RunningCall(CallId(row.call), row.attempt, slot.row, slot.pid, row.started_at, row.watches))
+                if row.since and (row.call, row.attempt) in self.outstanding:
+                    found.append(RunningCall(CallId(row.call), row.attempt, slot.row, slot.pid, row.since, row.watches))
         return found
 
     def _begun(self, slot: SlotHandle) -> Iterator[Row]:
@@ -465,30 +465,30 @@ class SlotSet:
         """The ends of the calls that a slot died in, and those that were only there when it was killed for another."""
         charged: list[CallEnd] = []
         cut_short: list[HeldCall] = []
-        now = time.time()  # one for all of them: by that they are known to have died together
+        now, clock = time.time(), time.monotonic()  # one for all of them: by that they are known to have died together
         stdout = stderr = b""
         for row in self._begun(slot):
             key = (row.call, row.attempt)
             if key not in self.outstanding:
                 continue
             wish = self._kills.pop(key, None)
-            if slot.kill is not None and (slot.kill.key == key or (slot.kill.outcome == OUT_OF_MEMORY and row.started_at)):
+            if slot.kill is not None and (slot.kill.key == key or (slot.kill.outcome == OUT_OF_MEMORY and row.since)):
                 wish = slot.kill
-            if wish is None and not row.started_at:
+            if wish is None and not row.since:
                 continue  # it was waiting for its turn: the audit finds it
             self.outstanding.discard(key)
             self._has_run(slot)
             if wish is None and slot.stubborn:
                 cut_short.append(HeldCall(CallId(row.call), row.attempt))
                 continue
+            ran = clock - row.since if row.since else 0.0
             if wish is not None:
                 outcome, detail = wish.outcome, wish.detail
             else:
-                outcome, detail = DIED, death(slot.pid, status, peak_memory, now - row.started_at, len(list(self._begun(slot))))
+                outcome, detail = DIED, death(slot.pid, status, peak_memory, ran, len(list(self._begun(slot))))
             if not charged:
                 stdout, stderr = capture.take(slot.out), capture.take(slot.err)
-            since = row.started_at or now
-            charged.append(CallEnd(CallId(row.call), row.attempt, outcome, b"", (), stdout, stderr, since, since, now, detail))
+            charged.append(CallEnd(CallId(row.call), row.attempt, outcome, b"", (), stdout, stderr, now - ran, now - ran, now, detail))
         return charged, cut_short
 
     def _remove_slot(self, slot: SlotHandle) -> None:

@@ -341,7 +341,8 @@ class CallEnd(msgspec.Struct, array_like=True, gc=False):
     #: What the call wrote, bounded (`windlass.worker.capture`).
     stdout: bytes = b""
     stderr: bytes = b""
-    #: Worker's clock. `started_at` is when the slot took the call, `ready_at` when its function and arguments were there.
+    #: Worker's clock. `started_at` is when the slot took the call, `ready_at` when its function and arguments were there; what lies between
+    #: them is measured by a clock that nobody sets.
     started_at: float = 0.0
     ready_at: float = 0.0
     ended_at: float = 0.0

@@ -22,10 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 from threading import Condition, Thread, current_thread
-
-# Bound here: a function may replace what the module has.
-from time import monotonic
-from time import time as now
+from time import monotonic  # bound here: a function may replace what the module has
 from types import TracebackType
 
 from windlass.worker.slot_api import STATE, here
@@ -40,12 +37,14 @@ def time_left() -> float:
     Never negative. It may become less at once, when the batch system tells the pilot to go. Outside of Windlass it is infinite; in a
     context function, it is that of the pilot.
     """
-    state = STATE
-    left = state.rows.ends_at - monotonic() if state.rows is not None else inf
+    rows, now = STATE.rows, monotonic()
+    if rows is None:
+        return inf
+    left = rows.ends_at - now
     call = here()
     run = call.run
     if run is not None and run.timeout:
-        left = min(left, call.started_at + run.timeout - now())
+        left = min(left, rows.since(call.row) + run.timeout - now)
     return max(0.0, left)
 
 

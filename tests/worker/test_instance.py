@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -218,6 +219,26 @@ async def test_a_killed_call_ends_as_asked_and_its_slot_is_replaced(bench: Any, 
     (tmp_path / "b").unlink()
     assert (await bench.end(other)).outcome == RETURNED
     assert bench.value(await bench.run(add, 1, 1)) == 2
+
+
+@pytest.mark.asyncio
+async def test_what_a_call_ran_before_it_died_is_measured_though_the_clock_was_set(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what runs is known since when by the clock of timeouts, which nobody sets."""
+    instance = await bench.serving(bench.spec(wait_for))
+    call = bench.call(wait_for, str(tmp_path / "a"))
+    before, clock = time.monotonic(), time.time
+    instance.feed([call])
+    await bench.until((tmp_path / "a").exists)
+    [running] = instance.running()
+    assert before <= running.since <= time.monotonic()
+    monkeypatch.setattr(time, "time", lambda: clock() + 36000.0)
+    os.kill(running.pid, signal.SIGKILL)
+    end = await bench.end(call)
+    assert end.outcome == DIED
+    assert end.started_at < end.ended_at < end.started_at + 3600
+    assert "e+04 s after the call began" not in end.detail.text
 
 
 @pytest.mark.asyncio

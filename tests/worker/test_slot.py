@@ -329,6 +329,36 @@ async def test_a_call_knows_itself(bench: Any) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("how", [{}, {"mode": "fork"}, {"start": "spawn"}, {"concurrency": 2}], ids=["direct", "fork", "spawn", "many"])
+async def test_a_clock_that_is_set_is_no_time_that_a_call_has_run(bench: Any, how: Any) -> None:
+    """It neither counts as such, nor takes anything of its timeout or gives it more."""
+
+    def jump(seconds: float) -> float:
+        import time
+
+        import windlass
+        from windlass import pilot_end
+        from windlass.worker import slot, slot_tasks
+
+        for module in (slot, slot_tasks, pilot_end):
+            vars(module)["now"] = lambda: time.time() + seconds
+        return windlass.time_left()
+
+    async def jump_among_others(seconds: float) -> float:
+        return jump(seconds)
+
+    instance = await bench.serving(bench.spec(jump, jump_among_others, **how))
+    for function in (jump, jump_among_others):
+        for seconds in (3600.0, -3600.0):
+            call = bench.call(function, seconds)
+            call.timeout = 600.0
+            instance.feed([call])
+            end = await bench.end(call)
+            assert 500 < bench.value(end) <= 600
+            assert end.started_at <= end.ready_at <= end.ended_at < end.started_at + 60
+
+
+@pytest.mark.asyncio
 async def test_slots_draw_different_random_numbers(bench: Any) -> None:
     """Python's generator, numpy's and, where it is installed, that of torch, also in mode fork."""
 
