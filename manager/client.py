@@ -69,7 +69,7 @@ class Client:
     """Turns calls into messages and ends into results."""
 
     def __init__(self, store: ClientStore, inbox: Inbox[Any], clock: Callable[[], float]) -> None:
-        self.store, self._inbox, self._clock = store, inbox, clock
+        self.store, self._inbox, self.clock = store, inbox, clock
         self._ids = itertools.count(1)
         self._futures: dict[CallId, CallFuture[Any]] = {}
         self._finished: OrderedDict[CallId, CallFuture[Any]] = OrderedDict()
@@ -216,7 +216,7 @@ class Client:
             self._arguments.unpin(put)
             raise
         call = CallId(next(self._ids))
-        future: CallFuture[Any] = CallFuture(self, call, tag, self._clock(), self._with_code(target, holes.code))
+        future: CallFuture[Any] = CallFuture(self, call, tag, self.clock(), self._with_code(target, holes.code))
         self._futures[call] = future
         if put:
             self._arguments.pins[call] = tuple(put)
@@ -260,7 +260,7 @@ class Client:
         """The same for scalars, and files."""
         inputs = inputs_that_fit(files, self.owner, payload) if files else ()
         call = CallId(next(self._ids))
-        future: CallFuture[Any] = CallFuture(self, call, tag, self._clock(), target)
+        future: CallFuture[Any] = CallFuture(self, call, tag, self.clock(), target)
         self._futures[call] = future
         if files:
             # Each of a million dicts would be looked at by the garbage collector.
@@ -361,7 +361,7 @@ class Client:
         self._bell.ring()
 
     def _close_one(self, call: CallId) -> None:
-        self.deliver([CallDone(CallEnd(call, 0, CLOSED, detail=EndDetail(text=self.closed)), returned_at=self._clock())])
+        self.deliver([CallDone(CallEnd(call, 0, CLOSED, detail=EndDetail(text=self.closed)), returned_at=self.clock())])
 
     def leave_to_program(self, reason: str) -> None:
         """This process is a forked copy of the program: end the futures here, and from now on touch nothing that the program uses."""

@@ -19,7 +19,6 @@ import logging
 import math
 import os
 import threading
-import time
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -188,13 +187,13 @@ class Door(Implicit, Declaring):
         if memory is None and memoize:
             # In a folder that goes with this process: what is memoized without a journal is for this life.
             journal = Journal(default_store_folder("memo"))
-            memory = self._client.memory = Memory(journal, self._client, time.time, all_calls=False)
+            memory = self._client.memory = Memory(journal, self._client, self._client.clock, all_calls=False)
         return MEMOIZED if memoize else JOURNALED if memory is not None and memory.all_calls else b""
 
     def _open_journal(self, folder: str | os.PathLike[str] | None) -> None:
         """Remember all calls. Raises `UsageError`."""
         if folder is not None:
-            self._client.memory = Memory(Journal(folder), self._client, time.time, all_calls=True)
+            self._client.memory = Memory(Journal(folder), self._client, self._client.clock, all_calls=True)
 
     def _open_traces(self, traces: bool) -> None:
         """Make spans of calls. Raises `UsageError`."""

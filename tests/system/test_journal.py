@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -393,6 +394,19 @@ def test_a_remembered_call_has_the_times_of_the_run_that_made_its_result(tmp_pat
     assert (again.started, again.ready, again.ended, again.running) == (first.started, first.ready, first.ended, first.running)
     assert (again.sent, again.waiting) == (0.0, again.total)
     assert first.returned <= again.submitted <= again.returned
+
+
+def test_no_clock_that_is_set_makes_a_remembered_call_one_that_waited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens on the program's side is all told by one clock, which nobody sets and which stands while a laptop sleeps."""
+    with pool(journal=tmp_path / "journal") as executor:
+        executor.submit(count, str(tmp_path), "runs").result()
+    with pool(journal=tmp_path / "journal") as executor:
+        clock = time.time
+        monkeypatch.setattr(time, "time", lambda: clock() + 36000.0)
+        future = executor.submit(count, str(tmp_path), "runs")
+        assert future.result() == 1
+        monkeypatch.undo()
+    assert 0 <= future.timings.waiting < 3600
 
 
 def test_what_failed_is_run_again(tmp_path: Path) -> None:
