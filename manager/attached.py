@@ -29,7 +29,7 @@ from windlass.manager.call import SECONDS_MOST
 from windlass.manager.client import Client
 from windlass.manager.door import Door
 from windlass.manager.future import CallFuture
-from windlass.manager.journal import check_journal
+from windlass.manager.journal import Journal, check_journal
 from windlass.manager.line import Line
 from windlass.managers import choose_manager
 from windlass.manifests import Manifest
@@ -72,7 +72,7 @@ class AttachedManager(Door):
         self._open_traces(traces)
         self._ports: list[Port] = []
         self._keep = keep
-        self._open_journal(journal)
+        self._use_journal(None if journal is None else Journal(journal))
         try:
             self._line.open(keep, timeout)
         except BaseException:

@@ -190,10 +190,10 @@ class Door(Implicit, Declaring):
             memory = self._client.memory = Memory(journal, self._client, self._client.clock, all_calls=False)
         return MEMOIZED if memoize else JOURNALED if memory is not None and memory.all_calls else b""
 
-    def _open_journal(self, folder: str | os.PathLike[str] | None) -> None:
-        """Remember all calls. Raises `UsageError`."""
-        if folder is not None:
-            self._client.memory = Memory(Journal(folder), self._client, self._client.clock, all_calls=True)
+    def _use_journal(self, journal: Journal | None) -> None:
+        """Remember all calls there."""
+        if journal is not None:
+            self._client.memory = Memory(journal, self._client, self._client.clock, all_calls=True)
 
     def _open_traces(self, traces: bool) -> None:
         """Make spans of calls. Raises `UsageError`."""

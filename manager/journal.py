@@ -7,6 +7,7 @@ A journal is a folder::
     log        records, one after the other: length, checksum, and a batch of results by their keys
     objects/   large buffers of results, by content name
     lock       held by the program that has it open
+    name       what a manager is called that has no other name, in each life of the program (`name`)
 
 `append` writes a batch with one ``write``: what a program has seen ended is with the operating system, and outlives the program. A thread
 of the journal calls ``fdatasync`` once a second at most, so that a crash of the whole machine costs the last second.  Results with
@@ -22,10 +23,11 @@ Keys and what the results of calls are: `windlass.manager.memory`.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import hashlib
 import logging
 import os
 import queue
+import secrets
 import shutil
 import stat
 import struct
@@ -41,6 +43,7 @@ import msgspec
 
 from windlass.errors import Closed, UsageError
 from windlass.identity import trusts_state_folder
+from windlass.locks import is_locked_here, lock, unlock
 from windlass.mailbox import Mailbox
 from windlass.messages import CallEnd, ObjectName, ObjectRef
 from windlass.objects import content_name, map_object
@@ -71,10 +74,6 @@ def check_journal(folder: object) -> None:
         raise UsageError(f"journal={folder!r}: name a folder, as in journal='run.journal'")
 
 
-#: Lock files that this process has locked: in another container, or on another host, a process may have our number.
-_locked: set[tuple[int, int]] = set()
-
-
 class Journal:
     """An open journal at ``folder``. Raises `UsageError` when another program has it open, or the folder holds something else."""
 
@@ -90,9 +89,10 @@ class Journal:
             self._objects.mkdir(mode=0o700, exist_ok=True)
             for left in self._objects.glob("*.new"):
                 left.unlink()
+            self._was_there = (self.folder / "log").exists()
             self._log = os.open(self.folder / "log", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            _unlock(self._lock_file)
+            unlock(self._lock_file)
             raise UsageError(f"journal {given} cannot be opened: {error.strerror or error}") from error
         self._work: Mailbox[Callable[[], None] | None] = Mailbox()
         self._thread = threading.Thread(target=self._run, name="windlass-journal", daemon=True)
@@ -104,7 +104,7 @@ class Journal:
             self._thread.start()  # now: when calls end there may be none to be had, as the program ends, or is at a limit
         except BaseException:
             os.close(self._log)
-            _unlock(self._lock_file)
+            unlock(self._lock_file)
             raise
         #: Results that could not be written.
         self.dropped = 0
@@ -113,6 +113,33 @@ class Journal:
         self._lock = threading.Lock()
         self._unsynced = False
         self._closed = False
+
+    def name(self) -> str:
+        """What a manager is called that has no other name: in each life of the program the same, so that its pilots find it again.
+
+        It stands in the journal, for hosts may have journals of one path, on disks of their own. One that was moved, or is found by another
+        path, is the same; a copy is another. Raises `UsageError`.
+        """
+        here = hashlib.blake2b(os.fsencode(os.path.realpath(self.folder)), digest_size=6).hexdigest()
+        try:
+            file = os.open(self.folder / "name", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                inode = str(os.fstat(file).st_ino)
+                known = os.pread(file, 1024, 0).decode(errors="replace").split()
+                if len(known) == 3 and (known[1] == here or known[2] == inode):
+                    name = known[0]
+                else:  # journals were known by their paths before their names stood in them
+                    name = f"journal-{here if self._was_there and not known else secrets.token_hex(6)}"
+                if known != [name, here, inode]:
+                    line = f"{name} {here} {inode}\n".encode()
+                    os.pwrite(file, line, 0)
+                    os.ftruncate(file, len(line))
+            finally:
+                os.close(file)
+        except OSError as error:
+            why = error.strerror or error
+            raise UsageError(f"journal {self.folder} cannot be opened: {why}; make room, or name another folder") from error
+        return name
 
     # ------------------------------------------------------------ writing
 
@@ -305,7 +332,7 @@ class Journal:
         if not remove:
             self._sync()
         os.close(self._log)
-        _unlock(self._lock_file)
+        unlock(self._lock_file)
         if remove:  # now: a shared file system keeps what is open, and the folder with it
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -348,12 +375,12 @@ def _take(folder: Path) -> int:
     except OSError as error:
         raise UsageError(f"journal {folder} cannot be opened: {error.strerror or error}; name a folder that you can write to") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor)
     except BlockingIOError:
         pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-        ours = _identity(descriptor) in _locked
+        ours = is_locked_here(descriptor)
         os.close(descriptor)
-        if pid == str(os.getpid()) and ours:
+        if ours:
             text = f"journal {folder} is in use already, by this program: close() the manager that has it, or go on using that one"
             raise UsageError(text) from None
         raise UsageError(
@@ -367,20 +394,9 @@ def _take(folder: Path) -> int:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     except OSError as error:
-        os.close(descriptor)
+        unlock(descriptor)
         raise UsageError(f"journal {folder} cannot be opened: {error.strerror or error}; make room, or name another folder") from error
-    _locked.add(_identity(descriptor))
     return descriptor
-
-
-def _unlock(descriptor: int) -> None:
-    _locked.discard(_identity(descriptor))
-    os.close(descriptor)
-
-
-def _identity(descriptor: int) -> tuple[int, int]:
-    status = os.fstat(descriptor)
-    return status.st_dev, status.st_ino
 
 
 def _not_ours(folder: Path, about: os.stat_result) -> tuple[str, str] | None:

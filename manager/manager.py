@@ -12,7 +12,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
-import hashlib
 import os
 import re
 import secrets
@@ -29,6 +28,7 @@ import msgspec
 import windlass
 from windlass.errors import Closed, UsageError, refuse_unknown, require_flag
 from windlass.identity import Authority, cannot_keep_state, make_private, manager_folder
+from windlass.locks import is_locked_here, lock, unlock
 from windlass.manager.call import SECONDS_MOST
 from windlass.manager.client import Client
 from windlass.manager.core import Core, Settings
@@ -128,27 +128,23 @@ class Manager(Door):
             require_installed()
         check_journal(journal)
         self._exporter: Exporter | None = None
-        named_after = journal if name is None else None
-        if named_after is not None:
-            # The next life of the program is to be found by the pilots of this one.
-            name = f"journal-{hashlib.blake2b(os.fsencode(os.path.realpath(named_after)), digest_size=6).hexdigest()}"
-        self.name = name if name is not None else f"m{os.getpid()}-{secrets.token_hex(4)}"
-        self._named = name is not None
-        self._folder = manager_folder(self.name, state_dir)
-        try:
-            self._folder_lock = _take_folder(self._folder, self.name)
-        except UsageError as error:
-            if named_after is not None and "is running already" in str(error):
-                with contextlib.suppress(OSError):
-                    Journal(named_after).close()  # whose own error has the journal and the process; nobody has given that name
-            raise
-        opened = contextlib.ExitStack()
-        if not self._named:
-            opened.callback(_remove_empty, self._folder)
-        opened.callback(os.close, self._folder_lock)
-        if not self._named:
-            opened.callback(shutil.rmtree, self._folder, ignore_errors=True)
-        with opened:
+        with contextlib.ExitStack() as opened:
+            # Before all else: it has the name by which the pilots of the program's earlier life find this one.
+            kept = Journal(journal) if journal is not None else None
+            if kept is not None:
+                opened.callback(kept.close)
+            named_by = kept if name is None else None
+            self._named = name is not None or kept is not None
+            if name is None:
+                name = kept.name() if kept is not None else f"m{os.getpid()}-{secrets.token_hex(4)}"
+            self.name = name
+            self._folder = manager_folder(self.name, state_dir)
+            self._folder_lock = _take_folder(self._folder, self.name, named_by)
+            if not self._named:
+                opened.callback(_remove_empty, self._folder)
+            opened.callback(unlock, self._folder_lock)
+            if not self._named:
+                opened.callback(shutil.rmtree, self._folder, ignore_errors=True)
             make_private(self._folder, trust_state_dir)
             authority = _authority(self._folder, self.name, trust_state_dir)
             folder = default_store_folder("manager")
@@ -176,7 +172,7 @@ class Manager(Door):
             self._open_traces(traces)
             self._factories = 0
             self._set_up_viewing(record or dashboard)
-            self._open_journal(journal)
+            self._use_journal(kept)
             opened.callback(self._client.close_memory)
             if metrics is not None:
                 self._exporter = _export(weakref.ref(self), metrics)
@@ -360,18 +356,19 @@ def _read_port(port: object) -> int | tuple[int, int]:
 _EMPTY_SECONDS: Final = 3600.0
 
 
-def _take_folder(folder: Path, name: str) -> int:
-    """Lock a manager's state folder for this process; the descriptor that holds the lock."""
+def _take_folder(folder: Path, name: str, named_by: Journal | None = None) -> int:
+    """Lock a manager's state folder for this process; the descriptor that holds the lock. ``named_by``: the journal that has the name."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise UsageError(cannot_keep_state(name, folder, error)) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor)
     except BlockingIOError:
+        text = _is_running(folder, name, named_by, descriptor)
         os.close(descriptor)
-        raise UsageError(f"manager {name!r} is running already (state in {folder}); choose another name, or end that one") from None
+        raise UsageError(text) from None
     except OSError as error:
         os.close(descriptor)
         raise UsageError(f"{cannot_keep_state(name, folder, error)} (this file system has no locks)") from error
@@ -379,10 +376,22 @@ def _take_folder(folder: Path, name: str) -> int:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, os.uname().nodename.encode())
     except OSError as error:
-        os.close(descriptor)
+        unlock(descriptor)
         raise UsageError(cannot_keep_state(name, folder, error)) from error
     _sweep(folder.parent)
     return descriptor
+
+
+def _is_running(folder: Path, name: str, named_by: Journal | None, lock_file: int) -> str:
+    """Whose a name is that is taken, and what to do."""
+    who, where, remedy = f"manager {name!r}", "", "; choose another name, or end that one"
+    if is_locked_here(lock_file):
+        where, remedy = ", in this program", ": close() it, or go on using it"
+    elif (host := os.pread(lock_file, 1024, 0).decode(errors="replace")) not in ("", os.uname().nodename):
+        where = f" on {host}"
+    if named_by is not None:  # nobody has chosen the name, and the journal itself is free
+        who, remedy = f"{who}, as journal {named_by.folder} calls it,", "; choose a name for this one, as in name='night', or end that one"
+    return f"{who} is running already{where} (state in {folder}){remedy}"
 
 
 def _sweep(managers: Path) -> None:
@@ -430,7 +439,7 @@ def _authority(folder: Path, name: str, trust: bool | None) -> Authority:
     return Authority.create(f"{name}-{secrets.token_hex(4)}" if name[0].isalpha() else f"m-{name}", folder, trust=trust)
 
 
-def _close_quietly(server: Server, client: Client, store: ObjectStore, folder: Path, lock: int, named: bool, pages: list[Child]) -> None:
+def _close_quietly(server: Server, client: Client, store: ObjectStore, folder: Path, held: int, named: bool, pages: list[Child]) -> None:
     """The end of a manager; no reference to it, so that it can be the finaliser of one that was dropped."""
     client.closed = client.closed or "the manager was closed"
     with contextlib.suppress(RuntimeError):
@@ -442,6 +451,6 @@ def _close_quietly(server: Server, client: Client, store: ObjectStore, folder: P
     store.close()
     if not named:
         shutil.rmtree(folder, ignore_errors=True)
-    os.close(lock)
+    unlock(held)
     if not named:
         _remove_empty(folder)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -212,6 +215,53 @@ def test_another_containers_process_may_have_our_number(folder: Path) -> None:
             Journal(folder)
         assert other.stdin is not None
         other.stdin.close()
+
+
+def name_of(folder: Path) -> str:
+    opened = Journal(folder)
+    try:
+        return opened.name()
+    finally:
+        opened.close()
+
+
+def test_its_name_is_its_own_wherever_it_is(folder: Path, tmp_path: Path) -> None:
+    """Hosts may have journals of one path, on disks of their own. One that is moved, or put back, is the same; a copy is another."""
+    name = name_of(folder)
+    assert re.fullmatch("journal-[0-9a-f]{12}", name)
+    assert name_of(folder) == name
+    moved, copy = tmp_path / "moved", tmp_path / "copy"
+    folder.rename(moved)
+    assert name_of(moved) == name
+    on_another_host = name_of(folder)
+    assert on_another_host != name
+    shutil.copytree(moved, copy)
+    of_the_copy = name_of(copy)
+    assert of_the_copy not in (name, on_another_host)
+    assert (name_of(copy), name_of(moved), name_of(folder)) == (of_the_copy, name, on_another_host)
+    shutil.rmtree(copy)
+    shutil.copytree(folder, copy)  # its files are others than before
+    folder.rename(tmp_path / "old")
+    copy.rename(folder)
+    assert name_of(folder) == on_another_host
+
+
+def test_one_that_had_no_name_in_it_keeps_the_one_that_its_path_gave_it(folder: Path, tmp_path: Path) -> None:
+    """By that its pilots look for the next life."""
+    folder.mkdir(mode=0o700)
+    for name in ("lock", "log"):
+        (folder / name).touch(mode=0o600)
+    of_its_path = f"journal-{hashlib.blake2b(os.fsencode(os.path.realpath(folder)), digest_size=6).hexdigest()}"
+    assert name_of(folder) == of_its_path
+    folder.rename(tmp_path / "moved")
+    assert name_of(tmp_path / "moved") == of_its_path
+    assert name_of(folder) != of_its_path
+
+
+def test_a_name_that_cannot_be_kept_is_told_with_the_journal(journal: Journal, folder: Path) -> None:
+    (folder / "name").mkdir()
+    with pytest.raises(UsageError, match=r"run\.journal cannot be opened: Is a directory; make room, or name another folder"):
+        journal.name()
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:

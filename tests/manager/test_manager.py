@@ -85,3 +85,54 @@ def test_a_forked_copy_of_a_killed_program_keeps_nothing_taken_that_its_next_lif
                 pass
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+def test_a_name_in_use_is_told_as_this_programs_or_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook whose cell is run again is that other program itself; who ended it would lose the session."""
+    monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path))
+    folder = tmp_path / "managers" / "lab"
+    program = """
+    import windlass
+
+    try:
+        windlass.Manager(name="lab")
+    except windlass.UsageError as error:
+        print(error)
+    """
+    with windlass.Manager(name="lab"):
+        with pytest.raises(windlass.UsageError) as caught:
+            windlass.Manager(name="lab")
+        assert str(caught.value) == f"manager 'lab' is running already, in this program (state in {folder}): close() it, or go on using it"
+        written = run_program(tmp_path, program)
+        assert written == f"manager 'lab' is running already (state in {folder}); choose another name, or end that one\n"
+        (folder / "lock").write_text("login2")  # as that host's manager has it there
+        written = run_program(tmp_path, program)
+        assert written == f"manager 'lab' is running already on login2 (state in {folder}); choose another name, or end that one\n"
+    with windlass.Manager(name="lab"):
+        pass  # it is free again
+
+
+def test_managers_of_journals_of_one_path_do_not_get_into_each_others_way(tmp_path: Path) -> None:
+    """Jobs on two nodes, each with a disk of its own and one home; nobody has chosen a name. Journals that took it from their path before
+    it stood in them do, and are told so with their path."""
+    journal, elsewhere = tmp_path / "run.journal", tmp_path / "on another node"
+    with windlass.Manager(journal=journal) as first:
+        journal.rename(elsewhere)
+        with windlass.Manager(journal=journal) as second:
+            assert first.name != second.name
+            assert second.name.startswith("journal-")
+    with windlass.Manager(journal=elsewhere) as again:
+        assert again.name == first.name
+    for folder in (journal, elsewhere):
+        (folder / "name").unlink()
+    with windlass.Manager(journal=journal) as old:
+        journal.rename(tmp_path / "old")
+        elsewhere.rename(journal)
+        with pytest.raises(windlass.UsageError) as caught:
+            windlass.Manager(journal=journal)
+        assert str(caught.value) == (
+            f"manager {old.name!r}, as journal {journal} calls it, is running already, in this program (state in {old.pilot_file.parent});"
+            " choose a name for this one, as in name='night', or end that one"
+        )
+        with windlass.Manager(journal=journal, name="night"):
+            pass  # and nothing holds the journal

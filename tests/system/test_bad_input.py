@@ -341,9 +341,8 @@ def test_a_name_in_use_is_refused_and_its_owner_goes_on(scene: Scene) -> None:
     """The text says where that manager's state is."""
     with pytest.raises(UsageError) as caught:
         Manager(name="lab")
-    assert str(caught.value) == (
-        f"manager 'lab' is running already (state in {scene.manager.connection_file.parent}); choose another name, or end that one"
-    )
+    state = scene.manager.connection_file.parent
+    assert str(caught.value) == f"manager 'lab' is running already, in this program (state in {state}): close() it, or go on using it"
     assert scene.manager.connection_file.exists()
 
 

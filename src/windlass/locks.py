@@ -1,0 +1,36 @@
+"""Locks of files that tell whether it is this program that has them.
+
+A lock of flock(2) belongs to the open file, so the program that has it meets it like any other when it opens the file again, as a notebook
+does whose cell is run twice. The number of a process says little: another host or container may have one with the same.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import Final
+
+#: Files that are locked here, and by which process: one that it forks has a copy of this.
+_held: Final[set[tuple[int, int, int]]] = set()
+
+
+def lock(descriptor: int) -> None:
+    """Lock the file until `unlock`. Raises `BlockingIOError` when it is locked, and `OSError` on a file system without locks."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _held.add(_identity(descriptor))
+
+
+def is_locked_here(descriptor: int) -> bool:
+    """Whether it is this process that has locked the file, by another descriptor."""
+    return _identity(descriptor) in _held
+
+
+def unlock(descriptor: int) -> None:
+    """Close a descriptor that was locked."""
+    _held.discard(_identity(descriptor))
+    os.close(descriptor)
+
+
+def _identity(descriptor: int) -> tuple[int, int, int]:
+    status = os.fstat(descriptor)
+    return os.getpid(), status.st_dev, status.st_ino
