@@ -102,8 +102,8 @@ def _find_home(name: str, module: Any) -> Home:
         file = next(path for path in paths if not _is_installed(path))
     elif _is_installed(file):
         return INSTALLED
-    # It must be what an import of that name gives in another process.
-    spec = find_spec(top)
+    # It must be what an import of that name gives in another process, or in this one before it went elsewhere.
+    spec = _spec_of(top) if name != top and home(top) == LOCAL else find_spec(top)
     if spec is None or not os.path.exists(file):
         return BY_VALUE
     real = os.path.realpath(file)
@@ -130,6 +130,17 @@ def find_spec(top: str) -> ModuleSpec | None:
         if spec is not None:
             return spec
     return None
+
+
+def _spec_of(top: str) -> ModuleSpec | None:
+    """Of a local module: the one that it was imported by, also when the program has gone elsewhere since, where "" on its path is another
+    folder; for one that is not imported what an import would find. What is no longer there is looked for anew."""
+    from importlib.machinery import ModuleSpec
+
+    spec = getattr(sys.modules.get(top), "__spec__", None)
+    if isinstance(spec, ModuleSpec) and spec.has_location and spec.origin and os.path.exists(spec.origin):
+        return spec
+    return find_spec(top)
 
 
 def _places(spec: ModuleSpec) -> list[str]:
@@ -231,7 +242,7 @@ def _take(name: str, now: float, max_age: float) -> _Snapshot:
 
 def _files(top: str) -> dict[str, tuple[str, int, int]]:
     """Name in the archive → (path, modification time in ns, bytes). Raises `UsageError` when they are too many bytes."""
-    spec = find_spec(top)
+    spec = _spec_of(top)
     files: dict[str, tuple[str, int, int]] = {}
     total = 0
     for place in [] if spec is None else _places(spec):

@@ -184,6 +184,41 @@ def test_changed_source_has_another_name(write: Write, top: str, kept: Kept) -> 
     assert snapshots.snapshots_of([top], kept.put, max_age=0) not in (first, second)
 
 
+@pytest.mark.parametrize("has_one_too", [False, True])
+def test_a_module_stays_where_it_was_imported_from_when_the_program_goes_elsewhere(tmp_path: Path, has_one_too: bool) -> None:
+    """A notebook's %cd, with "" on the path, which is another folder then; that may have a module of the same name."""
+    program = """
+    import os, sys
+
+    from windlass import snapshots
+    from windlass.messages import ObjectName, ObjectRef
+    from windlass.objects import content_name
+
+    def taken():
+        return snapshots.snapshots_of(["helpers", "parts"], lambda data: ObjectRef(ObjectName(content_name(data)), len(data)), max_age=-1)
+
+    assert "" in sys.path
+    import helpers, parts
+    before = taken()
+    assert len(before) == 2
+    os.chdir(sys.argv[1])
+    assert taken() == before
+    assert snapshots.edits == 0
+    import parts.late
+    assert snapshots.home("parts.late") == snapshots.LOCAL
+    """
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here / "parts", there):
+        folder.mkdir(parents=True)
+    for name in ("helpers.py", "parts/__init__.py", "parts/late.py"):
+        (here / name).write_text("text = 'mine'\n")
+    if has_one_too:
+        (there / "helpers.py").write_text("text = 'of another'\n")
+    words = [sys.executable, "-c", textwrap.dedent(program), str(there)]
+    done = subprocess.run(words, cwd=here, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_local_modules_that_the_source_imports_come_along(write: Write, top: str, kept: Kept) -> None:
     write(f"{top}.py", f"import json, numpy\ndef late():\n    from {top}_b.deep import x\n")
     write(f"{top}_b/deep.py", f"import {top}_c\nimport {top}\nimport no_such_module\nfrom . import sibling\n")
