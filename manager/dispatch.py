@@ -568,8 +568,8 @@ class Dispatch(Recalls):
             worker = self.workers.get(instance.worker)
             if worker is not None and instance.phase is not Phase.STOPPING:
                 self._stop(instance, worker)
-        needed = any(product.spec.library == state.spec.id for product in self.lineage.products.values())
-        if not state.instances and not needed and now >= state.removed_at + LINGER_SECONDS:
+        # Asked at each tick, so it costs nothing.
+        if not state.instances and now >= state.removed_at + LINGER_SECONDS and not self.lineage.needs(state.spec.id):
             self._sweep_queues(state)
             if not state.queues:
                 self.libraries.pop(state.spec.id, None)

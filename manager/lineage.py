@@ -16,12 +16,13 @@ A core: pure books, which `windlass.manager.core.Core` asks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
-from windlass.messages import CallId, CallSpec, FileName
+from windlass.messages import CallId, CallSpec, FileName, LibraryId
 
 #: Times that one result may be made again.
 REMAKES_MOST: Final = 3
@@ -52,6 +53,8 @@ class Lineage:
 
     def __init__(self) -> None:
         self.products: dict[FileName, Product] = {}
+        #: How many of them each library version has made; those that have made none are left out.
+        self._made_by: Counter[LibraryId] = Counter()
         self.remakes: dict[CallId, Product] = {}
         self._next = FIRST_REMAKE
         #: Products that will not be made again: the call that made each, and its parts; for the shell to tell its program.
@@ -66,7 +69,7 @@ class Lineage:
         else:
             product.remakes = -1
         for name in names:
-            self.products[name] = product
+            self._enter(name, product)
 
     def made(self, spec: CallSpec, names: tuple[FileName, ...]) -> tuple[Product, tuple[FileName, ...]]:
         """A call, or its remake, has left these on a worker; and what was expected of it and is not among them."""
@@ -78,10 +81,10 @@ class Lineage:
             product.call = CallId(0)
             gone = tuple(name for name in product.names if name not in names)
             for name in product.names:
-                self.products.pop(name, None)
+                self._strike(name)
             product.names = names
         for name in names:
-            self.products[name] = product
+            self._enter(name, product)
         if product.released:
             self._forget(product)
         return product, gone
@@ -129,6 +132,10 @@ class Lineage:
         itself = product.names if product.released and not product.users else ()
         return [*itself, *(name for source in self._sources(product) if source.released for name in source.names)]
 
+    def needs(self, library: LibraryId) -> bool:
+        """Calls of this library version may have to be run again, for what they have made."""
+        return library in self._made_by
+
     def _new(self, spec: CallSpec, names: tuple[FileName, ...]) -> Product:
         product = Product(spec, names)
         for source in self._sources(product):
@@ -138,6 +145,19 @@ class Lineage:
     def _sources(self, product: Product) -> list[Product]:
         found = {id(one): one for ref in product.spec.inputs if (one := self.products.get(ref.name)) is not None}
         return list(found.values())
+
+    def _enter(self, name: FileName, product: Product) -> None:
+        self._strike(name)
+        self.products[name] = product
+        self._made_by[product.spec.library] += 1
+
+    def _strike(self, name: FileName) -> None:
+        product = self.products.pop(name, None)
+        if product is not None:
+            library = product.spec.library
+            self._made_by[library] -= 1
+            if not self._made_by[library]:
+                del self._made_by[library]
 
     def _forget(self, product: Product) -> None:
         waiting = [product]
@@ -149,7 +169,7 @@ class Lineage:
                 source.users -= 1
                 waiting.append(source)
             for name in one.names:
-                self.products.pop(name, None)
+                self._strike(name)
             self.forgotten.append((one.spec.call, one.names))
 
     def check(self) -> None:
@@ -161,6 +181,9 @@ class Lineage:
                 users[id(source)] = users.get(id(source), 0) + 1
         for product in self.products.values():
             assert product.users == users.get(id(product), 0), f"{product.users} users counted, {users.get(id(product), 0)} there"
+        made_by = Counter(product.spec.library for product in self.products.values())
+        assert made_by == self._made_by, f"made: {made_by}, counted {self._made_by}"
+        assert all(self._made_by.values())
 
 
 def products_of(spec: CallSpec) -> tuple[FileName, ...]:

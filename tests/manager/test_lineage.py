@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -76,6 +77,21 @@ def test_what_a_result_was_made_of_is_known_until_both_are_let_go(lineage: Linea
     lineage.made(spec(FIRST_REMAKE), (name(1),))
     lineage.released([name(2)])
     assert lineage.products == {}
+
+
+def test_a_library_is_needed_while_what_it_has_made_may_have_to_be_made_again(lineage: Lineage) -> None:
+    """Also for what calls of another one have made of that."""
+    one, other = spec(1), msgspec.structs.replace(spec(2, 1), library=LibraryId("other"))
+    assert not lineage.needs(one.library)
+    lineage.made(one, (name(1), name(2)))
+    lineage.made(other, (name(3),))
+    lineage.made(remade(lineage, 1), (name(1),))
+    lineage.released([name(1)])
+    assert lineage.needs(one.library)
+    assert lineage.needs(other.library)
+    lineage.released([name(3)])
+    assert not lineage.needs(one.library)
+    assert not lineage.needs(other.library)
 
 
 def test_a_long_chain_is_forgotten_without_recursion(lineage: Lineage) -> None:

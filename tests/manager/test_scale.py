@@ -9,6 +9,7 @@ from types import FrameType
 import pytest
 
 from windlass.manager.core import Core
+from windlass.manager.dispatch import LINGER_SECONDS
 from windlass.messages import (
     RETURNED,
     CallEnd,
@@ -87,6 +88,12 @@ class Cluster:
                         self.fetches.append((worker, message))
             self.core.pump(self.now)
         self.core.check()
+
+    def tick(self) -> None:
+        """A turn of the manager's timer."""
+        self.now += 0.05
+        self.core.tick(self.now)
+        self.core.pump(self.now)
 
     def end(self, worker: WorkerId, seconds: float = 1.0) -> None:
         """The oldest call there returns."""
@@ -212,13 +219,27 @@ def test_what_a_tick_does_for_libraries_that_wait_is_bounded() -> None:
         for library in (0, 1):
             cluster.submit(40 * workers, library)
         cluster.turn()
-
-        def tick(cluster: Cluster = cluster) -> None:
-            cluster.now += 0.05
-            cluster.core.tick(cluster.now)
-            cluster.core.pump(cluster.now)
-
-        tick()
-        found.append(work(tick))
+        cluster.tick()
+        found.append(work(cluster.tick))
     # Who is to be given up is looked for among all, which is cheap.
     assert found[1] <= ALIKE * found[0] + 4 * MANY
+
+
+def test_a_library_version_that_was_removed_is_not_held_against_all_results_that_are_kept() -> None:
+    """It is looked at in each tick while one of its own is."""
+    found: list[int] = []
+    for kept in (FEW, MANY):
+        cluster = Cluster(1, libraries=2)
+        newer, older = cluster.specs
+        names = [FileName(f"r-{number:032x}") for number in range(kept + 1)]
+        for number, name in enumerate(names):
+            library = newer if number < kept else older
+            cluster.core.lineage.made(CallSpec(CallId(number + 1), library.id, F, b"p"), (name,))
+        cluster.core.remove(older.id, cluster.now)
+        cluster.now += LINGER_SECONDS
+        found.append(work(cluster.tick))
+        assert older.id in cluster.core.libraries
+        cluster.core.release_files(names[-1:], prune=True)
+        cluster.tick()
+        assert older.id not in cluster.core.libraries
+    assert found[1] == found[0]
