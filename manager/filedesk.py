@@ -32,8 +32,8 @@ class FileDesk:
         core.replicas.manager = authority.manager_id
         self.sources = Sources(store)
         self.server = FileServer(self.sources.find, self.sources.allowed)
-        #: Results that programs, by number (0: the one of this process), wait for to be in the store.
-        self._bringing: dict[int, set[FileName]] = {}
+        #: Results that are to come into the store, and the programs that wait for each, by number (0: the one of this process).
+        self._bringing: dict[FileName, dict[int, None]] = {}
 
     def declare(self, ref: FileRef, origin: FileOrigin) -> None:
         """A program has declared a file."""
@@ -42,7 +42,8 @@ class FileDesk:
 
     def bring(self, program: int, names: Sequence[FileName]) -> None:
         """A program wants these results in the store."""
-        self._bringing.setdefault(program, set()).update(names)
+        for name in names:
+            self._bringing.setdefault(name, {})[program] = None
         self._core.bring_files(names)
 
     def signed(self, worker: WorkerId, messages: Sequence[Message]) -> list[Message]:
@@ -56,11 +57,19 @@ class FileDesk:
         own_forgotten: Callable[[Sequence[FileName]], None] | None,
     ) -> None:
         """Carry out what the books say. ``tell`` speaks to attached programs, the others to the one of this process."""
+
+        def answer(name: FileName, text: str) -> None:
+            for program in self._bringing.pop(name, ()):
+                if program:
+                    tell(program, FileBrought(name, text))
+                elif own is not None:
+                    own(name, text)
+
         replicas = self._core.replicas
-        if replicas.forgotten:
-            self._forget()
         if replicas.brought:
-            self._tell_brought(tell, own)
+            self._tell_brought(answer)
+        if replicas.forgotten:
+            self._forget(answer)
         if self._core.lineage.forgotten:
             forgotten, self._core.lineage.forgotten = self._core.lineage.forgotten, []
             for call, names in forgotten:
@@ -82,7 +91,7 @@ class FileDesk:
             return msgspec.structs.replace(message, source=source)
         return message
 
-    def _tell_brought(self, tell: Callable[[int, Message], None], own: Callable[[str, str], None] | None) -> None:
+    def _tell_brought(self, answer: Callable[[FileName, str], None]) -> None:
         brought, self._core.replicas.brought = self._core.replicas.brought, []
         for name, text in brought:
             if not text:
@@ -90,17 +99,10 @@ class FileDesk:
                 if file is not None and file.declared:
                     self.sources.add(name, file.origin)
                 else:
-                    text = "it was released"  # in the same turn, and `_forget` has let go of the copy
-            for program, names in self._bringing.items():
-                if name not in names:
-                    continue
-                names.discard(name)
-                if program:
-                    tell(program, FileBrought(name, text))
-                elif own is not None:
-                    own(name, text)
+                    text = "it was released"  # in the same turn: `_forget` lets go of the copy
+            answer(name, text)
 
-    def _forget(self) -> None:
+    def _forget(self, answer: Callable[[FileName, str], None]) -> None:
         names, self._core.replicas.forgotten = self._core.replicas.forgotten, []
         known = self._core.replicas.files
         gone = [name for name in names if name not in known or not known[name].declared]
@@ -108,3 +110,4 @@ class FileDesk:
         for name in gone:
             if name.startswith(RESULT):
                 self._store.discard(name)  # a copy may have been brought here
+            answer(name, "it was released")  # before it has come

@@ -81,8 +81,7 @@ class WorkerSessions:
         for worker, link in list(self.links.items()):
             if worker not in self._core.workers:
                 log.info("worker %s is given up", worker)
-                self._no_orphans(worker)
-                del self.links[worker]
+                self._forget(worker)
                 link.close()
 
     def _said(self, worker: WorkerId, link: Link, batch: list[Message]) -> None:
@@ -141,14 +140,14 @@ class WorkerSessions:
     def _lost(self, worker: WorkerId, link: Link, reason: str) -> None:
         if self.links.get(worker) is link:
             log.info("worker %s has left: %s", worker, reason)
-            del self.links[worker]
-            self._files.sources.left(worker)
-            self._no_orphans(worker)
+            self._forget(worker)
             self._core.worker_lost(worker, reason, self._now())
             self._act()
 
-    def _no_orphans(self, worker: WorkerId) -> None:
-        """What it ran for an earlier life of this program is lost with it."""
+    def _forget(self, worker: WorkerId) -> None:
+        """Its session is over: it may fetch nothing here any more, and what it ran for an earlier life of this program is lost with it."""
+        del self.links[worker]
+        self._files.sources.left(worker)
         client = self._client()
         if client is not None and client.memory is not None:
             client.memory.orphans_lost(worker)

@@ -37,7 +37,8 @@ class Sources:
         self.manifests: weakref.WeakValueDictionary[FileName, Manifest] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
         self._served: dict[FileName, tuple[FileOrigin, Manifest | None]] = {}
-        self._told: set[tuple[str, FileName]] = set()
+        #: By worker, what it was told to fetch here and does not have yet.
+        self._told: dict[str, set[FileName]] = {}
 
     def add(self, name: FileName, origin: FileOrigin) -> None:
         """A file is declared."""
@@ -54,24 +55,25 @@ class Sources:
     def told(self, worker: WorkerId, name: FileName) -> None:
         """This worker was told to fetch this file from here."""
         with self._lock:
-            self._told.add((worker, name))
+            self._told.setdefault(worker, set()).add(name)
 
     def done(self, worker: WorkerId, name: FileName) -> None:
         """It has it, or does not want it any more."""
         with self._lock:
-            self._told.discard((worker, name))
+            if (names := self._told.get(worker)) is not None:
+                names.discard(name)
 
     def left(self, worker: WorkerId) -> None:
         """It is gone."""
         with self._lock:
-            self._told = {each for each in self._told if each[0] != worker}
+            self._told.pop(worker, None)
 
     # ------------------------------------------------------------ on the server's threads
 
     def allowed(self, identity: Identity, request: GetFile) -> str:
         """ "" when this worker may read it, or why not."""
         with self._lock:
-            told = identity.role == WORKER and (identity.name, request.name) in self._told
+            told = identity.role == WORKER and request.name in self._told.get(identity.name, ())
         return "" if told else f"{identity.role} {identity.name} was not told to fetch this file here"
 
     def find(self, name: FileName) -> ServedFile | None:

@@ -1,5 +1,8 @@
 """Files that programs ask the manager for: what they hear, whatever else happens in the same turn of its loop."""
 
+# pyright: reportPrivateUsage=false
+# Who is remembered is seen nowhere else.
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -59,3 +62,24 @@ def test_a_file_that_is_asked_for_and_let_go_in_one_turn_was_released(bench: Ben
     bench.core.release_files([REF.name], prune=False)
     assert bench.act() == [(7, REF.name, "it was released")]
     assert (REF.name in bench.core.replicas.files) == holder
+
+
+def test_a_result_that_is_let_go_before_it_has_come_is_waited_for_no_more(bench: Bench) -> None:
+    """Who waited is told; else it would wait for ever, or, when it has gone, be remembered."""
+    for program in (0, 7):
+        bench.desk.bring(program, [REF.name])
+    assert bench.act() == []
+    bench.core.release_files([REF.name], prune=True)
+    assert bench.act() == [(0, REF.name, "it was released"), (7, REF.name, "it was released")]
+    assert not bench.desk._bringing
+
+
+def test_programs_that_have_what_they_asked_for_are_not_remembered(bench: Bench) -> None:
+    """There may be thousands in a manager's life, and each result that came was looked for among what each of them had waited for."""
+    bench.desk.bring(1, [REF.name])
+    bench.core.replicas.pushed(W, REF.name, "", 0.0)
+    assert bench.act() == [(1, REF.name, "")]
+    for program in range(2, 100):
+        bench.desk.bring(program, [REF.name])
+        assert bench.act() == [(program, REF.name, "")]
+    assert not bench.desk._bringing

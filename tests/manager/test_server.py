@@ -18,12 +18,14 @@ import msgspec
 import pytest
 
 from windlass import Closed, Factory, FunctionCall, Manager
-from windlass.identity import CLIENT, WORKER, Address, Authority, ConnectionFile, read_connection_file
+from windlass.identity import CLIENT, WORKER, Address, Authority, ConnectionFile, Identity, read_connection_file
 from windlass.manager import addresses, server
 from windlass.messages import (
     PROTOCOL,
     CallsReturned,
     Demand,
+    FileName,
+    GetFile,
     Hello,
     Message,
     PilotId,
@@ -34,6 +36,7 @@ from windlass.messages import (
     StartLibrary,
     Welcome,
     WorkerDraining,
+    WorkerId,
     WorkerInfo,
 )
 from windlass.transport import connect, dial
@@ -127,6 +130,14 @@ def test_a_worker_that_comes_back_after_its_session_was_given_up_begins_anew(man
     peer.heard.clear()
     assert run(peer.welcome()).session not in ("", first)
     run(peer.visit(hear=StartLibrary))
+
+
+def test_a_worker_that_was_given_up_may_fetch_no_more_what_it_was_told_to(manager: Manager) -> None:
+    """Nor is that remembered, which would be more with each cut for as long as the manager lives."""
+    sources, file = manager._server.files.sources, FileName("b3-" + "0" * 32)
+    sources.told(WorkerId("w1"), file)
+    run(Peer(credential(manager, WORKER, "w1"), "worker", "w1").visit())
+    until(lambda: sources.allowed(Identity(WORKER, "w1"), GetFile(file)), "the manager gives the worker up")
 
 
 def test_a_worker_that_comes_back_within_the_grace_keeps_its_session() -> None:
