@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from windlass.framing import ProtocolError
 from windlass.links import Link
 from windlass.manager.core import Core
-from windlass.manager.demand import means_of
 from windlass.manager.filedesk import FileDesk
 from windlass.manager.listing import list_calls
+from windlass.manager.means import ToldMeans
 from windlass.manager.programs import Program, Programs
 from windlass.messages import (
     BlockHost,
@@ -41,7 +41,6 @@ from windlass.messages import (
     KeepCalls,
     Leave,
     ListCalls,
-    Means,
     Message,
     ObjectName,
     PoolName,
@@ -81,7 +80,7 @@ class Attachments:
         self.detached = False
         self._core, self._store = core, store
         self._end, self._status, self._resume, self._files, self._view = end, status, resume, files, view
-        self._means: Means | None = None
+        self._means = ToldMeans(core)
 
     def join(self, link: Link) -> Program:
         """Somebody with the user's credential has connected."""
@@ -129,7 +128,8 @@ class Attachments:
                 if not program.working:
                     log.info("program %s has attached", program.name)
                 program.working, program.keep, program.leaving = True, keep, leaving
-                link.send(means_of(core))
+                if not self.tell_means(now):
+                    link.send(self._means.last)
             case FindCalls(tag):
                 for answer in programs.find(program, tag, self._told):
                     for each in answer:
@@ -194,15 +194,16 @@ class Attachments:
         if link is not None:
             link.send(message)
 
-    def tell_means(self) -> None:
-        """Say what there is to run calls with, when that is something else than before."""
+    def tell_means(self, now: float) -> bool:
+        """Say what there is to run calls with to all who have calls to come, when it is time and something else than they were told before;
+        whether it was said."""
         working = [self.links[number] for number, one in self.programs.known.items() if one.working and number in self.links]
-        if working:
-            means = means_of(self._core)
-            if means != self._means:
-                self._means = means
-                for link in working:
-                    link.send(means)
+        means = self._means.news(len(working), now) if working else None
+        if means is None:
+            return False
+        for link in working:
+            link.send(means)
+        return True
 
     def all_links(self) -> Sequence[Link]:
         """Of all that are here."""

@@ -14,15 +14,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from math import frexp
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from windlass.manager.libraries import LibraryState
 from windlass.manager.placement import longest_walltime, walltime_for
 from windlass.manager.workers import Worker, usual_weight
-from windlass.messages import Demand, LibrarySpec, Means, PilotSeen, PoolOffer, Resources, Shape
-
-if TYPE_CHECKING:
-    from windlass.manager.books import Books
+from windlass.messages import Demand, LibrarySpec, PilotSeen, PoolOffer, Resources, Shape
 
 #: Seconds between two messages of demand: at least, and for each worker, as a factory looks at all its pilots for each message.
 PACE_LEAST: Final = 0.2
@@ -98,10 +95,3 @@ def _shape(needs: Resources, spec: LibrarySpec) -> Resources:
 
 def _larger(a: Resources, b: Resources) -> Resources:
     return Resources(max(a.cores, b.cores), max(a.memory, b.memory), max(a.gpus, b.gpus))
-
-
-def means_of(books: Books) -> Means:
-    """What there is to run calls with, for programs: they refuse what can never run, and ask how many calls more would be used."""
-    capacity = sum(state.capacity() for state in books.libraries.values())
-    workers = tuple(dict.fromkeys(worker.info.resources for worker in books.workers.values()))
-    return Means(capacity, books.means, books.all_offers(), workers)

@@ -314,7 +314,7 @@ class Server:
         self.core.tick(now)
         self._act()
         self.workers.close_given_up()
-        self.attachments.tell_means()
+        self.attachments.tell_means(now)
         self.viewing.look(now)
         if self.core.calls or self.factories or self.attachments.programs.working:
             self._busy_at = now

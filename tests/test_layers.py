@@ -27,6 +27,7 @@ CORES = (
     "manager/placement.py",
     "manager/workers.py",
     "manager/demand.py",
+    "manager/means.py",
     "manager/failures.py",
     "manager/names.py",
     "manager/listing.py",

@@ -1067,14 +1067,14 @@ class CallsDone(Message, frozen=True):
 
 
 class Means(Message, frozen=True):
-    """Manager → client, over a connection, when it changes: what there is to run calls with."""
+    """Manager → client, over a connection, when it comes, and when that is something else: what there is to run calls with, about."""
 
-    #: Calls that all instances would hold when full.
+    #: Calls that all instances would hold when full, to a fifth.
     capacity: int
     #: Changes when the rest does.
     version: int
     offers: tuple[PoolOffer, ...] = ()
-    #: Of workers, each kind once.
+    #: Of workers, each kind once; their memory a little more than it is, where there are many kinds.
     workers: tuple[Resources, ...] = ()
 
 
