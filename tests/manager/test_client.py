@@ -285,6 +285,30 @@ def test_a_call_that_is_on_its_way_to_the_manager_when_a_worker_tells_that_it_ru
     memory.close()
 
 
+class Unlooked(dict[bytes, CallSpec]):
+    """What may be asked for by key only."""
+
+    def items(self) -> Any:
+        raise AssertionError("all were looked at")
+
+    values = __iter__ = items
+
+
+def test_a_cancelled_call_is_not_looked_for_among_all_that_wait_for_an_earlier_life(bench: Bench, tmp_path: Path) -> None:
+    """Ctrl-C cancels a million, while thousands of them wait."""
+    memory = remembering(bench, tmp_path)
+    futures, inbox = bench.client._futures, bench.client._inbox  # pyright: ignore[reportPrivateUsage]
+    waits, other = bench.client.submit(REMEMBERED, (1,), {}), bench.client.submit(REMEMBERED, (2,), {})
+    specs = [item for item in inbox.drain() if isinstance(item, CallSpec)]
+    memory.orphans_held(WorkerId("w1"), [specs[0].key], futures, lambda calls: specs[:1])
+    memory._parked = Unlooked(memory._parked)  # pyright: ignore[reportPrivateUsage]
+    assert other.cancel()
+    assert waits.cancel()
+    assert waits.done()
+    assert inbox.drain() == [("client", CancelSubmitted((other.call_id,)))], "the manager does not have the one that waits"
+    memory.close()
+
+
 @pytest.mark.parametrize(("outcome", "state"), [(CANCELLED, "cancelled"), (RETURNED, "done"), (DIED, "failed")])
 def test_a_call_that_runs_twice_over_a_restart_is_counted_once(bench: Bench, tmp_path: Path, outcome: int, state: str) -> None:
     """It had been sent when a worker told that it runs for the life before; however its second run ends, it has returned once."""
