@@ -118,9 +118,7 @@ class Attempts(Dispatch):
                     self._shrinking[instance.id] = instance
             self._dirty[library] = state
             if not state.running and not state.waiting:
-                # Another library may have waited for this one to fall idle.
-                self._restructured(worker)
-                self._wake_starved()
+                self._fell_idle(state, worker)
         if not held:
             worker.idle_since = now
             self.demand_changed = True

@@ -27,7 +27,7 @@ from windlass.manager.libraries import NEVER, LibraryState, rank
 from windlass.manager.lineage import FIRST_REMAKE, Lineage
 from windlass.manager.names import Names
 from windlass.manager.pilots import PilotBook
-from windlass.manager.placement import least_of, why_never
+from windlass.manager.placement import least_of, may_give, why_never
 from windlass.manager.recorder import Recorder
 from windlass.manager.replicas import Replicas
 from windlass.manager.workers import Instance, Phase, Worker, slots_in, used_up
@@ -432,18 +432,26 @@ class Books:
             if state.waiting or state.removed:
                 self._dirty[state.spec.id] = state
 
-    def _wake_starved(self) -> None:
+    def _fell_idle(self, state: LibraryState, worker: Worker) -> None:
+        """The last call of a library has ended, on this worker: others may have waited for the slots that it has there and elsewhere."""
+        self._restructured(worker)
+        if self._starved:
+            for instance in islice(state.idle.values(), LOOKED_AT):
+                self._has_gained(instance.worker)
+
+    def _wake_starved(self, now: float) -> None:
         """Libraries that wait for slots are to look again, also at workers that have not got anything, as what kept slots from being
         moved may be over. Where there are many workers, at some."""
         if self._starved:
-            self._take_turns()
+            self._take_turns(now)
         self._dirty.update(self._starved)
 
-    def _take_turns(self) -> None:
-        """The next workers count as ones that have got something."""
+    def _take_turns(self, now: float) -> None:
+        """Those of the next workers that have something to give count as ones that have got it."""
         self.structure += 1
         for worker in self._turns.next(self.workers):
-            self._has_gained(worker.id)
+            if may_give(worker, now):
+                self._has_gained(worker.id)
 
     def _has_gained(self, worker_id: WorkerId) -> None:
         """This one is the newest of those that have got something."""

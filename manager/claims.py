@@ -30,7 +30,10 @@ from windlass.manager.calls import CallQueue
 from windlass.manager.libraries import LibraryState
 from windlass.manager.placement import HOLD_SECONDS, fits, less, more, slots_for
 from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, slots_in, times
-from windlass.messages import InstanceId, LibraryId, Resources
+from windlass.messages import InstanceId, LibraryId, LibrarySpec, Resources
+
+#: A worker, the weight of a call there, and what a slot of its library has there.
+_Place = tuple[Worker, int, Resources]
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -60,17 +63,23 @@ def next_claim(
     claims = list(claims)
     claimed = Counter((one.library, one.queue.needs) for one in claims)
     poor = has_less(libraries, claims)
+    # Found once for all that ask for the same: a thousand libraries may wait of which none needs more than a slot.
+    places: dict[tuple[Resources, int, Resources], list[_Place]] = {}
     for number, wait in enumerate(waits):
         if now - wait.since < HOLD_SECONDS:
             break
         already = claimed[wait.state.spec.id, wait.queue.needs]
         if already >= wait.waiting or ((wait.runs or already) and wait.state.spec.id not in poor):
             continue
-        worker = _best(wait, libraries, workers, now)
+        spec, needs = wait.state.spec, wait.queue.needs
+        size = spec.per_slot, spec.slots, needs
+        if size not in places:
+            places[size] = _wide_places(spec, needs, workers)
+        worker = _best(wait, libraries, places[size], now)
         if worker is None or any(_first(other, worker, now) for other in waits[:number] if other.state is not wait.state):
             continue
-        spec, of = wait.state.spec, worker.info.resources
-        weight = fits(spec, wait.queue.needs, of)
+        of = worker.info.resources
+        weight = fits(spec, needs, of)
         return worker, Claim(spec.id, wait.queue, _has(wait, worker) + weight, slot_share(spec, of), weight, wait.since)
     return None
 
@@ -137,15 +146,22 @@ def _waits(state: LibraryState) -> Iterator[Wait]:
     yield from oldest.values()
 
 
-def _best(wait: Wait, libraries: Mapping[LibraryId, LibraryState], workers: Iterable[Worker], now: float) -> Worker | None:
-    """The worker where its call would need several slots, and could have them soonest; None: nowhere, or not yet."""
-    spec, needs = wait.state.spec, wait.queue.needs
-    best, soonest = None, now - wait.since
+def _wide_places(spec: LibrarySpec, needs: Resources, workers: Iterable[Worker]) -> list[_Place]:
+    """The workers that nobody claims where a call would need several slots of others, by what it and its library's slots ask for alone."""
+    found: list[_Place] = []
     for worker in workers:
-        if worker.claim is not None or not _usable(wait, worker, now):
-            continue
         weight, share = fits(spec, needs, worker.info.resources), slot_share(spec, worker.info.resources)
-        if not weight or (weight == 1 and not _larger(share, worker)):
+        if worker.claim is None and weight and (weight > 1 or _larger(share, worker)):
+            found.append((worker, weight, share))
+    return found
+
+
+def _best(wait: Wait, libraries: Mapping[LibraryId, LibraryState], places: Iterable[_Place], now: float) -> Worker | None:
+    """The worker where its call would need several slots, and could have them soonest; None: nowhere, or not yet."""
+    spec = wait.state.spec
+    best, soonest = None, now - wait.since
+    for worker, weight, share in places:
+        if not _usable(wait, worker, now):
             continue
         mine = worker.by_library.get(spec.id)
         if mine is not None and mine.phase is Phase.STARTING and mine.target >= weight:

@@ -19,7 +19,7 @@ from windlass.manager.books import LOOKED_AT, SWEEP_LEAST
 from windlass.manager.calls import CallQueue
 from windlass.manager.claims import has_less, missing_slots, next_claim, runs
 from windlass.manager.libraries import NEVER, LibraryState
-from windlass.manager.placement import HOLD_SECONDS, fits, grants, reclaimable, worth_moving
+from windlass.manager.placement import HOLD_SECONDS, fits, grants, in_hand, reclaimable, worth_moving
 from windlass.manager.recalls import Recalls
 from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, slots_in, used_up, usual_weight, weight_of
 from windlass.messages import (
@@ -482,14 +482,12 @@ class Dispatch(Recalls):
             if sated and (number >= LOOKED_AT or due >= wanted):
                 return False
             worker = self.workers[worker_id]
+            if in_hand(worker) or not worker.usable or spec.id in worker.unfit or worker.seconds_left(now) <= least_seconds:
+                continue
             of = worker.info.resources
             weight = fits(spec, needs, of)
-            if not weight or not worker.usable or spec.id in worker.unfit or worker.seconds_left(now) <= least_seconds:
+            if not weight:
                 continue
-            if worker.claim is not None:
-                continue
-            if any(one.target < one.slots for one in worker.instances.values()):
-                continue  # a shrink is under way here
             share = slot_share(spec, of)
             mine = worker.by_library.get(spec.id)
             has = mine.target if mine is not None else 0

@@ -22,7 +22,7 @@ import msgspec
 
 from windlass.manager.kinds import KINDS_MOST, round_up
 from windlass.manager.libraries import LibraryState
-from windlass.manager.workers import Instance, Worker, slot_share, slots_in, times, usual_weight, weight_of
+from windlass.manager.workers import Instance, Worker, slot_share, slots_in, times, used_up, usual_weight, weight_of
 from windlass.messages import SLOTS_MOST, CallOptions, LibraryId, LibrarySpec, PoolOffer, Resources
 from windlass.units import show_count
 
@@ -151,6 +151,23 @@ def reclaimable(
         if (left > has and together) or (destitute and ((left > 0 and has == 0 and together) or held)):
             return [(one, 1)]
     return []
+
+
+def in_hand(worker: Worker) -> bool:
+    """Whether what is to become of its slots is settled for now: it has a claim, or an instance is to lose some."""
+    return worker.claim is not None or any(one.target < one.slots for one in worker.instances.values())
+
+
+def may_give(worker: Worker, now: float) -> bool:
+    """Whether a library could get anything there, whichever it is: what is lent to nobody, or slots that `reclaimable` would take."""
+    if not worker.usable:
+        return False
+    if not used_up(worker):
+        return True
+    lent = [one for one in worker.instances.values() if one.target]
+    return not in_hand(worker) and any(
+        one.outstanding < one.target or one.target > 1 or now - one.granted_at >= HOLD_SECONDS for one in lent
+    )
 
 
 def _of_use(instance: Instance, state: LibraryState, seconds_left: float) -> bool:

@@ -8,8 +8,10 @@ from types import FrameType
 
 import pytest
 
+from windlass.manager.books import LOOKED_AT
 from windlass.manager.core import Core
 from windlass.manager.dispatch import LINGER_SECONDS
+from windlass.manager.placement import HOLD_SECONDS, fits
 from windlass.messages import (
     RETURNED,
     CallEnd,
@@ -44,10 +46,10 @@ ALIKE = 1.3
 
 
 class Cluster:
-    """A core with workers of four cores that start libraries at once, and remember what they are to run."""
+    """A core with workers that start libraries at once, and remember what they are to run."""
 
-    def __init__(self, workers: int, libraries: int = 1) -> None:
-        self.core, self.now, self.numbers = Core(), 1000.0, 0
+    def __init__(self, workers: int, libraries: int = 1, cores: float = 4.0) -> None:
+        self.core, self.now, self.numbers, self.cores = Core(), 1000.0, 0, cores
         self.specs = [
             LibrarySpec(LibraryId(f"lib{n}@1"), f"lib{n}", (3, 11), functions=(FunctionDef(F, "f", b"x"),)) for n in range(libraries)
         ]
@@ -62,7 +64,7 @@ class Cluster:
     def join(self) -> WorkerId:
         self.numbers += 1
         worker = WorkerId(f"w{self.numbers}")
-        info = WorkerInfo(f"n{self.numbers}", 1, Resources(4.0), (), PoolName("p"), PilotId(worker))
+        info = WorkerInfo(f"n{self.numbers}", 1, Resources(self.cores), (), PoolName("p"), PilotId(worker))
         self.core.worker_joined(worker, info, self.now)
         return worker
 
@@ -243,3 +245,65 @@ def test_a_library_version_that_was_removed_is_not_held_against_all_results_that
         cluster.tick()
         assert older.id not in cluster.core.libraries
     assert found[1] == found[0]
+
+
+class Counted:
+    """Counts how often workers are held against what calls of a library ask for, where a module does that."""
+
+    def __init__(self, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.looks = 0
+        monkeypatch.setattr(f"windlass.manager.{module}.fits", self._fits)
+
+    def _fits(self, spec: LibrarySpec, needs: Resources, of: Resources) -> int:
+        self.looks += 1
+        return fits(spec, needs, of)
+
+
+def crowd(libraries: int = 100) -> Cluster:
+    """As many workers as are looked at in one turn of the timer, whose only slots are busy, and libraries that wait with a call each."""
+    cluster = Cluster(LOOKED_AT, 1 + libraries, cores=1.0)
+    cluster.submit(40 * LOOKED_AT)
+    cluster.turn()
+    for library in range(libraries):
+        cluster.submit(1, 1 + library)
+    cluster.turn()
+    return cluster
+
+
+def test_libraries_that_wait_are_not_held_against_workers_that_have_nothing_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand may wait. What others have had for a turn, those who have nothing get as soon as it may be had."""
+    cluster, counted = crowd(), Counted("dispatch", monkeypatch)
+    cluster.tick()
+    assert counted.looks == 0
+    cluster.now += HOLD_SECONDS
+    cluster.tick()
+    instances = cluster.core.libraries[cluster.specs[0].id].instances.values()
+    assert [one.target for one in instances] == [0] * LOOKED_AT
+    cluster.core.check()
+
+
+def test_libraries_that_need_one_slot_are_held_against_a_worker_once_for_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claims are for calls that need several slots; who needs one is not asked about library by library."""
+    cluster, counted = crowd(), Counted("claims", monkeypatch)
+    cluster.now += 2 * HOLD_SECONDS
+    cluster.tick()
+    assert counted.looks == LOOKED_AT
+
+
+def test_slots_of_a_library_that_falls_idle_go_at_once_to_who_waits_wherever_they_are() -> None:
+    """They are not found by and by, in turns of the timer; and no other worker is looked at for them."""
+    found: list[int] = []
+    for workers in (FEW, MANY):
+        cluster = Cluster(workers, libraries=2, cores=1.0)
+        cluster.submit(3, library=1)
+        cluster.turn()
+        one, other, last = cluster.runs
+        cluster.submit(40 * workers)
+        cluster.turn()
+        cluster.end(one)
+        cluster.end(other)
+        found.append(work(lambda cluster=cluster, last=last: cluster.end(last)))  # type: ignore[misc]
+        cluster.turn()
+        instances = [cluster.core.workers[worker].by_library[cluster.specs[0].id] for worker in (one, other, last)]
+        assert [instance.target for instance in instances] == [1, 1, 1]
+    assert found[1] <= ALIKE * found[0]
