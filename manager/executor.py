@@ -10,7 +10,8 @@ have options.
 
 `shutdown` has to wait for calls that it does not keep alive: it holds weak references, swept as their number doubles.
 
-A program that ends without `shutdown` waits for its calls too, as with the executors of `concurrent.futures`; unless it ends by Ctrl-C.
+A program that ends without `shutdown` waits for its calls too, as with the executors of `concurrent.futures`; unless it ends by Ctrl-C. So
+pools are held until they are shut down, whoever has their executors still: one that a function made and left may have work under way.
 
 An exception that leaves the ``with`` block waits for calls as well, for the same reason: they may write files that somebody counts on. As
 Python shows the exception only after that, and pilots may be hours away, it is said what is waited for when it takes a while.
@@ -31,7 +32,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent import futures
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
 
 from windlass.errors import Closed, UsageError, require_flag, stays_here
 from windlass.manager.call import DEFAULT_OPTIONS, CallKeywords, FunctionCall, merge_options, read_count
@@ -104,6 +105,12 @@ class Pool:
         self.pid = os.getpid()
         #: A factory will tell the manager of its pools.
         self.has_factory = False
+        #: `finish` has something to close.
+        self.owns = False
+        #: Executors and views of it that somebody has.
+        self.users: weakref.WeakSet[Submitter] = weakref.WeakSet()
+        #: The executor, where it is one's: its views do not hold it.
+        self.executor: weakref.ref[Executor] | None = None
         self._closing = closing
         # A thread never waits for itself: a signal handler may submit or shut down in the midst of what it does here.
         self._sweeping = threading.Lock()
@@ -177,6 +184,11 @@ class Pool:
                 raise
             finally:
                 self._closing.close()
+                _open.discard(self)
+
+    def is_over(self) -> bool:
+        """Nobody has it, all its calls have ended, and to finish it would close nothing."""
+        return not (self.owns or self.users or _living(self._calls[:]))
 
     def _tell(self, left_by: str) -> None:
         count = len(_living(self._calls[:]))
@@ -184,13 +196,23 @@ class Pool:
         log.warning("%s has left the with block of an Executor, which waits for %s not ended: Ctrl-C cancels them", left_by, waits)
 
 
-#: Pools of executors that nobody may have shut down yet.
-_open: weakref.WeakSet[Pool] = weakref.WeakSet()
+#: Pools of executors that nobody has shut down yet.
+_open: set[Pool] = set()
+_sweep_at = 8
 
 
 def open_pools() -> list[Pool]:
-    """Those of this program's executors that nobody has shut down."""
-    return [pool for pool in list(_open) if not pool.closed and pool.pid == os.getpid()]
+    """Those of this program's executors that somebody has and nobody has shut down."""
+    return [pool for pool in list(_open) if pool.users and not pool.closed and pool.pid == os.getpid()]
+
+
+def _keep(pool: Pool) -> None:
+    """Hold it until it is finished; and forget those that a long program has made and dropped, beside a manager of its own."""
+    global _sweep_at
+    _open.add(pool)
+    if len(_open) > _sweep_at:
+        _open.difference_update([one for one in list(_open) if one.is_over()])
+        _sweep_at = max(8, 2 * len(_open))
 
 
 def _at_exit() -> None:
@@ -214,6 +236,7 @@ class Submitter(futures.Executor):
         self._pool = pool
         self._options = options
         self._tag = tag
+        pool.users.add(self)
 
     def __reduce__(self) -> NoReturn:
         raise stays_here("an executor")
@@ -328,7 +351,16 @@ def _tell_joblib() -> None:
 
 
 class View(Submitter):
-    """An executor's pool with options for its calls. `shutdown` of a view does nothing: the pool is the `Executor`'s."""
+    """An executor's pool with options for its calls. `shutdown` and a block of a view do nothing: the pool is the `Executor`'s."""
+
+    def __enter__(self) -> Self:
+        executor = self._pool.executor
+        if executor is not None and executor() is None and not self._pool.closed:
+            raise UsageError(
+                "this is a view of an Executor that nobody has, so the end of the block would neither wait for calls nor send pilots away;"
+                " write 'with windlass.Executor(...) as pool:', and inside of it 'view = pool.with_options(...)'"
+            )
+        return super().__enter__()
 
     def __repr__(self) -> str:
         tag = f" with the tag {self._tag!r}" if self._tag else ""
@@ -367,6 +399,7 @@ class Executor(Submitter):
         if manager is not None and not hasattr(manager, "submit_function"):
             raise UsageError(f"manager={manager!r} is no manager; give a Manager, or windlass.attach('NAME')")
         with contextlib.ExitStack() as opening:
+            owns = manager is None or backend is not None
             if manager is None:
                 more = {} if journal is None else {"journal": journal}
                 manager = self._make_manager({**(manager_options or {}), **more})
@@ -389,8 +422,9 @@ class Executor(Submitter):
                     "backend=None starts no pilots, so options of a pool would change nothing; leave them out, or name a backend"
                 )
             super().__init__(Pool(manager, opening.pop_all(), memoize=memoize, concurrency=concurrency))
-        self._pool.has_factory = self.factory is not None
-        _open.add(self._pool)
+        self._pool.has_factory, self._pool.owns = self.factory is not None, owns
+        self._pool.executor = weakref.ref(self)
+        _keep(self._pool)
         # Registered after those of manager and factory, it runs before them.
         atexit.unregister(_at_exit)
         atexit.register(_at_exit)

@@ -26,6 +26,7 @@ import pytest
 
 from windlass.errors import Closed, UnknownName, UsageError
 from windlass.functions import define
+from windlass.manager import executor as executors
 from windlass.manager import mapping
 from windlass.manager.call import DEFAULT_OPTIONS
 from windlass.manager.executor import Executor
@@ -188,6 +189,14 @@ class Factory:
         self.log.append("factory ends")
 
 
+@pytest.fixture(autouse=True)
+def open_pools(monkeypatch: pytest.MonkeyPatch) -> set[executors.Pool]:
+    """Pools that a test leaves open are not waited for when the tests end: calls of `Held` have no end."""
+    pools: set[executors.Pool] = set()
+    monkeypatch.setattr(executors, "_open", pools)
+    return pools
+
+
 @pytest.fixture
 def threads() -> Iterator[Threads]:
     manager = Threads()
@@ -290,6 +299,18 @@ class TestOptions:
         with pool.with_options(timeout=5) as view:
             assert view.submit(square, 2).result(20) == 4
         assert pool.submit(square, 2).result(20) == 4
+
+    def test_a_block_of_a_view_needs_an_executor_that_somebody_has(self, held: Held) -> None:
+        """Its end would wait for nothing, and close nothing: whoever writes this means the executor's."""
+        with (
+            pytest.raises(UsageError, match="a view of an Executor that nobody has.*write 'with windlass.Executor"),
+            Executor(None, manager=held).with_options(retries=2),
+        ):
+            raise AssertionError
+        pool = Executor(None, manager=held)
+        pool.shutdown()
+        with pool.with_options(retries=2):
+            del pool
 
 
 # ---------------------------------------------------------------- opening and shutdown
@@ -477,6 +498,40 @@ class TestLife:
             pool.shutdown()
         assert all(future.cancelled() for future in futures)
         assert held.closed == 1
+
+    def test_the_end_of_the_program_waits_for_an_executor_that_went_out_of_scope(self, held: Held) -> None:
+        """A function made it, submitted, and returned. No other work finds it any more: a program that has one besides has one open."""
+
+        def submits() -> None:
+            Direct(held, Factory([])).submit(square, 2)
+
+        submits()
+        gc.collect()
+        assert executors.open_pools() == []
+        timer = threading.Timer(0.01, held.end, [0])
+        timer.start()
+        executors._at_exit()
+        assert held.closed == 1
+        assert held.futures[0].result() == 4
+        timer.join()
+
+    def test_an_executor_that_somebody_has_only_a_view_of_is_open(self, held: Held) -> None:
+        view = Executor(None, manager=held).with_options(retries=2)
+        gc.collect()
+        assert executors.open_pools() == [view._pool]
+
+    def test_executors_that_were_dropped_beside_a_manager_are_held_while_their_calls_run(
+        self, held: Held, open_pools: set[executors.Pool]
+    ) -> None:
+        """A service may make one for each request."""
+        for number in range(100):
+            Executor(None, manager=held).submit(square, number)
+        assert len(open_pools) == 100
+        for number in range(100):
+            held.end(number)
+        for _ in range(200):
+            Executor(None, manager=held)
+        assert len(open_pools) < 20
 
     def test_bookkeeping_of_a_million_calls_stays_small(self, held: Held) -> None:
         """One call that lasts does not make the pool remember all that ended after it."""

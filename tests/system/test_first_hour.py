@@ -50,6 +50,13 @@ def test_a_program_that_ends_without_shutting_its_executor_runs_its_calls_first(
     assert written(tmp_path) == ["0", "1", "2"]
 
 
+def test_a_program_that_has_dropped_its_executor_runs_its_calls_too(tmp_path: Path) -> None:
+    """As one that made it in a function: it is gone when that returns."""
+    ran = run_script(tmp_path, "del pool, futures")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    assert written(tmp_path) == ["0", "1", "2"]
+
+
 def test_a_program_that_ends_by_an_error_runs_its_calls_too(tmp_path: Path) -> None:
     """Also as there."""
     ran = run_script(tmp_path, "raise RuntimeError('mine')")
