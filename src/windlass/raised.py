@@ -4,26 +4,31 @@ Theory of operation
 -------------------
 An exception is told as a list of plain records, one for each exception that hangs together with it: causes, contexts, members of groups.
 A record has the type's name, the message, the traceback as text, and the pickled exception, if it has one.  Whether an exception
-can be pickled is tried where it was raised, by a round trip, in four ways:
+can be pickled is tried where it was raised, by a round trip, in five ways:
 
 1. as it pickles itself;
 2. without its ``__init__``: made by ``__new__`` and given its ``args`` and attributes.  This saves the many classes whose ``__init__``
    takes other arguments than it hands to ``Exception``: they pickle without complaint and fail, or change their message, when read;
 3. the same without those attributes that cannot be pickled (locks, connections);
-4. not at all: the program gets a `RemoteError` with type, message and traceback.
+4. where all is too much for a message, with large texts in it cut and other large parts left out, and a note that says so: files that are
+   not UTF-8, broken JSON and what commands have written come along in exceptions of Python's own;
+5. not at all: the program gets a `RemoteError` with type, message and traceback.
 
 What the program gets reads, printed, as it would on the worker.  Each exception's ``__cause__`` is a `RemoteTraceback` with its own
 traceback; under that, as its cause, is the exception's original cause or context, again with its own.  ``__context__`` of the exception
 itself is that original cause or context too.
 
-Frames of Windlass that lead to the function are left out. The bytes have a limit: pickled states are dropped, then texts shortened.
+Frames of Windlass that lead to the function are left out. The bytes have a limit: first large exceptions and texts are cut, then the chain.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import sys
 import traceback
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, cast
 
@@ -68,10 +73,11 @@ _decoder: Final = msgspec.msgpack.Decoder(list[_Told])
 
 def pack_exception(exc: BaseException) -> tuple[bytes, EndDetail]:
     """See `windlass.pickling.pack_exception`."""
-    told = _tell(exc)
+    told = _tell(exc, _state)
     payload = _encoder.encode(told)
     if len(payload) > _MAX_BYTES:
-        told = [_shortened(record) for record in told]
+        least = _tell(exc, partial(_small_state, _MAX_BYTES // 2 // len(told)))
+        told = [_shortened(small, whole) for small, whole in zip(least, told, strict=True)]
         payload = _encoder.encode(told)
         if len(payload) > _MAX_BYTES:
             told = [msgspec.structs.replace(told[0], cause=-1, context=-1, members=())]
@@ -82,10 +88,10 @@ def pack_exception(exc: BaseException) -> tuple[bytes, EndDetail]:
 
 def format_exception(exc: BaseException) -> str:
     """All of it as text: the chain, each with its traceback, without Windlass's own frames at the start."""
-    return _as_text(_tell(exc, states=False))
+    return _as_text(_tell(exc, lambda one: b""))
 
 
-def _tell(exc: BaseException, states: bool = True) -> list[_Told]:
+def _tell(exc: BaseException, states: Callable[[BaseException], bytes]) -> list[_Told]:
     found: list[BaseException] = [exc]
     places = {id(exc): 0}
 
@@ -106,7 +112,7 @@ def _tell(exc: BaseException, states: bool = True) -> list[_Told]:
         one = found[here]
         group = _group(one)
         members = tuple(place(member) for member in _members(one))
-        state = _state(one) if states and here not in inside else b""
+        state = states(one) if here not in inside else b""
         if group and (state or here in inside):
             inside.update(members)
         told.append(
@@ -138,10 +144,28 @@ def _members(exc: BaseException) -> tuple[BaseException, ...]:
 
 def _state(exc: BaseException) -> bytes:
     """The exception pickled so that reading it gives the same type and message; else empty."""
+    return _by_first(exc, (_as_it_is, _without_init, _without_attributes))
+
+
+def _small_state(most: int, exc: BaseException) -> bytes:
+    """The same in so many bytes at most."""
+    stream = _state(exc)
+    if len(stream) <= most:
+        return stream
+    if _group(exc):
+        return b""  # its members are told one by one
+    part = most // 16
+    return _by_first(exc, (partial(_as_it_is_but_large, part), partial(_without_large, part)), most)
+
+
+def _by_first(exc: BaseException, attempts: Sequence[Callable[[BaseException], object]], most: int = sys.maxsize) -> bytes:
+    """By the first of these ways that gives the same type and message, or else the same type; empty: by none."""
     first = b""
-    for attempt in (_as_it_is, _without_init, _without_attributes):
+    for attempt in attempts:
         try:
             stream = pickling.dumps_result(attempt(exc))
+            if len(stream) > most:
+                continue
             copy = pickle.loads(stream)
             if type(copy) is type(exc):
                 if _message(copy) == _message(exc):
@@ -157,11 +181,12 @@ def _as_it_is(exc: BaseException) -> object:
 
 
 def _without_init(exc: BaseException) -> object:
-    return _Bare(type(exc), exc.args, exc.__dict__)
+    return _Made(_make_bare, (type(exc), exc.args, exc.__dict__))
 
 
 def _without_attributes(exc: BaseException) -> object:
-    return _Bare(type(exc), exc.args, {name: value for name, value in exc.__dict__.items() if _can_travel(value)})
+    state = {name: value for name, value in exc.__dict__.items() if _can_travel(value)}
+    return _Made(_make_bare, (type(exc), exc.args, state))
 
 
 def _can_travel(value: object) -> bool:
@@ -172,14 +197,14 @@ def _can_travel(value: object) -> bool:
     return True
 
 
-class _Bare:
-    """Stands in a stream for an exception that is to be made without its ``__init__``."""
+class _Made:
+    """Stands in a stream for an exception that is to be made in this way rather than in its own."""
 
-    def __init__(self, kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> None:
-        self.recipe = (kind, args, state)
+    def __init__(self, *recipe: Any) -> None:
+        self.recipe = recipe
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _make_bare, self.recipe
+        return self.recipe
 
 
 def _make_bare(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
@@ -187,6 +212,71 @@ def _make_bare(kind: type[BaseException], args: tuple[Any, ...], state: dict[str
     _set(exc, "args", args)
     exc.__dict__.update(state)
     return exc
+
+
+def _as_it_is_but_large(part: int, exc: BaseException) -> object:
+    reduced: Any = exc.__reduce_ex__(4)
+    make, args = reduced[:2]
+    args, state = _cut_all(exc, args, (reduced[2] if len(reduced) > 2 else None) or {}, part)
+    return _Made(make, args, state)
+
+
+def _without_large(part: int, exc: BaseException) -> object:
+    return _Made(_make_bare, (type(exc), *_cut_all(exc, exc.args, exc.__dict__, part)))
+
+
+def _cut_all(exc: BaseException, args: tuple[Any, ...], state: Mapping[str, Any], part: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What an exception is made of, without what has more than ``part`` bytes; notes among the state tell what that was."""
+    cut: dict[str, str] = {}
+    some: list[Any] = []
+    for number, value in enumerate(args, 1):
+        left, size = _cut(exc, value, part)
+        some.append(f"<{pickling.type_name(value)} left out>" if left is None and size else left)
+        if size:
+            cut[next((repr(name) for name, one in exc.__dict__.items() if one is value), f"argument {number}")] = size
+    others: dict[str, Any] = {}
+    for name, value in state.items():
+        if name == "__notes__":
+            continue
+        left, size = _cut(exc, value, part)
+        if left is not None or not size:
+            others[name] = left
+        if size:
+            cut[repr(name)] = size
+    notes = [*_short(_notes(exc))]
+    if cut:
+        told = ", ".join(f"{what} ({size})" for what, size in cut.items())
+        notes.append(_clipped(f"large parts of this exception were cut or left out on the way: {told}", 1024))
+    others["__notes__"] = notes
+    return tuple(some), others
+
+
+def _cut(exc: BaseException, value: Any, part: int) -> tuple[Any, str]:
+    """What is sent of a part of an exception, and how large that is if it is not the whole; None: nothing of it."""
+    if isinstance(value, str | bytes | bytearray):
+        if len(value) <= part:
+            return value, ""
+        size = f"{len(value):,} {'characters' if isinstance(value, str) else 'bytes'}"
+        if isinstance(exc, UnicodeDecodeError | UnicodeEncodeError | UnicodeTranslateError):
+            return _around(value, exc.start, exc.end, part), size
+        if isinstance(value, str):
+            return _clipped(value, part), size
+        return b"%b\n... %d bytes left out ...\n%b" % (value[: part // 2], len(value) - part // 2 * 2, value[-(part // 2) :]), size
+    try:
+        stream = pickling.dumps_result(value)
+        pickle.loads(stream)
+    except Exception:  # noqa: BLE001 - the user's code runs here, and whatever it raises means no
+        return None, "it cannot be pickled"
+    return (value, "") if len(stream) <= part else (None, f"{len(stream):,} bytes")
+
+
+def _around(text: Any, start: int, end: int, part: int) -> Any:
+    """What stays of a text that could not be coded: what is around that place, which keeps its number, as people look there in the whole.
+
+    Python's message shows the byte at that place of the text that it has: either the right one, or the place is beyond what stays.
+    """
+    begin = 0 if end <= part else max(0, start - part // 2)
+    return text[begin : begin + part]
 
 
 def _message(exc: BaseException) -> str:
@@ -273,12 +363,16 @@ def _clipped(text: str, limit: int) -> str:
     return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
 
 
-def _shortened(record: _Told) -> _Told:
-    """Without the pickled state when that is large, and with short texts."""
-    state = record.state if len(record.state) <= 4096 else b""
-    notes = tuple(_clipped(note, 256) for note in record.notes[:8])
-    texts = {"message": _clipped(record.message, 1024), "traceback": _clipped(record.traceback, 3072)}
-    return msgspec.structs.replace(record, state=state, notes=notes, inside=False, **texts)
+def _short(notes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(_clipped(note, 256) for note in notes[:8])
+
+
+def _shortened(record: _Told, whole: _Told) -> _Told:
+    """The record with short texts, and with a note where the exception is lost only because it is large."""
+    notes = _short(record.notes)
+    if whole.state and not (record.state or record.inside or record.group):
+        notes += (f"this exception is too large to come as itself: it has {len(whole.state):,} bytes, and could not be cut",)
+    return msgspec.structs.replace(record, notes=notes, message=_clipped(record.message, 1024), traceback=_clipped(record.traceback, 3072))
 
 
 # ---------------------------------------------------------------- in the program

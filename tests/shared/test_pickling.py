@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
+import json
 import os
 import pickle
 import random
@@ -21,6 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 import numpy as np
@@ -662,7 +664,10 @@ def test_an_exception_of_any_size_fits_into_a_frame() -> None:
     payload, detail = pickling.pack_exception(exc)
     assert len(payload) < 300_000
     assert len(detail.text) < 40_000
-    assert isinstance(pickling.unpack_exception(payload), RemoteError)
+    back = pickling.unpack_exception(payload)
+    assert isinstance(back, ValueError)
+    assert back.args[1] == "<numpy.ndarray left out>"
+    assert isinstance(back.__context__, Simple)
     long = Simple("0")
     for number in range(1, 500):
         later = Simple(str(number))
@@ -671,6 +676,61 @@ def test_an_exception_of_any_size_fits_into_a_frame() -> None:
     payload, _ = pickling.pack_exception(long)
     assert len(payload) < 300_000
     assert str(pickling.unpack_exception(payload)) == "499"
+
+
+def test_an_exception_that_carries_much_comes_as_itself_without_most_of_it() -> None:
+    """Those of Python carry the file that is not UTF-8, the text that is no JSON, all that a command has written."""
+    failed: Any = sent(thrown(fails(CalledProcessError(3, ["simulate"], b"o" * 300_000, b"cannot open x\n" + b"e" * 300_000))))
+    assert (type(failed), failed.returncode, failed.cmd) == (CalledProcessError, 3, ["simulate"])
+    assert str(failed) == "Command '['simulate']' returned non-zero exit status 3."
+    assert failed.stderr.startswith(b"cannot open x\neee")
+    assert b"\n... " in failed.stderr
+    assert len(failed.stderr) < 20_000
+    told = "large parts of this exception were cut or left out on the way: "
+    assert failed.__notes__ == [f"{told}'output' (300,000 bytes), 'stderr' (300,014 bytes)"]
+
+    for text in ('["' + "x" * 300_000, "[" + "\n" * 300_000 + "x"):
+        broken = thrown(partial(json.loads, text))
+        back: Any = sent(broken)
+        assert (type(back), str(back)) == (json.JSONDecodeError, str(broken))
+        assert back.__notes__ == [f"{told}'doc' ({len(text):,} characters)"]
+
+    near = thrown((b"ab\xff" + b"x" * 300_000).decode)
+    back = sent(near)
+    assert (type(back), str(back), back.object[back.start]) == (UnicodeDecodeError, str(near), 0xFF)
+    back = sent(thrown((b"x" * 300_000 + b"\xff" + b"y" * 100).decode))
+    assert type(back) is UnicodeDecodeError
+    assert "position 300000" in str(back)
+    assert back.object.endswith(b"xxx\xff" + b"y" * 100)
+    assert len(back.object) < 20_000
+    assert back.__notes__ == [f"{told}argument 2 (300,101 bytes)"]
+
+
+def test_members_of_a_group_that_carries_much_come_as_themselves() -> None:
+    back: Any = sent(ExceptionGroup("many", [Simple("x" * 300_000), NeedsMore(5, reason="late")]))
+    assert [type(member) for member in back.exceptions] == [Simple, NeedsMore]
+    assert back.exceptions[0].args[0].startswith("xxx")
+    assert back.exceptions[1].code == 5
+
+
+class OfTable(Exception):
+    """It cannot be made of anything else."""
+
+    def __new__(cls, table: object) -> OfTable:
+        if not isinstance(table, list):
+            raise TypeError("no table")
+        return super().__new__(cls, table)
+
+    def __str__(self) -> str:
+        return "bad table"
+
+
+def test_an_exception_that_is_too_large_and_cannot_be_cut_says_so() -> None:
+    """Else people look for a class that cannot be pickled."""
+    back: Any = sent(thrown(fails(OfTable(list(range(200_000))))))
+    assert type(back) is RemoteError
+    assert str(back).partition("\n")[0].endswith("OfTable: bad table")
+    assert back.__notes__[-1].startswith("this exception is too large to come as itself: it has ")
 
 
 class Hostile(Exception):
