@@ -33,6 +33,7 @@ from windlass.factory.keeper import HURRY, Anew, Change, Close, Cut, Keeper, Kep
 from windlass.factory.launch import worker_command
 from windlass.factory.ledger import Ledger
 from windlass.factory.pool import NAME, PoolConfig, make_pool
+from windlass.importing import refuse_on_import
 from windlass.messages import Message, PoolName
 
 #: Seconds that closing may take beyond the time given: the last command, and SIGKILL for what does not listen.
@@ -133,6 +134,7 @@ class Factory:
         config: str | os.PathLike[str] | None = None,
         **options: object,
     ) -> None:
+        refuse_on_import("a Factory")
         common: dict[str, object] = {
             "max_pilots": max_pilots,
             "min_pilots": min_pilots,

@@ -35,6 +35,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
 
 from windlass.errors import Closed, UsageError, require_flag, stays_here
+from windlass.importing import refuse_on_import
 from windlass.manager.call import DEFAULT_OPTIONS, CallKeywords, FunctionCall, merge_options, read_count
 from windlass.manager.future import CallFuture
 from windlass.manager.library import read_concurrency
@@ -390,6 +391,7 @@ class Executor(Submitter):
         ``memoize``: equal calls are run once (docs/journal.md). ``concurrency``: so many calls of async functions run at once in one slot
         (docs/async.md); plain functions as ever. Raises UsageError for options that the factory does not know.
         """
+        refuse_on_import("an Executor")
         require_flag("memoize", memoize)
         concurrency = read_concurrency(concurrency)
         for name in (name for name in pool if name in _OF_OTHERS):

@@ -28,6 +28,7 @@ import msgspec
 import windlass
 from windlass.errors import Closed, UsageError, refuse_unknown, require_flag
 from windlass.identity import Authority, cannot_keep_state, make_private, manager_folder
+from windlass.importing import refuse_on_import
 from windlass.locks import is_locked_here, lock, unlock
 from windlass.manager.call import SECONDS_MOST
 from windlass.manager.client import Client
@@ -99,6 +100,7 @@ class Manager(Door):
         **unknown: Never,
     ) -> None:
         refuse_unknown("option of Manager", unknown, Manager.__init__)
+        refuse_on_import("a Manager")
         super().__init__()
         wanted = _read_port(port)
         for key, value in (

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -321,6 +322,44 @@ def _wait_a_little() -> None:
     import time
 
     time.sleep(0.05)  # the cache of files is a matter of time alone
+
+
+MAKES = """
+import windlass
+pool = windlass.Executor("local", cores=1)
+
+def double(x):
+    return 2 * x
+"""
+
+
+def test_a_module_that_makes_an_executor_when_it_is_imported_makes_none_on_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one that a call imports; but a call may make one, and the function of a context."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "makes_a_pool.py").write_text(MAKES)
+    module = importlib.import_module("makes_a_pool")
+    told = "module 'makes_a_pool' makes an Executor when it is imported"
+
+    def imports_it() -> int:
+        import makes_a_pool  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
+
+        return int(makes_a_pool.double(1))  # pyright: ignore[reportUnknownArgumentType]
+
+    def makes_one() -> str:
+        with windlass.Executor(None) as inner:
+            return type(inner).__name__
+
+    def given(context: str) -> str:
+        return context
+
+    with module.pool as pool:
+        with pytest.raises(windlass.WindlassError, match=told):
+            pool.submit(module.double, 2).result(30)
+        with pytest.raises(windlass.WindlassError, match=told):
+            pool.submit(imports_it).result(30)
+        assert pool.submit(makes_one).result(30) == "Executor"
+        pool.manager.install_library("lib", given, context=(makes_one, [], {}))
+        assert pool.manager.submit(windlass.FunctionCall("lib", "given")).result(30) == "Executor"
 
 
 NOTEBOOK = """
