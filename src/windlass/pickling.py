@@ -136,7 +136,7 @@ def unpack_call(payload: bytes, spans: Sequence[ObjectRef], open_object: OpenObj
         args, kwargs = call
         return args, kwargs
     except Exception as error:  # unpickling runs the user's code, which may raise anything
-        raise _unreadable("the call's arguments", error) from error
+        raise _unreadable("the call's arguments", error, "on the worker") from error
 
 
 # ---------------------------------------------------------------- results
@@ -407,9 +407,13 @@ def _not_picklable(text: str) -> NotPicklable:
     return NotPicklable(text)
 
 
-def _unreadable(what: str, error: Exception) -> NotPicklable:
-    hint = "; is it installed on this side too?" if isinstance(error, ImportError) else ""
-    return _not_picklable(f"{what} cannot be unpickled here: {_reason(error)}{hint}")
+def _unreadable(what: str, error: Exception, place: str = "here") -> NotPicklable:
+    hint = ""
+    if isinstance(error, ImportError):
+        from windlass import raised
+
+        hint = "; is it installed on this side too?" if place == "here" else f"; {raised.where(error)}"
+    return _not_picklable(f"{what} cannot be unpickled {place}: {_reason(error)}{hint}")
 
 
 def _bad_arguments(

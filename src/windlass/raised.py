@@ -124,7 +124,7 @@ def _tell(exc: BaseException, states: Callable[[BaseException], bytes]) -> list[
                 cause=place(one.__cause__),
                 context=place(one.__context__),
                 suppress=one.__suppress_context__,
-                notes=_notes(one),
+                notes=(*_notes(one), where(one)) if isinstance(one, ImportError) else _notes(one),
                 members=members,
                 group=0 if not group else 1 if isinstance(one, ExceptionGroup) else 2,
                 inside=here in inside,
@@ -292,6 +292,15 @@ def _notes(exc: BaseException) -> tuple[str, ...]:
         return tuple(_sayable(str(note)) for note in notes)
     except Exception:  # noqa: BLE001 - the user's __str__, or notes that are no list
         return ()
+
+
+def where(error: ImportError) -> str:
+    """Where a module is missing: the program that reads this may well have it."""
+    told = f"on node {os.uname().nodename}, by {sys.executable} (Python {sys.version.split()[0]})"
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None and str(error.name).startswith(("numpy.core", "numpy._core")):
+        return f"{told}: NumPy {getattr(numpy, '__version__', '?')} is there, and another version in the program; see: windlass explain environments"
+    return f"{told}, which must have what calls import; see: windlass explain environments"
 
 
 def _traceback(exc: BaseException) -> str:

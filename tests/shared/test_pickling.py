@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
+import importlib
 import json
 import os
 import pickle
@@ -389,7 +390,7 @@ def test_a_value_too_deep_to_pickle_is_refused() -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"\x80", b"garbage", pickle.dumps(3), pickle.dumps((1,)), pickle.dumps((1, 2))[:-3]])
 def test_damaged_arguments_are_refused(payload: bytes, store: ObjectStore) -> None:
-    with pytest.raises(NotPicklable, match="the call's arguments cannot be unpickled here"):
+    with pytest.raises(NotPicklable, match="the call's arguments cannot be unpickled on the worker"):
         pickling.unpack_call(payload, (), store.open)
 
 
@@ -731,6 +732,19 @@ def test_an_exception_that_is_too_large_and_cannot_be_cut_says_so() -> None:
     assert type(back) is RemoteError
     assert str(back).partition("\n")[0].endswith("OfTable: bad table")
     assert back.__notes__[-1].startswith("this exception is too large to come as itself: it has ")
+
+
+def test_a_missing_module_is_told_with_its_node_and_python() -> None:
+    """Who reads it has the module, as a rule, and would look for it in the wrong place."""
+    place = f"on node {os.uname().nodename}, by {sys.executable} (Python {sys.version.split()[0]})"
+    back: Any = sent(thrown(lambda: importlib.import_module("no_such_module")))
+    assert (type(back), str(back)) == (ModuleNotFoundError, "No module named 'no_such_module'")
+    assert back.__notes__ == [f"{place}, which must have what calls import; see: windlass explain environments"]
+    back = sent(ModuleNotFoundError("No module named 'numpy._core'", name="numpy._core"))
+    assert back.__notes__[0].startswith(f"{place}: NumPy {np.__version__} is there, and another version in the program")
+    with pytest.raises(NotPicklable) as caught:
+        pickling.unpack_call(b"\x80\x05cno_such_module\nThing\n.", (), no_put)
+    assert f"No module named 'no_such_module'; {place}, which must have" in str(caught.value)
 
 
 class Hostile(Exception):
