@@ -10,9 +10,9 @@ Every module has a *home*:
 ``BY_VALUE``   ``__main__``, notebooks, modules made by hand: nobody else can import it, cloudpickle carries its functions.
 
 A snapshot is a zip of one top-level module or package with all its files: sorted, with fixed dates, so that the same source has the same
-name everywhere and travels once per worker.  Left out are caches, version control, virtual environments, hidden files and files over
-`MAX_FILE_BYTES`.  What the source imports (statically) and is local too comes along.  A zip is made again when path, modification time or
-size of a file differ; that is looked at once a second at most, as it may be asked for each call.
+name everywhere and travels once per worker.  Left out are caches, version control, virtual environments, hidden files, and files over
+`MAX_FILE_BYTES` that are no shared libraries, which is told.  What the source imports (statically) and is local too comes along.  A zip is
+made again when path, modification time or size of a file differ; that is looked at once a second at most, as it may be asked for each call.
 
 The worker unpacks a snapshot into a folder of its own, which goes first on ``sys.path``; so submodules, files beside ``__file__``
 and imports inside a function's body work there. This module is imported by slots: zipfile and the like only where needed.
@@ -45,7 +45,7 @@ INSTALLED: Final = "installed"
 LOCAL: Final = "local"
 BY_VALUE: Final = "by value"
 
-#: Larger files are data sets rather than source; they are left out.
+#: Larger files are data sets rather than source, or shared libraries.
 MAX_FILE_BYTES: Final = 20_000_000
 #: A module with more than these is refused.
 MAX_TOTAL_BYTES: Final = 200_000_000
@@ -244,6 +244,7 @@ def _files(top: str) -> dict[str, tuple[str, int, int]]:
     """Name in the archive → (path, modification time in ns, bytes). Raises `UsageError` when they are too many bytes."""
     spec = _spec_of(top)
     files: dict[str, tuple[str, int, int]] = {}
+    left_out: dict[str, tuple[str, int, int]] = {}
     total = 0
     for place in [] if spec is None else _places(spec):
         if _is_installed(place):
@@ -254,12 +255,47 @@ def _files(top: str) -> dict[str, tuple[str, int, int]]:
                 status = os.stat(path)
             except OSError:
                 continue  # a dangling link, or just removed
-            if status.st_size <= MAX_FILE_BYTES and name not in files:
-                files[name] = (path, status.st_mtime_ns, status.st_size)
-                total += status.st_size
-                if total > MAX_TOTAL_BYTES or len(files) > MAX_FILES:
-                    raise _too_large(top, files)
+            if name in files or name in left_out:
+                continue
+            wanted = files if status.st_size <= MAX_FILE_BYTES else left_out
+            wanted[name] = (path, status.st_mtime_ns, status.st_size)
+            total += status.st_size if wanted is files else 0
+            if total > MAX_TOTAL_BYTES or len(files) > MAX_FILES:
+                raise _too_large(top, files)
+    for name in [name for name in left_out if _is_shared_library(name)]:
+        if total + left_out[name][2] <= MAX_TOTAL_BYTES:
+            files[name] = left_out.pop(name)
+            total += files[name][2]
+    _tell_of(top, left_out)
     return files
+
+
+def _is_shared_library(name: str) -> bool:
+    """Extension modules with symbols in them are large, and code all the same."""
+    return name.endswith(".so") or ".so." in name.rpartition("/")[2]
+
+
+#: Paths of files that were left out, and that was told.
+_told: set[str] = set()
+
+
+def _tell_of(top: str, left_out: dict[str, tuple[str, int, int]]) -> None:
+    """Say once what calls will not find beside the module, as it is there where the program runs."""
+    new = {name: size for name, (path, _, size) in sorted(left_out.items()) if path not in _told}
+    if not new:
+        return
+    import logging
+
+    _told.update(path for path, _, _ in left_out.values())
+    listed = [f"{name} ({size / 1e6:.0f} MB)" for name, size in new.items()]
+    logging.getLogger("windlass.snapshots").warning(
+        "the local module %r goes to workers without what is over %.0f MB: %s%s; let calls read it by an absolute path that nodes see, or "
+        "from a file that is declared",
+        top,
+        MAX_FILE_BYTES / 1e6,
+        ", ".join(listed[:5]),
+        f" and {len(listed) - 5} more" if len(listed) > 5 else "",
+    )
 
 
 def _too_large(top: str, files: dict[str, tuple[str, int, int]]) -> Exception:

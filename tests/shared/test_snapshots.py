@@ -265,6 +265,38 @@ def test_large_files_are_left_out_and_too_much_in_all_is_refused(
         snapshots.snapshots_of([top], kept.put, max_age=0)
 
 
+def test_what_is_left_out_for_its_size_is_told_once(
+    write: Write, top: str, kept: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The program finds it, calls do not, and their error names a folder of the worker's."""
+    monkeypatch.setattr(snapshots, "MAX_FILE_BYTES", 100)
+    write(f"{top}/__init__.py", "")
+    for name in ("weights.pt", "table.csv"):
+        write(f"{top}/{name}", "x" * 101)
+    for number in range(2):
+        snapshots.snapshots_of([top], kept.put, max_age=0)
+        write(f"{top}/more.py", f"x = {number}")
+    [told] = [record.getMessage() for record in caplog.records]
+    assert f"module '{top}' goes to workers without what is over 0 MB: {top}/table.csv (0 MB), {top}/weights.pt (0 MB); " in told
+    write(f"{top}/later.bin", "x" * 101)
+    snapshots.snapshots_of([top], kept.put, max_age=0)
+    assert f": {top}/later.bin (0 MB); " in caplog.records[1].getMessage()
+
+
+def test_large_shared_libraries_are_code(write: Write, top: str, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there is room for: extension modules with symbols in them have a hundred megabytes."""
+    monkeypatch.setattr(snapshots, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(snapshots, "MAX_TOTAL_BYTES", 400)
+    write(f"{top}/__init__.py", "x = 1\n")
+    for name in ("_core.cpython-311-x86_64-linux-gnu.so", "libs/libcuda.so.12", "libs/libmore.so"):
+        write(f"{top}/{name}", "x" * 150)
+    write(f"{top}/z.bin", "x" * 90)  # what went before goes still
+    (ref,) = snapshots.snapshots_of([top], kept.put)
+    assert names_in(kept.archives[ref.name]) == [
+        f"{top}/{name}" for name in ("__init__.py", "_core.cpython-311-x86_64-linux-gnu.so", "libs/libcuda.so.12", "z.bin")
+    ]
+
+
 def test_unpacked_source_is_imported_with_submodules_and_data_files(write: Write, top: str, kept: Kept, tmp_path: Path) -> None:
     write(f"{top}/__init__.py", "")
     write(f"{top}/sub/deep.py", "from pathlib import Path\ntext = (Path(__file__).parent / 'data.txt').read_text()\n")
