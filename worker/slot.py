@@ -11,7 +11,7 @@ For a call that does nothing the loop costs a few microseconds: one receive, one
 at a clock or a file's length. Nothing else may be added to the path of every call: no signal, no file, no process, no look at /proc.
 
 *Functions*: those of the library are loaded before; others come by content, from the functions folder, at their first call, and
-the least recently used ones are forgotten past `FUNCTIONS_KEPT`.
+the least recently used ones are forgotten past `FUNCTIONS_KEPT` or `FUNCTION_BYTES_KEPT`.
 
 *Async functions* run to their end on the slot's event loop; where the library has ``concurrency``, many at once, and the loop of the slot
 is another one (`windlass.worker.slot_tasks`).
@@ -96,8 +96,9 @@ from windlass.worker.slotlink import (
 )
 from windlass.worker.slotproc import death
 
-#: Functions that came after the start and are kept loaded: a loop that submits ever new closures must not fill the memory.
+#: Functions that came later and are kept loaded, and their bytes: a loop that submits ever new closures must not fill the memory.
 FUNCTIONS_KEPT: Final = 256
+FUNCTION_BYTES_KEPT: Final = 64 << 20
 #: The interpreter adapts a function when it has run eight times.
 REHEARSALS: Final = 16
 _PR_SET_PDEATHSIG: Final = 1
@@ -187,6 +188,7 @@ class Slot:
         self.names = {definition.id: definition.name for definition in setup.spec.functions}
         self.definitions = {definition.id: definition for definition in setup.spec.functions}
         self.others: dict[FunctionId, Loaded] = {}
+        self.sizes: dict[FunctionId, int] = {}
         self.newest = FunctionId(b"")
         self.encoder = msgspec.msgpack.Encoder()
         self.frame = bytearray(64 << 10)
@@ -329,14 +331,14 @@ class Slot:
             with os.fdopen(open_ours(os.path.join(self.setup.functions_folder, key.hex())), "rb") as file:
                 definition = msgspec.msgpack.decode(file.read(), type=FunctionDef)
         self.names[key] = definition.name
-        loaded = self.bind(hoist.load_function(definition, self.setup))
-        while len(others) >= FUNCTIONS_KEPT:
+        size = definition.object.size if definition.object is not None else len(definition.blob)
+        while others and (len(others) >= FUNCTIONS_KEPT or sum(self.sizes.values()) + size > FUNCTION_BYTES_KEPT):
             old = next(iter(others))
-            del others[old]
+            del others[old], self.sizes[old]
             if old not in self.definitions:
                 self.names.pop(old, None)
-        others[key] = loaded
-        self.newest = key
+        others[key] = loaded = self.bind(hoist.load_function(definition, self.setup))
+        self.newest, self.sizes[key] = key, size
         return loaded
 
     def bind(self, function: Callable[..., Any]) -> Loaded:

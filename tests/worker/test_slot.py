@@ -86,6 +86,30 @@ async def test_results_that_cannot_be_pickled_say_so_and_what_to_return(bench: A
 
 
 @pytest.mark.asyncio
+async def test_functions_with_data_in_them_do_not_fill_a_slot(bench: Any) -> None:
+    """Of those that come after the start, the last used ones stay loaded: an optimiser submits a method with ever more in its object."""
+
+    def holding(data: bytes) -> Any:
+        def size() -> int:
+            return len(data)
+
+        return size
+
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    await bench.serving(bench.spec(resident))
+    before = bench.value(await bench.run(resident))
+    functions = [holding(os.urandom(16 << 20)) for _ in range(9)]
+    for function in functions:
+        bench.add_function(function)
+    for function in (*functions, functions[0], functions[0]):
+        assert bench.value(await bench.run(function)) == 16 << 20
+    assert bench.value(await bench.run(resident)) - before < 110_000_000
+
+
+@pytest.mark.asyncio
 async def test_arguments_that_cannot_be_read_and_unknown_functions_are_bad_calls(bench: Any) -> None:
     """With the remote traceback."""
     instance = await bench.serving(bench.spec(add))
