@@ -170,10 +170,10 @@ def pairs(value: object) -> tuple[tuple[str, str], ...]:
     try:
         read = tuple((str(name), str(text)) for name, text in cast("Iterable[tuple[object, object]]", pairs))
     except (TypeError, ValueError):
-        raise UsageError(f"env={value!r} is not a mapping; write for example env={{'OMP_NUM_THREADS': '1'}}") from None
+        raise UsageError(f"env={value!r} is not a mapping; write for example env={{'DATA': '/scratch/me'}}") from None
     for name, text in read:
         if not VARIABLE.match(name):
-            raise UsageError(f"env has {name!r}, which names no variable; write letters, digits and '_', as in 'OMP_NUM_THREADS'")
+            raise UsageError(f"env has {name!r}, which names no variable; write letters, digits and '_', as in 'DATA_2'")
         if "\0" in text:
             raise UsageError(f"env has a zero byte in {name!r}, which no variable can hold")
     return read
