@@ -267,7 +267,7 @@ class MapResults(Iterator[R], Generic[R]):
             finally:
                 if ahead and (owner := ahead[0].owner) is not None:
                     owner.later(partial(hand_over, partial(_let_go, ahead)))  # who cancels calls back
-        elif not self._exhausted:
+        elif not self._exhausted and (self._progress.total is None or self._submitted * self._chunksize < self._progress.total):
             # As in concurrent.futures, calls of a map that nobody looks at run; but the rest of the inputs was never read.
             warnings.warn(
                 f"the results of a map() were never taken, so only its first {self.ahead} calls were submitted; write list(pool.map(...))",

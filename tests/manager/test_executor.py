@@ -726,6 +726,17 @@ class TestMap:
             results.__del__()
         results.close()
 
+    @pytest.mark.parametrize(("chunksize", "buffersize"), [(1, None), (3, 4)])
+    def test_dropping_it_unread_with_as_many_inputs_as_it_is_ahead_says_nothing(
+        self, held: Held, recwarn: pytest.WarningsRecorder, chunksize: int, buffersize: int | None
+    ) -> None:
+        """All its calls have been submitted, although nobody has asked the inputs whether there are more."""
+        number = 32 if buffersize is None else chunksize * buffersize
+        results = Executor(None, manager=held).map(square, range(number), chunksize=chunksize, buffersize=buffersize)
+        results.__del__()
+        assert [str(warning.message) for warning in recwarn] == []
+        results.close()
+
     @pytest.mark.parametrize("ordered", [True, False])
     def test_a_timeout_counts_from_the_beginning(self, held: Held, ordered: bool) -> None:
         results = Executor(None, manager=held).map(square, range(3), timeout=0.02, ordered=ordered)
