@@ -193,7 +193,7 @@ def test_each_error_and_each_link_leads_to_a_topic() -> None:
         ("there is no library 'foo'; did you mean 'bar'?", "UnknownName"),
         ("scratch /home/me is on a network filesystem", "it-works-and-is-slow"),
         ("its walltime is over, and no pool has a longer one", "CallTooLong"),
-        ("ModuleNotFoundError: No module named 'numpy'", "pilots-die-at-their-start"),
+        ("ModuleNotFoundError: No module named 'numpy'", "calls-find-other-things-than-the-program"),
         ("cannot pickle lock object", "NotPicklable"),
         ("no manager of yours is running", "a-manager-is-not-found"),
         ("query_interval='30' has no unit: is it seconds, or minutes as Slurm has it? write '30s'", "UsageError"),
