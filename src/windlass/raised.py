@@ -261,7 +261,8 @@ def _cut(exc: BaseException, value: Any, part: int) -> tuple[Any, str]:
             return _around(value, exc.start, exc.end, part), size
         if isinstance(value, str):
             return _clipped(value, part), size
-        return b"%b\n... %d bytes left out ...\n%b" % (value[: part // 2], len(value) - part // 2 * 2, value[-(part // 2) :]), size
+        half = part // 2
+        return value[:half] + b"\n... %d bytes left out ...\n" % (len(value) - 2 * half) + value[-half:], size
     try:
         stream = pickling.dumps_result(value)
         pickle.loads(stream)
@@ -299,7 +300,8 @@ def where(error: ImportError) -> str:
     told = f"on node {os.uname().nodename}, by {sys.executable} (Python {sys.version.split()[0]})"
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None and str(error.name).startswith(("numpy.core", "numpy._core")):
-        return f"{told}: NumPy {getattr(numpy, '__version__', '?')} is there, and another version in the program; see: windlass explain environments"
+        version = getattr(numpy, "__version__", "?")
+        return f"{told}: NumPy {version} is there, and another version in the program; see: windlass explain environments"
     return f"{told}, which must have what calls import; see: windlass explain environments"
 
 

@@ -303,7 +303,7 @@ class TestOptions:
     def test_a_block_of_a_view_needs_an_executor_that_somebody_has(self, held: Held) -> None:
         """Its end would wait for nothing, and close nothing: whoever writes this means the executor's."""
         with (
-            pytest.raises(UsageError, match="a view of an Executor that nobody has.*write 'with windlass.Executor"),
+            pytest.raises(UsageError, match=r"a view of an Executor that nobody has.*write 'with windlass.Executor"),
             Executor(None, manager=held).with_options(retries=2),
         ):
             raise AssertionError

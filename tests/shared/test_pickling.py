@@ -717,7 +717,7 @@ def test_members_of_a_group_that_carries_much_come_as_themselves() -> None:
 class OfTable(Exception):
     """It cannot be made of anything else."""
 
-    def __new__(cls, table: object) -> OfTable:
+    def __new__(cls, table: object) -> OfTable:  # pyright: ignore[reportInconsistentConstructor]
         if not isinstance(table, list):
             raise TypeError("no table")
         return super().__new__(cls, table)
