@@ -4,10 +4,13 @@ Theory of operation
 -------------------
 Attributes are set before it starts, and limits also while it runs.  At `start` they become a `windlass.Factory`.  TaskVine's MB are
 1,048,576 bytes.  Names that it does not have are refused with the near ones.
+
+While its manager holds tasks for workers (`windlass.taskvine.gathering`), it has at least as many as it is asked for, within its limits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -61,6 +64,8 @@ _UNMEANT: Final = {
     "extra_options": "further options are those of windlass.Factory",
     "amazon_config": "there is no backend for it",
 }
+#: What may be changed while it runs.
+_LIMITS: Final = ("min_pilots", "max_pilots")
 
 
 class Factory:
@@ -81,12 +86,14 @@ class Factory:
         **more: Any,
     ) -> None:
         own = vars(self)
-        own["_options"], own["_running"] = {"min_pilots": 0, "max_pilots": 10, "cores": 1}, None
+        own["_options"], own["_running"], own["_asked"] = {"min_pilots": 0, "max_pilots": 10, "cores": 1}, None, 0
+        own["_least_told"] = 0
         if manager_host_port is not None:
             raise UsageError("Factory(manager_host_port=): give manager=, or manager_name=; workers find it by its name's state folder")
         if (manager is None) == (manager_name is None):
             raise UsageError("Factory(): write Factory('slurm', manager=manager), or manager_name='NAME' of one elsewhere")
         own["_manager"] = manager.manager if manager is not None else manager_name
+        own["_gathering"] = manager.gathering if manager is not None else None
         own["batch_type"] = batch_type
         if not isinstance(batch_type, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"Factory({batch_type!r}): write 'local', 'slurm' or 'condor'")
@@ -104,9 +111,12 @@ class Factory:
         if name == "memory":
             value = value if isinstance(value, str) else int(value * MEGABYTE)
         if self._running is not None:
-            if meaning not in ("min_pilots", "max_pilots"):
+            if meaning not in _LIMITS:
                 raise UsageError(f"Factory.{name} cannot be changed while it runs: stop() it first")
-            self._running.set_limits(**{meaning: value})
+            limits = {**{limit: self._options[limit] for limit in _LIMITS}, meaning: value}
+            least = self._least(limits)
+            self._running.set_limits(min_pilots=least, max_pilots=limits["max_pilots"])
+            vars(self)["_least_told"] = least
         self._options[meaning] = value
 
     def __getattr__(self, name: str) -> Any:
@@ -120,15 +130,47 @@ class Factory:
     def start(self) -> Self:
         """Begin."""
         if self._running is None:
-            word: str = self.batch_type
-            backend = _BACKENDS.get(word, word)
-            vars(self)["_running"] = windlass.Factory(self._manager, backend, **self._options).start()
+            if self._gathering is not None:
+                self._gathering.join(self)
+            try:
+                self._start()
+            except BaseException:
+                self._leave()
+                raise
         return self
+
+    def _start(self) -> None:
+        word: str = self.batch_type
+        least = self._least(self._options)
+        options = {**self._options, "min_pilots": least}
+        running = windlass.Factory(self._manager, _BACKENDS.get(word, word), **options).start()
+        vars(self).update(_running=running, _least_told=least)
+
+    def _leave(self) -> None:
+        if self._gathering is not None:
+            self._gathering.leave(self)
+
+    def ask_for(self, workers: int) -> int:
+        """Have so many at least, as far as ``max_workers`` allows; how many it has at least then. For its manager."""
+        vars(self)["_asked"] = workers
+        running, least = self._running, self._least(self._options)
+        if running is not None and least != self._least_told:
+            running.set_limits(min_pilots=least)
+            vars(self)["_least_told"] = least
+        return least if isinstance(least, int) else 0
+
+    def _least(self, options: Mapping[str, Any]) -> Any:
+        """``min_workers``, or what it was asked for. Of limits that cannot be what was written: who checks them says so."""
+        least, most = options["min_pilots"], options["max_pilots"]
+        if not isinstance(least, int) or not isinstance(most, int):
+            return least
+        return max(least, min(self._asked, most))
 
     def stop(self) -> None:
         """End all workers."""
         running, vars(self)["_running"] = self._running, None
         if running is not None:
+            self._leave()
             running.close()
 
     def __enter__(self) -> Self:

@@ -30,6 +30,7 @@ from windlass.taskvine.alarms import Alarms
 from windlass.taskvine.categories import Categories, Category
 from windlass.taskvine.declaring import Declares
 from windlass.taskvine.functions import Functions
+from windlass.taskvine.gathering import Gathering
 from windlass.taskvine.passed_over import PassedOver
 from windlass.taskvine.seeing import Seeing
 from windlass.taskvine.settings import Settings
@@ -71,7 +72,8 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
         self._ready: OrderedDict[int, Task] = OrderedDict()
         self._takers: Takers | None = None
         self._alarms = Alarms(self.cancel_by_task_id)
-        self._workers_seen = False
+        #: Workers that tasks are held for, and the factories of this program.
+        self.gathering = Gathering()
 
     # ------------------------------------------------------------ life
 
@@ -191,11 +193,7 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
                 self._let_go_on(category)
 
     def _enough_workers(self) -> bool:
-        wanted = self._tuned["wait-for-workers"]
-        if wanted > 0 and not self._workers_seen:
-            self._workers_seen = self._connected() >= wanted
-            return self._workers_seen
-        return True
+        return self.gathering.enough(self._connected, time.monotonic())
 
     def _connected(self) -> int:
         return count_workers(self.manager.status(), connected=True)
@@ -260,7 +258,7 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
             seconds = None
         end = None if seconds is None else time.monotonic() + seconds
         while True:
-            if self._tuned["wait-for-workers"] > 0 and not self._workers_seen:
+            if self.gathering.wanted:
                 self._let_held_go_on()
             with self._lock:
                 for number, task in self._ready.items():
@@ -272,8 +270,7 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
                     return None
-                looks = self._tuned["wait-for-workers"] > 0 and not self._workers_seen
-                self._lock.wait(min(_LOOK_SECONDS, left or _LOOK_SECONDS) if looks else left)
+                self._lock.wait(min(_LOOK_SECONDS, left or _LOOK_SECONDS) if self.gathering.wanted else left)
 
     def empty(self) -> bool:
         """No task is under way, or has ended without having been waited for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from typing import Any
@@ -10,6 +11,7 @@ from windlass.errors import UnknownName, UsageError
 from windlass.manager.call import read_count
 from windlass.taskvine import tuning
 from windlass.taskvine.categories import Categories, read_mode, read_resources
+from windlass.taskvine.gathering import Gathering
 from windlass.taskvine.outcomes import no_effect
 from windlass.taskvine.standing import Standing
 
@@ -21,6 +23,7 @@ class Settings(Standing, ABC):
     _tuned: dict[str, float]
     _lock: threading.Condition
     _next: int
+    gathering: Gathering
 
     @abstractmethod
     def _let_held_go_on(self) -> None:
@@ -99,6 +102,10 @@ class Settings(Standing, ABC):
             no_effect(f"tune({known!r}, {value!r})", reason)
         else:
             self._tuned[known] = number
+            if known == "wait-for-workers":
+                self.gathering.want(max(0, math.ceil(number)))
+                with self._lock:
+                    self._lock.notify_all()  # who waits is to look from now on
             self._let_held_go_on()
         return 0
 
