@@ -3,7 +3,8 @@
 Theory of operation
 -------------------
 Attributes are set before it starts, and limits also while it runs.  At `start` they become a `windlass.Factory`.  TaskVine's MB are
-1,048,576 bytes.  Names that it does not have are refused with the near ones.
+1,048,576 bytes.  Names of TaskVine's are meant, passed over with the reason, or refused with what to write; others are refused with the
+near ones.
 
 While its manager holds tasks for workers (`windlass.taskvine.gathering`), it has at least as many as it is asked for, within its limits.
 """
@@ -63,6 +64,22 @@ _UNMEANT: Final = {
     "factory_binary": "the factory is a thread of the program",
     "extra_options": "further options are those of windlass.Factory",
     "amazon_config": "there is no backend for it",
+    "catalog": "there is no catalog: a factory is given its manager",
+    "debug_file_size": "logging is Python's: the logger windlass.factory",
+    "config_file": "limits may be changed while it runs: factory.max_workers = 20",
+    "run_factory_as_manager": "the factory is a thread of the program",
+    "foremen_name": "one manager serves thousands of workers",
+}
+#: What a program would go wrong without, and what to write.
+_REFUSED: Final = {
+    "batch_options": "options of the batch system have their own names: factory.account, factory.partition, factory.condor_requirements;"
+    " windlass.Factory has all of them",
+    "python_package": "write factory.environment = 'packed.tar.gz' (windlass explain environments)",
+    "wrapper": "write factory.setup, shell lines that run before the worker, or factory.container",
+    "wrapper_input": "write factory.setup, shell lines that run before the worker, or factory.container",
+    "runos": "write factory.container, an image in which workers run (windlass explain containers)",
+    **dict.fromkeys(("k8s_image", "k8s_worker_image"), "there is no backend for Kubernetes; factory.container is for images"),
+    **dict.fromkeys(("mesos_master", "mesos_path", "mesos_preload"), "there is no backend for Mesos: write 'local', 'slurm' or 'condor'"),
 }
 #: What may be changed while it runs.
 _LIMITS: Final = ("min_pilots", "max_pilots")
@@ -71,7 +88,8 @@ _LIMITS: Final = ("min_pilots", "max_pilots")
 class Factory:
     """Workers for a manager while it runs (`start` and `stop`, or ``with``).
 
-    ``batch_type``: ``"local"``, ``"slurm"``, ``"condor"``, or a pool of a ``windlass.toml``. ``manager``: a `Manager` of this program.
+    ``batch_type``: ``"local"``, ``"slurm"``, ``"condor"``, or a pool of a ``windlass.toml``. ``manager``: a `Manager` of this program, or
+    the name of one elsewhere, as ``manager_name``.
     """
 
     #: What was set, by the names of `windlass.Factory`.
@@ -80,7 +98,7 @@ class Factory:
     def __init__(
         self,
         batch_type: str = "local",
-        manager: Manager | None = None,
+        manager: Manager | str | None = None,
         manager_host_port: str | None = None,
         manager_name: str | None = None,
         **more: Any,
@@ -90,6 +108,10 @@ class Factory:
         own["_least_told"] = 0
         if manager_host_port is not None:
             raise UsageError("Factory(manager_host_port=): give manager=, or manager_name=; workers find it by its name's state folder")
+        if isinstance(manager, str) and manager_name is None:
+            manager, manager_name = None, manager
+        elif isinstance(manager, str):
+            raise UsageError(f"Factory(manager={manager!r}, manager_name={manager_name!r}): give one of them")
         if (manager is None) == (manager_name is None):
             raise UsageError("Factory(): write Factory('slurm', manager=manager), or manager_name='NAME' of one elsewhere")
         own["_manager"] = manager.manager if manager is not None else manager_name
@@ -105,6 +127,8 @@ class Factory:
         if name in _UNMEANT:
             no_effect(f"Factory.{name}", _UNMEANT[name])
             return
+        if name in _REFUSED:
+            raise UsageError(f"Factory.{name} is not here: {_REFUSED[name]}")
         meaning = _MEANT.get(name)
         if meaning is None:
             raise UnknownName("attribute of a factory", name, (*_MEANT, *_UNMEANT))

@@ -336,6 +336,11 @@ REFUSED: list[tuple[Callable[[vine.Manager], object], str]] = [
     (lambda m: vine.Task("x").add_poncho_package("packed.tar.gz"), "the first argument is a file"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     (lambda m: vine.Factory("pbs", manager=m).start(), "there is no pool or batch backend 'pbs'"),
     (lambda m: vine.Factory("local", manager=m, max_worker=3), "did you mean 'max_workers'"),
+    (lambda m: vine.Factory("slurm", manager=m, batch_options="--account=x"), "batch_options is not here: .*factory.account"),
+    (lambda m: vine.Factory("slurm", manager=m, wrapper="x"), "write factory.setup"),
+    (lambda m: vine.Factory("slurm", manager=m, k8s_image="x"), "no backend for Kubernetes"),
+    (lambda m: vine.Factory("local", "no-such-manager").start(), "no-such-manager"),
+    (lambda m: vine.Factory("local", "this", manager_name="that"), "give one of them"),
     (lambda m: vine.Manager(0, nmae="x"), "did you mean 'name'|there is no option of Manager 'nmae'"),
     (lambda m: m.set_category_resources_max("a", {"core": 1}), "did you mean 'cores'"),
     (lambda m: m.set_category_mode("a", "maximum"), "there is no mode of a category 'maximum'"),
@@ -377,6 +382,7 @@ def test_what_is_done_anyway_or_has_no_meaning_is_passed_over_with_the_reason(al
         lambda: vine.Task("x").add_output(alone.declare_buffer(), "x", watch=True),
         lambda: alone.declare_file("x", peer_transfer=False),
         lambda: vine.Factory("local", manager=alone, workers_per_cycle=5),
+        lambda: vine.Factory("local", manager=alone, run_factory_as_manager=True),
         lambda: vine.Manager(0, ssl=("key.pem", "cert.pem")).close(),
     ):
         with pytest.warns(vine.NoEffect, match="has no effect here: ") as warned:

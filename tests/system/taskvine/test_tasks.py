@@ -362,7 +362,9 @@ def test_libraries_serve_calls_and_keep_what_was_loaded(m: vine.Manager, run: Ru
         return {"base": base}
 
     def add(number: int) -> int:
-        return int(vine.load_variable_from_library("base")) + number
+        from windlass.taskvine.utils import load_variable_from_library
+
+        return int(load_variable_from_library("base")) + number
 
     def fail() -> None:
         raise KeyError("no such thing")
