@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import windlass
 from windlass.errors import UsageError
 from windlass.manager.command import Command
-from windlass.taskvine.files import BUFFER, LOCAL, TEMP, File
+from windlass.taskvine.files import BUFFER, LOCAL, TEMP, File, Places
 from windlass.taskvine.outcomes import no_effect
 from windlass.taskvine.standing import Standing
 from windlass.taskvine.tasks import Task
@@ -36,15 +36,20 @@ _LEVELS: dict[object, Level] = {
 class Declares(Standing):
     """A manager's files. ``cache``: how long copies stay on workers: False or "task", True or "workflow", "worker", "forever"."""
 
+    _places: Places
+
     def declare_file(
         self, path: str | os.PathLike[str], cache: Any = False, peer_transfer: bool = True, unlink_when_done: bool = False
     ) -> File:
-        """A file or folder of this machine, which tasks read, or which becomes what a task writes. It is read anew when it has changed."""
+        """A file or folder of this machine, which tasks read, or which becomes what a task writes: who reads that runs when it is here.
+
+        It is read anew when it has changed; a folder with more than 1,000 files that is declared for longer than a task only if a task has
+        written there."""
         self._passed(peer_transfer)
         text: str = os.path.expanduser(os.fspath(path))
         if "$OS" in text or "$ARCH" in text:
             raise UsageError(f"declare_file({text!r}): $OS and $ARCH are not here, as workers run Linux: name the file")
-        return File(self.manager, LOCAL, text, _level(cache), unlink_when_done=unlink_when_done)
+        return File(self.manager, LOCAL, text, _level(cache), unlink_when_done=unlink_when_done, place=self._places.at(text))
 
     def declare_buffer(self, buffer: bytes | str | None = None, cache: Any = False, peer_transfer: bool = True) -> File:
         """Bytes or text that tasks read; without them, what a task writes, for `File.contents`."""
@@ -70,7 +75,7 @@ class Declares(Standing):
         level = _level(cache)
         if not isinstance(tarball, File):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"declare_untar({tarball!r}): write declare_untar(manager.declare_file('archive.tar.gz'))")
-        return self._at_once("untar", tarball.source(), level, lambda: self.manager.declare_archive(tarball.for_reading(), level))
+        return self._at_once("untar", tarball.source(), level, lambda: self.manager.declare_archive(tarball.settled().for_reading(), level))
 
     def declare_minitask(self, minitask: Task, source: str, cache: Any = False, peer_transfer: bool = True) -> File:
         """What a command makes under the path ``source``, when a task needs it, on a worker."""

@@ -6,6 +6,11 @@ A `windlass.File` is something that exists, or a file that one call will make.  
 becomes a `windlass.File` when a task that reads it is submitted (`File.for_reading`; anew when a file of this machine has changed since),
 and each task that writes it makes one (`File.for_writing`), which `File.take` brings here when the task has ended, unless it is to stay
 on workers.
+
+What a task is to write here is not here before that has ended, though something older may be: its `Place` says so, and the manager holds
+tasks that read it until then.  Whether a folder has changed takes a look at all that is in it, for each task that reads it.  TaskVine
+sends such a folder anew for each; one that is declared for longer (``cache=True``) is to stay as it is, so that only small ones are
+looked at, and what tasks have written there is seen in any case.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakValueDictionary
 
 import windlass
 from windlass.errors import UsageError
@@ -31,6 +37,32 @@ if TYPE_CHECKING:
 LOCAL: Final = "file"
 BUFFER: Final = "buffer"
 TEMP: Final = "temp"
+#: What is below folders that are declared for longer than a task is looked at for changes if it is no more than this.
+FOLDER_MOST: Final = 1000
+
+
+class Place:
+    """Where tasks write to: a path, which may be declared more than once, a buffer, or what stays on workers."""
+
+    def __init__(self) -> None:
+        #: Number of the task that was submitted last to write here; 0: none.
+        self.written_by = 0
+        #: That one has not ended.
+        self.pending = False
+        #: How often tasks have written here.
+        self.version = 0
+
+
+class Places:
+    """Those of a manager's files of this machine, by path, as long as there are such files."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: WeakValueDictionary[str, Place] = WeakValueDictionary()
+
+    def at(self, path: str) -> Place:
+        with self._lock:
+            return self._known.setdefault(os.path.abspath(path), Place())
 
 
 class File:
@@ -46,6 +78,7 @@ class File:
         *,
         data: bytes | None = None,
         unlink_when_done: bool = False,
+        place: Place | None = None,
     ) -> None:
         self._manager, self._kind, self._source = manager, kind, source
         self._level: Level = level
@@ -54,8 +87,7 @@ class File:
         self._unlink = unlink_when_done
         self._native: windlass.File | None = None
         self._stamp: tuple[int, ...] = ()
-        #: Number of the task that was submitted last to write it, where it stays on workers; 0: none.
-        self.written_by = 0
+        self.place = place if place is not None else Place()
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
@@ -101,7 +133,7 @@ class File:
         """What a call is given. Raises `UsageError`, as declaring does."""
         with self._lock:
             if self._kind == TEMP:
-                if self._native is None and self.written_by:
+                if self._native is None and self.place.pending:
                     raise UsageError(f"{self!r} is written by a task that is held back: wait() for that one first")
                 if self._native is None:
                     raise UsageError(f"{self!r} is written by no task that was submitted: submit that one first")
@@ -111,9 +143,15 @@ class File:
                 self._native, self._stamp = self._declared(), stamp
             return self._native
 
+    def settled(self) -> File:
+        """Itself. Raises `UsageError` while a task is under way that is to write it: what is here now is not what is meant."""
+        if self.comes_back and self.place.pending:
+            raise UsageError(f"{self!r} is to be written by task {self.place.written_by}, which has not ended: wait() for that one first")
+        return self
+
     def for_writing(self, name: str) -> windlass.File:
         """The file that a task is to make. Raises `UsageError` for what cannot be written."""
-        if self._kind not in (LOCAL, BUFFER, TEMP):
+        if not self._is_writable:
             raise UsageError(f"{self!r} cannot be an output: declare a file, a buffer without data, or a temp")
         made = self._manager.declare_temp(os.path.basename(name), level=self._level if self._kind == TEMP else "call")
         if self._kind == TEMP:
@@ -123,8 +161,17 @@ class File:
 
     def is_written_by(self, number: int) -> None:
         """A task with this number is being submitted."""
-        if self._kind == TEMP:
-            self.written_by = number
+        if self._is_writable:
+            self.place.written_by, self.place.pending = number, True
+
+    def was_written_by(self, number: int) -> None:
+        """That task has ended, or could not be submitted."""
+        if self.place.written_by == number:
+            self.place.pending = False
+
+    @property
+    def _is_writable(self) -> bool:
+        return self._kind in (LOCAL, BUFFER, TEMP)
 
     @property
     def comes_back(self) -> bool:
@@ -134,8 +181,7 @@ class File:
     def take(self, made: windlass.File, *, packed: bool) -> None:
         """A task has written it. Raises `windlass.FileUnavailable`, `OSError`."""
         if self._kind == BUFFER:
-            with self._lock:
-                self._data, self._native = self._manager.fetch_file(made), None
+            self._data = self._manager.fetch_file(made)
         elif self._kind == LOCAL:
             os.makedirs(os.path.dirname(os.path.abspath(self._source)), exist_ok=True)
             if packed:
@@ -144,6 +190,7 @@ class File:
                     _unpack(f"{beside}/packed", f"{beside}/folder", self._source)
             else:
                 self._manager.save_file(made, self._source)
+        self.place.version += 1
         made.prune()
 
     def prune(self) -> None:
@@ -173,12 +220,33 @@ class File:
         return self._manager.declare_file(self._source, level=self._level)
 
     def _seen(self) -> tuple[int, ...]:
-        """By what is seen that a file of this machine has changed. (A folder is taken as it was when it was first needed.)"""
-        if self._kind == LOCAL and not os.path.isdir(self._source):
+        """By what is seen that it has changed."""
+        version = self.place.version
+        if self._kind == LOCAL:
             with suppress(OSError):
-                status = os.stat(self._source)
-                return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-        return ()
+                if os.path.isdir(self._source):
+                    return version, _seen_below(self._source, None if self._level == "call" else FOLDER_MOST)
+                return version, *_seen_at(os.stat(self._source))
+        return (version,)
+
+
+def _seen_at(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _seen_below(folder: str, most: int | None) -> int:
+    """Changes when anything below a folder does; always 0 if there is more than that. Raises `OSError`."""
+    found: list[object] = []
+    waiting = [folder]
+    while waiting:
+        with os.scandir(waiting.pop()) as children:
+            for child in children:
+                found.append((child.path, *_seen_at(child.stat(follow_symlinks=False))))
+                if most is not None and len(found) > most:
+                    return 0
+                if child.is_dir(follow_symlinks=False):
+                    waiting.append(child.path)
+    return hash(tuple(found))
 
 
 def _unpack(archive: str, fresh: str, folder: str) -> None:

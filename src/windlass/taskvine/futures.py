@@ -54,6 +54,11 @@ class _OfFuture(PythonTask):
             raise UsageError(f"{file!r} as the output of a future's task: let the function return it, or declare_temp() one")
         super().add_output(file, remote_name, watch, failure_only, success_only)
 
+    def submitted(self, manager: windlass.Manager, category: Mapping[str, Any]) -> VineFuture[Any]:
+        for file in self._inputs.values():
+            file.settled()  # nobody holds it
+        return super().submitted(manager, category)
+
     def set_time_end(self, useconds: float) -> NoReturn:
         raise UsageError("set_time_end() of a future's task is not here: future.cancel() it then, or set_time_max()")
 

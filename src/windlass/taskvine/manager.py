@@ -2,11 +2,14 @@
 
 Theory of operation
 -------------------
-A task is *held* (its category has enough under way, too few workers are there, or it needs what a held one is to make), *under way* (a
-call of the `windlass.Manager`), or *ready* (it has ended, and nobody has waited for it yet).  The manager hears of a call's end on the
-thread of the `windlass.Manager`, and has one of a few threads of its own fill in the task, as what it returned is to be unpickled and its
-outputs are to be brought here and written; only then the task is ready.  So outputs of many tasks come beside each other, whether or not
-the program is in ``wait``.
+A task is *held* (its category has enough under way, too few workers are there, or it needs what a held one is to make, or what one that
+has not ended writes on this machine), *under way* (a call of the `windlass.Manager`), or *ready* (it has ended, and nobody has waited for
+it yet).  The manager hears of a call's end on the thread of the `windlass.Manager`, and has one of a few threads of its own fill in the
+task, as what it returned is to be unpickled and its outputs are to be brought here and written; only then the task is ready.  So outputs
+of many tasks come beside each other, whether or not the program is in ``wait``.
+
+What was to be written here and has not been leaves something older in its place, or nothing.  Until the program is given the task that
+was to write it, those that read it are not run; afterwards it is for the program to say what is to be.
 
 All that is known of tasks is under one lock, which is held for moments only.
 """
@@ -29,6 +32,7 @@ from windlass.taskvine import tuning
 from windlass.taskvine.alarms import Alarms
 from windlass.taskvine.categories import Categories, Category
 from windlass.taskvine.declaring import Declares
+from windlass.taskvine.files import Places
 from windlass.taskvine.functions import Functions
 from windlass.taskvine.gathering import Gathering
 from windlass.taskvine.passed_over import PassedOver
@@ -62,13 +66,16 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
         options = self._passed_over_at_start(options)
         self._stand(port, name, options)
         self._categories = Categories()
+        self._places = Places()
         self._tuned = dict(tuning.MEANT)
         self._lock = threading.Condition(threading.RLock())
         self._next = 1
         #: Held or under way, and ready, by number, in the order of submission and of their ends.
         self._open: dict[int, Task] = {}
-        #: By numbers of held tasks: those of tasks that need what they make.
+        #: By numbers of held tasks: those of tasks that need what they make on workers.
         self._needed_by: dict[int, list[int]] = {}
+        #: By numbers of tasks that have not ended: those of tasks that need what they write here.
+        self._awaited_by: dict[int, list[int]] = {}
         self._ready: OrderedDict[int, Task] = OrderedDict()
         self._takers: Takers | None = None
         self._alarms = Alarms(self.cancel_by_task_id)
@@ -117,11 +124,17 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
             needs = task.begin(number)
             self._next += 1
             self._open[number] = task
-            # Only what was submitted before can be needed, so there is no ring of tasks that wait for each other.
-            if blockers := {each for each in needs if 0 < each < number and each in self._open and self._open[each].future is None}:
+            blockers: set[int] = set()
+            for each, read_here in needs.items():
+                maker = self._open.get(each)
+                # Only what was submitted before can be needed, so there is no ring of tasks that wait for each other.
+                if maker is not None and each < number and (read_here or maker.future is None):
+                    blockers.add(each)
+                    (self._awaited_by if read_here else self._needed_by).setdefault(each, []).append(number)
+                elif maker is None and (ended := self._ready.get(each)) is not None and task.misses(ended):
+                    task.lacks = ended  # nobody has been told yet that what lies here is older
+            if blockers:
                 category.blocked[number] = blockers
-                for each in blockers:
-                    self._needed_by.setdefault(each, []).append(number)
             else:
                 category.held[number] = task
         try:
@@ -131,7 +144,7 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
                 self._open.pop(number, None)
                 category.drop(number)
                 task.withdraw()
-                self._unblock(task, number)
+                self._unblock(task, number, ended=True)
             raise
         if task.time_end:
             with self._lock:
@@ -159,7 +172,7 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
                     category.under_way -= 1
                 if not isinstance(error, WindlassError | OSError):
                     raise
-                if task is mine:
+                if task is mine and task.lacks is None:
                     wrong = error
                 else:
                     todo += self._end(task, number, None, error)
@@ -170,15 +183,18 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
         if wrong is not None:
             raise wrong
 
-    def _unblock(self, task: Task, number: int) -> list[Category]:
-        """It is held no more. Categories with tasks that need what it makes, and nothing else of held ones. Holding the lock."""
+    def _unblock(self, task: Task, number: int, *, ended: bool = False) -> list[Category]:
+        """It is held no more. Categories with tasks that need what it makes, and have nothing else to wait for. Holding the lock."""
         found: list[Category] = []
-        for each in self._needed_by.pop(number, ()):
+        waiting = self._needed_by.pop(number, [])
+        if ended:
+            waiting += self._awaited_by.pop(number, [])
+        for each in waiting:
             waits = self._open.get(each)
             category = self._categories[waits.category] if waits is not None else None
             if waits is None or category is None or each not in category.blocked:
                 continue
-            if task.future is None:
+            if task.future is None or (ended and waits.misses(task)):
                 waits.lacks = task
             category.blocked[each].discard(number)
             if not category.blocked[each]:
@@ -230,7 +246,7 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
                 category.failed += 1
             if self._open.pop(number, None) is not None:
                 self._ready[number] = task
-            unblocked = self._unblock(task, number)
+            unblocked = self._unblock(task, number, ended=True)
             self._lock.notify_all()
         self._alarms.drop(number)
         return unblocked

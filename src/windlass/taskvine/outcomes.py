@@ -35,6 +35,7 @@ from windlass.errors import (
 #: The result of a task that was run.
 SUCCESS: Final = "success"
 CANCELLED: Final = "cancelled"
+INPUT_MISSING: Final = "input missing"
 OUTPUT_MISSING: Final = "output missing"
 TRANSFER_ERROR: Final = "output transfer error"
 #: By exception, the first that fits.
@@ -46,8 +47,8 @@ _RESULTS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (OutOfMemory, "resource exhaustion"),
     (NotPossible, "resource exhaustion"),
     (WorkersLost, "max retries"),
-    (InputFailed, "input missing"),
-    (FileUnavailable, "input missing"),
+    (InputFailed, INPUT_MISSING),
+    (FileUnavailable, INPUT_MISSING),
     (LibraryFailed, "library exit"),
     (SlotDied, "signal"),
 )

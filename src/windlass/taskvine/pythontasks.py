@@ -55,8 +55,9 @@ class PythonTask(Task):
 
     add_environment = add_poncho_package = add_starch_package = add_execution_context
 
-    def _makers(self) -> set[int]:
-        return super()._makers() | {value.id for value in (*self._args, *self._kwargs.values()) if isinstance(value, Task)}
+    def _makers(self) -> dict[int, bool]:
+        of_values = {value.id: False for value in (*self._args, *self._kwargs.values()) if isinstance(value, Task)}
+        return {**of_values, **super()._makers()}
 
     def _variables(self) -> dict[str, str | None]:
         return self._env

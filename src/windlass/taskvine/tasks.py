@@ -34,8 +34,8 @@ from windlass.manager.command import Command, read_environment
 from windlass.manager.future import CallFuture
 from windlass.messages import CallOptions
 from windlass.taskvine.facts import KEPT, TaskFacts
-from windlass.taskvine.files import File
-from windlass.taskvine.outcomes import CANCELLED, OUTPUT_MISSING, SUCCESS, TRANSFER_ERROR, Outcome, no_effect, told
+from windlass.taskvine.files import File, Place
+from windlass.taskvine.outcomes import CANCELLED, INPUT_MISSING, OUTPUT_MISSING, SUCCESS, TRANSFER_ERROR, Outcome, no_effect, told
 
 #: What is set in a dictionary; each has a setter.
 _SETTERS: Final = (
@@ -83,6 +83,10 @@ class Task(TaskFacts):
         self._future: CallFuture[Any] | None = None
         self._outcome: Outcome | None = None
         self._made: list[tuple[Output, windlass.File]] = []
+        #: Where it was to write on this machine, and has not.
+        self._unwritten: set[Place] = set()
+        #: What is wrong with an input, when that was found only after its submission.
+        self._wrong_input: UsageError | None = None
         self._needs: Any = None
         for name, value in info.items():
             if name in _SETTERS:
@@ -223,36 +227,59 @@ class Task(TaskFacts):
 
     #: When it must have ended, in seconds since the epoch; 0: none.
     time_end = 0.0
-    #: A task that makes what it needs, and ended before it was let go.
+    #: A task that was to make what it needs, and has ended without.
     lacks: Task | None = None
 
-    def begin(self, number: int) -> set[int]:
-        """It is being submitted: numbers of tasks that make what it needs. Raises `UsageError` if it is under way."""
+    def begin(self, number: int) -> dict[int, bool]:
+        """It is being submitted: numbers of tasks that make what it needs, and whether they have to end before it can be let go, as that
+        is read here. Raises `UsageError` if it is under way."""
         if self._id and self._outcome is None:
             raise UsageError(f"{self!r} is under way: wait() for it before it is submitted again, or make another one")
         self._id, self._future, self._outcome, self._made, self.lacks = number, None, None, [], None
+        self._unwritten = {output.file.place for output in self._outputs.values() if output.file.comes_back}
         needs = self._makers()
         for output in self._outputs.values():
             output.file.is_written_by(number)
         return needs
 
-    def _makers(self) -> set[int]:
-        return {file.written_by for file in self._inputs.values()}
+    def _makers(self) -> dict[int, bool]:
+        found: dict[int, bool] = {}
+        for file in self._inputs.values():
+            number = file.place.written_by
+            found[number] = file.comes_back or found.get(number, False)
+        return found
+
+    def misses(self, maker: Task) -> bool:
+        """``maker`` has ended without having written here what this one reads."""
+        return any(file.place in maker._unwritten for file in self._inputs.values())
 
     def withdraw(self) -> None:
         """It could not be submitted."""
+        self._leave_outputs()
         self._id = 0
+
+    def _leave_outputs(self) -> None:
+        for output in self._outputs.values():
+            output.file.was_written_by(self._id)
 
     def submitted(self, manager: windlass.Manager, category: Mapping[str, Any]) -> CallFuture[Any]:
         """The future of a call of it; ``category``: options for what it does not set itself."""
         if self.lacks is not None:
-            raise InputFailed(f"it was not run: it needs what {self.lacks!r} makes, which was not run", tag=self.lacks.tag)
+            why = "which was not run" if self.lacks.future is None else "which has ended without making it"
+            raise InputFailed(f"it was not run: it needs what {self.lacks!r} makes, {why}", tag=self.lacks.tag)
         options = self._call_options(category)
         self._needs = options.needs
-        inputs = {path: file.for_reading() for path, file in self._inputs.items()}
+        inputs = self._read_inputs()
         self._made = [(output, output.file.for_writing(path)) for path, output in self._outputs.items()]
         self._future = self._call(manager, options, inputs, {output.path: made for output, made in self._made})
         return self._future
+
+    def _read_inputs(self) -> dict[str, windlass.File]:
+        try:
+            return {path: file.for_reading() for path, file in self._inputs.items()}
+        except UsageError as error:
+            self._wrong_input = error
+            raise
 
     @property
     def line(self) -> str:
@@ -264,7 +291,7 @@ class Task(TaskFacts):
 
     def inputs_and_variables(self) -> tuple[dict[str, windlass.File], dict[str, str | None]]:
         """For a mini task."""
-        return {path: file.for_reading() for path, file in self._inputs.items()}, dict(self._env)
+        return {path: file.settled().for_reading() for path, file in self._inputs.items()}, dict(self._env)
 
     def _call_options(self, category: Mapping[str, Any]) -> CallOptions:
         given = {**category, **self._options}
@@ -307,9 +334,12 @@ class Task(TaskFacts):
             outcome = outcome._replace(result=OUTPUT_MISSING if wanted else SUCCESS)
         if outcome.result == CANCELLED and late:
             outcome = outcome._replace(result=late)
+        if error is not None and error is self._wrong_input:
+            outcome = outcome._replace(result=INPUT_MISSING)
         if error is None:
             outcome = self._take_outputs(outcome, details.missing if details else (), details.packed if details else (), failed=failed)
         self._outcome = outcome
+        self._leave_outputs()
 
     def _take_outputs(self, outcome: Outcome, missing: tuple[str, ...], packed: tuple[str, ...], *, failed: bool) -> Outcome:
         for output, made in self._made:
@@ -320,6 +350,7 @@ class Task(TaskFacts):
                 continue
             try:
                 output.file.take(made, packed=output.path in packed)
+                self._unwritten.discard(output.file.place)
             except (OSError, windlass.WindlassError) as error:
                 outcome = outcome._replace(result=TRANSFER_ERROR, error=error, std_output=f"{outcome.std_output}{error}\n")
         self._made = []

@@ -1,0 +1,182 @@
+"""Files that one task writes and another one reads, or the program: when they are read, and what becomes of them here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+import windlass.taskvine as vine
+from windlass import UsageError
+from windlass.taskvine import files
+
+Until = Callable[[str, Callable[[], object]], None]
+Run = Callable[[vine.Task], vine.Task]
+
+
+def writes(file: vine.File, command: str = "echo new > out") -> vine.Task:
+    t = vine.Task(command)
+    t.add_output(file, "out")
+    return t
+
+
+def reads(file: vine.File, command: str = "cat in") -> vine.Task:
+    t = vine.Task(command)
+    t.add_input(file, "in")
+    return t
+
+
+def wait_for_all(m: vine.Manager) -> None:
+    while not m.empty():
+        assert m.wait(60) is not None
+
+
+# ---------------------------------------------------------------- when they are read
+
+
+@pytest.mark.parametrize("older", ["old\n", ""])
+def test_what_a_task_writes_is_read_by_others_when_it_is_here(m: vine.Manager, tmp_path: Path, older: str) -> None:
+    """Whether something older lies there or nothing, however often the path is declared, and in buffers too."""
+    path, gate, buffer = tmp_path / "mid", tmp_path / "gate", m.declare_buffer()
+    if older:
+        path.write_text(older)
+    first = writes(m.declare_file(path), f"until test -e {gate}; do sleep 0.01; done; echo new > out; echo buffer > buffer")
+    first.add_output(buffer, "buffer")
+    second = reads(m.declare_file(path), "cat in buffer")
+    second.add_input(buffer, "buffer")
+    third = vine.PythonTask(Path.read_text, Path("in"))
+    third.add_input(m.declare_file(tmp_path / "more" / ".." / "mid"), "in")
+    for t in (first, second, third):
+        m.submit(t)
+    assert (second.future, third.future, m.stats_category("default").tasks_waiting) == (None, None, 2)
+    gate.touch()
+    wait_for_all(m)
+    assert (second.output, third.output) == ("new\nbuffer\n", "new\n")
+
+
+def test_what_is_read_and_written_by_each_of_many_goes_from_one_to_the_next(m: vine.Manager, tmp_path: Path) -> None:
+    """Though they are submitted at once."""
+    (tmp_path / "count").write_text("0\n")
+    count = m.declare_file(tmp_path / "count")
+    for _ in range(5):
+        t = reads(count, "expr $(cat in) + 1 > out")
+        t.add_output(count, "out")
+        m.submit(t)
+    wait_for_all(m)
+    assert (tmp_path / "count").read_text() == "5\n"
+
+
+def test_who_reads_what_was_not_written_is_not_run(m: vine.Manager, until: Until, tmp_path: Path) -> None:
+    """Until the program has been given the task that was to write it: then it knows, and what lies there is what it means."""
+    (tmp_path / "mid").write_text("old\n")
+    mid = m.declare_file(tmp_path / "mid")
+    fails, late = writes(mid, "true"), reads(mid)
+    m.submit(fails)
+    m.submit(late)
+    wait_for_all(m)
+    assert (fails.result, late.result, late.exit_code) == ("output missing", "input missing", -1)
+    assert "needs what <Task" in late.std_output
+    assert "which has ended without making it" in late.std_output
+    m.submit(fails)
+    until("it has ended", lambda: m.stats.tasks_with_results)
+    m.submit(late)
+    wait_for_all(m)
+    assert late.result == "input missing"
+    m.submit(late)
+    wait_for_all(m)
+    assert late.output == "old\n"
+
+
+def test_what_is_declared_of_a_file_is_declared_when_it_is_there(alone: vine.Manager, tmp_path: Path) -> None:
+    """An archive that a task is to write is not that of an earlier run."""
+    (tmp_path / "archive.tar").write_bytes(b"older")
+    archive = alone.declare_file(tmp_path / "archive.tar")
+    with vine.FuturesExecutor(manager=alone, factory=False) as executor:
+        future_task = executor.future_task(abs, -1)
+        future_task.add_input(archive, "in")
+        first = alone.submit(writes(archive))
+        for declare in (
+            lambda: alone.declare_untar(archive),
+            lambda: alone.declare_minitask(reads(archive), "out"),
+            lambda: executor.submit(future_task),
+        ):
+            with pytest.raises(UsageError, match=f"is to be written by task {first}, which has not ended"):
+                declare()
+        alone.cancel_all()
+        wait_for_all(alone)
+        assert alone.declare_untar(archive).type() == "untar"
+
+
+def test_a_held_task_whose_input_is_not_there_says_so_as_others_do(alone: vine.Manager, tmp_path: Path) -> None:
+    alone.set_category_max_concurrent("default", 1)
+    first = alone.submit(vine.Task("true"))
+    held = reads(alone.declare_file(tmp_path / "none"))
+    alone.submit(held)
+    alone.cancel_by_task_id(first)
+    wait_for_all(alone)
+    assert held.result == "input missing"
+    assert "No such file" in held.std_output
+
+
+# ---------------------------------------------------------------- folders
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_folder_that_has_changed_is_read_anew(m: vine.Manager, run: Run, tmp_path: Path, cache: bool) -> None:
+    """Whoever changed it: the program, or a task."""
+    state = tmp_path / "state"
+    (state / "below").mkdir(parents=True)
+    (state / "below" / "count").write_text("1\n")
+    folder = m.declare_file(state, cache=cache)
+    look = reads(folder, "cat in/below/count")
+    assert run(look).output == "1\n"
+    (state / "below" / "count").write_text("20\n")
+    assert run(look).output == "20\n"
+    for _ in range(2):
+        t = reads(folder, "mkdir -p out/below; expr $(cat in/below/count) + 1 > out/below/count")
+        t.add_output(folder, "out")
+        assert run(t).successful(), t.std_output
+    assert run(look).output == "22\n"
+
+
+class Declared:
+    """In a manager's place: counts what is declared."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def declare_file(self, path: str, level: str) -> object:
+        self.count += 1
+        return object()
+
+
+def test_a_large_folder_is_looked_at_for_changes_only_if_it_is_for_one_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But in any case if a task has written there."""
+    monkeypatch.setattr(files, "FOLDER_MOST", 3)
+    counts: dict[tuple[str, int], list[int]] = {}
+    levels: tuple[Any, ...] = ("call", "workflow")
+    for level in levels:
+        for size in (3, 4):
+            folder, manager = tmp_path / f"{level}-{size}", Declared()
+            folder.mkdir()
+            file = vine.File(cast("Any", manager), "file", str(folder), level)
+            seen = counts[level, size] = []
+            for number in range(size):
+                (folder / str(number)).touch()
+            for changes in ("nothing", "nothing", "by the program", "by a task"):
+                if changes == "by the program":
+                    (folder / "0").write_text("x")
+                elif changes == "by a task":
+                    file.place.version += 1
+                file.for_reading()
+                seen.append(manager.count)
+    assert counts == {
+        ("call", 3): [1, 1, 2, 3],
+        ("call", 4): [1, 1, 2, 3],
+        ("workflow", 3): [1, 1, 2, 3],
+        ("workflow", 4): [1, 1, 1, 2],
+    }
