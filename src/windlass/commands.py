@@ -24,9 +24,12 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from windlass.errors import CommandFailed
+
+if TYPE_CHECKING:
+    import tarfile
 
 #: Its libraries' names begin with this.
 LIBRARY: Final = "windlass.commands"
@@ -67,6 +70,8 @@ class CommandResult:
     host: str = ""
     #: Outputs that were folders and have become tar archives, as was asked for.
     packed: tuple[str, ...] = ()
+    #: Outputs that are files which may be executed.
+    executable: tuple[str, ...] = ()
 
     @property
     def successful(self) -> bool:
@@ -153,6 +158,7 @@ def run_command(
     """
     import time
 
+    inputs = _linked_here() if pack else ()
     started = time.monotonic()
     status, cpu_seconds, peak_memory = _run(command, _environment(env or {}, threads), merge_output)
     seconds = time.monotonic() - started
@@ -161,8 +167,9 @@ def run_command(
     code, host = os.waitstatus_to_exitcode(status), os.uname().nodename
     packed = tuple(path for path in pack if path not in missing and os.path.isdir(path) and _is_here(path))
     for path in packed:
-        _pack(path)
-    result = CommandResult(code, _written(1), _written(2), missing, seconds, cpu_seconds, peak_memory, host, packed)
+        _pack(path, inputs)
+    executable = tuple(path for path in outputs if path not in missing and os.path.isfile(path) and os.access(path, os.X_OK))
+    result = CommandResult(code, _written(1), _written(2), missing, seconds, cpu_seconds, peak_memory, host, packed, executable)
     if check:
         result.check(f"the command {shown(command)}")
     return makes or result
@@ -241,15 +248,65 @@ def _beside(path: str) -> str:
     return f"{path}.{os.urandom(8).hex()}"
 
 
-def _pack(path: str) -> None:
+def _linked_here() -> tuple[str, ...]:
+    """What links in the call's own directory lead to: of one that nothing has run in, its inputs."""
+    found: list[str] = []
+    for below, folders, files in os.walk("."):
+        paths = (os.path.join(below, name) for name in folders + files)
+        found += [os.path.realpath(path) for path in paths if os.path.islink(path)]
+    return tuple(found)
+
+
+def _pack(path: str, inputs: Sequence[str] = ()) -> None:
+    """Have a tar archive in a folder's place, which is unpacked on another machine.
+
+    Links to inputs (a command may move one into the folder), and to what else is in the call's own directory, would lead nowhere there: what
+    they lead to goes instead. Other links stay what they are.
+    """
     import shutil
     import tarfile
 
     archived = _beside(path)
     with tarfile.open(archived, "w") as archive:
-        archive.add(path, ".")
+        folder = os.path.realpath(path)
+        _add_to(archive, folder, ".", folder, (), (os.getcwd(), *inputs))
     shutil.rmtree(path)
     os.rename(archived, path)
+
+
+def _add_to(archive: tarfile.TarFile, path: str, name: str, tree: str, around: tuple[str, ...], ours: Sequence[str]) -> None:
+    """``tree``: the folder that is added as it is, in which ``path`` is; ``around``: all folders, real paths, which are being added."""
+    followed = _followed(path, tree, around, ours) if os.path.islink(path) else ""
+    if followed:
+        path = tree = followed
+    info = archive.gettarinfo(path, name)
+    if info is None:  # pyright: ignore[reportUnnecessaryComparison]  # a socket
+        return
+    if followed:
+        info.mode |= 0o200  # copies of inputs are for reading
+    if info.isreg():
+        with open(path, "rb") as file:
+            archive.addfile(info, file)
+        return
+    archive.addfile(info)
+    if info.isdir():
+        for child in sorted(os.listdir(path)):
+            _add_to(archive, f"{path}/{child}", f"{name}/{child}", tree, (*around, path), ours)
+
+
+def _followed(link: str, tree: str, around: tuple[str, ...], ours: Sequence[str]) -> str:
+    """What a link leads to, if that is to go in its place; "": the link itself."""
+    target = os.readlink(link)
+    if not os.path.isabs(target) and _is_in(os.path.normpath(os.path.join(os.path.dirname(link), target)), tree):
+        return ""
+    real = os.path.realpath(link)
+    goes = (os.path.isfile(real) or os.path.isdir(real)) and any(_is_in(real, one) for one in ours)
+    # A folder that it is in itself would have no end.
+    return real if goes and not any(_is_in(one, real) for one in around) else ""
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return f"{path}/".startswith(os.path.join(folder, ""))
 
 
 _is_parent_of_orphans = False

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tarfile
 import tempfile
 import threading
@@ -178,7 +179,7 @@ class File:
         """What a task writes is brought here."""
         return self._kind != TEMP
 
-    def take(self, made: windlass.File, *, packed: bool) -> None:
+    def take(self, made: windlass.File, *, packed: bool, executable: bool) -> None:
         """A task has written it. Raises `windlass.FileUnavailable`, `OSError`."""
         if self._kind == BUFFER:
             self._data = self._manager.fetch_file(made)
@@ -190,6 +191,9 @@ class File:
                     _unpack(f"{beside}/packed", f"{beside}/folder", self._source)
             else:
                 self._manager.save_file(made, self._source)
+                if executable:  # by those who may read it
+                    mode = stat.S_IMODE(os.stat(self._source).st_mode)
+                    os.chmod(self._source, mode | (mode & 0o444) >> 2)
         self.place.version += 1
         made.prune()
 

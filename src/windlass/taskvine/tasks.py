@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 import windlass
+from windlass.commands import CommandResult
 from windlass.errors import InputFailed, UnknownName, UsageError
 from windlass.manager.call import (
     COUNT_MOST,
@@ -337,22 +338,23 @@ class Task(TaskFacts):
         if error is not None and error is self._wrong_input:
             outcome = outcome._replace(result=INPUT_MISSING)
         if error is None:
-            outcome = self._take_outputs(outcome, details.missing if details else (), details.packed if details else (), failed=failed)
+            outcome = self._take_outputs(outcome, details or CommandResult(0), failed=failed)
         self._outcome = outcome
         self._leave_outputs()
 
-    def _take_outputs(self, outcome: Outcome, missing: tuple[str, ...], packed: tuple[str, ...], *, failed: bool) -> Outcome:
+    def _take_outputs(self, outcome: Outcome, details: CommandResult, *, failed: bool) -> Outcome:
         for output, made in self._made:
-            if output.path in missing or not output.file.comes_back:
+            path = output.path
+            if path in details.missing or not output.file.comes_back:
                 continue
             if output.failure_only if not failed else output.success_only:
                 made.prune()
                 continue
             try:
-                output.file.take(made, packed=output.path in packed)
+                output.file.take(made, packed=path in details.packed, executable=path in details.executable)
                 self._unwritten.discard(output.file.place)
-            except (OSError, windlass.WindlassError) as error:
-                outcome = outcome._replace(result=TRANSFER_ERROR, error=error, std_output=f"{outcome.std_output}{error}\n")
+            except (OSError, MemoryError, windlass.WindlassError) as error:
+                outcome = outcome._replace(result=TRANSFER_ERROR, error=error, std_output=f"{outcome.std_output}{str(error) or repr(error)}\n")
         self._made = []
         return outcome
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -180,3 +181,39 @@ def test_a_large_folder_is_looked_at_for_changes_only_if_it_is_for_one_task(
         ("workflow", 3): [1, 1, 2, 3],
         ("workflow", 4): [1, 1, 1, 2],
     }
+
+
+# ---------------------------------------------------------------- what becomes of them here
+
+
+def test_a_folder_that_comes_here_has_what_its_links_led_to_on_the_worker(m: vine.Manager, run: Run, tmp_path: Path) -> None:
+    """Inputs are links there, which commands move and copy; links within the folder, and to what is not ours, are links here."""
+    (tmp_path / "tree" / "sub").mkdir(parents=True)
+    (tmp_path / "tree" / "sub" / "leaf").write_text("leaf")
+    (tmp_path / "tree" / "link").symlink_to("sub/leaf")
+    t = vine.Task(
+        "mkdir out other && mv in out/moved && cp -a tree out/ && echo x > other/file && ln -s ../other out/other && ln -s .. other/up"
+        " && ln -s $PWD/out/moved out/absolute && ln -s moved out/inner && ln -s /no/such out/dead && ln -s /etc/passwd out/foreign"
+    )
+    t.add_input(m.declare_buffer("moved"), "in")
+    t.add_input(m.declare_file(tmp_path / "tree"), "tree")
+    t.add_output(m.declare_file(tmp_path / "out"), "out")
+    assert run(t).successful(), t.std_output
+    out = tmp_path / "out"
+    links = {str(each.relative_to(out)): str(each.readlink()) for each in out.rglob("*") if each.is_symlink()}
+    assert links == {"inner": "moved", "tree/link": "sub/leaf", "dead": "/no/such", "foreign": "/etc/passwd", "other/up": ".."}
+    found = {str(each.relative_to(out)): each.read_text() for each in out.rglob("*") if each.is_file() and not each.is_symlink()}
+    assert found == {"moved": "moved", "absolute": "moved", "tree/sub/leaf": "leaf", "other/file": "x\n"}
+    (out / "moved").write_text("it is the program's own")
+
+
+def test_a_program_that_a_task_has_made_is_one_here(m: vine.Manager, run: Run, tmp_path: Path) -> None:
+    """For those who may read it; another file is none."""
+    t = vine.Task("printf '#!/bin/sh\\necho made\\n' | tee program > text; chmod +x program")
+    for name in ("program", "text"):
+        t.add_output(m.declare_file(tmp_path / name), name)
+    assert run(t).successful(), t.std_output
+    assert subprocess.run([tmp_path / "program"], capture_output=True, text=True, check=True).stdout == "made\n"
+    modes = [(tmp_path / name).stat().st_mode for name in ("program", "text")]
+    assert modes[0] & 0o111 == (modes[1] & 0o444) >> 2
+    assert not modes[1] & 0o111
