@@ -120,10 +120,12 @@ class Declares(Standing):
             f"declare_chirp({server!r}, ...) is not here: fetch it in a mini task: declare_minitask(Task('chirp_get ...'), 'data')"
         )
 
-    def fetch_file(self, file: File) -> bytes:
-        """The content of a file, which is on workers or here."""
+    def fetch_file(self, file: File) -> str:
+        """The content of a file, which is on workers or here, as text, as TaskVine gives it. `File.contents` has the bytes.
+
+        What is not UTF-8 is in the text as Python has it in names of files: ``text.encode("utf-8", "surrogateescape")`` is the bytes."""
         found: bytes = file.contents()
-        return found
+        return found.decode("utf-8", "surrogateescape")
 
     def prune_file(self, file: File) -> None:
         """Remove its copies on workers."""

@@ -228,7 +228,10 @@ def test_temporary_files_stay_on_workers_between_tasks(m: vine.Manager) -> None:
         done = m.wait(60)
         assert done is not None
         assert done.successful(), done.std_output
-    assert m.fetch_file(third) == third.contents() == b"WIND\nLASS\nlass\n"
+    assert m.fetch_file(third) == "WIND\nLASS\nlass\n"
+    assert third.contents() == b"WIND\nLASS\nlass\n"
+    no_text = b"\0\xff\xe4"
+    assert m.fetch_file(m.declare_buffer(no_text)).encode("utf-8", "surrogateescape") == no_text
     assert m.get_file_replica_count(third) == 1
     m.prune_file(third)
 
