@@ -30,6 +30,11 @@ class TaskFacts:
     _options: dict[str, Any]
 
     @property
+    def _ended(self) -> Outcome | None:
+        """What became of it; None before its end."""
+        return self._outcome
+
+    @property
     def id(self) -> int:
         """Its number, from its submission on."""
         return self._id
@@ -49,7 +54,7 @@ class TaskFacts:
         """``initial``, ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``."""
         if self._future is not None:
             return self._future.state
-        return "initial" if not self._id else "done" if self._outcome is not None else "waiting"
+        return "initial" if not self._id else "done" if self._ended is not None else "waiting"
 
     @property
     def future(self) -> CallFuture[Any] | None:
@@ -59,31 +64,36 @@ class TaskFacts:
     @property
     def result(self) -> str:
         """``success`` if it was run, whatever its exit code; else the reason in TaskVine's words; ``unknown`` before its end."""
-        return self._outcome.result if self._outcome is not None else "unknown"
+        ended = self._ended
+        return ended.result if ended is not None else "unknown"
 
     @property
     def exit_code(self) -> int:
         """Of the command; of one that was killed by a signal the number below zero. Of a function: 0, or 1 if it raised. -1: not run."""
-        return self._outcome.exit_code if self._outcome is not None else NOT_RUN
+        ended = self._ended
+        return ended.exit_code if ended is not None else NOT_RUN
 
     @property
     def output(self) -> Any:
         """What the command wrote; what the function returned, or its exception."""
-        if self._outcome is None:
+        ended = self._ended
+        if ended is None:
             return None
-        if self._outcome.output is KEPT and self._future is not None:
+        if ended.output is KEPT and self._future is not None:
             return self._future.result()
-        return self._outcome.output
+        return ended.output
 
     @property
     def std_output(self) -> str:
         """What it wrote to its standard output and error."""
-        return self._outcome.std_output if self._outcome is not None else ""
+        ended = self._ended
+        return ended.std_output if ended is not None else ""
 
     @property
     def error(self) -> BaseException | None:
         """Why it was not run to its end, or what its function raised."""
-        return self._outcome.error if self._outcome is not None else None
+        ended = self._ended
+        return ended.error if ended is not None else None
 
     def completed(self) -> bool:
         """It was run, whatever its exit code."""
@@ -96,8 +106,9 @@ class TaskFacts:
     @property
     def hostname(self) -> str:
         """Where it ran, as far as is known."""
-        if self._outcome is not None and self._outcome.details is not None:
-            return self._outcome.details.host
+        ended = self._ended
+        if ended is not None and ended.details is not None:
+            return ended.details.host
         attempts = self._future.attempts if self._future is not None else ()
         return attempts[-1].host if attempts else ""
 
@@ -115,7 +126,8 @@ class TaskFacts:
     @property
     def resources_measured(self) -> SimpleNamespace | None:
         """``wall_time`` and ``cpu_time`` in seconds, ``memory`` in MB, ``cores`` (on the average); None if it was not run."""
-        details = self._outcome.details if self._outcome is not None else None
+        ended = self._ended
+        details = ended.details if ended is not None else None
         if details is None:
             return None
         cores = details.cpu_seconds / details.seconds if details.seconds else 0.0

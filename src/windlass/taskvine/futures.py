@@ -25,9 +25,10 @@ from windlass.errors import Closed, UsageError
 from windlass.manager.call import read_count
 from windlass.manager.future import CallFuture as VineFuture
 from windlass.taskvine.factory import Factory
+from windlass.taskvine.facts import KEPT
 from windlass.taskvine.files import File
-from windlass.taskvine.manager import Manager
-from windlass.taskvine.outcomes import no_effect
+from windlass.taskvine.manager import FOREVER, Manager
+from windlass.taskvine.outcomes import Outcome, no_effect
 from windlass.taskvine.pythontasks import FunctionCall, PythonTask
 
 __all__ = [
@@ -45,6 +46,25 @@ __all__ = [
 
 class _OfFuture(PythonTask):
     """What holds for tasks whose end is told by a future alone."""
+
+    @property
+    def _ended(self) -> Outcome | None:
+        if self._outcome is None and self._future is not None and self._future.done():
+            self.end(self._future)
+        return self._outcome
+
+    # A method, as TaskVine has it there.
+    def output(self, timeout: float | str | None = FOREVER) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What its function returned, or its exception. Waits for it, at most ``timeout`` seconds; raises `TimeoutError` then."""
+        future = self._future
+        if future is None:
+            raise UsageError(f"{self!r} has no output before it is submitted: write executor.submit(task)")
+        seconds = None if timeout is None or isinstance(timeout, str) else timeout
+        if not future.wait(seconds):
+            raise TimeoutError(f"{self!r} has not ended within {timeout} s")
+        ended = self._ended
+        assert ended is not None
+        return future.result() if ended.output is KEPT else ended.output
 
     def add_output(
         self, file: File, remote_name: str, watch: bool = False, failure_only: bool | None = None, success_only: bool | None = None
@@ -71,7 +91,7 @@ class FuturePythonTask(_OfFuture):
         super().__init__(func, *args, **kwargs)
 
 
-class FutureFunctionCall(_OfFuture, FunctionCall):
+class FutureFunctionCall(_OfFuture, FunctionCall):  # pyright: ignore[reportIncompatibleVariableOverride]  # output, as above
     """A call of a library's function, made by `FuturesExecutor.future_funcall`."""
 
     def __init__(self, manager: Manager, library_name: str, fn: str, *args: Any, **kwargs: Any) -> None:
@@ -145,7 +165,13 @@ class FuturesExecutor(Executor):
         with self._lock:
             if self._closed:
                 raise Closed("cannot submit after shutdown of its FuturesExecutor; make another one")
-        future = task.submitted(self.manager.manager, self.manager.category_options(task.category))
+        task.withdraw()  # it may be under way: of many submissions it tells the end of the last
+        task.begin(self.manager.take_number())
+        try:
+            future = task.submitted(self.manager.manager, self.manager.category_options(task.category))
+        except BaseException:
+            task.withdraw()
+            raise
         future.collect()  # no wait() of the manager gives it back
         self._calls.add(future)
         return future

@@ -109,6 +109,12 @@ class Settings(Standing, ABC):
             self._let_held_go_on()
         return 0
 
+    def take_number(self) -> int:
+        """The number of one more task."""
+        with self._lock:
+            self._next += 1
+            return self._next - 1
+
     def set_min_task_id(self, minid: int) -> int:
         """Numbers of tasks begin here, if that is not below what they have reached; the next one."""
         with self._lock:

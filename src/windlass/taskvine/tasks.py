@@ -234,7 +234,7 @@ class Task(TaskFacts):
     def begin(self, number: int) -> dict[int, bool]:
         """It is being submitted: numbers of tasks that make what it needs, and whether they have to end before it can be let go, as that
         is read here. Raises `UsageError` if it is under way."""
-        if self._id and self._outcome is None:
+        if self._id and self._ended is None:
             raise UsageError(f"{self!r} is under way: wait() for it before it is submitted again, or make another one")
         self._id, self._future, self._outcome, self._made, self.lacks = number, None, None, [], None
         self._unwritten = {output.file.place for output in self._outputs.values() if output.file.comes_back}

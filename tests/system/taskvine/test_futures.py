@@ -54,6 +54,33 @@ def test_a_task_has_needs_and_a_function_call_its_library(executor: vine.Futures
         executor.submit(executor.future_funcall("sums", "my_sun", 1, 2))
 
 
+def test_a_task_of_an_executor_tells_its_end(executor: vine.FuturesExecutor, tmp_path: Path) -> None:
+    """As those that a manager gives back; its output is a method, which waits, as TaskVine's has it there."""
+    first = executor.future_task(my_sum, 7, 4)
+    with pytest.raises(UsageError, match=r"write executor\.submit"):
+        first.output()
+    second = executor.future_task(my_sum, executor.submit(first), 22)
+    second.enable_temp_output()
+    future = executor.submit(second)
+    assert (second.output(), future.result(), first.output(timeout="wait_forever")) == (33, 33, 11)
+    assert (second.result, second.exit_code, second.successful(), second.state) == ("success", 0, True, "done")
+    assert 0 < first.id < second.id
+    bad = executor.future_task(fail, 7)
+    executor.submit(bad)
+    assert isinstance(bad.output(60), KeyError)
+    assert (bad.completed(), bad.exit_code, bad.successful(), type(bad.error)) == (True, 1, False, KeyError)
+    assert "KeyError: 7" in bad.std_output
+    endless = executor.future_task(stay, tmp_path)
+    running = executor.submit(endless)
+    with pytest.raises(TimeoutError, match=r"has not ended within 0 s"):
+        endless.output(0)
+    assert (endless.result, endless.successful()) == ("unknown", False)
+    assert running.cancel()
+    assert endless.result == "cancelled"
+    assert [executor.submit(first).result() for _ in range(2)] == [11, 11], "one may be submitted again"
+    assert first.output() == 11
+
+
 def multiply(a: Matrix, b: Matrix) -> Matrix:
     return [[sum(left * right for left, right in zip(row, column, strict=True)) for column in zip(*b, strict=True)] for row in a]
 

@@ -47,9 +47,7 @@ def test_the_factories_of_a_program_are_asked_for_what_tasks_wait_for_until_it_i
     ("factories", "said"),
     [([], "no factory of this program starts any"), ([OneFactory(2)], "give one max_workers=3"), ([OneFactory(2), OneFactory(1)], "")],
 )
-def test_a_program_that_would_wait_for_ever_is_told_once(
-    factories: list[OneFactory], said: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_program_that_would_wait_for_ever_is_told_once(factories: list[OneFactory], said: str, caplog: pytest.LogCaptureFixture) -> None:
     """When whoever starts workers by hand has had time for that."""
     gathering = Gathering()
     for factory in factories:
