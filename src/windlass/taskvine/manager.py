@@ -331,8 +331,9 @@ class Manager(Declares, Functions, Settings, Seeing, PassedOver):
     cancel_by_taskid, cancel_by_tasktag = cancel_by_task_id, cancel_by_task_tag
 
     def _those(self, wanted: Callable[[Task], bool]) -> list[Task]:
+        """Those that have not ended: some that have may still be taken in."""
         with self._lock:
-            return [task for task in self._open.values() if wanted(task)]
+            return [task for task in self._open.values() if wanted(task) and (task.future is None or not task.future.done())]
 
     def _cancel(self, tasks: Iterable[Task]) -> int:
         count, unblocked = 0, list[Category]()

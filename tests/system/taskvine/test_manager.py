@@ -73,6 +73,33 @@ def test_tasks_that_are_cancelled_come_back_with_that_result(m: vine.Manager, un
     assert not any(t.completed() for t in ended.values())
 
 
+class Later:
+    """In the place of the threads that take ended tasks in: they come to it when it is closed."""
+
+    def __init__(self) -> None:
+        self.works: list[Callable[[], object]] = []
+
+    def __call__(self, work: Callable[[], object]) -> None:
+        self.works.append(work)
+
+    def close(self) -> None:
+        for work in self.works:
+            work()
+
+
+def test_one_after_the_other_is_cancelled_until_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manual's loop, though those that were cancelled have not been taken in."""
+    monkeypatch.setattr("windlass.taskvine.manager.Takers", Later)
+    with vine.Manager(0) as m:
+        for _ in range(3):
+            m.submit(vine.Task("sleep 600", tag="my-tag"))
+        count = 0
+        while m.cancel_by_tasktag("my-tag") > 0:
+            count += 1
+        assert count == 3
+        assert (m.stats.tasks_with_results, m.empty()) == (0, False)
+
+
 def test_waiting_lets_other_threads_run_and_takes_parts_of_seconds(alone: vine.Manager) -> None:
     """A manager without workers: nothing ends."""
     alone.submit(vine.Task("true"))
