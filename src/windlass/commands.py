@@ -260,7 +260,7 @@ def _linked_here() -> tuple[str, ...]:
 def _pack(path: str, inputs: Sequence[str] = ()) -> None:
     """Have a tar archive in a folder's place, which is unpacked on another machine.
 
-    Links to inputs (a command may move one into the folder), and to what else is in the call's own directory, would lead nowhere there: what
+    Links to inputs (commands move them into folders), and to what else is in the call's own directory, would lead nowhere there: what
     they lead to goes instead. Other links stay what they are.
     """
     import shutil

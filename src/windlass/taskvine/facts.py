@@ -125,21 +125,26 @@ class TaskFacts:
 
     @property
     def resources_measured(self) -> SimpleNamespace | None:
-        """``wall_time`` and ``cpu_time`` in seconds, ``memory`` in MB, ``cores`` (on the average); None if it was not run."""
+        """``wall_time`` and ``cpu_time`` in seconds, ``memory`` in MB, ``cores`` (on the average), of a command; of others what is known of
+        these, and -1 for what is not, as for ``disk`` and ``gpus``; None before its end."""
         ended = self._ended
-        details = ended.details if ended is not None else None
-        if details is None:
+        if ended is None:
             return None
+        details = ended.details
+        if details is None:
+            peak = getattr(ended.error, "peak", 0)
+            running = self._future.timings.running if self._future is not None else 0.0
+            return _resources(wall_time=running or -1, memory=peak / MEGABYTE if peak else -1)
         cores = details.cpu_seconds / details.seconds if details.seconds else 0.0
-        return SimpleNamespace(
+        return _resources(
             wall_time=details.seconds, cpu_time=details.cpu_seconds, memory=details.peak_memory / MEGABYTE, cores=round(cores, 3)
         )
 
     @property
     def limits_exceeded(self) -> SimpleNamespace | None:
-        """``memory`` in MB: the share that it ran out of; None if it did not."""
+        """``memory`` in MB: the share that it ran out of, with -1 for the other resources; None if it did not."""
         share = getattr(self.error, "share", 0)
-        return SimpleNamespace(memory=share / MEGABYTE) if share else None
+        return _resources(memory=share / MEGABYTE) if share else None
 
     def get_metric(self, name: str) -> int:
         """Microseconds: of the epoch for ``time_when_...``, else a duration. Raises `UnknownName`."""
@@ -161,3 +166,8 @@ class TaskFacts:
 
     def _what(self) -> str:
         return repr(self.command if len(self.command) <= 60 else f"{self.command[:57]}...")
+
+
+def _resources(**known: float) -> SimpleNamespace:
+    """As TaskVine tells them: -1 for what is not known."""
+    return SimpleNamespace(**{**dict.fromkeys(("cores", "memory", "disk", "gpus", "wall_time", "cpu_time"), -1), **known})

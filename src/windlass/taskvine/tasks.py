@@ -284,11 +284,11 @@ class Task(TaskFacts):
 
     @property
     def line(self) -> str:
-        """The command, in its execution contexts."""
+        """The command, in its execution contexts, with TaskVine's variable for its directory."""
         line = self.command
         for folder in self._contexts:
             line = _CONTEXT.format(folder=folder, line=shlex.quote(line))
-        return line
+        return f"{_PREFIX}{line}"
 
     def inputs_and_variables(self) -> tuple[dict[str, windlass.File], dict[str, str | None]]:
         """For a mini task."""
@@ -303,7 +303,7 @@ class Task(TaskFacts):
     def _call(
         self, manager: windlass.Manager, options: CallOptions, inputs: dict[str, windlass.File], outputs: dict[str, windlass.File]
     ) -> CallFuture[Any]:
-        command = Command(f"{_PREFIX}{self.line}", inputs=inputs, outputs=outputs, env=self._variables(), check=False, merge_output=True)
+        command = Command(self.line, inputs=inputs, outputs=outputs, env=self._variables(), check=False, merge_output=True)
         command.packed = tuple(output.path for output, _ in self._made if output.file.comes_back)
         command.options, command.tag = options, self._tag
         return manager.submit(command)
@@ -311,8 +311,8 @@ class Task(TaskFacts):
     def _variables(self) -> dict[str, str | None]:
         """What TaskVine's workers set, as far as it is known, and what was set."""
         needs = self._needs
-        known = {"CORES": f"{needs.cores:g}", "MEMORY": str(needs.memory // MEGABYTE), "DISK": f"{self._disk:g}", "GPUS": str(needs.gpus)}
-        return {**{name: text for name, text in known.items() if text != "0"}, **self._env}
+        known = {"CORES": needs.cores, "MEMORY": needs.memory // MEGABYTE, "DISK": self._disk, "GPUS": needs.gpus}
+        return {**{name: f"{value:.15g}" for name, value in known.items() if value}, **self._env}
 
     def end(self, future: CallFuture[Any] | None, ready: BaseException | None = None, late: str = "") -> None:
         """It has ended: take what it returned and what it made. On a thread of the manager's; never raises. ``late``: its result, if that
@@ -354,7 +354,8 @@ class Task(TaskFacts):
                 output.file.take(made, packed=path in details.packed, executable=path in details.executable)
                 self._unwritten.discard(output.file.place)
             except (OSError, MemoryError, windlass.WindlassError) as error:
-                outcome = outcome._replace(result=TRANSFER_ERROR, error=error, std_output=f"{outcome.std_output}{str(error) or repr(error)}\n")
+                text = f"{outcome.std_output}{str(error) or repr(error)}\n"
+                outcome = outcome._replace(result=TRANSFER_ERROR, error=error, std_output=text)
         self._made = []
         return outcome
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import windlass.taskvine as vine
-from windlass import CallTimeout, UsageError
+from windlass import CallTimeout, OutOfMemory, UsageError
 from windlass.manager.call import COUNT_MOST, DEFAULT_OPTIONS
 
 Until = Callable[[str, Callable[[], object]], None]
@@ -85,13 +85,13 @@ def test_what_is_in_a_folder_that_a_task_writes_to_stays_there(m: vine.Manager, 
 def test_a_task_may_be_written_as_a_dictionary(m: vine.Manager, run: Run) -> None:
     source, target = m.declare_buffer("words"), m.declare_buffer()
     info: dict[str, Any] = {
-        "command": "cat in > out; echo $WORD $VINE_SANDBOX $CORES $MEMORY",
+        "command": "cat in > out; echo $WORD $VINE_SANDBOX $CORES $MEMORY $((DISK / 2))",
         "inputs": {source: {"remote_name": "in"}},
         "outputs": {target: "out"},
         "env": {"WORD": "lass"},
         "cores": 1,
         "memory": 100,
-        "disk": 10,
+        "disk": 2_000_000,
         "tag": "config-1",
         "category": "copies",
         "priority": 3,
@@ -99,10 +99,10 @@ def test_a_task_may_be_written_as_a_dictionary(m: vine.Manager, run: Run) -> Non
         "time_max": 60,
     }
     t = run(vine.Task(**info))
-    word, sandbox, cores, memory = t.output.split()
-    assert (word, cores, memory, t.tag, t.category, target.contents()) == ("lass", "1", "100", "config-1", "copies", b"words")
+    word, sandbox, *needs = t.output.split()
+    assert (word, needs, t.tag, t.category, target.contents()) == ("lass", ["1", "100", "1000000"], "config-1", "copies", b"words")
     assert not os.path.exists(sandbox)
-    assert (t.resources_requested.cores, t.resources_requested.memory, t.resources_requested.disk) == (1, 100, 10)
+    assert (t.resources_requested.cores, t.resources_requested.memory, t.resources_requested.disk) == (1, 100, 2_000_000)
     assert t.resources_measured is not None
     assert t.resources_measured.memory > 0
     assert t.hostname == os.uname().nodename
@@ -182,6 +182,27 @@ def test_a_task_is_tried_again_as_often_as_was_asked_for(m: vine.Manager, run: R
     assert ("again\n" in t.std_output) is bool(retries)
 
 
+def test_what_a_task_used_is_told_whatever_became_of_it(run: Run) -> None:
+    """The manual's lines for it; -1 is what nobody knows."""
+    command, function = run(vine.Task("true")), run(vine.PythonTask(abs, -1))
+    short = vine.Task("true")
+    assert (short.resources_measured, short.limits_exceeded) == (None, None)
+    short.end(None, OutOfMemory("it ran out of memory", peak=300 << 20, share=200 << 20))
+    told: list[tuple[float, ...]] = []
+    for t in (command, function, short):
+        used = t.resources_measured
+        assert used is not None
+        told.append((used.memory, used.disk, used.gpus, t.limits_exceeded.cores if t.limits_exceeded else 0))
+        assert t.resources_requested.disk == 0
+    assert told[0][0] > 0
+    assert told[0][1:] == (-1, -1, 0)
+    assert told[1:] == [(-1, -1, -1, 0), (300, -1, -1, -1)]
+    assert function.resources_measured is not None
+    assert function.resources_measured.wall_time > 0
+    assert short.limits_exceeded is not None
+    assert (short.limits_exceeded.memory, short.result) == (200, "resource exhaustion")
+
+
 def test_numbers_below_one_are_no_limits() -> None:
     """As TaskVine's manual has it."""
     for retries, losses in ((0, COUNT_MOST), (-1, COUNT_MOST), (2, 2)):
@@ -243,7 +264,7 @@ def test_archives_are_unpacked_once_and_mini_tasks_make_files_when_they_are_need
         archive.add(tmp_path / "program", "bin/program")
     package = m.declare_untar(m.declare_url(f"file://{tmp_path}/soft.tar.gz"))  # cached as TaskVine does when nothing is said
     note = tmp_path / "note"
-    make = vine.Task(f"echo made >> {note}; mkdir tree; cat in in > tree/twice")
+    make = vine.Task(f'echo made >> {note}; mkdir "$VINE_SANDBOX/tree"; cat in in > tree/twice')
     make.add_input(m.declare_buffer("twice "), "in")
     made = m.declare_mini_task(make, "tree", cache="workflow")
     for number in range(3):
