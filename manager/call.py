@@ -394,8 +394,16 @@ def _inside(what: str, path: object, taken: Iterable[str]) -> str:
         )
     if os.path.isabs(normal) or normal in (".", "..") or normal.startswith("../") or "\0" in normal:
         raise UsageError(f"{what}(..., {path!r}): that is not in the call's own directory: give a relative path, as in 'data/words.txt'")
-    if any(normal == one or normal.startswith(f"{one}/") or one.startswith(f"{normal}/") for one in taken):
-        raise UsageError(f"{what}(..., {path!r}): the call has a file of that path already")
+    clash = next((one for one in taken if normal == one or normal.startswith(f"{one}/") or one.startswith(f"{normal}/")), None)
+    if clash == normal:
+        raise UsageError(
+            f"{what}(..., {path!r}): the call has a file of that path already; what it is to change it copies to another path first (cp -L)"
+        )
+    if clash is not None:
+        raise UsageError(
+            f"{what}(..., {path!r}): the call has {clash!r} already, and inputs and outputs cannot be within each other: give them paths"
+            " beside each other, and have the call copy into a folder of its own what it wants together (mkdir all && cp -rL in.txt all/)"
+        )
     return normal
 
 

@@ -356,6 +356,9 @@ REFUSED: list[tuple[Callable[[vine.Manager], object], str]] = [
     (lambda m: m.submit(_reads(m.declare_temp())), "is written by no task that was submitted"),
     (lambda m: m.submit(_reads(m.declare_file("/no/such/file"))), "No such file"),
     (lambda m: m.submit(_writes(m.declare_url("file:///etc/passwd"))), "cannot be an output"),
+    (lambda m: m.submit(_within(m, "run/conf.txt", "run")), r"has 'run/conf.txt' already.*mkdir all && cp -rL"),
+    (lambda m: m.declare_minitask(_within(m, "ctx/image.img"), "ctx"), r"has 'ctx/image.img' already.*mkdir all && cp -rL"),
+    (lambda m: m.submit(_within(m, "state", "state")), r"what it is to change it copies to another path first"),
     (lambda m: m.declare_file("x.$ARCH"), "workers run Linux"),
     (lambda m: m.declare_file("x", cache="always-ish"), "cache='always-ish': write False or 'task'"),
     (lambda m: vine.Task("x").add_feature("a100"), "a pool of their own"),
@@ -378,6 +381,14 @@ REFUSED: list[tuple[Callable[[vine.Manager], object], str]] = [
 def _reads(file: vine.File) -> vine.Task:
     t = vine.Task("cat in")
     t.add_input(file, "in")
+    return t
+
+
+def _within(m: vine.Manager, source: str, target: str = "") -> vine.Task:
+    t = vine.Task("true")
+    t.add_input(m.declare_buffer("x"), source)
+    if target:
+        t.add_output(m.declare_buffer(), target)
     return t
 
 
