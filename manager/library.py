@@ -183,11 +183,40 @@ class Library:
         self._change("set_gpus")
         self._whole["gpus"] = read_count("gpus", gpus)
 
+    def set_disk(self, megabytes: float) -> None:
+        """Checked, and passed over: disk is no resource of slots."""
+        self._change("set_disk")
+        read_number("disk", megabytes)
+
+    def set_env_var(self, name: str, value: str | None = None) -> None:
+        """A variable that its instances get, or (None) are not given by ``env=``."""
+        self._change("set_env_var")
+        others = tuple(pair for pair in self._env if pair[0] != name)
+        self._env = others if value is None else _read_env({**dict(others), name: value})
+
     def set_function_exec_mode(self, mode: str) -> None:
         """``"direct"`` or ``"fork"``."""
         self._change("set_function_exec_mode")
         self._mode = _one_of("mode", mode, MODES)
         self._read_concurrency(self._concurrency)
+
+    set_function_exec_mode_from_string = set_function_exec_mode
+
+    def add_input(self, file: object, remote_name: str = "") -> Never:
+        """Refused: instances have no directory of their own. Raises UsageError, with what to write."""
+        raise UsageError(
+            f"library {self.name!r} has no add_input({file!r}, ...): give its context function what is in the file, as in"
+            " library_context_info=[function, [text], {}], or each FunctionCall the file by its own add_input()"
+        )
+
+    def add_environment(self, file: object) -> Never:
+        """Refused: it is said when the library is made. Raises UsageError, with what to write."""
+        raise UsageError(
+            f"library {self.name!r} has no add_environment({file!r}): write create_library_from_functions(..., poncho_env='packed.tar.gz'),"
+            " or create_library(..., environment='packed.tar.gz')"
+        )
+
+    add_poncho_package = add_starch_package = add_execution_context = add_environment
 
     def _change(self, setter: str) -> None:
         if self._frozen:

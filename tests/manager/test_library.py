@@ -302,6 +302,28 @@ class TestTaskVine:
         spec = library.spec(store.put)
         assert (spec.slots, spec.per_slot, spec.mode) == (4, Resources(2.0, 1 << 30, 1), "fork")
 
+    def test_what_taskvines_programs_say_of_libraries_as_of_tasks_is_done_or_refused_with_what_to_write(self, store: ObjectStore) -> None:
+        library = Library("lib", double, env={"LANG": "C", "WORD": "old", "GOES": "x"})
+        library.set_cores(1)
+        library.set_disk(2000)
+        library.set_env_var("WORD", "lass")
+        library.set_env_var("GOES")
+        library.set_function_exec_mode_from_string("fork")
+        refused: list[tuple[Callable[[Any], object], str]] = [
+            (library.set_disk, "disk"),
+            (lambda file: library.set_env_var("A=B", "x"), "a variable's name has no '='"),
+            (lambda file: library.add_input(file, "data"), "library_context_info"),
+            (library.add_environment, "poncho_env='packed.tar.gz'"),
+            (library.add_poncho_package, "poncho_env='packed.tar.gz'"),
+        ]
+        for write, text in refused:
+            with pytest.raises(UsageError, match=text):
+                write("file")
+        spec = library.spec(store.put)
+        assert (spec.slots, spec.mode, spec.env) == (1, "fork", (("LANG", "C"), ("WORD", "lass")))
+        with pytest.raises(UsageError, match=r"set_env_var\(\) would change nothing"):
+            library.set_env_var("WORD", "late")
+
     def test_without_slots_there_is_one_per_core(self, store: ObjectStore) -> None:
         library = Library("lib", double)
         library.set_cores(8)
