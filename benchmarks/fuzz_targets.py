@@ -28,7 +28,7 @@ from typing import Any, NewType, Union, cast, get_args, get_origin, get_type_hin
 import msgspec
 
 from windlass import messages, session
-from windlass.framing import MAX_HELLO_BYTES, FrameReader, ProtocolError, frame, unpacked
+from windlass.framing import MAX_HELLO_BYTES, FrameReader, Piece, ProtocolError, frame, unpacked
 from windlass.identity import WORKER, Authority, Identity
 from windlass.links import Link
 from windlass.listener import Listener, _Accepted  # pyright: ignore[reportPrivateUsage]
@@ -224,7 +224,7 @@ def sessions(data: bytes) -> None:
     """
     choices = Choices(data)
     sides = [session.Session(session.said_by("worker")), session.Session(session.heard_by("worker"))]
-    wires: list[list[bytes]] = [[], []]
+    wires: list[list[Piece]] = [[], []]
     said: list[list[Message]] = [[], []]
     heard: list[list[Message]] = [[], []]
     forged = False

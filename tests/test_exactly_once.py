@@ -15,7 +15,7 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from windlass.framing import ProtocolError
+from windlass.framing import Piece, ProtocolError
 from windlass.manager.calls import LOST
 from windlass.manager.core import Core
 from windlass.messages import (
@@ -139,8 +139,8 @@ class Node:
         self.backlog = Backlog(self)
         self.instances: dict[InstanceId, Slots] = {}
         self.here, self.manager = Session(heard_by("worker")), Session(said_by("worker"))
-        self.to_here: list[bytes] = []
-        self.to_manager: list[bytes] = []
+        self.to_here: list[Piece] = []
+        self.to_manager: list[Piece] = []
         self.draining = False
 
     def info(self) -> WorkerInfo:
@@ -305,7 +305,7 @@ class ExactlyOnce(RuleBasedStateMachine):
                 if how != "lost":
                     self.frame_comes(node, frame, here=word == "here")
 
-    def frame_comes(self, node: Node, frame: bytes, *, here: bool) -> None:
+    def frame_comes(self, node: Node, frame: Piece, *, here: bool) -> None:
         """At the worker, or at the manager."""
         try:
             messages = (node.here if here else node.manager).take(frame, self.now)

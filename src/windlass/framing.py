@@ -64,6 +64,11 @@ def batches(items: list[T], size_of: Callable[[T], int], most: int) -> Iterator[
         yield items[first:] if first else items
 
 
+def frame_head(body: Piece) -> bytes:
+    """What is to be sent before this body."""
+    return _LENGTH.pack(len(body))
+
+
 def frame(*bodies: Piece) -> bytes:
     """The bytes to send for these bodies, one frame each, in one piece."""
     if len(bodies) == 1:

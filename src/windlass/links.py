@@ -24,7 +24,7 @@ from itertools import chain
 from typing import Any, Final, cast
 
 from windlass.errors import InternalError, WindlassError
-from windlass.framing import MAX_HELLO_BYTES, FrameReader, ProtocolError, frame
+from windlass.framing import MAX_HELLO_BYTES, FrameReader, Piece, ProtocolError, frame, frame_head
 from windlass.identity import Identity, peer_of
 from windlass.messages import Hello, Message
 from windlass.session import Event, Handshake, Session, heard_by, said_by
@@ -41,6 +41,8 @@ def _nothing(*_: Any) -> None:
 
 #: Read at once at most.
 READ_BYTES: Final = 256 << 10
+#: A body of so many bytes is rather a TLS record behind its length than copied behind it.
+LARGE_BYTES: Final = 32 << 10
 
 
 class Link:
@@ -166,7 +168,7 @@ class Link:
 
     # -- what connections call
 
-    def begin(self, connection: Connection, heartbeat: float, silence: float, first: bytes, resend: Sequence[bytes]) -> None:
+    def begin(self, connection: Connection, heartbeat: float, silence: float, first: bytes, resend: Sequence[Piece]) -> None:
         """Go on over this connection: write ``first`` (already a frame) and the frames that the other side lacks."""
         old, self._connection = self._connection, connection
         connection.link = self
@@ -179,8 +181,9 @@ class Link:
         if self._ticker is not None:
             self._ticker.cancel()
         self._ticker = self._loop.call_at(self._tick_at, self._tick)
-        if first or resend:
-            connection.write(first + frame(*resend) if resend else first)
+        if first:
+            connection.write(first)
+        connection.write_frames(resend)
         if self._outbox:
             self._flush_soon()
 
@@ -252,7 +255,7 @@ class Link:
     def _flush(self) -> None:
         if self.closed:
             return
-        bodies: list[bytes] = []
+        bodies: list[Piece] = []
         if self._outbox:
             batch, self._outbox = self._outbox, []
             try:
@@ -269,7 +272,7 @@ class Link:
         if not bodies and self.session.ack_at is not None and self.session.ack_at <= self._loop.time():
             bodies = [self.session.bare()]
         if bodies:
-            connection.write(frame(*bodies))
+            connection.write_frames(bodies)
 
     def _ack_due(self) -> None:
         self._ack_timer = None
@@ -353,10 +356,19 @@ class Connection(asyncio.BufferedProtocol):
         assert self._transport is not None
         return peer_of(self._transport.get_extra_info("ssl_object"))
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Piece) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self.last_sent = self._loop.time()
             self._transport.write(data)
+
+    def write_frames(self, bodies: Sequence[Piece]) -> None:
+        """Send these bodies, one frame each; large ones from where they are."""
+        for body in bodies:
+            if len(body) < LARGE_BYTES:
+                self.write(frame(body))
+            else:
+                self.write(frame_head(body))
+                self.write(body)
 
     @property
     def transport(self) -> asyncio.Transport | None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from windlass.errors import InternalError
-from windlass.framing import ProtocolError
+from windlass.framing import Piece, ProtocolError
 from windlass.messages import MAX_FRAME_BYTES, CertificateIssued, CertificateRequest, Drain, GetStatus, Goodbye, Message, Refused, Welcome
 from windlass.session import (
     ACK_BYTES,
     ACK_FRAMES,
     ACK_SECONDS,
+    FULL_BYTES,
     NEXT,
     Event,
     Handshake,
@@ -130,9 +133,21 @@ def test_many_messages_are_split_into_frames_within_the_limit() -> None:
     manager, worker = pair()
     batch: list[Message] = [CertificateIssued(bytes([number]) * 300_000) for number in range(10)]
     bodies = manager.encode(batch)
-    assert len(bodies) == 4
-    assert all(len(body) <= MAX_FRAME_BYTES + 20 for body in bodies)
+    assert len(bodies) == 10, "each is long enough for a frame of its own"
     assert [message for body in bodies for message in worker.take(body, 0.0)] == batch
+
+
+@given(sizes=st.lists(st.sampled_from([0, 1, 100, 20_000, FULL_BYTES - 30, FULL_BYTES, 300_000]), min_size=1, max_size=12))
+def test_a_batch_is_cut_into_frames_of_small_messages_together_and_of_large_ones_alone(sizes: list[int]) -> None:
+    manager, worker = pair()
+    batch: list[Message] = [CertificateIssued(bytes([number]) * size) for number, size in enumerate(sizes)]
+    bodies = manager.encode(batch)
+    taken = [worker.take(body, 0.0) for body in bodies]
+    assert [message for messages in taken for message in messages] == batch
+    assert all(len(body) <= FULL_BYTES or len(messages) == 1 for body, messages in zip(bodies, taken, strict=True))
+    together = [len(body) + len(following) for body, following in itertools.pairwise(bodies)]
+    assert all(size > FULL_BYTES for size in together), "two that follow each other would have fitted into one"
+    manager.check()
 
 
 def test_a_message_over_the_limit_is_our_defect_and_changes_nothing() -> None:
@@ -172,7 +187,7 @@ _steps = st.lists(
 def test_every_message_arrives_once_and_in_order_over_a_link_that_cuts_and_repeats(steps: list[tuple[str, bool, int]]) -> None:
     """The rule of the whole module, for both directions at once."""
     sides = pair()
-    wires: tuple[list[bytes], list[bytes]] = ([], [])  # towards side 0 and side 1
+    wires: tuple[list[Piece], list[Piece]] = ([], [])  # towards side 0 and side 1
     said: tuple[list[Message], list[Message]] = ([], [])
     heard: tuple[list[Message], list[Message]] = ([], [])
 
