@@ -396,7 +396,7 @@ class AttachedStore:
                     return ObjectRef(name, view.nbytes)
             use = self._unsure.setdefault(name, next(self._uses))
             if self._line.folder:
-                ref = self.local.put(view)
+                ref = self.local.put_as(name, view)
                 try:
                     self._line.put_file(name, self.local.path(ref.name), use)
                 finally:

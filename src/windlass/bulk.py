@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import queue
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -34,12 +36,16 @@ from windlass.passing import may_pass
 
 if TYPE_CHECKING:
     from windlass.dataplane import DataServer
-    from windlass.objects import Incoming, ObjectStore
+    from windlass.incoming import Incoming
+    from windlass.objects import ObjectStore
 
 log = logging.getLogger("windlass.dataplane")
 
 #: Objects of so many bytes take this way: a thread and its answers cost as much as some hundred kilobytes.
 BULK_BYTES: Final = 512 << 10
+#: What comes of objects of so many bytes is written on a thread beside the one that reads, into so many rooms of `CHUNK_BYTES`.
+LARGE_BYTES: Final = 4 << 20
+ROOMS: Final = 4
 #: Bytes that are encrypted and sent at a time.
 SEND_BYTES: Final = 1 << 20
 #: Seconds without a byte after which a connection counts as cut, and that one address may take to answer.
@@ -140,31 +146,91 @@ def receive(sock: ssl.SSLSocket, incoming: Incoming | None, size: int) -> Except
     Raises:
         OSError: the connection was cut.
     """
-    trouble: Exception | None = None
-    room = memoryview(bytearray(min(size, CHUNK_BYTES)))
-    left = size
+    keeper, left = _Keeper(incoming, size), size
     try:
         while left:
-            chunk = room[: min(left, CHUNK_BYTES)]
-            if not read_into(sock, chunk):
+            room = keeper.room()
+            count = min(left, len(room))
+            if not read_into(sock, room[:count]):
                 raise ConnectionResetError(f"the connection was cut {left} bytes before the end of an object")
-            left -= len(chunk)
-            if incoming is not None:
-                try:
-                    incoming.write(chunk)
-                except (OSError, ValueError) as error:
-                    trouble = error
-                    incoming.abort()
-                    incoming = None
+            left -= count
+            keeper.take(room, count)
+        return keeper.commit()
+    finally:
+        keeper.abort()
+
+
+class _Keeper:
+    """Writes what comes of an object, if it is to be kept. Of a large one on a thread: to write and hash takes longer than to decrypt."""
+
+    def __init__(self, incoming: Incoming | None, size: int) -> None:
+        self._incoming = incoming
+        self._trouble: Exception | None = None
+        self._defect: BaseException | None = None
+        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        self._full: queue.SimpleQueue[tuple[memoryview, int] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        if incoming is not None and size >= LARGE_BYTES:
+            thread = threading.Thread(target=self._run, name="windlass-keep", daemon=True)
+            with suppress(RuntimeError):  # none can be had: the reader writes
+                thread.start()
+                self._thread = thread
+        for _ in range(1 if self._thread is None else ROOMS):
+            self._free.put(memoryview(bytearray(min(size, CHUNK_BYTES))))
+
+    def room(self) -> memoryview:
+        """Where the next bytes are to be read to; waits until there is some."""
+        return self._free.get()
+
+    def take(self, room: memoryview, count: int) -> None:
+        """So many are there."""
+        if self._thread is not None:
+            self._full.put((room, count))
+        else:
+            self._write(room[:count])
+            self._free.put(room)
+
+    def commit(self) -> Exception | None:
+        """All has been read: what kept it from being kept, if anything did."""
+        self._stop()
+        if self._defect is not None:
+            raise self._defect
+        if self._incoming is not None:
+            try:
+                self._incoming.commit()
+            except (OSError, ValueError) as error:
+                self._trouble = error
+        return self._trouble
+
+    def abort(self) -> None:
+        """Keep nothing; after `commit` it does nothing."""
+        self._stop()
+        if self._incoming is not None:
+            self._incoming.abort()
+
+    def _stop(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._full.put(None)
+            thread.join()
+
+    def _run(self) -> None:
+        while (item := self._full.get()) is not None:
+            room, count = item
+            try:
+                self._write(room[:count])
+            except BaseException as error:  # noqa: BLE001 - the reader waits for room, and raises it at the end
+                self._defect = self._defect or error
+            self._free.put(room)
+
+    def _write(self, chunk: memoryview) -> None:
+        incoming = self._incoming
         if incoming is not None:
             try:
-                incoming.commit()
+                incoming.write(chunk)
             except (OSError, ValueError) as error:
-                trouble = error
-    finally:
-        if incoming is not None:
-            incoming.abort()
-    return trouble
+                self._trouble, self._incoming = error, None
+                incoming.abort()
 
 
 # ---------------------------------------------------------------- the worker's side

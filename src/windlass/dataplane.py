@@ -57,7 +57,8 @@ from windlass.session import encode_one
 from windlass.transport import dial, read_afresh
 
 if TYPE_CHECKING:
-    from windlass.objects import Incoming, ObjectStore
+    from windlass.incoming import Incoming
+    from windlass.objects import ObjectStore
 
 log = logging.getLogger("windlass.dataplane")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, cast
 from windlass.framing import LENGTH_BYTES, MAX_HELLO_BYTES, ProtocolError, body_length
 
 if TYPE_CHECKING:
-    from windlass.objects import Incoming
+    from windlass.incoming import Incoming
 
 #: At most so many bytes of an object are sent, or taken in, per turn of the loop.
 CHUNK_BYTES: Final = 256 << 10

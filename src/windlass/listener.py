@@ -395,7 +395,7 @@ class Listener:
             log.exception("a defect of Windlass: the Hello of %s %s was not dealt with", hello.role, hello.peer)
             return Refused("a defect of Windlass at the manager; see its log", retry=True)
 
-    def link_for(self, hello: Hello, identity: Identity, welcome: Welcome) -> tuple[Link, list[bytes], bool]:
+    def link_for(self, hello: Hello, identity: Identity, welcome: Welcome) -> tuple[Link, list[Piece], bool]:
         """The link of the session that was agreed on, frames to send again, and whether it is new.
 
         Raises:

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from windlass.errors import StoreFull
 from windlass.messages import ObjectName, ObjectRef
-from windlass.objects import FULL, Incoming, ObjectStore, content_name
+from windlass.objects import FULL, ObjectStore, content_name
 
 if TYPE_CHECKING:
     import os
 
     from typing_extensions import Buffer
+
+    from windlass.incoming import Incoming
 
 T = TypeVar("T")
 
@@ -46,9 +48,16 @@ class SpoolingStore(ObjectStore):
         return any(not limit or size <= limit for limit in limits)
 
     def put(self, data: Buffer, *, pin: bool = False) -> ObjectRef:
-        if self._spool is not None and (disk := self._on_disk(content_name(data))) is not None:
-            return disk.put(data, pin=pin)
-        return self._else_on_disk(lambda: super(SpoolingStore, self).put(data, pin=pin), lambda disk: disk.put(data, pin=pin))
+        if self._spool is None:
+            return super().put(data, pin=pin)
+        return self.put_as(content_name(data), data, pin=pin)  # it may be there: what it is comes first
+
+    def put_as(self, name: ObjectName, data: Buffer, *, pin: bool = False) -> ObjectRef:
+        if (disk := self._on_disk(name)) is not None:
+            return disk.put_as(name, data, pin=pin)
+        return self._else_on_disk(
+            lambda: super(SpoolingStore, self).put_as(name, data, pin=pin), lambda disk: disk.put_as(name, data, pin=pin)
+        )
 
     def put_result(self, data: Buffer, *, pin: bool = False) -> ObjectRef:
         return self._else_on_disk(lambda: super(SpoolingStore, self).put_result(data, pin=pin), lambda disk: disk.put_result(data, pin=pin))

@@ -23,10 +23,11 @@ from windlass.dataplane import DataClient, DataServer
 from windlass.errors import UsageError
 from windlass.fileserver import FileServer
 from windlass.identity import WORKER, Authority, Identity, read_connection_file
+from windlass.incoming import Incoming
 from windlass.links import Link
 from windlass.listener import KEEPALIVE, Listener
 from windlass.messages import PROTOCOL, Hello, ObjectName, ObjectRef, Refused, Welcome
-from windlass.objects import Incoming, ObjectStore, content_name
+from windlass.objects import ObjectStore, content_name
 
 LIMIT = 20.0
 

@@ -1,0 +1,133 @@
+"""What comes of an object on a blocking connection: kept by who reads it, or, where it is large, on a thread beside."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from windlass.bulk import LARGE_BYTES, receive
+from windlass.incoming import Incoming
+from windlass.objects import ObjectStore, content_name
+
+SIZES = [1, 700_000, LARGE_BYTES, LARGE_BYTES + 3_000_001]
+
+
+class Comes:
+    """A connection over which these bytes come in pieces, and then it ends."""
+
+    def __init__(self, data: bytes) -> None:
+        self.rest = memoryview(data)
+
+    def recv_into(self, room: memoryview) -> int:
+        count = min(len(room), len(self.rest), 100_000)
+        room[:count], self.rest = self.rest[:count], self.rest[count:]
+        return count
+
+
+def come(data: bytes) -> Any:
+    return Comes(data)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[ObjectStore]:
+    store = ObjectStore(tmp_path / "store", 1 << 30)
+    threads = threading.active_count()
+    yield store
+    assert threading.active_count() == threads
+    store.check()
+    assert store._reserved == 0  # pyright: ignore[reportPrivateUsage]
+    assert not [name for name in os.listdir(store.folder) if name.startswith(".t-")]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_object_comes_whole(store: ObjectStore, size: int) -> None:
+    data = os.urandom(size)
+    name = content_name(data)
+    assert receive(come(data), store.receive(name, size), size) is None
+    assert bytes(store.open(name)) == data
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_nobody_wants_is_read_away(size: int) -> None:
+    sock = come(bytes(size + 5))
+    assert receive(sock, None, size) is None
+    assert len(sock.rest) == 5
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_one_that_was_damaged_is_not_kept(store: ObjectStore, size: int) -> None:
+    data = bytearray(os.urandom(size))
+    name = content_name(data)
+    data[-1] ^= 1
+    assert "damaged" in str(receive(come(bytes(data)), store.receive(name, size), size))
+    assert not store.has(name)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_cut_is_an_error_and_keeps_nothing(store: ObjectStore, size: int) -> None:
+    name = content_name(bytes(size))
+    with pytest.raises(ConnectionResetError):
+        receive(come(bytes(size - 1)), store.receive(name, size), size)
+    assert not store.has(name)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_disk_that_fills_is_told_when_all_was_read(store: ObjectStore, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Incoming, chunk: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    name = content_name(bytes(size))
+    incoming = store.receive(name, size)
+    monkeypatch.setattr(Incoming, "write", full)
+    sock = come(bytes(size))
+    trouble = receive(sock, incoming, size)
+    assert isinstance(trouble, OSError)
+    assert (trouble.errno, len(sock.rest)) == (errno.ENOSPC, 0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_defect_is_raised_and_nobody_waits_for_room(store: ObjectStore, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Incoming, chunk: Any) -> None:
+        raise MemoryError
+
+    incoming = store.receive(content_name(bytes(size)), size)
+    monkeypatch.setattr(Incoming, "write", broken)
+    with pytest.raises(MemoryError):
+        receive(come(bytes(size)), incoming, size)
+
+
+def test_without_a_thread_it_comes_all_the_same(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(_self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    data = os.urandom(SIZES[-1])
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    assert receive(come(data), store.receive(content_name(data), len(data)), len(data)) is None
+    assert bytes(store.open(content_name(data))) == data
+
+
+def test_a_large_one_is_written_while_more_of_it_is_read(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first piece is not written before the second has been asked for."""
+    asked, size = threading.Event(), LARGE_BYTES
+    write = Incoming.write
+
+    class Asked(Comes):
+        def recv_into(self, room: memoryview) -> int:
+            if len(self.rest) <= size - (300 << 10):
+                asked.set()
+            return super().recv_into(room)
+
+    def waits(self: Incoming, chunk: Any) -> None:
+        assert asked.wait(30)
+        write(self, chunk)
+
+    data = os.urandom(size)
+    monkeypatch.setattr(Incoming, "write", waits)
+    sock: Any = Asked(data)
+    assert receive(sock, store.receive(content_name(data), size), size) is None
