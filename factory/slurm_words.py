@@ -108,7 +108,8 @@ def query_words(clusters: str) -> tuple[str, ...]:
     """The command line that asks about all jobs of this user."""
     # Which cluster a job is of stands in the headers only.
     option = (f"--clusters={clusters}",) if clusters else ("--noheader",)
-    return ("squeue", *option, "--array", "--states=all", "--me", f"--Format={','.join(FIELDS)}")
+    # --all: jobs in partitions that are hidden are hidden from their own user, too.
+    return ("squeue", *option, "--all", "--array", "--states=all", "--me", f"--Format={','.join(FIELDS)}")
 
 
 def nodes_words(clusters: str) -> tuple[str, ...]:
@@ -141,7 +142,6 @@ STATES: Final[Mapping[str, tuple[Listed, Cause]]] = {
     "RESV_DEL_HOLD": (Listed.HELD, Cause.UNKNOWN),
     "COMPLETED": (Listed.ENDED, Cause.EXIT),
     "CANCELLED": (Listed.ENDED, Cause.CANCELLED),
-    "REVOKED": (Listed.ENDED, Cause.CANCELLED),
     "TIMEOUT": (Listed.ENDED, Cause.WALLTIME),
     "DEADLINE": (Listed.ENDED, Cause.WALLTIME),
     "PREEMPTED": (Listed.ENDED, Cause.PREEMPTED),
@@ -149,6 +149,8 @@ STATES: Final[Mapping[str, tuple[Listed, Cause]]] = {
     "BOOT_FAIL": (Listed.ENDED, Cause.NODE),
     "OUT_OF_MEMORY": (Listed.ENDED, Cause.SIGNAL),
 }
+#: What a federation's other clusters keep of a job that one of them runs; it says nothing of that one.
+ELSEWHERE: Final = "REVOKED"
 
 #: Reasons for which a pending job never starts by itself, and what they mean. Limits on *how many* run now are not among them.
 NEVER: Final[Mapping[str, str]] = {
@@ -252,7 +254,7 @@ def read_rows(text: str, prefix: str, *, clusters: bool = False, several_partiti
             continue
         job, word, reason, nodes, wait_status, restarts, name = fields
         known = read_name(prefix, name.removesuffix("|").strip())
-        if known is None:
+        if known is None or word == ELSEWHERE:
             continue
         tag, ticket = known
         status = read_wait_status(wait_status)

@@ -112,6 +112,13 @@ def test_jobs_of_other_factories_and_other_people_are_left_out() -> None:
     assert words.read_rows(recorded("squeue-states")["stdout"], "other") == []
 
 
+def test_jobs_of_hidden_partitions_are_asked_for_and_those_of_other_clusters_are_left_out() -> None:
+    """Slurm hides jobs in a hidden partition from the user whose they are; asked for all, it shows as well what it keeps of a federation's
+    job that another cluster runs."""
+    assert "--all" in words.query_words("")
+    assert words.read_rows("7|REVOKED|None||0|0|windlass:f:m:t|\n", "windlass") == []
+
+
 def test_a_partition_s_reason_is_no_verdict_when_there_are_several() -> None:
     """Slurm shows the reason of the one it looked at last."""
     assert words.why_never("PartitionTimeLimit", several_partitions=True) == ""
