@@ -7,8 +7,7 @@ Slurm is spoken to by its commands, with what `windlass.factory.slurm_words` say
 =========  ====================================================================================================
 submit     ``sbatch --parsable`` with the script on its stdin, an array for several pilots; nothing on the command line, so the
            script that a dry run prints is all there is
-query      one ``squeue`` for all jobs of the user; those of other factories are left out here.  Anything but a whole answer without
-           errors is no answer
+query      one ``squeue`` for all jobs of the user; those of other factories are left out here.  Anything but a whole answer is none
 cancel     ``scancel`` with the ids, in batches; for all of a factory's, those that squeue shows then
 =========  ====================================================================================================
 
@@ -117,6 +116,8 @@ class SlurmBackend:
         self._live: set[JobId] = set()
         #: Nodes that pilots were on.
         self._nodes: set[str] = set()
+        #: What squeue last said beside its answer.
+        self._complaint = ""
         #: Names of nodes to avoid that Slurm was asked about, as it refused one of them, and what it calls the nodes that each means.
         self._called: dict[str, tuple[str, ...]] = {}
         #: Slurm has taken a pilot that might go anywhere, when it was asked as one was refused with nodes to avoid.
@@ -249,8 +250,14 @@ class SlurmBackend:
             ran = self._run(slurm_words.query_words(self._clusters))
         except OSError as error:
             raise Unreachable(f"cannot start squeue: {error.strerror or error}") from None
-        if ran.status != 0 or ran.cut or "error" in ran.stderr:
+        if ran.status != 0 or ran.cut:
             raise Unreachable(str(slurm_words.refusal("squeue", ran.status, ran.stderr)))
+        complaint = slurm_words.tidy(ran.stderr)
+        if not slurm_words.is_whole(ran.stdout, self._clusters, ran.stderr):
+            raise Unreachable(f"squeue gave no whole answer: {complaint or 'it lacks the header'}")
+        if complaint != self._complaint:
+            self._complaint = complaint
+            log.info("squeue answers, and says beside it: %s", complaint or "nothing any more")
         return slurm_words.read_rows(ran.stdout, self._prefix, clusters=bool(self._clusters), several_partitions=self._several_partitions)
 
     def cancel(self, jobs: Sequence[JobId]) -> None:

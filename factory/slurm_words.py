@@ -3,7 +3,10 @@
 Theory of operation
 -------------------
 One `squeue` tells of all pilots: a line per job, array tasks one by one, fields ended by ``|``, the job's name last as names may hold
-anything.  (The long form of its format, as the short one cannot say how often a job was started again, nor how it ended.)
+anything.  (The long form of its format, as the short one cannot say how often a job was started again, nor how it ended.)  It is asked
+for its header, which it prints as soon as it has got the jobs, however many there are: an answer with a header is a whole one.  Errors on
+stderr are no sign, as a site's configuration may bring some with each command; but for that of a user whom squeue does not know for a
+moment, and for whom it then finds no jobs.
 
 *A job's name* is ``windlass:FACTORY:MANAGER:TICKET``.  Slurm keeps it from the very submission, so that what was submitted without an
 answer is found again, and so that a factory finds the pilots of its earlier life.
@@ -33,7 +36,17 @@ SPOILING: Final = ("SQUEUE_", "SINFO_", "SBATCH_", "SLURM_", "SCANCEL_", "SRUN_"
 KEPT: Final = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 
 #: Widths are limits: what is longer is cut.
-FIELDS: Final = ("JobArrayID:40|", "State:24|", "Reason:120|", "NodeList:160|", "exit_code:12|", "RestartCnt:8|", "Name:300|")
+FIELDS: Final = (
+    "JobArrayID:40|",
+    "State:24|",
+    "Reason:120|",
+    "NodeList:160|",
+    "exit_code:12|",
+    "RestartCnt:8|",
+    "Partition:120|",
+    "PriorityLong:16|",
+    "Name:300|",
+)
 
 SUBMIT: Final = ("sbatch", "--parsable")
 #: sbatch says this when jobs are too many, and then waits for 100 s.
@@ -104,12 +117,38 @@ def cancel_words(jobs: Iterable[JobId]) -> list[tuple[str, ...]]:
     return commands
 
 
+#: Which cluster the lines below are of.
+_CLUSTER: Final = "CLUSTER: "
+_UNKNOWN_USER: Final = "Invalid user"
+
+
 def query_words(clusters: str) -> tuple[str, ...]:
     """The command line that asks about all jobs of this user."""
-    # Which cluster a job is of stands in the headers only.
-    option = (f"--clusters={clusters}",) if clusters else ("--noheader",)
+    option = (f"--clusters={clusters}",) if clusters else ()
     # --all: jobs in partitions that are hidden are hidden from their own user, too.
     return ("squeue", *option, "--all", "--array", "--states=all", "--me", f"--Format={','.join(FIELDS)}")
+
+
+def _fields(line: str) -> list[str]:
+    return [field.strip() for field in line.split("|", len(FIELDS) - 1)]
+
+
+def is_whole(text: str, clusters: str, stderr: str) -> bool:
+    """This is a whole answer to `query_words`, with the header of each cluster that was asked for, and about this user.
+
+    Of ``all`` clusters nobody knows which are missing, but for what was said of them on stderr.
+    """
+    if _UNKNOWN_USER in stderr:
+        return False
+    found: set[str] = set()
+    cluster = ""
+    for line in text.splitlines():
+        if line.startswith(_CLUSTER):
+            cluster = line.removeprefix(_CLUSTER).strip().lower()
+        elif line.count("|") == len(FIELDS) and not line[:1].isdigit():  # jobs begin with their ids
+            found.add(cluster)
+    asked = {name.strip().lower() for name in clusters.split(",")}
+    return bool(found) and ("error" not in stderr if "all" in asked else asked <= found)
 
 
 def nodes_words(clusters: str) -> tuple[str, ...]:
@@ -120,7 +159,7 @@ def nodes_words(clusters: str) -> tuple[str, ...]:
 
 def read_nodes(text: str) -> set[str]:
     """The names in an answer to `nodes_words`."""
-    return {line.strip() for line in text.splitlines() if line.strip() and not line.startswith("CLUSTER: ")}
+    return {line.strip() for line in text.splitlines() if line.strip() and not line.startswith(_CLUSTER)}
 
 
 # ---------------------------------------------------------------- states
@@ -246,13 +285,13 @@ def read_rows(text: str, prefix: str, *, clusters: bool = False, several_partiti
     rows: list[Row] = []
     cluster = ""
     for line in text.splitlines():
-        if line.startswith("CLUSTER: "):
-            cluster = line.removeprefix("CLUSTER: ").strip()
+        if line.startswith(_CLUSTER):
+            cluster = line.removeprefix(_CLUSTER).strip()
             continue
-        fields = [field.strip() for field in line.split("|", len(FIELDS) - 1)]
+        fields = _fields(line)
         if len(fields) != len(FIELDS):
             continue
-        job, word, reason, nodes, wait_status, restarts, name = fields
+        job, word, reason, nodes, wait_status, restarts, _partition, _priority, name = fields
         known = read_name(prefix, name.removesuffix("|").strip())
         if known is None or word == ELSEWHERE:
             continue
@@ -292,6 +331,7 @@ _OVER_LIMIT: Final = re.compile(
 _NEVER_MENDED: Final = re.compile(r"\b(Assoc|QOS)(Max|Min)\w*(PerJob|PerNode|Wall|NotSatisfied)\w*")
 #: What scancel says of jobs that have ended or that there never were.
 _ENDED_ALREADY: Final = re.compile(r"Invalid job id specified|already completing or completed")
+_OF_A_JOB: Final = re.compile(r"\bjob\b", re.IGNORECASE)
 
 
 def refusal(program: str, status: int | None, stderr: str) -> BatchError:
@@ -329,8 +369,8 @@ def lacks_nodes(stderr: str) -> bool:
 
 
 def only_ended(stderr: str) -> bool:
-    """scancel complained of nothing but jobs that have ended."""
-    lines = [line for line in stderr.splitlines() if line.strip()]
+    """scancel complained of no jobs but those that have ended."""
+    lines = [line for line in stderr.splitlines() if _OF_A_JOB.search(line)]
     return bool(lines) and all(_ENDED_ALREADY.search(line) for line in lines)
 
 

@@ -27,7 +27,9 @@ def test_a_probe_whose_cancellation_is_lost_is_cancelled_again_and_no_pilot(tmp_
         if command[0] == "squeue":
             rows = [("12", PROBE), ("13", "f-2")]
             names = [(job, slurm_words.job_name("windlass", tag, ticket)) for job, ticket in rows]
-            return Ran(0, "".join(f"{job}|PENDING|Resources||0|0|{name}|\n" for job, name in names), "")
+            lines = [f"{job}|PENDING|Resources||0|0|batch|1|{name}|" for job, name in names]
+            header = "JOBID|STATE|REASON|NODELIST|EXIT_CODE|RESTART_|PARTITION|PRIORITY|NAME|"
+            return Ran(0, "\n".join([header, *lines]), "")
         return Ran(1, "", "scancel: error: Unable to contact slurm controller (connect failure)") if cut else Ran(0, "", "")
 
     monkeypatch.setattr(slurm, "run_command", run)

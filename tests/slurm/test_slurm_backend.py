@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import getpass
 import json
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -272,10 +273,11 @@ def test_shellcheck_has_nothing_against_the_script(start_backend: Start, make_re
         assert ran.returncode == 0, ran.stdout
 
 
-def test_an_answer_without_rows_but_with_an_error_is_no_answer(
+def test_an_answer_is_one_by_its_header_whatever_is_said_beside_it(
     start_backend: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """squeue ends with 0 after some errors: as it was recorded, ``squeue -u nosuchuser`` does."""
+    """squeue ends with 0 after some errors: as it was recorded, ``squeue -u nosuchuser`` does. Others say nothing of the answer."""
+    squeue = shutil.which("squeue")
     backend = start_backend("errors")
     assert backend.query() == []
     with monkeypatch.context() as patch:
@@ -286,3 +288,6 @@ def test_an_answer_without_rows_but_with_an_error_is_no_answer(
         patch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
         with pytest.raises(Unreachable, match="Invalid user"):
             backend.query()
+        noise = "squeue: error: Ignoring obsolete FastSchedule=1 option. Please remove from your configuration."
+        stand_in.write_text(f"#!/bin/sh\necho '{noise}' >&2\nexec {squeue} \"$@\"\n")
+        assert backend.query() == []
