@@ -14,7 +14,7 @@ answer is found again, and so that a factory finds the pilots of its earlier lif
 *A job's id* is ``17``, or ``17_4`` for a task of an array, with ``@cluster`` where pilots go to named clusters.
 
 *States* are `Listed`: COMPLETING masks the end or the next start, so it is *ending*; a word that is not known is *running*, which changes
-nothing.  PENDING is *held* where its reason is one that no waiting mends.
+nothing.  PENDING is *held* where its reason is one that no waiting mends, or its priority says so.
 
 *Refusals* are told apart by their texts, as all have the exit status 1: no answer (`Unreachable`), a limit on jobs (`OverLimit`), and
 everything else (`Rejected`)."""
@@ -191,12 +191,17 @@ STATES: Final[Mapping[str, tuple[Listed, Cause]]] = {
 #: What a federation's other clusters keep of a job that one of them runs; it says nothing of that one.
 ELSEWHERE: Final = "REVOKED"
 
+#: Slurm gives it to what is held, whatever the reason, and to nothing else.
+HELD_PRIORITY: Final = "0"
 #: Reasons for which a pending job never starts by itself, and what they mean. Limits on *how many* run now are not among them.
 NEVER: Final[Mapping[str, str]] = {
     "JobHeldUser": "somebody holds it (scontrol release lets it go)",
     "JobHeldAdmin": "an administrator holds it",
     "launch failed requeued held": "its node could not start it; sinfo -R may say why",
     "job requeued in held state": "it was put back and is held",
+    "user env retrieval failed requeued held": "its node could not load your login environment, which export='NONE' asks for;"
+    " export='NIL' does without, and setup= and env= say what is needed",
+    "JobHoldMaxRequeue": "it was put back too often",
     "BadConstraints": "no node has what it asks for",
     "DependencyNeverSatisfied": "it depends on what never happens",
     "ReservationDeleted": "its reservation is gone",
@@ -223,24 +228,31 @@ _NOT_PERMITTED: Final = re.compile(r"(Job|User)'s (account|QOS|group)s? not (kno
 _PER_JOB: Final = re.compile(r"(Assoc|QOS)(Max\w*PerJob(Limit)?|Max\w*PerNode(Limit)?|MaxWallDurationPerJobLimit|Min\w+)")
 
 
-def why_never(reason: str, *, several_partitions: bool = False) -> str:
+def why_never(reason: str, *, several_partitions: bool = False, held: bool = False) -> str:
     """Why a pending job with this reason never starts; "": it waits."""
     sentence, reason = reason, reason.strip("()")
-    meaning = NEVER.get(reason)
+    meaning = NEVER.get(reason, NEVER.get(reason.replace("_", " ")))
     if meaning is None and not several_partitions:
         meaning = NEVER_IN_PARTITION.get(reason)
         if _NOT_PERMITTED.match(sentence):
             return sentence
     if meaning is None and _PER_JOB.fullmatch(reason):
         meaning = "it asks for more than one job may have"
-    return f"{reason}: {meaning}" if meaning else ""
+    if meaning is None and held:
+        meaning = "it is held"
+    return f"{reason or 'no reason given'}: {meaning}" if meaning else ""
 
 
-def listed_as(state: str, reason: str, wait_status: int, *, several_partitions: bool = False) -> tuple[Listed, Cause, str, int | None]:
-    """How Slurm's state, reason and exit code (a wait status) read: listed, cause, reason in words, exit status."""
+def listed_as(
+    state: str, reason: str, wait_status: int, *, several_partitions: bool = False, held: bool = False
+) -> tuple[Listed, Cause, str, int | None]:
+    """How Slurm's state, reason and exit code (a wait status) read: listed, cause, reason in words, exit status.
+
+    ``several_partitions``: the job may go to more than one. ``held``: its priority is that of held ones.
+    """
     reason = "" if reason in ("None", "N/A") else reason
     if state == "PENDING":
-        never = why_never(reason, several_partitions=several_partitions)
+        never = why_never(reason, several_partitions=several_partitions, held=held)
         if never:
             return Listed.HELD, Cause.UNKNOWN, never, None
         return Listed.QUEUED, Cause.UNKNOWN, f"{reason}: {CLOSED[reason]}" if reason in CLOSED else reason, None
@@ -291,13 +303,14 @@ def read_rows(text: str, prefix: str, *, clusters: bool = False, several_partiti
         fields = _fields(line)
         if len(fields) != len(FIELDS):
             continue
-        job, word, reason, nodes, wait_status, restarts, _partition, _priority, name = fields
+        job, word, reason, nodes, wait_status, restarts, _partition, priority, name = fields
         known = read_name(prefix, name.removesuffix("|").strip())
         if known is None or word == ELSEWHERE:
             continue
         tag, ticket = known
         status = read_wait_status(wait_status)
-        listed, cause, words, exit_status = listed_as(word, reason, status, several_partitions=several_partitions)
+        held = priority == HELD_PRIORITY
+        listed, cause, words, exit_status = listed_as(word, reason, status, several_partitions=several_partitions, held=held)
         state = PilotState(
             job=JobId(f"{job}@{cluster}" if clusters and cluster else job),
             listed=listed,

@@ -158,6 +158,24 @@ def test_what_asks_for_too_much_never_starts(reason: str) -> None:
     assert words.listed_as("PENDING", reason, 0)[0] is Listed.HELD
 
 
+@pytest.mark.parametrize(
+    ("reason", "priority", "told"),
+    [
+        ("user env retrieval failed requeued held", "0", "its node could not load your login environment, which export='NONE' asks for;"),
+        ("user_env_retrieval_failed_requeued_held", "0", "its node could not load your login environment, which export='NONE' asks for;"),
+        ("JobHoldMaxRequeue", "0", "it was put back too often"),
+        ("a later form", "0", "it is held"),
+        ("None", "0", "no reason given: it is held"),
+        ("a later form", "1", ""),
+    ],
+)
+def test_what_slurm_holds_never_starts_whatever_the_reason(reason: str, priority: str, told: str) -> None:
+    """It would be counted as coming for ever: neither started, nor replaced, nor told of."""
+    [row] = words.read_rows(line_of("7", "PENDING", reason, priority=priority), "windlass")
+    assert row.state.listed is (Listed.HELD if told else Listed.QUEUED)
+    assert told in row.state.reason
+
+
 def test_a_word_that_is_not_known_ends_nothing() -> None:
     """Another version of Slurm may have more states: unknown is not gone."""
     assert words.listed_as("LEVITATING", "None", 0)[0] is Listed.RUNNING
