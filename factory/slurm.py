@@ -93,7 +93,6 @@ class SlurmBackend:
         }
         self._asked = [(option, _text(option, value)) for option, value in asked.items() if value not in ("", None)]
         self._clusters = _text("clusters", clusters)
-        self._several_partitions = "," in str(partition)
         self._gpu_type, self._gres = _text("gpu_type", gpu_type), _text("gres", gres)
         if exclusive not in (False, None, ""):
             self._asked.append(("exclusive", "" if exclusive is True else _text("exclusive", exclusive)))
@@ -218,7 +217,7 @@ class SlurmBackend:
 
     @property
     def site(self) -> str:
-        return f"{self._env.get('SLURM_CONF', '')} {self._clusters} {self._prefix} {self._several_partitions}"
+        return f"{self._env.get('SLURM_CONF', '')} {self._clusters} {self._prefix}"
 
     def query_with(self, others: Sequence[Backend]) -> Sequence[Sequence[PilotState]]:
         rows = self._rows()
@@ -258,7 +257,7 @@ class SlurmBackend:
         if complaint != self._complaint:
             self._complaint = complaint
             log.info("squeue answers, and says beside it: %s", complaint or "nothing any more")
-        return slurm_words.read_rows(ran.stdout, self._prefix, clusters=bool(self._clusters), several_partitions=self._several_partitions)
+        return slurm_words.read_rows(ran.stdout, self._prefix, clusters=bool(self._clusters))
 
     def cancel(self, jobs: Sequence[JobId]) -> None:
         for command in slurm_words.cancel_words(jobs):

@@ -211,7 +211,7 @@ NEVER: Final[Mapping[str, str]] = {
     "QOSNotAllowed": "its QOS may not be used here",
     "Association": "its user has no account here",
 }
-#: The same, where the job can go to one partition only.
+#: The same, where the job can go to one partition only; of several, Slurm shows the reason of the one that it looked at last.
 NEVER_IN_PARTITION: Final[Mapping[str, str]] = {
     "PartitionTimeLimit": "its walltime is longer than the partition allows",
     "PartitionNodeLimit": "it asks for more nodes, or fewer, than the partition allows",
@@ -292,7 +292,7 @@ class Row:
     state: PilotState
 
 
-def read_rows(text: str, prefix: str, *, clusters: bool = False, several_partitions: bool = False) -> list[Row]:
+def read_rows(text: str, prefix: str, *, clusters: bool = False) -> list[Row]:
     """All jobs of Windlass's in an answer of `query_words`; those that others made are left out."""
     rows: list[Row] = []
     cluster = ""
@@ -303,14 +303,14 @@ def read_rows(text: str, prefix: str, *, clusters: bool = False, several_partiti
         fields = _fields(line)
         if len(fields) != len(FIELDS):
             continue
-        job, word, reason, nodes, wait_status, restarts, _partition, priority, name = fields
+        job, word, reason, nodes, wait_status, restarts, partition, priority, name = fields
         known = read_name(prefix, name.removesuffix("|").strip())
         if known is None or word == ELSEWHERE:
             continue
         tag, ticket = known
         status = read_wait_status(wait_status)
-        held = priority == HELD_PRIORITY
-        listed, cause, words, exit_status = listed_as(word, reason, status, several_partitions=several_partitions, held=held)
+        several, held = "," in partition, priority == HELD_PRIORITY
+        listed, cause, words, exit_status = listed_as(word, reason, status, several_partitions=several, held=held)
         state = PilotState(
             job=JobId(f"{job}@{cluster}" if clusters and cluster else job),
             listed=listed,

@@ -126,13 +126,16 @@ def test_jobs_of_hidden_partitions_are_asked_for_and_those_of_other_clusters_are
     assert words.read_rows(line_of("7", "REVOKED"), "windlass") == []
 
 
-def test_a_partition_s_reason_is_no_verdict_when_there_are_several() -> None:
-    """Slurm shows the reason of the one it looked at last."""
-    assert words.why_never("PartitionTimeLimit", several_partitions=True) == ""
-    assert words.why_never("JobHeldAdmin", several_partitions=True) != ""
-    sentence = "Job's account not known, so it can't use this partition (closed allows physics)"
-    assert words.why_never(sentence) == sentence
-    assert words.why_never(sentence, several_partitions=True) == ""
+@pytest.mark.parametrize(
+    "reason", ["PartitionTimeLimit", "PartitionConfig", "Job's account not known, so it can't use this partition (closed allows physics)"]
+)
+def test_a_partition_s_reason_is_no_verdict_when_the_job_may_go_to_several(reason: str) -> None:
+    """Slurm shows the reason of the one it looked at last; which partitions a job may go to, a site may say."""
+    for partition, listed in (("short,long", Listed.QUEUED), ("short", Listed.HELD)):
+        [row] = words.read_rows(line_of("7", "PENDING", reason, partition=partition), "windlass")
+        assert row.state.listed is listed
+    [row] = words.read_rows(line_of("7", "PENDING", "JobHeldAdmin", partition="short,long"), "windlass")
+    assert row.state.listed is Listed.HELD
 
 
 @pytest.mark.parametrize(
