@@ -7,6 +7,7 @@ pilots, and has the last words of a pilot that failed.  It decides nothing: how 
 block, are called by one thread only (the factory's), and bound their own time; they raise three errors and no others:
 
 * `Rejected`: refused as asked; asking again gives the same answer.  `NoNodeLeft` where that is because of the nodes to avoid, or may be.
+  `NotNow` where it is not because of what was asked, but of what the site does for a while.
 * `OverLimit`: a limit on jobs is reached; nothing was submitted.
 * `Unreachable`: no answer.  What was asked may or may not have happened; so each submission carries a `ticket` (in the job's name or
   in an attribute of it), and a later `query` that shows a pilot with the ticket settles it.
@@ -59,6 +60,10 @@ def split_pilot_word(pilot: PilotId) -> tuple[JobId, int]:
 
 class NoNodeLeft(Rejected):
     """No node that fits seems to be left beside those to avoid: asking again helps when these are fewer."""
+
+
+class NotNow(Rejected):
+    """The site takes nothing like it for now, as for maintenance: nothing was submitted, and asking again some time later helps."""
 
 
 class Listed(StrEnum):

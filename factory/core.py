@@ -7,7 +7,7 @@ The core holds a pool's register of pilots (`Fleet`), its `History`, the budget 
 
 ==========  ==============================================  =========================================
 `Query`     ask the batch system about all pilots           `listed` or `unreachable`
-`Submit`    submit so many alike                            `submitted`, `rejected`, `over_limit` or `unreachable`
+`Submit`    submit so many alike                            `submitted`, `rejected`, `not_now`, `over_limit` or `unreachable`
 `Cancel`    end these                                       `cancelled` or `unreachable`
 `Release`   ask the manager to drain these                  (nothing: the register has noted it)
 `EndAll`    end every pilot with the factory's tag          `ended_all` or `unreachable`
@@ -264,6 +264,10 @@ class FactoryCore:
         """``no_node``: as no node that fits seems to be left beside those to avoid."""
         self.fleet.not_submitted(ticket)
         self.history.rejected(text, now, self._blocked if no_node else ())
+
+    def not_now(self, ticket: str, text: str, now: float) -> None:
+        self.fleet.not_submitted(ticket)
+        self.history.not_now(text, now)
 
     def over_limit(self, ticket: str, text: str, count: int, now: float) -> None:
         self.fleet.not_submitted(ticket)

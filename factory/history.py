@@ -2,10 +2,11 @@
 
 Theory of operation
 -------------------
-Three kinds of failure of a command, each with an answer of its own:
+Four kinds of failure of a command, each with an answer of its own:
 
 =============  =========================================================================================================
 `Rejected`     asking again gives the same answer: the pool is paused at once, with the text (but see below of nodes that are avoided)
+`NotNow`       what was asked is well, and the site takes nothing for now: it is asked again every 5 min, and nothing is paused
 `OverLimit`    the batch is halved, and the next submission waits for an own pilot to end (or 5 min; 10 s where the pool has none)
 `Unreachable`  5 s, doubling to 5 min; never counts towards a pause
 =============  =========================================================================================================
@@ -59,6 +60,8 @@ OVER_LIMIT_ALONE: Final = 10.0
 BATCH_FREE: Final = 64
 #: Seconds between tries where programs have blocked all that fits: nodes come and go.
 BLOCKED_WAIT: Final = 300.0
+#: The same where the site takes nothing for now.
+SHUT_WAIT: Final = 300.0
 NODE_DEATHS: Final = 2
 NODE_AVOIDED: Final = 3600.0
 #: Commands of the ten minutes that only queries, and a factory that closes, may use.
@@ -151,6 +154,9 @@ class History:
     #: Hosts that programs have blocked, beside which no node was left for the last submission.
     blocked: tuple[str, ...] = ()
     _blocked_wait: float = 0.0
+    #: Why the site took nothing when it was last asked; "": it did.
+    shut: str = ""
+    _shut_wait: float = 0.0
     _limit_wait: float = 0.0
     _silence_wait: float = 0.0
     _silences: int = 0
@@ -175,6 +181,7 @@ class History:
         """A submission was accepted: the next may be twice as large."""
         self.answered()
         self.blocked, self._blocked_wait = (), 0.0
+        self.shut, self._shut_wait = "", 0.0
         if self.batch_cap:
             self.batch_cap = self.batch_cap * 2 if self.batch_cap * 2 < BATCH_FREE else 0
 
@@ -188,6 +195,12 @@ class History:
             self.blocked, self._blocked_wait = blocked, now + BLOCKED_WAIT
         else:
             self.paused = text
+
+    def not_now(self, text: str, now: float) -> None:
+        """A submission was refused for what the site does, not for what it asks: calls are to wait for its end, which a pause would end."""
+        self.answered()
+        self.failure = self.shut = text
+        self._shut_wait = now + SHUT_WAIT
 
     @property
     def in_trouble(self) -> str:
@@ -269,6 +282,7 @@ class History:
         """A person says that it is mended."""
         self.paused, self._limit_wait, self._avoids = "", 0.0, True
         self.blocked, self._blocked_wait = (), 0.0
+        self.shut, self._shut_wait = "", 0.0
         self.starts.forget()
         self.troubles.forget()
 
@@ -283,6 +297,7 @@ class History:
         waits = (
             (self._silence_wait, "the batch system does not answer"),
             (self._limit_wait, "a limit on jobs is reached"),
+            (self._shut_wait, f"the batch system takes no pilots for now ({self.shut})"),
             (self._blocked_wait, f"no node that fits is left beside those that programs have blocked ({', '.join(self.blocked)})"),
             (self.starts.wait, f"{self.start_failures} pilots in a row ended before they served"),
             (self.troubles.wait, f"{self.in_trouble} ({self.trouble})"),

@@ -30,8 +30,9 @@ from typing import Final, Protocol, cast
 import msgspec
 
 from windlass.errors import BatchError, Closed, OverLimit, Rejected, Unreachable
-from windlass.factory.backend import Backend, NoNodeLeft, PilotState, SharedQueries
+from windlass.factory.backend import Backend, NoNodeLeft, NotNow, PilotState, SharedQueries
 from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Release, Submit
+from windlass.factory.history import SHUT_WAIT
 from windlass.factory.ledger import Ledger
 from windlass.factory.planner import Promise
 from windlass.factory.pool import PoolConfig, how_to_resume
@@ -325,6 +326,10 @@ class Keeper:
         if isinstance(instruction, Submit) and isinstance(error, OverLimit):
             log.info("%s: %s", kept.name, text)
             core.over_limit(instruction.request.ticket, text, instruction.count, now)
+        elif isinstance(instruction, Submit) and isinstance(error, NotNow):
+            level = logging.INFO if core.history.shut else logging.WARNING  # it may last for days
+            log.log(level, "%s: refused for now: %s; it is asked again every %.0f min", kept.name, text, SHUT_WAIT / 60)
+            core.not_now(instruction.request.ticket, text, now)
         elif isinstance(instruction, Submit) and not isinstance(error, Unreachable) and getattr(error, "errno", None) not in PASSING:
             again = core.history.failure == text
             core.rejected(instruction.request.ticket, text, now, no_node=isinstance(error, NoNodeLeft))

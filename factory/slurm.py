@@ -30,7 +30,19 @@ from typing import ClassVar, cast
 from windlass.addresses import is_named
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable, UsageError, require_flag
 from windlass.factory import slurm_words, values
-from windlass.factory.backend import PROBE, Backend, CommandLimits, JobId, Listed, NoNodeLeft, PilotRequest, PilotState, PoolDefaults, Tag
+from windlass.factory.backend import (
+    PROBE,
+    Backend,
+    CommandLimits,
+    JobId,
+    Listed,
+    NoNodeLeft,
+    NotNow,
+    PilotRequest,
+    PilotState,
+    PoolDefaults,
+    Tag,
+)
 from windlass.factory.commands import Ran, clean_environment, run_command
 from windlass.factory.launch import own_template, pilot_script
 from windlass.factory.logs import PilotLogs
@@ -208,8 +220,8 @@ class SlurmBackend:
                 raise Unreachable(f"cannot start {command[0]}: {error.strerror or error}") from None
             return ""
         refused = slurm_words.refusal(command[0], ran.status, ran.stderr) if ran.status != 0 else None
-        if isinstance(refused, Unreachable):
-            raise refused
+        if isinstance(refused, Unreachable | NotNow):
+            raise Unreachable(str(refused))
         return "" if refused else ran.stdout
 
     def query(self) -> Sequence[PilotState]:

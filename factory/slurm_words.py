@@ -16,8 +16,8 @@ answer is found again, and so that a factory finds the pilots of its earlier lif
 *States* are `Listed`: COMPLETING masks the end or the next start, so it is *ending*; a word that is not known is *running*, which changes
 nothing.  PENDING is *held* where its reason is one that no waiting mends, or its priority says so.
 
-*Refusals* are told apart by their texts, as all have the exit status 1: no answer (`Unreachable`), a limit on jobs (`OverLimit`), and
-everything else (`Rejected`)."""
+*Refusals* are told apart by their texts, as all have the exit status 1: no answer (`Unreachable`), a limit on jobs (`OverLimit`), what the
+site does for a while (`NotNow`), and everything else (`Rejected`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable
-from windlass.factory.backend import Cause, JobId, Listed, PilotState, Tag
+from windlass.factory.backend import Cause, JobId, Listed, NotNow, PilotState, Tag
 
 #: Of the environment that Slurm's commands are run in. They change answers, and inside a job they change submissions.
 SPOILING: Final = ("SQUEUE_", "SINFO_", "SBATCH_", "SLURM_", "SCANCEL_", "SRUN_", "SALLOC_")
@@ -335,6 +335,11 @@ _UNREACHABLE: Final = re.compile(
     r"|Invalid authentication credential|Header lengths|[Ff]ailed to fetch config|[Bb]roken pipe|Connection reset|Job credential"
     r"|Unable to resolve|Temporary failure in name resolution|slurm_persist_conn|shutting down"
 )
+#: The site takes no such job for now, whatever it asks for: for maintenance, or as one of its parts is away.
+_NOT_NOW: Final = re.compile(
+    r"Required partition not available|can't be reached now|No clusters can be reached|problem talking to the database"
+    r"|Incompatible versions of client and server"
+)
 #: Too many jobs for now.
 _OVER_LIMIT: Final = re.compile(
     rf"{QUEUE_FULL}|Resource temporarily unavailable|job queue full|MaxSubmit\w*|GrpSubmit\w*|QOS\w*Submit\w*|Assoc\w*Submit\w*"
@@ -353,6 +358,8 @@ def refusal(program: str, status: int | None, stderr: str) -> BatchError:
     if status is None:
         return Unreachable(f"{program} gave no answer in time" + (f": {text}" if text else ""))
     text = text or f"{program} ended with exit status {status} and said nothing"
+    if _NOT_NOW.search(stderr):  # first: it may say as well which connection failed
+        return NotNow(text)
     if _UNREACHABLE.search(stderr):
         return Unreachable(text)
     if _OVER_LIMIT.search(stderr) and not _NEVER_MENDED.search(stderr):

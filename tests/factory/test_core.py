@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -21,6 +22,7 @@ from windlass.factory.backend import (
     JobId,
     Listed,
     NoNodeLeft,
+    NotNow,
     PilotRequest,
     PilotState,
     Tickets,
@@ -152,6 +154,9 @@ class Simulation:
             else:
                 self.obey(cluster.cancel(None, now))
                 core.ended_all()
+        except NotNow as error:
+            assert isinstance(instruction, Submit)
+            core.not_now(instruction.request.ticket, str(error), now)
         except Rejected as error:
             assert isinstance(instruction, Submit)
             core.rejected(instruction.request.ticket, str(error), now, no_node=isinstance(error, NoNodeLeft))
@@ -293,6 +298,22 @@ def test_what_is_refused_as_asked_pauses_at_once_with_the_text(make_pool: MakePo
     sim.core.history.resume()
     sim.run(60)
     assert sim.cluster.alive == 10
+
+
+def test_a_site_that_takes_nothing_for_now_pauses_no_pool(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its calls would end for good, as for a partition that is drained for a day: it is asked again now and then."""
+    sim = simulation(make_pool())
+    sim.calls = 40
+    with monkeypatch.context() as patch:
+        patch.setattr(sim.cluster, "submit", Mock(side_effect=NotNow("the partition is drained")))
+        sim.run(1500)
+        assert sim.submissions == [10] * 5
+        assert (sim.core.history.paused, sim.reports[-1].offers[0].paused) == ("", "")
+        assert sim.core.actions is not None
+        assert sim.core.actions.waits.startswith("the batch system takes no pilots for now (the partition is drained); next try in ")
+    sim.run(60)
+    assert sim.cluster.alive == 10
+    assert sim.core.history.submit_after(sim.now)[1] == ""
 
 
 def test_a_limit_on_jobs_halves_the_batch_and_waits(make_pool: MakePool) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from windlass.errors import Rejected, UnknownName, Unreachable, UsageError
-from windlass.factory.backend import JobId, PilotRequest
+from windlass.factory.backend import JobId, NotNow, PilotRequest
 from windlass.factory.factory import Factory
 from windlass.factory.fake import FakeBackend, FakeCluster, Fault
 from windlass.factory.local import LocalBackend
@@ -286,6 +286,18 @@ def test_the_first_command_without_an_answer_is_told(manager: Any, caplog: pytes
         manager.wait_until(lambda: manager.reports[-1].failures != ())
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == ["mute: no answer: no such cluster; it is asked again, at growing intervals"]
+
+
+def test_a_site_that_takes_nothing_for_now_is_told_and_nothing_is_paused(manager: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Drained(LocalBackend):
+        def submit(self, request: PilotRequest, count: int) -> Sequence[JobId]:
+            raise NotNow("the partition is drained")
+
+    with Factory(manager, Drained(), min_pilots=1, name="shut"):
+        manager.wait_until(lambda: manager.reports[-1].failures != ())
+    assert manager.reports[-1].offers[0].paused == ""
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["shut: refused for now: the partition is drained; it is asked again every 5 min"]
 
 
 def test_what_is_asked_wrongly_is_refused_with_the_near_names(manager: Any) -> None:

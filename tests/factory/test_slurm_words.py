@@ -10,7 +10,7 @@ import pytest
 
 from windlass.errors import OverLimit, Rejected, Unreachable
 from windlass.factory import slurm_words as words
-from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, PilotState, Tag
+from windlass.factory.backend import Cause, JobId, Listed, NotNow, PilotRequest, PilotState, Tag
 from windlass.factory.slurm import SlurmBackend
 from windlass.messages import PoolName, Resources
 
@@ -246,6 +246,21 @@ def test_a_failure_is_a_refusal_a_limit_or_silence(name: str, kind: type[Excepti
 def test_policies_are_limits_unless_no_waiting_mends_them(text: str, kind: type[Exception]) -> None:
     """From Slurm's sources: these need its accounting, which the recorded cluster had not."""
     assert type(words.refusal("sbatch", 1, text)) is kind
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Batch job submission failed: Required partition not available (inactive or drain)",
+        "'b' can't be reached now, or it is an invalid entry for --cluster.  Use 'sacctmgr list clusters' to see available clusters.",
+        "No clusters can be reached now. Contact your admin to resolve the problem.",
+        "There is a problem talking to the database: Connection refused.  Only local cluster communication is available, remove --cluster ...",
+        "Batch job submission failed: Incompatible versions of client and server code",
+    ],
+)
+def test_what_a_site_does_for_a_while_is_no_refusal_for_good(text: str) -> None:
+    """From Slurm's sources. A pool would be paused for it, and its calls end."""
+    assert type(words.refusal("sbatch", 1, f"sbatch: error: {text}\n")) is NotNow
 
 
 def test_a_refusal_says_what_slurm_said_in_one_line() -> None:

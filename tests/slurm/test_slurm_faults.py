@@ -281,6 +281,24 @@ def test_pilots_keep_their_places_while_a_partition_is_down(
     assert factory.paused == ""
 
 
+def test_calls_wait_while_a_partition_takes_no_jobs(
+    manager: windlass.Manager, start_factory: StartFactory, slurm: SlurmCluster, until: Until
+) -> None:
+    """As one that is drained for maintenance: sbatch refuses its jobs then, and takes them again afterwards."""
+    manager.install_library("lib", os.getpid)
+    slurm.run("scontrol", "update", "PartitionName=high", "State=DRAIN")
+    try:
+        factory = start_factory(own={"partition": "high"}, max_pilots=1)
+        future = manager.submit(windlass.FunctionCall("lib", "getpid"))
+        until("it is refused", lambda: "takes no pilots for now (" in str(factory.status()["waits"]))
+        assert "inactive or drain" in str(factory.status()["failure"])
+        assert factory.paused == ""
+    finally:
+        slurm.run("scontrol", "update", "PartitionName=high", "State=UP")
+    factory.resume()  # nobody is to wait for five minutes here
+    assert future.result(timeout=60)
+
+
 @pytest.mark.parametrize(
     ("avoid", "excluded"),
     [
