@@ -7,7 +7,8 @@ Four kinds of failure of a command, each with an answer of its own:
 =============  =========================================================================================================
 `Rejected`     asking again gives the same answer: the pool is paused at once, with the text (but see below of nodes that are avoided)
 `NotNow`       what was asked is well, and the site takes nothing for now: it is asked again every 5 min, and nothing is paused
-`OverLimit`    the batch is halved, and the next submission waits for an own pilot to end (or 5 min; 10 s where the pool has none)
+`OverLimit`    the batch is halved, and the next submission waits for an own pilot to end (or 5 min; 10 s where the pool has none, doubling
+               to 5 min once a single pilot is too many)
 `Unreachable`  5 s, doubling to 5 min; never counts towards a pause
 =============  =========================================================================================================
 
@@ -56,6 +57,8 @@ PROVEN: Final = 60.0
 #: Waiting at a limit on jobs: with own pilots in the queue, whose end is what is waited for, and without.
 OVER_LIMIT_WAIT: Final = 300.0
 OVER_LIMIT_ALONE: Final = 10.0
+#: So many single pilots in a row that were too many are told of.
+LIMITS_TOLD: Final = 4
 #: A batch that has grown to this size again is not limited any more.
 BATCH_FREE: Final = 64
 #: Seconds between tries where programs have blocked all that fits: nodes come and go.
@@ -151,6 +154,8 @@ class History:
     trouble: str = ""
     #: A submission may not be larger than this; 0: no limit.
     batch_cap: int = 0
+    #: Single pilots in a row that were too many although the pool had none.
+    limits_alone: int = 0
     #: Hosts that programs have blocked, beside which no node was left for the last submission.
     blocked: tuple[str, ...] = ()
     _blocked_wait: float = 0.0
@@ -182,6 +187,7 @@ class History:
         self.answered()
         self.blocked, self._blocked_wait = (), 0.0
         self.shut, self._shut_wait = "", 0.0
+        self.limits_alone = 0
         if self.batch_cap:
             self.batch_cap = self.batch_cap * 2 if self.batch_cap * 2 < BATCH_FREE else 0
 
@@ -218,7 +224,13 @@ class History:
         self.answered()
         self.failure = text
         self.batch_cap = max(1, count // 2)
-        self._limit_wait = now + (OVER_LIMIT_WAIT if own_pilots else OVER_LIMIT_ALONE)
+        if own_pilots or count > 1:
+            self.limits_alone = 0
+            self._limit_wait = now + (OVER_LIMIT_WAIT if own_pilots else OVER_LIMIT_ALONE)
+        else:  # perhaps there is no waiting for it; on this machine it bothers nobody
+            longest = OVER_LIMIT_WAIT if self.several_nodes else OVER_LIMIT_ALONE
+            self._limit_wait = now + min(longest, OVER_LIMIT_ALONE * 2 ** min(self.limits_alone, 16))
+            self.limits_alone += 1
 
     def unreachable(self, text: str, now: float) -> None:
         """A command got no answer."""
@@ -280,7 +292,7 @@ class History:
 
     def resume(self) -> None:
         """A person says that it is mended."""
-        self.paused, self._limit_wait, self._avoids = "", 0.0, True
+        self.paused, self._limit_wait, self.limits_alone, self._avoids = "", 0.0, 0, True
         self.blocked, self._blocked_wait = (), 0.0
         self.shut, self._shut_wait = "", 0.0
         self.starts.forget()

@@ -32,7 +32,7 @@ import msgspec
 from windlass.errors import BatchError, Closed, OverLimit, Rejected, Unreachable
 from windlass.factory.backend import Backend, NoNodeLeft, NotNow, PilotState, SharedQueries
 from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Release, Submit
-from windlass.factory.history import SHUT_WAIT
+from windlass.factory.history import LIMITS_TOLD, SHUT_WAIT
 from windlass.factory.ledger import Ledger
 from windlass.factory.planner import Promise
 from windlass.factory.pool import PoolConfig, how_to_resume
@@ -324,8 +324,11 @@ class Keeper:
         if not isinstance(error, BatchError):
             log.error("%s: %s", kept.name, text, exc_info=error)
         if isinstance(instruction, Submit) and isinstance(error, OverLimit):
-            log.info("%s: %s", kept.name, text)
             core.over_limit(instruction.request.ticket, text, instruction.count, now)
+            if core.history.limits_alone == LIMITS_TOLD:
+                log.warning("%s: %s; it has no pilots whose end would make room, and asks again ever more seldom", kept.name, text)
+            else:
+                log.info("%s: %s", kept.name, text)
         elif isinstance(instruction, Submit) and isinstance(error, NotNow):
             level = logging.INFO if core.history.shut else logging.WARNING  # it may last for days
             log.log(level, "%s: refused for now: %s; it is asked again every %.0f min", kept.name, text, SHUT_WAIT / 60)

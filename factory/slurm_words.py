@@ -345,8 +345,9 @@ _OVER_LIMIT: Final = re.compile(
     rf"{QUEUE_FULL}|Resource temporarily unavailable|job queue full|MaxSubmit\w*|GrpSubmit\w*|QOS\w*Submit\w*|Assoc\w*Submit\w*"
     r"|violates accounting/QOS policy|[Rr]ate limit|[Tt]oo many jobs|exceeds? .*job (count|limit)"
 )
-#: The policy that is violated, where sbatch names it, is one that waiting does not mend.
-_NEVER_MENDED: Final = re.compile(r"\b(Assoc|QOS)(Max|Min)\w*(PerJob|PerNode|Wall|NotSatisfied)\w*")
+#: The policy that is violated, where sbatch names it. It says so of a job as if that were alone, but for limits on how many jobs there are.
+_POLICY: Final = re.compile(r"\b(?:Assoc|QOS)(?:Grp|Max|Min)\w+")
+_OF_MANY: Final = re.compile("Submit|Jobs")
 #: What scancel says of jobs that have ended or that there never were.
 _ENDED_ALREADY: Final = re.compile(r"Invalid job id specified|already completing or completed")
 _OF_A_JOB: Final = re.compile(r"\bjob\b", re.IGNORECASE)
@@ -362,7 +363,10 @@ def refusal(program: str, status: int | None, stderr: str) -> BatchError:
         return NotNow(text)
     if _UNREACHABLE.search(stderr):
         return Unreachable(text)
-    if _OVER_LIMIT.search(stderr) and not _NEVER_MENDED.search(stderr):
+    policies = _POLICY.findall(stderr)
+    if policies and not any(_OF_MANY.search(policy) for policy in policies):
+        return Rejected(text)
+    if _OVER_LIMIT.search(stderr):
         return OverLimit(text)
     return Rejected(text)
 

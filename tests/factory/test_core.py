@@ -300,6 +300,18 @@ def test_what_is_refused_as_asked_pauses_at_once_with_the_text(make_pool: MakePo
     assert sim.cluster.alive == 10
 
 
+def test_a_limit_that_is_met_without_any_own_pilot_is_asked_about_ever_more_seldom(make_pool: MakePool) -> None:
+    sim = simulation(make_pool())
+    sim.calls = 40
+    sim.cluster.standing["submit"] = (Fault.OVER_LIMIT, "Job violates accounting/QOS policy")
+    sim.run(3600)
+    assert sim.submissions[:5] == [10, 5, 2, 1, 1]
+    assert len(sim.submissions) <= 20
+    del sim.cluster.standing["submit"]
+    sim.run(1800)
+    assert sim.cluster.alive == 10
+
+
 def test_a_site_that_takes_nothing_for_now_pauses_no_pool(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its calls would end for good, as for a partition that is drained for a day: it is asked again now and then."""
     sim = simulation(make_pool())

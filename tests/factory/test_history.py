@@ -196,6 +196,19 @@ def test_a_limit_halves_the_batch_and_waits_for_an_own_pilot_to_end() -> None:
     assert history.paused == ""
 
 
+def test_a_limit_that_no_own_pilot_s_end_mends_is_met_ever_more_seldom() -> None:
+    """It may be a policy that nobody's end mends, and administrators see each try."""
+    history = History()
+    waits: list[float] = []
+    for count in (4, 2, 1, 1, 1, 1, 1, 1, 1):
+        history.over_limit("a policy", count, own_pilots=0, now=0.0)
+        waits.append(history.submit_after(0.0)[0])
+    assert waits == [10, 10, 10, 20, 40, 80, 160, 300, 300]
+    history.accepted()
+    history.over_limit("a policy", 1, own_pilots=0, now=0.0)
+    assert history.submit_after(0.0)[0] == 10
+
+
 def test_what_was_wanted_lately_is_kept_for_a_while() -> None:
     history = History()
     for now, wanted in ((0, 5), (10, 3), (20, 4), (30, 0)):

@@ -238,13 +238,30 @@ def test_a_failure_is_a_refusal_a_limit_or_silence(name: str, kind: type[Excepti
             "sbatch: error: QOSMaxWallDurationPerJobLimit\nsbatch: error: Job violates accounting/QOS policy (job submit limit, ...)",
             Rejected,
         ),
+        *(
+            (f"sbatch: error: {policy}\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job ...)", kind)
+            for policy, kind in (
+                ("QOSMinGRES", Rejected),
+                ("QOSMinCpuNotSatisfied", Rejected),
+                ("QOSGrpGRES", Rejected),
+                ("QOSMaxCpuPerUserLimit", Rejected),
+                ("QOSMaxMemoryPerUser", Rejected),
+                ("AssocGrpCpuLimit", Rejected),
+                ("AssocMaxCpuPerNode", Rejected),
+                ("QOSGrpSubmitJobsLimit", OverLimit),
+                ("AssocGrpSubmitJobsLimit", OverLimit),
+                ("AssocMaxJobsLimit", OverLimit),
+            )
+        ),
+        ("sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, ...)", OverLimit),
         ("sbatch: error: Batch job submission failed: Resource temporarily unavailable", OverLimit),
         ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified", Rejected),
         ("", Rejected),
     ],
 )
 def test_policies_are_limits_unless_no_waiting_mends_them(text: str, kind: type[Exception]) -> None:
-    """From Slurm's sources: these need its accounting, which the recorded cluster had not."""
+    """From Slurm's sources: these need its accounting, which the recorded cluster had not. A group's cores, too, are compared with what the
+    one job asks for."""
     assert type(words.refusal("sbatch", 1, text)) is kind
 
 
@@ -254,7 +271,7 @@ def test_policies_are_limits_unless_no_waiting_mends_them(text: str, kind: type[
         "Batch job submission failed: Required partition not available (inactive or drain)",
         "'b' can't be reached now, or it is an invalid entry for --cluster.  Use 'sacctmgr list clusters' to see available clusters.",
         "No clusters can be reached now. Contact your admin to resolve the problem.",
-        "There is a problem talking to the database: Connection refused.  Only local cluster communication is available, remove --cluster ...",
+        "There is a problem talking to the database: Connection refused.  Only local cluster communication is available, remove --cluster",
         "Batch job submission failed: Incompatible versions of client and server code",
     ],
 )
