@@ -22,6 +22,10 @@ row is.  A connection does not end this row: a pilot does that has begun since, 
 does time.  While others serve well some nodes are at fault, not the pool: if nodes can be avoided, the wait is a minute at most then, and
 there is no probe.
 
+*Taken* are pilots that others cancelled (an administrator, a rule of the site), and those that lost their node before they served.  However
+many an answer tells of, they are one; in a row they are followed by waits of 0, 1, 5, 15 min and by no pause, as nobody here knows when
+that ends.  Half an hour without any ends the row.
+
 *Black-hole nodes* end pilots at once and so get the next ones, and the next.  A node with two in a row is avoided for an hour,
 and each node counts once in its row, so that one bad node does not pause a pool (but a pilot that was submitted to keep away from it, and
 came there all the same, counts: this batch system cannot avoid nodes).  Deaths on nodes that are not known count singly.  A submission that
@@ -52,6 +56,8 @@ START_BACKOFF: Final = (0.0, 60.0, 900.0, 1800.0, 3600.0)
 OWN_START_BACKOFF: Final = (0.0, 2.0, 5.0, 15.0, 60.0)
 #: Seconds to wait after pilots in a row whose nodes could not serve, in a batch system that is shared.
 TROUBLE_BACKOFF: Final = (0.0, 60.0, 300.0, 600.0)
+#: Seconds to wait after answers in a row that tell of pilots that others took away.
+TAKEN_BACKOFF: Final = (0.0, 60.0, 300.0, 900.0)
 #: A pilot that has served for so many seconds shows that its node can.
 PROVEN: Final = 60.0
 #: Waiting at a limit on jobs: with own pilots in the queue, whose end is what is waited for, and without.
@@ -152,6 +158,10 @@ class History:
     troubles: Row = field(default_factory=Row)
     troubled_at: float = -math.inf
     trouble: str = ""
+    #: Times in a row that pilots were taken away; when that was last, and what it was.
+    takes: Row = field(default_factory=Row)
+    taken_at: float = -math.inf
+    taken: str = ""
     #: A submission may not be larger than this; 0: no limit.
     batch_cap: int = 0
     #: Single pilots in a row that were too many although the pool had none.
@@ -195,7 +205,7 @@ class History:
         """A submission was refused as asked; ``blocked``: no node that fits seems to be left beside these, which programs have blocked."""
         self.answered()
         self.failure = text
-        if any([self.starts.avoid_none(), self.troubles.avoid_none()]):  # perhaps no node is left
+        if any([row.avoid_none() for row in (self.starts, self.troubles, self.takes)]):  # perhaps no node is left
             self._avoids = False
         elif blocked:
             self.blocked, self._blocked_wait = blocked, now + BLOCKED_WAIT
@@ -250,6 +260,7 @@ class History:
     def serves_on(self, node: str) -> None:
         """A pilot that has connected earlier is on this node."""
         self.starts.forgive(node)
+        self.takes.forgive(node)
 
     def serve_well(self, nodes: Iterable[str]) -> None:
         """Some pilots serve well: trouble is that of single nodes. ``nodes``: of those that began since the last one."""
@@ -270,6 +281,15 @@ class History:
         """A pilot that was submitted at ``made_at`` has left as its node cannot serve."""
         self.failure, self.trouble, self.troubled_at = text, text.partition("\n")[0], now
         self.troubles.add(node if self._avoids else "", made_at, now, self.trouble_backoff)
+
+    def was_taken(self, node: str, text: str, made_at: float, now: float) -> None:
+        """Others have cancelled pilots, one of them submitted at ``made_at``; ``node``: where it was and had not served."""
+        if now >= self.taken_at + 2 * TAKEN_BACKOFF[-1]:
+            self.takes.end()
+        self.taken, self.taken_at = text.partition("\n")[0], now
+        self.takes.add(node if self._avoids else "", made_at, now, TAKEN_BACKOFF)
+        if self.takes.count > 1:  # one may be the user's own doing
+            self.failure = text
 
     def died_at_start(self, node: str, text: str, made_at: float, now: float) -> None:
         """A pilot that was submitted at ``made_at`` ended before it served."""
@@ -297,6 +317,7 @@ class History:
         self.shut, self._shut_wait = "", 0.0
         self.starts.forget()
         self.troubles.forget()
+        self.takes.forget()
 
     # ---------------------------------------------------------------- what follows
 
@@ -313,13 +334,14 @@ class History:
             (self._blocked_wait, f"no node that fits is left beside those that programs have blocked ({', '.join(self.blocked)})"),
             (self.starts.wait, f"{self.start_failures} pilots in a row ended before they served"),
             (self.troubles.wait, f"{self.in_trouble} ({self.trouble})"),
+            (self.takes.wait, f"its pilots are cancelled by others, or lose their nodes at the start ({self.taken})"),
         )
         until, why = max(waits, key=lambda wait: wait[0])
         return (until, why) if until > now else (now, "")
 
     def avoided(self, now: float) -> tuple[str, ...]:
         """Nodes to keep away from."""
-        return tuple(sorted(self.starts.avoided(now) | self.troubles.avoided(now)))
+        return tuple(sorted(self.starts.avoided(now) | self.troubles.avoided(now) | self.takes.avoided(now)))
 
     def note_wanted(self, wanted: int, now: float, window: float) -> None:
         """Remember how many pilots are wanted from now on, for `keep`."""

@@ -124,10 +124,11 @@ class Kept:
     manager_gone: bool = False
     #: Why it ended otherwise than by closing; "": it did not.
     lost: str = ""
-    #: What was last logged of a pause, and deaths at start and troubles of nodes by then.
+    #: What was last logged of a pause, and deaths at start, troubles of nodes and pilots taken away by then.
     said: str = ""
     deaths: int = 0
     troubles: int = 0
+    takes: int = 0
 
     def __post_init__(self) -> None:
         self.asked = self.core.pool
@@ -372,4 +373,7 @@ class Keeper:
             log.warning(text, kept.name, history.failure, kept.core.pool.max_start_failures)
         if history.troubles.count and not kept.troubles:
             log.warning("%s: a node cannot serve: %s; others are tried, and it again now and then", kept.name, history.trouble)
+        if history.takes.count > 1 >= kept.takes:
+            log.warning("%s: pilots are cancelled, and not by the factory: %s; others follow, ever more seldom", kept.name, history.taken)
         kept.said, kept.deaths, kept.troubles = history.paused, history.start_failures, history.troubles.count
+        kept.takes = history.takes.count

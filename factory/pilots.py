@@ -226,6 +226,8 @@ class Ending:
     charge: str = ""
     #: Its node could not serve, and nobody had asked it to end.
     troubled: bool = False
+    #: Somebody else cancelled it, or it lost its node before it served.
+    taken: bool = False
     #: When it first served; -inf: it never did.
     served_at: float = -math.inf
 
@@ -356,7 +358,8 @@ class Fleet:
         if not pilot.apply(event, now) or pilot.phase is not Phase.ENDED:
             return
         words = reason or (cause.value if exit_status is None else f"exit status {exit_status}")
-        blameless = pilot.served or pilot.asked or bool(pilot.charge) or phase is Phase.CANCELLING or cause in BLAMELESS
+        asked = pilot.asked or bool(pilot.charge) or phase is Phase.CANCELLING
+        blameless = pilot.served or asked or cause in BLAMELESS
         if exit_status == 0 and not blameless:
             # On a blocked host it was sent away as soon as it came, which the manager, who speaks now and then, may never have told. Else
             # one after the other would be started, each to leave as well.
@@ -364,8 +367,10 @@ class Fleet:
             words = BLOCKED if blocked else LEFT
             blameless = pilot.found or blocked or bool(self.blocked and not pilot.node)
         # It may have been connected for so short a time that the manager never told.
-        troubled = exit_status == CANNOT_SERVE and not (pilot.asked or pilot.charge or phase is Phase.CANCELLING)
-        self._over(pilot, words, cause, exit_status, now, failed=not (blameless or troubled), gone=True, troubled=troubled)
+        troubled = exit_status == CANNOT_SERVE and not asked
+        taken = not asked and (cause is Cause.CANCELLED or (cause is Cause.NODE and not pilot.served))
+        failed = not (blameless or troubled)
+        self._over(pilot, words, cause, exit_status, now, failed=failed, gone=True, troubled=troubled, taken=taken)
         del self.pilots[pilot.job]
 
     def _over(
@@ -379,6 +384,7 @@ class Fleet:
         failed: bool,
         gone: bool,
         troubled: bool = False,
+        taken: bool = False,
     ) -> None:
         self.endings.append(
             Ending(
@@ -396,6 +402,7 @@ class Fleet:
                 exit_status=exit_status,
                 charge="" if pilot.served else pilot.charge,
                 troubled=troubled,
+                taken=taken,
                 served_at=pilot.served_at,
             )
         )

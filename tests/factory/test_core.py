@@ -412,6 +412,33 @@ def test_a_pilot_that_serves_beside_is_no_reason_to_start_one_after_the_other(ma
     assert sim.cluster.alive == 4
 
 
+def test_pilots_that_others_cancel_come_ever_more_seldom(make_pool: MakePool) -> None:
+    """An operator, or a rule of the site: they would be back within seconds, as often as it is done."""
+    sim = simulation(make_pool(), queue_delay=600.0)
+    sim.calls = 40
+    for _ in range(720):
+        sim.obey(sim.cluster.cancel([job.job for job in sim.cluster.jobs.values() if job.state is Listed.QUEUED], sim.now))
+        sim.tick(5.0)
+    assert 5 <= len(sim.submissions) <= 9
+    assert sim.core.history.paused == ""
+    waits_for = sim.core.history.submit_after(sim.now)[1]
+    assert waits_for.startswith("its pilots are cancelled by others, or lose their nodes at the start (pilot ")
+    assert [ended.failed for report in sim.reports for ended in report.ended if ended.failed] == []
+    sim.run(1500)
+    assert sim.cluster.alive == 10
+
+
+def test_a_pilot_that_somebody_cancels_is_replaced_at_once(make_pool: MakePool) -> None:
+    sim = simulation(make_pool())
+    sim.calls = 40
+    sim.run(120)
+    job = next(iter(sim.cluster.jobs))
+    sim.obey(sim.cluster.cancel([job], sim.now))
+    sim.run(60)
+    assert (sim.submissions, sim.cluster.alive) == ([10, 1], 10)
+    assert sim.core.history.failure == ""
+
+
 def test_hosts_that_programs_have_blocked_are_avoided(make_pool: MakePool) -> None:
     """As long as they are."""
     sim = simulation(make_pool(max_pilots=4), nodes=4)

@@ -182,6 +182,32 @@ def test_where_only_nodes_are_left_that_cannot_serve_they_are_not_avoided_and_co
     assert (history.troubles.count, history.submit_after(50.0)) == (0, (50.0, ""))
 
 
+def test_pilots_that_others_take_away_are_followed_by_longer_waits_and_by_no_pause() -> None:
+    history = History(max_start_failures=1)
+    waits: list[float] = []
+    for _ in range(5):
+        history.was_taken("", "CANCELLED", 0.0, 0.0)
+        history.served("")
+        waits.append(history.submit_after(0.0)[0])
+    assert waits == [0, 60, 300, 900, 900]
+    assert (history.paused, history.failure) == ("", "CANCELLED")
+    history.was_taken("", "CANCELLED", 0.0, 1800.0)
+    assert (history.takes.count, history.submit_after(1800.0)) == (1, (1800.0, ""))
+    history.was_taken("", "CANCELLED", 0.0, 1800.0)
+    history.resume()
+    assert history.submit_after(1800.0) == (1800.0, "")
+
+
+def test_a_node_that_loses_pilots_before_they_serve_is_avoided() -> None:
+    """One whose prolog fails, where Slurm is not to queue pilots again."""
+    history = History()
+    for at in (0.0, 10.0):
+        history.was_taken("bad", "CANCELLED", at, at)
+    assert (history.avoided(10.0), history.takes.count) == (("bad",), 1)
+    history.served("bad")
+    assert history.avoided(10.0) == ()
+
+
 def test_a_limit_halves_the_batch_and_waits_for_an_own_pilot_to_end() -> None:
     history = History()
     history.over_limit("QOS", 32, own_pilots=5, now=0.0)
