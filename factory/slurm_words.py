@@ -265,14 +265,18 @@ def listed_as(
     return listed, cause, words, 0 if state == "COMPLETED" else None
 
 
+#: The signal that Slurm gives as that of a job which its node could not start; from 23.02 on its name is the reason, too.
+NOT_STARTED: Final = 53
+
+
 def _failed(reason: str, wait_status: int) -> tuple[Listed, Cause, str, int | None]:
     status, number = wait_status >> 8, wait_status & 0x7F
     if 0 < number < 32:  # Slurm calls it a failed launch when the script, that is the pilot, dies of a signal
         return Listed.ENDED, Cause.SIGNAL, f"FAILED: ended by signal {number}", None
     if reason == "NonZeroExitCode":
         return Listed.ENDED, Cause.EXIT, f"FAILED: exit status {status}" if status else f"FAILED: {reason}", status or None
-    if reason == "JobLaunchFailure":
-        return Listed.ENDED, Cause.EXIT, "FAILED: JobLaunchFailure: its node could not start it; can it write the log's folder?", None
+    if reason == "JobLaunchFailure" or number == NOT_STARTED:
+        return Listed.ENDED, Cause.EXIT, f"FAILED: {reason}: its node could not start it; can it write the log's folder?", None
     return Listed.ENDED, Cause.UNKNOWN, f"FAILED: {reason}" if reason else "FAILED", status or None
 
 

@@ -85,6 +85,13 @@ def test_each_state_is_read_with_its_cause(job: str, listed: Listed, cause: Caus
         ("127:0", "NonZeroExitCode", Cause.EXIT, 127, "FAILED: exit status 127"),
         ("9", "JobLaunchFailure", Cause.SIGNAL, None, "FAILED: ended by signal 9"),
         ("0:9", "RaisedSignal:9(Killed)", Cause.SIGNAL, None, "FAILED: ended by signal 9"),
+        (
+            "0:53",
+            "RaisedSignal:53(Real-time_signal_19)",
+            Cause.EXIT,
+            None,
+            "FAILED: RaisedSignal:53(Real-time_signal_19): its node could not start it; can it write the log's folder?",
+        ),
         ("a later form", "NonZeroExitCode", Cause.EXIT, None, "FAILED: NonZeroExitCode"),
     ],
 )
