@@ -117,6 +117,8 @@ class SlurmBackend:
         if not NAME.match(self._prefix):
             raise UsageError(f"job_name={job_name!r} is no name for jobs; use up to 64 letters, digits, '_', '-' and '.'")
         self._template = own_template(template)
+        #: Of sbatch, which may hand all of it on to the pilot (``export="ALL"``); and of the others, whose answers are read.
+        self._submit_env = clean_environment(os.environ, slurm_words.SPOILING, slurm_words.KEPT)
         self._env = clean_environment(os.environ, slurm_words.SPOILING, slurm_words.KEPT, LC_ALL="C")
         self._tag = Tag("FACTORY", "MANAGER")
         self._folder = Path("FOLDER")
@@ -186,7 +188,9 @@ class SlurmBackend:
     def _submit(self, request: PilotRequest, count: int, *, later: bool = False) -> Ran:
         script = self._script(request, count, later=later)
         try:
-            return self._run(slurm_words.SUBMIT, text=script, stop_at=slurm_words.QUEUE_FULL)
+            return run_command(
+                slurm_words.SUBMIT, env=self._submit_env, timeout=self._timeout, text=script, stop_at=slurm_words.QUEUE_FULL
+            )
         except OSError as error:
             raise (Unreachable if error.errno in PASSING else Rejected)(f"cannot start sbatch: {error.strerror or error}") from None
 
@@ -354,8 +358,8 @@ class SlurmBackend:
             several_clusters=bool(self._clusters),
         )
 
-    def _run(self, command: Sequence[str], *, text: str = "", stop_at: str = "") -> Ran:
-        return run_command(command, env=self._env, timeout=self._timeout, text=text, stop_at=stop_at)
+    def _run(self, command: Sequence[str]) -> Ran:
+        return run_command(command, env=self._env, timeout=self._timeout)
 
 
 def _log_name(job: JobId) -> str:

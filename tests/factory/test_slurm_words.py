@@ -413,3 +413,19 @@ def test_commands_have_the_token_of_their_user_and_pilots_do_not(monkeypatch: py
     script = backend.describe(request, 1)
     assert script.index("unset SLURM_JWT") < script.index("exec worker")
     assert "eyJ" not in script
+
+
+def test_pilots_that_take_the_environment_of_who_submits_them_get_its_language(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With ``export="ALL"`` sbatch hands its own on: English is for what is read."""
+    for name in ("sbatch", "squeue", "scancel"):
+        (tmp_path / name).write_text('#!/bin/sh\necho "in $LANG or $LC_ALL." >&2\nexit 1\n')
+        (tmp_path / name).chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    monkeypatch.delenv("LC_ALL", raising=False)
+    backend = SlurmBackend(export="ALL")
+    with pytest.raises(Unreachable, match=r"in C.UTF-8 or C\."):
+        backend.query()
+    request = PilotRequest(ticket="t", pool=PoolName("p"), command=("worker",), resources=Resources())
+    with pytest.raises(Rejected, match=r"in C.UTF-8 or \."):
+        backend.submit(request, 1)
