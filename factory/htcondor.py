@@ -176,8 +176,12 @@ class HTCondorBackend:
             raise (Unreachable if error.errno in PASSING else Rejected)(f"cannot write what is to be submitted: {error}") from None
         if request.avoid:
             self._require_other_nodes(request)
+        seconds = 0.0
+        if self._spool:
+            files = [self._script_path(request), *words.get("transfer_input_files", "").split(", ")]
+            count, seconds = words_of.upload(count, sum(map(_size, files)))
         try:
-            made = self._ask("submit", words=words, count=count, spool=self._spool)
+            made = self._ask("submit", more=seconds, words=words, count=count, spool=self._spool)
         except Refused as error:
             raise words_of.submit_error(str(error)) from None
         cluster, first, number = (_count(made, name) for name in ("cluster", "first", "count"))
@@ -274,8 +278,13 @@ class HTCondorBackend:
     def _listed(self, ads: Sequence[Mapping[str, object]], started: float) -> Sequence[PilotState]:
         """What the queue says of this backend's pilots, and how those ended that have left it."""
         states: list[PilotState] = []
+        abandoned: list[JobId] = []
         for ad in ads:
             job = words_of.job_of(ad)
+            if job is not None and job not in self._known and words_of.is_spooling(ad):
+                # Requests go one by one: who would upload its files was cut off. It would be waited for, and stay held, for ever.
+                abandoned.append(job)
+                continue
             state = words_of.queue_state(ad, self._known.get(job) if job else None)
             if state is not None:
                 states.append(state)
@@ -286,8 +295,17 @@ class HTCondorBackend:
             self._left.setdefault(job, 0)
         for job in [job for job in self._left if job in listed]:
             del self._left[job]
+        self._end_abandoned(abandoned)
         states += self._ends()
         return states if self._logs is None else self._logs.looked_after(states)
+
+    def _end_abandoned(self, jobs: Sequence[JobId]) -> None:
+        if jobs:
+            log.info("the upload of the files of %s was cut off; they are removed", ", ".join(jobs))
+            try:
+                self._remove(jobs, "the upload of its files was cut off")
+            except BatchError as error:
+                log.info("they are left, and are removed with the next query: %s", error)
 
     def _ends(self) -> list[PilotState]:
         """How jobs ended that have left the queue."""
@@ -404,13 +422,13 @@ class HTCondorBackend:
 
     # ---------------------------------------------------------------- the schedd
 
-    def _ask(self, do: str, **arguments: object) -> object:
-        """Raises `Refused` with the bindings' own text, and `Unreachable`."""
+    def _ask(self, do: str, *, more: float = 0.0, **arguments: object) -> object:
+        """``more`` seconds than a request has else. Raises `Refused` with the bindings' own text, and `Unreachable`."""
         if self._client is None:  # for the command line, which opens nothing
             self.require_bindings()
             self._client = CondorClient(self._helper, *self._where, None)
         try:
-            value: object = self._client.ask(do, self._limit, **arguments)
+            value: object = self._client.ask(do, self._limit + more, **arguments)
         except NoBindings as error:
             raise Unreachable(f"{MISSING} ({error})") from None
         for warning in self._client.warnings:
@@ -431,6 +449,13 @@ def _user() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return str(os.getuid())
+
+
+def _size(path: str | os.PathLike[str]) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0  # what is wrong with it will be told
 
 
 def _ads(value: object) -> list[dict[str, object]]:

@@ -78,6 +78,11 @@ REMOVE_CODE: Final = 1
 WALLTIME_MARGIN: Final = 300
 #: Seconds that a held pilot is left for people to look at when no factory removes it.
 HELD_KEPT: Final = 3600
+#: The same for one whose files never came, as its factory ended while it uploaded them.
+SPOOLING_KEPT: Final = 86_400
+#: Bytes that one submission uploads (``spool=True``), unless a single pilot has more; and bytes a second for which there is time.
+UPLOAD_MOST: Final = 64 << 20
+UPLOAD_PACE: Final = 1 << 20
 
 JOB: Final = re.compile(r"\d+\.\d+\Z")
 # ---------------------------------------------------------------- out: the submit description
@@ -218,11 +223,20 @@ def _listed_path(path: str) -> str:
 
 def periodic_remove(walltime: float) -> str:
     """What the schedd removes by itself, also when no factory lives any more."""
-    terms = [f"(JobStatus == {HELD} && HoldReasonCode =!= {HOLD_SPOOLING} && time() - EnteredCurrentStatus > {HELD_KEPT})"]
+    terms = [
+        f"(JobStatus == {HELD} && HoldReasonCode =!= {HOLD_SPOOLING} && time() - EnteredCurrentStatus > {HELD_KEPT})",
+        f"(JobStatus == {HELD} && time() - EnteredCurrentStatus > {SPOOLING_KEPT})",
+    ]
     if walltime:
         # The pilot leaves by itself before its walltime; this is for one that cannot.
         terms.append(f"(JobStatus == {RUNNING} && time() - JobCurrentStartDate > {round(walltime) + WALLTIME_MARGIN})")
     return " || ".join(terms)
+
+
+def upload(count: int, size: int) -> tuple[int, float]:
+    """Of ``count`` pilots with files of ``size`` bytes each: how many to submit at once, and seconds that their upload may take."""
+    count = max(1, min(count, UPLOAD_MOST // max(1, size)))
+    return count, count * size / UPLOAD_PACE
 
 
 def description(words: Mapping[str, str], count: int) -> str:
@@ -338,6 +352,11 @@ def queue_state(ad: Mapping[str, object], known: Incarnation | None = None) -> P
             return history_state(ad, known)
         case _:  # transferring output, and what may be invented yet
             return PilotState(job=job, listed=Listed.ENDING, ticket=ticket, restart=restart, node=node)
+
+
+def is_spooling(ad: Mapping[str, object]) -> bool:
+    """The schedd waits for this job's files."""
+    return _whole(ad, "JobStatus") == HELD and _whole(ad, "HoldReasonCode") == HOLD_SPOOLING
 
 
 def hold_reason(ad: Mapping[str, object], last: str = "") -> str:

@@ -28,6 +28,7 @@ from windlass.factory.htcondor_words import (
     refusal,
     submit_error,
     submit_words,
+    upload,
 )
 from windlass.messages import PoolName, Resources
 
@@ -312,6 +313,7 @@ def test_the_submit_description_is_what_it_was_when_somebody_last_read_it() -> N
         "job_max_vacate_time = 20\n"
         "want_graceful_removal = true\n"
         "periodic_remove = (JobStatus == 5 && HoldReasonCode =!= 16 && time() - EnteredCurrentStatus > 3600)"
+        " || (JobStatus == 5 && time() - EnteredCurrentStatus > 86400)"
         " || (JobStatus == 2 && time() - JobCurrentStartDate > 3900)\n"
         "leave_in_queue = false\n"
         'My.WindlassFactory = "f"\n'
@@ -365,6 +367,14 @@ def test_what_the_submit_language_cannot_hold_is_refused() -> None:
 def test_a_pilot_without_walltime_is_removed_only_when_it_is_held() -> None:
     assert "JobCurrentStartDate" not in periodic_remove(0)
     assert "JobStatus == 5" in periodic_remove(0)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "at_once", "seconds"), [(32, 0, 32, 0.0), (32, 20 << 20, 3, 60.0), (32, 512 << 20, 1, 512.0), (2, 1 << 20, 2, 2.0)]
+)
+def test_uploads_go_in_parts_that_there_is_time_for(count: int, size: int, at_once: int, seconds: float) -> None:
+    """All that is asked of the schedd meanwhile waits for them."""
+    assert upload(count, size) == (at_once, seconds)
 
 
 def test_directives_are_read_as_people_write_them() -> None:

@@ -713,6 +713,11 @@ class Schedd:
         return Result(ask_schedd(self.place, {"do": "submit", "words": words, "count": count or 1}))
 
     def spool(self, result: Result) -> None:
+        upload = os.environ.get("STANDIN_UPLOAD")  # for tests
+        if upload == "hangs":
+            signal.pause()
+        elif upload == "is noted late":
+            return
         ask_schedd(self.place, {"do": "spool", "cluster": result.cluster()})
 
     def act(self, action: JobAction, which: list[str] | str, reason: tuple[str, int] | str | None = None) -> ClassAd:

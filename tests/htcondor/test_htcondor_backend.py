@@ -377,6 +377,28 @@ def test_pilots_whose_files_cannot_be_uploaded_do_not_stay(
     assert backend.query() == []
 
 
+def test_pilots_whose_upload_was_cut_off_are_removed_and_never_counted(
+    make_backend: MakeBackend, request_of: RequestOf, monkeypatch: pytest.MonkeyPatch, schedd: Any
+) -> None:
+    """The process that uploads is killed when its time is over; the schedd has taken the jobs, and keeps them on hold for ever."""
+    monkeypatch.setenv("STANDIN_UPLOAD", "hangs")
+    backend = make_backend(spool=True, command_timeout=1)
+    with pytest.raises(Unreachable, match="no answer to submit within 1"):
+        backend.submit(request_of(), 2)
+    monkeypatch.delenv("STANDIN_UPLOAD")
+    assert backend.query() == []
+    assert schedd.tell("query", constraint="true", projection=["ClusterId"]) == []
+
+
+def test_pilots_that_wait_for_a_schedd_to_note_their_upload_are_coming(
+    make_backend: MakeBackend, request_of: RequestOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STANDIN_UPLOAD", "is noted late")
+    backend = make_backend(spool=True)
+    [job] = backend.submit(request_of(), 1)
+    assert [(state.job, state.listed) for state in backend.query()] == [(job, Listed.QUEUED)]
+
+
 # ---------------------------------------------------------------- what the schedd refuses, and does not answer
 
 
