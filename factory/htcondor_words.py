@@ -74,8 +74,10 @@ SUSPENDED: Final = 7
 HOLD_SPOOLING: Final = 16
 #: Reason code that our own removals carry.
 REMOVE_CODE: Final = 1
-#: Seconds beyond the walltime until HTCondor removes a pilot that should have left by itself: transfers of input count there.
+#: Seconds beyond the walltime until HTCondor removes a pilot that should have left by itself; and one that has never begun, as its input
+#: is transferred first.
 WALLTIME_MARGIN: Final = 300
+INPUT_MARGIN: Final = 86_400
 #: Seconds that a held pilot is left for people to look at when no factory removes it.
 HELD_KEPT: Final = 3600
 #: The same for one whose files never came, as its factory ended while it uploaded them.
@@ -228,8 +230,12 @@ def periodic_remove(walltime: float) -> str:
         f"(JobStatus == {HELD} && time() - EnteredCurrentStatus > {SPOOLING_KEPT})",
     ]
     if walltime:
-        # The pilot leaves by itself before its walltime; this is for one that cannot.
-        terms.append(f"(JobStatus == {RUNNING} && time() - JobCurrentStartDate > {round(walltime) + WALLTIME_MARGIN})")
+        # The pilot leaves by itself before its walltime, which it counts from its own start; this is for one that cannot. What it says
+        # of its start may be of an earlier one, or missing while input is transferred: each part has to be true or false then, too.
+        longest, started = round(walltime) + WALLTIME_MARGIN, "time() - JobCurrentStartDate"
+        began = "(JobCurrentStartExecutingDate >= JobCurrentStartDate) =?= true"
+        overdue = f"({began} && time() - JobCurrentStartExecutingDate > {longest}) || {started} > {longest + INPUT_MARGIN}"
+        terms.append(f"(JobStatus == {RUNNING} && {started} > {longest} && ({overdue}))")
     return " || ".join(terms)
 
 

@@ -314,7 +314,9 @@ def test_the_submit_description_is_what_it_was_when_somebody_last_read_it() -> N
         "want_graceful_removal = true\n"
         "periodic_remove = (JobStatus == 5 && HoldReasonCode =!= 16 && time() - EnteredCurrentStatus > 3600)"
         " || (JobStatus == 5 && time() - EnteredCurrentStatus > 86400)"
-        " || (JobStatus == 2 && time() - JobCurrentStartDate > 3900)\n"
+        " || (JobStatus == 2 && time() - JobCurrentStartDate > 3900"
+        " && (((JobCurrentStartExecutingDate >= JobCurrentStartDate) =?= true && time() - JobCurrentStartExecutingDate > 3900)"
+        " || time() - JobCurrentStartDate > 90300))\n"
         "leave_in_queue = false\n"
         'My.WindlassFactory = "f"\n'
         'My.WindlassUser = "alice"\n'

@@ -396,6 +396,7 @@ class StandIn:
                 stderr=out,
                 start_new_session=True,
             )
+        job.ad["JobCurrentStartExecutingDate"] = int(time.time())
         job.pidfd = os.pidfd_open(job.process.pid)
         self.selector.register(job.pidfd, selectors.EVENT_READ, job)
 

@@ -24,7 +24,7 @@ from windlass.factory import logs
 from windlass.factory.backend import Cause, JobId, Listed, NoNodeLeft, PilotRequest, PilotState, Tag, backend_options
 from windlass.factory.environment import Environment
 from windlass.factory.htcondor import HTCondorBackend
-from windlass.factory.htcondor_words import SubmitOptions, submit_words
+from windlass.factory.htcondor_words import SubmitOptions, periodic_remove, submit_words
 from windlass.messages import PoolName, Resources
 
 RequestOf = Callable[..., PilotRequest]
@@ -397,6 +397,18 @@ def test_pilots_that_wait_for_a_schedd_to_note_their_upload_are_coming(
     backend = make_backend(spool=True)
     [job] = backend.submit(request_of(), 1)
     assert [(state.job, state.listed) for state in backend.query()] == [(job, Listed.QUEUED)]
+
+
+@pytest.mark.parametrize(
+    ("started", "began", "removed"),
+    [(3000, 3000, False), (4000, 4000, True), (4000, 1000, False), (4000, None, False), (4000, 90_000, False), (91_000, None, True)],
+)
+def test_the_schedd_counts_a_pilot_s_walltime_from_its_own_start(standin: Any, started: int, began: int | None, removed: bool) -> None:
+    """Its input may have been on its way for longer than an hour. Seconds ago; what began before it started was an earlier start."""
+    now = int(time.time())
+    ad = {"JobStatus": 2, "JobCurrentStartDate": now - started, "EnteredCurrentStatus": now - started}
+    ad |= {} if began is None else {"JobCurrentStartExecutingDate": now - began}
+    assert bool(standin.evaluate(periodic_remove(3600), ad)) is removed
 
 
 # ---------------------------------------------------------------- what the schedd refuses, and does not answer
