@@ -30,6 +30,10 @@ from typing import Any, Final
 PR_SET_PDEATHSIG: Final = 1
 #: What a partitionable slot has left, and what it has when nothing runs there.
 WHOLE: Final = {"Cpus": "TotalSlotCpus", "Memory": "TotalSlotMemory", "Disk": "TotalSlotDisk", "GPUs": "TotalSlotGPUs"}
+#: Submit commands by which users ask for credentials.
+CREDENTIAL_WORDS: Final = ("use_oauth_services", "use_scitokens")
+#: What is said before the address where users have to consent, once, to credentials of their jobs.
+CONSENT: Final = "HTCondor takes jobs with these credentials when you have allowed it at "
 #: The text of a failed start for lack of the bindings begins so.
 NO_BINDINGS: Final = "no bindings: "
 
@@ -74,7 +78,9 @@ class Condor:
     def submit(self, words: dict[str, str], count: int, spool: bool) -> dict[str, int]:
         """One cluster of so many jobs."""
         schedd = self._found()
-        result = schedd.submit(self._htcondor.Submit(words), count=count, spool=spool)
+        description = self._htcondor.Submit(words)
+        self._issue_credentials(description)
+        result = schedd.submit(description, count=count, spool=spool)
         if spool:
             try:
                 schedd.spool(result)
@@ -83,6 +89,19 @@ class Condor:
                 self.remove([str(result.cluster())], "Windlass: the upload of its files failed", 1)
                 raise
         return {"cluster": int(result.cluster()), "first": int(result.first_proc()), "count": int(result.num_procs())}
+
+    def _issue_credentials(self, description: Any) -> None:
+        """Give the access point what jobs are to have with them, as condor_submit does, and the bindings do only when they are told to."""
+        produced = getattr(self._htcondor, "param", {}).get("SEC_CREDENTIAL_PRODUCER")
+        if not produced and not any(description.get(word) for word in CREDENTIAL_WORDS):
+            return
+        try:
+            url = description.issue_credentials()
+        except Exception as error:  # noqa: BLE001  whatever it is, who has stored them by hand needs nothing
+            warnings.warn(f"no credentials could be stored for jobs: {error}", stacklevel=1)
+            return
+        if url:
+            raise RuntimeError(f"{CONSENT}{url}")
 
     def machines(self, requirements: str) -> list[str]:
         """Names of the pool's machines that meet the requirements of a job, when nothing else runs there."""

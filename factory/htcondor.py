@@ -46,12 +46,14 @@ from windlass.factory.backend import (
     JobId,
     Listed,
     NoNodeLeft,
+    NotNow,
     PilotRequest,
     PilotState,
     PoolDefaults,
     Tag,
 )
 from windlass.factory.condor_client import COMMAND, CondorClient, NoBindings, Refused
+from windlass.factory.condor_helper import CONSENT
 from windlass.factory.htcondor_words import Incarnation, SubmitOptions
 from windlass.factory.launch import own_template, pilot_script, write_script
 from windlass.factory.logs import OWN_LOG, PilotLogs
@@ -183,7 +185,7 @@ class HTCondorBackend:
         try:
             made = self._ask("submit", more=seconds, words=words, count=count, spool=self._spool)
         except Refused as error:
-            raise words_of.submit_error(str(error)) from None
+            raise _submit_error(str(error)) from None
         cluster, first, number = (_count(made, name) for name in ("cluster", "first", "count"))
         jobs = [JobId(f"{cluster}.{first + index}") for index in range(number)]
         for job in jobs:
@@ -384,7 +386,7 @@ class HTCondorBackend:
         try:
             made = self._ask("submit", words={**words, "hold": "true"}, count=1, spool=False)
         except Refused as error:
-            raise words_of.submit_error(str(error)) from None
+            raise _submit_error(str(error)) from None
         except Unreachable:
             self._remove(words_of.constraint_of(self._tag, self._user), "it was a probe")
             raise
@@ -449,6 +451,10 @@ def _user() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return str(os.getuid())
+
+
+def _submit_error(text: str) -> BatchError:
+    return NotNow(text) if text.startswith(CONSENT) else words_of.submit_error(text)
 
 
 def _size(path: str | os.PathLike[str]) -> int:

@@ -661,6 +661,13 @@ class DaemonType(enum.IntEnum):
 class Submit(dict[str, str]):
     """As `htcondor2.Submit`."""
 
+    def issue_credentials(self) -> str | None:
+        """Where the user has to consent; or it fails, as a test says."""
+        said = os.environ.get("STANDIN_CREDENTIALS", "")
+        if said.startswith("error: "):
+            raise RuntimeError(said.removeprefix("error: "))
+        return said or None
+
 
 class Collector:
     """As `htcondor2.Collector`; its address is the stand-in's socket."""

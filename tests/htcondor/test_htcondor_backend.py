@@ -21,7 +21,7 @@ import pytest
 import windlass
 from windlass.errors import OverLimit, Rejected, Unreachable, UsageError
 from windlass.factory import logs
-from windlass.factory.backend import Cause, JobId, Listed, NoNodeLeft, PilotRequest, PilotState, Tag, backend_options
+from windlass.factory.backend import Cause, JobId, Listed, NoNodeLeft, NotNow, PilotRequest, PilotState, Tag, backend_options
 from windlass.factory.environment import Environment
 from windlass.factory.htcondor import HTCondorBackend
 from windlass.factory.htcondor_words import SubmitOptions, periodic_remove, submit_words
@@ -397,6 +397,21 @@ def test_pilots_that_wait_for_a_schedd_to_note_their_upload_are_coming(
     backend = make_backend(spool=True)
     [job] = backend.submit(request_of(), 1)
     assert [(state.job, state.listed) for state in backend.query()] == [(job, Listed.QUEUED)]
+
+
+def test_credentials_that_jobs_ask_for_are_issued_before_they_are_submitted(
+    make_backend: MakeBackend, request_of: RequestOf, schedd: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by condor_submit: the bindings do so only when they are told to. Where the user has to consent first, the pool waits for that."""
+    schedd.tell("set", frozen=True)
+    monkeypatch.setenv("STANDIN_CREDENTIALS", "https://credentials.example.org/1")
+    asks = make_backend(extra_directives={"use_oauth_services": "scitokens"})
+    with pytest.raises(NotNow, match="when you have allowed it at https://credentials.example.org/1"):
+        asks.submit(request_of(), 1)
+    assert make_backend().submit(request_of(), 1) == ["1.0"]
+    monkeypatch.setenv("STANDIN_CREDENTIALS", "error: no credential daemon")
+    assert make_backend(extra_directives={"use_oauth_services": "scitokens"}).submit(request_of(), 1) == ["2.0"]
+    assert "no credentials could be stored for jobs: no credential daemon" in caplog.text
 
 
 @pytest.mark.parametrize(
