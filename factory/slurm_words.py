@@ -79,15 +79,20 @@ def same_tag(tag: Tag) -> Tag:
     return Tag(_UNFIT.sub("_", tag.factory), _UNFIT.sub("_", tag.manager))
 
 
+#: What ``sbatch --parsable`` prints; and what it prints without, where a site's wrapper takes that option away.
+_SUBMITTED: Final = re.compile(r"(?:Submitted batch job )?(\d+)(?:;(\S+)| on cluster (\S+))?")
+
+
 def task_ids(answer: str, count: int, array: bool, clusters: bool) -> list[JobId]:
-    """Ids of the pilots of a submission from what ``sbatch --parsable`` printed: ``17`` or ``17;cluster``, maybe after a site's own words.
+    """Ids of the pilots of a submission from what sbatch printed: ``17`` or ``17;cluster``, maybe after a site's own words.
 
     Raises `Unreachable` when there is no such line: a job may have been made.
     """
     for line in reversed(answer.splitlines()):
-        found = re.fullmatch(r"(\d+)(?:;(\S+))?", line.strip())
+        found = _SUBMITTED.fullmatch(line.strip())
         if found:
-            at = f"@{found[2]}" if clusters and found[2] else ""
+            cluster = found[2] or found[3]
+            at = f"@{cluster}" if clusters and cluster else ""
             names = [f"{found[1]}_{index}" for index in range(count)] if array else [found[1]]
             return [JobId(name + at) for name in names]
     raise Unreachable(f"sbatch printed no job id but {answer.strip()[:200]!r}")

@@ -302,6 +302,8 @@ def test_ids_are_read_from_what_sbatch_prints() -> None:
     assert words.task_ids("17;east\n", 2, True, True) == ["17_0@east", "17_1@east"]
     assert words.task_ids("17;east\n", 1, False, False) == ["17"]
     assert words.task_ids("Welcome!\n18\n", 1, False, False) == ["18"]
+    assert words.task_ids("Submitted batch job 19\n", 2, True, False) == ["19_0", "19_1"]
+    assert words.task_ids("Submitted batch job 20 on cluster east\n", 1, False, True) == ["20@east"]
     with pytest.raises(Unreachable, match="printed no job id"):
         words.task_ids("all is well", 1, False, False)
 
