@@ -163,9 +163,8 @@ class SlurmBackend:
         ran = self._submit(replace(request, avoid=excluded), count)
         if ran.status != 0 and count > 1 and slurm_words.is_array_refused(ran.stderr):
             # How large arrays may be is worth a command when the first is refused, and only then.
-            self._max_array = slurm_words.read_max_array(self._told(("scontrol", "show", "config")))
-            if self._max_array < count:
-                return self.submit(request, self._max_array)
+            self._max_array = slurm_words.read_max_array(self._told(("scontrol", "show", "config")), count)
+            return self.submit(request, self._max_array)
         if ran.status and excluded and slurm_words.are_nodes_unknown(ran.stderr):
             # Hosts that the program blocked go by their own names: in a domain, or of another pool.
             self._called |= self._ask_names(request.avoid)
