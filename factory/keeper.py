@@ -327,7 +327,7 @@ class Keeper:
         if isinstance(instruction, Submit) and isinstance(error, OverLimit):
             core.over_limit(instruction.request.ticket, text, instruction.count, now)
             if core.history.limits_alone == LIMITS_TOLD:
-                log.warning("%s: %s; it has no pilots whose end would make room, and asks again ever more seldom", kept.name, text)
+                log.warning("%s: %s; it has no pilots whose end would make room, and is tried again now and then", kept.name, text)
             else:
                 log.info("%s: %s", kept.name, text)
         elif isinstance(instruction, Submit) and isinstance(error, NotNow):

@@ -329,7 +329,8 @@ class SlurmBackend:
             self._fits = True
             [job] = slurm_words.task_ids(ran.stdout, 1, False, bool(self._clusters))
         except Unreachable:
-            self._cancel(("scancel", f"--user={_user()}", f"--name={name}"))
+            clusters = (f"--clusters={self._clusters}",) if self._clusters else ()
+            self._cancel(("scancel", *clusters, f"--user={_user()}", f"--name={name}"))
             raise
         self.cancel([job])
         return job

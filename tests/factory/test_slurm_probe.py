@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from windlass.errors import Unreachable
 from windlass.factory import slurm, slurm_words
 from windlass.factory.backend import PROBE, NoNodeLeft, PilotRequest, Tag
 from windlass.factory.commands import Ran
@@ -46,3 +47,20 @@ def test_a_probe_whose_cancellation_is_lost_is_cancelled_again_and_no_pilot(tmp_
         assert [state.job for state in backend.query()] == ["13"]
         assert ran == ["squeue", "scancel"]
         cut.clear()
+
+
+def test_a_probe_without_an_answer_is_cancelled_in_the_clusters_that_it_may_be_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would start an hour later, as a pilot without a manager."""
+    ran: list[tuple[str, ...]] = []
+
+    def run(command: tuple[str, ...], **_: object) -> Ran:
+        ran.append(command)
+        return Ran(1, "", "sbatch: error: Socket timed out on send/recv operation") if command[0] == "sbatch" else Ran(0, "", "")
+
+    monkeypatch.setattr(slurm, "run_command", run)
+    monkeypatch.setattr(SlurmBackend, "require_commands", staticmethod(lambda: None))
+    request = PilotRequest(ticket="f-1", pool=PoolName("p"), command=("worker",), resources=Resources(1.0), walltime=600.0)
+    with pytest.raises(Unreachable):
+        SlurmBackend(clusters="a,b").probe(request)
+    assert [command[0] for command in ran] == ["sbatch", "scancel"]
+    assert "--clusters=a,b" in ran[1]

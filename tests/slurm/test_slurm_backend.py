@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import getpass
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import pytest
 import windlass
 from windlass.cli import main
 from windlass.errors import Rejected, Unreachable, UsageError
+from windlass.factory import slurm_words
 from windlass.factory.backend import JobId, Listed, PilotRequest, Tag
 from windlass.factory.commands import Ran, run_command
 from windlass.factory.slurm import SlurmBackend
@@ -219,6 +221,23 @@ def test_a_machine_without_slurm_s_commands_is_told_so(tmp_path: Path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match="this machine has no sbatch and no squeue and no scancel: start the factory where jobs"):
         SlurmBackend().open(Tag("f"), tmp_path, lambda: None)
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="who is not root cannot be somebody else")
+def test_pilots_in_a_hidden_partition_are_seen_by_who_submitted_them() -> None:
+    """Slurm hides jobs there from everybody but root."""
+    with SlurmCluster(nodes=1) as cluster:
+        cluster.folder.chmod(0o755)
+        cluster.run("scontrol", "update", "PartitionName=high", "Hidden=YES")
+
+        def rows(*command: str, script: str | None = None) -> list[str]:
+            asked = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command)
+            return cluster.run(*asked, input=script).stdout.splitlines()
+
+        [job] = rows("sbatch", "--parsable", "--output=/dev/null", "-p", "high", "--job-name=windlass:f:m:t", script="#!/bin/sh\nsleep 9\n")
+        words = slurm_words.query_words("")
+        assert [row.state.job for row in slurm_words.read_rows("\n".join(rows(*words)), "windlass")] == [job]
+        assert len(rows(*(word for word in words if word != "--all"))) == 1, "the header; or nothing is hidden here"
 
 
 # ---------------------------------------------------------------- the command line
