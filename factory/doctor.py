@@ -273,14 +273,16 @@ def _watch(
             found.served_after = now
             found.node = found.node or workers[0]["host"]
             return
-        if status["paused"]:
-            text = str(status["paused"])
+        if status["paused"] or status["shut"]:
+            text = str(status["paused"] or status["shut"])
             if found.job or status["start_failures"]:
                 found.died, found.examined = text, found.examined or read_output(text)
             else:
                 found.refused = text
             return
         if found.ran_after < 0 and now > queue_patience:
+            if not found.job:  # a limit on jobs, or no answer
+                found.refused = str(status["failure"] or status["waits"])
             return
         if found.ran_after >= 0 and now - found.ran_after > start_patience:
             return

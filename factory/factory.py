@@ -395,6 +395,7 @@ class Factory:
             "waits": actions.waits if actions else "",
             "pilots": {phase.value: number for phase, number in core.fleet.counts().items() if number},
             "paused": core.history.paused,
+            "shut": core.history.shut,
             "failure": core.history.failure,
             "start_failures": core.history.start_failures,
             "core_hours": core.core_seconds(time.monotonic()) / 3600,

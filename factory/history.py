@@ -205,7 +205,8 @@ class History:
         """A submission was refused as asked; ``blocked``: no node that fits seems to be left beside these, which programs have blocked."""
         self.answered()
         self.failure = text
-        if any([row.avoid_none() for row in (self.starts, self.troubles, self.takes)]):  # perhaps no node is left
+        were_avoided = [row.avoid_none() for row in (self.starts, self.troubles, self.takes)]
+        if any(were_avoided):  # perhaps no node is left
             self._avoids = False
         elif blocked:
             self.blocked, self._blocked_wait = blocked, now + BLOCKED_WAIT

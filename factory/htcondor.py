@@ -180,10 +180,10 @@ class HTCondorBackend:
             self._require_other_nodes(request)
         seconds = 0.0
         if self._spool:
-            files = [self._script_path(request), *words.get("transfer_input_files", "").split(", ")]
+            files = [str(self._script_path(request)), *words.get("transfer_input_files", "").split(", ")]
             count, seconds = words_of.upload(count, sum(map(_size, files)))
         try:
-            made = self._ask("submit", more=seconds, words=words, count=count, spool=self._spool)
+            made = self._ask("submit", seconds, words=words, count=count, spool=self._spool)
         except Refused as error:
             raise _submit_error(str(error)) from None
         cluster, first, number = (_count(made, name) for name in ("cluster", "first", "count"))
@@ -424,7 +424,7 @@ class HTCondorBackend:
 
     # ---------------------------------------------------------------- the schedd
 
-    def _ask(self, do: str, *, more: float = 0.0, **arguments: object) -> object:
+    def _ask(self, do: str, more: float = 0.0, /, **arguments: object) -> object:
         """``more`` seconds than a request has else. Raises `Refused` with the bindings' own text, and `Unreachable`."""
         if self._client is None:  # for the command line, which opens nothing
             self.require_bindings()
@@ -457,7 +457,7 @@ def _submit_error(text: str) -> BatchError:
     return NotNow(text) if text.startswith(CONSENT) else words_of.submit_error(text)
 
 
-def _size(path: str | os.PathLike[str]) -> int:
+def _size(path: str) -> int:
     try:
         return os.path.getsize(path)
     except OSError:

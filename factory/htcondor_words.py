@@ -44,6 +44,8 @@ PROJECTION: Final = (
     "NumShadowStarts",
     "NumJobReconnects",
     "JobCurrentStartDate",
+    "JobCurrentStartExecutingDate",
+    "TransferringInput",
     "ShadowBday",
     "RemoteHost",
     "LastRemoteHost",
@@ -345,6 +347,9 @@ def queue_state(ad: Mapping[str, object], known: Incarnation | None = None) -> P
             reasons = [_text(ad, "VacateReason") if restart else "", _text(ad, "LastRejMatchReason")]
             reason = "; ".join(reason for reason in reasons if reason)
             return PilotState(job=job, listed=Listed.QUEUED, ticket=ticket, restart=restart, reason=reason)
+        case 2 if _awaits_input(ad):  # nothing of it runs yet that could connect
+            reason = "its input is being transferred"
+            return PilotState(job=job, listed=Listed.QUEUED, ticket=ticket, restart=restart, node=node, reason=reason)
         case 2 | 7:  # running; suspended
             reason = "suspended" if status == SUSPENDED else ""
             return PilotState(job=job, listed=Listed.RUNNING, ticket=ticket, restart=restart, node=node, reason=reason)
@@ -358,6 +363,12 @@ def queue_state(ad: Mapping[str, object], known: Incarnation | None = None) -> P
             return history_state(ad, known)
         case _:  # transferring output, and what may be invented yet
             return PilotState(job=job, listed=Listed.ENDING, ticket=ticket, restart=restart, node=node)
+
+
+def _awaits_input(ad: Mapping[str, object]) -> bool:
+    """A job has its machine and does not run there yet; what is said of its start may be of an earlier one."""
+    began, started = _whole(ad, "JobCurrentStartExecutingDate") or 0, _whole(ad, "JobCurrentStartDate") or 0
+    return ad.get("TransferringInput") is True and began < started
 
 
 def is_spooling(ad: Mapping[str, object]) -> bool:

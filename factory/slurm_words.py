@@ -152,7 +152,7 @@ def is_whole(text: str, clusters: str, stderr: str) -> bool:
             cluster = line.removeprefix(_CLUSTER).strip().lower()
         elif line.count("|") == len(FIELDS) and not line[:1].isdigit():  # jobs begin with their ids
             found.add(cluster)
-    asked = {name.strip().lower() for name in clusters.split(",")}
+    asked = {name.strip().lower() for name in clusters.split(",") if name.strip()}
     return bool(found) and ("error" not in stderr if "all" in asked else asked <= found)
 
 

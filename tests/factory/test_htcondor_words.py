@@ -101,6 +101,23 @@ def test_a_held_job_says_why_with_its_codes(label: str, reason: str) -> None:
     assert (state.listed, state.reason, state.node) == (Listed.HELD, reason, "vm")
 
 
+@pytest.mark.parametrize(
+    ("changes", "listed"),
+    [
+        ({}, Listed.RUNNING),
+        ({"TransferringInput": True}, Listed.QUEUED),
+        ({"TransferringInput": True, "JobCurrentStartExecutingDate": 5}, Listed.QUEUED),  # of an earlier start
+        ({"TransferringInput": True, "JobCurrentStartExecutingDate": 1795339900}, Listed.RUNNING),
+        ({"TransferringInput": False}, Listed.RUNNING),
+    ],
+)
+def test_a_job_whose_input_is_on_its_way_does_not_run_yet(changes: Ad, listed: Listed) -> None:
+    """Its pilot cannot connect, and would be ended for that after some minutes."""
+    state = queue_state(sample("running") | changes)
+    assert state is not None
+    assert state.listed is listed
+
+
 def test_a_job_whose_input_is_being_uploaded_is_held_and_yet_coming() -> None:
     """``spool=True`` submits jobs on hold, and HTCondor releases them."""
     state = queue_state(sample("held by user") | {"HoldReasonCode": 16, "HoldReason": "Spooling input data files"})

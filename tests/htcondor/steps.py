@@ -26,6 +26,8 @@ from windlass.factory.htcondor_words import COMPLETED, PROJECTION, history_state
 
 TIMES = {"JobCurrentStartDate", "ShadowBday"}
 HOSTS = {"RemoteHost", "LastRemoteHost"}
+#: What is asked for, but for what reaches the queue some time after a start: how soon differs from run to run.
+ASKED = [name for name in PROJECTION if name not in ("JobCurrentStartExecutingDate", "TransferringInput")]
 NO_WORDS: Mapping[str, str] = {}
 #: Seconds that the pool may take for one thing.
 PATIENCE = 120.0
@@ -109,10 +111,10 @@ class Steps:
             time.sleep(0.05)
 
     def query(self, which: str) -> list[dict[str, object]]:
-        return self.condor.query(which, list(PROJECTION))
+        return self.condor.query(which, ASKED)
 
     def history(self, which: str) -> list[dict[str, object]]:
-        return self.condor.history(which, list(PROJECTION), 10, "")
+        return self.condor.history(which, ASKED, 10, "")
 
     def act(self, action: str, which: Any, reason: Any = ("testing", 3)) -> dict[str, int]:
         counts = self.schedd.act(getattr(self.htcondor.JobAction, action), which, reason=reason)

@@ -406,7 +406,7 @@ def test_credentials_that_jobs_ask_for_are_issued_before_they_are_submitted(
     schedd.tell("set", frozen=True)
     monkeypatch.setenv("STANDIN_CREDENTIALS", "https://credentials.example.org/1")
     asks = make_backend(extra_directives={"use_oauth_services": "scitokens"})
-    with pytest.raises(NotNow, match="when you have allowed it at https://credentials.example.org/1"):
+    with pytest.raises(NotNow, match=r"when you have allowed it at https://credentials\.example\.org/1"):
         asks.submit(request_of(), 1)
     assert make_backend().submit(request_of(), 1) == ["1.0"]
     monkeypatch.setenv("STANDIN_CREDENTIALS", "error: no credential daemon")

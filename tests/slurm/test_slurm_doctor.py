@@ -51,3 +51,13 @@ def test_one_that_waits_in_the_queue_is_told_with_slurms_reason(slurm: SlurmClus
     legs = told(*check_up("slurm", options, heard, queue_patience=3))
     assert legs["queue"].state == FAILED
     assert "it still waits, and the batch system says: BeginTime" in legs["queue"].text
+
+
+def test_a_partition_that_takes_no_jobs_is_told_at_the_submission(slurm: SlurmCluster) -> None:
+    """The pool would wait for it; a person asks now."""
+    slurm.run("scontrol", "update", "PartitionName=high", "State=DRAIN")
+    try:
+        legs = told(*check_up("slurm", {"partition": "high"}, heard))
+    finally:
+        slurm.run("scontrol", "update", "PartitionName=high", "State=UP")
+    assert (legs["submit"].state, "inactive or drain" in legs["submit"].text) == (FAILED, True)
