@@ -141,10 +141,9 @@ class FactoryCore:
     #: The query that follows the last one may not come before this.
     _soonest: float = -math.inf
     _queried: bool = False
-    #: Answers to queries, and the last ones in which pilots had vanished, or had been taken away.
+    #: Answers to queries, and the last one in which pilots had vanished.
     _answers: int = 0
     _vanished_in: int = 0
-    _taken_in: int = 0
     #: When `demand` was heard.
     _heard_at: float = -math.inf
     #: Pilots that the manager knows in a pool of another name, which this one had in an earlier life.
@@ -340,10 +339,8 @@ class FactoryCore:
             self.history.died_at_start(ending.node, _told(ending, reason), ending.made_at, now)
         elif ending.troubled and not self.closing:
             self.history.was_in_trouble(ending.node, _told(ending, reason), ending.made_at, now)
-        elif ending.taken and not self.closing and self._taken_in != self._answers:
-            self._taken_in = self._answers
-            node = "" if math.isfinite(ending.served_at) else ending.node
-            self.history.was_taken(node, _told(ending, reason), ending.made_at, now)
+        elif ending.taken and not self.closing:
+            self.history.was_taken(_told(ending, reason), ending.made_at, now)
         elif self.history.troubles.count and ending.served_at >= self.history.troubled_at and ending.exit_status == 0:
             self.history.serve_well([ending.node])
 

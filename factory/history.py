@@ -22,9 +22,10 @@ row is.  A connection does not end this row: a pilot does that has begun since, 
 does time.  While others serve well some nodes are at fault, not the pool: if nodes can be avoided, the wait is a minute at most then, and
 there is no probe.
 
-*Taken* are pilots that others cancelled (an administrator, a rule of the site), and those that lost their node before they served.  However
-many an answer tells of, they are one; in a row they are followed by waits of 0, 1, 5, 15 min and by no pause, as nobody here knows when
-that ends.  Half an hour without any ends the row.
+*Taken* are pilots that others cancelled (an administrator, a rule of the site) before they had served for `LASTED` seconds, and those that
+lost their node before they served.  In a row they are followed by waits of 0, 1, 5, 15 min and by no pause, as nobody here knows when that
+ends.  One counts only if it was submitted since the last one that did: what is taken together, or bit by bit, is one, and only replacements
+that are taken as well make a row.  Half an hour without any ends it.
 
 *Black-hole nodes* end pilots at once and so get the next ones, and the next.  A node with two in a row is avoided for an hour,
 and each node counts once in its row, so that one bad node does not pause a pool (but a pilot that was submitted to keep away from it, and
@@ -56,10 +57,12 @@ START_BACKOFF: Final = (0.0, 60.0, 900.0, 1800.0, 3600.0)
 OWN_START_BACKOFF: Final = (0.0, 2.0, 5.0, 15.0, 60.0)
 #: Seconds to wait after pilots in a row whose nodes could not serve, in a batch system that is shared.
 TROUBLE_BACKOFF: Final = (0.0, 60.0, 300.0, 600.0)
-#: Seconds to wait after answers in a row that tell of pilots that others took away.
+#: Seconds to wait after pilots in a row that others took away.
 TAKEN_BACKOFF: Final = (0.0, 60.0, 300.0, 900.0)
 #: A pilot that has served for so many seconds shows that its node can.
 PROVEN: Final = 60.0
+#: One that others cancel after it has served for so many seconds is replaced as if it had ended by itself.
+LASTED: Final = 600.0
 #: Waiting at a limit on jobs: with own pilots in the queue, whose end is what is waited for, and without.
 OVER_LIMIT_WAIT: Final = 300.0
 OVER_LIMIT_ALONE: Final = 10.0
@@ -158,7 +161,7 @@ class History:
     troubles: Row = field(default_factory=Row)
     troubled_at: float = -math.inf
     trouble: str = ""
-    #: Times in a row that pilots were taken away; when that was last, and what it was.
+    #: Times in a row that pilots were taken away; when the last one that counts was, and what it was.
     takes: Row = field(default_factory=Row)
     taken_at: float = -math.inf
     taken: str = ""
@@ -205,8 +208,7 @@ class History:
         """A submission was refused as asked; ``blocked``: no node that fits seems to be left beside these, which programs have blocked."""
         self.answered()
         self.failure = text
-        were_avoided = [row.avoid_none() for row in (self.starts, self.troubles, self.takes)]
-        if any(were_avoided):  # perhaps no node is left
+        if any([self.starts.avoid_none(), self.troubles.avoid_none()]):  # perhaps no node is left
             self._avoids = False
         elif blocked:
             self.blocked, self._blocked_wait = blocked, now + BLOCKED_WAIT
@@ -261,7 +263,6 @@ class History:
     def serves_on(self, node: str) -> None:
         """A pilot that has connected earlier is on this node."""
         self.starts.forgive(node)
-        self.takes.forgive(node)
 
     def serve_well(self, nodes: Iterable[str]) -> None:
         """Some pilots serve well: trouble is that of single nodes. ``nodes``: of those that began since the last one."""
@@ -283,12 +284,14 @@ class History:
         self.failure, self.trouble, self.troubled_at = text, text.partition("\n")[0], now
         self.troubles.add(node if self._avoids else "", made_at, now, self.trouble_backoff)
 
-    def was_taken(self, node: str, text: str, made_at: float, now: float) -> None:
-        """Others have cancelled pilots, one of them submitted at ``made_at``; ``node``: where it was and had not served."""
+    def was_taken(self, text: str, made_at: float, now: float) -> None:
+        """Others have ended a pilot that was submitted at ``made_at``."""
         if now >= self.taken_at + 2 * TAKEN_BACKOFF[-1]:
             self.takes.end()
+        if self.takes.count and made_at < self.taken_at:
+            return  # it was there when the last one was taken, so it says nothing of what comes after that
         self.taken, self.taken_at = text.partition("\n")[0], now
-        self.takes.add(node if self._avoids else "", made_at, now, TAKEN_BACKOFF)
+        self.takes.add("", made_at, now, TAKEN_BACKOFF)
         if self.takes.count > 1:  # one may be the user's own doing
             self.failure = text
 
@@ -342,7 +345,7 @@ class History:
 
     def avoided(self, now: float) -> tuple[str, ...]:
         """Nodes to keep away from."""
-        return tuple(sorted(self.starts.avoided(now) | self.troubles.avoided(now) | self.takes.avoided(now)))
+        return tuple(sorted(self.starts.avoided(now) | self.troubles.avoided(now)))
 
     def note_wanted(self, wanted: int, now: float, window: float) -> None:
         """Remember how many pilots are wanted from now on, for `keep`."""

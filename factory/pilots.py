@@ -29,7 +29,7 @@ from typing import Final
 
 from windlass.addresses import is_named
 from windlass.factory.backend import RESTART_MARK, Cause, JobId, Listed, PilotState, pilot_word, split_pilot_word
-from windlass.factory.history import PROVEN
+from windlass.factory.history import LASTED, PROVEN
 from windlass.messages import CANNOT_SERVE, PilotId, PilotSeen
 
 #: Queries in a row that do not list a pilot before it counts as gone.
@@ -226,7 +226,7 @@ class Ending:
     charge: str = ""
     #: Its node could not serve, and nobody had asked it to end.
     troubled: bool = False
-    #: Somebody else cancelled it, or it lost its node before it served.
+    #: Somebody else cancelled it before it had served for long, or it lost its node before it served at all.
     taken: bool = False
     #: When it first served; -inf: it never did.
     served_at: float = -math.inf
@@ -368,7 +368,8 @@ class Fleet:
             blameless = pilot.found or blocked or bool(self.blocked and not pilot.node)
         # It may have been connected for so short a time that the manager never told.
         troubled = exit_status == CANNOT_SERVE and not asked
-        taken = not asked and (cause is Cause.CANCELLED or (cause is Cause.NODE and not pilot.served))
+        lasted = pilot.served and now - pilot.served_at >= LASTED
+        taken = not asked and ((cause is Cause.CANCELLED and not lasted) or (cause is Cause.NODE and not pilot.served))
         failed = not (blameless or troubled)
         self._over(pilot, words, cause, exit_status, now, failed=failed, gone=True, troubled=troubled, taken=taken)
         del self.pilots[pilot.job]

@@ -439,6 +439,34 @@ def test_a_pilot_that_somebody_cancels_is_replaced_at_once(make_pool: MakePool) 
     assert sim.core.history.failure == ""
 
 
+def test_what_one_act_ends_bit_by_bit_counts_once(make_pool: MakePool) -> None:
+    """Some pilots are gone at once, others when their time to end is over, so that several answers tell of it."""
+    sim = simulation(make_pool())
+    sim.calls = 40
+    sim.run(120)
+    jobs = list(sim.cluster.jobs)
+    for part in (jobs[:3], jobs[3:7], jobs[7:]):
+        sim.obey(sim.cluster.cancel(part, sim.now))
+        sim.run(60)
+    assert (sim.core.history.takes.count, sim.cluster.alive, sum(sim.submissions)) == (1, 10, 20)
+    assert sim.core.history.failure == ""
+
+
+def test_pilots_that_are_cancelled_when_they_have_served_for_long_are_replaced_as_ever(make_pool: MakePool) -> None:
+    """As by a program of the operators', each at the same age: one goes every few minutes, day and night, and none may put off the next."""
+    sim = simulation(make_pool(max_pilots=20, walltime=0.0))
+    fewest = 20
+    for _ in range(4 * 360):
+        sim.calls = min(80, 4 * (1 + int(sim.now // 180)))
+        running = [job for job in sim.cluster.jobs.values() if job.state is Listed.RUNNING]
+        if old := [job.job for job in running if sim.now - job.started_at >= 3600.0]:
+            sim.obey(sim.cluster.cancel(old, sim.now))
+        sim.tick(10.0)
+        fewest = min(fewest, sim.cluster.alive) if sim.now > 3700.0 else fewest
+    assert fewest >= 18
+    assert sim.core.history.takes.count == 0
+
+
 def test_hosts_that_programs_have_blocked_are_avoided(make_pool: MakePool) -> None:
     """As long as they are."""
     sim = simulation(make_pool(max_pilots=4), nodes=4)

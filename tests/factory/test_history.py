@@ -186,26 +186,29 @@ def test_pilots_that_others_take_away_are_followed_by_longer_waits_and_by_no_pau
     history = History(max_start_failures=1)
     waits: list[float] = []
     for _ in range(5):
-        history.was_taken("", "CANCELLED", 0.0, 0.0)
+        history.was_taken("CANCELLED", 0.0, 0.0)
         history.served("")
         waits.append(history.submit_after(0.0)[0])
     assert waits == [0, 60, 300, 900, 900]
     assert (history.paused, history.failure) == ("", "CANCELLED")
-    history.was_taken("", "CANCELLED", 0.0, 1800.0)
+    history.was_taken("CANCELLED", 1800.0, 1800.0)
     assert (history.takes.count, history.submit_after(1800.0)) == (1, (1800.0, ""))
-    history.was_taken("", "CANCELLED", 0.0, 1800.0)
+    history.was_taken("CANCELLED", 1800.0, 1800.0)
     history.resume()
     assert history.submit_after(1800.0) == (1800.0, "")
 
 
-def test_a_node_that_loses_pilots_before_they_serve_is_avoided() -> None:
-    """One whose prolog fails, where Slurm is not to queue pilots again."""
+def test_only_what_was_submitted_since_the_last_one_was_taken_makes_a_row() -> None:
+    """One act may end pilots bit by bit, and a rule of the site one each few minutes, which were all there before: nothing follows."""
     history = History()
-    for at in (0.0, 10.0):
-        history.was_taken("bad", "CANCELLED", at, at)
-    assert (history.avoided(10.0), history.takes.count) == (("bad",), 1)
-    history.served("bad")
-    assert history.avoided(10.0) == ()
+    history.was_taken("CANCELLED", 0.0, 100.0)
+    for now in range(100, 1000, 10):
+        history.was_taken("CANCELLED", 99.0, float(now))
+    assert (history.takes.count, history.submit_after(1000.0), history.failure) == (1, (1000.0, ""), "")
+    history.was_taken("CANCELLED", 101.0, 1000.0)
+    assert (history.takes.count, history.submit_after(1000.0)[0]) == (2, 1060.0)
+    history.was_taken("CANCELLED", 101.0, 1050.0)
+    assert history.submit_after(1050.0)[0] == 1060.0
 
 
 def test_a_limit_halves_the_batch_and_waits_for_an_own_pilot_to_end() -> None:
