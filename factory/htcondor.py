@@ -287,6 +287,8 @@ class HTCondorBackend:
                 # Requests go one by one: who would upload its files was cut off. It would be waited for, and stay held, for ever.
                 abandoned.append(job)
                 continue
+            if job is not None and job not in self._known and words_of.is_given_up(ad):
+                continue  # it never was a pilot, and nobody has taken one away
             state = words_of.queue_state(ad, self._known.get(job) if job else None)
             if state is not None:
                 states.append(state)

@@ -84,6 +84,8 @@ INPUT_MARGIN: Final = 86_400
 HELD_KEPT: Final = 3600
 #: The same for one whose files never came, as its factory ended while it uploaded them.
 SPOOLING_KEPT: Final = 86_400
+#: What removals of pilots say whose files never came, by the backend and by the process that uploads.
+NOT_UPLOADED: Final = "Windlass: the upload of its files"
 #: Bytes that one submission uploads (``spool=True``), unless a single pilot has more; and bytes a second for which there is time.
 UPLOAD_MOST: Final = 64 << 20
 UPLOAD_PACE: Final = 1 << 20
@@ -374,6 +376,11 @@ def _awaits_input(ad: Mapping[str, object]) -> bool:
 def is_spooling(ad: Mapping[str, object]) -> bool:
     """The schedd waits for this job's files."""
     return _whole(ad, "JobStatus") == HELD and _whole(ad, "HoldReasonCode") == HOLD_SPOOLING
+
+
+def is_given_up(ad: Mapping[str, object]) -> bool:
+    """This job is being removed as its files never came."""
+    return _whole(ad, "JobStatus") == REMOVED and NOT_UPLOADED in _text(ad, "RemoveReason")
 
 
 def hold_reason(ad: Mapping[str, object], last: str = "") -> str:

@@ -308,6 +308,7 @@ class Fleet:
                     continue  # of an earlier life, or ended long ago
                 walltime = self.walltimes.get(state.ticket, 0.0)
                 pilot = Pilot(state.job, state.ticket, state.restart or 0, since=now, made_at=now, found=found, walltime=walltime)
+                pilot.asked = found and state.listed is Listed.ENDING  # perhaps by the earlier life, which is nothing against anybody
                 self.pilots[state.job] = pilot
             self._one_listed(pilot, state, now)
         for pilot in [pilot for job, pilot in self.pilots.items() if job not in seen]:

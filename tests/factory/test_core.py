@@ -813,6 +813,21 @@ def test_an_earlier_life_of_the_factory_left_pilots_that_count(make_pool: MakePo
     assert (sim.submissions, sim.cluster.alive) == ([3], 10)
 
 
+def test_pilots_that_an_earlier_life_was_ending_count_for_nothing(make_pool: MakePool) -> None:
+    """A program that was killed and starts again sees the rest of them, and sees them end by a cancellation that it has not asked for."""
+    sim = simulation(make_pool())
+    jobs = sim.cluster.submit("f-old-1", 4, 0.0, cores=4.0)
+    sim.cluster.advance(0.0)
+    sim.cluster.cancel(jobs, 0.0)
+    sim.calls = 40
+    for part in (jobs[:2], jobs[2:]):
+        sim.tick(5.0)
+        for job in part:
+            sim.cluster.process_ended(job, 0, -15, sim.now)
+        sim.run(60)
+    assert (sim.core.history.takes.count, sim.core.history.failure, sim.cluster.alive) == (0, "", 10)
+
+
 class AnyWeather(RuleBasedStateMachine):
     """Whatever happens, and in whatever order."""
 

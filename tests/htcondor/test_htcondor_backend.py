@@ -390,6 +390,19 @@ def test_pilots_whose_upload_was_cut_off_are_removed_and_never_counted(
     assert schedd.tell("query", constraint="true", projection=["ClusterId"]) == []
 
 
+def test_pilots_that_are_removed_as_their_files_never_came_are_none(make_backend: MakeBackend, request_of: RequestOf, schedd: Any) -> None:
+    """They stay in the queue for a moment, and would count as taken away by somebody when they have left it."""
+    schedd.tell("set", frozen=True)
+    first = make_backend()
+    [job] = first.submit(request_of(), 1)
+    first.close()
+    for name, value in (("RemoveReason", '"Windlass: the upload of its files failed (by user alice)"'), ("JobStatus", "3")):
+        schedd.tell("edit", which="ClusterId == 1", name=name, value=value)
+    assert make_backend().query() == []
+    schedd.tell("edit", which="ClusterId == 1", name="RemoveReason", value='"Windlass: not needed any more (by user alice)"')
+    assert [(state.job, state.listed) for state in make_backend().query()] == [(job, Listed.ENDING)]
+
+
 def test_pilots_that_wait_for_a_schedd_to_note_their_upload_are_coming(
     make_backend: MakeBackend, request_of: RequestOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
