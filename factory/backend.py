@@ -245,6 +245,15 @@ class SharedBatch(Protocol):
 
 
 @runtime_checkable
+class Hurries(Protocol):
+    """A batch system to which a submission can take long."""
+
+    def hurry(self) -> None:
+        """The factory ends: a submission that takes long is broken off, and none may take long any more. Called by any thread."""
+        ...
+
+
+@runtime_checkable
 class SharedQueries(Protocol):
     """A batch system that tells of several pools in one answer."""
 

@@ -41,19 +41,28 @@ class NoBindings(Exception):
 
 
 class CondorClient:
-    """Requests to one schedd; used by one thread. ``log``: where the process's own words go; None: to stderr."""
+    """Requests to one schedd; used by one thread, but for `hurry`. ``log``: where the process's own words go; None: to stderr."""
 
     def __init__(self, command: Sequence[str], collector: str, schedd: str, log: Path | None) -> None:
         self._command = (*command, collector, schedd)
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
+        #: It is at a request that takes long; and none may any more.
+        self._long: subprocess.Popen[bytes] | None = None
+        self._hurries = False
         #: Warnings of the bindings in the last answer.
         self.warnings: tuple[str, ...] = ()
 
-    def ask(self, do: str, seconds: float, **arguments: object) -> Any:
-        """One request and its answer. Raises `Refused`, `NoBindings`, and `Unreachable` when there is none after ``seconds``."""
+    def ask(self, do: str, seconds: float, more: float = 0.0, **arguments: object) -> Any:
+        """One request and its answer. Raises `Refused`, `NoBindings`, and `Unreachable` when there is none after ``seconds``.
+
+        ``more`` seconds, unless somebody is in a hurry by then or in the meantime.
+        """
         process = self._running()
+        self._long = process if more else None  # before it is asked whether to hurry: either this thread sees it, or `hurry` this
+        if self._hurries:
+            more = 0.0
         line = json.dumps({"do": do, **arguments}).encode() + b"\n"
         try:
             assert process.stdin is not None
@@ -61,7 +70,8 @@ class CondorClient:
             process.stdin.flush()
         except BrokenPipeError:
             self._died(process, do)
-        answer = self._read(process, do, seconds)
+        answer = self._read(process, do, seconds + more)
+        self._long = None
         self.warnings = tuple(answer.get("warnings", ()))
         if "error" in answer:
             raise Refused(str(answer["error"]))
@@ -101,8 +111,17 @@ class CondorClient:
         line, _, self._unread = self._unread.partition(b"\n")
         return cast("dict[str, Any]", json.loads(line))
 
+    def hurry(self) -> None:
+        """A request that takes long is broken off, and none may take long any more. Called by any thread."""
+        self._hurries = True
+        process = self._long
+        if process is not None:
+            process.kill()
+
     def _died(self, process: subprocess.Popen[bytes], do: str) -> None:
         self._end(kill=True)
+        if self._long is process and self._hurries:
+            raise Unreachable(f"the {do} was broken off, as it takes long and the factory ends")
         status, words = process.returncode, tail_of(self._log) if self._log else ""
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         raise Unreachable(f"the process that talks to HTCondor ended in {do} ({how})" + (f": {words}" if words else ""))

@@ -420,6 +420,10 @@ class HTCondorBackend:
             raise Rejected(refused)
         return counts
 
+    def hurry(self) -> None:
+        if self._client is not None:
+            self._client.hurry()
+
     def close(self) -> None:
         if self._client is not None:
             self._client.close()
@@ -432,7 +436,7 @@ class HTCondorBackend:
             self.require_bindings()
             self._client = CondorClient(self._helper, *self._where, None)
         try:
-            value: object = self._client.ask(do, self._limit + more, **arguments)
+            value: object = self._client.ask(do, self._limit, more, **arguments)
         except NoBindings as error:
             raise Unreachable(f"{MISSING} ({error})") from None
         for warning in self._client.warnings:
@@ -442,7 +446,7 @@ class HTCondorBackend:
     def _ask_safely(self, do: str, **arguments: object) -> object:
         """As `_ask`, with what was asked beside the bindings' texts, which can be empty."""
         try:
-            return self._ask(do, **arguments)
+            return self._ask(do, more=0.0, **arguments)
         except Refused as error:
             asked = next((arguments[name] for name in ("constraint", "which", "requirements") if name in arguments), "")
             raise Unreachable(f"{do} of {asked}: {' '.join(str(error).split())}") from None

@@ -30,7 +30,7 @@ from typing import Final, Protocol, cast
 import msgspec
 
 from windlass.errors import BatchError, Closed, OverLimit, Rejected, Unreachable
-from windlass.factory.backend import Backend, NoNodeLeft, NotNow, PilotState, SharedQueries
+from windlass.factory.backend import Backend, Hurries, NoNodeLeft, NotNow, PilotState, SharedQueries
 from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Release, Submit
 from windlass.factory.history import LIMITS_TOLD, SHUT_WAIT
 from windlass.factory.ledger import Ledger
@@ -160,7 +160,12 @@ class Keeper:
             one.put = self._putter(one)
 
     def _putter(self, kept: Kept) -> Callable[[Event], None]:
-        return lambda event: self._events.put((kept, event))
+        def put(event: Event) -> None:
+            self._events.put((kept, event))
+            if isinstance(event, Close | Leave | Lost) and isinstance(kept.backend, Hurries):
+                kept.backend.hurry()  # the thread may be busy with what takes an hour
+
+        return put
 
     def start(self) -> None:
         """Backends and ports are open: begin."""

@@ -504,7 +504,10 @@ class StandIn:
                 elif isinstance(key.data, Job):
                     self.ended(key.data)
                 else:
-                    data = key.data.recv(1 << 20)
+                    try:
+                        data = key.data.recv(1 << 20)
+                    except ConnectionResetError:  # killed before it took its answer
+                        data = b""
                     buffers[key.fd] += data
                     if not data:
                         self.selector.unregister(key.data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -401,6 +402,27 @@ def test_pilots_that_are_removed_as_their_files_never_came_are_none(make_backend
     assert make_backend().query() == []
     schedd.tell("edit", which="ClusterId == 1", name="RemoveReason", value='"Windlass: not needed any more (by user alice)"')
     assert [(state.job, state.listed) for state in make_backend().query()] == [(job, Listed.ENDING)]
+
+
+def test_a_factory_that_closes_waits_for_no_upload(schedd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One may take an hour, and the program would end before anybody has removed the pilots."""
+    monkeypatch.setenv("STANDIN_UPLOAD", "hangs")
+    big = tmp_path / "big"
+    big.touch()
+    os.truncate(big, 500 << 20)
+    backend = HTCondorBackend(
+        schedd.helper, collector=schedd.place, spool=True, query_interval=0.05, extra_directives={"transfer_input_files": str(big)}
+    )
+
+    def held() -> list[Any]:
+        found: list[Any] = schedd.tell("query", constraint="JobStatus == 5", projection=["ClusterId"])
+        return found
+
+    with windlass.Manager() as manager, windlass.Factory(manager, backend, cores=1, max_pilots=1, min_pilots=1, grace=1) as factory:
+        wait_until(held)
+        factory.close(0)
+        assert factory.wait(0)
+        assert held() == []
 
 
 def test_pilots_that_wait_for_a_schedd_to_note_their_upload_are_coming(
