@@ -134,6 +134,7 @@ class HTCondorBackend:
         for doubt in options_of.doubtful_directives(self._options.directives):
             log.warning("%s", doubt)
         self._spool = values.flag("spool", spool)
+        self._uploads = words_of.Uploads()
         self._helper, self._where = tuple(helper), (collector, schedd)
         self._user = _user()
         self._tag = Tag("FACTORY", "MANAGER")
@@ -178,14 +179,18 @@ class HTCondorBackend:
             raise (Unreachable if error.errno in PASSING else Rejected)(f"cannot write what is to be submitted: {error}") from None
         if request.avoid:
             self._require_other_nodes(request)
-        seconds = 0.0
-        if self._spool:
-            files = [str(self._script_path(request)), *words.get("transfer_input_files", "").split(", ")]
-            count, seconds = words_of.upload(count, sum(map(_size, files)))
+        size = self._upload_size(request, words) if self._spool else 0
+        count, seconds = self._uploads.part(count, size)
+        began = time.monotonic()
         try:
             made = self._ask("submit", seconds, words=words, count=count, spool=self._spool)
         except Refused as error:
             raise _submit_error(str(error)) from None
+        except Unreachable:
+            if self._spool and time.monotonic() - began >= self._limit + seconds:
+                self._cut_off(count, size, self._limit + seconds)
+            raise
+        self._uploads.done(count * size, time.monotonic() - began)
         cluster, first, number = (_count(made, name) for name in ("cluster", "first", "count"))
         jobs = [JobId(f"{cluster}.{first + index}") for index in range(number)]
         for job in jobs:
@@ -193,6 +198,23 @@ class HTCondorBackend:
         if self._logs is not None:
             self._logs.submitted(jobs)
         return jobs
+
+    def _upload_size(self, request: PilotRequest, words: Mapping[str, str]) -> int:
+        """Bytes of the files that a pilot brings with it, as far as they are known here."""
+        named = words.get("transfer_input_files", "").replace("$(DOLLAR)", "$").split(",")
+        names = [str(self._script_path(request)), self._options.container_image, *(name.strip() for name in named)]
+        return sum(_size(self._folder / name) for name in names if name)
+
+    def _cut_off(self, count: int, size: int, limit: float) -> None:
+        self._uploads.cut_off(limit)
+        log.warning(
+            "the upload of files for %d pilots, %.0f MB each as far as is known, took longer than %.0f s; command_timeout= gives it more,"
+            " and the next one has up to %.0f s by itself",
+            count,
+            size / 1e6,
+            limit,
+            self._limit + self._uploads.least,
+        )
 
     def _require_other_nodes(self, request: PilotRequest) -> None:
         """Raises `NoNodeLeft` where all machines that fit are to be avoided: HTCondor would take pilots, and they would wait for ever."""
@@ -446,7 +468,7 @@ class HTCondorBackend:
     def _ask_safely(self, do: str, **arguments: object) -> object:
         """As `_ask`, with what was asked beside the bindings' texts, which can be empty."""
         try:
-            return self._ask(do, more=0.0, **arguments)
+            return self._ask(do, **arguments)
         except Refused as error:
             asked = next((arguments[name] for name in ("constraint", "which", "requirements") if name in arguments), "")
             raise Unreachable(f"{do} of {asked}: {' '.join(str(error).split())}") from None
@@ -463,9 +485,11 @@ def _submit_error(text: str) -> BatchError:
     return NotNow(text) if text.startswith(CONSENT) else words_of.submit_error(text)
 
 
-def _size(path: str) -> int:
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all in a folder."""
     try:
-        return os.path.getsize(path)
+        files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names] if path.is_dir() else [path]
+        return sum(file.stat().st_size for file in files)
     except OSError:
         return 0  # what is wrong with it will be told
 

@@ -86,9 +86,14 @@ HELD_KEPT: Final = 3600
 SPOOLING_KEPT: Final = 86_400
 #: What removals of pilots say whose files never came, by the backend and by the process that uploads.
 NOT_UPLOADED: Final = "Windlass: the upload of its files"
-#: Bytes that one submission uploads (``spool=True``), unless a single pilot has more; and bytes a second for which there is time.
+#: Bytes that one submission uploads (``spool=True``), unless a single pilot has more: at first, and where uploads have turned out to take
+#: less than so many seconds.
 UPLOAD_MOST: Final = 64 << 20
+UPLOAD_LARGEST: Final = 1 << 30
+UPLOAD_QUICK: Final = 10.0
+#: Bytes a second for which an upload has time; and the seconds that it has in the end, where it was cut off again and again.
 UPLOAD_PACE: Final = 1 << 20
+UPLOAD_LONGEST: Final = 4 * 3600.0
 
 JOB: Final = re.compile(r"\d+\.\d+\Z")
 # ---------------------------------------------------------------- out: the submit description
@@ -243,10 +248,28 @@ def periodic_remove(walltime: float) -> str:
     return " || ".join(terms)
 
 
-def upload(count: int, size: int) -> tuple[int, float]:
-    """Of ``count`` pilots with files of ``size`` bytes each: how many to submit at once, and seconds that their upload may take."""
-    count = max(1, min(count, UPLOAD_MOST // max(1, size)))
-    return count, count * size / UPLOAD_PACE
+@dataclass(slots=True)
+class Uploads:
+    """How much a submission uploads, and how long that may take, by what became of earlier ones. Times in seconds."""
+
+    most: int = UPLOAD_MOST
+    #: An upload has as long, whatever is known of its size.
+    least: float = 0.0
+
+    def part(self, count: int, size: int) -> tuple[int, float]:
+        """Of ``count`` pilots with files of ``size`` bytes each: how many to submit at once, and how long their upload may take."""
+        count = max(1, min(count, self.most // max(1, size)))
+        return count, max(self.least, count * size / UPLOAD_PACE)
+
+    def done(self, sent: int, took: float) -> None:
+        """So many bytes took so long."""
+        self.least = min(self.least, 2 * took)
+        if took < UPLOAD_QUICK and sent >= self.most // 2:
+            self.most = min(UPLOAD_LARGEST, 2 * self.most)
+
+    def cut_off(self, limit: float) -> None:
+        """An upload took longer than ``limit``; begun anew with no more time, it would be cut off for ever."""
+        self.most, self.least = UPLOAD_MOST, min(UPLOAD_LONGEST, 2 * limit)
 
 
 def description(words: Mapping[str, str], count: int) -> str:

@@ -15,6 +15,7 @@ from windlass.factory.htcondor_options import OWN_COMMANDS, checked_attributes, 
 from windlass.factory.htcondor_words import (
     Incarnation,
     SubmitOptions,
+    Uploads,
     constraint_of,
     constraint_of_jobs,
     description,
@@ -28,7 +29,6 @@ from windlass.factory.htcondor_words import (
     refusal,
     submit_error,
     submit_words,
-    upload,
 )
 from windlass.messages import PoolName, Resources
 
@@ -393,7 +393,35 @@ def test_a_pilot_without_walltime_is_removed_only_when_it_is_held() -> None:
 )
 def test_uploads_go_in_parts_that_there_is_time_for(count: int, size: int, at_once: int, seconds: float) -> None:
     """All that is asked of the schedd meanwhile waits for them."""
-    assert upload(count, size) == (at_once, seconds)
+    assert Uploads().part(count, size) == (at_once, seconds)
+
+
+def test_where_uploads_are_quick_the_parts_grow() -> None:
+    """Pilots with 70 MB each would be submitted one by one, and there may be 24 submissions in ten minutes."""
+    uploads, counts = Uploads(), list[int]()
+    for _ in range(7):
+        count, _ = uploads.part(32, 70 << 20)
+        counts.append(count)
+        uploads.done(count * (70 << 20), 9.0)
+    assert counts == [1, 1, 3, 7, 14, 14, 14]
+    uploads.done(14 * (70 << 20), 60.0)
+    uploads.done(4096, 0.1)
+    assert uploads.part(32, 70 << 20)[0] == 14
+    uploads.cut_off(1010.0)
+    assert uploads.part(32, 70 << 20)[0] == 1
+
+
+def test_an_upload_that_is_cut_off_gets_there_at_last() -> None:
+    """Also over a slow line, and when not all of the files are known: it would be begun anew day and night."""
+    uploads, times = Uploads(), list[float]()
+    for _ in range(12):
+        _, seconds = uploads.part(1, 0)
+        times.append(seconds)
+        uploads.cut_off(30.0 + seconds)
+    assert times[:4] == [0.0, 60.0, 180.0, 420.0]
+    assert times[-1] == 14_400.0
+    uploads.done(0, 100.0)
+    assert uploads.part(1, 0) == (1, 200.0)
 
 
 def test_directives_are_read_as_people_write_them() -> None:

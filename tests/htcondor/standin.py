@@ -239,7 +239,8 @@ class StandIn:
     def do_spool(self, cluster: int) -> None:
         """The files of the jobs are uploaded: they are released."""
         for job in [job for job in self.jobs.values() if job.ad["ClusterId"] == cluster]:
-            missing = [path for path in job.words.get("transfer_input_files", "").split(", ") if path and not Path(path).is_file()]
+            named = [path.strip() for path in job.words.get("transfer_input_files", "").split(",")]
+            missing = [path for path in named if path and not Path(path).exists()]
             if missing:
                 why = f"|Error: 1 total failures: first failure: reading from file {missing[0]}: (errno 2) No such file or directory"
                 sides = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -379,13 +380,14 @@ def test_pilots_whose_files_cannot_be_uploaded_do_not_stay(
 
 
 def test_pilots_whose_upload_was_cut_off_are_removed_and_never_counted(
-    make_backend: MakeBackend, request_of: RequestOf, monkeypatch: pytest.MonkeyPatch, schedd: Any
+    make_backend: MakeBackend, request_of: RequestOf, monkeypatch: pytest.MonkeyPatch, schedd: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The process that uploads is killed when its time is over; the schedd has taken the jobs, and keeps them on hold for ever."""
     monkeypatch.setenv("STANDIN_UPLOAD", "hangs")
     backend = make_backend(spool=True, command_timeout=1)
     with pytest.raises(Unreachable, match="no answer to submit within 1"):
         backend.submit(request_of(), 2)
+    assert "took longer than 1 s; command_timeout= gives it more, and the next one has up to 3 s by itself" in caplog.text
     monkeypatch.delenv("STANDIN_UPLOAD")
     assert backend.query() == []
     assert schedd.tell("query", constraint="true", projection=["ClusterId"]) == []
@@ -423,6 +425,29 @@ def test_a_factory_that_closes_waits_for_no_upload(schedd: Any, tmp_path: Path, 
         factory.close(0)
         assert factory.wait(0)
         assert held() == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"extra_directives": {"transfer_input_files": "FOLDER/a,FOLDER/b"}},
+        {"extra_directives": {"transfer_input_files": "FOLDER/a, FOLDER/b"}},
+        {"extra_directives": {"transfer_input_files": "FOLDER"}},
+        {"container_image": "FOLDER/b"},
+    ],
+)
+def test_what_is_uploaded_is_counted_however_it_is_named(
+    make_backend: MakeBackend, request_of: RequestOf, schedd: Any, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """What is not counted has too little time, and would be begun anew for ever."""
+    schedd.tell("set", frozen=True)
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    for name, size in (("a", 10), ("b", 60)):
+        (folder / name).touch()
+        os.truncate(folder / name, size << 20)
+    given = json.loads(json.dumps(options).replace("FOLDER", str(folder)))
+    assert len(make_backend(spool=True, **given).submit(request_of(), 3)) == 1
 
 
 def test_pilots_that_wait_for_a_schedd_to_note_their_upload_are_coming(
