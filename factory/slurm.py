@@ -177,6 +177,8 @@ class SlurmBackend:
             refused = slurm_words.refusal("sbatch", ran.status, ran.stderr)
             if excluded and slurm_words.lacks_nodes(ran.stderr) and self._fits_somewhere(request):
                 raise NoNodeLeft(str(refused))
+            if isinstance(refused, NotNow) and slurm_words.lacks_partition(ran.stderr) and not self._is_shut():
+                raise Rejected(str(refused))
             raise refused
         jobs = slurm_words.task_ids(ran.stdout, count, count > 1, bool(self._clusters))
         self._live |= set(jobs)
@@ -201,6 +203,14 @@ class SlurmBackend:
             except BatchError:
                 return True  # the next try asks again, unless Slurm took it
         return True
+
+    def _is_shut(self) -> bool:
+        """The partition takes no jobs for now. Slurm has one text for this, and for a job that no partition of several would ever take."""
+        try:
+            told = self._told(slurm_words.partitions_words(self._clusters))
+        except Unreachable:
+            return True  # the next try asks again
+        return slurm_words.are_shut(told, dict(self._asked).get("partition", ""))
 
     def _excluded(self, avoid: Sequence[str]) -> tuple[str, ...]:
         """Nodes to avoid as Slurm calls them, as far as it was asked."""

@@ -167,6 +167,20 @@ def read_nodes(text: str) -> set[str]:
     return {line.strip() for line in text.splitlines() if line.strip() and not line.startswith(_CLUSTER)}
 
 
+def partitions_words(clusters: str) -> tuple[str, ...]:
+    """The command line that asks which partitions take jobs."""
+    option = (f"--clusters={clusters}",) if clusters else ()
+    return ("sinfo", *option, "--all", "--noheader", "--format=%P|%a")
+
+
+def are_shut(text: str, partition: str) -> bool:
+    """By an answer to `partitions_words` there are such partitions ("": the one that is meant without), and none of them takes jobs."""
+    rows = [line.strip().partition("|") for line in text.splitlines()]
+    names = {name.strip() for name in partition.split(",")}
+    states = {state for name, _, state in rows if (name.rstrip("*") in names if partition else name.endswith("*"))}
+    return bool(states) and "up" not in states
+
+
 # ---------------------------------------------------------------- states
 
 #: Slurm's states but for PENDING and FAILED.
@@ -344,9 +358,10 @@ _UNREACHABLE: Final = re.compile(
     r"|Invalid authentication credential|Header lengths|[Ff]ailed to fetch config|[Bb]roken pipe|Connection reset|Job credential"
     r"|Unable to resolve|Temporary failure in name resolution|slurm_persist_conn|shutting down"
 )
+_NO_PARTITION: Final = "Required partition not available"
 #: The site takes no such job for now, whatever it asks for: for maintenance, or as one of its parts is away.
 _NOT_NOW: Final = re.compile(
-    r"Required partition not available|can't be reached now|No clusters can be reached|problem talking to the database"
+    rf"{_NO_PARTITION}|can't be reached now|No clusters can be reached|problem talking to the database"
     r"|Incompatible versions of client and server"
 )
 #: Too many jobs for now.
@@ -389,6 +404,11 @@ def tidy(stderr: str) -> str:
 def is_array_refused(stderr: str) -> bool:
     """sbatch refused the size of the array."""
     return "Invalid job array specification" in stderr
+
+
+def lacks_partition(stderr: str) -> bool:
+    """sbatch refused as no partition takes the job: for now, or this job never."""
+    return _NO_PARTITION in stderr
 
 
 def are_nodes_unknown(stderr: str) -> bool:

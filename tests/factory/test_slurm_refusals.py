@@ -1,0 +1,64 @@
+"""What the Slurm backend does about refusals of sbatch that another command has to explain; Slurm's commands are the test's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from windlass.errors import Rejected
+from windlass.factory import slurm, slurm_words
+from windlass.factory.backend import NotNow, PilotRequest, Tag
+from windlass.factory.commands import Ran
+from windlass.factory.slurm import SlurmBackend
+from windlass.messages import PoolName, Resources
+
+REQUEST = PilotRequest(ticket="f-1", pool=PoolName("p"), command=("worker",), resources=Resources(1.0), walltime=600.0)
+NO_PARTITION = Ran(1, "", "sbatch: error: Batch job submission failed: Required partition not available (inactive or drain)\n")
+SILENCE = Ran(1, "", "slurm_load_partitions: Unable to contact slurm controller (connect failure)\n")
+
+Answer = Callable[[Sequence[str], str], Ran]
+
+
+@pytest.fixture
+def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SlurmBackend]:
+    """Makes a backend whose commands are answered by a function of the command and its input."""
+
+    def make(answer: Answer, *, partition: str = "") -> SlurmBackend:
+        monkeypatch.setattr(slurm, "run_command", lambda command, *, text="", **_: answer(command, text))
+        monkeypatch.setattr(SlurmBackend, "require_commands", staticmethod(lambda: None))
+        backend = SlurmBackend(partition=partition)
+        backend.open(Tag("f", "m"), tmp_path, lambda: None)
+        return backend
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("partition", "told", "kind"),
+    [
+        ("long", Ran(0, "short*|up\nlong|drain\n", ""), NotNow),
+        ("long,gpu", Ran(0, "short*|up\nlong|inact\ngpu|drain\n", ""), NotNow),
+        ("", Ran(0, "short*|inact\nlong|up\n", ""), NotNow),
+        ("long", SILENCE, NotNow),
+        ("short,long", Ran(0, "short*|up\nlong|drain\n", ""), Rejected),
+        ("", Ran(0, "short*|up\nlong|drain\n", ""), Rejected),
+        ("long", Ran(1, "", "sinfo: error: you may not see this"), Rejected),
+    ],
+)
+def test_that_no_partition_takes_a_job_is_waited_for_only_where_it_is_shut(
+    answering: Callable[..., SlurmBackend], partition: str, told: Ran, kind: type[Exception]
+) -> None:
+    """Slurm says the same of a job that no partition of several would ever take, and so do plugins of sites: that would be waited for in
+    vain."""
+    backend = answering(lambda command, text: told if command[0] == "sinfo" else NO_PARTITION, partition=partition)
+    with pytest.raises(Rejected, match="Required partition not available") as refused:
+        backend.submit(REQUEST, 1)
+    assert type(refused.value) is kind
+
+
+def test_partitions_are_asked_for_in_the_clusters_that_pilots_go_to() -> None:
+    assert "--clusters=a,b" in slurm_words.partitions_words("a,b")
+    assert slurm_words.are_shut("CLUSTER: a\nlong|drain\n\nCLUSTER: b\nlong|inact\n", "long")
+    assert not slurm_words.are_shut("CLUSTER: a\nlong|drain\n\nCLUSTER: b\nlong|up\n", "long")
