@@ -18,14 +18,16 @@ share; Slurm's own last line is in it, too."""
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pwd
 import shlex
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar, Final, cast
 
 from windlass.addresses import is_named
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable, UsageError, require_flag
@@ -51,6 +53,9 @@ from windlass.factory.processes import tail_of
 from windlass.passing import PASSING
 
 log = logging.getLogger("windlass.factory")
+
+#: Seconds until larger arrays are tried again where a site refuses them and nothing says why.
+FEWER_FOR: Final = 3600.0
 
 
 class SlurmBackend:
@@ -135,8 +140,10 @@ class SlurmBackend:
         self._called: dict[str, tuple[str, ...]] = {}
         #: Slurm has taken a pilot that might go anywhere, when it was asked as one was refused with nodes to avoid.
         self._fits = False
-        #: Tasks that an array may have, where it was refused for its size; 0: not known.
+        #: Tasks that an array may have by the configuration, where one was refused for its size; 0: not known.
         self._max_array = 0
+        #: Tasks that it may have until then, as one was refused and nothing says why; 0: none was.
+        self._fewer, self._fewer_until = 0, -math.inf
 
     # ---------------------------------------------------------------- the protocol
 
@@ -157,14 +164,18 @@ class SlurmBackend:
             )
 
     def submit(self, request: PilotRequest, count: int) -> Sequence[JobId]:
-        if self._max_array:
-            count = min(count, self._max_array)
+        most = self._fewer if time.monotonic() < self._fewer_until else self._max_array
+        count = min(count, most) if most else count
         excluded = self._excluded(request.avoid)
         ran = self._submit(replace(request, avoid=excluded), count)
         if ran.status != 0 and count > 1 and slurm_words.is_array_refused(ran.stderr):
-            # How large arrays may be is worth a command when the first is refused, and only then.
-            self._max_array = slurm_words.read_max_array(self._told(("scontrol", "show", "config")), count)
-            return self.submit(request, self._max_array)
+            if not self._max_array:  # how large arrays may be is worth a command when the first is refused, and only then
+                self._max_array = slurm_words.read_max_array(self._told(("scontrol", "show", "config"))) or self.max_batch
+                if self._max_array < count:
+                    return self.submit(request, self._max_array)
+            # A site may have rules of its own, which may end.
+            self._fewer, self._fewer_until = min(self._fewer or count, count // 2), time.monotonic() + FEWER_FOR
+            raise OverLimit(f"an array of {count} pilots is refused: {slurm_words.tidy(ran.stderr)}")
         if ran.status and excluded and slurm_words.are_nodes_unknown(ran.stderr):
             # Hosts that the program blocked go by their own names: in a domain, or of another pool.
             self._called |= self._ask_names(request.avoid)

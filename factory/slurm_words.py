@@ -427,12 +427,10 @@ def only_ended(stderr: str) -> bool:
     return bool(lines) and all(_ENDED_ALREADY.search(line) for line in lines)
 
 
-def read_max_array(config: str, refused: int) -> int:
-    """How many tasks an array may have by what ``scontrol show config`` printed ("": 1), where one of ``refused`` was refused: fewer."""
+def read_max_array(config: str) -> int:
+    """How many tasks an array may have by what ``scontrol show config`` printed; 0: it does not say."""
     found = [re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.MULTILINE), re.search(r"\bmax_array_tasks=(\d+)", config)]
-    most = min((int(limit[1]) for limit in found if limit), default=1)
-    # Where that does not say why, a site has rules of its own, and half as many may do.
-    return max(1, most if most < refused else refused // 2)
+    return min((max(1, int(limit[1])) for limit in found if limit), default=0)
 
 
 # ---------------------------------------------------------------- options

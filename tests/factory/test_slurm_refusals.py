@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from windlass.errors import Rejected
+from windlass.errors import OverLimit, Rejected
 from windlass.factory import slurm, slurm_words
 from windlass.factory.backend import NotNow, PilotRequest, Tag
 from windlass.factory.commands import Ran
@@ -62,3 +64,50 @@ def test_partitions_are_asked_for_in_the_clusters_that_pilots_go_to() -> None:
     assert "--clusters=a,b" in slurm_words.partitions_words("a,b")
     assert slurm_words.are_shut("CLUSTER: a\nlong|drain\n\nCLUSTER: b\nlong|inact\n", "long")
     assert not slurm_words.are_shut("CLUSTER: a\nlong|drain\n\nCLUSTER: b\nlong|up\n", "long")
+
+
+class Arrays:
+    """Answers of a site that takes arrays up to a size."""
+
+    def __init__(self, most: int, config: str) -> None:
+        self.most, self.config = most, config
+        self.ran: list[str] = []
+
+    def __call__(self, command: Sequence[str], text: str) -> Ran:
+        self.ran.append(command[0])
+        if command[0] == "scontrol":
+            return Ran(0, self.config, "")
+        array = re.search(r"--array=0-(\d+)", text)
+        if array and int(array[1]) >= self.most:
+            return Ran(1, "", "sbatch: error: Batch job submission failed: Invalid job array specification\n")
+        return Ran(0, "17\n", "")
+
+
+def test_an_array_that_is_larger_than_the_configuration_allows_is_made_smaller_at_once(answering: Callable[..., SlurmBackend]) -> None:
+    site = Arrays(10, "MaxArraySize            = 1001\nSchedulerParameters     = defer,max_array_tasks=10\n")
+    backend = answering(site)
+    assert [len(backend.submit(REQUEST, 32)) for _ in range(2)] == [10, 10]
+    assert site.ran == ["sbatch", "scontrol", "sbatch", "sbatch"]
+
+
+@pytest.mark.parametrize("config", ["MaxArraySize            = 1001\n", ""])
+def test_an_array_that_is_refused_and_nothing_says_why_is_a_limit(
+    answering: Callable[..., SlurmBackend], monkeypatch: pytest.MonkeyPatch, config: str
+) -> None:
+    """A rule of the site's: half as many are tried by the next command, and as many an hour later, as the rule may have ended."""
+    now = 0.0
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(monotonic=lambda: now))
+    site = Arrays(10, config)
+    backend = answering(site)
+    for count in (32, 16):
+        with pytest.raises(OverLimit, match=f"an array of {count} pilots is refused: .*Invalid job array specification"):
+            backend.submit(REQUEST, 32)
+    assert site.ran == ["sbatch", "scontrol", "sbatch"]
+    assert len(backend.submit(REQUEST, 32)) == 8
+    now = 3600.0
+    with pytest.raises(OverLimit, match="an array of 32 pilots is refused"):
+        backend.submit(REQUEST, 32)
+    assert len(backend.submit(REQUEST, 32)) == 8, "it is known what does"
+    now = 7200.0
+    site.most = 1000
+    assert len(backend.submit(REQUEST, 32)) == 32

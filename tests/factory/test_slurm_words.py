@@ -370,15 +370,9 @@ def test_short_lives_get_no_warning_that_may_be_a_minute_early() -> None:
 
 def test_the_size_of_arrays_is_read_from_the_configuration() -> None:
     config = recorded("scontrol-config-max")["stdout"]
-    assert words.read_max_array(config, 2000) == 1001
-    assert words.read_max_array(f"{config}\nSchedulerParameters     = defer,max_array_tasks=10\n", 32) == 10
-    assert words.read_max_array("", 32) == 1
-
-
-def test_where_nothing_says_how_large_an_array_may_be_half_as_many_are_tried() -> None:
-    """A pool would be paused for a rule of the site's own."""
-    config = recorded("scontrol-config-max")["stdout"]
-    assert [words.read_max_array(config, refused) for refused in (32, 3, 2)] == [16, 1, 1]
+    assert words.read_max_array(config) == 1001
+    assert words.read_max_array(f"{config}\nSchedulerParameters     = defer,max_array_tasks=10\n") == 10
+    assert words.read_max_array("") == 0
 
 
 NOISE = "squeue: error: Ignoring obsolete FastSchedule=1 option. Please remove from your configuration.\n"

@@ -16,7 +16,7 @@ import pytest
 
 import windlass
 from windlass.cli import main
-from windlass.errors import Rejected, Unreachable, UsageError
+from windlass.errors import OverLimit, Rejected, Unreachable, UsageError
 from windlass.factory import slurm_words
 from windlass.factory.backend import JobId, Listed, PilotRequest, Tag
 from windlass.factory.commands import Ran, run_command
@@ -144,7 +144,7 @@ def test_a_submission_may_be_smaller_than_asked_where_arrays_are(
 def test_how_large_arrays_may_be_is_asked_again_where_nothing_was_told_for_now(
     strict_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch, start_backend: Start, make_request: Make
 ) -> None:
-    """One silence is not to make a submission of each pilot for the factory's life; where there is no scontrol it has to be so."""
+    """One silence is not to make a submission of each pilot for the factory's life; where there is no scontrol half as many are tried."""
     monkeypatch.setenv("SLURM_CONF", str(strict_cluster.conf))
     backend = start_backend()
     error = OSError(errno.EAGAIN, "Resource temporarily unavailable")
@@ -159,7 +159,9 @@ def test_how_large_arrays_may_be_is_asked_again_where_nothing_was_told_for_now(
         with pytest.raises(Unreachable, match="cannot start scontrol"):
             backend.submit(make_request(), 6)
     error = FileNotFoundError(errno.ENOENT, "No such file or directory")
-    assert len(backend.submit(make_request(), 6)) == 1
+    with pytest.raises(OverLimit, match="an array of 6 pilots is refused"):
+        backend.submit(make_request(), 6)
+    assert len(backend.submit(make_request(), 6)) == 3
     backend.cancel_all()
 
 
