@@ -21,6 +21,7 @@ import logging
 import math
 import os
 import pwd
+import re
 import shlex
 import shutil
 import time
@@ -134,7 +135,7 @@ class SlurmBackend:
         self._live: set[JobId] = set()
         #: Nodes that pilots were on.
         self._nodes: set[str] = set()
-        #: What squeue last said beside its answer.
+        #: What squeue last said beside its answer, without numbers.
         self._complaint = ""
         #: Names of nodes to avoid that Slurm was asked about, as it refused one of them, and what it calls the nodes that each means.
         self._called: dict[str, tuple[str, ...]] = {}
@@ -288,8 +289,8 @@ class SlurmBackend:
         complaint = slurm_words.tidy(ran.stderr)
         if not slurm_words.is_whole(ran.stdout, self._clusters, ran.stderr):
             raise Unreachable(f"squeue gave no whole answer: {complaint or 'it lacks the header'}")
-        if complaint != self._complaint:
-            self._complaint = complaint
+        if (told := re.sub(r"\d+", "", complaint)) != self._complaint:  # there may be a time in it
+            self._complaint = told
             log.info("squeue answers, and says beside it: %s", complaint or "nothing any more")
         return slurm_words.read_rows(ran.stdout, self._prefix, clusters=bool(self._clusters))
 

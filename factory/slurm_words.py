@@ -141,7 +141,7 @@ def _fields(line: str) -> list[str]:
 def is_whole(text: str, clusters: str, stderr: str) -> bool:
     """This is a whole answer to `query_words`, with the header of each cluster that was asked for, and about this user.
 
-    Of ``all`` clusters nobody knows which are missing, but for what was said of them on stderr.
+    Of ``all`` clusters, or of names in brackets, nobody knows here which are missing, but for what was said of them on stderr.
     """
     if _UNKNOWN_USER in stderr:
         return False
@@ -153,7 +153,8 @@ def is_whole(text: str, clusters: str, stderr: str) -> bool:
         elif line.count("|") == len(FIELDS) and not line[:1].isdigit():  # jobs begin with their ids
             found.add(cluster)
     asked = {name.strip().lower() for name in clusters.split(",") if name.strip()}
-    return bool(found) and ("error" not in stderr if "all" in asked else asked <= found)
+    unnamed = "all" in asked or "[" in clusters
+    return bool(found) and ("error" not in stderr if unnamed else asked <= found)
 
 
 def nodes_words(clusters: str) -> tuple[str, ...]:
@@ -295,7 +296,8 @@ def _failed(reason: str, wait_status: int) -> tuple[Listed, Cause, str, int | No
     if reason == "NonZeroExitCode":
         return Listed.ENDED, Cause.EXIT, f"FAILED: exit status {status}" if status else f"FAILED: {reason}", status or None
     if reason == "JobLaunchFailure" or number == NOT_STARTED:
-        return Listed.ENDED, Cause.EXIT, f"FAILED: {reason}: its node could not start it; can it write the log's folder?", None
+        words = reason or "JobLaunchFailure"
+        return Listed.ENDED, Cause.EXIT, f"FAILED: {words}: its node could not start it; can it write the log's folder?", None
     return Listed.ENDED, Cause.UNKNOWN, f"FAILED: {reason}" if reason else "FAILED", status or None
 
 
@@ -422,8 +424,8 @@ def lacks_nodes(stderr: str) -> bool:
 
 
 def only_ended(stderr: str) -> bool:
-    """scancel complained of no jobs but those that have ended."""
-    lines = [line for line in stderr.splitlines() if _OF_A_JOB.search(line)]
+    """scancel complained of no jobs but those that have ended, and of no silence."""
+    lines = [line for line in stderr.splitlines() if _OF_A_JOB.search(line) or _UNREACHABLE.search(line)]
     return bool(lines) and all(_ENDED_ALREADY.search(line) for line in lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -111,3 +112,14 @@ def test_an_array_that_is_refused_and_nothing_says_why_is_a_limit(
     now = 7200.0
     site.most = 1000
     assert len(backend.submit(REQUEST, 32)) == 32
+
+
+def test_what_squeue_complains_of_is_logged_once_although_it_says_when(
+    answering: Callable[..., SlurmBackend], caplog: pytest.LogCaptureFixture
+) -> None:
+    header = "JOBID|STATE|REASON|NODELIST|EXIT_CODE|RESTART_|PARTITION|PRIORITY|NAME|\n"
+    complaints = iter([f"[2026-11-27T10:0{minute}:01] error: obsolete\n" for minute in range(3)])
+    backend = answering(lambda command, text: Ran(0, header, next(complaints)))
+    with caplog.at_level(logging.INFO, "windlass.factory"):
+        assert [backend.query() for _ in range(3)] == [[], [], []]
+    assert caplog.text.count("squeue answers, and says beside it: ") == 1

@@ -94,6 +94,7 @@ def test_each_state_is_read_with_its_cause(job: str, listed: Listed, cause: Caus
             None,
             "FAILED: RaisedSignal:53(Real-time_signal_19): its node could not start it; can it write the log's folder?",
         ),
+        ("0:53", "None", Cause.EXIT, None, "FAILED: JobLaunchFailure: its node could not start it; can it write the log's folder?"),
         ("a later form", "NonZeroExitCode", Cause.EXIT, None, "FAILED: NonZeroExitCode"),
     ],
 )
@@ -329,6 +330,8 @@ def test_jobs_that_have_ended_are_no_error_of_scancel() -> None:
     assert not words.only_ended(recorded("scancel-other-user")["stderr"])
     assert not words.only_ended("")
     assert not words.only_ended(NOISE)
+    silence = "scancel: error: Unable to contact slurm controller (connect failure)\n"
+    assert not words.only_ended(recorded("scancel-tag-me")["stderr"] + silence)
 
 
 def test_a_name_carries_the_tag_and_the_ticket_there_and_back() -> None:
@@ -402,6 +405,8 @@ def test_of_several_clusters_each_has_to_be_there() -> None:
     assert not words.is_whole(one, "a,b", "")
     assert words.is_whole(both, "all", "")
     assert not words.is_whole(one, "all", away)
+    assert words.is_whole(both, "c[1-2]", "")  # Slurm knows what that means
+    assert not words.is_whole(one, "c[1-2]", away)
 
 
 def test_commands_have_the_token_of_their_user_and_pilots_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
