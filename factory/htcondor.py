@@ -311,7 +311,7 @@ class HTCondorBackend:
                 continue
             if job is not None and job not in self._known and words_of.is_given_up(ad):
                 continue  # it never was a pilot, and nobody has taken one away
-            state = words_of.queue_state(ad, self._known.get(job) if job else None)
+            state = words_of.queue_state(ad, self._known.get(job) if job else None, started)
             if state is not None:
                 states.append(state)
                 self._known[state.job] = words_of.incarnation(ad, self._known.get(state.job))

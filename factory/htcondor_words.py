@@ -80,6 +80,8 @@ REMOVE_CODE: Final = 1
 #: is transferred first.
 WALLTIME_MARGIN: Final = 300
 INPUT_MARGIN: Final = 86_400
+#: One whose input has been on its way for so many seconds is not waited for any more.
+INPUT_LONGEST: Final = 6 * 3600
 #: Seconds that a held pilot is left for people to look at when no factory removes it.
 HELD_KEPT: Final = 3600
 #: The same for one whose files never came, as its factory ended while it uploaded them.
@@ -360,8 +362,8 @@ def incarnation(ad: Mapping[str, object], known: Incarnation | None) -> Incarnat
     return Incarnation(max(0, _starts(ad, reconnected) - 1), started)
 
 
-def queue_state(ad: Mapping[str, object], known: Incarnation | None = None) -> PilotState | None:
-    """How an ad of the queue lists its pilot; None: it is no ad of a job."""
+def queue_state(ad: Mapping[str, object], known: Incarnation | None = None, now: float = 0.0) -> PilotState | None:
+    """How an ad of the queue lists its pilot ``now`` (seconds since the epoch); None: it is no ad of a job."""
     job, status = job_of(ad), _whole(ad, "JobStatus")
     if job is None or status is None:
         return None
@@ -372,7 +374,7 @@ def queue_state(ad: Mapping[str, object], known: Incarnation | None = None) -> P
             reasons = [_text(ad, "VacateReason") if restart else "", _text(ad, "LastRejMatchReason")]
             reason = "; ".join(reason for reason in reasons if reason)
             return PilotState(job=job, listed=Listed.QUEUED, ticket=ticket, restart=restart, reason=reason)
-        case 2 if _awaits_input(ad):  # nothing of it runs yet that could connect
+        case 2 if _awaits_input(ad, now):  # nothing of it runs yet that could connect
             reason = "its input is being transferred"
             return PilotState(job=job, listed=Listed.QUEUED, ticket=ticket, restart=restart, node=node, reason=reason)
         case 2 | 7:  # running; suspended
@@ -390,10 +392,10 @@ def queue_state(ad: Mapping[str, object], known: Incarnation | None = None) -> P
             return PilotState(job=job, listed=Listed.ENDING, ticket=ticket, restart=restart, node=node)
 
 
-def _awaits_input(ad: Mapping[str, object]) -> bool:
+def _awaits_input(ad: Mapping[str, object], now: float) -> bool:
     """A job has its machine and does not run there yet; what is said of its start may be of an earlier one."""
     began, started = _whole(ad, "JobCurrentStartExecutingDate") or 0, _whole(ad, "JobCurrentStartDate") or 0
-    return ad.get("TransferringInput") is True and began < started
+    return ad.get("TransferringInput") is True and began < started and now - started < INPUT_LONGEST
 
 
 def is_spooling(ad: Mapping[str, object]) -> bool:

@@ -118,6 +118,14 @@ def test_a_job_whose_input_is_on_its_way_does_not_run_yet(changes: Ad, listed: L
     assert state.listed is listed
 
 
+def test_a_job_whose_input_hangs_is_not_waited_for_for_ever() -> None:
+    """Its pilot counts as running then, and so as one that does not connect."""
+    ad = sample("running") | {"TransferringInput": True}
+    started = ad["JobCurrentStartDate"]
+    states = [queue_state(ad, None, started + hours * 3600.0) for hours in (5, 7)]
+    assert [state.listed for state in states if state] == [Listed.QUEUED, Listed.RUNNING]
+
+
 def test_a_job_whose_input_is_being_uploaded_is_held_and_yet_coming() -> None:
     """``spool=True`` submits jobs on hold, and HTCondor releases them."""
     state = queue_state(sample("held by user") | {"HoldReasonCode": 16, "HoldReason": "Spooling input data files"})
