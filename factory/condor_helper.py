@@ -92,10 +92,10 @@ class Condor:
 
     def _issue_credentials(self, description: Any) -> None:
         """Give the access point what jobs are to have with them, as condor_submit does, and the bindings do only when they are told to."""
-        produced = getattr(self._htcondor, "param", {}).get("SEC_CREDENTIAL_PRODUCER")
-        if not produced and not any(description.get(word) for word in CREDENTIAL_WORDS):
-            return
         try:
+            asked = any(str(description.get(word) or "false").lower() not in ("false", "no", "0") for word in CREDENTIAL_WORDS)
+            if not asked and not getattr(self._htcondor, "param", {}).get("SEC_CREDENTIAL_PRODUCER"):
+                return
             url = description.issue_credentials()
         except Exception as error:  # noqa: BLE001  whatever it is, who has stored them by hand needs nothing
             warnings.warn(f"no credentials could be stored for jobs: {error}", stacklevel=1)

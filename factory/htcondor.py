@@ -141,6 +141,8 @@ class HTCondorBackend:
         self._folder = Path("FOLDER")
         self._logs: PilotLogs | None = None
         self._client: CondorClient | None = None
+        #: The last warnings of the bindings.
+        self._warned: tuple[str, ...] = ()
         #: Jobs that are there, or were when last listed: their newest incarnation, and when they were last seen or submitted.
         self._known: dict[JobId, Incarnation | None] = {}
         self._seen_at: dict[JobId, float] = {}
@@ -462,7 +464,9 @@ class HTCondorBackend:
         except NoBindings as error:
             raise Unreachable(f"{MISSING} ({error})") from None
         for warning in self._client.warnings:
-            log.warning("HTCondor says to %s: %s", do, warning)
+            level = logging.INFO if warning in self._warned else logging.WARNING  # as each submission may bring it
+            log.log(level, "HTCondor says to %s: %s", do, warning)
+        self._warned = self._client.warnings or self._warned
         return value
 
     def _ask_safely(self, do: str, **arguments: object) -> object:

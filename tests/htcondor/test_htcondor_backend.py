@@ -470,8 +470,13 @@ def test_credentials_that_jobs_ask_for_are_issued_before_they_are_submitted(
         asks.submit(request_of(), 1)
     assert make_backend().submit(request_of(), 1) == ["1.0"]
     monkeypatch.setenv("STANDIN_CREDENTIALS", "error: no credential daemon")
-    assert make_backend(extra_directives={"use_oauth_services": "scitokens"}).submit(request_of(), 1) == ["2.0"]
-    assert "no credentials could be stored for jobs: no credential daemon" in caplog.text
+    asks = make_backend(extra_directives={"use_oauth_services": "scitokens"})
+    assert [asks.submit(request_of(), 1) for _ in range(2)] == [["2.0"], ["3.0"]]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == ["HTCondor says to submit: no credentials could be stored for jobs: no credential daemon"], "once"
+    caplog.clear()
+    assert make_backend(extra_directives={"use_scitokens": "False"}).submit(request_of(), 1) == ["4.0"]
+    assert "credentials" not in caplog.text
 
 
 @pytest.mark.parametrize(
