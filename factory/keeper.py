@@ -363,6 +363,9 @@ class Keeper:
         core = kept.core
         for ending in core.take_endings():
             core.ended(ending, kept.backend.tail(ending.job) if ending.telling else "", time.monotonic())
+            for one in self.kept if ending.gone else ():
+                if one.core.history.limits_alone:  # the limit on jobs may be that of all of them
+                    one.core.history.pilot_ended()
             log.info("%s: pilot %s has ended: %s", kept.name, ending.pilot, ending.reason)
         self._warn(kept)
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 import pytest
 
 from windlass.errors import UnknownName, UsageError
+from windlass.factory import history
 from windlass.factory.backend import OWN_MACHINE, CommandLimits, PilotState
 from windlass.factory.factory import Factory, Pool
 from windlass.factory.fake import FakeBackend, Fault
@@ -159,6 +160,21 @@ def test_pools_of_one_batch_system_share_its_queries_and_its_budget(manager: Por
     first, second = (kept.core for kept in factory._kept)  # pyright: ignore[reportPrivateUsage]
     assert first.budget.times is second.budget.times
     assert (first.budget.sent["submit"], second.budget.sent["submit"]) == (1, 1)
+
+
+def test_a_pool_that_a_limit_leaves_without_pilots_is_tried_again_when_another_s_pilot_ends(
+    manager: Ports, start: Callable[..., Factory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit on jobs may be that of all pools of the batch system."""
+    monkeypatch.setattr(history, "OVER_LIMIT_ALONE", 1e6)
+    first, second = Cluster(), Cluster()
+    second.cluster.standing["submit"] = (Fault.OVER_LIMIT, "")
+    start(pool("first", first, max_pilots=1), pool("second", second, max_pilots=1))
+    manager.tell(some(16))
+    manager.until(lambda: manager.counts("f.first") == {"queued": 1} and bool(manager.reports["f.second"].failures))
+    second.cluster.standing.clear()
+    first.act(lambda cluster, now: cluster.cancel(None, now))
+    manager.until(lambda: manager.counts("f.second") == {"queued": 1})
 
 
 def test_pools_of_different_batch_systems_have_their_own(manager: Ports, start: Callable[..., Factory]) -> None:

@@ -29,7 +29,10 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     """Makes a backend whose commands are answered by a function of the command and its input."""
 
     def make(answer: Answer, *, partition: str = "") -> SlurmBackend:
-        monkeypatch.setattr(slurm, "run_command", lambda command, *, text="", **_: answer(command, text))
+        def run(command: Sequence[str], *, text: str = "", **_: object) -> Ran:
+            return answer(command, text)
+
+        monkeypatch.setattr(slurm, "run_command", run)
         monkeypatch.setattr(SlurmBackend, "require_commands", staticmethod(lambda: None))
         backend = SlurmBackend(partition=partition)
         backend.open(Tag("f", "m"), tmp_path, lambda: None)
@@ -55,7 +58,11 @@ def test_that_no_partition_takes_a_job_is_waited_for_only_where_it_is_shut(
 ) -> None:
     """Slurm says the same of a job that no partition of several would ever take, and so do plugins of sites: that would be waited for in
     vain."""
-    backend = answering(lambda command, text: told if command[0] == "sinfo" else NO_PARTITION, partition=partition)
+
+    def answer(command: Sequence[str], text: str) -> Ran:
+        return told if command[0] == "sinfo" else NO_PARTITION
+
+    backend = answering(answer, partition=partition)
     with pytest.raises(Rejected, match="Required partition not available") as refused:
         backend.submit(REQUEST, 1)
     assert type(refused.value) is kind
@@ -119,7 +126,11 @@ def test_what_squeue_complains_of_is_logged_once_although_it_says_when(
 ) -> None:
     header = "JOBID|STATE|REASON|NODELIST|EXIT_CODE|RESTART_|PARTITION|PRIORITY|NAME|\n"
     complaints = iter([f"[2026-11-27T10:0{minute}:01] error: obsolete\n" for minute in range(3)])
-    backend = answering(lambda command, text: Ran(0, header, next(complaints)))
+
+    def answer(command: Sequence[str], text: str) -> Ran:
+        return Ran(0, header, next(complaints))
+
+    backend = answering(answer)
     with caplog.at_level(logging.INFO, "windlass.factory"):
         assert [backend.query() for _ in range(3)] == [[], [], []]
     assert caplog.text.count("squeue answers, and says beside it: ") == 1
