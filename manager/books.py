@@ -461,7 +461,7 @@ class Books:
 
     def check(self) -> None:
         """Invariants between the collections; raises AssertionError."""
-        self.replicas.check()
+        self.replicas.check(self.workers)
         waiting = {call.spec.call for queue in self._queues.values() for call in queue.every() if not call.cancelled}
         sent = {call_id for worker in self.workers.values() for call_id in worker.calls}
         assert not waiting & sent, f"both waiting and sent: {waiting & sent}"

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from windlass.errors import UsageError
 from windlass.files import LEVELS, File, Level, shown
-from windlass.manager.replicas import RIDE_BYTES
+from windlass.manager.ties import RIDE_BYTES
 from windlass.manifests import Manifest, unpacked_name
 from windlass.messages import RESULT, FileName, FileOrigin, FileRef, ObjectRef
 

@@ -26,14 +26,15 @@ A lost file ends what waits for it (`FileLost`), until it is declared anew.  Thi
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Final
 
 import msgspec
 
 from windlass.manager.reaching import Reach
+from windlass.manager.ties import NOBODY, File, Ties
 from windlass.messages import (
     RESULT,
     DropFiles,
@@ -60,14 +61,10 @@ MANAGER_FETCHES: Final = 4
 ORIGIN_FETCHES: Final = 2
 #: So many peers with room are looked at for the least busy one.
 PEERS_LOOKED_AT: Final = 16
-#: Small files do not wait for peers, and more of them may be under way at the manager.
-SMALL_BYTES: Final = 1 << 20
+#: Of small files more may be under way at the manager.
 SMALL_FETCHES: Final = 32
-#: Objects of up to so many bytes go with the messages to a worker.
-RIDE_BYTES: Final = 1 << 16
-#: Failures of an origin in a row, and seconds before the next try.
+#: Failures of an origin in a row.
 ORIGIN_TRIES: Final = 4
-ORIGIN_PAUSE: Final = 1.0
 #: Replicas of this level go as soon as the program needs them no more; others stay, as long as there is room, for who declares them again.
 PASSING: Final = "call"
 #: Workers of one node share replicas of this level, which may be there before anybody says so.
@@ -76,64 +73,14 @@ OUTLIVES_WORKERS: Final = "forever"
 OF_ORIGIN: Final = "x3-"
 
 
-class File(msgspec.Struct, eq=False):
-    """One declared file, and what is known of its replicas."""
-
-    ref: FileRef
-    origin: FileOrigin
-    #: How often it is declared; 0: only replicas are left.
-    declared: int = 0
-    #: In the order in which they got it.
-    holders: dict[WorkerId, None] = msgspec.field(default_factory=dict[WorkerId, None])
-    #: Holders that may have room for one who wants it, and some that are holders no more; the others are known to be busy, or without an
-    #: address. So who is to be asked is found without a look at thousands.
-    ready: dict[WorkerId, None] = msgspec.field(default_factory=dict[WorkerId, None])
-    #: Ordered: a dict whose first entries have gone is looked through from where they were.
-    waiting: OrderedDict[WorkerId, None] = msgspec.field(default_factory=OrderedDict[WorkerId, None])
-    #: Who fetches it now, and the source's key.
-    fetching: dict[WorkerId, str] = msgspec.field(default_factory=dict[WorkerId, str])
-    #: Holders from whom a worker could not have it.
-    apart: set[tuple[WorkerId, WorkerId]] = msgspec.field(default_factory=set[tuple[WorkerId, WorkerId]])
-    #: Of the content (`windlass.messages.FileHere`), from who had it first; of a file `OF_ORIGIN` from who read that first.
-    digest: str = ""
-    #: Failures of the origin in a row, and when it may be tried again.
-    failures: int = 0
-    not_before: float = 0.0
-    lost: str = ""
-    #: Nobody declares it any more, and copies are to go that come late.
-    passing: bool = False
-    #: The last copy that went was evicted, or went with a worker that left as it should.
-    evicted: bool = False
-    #: A holder has been asked to put it into the manager's store.
-    pushing: WorkerId = WorkerId("")
-    #: Somebody wants it in the manager's store.
-    bring: bool = False
-    #: Times that it was read from its origin, for the status.
-    origin_reads: int = 0
-
-    @property
-    def small(self) -> bool:
-        """Not worth a peer."""
-        return 0 <= self.ref.size < SMALL_BYTES
-
-    @property
-    def rides(self) -> bool:
-        """It goes with the messages to a worker."""
-        kept = self.origin.object
-        return kept is not None and 0 < kept.size <= RIDE_BYTES
-
-    def fail(self, now: float) -> None:
-        """Its origin, or the only one who has it, has failed: not before a pause again."""
-        self.failures += 1
-        self.not_before = now + ORIGIN_PAUSE * 2 ** (self.failures - 1)
-
-
 class Replicas:
     """All files of a manager."""
 
     def __init__(self, manager: str = "manager") -> None:
         self.manager = manager
         self.files: dict[FileName, File] = {}
+        #: Who holds, fetches, waits for and pushes which of them; nothing else changes that.
+        self._ties = Ties()
         #: For workers, in the order in which they must be sent.
         self.out: list[tuple[WorkerId, Message]] = []
         #: Results that somebody needs and nobody has any more, for the core to have them made again.
@@ -164,7 +111,7 @@ class Replicas:
         elif not file.declared or file.lost:
             # What is declared anew may be mended.
             file.ref, file.origin, file.lost, file.failures, file.not_before = ref, origin, "", 0, 0.0
-            file.apart.clear()
+            self._ties.part_no_more(file)
             if not file.holders:
                 file.digest = ""  # nor be what it was, where its name does not tell
         elif origin != _NOWHERE:
@@ -193,9 +140,9 @@ class Replicas:
             self.forgotten.append(name)
             file.passing = prune or file.ref.level == PASSING or name.startswith(RESULT)
             if file.passing:
-                for worker in file.holders:
+                for worker in tuple(file.holders):
+                    self._ties.drop(file, worker)
                     self.out.append((worker, DropFiles((name,))))
-                file.holders.clear()
             self._forget(file)
 
     def keep(self, ref: FileRef, worker: WorkerId) -> None:
@@ -205,7 +152,7 @@ class Replicas:
             file = self.files[ref.name] = File(ref, FileOrigin(), declared=1)
         file.ref, file.lost = msgspec.structs.replace(ref, level=file.ref.level), ""
         file.declared = max(1, file.declared)
-        file.holders[worker] = file.ready[worker] = None
+        self._ties.hold(file, worker)
         self._touched[ref.name] = None
         if file.bring:
             self._push(file)
@@ -234,7 +181,7 @@ class Replicas:
         file = self.files.get(name)
         if file is None or file.pushing != worker:
             return
-        file.pushing = WorkerId("")
+        self._ties.push(file, NOBODY)
         self._touched[name] = None
         if text:  # who has it no more says so beside
             if not file.holders:
@@ -262,7 +209,8 @@ class Replicas:
         if file is not None:
             for worker in file.waiting:
                 self.out.append((worker, FileLost(name, "it is made again", later=True)))
-            file.waiting.clear()
+            self._ties.wait_no_more(file, tuple(file.waiting))
+            self._touched[name] = None
 
     def lose(self, name: FileName, text: str) -> None:
         """It cannot be made again."""
@@ -278,7 +226,8 @@ class Replicas:
     def serving(self, worker: WorkerId, addresses: tuple[str, ...], host: str = "") -> None:
         """A worker's peers can reach it, on this ``host``."""
         self._reach.serving(worker, addresses, host)
-        for name, file in self.files.items():
+        for name in self._ties.of(worker):
+            file = self.files[name]
             if worker in file.holders:
                 file.ready[worker] = None
             if file.waiting and (worker in file.holders or worker in file.fetching):
@@ -293,9 +242,9 @@ class Replicas:
             elif file.lost:
                 self.out.append((worker, FileLost(name, file.lost)))
             elif worker not in file.fetching:
-                if file.holders.pop(worker, "") is None:  # it would not ask
+                if self._ties.drop(file, worker):  # it would not ask
                     file.evicted = True
-                file.waiting[worker] = None
+                self._ties.wait(file, worker)
                 self._touched[name] = None
                 self._look_for_orphan(file)
 
@@ -317,13 +266,13 @@ class Replicas:
         told = file.fetching.get(worker, "")
         knows = not name.startswith(OF_ORIGIN) or (told != "" and told in (file.origin.url, file.origin.shared))
         self._fetched(file, worker, well=True)
-        file.waiting.pop(worker, None)
+        self._ties.wait_no_more(file, (worker,))
         if not file.declared and file.passing:
             self.out.append((worker, DropFiles((name,))))  # it was released while this worker fetched it
             self._forget(file)
             return
         self._touched[name] = None
-        file.holders[worker] = file.ready[worker] = None
+        self._ties.hold(file, worker)
         if not knows:
             return
         file.failures = 0
@@ -345,15 +294,15 @@ class Replicas:
             return
         peer = WorkerId(message.source.peer)
         if peer and peer != self.manager:
+            there = peer in self._addresses  # or it is lost, with all that was known of it
             if message.kind == "gone":
-                file.holders.pop(peer, None)
-            else:
-                file.apart.add((worker, peer))
-            if message.kind == "failed" and peer in self._addresses and self._reach.failed(worker, now):
-                # Who waits may do so for somebody who would have served it.
-                self._touched.update(dict.fromkeys(name for name, one in self.files.items() if one.waiting))
+                self._ties.drop(file, peer)
+            elif there:
+                self._ties.part(file, worker, peer)
+            if message.kind == "failed" and there and self._reach.failed(worker, now):
+                self._touched.update(self._ties.awaited)  # who waits may do so for somebody who would have served it
             if message.kind == "damaged":
-                file.holders.pop(peer, None)
+                self._ties.drop(file, peer)
                 self.out.append((peer, DropFiles((message.name,), damaged=True)))
         elif message.kind == "gone":
             self._lose(file, message.text)
@@ -367,7 +316,7 @@ class Replicas:
                 self._lose(file, text)
                 self.out.append((worker, FileLost(message.name, text)))
                 return
-        file.waiting[worker] = None
+        self._ties.wait(file, worker)
         self._touched[message.name] = None
 
     def gone(self, worker: WorkerId, names: Iterable[FileName]) -> None:
@@ -375,28 +324,30 @@ class Replicas:
         for name in names:
             file = self.files.get(name)
             if file is not None:
-                if file.holders.pop(worker, "") is None:
+                if self._ties.drop(file, worker):
                     file.evicted = True
                 self._touched[name] = None
                 self._look_for_orphan(file)
                 self._forget(file)
 
     def worker_lost(self, worker: WorkerId, *, orderly: bool = False) -> None:
-        """A worker is gone with its replicas; ``orderly``: it was let go, or came to its walltime."""
+        """A worker is gone with its replicas; ``orderly``: it was let go, or came to its walltime.
+
+        Who waits for a file to which it had no tie waits for others, and the sources of its own fetches have room again."""
         self._reach.gone(worker)
-        for file in list(self.files.values()):
+        for name in self._ties.of(worker):
+            file = self.files[name]
             if file.waiting:
-                self._touched[file.ref.name] = None  # of two holders that were both busy this may have been one
+                self._touched[name] = None  # of two holders that were both busy this may have been one
             self._fetched(file, worker)
-            file.waiting.pop(worker, None)
-            if file.holders.pop(worker, "") is None:
+            self._ties.wait_no_more(file, (worker,))
+            self._ties.part_no_more(file, worker)
+            if self._ties.drop(file, worker):
                 file.evicted = orderly
             if file.pushing == worker:
-                file.pushing = WorkerId("")
+                self._ties.push(file, NOBODY)
                 self._push(file)
             self._look_for_orphan(file)
-            if file.apart:
-                file.apart = {pair for pair in file.apart if worker not in pair}
             self._forget(file)
 
     def pump(self, now: float) -> None:
@@ -425,7 +376,10 @@ class Replicas:
     def _serve(self, name: FileName, now: float) -> None:
         """Find sources for those who wait for this file."""
         file = self.files.get(name)
-        if file is None or not file.waiting:
+        if file is None:
+            return
+        if not file.waiting:
+            self._forget(file)  # what has happened may have ended the last that there was of it
             return
         served: list[WorkerId] = []
         for worker in file.waiting:
@@ -435,17 +389,21 @@ class Replicas:
                 self.out.append((worker, self._begin(file, worker, source)))
             elif not (self._reach.alone(worker) or any(to == worker for to, _ in file.apart)):
                 break  # it is the same for all who wait
-        for worker in served:
-            del file.waiting[worker]
+        self._ties.wait_no_more(file, served)
 
     def _begin(self, file: File, worker: WorkerId, source: FileSource) -> FetchFile:
-        key = file.fetching[worker] = source.peer or source.url or source.path or "archive"
+        key = source.peer or source.url or source.path or "archive"
+        self._ties.fetch(file, worker, key)
         self._busy[key] += 1
         return FetchFile(file.ref, source, file.digest)
 
-    def counts(self) -> dict[WorkerId, int]:
-        """How many replicas each worker has."""
-        return Counter(worker for file in self.files.values() for worker in file.holders)
+    def counts(self) -> Mapping[WorkerId, int]:
+        """How many replicas each worker has, of those that have any."""
+        return self._ties.held
+
+    def moving(self) -> tuple[int, int]:
+        """How many fetches are under way, and how many wait for a source."""
+        return self._busy.total(), self._ties.waiting
 
     def holders(self, name: FileName) -> Iterable[WorkerId]:
         """Who has a replica."""
@@ -523,7 +481,7 @@ class Replicas:
         if file.pushing or file.origin.object is not None:
             return
         if file.holders:
-            file.pushing = next(iter(file.holders))
+            self._ties.push(file, next(iter(file.holders)))
             self.out.append((file.pushing, PushFile(file.ref.name)))
         else:
             self._look_for_orphan(file)
@@ -533,14 +491,13 @@ class Replicas:
             self.orphaned.append(file.ref.name)
 
     def _fetched(self, file: File, worker: WorkerId, *, well: bool = False) -> None:
-        key = file.fetching.pop(worker, None)
+        key = self._ties.fetch_no_more(file, worker)
         if key is not None:
             if well and key in self._addresses:
                 self._reach.well(worker)
             self._busy[key] -= 1
             self._freed[key] = None
-            if file.waiting:
-                self._touched[file.ref.name] = None  # others may have waited to have it from this worker
+            self._touched[file.ref.name] = None  # others may have waited to have it from this worker
             if not self._busy[key]:
                 del self._busy[key]
 
@@ -548,19 +505,24 @@ class Replicas:
         file.lost = text
         for worker in file.waiting:
             self.out.append((worker, FileLost(file.ref.name, text)))
-        file.waiting.clear()
+        self._ties.wait_no_more(file, tuple(file.waiting))
+        self._touched[file.ref.name] = None
 
     def _forget(self, file: File) -> None:
         """Forget a file of which nothing is left."""
         if file.declared or file.holders or file.fetching:
             return
         self._lose(file, "it was released")
+        self._ties.push(file, NOBODY)
+        self._ties.part_no_more(file)
         self.files.pop(file.ref.name, None)
 
-    def check(self) -> None:
-        """Invariants between the collections; raises AssertionError."""
+    def check(self, workers: Iterable[WorkerId] | None = None) -> None:
+        """Invariants between the collections; raises AssertionError. ``workers``: all that there are, so that others have no ties."""
         busy = Counter(key for file in self.files.values() for key in file.fetching.values())
         assert busy == self._busy, f"{self._busy} counted, {busy} under way"
+        self._ties.check(self.files.values())
+        assert workers is None or self._ties.workers() <= set(workers)
         for name, file in self.files.items():
             assert file.ref.name == name
             assert not (file.waiting.keys() & file.fetching.keys())

@@ -53,7 +53,7 @@ def status(
     ``brief``: without pilots and files. ``name``: what people call it; ``manager`` is its id, which certificates name.
     ``wanted``: see `GetStatus`."""
     counters = core.counters
-    replicas = core.replicas.counts()
+    replicas, (under_way, waiting_fetches) = core.replicas.counts(), core.replicas.moving()
     parked = sum(map(len, core.parked.values()))
     return {
         "manager": {
@@ -79,8 +79,8 @@ def status(
         "workers": [{**_worker(worker, now), "files": replicas.get(worker.id, 0)} for worker in core.workers.values()],
         **({} if brief else {"files": _files(core)}),
         "transfers": {
-            "under_way": sum(len(file.fetching) for file in core.replicas.files.values()),
-            "waiting": sum(len(file.waiting) for file in core.replicas.files.values()),
+            "under_way": under_way,
+            "waiting": waiting_fetches,
             "bytes_from_manager": moved[0],
             "object_bytes_out": moved[1],
             "object_bytes_in": moved[2],

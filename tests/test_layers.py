@@ -58,6 +58,7 @@ CORES = (
     "manager/lineage.py",
     "manager/blocked.py",
     "manager/replicas.py",
+    "manager/ties.py",
     "manager/told.py",
     "manager/causes.py",
     "manager/timeline.py",

@@ -57,7 +57,9 @@ def test_a_file_that_is_asked_for_and_let_go_in_one_turn_was_released(bench: Ben
     bench.core.replicas.pushed(W, REF.name, "", 0.0)
     assert bench.act() == [(0, REF.name, ""), (7, REF.name, "")]
     if holder:  # somebody fetches it now
-        bench.core.replicas.files[REF.name].fetching[WorkerId("w2")] = W
+        bench.core.replicas.wanted(WorkerId("w2"), [REF.name])
+        bench.core.replicas.pump(0.0)
+        assert bench.core.replicas.files[REF.name].fetching
     bench.desk.bring(7, [REF.name])
     bench.core.release_files([REF.name], prune=False)
     assert bench.act() == [(7, REF.name, "it was released")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -11,14 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from windlass.manager.reaching import IN_VAIN, PAUSE
-from windlass.manager.replicas import (
-    MANAGER_FETCHES,
-    ORIGIN_PAUSE,
-    ORIGIN_TRIES,
-    PEER_FETCHES,
-    SMALL_BYTES,
-    Replicas,
-)
+from windlass.manager.replicas import MANAGER_FETCHES, ORIGIN_TRIES, PEER_FETCHES, Replicas
+from windlass.manager.ties import ORIGIN_PAUSE, SMALL_BYTES, File
 from windlass.messages import (
     DropFiles,
     FetchFile,
@@ -245,6 +240,27 @@ def test_a_worker_that_reaches_nobody_reads_from_the_origin_and_others_go_on(rep
     assert fetches(replicas, 10.0 * IN_VAIN)[fresh].peer in WORKERS
 
 
+def test_one_that_reaches_nobody_waits_for_no_peer_with_its_other_files(replicas: Replicas) -> None:
+    """Which it did until then."""
+    *peers, busy, walled = WORKERS
+    other = FileRef(FileName("b3-" + "7" * 32), BIG.size, "other")
+    replicas.declare(other, AT_MANAGER)
+    replicas.here(busy, other.name, other.size)
+    for worker in peers:
+        replicas.here(worker, BIG.name, BIG.size)
+    for worker in peers[:PEER_FETCHES]:
+        replicas.wanted(worker, [other.name])
+    assert {source.peer for source in fetches(replicas).values()} == {busy}
+    replicas.wanted(walled, [other.name, BIG.name])
+    for _ in range(IN_VAIN):
+        source = fetches(replicas)[walled]
+        assert source.peer in peers
+        replicas.failed(walled, FileFailed(BIG.name, source, "failed", "no route to host"), 0.0)
+    replicas.pump(0.0)
+    assert {message.ref.name for _, message in replicas.out if isinstance(message, FetchFile)} == {other.name, BIG.name}
+    assert fetches(replicas) == {walled: FileSource("m")}
+
+
 def test_a_peer_that_has_it_no_more_is_not_asked_again(replicas: Replicas) -> None:
     replicas.here(WORKERS[0], BIG.name, BIG.size)
     replicas.wanted(WORKERS[1], [BIG.name])
@@ -425,6 +441,26 @@ def test_a_lost_workers_fetch_frees_its_source(replicas: Replicas) -> None:
     assert fetches(replicas) == {WORKERS[1]: FileSource("m")}
 
 
+@pytest.mark.parametrize("second_holder", [False, True])
+def test_who_waits_for_a_busy_worker_that_is_lost_looks_elsewhere_at_once(replicas: Replicas, *, second_holder: bool) -> None:
+    """And not when those end that fetch from there."""
+    busy, beside, last, *others = WORKERS
+    other = FileRef(FileName("b3-" + "7" * 32), BIG.size, "other")
+    replicas.declare(other, AT_MANAGER)
+    replicas.here(busy, BIG.name, BIG.size)
+    replicas.here(busy, other.name, other.size)
+    for worker in others[:PEER_FETCHES]:
+        replicas.wanted(worker, [other.name])
+    assert {source.peer for source in fetches(replicas).values()} == {busy}
+    replicas.wanted(last, [BIG.name])
+    assert fetches(replicas) == {}
+    if second_holder:
+        replicas.serving(beside, ())
+        replicas.here(beside, BIG.name, BIG.size)
+    replicas.worker_lost(busy)
+    assert fetches(replicas) == {last: FileSource("m")}
+
+
 def test_an_archive_is_unpacked_where_it_is_needed(replicas: Replicas) -> None:
     unpacked = FileRef(FileName("u3-" + "5" * 32), -1, "env")
     replicas.declare(unpacked, FileOrigin(archive=BIG))
@@ -580,6 +616,92 @@ def test_a_released_result_leaves_its_workers(replicas: Replicas) -> None:
     assert RESULT.name not in replicas.files
 
 
+@pytest.mark.parametrize("kind", ["full", "gone", "failed"])
+def test_what_was_released_while_it_was_fetched_in_vain_is_forgotten(replicas: Replicas, kind: str) -> None:
+    """That was the end of the last that there was of it, and it may be long before a worker is lost."""
+    replicas.wanted(WORKERS[0], [BIG.name])
+    source = fetches(replicas)[WORKERS[0]]
+    replicas.release([BIG.name])
+    if kind == "failed":
+        replicas.lose(BIG.name, "another one has found that it is gone")
+    assert BIG.name in replicas.files
+    replicas.failed(WORKERS[0], FileFailed(BIG.name, source, kind, "no"), 0.0)
+    assert set(lost(replicas)) == (set() if kind == "full" else {WORKERS[0]})
+    assert fetches(replicas) == {}
+    assert BIG.name not in replicas.files
+
+
+class Watched(dict[FileName, File]):
+    """Files that are not to be looked through; ``asked``: which were looked at."""
+
+    def __init__(self, files: dict[FileName, File]) -> None:
+        super().__init__(files)
+        self.asked: set[FileName] = set()
+
+    def __getitem__(self, name: FileName) -> File:
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: FileName, default: Any = None) -> Any:
+        self.asked.add(name)
+        return super().get(name, default)
+
+    def __iter__(self) -> Any:
+        raise AssertionError("all files are looked at")
+
+    def keys(self) -> Any:
+        return iter(self)
+
+    values = items = keys
+
+
+def test_a_worker_that_says_how_it_is_reached_or_is_lost_costs_a_look_at_its_own_files(replicas: Replicas) -> None:
+    """Whatever it has to do with them, and however many others there are and are waited for."""
+    first, second, third = WORKERS[:3]
+    late = WorkerId("late")
+    mine = [FileRef(FileName(f"r-{number:032x}"), BIG.size, "r") for number in range(5)]
+    held, fetched, awaited, pushed, apart = (ref.name for ref in mine)
+    others = [FileRef(FileName(f"r-{number:032x}"), BIG.size, "r") for number in range(5, 50)]
+    for ref, holder in zip([*mine, *others], [second, first, late, second, first, *[late] * len(others)], strict=True):
+        replicas.keep(ref, holder)
+    replicas.bring([pushed])
+    replicas.gone(second, [pushed])
+    replicas.out = []
+    replicas.wanted(second, [apart])
+    replicas.failed(second, FileFailed(apart, fetches(replicas)[second], "failed", "no route to host"), 0.0)
+    replicas.orphan(apart)
+    replicas.out = []
+    replicas.wanted(third, [ref.name for ref in others])
+    replicas.wanted(second, [fetched, awaited])
+    assert fetches(replicas) == {second: FileSource(first, (f"{first}:1",))}
+    assert replicas.moving() == (1, len(others) + 1)
+    files, watched = replicas.files, Watched(replicas.files)
+    assert files[pushed].pushing == second
+    assert files[apart].apart
+    replicas.files = watched
+    replicas.serving(second, ("elsewhere:1",))
+    replicas.worker_lost(second)
+    replicas.files = files
+    assert watched.asked == {held, fetched, awaited, pushed, apart}
+    assert replicas.moving() == (0, len(others))
+    assert replicas.counts() == {first: 2, late: len(others) + 1}
+    assert not files[pushed].pushing
+    assert not files[apart].apart
+
+
+def test_nothing_is_kept_of_a_worker_that_was_lost_when_one_tells_that_it_could_not_fetch_from_there(replicas: Replicas) -> None:
+    """Nothing would ever end that."""
+    first, second = WORKERS[:2]
+    replicas.here(first, BIG.name, BIG.size)
+    replicas.wanted(second, [BIG.name])
+    source = fetches(replicas)[second]
+    assert source.peer == first
+    replicas.worker_lost(first)
+    replicas.failed(second, FileFailed(BIG.name, source, "failed", "no route to host"), 0.0)
+    replicas.check(WORKERS[1:])
+    assert fetches(replicas) == {second: FileSource("m")}
+
+
 class Machine(RuleBasedStateMachine):
     """Any order of events: the books agree, limits hold, and who waits for what can be had is served in the end."""
 
@@ -590,14 +712,53 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.replicas = Replicas("m")
         self.now = 0.0
+        self.told = set(WORKERS[:5])
         for worker in WORKERS[:5]:
             self.replicas.serving(worker, (f"{worker}:1",))
 
-    @rule(target=names, number=st.integers(0, 3), size=st.sampled_from([10, BIG.size]))
-    def declare(self, number: int, size: int) -> FileName:
+    @rule(target=names, number=st.integers(0, 3), size=st.sampled_from([10, BIG.size]), stored=st.booleans())
+    def declare(self, number: int, size: int, stored: bool) -> FileName:
         name = FileName(f"b3-{number:032x}")
-        self.replicas.declare(FileRef(name, size, "f"), AT_MANAGER)
+        self.replicas.declare(FileRef(name, size, "f"), FileOrigin(object=ObjectRef(ObjectName(name), size)) if stored else AT_MANAGER)
         return name
+
+    @rule(target=names, number=st.integers(0, 2), worker=st.sampled_from(WORKERS))
+    def keep(self, number: int, worker: WorkerId) -> FileName:
+        name = FileName(f"r-{number:032x}")
+        known = self.replicas.files.get(name)
+        if known is None or worker not in known.waiting:  # it would have made what it waits for
+            self.replicas.keep(FileRef(name, BIG.size, "r"), worker)
+        return name
+
+    @rule(name=names)
+    def bring(self, name: FileName) -> None:
+        if name.startswith("r-"):
+            self.replicas.bring([name])
+
+    @rule(text=st.sampled_from(["", "no"]))
+    def push(self, text: str) -> None:
+        for name, file in list(self.replicas.files.items()):
+            if file.pushing:
+                self.replicas.pushed(file.pushing, name, text, self.now)
+
+    @rule(again=st.booleans())
+    def orphans(self, again: bool) -> None:
+        orphaned, self.replicas.orphaned = self.replicas.orphaned, []
+        for name in orphaned:
+            if again:
+                self.replicas.orphan(name)
+            elif self.replicas.absent(name):
+                self.replicas.lose(name, "nobody makes it again")
+
+    @rule(target=running, name=names, worker=st.sampled_from(WORKERS))
+    def ride(self, name: FileName, worker: WorkerId) -> list[tuple[WorkerId, FetchFile]]:
+        message = self.replicas.ride(worker, name)
+        return [(worker, message)] if message is not None else []
+
+    @rule(worker=st.sampled_from(WORKERS), reached=st.booleans())
+    def serve(self, worker: WorkerId, reached: bool) -> None:
+        self.replicas.serving(worker, (f"{worker}:1",) if reached else ())
+        self.told.add(worker)
 
     @rule(name=names, worker=st.sampled_from(WORKERS))
     def want(self, name: FileName, worker: WorkerId) -> None:
@@ -631,17 +792,33 @@ class Machine(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(WORKERS))
     def lose(self, worker: WorkerId) -> None:
+        """Whom that gives a source is served at once: a look at all who wait finds nothing more to say."""
+        self.look_at_all()
         self.replicas.worker_lost(worker)
+        self.told.discard(worker)
+        self.replicas.pump(self.now)
+        said = len(self.replicas.out)
+        self.look_at_all()
+        assert self.replicas.out[said:] == []
+
+    def look_at_all(self) -> None:
+        self.replicas._touched.update(dict.fromkeys(self.replicas.files))  # pyright: ignore[reportPrivateUsage]
+        self.replicas.pump(self.now)
 
     @invariant()
     def agrees(self) -> None:
         self.replicas.check()
         self.replicas.pump(self.now)
         self.replicas.check()
-        for file in self.replicas.files.values():
+        under_way, waiting = self.replicas.moving()
+        assert under_way == sum(len(file.fetching) for file in self.replicas.files.values())
+        assert waiting == sum(len(file.waiting) for file in self.replicas.files.values())
+        for name, file in self.replicas.files.items():
+            assert file.declared or file.holders or file.fetching or file.waiting, "nothing is left of it"
             if file.waiting and not file.fetching and self.now >= file.not_before:
-                busy = sum(len(one.fetching) for one in self.replicas.files.values())
-                assert busy, "somebody waits, and nothing is under way"
+                made = file.origin == FileOrigin()
+                to_come = made and (file.pushing or self.replicas.absent(name) or file.holders.keys() - self.told)
+                assert under_way or to_come, "somebody waits, and nothing is under way"
 
 
 TestMachine = Machine.TestCase

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,8 @@ from windlass.manager.books import LOOKED_AT
 from windlass.manager.core import Core
 from windlass.manager.dispatch import LINGER_SECONDS
 from windlass.manager.placement import HOLD_SECONDS, fits
+from windlass.manager.replicas import PEER_FETCHES
+from windlass.manager.status import FILES_MOST, status
 from windlass.messages import (
     RETURNED,
     CallEnd,
@@ -34,6 +37,7 @@ from windlass.messages import (
     PoolName,
     Resources,
     RunCalls,
+    Serving,
     StartLibrary,
     WorkerId,
     WorkerInfo,
@@ -211,6 +215,53 @@ def test_a_file_goes_from_worker_to_worker_without_a_look_at_all_who_have_it() -
     assert replicas.files[ref.name].origin_reads == 1
     early, late = sum(costs[50:150]), sum(costs[-150:-50])
     assert late <= ALIKE * early
+
+
+def test_a_worker_that_is_lost_costs_a_look_at_its_own_files() -> None:
+    """Results that stay with others are many, and somebody waits for many of these."""
+    found: list[int] = []
+    for results in (FEW, MANY):
+        cluster = Cluster(3)
+        first, second, third = cluster.core.workers
+        refs = [FileRef(FileName(f"r-{number:032x}"), 10, "part") for number in range(results)]
+        for ref in refs[3:]:
+            cluster.core.replicas.keep(ref, first)
+        for ref in refs[:3]:
+            cluster.core.replicas.keep(ref, second)
+        cluster.core.replicas.wanted(third, [ref.name for ref in refs])
+        cluster.turn()
+
+        def is_lost(cluster: Cluster = cluster, worker: WorkerId = second) -> None:
+            cluster.core.worker_lost(worker, "gone", cluster.now)
+            cluster.core.replicas.pump(cluster.now)
+
+        found.append(work(is_lost))
+        cluster.turn()
+    assert found[1] <= ALIKE * found[0]
+
+
+def test_the_status_does_not_count_what_each_worker_has() -> None:
+    """That is known. Of the files those that were declared last are shown."""
+    found: list[int] = []
+    for results in (FILES_MOST + FEW, FILES_MOST + 10 * MANY):
+        cluster = Cluster(3)
+        first, second, third = cluster.core.workers
+        refs = [FileRef(FileName(f"r-{number:032x}"), 10, "part") for number in range(results)]
+        for ref in refs:
+            cluster.core.replicas.keep(ref, first)
+        cluster.core.replicas.keep(refs[0], second)
+        cluster.core.worker_said(first, [Serving(("somewhere:1",))], cluster.now)
+        cluster.core.replicas.wanted(third, [ref.name for ref in refs])
+        cluster.turn()
+
+        def look(cluster: Cluster = cluster) -> dict[str, Any]:
+            return status(cluster.core, "m", [], cluster.now)
+
+        found.append(work(look))
+        told = look()
+        assert [one["files"] for one in told["workers"]] == [results, 1, 0]
+        assert (told["transfers"]["under_way"], told["transfers"]["waiting"]) == (PEER_FETCHES, results - PEER_FETCHES)
+    assert found[1] <= ALIKE * found[0]
 
 
 def test_what_a_tick_does_for_libraries_that_wait_is_bounded() -> None:
