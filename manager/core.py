@@ -77,6 +77,8 @@ __all__ = ["Books", "Core", "Counters", "Settings"]
 FUNCTIONS_MOST = 20_000
 #: An idle worker without time enough for any of the calls that wait is let go after so many seconds.
 SPENT_SECONDS = 5.0
+#: Sessions that are given up in one tick, so that many which are over together do not hold up all others.
+GIVEN_UP_AT_ONCE = 200
 #: While calls run that have turned out long, what could be used is told again after so many seconds.
 AGAIN_SECONDS = 5.0
 
@@ -426,9 +428,10 @@ class Core(Starts):
 
     def tick(self, now: float) -> None:
         """Time has passed: sessions are given up, starved libraries and recalls are looked at again."""
-        for worker in list(self.workers.values()):
-            if worker.cut_at and now >= worker.cut_at + self.settings.reconnect_grace:
-                self.worker_lost(worker.id, f"not heard of for {self.settings.reconnect_grace:g} s", now)
+        grace = self.settings.reconnect_grace
+        over = [worker.id for worker in self.workers.values() if worker.cut_at and now >= worker.cut_at + grace]
+        for worker_id in over[:GIVEN_UP_AT_ONCE]:
+            self.worker_lost(worker_id, f"not heard of for {grace:g} s", now)
         self._look_at_claims(now)
         if self._look_impossible:
             self._look_impossible = False

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from windlass.manager.books import LOOKED_AT
-from windlass.manager.core import Core
+from windlass.manager.core import GIVEN_UP_AT_ONCE, Core
 from windlass.manager.dispatch import LINGER_SECONDS
 from windlass.manager.placement import HOLD_SECONDS, fits
 from windlass.manager.replicas import PEER_FETCHES
@@ -262,6 +262,21 @@ def test_the_status_does_not_count_what_each_worker_has() -> None:
         assert [one["files"] for one in told["workers"]] == [results, 1, 0]
         assert (told["transfers"]["under_way"], told["transfers"]["waiting"]) == (PEER_FETCHES, results - PEER_FETCHES)
     assert found[1] <= ALIKE * found[0]
+
+
+def test_sessions_that_are_over_together_are_given_up_in_parts() -> None:
+    """All others are served between; and one that comes back meanwhile has its session."""
+    cluster = Cluster(GIVEN_UP_AT_ONCE + 10)
+    for worker in cluster.core.workers:
+        cluster.core.worker_cut(worker, cluster.now)
+    cluster.now += cluster.core.settings.reconnect_grace
+    cluster.core.tick(cluster.now)
+    assert len(cluster.core.workers) == 10
+    *_, last = cluster.core.workers
+    cluster.core.worker_back(last, cluster.now)
+    cluster.core.tick(cluster.now)
+    assert list(cluster.core.workers) == [last]
+    cluster.core.check()
 
 
 def test_what_a_tick_does_for_libraries_that_wait_is_bounded() -> None:

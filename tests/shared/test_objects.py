@@ -65,6 +65,7 @@ def test_what_nothing_may_be_evicted_for_is_not_looked_for_again(store: ObjectSt
     with pytest.raises(StoreFull):
         store.receive("r-" + "0" * 32, 50)
     store.discard(results.pop().name)
+    ref = store.put(b"z" * 100)
     for number in range(5):
         ref = store.put(bytes([number]) * 100, pin=True)
         with pytest.raises(StoreFull):
