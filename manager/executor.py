@@ -106,8 +106,6 @@ class Pool:
         self.pid = os.getpid()
         #: A factory will tell the manager of its pools.
         self.has_factory = False
-        #: `finish` has something to close.
-        self.owns = False
         #: Executors and views of it that somebody has.
         self.users: weakref.WeakSet[Submitter] = weakref.WeakSet()
         #: The executor, where it is one's: its views do not hold it.
@@ -184,12 +182,12 @@ class Pool:
                 self.cancel()
                 raise
             finally:
-                self._closing.close()
                 _open.discard(self)
+                self._closing.close()
 
     def is_over(self) -> bool:
-        """Nobody has it, all its calls have ended, and to finish it would close nothing."""
-        return not (self.owns or self.users or _living(self._calls[:]))
+        """Nobody has it, and all its calls have ended: it goes, and with it a manager of its own, as it would without being held."""
+        return not (any(True for _ in self.users) or _living(self._calls[:]))
 
     def _tell(self, left_by: str) -> None:
         count = len(_living(self._calls[:]))
@@ -199,7 +197,6 @@ class Pool:
 
 #: Pools of executors that nobody has shut down yet.
 _open: set[Pool] = set()
-_sweep_at = 8
 
 
 def open_pools() -> list[Pool]:
@@ -207,13 +204,9 @@ def open_pools() -> list[Pool]:
     return [pool for pool in list(_open) if pool.users and not pool.closed and pool.pid == os.getpid()]
 
 
-def _keep(pool: Pool) -> None:
-    """Hold it until it is finished; and forget those that a long program has made and dropped, beside a manager of its own."""
-    global _sweep_at
-    _open.add(pool)
-    if len(_open) > _sweep_at:
-        _open.difference_update([one for one in list(_open) if one.is_over()])
-        _sweep_at = max(8, 2 * len(_open))
+def _let_go(*pools: Pool) -> None:
+    """Hold those no longer that are over."""
+    _open.difference_update([pool for pool in pools if pool.is_over()])
 
 
 def _at_exit() -> None:
@@ -400,8 +393,8 @@ class Executor(Submitter):
             raise UsageError(f"manager_options={manager_options!r} is not a mapping; write for example manager_options={{'port': 9123}}")
         if manager is not None and not hasattr(manager, "submit_function"):
             raise UsageError(f"manager={manager!r} is no manager; give a Manager, or windlass.attach('NAME')")
+        _let_go(*_open)  # calls of some that were dropped have ended since; one may have the journal that this one is to have
         with contextlib.ExitStack() as opening:
-            owns = manager is None or backend is not None
             if manager is None:
                 more = {} if journal is None else {"journal": journal}
                 manager = self._make_manager({**(manager_options or {}), **more})
@@ -424,9 +417,10 @@ class Executor(Submitter):
                     "backend=None starts no pilots, so options of a pool would change nothing; leave them out, or name a backend"
                 )
             super().__init__(Pool(manager, opening.pop_all(), memoize=memoize, concurrency=concurrency))
-        self._pool.has_factory, self._pool.owns = self.factory is not None, owns
+        self._pool.has_factory = self.factory is not None
         self._pool.executor = weakref.ref(self)
-        _keep(self._pool)
+        _open.add(self._pool)
+        weakref.finalize(self, _let_go, self._pool).atexit = False
         # Registered after those of manager and factory, it runs before them.
         atexit.unregister(_at_exit)
         atexit.register(_at_exit)

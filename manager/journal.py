@@ -134,6 +134,7 @@ class Journal:
                     line = f"{name} {here} {inode}\n".encode()
                     os.pwrite(file, line, 0)
                     os.ftruncate(file, len(line))
+                    os.fsync(file)
             finally:
                 os.close(file)
         except OSError as error:

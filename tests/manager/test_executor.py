@@ -336,6 +336,13 @@ class TestLife:
             Direct(threads, Bad())
         assert threads.closed == 1
 
+    def test_one_that_was_dropped_leaves_its_journal_to_the_next(self, tmp_path: Path) -> None:
+        """As when a function that makes one is called again, or a notebook's cell is run again."""
+        for _ in range(2):
+            executor = Executor(None, journal=tmp_path / "run.journal")
+            del executor
+            gc.collect()
+
     def test_a_manager_of_the_programs_own_stays_open(self, threads: Threads) -> None:
         with Executor(None, manager=threads) as pool:
             assert pool.manager is threads

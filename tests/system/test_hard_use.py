@@ -82,8 +82,12 @@ def spoil_blocking() -> str:
 def spoil_types() -> str:
     """Make the slot's next answers unreadable."""
     slot: Any = sys.modules["windlass.worker.slot"]
-    made = slot.CallEnd
-    slot.CallEnd = lambda *fields: made(*fields[:-4], "never", *fields[-3:])
+    made: Any = slot.CallEnd
+
+    def spoiled(*fields: Any) -> Any:
+        return made(*fields[:-4], "never", *fields[-3:])
+
+    slot.CallEnd = spoiled
     return "spoiled"
 
 
