@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 LOCAL: Final = "file"
 BUFFER: Final = "buffer"
 TEMP: Final = "temp"
-#: What is below folders that are declared for longer than a task is looked at for changes if it is no more than this.
-FOLDER_MOST: Final = 1000
 
 
 class Place:
@@ -224,33 +222,15 @@ class File:
         return self._manager.declare_file(self._source, level=self._level)
 
     def _seen(self) -> tuple[int, ...]:
-        """By what is seen that it has changed."""
+        """By what is seen that it has changed. A folder, when a task has written it: to look at all below for each task that reads it would
+        cost much, and meet what others are about to write there."""
         version = self.place.version
         if self._kind == LOCAL:
             with suppress(OSError):
-                if os.path.isdir(self._source):
-                    return version, _seen_below(self._source, None if self._level == "call" else FOLDER_MOST)
-                return version, *_seen_at(os.stat(self._source))
+                status = os.stat(self._source)
+                if not stat.S_ISDIR(status.st_mode):
+                    return version, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
         return (version,)
-
-
-def _seen_at(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _seen_below(folder: str, most: int | None) -> int:
-    """Changes when anything below a folder does; always 0 if there is more than that. Raises `OSError`."""
-    found: list[object] = []
-    waiting = [folder]
-    while waiting:
-        with os.scandir(waiting.pop()) as children:
-            for child in children:
-                found.append((child.path, *_seen_at(child.stat(follow_symlinks=False))))
-                if most is not None and len(found) > most:
-                    return 0
-                if child.is_dir(follow_symlinks=False):
-                    waiting.append(child.path)
-    return hash(tuple(found))
 
 
 def _unpack(archive: str, fresh: str, folder: str) -> None:

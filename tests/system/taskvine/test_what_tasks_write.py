@@ -5,13 +5,11 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
 import windlass.taskvine as vine
 from windlass import UsageError
-from windlass.taskvine import files
 
 Until = Callable[[str, Callable[[], object]], None]
 Run = Callable[[vine.Task], vine.Task]
@@ -125,60 +123,18 @@ def test_a_held_task_whose_input_is_not_there_says_so_as_others_do(alone: vine.M
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_a_folder_that_has_changed_is_read_anew(m: vine.Manager, run: Run, tmp_path: Path, cache: bool) -> None:
-    """Whoever changed it: the program, or a task."""
+def test_a_folder_that_a_task_has_written_is_read_anew(m: vine.Manager, run: Run, tmp_path: Path, cache: bool) -> None:
     state = tmp_path / "state"
     (state / "below").mkdir(parents=True)
     (state / "below" / "count").write_text("1\n")
     folder = m.declare_file(state, cache=cache)
     look = reads(folder, "cat in/below/count")
     assert run(look).output == "1\n"
-    (state / "below" / "count").write_text("20\n")
-    assert run(look).output == "20\n"
     for _ in range(2):
         t = reads(folder, "mkdir -p out/below; expr $(cat in/below/count) + 1 > out/below/count")
         t.add_output(folder, "out")
         assert run(t).successful(), t.std_output
-    assert run(look).output == "22\n"
-
-
-class Declared:
-    """In a manager's place: counts what is declared."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def declare_file(self, path: str, level: str) -> object:
-        self.count += 1
-        return object()
-
-
-def test_a_large_folder_is_looked_at_for_changes_only_if_it_is_for_one_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But in any case if a task has written there."""
-    monkeypatch.setattr(files, "FOLDER_MOST", 3)
-    counts: dict[tuple[str, int], list[int]] = {}
-    levels: tuple[Any, ...] = ("call", "workflow")
-    for level in levels:
-        for size in (3, 4):
-            folder, manager = tmp_path / f"{level}-{size}", Declared()
-            folder.mkdir()
-            file = vine.File(cast("Any", manager), "file", str(folder), level)
-            seen = counts[level, size] = []
-            for number in range(size):
-                (folder / str(number)).touch()
-            for changes in ("nothing", "nothing", "by the program", "by a task"):
-                if changes == "by the program":
-                    (folder / "0").write_text("x")
-                elif changes == "by a task":
-                    file.place.version += 1
-                file.for_reading()
-                seen.append(manager.count)
-    assert counts == {
-        ("call", 3): [1, 1, 2, 3],
-        ("call", 4): [1, 1, 2, 3],
-        ("workflow", 3): [1, 1, 2, 3],
-        ("workflow", 4): [1, 1, 1, 2],
-    }
+    assert run(look).output == "3\n"
 
 
 # ---------------------------------------------------------------- what becomes of them here
