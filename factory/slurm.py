@@ -349,8 +349,7 @@ class SlurmBackend:
             self._fits = True
             [job] = slurm_words.task_ids(ran.stdout, 1, False, bool(self._clusters))
         except Unreachable:
-            clusters = (f"--clusters={self._clusters}",) if self._clusters else ()
-            self._cancel(("scancel", *clusters, f"--user={_user()}", f"--name={name}"))
+            self._cancel(("scancel", *slurm_words.of_clusters(self._clusters), f"--user={_user()}", f"--name={name}"))
             raise
         self.cancel([job])
         return job

@@ -104,6 +104,11 @@ def split_job(job: JobId) -> tuple[str, str]:
     return name, cluster
 
 
+def of_clusters(clusters: str) -> tuple[str, ...]:
+    """The option that has a command speak to these clusters; none for the one that it is on ("")."""
+    return (f"--clusters={clusters}",) if clusters else ()
+
+
 def cancel_words(jobs: Iterable[JobId]) -> list[tuple[str, ...]]:
     """The command lines that end these: per cluster, and in batches. Tasks of one array are one word: ``17_[0,4]``."""
     by_cluster: dict[str, list[JobId]] = {}
@@ -111,14 +116,13 @@ def cancel_words(jobs: Iterable[JobId]) -> list[tuple[str, ...]]:
         by_cluster.setdefault(split_job(job)[1], []).append(job)
     commands: list[tuple[str, ...]] = []
     for cluster, members in by_cluster.items():
-        option = (f"--clusters={cluster}",) if cluster else ()
         for first in range(0, len(members), CANCEL_BATCH):
             tasks: dict[str, list[str]] = {}
             for job in members[first : first + CANCEL_BATCH]:
                 number, _, task = split_job(job)[0].partition("_")
                 tasks.setdefault(number, []).append(task)
             words = [number if "" in ids else f"{number}_[{','.join(ids)}]" for number, ids in tasks.items()]
-            commands.append(("scancel", *option, *words))
+            commands.append(("scancel", *of_clusters(cluster), *words))
     return commands
 
 
@@ -129,9 +133,8 @@ _UNKNOWN_USER: Final = "Invalid user"
 
 def query_words(clusters: str) -> tuple[str, ...]:
     """The command line that asks about all jobs of this user."""
-    option = (f"--clusters={clusters}",) if clusters else ()
     # --all: jobs in partitions that are hidden are hidden from their own user, too.
-    return ("squeue", *option, "--all", "--array", "--states=all", "--me", f"--Format={','.join(FIELDS)}")
+    return ("squeue", *of_clusters(clusters), "--all", "--array", "--states=all", "--me", f"--Format={','.join(FIELDS)}")
 
 
 def _fields(line: str) -> list[str]:
@@ -159,8 +162,7 @@ def is_whole(text: str, clusters: str, stderr: str) -> bool:
 
 def nodes_words(clusters: str) -> tuple[str, ...]:
     """The command line that asks for the names of all nodes."""
-    option = (f"--clusters={clusters}",) if clusters else ()
-    return ("sinfo", *option, "--all", "--noheader", "--Node", "--format=%N")
+    return ("sinfo", *of_clusters(clusters), "--all", "--noheader", "--Node", "--format=%N")
 
 
 def read_nodes(text: str) -> set[str]:
@@ -170,8 +172,7 @@ def read_nodes(text: str) -> set[str]:
 
 def partitions_words(clusters: str) -> tuple[str, ...]:
     """The command line that asks which partitions take jobs."""
-    option = (f"--clusters={clusters}",) if clusters else ()
-    return ("sinfo", *option, "--all", "--noheader", "--format=%P|%a")
+    return ("sinfo", *of_clusters(clusters), "--all", "--noheader", "--format=%P|%a")
 
 
 def are_shut(text: str, partition: str) -> bool:

@@ -32,6 +32,7 @@ from windlass.filewire import CHUNK_BYTES, hear, read_into, say
 from windlass.framing import MAX_HELLO_BYTES, ProtocolError
 from windlass.identity import MANAGER, ConnectionFile, Identity
 from windlass.messages import GetObject, Hello, ObjectHead, ObjectMissing, ObjectName, ObjectRef, ObjectStored, PutObject, Refused, ToData
+from windlass.objects import LARGE_BYTES
 from windlass.passing import may_pass
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ log = logging.getLogger("windlass.dataplane")
 
 #: Objects of so many bytes take this way: a thread and its answers cost as much as some hundred kilobytes.
 BULK_BYTES: Final = 512 << 10
-#: What comes of objects of so many bytes is written on a thread beside the one that reads, into so many rooms of `CHUNK_BYTES`.
-LARGE_BYTES: Final = 4 << 20
+#: What comes of large objects is written on a thread beside the one that reads, by way of so many rooms of `CHUNK_BYTES`.
 ROOMS: Final = 4
 #: Bytes that are encrypted and sent at a time.
 SEND_BYTES: Final = 1 << 20
@@ -146,21 +146,21 @@ def receive(sock: ssl.SSLSocket, incoming: Incoming | None, size: int) -> Except
     Raises:
         OSError: the connection was cut.
     """
-    keeper, left = _Keeper(incoming, size), size
+    sink, left = _Sink(incoming, size), size
     try:
         while left:
-            room = keeper.room()
+            room = sink.room()
             count = min(left, len(room))
             if not read_into(sock, room[:count]):
                 raise ConnectionResetError(f"the connection was cut {left} bytes before the end of an object")
             left -= count
-            keeper.take(room, count)
-        return keeper.commit()
+            sink.take(room, count)
+        return sink.commit()
     finally:
-        keeper.abort()
+        sink.abort()
 
 
-class _Keeper:
+class _Sink:
     """Writes what comes of an object, if it is to be kept. Of a large one on a thread: to write and hash takes longer than to decrypt."""
 
     def __init__(self, incoming: Incoming | None, size: int) -> None:

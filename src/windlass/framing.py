@@ -69,15 +69,9 @@ def frame_head(body: Piece) -> bytes:
     return _LENGTH.pack(len(body))
 
 
-def frame(*bodies: Piece) -> bytes:
-    """The bytes to send for these bodies, one frame each, in one piece."""
-    if len(bodies) == 1:
-        return _LENGTH.pack(len(bodies[0])) + bodies[0]
-    parts: list[Piece] = []
-    for body in bodies:
-        parts.append(_LENGTH.pack(len(body)))
-        parts.append(body)
-    return b"".join(parts)
+def frame(body: Piece) -> bytes:
+    """All that is to be sent for this body, in one piece."""
+    return frame_head(body) + body
 
 
 def body_length(prefix: Piece, limit: int = MAX_FRAME_BYTES + FRAME_SLACK, offset: int = 0) -> int:

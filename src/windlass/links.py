@@ -42,7 +42,7 @@ def _nothing(*_: Any) -> None:
 #: Read at once at most.
 READ_BYTES: Final = 256 << 10
 #: A body of so many bytes is rather a TLS record behind its length than copied behind it.
-LARGE_BYTES: Final = 32 << 10
+APART_BYTES: Final = 32 << 10
 
 
 class Link:
@@ -364,7 +364,7 @@ class Connection(asyncio.BufferedProtocol):
     def write_frames(self, bodies: Sequence[Piece]) -> None:
         """Send these bodies, one frame each; large ones from where they are."""
         for body in bodies:
-            if len(body) < LARGE_BYTES:
+            if len(body) < APART_BYTES:
                 self.write(frame(body))
             else:
                 self.write(frame_head(body))

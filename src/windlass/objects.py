@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _HEX: Final = frozenset("0123456789abcdef")
 #: What a file system says that has no room.
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-#: Objects of so many bytes are named while they are written (`windlass.naming`).
+#: Objects of so many bytes are named while they are written (`windlass.naming`), and written while more of them comes (`windlass.bulk`).
 LARGE_BYTES: Final = 4 << 20
 #: So many stale entries a heap may have beside twice the others before it is made anew.
 _STALE: Final = 100

@@ -409,12 +409,17 @@ def test_of_several_clusters_each_has_to_be_there() -> None:
     assert not words.is_whole(one, "c[1-2]", away)
 
 
+def have_slurm_say(words: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Slurm's commands fail with these words of the shell's."""
+    for name in ("sbatch", "squeue", "scancel"):
+        (folder / name).write_text(f'#!/bin/sh\necho "{words}" >&2\nexit 1\n')
+        (folder / name).chmod(0o700)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+
 def test_commands_have_the_token_of_their_user_and_pilots_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where Slurm knows users by tokens instead of munge, none of its commands works without; sbatch would hand it on to jobs."""
-    for name in ("sbatch", "squeue", "scancel"):
-        (tmp_path / name).write_text('#!/bin/sh\necho "token $SLURM_JWT job$SLURM_JOB_ID" >&2\nexit 1\n')
-        (tmp_path / name).chmod(0o700)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    have_slurm_say("token $SLURM_JWT job$SLURM_JOB_ID", monkeypatch, tmp_path)
     monkeypatch.setenv("SLURM_JWT", "eyJ")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     backend = SlurmBackend()
@@ -428,10 +433,7 @@ def test_commands_have_the_token_of_their_user_and_pilots_do_not(monkeypatch: py
 
 def test_pilots_that_take_the_environment_of_who_submits_them_get_its_language(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With ``export="ALL"`` sbatch hands its own on: English is for what is read."""
-    for name in ("sbatch", "squeue", "scancel"):
-        (tmp_path / name).write_text('#!/bin/sh\necho "in $LANG or $LC_ALL." >&2\nexit 1\n')
-        (tmp_path / name).chmod(0o700)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    have_slurm_say("in $LANG or $LC_ALL.", monkeypatch, tmp_path)
     monkeypatch.setenv("LANG", "C.UTF-8")
     monkeypatch.delenv("LC_ALL", raising=False)
     backend = SlurmBackend(export="ALL")

@@ -21,14 +21,18 @@ def test_what_goes_into_messages_is_cut_in_order_and_what_is_too_large_goes_alon
     assert list(batches([], int, 10)) == []
 
 
+def stream_of(*bodies: bytes) -> bytes:
+    return b"".join(map(frame, bodies))
+
+
 def test_a_frame_is_its_length_and_its_body() -> None:
     assert frame(b"abc") == b"\0\0\0\3abc"
-    assert frame(b"abc", b"", b"d") == b"\0\0\0\3abc\0\0\0\0\0\0\0\1d"
+    assert stream_of(b"abc", b"", b"d") == b"\0\0\0\3abc\0\0\0\0\0\0\0\1d"
 
 
 @given(bodies=st.lists(st.binary(max_size=50), max_size=20), cuts=st.lists(st.integers(0, 1200), max_size=20))
 def test_bodies_come_out_as_they_went_in_wherever_the_stream_is_cut(bodies: list[bytes], cuts: list[int]) -> None:
-    stream = frame(*bodies)
+    stream = stream_of(*bodies)
     edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     reader = FrameReader()
     got = [bytes(body) for begin, end in pairwise(edges) for body in reader.feed(stream[begin:end])]
@@ -38,7 +42,7 @@ def test_bodies_come_out_as_they_went_in_wherever_the_stream_is_cut(bodies: list
 
 def test_a_stream_can_come_byte_by_byte() -> None:
     reader = FrameReader()
-    stream = frame(b"one", b"", b"three")
+    stream = stream_of(b"one", b"", b"three")
     assert [bytes(body) for byte in stream for body in reader.feed(bytes([byte]))] == [b"one", b"", b"three"]
 
 
@@ -58,7 +62,7 @@ def test_bodies_given_out_stay_as_they_are_when_more_is_fed() -> None:
 
 
 def test_whole_frames_are_slices_of_the_piece_they_came_in() -> None:
-    piece = frame(b"one", b"two")
+    piece = stream_of(b"one", b"two")
     assert all(body.obj is piece for body in FrameReader().feed(piece))
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from windlass.bulk import LARGE_BYTES, receive
+from windlass.bulk import receive
 from windlass.incoming import Incoming
-from windlass.objects import ObjectStore, content_name
+from windlass.objects import LARGE_BYTES, ObjectStore, content_name
 
 SIZES = [1, 700_000, LARGE_BYTES, LARGE_BYTES + 3_000_001]
 
