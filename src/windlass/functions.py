@@ -7,14 +7,9 @@ others by value (`windlass.byvalue`). Lines of source travel with functions by v
 ``__main__`` or a notebook's cell is no file there.
 
 The definition's id is a hash of the pickled bytes and the snapshots' names. Pickling takes 100 µs or more, so a definition is kept
-for as long as its function lives, together with a *watch*, by which the next submit sees whether it is still true:
-
-* of each function by value its code, defaults, closure cells, attributes, and the globals that it names must be the same objects as
-  before, and so must what classes by value have; that is enough where these are immutable (numbers, strings, modules, functions by
-  name, tuples of such, ...);
-* where one is mutable (a list, an array, an instance), identity says nothing: the function is pickled again each time, and
-  has the same id as long as its content is the same;
-* local source files are looked at once a second, and when another look at them has found an edit.
+for as long as its function lives (of a bound method: its object), together with a *watch* (`windlass.watches`), by which the next submit
+sees whether it is still true. What refers to something mutable has none: it is pickled again each time, and has the same id as long as its
+content is the same. Local source files are looked at once a second, and when another look at them has found an edit.
 
 So what a call sees is what the function referred to when the call was submitted, at the price of a pickling per submit for functions with
 mutable globals or closures; large ones are better passed as arguments or made by the library's context, and a program that submits one
@@ -30,17 +25,16 @@ import linecache
 import logging
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from enum import Enum
-from functools import partial
 from io import BytesIO
-from types import BuiltinFunctionType, CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType
-from typing import TYPE_CHECKING, Any, Final, cast
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import TYPE_CHECKING, Any, Final
 
 from windlass import imports, pickling, snapshots
 from windlass.errors import NotPicklable, UsageError, WindlassError
 from windlass.messages import OUT_OF_BAND_BYTES, FunctionDef, FunctionId, ImportSpec, ObjectRef
+from windlass.watches import Watches, content_of_cell, watch
 
 if TYPE_CHECKING:
     from windlass.pickling import Put
@@ -53,57 +47,8 @@ HEAVY_BYTES: Final = 4 << 20
 _MAX_KEPT: Final = 1024
 #: Source lines that travel with one function at most.
 _MAX_SOURCE: Final = 32 << 10
-_MISSING: Final = object()
 #: The attribute of a function that names modules which it will need though it does not refer to them, as do those that it is given.
 HOIST: Final = "_windlass_hoist"
-_IMMUTABLE: Final = frozenset(
-    {int, float, complex, str, bytes, bool, type(None), type(Ellipsis), type(NotImplemented), range, slice, ModuleType, BuiltinFunctionType}
-    | {staticmethod, classmethod, property, GetSetDescriptorType, MemberDescriptorType}
-)
-_IMMUTABLE_NAMES: Final = frozenset(
-    [
-        "datetime.date",
-        "datetime.datetime",
-        "datetime.time",
-        "datetime.timedelta",
-        "datetime.timezone",
-        "decimal.Decimal",
-        "fractions.Fraction",
-        "pathlib.Path",
-        "pathlib.PosixPath",
-        "pathlib.PurePosixPath",
-        "re.Pattern",
-        "uuid.UUID",
-    ]
-)
-#: What a class keeps about itself; changes of these alone are not looked for.
-_CLASS_BOOKS: Final = frozenset(
-    [
-        "__abstractmethods__",
-        "__annotations__",
-        "__dataclass_fields__",
-        "__dataclass_params__",
-        "__dict__",
-        "__doc__",
-        "__module__",
-        "__orig_bases__",
-        "__parameters__",
-        "__weakref__",
-        "_abc_impl",
-        "_generate_next_value_",
-        "_member_map_",
-        "_member_names_",
-        "_member_type_",
-        "_unhashable_values_",
-        "_value2member_map_",
-        "_value_repr_",
-        "_use_args_",
-        "_new_member_",
-        "__new__",
-        "__classcell__",
-        "__match_args__",
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +82,15 @@ def define(fn: Callable[..., Any], put: Put) -> Defined:
     Large definitions and snapshots go to ``put``, and are taken to stay there for as long as ``put`` (the object whose method it is) lives.
     Raises `UsageError` for what is no function, or a generator or async one, `NotPicklable` for one that cannot travel.
     """
-    kept = _kept.get(id(fn))
-    if kept is not None and kept.function() is fn and kept.is_for(put) and kept.is_true(fn, put):
+    kept = _kept.get(id(fn) if type(fn) is not MethodType else _key_of_method(fn))
+    if kept is not None and not kept.is_of(fn):
+        kept = None
+    if kept is not None and kept.is_for(put) and kept.is_true(fn, put):
         return kept.defined
     check_callable(fn)
     look = look_at(fn)
-    before = kept if kept is not None and kept.function() is fn else None
-    told = before is not None and before.told
-    if len(look.blob) >= HEAVY_BYTES and before is not None and before.watches is None and not told:
+    told = kept is not None and kept.told
+    if len(look.blob) >= HEAVY_BYTES and kept is not None and kept.watches is None and not told:
         told = True
         _tell_of_heavy(fn, look)
     code = snapshots.snapshots_of(look.local, put)
@@ -158,6 +104,8 @@ def _tell_of_heavy(fn: Callable[..., Any], look: Look) -> None:
     sizes: dict[str, int] = {}
     with contextlib.suppress(Exception):  # values of the user's, which may raise anything
         sizes = {name: _bytes_of(value) for one in look.functions for name, value in _refers_to(one)}
+    if isinstance(fn, MethodType):
+        sizes["self"] = len(look.blob) - sum(sizes.values())  # whatever it has
     heaviest = max(sizes, key=lambda name: sizes[name], default="")
     what = f"{heaviest!r} above all" if sizes.get(heaviest) else "its globals, or what it was made in"
     log.warning(
@@ -180,7 +128,7 @@ def _refers_to(function: FunctionType) -> Iterator[tuple[str, Any]]:
     from windlass.byvalue import global_names
 
     yield from ((name, function.__globals__.get(name)) for name in global_names(function))
-    yield from zip(function.__code__.co_freevars, (_content(cell) for cell in function.__closure__ or ()), strict=False)
+    yield from zip(function.__code__.co_freevars, (content_of_cell(cell) for cell in function.__closure__ or ()), strict=False)
 
 
 def look_at(fn: Callable[..., Any]) -> Look:
@@ -261,7 +209,7 @@ def _defined(fn: Any, look: Look, code: tuple[ObjectRef, ...], put: Put, kept: _
     for ref in code:
         digest.update(ref.name.encode())
     name = FunctionId(digest.digest())
-    if kept is not None and kept.function() is fn and kept.is_for(put) and kept.defined.definition.id == name:
+    if kept is not None and kept.is_for(put) and kept.defined.definition.id == name:
         return kept.defined
     large = len(look.blob) >= OUT_OF_BAND_BYTES
     signature = _signature(fn)
@@ -288,10 +236,12 @@ class _Kept:
     __slots__ = ("code", "defined", "edits", "function", "local", "looked_at", "owner", "told", "watches")
 
     def __init__(
-        self, fn: Any, defined: Defined, local: frozenset[str], code: tuple[ObjectRef, ...], put: Put, watches: _Watches | None
+        self, fn: Any, defined: Defined, local: frozenset[str], code: tuple[ObjectRef, ...], put: Put, watches: Watches | None
     ) -> None:
         try:
-            self.function: Callable[[], Any] = weakref.ref(fn, _forgetter(id(fn)))
+            self.function: Callable[[], Any] = (
+                weakref.WeakMethod(fn, _forgetter(_key_of_method(fn))) if type(fn) is MethodType else weakref.ref(fn, _forgetter(id(fn)))
+            )
         except TypeError:
             if not pickling.is_named(fn):
                 raise
@@ -305,25 +255,19 @@ class _Kept:
         #: The program was told that it is heavy.
         self.told = False
 
+    def is_of(self, fn: Any) -> bool:
+        """Whether it is of this function, or of a bound method that is the same: each time that one is asked for, it is a new object."""
+        known = self.function()
+        if type(fn) is not MethodType:
+            return known is fn
+        return type(known) is MethodType and known.__self__ is fn.__self__ and known.__func__ is fn.__func__
+
     def is_for(self, put: Put) -> bool:
         return self.owner() is getattr(put, "__self__", put)
 
     def is_true(self, fn: Any, put: Put) -> bool:
-        if self.watches is None:
+        if self.watches is None or not self.watches.hold(fn):
             return False
-        for other, code, defaults, keywords, cells in self.watches.functions:
-            function = other or fn
-            if function.__code__ is not code or function.__defaults__ is not defaults or function.__kwdefaults__ is not keywords:
-                return False
-            for cell, value in cells:
-                if _content(cell) is not value:
-                    return False
-        for mapping, length, names, values in self.watches.mappings:
-            if length != -1 and len(mapping) != length:
-                return False
-            for name, value in zip(names, values, strict=True):
-                if mapping.get(name, _MISSING) is not value:
-                    return False
         # As soon as an edit is known, for all functions alike: they run together in the newest library.
         if self.local and (self.edits != snapshots.edits or time.monotonic() - self.looked_at > snapshots.MAX_AGE):
             self.edits = snapshots.edits
@@ -333,24 +277,19 @@ class _Kept:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class _Watches:
-    """Objects that must be the same ones still."""
-
-    #: Function (None: the one that is defined), its code, its two kinds of defaults, and its closure cells with their contents.
-    functions: list[tuple[Any, CodeType, Any, Any, tuple[tuple[Any, Any], ...]]]
-    #: Globals (length -1: it may have more), attributes, keyword defaults, and namespaces of classes.
-    mappings: list[tuple[Mapping[str, Any], int, tuple[str, ...], tuple[Any, ...]]]
+#: By ids: that of the function, or those of a bound method's object and function.
+_kept: dict[int | tuple[int, int], _Kept] = {}
 
 
-_kept: dict[int, _Kept] = {}
+def _key_of_method(fn: Any) -> tuple[int, int]:
+    return id(fn.__self__), id(fn.__func__)
 
 
 def _owner(put: Put) -> Any:
     return getattr(put, "__self__", put)
 
 
-def _forgetter(key: int) -> Callable[[Any], None]:
+def _forgetter(key: int | tuple[int, int]) -> Callable[[Any], None]:
     def forget(gone: Any) -> None:
         kept = _kept.get(key)
         if kept is not None and kept.function is gone:
@@ -361,7 +300,7 @@ def _forgetter(key: int) -> Callable[[Any], None]:
 
 def _keep(fn: Any, look: Look, defined: Defined, code: tuple[ObjectRef, ...], put: Put, told: bool) -> None:
     try:
-        kept = _Kept(fn, defined, look.local, code, put, _watches(fn, look))
+        kept = _Kept(fn, defined, look.local, code, put, watch(fn, look.functions, look.classes))
         kept.told = told
     except TypeError:
         return  # it has no weak references
@@ -370,69 +309,7 @@ def _keep(fn: Any, look: Look, defined: Defined, code: tuple[ObjectRef, ...], pu
             del _kept[next(iter(_kept))]
         except (KeyError, RuntimeError, StopIteration):
             break  # another thread was quicker
-    _kept[id(fn)] = kept
-
-
-def _watches(fn: Any, look: Look) -> _Watches | None:
-    """What to look at before the definition is used again; None when something is mutable."""
-    from windlass import byvalue
-
-    by_value = {id(one) for one in (*look.functions, *look.classes)}
-    watches = _Watches([], [])
-    referred: list[Any] = [fn]
-
-    def watch(mapping: Mapping[str, Any], length: int, names: Iterable[str]) -> None:
-        names = tuple(names)
-        values = tuple(mapping.get(name, _MISSING) for name in names)
-        watches.mappings.append((mapping, length, names, values))
-        referred.extend(values)
-
-    for function in look.functions:
-        cells = tuple((cell, _content(cell)) for cell in function.__closure__ or ())
-        # The function itself is not held, or nothing would ever be forgotten.
-        watches.functions.append(
-            (None if function is fn else function, function.__code__, function.__defaults__, function.__kwdefaults__, cells)
-        )
-        if function.__globals__.get("__name__") != "dataclasses":  # whose __repr__ has a set in a cell, for recursion
-            referred.extend(value for _, value in cells)
-        referred.extend(function.__defaults__ or ())
-        names = byvalue.global_names(function)
-        if names:
-            watch(function.__globals__, -1, names)
-        watch(function.__dict__, len(function.__dict__), function.__dict__)
-        if function.__kwdefaults__:
-            watch(function.__kwdefaults__, len(function.__kwdefaults__), function.__kwdefaults__)
-    for kind in look.classes:
-        space = vars(kind)
-        watch(space, len(space), (name for name in space if name not in _CLASS_BOOKS))
-    return watches if all(_is_immutable(value, by_value) for value in referred) else None
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return _MISSING
-
-
-def _is_immutable(value: Any, by_value: set[int]) -> bool:
-    """True when being the same object means being the same; functions by value count, as they are watched themselves."""
-    kind = cast("type[object]", type(value))
-    if value is _MISSING or kind in _IMMUTABLE or id(value) in by_value:
-        return True
-    if kind is tuple or kind is frozenset:
-        return len(value) <= 100 and all(_is_immutable(part, by_value) for part in value)
-    if kind is FunctionType or issubclass(kind, type):
-        return pickling.is_named(value) and snapshots.home(value.__module__) != snapshots.BY_VALUE
-    if kind is partial:
-        return not value.keywords and _is_immutable(value.func, by_value) and _is_immutable(value.args, by_value)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    if isinstance(value, Enum) or name in _IMMUTABLE_NAMES:
-        return True
-    if any(base.__module__ == "numpy" and base.__name__ in ("generic", "dtype", "ufunc") for base in kind.__mro__):
-        return True
-    # A function in another language, such as numpy.dot, that its module has under its name.
-    return kind.__module__ != "builtins" and callable(value) and "__qualname__" in dir(value) and pickling.is_named(value)
+    _kept[id(fn) if type(fn) is not MethodType else _key_of_method(fn)] = kept
 
 
 # ---------------------------------------------------------------- source lines

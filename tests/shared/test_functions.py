@@ -12,6 +12,7 @@ import functools
 import gc
 import importlib
 import linecache
+import logging
 import math
 import os
 import pickle
@@ -28,7 +29,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from windlass import functions, snapshots
+from windlass import functions, pickling, snapshots
 from windlass.coroutines import is_async
 from windlass.errors import NotPicklable, UsageError
 from windlass.functions import Defined, define, pack_context
@@ -207,6 +208,37 @@ def test_who_pickles_much_with_each_submit_is_told_once(store: ObjectStore, capl
     assert len(caplog.messages) == 2
 
 
+def test_a_heavy_method_is_told_of_as_well(store: ObjectStore, caplog: pytest.LogCaptureFixture) -> None:
+    """Each time that a program says ``model.method`` it is a new object."""
+
+    class Model:
+        def __init__(self) -> None:
+            self.parts = [np.zeros(functions.HEAVY_BYTES)]
+
+        def evaluate(self, number: int) -> Any:
+            return self.parts[0][number]
+
+        def other(self, number: int) -> Any:
+            return self.parts[0][number]
+
+    model = Model()
+    define(model.evaluate, store.put)
+    assert not caplog.records, "once is fine"
+    for _ in range(3):
+        define(model.evaluate, store.put)
+    (told,) = caplog.messages
+    assert told.startswith("evaluate refers to 34 MB ('self' above all), which each submit pickles again")
+    define(model.other, store.put)
+    define(Model().evaluate, store.put)
+    assert len(caplog.messages) == 1
+    define(model.other, store.put)
+    assert len(caplog.messages) == 2
+    kept = len(functions._kept)
+    del model
+    gc.collect()
+    assert len(functions._kept) == kept - 2
+
+
 def test_who_pickles_much_but_once_is_told_nothing(store: ObjectStore, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What cannot change is pickled again for another manager alone. And what has no hash is a function as well."""
     data = b"x" * (functions.HEAVY_BYTES + 1)
@@ -370,6 +402,32 @@ def test_a_mutable_global_that_changes_in_place_is_seen(store: ObjectStore, monk
     assert called_elsewhere(store, define(reads, store.put)) == "[1, 2]"
 
 
+def test_a_table_that_changes_behind_its_own_method_is_seen(store: ObjectStore) -> None:
+    """``get = table.get`` is written in C, as functions of modules are, which do not change."""
+    table = {1: "old"}
+    get, root = table.get, math.sqrt
+
+    def reads() -> Any:
+        return get(1), root(4)
+
+    assert called_elsewhere(store, define(reads, store.put)) == "('old', 2.0)"
+    table[1] = "new"
+    assert called_elsewhere(store, define(reads, store.put)) == "('new', 2.0)"
+
+
+def test_what_goes_by_its_name_is_pickled_once(store: ObjectStore) -> None:
+    """Loggers, generators that modules share, functions of modules in C, methods of such as do not change."""
+    from random import randint, random
+
+    log, root, of_class = logging.getLogger(__name__), math.sqrt, Adder.of_class
+
+    def refers() -> Any:
+        return log, root, of_class, randint, random
+
+    assert define(refers, store.put) is define(refers, store.put)
+    assert define(Adder.of_class, store.put) is define(Adder.of_class, store.put)
+
+
 def test_a_closure_that_changes_is_seen(store: ObjectStore) -> None:
     count, items = 1, np.zeros(2)
 
@@ -428,6 +486,22 @@ def test_a_changed_class_is_seen(store: ObjectStore) -> None:
     assert define(function, store.put) is first
     Config.get = lambda self: 99  # type: ignore[method-assign]
     assert called_elsewhere(store, define(function, store.put)) == "99"
+
+
+def test_a_class_stays_what_it_is_when_an_instance_is_pickled(store: ObjectStore) -> None:
+    """Though pickle notes something in it then."""
+
+    class Thing:
+        pass
+
+    def function() -> Any:
+        return Thing
+
+    first = define(function, store.put)
+    pickling.pack_call((Thing(),), {}, store.put)
+    assert "__slotnames__" in vars(Thing)
+    assert define(function, store.put) is define(function, store.put)
+    assert define(function, store.put).definition.id == first.definition.id
 
 
 def test_the_cache_keeps_no_function_alive(store: ObjectStore) -> None:
