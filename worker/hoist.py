@@ -37,7 +37,7 @@ from windlass.coroutines import is_async
 from windlass.messages import FunctionDef, FunctionId, HoistedImport, LibrarySpec, ObjectRef
 from windlass.objects import FULL, map_object, open_in
 from windlass.ownership import NotOurs, make_ours
-from windlass.worker import importcost
+from windlass.worker import importcost, namespaces
 from windlass.worker.slotlink import Setup, Step, bounded
 
 #: Devices that survive a fork; anything else below /dev belongs to a driver that may not.
@@ -88,7 +88,7 @@ def load(setup: Setup, announce: Callable[[Step], None], *, with_context: bool) 
             "again, with the worker's version in it",
         )
     library = Library(spec)
-    snapshots.call_code_folder, snapshots.library_code = setup.code_folder, spec.code
+    snapshots.on_worker, snapshots.call_code_folder, snapshots.library_code = True, setup.code_folder, spec.code
     try:
         add_code(spec.code, setup.store_folder, setup.code_folder, spec.paths)
     except Exception as error:
@@ -215,9 +215,9 @@ def _hoist(library: Library, setup: Setup, announce: Callable[[Step], None]) -> 
 
 def _load_functions(library: Library, setup: Setup, announce: Callable[[Step], None]) -> None:
     announce(Step("functions"))
-    # Nearly every function is made by it, also those that come later: once here instead of once in each slot.
+    # Nearly every function is made by cloudpickle, also those that come later: once here instead of once in each slot.
     try:
-        importlib.import_module("cloudpickle")
+        namespaces.prepare()
     except ImportError:
         pass
     if library.spec.concurrency > 1:

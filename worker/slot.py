@@ -10,13 +10,10 @@ is sent.
 For a call that does nothing the loop costs a few microseconds: one receive, one send, one decode, one encode, two pickles and six looks
 at a clock or a file's length. Nothing else may be added to the path of every call: no signal, no file, no process, no look at /proc.
 
-*Functions*: those of the library are loaded before; others come by content, from the functions folder, at their first call, and
-the least recently used ones are forgotten past `FUNCTIONS_KEPT` or `FUNCTION_BYTES_KEPT`.
-
 *Async functions* run to their end on the slot's event loop; where the library has ``concurrency``, many at once, and the loop of the slot
 is another one (`windlass.worker.slot_tasks`).
 
-*Context*: which of its variables a function takes is found out once per function, from its signature.
+*Functions*, and what they take of the context: `windlass.worker.slot_functions`.
 
 *Mode fork*: each call runs in a child, which answers by itself; the slot waits for it, ends what the child left behind, and answers for
 a child that died.
@@ -37,7 +34,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic  # bound here, both: a function may replace what the module has
 from time import time as now
@@ -46,7 +43,6 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from windlass import pickling
-from windlass.coroutines import is_async
 from windlass.messages import (
     BAD_CALL,
     DIED,
@@ -58,16 +54,15 @@ from windlass.messages import (
     CallRun,
     EndDetail,
     FileRef,
-    FunctionDef,
     FunctionId,
     ObjectName,
     ObjectRef,
 )
 from windlass.objects import open_in, write_results
-from windlass.ownership import open_ours
 from windlass.worker import capture, forks, hoist
 from windlass.worker.callqueue import read_spilled
 from windlass.worker.slot_api import STATE
+from windlass.worker.slot_functions import SlotFunctions
 from windlass.worker.slotlink import (
     ATTEMPT,
     BEGUN,
@@ -96,17 +91,11 @@ from windlass.worker.slotlink import (
 )
 from windlass.worker.slotproc import death
 
-#: Functions that came later and are kept loaded, and their bytes: a loop that submits ever new closures must not fill the memory.
-FUNCTIONS_KEPT: Final = 256
-FUNCTION_BYTES_KEPT: Final = 64 << 20
 #: The interpreter adapts a function when it has run eight times.
 REHEARSALS: Final = 16
 _PR_SET_PDEATHSIG: Final = 1
 #: Between a slot and an async function.
 _OURS: Final = ("windlass.worker.own_loop", "windlass.traces", "asyncio.base_events", "asyncio.runners", "asyncio.futures", "asyncio.tasks")
-
-#: A loaded function, and the variables of the context it takes: (parameter, its position or a large number, value).
-Loaded = tuple[Callable[..., Any], tuple[tuple[str, int, Any], ...]]
 
 _prctl: Any = None
 
@@ -184,12 +173,7 @@ class Slot:
     def __init__(self, link: Link, setup: Setup, library: hoist.Library) -> None:
         self.link, self.setup, self.library = link, setup, library
         self.store, self.pid = setup.store_folder, os.getpid()
-        self.functions: dict[FunctionId, Loaded] = {key: self.bind(function) for key, function in library.functions.items()}
-        self.names = {definition.id: definition.name for definition in setup.spec.functions}
-        self.definitions = {definition.id: definition for definition in setup.spec.functions}
-        self.others: dict[FunctionId, Loaded] = {}
-        self.sizes: dict[FunctionId, int] = {}
-        self.newest = FunctionId(b"")
+        self.functions = SlotFunctions(setup, library)
         self.encoder = msgspec.msgpack.Encoder()
         self.frame = bytearray(64 << 10)
         self.words = link.rows.words
@@ -250,7 +234,7 @@ class Slot:
         room: Any = None
         outputs: tuple[FileRef, ...] = ()
         try:
-            loaded = self.functions.get(run.function) or self.load(run.function)
+            loaded = self.functions.turn_to(run.function)
             args, kwargs = pickling.unpack_call(run.payload, run.spans, self.open_object)
             if run.sandbox is not None:
                 room = self.make_room(run)
@@ -314,61 +298,6 @@ class Slot:
             self.link.results.sendall(memoryview(frame)[sent:])
             self.frame = bytearray(64 << 10)
 
-    # ------------------------------------------------ functions
-
-    def load(self, key: FunctionId) -> Loaded:
-        """A function that is not one of those loaded before the fork."""
-        others = self.others
-        loaded = others.get(key)
-        if loaded is not None:
-            if key != self.newest:  # keep the order of use, but not at each call of the same
-                del others[key]
-                others[key] = loaded
-                self.newest = key
-            return loaded
-        definition = self.definitions.get(key)
-        if definition is None:
-            with os.fdopen(open_ours(os.path.join(self.setup.functions_folder, key.hex())), "rb") as file:
-                definition = msgspec.msgpack.decode(file.read(), type=FunctionDef)
-        self.names[key] = definition.name
-        size = definition.object.size if definition.object is not None else len(definition.blob)
-        while others and (len(others) >= FUNCTIONS_KEPT or sum(self.sizes.values()) + size > FUNCTION_BYTES_KEPT):
-            old = next(iter(others))
-            del others[old], self.sizes[old]
-            if old not in self.definitions:
-                self.names.pop(old, None)
-        others[key] = loaded = self.bind(hoist.load_function(definition, self.setup))
-        self.newest, self.sizes[key] = key, size
-        return loaded
-
-    def bind(self, function: Callable[..., Any]) -> Loaded:
-        """Find out which variables of the context the function takes; an async one is run to its end when it is called."""
-        called = function
-        if self.setup.spec.concurrency == 1 and is_async(function):
-            from windlass.worker.own_loop import to_its_end
-
-            called = to_its_end(function)
-        if not self.library.has_context:
-            return called, ()
-        import inspect
-
-        try:
-            parameters = inspect.signature(function).parameters
-        except (TypeError, ValueError):
-            return called, ()
-        context: Any = self.library.context
-        variables: dict[Any, Any] = {"context": context}
-        if isinstance(context, dict):
-            variables.update(context)  # pyright: ignore[reportUnknownArgumentType]
-        wants: list[tuple[str, int, Any]] = []
-        for position, (name, parameter) in enumerate(parameters.items()):
-            if name in variables:
-                if parameter.kind is parameter.KEYWORD_ONLY:
-                    wants.append((name, sys.maxsize, variables[name]))
-                elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-                    wants.append((name, position, variables[name]))
-        return called, tuple(wants)
-
     # ------------------------------------------------ objects
 
     def make_room(self, run: CallRun) -> Any:
@@ -403,8 +332,8 @@ class Slot:
         for missing in (error, error.__cause__):
             if type(missing).__name__ == "ReplicaMissing":
                 return NO_FILE, b"", EndDetail(text=str(missing))
-        name = self.names.get(run.function, run.function.hex())
-        if run.function not in self.functions and run.function not in self.others:
+        name = self.functions.name(run.function)
+        if not self.functions.has(run.function):
             if isinstance(error, ImportError):  # what the function's own import statement would have raised
                 return RAISED, *pickling.pack_exception(error)
             text = f"function {name!r} of library {self.setup.spec.name!r} cannot be loaded on the worker"
@@ -418,7 +347,7 @@ class Slot:
 
     def bad_result(self, run: CallRun, value: object, error: BaseException) -> str:
         """Why a result cannot travel, and what to do."""
-        name = self.names.get(run.function, run.function.hex())
+        name = self.functions.name(run.function)
         if type(error).__name__ in ("UsageError", "BadTree"):
             return bounded(f"{name!r}: {error}")
         if isinstance(error, OSError):
@@ -466,11 +395,11 @@ class Slot:
         What each of them had to write into its own copy of a page would cost it a page fault.
         """
         key = FunctionId(b"rehearsal")
-        self.others[key] = (dict, ())
+        self.functions.add(key, dict)
         run = CallRun(CallId(0), 0, self.setup.instance, key, pickling.pack_scalars((), {}))
         for _ in range(REHEARSALS):
             self.encoder.encode_into(self.answer(run, now(), monotonic()), self.frame, 4)
-        del self.others[key]
+        self.functions.forget(key)
         gc.collect()
         gc.freeze()
 

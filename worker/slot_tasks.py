@@ -215,7 +215,7 @@ class TaskSlot(Slot):
     def loaded(self, place: Place) -> Any:
         """The function of a call; for one that cannot be loaded anything async, as its task says why."""
         try:
-            return (self.functions.get(place.call.function) or self.load(place.call.function))[0]
+            return self.functions.turn_to(place.call.function)[0]
         except BaseException:  # noqa: BLE001
             return self.work
 
@@ -252,7 +252,7 @@ class TaskSlot(Slot):
         room: Any = None
         outputs: tuple[FileRef, ...] = ()
         try:
-            function, wants = self.functions.get(run.function) or self.load(run.function)
+            function, wants = self.functions.turn_to(run.function)
             args, kwargs = pickling.unpack_call(run.payload, run.spans, self.open_object)
             if run.sandbox is not None:
                 room = self.make_room(run)

@@ -13,6 +13,10 @@ On the worker (not ``homes``) classes that came by value go back as a tracker id
 same, and a blob that defines the class, read only where the id is unknown.  Plain cloudpickle would define the class again wherever
 it arrives: with each result the program's own class would get its methods replaced by copies with globals of their own.
 
+Ids are drawn at random, so a result of an earlier life (a journal's) or of another program (`Attached.find`) has one that this program does
+not know, though it may have the very class.  Then the class goes by its name, as in plain pickle, if what the program has under that name
+has all that the other one had (`_fits`).
+
 Not imported before something must go by value: cloudpickle takes a while. It has no types, and its parts used here are not public,
 though unchanged since its version 1.6; therefore they all stand in this module.
 """
@@ -23,18 +27,20 @@ import importlib
 import sys
 from collections import ChainMap
 from collections.abc import Callable
+from enum import EnumType
 from functools import cached_property, lru_cache
 from io import BytesIO
 from pickle import PickleBuffer, loads
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, ClassVar, Final
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from windlass import pickling, snapshots
 
 _cloudpickle: Any = importlib.import_module("cloudpickle.cloudpickle")
-#: Where a code object's arguments have the name of its file, from Python 3.11 on.
+#: Where a code object's arguments have the name of its file, from Python 3.11 on; and those of what makes a class its namespace.
 _FILE_NAME: Final = 10
+_NAMESPACE: Final = 3
 
 
 def _reduce_code(code: CodeType) -> Any:
@@ -106,6 +112,7 @@ class ByValue(_Pickler):
             reduced = _Pickler.reducer_override(self, obj)
         if is_class and is_by_value(reduced):
             self.classes.append(as_class(obj))
+            _amend(obj, reduced)
         elif (reduced is NotImplemented or kind is ModuleType) and module_name:
             self.modules.add(module_name)
             if home == snapshots.LOCAL:
@@ -149,6 +156,38 @@ def is_by_value(reduced: Any) -> bool:
     return isinstance(reduced, tuple) and reduced[0] in (_cloudpickle._make_skeleton_class, _cloudpickle._make_skeleton_enum)
 
 
+def _amend(kind: Any, reduced: Any) -> None:
+    """Mend what cloudpickle makes of a class.
+
+    It is to have its whole name, as Enums have, and its slots, without which instances have a state that those of the program's class
+    cannot take; and not what pickle notes there with the first instance, or it would be another class from then on.
+    """
+    (make, arguments, (attributes, _)), space = reduced[:3], vars(kind)
+    attributes.pop("__slotnames__", None)
+    if make is not _cloudpickle._make_skeleton_class:
+        return
+    arguments[_NAMESPACE]["__qualname__"] = "".join(kind.__qualname__)  # a string of its own, as above
+    if "__slots__" in space and "_fields" not in space:  # of a NamedTuple they may not be set
+        slots = _slots(kind)
+        for name in slots:
+            attributes.pop(name, None)
+        arguments[_NAMESPACE]["__slots__"] = (*slots, *(name for name in ("__dict__", "__weakref__") if name in space))
+
+
+def _slots(kind: Any) -> list[str]:
+    return sorted(name for name, value in vars(kind).items() if isinstance(value, MemberDescriptorType))
+
+
+class _Definition(ByValue):
+    """Pickles a class so that it can be defined where it is not known."""
+
+    def reducer_override(self, obj: object) -> Any:
+        if isinstance(obj, type) and is_by_value(reduced := _Pickler.reducer_override(self, obj)):
+            _amend(obj, reduced)
+            return reduced
+        return super().reducer_override(obj)
+
+
 _class_blobs: WeakKeyDictionary[Any, bytes] = WeakKeyDictionary()
 
 
@@ -156,15 +195,56 @@ def _class_blob(kind: Any) -> bytes:
     blob = _class_blobs.get(kind)
     if blob is None:
         file = BytesIO()
-        _Pickler(file, 5).dump(kind)
+        _Definition(file, False, None).dump(kind)
         blob = _class_blobs[kind] = file.getvalue()
     return blob
 
 
 def known_class(tracker: str, blob: bytes) -> Any:
-    """The class that is known here under this tracker id, else the one that `blob` defines."""
+    """The class that is known here under this tracker id, or that the program has under its name; else the one that `blob` defines."""
     known = _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker)
-    return loads(blob) if known is None else known
+    if known is None:
+        known = loads(blob)
+    return known if snapshots.on_worker else _own(known)
+
+
+#: Classes that came, the program's own of that name, and whether that one fits.
+_looked: WeakKeyDictionary[Any, tuple[ReferenceType[Any], bool]] = WeakKeyDictionary()
+
+
+def _own(kind: Any) -> Any:
+    """The program's own class of this one's name, if it fits; else this one."""
+    own: Any = sys.modules.get(kind.__module__)
+    for part in kind.__qualname__.split("."):
+        own = getattr(own, part, None)
+    if own is kind or not isinstance(own, type):
+        return kind
+    before = _looked.get(kind)
+    if before is None or before[0]() is not own:
+        before = _looked[kind] = ref(own), _fits(own, kind)
+    return own if before[1] else kind
+
+
+def _fits(own: Any, kind: Any) -> bool:
+    """Whether an instance of `kind`, of another process, can be one of `own`: it has the same bases by name, and the same slots, fields of
+    a tuple or members of an Enum; and every method and annotated field of the other one, whatever the methods do now."""
+    try:
+        if _form(own) != _form(kind):
+            return False
+        if isinstance(kind, EnumType):
+            return _members(own) == _members(kind)
+        methods = {name for name, value in vars(kind).items() if hasattr(value, "__get__")}
+        return methods <= set(vars(own)) and set(kind.__annotations__) <= set(own.__annotations__)
+    except Exception:  # noqa: BLE001 - of values and metaclasses of the user's
+        return False
+
+
+def _form(kind: Any) -> Any:
+    return [base.__qualname__ for base in type(kind).__mro__ + kind.__mro__], _slots(kind), getattr(kind, "_fields", None)
+
+
+def _members(kind: Any) -> dict[str, Any]:
+    return {name: member.value for name, member in kind.__members__.items()}
 
 
 def global_names(func: FunctionType) -> list[str]:

@@ -50,6 +50,7 @@ _BOOKS: Final = frozenset(
         "__doc__",
         "__firstlineno__",
         "__module__",
+        "__slotnames__",
         "__static_attributes__",
         "__weakref__",
         "_abc_impl",

@@ -434,6 +434,8 @@ def code_folder(base: str | os.PathLike[str], name: ObjectName | str) -> str:
 
 #: Where snapshots that come with a call are unpacked; a worker's processes set their worker's folder here.
 call_code_folder: str = ""
+#: This is a process of a worker: what ``__main__`` has is not the program's.
+on_worker = False
 #: The snapshots of the library whose process this is.
 library_code: Sequence[ObjectRef] = ()
 #: The module of each snapshot that came with a call and is in use; "" where the library has a text of its own.

@@ -157,7 +157,7 @@ def is_immutable(value: Any, by_value: Collection[int]) -> bool:
     if kind is tuple or kind is frozenset:
         return len(value) <= 100 and all(is_immutable(part, by_value) for part in value)
     if kind is BuiltinFunctionType:  # as a method of a list is; a function of a module has that as its self
-        return is_immutable(value.__self__, by_value)
+        return pickling.is_named(value) or is_immutable(value.__self__, by_value)
     if kind is MethodType:
         return is_immutable(value.__self__, by_value) and is_immutable(value.__func__, by_value)
     if kind is FunctionType or issubclass(kind, type):

@@ -263,6 +263,66 @@ def test_a_class_that_only_the_worker_has_travels_by_value() -> None:
     assert pickling.unpack_result(bytes.fromhex(out), (), lambda name: memoryview(b"")).seven() == 7
 
 
+EARLIER = """
+import dataclasses, enum, typing
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+@dataclasses.dataclass
+class Point:
+    x: int
+    color: Color
+    def twice(self): return 2 * self.x
+class Pair(typing.NamedTuple):
+    a: int
+class Outer:
+    class Inner:
+        pass
+class Slim:
+    __slots__ = ("y",)
+def made():
+    class Local: pass
+    return Local()
+"""
+
+
+@pytest.mark.parametrize(
+    ("edit", "copies"),
+    [
+        (("", ""), ""),
+        (("2 * self.x", "3 * self.x  # mended"), ""),
+        (("    RED = 1", "    RED = 1; GREEN = 3"), "Color"),
+        (("color: Color", "color: Color; z: int = 0"), ""),
+        (("x: int", "z: int"), "Point"),
+        (("def twice", "def once"), "Point"),
+        (("a: int", "a: int; b: int = 0"), "Pair"),
+        (('("y",)', '("y", "z")'), "Slim"),
+        (("class Slim", "class Slim(Exception)"), "Slim"),
+        (("class Inner", "class Other"), "Inner"),
+        (("class Outer", "class Inner: pass\nclass Outer"), ""),
+    ],
+)
+def test_a_result_of_an_earlier_life_is_of_the_class_that_has_the_name_now(edit: tuple[str, str], copies: str) -> None:
+    """Unless that one does not fit: then it is of a copy."""
+    values = "[Point(1, Color.RED), Color.BLUE, Pair(5), Outer.Inner(), Slim(), made()]"
+    out = run(f"{EARLIER}\nfrom windlass import pickling\nprint(pickling.pack_result({values}, None)[0].hex())")
+    was = pickling.unpack_result(bytes.fromhex(out), (), lambda name: memoryview(b""))
+    assert [type(value).__name__ for value in was] == ["Point", "Color", "Pair", "Inner", "Slim", "Local"]
+    out = run(
+        EARLIER.replace(*edit)
+        + f"""
+from windlass import pickling
+for _ in range(2):
+    found = pickling.unpack_result(bytes.fromhex({out.strip()!r}), (), None)
+    own = [globals().get("Point"), Color, Pair, getattr(Outer, "Inner", None), Slim]
+    print(*[type(value).__name__ for value, kind in zip(found, own) if type(value) is not kind])
+    point, color, pair, *_ = found
+    assert (point.x, point.color.name, color.name, pair.a, type(found[-1]).__name__) == (1, "RED", "BLUE", 5, "Local")
+"""
+    )
+    assert out.splitlines() == [copies, copies]
+
+
 def test_a_worker_does_without_cloudpickle_for_ordinary_values() -> None:
     """A slot that takes and gives arrays, dicts and exceptions stays light."""
     payload, _ = pickling.pack_call((np.zeros(3), {"a": [1, (2,)]}, "x"), {"k": 1}, no_put)

@@ -113,6 +113,39 @@ def test_a_program_that_is_killed_and_started_again_goes_on(tmp_path: Path, unti
     assert again.splitlines()[2].rpartition("] ")[0] == drawn.rpartition("] ")[0]  # ten different draws, each found again
 
 
+#: A program whose results are of classes of its own.
+OWN_CLASSES = """
+import dataclasses, enum, sys
+import windlass
+
+class Status(enum.Enum):
+    OK = 1
+
+@dataclasses.dataclass
+class Outcome:
+    x: int
+    status: Status
+
+def work(x, folder):
+    with open(folder + "/ledger", "a") as ledger:
+        ledger.write("x")
+    return Outcome(x, Status.OK)
+
+if __name__ == "__main__":
+    folder = sys.argv[1]
+    with windlass.Executor("local", cores=1, max_pilots=1, journal=folder + "/journal") as pool:
+        found = [future.result() for future in [pool.submit(work, x, folder) for x in range(3)]]
+    print(found == [Outcome(x, Status.OK) for x in range(3)], all(isinstance(one, Outcome) and one.status is Status.OK for one in found))
+"""
+
+
+def test_results_that_are_found_again_are_of_the_programs_own_classes(tmp_path: Path) -> None:
+    for _ in range(2):
+        ran = subprocess.run([sys.executable, "-c", OWN_CLASSES, str(tmp_path)], capture_output=True, text=True, check=True)
+        assert ran.stdout.split() == ["True", "True"]
+    assert (tmp_path / "ledger").read_text() == "xxx"
+
+
 #: A program whose calls write down when they begin, and wait for a file of their name. "two<one" is given the result of "one"; at "-" the
 #: program waits for a line before it submits the rest.
 HOLDS = """

@@ -1,0 +1,222 @@
+"""What a slot's functions know of the program's classes: as they were when a call was submitted, whatever has run there before."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar, Generic, TypeVar
+
+import msgspec
+import pytest
+
+from windlass.functions import look_at
+from windlass.messages import FunctionDef, FunctionId
+
+STATE: Any = None
+
+
+class Job:
+    """Its method depends on a global, which calls bind anew."""
+
+    def go(self) -> Any:
+        return STATE
+
+
+def first(value: Any) -> Any:
+    global STATE
+    STATE = value
+    return Job().go()
+
+
+def second(value: Any) -> Any:
+    global STATE
+    STATE = value
+    return Job().go()
+
+
+async def run(bench: Any, function: Any, *args: Any) -> Any:
+    """A call with the function, and what it refers to, as they are now: those that are equal have one id."""
+    blob = look_at(function).blob
+    bench.ids[function] = key = FunctionId(hashlib.blake2b(blob, digest_size=16).digest())
+    (bench.functions / key.hex()).write_bytes(msgspec.msgpack.encode(FunctionDef(key, function.__name__, blob)))
+    return bench.value(await bench.run(function, *args))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", [{}, {"mode": "fork"}, {"concurrency": 2}])
+async def test_a_class_that_changes_between_submits_is_what_it_was_for_each_call(bench: Any, how: Any) -> None:
+    class Config:
+        rate = 1
+
+    def train(seed: int) -> Any:
+        first = not hasattr(Config, "table")
+        if first:
+            Config.table = 10 * Config.rate  # type: ignore[attr-defined]
+        return seed, Config.rate, Config.table, first  # type: ignore[attr-defined]
+
+    async def later() -> Any:
+        return Config.rate
+
+    def of(config: Any) -> Any:
+        return config.rate, isinstance(config, Config)
+
+    await bench.serving(bench.spec(**how))
+    for seed in range(3):
+        for rate in (1, 2):
+            Config.rate = rate
+            assert await run(bench, train, seed) == (seed, rate, 10 * rate, seed == 0 or how == {"mode": "fork"})
+            assert await run(bench, later) == rate
+            assert await run(bench, of, Config()) == (rate, True)
+
+
+@pytest.mark.asyncio
+async def test_functions_and_the_methods_that_they_call_have_the_same_globals(bench: Any) -> None:
+    """Whatever has brought the class since: another function, or one that is an argument."""
+
+    def apply(function: Any, value: Any) -> Any:
+        return function(value)
+
+    await bench.serving(bench.spec())
+    for value in range(3):
+        assert await run(bench, first, value) == value
+        assert await run(bench, second, value + 1) == value + 1
+        assert await run(bench, apply, first, value + 2) == value + 2
+
+
+@pytest.mark.asyncio
+async def test_a_registry_of_classes_has_those_that_are_in_use(bench: Any) -> None:
+    """No class is made for nothing, which ``__init_subclass__`` would note."""
+
+    class Base:
+        registry: ClassVar[dict[str, type]] = {}
+        made: ClassVar[list[str]] = []
+
+        def __init_subclass__(cls) -> None:
+            Base.registry[cls.__name__] = cls
+            Base.made.append(cls.__name__)
+
+    class Sub(Base):
+        pass
+
+    def one() -> Any:
+        return Base.registry["Sub"] is Sub, len(Base.made)
+
+    def other(sub: Any) -> Any:
+        return isinstance(sub, Sub) and type(sub) is Base.registry["Sub"], len(Base.made)
+
+    await bench.serving(bench.spec())
+    for _ in range(3):
+        assert await run(bench, one) == (True, 1)
+        assert await run(bench, other, Sub()) == (True, 1)
+
+
+@pytest.mark.asyncio
+async def test_what_the_context_made_is_of_the_classes_that_later_functions_know(bench: Any) -> None:
+    class Model:
+        name = "model"
+
+    def make() -> Any:
+        return {"model": Model()}
+
+    def own(model: Any) -> Any:
+        return isinstance(model, Model)
+
+    def later(number: int, model: Any) -> Any:
+        return number, isinstance(model, Model)
+
+    await bench.serving(bench.spec(own, context=(make, (), {})))
+    assert await run(bench, later, 1) == (1, True)
+    assert bench.value(await bench.run(own)) is True
+
+
+@pytest.mark.asyncio
+async def test_a_result_is_of_the_programs_class_whichever_function_made_it(bench: Any) -> None:
+    class Point:
+        x = 1
+
+    def first() -> Any:
+        return Point()
+
+    def second() -> Any:
+        return Point()
+
+    await bench.serving(bench.spec())
+    for x in range(2):
+        Point.x = x
+        for function in (first, second, first):
+            assert type(await run(bench, function)) is Point
+
+
+T = TypeVar("T")
+
+
+class Bare:
+    __slots__ = ()
+
+
+class Slim(Bare):
+    __slots__ = ("__own", "x")
+
+    def __init__(self, x: int) -> None:
+        self.x, self.__own = x, x + 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Slim) and (self.x, self.__own) == (other.x, other.__own)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Open(Slim, Generic[T]):
+    __slots__ = ("__dict__", "__weakref__")
+
+
+@dataclass(slots=True)
+class Record:
+    x: int
+    name: str = "none"
+
+
+@dataclass(slots=True, frozen=True)
+class Frozen:
+    x: int
+
+
+class Caching:
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+    @lru_cache  # noqa: B019
+    def root(self) -> int:
+        return self.x
+
+    @cached_property
+    def again(self) -> int:
+        return self.x
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Caching) and self.x == other.x
+
+    __hash__ = object.__hash__
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", [Slim, Open, Record, Frozen, Caching])
+async def test_instances_of_any_class_go_and_come(bench: Any, kind: Any) -> None:
+    """With slots, and with methods that have caches."""
+
+    def same(value: Any) -> Any:
+        return value
+
+    def make(x: int) -> Any:
+        return kind(x), hasattr(kind(x), "__dict__")
+
+    await bench.serving(bench.spec())
+    value = kind(1)
+    back = await run(bench, same, value)
+    assert type(back) is kind
+    assert back == value
+    made, has_dict = await run(bench, make, 2)
+    assert type(made) is kind
+    assert made == kind(2)
+    assert has_dict == hasattr(value, "__dict__")

@@ -1,0 +1,142 @@
+"""The functions that a slot has loaded, and each one's classes.
+
+Theory of operation
+-------------------
+Functions of the library are loaded before the first call. Others come by content, from the functions folder, at their first call, and
+the least recently used ones are forgotten past `FUNCTIONS_KEPT` or `FUNCTION_BYTES_KEPT`.
+
+*Classes by value.* A function that came by value has globals of its own, with the values that they had when it was submitted. With the
+classes of its program it must be the same: ``Config.lr = 0.01`` between two submits makes another function of the one that reads
+``Config.lr``, and the earlier one goes on with the earlier value. So each function has a namespace of classes
+(`windlass.worker.namespaces`), which is in use while it is loaded, while its arguments are read, which are instances of the classes that
+it knows, and while it runs.
+
+The library's functions and its context have one namespace together. What comes later begins with the classes that are there, for it is
+given instances of them by the context.
+
+*Context*: which of its variables a function takes is found out once per function, from its signature.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from windlass.coroutines import is_async
+from windlass.messages import FunctionDef, FunctionId
+from windlass.ownership import open_ours
+from windlass.worker import hoist, namespaces
+from windlass.worker.namespaces import Namespace
+from windlass.worker.slotlink import Setup
+
+#: Functions that came later and are kept loaded, and their bytes: a loop that submits ever new closures must not fill the memory.
+FUNCTIONS_KEPT: Final = 256
+FUNCTION_BYTES_KEPT: Final = 64 << 20
+
+#: A loaded function, and the variables of the context it takes: (parameter, its position or a large number, value).
+Loaded = tuple[Callable[..., Any], tuple[tuple[str, int, Any], ...]]
+
+
+class SlotFunctions:
+    """Has functions loaded, and says whose classes are meant."""
+
+    def __init__(self, setup: Setup, library: hoist.Library) -> None:
+        self._setup, self._library = setup, library
+        self._common = namespaces.in_use()
+        self._definitions = {definition.id: definition for definition in setup.spec.functions}
+        self._names = {definition.id: definition.name for definition in setup.spec.functions}
+        self._own: dict[FunctionId, Loaded] = {key: self._bind(function) for key, function in library.functions.items()}
+        #: Those that came later, the one used last at the end.
+        self._others: dict[FunctionId, Loaded] = {}
+        self._namespaces: dict[FunctionId, Namespace] = {}
+        self._sizes: dict[FunctionId, int] = {}
+        self._current = FunctionId(b"")
+        self._loaded: Loaded = (dict, ())
+
+    def turn_to(self, key: FunctionId) -> Loaded:
+        """The function, loaded. Until another one is asked for, classes that are read are its own. Raises what loading does."""
+        if key == self._current:
+            return self._loaded
+        self._current = FunctionId(b"")
+        loaded = self._own.get(key)
+        if loaded is not None:
+            namespaces.use(self._common)
+        elif key in self._others:
+            loaded = self._others[key] = self._others.pop(key)
+            namespaces.use(self._namespaces[key])
+        else:
+            loaded = self._load(key)
+        self._current, self._loaded = key, loaded
+        return loaded
+
+    def name(self, key: FunctionId) -> str:
+        """For texts."""
+        return self._names.get(key, key.hex())
+
+    def has(self, key: FunctionId) -> bool:
+        """Whether it is loaded."""
+        return key in self._own or key in self._others
+
+    def add(self, key: FunctionId, function: Callable[..., Any], size: int = 0) -> Loaded:
+        """One that came later."""
+        self._others[key] = loaded = self._bind(function)
+        self._namespaces.setdefault(key, self._common)
+        self._sizes[key] = size
+        return loaded
+
+    def forget(self, key: FunctionId) -> None:
+        """One that came later."""
+        del self._others[key], self._namespaces[key], self._sizes[key]
+        if key == self._current:
+            self._current, self._loaded = FunctionId(b""), (dict, ())
+        if key not in self._definitions:
+            self._names.pop(key, None)
+
+    def _load(self, key: FunctionId) -> Loaded:
+        definition = self._definitions.get(key)
+        if definition is None:
+            with os.fdopen(open_ours(os.path.join(self._setup.functions_folder, key.hex())), "rb") as file:
+                definition = msgspec.msgpack.decode(file.read(), type=FunctionDef)
+            namespace = Namespace(self._common)
+        else:
+            namespace = self._common
+        self._names[key] = definition.name
+        size = definition.object.size if definition.object is not None else len(definition.blob)
+        while self._others and (len(self._others) >= FUNCTIONS_KEPT or sum(self._sizes.values()) + size > FUNCTION_BYTES_KEPT):
+            self.forget(next(iter(self._others)))
+        namespaces.use(namespace)
+        function = hoist.load_function(definition, self._setup)
+        self._namespaces[key] = namespace
+        return self.add(key, function, size)
+
+    def _bind(self, function: Callable[..., Any]) -> Loaded:
+        """Find out which variables of the context the function takes; an async one is run to its end when it is called."""
+        called = function
+        if self._setup.spec.concurrency == 1 and is_async(function):
+            from windlass.worker.own_loop import to_its_end
+
+            called = to_its_end(function)
+        if not self._library.has_context:
+            return called, ()
+        import inspect
+
+        try:
+            parameters = inspect.signature(function).parameters
+        except (TypeError, ValueError):
+            return called, ()
+        context: Any = self._library.context
+        variables: dict[Any, Any] = {"context": context}
+        if isinstance(context, dict):
+            variables.update(context)  # pyright: ignore[reportUnknownArgumentType]
+        wants: list[tuple[str, int, Any]] = []
+        for position, (name, parameter) in enumerate(parameters.items()):
+            if name in variables:
+                if parameter.kind is parameter.KEYWORD_ONLY:
+                    wants.append((name, sys.maxsize, variables[name]))
+                elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+                    wants.append((name, position, variables[name]))
+        return called, tuple(wants)
