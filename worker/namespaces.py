@@ -36,7 +36,8 @@ def prepare() -> None:
 
 def in_use() -> Namespace:
     """The namespace from which classes are taken now."""
-    return Namespace() if _cloudpickle is None else _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
+    found: Namespace = Namespace() if _cloudpickle is None else _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
+    return found
 
 
 def use(namespace: Namespace) -> None:

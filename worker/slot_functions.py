@@ -66,7 +66,8 @@ class SlotFunctions:
         if loaded is not None:
             namespaces.use(self._common)
         elif key in self._others:
-            loaded = self._others[key] = self._others.pop(key)
+            loaded = self._others.pop(key)
+            self._others[key] = loaded
             namespaces.use(self._namespaces[key])
         else:
             loaded = self._load(key)

@@ -162,7 +162,7 @@ def _amend(kind: Any, reduced: Any) -> None:
     It is to have its whole name, as Enums have, and its slots, without which instances have a state that those of the program's class
     cannot take; and not what pickle notes there with the first instance, or it would be another class from then on.
     """
-    (make, arguments, (attributes, _)), space = reduced[:3], vars(kind)
+    (make, arguments, (attributes, _)), space = reduced[:3], _space(kind)
     attributes.pop("__slotnames__", None)
     if make is not _cloudpickle._make_skeleton_class:
         return
@@ -174,8 +174,12 @@ def _amend(kind: Any, reduced: Any) -> None:
         arguments[_NAMESPACE]["__slots__"] = (*slots, *(name for name in ("__dict__", "__weakref__") if name in space))
 
 
-def _slots(kind: Any) -> list[str]:
-    return sorted(name for name, value in vars(kind).items() if isinstance(value, MemberDescriptorType))
+def _slots(kind: type) -> list[str]:
+    return sorted(name for name, value in _space(kind).items() if isinstance(value, MemberDescriptorType))
+
+
+def _space(kind: type) -> dict[str, Any]:
+    return dict(vars(kind))
 
 
 class _Definition(ByValue):
@@ -233,8 +237,8 @@ def _fits(own: Any, kind: Any) -> bool:
             return False
         if isinstance(kind, EnumType):
             return _members(own) == _members(kind)
-        methods = {name for name, value in vars(kind).items() if hasattr(value, "__get__")}
-        return methods <= set(vars(own)) and set(kind.__annotations__) <= set(own.__annotations__)
+        methods = {name for name, value in _space(kind).items() if hasattr(value, "__get__")}
+        return methods <= set(_space(own)) and set(kind.__annotations__) <= set(own.__annotations__)
     except Exception:  # noqa: BLE001 - of values and metaclasses of the user's
         return False
 

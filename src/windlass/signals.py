@@ -6,7 +6,9 @@ Python runs handlers in the main thread, when that runs Python. One that waits f
 kernel wakes the main thread for it, but until that has got a processor any other thread which starts a process or a thread, or changes
 what it has blocked, may take the signal in its place. Then the main thread goes on waiting, and a factory that starts a pilot just when
 it is told to end never hears of it. What Python writes to a pipe (`signal.set_wakeup_fd`), it writes in whatever thread: so the main thread
-waits for that pipe, and another one for what is waited for (`hearing_signals`), or a loop reads it (`Heard`).
+waits for that pipe, and another one for what is waited for (`hearing_signals`), or a loop reads it (`Heard`). A thread that has taken a
+signal may write a good while after the main thread has been told of it: so there is one pipe, which stays open as long as the process
+lives.
 
 A loop's own handlers do nearly the same, but when they are taken away the signal is for a moment what it was at first, deadly, and another
 thread may take one just then. `Heard` ignores signals from its end on.
@@ -21,6 +23,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from types import FrameType
 from typing import TypeVar
 
@@ -33,22 +36,19 @@ def hearing_signals(wait: Callable[[], T]) -> T:
     A handler that raises ends this, and not ``wait``.
     """
     bell, ring = _pipe()
+    before = signal.set_wakeup_fd(ring, warn_on_full_buffer=False)
     rung = select.poll()  # `select.select` knows no descriptors from 1,024 on
     rung.register(bell, select.POLLIN)
     done: Future[T] = Future()
-    over = False
-    lock = threading.Lock()
 
     def work() -> None:
         try:
             done.set_result(wait())
         except BaseException as error:  # noqa: BLE001 (raised where it is waited for)
             done.set_exception(error)
-        with lock:
-            if not over:
-                os.write(ring, b"\0")
+        with suppress(BlockingIOError):  # it is full, so it rings
+            os.write(ring, b"\0")
 
-    before = _ring_at(ring, bell)
     try:
         threading.Thread(target=work, name="windlass-waiting", daemon=True).start()
         while not done.done():
@@ -56,10 +56,6 @@ def hearing_signals(wait: Callable[[], T]) -> T:
             os.read(bell, 4096)
     finally:
         signal.set_wakeup_fd(before)
-        with lock:
-            over = True
-            os.close(bell)
-            os.close(ring)
     return done.result()
 
 
@@ -71,8 +67,7 @@ class Heard:
         self._told = told
         self._loop = asyncio.get_running_loop()
         self._bell, ring = _pipe()
-        self._ring = ring
-        _ring_at(ring, self._bell)
+        signal.set_wakeup_fd(ring, warn_on_full_buffer=False)
         self._loop.add_reader(self._bell, self._hear)
         for number in self._numbers:
             signal.signal(number, _nothing)  # that there is one makes Python write to the pipe
@@ -83,8 +78,6 @@ class Heard:
             signal.signal(number, signal.SIG_IGN)
         self._loop.remove_reader(self._bell)
         signal.set_wakeup_fd(-1)
-        os.close(self._bell)
-        os.close(self._ring)
 
     def _hear(self) -> None:
         for number in os.read(self._bell, 4096):
@@ -96,18 +89,15 @@ def _nothing(number: int, frame: FrameType | None) -> None:
     """The handler: what is to be done is done on the loop."""
 
 
+#: By process: one that is forked must not read what is its parent's.
+_pipes: dict[int, tuple[int, int]] = {}
+
+
 def _pipe() -> tuple[int, int]:
-    bell, ring = os.pipe()
-    os.set_blocking(bell, False)
-    os.set_blocking(ring, False)
-    return bell, ring
-
-
-def _ring_at(ring: int, bell: int) -> int:
-    """What was rung before. Raises `ValueError` where this is not the main thread."""
-    try:
-        return signal.set_wakeup_fd(ring, warn_on_full_buffer=False)
-    except ValueError:
-        os.close(bell)
-        os.close(ring)
-        raise
+    own = os.getpid()
+    if own not in _pipes:
+        bell, ring = os.pipe()
+        os.set_blocking(bell, False)
+        os.set_blocking(ring, False)
+        _pipes[own] = bell, ring
+    return _pipes[own]

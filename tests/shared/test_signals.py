@@ -57,6 +57,7 @@ def test_a_handler_that_raises_ends_the_wait_and_all_is_as_before() -> None:
         raise Enough
 
     over = threading.Event()
+    hearing_signals(int)  # which makes the pipe that stays
     before = signal.signal(signal.SIGUSR2, handler)
     descriptors = len(os.listdir("/proc/self/fd"))
 

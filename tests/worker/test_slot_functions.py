@@ -13,25 +13,25 @@ import pytest
 from windlass.functions import look_at
 from windlass.messages import FunctionDef, FunctionId
 
-STATE: Any = None
+state: Any = None
 
 
 class Job:
     """Its method depends on a global, which calls bind anew."""
 
     def go(self) -> Any:
-        return STATE
+        return state
 
 
 def first(value: Any) -> Any:
-    global STATE
-    STATE = value
+    global state
+    state = value
     return Job().go()
 
 
 def second(value: Any) -> Any:
-    global STATE
-    STATE = value
+    global state
+    state = value
     return Job().go()
 
 
