@@ -55,24 +55,15 @@ class SlotFunctions:
         self._namespaces: dict[FunctionId, Namespace] = {}
         self._sizes: dict[FunctionId, int] = {}
         self._current = FunctionId(b"")
-        self._loaded: Loaded = (dict, ())
+        self._loaded: Loaded = (int, ())
 
     def turn_to(self, key: FunctionId) -> Loaded:
         """The function, loaded. Until another one is asked for, classes that are read are its own. Raises what loading does."""
-        if key == self._current:
-            return self._loaded
-        self._current = FunctionId(b"")
-        loaded = self._own.get(key)
-        if loaded is not None:
-            namespaces.use(self._common)
-        elif key in self._others:
-            loaded = self._others.pop(key)
-            self._others[key] = loaded
-            namespaces.use(self._namespaces[key])
-        else:
-            loaded = self._load(key)
-        self._current, self._loaded = key, loaded
-        return loaded
+        if key != self._current:
+            self._current = FunctionId(b"")
+            self._loaded = self._find(key)
+            self._current = key
+        return self._loaded
 
     def name(self, key: FunctionId) -> str:
         """For texts."""
@@ -93,9 +84,20 @@ class SlotFunctions:
         """One that came later."""
         del self._others[key], self._namespaces[key], self._sizes[key]
         if key == self._current:
-            self._current, self._loaded = FunctionId(b""), (dict, ())
+            self._current, self._loaded = FunctionId(b""), (int, ())
         if key not in self._definitions:
             self._names.pop(key, None)
+
+    def _find(self, key: FunctionId) -> Loaded:
+        if key in self._own:
+            namespaces.use(self._common)
+            return self._own[key]
+        if key not in self._others:
+            return self._load(key)
+        namespaces.use(self._namespaces[key])
+        found = self._others.pop(key)
+        self._others[key] = found
+        return found
 
     def _load(self, key: FunctionId) -> Loaded:
         definition = self._definitions.get(key)
