@@ -513,4 +513,6 @@ class Core(Starts):
             gone = tuple(key for key in forgotten if key in worker.functions)
             if gone:
                 worker.functions.difference_update(gone)
+                for key in gone:
+                    worker.large.pop(key, None)
                 self._send(worker, ForgetFunctions(gone))

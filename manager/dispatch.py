@@ -21,7 +21,7 @@ from windlass.manager.claims import has_less, missing_slots, next_claim, runs
 from windlass.manager.libraries import NEVER, LibraryState
 from windlass.manager.placement import HOLD_SECONDS, fits, grants, in_hand, reclaimable, worth_moving
 from windlass.manager.recalls import Recalls
-from windlass.manager.workers import Claim, Instance, Phase, Worker, slot_share, slots_in, used_up, usual_weight, weight_of
+from windlass.manager.workers import Claim, Instance, Phase, Worker, no_longer_held, slot_share, slots_in, used_up, usual_weight, weight_of
 from windlass.messages import (
     BAD_CALL,
     AddFunctions,
@@ -30,6 +30,7 @@ from windlass.messages import (
     EndDetail,
     FileName,
     FileRef,
+    ForgetFunctions,
     InstanceId,
     LibraryId,
     RecallCalls,
@@ -247,6 +248,8 @@ class Dispatch(Recalls):
                     self._finish(call, CallEnd(spec.call, call.attempt, BAD_CALL, detail=EndDetail(text=text)), now)
                     continue
                 known.add(spec.function)
+                if definition.object is not None and (gone := no_longer_held(worker, spec.function, definition.object.size)):
+                    self._send(worker, ForgetFunctions(gone))
                 self._send(worker, AddFunctions((definition,)))
                 to_run = worker.to_run
             if spec.inputs and spec.inputs != sent_inputs:

@@ -42,6 +42,9 @@ from windlass.messages import (
 
 #: Calls with objects that are remembered per worker when they have ended.
 RECENT = 256
+#: Functions are held at a worker up to this part of its pilot's memory, half of what its store takes, or so many bytes.
+FUNCTIONS_PART = 8
+FUNCTIONS_LEAST = 64 << 20
 #: An instance behind whose running calls others wait is to end one in so many ticks. They are counted, not seconds: between two ticks the
 #: manager has heard what its workers had said, however long it was held up.
 STILL_TICKS = 2
@@ -146,6 +149,8 @@ class Worker(msgspec.Struct, eq=False):
     by_library: dict[LibraryId, Instance] = msgspec.field(default_factory=dict[LibraryId, Instance])
     calls: dict[CallId, Call] = msgspec.field(default_factory=dict[CallId, Call])
     functions: set[FunctionId] = msgspec.field(default_factory=set[FunctionId])
+    #: Those that are held there as objects of so many bytes, the first one first.
+    large: dict[FunctionId, int] = msgspec.field(default_factory=dict[FunctionId, int])
     #: Library versions that cannot run here, and why.
     unfit: dict[LibraryId, str] = msgspec.field(default_factory=dict[LibraryId, str])
     #: Starts of libraries that crashed or timed out here since a call of theirs has ended.
@@ -202,6 +207,29 @@ class Worker(msgspec.Struct, eq=False):
         """Ids of GPUs that no instance has."""
         taken = {gpu for instance in self.instances.values() for gpu in instance.gpu_ids}
         return [gpu for gpu in self.info.gpu_ids if gpu not in taken]
+
+
+def no_longer_held(worker: Worker, function: FunctionId, size: int) -> tuple[FunctionId, ...]:
+    """Functions to be forgotten by a worker that gets another one, an object of so many bytes: the first ones that none of its calls names.
+
+    Closures and methods with data in them are each a function of its own, and would fill its store for as long as it lives.
+    """
+    large = worker.large
+    large[function] = size
+    excess = sum(large.values()) - max(worker.info.resources.memory // FUNCTIONS_PART, FUNCTIONS_LEAST)
+    gone: list[FunctionId] = []
+    if excess > 0:
+        named = {call.spec.function for call in worker.calls.values()} | {function}
+        for key, held in large.items():
+            if key not in named:
+                gone.append(key)
+                excess -= held
+                if excess <= 0:
+                    break
+    for key in gone:
+        del large[key]
+    worker.functions.difference_update(gone)
+    return tuple(gone)
 
 
 def used_up(worker: Worker) -> bool:

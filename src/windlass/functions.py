@@ -43,6 +43,9 @@ log = logging.getLogger("windlass.functions")
 
 #: A function that is pickled again for each submit is told of from so many bytes on: some milliseconds.
 HEAVY_BYTES: Final = 4 << 20
+#: Versions of one function and their bytes, from which on it is said that each of them is kept.
+MANY_VERSIONS: Final = 16
+MANY_BYTES: Final = 256 << 20
 #: Definitions that are remembered; each holds less than 64 KiB.
 _MAX_KEPT: Final = 1024
 #: Source lines that travel with one function at most.
@@ -95,6 +98,8 @@ def define(fn: Callable[..., Any], put: Put) -> Defined:
         _tell_of_heavy(fn, look)
     code = snapshots.snapshots_of(look.local, put)
     defined = _defined(fn, look, code, put, kept)
+    if defined.definition.object is not None and (kept is None or kept.defined is not defined):
+        _tell_of_many(fn, defined.definition.object.size)
     _keep(fn, look, defined, code, put, told)
     return defined
 
@@ -115,6 +120,30 @@ def _tell_of_heavy(fn: Callable[..., Any], look: Look) -> None:
         len(look.blob) / 1e6,
         what,
     )
+
+
+#: Large versions of functions, by module and name: how many, their bytes, and whether that was told.
+_versions: dict[tuple[Any, str], tuple[int, int, bool]] = {}
+
+
+def _tell_of_many(fn: Callable[..., Any], size: int) -> None:
+    """Say that functions with data in them are kept, where there are many of one name."""
+    key = getattr(fn, "__module__", None), function_name(fn)
+    count, total, told = _versions.get(key, (0, 0, False))
+    count, total = count + 1, total + size
+    tell = count >= MANY_VERSIONS and total >= MANY_BYTES and not told
+    if len(_versions) > _MAX_KEPT:
+        _versions.clear()
+    _versions[key] = count, total, told or tell
+    if tell:
+        log.warning(
+            "%s was submitted with other data in it %d times (a closure, a partial, a method, or globals that change): these are so many "
+            "functions, of %.0f MB in all, and functions are kept as long as the manager lives: pass the data as an argument, which is let "
+            "go when its call has ended",
+            key[1],
+            count,
+            total / 1e6,
+        )
 
 
 def _bytes_of(value: Any) -> int:

@@ -477,7 +477,7 @@ class AddFunctions(Message, frozen=True):
 
 
 class ForgetFunctions(Message, frozen=True):
-    """Manager → worker: functions that will not be named again."""
+    """Manager → worker: functions that will not be named again without being added again."""
 
     functions: tuple[FunctionId, ...]
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from windlass.manager.calls import CallQueue
 from windlass.manager.core import FUNCTIONS_MOST, Core
+from windlass.manager.workers import FUNCTIONS_LEAST
 from windlass.messages import (
     RETURNED,
+    AddFunctions,
     CallEnd,
     CallId,
     CallOptions,
@@ -20,6 +22,8 @@ from windlass.messages import (
     LibraryId,
     LibraryReady,
     LibrarySpec,
+    ObjectName,
+    ObjectRef,
     PilotId,
     PoolName,
     Resources,
@@ -129,6 +133,45 @@ def test_the_newer_half_of_the_functions_is_never_forgotten() -> None:
     for one in last:
         core.define([one])
     assert all(one.id in core.functions for one in last)
+
+
+def test_functions_with_much_data_do_not_fill_a_worker() -> None:
+    """Closures over 20 MB each, say: the first ones are let go, but for what runs, and added again when a call needs them."""
+    core = serving()
+    end_what_runs(core)
+    size = FUNCTIONS_LEAST // 3
+
+    def submit(call: int, number: int) -> list[Any]:
+        core.define([FunctionDef(function(number).id, "f", b"", object=ObjectRef(ObjectName(f"{number:064}"), size))])
+        core.submit([spec(call, function(number), CallOptions())], 1.0)
+        core.pump(1.0)
+        return core.take_outbox()[W1]
+
+    def end(call: int) -> None:
+        core.worker_said(W1, [CallsEnded([CallEnd(CallId(call), 1, RETURNED, started_at=1.0, ended_at=2.0)])], 2.0)
+        core.pump(2.0)
+
+    def kinds(messages: list[Any]) -> list[Any]:
+        return [
+            (one.functions[0].id, "added") if isinstance(one, AddFunctions) else (one.functions[0], "forgotten")
+            for one in messages
+            if isinstance(one, AddFunctions | ForgetFunctions)
+        ]
+
+    added = [(function(number).id, "added") for number in range(20)]
+    forgotten = [(function(number).id, "forgotten") for number in range(20)]
+    assert kinds(submit(12, 2)) == added[2:3]  # and this call runs on
+    for number in (3, 4):
+        assert kinds(submit(10 + number, number)) == [added[number]]
+        end(10 + number)
+    for number in (5, 6):
+        assert kinds(submit(10 + number, number)) == [forgotten[number - 2], added[number]]
+        end(10 + number)
+    assert kinds(submit(17, 6)) == []
+    end(17)
+    end(12)
+    assert kinds(submit(18, 3)) == [forgotten[2], added[3]]
+    core.check()
 
 
 def test_what_is_forgotten_is_forgotten_by_workers_too() -> None:

@@ -239,6 +239,20 @@ def test_a_heavy_method_is_told_of_as_well(store: ObjectStore, caplog: pytest.Lo
     assert len(functions._kept) == kept - 2
 
 
+def test_who_submits_much_data_as_functions_is_told_once(
+    store: ObjectStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each version is kept, as it may be called again."""
+    monkeypatch.setattr(functions, "MANY_BYTES", 20 * OUT_OF_BAND_BYTES)
+    for _ in range(3):
+        define(functools.partial(len, os.urandom(10 * OUT_OF_BAND_BYTES)), store.put)
+    assert not caplog.records, "few, if large"
+    for _ in range(functions.MANY_VERSIONS):
+        define(functools.partial(len, os.urandom(OUT_OF_BAND_BYTES)), store.put)
+    (told,) = caplog.messages
+    assert told.startswith("len was submitted with other data in it 16 times (a closure, a partial, a method, or globals that change)")
+
+
 def test_who_pickles_much_but_once_is_told_nothing(store: ObjectStore, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What cannot change is pickled again for another manager alone. And what has no hash is a function as well."""
     data = b"x" * (functions.HEAVY_BYTES + 1)

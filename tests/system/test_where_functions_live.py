@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -413,3 +415,13 @@ def test_functions_without_a_file_work(how: list[str]) -> None:
     done = subprocess.run([sys.executable, *how], input=given, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("42")
+
+
+def test_functions_with_much_data_in_them_are_let_go(caplog: pytest.LogCaptureFixture) -> None:
+    """An optimiser that submits a new partial each time: together they are larger than what a worker may hold of its pilot's memory."""
+    with windlass.Manager() as manager, windlass.Factory(manager, "local", cores=1, memory="512MB", max_pilots=1):
+        for _ in range(90):
+            future = manager.submit_function(functools.partial(len, os.urandom(3 << 20)))
+            assert future.result(60) == 3 << 20
+    (told,) = [message for message in caplog.messages if "other data" in message]
+    assert told.startswith("len was submitted with other data in it 86 times")
