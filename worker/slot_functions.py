@@ -3,7 +3,8 @@
 Theory of operation
 -------------------
 Functions of the library are loaded before the first call. Others come by content, from the functions folder, at their first call, and
-the least recently used ones are forgotten past `FUNCTIONS_KEPT` or `FUNCTION_BYTES_KEPT`.
+the least recently used ones are forgotten past `FUNCTIONS_KEPT` or `FUNCTION_BYTES_KEPT`. What they keep in their globals and classes (a
+model that the first call loads) cannot be counted: when the process has grown by `GROWTH` since, all of them are forgotten.
 
 *Classes by value.* A function that came by value has globals of its own, with the values that they had when it was submitted. With the
 classes of its program it must be the same: ``Config.lr = 0.01`` between two submits makes another function of the one that reads
@@ -19,9 +20,11 @@ given instances of them by the context.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -36,6 +39,9 @@ from windlass.worker.slotlink import Setup
 #: Functions that came later and are kept loaded, and their bytes: a loop that submits ever new closures must not fill the memory.
 FUNCTIONS_KEPT: Final = 256
 FUNCTION_BYTES_KEPT: Final = 64 << 20
+#: So many bytes more in a process that has loaded ever new functions may be what these have kept.
+GROWTH: Final = 128 << 20
+_PAGE: Final = os.sysconf("SC_PAGESIZE")
 
 #: A loaded function, and the variables of the context it takes: (parameter, its position or a large number, value).
 Loaded = tuple[Callable[..., Any], tuple[tuple[str, int, Any], ...]]
@@ -54,6 +60,8 @@ class SlotFunctions:
         self._others: dict[FunctionId, Loaded] = {}
         self._namespaces: dict[FunctionId, Namespace] = {}
         self._sizes: dict[FunctionId, int] = {}
+        #: Bytes of the process when all that were loaded before had been forgotten; 0: none has been loaded.
+        self._resident = 0
         self._current = FunctionId(b"")
         self._loaded: Loaded = (int, ())
 
@@ -111,10 +119,22 @@ class SlotFunctions:
         size = definition.object.size if definition.object is not None else len(definition.blob)
         while self._others and (len(self._others) >= FUNCTIONS_KEPT or sum(self._sizes.values()) + size > FUNCTION_BYTES_KEPT):
             self.forget(next(iter(self._others)))
+        self._look_at_memory()
         namespaces.use(namespace)
         function = hoist.load_function(definition, self._setup)
         self._namespaces[key] = namespace
         return self.add(key, function, size)
+
+    def _look_at_memory(self) -> None:
+        resident = _resident()
+        if self._resident and resident - self._resident > GROWTH and len(self._others) > 1:
+            for key in list(self._others):
+                self.forget(key)
+            gc.collect()  # a function and its globals refer to each other
+            _give_back()
+            resident = _resident()
+        if not self._others:
+            self._resident = resident
 
     def _bind(self, function: Callable[..., Any]) -> Loaded:
         """Find out which variables of the context the function takes; an async one is run to its end when it is called."""
@@ -143,3 +163,16 @@ class SlotFunctions:
                 elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
                     wants.append((name, position, variables[name]))
         return called, tuple(wants)
+
+
+def _give_back() -> None:
+    """Have the C library give back what it keeps of freed memory, or it would count as taken."""
+    with suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident() -> int:
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * _PAGE

@@ -14,8 +14,7 @@ same, and a blob that defines the class, read only where the id is unknown.  Pla
 it arrives: with each result the program's own class would get its methods replaced by copies with globals of their own.
 
 Ids are drawn at random, so a result of an earlier life (a journal's) or of another program (`Attached.find`) has one that this program does
-not know, though it may have the very class.  Then the class goes by its name, as in plain pickle, if what the program has under that name
-has all that the other one had (`_fits`).
+not know, though it may have the very class: `windlass.own_classes`.
 
 Not imported before something must go by value: cloudpickle takes a while. It has no types, and its parts used here are not public,
 though unchanged since its version 1.6; therefore they all stand in this module.
@@ -27,13 +26,13 @@ import importlib
 import sys
 from collections import ChainMap
 from collections.abc import Callable
-from enum import EnumType
 from functools import cached_property, lru_cache
 from io import BytesIO
-from pickle import PickleBuffer, loads
+from pickle import PickleBuffer
 from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, ClassVar, Final
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 from windlass import pickling, snapshots
 
@@ -41,6 +40,11 @@ _cloudpickle: Any = importlib.import_module("cloudpickle.cloudpickle")
 #: Where a code object's arguments have the name of its file, from Python 3.11 on; and those of what makes a class its namespace.
 _FILE_NAME: Final = 10
 _NAMESPACE: Final = 3
+#: And where the tracker id is, there and among those of what makes an Enum.
+_CLASS_NUMBER: Final = 4
+_ENUM_NUMBER: Final = 5
+#: At the end of a tracker id: its program has the class under its name.
+NAMED: Final = ":named"
 
 
 def _reduce_code(code: CodeType) -> Any:
@@ -102,6 +106,8 @@ class ByValue(_Pickler):
         if not isinstance(module_name, str) or module_name not in sys.modules:
             module_name = ""
         home = snapshots.home(module_name)
+        if is_class and home == snapshots.BY_VALUE:
+            _number(obj)
         if not (is_class or kind is FunctionType or kind is ModuleType):
             reduced = NotImplemented
         elif home == snapshots.BY_VALUE and isinstance(obj, FunctionType):
@@ -162,23 +168,32 @@ def _amend(kind: Any, reduced: Any) -> None:
     It is to have its whole name, as Enums have, and its slots, without which instances have a state that those of the program's class
     cannot take; and not what pickle notes there with the first instance, or it would be another class from then on.
     """
-    (make, arguments, (attributes, _)), space = reduced[:3], _space(kind)
+    (make, arguments, (attributes, _)), has = reduced[:3], space(kind)
     attributes.pop("__slotnames__", None)
     if make is not _cloudpickle._make_skeleton_class:
         return
     arguments[_NAMESPACE]["__qualname__"] = "".join(kind.__qualname__)  # a string of its own, as above
-    if "__slots__" in space and "_fields" not in space:  # of a NamedTuple they may not be set
-        slots = _slots(kind)
-        for name in slots:
+    if "__slots__" in has and not ("_fields" in has and issubclass(kind, tuple)):  # of a NamedTuple they may not be set
+        names = slots(kind)
+        for name in names:
             attributes.pop(name, None)
-        arguments[_NAMESPACE]["__slots__"] = (*slots, *(name for name in ("__dict__", "__weakref__") if name in space))
+            if name in has and not isinstance(has[name], MemberDescriptorType):
+                attributes[name] = has[name]  # what was put in its place
+        arguments[_NAMESPACE]["__slots__"] = (*names, *(name for name in ("__dict__", "__weakref__") if name in has))
 
 
-def _slots(kind: type) -> list[str]:
-    return sorted(name for name, value in _space(kind).items() if isinstance(value, MemberDescriptorType))
+def slots(kind: type) -> list[str]:
+    """The names of the slots that a class itself has, as they are in its namespace."""
+    said: Any = space(kind).get("__slots__", ())
+    said = (said,) if isinstance(said, str) else tuple(said)
+    private = f"_{kind.__name__.lstrip('_')}"
+    names = {f"{private}{name}" if name.startswith("__") and not name.endswith("__") else name for name in said}
+    members = [value for value in space(kind).values() if isinstance(value, MemberDescriptorType)]
+    return sorted((names - {"__dict__", "__weakref__"}) | {value.__name__ for value in members if value.__objclass__ is kind})
 
 
-def _space(kind: type) -> dict[str, Any]:
+def space(kind: type) -> dict[str, Any]:
+    """What a class itself has."""
     return dict(vars(kind))
 
 
@@ -205,50 +220,58 @@ def _class_blob(kind: Any) -> bytes:
 
 
 def known_class(tracker: str, blob: bytes) -> Any:
-    """The class that is known here under this tracker id, or that the program has under its name; else the one that `blob` defines."""
-    known = _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker)
-    if known is None:
-        known = loads(blob)
-    return known if snapshots.on_worker else _own(known)
+    """The class that is known here under this tracker id; else the one of its name, if that fits, or what `blob` defines."""
+    found = known(tracker)
+    if found is None:
+        from windlass import own_classes
+
+        found = own_classes.defined(tracker, blob)
+    return found
 
 
-#: Classes that came, the program's own of that name, and whether that one fits.
-_looked: WeakKeyDictionary[Any, tuple[ReferenceType[Any], bool]] = WeakKeyDictionary()
+def known(tracker: str) -> Any:
+    """The class with this tracker id; None for none."""
+    return _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker)
 
 
-def _own(kind: Any) -> Any:
-    """The program's own class of this one's name, if it fits; else this one."""
-    own: Any = sys.modules.get(kind.__module__)
+def know(tracker: str, kind: Any) -> None:
+    """From now on the tracker id means this class."""
+    with _cloudpickle._DYNAMIC_CLASS_TRACKER_LOCK:
+        _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID[tracker] = kind
+
+
+def namesake(tracker: str, kind: Any) -> Any:
+    """A class of this one's name that is known under another tracker id, by which its program has it under that name; None for none."""
+    with _cloudpickle._DYNAMIC_CLASS_TRACKER_LOCK:
+        table = list(_cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.items())
+    for other, found in table:
+        if other != tracker and other.endswith(NAMED) and (found.__module__, found.__qualname__) == (kind.__module__, kind.__qualname__):
+            return found
+    return None
+
+
+def of_name(kind: Any) -> Any:
+    """What the class's module has under its name; None for nothing."""
+    found: Any = sys.modules.get(kind.__module__)
     for part in kind.__qualname__.split("."):
-        own = getattr(own, part, None)
-    if own is kind or not isinstance(own, type):
-        return kind
-    before = _looked.get(kind)
-    if before is None or before[0]() is not own:
-        before = _looked[kind] = ref(own), _fits(own, kind)
-    return own if before[1] else kind
+        found = getattr(found, part, None)
+    return found
 
 
-def _fits(own: Any, kind: Any) -> bool:
-    """Whether an instance of `kind`, of another process, can be one of `own`: it has the same bases by name, and the same slots, fields of
-    a tuple or members of an Enum; and every method and annotated field of the other one, whatever the methods do now."""
-    try:
-        if _form(own) != _form(kind):
-            return False
-        if isinstance(kind, EnumType):
-            return _members(own) == _members(kind)
-        methods = {name for name, value in _space(kind).items() if hasattr(value, "__get__")}
-        return methods <= set(_space(own)) and set(kind.__annotations__) <= set(own.__annotations__)
-    except Exception:  # noqa: BLE001 - of values and metaclasses of the user's
-        return False
+def number_of(make: Any) -> int | None:
+    """Where the tracker id is among the arguments of what makes a class; None for everything else."""
+    if make is _cloudpickle._make_skeleton_class:
+        return _CLASS_NUMBER
+    return _ENUM_NUMBER if make is _cloudpickle._make_skeleton_enum else None
 
 
-def _form(kind: Any) -> Any:
-    return [base.__qualname__ for base in type(kind).__mro__ + kind.__mro__], _slots(kind), getattr(kind, "_fields", None)
-
-
-def _members(kind: Any) -> dict[str, Any]:
-    return {name: member.value for name, member in kind.__members__.items()}
+def _number(kind: Any) -> None:
+    """Give a class that its module has under its name a tracker id that says so."""
+    by_class = _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
+    if kind not in by_class and of_name(kind) is kind:
+        with _cloudpickle._DYNAMIC_CLASS_TRACKER_LOCK:
+            tracker = by_class.setdefault(kind, uuid4().hex + NAMED)
+            _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID[tracker] = kind
 
 
 def global_names(func: FunctionType) -> list[str]:

@@ -263,6 +263,34 @@ def test_a_class_that_only_the_worker_has_travels_by_value() -> None:
     assert pickling.unpack_result(bytes.fromhex(out), (), lambda name: memoryview(b"")).seven() == 7
 
 
+def test_a_class_that_the_program_has_stays_what_it_is(tmp_path: Path) -> None:
+    """Also where another one has its name meanwhile: made in a loop, say, or by a cell that was run again."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import sys\n"
+        "from windlass import pickling\n"
+        "(net,), _ = pickling.unpack_call(sys.stdin.buffer.read(), (), None)\n"
+        "sys.stdout.buffer.write(pickling.pack_result(net, None)[0])\n"
+    )
+    out = run(
+        """
+        import subprocess, sys
+        from windlass import pickling
+        nets, results = [], []
+        for depth in (1, 2, 3):
+            class Net:
+                layers = depth
+            nets.append(Net())
+            payload, _ = pickling.pack_call((nets[-1],), {}, None)
+            results.append(subprocess.run([sys.executable, sys.argv[1]], input=payload, stdout=subprocess.PIPE, check=True).stdout)
+        found = [pickling.unpack_result(result, (), None) for result in results]
+        print(*[net.layers for net in found], *[type(net) is type(was) for net, was in zip(found, nets)])
+        """,
+        worker,
+    )
+    assert out.split() == ["1", "2", "3", "True", "True", "True"]
+
+
 EARLIER = """
 import dataclasses, enum, typing
 class Color(enum.Enum):
@@ -275,6 +303,18 @@ class Point:
     def twice(self): return 2 * self.x
 class Pair(typing.NamedTuple):
     a: int
+class Base:
+    def root(self): return 1
+class Derived(Base):
+    pass
+def wrapped(kind):
+    class Wrapper:
+        def __init__(self): self.inner = kind()
+    Wrapper.__qualname__ = kind.__qualname__
+    return Wrapper
+@wrapped
+class Twice:
+    pass
 class Outer:
     class Inner:
         pass
@@ -299,25 +339,32 @@ def made():
         (('("y",)', '("y", "z")'), "Slim"),
         (("class Slim", "class Slim(Exception)"), "Slim"),
         (("class Inner", "class Other"), "Inner"),
+        (("def root", "def other"), "Derived"),
+        (("class Base:", "class Base:\n    z: int"), ""),
         (("class Outer", "class Inner: pass\nclass Outer"), ""),
     ],
 )
 def test_a_result_of_an_earlier_life_is_of_the_class_that_has_the_name_now(edit: tuple[str, str], copies: str) -> None:
     """Unless that one does not fit: then it is of a copy."""
-    values = "[Point(1, Color.RED), Color.BLUE, Pair(5), Outer.Inner(), Slim(), made()]"
-    out = run(f"{EARLIER}\nfrom windlass import pickling\nprint(pickling.pack_result({values}, None)[0].hex())")
+    values = "[Point(1, Color.RED), Color.BLUE, Pair(5), Outer.Inner(), Slim(), Derived(), Twice(), made()]"
+    out = run(
+        f"{EARLIER}\nfrom windlass import pickling\nvalues = {values}\n"
+        "pickling.pack_call((values,), {}, None)  # gives the classes their numbers, as before a call is sent\n"
+        "print(pickling.pack_result(values, None)[0].hex())"
+    )
     was = pickling.unpack_result(bytes.fromhex(out), (), lambda name: memoryview(b""))
-    assert [type(value).__name__ for value in was] == ["Point", "Color", "Pair", "Inner", "Slim", "Local"]
+    assert [type(value).__name__ for value in was] == ["Point", "Color", "Pair", "Inner", "Slim", "Derived", "Wrapper", "Local"]
     out = run(
         EARLIER.replace(*edit)
         + f"""
 from windlass import pickling
 for _ in range(2):
     found = pickling.unpack_result(bytes.fromhex({out.strip()!r}), (), None)
-    own = [globals().get("Point"), Color, Pair, getattr(Outer, "Inner", None), Slim]
+    own = [globals().get("Point"), Color, Pair, getattr(Outer, "Inner", None), Slim, Derived, Twice]
     print(*[type(value).__name__ for value, kind in zip(found, own) if type(value) is not kind])
     point, color, pair, *_ = found
     assert (point.x, point.color.name, color.name, pair.a, type(found[-1]).__name__) == (1, "RED", "BLUE", 5, "Local")
+    assert type(found[-2].inner).__name__ == "Twice" and not hasattr(found[-2].inner, "inner")  # never had that name
 """
     )
     assert out.splitlines() == [copies, copies]

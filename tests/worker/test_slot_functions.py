@@ -12,6 +12,7 @@ import pytest
 
 from windlass.functions import look_at
 from windlass.messages import FunctionDef, FunctionId
+from windlass.worker.slot_functions import GROWTH
 
 state: Any = None
 
@@ -182,6 +183,34 @@ class Frozen:
     x: int
 
 
+class Fields:
+    __slots__ = _fields = ("a", "b")
+
+    def __init__(self, a: int) -> None:
+        self.a = self.b = a
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fields) and self.a == other.a == other.b
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Replaced:
+    __slots__ = ("_x", "x")
+
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Replaced) and self.x == other.x
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+Replaced.x = property(lambda self: self._x, lambda self, x: setattr(self, "_x", abs(x)))  # type: ignore[assignment,misc]  # pyright: ignore
+Replaced.y = Replaced._x  # type: ignore[attr-defined]  # pyright: ignore
+
+
 class Caching:
     def __init__(self, x: int) -> None:
         self.x = x
@@ -201,7 +230,7 @@ class Caching:
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("kind", [Slim, Open, Record, Frozen, Caching])
+@pytest.mark.parametrize("kind", [Slim, Open, Record, Frozen, Fields, Replaced, Caching])
 async def test_instances_of_any_class_go_and_come(bench: Any, kind: Any) -> None:
     """With slots, and with methods that have caches."""
 
@@ -209,14 +238,38 @@ async def test_instances_of_any_class_go_and_come(bench: Any, kind: Any) -> None
         return value
 
     def make(x: int) -> Any:
-        return kind(x), hasattr(kind(x), "__dict__")
+        made = kind(x)
+        return made, hasattr(made, "__dict__"), getattr(made, "y", None)
 
     await bench.serving(bench.spec())
-    value = kind(1)
+    value = kind(-1)
     back = await run(bench, same, value)
     assert type(back) is kind
     assert back == value
-    made, has_dict = await run(bench, make, 2)
+    made, has_dict, alias = await run(bench, make, -2)
     assert type(made) is kind
-    assert made == kind(2)
+    assert made == kind(-2)
     assert has_dict == hasattr(value, "__dict__")
+    assert alias == getattr(kind(-2), "y", None)
+
+
+@pytest.mark.asyncio
+async def test_what_functions_keep_in_their_classes_does_not_fill_a_slot(bench: Any) -> None:
+    """Each closure is a function with classes of its own, and each of them loads the model."""
+
+    class Model:
+        net: bytearray | None = None
+
+    def closure(number: int) -> Any:
+        def use() -> Any:
+            if Model.net is None:
+                Model.net = bytearray(b"x") * (16 << 20)
+            with open("/proc/self/statm") as file:
+                return number, int(file.read().split()[1]) * 4096
+
+        return use
+
+    await bench.serving(bench.spec())
+    numbers, sizes = zip(*[await run(bench, closure(number)) for number in range(30)], strict=True)
+    assert numbers == tuple(range(30))
+    assert max(sizes) - min(sizes) < GROWTH + (64 << 20)
