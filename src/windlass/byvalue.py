@@ -258,6 +258,10 @@ def of_name(kind: Any) -> Any:
     return found
 
 
+#: What gives a class that was made its attributes.
+fill: Final[Callable[[Any, Any], Any]] = _cloudpickle._class_setstate
+
+
 def number_of(make: Any) -> int | None:
     """Where the tracker id is among the arguments of what makes a class; None for everything else."""
     if make is _cloudpickle._make_skeleton_class:

@@ -46,7 +46,7 @@ def fits(own: Any, kind: Any) -> bool:
 
 
 class _Reader(Unpickler):
-    """Reads what defines a class, and notes which ones it makes."""
+    """Reads what defines a class, and notes which ones it makes. Those that are known here stay what they are."""
 
     def __init__(self, file: BytesIO) -> None:
         super().__init__(file)
@@ -56,7 +56,7 @@ class _Reader(Unpickler):
         found = super().find_class(module, name)
         number = byvalue.number_of(found)
         if number is None:
-            return found
+            return self._fill if found is byvalue.fill else found
 
         def make(*arguments: Any) -> Any:
             known = byvalue.known(arguments[number])
@@ -65,6 +65,9 @@ class _Reader(Unpickler):
             return known
 
         return make
+
+    def _fill(self, kind: Any, state: Any) -> Any:
+        return byvalue.fill(kind, state) if any(kind is one for one in self.made.values()) else kind
 
 
 def _candidate(number: str, kind: Any) -> Any:

@@ -225,7 +225,9 @@ def test_what_the_program_defines_comes_back_as_its_own_class_untouched(tmp_path
             from windlass import pickling
             (thing,), _ = pickling.unpack_call(sys.stdin.buffer.read(), (), None)
             thing.x += 1
-            sys.stdout.buffer.write(pickling.pack_result([thing, type(thing)], None)[0])
+            class Derived(type(thing)):
+                pass
+            sys.stdout.buffer.write(pickling.pack_result([thing, type(thing), Derived()], None)[0])
             """
         )
     )
@@ -236,18 +238,20 @@ def test_what_the_program_defines_comes_back_as_its_own_class_untouched(tmp_path
         count = 0
         class Thing:
             x = 1
+            y = 1
             def counted(self):
                 return count
         method = Thing.counted
         payload, _ = pickling.pack_call((Thing(),), {}, None)
         done = subprocess.run([sys.executable, sys.argv[1]], input=payload, stdout=subprocess.PIPE, check=True)
-        thing, kind = pickling.unpack_result(done.stdout, (), None)
+        Thing.y = 2
+        thing, kind, derived = pickling.unpack_result(done.stdout, (), None)
         count = 7
-        print(type(thing) is Thing, kind is Thing, thing.x, thing.counted(), Thing.counted is method)
+        print(type(thing) is Thing, kind is Thing, thing.x, thing.counted(), Thing.counted is method, isinstance(derived, Thing), Thing.y)
         """,
         worker,
     )
-    assert out.split() == ["True", "True", "2", "7", "True"]
+    assert out.split() == ["True", "True", "2", "7", "True", "True", "2"]
 
 
 def test_a_class_that_only_the_worker_has_travels_by_value() -> None:
