@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
-from windlass import descriptors, versions
+from windlass import descriptors, nearby, versions
 from windlass.blocking import in_thread
 from windlass.errors import UsageError, WindlassError
 from windlass.filewire import asks_for_files
@@ -266,6 +266,10 @@ class Listener:
             self._sockets.append(listening)
             fresh.append((host, int(listening.getsockname()[1])))
             self._start(self._accept(listening))
+            beside = nearby.listening(self.authority.manager_id, fresh[-1][1])
+            if beside is not None:
+                self._sockets.append(beside)
+                self._start(self._accept(beside))
         self.addresses += fresh
         return fresh
 

@@ -21,14 +21,14 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent import futures
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from windlass import __version__, loops
+from windlass import __version__, loops, nearby
 from windlass.blocking import in_thread
 from windlass.errors import Closed, ConnectionRefused, WindlassError
 from windlass.framing import FrameReader, frame
@@ -109,13 +109,16 @@ async def dial(
         ConnectionError: none does; the text has each one's reason.
     """
     reasons: list[str] = []
-    for host, port in addresses:
+    silent: Address | None = None
+    for (host, port), beside in _ways(manager, addresses):
+        if silent == (host, port):
+            continue  # it is there, and says nothing, whichever way one comes
         connection = Dialled(manager, hello)
         try:
             async with asyncio.timeout(within):
-                return connection, await _say_hello(connection, host, port, context, manager, within), (host, port)
+                return connection, await _say_hello(connection, host, port, beside, context, manager, within), (host, port)
         except TimeoutError:
-            reason = f"no answer within {within:g} s"
+            reason, silent = f"no answer within {within:g} s", (host, port)
         except (OSError, WindlassError) as error:
             number = getattr(error, "errno", None)
             # asyncio's own text repeats the address; TLS errors have numbers of their own.
@@ -129,16 +132,24 @@ async def dial(
     raise ConnectionError("; ".join(reasons) or "no address of it is known yet")
 
 
-async def _say_hello(connection: Dialled, host: str, port: int, context: ssl.SSLContext, manager: str, within: float) -> Welcome | Refused:
-    connect = partial(
-        asyncio.get_running_loop().create_connection,
-        lambda: connection,
-        port=port,
-        ssl=context,
-        server_hostname=manager,
-        ssl_handshake_timeout=within,
-        ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
-    )
+def _ways(manager: str, addresses: Sequence[Address]) -> Iterator[tuple[Address, socket.socket | None]]:
+    """Each address, first by the short way if there is one: then with what is connected already."""
+    for address in addresses:
+        beside = nearby.dialled(manager, address[1])
+        if beside is not None:
+            yield address, beside
+        yield address, None
+
+
+async def _say_hello(
+    connection: Dialled, host: str, port: int, beside: socket.socket | None, context: ssl.SSLContext, manager: str, within: float
+) -> Welcome | Refused:
+    loop = asyncio.get_running_loop()
+    secure = {"ssl": context, "server_hostname": manager, "ssl_handshake_timeout": within, "ssl_shutdown_timeout": SHUTDOWN_TIMEOUT}
+    if beside is not None:
+        await loop.create_unix_connection(lambda: connection, sock=beside, **secure)
+        return await connection.answer
+    connect = partial(loop.create_connection, lambda: connection, port=port, **secure)
     try:
         await connect(host)
     except RuntimeError:  # the program is ending, and asyncio has no threads any more, on which it resolves names

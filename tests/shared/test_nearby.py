@@ -1,0 +1,132 @@
+"""The short way between processes of one host: used where it is there, never trusted, and nothing depends on it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.shared.test_transport import WORKER, Peer, Shell, at, hello, listening, until
+
+from windlass import nearby
+from windlass.identity import Authority
+from windlass.listener import Listener
+
+LIMIT = 30.0
+
+
+def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(3 * LIMIT):
+            await work()
+
+    asyncio.run(limited())
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.create("m1", tmp_path_factory.mktemp("state") / "m1", [])
+
+
+def families(listener: Listener) -> list[int]:
+    found: list[int] = []
+    for connection in listener.connections:
+        assert connection._transport is not None  # pyright: ignore[reportPrivateUsage]
+        found.append(connection._transport.get_extra_info("socket").family)  # pyright: ignore[reportPrivateUsage]
+    return found
+
+
+async def connected(authority: Authority, listener: Listener) -> Peer:
+    peer = Peer(at(authority, listener, WORKER, "w1"), hello(), dial_timeout=LIMIT)
+    await until(lambda: peer.welcomes)
+    return peer
+
+
+def test_on_one_host_messages_take_the_short_way(authority: Authority) -> None:
+    async def work() -> None:
+        async with listening(authority, Shell()) as listener:
+            peer = await connected(authority, listener)
+            assert families(listener) == [socket.AF_UNIX]
+            await peer.close()
+
+    run(work)
+
+
+def test_what_another_user_has_is_left_alone(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody on the host may take the name."""
+    monkeypatch.setattr(nearby, "is_ours", lambda sock: False)
+
+    async def work() -> None:
+        async with listening(authority, Shell()) as listener:
+            peer = await connected(authority, listener)
+            assert families(listener) == [socket.AF_INET]
+            await peer.close()
+
+    run(work)
+
+
+def test_whose_socket_it_is_is_asked_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        assert nearby.is_ours(one)
+        monkeypatch.setattr(nearby.os, "geteuid", lambda: os.getuid() + 1)
+        assert nearby.is_ours(one) == (os.getuid() == 0)  # root may do all anyway
+
+
+def test_where_somebody_else_answers_the_port_itself_is_dialled(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One who has the name, and no certificate of the manager's."""
+    one, other = socket.socketpair()
+    other.close()
+    monkeypatch.setattr(nearby, "dialled", lambda manager, port: one)
+
+    async def work() -> None:
+        one.setblocking(False)
+        async with listening(authority, Shell()) as listener:
+            peer = await connected(authority, listener)
+            assert families(listener) == [socket.AF_INET]
+            await peer.close()
+
+    run(work)
+
+
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\1x"])
+def test_cleartext_is_shut_out_there_too(authority: Authority, said: bytes) -> None:
+    async def work() -> None:
+        async with listening(authority, Shell()) as listener:
+            sock = nearby.dialled("m1", listener.addresses[0][1])
+            assert sock is not None
+            reader, writer = await asyncio.open_unix_connection(sock=sock)
+            writer.write(said)
+            assert b"Hello" not in await reader.read()
+            writer.close()
+            assert not listener.links
+
+    run(work)
+
+
+def test_another_authoritys_certificate_is_shut_out_there_too(authority: Authority, tmp_path: Path) -> None:
+    other = Authority.create("m1", tmp_path / "m1", [])
+
+    async def work() -> None:
+        shell = Shell()
+        async with listening(authority, shell) as listener:
+            peer = Peer(at(other, listener, WORKER, "w1"), hello(), manager_timeout=0.1)
+            await until(lambda: peer.lost)
+            assert not shell.identities
+            assert "certificate" in peer.troubles[0]
+
+    run(work)
+
+
+def test_nobody_listens_under_a_name_that_is_taken() -> None:
+    one = nearby.listening("m1", 1)
+    assert one is not None
+    with one:
+        assert nearby.listening("m1", 1) is None
+        with nearby.dialled("m1", 1) or pytest.fail("it was not reached"):
+            pass
+    assert nearby.dialled("m1", 1) is None
