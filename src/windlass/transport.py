@@ -145,7 +145,12 @@ async def _say_hello(
     connection: Dialled, host: str, port: int, beside: socket.socket | None, context: ssl.SSLContext, manager: str, within: float
 ) -> Welcome | Refused:
     loop = asyncio.get_running_loop()
-    secure = {"ssl": context, "server_hostname": manager, "ssl_handshake_timeout": within, "ssl_shutdown_timeout": SHUTDOWN_TIMEOUT}
+    secure: dict[str, Any] = {
+        "ssl": context,
+        "server_hostname": manager,
+        "ssl_handshake_timeout": within,
+        "ssl_shutdown_timeout": SHUTDOWN_TIMEOUT,
+    }
     if beside is not None:
         await loop.create_unix_connection(lambda: connection, sock=beside, **secure)
         return await connection.answer

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.shared.test_transport import WORKER, Peer, Shell, at, hello, listening, until
+from tests.shared.test_transport import Peer, Shell, at, hello, listening, until
 
 from windlass import nearby
-from windlass.identity import Authority
+from windlass.identity import WORKER, Authority
 from windlass.listener import Listener
 
 LIMIT = 30.0
@@ -58,7 +58,11 @@ def test_on_one_host_messages_take_the_short_way(authority: Authority) -> None:
 
 def test_what_another_user_has_is_left_alone(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     """Anybody on the host may take the name."""
-    monkeypatch.setattr(nearby, "is_ours", lambda sock: False)
+
+    def anothers(sock: socket.socket) -> bool:
+        return False
+
+    monkeypatch.setattr(nearby, "is_ours", anothers)
 
     async def work() -> None:
         async with listening(authority, Shell()) as listener:
@@ -73,7 +77,7 @@ def test_whose_socket_it_is_is_asked_of_the_kernel(monkeypatch: pytest.MonkeyPat
     one, other = socket.socketpair()
     with one, other:
         assert nearby.is_ours(one)
-        monkeypatch.setattr(nearby.os, "geteuid", lambda: os.getuid() + 1)
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
         assert nearby.is_ours(one) == (os.getuid() == 0)  # root may do all anyway
 
 
@@ -81,7 +85,11 @@ def test_where_somebody_else_answers_the_port_itself_is_dialled(authority: Autho
     """One who has the name, and no certificate of the manager's."""
     one, other = socket.socketpair()
     other.close()
-    monkeypatch.setattr(nearby, "dialled", lambda manager, port: one)
+
+    def gone(manager: str, port: int) -> socket.socket:
+        return one
+
+    monkeypatch.setattr(nearby, "dialled", gone)
 
     async def work() -> None:
         one.setblocking(False)
