@@ -133,6 +133,17 @@ class ByValue(_Pickler):
         return _Pickler._dynamic_function_reduce(self, func)
 
 
+def goes_by_name(obj: Any) -> bool:
+    """Whether a module, or something that is neither a function nor a class, is no more than its name in a stream."""
+    if type(obj) is ModuleType:
+        return bool(_cloudpickle._should_pickle_by_reference(obj))
+    reduce = _Pickler.dispatch_table.get(type(obj))
+    try:
+        return isinstance(obj.__reduce_ex__(5) if reduce is None else reduce(obj), str)
+    except Exception:  # noqa: BLE001 - anybody's object, which may raise anything
+        return False
+
+
 def _wrapped(obj: Any) -> Any:
     return obj.func if type(obj) is cached_property else obj.__wrapped__
 

@@ -3,8 +3,9 @@
 Theory of operation
 -------------------
 Of each function by value its code, defaults, closure cells, attributes, and the globals that it names must be the same objects as
-before, and so must what classes by value have.  That is enough where these objects are immutable (numbers, strings, modules, functions
-by name, tuples of such, ...).  Where one is mutable (a list, an array, an instance), identity says nothing, and there is no watch.
+before, and so must what classes by value have.  That is enough where these objects are immutable (numbers, strings, modules and functions
+by name, tuples of such, ...).  Where one is mutable (a list, an array, an instance, a module that was made by hand and goes with all that
+it has), identity says nothing, and there is no watch.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from windlass import pickling, snapshots
 
 MISSING: Final = object()
 _IMMUTABLE: Final = frozenset(
-    {int, float, complex, str, bytes, bool, type(None), type(Ellipsis), type(NotImplemented), range, slice, ModuleType}
-    | {staticmethod, classmethod, property, GetSetDescriptorType, MemberDescriptorType}
+    {int, float, complex, str, bytes, bool, type(None), type(Ellipsis), type(NotImplemented), range, slice}
+    | {GetSetDescriptorType, MemberDescriptorType}
 )
 _IMMUTABLE_NAMES: Final = frozenset(
     [
@@ -151,6 +152,8 @@ def content_of_cell(cell: Any) -> Any:
 
 def is_immutable(value: Any, by_value: Collection[int]) -> bool:
     """True when being the same object means being the same; functions and classes with these ids count, as they are watched themselves."""
+    from windlass import byvalue
+
     kind = cast("type[object]", type(value))
     if value is MISSING or kind in _IMMUTABLE or id(value) in by_value:
         return True
@@ -164,8 +167,14 @@ def is_immutable(value: Any, by_value: Collection[int]) -> bool:
         return pickling.is_named(value) and snapshots.home(value.__module__) != snapshots.BY_VALUE
     if kind is partial:
         return not value.keywords and is_immutable(value.func, by_value) and is_immutable(value.args, by_value)
+    if kind is ModuleType:
+        return byvalue.goes_by_name(value)
     if kind is cached_property:
         return is_immutable(value.func, by_value)
+    if kind is staticmethod or kind is classmethod:
+        return is_immutable(value.__func__, by_value)
+    if kind is property:
+        return all(is_immutable(part, by_value) for part in (value.fget, value.fset, value.fdel))
     if kind is pickling.CACHED and is_immutable(value.__wrapped__, by_value):
         return True
     name = f"{kind.__module__}.{kind.__qualname__}"
@@ -174,6 +183,6 @@ def is_immutable(value: Any, by_value: Collection[int]) -> bool:
     if kind.__name__ in pickling.SHARED_GENERATORS and pickling.shared_generator(value) is not None:
         return True  # it goes by its name
     if any(base.__module__ == "numpy" and base.__name__ in ("generic", "dtype", "ufunc") for base in kind.__mro__):
-        return True
-    # A function in another language, such as numpy.dot, that its module has under its name.
-    return kind.__module__ != "builtins" and callable(value) and "__qualname__" in dir(value) and pickling.is_named(value)
+        return kind.__name__ != "void"  # a record, whose fields can be set
+    # A function in another language, such as numpy.dot. A decorator that is a class looks like one, and goes with its attributes.
+    return kind.__module__ != "builtins" and callable(value) and "__qualname__" in dir(value) and byvalue.goes_by_name(value)

@@ -23,6 +23,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -433,13 +434,82 @@ def test_what_goes_by_its_name_is_pickled_once(store: ObjectStore) -> None:
     """Loggers, generators that modules share, functions of modules in C, methods of such as do not change."""
     from random import randint, random
 
-    log, root, of_class = logging.getLogger(__name__), math.sqrt, Adder.of_class
+    log, root, of_class, of_numpy = logging.getLogger(__name__), math.sqrt, Adder.of_class, (np.dot, np.add, np.float64(1), np)
+
+    class Has:
+        one = staticmethod(root)
+        two = property(lambda self: 2)
 
     def refers() -> Any:
-        return log, root, of_class, randint, random
+        return log, root, of_class, randint, random, of_numpy, math, os.path, Has
 
     assert define(refers, store.put) is define(refers, store.put)
     assert define(Adder.of_class, store.put) is define(Adder.of_class, store.put)
+
+
+def test_a_module_made_by_hand_that_changes_is_seen(store: ObjectStore) -> None:
+    """As one that was loaded by its path and is not in `sys.modules`: it goes with all that it has."""
+    config = ModuleType(f"config_{os.urandom(4).hex()}")
+    vars(config)["N"] = 1
+
+    def reads() -> Any:
+        return config.N
+
+    assert called_elsewhere(store, define(reads, store.put)) == "1"
+    vars(config)["N"] = 2
+    assert called_elsewhere(store, define(reads, store.put)) == "2"
+
+
+def test_an_object_of_a_module_that_looks_like_a_function_and_changes_is_seen(project: tuple[Path, str], store: ObjectStore) -> None:
+    """What a decorator makes that is a class: its module has it under its name, yet it goes with its attributes."""
+    folder, name = project
+    (folder / f"{name}.py").write_text(
+        textwrap.dedent("""
+            import functools
+
+            class task:
+                def __init__(self, function):
+                    functools.update_wrapper(self, function)
+                    self.theta = 1.0
+
+                def __call__(self):
+                    return self.theta
+
+            @task
+            def predict(): ...
+        """)
+    )
+    predict = importlib.import_module(name).predict
+
+    def uses() -> Any:
+        return predict()
+
+    for function in (predict, uses):
+        predict.theta = 1.0
+        assert called_elsewhere(store, define(function, store.put)) == "1.0"
+        predict.theta = 2.0
+        assert called_elsewhere(store, define(function, store.put)) == "2.0"
+
+
+def test_a_record_or_what_a_property_calls_that_changes_is_seen(store: ObjectStore) -> None:
+    record: Any = np.zeros(1, [("a", int)])[0]
+    partial = functools.partial(lambda table, _: table[0], [1])
+
+    class Has:
+        read = property(partial)
+
+    def reads() -> Any:
+        return int(record["a"])
+
+    def reads_property() -> Any:
+        return Has().read
+
+    assert called_elsewhere(store, define(reads, store.put)) == "0"
+    assert called_elsewhere(store, define(reads_property, store.put)) == "1"
+    record["a"] = 2
+    partial.args[0][0] = 3
+    assert called_elsewhere(store, define(reads, store.put)) == "2"
+    assert called_elsewhere(store, define(reads_property, store.put)) == "3"
 
 
 def test_a_closure_that_changes_is_seen(store: ObjectStore) -> None:
