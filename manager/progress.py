@@ -5,16 +5,21 @@ Theory of operation
 A bar that nobody asked for appears only when standard error is a terminal, or a notebook runs the program, and the work has taken `DELAY`
 seconds; in pipes, batch logs and tests nothing is ever written. In a notebook it is HTML (`windlass.notebook`), in a dumb terminal only
 its end is written. The bar has no thread: whoever waits for results calls `tick` at least every `TICK` seconds, and only a tick that is
-due costs more than a comparison. `rich` is loaded when the bar appears.
+due costs more than a comparison. `rich` is loaded when the bar appears, and makes its text.
+
+In a terminal a bar is the last line. What the program prints goes where it would go without the bar, as it is; only what goes to the same
+terminal is looked at, so that the bar is wiped away before it, and comes back when a line has ended (`_Line`).
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
+from io import StringIO
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 #: Seconds of work after which a bar appears by itself.
 DELAY: Final = 2.0
@@ -75,11 +80,7 @@ class Progress:
             self._due = clock() if show else float("inf")
 
     def _on_terminal(self) -> bool:
-        stream = self._stream or sys.stderr
-        try:
-            return stream.isatty()
-        except (AttributeError, ValueError):  # no standard error at all, or a closed one
-            return False
+        return _is_terminal(self._stream or sys.stderr)
 
     def _in_notebook(self) -> bool:
         if self._stream is not None or "IPython" not in sys.modules:
@@ -138,6 +139,9 @@ class Progress:
         self.close()
 
 
+# ---------------------------------------------------------------- in a terminal
+
+
 class TerminalBar:
     """A bar in a terminal, below what the program prints."""
 
@@ -145,26 +149,142 @@ class TerminalBar:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        console = Console(file=stream, stderr=True) if stream is None else Console(file=stream)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        self._line = _Line(stream) if stream is not None else _line_of_standard_error()
+        self._made = StringIO()
+        self._console = Console(file=self._made, force_terminal=_is_terminal(self._line.stream), force_jupyter=False)
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             # Colours that every terminal has: others become the grey of what is not done.
             BarColumn(complete_style="cyan", finished_style="green"),
             MofNCompleteColumn(),
             TextColumn("{task.fields[times]}", markup=False),
-            console=console,
+            console=self._console,
             auto_refresh=False,
-            # What the program prints while it runs stays above the bar.
-            redirect_stdout=True,
-            redirect_stderr=True,
         )
-        self._bar.start()
-        self._task = self._bar.add_task(description, total=None, times="")
+        self._task = self._bar.add_task(" ".join(description.split()), total=None, times="")
+        self._line.open()
 
     def draw(self, done: int, total: int | None, passed: float) -> None:
         """Show that so many are done, after so many seconds."""
-        self._bar.update(self._task, completed=done, total=total, times=show_times(done, total, passed), refresh=True)
+        self._bar.update(self._task, completed=done, total=total, times=show_times(done, total, passed))
+        if self._console.is_interactive:
+            self._line.draw(self._text(), self._console.width)
+
+    def _text(self) -> str:
+        self._made.seek(0)
+        self._made.truncate()
+        self._console.print(self._bar.get_renderable())
+        return self._made.getvalue().partition("\n")[0]
 
     def stop(self) -> None:
         """Leave the terminal as it was, with the last state on it."""
-        self._bar.stop()
+        self._line.close(self._text())
+
+
+class _Line:
+    """The last line of a terminal, where bars stand, each in the place of the one before, unless the program writes there."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._bars = 0
+        self._shown = False
+        #: The program's own text stands there; None: nobody has looked.
+        self._taken: bool | None = None
+        self._replaced: dict[str, _Above] = {}
+
+    def open(self) -> None:
+        """There is one more bar."""
+        self._bars += 1
+        here = _terminal(self.stream)
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if here is not None and _terminal(stream) == here and not isinstance(stream, _Above):
+                self._replaced[name] = _Above(stream, self)
+                setattr(sys, name, self._replaced[name])
+
+    def draw(self, text: str, width: int) -> None:
+        """Have this bar there."""
+        if not self._taken:
+            # Where there is text already, so many spaces end in the line below it; where there is none, in this one.
+            self._write(("\r\x1b[2K" if self._shown or self._taken is not None else " " * width + "\r") + text)
+            self._shown = True
+
+    def wipe(self) -> None:
+        """Leave the line to the program."""
+        if self._shown:
+            self._shown, self._taken = False, False
+            self._write("\r\x1b[2K")
+
+    def note(self, text: str) -> None:
+        """The program has written this."""
+        if text:
+            self._taken = not text.endswith("\n")
+
+    def close(self, text: str) -> None:
+        """A bar has ended, and this is the last of it. With the last bar the streams are again what they were."""
+        if not self._taken:
+            self.wipe()
+            self._write(text + "\n")
+        self._bars -= 1
+        if not self._bars:
+            for name, above in self._replaced.items():
+                if getattr(sys, name) is above:  # not what the program has put there since
+                    setattr(sys, name, above.stream)
+            self._replaced.clear()
+            self._taken = None
+
+    def _write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (OSError, ValueError):
+            pass  # a terminal that is gone, or a closed file: the work goes on
+
+
+class _Above:
+    """Stands for a stream while there is a bar on its terminal."""
+
+    def __init__(self, stream: Any, line: _Line) -> None:
+        self.stream, self._line = stream, line
+
+    def write(self, text: str) -> Any:
+        """As the stream's own."""
+        self._line.wipe()
+        written = self.stream.write(text)
+        self._line.note(text)
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        self._line.wipe()  # ``input`` asks for flush, and who starts a process for fileno
+        return getattr(self.stream, name)
+
+
+_standard_error: _Line | None = None
+
+
+def _line_of_standard_error() -> _Line:
+    """One for all bars, as they share it."""
+    global _standard_error
+    stream: Any = sys.stderr
+    while isinstance(stream, _Above):
+        stream = stream.stream
+    if stream is None:
+        return _Line(StringIO())  # there is none: nobody sees this bar
+    if _standard_error is None or _standard_error.stream is not stream:
+        _standard_error = _Line(stream)
+    return _standard_error
+
+
+def _is_terminal(stream: Stream | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except (AttributeError, ValueError):  # not a whole stream, or a closed one
+        return False
+
+
+def _terminal(stream: Any) -> int | None:
+    """The device that a stream writes to, if it is a terminal."""
+    try:
+        return os.fstat(stream.fileno()).st_rdev if stream.isatty() else None
+    except (AttributeError, OSError, TypeError, ValueError):
+        return None

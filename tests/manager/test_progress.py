@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pty
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 
+import pyte
 import pytest
 
 from windlass.manager.progress import DELAY, TICK, Progress
@@ -118,25 +120,28 @@ def test_no_standard_error_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     assert not Progress(1).watching
 
 
-def test_on_a_real_terminal_standard_output_stays_clean() -> None:
-    """The bar is on standard error; what the program prints is all that is on standard output."""
-    program = textwrap.dedent("""
-        import sys
-        from windlass.manager.progress import Progress
-        now = 0.0
-        with Progress(2, "work", clock=lambda: now) as progress:
-            assert "rich" not in sys.modules
-            now = 5.0
-            progress.advance()
-            progress.advance()
-            assert "rich" in sys.modules
-        print("result")
-    """)
+def run_in_terminal(body: str, *, piped: bool = False) -> tuple[bytes, bytes]:
+    """What a program writes to its terminal, and to standard output where that is a pipe; a bar has appeared when ``body`` begins."""
+    program = """
+import sys
+from windlass.manager.progress import Progress
+now = 0.0
+progress = Progress(2, "work", clock=lambda: now)
+assert "rich" not in sys.modules
+now = 5.0
+progress.advance()
+assert "rich" in sys.modules
+""" + textwrap.dedent(body)
     master, slave = pty.openpty()
     try:
         process = subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=slave, env={**os.environ, "TERM": "xterm"}
+            [sys.executable, "-c", program],
+            stdin=slave,
+            stdout=subprocess.PIPE if piped else slave,
+            stderr=slave,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
         )
+        os.write(master, b"yes\n")
         os.close(slave)
         output, _ = process.communicate(timeout=20)
         drawn = b""
@@ -150,6 +155,143 @@ def test_on_a_real_terminal_standard_output_stays_clean() -> None:
             drawn += chunk
     finally:
         os.close(master)
-    assert process.returncode == 0
-    assert output == b"result\n"
+    assert process.returncode == 0, drawn
+    return drawn, output or b""
+
+
+def lines_on(terminal: bytes) -> list[str]:
+    """What is read on a terminal that was sent this, without the answer that it has said again."""
+    screen = pyte.Screen(80, 24)
+    pyte.Stream(screen).feed(terminal.decode().replace("yes\r\n", "", 1))
+    return "\n".join(line.rstrip() for line in screen.display).rstrip().split("\n")
+
+
+def test_on_a_real_terminal_standard_output_stays_clean() -> None:
+    """The bar is on standard error; what the program prints is all that is on standard output, also while there is a bar."""
+    drawn, output = run_in_terminal(
+        """
+        print("x" * 300)
+        sys.stdout.write("[/a]")
+        sys.stdout.flush()
+        now = 6.0
+        progress.advance()
+        print("[b]")
+        progress.close()
+        print("result")
+        """,
+        piped=True,
+    )
+    assert output == b"x" * 300 + b"\n[/a][b]\nresult\n"
     assert b"2/2" in drawn
+
+
+def test_what_a_program_prints_stands_above_the_bar_as_it_is() -> None:
+    streams = "(sys.stdout, sys.stderr)"
+    drawn, _ = run_in_terminal(
+        f"""
+        before = [type(one) for one in {streams}]
+        print("x" * 100 + "[/a]")
+        progress.tick()
+        now = 6.0
+        progress.tick()
+        print("to standard error", file=sys.stderr)
+        now = 7.0
+        progress.tick()
+        answer = input("go on? ")
+        print(answer)
+        now = 8.0
+        progress.advance()
+        progress.close()
+        assert all(type(one).__module__ == "_io" for one in {streams})
+        print("result")
+        """
+    )
+    text = lines_on(drawn)
+    assert "".join(text[:2]) == "x" * 100 + "[/a]"
+    assert text[2] == "to standard error"
+    assert text[3] == "go on? yes"
+    assert re.fullmatch(r"work \S+ 2/2 8 s", text[4])
+    assert text[5:] == ["result"]
+
+
+def test_a_line_that_the_program_has_begun_is_its_own() -> None:
+    """No bar in it, nor is it wiped away."""
+    drawn, _ = run_in_terminal(
+        """
+        print(".", end="", flush=True)
+        now = 6.0
+        progress.tick()
+        print(".", end="", flush=True)
+        progress.advance()
+        print(" done")
+        progress.close()
+        progress = Progress(1, "more", show=True, clock=lambda: now)
+        print("begun:", end="", flush=True)
+        progress.advance()
+        progress.close()
+        """
+    )
+    text = lines_on(drawn)
+    assert text[0] == ".. done"
+    assert re.fullmatch(r"work \S+ 2/2 6 s", text[1])
+    assert text[2] == "begun:"
+    assert re.fullmatch(r"more \S+ 1/1 0", text[3])
+
+
+def test_standard_output_may_be_any_object() -> None:
+    """As what colorama puts there, whose ``write`` says nothing."""
+    drawn, _ = run_in_terminal(
+        """
+        progress.close()
+
+        class Plain:
+            def write(self, text):
+                sys.__stdout__.write(text.upper())
+
+            def __getattr__(self, name):
+                return getattr(sys.__stdout__, name)
+
+        sys.stdout = plain = Plain()
+        progress = Progress(1, "more", show=True, clock=lambda: now)
+        progress.advance()
+        assert sys.stdout is not plain
+        print("text")
+        try:
+            sys.stdout.write(1)
+        except AttributeError:
+            print("refused")
+        progress.close()
+        assert sys.stdout is plain
+        """
+    )
+    assert [line for line in lines_on(drawn) if "1/" not in line] == ["TEXT", "REFUSED"]
+
+
+def test_two_bars_at_once_end_in_any_order() -> None:
+    drawn, _ = run_in_terminal(
+        """
+        other = Progress(3, "other", show=True, clock=lambda: now)
+        other.advance()
+        progress.close()
+        print("between")
+        now = 6.0
+        other.tick()
+        other.close()
+        assert all(type(one).__module__ == "_io" for one in (sys.stdout, sys.stderr))
+        """
+    )
+    text = lines_on(drawn)
+    assert "1/2" in text[0]
+    assert text[1] == "between"
+    assert "1/3" in text[2]
+    assert len(text) == 3
+
+
+def test_a_terminal_that_is_gone_ends_no_program(clock: Clock) -> None:
+    class Gone(Terminal):
+        def write(self, text: str, /) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with Progress(2, "work", show=True, stream=Gone(), clock=clock) as progress:
+        progress.advance()
+    assert progress.done == 1
