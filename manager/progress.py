@@ -3,9 +3,10 @@
 Theory of operation
 -------------------
 A bar that nobody asked for appears only when standard error is a terminal, or a notebook runs the program, and the work has taken `DELAY`
-seconds; in pipes, batch logs and tests nothing is ever written. In a notebook it is HTML (`windlass.notebook`), in a dumb terminal only
-its end is written. The bar has no thread: whoever waits for results calls `tick` at least every `TICK` seconds, and only a tick that is
-due costs more than a comparison. `rich` is loaded when the bar appears, and makes its text.
+seconds; in pipes, batch logs and tests nothing is ever written. Nor does it appear by itself where there is another one (``tqdm`` around
+the `map`). In a notebook it is HTML (`windlass.notebook`), in a dumb terminal only its end is written. The bar has no thread: whoever waits
+for results calls `tick` at least every `TICK` seconds, and only a tick that is due costs more than a comparison. `rich` is loaded when the
+bar appears, and makes its text.
 
 In a terminal a bar is the last line. What the program prints goes where it would go without the bar, as it is; only what goes to the same
 terminal is looked at, so that the bar is wiped away before it, and comes back when a line has ended (`_Line`).
@@ -13,6 +14,7 @@ terminal is looked at, so that the bar is wiped away before it, and comes back w
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import time
@@ -73,6 +75,7 @@ class Progress:
         self._began = clock()
         self._stream = stream
         self._bar: Bar | None = None
+        self._by_itself = show is None
         if show is None:
             show = self._in_notebook() or self._on_terminal()
             self._due = clock() + DELAY if show else float("inf")
@@ -114,6 +117,9 @@ class Progress:
 
     def _draw(self) -> None:
         if self._bar is None:
+            if self._by_itself and _another_is_shown():
+                self._due = float("inf")
+                return
             self._bar = self._open()
         self._bar.draw(self.done + self.ahead(), self.total, self._clock() - self._began)
 
@@ -137,6 +143,21 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
+
+
+def _another_is_shown() -> bool:
+    """Somebody else's bar is open, or takes the results of this `map`."""
+    if type(sys.stderr).__module__ == "rich.file_proxy":
+        return True
+    if getattr(getattr(sys.modules.get("tqdm.std"), "tqdm", None), "_instances", ()):
+        return True
+    frame = inspect.currentframe()
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        if name == "rich.progress" or name.partition(".")[0] in ("tqdm", "alive_progress", "progressbar", "fastprogress"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 # ---------------------------------------------------------------- in a terminal

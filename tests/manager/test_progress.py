@@ -10,6 +10,8 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 
 import pyte
 import pytest
@@ -295,3 +297,32 @@ def test_a_terminal_that_is_gone_ends_no_program(clock: Clock) -> None:
     with Progress(2, "work", show=True, stream=Gone(), clock=clock) as progress:
         progress.advance()
     assert progress.done == 1
+
+
+def test_no_bar_appears_by_itself_where_there_is_another(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with ``tqdm(pool.map(...))``."""
+    terminal = Terminal()
+    tqdm = ModuleType("tqdm.std")
+    space = vars(tqdm)
+    exec("def around(results):\n    for one in results:\n        yield one\n", space)  # a function of that module
+    opened = [1]
+
+    def results(show: bool | None) -> Iterator[int]:
+        with Progress(10, "work", show=show, stream=terminal, clock=clock) as progress:
+            for number in range(10):
+                clock.now += DELAY
+                progress.advance()
+                yield number
+
+    assert list(space["around"](results(None))) == list(range(10))
+    assert terminal.getvalue() == ""
+    space["tqdm"] = SimpleNamespace(_instances=opened)
+    monkeypatch.setitem(sys.modules, "tqdm.std", tqdm)
+    assert list(results(None)) == list(range(10))
+    assert terminal.getvalue() == ""
+    list(results(True))
+    assert "10/10" in terminal.getvalue()
+    terminal.truncate(0)
+    opened.clear()
+    list(results(None))
+    assert "10/10" in terminal.getvalue()
