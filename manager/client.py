@@ -378,7 +378,7 @@ class Client:
     def settle(self) -> None:
         """The store is about to go: read the results that are still in it, for whoever asks later."""
         for future in list(self._unread.values()):
-            future.settle()
+            future.settle(last=True)
 
     def count_in(self, found: dict[str, Any]) -> None:
         """Put into a status what the manager's core does not know of."""
@@ -583,15 +583,9 @@ class Client:
         """The result, or raise what the call ended with. In the thread that asks."""
         end = done.end
         if end.outcome == RETURNED:
-            if not end.spans:
-                return unpack_result(end.payload, (), self.store.open)
-            try:
-                result = unpack_result(end.payload, end.spans, self.kept.open)
-            except BaseException as error:
-                if isinstance(error, Exception):  # else it was Ctrl-C, in a thread that may ask again
-                    self._discard(end.spans)
-                raise
-            self._discard(end.spans)
+            result = unpack_result(end.payload, end.spans, self.kept.open)
+            if end.spans:  # if it could not be read, they are there for who asks again
+                self._discard(end.spans)
             return result
         if end.outcome == RAISED:
             raise unpack_exception(end.payload)

@@ -79,6 +79,15 @@ class CallFacts:
         """Its tries so far known, oldest first."""
         return () if self._record is None else self._record.attempts
 
+    def _to_be_read(self) -> bool:
+        """Nobody has unpickled it; or it could not be unpickled, as something is missing here, and its bytes wait for another try."""
+        if not self._settled:
+            return True
+        record = self._record
+        if self._exception is None or record is None or record.end.outcome != RETURNED:
+            return False
+        return bool(record.end.payload or record.end.spans)
+
     # TaskVine's names.
 
     @property

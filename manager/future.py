@@ -8,8 +8,8 @@ never waited for before they end.
 
 Three threads meet here. The *loop thread* of the manager calls `finish`, which stores the record of how the call ended and returns
 within a microsecond. *Asking threads* call `result`, `exception` or ``await``; the first to ask settles the future: it unpickles
-the record through the owner's `Resolver.resolve`, once, in its own time. Callbacks run on the *callback thread*
-(`set_callback_runner`), never on the loop thread.
+the record through the owner's `Resolver.resolve`, once, in its own time. What cannot be unpickled is tried again by the next `result`.
+Callbacks run on the *callback thread* (`set_callback_runner`), never on the loop thread.
 
 Locks. ``_GUARD`` is one lock for all futures. It is a leaf: whoever holds it only loads and stores attributes, so nothing can be
 waited for under it. A future's own lock is made on demand, under the guard, and from then on guards its changes; while there is
@@ -69,7 +69,7 @@ class Resolver(Protocol):
     """Turns the record of a call's end into its value."""
 
     def resolve(self, future: CallFuture[Any], done: CallDone) -> Any:
-        """The value, or raise the call's exception. In the asking thread; may be slow; once per future."""
+        """The value, or raise the call's exception. In the asking thread; may be slow; once per future, and again where it could not."""
         ...
 
 
@@ -343,7 +343,7 @@ class CallFuture(CallFacts, Future[T]):
                 self.collect()
             if self._state != FINISHED:
                 raise CancelledError
-            if not self._settled:
+            if (not self._settled or self._exception is not None) and self._to_be_read():
                 bring_result(self.owner, self._record, timeout)
                 self._settle()
             if self._exception is not None:
@@ -423,26 +423,29 @@ class CallFuture(CallFacts, Future[T]):
         if self._state not in ENDED:
             raise TimeoutError(f"{self!r} has not ended within {timeout:g} s; it goes on, and can be asked again")
 
-    def settle(self) -> None:
-        """Unpack the result of an ended call now, without collecting it: for a manager that is about to drop the objects it needs.
+    def settle(self, *, last: bool = False) -> None:
+        """Unpack the result of an ended call now, without collecting it. ``last``: as its objects are about to be dropped.
 
         An exception, the call's own or one of unpickling, is kept for who asks.
         """
-        if self._state == FINISHED and not self._settled:
+        if self._state == FINISHED and self._to_be_read():
             self._settle()
+            if last and (record := self._record) is not None:
+                record.end.payload, record.end.spans = b"", ()
 
     def _settle(self) -> None:
         """Have ``_result`` or ``_exception`` made from the record: by this thread, or by the one that is at it already."""
         global _settle_waiters
-        me = threading.get_ident()
+        me, waited = threading.get_ident(), False
         with _GUARD:
-            while self._resolving and self._resolving != me and not self._settled:
+            while self._resolving and self._resolving != me and self._to_be_read():
+                waited = True
                 _settle_waiters += 1
                 try:
                     _SETTLED.wait()
                 finally:
                     _settle_waiters -= 1
-            if self._settled:
+            if not self._to_be_read() or (waited and self._settled):
                 return
             # Our own ident here means that a signal handler or finaliser asks while this very thread settles: it may not wait
             # for itself, so it does the work over.
@@ -470,16 +473,15 @@ class CallFuture(CallFacts, Future[T]):
             settled = True
         finally:
             with _GUARD:
-                if settled and not self._settled:
+                if settled and self._to_be_read():
                     self._result, self._exception = result, exception
                     self._settled = True
                 self._resolving = 0
                 if _settle_waiters:
                     _SETTLED.notify_all()
-            if settled and record is not None:
+            if settled and record is not None and (exception is None or record.end.outcome != RETURNED):
                 # The unpickled form is here: do not keep both.
-                record.end.payload = b""
-                record.end.spans = ()
+                record.end.payload, record.end.spans = b"", ()
             del exception
 
     # ------------------------------------------------------------ as an argument of another call
@@ -494,7 +496,7 @@ class CallFuture(CallFacts, Future[T]):
         """Payload and spans of its result; None if it has none, or somebody has begun to unpickle it, and they may be gone any moment."""
         with _GUARD:
             record = self._record
-            if self._state != FINISHED or self._settled or self._resolving or record is None or record.end.outcome != RETURNED:
+            if self._state != FINISHED or not self._to_be_read() or self._resolving or record is None or record.end.outcome != RETURNED:
                 return None
             return record.end.payload, record.end.spans
 
@@ -586,7 +588,7 @@ class CallFuture(CallFacts, Future[T]):
         if self.cancelled():
             self.collect()
             raise asyncio.CancelledError
-        if not self._settled and self._record is not None and (self._record.end.kept or comes_from_afar(self.owner, self._record)):
+        if self._to_be_read() and self._record is not None and (self._record.end.kept or comes_from_afar(self.owner, self._record)):
             yield from READERS.do(self, self._read).__await__()
         return self.result()
 

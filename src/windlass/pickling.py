@@ -412,7 +412,7 @@ def _unreadable(what: str, error: Exception, place: str = "here") -> NotPicklabl
     if isinstance(error, ImportError):
         from windlass import raised
 
-        hint = "; is it installed on this side too?" if place == "here" else f"; {raised.where(error)}"
+        hint = "; is it installed on this side too? Once it is, ask for the result again" if place == "here" else f"; {raised.where(error)}"
     return _not_picklable(f"{what} cannot be unpickled {place}: {_reason(error)}{hint}")
 
 

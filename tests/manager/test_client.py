@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
 import pytest
 
-from windlass.errors import Closed, FileUnavailable, InputFailed, UsageError
+from windlass.errors import Closed, FileUnavailable, InputFailed, NotPicklable, UsageError
 from windlass.files import File
 from windlass.manager.call import Target
 from windlass.manager.client import Client
@@ -185,6 +189,66 @@ def test_who_is_interrupted_while_reading_a_large_result_may_ask_again(bench: Be
     with pytest.raises(KeyboardInterrupt):
         future.result(0)
     assert future.result(0) == ("read", b"x" * 200_000)
+    assert bench.store.names() == []
+
+
+class NeedsModule:
+    """Unpickling it imports a module."""
+
+    def __reduce__(self) -> Any:
+        return importlib.import_module, ("not_here_yet",)
+
+
+@pytest.mark.parametrize("size", [1, 200_000])
+def test_a_result_that_could_not_be_read_may_be_asked_for_again(bench: Bench, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """As when what it needs was installed meanwhile. Until then its bytes stay."""
+    future, other = bench.submit(1), bench.submit(2)
+    for one in (future, other):
+        bench.end(one, (NeedsModule(), b"x" * size))
+    for _ in range(2):
+        with pytest.raises(NotPicklable, match="No module named 'not_here_yet'; is it installed on this side too"):
+            future.result(0)
+        assert isinstance(future.exception(0), NotPicklable)
+        assert future.state == "failed"
+    assert isinstance(other.exception(0), NotPicklable)
+    module = ModuleType("not_here_yet")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert future.result(0) == (module, b"x" * size)
+    assert future.exception(0) is None
+    assert future.state == "done"
+    assert future.result(0) is future.result(0)
+    assert len(bench.store.names()) == (1 if size > 1 else 0)
+    bench.client.settle()  # the store is about to go
+    assert other.result(0) == (module, b"x" * size)
+    assert bench.store.names() == []
+
+
+def test_a_result_that_could_never_be_read_says_why_when_the_store_is_gone(bench: Bench) -> None:
+    future = bench.submit(1)
+    bench.end(future, (NeedsModule(), b"x" * 200_000))
+    bench.client.settle()
+    bench.store.close()
+    for _ in range(2):
+        with pytest.raises(NotPicklable, match="No module named 'not_here_yet'"):
+            future.result(0)
+
+
+def test_a_result_that_could_not_be_read_is_given_to_a_call(bench: Bench) -> None:
+    """Its worker may have what is missing here."""
+    future = bench.submit(1)
+    bench.end(future, NeedsModule())
+    assert isinstance(future.exception(0), NotPicklable)
+    assert not bench.submit(future).done()
+
+
+def test_what_could_not_be_read_goes_with_its_future(bench: Bench) -> None:
+    future = bench.submit(1)
+    bench.end(future, (NeedsModule(), b"x" * 200_000))
+    with pytest.raises(NotPicklable):
+        future.result(0)
+    del future
+    gc.collect()
+    bench.client.tidy()
     assert bench.store.names() == []
 
 
