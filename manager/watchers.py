@@ -14,6 +14,7 @@ import contextvars
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -51,12 +52,14 @@ class Sleeper:
 class LoopPost:
     """Wakes tasks of one event loop, one signal to the loop for many futures."""
 
-    __slots__ = ("__weakref__", "_inbox", "_signal", "loop")
+    __slots__ = ("__weakref__", "_inbox", "_signal", "_told", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """In the loop's thread."""
         self.loop = weakref.ref(loop)  # the table of posts must not keep its loops alive
         self._inbox: Inbox[TaskWaiting] = Inbox(self._wake)
+        #: Those whose turn it is.
+        self._told: deque[TaskWaiting] = deque()
         self._signal = -1
         try:
             signal = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -85,19 +88,16 @@ class LoopPost:
                 os.eventfd_read(self._signal)
             except BlockingIOError:
                 pass
-        told = self._inbox.drain()
-        if len(told) == 1:
-            told[0].wake()
-            return
-        come = iter(told)
-        try:
-            for waiting in come:
-                waiting.wake()
-        finally:
-            loop = self.loop()
-            for waiting in come:  # a task has raised what is to end the loop, and another run of it may follow
-                if loop is not None:
-                    loop.call_soon(waiting.wake)
+        self._told.extend(self._inbox.drain())
+        self._wake_told()
+
+    def _wake_told(self) -> None:
+        told = self._told
+        if len(told) > 1 and (loop := self.loop()) is not None:
+            # The first may raise what ends this run of the loop, or run the loop itself (nest_asyncio) until another of them has gone on.
+            loop.call_soon(self._wake_told)
+        while told:
+            told.popleft().wake()
 
     def put(self, waiting: TaskWaiting) -> None:
         try:

@@ -28,6 +28,7 @@ import pytest
 from windlass.manager import future as module
 from windlass.manager.future import CallbackThread, CallFuture
 from windlass.manager.reading import THREADS, Readers
+from windlass.manager.watchers import TaskWaiting
 from windlass.messages import (
     CANCELLED,
     DIED,
@@ -818,6 +819,39 @@ class TestAwait:
             assert isinstance(first.exception(), KeyboardInterrupt)
         finally:
             loop.close()
+
+    def test_who_runs_the_loop_when_woken_sees_those_who_are_woken_with_it(self, desk: Desk) -> None:
+        """As `nest_asyncio` lets tasks do: one waits so for another whose call has ended in the same batch."""
+        futures = [CallFuture[Any](desk, CallId(number)) for number in range(4)]
+        order: list[int] = []
+        seen: list[tuple[int, ...]] = []
+
+        async def main() -> None:
+            loop: Any = asyncio.get_running_loop()
+            over = loop.create_future()
+
+            def woken(number: int) -> None:
+                order.append(number)
+                turns = 5 if number < 2 else 0
+                while turns and len(order) < 4:
+                    turns -= 1
+                    loop.call_soon(lambda: None)  # so that a turn does not wait
+                    loop._run_once()
+                if number < 2:
+                    seen.append(tuple(order))
+                if number == 0:
+                    over.set_result(None)
+
+            for number, future in enumerate(futures):
+                waiting = TaskWaiting(loop)
+                waiting.add_done_callback(lambda _, number=number: woken(number))  # type: ignore[misc]
+                future.watch(waiting)
+            for number, future in enumerate(futures):
+                future.finish(returned(number))
+            await asyncio.wait_for(over, 20)
+
+        asyncio.run(main())
+        assert seen == [(0, 1, 2, 3)] * 2
 
     def test_a_task_keeps_its_context_and_says_why_it_was_cancelled(self, future: CallFuture[Any]) -> None:
         where: contextvars.ContextVar[str] = contextvars.ContextVar("where")
