@@ -20,6 +20,10 @@ and imports inside a function's body work there. This module is imported by slot
 *Edits.* A module has one text at a time: the newest, for all functions and arguments of a program (`edits` tells those who keep snapshots
 that there is a newer one). A library has the texts that it was installed with, and keeps them. Of what comes with calls a slot uses the
 text that came last; when that changes it forgets all modules that came with calls, for these may have imported each other.
+
+Editors truncate a file and write it, or move it away and write another; ``git checkout`` writes one file after the other. So source that
+differs from what is known is taken when a second look, `REST` seconds later, finds the same: whoever submits meanwhile waits, as the old
+text would be as wrong as half of the new one. No clocks are compared: a file server has its own.
 """
 
 from __future__ import annotations
@@ -52,6 +56,9 @@ MAX_TOTAL_BYTES: Final = 200_000_000
 MAX_FILES: Final = 20_000
 #: Seconds for which the files of a module are taken to be unchanged.
 MAX_AGE: Final = 1.0
+#: Seconds for which source that was edited must have stayed the same, and how often that is looked for.
+REST: Final = 0.2
+LOOKS: Final = 10
 
 _SKIPPED_FOLDERS: Final = frozenset({"__pycache__", "node_modules", "venv", "CVS"})
 _SKIPPED_ENDS: Final = (".pyc", ".pyo", ".egg-info", ".dist-info", "~")
@@ -81,6 +88,8 @@ def _find_home(name: str, module: Any) -> Home:
     if not top or top in ("__main__", "__mp_main__"):
         return BY_VALUE
     if module is None:
+        if top in _snapshots and _snapshots[top].files:
+            return LOCAL  # also at a moment when its file is not there, as an editor has moved it away
         spec = find_spec(top)
         places = [] if spec is None else _places(spec)
         if spec is not None and not places:
@@ -231,13 +240,38 @@ def _take(name: str, now: float, max_age: float) -> _Snapshot:
     known = _snapshots.get(name)
     if known is not None and now - known.looked_at <= max_age:
         return known
-    files = _files(name)
-    if known is None or known.files != files:
+    taken = _look(name, known)
+    if taken is not known:
         edits += 1 if known is not None else 0
-        known = _Snapshot(files)
-        _snapshots[name] = known
-    known.looked_at = now
-    return known
+        _snapshots[name] = taken
+    taken.looked_at = now
+    return taken
+
+
+def _look(name: str, known: _Snapshot | None) -> _Snapshot:
+    """The module as it is now; what is just being saved as it is when that is done."""
+    files, looks = _files(name), 1
+    while True:
+        if known is not None and known.files == files:
+            return known
+        if looks > 1 or (known is not None and _source(known.files) != _source(files)):
+            _let_rest()
+        taken = _Snapshot(files)
+        again = _files(name)
+        if looks == LOOKS or _source(again) == _source(files):
+            return taken
+        files, looks = again, looks + 1
+
+
+def _source(files: dict[str, tuple[str, int, int]]) -> dict[str, tuple[str, int, int]]:
+    """Those that people edit; a program may write data into a folder of its own all the time."""
+    return {name: file for name, file in files.items() if name.endswith(".py")}
+
+
+def _let_rest() -> None:
+    import time
+
+    time.sleep(REST)
 
 
 def _files(top: str) -> dict[str, tuple[str, int, int]]:

@@ -96,6 +96,10 @@ def names_in(archive: bytes) -> list[str]:
     return zipfile.ZipFile(io.BytesIO(archive)).namelist()
 
 
+def read_in(archive: bytes, name: str) -> str:
+    return zipfile.ZipFile(io.BytesIO(archive)).read(name).decode()
+
+
 @pytest.mark.parametrize(
     "name", ["sys", "math", "json", "json.decoder", "os.path", "numpy", "numpy.linalg", "pytest", "windlass", "wsgiref"]
 )
@@ -182,6 +186,91 @@ def test_changed_source_has_another_name(write: Write, top: str, kept: Kept) -> 
     assert second != first
     write(f"{top}/__init__.py", "x = 22\n")
     assert snapshots.snapshots_of([top], kept.put, max_age=0) not in (first, second)
+
+
+@pytest.mark.parametrize("imported", [False, True])
+@pytest.mark.parametrize("way", ["truncated", "moved away", "half written"])
+def test_a_file_that_is_just_being_saved_is_taken_when_it_is_whole(
+    write: Write, top: str, kept: Kept, monkeypatch: pytest.MonkeyPatch, imported: bool, way: str
+) -> None:
+    """Editors truncate a file and write it, or move it away and write a new one: all calls of the next second would have half of it."""
+    path = write(f"{top}.py", "x = 1\n")
+    if imported:
+        importlib.import_module(top)
+    (first,) = snapshots.snapshots_of([top], kept.put)
+    rests: list[str] = []
+
+    def rest() -> None:
+        rests.append(way)
+        importlib.invalidate_caches()
+        if len(rests) < 3:
+            assert snapshots.home(top) == snapshots.LOCAL
+            path.write_text("x = 1\ny = 22\n"[: 9 + len(rests)])  # more and more of it
+        elif len(rests) == 3:
+            path.write_text("x = 1\ny = 22\n")
+
+    monkeypatch.setattr(snapshots, "_let_rest", rest)
+    if way == "moved away":
+        path.unlink()
+    else:
+        path.write_text("" if way == "truncated" else "x = 1\ny")
+    edits = snapshots.edits
+    (second,) = snapshots.snapshots_of([top], kept.put, max_age=0)
+    assert read_in(kept.archives[second.name], f"{top}.py") == "x = 1\ny = 22\n"
+    assert set(kept.archives) == {first.name, second.name}
+    assert len(rests) == 4
+    assert snapshots.edits == edits + 1
+    assert snapshots.snapshots_of([top], kept.put, max_age=0) == (second,)
+    assert len(rests) == 4
+
+
+def test_a_file_that_is_gone_is_gone(write: Write, top: str, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(f"{top}.py", "x = 1\n")
+    snapshots.snapshots_of([top], kept.put)
+    path.unlink()
+    rests: list[None] = []
+    monkeypatch.setattr(snapshots, "_let_rest", lambda: rests.append(None))
+    assert snapshots.snapshots_of([top], kept.put, max_age=0) == ()
+    assert snapshots.home(top) == snapshots.BY_VALUE
+    assert len(rests) == 1
+
+
+def test_an_edit_that_was_undone_while_it_was_looked_at_is_none(
+    write: Write, top: str, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(f"{top}.py", "x = 1\n")
+    first, moved = snapshots.snapshots_of([top], kept.put), path.with_name("moved")
+    path.rename(moved)
+    monkeypatch.setattr(snapshots, "_let_rest", lambda: moved.rename(path))
+    edits = snapshots.edits
+    assert snapshots.snapshots_of([top], kept.put, max_age=0) == first
+    assert snapshots.edits == edits
+
+
+def test_data_that_changes_all_the_time_is_not_waited_for(write: Write, top: str, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a log that the program writes beside its modules."""
+    write(f"{top}/__init__.py", "")
+    write(f"{top}/run.log", "")
+    snapshots.snapshots_of([top], kept.put)
+    monkeypatch.setattr(snapshots, "_let_rest", lambda: pytest.fail("it waited"))
+    write(f"{top}/run.log", "more")
+    (ref,) = snapshots.snapshots_of([top], kept.put, max_age=0)
+    assert read_in(kept.archives[ref.name], f"{top}/run.log") == "more"
+
+
+def test_source_that_changes_without_end_is_taken_as_it_is(write: Write, top: str, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(f"{top}.py", "x = 1\n")
+    snapshots.snapshots_of([top], kept.put)
+    rests: list[None] = []
+
+    def rest() -> None:
+        rests.append(None)
+        path.write_text("x" * len(rests))
+
+    monkeypatch.setattr(snapshots, "_let_rest", rest)
+    path.write_text("")
+    assert len(snapshots.snapshots_of([top], kept.put, max_age=0)) == 1
+    assert len(rests) == snapshots.LOOKS
 
 
 @pytest.mark.parametrize("has_one_too", [False, True])
