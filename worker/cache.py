@@ -166,11 +166,12 @@ class Cache:
 
     # ------------------------------------------------ for threads
 
-    def fill(self, name: str, size: int, level: str = "workflow", patience: float = 3600.0) -> Filling | None:
+    def fill(self, name: str, size: int, level: str = "workflow", patience: float = 3600.0, *, on_disk: bool = False) -> Filling | None:
         """Room for a file of `size` bytes (-1: not known; see `Filling.grow`) that is to be made; None when it is here already.
 
         At level ``forever`` it waits up to `patience` seconds for another worker of this node that fills the same entry, and None may
-        mean that this one has. Raises `CacheFull`, `CacheBusy`, and `ValueError` for a name or level that is none.
+        mean that this one has. What is ``on_disk`` already, beside the cache, asks the limit for room and the disk for nothing. Raises
+        `CacheFull`, `CacheBusy`, and `ValueError` for a name or level that is none.
         """
         entries.check_name(name)
         if level not in LEVELS:
@@ -184,7 +185,7 @@ class Cache:
         if self.forever is not None and (level == "forever" or self.forever.has(name)):
             return self.forever.fill(name, size, patience)
         room = max(size, 0)
-        self._reserve(name, room)
+        self._reserve(name, room, on_disk=on_disk)
         try:
             temporary = entries.new_temporary(self._text, name, room)
         except BaseException:
@@ -348,7 +349,7 @@ class Cache:
     def _place(self, name: str) -> str:
         return os.path.join(self._text, name)
 
-    def _reserve(self, name: str, size: int) -> None:
+    def _reserve(self, name: str, size: int, *, on_disk: bool = False) -> None:
         with self._lock:
             over = self.used + self._reserved + size - self.limit
             if self.limit and over > 0 and self._evict(over) < over:
@@ -356,7 +357,8 @@ class Cache:
             self._reserved += size
         try:
             self.sweep()
-            self._make_room_on_disk(name, size)
+            if not on_disk:
+                self._make_room_on_disk(name, size)
         except BaseException:
             self._unreserve(size)
             raise

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from windlass import folders
 from windlass.errors import Damaged, StoreFull, UsageError, WindlassError
 from windlass.messages import (
+    DIED,
     KEPT_BASE,
     NO_FILE,
     CallEnd,
@@ -239,6 +240,10 @@ class Supply:
                 log.exception("a defect of Windlass: a result could not be kept")
             text = f"the result could not be kept on {os.uname().nodename}: {error}"
             end.outcome, end.payload, end.detail = NO_FILE, b"", EndDetail(text=text)
+            if isinstance(error, StoreFull):
+                end.outcome = DIED  # want of room is the node's trouble: worth a retry elsewhere
+            if isinstance(error, OSError) and error.errno in FULL:
+                self._cannot_keep(error)  # or who comes next would run in vain
             end.spans, end.kept, end.outputs = (), False, ()
         else:
             for ref in made:
@@ -255,7 +260,7 @@ class Supply:
         folder = kept_folder(str(cache.folder))
         try:
             for ref in made:
-                filling = cache.fill(ref.name, ref.size)
+                filling = cache.fill(ref.name, ref.size, on_disk=True)
                 if filling is None:  # made again here
                     continue
                 with filling:

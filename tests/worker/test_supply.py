@@ -1,4 +1,4 @@
-"""Rules of `windlass.worker.supply` about objects that the node does not take."""
+"""Rules of `windlass.worker.supply` about objects and results that the node does not take."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from tests.worker.test_backlog import LIB, Queue, call
 from tests.worker.test_libraries import Room
 from tests.worker.test_orphans import unheard
 
-from windlass.errors import StoreFull
-from windlass.messages import ObjectRef
+from windlass.errors import CacheFull, StoreFull
+from windlass.messages import DIED, RETURNED, CallEnd, CallId, FileName, FileRef, ObjectRef
 from windlass.objects import ObjectStore
+from windlass.worker import cache_entries
 from windlass.worker.backlog import Backlog
+from windlass.worker.slotlink import kept_folder
 from windlass.worker.supply import Supply
 
 pytestmark = pytest.mark.asyncio
@@ -51,3 +53,61 @@ async def test_a_disk_that_is_full_ends_no_call_for_its_arguments(tmp_path: Path
             await asyncio.sleep(0)
     assert desk.take() == [("draining", 1, 2)]
     assert troubles == [f"files cannot be kept on {os.uname().nodename}: no room for an object of 100 bytes in /dev/shm/x"]
+
+
+class Kept:
+    """A worker's supply whose cache has room for 1,000 bytes, and what a call has left for it: 600 bytes by this name."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.troubles, self.told = list[str](), list[CallEnd]()
+        self.ref = FileRef(FileName("r-" + "1" * 32), 600, "out")
+        self.supply = Supply("w", *cast("tuple[Any, Any, Any]", (None, None, None)), unheard, self.troubles.append)
+        monkeypatch.setattr(self.supply, "_scratch", str(folder))
+        self.supply.store = ObjectStore(folder / "store", 1000)
+        self.supply.new_session(Backlog(Room()))
+        self.cache = self.supply.files.cache
+        self.cache.limit = 1000
+        self.left = Path(kept_folder(str(self.cache.folder)), self.ref.name)
+
+    async def keep(self) -> CallEnd:
+        """The end of the call, when it is told."""
+        self.left.parent.mkdir()
+        self.left.write_bytes(bytes(600))
+        self.supply.keep(CallEnd(CallId(1), 1, RETURNED, outputs=(self.ref,)), self.told.append)
+        async with asyncio.timeout(10):
+            while not self.told:
+                await asyncio.sleep(0.001)
+        return self.told[0]
+
+
+async def test_what_lies_on_the_disk_already_asks_it_for_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes were asked for twice: others' results went for nothing, or a call that had run for hours failed."""
+    kept = Kept(tmp_path, monkeypatch)
+    other = kept.cache.fill("r-" + "2" * 32, 100)
+    assert other is not None
+    other.path.write_bytes(bytes(100))
+    other.commit("before", 100)
+    monkeypatch.setattr(cache_entries, "free_bytes", lambda folder: 0)
+    assert (await kept.keep()).outcome == RETURNED
+    assert set(kept.cache.names()) == {other.name, kept.ref.name}
+
+
+@pytest.mark.parametrize(("number", "drains"), [(None, False), (errno.ENOSPC, True)])
+async def test_a_result_that_finds_no_room_may_be_tried_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None, drains: bool
+) -> None:
+    """And where it is the disk that is full, the worker takes no more, which it would run in vain."""
+
+    def full(*args: object, **named: object) -> None:
+        error = CacheFull("no room for it")
+        error.errno = number
+        raise error
+
+    kept = Kept(tmp_path, monkeypatch)
+    monkeypatch.setattr(kept.cache, "fill", full)
+    end = await kept.keep()
+    assert end.outcome == DIED
+    assert end.detail is not None
+    assert end.detail.text == f"the result could not be kept on {os.uname().nodename}: no room for it"
+    assert not kept.left.exists()
+    assert bool(kept.troubles) is drains
