@@ -15,7 +15,7 @@ from __future__ import annotations
 import builtins
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict, TypeGuard, TypeVar, Unpack, cast
 
 import msgspec
@@ -268,7 +268,7 @@ def _exception_name(value: object) -> str:
 class FunctionCall:
     """One call of a library's function, for `Manager.submit`; it may be submitted several times, each with a future of its own."""
 
-    __slots__ = ("args", "function", "inputs", "kwargs", "library", "options", "outputs", "tag")
+    __slots__ = ("_taken", "args", "function", "inputs", "kwargs", "library", "options", "outputs", "tag")
 
     def __init__(self, library: str | Named, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         """Call ``function`` of ``library`` with these arguments; all keywords are the function's.
@@ -293,6 +293,7 @@ class FunctionCall:
         #: Files of its own directory by their paths there: what it finds, and what becomes of what it leaves.
         self.inputs: dict[str, File] = {}
         self.outputs: dict[str, File] = {}
+        self._taken: _Taken | None = None
 
     @property
     def has_room(self) -> bool:
@@ -314,20 +315,45 @@ class FunctionCall:
 
     def add_input(self, file: File, path: str) -> None:
         """Have the call run in a directory of its own, where this file is found under that (relative) path, for reading."""
-        self.inputs[self._inside("add_input", path)] = _file("add_input", file)
-
-    def _inside(self, what: str, path: object) -> str:
-        return _inside(what, path, (*self.inputs, *self.outputs))
+        where = self._inside("add_input", path)
+        self.inputs[where] = _file("add_input", file)
+        self._take(where)
 
     def add_output(self, file: File, path: str) -> None:
         """Have the call run in a directory of its own; what it leaves there under that path, a file or a folder, becomes ``file``
         (see `Manager.declare_temp`), and stays on its worker."""
         where = self._inside("add_output", path)
         made = _file("add_output", file)
-        for other, before in self.outputs.items():
-            if before is made:
-                raise UsageError(f"add_output({made!r}, {path!r}): the call makes that file already, from {other!r}; declare another one")
+        other = self._taken.makes.get(made) if self._taken is not None else None
+        if other is not None:
+            raise UsageError(f"add_output({made!r}, {path!r}): the call makes that file already, from {other!r}; declare another one")
         self.outputs[where] = made
+        self._take(where).makes[made] = where
+
+    def _take(self, path: str) -> _Taken:
+        if self._taken is None:
+            self._taken = _Taken({}, {})
+        for folder in _folders_of(path):
+            self._taken.within.setdefault(folder, path)
+        return self._taken
+
+    def _inside(self, what: str, path: object) -> str:
+        """A path in the call's own directory. Raises `UsageError` for one that leads out of it or is taken. A call may have thousands."""
+        normal = _relative(what, path)
+        if normal in self.inputs or normal in self.outputs:
+            raise UsageError(
+                f"{what}(..., {path!r}): the call has a file of that path already; what it is to change it copies to another path first"
+                " (cp -L)"
+            )
+        above = next((folder for folder in _folders_of(normal) if folder in self.inputs or folder in self.outputs), None)
+        clash = self._taken.within.get(normal) if above is None and self._taken is not None else above
+        if clash is not None:
+            raise UsageError(
+                f"{what}(..., {path!r}): the call has {clash!r} already, and inputs and outputs cannot be within each other: give them"
+                " paths beside each other, and have the call copy into a folder of its own what it wants together"
+                " (mkdir all && cp -rL in.txt all/)"
+            )
+        return normal
 
     def with_options(self, **options: Unpack[CallKeywords]) -> FunctionCall:
         """The same call with these options; this one stays as it is. UsageError for what cannot be, with the line to write."""
@@ -335,6 +361,7 @@ class FunctionCall:
         twin.library, twin.function, twin.args, twin.kwargs = self.library, self.function, self.args, self.kwargs
         twin.options, twin.tag = merge_options(self.options, self.tag, options)
         twin.inputs, twin.outputs = dict(self.inputs), dict(self.outputs)
+        twin._taken = None if self._taken is None else _Taken(dict(self._taken.within), dict(self._taken.makes))
         return twin
 
     def _set(self, **options: Any) -> None:
@@ -383,8 +410,23 @@ def _file(what: str, file: object) -> File:
     return file
 
 
-def _inside(what: str, path: object, taken: Iterable[str]) -> str:
-    """A path in a call's own directory. Raises `UsageError` for one that leads out of it or is taken."""
+class _Taken(NamedTuple):
+    """What the paths of a call take, so that nobody looks through all of them for each that comes."""
+
+    #: By folder, one of the paths below it.
+    within: dict[str, str]
+    #: Files that it makes, and from where.
+    makes: dict[File, str]
+
+
+def _folders_of(path: str) -> Iterator[str]:
+    """Those that a relative path leads through."""
+    while path := os.path.dirname(path):
+        yield path
+
+
+def _relative(what: str, path: object) -> str:
+    """A path in a call's own directory. Raises `UsageError` for one that leads out of it."""
     if not isinstance(path, str) or not path:
         raise UsageError(f"{what}(..., {path!r}): the second argument is a path in the call's directory, as in 'data/words.txt'")
     normal = os.path.normpath(path)
@@ -394,16 +436,6 @@ def _inside(what: str, path: object, taken: Iterable[str]) -> str:
         )
     if os.path.isabs(normal) or normal in (".", "..") or normal.startswith("../") or "\0" in normal:
         raise UsageError(f"{what}(..., {path!r}): that is not in the call's own directory: give a relative path, as in 'data/words.txt'")
-    clash = next((one for one in taken if normal == one or normal.startswith(f"{one}/") or one.startswith(f"{normal}/")), None)
-    if clash == normal:
-        raise UsageError(
-            f"{what}(..., {path!r}): the call has a file of that path already; what it is to change it copies to another path first (cp -L)"
-        )
-    if clash is not None:
-        raise UsageError(
-            f"{what}(..., {path!r}): the call has {clash!r} already, and inputs and outputs cannot be within each other: give them paths"
-            " beside each other, and have the call copy into a folder of its own what it wants together (mkdir all && cp -rL in.txt all/)"
-        )
     return normal
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -182,6 +183,39 @@ class TestOptions:
         for add in (call.add_input, call.add_output):
             with pytest.raises(UsageError, match="no message can say it"):
                 add(file, path)
+
+    @pytest.mark.parametrize(
+        ("path", "text"),
+        [
+            ("a/b", "the call has a file of that path already"),
+            ("a//b/", "the call has a file of that path already"),
+            ("a/b/c/d", "the call has 'a/b' already, and inputs and outputs cannot be within each other"),
+            ("a", "the call has 'a/b' already, and inputs and outputs cannot be within each other"),
+        ],
+    )
+    def test_paths_that_are_taken_are_refused(self, path: str, text: str) -> None:
+        call = FunctionCall("lib", "f")
+        call.add_output(File(0, None, "x"), "a/b")
+        for one in (call, call.with_options(tag="twin")):
+            with pytest.raises(UsageError, match=text):
+                one.add_input(File(0, None, "y"), path)
+        call.add_input(File(0, None, "y"), "a/bc")
+
+    def test_a_path_more_costs_no_look_at_all_others(self) -> None:
+        """A command with 6,000 inputs took seconds to be written down."""
+
+        class Unseen(dict[str, File]):
+            def __iter__(self) -> Iterator[str]:
+                raise AssertionError
+
+            keys = values = items = __iter__  # type: ignore[assignment]
+
+        call, made = FunctionCall("lib", "f"), File(0, None, "y")
+        call.inputs, call.outputs = Unseen(), Unseen()
+        call.add_input(File(0, None, "x"), "a")
+        call.add_output(made, "b/c")
+        with pytest.raises(UsageError, match="the call makes that file already, from 'b/c'; declare another one"):
+            call.add_output(made, "d")
 
     def test_an_unknown_option_is_an_unknown_name(self) -> None:
         with pytest.raises(UnknownName):
