@@ -4,9 +4,9 @@ Theory of operation
 -------------------
 `Files` counts for each file how many calls hold it.  The first hold pins the replica, or asks the manager (`WantFiles`), which answers
 with a source when its turn has come (`FetchFile`) or with why there is none (`FileLost`).  A fetch runs on a thread; what came of it is
-told to the manager (`FileHere`, `FileFailed`), which chooses another source after a failure: what has arrived so far is kept for that.  A
-small file's bytes come in the `FetchFile` itself, before the call that needs them.  An archive is fetched like any file, and unpacked by a
-thread.
+told to the manager (`FileHere`, `FileFailed`), which chooses another source after a failure: what has arrived so far is kept for that,
+unless other workers of the node share the file, who would wait for this one to go on.  A small file's bytes come in the `FetchFile` itself,
+before the call that needs them.  An archive is fetched like any file, and unpacked by a thread.
 
 A file that does not fit here ends the calls that need it, and hurts no others.
 
@@ -268,13 +268,13 @@ class Files:
             else:
                 content, size = await self._receive(ref, source, digest, data)
         except (SourceGone, BadTree) as error:
-            self._say(FileFailed(ref.name, source, "gone", str(error)))
+            self._ask_for_another(ref, source, "gone", str(error))
         except SourceFailed as error:
-            self._say(FileFailed(ref.name, source, "failed", str(error)))
+            self._ask_for_another(ref, source, "failed", str(error))
         except Damaged as error:
-            self._say(FileFailed(ref.name, source, "damaged", str(error)))
+            self._ask_for_another(ref, source, "damaged", str(error))
         except KeyError:  # another worker of this node had it, and it went at once
-            self._say(FileFailed(ref.name, source, "failed", f"{ref.name} was evicted as soon as it was here"))
+            self._ask_for_another(ref, source, "failed", f"{ref.name} was evicted as soon as it was here")
         except (CacheFull, CannotKeep, CacheBusy) as error:
             self._cannot_keep(ref, source, str(error))
         except OSError as error:  # of this node
@@ -286,6 +286,13 @@ class Files:
         else:
             self._here(ref, size, content)
             self.cache.unpin(ref.name)  # it has had a pin from its first moment here, so that nothing could evict it before a call's
+
+    def _ask_for_another(self, ref: FileRef, source: FileSource, kind: str, text: str) -> None:
+        """The manager chooses the next source, and may give it to another worker of this node: that one would wait for our lock."""
+        begun = self._fillings.get(ref.name)
+        if begun is not None and begun[0].level == "forever" and self.cache.forever is not None:
+            self._give_up(ref.name)
+        self._say(FileFailed(ref.name, source, kind, text))
 
     def _cannot_keep(self, ref: FileRef, source: FileSource, text: str) -> None:
         self._give_up(ref.name)

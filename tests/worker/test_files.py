@@ -29,6 +29,8 @@ from windlass.session import encode_one
 from windlass.worker.arrivals import Arrival, Arrived
 from windlass.worker.cache import Cache
 from windlass.worker.cache_entries import Filling
+from windlass.worker.cache_shared import SharedCache
+from windlass.worker.fetching import SourceFailed
 from windlass.worker.files import Files, key_of
 
 pytestmark = pytest.mark.asyncio
@@ -139,6 +141,24 @@ async def test_whatever_goes_wrong_is_told_and_ends_who_waits_and_the_next_one_a
         assert str(error) in desk.ended.pop(key_of(ref.name))
         desk.files.release([ref])
     assert ("defect" in caplog.text) is isinstance(error, ZeroDivisionError)
+
+
+async def test_who_waits_for_another_source_does_not_hold_up_the_nodes_other_workers(desk: Desk, tmp_path: Path) -> None:
+    """The manager may give the next source to one of these, and both would wait for each other for an hour."""
+    other = Desk(tmp_path / "other")
+    ref = FileRef(FileName("x3-" + "1" * 32), 3, "data", "forever")
+    for one in (desk, other):
+        one.files.cache.forever = SharedCache(tmp_path / "shared")
+        one.files.hold([ref])
+        assert await one.next_said() == WantFiles((ref.name,))
+    desk.fails = SourceFailed("503 Service Unavailable")
+    desk.files.heard(FetchFile(ref, SOURCE))
+    assert await desk.next_said() == FileFailed(ref.name, SOURCE, "failed", "503 Service Unavailable")
+    for one in (other, desk):
+        one.files.heard(FetchFile(ref, SOURCE, data=b"new"))
+        assert isinstance(await one.next_said(), FileHere)
+    await other.files.close()
+    other.files.cache.close()
 
 
 async def test_a_file_that_is_sent_while_it_is_looked_at_is_fetched_then(desk: Desk) -> None:
