@@ -26,7 +26,6 @@ from windlass import folders
 from windlass.errors import Damaged, StoreFull, UsageError, WindlassError
 from windlass.messages import (
     DIED,
-    KEPT_BASE,
     NO_FILE,
     CallEnd,
     CertificateIssued,
@@ -280,19 +279,18 @@ class Supply:
             self._say_now(FilePushed(name, "it is not in the worker's cache any more"))
             return
         try:
-            path = cache.path(name, KEPT_BASE)
+            facts = cache.facts(name)
+            path = cache.path(name, os.fsdecode(facts.base))
             if path.is_dir():
                 raise UsageError(f"{name} is a folder, which only calls can be given")
-            if path.stat().st_size != cache.facts(name).size:
+            if path.stat().st_size != facts.size:
                 cache.discard(name)
                 self._say(FilesGone((name,)))
                 raise Damaged(f"{name} was cut in the cache of {os.uname().nodename}")
-            ref = self.store.adopt(name, path, pin=True)
-            try:
-                await self.put(ref.name, str(self.store.folder / ref.name))
-            finally:
-                self.store.unpin(ref.name)
-                self.store.discard(ref.name)
+            with suppress(OSError):  # where no further name can be had its bytes are sent
+                named = cache.path(name, name)  # under that a manager of this host takes the file itself
+                path = path if named.is_symlink() else named
+            await self.put(ObjectName(name), str(path))
         except (OSError, ValueError, WindlassError, KeyError) as error:
             text = f"{error}"
         finally:

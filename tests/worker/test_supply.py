@@ -14,7 +14,19 @@ from tests.worker.test_libraries import Room
 from tests.worker.test_orphans import unheard
 
 from windlass.errors import CacheFull, StoreFull
-from windlass.messages import DIED, RETURNED, CallEnd, CallId, FileName, FileRef, ObjectRef
+from windlass.messages import (
+    DIED,
+    RETURNED,
+    CallEnd,
+    CallId,
+    FileName,
+    FilePushed,
+    FileRef,
+    Message,
+    ObjectName,
+    ObjectRef,
+    PushFile,
+)
 from windlass.objects import ObjectStore
 from windlass.worker import cache_entries
 from windlass.worker.backlog import Backlog
@@ -24,8 +36,20 @@ from windlass.worker.supply import Supply
 pytestmark = pytest.mark.asyncio
 
 
+def read(path: Path) -> tuple[str, bytes]:
+    """The last part of a regular file's path, and what is in it."""
+    assert not path.is_symlink()
+    return path.name, path.read_bytes()
+
+
 class Wire:
-    """Data connections; what comes by them finds the disk full."""
+    """Data connections; what comes by them finds the disk full. By which paths objects went to the manager, and with what in them."""
+
+    def __init__(self) -> None:
+        self.put_from: list[tuple[str, bytes]] = []
+
+    async def put(self, name: ObjectName, path: str, /) -> None:
+        self.put_from.append(read(Path(path)))
 
     async def get(self, ref: ObjectRef, /) -> None:
         error = StoreFull(f"no room for an object of {ref.size} bytes in /dev/shm/x")
@@ -59,9 +83,9 @@ class Kept:
     """A worker's supply whose cache has room for 1,000 bytes, and what a call has left for it: 600 bytes by this name."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.troubles, self.told = list[str](), list[CallEnd]()
+        self.troubles, self.told, self.said = list[str](), list[CallEnd](), list[Message]()
         self.ref = FileRef(FileName("r-" + "1" * 32), 600, "out")
-        self.supply = Supply("w", *cast("tuple[Any, Any, Any]", (None, None, None)), unheard, self.troubles.append)
+        self.supply = Supply("w", *cast("tuple[Any, Any, Any]", (None, None, None)), self.said.append, self.troubles.append)
         monkeypatch.setattr(self.supply, "_scratch", str(folder))
         self.supply.store = ObjectStore(folder / "store", 1000)
         self.supply.new_session(Backlog(Room()))
@@ -77,6 +101,7 @@ class Kept:
         async with asyncio.timeout(10):
             while not self.told:
                 await asyncio.sleep(0.001)
+        await asyncio.sleep(0)  # a drain comes a turn later
         return self.told[0]
 
 
@@ -111,3 +136,25 @@ async def test_a_result_that_finds_no_room_may_be_tried_elsewhere(
     assert end.detail.text == f"the result could not be kept on {os.uname().nodename}: no room for it"
     assert not kept.left.exists()
     assert bool(kept.troubles) is drains
+
+
+@pytest.mark.parametrize("links", [True, False])
+async def test_a_result_goes_to_the_manager_from_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    """By way of the store, in memory, what was larger than that could not be had at all, and the loop stood still for the rest."""
+
+    def no_link(*args: object, **named: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    kept, wire = Kept(tmp_path, monkeypatch), Wire()
+    kept.supply.store.limit = 500
+    monkeypatch.setattr(kept.supply, "_data", wire)
+    assert (await kept.keep()).outcome == RETURNED
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+    kept.supply.heard(PushFile(kept.ref.name))
+    async with asyncio.timeout(10):
+        while not kept.said:
+            await asyncio.sleep(0)
+    assert kept.said == [FilePushed(kept.ref.name, "")]
+    assert wire.put_from == [(kept.ref.name if links else "out", bytes(600))]
+    kept.cache.check()
