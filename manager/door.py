@@ -219,9 +219,7 @@ class Door(Implicit, Declaring):
         try:
             return bytes(client.kept.bring(FileName(file.name), None))
         except FileUnavailable as error:
-            text = str(error).replace(file.name, file.source)
-            packed = ": have the call pack it into one file (tar -cf), and take that" if "is a folder" in text else ""
-            raise FileUnavailable(text + packed) from None
+            raise FileUnavailable(str(error).replace(file.name, file.source)) from None
 
     def _releaser(self, ref: FileRef, pins: tuple[ObjectRef, ...]) -> Callable[[], None]:
         client, name = self._client, ref.name

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from windlass import folders
 from windlass.errors import Damaged, StoreFull, UsageError, WindlassError
@@ -67,6 +67,10 @@ if TYPE_CHECKING:
     from windlass.worker.peers import PeerDoor
 
 log = logging.getLogger("windlass.files")
+
+#: Folders of so many bytes or files are read by who takes them in: a reader takes half a minute without an answer for a failure.
+LARGE_TREE_BYTES: Final = 256 << 20
+LARGE_TREE_FILES: Final = 5000
 
 
 class Supply:
@@ -264,7 +268,7 @@ class Supply:
                     continue
                 with filling:
                     os.rename(os.path.join(folder, ref.name), filling.path)
-                    filling.commit(ref.base, ref.size)
+                    filling.commit(ref.base, ref.size, manifest=_manifest_of(filling.path, ref.size))
         finally:
             for ref in made:
                 folders.remove_tree(os.path.join(folder, ref.name))
@@ -282,7 +286,10 @@ class Supply:
             facts = cache.facts(name)
             path = cache.path(name, os.fsdecode(facts.base))
             if path.is_dir():
-                raise UsageError(f"{name} is a folder, which only calls can be given")
+                raise UsageError(
+                    f"{name} is a folder, which goes from one worker to another only; have the call that makes it pack it into one file"
+                    " (tar -cf), and take that"
+                )
             if path.stat().st_size != facts.size:
                 cache.discard(name)
                 self._say(FilesGone((name,)))
@@ -415,6 +422,19 @@ class Supply:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(_say_defect)
         return task
+
+
+def _manifest_of(path: Path, size: int) -> bytes:
+    """The manifest, encoded, of a folder whose first reader would have to wait too long for it to be made; of others it is made then."""
+    if not path.is_dir() or (size < LARGE_TREE_BYTES and sum(len(files) for _, _, files in os.walk(path)) < LARGE_TREE_FILES):
+        return b""
+    from windlass.trees import scan
+
+    try:
+        return scan(path).encode()
+    except WindlassError as error:  # something in the call's program writes there still, say: who asks for it hears that
+        log.info("no manifest of %s yet: %s", path, error)
+        return b""
 
 
 def _say_defect(task: asyncio.Task[None]) -> None:

@@ -313,7 +313,7 @@ def test_a_folder_that_a_command_made_says_how_it_is_saved(served: Manager, tmp_
     """By its name, as the program knows it, not by the id of what is on the worker."""
     command = Command("mkdir tree; touch tree/leaf", outputs=["tree"])
     served.submit(command)
-    with pytest.raises(FileUnavailable, match=r"^temp 'tree' is a folder, .*: have the call pack it"):
+    with pytest.raises(FileUnavailable, match=r"^temp 'tree' is a folder, .*; have the call that makes it pack it"):
         served.save_file(command.outputs["tree"], tmp_path / "tree")
 
 

@@ -28,7 +28,7 @@ from windlass.messages import (
     PushFile,
 )
 from windlass.objects import ObjectStore
-from windlass.worker import cache_entries
+from windlass.worker import cache_entries, supply
 from windlass.worker.backlog import Backlog
 from windlass.worker.slotlink import kept_folder
 from windlass.worker.supply import Supply
@@ -93,10 +93,15 @@ class Kept:
         self.cache.limit = 1000
         self.left = Path(kept_folder(str(self.cache.folder)), self.ref.name)
 
-    async def keep(self) -> CallEnd:
-        """The end of the call, when it is told."""
+    async def keep(self, *names: str) -> CallEnd:
+        """The end of the call, when it is told. With names it has left a folder of files of 100 bytes."""
         self.left.parent.mkdir()
-        self.left.write_bytes(bytes(600))
+        if names:
+            self.left.mkdir()
+            for name in names:
+                (self.left / name).write_bytes(bytes(100))
+        else:
+            self.left.write_bytes(bytes(600))
         self.supply.keep(CallEnd(CallId(1), 1, RETURNED, outputs=(self.ref,)), self.told.append)
         async with asyncio.timeout(10):
             while not self.told:
@@ -158,3 +163,22 @@ async def test_a_result_goes_to_the_manager_from_where_it_lies(tmp_path: Path, m
     assert kept.said == [FilePushed(kept.ref.name, "")]
     assert wire.put_from == [(kept.ref.name if links else "out", bytes(600))]
     kept.cache.check()
+
+
+@pytest.mark.parametrize("large", [True, False])
+async def test_a_large_folder_is_read_before_somebody_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
+    """Its first readers heard nothing for half a minute and gave it up; a small one is read when it is asked for, if it ever is."""
+
+    def read_now(path: str) -> None:
+        raise BlockingIOError(path)
+
+    names = ["a", "b", "c"]
+    kept = Kept(tmp_path, monkeypatch)
+    monkeypatch.setattr(supply, "LARGE_TREE_FILES", 3 if large else 4)
+    assert (await kept.keep(*names)).outcome == RETURNED
+    monkeypatch.setattr(cache_entries, "scan", read_now)
+    if large:
+        assert [os.fsdecode(entry.path) for entry in kept.cache.manifest(kept.ref.name).entries] == names
+    else:
+        with pytest.raises(BlockingIOError):
+            kept.cache.manifest(kept.ref.name)
