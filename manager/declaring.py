@@ -22,10 +22,10 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from windlass.errors import UsageError
-from windlass.files import LEVELS, File, Level, shown
+from windlass.files import File, shown
 from windlass.manager.ties import RIDE_BYTES
 from windlass.manifests import Manifest, unpacked_name
-from windlass.messages import RESULT, FileName, FileOrigin, FileRef, ObjectRef
+from windlass.messages import LEVELS, RESULT, FileName, FileOrigin, FileRef, Level, ObjectRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, overload
 from windlass.commands import gpus_of, run_command
 from windlass.coroutines import is_async
 from windlass.errors import Closed, FileUnavailable, NotPossible, UnknownName, UsageError, require_flag, stays_here
-from windlass.files import File, Level
+from windlass.files import File
 from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Target, read_seconds, read_tag
 from windlass.manager.client import Client
 from windlass.manager.declaring import Declaring
@@ -53,6 +53,7 @@ from windlass.messages import (
     FileOrigin,
     FileRef,
     InstallLibrary,
+    Level,
     LibraryId,
     LibrarySpec,
     ObjectRef,

@@ -51,6 +51,7 @@ from windlass.messages import (
     PoolEnvironment,
     PushFile,
     WorkerId,
+    longer,
 )
 
 _NOWHERE: Final = FileOrigin()
@@ -114,8 +115,10 @@ class Replicas:
             self._ties.part_no_more(file)
             if not file.holders:
                 file.digest = ""  # nor be what it was, where its name does not tell
-        elif origin != _NOWHERE:
-            file.origin = origin  # the same content; what was declared last is there most likely
+        else:
+            file.ref = msgspec.structs.replace(file.ref, level=longer(file.ref.level, ref.level))
+            if origin != _NOWHERE:
+                file.origin = origin  # the same content; what was declared last is there most likely
         file.declared += 1
         file.passing = False
         self._touched[ref.name] = None

@@ -6,16 +6,17 @@ The folder belongs to one worker (`flock` on it, where there are locks), so its 
 of use; only whether an entry is still there is asked of the disk each time, because people and cleaners delete folders.  What is gone is
 forgotten and can be filled again; its pins stay, as the calls that hold them do.  Entries on disk: `windlass.worker.cache_entries`.
 
-A *level* says when an entry goes by itself: ``call`` with its last pin, ``workflow`` at `Cache.end_workflow`, ``worker`` at
-`Cache.close`; ``forever`` entries are in a folder that all workers of this user on this node share (`windlass.worker.cache_shared`);
-without one they stay as long as ``worker``.  An entry that is wanted at two levels has the longer one.
+A *level* says when an entry goes by itself: ``call`` with its last pin, ``workflow`` and ``worker`` at `Cache.close`; ``forever`` entries
+are in a folder that all workers of this user on this node share (`windlass.worker.cache_shared`); without one they stay as long as
+``worker``.  An entry that is wanted at two levels has the longer one.
 
 `Cache.fill` makes room: past the limit, or when the disk has less than what is announced, the least recently used entries without a pin
-go; results of calls (``r-``) last, as they cost a call to make again.  Pinned ones never go: the newcomer is refused (`CacheFull`), and
-with it one call.  The bytes of a filling count from its start.
+go; results of calls (``r-``) last, as they cost a call to make again, but for those of an earlier life of the manager
+(`forget_results`), which nobody will ask for.  Pinned ones never go: the newcomer is refused (`CacheFull`), and with it one call.  The
+bytes of a filling count from its start.
 
 Threads.  All may be called from any thread.  On the worker's event loop use what touches a few names on disk at most: `has`, `path`,
-`facts`, `pin`, `unpin`, `keep`, `discard`, `end_workflow`, `names`, `used`.  The others block and are for threads: `fill`, everything of
+`facts`, `pin`, `unpin`, `keep`, `discard`, `forget_results`, `names`, `used`.  The others block and are for threads: `fill`, everything of
 a `Filling`, `damaged`, `manifest`, `sweep`, `close`, and making a `Cache`.  What the loop's calls remove is deleted by a thread of the
 cache's own.
 """
@@ -28,9 +29,8 @@ from collections import Counter, OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from windlass.files import LEVELS
 from windlass.folders import remove_tree
-from windlass.messages import RESULT, FileName
+from windlass.messages import LEVELS, RESULT, FileName, longer
 from windlass.worker import cache_entries as entries
 from windlass.worker.cache_entries import Facts, Filling
 from windlass.worker.file_locks import lock_folder
@@ -106,7 +106,7 @@ class Cache:
         with self._lock:
             entry = self._find(name)
             if entry is not None:
-                entry.doomed = False
+                entry.wanted_anew(name)
                 self._pins[name] += 1
                 return
         if self.forever is None:
@@ -139,13 +139,12 @@ class Cache:
         if not self.has(name):
             raise KeyError(name)
 
-    def end_workflow(self) -> None:
-        """The workflow is over: entries of level ``workflow`` and ``call`` go, pinned ones with their last pin."""
+    def forget_results(self) -> None:
+        """The manager knows of no results that are here; they go like any other entry, unless it asks for one. (Not at once: a call of its
+        earlier life may be reading one, and be wanted still.)"""
         with self._lock:
-            for name, entry in list(self._entries.items()):
-                if LEVELS.index(entry.facts.level) <= LEVELS.index("workflow"):
-                    self._drop(name, entry)
-        self._sweep_soon()
+            for entry in self._entries.values():
+                entry.costs_a_call = False
 
     def discard(self, name: str) -> None:
         """Remove the file now, or with its last pin; absent is fine. From `forever` only when no worker has it pinned."""
@@ -179,7 +178,7 @@ class Cache:
         with self._lock:
             entry = self._find(name)
             if entry is not None:
-                entry.doomed = False
+                entry.wanted_anew(name)
                 self._raise_level(name, entry, level)
                 return None
         if self.forever is not None and (level == "forever" or self.forever.has(name)):
@@ -277,7 +276,7 @@ class Cache:
                 entry = self._add(name, facts)
                 self._reserved -= filling.room
                 filling.room = 0
-            entry.doomed = False
+            entry.wanted_anew(name)
             self._raise_level(name, entry, facts.level)
             self._pins[name] += pin
             if not self._pins[name]:
@@ -301,7 +300,7 @@ class Cache:
         return entry
 
     def _add(self, name: str, facts: Facts) -> _Entry:
-        entry = self._entries[name] = _Entry(facts)
+        entry = self._entries[name] = _Entry(name, facts)
         self.used += facts.size
         return entry
 
@@ -324,8 +323,8 @@ class Cache:
             self._dead.append(dead)
 
     def _raise_level(self, name: str, entry: _Entry, level: str) -> None:
-        if LEVELS.index(level) > LEVELS.index(entry.facts.level):
-            facts = entry.facts
+        facts = entry.facts
+        if longer(facts.level, level) != facts.level:
             entry.facts = Facts(facts.size, level, facts.base, facts.content, facts.boot)
             try:
                 entries.write_facts(self._place(name), entry.facts)
@@ -335,11 +334,11 @@ class Cache:
     def _evict(self, wanted: int) -> int:
         """Remove unpinned entries until `wanted` bytes are freed; returns the bytes that were."""
         freed = 0
-        for results in (False, True):
+        for last in (False, True):
             for name, entry in list(self._entries.items()):
                 if freed >= wanted:
                     return freed
-                if name not in self._pins and name.startswith(RESULT) is results:
+                if name not in self._pins and entry.costs_a_call is last:
                     self._remove(name)
                     freed += entry.facts.size
         return freed
@@ -395,7 +394,12 @@ class Cache:
 
 
 class _Entry:
-    __slots__ = ("doomed", "facts")
+    __slots__ = ("costs_a_call", "doomed", "facts")
 
-    def __init__(self, facts: Facts) -> None:
-        self.facts, self.doomed = facts, False
+    def __init__(self, name: str, facts: Facts) -> None:
+        self.facts = facts
+        self.wanted_anew(name)
+
+    def wanted_anew(self, name: str) -> None:
+        """Whatever was said of it before."""
+        self.doomed, self.costs_a_call = False, name.startswith(RESULT)

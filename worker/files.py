@@ -24,6 +24,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NewType, Protocol
 
@@ -122,6 +123,8 @@ class Files:
                 if ref.base not in self._bases[name]:
                     self.cache.path(name, ref.base)  # makes it
                     self._bases[name].add(ref.base)
+                if ref.level != self._refs[name].level:
+                    self._keep(ref)
                 continue
             self._refs[name] = ref
             self._bases.setdefault(name, set()).add(ref.base)
@@ -168,7 +171,7 @@ class Files:
             if name in self._pinned:
                 self._pinned.discard(name)
                 self.cache.unpin(name)
-                if ref.level == "call":
+                if ref.level == "call" and not self.cache.has(name):  # others may have wanted it for longer
                     self._forget([name])
 
     def look_again(self) -> None:
@@ -385,8 +388,14 @@ class Files:
         except KeyError:
             self.cache.unpin(ref.name)
             return False
+        self._keep(ref)
         self._pinned.add(ref.name)
         return True
+
+    def _keep(self, ref: FileRef) -> None:
+        """It came for who wanted it first, perhaps for a shorter time."""
+        with suppress(KeyError):  # gone: who does not find it has it fetched again
+            self.cache.keep(ref.name, ref.level)
 
     def _tell_here(self, ref: FileRef) -> None:
         if ref.name not in self._told:

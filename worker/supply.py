@@ -135,6 +135,7 @@ class Supply:
         files, self._files = self._files, None
         self._unsaid.clear()
         if files is not None:
+            files.cache.forget_results()
             self._files = self._make_files(files.cache)
             self._spawn(files.close())
         if self._enrolled.is_set():  # this session knows nothing of our door

@@ -16,7 +16,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 from windlass.errors import UsageError, WindlassError
 
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from windlass.messages import FileRef
-
-#: How long a replica stays in a worker's cache: as long as a call needs it; until the manager ends; until the worker does; or for the next
-#: manager too. The disk's limit may end it sooner.
-Level = Literal["call", "workflow", "worker", "forever"]
-LEVELS: Final[tuple[str, ...]] = get_args(Level)
 
 
 def shown(url: str) -> str:

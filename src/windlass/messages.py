@@ -22,7 +22,7 @@ Times are seconds; ``*_at`` is seconds since the epoch on the clock of the host 
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, NewType
+from typing import Final, Literal, NamedTuple, NewType, get_args
 
 import msgspec
 
@@ -78,6 +78,17 @@ class ObjectRef(Record, frozen=True):
     size: int
 
 
+#: How long a replica stays in a worker's cache: as long as a call needs it; until the manager ends; until the worker does; or for the next
+#: manager too. The disk's limit may end it sooner.
+Level = Literal["call", "workflow", "worker", "forever"]
+LEVELS: Final[tuple[str, ...]] = get_args(Level)
+
+
+def longer(level: str, other: str) -> str:
+    """The level at which replicas stay longer; of one that is none, the other."""
+    return max(level, other, key=lambda each: LEVELS.index(each) if each in LEVELS else -1)
+
+
 class FileRef(Record, frozen=True):
     """A file that a call needs."""
 
@@ -86,7 +97,7 @@ class FileRef(Record, frozen=True):
     size: int
     #: Last part of the path that the function sees.
     base: str
-    #: How long a replica is kept: ``call``, ``workflow``, ``worker`` or ``forever``.
+    #: How long a replica is kept: a `Level`.
     level: str = "workflow"
 
     @property

@@ -83,6 +83,18 @@ def test_an_environment_of_a_pool_is_declared_once(replicas: Replicas) -> None:
     assert replicas.files[BIG.name].origin == AT_MANAGER
 
 
+def test_a_file_that_is_declared_at_two_levels_has_the_longer_one(replicas: Replicas) -> None:
+    """Or copies of it would go with the calls that need them now."""
+    levels = ["call", "worker", "workflow"]
+    refs = [FileRef(FileName("b3-" + "3" * 32), 10, "a", level) for level in levels]
+    for ref in refs:
+        replicas.declare(ref, FileOrigin(path="/data/a"))
+    assert replicas.files[refs[0].name].ref.level == "worker"
+    replicas.here(WORKERS[0], refs[0].name, 10)
+    replicas.release([refs[0].name] * 3)
+    assert replicas.out == []
+
+
 def test_a_file_is_read_once_from_its_origin_and_then_from_workers(replicas: Replicas) -> None:
     """Eight workers make a tree: 1, then 2 more from the first, then from three."""
     for worker in WORKERS:

@@ -341,18 +341,30 @@ def test_an_entry_for_a_call_goes_with_its_last_pin(cache: Cache) -> None:
     assert cache.used == 0
 
 
-def test_the_end_of_a_workflow_takes_what_was_for_it(cache: Cache) -> None:
-    """What is pinned goes with its last pin; what has a longer level stays."""
-    call, flow, held = put(cache, b"1", "call"), put(cache, b"2"), put(cache, b"3", pin=True)
-    stays, longer = put(cache, b"4", "worker"), put(cache, b"5")
-    always = put(cache, b"6", "forever")
-    cache.keep(longer, "worker")
+def test_of_two_levels_an_entry_has_the_longer_one(cache: Cache) -> None:
+    stays, longer = put(cache, b"4", "worker"), put(cache, b"5", "call")
     cache.keep(stays, "call")
-    cache.end_workflow()
-    assert [cache.has(name) for name in (call, flow, held, stays, longer, always)] == [False, False, True, True, True, True]
-    assert cache.names() == [stays, longer, always]
-    cache.unpin(held)
-    assert not cache.has(held)
+    cache.keep(longer, "workflow")
+    assert (cache.facts(stays).level, cache.facts(longer).level) == ("worker", "workflow")
+    cache.pin(longer)
+    cache.unpin(longer)
+    assert cache.has(longer)
+
+
+def test_results_of_an_earlier_life_of_the_manager_go_like_any_other_entry(cache: Cache) -> None:
+    """They have new names in each life: kept to the last, they would leave less room in each for what is in use. Not one that is wanted."""
+    again, other = "r-" + "3" * 32, "r-" + "4" * 32
+    for name in (R, again, other):
+        put(cache, bytes(200), name=name)
+    cache.forget_results()
+    cache.pin(other)
+    cache.unpin(other)
+    assert cache.fill(again, 200) is None
+    used = put(cache, b"u" * 400)
+    put(cache, b"n" * 200)
+    assert [cache.has(name) for name in (R, again, other, used)] == [False, True, True, True]
+    put(cache, b"o" * 400)
+    assert [cache.has(name) for name in (again, other, used)] == [True, True, False]
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK])
@@ -533,13 +545,12 @@ def test_threads_may_do_all_of_it_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert errors == []
-    cache.end_workflow()
     cache.check()
     cache.close()
 
 
 actions = st.tuples(
-    st.sampled_from(["fill", "begin", "commit", "abort", "pin", "unpin", "discard", "end", "delete", "damage", "keep"]),
+    st.sampled_from(["fill", "begin", "commit", "abort", "pin", "unpin", "discard", "forget", "delete", "damage", "keep"]),
     st.integers(0, 5),
     st.sampled_from(["call", "workflow", "worker"]),
 )
@@ -585,8 +596,8 @@ def test_whatever_happens_the_sums_are_right_and_pins_hold(steps: list[tuple[str
                     sure.discard(name)
             elif action == "discard":
                 cache.discard(name)
-            elif action == "end":
-                cache.end_workflow()
+            elif action == "forget":
+                cache.forget_results()
             elif action == "delete":
                 shutil.rmtree(cache.folder / name, ignore_errors=True)
                 sure.discard(name)

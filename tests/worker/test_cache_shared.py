@@ -149,7 +149,6 @@ def test_what_is_filled_forever_is_in_the_shared_folder(cache: Cache, tmp_path: 
     assert (cache.has(NAME), cache.names(), cache.used, shared_of(cache).used) == (True, [NAME], 0, len(DATA))
     assert cache.facts(NAME).level == "forever"
     assert cache.fill(NAME, 1, "workflow") is None
-    cache.end_workflow()
     cache.close()
     again = SharedCache(tmp_path / "shared", 1000)
     assert again.has(NAME)

@@ -177,6 +177,21 @@ async def test_a_file_that_is_sent_while_it_is_looked_at_is_fetched_then(desk: D
     assert desk.files.cache.path(ref.name, "data").read_bytes() == b"new"
 
 
+async def test_a_file_that_is_wanted_at_two_levels_stays_as_long_as_the_longer_one_says(desk: Desk) -> None:
+    """It went with the last call that needed it, when it had come for a call."""
+    ref = FileRef(FileName("x3-" + "1" * 32), 3, "data", "call")
+    longer = FileRef(ref.name, 3, "data", "worker")
+    desk.files.hold([ref])
+    assert await desk.next_said() == WantFiles((ref.name,))
+    desk.files.heard(FetchFile(ref, SOURCE, data=b"new"))
+    assert isinstance(await desk.next_said(), FileHere)
+    desk.files.hold([longer])
+    assert desk.files.cache.facts(ref.name).level == "worker"
+    desk.files.release([longer, ref])
+    assert desk.files.cache.has(ref.name)
+    assert desk.said == []
+
+
 async def test_the_loss_of_a_whole_cache_is_told_in_messages_that_can_be_sent(desk: Desk) -> None:
     """Of tens of thousands of kept results, when somebody has deleted the folder."""
     names = [FileName(f"r-{number:032}") for number in range(40_000)]

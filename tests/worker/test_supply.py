@@ -143,6 +143,18 @@ async def test_a_result_that_finds_no_room_may_be_tried_elsewhere(
     assert bool(kept.troubles) is drains
 
 
+async def test_results_of_a_session_before_do_not_crowd_out_what_is_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(tmp_path, monkeypatch)
+    assert (await kept.keep()).outcome == RETURNED
+    kept.supply.new_session(Backlog(Room()))
+    for name in ("b3-" + "1" * 32, "b3-" + "2" * 32):
+        filling = kept.cache.fill(name, 300)
+        assert filling is not None
+        filling.path.write_bytes(bytes(300))
+        filling.commit("data", 300)
+    assert kept.cache.names() == ["b3-" + "1" * 32, "b3-" + "2" * 32]
+
+
 @pytest.mark.parametrize("links", [True, False])
 async def test_a_result_goes_to_the_manager_from_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
     """By way of the store, in memory, what was larger than that could not be had at all, and the loop stood still for the rest."""

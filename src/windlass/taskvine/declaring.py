@@ -15,7 +15,7 @@ from windlass.taskvine.standing import Standing
 from windlass.taskvine.tasks import Task
 
 if TYPE_CHECKING:
-    from windlass.files import Level
+    from windlass.messages import Level
 
 #: Poncho's packages put their paths right by themselves when they are used first.
 _UNPACK_PONCHO: Final = (

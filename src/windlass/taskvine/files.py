@@ -32,7 +32,7 @@ from windlass.files import shown
 from windlass.manager.declaring import Declaring
 
 if TYPE_CHECKING:
-    from windlass.files import Level
+    from windlass.messages import Level
 
 #: A file of this machine, bytes, and what stays on workers: what can be written by a task.
 LOCAL: Final = "file"
