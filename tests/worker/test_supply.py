@@ -112,12 +112,16 @@ class Kept:
 
 async def test_what_lies_on_the_disk_already_asks_it_for_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its bytes were asked for twice: others' results went for nothing, or a call that had run for hours failed."""
+
+    def full(folder: str) -> int:
+        return 0
+
     kept = Kept(tmp_path, monkeypatch)
     other = kept.cache.fill("r-" + "2" * 32, 100)
     assert other is not None
     other.path.write_bytes(bytes(100))
     other.commit("before", 100)
-    monkeypatch.setattr(cache_entries, "free_bytes", lambda folder: 0)
+    monkeypatch.setattr(cache_entries, "free_bytes", full)
     assert (await kept.keep()).outcome == RETURNED
     assert set(kept.cache.names()) == {other.name, kept.ref.name}
 
