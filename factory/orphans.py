@@ -3,14 +3,15 @@
 Theory of operation: pilots leave by themselves when their manager is gone; those that wait in the queue do so when they start, maybe days
 later, and take an hour's place in it: these are orphans.  What runs is not ended here: its manager may be alive where this machine cannot
 see it, or be about to begin anew with its journal.  All pilots of a user carry the names of their factory and manager, so one query finds
-them, whoever submitted them.  A manager counts as gone when this user's state folder has no connection file of it, or when nothing answers
-there.
+them, whoever submitted them.  A manager counts as gone when its port is free (`windlass.managers`).  One that this state folder does not
+know, or that is not reached from here, may be serving, with its state elsewhere or behind a firewall: its pilots are shown, and ended only
+for who says of this very manager that it is gone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -18,45 +19,51 @@ from typing import cast
 from windlass.errors import UsageError, WindlassError
 from windlass.factory.backend import PROBE, Backend, Listed, PilotState, SharedBatch, Tag, backend_class, backend_options
 from windlass.factory.factory import configuration_of, make_backend, request_of
+from windlass.managers import Presence, choose_manager
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One pilot in a batch system, and what is known of its manager: ``running``, ``ended``, or ``unknown`` to this user's state folder."""
+    """One pilot in a batch system, and what is known of its manager: `Presence`."""
 
     tag: Tag
     state: PilotState
-    manager: str
+    manager: Presence
 
     @property
-    def is_orphan(self) -> bool:
-        """It waits, and its manager is gone. A manager that waits in the queue itself has no pilots yet."""
+    def waits(self) -> bool:
+        """And nobody ends it, if its manager is gone. A manager that waits in the queue itself has no pilots yet."""
         is_manager = self.tag.factory == f"manager-{self.tag.manager}"[:64]  # as windlass.manager_job names it
-        return self.manager != "running" and self.state.listed in (Listed.QUEUED, Listed.HELD) and not is_manager
+        return not self.manager.is_there and self.state.listed in (Listed.QUEUED, Listed.HELD) and not is_manager
+
+    def is_orphan(self, gone: Collection[str] = ()) -> bool:
+        """It waits, and its manager is gone: that can be told, or somebody says so, who names it in ``gone``."""
+        return self.waits and (self.manager is Presence.ENDED or self.tag.manager in gone)
 
     @property
     def leaves(self) -> bool:
         """It runs, and will find that its manager is gone, if it is."""
-        return self.manager != "running" and self.state.listed is Listed.RUNNING
+        return not self.manager.is_there and self.state.listed is Listed.RUNNING
 
 
-def state_of_manager(name: str) -> str:
-    """``running``, ``ended`` or ``unknown``."""
-    from windlass.managers import choose_manager
-
+def state_of_manager(tag: Tag) -> Presence:
+    """What can be told of the manager of such pilots; nothing of one that the state folder does not know."""
     try:
-        return "running" if choose_manager(name).is_running() else "ended"
+        known = choose_manager(tag.manager)
     except (WindlassError, OSError):
-        return "unknown"
+        return Presence.UNKNOWN
+    # Else it is a namesake's, whose state is elsewhere: each factory has a folder in that of its manager.
+    ours = (known.path.parent / "pilots" / tag.factory).is_dir()
+    return known.look() if ours else Presence.UNKNOWN
 
 
-def find_pilots(backend: SharedBatch, factory: str = "", ask: Callable[[str], str] = state_of_manager) -> list[Found]:
+def find_pilots(backend: SharedBatch, factory: str = "", ask: Callable[[Tag], Presence] = state_of_manager) -> list[Found]:
     """Pilots of this user that have not ended (of one factory, if it is named). Raises `Unreachable`."""
     listed = [
         (tag, state) for tag, state in backend.find() if not factory or tag.factory == factory or tag.factory.startswith(f"{factory}.")
     ]
-    managers = {name: ask(name) for name in sorted({tag.manager for tag, _ in listed})}
-    return [Found(tag, state, managers[tag.manager]) for tag, state in listed]
+    managers = {tag: ask(tag) for tag in {tag for tag, _ in listed}}
+    return [Found(tag, state, managers[tag]) for tag, state in listed]
 
 
 def _shared(backend: Backend, what: str) -> SharedBatch:
@@ -65,8 +72,18 @@ def _shared(backend: Backend, what: str) -> SharedBatch:
     return backend
 
 
-def clean(backend: str, options: Mapping[str, object], *, factory: str = "", remove: bool = False, as_json: bool = False) -> str:
+def clean(
+    backend: str,
+    options: Mapping[str, object],
+    *,
+    factory: str = "",
+    gone: Collection[str] = (),
+    remove: bool = False,
+    as_json: bool = False,
+) -> str:
     """List the pilots whose managers are gone, and with ``remove`` end them: what to print.
+
+    ``gone``: managers that are, says the user; it counts where nothing else tells.
 
     Raises `Unreachable`, `UnknownName`, `UsageError`.
     """
@@ -79,15 +96,15 @@ def clean(backend: str, options: Mapping[str, object], *, factory: str = "", rem
     made = cast("Callable[..., Backend]", made_by)(**{name: value for name, value in spec.options.items() if name in known})
     try:
         found = find_pilots(_shared(made, "clean"), factory)
-        orphans = [one for one in found if one.is_orphan]
+        orphans = [one for one in found if one.is_orphan(gone)]
         if remove and orphans:
             made.cancel([one.state.job for one in orphans])
     finally:
         made.close()
-    return _as_json(found, remove) if as_json else _as_text(found, orphans, remove, backend)
+    return _as_json(found, orphans if remove else ()) if as_json else _as_text(found, orphans, remove, backend)
 
 
-def _as_json(found: Sequence[Found], remove: bool) -> str:
+def _as_json(found: Sequence[Found], removed: Collection[Found]) -> str:
     rows = [
         {
             "job": one.state.job,
@@ -97,7 +114,7 @@ def _as_json(found: Sequence[Found], remove: bool) -> str:
             "manager_is": one.manager,
             "node": one.state.node,
             "reason": one.state.reason,
-            "removed": remove and one.is_orphan,
+            "removed": one in removed,
         }
         for one in found
     ]
@@ -106,18 +123,25 @@ def _as_json(found: Sequence[Found], remove: bool) -> str:
 
 def _as_text(found: Sequence[Found], orphans: Sequence[Found], remove: bool, backend: str) -> str:
     leaving = sum(one.leaves for one in found)
-    kept = len(found) - len(orphans) - leaving
+    unsure = [one for one in found if one.waits and one not in orphans]
+    kept = len(found) - len(orphans) - len(unsure) - leaving
     told = [f"{kept} pilot{'s' if kept != 1 else ''} of running managers {'are' if kept != 1 else 'is'} left alone"] if kept else []
     if leaving:
         told.append(f"{leaving} that run{'s' if leaving == 1 else ''} will leave when no manager is found")
     others = "; ".join(told)
-    if not orphans:
-        return f"no orphans in {backend}" + (f"; {others}" if others else "")
-    lines = [f"{'JOB':<16} {'STATE':<9} {'FACTORY':<20} MANAGER"]
-    for one in orphans:
+    lines = [f"{'JOB':<16} {'STATE':<9} {'FACTORY':<20} MANAGER"] if orphans or unsure else []
+    for one in [*orphans, *unsure]:
         lines.append(f"{one.state.job:<16} {one.state.listed.value:<9} {one.tag.factory:<20} {one.tag.manager} ({one.manager})")
     what = "removed" if remove else "nothing is removed; add --remove to end these"
-    return "\n".join([*lines, f"{len(orphans)} orphan{'s' if len(orphans) != 1 else ''}: {what}" + (f"; {others}" if others else "")])
+    text = f"{len(orphans)} orphan{'s' if len(orphans) != 1 else ''}: {what}" if orphans else f"no orphans in {backend}"
+    lines.append(text + (f"; {others}" if others else ""))
+    if unsure:
+        name = unsure[0].tag.manager
+        lines.append(
+            f"{len(unsure)} of managers of which nothing can be told from here: they may run elsewhere, or with another --state-dir; "
+            f"where you know that one is gone: windlass factory clean {backend} --remove --manager {name}"
+        )
+    return "\n".join(lines)
 
 
 def probe(backend: str, options: Mapping[str, object]) -> str:

@@ -103,7 +103,7 @@ def report(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
 def _whole(chosen: argparse.Namespace) -> dict[str, Any]:
     """The run that is meant: a manager that runs now, or one that has ended."""
     from windlass.errors import UnknownName, UsageError
-    from windlass.managers import NotRunning, choose_manager
+    from windlass.managers import NotRunning, OutOfReach, choose_manager
     from windlass.runs import find_run, read_run, runs_folder
 
     if chosen.run and Path(chosen.run).is_file() and chosen.run.endswith(".json") and Path(chosen.run).name != "client.json":
@@ -111,8 +111,11 @@ def _whole(chosen: argparse.Namespace) -> dict[str, Any]:
     try:
         known = choose_manager(chosen.run)
         known.require_running()
-    except (UnknownName, NotRunning):
-        return read_run(find_run(runs_folder(), chosen.run))
+    except (UnknownName, NotRunning) as error:
+        whole = read_run(find_run(runs_folder(), chosen.run))
+        if isinstance(error, OutOfReach):
+            print(f"windlass: {error}; this is the last of its runs that has ended", file=sys.stderr)
+        return whole
     except UsageError:
         if chosen.run is not None:
             raise

@@ -173,7 +173,7 @@ def factory_dry_run(chosen: argparse.Namespace, options: Mapping[str, object]) -
 def factory_clean(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     from windlass.factory.orphans import clean
 
-    print(clean(chosen.backend, options, factory=chosen.factory, remove=chosen.remove, as_json=chosen.json))
+    print(clean(chosen.backend, options, factory=chosen.factory, gone=chosen.manager, remove=chosen.remove, as_json=chosen.json))
     return 0
 
 
@@ -274,14 +274,21 @@ def add_parsers(nouns: Any, *, with_options: bool) -> None:
     clean = verbs.add_parser(
         "clean",
         help="list pilots whose manager is gone, and remove them",
-        usage="windlass factory clean POOL [--remove] [--factory NAME] [--json] [--BACKEND-OPTION VALUE ...]",
+        usage="windlass factory clean POOL [--remove] [--factory NAME] [--manager NAME ...] [--json] [--BACKEND-OPTION VALUE ...]",
         description="List your pilots in a batch system whose managers do not run any more. Pilots that run leave by themselves;\n"
-        "queued ones wait until they start.",
+        "queued ones wait until they start. Those of managers of which nothing can be told from here are shown, and not removed.",
         formatter_class=raw,
     )
     clean.add_argument("backend", metavar="POOL", help="slurm, htcondor, or a configured pool of one of these")
     clean.add_argument("--remove", action="store_true", help="end them")
     clean.add_argument("--factory", metavar="NAME", default="", help="only pilots of this factory")
+    clean.add_argument(
+        "--manager",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="this manager is gone, even if that cannot be told from here; may be repeated",
+    )
     clean.add_argument("--json", action="store_true", help="all pilots, one object")
     clean.set_defaults(command=factory_clean)
     cli_pilots.add_resume(verbs)

@@ -196,7 +196,8 @@ def stop(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     import time
 
     from windlass.errors import UnknownName, UsageError
-    from windlass.managers import NotRunning, choose_manager
+    from windlass.manager_job import folder_of, remove_job
+    from windlass.managers import NotRunning, Presence, choose_manager
     from windlass.messages import EndManager
     from windlass.status import StatusPort
 
@@ -204,15 +205,16 @@ def stop(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     try:
         known = choose_manager(chosen.name)
         folder = known.path.parent
-        known.require_running()
+        silent = known.require_running() is Presence.SILENT
     except (NotRunning, UnknownName):
-        from windlass.manager_job import folder_of, remove_job
-
         if folder is None and chosen.name is not None:
             folder = folder_of(chosen.name)
         removed = remove_job(folder) if folder is not None else ""
         if not removed:
             raise
+        print(removed)
+        return 0
+    if silent and (removed := remove_job(folder)):  # it does not hear that it should end
         print(removed)
         return 0
     with StatusPort(known.connection) as port:
@@ -222,9 +224,9 @@ def stop(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
         port.send(EndManager(f"windlass manager stop on {os.uname().nodename}"))
         end = time.monotonic() + _END_SECONDS
         # One that was ending already may be gone without a word on this line.
-        while not port.wait_gone(0.2) and known.is_running() and time.monotonic() < end:
+        while not port.wait_gone(0.2) and known.look().is_there and time.monotonic() < end:
             pass
-    while known.is_running():
+    while known.look().is_there:
         if time.monotonic() > end:
             print(f"windlass: manager {known.describe()} was told to end and still answers after {_END_SECONDS:g} s", file=sys.stderr)
             return 1
@@ -254,7 +256,8 @@ def list_managers(chosen: argparse.Namespace, options: Mapping[str, object]) -> 
         return 0
     print(f"{'NAME':<24} {'STATE':<10} {'KIND':<10} {'CALLS':>7} {'PROGRAMS':>8}  ADDRESS")
     for row in rows:
-        address = ", ".join(row["addresses"]) if row["state"] == "running" else f"job {row['job']}" if row["state"] == "submitted" else ""
+        where = ", ".join(row["addresses"]) if row["state"] != "ended" else ""
+        address = f"job {row['job']}" if row["state"] == "submitted" else where
         print(f"{row['name']:<24} {row['state']:<10} {row['kind']:<10} {row['calls']:>7} {row['programs']:>8}  {address}".rstrip())
     return 0
 
@@ -265,23 +268,27 @@ def _row(known: Known) -> dict[str, Any]:
 
     from windlass.errors import WindlassError
     from windlass.manager_job import has_served, read_job
+    from windlass.managers import REACH_TIMEOUT, Presence
     from windlass.status import StatusPort
 
     found = read_job(known.path.parent)
     addresses = [f"{host}:{port}" for host, port in known.connection.addresses]
     job = found.job if found is not None else ""
-    row: dict[str, Any] = {"name": known.name, "state": "ended", "kind": "", "calls": 0, "programs": 0, "addresses": addresses, "job": job}
-    if not known.is_running():
-        return row if has_served(known.path.parent) else {**row, "state": "submitted" if job else "ended"}
+    state = known.look()
+    row: dict[str, Any] = {"name": known.name, "state": state, "kind": "", "calls": 0, "programs": 0, "addresses": addresses, "job": job}
+    if state is Presence.SILENT:
+        return {**row, "error": f"the manager did not answer within {REACH_TIMEOUT:g} s"}
+    if state is not Presence.RUNNING:
+        return {**row, "state": "submitted"} if job and not has_served(known.path.parent) else row
     try:
         with StatusPort(known.connection) as port:
             status = json.loads(port.ask())
     except WindlassError as error:
-        return {**row, "state": "silent", "error": str(error)}
+        return {**row, "state": Presence.SILENT, "error": str(error)}
     calls = status["calls"]["waiting"] + status["calls"]["running"]
     kind = "detached" if status["manager"].get("detached") else "program"
     programs = sum(not program["gone"] for program in status.get("programs", []))
-    return {**row, "state": "running", "kind": kind, "calls": calls, "programs": programs}
+    return {**row, "kind": kind, "calls": calls, "programs": programs}
 
 
 def _waiting_jobs(folder: Path) -> list[dict[str, Any]]:

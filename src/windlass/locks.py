@@ -25,6 +25,21 @@ def is_locked_here(descriptor: int) -> bool:
     return _identity(descriptor) in _held
 
 
+def is_free(path: str | os.PathLike[str]) -> bool:
+    """Whether no process of this host has the file locked. It is locked for a moment to see that, so ask seldom."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
 def unlock(descriptor: int) -> None:
     """Close a descriptor that was locked."""
     _held.discard(_identity(descriptor))

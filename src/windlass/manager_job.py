@@ -85,7 +85,7 @@ def submit_manager(
     """
     folder = manager_folder(name)
     connection = folder / "client.json"
-    if connection.is_file() and Known(name, connection, read_connection_file(connection, trust=trust)).is_running():
+    if connection.is_file() and Known(name, connection, read_connection_file(connection, trust=trust)).look().is_there:
         raise UsageError(f"manager {name!r} is running already; choose another name, or end that one:  windlass manager stop {name}")
     made, config = make_backend(pool, of_one_job(pool, options))
     make_private(folder, trust)

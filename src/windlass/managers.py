@@ -2,7 +2,8 @@
 
 Theory of operation: every manager, named or not, keeps a connection file in the user's state folder (`windlass.identity`).  A file may be
 older than its manager's end (a killed program removes nothing), so a manager counts as running when something at one of its addresses
-completes a TLS handshake as this very manager: a port that another program has taken since does not.
+completes a TLS handshake as this very manager: a port that another program has taken since does not.  Of one that does not, there is more
+to know than that (`Presence`): a program that is stopped or busy has its port all the same, and the kernel takes connections for it.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from windlass.addresses import is_loopback
 from windlass.errors import UnknownName, UsageError, WindlassError
-from windlass.identity import ConnectionFile, find_manager, read_connection_file, state_folder
+from windlass.identity import Address, ConnectionFile, find_manager, read_connection_file, state_folder
+from windlass.locks import is_free
 
 #: Seconds for a connection and a handshake with a manager that is there.
 REACH_TIMEOUT: Final = 2.0
@@ -27,6 +32,25 @@ LOOK_INTERVAL: Final = 0.2
 
 class NotRunning(UsageError):
     """No manager that was meant is running now; one may be later."""
+
+
+class OutOfReach(NotRunning):
+    """It may run: that cannot be told from here."""
+
+
+class Presence(StrEnum):
+    """What can be told of a manager from here."""
+
+    RUNNING = "running"
+    #: It is there and says nothing: its program is stopped (Ctrl-Z), or busy.
+    SILENT = "silent"
+    #: Nothing says that it is there, nor that it is not: its machine is gone, or does not let this one in.
+    UNKNOWN = "unknown"
+    ENDED = "ended"
+
+    @property
+    def is_there(self) -> bool:
+        return self in (Presence.RUNNING, Presence.SILENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +68,68 @@ class Known:
     def describe(self) -> str:
         return f"{self.name} (port {', '.join(str(port) for port in self.ports) or '?'})"
 
-    def require_running(self) -> None:
-        """Raises `NotRunning` unless it runs."""
-        if not self.is_running():
+    def require_running(self) -> Presence:
+        """Raises `NotRunning` unless it is there: running, or silent."""
+        found = self.look()
+        if found is Presence.UNKNOWN:
+            raise OutOfReach(
+                f"manager {self.describe()} is not reached from here: its machine is down, or this one is not let in; ask where it runs"
+            )
+        if found is Presence.ENDED:
             raise NotRunning(
                 f"manager {self.describe()} does not answer: it has ended, or is out of reach from here; start the program that has it"
             )
+        return found
 
     def is_running(self) -> bool:
         """Whether something at one of its addresses proves to be this manager."""
+        return self.look() is Presence.RUNNING
+
+    def look(self) -> Presence:
+        """What can be told of it now, in two seconds for each address at most."""
         context = self.connection.client_context()
+        found: set[Presence] = set()
         for address in self.connection.addresses:
-            with (
-                contextlib.suppress(OSError),  # ssl's errors are among these
-                socket.create_connection(address, timeout=REACH_TIMEOUT) as plain,
-                context.wrap_socket(plain, server_hostname=self.connection.manager),
-            ):
-                return True
-        return False
+            at = self._look_at(address, context)
+            if at is Presence.RUNNING:
+                return at
+            # The loopback of another machine says nothing of its own.
+            found.add(Presence.UNKNOWN if is_loopback(address[0]) and self._host() not in ("", os.uname().nodename) else at)
+        if Presence.SILENT in found:
+            # Some other program may listen there by now.
+            gone = self._host() == os.uname().nodename and is_free(self._lock)
+            return Presence.ENDED if gone else Presence.SILENT
+        return Presence.UNKNOWN if Presence.UNKNOWN in found else Presence.ENDED
+
+    def _look_at(self, address: Address, context: ssl.SSLContext) -> Presence:
+        try:
+            plain = socket.create_connection(address, timeout=REACH_TIMEOUT)
+        except ConnectionRefusedError:
+            return Presence.ENDED
+        except OSError:
+            return Presence.UNKNOWN
+        try:
+            with plain, context.wrap_socket(plain, server_hostname=self.connection.manager):
+                return Presence.RUNNING
+        except TimeoutError:
+            return Presence.SILENT
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):  # something between the two, or a manager that has too many strangers
+            return Presence.UNKNOWN
+        except ssl.SSLError:  # another program has the port
+            return Presence.ENDED
+        except OSError:
+            return Presence.UNKNOWN
+
+    @property
+    def _lock(self) -> Path:
+        return self.path.with_name("lock")
+
+    def _host(self) -> str:
+        """The machine on which it ran last; "": nobody knows."""
+        try:
+            return self._lock.read_text(errors="replace")
+        except OSError:
+            return ""
 
 
 def known_managers(state_dir: str | os.PathLike[str] | None = None, trust: bool | None = None) -> list[Known]:
@@ -76,7 +144,7 @@ def known_managers(state_dir: str | os.PathLike[str] | None = None, trust: bool 
 def choose_manager(
     name: str | None = None, port: int | None = None, *, state_dir: str | os.PathLike[str] | None = None, trust: bool | None = None
 ) -> Known:
-    """The manager meant by a name (or folder, or file), by a port, or by nothing: then the only one that runs.
+    """The manager meant by a name (or folder, or file), by a port, or by nothing: then the only one that is there.
 
     ``state_dir``: where they are looked for, if not in the usual place; ``trust``: their files are private, whatever their modes say.
 
@@ -85,7 +153,7 @@ def choose_manager(
     if name is not None:
         path = find_manager(name, state_dir)
         return Known(path.parent.name, path, read_connection_file(path, trust=trust))
-    running = [known for known in known_managers(state_dir, trust) if (port is None or port in known.ports) and known.is_running()]
+    running = [known for known in known_managers(state_dir, trust) if (port is None or port in known.ports) and known.look().is_there]
     if len(running) == 1:
         return running[0]
     if not running:
@@ -97,20 +165,20 @@ def choose_manager(
 
 
 def await_manager(name: str | None, port: int | None, wait: float, say: Callable[[str], None]) -> Known:
-    """As `choose_manager`, but a manager that is not there yet is waited for, ``wait`` seconds at most.
+    """As `choose_manager`, but a manager that is not there yet, or does not answer, is waited for, ``wait`` seconds at most.
 
-    ``say`` is told once that it waits. Raises what `choose_manager` raised last.
+    ``say`` is told once that it waits. Raises what `choose_manager` raised last, and gives one that is still silent as it is.
     """
     end = time.monotonic() + wait
     told = False
     while True:
+        over = time.monotonic() >= end
         try:
             known = choose_manager(name, port)
-            if name is not None:
-                known.require_running()
-            return known
+            if known.require_running() is Presence.RUNNING or over:
+                return known
         except (UnknownName, NotRunning):
-            if time.monotonic() >= end:
+            if over:
                 raise
         if not told:
             what = f"manager {name!r}" if name else f"a manager on port {port}" if port is not None else "a manager"

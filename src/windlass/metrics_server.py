@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from windlass.errors import UsageError, WindlassError
+from windlass.errors import Unreachable, UsageError, WindlassError
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -130,21 +130,23 @@ class NamedManager:
 
     def __call__(self) -> dict[str, Any]:
         """The status object. Raises `WindlassError` when there is no answer."""
-        from windlass.managers import choose_manager
+        from windlass.managers import Presence, choose_manager
         from windlass.status import StatusPort
 
         if self._port is None:
             known = choose_manager(self._name)
-            known.require_running()
+            found = known.require_running()
             self._name = known.name if self._name is None else self._name  # that one, from now on
+            if found is Presence.SILENT:
+                raise Unreachable(f"manager {known.describe()} did not answer; is its program stopped (Ctrl-Z) or very busy?")
             self._port = StatusPort(known.connection)
         try:
-            found: dict[str, Any] = msgspec.json.decode(self._port.ask())
+            status: dict[str, Any] = msgspec.json.decode(self._port.ask())
         except WindlassError:
             self.close()
             raise
-        found["manager"].setdefault("name", self._name)
-        return found
+        status["manager"].setdefault("name", self._name)
+        return status
 
     def close(self) -> None:
         """Let go of the connection."""

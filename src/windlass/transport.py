@@ -48,6 +48,8 @@ SHUTDOWN_TIMEOUT: Final = 2.0
 #: First and longest pause between two rounds of dialling, in seconds.
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 5.0
+#: Of a manager of which no address has said anything yet, not even that nobody is there.
+_SILENT: Final = "no answer; is its program stopped (Ctrl-Z) or very busy?"
 #: A connection that lived so many seconds was a good one: the pauses begin anew.
 GOOD_CONNECTION: Final = 5.0
 
@@ -368,7 +370,7 @@ class Port:
         self._link: Link | None = None
         self._farewell = 2.0
         self._opened = threading.Event()
-        self._trouble = "no answer"
+        self._trouble = _SILENT
         self._refused = False
         self._welcomed = False
         self._thread = threading.Thread(target=self._main, name=f"windlass-port-{role}", daemon=True)
@@ -386,9 +388,8 @@ class Port:
             places = ", ".join(f"{host} port {port}" for host, port in self._file.addresses) or "no address"
             if self._refused:
                 raise ConnectionRefused(f"manager {self._file.manager} refused this {self._role}: {self._trouble}")
-            raise ConnectionRefused(
-                f"manager {self._file.manager} was not reached at {places} within {timeout:g} s: {self._trouble}; check that it still runs"
-            )
+            todo = "" if self._trouble == _SILENT else "; check that it still runs"
+            raise ConnectionRefused(f"manager {self._file.manager} was not reached at {places} within {timeout:g} s: {self._trouble}{todo}")
 
     def send(self, *messages: Message) -> None:
         """Send these; never blocks. Raises `Closed`."""

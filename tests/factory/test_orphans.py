@@ -1,13 +1,19 @@
-"""Which pilots are orphans: those that wait, and whose manager is gone."""
+"""Which pilots are orphans: those that wait, and whose manager is surely gone."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
+from windlass.cli import main
+from windlass.factory import orphans
 from windlass.factory.backend import JobId, Listed, PilotRequest, PilotState, Tag
 from windlass.factory.orphans import find_pilots
+from windlass.factory.slurm import SlurmBackend
+from windlass.managers import Presence
 
 
 class Batch:
@@ -26,21 +32,58 @@ class Batch:
 @pytest.mark.parametrize(
     ("tag", "listed", "manager", "orphan"),
     [
-        (Tag("f", "m"), Listed.QUEUED, "ended", True),
-        (Tag("f", "m"), Listed.HELD, "unknown", True),
-        (Tag("f", "m"), Listed.RUNNING, "unknown", False),  # the manager may be where it cannot be seen from here
-        (Tag("f", "m"), Listed.RUNNING, "ended", False),  # or begin anew; else its pilots leave
-        (Tag("f", "m"), Listed.RUNNING, "running", False),
-        (Tag("f", "m"), Listed.ENDING, "ended", False),
-        (Tag("manager-m", "m"), Listed.QUEUED, "unknown", False),  # the manager itself, which waits for its node
+        (Tag("f", "m"), Listed.QUEUED, Presence.ENDED, True),
+        (Tag("f", "m"), Listed.HELD, Presence.ENDED, True),
+        (Tag("f", "m"), Listed.QUEUED, Presence.SILENT, False),  # its program is busy, or stopped for a moment
+        (Tag("f", "m"), Listed.QUEUED, Presence.UNKNOWN, False),  # it may be where it cannot be seen from here
+        (Tag("f", "m"), Listed.RUNNING, Presence.UNKNOWN, False),
+        (Tag("f", "m"), Listed.RUNNING, Presence.ENDED, False),  # or begin anew; else its pilots leave
+        (Tag("f", "m"), Listed.RUNNING, Presence.RUNNING, False),
+        (Tag("f", "m"), Listed.ENDING, Presence.ENDED, False),
+        (Tag("manager-m", "m"), Listed.QUEUED, Presence.ENDED, False),  # the manager itself, which waits for its node
     ],
 )
-def test_an_orphan_is_a_pilot_that_nobody_will_end(tag: Tag, listed: Listed, manager: str, orphan: bool) -> None:
-    [found] = find_pilots(Batch((tag, listed)), ask=lambda name: manager)
-    assert found.is_orphan == orphan
+def test_an_orphan_is_a_pilot_that_nobody_will_end(tag: Tag, listed: Listed, manager: Presence, orphan: bool) -> None:
+    [found] = find_pilots(Batch((tag, listed)), ask=lambda tag: manager)
+    assert found.is_orphan() == orphan
+
+
+@pytest.mark.parametrize("manager", Presence)
+def test_that_a_manager_is_gone_is_believed_only_where_nothing_tells(manager: Presence) -> None:
+    """Of a manager that is there no pilot is removed, whatever is said."""
+    [found, other] = find_pilots(Batch((Tag("f", "m"), Listed.QUEUED), (Tag("f", "n"), Listed.QUEUED)), ask=lambda tag: manager)
+    assert found.is_orphan({"m"}) == (manager in (Presence.ENDED, Presence.UNKNOWN))
+    assert other.is_orphan({"m"}) == (manager is Presence.ENDED)
+
+
+def test_what_clean_removes_is_surely_an_orphan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are shown, with what to say where they are orphans too."""
+    monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path))
+    found = {"old": Presence.ENDED, "away": Presence.UNKNOWN, "busy": Presence.SILENT}
+    monkeypatch.setattr(orphans, "find_pilots", lambda backend, factory: find_pilots(Batch(*listed), ask=lambda tag: found[tag.manager]))
+    listed = [(Tag("f", name), Listed.QUEUED) for name in found]
+    cancelled: list[JobId] = []
+    monkeypatch.setattr(SlurmBackend, "cancel", lambda backend, jobs: cancelled.extend(jobs))
+    assert main(["factory", "clean", "slurm"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-2:] for line in lines[1:3]] == [["old", "(ended)"], ["away", "(unknown)"]]
+    assert lines[3] == "1 orphan: nothing is removed; add --remove to end these; 1 pilot of running managers is left alone"
+    assert lines[4].endswith("where you know that one is gone: windlass factory clean slurm --remove --manager away")
+    assert main(["factory", "clean", "slurm", "--remove"]) == 0
+    assert cancelled == ["0"]
+    assert main(["factory", "clean", "slurm", "--remove", "--manager", "away", "--manager", "busy", "--json"]) == 0
+    assert cancelled == ["0", "0", "1"]
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["pilots"]
+    assert {row["manager"]: (row["manager_is"], row["removed"]) for row in rows} == {
+        "old": ("ended", True),
+        "away": ("unknown", True),
+        "busy": ("silent", False),
+    }
 
 
 def test_a_factory_of_several_pools_is_meant_by_its_own_name() -> None:
     """In the batch system each pool has a name of its own, which begins with it."""
     batch = Batch(*((Tag(name, "m"), Listed.QUEUED) for name in ("night", "night.gpu", "nightly")))
-    assert [one.tag.factory for one in find_pilots(batch, "night", lambda name: "ended")] == ["night", "night.gpu"]
+    assert [one.tag.factory for one in find_pilots(batch, "night", lambda tag: Presence.ENDED)] == ["night", "night.gpu"]

@@ -259,16 +259,28 @@ def test_a_probe_finds_a_wrong_partition_at_once(slurm: SlurmCluster, capsys: py
 def test_orphans_are_listed_and_removed_and_the_pilots_of_running_managers_are_not(
     start_backend: Start, make_request: Make, manager: windlass.Manager, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a manager that was killed left in the queue would take its place there days later."""
-    [orphan] = start_backend("old", "gone", extra_directives=["--begin=now+1hour"]).submit(make_request(), 1)
+    """What a manager that was killed left in the queue would take its place there days later. One that is not known here may run."""
+    with windlass.Manager(name="gone") as gone:
+        (gone.pilot_file.parent / "pilots" / "old").mkdir(parents=True)
+    (manager.pilot_file.parent / "pilots" / "new").mkdir(parents=True)
+    later = {"extra_directives": ["--begin=now+1hour"]}
+    [orphan] = start_backend("old", "gone", **later).submit(make_request(), 1)
+    [other] = start_backend("old", "elsewhere", **later).submit(make_request(), 1)
     [kept] = start_backend("new", manager.name).submit(make_request(), 1)
     assert main(["factory", "clean", "slurm"]) == 0
-    out = capsys.readouterr().out
-    assert out.splitlines()[1].split() == [orphan, "queued", "old", "gone", "(unknown)"]
-    assert "1 orphan: nothing is removed; add --remove to end these; 1 pilot of running managers is left alone" in out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == [orphan, "queued", "old", "gone", "(ended)"]
+    assert lines[2].split() == [other, "queued", "old", "elsewhere", "(unknown)"]
+    assert lines[3] == "1 orphan: nothing is removed; add --remove to end these; 1 pilot of running managers is left alone"
     assert main(["factory", "clean", "slurm", "--remove", "--json"]) == 0
     rows = {row["job"]: row for row in json.loads(capsys.readouterr().out)["pilots"]}
-    assert {job: (row["manager_is"], row["removed"]) for job, row in rows.items()} == {orphan: ("unknown", True), kept: ("running", False)}
+    assert {job: (row["manager_is"], row["removed"]) for job, row in rows.items()} == {
+        orphan: ("ended", True),
+        other: ("unknown", False),
+        kept: ("running", False),
+    }
+    assert main(["factory", "clean", "slurm", "--remove", "--manager", "elsewhere"]) == 0
+    assert "1 orphan: removed" in capsys.readouterr().out
     assert main(["factory", "clean", "slurm"]) == 0
     assert "no orphans in slurm" in capsys.readouterr().out
     assert main(["factory", "clean", "local"]) == 2
