@@ -165,7 +165,10 @@ def _addresses(examined: Mapping[str, Any]) -> list[Leg]:
         elif reached:
             legs.append(Leg("address", OK, f"{where}: {one['error']} (another one answers)"))
         else:
-            advice = "interface= or network= says where nodes can reach this machine; a firewall may be between"
+            advice = (
+                "interface= or network= says where nodes can reach this machine; where a firewall lets only some ports through,"
+                " try one: windlass doctor --port 50000-50100"
+            )
             legs.append(Leg("address", FAILED, f"{where}: {one['error']}", advice))
     return legs
 
@@ -215,8 +218,9 @@ def check_up(
     *,
     queue_patience: float = QUEUE_PATIENCE,
     start_patience: float = START_PATIENCE,
+    port: int | tuple[int, int] = 0,
 ) -> list[Leg]:
-    """Run one pilot of a pool or backend, end it, and give the legs. ``say`` is told what is waited for.
+    """Run one pilot of a pool or backend, end it, and give the legs. ``say`` is told what is waited for. ``port`` as of `Manager`.
 
     Raises `UnknownName` and `UsageError` for a pool that cannot be, as `Factory` does.
     """
@@ -226,7 +230,7 @@ def check_up(
     backend.close()
     own: dict[str, Any] = {"max_pilots": 1, "min_pilots": 1, "max_start_failures": 1}
     given: dict[str, Any] = {name: value for name, value in options.items() if name not in own}
-    with Manager() as manager:
+    with Manager(port) as manager:
         python = pool.python or sys.executable
         command = shlex.join([python, "-P", "-m", "windlass.examine", str(manager.pilot_file)])
         # The lines run before the environment is there, and outside of an image; then the call tells what the node has.

@@ -188,7 +188,7 @@ def doctor(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     from windlass.factory.doctor import as_json, as_text, check_up, healthy
 
     patience = {"queue_patience": chosen.queue_patience, "start_patience": chosen.start_patience}
-    legs = check_up(chosen.pool, options, lambda text: print(text, file=sys.stderr, flush=True), **patience)
+    legs = check_up(chosen.pool, options, lambda text: print(text, file=sys.stderr, flush=True), port=chosen.port, **patience)
     print(as_json(legs) if chosen.json else as_text(legs))
     return 0 if healthy(legs) else 1
 
@@ -308,7 +308,7 @@ def add_parsers(nouns: Any, *, with_options: bool) -> None:
     look = nouns.add_parser(
         "doctor",
         help="run one pilot of a pool and say of each leg of its way whether it holds",
-        usage="windlass doctor POOL [--json] [--queue-patience TIME] [--start-patience TIME] [--POOL-OPTION VALUE ...]",
+        usage="windlass doctor POOL [--json] [--port PORTS] [--queue-patience TIME] [--start-patience TIME] [--POOL-OPTION VALUE ...]",
         description="Submit one real pilot, run a call in it, end it, and report: is the state folder seen on the node, is Python found,\n"
         "which addresses of the manager answer, how far off is the clock, what is scratch, how long does it take.\n\n" + about,
         epilog="exit status: 0 every leg holds, 1 one failed, 2 wrong command line",
@@ -316,6 +316,13 @@ def add_parsers(nouns: Any, *, with_options: bool) -> None:
     )
     look.add_argument("pool", metavar="POOL", help="a backend, or a pool of a configuration file")
     look.add_argument("--json", action="store_true", help="one object: healthy, and the legs")
+    look.add_argument(
+        "--port",
+        type=cli_words.ports,
+        metavar="PORTS",
+        default=0,
+        help="where its manager listens, as yours will: 50000, or 50000-50100 for the first free one of these; else any free one",
+    )
     look.add_argument(
         "--queue-patience", type=cli_words.span, metavar="TIME", default="10min", help="how long it may wait in the queue (%(default)s)"
     )

@@ -32,6 +32,17 @@ def port_or_any(text: str) -> int:
     return _port(text, 0)
 
 
+def ports(text: str) -> int | tuple[int, int]:
+    """A port, or the first and the last of some: the first free one of these."""
+    first, dash, last = text.partition("-")
+    if not dash:
+        return port(text)
+    ends = port(first), port(last)
+    if ends[0] > ends[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} has its larger end first: write {last}-{first}")
+    return ends
+
+
 def _port(text: str, least: int) -> int:
     if not text.isdecimal() or not least <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from windlass.cli import main
-from windlass.errors import UnknownName
+from windlass.errors import UnknownName, UsageError
 from windlass.examine import MARK, examine
 from windlass.factory.doctor import FAILED, OK, WARNING, Findings, Leg, as_text, check_up, healthy, legs_of, read_output
 
@@ -195,6 +195,27 @@ def test_a_pilot_that_cannot_start_is_ill_and_tells_why(capsys: pytest.CaptureFi
     assert "FAILED  worker" in shown
     assert "/nowhere/python: not found" in shown
     assert shown.splitlines()[-1] == "look at the first leg that FAILED"
+
+
+@pytest.mark.parametrize(("words", "ports"), [([], 0), (["--port", "50000"], 50000), (["--port", "50000-50100"], (50000, 50100))])
+def test_its_manager_listens_where_that_of_the_program_will(words: list[str], ports: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a firewall lets only some ports through, no other one would ever be reached."""
+    seen: list[object] = []
+
+    def make(port: object) -> None:
+        seen.append(port)
+        raise UsageError("enough is known")
+
+    monkeypatch.setattr("windlass.manager.manager.Manager", make)
+    assert main(["doctor", "local", *words]) == 2
+    assert seen == [ports]
+
+
+@pytest.mark.parametrize(("text", "why"), [("50100-50000", "write 50000-50100"), ("0-10", "'0' is no port"), ("x", "'x' is no port")])
+def test_what_are_no_ports_is_told(text: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["doctor", "local", "--port", text])
+    assert why in capsys.readouterr().err
 
 
 def test_an_unknown_pool_is_refused() -> None:
