@@ -19,8 +19,9 @@ import windlass
 import windlass.manager.server
 from windlass.cli import main
 from windlass.manager.status import within
+from windlass.manual import manual
 from windlass.messages import CallList, ListCalls, Message
-from windlass.tables import clean
+from windlass.tables import clean, print_table, text_column
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = str(Path(sys.executable).with_name("windlass"))
@@ -249,6 +250,20 @@ def test_rows_are_whole_where_nobody_has_a_width(busy: windlass.Manager) -> None
     lines = ran.stdout.splitlines()
     assert len(lines) == 2
     assert all(line == line.rstrip() for line in lines)
+
+
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_colours_that_are_asked_for_make_no_terminal_of_a_pipe(
+    variable: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As CI and profiles of shells do: rows are whole all the same."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setenv(variable, "1")
+    print_table([{"reason": "why " * 100}], [text_column("reason")])
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    explain = "Closed"
+    assert main(["explain", explain]) == 0
+    assert manual().named(explain).text in capsys.readouterr().out  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
 
 
 # ---------------------------------------------------------------- wrong words

@@ -279,7 +279,8 @@ def test_where_there_is_no_screen_each_look_is_a_line(how: str, manager: windlas
         assert [json.loads(ran.stdout.readline())["calls"]["waiting"] for _ in range(2)] == [0, 0]
         ran.send_signal(signal.SIGINT)
         ran.communicate(timeout=SECONDS)
-    with subprocess.Popen(WATCH, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    coloured = {**os.environ, "FORCE_COLOR": "1"}  # which makes no terminal of it
+    with subprocess.Popen(WATCH, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=coloured) as running:
         assert running.stdout is not None
         lines = [running.stdout.readline() for _ in range(2)]
         running.send_signal(signal.SIGINT)

@@ -64,19 +64,21 @@ def _as_json(book: Manual, topic: Topic) -> dict[str, object]:
 
 
 def _console() -> Console:
-    from windlass.tables import plain_console
+    from windlass.tables import is_terminal, plain_console
 
     console = plain_console()
-    if console.is_terminal:
+    if is_terminal(console):
         console.width = min(console.width, WIDTH)
     return console
 
 
 def _show(book: Manual, topics: Sequence[Topic]) -> None:
+    from windlass.tables import is_terminal
+
     console = _console()
     for topic in topics[:SHOWN]:
         see = [f"windlass explain {name}" for name in book.see_also(topic)]
-        if console.is_terminal:
+        if is_terminal(console):
             from rich.markdown import Markdown
             from rich.text import Text
             from rich.theme import Theme
@@ -103,11 +105,13 @@ def _list(book: Manual, *, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from windlass.tables import is_terminal
+
     console = _console()
     headings = {"symptom": "symptoms", "error": "errors", "page": "pages"}
     room = max(len(topic.name) for topic in topics)
     for kind, heading in headings.items():
-        if not console.is_terminal:
+        if not is_terminal(console):
             print(f"{heading}:", *(f"  {one.name:{room}}  {one.line}" for one in topics if one.kind == kind), sep="\n")
             continue
         table = Table.grid(padding=(0, 2), pad_edge=False)

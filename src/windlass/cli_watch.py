@@ -54,8 +54,10 @@ def watch(known: Known, seconds: float, *, as_json: bool) -> int:
     """Show the manager every so many seconds until somebody ends that; the exit status."""
     from rich.console import Console
 
+    from windlass.tables import is_terminal
+
     console = Console(highlight=False)
-    if as_json or not console.is_terminal or console.is_dumb_terminal:
+    if as_json or not is_terminal(console) or console.is_dumb_terminal:
         return _lines(known, seconds, as_json=as_json)
     return Watch(known, seconds, console).run()
 

@@ -98,8 +98,10 @@ def run_demo() -> int:
     """Run it; the exit status: 0, or 1 when anything was not as it should be."""
     from rich.console import Console
 
+    from windlass.tables import is_terminal
+
     console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
+    if not is_terminal(console):
         console.width = COLUMNS
     step = _steps(console)
 
@@ -157,12 +159,13 @@ def _draw(console: Console, manager: Manager) -> Drawn:
     from rich.live import Live
 
     import windlass
+    from windlass.tables import is_terminal
 
     picture, killed = Picture(), ""
     began = time.perf_counter()
     calls = [manager.submit(windlass.FunctionCall("mandelbrot", "tile", *place, WIDTH // TILES)) for place in places()]
     where: dict[Future[Any], Place] = dict(zip(calls, places(), strict=True))
-    live = Live(picture, console=console, refresh_per_second=10) if console.is_terminal else None
+    live = Live(picture, console=console, refresh_per_second=10) if is_terminal(console) else None
     with live or contextlib.nullcontext():
         for count, future in enumerate(as_completed(where), 1):
             picture.tiles[where[future]] = future.result()

@@ -53,10 +53,18 @@ def clean(text: str) -> str:
     return "".join(one if one.isprintable() or one == "\n" else " " if one == "\t" else "?" for one in text)
 
 
-def plain_console(*, stderr: bool = False) -> Console:
+def is_terminal(console: Console) -> bool:
+    """Whether this console on standard output is on a terminal.
+
+    Rich says so of each pipe as well where FORCE_COLOR or TTY_COMPATIBLE=1 asks for colours: these there are, and no more.
+    """
+    return console.is_terminal and sys.stdout.isatty()
+
+
+def plain_console() -> Console:
     """A console on standard output: as wide as its terminal, or as its rows."""
-    console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal and not os.environ.get("COLUMNS"):
+    console = Console(highlight=False)
+    if not is_terminal(console) and not os.environ.get("COLUMNS"):
         console.width = _ENDLESS
     return console
 
@@ -76,7 +84,7 @@ def print_table(rows: Iterable[Row], columns: Sequence[Column]) -> None:
 def print_picture(what: RenderableType) -> None:
     """Print tables and texts; where there is no terminal without the blanks that fill their lines."""
     console = plain_console()
-    if console.is_terminal:
+    if is_terminal(console):
         console.print(what)
         return
     with console.capture() as captured:
