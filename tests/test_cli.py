@@ -142,6 +142,31 @@ def test_a_worker_goes_by_before_anything_is_loaded() -> None:
     assert "no-such-option" in ran.stderr
 
 
+# ---------------------------------------------------------------- where it is shown
+
+
+@pytest.mark.parametrize("words", ["explain containers", "explain --json", "explain"])
+def test_what_an_encoding_lacks_is_a_question_mark(words: str) -> None:
+    """As in a locale like de_DE@euro, whose characters are those of Latin-1."""
+    ran = [
+        subprocess.run([COMMAND, *words.split()], capture_output=True, check=False, timeout=60, env={**os.environ, "PYTHONIOENCODING": to})
+        for to in ("utf-8", "latin-1")
+    ]
+    assert [(one.returncode, one.stderr) for one in ran] == [(0, b"")] * 2
+    assert ran[1].stdout == ran[0].stdout.decode().encode("latin-1", "replace")
+
+
+@pytest.mark.parametrize("descriptor", [1, 2])
+def test_output_that_was_closed_is_missed_by_nobody(descriptor: int) -> None:
+    """As some daemons start programs."""
+    for words, status in ("version", 0), ("explain", 0), ("explain nothing-of-the-kind", 2):
+        code = f"import os, sys; os.close({descriptor}); os.execv(sys.argv[1], sys.argv[1:])"
+        ran = subprocess.run([sys.executable, "-c", code, COMMAND, *words.split()], capture_output=True, check=False, timeout=60)
+        assert ran.returncode == status, ran.stderr
+        assert (ran.stdout, ran.stderr)[descriptor - 1] == b""
+        assert bool((ran.stdout, ran.stderr)[2 - descriptor]) == ((status == 0) == (descriptor == 2))
+
+
 # ---------------------------------------------------------------- status
 
 

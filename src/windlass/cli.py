@@ -21,6 +21,7 @@ What belongs to a noun with many verbs is in a module of its own (`windlass.cli_
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from windlass.worker.main import main as worker_main
 
         return worker_main(words[1:])
+    if argv is None:
+        _prepare_output()
     if "_ARGCOMPLETE" in os.environ:
         from windlass.cli_completion import complete
 
@@ -69,6 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a disk that is full, a folder that may not be written to
         print(f"windlass: {error}", file=sys.stderr)
         return 1
+
+
+def _prepare_output() -> None:
+    """What is shown goes through every terminal and pipe, and where somebody has closed these, nowhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":  # Latin-1 has no arrow, and UTF-8 no broken file names
+            stream.reconfigure(errors="replace")
 
 
 def _forget_output() -> None:
