@@ -59,12 +59,19 @@ class Metrics:
     """One manager's metrics."""
 
     def __init__(self) -> None:
+        self._id, self._submitted = "", 0
+        self._begin()
+
+    def _begin(self) -> None:
         self._names: dict[str, str] = {}
         self._done, self._starts, self._hoisted, self._commands = _Grown(), _Grown(), _Grown(), _Grown()
 
     def families(self, status: Row) -> Iterator[Metric]:
         """All metrics of a status."""
-        manager = status["manager"]
+        manager, submitted = status["manager"], status["calls"]["submitted"]
+        if manager["id"] != self._id or submitted < self._submitted:
+            self._begin()  # its next life: all that it counts begins at 0, so the libraries of the last one are forgotten, too
+        self._id, self._submitted = manager["id"], submitted
         about = InfoMetricFamily("windlass_manager", "The manager that these metrics are of")
         about.add_metric([], {"manager": str(manager.get("name") or manager["id"]), "version": __version__})
         yield about

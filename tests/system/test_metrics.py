@@ -154,14 +154,16 @@ def test_a_program_that_does_not_ask_loads_nothing_of_it() -> None:
     assert ran.stdout == "[]\n"
 
 
-def rates(metrics: Metrics, libraries: dict[str, int], factories: dict[str, int]) -> tuple[float, float]:
+def rates(
+    metrics: Metrics, libraries: dict[str, int], factories: dict[str, int], *, id: str = "m", submitted: int = 0
+) -> tuple[float, float]:
     """Calls returned and commands sent, as told of a status with these versions and factories."""
     keys = ("waiting", "running", "starts", "slots", "instances", "hoisted_seconds", "saved_seconds", "mean_seconds", "failed")
     calls = ("waiting", "running", "waiting_for_inputs", "waiting_for_files", "submitted", "done", "failed", "cancelled", "retried")
     transfers = ("under_way", "waiting", "bytes_from_manager", "object_bytes_out", "object_bytes_in")
     status = {
-        "manager": {"id": "m"},
-        "calls": dict.fromkeys([*calls, "lost_attempts"], 0),
+        "manager": {"id": id},
+        "calls": {**dict.fromkeys([*calls, "lost_attempts"], 0), "submitted": submitted},
         "libraries": [{"name": "lib", "version": version, **dict.fromkeys(keys, 0), "done": done} for version, done in libraries.items()],
         "pools": [
             {"name": pool, "factory": name, "pilots": {}, "paused": "", "commands": {"submit": sent}}
@@ -187,6 +189,14 @@ def test_what_only_grows_does_so_when_libraries_and_factories_come_and_go(monkey
     assert rates(metrics, {"lib@2": 6}, {}) == (110, 53)
 
 
+@pytest.mark.parametrize(("id", "submitted"), [("m2", 200), ("m", 0)])
+def test_all_counters_begin_anew_when_the_manager_does(id: str, submitted: int) -> None:
+    """Of libraries as of calls, or the two would disagree for ever. A named manager keeps its id; its calls begin at 0 all the same."""
+    metrics = Metrics()
+    assert rates(metrics, {"lib@1": 100}, {"a": 40}, submitted=120) == (100, 40)
+    assert rates(metrics, {"lib@1": 3}, {"b": 1}, id=id, submitted=submitted) == (3, 1)
+
+
 def test_libraries_beyond_a_number_are_told_together() -> None:
     """So that a program which makes thousands of libraries does not make thousands of time series."""
 
@@ -208,9 +218,10 @@ def test_libraries_beyond_a_number_are_told_together() -> None:
             }
             for name in names
         ]
-        with Manager() as manager:
-            return {**manager.status(), "libraries": rows}
+        return {**empty, "libraries": rows}
 
+    with Manager() as manager:
+        empty = manager.status()
     metrics = Metrics()
     names = [f"lib{number}" for number in range(LIBRARIES_MOST + 10)]
 
