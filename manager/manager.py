@@ -229,6 +229,9 @@ class Manager(Door):
 
     def status(self) -> dict[str, Any]:
         """How things stand, as documented in docs/status.md. Raises `Closed`, also when no answer comes within ten seconds."""
+        return self._ask_status(_STATUS_SECONDS)
+
+    def _ask_status(self, timeout: float) -> dict[str, Any]:
         self._check_open()
         answered = threading.Event()
         answer: list[bytes] = []
@@ -240,8 +243,8 @@ class Manager(Door):
 
         port = self._server.open_port("client", "status", heard)
         port.send(GetStatus())
-        if not answered.wait(_STATUS_SECONDS):
-            raise Closed(f"manager {self.name!r} did not answer within {_STATUS_SECONDS:g} s; it is closing or held up")
+        if not answered.wait(timeout):
+            raise Closed(f"manager {self.name!r} did not answer within {timeout:g} s; it is closing or held up")
         found: dict[str, Any] = msgspec.json.decode(answer[0])
         found["manager"]["name"] = self.name
         return found
@@ -331,13 +334,13 @@ def _asks_whether_it_runs(core: Core) -> Callable[[CallId], bool]:
 
 def _export(manager: weakref.ref[Manager], where: object) -> Exporter:
     """Serve its metrics. Raises UsageError."""
-    from windlass.metrics_server import Exporter, read_address
+    from windlass.metrics_server import ANSWER_SECONDS, Exporter, read_address
 
     def read() -> dict[str, Any]:
         found = manager()
         if found is None or not hasattr(found, "_end_metrics"):
             raise Closed("the manager is being made or has gone")
-        return found.status()
+        return found._ask_status(ANSWER_SECONDS)  # pyright: ignore[reportPrivateUsage]
 
     return Exporter(read, *read_address(where))
 

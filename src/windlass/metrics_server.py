@@ -28,6 +28,8 @@ LOOPBACK: Final = "127.0.0.1"
 #: may ask, as often as he likes.
 TOLD_SHARE: Final = 10.0
 TOLD_MOST: Final = 5.0
+#: Seconds for the manager's connection, and for its answer: Prometheus waits ten for the page, and is to see that there is no answer.
+ANSWER_SECONDS: Final = 3.0
 #: Where Prometheus expects what OpenTelemetry's exporters give, too.
 PORT: Final = 9464
 
@@ -139,9 +141,9 @@ class NamedManager:
             self._name = known.name if self._name is None else self._name  # that one, from now on
             if found is Presence.SILENT:
                 raise Unreachable(f"manager {known.describe()} did not answer; is its program stopped (Ctrl-Z) or very busy?")
-            self._port = StatusPort(known.connection)
+            self._port = StatusPort(known.connection, timeout=ANSWER_SECONDS)
         try:
-            status: dict[str, Any] = msgspec.json.decode(self._port.ask())
+            status: dict[str, Any] = msgspec.json.decode(self._port.ask(ANSWER_SECONDS))
         except WindlassError:
             self.close()
             raise

@@ -34,9 +34,11 @@ ANSWER_TIMEOUT: Final = 10.0
 class StatusPort:
     """A client connection that asks a manager for its status, as often as wanted. Close it, or use it in a ``with``."""
 
-    def __init__(self, connection: ConnectionFile, heard: Callable[[Message], None] | None = None) -> None:
+    def __init__(
+        self, connection: ConnectionFile, heard: Callable[[Message], None] | None = None, *, timeout: float = ANSWER_TIMEOUT
+    ) -> None:
         """``heard`` is told of all that comes, on the connection's thread, and then `ask` has no answers: for who does other things
-        meanwhile. What it hears last is a `Leave`."""
+        meanwhile. What it hears last is a `Leave`. ``timeout``: seconds that the manager may take to let it in."""
         from windlass.transport import open_port
 
         self._answers: Mailbox[bytes | str] = Mailbox()
@@ -48,7 +50,7 @@ class StatusPort:
             self._gone = reason
             hear(Leave(reason))
 
-        self._port: Port = open_port(connection, "client", "status", hear, lost)
+        self._port: Port = open_port(connection, "client", "status", hear, lost, timeout=timeout)
 
     def _hear(self, message: Message) -> None:
         if isinstance(message, Status | CallList):
