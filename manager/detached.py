@@ -28,6 +28,16 @@ _LOG_BYTES: Final = 5 << 20
 READY: Final = b"ready\n"
 
 
+class _BackgroundLog(RotatingFileHandler):
+    """The log of a manager in the background, whose stdout and stderr it is as well: what a fatal error says, or a thread's traceback."""
+
+    def doRollover(self) -> None:
+        super().doRollover()
+        # They would go on in the file that has another name now, and soon in one that is gone.
+        for descriptor in (1, 2):
+            os.dup2(self.stream.fileno(), descriptor)
+
+
 def log_file(folder: Path) -> Path:
     """Where a manager in the background writes its log."""
     return folder / "manager.log"
@@ -45,7 +55,7 @@ def serve(name: str, port: int, *, listen: str = "", idle_timeout: float = 0.0, 
     log = logging.getLogger("windlass")
     handler: logging.Handler = logging.StreamHandler()
     if ready >= 0:
-        handler = RotatingFileHandler(log_file(manager.connection_file.parent), maxBytes=_LOG_BYTES, backupCount=1)
+        handler = _BackgroundLog(log_file(manager.connection_file.parent), maxBytes=_LOG_BYTES, backupCount=1)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
