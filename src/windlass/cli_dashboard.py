@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def dashboard(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
+    from windlass.addresses import is_loopback
     from windlass.dashboard.child import require_installed
     from windlass.managers import choose_manager
 
@@ -35,7 +36,7 @@ def dashboard(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     if link := running_dashboard(known):
         _show(known, link, chosen, f"manager {known.name} has a dashboard already:")
         return 0
-    if host != LOOPBACK:
+    if not is_loopback(host):
         print(
             "windlass: what this page shows goes over the network unencrypted; ssh -L is safer (windlass explain dashboard)",
             file=sys.stderr,

@@ -356,14 +356,15 @@ def test_a_dashboard_in_a_terminal_serves_a_running_manager(tmp_path: Path) -> N
             assert process.wait(30) == 130
 
 
-def test_a_dashboard_ends_with_its_manager(tmp_path: Path) -> None:
-    """It says where the run's end is to be seen."""
+@pytest.mark.parametrize(("listen", "at"), [([], "127.0.0.1"), (["--listen", "localhost:0"], "localhost")])
+def test_a_dashboard_ends_with_its_manager(listen: list[str], at: str) -> None:
+    """It says where the run's end is to be seen; and of loopback, however it is called, not that others could read there."""
     with windlass.Manager(name=f"short{os.getpid()}") as manager:
-        words = [sys.executable, "-m", "windlass", "dashboard", manager.name, "--no-browser"]
+        words = [sys.executable, "-m", "windlass", "dashboard", manager.name, "--no-browser", *listen]
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stdout.readline() == f"dashboard of manager {manager.name} (Ctrl-C ends it):\n"
-        assert process.stdout.readline().startswith("  http://127.0.0.1:")
+        assert process.stdout.readline().startswith(f"  http://{at}:")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert errors == f"windlass: the dashboard has ended: the manager was closed; windlass report {manager.name} shows the run's end\n"
