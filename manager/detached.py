@@ -34,8 +34,9 @@ class _BackgroundLog(RotatingFileHandler):
     def doRollover(self) -> None:
         super().doRollover()
         # They would go on in the file that has another name now, and soon in one that is gone.
-        for descriptor in (1, 2):
-            os.dup2(self.stream.fileno(), descriptor)
+        with open(self.baseFilename, "ab") as file:
+            for descriptor in (1, 2):
+                os.dup2(file.fileno(), descriptor)
 
 
 def log_file(folder: Path) -> Path:

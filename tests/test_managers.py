@@ -100,7 +100,11 @@ def test_who_asks_a_manager_that_is_stopped_is_told_so(
 ) -> None:
     """As one that did not answer, and not as one that there is not."""
     opened = Port.open
-    monkeypatch.setattr(Port, "open", lambda port, timeout: opened(port, 0.3))
+
+    def soon(port: Port, timeout: float) -> None:
+        opened(port, 0.3)
+
+    monkeypatch.setattr(Port, "open", soon)
     for words in (["status"], ["pilots", "--manager", "elsewhere"], ["report", "elsewhere"], ["manager", "stop"]):
         assert main(words) == 1
         assert "no answer; is its program stopped (Ctrl-Z) or very busy?\n" in capsys.readouterr().err

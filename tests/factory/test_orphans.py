@@ -11,7 +11,7 @@ import pytest
 from windlass.cli import main
 from windlass.factory import orphans
 from windlass.factory.backend import JobId, Listed, PilotRequest, PilotState, Tag
-from windlass.factory.orphans import find_pilots
+from windlass.factory.orphans import Found, find_pilots
 from windlass.factory.slurm import SlurmBackend
 from windlass.managers import Presence
 
@@ -62,10 +62,17 @@ def test_what_clean_removes_is_surely_an_orphan(
     """The others are shown, with what to say where they are orphans too."""
     monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path))
     found = {"old": Presence.ENDED, "away": Presence.UNKNOWN, "busy": Presence.SILENT}
-    monkeypatch.setattr(orphans, "find_pilots", lambda backend, factory: find_pilots(Batch(*listed), ask=lambda tag: found[tag.manager]))
     listed = [(Tag("f", name), Listed.QUEUED) for name in found]
     cancelled: list[JobId] = []
-    monkeypatch.setattr(SlurmBackend, "cancel", lambda backend, jobs: cancelled.extend(jobs))
+
+    def find(backend: SlurmBackend, factory: str) -> list[Found]:
+        return find_pilots(Batch(*listed), factory, lambda tag: found[tag.manager])
+
+    def cancel(backend: SlurmBackend, jobs: Sequence[JobId]) -> None:
+        cancelled.extend(jobs)
+
+    monkeypatch.setattr(orphans, "find_pilots", find)
+    monkeypatch.setattr(SlurmBackend, "cancel", cancel)
     assert main(["factory", "clean", "slurm"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-2:] for line in lines[1:3]] == [["old", "(ended)"], ["away", "(unknown)"]]
