@@ -3,9 +3,9 @@
 Theory of operation: pilots leave by themselves when their manager is gone; those that wait in the queue do so when they start, maybe days
 later, and take an hour's place in it: these are orphans.  What runs is not ended here: its manager may be alive where this machine cannot
 see it, or be about to begin anew with its journal.  All pilots of a user carry the names of their factory and manager, so one query finds
-them, whoever submitted them.  A manager counts as gone when its port is free (`windlass.managers`).  One that this state folder does not
-know, or that is not reached from here, may be serving, with its state elsewhere or behind a firewall: its pilots are shown, and ended only
-for who says of this very manager that it is gone.
+them, whoever submitted them.  A manager counts as gone when its port and its lock are free (`windlass.managers`).  One that this state
+folder does not know, or that is not reached from here, may be serving, with its state elsewhere or behind a firewall: its pilots are shown,
+and ended only for who says of this very manager that it is gone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import cast
 from windlass.errors import UsageError, WindlassError
 from windlass.factory.backend import PROBE, Backend, Listed, PilotState, SharedBatch, Tag, backend_class, backend_options
 from windlass.factory.factory import configuration_of, make_backend, request_of
+from windlass.locks import is_free
 from windlass.managers import Presence, choose_manager
 
 
@@ -54,7 +55,9 @@ def state_of_manager(tag: Tag) -> Presence:
         return Presence.UNKNOWN
     # Else it is a namesake's, whose state is elsewhere: each factory has a folder in that of its manager.
     ours = (known.path.parent / "pilots" / tag.factory).is_dir()
-    return known.look() if ours else Presence.UNKNOWN
+    found = known.look() if ours else Presence.UNKNOWN
+    # One that is about to begin has no port yet, and its lock already.
+    return found if found is not Presence.ENDED or is_free(known.lock) else Presence.UNKNOWN
 
 
 def find_pilots(backend: SharedBatch, factory: str = "", ask: Callable[[Tag], Presence] = state_of_manager) -> list[Found]:

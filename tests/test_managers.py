@@ -124,6 +124,14 @@ def test_a_manager_whose_port_is_free_has_ended(ended: Known) -> None:
     assert state_of_manager(pilot_of(ended)) is Presence.ENDED
 
 
+def test_a_manager_that_begins_anew_is_not_gone(ended: Known) -> None:
+    """It listens a moment after it has taken its folder, and then adopts the pilots of its last life."""
+    descriptor = os.open(ended.lock, os.O_RDWR)
+    lock(descriptor)
+    assert state_of_manager(pilot_of(ended)) is Presence.UNKNOWN
+    unlock(descriptor)
+
+
 def test_pilots_may_be_a_namesakes(ended: Known) -> None:
     """A run with a state folder of its own, whose manager has the name of one that has ended here."""
     assert state_of_manager(Tag("slurm-2", ended.name)) is Presence.UNKNOWN
@@ -135,11 +143,11 @@ def test_a_port_that_has_another_program_by_now_says_nothing(ended: Known, quick
     with ExitStack() as stack:
         address = listener(stack)
         assert at(ended, address) is Presence.ENDED
-        descriptor = os.open(ended.path.with_name("lock"), os.O_RDWR)
+        descriptor = os.open(ended.lock, os.O_RDWR)
         lock(descriptor)
         assert at(ended, address) is Presence.SILENT
         unlock(descriptor)
-        ended.path.with_name("lock").write_text("")
+        ended.lock.write_text("")
         assert at(ended, address) is Presence.SILENT
 
 
@@ -173,7 +181,7 @@ def test_what_no_word_comes_from_is_unknown(
 
 def test_the_loopback_of_another_machine_says_nothing(ended: Known) -> None:
     """The port is free here; the manager listens there."""
-    ended.path.with_name("lock").write_text("login2")
+    ended.lock.write_text("login2")
     assert ended.look() is Presence.UNKNOWN
 
 

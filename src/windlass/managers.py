@@ -97,7 +97,7 @@ class Known:
             found.add(Presence.UNKNOWN if is_loopback(address[0]) and self._host() not in ("", os.uname().nodename) else at)
         if Presence.SILENT in found:
             # Some other program may listen there by now.
-            gone = self._host() == os.uname().nodename and is_free(self._lock)
+            gone = self._host() == os.uname().nodename and is_free(self.lock)
             return Presence.ENDED if gone else Presence.SILENT
         return Presence.UNKNOWN if Presence.UNKNOWN in found else Presence.ENDED
 
@@ -121,13 +121,14 @@ class Known:
             return Presence.UNKNOWN
 
     @property
-    def _lock(self) -> Path:
+    def lock(self) -> Path:
+        """The file that it has locked as long as it lives."""
         return self.path.with_name("lock")
 
     def _host(self) -> str:
         """The machine on which it ran last; "": nobody knows."""
         try:
-            return self._lock.read_text(errors="replace")
+            return self.lock.read_text(errors="replace")
         except OSError:
             return ""
 
