@@ -16,6 +16,7 @@ from windlass.errors import UsageError
 from windlass.factory.backend import JobId, Listed, PilotState
 from windlass.identity import manager_folder
 from windlass.manager_job import Job, job_file
+from windlass.managers import Known, Presence
 
 
 def test_options_of_the_managers_job_are_told_from_those_of_its_pool() -> None:
@@ -147,6 +148,23 @@ def test_one_that_has_served_and_waits_again_is_removed(batch: Batch, capsys: py
     assert main(["manager", "stop", "night"]) == 0
     assert "job 4711 of manager night is removed from slurm" in capsys.readouterr().out
     assert (batch.cancelled, job_file(folder).exists()) == (["4711"], False)
+
+
+def test_one_that_is_silent_is_ended_with_its_job(
+    batch: Batch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not hear that it should end."""
+    submitted("night", at=0)
+    with windlass.Manager(name="night"):
+        pass
+
+    def look(known: Known) -> Presence:
+        return Presence.SILENT
+
+    monkeypatch.setattr(Known, "look", look)
+    assert main(["manager", "stop", "night"]) == 0
+    assert "job 4711 of manager night is removed from slurm" in capsys.readouterr().out
+    assert batch.cancelled == ["4711"]
 
 
 @pytest.mark.parametrize("has_run", [False, True])
