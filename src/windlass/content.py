@@ -9,8 +9,8 @@ pickled a second time, into a hash instead of a message, with these differences 
 * a set is the sorted digests of its members;
 * code is its instructions, constants and names, without file, lines and columns;
 * a function by value is its code, defaults, closure, attributes, and the globals that it names; a class by value its bases and what it has;
-* what goes by name is its name; a local module is the content of its snapshot, an installed one the versions of its distribution and of all
-  that this one requires.
+* what goes by name is its name; a local module is the content of its snapshot; of installed ones, also those that the source of local ones
+  imports, the versions of their distributions count, and of all that these require.
 
 Large buffers are hashed, not copied.  What cannot be pickled so has no content (None), and its call is not remembered.
 """
@@ -159,13 +159,15 @@ def _of_attribute(value: Any) -> Any:
 
 def content_of(value: Any, stand_in: Callable[[Any], str] | None = None) -> bytes | None:
     """The digest of a value; None for one that has none. ``stand_in``: what is hashed in an object's place, "" for the object."""
-    digest, pickler = _look(value, stand_in)
-    if digest is None or pickler is None or not pickler.local:
-        return digest
-    whole = hashlib.blake2b(digest, digest_size=DIGEST_BYTES)
-    for ref in snapshots.snapshots_of(pickler.local, _named):
-        whole.update(ref.name.encode())
-    return whole.digest()
+    pickler = _look(value, stand_in)
+    if pickler is None:
+        return None
+    texts = snapshots.texts_of(pickler.local)
+    versions = _versions(_modules(pickler, pickler.functions, texts))
+    if not (texts or versions):
+        return pickler.finish()
+    refs = snapshots.snapshots_of(pickler.local, _named)
+    return _whole(pickler, "", refs, versions)
 
 
 def _named(data: Buffer) -> ObjectRef:
@@ -177,43 +179,59 @@ def content_of_function(fn: Any, code: Iterable[ObjectRef], more: Iterable[Any] 
 
     ``code``: the snapshots that go along. ``more``: what else decides about its results (a context, variables of the environment).
     """
-    digest, pickler = _look((fn, tuple(more)), None)
-    if digest is None or pickler is None:
+    pickler = _look((fn, tuple(more)), None)
+    if pickler is None:
         return None
-    found = list(pickler.functions)
+    functions = list(pickler.functions)
     inner = imports.plain_function(fn)
-    if inner is not None and inner not in found:
-        found.append(inner)  # it goes by name, and yet its body may import
-    tops = {spec.module.partition(".")[0] for spec in imports.automatic_imports(pickler.modules, found)}
-    tops |= {name.partition(".")[0] for name in pickler.modules}
-    whole = hashlib.blake2b(digest, digest_size=DIGEST_BYTES)
-    whole.update(f"python {sys.version_info[0]}.{sys.version_info[1]}".encode())
-    for ref in sorted(ref.name for ref in code):
-        whole.update(ref.encode())
-    for top in sorted(tops):
-        if snapshots.home(top) == snapshots.INSTALLED and top not in sys.stdlib_module_names and top != "windlass":
-            whole.update(versions_of(top).encode())
-    return whole.digest()
+    if inner is not None and inner not in functions:
+        functions.append(inner)  # it goes by name, and yet its body may import
+    refs = tuple(code)
+    versions = _versions(_modules(pickler, functions, [snapshots.text_of(ref) for ref in refs]))
+    return _whole(pickler, f"python {sys.version_info[0]}.{sys.version_info[1]}", refs, versions)
 
 
-def _look(value: Any, stand_in: Callable[[Any], str] | None) -> tuple[bytes | None, _Content | None]:
+def _look(value: Any, stand_in: Callable[[Any], str] | None) -> _Content | None:
     try:
         pickler = _Content(stand_in)
         pickler.dump(value)
-        return pickler.finish(), pickler
     except Exception:  # noqa: BLE001 - pickling runs the user's code, which may raise anything: then it is not remembered
-        return None, None
+        return None
+    return pickler
+
+
+def _modules(pickler: _Content, functions: Iterable[FunctionType], texts: Iterable[snapshots.Text]) -> frozenset[str]:
+    """The top-level modules of all that a value brings: what it names, what the bodies of these functions import, and the source."""
+    named = {name.partition(".")[0] for name in (*pickler.modules, *imports.imported_by(functions))}
+    return frozenset(named.union(*(text.needs for text in texts)))
+
+
+def _whole(pickler: _Content, python: str, code: Iterable[ObjectRef], versions: str) -> bytes:
+    whole = hashlib.blake2b(pickler.finish(), digest_size=DIGEST_BYTES)
+    whole.update(python.encode())
+    for ref in sorted(ref.name for ref in code):
+        whole.update(ref.encode())
+    whole.update(versions.encode())
+    return whole.digest()
+
+
+@lru_cache(maxsize=1000)
+def _versions(tops: frozenset[str]) -> str:
+    """Of those that are installed. Remembered, as to look for one that is not imported takes longer than a call may."""
+    counting = (top for top in sorted(tops) if top not in sys.stdlib_module_names and top != "windlass")
+    return "".join(f"{versions_of(top)}\n" for top in counting if snapshots.home(top) == snapshots.INSTALLED)
 
 
 @lru_cache(maxsize=1000)
 def versions_of(top: str) -> str:
-    """The distributions that a top-level module comes from, with what they require, each with its version."""
+    """The distributions that a top-level module comes from, with what they require, each with its version.
+
+    Not what the module itself says, which it does where it is imported, and an import that comes later is no other version.
+    """
     found: dict[str, str] = {}
     for name in _distributions(top):
         _require(name, found)
-    module = sys.modules.get(top)
-    told = getattr(module, "__version__", "") if module is not None else ""
-    return f"{top} {told} " + " ".join(f"{name}={version}" for name, version in sorted(found.items()))
+    return f"{top} " + " ".join(f"{name}={version}" for name, version in sorted(found.items()))
 
 
 def _distributions(top: str) -> Iterable[str]:

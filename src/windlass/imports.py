@@ -128,12 +128,17 @@ def _explicit_name(value: Any) -> str:
 
 def automatic_imports(modules: Iterable[str], functions: Iterable[FunctionType]) -> tuple[ImportSpec, ...]:
     """The imports of a pickled function from what its stream names and the functions that went by value."""
-    names = set(modules)
-    for function in functions:
-        package = function.__globals__.get("__package__") or ""
-        names.update(imports_of_code(function.__code__, package))
+    names = {*modules, *imported_by(functions)}
     wanted = (name for name in sorted(names) if name not in _TRIVIAL and name.partition(".")[0] not in ("windlass", "cloudpickle"))
     return tuple(ImportSpec(name) for name in wanted if snapshots.home(name) != snapshots.BY_VALUE or name not in sys.modules)
+
+
+def imported_by(functions: Iterable[FunctionType]) -> set[str]:
+    """The modules that the bodies of these import."""
+    names: set[str] = set()
+    for function in functions:
+        names.update(imports_of_code(function.__code__, function.__globals__.get("__package__") or ""))
+    return names
 
 
 def plain_function(fn: Any) -> FunctionType | None:

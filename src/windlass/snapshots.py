@@ -32,7 +32,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from windlass.messages import ObjectName, ObjectRef
 
@@ -179,19 +179,27 @@ def _is_installed(path: str) -> bool:
 # ---------------------------------------------------------------- making them
 
 
+class Text(NamedTuple):
+    """What a snapshot says."""
+
+    module: str
+    #: The top-level modules that its source imports.
+    needs: tuple[str, ...]
+
+
 class _Snapshot:
     """The newest snapshot of a top-level module."""
 
-    def __init__(self, files: dict[str, tuple[str, int, int]]) -> None:
+    def __init__(self, module: str, files: dict[str, tuple[str, int, int]]) -> None:
         self.files = files
         self.data = _zipped(files)
-        self.needs = _imported(files)
+        self.text = Text(module, tuple(_imported(files)))
         self.looked_at = 0.0
 
 
 _snapshots: dict[str, _Snapshot] = {}
-#: The module of each snapshot that was taken, by the snapshot's name.
-_modules: dict[str, str] = {}
+#: The text of each snapshot that was taken, by the snapshot's name.
+_texts: dict[str, Text] = {}
 #: How many times a module was found to be another than at the last look.
 edits: int = 0
 
@@ -202,6 +210,29 @@ def snapshots_of(modules: Iterable[str], put: Put, max_age: float = MAX_AGE) -> 
     `max_age`: seconds for which files are taken to be unchanged. Raises `UsageError` for a module that is too large, and what
     ``put`` raises.
     """
+    refs: list[ObjectRef] = []
+    for snapshot in _taken(modules, max_age):
+        refs.append(put(snapshot.data))
+        _texts[refs[-1].name] = snapshot.text
+    return tuple(refs)
+
+
+def texts_of(modules: Iterable[str]) -> list[Text]:
+    """What those snapshots say. Raises `UsageError` as `snapshots_of`."""
+    return [snapshot.text for snapshot in _taken(modules, MAX_AGE)]
+
+
+def text_of(ref: ObjectRef) -> Text:
+    """What a snapshot says that this process has taken; of another one nothing is known but its name, by which it differs from all."""
+    return _texts.get(ref.name) or Text(ref.name, ())
+
+
+def module_of(ref: ObjectRef) -> str:
+    """The top-level module of a snapshot."""
+    return text_of(ref).module
+
+
+def _taken(modules: Iterable[str], max_age: float) -> list[_Snapshot]:
     import time
 
     now = time.monotonic()
@@ -212,18 +243,8 @@ def snapshots_of(modules: Iterable[str], put: Put, max_age: float = MAX_AGE) -> 
         if name in taken or home(name) != LOCAL:
             continue
         snapshot = taken[name] = _take(name, now, max_age)
-        waiting += snapshot.needs
-    refs: list[ObjectRef] = []
-    for name in sorted(taken):
-        if taken[name].files:
-            refs.append(put(taken[name].data))
-            _modules[refs[-1].name] = name
-    return tuple(refs)
-
-
-def module_of(ref: ObjectRef) -> str:
-    """The top-level module of a snapshot that this process has taken; of another one its own name, by which it differs from all."""
-    return _modules.get(ref.name, ref.name)
+        waiting += snapshot.text.needs
+    return [taken[name] for name in sorted(taken) if taken[name].files]
 
 
 def looks_again_at(modules: Iterable[str]) -> float:
@@ -256,7 +277,7 @@ def _look(name: str, known: _Snapshot | None) -> _Snapshot:
             return known
         if looks > 1 or (known is not None and _source(known.files) != _source(files)):
             _let_rest()
-        taken = _Snapshot(files)
+        taken = _Snapshot(name, files)
         again = _files(name)
         if looks == LOOKS or _source(again) == _source(files):
             return taken

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,68 @@ def test_a_local_module_counts_with_its_source(tmp_path: Path) -> None:
     before = run(program)
     (tmp_path / "helpers.py").write_text("class Thing:\n    size = 2\n")
     assert run(program, PYTHONDONTWRITEBYTECODE="1") != before
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Callable[..., None]:
+    """Put a distribution with a module of its name into a folder of installed ones; again: install it anew."""
+
+    def install(name: str, version: str, text: str = "", **files: str) -> None:
+        place = tmp_path / "site-packages"
+        about = place / f"{name}-0.dist-info"
+        about.mkdir(parents=True, exist_ok=True)
+        (place / f"{name}.py").write_text(text)
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        for file, content in files.items():
+            (about / file.replace("_json", ".json")).write_text(content)
+
+    return install
+
+
+#: Of a function, of a class of a local module, and of a function that goes by value among the arguments.
+USES = """
+import json, sys
+sys.path[:0] = FOLDERS
+import helpers
+from windlass import functions
+from windlass.content import content_of, content_of_function
+from windlass.messages import ObjectName, ObjectRef
+from windlass.objects import content_name
+
+def put(data):
+    return ObjectRef(ObjectName(content_name(data)), len(data))
+
+def by_value(x):
+    return helpers.paint(x)
+
+def imports(x):
+    import colour_package
+    return x
+
+def of(fn):
+    return content_of_function(fn, functions.define(fn, put).definition.code)
+
+found = [of(helpers.paint), of(by_value), of(imports), content_of([helpers.Thing()]), content_of({imports})]
+print(json.dumps([content.hex() for content in found]))
+"""
+
+
+def test_versions_count_of_what_the_source_of_a_local_module_imports(tmp_path: Path, package: Callable[..., None]) -> None:
+    """Nothing of that is in the code of a function that goes by name. What nobody imports does not count, nor what is only imported now."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "helpers.py").write_text("import deep\n\ndef paint(x):\n    return deep.paint(x)\n\nclass Thing:\n    pass\n")
+    (project / "deep.py").write_text("def paint(x):\n    import colour_package\n    return x\n")
+    package("colour_package", "1")
+    package("other_package", "1")
+    program = USES.replace("FOLDERS", repr([str(project), str(tmp_path / "site-packages")]))
+    before = run(program)
+    package("colour_package", "1", "__version__ = 'told'")
+    package("other_package", "2")
+    assert run(program) == before
+    assert run(program.replace("import helpers\n", "import helpers, colour_package\n", 1)) == before
+    package("colour_package", "2")
+    assert all(new != old for new, old in zip(run(program), before, strict=True))
 
 
 def double(x: int) -> int:
