@@ -3,9 +3,9 @@
 Theory of operation
 -------------------
 A call is known by its *key*: the content of its function (`windlass.content`) and its arguments: the bytes of the payload where these are
-few and the same in every process, else a digest; large buffers and declared files by their names, which are content; inputs that are the
-results of other calls by the keys of those.  So a program that is started again asks by the same keys as before it was killed,
-as long as it submits the same calls, whatever their order and however many had ended.
+few and the same in every process, else a digest of what they mean; large buffers and declared files by their names, which are content;
+inputs that are the results of other calls by the keys of those.  So a program that is started again asks by the same keys as before it
+was killed, as long as it submits the same calls, whatever their order and however many had ended.
 
 *A journal remembers calls.*  Equal calls are told apart by number: the second ``submit`` of ``sample()`` has another key than the first, so
 a program that draws a thousand samples finds a thousand, not one.  What was found is forgotten in memory: nobody asks for it twice.
@@ -59,8 +59,8 @@ from windlass.objects import content_name
 #: Payloads of up to so many bytes are their own digest.
 _SHORT_BYTES: Final = 48
 _DIGEST_BYTES: Final = 16
-#: In pickled bytes: the opcodes of sets, and the modules by which classes and functions go by value.
-_UNSTEADY: Final = (b"\x8f", b"\x91", b"cloudpickle", b"windlass.byvalue")
+#: In pickled bytes: the opcodes of sets, and the modules by which classes and functions go by value, or with their source.
+_UNSTEADY: Final = (b"\x8f", b"\x91", b"cloudpickle", b"windlass.byvalue", b"windlass.snapshots")
 #: How the contents of targets begin.
 JOURNALED: Final = b"j"
 MEMOIZED: Final = b"m"
@@ -141,7 +141,8 @@ class Memory:
         if len(keys) != len(inputs):
             return None
         payload, spans = spec.payload, spec.spans
-        if arguments is not None and not _is_steady(payload or self._client.read(spans[0].name)):
+        # A stream that went to the store, perhaps of another machine, is not had from there again.
+        if arguments is not None and not (payload and _is_steady(payload)):
             from windlass.content import content_of  # it needs cloudpickle
 
             with collecting():

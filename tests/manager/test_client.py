@@ -285,6 +285,29 @@ def test_a_large_result_is_shared_without_room_in_the_store(bench: Bench, tmp_pa
         third.result(0)
 
 
+@pytest.mark.parametrize("target", [REMEMBERED, MEMOIZED])
+def test_large_arguments_are_not_read_back_for_their_key(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target
+) -> None:
+    """A list or a dict may have a stream as long as an array, and a manager on another machine gives out results only."""
+
+    def refuse(name: str) -> memoryview:
+        raise KeyError(name)
+
+    memory = remembering(bench, tmp_path)
+    with monkeypatch.context() as far:
+        far.setattr(bench.store, "open", refuse)
+        first = bench.client.submit(target, (list(range(100_000)),), {})
+    bench.end(first, "kept")
+    memory.close()
+    memory = remembering(bench, tmp_path)
+    monkeypatch.setattr(bench.store, "open", refuse)
+    again, other = (bench.client.submit(target, (list(range(number)),), {}) for number in (100_000, 100_001))
+    assert again.result(0) == "kept"
+    assert not other.done()
+    memory.close()
+
+
 def test_who_submits_a_call_while_the_end_of_its_earlier_run_is_written_waits_for_that(bench: Bench, tmp_path: Path) -> None:
     """A worker tells of a large result for an earlier life of the program, and leaves; the disk takes its time."""
     store, target, memory = bench.store, REMEMBERED, remembering(bench, tmp_path)
