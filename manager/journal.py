@@ -15,7 +15,9 @@ large buffers are handed to the same thread (`append_large`), which copies the b
 
 A record that was cut off by a crash, or is damaged, ends what is read: the log is cut there, and what followed is made again.  When
 a write fails (a full disk) the log is cut back to where it was whole, what was copied of a large buffer goes, this is told once, and the
-next write tries again: a journal that cannot be written costs its use and no call.
+next write tries again: a journal that cannot be written costs its use and no call.  A network file system takes what is written into its
+cache, says only when it is to be synced that there is no room, and forgets it: then the log is cut back to what was synced before, as what
+comes next would stand behind a hole.
 
 Keys and what the results of calls are: `windlass.manager.memory`.
 """
@@ -23,6 +25,7 @@ Keys and what the results of calls are: `windlass.manager.memory`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -59,6 +62,8 @@ _HEADER: Final = struct.Struct("<II")
 BATCH_MOST: Final = 1024
 #: Seconds between two calls of ``fdatasync``.
 SYNC_SECONDS: Final = 1.0
+#: What ``fdatasync`` says on a file system that has none, which is no loss.
+_NO_SYNC: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
 #: Batches that are kept decoded: a program asks for results in about the order in which they were written.
 _DECODED_MOST: Final = 8
 
@@ -111,7 +116,9 @@ class Journal:
         self._decoded: OrderedDict[int, list[Entry]] = OrderedDict()
         #: Guards the log's end, and what was decoded.
         self._lock = threading.Lock()
-        self._unsynced = False
+        #: How far the log was synced, or found, and how many results came after the last ``fdatasync`` began.
+        self._synced = self._end
+        self._unsynced = 0
         self._closed = False
 
     def name(self) -> str:
@@ -147,13 +154,7 @@ class Journal:
     def append(self, entries: Sequence[Entry], *, index: bool = False) -> None:
         """Write these results. ``index``: have them found in this life too. Never raises for want of disk."""
         for start in range(0, len(entries), BATCH_MOST):
-            batch = entries[start : start + BATCH_MOST]
-            offset = self._write(_encode(batch))
-            if offset < 0:
-                self.dropped += len(batch)
-            elif index:
-                for number, (key, _) in enumerate(batch):
-                    self.places[key] = offset * BATCH_MOST + number
+            self._write(entries[start : start + BATCH_MOST], index)
 
     def append_large(
         self, key: bytes, end: CallEnd, read: Callable[[ObjectName], Buffer], done: Callable[[], None], *, index: bool = False
@@ -189,7 +190,7 @@ class Journal:
                 with open(fresh, "wb", opener=_private) as file:
                     file.write(data)
                     file.flush()
-                    os.fdatasync(file.fileno())
+                    _sync_file(file.fileno())
                 fresh.rename(self._objects / name)
             except BaseException:
                 # A part of it, up to all that the disk had left, which smaller results and others need.
@@ -198,12 +199,13 @@ class Journal:
                 raise
         return msgspec.structs.replace(end, spans=tuple(spans))
 
-    def _write(self, body: bytes) -> int:
-        """Where the record begins; -1 if it could not be written."""
+    def _write(self, batch: Sequence[Entry], index: bool) -> None:
+        body = _encode(batch)
         data = _HEADER.pack(len(body), zlib.crc32(body)) + body
         with self._lock:
             if self._closed:
-                return -1
+                self.dropped += len(batch)
+                return
             offset = self._end
             try:
                 written = os.pwrite(self._log, data, offset)
@@ -213,16 +215,20 @@ class Journal:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._log, offset)
                 self._failed(error)
-                return -1
+                self.dropped += len(batch)
+                return
             self._end = offset + len(data)
-            first, self._unsynced = not self._unsynced, True
+            if index:
+                for number, (key, _) in enumerate(batch):
+                    self.places[key] = offset * BATCH_MOST + number
+            first = not self._unsynced
+            self._unsynced += len(batch)
         if first:
             self._work.put(self._sync_later)
-        return offset
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception, what: str = "results from now on") -> None:
         if not self.dropped:
-            log.error("journal %s cannot be written (%s): results from now on may be made again by the next run", self.folder, error)
+            log.error("journal %s cannot be written (%s): %s may be made again by the next run", self.folder, error, what)
 
     # ------------------------------------------------------------ reading
 
@@ -274,6 +280,7 @@ class Journal:
         if end < len(_MAGIC):
             os.ftruncate(self._log, 0)
             os.pwrite(self._log, _MAGIC, 0)
+            _sync_file(self._log)  # what is written later may be lost; without this the rest would be no journal's
             return len(_MAGIC)
         if os.pread(self._log, len(_MAGIC), 0) != _MAGIC:
             raise UsageError(f"{self.folder / 'log'} is no journal of this version of Windlass: name another folder, or remove this one")
@@ -318,9 +325,28 @@ class Journal:
         self._sync()
 
     def _sync(self) -> None:
-        self._unsynced = False
-        with contextlib.suppress(OSError):
-            os.fdatasync(self._log)
+        with self._lock:
+            end, results, self._unsynced = self._end, self._unsynced, 0
+        try:
+            _sync_file(self._log)
+        except OSError as error:
+            self._cut_back(error, results)
+        else:
+            self._synced = end
+
+    def _cut_back(self, error: OSError, results: int) -> None:
+        """Forget what was written since the last sync, of which nobody knows what there is: so many results, and those that came since."""
+        with self._lock:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._log, self._synced)
+            self._end = self._synced
+            for offset in [offset for offset in self._decoded if offset >= self._synced]:
+                del self._decoded[offset]
+            for key in [key for key, place in list(self.places.items()) if place >= self._synced * BATCH_MOST]:
+                self.places.pop(key, None)
+            self._failed(error, "results of the last second, and from now on,")
+            self.dropped += results + self._unsynced
+            self._unsynced = 0
 
     def close(self, *, remove: bool = False) -> None:
         """Finish writing; ``remove``: it was only for this life."""
@@ -332,7 +358,8 @@ class Journal:
             self._closed = True
         if not remove:
             self._sync()
-        os.close(self._log)
+        with contextlib.suppress(OSError):  # a file system that has lost the file, or has no room for what was not synced
+            os.close(self._log)
         unlock(self._lock_file)
         if remove:  # now: a shared file system keeps what is open, and the folder with it
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -345,6 +372,14 @@ class Journal:
             os.close(self._log)
             os.close(self._lock_file)
             self._log = -1
+
+
+def _sync_file(descriptor: int) -> None:
+    try:
+        os.fdatasync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def _records(descriptor: int, end: int) -> Iterator[tuple[int, bytes]]:

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from typing import Final
 
-#: Files that are locked here, and by which process: one that it forks has a copy of this.
-_held: Final[set[tuple[int, int, int]]] = set()
+#: Files that are locked here, by descriptor, and by which process: one that it forks has a copy of this.
+_held: Final[dict[int, tuple[int, int, int]]] = {}
 
 
 def lock(descriptor: int) -> None:
     """Lock the file until `unlock`. Raises `BlockingIOError` when it is locked, and `OSError` on a file system without locks."""
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    _held.add(_identity(descriptor))
+    _held[descriptor] = _identity(descriptor)
 
 
 def is_locked_here(descriptor: int) -> bool:
     """Whether it is this process that has locked the file, by another descriptor."""
-    return _identity(descriptor) in _held
+    return _identity(descriptor) in _held.values()
 
 
 def is_free(path: str | os.PathLike[str]) -> bool:
@@ -41,9 +42,10 @@ def is_free(path: str | os.PathLike[str]) -> bool:
 
 
 def unlock(descriptor: int) -> None:
-    """Close a descriptor that was locked."""
-    _held.discard(_identity(descriptor))
-    os.close(descriptor)
+    """Close a descriptor that was locked. Raises nothing where the file is gone, or was not written: the lock goes with the descriptor."""
+    _held.pop(descriptor, None)
+    with suppress(OSError):
+        os.close(descriptor)
 
 
 def _identity(descriptor: int) -> tuple[int, int, int]:

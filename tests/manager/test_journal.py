@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from windlass.errors import Closed, UsageError
+from windlass.manager import journal as journals
 from windlass.manager.journal import BATCH_MOST, Entry, Journal
 from windlass.messages import RETURNED, CallEnd, CallId, ObjectName, ObjectRef
 
@@ -336,6 +337,85 @@ def test_a_full_disk_costs_the_journal_and_no_call(mounted: Path, caplog: pytest
     journal.append([entry(4)])
     journal.close()
     assert set(again(mounted / "journal")) == {b"key1", b"key4"}
+
+
+class Late:
+    """A file system that takes all, and says only when it is to be synced that there is no room; then it has forgotten the rest."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.error = 0
+        self._sync = os.fdatasync
+        self._good: dict[int, int] = {}
+        monkeypatch.setattr(os, "fdatasync", self)
+        monkeypatch.setattr(journals, "SYNC_SECONDS", 0.0)
+
+    def __call__(self, descriptor: int) -> None:
+        if not self.error:
+            self._good[descriptor] = os.fstat(descriptor).st_size
+            self._sync(descriptor)
+            return
+        if self.error == errno.EDQUOT:
+            os.ftruncate(descriptor, self._good.get(descriptor, 0))
+        raise OSError(self.error, os.strerror(self.error))
+
+
+def wait_for_sync(journal: Journal) -> None:
+    """Its thread does one thing after the other, and this one, which writes nothing, after the sync."""
+    done, gone = threading.Event(), (ObjectRef(ObjectName("r-1"), 9),)
+    journal.append_large(b"gone", CallEnd(CallId(1), 1, RETURNED, spans=gone), dict[str, bytes]().__getitem__, done.set)
+    assert done.wait(30)
+
+
+def test_what_a_file_system_forgets_costs_what_was_not_synced_and_nothing_after_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A quota on NFS: what came next was written behind a hole, at which the next life stopped reading."""
+    disk = Late(monkeypatch)
+    journal = Journal(folder)
+    journal.append([entry(1)], index=True)
+    wait_for_sync(journal)
+    disk.error = errno.EDQUOT
+    journal.append([entry(2), entry(3)], index=True)
+    wait_for_sync(journal)
+    assert journal.dropped == 2
+    assert set(journal.places) == {b"key1"}
+    assert caplog.text.count("cannot be written") == 1
+    assert "Disk quota exceeded): results of the last second, and from now on, may be made again by the next run" in caplog.text
+    disk.error = 0
+    journal.append([entry(4)])
+    journal.close()
+    assert set(again(folder)) == {b"key1", b"key4"}
+    disk.error = errno.EDQUOT
+    with pytest.raises(UsageError, match="cannot be opened: Disk quota exceeded"):
+        Journal(folder.with_name("new.journal"))
+
+
+def test_a_file_system_that_does_not_sync_keeps_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of FUSE refuse."""
+    Late(monkeypatch).error = errno.EINVAL
+    journal = Journal(folder)
+    journal.append([entry(1)])
+    journal.close()
+    assert set(again(folder)) == {b"key1"}
+
+
+def test_a_journal_whose_files_are_gone_can_be_closed(journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody has removed the folder on another host: closing goes on, and its manager goes on to close what else it has."""
+    close = os.close
+
+    def stale(descriptor: int) -> None:
+        close(descriptor)
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def unknown(descriptor: int) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    journal.append([entry(1)])
+    with monkeypatch.context() as gone:
+        gone.setattr(os, "close", stale)
+        gone.setattr(os, "fstat", unknown)
+        journal.close()
+    assert set(again(folder)) == {b"key1"}, "its lock was not left"
 
 
 def test_a_large_result_for_which_there_is_no_room_leaves_the_room_to_small_ones(mounted: Path) -> None:
