@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 
@@ -146,7 +146,7 @@ class Memory:
             from windlass.content import content_of  # it needs cloudpickle
 
             with collecting():
-                found = content_of(arguments, _stands_for)
+                found = content_of(arguments, _stands_for(inputs))
             if found is None:
                 return None
             payload, spans = found, ()
@@ -432,6 +432,15 @@ def _is_steady(data: bytes | memoryview) -> bool:
     return not any(word in found for word in _UNSTEADY)
 
 
-def _stands_for(value: Any) -> str:
-    """What is hashed in place of a future: the key of its call."""
-    return value.key.hex() if isinstance(value, CallFuture) and value.key is not None else ""
+def _stands_for(inputs: Sequence[CallFuture[Any]]) -> Callable[[Any], object]:
+    """What is hashed in place of a future among the arguments: the key of its call where its result is an input, which the worker reads as
+    it was returned; what the program has of it where that goes along, which may have been changed since."""
+    keys = {one.call_id: one.key for one in inputs}
+
+    def stand_in(value: Any) -> object:
+        if not isinstance(value, CallFuture):
+            return None
+        future = cast("CallFuture[Any]", value)
+        return keys.get(future.call_id) or future.unpacked()
+
+    return stand_in

@@ -57,20 +57,23 @@ _BOOKS: Final = frozenset(
     ]
 )
 _SETS: Final = frozenset({set, frozenset})
+_PLAIN: Final = frozenset({str, bytes, bool, int, float})
 _REQUIRED: Final = re.compile(r"[A-Za-z0-9._-]+")
 
 
 class _Content(ByValue):
     """Pickles into a hash what ``ByValue`` would send."""
 
-    def __init__(self, stand_in: Callable[[Any], str] | None) -> None:
+    def __init__(self, stand_in: Callable[[Any], object] | None) -> None:
         self._digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
         self._stream = BytesIO()
         self._stand_in = stand_in
         super().__init__(self._stream, True, self._buffer)
 
     def _buffer(self, buffer: PickleBuffer) -> bool:
-        self._digest.update(buffer.raw())
+        raw = buffer.raw()
+        self._digest.update(b"%d " % raw.nbytes)  # or two of them would be as two others that begin and end elsewhere
+        self._digest.update(raw)
         return False
 
     def persistent_id(self, obj: Any) -> Any:
@@ -82,13 +85,13 @@ class _Content(ByValue):
             return b"b" + obj
         if kind in _SETS:
             return kind.__name__, sorted(self._part(member) for member in obj)
-        if self._stand_in is not None and (name := self._stand_in(obj)):
-            return "stands for", name
+        if self._stand_in is not None and (other := self._stand_in(obj)) is not None:
+            return "stands for", other
         return None
 
     def _part(self, member: Any) -> bytes:
-        if isinstance(member, str | bytes | int | float):
-            # Quick, and told apart by type; most members are such.
+        if type(member) in _PLAIN:
+            # Quick, and told apart by type; most members are such. What a class of one's own says of itself may be less than it is.
             return hashlib.blake2b(repr(member).encode(), digest_size=DIGEST_BYTES).digest()
         inner = _Content(self._stand_in)
         inner.dump(member)
@@ -157,8 +160,8 @@ def _of_attribute(value: Any) -> Any:
     return value.__name__ if isinstance(value, MemberDescriptorType | GetSetDescriptorType) else value
 
 
-def content_of(value: Any, stand_in: Callable[[Any], str] | None = None) -> bytes | None:
-    """The digest of a value; None for one that has none. ``stand_in``: what is hashed in an object's place, "" for the object."""
+def content_of(value: Any, stand_in: Callable[[Any], object] | None = None) -> bytes | None:
+    """The digest of a value; None for one that has none. ``stand_in``: what is hashed in an object's place, None for the object."""
     pickler = _look(value, stand_in)
     if pickler is None:
         return None
@@ -191,7 +194,7 @@ def content_of_function(fn: Any, code: Iterable[ObjectRef], more: Iterable[Any] 
     return _whole(pickler, f"python {sys.version_info[0]}.{sys.version_info[1]}", refs, versions)
 
 
-def _look(value: Any, stand_in: Callable[[Any], str] | None) -> _Content | None:
+def _look(value: Any, stand_in: Callable[[Any], object] | None) -> _Content | None:
     try:
         pickler = _Content(stand_in)
         pickler.dump(value)

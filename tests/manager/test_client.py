@@ -308,6 +308,36 @@ def test_large_arguments_are_not_read_back_for_their_key(
     memory.close()
 
 
+class State:
+    """As of a script."""
+
+    def __init__(self, temperature: int) -> None:
+        self.temperature = temperature
+
+
+def test_a_result_that_was_changed_is_another_argument(bench: Bench, tmp_path: Path) -> None:
+    """What the program has read goes along as it is now, and what it has not as it was returned."""
+    memory = remembering(bench, tmp_path)
+
+    def key(*args: Any) -> bytes:
+        key = bench.client.submit(MEMOIZED, args, {}).key
+        assert key is not None
+        return key
+
+    future = bench.client.submit(REMEMBERED, (1,), {})
+    unread = key({1}, future)
+    bench.end(future, State(100))
+    assert key({1}, future) == unread
+    state = future.result(0)
+    read = key({1}, future)
+    assert key({1}, future) == read
+    state.temperature = 300
+    assert key({1}, future) != read
+    state.temperature = 100
+    assert key({1}, future) == read
+    memory.close()
+
+
 def test_who_submits_a_call_while_the_end_of_its_earlier_run_is_written_waits_for_that(bench: Bench, tmp_path: Path) -> None:
     """A worker tells of a large result for an earlier life of the program, and leaves; the disk takes its time."""
     store, target, memory = bench.store, REMEMBERED, remembering(bench, tmp_path)

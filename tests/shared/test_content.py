@@ -8,6 +8,8 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from pickle import PickleBuffer
+from typing import Any
 
 import pytest
 
@@ -202,6 +204,28 @@ def test_what_cannot_be_pickled_has_no_content() -> None:
 def test_texts_bytes_and_numbers_are_told_apart() -> None:
     assert len({content_of(value) for value in ("a", b"a", 1, 1.0, True, "1", (1,), [1], {1}, frozenset({1}))}) == 10
     assert content_of({"b": 1, "a": 2}) != content_of({"a": 2, "b": 1})  # whose order is theirs
+
+
+class Energy(float):
+    def __repr__(self) -> str:
+        return f"{self:.2f} eV"
+
+
+class Parts:
+    """Of bytes that leave the stream, and nothing in it says how many they are."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self.parts = parts
+
+    def __reduce__(self) -> Any:
+        return Parts, tuple(map(PickleBuffer, self.parts))
+
+
+def test_no_two_values_have_one_content() -> None:
+    """Though they say the same of themselves, or their buffers one after the other are the same."""
+    assert content_of({Energy(1.001)}) != content_of({Energy(1.004)})
+    assert content_of({Energy(1.001)}) == content_of({Energy(1.001)})
+    assert content_of(Parts(b"ab", b"c")) != content_of(Parts(b"a", b"bc"))
 
 
 def test_a_distribution_counts_with_all_that_it_requires() -> None:
