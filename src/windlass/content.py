@@ -33,6 +33,8 @@ from windlass.messages import ObjectRef
 from windlass.objects import content_name
 
 if TYPE_CHECKING:
+    from importlib.metadata import Distribution
+
     from typing_extensions import Buffer
 
 #: Bytes of a digest.
@@ -58,6 +60,9 @@ _BOOKS: Final = frozenset(
 )
 _SETS: Final = frozenset({set, frozenset})
 _PLAIN: Final = frozenset({str, bytes, bool, int, float})
+#: Files of a distribution, as RECORD lists them, that are others for each installation: compiled ones, what is beside it, scripts outside.
+_UNSTABLE: Final = re.compile(r"\.pyc,|\.dist-info/|^\"?(\.\.)?/")
+_EDITABLE: Final = re.compile(r'"editable":\s*true')
 _REQUIRED: Final = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -227,14 +232,15 @@ def _versions(tops: frozenset[str]) -> str:
 
 @lru_cache(maxsize=1000)
 def versions_of(top: str) -> str:
-    """The distributions that a top-level module comes from, with what they require, each with its version.
+    """The distributions that a top-level module comes from, with what they require, each with its version; without any, its files.
 
     Not what the module itself says, which it does where it is imported, and an import that comes later is no other version.
     """
     found: dict[str, str] = {}
     for name in _distributions(top):
         _require(name, found)
-    return f"{top} " + " ".join(f"{name}={version}" for name, version in sorted(found.items()))
+    versions = [f"{name}={version}" for name, version in sorted(found.items())] or [snapshots.digest_of(top)]
+    return f"{top} " + " ".join(versions)
 
 
 def _distributions(top: str) -> Iterable[str]:
@@ -253,6 +259,15 @@ def _by_module() -> dict[str, list[str]]:
     return {top: list(names) for top, names in metadata.packages_distributions().items()}
 
 
+def _build_of(distribution: Distribution) -> str:
+    """Which build of its version this is, where there may be several: of what was installed from a folder, an archive or a repository."""
+    origin = distribution.read_text("direct_url.json")
+    if origin is None or _EDITABLE.search(origin):  # that one's source is a local module's
+        return ""
+    files = (line for line in (distribution.read_text("RECORD") or "").splitlines() if not _UNSTABLE.search(line))
+    return "+" + hashlib.blake2b("\n".join(sorted(files)).encode(), digest_size=8).hexdigest()
+
+
 def _require(name: str, found: dict[str, str]) -> None:
     from importlib import metadata
 
@@ -263,7 +278,7 @@ def _require(name: str, found: dict[str, str]) -> None:
         distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         return  # it is not needed here
-    found[key] = distribution.version
+    found[key] = distribution.version + _build_of(distribution)
     for requirement in distribution.requires or ():
         wanted = _REQUIRED.match(requirement)
         if wanted is not None and "extra ==" not in requirement:

@@ -426,6 +426,20 @@ def _imported(files: dict[str, tuple[str, int, int]]) -> list[str]:
     return sorted(names)
 
 
+def digest_of(top: str) -> str:
+    """The files of an installed module of which no distribution tells: what the Python ones say, and how large others are."""
+    import hashlib
+
+    digest = hashlib.blake2b(digest_size=8)
+    spec = find_spec(top)
+    for place in [] if spec is None else _places(spec):
+        for name, path in sorted(_walk(place, top, set())) if os.path.isdir(place) else [(os.path.basename(place), place)]:
+            with suppress(OSError), open(path, "rb") as file:
+                said = file.read() if name.endswith(".py") else b""
+                digest.update(f"{name} {os.fstat(file.fileno()).st_size}\n".encode(errors="surrogateescape") + said)
+    return digest.hexdigest()
+
+
 # ---------------------------------------------------------------- on the worker
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -182,6 +183,37 @@ def test_versions_count_of_what_the_source_of_a_local_module_imports(tmp_path: P
     assert all(new != old for new, old in zip(run(program), before, strict=True))
 
 
+def test_a_package_that_was_installed_anew_counts_without_a_new_version(
+    tmp_path: Path, package: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``pip install .`` after a bug was mended: pip notes where it came from, and what was installed. Of what comes from an index the
+    version says it all, and of what was not installed by pip there are the files."""
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    url = '{"dir_info": {}, "url": "file:///home/me/shade"}'
+
+    def told(text: str, **files: str) -> str:
+        package("shade_package", "1", text, **files)
+        versions_of.cache_clear()
+        return versions_of("shade_package")
+
+    def record(text: str, more: str = "") -> str:
+        return f"shade_package.py,sha256={text},5\nshade_package-0.dist-info/RECORD,,\n{more}"
+
+    assert told("x = 1", RECORD=record("one")) == told("x = 2", RECORD=record("two")) == "shade_package shade-package=1"
+    of_folder = told("x = 2", RECORD=record("two"), direct_url_json=url)
+    assert of_folder.startswith("shade_package shade-package=1+")
+    others = "../../../bin/shade,sha256=y,3\n__pycache__/shade_package.cpython-311.pyc,,\n"
+    assert told("x = 2", RECORD=record("two", others)) == of_folder
+    assert told("x = 3", RECORD=record("three")) != of_folder
+    assert told("x = 3", direct_url_json=url.replace("{}", '{"editable": true}')) == "shade_package shade-package=1"
+    shutil.rmtree(tmp_path / "site-packages" / "shade_package-0.dist-info")
+    versions_of.cache_clear()
+    without = versions_of("shade_package")
+    (tmp_path / "site-packages" / "shade_package.py").write_text("x = 4")
+    versions_of.cache_clear()
+    assert versions_of("shade_package") != without
+
+
 def double(x: int) -> int:
     return 2 * x
 
@@ -234,4 +266,4 @@ def test_a_distribution_counts_with_all_that_it_requires() -> None:
     assert "hypothesis=" in told
     assert "sortedcontainers=" in told
     assert "pytest=" not in told  # an extra
-    assert versions_of("nothing_of_the_kind").strip() == "nothing_of_the_kind"
+    assert versions_of("nothing_of_the_kind").startswith("nothing_of_the_kind ")
