@@ -30,12 +30,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from windlass import imports, snapshots
 from windlass.byvalue import ByValue, as_class, global_names, is_by_value
 from windlass.messages import ObjectRef
-from windlass.objects import content_name
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
-
-    from typing_extensions import Buffer
 
 #: Bytes of a digest.
 DIGEST_BYTES: Final = 16
@@ -172,14 +169,7 @@ def content_of(value: Any, stand_in: Callable[[Any], object] | None = None) -> b
         return None
     texts = snapshots.texts_of(pickler.local)
     versions = _versions(_modules(pickler, pickler.functions, texts))
-    if not (texts or versions):
-        return pickler.finish()
-    refs = snapshots.snapshots_of(pickler.local, _named)
-    return _whole(pickler, "", refs, versions)
-
-
-def _named(data: Buffer) -> ObjectRef:
-    return ObjectRef(content_name(data), memoryview(data).nbytes)
+    return _whole(pickler, "", texts, versions) if texts or versions else pickler.finish()
 
 
 def content_of_function(fn: Any, code: Iterable[ObjectRef], more: Iterable[Any] = ()) -> bytes | None:
@@ -194,9 +184,9 @@ def content_of_function(fn: Any, code: Iterable[ObjectRef], more: Iterable[Any] 
     inner = imports.plain_function(fn)
     if inner is not None and inner not in functions:
         functions.append(inner)  # it goes by name, and yet its body may import
-    refs = tuple(code)
-    versions = _versions(_modules(pickler, functions, [snapshots.text_of(ref) for ref in refs]))
-    return _whole(pickler, f"python {sys.version_info[0]}.{sys.version_info[1]}", refs, versions)
+    texts = [snapshots.text_of(ref) for ref in code]
+    versions = _versions(_modules(pickler, functions, texts))
+    return _whole(pickler, f"python {sys.version_info[0]}.{sys.version_info[1]}", texts, versions)
 
 
 def _look(value: Any, stand_in: Callable[[Any], object] | None) -> _Content | None:
@@ -214,11 +204,11 @@ def _modules(pickler: _Content, functions: Iterable[FunctionType], texts: Iterab
     return frozenset(named.union(*(text.needs for text in texts)))
 
 
-def _whole(pickler: _Content, python: str, code: Iterable[ObjectRef], versions: str) -> bytes:
+def _whole(pickler: _Content, python: str, texts: Iterable[snapshots.Text], versions: str) -> bytes:
     whole = hashlib.blake2b(pickler.finish(), digest_size=DIGEST_BYTES)
     whole.update(python.encode())
-    for ref in sorted(ref.name for ref in code):
-        whole.update(ref.encode())
+    for text in sorted(texts):
+        whole.update(text.content.encode())
     whole.update(versions.encode())
     return whole.digest()
 

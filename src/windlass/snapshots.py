@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from windlass.messages import ObjectName, ObjectRef
 
 if TYPE_CHECKING:
+    import hashlib
     from collections.abc import Callable
     from importlib.machinery import ModuleSpec
 
@@ -183,6 +184,8 @@ class Text(NamedTuple):
     """What a snapshot says."""
 
     module: str
+    #: A digest of the files' names and contents. The archive's name depends on the zlib that packed it as well, and on modes.
+    content: str
     #: The top-level modules that its source imports.
     needs: tuple[str, ...]
 
@@ -192,8 +195,8 @@ class _Snapshot:
 
     def __init__(self, module: str, files: dict[str, tuple[str, int, int]]) -> None:
         self.files = files
-        self.data = _zipped(files)
-        self.text = Text(module, tuple(_imported(files)))
+        self.data, content = _zipped(files)
+        self.text = Text(module, content, tuple(_imported(files)))
         self.looked_at = 0.0
 
 
@@ -224,7 +227,7 @@ def texts_of(modules: Iterable[str]) -> list[Text]:
 
 def text_of(ref: ObjectRef) -> Text:
     """What a snapshot says that this process has taken; of another one nothing is known but its name, by which it differs from all."""
-    return _texts.get(ref.name) or Text(ref.name, ())
+    return _texts.get(ref.name) or Text(ref.name, ref.name, ())
 
 
 def module_of(ref: ObjectRef) -> str:
@@ -383,11 +386,13 @@ def _walk(folder: str, inside: str, above: set[str]) -> Iterator[tuple[str, str]
             yield f"{inside}/{entry.name}", entry.path
 
 
-def _zipped(files: dict[str, tuple[str, int, int]]) -> bytes:
+def _zipped(files: dict[str, tuple[str, int, int]]) -> tuple[bytes, str]:
+    """The archive, and a digest of what is in it."""
+    import hashlib
     import io
     import zipfile
 
-    out = io.BytesIO()
+    out, digest = io.BytesIO(), hashlib.blake2b(digest_size=16)
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in sorted(files):
             path = files[name][0]
@@ -402,7 +407,13 @@ def _zipped(files: dict[str, tuple[str, int, int]]) -> bytes:
             info.create_system = 3  # Unix, wherever it is made
             info.external_attr = (0o100755 if executable else 0o100644) << 16
             archive.writestr(info, data)
-    return out.getvalue()
+            _add_file(digest, name, len(data), data)
+    return out.getvalue(), digest.hexdigest()
+
+
+def _add_file(digest: hashlib.blake2b, name: str, size: int, said: bytes) -> None:
+    digest.update(f"{len(name)} {name} {size}\n".encode(errors="surrogateescape"))
+    digest.update(said)
 
 
 def _imported(files: dict[str, tuple[str, int, int]]) -> list[str]:
@@ -436,7 +447,7 @@ def digest_of(top: str) -> str:
         for name, path in sorted(_walk(place, top, set())) if os.path.isdir(place) else [(os.path.basename(place), place)]:
             with suppress(OSError), open(path, "rb") as file:
                 said = file.read() if name.endswith(".py") else b""
-                digest.update(f"{name} {os.fstat(file.fileno()).st_size}\n".encode(errors="surrogateescape") + said)
+                _add_file(digest, name, os.fstat(file.fileno()).st_size, said)
     return digest.hexdigest()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from windlass import snapshots
 from windlass.errors import Closed, FileUnavailable, InputFailed, NotPicklable, UsageError
 from windlass.files import File
 from windlass.manager.call import Target
@@ -306,6 +307,28 @@ def test_large_arguments_are_not_read_back_for_their_key(
     assert again.result(0) == "kept"
     assert not other.done()
     memory.close()
+
+
+def test_an_argument_of_a_local_module_counts_by_the_source_and_not_by_its_archive(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose name is in the call's stream: it depends on modes, and on what packed it."""
+    source, memory = tmp_path / "things_of_ours.py", remembering(bench, tmp_path)
+    source.write_text("class Thing:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    thing = importlib.import_module("things_of_ours").Thing()
+
+    def key() -> bytes | None:
+        snapshots._snapshots.clear()  # pyright: ignore[reportPrivateUsage]
+        return bench.client.submit(MEMOIZED, (thing,), {}).key
+
+    first = key()
+    source.chmod(0o755)
+    assert key() == first is not None
+    source.write_text("class Thing:\n    more = 1\n")
+    assert key() != first
+    memory.close()
+    del sys.modules["things_of_ours"]
 
 
 class State:

@@ -183,6 +183,23 @@ def test_versions_count_of_what_the_source_of_a_local_module_imports(tmp_path: P
     assert all(new != old for new, old in zip(run(program), before, strict=True))
 
 
+def test_source_counts_and_not_the_archive_that_it_travels_in(tmp_path: Path) -> None:
+    """Another cluster's zlib packs it otherwise, and a copy may have lost who can execute a file."""
+    (tmp_path / "helpers.py").write_text(
+        "def paint(x):\n    return x\n\nclass Thing:\n    pass\n" + "".join(f"x{n} = {n}\n" for n in range(99))
+    )
+    program = USES.replace("FOLDERS", repr([str(tmp_path)]))
+    other = """
+import zipfile
+plain = zipfile.ZipFile
+zipfile.ZipFile = lambda *words, **named: plain(*words, **{**named, "compresslevel": 9})
+"""
+    before = run(program)
+    assert run(other + program) == before
+    (tmp_path / "helpers.py").chmod(0o755)
+    assert run(program) == before
+
+
 def test_a_package_that_was_installed_anew_counts_without_a_new_version(
     tmp_path: Path, package: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
