@@ -10,9 +10,10 @@ Every module has a *home*:
 ``BY_VALUE``   ``__main__``, notebooks, modules made by hand: nobody else can import it, cloudpickle carries its functions.
 
 A snapshot is a zip of one top-level module or package with all its files: sorted, with fixed dates, so that the same source has the same
-name everywhere and travels once per worker.  Left out are caches, version control, virtual environments, hidden files, and files over
-`MAX_FILE_BYTES` that are no shared libraries, which is told.  What the source imports (statically) and is local too comes along.  A zip is
-made again when path, modification time or size of a file differ; that is looked at once a second at most, as it may be asked for each call.
+name everywhere and travels once per worker.  Left out are caches, version control, virtual environments, journals, hidden files, and files
+over `MAX_FILE_BYTES` that are no shared libraries, which is told.  What the source imports (statically) and is local too comes along.  A
+zip is made again when path, modification time or size of a file differ; that is looked at once a second at most, as it may be asked for
+each call.
 
 The worker unpacks a snapshot into a folder of its own, which goes first on ``sys.path``; so submodules, files beside ``__file__``
 and imports inside a function's body work there. This module is imported by slots: zipfile and the like only where needed.
@@ -62,6 +63,8 @@ REST: Final = 0.2
 LOOKS: Final = 10
 
 _SKIPPED_FOLDERS: Final = frozenset({"__pycache__", "node_modules", "venv", "CVS"})
+#: What folders of other kinds to skip have in them.
+_MARKS: Final = (("pyvenv.cfg",), ("objects", "lock", "log"))
 _SKIPPED_ENDS: Final = (".pyc", ".pyo", ".egg-info", ".dist-info", "~")
 _DATE: Final = (1980, 1, 1, 0, 0, 0)
 
@@ -380,10 +383,15 @@ def _walk(folder: str, inside: str, above: set[str]) -> Iterator[tuple[str, str]
         if entry.name.startswith(".") or entry.name.endswith(_SKIPPED_ENDS):
             continue
         if entry.is_dir():
-            if entry.name not in _SKIPPED_FOLDERS and not os.path.exists(os.path.join(entry.path, "pyvenv.cfg")):
+            if entry.name not in _SKIPPED_FOLDERS and not _is_skipped(entry.path):
                 yield from _walk(entry.path, f"{inside}/{entry.name}", above | {real})
         elif entry.is_file():
             yield f"{inside}/{entry.name}", entry.path
+
+
+def _is_skipped(folder: str) -> bool:
+    """A virtual environment; or a journal, or each result in it would make the package it is in another one."""
+    return any(all(os.path.exists(os.path.join(folder, name)) for name in marks) for marks in _MARKS)
 
 
 def _zipped(files: dict[str, tuple[str, int, int]]) -> tuple[bytes, str]:

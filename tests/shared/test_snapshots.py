@@ -158,6 +158,7 @@ def test_an_editable_install_is_local(write: Write, folder: Path, top: str, kept
 
 def test_a_package_goes_whole_without_caches_and_hidden_files(write: Write, folder: Path, top: str, kept: Kept) -> None:
     left_out = [".git/config", ".secret", "__pycache__/x.pyc", "venv/x.py", "env/pyvenv.cfg", "env/lib.py", "old.py~", "node_modules/a.js"]
+    left_out += ["run.journal/lock", "run.journal/log", "run.journal/objects/b3-1"]
     for name in ("__init__.py", "sub/__init__.py", "sub/deep.py", "data/table.csv", *left_out):
         write(f"{top}/{name}", "")
     (folder / top / "link.py").symlink_to("sub/deep.py")
