@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -437,10 +437,7 @@ def _stands_for(inputs: Sequence[CallFuture[Any]]) -> Callable[[Any], object]:
     it was returned; what the program has of it where that goes along, which may have been changed since."""
     keys = {one.call_id: one.key for one in inputs}
 
-    def stand_in(value: Any) -> object:
-        if not isinstance(value, CallFuture):
-            return None
-        future = cast("CallFuture[Any]", value)
+    def of_future(future: CallFuture[Any]) -> object:
         return keys.get(future.call_id) or future.unpacked()
 
-    return stand_in
+    return lambda value: of_future(value) if isinstance(value, CallFuture) else None  # pyright: ignore[reportUnknownArgumentType]

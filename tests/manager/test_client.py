@@ -315,7 +315,7 @@ def test_an_argument_of_a_local_module_counts_by_the_source_and_not_by_its_archi
     """Whose name is in the call's stream: it depends on modes, and on what packed it."""
     source, memory = tmp_path / "things_of_ours.py", remembering(bench, tmp_path)
     source.write_text("class Thing:\n    pass\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     thing = importlib.import_module("things_of_ours").Thing()
 
     def key() -> bytes | None:

@@ -205,7 +205,7 @@ def test_a_package_that_was_installed_anew_counts_without_a_new_version(
 ) -> None:
     """``pip install .`` after a bug was mended: pip notes where it came from, and what was installed. Of what comes from an index the
     version says it all, and of what was not installed by pip there are the files."""
-    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site-packages"), *sys.path])
     url = '{"dir_info": {}, "url": "file:///home/me/shade"}'
 
     def told(text: str, **files: str) -> str:
