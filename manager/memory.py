@@ -3,9 +3,10 @@
 Theory of operation
 -------------------
 A call is known by its *key*: the content of its function (`windlass.content`) and its arguments: the bytes of the payload where these are
-few and the same in every process, else a digest of what they mean; large buffers and declared files by their names, which are content;
-inputs that are the results of other calls by the keys of those.  So a program that is started again asks by the same keys as before it
-was killed, as long as it submits the same calls, whatever their order and however many had ended.
+few and the same in every process (with the versions of packages that they name), else a digest of what they mean; large buffers and
+declared files by their names, which are content; inputs that are the results of other calls by the keys of those.  So a program that is
+started again asks by the same keys as before it was killed, as long as it submits the same calls, whatever their order and however many
+had ended.
 
 *A journal remembers calls.*  Equal calls are told apart by number: the second ``submit`` of ``sample()`` has another key than the first, so
 a program that draws a thousand samples finds a thousand, not one.  What was found is forgotten in memory: nobody asks for it twice.
@@ -140,17 +141,22 @@ class Memory:
         keys = [one.key for one in inputs if one.key is not None]
         if len(keys) != len(inputs):
             return None
-        payload, spans = spec.payload, spec.spans
-        # A stream that went to the store, perhaps of another machine, is not had from there again.
-        if arguments is not None and not (payload and _is_steady(payload)):
-            from windlass.content import content_of  # it needs cloudpickle
+        payload, spans, versions = spec.payload, spec.spans, ""
+        if arguments is not None:
+            from windlass.content import content_of, versions_in  # they need cloudpickle
 
-            with collecting():
-                found = content_of(arguments, _stands_for(inputs))
-            if found is None:
-                return None
-            payload, spans = found, ()
+            # A stream that went to the store, perhaps of another machine, is not had from there again.
+            if payload and _is_steady(payload):
+                versions = versions_in(payload)
+            else:
+                with collecting():
+                    found = content_of(arguments, _stands_for(inputs))
+                if found is None:
+                    return None
+                payload, spans = found, ()
         names = [*(ref.name.encode() for ref in spans), *map(str.encode, files), *keys]
+        if versions:
+            names.append(versions.encode())
         if not names and len(payload) <= _SHORT_BYTES:
             base = content + payload
         else:

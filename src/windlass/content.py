@@ -57,6 +57,9 @@ _BOOKS: Final = frozenset(
 )
 _SETS: Final = frozenset({set, frozenset})
 _PLAIN: Final = frozenset({str, bytes, bool, int, float})
+#: In a pickled stream: what has a class or function by its name, and the first one of a module.
+_GLOBAL: Final = b"\x93"
+_NAMED: Final = re.compile(rb"\x8c.([\w.]+)\x94\x8c.[\w.]+\x94\x93", re.DOTALL)
 #: Files of a distribution, as RECORD lists them, that are others for each installation: compiled ones, what is beside it, scripts outside.
 _UNSTABLE: Final = re.compile(r"\.pyc,|\.dist-info/|^\"?(\.\.)?/")
 _EDITABLE: Final = re.compile(r'"editable":\s*true')
@@ -211,6 +214,13 @@ def _whole(pickler: _Content, python: str, texts: Iterable[snapshots.Text], vers
         whole.update(text.content.encode())
     whole.update(versions.encode())
     return whole.digest()
+
+
+def versions_in(stream: bytes) -> str:
+    """The versions of the packages whose classes and functions a pickled stream names."""
+    if _GLOBAL not in stream:
+        return ""
+    return _versions(frozenset(name.partition(b".")[0].decode() for name in _NAMED.findall(stream)))
 
 
 @lru_cache(maxsize=1000)

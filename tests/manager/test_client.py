@@ -14,9 +14,10 @@ from types import ModuleType
 from typing import Any
 
 import msgspec
+import numpy
 import pytest
 
-from windlass import snapshots
+from windlass import content, snapshots
 from windlass.errors import Closed, FileUnavailable, InputFailed, NotPicklable, UsageError
 from windlass.files import File
 from windlass.manager.call import Target
@@ -329,6 +330,24 @@ def test_an_argument_of_a_local_module_counts_by_the_source_and_not_by_its_archi
     assert key() != first
     memory.close()
     del sys.modules["things_of_ours"]
+
+
+def test_a_package_whose_class_is_an_argument_counts_with_its_version(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = remembering(bench, tmp_path)
+
+    def keys() -> list[bytes | None]:
+        return [bench.client.submit(MEMOIZED, (value, [1]), {}).key for value in (numpy.float64(1), 1.0)]
+
+    before = keys()
+    assert keys() == before
+    content._versions.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(content, "versions_of", "{} is another".format)
+    after = keys()
+    content._versions.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, True]
+    memory.close()
 
 
 class State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fractions
 import os
 import shutil
 import subprocess
@@ -12,10 +13,12 @@ from pathlib import Path
 from pickle import PickleBuffer
 from typing import Any
 
+import numpy
 import pytest
 
-from windlass.content import content_of, content_of_function, versions_of
+from windlass.content import content_of, content_of_function, versions_in, versions_of
 from windlass.messages import ObjectName, ObjectRef
+from windlass.pickling import pack_call
 
 PROGRAM = """
 import dataclasses, enum, functools, json, sys
@@ -181,6 +184,14 @@ def test_versions_count_of_what_the_source_of_a_local_module_imports(tmp_path: P
     assert run(program.replace("import helpers\n", "import helpers, colour_package\n", 1)) == before
     package("colour_package", "2")
     assert all(new != old for new, old in zip(run(program), before, strict=True))
+
+
+def test_versions_count_of_what_a_stream_names() -> None:
+    """A model of a package, as an argument: the function that is given it calls its methods, and names nothing of the package itself."""
+    payload, _ = pack_call(({"x": numpy.arange(3)}, fractions.Fraction(1, 2), numpy.float64(1)), {}, NotImplemented)
+    assert versions_in(payload) == f"{versions_of('numpy')}\n"
+    assert versions_in(pack_call((["numpy", "ndarray"] * 50, fractions.Fraction(1, 2)), {}, NotImplemented)[0]) == ""
+    assert versions_in(pack_call((["numpy", "ndarray"] * 50,), {}, NotImplemented)[0]) == ""
 
 
 def test_source_counts_and_not_the_archive_that_it_travels_in(tmp_path: Path) -> None:
