@@ -9,10 +9,8 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import os
 import shlex
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +23,7 @@ from windlass.factory.config import Configuration, backend_source
 from windlass.factory.factory import Factory, configuration_of, make_backends, make_pools, of_pools, request_of
 from windlass.factory.keeper import log
 from windlass.factory.pool import COMMON_OPTIONS, PoolConfig
-from windlass.signals import hearing_signals
+from windlass.signals import Unbuffered, hearing_signals
 from windlass.units import show_memory, show_seconds
 
 
@@ -73,8 +71,9 @@ def run(connection: str, words: Sequence[str], options: Mapping[str, object]) ->
     """
     given: dict[str, Any] = dict(options)
     factory = Factory(connection, list(words), **given)
-    print("\n\n".join(pool.text() for pool in factory.pools), file=sys.stderr, flush=True)
-    handler = logging.StreamHandler()
+    told = Unbuffered(2)
+    print("\n\n".join(pool.text() for pool in factory.pools), file=told)
+    handler = logging.StreamHandler(told)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -85,7 +84,7 @@ def run(connection: str, words: Sequence[str], options: Mapping[str, object]) ->
         interrupts += 1
         factory.begin_close(None if interrupts == 1 else 0.0)
         text = "removing queued pilots, draining the others; again to end all now" if interrupts == 1 else "ending all pilots"
-        os.write(2, f"windlass factory: {text}\n".encode())
+        told.write(f"windlass factory: {text}\n")
 
     before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -97,7 +96,7 @@ def run(connection: str, words: Sequence[str], options: Mapping[str, object]) ->
             signal.signal(number, old)
         log.removeHandler(handler)
     if factory.lost:
-        print(f"windlass factory: {factory.lost}", file=sys.stderr)
+        told.write(f"windlass factory: {factory.lost}\n")
     return 1 if factory.lost else 0
 
 

@@ -10,6 +10,8 @@ waits for that pipe, and another one for what is waited for (`hearing_signals`),
 signal may write a good while after the main thread has been told of it: so there is one pipe, which stays open as long as the process
 lives.
 
+Handlers of signals speak past Python's streams (`Unbuffered`), and to a terminal that is gone: that is no error of theirs.
+
 A loop's own handlers do nearly the same, but when they are taken away the signal is for a moment what it was at first, deadly, and another
 thread may take one just then. `Heard` ignores signals from its end on.
 """
@@ -17,6 +19,7 @@ thread may take one just then. `Heard` ignores signals from its end on.
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import select
 import signal
@@ -83,6 +86,22 @@ class Heard:
         for number in os.read(self._bell, 4096):
             if number in self._numbers:
                 self._told(number)
+
+
+class Unbuffered(io.TextIOBase):
+    """A descriptor that is written to at once: by a handler too, which may have interrupted who writes to a stream.
+
+    What nobody can read any more, as the terminal was closed or the pipe's reader is gone, is dropped: who is told to end has other things
+    to do than to fail at saying so.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            os.write(self._descriptor, text.encode(errors="backslashreplace"))
+        return len(text)
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:
