@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import math
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from windlass.factory.config import Configuration, backend_source
 from windlass.factory.factory import Factory, configuration_of, make_backends, make_pools, of_pools, request_of
 from windlass.factory.keeper import log
 from windlass.factory.pool import COMMON_OPTIONS, PoolConfig
-from windlass.signals import Unbuffered, hearing_signals
+from windlass.signals import Unbuffered, ending_signals, hearing_signals
 from windlass.units import show_memory, show_seconds
 
 
@@ -67,7 +68,11 @@ def _dry_run(backend: Backend, pool: PoolConfig) -> str:
 def run(connection: str, words: Sequence[str], options: Mapping[str, object]) -> int:
     """Run a factory until its manager ends (0) or is lost (1), or somebody interrupts: once cancels and drains, twice ends all (0).
 
-    Must be called by the main thread, as it takes SIGINT and SIGTERM.
+    When its terminal is closed it cancels and drains too, but nobody has asked for haste: what runs has as long as it takes. One such end
+    brings several SIGHUPs, and SIGTERM from some systems, so none of them counts as an interrupt. Where SIGHUP is ignored, as nohup does,
+    it goes on.
+
+    Must be called by the main thread, as it takes SIGINT, SIGTERM and SIGHUP.
     """
     given: dict[str, Any] = dict(options)
     factory = Factory(connection, list(words), **given)
@@ -86,7 +91,12 @@ def run(connection: str, words: Sequence[str], options: Mapping[str, object]) ->
         text = "removing queued pilots, draining the others; again to end all now" if interrupts == 1 else "ending all pilots"
         told.write(f"windlass factory: {text}\n")
 
-    before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
+    def hung_up(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # those that follow say nothing new
+        factory.begin_close(math.inf)
+        told.write("windlass factory: its terminal was closed: removing queued pilots, the others go when what they run has ended\n")
+
+    before = {number: signal.signal(number, hung_up if number == signal.SIGHUP else interrupted) for number in ending_signals()}
     try:
         factory.start()
         hearing_signals(factory.wait)

@@ -2,7 +2,7 @@
 
 Theory of operation: it has a `Manager` that stays until it is told to end, a signal says so, or nothing was there for a while.  It never
 unpickles and runs no call, so it needs nothing of its programs' environment.  In the background it is the leader of a session of its own
-and ignores SIGHUP, so it outlives the terminal and the login that it was started from.
+and ignores SIGHUP, so it outlives the terminal and the login that it was started from; in the foreground it ends with its terminal.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 from functools import partial
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Final
 from windlass.manager.addresses import choose_address
 from windlass.manager.manager import LOOPBACK, Manager
 from windlass.messages import HOST
-from windlass.signals import hearing_signals
+from windlass.signals import Unbuffered, ending_signals, hearing_signals
 
 #: Bytes of the log of a manager in the background; it and one older one are kept.
 _LOG_BYTES: Final = 5 << 20
@@ -54,7 +53,8 @@ def serve(name: str, port: int, *, listen: str = "", idle_timeout: float = 0.0, 
     address = (choose_address(listen) or LOOPBACK) if listen else None
     manager = Manager(port, name, host=address)
     log = logging.getLogger("windlass")
-    handler: logging.Handler = logging.StreamHandler()
+    stderr = Unbuffered(2)
+    handler: logging.Handler = logging.StreamHandler(stderr)
     if ready >= 0:
         handler = _BackgroundLog(log_file(manager.connection_file.parent), maxBytes=_LOG_BYTES, backupCount=1)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -64,13 +64,14 @@ def serve(name: str, port: int, *, listen: str = "", idle_timeout: float = 0.0, 
     def told(number: int, frame: FrameType | None) -> None:
         manager.leave(f"signal {signal.Signals(number).name}")
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    if ready >= 0:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in ending_signals():
         signal.signal(number, told)
     with manager:
         log.info("manager %s serves at port %d as process %d", name, manager.port, os.getpid())
         manager._server.detach(idle_timeout)  # before anybody is told  # pyright: ignore[reportPrivateUsage]
         if ready >= 0:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             os.write(ready, READY)
             os.close(ready)
         else:
@@ -78,7 +79,7 @@ def serve(name: str, port: int, *, listen: str = "", idle_timeout: float = 0.0, 
         reason = hearing_signals(partial(manager.stay, idle_timeout))
         log.info("manager %s ends: %s", name, reason)
         if ready < 0:
-            print(f"manager {name} has ended: {reason}", file=sys.stderr, flush=True)
+            stderr.write(f"manager {name} has ended: {reason}\n")
     return 0
 
 

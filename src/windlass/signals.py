@@ -88,6 +88,12 @@ class Heard:
                 self._told(number)
 
 
+def ending_signals() -> list[signal.Signals]:
+    """By which people, terminals and systems end a process: SIGTERM, SIGINT, and SIGHUP unless it is ignored. That is how nohup starts a
+    process to which the end of its terminal is to mean nothing, and a handler would undo it."""
+    return [signal.SIGTERM, signal.SIGINT] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)
+
+
 class Unbuffered(io.TextIOBase):
     """A descriptor that is written to at once: by a handler too, which may have interrupted who writes to a stream.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -354,6 +355,25 @@ def test_a_dashboard_in_a_terminal_serves_a_running_manager(tmp_path: Path) -> N
             assert manager.dashboard() != link  # a child of its own, if the program asks for one
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 130
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_dashboard_ends_with_its_terminal_unless_nohup_started_it(ignored: bool, tmp_path: Path) -> None:
+    """Whoever starts a program with SIGHUP ignored wants it to outlive the login."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with windlass.Manager(name=f"nohup{os.getpid()}") as manager:
+            words = [sys.executable, "-m", "windlass", "dashboard", manager.name, "--json"]
+            process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            assert process.stdout is not None
+            assert json.loads(process.stdout.readline())["url"]
+            [mask] = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+            assert bool(int(mask, 16) & 1) == ignored  # of SIGHUP, which is signal 1
+            process.send_signal(signal.SIGTERM if ignored else signal.SIGHUP)
+            _, said = process.communicate(timeout=30)
+            assert f"has ended: signal {'SIGTERM' if ignored else 'SIGHUP'};" in said
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(("listen", "at"), [([], "127.0.0.1"), (["--listen", "localhost:0"], "localhost")])

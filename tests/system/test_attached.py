@@ -437,6 +437,20 @@ def test_it_outlives_the_logout_of_who_started_it(detached: str) -> None:
             future.result(10)
 
 
+def test_in_the_foreground_it_ends_in_order_with_its_terminal(leaves_nothing_running: None) -> None:
+    """Its programs are told why, at once."""
+    words = [sys.executable, "-m", "windlass", "manager", "start", "shown", "--foreground"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline().startswith(b"manager shown serves")
+        with attach("shown") as manager:
+            future = manager.submit_function(double, (1,))
+            running.send_signal(signal.SIGHUP)
+            with pytest.raises(Closed, match="signal SIGHUP"):
+                future.result(10)
+        assert running.wait(30) == 0
+
+
 def test_a_manager_without_anything_to_do_ends_by_itself(leaves_nothing_running: None, capsys: pytest.CaptureFixture[str]) -> None:
     """Not while a program is attached, whatever it does; when all have been gone for the time-out."""
     assert main(["manager", "start", "brief", "--idle-timeout", "4s"]) == 0

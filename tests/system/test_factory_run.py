@@ -6,25 +6,24 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+
+from tests.system.conftest import Gate, Until
 
 import windlass
-
-if TYPE_CHECKING:
-    from conftest import Gate, Until
 
 Started = subprocess.Popen[bytes]
 
 
-def passes(gate: Any, name: str) -> str:
+def passes(gate: Gate, name: str) -> str:
     gate.pass_through(name)
     return name
 
 
 @contextmanager
-def factory_run(manager: windlass.Manager, stderr: int, before: Callable[[], object] | None = None) -> Iterator[Started]:
+def factory_run(manager: windlass.Manager, stderr: int, before: Callable[[], object] | None = None) -> Generator[Started]:
     """It serves the manager with a local pilot."""
     manager.install_library("lib", passes)
     words = [sys.executable, "-m", "windlass", "factory", "run", "local", "--port", str(manager.port), "--cores", "1"]
@@ -34,6 +33,11 @@ def factory_run(manager: windlass.Manager, stderr: int, before: Callable[[], obj
         finally:
             if running.poll() is None:
                 running.kill()
+
+
+def ignore_hangup() -> None:
+    """As nohup does for the program that it becomes."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def is_draining(manager: windlass.Manager) -> bool:
@@ -52,4 +56,37 @@ def test_it_ends_in_order_where_nobody_reads_what_it_says(manager: windlass.Mana
         until("its pilot is told to end", lambda: is_draining(manager))
         gate.open()
         assert future.result(30) == "call"
+        assert running.wait(30) == 0
+
+
+def test_when_its_terminal_is_closed_what_runs_ends_first(manager: windlass.Manager, gate: Gate, until: Until, tmp_path: Path) -> None:
+    """Nothing is left in a queue, and no call is cut: a line that breaks is no haste, however many signals it brings."""
+    with (tmp_path / "log").open("w") as log, factory_run(manager, log.fileno()) as running:
+        future = manager.submit(windlass.FunctionCall("lib", "passes", gate, "call"))
+        until("it runs", gate.arrived)
+        for _ in range(3):
+            running.send_signal(signal.SIGHUP)
+            until("it is heard", lambda: not int(signals_of(running.pid, "ShdPnd"), 16))
+        until("its pilot is told to end", lambda: is_draining(manager))
+        assert running.poll() is None
+        gate.open()
+        assert future.result(30) == "call"
+        assert running.wait(30) == 0
+    assert (tmp_path / "log").read_text().count("its terminal was closed: removing queued pilots") == 1
+
+
+def signals_of(pid: int, kind: str) -> str:
+    """Of a process, in hexadecimal (proc(5))."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.partition(":")[2].strip() for line in lines if line.startswith(kind))
+
+
+def test_started_with_nohup_it_goes_on_without_its_terminal(manager: windlass.Manager, gate: Gate, until: Until) -> None:
+    gate.open()
+    with factory_run(manager, subprocess.DEVNULL, ignore_hangup) as running:
+        assert manager.submit(windlass.FunctionCall("lib", "passes", gate, "before")).result(60) == "before"
+        running.send_signal(signal.SIGHUP)
+        assert manager.submit(windlass.FunctionCall("lib", "passes", gate, "after")).result(60) == "after"
+        assert not is_draining(manager)
+        running.send_signal(signal.SIGTERM)
         assert running.wait(30) == 0

@@ -34,6 +34,7 @@ from windlass.errors import UsageError
 from windlass.identity import write_private
 from windlass.managers import Known
 from windlass.runs import write_run
+from windlass.signals import ending_signals
 
 LOOPBACK: Final = "127.0.0.1"
 #: In the manager's folder: the address, and a page that leads there. A browser is told to open that one, as everybody sees its arguments.
@@ -85,7 +86,7 @@ class _Serving:
         )
         server = _Server(config)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in ending_signals():
             loop.add_signal_handler(number, self.end, f"signal {signal.Signals(number).name}", True)
         if child:
             loop.add_reader(sys.stdin.fileno(), self._look_at_parent)
