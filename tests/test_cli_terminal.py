@@ -16,13 +16,18 @@ import termios
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from types import SimpleNamespace, TracebackType
+from typing import TYPE_CHECKING, Self, cast
 
 import pyte
 import pytest
+from rich.console import Console
 
 import windlass
+from windlass.cli_watch import Watch
+
+if TYPE_CHECKING:
+    from windlass.managers import Known
 
 COMMAND = str(Path(sys.executable).with_name("windlass"))
 WATCH = [COMMAND, "status", "--watch", "0.2"]
@@ -219,6 +224,28 @@ def test_p_freezes_what_is_shown_and_goes_on(manager: windlass.Manager) -> None:
         terminal.press("q")
         assert terminal.ended() == 0
         assert not future.done()
+
+
+@pytest.mark.parametrize(
+    ("reads", "offset"),
+    [
+        ([b"\x1b[B\x1b[B\x1b[B"], 3),  # a wheel
+        ([b"\x1b[6~", b"\x1b[A" * 4 + b"\x1bOB"], 7),
+        ([b"jj", b"k"], 1),
+        ([b"\x1b", b"[", b"B\x1b[", b"6", b"~"], 11),
+        ([b"\x1b", b"j"], 1),  # the escape key
+        ([b"\x1b[1;5C\x1bOPj"], 1),  # others
+        ([b"\x1b[A"], 0),
+        ([b"pj"], 1),
+    ],
+)
+def test_keys_that_come_together_or_in_pieces_are_taken_one_by_one(reads: list[bytes], offset: int) -> None:
+    """A turn of the wheel is three arrows in one read, where there is no scrolling back; slow lines join keys, and cut them."""
+    watch = Watch(cast("Known", SimpleNamespace(name="lab", connection=None)), 1.0, Console())
+    assert not any(watch._typed(typed) for typed in reads)  # pyright: ignore[reportPrivateUsage]
+    assert watch._view.offset == offset  # pyright: ignore[reportPrivateUsage]
+    assert bool(watch._view.frozen) == (b"p" in reads[0])  # pyright: ignore[reportPrivateUsage]
+    assert watch._typed(b"\x1b[Bq")  # pyright: ignore[reportPrivateUsage]
 
 
 PROGRAM = "import sys, windlass\nwith windlass.Manager(name='elsewhere'):\n    print('here', flush=True)\n    sys.stdin.read()\n"

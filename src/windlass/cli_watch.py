@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import sys
@@ -45,9 +46,16 @@ SILENT_SECONDS: Final = 3.0
 #: The manager is not asked again before so many times the seconds have passed that its answer took; but after so many seconds.
 ASK_SHARE: Final = 10.0
 ASK_LEAST: Final = 10.0
-#: What keys send.
-_UP, _DOWN, _PAGE_UP, _PAGE_DOWN = (b"\x1b[A", b"\x1bOA", b"k"), (b"\x1b[B", b"\x1bOB", b"j"), (b"\x1b[5~",), (b"\x1b[6~", b" ")
-_SPEEDS: Final = ((_UP, -1), (_DOWN, 1), (_PAGE_UP, -10), (_PAGE_DOWN, 10))
+#: How many lines keys move, by what they send.
+_MOVES: Final = {
+    **dict.fromkeys((b"\x1b[A", b"\x1bOA", b"k"), -1),
+    **dict.fromkeys((b"\x1b[B", b"\x1bOB", b"j"), 1),
+    b"\x1b[5~": -10,
+    **dict.fromkeys((b"\x1b[6~", b" "), 10),
+}
+#: What one key sends, and the beginning of that.
+_KEY: Final = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1bO[@-~]|[^\x1b]", re.DOTALL)
+_BEGUN: Final = re.compile(rb"\x1b(\[[0-?]*[ -/]*|O)?\Z")
 
 
 def watch(known: Known, seconds: float, *, as_json: bool) -> int:
@@ -119,6 +127,8 @@ class Watch:
         self._modes: list[Any] | None = None
         self._gone = ""
         self._wake = -1
+        #: The beginning of a key whose rest has not come yet.
+        self._begun = b""
 
     def run(self) -> int:
         """Until q (0), or the manager has gone (0); Ctrl-C is left to the caller."""
@@ -171,7 +181,7 @@ class Watch:
                 if self._gone:
                     return
                 self._draw()
-            if keyboard in ready and self._keys(os.read(keyboard, 64)):
+            if keyboard in ready and self._typed(os.read(keyboard, 64)):
                 return
 
     def _take_heard(self) -> bool:
@@ -189,15 +199,15 @@ class Watch:
                 self._view.calls = cast("Mapping[str, Any]", json.loads(message.json))["calls"]
         return answered
 
-    def _keys(self, keys: bytes) -> bool:
+    def _typed(self, typed: bytes) -> bool:
         """True: it is to end."""
-        if not keys or b"q" in keys or b"Q" in keys or b"\x03" in keys:
+        keys, self._begun = split_keys(self._begun + typed)
+        if not typed or {b"q", b"Q", b"\x03"} & set(keys):
             return True
-        if keys in (b"p", b"P"):
-            self._view.frozen = "" if self._view.frozen else time.strftime("%H:%M:%S")
-        for sent, lines in _SPEEDS:
-            if keys in sent:
-                self._view.offset = max(0, self._view.offset + lines)
+        for key in keys:
+            if key in (b"p", b"P"):
+                self._view.frozen = "" if self._view.frozen else time.strftime("%H:%M:%S")
+            self._view.offset = max(0, self._view.offset + _MOVES.get(key, 0))
         self._draw()
         return False
 
@@ -258,6 +268,14 @@ class Watch:
             tty.setcbreak(keyboard, termios.TCSANOW)
         self._console.set_alt_screen(True)
         self._console.show_cursor(False)
+
+
+def split_keys(typed: bytes) -> tuple[list[bytes], bytes]:
+    """The keys in what a terminal has sent, and the beginning of one that is to come: a wheel sends several at once, as does a key that is
+    held on a slow line, and a read may end within one."""
+    begun = _BEGUN.search(typed)
+    whole = typed[: begun.start()] if begun else typed
+    return _KEY.findall(whole), typed[len(whole) :]
 
 
 def _clear() -> Any:
