@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -241,7 +242,9 @@ def test_p_freezes_what_is_shown_and_goes_on(manager: windlass.Manager) -> None:
 )
 def test_keys_that_come_together_or_in_pieces_are_taken_one_by_one(reads: list[bytes], offset: int) -> None:
     """A turn of the wheel is three arrows in one read, where there is no scrolling back; slow lines join keys, and cut them."""
-    watch = Watch(cast("Known", SimpleNamespace(name="lab", connection=None)), 1.0, Console())
+    console = Console(file=io.StringIO(), force_terminal=True)
+    console.set_alt_screen(True)
+    watch = Watch(cast("Known", SimpleNamespace(name="lab", connection=None)), 1.0, console)
     assert not any(watch._typed(typed) for typed in reads)  # pyright: ignore[reportPrivateUsage]
     assert watch._view.offset == offset  # pyright: ignore[reportPrivateUsage]
     assert bool(watch._view.frozen) == (b"p" in reads[0])  # pyright: ignore[reportPrivateUsage]
@@ -314,6 +317,30 @@ def test_where_there_is_no_screen_each_look_is_a_line(how: str, manager: windlas
         running.communicate(timeout=SECONDS)
     assert running.returncode == 130
     assert all("0 waiting, 0 running, 0 done, 0 failed" in line and "0 workers, 0 slots" in line for line in lines)
+
+
+def test_lines_go_on_when_a_manager_answers_again(elsewhere: subprocess.Popen[str]) -> None:
+    """What is written beside a run of days has no hole to its end because the program was busy for some seconds; the silence is told."""
+    code = (
+        "import sys, windlass.cli_watch as watch; watch.ANSWER_TIMEOUT = 0.3\nfrom windlass.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = [sys.executable, "-c", code, "status", "--watch", "0.1", "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert running.stdout.readline()
+        elsewhere.send_signal(signal.SIGSTOP)
+        said = running.stderr.readline()
+        assert said == "windlass: no answer for 0.3 s, and it is waited for; is its program stopped (Ctrl-Z) or very busy?\n"
+        went_on = time.time()
+        elsewhere.send_signal(signal.SIGCONT)
+        while (line := running.stdout.readline()) and json.loads(line)["manager"]["at"] < went_on + 0.5:
+            pass
+        assert line
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=SECONDS)
+    assert running.returncode == 130
+    assert not said
 
 
 def test_no_color_is_respected(manager: windlass.Manager) -> None:

@@ -154,6 +154,7 @@ def test_workers_are_scrolled_and_no_further_than_there_are() -> None:
 
 def test_what_is_wrong_with_the_manager_stands_below() -> None:
     assert shown(view(trouble="no answer for 7 s"))[-1] == "no answer for 7 s"
+    assert shown(View({}, trouble="no answer for 7 s")) == [""] * 23 + ["no answer for 7 s"], "also before it has said anything"
     assert shown(view(frozen="12:00:00"))[-1] == "frozen at 12:00:00; p goes on, q ends"
 
 

@@ -14,10 +14,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 if TYPE_CHECKING:
     import argparse
+
+    from windlass.status import StatusPort
 
 Row = Mapping[str, Any]
 
@@ -31,14 +34,20 @@ STATES: Final = ("queued", "running", "serving", "leaving", "cancelling", "endin
 
 def status_of(chosen: argparse.Namespace, wanted: str = "") -> dict[str, Any]:
     """The status of the manager that is meant, with what is ``wanted`` by name (`GetStatus`). Raises `UsageError`, `ConnectionRefused`."""
-    from windlass.managers import choose_manager
     from windlass.messages import GetStatus
+
+    with _port_of(chosen) as port:
+        return cast("dict[str, Any]", json.loads(port.ask(about=GetStatus(wanted))))
+
+
+def _port_of(chosen: argparse.Namespace) -> StatusPort:
+    """To the manager that is meant. Raises `UsageError`, `ConnectionRefused`."""
+    from windlass.managers import choose_manager
     from windlass.status import StatusPort
 
     known = choose_manager(chosen.manager, chosen.port)
     known.require_running()
-    with StatusPort(known.connection) as port:
-        return cast("dict[str, Any]", json.loads(port.ask(about=GetStatus(wanted))))
+    return StatusPort(known.connection)
 
 
 def find(rows: Sequence[Row], word: str) -> Row:
@@ -180,32 +189,32 @@ def _worker(worker: Row) -> str:
 
 def pilot_logs(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     from windlass.errors import UsageError
+    from windlass.messages import GetStatus
 
     if chosen.follow and chosen.json:
         raise UsageError("--follow and --json do not go together; --json prints one object")
-    row = find(status_of(chosen, chosen.pilot)["pilots"], chosen.pilot)
-    path, why = str(row["log"]), ""
-    try:
-        if not path:
-            raise FileNotFoundError
-        with open(path, errors="replace") as file:
-            lines = list(deque(file, maxlen=chosen.lines))
-            if not chosen.json:
-                sys.stdout.writelines(lines)
-                if not lines:
-                    print("windlass: it has written nothing" + ("" if row["phase"] == "ended" else " yet"), file=sys.stderr)
-                if chosen.follow:
-                    _follow(file, chosen, str(row["pilot"]))
-                return 0
-    except OSError as error:
-        lines, why = [line + "\n" for line in str(row["words"]).splitlines()], _why_no_log(row, error)
-        path = ""
-    if chosen.json:
-        print(json.dumps({"pilot": row["pilot"], "log": path, "lines": [line.rstrip("\n") for line in lines], "why": why}))
-        return 0
-    print(f"windlass: {why}" + ("; its last words:" if lines else ""), file=sys.stderr)
-    sys.stdout.writelines(lines)
-    return 0 if lines else 1
+    with _port_of(chosen) as port, ExitStack() as opened:
+        row = find(json.loads(port.ask(about=GetStatus(chosen.pilot)))["pilots"], chosen.pilot)
+        file: TextIO | None = None
+        try:
+            if not row["log"]:
+                raise FileNotFoundError
+            file = opened.enter_context(open(str(row["log"]), errors="replace"))
+            lines, why = list(deque(file, maxlen=chosen.lines)), ""
+        except OSError as error:
+            lines, why = [line + "\n" for line in str(row["words"]).splitlines()], _why_no_log(row, error)
+        if chosen.json:
+            path = "" if why else str(row["log"])
+            print(json.dumps({"pilot": row["pilot"], "log": path, "lines": [line.rstrip("\n") for line in lines], "why": why}))
+            return 0
+        if why:
+            print(f"windlass: {why}" + ("; its last words:" if lines else ""), file=sys.stderr)
+        elif not lines:
+            print("windlass: it has written nothing" + ("" if row["phase"] == "ended" else " yet"), file=sys.stderr)
+        sys.stdout.writelines(lines)
+        if file is not None and not why and chosen.follow:
+            _follow(file, PilotEnd(port, row, time.monotonic()))
+        return 1 if why and not lines else 0
 
 
 def _why_no_log(row: Row, error: OSError) -> str:
@@ -218,32 +227,52 @@ def _why_no_log(row: Row, error: OSError) -> str:
     return f"its log {row['log']} is not here: it is on another machine, or gone" if row["log"] else "nobody has said where its log is"
 
 
-def _follow(file: TextIO, chosen: argparse.Namespace, pilot: str) -> None:
+def _follow(file: TextIO, end: PilotEnd) -> None:
     """Print what is added until the pilot has ended, or somebody interrupts."""
     from windlass.factory.processes import GrowingLog
 
     log, ended = GrowingLog(file), False
-    looked = time.monotonic()
     while True:
         more = log.more()
         sys.stdout.write(more)
         sys.stdout.flush()
         if ended and not more:
             return
-        if not ended and time.monotonic() - looked > STATUS_SECONDS:
-            looked = time.monotonic()
-            ended = _has_ended(chosen, pilot)
+        ended = ended or end.is_told(time.monotonic())
         time.sleep(FOLLOW_SECONDS)
 
 
-def _has_ended(chosen: argparse.Namespace, pilot: str) -> bool:
-    from windlass.errors import WindlassError
+class PilotEnd:
+    """Whether a pilot has ended, by its manager. That is asked now and then and never waited for: it may be busy or stopped, and the log
+    grows meanwhile. What it answers then is of use still."""
 
-    try:
-        rows = status_of(chosen, pilot)["pilots"]
-    except WindlassError:
-        return True  # the manager has gone, and with it whoever could tell
-    return next((row["phase"] for row in rows if row["pilot"] == pilot), "ended") == "ended"
+    def __init__(self, port: StatusPort, row: Row, now: float) -> None:
+        self._port = port
+        self._pilot = self._name(row)
+        self._waiting = False
+        self._asked_at = now
+
+    def is_told(self, now: float) -> bool:
+        """For good."""
+        from windlass.errors import ConnectionRefused
+        from windlass.messages import GetStatus
+
+        try:
+            if not self._waiting and now - self._asked_at > STATUS_SECONDS:
+                self._port.send(GetStatus(self._pilot[-1]))
+                self._waiting, self._asked_at = True, now
+            answer = self._port.answer(0.0) if self._waiting else None
+        except ConnectionRefused:
+            return True  # the manager has gone, and with it whoever could tell
+        if answer is None:
+            return False
+        self._waiting = False
+        return all(row["phase"] == "ended" for row in json.loads(answer)["pilots"] if self._name(row) == self._pilot)
+
+    @staticmethod
+    def _name(row: Row) -> tuple[str, str, str]:
+        """Two pools may have a job of the same number."""
+        return str(row["factory"]), str(row["pool"]), str(row["pilot"])
 
 
 def resume(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:

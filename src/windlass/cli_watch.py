@@ -10,7 +10,7 @@ The terminal's other screen is used, so what was there before is there afterward
 there is nothing to flicker, and a look costs a slow line a few hundred bytes. Whatever ends the watch (q, Ctrl-C, a signal, an error)
 puts back the terminal's modes; Ctrl-Z does so, too, until the watch is taken up again.
 
-Where standard output is no terminal, or a dumb one, each look is one line of text.
+Where standard output is no terminal, or a dumb one, each look is one line of text, and that there is no answer is told once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from windlass.errors import ConnectionRefused
 from windlass.messages import CallList, GetStatus, Leave, ListCalls, Message, Status
-from windlass.status import StatusPort, show_plain
+from windlass.status import ANSWER_TIMEOUT, SILENT, StatusPort, show_plain
 from windlass.sums import count_workers
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def _lines(known: Known, seconds: float, *, as_json: bool) -> int:
     with StatusPort(known.connection) as port:
         while True:
             try:
-                answer = port.ask()
+                port.send(GetStatus())
+                answer = _awaited(port)
             except ConnectionRefused as error:
                 if not view.status:
                     raise
@@ -94,6 +95,17 @@ def _lines(known: Known, seconds: float, *, as_json: bool) -> int:
                 view.take(json.loads(answer))
                 print(one_line(view), flush=True)
             time.sleep(seconds)
+
+
+def _awaited(port: StatusPort) -> bytes:
+    """The answer, however long it takes: of a run of days it may be that the program is busy for a minute. Raises `ConnectionRefused`."""
+    answer = port.answer(ANSWER_TIMEOUT)
+    if answer is None:
+        sys.stdout.flush()
+        print(f"windlass: no answer for {ANSWER_TIMEOUT:g} s, and it is waited for; {SILENT}", file=sys.stderr, flush=True)
+        while answer is None:
+            answer = port.answer(ANSWER_TIMEOUT)
+    return answer
 
 
 def one_line(view: View) -> str:
@@ -215,8 +227,6 @@ class Watch:
         """Write the lines that have changed."""
         from windlass.screen import draw
 
-        if not self._view.status:
-            return
         console = self._console
         width, height = console.size
         lines = draw(self._view, width, height)

@@ -106,8 +106,11 @@ class Section:
 
 
 def draw(view: View, width: int, height: int) -> list[Text]:
-    """``height`` lines of at most ``width`` columns; the last one is the foot, also where there is room for no other."""
+    """``height`` lines of at most ``width`` columns; the last one is the foot, also where there is room for no other, and
+    the only one that says something before the manager has."""
     width, height = max(width, 20), max(height, 1)
+    if not view.status:
+        return [Text()] * (height - 1) + [_foot(view)]
     lines = _head(view, width)[: height - 1]
     room = height - len(lines) - 1
     pools, libraries = _pools(view, _part(width, 1)), _libraries(view, _part(width, 0))

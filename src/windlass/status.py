@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Seconds a manager on this machine or in this network may take to answer.
 ANSWER_TIMEOUT: Final = 10.0
+#: What to think of, when it does not.
+SILENT: Final = "is its program stopped (Ctrl-Z) or very busy?"
 
 
 class StatusPort:
@@ -65,10 +67,20 @@ class StatusPort:
         reason when the connection is gone.
         """
         self.send(about or GetStatus())
+        answer = self.answer(timeout)
+        if answer is None:
+            raise Unreachable(f"the manager did not answer within {timeout:g} s; {SILENT}")
+        return answer
+
+    def answer(self, timeout: float) -> bytes | None:
+        """What it says to what was sent; None: nothing within ``timeout`` seconds. Then that answer is still to come, before any other.
+
+        Raises `ConnectionRefused` as `ask` does.
+        """
         try:
             answer = self._answers.get(timeout=timeout)
         except queue.Empty:
-            raise Unreachable(f"the manager did not answer within {timeout:g} s; is its program stopped (Ctrl-Z) or very busy?") from None
+            return None
         if isinstance(answer, str):
             raise ConnectionRefused(answer)
         return answer
