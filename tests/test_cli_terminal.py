@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import io
 import json
@@ -14,6 +15,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ import pytest
 from rich.console import Console
 
 import windlass
+from windlass import cli_completion
 from windlass.cli_watch import Watch
 
 if TYPE_CHECKING:
@@ -408,6 +411,23 @@ def test_a_shell_completes_commands_and_the_names_of_what_runs(shell: str, manag
             terminal.until(f"windlass logs {pilot}")
             terminal.press("\x15exit\r")
             terminal.ended()
+
+
+def test_a_tab_waits_for_a_manager_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it takes to find one: each that was ever here is tried, at all of its addresses, and one that is stopped takes its time."""
+    over = threading.Event()
+
+    def tried(*words: object, **more: object) -> None:
+        assert over.wait(SECONDS), "it waits for this"
+        raise windlass.UsageError("nobody listens any more")
+
+    monkeypatch.setattr("windlass.managers.choose_manager", tried)
+    monkeypatch.setattr(cli_completion, "ASK_SECONDS", 0.05)
+    try:
+        with pytest.raises(TimeoutError):
+            cli_completion._ask(argparse.Namespace())  # pyright: ignore[reportPrivateUsage]
+    finally:
+        over.set()
 
 
 def test_completion_says_what_it_needs() -> None:

@@ -13,7 +13,9 @@ or say an error.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
 
 from windlass.errors import UsageError
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     import argparse
 
 SHELLS: Final = ("bash", "zsh", "fish")
-#: Seconds that a manager gets to answer at a TAB.
+#: Seconds that a TAB waits at most for a manager to be found and to answer.
 ASK_SECONDS: Final = 2.0
 #: What argcomplete sets when the shell asks.
 ASKED: Final = "_ARGCOMPLETE"
@@ -169,7 +171,24 @@ def _tags(parsed_args: argparse.Namespace, **_: object) -> list[str]:
 
 
 def _ask(parsed: argparse.Namespace, about: Any = None) -> Any:
-    """The answer of the manager that the line means. Raises what keeps it from coming, which argcomplete takes for nothing to offer."""
+    """The answer of the manager that the line means. Raises what keeps it from coming, which argcomplete takes for nothing to offer.
+
+    The time is for all of it: several managers may have to be tried, at several addresses. So it is done on a thread, which ends with the
+    process, and that when the shell has its answer.
+    """
+    answer: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(_answer(parsed, about))
+        except BaseException as error:  # noqa: BLE001 (raised where it is waited for)
+            answer.set_exception(error)
+
+    threading.Thread(target=work, name="windlass-completion", daemon=True).start()
+    return answer.result(ASK_SECONDS)
+
+
+def _answer(parsed: argparse.Namespace, about: Any) -> Any:
     import json
 
     from windlass.managers import choose_manager
@@ -178,7 +197,7 @@ def _ask(parsed: argparse.Namespace, about: Any = None) -> Any:
     state_dir = getattr(parsed, "state_dir", None)
     known = choose_manager(getattr(parsed, "manager", None), getattr(parsed, "port", None), state_dir=state_dir)
     with StatusPort(known.connection) as port:
-        return json.loads(port.ask(ASK_SECONDS, about))
+        return json.loads(port.ask(about=about))
 
 
 def add_parsers(nouns: Any) -> None:
