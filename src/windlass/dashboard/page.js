@@ -1,7 +1,8 @@
 // The page: it keeps what the stream of patches tells (windlass.dashboard.feed), and shows what is in sight, once per patch.
 "use strict";
 
-const page = { at: 0, began: 0, sections: {}, tables: {}, samples: [], ended: "", live: false, heard: 0, heardAt: 0 };
+const page = { at: 0, began: 0, sections: {}, tables: {}, samples: [], ended: "", live: false, heard: 0, heardAt: 0, moved: false, pause: 5 };
+// moved: nobody knows this page at its address any more. pause: seconds until the stream is tried again that somebody else has answered.
 /** Seconds without a patch after which the page says so; a dashboard tells of a manager that answers each second, of large ones each few. */
 const SILENCE = 15;
 const TABLES = ["workers", "pilots", "libraries", "causes", "files"];
@@ -70,7 +71,9 @@ function renderHead() {
   const words = ended ? "ended" : !page.live ? "not connected" : silent > SILENCE ? `the manager has not answered for ${span(silent)}` : "live";
   say(byId("about"), `${words} · ${manager.addresses.join(", ")} · recorded for ${span(page.at - page.began)}` + (manager.detached ? " · runs on its own" : ""));
   const banner = byId("banner");
-  const news = ended ? `As it was when the manager ended (${ended}).` : page.live || !page.heard ? "" : "The dashboard is not reached; this page goes on by itself when it is. As it was at " + clock(page.at - page.began) + ".";
+  const lost = page.moved ? `The dashboard is not at this address any more: it was started anew. Open the address that this prints: windlass dashboard ${run}`
+    : "The dashboard is not reached: it was ended, or the way to it is down. This page goes on by itself when it is back";
+  const news = ended ? `As it was when the manager ended (${ended}).` : page.live || !page.heard ? "" : `${lost}. As it was at ${clock(page.at - page.began)}.`;
   banner.hidden = !news;
   say(banner, news);
 }
@@ -258,10 +261,22 @@ function renderTransfers() {
 
 function listen() {
   const stream = new EventSource("events");
-  stream.addEventListener("patch", (event) => { page.live = true; page.heard++; page.heardAt = performance.now(); update(event.data); });
+  stream.addEventListener("patch", (event) => { Object.assign(page, { live: true, moved: false, heard: page.heard + 1, heardAt: performance.now() }); update(event.data); });
   stream.addEventListener("ended", (event) => { page.ended = JSON.parse(event.data).reason || "closed"; stream.close(); render(); });
-  setInterval(() => { if (page.sections.manager && !document.hidden) renderHead(); }, 5000);
-  stream.addEventListener("error", () => { page.live = false; render(); });
+  stream.addEventListener("error", () => {
+    page.live = false;
+    render();
+    // A browser tries again by itself when nobody answers. When somebody else does (a proxy, a dashboard that was started anew) it gives up.
+    if (stream.readyState === EventSource.CLOSED) setTimeout(listenAgain, 1000 * page.pause);
+  });
+}
+
+/** A stream does not tell how it was refused; so something else is asked for, below the same path and with the same cookie. */
+async function listenAgain() {
+  const status = await fetch("page.css", { method: "HEAD", cache: "no-store" }).then((answer) => answer.status, () => 0);
+  page.moved = [403, 404, 421].includes(status);
+  render();
+  listen();
 }
 
 for (const id of ["pilots-all", "files-all"]) byId(id).addEventListener("toggle", render);
@@ -279,4 +294,5 @@ if (report) {
   // The token has become a cookie; it is not to stand in the address bar, in bookmarks or on pictures of the screen.
   if (location.search) history.replaceState(null, "", location.pathname);
   listen();
+  setInterval(() => { if (page.sections.manager && !document.hidden) renderHead(); }, 5000);
 }

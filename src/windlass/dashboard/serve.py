@@ -67,6 +67,12 @@ class _Serving:
         self.pages = Pages(self.feed, self.guard)
         self._over = asyncio.Event()
         self._reason, self._orderly = "", False
+        #: The manager goes on, so pages are told nothing: another dashboard may be at their address soon.
+        self._interrupted = False
+
+    def _interrupt(self, number: signal.Signals) -> None:
+        self._interrupted = not self._over.is_set()
+        self.end(f"signal {number.name}", True)
 
     def end(self, reason: str, orderly: bool) -> None:
         """The manager, or who started this, is gone; or a signal came."""
@@ -87,7 +93,7 @@ class _Serving:
         server = _Server(config)
         loop = asyncio.get_running_loop()
         for number in ending_signals():
-            loop.add_signal_handler(number, self.end, f"signal {signal.Signals(number).name}", True)
+            loop.add_signal_handler(number, self._interrupt, number)
         if child:
             loop.add_reader(sys.stdin.fileno(), self._look_at_parent)
         serving = asyncio.create_task(server.serve(sockets=[self._socket]))
@@ -101,9 +107,10 @@ class _Serving:
             _unnote(note, self.link)
             polling.cancel()
             watch.close()
-            self.pages.end(self._reason)
-            if self.pages.watched:
-                await asyncio.sleep(_FAREWELL)
+            if not self._interrupted:
+                self.pages.end(self._reason)
+                if self.pages.watched:
+                    await asyncio.sleep(_FAREWELL)
             self.pages.close()
             server.should_exit = True
             await asyncio.gather(serving, polling, return_exceptions=True)
