@@ -377,8 +377,11 @@ class Client:
 
     def settle(self) -> None:
         """The store is about to go: read the results that are still in it, for whoever asks later."""
+        memory = self.memory
         for future in list(self._unread.values()):
-            future.settle(last=True)
+            packed = future.packed()
+            if memory is None or packed is None or not memory.outlives(packed[1]):
+                future.settle(last=True)
 
     def count_in(self, found: dict[str, Any]) -> None:
         """Put into a status what the manager's core does not know of."""

@@ -114,6 +114,8 @@ class Journal:
         #: Results that could not be written.
         self.dropped = 0
         self._decoded: OrderedDict[int, list[Entry]] = OrderedDict()
+        #: Buffers that have been opened, and are what their names say.
+        self._whole: set[ObjectName] = set()
         #: Guards the log's end, and what was decoded.
         self._lock = threading.Lock()
         #: How far the log was synced, or found, and how many results came after the last ``fdatasync`` began.
@@ -248,11 +250,23 @@ class Journal:
         return msgspec.structs.replace(end)
 
     def open(self, name: ObjectName) -> memoryview:
-        """A buffer of a result, which may be damaged: its name is that of the content it had. Raises `KeyError`."""
+        """A buffer of a result. Raises `KeyError` when it is gone, or damaged: then it goes, and with it what it was of.
+
+        Its name is that of its content, which is looked at here, once in a life: that takes as long as reading it.
+        """
+        path = self._objects / name
         try:
-            return map_object(self._objects / name, foreign=True)
+            data = map_object(path, foreign=True)
         except OSError:
             raise KeyError(name) from None
+        if name not in self._whole:
+            if content_name(data) != name:
+                log.warning("journal %s: %s is damaged, and is removed: the result that it is of is made again", self.folder, path)
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                raise KeyError(name)
+            self._whole.add(name)
+        return data
 
     def _has(self, name: str, size: int) -> bool:
         try:

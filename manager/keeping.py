@@ -199,5 +199,8 @@ def bring_result(owner: object, record: CallDone | None, timeout: float | None) 
 
 
 def comes_from_afar(owner: object, record: CallDone | None) -> bool:
-    """Whether reading this result has to wait for a network (`windlass.manager.memory.ClientStore`)."""
-    return record is not None and bool(record.end.spans) and getattr(getattr(owner, "store", None), "far", False)
+    """Whether reading this result takes long: it comes over a network (`windlass.manager.memory.ClientStore`), or from a journal's disk."""
+    if record is None or not (spans := record.end.spans):
+        return False
+    recalled: Callable[[str], str] | None = getattr(owner, "recalled", None)
+    return getattr(getattr(owner, "store", None), "far", False) or (recalled is not None and bool(recalled(spans[0].name)))

@@ -14,8 +14,8 @@ a program that draws a thousand samples finds a thousand, not one.  What was fou
 *A memoized function* has no numbers: all equal calls have one result.  While the first of them runs, and until what it returned is in the
 journal, the others *follow* it: they end as it ends when it returned or raised, and else one of them takes its place.
 
-Large buffers of results that were found stay in the journal, however many there are: they are read there when somebody asks, and go into
-the manager's store only when a call is given them.
+Large buffers of results that were found stay in the journal, however many there are: they are read there, and looked at for damage, when
+somebody asks, and go into the manager's store only when a call is given them.
 
 Only results are remembered: what raised, died or was cancelled is run again.  So is what has no content, what stays on workers, and calls
 with a directory of their own; but calls that are given such results are found by the keys of their inputs.
@@ -55,7 +55,6 @@ from windlass.messages import (
     ObjectRef,
     WorkerId,
 )
-from windlass.objects import content_name
 
 #: Payloads of up to so many bytes are their own digest.
 _SHORT_BYTES: Final = 48
@@ -186,22 +185,14 @@ class Memory:
     def recall(self, call: CallId, key: bytes) -> CallDone | None:
         """How a call with this key has ended before; None: it is to be run."""
         end = self.journal.recall(key, forget=key[:1] != MEMOIZED)
-        if end is None or (end := self._with_buffers(end)) is None:
+        if end is None:
             return None
+        # Names that no other result has: each is read, and let go, for itself.
+        spans = tuple(ObjectRef(ObjectName(RESULT + os.urandom(16).hex()), ref.size) for ref in end.spans)
+        self._recalled.update((here.name, there.name) for here, there in zip(spans, end.spans, strict=True))
         self.used += 1
         now = self._clock()
-        return CallDone(msgspec.structs.replace(end, call=call), now, 0.0, now)
-
-    def _with_buffers(self, end: CallEnd) -> CallEnd | None:
-        """With names for its buffers that no other result has; None if one is damaged."""
-        try:
-            if any(content_name(self.journal.open(ref.name)) != ref.name for ref in end.spans):
-                return None
-        except KeyError:
-            return None
-        spans = [ObjectRef(ObjectName(RESULT + os.urandom(16).hex()), ref.size) for ref in end.spans]
-        self._recalled.update((here.name, there.name) for here, there in zip(spans, end.spans, strict=True))
-        return msgspec.structs.replace(end, spans=tuple(spans))
+        return CallDone(msgspec.structs.replace(end, call=call, spans=spans), now, 0.0, now)
 
     def recalled(self, name: str) -> str:
         """What a buffer of a result that was recalled is called in the journal, which is its content's name; "" for all else, which is in
@@ -209,13 +200,19 @@ class Memory:
         return self._recalled.get(name, "")
 
     def open(self, name: str) -> memoryview:
-        """Such a buffer. Raises `KeyError` for others, `FileUnavailable` when it is gone."""
+        """Such a buffer. Raises `KeyError` for others, `FileUnavailable` when it is gone, or damaged."""
         place = self._recalled[name]
         try:
             return self.journal.open(place)
         except KeyError:
-            text = f"the result was in journal {self.journal.folder}, from where its buffer {place} is gone: the next run makes it again"
+            text = (
+                f"the result was in journal {self.journal.folder}, where its buffer {place} is gone or damaged: the next run makes it again"
+            )
             raise FileUnavailable(text) from None
+
+    def outlives(self, spans: Sequence[ObjectRef]) -> bool:
+        """These parts of a result can be read also when all is closed: they are in a journal that stays."""
+        return self.all_calls and bool(spans) and spans[0].name in self._recalled
 
     def let_go(self, names: Iterable[str]) -> None:
         """Nobody needs these buffers of results any more. Takes no lock."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import importlib
 import shutil
@@ -17,9 +18,10 @@ import msgspec
 import numpy
 import pytest
 
-from windlass import content, snapshots
+from windlass import content, objects, snapshots
 from windlass.errors import Closed, FileUnavailable, InputFailed, NotPicklable, UsageError
 from windlass.files import File
+from windlass.manager import journal
 from windlass.manager.call import Target
 from windlass.manager.client import Client
 from windlass.manager.future import CallFuture
@@ -283,7 +285,7 @@ def test_a_large_result_is_shared_without_room_in_the_store(bench: Bench, tmp_pa
     assert not bench.client.recalled(buffer.name)
     third = bench.client.submit(target, (1,), {})
     shutil.rmtree(tmp_path / "journal" / "objects")
-    with pytest.raises(FileUnavailable, match=r"from where its buffer b3-.* is gone: the next run makes it again"):
+    with pytest.raises(FileUnavailable, match=r"where its buffer b3-.* is gone or damaged: the next run makes it again"):
         third.result(0)
 
 
@@ -377,6 +379,81 @@ def test_a_result_that_was_changed_is_another_argument(bench: Bench, tmp_path: P
     assert key({1}, future) != read
     state.temperature = 100
     assert key({1}, future) == read
+    memory.close()
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the buffers whose content the journal has looked at."""
+    sizes: list[int] = []
+
+    def content_name(data: Any) -> ObjectName:
+        sizes.append(len(data))
+        return objects.content_name(data)
+
+    monkeypatch.setattr(journal, "content_name", content_name)
+    return sizes
+
+
+def left_by_an_earlier_life(bench: Bench, folder: Path, content: Target) -> None:
+    """A large result of the call with 1."""
+    memory = remembering(bench, folder)
+    bench.end(bench.client.submit(content, (1,), {}), b"x" * 200_000)
+    memory.close()
+
+
+def test_large_results_are_looked_at_when_they_are_read_and_not_when_they_are_submitted(
+    bench: Bench, tmp_path: Path, looked_at: list[int]
+) -> None:
+    """A campaign of a terabyte is submitted again for its last step. Also the program's end reads none: they stay where they are."""
+    left_by_an_earlier_life(bench, tmp_path, REMEMBERED)
+    memory = remembering(bench, tmp_path)
+    looked_at.clear()
+    future = bench.client.submit(REMEMBERED, (1,), {})
+    assert future.done()
+    bench.client.settle()
+    memory.close()
+    bench.store.close()
+    assert looked_at == []
+    assert future.result(0) == b"x" * 200_000
+    assert looked_at == [200_000]
+
+
+def test_what_equal_calls_share_is_looked_at_once(bench: Bench, tmp_path: Path, looked_at: list[int]) -> None:
+    """Without a journal it goes with the memory, so it is read before."""
+    left_by_an_earlier_life(bench, tmp_path, MEMOIZED)
+    memory = remembering(bench, tmp_path)
+    memory.all_calls = False
+    looked_at.clear()
+    first, second = (bench.client.submit(MEMOIZED, (1,), {}) for _ in range(2))
+    assert looked_at == []
+    assert first.result(0) == b"x" * 200_000
+    bench.client.settle()
+    memory.close()
+    assert second.result(0) == b"x" * 200_000
+    assert looked_at == [200_000]
+
+
+def test_a_task_that_awaits_a_remembered_result_does_not_read_it_on_its_loop(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be gigabytes, on a disk that takes its time."""
+    left_by_an_earlier_life(bench, tmp_path, REMEMBERED)
+    memory = remembering(bench, tmp_path)
+    here, readers = threading.current_thread(), list[bool]()
+    real = memory.journal.open
+
+    def opened(name: ObjectName) -> memoryview:
+        readers.append(threading.current_thread() is here)
+        return real(name)
+
+    monkeypatch.setattr(memory.journal, "open", opened)
+
+    async def read() -> Any:
+        return await bench.client.submit(REMEMBERED, (1,), {})
+
+    assert asyncio.run(read()) == b"x" * 200_000
+    assert readers == [False]
     memory.close()
 
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 import windlass
-from windlass import CallFailed, Executor, Factory, FunctionCall, Manager, UsageError, attach
+from windlass import CallFailed, Executor, Factory, FileUnavailable, FunctionCall, Manager, UsageError, attach
 from windlass.manager.timings import Timings
 
 Until = Callable[[str, Callable[[], object]], None]
@@ -404,12 +404,18 @@ def test_large_results_are_found_though_the_store_has_no_room_for_all(tmp_path: 
 
 
 def test_a_damaged_buffer_is_made_again(tmp_path: Path) -> None:
+    """By the life after the one that has read it: it is found to be damaged only then."""
     with pool(journal=tmp_path / "journal") as executor:
         executor.submit(big, str(tmp_path), 100_000).result()
     [kept] = (tmp_path / "journal" / "objects").iterdir()
     data = bytearray(kept.read_bytes())
     data[-1] ^= 1
     kept.write_bytes(data)
+    with (
+        pool(journal=tmp_path / "journal") as executor,
+        pytest.raises(FileUnavailable, match="is gone or damaged: the next run makes it again"),
+    ):
+        executor.submit(big, str(tmp_path), 100_000).result()
     with pool(journal=tmp_path / "journal") as executor:
         assert executor.submit(big, str(tmp_path), 100_000).result()[-1] == 99_999
     assert runs(tmp_path, "big") == 2
