@@ -417,7 +417,7 @@ def _take(folder: Path) -> int:
             why, remedy = found
             raise UsageError(f"journal {folder} {why}: results that are read from a journal run as your code; {remedy}")
         names = set(os.listdir(folder))
-        if names and "lock" not in names:
+        if names and "lock" not in names and not _has_log(folder):
             raise UsageError(f"journal {folder} is a folder with other things in it: name a new one, as in journal='run.journal'")
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
@@ -427,26 +427,45 @@ def _take(folder: Path) -> int:
     try:
         lock(descriptor)
     except BlockingIOError:
-        pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+        pid, _, host = os.pread(descriptor, 300, 0).decode(errors="replace").strip().partition(" ")
         ours = is_locked_here(descriptor)
         os.close(descriptor)
         if ours:
             text = f"journal {folder} is in use already, by this program: close() the manager that has it, or go on using that one"
             raise UsageError(text) from None
-        raise UsageError(
-            f"journal {folder} is in use by another program{f' (process {pid})' if pid else ''}: end that one, or name another journal"
-        ) from None
+        raise UsageError(f"journal {folder} is in use by another program{_who_has_it(folder, pid, host)}") from None
     except OSError as error:
         os.close(descriptor)
         why = f"this file system has no locks ({error.strerror or error})"
         raise UsageError(f"journal {folder} cannot be opened: {why}; name a folder on another one") from error
     try:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(descriptor, f"{os.getpid()} {os.uname().nodename}\n".encode(), 0)
     except OSError as error:
         unlock(descriptor)
         raise UsageError(f"journal {folder} cannot be opened: {error.strerror or error}; make room, or name another folder") from error
     return descriptor
+
+
+def _has_log(folder: Path) -> bool:
+    """It is a journal whose lock somebody has removed."""
+    try:
+        with (folder / "log").open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+
+
+def _who_has_it(folder: Path, pid: str, host: str) -> str:
+    """How the text goes on that says that another program has it open, and what to do."""
+    where = f" (process {pid}{f' on {host}' if host else ''})" if pid else ""
+    text = f"{where}: end that one, or name another journal"
+    if host in ("", os.uname().nodename):
+        return text
+    # A file server keeps the lock of a machine that has crashed until its lease is over, or the machine is up again.
+    return (
+        f"{text}. If {host} is down its lock goes in the end; you may also make sure that the program is gone, and remove {folder / 'lock'}"
+    )
 
 
 def _not_ours(folder: Path, about: os.stat_result) -> tuple[str, str] | None:

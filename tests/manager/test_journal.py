@@ -204,18 +204,45 @@ def test_two_programs_cannot_have_one_journal(journal: Journal, folder: Path) ->
         Journal(folder)
 
 
-def test_another_containers_process_may_have_our_number(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("who", "text"),
+    [
+        # As journals were locked before hosts stood there, and as another container may do it.
+        ("PID", r"\(process PID\): end that one, or name another journal\n"),
+        ("PID HERE", r"\(process PID on HERE\): end that one, or name another journal\n"),
+        (
+            "7 login1",
+            r"\(process 7 on login1\): end that one, .*\. If login1 is down its lock goes in the end; "
+            r"you may also make sure that the program is gone, and remove .*/run\.journal/lock\n",
+        ),
+    ],
+)
+def test_who_has_it_open_is_told_by_number_and_host(folder: Path, who: str, text: str) -> None:
+    """Another container's process may have our number, and the lock of a machine that has crashed may stay for a while."""
     holds = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
     folder.mkdir(mode=0o700, exist_ok=True)
-    (folder / "lock").write_text(f"{os.getpid()}\n")
+    who, text = (one.replace("PID", f"{os.getpid()}").replace("HERE", os.uname().nodename) for one in (who, text))
+    (folder / "lock").write_text(f"{who}\n")
     words = [sys.executable, "-c", holds, str(folder / "lock")]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(UsageError, match=rf"in use by another program \(process {os.getpid()}\)"):
+        with pytest.raises(UsageError, match=rf"in use by another program {text}"):
             Journal(folder)
         assert other.stdin is not None
         other.stdin.close()
+
+
+def test_the_lock_says_who_has_it(journal: Journal, folder: Path) -> None:
+    assert (folder / "lock").read_text() == f"{os.getpid()} {os.uname().nodename}\n"
+
+
+def test_a_journal_whose_lock_was_removed_is_one(journal: Journal, folder: Path) -> None:
+    """Its machine had crashed, and somebody took the obvious way."""
+    journal.append([entry(1)])
+    journal.close()
+    (folder / "lock").unlink()
+    assert again(folder) == {b"key1": b"result1"}
 
 
 def name_of(folder: Path) -> str:
