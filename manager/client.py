@@ -377,10 +377,8 @@ class Client:
 
     def settle(self) -> None:
         """The store is about to go: read the results that are still in it, for whoever asks later."""
-        memory = self.memory
         for future in list(self._unread.values()):
-            packed = future.packed()
-            if memory is None or packed is None or not memory.outlives(packed[1]):
+            if self.memory is None or not self.memory.outlives(future):
                 future.settle(last=True)
 
     def count_in(self, found: dict[str, Any]) -> None:
@@ -498,11 +496,9 @@ class Client:
         self, worker: WorkerId, message: OrphansHeld | OrphansEnded, withdraw: Callable[[Iterable[CallId]], list[CallSpec]]
     ) -> None:
         """A worker tells of calls of this program's earlier life. On the manager's thread."""
-        if self.memory is None:
-            return
-        if isinstance(message, OrphansHeld):
+        if self.memory is not None and isinstance(message, OrphansHeld):
             self.memory.orphans_held(worker, message.keys, self._futures, withdraw)
-        else:
+        elif self.memory is not None and isinstance(message, OrphansEnded):
             self.memory.orphans_ended(message.ends, self._futures)
 
     def hand_over(self, item: Item) -> None:

@@ -171,6 +171,10 @@ class Core(Starts):
             self.submit(specs, now)
             self._dispatch_dirty(now)
 
+    def has_waiting(self) -> bool:
+        """Calls wait for slots."""
+        return any(state.waiting for state in self.libraries.values())
+
     def withdraw(self, ids: Iterable[CallId]) -> list[CallSpec]:
         """Take back those of these calls that wait: they are run elsewhere, and may be submitted again."""
         specs: list[CallSpec] = []

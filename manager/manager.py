@@ -281,6 +281,15 @@ class Manager(Door):
         self._factories += 1
         return f"{self.name}-{self._factories}"
 
+    def cancel_earlier(self) -> int:
+        """End calls of an earlier life of this program that still run, and that this life has not submitted; how many there are by now.
+
+        For a program with a ``journal=``, when it has submitted what it wants: as after a change of the function, when nobody will ask for
+        them any more. It holds also for those of which workers that come back will tell.
+        """
+        self._check_open()
+        return self._client.memory.end_earlier() if self._client.memory is not None else 0
+
     # ------------------------------------------------------------ the end
 
     def close(self) -> None:

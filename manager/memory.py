@@ -20,6 +20,10 @@ somebody asks, and go into the manager's store only when a call is given them.
 Only results are remembered: what raised, died or was cancelled is run again.  So is what has no content, what stays on workers, and calls
 with a directory of their own; but calls that are given such results are found by the keys of their inputs.
 
+*Orphans* are calls of an earlier life that still run at a worker: who submits one waits for its end. Those that nobody wants any more are
+ended: such as were cancelled, such as have ended in this life, as they had been sent elsewhere by then, and, if the program says
+so (`end_earlier`), all that it has not submitted.
+
 `key_of` and `recall` are called by who submits, `note` on the thread that delivers ends.
 """
 
@@ -38,6 +42,7 @@ import msgspec
 
 from windlass.errors import Closed, FileUnavailable
 from windlass.files import collecting
+from windlass.manager.advice import EarlierAdvice
 from windlass.manager.calls import CLOSED
 from windlass.manager.feeding import Feeder
 from windlass.manager.future import CallFuture
@@ -51,6 +56,8 @@ from windlass.messages import (
     CallEnd,
     CallId,
     CallSpec,
+    EndOrphans,
+    Message,
     ObjectName,
     ObjectRef,
     WorkerId,
@@ -89,11 +96,13 @@ class RememberingClient(Protocol):
     """What a memory needs of the client."""
 
     feeder: Feeder
+    closed: str
 
     def deliver_noted(self, ends: Sequence[CallDone], /) -> None: ...
     def hand_over(self, item: CallSpec, /) -> None: ...
     def read(self, name: ObjectName, /) -> memoryview: ...
     def drop(self, names: Sequence[ObjectName], /) -> None: ...
+    def say(self, message: Message, /) -> None: ...
     def withdraw_late(self, call: CallId, /) -> bool: ...
 
 
@@ -115,6 +124,9 @@ class Memory:
         #: Calls of an earlier life that still run, by key: where; and those of this life that wait for their ends.
         self.orphans: dict[bytes, WorkerId] = {}
         self._parked: dict[bytes, CallSpec] = {}
+        #: The program wants none of those that it has not submitted.
+        self._end_unasked = False
+        self._advice = EarlierAdvice()
         #: Calls that had been sent before it was known that an earlier life's run of them goes on, and have ended as that did: their ends
         #: at the manager are to come. And how many have come, by the status's words for them.
         self._sent_twice: set[CallId] = set()
@@ -210,9 +222,10 @@ class Memory:
             )
             raise FileUnavailable(text) from None
 
-    def outlives(self, spans: Sequence[ObjectRef]) -> bool:
-        """These parts of a result can be read also when all is closed: they are in a journal that stays."""
-        return self.all_calls and bool(spans) and spans[0].name in self._recalled
+    def outlives(self, future: CallFuture[Any]) -> bool:
+        """Its result can be read also when all is closed: it is in a journal that stays."""
+        packed = future.packed() if self.all_calls else None
+        return packed is not None and bool(packed[1]) and packed[1][0].name in self._recalled
 
     def let_go(self, names: Iterable[str]) -> None:
         """Nobody needs these buffers of results any more. Takes no lock."""
@@ -291,6 +304,47 @@ class Memory:
             self.orphans.update((key, worker) for key in wanted)
             calls = [call for key in wanted if (call := self._seen.get(key)) is not None and call in futures]
             self._parked.update((spec.key, spec) for spec in withdraw(calls))
+            unwanted = [key for key in wanted if not self._is_wanted(key, futures)]
+        self._end(unwanted)
+
+    def _is_wanted(self, key: bytes, futures: Mapping[CallId, CallFuture[Any]]) -> bool:
+        call = self._seen.get(key)
+        return call in futures if call is not None else not self._end_unasked
+
+    def _end(self, keys: list[bytes]) -> None:
+        # A client that closes has no futures: what runs is for the next life.
+        if keys and not self._client.closed:
+            with suppress(Closed):
+                self._client.say(EndOrphans(keys))
+
+    def where(self, keys: Iterable[bytes]) -> dict[WorkerId, list[bytes]]:
+        """At which workers these run for an earlier life."""
+        found: dict[WorkerId, list[bytes]] = {}
+        with self._lock:
+            for key in keys:
+                if worker := self.orphans.get(key):
+                    found.setdefault(worker, []).append(key)
+        return found
+
+    def end_earlier(self) -> int:
+        """End the orphans that this life has not submitted, and those of which workers will tell; how many there are by now."""
+        with self._lock:
+            self._end_unasked = True
+            keys = self._unasked()
+        self._end(keys)
+        return len(keys)
+
+    def _unasked(self) -> list[bytes]:
+        return [key for key, at in self.orphans.items() if at != _HERE and key not in self._seen]
+
+    def advice(self, waiting: Callable[[], bool], now: float) -> str:
+        """What to tell a person whose calls wait, as slots run what this life has not submitted; "": nothing."""
+
+        def unasked() -> int:
+            with self._lock:
+                return len(self._unasked())
+
+        return self._advice.look(bool(self.orphans), waiting, unasked, now)
 
     def orphans_ended(self, ends: Iterable[CallEnd], futures: Mapping[CallId, CallFuture[Any]]) -> None:
         """Calls of an earlier life have ended. Until that is written, which takes the disk's time, who submits one waits for it still."""
@@ -353,14 +407,14 @@ class Memory:
     def leave(self, call: CallId, key: bytes | None) -> bool:
         """A call, which is known by ``key``, is cancelled. True: it waited for another one's end, so its own is the caller's to deliver."""
         with self._lock:
-            parked = self._parked.get(key) if key is not None else None
-            if key is not None and parked is not None and parked.call == call:
-                del self._parked[key]
-                return True
             leader = self._following.pop(call, None)
-            if leader is None:
+            if leader is not None:
+                return self._leaders[leader].pop(call, None) is not None
+            if key is None or key not in self.orphans:
                 return False
-            return self._leaders[leader].pop(call, None) is not None
+            parked = self._parked.pop(key, None) is not None
+        self._end([key])
+        return parked
 
     def note(self, ends: Sequence[CallDone], futures: Mapping[CallId, CallFuture[Any]]) -> None:
         """The manager says how these calls have ended: write what they returned, before anybody is told."""

@@ -58,6 +58,7 @@ from windlass.messages import (
     DeclareFile,
     DeclareMade,
     DefineFunctions,
+    EndOrphans,
     GetStatus,
     GetView,
     Goodbye,
@@ -321,6 +322,8 @@ class Server:
         elif self._idle_timeout and now - self._busy_at >= self._idle_timeout:
             self._end(f"no calls, programs or factories for {self._idle_timeout:g} s")
         advice = self._advice.look(len(self.core.calls), len(self.workers.links), len(self.factories), self.addresses[0][1], now)
+        if not advice and self.client is not None and self.client.memory is not None:
+            advice = self.client.memory.advice(self.core.has_waiting, now)
         if advice:
             log.warning("%s", advice)
 
@@ -359,6 +362,8 @@ class Server:
                     self.client.tidy()
             case CancelSubmitted(calls):
                 core.cancel(calls, now)
+            case EndOrphans(keys):
+                self.workers.end_orphans(keys)
             case BlockHost() if role == "client":
                 core.block_host(message, now)
             case InstallLibrary(spec):

@@ -13,7 +13,7 @@ program, certificates. ``act`` carries out what the core has decided. Everything
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from windlass.errors import WindlassError
 from windlass.identity import Authority
@@ -25,6 +25,7 @@ from windlass.messages import (
     CallsReturned,
     CertificateIssued,
     CertificateRequest,
+    EndOrphans,
     FileFailed,
     FileHere,
     Goodbye,
@@ -54,6 +55,8 @@ class WorkerSessions:
     ) -> None:
         self._core, self._authority, self._files, self._client, self._now, self._act = core, authority, files, client, now, act
         self.links: dict[WorkerId, Link] = {}
+        #: Those that can be told to end what they run for an earlier life of this program.
+        self._end_orphans: set[WorkerId] = set()
         self._told_of_room = False
 
     def begin(self, link: Link, info: WorkerInfo | None) -> None:
@@ -76,6 +79,15 @@ class WorkerSessions:
         for link in self.links.values():
             link.send(Leave(reason))
 
+    def end_orphans(self, keys: Iterable[bytes]) -> None:
+        """Have these end, which run for an earlier life of this program."""
+        client = self._client()
+        if client is None or client.memory is None:
+            return
+        for worker, theirs in client.memory.where(keys).items():
+            if worker in self._end_orphans:
+                self.links[worker].send(EndOrphans(theirs))
+
     def close_given_up(self) -> None:
         """Sessions that the core has given up end here too."""
         for worker, link in list(self.links.items()):
@@ -89,6 +101,8 @@ class WorkerSessions:
             if isinstance(message, FileHere | FileFailed):
                 self._files.sources.done(worker, message.name)
             elif isinstance(message, OrphansHeld | OrphansEnded):
+                if isinstance(message, OrphansHeld) and message.ends:
+                    self._end_orphans.add(worker)
                 if (client := self._client()) is not None:
                     client.orphans(worker, message, self._core.withdraw)
             elif isinstance(message, WorkerDraining):
@@ -147,6 +161,7 @@ class WorkerSessions:
     def _forget(self, worker: WorkerId) -> None:
         """Its session is over: it may fetch nothing here any more, and what it ran for an earlier life of this program is lost with it."""
         del self.links[worker]
+        self._end_orphans.discard(worker)
         self._files.sources.left(worker)
         client = self._client()
         if client is not None and client.memory is not None:

@@ -47,6 +47,7 @@ from windlass.messages import (
     CertificateRequest,
     Drain,
     DropFiles,
+    EndOrphans,
     FetchFile,
     FileLost,
     ForgetFunctions,
@@ -272,8 +273,7 @@ class Worker:
     def _begin_anew(self, supply: Supply, libraries: Libraries, adopts: bool) -> None:
         """The manager knows none of our calls: end what runs and forget it, unless it is a later life of who sent it. New calls may follow
         right behind. Raises `OSError`."""
-        draining = self._backlog.draining
-        transfers = supply.transfers
+        draining, transfers = self._backlog.draining, supply.transfers
         unheard = self._outbox.begin_anew()
         backlog, watching = self._backlog, self._watching
         self._backlog = self._outbox.backlog = Backlog(self._outbox)
@@ -305,9 +305,7 @@ class Worker:
 
     def _earlier_busy(self) -> tuple[float, int]:
         """Cores and GPUs of calls of earlier lives of the manager."""
-        if self._earlier is None:
-            return 0.0, 0
-        occupied = self._earlier.occupied
+        occupied = self._earlier.occupied if self._earlier is not None else Resources()
         return occupied.cores, occupied.gpus
 
     def _tell_late(self, of: Backlog, end: CallEnd) -> None:
@@ -363,6 +361,8 @@ class Worker:
                 backlog.recall(message.instance, message.count)
             case CancelCalls():
                 backlog.cancel(message.calls)
+            case EndOrphans() if self._earlier is not None:
+                self._earlier.end(message.keys)
             case Drain():
                 self._act(self._life.drain(message.reason))
             case Leave():

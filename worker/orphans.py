@@ -5,8 +5,8 @@ Theory of operation
 A manager with a journal says so in its Welcome (``adopts``), and its calls have keys, by which its next life knows them.  When a worker is
 welcomed with another session by such a manager, what it runs goes on with the instances that it has, as *orphans*: nothing is
 fed to them any more, the manager hears which they are (`OrphansHeld`) and how they end (`OrphansEnded`), and counts the cores and GPUs
-that they occupy as not there.  Beside them the worker serves the new session with new instances; idle slots of the old ones leave at
-once, as the new ones wait for their GPUs.
+that they occupy as not there; those that nobody wants any more it has ended (`EndOrphans`).  Beside them the worker serves the new session
+with new instances; idle slots of the old ones leave at once, as the new ones wait for their GPUs.
 
 That manager may die too: the next one hears of all that run on, whichever life they began in.  A call that will not end after all, as its
 slot died for another's sake, is told as one that did not return, so that it is run again.
@@ -22,7 +22,7 @@ When the last one has ended, everything that was theirs is closed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from typing import Any
 
 from windlass.framing import batches
@@ -83,7 +83,7 @@ class Orphans:
         """Tell the new manager; ``unheard``: what the old one may not have heard."""
         again = ends_to_tell_again(unheard)
         # Until a large one is copied the call is not to be run.
-        self._say(OrphansHeld([*self._keys, *(end.key for ends in again for end in ends if end.spans)]))
+        self._say(OrphansHeld([*self._keys, *(end.key for ends in again for end in ends if end.spans)], ends=True))
         for ends in again:
             self._say(OrphansEnded(ends))
         self._look()
@@ -91,7 +91,11 @@ class Orphans:
     def begin_again(self) -> None:
         """Tell a manager that has come after the one that was told."""
         if self._keys:
-            self._say(OrphansHeld(list(self._keys)))
+            self._say(OrphansHeld(list(self._keys), ends=True))
+
+    def end(self, keys: Collection[bytes]) -> None:
+        """The manager does not want these to run on."""
+        self.backlog.cancel([HeldCall(call.call, call.attempt) for call in self.backlog.calls() if call.key in keys])
 
     @property
     def held(self) -> int:
@@ -186,6 +190,12 @@ class EarlierLives:
     def held(self) -> int:
         """Calls whose ends have not been told."""
         return sum(one.held for one in self._all)
+
+    def end(self, keys: Iterable[bytes]) -> None:
+        """Those of them that run with these keys are not wanted any more."""
+        unwanted = frozenset(keys)
+        for one in list(self._all):
+            one.end(unwanted)
 
     @property
     def sweeping(self) -> bool:

@@ -512,6 +512,12 @@ class CancelCalls(Message, frozen=True):
     calls: tuple[HeldCall, ...]
 
 
+class EndOrphans(Message, frozen=True):
+    """Manager → worker, to one that said `OrphansHeld.ends`: end these, by their keys; each that runs is answered by `OrphansEnded`."""
+
+    keys: list[bytes]
+
+
 class Drain(Message, frozen=True):
     """Manager → worker: accept nothing more, give back what has not started, finish what runs, then leave."""
 
@@ -648,6 +654,8 @@ class OrphansHeld(Message, frozen=True):
     """Worker → manager, first of all: calls with these keys, of an earlier life of yours, run here; `OrphansEnded` tells of their ends."""
 
     keys: list[bytes]
+    #: I understand `EndOrphans`.
+    ends: bool = False
 
 
 class OrphansEnded(Message, frozen=True):
@@ -1154,6 +1162,7 @@ ToWorker = (
     | RunCalls
     | RecallCalls
     | CancelCalls
+    | EndOrphans
     | Drain
     | Leave
     | CertificateIssued

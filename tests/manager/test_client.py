@@ -38,6 +38,7 @@ from windlass.messages import (
     CallId,
     CallSpec,
     CancelSubmitted,
+    EndOrphans,
     FileName,
     FileRef,
     FunctionId,
@@ -541,8 +542,81 @@ def test_a_cancelled_call_is_not_looked_for_among_all_that_wait_for_an_earlier_l
     assert other.cancel()
     assert waits.cancel()
     assert waits.done()
-    assert inbox.drain() == [("client", CancelSubmitted((other.call_id,)))], "the manager does not have the one that waits"
+    said = [("client", CancelSubmitted((other.call_id,))), ("client", EndOrphans([specs[0].key]))]
+    assert inbox.drain() == said, "the manager does not have the one that waits, and its run is ended"
     memory.close()
+
+
+class Restarted:
+    """A program that was killed while calls with these arguments ran at w1, and was started again."""
+
+    def __init__(self, bench: Bench, memory: Memory) -> None:
+        self.bench, self.memory, self.client = bench, memory, bench.client
+
+    def submit(self, number: int) -> CallFuture[Any]:
+        return self.client.submit(REMEMBERED, (number,), {})
+
+    def tell(self, *numbers: int) -> None:
+        """A worker does."""
+        keys = [key_of(number) for number in numbers]
+        self.memory.orphans_held(WorkerId("w1"), keys, self.client._futures, lambda calls: [])  # pyright: ignore[reportPrivateUsage]
+
+    def ended(self) -> list[bytes]:
+        """The keys of those that are ended, so far."""
+        said = self.client._inbox.drain()  # pyright: ignore[reportPrivateUsage]
+        return [key for item in said if isinstance(item, tuple) and isinstance(item[1], EndOrphans) for key in item[1].keys]
+
+
+def key_of(number: int) -> bytes:
+    return REMEMBERED.content + pack_scalars((number,), {})
+
+
+@pytest.fixture
+def restarted(bench: Bench, tmp_path: Path) -> Iterator[Restarted]:
+    memory = remembering(bench, tmp_path)
+    yield Restarted(bench, memory)
+    memory.close()
+
+
+def test_a_cancelled_call_ends_its_run_of_an_earlier_life_when_it_had_been_sent_too(restarted: Restarted) -> None:
+    """It was sent before the worker came back: it runs twice."""
+    sent = restarted.submit(1)
+    restarted.tell(1)
+    assert restarted.ended() == []
+    assert sent.cancel()
+    assert restarted.ended() == [key_of(1)]
+
+
+def test_a_call_that_has_ended_when_a_worker_tells_of_its_earlier_run_ends_that(restarted: Restarted) -> None:
+    """It ran elsewhere, or was cancelled: nobody waits for it any more."""
+    restarted.bench.end(restarted.submit(1))
+    cancelled, waits = restarted.submit(2), restarted.submit(3)
+    restarted.bench.client.deliver([CallDone(CallEnd(cancelled.call_id, 0, CANCELLED))])
+    restarted.tell(1, 2, 3, 4)
+    assert restarted.ended() == [key_of(1), key_of(2)], "not what is awaited, or may be submitted later"
+    assert not waits.done()
+
+
+def test_what_is_not_submitted_is_ended_when_the_program_says_so_also_when_it_is_told_of_later(restarted: Restarted) -> None:
+    """Its function has changed, so nobody would ever ask for that. What was submitted goes on."""
+    restarted.submit(1)
+    restarted.tell(1, 2)
+    assert restarted.ended() == []
+    assert restarted.memory.end_earlier() == 1
+    assert restarted.ended() == [key_of(2)]
+    restarted.submit(3)
+    restarted.tell(3, 4)
+    assert restarted.ended() == [key_of(4)]
+    places = restarted.memory.where([key_of(2), key_of(4), key_of(5)])
+    assert places == {WorkerId("w1"): [key_of(2), key_of(4)]}
+
+
+def test_what_runs_while_a_program_closes_is_left_to_the_next_life(restarted: Restarted) -> None:
+    """Its futures end then, and it wants none of their runs ended."""
+    restarted.submit(1)
+    restarted.client.close("the manager was closed")
+    restarted.tell(1, 2)
+    assert restarted.ended() == []
 
 
 @pytest.mark.parametrize(("outcome", "state"), [(CANCELLED, "cancelled"), (RETURNED, "done"), (DIED, "failed")])

@@ -154,7 +154,7 @@ def test_results_that_are_found_again_are_of_the_programs_own_classes(tmp_path: 
 
 
 #: A program whose calls write down when they begin, and wait for a file of their name. "two<one" is given the result of "one"; at "-" the
-#: program waits for a line before it submits the rest.
+#: program waits for a line before it submits the rest, and at "-end" it ends what it has not submitted.
 HOLDS = """
 import os, sys, time
 import windlass
@@ -178,6 +178,9 @@ if __name__ == "__main__":
             if name == "-":
                 print("submitted", flush=True)
                 sys.stdin.readline()
+                continue
+            if name == "-end":
+                manager.cancel_earlier()
                 continue
             name, _, producer = name.partition("<")
             inputs = [futures[producer]] if producer else []
@@ -301,18 +304,33 @@ def test_what_raises_for_an_earlier_life_is_run_again(tmp_path: Path, until: Unt
 
 
 def test_what_is_not_wanted_any_more_is_cancelled(tmp_path: Path, until: Until, running: ExitStack) -> None:
-    """The next life cancels a call that still runs for the earlier one: its future is cancelled; what runs ends in its time."""
+    """The next life cancels a call that still runs for the earlier one: it is ended, and others have its slot."""
     lives = Lives(tmp_path, until, running, "unwanted", "well")
     lives.first_life("unwanted", "well")
+    lives.names = ("unwanted", "well", "other")
     second = lives.begin()
     lives.worker_is_back()
-    lives.go("well", "unwanted")
     assert second.stdin is not None
+    assert second.stdout is not None
     second.stdin.write("\n")
     second.stdin.flush()
-    said = rest_of(second)
-    assert said.split()[-1] == "well"
-    assert [lives.began(name) for name in lives.names] == [1, 1]
+    assert second.stdout.readline() == "True True\n"
+    until("another one has its core", lambda: lives.began("other") == 1)
+    lives.go("well", "other")
+    assert rest_of(second).split() == ["well", "other"]
+    assert [lives.began(name) for name in lives.names] == [1, 1, 1]
+
+
+def test_what_nobody_will_ask_for_any_more_is_ended(tmp_path: Path, until: Until, running: ExitStack) -> None:
+    """The parameters were wrong: the next life submits others. What it has submitted goes on."""
+    lives = Lives(tmp_path, until, running, "wrong", "well")
+    lives.first_life("wrong", "well")
+    lives.names = ("well", "right", "-end")
+    second = lives.begin()
+    until("the right one has its core", lambda: lives.began("right") == 1)
+    lives.go("well", "right")
+    assert rest_of(second).split() == ["well", "right"]
+    assert [lives.began(name) for name in ("wrong", "well", "right")] == [1, 1, 1]
 
 
 def test_what_an_earlier_life_left_running_is_run_again_when_its_worker_is_lost(tmp_path: Path, until: Until, running: ExitStack) -> None:

@@ -98,6 +98,7 @@ class Ground:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.said: list[Message] = []
+        self.queues: list[Queue] = []
         self.over: list[Coroutine[Any, Any, None]] = []
         self.lives = EarlierLives(self.said.append, self.over.append, lambda: None)
 
@@ -107,6 +108,7 @@ class Ground:
             ObjectStore(self.folder), cast("Any", None), arrived=lambda _: None, failed=lambda _, __, ___: None, room_made=lambda: None
         )
         backlog, queue = Backlog(cast("Any", None)), Queue()
+        self.queues.append(queue)
         says = transfers, unheard, unheard, unheard
         folders = self.folder, self.folder, self.folder
         libraries = Libraries(backlog, *says, *folders, None, Gpus(), files=lambda: cast("Any", None))
@@ -138,17 +140,38 @@ def test_each_later_life_hears_of_all_that_still_runs(tmp_path: Path) -> None:
     async def go() -> None:
         ground = Ground(tmp_path)
         first = ground.life(1, 2, waiting=(3,))
-        assert ground.take() == [OrphansHeld([b"key1", b"key2"])]
+        assert ground.take() == [OrphansHeld([b"key1", b"key2"], ends=True)]
         assert ground.lives.occupied.cores == 2.0
         first.ended(LIB, [end(1)])
         assert [type(one) for one in ground.take()] == [OrphansEnded]
         assert ground.lives.occupied.cores == 1.0, "cores are free when their calls have ended, not when all have"
         second = ground.life(7)
-        assert ground.take() == [OrphansHeld([b"key2"]), OrphansHeld([b"key7"])]
+        assert ground.take() == [OrphansHeld([b"key2"], ends=True), OrphansHeld([b"key7"], ends=True)]
         assert ground.lives.occupied.cores == 2.0
         for backlog, number in ((first, 2), (second, 7)):
             backlog.ended(LIB, [end(number)])
         assert await ground.settle() == 2
+
+    asyncio.run(go())
+
+
+def test_what_nobody_wants_any_more_is_ended(tmp_path: Path) -> None:
+    """Whichever life it began in; what has ended by then, or is not known, is not told of again."""
+
+    async def go() -> None:
+        ground = Ground(tmp_path)
+        first, second = ground.life(1, 2, 3), ground.life(7)
+        first.ended(LIB, [end(3)])
+        ground.take()
+        ground.lives.end([b"key2", b"key3", b"key7", b"key9"])
+        assert [queue.killed for queue in ground.queues] == [[(2, 1, CANCELLED)], [(7, 1, CANCELLED)]]
+        assert ground.take() == []
+        for backlog, number in ((first, 2), (second, 7)):
+            backlog.ended(LIB, [CallEnd(CallId(number), 1, CANCELLED)])
+        told = [one for message in ground.take() if isinstance(message, OrphansEnded) for one in message.ends]
+        assert [(one.key, one.outcome) for one in told] == [(b"key2", CANCELLED), (b"key7", CANCELLED)]
+        assert ground.lives.occupied.cores == 1.0
+        assert await ground.settle() == 1
 
     asyncio.run(go())
 
