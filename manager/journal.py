@@ -64,12 +64,14 @@ BATCH_MOST: Final = 1024
 SYNC_SECONDS: Final = 1.0
 #: What ``fdatasync`` says on a file system that has none, which is no loss.
 _NO_SYNC: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
-#: Batches that are kept decoded: a program asks for results in about the order in which they were written.
-_DECODED_MOST: Final = 8
+#: Batches that are kept as they were read last: a program asks for results in about the order in which they were written.
+_READ_MOST: Final = 8
 
 Entry = tuple[bytes, CallEnd]
-_decode_entries: Final = msgspec.msgpack.Decoder(list[Entry]).decode
+_decode_entry: Final = msgspec.msgpack.Decoder(Entry).decode
 _decode_keys: Final = msgspec.msgpack.Decoder(list[tuple[bytes, msgspec.Raw]]).decode
+#: A batch as it is written, an entry for each result: in another order most are asked for when their batch has been let go.
+_split: Final = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -113,10 +115,11 @@ class Journal:
             raise
         #: Results that could not be written.
         self.dropped = 0
-        self._decoded: OrderedDict[int, list[Entry]] = OrderedDict()
+        #: The batches that were read last, by their offsets.
+        self._read: OrderedDict[int, list[msgspec.Raw]] = OrderedDict()
         #: Buffers that have been opened, and are what their names say.
         self._whole: set[ObjectName] = set()
-        #: Guards the log's end, and what was decoded.
+        #: Guards the log's end, and what was read.
         self._lock = threading.Lock()
         #: How far the log was synced, or found, and how many results came after the last ``fdatasync`` began.
         self._synced = self._end
@@ -241,13 +244,10 @@ class Journal:
             return None
         offset, number = divmod(place, BATCH_MOST)
         try:
-            known, end = self._batch(offset)[number]
-        except (OSError, ValueError, IndexError, msgspec.DecodeError):
+            known, end = _decode_entry(self._batch(offset)[number])
+        except (OSError, ValueError, IndexError, struct.error, msgspec.DecodeError):
             return None  # it has been damaged since it was read
-        if known != key or any(not self._has(ref.name, ref.size) for ref in end.spans):
-            return None
-        # The record becomes a future's own, which takes the payload out of it.
-        return msgspec.structs.replace(end)
+        return end if known == key and all(self._has(ref.name, ref.size) for ref in end.spans) else None
 
     def open(self, name: ObjectName) -> memoryview:
         """A buffer of a result. Raises `KeyError` when it is gone, or damaged: then it goes, and with it what it was of.
@@ -274,19 +274,23 @@ class Journal:
         except OSError:
             return False
 
-    def _batch(self, offset: int) -> list[Entry]:
+    def _batch(self, offset: int) -> list[msgspec.Raw]:
         with self._lock:
-            batch = self._decoded.get(offset)
-            if batch is None:
-                header = os.pread(self._log, _HEADER.size, offset)
-                length, checksum = _HEADER.unpack(header)
-                body = os.pread(self._log, length, offset + _HEADER.size)
-                if zlib.crc32(body) != checksum:
-                    raise ValueError("a damaged record")
-                batch = self._decoded[offset] = _decode_entries(body)
-                if len(self._decoded) > _DECODED_MOST:
-                    self._decoded.popitem(last=False)
-            return batch
+            batch = self._read.get(offset)
+            if batch is not None:
+                self._read.move_to_end(offset)
+                return batch
+        # Without the lock: what has a place is written, and nobody who writes waits for this disk.
+        length, checksum = _HEADER.unpack(os.pread(self._log, _HEADER.size, offset))
+        body = os.pread(self._log, length, offset + _HEADER.size)
+        if zlib.crc32(body) != checksum:
+            raise ValueError("a damaged record")
+        batch = _split(body)
+        with self._lock:
+            self._read[offset] = batch
+            if len(self._read) > _READ_MOST:
+                self._read.popitem(last=False)
+        return batch
 
     def _read_all(self) -> int:
         """Note where each result is; the end of what is whole, where the log is cut."""
@@ -354,8 +358,8 @@ class Journal:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._log, self._synced)
             self._end = self._synced
-            for offset in [offset for offset in self._decoded if offset >= self._synced]:
-                del self._decoded[offset]
+            for offset in [offset for offset in self._read if offset >= self._synced]:
+                del self._read[offset]
             for key in [key for key, place in list(self.places.items()) if place >= self._synced * BATCH_MOST]:
                 self.places.pop(key, None)
             self._failed(error, "results of the last second, and from now on,")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from windlass.errors import Closed, UsageError
@@ -138,6 +139,48 @@ def test_damage_that_comes_later_is_seen_when_a_result_is_asked_for(journal: Jou
     (folder / "log").write_bytes(data)
     assert opened.recall(b"key1") is None
     opened.close()
+
+
+def test_results_in_another_order_than_they_were_written_cost_no_batch_each(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two loops of the program have changed places: of what was written together each is decoded when it is asked for, and nothing else."""
+    for batch in range(20):
+        journal.append([entry(100 * batch + number) for number in range(100)], index=True)
+    decoded: list[CallEnd] = []
+    decode = msgspec.msgpack.Decoder(Entry).decode
+
+    def counting(written: msgspec.Raw) -> Entry:
+        found: Entry = decode(written)
+        decoded.append(found[1])
+        return found
+
+    monkeypatch.setattr(journals, "_decode_entry", counting)
+    keys = [b"key%d" % (100 * batch + number) for number in range(100) for batch in range(20)]
+    assert [end.payload for key in keys if (end := journal.recall(key)) is not None] == [key.replace(b"key", b"result") for key in keys]
+    assert len(decoded) == len(keys)
+
+
+def test_who_reads_from_a_slow_disk_holds_nobody_up_who_writes(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manager's thread writes each end before it is told."""
+    journal.append([entry(1)], index=True)
+    reads, disk, found, pread = threading.Event(), threading.Event(), list[CallEnd | None](), os.pread
+
+    def slow(*args: int) -> bytes:
+        reads.set()
+        assert disk.wait(30)
+        return pread(*args)
+
+    monkeypatch.setattr(os, "pread", slow)
+    reader = threading.Thread(target=lambda: found.append(journal.recall(b"key1")))
+    reader.start()
+    assert reads.wait(30)
+    writer = threading.Thread(target=lambda: journal.append([entry(2)], index=True))
+    writer.start()
+    writer.join(30)
+    written = b"key2" in journal.places
+    disk.set()
+    reader.join()
+    assert written
+    assert found == [entry(1)[1]]
 
 
 def test_buffers_are_copied_before_the_result_is_written(journal: Journal, folder: Path) -> None:
