@@ -33,7 +33,7 @@ from windlass.manager.journal import Journal, check_journal
 from windlass.manager.line import Line
 from windlass.managers import choose_manager
 from windlass.manifests import Manifest
-from windlass.messages import CallId, FileName, FileOrigin, FileRef, Leave, Message, ObjectRef, PoolOffer, Resources
+from windlass.messages import CallsFound, FileName, FileOrigin, FileRef, Leave, Message, ObjectRef, PoolOffer, Resources
 from windlass.objects import map_object
 from windlass.transport import Port, open_port
 
@@ -72,8 +72,10 @@ class AttachedManager(Door):
         self._open_traces(traces)
         self._ports: list[Port] = []
         self._keep = keep
-        self._use_journal(None if journal is None else Journal(journal))
+        kept = None if journal is None else Journal(journal)
+        self._use_journal(kept)
         try:
+            self._line.journal = kept.name() if kept is not None else ""
             self._line.open(keep, timeout)
         except BaseException:
             self._client.close_memory()
@@ -205,8 +207,11 @@ class AttachedManager(Door):
     def _tidy(self) -> None:
         self._client.tidy()
 
-    def _found(self, calls: list[tuple[CallId, float]], tag: str) -> list[CallFuture[Any]]:
-        return self._client.take_over(calls, tag)
+    def _found(self, found: CallsFound, tag: str) -> list[CallFuture[Any]]:
+        futures = self._client.take_over(found.calls, tag)
+        for future, key in zip(futures, found.keys, strict=False):
+            future.key = key or None  # an earlier life of this program had submitted it
+        return futures
 
     def _lost(self, reason: str) -> None:
         self._client.close(f"manager {self.name!r} is lost to this program: {reason}")

@@ -96,9 +96,14 @@ class Attachments:
         match message:
             case SubmitCalls():
                 try:
-                    core.submit(programs.submitted(program, message), now)
+                    specs = programs.submitted(program, message)
                 except ProtocolError as error:
                     link.fail(str(error))
+                    return
+                if program.earlier:
+                    specs, ended = programs.taken_up(program, message, specs, self._goes_on)
+                    link.send(*ended)
+                core.submit(specs, now)
             case CancelSubmitted(calls):
                 core.cancel(programs.cancelled(program, calls), now)
             case BlockHost():
@@ -124,9 +129,10 @@ class Attachments:
                 programs.released(program, names)
             case CallsDone(done):
                 programs.given_back(program, done)
-            case KeepCalls(keep, leaving):
+            case KeepCalls(keep, leaving, journal):
                 if not program.working:
                     log.info("program %s has attached", program.name)
+                    self._has_journal(program, journal, now)
                 program.working, program.keep, program.leaving = True, keep, leaving
                 if not self.tell_means(now):
                     link.send(self._means.last)
@@ -166,6 +172,15 @@ class Attachments:
         self._core.cancel(cancel, now)
         self._let_go(now)
 
+    def _has_journal(self, program: Program, journal: str, now: float) -> None:
+        """Whoever had it before is gone, and need not be waited for."""
+        for other in list(self.programs.known.values()) if journal else ():
+            link = self.links.get(other.number)
+            if other.journal == journal and link is not None and not link.connected:
+                self.left(other, f"it was started again, as {program.name}", now)
+                link.close()
+        self.programs.has_journal(program, journal)
+
     def calls(self, wanted: ListCalls, now: float) -> CallList:
         """Which calls there are, for whoever asks."""
         return CallList(list_calls(self._core, wanted, now, self.programs.name_of))
@@ -174,6 +189,11 @@ class Attachments:
         """The tag of a call that has not ended, and when it was queued."""
         known = self._core.calls.get(call)
         return (known.spec.tag, known.queued_at) if known is not None else ("", 0.0)
+
+    def _goes_on(self, call: CallId) -> bool:
+        """It has not ended, and is not about to be ended."""
+        known = self._core.calls.get(call)
+        return known is not None and not known.cancelled
 
     def take_theirs(self, done: list[CallDone], now: float) -> list[CallDone]:
         """Tell programs of the ends of their calls; gives back the ends of calls of the manager's own process."""

@@ -45,7 +45,6 @@ from windlass.manager.programs import in_frames
 from windlass.messages import (
     PROTOCOL,
     CallDone,
-    CallId,
     CallsDone,
     CallSent,
     CallsFound,
@@ -94,7 +93,7 @@ class Line:
         on_brought: Callable[[str, str], None],
         on_forgotten: Callable[[Sequence[FileName]], None],
         tidy: Callable[[], None],
-        on_found: Callable[[list[tuple[CallId, float]], str], list[Any]],
+        on_found: Callable[[CallsFound, str], list[Any]],
     ) -> None:
         self.inbox: Inbox[Any] = Inbox(self._wake)
         self.store = AttachedStore(self)
@@ -102,6 +101,8 @@ class Line:
         self.means = Means(0, 0)
         #: How many calls of this program have not ended.
         self.outstanding: Callable[[], int] = int
+        #: What the journal of this program is called, if it has one.
+        self.journal = ""
         self._advice = Advice()
         self._looks = False
         self.manager = connection.manager
@@ -129,7 +130,7 @@ class Line:
         _ = self.store.local  # made here, where what it raises reaches the program; the port could only end
         try:
             self._port.open(timeout)
-            self._port.send(KeepCalls(keep))
+            self._port.send(KeepCalls(keep, journal=self.journal))
         except BaseException:
             self.store.close()
             raise
@@ -275,11 +276,13 @@ class Line:
 
         for item in self.inbox.drain():
             if type(item) is CallSpec:
-                more = message_bytes(item) + 4 * len(item.tag) + len(item.trace)
+                # What stays on a worker is made again.
+                key = item.key if self.journal and not item.keep and item.sandbox is None else b""
+                more = message_bytes(item) + 4 * len(item.tag) + len(item.trace) + len(key)
                 if cancels or names or item.library != library or item.options is not options or size + more > _SUBMIT_BYTES:
                     flush()
                     library, options = item.library, item.options
-                rest = (item.inputs, item.keep, item.sandbox, item.tag, item.trace)
+                rest = (item.inputs, item.keep, item.sandbox, item.tag, item.trace, key)
                 calls.append(CallSent(item.call, item.function, item.payload, item.spans, *rest))
                 size += more
                 continue
@@ -317,7 +320,7 @@ class Line:
             self._deliver(message.done)
         elif isinstance(message, CallsFound):
             with self._finding:
-                self._found[self._asked[0]] += self._on_found(message.calls, self._asked[0])
+                self._found[self._asked[0]] += self._on_found(message, self._asked[0])
                 if not message.more:
                     self._asked.popleft()
                     self._finding.notify_all()

@@ -428,10 +428,10 @@ class Memory:
             if future is None or (key := future.key) is None:
                 continue
             returned = end.outcome == RETURNED and not end.kept and not end.outputs
+            end.key = b""  # it stands beside
             if key[0] == _MEMOIZED:
                 self._note_memoized(key, end, returned)
             elif returned:
-                end.key = b""  # it stands beside
                 if end.spans:
                     self._note_large(key, end)
                 else:

@@ -17,6 +17,10 @@ them; when the last of its calls has ended everything that was its is let go, re
 (`find`).  One that leaves with `KeepCalls` says so first, is told of no more ends, and gives back those that it has not read.  They are the
 finder's own from then on, under numbers above `FOUND`, while the core goes on to know them by the ids that they had.
 
+*A program with a journal* that was killed and is started again submits what it does not find there by the keys that it had given it
+before: what an earlier life left here by such a key goes on, or has returned, and is the new one's under the id by which it submits it
+(`taken_up`).  For that, what is left with a key is kept as is what is left with a tag.
+
 This is a core: what the shell is to do comes out in ``unpin``, ``discard`` and ``remove``, to be taken after each event.
 """
 
@@ -29,7 +33,19 @@ from typing import Final
 import msgspec
 
 from windlass.framing import ProtocolError, batches
-from windlass.messages import CallDone, CallId, CallOptions, CallsDone, CallsFound, CallSpec, FileName, LibraryId, ObjectName, SubmitCalls
+from windlass.messages import (
+    RETURNED,
+    CallDone,
+    CallId,
+    CallOptions,
+    CallsDone,
+    CallsFound,
+    CallSpec,
+    FileName,
+    LibraryId,
+    ObjectName,
+    SubmitCalls,
+)
 
 #: Bits of a program's own call ids: a million calls per second for twelve days.
 SHIFT: Final = 40
@@ -37,7 +53,7 @@ _OWN: Final = (1 << SHIFT) - 1
 #: A program's own ids from here on are of calls that it found.
 FOUND: Final = 1 << (SHIFT - 1)
 #: Calls in one `CallsFound`.
-_FOUND_MOST: Final = 10_000
+_FOUND_MOST: Final = 5_000
 #: Options that are remembered, so that the core knows equal ones as the same.
 _OPTIONS_MOST: Final = 1000
 #: Programs whose names are remembered, for people who look at their calls.
@@ -56,6 +72,8 @@ class Program(msgspec.Struct, eq=False):
     #: Its calls go on when it is gone.
     keep: bool = False
     gone: bool = False
+    #: What its calls needed is let go.
+    let_go: bool = False
     #: It is about to go, and hears of no more ends.
     leaving: bool = False
     #: It is gone, and its calls with it.
@@ -76,6 +94,10 @@ class Program(msgspec.Struct, eq=False):
     files: Counter[FileName] = msgspec.field(default_factory=Counter[FileName])
     #: Objects of results that it was told of and has not released.
     results: set[ObjectName] = msgspec.field(default_factory=set[ObjectName])
+    #: What its journal is called; by what it would submit its calls that have not ended again; and what earlier lives of it left so.
+    journal: str = ""
+    keys: dict[CallId, bytes] = msgspec.field(default_factory=dict[CallId, bytes])
+    earlier: dict[bytes, CallId] = msgspec.field(default_factory=dict[bytes, CallId])
 
 
 class Programs:
@@ -128,21 +150,66 @@ class Programs:
         base, library = program.number << SHIFT, message.library
         specs: list[CallSpec] = []
         fresh: set[CallId] = set()
+        keys: dict[CallId, bytes] = {}
         for call in message.calls:
             if not 0 < call.call < FOUND:
                 raise ProtocolError(f"program {program.name} submitted a call with the id {call.call}, which cannot be one")
             number = CallId(base | call.call)
             fresh.add(number)
+            if call.key:
+                keys[number] = call.key
             rest = (call.inputs, call.keep, call.sandbox, call.tag, b"", call.trace)
             specs.append(CallSpec(number, library, call.function, call.payload, call.spans, options, *rest))
-        if len(fresh) < len(specs) or not fresh.isdisjoint(program.calls):
+        found = any(call.call in program.found for call in message.calls) if program.found else False
+        if len(fresh) < len(specs) or found or not fresh.isdisjoint(program.calls):
             raise ProtocolError(f"program {program.name} submitted two calls under one id")
         program.calls |= fresh
+        program.keys.update(keys)
         if program.number not in self._names:
             self._names[program.number] = program.name
             if len(self._names) > _NAMES_MOST:
                 del self._names[next(iter(self._names))]
         return specs
+
+    def has_journal(self, program: Program, journal: str) -> None:
+        """It has a journal, which nobody else has: what others that had it left here is of its earlier lives."""
+        program.journal = journal
+        lives = [one for one in self.known.values() if one.gone and one.journal == journal] if journal else []
+        for one in lives:
+            program.earlier.update((key, call) for call, key in one.keys.items() if call not in self._taken)
+        for one in lives:
+            program.earlier.update((done.end.key, call) for call, done in one.ended.items() if done.end.key)
+
+    def taken_up(
+        self, program: Program, message: SubmitCalls, specs: list[CallSpec], goes_on: Callable[[CallId], bool]
+    ) -> tuple[list[CallSpec], list[CallsDone]]:
+        """Of the calls that it has just `submitted`, those that an earlier life of it left here are its own: which are to be run, and what
+        to tell it of others that have returned. What ended otherwise is run again."""
+        rest: list[CallSpec] = []
+        done: list[CallDone] = []
+        lives: dict[int, Program] = {}
+        for sent, spec in zip(message.calls, specs, strict=True):
+            call = program.earlier.pop(sent.key, None) if sent.key else None
+            left = self.known.get(call >> SHIFT) if call is not None else None
+            if call is None or left is None:
+                rest.append(spec)
+                continue
+            end = left.ended.get(call)
+            if end is not None and end.end.outcome == RETURNED:
+                del left.ended[call]
+                done.append(_told(program, left, end, sent.call))
+            elif call in left.calls and call not in self._taken and goes_on(call):
+                program.found[sent.call] = call
+                self._taken[call] = (program.number, sent.call)
+            else:
+                rest.append(spec)
+                continue
+            program.calls.discard(spec.call)
+            program.keys.pop(spec.call, None)
+            lives[left.number] = left
+        for left in lives.values():
+            self._bury(left)
+        return rest, in_frames(done)
 
     def cancelled(self, program: Program, calls: Iterable[CallId]) -> list[CallId]:
         """The manager's ids of these calls of a program; those that it does not have are left out."""
@@ -193,14 +260,15 @@ class Programs:
                 self._drop(one)
                 continue
             program.calls.discard(call)
+            one.end.key = program.keys.pop(call, b"")
             finder, own_id = self._taken.pop(call, (number, CallId(call & _OWN)))
             reader = self.known.get(finder)
             here = reader is not None and not reader.gone
             if reader is not None and here and finder != number:
                 del reader.found[own_id]
             if reader is not None and here and not reader.leaving:
-                theirs.setdefault(finder, []).append(_told(reader, one, own_id))
-            elif (here or finder == number) and one.tag and not program.forsaken:
+                theirs.setdefault(finder, []).append(_told(reader, program, one, own_id))
+            elif (here or finder == number) and _can_be_found(one) and not program.forsaken:
                 program.ended[call] = one  # until somebody asks for it
             else:
                 self._drop(one)
@@ -217,7 +285,7 @@ class Programs:
     def find(self, program: Program, tag: str, told: Callable[[CallId], tuple[str, float]]) -> tuple[list[CallsFound], list[CallsDone]]:
         """Give it the calls with this tag of programs that have left: what to tell it. ``told`` has the tag of a call that has not ended,
         and when it was queued."""
-        found: list[tuple[CallId, float]] = []
+        found: list[tuple[CallId, float, bytes]] = []
         done: list[CallDone] = []
         for left in [one for one in self.known.values() if one.gone]:
             mine: list[tuple[CallId, float, CallDone | None]] = []
@@ -229,16 +297,17 @@ class Programs:
             for call, queued_at, end in sorted(mine, key=lambda one: one[0]):
                 program.finds += 1
                 own = CallId(FOUND + program.finds)
-                found.append((own, queued_at))
+                key = (left.keys.get(call, b"") if end is None else end.end.key) if left.journal == program.journal else b""
+                found.append((own, queued_at, key))
                 if end is None:
                     program.found[own] = call
                     self._taken[call] = (program.number, own)
                 else:
                     del left.ended[call]
-                    done.append(_told(program, end, own))
+                    done.append(_told(program, left, end, own))
             self._bury(left)
         pieces = [found[start : start + _FOUND_MOST] for start in range(0, len(found), _FOUND_MOST)] or [found]
-        return [CallsFound(piece, piece is not pieces[-1]) for piece in pieces], in_frames(done)
+        return [_found(piece, piece is not pieces[-1]) for piece in pieces], in_frames(done)
 
     def given_back(self, program: Program, done: Iterable[CallDone]) -> None:
         """Ends that it was told of and has not read, as it leaves: those of calls with a tag are for who finds them."""
@@ -247,7 +316,7 @@ class Programs:
             names = {span.name for span in one.end.spans}
             ended = own > 0 and call not in program.calls and own not in program.found
             # What stayed on a worker goes with the program that it was made for, and what came from its own journal is in there.
-            if ended and one.tag and not one.end.kept and names <= program.results:
+            if ended and _can_be_found(one) and not one.end.kept and names <= program.results:
                 one.end.call = call
                 program.ended[call] = one
                 program.results -= names
@@ -276,15 +345,22 @@ class Programs:
         return cancel
 
     def _bury(self, program: Program) -> None:
-        """Let go what was its, if it is gone and so are its calls."""
-        if not program.gone or program.calls or program.ended or self.known.pop(program.number, None) is None:
+        """Let go what was its, if it is gone and so are its calls, and forget it when there is nothing to be found either."""
+        if not program.gone or program.calls:
             return
-        self._let_results_go(program)  # calls that went on may have had them as inputs
-        self.unpin += program.pins.elements()
-        self.release += ((name, False) for name in program.files.elements())
-        libraries, program.libraries = program.libraries, set()
-        for library in libraries:
-            self._remove_unused(library)
+        # What has stayed on a worker is made again where that is lost.
+        if not program.let_go and not any(one.end.kept or one.end.outputs for one in program.ended.values()):
+            program.let_go = True
+            self._let_results_go(program)  # calls that went on may have had them as inputs
+            self.unpin += program.pins.elements()
+            program.pins.clear()
+            self.release += ((name, False) for name in program.files.elements())
+            program.files.clear()
+            libraries, program.libraries = program.libraries, set()
+            for library in libraries:
+                self._remove_unused(library)
+        if not program.ended:
+            self.known.pop(program.number, None)
 
     def _let_results_go(self, program: Program) -> None:
         self.discard += program.results
@@ -299,14 +375,27 @@ class Programs:
         for number, program in self.known.items():
             assert program.number == number
             assert all(call >> SHIFT == number for call in program.calls)
+            assert program.keys.keys() <= program.calls
             assert all(count > 0 for count in (*program.pins.values(), *program.files.values()))
             assert all(self._taken[call] == (number, own) for own, call in program.found.items())
             assert not program.gone or program.calls or program.ended, f"program {program.name} is gone and has nothing, and is still known"
         assert all(call in self.known[call >> SHIFT].calls for call in self._taken)
 
 
-def _told(program: Program, done: CallDone, own: CallId) -> CallDone:
+def _can_be_found(done: CallDone) -> bool:
+    """Somebody may ask for it, when its program is gone."""
+    return bool(done.tag) or bool(done.end.key and done.end.outcome == RETURNED)
+
+
+def _found(calls: list[tuple[CallId, float, bytes]], more: bool) -> CallsFound:
+    keys = tuple(key for _, _, key in calls)
+    return CallsFound([(call, queued_at) for call, queued_at, _ in calls], more, keys if any(keys) else ())
+
+
+def _told(program: Program, submitter: Program, done: CallDone, own: CallId) -> CallDone:
     """The end of a call as this program is told of it: its objects are the program's to release."""
+    if submitter.journal != program.journal:
+        done.end.key = b""
     if done.end.kept:
         program.files.update(FileName(span.name) for span in done.end.spans)
     else:

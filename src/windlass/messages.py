@@ -963,6 +963,8 @@ class CallSent(msgspec.Struct, array_like=True, gc=False):
     sandbox: Sandbox | None = None
     tag: str = ""
     trace: str = ""
+    #: By this a later life of the client, which has the same journal, would submit the same call; of the end, too.
+    key: bytes = b""
 
 
 class SubmitCalls(Message, frozen=True):
@@ -1025,6 +1027,8 @@ class KeepCalls(Message, frozen=True):
     keep: bool
     #: I am about to go: tell me no more ends, keep those of calls with a tag for who finds them.
     leaving: bool = False
+    #: I have this journal, so whoever had it is gone: what that left here, and I submit by the same key, is mine.
+    journal: str = ""
 
 
 class FindCalls(Message, frozen=True):
@@ -1040,6 +1044,8 @@ class CallsFound(Message, frozen=True):
     calls: list[tuple[CallId, float]]
     #: Another message with more of them follows.
     more: bool = False
+    #: By what they were submitted, for one that has the journal of who did.
+    keys: tuple[bytes, ...] = ()
 
 
 class EndManager(Message, frozen=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -48,8 +48,8 @@ def nothing(*_: object) -> None:
     """What of a line these tests do not need."""
 
 
-def take_over(calls: Sequence[tuple[CallId, float]], tag: str) -> list[str]:
-    return [f"{tag} {call}" for call, _ in calls]
+def take_over(found: CallsFound, tag: str) -> list[str]:
+    return [f"{tag} {call}" for call, _ in found.calls]
 
 
 def make_line() -> Line:

@@ -12,6 +12,7 @@ from windlass.manager.programs import FOUND, SHIFT, Program, Programs
 from windlass.messages import (
     CANCELLED,
     MAX_FRAME_BYTES,
+    RAISED,
     RETURNED,
     CallDone,
     CallEnd,
@@ -376,3 +377,114 @@ def test_ends_with_long_tags_fit_into_frames_too(programs: Programs) -> None:
     calls = submit(programs, program, *range(1, 3001))
     _, theirs = programs.ended([CallDone(CallEnd(CallId(call), 1, CANCELLED), tag="\N{WIND BLOWING FACE}" * TAG_MOST) for call in calls])
     assert max(len(encode_one(message)) for message in theirs[program.number]) < MAX_FRAME_BYTES
+
+
+class Lives:
+    """A program with a journal, which is killed and started again."""
+
+    def __init__(self, book: Programs) -> None:
+        self.book = book
+        #: The manager's ids of calls that are about to be ended.
+        self.doomed: set[CallId] = set()
+
+    def begin(self, journal: str = "j") -> Program:
+        program = self.book.join("life")
+        program.keep = True
+        self.book.has_journal(program, journal)
+        return program
+
+    def submit(self, program: Program, **keys: int) -> tuple[list[CallId], list[CallId]]:
+        """Calls with these keys, under these ids: which are run, and which have returned."""
+        calls = [CallSent(CallId(call), FUNCTION, b"x", key=key.encode()) for key, call in keys.items()]
+        message = SubmitCalls(LIBRARY, CallOptions(), calls)
+        specs, ended = self.book.taken_up(program, message, self.book.submitted(program, message), lambda call: call not in self.doomed)
+        return [spec.call for spec in specs], [one.end.call for message in ended for one in message.done]
+
+    def end(self, call: CallId, outcome: int = RETURNED, *objects: ObjectName) -> dict[int, list[CallId]]:
+        """Who is told of it, and under which ids."""
+        _, theirs = self.book.ended([CallDone(CallEnd(call, 1, outcome, spans=tuple(ObjectRef(name, 1) for name in objects)))])
+        return {number: [one.end.call for message in messages for one in message.done] for number, messages in theirs.items()}
+
+
+@pytest.fixture
+def lives(programs: Programs) -> Lives:
+    return Lives(programs)
+
+
+def test_what_an_earlier_life_left_goes_on_under_the_keys_by_which_it_is_submitted_again(lives: Lives) -> None:
+    """What runs, and what has returned meanwhile; what is new, raised, or is about to be cancelled is run."""
+    first = lives.begin()
+    [a, b, c, d, _], _ = lives.submit(first, a=1, b=2, c=3, d=4, unasked=5)
+    lives.book.left(first)
+    assert lives.end(b, RETURNED, RESULT) == lives.end(c, RAISED) == {}
+    lives.doomed.add(d)
+    second = lives.begin()
+    run, returned = lives.submit(second, new=1, d=2, c=3, b=4, a=5)
+    assert run == [second.number << SHIFT | number for number in (1, 2, 3)]
+    assert returned == [4]
+    assert second.results == {RESULT}
+    assert lives.book.cancelled(second, [CallId(5)]) == [a]
+    assert lives.end(a) == {second.number: [5]}
+    assert lives.book.discard == []
+
+
+def test_however_many_lives_pass_each_goes_on_with_what_there_is(lives: Lives) -> None:
+    """Also with what the last one had taken up, and with what had returned and it never heard."""
+    first = lives.begin()
+    [a, b, _], _ = lives.submit(first, a=1, b=2, c=3)
+    lives.book.left(first)
+    second = lives.begin()
+    assert lives.submit(second, c=1, b=2, a=3) == ([], [])
+    _, unheard = lives.book.ended([done(b, RESULT)])
+    lives.book.left(second, [one for message in unheard[second.number] for one in message.done])
+    third = lives.begin()
+    assert lives.submit(third, a=1, b=2, c=3) == ([], [2])
+    assert lives.end(a) == {third.number: [1]}
+    assert third.results == {RESULT}
+    assert second.number not in lives.book.known
+
+
+def test_calls_are_taken_up_by_who_has_their_journal_only(lives: Lives) -> None:
+    """Another program may draw the same samples, and wants its own."""
+    first = lives.begin()
+    lives.submit(first, a=1)
+    lives.book.left(first)
+    for journal in ("another", ""):
+        other = lives.begin(journal)
+        assert len(lives.submit(other, a=1)[0]) == 1
+    second = lives.begin()
+    assert lives.submit(second, a=1) == ([], [])
+    with pytest.raises(ProtocolError, match="submitted two calls under one id"):
+        lives.submit(second, b=1)
+
+
+def test_what_nobody_asks_for_keeps_neither_arguments_nor_libraries(lives: Lives) -> None:
+    """A life may have written a result, and not have said that it has heard of it, when it was killed: the next one does not ask for it."""
+    first = lives.begin()
+    first.pins[ARGUMENT] += 2
+    first.libraries.add(LIBRARY)
+    first.results.add(ObjectName("r-of-another"))
+    [a], _ = lives.submit(first, a=1)
+    _, told = lives.book.ended([done(a, RESULT)])
+    lives.book.left(first, [one for message in told[first.number] for one in message.done])
+    assert (lives.book.unpin, lives.book.remove, lives.book.discard) == ([ARGUMENT, ARGUMENT], [LIBRARY], ["r-of-another"])
+    second = lives.begin()
+    assert lives.submit(second, a=1) == ([], [1])
+    assert first.number not in lives.book.known
+    assert (lives.book.unpin, lives.book.remove) == ([ARGUMENT, ARGUMENT], [LIBRARY])
+
+
+@pytest.mark.parametrize(("journal", "keys"), [("j", (b"a", b"b")), ("another", ()), ("", ())])
+def test_what_is_found_by_its_tag_has_its_key_for_who_has_the_journal(lives: Lives, journal: str, keys: tuple[bytes, ...]) -> None:
+    """So that what it returns gets in there."""
+    first = lives.begin()
+    [a, b], _ = lives.submit(first, a=1, b=2)
+    lives.book.left(first)
+    end = done(b)
+    end.tag = "t"
+    lives.book.ended([end])
+    finder = lives.begin(journal)
+    [found], [told] = lives.book.find(finder, "t", lambda call: ("t", 0.0) if call == a else ("", 0.0))
+    assert found.keys == keys
+    assert told.done[0].end.key == (b"b" if keys else b"")
+    assert len(lives.submit(finder, a=1)[0]) == 1, "what was found is this program's already"

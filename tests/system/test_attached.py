@@ -134,6 +134,62 @@ def test_kept_calls_go_on_when_their_program_is_gone(home: Manager, gate: Any, k
     assert home.status()["calls"]["done"] == 4
 
 
+#: A program with a journal, whose calls write down when they begin, and wait for a word.
+JOURNALED = """
+import time
+from pathlib import Path
+def hold(folder, name):
+    with open(folder + "/began-" + name, "a") as file:
+        file.write("x")
+    while not Path(folder, "go-" + name).exists():
+        time.sleep(0.01)
+    if name == "bad" and len(Path(folder, "began-bad").read_text()) == 1:
+        raise OSError("the first time")
+    return name.ljust(100_000)
+manager = attach("home", keep=True, journal=sys.argv[1] + "/journal")
+futures = [manager.submit_function(hold, (sys.argv[1], name)) for name in sys.argv[2:]]
+manager.status()  # which is asked behind them: the manager has them
+print("submitted", flush=True)
+print(*(future.result().strip() for future in futures), manager.status()["calls"]["remembered"], flush=True)
+manager.close()
+"""
+
+
+def test_a_program_with_a_journal_goes_on_with_what_it_had_left_at_the_manager(leaves_nothing_running: None, tmp_path: Path) -> None:
+    """Killed twice, and started again as it is: what runs, waits or has returned meanwhile is not run again, and gets into its journal."""
+    names = ("one", "bad", "two", "three")
+
+    def life() -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+        return program(JOURNALED, tmp_path, *names)
+
+    def began(*some: str) -> list[int]:
+        paths = [tmp_path / f"began-{name}" for name in some]
+        return [len(path.read_text()) if path.exists() else 0 for path in paths]
+
+    # Nobody waits until the manager has given up who was killed.
+    with Manager(name="home", reconnect_grace=600) as manager, Factory(manager, "local", cores=2, max_pilots=1):
+        for number in range(2):
+            with life() as killed:
+                assert said(killed) == "submitted"
+                until("they run", lambda: began("one", "bad") == [1, 1])
+                killed.kill()
+                killed.wait()
+            if not number:
+                (tmp_path / "go-bad").touch()
+                (tmp_path / "go-two").touch()
+                until("others have begun, and ended while there was no program", lambda: began("three") == [1])
+        with life() as last:
+            assert said(last) == "submitted"
+            for name in names:
+                (tmp_path / f"go-{name}").touch()
+            assert said(last).split()[:-1] == [*names]
+            last.wait()
+        assert began(*names) == [1, 2, 1, 1]
+        with life() as again:
+            assert said(again) == "submitted"
+            assert said(again) == "one bad two three 4"
+
+
 TAGGED = """
 import os, signal
 from pathlib import Path
