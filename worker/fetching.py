@@ -168,7 +168,7 @@ class Fetcher:
         try:
             if isinstance(head, ObjectMissing):
                 good = True
-                raise SourceGone(f"{head.text} (so says {source.peer} of {head.name})")
+                raise (SourceFailed if head.full else SourceGone)(f"{head.text} (so says {source.peer} of {head.name})")
             if head.name != arrival.ref.name or head.offset != offset:
                 raise ProtocolError(
                     f"{arrival.ref.name} from byte {offset} was asked for, and {head.name} from byte {head.offset} was sent"

@@ -44,6 +44,7 @@ from windlass.messages import (
     Refused,
     Welcome,
 )
+from windlass.passing import may_pass
 from windlass.session import decode_hello
 from windlass.trees import TreeStream
 
@@ -301,6 +302,7 @@ class FileServer:
     def _answer(self, sock: ssl.SSLSocket, identity: Identity, request: GetFile) -> None:
         name = request.name
         file: ServedFile | None = None
+        later = False
         try:
             trouble = self._allowed(identity, request)
             if not trouble:
@@ -316,9 +318,9 @@ class FileServer:
                 except (_Cut, ProtocolError):
                     raise
                 except (OSError, WindlassError) as error:
-                    trouble = str(error)
+                    trouble, later = str(error), may_pass(error)
             log.info("%s %s was not given %s: %s", identity.role, identity.name, name, trouble)
-            say(sock, ObjectMissing(ObjectName(name), trouble))
+            say(sock, ObjectMissing(ObjectName(name), trouble, later))
         finally:
             if file is not None:
                 file.close()

@@ -757,7 +757,7 @@ class ObjectMissing(Message, frozen=True):
 
     name: ObjectName
     text: str = ""
-    #: The manager has no room for it, or is itself in trouble (no descriptors, a file server that is away): later that may be otherwise.
+    #: Who answers has no room for it, or is itself in trouble (no descriptors, a file server that is away): later that may be otherwise.
     full: bool = False
 
 

@@ -26,6 +26,7 @@ from windlass.errors import BadTree, Damaged, SourceChanged, UsageError
 from windlass.folders import writing
 from windlass.manifests import MAX_MANIFEST_BYTES, Manifest, TreeEntry, decode_manifest, hasher, refuse_links_out, show, tree_name
 from windlass.messages import FileName
+from windlass.passing import may_pass
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -186,6 +187,8 @@ class TreeStream:
                 self._check(path, index)
                 self.close()
         except OSError as error:
+            if may_pass(error):
+                raise
             raise SourceChanged(
                 f"{show(path)} can no longer be read: {error.strerror}; it was there when it was declared: declare it again"
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -206,6 +207,22 @@ def test_a_file_that_is_no_longer_what_was_scanned_is_told(tmp_path: Path, how: 
     )
     with pytest.raises(SourceChanged, match=text):
         stream.read(start + 10, 10_000)
+    stream.close()
+
+
+def test_that_a_file_cannot_be_opened_just_now_is_no_change_of_it(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads is to ask again."""
+    stream = TreeStream(scan(tree), tree)
+
+    def fails(*_args: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", fails)
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            stream.read(0, stream.size)
+    assert caught.value.errno == errno.EMFILE
+    assert len(stream.read(0, stream.size)) == stream.size
     stream.close()
 
 

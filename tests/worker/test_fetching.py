@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -380,6 +381,28 @@ def test_a_file_that_is_changed_or_removed_is_not_served(authority: Authority, t
             unknown = ref_of(b"never there")
             with pytest.raises(SourceGone, match=rf"file {unknown.name} is not here, or not any more.* \(so says m1 of"):
                 await both.fetcher.fetch(both.arrival(unknown), both.from_manager())
+
+    run(work)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE])
+def test_a_source_that_cannot_open_the_file_just_now_has_it_still(authority: Authority, tmp_path: Path, number: int) -> None:
+    """It is short of descriptors, or its file server is away for a moment: it is asked again."""
+
+    async def work() -> None:
+        async with cluster(authority, tmp_path) as both:
+            ref = both.at_manager.add(b"as declared")
+            opened = both.at_manager.open[ref.name]
+
+            def fails() -> ServedFile:
+                both.at_manager.open[ref.name] = opened
+                raise OSError(number, os.strerror(number))
+
+            both.at_manager.open[ref.name] = fails
+            arrival = both.arrival(ref)
+            with pytest.raises(SourceFailed, match=os.strerror(number)):
+                await both.fetcher.fetch(arrival, both.from_manager())
+            assert (await both.fetcher.fetch(arrival, both.from_manager())).size == ref.size
 
     run(work)
 
