@@ -15,7 +15,7 @@ A core: `now` is an argument.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from windlass.addresses import is_loopback
@@ -57,6 +57,15 @@ class Reach:
             known.pop(worker, None)
         for them in (self._near, self._well, self._failing):
             them.discard(worker)
+
+    def host(self, worker: WorkerId) -> str:
+        """Where it is; as long as that is not known, on one of its own."""
+        return self._hosts.get(worker) or worker
+
+    def elsewhere(self, than: Iterable[WorkerId]) -> Iterator[WorkerId]:
+        """Workers on other hosts than these."""
+        hosts = {self.host(one) for one in than}
+        return (one for one in self.addresses if self.host(one) not in hosts)
 
     def alone(self, worker: WorkerId) -> bool:
         """No peer is tried by it now."""

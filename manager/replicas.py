@@ -11,10 +11,14 @@ needs them at a worker (`ride`): the shell puts their bytes into the `FetchFile`
 
 What goes wrong is said by the worker that fetched (`failed`)::
 
-    gone      a peer: it has the file no more           origin: the file is lost, for good
+    gone      a peer: it has the file no more           origin: not from there to here again
     failed    a peer: not from there to here again      origin: again after a pause, `ORIGIN_TRIES` times in a row
     damaged   a peer: told to look at its replica       origin: again, `ORIGIN_TRIES` times in a row
     full      nothing: the worker ends what needed it by itself
+
+Who could not have a file from its origin has it from a peer.  Where there is none, a file that the manager reads is lost for all, at once;
+but a URL or shared path each node reads by itself: a worker on another host, a *scout*, is sent to it, also if no call there needs it, and
+the file is lost when `ORIGIN_TRIES` hosts in a row, or all that there are, could not.
 
 Who can fetch from whom is known, and learned, by `windlass.manager.reaching`.
 
@@ -28,7 +32,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from itertools import chain
+from itertools import chain, islice
 from typing import Final
 
 import msgspec
@@ -55,6 +59,7 @@ from windlass.messages import (
 )
 
 _NOWHERE: Final = FileOrigin()
+_NONE: Final = FileSource()
 
 #: Fetches at a time from one worker, from the manager, and from one URL's or shared path's origin.
 PEER_FETCHES: Final = 2
@@ -111,7 +116,7 @@ class Replicas:
             file = self.files[ref.name] = File(ref, origin)
         elif not file.declared or file.lost:
             # What is declared anew may be mended.
-            file.ref, file.origin, file.lost, file.failures, file.not_before = ref, origin, "", 0, 0.0
+            file.ref, file.origin, file.lost, file.failures, file.not_before, file.scouts = ref, origin, "", 0, 0.0, 0
             self._ties.part_no_more(file)
             if not file.holders:
                 file.digest = ""  # nor be what it was, where its name does not tell
@@ -278,7 +283,7 @@ class Replicas:
         self._ties.hold(file, worker)
         if not knows:
             return
-        file.failures = 0
+        file.lost, file.failures, file.scouts = "", 0, 0
         file.digest = file.digest or digest
         if file.ref.size < 0:
             file.ref = msgspec.structs.replace(file.ref, size=size)
@@ -300,27 +305,43 @@ class Replicas:
             there = peer in self._addresses  # or it is lost, with all that was known of it
             if message.kind == "gone":
                 self._ties.drop(file, peer)
-            elif there:
+            if there and (message.kind != "gone" or file.blind(worker)):  # a scout that cannot keep it is not waited for again
                 self._ties.part(file, worker, peer)
             if message.kind == "failed" and there and self._reach.failed(worker, now):
                 self._touched.update(self._ties.awaited)  # who waits may do so for somebody who would have served it
             if message.kind == "damaged":
                 self._ties.drop(file, peer)
                 self.out.append((peer, DropFiles((message.name,), damaged=True)))
-        elif message.kind == "gone":
-            self._lose(file, message.text)
-            self.out.append((worker, FileLost(message.name, message.text)))
+        elif self._origin_failed(file, worker, message, now):
+            self.out.append((worker, FileLost(message.name, file.lost or message.text)))
             return
+        self._ties.wait(file, worker)
+        self._touched[message.name] = None
+
+    def _origin_failed(self, file: File, worker: WorkerId, message: FileFailed, now: float) -> bool:
+        """A worker could not have it from its origin; True: so it cannot have it at all."""
+        text, origin, blind = message.text, file.origin, file.blind_ones()
+        if message.kind == "gone":
+            file.failures += all(self._reach.host(worker) != self._reach.host(one) for one in blind)
         else:
             if now >= file.not_before:  # those that were under way together fail together, which is one failure
                 file.fail(now)
-            if file.failures >= ORIGIN_TRIES:
-                text = f"{message.text} (tried {file.failures} times in a row)"
+            if file.failures < ORIGIN_TRIES:
+                return False
+            text = f"{text} (tried {file.failures} times in a row)"
+        if origin.archive is not None:
+            packed = self.files.get(origin.archive.name)
+            if not file.holders and (packed is None or packed.lost or not packed.blind(worker)):
                 self._lose(file, text)
-                self.out.append((worker, FileLost(message.name, text)))
-                return
-        self._ties.wait(file, worker)
-        self._touched[message.name] = None
+            return True
+        self._ties.part(file, worker, NOBODY)
+        file.trouble = text
+        alike = not (origin.url or origin.shared)  # all would hear the same
+        others = not alike and (file.fetching or (file.failures < ORIGIN_TRIES and any(self._reach.elsewhere([*blind, worker]))))
+        if file.holders or others:
+            return False
+        self._lose(file, text)
+        return True
 
     def gone(self, worker: WorkerId, names: Iterable[FileName]) -> None:
         """A worker has these no more."""
@@ -387,10 +408,13 @@ class Replicas:
         served: list[WorkerId] = []
         for worker in file.waiting:
             source = self._source(file, worker, now)
-            if source is not None:
+            if source is _NONE:
+                served.append(worker)
+                self.out.append((worker, FileLost(name, f"{file.trouble}; nor can it be had there from another worker")))
+            elif source is not None:
                 served.append(worker)
                 self.out.append((worker, self._begin(file, worker, source)))
-            elif not (self._reach.alone(worker) or any(to == worker for to, _ in file.apart)):
+            elif not (self._reach.alone(worker) or any(to == worker for to, one in file.apart if one or not file.to_come)):
                 break  # it is the same for all who wait
         self._ties.wait_no_more(file, served)
 
@@ -416,10 +440,12 @@ class Replicas:
     # ------------------------------------------------------------ inside
 
     def _source(self, file: File, worker: WorkerId, now: float) -> FileSource | None:
+        """None: later, as when somebody has it; `_NONE`: it cannot have it."""
         origin = file.origin
         if origin.archive is not None:
             return FileSource(archive=origin.archive)  # it is unpacked where it is needed
-        has_origin = bool(origin.path or origin.object or origin.url or origin.shared)
+        blind = file.blind(worker)
+        has_origin = not blind and bool(origin.path or origin.object or origin.url or origin.shared)
         if not (file.small and has_origin):
             peer = self._peer(file, worker)
             if peer is not None:
@@ -432,6 +458,8 @@ class Replicas:
             if now < file.not_before:
                 self._delay(file)
                 return None
+            if blind:
+                return self._scout(file, worker)
             self._push(file)  # no holder can be reached from there: by way of the manager
             return None
         if now < file.not_before:
@@ -445,6 +473,26 @@ class Replicas:
             return None
         file.origin_reads += 1
         return FileSource(self.manager) if at_manager else FileSource(url=origin.url, path=origin.shared)
+
+    def _scout(self, file: File, worker: WorkerId) -> FileSource | None:
+        """Have another worker read the origin that this one cannot read; `_NONE`: there is none for that."""
+        origin = file.origin
+        if file.holders or file.scouts >= ORIGIN_TRIES or not (origin.url or origin.shared):
+            return _NONE
+        if any(not file.blind(one) for one in file.waiting):
+            return None  # it does so itself, in its turn
+        others = self._reach.elsewhere(file.blind_ones())
+        some = list(islice((one for one in others if self._serves(file, one, worker)), PEERS_LOOKED_AT))
+        if not some:
+            return _NONE
+        scout = some[file.scouts % len(some)]  # the next time another one, if that has no room
+        file.scouts += 1
+        file.origin_reads += 1
+        fetch = self._begin(file, scout, FileSource(url=origin.url, path=origin.shared))
+        if file.ref.level == PASSING:  # no call holds it there
+            fetch = msgspec.structs.replace(fetch, ref=msgspec.structs.replace(file.ref, level="workflow"))
+        self.out.append((scout, fetch))
+        return None
 
     def _delay(self, file: File) -> None:
         self._delayed[file.ref.name] = None

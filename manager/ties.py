@@ -46,8 +46,11 @@ class File(msgspec.Struct, eq=False):
     waiting: OrderedDict[WorkerId, None] = msgspec.field(default_factory=OrderedDict[WorkerId, None])
     #: Who fetches it now, and the source's key.
     fetching: dict[WorkerId, str] = msgspec.field(default_factory=dict[WorkerId, str])
-    #: Who could not have it from which holder. (Frozen: there is one empty one for a million files.)
+    #: Who could not have it from which holder, `NOBODY` for its origin. (Frozen: there is one empty one for a million files.)
     apart: frozenset[tuple[WorkerId, WorkerId]] = frozenset()
+    #: What the last one said who could not have it from its origin; and how many read that for others since one could.
+    trouble: str = ""
+    scouts: int = 0
     #: Of the content (`windlass.messages.FileHere`), from who had it first; of a file `OF_ORIGIN` from who read that first.
     digest: str = ""
     #: Failures of the origin in a row, and when it may be tried again.
@@ -75,6 +78,19 @@ class File(msgspec.Struct, eq=False):
         """It goes with the messages to a worker."""
         kept = self.origin.object
         return kept is not None and 0 < kept.size <= RIDE_BYTES
+
+    def blind(self, worker: WorkerId) -> bool:
+        """It could not have it from its origin, and is not sent there again."""
+        return (worker, NOBODY) in self.apart
+
+    def blind_ones(self) -> list[WorkerId]:
+        """All such."""
+        return [worker for worker, holder in self.apart if not holder]
+
+    @property
+    def to_come(self) -> bool:
+        """Somebody has it, or fetches it now."""
+        return bool(self.holders or self.fetching)
 
     def fail(self, now: float) -> None:
         """Its origin, or the only one who has it, has failed: not before a pause again."""
@@ -161,11 +177,12 @@ class Ties:
             self._tie(file, worker)
 
     def part(self, file: File, worker: WorkerId, holder: WorkerId) -> None:
-        """It could not have it from there."""
+        """It could not have it from there; `NOBODY`: from its origin."""
         if (worker, holder) not in file.apart:
             file.apart |= {(worker, holder)}
             self._tie(file, worker)
-            self._tie(file, holder)
+            if holder:
+                self._tie(file, holder)
 
     def part_no_more(self, file: File, worker: WorkerId = NOBODY) -> None:
         """As far as this worker is one of two, or all."""
@@ -173,7 +190,7 @@ class Ties:
         if over:
             file.apart -= over
             for pair in over:
-                for one in pair:
+                for one in filter(None, pair):
                     self._untie(file, one)
 
     def _tie(self, file: File, worker: WorkerId) -> None:
@@ -196,7 +213,7 @@ class Ties:
             held.update(tuple(file.holders))
             awaited.update([file.ref.name] if file.waiting else ())
             waiting += len(file.waiting)
-            apart = [one for pair in file.apart for one in pair]
+            apart = [one for pair in file.apart for one in pair if one]
             for worker in (*file.holders, *file.waiting, *file.fetching, *apart, *([file.pushing] if file.pushing else ())):
                 of = ties.setdefault(worker, {})
                 of[file.ref.name] = of.get(file.ref.name, 0) + 1

@@ -3,6 +3,7 @@
 Theory of operation
 -------------------
 A worker gets bytes only of what it needs for something that the manager has sent it: a call that it holds, a library instance, a function.
+(Or of what it reads for others, as `windlass.manager.replicas` has decided; it cannot ask for that.)
 Names are no secret to be relied on: who knows a content, or its digest, knows its name.  Nothing is noted for that while calls are sent,
 beyond the spans of the last `RECENT` ones: what a worker holds says what it was told of, and it is looked at when the worker asks.
 

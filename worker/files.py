@@ -202,6 +202,8 @@ class Files:
             task.add_done_callback(partial(self._fetch_after, message))
             return
         self._wanted.add(ref.name)  # or who needs it would ask
+        if ref.level == "forever":
+            self._share()  # it may be for others that this worker is sent for it
         self._start(ref.name, self._bring(ref, message.source, message.digest, message.data))
 
     def lost(self, message: FileLost) -> None:

@@ -15,10 +15,13 @@ from windlass.messages import (
     CallRun,
     CallsEnded,
     CallSpec,
+    FetchFile,
+    FileFailed,
     FileHere,
     FileName,
     FileOrigin,
     FileRef,
+    FileSource,
     FunctionDef,
     FunctionId,
     LibraryId,
@@ -26,7 +29,9 @@ from windlass.messages import (
     LibrarySpec,
     Resources,
     RunCalls,
+    Serving,
     StartLibrary,
+    WantFiles,
     WorkerId,
     WorkerInfo,
 )
@@ -43,9 +48,10 @@ class Cluster:
     def __init__(self) -> None:
         self.core, self.now, self.next = Core(), 1000.0, 1
         self.running: dict[WorkerId, list[CallRun]] = {worker: [] for worker in WORKERS}
+        self.fetching: dict[WorkerId, FetchFile] = {}
         self.core.install(LibrarySpec(LIB, "lib", (3, 11), functions=(FunctionDef(F, "f", b"blob"),)), self.now)
         for worker in WORKERS:
-            self.core.worker_joined(worker, WorkerInfo("host", 1, Resources(1.0)), self.now)
+            self.core.worker_joined(worker, WorkerInfo(f"host of {worker}", 1, Resources(1.0)), self.now)
         self.submit(*[()] * 3)
         for worker in WORKERS:
             self.end(worker)
@@ -60,6 +66,8 @@ class Cluster:
                     self.step()
                 elif isinstance(message, RunCalls):
                     self.running[worker] += message.calls
+                elif isinstance(message, FetchFile):
+                    self.fetching[worker] = message
 
     def submit(self, *inputs: tuple[FileRef, ...]) -> None:
         """A call for each of these."""
@@ -104,6 +112,29 @@ def test_a_call_goes_to_the_free_worker_that_has_its_file(cluster: Cluster, hold
     cluster.submit((file,))
     assert cluster.numbers() == {holder: 1}
     assert cluster.running[holder][0].inputs == (file,)
+
+
+def test_a_node_that_does_not_see_a_shared_path_ends_no_call_that_needs_it(cluster: Cluster) -> None:
+    """Neither its own nor one that waits: another worker, which no such call has reached, reads it, and the first has it from there."""
+    core = cluster.core
+    for worker in WORKERS:
+        core.worker_said(worker, [Serving((f"{worker}:1",))], cluster.now)
+    ref = FileRef(FileName("x3-" + "1" * 32), 10_000_000, "db")
+    core.declare_file(ref, FileOrigin(shared="/scratch/db"))
+    cluster.submit((ref,))
+    [bad] = cluster.numbers()
+    cluster.submit((), (), (), (ref,))
+    core.take_done()
+    core.worker_said(bad, [WantFiles((ref.name,))], cluster.now)
+    cluster.step()
+    core.worker_said(bad, [FileFailed(ref.name, cluster.fetching[bad].source, "gone", "it is not there on this node")], cluster.now)
+    cluster.step()
+    [scout] = [worker for worker in cluster.fetching if worker != bad]
+    assert cluster.fetching[scout].source == FileSource(path="/scratch/db")
+    core.worker_said(scout, [FileHere(ref.name, ref.size, "digest")], cluster.now)
+    cluster.step()
+    assert cluster.fetching[bad].source.peer == scout
+    assert core.take_done() == []
 
 
 def test_of_several_files_most_bytes_count(cluster: Cluster) -> None:

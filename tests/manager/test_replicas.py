@@ -74,7 +74,11 @@ def test_an_environment_of_a_pool_is_declared_once(replicas: Replicas) -> None:
         replicas.wanted(worker, [packed.name])
     source = FileSource(path="/shared/e.tar.gz")
     assert fetches(replicas) == {WORKERS[0]: source}
+    for worker in WORKERS[2:]:
+        replicas.worker_lost(worker)
     replicas.failed(WORKERS[0], FileFailed(packed.name, source, "gone", "it is not there"), 0.0)
+    assert fetches(replicas) == {WORKERS[1]: source}
+    replicas.failed(WORKERS[1], FileFailed(packed.name, source, "gone", "it is not there"), 0.0)
     assert lost(replicas) == {WORKERS[1]: "it is not there", WORKERS[0]: "it is not there"}
     replicas.declare_environment(pools)
     replicas.wanted(WORKERS[1], [packed.name])
@@ -303,6 +307,132 @@ def test_a_source_that_changed_loses_the_file_for_all_who_wait(replicas: Replica
     replicas.declare(BIG, AT_MANAGER)
     replicas.wanted(WORKERS[2], [BIG.name])
     assert fetches(replicas) == {WORKERS[2]: FileSource("m")}
+
+
+PATH = "/scratch/db.fa"
+THERE = FileSource(path=PATH)
+
+
+def not_there(replicas: Replicas, worker: WorkerId, name: FileName) -> None:
+    replicas.failed(worker, FileFailed(name, THERE, "gone", f"{PATH} is not there on {worker}"), 0.0)
+
+
+@pytest.mark.parametrize("size", [10, BIG.size])
+def test_a_node_that_does_not_see_a_shared_path_has_the_file_from_another_one(replicas: Replicas, size: int) -> None:
+    """As by a mount that it lacks: it waits for who reads it, and has it from a peer then, also if it is small."""
+    ref = FileRef(FileName("x3-" + "5" * 32), size, "db.fa")
+    bad, good, later = WORKERS[:3]
+    replicas.declare(ref, FileOrigin(shared=PATH))
+    for worker in (bad, good):
+        replicas.wanted(worker, [ref.name])
+    assert fetches(replicas).get(bad) == THERE
+    not_there(replicas, bad, ref.name)
+    assert fetches(replicas) == ({good: THERE} if size > SMALL_BYTES else {})
+    replicas.here(good, ref.name, size, "d")
+    assert fetches(replicas) == {bad: FileSource(good, (f"{good}:1",))}
+    replicas.here(bad, ref.name, size, "d")
+    replicas.wanted(later, [ref.name])
+    assert fetches(replicas)[later] in (THERE, FileSource(bad, (f"{bad}:1",)), FileSource(good, (f"{good}:1",)))
+
+
+def test_where_only_a_node_that_does_not_see_the_path_wants_it_another_one_reads_it(replicas: Replicas) -> None:
+    """On another host, and not behind a wall; if it has no room another one. It stays there until it is released, whatever its level."""
+    ref = FileRef(FileName("x3-" + "5" * 32), BIG.size, "db.fa", "call")
+    bad, beside, walled, *others = WORKERS
+    for worker in (bad, beside):
+        replicas.serving(worker, (f"{worker}:1",), "node17")
+    replicas.serving(walled, (), "wall")
+    replicas.declare(ref, FileOrigin(shared=PATH))
+    replicas.wanted(bad, [ref.name])
+    assert fetches(replicas) == {bad: THERE}
+    not_there(replicas, bad, ref.name)
+    replicas.pump(0.0)
+    [(first, message)] = replicas.out
+    assert isinstance(message, FetchFile)
+    assert (message.source, message.ref.level) == (THERE, "workflow")
+    replicas.out = []
+    replicas.failed(first, FileFailed(ref.name, THERE, "full", "no room"), 0.0)
+    [second] = fetches(replicas)
+    assert {first, second} <= set(others)
+    assert first != second
+    replicas.here(second, ref.name, ref.size, "d")
+    source = FileSource(second, (f"{second}:1",))
+    assert fetches(replicas) == {bad: source}
+    replicas.failed(bad, FileFailed(ref.name, source, "gone", "evicted"), 0.0)
+    [third] = fetches(replicas)
+    assert third != second  # lest the two go on like that for ever
+    replicas.here(third, ref.name, ref.size, "d")
+    assert fetches(replicas) == {bad: FileSource(third, (f"{third}:1",))}
+    replicas.here(bad, ref.name, ref.size, "d")
+    replicas.release([ref.name])
+    assert sorted(worker for worker, message in replicas.out if isinstance(message, DropFiles)) == sorted([bad, third])
+
+
+def test_a_path_that_several_hosts_in_a_row_do_not_see_is_lost(replicas: Replicas) -> None:
+    """Not for those of one host, and not while somebody has it, from whom others have it then."""
+    ref = FileRef(FileName("x3-" + "5" * 32), BIG.size, "db.fa")
+    for number, worker in enumerate(WORKERS):
+        replicas.serving(worker, (f"{worker}:1",), f"node{number // 2}")
+    replicas.declare(ref, FileOrigin(shared=PATH))
+    replicas.wanted(WORKERS[0], [ref.name])
+    asked: list[WorkerId] = []
+    while found := fetches(replicas):
+        [worker] = found
+        asked.append(worker)
+        not_there(replicas, worker, ref.name)
+        if len(asked) == ORIGIN_TRIES:
+            break
+    assert {WORKERS.index(worker) // 2 for worker in asked} == {0, 1, 2, 3}
+    assert set(lost(replicas)) == set(asked)
+    replicas.declare(ref, FileOrigin(shared=PATH))
+    replicas.wanted(WORKERS[0], [ref.name])
+    assert fetches(replicas) == {WORKERS[0]: THERE}
+    replicas.here(WORKERS[0], ref.name, ref.size, "d")
+    replicas.serving(WORKERS[0], ())  # so that nobody has it from there
+    for worker in WORKERS[1:]:
+        replicas.wanted(worker, [ref.name])
+        assert fetches(replicas) == {worker: THERE}
+        not_there(replicas, worker, ref.name)
+        replicas.pump(0.0)
+        assert lost(replicas) == {worker: f"{PATH} is not there on {worker}; nor can it be had there from another worker"}
+    assert not replicas.files[ref.name].lost
+
+
+def test_a_small_file_that_has_changed_at_the_manager_comes_from_who_has_it(replicas: Replicas) -> None:
+    """Its name is its content's."""
+    first, second = WORKERS[:2]
+    replicas.here(first, SMALL.name, SMALL.size)
+    replicas.wanted(second, [SMALL.name])
+    assert fetches(replicas) == {second: FileSource("m")}
+    replicas.failed(second, FileFailed(SMALL.name, FileSource("m"), "gone", "/data/small.txt has changed"), 0.0)
+    assert fetches(replicas) == {second: FileSource(first, (f"{first}:1",))}
+    replicas.gone(first, [SMALL.name])
+    replicas.failed(second, FileFailed(SMALL.name, FileSource(first), "gone", "evicted"), 0.0)
+    replicas.pump(0.0)
+    assert lost(replicas) == {second: "/data/small.txt has changed; nor can it be had there from another worker"}
+
+
+def test_an_archive_that_one_worker_cannot_have_is_not_lost_to_others(replicas: Replicas) -> None:
+    """A node that sees neither the path nor those that have it."""
+    packed, unpacked = FileRef(FileName("b3-" + "3" * 32), BIG.size, "e.tar.gz"), FileRef(FileName("u3-" + "4" * 32), -1, "e")
+    replicas.declare_environment(PoolEnvironment(unpacked, packed, PATH))
+    bad, good = WORKERS[:2]
+    replicas.serving(bad, ())
+    replicas.serving(good, ())
+    for worker in (good, bad):
+        replicas.wanted(worker, [packed.name])
+    assert fetches(replicas) == {good: THERE, bad: THERE}
+    replicas.here(good, packed.name, packed.size)
+    not_there(replicas, bad, packed.name)
+    replicas.pump(0.0)
+    assert list(lost(replicas)) == [bad]
+    for worker in (good, bad):
+        replicas.wanted(worker, [unpacked.name])
+    source = FileSource(archive=packed)
+    assert fetches(replicas) == {good: source, bad: source}
+    replicas.failed(bad, FileFailed(unpacked.name, source, "gone", f"{PATH} is not there"), 0.0)
+    assert lost(replicas) == {bad: f"{PATH} is not there"}
+    assert not replicas.files[unpacked.name].lost
 
 
 def test_an_origin_that_fails_is_tried_again_after_pauses_and_then_lost(replicas: Replicas) -> None:
@@ -734,6 +864,12 @@ class Machine(RuleBasedStateMachine):
         self.replicas.declare(FileRef(name, size, "f"), FileOrigin(object=ObjectRef(ObjectName(name), size)) if stored else AT_MANAGER)
         return name
 
+    @rule(target=names, number=st.integers(0, 1), size=st.sampled_from([10, BIG.size]))
+    def declare_shared(self, number: int, size: int) -> FileName:
+        name = FileName(f"x3-{number:032x}")
+        self.replicas.declare(FileRef(name, size, "f"), FileOrigin(shared=f"/shared/{number}"))
+        return name
+
     @rule(target=names, number=st.integers(0, 2), worker=st.sampled_from(WORKERS))
     def keep(self, number: int, worker: WorkerId) -> FileName:
         name = FileName(f"r-{number:032x}")
@@ -767,9 +903,9 @@ class Machine(RuleBasedStateMachine):
         message = self.replicas.ride(worker, name)
         return [(worker, message)] if message is not None else []
 
-    @rule(worker=st.sampled_from(WORKERS), reached=st.booleans())
-    def serve(self, worker: WorkerId, reached: bool) -> None:
-        self.replicas.serving(worker, (f"{worker}:1",) if reached else ())
+    @rule(worker=st.sampled_from(WORKERS), reached=st.booleans(), host=st.sampled_from(["a", "b", ""]))
+    def serve(self, worker: WorkerId, reached: bool, host: str) -> None:
+        self.replicas.serving(worker, (f"{worker}:1",) if reached else (), host)
         self.told.add(worker)
 
     @rule(name=names, worker=st.sampled_from(WORKERS))
@@ -792,7 +928,7 @@ class Machine(RuleBasedStateMachine):
             if kind:
                 self.replicas.failed(worker, FileFailed(message.ref.name, message.source, kind, "text"), self.now)
             else:
-                self.replicas.here(worker, message.ref.name, message.ref.size)
+                self.replicas.here(worker, message.ref.name, message.ref.size, "digest")
 
     @rule(name=names, prune=st.booleans())
     def release(self, name: FileName, prune: bool) -> None:
@@ -828,7 +964,7 @@ class Machine(RuleBasedStateMachine):
         for name, file in self.replicas.files.items():
             assert file.declared or file.holders or file.fetching or file.waiting, "nothing is left of it"
             if file.waiting and not file.fetching and self.now >= file.not_before:
-                made = file.origin == FileOrigin()
+                made = file.origin == FileOrigin() or any(map(file.blind, file.waiting))
                 to_come = made and (file.pushing or self.replicas.absent(name) or file.holders.keys() - self.told)
                 assert under_way or to_come, "somebody waits, and nothing is under way"
 

@@ -18,6 +18,7 @@ from windlass.messages import (
     FetchFile,
     FileFailed,
     FileHere,
+    FileLost,
     FileName,
     FileRef,
     FilesGone,
@@ -46,6 +47,7 @@ class Desk:
         self.ended: dict[str, str] = {}
         self.changed = asyncio.Event()
         self.fails = Exception()
+        self.shared = 0
         self.files = Files(
             Cache(folder), self._fetch, self._say, self._arrived, self._failed, lambda key: self._failed(key, 0, "later"), self._share
         )
@@ -65,7 +67,7 @@ class Desk:
         self.changed.set()
 
     def _share(self) -> None:
-        pass
+        self.shared += 1
 
     async def next_said(self) -> Message:
         """What is told to the manager next."""
@@ -190,6 +192,20 @@ async def test_a_file_that_is_wanted_at_two_levels_stays_as_long_as_the_longer_o
     desk.files.release([longer, ref])
     assert desk.files.cache.has(ref.name)
     assert desk.said == []
+
+
+@pytest.mark.parametrize("level", ["worker", "forever"])
+async def test_a_file_that_no_call_here_needs_is_fetched_for_others(desk: Desk, level: str) -> None:
+    """Where other workers of the node look for it, if it is to outlive this one."""
+    ref = FileRef(FileName("x3-" + "1" * 32), 3, "data", level)
+    desk.files.heard(FetchFile(ref, SOURCE, data=b"new"))
+    assert desk.shared == (level == "forever")
+    here = await desk.next_said()
+    assert isinstance(here, FileHere)
+    assert desk.files.cache.has(ref.name)
+    desk.files.heard(FileLost(ref.name, "and lost meanwhile"))
+    assert desk.files.hold([ref]) == []
+    desk.files.release([ref])
 
 
 async def test_the_loss_of_a_whole_cache_is_told_in_messages_that_can_be_sent(desk: Desk) -> None:
