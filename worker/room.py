@@ -5,19 +5,24 @@ Theory of operation
 `Room.enter` makes the directory, links the inputs into it, and makes it the slot's working directory; `collect` takes the outputs out, by
 a rename to where the worker finds them (`windlass.worker.supply.Supply.keep`); `leave` goes back and removes the rest.  Only calls that
 ask for it have one.  Inputs are links into the cache, which is shared: they are for reading.
+
+What a call leaves need not be this user's: of a container's root, say.  Such outputs are copied, or nobody could ever remove them from the
+cache.  And a directory that cannot be removed (of somebody else's files, or as something still writes there) is no reason to lose a result
+that is there, let alone a slot.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from typing import Any
 
 from windlass.errors import UsageError
 from windlass.files import local_file
-from windlass.folders import remove_tree
 from windlass.manifests import refuse_links_out, show
 from windlass.messages import CallRun, FileName, FileRef
+from windlass.worker.guardian import remove_tree
 from windlass.worker.slotlink import kept_folder, room_name
 
 
@@ -43,7 +48,7 @@ class Room:
         os.chdir(self.folder)
 
     def collect(self, value: Any) -> tuple[tuple[FileRef, ...], Any]:
-        """What the call has left there, and what it returns then. Raises `UsageError` for what is not there."""
+        """What the call has left there, and what it returns then. Raises `UsageError` for what is not there, and then takes nothing."""
         lenient, inside = self.sandbox.lenient, os.path.join(self.folder, "")
         wanted = [one for one in self.sandbox.outputs if not lenient or os.path.isfile(inside + one[0]) or os.path.isdir(inside + one[0])]
         if self.sandbox.returned:
@@ -51,14 +56,40 @@ class Room:
                 raise UsageError(f"it makes a file, so it must return the path of that, and returned {type(value).__name__}")
             wanted.append((os.path.join(os.getcwd(), os.fspath(value)), self.sandbox.returned))
             value = None
-        return tuple(self._take(path, name) for path, name in wanted), value
+        seen = [(path, *self._look_at(path, name)) for path, name in wanted]  # all, before any of them is moved
+        try:
+            for path, ref, is_ours in seen:
+                self._take(path, ref.name, is_ours)
+        except BaseException:
+            for _, ref, _ in seen:
+                remove_tree(os.path.join(self._kept, ref.name))
+            raise
+        return tuple(ref for _, ref, _ in seen), value
 
     def leave(self) -> None:
-        """Go back, and remove it."""
-        os.chdir(self._work)
+        """Go back, and remove it, as far as that is possible."""
+        with suppress(OSError):
+            os.makedirs(self._work, mode=0o700, exist_ok=True)  # a call may have removed it
+            os.chdir(self._work)
         remove_tree(self.folder)
 
-    def _take(self, path: str, name: FileName) -> FileRef:
+    def _take(self, path: str, name: FileName, is_ours: bool) -> None:
+        """To where the worker finds it."""
+        inside, target = os.path.join(self.folder, path), os.path.join(self._kept, name)
+        os.makedirs(self._kept, mode=0o700, exist_ok=True)
+        remove_tree(target)  # of an attempt that was killed as it ended
+        try:
+            if is_ours:
+                os.rename(inside, target)
+            else:
+                import shutil
+
+                shutil.copytree(inside, target, symlinks=True) if os.path.isdir(inside) else shutil.copyfile(inside, target)
+        except FileNotFoundError as error:
+            raise UsageError(f"its output {path!r} was there, and is there no more: is it in another one, or removed meanwhile?") from error
+
+    def _look_at(self, path: str, name: FileName) -> tuple[FileRef, bool]:
+        """An output, and whether it is this user's to move and remove. Raises `UsageError` for what cannot be one."""
         inside = os.path.join(self.folder, path)
         home = os.path.realpath(os.path.dirname(os.path.normpath(inside)))
         if not f"{home}/".startswith(f"{os.path.realpath(self.folder)}/") or os.path.normpath(inside) == self.folder:
@@ -67,21 +98,31 @@ class Room:
             status = os.lstat(inside)
         except OSError as error:
             raise UsageError(f"its output {path!r} is not there: {error.strerror}") from error
-        if stat.S_ISREG(status.st_mode):
-            size = status.st_size
-        elif stat.S_ISDIR(status.st_mode):
-            size = _size_of(inside, f"its output {path!r}")
-        else:
+        size, is_ours = status.st_size, _is_ours(status)
+        if stat.S_ISDIR(status.st_mode):
+            size, is_ours = _size_of(inside, f"its output {path!r}")
+        elif not stat.S_ISREG(status.st_mode):
             raise UsageError(f"its output {path!r} is neither a regular file nor a folder (links, such as inputs, are not taken)")
-        os.makedirs(self._kept, mode=0o700, exist_ok=True)
-        os.rename(inside, os.path.join(self._kept, name))
-        return FileRef(name, size, os.path.basename(os.path.normpath(path)))
+        elif not os.access(inside, os.R_OK) and not is_ours:
+            raise UsageError(f"its output {path!r} cannot be read{_whose(status)}")
+        return FileRef(name, size, os.path.basename(os.path.normpath(path))), is_ours
 
 
-def _size_of(folder: str, what: str) -> int:
-    """Bytes of content of a folder that can go to other workers too. Raises `UsageError` for one that cannot, as `windlass.trees.scan`
-    would where it is first asked for, which is when the call cannot be told any more."""
+def _is_ours(status: os.stat_result) -> bool:
+    return os.geteuid() in (0, status.st_uid)
+
+
+def _whose(status: os.stat_result) -> str:
+    if _is_ours(status):
+        return ""
+    return f", and belongs to user {status.st_uid}: have the command chown it (docker run --user $(id -u) makes files of this user)"
+
+
+def _size_of(folder: str, what: str) -> tuple[int, bool]:
+    """Bytes of content of a folder that can go to other workers too, and whether all folders in it are this user's. Raises `UsageError` for
+    one that cannot go, as `windlass.trees.scan` would where it is first asked for, which is when the call cannot be told any more."""
     root, links, size = os.fsencode(folder), dict[bytes, bytes](), 0
+    are_ours = _is_ours(os.lstat(root))
     for below, folders, files in os.walk(root, onerror=_raise):
         for name in folders + files:
             place = os.path.join(below, name)
@@ -90,11 +131,13 @@ def _size_of(folder: str, what: str) -> int:
                 links[inside] = os.readlink(place)
             elif stat.S_ISREG(status.st_mode) and os.access(place, os.R_OK):
                 size += status.st_size
-            elif not stat.S_ISDIR(status.st_mode):
-                kind = "that cannot be read" if stat.S_ISREG(status.st_mode) else "neither file, folder nor link"
+            elif stat.S_ISDIR(status.st_mode):
+                are_ours = are_ours and _is_ours(status)
+            else:
+                kind = f"that cannot be read{_whose(status)}" if stat.S_ISREG(status.st_mode) else "neither file, folder nor link"
                 raise UsageError(f"{what} has {show(inside)}, which is {kind}, so it cannot go to other workers; leave it out")
     refuse_links_out(links, what)
-    return size
+    return size, are_ours
 
 
 def _raise(error: OSError) -> None:
