@@ -199,7 +199,11 @@ class Downloader:
                 if not data:
                     break
                 arrival.feed(turn, memoryview(data))
+            more = arrival.offset == before.st_size and os.read(descriptor, 1)
             _compare(path, before, os.fstat(descriptor))
+            if more:
+                size = f"{before.st_size:,} bytes"
+                raise SourceGone(f"{path} has more in it than the {size} that its file system says, as files of /proc have: declare a copy")
         finally:
             os.close(descriptor)
         return arrival.finish(turn)

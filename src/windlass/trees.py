@@ -116,6 +116,7 @@ def _read_file(path: bytes, flags: int) -> tuple[Any, os.stat_result]:
                 break
             hashed.update(data)
             left -= len(data)
+        more = not left and os.read(descriptor, 1)
         after = os.fstat(descriptor)
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -123,6 +124,9 @@ def _read_file(path: bytes, flags: int) -> tuple[Any, os.stat_result]:
         os.close(descriptor)
     if left or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise SourceChanged(f"{show(path)} changed while it was read; declare it again when nothing writes into it")
+    if more:
+        size = f"{before.st_size:,} bytes"
+        raise UsageError(f"{show(path)} has more in it than the {size} that its file system says, as files of /proc have: declare a copy")
     return hashed, after
 
 

@@ -171,6 +171,13 @@ def test_what_cannot_be_sent_is_refused_when_it_is_scanned(tmp_path: Path) -> No
         file_name(root)
 
 
+@pytest.mark.parametrize("path", ["/proc/self/stat", "/proc/self/fdinfo"])
+def test_files_that_tell_no_size_are_refused(path: str) -> None:
+    """As those of /proc: they would arrive empty."""
+    with pytest.raises(UsageError, match=r"/proc/self/\S+ has more in it than the 0 bytes that its file system says"):
+        (scan if path.endswith("fdinfo") else file_name)(path)
+
+
 def test_what_is_not_there_or_no_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="none cannot be read: No such file or directory"):
         scan(tmp_path / "none")

@@ -465,6 +465,8 @@ def test_a_path_that_is_not_there_or_cannot_be_copied_is_named(authority: Author
             ):
                 with pytest.raises(SourceGone, match=rf"{path} {text}"):
                     await one.fetch(FileSource("", path=str(path)))
+            with pytest.raises(SourceGone, match=r"/proc/self/stat has more in it than the 0 bytes that its file system says"):
+                await one.fetch(FileSource("", path="/proc/self/stat"))
             with pytest.raises(SourceGone, match=rf"{tree}/pipe is neither .* and cannot go to workers"):
                 await one.fetch(FileSource("", path=str(tree)))
             with pytest.raises(SourceGone, match=rf"the tree {out} has a link link that leads out of it"):
