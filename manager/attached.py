@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from windlass.errors import UsageError, require_flag
+from windlass.files import is_sendable
 from windlass.identity import CLIENT, ConnectionFile
 from windlass.manager.call import SECONDS_MOST
 from windlass.manager.client import Client
@@ -177,7 +178,12 @@ class AttachedManager(Door):
         return self._line.means.capacity
 
     def _declare(self, ref: FileRef, origin: FileOrigin, manifest: Manifest | None) -> Callable[[], None]:
-        if origin.path and not self._line.folder:  # on another machine, which need not see this path
+        if origin.path and not (self._line.folder and is_sendable(origin.path)):  # on another machine, which need not see this path
+            if manifest is not None and self._line.folder:
+                raise UsageError(
+                    f"{origin.path!r} is not UTF-8, so no message can tell the manager where this directory tree is: rename it, or declare "
+                    "an archive of it (declare_archive)"
+                )
             if manifest is not None:
                 raise UsageError(
                     f"{origin.path}: the manager is on another machine, to which a directory tree cannot be sent: declare an archive of it "

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict, TypeG
 import msgspec
 
 from windlass.errors import UnknownName, UsageError
-from windlass.files import File
+from windlass.files import File, is_sendable
 from windlass.messages import CallOptions, FunctionDef, FunctionId, LibraryId, LibrarySpec, ObjectRef, Resources
 
 N = TypeVar("N", int, float)
@@ -407,6 +407,8 @@ def _file(what: str, file: object) -> File:
     if not isinstance(file, File):
         declare = "declare_temp()" if what == "add_output" else "declare_file(...)"
         raise UsageError(f"{what}({file!r}, ...): the first argument is a declared file: write {what}(manager.{declare}, 'name')")
+    if not is_sendable(file.path):
+        raise UsageError(f"{what}({file!r}, ...): its path is not UTF-8, and no message can say it; declare a link to it with another name")
     return file
 
 
@@ -430,7 +432,7 @@ def _relative(what: str, path: object) -> str:
     if not isinstance(path, str) or not path:
         raise UsageError(f"{what}(..., {path!r}): the second argument is a path in the call's directory, as in 'data/words.txt'")
     normal = os.path.normpath(path)
-    if not _is_sendable(path):
+    if not is_sendable(path):
         raise UsageError(
             f"{what}(..., {path!r}): that is not UTF-8, and no message can say it; give it another name there, as in 'data.txt'"
         )
@@ -448,15 +450,10 @@ def read_tag(value: object) -> str | None:
     if len(value) > TAG_MOST:
         text = f"tag={value[:20]!r}... has {len(value):,} letters, and goes with its call wherever it goes: {TAG_MOST} are the most"
         raise UsageError(f"{text}; give a short word, and keep beside it what it stands for")
-    if not _is_sendable(value):
+    if not is_sendable(value):
         instead = value.encode(errors="replace").decode()
         raise UsageError(f"tag={value!r} has parts of letters, which no message can say; write tag={instead!r}")
     return value
-
-
-def _is_sendable(text: str) -> bool:
-    """It can stand in a message: names of files that are not UTF-8 are texts of Python that cannot (PEP 383)."""
-    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def megabytes_to_bytes(key: str, megabytes: object) -> int:

@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from windlass.errors import UsageError
-from windlass.files import File, shown
+from windlass.files import File, is_sendable, shown
 from windlass.manager.ties import RIDE_BYTES
 from windlass.manifests import Manifest, unpacked_name
 from windlass.messages import LEVELS, RESULT, FileName, FileOrigin, FileRef, Level, ObjectRef
@@ -148,7 +148,7 @@ class Declaring(ABC):
         ``stage="never"``: calls get this very path. ``"node"``: it is copied to the node's disk once for all calls there. ``"auto"``: a
         regular file of at most 1 GiB is copied, all else is read where it is. What is copied is known by its path, sizes and times (of all
         that is in a folder, which takes a look at each): changed and declared again it is another file. Raises `UsageError` for one that is
-        to be copied and is not there.
+        to be copied and is not there, or has no name that can be sent.
         """
         self._check_open()
         text, level = os.path.abspath(_path("declare_shared", path)), _level(level, None)
@@ -164,6 +164,11 @@ class Declaring(ABC):
             stage = "node" if modes.S_ISREG(status.st_mode) and status.st_size <= STAGE_MOST else "never"
         if stage == "never":
             return File(id(self), None, text, path=text)
+        if not is_sendable(text):
+            raise UsageError(
+                f"declare_shared({text!r}): it is to be copied to nodes, and that is not UTF-8, so no message can say it; declare a link "
+                "to it with another name, or stage='never'"
+            )
         regular = modes.S_ISREG(status.st_mode)
         # What it is now is part of its name: a later version is another file.
         name = _made_name("shared", text, status.st_mtime_ns, status.st_size if regular else _state_of(text))

@@ -244,7 +244,7 @@ def _files(core: Core) -> list[dict[str, Any]]:
     return [
         {
             "name": file.ref.name,
-            "source": file.origin.path or shown(file.origin.url) or file.origin.shared or file.ref.base,
+            "source": (file.origin.path or shown(file.origin.url) or file.origin.shared or file.ref.base).encode(errors="replace").decode(),
             "size": file.ref.size,
             "level": file.ref.level,
             "replicas": len(file.holders),

@@ -105,7 +105,8 @@ class Room:
             raise UsageError(f"its output {path!r} is neither a regular file nor a folder (links, such as inputs, are not taken)")
         elif not os.access(inside, os.R_OK) and not is_ours:
             raise UsageError(f"its output {path!r} cannot be read{_whose(status)}")
-        return FileRef(name, size, os.path.basename(os.path.normpath(path))), is_ours
+        base = os.path.basename(os.path.normpath(path)).encode(errors="replace").decode()  # no message could say what is no text
+        return FileRef(name, size, base), is_ours
 
 
 def _is_ours(status: os.stat_result) -> bool:

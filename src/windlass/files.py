@@ -33,6 +33,11 @@ def shown(url: str) -> str:
     return before + slashes + rest[:end].rpartition("@")[2] + rest[end:]
 
 
+def is_sendable(text: str) -> bool:
+    """It can stand in a message: names of files that are not UTF-8 are texts of Python that cannot (PEP 383)."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 class ReplicaMissing(WindlassError):
     """A replica was not in the worker's cache when its call began, though it had been."""
 

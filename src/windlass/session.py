@@ -26,7 +26,7 @@ import struct
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -94,7 +94,26 @@ def _answer_decoder() -> msgspec.msgpack.Decoder[Welcome | Refused]:
 
 def encode_one(message: Message) -> bytes:
     """The body of a frame that holds one message and no numbers: handshakes and data connections."""
-    return _ENCODER.encode(message)
+    try:
+        return _ENCODER.encode(message)
+    except UnicodeEncodeError:
+        return _ENCODER.encode(_in_utf8(message))
+
+
+def _in_utf8(message: Message) -> Any:
+    """What can be encoded in its place, with '?' for what is no text in its texts. Names of files may have that (PEP 383), and who tells of
+    one, as errors of the system do, must not lose a session by it."""
+    return _mended(msgspec.to_builtins(message, builtin_types=(bytes, bytearray, memoryview)))
+
+
+def _mended(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, list | tuple):
+        return [_mended(one) for one in cast("Sequence[object]", value)]
+    if isinstance(value, dict):
+        return {_mended(key): _mended(one) for key, one in cast("dict[object, object]", value).items()}
+    return value
 
 
 def decode_hello(body: Piece) -> Hello:
@@ -127,7 +146,10 @@ def _bodies(batch: Sequence[Message]) -> list[tuple[bytearray, int]]:
     body, count = bytearray(_HEAD.size), 0
     for message in batch:
         start = len(body)
-        _ENCODER.encode_into(message, body, start)
+        try:
+            _ENCODER.encode_into(message, body, start)
+        except UnicodeEncodeError:
+            _ENCODER.encode_into(_in_utf8(message), body, start)
         size = len(body) - start
         if size > MAX_FRAME_BYTES - _ARRAY_BYTES:
             raise InternalError(

@@ -183,6 +183,8 @@ class TestOptions:
         for add in (call.add_input, call.add_output):
             with pytest.raises(UsageError, match="no message can say it"):
                 add(file, path)
+        with pytest.raises(UsageError, match="its path is not UTF-8, and no message can say it; declare a link"):
+            call.add_input(File(0, None, path, path=path), "a")
 
     @pytest.mark.parametrize(
         ("path", "text"),

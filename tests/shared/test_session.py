@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import msgspec
 import pytest
@@ -11,7 +12,27 @@ from hypothesis import strategies as st
 
 from windlass.errors import InternalError
 from windlass.framing import Piece, ProtocolError
-from windlass.messages import MAX_FRAME_BYTES, CertificateIssued, CertificateRequest, Drain, GetStatus, Goodbye, Message, Refused, Welcome
+from windlass.messages import (
+    MAX_FRAME_BYTES,
+    CallId,
+    CallRun,
+    CertificateIssued,
+    CertificateRequest,
+    Drain,
+    FetchFile,
+    FileName,
+    FileRef,
+    FileSource,
+    FunctionId,
+    GetStatus,
+    Goodbye,
+    InstanceId,
+    Message,
+    Refused,
+    RunCalls,
+    Sandbox,
+    Welcome,
+)
 from windlass.session import (
     ACK_BYTES,
     ACK_FRAMES,
@@ -40,6 +61,27 @@ def test_what_one_side_encodes_the_other_takes() -> None:
     (body,) = manager.encode([Drain("a"), Drain("b")])
     assert worker.take(memoryview(body), 0.0) == [Drain("a"), Drain("b")]
     assert (manager.sent, worker.received) == (1, 1)
+
+
+def test_what_is_no_text_in_a_message_does_not_end_a_session() -> None:
+    """As in names of files: who hears of them sees a '?' there; the messages around are as they were."""
+    bad = os.fsdecode(b"caf\xe9.csv")
+    fetch = FetchFile(FileRef(FileName("x3-1"), 1, bad), FileSource(path=bad, addresses=(bad,), archive=FileRef(FileName("x3-2"), 1, bad)))
+    run = CallRun(CallId(1), 1, InstanceId(1), FunctionId(b"1"), b"\xe9", sandbox=Sandbox(((bad, FileName(""), "x"),)))
+    manager, worker = pair()
+    told = [
+        message
+        for body in manager.encode([Drain("a"), fetch, RunCalls([run]), Drain(bad), Drain("b")])
+        for message in worker.take(body, 0.0)
+    ]
+    shown = "caf?.csv"
+    seen = FetchFile(
+        FileRef(FileName("x3-1"), 1, shown), FileSource(path=shown, addresses=(shown,), archive=FileRef(FileName("x3-2"), 1, shown))
+    )
+    kept = msgspec.structs.replace(run, sandbox=Sandbox(((shown, FileName(""), "x"),)))
+    assert told == [Drain("a"), seen, RunCalls([kept]), Drain(shown), Drain("b")]
+    assert msgspec.msgpack.decode(encode_one(Drain(bad)), type=Drain) == Drain(shown)
+    manager.check()
 
 
 def test_no_messages_make_no_frame() -> None:

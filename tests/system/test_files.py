@@ -153,6 +153,32 @@ def test_a_shared_path_is_read_in_place_or_copied_to_the_node_once(manager: Mana
     assert sorted(run(walk, manager.declare_shared(folder, stage="node"))) == ["one", "sub", "sub/more"]
 
 
+@pytest.mark.parametrize("size", [3, 100_000])
+def test_a_file_whose_name_is_no_text_goes_to_calls_or_is_refused(
+    manager: Manager, run: Callable[..., Any], tmp_path: Path, size: int
+) -> None:
+    """In messages its path cannot stand; nobody's session ends by it, or the status."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    path = folder / "data"
+    path.write_bytes(b"x" * size)
+    assert run(read, manager.declare_file(path)) == b"x" * size
+    assert sorted(run(walk, manager.declare_file(folder))) == ["data"]
+    assert run(read, manager.declare_shared(path, stage="never")) == b"x" * size
+    with pytest.raises(UsageError, match="that is not UTF-8, so no message can say it; declare a link to it with another name"):
+        manager.declare_shared(path)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    assert run(read, manager.declare_shared(link / "data", stage="node")) == b"x" * size
+    with windlass.attach(manager.connection_file) as attached:
+        attached.install_library("theirs", read)
+        file = attached.declare_file(path)
+        assert attached.submit(FunctionCall("theirs", "read", file)).result(60) == b"x" * size
+        with pytest.raises(UsageError, match="is not UTF-8, so no message can tell the manager where this directory tree is"):
+            attached.declare_file(folder)
+        assert attached.status()["files"]
+
+
 def test_an_archive_is_unpacked_once_for_each_worker(manager: Manager, run: Callable[..., Any], tmp_path: Path) -> None:
     packed = tmp_path / "models.tar.gz"
     with tarfile.open(packed, "w:gz") as tar:

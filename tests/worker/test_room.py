@@ -10,8 +10,7 @@ import msgspec
 import pytest
 
 from windlass.errors import UsageError
-from windlass.messages import RETURNED, CallId, CallRun, FileName, FunctionId, InstanceId, Sandbox
-from windlass.worker import room as rooms
+from windlass.messages import RETURNED, CallId, CallRun, FileName, FileRef, FunctionId, InstanceId, Sandbox
 from windlass.worker.room import Room, entered
 from windlass.worker.slotlink import kept_folder
 
@@ -63,7 +62,7 @@ def test_of_outputs_that_are_not_all_there_none_is_taken(room: Room, kept: Path,
     if how == "missing":
         Path("two").unlink()
     else:
-        monkeypatch.setattr(rooms.os, "rename", fails)
+        monkeypatch.setattr(os, "rename", fails)
     with pytest.raises(UsageError if how == "missing" else OSError):
         room.collect(None)
     assert not kept.exists() or not list(kept.iterdir())
@@ -72,7 +71,7 @@ def test_of_outputs_that_are_not_all_there_none_is_taken(room: Room, kept: Path,
 def test_what_belongs_to_somebody_else_is_copied(room: Room, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the files that a container's root has made: they may be renamed, and then neither made read-only nor removed."""
     make_both()
-    monkeypatch.setattr(rooms.os, "geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     inodes = {os.stat("one").st_ino, os.stat("one/sub/a").st_ino, os.stat("two").st_ino}
     room.collect(None)
     assert (kept / FIRST / "sub" / "a").read_text() == "a"
@@ -84,8 +83,12 @@ def test_what_belongs_to_somebody_else_is_copied(room: Room, kept: Path, monkeyp
 def test_what_somebody_else_keeps_to_themselves_is_said(room: Room, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what to do."""
     make_both()
-    monkeypatch.setattr(rooms.os, "geteuid", lambda: os.getuid() + 1)
-    monkeypatch.setattr(rooms.os, "access", lambda place, mode: not os.fsdecode(place).endswith(path))
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+
+    def access(place: str | bytes, _mode: int) -> bool:
+        return not os.fsdecode(place).endswith(path)
+
+    monkeypatch.setattr(os, "access", access)
     with pytest.raises(UsageError, match=rf"cannot be read, and belongs to user {os.getuid()}: have the command chown it"):
         room.collect(None)
 
@@ -122,3 +125,12 @@ async def test_a_directory_that_cannot_be_removed_ends_no_slot(bench: Any, concu
         assert end.outcome == RETURNED, end.detail
         pids.add(bench.value(end))
     assert len(pids) == 1
+
+
+def test_the_name_of_what_a_function_made_can_be_told(room: Room) -> None:
+    """It is the function's own choice, and need be no text."""
+    room.sandbox = Sandbox(returned=FIRST)
+    path = Path(os.fsdecode(b"caf\xe9.csv"))
+    path.write_text("made")
+    [ref], _ = room.collect(path)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(ref), type=FileRef) == FileRef(FIRST, 4, "caf?.csv")
