@@ -185,17 +185,20 @@ class Journal:
         """The same with its buffers here, under the names of their contents."""
         spans: list[ObjectRef] = []
         for ref in end.spans:
+            self._check_open()
             data = read(ref.name)
             name = content_name(data)
             spans.append(ObjectRef(name, ref.size))
             if self._has(name, ref.size):
                 continue
-            fresh = self._objects / f"{name}.new"
+            # Of this copying alone: the folder may be another journal's when this one was closed in the midst of it.
+            fresh = self._objects / f"{name}-{secrets.token_hex(4)}.new"
             try:
                 with open(fresh, "wb", opener=_private) as file:
                     file.write(data)
                     file.flush()
                     _sync_file(file.fileno())
+                self._check_open()
                 fresh.rename(self._objects / name)
             except BaseException:
                 # A part of it, up to all that the disk had left, which smaller results and others need.
@@ -203,6 +206,10 @@ class Journal:
                     fresh.unlink()
                 raise
         return msgspec.structs.replace(end, spans=tuple(spans))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("the journal was closed before it was written")
 
     def _write(self, batch: Sequence[Entry], index: bool) -> None:
         body = _encode(batch)
@@ -371,16 +378,19 @@ class Journal:
         if self._closed:
             return
         self._work.put(None)
-        self._thread.join()
-        with self._lock:
-            self._closed = True
-        if not remove:
-            self._sync()
-        with contextlib.suppress(OSError):  # a file system that has lost the file, or has no room for what was not synced
-            os.close(self._log)
-        unlock(self._lock_file)
-        if remove:  # now: a shared file system keeps what is open, and the folder with it
-            shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            self._thread.join()
+            if not remove:
+                self._sync()
+        finally:  # Ctrl-C ends the writing alone; the thread breaks off what it is at
+            with self._lock:
+                self._closed = True
+                with contextlib.suppress(OSError):  # a file system that has lost the file, or has no room for what was not synced
+                    os.close(self._log)
+                self._log = -1  # the number may be another file's soon
+            unlock(self._lock_file)
+            if remove:  # now: a shared file system keeps what is open, and the folder with it
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     def leave_to_program(self) -> None:
         """This process is a forked copy of the program, whose journal it is: without these descriptors, which are the same ones, it has the

@@ -456,15 +456,16 @@ def _authority(folder: Path, name: str, trust: bool | None) -> Authority:
 def _close_quietly(server: Server, client: Client, store: ObjectStore, folder: Path, held: int, named: bool, pages: list[Child]) -> None:
     """The end of a manager; no reference to it, so that it can be the finaliser of one that was dropped."""
     client.closed = client.closed or "the manager was closed"
-    with contextlib.suppress(RuntimeError):
-        server.stop("the manager was closed")
-    client.settle()
-    client.close_memory()
-    for page in pages:
-        page.close()
-    store.close()
-    if not named:
-        shutil.rmtree(folder, ignore_errors=True)
-    unlock(held)
-    if not named:
-        _remove_empty(folder)
+    with contextlib.ExitStack() as ending:  # from the last to the first; Ctrl-C ends one step alone: nobody comes here again
+        if not named:
+            ending.callback(_remove_empty, folder)
+        ending.callback(unlock, held)
+        if not named:
+            ending.callback(shutil.rmtree, folder, ignore_errors=True)
+        ending.callback(store.close)
+        for page in pages:
+            ending.callback(page.close)
+        ending.callback(client.close_memory)
+        ending.callback(client.settle)
+        with contextlib.suppress(RuntimeError):
+            server.stop("the manager was closed")

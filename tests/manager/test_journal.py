@@ -1,5 +1,7 @@
 """The journal's file: what was written whole is found again, whatever became of the rest."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import contextlib
@@ -211,6 +213,39 @@ def test_a_result_whose_buffer_is_gone_is_not_written(journal: Journal, folder: 
     assert done.wait(10)
     journal.close()
     assert again(folder) == {}
+
+
+def test_ctrl_c_at_the_close_leaves_the_journal_to_the_next_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A slow disk may hold up its thread: what that is at is broken off, and disturbs nobody."""
+    journal, begun, gate, done = Journal(folder), threading.Event(), threading.Event(), threading.Event()
+
+    def read(name: ObjectName) -> bytes:
+        begun.set()
+        assert gate.wait(20)
+        return b"x" * 100_000
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    spans = (ObjectRef(ObjectName("r-1"), 100_000),)
+    journal.append_large(b"big", CallEnd(CallId(1), 1, RETURNED, spans=spans), read, done.set)
+    assert begun.wait(20)
+    with monkeypatch.context() as patched:
+        patched.setattr(journal._thread, "join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            journal.close()
+    following = Journal(folder)
+    following.append([entry(1)])
+    gate.set()
+    assert done.wait(20)
+    journal._thread.join(20)
+    following.close()
+    journal.close()
+    assert caplog.records == []
+    assert not list((folder / "objects").iterdir())
+    assert list(again(folder)) == [b"key1"]
 
 
 def test_a_result_that_cannot_be_had_costs_none_of_those_that_come_after_it(

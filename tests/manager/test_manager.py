@@ -136,3 +136,50 @@ def test_managers_of_journals_of_one_path_do_not_get_into_each_others_way(tmp_pa
         )
         with windlass.Manager(journal=journal, name="night"):
             pass  # and nothing holds the journal
+
+
+@pytest.mark.parametrize("where", ["reads a result", "waits for its thread", "waits for the journal"])
+def test_ctrl_c_while_a_manager_closes_ends_one_step_of_it_alone(tmp_path: Path, where: str) -> None:
+    """In a notebook the name, the journal and the memory would else be taken until the kernel is started again."""
+    written = run_program(
+        tmp_path,
+        f"""
+        import os
+        import windlass
+
+        class Result:
+            def __init__(self):
+                self.data = bytearray(300_000)
+
+            def __setstate__(self, state):
+                self.__dict__ = state
+                if where == "reads a result" and os.getpid() == pid:
+                    raise KeyboardInterrupt
+
+        def interrupted(*words):
+            raise KeyboardInterrupt
+
+        if __name__ == "__main__":
+            where, pid = {where!r}, os.getpid()
+            options = dict(name="lab", journal={str(tmp_path / "run.journal")!r}, state_dir={str(tmp_path / "state")!r})
+            manager = windlass.Manager(**options)
+            with windlass.Factory(manager, "local", cores=1):
+                manager.install_library("lib", Result)
+                future = manager.submit(windlass.FunctionCall("lib", "Result"))
+                future.wait()
+            store = manager._store.path(manager._store.put(b"x").name).parent
+            thread = manager._server._thread if where == "waits for its thread" else manager._client.memory.journal._thread
+            join = thread.join
+            if where != "reads a result":
+                thread.join = interrupted
+            try:
+                manager.close()
+            except KeyboardInterrupt:
+                print("interrupted")
+            join()
+            print(store.exists())
+            with windlass.Manager(**options):
+                print("again")
+        """,
+    )
+    assert written.split() == ["interrupted", "False", "again"]
