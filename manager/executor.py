@@ -39,7 +39,7 @@ from windlass.importing import refuse_on_import
 from windlass.manager.call import DEFAULT_OPTIONS, CallKeywords, FunctionCall, merge_options, read_count
 from windlass.manager.future import CallFuture
 from windlass.manager.library import read_concurrency
-from windlass.manager.mapping import MapResults, in_chunks
+from windlass.manager.mapping import MapResults, cancel_all, in_chunks
 from windlass.manager.progress import Progress
 from windlass.messages import CallOptions
 
@@ -156,34 +156,38 @@ class Pool:
     def cancel(self) -> None:
         """Cancel all calls that have not ended."""
         # The last first: one that waits for another's result is to be cancelled, not to fail for want of it.
-        for reference in reversed(self._calls[:]):
-            future = reference()
-            if future is not None:
-                future.cancel()
+        cancel_all([future for reference in reversed(self._calls[:]) if (future := reference()) is not None])
 
-    def finish(self, left_by: str = "") -> None:
-        """Wait for all calls, then close. When the wait is interrupted, cancel what is left and close.
+    def finish(self, left_by: str = "", *, cancel: bool = False) -> None:
+        """Wait for all calls, or ``cancel`` them, then close. When the wait is interrupted, cancel what is left and close.
 
         ``left_by``: the exception that nobody sees before this is over.
         """
-        with self._finishing:  # whoever comes second returns when the first is through
-            try:
-                while calls := _living(self._calls[:]):
-                    for reference in calls:
-                        future = reference()
-                        if future is None:
-                            continue
-                        if left_by and not future.wait(_TELL_AFTER):
-                            self._tell(left_by)
-                            left_by = ""
-                        future.wait()
-                self._sweep()
-            except BaseException:
-                self.cancel()
-                raise
-            finally:
-                _open.discard(self)
-                self._closing.close()
+        try:
+            if cancel:
+                self.cancel()  # also those for which somebody waits here already
+        finally:  # Ctrl-C comes again from those to whom all that takes too long: then, too, nothing may stay open
+            with self._finishing:  # whoever comes second returns when the first is through
+                self._finish(left_by)
+
+    def _finish(self, left_by: str) -> None:
+        try:
+            while calls := _living(self._calls[:]):
+                for reference in calls:
+                    future = reference()
+                    if future is None:
+                        continue
+                    if left_by and not future.wait(_TELL_AFTER):
+                        self._tell(left_by)
+                        left_by = ""
+                    future.wait()
+            self._sweep()
+        except BaseException:
+            self.cancel()
+            raise
+        finally:
+            _open.discard(self)
+            self._closing.close()
 
     def is_over(self) -> bool:
         """Nobody has it, and all its calls have ended: it goes, and with it a manager of its own, as it would without being held."""
@@ -217,10 +221,8 @@ def _at_exit() -> None:
         if pool.closed or pool.pid != os.getpid():
             continue
         pool.closed = True
-        if interrupted:
-            pool.cancel()
         with contextlib.suppress(KeyboardInterrupt):  # it has cancelled the rest and closed; a traceback from here helps nobody
-            pool.finish()
+            pool.finish(cancel=interrupted)
 
 
 class Submitter(futures.Executor):
@@ -447,12 +449,15 @@ class Executor(Submitter):
         """
         pool = self._pool
         first, pool.closed = not pool.closed, True
-        if cancel_futures:
-            pool.cancel()
         if wait:
-            pool.finish()
-        elif first:
-            threading.Thread(target=pool.finish, name="windlass-shutdown", daemon=False).start()
+            pool.finish(cancel=cancel_futures)
+            return
+        try:
+            if cancel_futures:
+                pool.cancel()
+        finally:
+            if first:
+                threading.Thread(target=pool.finish, name="windlass-shutdown", daemon=False).start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         # As in concurrent.futures, an error in the block waits for calls; but whoever presses Ctrl-C wants to leave now.

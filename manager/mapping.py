@@ -17,7 +17,7 @@ import queue
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from functools import partial
 from typing import Any, Final, Generic, TypeVar, cast
 
@@ -247,9 +247,11 @@ class MapResults(Iterator[R], Generic[R]):
         self._started = True
         self._progress.done += self._progress.ahead()  # what is cancelled below is done as well, and is not to be counted
         self._progress.ahead = int
-        _let_go(self._take_ahead())
-        self._values.clear()
-        self._progress.close()
+        try:
+            cancel_all(self._take_ahead())
+        finally:
+            self._values.clear()
+            self._progress.close()
 
     def _take_ahead(self) -> list[CallFuture[Any]]:
         row, self._row = self._row, deque()
@@ -266,7 +268,7 @@ class MapResults(Iterator[R], Generic[R]):
                 self.close()  # first: it counts what is done, and what is cancelled is done as well
             finally:
                 if ahead and (owner := ahead[0].owner) is not None:
-                    owner.later(partial(hand_over, partial(_let_go, ahead)))  # who cancels calls back
+                    owner.later(partial(hand_over, partial(cancel_all, ahead)))  # who cancels calls back
         elif not self._exhausted and (self._progress.total is None or self._submitted * self._chunksize < self._progress.total):
             # As in concurrent.futures, calls of a map that nobody looks at run; but the rest of the inputs was never read.
             warnings.warn(
@@ -277,8 +279,20 @@ class MapResults(Iterator[R], Generic[R]):
             )
 
 
-def _let_go(futures: Sequence[CallFuture[Any]]) -> None:
-    """Nobody will ask for these any more."""
-    for future in futures:
-        if not future.cancel():
-            future.collect()  # it has ended: neither `wait()` nor memory is to have it
+def cancel_all(futures: Iterable[CallFuture[Any]]) -> None:
+    """Nobody will ask for these any more: cancel all of them, though it takes a while. When Ctrl-C comes meanwhile, it is raised then."""
+    left, interrupt, sure = deque(futures), cast("BaseException | None", None), True
+    while left:
+        try:
+            while left:
+                future = left[0]
+                if not future.cancel():
+                    future.collect()  # it has ended: neither `wait()` nor memory is to have it
+                elif not sure and future.owner is not None:
+                    future.owner.cancel(future)  # it may have been cancelled here, and nobody told
+                sure = True
+                left.popleft()
+        except (KeyboardInterrupt, SystemExit) as error:
+            interrupt, sure = error, False
+    if interrupt is not None:
+        raise interrupt

@@ -454,6 +454,47 @@ class TestLife:
             raise KeyboardInterrupt
         assert future.cancelled()
 
+    @pytest.mark.parametrize("often", [1, 3])
+    def test_ctrl_c_again_while_calls_are_cancelled_leaves_none_of_them(
+        self, held: Held, monkeypatch: pytest.MonkeyPatch, often: int
+    ) -> None:
+        """To cancel a hundred thousand takes a while. The manager hears of each: it may be one that stays open."""
+        pool = Direct(held, Factory([]))
+        futures = [pool.submit(square, 2) for _ in range(5)]
+        interrupts, tell = iter(range(often)), held.cancel
+
+        def interrupted(future: CallFuture[Any]) -> None:
+            if len(held.cancelled) >= 2:
+                for _ in interrupts:
+                    raise KeyboardInterrupt
+            tell(future)
+
+        monkeypatch.setattr(held, "cancel", interrupted)
+        with pytest.raises(KeyboardInterrupt), pool:
+            raise KeyboardInterrupt
+        assert all(future.cancelled() for future in futures)
+        assert held.cancelled == [4, 3, 2, 1, 0]
+        assert held.closed == 1
+
+    @pytest.mark.parametrize("ordered", [True, False])
+    def test_ctrl_c_again_while_a_map_is_cancelled_leaves_none_of_its_calls(
+        self, held: Held, monkeypatch: pytest.MonkeyPatch, ordered: bool
+    ) -> None:
+        results = Executor(None, manager=held).map(square, range(5), ordered=ordered)
+        interrupts, tell = iter(range(1)), held.cancel
+
+        def interrupted(future: CallFuture[Any]) -> None:
+            for _ in interrupts:
+                raise KeyboardInterrupt
+            tell(future)
+
+        monkeypatch.setattr(held, "cancel", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            results.close()
+        assert all(future.cancelled() for future in held.futures)
+        assert sorted(held.cancelled) == [0, 1, 2, 3, 4]
+        assert results.ahead == 0
+
     def test_an_error_in_the_block_waits_for_calls(self, held: Held) -> None:
         pool = Direct(held, Factory([]))
         future = pool.submit(square, 2)
