@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from windlass.factory.factory import PoolWord
 
 log = logging.getLogger("windlass.manager")
-#: Seconds that a block which an exception has left waits before it says so.
+#: Seconds that a block which an exception has left, or the end of a program, waits before it says so.
 _TELL_AFTER: Final = 2.0
 #: Seconds to wait for the first word of a factory about its pools.
 _FIRST_WORD: Final = 5.0
@@ -158,28 +158,29 @@ class Pool:
         # The last first: one that waits for another's result is to be cancelled, not to fail for want of it.
         cancel_all([future for reference in reversed(self._calls[:]) if (future := reference()) is not None])
 
-    def finish(self, left_by: str = "", *, cancel: bool = False) -> None:
+    def finish(self, why: str = "", *, cancel: bool = False) -> None:
         """Wait for all calls, or ``cancel`` them, then close. When the wait is interrupted, cancel what is left and close.
 
-        ``left_by``: the exception that nobody sees before this is over.
+        ``why`` it waits is said when that takes a while: nobody sees an exception, or the end of the program, before this is over.
         """
         try:
             if cancel:
                 self.cancel()  # also those for which somebody waits here already
         finally:  # Ctrl-C comes again from those to whom all that takes too long: then, too, nothing may stay open
             with self._finishing:  # whoever comes second returns when the first is through
-                self._finish(left_by)
+                self._finish(why)
 
-    def _finish(self, left_by: str) -> None:
+    def _finish(self, why: str) -> None:
+        tell_at = time.monotonic() + _TELL_AFTER
         try:
             while calls := _living(self._calls[:]):
                 for reference in calls:
                     future = reference()
                     if future is None:
                         continue
-                    if left_by and not future.wait(_TELL_AFTER):
-                        self._tell(left_by)
-                        left_by = ""
+                    if why and not future.wait(max(0.0, tell_at - time.monotonic())):
+                        self._tell(why)
+                        why = ""
                     future.wait()
             self._sweep()
         except BaseException:
@@ -193,10 +194,10 @@ class Pool:
         """Nobody has it, and all its calls have ended: it goes, and with it a manager of its own, as it would without being held."""
         return not (any(True for _ in self.users) or _living(self._calls[:]))
 
-    def _tell(self, left_by: str) -> None:
+    def _tell(self, why: str) -> None:
         count = len(_living(self._calls[:]))
         waits = "1 call that has" if count == 1 else f"{count:,} calls that have"
-        log.warning("%s has left the with block of an Executor, which waits for %s not ended: Ctrl-C cancels them", left_by, waits)
+        log.warning("%s of an Executor, which waits for %s not ended: Ctrl-C cancels them", why, waits)
 
 
 #: Pools of executors that nobody has shut down yet.
@@ -215,14 +216,15 @@ def _let_go(*pools: Pool) -> None:
 
 def _at_exit() -> None:
     """The program ends: finish the pools that nobody has shut down."""
-    interrupted = issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt)
+    # At a prompt that is what was shown last, perhaps hours ago: the program has not ended by it.
+    interrupted = not hasattr(sys, "ps1") and issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt)
     for pool in list(_open):
         # A forked child has its parent's handlers, but the calls are the parent's.
         if pool.closed or pool.pid != os.getpid():
             continue
         pool.closed = True
         with contextlib.suppress(KeyboardInterrupt):  # it has cancelled the rest and closed; a traceback from here helps nobody
-            pool.finish(cancel=interrupted)
+            pool.finish("the program ends without the shutdown", cancel=interrupted)
 
 
 class Submitter(futures.Executor):
@@ -464,7 +466,7 @@ class Executor(Submitter):
         leaving = kind is not None and not issubclass(kind, Exception) and not issubclass(kind, GeneratorExit)
         if kind is not None and not leaving and not self._pool.closed:
             self._pool.closed = True
-            self._pool.finish(kind.__name__)
+            self._pool.finish(f"{kind.__name__} has left the with block")
         else:
             self.shutdown(wait=True, cancel_futures=leaving)
 

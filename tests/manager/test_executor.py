@@ -14,6 +14,7 @@ import math
 import operator
 import os
 import pickle
+import sys
 import threading
 import time
 import weakref
@@ -563,6 +564,36 @@ class TestLife:
         assert held.futures[0].result() == 4
         timer.join()
 
+    @pytest.mark.parametrize("prompt", [True, False])
+    def test_the_end_of_a_session_has_nothing_to_do_with_a_ctrl_c_that_some_cell_had(
+        self, held: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, prompt: bool
+    ) -> None:
+        """Where there is no prompt, the program has ended by it."""
+        monkeypatch.setattr("windlass.manager.executor._TELL_AFTER", 0.01)
+        monkeypatch.setattr(sys, "last_type", KeyboardInterrupt, raising=False)
+        monkeypatch.delattr(sys, "ps1", raising=False)
+        if prompt:
+            monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+        pool = Direct(held, Factory([]))
+        future = pool.submit(square, 2)
+
+        class Ends(logging.Handler):
+            """Once it is told what is waited for, it ends."""
+
+            def emit(self, record: logging.LogRecord) -> None:
+                held.end(0)
+
+        logger, ends = logging.getLogger("windlass.manager"), Ends()
+        logger.addHandler(ends)
+        try:
+            executors._at_exit()
+        finally:
+            logger.removeHandler(ends)
+        assert future.cancelled() is not prompt
+        assert held.closed == 1
+        told = "the program ends without the shutdown of an Executor, which waits for 1 call that has not ended: Ctrl-C cancels them"
+        assert [record.getMessage() for record in caplog.records] == [told] * prompt
+
     def test_an_executor_that_somebody_has_only_a_view_of_is_open(self, held: Held) -> None:
         view = Executor(None, manager=held).with_options(retries=2)
         gc.collect()
@@ -760,7 +791,7 @@ class TestMap:
         next(results)
         del results
         gc.collect()
-        assert held.cancelled == [1, 2, 3, 4]
+        until(lambda: held.cancelled == [1, 2, 3, 4])  # on another thread
 
     def test_dropping_it_unread_lets_the_calls_run(self, held: Held) -> None:
         """As in concurrent.futures: some programs map for the effect."""
