@@ -300,10 +300,12 @@ class Factory:
         # A program that ends collects nothing more: its manager sends the workers away, whatever they run.
         if os.getpid() != self._pid:
             return
+        seconds = min(HURRY, self._grace)
+        self.begin_close(seconds)  # first: its manager may take its time, and what is in the queue stays there when this process is killed
         leave = getattr(self._manager, "close", None)
         if leave is not None:
             leave()
-        self.close(min(HURRY, self._grace))
+        self.close(seconds)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the factory has ended (its manager did, or somebody called `close`); False: not within ``timeout`` seconds."""

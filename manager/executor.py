@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("windlass.manager")
 #: Seconds that a block which an exception has left, or the end of a program, waits before it says so.
 _TELL_AFTER: Final = 2.0
+#: Seconds that what pilots run has at the end of a notebook's kernel, which itself has little more.
+_KERNEL_SECONDS: Final = 1.0
 #: Seconds to wait for the first word of a factory about its pools.
 _FIRST_WORD: Final = 5.0
 _AS_CORES: Final = "as many calls run at once as pilots have cores; write cores=4 for pilots of four, and max_pilots=2 for two of them"
@@ -104,8 +106,8 @@ class Pool:
         self._more: dict[str, Any] = {"concurrency": concurrency} if concurrency > 1 else {}
         self.closed = False
         self.pid = os.getpid()
-        #: A factory will tell the manager of its pools.
-        self.has_factory = False
+        #: Of its own: it will tell the manager of its pools.
+        self.factory: Any = None
         #: Executors and views of it that somebody has.
         self.users: weakref.WeakSet[Submitter] = weakref.WeakSet()
         #: The executor, where it is one's: its views do not hold it.
@@ -138,7 +140,7 @@ class Pool:
         end = time.monotonic() + _FIRST_WORD
         while True:
             slots = self.manager.slots(options)
-            if slots or not self.has_factory or time.monotonic() > end:
+            if slots or self.factory is None or time.monotonic() > end:
                 return slots
             time.sleep(0.005)
 
@@ -218,13 +220,27 @@ def _at_exit() -> None:
     """The program ends: finish the pools that nobody has shut down."""
     # At a prompt that is what was shown last, perhaps hours ago: the program has not ended by it.
     interrupted = not hasattr(sys, "ps1") and issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt)
-    for pool in list(_open):
-        # A forked child has its parent's handlers, but the calls are the parent's.
-        if pool.closed or pool.pid != os.getpid():
-            continue
+    # A forked child has its parent's handlers, but the calls are the parent's.
+    pools = [pool for pool in list(_open) if not pool.closed and pool.pid == os.getpid()]
+    if _in_kernel():
+        # Nobody can wait here: it is killed 2.5 s after it was told to end. Managers and factories end after this; but first, and in all
+        # pools at once, goes what is in the queue of a batch system, where it would stay.
+        for pool in pools:
+            if pool.factory is not None:
+                pool.factory.begin_close(_KERNEL_SECONDS)
+        return
+    for pool in pools:
         pool.closed = True
         with contextlib.suppress(KeyboardInterrupt):  # it has cancelled the rest and closed; a traceback from here helps nobody
             pool.finish("the program ends without the shutdown", cancel=interrupted)
+
+
+def _in_kernel() -> bool:
+    if "IPython" not in sys.modules:
+        return False
+    from windlass.notebook import in_notebook
+
+    return in_notebook()
 
 
 class Submitter(futures.Executor):
@@ -421,7 +437,7 @@ class Executor(Submitter):
                     "backend=None starts no pilots, so options of a pool would change nothing; leave them out, or name a backend"
                 )
             super().__init__(Pool(manager, opening.pop_all(), memoize=memoize, concurrency=concurrency))
-        self._pool.has_factory = self.factory is not None
+        self._pool.factory = self.factory
         self._pool.executor = weakref.ref(self)
         _open.add(self._pool)
         weakref.finalize(self, _let_go, self._pool).atexit = False

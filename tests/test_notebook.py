@@ -190,11 +190,42 @@ def test_a_notebook_shows_a_bar_that_moves_and_a_manager(
     assert [one["content"]["text"] for one in told if one["msg_type"] == "stream"] == ["4950\n"]
 
 
-async def _run_cells(cells: tuple[str, ...]) -> list[dict[str, Any]]:
-    """What a kernel tells whoever shows the notebook."""
+QUEUED = """
+import time
+import windlass
+from windlass.factory.fake import FakeBackend, FakeCluster
+class Cluster(FakeCluster):
+    def cancel(self, jobs, now):
+        todo = super().cancel(jobs, now)
+        with open({path!r} + str(clusters.index(self)), "w") as file:
+            file.write(str(self.alive))
+        return todo
+clusters = [Cluster(queue_delay=1000) for _ in range(2)]
+pools = [windlass.Executor(FakeBackend(cluster=cluster, processes=False), max_pilots=3, min_pilots=3) for cluster in clusters]
+futures = [pool.submit(abs, -1) for pool in pools]
+while not all(cluster.alive for cluster in clusters):
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ipykernel") is None, reason="ipykernel is not installed")
+def test_the_end_of_a_kernel_waits_for_no_call_and_leaves_no_pilot_in_the_queue(
+    nothing_left_running: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed some seconds after it was told to end, as when it is started again."""
+    monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    told = asyncio.run(_run_cells((QUEUED.format(path=str(tmp_path / "alive")),), kill=False))
+    assert [one["content"] for one in told if one["msg_type"] == "error"] == []
+    assert [(tmp_path / f"alive{number}").read_text() for number in range(2)] == ["0", "0"]
+    assert not list((tmp_path / "state" / "managers").iterdir()), "it has ended in order"
+
+
+async def _run_cells(cells: tuple[str, ...], *, kill: bool = True) -> list[dict[str, Any]]:
+    """What a kernel tells whoever shows the notebook; in the end it is killed, or told to end."""
     from jupyter_client.manager import AsyncKernelManager
 
-    kernel: Any = AsyncKernelManager(kernel_name="python3")
+    kernel: Any = AsyncKernelManager(kernel_name="python3", shutdown_wait_time=20.0)
     await kernel.start_kernel()
     client = kernel.client()
     client.start_channels()
@@ -213,5 +244,5 @@ async def _run_cells(cells: tuple[str, ...]) -> list[dict[str, Any]]:
                     break
     finally:
         client.stop_channels()
-        await kernel.shutdown_kernel(now=True)
+        await kernel.shutdown_kernel(now=kill)
     return told
