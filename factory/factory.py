@@ -13,10 +13,12 @@ themselves, as their manager is gone."""
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -153,16 +155,18 @@ class Factory:
         if name is None and isinstance(manager, KnowsFactories):
             name = manager.factory_name()
         self.name, made = make_pools(backend, common, name, read_configuration(config))
-        self._manager = manager if not isinstance(manager, str | os.PathLike) else None
+        held = manager if not isinstance(manager, str | os.PathLike) else None
+        #: The manager, where it is an object of this process.
+        self._manager: Callable[[], ManagerLike | None] = lambda: held
         if not isinstance(manager, str | os.PathLike) and not hasattr(manager, "pilot_file"):
             raise UsageError(f"Factory({manager!r}, ...): the first argument is a Manager, or the name of one that runs elsewhere")
-        self._pilot_file = self._manager.pilot_file if self._manager is not None else _pilot_file(manager)  # type: ignore[arg-type]
+        self._pilot_file = held.pilot_file if held is not None else _pilot_file(manager)  # type: ignore[arg-type]
         if stand_in is not None:
             made = [stand_in(manager, self._pilot_file, one, pool) for one, pool in made]
         self._kept = [self._keep(index, one, pool, several=len(made) > 1) for index, (one, pool) in enumerate(made)]
         self._folders = [self._folder_of(kept, folder) for kept in self._kept]
         self._ledger = Ledger([kept.core.pool for kept in self._kept], self._replan)
-        self._keepers = [Keeper(self.name, kept, self._ledger) for kept in _by_site(self._kept)]
+        self._keepers = [Keeper(self.name, kept, self._ledger, self._ended) for kept in _by_site(self._kept)]
         self._started = False
         self._limits = threading.Lock()
         #: The process whose threads they are.
@@ -252,8 +256,9 @@ class Factory:
         def cut(reason: str) -> None:
             kept.put(Cut(reason))
 
-        if self._manager is not None:
-            return self._manager.open_port("factory", kept.name, kept.put, cut)
+        manager = self._manager()
+        if manager is not None:
+            return manager.open_port("factory", kept.name, kept.put, cut)
         from windlass import identity, transport
 
         connection = identity.read_connection_file(self._pilot_file.with_name("client.json"))
@@ -296,13 +301,27 @@ class Factory:
         for kept in self._kept:
             kept.put(Close(seconds))
 
+    def let_go(self, *, with_manager: bool) -> None:
+        """Nobody has it any more. It ends when what its pilots run has ended, or, ``with_manager``, when nobody has that either: from now
+        on it keeps none. Takes no lock: for finalisers."""
+        manager = self._manager()
+        if manager is not None:
+            self._manager = weakref.ref(manager)
+        if not with_manager:
+            self.begin_close(math.inf)
+
+    def _ended(self) -> None:
+        """A keeper has. On its thread."""
+        if self.wait(0.0):
+            atexit.unregister(self._at_exit)  # which would keep all that it has until the program's end
+
     def _at_exit(self) -> None:
         # A program that ends collects nothing more: its manager sends the workers away, whatever they run.
         if os.getpid() != self._pid:
             return
         seconds = min(HURRY, self._grace)
         self.begin_close(seconds)  # first: its manager may take its time, and what is in the queue stays there when this process is killed
-        leave = getattr(self._manager, "close", None)
+        leave = getattr(self._manager(), "close", None)
         if leave is not None:
             leave()
         self.close(seconds)

@@ -150,9 +150,9 @@ class Kept:
 class Keeper:
     """Runs the cores of some pools of one batch system on a thread of its own."""
 
-    def __init__(self, name: str, kept: Sequence[Kept], ledger: Ledger) -> None:
+    def __init__(self, name: str, kept: Sequence[Kept], ledger: Ledger, ended: Callable[[], None]) -> None:
         self.name, self.kept = name, tuple(kept)
-        self._ledger = ledger
+        self._ledger, self._ended = ledger, ended
         self._events: Mailbox[tuple[Kept, Event]] = Mailbox()
         self._thread = threading.Thread(target=self._run, name=f"windlass-factory-{name}", daemon=True)
         self.done = threading.Event()
@@ -203,6 +203,7 @@ class Keeper:
                         kept.send(Goodbye("the factory closed"))
                         kept.port.close(0.0 if kept.manager_gone or kept.core.away else FAREWELL)
             self.done.set()
+            self._ended()
 
     def _serve(self) -> None:
         while True:

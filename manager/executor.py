@@ -12,6 +12,9 @@ have options.
 
 A program that ends without `shutdown` waits for its calls too, as with the executors of `concurrent.futures`; unless it ends by Ctrl-C. So
 pools are held until they are shut down, whoever has their executors still: one that a function made and left may have work under way.
+When that has ended nobody can use it any more, and it goes, as one of `concurrent.futures` does: with its pilots, and with a manager of
+its own. That is seen to when the executor is dropped, and when the next one is made. Whoever has asked for its manager or its factory,
+though, or has results that stay on its pilots, may use these still: they stay.
 
 An exception that leaves the ``with`` block waits for calls as well, for the same reason: they may write files that somebody counts on. As
 Python shows the exception only after that, and pilots may be hours away, it is said what is waited for when it takes a while.
@@ -51,6 +54,8 @@ log = logging.getLogger("windlass.manager")
 _TELL_AFTER: Final = 2.0
 #: Seconds that what pilots run has at the end of a notebook's kernel, which itself has little more.
 _KERNEL_SECONDS: Final = 1.0
+#: Seconds in which a factory that was let go has ended: two for its pilots, and its last commands.
+_LEAVING_SECONDS: Final = 30.0
 #: Seconds to wait for the first word of a factory about its pools.
 _FIRST_WORD: Final = 5.0
 _AS_CORES: Final = "as many calls run at once as pilots have cores; write cores=4 for pilots of four, and max_pilots=2 for two of them"
@@ -108,6 +113,9 @@ class Pool:
         self.pid = os.getpid()
         #: Of its own: it will tell the manager of its pools.
         self.factory: Any = None
+        self.owns_manager = False
+        #: Its manager, its factory or results on its pilots may be in somebody's hands.
+        self.lent = False
         #: Executors and views of it that somebody has.
         self.users: weakref.WeakSet[Submitter] = weakref.WeakSet()
         #: The executor, where it is one's: its views do not hold it.
@@ -206,14 +214,31 @@ class Pool:
 _open: set[Pool] = set()
 
 
+#: Factories of pools that were let go, until they have ended; none of a program that this one is a fork of.
+_leaving: weakref.WeakSet[Any] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_leaving.clear)
+
+
 def open_pools() -> list[Pool]:
     """Those of this program's executors that somebody has and nobody has shut down."""
     return [pool for pool in list(_open) if pool.users and not pool.closed and pool.pid == os.getpid()]
 
 
 def _let_go(*pools: Pool) -> None:
-    """Hold those no longer that are over."""
-    _open.difference_update([pool for pool in pools if pool.is_over()])
+    """Hold those no longer that are over. Takes no lock: a finaliser comes here, at any moment of any thread."""
+    for pool in pools:
+        if pool.is_over():
+            _open.discard(pool)
+            if pool.factory is not None and not (pool.lent or pool.closed) and pool.pid == os.getpid():
+                pool.factory.let_go(with_manager=pool.owns_manager)
+                _leaving.add(pool.factory)
+
+
+def _wait_for_leaving() -> None:
+    """An executor with a journal has the names of its earlier life: factories of that end all pilots that are called so, as they leave."""
+    end = time.monotonic() + _LEAVING_SECONDS
+    for factory in list(_leaving):
+        factory.wait(max(0.0, end - time.monotonic()))
 
 
 def _at_exit() -> None:
@@ -251,6 +276,8 @@ class Submitter(futures.Executor):
         self._options = options
         self._tag = tag
         pool.users.add(self)
+        if options.keep:
+            pool.lent = True
 
     def __reduce__(self) -> NoReturn:
         raise stays_here("an executor")
@@ -414,9 +441,12 @@ class Executor(Submitter):
         if manager is not None and not hasattr(manager, "submit_function"):
             raise UsageError(f"manager={manager!r} is no manager; give a Manager, or windlass.attach('NAME')")
         _let_go(*_open)  # calls of some that were dropped have ended since; one may have the journal that this one is to have
+        owns_manager, factory = manager is None, cast("Any", None)
         with contextlib.ExitStack() as opening:
             if manager is None:
                 more = {} if journal is None else {"journal": journal}
+                if more or "journal" in (manager_options or ()):
+                    _wait_for_leaving()
                 manager = self._make_manager({**(manager_options or {}), **more})
                 opening.callback(manager.close)
             elif journal is not None:
@@ -427,25 +457,35 @@ class Executor(Submitter):
                 raise UsageError(
                     "manager= is a manager that is there already, so manager_options= would change nothing; leave one of them out"
                 )
-            self.factory: Any = None
             if backend is not None:
                 if max_pilots is not None:
                     pool["max_pilots"] = max_pilots
-                self.factory = opening.enter_context(self._make_factory(manager, backend, pool))
+                factory = opening.enter_context(self._make_factory(manager, backend, pool))
             elif pool or max_pilots is not None:
                 raise UsageError(
                     "backend=None starts no pilots, so options of a pool would change nothing; leave them out, or name a backend"
                 )
             super().__init__(Pool(manager, opening.pop_all(), memoize=memoize, concurrency=concurrency))
-        self._pool.factory = self.factory
+        self._pool.factory, self._pool.owns_manager = factory, owns_manager
         self._pool.executor = weakref.ref(self)
         _open.add(self._pool)
         weakref.finalize(self, _let_go, self._pool).atexit = False
         # Registered after those of manager and factory, it runs before them.
         atexit.unregister(_at_exit)
         atexit.register(_at_exit)
-        self.manager = manager
         _tell_joblib()
+
+    @property
+    def manager(self) -> CallManager:
+        """What runs its calls, for what an executor has no method for."""
+        self._pool.lent = True
+        return self._pool.manager
+
+    @property
+    def factory(self) -> Any:
+        """What keeps its pilots; None without a backend."""
+        self._pool.lent = True
+        return self._pool.factory
 
     def _make_manager(self, options: dict[str, Any]) -> CallManager:
         from windlass.manager.manager import Manager
@@ -487,13 +527,15 @@ class Executor(Submitter):
             self.shutdown(wait=True, cancel_futures=leaving)
 
     def __repr__(self) -> str:
-        factory = f"{self.factory!r}, " if self.factory is not None else ""
-        return f"<Executor, {'closed' if self._pool.closed else f'{factory}{self.manager!r}'}>"
+        pool = self._pool
+        factory = f"{pool.factory!r}, " if pool.factory is not None else ""
+        return f"<Executor, {'closed' if pool.closed else f'{factory}{pool.manager!r}'}>"
 
     def _repr_html_(self) -> str:
         from windlass.notebook import card
 
-        if self._pool.closed:
+        pool = self._pool
+        if pool.closed:
             return card("Executor", "closed")
-        views = [getattr(one, "_repr_html_", lambda: "") for one in (self.factory, self.manager) if one is not None]
+        views = [getattr(one, "_repr_html_", lambda: "") for one in (pool.factory, pool.manager) if one is not None]
         return "<br>".join(view() for view in views)

@@ -32,6 +32,7 @@ from windlass.manager import mapping
 from windlass.manager.call import DEFAULT_OPTIONS
 from windlass.manager.executor import Executor
 from windlass.manager.future import CallFuture
+from windlass.manager.manager import Manager
 from windlass.manager.mapping import WINDOW_LEAST, WINDOW_MOST, MapResults, in_chunks
 from windlass.messages import CANCELLED, RAISED, RETURNED, CallDone, CallEnd, CallId, CallOptions
 from windlass.objects import ObjectStore
@@ -189,6 +190,9 @@ class Factory:
     def __exit__(self, *_: object) -> None:
         self.log.append("factory ends")
 
+    def let_go(self, *, with_manager: bool) -> None:
+        self.log.append(f"factory is let go, {'and its manager' if with_manager else 'not its manager'}")
+
 
 @pytest.fixture(autouse=True)
 def open_pools(monkeypatch: pytest.MonkeyPatch) -> set[executors.Pool]:
@@ -337,12 +341,70 @@ class TestLife:
             Direct(threads, Bad())
         assert threads.closed == 1
 
-    def test_one_that_was_dropped_leaves_its_journal_to_the_next(self, tmp_path: Path) -> None:
-        """As when a function that makes one is called again, or a notebook's cell is run again."""
+    @pytest.mark.parametrize("backend", [None, "fake"])
+    def test_one_that_was_dropped_leaves_its_journal_to_the_next(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str | None
+    ) -> None:
+        """As when a function that makes one is called again, or a notebook's cell is run again. What it returned stays."""
+        monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path / "state"))
+        options: dict[str, Any] = {} if backend is None else {"min_pilots": 1, "cores": 1}
+        before, kept = set(threading.enumerate()), list[CallFuture[bytes]]()
         for _ in range(2):
-            executor = Executor(None, journal=tmp_path / "run.journal")
+            executor = Executor(backend, journal=tmp_path / "run.journal", **options)
+            if backend is not None:
+                kept.append(executor.submit(bytes, 300_000))
+                kept[-1].wait()
             del executor
             gc.collect()
+        assert [len(future.result()) for future in kept] == [300_000] * len(kept)
+        until(lambda: not {one for one in threading.enumerate() if one.name.startswith(("windlass-factory", "windlass-manager"))} - before)
+
+    @pytest.mark.parametrize("own", [True, False])
+    def test_one_that_was_dropped_lets_its_factory_go_when_its_calls_have_ended(
+        self, held: Held, open_pools: set[executors.Pool], own: bool
+    ) -> None:
+        log: list[str] = []
+
+        class Beside(Executor):
+            def _make_factory(self, manager: Any, backend: object, options: dict[str, Any]) -> Any:
+                return Factory(log)
+
+        def make() -> Executor:
+            return Direct(held, Factory(log)) if own else Beside(manager=held)
+
+        make().submit(square, 2)
+        gc.collect()
+        assert log == ["factory starts"]
+        held.end(0)
+        executor = Executor(None, manager=held)  # whoever makes one looks
+        told = f"factory is let go, {'and its manager' if own else 'not its manager'}"
+        assert log == ["factory starts", told]
+        del executor
+        make()
+        gc.collect()
+        assert log == ["factory starts", told] * 2
+        assert not open_pools
+
+    def test_one_whose_manager_factory_or_results_somebody_may_have_lets_nothing_go(self, held: Held) -> None:
+        log: list[str] = []
+        assert Direct(held, Factory(log)).manager is held
+        assert Direct(held, Factory(log)).factory is not None
+        Direct(held, Factory(log)).with_options(keep="worker")
+        pool = Direct(held, Factory(log))
+        pool.shutdown()
+        del pool
+        gc.collect()
+        assert log == ["factory starts"] * 4 + ["factory ends"]
+
+    def test_factories_of_executors_that_were_dropped_beside_a_manager_go(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As when a cell is run again and again: each would keep pilots of its own."""
+        monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path / "state"))
+        with Manager() as manager:
+            for _ in range(5):
+                Executor("fake", manager=manager, min_pilots=1, cores=1)
+                gc.collect()
+            until(lambda: not manager.status()["pools"])
+            assert not manager.closed
 
     def test_a_manager_of_the_programs_own_stays_open(self, threads: Threads) -> None:
         with Executor(None, manager=threads) as pool:

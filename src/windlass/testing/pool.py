@@ -76,8 +76,9 @@ class FakePool(Executor):
     The methods that make faults return at once; a fault happens when it is due and there is somebody to hit. `end` closes all.
     """
 
-    manager: Manager  # pyright: ignore[reportIncompatibleVariableOverride]  # it is always made here
-    factory: Factory
+    # They are always made here.
+    manager: Manager  # pyright: ignore[reportIncompatibleMethodOverride]
+    factory: Factory  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __init__(
         self,
