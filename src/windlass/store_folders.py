@@ -7,8 +7,9 @@ Theory of operation
 -------------------
 A folder is named ``windlass-<kind>-<uid>-<boot>-<pid namespace>-<pid>-<start time>-<random>``. That tells, on a file system that
 containers or even hosts share, that a folder's owner is a process which this one could see, and that it is gone: only then the folder is
-removed. Everyone who makes a folder looks for such ones first, so that what a killed process leaves in memory is freed by the next.
-Anybody may make folders of such names there: only those that belong to this user are looked at.
+removed. A process that starts itself anew by `os.execv` keeps its number and its time, but not its memory: what it has not made in this
+life is of the one before, which is gone too. Everyone who makes a folder looks for such ones first, so that what a killed process leaves
+in memory is freed by the next. Anybody may make folders of such names there: only those that belong to this user are looked at.
 
 A link ``windlass-<random>`` to such a folder (`windlass.worker.shortcut`) is of the same process, and goes by the name that it has in it.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 #: /dev/shm is memory: it is used when it has this much free, and the node twice as much memory available.
 _ROOMY: Final = 1 << 30
+#: Ends of the names that this life of the process has given. Kept where it is whole when this module is loaded anew.
+_given: Final[set[str]] = sys.__dict__.setdefault("_windlass_folders", set[str]())
 
 
 def default_store_folder(kind: str, scratch: str | os.PathLike[str] | None = None, announce: Callable[[Path], None] | None = None) -> Path:
@@ -60,7 +64,9 @@ def default_store_folder(kind: str, scratch: str | os.PathLike[str] | None = Non
 
 def folder_name(kind: str) -> str:
     """A name that nobody can guess for a folder of this process, and that tells when the process is gone."""
-    return "-".join(("windlass", kind, str(os.getuid()), *_place(), str(os.getpid()), _start_time(os.getpid()), os.urandom(8).hex()))
+    end = os.urandom(8).hex()
+    _given.add(end)  # before there is a folder
+    return "-".join(("windlass", kind, str(os.getuid()), *_place(), str(os.getpid()), _start_time(os.getpid()), end))
 
 
 def link_name() -> str:
@@ -90,8 +96,10 @@ def remove_dead_folders(base: str) -> list[str]:
 
     removed: list[str] = []
     for path, is_link, fields in named_folders(base):
-        uid, boot, namespace, pid, start, _ = fields
-        gone = uid == str(os.getuid()) and (boot, namespace) == _place() and _start_time(pid) != start
+        uid, boot, namespace, pid, start, end = fields
+        if uid != str(os.getuid()) or (boot, namespace) != _place():
+            continue
+        gone = _start_time(pid) != start or (pid == str(os.getpid()) and end not in _given)
         if not gone or not _is_mine(path, stat.S_ISLNK if is_link else stat.S_ISDIR):
             continue
         if is_link:

@@ -502,6 +502,23 @@ sys.stdin.read()
     processes[1].communicate()
 
 
+def test_a_process_that_starts_itself_anew_removes_the_folders_of_its_earlier_life(tmp_path: Path) -> None:
+    """By `os.execv`, as a server that reloads does; but none of its own, also when the module is loaded anew."""
+    code = """
+import importlib, os, sys
+import windlass.store_folders as folders
+folders._shm_is_roomy = lambda: False
+mine = folders.default_store_folder("test", sys.argv[1])
+importlib.reload(folders).remove_dead_folders(sys.argv[1])
+print(mine, flush=True)
+if len(sys.argv) == 2:
+    os.execv(sys.executable, [*sys.orig_argv, "again"])
+"""
+    written = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    before, after = map(Path, written.split())
+    assert (before.exists(), after.exists()) == (False, True)
+
+
 def test_folders_that_others_made_under_such_names_are_let_alone_and_keep_nobody_from_beginning(tmp_path: Path) -> None:
     """User id, boot and namespace are known to all, and the place is everybody's: neither is a number what only looks like one, nor is
     a folder ours by its name."""
