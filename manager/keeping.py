@@ -87,6 +87,8 @@ class KeptResults:
             return self._read(name)
         except KeyError:
             if name not in self._names:
+                if why := self._closed():  # all are read at the close, but for Ctrl-C
+                    raise Closed(f"the result is gone, as it had not been read: {why}") from None
                 raise
         return self.bring(FileName(name), None)
 

@@ -180,6 +180,11 @@ def test_ctrl_c_while_a_manager_closes_ends_one_step_of_it_alone(tmp_path: Path,
             print(store.exists())
             with windlass.Manager(**options):
                 print("again")
+            try:
+                print(type(future.result()).__name__)
+            except windlass.Closed as error:
+                print(error)
         """,
     )
-    assert written.split() == ["interrupted", "False", "again"]
+    gone = "the result is gone, as it had not been read: the manager was closed"
+    assert written.splitlines() == ["interrupted", "False", "again", gone if where == "reads a result" else "Result"]
