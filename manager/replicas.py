@@ -38,7 +38,7 @@ from typing import Final
 import msgspec
 
 from windlass.manager.reaching import Reach
-from windlass.manager.ties import NOBODY, File, Ties
+from windlass.manager.ties import NOBODY, ORIGIN_TRIES, File, Ties
 from windlass.messages import (
     RESULT,
     DropFiles,
@@ -69,8 +69,6 @@ ORIGIN_FETCHES: Final = 2
 PEERS_LOOKED_AT: Final = 16
 #: Of small files more may be under way at the manager.
 SMALL_FETCHES: Final = 32
-#: Failures of an origin in a row.
-ORIGIN_TRIES: Final = 4
 #: Replicas of this level go as soon as the program needs them no more; others stay, as long as there is room, for who declares them again.
 PASSING: Final = "call"
 #: Workers of one node share replicas of this level, which may be there before anybody says so.
@@ -283,7 +281,7 @@ class Replicas:
         self._ties.hold(file, worker)
         if not knows:
             return
-        file.lost, file.failures, file.scouts = "", 0, 0
+        file.lost, file.failures, file.scouts, file.not_before = "", 0, 0, 0.0
         file.digest = file.digest or digest
         if file.ref.size < 0:
             file.ref = msgspec.structs.replace(file.ref, size=size)
@@ -446,7 +444,7 @@ class Replicas:
             return FileSource(archive=origin.archive)  # it is unpacked where it is needed
         blind = file.blind(worker)
         has_origin = not blind and bool(origin.path or origin.object or origin.url or origin.shared)
-        if not (file.small and has_origin):
+        if not (file.small and has_origin and now >= file.not_before):
             peer = self._peer(file, worker)
             if peer is not None:
                 return FileSource(peer, self._addresses[peer])

@@ -26,8 +26,9 @@ NOBODY: Final = WorkerId("")
 SMALL_BYTES: Final = 1 << 20
 #: Objects of up to so many bytes go with the messages to a worker.
 RIDE_BYTES: Final = 1 << 16
-#: Seconds before an origin that has failed once is tried again.
+#: Seconds before an origin that has failed once is tried again, and failures in a row after which it is not.
 ORIGIN_PAUSE: Final = 1.0
+ORIGIN_TRIES: Final = 4
 
 
 class File(msgspec.Struct, eq=False):
@@ -95,7 +96,8 @@ class File(msgspec.Struct, eq=False):
     def fail(self, now: float) -> None:
         """Its origin, or the only one who has it, has failed: not before a pause again."""
         self.failures += 1
-        self.not_before = now + ORIGIN_PAUSE * 2 ** (self.failures - 1)
+        # Others may have it meanwhile, so it may go on failing: it is never asked more seldom than at its last try.
+        self.not_before = now + ORIGIN_PAUSE * 2 ** min(self.failures - 1, ORIGIN_TRIES - 1)
 
 
 class Ties:

@@ -42,9 +42,9 @@ from windlass.messages import (
 
 #: Calls with objects that are remembered per worker when they have ended.
 RECENT = 256
-#: Functions are held at a worker up to this part of its pilot's memory, half of what its store takes, or so many bytes.
+#: Functions are held at a worker up to this part of its pilot's memory, half of what its store takes, or so many bytes where it says none.
 FUNCTIONS_PART = 8
-FUNCTIONS_LEAST = 64 << 20
+FUNCTIONS_MOST = 64 << 20
 #: An instance behind whose running calls others wait is to end one in so many ticks. They are counted, not seconds: between two ticks the
 #: manager has heard what its workers had said, however long it was held up.
 STILL_TICKS = 2
@@ -216,7 +216,7 @@ def no_longer_held(worker: Worker, function: FunctionId, size: int) -> tuple[Fun
     """
     large = worker.large
     large[function] = size
-    excess = sum(large.values()) - max(worker.info.resources.memory // FUNCTIONS_PART, FUNCTIONS_LEAST)
+    excess = sum(large.values()) - (worker.info.resources.memory // FUNCTIONS_PART or FUNCTIONS_MOST)
     gone: list[FunctionId] = []
     if excess > 0:
         named = {call.spec.function for call in worker.calls.values()} | {function}

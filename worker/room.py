@@ -18,10 +18,11 @@ import stat
 from contextlib import suppress
 from typing import Any
 
-from windlass.errors import UsageError
+from windlass.errors import StoreFull, UsageError
 from windlass.files import local_file
 from windlass.manifests import refuse_links_out, show
 from windlass.messages import CallRun, FileName, FileRef
+from windlass.objects import FULL
 from windlass.worker.guardian import remove_tree
 from windlass.worker.slotlink import kept_folder, room_name
 
@@ -87,6 +88,12 @@ class Room:
                 shutil.copytree(inside, target, symlinks=True) if os.path.isdir(inside) else shutil.copyfile(inside, target)
         except FileNotFoundError as error:
             raise UsageError(f"its output {path!r} was there, and is there no more: is it in another one, or removed meanwhile?") from error
+        except OSError as error:
+            # shutil tells of the files of a folder in words alone.
+            if error.errno in FULL or any(os.strerror(number) in str(error) for number in FULL):
+                remove_tree(target)
+                raise StoreFull(f"its output {path!r} has no room in the cache of this node: {error}") from error
+            raise
 
     def _look_at(self, path: str, name: FileName) -> tuple[FileRef, bool]:
         """An output, and whether it is this user's to move and remove. Raises `UsageError` for what cannot be one."""

@@ -15,31 +15,30 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 
 def listening(manager: str, port: int) -> socket.socket | None:
     """Listens beside this port; None where that cannot be."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+    with suppress(OSError), ExitStack() as trouble:
+        sock = trouble.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         sock.bind(_name(manager, port))
         sock.listen(1024)
-    except OSError:
-        sock.close()
-        return None
-    sock.setblocking(False)
-    return sock
+        sock.setblocking(False)
+        trouble.pop_all()
+        return sock
+    return None
 
 
 def dialled(manager: str, port: int) -> socket.socket | None:
     """Connected with what listens beside this port on this host; None where nobody does."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.setblocking(False)
-    with suppress(OSError):
+    with suppress(OSError), ExitStack() as trouble:  # also for want of a descriptor: then who dials the port says so
+        sock = trouble.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        sock.setblocking(False)
         sock.connect(_name(manager, port))
         if is_ours(sock):
+            trouble.pop_all()
             return sock
-    sock.close()
     return None
 
 

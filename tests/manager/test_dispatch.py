@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from windlass.manager import workers
 from windlass.manager.calls import CallQueue
 from windlass.manager.core import FUNCTIONS_MOST, Core
-from windlass.manager.workers import FUNCTIONS_LEAST
 from windlass.messages import (
     RETURNED,
     AddFunctions,
@@ -139,7 +139,7 @@ def test_functions_with_much_data_do_not_fill_a_worker() -> None:
     """Closures over 20 MB each, say: the first ones are let go, but for what runs, and added again when a call needs them."""
     core = serving()
     end_what_runs(core)
-    size = FUNCTIONS_LEAST // 3
+    size = workers.FUNCTIONS_MOST // 3
 
     def submit(call: int, number: int) -> list[Any]:
         core.define([FunctionDef(function(number).id, "f", b"", object=ObjectRef(ObjectName(f"{number:064}"), size))])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from windlass.manager.reaching import IN_VAIN, PAUSE
-from windlass.manager.replicas import MANAGER_FETCHES, ORIGIN_TRIES, PEER_FETCHES, Replicas
-from windlass.manager.ties import ORIGIN_PAUSE, SMALL_BYTES, File
+from windlass.manager.replicas import MANAGER_FETCHES, PEER_FETCHES, Replicas
+from windlass.manager.ties import ORIGIN_PAUSE, ORIGIN_TRIES, SMALL_BYTES, File
 from windlass.messages import (
     DropFiles,
     FetchFile,
@@ -473,6 +473,30 @@ def test_a_url_that_changed_is_what_it_is_now_when_it_is_declared_again(replicas
     [(_, message)] = said
     assert isinstance(message, FetchFile)
     assert message.digest == ("a" if held else "")
+
+
+def test_a_small_file_whose_origin_goes_on_failing_comes_from_who_has_it(replicas: Replicas) -> None:
+    """After the first failure nobody waits for the pause to be over; nor does it grow with each worker that comes."""
+    ref = FileRef(FileName("x3-" + "5" * 32), 10, "small")
+    replicas.declare(ref, FileOrigin(url="http://example.org/small"))
+    replicas.wanted(WORKERS[0], [ref.name])
+    replicas.pump(0.0)
+    replicas.here(WORKERS[0], ref.name, 10, "digest")
+    for number in range(1, 40):
+        worker, now = WorkerId(f"late{number}"), float(number)
+        replicas.serving(worker, (f"10.0.0.1:{number}",), f"host{number}")
+        for _ in range(2):
+            replicas.out.clear()
+            replicas.wanted(worker, [ref.name])
+            replicas.pump(now)
+            [fetch] = [message for who, message in replicas.out if who == worker]
+            assert isinstance(fetch, FetchFile)
+            if fetch.source.peer:
+                break
+            replicas.failed(worker, FileFailed(ref.name, fetch.source, "failed", "503"), now)
+        assert fetch.source.peer
+        replicas.here(worker, ref.name, 10, "digest")
+        assert replicas.files[ref.name].not_before <= now + ORIGIN_PAUSE * 2**ORIGIN_TRIES
 
 
 def test_fetches_that_fail_together_are_one_failure_of_the_origin(replicas: Replicas) -> None:

@@ -138,3 +138,14 @@ def test_nobody_listens_under_a_name_that_is_taken() -> None:
         with nearby.dialled("m1", 1) or pytest.fail("it was not reached"):
             pass
     assert nearby.dialled("m1", 1) is None
+
+
+def test_want_of_a_descriptor_leaves_it_to_who_dials_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is short of them is told so by the way that he takes then."""
+
+    def none(*_: Any) -> socket.socket:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", none)
+    assert nearby.dialled("m1", 1) is None
+    assert nearby.listening("m1", 1) is None
