@@ -351,9 +351,11 @@ class Journal:
 
     def _sync(self) -> None:
         with self._lock:
-            end, results, self._unsynced = self._end, self._unsynced, 0
+            if self._closed:
+                return
+            log_file, end, results, self._unsynced = self._log, self._end, self._unsynced, 0
         try:
-            _sync_file(self._log)
+            _sync_file(log_file)
         except OSError as error:
             self._cut_back(error, results)
         else:
@@ -362,6 +364,8 @@ class Journal:
     def _cut_back(self, error: OSError, results: int) -> None:
         """Forget what was written since the last sync, of which nobody knows what there is: so many results, and those that came since."""
         with self._lock:
+            if self._closed:
+                return
             with contextlib.suppress(OSError):
                 os.ftruncate(self._log, self._synced)
             self._end = self._synced

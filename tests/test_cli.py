@@ -452,7 +452,7 @@ def test_a_manager_lost_while_nobody_asks_is_told_with_the_reason(monkeypatch: p
     class Lost:
         """A port whose manager was lost as soon as it was there."""
 
-        def __init__(self, *words: object) -> None:
+        def __init__(self, *words: object, timeout: float) -> None:
             *_, on_lost = words
             cast("Callable[[str], None]", on_lost)("it was started anew")
 

@@ -48,6 +48,7 @@ def stopped(nothing_left_running: None, quick: None, tmp_path: Path, monkeypatch
         assert program.stdout is not None
         assert program.stdout.readline() == "here\n"
         program.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, program.pid, os.WSTOPPED | os.WNOWAIT)  # until then it may answer
         yield program
         program.send_signal(signal.SIGCONT)
         program.communicate(timeout=60)

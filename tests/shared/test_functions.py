@@ -245,6 +245,7 @@ def test_who_submits_much_data_as_functions_is_told_once(
 ) -> None:
     """Each version is kept, as it may be called again."""
     monkeypatch.setattr(functions, "MANY_BYTES", 20 * OUT_OF_BAND_BYTES)
+    monkeypatch.setattr(functions, "_versions", {})
     for _ in range(3):
         define(functools.partial(len, os.urandom(10 * OUT_OF_BAND_BYTES)), store.put)
     assert not caplog.records, "few, if large"

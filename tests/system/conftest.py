@@ -134,3 +134,11 @@ def shared_manager(nothing_left_running_after_module: None) -> Iterator[windlass
 def pool(shared_manager: windlass.Manager) -> windlass.Executor:
     """An executor on the shared manager."""
     return windlass.Executor(None, manager=shared_manager)
+
+
+@pytest.fixture
+def hears_hangups() -> Iterator[None]:
+    """What this test starts does not ignore SIGHUP, as it would where the tests were started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

@@ -493,6 +493,7 @@ def test_it_outlives_the_logout_of_who_started_it(detached: str) -> None:
             future.result(10)
 
 
+@pytest.mark.usefixtures("hears_hangups")
 def test_in_the_foreground_it_ends_in_order_with_its_terminal(leaves_nothing_running: None) -> None:
     """Its programs are told why, at once."""
     words = [sys.executable, "-m", "windlass", "manager", "start", "shown", "--foreground"]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from tests.system.conftest import Gate, Until
 
 import windlass
@@ -59,6 +60,7 @@ def test_it_ends_in_order_where_nobody_reads_what_it_says(manager: windlass.Mana
         assert running.wait(30) == 0
 
 
+@pytest.mark.usefixtures("hears_hangups")
 def test_when_its_terminal_is_closed_what_runs_ends_first(manager: windlass.Manager, gate: Gate, until: Until, tmp_path: Path) -> None:
     """Nothing is left in a queue, and no call is cut: a line that breaks is no haste, however many signals it brings."""
     with (tmp_path / "log").open("w") as log, factory_run(manager, log.fileno()) as running:
