@@ -13,7 +13,7 @@ themselves, as their manager is gone."""
 from __future__ import annotations
 
 import atexit
-import math
+import contextlib
 import os
 import secrets
 import threading
@@ -236,6 +236,8 @@ class Factory:
         opened: list[Kept] = []
         try:
             for kept, folder in zip(self._kept, self._folders, strict=True):
+                with contextlib.suppress(OSError):  # also where its pilots' folder is elsewhere: by this it is known whose they are
+                    os.makedirs(self._pilot_file.parent / "pilots" / kept.name, mode=0o700, exist_ok=True)
                 kept.backend.open(Tag(kept.name, self._pilot_file.parent.name), folder, _waker(kept))
                 opened.append(kept)
                 kept.port = self._open_port(kept)
@@ -301,14 +303,11 @@ class Factory:
         for kept in self._kept:
             kept.put(Close(seconds))
 
-    def let_go(self, *, with_manager: bool) -> None:
-        """Nobody has it any more. It ends when what its pilots run has ended, or, ``with_manager``, when nobody has that either: from now
-        on it keeps none. Takes no lock: for finalisers."""
+    def let_go(self) -> None:
+        """Nobody has it any more. It ends with its manager, which from now on it does not keep. Takes no lock: for finalisers."""
         manager = self._manager()
         if manager is not None:
             self._manager = weakref.ref(manager)
-        if not with_manager:
-            self.begin_close(math.inf)
 
     def _ended(self) -> None:
         """A keeper has. On its thread."""

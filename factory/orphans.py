@@ -3,9 +3,10 @@
 Theory of operation: pilots leave by themselves when their manager is gone; those that wait in the queue do so when they start, maybe days
 later, and take an hour's place in it: these are orphans.  What runs is not ended here: its manager may be alive where this machine cannot
 see it, or be about to begin anew with its journal.  All pilots of a user carry the names of their factory and manager, so one query finds
-them, whoever submitted them.  A manager counts as gone when its port and its lock are free (`windlass.managers`).  One that this state
-folder does not know, or that is not reached from here, may be serving, with its state elsewhere or behind a firewall: its pilots are shown,
-and ended only for who says of this very manager that it is gone.
+them, whoever submitted them.  A manager counts as gone when its port and its lock are free (`windlass.managers`), or when it had no name of
+its own and is noted as gone (`windlass.bygone`).  One that this state folder does not know, or that is not reached from here, may be
+serving, with its state elsewhere or behind a firewall: its pilots are shown, and ended only for who says of this very manager that it is
+gone.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from windlass import bygone
 from windlass.errors import UsageError, WindlassError
 from windlass.factory.backend import PROBE, Backend, Listed, PilotState, SharedBatch, Tag, backend_class, backend_options
 from windlass.factory.factory import configuration_of, make_backend, request_of
+from windlass.identity import state_folder
 from windlass.locks import is_free
 from windlass.managers import Presence, choose_manager
 
@@ -52,7 +55,7 @@ def state_of_manager(tag: Tag) -> Presence:
     try:
         known = choose_manager(tag.manager)
     except (WindlassError, OSError):
-        return Presence.UNKNOWN
+        return Presence.ENDED if tag.manager in bygone.names(state_folder() / "managers") else Presence.UNKNOWN
     # Else it is a namesake's, whose state is elsewhere: each factory has a folder in that of its manager.
     ours = (known.path.parent / "pilots" / tag.factory).is_dir()
     found = known.look() if ours else Presence.UNKNOWN

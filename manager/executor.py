@@ -32,6 +32,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent import futures
 from types import TracebackType
@@ -215,7 +216,7 @@ _open: set[Pool] = set()
 
 
 #: Factories of pools that were let go, until they have ended; none of a program that this one is a fork of.
-_leaving: weakref.WeakSet[Any] = weakref.WeakSet()
+_leaving: deque[weakref.ref[Any]] = deque(maxlen=1000)
 os.register_at_fork(after_in_child=_leaving.clear)
 
 
@@ -229,16 +230,19 @@ def _let_go(*pools: Pool) -> None:
     for pool in pools:
         if pool.is_over():
             _open.discard(pool)
-            if pool.factory is not None and not (pool.lent or pool.closed) and pool.pid == os.getpid():
-                pool.factory.let_go(with_manager=pool.owns_manager)
-                _leaving.add(pool.factory)
+            # Pilots of a manager that was given serve all that it has.
+            if pool.owns_manager and pool.factory is not None and not (pool.lent or pool.closed) and pool.pid == os.getpid():
+                pool.factory.let_go()
+                _leaving.append(weakref.ref(pool.factory))
 
 
 def _wait_for_leaving() -> None:
     """An executor with a journal has the names of its earlier life: factories of that end all pilots that are called so, as they leave."""
     end = time.monotonic() + _LEAVING_SECONDS
-    for factory in list(_leaving):
-        factory.wait(max(0.0, end - time.monotonic()))
+    while _leaving:
+        factory = _leaving.popleft()()
+        if factory is not None:
+            factory.wait(max(0.0, end - time.monotonic()))
 
 
 def _at_exit() -> None:

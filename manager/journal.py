@@ -389,9 +389,9 @@ class Journal:
         finally:  # Ctrl-C ends the writing alone; the thread breaks off what it is at
             with self._lock:
                 self._closed = True
+                log_file, self._log = self._log, -1  # the number may be another file's soon
                 with contextlib.suppress(OSError):  # a file system that has lost the file, or has no room for what was not synced
-                    os.close(self._log)
-                self._log = -1  # the number may be another file's soon
+                    os.close(log_file)
             unlock(self._lock_file)
             if remove:  # now: a shared file system keeps what is open, and the folder with it
                 shutil.rmtree(self.folder, ignore_errors=True)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, Never, cast
 import msgspec
 
 import windlass
+from windlass import bygone
 from windlass.errors import Closed, UsageError, refuse_unknown, require_flag
 from windlass.identity import Authority, cannot_keep_state, make_private, manager_folder
 from windlass.importing import refuse_on_import
@@ -421,12 +422,19 @@ def _sweep(managers: Path) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.read(descriptor, 1024).decode(errors="replace") == os.uname().nodename:
+                if _had_pilots(folder):
+                    bygone.note(managers, folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError:
             pass  # it runs
         finally:
             os.close(descriptor)
             _remove_empty(folder)
+
+
+def _had_pilots(folder: Path) -> bool:
+    """Whether a factory has served this manager."""
+    return (folder / "pilots").is_dir()
 
 
 def _remove_empty(folder: Path) -> None:
@@ -458,6 +466,8 @@ def _close_quietly(server: Server, client: Client, store: ObjectStore, folder: P
     client.closed = client.closed or "the manager was closed"
     with contextlib.ExitStack() as ending:  # from the last to the first; Ctrl-C ends one step alone: nobody comes here again
         if not named:
+            if _had_pilots(folder):
+                ending.callback(bygone.note, folder.parent, folder.name)
             ending.callback(_remove_empty, folder)
         ending.callback(unlock, held)
         if not named:

@@ -280,19 +280,25 @@ class MapResults(Iterator[R], Generic[R]):
 
 
 def cancel_all(futures: Iterable[CallFuture[Any]]) -> None:
-    """Nobody will ask for these any more: cancel all of them, though it takes a while. When Ctrl-C comes meanwhile, it is raised then."""
-    left, interrupt, sure = deque(futures), cast("BaseException | None", None), True
+    """Nobody will ask for these any more: cancel all of them, though it takes a while. When Ctrl-C comes meanwhile, it is raised then.
+
+    With a second one the manager alone is told of those that are left, as who is called back at their ends may take long.
+    """
+    left, interrupt, sure, hurry = deque(futures), cast("BaseException | None", None), True, False
     while left:
         try:
             while left:
                 future = left[0]
-                if not future.cancel():
+                if hurry:
+                    if future.owner is not None:
+                        future.owner.cancel(future)
+                elif not future.cancel():
                     future.collect()  # it has ended: neither `wait()` nor memory is to have it
                 elif not sure and future.owner is not None:
                     future.owner.cancel(future)  # it may have been cancelled here, and nobody told
                 sure = True
                 left.popleft()
         except (KeyboardInterrupt, SystemExit) as error:
-            interrupt, sure = error, False
+            hurry, interrupt, sure = interrupt is not None, error, False
     if interrupt is not None:
         raise interrupt

@@ -18,7 +18,7 @@ import inspect
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from io import StringIO
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -171,7 +171,7 @@ class TerminalBar:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self._line = _Line(stream) if stream is not None else _line_of_standard_error()
-        self._made = StringIO()
+        self._made = _Made(self._line.stream)
         self._console = Console(file=self._made, force_terminal=_is_terminal(self._line.stream), force_jupyter=False)
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
@@ -200,6 +200,18 @@ class TerminalBar:
     def stop(self) -> None:
         """Leave the terminal as it was, with the last state on it."""
         self._line.close(self._text())
+
+
+class _Made(StringIO):
+    """What is drawn into, in letters that the terminal has."""
+
+    def __init__(self, terminal: Any) -> None:
+        super().__init__()
+        self._encoding = getattr(terminal, "encoding", None) or "utf-8"
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._encoding
 
 
 class _Line:
@@ -274,6 +286,10 @@ class _Above:
         written = self.stream.write(text)
         self._line.note(text)
         return written
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for text in lines:
+            self.write(text)
 
     def __getattr__(self, name: str) -> Any:
         self._line.wipe()  # ``input`` asks for flush, and who starts a process for fileno

@@ -167,8 +167,10 @@ def test_what_no_word_comes_from_is_unknown(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A firewall, or a machine that is down. The end of an earlier run is shown as such."""
+    """A firewall, or a machine that is down. The end of an earlier run is shown as such. On its own host its lock tells."""
     monkeypatch.setattr(socket, "create_connection", connect)
+    assert state_of_manager(pilot_of(ended)) is Presence.ENDED
+    ended.lock.write_text("login2")
     assert state_of_manager(pilot_of(ended)) is Presence.UNKNOWN
     with pytest.raises(OutOfReach, match="not reached from here"):
         ended.require_running()

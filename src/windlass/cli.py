@@ -76,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prepare_output() -> None:
     """What is shown goes through every terminal and pipe, and where somebody has closed these, nowhere."""
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:  # these stay open, or the next file would have the number of a standard stream
+        pass
+    os.close(free)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

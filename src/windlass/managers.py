@@ -95,11 +95,10 @@ class Known:
                 return at
             # The loopback of another machine says nothing of its own.
             found.add(Presence.UNKNOWN if is_loopback(address[0]) and self._host() not in ("", os.uname().nodename) else at)
-        if Presence.SILENT in found:
-            # Some other program may listen there by now.
-            gone = self._host() == os.uname().nodename and is_free(self.lock)
-            return Presence.ENDED if gone else Presence.SILENT
-        return Presence.UNKNOWN if Presence.UNKNOWN in found else Presence.ENDED
+        # Some other program may listen there by now, or an address may be gone: on its own host the lock tells.
+        if not found - {Presence.ENDED} or (self._host() == os.uname().nodename and is_free(self.lock)):
+            return Presence.ENDED
+        return Presence.SILENT if Presence.SILENT in found else Presence.UNKNOWN
 
     def _look_at(self, address: Address, context: ssl.SSLContext) -> Presence:
         try:

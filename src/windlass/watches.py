@@ -44,6 +44,8 @@ _IMMUTABLE_NAMES: Final = frozenset(
         "uuid.UUID",
     ]
 )
+#: Go with their state, which is that of their module's function, for ever.
+_COMPILED: Final = frozenset(["numba.core.registry.CPUDispatcher", "numba.cuda.dispatcher.CUDADispatcher"])
 #: What a class keeps about itself; changes of these alone are not looked for.
 _CLASS_BOOKS: Final = frozenset(
     [
@@ -182,6 +184,8 @@ def is_immutable(value: Any, by_value: Collection[int]) -> bool:
         return True
     if kind.__name__ in pickling.SHARED_GENERATORS and pickling.shared_generator(value) is not None:
         return True  # it goes by its name
+    if name in _COMPILED and pickling.is_named(value):
+        return True
     if any(base.__module__ == "numpy" and base.__name__ in ("generic", "dtype", "ufunc") for base in kind.__mro__):
         return kind.__name__ != "void"  # a record, whose fields can be set
     # A function in another language, such as numpy.dot. A decorator that is a class looks like one, and goes with its attributes.

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+import windlass
+from windlass import bygone
 from windlass.cli import main
 from windlass.factory import orphans
 from windlass.factory.backend import JobId, Listed, PilotRequest, PilotState, Tag
-from windlass.factory.orphans import Found, find_pilots
+from windlass.factory.orphans import Found, find_pilots, state_of_manager
 from windlass.factory.slurm import SlurmBackend
 from windlass.managers import Presence
 
@@ -94,3 +99,35 @@ def test_a_factory_of_several_pools_is_meant_by_its_own_name() -> None:
     """In the batch system each pool has a name of its own, which begins with it."""
     batch = Batch(*((Tag(name, "m"), Listed.QUEUED) for name in ("night", "night.gpu", "nightly")))
     assert [one.tag.factory for one in find_pilots(batch, "night", lambda tag: Presence.ENDED)] == ["night", "night.gpu"]
+
+
+def test_a_manager_without_a_name_that_has_ended_is_known_to_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder goes when it closes, or with the next manager where it was killed; its pilots may be in a queue."""
+    monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path))
+    with windlass.Manager() as closed, windlass.Factory(closed, "fake", cores=1) as factory:
+        tag = Tag(factory.name, closed.name)
+        assert state_of_manager(tag) is Presence.RUNNING
+    assert state_of_manager(tag) is Presence.ENDED
+    program = """
+    import os, sys, windlass
+    manager = windlass.Manager()
+    factory = windlass.Factory(manager, "fake", cores=1, folder=sys.argv[1]).start()
+    print(factory.name, manager.name, flush=True)
+    os.kill(os.getpid(), 9)
+    """
+    words = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "elsewhere")]
+    killed = Tag(*subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False).stdout.split())
+    assert state_of_manager(killed) is Presence.ENDED
+    with windlass.Manager():
+        assert state_of_manager(killed) is Presence.ENDED
+    assert state_of_manager(Tag("f", "m1-12345678")) is Presence.UNKNOWN
+
+
+def test_names_of_managers_that_have_ended_are_the_last_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bygone, "MOST_BYTES", 200)
+    for number in range(100):
+        bygone.note(tmp_path, f"m{number}-12345678")
+    assert (tmp_path / ".gone").stat().st_size <= 220
+    assert "m99-12345678" in bygone.names(tmp_path)
+    assert "m0-12345678" not in bygone.names(tmp_path)
+    assert bygone.names(tmp_path / "none") == frozenset()

@@ -16,7 +16,7 @@ from types import ModuleType, SimpleNamespace
 import pyte
 import pytest
 
-from windlass.manager.progress import DELAY, TICK, Progress
+from windlass.manager.progress import DELAY, TICK, Progress, TerminalBar
 
 
 class Terminal(io.StringIO):
@@ -326,3 +326,20 @@ def test_no_bar_appears_by_itself_where_there_is_another(clock: Clock, monkeypat
     opened.clear()
     list(results(None))
     assert "10/10" in terminal.getvalue()
+
+
+class Latin(Terminal):
+    """A terminal whose locale is not UTF-8."""
+
+    encoding = "latin-1"  # type: ignore[assignment]
+
+
+def test_a_terminal_gets_letters_that_it_has() -> None:
+    """What it has not would be drawn as an escape of six letters, over several lines."""
+    terminal = Latin()
+    bar = TerminalBar("f", terminal)
+    bar.draw(1, 2, 3.0)
+    bar.stop()
+    shown = terminal.getvalue()
+    assert "1/2" in shown
+    shown.encode("latin-1")

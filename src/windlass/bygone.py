@@ -1,0 +1,43 @@
+"""Managers without a name of their own that have ended: what they leave behind when their folders go.
+
+Theory of operation
+-------------------
+A manager without a name has a random one, which never comes again, and its folder goes with it; or, where it was killed, with the next
+manager of this host.  Pilots of it that wait in a batch system's queue carry that name still, and who cleans the queue must know that they
+are orphans, and not of a manager whose state is elsewhere.  So the names stand in a file, the last ones of them.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+#: Bytes of the file, beyond which the older half goes: some two thousand names.
+MOST_BYTES: Final = 64 << 10
+
+
+def note(managers: Path, name: str) -> None:
+    """This one has ended. A name that cannot be written, or is lost as two write at a time, is one of which nothing is known."""
+    file = managers / ".gone"
+    with suppress(OSError):
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, f"{name}\n".encode())
+            size = os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
+        if size > MOST_BYTES:
+            kept = file.read_bytes()[-MOST_BYTES // 2 :].partition(b"\n")[2]
+            fresh = managers / f".gone-{os.getpid()}"
+            fresh.write_bytes(kept)
+            fresh.rename(file)
+
+
+def names(managers: Path) -> frozenset[str]:
+    """Those that are known to have ended."""
+    try:
+        return frozenset((managers / ".gone").read_text(errors="replace").split())
+    except OSError:
+        return frozenset()
