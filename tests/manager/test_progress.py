@@ -331,7 +331,7 @@ def test_no_bar_appears_by_itself_where_there_is_another(clock: Clock, monkeypat
 class Latin(Terminal):
     """A terminal whose locale is not UTF-8."""
 
-    encoding = "latin-1"  # type: ignore[assignment]
+    encoding = "latin-1"
 
 
 def test_a_terminal_gets_letters_that_it_has() -> None:
