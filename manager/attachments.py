@@ -20,7 +20,7 @@ from windlass.manager.core import Core
 from windlass.manager.filedesk import FileDesk
 from windlass.manager.listing import list_calls
 from windlass.manager.means import ToldMeans
-from windlass.manager.programs import Program, Programs
+from windlass.manager.programs import Fate, Program, Programs
 from windlass.messages import (
     BlockHost,
     BringFiles,
@@ -101,7 +101,7 @@ class Attachments:
                     link.fail(str(error))
                     return
                 if program.earlier:
-                    specs, ended = programs.taken_up(program, message, specs, self._goes_on)
+                    specs, ended = programs.taken_up(program, message, specs, lambda call: self._meet(call, message, now))
                     link.send(*ended)
                 core.submit(specs, now)
             case CancelSubmitted(calls):
@@ -190,10 +190,14 @@ class Attachments:
         known = self._core.calls.get(call)
         return (known.spec.tag, known.queued_at) if known is not None else ("", 0.0)
 
-    def _goes_on(self, call: CallId) -> bool:
-        """It has not ended, and is not about to be ended."""
-        known = self._core.calls.get(call)
-        return known is not None and not known.cancelled
+    def _meet(self, call: CallId, message: SubmitCalls, now: float) -> Fate:
+        """A call that an earlier life left here is submitted again: it goes on if it is at a worker, and is run as it is said to be now."""
+        if self._core.withdraw((call,)):
+            return "withdrawn"
+        if self._core.runs_as(call, message.options):
+            return "goes on"
+        self._core.cancel((call,), now)
+        return "ends"
 
     def take_theirs(self, done: list[CallDone], now: float) -> list[CallDone]:
         """Tell programs of the ends of their calls; gives back the ends of calls of the manager's own process."""

@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 
+import msgspec
+
 from windlass.manager.books import Books, Counters, Settings
 from windlass.manager.calls import CLOSED, LIBRARY_FAILED, NOT_POSSIBLE, Call
 from windlass.manager.demand import demand_of
@@ -36,6 +38,7 @@ from windlass.messages import (
     CallDone,
     CallEnd,
     CallId,
+    CallOptions,
     CallsEnded,
     CallSpec,
     CallsReturned,
@@ -186,6 +189,14 @@ class Core(Starts):
                 self.counters.submitted -= 1
                 specs.append(call.spec)
         return specs
+
+    def runs_as(self, call_id: CallId, options: CallOptions) -> bool:
+        """It is at a worker, on the terms that one with these options would have there."""
+        call = self.calls.get(call_id)
+        if call is None or not call.worker or call.cancelled:
+            return False
+        known = call.spec.options
+        return msgspec.structs.replace(options, priority=known.priority, expected_time=known.expected_time) == known
 
     def tags_of(self, ids: Iterable[CallId]) -> set[str]:
         """The tags of these calls, as far as they have not ended."""

@@ -19,7 +19,9 @@ finder's own from then on, under numbers above `FOUND`, while the core goes on t
 
 *A program with a journal* that was killed and is started again submits what it does not find there by the keys that it had given it
 before: what an earlier life left here by such a key goes on, or has returned, and is the new one's under the id by which it submits it
-(`taken_up`).  For that, what is left with a key is kept as is what is left with a tag.
+(`taken_up`).  For that, what is left with a key is kept as is what is left with a tag.  A key says nothing of how a call is to be run,
+and that may be what was mended before the program was started again: what has not been sent to a worker is taken out and submitted as it is
+said now, and so is what runs on other terms, whose run ends.
 
 This is a core: what the shell is to do comes out in ``unpin``, ``discard`` and ``remove``, to be taken after each event.
 """
@@ -28,7 +30,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -58,6 +60,11 @@ _FOUND_MOST: Final = 5_000
 _OPTIONS_MOST: Final = 1000
 #: Programs whose names are remembered, for people who look at their calls.
 _NAMES_MOST: Final = 1000
+#: What becomes of a call that an earlier life left here: it is the new one's as it runs; the core has it no more; its end is to come, for
+#: nobody.
+Fate = Literal["goes on", "withdrawn", "ends"]
+#: Who has found calls whose ends are nobody's any more.
+_NOBODY: Final = (0, CallId(0))
 #: Bytes of ends in one `CallsDone`, well under the limit of a frame.
 _DONE_BYTES: Final = 256 << 10
 
@@ -177,14 +184,18 @@ class Programs:
         lives = [one for one in self.known.values() if one.gone and one.journal == journal] if journal else []
         for one in lives:
             program.earlier.update((key, call) for call, key in one.keys.items() if call not in self._taken)
+        # What has a tag is kept however it ended, and a later life may have run it again since.
         for one in lives:
-            program.earlier.update((done.end.key, call) for call, done in one.ended.items() if done.end.key)
+            program.earlier.update(
+                (done.end.key, call) for call, done in one.ended.items() if done.end.key and done.end.outcome == RETURNED
+            )
 
     def taken_up(
-        self, program: Program, message: SubmitCalls, specs: list[CallSpec], goes_on: Callable[[CallId], bool]
+        self, program: Program, message: SubmitCalls, specs: list[CallSpec], meet: Callable[[CallId], Fate]
     ) -> tuple[list[CallSpec], list[CallsDone]]:
         """Of the calls that it has just `submitted`, those that an earlier life of it left here are its own: which are to be run, and what
-        to tell it of others that have returned. What ended otherwise is run again."""
+        to tell it of others that have returned. What ended otherwise is run again. ``meet`` does what is to be done with one that has not
+        ended, and says what that was."""
         rest: list[CallSpec] = []
         done: list[CallDone] = []
         lives: dict[int, Program] = {}
@@ -198,9 +209,18 @@ class Programs:
             if end is not None and end.end.outcome == RETURNED:
                 del left.ended[call]
                 done.append(_told(program, left, end, sent.call))
-            elif call in left.calls and call not in self._taken and goes_on(call):
+            elif call in left.calls and call not in self._taken:
+                lives[left.number] = left
+                fate = meet(call)
+                if fate == "withdrawn":
+                    left.calls.discard(call)
+                    left.keys.pop(call, None)
+                else:
+                    self._taken[call] = (program.number, sent.call) if fate == "goes on" else _NOBODY
+                if fate != "goes on":
+                    rest.append(spec)
+                    continue
                 program.found[sent.call] = call
-                self._taken[call] = (program.number, sent.call)
             else:
                 rest.append(spec)
                 continue

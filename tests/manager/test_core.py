@@ -224,6 +224,29 @@ def test_calls_of_minutes_do_not_queue_at_the_worker(bench: Bench) -> None:
     assert len(bench.runs()) == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        (CallOptions(timeout=9.0), True),
+        (CallOptions(timeout=9.0, priority=3.0, expected_time=5.0), True),
+        (CallOptions(timeout=60.0), False),
+        (CallOptions(timeout=9.0, retries=2), False),
+        (CallOptions(timeout=9.0, needs=Resources(2.0)), False),
+    ],
+)
+def test_what_runs_is_told_from_what_waits_or_runs_on_other_terms(bench: Bench, options: CallOptions, same: bool) -> None:
+    """When it is sent, and whereto, is no matter any more once it has been."""
+    library = bench.library(slots=1)
+    bench.worker()
+    [runs, *_, waits] = bench.submit(library, 100, CallOptions(timeout=9.0))
+    bench.serve()
+    assert bench.core.runs_as(runs, options) is same
+    assert not bench.core.runs_as(waits, options)
+    assert bench.core.withdraw([runs, waits])[0].call == waits
+    bench.core.cancel([runs], bench.now)
+    assert not bench.core.runs_as(runs, options)
+
+
 def test_priority_comes_first_and_equals_in_order(bench: Bench) -> None:
     library = bench.library(slots=1)
     low = bench.submit(library, 2, CallOptions(priority=-1))

@@ -8,7 +8,7 @@ import pytest
 
 from windlass.framing import ProtocolError
 from windlass.manager.call import TAG_MOST
-from windlass.manager.programs import FOUND, SHIFT, Program, Programs
+from windlass.manager.programs import FOUND, SHIFT, Fate, Program, Programs
 from windlass.messages import (
     CANCELLED,
     MAX_FRAME_BYTES,
@@ -384,8 +384,8 @@ class Lives:
 
     def __init__(self, book: Programs) -> None:
         self.book = book
-        #: The manager's ids of calls that are about to be ended.
-        self.doomed: set[CallId] = set()
+        #: What becomes of calls that are submitted again, by the manager's ids; others go on.
+        self.fates: dict[CallId, Fate] = {}
 
     def begin(self, journal: str = "j") -> Program:
         program = self.book.join("life")
@@ -397,8 +397,11 @@ class Lives:
         """Calls with these keys, under these ids: which are run, and which have returned."""
         calls = [CallSent(CallId(call), FUNCTION, b"x", key=key.encode()) for key, call in keys.items()]
         message = SubmitCalls(LIBRARY, CallOptions(), calls)
-        specs, ended = self.book.taken_up(program, message, self.book.submitted(program, message), lambda call: call not in self.doomed)
+        specs, ended = self.book.taken_up(program, message, self.book.submitted(program, message), self._meet)
         return [spec.call for spec in specs], [one.end.call for message in ended for one in message.done]
+
+    def _meet(self, call: CallId) -> Fate:
+        return self.fates.get(call, "goes on")
 
     def end(self, call: CallId, outcome: int = RETURNED, *objects: ObjectName) -> dict[int, list[CallId]]:
         """Who is told of it, and under which ids."""
@@ -417,7 +420,7 @@ def test_what_an_earlier_life_left_goes_on_under_the_keys_by_which_it_is_submitt
     [a, b, c, d, _], _ = lives.submit(first, a=1, b=2, c=3, d=4, unasked=5)
     lives.book.left(first)
     assert lives.end(b, RETURNED, RESULT) == lives.end(c, RAISED) == {}
-    lives.doomed.add(d)
+    lives.fates[d] = "ends"
     second = lives.begin()
     run, returned = lives.submit(second, new=1, d=2, c=3, b=4, a=5)
     assert run == [second.number << SHIFT | number for number in (1, 2, 3)]
@@ -426,6 +429,46 @@ def test_what_an_earlier_life_left_goes_on_under_the_keys_by_which_it_is_submitt
     assert lives.book.cancelled(second, [CallId(5)]) == [a]
     assert lives.end(a) == {second.number: [5]}
     assert lives.book.discard == []
+
+
+def test_what_is_run_as_it_is_said_now_is_nobodys_any_more_as_it_was(lives: Lives) -> None:
+    """Neither what was taken out of the queues, of which no end comes, nor what still runs, whose end nobody finds by its tag."""
+    first = lives.begin()
+    first.pins[ARGUMENT] += 1
+    [waits, runs], _ = lives.submit(first, a=1, b=2)
+    lives.book.left(first)
+    lives.fates |= {waits: "withdrawn", runs: "ends"}
+    second = lives.begin()
+    assert lives.submit(second, a=1, b=2) == ([second.number << SHIFT | number for number in (1, 2)], [])
+    lives.book.check()
+    assert lives.book.cancelled(second, [CallId(1)]) == [second.number << SHIFT | 1]
+    lives.book.left(second)
+    third = lives.begin()
+    assert third.earlier.keys() == {b"a", b"b"}
+    assert all(call >> SHIFT == second.number for call in third.earlier.values())
+    assert lives.book.find(third, "t", lambda call: ("t" if call == runs else "", 0.0))[0][0].calls == []
+    assert not lives.book.unpin, "a worker may still be about to read it"
+    late = done(runs, RESULT)
+    late.tag = "t"
+    assert lives.book.ended([late]) == ([], {})
+    assert lives.book.discard == [RESULT]
+    assert lives.book.unpin == [ARGUMENT]
+    assert first.number not in lives.book.known
+
+
+def test_what_raised_while_nobody_was_there_is_not_taken_for_its_later_run(lives: Lives) -> None:
+    """It is kept for its tag; the life that found so has it run again, and the next one goes on with that."""
+    first = lives.begin()
+    [a], _ = lives.submit(first, a=1)
+    lives.book.left(first)
+    raised = CallDone(CallEnd(a, 1, RAISED), tag="t")
+    lives.book.ended([raised])
+    second = lives.begin()
+    [again], _ = lives.submit(second, a=1)
+    lives.book.left(second)
+    third = lives.begin()
+    assert lives.submit(third, a=1) == ([], [])
+    assert lives.book.cancelled(third, [CallId(1)]) == [again]
 
 
 def test_however_many_lives_pass_each_goes_on_with_what_there_is(lives: Lives) -> None:

@@ -190,6 +190,50 @@ def test_a_program_with_a_journal_goes_on_with_what_it_had_left_at_the_manager(l
             assert said(again) == "one bad two three 4"
 
 
+#: The same with a limit, and more calls than run at once; they end only when there is a file "go".
+MENDED = """
+import time
+from pathlib import Path
+def hold(folder, name):
+    with open(folder + "/began-" + name, "a") as file:
+        file.write("x")
+    while not Path(folder, "go").exists():
+        time.sleep(0.01)
+    return name
+manager = attach("home", keep=True, journal=sys.argv[1] + "/journal")
+manager.install_library("lib", hold, slots=2)
+limit, cores = map(float, sys.argv[2:4])
+options = [dict(timeout=limit), dict(timeout=300), dict(cores=cores, timeout=300)]
+futures = [manager.submit(FunctionCall("lib", "hold", sys.argv[1], str(n)).with_options(**each)) for n, each in enumerate(options)]
+manager.status()
+print("submitted", flush=True)
+print(*(future.result() for future in futures), flush=True)
+manager.close()
+"""
+
+
+def test_a_program_that_was_mended_and_started_again_has_its_calls_as_it_says_now(home: Manager, tmp_path: Path) -> None:
+    """Another limit for what runs, and fewer cores for what waits; what runs as it should goes on."""
+
+    def began() -> list[int]:
+        paths = [tmp_path / f"began-{number}" for number in range(3)]
+        return [len(path.read_text()) if path.exists() else 0 for path in paths]
+
+    with program(MENDED, tmp_path, 200, 2) as killed:
+        assert said(killed) == "submitted"
+        until("two run", lambda: began()[:2] == [1, 1])
+        killed.kill()
+        killed.wait()
+    with program(MENDED, tmp_path, 100, 1) as mended:
+        assert said(mended) == "submitted"
+        until("the first run has made room for another one", lambda: began()[:2] == [2, 1])
+        (tmp_path / "go").touch()
+        assert said(mended) == "0 1 2"
+        mended.wait()
+    assert began() == [2, 1, 1]
+    assert home.status()["calls"]["submitted"] == 4, "what had not begun is one call still"
+
+
 TAGGED = """
 import os, signal
 from pathlib import Path
