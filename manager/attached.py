@@ -275,6 +275,7 @@ def _leave(line: Line, client: Client, ports: list[Port], pages: list[Child]) ->
     try:
         if not lost:
             line.store.patience_until = time.monotonic() + _FAREWELL
+            line.end_journal(_FAREWELL)
             client.settle()
     finally:  # Ctrl-C ends the reading alone: nobody comes here again
         client.close_memory()

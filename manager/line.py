@@ -28,6 +28,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,6 +104,9 @@ class Line:
         self.outstanding: Callable[[], int] = int
         #: What the journal of this program is called, if it has one.
         self.journal = ""
+        #: The manager keeps the ends of this program's calls that are still to come, and tells no more of them.
+        self._hears_no_more = False
+        self._keep = False
         self._advice = Advice()
         self._looks = False
         self.manager = connection.manager
@@ -128,6 +132,7 @@ class Line:
     def open(self, keep: bool, timeout: float) -> None:
         """Connect. Raises `ConnectionRefused`, and `OSError` where there is no room here for what is on its way."""
         _ = self.store.local  # made here, where what it raises reaches the program; the port could only end
+        self._keep = keep
         try:
             self._port.open(timeout)
             self._port.send(KeepCalls(keep, journal=self.journal))
@@ -138,13 +143,24 @@ class Line:
     def leave_calls(self, unread: Callable[[], list[CallDone]]) -> None:
         """This program's calls go on when it is gone, which it soon is; the manager keeps what they return, and what is ``unread`` when it
         tells no more. Raises `Closed`."""
-        self._port.send(KeepCalls(True, leaving=True))
-        try:
-            self.ask_status()  # behind all ends that were on their way
-        except Unreachable as error:
-            log.warning("%s; what its last words tell of this program's calls goes with this program", error)
+        self._hear_no_more(_ANSWER_SECONDS)
         for message in in_frames(unread()):
             self._port.send(message)
+
+    def end_journal(self, timeout: float) -> None:
+        """This program's journal is about to be closed: what ends from now on is kept at the manager for its next life, if its calls go on.
+        All that was told is here when this returns, or after so many seconds."""
+        if self.journal and self._keep and not self._hears_no_more:
+            with suppress(Closed):
+                self._hear_no_more(timeout)
+
+    def _hear_no_more(self, timeout: float) -> None:
+        self._hears_no_more = True
+        self._port.send(KeepCalls(True, leaving=True))
+        try:
+            self.ask_status(timeout)  # behind all ends that were on their way
+        except Unreachable as error:
+            log.warning("%s; what its last words tell of this program's calls goes with this program", error)
 
     def flush(self) -> None:
         """All that was put into the inbox has gone into the connection, or will before it is closed. Raises `Closed`."""

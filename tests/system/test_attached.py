@@ -190,6 +190,47 @@ def test_a_program_with_a_journal_goes_on_with_what_it_had_left_at_the_manager(l
             assert said(again) == "one bad two three 4"
 
 
+#: The same, which leaves as soon as the first has returned, while its journal's disk is slow.
+LEAVES = """
+import time
+from pathlib import Path
+from windlass.manager.journal import Journal
+def hold(folder, name):
+    with open(folder + "/began-" + name, "a") as file:
+        file.write("x")
+    while not Path(folder, "go-" + name).exists():
+        time.sleep(0.01)
+    return name.ljust(10 if name == "small" else 100_000)
+def slowly(journal, end, read, copied=Journal._copied):
+    while not Path(sys.argv[1], "disk").exists():
+        time.sleep(0.01)
+    return copied(journal, end, read)
+Journal._copied = slowly
+manager = attach("home", keep=True, journal=sys.argv[1] + "/journal")
+futures = [manager.submit_function(hold, (sys.argv[1], name)) for name in ("first", "small", "large")]
+print(*(future.result().strip() for future in futures[:int(sys.argv[2])]), flush=True)
+manager.close()
+"""
+
+
+def test_a_program_with_a_journal_that_leaves_in_order_loses_nothing_that_ends_meanwhile(home: Manager, tmp_path: Path) -> None:
+    """What it is told of as it leaves gets into its journal, and the manager keeps the rest for its next life."""
+    names = ("first", "small", "large")
+    with program(LEAVES, tmp_path, 1) as leaving:
+        (tmp_path / "go-first").touch()
+        assert said(leaving) == "first"
+        for number, name in enumerate(names[1:], 2):
+            (tmp_path / f"go-{name}").touch()
+            until(f"{name} has ended", lambda number=number: home.status()["calls"]["done"] == number)
+        assert leaving.poll() is None, "it still writes the first one"
+        (tmp_path / "disk").touch()
+        leaving.wait()
+    with program(LEAVES, tmp_path, 3) as last:
+        assert said(last).split() == [*names]
+        last.wait()
+    assert [len((tmp_path / f"began-{name}").read_text()) for name in names] == [1, 1, 1]
+
+
 #: The same with a limit, and more calls than run at once; they end only when there is a file "go".
 MENDED = """
 import time
