@@ -169,14 +169,17 @@ class Attachments:
         if program.working:
             kept = len(program.calls) if program.keep else 0
             log.info("program %s has left (%s); %d calls cancelled, %d go on", program.name, reason, len(cancel), kept)
+        for other in list(self.programs.known.values()) if program.journal else ():
+            if other.journal == program.journal and not other.gone:  # it came before this one was known to be gone
+                self.programs.has_journal(other, other.journal)
         self._core.cancel(cancel, now)
         self._let_go(now)
 
     def _has_journal(self, program: Program, journal: str, now: float) -> None:
-        """Whoever had it before is gone, and need not be waited for."""
+        """Whoever had it before is gone, and need not be waited for; but for who is there with a copy of it."""
         for other in list(self.programs.known.values()) if journal else ():
             link = self.links.get(other.number)
-            if other.journal == journal and link is not None and not link.connected:
+            if other.journal == journal and link is not None and (link.mute or other.leaving):
                 self.left(other, f"it was started again, as {program.name}", now)
                 link.close()
         self.programs.has_journal(program, journal)

@@ -95,6 +95,11 @@ class Link:
         return self._connection is not None
 
     @property
+    def mute(self) -> bool:
+        """Whether the other side has missed its heartbeats: it may be gone, which a cut connection would tell later."""
+        return self._connection is None or self._loop.time() - self.last_heard > 2 * self.heartbeat
+
+    @property
     def congested(self) -> bool:
         """Whether the sender should hold back: much is unsent or unacknowledged. ``on_writable`` says when that is over."""
         connection = self._connection

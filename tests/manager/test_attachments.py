@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -17,6 +17,9 @@ from windlass import Manager
 from windlass.bulk import ObjectGone
 from windlass.dataplane import DataClient
 from windlass.identity import CLIENT, ENROL, FACTORY, WORKER, ConnectionFile, read_connection_file
+from windlass.manager.attachments import Attachments
+from windlass.manager.core import Core
+from windlass.manager.programs import SHIFT, Program
 from windlass.messages import (
     PROTOCOL,
     CallId,
@@ -142,6 +145,54 @@ def test_the_messages_of_a_program_are_those_and_no_others() -> None:
     with pytest.raises(msgspec.ValidationError):
         heard_by("client").decode(msgspec.msgpack.encode([GetStatus()]))
     assert heard_by("client").decode(msgspec.msgpack.encode([Status(b"{}")])) == [Status(b"{}")]
+
+
+class Peer:
+    """A program's link, as far as its calls go on."""
+
+    def __init__(self, peer: str) -> None:
+        self.peer, self.session_id, self.mute, self.closed = peer, "", False, False
+
+    def send(self, *_: Message) -> None:
+        pass
+
+    def unheard(self) -> list[Message]:
+        return []
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("how", ["mute", "leaving", "late"])
+def test_what_a_life_left_is_the_next_ones_although_its_connection_was_there_still(how: str) -> None:
+    """Its machine has crashed, it is about to say goodbye, or that it had crashed turned out when the next one was there."""
+    core = Core()
+    nothing: Any = None
+    here = Attachments(core, nothing, nothing, nothing, nothing, nothing, nothing)
+    core.install(LibrarySpec(LIBRARY, "lib", sys.version_info[:2]), 1.0)
+    links = [cast("Any", Peer(f"life {number}")) for number in range(2)]
+
+    def begin(link: Any) -> Program:
+        program = here.join(link)
+        here.said(program, KeepCalls(True, journal="j"), 1.0)
+        return program
+
+    def submit(program: Program) -> None:
+        call = CallSent(CallId(1), FunctionId(b"f" * 16), b"", key=b"k")
+        here.said(program, SubmitCalls(LIBRARY, CallOptions(), [call]), 1.0)
+
+    first = begin(links[0])
+    submit(first)
+    links[0].mute = how == "mute"
+    if how == "leaving":
+        here.said(first, KeepCalls(True, leaving=True), 1.0)
+    second = begin(links[1])
+    assert links[0].closed is (how != "late")
+    if how == "late":
+        here.left(first, "its connection was cut", 1.0)
+    submit(second)
+    assert list(core.calls) == [second.number << SHIFT | 1]
+    assert not first.calls
 
 
 def test_a_manager_that_is_part_of_a_program_is_not_ended_from_elsewhere(manager: Manager) -> None:

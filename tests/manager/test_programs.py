@@ -487,6 +487,19 @@ def test_however_many_lives_pass_each_goes_on_with_what_there_is(lives: Lives) -
     assert second.number not in lives.book.known
 
 
+def test_what_is_known_late_to_be_of_an_earlier_life_is_there_for_what_is_submitted_from_then_on(lives: Lives) -> None:
+    """The life before had crashed, and was given up after the next one had come."""
+    first = lives.begin()
+    lives.submit(first, a=1, b=2)
+    second = lives.begin()
+    assert len(lives.submit(second, a=1)[0]) == 1
+    lives.book.left(first)
+    lives.book.has_journal(second, "j")
+    assert lives.submit(second, b=2) == ([], [])
+    lives.book.has_journal(second, "j")
+    assert lives.submit(second, c=3) == ([second.number << SHIFT | 3], [])
+
+
 def test_calls_are_taken_up_by_who_has_their_journal_only(lives: Lives) -> None:
     """Another program may draw the same samples, and wants its own."""
     first = lives.begin()

@@ -190,6 +190,24 @@ def test_a_program_with_a_journal_goes_on_with_what_it_had_left_at_the_manager(l
             assert said(again) == "one bad two three 4"
 
 
+def test_the_next_life_goes_on_with_what_a_machine_ran_that_has_crashed(leaves_nothing_running: None, tmp_path: Path) -> None:
+    """The manager does not know yet that its connection is gone, but has missed its heartbeats; the user has removed the journal's lock."""
+    with Manager(name="home", heartbeat=0.2, silence=300) as manager, Factory(manager, "local", cores=1, max_pilots=1):
+        with program(JOURNALED, tmp_path, "one") as crashed:
+            assert said(crashed) == "submitted"
+            until("it runs", (tmp_path / "began-one").exists)
+            crashed.send_signal(signal.SIGSTOP)
+            [link] = manager._server.attachments.all_links()
+            until("it has missed two", lambda: link.mute)
+            (tmp_path / "journal" / "lock").unlink()
+            with program(JOURNALED, tmp_path, "one") as again:
+                assert said(again) == "submitted"
+                (tmp_path / "go-one").touch()
+                assert said(again).split() == ["one", "0"]
+                again.wait()
+        assert (tmp_path / "began-one").read_text() == "x"
+
+
 #: The same, which leaves as soon as the first has returned, while its journal's disk is slow.
 LEAVES = """
 import time
