@@ -24,7 +24,8 @@ text that came last; when that changes it forgets all modules that came with cal
 
 Editors truncate a file and write it, or move it away and write another; ``git checkout`` writes one file after the other. So source that
 differs from what is known is taken when a second look, `REST` seconds later, finds the same: whoever submits meanwhile waits, as the old
-text would be as wrong as half of the new one. No clocks are compared: a file server has its own.
+text would be as wrong as half of the new one. An asyncio program's loop waits with it, so there are few looks; after source that did not
+rest, as a program or a build writes it all the time, the next one is later each time. No clocks are compared: a file server has its own.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ MAX_FILES: Final = 20_000
 MAX_AGE: Final = 1.0
 #: Seconds for which source that was edited must have stayed the same, and how often that is looked for.
 REST: Final = 0.2
-LOOKS: Final = 10
+LOOKS: Final = 3
+#: Seconds after which source that has not rested in several looks on end is looked at again, at most.
+PAUSE_MOST: Final = 8.0
 
 _SKIPPED_FOLDERS: Final = frozenset({"__pycache__", "node_modules", "venv", "CVS"})
 #: What folders of other kinds to skip have in them.
@@ -200,7 +203,10 @@ class _Snapshot:
         self.files = files
         self.data, content = _zipped(files)
         self.text = Text(module, content, tuple(_imported(files)))
+        #: On the monotonic clock; ahead of it when the next look is to be later.
         self.looked_at = 0.0
+        #: How many times on end the source has not rested.
+        self.unrested = 0
 
 
 _snapshots: dict[str, _Snapshot] = {}
@@ -267,12 +273,19 @@ def _take(name: str, now: float, max_age: float) -> _Snapshot:
     known = _snapshots.get(name)
     if known is not None and now - known.looked_at <= max_age:
         return known
+    import time
+
     taken = _look(name, known)
     if taken is not known:
         edits += 1 if known is not None else 0
         _snapshots[name] = taken
-    taken.looked_at = now
+    taken.looked_at = time.monotonic() + _pause(taken.unrested) - MAX_AGE if taken.unrested else now
     return taken
+
+
+def _pause(unrested: int) -> float:
+    """Seconds until source is looked at again that has so many times not rested."""
+    return float(min(MAX_AGE * 2 ** min(unrested - 1, 10), PAUSE_MOST))
 
 
 def _look(name: str, known: _Snapshot | None) -> _Snapshot:
@@ -280,12 +293,15 @@ def _look(name: str, known: _Snapshot | None) -> _Snapshot:
     files, looks = _files(name), 1
     while True:
         if known is not None and known.files == files:
+            known.unrested = 0
             return known
         if looks > 1 or (known is not None and _source(known.files) != _source(files)):
             _let_rest()
         taken = _Snapshot(name, files)
         again = _files(name)
-        if looks == LOOKS or _source(again) == _source(files):
+        rested = _source(again) == _source(files)
+        if looks == LOOKS or rested:
+            taken.unrested = 0 if rested else (known.unrested if known is not None else 0) + 1
             return taken
         files, looks = again, looks + 1
 

@@ -204,10 +204,10 @@ def test_a_file_that_is_just_being_saved_is_taken_when_it_is_whole(
     def rest() -> None:
         rests.append(way)
         importlib.invalidate_caches()
-        if len(rests) < 3:
+        if len(rests) < 2:
             assert snapshots.home(top) == snapshots.LOCAL
             path.write_text("x = 1\ny = 22\n"[: 9 + len(rests)])  # more and more of it
-        elif len(rests) == 3:
+        elif len(rests) == 2:
             path.write_text("x = 1\ny = 22\n")
 
     monkeypatch.setattr(snapshots, "_let_rest", rest)
@@ -219,10 +219,10 @@ def test_a_file_that_is_just_being_saved_is_taken_when_it_is_whole(
     (second,) = snapshots.snapshots_of([top], kept.put, max_age=0)
     assert read_in(kept.archives[second.name], f"{top}.py") == "x = 1\ny = 22\n"
     assert set(kept.archives) == {first.name, second.name}
-    assert len(rests) == 4
+    assert len(rests) == 3
     assert snapshots.edits == edits + 1
     assert snapshots.snapshots_of([top], kept.put, max_age=0) == (second,)
-    assert len(rests) == 4
+    assert len(rests) == 3
 
 
 def test_a_file_that_is_gone_is_gone(write: Write, top: str, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,8 +270,20 @@ def test_source_that_changes_without_end_is_taken_as_it_is(write: Write, top: st
 
     monkeypatch.setattr(snapshots, "_let_rest", rest)
     path.write_text("")
-    assert len(snapshots.snapshots_of([top], kept.put, max_age=0)) == 1
-    assert len(rests) == snapshots.LOOKS
+    pauses: list[float] = []
+    for number in range(1, 7):
+        assert len(snapshots.snapshots_of([top], kept.put, max_age=0)) == 1
+        assert len(rests) == number * snapshots.LOOKS
+        known = snapshots._snapshots[top]
+        pauses.append(snapshots._pause(known.unrested))
+        snapshots.snapshots_of([top], kept.put)
+        assert len(rests) == number * snapshots.LOOKS, "it is left alone for a while"
+        known.looked_at = 0.0
+    assert pauses == [1, 2, 4, 8, 8, 8]
+    assert snapshots.LOOKS * snapshots.REST < 1.0, "a program's loop waits for it"
+    monkeypatch.setattr(snapshots, "_let_rest", lambda: None)
+    snapshots.snapshots_of([top], kept.put, max_age=0)
+    assert snapshots._snapshots[top].unrested == 0
 
 
 @pytest.mark.parametrize("has_one_too", [False, True])
