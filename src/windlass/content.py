@@ -7,6 +7,7 @@ at random, sets of strings have another order in each process, and code knows th
 pickled a second time, into a hash instead of a message, with these differences taken out:
 
 * a set is the sorted digests of its members;
+* a type variable is its name and bounds, which cloudpickle numbers as well;
 * code is its instructions, constants and names, without file, lines and columns;
 * a function by value is its code, defaults, closure, attributes, and the globals that it names; a class by value its bases and what it has;
 * what goes by name is its name; a local module is the content of its snapshot; of installed ones, also those that the source of local ones
@@ -25,7 +26,7 @@ from functools import lru_cache
 from io import BytesIO
 from pickle import PickleBuffer
 from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from windlass import imports, snapshots
 from windlass.byvalue import ByValue, as_class, global_names, is_by_value
@@ -114,6 +115,10 @@ class _Content(ByValue):
         if isinstance(obj, CodeType):
             return _stands, _of_code(obj)
         reduced = super().reducer_override(obj)
+        if isinstance(obj, TypeVar):
+            # Its number goes; its bounds come after it, as they may name what it is of.
+            said = (obj.__bound__, obj.__constraints__, obj.__covariant__, obj.__contravariant__)
+            return _stands, ("TypeVar", obj.__name__), said
         if is_by_value(reduced):
             return _of_class(as_class(obj))
         return reduced

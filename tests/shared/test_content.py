@@ -21,7 +21,7 @@ from windlass.messages import ObjectName, ObjectRef
 from windlass.pickling import pack_call
 
 PROGRAM = """
-import dataclasses, enum, functools, json, sys
+import dataclasses, enum, functools, json, sys, typing
 import numpy as np
 from windlass.content import content_of, content_of_function
 
@@ -62,6 +62,17 @@ def cached(x):
 def outer(scale):
     return lambda x: x * scale
 
+T = typing.TypeVar("T")
+B = typing.TypeVar("B", bound="Point")
+C = typing.TypeVar("C", bound=Pair)
+Pair.kind = C
+
+@dataclasses.dataclass
+class Box(typing.Generic[T]):
+    value: T
+    def plus(self, other: typing.Union[int, T]):
+        return Box[T], typing.Union[int, B], C
+
 print(json.dumps([content.hex() if content else None for content in (
     content_of_function(again, ()),
     content_of_function(cached, ()),
@@ -70,6 +81,8 @@ print(json.dumps([content.hex() if content else None for content in (
     content_of_function(Point(3).other, ()),
     content_of_function(np.dot, ()),
     content_of([Point(3), Pair(2), {"s", "t", frozenset({"u", 1})}, Colour.RED, np.arange(100_000), b"b", "s", None]),
+    content_of_function(Box(3).plus, ()),
+    content_of([Box[int](3), Box]),
 )]))
 """
 
@@ -97,10 +110,11 @@ def test_contents_are_the_same_in_every_process_and_wherever_the_code_stands() -
         ("n + 1 if", "n + 2 if", {0, 3}),  # a helper's helper
         ("LIMIT = 3", "LIMIT = 4", {0, 3}),  # a global
         ('"delta"', '"epsilon"', {0, 3}),  # in a set
-        ("2 * self.a", "3 * self.a", {0, 3, 4, 6}),  # a property of a class that is reached
+        ("2 * self.a", "3 * self.a", {0, 3, 4, 6, 7, 8}),  # a property of a class that is reached
         ("outer(3)", "outer(4)", {2}),  # a closure
         ("depth=2", "depth=1", {3}),
         ("Point(3).other", "Point(4).other", {4}),
+        ('bound="Point"', 'bound="Pair"', {7, 8}),
         ("np.dot", "np.vdot", {5}),
         ("np.arange(100_000)", "np.arange(100_000)[::-1].copy()", {6}),
     ],
