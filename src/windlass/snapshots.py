@@ -66,8 +66,8 @@ LOOKS: Final = 3
 PAUSE_MOST: Final = 8.0
 
 _SKIPPED_FOLDERS: Final = frozenset({"__pycache__", "node_modules", "venv", "CVS"})
-#: What folders of other kinds to skip have in them.
-_MARKS: Final = (("pyvenv.cfg",), ("objects", "lock", "log"))
+#: How the log of a journal begins (`windlass.manager.journal`).
+_JOURNAL: Final = b"windlass journal "
 _SKIPPED_ENDS: Final = (".pyc", ".pyo", ".egg-info", ".dist-info", "~")
 _DATE: Final = (1980, 1, 1, 0, 0, 0)
 
@@ -407,7 +407,16 @@ def _walk(folder: str, inside: str, above: set[str]) -> Iterator[tuple[str, str]
 
 def _is_skipped(folder: str) -> bool:
     """A virtual environment; or a journal, or each result in it would make the package it is in another one."""
-    return any(all(os.path.exists(os.path.join(folder, name)) for name in marks) for marks in _MARKS)
+    if os.path.exists(os.path.join(folder, "pyvenv.cfg")):
+        return True
+    log = os.path.join(folder, "log")
+    if not os.path.isfile(log):
+        return False
+    try:
+        with open(log, "rb") as file:
+            return file.read(len(_JOURNAL)) == _JOURNAL
+    except OSError:
+        return False
 
 
 def _zipped(files: dict[str, tuple[str, int, int]]) -> tuple[bytes, str]:

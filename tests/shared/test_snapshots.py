@@ -25,6 +25,7 @@ import pytest
 import windlass
 from windlass import snapshots
 from windlass.errors import UsageError
+from windlass.manager.journal import _MAGIC
 from windlass.messages import ObjectName, ObjectRef
 from windlass.objects import content_name
 
@@ -159,14 +160,16 @@ def test_an_editable_install_is_local(write: Write, folder: Path, top: str, kept
 def test_a_package_goes_whole_without_caches_and_hidden_files(write: Write, folder: Path, top: str, kept: Kept) -> None:
     left_out = [".git/config", ".secret", "__pycache__/x.pyc", "venv/x.py", "env/pyvenv.cfg", "env/lib.py", "old.py~", "node_modules/a.js"]
     left_out += ["run.journal/lock", "run.journal/log", "run.journal/objects/b3-1"]
-    for name in ("__init__.py", "sub/__init__.py", "sub/deep.py", "data/table.csv", *left_out):
-        write(f"{top}/{name}", "")
+    like_one = ["sub/lock", "sub/log", "sub/objects/__init__.py"]  # as a journal has, and yet none
+    for name in ("__init__.py", "sub/__init__.py", "sub/deep.py", "data/table.csv", *like_one, *left_out):
+        write(f"{top}/{name}", _MAGIC.decode() if name == "run.journal/log" else "")
+    os.mkfifo(folder / top / "data" / "log")
     (folder / top / "link.py").symlink_to("sub/deep.py")
     (folder / top / "sub" / "circle").symlink_to("..", target_is_directory=True)
     (folder / top / "dangling").symlink_to("nowhere")
     (ref,) = snapshots.snapshots_of([top], kept.put)
     assert names_in(kept.archives[ref.name]) == [
-        f"{top}/{name}" for name in ("__init__.py", "data/table.csv", "link.py", "sub/__init__.py", "sub/deep.py")
+        f"{top}/{name}" for name in ("__init__.py", "data/table.csv", "link.py", "sub/__init__.py", "sub/deep.py", *like_one)
     ]
 
 
