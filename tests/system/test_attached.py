@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def test_the_next_life_goes_on_with_what_a_machine_ran_that_has_crashed(leaves_n
             assert said(crashed) == "submitted"
             until("it runs", (tmp_path / "began-one").exists)
             crashed.send_signal(signal.SIGSTOP)
-            [link] = manager._server.attachments.all_links()
+            [link] = manager._server.attachments.all_links()  # pyright: ignore[reportPrivateUsage]
             until("it has missed two", lambda: link.mute)
             (tmp_path / "journal" / "lock").unlink()
             with program(JOURNALED, tmp_path, "one") as again:
@@ -234,12 +235,16 @@ manager.close()
 def test_a_program_with_a_journal_that_leaves_in_order_loses_nothing_that_ends_meanwhile(home: Manager, tmp_path: Path) -> None:
     """What it is told of as it leaves gets into its journal, and the manager keeps the rest for its next life."""
     names = ("first", "small", "large")
+
+    def has_done(number: int) -> bool:
+        return bool(home.status()["calls"]["done"] == number)
+
     with program(LEAVES, tmp_path, 1) as leaving:
         (tmp_path / "go-first").touch()
         assert said(leaving) == "first"
         for number, name in enumerate(names[1:], 2):
             (tmp_path / f"go-{name}").touch()
-            until(f"{name} has ended", lambda number=number: home.status()["calls"]["done"] == number)
+            until(f"{name} has ended", partial(has_done, number))
         assert leaving.poll() is None, "it still writes the first one"
         (tmp_path / "disk").touch()
         leaving.wait()
