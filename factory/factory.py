@@ -25,8 +25,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NoReturn, Protocol, Self, cast, runtime_checkable
 
+from windlass import bygone
 from windlass.errors import UnknownName, UsageError, stays_here
-from windlass.factory.backend import Backend, PilotRequest, SharedQueries, Tag, Tickets, backend_class, backend_options, known_backends
+from windlass.factory.backend import (
+    Backend,
+    PilotRequest,
+    SharedBatch,
+    SharedQueries,
+    Tag,
+    Tickets,
+    backend_class,
+    backend_options,
+    known_backends,
+)
 from windlass.factory.config import GIVEN, Configuration, read_configuration
 from windlass.factory.container import container_of, image_of
 from windlass.factory.core import FactoryCore
@@ -238,6 +249,8 @@ class Factory:
             for kept, folder in zip(self._kept, self._folders, strict=True):
                 with contextlib.suppress(OSError):  # also where its pilots' folder is elsewhere: by this it is known whose they are
                     os.makedirs(self._pilot_file.parent / "pilots" / kept.name, mode=0o700, exist_ok=True)
+                    if isinstance(kept.backend, SharedBatch):
+                        bygone.expect(self._pilot_file.parent)
                 kept.backend.open(Tag(kept.name, self._pilot_file.parent.name), folder, _waker(kept))
                 opened.append(kept)
                 kept.port = self._open_port(kept)

@@ -422,7 +422,7 @@ def _sweep(managers: Path) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.read(descriptor, 1024).decode(errors="replace") == os.uname().nodename:
-                if _had_pilots(folder):
+                if bygone.is_expected(folder):
                     bygone.note(managers, folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError:
@@ -430,11 +430,6 @@ def _sweep(managers: Path) -> None:
         finally:
             os.close(descriptor)
             _remove_empty(folder)
-
-
-def _had_pilots(folder: Path) -> bool:
-    """Whether a factory has served this manager."""
-    return (folder / "pilots").is_dir()
 
 
 def _remove_empty(folder: Path) -> None:
@@ -466,7 +461,7 @@ def _close_quietly(server: Server, client: Client, store: ObjectStore, folder: P
     client.closed = client.closed or "the manager was closed"
     with contextlib.ExitStack() as ending:  # from the last to the first; Ctrl-C ends one step alone: nobody comes here again
         if not named:
-            if _had_pilots(folder):
+            if bygone.is_expected(folder):
                 ending.callback(bygone.note, folder.parent, folder.name)
             ending.callback(_remove_empty, folder)
         ending.callback(unlock, held)

@@ -16,6 +16,17 @@ from typing import Final
 
 #: Bytes of the file, beyond which the older half goes: some two thousand names.
 MOST_BYTES: Final = 64 << 10
+_MARK: Final = ".queued"
+
+
+def expect(folder: Path) -> None:
+    """The manager that has this folder gets pilots that may outlive it. Raises `OSError`."""
+    (folder / "pilots" / _MARK).touch(0o600)
+
+
+def is_expected(folder: Path) -> bool:
+    """Whether its name is worth noting."""
+    return (folder / "pilots" / _MARK).exists()
 
 
 def note(managers: Path, name: str) -> None:

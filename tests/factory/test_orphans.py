@@ -105,13 +105,16 @@ def test_a_manager_without_a_name_that_has_ended_is_known_to_have(tmp_path: Path
     """Its folder goes when it closes, or with the next manager where it was killed; its pilots may be in a queue."""
     monkeypatch.setenv("WINDLASS_STATE_DIR", str(tmp_path))
     with windlass.Manager() as closed, windlass.Factory(closed, "fake", cores=1) as factory:
+        bygone.expect(tmp_path / "managers" / closed.name)  # as one of Slurm does
         tag = Tag(factory.name, closed.name)
         assert state_of_manager(tag) is Presence.RUNNING
     assert state_of_manager(tag) is Presence.ENDED
     program = """
-    import os, sys, windlass
+    import os, pathlib, sys, windlass
+    from windlass import bygone
     manager = windlass.Manager()
     factory = windlass.Factory(manager, "fake", cores=1, folder=sys.argv[1]).start()
+    bygone.expect(pathlib.Path(os.environ["WINDLASS_STATE_DIR"], "managers", manager.name))
     print(factory.name, manager.name, flush=True)
     os.kill(os.getpid(), 9)
     """
