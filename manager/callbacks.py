@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from windlass import loops
+from windlass.errors import UsageError
 
 _LOGGER: Final = logging.getLogger("concurrent.futures")
 CallbackRunner = Callable[[Callable[[], object]], object]
@@ -88,3 +89,11 @@ def set_callback_runner(runner: CallbackRunner) -> CallbackRunner:
 def hand_over(work: Callable[[], object]) -> None:
     """Run ``work`` soon, on another thread."""
     _runner(work)
+
+
+def check_callback(fn: object) -> None:
+    """Raises `UsageError` for what cannot be told of an end."""
+    if not callable(fn):
+        raise UsageError(f"add_done_callback({fn!r}): give a function of one argument, the future, as in add_done_callback(print)")
+    if getattr(fn, "__module__", "") == "asyncio.tasks":  # it would be called on another thread, and its loop never wake
+        raise UsageError("asyncio.wait takes asyncio's own futures: write asyncio.wait([asyncio.wrap_future(future)]), or await the future")

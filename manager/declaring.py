@@ -204,11 +204,7 @@ class Declaring(ABC):
 
     def fetch_file(self, file: File) -> bytes:
         """The content of a file that a call has made, or will have; waits for that. Raises `FileUnavailable`; `UsageError` for others."""
-        if not isinstance(file, File) or not file.name.startswith(RESULT) or file.unmade:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise UsageError(
-                f"fetch_file({file!r}): only what calls make can be fetched, and a call that makes it must have been submitted"
-            )
-        return self._bring(file)
+        return self._made(f"fetch_file({file!r})", file)
 
     def save_file(self, file: File, path: str | os.PathLike[str]) -> None:
         """Write what a call has made, or will have made, to a path of this machine, whole or not at all; waits for that.
@@ -216,16 +212,23 @@ class Declaring(ABC):
         Raises as `fetch_file`, and `OSError`.
         """
         text = _path("save_file(..., path)", path)
-        data = self.fetch_file(file)
+        data = self._made(f"save_file({file!r}, ...)", file)
         part = f"{text}.{os.getpid()}-{threading.get_ident()}.part"
         try:
             with open(part, "wb") as opened:
                 opened.write(data)
             os.replace(part, text)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 os.unlink(part)
+            if isinstance(error, OSError) and error.filename == part:  # a name that nobody has given
+                raise type(error)(error.errno, error.strerror, text) from None
             raise
+
+    def _made(self, what: str, file: File) -> bytes:
+        if not isinstance(file, File) or not file.name.startswith(RESULT) or file.unmade:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"{what}: only what calls make can be fetched, and a call that makes it must have been submitted")
+        return self._bring(file)
 
     @abstractmethod
     def _bring(self, file: File) -> bytes:

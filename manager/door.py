@@ -374,14 +374,15 @@ class Door(Implicit, Declaring):
     def submit(self, call: Command) -> CallFuture[CommandResult]: ...
     @overload
     def submit(self, call: FunctionCall) -> CallFuture[Any]: ...
-    def submit(self, call: FunctionCall) -> CallFuture[Any]:
+    def submit(self, call: FunctionCall, *more: object) -> CallFuture[Any]:
         """Queue a call; its future.
 
         Raises `UnknownName` (library or function), `NotPicklable` (an argument), `NotPossible` (no pool can ever run it), `Closed`.
         """
-        if type(call) is not FunctionCall and not isinstance(call, FunctionCall):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if more or (type(call) is not FunctionCall and not isinstance(call, FunctionCall)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(
-                f"submit({call!r}): write submit(FunctionCall('library', 'function', arguments...)), or submit(Command('...'))"
+                f"submit({', '.join(map(repr, (call, *more)))}): write submit(FunctionCall('library', 'function', arguments...)), or "
+                "submit(Command('...')); of a function that is in no library submit_function(f, (arguments, ...))"
             )
         if self._client.closed:
             self._check_open()

@@ -38,7 +38,7 @@ import msgspec
 
 from windlass.errors import NotPicklable, UsageError
 from windlass.manager.call import Target
-from windlass.manager.callbacks import CallbackThread, hand_over, set_callback_runner
+from windlass.manager.callbacks import CallbackThread, check_callback, hand_over, set_callback_runner
 from windlass.manager.facts import CANCELLED, CANCELLED_AND_NOTIFIED, ENDED, FINISHED, PENDING, RUNNING, CallFacts
 from windlass.manager.keeping import bring_result, comes_from_afar
 from windlass.manager.reading import READERS
@@ -543,8 +543,7 @@ class CallFuture(CallFacts, Future[T]):
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call ``fn(future)`` when it has ended: on the callback thread, or here and now if it has ended already."""
-        if not callable(fn):
-            raise UsageError(f"add_done_callback({fn!r}): give a function of one argument, the future, as in add_done_callback(print)")
+        check_callback(fn)
         with self._own_lock():
             if self._state not in ENDED:
                 if self._callbacks is None:

@@ -364,7 +364,10 @@ def _read_port(port: object) -> int | tuple[int, int]:
         ends = tuple(cast("list[object]", port))
         if len(ends) == 2 and isinstance(ends[0], int) and isinstance(ends[1], int) and 1 <= ends[0] <= ends[1] <= 65535:
             return ends[0], ends[1]
-    raise UsageError(f"port={port!r}: write port=9123, port=0 for any free one, or port=(9000, 9100) for the first free one of a range")
+    hint = f"; a name is given as Manager(name={port!r})" if isinstance(port, str) and not port.isdigit() else ""
+    raise UsageError(
+        f"port={port!r}: write port=9123, port=0 for any free one, or port=(9000, 9100) for the first free one of a range{hint}"
+    )
 
 
 #: A folder without a lock, as another host may just be making one, is left alone for so long.

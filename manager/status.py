@@ -74,6 +74,8 @@ def status(
             "retried": core.failures.retried,
             "lost_attempts": core.failures.lost,
             "submitted": counters.submitted,
+            # What goes on for earlier lives is no call of this one.
+            "cores_of_earlier_lives": sum(worker.busy for worker in core.workers.values()),
         },
         "libraries": [_library(state) for state in core.libraries.values() if state.instances or state.waiting or not state.removed],
         "workers": [{**_worker(worker, now), "files": replicas.get(worker.id, 0)} for worker in core.workers.values()],
@@ -232,7 +234,7 @@ def _worker(worker: Worker, now: float) -> dict[str, Any]:
         "held": len(worker.calls),
         "connected": worker.connected,
         "draining": worker.draining,
-        "idle_seconds": 0.0 if worker.calls else max(0.0, now - worker.idle_since),
+        "idle_seconds": 0.0 if worker.calls or worker.busy else max(0.0, now - worker.idle_since),
         "seconds_left": worker.ends_at - now if worker.ends_at else None,
         "libraries": [{"name": one.spec.name, "slots": one.slots, "phase": one.phase.value} for one in worker.instances.values()],
     }

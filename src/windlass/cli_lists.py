@@ -33,7 +33,7 @@ CALLS_SHOWN: Final = 20
 
 def state_of_worker(row: Row) -> str:
     """What people call it."""
-    return "cut" if not row["connected"] else "draining" if row["draining"] else "busy" if row["held"] else "idle"
+    return "cut" if not row["connected"] else "draining" if row["draining"] else "busy" if row["held"] or row.get("busy_cores") else "idle"
 
 
 def state_of_library(row: Row) -> str:

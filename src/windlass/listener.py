@@ -327,6 +327,7 @@ class Listener:
                 # One whose time has just run out is about to leave anyway.
                 stranger = strangers.came(lambda: None if limit.expired() else limit.reschedule(loop.time()))
                 accepted.setblocking(False)
+                nearby.widen(accepted)
                 try:
                     wants_files = await asks_for_files(accepted)
                     strangers.spoke(stranger)

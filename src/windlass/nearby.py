@@ -16,6 +16,10 @@ import os
 import socket
 import struct
 from contextlib import ExitStack, suppress
+from typing import Final
+
+#: What is on its way in one direction at most; by default it would be 200 kB, three frames.
+BUFFER_BYTES: Final = 2 << 20
 
 
 def listening(manager: str, port: int) -> socket.socket | None:
@@ -36,10 +40,17 @@ def dialled(manager: str, port: int) -> socket.socket | None:
         sock = trouble.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         sock.setblocking(False)
         sock.connect(_name(manager, port))
+        widen(sock)
         if is_ours(sock):
             trouble.pop_all()
             return sock
     return None
+
+
+def widen(sock: socket.socket) -> None:
+    """Have it take as much at a time as one of TCP would: who writes a batch of results is not to wait until the other side reads."""
+    if sock.family == socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)  # the kernel gives what it allows
 
 
 def is_ours(sock: socket.socket) -> bool:

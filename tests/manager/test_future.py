@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 
+from windlass.errors import UsageError
 from windlass.manager import future as module
 from windlass.manager.future import CallbackThread, CallFuture
 from windlass.manager.reading import THREADS, Readers
@@ -404,6 +405,13 @@ class TestWithConcurrentFutures:
             else:
                 future.set_result(None)
         assert concurrent.futures.wait(mixed, timeout=20).done == set(mixed)
+
+    def test_asyncio_wait_which_would_never_wake_is_refused(self, future: CallFuture[Any]) -> None:
+        async def work() -> None:
+            await asyncio.wait([future])  # type: ignore[type-var]
+
+        with pytest.raises(UsageError, match=r"write asyncio.wait\(\[asyncio.wrap_future\(future\)\]\)"):
+            asyncio.run(work())
 
     def test_wrap_future_gives_the_result(self, future: CallFuture[Any], background: Background) -> None:
         async def main() -> Any:
