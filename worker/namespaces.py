@@ -19,6 +19,8 @@ from functools import wraps
 from typing import Any
 from weakref import WeakValueDictionary
 
+from windlass.pickling import NUMBER_PLACES
+
 #: Classes by number. The functions that have a class keep it.
 Namespace = WeakValueDictionary[str, Any]
 
@@ -30,8 +32,8 @@ def prepare() -> None:
     global _cloudpickle
     if _cloudpickle is None:
         _cloudpickle = importlib.import_module("cloudpickle.cloudpickle")
-        for make, number in (("_make_skeleton_class", 4), ("_make_skeleton_enum", 5)):
-            setattr(_cloudpickle, make, _looks_first(getattr(_cloudpickle, make), number))
+        for make, place in NUMBER_PLACES.items():
+            setattr(_cloudpickle, make, _looks_first(getattr(_cloudpickle, make), place))
 
 
 def in_use() -> Namespace:
@@ -46,12 +48,12 @@ def use(namespace: Namespace) -> None:
         _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID = namespace
 
 
-def _looks_first(make: Callable[..., type], number: int) -> Callable[..., type]:
-    """As `make`, but for a class that is there; ``number``: which of its arguments that is."""
+def _looks_first(make: Callable[..., type], place: int) -> Callable[..., type]:
+    """As `make`, but for a class that is there; ``place``: of the number among its arguments."""
 
     @wraps(make)
     def make_or_find(*arguments: Any) -> type:
-        known: type | None = in_use().get(arguments[number])
+        known: type | None = in_use().get(arguments[place])
         return make(*arguments) if known is None else known
 
     return make_or_find

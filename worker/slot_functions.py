@@ -32,7 +32,7 @@ import msgspec
 from windlass.coroutines import is_async
 from windlass.messages import FunctionDef, FunctionId
 from windlass.ownership import open_ours
-from windlass.worker import hoist, namespaces
+from windlass.worker import hoist, memory, namespaces
 from windlass.worker.namespaces import Namespace
 from windlass.worker.slotlink import Setup
 
@@ -41,7 +41,6 @@ FUNCTIONS_KEPT: Final = 256
 FUNCTION_BYTES_KEPT: Final = 64 << 20
 #: So many bytes more in a process that has loaded ever new functions may be what these have kept.
 GROWTH: Final = 128 << 20
-_PAGE: Final = os.sysconf("SC_PAGESIZE")
 
 #: A loaded function, and the variables of the context it takes: (parameter, its position or a large number, value).
 Loaded = tuple[Callable[..., Any], tuple[tuple[str, int, Any], ...]]
@@ -126,13 +125,13 @@ class SlotFunctions:
         return self.add(key, function, size)
 
     def _look_at_memory(self) -> None:
-        resident = _resident()
+        resident = memory.resident(os.getpid())
         if self._resident and resident - self._resident > GROWTH and len(self._others) > 1:
             for key in list(self._others):
                 self.forget(key)
             gc.collect()  # a function and its globals refer to each other
             _give_back()
-            resident = _resident()
+            resident = memory.resident(os.getpid())
         if not self._others:
             self._resident = resident
 
@@ -171,8 +170,3 @@ def _give_back() -> None:
         import ctypes
 
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _resident() -> int:
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[1]) * _PAGE

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from windlass.identity import write_private
+
 #: Bytes of the file, beyond which the older half goes: some two thousand names.
 MOST_BYTES: Final = 64 << 10
 _MARK: Final = ".queued"
@@ -40,10 +42,7 @@ def note(managers: Path, name: str) -> None:
         finally:
             os.close(descriptor)
         if size > MOST_BYTES:
-            kept = file.read_bytes()[-MOST_BYTES // 2 :].partition(b"\n")[2]
-            fresh = managers / f".gone-{os.getpid()}"
-            fresh.write_bytes(kept)
-            fresh.rename(file)
+            write_private(file, file.read_bytes()[-MOST_BYTES // 2 :].partition(b"\n")[2])
 
 
 def names(managers: Path) -> frozenset[str]:

@@ -17,7 +17,8 @@ Ids are drawn at random, so a result of an earlier life (a journal's) or of anot
 not know, though it may have the very class: `windlass.own_classes`.
 
 Not imported before something must go by value: cloudpickle takes a while. It has no types, and its parts used here are not public,
-though unchanged since its version 1.6; therefore they all stand in this module.
+though unchanged since its version 1.6; therefore they all stand in this module, but for its table of classes in slots, which do without
+this one (`windlass.worker.namespaces`).
 """
 
 from __future__ import annotations
@@ -40,9 +41,6 @@ _cloudpickle: Any = importlib.import_module("cloudpickle.cloudpickle")
 #: Where a code object's arguments have the name of its file, from Python 3.11 on; and those of what makes a class its namespace.
 _FILE_NAME: Final = 10
 _NAMESPACE: Final = 3
-#: And where the tracker id is, there and among those of what makes an Enum.
-_CLASS_NUMBER: Final = 4
-_ENUM_NUMBER: Final = 5
 #: At the end of a tracker id: its program has the class under its name.
 NAMED: Final = ":named"
 
@@ -261,29 +259,10 @@ def namesake(tracker: str, kind: Any) -> Any:
     return None
 
 
-def of_name(kind: Any) -> Any:
-    """What the class's module has under its name; None for nothing."""
-    found: Any = sys.modules.get(kind.__module__)
-    for part in kind.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
-#: What gives a class that was made its attributes.
-fill: Final[Callable[[Any, Any], Any]] = _cloudpickle._class_setstate
-
-
-def number_of(make: Any) -> int | None:
-    """Where the tracker id is among the arguments of what makes a class; None for everything else."""
-    if make is _cloudpickle._make_skeleton_class:
-        return _CLASS_NUMBER
-    return _ENUM_NUMBER if make is _cloudpickle._make_skeleton_enum else None
-
-
 def _number(kind: Any) -> None:
     """Give a class that its module has under its name a tracker id that says so."""
     by_class = _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
-    if kind not in by_class and of_name(kind) is kind:
+    if kind not in by_class and pickling.of_name(kind) is kind:
         with _cloudpickle._DYNAMIC_CLASS_TRACKER_LOCK:
             tracker = by_class.setdefault(kind, uuid4().hex + NAMED)
             _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID[tracker] = kind

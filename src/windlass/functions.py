@@ -85,7 +85,7 @@ def define(fn: Callable[..., Any], put: Put) -> Defined:
     Large definitions and snapshots go to ``put``, and are taken to stay there for as long as ``put`` (the object whose method it is) lives.
     Raises `UsageError` for what is no function, or a generator or async one, `NotPicklable` for one that cannot travel.
     """
-    kept = _kept.get(id(fn) if type(fn) is not MethodType else _key_of_method(fn))
+    kept = _kept.get(_key(fn))
     if kept is not None and not kept.is_of(fn):
         kept = None
     if kept is not None and kept.is_for(put) and kept.is_true(fn, put):
@@ -269,7 +269,7 @@ class _Kept:
     ) -> None:
         try:
             self.function: Callable[[], Any] = (
-                weakref.WeakMethod(fn, _forgetter(_key_of_method(fn))) if type(fn) is MethodType else weakref.ref(fn, _forgetter(id(fn)))
+                weakref.WeakMethod(fn, _forgetter(_key(fn))) if type(fn) is MethodType else weakref.ref(fn, _forgetter(_key(fn)))
             )
         except TypeError:
             if not pickling.is_named(fn):
@@ -310,8 +310,8 @@ class _Kept:
 _kept: dict[int | tuple[int, int], _Kept] = {}
 
 
-def _key_of_method(fn: Any) -> tuple[int, int]:
-    return id(fn.__self__), id(fn.__func__)
+def _key(fn: Any) -> int | tuple[int, int]:
+    return (id(fn.__self__), id(fn.__func__)) if type(fn) is MethodType else id(fn)
 
 
 def _owner(put: Put) -> Any:
@@ -338,7 +338,7 @@ def _keep(fn: Any, look: Look, defined: Defined, code: tuple[ObjectRef, ...], pu
             del _kept[next(iter(_kept))]
         except (KeyError, RuntimeError, StopIteration):
             break  # another thread was quicker
-    _kept[id(fn) if type(fn) is not MethodType else _key_of_method(fn)] = kept
+    _kept[_key(fn)] = kept
 
 
 # ---------------------------------------------------------------- source lines

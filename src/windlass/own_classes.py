@@ -14,11 +14,13 @@ a function or in a loop, would not be told apart.
 from __future__ import annotations
 
 from enum import EnumType
+from functools import partial
 from io import BytesIO
 from pickle import Unpickler
 from typing import Any
 
 from windlass import byvalue, snapshots
+from windlass.pickling import NUMBER_PLACES, of_name
 
 
 def defined(tracker: str, blob: bytes) -> Any:
@@ -54,20 +56,20 @@ class _Reader(Unpickler):
 
     def find_class(self, module: str, name: str, /) -> Any:
         found = super().find_class(module, name)
-        number = byvalue.number_of(found)
-        if number is None:
-            return self._fill if found is byvalue.fill else found
+        if module != "cloudpickle.cloudpickle":
+            return found
+        if name in NUMBER_PLACES:
+            return partial(self._make, found, NUMBER_PLACES[name])
+        return partial(self._fill, found) if name == "_class_setstate" else found
 
-        def make(*arguments: Any) -> Any:
-            known = byvalue.known(arguments[number])
-            if known is None:
-                known = self.made[arguments[number]] = found(*arguments)
-            return known
+    def _make(self, make: Any, place: int, *arguments: Any) -> Any:
+        known = byvalue.known(arguments[place])
+        if known is None:
+            known = self.made[arguments[place]] = make(*arguments)
+        return known
 
-        return make
-
-    def _fill(self, kind: Any, state: Any) -> Any:
-        return byvalue.fill(kind, state) if any(kind is one for one in self.made.values()) else kind
+    def _fill(self, fill: Any, kind: Any, state: Any) -> Any:
+        return fill(kind, state) if any(kind is one for one in self.made.values()) else kind
 
 
 def _candidate(number: str, kind: Any) -> Any:
@@ -75,7 +77,7 @@ def _candidate(number: str, kind: Any) -> Any:
         return None
     if snapshots.on_worker:
         return byvalue.namesake(number, kind)
-    own = byvalue.of_name(kind)
+    own = of_name(kind)
     return own if isinstance(own, type) else None
 
 

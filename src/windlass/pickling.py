@@ -66,6 +66,8 @@ _BUFFERS: Final = frozenset({bytes, bytearray})
 #: What `functools.lru_cache` makes; pickle takes it for a function, by name.
 CACHED: Final = type(lru_cache(int))
 _MAINS: Final = frozenset({"__main__", "__mp_main__"})
+#: Where cloudpickle's functions that make a class by value have its number, by which it is known, among their arguments.
+NUMBER_PLACES: Final = {"_make_skeleton_class": 4, "_make_skeleton_enum": 5}
 
 
 # ---------------------------------------------------------------- calls
@@ -376,20 +378,18 @@ def shared_generator(obj: object) -> tuple[ModuleType, str] | None:
 def is_named(obj: Any) -> bool:
     """True when a function or class is found again under its module and qualified name, and not in ``__main__``."""
     module_name = getattr(obj, "__module__", None)
-    if module_name is None or module_name in _MAINS:
-        return False
-    found: Any = sys.modules.get(module_name)
-    if found is None:
-        return False
+    return module_name is not None and module_name not in _MAINS and of_name(obj) is obj
+
+
+def of_name(obj: Any) -> Any:
+    """What its module has under the qualified name of a function or class; None for nothing."""
     try:
-        name = obj.__qualname__
-        if "." not in name:
-            return getattr(found, name) is obj
-        for part in name.split("."):
+        found: Any = sys.modules[obj.__module__]
+        for part in obj.__qualname__.split("."):
             found = getattr(found, part)
-    except AttributeError:
-        return False
-    return found is obj
+    except (AttributeError, KeyError):
+        return None
+    return found
 
 
 def _by_value(file: BytesIO, homes: bool, buffer_callback: Callable[[PickleBuffer], bool] | None) -> Any:

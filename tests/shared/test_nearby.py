@@ -5,26 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.shared.test_transport import Peer, Shell, at, hello, listening, until
+from tests.shared.test_transport import LIMIT, Peer, Shell, at, hello, listening, run, until
 
 from windlass import nearby
 from windlass.identity import WORKER, Authority
 from windlass.listener import Listener
-
-LIMIT = 30.0
-
-
-def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def limited() -> None:
-        async with asyncio.timeout(3 * LIMIT):
-            await work()
-
-    asyncio.run(limited())
 
 
 @pytest.fixture(scope="module")
