@@ -52,7 +52,7 @@ from windlass.messages import (
     SubmitCalls,
     View,
 )
-from windlass.objects import ObjectStore
+from windlass.object_store import ObjectStore
 
 log = logging.getLogger("windlass.manager")
 

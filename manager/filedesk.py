@@ -21,7 +21,7 @@ from windlass.manager.core import Core
 from windlass.manager.programs import SHIFT
 from windlass.manager.sources import Sources
 from windlass.messages import RESULT, FetchFile, FileBrought, FileName, FileOrigin, FileRef, FilesForgotten, Message, WorkerId
-from windlass.objects import ObjectStore
+from windlass.object_store import ObjectStore
 
 
 class FileDesk:

@@ -68,7 +68,8 @@ from windlass.messages import (
     SubmitCalls,
     Welcome,
 )
-from windlass.objects import ObjectStore, content_name, map_object
+from windlass.object_store import ObjectStore
+from windlass.objects import content_name, map_object
 from windlass.ownership import same_host
 from windlass.store_folders import default_store_folder
 from windlass.transport import Port
@@ -80,6 +81,8 @@ _SUBMIT_BYTES: Final = 256 << 10
 _ANSWER_SECONDS: Final = 10.0
 #: Between two looks whether anybody has come who runs this program's calls.
 _ADVICE_SECONDS: Final = 1.0
+#: Seconds between looks for memory that is not used again, while there is any.
+_SWEEP_SECONDS: Final = 5.0
 
 
 class Line:
@@ -109,6 +112,7 @@ class Line:
         self._keep = False
         self._advice = Advice()
         self._looks = False
+        self._sweeping = False
         self.manager = connection.manager
         self._name = name
         self._file = connection
@@ -319,6 +323,14 @@ class Line:
         flush()
         if not self._looks:
             self._look_for_means()
+        if not self._sweeping:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Memory of results that were let go of goes back to the system after a while."""
+        self._sweeping = self.store.sweep()
+        if self._sweeping:
+            asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
 
     def _look_for_means(self) -> None:
         """Tell the program whose calls wait that nobody is there to run them: its manager's log may be far away."""
@@ -507,6 +519,10 @@ class AttachedStore:
             self._line.inbox.put(("client", ReleaseObjects((ObjectName(name),))))
         except Closed:
             pass  # and with the session all that was its
+
+    def sweep(self) -> bool:
+        """As `ObjectStore.sweep`."""
+        return self._local is not None and self._local.sweep()
 
     def close(self) -> None:
         """Remove what is left here."""

@@ -50,7 +50,7 @@ from windlass.messages import (
     Status,
     Welcome,
 )
-from windlass.objects import ObjectStore
+from windlass.object_store import ObjectStore
 from windlass.runs import run_name, write_run
 from windlass.spooling import SpoolingStore
 from windlass.store_folders import default_spool_folder, default_store_folder, default_store_limit

@@ -76,7 +76,7 @@ from windlass.messages import (
     Status,
     Welcome,
 )
-from windlass.objects import ObjectStore
+from windlass.object_store import ObjectStore
 
 log = logging.getLogger("windlass.manager")
 
@@ -315,6 +315,7 @@ class Server:
         self.core.tick(now)
         self._act()
         self.workers.close_given_up()
+        self.store.sweep()
         self.attachments.tell_means(now)
         self.viewing.look(now)
         if self.core.calls or self.factories or self.attachments.programs.working:

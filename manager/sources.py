@@ -25,7 +25,7 @@ from windlass.messages import FileName, FileOrigin, GetFile, WorkerId
 
 if TYPE_CHECKING:
     from windlass.fileserver import ServedFile
-    from windlass.objects import ObjectStore
+    from windlass.object_store import ObjectStore
 
 
 class Sources:

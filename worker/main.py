@@ -393,6 +393,7 @@ class Worker:
         held += self._earlier.held if self._earlier is not None else 0
         if self._libraries is not None and self._supply is not None:
             held += self._supply.pushing
+            self._supply.store.sweep()
             starting = self._libraries.starting
             if held and self._life.asks_oldest:
                 oldest = self._libraries.oldest(now)

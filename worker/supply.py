@@ -46,7 +46,8 @@ from windlass.messages import (
     Serving,
     Welcome,
 )
-from windlass.objects import FULL, ObjectStore
+from windlass.object_store import ObjectStore
+from windlass.objects import FULL
 from windlass.ownership import NotOurs, require_ours
 from windlass.store_folders import default_store_folder, default_store_limit, remove_dead_folders
 from windlass.worker.file_locks import keep_from_cleaners

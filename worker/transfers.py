@@ -30,7 +30,7 @@ from windlass.errors import ConnectionRefused, StoreFull, WindlassError
 from windlass.messages import BAD_CALL, DIED, CallEnd, EndDetail, ObjectName, ObjectRef
 
 if TYPE_CHECKING:
-    from windlass.objects import ObjectStore
+    from windlass.object_store import ObjectStore
 
 #: Seconds between attempts while the manager cannot be reached.
 FIRST_PAUSE: Final = 0.1

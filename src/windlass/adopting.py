@@ -13,7 +13,7 @@ from windlass.blocking import in_thread
 from windlass.messages import ObjectRef
 
 if TYPE_CHECKING:
-    from windlass.objects import ObjectStore
+    from windlass.object_store import ObjectStore
 
 #: Adopting a file of more bytes than this is left to a thread: where links are not possible it is a copy.
 LONG_COPY: Final = 1 << 20

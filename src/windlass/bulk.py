@@ -38,7 +38,7 @@ from windlass.passing import may_pass
 if TYPE_CHECKING:
     from windlass.dataplane import DataServer
     from windlass.incoming import Incoming
-    from windlass.objects import ObjectStore
+    from windlass.object_store import ObjectStore
 
 log = logging.getLogger("windlass.dataplane")
 

@@ -58,7 +58,7 @@ from windlass.transport import dial, read_afresh
 
 if TYPE_CHECKING:
     from windlass.incoming import Incoming
-    from windlass.objects import ObjectStore
+    from windlass.object_store import ObjectStore
 
 log = logging.getLogger("windlass.dataplane")
 

@@ -12,12 +12,15 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from windlass.objects import ObjectStore, create, failed, write_all
+from windlass.objects import create, failed, may_have_room, write_all
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Buffer
 
     from windlass.messages import ObjectRef
+    from windlass.object_store import ObjectStore
 
 
 class Incoming:
@@ -43,11 +46,8 @@ class Incoming:
             else:
                 import mmap
 
-                try:
-                    # A hole in a full tmpfs would end the process with SIGBUS at the first write into it.
-                    os.posix_fallocate(self._descriptor, 0, self.size)
-                except OSError as error:
-                    raise failed(self._path, self.size, error) from error
+                # A hole in a full tmpfs would end the process with SIGBUS at the first write into it.
+                self._have_room(lambda: os.posix_fallocate(self._descriptor, 0, self.size))
                 self._view = memoryview(mmap.mmap(self._descriptor, self.size))
         return self._view
 
@@ -56,13 +56,26 @@ class Incoming:
         count = memoryview(chunk).nbytes
         if self.received + count > self.size:
             raise ValueError(f"object {self.name} was announced with {self.size} bytes and has more; it is not kept")
-        try:
-            write_all(self._descriptor, chunk)
-        except OSError as error:
-            raise failed(self._path, self.size, error) from error
+        self._have_room(lambda: self._append(chunk))
         if self._hasher is not None:
             self._hasher.update(chunk)
         self.received += count
+
+    def _append(self, chunk: Buffer) -> None:
+        os.lseek(self._descriptor, self.received, os.SEEK_SET)  # a part of it may have been written
+        write_all(self._descriptor, chunk)
+
+    def _have_room(self, work: Callable[[], None]) -> None:
+        """Do what needs room, once more if there is room to be made. Raises `StoreFull`, `OSError`."""
+        try:
+            try:
+                work()
+            except OSError as error:
+                if not may_have_room(os.fspath(self._store.folder), error):
+                    raise
+                work()
+        except OSError as error:
+            raise failed(self._path, self.size, error) from error
 
     def commit(self) -> ObjectRef:
         """Keep the object. Raises `ValueError`, and keeps nothing, when size or content are not what the name says."""

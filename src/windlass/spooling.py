@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from windlass.errors import StoreFull
 from windlass.messages import ObjectName, ObjectRef
-from windlass.objects import FULL, ObjectStore, content_name
+from windlass.object_store import ObjectStore
+from windlass.objects import FULL, content_name
 
 if TYPE_CHECKING:
     import os
@@ -139,6 +140,10 @@ class SpoolingStore(ObjectStore):
 
     def names(self) -> list[ObjectName]:
         return super().names() + (self._spool.names() if self._spool is not None else [])
+
+    def sweep(self) -> bool:
+        more = super().sweep()
+        return (self._spool is not None and self._spool.sweep()) or more
 
     def close(self) -> None:
         super().close()

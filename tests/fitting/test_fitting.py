@@ -19,7 +19,7 @@ from windlass.fitting import Runner
 from windlass.functions import look_at
 from windlass.manager.buffers import KnownBuffers, known_here
 from windlass.messages import ObjectRef
-from windlass.objects import ObjectStore
+from windlass.object_store import ObjectStore
 
 
 def uses_statistics(values: Any) -> Any:

@@ -48,7 +48,8 @@ from windlass.messages import (
     Welcome,
     WorkerInfo,
 )
-from windlass.objects import ObjectStore, content_name
+from windlass.object_store import ObjectStore
+from windlass.objects import content_name
 from windlass.session import heard_by, said_by
 from windlass.transport import connect, dial
 

@@ -34,7 +34,7 @@ from windlass.manager.executor import Executor
 from windlass.manager.future import CallFuture
 from windlass.manager.mapping import WINDOW_LEAST, WINDOW_MOST, MapResults, in_chunks
 from windlass.messages import CANCELLED, RAISED, RETURNED, CallDone, CallEnd, CallId, CallOptions
-from windlass.objects import ObjectStore
+from windlass.object_store import ObjectStore
 
 
 class Threads:

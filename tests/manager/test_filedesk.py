@@ -14,7 +14,7 @@ from windlass.identity import Authority
 from windlass.manager.core import Core
 from windlass.manager.filedesk import FileDesk
 from windlass.messages import RESULT, FileBrought, FileName, FileOrigin, FileRef, Message, Resources, WorkerId, WorkerInfo
-from windlass.objects import ObjectStore
+from windlass.object_store import ObjectStore
 
 W = WorkerId("w1")
 REF = FileRef(FileName(f"{RESULT}{0:032x}"), 5, "made", "workflow")

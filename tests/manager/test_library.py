@@ -18,7 +18,7 @@ import pytest
 from windlass.errors import UnknownName, UsageError
 from windlass.manager.library import Library
 from windlass.messages import MAX_FRAME_BYTES, ImportSpec, InstanceId, LibrarySpec, Resources, StartLibrary
-from windlass.objects import ObjectStore
+from windlass.object_store import ObjectStore
 
 
 def double(x: float) -> float:
@@ -255,7 +255,7 @@ class TestSpec:
             import sys
             from pathlib import Path
             from windlass.manager.library import Library
-            from windlass.objects import ObjectStore
+            from windlass.object_store import ObjectStore
             def double(x):
                 return 2 * x
             store = ObjectStore(Path(sys.argv[1]), 1 << 30)

@@ -16,7 +16,7 @@ from windlass.manager.filedesk import FileDesk
 from windlass.manager.libraries import LibraryState
 from windlass.manager.means import EXACT_MOST, ToldMeans
 from windlass.messages import KeepCalls, LibraryId, Means, Message, PoolName, PoolOffer, PoolReport, Resources, WorkerId, WorkerInfo
-from windlass.objects import ObjectStore
+from windlass.object_store import ObjectStore
 from windlass.session import encode_one
 
 GB = 10**9

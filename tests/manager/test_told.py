@@ -48,7 +48,7 @@ from windlass.messages import (
     WorkerId,
     WorkerInfo,
 )
-from windlass.objects import ObjectStore
+from windlass.object_store import ObjectStore
 
 LIB = LibraryId("lib@1")
 F = FunctionId(b"f" * 16)

@@ -24,7 +24,7 @@ from windlass.links import Link
 from windlass.listener import Listener
 from windlass.manager.sources import Sources
 from windlass.messages import PROTOCOL, FileName, FileOrigin, GetFile, Hello, Refused, Welcome, WorkerId
-from windlass.objects import ObjectStore
+from windlass.object_store import ObjectStore
 from windlass.session import Session, encode_one, said_by
 from windlass.transport import dial
 from windlass.worker.peers import PeerDoor

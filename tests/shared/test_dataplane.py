@@ -27,7 +27,8 @@ from windlass.incoming import Incoming
 from windlass.links import Link
 from windlass.listener import KEEPALIVE, Listener
 from windlass.messages import PROTOCOL, Hello, ObjectName, ObjectRef, Refused, Welcome
-from windlass.objects import ObjectStore, content_name
+from windlass.object_store import ObjectStore
+from windlass.objects import content_name
 
 LIMIT = 20.0
 

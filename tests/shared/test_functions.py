@@ -35,7 +35,7 @@ from windlass.coroutines import is_async
 from windlass.errors import NotPicklable, UsageError
 from windlass.functions import Defined, define, pack_context
 from windlass.messages import OUT_OF_BAND_BYTES, FunctionDef, LibrarySpec, ObjectRef
-from windlass.objects import ObjectStore
+from windlass.object_store import ObjectStore
 
 FACTOR: Any = 2
 TABLE: Any = [1]
@@ -786,7 +786,7 @@ def test_a_script_can_define_its_functions_and_run_elsewhere(tmp_path: Path, sto
             from pathlib import Path
             import msgspec
             from windlass.functions import define
-            from windlass.objects import ObjectStore
+            from windlass.object_store import ObjectStore
             import beside
             BASE = 100
             class Thing:

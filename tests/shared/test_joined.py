@@ -14,7 +14,8 @@ from hypothesis import strategies
 from windlass import joined
 from windlass.joined import join, join_most
 from windlass.messages import OUT_OF_BAND_BYTES, ObjectName, Part
-from windlass.objects import ObjectStore, write_results
+from windlass.object_store import ObjectStore
+from windlass.objects import write_results
 from windlass.pickling import pack_call, pack_result, unpack_call
 
 VALUES = strategies.recursive(

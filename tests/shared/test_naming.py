@@ -13,7 +13,8 @@ import pytest
 from windlass import objects
 from windlass.errors import StoreFull
 from windlass.naming import Naming, Seen
-from windlass.objects import LARGE_BYTES, ObjectStore, content_name
+from windlass.object_store import ObjectStore
+from windlass.objects import LARGE_BYTES, content_name
 from windlass.spooling import SpoolingStore
 
 SIZE = LARGE_BYTES + 12_345

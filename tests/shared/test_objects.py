@@ -17,7 +17,8 @@ import pytest
 
 from windlass import store_folders
 from windlass.errors import StoreFull, WindlassError
-from windlass.objects import ObjectStore, content_name, map_object, open_in, write_results
+from windlass.object_store import ObjectStore
+from windlass.objects import content_name, map_object, open_in, write_results
 from windlass.ownership import NotOurs, same_host
 
 NOBODY = 65534
@@ -115,7 +116,7 @@ BRIEFLY = """
 import resource, sys
 from pathlib import Path
 from windlass import descriptors
-from windlass.objects import ObjectStore
+from windlass.object_store import ObjectStore
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 store = ObjectStore(Path(sys.argv[1]))

@@ -33,7 +33,8 @@ from windlass import pickling
 from windlass.commands import CommandResult
 from windlass.errors import NotPicklable, RemoteError, RemoteTraceback, SlotDied, StoreFull
 from windlass.messages import OUT_OF_BAND_BYTES, ObjectRef
-from windlass.objects import ObjectStore, write_results
+from windlass.object_store import ObjectStore
+from windlass.objects import write_results
 
 BIG = OUT_OF_BAND_BYTES
 

@@ -13,7 +13,8 @@ import pytest
 
 from windlass.bulk import receive
 from windlass.incoming import Incoming
-from windlass.objects import LARGE_BYTES, ObjectStore, content_name
+from windlass.object_store import ObjectStore
+from windlass.objects import LARGE_BYTES, content_name
 
 SIZES = [1, 700_000, LARGE_BYTES, LARGE_BYTES + 3_000_001]
 

@@ -29,7 +29,7 @@ from windlass.identity import WORKER, Authority, Identity, context_for, read_con
 from windlass.links import Link
 from windlass.listener import Listener
 from windlass.messages import PROTOCOL, FileName, FileRef, FileSource, Hello, Refused, Welcome
-from windlass.objects import ObjectStore
+from windlass.object_store import ObjectStore
 from windlass.session import decode_answer
 from windlass.trees import scan
 from windlass.worker.arrivals import Arrival, Arrived, CannotKeep

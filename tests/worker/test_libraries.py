@@ -31,7 +31,8 @@ from windlass.messages import (
     StartLibrary,
     StopLibrary,
 )
-from windlass.objects import ObjectStore, content_name
+from windlass.object_store import ObjectStore
+from windlass.objects import content_name
 from windlass.worker import transfers
 from windlass.worker.backlog import Backlog
 from windlass.worker.gpus import Gpus

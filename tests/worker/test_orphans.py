@@ -34,7 +34,7 @@ from windlass.messages import (
     StartLibrary,
     WorkerDraining,
 )
-from windlass.objects import ObjectStore
+from windlass.object_store import ObjectStore
 from windlass.session import encode_one
 from windlass.worker.backlog import Backlog
 from windlass.worker.gpus import Gpus

@@ -27,7 +27,7 @@ from windlass.messages import (
     ObjectRef,
     PushFile,
 )
-from windlass.objects import ObjectStore
+from windlass.object_store import ObjectStore
 from windlass.worker import cache_entries, supply
 from windlass.worker.backlog import Backlog
 from windlass.worker.slotlink import kept_folder

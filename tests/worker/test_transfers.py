@@ -12,7 +12,8 @@ import pytest
 from windlass.bulk import NotNow, ObjectGone
 from windlass.errors import ConnectionRefused
 from windlass.messages import BAD_CALL, DIED, RETURNED, CallEnd, CallId, ObjectName, ObjectRef
-from windlass.objects import ObjectStore, write_results
+from windlass.object_store import ObjectStore
+from windlass.objects import write_results
 from windlass.worker import transfers
 from windlass.worker.transfers import REFUSALS, TransferFailed, Transfers
 

@@ -71,7 +71,7 @@ from windlass.messages import (
     WorkerDraining,
     WorkerReport,
 )
-from windlass.objects import ObjectStore
+from windlass.object_store import ObjectStore
 from windlass.store_folders import named_folders
 from windlass.worker.guardian import VARIABLE
 from windlass.worker.shortcut import PLACES
