@@ -78,7 +78,7 @@ class Dispatch(Recalls):
                     looked = state.tried == self.structure and state.instances and state.spec.id in self._starved
                     if state.waiting and not looked:
                         self._find_slots(state, now)
-                if state.running and state.idle and not state.waiting:
+                if state.loaded and state.running and state.idle and not state.waiting:
                     self._recall(state, now, patient=True)
                 if state.removed and not state.waiting and not state.running:
                     self._uninstall(state, now)

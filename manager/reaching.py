@@ -99,6 +99,8 @@ class Reach:
 
     def pump(self, now: float) -> None:
         """Time has passed."""
+        if not self._alone:
+            return
         over: Iterable[WorkerId] = [who for who, until in self._alone.items() if now >= until]
         for who in over:
             del self._alone[who]

@@ -465,15 +465,12 @@ class Server:
                 await asyncio.sleep(WRITE_AGAIN_SECONDS)
 
     def _act(self) -> None:
-        """Carry out what the core has decided."""
+        """Carry out what the core has decided. What has ended is told first, as a program may be waiting for just that."""
         core = self.core
+        self._tell_ends()
         core.pump(self.now())
+        self._tell_ends()
         client = self.client
-        done = core.take_done()
-        if done:
-            done = self.attachments.take_theirs(done, self.now())
-            if client is not None:
-                client.note(done)  # before anything is sent, which acknowledges what was received
         links = self.workers.links
         for worker, messages in core.take_outbox().items():
             link = links.get(worker)
@@ -486,10 +483,16 @@ class Server:
         )
         while core.late_objects:
             self.store.discard(core.late_objects.pop().name)
-        if done and client is not None:
-            client.deliver_noted(done)
         if core.demand_changed and self.factories.here:
             self.factories.tell_demand()
+
+    def _tell_ends(self) -> None:
+        """Before anything is sent, which acknowledges what was received: ends must be in a journal by then."""
+        done = self.core.take_done()
+        if done:
+            done = self.attachments.take_theirs(done, self.now())
+            if self.client is not None:
+                self.client.deliver(done)
 
     def _port_opened(self, port: LocalPort) -> None:
         if port.role == "factory":

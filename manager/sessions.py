@@ -22,6 +22,7 @@ from windlass.manager.client import Client
 from windlass.manager.core import Core
 from windlass.manager.filedesk import FileDesk
 from windlass.messages import (
+    CallsEnded,
     CallsReturned,
     CertificateIssued,
     CertificateRequest,
@@ -98,6 +99,8 @@ class WorkerSessions:
 
     def _said(self, worker: WorkerId, link: Link, batch: list[Message]) -> None:
         for message in batch:
+            if type(message) is CallsEnded:  # nearly all, and the core's alone
+                continue
             if isinstance(message, FileHere | FileFailed):
                 self._files.sources.done(worker, message.name)
             elif isinstance(message, OrphansHeld | OrphansEnded):

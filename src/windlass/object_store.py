@@ -247,7 +247,8 @@ class ObjectStore:
             self._closed = True
             self._entries.clear()
             self._evictable.clear()
-            self.used = 0
+            self._idle.clear()
+            self.used = self._idle_bytes = 0
         import shutil
 
         shutil.rmtree(self._text, ignore_errors=True)
