@@ -66,7 +66,8 @@ def serve(name: str, port: int, *, listen: str = "", idle_timeout: float = 0.0, 
 
     if ready >= 0:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    for number in ending_signals():
+    # The script of a job becomes this process, so what Slurm warns pilots with before the walltime is over comes here.
+    for number in (*ending_signals(), signal.SIGUSR1):
         signal.signal(number, told)
     with manager:
         log.info("manager %s serves at port %d as process %d", name, manager.port, os.getpid())

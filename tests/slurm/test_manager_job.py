@@ -14,7 +14,7 @@ import pytest
 
 from windlass import Factory, FunctionCall, attach
 from windlass.cli import main
-from windlass.errors import Rejected, Unreachable, UsageError
+from windlass.errors import Closed, Rejected, Unreachable, UsageError
 from windlass.factory.backend import JobId, PilotRequest
 from windlass.factory.slurm import SlurmBackend
 from windlass.manager_job import of_one_job, submit_manager
@@ -95,6 +95,17 @@ def test_one_that_has_ended_by_itself_has_ended(slurm: SlurmCluster, until: Unti
     assert "ended" in capsys.readouterr().out
     assert main(["manager", "stop", "short"]) == 2
     assert "does not answer: it has ended" in capsys.readouterr().err
+
+
+def test_the_warning_that_its_walltime_is_nearly_over_ends_it_in_order(slurm: SlurmCluster, until: Until) -> None:
+    """Its script asks for that signal as those of pilots do, and becomes the manager: a program hears of it at once."""
+    assert main(["manager", "start", "warned", "--in", "slurm", "--walltime", "30min"]) == 0
+    with attach("warned") as manager:
+        future = manager.submit_function(double, (1,))
+        slurm.run("scancel", "--signal=USR1", "--batch", live(slurm)[0].split()[0])
+        with pytest.raises(Closed, match="signal SIGUSR1"):
+            future.result(30)
+    until("its job has ended", lambda: not live(slurm))
 
 
 def test_an_interrupt_removes_the_job(slurm: SlurmCluster, until: Until) -> None:

@@ -602,16 +602,17 @@ def test_it_outlives_the_logout_of_who_started_it(detached: str) -> None:
 
 
 @pytest.mark.usefixtures("hears_hangups")
-def test_in_the_foreground_it_ends_in_order_with_its_terminal(leaves_nothing_running: None) -> None:
-    """Its programs are told why, at once."""
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_in_the_foreground_it_ends_in_order_with_its_terminal_or_job(number: signal.Signals, leaves_nothing_running: None) -> None:
+    """Its programs are told why, at once. SIGUSR1 is what Slurm sends to a job before its walltime is over."""
     words = [sys.executable, "-m", "windlass", "manager", "start", "shown", "--foreground"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
         assert running.stdout is not None
         assert running.stdout.readline().startswith(b"manager shown serves")
         with attach("shown") as manager:
             future = manager.submit_function(double, (1,))
-            running.send_signal(signal.SIGHUP)
-            with pytest.raises(Closed, match="signal SIGHUP"):
+            running.send_signal(number)
+            with pytest.raises(Closed, match=f"signal {number.name}"):
                 future.result(10)
         assert running.wait(30) == 0
 
