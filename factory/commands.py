@@ -17,7 +17,6 @@ import os
 import selectors
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,11 +61,18 @@ def run_command(
     limit: int = OUTPUT_LIMIT,
 ) -> Ran:
     """Run ``command`` with ``text`` on its stdin, for ``timeout`` seconds at most. Raises OSError when it cannot be started."""
-    with tempfile.TemporaryFile() as stdin:  # a pipe would have to be fed beside the reading
+    # A pipe would have to be fed beside the reading, and a folder for temporary files may go with the login that it was made for.
+    with open(os.memfd_create("windlass-stdin", os.MFD_CLOEXEC), "w+b") as stdin:
         stdin.write(text.encode())
         stdin.seek(0)
         process = subprocess.Popen(
-            command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(env), start_new_session=True
+            command,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(env),
+            cwd=None if _is_somewhere() else "/",
+            start_new_session=True,
         )
     with process:
         try:
@@ -76,6 +82,15 @@ def run_command(
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+def _is_somewhere() -> bool:
+    """The folder that this process works in is there; some commands refuse to work in one that is not."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def _watch(process: subprocess.Popen[bytes], timeout: float, stop_at: bytes, limit: int) -> Ran:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,22 @@ def test_more_output_than_is_kept_is_read_and_dropped() -> None:
 def test_a_command_that_is_not_there_is_an_error_of_the_system() -> None:
     with pytest.raises(FileNotFoundError):
         run_command(["/no/such/command"], env={}, timeout=1)
+
+
+def test_no_folder_for_temporary_files_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a login goes with the login, while a program may go on for days."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert run_command(["/bin/cat"], env={}, timeout=20, text="script").stdout == "script"
+
+
+def test_a_command_works_in_a_folder_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sbatch refuses all where its folder was removed, as a job's scratch is when that ends."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert run_command(["/bin/pwd", "-P"], env={}, timeout=20).stdout == f"{folder}\n"
+    folder.rmdir()
+    assert run_command(["/bin/pwd", "-P"], env={}, timeout=20).stdout == "/\n"
 
 
 def test_variables_that_change_answers_are_taken_out() -> None:
