@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 The *limit* is the least of what was asked for the pilot (``--memory``), the limits of the cgroups that the worker is in (v1 and
-v2, each level up to the root), a finite RLIMIT_AS, and the node's memory. A slot's *share* is what its library asks per slot,
-else the limit divided by the slots.
+v2, each level up to the root), and the node's memory. RLIMIT_AS is not among them: each process has that for itself, and a call
+that comes to it raises MemoryError. A slot's *share* is what its library asks per slot, else the limit divided by the slots.
 
 What a slot uses is the proportional set size (PSS) of it and of all processes below it: pages that slots share with their
 zygote count once in sum. PSS costs milliseconds per large process (``smaps_rollup`` walks its page tables), so it is read only
@@ -100,14 +100,6 @@ def parse_limit(text: str) -> int:
     return value if value < UNLIMITED else 0
 
 
-def parse_rlimit(text: str) -> int:
-    """The soft RLIMIT_AS in the text of ``/proc/self/limits``; 0: none."""
-    for line in text.splitlines():
-        if line.startswith("Max address space"):
-            return parse_limit(line[len("Max address space") :].split()[0])
-    return 0
-
-
 def parse_table(text: str) -> dict[str, int]:
     """Lines ``name value`` (memory.stat, memory.events, memory.oom_control) and ``name: value kB`` (meminfo, smaps_rollup)."""
     table: dict[str, int] = {}
@@ -151,10 +143,9 @@ def smallest(limits: Iterable[int]) -> int:
 
 
 def read_limit(asked: int, groups: Sequence[Cgroup]) -> int:
-    """The worker's limit: the least of `asked` (0: not), the cgroups', RLIMIT_AS and the node's memory."""
-    address_space = parse_rlimit(read_text("/proc/self/limits"))
+    """The worker's limit: the least of `asked` (0: not), the cgroups' and the node's memory."""
     physical = parse_table(read_text("/proc/meminfo")).get("MemTotal", 0)
-    return smallest([asked, physical, address_space, *(parse_limit(read_text(group.limit_file)) for group in groups)])
+    return smallest([asked, physical, *(parse_limit(read_text(group.limit_file)) for group in groups)])
 
 
 def cgroup_excess(groups: Sequence[Cgroup]) -> float:

@@ -95,12 +95,12 @@ def test_tables_of_proc_and_cgroups_are_in_bytes() -> None:
     assert parse_table("00400000-7ffd4 ---p 00000000 00:00 0  [rollup]\nPss:  12 kB\n")["Pss"] == 12 << 10
 
 
-def test_the_limit_on_address_space_is_read_from_proc() -> None:
-    """An ``ulimit -v`` of the batch system counts; none is none."""
-    line = "Max address space         {0}            {0}            bytes\n"
-    assert memory.parse_rlimit("Limit  Soft Limit\n" + line.format("2147483648")) == 2 * GIB
-    assert memory.parse_rlimit(line.format("unlimited")) == 0
-    assert memory.parse_rlimit("") == 0
+def test_a_limit_of_each_process_is_none_of_them_all() -> None:
+    """An ``ulimit -v`` of a login node, which Slurm hands on, is not what all slots of a pilot may have together."""
+    code = "from windlass.worker import memory; print(memory.read_limit(0, []))"
+    limited = ["sh", "-c", 'ulimit -S -v 1000000 && exec "$@"', "sh", sys.executable, "-c", code]
+    told = subprocess.run(limited, capture_output=True, text=True, check=True).stdout
+    assert int(told) == memory.parse_table(memory.read_text("/proc/meminfo"))["MemTotal"] > 1000000 << 10
 
 
 def test_the_least_limit_counts() -> None:
