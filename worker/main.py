@@ -198,7 +198,7 @@ class Worker:
         info = WorkerInfo(
             self._host,
             os.getpid(),
-            Resources(float(self._cores), self._limit, len(self._gpu_ids)),
+            Resources(float(self._cores), memory.offered(self._limit, self._options.memory, os.environ), len(self._gpu_ids)),
             self._gpu_ids,
             PoolName(self._options.pool),
             PilotId(self._options.pilot),

@@ -6,6 +6,10 @@ The *limit* is the least of what was asked for the pilot (``--memory``), the lim
 v2, each level up to the root), and the node's memory. RLIMIT_AS is not among them: each process has that for itself, and a call
 that comes to it raises MemoryError. A slot's *share* is what its library asks per slot, else the limit divided by the slots.
 
+What the batch system has *granted* bounds which calls come here, and ends none: one that holds jobs to it by a cgroup has set
+the limit with that, others put a job on hold or only count on it, and what they grant to who has asked for nothing may be less
+than Python needs.
+
 What a slot uses is the proportional set size (PSS) of it and of all processes below it: pages that slots share with their
 zygote count once in sum. PSS costs milliseconds per large process (``smaps_rollup`` walks its page tables), so it is read only
 when the resident sizes (``statm``, microseconds), whose sum is never below the sum of PSS, come to `LOOK_SHARE` of the limit or
@@ -146,6 +150,27 @@ def read_limit(asked: int, groups: Sequence[Cgroup]) -> int:
     """The worker's limit: the least of `asked` (0: not), the cgroups' and the node's memory."""
     physical = parse_table(read_text("/proc/meminfo")).get("MemTotal", 0)
     return smallest([asked, physical, *(parse_limit(read_text(group.limit_file)) for group in groups)])
+
+
+def granted(environ: Mapping[str, str]) -> int:
+    """What the batch system has given this job of its node's memory; 0: it does not say."""
+    found: list[int] = []
+    for line in read_text(environ.get("_CONDOR_MACHINE_AD", "")).splitlines():
+        name, _, value = (part.strip() for part in line.partition("="))
+        if name.lower() == "memory" and value.isdigit():
+            found.append(int(value))
+    if "SLURMD_NODENAME" in environ:  # what stands in a shell's environment beside an allocation is of that one's nodes
+        node, cpu, cpus = (
+            int(word) if (word := environ.get(name, "")).isdigit() else 0
+            for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE")
+        )
+        found.append(node or cpu * cpus)
+    return smallest(found) << 20
+
+
+def offered(limit: int, asked: int, environ: Mapping[str, str]) -> int:
+    """The memory by which calls are placed on a worker with this limit; who has `asked` for some (0: not) knows what there is."""
+    return limit if asked else smallest([limit, granted(environ)])
 
 
 def cgroup_excess(groups: Sequence[Cgroup]) -> float:

@@ -72,7 +72,7 @@ def _node() -> dict[str, Any]:
 
     found: dict[str, Any] = {
         "cores": node.own_cores(),
-        "memory": memory.read_limit(0, memory.own_cgroups()),
+        "memory": memory.offered(memory.read_limit(0, memory.own_cgroups()), 0, os.environ),
         "imports": importcost.note(importcost.own_cost()),
     }
     try:

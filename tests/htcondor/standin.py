@@ -383,8 +383,10 @@ class StandIn:
         if job.transfers:
             executable = str(shutil.copy(executable, str(job.scratch)))
         (job.scratch / ".job.ad").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in job.ad.items()))
+        (job.scratch / ".machine.ad").write_text(f"Memory = {job.ad['RequestMemory']}\n")
         env = dict(pair.split("=", 1) for pair in job.words.get("environment", "").strip('"').split() if "=" in pair)
-        env |= {"_CONDOR_SCRATCH_DIR": str(job.scratch), "_CONDOR_JOB_AD": str(job.scratch / ".job.ad"), "BATCH_SYSTEM": "HTCondor"}
+        env |= {"_CONDOR_SCRATCH_DIR": str(job.scratch), "BATCH_SYSTEM": "HTCondor"}
+        env |= {f"_CONDOR_{kind.upper()}_AD": str(job.scratch / f".{kind}.ad") for kind in ("job", "machine")}
         env |= {name: value for name, value in os.environ.items() if name == "WINDLASS_TEST_MARK"}
         log = job.scratch / "_condor_stdout" if job.transfers else Path(job.words.get("output", "/dev/null"))
         with log.open("wb") as out:

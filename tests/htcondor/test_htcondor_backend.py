@@ -50,6 +50,8 @@ def test_a_programs_calls_run_on_pilots_without_shared_files(schedd: Any, tmp_pa
         future = manager.submit(windlass.FunctionCall("lib", "where"))
         package, sandbox = future.result(timeout=60)
         assert package.startswith(sandbox)
+        # What was not asked for is what the schedd puts in its place, and not all that the node has.
+        assert [worker["memory"] for worker in manager.status()["workers"]] == [64 << 20]
 
 
 def test_a_programs_calls_run_in_an_environment_that_travels(schedd: Any, tmp_path: Path, packed_environment: Path) -> None:

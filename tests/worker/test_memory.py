@@ -111,6 +111,34 @@ def test_the_least_limit_counts() -> None:
     assert memory.read_limit(1 << 20, memory.own_cgroups()) == 1 << 20
 
 
+@pytest.mark.parametrize(
+    ("environ", "mib"),
+    [
+        ({"SLURMD_NODENAME": "n1", "SLURM_MEM_PER_CPU": "1000", "SLURM_CPUS_ON_NODE": "4"}, 4000),
+        ({"SLURMD_NODENAME": "n1", "SLURM_MEM_PER_NODE": "8000", "SLURM_MEM_PER_CPU": "1000", "SLURM_CPUS_ON_NODE": "4"}, 8000),
+        ({"SLURMD_NODENAME": "n1", "SLURM_MEM_PER_NODE": "0", "SLURM_CPUS_ON_NODE": "4"}, 0),  # all that the node has
+        ({"SLURM_MEM_PER_NODE": "8000"}, 0),
+        ({"SLURMD_NODENAME": "n1", "SLURM_MEM_PER_NODE": "much"}, 0),
+        ({}, 0),
+    ],
+)
+def test_what_slurm_has_granted_is_what_it_says_on_the_node(environ: dict[str, str], mib: int) -> None:
+    """Not all sites have a cgroup for it. In a shell of salloc on a login node the same variables say nothing of that."""
+    assert memory.granted(environ) == mib << 20
+
+
+def test_what_htcondor_has_granted_is_in_the_ad_of_the_slot(tmp_path: Path) -> None:
+    """On glideins, and wherever it does not run as root, there is no cgroup, and a job that takes more is held."""
+    ad = tmp_path / ".machine.ad"
+    ad.write_text('Machine = "n1"\nTotalSlotMemory = 256000\nMemory = 2048\nMemoryUsage = undefined\n')
+    environ = {"_CONDOR_MACHINE_AD": str(ad)}
+    assert memory.granted(environ) == 2 * GIB
+    assert (memory.offered(GIB, 0, environ), memory.offered(8 * GIB, 0, environ), memory.offered(GIB, 0, {})) == (GIB, 2 * GIB, GIB)
+    assert memory.offered(8 * GIB, 8 * GIB, environ) == 8 * GIB, "as was said"
+    ad.write_text("Memory = undefined\n")
+    assert memory.granted(environ) == memory.granted({"_CONDOR_MACHINE_AD": str(tmp_path / "gone")}) == 0
+
+
 def test_far_below_the_limit_nobody_is_ended() -> None:
     """However much over its share a slot is: memory that nobody needs may be used."""
     assert choose([usage(1, 5, 1)], 5 * GIB, 10 * GIB) is None

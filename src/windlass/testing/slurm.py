@@ -67,7 +67,7 @@ SelectTypeParameters=CR_CPU_Memory
 SlurmdParameters=config_overrides
 SchedulerType=sched/backfill
 PreemptType=preempt/partition_prio
-DefMemPerCPU=100
+DefMemPerCPU={share}
 GresTypes=gpu
 InactiveLimit=0
 ReturnToService=2
@@ -158,7 +158,10 @@ class SlurmCluster:
         listening = "CommunicationParameters=NoCtldInAddrAny,NoInAddrAny" if address == "127.0.0.1" else ""
         controller, *ports = free_ports(1 + len(self.nodes))
         user = pwd.getpwuid(os.getuid()).pw_name
-        text = [CONF.format(host=host, address="127.0.0.1", user=user, port=controller, listening=listening, folder=self.folder)]
+        share = max(1, memory // cpus)  # of a core: workers have what their jobs are granted
+        text = [
+            CONF.format(host=host, address="127.0.0.1", user=user, port=controller, listening=listening, folder=self.folder, share=share)
+        ]
         text += [f"{name}={value}\n" for name, value in {**DEFAULTS, **lines}.items()]
         for node, port in zip(self.nodes, ports, strict=True):
             where = f"NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
