@@ -308,18 +308,26 @@ class FactoryCore:
         self.fleet.nodes_learned.clear()
         once: set[str] = set()
         for pilot in self.fleet.pilots.values():
-            if pilot.phase is Phase.HELD and not pilot.charge and not pilot.served:
-                pilot.charge = f"held: {pilot.reason}"
-                # What was started before and is held now, was not held for what it asks: several at once are one misfortune of the site's.
-                if pilot.restart and pilot.reason in once:
-                    continue
-                once |= {pilot.reason} if pilot.restart else set()
-                self.history.died_at_start(pilot.node, pilot.charge, pilot.made_at, now)
+            if pilot.phase is Phase.HELD and not pilot.charge:
+                self._count_hold(pilot, once, now)
         late = [] if self.away else [p for p in self.fleet.pilots.values() if p.phase is Phase.RUNNING and not p.served and not p.charge]
         for pilot in late:
             if now - pilot.since >= self.pool.hello_timeout:
                 pilot.charge = f"{pilot.job} ran for {now - pilot.since:.0f} s without connecting"
                 self.history.died_at_start(pilot.node, pilot.charge, pilot.made_at, now)
+
+    def _count_hold(self, pilot: Pilot, once: set[str], now: float) -> None:
+        """A pilot is held. ``once``: the reasons that have been counted together."""
+        pilot.charge = pilot.held
+        if pilot.served:
+            if not pilot.asked:
+                self.history.was_held(pilot.held, _of(pilot.word, pilot.node), pilot.made_at, now, lasted=pilot.lasted(now))
+            return
+        # What was started before and is held now, was not held for what it asks: several at once are one misfortune of the site's.
+        if not pilot.restart or pilot.reason not in once:
+            self.history.died_at_start(pilot.node, pilot.charge, pilot.made_at, now)
+        if pilot.restart:
+            once.add(pilot.reason)
 
     def take_endings(self) -> list[Ending]:
         """Pilots that have ended since the last time; the shell adds last words, where these are telling, and gives them to `ended`."""
@@ -555,4 +563,8 @@ class FactoryCore:
 
 
 def _told(ending: Ending, reason: str) -> str:
-    return f"pilot {ending.pilot}{f' on {ending.node}' if ending.node else ''}: {reason}"
+    return f"{_of(ending.pilot, ending.node)}: {reason}"
+
+
+def _of(pilot: PilotId, node: str) -> str:
+    return f"pilot {pilot}{f' on {node}' if node else ''}"

@@ -162,11 +162,16 @@ class FakeCluster:
         """The next ``times`` commands of this kind (submit, query, cancel) fail so."""
         self._faults.setdefault(command, []).extend([(fault, text)] * times)
 
-    def hold(self, job: JobId, reason: str = "held by a test") -> None:
-        """A queued job will not start by itself."""
+    def hold(self, job: JobId, reason: str = "held by a test") -> list[Todo]:
+        """A queued job will not start by itself; one that runs is stopped, and neither."""
         found = self.jobs[job]
-        assert found.state is Listed.QUEUED, f"{job} is {found.state}"
+        assert found.state in (Listed.QUEUED, Listed.RUNNING), f"{job} is {found.state}"
+        todo: list[Todo] = []
+        if found.state is Listed.RUNNING:
+            self.free[found.node] += found.cores
+            todo.append(Kill(job, found.restart))
         found.state, found.reason = Listed.HELD, reason
+        return todo
 
     def preempt(self, job: JobId, now: float, *, requeue: bool = True, notice: float | None = None) -> list[Todo]:
         """Another job takes its place: it is ended, and queued again under the same id unless ``requeue=False``.

@@ -22,10 +22,11 @@ row is.  A connection does not end this row: a pilot does that has begun since, 
 does time.  While others serve well some nodes are at fault, not the pool: if nodes can be avoided, the wait is a minute at most then, and
 there is no probe.
 
-*Taken* are pilots that others cancelled (an administrator, a rule of the site) before they had served for `LASTED` seconds, and those that
-lost their node before they served.  In a row they are followed by waits of 0, 1, 5, 15 min and by no pause, as nobody here knows when that
-ends.  One counts only if it was submitted since the last one that did: what is taken together, or bit by bit, is one, and only replacements
-that are taken as well make a row.  Half an hour without any ends it.
+*Taken* are pilots that others cancelled (an administrator, a rule of the site) or held before they had served for `LASTED` seconds, and
+those that lost their node before they served. (One that is held before it served died at start: that is as often as not for what the pool
+asks.) In a row they are followed by waits of 0, 1, 5, 15 min and by no pause, as nobody here knows when that ends.  One counts only if it
+was submitted since the last one that did: what is taken together, or bit by bit, is one, and only replacements that are taken as well make
+a row.  Half an hour without any ends it.
 
 *Black-hole nodes* end pilots at once and so get the next ones, and the next.  A node with two in a row is avoided for an hour,
 and each node counts once in its row, so that one bad node does not pause a pool (but a pilot that was submitted to keep away from it, and
@@ -165,6 +166,8 @@ class History:
     takes: Row = field(default_factory=Row)
     taken_at: float = -math.inf
     taken: str = ""
+    #: Why a pilot that had served was last held.
+    held: str = ""
     #: A submission may not be larger than this; 0: no limit.
     batch_cap: int = 0
     #: Single pilots in a row that were too many although the pool had none.
@@ -295,6 +298,13 @@ class History:
         if self.takes.count > 1:  # one may be the user's own doing
             self.failure = text
 
+    def was_held(self, why: str, whose: str, made_at: float, now: float, *, lasted: bool) -> None:
+        """A pilot that was submitted at ``made_at`` is held and had served. What holds it, as a limit on memory, may hold the next."""
+        self.held, text = why, f"{whose}: {why}"
+        if not lasted:
+            self.was_taken(text, made_at, now)
+        self.failure = text
+
     def died_at_start(self, node: str, text: str, made_at: float, now: float) -> None:
         """A pilot that was submitted at ``made_at`` ended before it served."""
         self.failure = text
@@ -338,7 +348,7 @@ class History:
             (self._blocked_wait, f"no node that fits is left beside those that programs have blocked ({', '.join(self.blocked)})"),
             (self.starts.wait, f"{self.start_failures} pilots in a row ended before they served"),
             (self.troubles.wait, f"{self.in_trouble} ({self.trouble})"),
-            (self.takes.wait, f"its pilots are cancelled by others, or lose their nodes at the start ({self.taken})"),
+            (self.takes.wait, f"its pilots are cancelled or held by others, or lose their nodes at the start ({self.taken})"),
         )
         until, why = max(waits, key=lambda wait: wait[0])
         return (until, why) if until > now else (now, "")

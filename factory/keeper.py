@@ -21,6 +21,7 @@ import contextlib
 import logging
 import math
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -129,6 +130,7 @@ class Kept:
     deaths: int = 0
     troubles: int = 0
     takes: int = 0
+    held: str = ""
 
     def __post_init__(self) -> None:
         self.asked = self.core.pool
@@ -383,6 +385,11 @@ class Keeper:
         if history.troubles.count and not kept.troubles:
             log.warning("%s: a node cannot serve: %s; others are tried, and it again now and then", kept.name, history.trouble)
         if history.takes.count > 1 >= kept.takes:
-            log.warning("%s: pilots are cancelled, and not by the factory: %s; others follow, ever more seldom", kept.name, history.taken)
+            log.warning(
+                "%s: pilots are cancelled or held, and not by the factory: %s; others follow, ever more seldom", kept.name, history.taken
+            )
+        if (held := re.sub(r"\d+", "", history.held)) != kept.held:  # how much memory it was is another number each time
+            kept.held = held
+            log.warning("%s: a pilot that served is %s; such are removed, and replaced", kept.name, history.held)
         kept.said, kept.deaths, kept.troubles = history.paused, history.start_failures, history.troubles.count
         kept.takes = history.takes.count

@@ -150,6 +150,8 @@ class Pilot:
     started_at: float = math.inf
     node: str = ""
     reason: str = ""
+    #: Why it is held, as far as is known: how the batch system calls the end that follows says nothing.
+    held: str = ""
     #: Where its output is; "": nobody can say.
     log: str = ""
     connected: bool = False
@@ -159,7 +161,7 @@ class Pilot:
     draining: bool = False
     #: It has served, and the manager does not know it any more: it was silent for too long, or it is about to end.
     forgotten: bool = False
-    #: Its death at start has been counted, for this reason; "": it has not.
+    #: What it came to has been counted, for this reason; "": it has not.
     charge: str = ""
     running_calls: int = 0
     #: Idle for so long when the manager last spoke, and when that was: it speaks when something changes.
@@ -197,6 +199,10 @@ class Pilot:
             if after in (Phase.RUNNING, Phase.SERVING):
                 self.started_at = min(self.started_at, now)
         return True
+
+    def lasted(self, now: float) -> bool:
+        """It has served for so long that its end says nothing of the next one."""
+        return self.served and now - self.served_at >= LASTED
 
     def ran(self, now: float) -> float:
         """Seconds that this incarnation has run, as far as is known."""
@@ -333,6 +339,10 @@ class Fleet:
         pilot.node = state.node or pilot.node
         pilot.log = state.log or pilot.log
         pilot.reason = state.reason
+        if state.listed is Listed.HELD:
+            pilot.held = f"held: {state.reason}"
+        elif state.listed in (Listed.QUEUED, Listed.RUNNING):
+            pilot.held = ""
         event = EVENT_OF[state.listed]
         if event is Event.LISTED_ENDED:
             self._end(pilot, event, state.reason, state.cause, state.exit_status, now)
@@ -350,7 +360,7 @@ class Fleet:
         pilot.started_at = math.inf
         cancelling = pilot.phase is Phase.CANCELLING
         pilot.restart, pilot.connected, pilot.served, pilot.draining, pilot.running_calls = restart, False, False, False, 0
-        pilot.forgotten, pilot.charge, pilot.served_at = False, "", -math.inf  # that was the incarnation before
+        pilot.forgotten, pilot.charge, pilot.held, pilot.served_at = False, "", "", -math.inf  # that was the incarnation before
         if not cancelling:
             pilot.phase, pilot.since, pilot.asked, pilot.node = Phase.QUEUED, now, False, ""
 
@@ -369,8 +379,7 @@ class Fleet:
             blameless = pilot.found or blocked or bool(self.blocked and not pilot.node)
         # It may have been connected for so short a time that the manager never told.
         troubled = exit_status == CANNOT_SERVE and not asked
-        lasted = pilot.served and now - pilot.served_at >= LASTED
-        taken = not asked and ((cause is Cause.CANCELLED and not lasted) or (cause is Cause.NODE and not pilot.served))
+        taken = not asked and ((cause is Cause.CANCELLED and not pilot.lasted(now)) or (cause is Cause.NODE and not pilot.served))
         failed = not (blameless or troubled)
         self._over(pilot, words, cause, exit_status, now, failed=failed, gone=True, troubled=troubled, taken=taken)
         del self.pilots[pilot.job]
@@ -392,7 +401,7 @@ class Fleet:
             Ending(
                 pilot.job,
                 pilot.word,
-                reason,
+                pilot.held or reason,
                 pilot.node,
                 pilot.made_at,
                 failed,

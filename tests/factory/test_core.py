@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from windlass.factory.backend import (
 )
 from windlass.factory.core import Cancel, FactoryCore, Query, Release, Submit
 from windlass.factory.fake import FakeCluster, Fault, Terminate, Todo
+from windlass.factory.history import LASTED
 from windlass.factory.pilots import BLOCKED, LEFT, Phase
 from windlass.factory.pool import PoolConfig
 from windlass.messages import CANNOT_SERVE, Demand, PilotId, PilotSeen, PoolName, PoolReport, Resources, Shape
@@ -422,7 +424,7 @@ def test_pilots_that_others_cancel_come_ever_more_seldom(make_pool: MakePool) ->
     assert 5 <= len(sim.submissions) <= 9
     assert sim.core.history.paused == ""
     waits_for = sim.core.history.submit_after(sim.now)[1]
-    assert waits_for.startswith("its pilots are cancelled by others, or lose their nodes at the start (pilot ")
+    assert waits_for.startswith("its pilots are cancelled or held by others, or lose their nodes at the start (pilot ")
     assert [ended.failed for report in sim.reports for ended in report.ended if ended.failed] == []
     sim.run(1500)
     assert sim.cluster.alive == 10
@@ -550,6 +552,37 @@ def test_held_pilots_are_removed_and_count_as_dead_at_start(make_pool: MakePool)
     assert sim.core.history.failure == "held: launch failed requeued held"
     sim.run(300)
     assert sim.cluster.alive == 1
+
+
+def test_pilots_that_are_held_soon_after_they_serve_come_ever_more_seldom_and_tell_why(make_pool: MakePool) -> None:
+    """As where they take more memory than they asked for: they were replaced at once, all night, and nobody was told of it."""
+    sim = simulation(make_pool(max_pilots=2))
+    sim.calls = 8
+    waits_for: set[str] = set()
+    for _ in range(720):
+        for job in list(sim.cluster.jobs.values()):
+            if job.state is Listed.RUNNING and sim.now - job.started_at >= HELLO + 60.0:
+                sim.cluster.hold(job.job, "memory usage exceeded request_memory (hold code 102)")
+        sim.tick(5.0)
+        waits_for.add(sim.core.history.submit_after(sim.now)[1].partition(" (pilot ")[0])
+    assert 5 <= len(sim.submissions) <= 9
+    assert sim.core.history.paused == ""
+    assert re.fullmatch(r"pilot \S+ on n\d+: held: memory usage exceeded request_memory \(hold code 102\)", sim.core.history.failure)
+    assert waits_for == {"", "its pilots are cancelled or held by others, or lose their nodes at the start"}
+    ended = [one for report in sim.reports for one in report.ended]
+    assert len(ended) == len({one.pilot for one in ended}) >= 8
+    assert {(one.reason, one.failed) for one in ended} == {("held: memory usage exceeded request_memory (hold code 102)", False)}
+
+
+def test_a_pilot_that_is_held_after_it_has_served_for_long_is_replaced_at_once_and_tells_why(make_pool: MakePool) -> None:
+    sim = simulation(make_pool(max_pilots=1))
+    sim.calls = 4
+    sim.run(LASTED + 120.0)
+    [job] = sim.cluster.jobs
+    sim.cluster.hold(job, "job exceeded its allowed duration (hold code 46)")
+    sim.run(60)
+    assert (sim.submissions, sim.core.history.takes.count) == ([1, 1], 0)
+    assert sim.core.history.failure == f"pilot {job} on n1: held: job exceeded its allowed duration (hold code 46)"
 
 
 def test_a_pilot_that_never_says_hello_is_ended_and_counted(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -879,7 +912,7 @@ class AnyWeather(RuleBasedStateMachine):
     @rule(data=st.data())
     def held(self, data: st.DataObject) -> None:
         job = self._pick(data)
-        if job is not None and self.sim.cluster.jobs[job].state is Listed.QUEUED:
+        if job is not None and self.sim.cluster.jobs[job].state in (Listed.QUEUED, Listed.RUNNING):
             self.sim.cluster.hold(job)
             self.sim.tick()
 

@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from windlass.errors import Rejected, UnknownName, Unreachable, UsageError
 from windlass.factory.backend import JobId, NotNow, PilotRequest
 from windlass.factory.factory import Factory
-from windlass.factory.fake import FakeBackend, FakeCluster, Fault
+from windlass.factory.fake import FakeBackend, FakeCluster, Fault, Todo
 from windlass.factory.local import LocalBackend
 from windlass.factory.service import dry_run
 from windlass.messages import Demand, Goodbye, Leave, PilotId, PilotSeen, PoolName, ReleasePilots, Resources, Shape
@@ -36,6 +37,10 @@ def some(waiting: int, *pilots: PilotSeen, running: int = 0) -> Demand:
 
 def connected(word: str, pool: str = "p", *, running: int = 0, idle: float = 0.0) -> PilotSeen:
     return PilotSeen(PoolName(pool), PilotId(word), True, running, idle, False, Resources(1.0))
+
+
+def held(pilot: str, why: str) -> Callable[[FakeCluster, float], Sequence[Todo]]:
+    return lambda cluster, _: cluster.hold(JobId(pilot), why)
 
 
 def the_pilot(factory: Factory, manager: Any) -> str:
@@ -169,6 +174,25 @@ def test_the_first_pilot_that_dies_at_start_is_told_with_its_last_words(
         assert warnings[0].startswith(f"{factory.name}: a pilot ended before it served: ")
         assert "exit status 1: ModuleNotFoundError: windlass" in warnings[0]
         assert "paused after 3 in a row" in warnings[0]
+
+
+def test_that_a_pilot_is_held_after_it_has_served_is_told(manager: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Its calls may have been at fault, and the next pilots come to the same. Told once for each reason, whatever its numbers."""
+    backend = FakeBackend(processes=False)
+    with Factory(manager, backend, pool="p", name="watched") as factory:
+        for used in (2100, 2200):
+            manager.tell(some(1))
+            pilot = the_pilot(factory, manager)
+            backend.advance(1.0)
+            manager.tell(some(1, connected(pilot)))
+            manager.wait_until(lambda: manager.counts == {"serving": 1})
+            why = f"{used} MB used (hold code 102)"
+            backend.act(held(pilot, why))
+            manager.tell(some(1, msgspec.structs.replace(connected(pilot), connected=False)))
+            manager.wait_until(lambda pilot=pilot: pilot in [ended.pilot for ended in manager.ended])
+            assert manager.ended[-1].reason == f"held: {why}"
+    warnings = [record.getMessage() for record in caplog.records if "that served" in record.getMessage()]
+    assert warnings == ["watched: a pilot that served is held: 2100 MB used (hold code 102); such are removed, and replaced"]
 
 
 def test_a_python_that_is_not_there_pauses_the_pool_at_once(manager: Any) -> None:

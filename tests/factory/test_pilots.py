@@ -106,6 +106,26 @@ def test_a_pilot_whose_session_was_given_up_is_not_counted_on_until_it_is_back(f
     assert fleet.pilots[A].coming
 
 
+def test_one_that_was_held_ends_for_that_reason_whoever_removed_it(fleet: Fleet, seen: MakeSeen) -> None:
+    """Its calls are told of it: that the factory removed it would say nothing."""
+    fleet.seen([seen("a")], 1.0)
+    fleet.seen([seen("a", connected=False)], 2.0)
+    fleet.listed([state(A, Listed.HELD, reason="memory usage exceeded request_memory (hold code 102)")], 3.0)
+    assert fleet.pilots[A].phase is Phase.HELD
+    fleet.asked([A], Event.CANCELLED, 3.0)
+    fleet.listed([state(A, Listed.ENDED, reason="removed by the factory", cause=Cause.CANCELLED)], 4.0)
+    [ending] = fleet.endings
+    assert ending.reason == "held: memory usage exceeded request_memory (hold code 102)"
+    assert not ending.failed
+
+
+def test_one_that_was_held_and_let_go_again_ends_for_its_own_reason(fleet: Fleet) -> None:
+    fleet.listed([state(A, Listed.HELD, reason="somebody holds it")], 1.0)
+    fleet.listed([state(A, Listed.QUEUED)], 2.0)
+    fleet.listed([state(A, Listed.ENDED, reason="TIMEOUT", cause=Cause.WALLTIME)], 4.0)
+    assert fleet.endings[0].reason == "TIMEOUT"
+
+
 def test_ending_may_be_the_end_or_the_queue_again(fleet: Fleet) -> None:
     fleet.listed([state(A, Listed.RUNNING)], 1.0)
     fleet.listed([state(A, Listed.ENDING)], 2.0)
