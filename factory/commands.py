@@ -13,6 +13,7 @@ The caller's thread waits; it is the factory's, never the program's.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import selectors
 import signal
@@ -22,9 +23,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from windlass import descriptors
+
 #: Bytes of stdout and of stderr that are kept: a line per pilot, for a hundred thousand pilots.
 OUTPUT_LIMIT: Final = 32 << 20
 _CHUNK: Final = 1 << 16
+#: A shell's exit status where a command is there, and cannot be started: its file server is away, memory is short.
+CANNOT_EXECUTE: Final = 126
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +64,19 @@ def run_command(
     text: str = "",
     stop_at: str = "",
     limit: int = OUTPUT_LIMIT,
+    unraised: bool = False,
 ) -> Ran:
-    """Run ``command`` with ``text`` on its stdin, for ``timeout`` seconds at most. Raises OSError when it cannot be started."""
+    """Run ``command`` with ``text`` on its stdin, for ``timeout`` seconds at most. Raises OSError when it cannot be started.
+
+    ``unraised``: with the limit on descriptors that this process had at first, as the command hands its limits on.
+    """
+    started = descriptors.unraised(command) if unraised else command
     # A pipe would have to be fed beside the reading, and a folder for temporary files may go with the login that it was made for.
     with open(os.memfd_create("windlass-stdin", os.MFD_CLOEXEC), "w+b") as stdin:
         stdin.write(text.encode())
         stdin.seek(0)
         process = subprocess.Popen(
-            command,
+            started,
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -76,7 +86,10 @@ def run_command(
         )
     with process:
         try:
-            return _watch(process, timeout, stop_at.encode(), limit)
+            ran = _watch(process, timeout, stop_at.encode(), limit)
+            if started is not command and ran.status == CANNOT_EXECUTE:
+                raise OSError(errno.EIO, ran.stderr.strip())
+            return ran
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):

@@ -201,7 +201,14 @@ class SlurmBackend:
     def _submit(self, request: PilotRequest, count: int, *, later: bool = False) -> Ran:
         script = self._script(request, count, later=later)
         try:
-            return run_command(slurm_words.SUBMIT, env=self._submit_env, timeout=self._timeout, text=script, stop_at=slurm_words.QUEUE_FULL)
+            return run_command(
+                slurm_words.SUBMIT,
+                env=self._submit_env,
+                timeout=self._timeout,
+                text=script,
+                stop_at=slurm_words.QUEUE_FULL,
+                unraised=True,  # sites hand limits of the submitting process on to jobs, and complain there where nodes allow less
+            )
         except OSError as error:
             raise (Unreachable if error.errno in PASSING else Rejected)(f"cannot start sbatch: {error.strerror or error}") from None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 #: As many are enough: a worker that moves objects has up to three connections to its manager.
@@ -20,6 +20,8 @@ MAPPED_MOST: Final = 32_000
 #: As long as one below this number is free they are not scarce; 0: the limit was not asked yet.
 _plenty = 0
 _found: Any = None
+#: The soft limit before it was raised; 0: it was not.
+_before = 0
 
 
 def _resource() -> Any:
@@ -73,12 +75,19 @@ def raised() -> bool:
 
 def allow_many() -> int:
     """Raise the soft limit to `WANTED`, or as far as the hard one lets it; how many there may be now."""
+    global _before
     resource = _resource()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = WANTED if hard == resource.RLIM_INFINITY else min(hard, WANTED)
     if soft != resource.RLIM_INFINITY and soft < wanted:
+        _before = _before or soft
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return limit()
+
+
+def unraised(command: Sequence[str]) -> Sequence[str]:
+    """A command that runs this one with the soft limit that this process had at first: what was raised for us is not to be handed on."""
+    return ("/bin/sh", "-c", 'ulimit -Sn "$0" && exec "$@"', str(_before), *command) if _before else command
 
 
 def opened(open_one: Callable[[], int]) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -68,6 +70,36 @@ def test_a_command_works_in_a_folder_that_is_there(tmp_path: Path, monkeypatch: 
     assert run_command(["/bin/pwd", "-P"], env={}, timeout=20).stdout == f"{folder}\n"
     folder.rmdir()
     assert run_command(["/bin/pwd", "-P"], env={}, timeout=20).stdout == "/\n"
+
+
+LIMIT = """
+import resource, sys
+from windlass import descriptors
+from windlass.factory.commands import run_command
+
+def told(unraised):
+    return run_command(["/bin/sh", "-c", "ulimit -Sn; ulimit -Hn"], env={}, timeout=20, unraised=unraised).stdout.split()
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
+assert told(True) == ["100", "200"]
+descriptors.allow_many()
+assert told(False) == ["200", "200"]
+assert told(True) == ["100", "200"]
+assert run_command(["/bin/sh", "-c", "cat; exit 3"], env={}, timeout=20, text="script", unraised=True).stdout == "script"
+try:
+    run_command([sys.argv[1]], env={}, timeout=20, unraised=True)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_a_limit_that_was_raised_is_not_handed_on(tmp_path: Path) -> None:
+    """sbatch hands it on to jobs, and the first line of each pilot's log would be that its node allows less."""
+    nothing = tmp_path / "sbatch"
+    nothing.touch()
+    ran = subprocess.run([sys.executable, "-c", LIMIT, str(nothing)], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "sbatch: Permission denied" in ran.stdout
 
 
 def test_variables_that_change_answers_are_taken_out() -> None:
