@@ -10,8 +10,10 @@ unpickled.
 
 `limit` bounds the bytes of the folder.  Past it the least recently used objects without a pin go; when those are not enough, the
 newcomer is refused (`StoreFull`).  An object's memory is safe from that: `ObjectStore.open` maps the file, and the mapping
-outlives the name.  What was needed by one call goes sooner than that: programs rarely give the same array again that they gave once, and
-the newest of those, `IDLE_BYTES` together, are all that is kept of such.
+outlives the name.
+
+What was needed by one call goes sooner than that: programs rarely give the same array again that they gave once, and the newest of those,
+`IDLE_BYTES` together, are all that is kept of such.  What comes again after it went so has been needed twice, and stays.
 
 The memory of what goes is kept for what comes, for some seconds (`windlass.spares`): an eighth of the limit at most, beside it.
 """
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 IDLE_BYTES: Final = 512 << 20
 #: So many stale entries a heap may have beside twice the others before it is made anew.
 _STALE: Final = 100
+#: So many names are remembered of what was needed once and went.
+_ONCE_MOST: Final = 4096
 
 
 class ObjectStore:
@@ -70,6 +74,8 @@ class ObjectStore:
         #: What was needed once, the first to become idle first, and its bytes.
         self._idle: OrderedDict[str, int] = OrderedDict()
         self._idle_bytes = 0
+        #: Names of those that went, the newest last.
+        self._once: OrderedDict[str, None] = OrderedDict()
         self._most_idle = min(IDLE_BYTES, limit // 8) if limit else IDLE_BYTES
         os.makedirs(self._text, mode=0o700, exist_ok=True)
         os.chmod(self._text, 0o700)
@@ -282,6 +288,7 @@ class ObjectStore:
         if entry is None:
             return self._add(name, about.st_size)
         self._entries.move_to_end(name)
+        self._idle_bytes -= self._idle.pop(name, 0)  # who asks is about to need it
         self._use(name, entry)
         return entry
 
@@ -309,9 +316,9 @@ class ObjectStore:
     def _need(self, name: str, entry: _Entry, pin: bool) -> None:
         """Somebody has given it again, or asks for it."""
         entry.doomed = False
+        self._idle_bytes -= self._idle.pop(name, 0)
         if pin:
-            self._idle_bytes -= self._idle.pop(name, 0)
-            entry.again = entry.needed
+            entry.again = entry.needed or name in self._once
             entry.needed = True
             entry.pins += 1
 
@@ -320,7 +327,11 @@ class ObjectStore:
         self._idle[name] = entry.size
         self._idle_bytes += entry.size
         while self._idle_bytes > self._most_idle and len(self._idle) > 1:
-            self._remove(next(iter(self._idle)))
+            first = next(iter(self._idle))
+            self._remove(first)
+            self._once[first] = None
+            if len(self._once) > _ONCE_MOST:
+                self._once.popitem(last=False)
 
     def _forget(self, name: str) -> _Entry | None:
         entry = self._entries.pop(name, None)
@@ -423,6 +434,7 @@ class ObjectStore:
         return token
 
     def _take_up(self) -> None:
+        spares.drop(self._text)
         found: list[tuple[float, str, int]] = []
         with os.scandir(self._text) as entries:
             for entry in entries:

@@ -9,8 +9,12 @@ truth: a spare's name tells its bytes and since when it has been one, and to ren
 
 What goes may still be mapped: a program reads its results where they lie, for as long as it likes, and a slot its arguments.  Only the
 kernel knows, so it is asked: a write lease (fcntl(2), F_SETLEASE) is granted on a file that nobody else has open or mapped, and no other.
-That, and that no other name leads to it, is found out under a name that nobody else knows; a spare that is in use yet is put back.  Where
-leases are not to be had there is nothing to take, and all is as if there were no spares.
+That, and that no other name leads to it, is found out under a name that nobody else knows; a spare that is in use yet is put back.  Nor is
+one taken at once, as somebody may be about to open it by the name that it had.
+
+Not every kernel and file system is to be believed: overlayfs grants leases on files that are mapped, and kernels before 5.3 grant none on
+tmpfs.  So only folders on a tmpfs have spares, which is where they gain most, and only if leases are granted there (`_believed`); else
+`keep` removes the file, as if there were no spares.
 
 They are memory, so they are few: `MOST_BYTES`, and for `SECONDS` (`sweep`).  Imported by slots and workers at their start: as little as
 possible.
@@ -25,6 +29,7 @@ from contextlib import suppress
 from typing import Final
 
 from windlass.objects import SPARE_BYTES
+from windlass.ownership import is_ours
 
 #: In a store's folder.
 FOLDER: Final = ".spare"
@@ -32,15 +37,19 @@ FOLDER: Final = ".spare"
 MOST_BYTES: Final = 512 << 20
 MOST: Final = 64
 SECONDS: Final = 10.0
+#: For so many nanoseconds a spare is left alone: who is opening it has done so by then.
+ALONE_NS: Final = 20_000_000
 #: So many are tried before a new file is made; each that is in use costs 15 us.
 _TRIES: Final = 5
 #: So many bytes, and the rest of a file, one sweep removes.
 _SWEPT_BYTES: Final = 64 << 20
+#: Whether leases are granted as they should be, by folder.
+_trusted: dict[str, bool] = {}
 
 
 def keep(folder: str, path: str, size: int, most_bytes: int = MOST_BYTES) -> None:
-    """Make the object at ``path`` a spare of its folder; or remove it, if it is too small or too large. Raises `OSError`."""
-    if not SPARE_BYTES <= size <= most_bytes:
+    """Make the object at ``path`` a spare of its folder; or remove it, where that is not possible. Raises `OSError`."""
+    if not (SPARE_BYTES <= size <= most_bytes and _believed(folder)):
         os.unlink(path)
         return
     spares = os.path.join(folder, FOLDER)
@@ -53,11 +62,14 @@ def keep(folder: str, path: str, size: int, most_bytes: int = MOST_BYTES) -> Non
         over, left = over - each, left - 1
     spare = os.path.join(spares, f"{time.monotonic_ns()}-{size}-{os.urandom(4).hex()}")
     try:
-        os.rename(path, spare)
-    except FileNotFoundError:  # the first one, or the object is gone
-        with suppress(FileExistsError):
-            os.mkdir(spares, 0o700)
-        os.rename(path, spare)
+        try:
+            os.rename(path, spare)
+        except FileNotFoundError:  # the first one, or the object is gone
+            with suppress(FileExistsError):
+                os.mkdir(spares, 0o700)
+            os.rename(path, spare)
+    except OSError:  # a full disk has no room for a name either
+        os.unlink(path)
 
 
 def take(folder: str, path: str, size: int, access: int) -> int | None:
@@ -68,26 +80,38 @@ def take(folder: str, path: str, size: int, access: int) -> int | None:
     if size < SPARE_BYTES:
         return None
     spares = os.path.join(folder, FOLDER)
-    fit = [name for _, each, name in _spares(spares) if each // 2 <= size <= 2 * each]
+    found = _spares(spares)
+    if not found or not is_ours(os.lstat(folder)):
+        return None
+    until = time.monotonic_ns() - ALONE_NS
+    fit = [name for since, each, name in found if since <= until and each // 2 <= size <= 2 * each]
     # The oldest are likely to be free where many are in use at a time, and of few that come and go one by one the newest but one.
     ends = [name for pair in zip(fit, reversed(fit), strict=True) for name in pair]
     for name in list(dict.fromkeys(ends))[:_TRIES]:
-        spare = os.path.join(spares, name)
-        try:
-            os.rename(spare, path)
-        except OSError:  # another process has it
-            continue
+        descriptor = _take(os.path.join(spares, name), path, size, access)
+        if descriptor is not None:
+            return descriptor
+    return None
+
+
+def _take(spare: str, path: str, size: int, access: int) -> int | None:
+    try:
+        os.rename(spare, path)
+    except OSError:  # another process has it
+        return None
+    descriptor = None
+    try:
         descriptor = _own(path, access)
         if descriptor is not None:
-            try:
-                os.ftruncate(descriptor, size)
-            except OSError:
-                os.close(descriptor)
-                _unlink(path)
-                return None
+            os.ftruncate(descriptor, size)
             return descriptor
-        with suppress(OSError):
-            os.rename(path, spare)
+        os.rename(path, spare)
+    except BaseException as error:
+        if descriptor is not None:
+            os.close(descriptor)
+        _unlink(path)
+        if not isinstance(error, OSError):
+            raise
     return None
 
 
@@ -124,8 +148,10 @@ def _spares(spares: str) -> list[tuple[int, int, str]]:
         return []
     found: list[tuple[int, int, str]] = []
     for name in names:
-        since, size, _ = name.split("-")
-        found.append((int(since), int(size), name))
+        since, _, rest = name.partition("-")
+        size = rest.partition("-")[0]
+        if since.isdecimal() and size.isdecimal():  # the file system may have put others there
+            found.append((int(since), int(size), name))
     found.sort()
     return found
 
@@ -155,6 +181,39 @@ def _alone(descriptor: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _believed(folder: str) -> bool:
+    """Whether what leases say of files of this folder is so: see the top."""
+    if folder not in _trusted:
+        try:
+            _trusted[folder] = _is_tmpfs(folder) and _has_leases(os.path.join(folder, f".t-{os.getpid()}-lease"))
+        except OSError:
+            return False
+    return _trusted[folder]
+
+
+def _is_tmpfs(folder: str) -> bool:
+    device = os.stat(folder).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:
+        kinds = {fields[2]: fields[fields.index("-") + 1] for fields in map(str.split, lines)}
+    return kinds.get(number) == "tmpfs"
+
+
+def _has_leases(path: str) -> bool:
+    """Whether a file there gets one when it is open nowhere else, and none when it is."""
+    other = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        refused = _own(path, os.O_WRONLY)
+    finally:
+        os.close(other)
+    granted = _own(path, os.O_WRONLY)
+    _unlink(path)
+    for one in (refused, granted):
+        if one is not None:
+            os.close(one)
+    return refused is None and granted is not None
 
 
 def _unlink(path: str) -> None:

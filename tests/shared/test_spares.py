@@ -8,8 +8,9 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,18 @@ from windlass.objects import SPARE_BYTES, map_object, write_results
 SIZE = 1 << 20
 
 
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In memory, as stores are."""
+    with tempfile.TemporaryDirectory(prefix="windlass-test-", dir="/dev/shm") as folder:
+        if not spares._believed(folder):  # pyright: ignore[reportPrivateUsage]
+            pytest.skip("no tmpfs with leases here")
+        yield Path(folder)
+
+
 @pytest.fixture(autouse=True)
-def _leases(tmp_path: Path) -> None:
-    path = tmp_path / "probe"
-    path.touch()
-    with path.open("wb") as file:
-        try:
-            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        except OSError as error:
-            pytest.skip(f"the file system of {tmp_path} gives no leases: {error}")
-    path.unlink()
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spares, "ALONE_NS", 0)
 
 
 def content(letter: str, size: int = SIZE) -> bytes:
@@ -131,6 +134,70 @@ def test_what_is_no_file_of_ours_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / spares.FOLDER / f"1-{SIZE}-00").symlink_to(target)
     assert take(tmp_path) is None
     assert target.read_bytes() == content("a")
+
+
+def test_who_is_opening_it_has_a_moment_for_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spare(tmp_path)
+    monkeypatch.setattr(spares, "ALONE_NS", 10**12)
+    assert take(tmp_path) is None
+    assert left(tmp_path) == 1
+
+
+def test_a_folder_on_no_tmpfs_has_no_spares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its file system says of leases: overlayfs grants them on files that are mapped."""
+    with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as folder:
+        if spares._is_tmpfs(folder):  # pyright: ignore[reportPrivateUsage]
+            pytest.skip("the tests lie on a tmpfs")
+        path = Path(folder) / "object"
+        path.write_bytes(content("a"))
+        spares.keep(folder, os.fspath(path), SIZE)
+        assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_where_leases_say_nothing_there_are_no_spares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, granted: bool) -> None:
+    """Kernels before 5.3 grant none on tmpfs; one that grants all of them would be worse."""
+    monkeypatch.setattr(spares, "_trusted", {})
+    monkeypatch.setattr(spares, "_alone", lambda descriptor: granted)
+    path = tmp_path / "object"
+    path.write_bytes(content("a"))
+    spares.keep(os.fspath(tmp_path), os.fspath(path), SIZE)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("what", ["mkdir", "rename"])
+def test_a_full_disk_has_no_room_for_spares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "object"
+    path.write_bytes(content("a"))
+    monkeypatch.setattr(os, what, full)
+    spares.keep(os.fspath(tmp_path), os.fspath(path), SIZE)
+    assert not path.exists()
+
+
+def test_names_that_are_not_ours_are_passed_over(tmp_path: Path) -> None:
+    spare(tmp_path)
+    for name in (".nfs0001", "1-2", "a-b-c", "--", "5"):
+        (tmp_path / spares.FOLDER / name).write_bytes(b"")
+    spare(tmp_path)
+    assert take(tmp_path) is not None
+    assert take(tmp_path) is not None
+    assert take(tmp_path) is None
+    assert spares.sweep(os.fspath(tmp_path)) is False
+
+
+def test_who_is_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    spare(tmp_path)
+    monkeypatch.setattr(os, "ftruncate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        take(tmp_path)
+    assert os.listdir(tmp_path) == [spares.FOLDER]
+    assert left(tmp_path) == 0
 
 
 def test_without_leases_there_is_nothing_to_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,6 +423,28 @@ def test_what_was_needed_again_stays(small: ObjectStore) -> None:
     assert small.has(first)
 
 
+def test_what_comes_again_after_it_went_stays(small: ObjectStore) -> None:
+    """A model and a batch for each call: together they are more than what may rest."""
+    model = use(small, "m")
+    for letter in "abc":
+        use(small, letter)
+    assert not small.has(model)
+    use(small, "m")
+    for letter in "defg":
+        use(small, letter)
+    assert small.has(model)
+
+
+def test_what_somebody_asks_for_stays_for_them(small: ObjectStore) -> None:
+    """A program that says it puts something hears that it is here, and pins it a moment later."""
+    first = use(small, "a")
+    use(small, "b")
+    assert small.has(first)
+    for letter in "cd":
+        use(small, letter)
+    small.pin(first)
+
+
 def test_what_is_needed_does_not_count_as_idle(small: ObjectStore) -> None:
     held: list[Callable[[], object]] = []
     for letter in "abcd":
@@ -370,9 +459,9 @@ def test_what_is_needed_does_not_count_as_idle(small: ObjectStore) -> None:
 def test_a_large_one_alone_stays(small: ObjectStore) -> None:
     ref = small.put(content("a", 3 * SIZE), pin=True)
     small.unpin(ref.name)
-    assert small.has(ref.name)
+    assert small.names() == [ref.name]
     use(small, "b")
-    assert not small.has(ref.name)
+    assert ref.name not in small.names()
 
 
 def test_results_are_not_idle_but_waited_for(small: ObjectStore) -> None:
