@@ -19,6 +19,7 @@ from itertools import islice
 import msgspec
 
 from windlass.framing import batches
+from windlass.manager.away import PATIENCE
 from windlass.manager.blocked import BlockedHosts
 from windlass.manager.calls import LIBRARY_FAILED, NOT_POSSIBLE, Call, CallQueue, message_bytes
 from windlass.manager.failures import Failures
@@ -67,6 +68,8 @@ class Settings(msgspec.Struct, frozen=True):
 
     #: A worker whose connection is cut has so long to come back with its session.
     reconnect_grace: float = 60.0
+    #: So long what needs a file waits for its source to answer.
+    file_patience: float = PATIENCE
 
 
 class Counters(msgspec.Struct):
@@ -107,9 +110,10 @@ class Books:
         self.reports: dict[str, PoolReport] = {}
         self.pilots = PilotBook()
         self.replicas = Replicas()
+        self.replicas.away.patience = self.settings.file_patience
         self.lineage = Lineage()
         self.blocked = BlockedHosts()
-        #: Calls that wait, in no queue, for a result to be made again, the first that came first.
+        #: Calls that wait, in no queue, for a result to be made again or a file's source to answer, the first that came first.
         self.parked: dict[FileName, dict[CallId, Call]] = {}
         self.counters = Counters()
         self.names = Names(self.libraries, self.functions)
@@ -213,9 +217,9 @@ class Books:
     def _sweep_queues(self, state: LibraryState) -> None:
         """Forget queues without calls."""
         for queue in state.queues:
-            if not queue.waiting and not queue.running:
+            if not queue.used:
                 del self._queues[queue.library, queue.options, queue.least_seconds, queue.files]
-        state.queues[:] = [queue for queue in state.queues if queue.waiting or queue.running]
+        state.queues[:] = [queue for queue in state.queues if queue.used]
         self._take_stock(state)
         # Not again before there are twice as many, or each new queue would cost a look at all.
         state.sweep_at = max(SWEEP_LEAST, 2 * len(state.queues))
@@ -339,7 +343,7 @@ class Books:
             name = lost.popleft()
             self.replicas.lose(name, text)
             for call in self.parked.pop(name, {}).values():
-                call.parked = FileName("")
+                self._leave_parking(call)
                 lost.extend(self._end_lacking(call, text, now))
         for state in self.libraries.values():
             if state.waiting:
@@ -348,17 +352,22 @@ class Books:
     def _end_lacking(self, call: Call, text: str, now: float) -> tuple[FileName, ...]:
         return self._end(call, CallEnd(call.spec.call, call.attempt, NO_FILE, detail=EndDetail(text=text)), now)
 
-    def _park(self, call: Call, name: FileName) -> None:
-        """It is in no queue any more, and waits for this result."""
+    def _park(self, call: Call, name: FileName, *, away: bool = False) -> None:
+        """It is in no queue any more, and waits for this result; or (``away``) for this file, whose source does not answer."""
         call.parked = name
+        call.queue.parked += 1
         self.parked.setdefault(name, {})[call.spec.call] = call
-        self.replicas.orphaned.append(name)
+        if away:
+            call.queue.away += 1
+            call.away = True
+        else:
+            self.replicas.orphaned.append(name)
 
     def _unpark(self, names: Iterable[FileName]) -> None:
-        """These results are there again."""
+        """These are there again, or it is to be seen whether they are."""
         for name in names:
             for call in reversed(self.parked.pop(name, {}).values()):
-                call.parked = FileName("")
+                self._leave_parking(call)
                 self._requeue(call)
 
     def _drop_parked(self, call: Call) -> None:
@@ -366,7 +375,12 @@ class Books:
         del calls[call.spec.call]
         if not calls:
             del self.parked[call.parked]
-        call.parked = FileName("")
+        self._leave_parking(call)
+
+    def _leave_parking(self, call: Call) -> None:
+        call.queue.parked -= 1
+        call.queue.away -= call.away
+        call.parked, call.away = FileName(""), False
 
     def _send(self, worker: Worker, message: Message) -> None:
         if worker.to_run:
@@ -469,6 +483,8 @@ class Books:
         assert waiting | sent | parked == set(self.calls), f"lost track of {set(self.calls) ^ (waiting | sent | parked)}"
         assert all(call.parked == name and not call.worker for name, calls in self.parked.items() for call in calls.values())
         assert all(self.parked.values())
+        parkers = [call for calls in self.parked.values() for call in calls.values()]
+        parks, keeps = Counter(id(call.queue) for call in parkers), Counter(id(call.queue) for call in parkers if call.away)
         self.lineage.check()
         running, held = Counter[int](), Counter[tuple[WorkerId, LibraryId]]()
         for worker in self.workers.values():
@@ -479,6 +495,8 @@ class Books:
             live = sum(not call.cancelled for call in queue.every())
             assert queue.waiting == live, f"{queue.waiting} counted, {live} waiting"
             assert queue.running == running[id(queue)]
+            assert (queue.parked, queue.away) == (parks.pop(id(queue), 0), keeps[id(queue)])
+        assert not parks, "calls are parked whose queues are forgotten"
         for state in self.libraries.values():
             assert state.waiting == sum(queue.waiting for queue in state.queues)
             assert state.plain == sum(queue.plain for queue in state.queues)

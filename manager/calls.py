@@ -94,8 +94,9 @@ class Call(msgspec.Struct, eq=False, gc=False):
     ran: float = 0.0
     #: Those that have ended, oldest first; None until there is one.
     attempts: list[CallAttempt] | None = None
-    #: Waits, in no queue, for this result to be made again.
+    #: Waits, in no queue, for this result to be made again, or for this file whose source does not answer.
     parked: FileName = FileName("")
+    away: bool = False
 
     @property
     def turn(self) -> int:
@@ -138,6 +139,9 @@ class CallQueue(msgspec.Struct, gc=True):
     waiting: int = 0
     #: Sent and not ended.
     running: int = 0
+    #: Parked, and so many of them for a file whose source does not answer: pilots are kept for these.
+    parked: int = 0
+    away: int = 0
     #: When calls were last sent.
     served_at: float = 0.0
     #: Its calls have inputs: it matters to each where it goes.
@@ -156,6 +160,11 @@ class CallQueue(msgspec.Struct, gc=True):
         """Its calls run in any slot, at any time."""
         needs = self.options.needs
         return not (needs.cores or needs.memory or needs.gpus or self.least_seconds)
+
+    @property
+    def used(self) -> bool:
+        """It has calls, or some that will come back."""
+        return bool(self.waiting or self.running or self.parked)
 
     def push(self, call: Call) -> None:
         """Put a call last."""

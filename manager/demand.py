@@ -49,7 +49,8 @@ def demand_of(
             continue
         usual = library.call_seconds()
         for queue in library.queues:
-            if not queue.waiting and not queue.running:
+            waiting = queue.waiting + queue.away
+            if not waiting and not queue.running:
                 continue
             shape, asked = _shape(queue.needs, library.spec), _shape(queue.options.needs, library.spec)
             least = walltime_for(queue.least_seconds, library.start_allowance, longest)
@@ -58,9 +59,9 @@ def demand_of(
             largest[key] = _larger(asked, largest.get(key, asked))
             sums = shapes.setdefault(key, [0, 0, 0.0, 0.0, 0.0])
             at_once = library.spec.concurrency
-            sums[0] += -(-queue.waiting // at_once)
+            sums[0] += -(-waiting // at_once)
             sums[1] += -(-queue.running // at_once)
-            sums[2] += each * (queue.waiting + queue.running) / at_once
+            sums[2] += each * (waiting + queue.running) / at_once
             sums[3] = max(sums[3], each)
             sums[4] = max(sums[4], least)
     pilots = tuple(

@@ -90,6 +90,10 @@ class Dispatch(Recalls):
         if self.replicas.orphaned:
             self._remake(now)
         self.replicas.pump(now)
+        if self.replicas.away.returned:
+            returned, self.replicas.away.returned = self.replicas.away.returned, []
+            self._unpark(returned)
+            self._dispatch_dirty(now)
         if self.replicas.out:
             said, self.replicas.out = self.replicas.out, []
             for worker_id, message in said:
@@ -173,9 +177,10 @@ class Dispatch(Recalls):
             self._sweep_queues(state)  # or each call would cost a look at them
 
     def _park_firsts(self, queue: CallQueue, state: LibraryState, now: float) -> bool:
-        """Take first calls away that need a result which nobody has any more, end those that need a lost file; True when one is left."""
+        """Take first calls away that need a result which nobody has any more, or a file whose source does not answer, and end those that
+        need a lost file; True when one is left."""
         while (call := queue.first()) is not None:
-            gone, lost = FileName(""), ""
+            gone, away, lost = FileName(""), FileName(""), ""
             for ref in call.spec.inputs:
                 file = self.replicas.files.get(ref.name)
                 if file is not None and file.lost:
@@ -183,14 +188,15 @@ class Dispatch(Recalls):
                     break
                 if self.replicas.absent(ref.name) or (file is None and ref.name in self.lineage.products):
                     gone = ref.name
-            if not gone and not lost:
+                away = away or self.replicas.awaited(ref.name)
+            if not gone and not away and not lost:
                 return True
             queue.pop()
             state.waiting -= 1
             if lost:
                 self._end_without(call, lost, now)
             else:
-                self._park(call, gone)
+                self._park(call, gone or away, away=not gone)
         return False
 
     def _nearest(self, state: LibraryState, queue: CallQueue, plain: bool) -> tuple[Instance, int] | None:

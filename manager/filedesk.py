@@ -10,6 +10,7 @@ store.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -22,6 +23,8 @@ from windlass.manager.programs import SHIFT
 from windlass.manager.sources import Sources
 from windlass.messages import RESULT, FetchFile, FileBrought, FileName, FileOrigin, FileRef, FilesForgotten, Message, WorkerId
 from windlass.object_store import ObjectStore
+
+log = logging.getLogger("windlass.manager")
 
 
 class FileDesk:
@@ -66,6 +69,10 @@ class FileDesk:
                     own(name, text)
 
         replicas = self._core.replicas
+        if replicas.away.warnings:
+            warnings, replicas.away.warnings = replicas.away.warnings, []
+            for text in warnings:
+                log.warning("%s", text)
         if replicas.brought:
             self._tell_brought(answer)
         if replicas.forgotten:

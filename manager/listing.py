@@ -184,9 +184,15 @@ def _row(books: Books, call: Call, state: str, worker: Worker | None, now: float
         # Begun ones: numbers of attempts count those, too, that came back before they started.
         "attempts": len(call.attempts or ()) + (state == RUNNING),
         "outcome": call.attempts[-1].outcome[:TEXT_MOST] if call.attempts else "",
-        "error": "",
+        "error": _awaited(books, call),
         "ended_at": None,
     }
+
+
+def _awaited(books: Books, call: Call) -> str:
+    """What a call waits for whose file cannot be had now."""
+    file = books.replicas.files.get(call.parked) if call.away else None
+    return f"waits for its file: {file.away}"[:TEXT_MOST] if file is not None else ""
 
 
 def _failed(books: Books, wanted: ListCalls, most: int) -> Iterator[Row]:

@@ -70,7 +70,8 @@ class Manager(Door):
     it is made up. ``host``: the address to listen on; the default is this machine's loopback, enough for local pilots, and one
     that nodes reach as soon as a factory has pilots on other machines (the pool's ``interface`` or ``network``, else what the host name
     resolves to). Times are seconds: a worker whose connection is cut keeps its calls for ``reconnect_grace``, and leaves when it has not
-    reached its manager for ``manager_timeout``. ``journal``: a folder for the results of calls, which the same program finds when it is
+    reached its manager for ``manager_timeout``; what needs a file waits up to ``file_patience`` for its source to answer again.
+    ``journal``: a folder for the results of calls, which the same program finds when it is
     started again, as it finds its pilots (docs/journal.md). ``state_dir``: where its state folder goes (default: $WINDLASS_STATE_DIR, else
     $XDG_STATE_HOME/windlass, else ~/.local/state/windlass); on a file system that cannot keep others away (AFS, CIFS) it is refused unless
     ``trust_state_dir=True`` says that nobody else can read it. ``dashboard=True``: serve a page that shows the manager at work, and
@@ -89,6 +90,7 @@ class Manager(Door):
         host: str | None = None,
         reconnect_grace: float = 60.0,
         manager_timeout: float = 300.0,
+        file_patience: float = 600.0,
         heartbeat: float = 5.0,
         silence: float = 30.0,
         journal: str | os.PathLike[str] | None = None,
@@ -107,6 +109,7 @@ class Manager(Door):
         for key, value in (
             ("reconnect_grace", reconnect_grace),
             ("manager_timeout", manager_timeout),
+            ("file_patience", file_patience),
             ("heartbeat", heartbeat),
             ("silence", silence),
         ):
@@ -166,7 +169,7 @@ class Manager(Door):
                 self._store.token,
                 adopts=journal is not None,
             )
-            self._core = Core(Settings(reconnect_grace=reconnect_grace))
+            self._core = Core(Settings(reconnect_grace, file_patience))
             hosts = [LOOPBACK if host is None else host]
             self._server = Server(authority, self._store, self._core, hosts=hosts, port=wanted, welcome=welcome, elsewhere=host is None)
             self._client = Client(self._store, self._server.inbox, self._server.now)

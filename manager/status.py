@@ -252,6 +252,7 @@ def _files(core: Core) -> list[dict[str, Any]]:
             "replicas": len(file.holders),
             "waiting": len(file.waiting) + len(file.fetching),
             "origin_reads": file.origin_reads,
+            "away": file.away,
             "lost": file.lost,
         }
         for file in reversed(newest)

@@ -26,9 +26,11 @@ NOBODY: Final = WorkerId("")
 SMALL_BYTES: Final = 1 << 20
 #: Objects of up to so many bytes go with the messages to a worker.
 RIDE_BYTES: Final = 1 << 16
-#: Seconds before an origin that has failed once is tried again, and failures in a row after which it is not.
+#: Seconds before an origin that has failed once is tried again; failures in a row after which it is one that does not answer for a while,
+#: and refusals in a row after which the file is lost. A try that fails so many seconds after the one before is the first of a new row.
 ORIGIN_PAUSE: Final = 1.0
 ORIGIN_TRIES: Final = 4
+ORIGIN_ROW: Final = 300.0
 
 
 class File(msgspec.Struct, eq=False):
@@ -54,9 +56,14 @@ class File(msgspec.Struct, eq=False):
     scouts: int = 0
     #: Of the content (`windlass.messages.FileHere`), from who had it first; of a file `OF_ORIGIN` from who read that first.
     digest: str = ""
-    #: Failures of the origin in a row, and when it may be tried again.
+    #: Failures of the origin in a row, since when, and when it may be tried again.
     failures: int = 0
+    since: float = 0.0
     not_before: float = 0.0
+    #: Answers in a row that it is not there, each from another host, or not what it should be.
+    refusals: int = 0
+    #: Why it cannot be had for a while (`windlass.manager.away`), or at all.
+    away: str = ""
     lost: str = ""
     #: Nobody declares it any more, and copies are to go that come late.
     passing: bool = False
@@ -95,9 +102,14 @@ class File(msgspec.Struct, eq=False):
 
     def fail(self, now: float) -> None:
         """Its origin, or the only one who has it, has failed: not before a pause again."""
+        if not self.failures or now >= self.not_before + ORIGIN_ROW:
+            self.failures, self.since = 0, now
         self.failures += 1
-        # Others may have it meanwhile, so it may go on failing: it is never asked more seldom than at its last try.
-        self.not_before = now + ORIGIN_PAUSE * 2 ** min(self.failures - 1, ORIGIN_TRIES - 1)
+        self.not_before = now + ORIGIN_PAUSE * 2 ** min(self.failures - 1, ORIGIN_TRIES)
+
+    def answered(self) -> None:
+        """Its origin has given it, or is said to be mended."""
+        self.failures, self.refusals, self.scouts, self.not_before, self.lost = 0, 0, 0, 0.0, ""
 
 
 class Ties:

@@ -58,6 +58,8 @@ CORES = (
     "manager/lineage.py",
     "manager/blocked.py",
     "manager/replicas.py",
+    "manager/fetches.py",
+    "manager/away.py",
     "manager/ties.py",
     "manager/told.py",
     "manager/causes.py",

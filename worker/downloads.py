@@ -15,9 +15,11 @@ once.  A file that changes meanwhile is noticed by its size and time of change.
 from __future__ import annotations
 
 import base64
+import errno
 import http.client
 import logging
 import os
+import socket
 import ssl
 import stat
 import time
@@ -34,14 +36,14 @@ from windlass.worker.arrivals import Arrival, Arrived
 from windlass.worker.fetching import SLOW, SourceFailed, SourceGone
 
 if TYPE_CHECKING:
-    import socket
-
     from windlass.blocking import Call
 
 log = logging.getLogger("windlass.files")
 
 #: Statuses that say nothing about the file: later, or from another place, it may be there.
 _LATER: Final = (408, 425, 429)
+#: What a file system says of a path, and not of itself.
+_REFUSED: Final = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class _Slow(TimeoutError):
@@ -113,6 +115,8 @@ class Downloader:
                 raise SourceGone(f"{shown(request.full_url)}: its certificate is not accepted here: {reason.verify_message}") from error
             if isinstance(reason, TimeoutError):
                 raise self._silent() from error
+            if isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME:
+                raise SourceGone(f"{shown(request.full_url)}: {reason.strerror}, says {os.uname().nodename} of its host") from error
             raise reason if isinstance(reason, OSError) else ConnectionError(str(reason)) from error
         except TimeoutError as error:
             raise self._silent() from error
@@ -171,15 +175,18 @@ class Downloader:
         """Copy it here. Raises `SourceGone`, `OSError`, and as `Arrival.feed`."""
         if path.startswith("file:"):
             path = _path_of(path)
-        if arrival.start(turn):
-            arrival.again(turn)
+        arrival.again(turn)  # an attempt that hung may have left something
         try:
-            if os.path.isdir(path):
+            with call.waiting():
+                folder = os.path.isdir(path)
+            if folder:
                 return self._copy_tree(call, arrival, turn, path)
             return self._copy_file(call, arrival, turn, path)
         except FileNotFoundError as error:
             raise SourceGone(f"{path} is not there on {os.uname().nodename}") from error
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
             raise SourceGone(f"{path} cannot be read on {os.uname().nodename}: {error.strerror}") from error
         except (BadTree, SourceChanged) as error:
             raise SourceGone(str(error).replace(arrival.path, path)) from error
@@ -187,7 +194,7 @@ class Downloader:
             arrival.tidy(turn)
 
     def _copy_file(self, call: Call, arrival: Arrival, turn: int, path: str) -> Arrived:
-        descriptor = _open_file(path)
+        descriptor = _open_file(call, path)
         try:
             before = os.fstat(descriptor)
             if not stat.S_ISREG(before.st_mode):
@@ -195,7 +202,8 @@ class Downloader:
             arrival.begin(turn, before.st_size, False)
             while arrival.offset < before.st_size:
                 call.check()
-                data = os.read(descriptor, min(CHUNK_BYTES, before.st_size - arrival.offset))
+                with call.waiting():
+                    data = os.read(descriptor, min(CHUNK_BYTES, before.st_size - arrival.offset))
                 if not data:
                     break
                 arrival.feed(turn, memoryview(data))
@@ -217,7 +225,7 @@ class Downloader:
         for below, source in waiting:  # which grows: trees may be deep
             here = os.path.join(arrival.path, below) if below else arrival.path
             folders.append((here, stat.S_IMODE(os.stat(source).st_mode) & 0o777 | 0o500))
-            with os.scandir(source) as children:
+            with call.waiting(), os.scandir(source) as children:
                 listed = list(children)
             with arrival.writing(turn):
                 os.mkdir(here, 0o700)
@@ -239,7 +247,7 @@ class Downloader:
 
     def _copy_entry(self, call: Call, arrival: Arrival, turn: int, source: str, to: str, size: int) -> int:
         """Copy one file of a tree of which ``size`` bytes are here already: how many there are then."""
-        descriptor = _open_file(source)
+        descriptor = _open_file(call, source)
         try:
             before = os.fstat(descriptor)
             if not stat.S_ISREG(before.st_mode):
@@ -247,7 +255,7 @@ class Downloader:
             with arrival.writing(turn):
                 target = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                while data := os.read(descriptor, CHUNK_BYTES):
+                while data := _read(call, descriptor):
                     call.check()
                     size += len(data)
                     with arrival.writing(turn, size):
@@ -289,8 +297,14 @@ def _path_of(url: str) -> str:
     return urllib.request.url2pathname(parts.path)
 
 
-def _open_file(path: str) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not hold us up until we have seen what it is
+def _open_file(call: Call, path: str) -> int:
+    with call.waiting():
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not hold us up until we have seen what it is
+
+
+def _read(call: Call, descriptor: int) -> bytes:
+    with call.waiting():
+        return os.read(descriptor, CHUNK_BYTES)
 
 
 def _compare(path: str, before: os.stat_result, after: os.stat_result) -> None:

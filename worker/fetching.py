@@ -43,6 +43,8 @@ DIAL_TIMEOUT: Final = 10.0
 #: Seconds without a byte, or with less than a chunk in `SLOW` times as many, after which a source has failed.
 SILENCE: Final = 30.0
 SLOW: Final = 4
+#: Seconds that one step of reading a path may take: file systems bring files from tape, and stand still while a server is taken over.
+HANG: Final = 60.0
 #: Attempts at one source, and those in a row that bring no byte.
 TRIES: Final = 10
 BARREN: Final = 2
@@ -75,11 +77,12 @@ class Fetcher:
         session: str = "",
         silence: float = SILENCE,
         dial_timeout: float = DIAL_TIMEOUT,
+        hang: float = HANG,
         url_context: ssl.SSLContext | None = None,
     ) -> None:
         self._connection = connection
         self._worker = worker
-        self._silence, self._dial_timeout = silence, dial_timeout
+        self._silence, self._dial_timeout, self._hang = silence, dial_timeout, hang
         self._context = context_for(connection, certificate, key)
         self._context.set_alpn_protocols([ALPN])
         self._context.check_hostname = False  # `dial` compares role and name
@@ -142,7 +145,7 @@ class Fetcher:
             elif source.url and not source.url.startswith("file:"):
                 work = partial(self._downloader().from_url, call, arrival, turn, source.url)
             else:
-                work = partial(self._downloader().from_path, call, arrival, turn, source.path or source.url)
+                return await self._from_path(call, arrival, turn, source.path or source.url)
             return await in_thread(work)
         except asyncio.CancelledError:
             arrival.next_turn()
@@ -153,6 +156,19 @@ class Fetcher:
         finally:
             self._calls.discard(call)
             self._idle.sweep_soon()
+
+    async def _from_path(self, call: Call, arrival: Arrival, turn: int, path: str) -> Arrived:
+        """The thread may hang with its file system, for as long as that does: then it is left behind."""
+        work = asyncio.ensure_future(in_thread(partial(self._downloader().from_path, call, arrival, turn, path)))
+        try:
+            while not (await asyncio.wait([work], timeout=self._hang / 4))[0]:
+                if call.hangs(self._hang):
+                    arrival.next_turn()
+                    call.cancel()
+                    raise TimeoutError(f"its file system gave no answer for {self._hang:g} s")
+            return work.result()
+        finally:
+            work.cancel()
 
     def _downloader(self) -> Downloader:
         from windlass.worker.downloads import Downloader

@@ -140,14 +140,19 @@ class Files:
         self._say_of(WantFiles, ask)
         return missing
 
-    async def obtain(self, ref: FileRef) -> str:
-        """Hold a file and wait until it is here: its path. Raises `SourceGone`, and then does not hold it."""
+    async def obtain(self, ref: FileRef, *, patient: bool = False) -> str:
+        """Hold a file and wait until it is here: its path. Raises `SourceGone`, and (unless ``patient``) `SourceFailed` where it will be
+        long in coming; and then does not hold it."""
         try:
             missing = self.hold([ref])  # without a break: with the last hold goes what is of level "call"
             while missing:
                 waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._waiters.setdefault(ref.name, []).append(waiter)
-                await waiter
+                try:
+                    await waiter
+                except SourceFailed:
+                    if not patient:
+                        raise
                 try:
                     missing = self.hold([ref])  # it may have gone again
                 finally:

@@ -389,7 +389,7 @@ class Libraries:
         own = entry.spec.environment is not None
         try:
             files = self._files()
-            folder = await files.obtain(ref)
+            folder = await files.obtain(ref, patient=True)
             entry.kept_by = files
             python = os.path.join(folder, "bin", "python3")
             if not os.access(python, os.X_OK):
@@ -411,7 +411,7 @@ class Libraries:
         """Fetch what libraries will run in, before the first of them asks, and keep it."""
         assert self._environment is not None
         try:
-            complete(await self._files().obtain(self._environment.unpacked))
+            complete(await self._files().obtain(self._environment.unpacked, patient=True))
         except (OSError, WindlassError) as error:
             log.error("%s", _cannot_enter(self._environment, error))
 

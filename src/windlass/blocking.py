@@ -18,7 +18,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 from windlass.errors import WindlassError
@@ -44,6 +45,7 @@ class Call:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sock: socket.socket | None = None
+        self._waits_since = 0.0
         self.cancelled = False
 
     def hold(self, sock: socket.socket | None) -> None:
@@ -56,6 +58,20 @@ class Call:
         """It waits for no socket any more."""
         with self._lock:
             self._sock = None
+
+    @contextmanager
+    def waiting(self) -> Generator[None]:
+        """It waits for a file system, which may hang, and nobody can end that."""
+        self._waits_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waits_since = 0.0
+
+    def hangs(self, seconds: float) -> bool:
+        """It has waited for a file system for so long."""
+        since = self._waits_since
+        return bool(since) and time.monotonic() - since >= seconds
 
     def check(self) -> None:
         """Raises `OutOfTurn` when the attempt was given up."""

@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 
 WORKER_STATES: Final = ("busy", "idle", "draining", "cut")
 LIBRARY_STATES: Final = ("running", "waiting", "idle", "failed", "removed")
-FILE_STATES: Final = ("here", "wanted", "declared", "lost")
+FILE_STATES: Final = ("here", "wanted", "away", "declared", "lost")
 FILE_LEVELS: Final = ("call", "workflow", "worker", "forever")
 CALL_STATES: Final = ("running", "sent", "waiting", "failed")
 #: Of each state, unless ``--most`` says otherwise.
@@ -46,7 +46,9 @@ def state_of_library(row: Row) -> str:
 
 def state_of_file(row: Row) -> str:
     """What people call it: "here" is at least one replica."""
-    return "lost" if row["lost"] else "here" if row["replicas"] else "wanted" if row["waiting"] else "declared"
+    if row["lost"]:
+        return "lost"
+    return "here" if row["replicas"] else "away" if row.get("away") else "wanted" if row["waiting"] else "declared"
 
 
 def require_known(kind: str, value: str, known: Iterable[str], *, cut: bool = False) -> None:
@@ -165,7 +167,7 @@ def list_files(chosen: argparse.Namespace, options: Mapping[str, object]) -> int
         number_column("replicas"),
         number_column("waiting"),
         number_column("read", "origin_reads"),
-        text_column("remark", "lost"),
+        Column("remark", lambda row: str(row["lost"] or row.get("away", ""))),
     )
     return _print(chosen, rows, columns, "files")
 

@@ -546,7 +546,7 @@ class FileLost(Message, frozen=True):
 
     name: FileName
     text: str
-    #: It is being made again: give back what needs it.
+    #: Not now, or not here: it is being made again, its source does not answer, or other workers have it. Give back what needs it.
     later: bool = False
 
 

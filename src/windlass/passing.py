@@ -7,10 +7,23 @@ from typing import Final
 
 from windlass.errors import StoreFull
 
-#: Errors of a machine that is short of processes, memory, descriptors or disk, or whose file server is away: later it may be well.
-PASSING: Final = frozenset(
-    (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EIO, errno.ETXTBSY)
+#: Errors of a machine that is short of processes, memory, descriptors or disk: later it may be well.
+_SHORT: Final = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ETXTBSY)
+#: And of one whose file server is away, is taken over by another one, or has forgotten its clients (Lustre, FUSE).
+_AWAY: Final = (
+    errno.ESTALE,
+    errno.EIO,
+    errno.ETIMEDOUT,
+    errno.EREMOTEIO,
+    errno.ENOTCONN,
+    errno.ESHUTDOWN,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
 )
+PASSING: Final = frozenset(_SHORT + _AWAY)
 
 
 def may_pass(error: Exception | None) -> bool:

@@ -11,8 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from windlass.manager.away import PATIENCE, PROBE_SECONDS
+from windlass.manager.fetches import MANAGER_FETCHES, PEER_FETCHES
 from windlass.manager.reaching import IN_VAIN, PAUSE
-from windlass.manager.replicas import MANAGER_FETCHES, PEER_FETCHES, Replicas
+from windlass.manager.replicas import Replicas
 from windlass.manager.ties import ORIGIN_PAUSE, ORIGIN_TRIES, SMALL_BYTES, File
 from windlass.messages import (
     DropFiles,
@@ -435,18 +437,174 @@ def test_an_archive_that_one_worker_cannot_have_is_not_lost_to_others(replicas: 
     assert not replicas.files[unpacked.name].lost
 
 
-def test_an_origin_that_fails_is_tried_again_after_pauses_and_then_lost(replicas: Replicas) -> None:
-    url = FileRef(FileName("x3-" + "3" * 32), -1, "page")
-    replicas.declare(url, FileOrigin(url="http://x/page"))
-    now = 0.0
-    replicas.wanted(WORKERS[0], [url.name])
-    for number in range(ORIGIN_TRIES):
-        assert fetches(replicas, now) == {WORKERS[0]: FileSource(url="http://x/page")}
-        replicas.failed(WORKERS[0], FileFailed(url.name, FileSource(url="http://x/page"), "failed", "timed out"), now)
-        if number < ORIGIN_TRIES - 1:
-            assert fetches(replicas, now) == {}
-            now += ORIGIN_PAUSE * 2**number
-    assert lost(replicas) == {WORKERS[0]: f"timed out (tried {ORIGIN_TRIES} times in a row)"}
+PAGE = FileRef(FileName("x3-" + "3" * 32), -1, "page")
+AT_SERVER = FileSource(url="http://x/page")
+
+
+def let_fail(replicas: Replicas, times: int, now: float = 0.0) -> float:
+    """The server does not answer who is sent there, so many times; when that was over."""
+    for _ in range(times):
+        while not (asked := fetches(replicas, now)):
+            now += 1.0
+        [(worker, source)] = asked.items()
+        assert source == AT_SERVER
+        replicas.failed(worker, FileFailed(PAGE.name, source, "failed", "503"), now)
+    return now
+
+
+def given_back(replicas: Replicas) -> list[WorkerId]:
+    """Who is to give back what needs a file."""
+    said, replicas.out = replicas.out, []
+    assert all(isinstance(message, FileLost) and message.later for _, message in said), said
+    return [worker for worker, _ in said]
+
+
+def test_an_origin_that_fails_is_tried_again_after_pauses_and_what_needs_it_given_back(replicas: Replicas) -> None:
+    """So that slots run others; and one worker after the other sees whether it is back."""
+    replicas.declare(PAGE, FileOrigin(url=AT_SERVER.url))
+    for worker in WORKERS[:2]:
+        replicas.wanted(worker, [PAGE.name])
+    now = let_fail(replicas, ORIGIN_TRIES)
+    assert now == ORIGIN_PAUSE * (2 ** (ORIGIN_TRIES - 1) - 1)
+    assert sorted(given_back(replicas)) == WORKERS[:2]
+    assert replicas.awaited(PAGE.name) == PAGE.name
+    [told] = replicas.away.warnings
+    assert "503" in told
+    asked: list[WorkerId] = []
+    for _ in range(4):
+        now = let_fail(replicas, 1, now)
+        asked += given_back(replicas)
+    assert len(set(asked)) == 4
+    while not (found := fetches(replicas, now)):
+        now += 1.0
+    [worker] = found
+    replicas.here(worker, PAGE.name, 100, "d")
+    assert replicas.away.returned == [PAGE.name]
+    assert replicas.awaited(PAGE.name) == ""
+    assert len(replicas.away.warnings) == 1
+    assert fetches(replicas, now + 1000.0) == {}
+
+
+def test_an_origin_that_fails_for_too_long_is_lost(replicas: Replicas) -> None:
+    replicas.declare(PAGE, FileOrigin(url=AT_SERVER.url))
+    replicas.wanted(WORKERS[0], [PAGE.name])
+    now = let_fail(replicas, ORIGIN_TRIES)
+    while given_back(replicas) and now < PATIENCE - ORIGIN_PAUSE * 2 ** (ORIGIN_TRIES + 1):
+        now = let_fail(replicas, 1, now)
+    assert not replicas.files[PAGE.name].lost
+    replicas.pump(PATIENCE)
+    assert replicas.files[PAGE.name].lost == "503 (tried for 10min; Manager(file_patience=...) waits longer)"
+    assert replicas.away.returned == [PAGE.name]
+
+
+def test_a_pause_of_hours_between_two_failures_is_not_time_for_which_an_origin_failed(replicas: Replicas) -> None:
+    replicas.declare(PAGE, FileOrigin(url=AT_SERVER.url))
+    replicas.wanted(WORKERS[0], [PAGE.name])
+    let_fail(replicas, 1)
+    replicas.worker_lost(WORKERS[0])
+    replicas.wanted(WORKERS[1], [PAGE.name])
+    now = let_fail(replicas, 1, 10 * PATIENCE)
+    assert lost(replicas) == {}
+    assert now == replicas.files[PAGE.name].since
+
+
+def test_files_of_a_place_are_away_together_and_come_back_together(replicas: Replicas) -> None:
+    """One failure is enough for another one; one of them at a time is looked for, each in its turn."""
+    other = FileRef(FileName("x3-" + "4" * 32), -1, "other")
+    elsewhere = FileRef(FileName("x3-" + "5" * 32), -1, "elsewhere")
+    replicas.declare(PAGE, FileOrigin(url=AT_SERVER.url))
+    replicas.declare(other, FileOrigin(url="http://x/other"))
+    replicas.declare(elsewhere, FileOrigin(url="http://y/page"))
+    replicas.wanted(WORKERS[0], [PAGE.name])
+    now = let_fail(replicas, ORIGIN_TRIES)
+    given_back(replicas)
+    for ref, source in ((other, FileSource(url="http://x/other")), (elsewhere, FileSource(url="http://y/page"))):
+        replicas.wanted(WORKERS[1], [ref.name])
+        assert fetches(replicas, now) == {WORKERS[1]: source}
+        replicas.failed(WORKERS[1], FileFailed(ref.name, source, "failed", "503"), now)
+        assert replicas.awaited(ref.name) == (other.name if ref is other else "")
+        assert given_back(replicas) == ([WORKERS[1]] if ref is other else [])
+    replicas.worker_lost(WORKERS[1])
+    looked: list[FileName] = []
+    for _ in range(3):
+        now += ORIGIN_PAUSE * 2**ORIGIN_TRIES
+        replicas.pump(now)
+        [(worker, message)] = replicas.out
+        assert isinstance(message, FetchFile)
+        replicas.out = []
+        looked.append(message.ref.name)
+        replicas.pump(now)
+        assert replicas.out == []
+        if len(looked) < 3:
+            replicas.failed(worker, FileFailed(message.ref.name, message.source, "failed", "503"), now)
+            assert given_back(replicas) == [worker]
+    assert looked == [PAGE.name, other.name, PAGE.name]
+    replicas.here(worker, PAGE.name, 100, "d")
+    assert sorted(replicas.away.returned) == [PAGE.name, other.name]
+
+
+def test_where_nobody_can_look_whether_an_origin_is_back_calls_that_need_it_are_sent_again(replicas: Replicas) -> None:
+    """Or those who come would never try. So it is where who is sent has no room: the call is to hear that."""
+    replicas.declare(PAGE, FileOrigin(url=AT_SERVER.url))
+    replicas.wanted(WORKERS[0], [PAGE.name])
+    now = let_fail(replicas, ORIGIN_TRIES)
+    given_back(replicas)
+    while not (asked := fetches(replicas, now)):
+        now += 1.0
+    [worker] = asked
+    replicas.failed(worker, FileFailed(PAGE.name, AT_SERVER, "full", "no room"), now)
+    assert replicas.away.returned == [PAGE.name]
+    replicas.wanted(WORKERS[0], [PAGE.name])
+    now = let_fail(replicas, 1, now)
+    assert given_back(replicas) == [WORKERS[0]]
+    for worker in WORKERS:
+        replicas.worker_lost(worker)
+    replicas.pump(now + 100.0)
+    assert replicas.away.returned == [PAGE.name] * 2
+    assert not replicas.files[PAGE.name].lost
+
+
+def test_who_looks_and_hangs_is_not_the_only_one_to_look(replicas: Replicas) -> None:
+    replicas.declare(PAGE, FileOrigin(url=AT_SERVER.url))
+    replicas.wanted(WORKERS[0], [PAGE.name])
+    now = let_fail(replicas, ORIGIN_TRIES)
+    given_back(replicas)
+    while not (asked := fetches(replicas, now)):
+        now += 1.0
+    assert fetches(replicas, now + PROBE_SECONDS - 1.0) == {}
+    second = fetches(replicas, now + PROBE_SECONDS)
+    assert len(second) == 1
+    assert second.keys() != asked.keys()
+    replicas.worker_lost(*asked)
+
+
+def test_a_file_that_is_released_while_its_origin_is_away_is_forgotten(replicas: Replicas) -> None:
+    replicas.declare(PAGE, FileOrigin(url=AT_SERVER.url))
+    replicas.wanted(WORKERS[0], [PAGE.name])
+    now = let_fail(replicas, ORIGIN_TRIES)
+    given_back(replicas)
+    while not (asked := fetches(replicas, now)):
+        now += 1.0
+    replicas.release([PAGE.name])
+    replicas.failed(*asked, FileFailed(PAGE.name, AT_SERVER, "failed", "503"), now)
+    replicas.pump(now)
+    assert PAGE.name not in replicas.files
+    assert not replicas.away.places
+
+
+def test_what_is_unpacked_of_a_file_that_is_away_is_given_back_too(replicas: Replicas) -> None:
+    unpacked = FileRef(FileName("u3-" + "4" * 32), -1, "e")
+    replicas.declare(PAGE, FileOrigin(url=AT_SERVER.url))
+    replicas.declare(unpacked, FileOrigin(archive=PAGE))
+    replicas.wanted(WORKERS[0], [unpacked.name])
+    source = FileSource(archive=PAGE)
+    assert fetches(replicas) == {WORKERS[0]: source}
+    replicas.wanted(WORKERS[0], [PAGE.name])
+    now = let_fail(replicas, ORIGIN_TRIES)
+    given_back(replicas)
+    replicas.failed(WORKERS[0], FileFailed(unpacked.name, source, "failed", "503"), now)
+    assert given_back(replicas) == [WORKERS[0]]
+    assert replicas.awaited(unpacked.name) == PAGE.name
 
 
 @pytest.mark.parametrize("held", [False, True])

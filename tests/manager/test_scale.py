@@ -12,8 +12,8 @@ import pytest
 from windlass.manager.books import LOOKED_AT
 from windlass.manager.core import GIVEN_UP_AT_ONCE, Core
 from windlass.manager.dispatch import LINGER_SECONDS
+from windlass.manager.fetches import PEER_FETCHES
 from windlass.manager.placement import HOLD_SECONDS, fits
-from windlass.manager.replicas import PEER_FETCHES
 from windlass.manager.status import FILES_MOST, status
 from windlass.messages import (
     RETURNED,

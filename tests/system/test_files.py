@@ -262,13 +262,14 @@ class Web(ThreadingHTTPServer):
     def __init__(self) -> None:
         self.pages: dict[str, bytes] = {}
         self.asked: list[str] = []
+        self.busy = False
         web = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 web.asked.append(self.path)
                 page = web.pages.get(self.path)
-                self.send_response(200 if page is not None else 404)
+                self.send_response(503 if web.busy else 200 if page is not None else 404)
                 self.send_header("Content-Length", str(len(page or b"")))
                 self.end_headers()
                 self.wfile.write(page or b"")
@@ -379,11 +380,35 @@ def test_a_url_that_is_not_there_ends_the_call_with_the_servers_answer(manager: 
         run(read, manager.declare_url(f"{web.address}/nothing"))
 
 
-def test_a_server_that_is_not_there_is_asked_again_and_then_told(manager: Manager, run: Callable[..., Any], web: Web) -> None:
-    web.shutdown()
-    web.server_close()
-    with silent(web.server_address[1]), pytest.raises(FileUnavailable, match=r"127.0.0.1.*refused.*tried 4 times in a row"):
-        run(read, manager.declare_url(f"{web.address}/page"))
+def test_a_server_that_is_not_there_is_asked_again_and_then_told() -> None:
+    with silent() as port, Manager(file_patience=5.0) as manager, Factory(manager, "local", cores=1):
+        manager.install_library("lib", read)
+        call = FunctionCall("lib", "read", manager.declare_url(f"http://127.0.0.1:{port}/page"))
+        with pytest.raises(FileUnavailable, match=r"127.0.0.1.*refused.*tried for .*file_patience"):
+            manager.submit(call).result(60)
+
+
+def test_a_server_that_does_not_answer_for_a_while_is_waited_for_and_other_calls_go_on(
+    manager: Manager, run: Callable[..., Any], web: Web, until: Until, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On the only slot. What is unpacked of such a file is no other matter."""
+    with tarfile.open(tmp_path / "soft.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("program"))
+    urls = [manager.declare_url(f"{web.address}/{name}") for name in ("page", "soft.tar")]
+    calls = [FunctionCall("lib", "read", urls[0]), FunctionCall("lib", "walk", manager.declare_archive(urls[1]))]
+    web.busy = True
+    waiting = [manager.submit(call) for call in calls]
+    until("both are given back", lambda: manager.status()["calls"]["waiting_for_files"] == 2)
+    assert run(read, manager.declare_buffer(b"meanwhile", "other")) == b"meanwhile"
+    assert [row["away"] for row in manager.status()["files"] if "/page" in row["source"]] == [
+        f"{web.address}/page: 503 Service Unavailable"
+    ]
+    [warning] = [record.message for record in caplog.records if "a file cannot be had now" in record.message]
+    assert "503 Service Unavailable; what needs it waits up to 10min" in warning
+    web.pages["/page"], web.pages["/soft.tar"] = b"at last", (tmp_path / "soft.tar").read_bytes()
+    web.busy = False
+    assert waiting[0].result(60) == b"at last"
+    assert waiting[1].result(60) == {"program": "644"}
 
 
 @pytest.mark.parametrize("name", ["../out", "/tmp/out"])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import os
+import socket
 import ssl
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import blake3
 import pytest
@@ -117,12 +119,12 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 class Side:
     """A worker that fetches."""
 
-    def __init__(self, authority: Authority, folder: Path, silence: float) -> None:
+    def __init__(self, authority: Authority, folder: Path, silence: float, hang: float) -> None:
         self.folder = folder / "cache"
         self.folder.mkdir()
         connection = read_connection_file(authority.pilot_file)
         trusted = ssl.create_default_context(cadata=connection.ca)
-        self.fetcher = Fetcher(connection, "w1", *authority.credential(WORKER, "w1"), silence=silence, url_context=trusted)
+        self.fetcher = Fetcher(connection, "w1", *authority.credential(WORKER, "w1"), silence=silence, hang=hang, url_context=trusted)
         self.count = 0
 
     def arrival(self, ref: FileRef = REF, **options: Any) -> Arrival:
@@ -141,8 +143,8 @@ class Side:
 
 
 @asynccontextmanager
-async def side(authority: Authority, folder: Path, silence: float = 20.0) -> AsyncGenerator[Side]:
-    one = Side(authority, folder, silence)
+async def side(authority: Authority, folder: Path, silence: float = 20.0, hang: float = 20.0) -> AsyncGenerator[Side]:
+    one = Side(authority, folder, silence, hang)
     try:
         async with asyncio.timeout(LIMIT):
             yield one
@@ -380,10 +382,27 @@ def test_where_no_server_is_is_said(authority: Authority, tmp_path: Path) -> Non
             text = "http://localhost:[0-9]+/file: Connection refused; 0 bytes .*, in 2 attempts"
             with silent() as port, pytest.raises(SourceFailed, match=text):
                 await one.fetch(FileSource("", url=f"http://localhost:{port}/file"))
-            with pytest.raises(SourceFailed, match=r"http://no-such-host.invalid/: "):
-                await one.fetch(FileSource("", url="http://no-such-host.invalid/"))
             with pytest.raises(SourceGone, match=r"ftp://host/file is no URL of http, https or file"):
                 await one.fetch(FileSource("", url="ftp://host/file"))
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(("number", "error"), [(socket.EAI_NONAME, SourceGone), (socket.EAI_AGAIN, SourceFailed)])
+def test_a_host_that_nobody_knows_is_not_waited_for(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]
+) -> None:
+    """One whose name could not be asked for is."""
+
+    def resolve(*_: object, **__: object) -> NoReturn:
+        raise socket.gaierror(number, "no such luck")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+    async def work() -> None:
+        async with side(authority, tmp_path) as one:
+            with pytest.raises(error, match=r"http://no-such-host.invalid/: .*no such luck"):
+                await one.fetch(FileSource("", url="http://no-such-host.invalid/"))
 
     asyncio.run(work())
 
@@ -472,6 +491,60 @@ def test_a_path_that_is_not_there_or_cannot_be_copied_is_named(authority: Author
             with pytest.raises(SourceGone, match=rf"the tree {out} has a link link that leads out of it"):
                 await one.fetch(FileSource("", path=str(out)))
             assert one.left() == []
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(errno.ESTALE, SourceFailed), (errno.EIO, SourceFailed), (errno.EACCES, SourceGone), (errno.ENOTDIR, SourceGone)]
+)
+def test_what_a_file_system_says_of_itself_passes_and_what_it_says_of_a_path_does_not(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]
+) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(CONTENT)
+
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("windlass.worker.downloads._open_file", refuse)
+
+    async def work() -> None:
+        async with side(authority, tmp_path) as one:
+            with pytest.raises(error, match=rf"{path}.*{os.strerror(number)}"):
+                await one.fetch(FileSource("", path=str(path)))
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("tree", [False, True])
+def test_a_file_system_that_hangs_is_given_up(authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: bool) -> None:
+    """Its thread is left behind, and does no harm when it wakes."""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "data").write_bytes(CONTENT)
+    path = str(tmp_path / "tree" if tree else tmp_path / "tree" / "data")
+    over, read, hung = threading.Event(), os.read, threading.Event()
+
+    def hang(descriptor: int, count: int) -> bytes:
+        if threading.current_thread().name == "windlass-fetch" and not over.is_set():
+            hung.set()
+            over.wait(LIMIT)
+        return read(descriptor, count)
+
+    monkeypatch.setattr(os, "read", hang)
+
+    async def work() -> None:
+        async with side(authority, tmp_path, hang=0.2) as one:
+            arrival = one.arrival()
+            with pytest.raises(SourceFailed, match=rf"{path}: its file system gave no answer for 0.2 s; 0 "):
+                await one.fetcher.fetch(arrival, FileSource("", path=path))
+            assert hung.is_set()
+            over.set()
+            arrived = await one.fetcher.fetch(arrival, FileSource("", path=path))
+            assert arrived.size == len(CONTENT)
+            assert scan(arrival.path).size == len(CONTENT) if tree else content_of(arrival) == CONTENT
+            while any(thread.name == "windlass-fetch" for thread in threading.enumerate()):
+                await asyncio.sleep(0.002)
 
     asyncio.run(work())
 

@@ -163,6 +163,24 @@ async def test_who_waits_for_another_source_does_not_hold_up_the_nodes_other_wor
     other.files.cache.close()
 
 
+@pytest.mark.parametrize("patient", [False, True])
+async def test_a_file_that_is_long_in_coming_is_asked_for_again_by_who_has_no_call_to_give_back(desk: Desk, patient: bool) -> None:
+    """As a library for its environment; what waits for an archive to unpack it tells the manager, whose calls go back."""
+    ref = FileRef(FileName("x3-" + "3" * 32), 0, "f")
+    task = asyncio.create_task(desk.files.obtain(ref, patient=patient))
+    assert await desk.next_said() == WantFiles((ref.name,))
+    desk.files.heard(FileLost(ref.name, "its server is away", later=True))
+    if not patient:
+        with pytest.raises(SourceFailed, match="its server is away"):
+            await task
+        return
+    assert await desk.next_said() == WantFiles((ref.name,))
+    desk.files.heard(FetchFile(ref, SOURCE, data=b""))
+    assert isinstance(await desk.next_said(), FileHere)
+    assert await task
+    desk.files.release([ref])
+
+
 async def test_a_file_that_is_sent_while_it_is_looked_at_is_fetched_then(desk: Desk) -> None:
     """The manager has told it to look at what is here, and has sent it anew."""
     ref = FileRef(FileName("x3-" + "1" * 32), 3, "data", "workflow")
