@@ -122,7 +122,7 @@ class Fetches:
             elif source is not None:
                 served.append(worker)
                 self.out.append((worker, self._begin(file, worker, source)))
-            elif not (self._reach.alone(worker) or any(to == worker for to, one in file.apart if one or not file.to_come)):
+            elif not (self._reach.alone(worker) or any(to == worker for to, one in file.apart if one or not file.fetching)):
                 break  # it is the same for all who wait
         self._ties.wait_no_more(file, served)
 
@@ -169,9 +169,9 @@ class Fetches:
         return self._read(file)
 
     def _scout(self, file: File, worker: WorkerId) -> FileSource | None:
-        """Have another worker read the origin that this one cannot read; `_NONE`: there is none for that."""
+        """Have another worker read the origin that this one cannot read, as none has it that could serve it; `_NONE`: there is none."""
         origin = file.origin
-        if file.holders or file.scouts >= ORIGIN_TRIES or not (origin.url or origin.shared):
+        if file.scouts >= ORIGIN_TRIES or not (origin.url or origin.shared):
             return _NONE
         if any(not file.blind(one) for one in file.waiting):
             return None  # it does so itself, in its turn

@@ -13,9 +13,9 @@ What goes wrong is said by the worker that fetched (`failed`)::
     damaged   a peer: told to look at its replica       origin: again, `ORIGIN_TRIES` times in a row
     full      nothing: the worker ends what needed it by itself
 
-Who could not have a file from its origin has it from a peer.  Where there is none, a file that the manager reads is lost for all, at once;
-but a URL or shared path each node reads by itself: a worker on another host, a *scout*, is sent to it, also if no call there needs it, and
-the file is lost when `ORIGIN_TRIES` hosts in a row, or all that there are, could not.
+Who could not have a file from its origin has it from a peer.  Where there is none that could serve it, a file that the manager reads is
+lost for all, at once; but a URL or shared path each node reads by itself: a worker on another host, a *scout*, is sent to it, also if no
+call there needs it, and the file is lost when `ORIGIN_TRIES` hosts in a row, or all that there are, could not.
 
 Who can fetch from whom is known, and learned, by `windlass.manager.reaching`.
 

@@ -95,11 +95,6 @@ class File(msgspec.Struct, eq=False):
         """All such."""
         return [worker for worker, holder in self.apart if not holder]
 
-    @property
-    def to_come(self) -> bool:
-        """Somebody has it, or fetches it now."""
-        return bool(self.holders or self.fetching)
-
     def fail(self, now: float) -> None:
         """Its origin, or the only one who has it, has failed: not before a pause again."""
         if not self.failures or now >= self.not_before + ORIGIN_ROW:

@@ -391,13 +391,46 @@ def test_a_path_that_several_hosts_in_a_row_do_not_see_is_lost(replicas: Replica
     assert fetches(replicas) == {WORKERS[0]: THERE}
     replicas.here(WORKERS[0], ref.name, ref.size, "d")
     replicas.serving(WORKERS[0], ())  # so that nobody has it from there
+    texts: dict[WorkerId, str] = {}
     for worker in WORKERS[1:]:
         replicas.wanted(worker, [ref.name])
-        assert fetches(replicas) == {worker: THERE}
-        not_there(replicas, worker, ref.name)
-        replicas.pump(0.0)
-        assert lost(replicas) == {worker: f"{PATH} is not there on {worker}; nor can it be had there from another worker"}
+        while worker not in texts:
+            replicas.pump(0.0)
+            said, replicas.out = replicas.out, []
+            assert said
+            for one, message in said:
+                if isinstance(message, FetchFile):
+                    not_there(replicas, one, ref.name)
+                else:
+                    assert isinstance(message, FileLost)
+                    texts[one] = message.text
+    assert all(text.endswith("; nor can it be had there from another worker") for text in texts.values())
     assert not replicas.files[ref.name].lost
+
+
+@pytest.mark.parametrize("why", ["it failed", "of an earlier manager"])
+def test_a_node_that_can_have_a_file_from_no_holder_has_it_from_who_reads_the_origin(replicas: Replicas, why: str) -> None:
+    """A holder has crashed and its session lasts, say, or has what nobody can tell to be the right one."""
+    ref = FileRef(FileName("x3-" + "5" * 32), BIG.size, "db.fa")
+    bad, holder = WORKERS[:2]
+    replicas.declare(ref, FileOrigin(shared=PATH))
+    if why == "it failed":
+        replicas.wanted(holder, [ref.name])
+        assert fetches(replicas) == {holder: THERE}
+    replicas.here(holder, ref.name, ref.size, "d")
+    replicas.wanted(bad, [ref.name])
+    [(_, source)] = fetches(replicas).items()
+    if why == "it failed":
+        replicas.failed(bad, FileFailed(ref.name, source, "failed", "no route to host"), 0.0)
+        assert fetches(replicas) == {bad: THERE}
+    not_there(replicas, bad, ref.name)
+    [(scout, source)] = fetches(replicas).items()
+    assert scout not in (bad, holder)
+    assert source == THERE
+    replicas.here(scout, ref.name, ref.size, "d")
+    [(worker, source)] = fetches(replicas).items()
+    assert worker == bad
+    assert source.peer in ((scout,) if why == "it failed" else (scout, holder))
 
 
 def test_a_small_file_that_has_changed_at_the_manager_comes_from_who_has_it(replicas: Replicas) -> None:
@@ -418,7 +451,9 @@ def test_an_archive_that_one_worker_cannot_have_is_not_lost_to_others(replicas: 
     """A node that sees neither the path nor those that have it."""
     packed, unpacked = FileRef(FileName("b3-" + "3" * 32), BIG.size, "e.tar.gz"), FileRef(FileName("u3-" + "4" * 32), -1, "e")
     replicas.declare_environment(PoolEnvironment(unpacked, packed, PATH))
-    bad, good = WORKERS[:2]
+    bad, good, *others = WORKERS
+    for worker in others:
+        replicas.worker_lost(worker)
     replicas.serving(bad, ())
     replicas.serving(good, ())
     for worker in (good, bad):
