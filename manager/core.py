@@ -140,6 +140,9 @@ class Core(Starts):
 
     def declare_file(self, ref: FileRef, origin: FileOrigin) -> None:
         """Calls will name this file."""
+        file = self.replicas.files.get(ref.name)
+        if file is not None and (file.lost or not file.declared):  # it may be mended
+            self._try_again_with({ref.name})
         self.replicas.declare(ref, origin)
 
     def declare_made(self, ref: FileRef, spec: CallSpec) -> None:
@@ -319,6 +322,7 @@ class Core(Starts):
         # Only it may have been left of a pool that can have no pilots any more. (Looked at by `tick`: many go together.)
         self._look_impossible = self._look_impossible or (last and any(offer.spent for offer in self.all_offers()))
         self._try_unfit_again()
+        self._try_lacking_again()
         self._restructured()
 
     def pilots_ended(self, pools: Collection[PoolName], ended: Iterable[tuple[PilotId, str]], now: float) -> None:
@@ -368,6 +372,7 @@ class Core(Starts):
                 self._files_wanted(worker, message.names)
             elif isinstance(message, FileHere):
                 self.replicas.here(worker_id, message.name, message.size, message.digest)
+                worker.lacks.discard(message.name)
             elif isinstance(message, FileFailed):
                 self.replicas.failed(worker_id, message, now)
             elif isinstance(message, FilePushed):

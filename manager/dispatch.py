@@ -19,8 +19,8 @@ from windlass.manager.books import LOOKED_AT, SWEEP_LEAST
 from windlass.manager.calls import CallQueue
 from windlass.manager.claims import has_less, missing_slots, next_claim, runs
 from windlass.manager.libraries import NEVER, LibraryState
+from windlass.manager.near import Near
 from windlass.manager.placement import HOLD_SECONDS, fits, grants, in_hand, reclaimable, worth_moving
-from windlass.manager.recalls import Recalls
 from windlass.manager.workers import Claim, Instance, Phase, Worker, no_longer_held, slot_share, slots_in, used_up, usual_weight, weight_of
 from windlass.messages import (
     BAD_CALL,
@@ -28,7 +28,7 @@ from windlass.messages import (
     CallEnd,
     CallRun,
     EndDetail,
-    FileName,
+    FileLost,
     FileRef,
     ForgetFunctions,
     InstanceId,
@@ -38,7 +38,6 @@ from windlass.messages import (
     SetSlots,
     StartLibrary,
     StopLibrary,
-    WorkerId,
 )
 
 #: Claims that are laid at one tick, at most.
@@ -49,14 +48,9 @@ WARM_INSTANCES = 4
 ROUNDS_MOST = 10
 #: Another thread of the program may have chosen a library for a call just before it was removed; pickling the arguments takes its time.
 LINGER_SECONDS = 10.0
-#: Files of fewer bytes are no reason to go anywhere; so many holders of a file are looked at; and what moving bytes is taken to cost, in
-#: bytes per second.
-NEAR_BYTES = 64 << 10
-HOLDERS_MOST = 16
-MOVED_PER_SECOND = 100e6
 
 
-class Dispatch(Recalls):
+class Dispatch(Near):
     """The books, and who gets what."""
 
     def pump(self, now: float) -> None:
@@ -99,7 +93,7 @@ class Dispatch(Recalls):
             for worker_id, message in said:
                 worker = self.workers.get(worker_id)
                 if worker is not None:
-                    self._send(worker, message)
+                    self._send(worker, self._lost_to(worker, message, now) if type(message) is FileLost else message)
 
     def _dispatch(self, state: LibraryState, now: float) -> None:
         passed = 0
@@ -118,6 +112,7 @@ class Dispatch(Recalls):
             if not plain and not state.idle:
                 continue  # only plain ones wait behind others; and there may be thousands that are not
             skipped: list[Instance] = []
+            lacking = False
             before = queue.waiting
             others = None if plain else iter(state.idle_for(queue))
             if others is not None:
@@ -131,17 +126,25 @@ class Dispatch(Recalls):
                 elif others is not None:
                     found = next(others, None)
                     if found is None:
-                        state.pass_by(queue)
+                        if not lacking:
+                            state.pass_by(queue)
                         break
                     if found.id not in state.idle:
                         continue
+                    if queue.files and not self._suits(found, queue):
+                        lacking = True  # the next call may need other files
+                        continue
                     instance, room = found, found.places - found.outstanding
                 elif state.idle:
-                    instance = next(iter(state.idle.values()))
-                    room = instance.places - instance.outstanding
+                    one = self._first_suitable(state.idle, queue)
+                    if one is None:
+                        break
+                    instance, room = one, one.places - one.outstanding
                 elif state.roomy and plain:
-                    instance = next(iter(state.roomy.values()))
-                    room = state.most(instance) - instance.outstanding
+                    one = self._first_suitable(state.roomy, queue)
+                    if one is None:
+                        break
+                    instance, room = one, state.most(one) - one.outstanding
                     # What waits is shared out evenly, so that the last calls do not pile up at one worker.
                     room = min(room, max(1, -(-queue.waiting // max(1, len(state.roomy)))))
                 else:
@@ -175,62 +178,6 @@ class Dispatch(Recalls):
             state.make_way(served, passed_over)
         if passed > SWEEP_LEAST and passed > len(state.queues) // 8:
             self._sweep_queues(state)  # or each call would cost a look at them
-
-    def _park_firsts(self, queue: CallQueue, state: LibraryState, now: float) -> bool:
-        """Take first calls away that need a result which nobody has any more, or a file whose source does not answer, and end those that
-        need a lost file; True when one is left."""
-        while (call := queue.first()) is not None:
-            gone, away, lost = FileName(""), FileName(""), ""
-            for ref in call.spec.inputs:
-                file = self.replicas.files.get(ref.name)
-                if file is not None and file.lost:
-                    lost = file.lost
-                    break
-                if self.replicas.absent(ref.name) or (file is None and ref.name in self.lineage.products):
-                    gone = ref.name
-                away = away or self.replicas.awaited(ref.name)
-            if not gone and not away and not lost:
-                return True
-            queue.pop()
-            state.waiting -= 1
-            if lost:
-                self._end_without(call, lost, now)
-            else:
-                self._park(call, gone or away, away=not gone)
-        return False
-
-    def _nearest(self, state: LibraryState, queue: CallQueue, plain: bool) -> tuple[Instance, int] | None:
-        """Where the files of the queue's first call are, and how many calls fit: a free slot there, or a place behind others where
-        waiting costs less than moving the bytes. None: anywhere."""
-        call = queue.first()
-        if call is None:
-            return None
-        here: dict[WorkerId, int] = {}
-        for ref in call.spec.inputs:
-            if ref.size >= NEAR_BYTES:
-                for worker_id in islice(self.replicas.holders(ref.name), HOLDERS_MOST):
-                    here[worker_id] = here.get(worker_id, 0) + ref.size
-        best: tuple[int, bool, Instance] | None = None
-        for worker_id, size in here.items():
-            instance = self.workers[worker_id].by_library.get(state.spec.id)
-            if instance is None:
-                continue
-            free = instance.id in state.idle
-            if not free and instance.outstanding >= state.most(instance):
-                continue
-            if not free:
-                if not plain or instance.id not in state.roomy:
-                    continue
-                behind = (instance.outstanding - instance.places + 1) / max(1, instance.places)
-                if not state.durations.count or behind * state.durations.mean > size / MOVED_PER_SECOND:
-                    continue
-            if best is None or (free, size) > (best[1], best[0]):
-                best = size, free, instance
-        if best is None:
-            return None
-        instance = best[2]
-        most = instance.places if best[1] else state.most(instance)
-        return instance, most - instance.outstanding
 
     def _send_calls(
         self, state: LibraryState, queue: CallQueue, instance: Instance, worker: Worker, count: int, weight: int, now: float
@@ -327,7 +274,7 @@ class Dispatch(Recalls):
             else:
                 self._take_away(missing_slots(worker, claim, now), worker, claim.library)
                 self._fulfil_claim(worker, now)
-        some = self._claim_turns.next(self.workers) if self._starved else ()
+        some = [worker for worker in self._claim_turns.next(self.workers) if not worker.lacks] if self._starved else ()
         for _ in range(CLAIMS_AT_ONCE if some else 0):
             claims = [one.claim for one in self._claimed.values() if one.claim is not None]
             found = next_claim(self._starved.values(), self.libraries, some, claims, now)

@@ -15,18 +15,24 @@ from windlass.messages import (
     CallRun,
     CallsEnded,
     CallSpec,
+    CallsReturned,
     FetchFile,
     FileFailed,
     FileHere,
+    FileLost,
     FileName,
     FileOrigin,
     FileRef,
     FileSource,
     FunctionDef,
     FunctionId,
+    HeldCall,
     LibraryId,
     LibraryReady,
     LibrarySpec,
+    PoolName,
+    PoolOffer,
+    PoolReport,
     Resources,
     RunCalls,
     Serving,
@@ -51,7 +57,7 @@ class Cluster:
         self.fetching: dict[WorkerId, FetchFile] = {}
         self.core.install(LibrarySpec(LIB, "lib", (3, 11), functions=(FunctionDef(F, "f", b"blob"),)), self.now)
         for worker in WORKERS:
-            self.core.worker_joined(worker, WorkerInfo(f"host of {worker}", 1, Resources(1.0)), self.now)
+            self.core.worker_joined(worker, WorkerInfo(f"host of {worker}", 1, Resources(1.0), pool=PoolName("pool")), self.now)
         self.submit(*[()] * 3)
         for worker in WORKERS:
             self.end(worker)
@@ -69,11 +75,11 @@ class Cluster:
                 elif isinstance(message, FetchFile):
                     self.fetching[worker] = message
 
-    def submit(self, *inputs: tuple[FileRef, ...]) -> None:
+    def submit(self, *inputs: tuple[FileRef, ...], options: CallOptions = PLAIN) -> None:
         """A call for each of these."""
         specs: list[CallSpec] = []
         for each in inputs:
-            specs.append(CallSpec(CallId(self.next), LIB, F, b"", (), PLAIN, each))
+            specs.append(CallSpec(CallId(self.next), LIB, F, b"", (), options, each))
             self.next += 1
         self.core.submit(specs, self.now)
         self.step()
@@ -135,6 +141,92 @@ def test_a_node_that_does_not_see_a_shared_path_ends_no_call_that_needs_it(clust
     cluster.step()
     assert cluster.fetching[bad].source.peer == scout
     assert core.take_done() == []
+
+
+@pytest.fixture
+def walled(cluster: Cluster) -> FileRef:
+    """A shared path that the first worker does not see, and has from nobody, as none reaches another; the last one has it."""
+    ref = FileRef(FileName("x3-" + "1" * 32), 1000, "db")
+    for worker in WORKERS:
+        cluster.core.worker_said(worker, [Serving(())], cluster.now)
+    cluster.core.declare_file(ref, FileOrigin(shared="/scratch/db"))
+    cluster.core.worker_said(WORKERS[2], [FileHere(ref.name, ref.size, "d")], cluster.now)
+    return ref
+
+
+def sent_to_first(cluster: Cluster, ref: FileRef) -> CallRun:
+    """A call that needs this file, at the first worker, which says then that it cannot have it."""
+    core, (bad, *others) = cluster.core, WORKERS
+    cluster.submit((), (), ())
+    cluster.end(bad)
+    cluster.submit((ref,))
+    [run] = cluster.running[bad]
+    for worker in others:
+        cluster.end(worker)
+    core.take_done()
+    core.worker_said(bad, [WantFiles((ref.name,))], cluster.now)
+    core.pump(cluster.now)
+    [fetch] = [message for message in core.take_outbox()[bad] if isinstance(message, FetchFile)]
+    core.worker_said(bad, [FileFailed(ref.name, fetch.source, "gone", "it is not there on this node")], cluster.now)
+    core.pump(cluster.now)
+    return run
+
+
+def give_back(cluster: Cluster, worker: WorkerId, run: CallRun) -> None:
+    cluster.running[worker].remove(run)
+    cluster.core.worker_said(worker, [CallsReturned((HeldCall(run.call, run.attempt),), "files")], cluster.now)
+    cluster.step()
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_node_that_can_have_a_file_in_no_way_leaves_calls_that_need_it_to_others(cluster: Cluster, walled: FileRef, wide: bool) -> None:
+    """It would end one after the other, and be the quickest of all. Other calls it runs."""
+    bad = WORKERS[0]
+    run = sent_to_first(cluster, walled)
+    [lost] = cluster.core.take_outbox()[bad]
+    assert isinstance(lost, FileLost)
+    assert lost.later
+    assert len(cluster.core.replicas.away.warnings) == 1
+    give_back(cluster, bad, run)
+    options = CallOptions(needs=Resources(1.0)) if wide else PLAIN
+    cluster.submit(*[(walled,)] * 10, (walled, cluster.file(2, 10_000_000, bad)), options=options)
+    cluster.submit(())
+    for _ in range(20):
+        assert all(walled not in run.inputs for run in cluster.running[bad])
+        for worker in WORKERS:
+            cluster.end(worker, seconds=0.3)
+        cluster.now += 1.0
+        cluster.core.tick(cluster.now)
+        cluster.step()
+    done = cluster.core.take_done()
+    assert len(done) == 13
+    assert {one.end.outcome for one in done} == {RETURNED}
+
+
+@pytest.mark.parametrize("to_come", ["", "elsewhere", "pool"])
+def test_a_file_that_no_worker_can_have_is_lost_unless_others_may_come(cluster: Cluster, walled: FileRef, to_come: str) -> None:
+    core, (bad, *others) = cluster.core, WORKERS
+    if to_come:
+        pools = PoolOffer(PoolName("elsewhere"), Resources(1.0), spent=True), PoolOffer(PoolName(to_come), Resources(1.0), most=1)
+        core.pools_reported("f", PoolReport(pools), cluster.now)
+    run = sent_to_first(cluster, walled)
+    core.take_outbox()
+    for worker in others:
+        core.worker_lost(worker, "its walltime", cluster.now)
+        cluster.running[worker].clear()
+    give_back(cluster, bad, run)
+    if to_come == "elsewhere":
+        assert cluster.running[bad] == []
+        core.worker_joined(others[0], WorkerInfo("another host", 1, Resources(1.0)), cluster.now)
+        cluster.step()
+        assert [run.inputs for run in cluster.running[others[0]]] == [(walled,)]
+        return
+    [run] = cluster.running[bad]
+    core.worker_said(bad, [WantFiles((walled.name,))], cluster.now)
+    core.pump(cluster.now)
+    [lost] = core.take_outbox()[bad]
+    assert isinstance(lost, FileLost)
+    assert not lost.later
 
 
 def test_of_several_files_most_bytes_count(cluster: Cluster) -> None:
