@@ -332,7 +332,8 @@ class FunctionCall:
 
     def _take(self, path: str) -> _Taken:
         if self._taken is None:
-            self._taken = _Taken({}, {})
+            self._taken = _Taken({}, {}, set())
+        self._taken.paths.add(path)
         for folder in _folders_of(path):
             self._taken.within.setdefault(folder, path)
         return self._taken
@@ -340,13 +341,22 @@ class FunctionCall:
     def _inside(self, what: str, path: object) -> str:
         """A path in the call's own directory. Raises `UsageError` for one that leads out of it or is taken. A call may have thousands."""
         normal = _relative(what, path)
-        if normal in self.inputs or normal in self.outputs:
+        if self._taken is None:
+            return normal
+        makes = what != "add_input"
+        if normal in self._taken.paths:
+            if makes and normal not in self.inputs:
+                raise UsageError(f"{what}(..., {path!r}): the call makes that path already; give each output once")
             raise UsageError(
                 f"{what}(..., {path!r}): the call has a file of that path already; what it is to change it copies to another path first"
                 " (cp -L)"
             )
-        above = next((folder for folder in _folders_of(normal) if folder in self.inputs or folder in self.outputs), None)
-        clash = self._taken.within.get(normal) if above is None and self._taken is not None else above
+        clash = next((folder for folder in _folders_of(normal) if folder in self._taken.paths), None) or self._taken.within.get(normal)
+        if clash is not None and makes and clash not in self.inputs:
+            raise UsageError(
+                f"{what}(..., {path!r}): the call makes {clash!r} already, and no output can be in another one: take the folder alone, all"
+                " that is in it comes along, or have the call copy what is wanted by itself to a path beside it (cp -r)"
+            )
         if clash is not None:
             raise UsageError(
                 f"{what}(..., {path!r}): the call has {clash!r} already, and inputs and outputs cannot be within each other: give them"
@@ -361,7 +371,7 @@ class FunctionCall:
         twin.library, twin.function, twin.args, twin.kwargs = self.library, self.function, self.args, self.kwargs
         twin.options, twin.tag = merge_options(self.options, self.tag, options)
         twin.inputs, twin.outputs = dict(self.inputs), dict(self.outputs)
-        twin._taken = None if self._taken is None else _Taken(dict(self._taken.within), dict(self._taken.makes))
+        twin._taken = None if self._taken is None else _Taken(dict(self._taken.within), dict(self._taken.makes), set(self._taken.paths))
         return twin
 
     def _set(self, **options: Any) -> None:
@@ -419,6 +429,8 @@ class _Taken(NamedTuple):
     within: dict[str, str]
     #: Files that it makes, and from where.
     makes: dict[File, str]
+    #: All of them.
+    paths: set[str]
 
 
 def _folders_of(path: str) -> Iterator[str]:

@@ -78,7 +78,10 @@ class Command(FunctionCall):
             for path, file in cast("Mapping[str, File]", outputs).items():
                 self.add_output(file, path)
         else:
-            self.made = tuple(self._inside("outputs=", path) for path in outputs or ())
+            for path in outputs or ():
+                where = self._inside("outputs=", path)
+                self._take(where)
+                self.made += (where,)
         self.outputs = _Outputs(self.made, self.outputs)
         if options:
             _refuse_unknown(options)

@@ -11,6 +11,7 @@ import pytest
 from windlass.errors import UnknownName, UsageError
 from windlass.files import File
 from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall, intern_options, merge_options, needs_of
+from windlass.manager.command import Command
 from windlass.messages import CallOptions, Resources
 
 
@@ -202,6 +203,35 @@ class TestOptions:
             with pytest.raises(UsageError, match=text):
                 one.add_input(File(0, None, "y"), path)
         call.add_input(File(0, None, "y"), "a/bc")
+
+    @pytest.mark.parametrize(
+        ("first", "second", "text"),
+        [
+            ("out", "out", "the call makes that path already; give each output once"),
+            ("out/", "./out", "the call makes that path already; give each output once"),
+            ("out", "out/x", "the call makes 'out' already, and no output can be in another one: take the folder alone"),
+            ("out/x", "out", "the call makes 'out/x' already, and no output can be in another one: take the folder alone"),
+        ],
+    )
+    def test_outputs_that_would_be_taken_away_from_each_other_are_refused(self, first: str, second: str, text: str) -> None:
+        """Or the command would run for hours, and then fail as what it made is there no more."""
+        with pytest.raises(UsageError, match=text):
+            Command("make", outputs=[first, second])
+        call = FunctionCall("lib", "f")
+        for one in (Command("make", outputs=[first]), Command("make", outputs=[first]).with_options(tag="twin"), call):
+            if one is call:
+                call.add_output(File(0, None, "x"), first)
+            with pytest.raises(UsageError, match=text):
+                one.add_output(File(0, None, "y"), second)
+        Command("make", outputs=["out", "out2", "other/x", "other/y"])
+
+    @pytest.mark.parametrize(("made", "given"), [("a", "a"), ("a/b", "a"), ("a", "a/b")])
+    def test_an_output_is_no_input_too(self, made: str, given: str) -> None:
+        file = File(0, None, "x")
+        with pytest.raises(UsageError, match="the call has"):
+            Command("make", inputs={given: file}, outputs=[made])
+        with pytest.raises(UsageError, match="the call has"):
+            Command("make", outputs=[made]).add_input(file, given)
 
     def test_a_path_more_costs_no_look_at_all_others(self) -> None:
         """A command with 6,000 inputs took seconds to be written down."""
