@@ -83,8 +83,8 @@ class Fetches:
         for place in tuple(self.away.places.values()):
             if place.due(now) and place.files:
                 self._probe(place, now)
-        for file in tuple(self.away.expired(now)):
-            self._lose(file, self.away.told(file, file.away, now))
+        for overdue in tuple(self.away.expired(now)):
+            self._lose(overdue, self.away.told(overdue, overdue.away, now))
         if now >= self._retry_at > 0:
             self._touched.update(self._delayed)
             self._delayed, self._retry_at = {}, 0.0

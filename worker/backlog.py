@@ -76,6 +76,8 @@ class Backlog:
         self.draining = False
         #: The longest `CallRun.least_seconds` that was seen.
         self.longest = 0.0
+        #: Calls that went back so far as what they need will come much later.
+        self.put_off = 0
 
     # ------------------------------------------------------------ what is there
 
@@ -273,6 +275,7 @@ class Backlog:
         """What this stands for will come much later: calls that wait for it go back."""
         blocked = [call for call in self._waiters.pop(key, ()) if call.call in self._blocked and self._held.get(call.call) is call]
         if blocked:
+            self.put_off += len(blocked)
             self._give_back(blocked, reason)
 
     def recall(self, instance: InstanceId, count: int) -> None:

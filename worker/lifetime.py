@@ -45,6 +45,8 @@ STAGGERED_FROM: Final = 600.0
 STAGGER_OF_ACCEPTING: Final = 0.5
 #: Trouble that comes sooner after the start was there before, though some calls may not have met it.
 SOON_SECONDS: Final = 60.0
+#: For so long a worker waits for calls that went back as their files will be long in coming: as managers do unless told otherwise.
+PUT_OFF_SECONDS: Final = 600.0
 #: Run times that are remembered, and how many of one batch are looked at: batches of no-op calls must not cost time here.
 REMEMBERED: Final = 128
 PER_BATCH: Final = 8
@@ -146,6 +148,7 @@ class Lifetime:
         self._signalled_at: float | None = None
         self._expected = 0.0
         self._busy_at = now
+        self._put_off = 0
         self._run_times: deque[float] = deque(maxlen=REMEMBERED)
 
     def ran(self, seconds: Iterable[float]) -> None:
@@ -200,16 +203,20 @@ class Lifetime:
         """The manager says that the run is over, or the parent of the pilot has died: everything ends at once."""
         return self._decide(Decision.END, reason)
 
-    def look(self, now: float, *, held: int, oldest: float = 0.0, starting: bool = False) -> Decision:
+    def look(self, now: float, *, held: int, oldest: float = 0.0, starting: bool = False, put_off: int = 0) -> Decision:
         """Look at the clock.
 
         `held` is the number of calls held, `oldest` the seconds that the longest running one has run. `starting`: a library is being
-        started, so the worker is not idle, though it has nothing that it would have to finish.
+        started, so the worker is not idle, though it has nothing that it would have to finish. `put_off`: so many calls went back so far as
+        their files will be long in coming; they come again when they have.
         """
         if self.phase is Phase.ENDING:
             return Decision.NOTHING
         if held or starting:
             self._busy_at = now
+        if put_off > self._put_off:
+            self._busy_at = now + PUT_OFF_SECONDS
+        self._put_off = put_off
         if now >= self.hard_end - self.grace:
             self.warned = True
         if now >= self._deadline:

@@ -401,7 +401,7 @@ class Worker:
         if self._backlog.longest > (left := self._life.deadline - now + MARGIN_SECONDS):
             self._backlog.give_back_late(left)
         self._backlog.give_back_cramped(now)
-        decision = self._life.look(now, held=held, oldest=oldest, starting=starting)
+        decision = self._life.look(now, held=held, oldest=oldest, starting=starting, put_off=self._backlog.put_off)
         self._tell_end()
         self._act(decision)
         if not self._leaving:

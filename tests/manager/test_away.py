@@ -122,7 +122,9 @@ class Cluster:
         """These return."""
         for worker, runs in self.running.items():
             for run in [runs.pop(call) for call in calls if call in runs]:
-                self.core.worker_said(worker, [CallsEnded([CallEnd(run.call, run.attempt, RETURNED, b"", self.now, self.now)])], self.now)
+                self.core.worker_said(
+                    worker, [CallsEnded([CallEnd(run.call, run.attempt, RETURNED, started_at=self.now, ended_at=self.now)])], self.now
+                )
         self.step()
 
     def until_given_back(self, *calls: CallId) -> None:

@@ -621,7 +621,8 @@ def test_a_file_that_is_released_while_its_origin_is_away_is_forgotten(replicas:
     while not (asked := fetches(replicas, now)):
         now += 1.0
     replicas.release([PAGE.name])
-    replicas.failed(*asked, FileFailed(PAGE.name, AT_SERVER, "failed", "503"), now)
+    [worker] = asked
+    replicas.failed(worker, FileFailed(PAGE.name, AT_SERVER, "failed", "503"), now)
     replicas.pump(now)
     assert PAGE.name not in replicas.files
     assert not replicas.away.places

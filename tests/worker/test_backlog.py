@@ -680,6 +680,20 @@ def test_a_call_waits_for_its_files_and_lets_them_go_at_its_end(backlog: Backlog
     assert desk.held == []
 
 
+def test_a_call_whose_file_will_be_long_in_coming_goes_back_and_is_counted(backlog: Backlog, queue: Queue, desk: Desk) -> None:
+    """It may come again, and another one of its files may have come meanwhile."""
+    backlog.run([call(1, inputs=["b3-1", "b3-2"]), call(2)])
+    backlog.give_back_for("file b3-1", "files")
+    assert desk.take() == [("files", 1)]
+    assert (backlog.put_off, desk.held) == (1, [])
+    backlog.give_back_for("file b3-1", "files")
+    assert (backlog.put_off, desk.take()) == (1, [])
+    backlog.run([call(1, attempt=2, inputs=["b3-1", "b3-2"])])
+    backlog.arrived("file b3-2")
+    backlog.arrived("file b3-1")
+    assert numbers(queue.queue) == [2, 1]
+
+
 def test_a_call_whose_file_cannot_be_had_ends_with_that(backlog: Backlog, queue: Queue, desk: Desk) -> None:
     """And lets its other files go."""
     backlog.run([call(1, inputs=["b3-1", "b3-2"]), call(2)])

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from windlass.worker.lifetime import ECHO_SECONDS, NEXT, Decision, Lifetime, Phase, hard_end, percentile, stagger_seconds, stop_accepting_at
+from windlass.worker.lifetime import (
+    ECHO_SECONDS,
+    NEXT,
+    PUT_OFF_SECONDS,
+    Decision,
+    Lifetime,
+    Phase,
+    hard_end,
+    percentile,
+    stagger_seconds,
+    stop_accepting_at,
+)
 
 
 def test_without_walltime_there_is_no_end() -> None:
@@ -146,6 +157,15 @@ def test_it_leaves_when_idle_too_long() -> None:
     assert life.look(159.0, held=0) is Decision.NOTHING
     assert life.look(160.0, held=0) is Decision.FINISH
     assert life.reason == "idle for 60 s"
+
+
+def test_a_worker_whose_calls_went_back_for_their_files_is_there_when_these_come() -> None:
+    """A file server stands still for longer than pilots may be idle; but one that nothing comes back to leaves some time."""
+    life = Lifetime(0.0, idle_timeout=60.0)
+    assert life.look(100.0, held=2) is Decision.NOTHING
+    assert life.look(110.0, held=0, put_off=2) is Decision.NOTHING
+    assert life.look(110.0 + PUT_OFF_SECONDS + 59.0, held=0, put_off=2) is Decision.NOTHING
+    assert life.look(110.0 + PUT_OFF_SECONDS + 60.0, held=0, put_off=2) is Decision.FINISH
 
 
 def test_a_worker_that_starts_a_library_is_not_idle_and_need_not_finish_it() -> None:
