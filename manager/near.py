@@ -121,7 +121,7 @@ class Near(Recalls):
         ever."""
         lacks = [one.lacks for one in self.workers.values()]
         if all(lacks) and lacks and not self._more_may_come():
-            self._try_again_with(set.intersection(*lacks))
+            self._try_again_with(lacks[0].intersection(*lacks[1:]))
 
     def _try_again_with(self, names: set[FileName]) -> None:
         for worker in self.workers.values():

@@ -561,7 +561,7 @@ def test_files_of_a_place_are_away_together_and_come_back_together(replicas: Rep
         assert given_back(replicas) == ([WORKERS[1]] if ref is other else [])
     replicas.worker_lost(WORKERS[1])
     looked: list[FileName] = []
-    for _ in range(3):
+    while True:
         now += ORIGIN_PAUSE * 2**ORIGIN_TRIES
         replicas.pump(now)
         [(worker, message)] = replicas.out
@@ -570,9 +570,10 @@ def test_files_of_a_place_are_away_together_and_come_back_together(replicas: Rep
         looked.append(message.ref.name)
         replicas.pump(now)
         assert replicas.out == []
-        if len(looked) < 3:
-            replicas.failed(worker, FileFailed(message.ref.name, message.source, "failed", "503"), now)
-            assert given_back(replicas) == [worker]
+        if len(looked) == 3:
+            break
+        replicas.failed(worker, FileFailed(message.ref.name, message.source, "failed", "503"), now)
+        assert given_back(replicas) == [worker]
     assert looked == [PAGE.name, other.name, PAGE.name]
     replicas.here(worker, PAGE.name, 100, "d")
     assert sorted(replicas.away.returned) == [PAGE.name, other.name]
@@ -1130,9 +1131,9 @@ class Machine(RuleBasedStateMachine):
     def want(self, name: FileName, worker: WorkerId) -> None:
         self.replicas.wanted(worker, [name])
 
-    @rule(target=running)
-    def pump(self) -> list[tuple[WorkerId, FetchFile]]:
-        self.now += 100.0
+    @rule(target=running, seconds=st.sampled_from([15.0, 100.0]))
+    def pump(self, seconds: float) -> list[tuple[WorkerId, FetchFile]]:
+        self.now += seconds
         self.replicas.pump(self.now)
         said, self.replicas.out = self.replicas.out, []
         return [(worker, message) for worker, message in said if isinstance(message, FetchFile)]
