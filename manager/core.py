@@ -322,7 +322,6 @@ class Core(Starts):
         # Only it may have been left of a pool that can have no pilots any more. (Looked at by `tick`: many go together.)
         self._look_impossible = self._look_impossible or (last and any(offer.spent for offer in self.all_offers()))
         self._try_unfit_again()
-        self._try_lacking_again()
         self._restructured()
 
     def pilots_ended(self, pools: Collection[PoolName], ended: Iterable[tuple[PilotId, str]], now: float) -> None:
@@ -461,6 +460,7 @@ class Core(Starts):
         if self._ahead:
             self._take_back_waiting()
         self._let_spent_go(now)
+        self._see_to_lacking(now)
         self._wake_starved(now)
         for state in self.libraries.values():
             heard = state.waiting and not state.progressed and any(self.workers[one.worker].connected for one in state.instances.values())
@@ -517,6 +517,25 @@ class Core(Starts):
         for worker in self.workers.values():
             if worker.usable and not worker.calls and now - worker.idle_since >= SPENT_SECONDS and spent(worker, waiting, now):
                 reason = "idle, and too little time is left for the calls that wait"
+                self._send(worker, Drain(reason))
+                self._drain(worker, reason)
+
+    def _see_to_lacking(self, now: float) -> None:
+        """Calls may wait for files that no worker can have which is there: idle ones make room for pilots elsewhere; if none may come, who
+        lacks them tries again, or the calls would wait for ever."""
+        usable = [worker for worker in self.workers.values() if worker.usable]
+        if not any(worker.lacks for worker in usable):
+            return
+        if not self._more_may_come():
+            self._try_lacking_again()
+            return
+        firsts = [queue.first() for state in self._starved.values() for queue in state.queues if queue.files]
+        needed = [{ref.name for ref in first.spec.inputs} for first in firsts if first is not None]
+        if not any(all(names & worker.lacks for worker in usable) for names in needed):
+            return
+        for worker in usable:
+            if not worker.calls and now - worker.idle_since >= SPENT_SECONDS:
+                reason = "idle, and it cannot have the files that the waiting calls need"
                 self._send(worker, Drain(reason))
                 self._drain(worker, reason)
 

@@ -117,10 +117,9 @@ class Near(Recalls):
         return message
 
     def _try_lacking_again(self) -> None:
-        """A worker is lost. If no other is left that could have a file, nor may come, those that lack it try again, or calls would wait for
-        ever."""
-        lacks = [one.lacks for one in self.workers.values()]
-        if all(lacks) and lacks and not self._more_may_come():
+        """Nobody is left that could have a file, nor may come, as when others have left: those that lack it try again."""
+        lacks = [worker.lacks for worker in self.workers.values()]
+        if all(lacks):
             self._try_again_with(lacks[0].intersection(*lacks[1:]))
 
     def _try_again_with(self, names: set[FileName]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from windlass.manager.core import Core
+from windlass.manager.core import SPENT_SECONDS, Core
 from windlass.messages import (
     RETURNED,
     CallEnd,
@@ -217,11 +217,18 @@ def test_a_file_that_no_worker_can_have_is_lost_unless_others_may_come(cluster: 
     give_back(cluster, bad, run)
     if to_come == "elsewhere":
         assert cluster.running[bad] == []
+        core.tick(cluster.now + SPENT_SECONDS - 1.0)
+        assert not core.workers[bad].draining
+        core.tick(cluster.now + SPENT_SECONDS)
+        assert core.workers[bad].draining == "idle, and it cannot have the files that the waiting calls need"
         core.worker_joined(others[0], WorkerInfo("another host", 1, Resources(1.0)), cluster.now)
         cluster.step()
         assert [run.inputs for run in cluster.running[others[0]]] == [(walled,)]
         return
-    [run] = cluster.running[bad]
+    assert cluster.running[bad] == []
+    core.tick(cluster.now)
+    cluster.step()
+    assert [run.inputs for run in cluster.running[bad]] == [(walled,)]
     core.worker_said(bad, [WantFiles((walled.name,))], cluster.now)
     core.pump(cluster.now)
     [lost] = core.take_outbox()[bad]
