@@ -224,8 +224,8 @@ class Downloader:
         waiting = [("", path)]
         for below, source in waiting:  # which grows: trees may be deep
             here = os.path.join(arrival.path, below) if below else arrival.path
-            folders.append((here, stat.S_IMODE(os.stat(source).st_mode) & 0o777 | 0o500))
             with call.waiting(), os.scandir(source) as children:
+                folders.append((here, stat.S_IMODE(os.stat(source).st_mode) & 0o777 | 0o500))
                 listed = list(children)
             with arrival.writing(turn):
                 os.mkdir(here, 0o700)
