@@ -23,6 +23,7 @@ from windlass.factory.backend import Backend, backend_class, backend_options, kn
 from windlass.factory.config import Configuration, backend_source
 from windlass.factory.factory import Factory, configuration_of, make_backends, make_pools, of_pools, request_of
 from windlass.factory.keeper import log
+from windlass.factory.lives import steady_name
 from windlass.factory.pool import COMMON_OPTIONS, PoolConfig
 from windlass.signals import Unbuffered, ending_signals, hearing_signals
 from windlass.units import show_memory, show_seconds
@@ -72,10 +73,16 @@ def run(connection: str, words: Sequence[str], options: Mapping[str, object]) ->
     brings several SIGHUPs, and SIGTERM from some systems, so none of them counts as an interrupt. Where SIGHUP is ignored, as nohup does,
     it goes on.
 
+    Without a name it is called by its pools, as it will be when it is started again: if it is killed, that life takes over its pilots.
+
     Must be called by the main thread, as it takes SIGINT, SIGTERM and SIGHUP.
     """
     given: dict[str, Any] = dict(options)
-    factory = Factory(connection, list(words), **given)
+    with steady_name(Path(connection).parent, words, given.get("name")) as name:
+        return _serve(Factory(connection, list(words), **{**given, "name": name}))
+
+
+def _serve(factory: Factory) -> int:
     told = Unbuffered(2)
     print("\n\n".join(pool.text() for pool in factory.pools), file=told)
     handler = logging.StreamHandler(told)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import windlass
 from windlass.testing import SlurmCluster
 
@@ -48,24 +50,13 @@ def test_a_pilot_of_several_nodes_has_a_worker_on_each(
     until("it is one pilot", lambda: factory.status()["pilots"] == {"serving": 1})
 
 
+@pytest.mark.parametrize(("given", "name"), [([], "slurm"), (["--name", "keep"], "keep")])
 def test_a_factory_that_was_killed_is_followed_by_one_that_takes_over_its_pilots(
-    manager: windlass.Manager, start_factory: StartFactory, until: Until
+    manager: windlass.Manager, start_factory: StartFactory, until: Until, given: list[str], name: str
 ) -> None:
-    """It finds them by their names, and submits none beside them."""
-    words = [
-        "factory",
-        "run",
-        manager.name,
-        "slurm",
-        "--name",
-        "keep",
-        "--min-pilots",
-        "2",
-        "--max-pilots",
-        "2",
-        "--query-interval",
-        "0.5s",
-    ]
+    """It finds them by their names, and submits none beside them: who gives it none need not remember one."""
+    options = ["--min-pilots", "2", "--max-pilots", "2", "--query-interval", "0.5s"]
+    words = ["factory", "run", manager.name, "slurm", *given, *options]
     first = subprocess.Popen([sys.executable, "-m", "windlass.cli", *words], stderr=subprocess.DEVNULL)
     try:
         until("both serve", lambda: len(manager.status()["workers"]) == 2)
@@ -73,7 +64,7 @@ def test_a_factory_that_was_killed_is_followed_by_one_that_takes_over_its_pilots
         first.kill()
         first.wait()
     pilots = {worker["pilot"] for worker in manager.status()["workers"]}
-    second = start_factory(name="keep", min_pilots=2, max_pilots=2)
+    second = start_factory(name=name, min_pilots=2, max_pilots=2)
     until("they are its own", lambda: second.status()["pilots"] == {"serving": 2})
     commands: Any = second.status()["commands"]
     assert set(commands) == {"query"}
@@ -83,7 +74,7 @@ def test_a_factory_that_was_killed_is_followed_by_one_that_takes_over_its_pilots
     rows = manager.status()["pilots"]
     assert {(row["pilot"], row["phase"]) for row in rows} == {(pilot, "serving") for pilot in pilots}
     folders = {Path(row["log"]).parent for row in rows}
-    assert [folder.parent.name for folder in folders] == ["keep"]
+    assert [folder.parent.name for folder in folders] == [name]
     assert len(list(folders.pop().parent.iterdir())) == 2, "each run has a folder"
 
 
