@@ -2,8 +2,8 @@
 
 Theory of operation
 -------------------
-Pilots carry the names of their factory and manager in the batch system, and outlive a factory that is killed: one of the same name takes them
-over.  So a factory that is a process of its own is called by its pools.  Two at a time would take each other's pilots for their own,
+Pilots carry the names of their factory and manager in the batch system, and outlive a factory that is killed: one of the same name takes
+them over. So a factory that is a process of its own is called by its pools. Two at a time would take each other's pilots for their own,
 therefore each holds a lock of its name, in the manager's folder, as long as its process lives; who finds it taken adds a number.
 """
 

@@ -26,7 +26,7 @@ import msgspec
 from windlass.errors import UsageError, require_flag
 from windlass.files import is_sendable
 from windlass.identity import CLIENT, ConnectionFile
-from windlass.manager.call import SECONDS_MOST
+from windlass.manager.call import read_seconds
 from windlass.manager.client import Client
 from windlass.manager.door import Door
 from windlass.manager.future import CallFuture
@@ -229,7 +229,7 @@ def attach(
     state_dir: str | os.PathLike[str] | None = None,
     trust_state_dir: bool | None = None,
     keep: bool = False,
-    timeout: float = 10.0,
+    timeout: float | str = 10.0,
     journal: str | os.PathLike[str] | None = None,
     traces: bool = False,
 ) -> AttachedManager:
@@ -237,16 +237,15 @@ def attach(
 
     ``manager``: its name, its state folder, or its connection file; without it the only one of yours that runs. ``state_dir``: where
     managers keep their state, if not in the usual place. ``keep=True``: this program's calls go on when it has left or was killed.
-    ``timeout``: seconds to wait for the manager's answer. ``journal``: as `Manager`'s: what this program's calls return is there for its
-    next life. ``traces``: each call is a span for OpenTelemetry (docs/monitoring.md).
+    ``timeout``: seconds (or ``"1min"``) to wait for the manager's answer. ``journal``: as `Manager`'s: what this program's calls return is
+    there for its next life. ``traces``: each call is a span for OpenTelemetry (docs/monitoring.md).
 
     Raises `UnknownName` for a name that nobody has, `UsageError` when several could be meant or the file may be read by others,
     `ConnectionRefused` when the manager does not answer, and `OSError` where this machine has no room for a folder of this program's.
     """
     if manager is not None and not (isinstance(manager, str | os.PathLike) and os.fspath(manager)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(f"attach({manager!r}): write attach('NAME'), as in  windlass manager start NAME,  or give a connection file")
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < SECONDS_MOST:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise UsageError(f"timeout={timeout!r} must be a number of seconds over 0: write timeout=10")
+    patience = read_seconds("timeout", timeout, "")
     require_flag("keep", keep)
     if trust_state_dir is not None:
         require_flag("trust_state_dir", trust_state_dir)
@@ -255,7 +254,7 @@ def attach(
     connection = known.connection
     if connection.role != CLIENT:
         raise UsageError(f"{known.path} is what pilots connect by, not programs: give the manager's client.json")
-    return AttachedManager(known.name, connection, keep=keep, timeout=timeout, journal=journal, traces=traces)
+    return AttachedManager(known.name, connection, keep=keep, timeout=patience, journal=journal, traces=traces)
 
 
 def _clock() -> Callable[[], float]:

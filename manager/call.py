@@ -198,19 +198,20 @@ def read_count(key: str, value: object) -> int:
     return _bounded(key, value, COUNT_MOST)
 
 
-def read_seconds(key: str, value: object) -> float:
-    """Seconds, from a number or a text like ``"10min"``."""
+def read_seconds(key: str, value: object, none: str = "no limit") -> float:
+    """Seconds, from a number or a text like ``"10min"``. ``none``: what None would say, for who gives 0; "": None is nothing to give."""
+    otherwise = f", or {key}=None for {none}" if none else ""
     if isinstance(value, str):
         from windlass.units import parse_seconds  # here: only texts need it
 
         seconds = _bounded(key, _parsed(key, value, parse_seconds, "'90s', '10min' or '2h'"), SECONDS_MOST)
         if not seconds:
-            raise UsageError(f"{key}={value!r} leaves no time; write {key}='90s', or {key}=None for no limit")
+            raise UsageError(f"{key}={value!r} leaves no time; write {key}='90s'{otherwise}")
         return seconds
     if not _is_finite(value):
         raise UsageError(f"{key}={value!r} is {_a(value)}; {key} is in seconds: write {key}=90, or {key}='2h'")
     if value <= 0:
-        raise UsageError(f"{key}={value!r} leaves no time; write {key}=90 (seconds), or {key}=None for no limit")
+        raise UsageError(f"{key}={value!r} leaves no time; write {key}=90 (seconds){otherwise}")
     _bounded(key, value, SECONDS_MOST)
     return float(value)
 

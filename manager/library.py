@@ -123,7 +123,7 @@ class Library:
         self._whole: dict[str, float] = {}
         self._threads = 0 if threads is None else _positive("threads", threads)
         self._env = _read_env(env)
-        self._start_timeout = START_TIMEOUT if start_timeout is None else read_seconds("start_timeout", start_timeout)
+        self._start_timeout = START_TIMEOUT if start_timeout is None else read_seconds("start_timeout", start_timeout, "5 minutes")
         self._max_calls = 0 if max_calls is None else _positive("max_calls", max_calls)
         self._concurrency = self._read_concurrency(concurrency)
         self._python = _read_python(python)

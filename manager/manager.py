@@ -31,7 +31,7 @@ from windlass.errors import Closed, UsageError, refuse_unknown, require_flag
 from windlass.identity import Authority, cannot_keep_state, make_private, manager_folder
 from windlass.importing import refuse_on_import
 from windlass.locks import is_locked_here, lock, unlock
-from windlass.manager.call import SECONDS_MOST
+from windlass.manager.call import SECONDS_MOST, read_seconds
 from windlass.manager.client import Client
 from windlass.manager.core import Core, Settings
 from windlass.manager.door import Door
@@ -69,10 +69,10 @@ class Manager(Door):
     ``port``: 0 for any free one, a number, or a range ``(low, high)``. ``name``: what pilots and the command line find it by; without one
     it is made up. ``host``: the address to listen on; the default is this machine's loopback, enough for local pilots, and one
     that nodes reach as soon as a factory has pilots on other machines (the pool's ``interface`` or ``network``, else what the host name
-    resolves to). Times are seconds: a worker whose connection is cut keeps its calls for ``reconnect_grace``, and leaves when it has not
-    reached its manager for ``manager_timeout``; what needs a file waits up to ``file_patience`` for its source to answer again.
-    ``journal``: a folder for the results of calls, which the same program finds when it is
-    started again, as it finds its pilots (docs/journal.md). ``state_dir``: where its state folder goes (default: $WINDLASS_STATE_DIR, else
+    resolves to). Times are seconds, or texts (``"2h"``): a worker whose connection is cut keeps its calls for ``reconnect_grace``, and
+    leaves when it has not reached its manager for ``manager_timeout``; what needs a file waits up to ``file_patience`` for its source to
+    answer again. ``journal``: a folder for the results of calls, which the same program finds when it is started again, as it finds its
+    pilots (docs/journal.md). ``state_dir``: where its state folder goes (default: $WINDLASS_STATE_DIR, else
     $XDG_STATE_HOME/windlass, else ~/.local/state/windlass); on a file system that cannot keep others away (AFS, CIFS) it is refused unless
     ``trust_state_dir=True`` says that nobody else can read it. ``dashboard=True``: serve a page that shows the manager at work, and
     print its address. ``record=True``: note what slots run, for ``windlass report`` (docs/dashboard.md); a dashboard does so, too.
@@ -88,11 +88,11 @@ class Manager(Door):
         name: str | None = None,
         *,
         host: str | None = None,
-        reconnect_grace: float = 60.0,
-        manager_timeout: float = 300.0,
-        file_patience: float = 600.0,
-        heartbeat: float = 5.0,
-        silence: float = 30.0,
+        reconnect_grace: float | str = 60.0,
+        manager_timeout: float | str = 300.0,
+        file_patience: float | str = 600.0,
+        heartbeat: float | str = 5.0,
+        silence: float | str = 30.0,
         journal: str | os.PathLike[str] | None = None,
         state_dir: str | os.PathLike[str] | None = None,
         trust_state_dir: bool | None = None,
@@ -106,15 +106,11 @@ class Manager(Door):
         refuse_on_import("a Manager")
         super().__init__()
         wanted = _read_port(port)
-        for key, value in (
-            ("reconnect_grace", reconnect_grace),
-            ("manager_timeout", manager_timeout),
-            ("file_patience", file_patience),
-            ("heartbeat", heartbeat),
-            ("silence", silence),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < SECONDS_MOST:  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise UsageError(f"{key}={value!r} must be a number of seconds over 0: write {key}=60")
+        reconnect_grace = read_seconds("reconnect_grace", reconnect_grace, "")
+        manager_timeout = read_seconds("manager_timeout", manager_timeout, "")
+        file_patience = read_seconds("file_patience", file_patience, "")
+        heartbeat = read_seconds("heartbeat", heartbeat, "")
+        silence = read_seconds("silence", silence, "")
         if silence <= heartbeat:
             raise UsageError(
                 f"silence={silence:g} is not longer than heartbeat={heartbeat:g}, so every connection would count as cut;"

@@ -127,7 +127,7 @@ class TestChecks:
             ({"slots": 2.5}, "slots=2.5 is a float; slots is a whole number: write slots=2"),
             ({"threads": -1}, "threads=-1 is negative; write threads=1, or leave it out"),
             ({"memory": 100}, "memory=100 is 100 bytes; write memory='100MB' (or 'GB')"),
-            ({"start_timeout": 0}, "start_timeout=0 leaves no time; write start_timeout=90 (seconds), or start_timeout=None for no limit"),
+            ({"start_timeout": 0}, "start_timeout=0 leaves no time; write start_timeout=90 (seconds), or start_timeout=None for 5 minutes"),
             ({"env": ["A=1"]}, "env=['A=1']; write env={'NAME': 'value'}"),
             ({"env": {"A": 1}}, "env={'A': 1}: names and values are texts; write env={'A': '1'}"),
             ({"env": {"A=B": "1"}}, "env has 'A=B': a variable's name has no '=' and neither has a zero byte"),

@@ -188,3 +188,12 @@ def test_ctrl_c_while_a_manager_closes_ends_one_step_of_it_alone(tmp_path: Path,
     )
     gone = "the result is gone, as it had not been read: the manager was closed"
     assert written.splitlines() == ["interrupted", "False", "again", gone if where == "reads a result" else "Result"]
+
+
+def test_times_of_managers_are_seconds_or_texts() -> None:
+    """As all times of options: who has pilots wait for a program for two hours writes that."""
+    with (
+        windlass.Manager(manager_timeout="2h", reconnect_grace="90s", heartbeat="1s", silence="10s") as manager,
+        windlass.attach(manager.connection_file, timeout="1min") as attached,
+    ):
+        assert attached.status()["manager"]["name"] == manager.name
