@@ -152,6 +152,8 @@ class Client:
                 raise UsageError(f"add_output({file!r}, ...): an output becomes a file of declare_temp(), one for each call that makes it")
             if file._owner != self.owner:  # pyright: ignore[reportPrivateUsage]
                 raise UsageError(f"{file!r} was declared at another manager: declare it at the one that the call is submitted to")
+        if self.memory is not None:
+            self.memory.pass_over(call)
         future = self._submit(target, call.args, call.kwargs, call.options, call.tag, room=call)
         files = self._arguments.files
         files[future.call_id] = self._arguments.take_files(future.call_id) | {file.key: file for file in outputs.values()}

@@ -29,6 +29,7 @@ so (`end_earlier`), all that it has not submitted.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import Counter
@@ -62,6 +63,8 @@ from windlass.messages import (
     ObjectRef,
     WorkerId,
 )
+
+log = logging.getLogger("windlass.manager")
 
 #: Payloads of up to so many bytes are their own digest.
 _SHORT_BYTES: Final = 48
@@ -135,6 +138,7 @@ class Memory:
         self._recalled: dict[str, ObjectName] = {}
         #: Calls that ended with what was remembered, or as equal ones did.
         self.used = 0
+        self._passed_over = False
 
     def key_of(
         self,
@@ -477,6 +481,17 @@ class Memory:
     def _hand_over(self, spec: CallSpec) -> None:
         with suppress(Closed):  # then the client ends it
             self._client.hand_over(spec)
+
+    def pass_over(self, call: object) -> None:
+        """This one has a directory of its own, so nothing of it is remembered. Who keeps a journal is told so, once."""
+        if self.all_calls and not self._passed_over:
+            self._passed_over = True
+            log.warning(
+                "journal %s: %r is not remembered, as it runs in a directory of its own (so do all commands, and calls with add_input or"
+                " add_output): these run again in the program's next life; a function that calls subprocess.run is remembered",
+                self.journal.folder,
+                call,
+            )
 
     def close(self) -> None:
         """Finish writing. What was kept only for memoizing goes."""

@@ -209,7 +209,23 @@ def _manager_and_pools(words: Sequence[str], manager: str | None, options: Mappi
         alone = len(words) == 1
         if not alone or (configuration.factory.get("pools") and not get_close_matches(words[0], known)):
             return words[0], list(words[1:])
+        if _is_manager(words[0]):
+            raise UsageError(
+                f"{words[0]} is a manager; say also of which pool or backend it gets pilots ({', '.join(known)}), as in"
+                f"  windlass factory run {words[0]} {known[0]}"
+            )
     return manager, list(words)
+
+
+def _is_manager(word: str) -> bool:
+    from windlass.errors import WindlassError
+    from windlass.identity import find_manager
+
+    try:
+        find_manager(word)
+    except (WindlassError, OSError):
+        return False
+    return True
 
 
 def _pool_options() -> str:

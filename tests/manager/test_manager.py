@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -197,3 +198,19 @@ def test_times_of_managers_are_seconds_or_texts() -> None:
         windlass.attach(manager.connection_file, timeout="1min") as attached,
     ):
         assert attached.status()["manager"]["name"] == manager.name
+
+
+def test_who_keeps_a_journal_is_told_once_that_commands_are_not_in_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each life runs them again: who has a campaign of them would find out when it was killed."""
+    caplog.set_level(logging.WARNING, "windlass.manager")
+    with windlass.Manager(journal=tmp_path / "journal") as manager:
+        manager.submit_function(abs, (-1,))
+        assert caplog.text == ""
+        for _ in range(2):
+            manager.submit(windlass.Command("true"))
+    assert caplog.text.count("is not remembered") == 1
+    assert f"journal {tmp_path / 'journal'}: Command('true') is not remembered" in caplog.text
+    caplog.clear()
+    with windlass.Manager() as manager:
+        manager.submit(windlass.Command("true"))
+        assert caplog.text == ""
