@@ -113,6 +113,10 @@ def test_words_that_are_not_commands_are_refused(words: list[str], capsys: pytes
         ("slurm --account 007 --qos 1e3", "slurm", {"account": "007", "qos": "1e3"}),
         ("slurm --env A=1 --env=B=x=y", "slurm", {"env": {"A": "1", "B": "x=y"}}),
         ("local --pool 7 --python 3", "local", {"pool": "7", "python": "3"}),
+        ("slurm --extra-directives --mail-type=FAIL --cores 2", "slurm", {"extra_directives": "--mail-type=FAIL", "cores": 2}),
+        ("slurm --extra-directives --a=b --extra-directives=--c", "slurm", {"extra_directives": ["--a=b", "--c"]}),
+        ("slurm --container-options --nv --cores 2", "slurm", {"container_options": "--nv", "cores": 2}),
+        ("slurm --extra-directives", "slurm", {"extra_directives": True}),
         ("local --help", "local --help", {}),
     ],
 )

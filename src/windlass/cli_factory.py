@@ -75,6 +75,8 @@ TIMES = frozenset(
         *("query_interval", "command_timeout"),  # of batch systems
     }
 )
+#: Options whose values are themselves options of other programs: the next word is one, whatever it begins with.
+WORDS = frozenset({"extra_directives", "container_options"})
 #: What is a number on a command line; 007 is not, nor is 1e5: such are names of accounts.
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 
@@ -90,7 +92,7 @@ def split_pool_options(
     """Take the pool's options out of a command line: ``--max-pilots 4`` or ``--max-pilots=4`` → ``max_pilots=4``.
 
     ``flags``, ``with_value``: options that are the command's own. An option that is followed by another one, or by nothing, is a flag
-    (``True``); one that is given several times is a list.
+    (``True``), but for `WORDS`; one that is given several times is a list.
     """
     rest: list[str] = []
     given: dict[str, list[str | bool]] = {}
@@ -105,9 +107,10 @@ def split_pool_options(
             if not equals and waiting:
                 rest.append(waiting.pop())
         else:
-            followed = waiting and not waiting[-1].startswith("--")
+            name = flag[2:].replace("-", "_")
+            followed = waiting and (name in WORDS or not waiting[-1].startswith("--"))
             value: str | bool = text if equals else waiting.pop() if followed else True
-            given.setdefault(flag[2:].replace("-", "_"), []).append(value)
+            given.setdefault(name, []).append(value)
     return rest, {name: pool_option(name, values) for name, values in given.items()}
 
 
