@@ -56,8 +56,15 @@ from windlass.worker.zygotehandle import ZygoteHandle
 
 log = logging.getLogger("windlass.worker")
 
-#: Automatic imports that take longer count as hung (seconds).
-IMPORT_LIMIT: Final = 60.0
+#: Automatic imports that take longer count as hung: so many seconds at least, and a share of the library's time to start, so that who gives
+#: it more, as many nodes read from a slow file system, has no import done by each slot again.
+IMPORT_LEAST: Final = 60.0
+IMPORT_SHARE: Final = 0.5
+
+
+def import_limit_of(start_timeout: float) -> float:
+    """Seconds that an automatic import may take in a library that has so many to start."""
+    return max(IMPORT_LEAST, IMPORT_SHARE * start_timeout)
 
 
 class InstanceEvents(Protocol):
@@ -100,8 +107,8 @@ class LibraryInstance:
     """A library running on this worker. Make it, `start` it on a running loop, `stop` it.
 
     `scratch` is the worker's folder on the node: the instance's own folder is made in it, and removed at the end. `slot_limit` bounds
-    the slots that it can ever have at one time, `import_limit` the seconds of an automatic import. `gpus`: shared with all other instances.
-    `shortcut`: a shorter path of `scratch`, for calls.
+    the slots that it can ever have at one time, `import_limit` the seconds of an automatic import (None: `import_limit_of` its library's
+    time to start). `gpus`: shared with all other instances. `shortcut`: a shorter path of `scratch`, for calls.
     """
 
     def __init__(
@@ -115,7 +122,7 @@ class LibraryInstance:
         events: InstanceEvents,
         gpus: Gpus,
         slot_limit: int = SLOTS_MOST,
-        import_limit: float = IMPORT_LIMIT,
+        import_limit: float | None = None,
         shortcut: str = "",
     ) -> None:
         self.spec, self.instance, self.events = spec, instance, events
@@ -124,7 +131,8 @@ class LibraryInstance:
         self.folder = scratch / f"i{instance}-{next(_folders)}"
         self._shortcut = shortcut
         self._scratch, self._store_folder, self._functions_folder = scratch, store_folder, functions_folder
-        self._slot_limit, self._import_limit, self._gpus = slot_limit, import_limit, gpus
+        self._slot_limit, self._gpus = slot_limit, gpus
+        self._import_limit = import_limit_of(spec.start_timeout) if import_limit is None else import_limit
         self.zygote: ZygoteHandle | None = None
         self._zygotes: list[ZygoteHandle] = []
         self._step: Step | None = None

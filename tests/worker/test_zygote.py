@@ -16,7 +16,7 @@ from windlass.messages import DIED, RAISED, ImportSpec, LibraryFailed, LibraryRe
 from windlass.ownership import NotOurs
 from windlass.worker import ground
 from windlass.worker.hoist import add_code
-from windlass.worker.instance import LibraryInstance
+from windlass.worker.instance import LibraryInstance, import_limit_of
 from windlass.worker.slothandle import SlotHandle
 from windlass.worker.slotlink import Step
 from windlass.worker.slotproc import kill_tree, process_state
@@ -118,6 +118,12 @@ async def test_an_automatic_import_that_hangs_is_named_and_dropped(bench: Any, t
     ready = await ready_of(bench, bench.spec(add, imports=(ImportSpec("sleeper"),), paths=paths), import_limit=0.2)
     assert [item.error for item in ready.imports] == ["took longer than 0.2 s and was ended; it is left to the calls"]
     assert bench.value(await bench.run(add, 1, 2)) == 3
+
+
+@pytest.mark.parametrize(("start_timeout", "limit"), [(10.0, 60.0), (300.0, 150.0), (1200.0, 600.0)])
+def test_who_gives_a_library_more_time_gives_it_to_its_imports(start_timeout: float, limit: float) -> None:
+    """One that many nodes read from a slow file system at once is else ended, and done by each slot for itself."""
+    assert import_limit_of(start_timeout) == limit
 
 
 @pytest.mark.asyncio
