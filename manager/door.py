@@ -530,7 +530,7 @@ class Door(Implicit, Declaring):
         return self._client.cancel_all(self._client.pending())
 
     def block_host(self, host: str, seconds: float | str | None = None) -> None:
-        """Run nothing more on this host for ``seconds`` (None: until `unblock_host`). What runs there ends there; then its pilots leave.
+        """Run nothing more on this host for ``seconds`` (None: until `unblock_host`). What runs there may finish; then its pilots leave.
 
         Factories avoid it where their batch system can (Slurm, HTCondor). Raises `UsageError`.
         """
