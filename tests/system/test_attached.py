@@ -665,6 +665,30 @@ def test_the_program_of_the_docs_runs(leaves_nothing_running: None, tmp_path: Pa
     assert ran.stdout == f"{sum(seed * seed for seed in range(100))}\n"
 
 
+def test_what_the_docs_leave_overnight_is_there_in_the_morning(leaves_nothing_running: None, tmp_path: Path) -> None:
+    """docs/detached.md, with local pilots: neither program has a factory, and the results outlive the one that is beside them."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "detached.md").read_text()
+    overnight = text.split("### Left overnight\n")[1].split("###")[0]
+    start, factory = (line[2:].split() for line in overnight.splitlines() if line.startswith("$ "))
+    evening, morning = (part.split("```")[0] for part in overnight.split("```python\n")[1:])
+    assert start[:5] == ["windlass", "manager", "start", "night", "--idle-timeout"]
+    assert factory[:6] == ["nohup", "windlass", "factory", "run", "night", "slurm"]
+    assert main(start[1:]) == 0
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-m", "windlass", "factory", "run", "night", "local", "--cores", "2"], stderr=subprocess.DEVNULL
+        ) as beside:
+            subprocess.run([sys.executable, "-c", evening], check=True, timeout=60, cwd=tmp_path)
+            with attach("night") as manager:
+                until("all have ended", lambda: manager.status()["calls"]["done"] == 100)
+            beside.send_signal(signal.SIGINT)
+            assert beside.wait(30) == 0
+        ran = subprocess.run([sys.executable, "-c", morning], capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path)
+    finally:
+        assert main(["manager", "stop", "night"]) == 0
+    assert ran.stdout == f"{sum(seed * seed for seed in range(100))}\n"
+
+
 ENDS = """
 import atexit, os
 from pathlib import Path
