@@ -262,7 +262,12 @@ def test_a_status_is_shown_whatever_it_lacks() -> None:
         "manager": {"name": "mine", "addresses": ["127.0.0.1:9123"]},
         "calls": {"waiting": 3, "running": 2, "done": 1_000_000, "failed": 0, "rate": 1234.5},
         "libraries": [
-            {"name": "lib", "imports": {"numpy": {"seconds": 0.25, "error": ""}, "no": {"error": "x"}}, "failed": "why", "new": 1}
+            {
+                "name": "lib",
+                "imports": {"numpy": {"seconds": 0.25, "error": ""}, "no": {"error": "it took longer\nthan"}},
+                "failed": "why",
+                "new": 1,
+            }
         ],
         "workers": [
             {"id": "w1", "memory_used": 3 << 30, "seconds_left": None, "libraries": [{"name": "lib", "slots": 2, "phase": "ready"}]}
@@ -272,7 +277,7 @@ def test_a_status_is_shown_whatever_it_lacks() -> None:
     shown = text_of(full)
     for words in ("manager mine, at 127.0.0.1:9123", "1,000,000 done", "0 failed", "1,234 per s", "3.2 GB", "lib (2 slots)", "2 queued"):
         assert words in shown, words
-    for words in ("lib: imports: numpy 250 ms, no failed", "lib: failed: why", "short: paused: bad account"):
+    for words in ("lib: imports: numpy 250 ms, no failed (it took longer)", "lib: failed: why", "short: paused: bad account"):
         assert words in shown, words
     for missing in full:
         text_of({key: value for key, value in full.items() if key != missing})
@@ -288,7 +293,8 @@ def test_a_manager_without_pools_is_shown_with_what_to_do() -> None:
 def test_a_status_has_nothing_that_a_terminal_would_obey() -> None:
     """Why a library failed, or a pool is paused, are the words of anybody's program."""
     said = "before\x1b]0;title\x07\x1b[2J\tafter"
-    library = {"name": said, "waiting": 1, "failed": said, "notes": [said], "imports": {said: {"seconds": 1.0, "error": ""}}}
+    imports = {said: {"seconds": 1.0, "error": ""}, "no": {"error": said}}
+    library = {"name": said, "waiting": 1, "failed": said, "notes": [said], "imports": imports}
     worker = {"id": "w", "host": said, "draining": said, "libraries": [{"name": said, "phase": "ready", "slots": 1}]}
     pool = {"name": "p", "backend": "local", "paused": said, "failure": said + said}
     text = text_of({"manager": {"id": "m"}, "calls": {}, "libraries": [library], "workers": [worker], "pools": [pool]}, width=2000)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 ANSWER_TIMEOUT: Final = 10.0
 #: What to think of, when it does not.
 SILENT: Final = "is its program stopped (Ctrl-Z) or very busy?"
+#: Characters of why an import failed: a list of many is one line.
+_WHY_MOST: Final = 120
 
 
 class StatusPort:
@@ -174,13 +176,15 @@ def show_left(value: object) -> str:
 
 
 def show_imports(value: object) -> str:
-    """``numpy 120 ms, scipy.stats 1.3 s``; one that failed says so."""
+    """``numpy 120 ms, scipy.stats 1.3 s``; one that failed says so, and why."""
     if not isinstance(value, Mapping):
         return show_plain(value)
     parts: list[str] = []
     for module, spent in cast("Mapping[str, object]", value).items():
         record = cast("Mapping[str, object]", spent) if isinstance(spent, Mapping) else {"seconds": spent}
-        parts.append(f"{module} failed" if record.get("error") else f"{module} {show_span(record.get('seconds'))}")
+        why = str(record.get("error") or "").partition("\n")[0]
+        why = why if len(why) <= _WHY_MOST else f"{why[:_WHY_MOST]}…"
+        parts.append(f"{module} failed ({why})" if why else f"{module} {show_span(record.get('seconds'))}")
     return ", ".join(parts)
 
 
