@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +31,7 @@ def pools_name(pools: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def steady_name(folder: Path, pools: Sequence[str], given: str | None = None) -> Iterator[str | None]:
+def steady_name(folder: Path, pools: Sequence[str], given: str | None = None) -> Generator[str | None]:
     """The name of a factory of these pools while the block lasts: ``given``, which is one, or the first that no living factory has.
 
     ``folder``: the manager's. None: locks cannot be had there.

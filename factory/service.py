@@ -78,8 +78,8 @@ def run(connection: str, words: Sequence[str], options: Mapping[str, object]) ->
     Must be called by the main thread, as it takes SIGINT, SIGTERM and SIGHUP.
     """
     given: dict[str, Any] = dict(options)
-    with steady_name(Path(connection).parent, words, given.get("name")) as name:
-        return _serve(Factory(connection, list(words), **{**given, "name": name}))
+    with steady_name(Path(connection).parent, words, given.pop("name", None)) as name:
+        return _serve(Factory(connection, list(words), name=name, **given))
 
 
 def _serve(factory: Factory) -> int:
