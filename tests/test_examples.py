@@ -99,7 +99,7 @@ def test_the_checkpoint_of_the_walltime_page_goes_on_in_the_next_pilot(own_state
 
 def test_the_journals_page_runs_as_it_stands_there(own_state: Path) -> None:
     """The first program twice, the second time from its journal; the second prints what two calls gave for three."""
-    (_, journal), (_, memoized) = blocks("docs/journal.md")
+    journal, memoized = (code for _, code in blocks("docs/journal.md") if code.startswith("import windlass\n"))
     (own_state / "script.py").write_text(journal)
     for _ in range(2):
         assert run(sys.executable, "script.py", folder=own_state).strip() == str(sum(number * number for number in range(100)))
