@@ -39,7 +39,7 @@ def steady_name(folder: Path, pools: Sequence[str], given: str | None = None) ->
     names = [given] if given is not None else [pools_name(pools) + (f"-{number}" if number > 1 else "") for number in range(1, NUMBERS)]
     for name in names:
         try:
-            descriptor = _locked(folder / "factories", name)
+            descriptor = _locked(folder / f"{name}.factory")
         except BlockingIOError:
             continue
         except OSError:
@@ -53,10 +53,13 @@ def steady_name(folder: Path, pools: Sequence[str], given: str | None = None) ->
     yield given
 
 
-def _locked(folder: Path, name: str) -> int:
-    """Raises `BlockingIOError` where a living factory has it, `OSError` where it cannot be locked."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _locked(path: Path) -> int:
+    """Raises `BlockingIOError` where a living factory has it, `OSError` where it cannot be locked.
+
+    The file lies in the manager's folder itself, which goes with a nameless manager: one in a folder below would keep that on NFS, as it
+    is open there.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         locks.lock(descriptor)
     except BaseException:
