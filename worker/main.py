@@ -395,8 +395,7 @@ class Worker:
             held += self._supply.pushing
             self._supply.store.sweep()
             starting = self._libraries.starting
-            if held and self._life.asks_oldest:
-                oldest = self._libraries.oldest(now)
+            oldest = self._libraries.oldest(now) if held and self._life.asks_oldest else 0.0
         self._life.expects(self._backlog.longest)
         if self._backlog.longest > (left := self._life.deadline - now + MARGIN_SECONDS):
             self._backlog.give_back_late(left)
