@@ -20,12 +20,18 @@ absent; others only remove it), and only a ``drain`` brings it back.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any, Final, Generic, TypeVar
 
-from windlass.messages import Message
+from windlass.messages import CancelSubmitted, Message, ReleaseObjects
 
 T = TypeVar("T")
+
+#: Said of one thing each by futures that are cancelled or dropped, many at a time; and the field that may have more.
+_OF_MANY: Final[dict[Any, str]] = {CancelSubmitted: "calls", ReleaseObjects: "names"}
+#: Things that one message has at most, lest it fill a frame.
+_MOST: Final = 10_000
 
 
 class Tidy(Message, frozen=True):
@@ -77,3 +83,28 @@ class Inbox(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._items)
+
+
+def joined(items: Iterable[Any]) -> Iterator[Any]:
+    """Items of a program's inbox, with what was said of one call or object after the other as one message: whoever hears it, the worker
+    that holds the calls above all, looks through what it has once for each."""
+    run: list[tuple[Any, Any]] = []
+    for item in items:
+        kind = type(item[1]) if type(item) is tuple else None
+        if run and (kind is not type(run[0][1]) or item[0] != run[0][0] or len(run) == _MOST):
+            yield _in_one(run)
+            run = []
+        if kind in _OF_MANY:
+            run.append(item)
+        else:
+            yield item
+    if run:
+        yield _in_one(run)
+
+
+def _in_one(run: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+    source, first = run[0]
+    if len(run) == 1:
+        return run[0]
+    kind: Any = type(first)
+    return source, kind(tuple(chain.from_iterable(getattr(message, _OF_MANY[kind]) for _, message in run)))

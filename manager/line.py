@@ -40,7 +40,7 @@ from windlass.identity import ConnectionFile
 from windlass.mailbox import Mailbox
 from windlass.manager.advice import Advice
 from windlass.manager.calls import message_bytes
-from windlass.manager.inbox import Inbox, Tidy
+from windlass.manager.inbox import Inbox, Tidy, joined
 from windlass.manager.keeping import LOOK_SECONDS
 from windlass.manager.programs import in_frames
 from windlass.messages import (
@@ -50,7 +50,6 @@ from windlass.messages import (
     CallSent,
     CallsFound,
     CallSpec,
-    CancelSubmitted,
     FileBrought,
     FileName,
     FilesForgotten,
@@ -277,8 +276,6 @@ class Line:
             return  # `on_writable` comes back to it
         calls: list[CallSent] = []
         library, options, size = None, None, 0
-        cancels: list[Any] = []
-        names: list[ObjectName] = []
 
         def flush() -> None:
             nonlocal calls, size
@@ -287,19 +284,13 @@ class Line:
                 assert options is not None
                 link.send_now(SubmitCalls(library, options, calls))
                 calls, size = [], 0
-            if cancels:
-                link.send_now(CancelSubmitted(tuple(cancels)))
-                cancels.clear()
-            if names:
-                link.send_now(ReleaseObjects(tuple(names)))
-                names.clear()
 
-        for item in self.inbox.drain():
+        for item in joined(self.inbox.drain()):
             if type(item) is CallSpec:
                 # What stays on a worker is made again.
                 key = item.key if self.journal and not item.keep and item.sandbox is None else b""
                 more = message_bytes(item) + 4 * len(item.tag) + len(item.trace) + len(key)
-                if cancels or names or item.library != library or item.options is not options or size + more > _SUBMIT_BYTES:
+                if item.library != library or item.options is not options or size + more > _SUBMIT_BYTES:
                     flush()
                     library, options = item.library, item.options
                 rest = (item.inputs, item.keep, item.sandbox, item.tag, item.trace, key)
@@ -310,16 +301,8 @@ class Line:
             if type(message) is Tidy:
                 self._tidy()
                 continue
-            if calls:
-                flush()
-            # Many come one by one, from futures that are cancelled or dropped.
-            if type(message) is CancelSubmitted and not names and len(cancels) < 10_000:
-                cancels += message.calls
-            elif type(message) is ReleaseObjects and not cancels and len(names) < 10_000:
-                names += message.names
-            else:
-                flush()
-                link.send_now(message)
+            flush()
+            link.send_now(message)
         flush()
         if not self._looks:
             self._look_for_means()

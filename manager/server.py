@@ -43,7 +43,7 @@ from windlass.manager.client import Client
 from windlass.manager.core import Core
 from windlass.manager.factories import Factories
 from windlass.manager.filedesk import FileDesk
-from windlass.manager.inbox import Inbox, Tidy
+from windlass.manager.inbox import Inbox, Tidy, joined
 from windlass.manager.sessions import WorkerSessions
 from windlass.manager.status import status, within
 from windlass.manager.told import was_told_of_object
@@ -336,7 +336,7 @@ class Server:
     def _take_inbox(self) -> None:
         now = self.now()
         specs: list[CallSpec] = []
-        for item in self.inbox.drain():
+        for item in joined(self.inbox.drain()):
             if type(item) is CallSpec:
                 if not item.key or self.client is None or not self.client.is_seen_to(item):
                     specs.append(item)

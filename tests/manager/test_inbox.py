@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from windlass.manager.inbox import Inbox
+from windlass.manager.inbox import Inbox, Tidy, joined
+from windlass.messages import CallId, CancelSubmitted, ObjectName, ReleaseObjects
 
 
 def test_items_come_out_in_order_with_one_wake_up_per_drain() -> None:
@@ -84,3 +85,24 @@ def test_many_threads_lose_nothing_and_keep_their_order() -> None:
     for name in range(senders):
         assert [number for sender, number in got if sender == name] == list(range(each))
     assert len(wakes) <= drains + 1
+
+
+def test_what_is_said_of_one_call_after_the_other_is_one_message() -> None:
+    """Whoever hears it looks through all that it has for each message; what others say, and its place among the rest, stays."""
+    cancels = [("client", CancelSubmitted((CallId(number),))) for number in range(25_000)]
+    gone = [("client", ReleaseObjects((ObjectName(name),))) for name in "ab"]
+    other, tidy, spec = ("other", CancelSubmitted((CallId(7),))), ("client", Tidy()), object()
+    found = list(joined([spec, *cancels, *gone, cancels[0], other, tidy, cancels[1], spec, *cancels[2:4]]))
+    assert [len(message.calls) for _, message in found[1:4]] == [10_000, 10_000, 5_000]
+    assert [call for _, message in found[1:4] for call in message.calls] == list(range(25_000))
+    last = ("client", CancelSubmitted((CallId(2), CallId(3))))
+    assert found[:1] + found[4:] == [
+        spec,
+        ("client", ReleaseObjects((ObjectName("a"), ObjectName("b")))),
+        cancels[0],
+        other,
+        tidy,
+        cancels[1],
+        spec,
+        last,
+    ]

@@ -22,7 +22,9 @@ from windlass.identity import CLIENT, WORKER, Address, Authority, ConnectionFile
 from windlass.manager import addresses, server
 from windlass.messages import (
     PROTOCOL,
+    CallId,
     CallsReturned,
+    CancelSubmitted,
     Demand,
     FileName,
     GetFile,
@@ -274,6 +276,16 @@ def test_a_defect_on_the_managers_loop_ends_every_future(
                 waiting.result(20)
         assert manager.closed
         assert "the core is broken" in caplog.text
+
+
+def test_calls_that_are_cancelled_one_by_one_are_cancelled_together(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their worker gets one message: for each it takes back, and gives out again, all that it holds."""
+    told: list[list[CallId]] = []
+    monkeypatch.setattr(manager._core, "cancel", lambda calls, now: told.append(list(calls)))
+    numbers = [CallId(number) for number in range(1000)]
+    manager._server.inbox.put_all([("client", CancelSubmitted((number,))) for number in numbers])
+    until(lambda: told, "the manager has taken them")
+    assert told == [numbers]
 
 
 def test_a_defect_while_a_worker_tells_of_ends_ends_every_future(monkeypatch: pytest.MonkeyPatch) -> None:
