@@ -1,8 +1,8 @@
 """A real headless Chromium, driven by its DevTools protocol over a pipe.
 
 Theory of operation: ``--remote-debugging-pipe`` gives JSON messages that end with a zero byte, from descriptor 4 and to descriptor 3, so
-nothing listens on a port.  One page is open at a time; what it asks of the network, and what it complains of, is kept in
-`Browser.requests` and `Browser.complaints`.
+nothing listens on a port.  One page is open, or several in tabs, of which one is in front and is what is asked; what all of them ask of the
+network, and what they complain of, is kept in `Browser.requests` and `Browser.complaints`.
 """
 
 from __future__ import annotations
@@ -66,16 +66,27 @@ class Browser:
         self._answers: dict[int, dict[str, Any]] = {}
         self.requests: list[str] = []
         self.complaints: list[str] = []
-        target = self._say("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self._say("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self._ask(f"{domain}.enable")
+        #: The tab that is asked, whichever is in front.
+        self.asked = self.tab()
         self.look(width, height, dark=dark, phone=phone)
 
     def look(self, width: int, height: int, *, dark: bool, phone: bool = False) -> None:
         """The screen, and what the reader's system prefers."""
         self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone)
         self._ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+
+    def tab(self) -> str:
+        """Another tab, in front of the others; what it is called in `show` and `asked`."""
+        target = self._say("Target.createTarget", url="about:blank")["targetId"]
+        self.asked = str(self._say("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self._ask(f"{domain}.enable")
+        return self.asked
+
+    def show(self, tab: str) -> None:
+        """Have this one in front."""
+        self.asked = tab
+        self._ask("Page.bringToFront")
 
     def open(self, address: str) -> None:
         """Go there, and wait until the page is read."""
@@ -103,7 +114,7 @@ class Browser:
     # ------------------------------------------------------------ the wire
 
     def _ask(self, method: str, **told: Any) -> dict[str, Any]:
-        return self._say(method, self._session, **told)
+        return self._say(method, self.asked, **told)
 
     def _say(self, method: str, session: str = "", /, **told: Any) -> dict[str, Any]:
         self._number += 1

@@ -27,6 +27,8 @@ class Page:
         patch = json.loads(json.dumps(patch))
         if patch.get("anew"):
             self.samples, self.lanes = [], {}
+        if patch.get("whole"):
+            self.tables = {}
         for name in ("manager", "calls", "transfers", "pools", "programs", "running", "record"):
             if name in patch:
                 self.sections[name] = patch[name]
@@ -56,8 +58,9 @@ def crowd(on_path: None) -> Crowd:
 
 
 def test_patches_lead_to_the_state_whenever_a_page_opens(crowd: Crowd) -> None:
-    """The first page takes every patch, others the state at some time and the patches after it; all see the same."""
-    feed, pages = Feed(), [Page()]
+    """The first page takes every patch, others the state at some time and the patches after it, one of them after it had
+    been without a stream; all see the same."""
+    feed, pages, late = Feed(), [Page()], Page()
     assert feed.state() == feed.whole() == {}
     for number in range(12):
         if number == 6:
@@ -65,13 +68,15 @@ def test_patches_lead_to_the_state_whenever_a_page_opens(crowd: Crowd) -> None:
 
             crowd.core.worker_lost(WorkerId("w3"), "gone", crowd.now)
         patch = look(crowd, feed, number)
-        for page in pages:
+        for page in (*pages, *([late] if number < 4 or number > 8 else [])):
             page.apply(patch)
         if number % 4 == 1:
             pages.append(Page())
             pages[-1].apply(feed.state())
+        if number == 8:
+            late.apply(feed.state())
         crowd.turn(1.0, 0.5)
-    states = [vars(page) for page in pages]
+    states = [vars(page) for page in (*pages, late)]
     assert states[0]["lanes"]
     assert "w3" not in states[0]["tables"]["workers"]
     assert all(state == states[0] for state in states)

@@ -1,4 +1,5 @@
-"""What an open page does when its dashboard ends, is started anew, or is behind a proxy that cannot reach it: in a real browser."""
+"""What an open page does when its dashboard ends, is started anew, or is behind a proxy that cannot reach it, and when it is hidden: in
+a real browser."""
 
 from __future__ import annotations
 
@@ -99,3 +100,28 @@ def test_a_page_goes_on_when_a_proxy_reaches_its_dashboard_again(open_browser: C
             browser.until(f"page.live && !{BANNER}")
             front.down = True
             front.shutdown()
+
+
+def test_eight_tabs_are_served_and_each_goes_on_when_it_is_shown(open_browser: Callable[..., Browser]) -> None:
+    """A browser has six connections to one host; the seventh page would not even be loaded. A page that is shown again has what is there
+    now alone. The last one goes on in the background, as nobody else listens, and sees the end."""
+    with windlass.Manager(name=f"tabs{os.getpid()}") as manager, dashboard(manager) as link:
+        browser = open_page(open_browser, link)
+        browser.value("page.tables.files.set('long gone', {})")
+        first = last = browser.asked
+        for _ in range(7):
+            last = browser.tab()
+            browser.open(link)
+            browser.until("window.windlass.updates > 0")
+        browser.asked = first
+        told = browser.value("window.windlass.updates")
+        assert browser.value("stream === null")
+        browser.show(first)
+        browser.until(f"window.windlass.updates > {told + 1} && page.live && !page.tables.files.size")
+        browser.show(last)
+        browser.until("window.windlass.updates > 2")
+        browser.tab()
+        manager.close()
+        browser.asked = last
+        browser.until("page.ended")
+        assert browser.value("document.hidden")

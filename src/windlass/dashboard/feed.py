@@ -7,7 +7,8 @@ makes the last state this one.  Sections that are small are told as a whole when
 causes, files) by row: ``{"set": {key: row}, "gone": [key]}``.  Rows are made so that they change only when something to be seen has: ages
 become times, bytes are rounded.  Samples and lanes grow: their patches are what has come.
 
-The page (``page.js``) applies patches in the same way; a state is the patch from nothing.
+The page (``page.js``) applies patches in the same way; a state is the patch from nothing, also for one
+that has been without a stream for a while, or was too slow.
 """
 
 from __future__ import annotations
@@ -94,11 +95,12 @@ class Feed:
             self.since = 0.0  # the manager has made what is long ago coarser meanwhile: have that instead
 
     def state(self) -> Row:
-        """The patch for a page that knows nothing; empty before the first view."""
+        """The patch for a page that knows nothing, or forgets what it knew; empty before the first view."""
         if not self._newest:
             return {}
         return {
             "anew": True,
+            "whole": True,
             "at": self._newest["manager"]["at"],
             "record": self._record,
             **self._sections,

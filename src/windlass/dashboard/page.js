@@ -22,6 +22,7 @@ const clock = (seconds) => new Date((page.began + seconds) * 1000).toLocaleTimeS
 
 function apply(patch) {
   if (patch.anew) { page.samples = []; timeline.forget(); }
+  if (patch.whole) for (const table of Object.values(page.tables)) table.clear();
   page.at = patch.at;
   for (const name of ["manager", "calls", "transfers", "pools", "programs", "running", "record"]) if (name in patch) page.sections[name] = patch[name];
   if (patch.record) { page.began = patch.record.began_at; timeline.names = patch.record.names; }
@@ -259,30 +260,48 @@ function renderTransfers() {
 
 // ---------------------------------------------------------------- where it comes from
 
+/** What patches come by. A browser opens few connections to one host, for all its tabs: with a stream in each of them the seventh would wait for ever.
+ *  So a page that is hidden has none as soon as another one listens; one that nobody else needs it for goes on, and sees how the run ends. */
+let stream = null;
+const others = byId("report") ? null : new BroadcastChannel("windlass");
+
 function listen() {
-  const stream = new EventSource("events");
-  stream.addEventListener("patch", (event) => { Object.assign(page, { live: true, moved: false, heard: page.heard + 1, heardAt: performance.now() }); update(event.data); });
-  stream.addEventListener("ended", (event) => { page.ended = JSON.parse(event.data).reason || "closed"; stream.close(); render(); });
-  stream.addEventListener("error", () => {
+  rest();
+  const mine = stream = new EventSource("events");
+  mine.addEventListener("patch", (event) => { Object.assign(page, { live: true, moved: false, heard: page.heard + 1, heardAt: performance.now() }); update(event.data); });
+  mine.addEventListener("ended", (event) => { page.ended = JSON.parse(event.data).reason || "closed"; rest(); render(); });
+  mine.addEventListener("error", () => {
     page.live = false;
     render();
     // A browser tries again by itself when nobody answers. When somebody else does (a proxy, a dashboard that was started anew) it gives up.
-    if (stream.readyState === EventSource.CLOSED) setTimeout(listenAgain, 1000 * page.pause);
+    if (mine.readyState === EventSource.CLOSED) setTimeout(() => { if (stream === mine) listenAgain(); }, 1000 * page.pause);
   });
+  others.postMessage("listens");
+}
+
+function rest() {
+  stream?.close();
+  stream = null;
 }
 
 /** A stream does not tell how it was refused; so something else is asked for, below the same path and with the same cookie. */
 async function listenAgain() {
-  const status = await fetch("page.css", { method: "HEAD", cache: "no-store" }).then((answer) => answer.status, () => 0);
+  const refused = stream, status = await fetch("page.css", { method: "HEAD", cache: "no-store" }).then((answer) => answer.status, () => 0);
   page.moved = [403, 404, 421].includes(status);
   render();
-  listen();
+  if (stream === refused) listen();
+}
+
+function shown() {
+  if (document.hidden) return;
+  if (others && !stream && !page.ended) { page.heardAt = performance.now(); listen(); }
+  render();
 }
 
 for (const id of ["pilots-all", "files-all"]) byId(id).addEventListener("toggle", render);
 byId("workers-filter").addEventListener("input", renderWorkers);
 window.addEventListener("resize", render);
-document.addEventListener("visibilitychange", () => { if (!document.hidden) render(); });
+document.addEventListener("visibilitychange", shown);
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { forgetColours(); render(); });
 
 const report = byId("report");
@@ -293,6 +312,7 @@ if (report) {
 } else {
   // The token has become a cookie; it is not to stand in the address bar, in bookmarks or on pictures of the screen.
   if (location.search) history.replaceState(null, "", location.pathname);
+  others.addEventListener("message", () => { if (document.hidden) rest(); });
   listen();
   setInterval(() => { if (page.sections.manager && !document.hidden) renderHead(); }, 5000);
 }
