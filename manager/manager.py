@@ -390,8 +390,11 @@ def _take_folder(folder: Path, name: str, named_by: Journal | None = None) -> in
         os.close(descriptor)
         raise UsageError(f"{cannot_keep_state(name, folder, error)} (this file system has no locks)") from error
     try:
+        said = os.fstat(descriptor).st_size
         os.ftruncate(descriptor, 0)
         os.write(descriptor, os.uname().nodename.encode())
+        if said:  # perhaps that the last one had ended: other hosts are not to read that any more
+            os.fsync(descriptor)
     except OSError as error:
         unlock(descriptor)
         raise UsageError(cannot_keep_state(name, folder, error)) from error
@@ -467,7 +470,9 @@ def _close_quietly(server: Server, client: Client, store: ObjectStore, folder: P
                 ending.callback(bygone.note, folder.parent, folder.name)
             ending.callback(_remove_empty, folder)
         ending.callback(unlock, held)
-        if not named:
+        if named:
+            ending.callback(bygone.say_ended, held)
+        else:
             ending.callback(shutil.rmtree, folder, ignore_errors=True)
         ending.callback(store.close)
         for page in pages:

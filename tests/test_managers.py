@@ -188,6 +188,28 @@ def test_the_loopback_of_another_machine_says_nothing(ended: Known) -> None:
     assert ended.look() is Presence.UNKNOWN
 
 
+def test_a_manager_that_ended_by_itself_says_so_to_other_machines(ended: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No connection may be let through, and locks may be each host's own. One that runs again says so no more."""
+    host = os.uname().nodename
+    ended.lock.write_text(ended.lock.read_text().replace(host, "login2"))
+    assert ended.look() is Presence.ENDED, "of its loopback nothing is known here"
+    assert state_of_manager(pilot_of(ended)) is Presence.ENDED
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "create_connection", hang)
+        assert at(ended, ("10.1.2.3", 9123)) is Presence.ENDED
+
+    def never(host: str) -> bool:
+        return False
+
+    with ExitStack() as stack, monkeypatch.context() as patch:
+        patch.setattr(managers, "is_loopback", never)
+        patch.setattr(managers, "REACH_TIMEOUT", 0.2)
+        assert at(ended, listener(stack)) is Presence.SILENT, "it may have begun anew"
+    with windlass.Manager(name=ended.name):
+        assert ended.lock.read_text() == host
+    assert ended.lock.read_text() == f"{host} (ended)"
+
+
 def test_a_port_that_speaks_otherwise_is_not_the_manager(ended: Known) -> None:
     """Another manager's certificate proves nothing."""
     with windlass.Manager(name="other") as other:

@@ -1,10 +1,13 @@
-"""Managers without a name of their own that have ended: what they leave behind when their folders go.
+"""Managers that have ended: the word that they leave behind.
 
 Theory of operation
 -------------------
 A manager without a name has a random one, which never comes again, and its folder goes with it; or, where it was killed, with the next
 manager of this host.  Pilots of it that wait in a batch system's queue carry that name still, and who cleans the queue must know that they
 are orphans, and not of a manager whose state is elsewhere.  So the names stand in a file, the last ones of them.
+
+One with a name keeps its folder.  Its lock has its host in it, and behind that, once it has ended by itself, a word that says so: other
+hosts are not always told of locks, nor let through to its port.  One that was killed says nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from windlass.identity import write_private
 #: Bytes of the file, beyond which the older half goes: some two thousand names.
 MOST_BYTES: Final = 64 << 10
 _MARK: Final = ".queued"
+_ENDED: Final = " (ended)"
 
 
 def expect(folder: Path) -> None:
@@ -51,3 +55,18 @@ def names(managers: Path) -> frozenset[str]:
         return frozenset((managers / ".gone").read_text(errors="replace").split())
     except OSError:
         return frozenset()
+
+
+def say_ended(lock: int) -> None:
+    """The manager that has this lock, and its host written there, has ended, and is about to let it go."""
+    with suppress(OSError):
+        os.write(lock, _ENDED.encode())
+
+
+def read_lock(lock: Path) -> tuple[str, bool]:
+    """The machine on which a manager ran last ("": nobody knows), and whether it says itself that it has ended there."""
+    try:
+        text = lock.read_text(errors="replace")
+    except OSError:
+        return "", False
+    return text.removesuffix(_ENDED), text.endswith(_ENDED)

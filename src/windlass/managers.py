@@ -3,7 +3,8 @@
 Theory of operation: every manager, named or not, keeps a connection file in the user's state folder (`windlass.identity`).  A file may be
 older than its manager's end (a killed program removes nothing), so a manager counts as running when something at one of its addresses
 completes a TLS handshake as this very manager: a port that another program has taken since does not.  Of one that does not, there is more
-to know than that (`Presence`): a program that is stopped or busy has its port all the same, and the kernel takes connections for it.
+to know than that (`Presence`): a program that is stopped or busy has its port all the same, and the kernel takes connections for it.  Where
+a port says nothing, as on another machine, the manager's own word tells that it has ended (`windlass.bygone`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from windlass import bygone
 from windlass.addresses import is_loopback
 from windlass.errors import UnknownName, UsageError, WindlassError
 from windlass.identity import Address, ConnectionFile, find_manager, read_connection_file, state_folder
@@ -88,17 +90,21 @@ class Known:
     def look(self) -> Presence:
         """What can be told of it now, in two seconds for each address at most."""
         context = self.connection.client_context()
+        host, says_ended = bygone.read_lock(self.lock)
+        here = host == os.uname().nodename
         found: set[Presence] = set()
         for address in self.connection.addresses:
             at = self._look_at(address, context)
             if at is Presence.RUNNING:
                 return at
             # The loopback of another machine says nothing of its own.
-            found.add(Presence.UNKNOWN if is_loopback(address[0]) and self._host() not in ("", os.uname().nodename) else at)
+            found.add(Presence.UNKNOWN if is_loopback(address[0]) and host and not here else at)
         # Some other program may listen there by now, or an address may be gone: on its own host the lock tells.
-        if not found - {Presence.ENDED} or (self._host() == os.uname().nodename and is_free(self.lock)):
+        if not found - {Presence.ENDED} or (here and is_free(self.lock)):
             return Presence.ENDED
-        return Presence.SILENT if Presence.SILENT in found else Presence.UNKNOWN
+        if Presence.SILENT in found:
+            return Presence.SILENT
+        return Presence.ENDED if says_ended else Presence.UNKNOWN
 
     def _look_at(self, address: Address, context: ssl.SSLContext) -> Presence:
         try:
@@ -123,13 +129,6 @@ class Known:
     def lock(self) -> Path:
         """The file that it has locked as long as it lives."""
         return self.path.with_name("lock")
-
-    def _host(self) -> str:
-        """The machine on which it ran last; "": nobody knows."""
-        try:
-            return self.lock.read_text(errors="replace")
-        except OSError:
-            return ""
 
 
 def known_managers(state_dir: str | os.PathLike[str] | None = None, trust: bool | None = None) -> list[Known]:
