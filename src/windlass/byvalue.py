@@ -3,7 +3,7 @@
 Theory of operation
 -------------------
 In the program (``homes``) two things differ from plain cloudpickle.  Functions and classes of modules that other processes cannot
-import (`windlass.snapshots.BY_VALUE`) go by value although their module is imported here; and what the stream names is noted: local
+import (`windlass.homes.BY_VALUE`) go by value although their module is imported here; and what the stream names is noted: local
 modules, so that their snapshot can go along, all modules, and the functions that went by value, so that their imports can be hoisted.
 What `functools.lru_cache` makes would go by name always, and a `functools.cached_property` has a lock: both are made anew.
 The generators of random numbers that modules share go by name: ``from random import random`` makes one a part of each function that uses
@@ -35,7 +35,8 @@ from typing import Any, ClassVar, Final
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
-from windlass import pickling, snapshots
+from windlass import pickling
+from windlass.homes import BY_VALUE, LOCAL, home_of
 
 _cloudpickle: Any = importlib.import_module("cloudpickle.cloudpickle")
 #: Where a code object's arguments have the name of its file, from Python 3.11 on; and those of what makes a class its namespace.
@@ -103,14 +104,14 @@ class ByValue(_Pickler):
         module_name = getattr(obj, "__name__" if kind is ModuleType else "__module__", None)
         if not isinstance(module_name, str) or module_name not in sys.modules:
             module_name = ""
-        home = snapshots.home(module_name)
-        if is_class and home == snapshots.BY_VALUE:
+        home = home_of(module_name)
+        if is_class and home == BY_VALUE:
             _number(obj)
         if not (is_class or kind is FunctionType or kind is ModuleType):
             reduced = NotImplemented
-        elif home == snapshots.BY_VALUE and isinstance(obj, FunctionType):
+        elif home == BY_VALUE and isinstance(obj, FunctionType):
             reduced = self._dynamic_function_reduce(obj)
-        elif home == snapshots.BY_VALUE and is_class and module_name and pickling.is_named(obj):
+        elif home == BY_VALUE and is_class and module_name and pickling.is_named(obj):
             reduced = _cloudpickle._dynamic_class_reduce(obj)
         else:
             reduced = _Pickler.reducer_override(self, obj)
@@ -119,12 +120,12 @@ class ByValue(_Pickler):
             _amend(obj, reduced)
         elif (reduced is NotImplemented or kind is ModuleType) and module_name:
             self.modules.add(module_name)
-            if home == snapshots.LOCAL:
+            if home == LOCAL:
                 self.local.add(module_name.partition(".")[0])
         return reduced
 
     def _goes_by_name(self, obj: Any) -> bool:
-        return pickling.is_named(obj) and (not self._homes or snapshots.home(obj.__module__) != snapshots.BY_VALUE)
+        return pickling.is_named(obj) and (not self._homes or home_of(obj.__module__) != BY_VALUE)
 
     def _dynamic_function_reduce(self, func: FunctionType) -> Any:
         self.functions.append(func)

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from windlass import imports, snapshots
 from windlass.byvalue import ByValue, as_class, global_names, is_by_value
+from windlass.homes import INSTALLED, home_of
 from windlass.messages import ObjectRef
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ def versions_in(stream: bytes) -> str:
 def _versions(tops: frozenset[str]) -> str:
     """Of those that are installed. Remembered, as to look for one that is not imported takes longer than a call may."""
     counting = (top for top in sorted(tops) if top not in sys.stdlib_module_names and top != "windlass")
-    return "".join(f"{versions_of(top)}\n" for top in counting if snapshots.home(top) == snapshots.INSTALLED)
+    return "".join(f"{versions_of(top)}\n" for top in counting if home_of(top) == INSTALLED)
 
 
 @lru_cache(maxsize=1000)

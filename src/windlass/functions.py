@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from windlass import imports, pickling, snapshots
 from windlass.errors import NotPicklable, UsageError, WindlassError
+from windlass.homes import LOCAL, home_of
 from windlass.messages import OUT_OF_BAND_BYTES, FunctionDef, FunctionId, ImportSpec, ObjectRef
 from windlass.watches import Watches, content_of_cell, watch
 
@@ -186,7 +187,7 @@ def _look(value: Any, fn: Callable[..., Any], title: str) -> Look:
     more: Iterable[str] = fn.__dict__.get(HOIST, ()) if isinstance(fn, FunctionType) else ()
     found = imports.automatic_imports({*pickler.modules, *more}, functions)
     tops = {spec.module.partition(".")[0] for spec in found}
-    local = frozenset(pickler.local | {top for top in tops if snapshots.home(top) == snapshots.LOCAL})
+    local = frozenset(pickler.local | {top for top in tops if home_of(top) == LOCAL})
     return Look(file.getvalue(), local, found, tuple(pickler.functions), tuple(pickler.classes))
 
 

@@ -23,8 +23,8 @@ from functools import lru_cache, partial
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
-from windlass import snapshots
 from windlass.errors import UsageError
+from windlass.homes import BY_VALUE, find_spec, home_of
 from windlass.messages import ImportSpec
 
 #: Loaded in every interpreter, or by every slot, before anything of the user's.
@@ -108,7 +108,7 @@ def _listed(values: Any) -> list[Any]:
 
 def _explicit_name(value: Any) -> str:
     if isinstance(value, ModuleType):
-        if snapshots.home(value.__name__) == snapshots.BY_VALUE:
+        if home_of(value.__name__) == BY_VALUE:
             raise UsageError(
                 f"imports: no other process can import {value.__name__!r}, which is not a module found on sys.path; leave it out, "
                 "functions take with them what they use of it"
@@ -130,7 +130,7 @@ def automatic_imports(modules: Iterable[str], functions: Iterable[FunctionType])
     """The imports of a pickled function from what its stream names and the functions that went by value."""
     names = {*modules, *imported_by(functions)}
     wanted = (name for name in sorted(names) if name not in _TRIVIAL and name.partition(".")[0] not in ("windlass", "cloudpickle"))
-    return tuple(ImportSpec(name) for name in wanted if snapshots.home(name) != snapshots.BY_VALUE or name not in sys.modules)
+    return tuple(ImportSpec(name) for name in wanted if home_of(name) != BY_VALUE or name not in sys.modules)
 
 
 def imported_by(functions: Iterable[FunctionType]) -> set[str]:
@@ -204,7 +204,7 @@ def _is_submodule(package: str, item: str) -> bool:
     if name in sys.modules:
         return True
     top, *rest = name.split(".")
-    spec = snapshots.find_spec(top)
+    spec = find_spec(top)
     here = top
     for part in rest:
         if spec is None or spec.submodule_search_locations is None:

@@ -347,11 +347,11 @@ class _ByNameWithHomes(_ByName):
         if kind is type or kind is FunctionType or kind is CACHED or issubclass(kind, type):
             if not is_named(obj):
                 raise _NeedsValueError
-            from windlass import snapshots
+            from windlass.homes import BY_VALUE, INSTALLED, home_of
 
-            home = snapshots.home(obj.__module__)
-            if home is not snapshots.INSTALLED:
-                if home is snapshots.BY_VALUE:
+            home = home_of(obj.__module__)
+            if home is not INSTALLED:
+                if home is BY_VALUE:
                     raise _NeedsValueError
                 self.local.add(obj.__module__.partition(".")[0])
         elif kind is self._future:

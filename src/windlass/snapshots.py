@@ -2,18 +2,11 @@
 
 Theory of operation
 -------------------
-Every module has a *home*:
-
-``INSTALLED``  the standard library, site-packages, Windlass itself: the worker has it, functions go by name;
-``LOCAL``      found on the program's path outside of those, such as helpers.py beside the script, or an editable install: its top-level
-               module or package goes as a snapshot, and its functions by name;
-``BY_VALUE``   ``__main__``, notebooks, modules made by hand: nobody else can import it, cloudpickle carries its functions.
-
-A snapshot is a zip of one top-level module or package with all its files: sorted, with fixed dates, so that the same source has the same
-name everywhere and travels once per worker.  Left out are caches, version control, virtual environments, journals, hidden files, and files
-over `MAX_FILE_BYTES` that are no shared libraries, which is told.  What the source imports (statically) and is local too comes along.  A
-zip is made again when path, modification time or size of a file differ; that is looked at once a second at most, as it may be asked for
-each call.
+A snapshot is a zip of one top-level module or package that is local (`windlass.homes`), with all its files: sorted, with fixed dates, so
+that the same source has the same name everywhere and travels once per worker.  Left out are caches, version control, virtual environments,
+journals, hidden files, and files over `MAX_FILE_BYTES` that are no shared libraries, which is told.  What the source imports (statically)
+and is local too comes along.  A zip is made again when path, modification time or size of a file differ; that is looked at once a second
+at most, as it may be asked for each call.
 
 The worker unpacks a snapshot into a folder of its own, which goes first on ``sys.path``; so submodules, files beside ``__file__``
 and imports inside a function's body work there. This module is imported by slots: zipfile and the like only where needed.
@@ -34,23 +27,18 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from windlass.homes import LOCAL, find_spec, home_of, is_installed, places_of, sources, spec_of
 from windlass.messages import ObjectName, ObjectRef
 
 if TYPE_CHECKING:
     import hashlib
     from collections.abc import Callable
-    from importlib.machinery import ModuleSpec
 
     from typing_extensions import Buffer
 
     Put = Callable[[Buffer], ObjectRef]
-
-Home = Literal["installed", "local", "by value"]
-INSTALLED: Final = "installed"
-LOCAL: Final = "local"
-BY_VALUE: Final = "by value"
 
 #: Larger files are data sets rather than source, or shared libraries.
 MAX_FILE_BYTES: Final = 20_000_000
@@ -70,117 +58,6 @@ _SKIPPED_FOLDERS: Final = frozenset({"__pycache__", "node_modules", "venv", "CVS
 _JOURNAL: Final = b"windlass journal "
 _SKIPPED_ENDS: Final = (".pyc", ".pyo", ".egg-info", ".dist-info", "~")
 _DATE: Final = (1980, 1, 1, 0, 0, 0)
-
-
-# ---------------------------------------------------------------- where modules live
-
-_homes: dict[str, tuple[object, Home]] = {}
-
-
-def home(name: str) -> Home:
-    """Where the module of this dotted name lives. It need not be imported; unknown names are `BY_VALUE`."""
-    module = sys.modules.get(name)
-    known = _homes.get(name)
-    if known is not None and known[0] is module and module is not None:
-        return known[1]
-    found = _find_home(name, module)
-    _homes[name] = (module, found)
-    return found
-
-
-def _find_home(name: str, module: Any) -> Home:
-    top = name.partition(".")[0]
-    if top == "windlass":
-        return INSTALLED
-    if not top or top in ("__main__", "__mp_main__"):
-        return BY_VALUE
-    if module is None:
-        if top in _snapshots and _snapshots[top].files:
-            return LOCAL  # also at a moment when its file is not there, as an editor has moved it away
-        spec = find_spec(top)
-        places = [] if spec is None else _places(spec)
-        if spec is not None and not places:
-            return INSTALLED  # built in or frozen
-        if not places or not any(map(os.path.exists, places)):
-            return BY_VALUE
-        if spec is not None and not spec.has_location and not any(map(_has_python, places)):
-            return BY_VALUE  # any folder on the path would do as a namespace package: one of data is none
-        return INSTALLED if all(map(_is_installed, places)) else LOCAL
-    file = getattr(module, "__file__", None)
-    if not isinstance(file, str):
-        if getattr(getattr(module, "__spec__", None), "origin", None) in ("built-in", "frozen"):
-            return INSTALLED
-        paths = [path for path in getattr(module, "__path__", ()) if isinstance(path, str)]
-        if not paths:
-            return BY_VALUE
-        if all(map(_is_installed, paths)):
-            return INSTALLED
-        file = next(path for path in paths if not _is_installed(path))
-    elif _is_installed(file):
-        return INSTALLED
-    # It must be what an import of that name gives in another process, or in this one before it went elsewhere.
-    spec = _spec_of(top) if name != top and home(top) == LOCAL else find_spec(top)
-    if spec is None or not os.path.exists(file):
-        return BY_VALUE
-    real = os.path.realpath(file)
-    for place in map(os.path.realpath, _places(spec)):
-        if real == place or real.startswith(place + os.sep):
-            return LOCAL
-    return BY_VALUE
-
-
-def _has_python(folder: str) -> bool:
-    try:
-        return any(name.endswith(".py") for name in os.listdir(folder))
-    except OSError:
-        return False
-
-
-def find_spec(top: str) -> ModuleSpec | None:
-    """The spec that an import would find, whatever is imported already."""
-    for finder in list(sys.meta_path):
-        try:
-            spec = finder.find_spec(top, None)
-        except Exception:  # noqa: BLE001 - anybody's finder
-            continue
-        if spec is not None:
-            return spec
-    return None
-
-
-def _spec_of(top: str) -> ModuleSpec | None:
-    """Of a local module: the one that it was imported by, also when the program has gone elsewhere since, where "" on its path is another
-    folder; for one that is not imported what an import would find. What is no longer there is looked for anew."""
-    from importlib.machinery import ModuleSpec
-
-    spec = getattr(sys.modules.get(top), "__spec__", None)
-    if isinstance(spec, ModuleSpec) and spec.has_location and spec.origin and os.path.exists(spec.origin):
-        return spec
-    return find_spec(top)
-
-
-def _places(spec: ModuleSpec) -> list[str]:
-    """The folders of a package, or the file of a module."""
-    if spec.submodule_search_locations is not None:
-        return [path for path in spec.submodule_search_locations if not path.startswith("__editable__")]
-    return [spec.origin] if spec.has_location and spec.origin else []
-
-
-_installed_folders: tuple[str, ...] = ()
-
-
-def _is_installed(path: str) -> bool:
-    global _installed_folders
-    if not _installed_folders:
-        import sysconfig
-
-        wanted = ("stdlib", "platstdlib", "purelib", "platlib")
-        folders = {os.path.join(folder, "") for name, folder in sysconfig.get_paths().items() if name in wanted}
-        _installed_folders = tuple(sorted(folders | {os.path.realpath(folder) + os.sep for folder in folders}))
-    path = os.path.abspath(path)
-    if f"{os.sep}site-packages{os.sep}" in path or f"{os.sep}dist-packages{os.sep}" in path:
-        return True
-    return path.startswith(_installed_folders)
 
 
 # ---------------------------------------------------------------- making them
@@ -252,7 +129,7 @@ def _taken(modules: Iterable[str], max_age: float) -> list[_Snapshot]:
     waiting = sorted(set(modules))
     while waiting:
         name = waiting.pop()
-        if name in taken or home(name) != LOCAL:
+        if name in taken or home_of(name) != LOCAL:
             continue
         snapshot = taken[name] = _take(name, now, max_age)
         waiting += snapshot.text.needs
@@ -276,6 +153,7 @@ def _take(name: str, now: float, max_age: float) -> _Snapshot:
     import time
 
     taken = _look(name, known)
+    (sources.add if taken.files else sources.discard)(name)
     if taken is not known:
         edits += 1 if known is not None else 0
         _snapshots[name] = taken
@@ -319,12 +197,12 @@ def _let_rest() -> None:
 
 def _files(top: str) -> dict[str, tuple[str, int, int]]:
     """Name in the archive → (path, modification time in ns, bytes). Raises `UsageError` when they are too many bytes."""
-    spec = _spec_of(top)
+    spec = spec_of(top)
     files: dict[str, tuple[str, int, int]] = {}
     left_out: dict[str, tuple[str, int, int]] = {}
     total = 0
-    for place in [] if spec is None else _places(spec):
-        if _is_installed(place):
+    for place in [] if spec is None else places_of(spec):
+        if is_installed(place):
             continue  # the other portion of a namespace package
         found = _walk(place, top, set()) if os.path.isdir(place) else [(os.path.basename(place), place)]
         for name, path in found:
@@ -476,7 +354,7 @@ def digest_of(top: str) -> str:
 
     digest = hashlib.blake2b(digest_size=8)
     spec = find_spec(top)
-    for place in [] if spec is None else _places(spec):
+    for place in [] if spec is None else places_of(spec):
         for name, path in sorted(_walk(place, top, set())) if os.path.isdir(place) else [(os.path.basename(place), place)]:
             with suppress(OSError), open(path, "rb") as file:
                 said = file.read() if name.endswith(".py") else b""

@@ -17,7 +17,8 @@ from functools import cached_property, partial
 from types import BuiltinFunctionType, CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, Final, cast
 
-from windlass import pickling, snapshots
+from windlass import pickling
+from windlass.homes import BY_VALUE, home_of
 
 MISSING: Final = object()
 _IMMUTABLE: Final = frozenset(
@@ -166,7 +167,7 @@ def is_immutable(value: Any, by_value: Collection[int]) -> bool:
     if kind is MethodType:
         return is_immutable(value.__self__, by_value) and is_immutable(value.__func__, by_value)
     if kind is FunctionType or issubclass(kind, type):
-        return pickling.is_named(value) and snapshots.home(value.__module__) != snapshots.BY_VALUE
+        return pickling.is_named(value) and home_of(value.__module__) != BY_VALUE
     if kind is partial:
         return not value.keywords and is_immutable(value.func, by_value) and is_immutable(value.args, by_value)
     if kind is ModuleType:

@@ -149,7 +149,7 @@ def package(tmp_path: Path) -> Callable[..., None]:
         (place / f"{name}.py").write_text(text)
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         for file, content in files.items():
-            (about / file.replace("_json", ".json")).write_text(content)
+            (about / file.replace("_json", ".json").replace("_txt", ".txt")).write_text(content)
 
     return install
 
@@ -197,6 +197,26 @@ def test_versions_count_of_what_the_source_of_a_local_module_imports(tmp_path: P
     assert run(program) == before
     assert run(program.replace("import helpers\n", "import helpers, colour_package\n", 1)) == before
     package("colour_package", "2")
+    assert all(new != old for new, old in zip(run(program), before, strict=True))
+
+
+def test_a_package_of_which_only_subpackages_have_code_counts_whether_it_is_imported_or_not(
+    tmp_path: Path, package: Callable[..., None]
+) -> None:
+    """As google or opentelemetry, whose folder several distributions share."""
+    program = USES.replace("FOLDERS", repr([str(tmp_path / "project"), str(tmp_path / "site-packages")]))
+    program = program.replace("import colour_package", "import colour_space.paints")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "helpers.py").write_text(
+        "def paint(x):\n    import colour_space.paints\n    return x\n\nclass Thing:\n    pass\n"
+    )
+    package("colour_paints", "1", top_level_txt="colour_space\n")
+    paints = tmp_path / "site-packages" / "colour_space" / "paints"
+    paints.mkdir(parents=True)
+    (paints / "__init__.py").write_text("")
+    before = run(program)
+    assert run(program.replace("import helpers\n", "import helpers, colour_space.paints\n", 1)) == before
+    package("colour_paints", "2", top_level_txt="colour_space\n")
     assert all(new != old for new, old in zip(run(program), before, strict=True))
 
 

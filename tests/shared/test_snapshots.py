@@ -25,6 +25,7 @@ import pytest
 import windlass
 from windlass import snapshots
 from windlass.errors import UsageError
+from windlass.homes import BY_VALUE, INSTALLED, LOCAL, home_of
 from windlass.manager.journal import _MAGIC
 from windlass.messages import ObjectName, ObjectRef
 from windlass.objects import content_name
@@ -105,20 +106,20 @@ def read_in(archive: bytes, name: str) -> str:
     "name", ["sys", "math", "json", "json.decoder", "os.path", "numpy", "numpy.linalg", "pytest", "windlass", "wsgiref"]
 )
 def test_the_standard_library_installed_packages_and_windlass_are_installed(name: str) -> None:
-    assert snapshots.home(name) == snapshots.INSTALLED
+    assert home_of(name) == INSTALLED
 
 
 def test_modules_that_nobody_else_can_import_go_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "made_by_hand", types.ModuleType("made_by_hand"))
     for name in ("__main__", "__mp_main__", "made_by_hand", "no_such_module", "", __name__):
-        assert snapshots.home(name) == snapshots.BY_VALUE
+        assert home_of(name) == BY_VALUE
 
 
 def test_a_module_on_the_programs_path_is_local_imported_or_not(write: Write, top: str) -> None:
     write(f"{top}.py", "")
-    assert snapshots.home(top) == snapshots.LOCAL
+    assert home_of(top) == LOCAL
     importlib.import_module(top)
-    assert snapshots.home(top) == snapshots.LOCAL
+    assert home_of(top) == LOCAL
 
 
 def test_a_module_of_the_same_name_as_another_file_goes_by_value(write: Write, top: str, tmp_path: Path) -> None:
@@ -130,13 +131,13 @@ def test_a_module_of_the_same_name_as_another_file_goes_by_value(write: Write, t
     assert spec is not None
     module = sys.modules[top] = importlib.util.module_from_spec(spec)
     assert module.__file__ == str(other)
-    assert snapshots.home(top) == snapshots.BY_VALUE
+    assert home_of(top) == BY_VALUE
 
 
 def test_what_lies_in_a_site_packages_folder_is_installed(write: Write, folder: Path, top: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write(f"lib/site-packages/{top}/__init__.py", "")
     monkeypatch.syspath_prepend(folder / "lib" / "site-packages")
-    assert snapshots.home(top) == snapshots.INSTALLED
+    assert home_of(top) == INSTALLED
 
 
 def test_an_editable_install_is_local(write: Write, folder: Path, top: str, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +152,7 @@ def test_an_editable_install_is_local(write: Write, folder: Path, top: str, kept
             )
 
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, EditableFinder])
-    assert snapshots.home(top) == snapshots.LOCAL
+    assert home_of(top) == LOCAL
     importlib.import_module(top)
     (ref,) = snapshots.snapshots_of([top], kept.put)
     assert names_in(kept.archives[ref.name]) == [f"{top}/__init__.py"]
@@ -208,7 +209,7 @@ def test_a_file_that_is_just_being_saved_is_taken_when_it_is_whole(
         rests.append(way)
         importlib.invalidate_caches()
         if len(rests) < 2:
-            assert snapshots.home(top) == snapshots.LOCAL
+            assert home_of(top) == LOCAL
             path.write_text("x = 1\ny = 22\n"[: 9 + len(rests)])  # more and more of it
         elif len(rests) == 2:
             path.write_text("x = 1\ny = 22\n")
@@ -235,7 +236,7 @@ def test_a_file_that_is_gone_is_gone(write: Write, top: str, kept: Kept, monkeyp
     rests: list[None] = []
     monkeypatch.setattr(snapshots, "_let_rest", lambda: rests.append(None))
     assert snapshots.snapshots_of([top], kept.put, max_age=0) == ()
-    assert snapshots.home(top) == snapshots.BY_VALUE
+    assert home_of(top) == BY_VALUE
     assert len(rests) == 1
 
 
@@ -296,6 +297,7 @@ def test_a_module_stays_where_it_was_imported_from_when_the_program_goes_elsewhe
     import os, sys
 
     from windlass import snapshots
+    from windlass.homes import LOCAL, home_of
     from windlass.messages import ObjectName, ObjectRef
     from windlass.objects import content_name
 
@@ -310,7 +312,7 @@ def test_a_module_stays_where_it_was_imported_from_when_the_program_goes_elsewhe
     assert taken() == before
     assert snapshots.edits == 0
     import parts.late
-    assert snapshots.home("parts.late") == snapshots.LOCAL
+    assert home_of("parts.late") == LOCAL
     """
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here / "parts", there):
@@ -336,10 +338,10 @@ def test_a_folder_without_python_files_is_no_package(write: Write, top: str, kep
     """Or ``import data`` in a branch that never runs would send a folder of data that happens to lie there."""
     write(f"{top}/table.csv", "")
     write(f"{top}_main.py", f"try:\n    import {top}\nexcept ImportError:\n    pass\n")
-    assert snapshots.home(top) == snapshots.BY_VALUE
+    assert home_of(top) == BY_VALUE
     assert len(snapshots.snapshots_of([f"{top}_main"], kept.put)) == 1
     write(f"{top}_space/code.py", "")
-    assert snapshots.home(f"{top}_space") == snapshots.LOCAL
+    assert home_of(f"{top}_space") == LOCAL
 
 
 def test_too_many_files_are_refused(write: Write, top: str, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,5 +515,5 @@ def test_what_is_unpacked_is_used_again(tmp_path: Path) -> None:
 
 def test_windlass_never_ships_itself(kept: Kept) -> None:
     assert windlass.__file__ is not None
-    assert "site-packages" not in windlass.__file__ or snapshots.home("windlass") == snapshots.INSTALLED
-    assert snapshots.home(np.__name__) == snapshots.home(math.__name__) == snapshots.INSTALLED
+    assert "site-packages" not in windlass.__file__ or home_of("windlass") == INSTALLED
+    assert home_of(np.__name__) == home_of(math.__name__) == INSTALLED
