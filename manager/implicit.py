@@ -93,12 +93,19 @@ class Implicit:
         """See that the next version has the modules' texts of now: arguments will name these, also of functions that do not."""
         if snapshots.edits == self._edits and time.monotonic() < self._look_at:
             return
-        with self._lock:
-            self._edits = snapshots.edits
+        while True:
+            edits = snapshots.edits
+            refs: tuple[ObjectRef, ...] = ()
             with suppress(UsageError):  # one has become too large: told when a function or an argument needs it
-                for ref in snapshots.snapshots_of(self._implicit_code, self._put_forever):
+                # Without the lock: where source is just being saved it takes a while.
+                refs = snapshots.snapshots_of(tuple(self._implicit_code), self._put_forever)
+            with self._lock:
+                if edits != snapshots.edits:
+                    continue  # by this look, or by that of another thread, which has the newer text already
+                for ref in refs:
                     self._have_code(ref, new=False)
-            self._look_at = snapshots.looks_again_at(self._implicit_code)
+                self._edits, self._look_at = edits, snapshots.looks_again_at(self._implicit_code)
+                return
 
     def _have_code(self, ref: ObjectRef, *, new: bool) -> None:
         """This is the text of a module from now on. ``new``: also of a module that no function has needed yet."""

@@ -18,7 +18,8 @@ text that came last; when that changes it forgets all modules that came with cal
 Editors truncate a file and write it, or move it away and write another; ``git checkout`` writes one file after the other. So source that
 differs from what is known is taken when a second look, `REST` seconds later, finds the same: whoever submits meanwhile waits, as the old
 text would be as wrong as half of the new one. An asyncio program's loop waits with it, so there are few looks; after source that did not
-rest, as a program or a build writes it all the time, the next one is later each time. No clocks are compared: a file server has its own.
+rest, as a program or a build writes it all the time, the next one is later each time. One thread looks; others have what was known before,
+as if they had come within the second for which that holds. No clocks are compared: a file server has its own.
 """
 
 from __future__ import annotations
@@ -87,6 +88,9 @@ class _Snapshot:
 
 
 _snapshots: dict[str, _Snapshot] = {}
+#: Those that a thread looks at anew. A fork has none of its threads.
+_looked_at: set[str] = set()
+os.register_at_fork(after_in_child=_looked_at.clear)
 #: The text of each snapshot that was taken, by the snapshot's name.
 _texts: dict[str, Text] = {}
 #: How many times a module was found to be another than at the last look.
@@ -148,11 +152,15 @@ def looks_again_at(modules: Iterable[str]) -> float:
 def _take(name: str, now: float, max_age: float) -> _Snapshot:
     global edits
     known = _snapshots.get(name)
-    if known is not None and now - known.looked_at <= max_age:
+    if known is not None and (name in _looked_at or now - known.looked_at <= max_age):
         return known
     import time
 
-    taken = _look(name, known)
+    _looked_at.add(name)
+    try:
+        taken = _look(name, known)
+    finally:
+        _looked_at.discard(name)
     (sources.add if taken.files else sources.discard)(name)
     if taken is not known:
         edits += 1 if known is not None else 0

@@ -229,6 +229,24 @@ def test_a_file_that_is_just_being_saved_is_taken_when_it_is_whole(
     assert len(rests) == 3
 
 
+def test_one_thread_looks_and_others_go_on_with_what_was_known(write: Write, top: str, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them would wait as long."""
+    path = write(f"{top}.py", "x = 1\n")
+    first = snapshots.snapshots_of([top], kept.put)
+    meanwhile: list[tuple[ObjectRef, ...]] = []
+
+    def rest() -> None:
+        assert not meanwhile
+        meanwhile.append(snapshots.snapshots_of([top], kept.put, max_age=0))
+
+    monkeypatch.setattr(snapshots, "_let_rest", rest)
+    path.write_text("x = 1\ny = 22\n")
+    second = snapshots.snapshots_of([top], kept.put, max_age=0)
+    assert meanwhile == [first]
+    assert second != first
+    assert snapshots.snapshots_of([top], kept.put, max_age=0) == second
+
+
 def test_a_file_that_is_gone_is_gone(write: Write, top: str, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(f"{top}.py", "x = 1\n")
     snapshots.snapshots_of([top], kept.put)
