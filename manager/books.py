@@ -59,6 +59,8 @@ from windlass.messages import (
 RUN_BYTES = 256 << 10
 #: So many workers are looked at again at each tick, in turns, by libraries that wait for slots.
 LOOKED_AT = 32
+#: Where nothing came of the last ones, by so many fewer that all looks together are so many: a tenth of the manager's time.
+LOOKS_MOST = 640
 #: Queues without calls are looked for when a library has more queues than this.
 SWEEP_LEAST = 100
 
@@ -86,12 +88,12 @@ class Turns:
     def __init__(self) -> None:
         self._left: Iterator[WorkerId] = iter(())
 
-    def next(self, workers: Mapping[WorkerId, Worker]) -> list[Worker]:
-        """At most `LOOKED_AT`."""
-        some = list(islice(self._left, LOOKED_AT))
-        if len(some) < LOOKED_AT:
+    def next(self, workers: Mapping[WorkerId, Worker], most: int = LOOKED_AT) -> list[Worker]:
+        """At most so many."""
+        some = list(islice(self._left, most))
+        if len(some) < most:
             self._left = iter(list(workers))
-            some += islice(self._left, LOOKED_AT - len(some))
+            some += islice(self._left, most - len(some))
         return [workers[worker_id] for worker_id in dict.fromkeys(some) if worker_id in workers]
 
 
@@ -129,6 +131,8 @@ class Books:
         #: Slots that others are still to lose, by the library that they were taken for.
         self._due: Counter[LibraryId] = Counter()
         self._turns, self._claim_turns = Turns(), Turns()
+        #: Slots have gone to a library since the last turn.
+        self._moved = False
         #: Changes when workers or offers of pools do: what can ever be run may be something else then.
         self.means: int = 0
         self._queues: dict[tuple[LibraryId, CallOptions, float, bool], CallQueue] = {}
@@ -463,9 +467,15 @@ class Books:
     def _take_turns(self, now: float) -> None:
         """Those of the next workers that have something to give count as ones that have got it."""
         self.structure += 1
-        for worker in self._turns.next(self.workers):
+        most, self._moved = LOOKED_AT if self._moved else self._looks_in_vain(), False
+        for worker in self._turns.next(self.workers, most):
             if may_give(worker, now):
                 self._has_gained(worker.id)
+
+    def _looks_in_vain(self) -> int:
+        """At how many workers so many libraries may look of which none had anything at the last ones."""
+        looking = sum(bool(state.waiting or state.loaded) for state in self.libraries.values())
+        return max(1, min(LOOKED_AT, LOOKS_MOST // max(1, looking)))
 
     def _has_gained(self, worker_id: WorkerId) -> None:
         """This one is the newest of those that have got something."""

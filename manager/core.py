@@ -462,6 +462,7 @@ class Core(Starts):
         self._let_spent_go(now)
         self._see_to_lacking(now)
         self._wake_starved(now)
+        turns = bool(self._starved)
         for state in self.libraries.values():
             heard = state.waiting and not state.progressed and any(self.workers[one.worker].connected for one in state.instances.values())
             state.note_quiet(now - self._ticked_at, bool(heard))
@@ -472,7 +473,9 @@ class Core(Starts):
                     self._recall(state, now, patient=False)
                 elif (not state.progressed or state.tried != self.structure) and self._behind(state):
                     # They were sent ahead of slots that have turned out to be long busy, or there may be free ones since.
-                    self._take_turns(now)
+                    if not turns:
+                        turns = True
+                        self._take_turns(now)  # once for all of them
                     self._find_slots(state, now)
             state.progressed = False
             if state.removed:

@@ -392,7 +392,7 @@ class Dispatch(Near):
 
     def _grant(self, state: LibraryState, worker: Worker, instance: Instance | None, slots: int, share: Resources, now: float) -> None:
         spec = state.spec
-        state.granted_at = now
+        state.granted_at, self._moved = now, True
         has, keeps = (instance.slots, instance.target) if instance is not None else (0, 0)
         slots = max(has, keeps + slots)
         gpus = tuple(worker.free_gpu_ids()[: (slots - has) * share.gpus])
@@ -470,6 +470,7 @@ class Dispatch(Near):
 
     def _take_away(self, taken: list[tuple[Instance, int]], worker: Worker, heir: LibraryId) -> None:
         """These lose so many slots, as their calls end."""
+        self._moved = self._moved or bool(taken)
         for instance, count in taken:
             self._aim(instance, instance.target - count, heir=heir)
             self._shrinking[instance.id] = instance

@@ -128,6 +128,8 @@ def reclaimable(
         spare = one.target - max(0, min(one.outstanding, one.target))
         if not spare or (states[one.library].waiting and _of_use(one, states[one.library], worker.seconds_left(now))):
             continue
+        if not library.waiting and states[one.library].loaded:
+            continue  # what waits there waits behind others too: they would take it from each other
         count = min(spare, slots_for(missing, one.share))
         if count > 0:
             taken.append((one, count))

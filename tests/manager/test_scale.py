@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from windlass.manager.books import LOOKED_AT
+from windlass.manager.books import LOOKED_AT, LOOKS_MOST
 from windlass.manager.core import GIVEN_UP_AT_ONCE, Core
 from windlass.manager.dispatch import LINGER_SECONDS
 from windlass.manager.fetches import PEER_FETCHES
@@ -33,6 +33,7 @@ from windlass.messages import (
     LibraryId,
     LibraryReady,
     LibrarySpec,
+    Message,
     PilotId,
     PoolName,
     Resources,
@@ -342,10 +343,56 @@ def test_libraries_that_wait_are_not_held_against_workers_that_have_nothing_to_g
     cluster.tick()
     assert counted.looks == 0
     cluster.now += HOLD_SECONDS
+    cluster.tick()  # some of it, and now that there is something the rest
     cluster.tick()
     instances = cluster.core.libraries[cluster.specs[0].id].instances.values()
     assert [one.target for one in instances] == [0] * LOOKED_AT
     cluster.core.check()
+
+
+def test_the_more_libraries_look_in_vain_the_fewer_workers_they_look_at_in_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these has a call behind another, and workers have slots that it might take, were these not worth as much to others."""
+    found: list[int] = []
+    for libraries in (20, 100):
+        cluster = Cluster(64, libraries)
+        for library in range(libraries):
+            cluster.submit(256 // libraries + 2, library)
+        cluster.turn()
+        for worker in [worker for worker, runs in cluster.runs.items() if runs]:
+            cluster.end(worker, 0.001)
+        cluster.turn()
+        for library in range(libraries):
+            cluster.submit(256 // libraries + 6, library)
+        cluster.turn()
+        for _ in range(40):
+            cluster.tick()
+            cluster.turn()
+        with monkeypatch.context() as patch:
+            counted = Counted("dispatch", patch)
+            cluster.tick()
+            found.append(counted.looks)
+        cluster.core.check()
+    assert 0 < found[1] <= LOOKS_MOST
+    assert found[0] <= LOOKS_MOST
+
+
+def test_idle_slots_do_not_go_back_and_forth_between_libraries_that_have_calls_behind_others() -> None:
+    """Until these come back nobody of them has a use for the slots: each pump moved them ten times."""
+    cluster = Cluster(64, 4)
+    for library in range(4):
+        cluster.submit(66, library)
+    for _ in range(20):
+        cluster.core.pump(cluster.now)
+        out = cluster.core.take_outbox()
+        if not out:
+            break
+        for worker, messages in out.items():
+            ready: list[Message] = [LibraryReady(one.instance, 1) for one in messages if isinstance(one, StartLibrary)]
+            cluster.core.worker_said(worker, ready, cluster.now)
+    else:
+        pytest.fail(f"still: {out}")
+    assert any(state.loaded for state in cluster.core.libraries.values())
+    assert any(state.idle for state in cluster.core.libraries.values())
 
 
 def test_libraries_that_need_one_slot_are_held_against_a_worker_once_for_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
