@@ -22,14 +22,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 from windlass.messages import CancelSubmitted, Message, ReleaseObjects
 
 T = TypeVar("T")
 
-#: Said of one thing each by futures that are cancelled or dropped, many at a time; and the field that may have more.
-_OF_MANY: Final[dict[Any, str]] = {CancelSubmitted: "calls", ReleaseObjects: "names"}
+#: Said of one thing each by futures that are cancelled or dropped, many at a time.
+_OF_MANY: Final = (CancelSubmitted, ReleaseObjects)
 #: Things that one message has at most, lest it fill a frame.
 _MOST: Final = 10_000
 
@@ -90,12 +90,12 @@ def joined(items: Iterable[Any]) -> Iterator[Any]:
     that holds the calls above all, looks through what it has once for each."""
     run: list[tuple[Any, Any]] = []
     for item in items:
-        kind = type(item[1]) if type(item) is tuple else None
-        if run and (kind is not type(run[0][1]) or item[0] != run[0][0] or len(run) == _MOST):
+        source, message = cast("tuple[Any, Any]", item) if type(item) is tuple else (None, None)
+        if run and (type(message) is not type(run[0][1]) or source != run[0][0] or len(run) == _MOST):
             yield _in_one(run)
             run = []
-        if kind in _OF_MANY:
-            run.append(item)
+        if isinstance(message, _OF_MANY):
+            run.append((source, message))
         else:
             yield item
     if run:
@@ -106,5 +106,6 @@ def _in_one(run: list[tuple[Any, Any]]) -> tuple[Any, Any]:
     source, first = run[0]
     if len(run) == 1:
         return run[0]
-    kind: Any = type(first)
-    return source, kind(tuple(chain.from_iterable(getattr(message, _OF_MANY[kind]) for _, message in run)))
+    if isinstance(first, CancelSubmitted):
+        return source, CancelSubmitted(tuple(chain.from_iterable(message.calls for _, message in run)))
+    return source, ReleaseObjects(tuple(chain.from_iterable(message.names for _, message in run)))

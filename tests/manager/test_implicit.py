@@ -17,7 +17,7 @@ from windlass import Manager, snapshots
 
 def test_others_submit_while_one_waits_for_source_that_is_being_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever functions they call: the one that waits has no lock meanwhile. As soon as it knows the new text all have that."""
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # pyright: ignore[reportUnknownMemberType]
     path = tmp_path / "saved_helper.py"
     path.write_text("def paint():\n    return 1\n")
     paint = importlib.import_module("saved_helper").paint

@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -281,7 +281,11 @@ def test_a_defect_on_the_managers_loop_ends_every_future(
 def test_calls_that_are_cancelled_one_by_one_are_cancelled_together(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their worker gets one message: for each it takes back, and gives out again, all that it holds."""
     told: list[list[CallId]] = []
-    monkeypatch.setattr(manager._core, "cancel", lambda calls, now: told.append(list(calls)))
+
+    def cancel(calls: Iterable[CallId], now: float) -> None:
+        told.append(list(calls))
+
+    monkeypatch.setattr(manager._core, "cancel", cancel)
     numbers = [CallId(number) for number in range(1000)]
     manager._server.inbox.put_all([("client", CancelSubmitted((number,))) for number in numbers])
     until(lambda: told, "the manager has taken them")
