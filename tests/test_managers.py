@@ -188,6 +188,18 @@ def test_the_loopback_of_another_machine_says_nothing(ended: Known) -> None:
     assert ended.look() is Presence.UNKNOWN
 
 
+def test_that_another_machine_refuses_says_nothing(ended: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A firewall before it may do that, and its lock be taken there alone: queued pilots of a manager that runs were removed."""
+
+    def refuse(address: tuple[str, int], timeout: float) -> socket.socket:
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    assert at(ended, ("10.1.2.3", 9123)) is Presence.ENDED
+    ended.lock.write_text("login2")
+    assert at(ended, ("10.1.2.3", 9123)) is Presence.UNKNOWN
+
+
 def test_a_manager_that_ended_by_itself_says_so_to_other_machines(ended: Known, monkeypatch: pytest.MonkeyPatch) -> None:
     """No connection may be let through, and locks may be each host's own. One that runs again says so no more."""
     host = os.uname().nodename

@@ -75,7 +75,8 @@ class Known:
         found = self.look()
         if found is Presence.UNKNOWN:
             raise OutOfReach(
-                f"manager {self.describe()} is not reached from here: its machine is down, or this one is not let in; ask where it runs"
+                f"manager {self.describe()} is not reached from here: it was killed, its machine is down, or this one is not let in;"
+                " ask where it ran"
             )
         if found is Presence.ENDED:
             raise NotRunning(
@@ -97,8 +98,9 @@ class Known:
             at = self._look_at(address, context)
             if at is Presence.RUNNING:
                 return at
-            # The loopback of another machine says nothing of its own.
-            found.add(Presence.UNKNOWN if is_loopback(address[0]) and host and not here else at)
+            # The loopback of another machine says nothing of its own; and a firewall before it may refuse as it does.
+            elsewhere = host and not here and (is_loopback(address[0]) or at is Presence.ENDED)
+            found.add(Presence.UNKNOWN if elsewhere else at)
         # Some other program may listen there by now, or an address may be gone: on its own host the lock tells.
         if not found - {Presence.ENDED} or (here and is_free(self.lock)):
             return Presence.ENDED
