@@ -138,6 +138,8 @@ class Books:
         self._queues: dict[tuple[LibraryId, CallOptions, float, bool], CallQueue] = {}
         self._queue_of: dict[tuple[LibraryId, int, bool], CallQueue] = {}
         self._dirty: dict[LibraryId, LibraryState] = {}
+        #: All that wait are to look: many things may happen before they do.
+        self._all_look = False
         self._starved: dict[LibraryId, LibraryState] = {}
         self._shrinking: dict[InstanceId, Instance] = {}
         #: Those with more calls than slots, and some that have no more as many.
@@ -349,9 +351,7 @@ class Books:
             for call in self.parked.pop(name, {}).values():
                 self._leave_parking(call)
                 lost.extend(self._end_lacking(call, text, now))
-        for state in self.libraries.values():
-            if state.waiting:
-                self._dirty[state.spec.id] = state
+        self._all_look = True
 
     def _end_lacking(self, call: Call, text: str, now: float) -> tuple[FileName, ...]:
         return self._end(call, CallEnd(call.spec.call, call.attempt, NO_FILE, detail=EndDetail(text=text)), now)
@@ -445,10 +445,7 @@ class Books:
         self.structure += 1
         if gained is not None:
             self._has_gained(gained.id)
-        self.demand_changed = True
-        for state in self.libraries.values():
-            if state.waiting or state.removed:
-                self._dirty[state.spec.id] = state
+        self.demand_changed = self._all_look = True
 
     def _fell_idle(self, state: LibraryState, worker: Worker) -> None:
         """The last call of a library has ended, on this worker: others may have waited for the slots that it has there and elsewhere."""

@@ -60,6 +60,9 @@ class Dispatch(Near):
 
     def _dispatch_dirty(self, now: float) -> None:
         for _ in range(ROUNDS_MOST):
+            if self._all_look:
+                self._all_look = False
+                self._dirty.update((key, state) for key, state in self.libraries.items() if state.waiting or state.removed)
             if not self._dirty and not self._shrinking:
                 break
             dirty, self._dirty = self._dirty, {}

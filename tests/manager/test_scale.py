@@ -13,6 +13,7 @@ from windlass.manager.books import LOOKED_AT, LOOKS_MOST
 from windlass.manager.core import GIVEN_UP_AT_ONCE, Core
 from windlass.manager.dispatch import LINGER_SECONDS
 from windlass.manager.fetches import PEER_FETCHES
+from windlass.manager.libraries import LibraryState
 from windlass.manager.placement import HOLD_SECONDS, fits
 from windlass.manager.status import FILES_MOST, status
 from windlass.messages import (
@@ -348,6 +349,36 @@ def test_libraries_that_wait_are_not_held_against_workers_that_have_nothing_to_g
     instances = cluster.core.libraries[cluster.specs[0].id].instances.values()
     assert [one.target for one in instances] == [0] * LOOKED_AT
     cluster.core.check()
+
+
+def test_libraries_are_gone_through_once_however_many_workers_have_changed() -> None:
+    """There may be thousands, of which few wait: those are found when all that has happened is known."""
+
+    class Passes(dict[LibraryId, LibraryState]):
+        number = 0
+
+        def items(self) -> Any:
+            self.number += 1
+            return super().items()
+
+        def values(self) -> Any:
+            self.number += 1
+            return super().values()
+
+    found: list[int] = []
+    for workers in (2, 20):
+        cluster = Cluster(workers + 1, libraries=50)
+        cluster.submit(200)
+        cluster.turn()
+        passes = cluster.core.libraries = Passes(cluster.core.libraries)
+        for worker in list(cluster.core.workers)[:workers]:
+            cluster.core.worker_cut(worker, cluster.now)
+            cluster.core.worker_back(worker, cluster.now)
+            cluster.core.worker_lost(worker, "gone", cluster.now)
+        cluster.core.pump(cluster.now)
+        found.append(passes.number)
+        cluster.core.check()
+    assert found[0] == found[1]
 
 
 def test_the_more_libraries_look_in_vain_the_fewer_workers_they_look_at_in_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
