@@ -189,7 +189,7 @@ class SlurmBackend:
             refused = slurm_words.refusal("sbatch", ran.status, ran.stderr)
             if excluded and slurm_words.lacks_nodes(ran.stderr) and self._fits_somewhere(request):
                 raise NoNodeLeft(str(refused))
-            if isinstance(refused, NotNow) and slurm_words.lacks_partition(ran.stderr) and not self._is_shut():
+            if isinstance(refused, NotNow) and slurm_words.lacks_partition(ran.stderr) and self._is_open(request):
                 raise Rejected(str(refused))
             raise refused
         jobs = slurm_words.task_ids(ran.stdout, count, count > 1, bool(self._clusters))
@@ -223,13 +223,14 @@ class SlurmBackend:
                 return True  # the next try asks again, unless Slurm took it
         return True
 
-    def _is_shut(self) -> bool:
-        """The partition takes no jobs for now. Slurm has one text for this, and for a job that no partition of several would ever take."""
+    def _is_open(self, request: PilotRequest) -> bool:
+        """The partition that is meant takes jobs, for all that is known. Slurm has one text for one that takes none for now, and for a job
+        that no partition of several would ever take. To wait for what never comes says so; to give up ends calls."""
         try:
             told = self._told(slurm_words.partitions_words(self._clusters))
         except Unreachable:
-            return True  # the next try asks again
-        return slurm_words.are_shut(told, dict(self._asked).get("partition", ""))
+            return False  # the next try asks again
+        return slurm_words.are_open(told, slurm_words.partition_of(self._script(request, 1)))
 
     def _excluded(self, avoid: Sequence[str]) -> tuple[str, ...]:
         """Nodes to avoid as Slurm calls them, as far as it was asked."""

@@ -175,12 +175,31 @@ def partitions_words(clusters: str) -> tuple[str, ...]:
     return ("sinfo", *of_clusters(clusters), "--all", "--noheader", "--format=%P|%a")
 
 
-def are_shut(text: str, partition: str) -> bool:
-    """By an answer to `partitions_words` there are such partitions ("": the one that is meant without), and none of them takes jobs."""
-    rows = [line.strip().partition("|") for line in text.splitlines()]
+#: sbatch takes long options that are cut short, too.
+_PARTITION: Final = re.compile(r"(?:-p|--part\w*(?:=|$))(.*)")
+
+
+def partition_of(script: str) -> str:
+    """The partitions that the ``#SBATCH`` lines of a script ask for, whoever wrote them; "": the site chooses."""
+    words: list[str] = []
+    for line in script.splitlines():
+        if line.startswith("#SBATCH"):
+            words += line.removeprefix("#SBATCH").split()
+    found = ""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        if option := _PARTITION.fullmatch(word):
+            found = (option[1] or after).strip("'\"")
+    return found
+
+
+def are_open(text: str, partition: str) -> bool:
+    """By an answer to `partitions_words` it is known that jobs for these partitions are taken. Where the site chooses ("") a plugin of its
+    own may mean any, so that each has to be open."""
+    rows = [line.strip().rpartition("|") for line in text.splitlines() if "|" in line]
+    if not partition:
+        return {state for _, _, state in rows} == {"up"}
     names = {name.strip() for name in partition.split(",")}
-    states = {state for name, _, state in rows if (name.rstrip("*") in names if partition else name.endswith("*"))}
-    return bool(states) and "up" not in states
+    return any(state == "up" and name.rstrip("*") in names for name, _, state in rows)
 
 
 # ---------------------------------------------------------------- states

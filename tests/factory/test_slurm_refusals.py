@@ -28,13 +28,13 @@ Answer = Callable[[Sequence[str], str], Ran]
 def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SlurmBackend]:
     """Makes a backend whose commands are answered by a function of the command and its input."""
 
-    def make(answer: Answer, *, partition: str = "") -> SlurmBackend:
+    def make(answer: Answer, *, partition: str = "", extra_directives: str = "") -> SlurmBackend:
         def run(command: Sequence[str], *, text: str = "", **_: object) -> Ran:
             return answer(command, text)
 
         monkeypatch.setattr(slurm, "run_command", run)
         monkeypatch.setattr(SlurmBackend, "require_commands", staticmethod(lambda: None))
-        backend = SlurmBackend(partition=partition)
+        backend = SlurmBackend(partition=partition, extra_directives=extra_directives)
         backend.open(Tag("f", "m"), tmp_path, lambda: None)
         return backend
 
@@ -49,11 +49,15 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         ("", Ran(0, "short*|inact\nlong|up\n", ""), NotNow),
         ("long", SILENCE, NotNow),
         ("short,long", Ran(0, "short*|up\nlong|drain\n", ""), Rejected),
-        ("", Ran(0, "short*|up\nlong|drain\n", ""), Rejected),
-        ("long", Ran(1, "", "sinfo: error: you may not see this"), Rejected),
+        # A plugin of the site chose the one that is drained.
+        ("", Ran(0, "short*|up\nlong|drain\n", ""), NotNow),
+        ("", Ran(0, "short*|up\nlong|up\n", ""), Rejected),
+        ("long", Ran(0, "short*|up\n", ""), NotNow),
+        ("long", Ran(1, "", "sinfo: error: you may not see this"), NotNow),
+        ("", Ran(0, "", ""), NotNow),
     ],
 )
-def test_that_no_partition_takes_a_job_is_waited_for_only_where_it_is_shut(
+def test_that_no_partition_takes_a_job_is_waited_for_unless_it_is_known_to_be_open(
     answering: Callable[..., SlurmBackend], partition: str, told: Ran, kind: type[Exception]
 ) -> None:
     """Slurm says the same of a job that no partition of several would ever take, and so do plugins of sites: that would be waited for in
@@ -68,10 +72,36 @@ def test_that_no_partition_takes_a_job_is_waited_for_only_where_it_is_shut(
     assert type(refused.value) is kind
 
 
+def test_a_partition_that_the_pool_s_own_lines_name_is_the_one_that_is_looked_at(answering: Callable[..., SlurmBackend]) -> None:
+    for state, kind in (("drain", NotNow), ("up", Rejected)):
+        told = Ran(0, f"short*|up\nlong|{state}\nold|inact\n", "")
+        backend = answering(lambda command, text, told=told: told if command[0] == "sinfo" else NO_PARTITION, extra_directives="-p long")
+        with pytest.raises(Rejected) as refused:
+            backend.submit(REQUEST, 1)
+        assert type(refused.value) is kind
+
+
+@pytest.mark.parametrize(
+    ("lines", "partition"),
+    [
+        ("#SBATCH --partition=short\n#SBATCH --account=a", "short"),
+        ("#SBATCH --partition='a,b'", "a,b"),
+        ("#SBATCH --mem=1G -p gpu --time=5", "gpu"),
+        ("#SBATCH -pgpu", "gpu"),
+        ("#SBATCH --partition short", "short"),
+        ("#SBATCH --part=short", "short"),
+        ("#SBATCH --partition=short\n#SBATCH -p long", "long"),
+        ("#SBATCH --parsable\necho -p long", ""),
+    ],
+)
+def test_the_partition_is_what_the_lines_of_the_script_say(lines: str, partition: str) -> None:
+    assert slurm_words.partition_of(f"#!/bin/sh\n{lines}\n") == partition
+
+
 def test_partitions_are_asked_for_in_the_clusters_that_pilots_go_to() -> None:
     assert "--clusters=a,b" in slurm_words.partitions_words("a,b")
-    assert slurm_words.are_shut("CLUSTER: a\nlong|drain\n\nCLUSTER: b\nlong|inact\n", "long")
-    assert not slurm_words.are_shut("CLUSTER: a\nlong|drain\n\nCLUSTER: b\nlong|up\n", "long")
+    assert not slurm_words.are_open("CLUSTER: a\nlong|drain\n\nCLUSTER: b\nlong|inact\n", "long")
+    assert slurm_words.are_open("CLUSTER: a\nlong|drain\n\nCLUSTER: b\nlong|up\n", "long")
 
 
 class Arrays:
