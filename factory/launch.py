@@ -29,16 +29,21 @@ from windlass.messages import PilotId
 OWN: Final = "the user's own"
 
 
-def worker_command(pool: PoolConfig, connection: Path) -> tuple[str, ...]:
-    """The worker's argument vector, without ``--pilot``. ``connection`` is the manager's ``pilot.json``."""
-    resources = pool.resources
-    # -P: no folder of the user's comes before the standard library, so a random.py beside the program breaks no pilot.
+def python_of(pool: PoolConfig) -> str:
+    """The Python that the pool's jobs begin with: that of its environment or image, where it has one. Raises `UsageError`."""
     python = pool.python or ("python3" if pool.environment or pool.container else sys.executable)
     if python == sys.executable and getattr(sys, "frozen", False):
         raise UsageError(
             f"{sys.executable} is a frozen program, of which pilots cannot run the Python: give python=, environment= or container="
         )
-    command = [python, "-P", "-m", "windlass.worker", "--connection", str(connection), "--pool", pool.name]
+    return python
+
+
+def worker_command(pool: PoolConfig, connection: Path) -> tuple[str, ...]:
+    """The worker's argument vector, without ``--pilot``. ``connection`` is the manager's ``pilot.json``."""
+    resources = pool.resources
+    # -P: no folder of the user's comes before the standard library, so a random.py beside the program breaks no pilot.
+    command = [python_of(pool), "-P", "-m", "windlass.worker", "--connection", str(connection), "--pool", pool.name]
     options: list[tuple[str, object]] = [
         ("--cores", f"{resources.cores:g}" if resources.cores else ""),
         ("--memory", resources.memory or ""),

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,8 +22,9 @@ from typing import Final
 import msgspec
 
 from windlass.errors import BatchError, Rejected, Unreachable, UsageError
-from windlass.factory.backend import Backend, JobId, Listed, PilotState, Tag, known_backends
+from windlass.factory.backend import Backend, JobId, Listed, PilotRequest, PilotState, Tag, known_backends
 from windlass.factory.factory import configuration_of, make_backend, request_of
+from windlass.factory.launch import python_of
 from windlass.factory.pool import PoolConfig
 from windlass.identity import make_private, manager_folder, read_connection_file
 from windlass.managers import Known
@@ -90,10 +90,10 @@ def submit_manager(
     made, config = make_backend(pool, of_one_job(pool, options))
     make_private(folder, trust)
     before = _content(connection)
-    python = config.python or sys.executable
+    python = python_of(config)
     command = (python, "-P", "-m", "windlass.cli", "manager", "start", name, "--foreground", "--listen", _listen(config), *arguments)
     ticket = f"manager-{name}-{secrets.token_hex(2)}"
-    request = replace(request_of(config, folder / "pilot.json"), ticket=ticket, command=command)
+    request = _with_all_of_it(replace(request_of(config, folder / "pilot.json"), ticket=ticket, command=command), folder)
     made.open(_tag(name), folder / "job", lambda: None)
     try:
         earlier = read_job(folder)
@@ -118,6 +118,16 @@ def submit_manager(
             raise
     finally:
         made.close()
+
+
+def _with_all_of_it(request: PilotRequest, folder: Path) -> PilotRequest:
+    """The same, with what a manager needs and a worker does not: its part of Windlass, which no boot has, and the whole state folder."""
+    environment, container = request.environment, request.container
+    if environment is not None:
+        environment = replace(environment, boot=None)
+    if container is not None:
+        container = replace(container, binds=(str(folder.parents[1]), *container.binds))
+    return replace(request, environment=environment, container=container)
 
 
 class _Waiting:
@@ -223,10 +233,12 @@ def of_one_job(pool: str, options: Mapping[str, object]) -> dict[str, object]:
     wrong = sorted(fixed.keys() & options.keys())
     if wrong:
         raise UsageError(f"{', '.join('--' + name.replace('_', '-') for name in wrong)}: a manager is one job on one node; leave that out")
-    if options.get("files") == "transfer":
-        raise UsageError("--files transfer: a manager in a job keeps its state folder where programs see it too, so the node must share it")
+    said = configuration_of(options).spec(pool, {}).options
+    if {**said, **options}.get("files") == "transfer":
+        where = "--files transfer" if "files" in options else f"pool {pool!r} has files='transfer'"
+        raise UsageError(f"{where}: a manager in a job keeps its state folder where programs see it too, so the node must share it")
     default: dict[str, object] = {"cores": 1, "gpus": 0}
-    if pool in known_backends() or "walltime" not in configuration_of(options).spec(pool, {}).options:
+    if pool in known_backends() or "walltime" not in said:
         default["walltime"] = WALLTIME
     return {**default, **options, **fixed}
 
