@@ -393,7 +393,7 @@ class Libraries:
             entry.kept_by = files
             python = os.path.join(folder, "bin", "python3")
             if not os.access(python, os.X_OK):
-                raise UsageError(f"{ref.base} has no bin/python3: make it by  windlass environment pack,  or by conda-pack")
+                raise _no_python(ref, folder, python)
         except (OSError, WindlassError) as error:
             entry.task = None
             here = isinstance(error, OSError)  # this node's disk
@@ -529,8 +529,19 @@ def _refs(function: FunctionDef) -> tuple[ObjectRef, ...]:
 
 
 def _cannot_enter(environment: PoolEnvironment, error: Exception) -> str:
-    hint = "if it is not what it was when the factory began, pack it again and start the factory again"
-    return f"the environment's archive {environment.path} cannot be had on {os.uname().nodename}: {error}; {hint}"
+    text = f"the environment's archive {environment.path} cannot be had on {os.uname().nodename}: {error}"
+    if isinstance(error, OSError):
+        return text  # by this node's disk
+    return f"{text}; if it is not what it was when the factory began, pack it again and start the factory again"
+
+
+def _no_python(ref: FileRef, folder: str, python: str) -> OSError | UsageError:
+    """Why an environment's Python cannot be started: by this node, or as there is none."""
+    # access(2) says no to all programs where their file system is mounted so, whatever their modes.
+    if os.path.exists(python) and os.stat(python).st_mode & 0o111:
+        where = os.path.dirname(folder)
+        return OSError(f"programs in {where} cannot be started (is it mounted noexec?); scratch= names a folder where they can")
+    return UsageError(f"{ref.base} has no bin/python3: make it by  windlass environment pack,  or by conda-pack")
 
 
 def _cannot_write(function: FunctionDef, error: OSError) -> str:

@@ -70,9 +70,18 @@ def scratch_candidates(asked: str, environ: Mapping[str, str]) -> list[str]:
     return [folder for folder in dict.fromkeys([*folders, "/tmp"]) if folder]
 
 
+def is_noexec(folder: str) -> bool:
+    """Nothing in this folder can be started as a program, as its file system is mounted so. False where it is not there."""
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_NOEXEC)
+    except OSError:
+        return False
+
+
 def make_scratch(candidates: Iterable[str], announce: Callable[[str], None] | None = None) -> str:
-    """Make a private folder in the first candidate where that is possible, and say where it is. Raises `NoScratch` with each reason, and
-    the number of the first, or that of a full disk if there is one.
+    """Make a private folder in the first candidate where that is possible, and say where it is. Those where no program can be started come
+    last: libraries' environments are unpacked beside it, and calls bring programs. Raises `NoScratch` with each reason, and the number of
+    the first, or that of a full disk if there is one.
 
     `announce` gets each path before it is made, so that whoever removes it after a SIGKILL knows of it however soon that comes.
     """
@@ -82,7 +91,7 @@ def make_scratch(candidates: Iterable[str], announce: Callable[[str], None] | No
 
     reasons: list[str] = []
     number: int | None = None
-    for folder in candidates:
+    for folder in sorted(candidates, key=is_noexec):
         path = os.path.join(os.path.abspath(folder), folder_name("scratch"))
         if announce is not None:
             announce(path)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 from tests.worker.test_backlog import FUNCTION, LIB, Desk, Queue, call, end
 from tests.worker.test_instance import wait_for
@@ -28,6 +30,7 @@ from windlass.messages import (
     Message,
     ObjectName,
     ObjectRef,
+    PoolEnvironment,
     StartLibrary,
     StopLibrary,
 )
@@ -208,6 +211,42 @@ async def test_an_instance_in_its_grace_ends_when_all_do(bench: Any, tmp_path: P
     await libraries.close(0.0)
     assert library.state is State.GONE
     assert not library.folder.exists()
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_an_environment_where_no_program_can_be_started_is_the_nodes_trouble(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    """On a disk that is mounted noexec; the library is as well as its archive, and another node may do."""
+    python = tmp_path / "env" / "bin" / "python3"
+    python.parent.mkdir(parents=True)
+    python.touch(mode=0o755)
+
+    class Files:
+        async def obtain(self, ref: FileRef) -> str:
+            return str(tmp_path / "env")
+
+        def release(self, refs: list[FileRef]) -> None: ...
+
+    ref = FileRef(FileName("b3-e"), 1, "env")
+    pool = None if own else PoolEnvironment(ref, ref, "/shared/env.tar.gz")
+    said, troubles = list[Message](), list[str]()
+    says = cast("Any", None), said.append, unheard, troubles.append
+    folders = bench.folder, bench.folder, bench.folder
+    libraries = Libraries(Backlog(Desk()), *says, *folders, pool, bench.gpus, files=lambda: cast("Any", Files()))
+    library = bench.start(msgspec.structs.replace(bench.spec(), environment=ref if own else None), 0)
+    entry = libraries.entries[LIB] = Entry(StartLibrary(LIB, library.spec, 0), library, ref)
+    monkeypatch.setattr("os.access", lambda path, mode: not (path == str(python) and mode == os.X_OK))  # as with noexec
+    assert not await libraries._enter_environment(LIB, entry, ref)  # pyright: ignore[reportPrivateUsage]
+    [failed] = said
+    assert isinstance(failed, LibraryFailed)
+    assert (failed.kind, troubles) == ("crash", [failed.text])
+    whose = (
+        "the environment of library lib" if own else f"the environment's archive /shared/env.tar.gz cannot be had on {os.uname().nodename}"
+    )
+    why = f"programs in {tmp_path} cannot be started (is it mounted noexec?); scratch= names a folder where they can"
+    assert failed.text == f"{whose}: {why}"
+    await libraries.close(0.0)
 
 
 async def test_an_environment_is_let_go_where_it_was_held(bench: Any) -> None:

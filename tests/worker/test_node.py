@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.shared import modeless
@@ -55,6 +56,20 @@ def test_scratch_is_private_and_goes_to_the_first_place_that_takes_it(tmp_path: 
     assert announced[1:] == [(first, False), (second, False)]  # before it is made, or a SIGKILL in between leaves it
     assert Path(first).parent == tmp_path
     assert stat.S_IMODE(os.stat(first).st_mode) == 0o700
+
+
+def test_scratch_is_where_programs_can_be_started_if_there_is_such_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Environments are unpacked beside it, and calls bring programs; on hardened nodes /tmp or /dev/shm is mounted noexec."""
+    for name in ("hard", "soft"):
+        (tmp_path / name).mkdir()
+
+    def statvfs(folder: str) -> SimpleNamespace:
+        return SimpleNamespace(f_flag=os.ST_NOEXEC if folder.endswith("hard") else 0)
+
+    monkeypatch.setattr("os.statvfs", statvfs)
+    assert Path(make_scratch([str(tmp_path / "hard"), str(tmp_path / "soft")])).parent == tmp_path / "soft"
+    assert Path(make_scratch([str(tmp_path / "hard"), str(tmp_path / "missing")])).parent == tmp_path / "hard"
+    assert len(os.listdir(tmp_path / "hard")) == 1
 
 
 def test_nothing_is_left_where_what_we_make_is_not_ours(tmp_path: Path) -> None:
