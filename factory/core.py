@@ -16,7 +16,8 @@ The core holds a pool's register of pilots (`Fleet`), its `History`, the budget 
 The first instruction is a query, so that pilots of an earlier life are counted before any are submitted.  A query is due every
 ``query_interval`` while there are pilots, at five times the last one's duration at most as often, less often where submissions need the
 budget (`CommandBudget.query_pace`), and at once when the backend says that something changed.  While every pilot is connected a query
-could tell nothing that the connections do not, so it comes ten times more seldom, until a connection is cut or something is asked for.
+could tell nothing that the connections do not, so it comes ten times more seldom, until a connection is cut or something is asked for; and
+so it does for an hour where pilots have vanished before they served and there are no others, as they may turn up again.
 
 Closing goes through three steps: what is not connected is cancelled; what is connected is released and may finish what runs; when all
 are gone, or the time given is over, `EndAll`; then `finished`."""
@@ -45,6 +46,8 @@ SLOW_FACTOR: Final = 5.0
 CALM_FACTOR: Final = 10.0
 #: Batch systems with quicker answers than this tell the end of a pilot soon enough for closing to wait for it.
 PROMPT: Final = 5.0
+#: Seconds for which pilots that seem never to have been in the batch system are looked for: it may have answered from what it knew before.
+LOOKED_FOR: Final = 3600.0
 #: What `EndAll` costs: some batch systems must be asked for the ids first.
 END_ALL: Final = ("query", "cancel")
 #: Tries of the last command of all, and the seconds between them: a program that ends does not wait for minutes.
@@ -144,6 +147,8 @@ class FactoryCore:
     #: Answers to queries, and the last one in which pilots had vanished.
     _answers: int = 0
     _vanished_in: int = 0
+    #: Until then pilots that have vanished may turn up again.
+    _looks_until: float = -math.inf
     #: When `demand` was heard.
     _heard_at: float = -math.inf
     #: Pilots that the manager knows in a pool of another name, which this one had in an earlier life.
@@ -343,6 +348,8 @@ class FactoryCore:
         self.spent += ending.ran * self.pool.resources.cores * self.pool.nodes
         if ending.gone:
             self.history.pilot_ended()
+        if ending.failed and ending.reason == VANISHED and self.query_interval > PROMPT:
+            self._looks_until = now + LOOKED_FOR
         if ending.failed and not self.closing and not self._without_manager(ending, now) and not self._same_misfortune(ending, last_words):
             self.history.died_at_start(ending.node, _told(ending, reason), ending.made_at, now)
         elif ending.troubled and not self.closing:
@@ -450,9 +457,14 @@ class FactoryCore:
         return replace(actions, submit=0, submit_reason="", cancel=useless, release=(), waits=waits, again_at=math.inf)
 
     def _query_due(self, now: float) -> bool:
-        if (self._queried and not self.fleet.live) or self._at_the_end(now):
+        if not self._looks(now):
             return False
         return self._query_at <= now and self.budget.free_at(now, kept=True) <= now and self.history.silent_until() <= now
+
+    def _looks(self, now: float) -> bool:
+        """There may be pilots to ask the batch system about. At the end its last command asks for itself."""
+        there_may_be = bool(self.fleet.live) or not self._queried or (now < self._looks_until and not self.closing)
+        return there_may_be and not self._at_the_end(now)
 
     def _cancel(self, jobs: tuple[JobId, ...], reason: str, now: float) -> Cancel:
         self.budget.spend("cancel", now)
@@ -480,7 +492,7 @@ class FactoryCore:
                 return self._cancel(unconnected, "the factory closes", now)
             if any(pilot.connected for pilot in pilots) or self.query_interval <= PROMPT:
                 return None
-        if not self.fleet.live:
+        if not self.fleet.live and now >= self._looks_until:
             self.finished = True
             return None
         if self._last_at(now) > now:
@@ -516,7 +528,7 @@ class FactoryCore:
             return math.inf
         silent = self.history.silent_until()
         times: list[float] = []
-        if (self.fleet.live or not self._queried) and not self._at_the_end(now):
+        if self._looks(now):
             times.append(max(self._query_at, self.budget.free_at(now, kept=True), silent))
         if self._deadline is not None:
             # Commands that wait for the budget, or for an answer, are due when these allow it.

@@ -8,7 +8,8 @@ and late.  The *manager* sees it connected or not, at once.  What each may chang
 * The manager is the better witness that a pilot lives: a connected one that is listed as queued, held or not at all goes on serving.
 * The batch system is the only witness that it ended.  A pilot that has disconnected is only *running* again.
 * Unknown is not gone: a query without an answer is no event.  A pilot that an answer does not list is *missing*, and only the second
-  time in a row, and without a connection, is it over.
+  time in a row, and without a connection, is it over; one that no answer has listed yet only when it is `UNLISTED` seconds old, as
+  answers may be older than it.
 * *Ending* (Slurm's COMPLETING) masks what comes: the end, or the queue again.
 * A running pilot that is queued again was preempted: that incarnation has ended, the same job waits for its next start.
 
@@ -34,6 +35,9 @@ from windlass.messages import CANNOT_SERVE, PilotId, PilotSeen
 
 #: Queries in a row that do not list a pilot before it counts as gone.
 MISSES: Final = 2
+#: Seconds after its submission until which a pilot that no answer has had yet is not missed: sites have wrappers that answer for minutes
+#: from what they asked before. Batch systems remember for as long what has ended, so that a quick death is told.
+UNLISTED: Final = 300.0
 #: Seconds after which a submission without an answer can be judged: a batch system that wakes up may still take it.
 SETTLE: Final = 30.0
 
@@ -168,6 +172,8 @@ class Pilot:
     idle_seconds: float = 0.0
     heard_at: float = math.inf
     misses: int = 0
+    #: An answer has had it.
+    listed: bool = False
     #: When the factory last asked for its end, and whether it did at all.
     asked_at: float = 0.0
     asked: bool = False
@@ -319,7 +325,8 @@ class Fleet:
             self._one_listed(pilot, state, now)
         for pilot in [pilot for job, pilot in self.pilots.items() if job not in seen]:
             pilot.misses += 1
-            if pilot.misses >= MISSES and not pilot.connected:
+            expected = pilot.listed or pilot.phase is Phase.CANCELLING or now - pilot.made_at >= UNLISTED
+            if pilot.misses >= MISSES and not pilot.connected and expected:
                 self._end(pilot, Event.MISSING, VANISHED, Cause.UNKNOWN, None, now)
         for unsure in list(self.unsure.values()):
             unsure.looks += 1
@@ -327,7 +334,7 @@ class Fleet:
                 del self.unsure[unsure.ticket]
 
     def _one_listed(self, pilot: Pilot, state: PilotState, now: float) -> None:
-        pilot.misses = 0
+        pilot.misses, pilot.listed = 0, True
         if state.restart is not None and state.restart > pilot.restart:
             self._restarted(pilot, state.restart, state.reason, now)
         elif state.restart is not None and state.restart < pilot.restart:

@@ -962,7 +962,7 @@ class AnyWeather(RuleBasedStateMachine):
         for job in sim.cluster.jobs.values():
             job.hidden, job.lies = 0, []
         sim.calls, sim.seconds_each = 16, 0.0
-        sim.run(200, 10.0)  # what died before is known now
+        sim.run(400, 10.0)  # what died before is known now, and what was never listed
         sim.core.history.resume()
         sim.run(1200, 20.0)
         coming = sum(pilot.coming for pilot in sim.core.fleet.pilots.values())
@@ -1155,13 +1155,67 @@ def test_pilots_that_a_batch_system_has_forgotten_together_are_one_misfortune(ma
     sim = simulation(make_pool(max_pilots=3, max_start_failures=5), queue_delay=100.0)
     sim.words = words
     sim.calls = 12
-    sim.tick()
+    sim.run(40, 1)
     for job in list(sim.cluster.jobs):
         sim.cluster.hide(job, times=1000)
     while not sim.core.history.start_failures:
         sim.tick(1)
-    assert sim.now < 70
+    assert sim.now < 100
     assert sim.core.history.start_failures == failures
+
+
+def answer_from_memory(sim: Simulation, seconds: float) -> None:
+    """The site's wrapper of the query gives for so many seconds what it was answered before."""
+    ask, kept = sim.cluster.query, list[tuple[float, list[PilotState]]]()
+
+    def query(now: float) -> list[PilotState]:
+        if not kept or now - kept[-1][0] >= seconds:
+            kept.append((now, list(ask(now))))
+        return kept[-1][1]
+
+    sim.cluster.query = query  # type: ignore[method-assign]
+
+
+def test_pilots_that_an_old_answer_cannot_have_are_not_missed(make_pool: MakePool) -> None:
+    """The answer was kept from before they were submitted; they would be submitted again and again, until the pool is paused."""
+    sim = simulation(make_pool(max_pilots=3), queue_delay=600.0)
+    answer_from_memory(sim, 120.0)
+    sim.calls = 12
+    sim.run(1200)
+    assert sim.submissions == [3]
+    assert not sim.core.history.failure
+    assert sim.core.fleet.counts()[Phase.SERVING] == 3
+
+
+def test_pilots_that_have_vanished_before_they_served_are_looked_for(make_pool: MakePool) -> None:
+    """Nobody would cancel them otherwise; they are few, as each death in a row is waited for longer."""
+    sim = simulation(make_pool(max_pilots=3, max_start_failures=2), queue_delay=math.inf)
+    sim.words = ""
+    answer_from_memory(sim, 1500.0)
+    sim.calls = 12
+    sim.run(1400)
+    assert sim.submissions == [3, 1]
+    assert sim.core.history.paused.endswith("the batch system does not know it any more")
+    assert (sim.core.fleet.live, sim.cluster.alive) == (0, 4)
+    before = len(sim.cluster.commands)
+    sim.run(600)
+    assert sim.cluster.alive == 0, "they are found, and cancelled as the pool is paused"
+    assert sim.submissions == [3, 1]
+    sim.run(2 * 3600)
+    assert len(sim.cluster.commands) - before < 20
+    assert sim.core.again_at(sim.now) == math.inf
+
+
+def test_pilots_that_have_vanished_are_ended_when_the_factory_closes(make_pool: MakePool) -> None:
+    sim = simulation(make_pool(max_start_failures=1), queue_delay=math.inf)
+    sim.words = ""
+    answer_from_memory(sim, 1e6)
+    sim.calls = 4
+    sim.run(400)
+    assert (sim.core.fleet.live, sim.cluster.alive) == (0, 1)
+    sim.core.close(sim.now, 60.0)
+    sim.tick()
+    assert (sim.core.finished, sim.cluster.alive) == (True, 0)
 
 
 def test_a_factory_whose_first_query_got_no_answer_waits_for_the_next(make_pool: MakePool) -> None:

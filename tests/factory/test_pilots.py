@@ -84,6 +84,17 @@ def test_a_pilot_that_is_not_listed_is_gone_only_the_second_time(fleet: Fleet) -
     assert fleet.endings[0].failed
 
 
+def test_a_pilot_that_no_answer_has_had_yet_is_missed_only_after_a_while(fleet: Fleet) -> None:
+    """Answers may be older than it; but not one that was asked to end, as its batch system has said that it will."""
+    fleet.submitted("t2", [JobId("b")], 0.0)
+    fleet.asked([JobId("b")], Event.CANCELLED, 20.0)
+    for now in (30.0, 60.0, 299.0):
+        fleet.listed([], now)
+    assert list(fleet.pilots) == [A]
+    fleet.listed([], 300.0)
+    assert fleet.live == 0
+
+
 def test_a_disconnected_pilot_runs_until_the_batch_system_says_otherwise(fleet: Fleet, seen: MakeSeen) -> None:
     fleet.seen([seen("a")], 1.0)
     fleet.seen([seen("a", connected=False)], 2.0)
