@@ -28,6 +28,7 @@ from windlass.errors import WindlassError
 from windlass.examine import MARK, examine
 from windlass.factory.backend import backend_class, backend_options
 from windlass.factory.factory import Factory, make_backend
+from windlass.factory.pool import PoolConfig
 from windlass.units import show_count, show_memory, show_seconds
 
 #: Seconds that a pilot may wait in the queue, and from then on until it serves, unless told otherwise.
@@ -233,8 +234,7 @@ def check_up(
     with Manager(port) as manager:
         python = pool.python or sys.executable
         command = shlex.join([python, "-P", "-m", "windlass.examine", str(manager.pilot_file)])
-        # The lines run before the environment is there, and outside of an image; then the call tells what the node has.
-        given["setup"] = [*pool.setup, *([] if pool.environment or pool.container else [f"{command} || true"])]
+        given["setup"] = [*pool.setup, *([f"{command} || true"] if has_windlass_at_first(pool) else [])]
         if "query_interval" in backend_options(backend_class(pool.backend)):
             given.setdefault("query_interval", QUERY_INTERVAL)
         found = Findings(asked_cores=pool.resources.cores, asked_memory=pool.resources.memory, container=pool.container)
@@ -248,6 +248,12 @@ def check_up(
                 _call(manager, found)
             factory.close(min(2.0, pool.grace))
         return [folder, *legs_of(found)]
+
+
+def has_windlass_at_first(pool: PoolConfig) -> bool:
+    """Nodes have it when the lines of ``setup`` run: before an environment or the modules of the job are there, and outside of an image.
+    Where they have not, the call tells what the node has."""
+    return not (pool.environment or pool.container or pool.options.get("files") == "transfer")
 
 
 def _folder_leg(folder: Path) -> Leg:

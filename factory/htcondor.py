@@ -246,6 +246,8 @@ class HTCondorBackend:
     def _script(self, request: PilotRequest) -> str:
         if self._options.shared_files:
             return pilot_script(request, template=self._template or "htcondor.sh.j2", restart_mark=RESTART_MARK, in_image=True, files=False)
+        from windlass.factory.shipping import check
+
         command = list(request.command)
         connects = "--connection" in command
         if connects:
@@ -261,6 +263,7 @@ class HTCondorBackend:
             files=True,
             modules="" if environment else MODULES,
             connection=CONNECTION if connects else "",
+            check=check() if connects and environment is None else "",
         )
 
     def _inputs(self, request: PilotRequest) -> list[str]:

@@ -4,11 +4,13 @@ Theory of operation
 -------------------
 The archive is made from what is installed here, so that both ends are of one version: the package ``windlass`` and, whole, the
 distributions named in `NEEDED`, as their own lists of files say.  It suits nodes whose Python has the same minor version; for others,
-and for the modules that functions import, there are ``environment=`` and ``container_image=``."""
+and for the modules that functions import, there are ``environment=`` and ``container_image=``.  Which one a node has shows only there, so
+`CHECK` is no module: it runs in whatever Python is there."""
 
 from __future__ import annotations
 
 import os
+import sys
 import tarfile
 from collections.abc import Iterator
 from importlib import metadata
@@ -25,6 +27,29 @@ OPTIONAL: Final = frozenset({"cffi", "pycparser", "typing_extensions"})
 
 #: What no node needs, below the package: ``pages`` are for people.
 _LEFT_OUT: Final = frozenset({"__pycache__", "pages"})
+
+#: Becomes the worker, whose words follow it. Kept to what every Python can read.
+CHECK: Final = """\
+import os, sys
+if sys.path[0] == "": del sys.path[0]
+def refuse(text):
+    sys.stderr.write("windlass pilot on %s: %s %s; python= names one that all nodes have, requirements= keeps away from nodes like this, "
+                     "environment= or container= brings one along\\n" % (os.uname()[1], sys.executable, text))
+    sys.exit(5)
+here = "%d.%d" % sys.version_info[:2]
+if here != "PYTHON":
+    refuse("is Python %s, and the factory runs PYTHON: functions cannot be sent to it" % here)
+try:
+    import windlass.messages
+except ImportError as error:
+    refuse("cannot load the Windlass that came with the job (%s)" % error)
+os.execv(sys.executable, [sys.executable] + sys.argv[1:])
+"""
+
+
+def check(python: str = f"{sys.version_info[0]}.{sys.version_info[1]}") -> str:
+    """`CHECK` against the Python that nodes must have."""
+    return CHECK.replace("PYTHON", python)
 
 
 def package_files() -> Iterator[tuple[Path, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,22 @@ import pytest
 from windlass.cli import main
 from windlass.errors import UnknownName, UsageError
 from windlass.examine import MARK, examine
-from windlass.factory.doctor import FAILED, OK, WARNING, Findings, Leg, as_text, check_up, healthy, legs_of, read_output
+from windlass.factory.doctor import (
+    FAILED,
+    OK,
+    WARNING,
+    Findings,
+    Leg,
+    as_text,
+    check_up,
+    has_windlass_at_first,
+    healthy,
+    legs_of,
+    read_output,
+)
+from windlass.factory.pool import PoolConfig
+
+MakePool = Callable[..., PoolConfig]
 
 
 @pytest.fixture(autouse=True)
@@ -216,6 +232,15 @@ def test_what_are_no_ports_is_told(text: str, why: str, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         main(["doctor", "local", "--port", text])
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "there"),
+    [({}, True), ({"environment": "e.tar.gz"}, False), ({"container": "i.sif"}, False), ({"options": {"files": "transfer"}}, False)],
+)
+def test_what_is_not_there_yet_is_not_asked_to_examine_the_node(make_pool: MakePool, changes: dict[str, Any], there: bool) -> None:
+    """``No module named 'windlass'`` would be among the last words of a pilot that ended for another reason."""
+    assert has_windlass_at_first(make_pool(**changes)) is there
 
 
 def test_an_unknown_pool_is_refused() -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pytest
 
 import windlass
 from windlass.errors import OverLimit, Rejected, Unreachable, UsageError
-from windlass.factory import logs
+from windlass.factory import logs, shipping
 from windlass.factory.backend import Cause, JobId, Listed, NoNodeLeft, NotNow, PilotRequest, PilotState, Tag, backend_options
 from windlass.factory.environment import Environment
 from windlass.factory.htcondor import HTCondorBackend
@@ -63,6 +64,28 @@ def test_a_programs_calls_run_in_an_environment_that_travels(schedd: Any, tmp_pa
         package, sandbox = manager.submit(windlass.FunctionCall("lib", "where")).result(timeout=60)
         assert package.startswith(f"{tmp_path}/windlass-environments-")
         assert sorted(path.name for path in Path(sandbox).iterdir() if path.suffix == ".gz") == []
+
+
+def test_a_node_with_another_python_says_so(schedd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no files are shared `python=` is each node's own. What it says of itself (no option -P, no module msgspec._core) is no help."""
+    monkeypatch.setattr(shipping, "check", partial(shipping.check, "3.99"))
+    backend = HTCondorBackend(schedd.helper, collector=schedd.place, files="transfer", query_interval=0.05)
+    options: dict[str, Any] = {"cores": 1, "max_pilots": 1, "min_pilots": 1, "max_start_failures": 1, "python": sys.executable}
+    with windlass.Manager() as manager, windlass.Factory(manager, backend, **options) as factory:
+        wait_until(lambda: factory.status()["paused"])
+        here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        assert (
+            f"windlass pilot on {os.uname().nodename}: {sys.executable} is Python {here}, and the factory runs 3.99: functions cannot be"
+            " sent to it; python= names one that all nodes have, requirements= keeps away from nodes like this, environment= or container="
+            " brings one along"
+        ) in factory.status()["paused"]
+
+
+def test_a_node_that_cannot_load_what_came_says_so() -> None:
+    """It is of another kind of machine, say."""
+    ran = subprocess.run([sys.executable, "-S", "-c", shipping.check(), "-P"], env={}, capture_output=True, text=True, check=False)
+    assert ran.returncode == 5
+    assert f"{sys.executable} cannot load the Windlass that came with the job (No module named 'windlass'); python= names" in ran.stderr
 
 
 def where() -> tuple[str, str]:
