@@ -32,8 +32,9 @@ from windlass.factory.backend import Cause, JobId, Listed, NotNow, PilotState, T
 
 #: Of the environment that Slurm's commands are run in. They change answers, and inside a job they change submissions.
 SPOILING: Final = ("SQUEUE_", "SINFO_", "SBATCH_", "SLURM_", "SCANCEL_", "SRUN_", "SALLOC_")
-#: Which cluster, and who asks: where users have tokens in place of munge, all commands need theirs.
-KEPT: Final = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
+#: Which cluster, and who asks: where users have tokens in place of munge, all commands need theirs; so do those of a machine on which
+#: Slurm's own authentication listens elsewhere than by default, as for several clusters.
+KEPT: Final = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_SACK_SOCKET")
 
 #: Widths are limits: what is longer is cut.
 FIELDS: Final = (

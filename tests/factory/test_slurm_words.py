@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -429,6 +432,23 @@ def test_commands_have_the_token_of_their_user_and_pilots_do_not(monkeypatch: py
     script = backend.describe(request, 1)
     assert script.index("unset SLURM_JWT") < script.index("exec worker")
     assert "eyJ" not in script
+
+
+def test_commands_know_where_slurm_authenticates_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a machine of several clusters that is no default. On a node the path may be nothing; one that is there is the node's own."""
+    have_slurm_say("socket $SLURM_SACK_SOCKET.", monkeypatch, tmp_path)
+    monkeypatch.setenv("SLURM_SACK_SOCKET", "/run/slurm-a/sack.socket")
+    backend = SlurmBackend()
+    with pytest.raises(Unreachable, match=r"socket /run/slurm-a/sack\.socket\."):
+        backend.query()
+    command = ("sh", "-c", "echo ${SLURM_SACK_SOCKET:-none}")
+    request = PilotRequest(ticket="t", pool=PoolName("p"), command=command, resources=Resources())
+    script = backend.describe(request, 1).partition("\n")[2].rpartition("\nEND OF SCRIPT")[0]
+    with socket.socket(socket.AF_UNIX) as there:
+        there.bind(str(tmp_path / "s"))
+        for path, seen in (("/run/slurm-a/sack.socket", "none"), (str(tmp_path / "s"), str(tmp_path / "s"))):
+            env = {"SLURM_JOB_ID": "17", "SLURM_SACK_SOCKET": path, "PATH": os.environ["PATH"]}
+            assert subprocess.run(["/bin/sh", "-c", script], env=env, capture_output=True, text=True, check=True).stdout == f"{seen}\n"
 
 
 def test_pilots_that_take_the_environment_of_who_submits_them_get_its_language(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
