@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 from pathlib import Path
@@ -432,6 +433,19 @@ def test_commands_have_the_token_of_their_user_and_pilots_do_not(monkeypatch: py
     script = backend.describe(request, 1)
     assert script.index("unset SLURM_JWT") < script.index("exec worker")
     assert "eyJ" not in script
+
+
+def test_workers_of_several_nodes_are_started_as_no_parallel_program() -> None:
+    """Open MPI takes a process with a step's number for a task of it, and Slurm's own part in MPI is a site's default."""
+    request = PilotRequest(ticket="t", pool=PoolName("p"), command=("worker", "a b"), resources=Resources(), nodes=2)
+    script = SlurmBackend().describe(request, 1)
+    assert " --mpi=none " in script
+    start = shlex.split(script[script.index("exec srun") : script.index("END OF SCRIPT", 200)])[-1]
+    worker = start.replace("exec worker", "env; echo")
+    env = {"SLURM_STEP_ID": "0", "SLURM_STEPID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "WINDLASS_PILOT": "17", "SLURM_NODEID": "1"}
+    ran = subprocess.run(["/bin/sh", "-c", worker], env=env, capture_output=True, text=True, check=True)
+    assert ran.stdout.endswith("a b --pilot 17\n")
+    assert [line for line in ran.stdout.splitlines() if line.startswith("SLURM_")] == ["SLURM_NODEID=1"]
 
 
 def test_commands_know_where_slurm_authenticates_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

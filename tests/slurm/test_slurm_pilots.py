@@ -24,6 +24,12 @@ def where(number: int) -> tuple[int, str, str, str]:
     return number * number, os.environ["SLURMD_NODENAME"], os.environ["SLURM_JOB_NAME"], os.environ["WINDLASS_PILOT"]
 
 
+def of_steps() -> list[str]:
+    """Environment variables by which MPI and others know a task of a job's step."""
+    names = {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_NPROCS"}
+    return sorted(name for name in os.environ if name in names or name.startswith(("SLURM_STEP", "SLURM_MPI", "PMI")))
+
+
 def test_calls_run_in_pilots_that_the_factory_submits(manager: windlass.Manager, start_factory: StartFactory) -> None:
     """Demand brings pilots, each a job of the user's, calls run in them on the nodes, and closing the factory ends them all."""
     factory = start_factory(name="night-shift")
@@ -39,14 +45,15 @@ def test_calls_run_in_pilots_that_the_factory_submits(manager: windlass.Manager,
 def test_a_pilot_of_several_nodes_has_a_worker_on_each(
     manager: windlass.Manager, start_factory: StartFactory, slurm: SlurmCluster, until: Until
 ) -> None:
-    """srun starts them; one job, one pilot, one word."""
-    manager.install_library("lib", where)
+    """srun starts them; one job, one pilot, one word. Calls are no tasks of its step: MPI would wait there for those on the other node."""
+    manager.install_library("lib", where, of_steps)
     factory = start_factory(max_pilots=1, nodes=2, min_pilots=1)
     until("two workers serve", lambda: len(manager.status()["workers"]) == 2)
     futures = [manager.submit(windlass.FunctionCall("lib", "where", number)) for number in range(50)]
     answers = [future.result(timeout=60) for future in futures]
     [job] = slurm.run("squeue", "-h", "-o", "%i").stdout.split()
     assert {answer[3] for answer in answers} == {job}
+    assert manager.submit(windlass.FunctionCall("lib", "of_steps")).result(timeout=60) == []
     until("it is one pilot", lambda: factory.status()["pilots"] == {"serving": 1})
 
 
