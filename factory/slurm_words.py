@@ -14,7 +14,8 @@ answer is found again, and so that a factory finds the pilots of its earlier lif
 *A job's id* is ``17``, or ``17_4`` for a task of an array, with ``@cluster`` where pilots go to named clusters.
 
 *States* are `Listed`: COMPLETING masks the end or the next start, so it is *ending*; a word that is not known is *running*, which changes
-nothing.  PENDING is *held* where its reason is one that no waiting mends, or its priority says so.
+nothing, and so is what another cluster of a federation runs: whether that lives its connection tells.  PENDING is *held* where its reason
+is one that no waiting mends, or its priority says so.
 
 *Refusals* are told apart by their texts, as all have the exit status 1: no answer (`Unreachable`), a limit on jobs (`OverLimit`), what the
 site does for a while (`NotNow`), and everything else (`Rejected`)."""
@@ -229,7 +230,7 @@ STATES: Final[Mapping[str, tuple[Listed, Cause]]] = {
     "BOOT_FAIL": (Listed.ENDED, Cause.NODE),
     "OUT_OF_MEMORY": (Listed.ENDED, Cause.SIGNAL),
 }
-#: What a federation's other clusters keep of a job that one of them runs; it says nothing of that one.
+#: What a federation's other clusters keep of a job that one of them runs, and some minutes longer; of that one it says nothing more.
 ELSEWHERE: Final = "REVOKED"
 
 #: Slurm gives it to what is held, whatever the reason, and to nothing else.
@@ -299,6 +300,8 @@ def listed_as(
         return Listed.QUEUED, Cause.UNKNOWN, f"{reason}: {CLOSED[reason]}" if reason in CLOSED else reason, None
     if state == "FAILED":
         return _failed(reason, wait_status)
+    if state == ELSEWHERE:
+        return Listed.RUNNING, Cause.UNKNOWN, "another cluster of the federation runs it", None
     listed, cause = STATES.get(state, (Listed.RUNNING, Cause.UNKNOWN))
     if listed is not Listed.ENDED:
         return listed, cause, reason, None
@@ -351,7 +354,7 @@ def read_rows(text: str, prefix: str, *, clusters: bool = False) -> list[Row]:
             continue
         job, word, reason, nodes, wait_status, restarts, partition, priority, name = fields
         known = read_name(prefix, name.removesuffix("|").strip())
-        if known is None or word == ELSEWHERE:
+        if known is None or (word == ELSEWHERE and clusters):  # of several clusters, the one that runs it tells
             continue
         tag, ticket = known
         status = read_wait_status(wait_status)

@@ -133,11 +133,17 @@ def test_jobs_of_other_factories_and_other_people_are_left_out() -> None:
     assert words.read_rows(recorded("squeue-states")["stdout"], "other") == []
 
 
-def test_jobs_of_hidden_partitions_are_asked_for_and_those_of_other_clusters_are_left_out() -> None:
-    """Slurm hides jobs in a hidden partition from the user whose they are; asked for all, it shows as well what it keeps of a federation's
-    job that another cluster runs."""
+def test_jobs_of_hidden_partitions_are_asked_for() -> None:
+    """Slurm hides jobs in a hidden partition from the user whose they are."""
     assert "--all" in words.query_words("")
-    assert words.read_rows(line_of("7", "REVOKED"), "windlass") == []
+
+
+def test_a_job_that_another_cluster_of_a_federation_runs_has_not_vanished() -> None:
+    """All that is left of it here is that it was revoked; until it connects, nothing else would tell that it lives. Of several clusters
+    that are asked the one that runs it tells."""
+    [row] = words.read_rows(line_of("7", "REVOKED"), "windlass")
+    assert (row.state.listed, row.state.reason) == (Listed.RUNNING, "another cluster of the federation runs it")
+    assert words.read_rows(f"CLUSTER: a\n{line_of('7', 'REVOKED')}", "windlass", clusters=True) == []
 
 
 @pytest.mark.parametrize(
