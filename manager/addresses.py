@@ -2,7 +2,8 @@
 
 Theory of operation: a pool says an interface (``ib0``), a network (``10.1.0.0/16``) or an address, or nothing (`HOST`).  For nothing it
 is the address that this machine's name resolves to, as that is what nodes of a cluster know it by.  A name that resolves to loopback
-says nothing of the kind (some distributions set it so); then it is the address that packets to elsewhere leave by.
+says nothing of the kind (some distributions set it so); then it is the address that packets to elsewhere leave by.  An IPv6 address of
+the link alone is none for others: its scope is the name of an interface here.
 """
 
 from __future__ import annotations
@@ -10,20 +11,34 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Final
 
 from windlass.errors import UsageError
 from windlass.messages import HOST
 
+#: Addresses for documentation, by which the kernel tells the way out; nothing is sent.
+OUTSIDE: Final = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
+
 
 def own_interfaces() -> dict[str, list[str]]:
-    """Addresses of this machine by interface, IPv4 first."""
+    """Addresses of this machine by interface: IPv4 first, those of the link alone last."""
     import psutil  # not before a batch pool attaches
 
     families = (socket.AF_INET, socket.AF_INET6)
     return {
-        name: [one.address for family in families for one in addresses if one.family == family]
+        name: sorted((one.address for family in families for one in addresses if one.family == family), key=_is_of_link)
         for name, addresses in psutil.net_if_addrs().items()
     }
+
+
+def _is_of_link(address: str) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    return ip.version == 6 and ip.is_link_local
+
+
+def _is_for_others(address: str) -> bool:
+    return not (ipaddress.ip_address(address.partition("%")[0]).is_loopback or _is_of_link(address))
 
 
 def name_address() -> str:
@@ -33,14 +48,14 @@ def name_address() -> str:
     except OSError:
         found = []
     for _, _, _, _, where in sorted(found, key=lambda one: one[0] != socket.AF_INET):
-        if not ipaddress.ip_address(str(where[0]).partition("%")[0]).is_loopback:
+        if _is_for_others(str(where[0])):
             return str(where[0])
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-        try:
-            one.connect(("192.0.2.1", 9))  # an address for documentation; nothing is sent
-            return str(one.getsockname()[0])
-        except OSError:
-            return ""
+    for family, outside in OUTSIDE:
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as one:
+            one.connect((outside, 9))
+            if _is_for_others(address := str(one.getsockname()[0])):
+                return address
+    return ""
 
 
 def choose_address(

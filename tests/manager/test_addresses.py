@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,6 +54,48 @@ def test_a_name_that_does_not_resolve_is_no_error(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     assert name_address() == "" or not ipaddress.ip_address(name_address()).is_loopback
+
+
+def route(monkeypatch: pytest.MonkeyPatch, resolved: Sequence[str], ways: Mapping[socket.AddressFamily, str]) -> None:
+    """This machine's name means ``resolved``, and packets leave by ``ways``."""
+
+    def resolve(*_: object, **__: object) -> list[Any]:
+        return [(socket.AF_INET6 if ":" in one else socket.AF_INET, 0, 0, "", (one, 0)) for one in resolved]
+
+    class Datagram(socket.socket):
+        def connect(self, address: Any) -> None:
+            if self.family not in ways:
+                raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+        def getsockname(self) -> Any:
+            return (ways[socket.AddressFamily(self.family)], 9)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "socket", Datagram)
+
+
+@pytest.mark.parametrize(
+    ("resolved", "ways", "address"),
+    [
+        (["127.0.1.1"], {socket.AF_INET6: "2001:678::7"}, "2001:678::7"),
+        (["127.0.1.1"], {socket.AF_INET: "10.1.2.3", socket.AF_INET6: "2001:678::7"}, "10.1.2.3"),
+        (["fe80::1%eth0", "2001:678::7"], {}, "2001:678::7"),
+        (["fe80::1%eth0"], {socket.AF_INET6: "fe80::1"}, ""),
+        ([], {}, ""),
+    ],
+)
+def test_a_machine_with_ipv6_alone_has_an_address_for_others(
+    monkeypatch: pytest.MonkeyPatch, resolved: list[str], ways: dict[socket.AddressFamily, str], address: str
+) -> None:
+    """Its name may be loopback, as Debian sets it; and one of the link alone is of no use on other machines."""
+    route(monkeypatch, resolved, ways)
+    assert name_address() == address
+
+
+def test_an_interface_is_known_by_an_address_that_others_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = [SimpleNamespace(family=socket.AF_INET6, address=one) for one in ("fe80::1%ib0", "2001:678::7")]
+    monkeypatch.setattr("psutil.net_if_addrs", lambda: {"ib0": addresses})
+    assert choose_address("ib0") == "2001:678::7"
 
 
 def report(listen: str) -> PoolReport:
