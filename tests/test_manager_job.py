@@ -33,10 +33,16 @@ def requests(state: Path, monkeypatch: pytest.MonkeyPatch) -> list[PilotRequest]
         made.append(request)
         raise Rejected("no")
 
+    def read_environment(path: str, scratch: str) -> Environment:
+        return ENVIRONMENT
+
+    def with_boot(environment: Environment, folder: Path) -> Environment:
+        return replace(environment, boot=ENVIRONMENT)
+
     monkeypatch.setattr(SlurmBackend, "require_commands", staticmethod(lambda: None))
     monkeypatch.setattr(SlurmBackend, "submit", submit)
-    monkeypatch.setattr(factory, "read_environment", lambda path, scratch: ENVIRONMENT)
-    monkeypatch.setattr(factory, "with_boot", lambda environment, folder: replace(environment, boot=ENVIRONMENT))
+    monkeypatch.setattr(factory, "read_environment", read_environment)
+    monkeypatch.setattr(factory, "with_boot", with_boot)
     return made
 
 

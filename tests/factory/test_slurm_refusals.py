@@ -73,12 +73,18 @@ def test_that_no_partition_takes_a_job_is_waited_for_unless_it_is_known_to_be_op
 
 
 def test_a_partition_that_the_pool_s_own_lines_name_is_the_one_that_is_looked_at(answering: Callable[..., SlurmBackend]) -> None:
-    for state, kind in (("drain", NotNow), ("up", Rejected)):
-        told = Ran(0, f"short*|up\nlong|{state}\nold|inact\n", "")
-        backend = answering(lambda command, text, told=told: told if command[0] == "sinfo" else NO_PARTITION, extra_directives="-p long")
-        with pytest.raises(Rejected) as refused:
-            backend.submit(REQUEST, 1)
-        assert type(refused.value) is kind
+    state = "drain"
+
+    def answer(command: Sequence[str], text: str) -> Ran:
+        return Ran(0, f"short*|up\nlong|{state}\nold|inact\n", "") if command[0] == "sinfo" else NO_PARTITION
+
+    backend = answering(answer, extra_directives="-p long")
+    with pytest.raises(NotNow):
+        backend.submit(REQUEST, 1)
+    state = "up"
+    with pytest.raises(Rejected) as refused:
+        backend.submit(REQUEST, 1)
+    assert type(refused.value) is Rejected
 
 
 @pytest.mark.parametrize(

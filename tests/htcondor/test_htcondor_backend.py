@@ -78,7 +78,7 @@ def test_a_node_with_another_python_says_so(schedd: Any, monkeypatch: pytest.Mon
             f"windlass pilot on {os.uname().nodename}: {sys.executable} is Python {here}, and the factory runs 3.99: functions cannot be"
             " sent to it; python= names one that all nodes have, requirements= keeps away from nodes like this, environment= or container="
             " brings one along"
-        ) in factory.status()["paused"]
+        ) in str(factory.status()["paused"])
 
 
 def test_a_node_that_cannot_load_what_came_says_so() -> None:

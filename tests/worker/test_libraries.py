@@ -236,7 +236,11 @@ async def test_an_environment_where_no_program_can_be_started_is_the_nodes_troub
     libraries = Libraries(Backlog(Desk()), *says, *folders, pool, bench.gpus, files=lambda: cast("Any", Files()))
     library = bench.start(msgspec.structs.replace(bench.spec(), environment=ref if own else None), 0)
     entry = libraries.entries[LIB] = Entry(StartLibrary(LIB, library.spec, 0), library, ref)
-    monkeypatch.setattr("os.access", lambda path, mode: not (path == str(python) and mode == os.X_OK))  # as with noexec
+
+    def access(path: str, mode: int) -> bool:
+        return not (path == str(python) and mode == os.X_OK)  # as with noexec
+
+    monkeypatch.setattr("os.access", access)
     assert not await libraries._enter_environment(LIB, entry, ref)  # pyright: ignore[reportPrivateUsage]
     [failed] = said
     assert isinstance(failed, LibraryFailed)
