@@ -133,6 +133,8 @@ class SlurmBackend:
         self._doubtful: set[JobId] = set()
         #: Pilots that had not ended when they were last heard of.
         self._live: set[JobId] = set()
+        #: Those of them that no answer has had yet, which may be older than they are.
+        self._unlisted: set[JobId] = set()
         #: Nodes that pilots were on.
         self._nodes: set[str] = set()
         #: What squeue last said beside its answer, without numbers.
@@ -194,6 +196,7 @@ class SlurmBackend:
             raise refused
         jobs = slurm_words.task_ids(ran.stdout, count, count > 1, bool(self._clusters))
         self._live |= set(jobs)
+        self._unlisted |= set(jobs)
         if self._logs is not None:
             self._logs.submitted(jobs)
         return jobs
@@ -271,7 +274,8 @@ class SlurmBackend:
         own = [row.state for row in rows if row.tag == self._tag]
         self._end_probes([state.job for state in own if state.ticket == PROBE and state.listed is not Listed.ENDED])
         states = self._confirmed([state for state in own if state.ticket != PROBE])
-        self._live = {state.job for state in states if state.listed is not Listed.ENDED}
+        self._unlisted -= {state.job for state in states}
+        self._live = {state.job for state in states if state.listed is not Listed.ENDED} | self._unlisted
         self._nodes |= {state.node for state in states if state.node}
         return states if self._logs is None else self._logs.looked_after(states)
 

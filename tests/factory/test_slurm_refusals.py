@@ -20,6 +20,7 @@ from windlass.messages import PoolName, Resources
 REQUEST = PilotRequest(ticket="f-1", pool=PoolName("p"), command=("worker",), resources=Resources(1.0), walltime=600.0)
 NO_PARTITION = Ran(1, "", "sbatch: error: Batch job submission failed: Required partition not available (inactive or drain)\n")
 SILENCE = Ran(1, "", "slurm_load_partitions: Unable to contact slurm controller (connect failure)\n")
+HEADER = "JOBID|STATE|REASON|NODELIST|EXIT_CODE|RESTART_|PARTITION|PRIORITY|NAME|\n"
 
 Answer = Callable[[Sequence[str], str], Ran]
 
@@ -160,13 +161,27 @@ def test_an_array_that_is_refused_and_nothing_says_why_is_a_limit(
 def test_what_squeue_complains_of_is_logged_once_although_it_says_when(
     answering: Callable[..., SlurmBackend], caplog: pytest.LogCaptureFixture
 ) -> None:
-    header = "JOBID|STATE|REASON|NODELIST|EXIT_CODE|RESTART_|PARTITION|PRIORITY|NAME|\n"
     complaints = iter([f"[2026-11-27T10:0{minute}:01] error: obsolete\n" for minute in range(3)])
 
     def answer(command: Sequence[str], text: str) -> Ran:
-        return Ran(0, header, next(complaints))
+        return Ran(0, HEADER, next(complaints))
 
     backend = answering(answer)
     with caplog.at_level(logging.INFO, "windlass.factory"):
         assert [backend.query() for _ in range(3)] == [[], [], []]
     assert caplog.text.count("squeue answers, and says beside it: ") == 1
+
+
+def test_what_an_old_answer_cannot_have_is_ended_all_the_same(answering: Callable[..., SlurmBackend]) -> None:
+    """Sites have wrappers of squeue that answer from what it said minutes ago."""
+    ran: list[tuple[str, ...]] = []
+
+    def answer(command: Sequence[str], text: str) -> Ran:
+        ran.append(tuple(command))
+        return Ran(0, {"sbatch": "17\n", "squeue": HEADER}.get(command[0], ""), "")
+
+    backend = answering(answer)
+    backend.submit(REQUEST, 1)
+    assert backend.query() == []
+    backend.cancel_all()
+    assert ran[-1] == ("scancel", "17")
