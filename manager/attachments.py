@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 Whose is what is `windlass.manager.programs`' to know; here messages of the role ``client`` become events of that book and of the core, and
 ends of calls go to the links of those whose calls they were.  A link that is cut waits for its program; one that is lost (the shell's grace
-is over) or said Goodbye takes the program with it.
+is over, or its process on this host has ended) or said Goodbye takes the program with it.
 
 Everything runs on the manager's loop.
 """
@@ -52,6 +52,7 @@ from windlass.messages import (
     SubmitCalls,
     View,
 )
+from windlass.nearby import Process
 from windlass.object_store import ObjectStore
 
 log = logging.getLogger("windlass.manager")
@@ -76,6 +77,10 @@ class Attachments:
     ) -> None:
         self.programs = Programs()
         self.links: dict[int, Link] = {}
+        #: Processes of programs of this host.
+        self._processes: dict[int, Process] = {}
+        #: Programs that are cut off, and when each is given up.
+        self._cut: dict[int, float] = {}
         #: Programs may end this manager: it is part of none.
         self.detached = False
         self._core, self._store = core, store
@@ -86,7 +91,24 @@ class Attachments:
         """Somebody with the user's credential has connected."""
         program = self.programs.join(link.peer)
         self.links[program.number] = link
+        if process := link.process():
+            self._processes[program.number] = process
         return program
+
+    def cut(self, program: Program, until: float) -> None:
+        """Its connection has ended; it may come back until then."""
+        self._cut[program.number] = until
+
+    def resumed(self, program: Program) -> None:
+        """It is back."""
+        self._cut.pop(program.number, None)
+
+    def give_up_dead(self, now: float) -> None:
+        """Programs that are cut off and whose processes have ended will not come back: they have left."""
+        for number in [one for one in self._cut if one in self._processes and self._processes[one].has_ended()]:
+            link = self.links[number]
+            self.left(self.programs.known[number], "its process has ended", now)
+            link.close()
 
     def said(self, program: Program, message: Message, now: float) -> None:
         """It has said something. The caller has the core's decisions carried out."""
@@ -137,6 +159,7 @@ class Attachments:
                 if not self.tell_means(now):
                     link.send(self._means.last)
             case FindCalls(tag):
+                self.give_up_dead(now)
                 for answer in programs.find(program, tag, self._told):
                     for each in answer:
                         link.send(each)
@@ -164,6 +187,8 @@ class Attachments:
         link = self.links.pop(program.number, None)
         if link is None:
             return
+        self._cut.pop(program.number, None)
+        self._processes.pop(program.number, None)
         unheard = [one for message in link.unheard() if isinstance(message, CallsDone) for one in message.done] if program.keep else []
         cancel = self.programs.left(program, unheard)
         if program.working:

@@ -312,6 +312,7 @@ class Server:
 
     def _look_at_time(self) -> None:
         now = self.now()
+        self.attachments.give_up_dead(now)
         self.core.tick(now)
         self._act()
         self.workers.close_given_up()
@@ -542,10 +543,14 @@ class Server:
             assert self._loop is not None
             grace = self.core.settings.reconnect_grace
             given_up = self._loop.call_later(grace, link.fail, f"not heard of for {grace:g} s")
+            if program is not None:
+                self.attachments.cut(program, self.now() + grace)
 
         def resumed(_: Hello | None) -> None:
             if given_up is not None:
                 given_up.cancel()
+            if program is not None:
+                self.attachments.resumed(program)
             if role == "factory":  # it does nothing by what it was told before the cut, of which this side may not know
                 tell(self.core.demand(self.now()))
 

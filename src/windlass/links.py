@@ -27,6 +27,7 @@ from windlass.errors import InternalError, WindlassError
 from windlass.framing import MAX_HELLO_BYTES, FrameReader, Piece, ProtocolError, frame, frame_head
 from windlass.identity import Identity, peer_of
 from windlass.messages import Hello, Message
+from windlass.nearby import Process, process_at
 from windlass.session import Event, Handshake, Session, heard_by, said_by
 
 log = logging.getLogger("windlass.transport")
@@ -93,6 +94,14 @@ class Link:
     def connected(self) -> bool:
         """Whether there is a connection now."""
         return self._connection is not None
+
+    def process(self) -> Process | None:
+        """Of this host, at the other end of its connection; None where that is not to be known."""
+        transport = self._connection.transport if self._connection is not None else None
+        try:
+            return process_at(transport.get_extra_info("socket")) if transport is not None else None
+        except OSError:
+            return None
 
     @property
     def mute(self) -> bool:

@@ -16,7 +16,9 @@ import os
 import socket
 import struct
 from contextlib import ExitStack, suppress
-from typing import Final
+from typing import Final, NamedTuple
+
+from windlass.store_folders import start_time
 
 #: What is on its way in one direction at most; by default it would be 200 kB, three frames.
 BUFFER_BYTES: Final = 2 << 20
@@ -55,8 +57,34 @@ def widen(sock: socket.socket) -> None:
 
 def is_ours(sock: socket.socket) -> bool:
     """Whether a process of this user, or of root, is at the other end of a Unix-domain socket. Raises `OSError`."""
-    _, user, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    _, user = _peer(sock)
     return user in (0, os.geteuid())
+
+
+class Process(NamedTuple):
+    """A process of this host; with its start, as its number is another's when it is gone."""
+
+    pid: int
+    start: str
+
+    def has_ended(self) -> bool:
+        """It is not there any more."""
+        return start_time(self.pid) != self.start
+
+
+def process_at(sock: socket.socket) -> Process | None:
+    """Who dialled this connection; None where that is not to be known, as of another host or container. Raises `OSError`."""
+    if sock.family != socket.AF_UNIX:
+        return None
+    pid, _ = _peer(sock)
+    start = start_time(pid) if pid > 0 else ""
+    return Process(pid, start) if start else None
+
+
+def _peer(sock: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end."""
+    pid, user, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return pid, user
 
 
 def _name(manager: str, port: int) -> bytes:

@@ -66,7 +66,7 @@ def folder_name(kind: str) -> str:
     """A name that nobody can guess for a folder of this process, and that tells when the process is gone."""
     end = os.urandom(8).hex()
     _given.add(end)  # before there is a folder
-    return "-".join(("windlass", kind, str(os.getuid()), *_place(), str(os.getpid()), _start_time(os.getpid()), end))
+    return "-".join(("windlass", kind, str(os.getuid()), *_place(), str(os.getpid()), start_time(os.getpid()), end))
 
 
 def link_name() -> str:
@@ -99,7 +99,7 @@ def remove_dead_folders(base: str) -> list[str]:
         uid, boot, namespace, pid, start, end = fields
         if uid != str(os.getuid()) or (boot, namespace) != _place():
             continue
-        gone = _start_time(pid) != start or (pid == str(os.getpid()) and end not in _given)
+        gone = start_time(pid) != start or (pid == str(os.getpid()) and end not in _given)
         if not gone or not _is_mine(path, stat.S_ISLNK if is_link else stat.S_ISDIR):
             continue
         if is_link:
@@ -150,11 +150,12 @@ def _place() -> tuple[str, str]:
         return "unknown", "0"
 
 
-def _start_time(pid: int | str) -> str:
-    """When the process started, in ticks since the boot; empty when there is none."""
+def start_time(pid: int | str) -> str:
+    """When the process started, in ticks since the boot; empty when there is none, or it has ended and nobody has asked for its status."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[19].decode()
+            fields = file.read().rpartition(b")")[2].split()
+        return fields[19].decode() if fields[0] not in b"ZX" else ""
     except (OSError, IndexError):
         return ""
 

@@ -48,6 +48,7 @@ from windlass.messages import (
     Welcome,
     WorkerInfo,
 )
+from windlass.nearby import Process
 from windlass.object_store import ObjectStore
 from windlass.objects import content_name
 from windlass.session import heard_by, said_by
@@ -156,6 +157,9 @@ class Peer:
 
     def send(self, *_: Message) -> None:
         pass
+
+    def process(self) -> Process | None:
+        return None
 
     def unheard(self) -> list[Message]:
         return []

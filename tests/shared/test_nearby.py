@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,28 @@ def test_whose_socket_it_is_is_asked_of_the_kernel(monkeypatch: pytest.MonkeyPat
         assert nearby.is_ours(one)
         monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
         assert nearby.is_ours(one) == (os.getuid() == 0)  # root may do all anyway
+
+
+def test_what_process_dialled_is_known_and_when_it_has_ended() -> None:
+    """Also while nobody has asked for its status; of a connection over the network nothing is."""
+    text = "import socket; s = socket.socket(socket.AF_UNIX); s.connect('\\0windlass-test'); input()"
+    with socket.socket(socket.AF_UNIX) as listens:
+        listens.bind("\0windlass-test")
+        listens.listen(1)
+        with subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE) as child:
+            accepted, _ = listens.accept()
+            with accepted:
+                process = nearby.process_at(accepted)
+                assert process is not None
+                assert process.pid == child.pid
+                assert not process.has_ended()
+                child.kill()
+                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+                assert process.has_ended()
+    assert process.has_ended()
+    assert nearby.Process(os.getpid(), "1").has_ended()  # the number is another's now
+    with socket.socket() as far:
+        assert nearby.process_at(far) is None
 
 
 def test_where_somebody_else_answers_the_port_itself_is_dialled(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:

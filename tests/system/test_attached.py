@@ -116,6 +116,29 @@ def test_the_calls_of_a_killed_program_end_after_the_grace_and_those_of_others_d
         assert home.status()["calls"]["cancelled"] == 20
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_program_that_was_killed_on_the_managers_host_has_left_at_once(leaves_nothing_running: None, gate: Any, keep: bool) -> None:
+    """It cannot come back, so no grace is waited for: its calls are there for who asks for their tag, or are cancelled."""
+    then = (
+        "manager.submit_function(hold, (sys.argv[1], 'tagged'), tag='t'); manager.status(); print('all', flush=True); sys.stdin.readline()"
+    )
+    with (
+        Manager(name="home", reconnect_grace=600) as manager,
+        program(HOLDS.format(keep=keep, count=1, then=then), gate.folder, "x") as killed,
+    ):
+        assert said(killed) == "submitted"
+        assert said(killed) == "all"
+        killed.kill()
+        killed.wait()
+        with attach("home") as finder:
+            if keep:
+                found: list[Any] = []
+                until("it is found", lambda: found.extend(finder.find("t")) or found)
+                assert found[0].cancel()
+            else:
+                until("they are cancelled", lambda: manager.status()["calls"]["cancelled"] == 2)
+
+
 @pytest.mark.parametrize(("keep", "then"), [(True, "sys.stdin.readline()"), (False, "manager.detach(); print('left', flush=True)")])
 def test_kept_calls_go_on_when_their_program_is_gone(home: Manager, gate: Any, keep: bool, then: str) -> None:
     """``keep=True`` for a program that may be killed, ``detach()`` for one that leaves: the work is done all the same."""
