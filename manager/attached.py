@@ -78,6 +78,8 @@ class AttachedManager(Door):
         try:
             self._line.journal = kept.name() if kept is not None else ""
             self._line.open(keep, timeout)
+            if self._line.tells_read:
+                self._client.on_read = self._line.has_read
         except BaseException:
             self._client.close_memory()
             raise
@@ -153,7 +155,8 @@ class AttachedManager(Door):
 
     def find(self, tag: str) -> list[CallFuture[Any]]:
         """The calls with this tag that programs have left here (``keep=True``, `detach`), in the order in which they were submitted: their
-        futures, of this program from now on. Each is given to the first who asks; calls of programs that are attached are not.
+        futures, of this program from now on. Each is given to the first who asks; calls of programs that are attached are not. Those of
+        one that is not heard of, and may have been killed on another machine, are not yet: a warning says how many, and when they will be.
 
         Raises `Closed`, `Unreachable` when the manager does not answer.
         """
@@ -274,7 +277,7 @@ def _leave(line: Line, client: Client, ports: list[Port], pages: list[Child]) ->
     try:
         if not lost:
             line.store.patience_until = time.monotonic() + _FAREWELL
-            line.end_journal(_FAREWELL)
+            line.end_hearing(_FAREWELL)
             client.settle()
     finally:  # Ctrl-C ends the reading alone: nobody comes here again
         client.close_memory()

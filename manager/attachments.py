@@ -14,6 +14,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from windlass.framing import ProtocolError
 from windlass.links import Link
 from windlass.manager.core import Core
@@ -33,6 +35,7 @@ from windlass.messages import (
     DeclareMade,
     DefineFunctions,
     EndManager,
+    EndsRead,
     FindCalls,
     GetStatus,
     GetView,
@@ -151,18 +154,22 @@ class Attachments:
                 programs.released(program, names)
             case CallsDone(done):
                 programs.given_back(program, done)
-            case KeepCalls(keep, leaving, journal):
+            case EndsRead(calls):
+                programs.read(program, calls)
+            case KeepCalls(keep, leaving, journal, tells_read):
                 if not program.working:
                     log.info("program %s has attached", program.name)
                     self._has_journal(program, journal, now)
-                program.working, program.keep, program.leaving = True, keep, leaving
+                program.working, program.keep, program.tells_read = True, keep, tells_read
+                if leaving:
+                    programs.is_leaving(program)
                 if not self.tell_means(now):
                     link.send(self._means.last)
             case FindCalls(tag):
                 self.give_up_dead(now)
-                for answer in programs.find(program, tag, self._told):
-                    for each in answer:
-                        link.send(each)
+                found, done = programs.find(program, tag, self._told)
+                found[-1] = replace(found[-1], awaited=self._awaited(tag, now))
+                link.send(*found, *done)
             case EndManager(reason):
                 if self.detached:
                     self._end(reason)
@@ -212,6 +219,14 @@ class Attachments:
     def calls(self, wanted: ListCalls, now: float) -> CallList:
         """Which calls there are, for whoever asks."""
         return CallList(list_calls(self._core, wanted, now, self.programs.name_of))
+
+    def _awaited(self, tag: str, now: float) -> tuple[tuple[str, int, float], ...]:
+        """Programs that are not heard of and would leave calls with this tag: how many, and in how many seconds at most they have left."""
+        known, grace = self.programs.known, self._core.settings.reconnect_grace
+        silent = {number: self._cut.get(number, now + link.patience + grace) - now for number, link in self.links.items() if link.mute}
+        awaited = ((known[number], seconds) for number, seconds in silent.items())
+        counted = ((one.name, self.programs.would_leave(one, tag, self._told), max(0.0, seconds)) for one, seconds in awaited)
+        return tuple(one for one in counted if one[1])
 
     def _told(self, call: CallId) -> tuple[str, float]:
         """The tag of a call that has not ended, and when it was queued."""

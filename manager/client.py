@@ -80,6 +80,8 @@ class Client:
         self._arguments = Arguments(store, self._bell, lambda: self.closed)
         #: Whether a call runs, as far as this program can know; an attached one cannot.
         self.runs: Callable[[CallId], bool] = lambda _call: False
+        #: The end of a call with this tag is read, or nobody here wants it.
+        self.on_read: Callable[[CallId, str | None], object] = lambda _call, _tag: None
         #: The manager object whose files these calls may be given.
         self.owner = 0
         #: Ended calls whose results are still objects in the store.
@@ -448,6 +450,7 @@ class Client:
                     finished.pop(call, None)
             else:
                 self._discard(spans)
+                self.on_read(call, done.tag)
             if call in consumers:
                 more += feeder.ended(future, end, Part(payload, spans) if ended and end.outcome == RETURNED else None)
             if spans:
@@ -577,6 +580,7 @@ class Client:
     def on_collected(self, future: CallFuture[Any]) -> None:
         """The owner's part of `CallFuture.collect`."""
         self._finished.pop(future.call_id, None)
+        self.on_read(future.call_id, future.tag)
         if not self._futures and self._bell.waiters:
             self._bell.ring()
 

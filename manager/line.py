@@ -46,10 +46,12 @@ from windlass.manager.programs import in_frames
 from windlass.messages import (
     PROTOCOL,
     CallDone,
+    CallId,
     CallsDone,
     CallSent,
     CallsFound,
     CallSpec,
+    EndsRead,
     FileBrought,
     FileName,
     FilesForgotten,
@@ -138,10 +140,21 @@ class Line:
         self._keep = keep
         try:
             self._port.open(timeout)
-            self._port.send(KeepCalls(keep, journal=self.journal))
+            self._port.send(KeepCalls(keep, journal=self.journal, tells_read=self.tells_read))
         except BaseException:
             self.store.close()
             raise
+
+    @property
+    def tells_read(self) -> bool:
+        """The manager is to know which ends this program has read. One with a journal has there what it was told."""
+        return self._keep and not self.journal and self._welcome is not None and self._welcome.keeps_unread
+
+    def has_read(self, call: CallId, tag: str | None) -> None:
+        """This program has the end of a call with this tag: nobody else is to find it."""
+        if tag:
+            with suppress(Closed):  # and with the manager all that was to be found
+                self.inbox.put(("client", EndsRead((call,))))
 
     def leave_calls(self, unread: Callable[[], list[CallDone]]) -> None:
         """This program's calls go on when it is gone, which it soon is; the manager keeps what they return, and what is ``unread`` when it
@@ -150,11 +163,12 @@ class Line:
         for message in in_frames(unread()):
             self._port.send(message)
 
-    def end_journal(self, timeout: float) -> None:
-        """This program's journal is about to be closed: what ends from now on is kept at the manager for its next life, if its calls go on.
-        All that was told is here when this returns, or after so many seconds."""
-        if self.journal and self._keep and not self._hears_no_more:
+    def end_hearing(self, timeout: float) -> None:
+        """This program is about to leave, and closes its journal if it has one: what ends from now on is kept at the manager for who finds
+        it or for its next life, if its calls go on. All that was told is here when this returns, or after so many seconds."""
+        if self._keep and not self._hears_no_more:
             with suppress(Closed):
+                self.flush()  # also what it has read
                 self._hear_no_more(timeout)
 
     def _hear_no_more(self, timeout: float) -> None:
@@ -276,6 +290,7 @@ class Line:
             return  # `on_writable` comes back to it
         calls: list[CallSent] = []
         library, options, size = None, None, 0
+        read: list[CallId] = []
 
         def flush() -> None:
             nonlocal calls, size
@@ -298,12 +313,17 @@ class Line:
                 size += more
                 continue
             message = item[1]
+            if type(message) is EndsRead:
+                read += message.calls
+                continue
             if type(message) is Tidy:
                 self._tidy()
                 continue
             flush()
             link.send_now(message)
         flush()
+        for start in range(0, len(read), 10_000):
+            link.send_now(EndsRead(tuple(read[start : start + 10_000])))
         if not self._looks:
             self._look_for_means()
         if not self._sweeping:
@@ -330,6 +350,8 @@ class Line:
             self.store.expect(message.done)
             self._deliver(message.done)
         elif isinstance(message, CallsFound):
+            for name, count, seconds in message.awaited:
+                log.warning("find(%r): %s", self._asked[0], _tell_awaited(name, count, seconds))
             with self._finding:
                 self._found[self._asked[0]] += self._on_found(message, self._asked[0])
                 if not message.more:
@@ -357,6 +379,12 @@ class Line:
             with self._finding:
                 self._finding.notify_all()
             self._on_lost(reason)
+
+
+def _tell_awaited(name: str, count: int, seconds: float) -> str:
+    calls = "1 more call with this tag is" if count == 1 else f"{count:,} more calls with this tag are"
+    it = "it is" if count == 1 else "they are"
+    return f"{calls} of {name}, which is not heard of and may be gone: {it} found when it is given up, in {seconds:.0f} s at most"
 
 
 class AttachedStore:

@@ -164,6 +164,7 @@ class Manager(Door):
                 str(folder),
                 self._store.token,
                 adopts=journal is not None,
+                keeps_unread=True,
             )
             self._core = Core(Settings(reconnect_grace, file_patience))
             hosts = [LOOPBACK if host is None else host]

@@ -14,8 +14,9 @@ then too, and files that it declares until it says `ReleaseFiles`.  When a progr
 them; when the last of its calls has ended everything that was its is let go, results that nobody will read included.
 
 *Calls that were left here* and have a tag are kept, with their results when they have ended, until another program asks for that tag
-(`find`).  One that leaves with `KeepCalls` says so first, is told of no more ends, and gives back those that it has not read.  They are the
-finder's own from then on, under numbers above `FOUND`, while the core goes on to know them by the ids that they had.
+(`find`).  One that leaves with `KeepCalls` says so first, is told of no more ends, and gives back those that it has not read.  One that is
+killed cannot: what it was told is kept here until it says that it has read it (`EndsRead`), unless it has a journal, where it is.  They are
+the finder's own from then on, under numbers above `FOUND`, while the core goes on to know them by the ids that they had.
 
 *A program with a journal* that was killed and is started again submits what it does not find there by the keys that it had given it
 before: what an earlier life left here by such a key goes on, or has returned, and is the new one's under the id by which it submits it
@@ -33,6 +34,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from windlass.framing import ProtocolError, batches
 from windlass.messages import (
@@ -85,6 +87,9 @@ class Program(msgspec.Struct, eq=False):
     leaving: bool = False
     #: It is gone, and its calls with it.
     forsaken: bool = False
+    #: It says which ends it has read, and those with a tag that it was told of and has not read, by its own ids.
+    tells_read: bool = False
+    unread: dict[CallId, CallDone] = msgspec.field(default_factory=dict[CallId, CallDone])
     #: The manager's ids of its calls that have not ended.
     calls: set[CallId] = msgspec.field(default_factory=set[CallId])
     #: Ends of its calls with a tag, which came when it was gone or leaving, or which it gave back.
@@ -329,6 +334,13 @@ class Programs:
         pieces = [found[start : start + _FOUND_MOST] for start in range(0, len(found), _FOUND_MOST)] or [found]
         return [_found(piece, piece is not pieces[-1]) for piece in pieces], in_frames(done)
 
+    def would_leave(self, program: Program, tag: str, told: Callable[[CallId], tuple[str, float]]) -> int:
+        """How many calls with this tag would be found if it had left."""
+        if not program.keep:
+            return 0
+        running = sum(told(call)[0] == tag for call in (*program.calls, *program.found.values()) if self._taken.get(call) != _NOBODY)
+        return running + sum(one.tag == tag for one in (*program.unread.values(), *program.ended.values()))
+
     def given_back(self, program: Program, done: Iterable[CallDone]) -> None:
         """Ends that it was told of and has not read, as it leaves: those of calls with a tag are for who finds them."""
         for one in done:
@@ -340,6 +352,18 @@ class Programs:
                 one.end.call = call
                 program.ended[call] = one
                 program.results -= names
+
+    def read(self, program: Program, calls: Iterable[CallId]) -> None:
+        """It has read these ends, so nobody is to find them."""
+        for call in calls:
+            program.unread.pop(call, None)
+
+    def is_leaving(self, program: Program) -> None:
+        """It is about to go, and is told of no more ends: what it has not read is for who finds it, also what it reads now for itself."""
+        program.leaving = True
+        unread, program.unread = program.unread, {}
+        # Copies: some may not have been sent yet.
+        self.given_back(program, [replace(one, end=replace(one.end)) for one in unread.values()])
 
     def left(self, program: Program, unheard: Iterable[CallDone] = ()) -> list[CallId]:
         """It is gone; the calls that are to be cancelled. ``unheard``: ends that were on their way to it."""
@@ -359,6 +383,8 @@ class Programs:
             for call in found.values():
                 del self._taken[call]
             self.given_back(program, unheard)
+            self.is_leaving(program)
+        program.unread.clear()
         if cancel or not program.calls:
             self._let_results_go(program)
         self._bury(program)
@@ -398,6 +424,7 @@ class Programs:
             assert program.keys.keys() <= program.calls
             assert all(count > 0 for count in (*program.pins.values(), *program.files.values()))
             assert all(self._taken[call] == (number, own) for own, call in program.found.items())
+            assert not program.unread or (program.tells_read and not program.gone)
             assert not program.gone or program.calls or program.ended, f"program {program.name} is gone and has nothing, and is still known"
         assert all(call in self.known[call >> SHIFT].calls for call in self._taken)
 
@@ -421,6 +448,8 @@ def _told(program: Program, submitter: Program, done: CallDone, own: CallId) -> 
     else:
         program.results.update(span.name for span in done.end.spans)
     done.end.call = own
+    if program.tells_read and done.tag and not done.end.kept:
+        program.unread[own] = done
     return done
 
 

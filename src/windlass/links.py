@@ -109,6 +109,11 @@ class Link:
         return self._connection is None or self._loop.time() - self.last_heard > 2 * self.heartbeat
 
     @property
+    def patience(self) -> float:
+        """Seconds until its connection counts as cut, if nothing comes."""
+        return max(0.0, self.last_heard + self.silence - self._loop.time())
+
+    @property
     def congested(self) -> bool:
         """Whether the sender should hold back: much is unsent or unacknowledged. ``on_writable`` says when that is over."""
         connection = self._connection

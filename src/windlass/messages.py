@@ -445,6 +445,8 @@ class Welcome(Message, frozen=True):
     store_token: str = ""
     #: Calls with a key go on when this manager is gone: its next life will ask for them.
     adopts: bool = False
+    #: A program may say what it has read (`EndsRead`).
+    keeps_unread: bool = False
 
 
 class Refused(Message, frozen=True):
@@ -1029,6 +1031,14 @@ class KeepCalls(Message, frozen=True):
     leaving: bool = False
     #: I have this journal, so whoever had it is gone: what that left here, and I submit by the same key, is mine.
     journal: str = ""
+    #: I shall say which ends I have read (`EndsRead`): keep those of calls with a tag until then, for who finds them if I am killed.
+    tells_read: bool = False
+
+
+class EndsRead(Message, frozen=True):
+    """Client → manager, over a connection: my user has these ends, so nobody else is to find them."""
+
+    calls: tuple[CallId, ...]
 
 
 class FindCalls(Message, frozen=True):
@@ -1046,6 +1056,9 @@ class CallsFound(Message, frozen=True):
     more: bool = False
     #: By what they were submitted, for one that has the journal of who did.
     keys: tuple[bytes, ...] = ()
+    #: Programs that are not heard of and may be gone: each one's name, how many such calls it would leave, and in how many seconds at most
+    #: it is given up.
+    awaited: tuple[tuple[str, int, float], ...] = ()
 
 
 class EndManager(Message, frozen=True):
@@ -1212,6 +1225,7 @@ FromClient = (
     | ReleaseFiles
     | BringFiles
     | KeepCalls
+    | EndsRead
     | CallsDone
     | FindCalls
     | EndManager

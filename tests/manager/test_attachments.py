@@ -28,6 +28,7 @@ from windlass.messages import (
     CancelSubmitted,
     DefineFunctions,
     EndManager,
+    EndsRead,
     FunctionId,
     GetStatus,
     Hello,
@@ -63,6 +64,7 @@ SAYINGS: list[Message] = [
     DefineFunctions(()),
     ReleaseObjects((ObjectName("r-" + "0" * 32),)),
     KeepCalls(True),
+    EndsRead((CallId(1),)),
     EndManager("because"),
     GetStatus(),
 ]

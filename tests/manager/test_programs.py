@@ -297,6 +297,60 @@ def test_what_a_killed_program_never_heard_is_found(programs: Programs) -> None:
     assert len(calls) == len(next(iter(ended)).done) == 1
 
 
+def test_what_a_killed_program_has_not_read_is_found(programs: Programs) -> None:
+    """Also what it was told, large or small; what it says that it has read is its own, and what has no tag is nobody's."""
+    program = programs.join("killed")
+    program.keep = program.tells_read = True
+    ends = [done(call, ObjectName(f"r-{number}")) for number, call in enumerate(submit(programs, program, 1, 2, 3, 4))]
+    for end in ends[:3]:
+        end.tag = "a"
+    programs.ended(ends)
+    programs.check()
+    programs.read(program, [CallId(2), CallId(9)])
+    programs.released(program, [ObjectName("r-1")])
+    assert programs.would_leave(program, "a", lambda call: ("", 0.0)) == 2
+    programs.left(program)
+    programs.check()
+    assert programs.discard == ["r-1", "r-3"]
+    [calls], [ended] = programs.find(finder := programs.join("finder"), "a", lambda call: ("", 0.0))
+    assert [[span.name for span in one.end.spans] for one in ended.done] == [["r-0"], ["r-2"]]
+    assert [call for call, _ in calls.calls] == [one.end.call for one in ended.done] == [FOUND + 1, FOUND + 2]
+    assert finder.results == {"r-0", "r-2"}
+
+
+def test_what_a_program_reads_for_itself_as_it_leaves_is_found_too(programs: Programs) -> None:
+    """Its futures are read at its close, as its user may still ask; nobody has until then."""
+    program = programs.join("closes")
+    program.keep = program.tells_read = True
+    (call,) = submit(programs, program, 1)
+    end = done(call, RESULT)
+    end.tag = "a"
+    _, told = programs.ended([end])
+    programs.is_leaving(program)
+    programs.released(program, [RESULT])
+    assert [one.end.call for message in told[program.number] for one in message.done] == [1]  # perhaps still to be sent
+    programs.left(program)
+    assert programs.discard == []
+    _, [ended] = programs.find(programs.join("finder"), "a", lambda call: ("", 0.0))
+    assert [span.name for span in ended.done[0].end.spans] == [RESULT]
+
+
+def test_what_a_program_would_leave_is_counted_by_tag(found: Found) -> None:
+    """For who asks while it may be gone: what it has found counts too, what ends for nobody and what will be cancelled does not."""
+    finder = found.book.join("finder")
+    finder.keep = True
+    found.find(finder, "a")
+    own = submit(found.book, finder, 1, 2)
+    found.tags.update(zip(own, ("a", "b"), strict=True))
+
+    def count(tag: str) -> int:
+        return found.book.would_leave(finder, tag, lambda call: (found.tags[call], 0.0))
+
+    assert [count("a"), count("b"), count("c")] == [3, 1, 0]
+    finder.keep = False
+    assert count("a") == 0
+
+
 def test_what_a_leaving_program_gives_back_is_found_and_it_is_told_no_more(programs: Programs) -> None:
     """Ends with a tag that it has not read, also of what it had found; such as come while it leaves are kept at once."""
     program = programs.join("leaves")
