@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 JobId = NewType("JobId", str)
 
 RESTART_MARK: Final = "+"
+#: What a person may type to see whether a batch system answers at all.
+ASKED_BY_HAND: Final = {"slurm": "squeue --me", "htcondor": "condor_q"}
 #: The ticket of a job that is no pilot: it was submitted to see whether it is taken.
 PROBE: Final = "PROBE"
 

@@ -26,7 +26,7 @@ from typing import Any, Final, cast
 
 from windlass.errors import WindlassError
 from windlass.examine import MARK, examine
-from windlass.factory.backend import backend_class, backend_options
+from windlass.factory.backend import ASKED_BY_HAND, backend_class, backend_options
 from windlass.factory.factory import Factory, make_backend
 from windlass.factory.pool import PoolConfig
 from windlass.units import show_count, show_memory, show_seconds
@@ -34,6 +34,8 @@ from windlass.units import show_count, show_memory, show_seconds
 #: Seconds that a pilot may wait in the queue, and from then on until it serves, unless told otherwise.
 QUEUE_PATIENCE: Final = 600.0
 START_PATIENCE: Final = 120.0
+#: Seconds that a batch system has for its first answer: without any, what it would say of a pilot need not be waited for.
+ANSWER_PATIENCE: Final = 45.0
 #: Seconds between two queries of the batch system: a person waits for the answer, and it is one pilot.
 QUERY_INTERVAL: Final = 15.0
 #: Seconds between looks at how things stand.
@@ -61,6 +63,9 @@ class Findings:
     """What was seen. Seconds since the submission; negative: not yet."""
 
     refused: str = ""
+    #: The batch system has not answered at all; and what to type to see whether it does.
+    silence: str = ""
+    by_hand: str = ""
     job: str = ""
     node: str = ""
     #: The batch system's own word on a pilot that waits.
@@ -83,6 +88,9 @@ class Findings:
 
 def legs_of(found: Findings) -> list[Leg]:
     """What the findings mean, in the order of a pilot's way."""
+    if found.silence:
+        see = f"does  {found.by_hand}  answer in this shell? If not, load what the site gives for it, or go to a machine that submits jobs"
+        return [Leg("submit", FAILED, f"the batch system does not answer: {found.silence}", see if found.by_hand else "")]
     if found.refused:
         return [Leg("submit", FAILED, found.refused, "windlass factory dry-run shows what was submitted")]
     legs = [Leg("submit", OK, f"accepted as job {found.job}" if found.job else "accepted")]
@@ -238,6 +246,7 @@ def check_up(
         if "query_interval" in backend_options(backend_class(pool.backend)):
             given.setdefault("query_interval", QUERY_INTERVAL)
         found = Findings(asked_cores=pool.resources.cores, asked_memory=pool.resources.memory, container=pool.container)
+        found.by_hand = ASKED_BY_HAND.get(pool.backend, "")
         folder = _folder_leg(manager.pilot_file.parent)
         lives = f", for at most {show_seconds(pool.walltime)}" if pool.walltime else ""
         cores = show_count(pool.resources.cores, "core")
@@ -290,6 +299,9 @@ def _watch(
             else:
                 found.refused = text
             return
+        if not status["answers"] and now > min(ANSWER_PATIENCE, queue_patience):
+            found.silence = str(status["failure"] or f"no command has ended within {show_seconds(round(now))}")
+            return
         if found.ran_after < 0 and now > queue_patience:
             if not found.job:  # a limit on jobs, or no answer
                 found.refused = str(status["failure"] or status["waits"])
@@ -297,8 +309,9 @@ def _watch(
         if found.ran_after >= 0 and now - found.ran_after > start_patience:
             return
         text = f"waiting: {pilots[0]['phase']} {pilots[0]['reason']}".rstrip() if pilots else "waiting: not submitted yet"
+        text += f" ({status['failure']})" if status["failure"] else ""
         if text != said:
-            say(f"[{show_seconds(round(now, 1))}] {text}" + (f" ({status['failure']})" if status["failure"] else ""))
+            say(f"[{show_seconds(round(now, 1))}] {text}")
             said = text
         time.sleep(LOOK)
 

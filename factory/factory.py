@@ -430,6 +430,7 @@ class Factory:
             "paused": core.history.paused,
             "shut": core.history.shut,
             "failure": core.history.failure,
+            "answers": core.history.answers,
             "start_failures": core.history.start_failures,
             "core_hours": core.core_seconds(time.monotonic()) / 3600,
             "commands": dict(core.budget.sent),

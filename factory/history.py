@@ -9,7 +9,7 @@ Four kinds of failure of a command, each with an answer of its own:
 `NotNow`       what was asked is well, and the site takes nothing for now: it is asked again every 5 min, and nothing is paused
 `OverLimit`    the batch is halved, and the next submission waits for an own pilot to end (or 5 min; 10 s where the pool has none, doubling
                to 5 min once a single pilot is too many)
-`Unreachable`  5 s, doubling to 5 min; never counts towards a pause
+`Unreachable`  5 s, doubling to 5 min; never counts towards a pause. One that lasts is told of after 1, 5 and 15 min, then each 15 min
 =============  =========================================================================================================
 
 A *death at start* is a pilot that ended before it served.  Deaths in a row are followed by 0, 1, 15, 30, 60 min of waiting, with one
@@ -52,6 +52,8 @@ from windlass.factory.backend import CommandLimits
 
 UNREACHABLE_FIRST: Final = 5.0
 UNREACHABLE_LONGEST: Final = 300.0
+#: A silence is told of after so many seconds, and again each time that the last of them have passed.
+SILENCE_TOLD: Final = (60.0, 300.0, 900.0)
 #: Seconds to wait after deaths at start in a row, in a batch system that is shared.
 START_BACKOFF: Final = (0.0, 60.0, 900.0, 1800.0, 3600.0)
 #: The same for pilots on this machine.
@@ -179,8 +181,13 @@ class History:
     shut: str = ""
     _shut_wait: float = 0.0
     _limit_wait: float = 0.0
+    #: The batch system has answered at least once.
+    answers: bool = False
+    #: When the first command got no answer since it last did, inf: none; how many they are, and after how long that is told next.
+    silent_since: float = math.inf
+    silences: int = 0
+    _silence_told_after: float = 0.0
     _silence_wait: float = 0.0
-    _silences: int = 0
     #: Pilots can be told to keep away from nodes.
     _avoids: bool = True
     _wanted_now: int = 0
@@ -196,7 +203,7 @@ class History:
 
     def answered(self) -> None:
         """The batch system has answered a command."""
-        self._silences, self._silence_wait = 0, 0.0
+        self.answers, self.silent_since, self.silences, self._silence_wait = True, math.inf, 0, 0.0
 
     def accepted(self) -> None:
         """A submission was accepted: the next may be twice as large."""
@@ -250,9 +257,22 @@ class History:
 
     def unreachable(self, text: str, now: float) -> None:
         """A command got no answer."""
+        if not self.silences:
+            self.silent_since = now
+            # The pool's first failure is told at once; single silences of a busy batch system are nothing to speak of.
+            self._silence_told_after = SILENCE_TOLD[0] if self.failure else 0.0
         self.failure = text
-        self._silence_wait = now + min(UNREACHABLE_LONGEST, UNREACHABLE_FIRST * 2**self._silences)
-        self._silences = min(self._silences + 1, 16)
+        self._silence_wait = now + min(UNREACHABLE_LONGEST, UNREACHABLE_FIRST * 2 ** min(self.silences, 16))
+        self.silences += 1
+
+    def tell_silence(self, now: float) -> bool:
+        """There is no answer, and that is to be told now; then not for some time."""
+        lasts = now - self.silent_since
+        if not self.silences or lasts < self._silence_told_after:
+            return False
+        longest = SILENCE_TOLD[-1]
+        self._silence_told_after = next((one for one in SILENCE_TOLD if one > lasts), (lasts // longest + 1) * longest)
+        return True
 
     # ---------------------------------------------------------------- pilots
 

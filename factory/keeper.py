@@ -31,7 +31,7 @@ from typing import Final, Protocol, cast
 import msgspec
 
 from windlass.errors import BatchError, Closed, OverLimit, Rejected, Unreachable
-from windlass.factory.backend import Backend, Hurries, NoNodeLeft, NotNow, PilotState, SharedQueries
+from windlass.factory.backend import ASKED_BY_HAND, Backend, Hurries, NoNodeLeft, NotNow, PilotState, SharedQueries
 from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Release, Submit
 from windlass.factory.history import LIMITS_TOLD, SHUT_WAIT
 from windlass.factory.ledger import Ledger
@@ -40,6 +40,7 @@ from windlass.factory.pool import PoolConfig, how_to_resume
 from windlass.mailbox import Mailbox
 from windlass.messages import Demand, Goodbye, Leave, Message, ReleasePilots, ResumePool
 from windlass.passing import PASSING
+from windlass.units import show_seconds
 
 log = logging.getLogger("windlass.factory")
 
@@ -354,12 +355,13 @@ class Keeper:
                 log.log(logging.INFO if again else logging.WARNING, "%s: refused: %s; %s", kept.name, text, what)
         else:
             # Also a refused query or cancel: nothing is known to have changed.
-            # The pool's first failure is told to whoever waits; single silences of a busy batch system are nothing to speak of.
-            level = logging.INFO if core.history.failure and not isinstance(error, Rejected) else logging.WARNING
-            log.log(level, "%s: no answer: %s; it is asked again, at growing intervals", kept.name, text)
             # Who asks the same batch system would get the same silence.
-            for one in self.kept if isinstance(instruction, Query) else (kept,):
+            silent = self.kept if isinstance(instruction, Query) else (kept,)
+            for one in silent:
                 one.core.unreachable(text, now)
+            told = [one for one in silent if one.core.history.tell_silence(now)]
+            level = logging.WARNING if told or isinstance(error, Rejected) else logging.INFO
+            log.log(level, "%s: %s; it is asked again, at growing intervals", kept.name, _silence(core, text, now))
 
     def _bury(self, kept: Kept) -> None:
         """Tell the core of pilots that ended, with their own last words where these say something."""
@@ -393,3 +395,13 @@ class Keeper:
             log.warning("%s: a pilot that served is %s; such are removed, and replaced", kept.name, history.held)
         kept.said, kept.deaths, kept.troubles = history.paused, history.start_failures, history.troubles.count
         kept.takes = history.takes.count
+
+
+def _silence(core: FactoryCore, text: str, now: float) -> str:
+    """That there is no answer, in words, and since when."""
+    history = core.history
+    lasts = now - history.silent_since
+    since = f" for {show_seconds(round(lasts))}, to {history.silences} commands; the last" if lasts >= 1 else ""
+    said = f"no answer{since}: {text}"
+    by_hand = ASKED_BY_HAND.get(core.pool.backend)
+    return said if history.answers or by_hand is None else f"{said} (it has not answered yet: does  {by_hand}  in this shell?)"

@@ -412,7 +412,7 @@ def refusal(program: str, status: int | None, stderr: str) -> BatchError:
     if _NOT_NOW.search(stderr):  # first: it may say as well which connection failed
         return NotNow(text)
     if _UNREACHABLE.search(stderr):
-        return Unreachable(text)
+        return Unreachable(f"{program}: {text}")
     policies = _POLICY.findall(stderr)
     if policies and not any(_OF_MANY.search(policy) for policy in policies):
         return Rejected(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,30 @@ def test_what_is_wrong_is_told_at_its_leg_with_what_to_do(changes: dict[str, Any
     assert re.search(text, one.text)
     assert advice in one.advice
     assert healthy(legs) == (state != FAILED)
+
+
+def test_a_batch_system_that_does_not_answer_has_no_other_leg() -> None:
+    """Nothing was submitted, so nobody is sent to look at that."""
+    [only] = legs_of(Findings(silence="squeue: Unable to contact slurm controller", by_hand="squeue --me"))
+    assert (only.name, only.state) == ("submit", FAILED)
+    assert only.text == "the batch system does not answer: squeue: Unable to contact slurm controller"
+    assert "does  squeue --me  answer in this shell?" in only.advice
+
+
+def test_the_doctor_waits_not_long_for_a_batch_system_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands have a minute each, and the queue ten: who asks the doctor gets its answer sooner, and hears meanwhile what was said."""
+    monkeypatch.setattr("windlass.factory.doctor.ANSWER_PATIENCE", 0.5)
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in ("squeue", "sbatch", "scancel", "scontrol", "sinfo"):
+        (commands / name).write_text(f'#!/bin/sh\necho "{name}: error: Unable to contact slurm controller (connect failure)" >&2; exit 1\n')
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(commands), prepend=os.pathsep)
+    said: list[str] = []
+    legs = check_up("slurm", {}, said.append)
+    assert [one.name for one in legs] == ["here", "submit"]
+    assert "squeue: Unable to contact slurm controller (connect failure)" in legs[-1].text
+    assert "squeue: Unable to contact" in said[-1]
 
 
 def test_an_address_that_does_not_answer_is_no_harm_when_another_one_does() -> None:

@@ -22,6 +22,27 @@ def test_silence_waits_five_seconds_doubling_to_five_minutes_and_never_pauses() 
     assert history.silent_until() == 5
 
 
+def test_a_silence_that_lasts_is_told_of_at_growing_intervals() -> None:
+    """The pool's first failure at once; then one short silence is nothing to speak of, and who waits for a result hears why."""
+    history = History()
+
+    def told(at: list[float]) -> list[float]:
+        found: list[float] = []
+        for now in at:
+            history.unreachable("no answer", now)
+            found += [now] if history.tell_silence(now) else []
+        return found
+
+    assert not history.tell_silence(0.0)
+    assert told([1, 6, 16, 36, 76, 156, 316, 616, 916, 1216, 1516, 1816, 2716]) == [1, 76, 316, 916, 1816, 2716]
+    assert (history.answers, history.silent_since, history.silences) == (False, 1, 13)
+    history.answered()
+    assert told([3000, 3005]) == []
+    assert history.answers
+    history.answered()
+    assert told([4000, 4059, 4061, 9000, 9001, 9900]) == [4061, 9000, 9900]
+
+
 def test_deaths_at_start_are_followed_by_longer_and_longer_waits() -> None:
     history = History(max_start_failures=99)
     waits: list[float] = []
