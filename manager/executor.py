@@ -38,7 +38,7 @@ from concurrent import futures
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
 
-from windlass.errors import Closed, UsageError, require_flag, stays_here
+from windlass.errors import Closed, UnknownName, UsageError, require_flag, stays_here
 from windlass.importing import refuse_on_import
 from windlass.manager.call import DEFAULT_OPTIONS, CallKeywords, FunctionCall, merge_options, read_count
 from windlass.manager.future import CallFuture
@@ -501,7 +501,17 @@ class Executor(Submitter):
     ) -> contextlib.AbstractContextManager[Any]:
         from windlass.factory.factory import Factory
 
-        return cast("contextlib.AbstractContextManager[Any]", Factory(cast("Any", manager), backend, **options))
+        try:
+            return cast("contextlib.AbstractContextManager[Any]", Factory(cast("Any", manager), backend, **options))
+        except UnknownName as error:
+            if error.name not in options or not error.kind.startswith("option"):
+                raise
+            import inspect
+
+            # Whoever misspelt it may have meant one of ours.
+            ours = [*inspect.signature(type(self)).parameters.values(), *inspect.signature(Factory).parameters.values()]
+            more = {one.name for one in ours if one.kind is one.KEYWORD_ONLY}
+            raise UnknownName(error.kind, error.name, more.union(error.known)) from None
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more calls; when those there are have ended, send the pilots away and close the manager.
