@@ -113,14 +113,14 @@ class Fetcher:
             try:
                 return await self._attempt(arrival, source)
             except TimeoutError as error:
-                raise SourceFailed(f"{place}: {error or f'nothing came for {self._silence:g} s'}; {_so_far(arrival)}") from error
+                raise SourceFailed(f"{place}: {error or f'nothing came for {self._silence:g} s'}{_so_far(arrival)}") from error
             except CacheFull:
                 raise
             except (OSError, ProtocolError) as error:
                 tries += 1
                 barren = 0 if arrival.offset > before else barren + 1
                 if barren == BARREN or tries == TRIES:
-                    raise SourceFailed(f"{place}: {plain(error)}; {_so_far(arrival)}, in {tries} attempts") from error
+                    raise SourceFailed(f"{place}: {plain(error)}{_so_far(arrival)}") from error
                 log.info("file %s from %s: %s; going on at byte %d", arrival.ref.name, place, plain(error), arrival.offset)
             finally:
                 self.bytes_in[kind] += max(0, arrival.offset - before)
@@ -292,7 +292,7 @@ class Fetcher:
 
 
 def _so_far(arrival: Arrival) -> str:
-    name = arrival.ref.name
-    if arrival.size < 0:
-        return f"{arrival.offset:,} bytes of file {name} are here"
-    return f"{arrival.offset:,} of {arrival.size:,} bytes of file {name} are here"
+    """What has come, for people. How often it was tried is the manager's to tell, which has it tried again."""
+    if not arrival.offset:
+        return ""
+    return f"; {arrival.offset:,} bytes are here" if arrival.size < 0 else f"; {arrival.offset:,} of {arrival.size:,} bytes are here"

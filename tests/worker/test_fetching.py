@@ -327,9 +327,7 @@ def test_a_source_that_is_cut_off_again_and_again_has_failed_and_another_goes_on
             both.at_manager.add(content)
             network.cut_after(2 * MB, *[100] * 50)
             arrival = both.arrival(ref)
-            with pytest.raises(
-                SourceFailed, match=rf"worker w1: .*; [12],\d\d\d,\d\d\d of 4,194,304 bytes of file {ref.name} are here, in 3 attempts"
-            ):
+            with pytest.raises(SourceFailed, match=r"worker w1: .*; [12],\d\d\d,\d\d\d of 4,194,304 bytes are here\n"):
                 await both.fetcher.fetch(arrival, both.from_w1(ref, network.address))
             here = arrival.offset
             assert MB < here < 2 * MB
@@ -479,9 +477,7 @@ def test_a_source_that_is_stopped_is_given_up_after_a_silence(authority: Authori
                 task = asyncio.create_task(both.fetcher.fetch(arrival, both.from_w1(ref, address)))
                 await until(lambda: arrival.offset == MB)
                 process.send_signal(signal.SIGSTOP)
-                with pytest.raises(
-                    SourceFailed, match=rf"worker w1: nothing came for 2 s; 1,048,576 of 3,145,728 bytes of file {ref.name} are here"
-                ):
+                with pytest.raises(SourceFailed, match=r"worker w1: nothing came for 2 s; 1,048,576 of 3,145,728 bytes are here\n"):
                     await task
                 await both.fetcher.fetch(arrival, both.from_manager())
                 assert content_of(arrival) == content
@@ -500,7 +496,7 @@ def test_a_peer_that_is_killed_in_mid_transfer_is_replaced(authority: Authority,
                 await until(lambda: arrival.offset == MB)
                 process.kill()
                 process.wait()
-                told = r"worker w1: .*refused.* 1,048,576 of 3,145,728 bytes .* are here, in \d attempts"
+                told = r"worker w1: .*refused.* 1,048,576 of 3,145,728 bytes are here\n"
                 with silent(int(address.rpartition(":")[2])), pytest.raises(SourceFailed, match=told):
                     await task
                 await both.fetcher.fetch(arrival, both.from_manager())
