@@ -108,7 +108,11 @@ def _run(words: list[str]) -> int:
     elif cli_manager.takes_pool_options(words):
         words, options = cli_manager.split_pool_options(words)
     parser = _parser(with_options=bool({"-h", "--help"} & set(words)))
-    chosen = parser.parse_args(words)
+    chosen, more = parser.parse_known_args(words)
+    if more:
+        from windlass.cli_words import left_over
+
+        parser.error(left_over(chosen, more))
     command: Callable[[argparse.Namespace, Mapping[str, object]], int] | None = getattr(chosen, "command", None)
     if command is None:
         getattr(chosen, "parser", parser).print_help()
@@ -144,12 +148,9 @@ def version(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
 def status(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     import json
 
-    from windlass.errors import UsageError
     from windlass.managers import choose_manager
 
-    if chosen.name and chosen.manager:
-        raise UsageError(f"{chosen.name} and --manager {chosen.manager}: name the manager once")
-    known = choose_manager(chosen.name or chosen.manager, chosen.port)
+    known = choose_manager(chosen.manager, chosen.port)
     known.require_running()
     if chosen.watch is not None:
         from windlass.cli_watch import watch
@@ -217,8 +218,7 @@ def _parser(*, with_options: bool = False) -> argparse.ArgumentParser:
         epilog=exits,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    look.add_argument("name", nargs="?", help="the manager's name (or connection file); else the only one of yours that runs")
-    cli_pilots.manager_options(look)
+    cli_pilots.manager_options(look, by_itself=True)
     look.add_argument(
         "--watch",
         nargs="?",

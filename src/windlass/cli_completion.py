@@ -110,7 +110,7 @@ def _completer(path: tuple[str, ...], dest: str) -> Completer | None:
     if words.get(dest):
         offered = words[dest]
         return _fixed(offered)
-    if dest == "manager" or (dest == "name" and noun in ("status", "manager")):
+    if dest == "manager" or (dest == "name" and noun == "manager"):
         return managers
     if dest == "what":
         return _explained

@@ -25,7 +25,7 @@ def dashboard(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     from windlass.managers import choose_manager
 
     require_installed()
-    known = choose_manager(chosen.name, chosen.port)
+    known = choose_manager(chosen.manager, chosen.port)
     known.require_running()
     from windlass.dashboard.serve import LOOPBACK, running_dashboard, serve
 
@@ -169,13 +169,12 @@ def _listen(text: str) -> tuple[str, int]:
 
 def add_parsers(nouns: Any) -> None:
     """Add the parsers of ``windlass dashboard`` and ``windlass report``."""
-    from windlass import cli_words
+    from windlass.cli_pilots import manager_options
 
     one = nouns.add_parser(
         "dashboard", help="a page that shows a running manager at work", description="Serve the page, and open it or print its address."
     )
-    one.add_argument("name", nargs="?", help="the manager's name (or connection file); else the only one of yours that runs")
-    one.add_argument("--port", type=cli_words.port, help="the manager that listens on this port")
+    manager_options(one, by_itself=True)
     one.add_argument("--listen", type=_listen, metavar="[ADDRESS:]PORT", help="where the page is served; else any free port of loopback")
     one.add_argument("--no-browser", action="store_true", help="only print the address")
     one.add_argument("--json", action="store_true", help="one object: url")

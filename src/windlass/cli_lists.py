@@ -284,7 +284,7 @@ def add_parsers(nouns: Any) -> None:
     def noun(name: str, command: Any, help: str, description: str) -> Any:
         made = nouns.add_parser(name, help=help, description=description)
         made.add_argument("--json", action="store_true", help="one object a line; its keys: windlass explain status")
-        manager_options(made)
+        manager_options(made, by_itself=True)
         made.set_defaults(command=command)
         return made
 

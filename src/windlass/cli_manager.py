@@ -203,12 +203,12 @@ def stop(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
 
     folder: Path | None = None
     try:
-        known = choose_manager(chosen.name)
+        known = choose_manager(chosen.manager)
         folder = known.path.parent
         silent = known.require_running() is Presence.SILENT
     except (NotRunning, UnknownName):
-        if folder is None and chosen.name is not None:
-            folder = folder_of(chosen.name)
+        if folder is None and chosen.manager is not None:
+            folder = folder_of(chosen.manager)
         removed = remove_job(folder) if folder is not None else ""
         if not removed:
             raise
@@ -351,6 +351,6 @@ def add_parsers(nouns: Any) -> None:
     one.add_argument("--ready-fd", type=int, default=-1, help=argparse.SUPPRESS)
     one.add_argument("--pilot", default="", help=argparse.SUPPRESS)  # jobs say which one they are
     two = verb("stop", stop, "end a manager", "End a manager that runs on its own, and all calls in it; or remove its job.")
-    two.add_argument("name", nargs="?", help="its name, state folder or connection file; else the only one of yours that runs")
+    cli_words.manager_name(two, by_itself=True)
     three = verb("list", list_managers, "list your managers", "List managers of the state folder, running or not.")
     three.add_argument("--json", action="store_true", help="one object")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def metrics(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
     from windlass.metrics_server import Exporter, NamedManager, page
 
-    read = NamedManager(chosen.name)
+    read = NamedManager(chosen.manager)
     try:
         if chosen.once:
             print(page(read), end="")
@@ -41,7 +41,7 @@ def add_parsers(nouns: Any) -> None:
         description="Serve metrics of a manager over HTTP, read anew at each scrape, until interrupted; see: windlass explain monitoring",
         epilog="exit status: 0 done, 1 no answer, 2 wrong command line, no such manager or no such port, 130 interrupted",
     )
-    one.add_argument("name", nargs="?", help="the manager's name (or connection file); else the only one of yours that runs")
+    cli_words.manager_name(one, by_itself=True)
     one.add_argument("--port", type=cli_words.port_or_any, default=PORT, help=f"where the page is served (default {PORT}; 0: any free one)")
     one.add_argument("--address", default=LOOPBACK, help=f"on which of this machine's addresses (default {LOOPBACK})")
     one.add_argument("--once", action="store_true", help="print the page and end, for a collector of text files")

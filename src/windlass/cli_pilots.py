@@ -307,12 +307,11 @@ def resume(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
 # ---------------------------------------------------------------- the parsers
 
 
-def manager_options(parser: Any, **more: Any) -> None:
-    """Add the options by which a command is told which manager is meant."""
+def manager_options(parser: Any, *, by_itself: bool = False, **more: Any) -> None:
+    """Add the words by which a command is told which manager is meant; ``by_itself``: its name needs no option."""
     from windlass import cli_words
 
-    text = "the manager's name or connection file; else the only one of yours that runs"
-    parser.add_argument("--manager", metavar="MANAGER", help=text, **more)
+    cli_words.manager_name(parser, by_itself=by_itself, **more)
     parser.add_argument("--port", type=cli_words.port, help="the manager that listens on this port", **more)
 
 

@@ -19,7 +19,35 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            raise argparse.ArgumentError(None, str(UnknownName("command", str(value), map(str, action.choices))))
+            text = str(UnknownName("command", str(value), map(str, action.choices)))
+            if not text.endswith("?") and any("--manager" in one.option_strings for one in self._actions):
+                text += f"; a manager is named by --manager {value}"
+            raise argparse.ArgumentError(None, text)
+
+
+class _ManagerName(argparse.Action):
+    """Which manager is meant, by itself or behind ``--manager``."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        before = getattr(namespace, self.dest, None)
+        if before is not None:
+            itself, other = (before, values) if option else (values, before)
+            raise UsageError(f"{itself} and --manager {other}: name the manager once")
+        setattr(namespace, self.dest, values)
+
+
+def manager_name(parser: Any, *, by_itself: bool, **more: Any) -> None:
+    """Add ``--manager NAME``, which all commands take that are about a manager; ``by_itself``: the name alone means it as well."""
+    text = "the manager's name, state folder or connection file; else the only one of yours that runs"
+    if by_itself:
+        parser.add_argument("manager", nargs="?", metavar="NAME", action=_ManagerName, default=argparse.SUPPRESS, help=text)
+    parser.add_argument("--manager", metavar="NAME", action=_ManagerName, help="the same" if by_itself else text, **more)
+
+
+def left_over(chosen: argparse.Namespace, words: list[str]) -> str:
+    """What is said of words that mean nothing to a command."""
+    meant = getattr(chosen, "manager", "") is None and not words[0].startswith("-")
+    return f"unrecognized arguments: {' '.join(words)}" + (f"; a manager is named by --manager {words[0]}" if meant else "")
 
 
 def port(text: str) -> int:

@@ -162,7 +162,9 @@ def choose_manager(
         raise NotRunning(
             f"no manager of yours is running{where} (looked in {state_folder(state_dir) / 'managers'}); start the program that has it"
         )
-    raise UsageError(f"{len(running)} managers of yours are running: {_listed(running)}; say which by its name")
+    name = running[0].name
+    which = f"say which by its name: attach({name!r}), on the command line --manager {name}"
+    raise UsageError(f"{len(running)} managers of yours are running: {_listed(running)}; {which}")
 
 
 def await_manager(name: str | None, port: int | None, wait: float, say: Callable[[str], None]) -> Known:
