@@ -23,7 +23,7 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, overload
@@ -91,7 +91,8 @@ class Stats:
     #: Seconds that imports and contexts took, over all library instances, and what doing them in each call would have taken more.
     hoisted_seconds: float
     saved_seconds: float
-    status: Mapping[str, Any]
+    #: Not shown: it has thousands of characters.
+    status: Mapping[str, Any] = field(repr=False)
 
 
 class _Installed:

@@ -19,6 +19,7 @@ import pytest
 
 import windlass
 from windlass import errors
+from windlass.commands import CommandResult
 from windlass.factory.keeper import Kept
 from windlass.messages import Goodbye
 
@@ -50,6 +51,14 @@ def test_dir_shows_the_public_names_and_nothing_else() -> None:
     """Whoever types ``windlass.`` and Tab sees what there is to use."""
     shown = [name for name in dir(windlass) if not name.startswith("__")]
     assert shown == sorted(name for name in windlass.__all__ if not name.startswith("__"))
+
+
+def test_what_is_printed_leaves_out_what_nobody_would_read() -> None:
+    """The whole status within the numbers, and of a command what Windlass notes for itself."""
+    with windlass.Manager() as manager:
+        assert "status" not in repr(manager.stats)
+        assert manager.stats.status["calls"]["submitted"] == 0
+    assert repr(CommandResult(0, host="n1", packed=("out",))).endswith("host='n1')")
 
 
 @pytest.mark.parametrize("name", [name for name in windlass.__all__ if not name.startswith("__")])

@@ -23,7 +23,7 @@ import signal as signals
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from windlass.errors import CommandFailed
@@ -69,9 +69,9 @@ class CommandResult:
     #: Where it ran.
     host: str = ""
     #: Outputs that were folders and have become tar archives, as was asked for.
-    packed: tuple[str, ...] = ()
+    packed: tuple[str, ...] = field(default=(), repr=False)
     #: Outputs that are files which may be executed.
-    executable: tuple[str, ...] = ()
+    executable: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def successful(self) -> bool:
