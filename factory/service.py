@@ -12,11 +12,11 @@ import logging
 import math
 import shlex
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from windlass.errors import UsageError
 from windlass.factory.backend import Backend, backend_class, backend_options, known_backends
@@ -27,6 +27,8 @@ from windlass.factory.lives import steady_name
 from windlass.factory.pool import COMMON_OPTIONS, PoolConfig
 from windlass.signals import Unbuffered, ending_signals, hearing_signals
 from windlass.units import show_memory, show_seconds
+
+T = TypeVar("T")
 
 
 def pools_meant(words: Sequence[str], options: Mapping[str, object]) -> list[str]:
@@ -64,6 +66,23 @@ def _dry_run(backend: Backend, pool: PoolConfig) -> str:
         return f"{pool.text()}\n\n{backend.describe(request, min(pool.max_pilots, pool.max_queued))}"
     finally:
         backend.close()
+
+
+def unless_interrupted(wait: Callable[[], T]) -> T | None:
+    """What ``wait()`` gives, for which a factory waits before it begins; None when somebody ends it meanwhile, as `run` is ended."""
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupted) for number in ending_signals()}
+    try:
+        return wait()
+    except KeyboardInterrupt:
+        Unbuffered(2).write("windlass factory: interrupted while it waited for its manager; nothing had begun\n")
+        return None
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def run(connection: str, words: Sequence[str], options: Mapping[str, object]) -> int:

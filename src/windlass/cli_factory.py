@@ -149,15 +149,19 @@ def pool_value(text: str, *, as_time: bool = False) -> object:
 
 
 def factory_run(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:
-    from windlass.factory.service import check, named, pools_meant, run
+    from windlass.factory.service import check, named, pools_meant, run, unless_interrupted
     from windlass.managers import await_manager
 
     manager, pools = _manager_and_pools(chosen.words, chosen.manager, options)
     options = named(pools, options)
     pools = pools_meant(pools, options)
     check(pools, options)  # a slip is told now, not after the wait
-    known = await_manager(manager, chosen.port, chosen.wait, lambda text: print(f"windlass: {text}", file=sys.stderr, flush=True))
-    return run(str(known.path), pools, options)
+
+    def say(text: str) -> None:
+        print(f"windlass: {text}", file=sys.stderr, flush=True)
+
+    known = unless_interrupted(lambda: await_manager(manager, chosen.port, chosen.wait, say))
+    return run(str(known.path), pools, options) if known is not None else 0
 
 
 def factory_dry_run(chosen: argparse.Namespace, options: Mapping[str, object]) -> int:

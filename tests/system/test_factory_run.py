@@ -92,3 +92,16 @@ def test_started_with_nohup_it_goes_on_without_its_terminal(manager: windlass.Ma
         assert not is_draining(manager)
         running.send_signal(signal.SIGTERM)
         assert running.wait(30) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_who_is_ended_while_it_waits_for_its_manager_says_so_and_has_done_nothing_wrong(number: int, tmp_path: Path) -> None:
+    """A service that is stopped before its manager was there is no failure."""
+    words = [sys.executable, "-m", "windlass", "factory", "run", "nobody", "local", "--state-dir", str(tmp_path)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as waits:
+        assert waits.stderr is not None
+        assert "waiting" in waits.stderr.readline()
+        waits.send_signal(number)
+        _, told = waits.communicate(timeout=30)
+        assert waits.returncode == 0
+        assert told == "windlass factory: interrupted while it waited for its manager; nothing had begun\n"
