@@ -285,6 +285,7 @@ class Manager(Door):
     def cancel_earlier(self) -> int:
         """End calls of an earlier life of this program that still run, and that this life has not submitted; how many there are by now.
 
+        That is, as far as workers have told of them: just after the start, when these have yet to come back, it may be 0.
         For a program with a ``journal=``, when it has submitted what it wants: as after a change of the function, when nobody will ask for
         them any more. It holds also for those of which workers that come back will tell.
         """
