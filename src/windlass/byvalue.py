@@ -5,7 +5,8 @@ Theory of operation
 In the program (``homes``) two things differ from plain cloudpickle.  Functions and classes of modules that other processes cannot
 import (`windlass.homes.BY_VALUE`) go by value although their module is imported here; and what the stream names is noted: local
 modules, so that their snapshot can go along, all modules, and the functions that went by value, so that their imports can be hoisted.
-What `functools.lru_cache` makes would go by name always, and a `functools.cached_property` has a lock: both are made anew.
+What `functools.lru_cache` makes would go by name always, a `functools.cached_property` has a lock, and what `functools.singledispatch`
+makes has weak references: they are made anew.
 The generators of random numbers that modules share go by name: ``from random import random`` makes one a part of each function that uses
 it, and with its state all slots would draw the same numbers.
 
@@ -27,21 +28,24 @@ import importlib
 import sys
 from collections import ChainMap
 from collections.abc import Callable
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, singledispatch, update_wrapper
 from io import BytesIO
 from pickle import PickleBuffer
 from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NoReturn, cast
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from windlass import pickling
+from windlass.errors import InternalError
 from windlass.homes import BY_VALUE, LOCAL, home_of
 
 _cloudpickle: Any = importlib.import_module("cloudpickle.cloudpickle")
 #: Where a code object's arguments have the name of its file, from Python 3.11 on; and those of what makes a class its namespace.
 _FILE_NAME: Final = 10
 _NAMESPACE: Final = 3
+#: The code of all that `functools.singledispatch` makes.
+_DISPATCHES: Final[CodeType] = cast("Any", singledispatch(lambda _: None)).__code__
 #: At the end of a tracker id: its program has the class under its name.
 NAMED: Final = ":named"
 
@@ -94,6 +98,8 @@ class ByValue(_Pickler):
         if kind is cached_property:
             # Before Python 3.12 it has a lock.
             return _make_cached_property, (_wrapped(obj), vars(obj)["attrname"])
+        if kind is FunctionType and getattr(obj, "__code__", None) is _DISPATCHES and not self._goes_by_name(obj):
+            return _reduce_dispatching(obj)
         is_class = kind is type or issubclass(kind, type)
         reduced: Any
         if not self._homes:
@@ -154,6 +160,30 @@ def _cache_parameters(obj: Any) -> dict[str, Any]:
 def _make_cached(function: Any, parameters: dict[str, Any]) -> Any:
     """What `functools.lru_cache` made of the function, with an empty cache."""
     return lru_cache(**parameters)(function)
+
+
+def _reduce_dispatching(obj: Any) -> Any:
+    """What it dispatches to comes after it, as one of these may call it."""
+    registry = dict(obj.registry)
+    return _make_dispatching, (obj.__name__,), (registry.pop(object), registry), None, None, _fill_dispatching
+
+
+def _make_dispatching(name: str) -> Any:
+    """What `functools.singledispatch` makes of a function of this name, of which nothing is there yet."""
+
+    def nothing(*_: object) -> NoReturn:
+        raise InternalError(f"{name}, of functools.singledispatch, was called before it was read whole")
+
+    nothing.__name__ = name
+    return singledispatch(nothing)
+
+
+def _fill_dispatching(made: Any, state: tuple[Any, dict[Any, Any]]) -> None:
+    default, registry = state
+    made.register(object, default)
+    for kind, function in registry.items():
+        made.register(kind, function)
+    update_wrapper(made, default)
 
 
 def _make_cached_property(function: Any, name: str | None) -> Any:

@@ -70,6 +70,16 @@ def cached(a: int) -> int:
     return a * 3
 
 
+@functools.singledispatch
+def dispatching(a: object) -> str:
+    return f"other {a!r}"
+
+
+@dispatching.register
+def _(a: int) -> str:
+    return f"number {a}"
+
+
 class Machine:
     """Methods of all kinds."""
 
@@ -133,6 +143,7 @@ CALLABLES: dict[str, tuple[Any, Any]] = {
     "cached": (cached, 15),
     "cached helper": (by_cached_helper, 30),
     "cached property": (Lazy().times, 35),
+    "dispatching": (dispatching, "number 5"),
     "bound method": (Machine(1).run, 11),
     "method that calls super": (Faster(1).run, 110),
     "class method": (Machine.by_class, 10),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, singledispatch, singledispatchmethod
 from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
@@ -251,6 +251,49 @@ async def test_instances_of_any_class_go_and_come(bench: Any, kind: Any) -> None
     assert made == kind(-2)
     assert has_dict == hasattr(value, "__dict__")
     assert alias == getattr(kind(-2), "y", None)
+
+
+@pytest.mark.asyncio
+async def test_functions_that_dispatch_by_type_go_and_come(bench: Any) -> None:
+    """With what they dispatch to, also where that calls them; as methods too. What is registered later is there for later calls."""
+
+    @singledispatch
+    def show(value: Any) -> Any:
+        """Shown."""
+        return "other"
+
+    @show.register(list)
+    def _(value: list[Any]) -> Any:
+        return [show(one) for one in value]
+
+    @show.register(Slim)
+    def _(value: Slim) -> Any:
+        return "slim"
+
+    class Shows:
+        @singledispatchmethod
+        def go(self, value: Any) -> Any:
+            return "any"
+
+        @go.register
+        def _(self, value: int) -> Any:
+            return value + 1
+
+    def use(value: Any) -> Any:
+        return show(value), Shows().go(value), Shows().go(1)
+
+    def give() -> Any:
+        return show
+
+    await bench.serving(bench.spec())
+    assert await run(bench, show, [1, Slim(1)]) == ["other", "slim"]
+    assert await run(bench, use, [1]) == (["other"], "any", 2)
+    back = await run(bench, give)
+    assert (back([Slim(1)]), back.__name__, back.__doc__) == (["slim"], "show", "Shown.")
+    with pytest.raises(TypeError, match="show requires at least 1 positional argument"):
+        back()
+    show.register(int, hex)
+    assert await run(bench, show, [1]) == ["0x1"]
 
 
 @pytest.mark.asyncio
