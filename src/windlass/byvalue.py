@@ -26,11 +26,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from abc import ABCMeta
 from collections import ChainMap
 from collections.abc import Callable
 from functools import cached_property, lru_cache, singledispatch, update_wrapper
 from io import BytesIO
-from pickle import PickleBuffer
+from pickle import PickleBuffer, PicklingError
 from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, ClassVar, Final, NoReturn, cast
 from uuid import uuid4
@@ -206,8 +207,14 @@ def _amend(kind: Any, reduced: Any) -> None:
     """Mend what cloudpickle makes of a class.
 
     It is to have its whole name, as Enums have, and its slots, without which instances have a state that those of the program's class
-    cannot take; and not what pickle notes there with the first instance, or it would be another class from then on.
+    cannot take; and not what pickle notes there with the first instance, or it would be another class from then on. Raises `PicklingError`
+    for one that nobody can make without the keywords of its class statement, which Python does not keep.
     """
+    if missing := _keywords_needed(kind):
+        raise PicklingError(
+            f"the class {kind.__qualname__} was made with keywords ({', '.join(missing)}) that do not travel: give the parameters of that"
+            " __init_subclass__ defaults (what it has set in the class travels), or put the class into a module beside the script"
+        )
     (make, arguments, (attributes, _)), has = reduced[:3], space(kind)
     attributes.pop("__slotnames__", None)
     if make is not _cloudpickle._make_skeleton_class:
@@ -220,6 +227,19 @@ def _amend(kind: Any, reduced: Any) -> None:
             if name in has and not isinstance(has[name], MemberDescriptorType):
                 attributes[name] = has[name]  # what was put in its place
         arguments[_NAMESPACE]["__slots__"] = (*names, *(name for name in ("__dict__", "__weakref__") if name in has))
+
+
+def _keywords_needed(kind: Any) -> list[str]:
+    """Parameters without defaults of the ``__init_subclass__`` that makes such a class, unless its metaclass gives them."""
+    if type(kind).__new__ not in (type.__new__, ABCMeta.__new__):
+        return []
+    function: Any = getattr(super(kind, kind).__init_subclass__, "__func__", None)
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType):
+        return []
+    names, count = code.co_varnames, code.co_argcount
+    needed = names[1 : count - len(function.__defaults__ or ())]
+    return [*needed, *(name for name in names[count : count + code.co_kwonlyargcount] if name not in (function.__kwdefaults__ or {}))]
 
 
 def slots(kind: type) -> list[str]:

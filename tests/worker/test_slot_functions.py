@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABCMeta
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, singledispatch, singledispatchmethod
 from typing import Any, ClassVar, Generic, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import msgspec
 import pytest
 
+from windlass.errors import NotPicklable
 from windlass.functions import look_at
 from windlass.messages import FunctionDef, FunctionId
 from windlass.worker.slot_functions import GROWTH
@@ -294,6 +296,50 @@ async def test_functions_that_dispatch_by_type_go_and_come(bench: Any) -> None:
         back()
     show.register(int, hex)
     assert await run(bench, show, [1]) == ["0x1"]
+
+
+class Tagged(metaclass=ABCMeta):  # noqa: B024
+    def __init_subclass__(cls, tag: str, *, level: int, **more: Any) -> None:
+        cls.tag, cls.level = tag, level  # type: ignore[attr-defined]
+
+
+class ByMeta(type):
+    def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> Any:
+        return super().__new__(cls, name, bases, namespace, **({"tag": name} if bases not in ((), (object,)) else {}))
+
+
+def test_a_class_that_cannot_be_made_without_its_keywords_is_refused_at_once() -> None:
+    """Python does not keep them, so no other process can make it; the text says what can be done."""
+
+    class Bee(Tagged, tag="bee", level=1):
+        pass
+
+    told = r"class .*Bee was made with keywords \(tag, level\) that do not travel: .*defaults.*, or put the class into a module"
+    with pytest.raises(NotPicklable, match=told):
+        look_at(lambda: Bee().tag)  # type: ignore[attr-defined]
+
+
+@pytest.mark.asyncio
+async def test_a_class_whose_keywords_have_defaults_or_come_from_its_metaclass_travels(bench: Any) -> None:
+    class Defaulted:
+        def __init_subclass__(cls, tag: str = "none") -> None:
+            cls.tag = tag  # type: ignore[attr-defined]
+
+    class Bee(Defaulted, tag="bee"):
+        pass
+
+    class Made(metaclass=ByMeta):
+        def __init_subclass__(cls, tag: str) -> None:
+            cls.tag = tag  # type: ignore[attr-defined]
+
+    class Fly(Made):
+        pass
+
+    def tags() -> Any:
+        return Bee.tag, Fly.tag  # type: ignore[attr-defined]
+
+    await bench.serving(bench.spec())
+    assert await run(bench, tags) == ("bee", "Fly")
 
 
 @pytest.mark.asyncio
