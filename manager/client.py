@@ -372,6 +372,7 @@ class Client:
         if self.memory is not None:
             self.memory.journal.leave_to_program()
         self.closed, self._forked, self._parents, self.memory = reason, True, self.memory, None
+        self.on_read = lambda _call, _tag: None
         self._bell.renew()
         self._arguments.leave_to_program()
         self.feeder.leave_to_program()
@@ -437,6 +438,7 @@ class Client:
                 self.traces.ended(done)
             if future is None:
                 self._discard(spans)
+                self.on_read(call, done.tag)
                 continue
             if spans:
                 feeder.hold(spans)  # until we have looked who needs them

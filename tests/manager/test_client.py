@@ -146,6 +146,26 @@ def test_a_call_that_was_collected_while_it_ended_is_not_handed_out_again(bench:
     assert bench.client.wait(0) is None
 
 
+def test_it_is_told_of_each_end_that_is_read_or_that_nobody_wants_but_not_by_a_forked_copy(bench: Bench) -> None:
+    """A manager keeps the rest for others. A fork would write into what is the program's."""
+    told: list[tuple[int, str | None]] = []
+    bench.client.on_read = lambda call, tag: told.append((call, tag))
+    read, cancelled, unread, later = (bench.client.submit(TARGET, (), {}, tag="t") for _ in range(4))
+    cancelled.cancel()
+    for future in (read, cancelled, unread):
+        bench.end(future)
+    assert told == [(cancelled.call_id, "")]
+    assert read.result() is None
+    assert told[1:] == [(read.call_id, "t")]
+    bench.client.deliver([CallDone(CallEnd(CallId(99), 1, RETURNED), tag="u")])  # it was withdrawn here
+    assert told[2:] == [(99, "u")]
+    bench.client.leave_to_program("a fork")
+    assert unread.result() is None
+    with pytest.raises(Closed):
+        later.result()
+    assert len(told) == 3
+
+
 def test_a_call_that_could_not_be_handed_over_was_never_submitted(bench: Bench) -> None:
     """The manager's loop may end between the look whether it is open and the handing over: then nothing stays that would never end, and the
     arguments' room is given back."""
