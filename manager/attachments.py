@@ -167,9 +167,9 @@ class Attachments:
                     link.send(self._means.last)
             case FindCalls(tag):
                 self.give_up_dead(now)
-                found, done = programs.find(program, tag, self._told)
+                found, ended = programs.find(program, tag, self._told)
                 found[-1] = replace(found[-1], awaited=self._awaited(tag, now))
-                link.send(*found, *done)
+                link.send(*found, *ended)
             case EndManager(reason):
                 if self.detached:
                     self._end(reason)

@@ -29,7 +29,7 @@ import sys
 from abc import ABCMeta
 from collections import ChainMap
 from collections.abc import Callable
-from functools import cached_property, lru_cache, singledispatch, update_wrapper
+from functools import cached_property, lru_cache, singledispatch, singledispatchmethod, update_wrapper
 from io import BytesIO
 from pickle import PickleBuffer, PicklingError
 from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
@@ -46,7 +46,7 @@ _cloudpickle: Any = importlib.import_module("cloudpickle.cloudpickle")
 _FILE_NAME: Final = 10
 _NAMESPACE: Final = 3
 #: The code of all that `functools.singledispatch` makes.
-_DISPATCHES: Final[CodeType] = cast("Any", singledispatch(lambda _: None)).__code__
+_DISPATCHES: Final[CodeType] = cast("Any", singledispatch(repr)).__code__
 #: At the end of a tracker id: its program has the class under its name.
 NAMED: Final = ":named"
 
@@ -101,6 +101,9 @@ class ByValue(_Pickler):
             return _make_cached_property, (_wrapped(obj), vars(obj)["attrname"])
         if kind is FunctionType and getattr(obj, "__code__", None) is _DISPATCHES and not self._goes_by_name(obj):
             return _reduce_dispatching(obj)
+        if kind is singledispatchmethod:
+            # From Python 3.13 on it has weak references too, to a cache.
+            return singledispatchmethod, (repr,), {name: vars(obj)[name] for name in ("dispatcher", "func")}
         is_class = kind is type or issubclass(kind, type)
         reduced: Any
         if not self._homes:
@@ -233,7 +236,9 @@ def _keywords_needed(kind: Any) -> list[str]:
     """Parameters without defaults of the ``__init_subclass__`` that makes such a class, unless its metaclass gives them."""
     if type(kind).__new__ not in (type.__new__, ABCMeta.__new__):
         return []
-    function: Any = getattr(super(kind, kind).__init_subclass__, "__func__", None)
+    makes: Any = super(kind, kind)
+    method: Any = makes.__init_subclass__
+    function: Any = getattr(method, "__func__", None)
     code = getattr(function, "__code__", None)
     if not isinstance(code, CodeType):
         return []

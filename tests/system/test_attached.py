@@ -133,7 +133,12 @@ def test_a_program_that_was_killed_on_the_managers_host_has_left_at_once(leaves_
         with attach("home") as finder:
             if keep:
                 found: list[Any] = []
-                until("it is found", lambda: found.extend(finder.find("t")) or found)
+
+                def look() -> list[Any]:
+                    found.extend(finder.find("t"))
+                    return found
+
+                until("it is found", look)
                 assert found[0].cancel()
             else:
                 until("they are cancelled", lambda: manager.status()["calls"]["cancelled"] == 2)
