@@ -236,9 +236,7 @@ def _keywords_needed(kind: Any) -> list[str]:
     """Parameters without defaults of the ``__init_subclass__`` that makes such a class, unless its metaclass gives them."""
     if type(kind).__new__ not in (type.__new__, ABCMeta.__new__):
         return []
-    makes: Any = super(kind, kind)
-    method: Any = makes.__init_subclass__
-    function: Any = getattr(method, "__func__", None)
+    function: Any = getattr(cast("Any", super(kind, kind)).__init_subclass__, "__func__", None)
     code = getattr(function, "__code__", None)
     if not isinstance(code, CodeType):
         return []
