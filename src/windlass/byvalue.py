@@ -33,7 +33,7 @@ from functools import cached_property, lru_cache, singledispatch, singledispatch
 from io import BytesIO
 from pickle import PickleBuffer, PicklingError
 from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
-from typing import Any, ClassVar, Final, NoReturn, cast
+from typing import Any, ClassVar, Final, NoReturn, TypeVar, cast
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
@@ -115,6 +115,8 @@ class ByValue(_Pickler):
         if not isinstance(module_name, str) or module_name not in sys.modules:
             module_name = ""
         home = home_of(module_name)
+        if kind is TypeVar and home == BY_VALUE:
+            return _cloudpickle._make_typevar, _cloudpickle._decompose_typevar(obj)
         if is_class and home == BY_VALUE:
             _number(obj)
         if not (is_class or kind is FunctionType or kind is ModuleType):

@@ -255,6 +255,15 @@ async def test_instances_of_any_class_go_and_come(bench: Any, kind: Any) -> None
     assert alias == getattr(kind(-2), "y", None)
 
 
+def test_what_a_class_is_generic_in_comes_along_from_where_it_cannot_be_imported() -> None:
+    """A TypeVar is looked for in its module else, which is not on every node."""
+
+    def uses() -> Any:
+        return Open[int](1), T
+
+    assert b"subimport" not in look_at(uses).blob
+
+
 @pytest.mark.asyncio
 async def test_functions_that_dispatch_by_type_go_and_come(bench: Any) -> None:
     """With what they dispatch to, also where that calls them; as methods too. What is registered later is there for later calls."""
