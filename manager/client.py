@@ -400,14 +400,10 @@ class Client:
     # ------------------------------------------------------------ from the manager, on its thread
 
     def deliver(self, ends: Sequence[CallDone]) -> None:
-        """Finish the futures of calls that have ended, and those of calls that end because of that."""
-        self.note(ends)
-        self.deliver_noted(ends)
-
-    def note(self, ends: Sequence[CallDone]) -> None:
-        """Calls have ended: what they returned is to be remembered."""
+        """Finish the futures of calls that have ended, and those of calls that end because of that; what they returned is remembered first."""
         if self.memory is not None:
             self.memory.note(ends, self._futures)
+        self.deliver_noted(ends)
 
     def deliver_noted(self, ends: Sequence[CallDone]) -> None:
         """As `deliver`, for ends that are noted, or not to be."""
