@@ -400,7 +400,7 @@ class Client:
     # ------------------------------------------------------------ from the manager, on its thread
 
     def deliver(self, ends: Sequence[CallDone]) -> None:
-        """Finish the futures of calls that have ended, and those of calls that end because of that; what they returned is remembered first."""
+        """Finish the futures of calls that have ended, and of those that end because of that; what they returned is remembered first."""
         if self.memory is not None:
             self.memory.note(ends, self._futures)
         self.deliver_noted(ends)
