@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from windlass import descriptors
+from windlass.memory_files import memory_file
 
 #: Bytes of stdout and of stderr that are kept: a line per pilot, for a hundred thousand pilots.
 OUTPUT_LIMIT: Final = 32 << 20
@@ -72,9 +73,10 @@ def run_command(
     """
     started = descriptors.unraised(command) if unraised else command
     # A pipe would have to be fed beside the reading, and a folder for temporary files may go with the login that it was made for.
-    with open(os.memfd_create("windlass-stdin", os.MFD_CLOEXEC), "w+b") as stdin:
-        stdin.write(text.encode())
-        stdin.seek(0)
+    with open(memory_file("windlass-stdin") if text else os.devnull, "r+b") as stdin:
+        if text:
+            stdin.write(text.encode())
+            stdin.seek(0)
         process = subprocess.Popen(
             started,
             stdin=stdin,

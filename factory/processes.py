@@ -4,7 +4,8 @@ Theory of operation
 -------------------
 Each process is the leader of a session of its own, so that signals of the terminal do not reach it and its group can be ended whole.
 One thread, the *reaper*, waits on the pidfds of all of them: it learns an end at once, sees to walltimes, and turns the grace after a
-SIGTERM into a SIGKILL.  What is left of the group and the session of an ended leader is given `STRAGGLE` seconds to end by itself
+SIGTERM into a SIGKILL.  Where there are no pidfds (kernels before 5.3, Pythons that were built for such, as conda's are) it looks every
+`LOOK`.  What is left of the group and the session of an ended leader is given `STRAGGLE` seconds to end by itself
 (a worker's guardian cleans up there), then killed: what serves a pilot's image has a group of its own, and is not told when Apptainer
 is killed while it puts things in order.  The number of a session cannot be taken by another process while a member lives.
 
@@ -14,6 +15,7 @@ Output goes to one file per process, opened for appending, so that `trim_log` ca
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -33,6 +35,8 @@ log = logging.getLogger("windlass.factory")
 
 STRAGGLE: Final = 2.0
 STRAGGLE_STEP: Final = 0.05
+#: Seconds between looks at a process that has no pidfd.
+LOOK: Final = 0.05
 #: How long `Processes.close` waits for what was killed: one that hangs in the kernel is not there to be killed.
 GIVE_UP: Final = STRAGGLE + 10.0
 #: A log is cut when it is larger than this, to so much of its end. Bytes.
@@ -58,6 +62,7 @@ class Process:
 
     key: str
     popen: subprocess.Popen[bytes]
+    #: -1: there are none here.
     pidfd: int
     log: Path
     grace: float
@@ -101,7 +106,7 @@ class Processes:
             os.close(descriptor)
         term_at = time.monotonic() + walltime if walltime else None
         try:
-            pidfd = os.pidfd_open(popen.pid)
+            pidfd = _pidfd(popen.pid)
         except OSError:  # nobody would look after it
             popen.kill()
             popen.wait()
@@ -109,7 +114,8 @@ class Processes:
         process = Process(key, popen, pidfd, log, grace, term_at)
         with self._lock:
             self._processes[key] = process
-            self._poll.register(process.pidfd, select.POLLIN)
+            if pidfd >= 0:
+                self._poll.register(pidfd, select.POLLIN)
         self._bell_rings()
         return popen.pid
 
@@ -133,7 +139,10 @@ class Processes:
     @staticmethod
     def _signal(process: Process, number: signal.Signals) -> None:
         try:
-            signal.pidfd_send_signal(process.pidfd, number)
+            if process.pidfd >= 0:
+                signal.pidfd_send_signal(process.pidfd, number)
+            else:
+                process.popen.send_signal(number)
         except ProcessLookupError:
             pass  # it ended this moment; the reaper is about to see it
 
@@ -212,6 +221,8 @@ class Processes:
                 times.append(now + STRAGGLE_STEP)
             else:
                 times += [at for at in (process.term_at, process.kill_at) if at is not None]
+                if process.pidfd < 0:
+                    times.append(now + LOOK)
         return max(0.0, min(times) - now) * 1000 + 1 if times else None
 
     def _look(self, now: float) -> bool:
@@ -220,8 +231,9 @@ class Processes:
             if process.status is None:
                 process.status = process.popen.poll()
                 if process.status is not None:
-                    self._poll.unregister(process.pidfd)
-                    os.close(process.pidfd)
+                    if process.pidfd >= 0:
+                        self._poll.unregister(process.pidfd)
+                        os.close(process.pidfd)
                     process.straggles_until = now + STRAGGLE
                     self._ended[key] = process
                     ended = True
@@ -248,6 +260,18 @@ class Processes:
                     os.kill(pid, signal.SIGKILL)
             return False
         return bool(left)
+
+
+def _pidfd(pid: int) -> int:
+    """A descriptor that tells of this process's end and takes signals for it; -1 where there is no such thing. Raises `OSError`."""
+    if not (hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal")):
+        return -1
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EPERM):  # an old kernel, or a container that lets nobody
+            return -1
+        raise
 
 
 def left_of(leader: int) -> list[int]:

@@ -13,12 +13,13 @@ from typing import Final
 import msgspec
 
 from windlass import __version__, descriptors, loops
+from windlass.memory_files import memory_file
 from windlass.messages import HoistedImport, InstanceId, LibrarySpec
 from windlass.ownership import make_ours
 from windlass.worker.callqueue import CallQueue
 from windlass.worker.environment import enter
 from windlass.worker.guardian import remove_tree
-from windlass.worker.slotlink import Rows, Setup, bounded, memory_file
+from windlass.worker.slotlink import Rows, Setup, bounded
 
 #: What numerical libraries read, before they start threads.
 _THREAD_VARIABLES: Final = (

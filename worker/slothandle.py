@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
+from windlass.memory_files import memory_file
 from windlass.messages import BAD_CALL, CallEnd, CallId, EndDetail, HeldCall
-from windlass.worker.slotlink import RESULT_BYTES, Prepared, Step, Unable, memory_file, socket_pair
+from windlass.worker.slotlink import RESULT_BYTES, Prepared, Step, Unable, socket_pair
 
 if TYPE_CHECKING:
     from windlass.worker.zygotehandle import ZygoteHandle

@@ -294,18 +294,6 @@ class Rows:
         self._map.close()
 
 
-def memory_file(name: str, size: int = 0, *, append: bool = False) -> int:
-    """A descriptor of an anonymous file in memory, not inherited by programs that are executed."""
-    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
-    if size:
-        os.ftruncate(descriptor, size)
-    if append:
-        import fcntl
-
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
-    return descriptor
-
-
 def socket_pair(kind: socket.SocketKind, size: int) -> tuple[socket.socket, socket.socket]:
     """Two connected Unix sockets; the first one's sends, and the second one's, have `size` bytes of buffer if the kernel allows."""
     one, other = socket.socketpair(socket.AF_UNIX, kind)

@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import msgspec
 
+from windlass.memory_files import memory_file
 from windlass.worker import capture
 from windlass.worker.ground import Ground, quoted
 from windlass.worker.slothandle import Watch, reaped
-from windlass.worker.slotlink import RESULT_BYTES, ForkSlot, FromZygote, memory_file, socket_pair
+from windlass.worker.slotlink import RESULT_BYTES, ForkSlot, FromZygote, socket_pair
 from windlass.worker.slotproc import all_gone, kill_tree
 
 _PACKET_BYTES = 256 << 10

@@ -43,8 +43,10 @@ class Local:
         return self.backend.submit(request, count)
 
 
-@pytest.fixture
-def local(tmp_path: Path) -> Iterator[Local]:
+@pytest.fixture(params=["", "no pidfds"], ids=["pidfds", "none"])
+def local(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Local]:
+    if request.param:  # an older kernel, or a Python that was built for one
+        monkeypatch.setattr(processes, "_pidfd", lambda pid: -1)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
     local = Local(tmp_path / "pilots")
     yield local
     local.backend.close()
@@ -149,6 +151,7 @@ def test_no_pilot_is_started_on_a_machine_that_programs_have_blocked(local: Loca
     local.ended()
 
 
+@pytest.mark.parametrize("local", [""], indirect=True)
 def test_a_process_that_cannot_be_watched_does_not_stay(
     local: Local, make_request: MakeRequest, gone: Gone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +168,21 @@ def test_a_process_that_cannot_be_watched_does_not_stay(
             local.submit(make_request("import time; time.sleep(60)"))
     gone(pids[0])
     assert local.backend.query() == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
+def test_where_there_are_no_pidfds_it_is_looked_after_all_the_same(
+    tmp_path: Path, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def none_here(pid: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.pidfd_open", none_here)
+    local = Local(tmp_path / "pilots")
+    local.submit(make_request("import sys; sys.exit(3)"))
+    [state] = local.ended()
+    assert state.exit_status == 3
+    local.backend.close()
 
 
 def test_setup_lines_run_first_in_the_shell_of_the_worker(local: Local, make_request: MakeRequest, tmp_path: Path) -> None:

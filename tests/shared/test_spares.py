@@ -158,7 +158,11 @@ def test_a_folder_on_no_tmpfs_has_no_spares(monkeypatch: pytest.MonkeyPatch) -> 
 def test_where_leases_say_nothing_there_are_no_spares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, granted: bool) -> None:
     """Kernels before 5.3 grant none on tmpfs; one that grants all of them would be worse."""
     monkeypatch.setattr(spares, "_trusted", {})
-    monkeypatch.setattr(spares, "_alone", lambda descriptor: granted)
+
+    def answer(descriptor: int) -> bool:
+        return granted
+
+    monkeypatch.setattr(spares, "_alone", answer)
     path = tmp_path / "object"
     path.write_bytes(content("a"))
     spares.keep(os.fspath(tmp_path), os.fspath(path), SIZE)

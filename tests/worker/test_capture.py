@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from windlass.memory_files import memory_file
 from windlass.worker import capture
-from windlass.worker.slotlink import memory_file
 
 
 @pytest.fixture
