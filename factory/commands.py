@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -29,8 +30,8 @@ from windlass.memory_files import memory_file
 #: Bytes of stdout and of stderr that are kept: a line per pilot, for a hundred thousand pilots.
 OUTPUT_LIMIT: Final = 32 << 20
 _CHUNK: Final = 1 << 16
-#: A shell's exit status where a command is there, and cannot be started: its file server is away, memory is short.
-CANNOT_EXECUTE: Final = 126
+#: A shell's exit statuses where a command is there, and cannot be started (its file server is away, memory is short), and where it is not.
+NOT_EXECUTED: Final = {126: errno.EIO, 127: errno.ENOENT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,9 @@ def run_command(
     with process:
         try:
             ran = _watch(process, timeout, stop_at.encode(), limit)
-            if started is not command and ran.status == CANNOT_EXECUTE:
-                raise OSError(errno.EIO, ran.stderr.strip())
+            if started is not command and ran.status in NOT_EXECUTED and re.match(r"sh: .*\bexec\b", ran.stderr):
+                refused = errno.EACCES if "denied" in ran.stderr else NOT_EXECUTED[ran.status]
+                raise OSError(refused, os.strerror(refused), command[0])
             return ran
         finally:
             if process.returncode is None:

@@ -328,6 +328,8 @@ class FactoryCore:
             if not pilot.asked:
                 self.history.was_held(pilot.held, _of(pilot.word, pilot.node), pilot.made_at, now, lasted=pilot.lasted(now))
             return
+        if pilot.found:  # an earlier life knows whether it had served
+            return
         # What was started before and is held now, was not held for what it asks: several at once are one misfortune of the site's.
         if not pilot.restart or pilot.reason not in once:
             self.history.died_at_start(pilot.node, pilot.charge, pilot.made_at, now)

@@ -131,7 +131,7 @@ class Kept:
     deaths: int = 0
     troubles: int = 0
     takes: int = 0
-    held: str = ""
+    held: set[str] = field(default_factory=set[str])
 
     def __post_init__(self) -> None:
         self.asked = self.core.pool
@@ -390,8 +390,9 @@ class Keeper:
             log.warning(
                 "%s: pilots are cancelled or held, and not by the factory: %s; others follow, ever more seldom", kept.name, history.taken
             )
-        if (held := re.sub(r"\d+", "", history.held)) != kept.held:  # how much memory it was is another number each time
-            kept.held = held
+        # How much memory it was, and on which node, is another each time.
+        if history.held and (held := re.sub(r"[\w.-]+@\S+|\d+", "", history.held)) not in kept.held:
+            kept.held.add(held)
             log.warning("%s: a pilot that served is %s; such are removed, and replaced", kept.name, history.held)
         kept.said, kept.deaths, kept.troubles = history.paused, history.start_failures, history.troubles.count
         kept.takes = history.takes.count

@@ -274,7 +274,7 @@ def _why_no_pool(spec: LibrarySpec, options: CallOptions, offers: Sequence[PoolO
         asks += f", which are more than the {SLOTS_MOST} slots that a library has on a worker: create it with larger ones"
     gives = "; ".join(map(_gives, offers))
     if (needs.memory or spec.per_slot.memory) and any(offer.found for offer in offers):
-        gives += "; where there are nodes with more, give the pool memory="
+        gives += "; if more is given to who asks for it, give the pool memory="
     return f"it needs {asks}; {gives}"
 
 

@@ -87,7 +87,7 @@ def allow_many() -> int:
 
 def unraised(command: Sequence[str]) -> Sequence[str]:
     """A command that runs this one with the soft limit that this process had at first: what was raised for us is not to be handed on."""
-    return ("/bin/sh", "-c", 'ulimit -Sn "$0" && exec "$@"', str(_before), *command) if _before else command
+    return ("/bin/sh", "-c", 'ulimit -Sn "$1" && shift && exec "$@"', "sh", str(_before), *command) if _before else command
 
 
 def opened(open_one: Callable[[], int]) -> int:

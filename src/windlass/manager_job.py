@@ -38,6 +38,8 @@ LOOK_SECONDS: Final = 0.25
 ASK_SECONDS: Final = 6.0
 #: A job that runs for so many seconds should have written its connection file, and answer.
 SETTLED_SECONDS: Final = 20.0
+#: Seconds before its walltime is over at which it is warned, and closes, at most.
+GRACE: Final = 30.0
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -93,7 +95,9 @@ def submit_manager(
     python = python_of(config)
     command = (python, "-P", "-m", "windlass.cli", "manager", "start", name, "--foreground", "--listen", _listen(config), *arguments)
     ticket = f"manager-{name}-{secrets.token_hex(2)}"
-    request = _with_all_of_it(replace(request_of(config, folder / "pilot.json"), ticket=ticket, command=command), folder)
+    request = request_of(config, folder / "pilot.json")
+    # A pool's grace is for calls; the manager would close so long before its walltime.
+    request = _with_all_of_it(replace(request, ticket=ticket, command=command, grace=min(request.grace, GRACE)), folder)
     made.open(_tag(name), folder / "job", lambda: None)
     try:
         earlier = read_job(folder)

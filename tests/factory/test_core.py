@@ -585,6 +585,24 @@ def test_a_pilot_that_is_held_after_it_has_served_for_long_is_replaced_at_once_a
     assert sim.core.history.failure == f"pilot {job} on n1: held: job exceeded its allowed duration (hold code 46)"
 
 
+def test_held_pilots_that_an_earlier_life_has_left_are_nothing_against_the_pool(make_pool: MakePool) -> None:
+    """They may have served all night; four on four nodes had paused the pool at once, and ended its calls."""
+    pool = make_pool(max_pilots=4)
+    before = simulation(pool)
+    before.calls = 16
+    before.run(LASTED + 120.0)
+    assert before.cluster.alive == 4
+    for job in list(before.cluster.jobs):
+        before.cluster.hold(job, "memory usage exceeded request_memory (hold code 102)")
+    sim = Simulation(simulation(pool).core, before.cluster)
+    sim.now = before.now
+    sim.calls = 16
+    sim.run(120)
+    assert len(sim.cancelled) == 4
+    assert (sim.core.history.start_failures, sim.core.history.paused) == (0, "")
+    assert sim.submissions == [4]
+
+
 def test_a_pilot_that_never_says_hello_is_ended_and_counted(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
     sim = simulation(make_pool(max_pilots=1, hello_timeout=120.0))
     sim.calls = 4

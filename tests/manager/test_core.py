@@ -415,7 +415,7 @@ def test_what_pilots_have_turned_out_to_have_ends_what_can_never_run(bench: Benc
     bench.offer(cores=2, memory=16 * 10**9, found=True)
     assert [bench.outcome(call) for call in (asks, plain)] == [NOT_POSSIBLE] * 2
     text = "pool 'pool' gives 2 cores, 16 GB of memory per pilot, which is the memory that its pilots have turned out to have"
-    advice = "where there are nodes with more, give the pool memory="
+    advice = "if more is given to who asks for it, give the pool memory="
     assert bench.text(asks) == f"no pool can ever run this call of library 'lib': it needs 64 GB of memory; {text}; {advice}"
     bench.core.worker_lost(WorkerId("w1"), "idle", bench.now)
     late = [*bench.submit(large), *bench.submit(library, options=CallOptions(needs=Resources(0.0, 64 * 10**9)))]
