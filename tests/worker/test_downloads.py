@@ -224,7 +224,7 @@ def test_a_server_that_hangs_is_given_up(authority: Authority, tmp_path: Path, w
 
     async def work() -> None:
         async with side(authority, tmp_path, silence=1.5) as one:
-            with pytest.raises(SourceFailed, match=rf"{web.url}/file: nothing came for 1.5 s; {4 if said else 0} "):
+            with pytest.raises(SourceFailed, match=rf"{web.url}/file: nothing came for 1.5 s{'; 4 bytes are here' if said else ''}\n"):
                 await one.fetch(web.serve("/file", hang))
 
     asyncio.run(work())
@@ -297,7 +297,7 @@ def test_a_download_that_is_always_cut_has_failed(authority: Authority, tmp_path
 
     async def work() -> None:
         async with side(authority, tmp_path) as one:
-            with pytest.raises(SourceFailed, match=r"the response ended after 100 of 1,000,000 bytes; 100 of .*, in \d+ attempts"):
+            with pytest.raises(SourceFailed, match=r"the response ended after 100 of 1,000,000 bytes; 100 of 1,000,000 bytes are here\n"):
                 await one.fetch(web.serve("/file", lambda request: request.answer(200, CONTENT, 100)))
             with pytest.raises(SourceFailed, match="the response was cut off"):
                 await one.fetch(web.serve("/file", chunk_cut))
@@ -379,7 +379,7 @@ def test_a_name_and_password_in_a_url_are_shown_to_its_server_only(authority: Au
 def test_where_no_server_is_is_said(authority: Authority, tmp_path: Path) -> None:
     async def work() -> None:
         async with side(authority, tmp_path) as one:
-            text = "http://localhost:[0-9]+/file: Connection refused; 0 bytes .*, in 2 attempts"
+            text = "http://localhost:[0-9]+/file: Connection refused\n"
             with silent() as port, pytest.raises(SourceFailed, match=text):
                 await one.fetch(FileSource("", url=f"http://localhost:{port}/file"))
             with pytest.raises(SourceGone, match=r"ftp://host/file is no URL of http, https or file"):
@@ -536,7 +536,7 @@ def test_a_file_system_that_hangs_is_given_up(authority: Authority, tmp_path: Pa
     async def work() -> None:
         async with side(authority, tmp_path, hang=0.2) as one:
             arrival = one.arrival()
-            with pytest.raises(SourceFailed, match=rf"{path}: its file system gave no answer for 0.2 s; 0 "):
+            with pytest.raises(SourceFailed, match=rf"{path}: its file system gave no answer for 0.2 s\n"):
                 await one.fetcher.fetch(arrival, FileSource("", path=path))
             assert hung.is_set()
             over.set()

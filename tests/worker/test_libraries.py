@@ -223,7 +223,7 @@ async def test_an_environment_where_no_program_can_be_started_is_the_nodes_troub
     python.touch(mode=0o755)
 
     class Files:
-        async def obtain(self, ref: FileRef) -> str:
+        async def obtain(self, ref: FileRef, *, patient: bool = False) -> str:
             return str(tmp_path / "env")
 
         def release(self, refs: list[FileRef]) -> None: ...

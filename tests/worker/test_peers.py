@@ -220,7 +220,7 @@ def test_a_reader_sees_that_it_is_another_worker_that_answers(
     async def work() -> None:
         fetcher = Fetcher(connection, "w2", *authority.credential(WORKER, "w2"))
         for peer, role in (("w3", "worker"), ("W1", "worker"), ("m1", "manager")):
-            with pytest.raises(SourceFailed, match=rf"127.0.0.1 port \d+: what answers is worker w1, not {role} {peer};"):
+            with pytest.raises(SourceFailed, match=rf"127.0.0.1 port \d+: what answers is worker w1, not {role} {peer}\n"):
                 await fetcher.fetch(Arrival(FileRef(NAME, -1, "x"), tmp_path / "here"), FileSource(peer, door.addresses))
         await fetcher.close()
 
