@@ -145,7 +145,9 @@ class Manager(Door):
             if not self._named:
                 opened.callback(_remove_empty, self._folder)
             opened.callback(unlock, self._folder_lock)
-            if not self._named:
+            if self._named:
+                opened.callback(bygone.say_ended, self._folder_lock)
+            else:
                 opened.callback(shutil.rmtree, self._folder, ignore_errors=True)
             make_private(self._folder, trust_state_dir)
             authority = _authority(self._folder, self.name, trust_state_dir)
@@ -392,11 +394,9 @@ def _take_folder(folder: Path, name: str, named_by: Journal | None = None) -> in
         os.close(descriptor)
         raise UsageError(f"{cannot_keep_state(name, folder, error)} (this file system has no locks)") from error
     try:
-        said = os.fstat(descriptor).st_size
         os.ftruncate(descriptor, 0)
         os.write(descriptor, os.uname().nodename.encode())
-        if said:  # perhaps that the last one had ended: other hosts are not to read that any more
-            os.fsync(descriptor)
+        os.fsync(descriptor)  # other hosts are not to read what stood there: that the last one had ended, say, or nothing
     except OSError as error:
         unlock(descriptor)
         raise UsageError(cannot_keep_state(name, folder, error)) from error

@@ -128,7 +128,7 @@ def reclaimable(
         spare = one.target - max(0, min(one.outstanding, one.target))
         if not spare or (states[one.library].waiting and _of_use(one, states[one.library], worker.seconds_left(now))):
             continue
-        if not library.waiting and states[one.library].loaded:
+        if not library.waiting and any(each.outstanding > each.running_most for each in states[one.library].loaded.values()):
             continue  # what waits there waits behind others too: they would take it from each other
         count = min(spare, slots_for(missing, one.share))
         if count > 0:

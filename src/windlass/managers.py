@@ -91,7 +91,7 @@ class Known:
     def look(self) -> Presence:
         """What can be told of it now, in two seconds for each address at most."""
         context = self.connection.client_context()
-        host, says_ended = bygone.read_lock(self.lock)
+        host, _ = bygone.read_lock(self.lock)
         here = host == os.uname().nodename
         found: set[Presence] = set()
         for address in self.connection.addresses:
@@ -106,6 +106,8 @@ class Known:
             return Presence.ENDED
         if Presence.SILENT in found:
             return Presence.SILENT
+        # Not before: the ports take seconds, in which a new life may have begun.
+        _, says_ended = bygone.read_lock(self.lock)
         return Presence.ENDED if says_ended else Presence.UNKNOWN
 
     def _look_at(self, address: Address, context: ssl.SSLContext) -> Presence:

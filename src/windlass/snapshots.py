@@ -18,8 +18,9 @@ text that came last; when that changes it forgets all modules that came with cal
 Editors truncate a file and write it, or move it away and write another; ``git checkout`` writes one file after the other. So source that
 differs from what is known is taken when a second look, `REST` seconds later, finds the same: whoever submits meanwhile waits, as the old
 text would be as wrong as half of the new one. An asyncio program's loop waits with it, so there are few looks; after source that did not
-rest, as a program or a build writes it all the time, the next one is later each time. One thread looks; others have what was known before,
-as if they had come within the second for which that holds. No clocks are compared: a file server has its own.
+rest, as a program or a build writes it all the time, the next one is later each time. In a program that submits all the time one thread
+looks, and others have for so long what was known, if that is `BEARABLE` seconds old at most. No clocks are compared: a file server has
+its own.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ MAX_TOTAL_BYTES: Final = 200_000_000
 MAX_FILES: Final = 20_000
 #: Seconds for which the files of a module are taken to be unchanged.
 MAX_AGE: Final = 1.0
+#: And so many, as long as another thread looks.
+BEARABLE: Final = 2.0
 #: Seconds for which source that was edited must have stayed the same, and how often that is looked for.
 REST: Final = 0.2
 LOOKS: Final = 3
@@ -152,7 +155,9 @@ def looks_again_at(modules: Iterable[str]) -> float:
 def _take(name: str, now: float, max_age: float) -> _Snapshot:
     global edits
     known = _snapshots.get(name)
-    if known is not None and (name in _looked_at or now - known.looked_at <= max_age):
+    # Where a look is under way what it last found may serve a little longer, but never who wants it as it is now.
+    longest = BEARABLE if max_age and name in _looked_at else max_age
+    if known is not None and now - known.looked_at <= longest:
         return known
     import time
 

@@ -237,12 +237,15 @@ def test_one_thread_looks_and_others_go_on_with_what_was_known(write: Write, top
 
     def rest() -> None:
         assert not meanwhile
-        meanwhile.append(snapshots.snapshots_of([top], kept.put, max_age=0))
+        monkeypatch.setattr(snapshots, "_let_rest", lambda: None)
+        meanwhile.append(snapshots.snapshots_of([top], kept.put, max_age=1e-9))
+        monkeypatch.setattr(snapshots, "BEARABLE", 1e-9)
+        meanwhile.append(snapshots.snapshots_of([top], kept.put, max_age=1e-9))
 
     monkeypatch.setattr(snapshots, "_let_rest", rest)
     path.write_text("x = 1\ny = 22\n")
     second = snapshots.snapshots_of([top], kept.put, max_age=0)
-    assert meanwhile == [first]
+    assert meanwhile == [first, second], "what is older than bearable nobody has"
     assert second != first
     assert snapshots.snapshots_of([top], kept.put, max_age=0) == second
 
