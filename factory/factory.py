@@ -45,6 +45,7 @@ from windlass.factory.environment import read_environment, with_boot
 from windlass.factory.keeper import HURRY, Anew, Change, Close, Cut, Keeper, Kept, Lost, Port, Replan, Resume, Wake
 from windlass.factory.launch import worker_command
 from windlass.factory.ledger import Ledger
+from windlass.factory.lives import made_up
 from windlass.factory.pool import NAME, PoolConfig, make_pool
 from windlass.importing import refuse_on_import
 from windlass.messages import Message, PoolName
@@ -497,7 +498,7 @@ def make_pools(
         raise UsageError("a factory needs a pool; write for example Factory(manager, 'slurm') or Factory(manager, ['short', 'gpu'])")
     first = several[0].backend if isinstance(several[0], Pool) else several[0]
     if name is None:
-        name = f"{first if isinstance(first, str) else getattr(first, 'name', 'pool')}-{secrets.token_hex(3)}"
+        name = made_up(first if isinstance(first, str) else getattr(first, "name", "pool"))
     elif not isinstance(name, str) or not NAME.match(name):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(f"{name!r} is no name for a factory; use up to 64 letters, digits, '_', '-' and '.', for example 'night-shift'")
     if len(several) > 1 and options.get("pool") is not None:

@@ -3,8 +3,12 @@
 Theory of operation
 -------------------
 Pilots carry the names of their factory and manager in the batch system, and outlive a factory that is killed: one of the same name takes
-them over. So a factory that is a process of its own is called by its pools. Two at a time would take each other's pilots for their own,
-therefore each holds a lock of its name, in the manager's folder, as long as its process lives; who finds it taken adds a number.
+them over. So a factory that is a process of its own keeps the name that it has made up in a file of its manager's folder, and a lock of
+that file as long as its process lives. Who is to submit the same from the same pools, and finds such a file that nobody has, is its next
+life. Who is to submit something else begins anew: pilots that wait for a partition that was a mistake are not what is wanted instead. One
+that ends in order leaves no file.
+
+The name itself is random, as managers of one name in two state folders may have factories of the same pools.
 """
 
 from __future__ import annotations
@@ -12,49 +16,78 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Generator, Sequence
+import re
+import secrets
+from collections.abc import Generator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from windlass import locks
 
-#: Characters of a name made of pools: room for a number, and for the name of a pool behind it.
-MOST: Final = 48
-#: Factories of the same pools for one manager.
+#: Factories of the same pools for one manager, at a time.
 NUMBERS: Final = 100
+#: What is made up behind the name of a pool.
+_MADE_UP: Final = re.compile(r".+-[0-9a-f]{6}")
 
 
-def pools_name(pools: Sequence[str]) -> str:
-    """``short-gpu``; of many pools, or long names, the first letters and what tells them apart."""
-    name = "-".join(pools)
-    return name if len(name) <= MOST else f"{name[: MOST - 9]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+class Life(NamedTuple):
+    """The name of a factory; whether an earlier life had it, which was killed; and the file that says so (None: there can be none)."""
+
+    name: str | None
+    goes_on: bool = False
+    file: Path | None = None
+
+    def end(self) -> None:
+        """It has ended in order: what comes next is no life of this one."""
+        if self.file is not None:
+            with contextlib.suppress(OSError):
+                self.file.unlink()
+
+
+def made_up(pool: str) -> str:
+    """A name for who has none: ``slurm-6f8282``."""
+    return f"{pool}-{secrets.token_hex(3)}"
 
 
 @contextlib.contextmanager
-def steady_name(folder: Path, pools: Sequence[str], given: str | None = None) -> Generator[str | None]:
-    """The name of a factory of these pools while the block lasts: ``given``, which is one, or the first that no living factory has.
+def steady_name(folder: Path, pool: str, submits: str) -> Generator[Life]:
+    """The name of a factory while the block lasts, which has none given.
 
-    ``folder``: the manager's. None: locks cannot be had there.
+    ``folder``: the manager's. ``pool``: the first one's name. ``submits``: all that its pools would submit. Without a name where locks
+    cannot be had.
     """
-    names = [given] if given is not None else [pools_name(pools) + (f"-{number}" if number > 1 else "") for number in range(1, NUMBERS)]
-    for name in names:
+    digest = hashlib.blake2b(submits.encode(), digest_size=8).hexdigest()
+    paths = [folder / f"{digest}-{number}.factory" for number in range(1, NUMBERS)]
+    # A second one beside the first may be the one that was killed.
+    for path in [path for path in paths if path.exists()] + paths:
         try:
-            descriptor = _locked(folder / f"{name}.factory")
+            descriptor = _locked(path)
         except BlockingIOError:
             continue
         except OSError:
             break
         try:
-            yield name
+            yield _life(descriptor, path, pool)
         finally:
             locks.unlock(descriptor)
         return
-    # One that was given holds whoever has it: to take over from a life that is about to end is what it is given for.
-    yield given
+    yield Life(None)
+
+
+def _life(descriptor: int, path: Path, pool: str) -> Life:
+    """What stands in the file; written there, if nothing does."""
+    before = os.pread(descriptor, 256, 0).decode(errors="replace")
+    if _MADE_UP.fullmatch(before):
+        return Life(before, True, path)
+    name = made_up(pool)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, name.encode(), 0)
+    os.fsync(descriptor)
+    return Life(name, False, path)
 
 
 def _locked(path: Path) -> int:
-    """Raises `BlockingIOError` where a living factory has it, `OSError` where it cannot be locked.
+    """Raises `BlockingIOError` where a living factory has it, or has just ended, `OSError` where it cannot be locked.
 
     The file lies in the manager's folder itself, which goes with a nameless manager: one in a folder below would keep that on NFS, as it
     is open there.
@@ -62,6 +95,11 @@ def _locked(path: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         locks.lock(descriptor)
+        if not os.path.samestat(os.stat(path), os.fstat(descriptor)):
+            raise FileNotFoundError
+    except FileNotFoundError as error:
+        locks.unlock(descriptor)
+        raise BlockingIOError from error
     except BaseException:
         os.close(descriptor)
         raise

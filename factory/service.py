@@ -92,13 +92,21 @@ def run(connection: str, words: Sequence[str], options: Mapping[str, object]) ->
     brings several SIGHUPs, and SIGTERM from some systems, so none of them counts as an interrupt. Where SIGHUP is ignored, as nohup does,
     it goes on.
 
-    Without a name it is called by its pools, as it will be when it is started again: if it is killed, that life takes over its pilots.
+    Without a name it keeps the one that it makes up: if it is killed, and started again with the same pools and options, that life takes
+    over its pilots.
 
     Must be called by the main thread, as it takes SIGINT, SIGTERM and SIGHUP.
     """
     given: dict[str, Any] = dict(options)
-    with steady_name(Path(connection).parent, words, given.pop("name", None)) as name:
-        return _serve(Factory(connection, list(words), name=name, **given))
+    if given.get("name") is not None:
+        return _serve(Factory(connection, list(words), **given))
+    with steady_name(Path(connection).parent, words[0], dry_run(words, options)) as life:
+        if life.goes_on:
+            Unbuffered(2).write(f"windlass factory: goes on as {life.name}, which was killed, and takes over its pilots\n")
+        status = _serve(Factory(connection, list(words), **{**given, "name": life.name}))
+        if status == 0:
+            life.end()
+        return status
 
 
 def _serve(factory: Factory) -> int:

@@ -59,7 +59,7 @@ log = logging.getLogger("windlass.worker")
 #: Automatic imports that take longer count as hung: so many seconds at least, and a share of the library's time to start, so that who gives
 #: it more, as many nodes read from a slow file system, has no import done by each slot again.
 IMPORT_LEAST: Final = 60.0
-IMPORT_SHARE: Final = 0.5
+IMPORT_SHARE: Final = 0.2
 
 
 def import_limit_of(start_timeout: float) -> float:

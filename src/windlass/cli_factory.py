@@ -278,7 +278,7 @@ def add_parsers(nouns: Any, *, with_options: bool) -> None:
         "Of several pools the first that fits gets a call's pilots, then the next.\n\n" + about,
         epilog="Ctrl-C removes queued pilots and lets running ones finish their calls; a second Ctrl-C ends them. A closed terminal is as\n"
         "one Ctrl-C, without haste; with nohup the factory goes on. When it is killed its pilots stay, and the same command takes them\n"
-        "over: a factory is called by its pools, unless --name says otherwise.",
+        "over.",
         formatter_class=raw,
     )
     run.add_argument("words", nargs="*", metavar="[MANAGER] POOL", help="a manager's name or connection file; pools or backends")

@@ -1,4 +1,4 @@
-"""What a factory is called that was given no name: as in its last life, unless that lives."""
+"""What a factory is called that was given no name: as in its last life, if that was killed and submitted the same."""
 
 from __future__ import annotations
 
@@ -10,51 +10,78 @@ from pathlib import Path
 import pytest
 
 from windlass import locks
-from windlass.factory.lives import pools_name, steady_name
+from windlass.factory.lives import steady_name
 from windlass.factory.pool import NAME
 
 
-def test_it_is_called_by_its_pools() -> None:
-    assert pools_name(["slurm"]) == "slurm"
-    assert pools_name(["short", "gpu"]) == "short-gpu"
-    long = [f"pool-{number}" for number in range(30)]
-    assert NAME.match(pools_name(long))
-    assert pools_name(long) != pools_name([*long, "more"])
+def test_a_name_is_made_up_and_no_other_has_it(tmp_path: Path) -> None:
+    with steady_name(tmp_path, "slurm", "script") as first, steady_name(tmp_path, "slurm", "script") as second:
+        assert first.name is not None
+        assert second.name is not None
+        assert NAME.match(first.name)
+        assert first.name.startswith("slurm-")
+        assert first.name != second.name
+        assert not first.goes_on
+        assert not second.goes_on
 
 
-def test_the_next_life_has_the_name_of_the_last_and_two_at_a_time_have_two(tmp_path: Path) -> None:
-    with steady_name(tmp_path, ["slurm"]) as first, steady_name(tmp_path, ["slurm"]) as second, steady_name(tmp_path, ["gpu"]) as other:
-        assert (first, second, other) == ("slurm", "slurm-2", "gpu")
-    with steady_name(tmp_path, ["slurm"]) as again:
-        assert again == "slurm"
-
-
-def test_one_that_was_killed_leaves_its_name(tmp_path: Path) -> None:
+def killed(folder: Path, submits: str = "script") -> str:
+    """The name that one had."""
     program = """
     import pathlib, sys
     from windlass.factory.lives import steady_name
-    with steady_name(pathlib.Path(sys.argv[1]), ["slurm"]) as name:
-        print(name, flush=True)
+    with steady_name(pathlib.Path(sys.argv[1]), "slurm", sys.argv[2]) as life:
+        print(life.name, flush=True)
         sys.stdin.read()
     """
-    words = [sys.executable, "-c", "if True:" + program, str(tmp_path)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "slurm\n"
-        with steady_name(tmp_path, ["slurm"]) as beside:
-            assert beside == "slurm-2"
-        first.kill()
-        first.wait(30)
-        with steady_name(tmp_path, ["slurm"]) as after:
-            assert after == "slurm"
+    words = [sys.executable, "-c", "if True:" + program, str(folder), submits]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as one:
+        assert one.stdout is not None
+        name = one.stdout.readline().strip()
+        with steady_name(folder, "slurm", submits) as beside:
+            assert beside.name != name
+            beside.end()
+        one.kill()
+    return name
 
 
-def test_a_name_that_was_given_holds_and_is_nobody_elses(tmp_path: Path) -> None:
-    """Also where its earlier life is there still: to take over from that it is given."""
-    with steady_name(tmp_path, ["gpu"], "slurm") as given, steady_name(tmp_path, ["slurm"]) as found:
-        assert (given, found) == ("slurm", "slurm-2")
-        with steady_name(tmp_path, ["gpu"], "slurm") as again:
-            assert again == "slurm"
+def test_the_next_life_of_one_that_was_killed_goes_on_under_its_name(tmp_path: Path) -> None:
+    name = killed(tmp_path)
+    with steady_name(tmp_path, "slurm", "script") as after:
+        assert (after.name, after.goes_on) == (name, True)
+        with steady_name(tmp_path, "slurm", "script") as beside:
+            assert (beside.name == name, beside.goes_on) == (False, False)
+            beside.end()
+        after.end()
+    with steady_name(tmp_path, "slurm", "script") as anew:
+        assert (anew.name == name, anew.goes_on) == (False, False)
+
+
+def test_who_submits_something_else_begins_anew(tmp_path: Path) -> None:
+    """As where it was killed for an option that was wrong."""
+    name = killed(tmp_path)
+    with steady_name(tmp_path, "slurm", "another script") as other:
+        assert (other.name == name, other.goes_on) == (False, False)
+    with steady_name(tmp_path, "slurm", "script") as same:
+        assert (same.name, same.goes_on) == (name, True)
+
+
+def test_of_two_the_one_that_was_killed_is_followed(tmp_path: Path) -> None:
+    with steady_name(tmp_path, "slurm", "script") as first:
+        name = killed(tmp_path)
+        first.end()
+    with steady_name(tmp_path, "slurm", "script") as after:
+        assert (after.name, after.goes_on) == (name, True)
+
+
+def test_a_file_that_cannot_be_read_is_of_nobody(tmp_path: Path) -> None:
+    killed(tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"slurm-\xff\n../x")
+    with steady_name(tmp_path, "slurm", "script") as life:
+        assert life.name is not None
+        assert NAME.match(life.name)
+        assert not life.goes_on
 
 
 def test_where_there_are_no_locks_any_name_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,5 +89,5 @@ def test_where_there_are_no_locks_any_name_will_do(tmp_path: Path, monkeypatch: 
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(locks, "lock", refuse)
-    with steady_name(tmp_path, ["slurm"]) as name, steady_name(tmp_path, ["slurm"], "night") as given:
-        assert (name, given) == (None, "night")
+    with steady_name(tmp_path, "slurm", "script") as life:
+        assert life == (None, False, None)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import queue
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 import windlass
 from windlass.testing import SlurmCluster
@@ -57,13 +56,14 @@ def test_a_pilot_of_several_nodes_has_a_worker_on_each(
     until("it is one pilot", lambda: factory.status()["pilots"] == {"serving": 1})
 
 
-@pytest.mark.parametrize(("given", "name"), [([], "slurm"), (["--name", "keep"], "keep")])
+OPTIONS = ("--min-pilots", "2", "--max-pilots", "2", "--query-interval", "0.5s")
+
+
 def test_a_factory_that_was_killed_is_followed_by_one_that_takes_over_its_pilots(
-    manager: windlass.Manager, start_factory: StartFactory, until: Until, given: list[str], name: str
+    manager: windlass.Manager, start_factory: StartFactory, until: Until
 ) -> None:
-    """It finds them by their names, and submits none beside them: who gives it none need not remember one."""
-    options = ["--min-pilots", "2", "--max-pilots", "2", "--query-interval", "0.5s"]
-    words = ["factory", "run", manager.name, "slurm", *given, *options]
+    """It finds them by their names, and submits none beside them."""
+    words = ["factory", "run", manager.name, "slurm", "--name", "keep", *OPTIONS]
     first = subprocess.Popen([sys.executable, "-m", "windlass.cli", *words], stderr=subprocess.DEVNULL)
     try:
         until("both serve", lambda: len(manager.status()["workers"]) == 2)
@@ -71,7 +71,7 @@ def test_a_factory_that_was_killed_is_followed_by_one_that_takes_over_its_pilots
         first.kill()
         first.wait()
     pilots = {worker["pilot"] for worker in manager.status()["workers"]}
-    second = start_factory(name=name, min_pilots=2, max_pilots=2)
+    second = start_factory(name="keep", min_pilots=2, max_pilots=2)
     until("they are its own", lambda: second.status()["pilots"] == {"serving": 2})
     commands: Any = second.status()["commands"]
     assert set(commands) == {"query"}
@@ -81,8 +81,32 @@ def test_a_factory_that_was_killed_is_followed_by_one_that_takes_over_its_pilots
     rows = manager.status()["pilots"]
     assert {(row["pilot"], row["phase"]) for row in rows} == {(pilot, "serving") for pilot in pilots}
     folders = {Path(row["log"]).parent for row in rows}
-    assert [folder.parent.name for folder in folders] == [name]
+    assert [folder.parent.name for folder in folders] == ["keep"]
     assert len(list(folders.pop().parent.iterdir())) == 2, "each run has a folder"
+
+
+def test_the_same_command_takes_over_what_its_earlier_life_left(manager: windlass.Manager, until: Until) -> None:
+    """Who gives it no name need not remember one."""
+    words = [sys.executable, "-m", "windlass.cli", "factory", "run", manager.name, "slurm", *OPTIONS]
+    first = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    try:
+        until("both serve", lambda: len(manager.status()["workers"]) == 2)
+    finally:
+        first.kill()
+        first.wait()
+    pilots = {worker["pilot"] for worker in manager.status()["workers"]}
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as second:
+        assert second.stderr is not None
+        assert "was killed, and takes over its pilots" in second.stderr.readline()
+        until(
+            "they are its own, and it has submitted none",
+            lambda: [(pool["pilots"], set(pool["commands"])) for pool in manager.status()["pools"]] == [({"serving": 2}, {"query"})],
+        )
+        assert {worker["pilot"] for worker in manager.status()["workers"]} == pilots
+        second.send_signal(signal.SIGINT)
+        told = second.stderr.read()
+    assert second.returncode == 0, told
+    until("they are gone", lambda: not manager.status()["workers"])
 
 
 SURVIVES = """
