@@ -140,9 +140,6 @@ class Core(Starts):
 
     def declare_file(self, ref: FileRef, origin: FileOrigin) -> None:
         """Calls will name this file."""
-        file = self.replicas.files.get(ref.name)
-        if file is not None and (file.lost or not file.declared):  # it may be mended
-            self._try_again_with({ref.name})
         self.replicas.declare(ref, origin)
 
     def declare_made(self, ref: FileRef, spec: CallSpec) -> None:
@@ -371,7 +368,6 @@ class Core(Starts):
                 self._files_wanted(worker, message.names)
             elif isinstance(message, FileHere):
                 self.replicas.here(worker_id, message.name, message.size, message.digest)
-                worker.lacks.discard(message.name)
             elif isinstance(message, FileFailed):
                 self.replicas.failed(worker_id, message, now)
             elif isinstance(message, FilePushed):
@@ -460,7 +456,6 @@ class Core(Starts):
         if self._ahead:
             self._take_back_waiting()
         self._let_spent_go(now)
-        self._see_to_lacking(now)
         self._wake_starved(now)
         turns = bool(self._starved)
         for state in self.libraries.values():
@@ -520,25 +515,6 @@ class Core(Starts):
         for worker in self.workers.values():
             if worker.usable and not worker.calls and now - worker.idle_since >= SPENT_SECONDS and spent(worker, waiting, now):
                 reason = "idle, and too little time is left for the calls that wait"
-                self._send(worker, Drain(reason))
-                self._drain(worker, reason)
-
-    def _see_to_lacking(self, now: float) -> None:
-        """Calls may wait for files that no worker can have which is there: idle ones make room for pilots elsewhere; if none may come, who
-        lacks them tries again, or the calls would wait for ever."""
-        usable = [worker for worker in self.workers.values() if worker.usable]
-        if not any(worker.lacks for worker in usable):
-            return
-        if not self._more_may_come():
-            self._try_lacking_again()
-            return
-        firsts = [queue.first() for state in self._starved.values() for queue in state.queues if queue.files]
-        needed = [{ref.name for ref in first.spec.inputs} for first in firsts if first is not None]
-        if not any(all(names & worker.lacks for worker in usable) for names in needed):
-            return
-        for worker in usable:
-            if not worker.calls and now - worker.idle_since >= SPENT_SECONDS:
-                reason = "idle, and it cannot have the files that the waiting calls need"
                 self._send(worker, Drain(reason))
                 self._drain(worker, reason)
 

@@ -28,7 +28,6 @@ from windlass.messages import (
     CallEnd,
     CallRun,
     EndDetail,
-    FileLost,
     FileRef,
     ForgetFunctions,
     InstanceId,
@@ -96,7 +95,7 @@ class Dispatch(Near):
             for worker_id, message in said:
                 worker = self.workers.get(worker_id)
                 if worker is not None:
-                    self._send(worker, self._lost_to(worker, message, now) if type(message) is FileLost else message)
+                    self._send(worker, message)
 
     def _dispatch(self, state: LibraryState, now: float) -> None:
         passed = 0
@@ -115,7 +114,6 @@ class Dispatch(Near):
             if not plain and not state.idle:
                 continue  # only plain ones wait behind others; and there may be thousands that are not
             skipped: list[Instance] = []
-            lacking = False
             before = queue.waiting
             others = None if plain else iter(state.idle_for(queue))
             if others is not None:
@@ -129,25 +127,17 @@ class Dispatch(Near):
                 elif others is not None:
                     found = next(others, None)
                     if found is None:
-                        if not lacking:
-                            state.pass_by(queue)
+                        state.pass_by(queue)
                         break
                     if found.id not in state.idle:
                         continue
-                    if queue.files and not self._suits(found, queue):
-                        lacking = True  # the next call may need other files
-                        continue
                     instance, room = found, found.places - found.outstanding
                 elif state.idle:
-                    one = self._first_suitable(state.idle, queue)
-                    if one is None:
-                        break
-                    instance, room = one, one.places - one.outstanding
+                    instance = next(iter(state.idle.values()))
+                    room = instance.places - instance.outstanding
                 elif state.roomy and plain:
-                    one = self._first_suitable(state.roomy, queue)
-                    if one is None:
-                        break
-                    instance, room = one, state.most(one) - one.outstanding
+                    instance = next(iter(state.roomy.values()))
+                    room = state.most(instance) - instance.outstanding
                     # What waits is shared out evenly, so that the last calls do not pile up at one worker.
                     room = min(room, max(1, -(-queue.waiting // max(1, len(state.roomy)))))
                 else:
@@ -277,7 +267,7 @@ class Dispatch(Near):
             else:
                 self._take_away(missing_slots(worker, claim, now), worker, claim.library)
                 self._fulfil_claim(worker, now)
-        some = [worker for worker in self._claim_turns.next(self.workers) if not worker.lacks] if self._starved else ()
+        some = self._claim_turns.next(self.workers) if self._starved else ()
         for _ in range(CLAIMS_AT_ONCE if some else 0):
             claims = [one.claim for one in self._claimed.values() if one.claim is not None]
             found = next_claim(self._starved.values(), self.libraries, some, claims, now)

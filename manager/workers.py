@@ -28,7 +28,6 @@ from windlass.messages import (
     SLOTS_MOST,
     CallId,
     CallRun,
-    FileName,
     FunctionId,
     InstanceId,
     LibraryId,
@@ -154,8 +153,6 @@ class Worker(msgspec.Struct, eq=False):
     large: dict[FunctionId, int] = msgspec.field(default_factory=dict[FunctionId, int])
     #: Library versions that cannot run here, and why.
     unfit: dict[LibraryId, str] = msgspec.field(default_factory=dict[LibraryId, str])
-    #: Files that it can have neither from their origin nor from another worker: calls that need them are for others.
-    lacks: set[FileName] = msgspec.field(default_factory=set[FileName])
     #: Starts of libraries that crashed or timed out here since a call of theirs has ended.
     crashes: dict[LibraryId, int] = msgspec.field(default_factory=dict[LibraryId, int])
     #: Objects of the calls that were sent last (`windlass.manager.told`).
