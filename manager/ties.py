@@ -27,7 +27,8 @@ SMALL_BYTES: Final = 1 << 20
 #: Objects of up to so many bytes go with the messages to a worker.
 RIDE_BYTES: Final = 1 << 16
 #: Seconds before an origin that has failed once is tried again; failures in a row after which it is one that does not answer for a while,
-#: and refusals in a row after which the file is lost. A try that fails so many seconds after the one before is the first of a new row.
+#: and refusals in a row after which the file is lost. A try that fails so many seconds after the one before is the first of a new row; not
+#: so while others are looked for in its turn.
 ORIGIN_PAUSE: Final = 1.0
 ORIGIN_TRIES: Final = 4
 ORIGIN_ROW: Final = 300.0
@@ -97,7 +98,7 @@ class File(msgspec.Struct, eq=False):
 
     def fail(self, now: float) -> None:
         """Its origin, or the only one who has it, has failed: not before a pause again."""
-        if not self.failures or now >= self.not_before + ORIGIN_ROW:
+        if not self.failures or (not self.away and now >= self.not_before + ORIGIN_ROW):
             self.failures, self.since = 0, now
         self.failures += 1
         self.not_before = now + ORIGIN_PAUSE * 2 ** min(self.failures - 1, ORIGIN_TRIES)

@@ -543,6 +543,23 @@ def test_a_pause_of_hours_between_two_failures_is_not_time_for_which_an_origin_f
     assert now == replicas.files[PAGE.name].since
 
 
+def test_many_files_of_a_place_that_is_away_are_lost_in_the_end_however_seldom_each_is_tried(replicas: Replicas) -> None:
+    """A try of each takes half a minute, and one of all of them is made at a time."""
+    refs = [FileRef(FileName(f"x3-{number:032d}"), -1, f"f{number}") for number in range(20)]
+    replicas.away.patience = 3600.0
+    for number, ref in enumerate(refs):
+        replicas.declare(ref, FileOrigin(url=f"http://x/{number}"))
+        replicas.wanted(WORKERS[0], [ref.name])
+    now, under_way = 0.0, list[tuple[WorkerId, FetchFile]]()
+    while now < 2 * replicas.away.patience and not all(replicas.files[ref.name].lost for ref in refs):
+        for worker, asked in under_way:
+            replicas.failed(worker, FileFailed(asked.ref.name, asked.source, "failed", "nothing came for 30 s"), now)
+        replicas.pump(now)
+        under_way, replicas.out = [(worker, said) for worker, said in replicas.out if isinstance(said, FetchFile)], []
+        now += 31.0
+    assert now < replicas.away.patience + 100.0
+
+
 def test_files_of_a_place_are_away_together_and_come_back_together(replicas: Replicas) -> None:
     """One failure is enough for another one; one of them at a time is looked for, each in its turn."""
     other = FileRef(FileName("x3-" + "4" * 32), -1, "other")
