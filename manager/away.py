@@ -6,7 +6,8 @@ A file server, web server or shared file system may stand still for minutes.  Wh
 pauses.  When that has failed `ORIGIN_TRIES` times and nobody has the file, it is *away*: what needs it goes back to the manager and waits
 there, so that slots run other calls, and one worker after the other is sent to look (a *probe*), as a single node may be ill.  Files of
 one *place* are likely to be away together.  So while one of a place is, a single failure is enough for another; one probe at a time goes
-there, for one of its files after the other; and when something has come from there all of them are tried again.
+there, for one of its files after the other; and when something has come from there all of them are tried again.  One that fails then as
+well is *alone*, a place of its own: it is for itself to come, and what else comes from there neither ends its time nor wakes its calls.
 
 A file that is away for longer than ``patience`` is lost.
 
@@ -61,7 +62,7 @@ class Away:
 
     def lasts(self, file: File) -> bool:
         """Its origin has failed, and is likely to do so for a while."""
-        return file.failures >= ORIGIN_TRIES or place_of(file.origin) in self.places
+        return file.failures >= ORIGIN_TRIES or _key(file) in self.places
 
     def over(self, file: File, now: float) -> bool:
         """Its origin has failed for too long."""
@@ -79,28 +80,32 @@ class Away:
                 " tried again, other calls go on; windlass files shows what is waited for"
             )
         over_at = file.since + self.patience
-        place = self.places.setdefault(place_of(file.origin), Place({}, 0.0, over_at))
+        place = self.places.setdefault(_key(file), Place({}, 0.0, over_at))
         place.files.pop(file.ref.name, None)  # the next time another one is looked for
         place.files[file.ref.name] = file
         place.not_before, place.over_at = file.not_before, min(place.over_at, over_at)
         file.away = text
 
-    def end(self, file: File, *, with_place: bool = False) -> list[FileName]:
-        """It is away no more, for whatever reason; ``with_place``: as something has come from there. Which files are not."""
-        key = place_of(file.origin)
-        place = self.places.get(key)
-        if place is None or not (with_place or file.away):
+    def end(self, file: File) -> list[FileName]:
+        """It is away no more, for whatever reason. Which files are not."""
+        if not file.away:
             return []
-        ended = list(place.files.values()) if with_place else [file]
-        for one in ended:
-            one.away = ""
-            place.files.pop(one.ref.name, None)
-            if with_place:
-                one.failures, one.not_before = 0, 0.0
+        key = _key(file)
+        place = self.places[key]
+        del place.files[file.ref.name]
         if not place.files:
             del self.places[key]
-        names = [one.ref.name for one in ended]
-        self.returned += names
+        file.away = ""
+        self.returned.append(file.ref.name)
+        return [file.ref.name]
+
+    def came(self, file: File) -> list[FileName]:
+        """It has come from its origin: its place is not away any more. Which files are not."""
+        names = self.end(file)
+        place = self.places.get(place_of(file.origin))
+        for one in list(place.files.values()) if place is not None else ():
+            names += self.end(one)
+            one.alone = True
         return names
 
     def expired(self, now: float) -> Iterator[File]:
@@ -110,6 +115,11 @@ class Away:
                 files = list(place.files.values())
                 place.over_at = min((one.since for one in files if not self.over(one, now)), default=now) + self.patience
                 yield from (one for one in files if self.over(one, now))
+
+
+def _key(file: File) -> str:
+    """Of its place."""
+    return file.ref.name if file.alone else place_of(file.origin)
 
 
 def place_of(origin: FileOrigin) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import chain, islice
 from typing import Final
+from zlib import crc32
 
 import msgspec
 
@@ -199,7 +200,7 @@ class Fetches:
     def _probe(self, place: Place, now: float) -> None:
         """Have somebody see whether it is back: each time another worker, as one may be ill."""
         file = next(iter(place.files.values()))
-        at = file.failures % max(1, len(self._addresses))
+        at = (file.failures + crc32(file.ref.name.encode())) % max(1, len(self._addresses))  # for files that are alone not the same one
         workers = chain(islice(self._addresses, at, None), islice(self._addresses, at))
         worker = next((one for one in workers if not (file.blind(one) or one in file.fetching or one in file.holders)), None)
         if worker is None:
@@ -209,9 +210,8 @@ class Fetches:
         self._ties.wait_no_more(file, (worker,))
         self._send_out(file, worker)
 
-    def _end_away(self, file: File, *, with_place: bool = False) -> None:
-        for name in self.away.end(file, with_place=with_place):
-            self._touched[name] = None
+    def _end_away(self, file: File) -> None:
+        self._touched.update(dict.fromkeys(self.away.end(file)))
 
     def _delay(self, file: File) -> None:
         self._delayed[file.ref.name] = None

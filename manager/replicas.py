@@ -227,7 +227,10 @@ class Replicas(Fetches):
             return
         self._touched[name] = None
         self._ties.hold(file, worker)
-        self._end_away(file, with_place=told != "" and told not in self._addresses)
+        if told and told not in self._addresses:
+            self._touched.update(dict.fromkeys(self.away.came(file)))
+        else:
+            self._end_away(file)
         if not knows:
             return
         file.answered()

@@ -65,6 +65,8 @@ class File(msgspec.Struct, eq=False):
     refusals: int = 0
     #: Why it cannot be had for a while (`windlass.manager.away`), or at all.
     away: str = ""
+    #: It has failed while others came from there: that these come tells nothing about it.
+    alone: bool = False
     lost: str = ""
     #: Nobody declares it any more, and copies are to go that come late.
     passing: bool = False
@@ -105,7 +107,7 @@ class File(msgspec.Struct, eq=False):
 
     def answered(self) -> None:
         """Its origin has given it, or is said to be mended."""
-        self.failures, self.refusals, self.scouts, self.not_before, self.lost = 0, 0, 0, 0.0, ""
+        self.failures, self.refusals, self.scouts, self.not_before, self.alone, self.lost = 0, 0, 0, 0.0, False, ""
 
 
 class Ties:

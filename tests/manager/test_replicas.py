@@ -596,6 +596,37 @@ def test_files_of_a_place_are_away_together_and_come_back_together(replicas: Rep
     assert sorted(replicas.away.returned) == [PAGE.name, other.name]
 
 
+def test_a_file_that_fails_while_others_come_from_there_is_waited_for_by_itself(replicas: Replicas) -> None:
+    """A web server has one page that it cannot make: others that come neither wake what waits for that each time, nor begin its time anew."""
+    replicas.declare(PAGE, FileOrigin(url=AT_SERVER.url))
+    replicas.wanted(WORKERS[0], [PAGE.name])
+    now = let_fail(replicas, ORIGIN_TRIES)
+    given_back(replicas)
+    woken = 0
+    while not replicas.files[PAGE.name].lost and now < 2 * PATIENCE:
+        good = FileRef(FileName(f"x3-{int(now):032d}"), -1, "good")
+        replicas.declare(good, FileOrigin(url=f"http://x/{int(now)}"))
+        replicas.wanted(WORKERS[1], [good.name])
+        replicas.pump(now)
+        asked = [(worker, said) for worker, said in replicas.out if isinstance(said, FetchFile)]
+        replicas.out = []
+        for worker, fetch in asked:
+            if fetch.ref == good:
+                replicas.here(worker, good.name, 100, "d")
+        woken += replicas.away.returned.count(PAGE.name)
+        if replicas.away.returned and not replicas.files[PAGE.name].lost:
+            replicas.wanted(WORKERS[0], [PAGE.name])
+        replicas.away.returned = []
+        for worker, fetch in asked:
+            if fetch.ref == PAGE:
+                replicas.failed(worker, FileFailed(PAGE.name, fetch.source, "failed", "500"), now)
+        now += 10.0
+    assert now <= PATIENCE + 40.0
+    assert woken == 2, "when the first other one came, and when it was lost"
+    assert len(replicas.away.warnings) <= 2
+    assert not replicas.away.places
+
+
 def test_where_nobody_can_look_whether_an_origin_is_back_calls_that_need_it_are_sent_again(replicas: Replicas) -> None:
     """Or those who come would never try. So it is where who is sent has no room: the call is to hear that."""
     replicas.declare(PAGE, FileOrigin(url=AT_SERVER.url))
