@@ -43,10 +43,15 @@ class Place(msgspec.Struct, eq=False):
     probe: FileName = FileName("")
     probed_at: float = 0.0
 
+    @property
+    def looked_at(self) -> int:
+        """So many look just now, or have found it back and read all of what they were sent for."""
+        probed = self.files.get(self.probe)
+        return len(probed.fetching) if probed is not None else 0
+
     def due(self, now: float) -> bool:
         """Somebody is to look."""
-        probed = self.files.get(self.probe)
-        return now >= (self.probed_at + PROBE_SECONDS if probed is not None and probed.fetching else self.not_before)
+        return now >= (self.probed_at + PROBE_SECONDS if self.looked_at else self.not_before)
 
 
 class Away:
@@ -109,12 +114,12 @@ class Away:
         return names
 
     def expired(self, now: float) -> Iterator[File]:
-        """Those that have been away for too long."""
+        """Those that have been away for too long. Not while somebody looks, who may be reading them: a fetch that hangs ends by itself."""
         for place in list(self.places.values()):
-            if now >= place.over_at:
-                files = list(place.files.values())
-                place.over_at = min((one.since for one in files if not self.over(one, now)), default=now) + self.patience
-                yield from (one for one in files if self.over(one, now))
+            if now >= place.over_at and not place.looked_at:
+                over = [one for one in place.files.values() if self.over(one, now) and not one.fetching]
+                yield from over
+                place.over_at = min((one.since for one in place.files.values()), default=now) + self.patience
 
 
 def _key(file: File) -> str:

@@ -81,11 +81,11 @@ class Fetches:
     def pump(self, now: float) -> None:
         """Give those who wait a source, where one has room. Looks only at what something has happened to."""
         self._reach.pump(now)
-        for place in tuple(self.away.places.values()):
-            if place.due(now) and place.files:
-                self._probe(place, now)
-        for overdue in tuple(self.away.expired(now)):
+        for overdue in self.away.expired(now):  # before somebody looks again, for which they would have to wait
             self._lose(overdue, self.away.told(overdue, overdue.away, now))
+        for place in tuple(self.away.places.values()):
+            if place.due(now):
+                self._probe(place, now)
         if now >= self._retry_at > 0:
             self._touched.update(self._delayed)
             self._delayed, self._retry_at = {}, 0.0

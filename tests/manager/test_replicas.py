@@ -597,7 +597,7 @@ def test_files_of_a_place_are_away_together_and_come_back_together(replicas: Rep
 
 
 def test_a_file_that_fails_while_others_come_from_there_is_waited_for_by_itself(replicas: Replicas) -> None:
-    """A web server has one page that it cannot make: others that come neither wake what waits for that each time, nor begin its time anew."""
+    """A web server has one page that it cannot make: others that come wake nothing that waits for it, nor begin its time anew."""
     replicas.declare(PAGE, FileOrigin(url=AT_SERVER.url))
     replicas.wanted(WORKERS[0], [PAGE.name])
     now = let_fail(replicas, ORIGIN_TRIES)
@@ -660,6 +660,36 @@ def test_who_looks_and_hangs_is_not_the_only_one_to_look(replicas: Replicas) -> 
     assert len(second) == 1
     assert second.keys() != asked.keys()
     replicas.worker_lost(*asked)
+
+
+@pytest.mark.parametrize("well", [False, True])
+def test_files_of_a_place_from_which_one_is_on_its_way_are_not_lost_meanwhile(replicas: Replicas, well: bool) -> None:
+    """A large one takes its time; where nothing comes of it they are."""
+    other = FileRef(FileName("x3-" + "4" * 32), -1, "other")
+    replicas.declare(PAGE, FileOrigin(url=AT_SERVER.url))
+    replicas.declare(other, FileOrigin(url="http://x/other"))
+    replicas.wanted(WORKERS[0], [PAGE.name])
+    now = let_fail(replicas, ORIGIN_TRIES)
+    replicas.wanted(WORKERS[1], [other.name])
+    replicas.pump(now)
+    replicas.failed(WORKERS[1], FileFailed(other.name, FileSource(url="http://x/other"), "failed", "503"), now)
+    replicas.out = []
+    while not (asked := fetches(replicas, now)):
+        now += 1.0
+    [worker] = asked
+    now += PATIENCE
+    fetches(replicas, now)
+    assert replicas.awaited(PAGE.name)
+    assert replicas.awaited(other.name)
+    if well:
+        replicas.here(worker, PAGE.name, 100, "d")
+        assert sorted(replicas.away.returned) == [PAGE.name, other.name]
+    else:
+        for one in tuple(replicas.files[PAGE.name].fetching):
+            replicas.failed(one, FileFailed(PAGE.name, AT_SERVER, "failed", "cut off"), now)
+    replicas.out = []
+    replicas.pump(now)
+    assert [bool(replicas.files[ref.name].lost) for ref in (PAGE, other)] == [not well] * 2
 
 
 def test_a_file_that_is_released_while_its_origin_is_away_is_forgotten(replicas: Replicas) -> None:
