@@ -200,11 +200,14 @@ class Fetches:
     def _probe(self, place: Place, now: float) -> None:
         """Have somebody see whether it is back: each time another worker, as one may be ill."""
         file = next(iter(place.files.values()))
+        if len(file.fetching) >= ORIGIN_FETCHES:
+            return  # a large one, most likely, which is not to be read by all
         at = (file.failures + crc32(file.ref.name.encode())) % max(1, len(self._addresses))  # for files that are alone not the same one
         workers = chain(islice(self._addresses, at, None), islice(self._addresses, at))
         worker = next((one for one in workers if not (file.blind(one) or one in file.fetching or one in file.holders)), None)
         if worker is None:
-            self._end_away(file)  # whoever comes next tries, with a call that needs it
+            if not file.fetching:
+                self._end_away(file)  # whoever comes next tries, with a call that needs it
             return
         place.probe, place.probed_at = file.ref.name, now
         self._ties.wait_no_more(file, (worker,))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from windlass.manager.away import PATIENCE, PROBE_SECONDS
-from windlass.manager.fetches import MANAGER_FETCHES, PEER_FETCHES
+from windlass.manager.fetches import MANAGER_FETCHES, ORIGIN_FETCHES, PEER_FETCHES
 from windlass.manager.reaching import IN_VAIN, PAUSE
 from windlass.manager.replicas import Replicas
 from windlass.manager.ties import ORIGIN_PAUSE, ORIGIN_TRIES, SMALL_BYTES, File
@@ -660,6 +660,22 @@ def test_who_looks_and_hangs_is_not_the_only_one_to_look(replicas: Replicas) -> 
     assert len(second) == 1
     assert second.keys() != asked.keys()
     replicas.worker_lost(*asked)
+
+
+@pytest.mark.parametrize("workers", [1, len(WORKERS)])
+def test_a_large_file_that_is_looked_for_is_not_read_by_one_worker_after_the_other(replicas: Replicas, workers: int) -> None:
+    """Nobody can tell whether the first two hang. Nor are calls sent to wait for it in slots."""
+    for worker in WORKERS[workers:]:
+        replicas.worker_lost(worker)
+    replicas.declare(PAGE, FileOrigin(url=AT_SERVER.url))
+    replicas.wanted(WORKERS[0], [PAGE.name])
+    now = let_fail(replicas, ORIGIN_TRIES)
+    given_back(replicas)
+    for _ in range(20):
+        now += PROBE_SECONDS
+        fetches(replicas, now)
+    assert len(replicas.files[PAGE.name].fetching) == min(workers, ORIGIN_FETCHES)
+    assert replicas.away.returned == []
 
 
 @pytest.mark.parametrize("well", [False, True])
