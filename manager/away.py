@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 from windlass.manager.ties import ORIGIN_TRIES, File
-from windlass.messages import FileName, FileOrigin
+from windlass.messages import FileName, FileOrigin, WorkerId
 from windlass.units import show_seconds
 
 #: Seconds for which a file is waited for that cannot be had just now.
@@ -42,6 +42,8 @@ class Place(msgspec.Struct, eq=False):
     #: What was looked for last, and when.
     probe: FileName = FileName("")
     probed_at: float = 0.0
+    #: Who had no room for that.
+    full: set[WorkerId] = msgspec.field(default_factory=set[WorkerId])
 
     @property
     def looked_at(self) -> int:
@@ -89,7 +91,15 @@ class Away:
         place.files.pop(file.ref.name, None)  # the next time another one is looked for
         place.files[file.ref.name] = file
         place.not_before, place.over_at = file.not_before, min(place.over_at, over_at)
+        place.full.clear()
         file.away = text
+
+    def no_room(self, file: File, worker: WorkerId) -> None:
+        """Who was sent to look cannot keep it: another one is to do so."""
+        if file.away:
+            place = self.places[_key(file)]
+            place.full.add(worker)
+            place.probed_at = place.not_before = 0.0
 
     def end(self, file: File) -> list[FileName]:
         """It is away no more, for whatever reason. Which files are not."""

@@ -204,10 +204,12 @@ class Fetches:
             return  # a large one, most likely, which is not to be read by all
         at = (file.failures + crc32(file.ref.name.encode())) % max(1, len(self._addresses))  # for files that are alone not the same one
         workers = chain(islice(self._addresses, at, None), islice(self._addresses, at))
-        worker = next((one for one in workers if not (file.blind(one) or one in file.fetching or one in file.holders)), None)
-        if worker is None:
+        if place.probe != file.ref.name:
+            place.full.clear()
+        worker = next((one for one in workers if not (file.blind(one) or one in chain(file.fetching, file.holders, place.full))), None)
+        if worker is None or len(place.full) >= ORIGIN_TRIES:
             if not file.fetching:
-                self._end_away(file)  # whoever comes next tries, with a call that needs it
+                self._end_away(file)  # whoever comes next tries, with a call that needs it, which hears of it where none has room
             return
         place.probe, place.probed_at = file.ref.name, now
         self._ties.wait_no_more(file, (worker,))

@@ -248,7 +248,7 @@ class Replicas(Fetches):
         if not was_fetching:
             return
         if message.kind == "full":
-            self._end_away(file)  # whoever needs it hears that
+            self.away.no_room(file, worker)
             return
         if file.lost:  # another one's fetch has found that meanwhile
             self.out.append((worker, FileLost(message.name, file.lost)))

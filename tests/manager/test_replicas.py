@@ -628,15 +628,19 @@ def test_a_file_that_fails_while_others_come_from_there_is_waited_for_by_itself(
 
 
 def test_where_nobody_can_look_whether_an_origin_is_back_calls_that_need_it_are_sent_again(replicas: Replicas) -> None:
-    """Or those who come would never try. So it is where who is sent has no room: the call is to hear that."""
+    """Or those who come would never try. So it is where four in a row have no room: the call is to hear that."""
     replicas.declare(PAGE, FileOrigin(url=AT_SERVER.url))
     replicas.wanted(WORKERS[0], [PAGE.name])
     now = let_fail(replicas, ORIGIN_TRIES)
     given_back(replicas)
-    while not (asked := fetches(replicas, now)):
-        now += 1.0
-    [worker] = asked
-    replicas.failed(worker, FileFailed(PAGE.name, AT_SERVER, "full", "no room"), now)
+    now += ORIGIN_PAUSE * 2**ORIGIN_TRIES
+    told: list[WorkerId] = []
+    while asked := fetches(replicas, now):  # each at once, as that says nothing about the server
+        assert replicas.away.returned == []
+        [worker] = asked
+        told.append(worker)
+        replicas.failed(worker, FileFailed(PAGE.name, AT_SERVER, "full", "no room"), now)
+    assert len(set(told)) == len(told) == ORIGIN_TRIES
     assert replicas.away.returned == [PAGE.name]
     replicas.wanted(WORKERS[0], [PAGE.name])
     now = let_fail(replicas, 1, now)
