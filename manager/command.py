@@ -78,10 +78,11 @@ class Command(FunctionCall):
             for path, file in cast("Mapping[str, File]", outputs).items():
                 self.add_output(file, path)
         else:
+            made: list[str] = []
             for path in outputs or ():
-                where = self._inside("outputs=", path)
-                self._take(where)
-                self.made += (where,)
+                made.append(self._inside("outputs=", path))
+                self._take(made[-1])
+            self.made = tuple(made)
         self.outputs = _Outputs(self.made, self.outputs)
         if options:
             _refuse_unknown(options)

@@ -42,6 +42,8 @@ log = logging.getLogger("windlass.files")
 
 #: Statuses that say nothing about the file: later, or from another place, it may be there.
 _LATER: Final = (408, 425, 429)
+#: And those above 499 that do: the server cannot do that at all.
+_NEVER: Final = (501, 505)
 #: What a file system says of a path, and not of itself.
 _REFUSED: Final = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
@@ -106,7 +108,7 @@ class Downloader:
         except urllib.error.HTTPError as error:
             with error:
                 text = f"{shown(error.url)}: {error.code} {error.reason}"
-                if error.code in _LATER or error.code >= 500:
+                if error.code in _LATER or (error.code >= 500 and error.code not in _NEVER):
                     raise SourceFailed(text) from error
                 raise SourceGone(text) from error
         except urllib.error.URLError as error:

@@ -199,7 +199,16 @@ def test_a_url_declared_with_its_content_must_have_it(authority: Authority, tmp_
 
 
 @pytest.mark.parametrize(
-    ("status", "error"), [(404, SourceGone), (410, SourceGone), (403, SourceGone), (503, SourceFailed), (429, SourceFailed)]
+    ("status", "error"),
+    [
+        (404, SourceGone),
+        (410, SourceGone),
+        (403, SourceGone),
+        (501, SourceGone),
+        (505, SourceGone),
+        (503, SourceFailed),
+        (429, SourceFailed),
+    ],
 )
 def test_what_a_server_says_is_told(authority: Authority, tmp_path: Path, web: Web, status: int, error: type[Exception]) -> None:
     """With the URL. Its being overloaded is another thing than its not having the file."""
