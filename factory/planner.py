@@ -19,7 +19,7 @@ answer, may exist.
   at start, waits, pause).
 * Fewer wanted than coming, for as long as ``hold`` (so that a program that submits in bursts keeps its place in the queue): cancel
   queued pilots first, youngest first; then release pilots that have been idle for ``idle_timeout``.  A pilot with running calls is
-  never touched.
+  never touched.  Calls that cannot run just now (`Shape.away`) count here, and only here: new pilots would have nothing to do for them.
 * Whatever the demand: held pilots are cancelled (they never start), running ones that do not say hello in time too.
 
 Every decision carries its reason in one line.
@@ -32,6 +32,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
+
+import msgspec
 
 from windlass.factory.backend import JobId
 from windlass.factory.history import PROVEN, History
@@ -112,7 +114,7 @@ def plan(
     ``spent``: core seconds of pilots that have ended. ``unsure_seconds``: what the unsure ones may run, all together.
     """
     wanted, why = wanted_pilots(demand, pool, before)
-    keep, less_at = history.keep(wanted, now, pool.hold)
+    keep, less_at = history.keep(max(wanted, _kept_pilots(demand, pool, before)), now, pool.hold)
     keep = max(min(keep, pool.max_pilots), pool.min_pilots)
     coming = sum(pilot.coming for pilot in pilots) + unsure
     cancel = list(_overdue(pilots, pool, now))
@@ -223,17 +225,29 @@ def wanted_pilots(demand: Demand | None, pool: PoolConfig, before: Sequence[Prom
     """Pilots that the demand asks for, within the pool's limits, and how that comes about."""
     if demand is None:
         return pool.min_pilots, "the manager has not said what it needs"
-    shapes = [shape for shape in demand.shapes if shape.waiting + shape.running and unfit(shape, pool) == ""]
+    asked = [shape for shape in demand.shapes if shape.waiting + shape.running]
+    shapes = [shape for shape in asked if unfit(shape, pool) == ""]
     left = _left_by_others(shapes, _others(demand, pool, before))
     total = math.ceil(sum(share * could_use(shape, pool) for share, shape in zip(left, shapes, strict=True)) - EPSILON)
     waiting, running = sum(shape.waiting for shape in shapes), sum(shape.running for shape in shapes)
     wanted = max(min(total, pool.max_pilots), pool.min_pilots)
-    if not shapes and demand.shapes:
-        why = f"no call fits: {unfit(demand.shapes[0], pool)}"
+    if not shapes and asked:
+        why = f"no call fits: {unfit(asked[0], pool)}"
     else:
         wait = "1 call waits" if waiting == 1 else f"{waiting} calls wait"
         why = f"{wait}, {running} run: work for {total} pilot{'s' if total != 1 else ''}"
     return wanted, why + (f", at least {pool.min_pilots} are kept" if wanted > total else "")
+
+
+def _kept_pilots(demand: Demand | None, pool: PoolConfig, before: Sequence[Promise]) -> int:
+    """Pilots that are not too many: as are wanted, were those calls waiting that cannot run just now."""
+    if demand is None or not any(shape.away for shape in demand.shapes):
+        return 0
+    shapes = tuple(
+        msgspec.structs.replace(shape, waiting=shape.waiting + shape.away, seconds=shape.seconds + shape.away * shape.longest, away=0)
+        for shape in demand.shapes
+    )
+    return wanted_pilots(msgspec.structs.replace(demand, shapes=shapes), pool, before)[0]
 
 
 def unfit(shape: Shape, pool: PoolConfig) -> str:

@@ -2,7 +2,8 @@
 
 Calls of a kind (`windlass.manager.kinds`) are one shape, of what the largest of them asks for, if they take about as long (within a factor
 of two) and the walltimes of the same pools are enough for them: the longest call says nothing of others.  Calls are counted, never library
-processes: an idle library is no demand.  Calls of which a slot runs many at once count as one each time that they fill it.
+processes: an idle library is no demand.  Calls of which a slot runs many at once count as one each time that they fill it.  Calls that
+cannot run just now, as a file's source does not answer, are counted by themselves (``away``).
 
 Seconds are expected work: the calls' own ``expected_time``, or what is known of their library (`LibraryState.call_seconds`); no less than
 what a call is known to need since a pilot's end has cut it short; 0 where nothing is known.  For which walltimes a call is follows from
@@ -49,21 +50,22 @@ def demand_of(
             continue
         usual = library.call_seconds()
         for queue in library.queues:
-            waiting = queue.waiting + queue.away
-            if not waiting and not queue.running:
+            waiting = queue.waiting
+            if not waiting and not queue.running and not queue.away:
                 continue
             shape, asked = _shape(queue.needs, library.spec), _shape(queue.options.needs, library.spec)
             least = walltime_for(queue.least_seconds, library.start_allowance, longest)
             each = max(queue.options.expected_time or usual, queue.least_seconds)
             key = shape, bisect_left(walltimes, least), max(0, frexp(each)[1]) if each else -1
             largest[key] = _larger(asked, largest.get(key, asked))
-            sums = shapes.setdefault(key, [0, 0, 0.0, 0.0, 0.0])
+            sums = shapes.setdefault(key, [0, 0, 0.0, 0.0, 0.0, 0])
             at_once = library.spec.concurrency
             sums[0] += -(-waiting // at_once)
             sums[1] += -(-queue.running // at_once)
             sums[2] += each * (waiting + queue.running) / at_once
             sums[3] = max(sums[3], each)
             sums[4] = max(sums[4], least)
+            sums[5] += -(-queue.away // at_once)
     pilots = tuple(
         PilotSeen(
             pool=worker.info.pool,
@@ -78,7 +80,10 @@ def demand_of(
         for worker in workers
     )
     return Demand(
-        tuple(Shape(largest[key], int(sums[0]), int(sums[1]), sums[2], sums[3], least=sums[4]) for key, sums in shapes.items()),
+        tuple(
+            Shape(largest[key], int(sums[0]), int(sums[1]), sums[2], sums[3], least=sums[4], away=int(sums[5]))
+            for key, sums in shapes.items()
+        ),
         pilots,
         avoid,
     )

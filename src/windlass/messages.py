@@ -798,6 +798,8 @@ class Shape(Record, frozen=True):
     pools: tuple[PoolName, ...] = ()
     #: Walltime in seconds that a pilot for them must have, as far as that is known; 0: any will do.
     least: float = 0.0
+    #: Further ones that cannot run just now, for want of a file: pilots are kept for them, and none are started.
+    away: int = 0
 
 
 class PilotSeen(Record, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,6 +97,21 @@ def test_what_pilots_of_other_pools_can_take_is_not_asked_for_again(make_pool: M
     assert wanted_pilots(Demand((shape,), (gone,)), make_pool())[0] == 4
     assert wanted_pilots(Demand((shape,), (gone, other)), make_pool())[0] == 2
     assert wanted_pilots(Demand((shape,), (other, other)), make_pool())[0] == 0
+
+
+@pytest.mark.parametrize(("seconds", "longest"), [(0.0, 0.0), (0.0, 3600.0)])
+def test_calls_that_cannot_run_just_now_keep_pilots_and_ask_for_none(make_pool: MakePool, seconds: float, longest: float) -> None:
+    """Those that come meanwhile would leave as idle, and others come for them, again and again."""
+    shape = Shape(Resources(), 0, 0, seconds, longest, away=12)
+    assert wanted_pilots(Demand((shape,)), make_pool()) == (0, "0 calls wait, 0 run: work for 0 pilots")
+    assert decide(Demand((shape,)), pilots(queued=1, serving=1), make_pool()).submit == 0
+    those = pilots(queued=2, serving=2)
+    for pilot in those:
+        pilot.idle_seconds = 1e4
+    actions = decide(Demand((shape,)), those, make_pool())
+    assert [pilot for decision in (*actions.cancel, *actions.release) for pilot in decision.jobs] == ["queued1"]
+    two = msgspec.structs.replace(shape, waiting=5)
+    assert decide(Demand((two,)), pilots(queued=1), make_pool()).submit == 1
 
 
 def test_nothing_is_done_before_the_manager_has_spoken_but_the_minimum(make_pool: MakePool) -> None:

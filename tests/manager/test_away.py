@@ -179,7 +179,7 @@ def test_pilots_are_kept_for_calls_whose_file_is_away_and_people_see_what_these_
     """Nor is it forgotten of which kind they are where there are many kinds."""
     calls = [cluster.submit(DATA) for _ in range(5)]
     cluster.until_given_back(*calls)
-    assert sum(shape.waiting for shape in cluster.core.demand(cluster.now).shapes) == 5
+    assert [(shape.waiting, shape.running, shape.away) for shape in cluster.core.demand(cluster.now).shapes] == [(0, 0, 5)]
     found = status(cluster.core, "m", [], cluster.now)
     assert found["calls"]["waiting_for_files"] == 5
     assert [row["away"] for row in found["files"]] == ["/scratch/data: Stale file handle", ""]
