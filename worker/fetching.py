@@ -90,6 +90,8 @@ class Fetcher:
         #: The worker's session with its manager, which a manager asks for.
         self.session = session
         self._calls: set[Call] = set()
+        #: Threads that were left behind with their file system, by the path that they read.
+        self._behind: dict[str, asyncio.Future[Arrived]] = {}
         self._idle = Idle()
         self._closed = False
         #: For the status: bytes that came from the manager, from peers, from elsewhere.
@@ -132,6 +134,8 @@ class Fetcher:
         self._closed = True
         for call in list(self._calls):
             call.cancel()
+        for work in list(self._behind.values()):
+            work.cancel()
         self._idle.close()
 
     async def _attempt(self, arrival: Arrival, source: FileSource) -> Arrived:
@@ -158,17 +162,33 @@ class Fetcher:
             self._idle.sweep_soon()
 
     async def _from_path(self, call: Call, arrival: Arrival, turn: int, path: str) -> Arrived:
-        """The thread may hang with its file system, for as long as that does: then it is left behind."""
+        """The thread may hang with its file system, for as long as that does: then it is left behind. Nor does another one begin before
+        that has its answer: it would hang as well, and where a file comes from tape that would ask for it once more."""
+        silent = f"its file system gave no answer for {self._hang:g} s"
+        before = self._behind.get(path)
+        if before is not None and not (await asyncio.wait([before], timeout=self._hang))[0]:
+            raise TimeoutError(silent)
         work = asyncio.ensure_future(in_thread(partial(self._downloader().from_path, call, arrival, turn, path)))
         try:
             while not (await asyncio.wait([work], timeout=self._hang / 4))[0]:
                 if call.hangs(self._hang):
                     arrival.next_turn()
                     call.cancel()
-                    raise TimeoutError(f"its file system gave no answer for {self._hang:g} s")
+                    raise TimeoutError(silent)
             return work.result()
         finally:
-            work.cancel()
+            if self._closed:
+                work.cancel()
+            elif not work.done():
+                self._behind[path] = work
+                work.add_done_callback(partial(self._woke, path))
+
+    def _woke(self, path: str, work: asyncio.Future[Arrived]) -> None:
+        """A thread that was left behind has its answer, which nobody wants any more."""
+        if self._behind.get(path) is work:
+            del self._behind[path]
+        if not work.cancelled():
+            work.exception()
 
     def _downloader(self) -> Downloader:
         from windlass.worker.downloads import Downloader

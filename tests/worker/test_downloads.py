@@ -529,7 +529,7 @@ def test_what_a_file_system_says_of_itself_passes_and_what_it_says_of_a_path_doe
 
 @pytest.mark.parametrize("tree", [False, True])
 def test_a_file_system_that_hangs_is_given_up(authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: bool) -> None:
-    """Its thread is left behind, and does no harm when it wakes."""
+    """Its thread is left behind, and does no harm when it wakes. Until then no other one begins."""
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "data").write_bytes(CONTENT)
     path = str(tmp_path / "tree" if tree else tmp_path / "tree" / "data")
@@ -549,6 +549,10 @@ def test_a_file_system_that_hangs_is_given_up(authority: Authority, tmp_path: Pa
             with pytest.raises(SourceFailed, match=rf"{path}: its file system gave no answer for 0.2 s\n"):
                 await one.fetcher.fetch(arrival, FileSource("", path=path))
             assert hung.is_set()
+            hung.clear()
+            with pytest.raises(SourceFailed, match=rf"{path}: its file system gave no answer for 0.2 s\n"):
+                await one.fetcher.fetch(arrival, FileSource("", path=path))
+            assert not hung.is_set()
             over.set()
             arrived = await one.fetcher.fetch(arrival, FileSource("", path=path))
             assert arrived.size == len(CONTENT)
