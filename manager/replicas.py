@@ -297,7 +297,8 @@ class Replicas(Fetches):
         file.trouble = text
         alike = not (origin.url or origin.shared)  # all would hear the same
         others = message.kind == "gone" and file.refusals < ORIGIN_TRIES and any(self._reach.elsewhere([*blind, worker]))
-        if file.holders or (not alike and (file.fetching or others)):
+        coming = file.fetching and not (alike and message.kind != "failed")
+        if file.holders or coming or (others and not alike):
             return FileLost(name, text, later=True) if file.away else None
         self._lose(file, text)
         return FileLost(name, text)

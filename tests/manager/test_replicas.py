@@ -666,6 +666,29 @@ def test_who_looks_and_hangs_is_not_the_only_one_to_look(replicas: Replicas) -> 
     replicas.worker_lost(*asked)
 
 
+@pytest.mark.parametrize("origin", [AT_MANAGER, FileOrigin(url=AT_SERVER.url)])
+def test_a_file_that_another_worker_is_reading_is_not_lost_when_one_fails_at_the_end_of_its_time(
+    replicas: Replicas, origin: FileOrigin
+) -> None:
+    replicas.declare(PAGE, origin)
+    replicas.wanted(WORKERS[0], [PAGE.name])
+    now = 0.0
+    while not replicas.away.places:
+        for worker, source in fetches(replicas, now).items():
+            replicas.failed(worker, FileFailed(PAGE.name, source, "failed", "503"), now)
+        now += 1.0
+    given_back(replicas)
+    now += ORIGIN_PAUSE * 2**ORIGIN_TRIES
+    [first] = fetches(replicas, now)
+    [(second, source)] = fetches(replicas, now + PROBE_SECONDS).items()
+    replicas.failed(second, FileFailed(PAGE.name, source, "failed", "503"), PATIENCE + 60.0)
+    assert given_back(replicas) == [second]
+    fetches(replicas, PATIENCE + 60.0)
+    replicas.here(first, PAGE.name, 100, "d")
+    assert replicas.away.returned == [PAGE.name]
+    assert not replicas.files[PAGE.name].lost
+
+
 @pytest.mark.parametrize("workers", [1, len(WORKERS)])
 def test_a_large_file_that_is_looked_for_is_not_read_by_one_worker_after_the_other(replicas: Replicas, workers: int) -> None:
     """Nobody can tell whether the first two hang. Nor are calls sent to wait for it in slots."""
