@@ -8,8 +8,8 @@ and late.  The *manager* sees it connected or not, at once.  What each may chang
 * The manager is the better witness that a pilot lives: a connected one that is listed as queued, held or not at all goes on serving.
 * The batch system is the only witness that it ended.  A pilot that has disconnected is only *running* again.
 * Unknown is not gone: a query without an answer is no event.  A pilot that an answer does not list is *missing*, and only the second
-  time in a row, and without a connection, is it over; one that no answer has listed yet only when it is `UNLISTED` seconds old, as
-  answers may be older than it.
+  time in a row, and without a connection, is it over; one that no answer has listed yet, and that has not served, only when it is
+  `UNLISTED` seconds old, as answers may be older than it. Where answers have turned out to be fresh that is `UNLISTED_FRESH`.
 * *Ending* (Slurm's COMPLETING) masks what comes: the end, or the queue again.
 * A running pilot that is queued again was preempted: that incarnation has ended, the same job waits for its next start.
 
@@ -23,6 +23,7 @@ The register hands each end of an incarnation out once, as an `Ending`.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -36,8 +37,11 @@ from windlass.messages import CANNOT_SERVE, PilotId, PilotSeen
 #: Queries in a row that do not list a pilot before it counts as gone.
 MISSES: Final = 2
 #: Seconds after its submission until which a pilot that no answer has had yet is not missed: sites have wrappers that answer for minutes
-#: from what they asked before. Batch systems remember for as long what has ended, so that a quick death is told.
+#: from what they asked before. By default Slurm remembers for as long what has ended, so that a quick death is told.
 UNLISTED: Final = 300.0
+#: The same where an answer has had a pilot that was younger, and none has lacked one that a later one had: sites may forget at once what
+#: has ended, and each quick death would be waited for.
+UNLISTED_FRESH: Final = 60.0
 #: Seconds after which a submission without an answer can be judged: a batch system that wakes up may still take it.
 SETTLE: Final = 30.0
 
@@ -276,6 +280,11 @@ class Fleet:
     blocked: tuple[str, ...] = ()
     #: Until then pilots that the manager does not know may be on their way back to it.
     patient_until: float = -math.inf
+    #: Answers have had a pilot soon after it was submitted; and have lacked one that they had later.
+    fresh: bool = False
+    old: bool = False
+    #: The last pilots that were over although no answer had had them.
+    missed: deque[JobId] = field(default_factory=lambda: deque[JobId](maxlen=500))
 
     # ---------------------------------------------------------------- what the factory did
 
@@ -320,18 +329,29 @@ class Fleet:
                     continue  # of an earlier life, or ended long ago
                 walltime = self.walltimes.get(state.ticket, 0.0)
                 pilot = Pilot(state.job, state.ticket, state.restart or 0, since=now, made_at=now, found=found, walltime=walltime)
+                self.old = self.old or state.job in self.missed
                 pilot.asked = found and state.listed is Listed.ENDING  # perhaps by the earlier life, which is nothing against anybody
                 self.pilots[state.job] = pilot
+            elif not pilot.listed:
+                self._first_listed(pilot, now)
             self._one_listed(pilot, state, now)
+        unlisted = UNLISTED_FRESH if self.fresh and not self.old else UNLISTED
         for pilot in [pilot for job, pilot in self.pilots.items() if job not in seen]:
             pilot.misses += 1
-            expected = pilot.listed or pilot.phase is Phase.CANCELLING or now - pilot.made_at >= UNLISTED
+            expected = pilot.listed or pilot.served or pilot.phase is Phase.CANCELLING or now - pilot.made_at >= unlisted
             if pilot.misses >= MISSES and not pilot.connected and expected:
+                if not pilot.listed:
+                    self.missed.append(pilot.job)
                 self._end(pilot, Event.MISSING, VANISHED, Cause.UNKNOWN, None, now)
         for unsure in list(self.unsure.values()):
             unsure.looks += 1
             if unsure.ticket in tickets or (unsure.looks >= MISSES and now - unsure.since >= SETTLE):
                 del self.unsure[unsure.ticket]
+
+    def _first_listed(self, pilot: Pilot, now: float) -> None:
+        """How old answers may be shows in when they first have a pilot."""
+        self.old = self.old or pilot.misses >= MISSES
+        self.fresh = self.fresh or now - pilot.made_at < UNLISTED_FRESH
 
     def _one_listed(self, pilot: Pilot, state: PilotState, now: float) -> None:
         pilot.misses, pilot.listed = 0, True

@@ -95,6 +95,65 @@ def test_a_pilot_that_no_answer_has_had_yet_is_missed_only_after_a_while(fleet: 
     assert fleet.live == 0
 
 
+def test_where_answers_are_fresh_a_pilot_that_none_has_had_is_missed_sooner(fleet: Fleet) -> None:
+    """Sites may forget at once what has ended: each death at start would be waited for, for minutes."""
+    fleet.listed([state(A, Listed.QUEUED)], 30.0)
+    fleet.submitted("t2", [B], 100.0)
+    for now in (130.0, 159.0):
+        fleet.listed([state(A, Listed.QUEUED)], now)
+    assert B in fleet.pilots
+    fleet.listed([state(A, Listed.QUEUED)], 160.0)
+    assert B not in fleet.pilots
+
+
+def test_a_site_whose_answers_have_been_old_is_not_taken_for_one_with_fresh_ones(fleet: Fleet) -> None:
+    """A wrapper asks now and then, and what was submitted just before that is had at once."""
+    fleet.submitted("t2", [B], 110.0)
+    for now in (30.0, 60.0, 90.0):
+        fleet.listed([], now)
+    fleet.listed([state(A, Listed.QUEUED), state(B, Listed.QUEUED)], 120.0)
+    fleet.submitted("t3", [JobId("c")], 125.0)
+    for now in (150.0, 180.0, 210.0, 424.0):
+        fleet.listed([state(A, Listed.QUEUED), state(B, Listed.QUEUED)], now)
+    assert JobId("c") in fleet.pilots
+
+
+def test_a_pilot_that_was_missed_too_soon_is_a_lesson(fleet: Fleet) -> None:
+    """It turns up again: the answers were old, though another was had soon by chance."""
+    fleet.listed([state(A, Listed.QUEUED)], 20.0)
+    fleet.submitted("t2", [B], 25.0)
+    for now in (50.0, 85.0):
+        fleet.listed([state(A, Listed.QUEUED)], now)
+    assert B not in fleet.pilots
+    both = [state(A, Listed.QUEUED), state(B, Listed.QUEUED)]
+    fleet.listed(both, 120.0)
+    fleet.submitted("t3", [JobId("c")], 125.0)
+    for now in (150.0, 180.0, 210.0):
+        fleet.listed(both, now)
+    assert JobId("c") in fleet.pilots
+
+
+def test_what_an_earlier_life_left_tells_nothing_of_how_old_answers_are() -> None:
+    """Nobody knows when it was submitted."""
+    fleet = Fleet()
+    fleet.listed([state(A, Listed.QUEUED)], 0.0)
+    fleet.submitted("t", [B], 1.0)
+    for now in (30.0, 60.0, 90.0):
+        fleet.listed([state(A, Listed.QUEUED)], now)
+    assert B in fleet.pilots
+
+
+def test_a_pilot_that_has_served_is_missed_though_no_answer_has_had_it(fleet: Fleet, seen: MakeSeen) -> None:
+    """It died before the batch system was asked, which had forgotten it by then; calls would wait for it, as it runs for all that is known."""
+    fleet.seen([seen("a")], 10.0)
+    fleet.seen([], 20.0)
+    fleet.listed([], 30.0)
+    assert fleet.live == 1
+    fleet.listed([], 60.0)
+    assert fleet.live == 0
+    assert not fleet.endings[0].failed
+
+
 def test_a_disconnected_pilot_runs_until_the_batch_system_says_otherwise(fleet: Fleet, seen: MakeSeen) -> None:
     fleet.seen([seen("a")], 1.0)
     fleet.seen([seen("a", connected=False)], 2.0)
