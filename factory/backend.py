@@ -73,6 +73,7 @@ class Listed(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    ELSEWHERE = "elsewhere"  # another cluster has it: queued or running, nobody here can say
     ENDING = "ending"  # completing: neither running nor ended, may yet be queued again
     HELD = "held"  # will never start by itself
     ENDED = "ended"

@@ -129,6 +129,14 @@ EVENT_OF: Final[Mapping[Listed, Event]] = {
     Listed.ENDED: Event.LISTED_ENDED,
 }
 
+
+def _event_of(listed: Listed, pilot: Pilot) -> Event:
+    """What this listing is to the pilot: one that another cluster has waits there until it has connected, for all that is known."""
+    if listed is Listed.ELSEWHERE:
+        return Event.LISTED_RUNNING if pilot.served else Event.LISTED_QUEUED
+    return EVENT_OF[listed]
+
+
 #: The reason of an end that only an answer without the pilot tells of.
 VANISHED: Final = "the batch system does not know it any more"
 #: The reason of an end that is nobody's doing but the pilot's own, though nothing went wrong by its exit status.
@@ -368,9 +376,9 @@ class Fleet:
         pilot.reason = state.reason
         if state.listed is Listed.HELD:
             pilot.held = f"held: {state.reason}"
-        elif state.listed in (Listed.QUEUED, Listed.RUNNING):
+        elif state.listed in (Listed.QUEUED, Listed.RUNNING, Listed.ELSEWHERE):
             pilot.held = ""
-        event = EVENT_OF[state.listed]
+        event = _event_of(state.listed, pilot)
         if event is Event.LISTED_ENDED:
             self._end(pilot, event, state.reason, state.cause, state.exit_status, now)
         else:

@@ -14,7 +14,7 @@ answer is found again, and so that a factory finds the pilots of its earlier lif
 *A job's id* is ``17``, or ``17_4`` for a task of an array, with ``@cluster`` where pilots go to named clusters.
 
 *States* are `Listed`: COMPLETING masks the end or the next start, so it is *ending*; a word that is not known is *running*, which changes
-nothing, and so is what another cluster of a federation runs: whether that lives its connection tells.  PENDING is *held* where its reason
+nothing; what another cluster of a federation runs, or may run, is *elsewhere*: its connection tells.  PENDING is *held* where its reason
 is one that no waiting mends, or its priority says so.
 
 *Refusals* are told apart by their texts, as all have the exit status 1: no answer (`Unreachable`), a limit on jobs (`OverLimit`), what the
@@ -230,7 +230,8 @@ STATES: Final[Mapping[str, tuple[Listed, Cause]]] = {
     "BOOT_FAIL": (Listed.ENDED, Cause.NODE),
     "OUT_OF_MEMORY": (Listed.ENDED, Cause.SIGNAL),
 }
-#: What a federation's other clusters keep of a job that one of them runs, and some minutes longer; of that one it says nothing more.
+#: What a federation's other clusters keep of a job that one of them runs, and some minutes longer; of that one it says nothing more. So
+#: is shown as well what waits in the others alone, as this one can never run it.
 ELSEWHERE: Final = "REVOKED"
 
 #: Slurm gives it to what is held, whatever the reason, and to nothing else.
@@ -301,7 +302,7 @@ def listed_as(
     if state == "FAILED":
         return _failed(reason, wait_status)
     if state == ELSEWHERE:
-        return Listed.RUNNING, Cause.UNKNOWN, "another cluster of the federation runs it", None
+        return Listed.ELSEWHERE, Cause.UNKNOWN, "another cluster of the federation has it", None
     listed, cause = STATES.get(state, (Listed.RUNNING, Cause.UNKNOWN))
     if listed is not Listed.ENDED:
         return listed, cause, reason, None

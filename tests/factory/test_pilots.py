@@ -144,7 +144,7 @@ def test_what_an_earlier_life_left_tells_nothing_of_how_old_answers_are() -> Non
 
 
 def test_a_pilot_that_has_served_is_missed_though_no_answer_has_had_it(fleet: Fleet, seen: MakeSeen) -> None:
-    """It died before the batch system was asked, which had forgotten it by then; calls would wait for it, as it runs for all that is known."""
+    """It died before the batch system was asked, which had forgotten it by then; calls would wait for it."""
     fleet.seen([seen("a")], 10.0)
     fleet.seen([], 20.0)
     fleet.listed([], 30.0)
@@ -152,6 +152,23 @@ def test_a_pilot_that_has_served_is_missed_though_no_answer_has_had_it(fleet: Fl
     fleet.listed([], 60.0)
     assert fleet.live == 0
     assert not fleet.endings[0].failed
+
+
+def test_a_pilot_that_another_cluster_has_waits_until_it_connects(fleet: Fleet, seen: MakeSeen) -> None:
+    """It may only be pending there, which nobody tells, so that it is not one that runs without connecting; later it is no new start."""
+    for now in (30.0, 5000.0):
+        fleet.listed([state(A, Listed.ELSEWHERE, restart=0)], now)
+        assert fleet.pilots[A].phase is Phase.QUEUED
+    fleet.seen([seen("a")], 5001.0)
+    fleet.listed([state(A, Listed.ELSEWHERE, restart=0)], 5002.0)
+    assert fleet.pilots[A].phase is Phase.SERVING
+    fleet.asked([A], Event.RELEASED, 5003.0)
+    fleet.listed([state(A, Listed.ELSEWHERE, restart=0)], 5004.0)
+    assert fleet.pilots[A].phase is Phase.LEAVING
+    fleet.seen([], 5005.0)
+    fleet.listed([state(A, Listed.ELSEWHERE, restart=0)], 5006.0)
+    assert fleet.pilots[A].phase is Phase.LEAVING
+    assert not fleet.endings
 
 
 def test_a_disconnected_pilot_runs_until_the_batch_system_says_otherwise(fleet: Fleet, seen: MakeSeen) -> None:

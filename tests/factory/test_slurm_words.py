@@ -142,7 +142,7 @@ def test_a_job_that_another_cluster_of_a_federation_runs_has_not_vanished() -> N
     """All that is left of it here is that it was revoked; until it connects, nothing else would tell that it lives. Of several clusters
     that are asked the one that runs it tells."""
     [row] = words.read_rows(line_of("7", "REVOKED"), "windlass")
-    assert (row.state.listed, row.state.reason) == (Listed.RUNNING, "another cluster of the federation runs it")
+    assert (row.state.listed, row.state.reason) == (Listed.ELSEWHERE, "another cluster of the federation has it")
     assert words.read_rows(f"CLUSTER: a\n{line_of('7', 'REVOKED')}", "windlass", clusters=True) == []
 
 
