@@ -22,6 +22,7 @@ site does for a while (`NotNow`), and everything else (`Rejected`)."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -182,9 +183,10 @@ _PARTITION: Final = re.compile(r"(?:-p|--part\w*(?:=|$))(.*)")
 
 
 def partition_of(script: str) -> str:
-    """The partitions that the ``#SBATCH`` lines of a script ask for, whoever wrote them; "": the site chooses."""
+    """The partitions that the ``#SBATCH`` lines of a script ask for, whoever wrote them; "": the site chooses. As in Slurm's own eyes,
+    what follows the first command is none of them: it may be another job's script."""
     words: list[str] = []
-    for line in script.splitlines():
+    for line in itertools.takewhile(lambda line: line.strip()[:1] in ("", "#"), script.splitlines()):
         if line.startswith("#SBATCH"):
             words += line.removeprefix("#SBATCH").split()
     found = ""

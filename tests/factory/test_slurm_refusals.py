@@ -99,6 +99,8 @@ def test_a_partition_that_the_pool_s_own_lines_name_is_the_one_that_is_looked_at
         ("#SBATCH --part=short", "short"),
         ("#SBATCH --partition=short\n#SBATCH -p long", "long"),
         ("#SBATCH --parsable\necho -p long", ""),
+        ("# a\n\n#SBATCH -p short\ncat <<END >next.sh\n#SBATCH -p long\nEND", "short"),
+        ("  # a\n#SBATCH -p short", "short"),
     ],
 )
 def test_the_partition_is_what_the_lines_of_the_script_say(lines: str, partition: str) -> None:
