@@ -244,11 +244,12 @@ class FactoryCore:
         self._settle(now)
 
     def _calm(self) -> bool:
-        """All pilots serve, and the last answer had each of them: until a connection is cut there is nothing to ask."""
+        """All pilots serve, and the last answer had each of them: until a connection is cut there is nothing to ask. Without any a
+        manager that is out of reach changes nothing."""
         # Backends that are asked more often have their own reasons.
         pilots = self.fleet.pilots.values()
         settled = all(pilot.phase is Phase.SERVING and not pilot.misses for pilot in pilots)
-        return settled and self.query_interval > PROMPT and not self.fleet.unsure and not self.away
+        return settled and self.query_interval > PROMPT and not self.fleet.unsure and not (self.away and pilots)
 
     def _ask_sooner(self, now: float) -> None:
         """It is not calm any more: a pilot whose connection was cut may have ended; others change in their own time."""
@@ -281,7 +282,8 @@ class FactoryCore:
     def unreachable(self, text: str, now: float) -> None:
         """A command got no answer. A submission may have happened: the register keeps it as unsure."""
         self.history.unreachable(text, now)
-        if self._last_tries >= LAST_TRIES:
+        # Where no pilot lives, those that have vanished are few, if there are any: a program that ends does not wait for them.
+        if self._last_tries >= (LAST_TRIES if self.fleet.live else 1):
             self.finished = True
 
     def cancelled(self) -> None:

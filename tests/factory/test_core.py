@@ -30,7 +30,7 @@ from windlass.factory.backend import (
     pilot_word,
     split_pilot_word,
 )
-from windlass.factory.core import Cancel, FactoryCore, Query, Release, Submit
+from windlass.factory.core import Cancel, EndAll, FactoryCore, Query, Release, Submit
 from windlass.factory.fake import FakeCluster, Fault, Terminate, Todo
 from windlass.factory.history import LASTED
 from windlass.factory.pilots import BLOCKED, LEFT, Phase
@@ -1234,6 +1234,34 @@ def test_pilots_that_have_vanished_are_ended_when_the_factory_closes(make_pool: 
     sim.core.close(sim.now, 60.0)
     sim.tick()
     assert (sim.core.finished, sim.cluster.alive) == (True, 0)
+
+
+def test_a_factory_without_pilots_ends_though_its_batch_system_is_down(make_pool: MakePool) -> None:
+    """One that has vanished may turn up again, but nobody waits for three answers that do not come."""
+    sim = simulation(make_pool(max_start_failures=1), queue_delay=math.inf)
+    sim.words = ""
+    answer_from_memory(sim, 1e6)
+    sim.calls = 4
+    sim.run(400)
+    assert sim.core.fleet.live == 0
+    sim.core.close(sim.now, 60.0)
+    assert isinstance(sim.core.step(sim.now), EndAll)
+    sim.core.unreachable("no answer", sim.now)
+    assert sim.core.finished
+
+
+def test_what_has_vanished_is_looked_for_as_seldom_while_the_manager_is_away(make_pool: MakePool) -> None:
+    sim = simulation(make_pool(max_start_failures=1), queue_delay=math.inf)
+    sim.words = ""
+    answer_from_memory(sim, 1e6)
+    sim.calls = 4
+    sim.run(400)
+    assert sim.core.fleet.live == 0
+    before = sim.core.budget.sent["query"]
+    sim.away = True
+    sim.core.cut_off(sim.now)
+    sim.run(1500)
+    assert 3 <= sim.core.budget.sent["query"] - before <= 6
 
 
 def test_a_factory_whose_first_query_got_no_answer_waits_for_the_next(make_pool: MakePool) -> None:
