@@ -57,6 +57,9 @@ log = logging.getLogger("windlass.factory")
 
 #: Seconds until larger arrays are tried again where a site refuses them and nothing says why.
 FEWER_FOR: Final = 3600.0
+#: Seconds for which a pilot that no answer has had is ended with the factory: so long it is waited for (`windlass.factory.pilots`), and an
+#: hour more looked for (`windlass.factory.core`).
+THOUGHT_OF: Final = 3900.0
 
 
 class SlurmBackend:
@@ -133,8 +136,8 @@ class SlurmBackend:
         self._doubtful: set[JobId] = set()
         #: Pilots that had not ended when they were last heard of.
         self._live: set[JobId] = set()
-        #: Those of them that no answer has had yet, which may be older than they are.
-        self._unlisted: set[JobId] = set()
+        #: Those of them that no answer has had yet, which may be older than they are, and until when they are thought of.
+        self._unlisted: dict[JobId, float] = {}
         #: Nodes that pilots were on.
         self._nodes: set[str] = set()
         #: What squeue last said beside its answer, without numbers.
@@ -196,7 +199,7 @@ class SlurmBackend:
             raise refused
         jobs = slurm_words.task_ids(ran.stdout, count, count > 1, bool(self._clusters))
         self._live |= set(jobs)
-        self._unlisted |= set(jobs)
+        self._unlisted |= dict.fromkeys(jobs, time.monotonic() + THOUGHT_OF)
         if self._logs is not None:
             self._logs.submitted(jobs)
         return jobs
@@ -274,8 +277,9 @@ class SlurmBackend:
         own = [row.state for row in rows if row.tag == self._tag]
         self._end_probes([state.job for state in own if state.ticket == PROBE and state.listed is not Listed.ENDED])
         states = self._confirmed([state for state in own if state.ticket != PROBE])
-        self._unlisted -= {state.job for state in states}
-        self._live = {state.job for state in states if state.listed is not Listed.ENDED} | self._unlisted
+        listed, now = {state.job for state in states}, time.monotonic()
+        self._unlisted = {job: until for job, until in self._unlisted.items() if job not in listed and now < until}
+        self._live = {state.job for state in states if state.listed is not Listed.ENDED} | self._unlisted.keys()
         self._nodes |= {state.node for state in states if state.node}
         return states if self._logs is None else self._logs.looked_after(states)
 
@@ -309,6 +313,8 @@ class SlurmBackend:
     def cancel(self, jobs: Sequence[JobId]) -> None:
         for command in slurm_words.cancel_words(jobs):
             self._cancel(command)
+        for job in jobs:
+            self._unlisted.pop(job, None)
 
     def cancel_all(self) -> None:
         """As the protocol says. A factory that ends needs an answer, so this takes two commands: scancel by name knows whole names only."""

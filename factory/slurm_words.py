@@ -89,12 +89,14 @@ _SUBMITTED: Final = re.compile(r"(?:Submitted batch job )?(\d+)(?:;(\S+)| on clu
 def task_ids(answer: str, count: int, array: bool, clusters: bool) -> list[JobId]:
     """Ids of the pilots of a submission from what sbatch printed: ``17`` or ``17;cluster``, maybe after a site's own words.
 
-    Raises `Unreachable` when there is no such line: a job may have been made.
+    Raises `Unreachable` when there is no such line, or none with the cluster where ``clusters`` were named: a job may have been made.
     """
     for line in reversed(answer.splitlines()):
         found = _SUBMITTED.fullmatch(line.strip())
         if found:
             cluster = found[2] or found[3]
+            if clusters and not cluster:  # each has its own job of that number, which may be another one
+                raise Unreachable(f"sbatch did not say which cluster has job {found[1]}; squeue is asked for it by its name")
             at = f"@{cluster}" if clusters and cluster else ""
             names = [f"{found[1]}_{index}" for index in range(count)] if array else [found[1]]
             return [JobId(name + at) for name in names]

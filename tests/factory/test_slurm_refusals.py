@@ -187,3 +187,26 @@ def test_what_an_old_answer_cannot_have_is_ended_all_the_same(answering: Callabl
     assert backend.query() == []
     backend.cancel_all()
     assert ran[-1] == ("scancel", "17")
+
+
+def test_what_was_cancelled_or_is_long_past_is_not_ended_once_more(
+    answering: Callable[..., SlurmBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Slurm forgets at once what has ended, each pilot that dies soon is one that no answer has had: for weeks."""
+    numbers = iter(range(17, 20))
+    ran: list[tuple[str, ...]] = []
+    now = 0.0
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def answer(command: Sequence[str], text: str) -> Ran:
+        ran.append(tuple(command))
+        return Ran(0, f"{next(numbers)}\n" if command[0] == "sbatch" else {"squeue": HEADER}.get(command[0], ""), "")
+
+    backend = answering(answer)
+    backend.submit(REQUEST, 1)
+    now = slurm.THOUGHT_OF
+    [cancelled] = backend.submit(REQUEST, 1)
+    backend.submit(REQUEST, 1)
+    backend.cancel([cancelled])
+    backend.cancel_all()
+    assert ran[-1] == ("scancel", "19")

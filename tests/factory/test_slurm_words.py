@@ -319,6 +319,8 @@ def test_ids_are_read_from_what_sbatch_prints() -> None:
     assert words.task_ids("Submitted batch job 20 on cluster east\n", 1, False, True) == ["20@east"]
     with pytest.raises(Unreachable, match="printed no job id"):
         words.task_ids("all is well", 1, False, False)
+    with pytest.raises(Unreachable, match="did not say which cluster has job 17"):
+        words.task_ids("17\n", 1, False, True)
 
 
 def test_cancelling_names_each_array_once_and_each_cluster_apart() -> None:
