@@ -456,6 +456,29 @@ def test_workers_of_several_nodes_are_started_as_no_parallel_program() -> None:
     assert [line for line in ran.stdout.splitlines() if line.startswith("SLURM_")] == ["SLURM_NODEID=1"]
 
 
+def test_workers_of_several_nodes_have_what_setup_and_env_say(tmp_path: Path) -> None:
+    """A shell that reads a profile once more, on each node, undoes what setup= has done; and env= may mean what srun sets as well."""
+    (tmp_path / ".profile").write_text("PATH=/nowhere\n")
+    (tmp_path / "bin").mkdir()
+    for name, text in (
+        ("srun", 'while [ "${1#--}" != "$1" ]; do shift; done; exec env SLURM_MPI_TYPE=none SLURM_PROCID=1 "$@"'),
+        ("worker", "env"),
+    ):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o700)
+    setup = (f"PATH={tmp_path}/bin:/usr/bin:/bin", "export PATH")
+    own = (("SLURM_MPI_TYPE", "it's pmix"),)
+    request = PilotRequest(
+        ticket="t", pool=PoolName("p"), command=("worker",), resources=Resources(), nodes=2, setup=setup, env=own, shell="/bin/bash -l"
+    )
+    script = "\n".join(SlurmBackend().describe(request, 1).splitlines()[1:-1])
+    env = {"HOME": str(tmp_path), "SLURM_JOB_ID": "17", "PATH": os.environ["PATH"]}
+    ran = subprocess.run(["/bin/bash", "-l"], input=script, env=env, capture_output=True, text=True, check=True)
+    assert "SLURM_MPI_TYPE=it's pmix\n" in ran.stdout
+    assert f"PATH={tmp_path}/bin:/usr/bin:/bin\n" in ran.stdout
+    assert "SLURM_PROCID" not in ran.stdout
+
+
 def test_commands_know_where_slurm_authenticates_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On a machine of several clusters that is no default. On a node the path may be nothing; one that is there is the node's own."""
     have_slurm_say("socket $SLURM_SACK_SOCKET.", monkeypatch, tmp_path)
