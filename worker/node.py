@@ -6,8 +6,8 @@ Everything is read from the environment, /proc and /sys, with few file-system ca
 Functions that decide take what they decide on as arguments; those named ``own_*`` read it from this process.
 
 *Scratch* is the first that can be written of: what was asked, ``$SLURM_TMPDIR``, ``$_CONDOR_SCRATCH_DIR``, ``$TMPDIR``,
-``/tmp``. The folder made in it has an unguessable name and mode 0700. A network filesystem works but makes everything slow, so
-it gets a warning that names it.
+``/tmp``; what is mounted noexec gives way to another with room. The folder made in it has an unguessable name and mode 0700. A network
+filesystem works but makes everything slow, so it gets a warning that names it.
 
 *Cores*: the CPUs that this process may use, or less where a cgroup gives it a part of them. *GPUs*: what the batch system has
 assigned, else what is there; a number asked for takes the first ones.
@@ -16,8 +16,9 @@ assigned, else what is there; a number asked for takes the first ones.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from windlass.worker.memory import read_text
@@ -56,6 +57,12 @@ NETWORK_FILESYSTEMS: Final = frozenset(
 LOCAL_FUSE: Final = frozenset(["fuse.fuse-overlayfs", "fuse.squashfuse", "fuse.squashfuse_ll", "fuse.lxcfs", "fuse.bindfs", "fuse.portal"])
 #: Where the batch systems say which GPUs are a job's own, most particular first.
 GPU_VARIABLES: Final = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "_CONDOR_AssignedGPUs")
+#: A folder where programs can be started comes first, unless one where they cannot has so many times its room, and it has less than enough
+#: (bytes) for environments and the files of most calls.
+ROOMIER: Final = 10
+ENOUGH: Final = 20e9
+
+log = logging.getLogger("windlass.worker")
 
 
 class NoScratch(OSError):
@@ -70,18 +77,37 @@ def scratch_candidates(asked: str, environ: Mapping[str, str]) -> list[str]:
     return [folder for folder in dict.fromkeys([*folders, "/tmp"]) if folder]
 
 
-def is_noexec(folder: str) -> bool:
-    """Nothing in this folder can be started as a program, as its file system is mounted so. False where it is not there."""
-    try:
-        return bool(os.statvfs(folder).f_flag & os.ST_NOEXEC)
-    except OSError:
-        return False
+def in_turn(candidates: Iterable[str]) -> Iterator[str]:
+    """The candidates in the order in which they are to be tried, each looked at only when its turn comes: it may be on a server that hangs.
+
+    Those where no program can be started, as their file system is mounted noexec, come last: libraries' environments are unpacked there,
+    and calls bring programs. But not behind one with much less room: files and objects go there as well, and a small /tmp is often memory.
+    """
+    passed: dict[str, int] = {}
+    for folder in candidates:
+        try:
+            status = os.statvfs(folder)
+        except OSError:
+            yield folder  # it says by itself what is wrong
+            continue
+        free = status.f_bavail * status.f_frsize
+        if status.f_flag & os.ST_NOEXEC:
+            passed[folder] = free
+            continue
+        roomier = [one for one, room in passed.items() if free < min(room / ROOMIER, ENOUGH)] if os.access(folder, os.W_OK) else []
+        for one in roomier:
+            words = "no program can be started in %s (mounted noexec), but it has %.1f GB free, where %s has %.1f; scratch= names another"
+            log.warning(words, one, passed.pop(one) / 1e9, folder, free / 1e9)
+            yield one
+        if passed:
+            log.info("no program can be started in %s (mounted noexec): %s is tried first", ", ".join(passed), folder)
+        yield folder
+    yield from passed
 
 
 def make_scratch(candidates: Iterable[str], announce: Callable[[str], None] | None = None) -> str:
-    """Make a private folder in the first candidate where that is possible, and say where it is. Those where no program can be started come
-    last: libraries' environments are unpacked beside it, and calls bring programs. Raises `NoScratch` with each reason, and the number of
-    the first, or that of a full disk if there is one.
+    """Make a private folder in the first candidate where that is possible (`in_turn`), and say where it is. Raises `NoScratch` with each
+    reason, and the number of the first, or that of a full disk if there is one.
 
     `announce` gets each path before it is made, so that whoever removes it after a SIGKILL knows of it however soon that comes.
     """
@@ -91,7 +117,7 @@ def make_scratch(candidates: Iterable[str], announce: Callable[[str], None] | No
 
     reasons: list[str] = []
     number: int | None = None
-    for folder in sorted(candidates, key=is_noexec):
+    for folder in in_turn(candidates):
         path = os.path.join(os.path.abspath(folder), folder_name("scratch"))
         if announce is not None:
             announce(path)

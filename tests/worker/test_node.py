@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Callable
@@ -58,18 +59,61 @@ def test_scratch_is_private_and_goes_to_the_first_place_that_takes_it(tmp_path: 
     assert stat.S_IMODE(os.stat(first).st_mode) == 0o700
 
 
-def test_scratch_is_where_programs_can_be_started_if_there_is_such_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Makes folders by their names, with free GB; those whose name begins with "hard" are mounted noexec."""
+    looked: list[str] = []
+
+    def make(**free: int) -> list[str]:
+        for name in free:
+            (tmp_path / name).mkdir()
+
+        def statvfs(folder: str) -> SimpleNamespace:
+            name = os.path.basename(folder)
+            looked.append(name)
+            if name not in free:
+                raise FileNotFoundError(folder)
+            return SimpleNamespace(f_flag=os.ST_NOEXEC if name.startswith("hard") else 0, f_bavail=free[name] * 10**6, f_frsize=1000)
+
+        monkeypatch.setattr("os.statvfs", statvfs)
+        return looked
+
+    return make
+
+
+def test_scratch_is_where_programs_can_be_started_if_there_is_such_a_place(tmp_path: Path, mounts: Callable[..., list[str]]) -> None:
     """Environments are unpacked beside it, and calls bring programs; on hardened nodes /tmp or /dev/shm is mounted noexec."""
-    for name in ("hard", "soft"):
-        (tmp_path / name).mkdir()
-
-    def statvfs(folder: str) -> SimpleNamespace:
-        return SimpleNamespace(f_flag=os.ST_NOEXEC if folder.endswith("hard") else 0)
-
-    monkeypatch.setattr("os.statvfs", statvfs)
+    mounts(hard=100, soft=10)
     assert Path(make_scratch([str(tmp_path / "hard"), str(tmp_path / "soft")])).parent == tmp_path / "soft"
     assert Path(make_scratch([str(tmp_path / "hard"), str(tmp_path / "missing")])).parent == tmp_path / "hard"
     assert len(os.listdir(tmp_path / "hard")) == 1
+
+
+def test_a_scratch_candidate_behind_a_good_one_is_not_looked_at(tmp_path: Path, mounts: Callable[..., list[str]]) -> None:
+    """It may be on a server that hangs, and with it the worker would, though the batch system gave it a disk of its own."""
+    looked = mounts(good=10, hanging=10)
+    make_scratch([str(tmp_path / "good"), str(tmp_path / "hanging")])
+    assert looked == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("free", "first"),
+    [
+        ({"hard": 1000, "small": 2}, "hard"),
+        ({"hard": 1000, "enough": 50}, "enough"),
+        ({"hard": 15, "small": 2}, "small"),
+        ({"hard": 15, "hard2": 500, "small": 2}, "hard2"),
+        ({"small": 2, "hard": 1000}, "small"),
+    ],
+)
+def test_a_large_disk_is_not_left_for_a_small_one_where_programs_can_be_started(
+    tmp_path: Path, mounts: Callable[..., list[str]], caplog: pytest.LogCaptureFixture, free: dict[str, int], first: str
+) -> None:
+    """Files and objects go there as well, and a small /tmp is often memory. The choice is told."""
+    mounts(**free)
+    caplog.set_level(logging.INFO, "windlass.worker")
+    assert Path(make_scratch([str(tmp_path / name) for name in free])).parent == tmp_path / first
+    assert bool(caplog.text) == (next(iter(free)) != "small")
 
 
 def test_nothing_is_left_where_what_we_make_is_not_ours(tmp_path: Path) -> None:
