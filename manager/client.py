@@ -444,8 +444,9 @@ class Client:
             ended = future.finish(done)
             if ended:
                 finished[call] = future
-                if future.collected:  # by somebody who was quicker than we are
+                if future.collected:  # by somebody who was quicker than we are, or who submitted it
                     finished.pop(call, None)
+                    self.on_read(call, done.tag)
             else:
                 self._discard(spans)
                 self.on_read(call, done.tag)
@@ -578,7 +579,8 @@ class Client:
     def on_collected(self, future: CallFuture[Any]) -> None:
         """The owner's part of `CallFuture.collect`."""
         self._finished.pop(future.call_id, None)
-        self.on_read(future.call_id, future.tag)
+        if future.done():  # else when its end comes
+            self.on_read(future.call_id, future.tag)
         if not self._futures and self._bell.waiters:
             self._bell.ring()
 

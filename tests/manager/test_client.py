@@ -166,6 +166,19 @@ def test_it_is_told_of_each_end_that_is_read_or_that_nobody_wants_but_not_by_a_f
     assert len(told) == 3
 
 
+def test_an_end_that_was_collected_before_it_came_is_read_when_it_is_there(bench: Bench) -> None:
+    """As executors do for all their calls when they submit them: there is nothing yet that could be read."""
+    told: list[tuple[int, str | None]] = []
+    bench.client.on_read = lambda call, tag: told.append((call, tag))
+    future: CallFuture[Any] = bench.client.submit(TARGET, (), {}, tag="t")
+    assert future.collect()
+    assert told == []
+    bench.end(future)
+    assert told == [(future.call_id, "")]
+    assert future.result() is None
+    assert len(told) == 1
+
+
 def test_a_call_that_could_not_be_handed_over_was_never_submitted(bench: Bench) -> None:
     """The manager's loop may end between the look whether it is open and the handing over: then nothing stays that would never end, and the
     arguments' room is given back."""

@@ -450,6 +450,15 @@ def test_what_had_ended_before_a_program_left_is_found_too(home: Manager, gate: 
     until("everything of it is let go", lambda: not home.status()["programs"])
 
 
+def test_what_an_executor_was_told_is_found_by_nobody(home: Manager) -> None:
+    """Its calls are collected when they are submitted; else the manager would keep all their ends."""
+    with attach("home", keep=True) as manager, Executor(manager=manager) as pool:
+        assert pool.with_options(tag="t").submit(double, 21).result(30) == 42
+    with attach("home") as finder:
+        assert finder.find("t") == []
+    until("nothing of it stays", lambda: not home.status()["programs"])
+
+
 def test_who_waits_for_what_an_equal_call_returns_keeps_its_program(home: Manager, gate: Any) -> None:
     """It would end with its program, and be missing from what is found."""
     with attach("home") as manager:
