@@ -18,7 +18,7 @@ import struct
 from contextlib import ExitStack, suppress
 from typing import Final, NamedTuple
 
-from windlass.store_folders import start_time
+from windlass.store_folders import has_ended, start_time
 
 #: What is on its way in one direction at most; by default it would be 200 kB, three frames.
 BUFFER_BYTES: Final = 2 << 20
@@ -68,8 +68,8 @@ class Process(NamedTuple):
     start: str
 
     def has_ended(self) -> bool:
-        """It is not there any more."""
-        return start_time(self.pid) != self.start
+        """It is surely not there any more."""
+        return has_ended(self.pid, self.start)
 
 
 def process_at(sock: socket.socket) -> Process | None:

@@ -99,7 +99,7 @@ def remove_dead_folders(base: str) -> list[str]:
         uid, boot, namespace, pid, start, end = fields
         if uid != str(os.getuid()) or (boot, namespace) != _place():
             continue
-        gone = start_time(pid) != start or (pid == str(os.getpid()) and end not in _given)
+        gone = has_ended(pid, start) or (pid == str(os.getpid()) and end not in _given)
         if not gone or not _is_mine(path, stat.S_ISLNK if is_link else stat.S_ISDIR):
             continue
         if is_link:
@@ -153,11 +153,28 @@ def _place() -> tuple[str, str]:
 def start_time(pid: int | str) -> str:
     """When the process started, in ticks since the boot; empty when there is none, or it has ended and nobody has asked for its status."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        return fields[19].decode() if fields[0] not in b"ZX" else ""
+        return _started(pid)
     except (OSError, IndexError):
         return ""
+
+
+def has_ended(pid: int | str, start: str) -> bool:
+    """Whether the process that started then is surely gone: no descriptor or memory left here to look says nothing of it."""
+    try:
+        return bool(start) and _started(pid) != start
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    except (OSError, IndexError):
+        return False
+
+
+def _started(pid: int | str) -> str:
+    """See `start_time`; raises what says that it cannot be read."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    # One whose first thread has ended looks so too, while others of its threads live.
+    ended = fields[0] in b"ZX" and len(os.listdir(f"/proc/{pid}/task")) < 2
+    return "" if ended else fields[19].decode()
 
 
 def _node_scratch() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from tests.shared.test_transport import LIMIT, Peer, Shell, at, hello, listening
 from windlass import nearby
 from windlass.identity import WORKER, Authority
 from windlass.listener import Listener
+from windlass.store_folders import start_time
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,38 @@ def test_what_process_dialled_is_known_and_when_it_has_ended() -> None:
     assert nearby.Process(os.getpid(), "1").has_ended()  # the number is another's now
     with socket.socket() as far:
         assert nearby.process_at(far) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "ended"),
+    [(errno.EMFILE, False), (errno.ENFILE, False), (errno.ENOMEM, False), (errno.EACCES, False), (errno.ENOENT, True), (errno.ESRCH, True)],
+)
+def test_a_process_that_cannot_be_looked_at_has_not_ended_for_that(monkeypatch: pytest.MonkeyPatch, number: int, ended: bool) -> None:
+    """Its calls would be cancelled, and its folders removed."""
+    process = nearby.Process(os.getpid(), start_time(os.getpid()))
+    assert not process.has_ended()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refuse)
+        assert process.has_ended() == ended
+        assert not nearby.Process(os.getpid(), "").has_ended(), "nothing is known of it"
+
+
+def test_a_process_whose_first_thread_has_ended_lives_while_others_do() -> None:
+    text = """if True:
+        import ctypes, threading
+        threading.Thread(target=input).start()
+        ctypes.CDLL(None).pthread_exit(None)"""
+    with subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE) as child:
+        process = nearby.Process(child.pid, start_time(child.pid))
+        stat = Path(f"/proc/{child.pid}/stat")
+        run(lambda: until(lambda: b") Z " in stat.read_bytes()))
+        assert not process.has_ended()
+        child.kill()
+    assert process.has_ended()
 
 
 def test_where_somebody_else_answers_the_port_itself_is_dialled(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
