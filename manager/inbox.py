@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, Final, Generic, TypeVar, cast
 
-from windlass.messages import CancelSubmitted, Message, ReleaseObjects
+from windlass.messages import CallId, CancelSubmitted, EndsRead, Message, ReleaseObjects
 
 T = TypeVar("T")
 
@@ -87,10 +87,15 @@ class Inbox(Generic[T]):
 
 def joined(items: Iterable[Any]) -> Iterator[Any]:
     """Items of a program's inbox, with what was said of one call or object after the other as one message: whoever hears it, the worker
-    that holds the calls above all, looks through what it has once for each."""
+    that holds the calls above all, looks through what it has once for each. What was read comes last: it is said between the others, of
+    calls that are cancelled, and nothing waits for it."""
     run: list[tuple[Any, Any]] = []
+    read: list[CallId] = []
     for item in items:
         source, message = cast("tuple[Any, Any]", item) if type(item) is tuple else (None, None)
+        if type(message) is EndsRead:
+            read += message.calls
+            continue
         if run and (type(message) is not type(run[0][1]) or source != run[0][0] or len(run) == _MOST):
             yield _in_one(run)
             run = []
@@ -100,6 +105,8 @@ def joined(items: Iterable[Any]) -> Iterator[Any]:
             yield item
     if run:
         yield _in_one(run)
+    for start in range(0, len(read), _MOST):
+        yield "client", EndsRead(tuple(read[start : start + _MOST]))
 
 
 def _in_one(run: list[tuple[Any, Any]]) -> tuple[Any, Any]:

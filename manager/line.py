@@ -290,7 +290,6 @@ class Line:
             return  # `on_writable` comes back to it
         calls: list[CallSent] = []
         library, options, size = None, None, 0
-        read: list[CallId] = []
 
         def flush() -> None:
             nonlocal calls, size
@@ -313,17 +312,12 @@ class Line:
                 size += more
                 continue
             message = item[1]
-            if type(message) is EndsRead:
-                read += message.calls
-                continue
             if type(message) is Tidy:
                 self._tidy()
                 continue
             flush()
             link.send_now(message)
         flush()
-        for start in range(0, len(read), 10_000):
-            link.send_now(EndsRead(tuple(read[start : start + 10_000])))
         if not self._looks:
             self._look_for_means()
         if not self._sweeping:

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from windlass.manager.inbox import Inbox, Tidy, joined
-from windlass.messages import CallId, CancelSubmitted, ObjectName, ReleaseObjects
+from windlass.messages import CallId, CancelSubmitted, EndsRead, ObjectName, ReleaseObjects
 
 
 def test_items_come_out_in_order_with_one_wake_up_per_drain() -> None:
@@ -106,3 +106,16 @@ def test_what_is_said_of_one_call_after_the_other_is_one_message() -> None:
         spec,
         last,
     ]
+
+
+def test_what_is_read_between_the_rest_leaves_it_together() -> None:
+    """A call that is cancelled is read by whoever it calls back, one after the other."""
+    said = [("client", kind((CallId(number),))) for number in range(10_001) for kind in (CancelSubmitted, EndsRead)]
+    found = list(joined(said))
+    assert [(type(message), len(message.calls)) for _, message in found] == [
+        (CancelSubmitted, 10_000),
+        (CancelSubmitted, 1),
+        (EndsRead, 10_000),
+        (EndsRead, 1),
+    ]
+    assert [call for _, message in found[2:] for call in message.calls] == list(range(10_001))
