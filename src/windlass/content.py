@@ -164,6 +164,8 @@ def _of_code(code: CodeType) -> tuple[Any, ...]:
 
 def _of_class(kind: type) -> tuple[Any, ...]:
     has = {name: _of_attribute(value) for name, value in sorted(vars(kind).items()) if name not in _BOOKS}
+    if has.get("__annotations__") == {}:
+        del has["__annotations__"]  # before Python 3.14 a class without any has none until somebody looks
     return _stands, (kind.__qualname__,), (kind.__bases__, has)
 
 

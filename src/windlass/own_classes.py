@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from enum import EnumType
 from functools import partial
+from inspect import get_annotations
 from io import BytesIO
 from pickle import Unpickler
 from typing import Any
@@ -92,7 +93,7 @@ def _has(own: Any, kind: Any) -> bool:
     return (
         byvalue.slots(own) == byvalue.slots(kind)
         and methods <= set(byvalue.space(own))
-        and set(kind.__annotations__) <= set(own.__annotations__)
+        and set(get_annotations(kind)) <= set(get_annotations(own))  # looking into a class would put some there
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy
 import pytest
 
+from windlass import own_classes
 from windlass.content import content_of, content_of_function, versions_in, versions_of
 from windlass.messages import ObjectName, ObjectRef
 from windlass.pickling import pack_call
@@ -123,6 +124,25 @@ def test_what_does_something_else_has_another_content(old: str, new: str, differ
     assert PROGRAM.count(old) == 1
     before, after = run(PROGRAM), run(PROGRAM.replace(old, new))
     assert {number for number, (one, other) in enumerate(zip(before, after, strict=True)) if one != other} == differs
+
+
+def test_looking_at_a_class_makes_no_other_of_it() -> None:
+    """Before Python 3.14 who looks for annotations puts an empty dict of them into a class that has none."""
+
+    class Bare:
+        pass
+
+    class Bases(Bare):
+        x: int
+
+    before = [content_of(Bare), content_of(Bases)]
+    assert own_classes.fits(Bare, type("Bare", (), {"__qualname__": Bare.__qualname__, "__module__": Bare.__module__}))
+    assert "__annotations__" not in vars(Bare)
+    assert Bare.__annotations__ == {}
+    assert [content_of(Bare), content_of(Bases)] == before
+    assert None not in before
+    del Bases.__annotations__
+    assert content_of(Bases) != before[1]
 
 
 def test_a_local_module_counts_with_its_source(tmp_path: Path) -> None:
