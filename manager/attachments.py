@@ -309,6 +309,8 @@ class Attachments:
     def _let_go(self, now: float) -> None:
         """Objects and library versions that no program needs any more."""
         programs = self.programs
+        while programs.warn:
+            log.warning("%s", programs.warn.pop())
         while programs.unpin:
             self._store.unpin(programs.unpin.pop())
         while programs.discard:

@@ -15,7 +15,8 @@ them; when the last of its calls has ended everything that was its is let go, re
 
 *Calls that were left here* and have a tag are kept, with their results when they have ended, until another program asks for that tag
 (`find`).  One that leaves with `KeepCalls` says so first, is told of no more ends, and gives back those that it has not read.  One that is
-killed cannot: what it was told is kept here until it says that it has read it (`EndsRead`), unless it has a journal, where it is.  They are
+killed cannot: what it was told is kept here until it says that it has read it (`EndsRead`), unless it has a journal, where it is; of what
+programs never read there is a bound (`windlass.manager.unread`).  What is found is
 the finder's own from then on, under numbers above `FOUND`, while the core goes on to know them by the ids that they had.
 
 *A program with a journal* that was killed and is started again submits what it does not find there by the keys that it had given it
@@ -24,7 +25,7 @@ before: what an earlier life left here by such a key goes on, or has returned, a
 and that may be what was mended before the program was started again: what has not been sent to a worker is taken out and submitted as it is
 said now, and so is what runs on other terms, whose run ends.
 
-This is a core: what the shell is to do comes out in ``unpin``, ``discard`` and ``remove``, to be taken after each event.
+This is a core: what the shell is to do comes out in ``unpin``, ``discard``, ``remove`` and ``warn``, to be taken after each event.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ import msgspec
 from msgspec.structs import replace
 
 from windlass.framing import ProtocolError, batches
+from windlass.manager.unread import Unread
 from windlass.messages import (
     RETURNED,
     CallDone,
@@ -125,6 +127,11 @@ class Programs:
         self.remove: list[LibraryId] = []
         #: For the core: declarations of files that are over, and whether replicas are to go.
         self.release: list[tuple[FileName, bool]] = []
+        #: For the log.
+        self.warn: list[str] = []
+        #: What is to be found of ends that programs were told of, until they read them.
+        self.unread = Unread()
+        self._has_warned = False
         #: Calls that were found by others than their programs: by whom, and its own ids of them.
         self._taken: dict[CallId, tuple[int, CallId]] = {}
         self._numbers = 0
@@ -213,7 +220,8 @@ class Programs:
             end = left.ended.get(call)
             if end is not None and end.end.outcome == RETURNED:
                 del left.ended[call]
-                done.append(_told(program, left, end, sent.call))
+                self.unread.forget(call)
+                done.append(self._told(program, left, end, sent.call))
             elif call in left.calls and call not in self._taken:
                 lives[left.number] = left
                 fate = meet(call)
@@ -292,13 +300,28 @@ class Programs:
             if reader is not None and here and finder != number:
                 del reader.found[own_id]
             if reader is not None and here and not reader.leaving:
-                theirs.setdefault(finder, []).append(_told(reader, program, one, own_id))
+                theirs.setdefault(finder, []).append(self._told(reader, program, one, own_id))
             elif (here or finder == number) and _can_be_found(one) and not program.forsaken:
                 program.ended[call] = one  # until somebody asks for it
             else:
                 self._drop(one)
             self._bury(program)
+        self._drop_surplus()
         return own, {number: in_frames(ends) for number, ends in theirs.items()}
+
+    def _told(self, program: Program, submitter: Program, done: CallDone, own: CallId) -> CallDone:
+        """The end of a call as this program is told of it: its objects are the program's to release."""
+        if submitter.journal != program.journal:
+            done.end.key = b""
+        if done.end.kept:
+            program.files.update(FileName(span.name) for span in done.end.spans)
+        else:
+            program.results.update(span.name for span in done.end.spans)
+        done.end.call = own
+        if program.tells_read and done.tag and not done.end.kept:
+            program.unread[own] = done
+            self.unread.note(_here(program, own), done)
+        return done
 
     def _drop(self, done: CallDone) -> None:
         """Nobody wants this result."""
@@ -329,8 +352,10 @@ class Programs:
                     self._taken[call] = (program.number, own)
                 else:
                     del left.ended[call]
-                    done.append(_told(program, left, end, own))
+                    self.unread.forget(call)
+                    done.append(self._told(program, left, end, own))
             self._bury(left)
+        self._drop_surplus()
         pieces = [found[start : start + _FOUND_MOST] for start in range(0, len(found), _FOUND_MOST)] or [found]
         return [_found(piece, piece is not pieces[-1]) for piece in pieces], in_frames(done)
 
@@ -341,10 +366,17 @@ class Programs:
         running = sum(told(call)[0] == tag for call in (*program.calls, *program.found.values()) if self._taken.get(call) != _NOBODY)
         return running + sum(one.tag == tag for one in (*program.unread.values(), *program.ended.values()))
 
-    def given_back(self, program: Program, done: Iterable[CallDone]) -> None:
-        """Ends that it was told of and has not read, as it leaves: those of calls with a tag are for who finds them."""
+    def given_back(self, program: Program, done: Sequence[CallDone]) -> None:
+        """Ends that it was told of and has not read, as it leaves: those of calls with a tag are for who finds them, all of them."""
+        self._keep(program, done)
         for one in done:
-            call, own = CallId(program.number << SHIFT | (one.end.call & _OWN)), one.end.call
+            self.unread.forget(_here(program, one.end.call))
+
+    def _keep(self, program: Program, done: Iterable[CallDone]) -> list[CallDone]:
+        """Those of these ends that can be found from now on."""
+        kept: list[CallDone] = []
+        for one in done:
+            call, own = _here(program, one.end.call), one.end.call
             names = {span.name for span in one.end.spans}
             ended = own > 0 and call not in program.calls and own not in program.found
             # What stayed on a worker goes with the program that it was made for, and what came from its own journal is in there.
@@ -352,18 +384,49 @@ class Programs:
                 one.end.call = call
                 program.ended[call] = one
                 program.results -= names
+                kept.append(one)
+        return kept
 
     def read(self, program: Program, calls: Iterable[CallId]) -> None:
         """It has read these ends, so nobody is to find them."""
         for call in calls:
-            program.unread.pop(call, None)
+            if program.unread.pop(call, None) is not None:
+                self.unread.forget(_here(program, call))
 
     def is_leaving(self, program: Program) -> None:
         """It is about to go, and is told of no more ends: what it has not read is for who finds it, also what it reads now for itself."""
         program.leaving = True
-        unread, program.unread = program.unread, {}
         # Copies: some may not have been sent yet.
-        self.given_back(program, [replace(one, end=replace(one.end)) for one in unread.values()])
+        for one in self._keep(program, [replace(one, end=replace(one.end)) for one in self._all_read(program)]):
+            self.unread.note(one.end.call, one)
+
+    def _all_read(self, program: Program) -> Iterable[CallDone]:
+        """It is to read no more of what it was told: that."""
+        unread, program.unread = program.unread, {}
+        for call in unread:
+            self.unread.forget(_here(program, call))
+        return unread.values()
+
+    def _drop_surplus(self) -> None:
+        """Nobody finds any more of what programs were told of and never read than there is room for."""
+        for call in self.unread.surplus():
+            program = self.known[call >> SHIFT]
+            done = program.unread.pop(CallId(call & _OWN), None)
+            if done is None:
+                done = program.ended.pop(call)
+                if program.gone:
+                    self._drop(done)
+                    self._bury(program)
+                else:  # it may still hand it over itself
+                    program.results.update(span.name for span in done.end.spans)
+            if not self._has_warned:
+                self._has_warned = True
+                self.warn.append(
+                    f"programs with keep=True have not read how more than {self.unread.most:,} of their calls with a tag ended"
+                    f" (or {self.unread.most_bytes >> 20:,} MiB of results): find() gives the newest of them only; the oldest is of program"
+                    f" {program.name}, with the tag {done.tag!r}. Read what ends, with result() or manager.wait(), or give calls that"
+                    " nobody is to find no tag"
+                )
 
     def left(self, program: Program, unheard: Iterable[CallDone] = ()) -> list[CallId]:
         """It is gone; the calls that are to be cancelled. ``unheard``: ends that were on their way to it."""
@@ -374,20 +437,22 @@ class Programs:
         if not program.keep:
             # Nobody is to find these again, should they end before they are cancelled: what it had found stays taken.
             program.forsaken = True
-            for one in program.ended.values():
+            for call, one in program.ended.items():
+                self.unread.forget(call)
                 self._drop(one)
             program.ended.clear()
+            self._all_read(program)
             cancel = [*program.calls, *found.values()]
         else:
             cancel = []
             for call in found.values():
                 del self._taken[call]
-            self.given_back(program, unheard)
+            self.given_back(program, list(unheard))
             self.is_leaving(program)
-        program.unread.clear()
         if cancel or not program.calls:
             self._let_results_go(program)
         self._bury(program)
+        self._drop_surplus()
         return cancel
 
     def _bury(self, program: Program) -> None:
@@ -425,8 +490,12 @@ class Programs:
             assert all(count > 0 for count in (*program.pins.values(), *program.files.values()))
             assert all(self._taken[call] == (number, own) for own, call in program.found.items())
             assert not program.unread or (program.tells_read and not program.gone)
+            assert all(_here(program, call) in self.unread for call in program.unread)
             assert not program.gone or program.calls or program.ended, f"program {program.name} is gone and has nothing, and is still known"
         assert all(call in self.known[call >> SHIFT].calls for call in self._taken)
+        for call in self.unread:
+            program = self.known[call >> SHIFT]
+            assert call in program.ended or call & _OWN in program.unread
 
 
 def _can_be_found(done: CallDone) -> bool:
@@ -439,18 +508,9 @@ def _found(calls: list[tuple[CallId, float, bytes]], more: bool) -> CallsFound:
     return CallsFound([(call, queued_at) for call, queued_at, _ in calls], more, keys if any(keys) else ())
 
 
-def _told(program: Program, submitter: Program, done: CallDone, own: CallId) -> CallDone:
-    """The end of a call as this program is told of it: its objects are the program's to release."""
-    if submitter.journal != program.journal:
-        done.end.key = b""
-    if done.end.kept:
-        program.files.update(FileName(span.name) for span in done.end.spans)
-    else:
-        program.results.update(span.name for span in done.end.spans)
-    done.end.call = own
-    if program.tells_read and done.tag and not done.end.kept:
-        program.unread[own] = done
-    return done
+def _here(program: Program, own: CallId) -> CallId:
+    """The manager's number for what a program knows by this id."""
+    return CallId(program.number << SHIFT | (own & _OWN))
 
 
 def in_frames(done: list[CallDone]) -> list[CallsDone]:

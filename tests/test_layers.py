@@ -35,6 +35,7 @@ CORES = (
     "manager/pilots.py",
     "manager/advice.py",
     "manager/programs.py",
+    "manager/unread.py",
     "manager/inputs.py",
     "worker/backlog.py",
     "worker/lifetime.py",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from msgspec.structs import replace
 
 from windlass.framing import ProtocolError
 from windlass.manager.call import TAG_MOST
 from windlass.manager.programs import FOUND, SHIFT, Fate, Program, Programs
+from windlass.manager.unread import Unread
 from windlass.messages import (
     CANCELLED,
     MAX_FRAME_BYTES,
@@ -316,6 +318,97 @@ def test_what_a_killed_program_has_not_read_is_found(programs: Programs) -> None
     assert [[span.name for span in one.end.spans] for one in ended.done] == [["r-0"], ["r-2"]]
     assert [call for call, _ in calls.calls] == [one.end.call for one in ended.done] == [FOUND + 1, FOUND + 2]
     assert finder.results == {"r-0", "r-2"}
+
+
+def tagged(book: Programs, program: Program, *calls: int, size: int = 0) -> None:
+    """Calls that end, with a result of so many bytes each."""
+    ends = [done(call) for call in submit(book, program, *calls)]
+    for end in ends:
+        end.tag, end.end.spans = "a", (ObjectRef(ObjectName(f"r-{end.end.call}"), size),)
+    book.ended(ends)
+    book.check()
+
+
+def kept(book: Programs) -> dict[str, list[int]]:
+    """What is to be found when all have left, by program."""
+    return {
+        program.name: [call & 0xFF for call in (*program.ended, *program.unread)]
+        for program in book.known.values()
+        if program.ended or program.unread
+    }
+
+
+def test_of_what_programs_were_told_and_never_read_the_newest_are_kept(programs: Programs) -> None:
+    """Night after night one calls functions for what they do, and closes: its ends would stay, and with them their objects."""
+    programs.unread = Unread(5)
+    for night in range(3):
+        program = programs.join(f"night-{night}")
+        program.keep = program.tells_read = True
+        tagged(programs, program, 1, 2, 3)
+        if night:
+            programs.is_leaving(program)
+        programs.left(program)
+    assert kept(programs) == {"night-1": [2, 3], "night-2": [1, 2, 3]}
+    assert len(programs.discard) == 4
+    [warning] = programs.warn
+    assert "more than 5 of their calls with a tag" in warning
+    assert "the oldest is of program night-0, with the tag 'a'" in warning
+    here = programs.join("here")
+    here.keep = here.tells_read = True
+    tagged(programs, here, *range(1, 8))
+    assert kept(programs) == {"here": [3, 4, 5, 6, 7]}
+    assert not here.results.isdisjoint(f"r-{here.number << SHIFT | call}" for call in (1, 2)), "the program may read them still"
+    programs.read(here, [CallId(1), CallId(5)])
+    tagged(programs, here, 9)
+    assert kept(programs) == {"here": [3, 4, 6, 7, 9]}
+    programs.find(finder := programs.join("finder"), "a", lambda call: ("", 0.0))
+    programs.left(here)
+    programs.check()
+    programs.find(finder, "a", lambda call: ("", 0.0))
+    assert kept(programs) == {}
+    assert programs.unread.bytes == 0
+    assert len(programs.warn) == 1
+
+
+def test_large_results_that_are_never_read_take_no_more_than_their_share(programs: Programs) -> None:
+    """But one that is larger than that alone."""
+    programs.unread = Unread(99, 10_000)
+    program = programs.join("one")
+    program.keep = program.tells_read = True
+    tagged(programs, program, 1, 2, size=6_000)
+    assert kept(programs) == {"one": [2]}
+    tagged(programs, program, 3, size=20_000)
+    assert kept(programs) == {"one": [3]}
+
+
+def test_what_was_left_to_be_found_stays_however_much_it_is(programs: Programs) -> None:
+    """What came when its program was gone, and what one hands over that leaves: of that, too, what had been too much."""
+    programs.unread = Unread(3)
+    one, two = programs.join("one"), programs.join("two")
+    one.keep = two.keep = one.tells_read = two.tells_read = True
+    later = submit(programs, one, 8)
+    ends = [done(call) for call in submit(programs, one, 1, 2, 3, 4)]
+    for end in ends:
+        end.tag = "a"
+    _, told = programs.ended(ends)
+    programs.is_leaving(one)
+    programs.given_back(one, [end for message in told[one.number] for end in message.done])
+    programs.left(one)
+    [end] = [done(call) for call in later]
+    end.tag = "a"
+    programs.ended([end])
+    tagged(programs, two, 1, 2, 3, 4)
+    assert {name: sorted(calls) for name, calls in kept(programs).items()} == {"one": [1, 2, 3, 4, 8], "two": [2, 3, 4]}
+    # Before one that leaves has handed over what it has, others may have driven it out.
+    programs.is_leaving(two)
+    (tells := programs.join("tells")).tells_read = True
+    tagged(programs, tells, 1)
+    objects = [ObjectName(f"r-{two.number << SHIFT | call}") for call in (1, 2, 3, 4)]
+    assert kept(programs)["two"] == [3, 4]
+    programs.given_back(two, [replace(done(call, name), tag="a") for call, name in zip((1, 2, 3, 4), objects, strict=True)])
+    programs.left(two)
+    programs.check()
+    assert programs.discard == []
 
 
 def test_what_a_program_reads_for_itself_as_it_leaves_is_found_too(programs: Programs) -> None:
