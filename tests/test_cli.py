@@ -20,7 +20,8 @@ from rich.console import Console
 import windlass
 from windlass.cli import main
 from windlass.cli_factory import TIMES, split_pool_options
-from windlass.errors import Closed, ConnectionRefused
+from windlass.cli_words import Parser, manager_name
+from windlass.errors import Closed, ConnectionRefused, UsageError
 from windlass.factory.local import LocalBackend
 from windlass.factory.pool import COMMON_OPTIONS, make_pool
 from windlass.managers import choose_manager, known_managers
@@ -480,3 +481,13 @@ def test_a_manager_lost_while_nobody_asks_is_told_with_the_reason(monkeypatch: p
             with pytest.raises(ConnectionRefused, match=r"^it was started anew"):
                 port.send(GetStatus())
     assert heard == [Leave("it was started anew")]
+
+
+def test_of_managers_behind_the_option_the_last_one_is_meant() -> None:
+    """An alias may have it already. With one by itself there are two answers to one question."""
+    parser = Parser()
+    manager_name(parser, by_itself=True)
+    assert parser.parse_args(["--manager", "a", "--manager", "b"]).manager == "b"
+    for words in ("a --manager b", "--manager b a", "--manager c --manager b a"):
+        with pytest.raises(UsageError, match=r"^a and --manager b: name the manager once"):
+            parser.parse_args(words.split())

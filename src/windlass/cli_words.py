@@ -26,14 +26,17 @@ class Parser(argparse.ArgumentParser):
 
 
 class _ManagerName(argparse.Action):
-    """Which manager is meant, by itself or behind ``--manager``."""
+    """Which manager is meant, by itself or behind ``--manager``: there the last one, as an alias may have the option already."""
+
+    _BEHIND_OPTION = "manager_is_behind_option"
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        before = getattr(namespace, self.dest, None)
-        if before is not None:
+        before, was_option = getattr(namespace, self.dest, None), getattr(namespace, self._BEHIND_OPTION, False)
+        if before is not None and was_option != bool(option):
             itself, other = (before, values) if option else (values, before)
             raise UsageError(f"{itself} and --manager {other}: name the manager once")
         setattr(namespace, self.dest, values)
+        setattr(namespace, self._BEHIND_OPTION, bool(option))
 
 
 def manager_name(parser: Any, *, by_itself: bool, **more: Any) -> None:
