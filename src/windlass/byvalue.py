@@ -5,8 +5,8 @@ Theory of operation
 In the program (``homes``) two things differ from plain cloudpickle.  Functions and classes of modules that other processes cannot
 import (`windlass.homes.BY_VALUE`) go by value although their module is imported here; and what the stream names is noted: local
 modules, so that their snapshot can go along, all modules, and the functions that went by value, so that their imports can be hoisted.
-What `functools.lru_cache` makes would go by name always, a `functools.cached_property` has a lock, and what `functools.singledispatch`
-makes has weak references: they are made anew.
+What `functools.lru_cache` makes would go by name always, as what `typing` makes of names besides type variables, a
+`functools.cached_property` has a lock, and what `functools.singledispatch` makes has weak references: they are made anew.
 The generators of random numbers that modules share go by name: ``from random import random`` makes one a part of each function that uses
 it, and with its state all slots would draw the same numbers.
 
@@ -33,7 +33,7 @@ from functools import cached_property, lru_cache, singledispatch, singledispatch
 from io import BytesIO
 from pickle import PickleBuffer, PicklingError
 from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
-from typing import Any, ClassVar, Final, NoReturn, TypeVar, cast
+from typing import Any, ClassVar, Final, NamedTuple, NewType, NoReturn, ParamSpec, TypeVar, TypeVarTuple, cast
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
@@ -47,6 +47,14 @@ _FILE_NAME: Final = 10
 _NAMESPACE: Final = 3
 #: The code of all that `functools.singledispatch` makes.
 _DISPATCHES: Final[CodeType] = cast("Any", singledispatch(repr)).__code__
+#: Attributes of it that have weak references, or are of no use without it.
+_DISPATCH_NAMES: Final = frozenset({"register", "dispatch", "registry", "_clear_cache"})
+#: What `typing` makes of a name, besides type variables, and what each of these is made of.
+_OF_NAME: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
+    NewType: lambda obj: {"tp": obj.__supertype__},
+    ParamSpec: lambda obj: {"bound": obj.__bound__, "covariant": obj.__covariant__, "contravariant": obj.__contravariant__},
+    TypeVarTuple: lambda obj: {},
+}
 #: At the end of a tracker id: its program has the class under its name.
 NAMED: Final = ":named"
 
@@ -104,6 +112,9 @@ class ByValue(_Pickler):
         if kind is singledispatchmethod:
             # From Python 3.13 on it has weak references too, to a cache.
             return singledispatchmethod, (repr,), {name: vars(obj)[name] for name in ("dispatcher", "func")}
+        if kind in _OF_NAME and self._is_made_here(obj):
+            parts = (kind, getattr(obj, "__qualname__", None) or cast("Any", obj).__name__, obj.__module__, _OF_NAME[kind](obj))
+            return _make_of_name, (*parts, _cloudpickle._get_or_create_tracker_id(obj))
         is_class = kind is type or issubclass(kind, type)
         reduced: Any
         if not self._homes:
@@ -139,9 +150,16 @@ class ByValue(_Pickler):
     def _goes_by_name(self, obj: Any) -> bool:
         return pickling.is_named(obj) and (not self._homes or home_of(obj.__module__) != BY_VALUE)
 
+    def _is_made_here(self, obj: Any) -> bool:
+        """Of what `typing` has made of a name: it is of this program, and no module has it where this goes to."""
+        if not self._homes:
+            return obj in _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
+        return home_of(obj.__module__ if obj.__module__ in sys.modules else "") == BY_VALUE
+
     def _dynamic_function_reduce(self, func: FunctionType) -> Any:
         self.functions.append(func)
-        return _Pickler._dynamic_function_reduce(self, func)
+        make, arguments, (_, slots), *rest = _Pickler._dynamic_function_reduce(self, func)
+        return make, arguments, (attributes_of(func), slots), *rest
 
 
 def goes_by_name(obj: Any) -> bool:
@@ -153,6 +171,39 @@ def goes_by_name(obj: Any) -> bool:
         return isinstance(obj.__reduce_ex__(5) if reduce is None else reduce(obj), str)
     except Exception:  # noqa: BLE001 - anybody's object, which may raise anything
         return False
+
+
+class _Attribute(NamedTuple):
+    """Stands for an attribute of what `functools.singledispatch` has made."""
+
+    owner: Any
+    name: str
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.owner, self.name)
+
+
+def attributes_of(func: FunctionType) -> dict[str, Any]:
+    """Those that a function has. `functools.wraps` gives one around what dispatches by type the functions too that register and look, which
+    do not travel without it."""
+    found = {"".join(name): value for name, value in func.__dict__.items()}  # strings of its own, as above
+    inner: Any = found.get("__wrapped__")
+    while isinstance(inner, FunctionType):
+        if inner.__code__ is _DISPATCHES:
+            theirs = vars(inner)
+            return {
+                name: _Attribute(inner, name) if name in _DISPATCH_NAMES and theirs.get(name) is value else value
+                for name, value in found.items()
+            }
+        inner = vars(inner).get("__wrapped__")
+    return found
+
+
+def _make_of_name(kind: Any, name: str, module: str, parts: dict[str, Any], tracker: str) -> Any:
+    """What `typing` makes of a name: the one that is known by this tracker id, if it is."""
+    made = kind(name, **parts)
+    made.__module__ = module
+    return _cloudpickle._lookup_class_or_track(tracker, made)
 
 
 def _wrapped(obj: Any) -> Any:
@@ -206,6 +257,11 @@ def as_class(obj: Any) -> type:
 def is_by_value(reduced: Any) -> bool:
     """What cloudpickle makes of a class that it does not find by name."""
     return isinstance(reduced, tuple) and reduced[0] in (_cloudpickle._make_skeleton_class, _cloudpickle._make_skeleton_enum)
+
+
+def is_of_name(reduced: Any) -> bool:
+    """What is made here of what `typing` made of a name; its tracker id is the last argument."""
+    return isinstance(reduced, tuple) and reduced[0] is _make_of_name
 
 
 def _amend(kind: Any, reduced: Any) -> None:

@@ -7,7 +7,7 @@ at random, sets of strings have another order in each process, and code knows th
 pickled a second time, into a hash instead of a message, with these differences taken out:
 
 * a set is the sorted digests of its members;
-* a type variable is its name and bounds, which cloudpickle numbers as well;
+* a type variable, or what else `typing` makes of a name, is its name and bounds, which are numbered as well;
 * code is its instructions, constants and names, without file, lines and columns;
 * a function by value is its code, defaults, closure, attributes, and the globals that it names; a class by value its bases and what it has;
 * what goes by name is its name; a local module is the content of its snapshot; of installed ones, also those that the source of local ones
@@ -29,7 +29,7 @@ from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptor
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from windlass import imports, snapshots
-from windlass.byvalue import ByValue, as_class, global_names, is_by_value
+from windlass.byvalue import ByValue, as_class, attributes_of, global_names, is_by_value, is_of_name
 from windlass.homes import INSTALLED, home_of
 from windlass.messages import ObjectRef
 
@@ -120,6 +120,8 @@ class _Content(ByValue):
             # Its number goes; its bounds come after it, as they may name what it is of.
             said = (obj.__bound__, obj.__constraints__, obj.__covariant__, obj.__contravariant__)
             return _stands, ("TypeVar", obj.__name__), said
+        if is_of_name(reduced):
+            return _stands, (), reduced[1][:-1]  # its number goes
         if is_by_value(reduced):
             return _of_class(as_class(obj))
         return reduced
@@ -129,7 +131,7 @@ class _Content(ByValue):
         found = func.__globals__
         named = {name: found[name] for name in sorted(global_names(func)) if name in found}
         cells = tuple(_cell(cell) for cell in func.__closure__ or ())
-        state = (named, cells, func.__defaults__, func.__kwdefaults__, func.__dict__)
+        state = (named, cells, func.__defaults__, func.__kwdefaults__, attributes_of(func))
         # The state comes after the function itself, so that one that names itself is met again there.
         return _stands, (func.__qualname__, func.__code__), state
 

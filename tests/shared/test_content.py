@@ -67,6 +67,24 @@ T = typing.TypeVar("T")
 B = typing.TypeVar("B", bound="Point")
 C = typing.TypeVar("C", bound=Pair)
 Pair.kind = C
+P = typing.ParamSpec("P")
+Ts = typing.TypeVarTuple("Ts")
+Uid = typing.NewType("Uid", int)
+
+def logged(fn):
+    @functools.wraps(fn)
+    def wrapper(x):
+        return fn(x)
+    return wrapper
+
+@logged
+@functools.singledispatch
+def shown(x):
+    return "any"
+
+@shown.register(int)
+def _(x):
+    return "int"
 
 @dataclasses.dataclass
 class Box(typing.Generic[T]):
@@ -84,6 +102,8 @@ print(json.dumps([content.hex() if content else None for content in (
     content_of([Point(3), Pair(2), {"s", "t", frozenset({"u", 1})}, Colour.RED, np.arange(100_000), b"b", "s", None]),
     content_of_function(Box(3).plus, ()),
     content_of([Box[int](3), Box]),
+    content_of([P, Ts, Uid]),
+    content_of_function(shown, ()),
 )]))
 """
 
@@ -117,6 +137,8 @@ def test_contents_are_the_same_in_every_process_and_wherever_the_code_stands() -
         ("Point(3).other", "Point(4).other", {4}),
         ('bound="Point"', 'bound="Pair"', {7, 8}),
         ("np.dot", "np.vdot", {5}),
+        ('"Uid", int', '"Uid", str', {9}),
+        ('return "int"', 'return "integer"', {10}),
         ("np.arange(100_000)", "np.arange(100_000)[::-1].copy()", {6}),
     ],
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from abc import ABCMeta
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, singledispatch, singledispatchmethod
-from typing import Any, ClassVar, Generic, TypeVar
+from functools import cached_property, lru_cache, singledispatch, singledispatchmethod, wraps
+from typing import Any, ClassVar, Generic, NewType, ParamSpec, TypeVar, TypeVarTuple
 
 import msgspec
 import pytest
@@ -305,6 +305,72 @@ async def test_functions_that_dispatch_by_type_go_and_come(bench: Any) -> None:
         back()
     show.register(int, hex)
     assert await run(bench, show, [1]) == ["0x1"]
+
+
+@pytest.mark.asyncio
+async def test_a_wrapper_of_what_dispatches_by_type_goes_and_comes(bench: Any) -> None:
+    """`functools.wraps` gives it the functions that register and look, which have weak references."""
+
+    def noted(function: Any) -> Any:
+        @wraps(function)
+        def wrapper(value: Any) -> Any:
+            return [function(value)]
+
+        return wrapper
+
+    @singledispatch
+    def plain(value: Any) -> Any:
+        """Shown."""
+        return "other"
+
+    @plain.register(int)
+    def _(value: int) -> Any:
+        return "int"
+
+    show = noted(noted(plain))
+
+    def give(value: Any) -> Any:
+        return show, show.dispatch(int)(value), sorted(kind.__name__ for kind in show.registry)
+
+    await bench.serving(bench.spec())
+    assert await run(bench, show, 1) == [["int"]]
+    back, *rest = await run(bench, give, 1)
+    assert rest == ["int", ["int", "object"]]
+    assert (back("x"), back(1), back.__doc__) == ([["other"]], [["int"]], "Shown.")
+    back.register(str, str.upper)
+    assert back("x") == [["X"]]
+
+
+P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
+Uid = NewType("Uid", int)
+Uids = NewType("Uids", Bare)
+
+
+class Calls(Generic[P]):
+    def __init__(self, x: Any) -> None:
+        self.x = x
+
+
+class Rows(Generic[*Ts]):
+    pass
+
+
+@pytest.mark.asyncio
+async def test_names_that_typing_makes_go_and_come(bench: Any) -> None:
+    """They are looked for in their module else, which is not on every node."""
+
+    def use(value: Any) -> Any:
+        same = Calls.__parameters__ == (P,) and Rows.__parameters__ == (Ts,) and Uids.__supertype__ is Bare  # type: ignore[attr-defined]
+        return Calls(Uid(value)), Rows(), same, (P, Ts, Uid, Uids), (repr(P), Uid.__qualname__, repr(Uid))
+
+    assert b"subimport" not in look_at(use).blob
+    await bench.serving(bench.spec())
+    for _ in range(2):
+        calls, rows, same, names, words = await run(bench, use, 1)
+        assert (type(calls), calls.x, type(rows), same) == (Calls, 1, Rows, True)
+        assert all(one is other for one, other in zip(names, (P, Ts, Uid, Uids), strict=True))
+        assert words == ("~P", "Uid", f"{__name__}.Uid")
 
 
 class Tagged(metaclass=ABCMeta):  # noqa: B024
