@@ -459,6 +459,18 @@ def test_what_an_executor_was_told_is_found_by_nobody(home: Manager) -> None:
     until("nothing of it stays", lambda: not home.status()["programs"])
 
 
+def test_of_ends_that_nobody_reads_the_newest_are_found(home: Manager, caplog: pytest.LogCaptureFixture) -> None:
+    """Or those of a program that runs each night would stay, all of them; once the log says so."""
+    home._server.attachments.programs.unread.most = 3  # pyright: ignore[reportPrivateUsage]
+    for night in range(2):
+        with attach("home", keep=True) as manager:
+            assert all(manager.submit_function(double, (10 * night + number,), tag="t").wait(30) for number in range(2))
+    with attach("home") as finder:
+        assert [future.result(30) for future in finder.find("t")] == [2, 20, 22]
+    [warning] = [message for message in caplog.messages if "have not read" in message]
+    assert "more than 3 of their calls with a tag ended" in warning
+
+
 def test_who_waits_for_what_an_equal_call_returns_keeps_its_program(home: Manager, gate: Any) -> None:
     """It would end with its program, and be missing from what is found."""
     with attach("home") as manager:
