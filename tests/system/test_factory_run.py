@@ -94,6 +94,7 @@ def test_started_with_nohup_it_goes_on_without_its_terminal(manager: windlass.Ma
         assert running.wait(30) == 0
 
 
+@pytest.mark.usefixtures("hears_hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_who_is_ended_while_it_waits_for_its_manager_says_so_and_has_done_nothing_wrong(number: int, tmp_path: Path) -> None:
     """A service that is stopped before its manager was there is no failure."""
