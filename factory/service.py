@@ -103,7 +103,8 @@ def run(connection: str, words: Sequence[str], options: Mapping[str, object]) ->
     with steady_name(Path(connection).parent, words[0], dry_run(words, options)) as life:
         if life.goes_on:
             Unbuffered(2).write(f"windlass factory: goes on as {life.name}, which was killed, and takes over its pilots\n")
-        status = _serve(Factory(connection, list(words), **{**given, "name": life.name}))
+        given["name"] = life.name
+        status = _serve(Factory(connection, list(words), **given))
         if status == 0:
             life.end()
         return status
