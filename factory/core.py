@@ -159,6 +159,8 @@ class FactoryCore:
     _reported: PoolReport | None = None
     _deadline: float | None = None
     _last_tries: int = 0
+    #: It has ended, and there may be pilots of it: the batch system did not answer.
+    left_some: bool = False
     _last_try_at: float = -math.inf
 
     def __post_init__(self) -> None:
@@ -284,7 +286,7 @@ class FactoryCore:
         self.history.unreachable(text, now)
         # Where no pilot lives, those that have vanished are few, if there are any: a program that ends does not wait for them.
         if self._last_tries >= (LAST_TRIES if self.fleet.live else 1):
-            self.finished = True
+            self.finished, self.left_some = True, bool(self.fleet.live)
 
     def cancelled(self) -> None:
         self.history.answered()

@@ -370,6 +370,11 @@ class Factory:
         return card(f"Factory {self.name}", self._state(), [], [Rows(("pool", "backend", "pilots", "at most"), rows)], self.paused)
 
     @property
+    def left_some(self) -> bool:
+        """It has ended, and pilots of it may be in the batch system, which did not answer at the end."""
+        return any(kept.core.left_some for kept in self._kept)
+
+    @property
     def lost(self) -> str:
         """Why the factory ended otherwise than by closing; "": it did not."""
         return next((kept.lost for kept in self._kept if kept.lost), "")

@@ -8,6 +8,8 @@ that file as long as its process lives. Who is to submit the same from the same 
 life. Who is to submit something else begins anew: pilots that wait for a partition that was a mistake are not what is wanted instead. One
 that ends in order leaves no file.
 
+Who is to submit something else is told of those that lie there: they may be meant, as after an upgrade.
+
 The name itself is random, as managers of one name in two state folders may have factories of the same pools.
 """
 
@@ -26,12 +28,14 @@ from windlass import locks
 
 #: Factories of the same pools for one manager, at a time.
 NUMBERS: Final = 100
+#: A name has 64 characters at most.
+_POOL_MOST: Final = 57
 #: What is made up behind the name of a pool.
 _MADE_UP: Final = re.compile(r".+-[0-9a-f]{6}")
 
 
 class Life(NamedTuple):
-    """The name of a factory; whether an earlier life had it, which was killed; and the file that says so (None: there can be none)."""
+    """The name of a factory; whether an earlier life had it, which did not end in order; and the file that says so, if there is one."""
 
     name: str | None
     goes_on: bool = False
@@ -46,7 +50,18 @@ class Life(NamedTuple):
 
 def made_up(pool: str) -> str:
     """A name for who has none: ``slurm-6f8282``."""
-    return f"{pool}-{secrets.token_hex(3)}"
+    return f"{pool[:_POOL_MOST]}-{secrets.token_hex(3)}"
+
+
+def left_behind(folder: Path) -> list[str]:
+    """The names of factories of this manager that did not end in order, and that nobody goes on with."""
+    found: list[str] = []
+    for path in sorted(folder.glob("*.factory")):
+        with contextlib.suppress(OSError):
+            name = path.read_text(errors="replace")
+            if _MADE_UP.fullmatch(name) and locks.is_free(path):
+                found.append(name)
+    return found
 
 
 @contextlib.contextmanager
@@ -67,22 +82,27 @@ def steady_name(folder: Path, pool: str, submits: str) -> Generator[Life]:
         except OSError:
             break
         try:
-            yield _life(descriptor, path, pool)
+            yield _life(descriptor, path, pool) or Life(None)
         finally:
             locks.unlock(descriptor)
         return
     yield Life(None)
 
 
-def _life(descriptor: int, path: Path, pool: str) -> Life:
-    """What stands in the file; written there, if nothing does."""
+def _life(descriptor: int, path: Path, pool: str) -> Life | None:
+    """What stands in the file; written there, if nothing does. None: it cannot be, as on a full disk."""
     before = os.pread(descriptor, 256, 0).decode(errors="replace")
     if _MADE_UP.fullmatch(before):
         return Life(before, True, path)
     name = made_up(pool)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, name.encode(), 0)
-    os.fsync(descriptor)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, name.encode(), 0)
+        os.fsync(descriptor)
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
     return Life(name, False, path)
 
 

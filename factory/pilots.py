@@ -42,6 +42,8 @@ UNLISTED: Final = 300.0
 #: The same where an answer has had a pilot that was younger, and none has lacked one that a later one had: sites may forget at once what
 #: has ended, and each quick death would be waited for.
 UNLISTED_FRESH: Final = 60.0
+#: So many submissions must have shown that: an answer from a cache is fresh by chance now and then.
+FRESH_OF: Final = 3
 #: Seconds after which a submission without an answer can be judged: a batch system that wakes up may still take it.
 SETTLE: Final = 30.0
 
@@ -184,6 +186,8 @@ class Pilot:
     idle_seconds: float = 0.0
     heard_at: float = math.inf
     misses: int = 0
+    #: Those of them in which it had no connection either.
+    missed_alone: int = 0
     #: An answer has had it.
     listed: bool = False
     #: When the factory last asked for its end, and whether it did at all.
@@ -288,8 +292,8 @@ class Fleet:
     blocked: tuple[str, ...] = ()
     #: Until then pilots that the manager does not know may be on their way back to it.
     patient_until: float = -math.inf
-    #: Answers have had a pilot soon after it was submitted; and have lacked one that they had later.
-    fresh: bool = False
+    #: Submissions whose pilots an answer had soon after; and whether answers have lacked a pilot that they had later.
+    young: set[str] = field(default_factory=set[str])
     old: bool = False
     #: The last pilots that were over although no answer had had them.
     missed: deque[JobId] = field(default_factory=lambda: deque[JobId](maxlen=500))
@@ -343,11 +347,12 @@ class Fleet:
             elif not pilot.listed:
                 self._first_listed(pilot, now)
             self._one_listed(pilot, state, now)
-        unlisted = UNLISTED_FRESH if self.fresh and not self.old else UNLISTED
+        unlisted = UNLISTED_FRESH if len(self.young) >= FRESH_OF and not self.old else UNLISTED
         for pilot in [pilot for job, pilot in self.pilots.items() if job not in seen]:
             pilot.misses += 1
+            pilot.missed_alone = 0 if pilot.connected else pilot.missed_alone + 1
             expected = pilot.listed or pilot.served or pilot.phase is Phase.CANCELLING or now - pilot.made_at >= unlisted
-            if pilot.misses >= MISSES and not pilot.connected and expected:
+            if pilot.missed_alone >= MISSES and expected:
                 if not pilot.listed:
                     self.missed.append(pilot.job)
                 self._end(pilot, Event.MISSING, VANISHED, Cause.UNKNOWN, None, now)
@@ -359,10 +364,11 @@ class Fleet:
     def _first_listed(self, pilot: Pilot, now: float) -> None:
         """How old answers may be shows in when they first have a pilot."""
         self.old = self.old or pilot.misses >= MISSES
-        self.fresh = self.fresh or now - pilot.made_at < UNLISTED_FRESH
+        if now - pilot.made_at < UNLISTED_FRESH:
+            self.young.add(pilot.ticket)
 
     def _one_listed(self, pilot: Pilot, state: PilotState, now: float) -> None:
-        pilot.misses, pilot.listed = 0, True
+        pilot.misses, pilot.missed_alone, pilot.listed = 0, 0, True
         if state.restart is not None and state.restart > pilot.restart:
             self._restarted(pilot, state.restart, state.reason, now)
         elif state.restart is not None and state.restart < pilot.restart:

@@ -23,7 +23,7 @@ from windlass.factory.backend import Backend, backend_class, backend_options, kn
 from windlass.factory.config import Configuration, backend_source
 from windlass.factory.factory import Factory, configuration_of, make_backends, make_pools, of_pools, request_of
 from windlass.factory.keeper import log
-from windlass.factory.lives import steady_name
+from windlass.factory.lives import left_behind, steady_name
 from windlass.factory.pool import COMMON_OPTIONS, PoolConfig
 from windlass.signals import Unbuffered, ending_signals, hearing_signals
 from windlass.units import show_memory, show_seconds
@@ -60,9 +60,15 @@ def dry_run(words: Sequence[str], options: Mapping[str, object]) -> str:
     return "\n\n".join(_dry_run(backend, pool) for backend, pool in make_backends(words, {"name": "FACTORY", **options}))
 
 
-def _dry_run(backend: Backend, pool: PoolConfig) -> str:
+def _submits(words: Sequence[str], options: Mapping[str, object], folder: Path) -> str:
+    """All that a factory of the manager of this folder would submit."""
+    pools = make_backends(words, {"name": "FACTORY", **options})
+    return "\n".join(_dry_run(backend, pool, folder / "pilot.json") for backend, pool in pools)
+
+
+def _dry_run(backend: Backend, pool: PoolConfig, connection: Path = Path("MANAGER/pilot.json")) -> str:
     try:
-        request = replace(request_of(pool, Path("MANAGER/pilot.json")), ticket="TICKET")
+        request = replace(request_of(pool, connection), ticket="TICKET")
         return f"{pool.text()}\n\n{backend.describe(request, min(pool.max_pilots, pool.max_queued))}"
     finally:
         backend.close()
@@ -100,12 +106,25 @@ def run(connection: str, words: Sequence[str], options: Mapping[str, object]) ->
     given: dict[str, Any] = dict(options)
     if given.get("name") is not None:
         return _serve(Factory(connection, list(words), **given))
-    with steady_name(Path(connection).parent, words[0], dry_run(words, options)) as life:
+    folder, told = Path(connection).parent, Unbuffered(2)
+    with steady_name(folder, words[0], _submits(words, options, folder)) as life:
         if life.goes_on:
-            Unbuffered(2).write(f"windlass factory: goes on as {life.name}, which was killed, and takes over its pilots\n")
+            told.write(f"windlass factory: goes on as {life.name}, which did not end in order, and takes over its pilots\n")
+        for name in left_behind(folder):
+            text = f"{name}, which was to submit something else, did not end in order: its pilots go on; --name {name} takes them over"
+            told.write(f"windlass factory: {text}\n")
         given["name"] = life.name
-        status = _serve(Factory(connection, list(words), **given))
-        if status == 0:
+        try:
+            factory = Factory(connection, list(words), **given)
+            status = _serve(factory)
+        except UsageError:
+            if not life.goes_on:  # nothing has begun
+                life.end()
+            raise
+        if factory.left_some:
+            text = "the batch system did not answer at the end: pilots may be left, and the same command takes them over"
+            told.write(f"windlass factory: {text}\n")
+        elif status == 0:
             life.end()
         return status
 

@@ -188,7 +188,9 @@ def attributes_of(func: FunctionType) -> dict[str, Any]:
     do not travel without it."""
     found = {"".join(name): value for name, value in func.__dict__.items()}  # strings of its own, as above
     inner: Any = found.get("__wrapped__")
-    while isinstance(inner, FunctionType):
+    met: set[int] = {id(func)}  # some wrap themselves
+    while isinstance(inner, FunctionType) and id(inner) not in met:
+        met.add(id(inner))
         if inner.__code__ is _DISPATCHES:
             theirs = vars(inner)
             return {

@@ -45,6 +45,10 @@ _TRIES: Final = 5
 _SWEPT_BYTES: Final = 64 << 20
 #: Whether leases are granted as they should be, by folder.
 _trusted: dict[str, bool] = {}
+#: Of folders where what was tried last was in use: how many times nothing is tried now, and how many after the next time in vain. A program
+#: that keeps all that it reads would else pay for the looks, and have nothing of them.
+_in_vain: dict[str, tuple[int, int]] = {}
+_PAUSE_MOST: Final = 16
 
 
 def keep(folder: str, path: str, size: int, most_bytes: int = MOST_BYTES) -> None:
@@ -79,6 +83,10 @@ def take(folder: str, path: str, size: int, access: int) -> int | None:
     """
     if size < SPARE_BYTES:
         return None
+    pause, longer = _in_vain.get(folder, (0, 1))
+    if pause:
+        _in_vain[folder] = pause - 1, longer
+        return None
     spares = os.path.join(folder, FOLDER)
     found = _spares(spares)
     if not found or not is_ours(os.lstat(folder)):
@@ -90,7 +98,10 @@ def take(folder: str, path: str, size: int, access: int) -> int | None:
     for name in list(dict.fromkeys(ends))[:_TRIES]:
         descriptor = _take(os.path.join(spares, name), path, size, access)
         if descriptor is not None:
+            _in_vain.pop(folder, None)
             return descriptor
+    if fit:
+        _in_vain[folder] = longer, min(2 * longer, _PAUSE_MOST)
     return None
 
 

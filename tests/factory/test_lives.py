@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from windlass import locks
-from windlass.factory.lives import steady_name
+from windlass.factory.lives import left_behind, made_up, steady_name
 from windlass.factory.pool import NAME
 
 
@@ -72,6 +73,30 @@ def test_of_two_the_one_that_was_killed_is_followed(tmp_path: Path) -> None:
         first.end()
     with steady_name(tmp_path, "slurm", "script") as after:
         assert (after.name, after.goes_on) == (name, True)
+
+
+def test_what_did_not_end_in_order_and_is_another_is_told(tmp_path: Path) -> None:
+    """An upgrade changes what is submitted, too."""
+    name = killed(tmp_path)
+    with steady_name(tmp_path, "slurm", "another script") as other:
+        assert left_behind(tmp_path) == [name]
+        other.end()
+    with steady_name(tmp_path, "slurm", "script"):
+        assert left_behind(tmp_path) == []
+
+
+def test_a_name_is_no_longer_than_names_may_be() -> None:
+    assert NAME.match(made_up("p" * 64))
+
+
+def test_where_nothing_can_be_written_any_name_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with steady_name(tmp_path, "slurm", "script") as life:
+        assert life == (None, False, None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_cannot_be_read_is_of_nobody(tmp_path: Path) -> None:

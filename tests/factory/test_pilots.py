@@ -95,8 +95,44 @@ def test_a_pilot_that_no_answer_has_had_yet_is_missed_only_after_a_while(fleet: 
     assert fleet.live == 0
 
 
+def show_to_be_fresh(fleet: Fleet) -> None:
+    """Three submissions are listed at once, the one of the fixture among them."""
+    for number in range(2):
+        job = JobId(f"young-{number}")
+        fleet.submitted(f"young-{number}", [job], 0.0)
+        fleet.listed([state(A, Listed.QUEUED), state(job, Listed.QUEUED)], 1.0)
+        fleet.listed([state(A, Listed.QUEUED), state(job, Listed.ENDED)], 2.0)
+
+
+def test_one_that_is_listed_soon_by_chance_shows_nothing(fleet: Fleet) -> None:
+    """A wrapper that asks each five minutes has what was submitted just before that."""
+    fleet.listed([state(A, Listed.QUEUED)], 20.0)
+    fleet.submitted("t2", [B], 25.0)
+    for now in (50.0, 85.0, 120.0, 324.0):
+        fleet.listed([state(A, Listed.QUEUED)], now)
+    assert B in fleet.pilots
+
+
+def test_answers_that_lack_a_connected_pilot_do_not_count_when_it_is_cut(fleet: Fleet, seen: MakeSeen) -> None:
+    """Of a cache: it serves, is cut for a second, and the query that is made because of that is old as well."""
+    fleet.seen([seen("a")], 10.0)
+    for now in (20.0, 50.0, 80.0):
+        fleet.listed([], now)
+    fleet.seen([], 85.0)
+    fleet.listed([], 86.0)
+    assert fleet.live == 1
+    fleet.seen([seen("a")], 90.0)
+    fleet.listed([], 116.0)
+    fleet.seen([], 120.0)
+    fleet.listed([], 121.0)
+    assert fleet.live == 1
+    fleet.listed([], 151.0)
+    assert fleet.live == 0
+
+
 def test_where_answers_are_fresh_a_pilot_that_none_has_had_is_missed_sooner(fleet: Fleet) -> None:
     """Sites may forget at once what has ended: each death at start would be waited for, for minutes."""
+    show_to_be_fresh(fleet)
     fleet.listed([state(A, Listed.QUEUED)], 30.0)
     fleet.submitted("t2", [B], 100.0)
     for now in (130.0, 159.0):
@@ -119,7 +155,8 @@ def test_a_site_whose_answers_have_been_old_is_not_taken_for_one_with_fresh_ones
 
 
 def test_a_pilot_that_was_missed_too_soon_is_a_lesson(fleet: Fleet) -> None:
-    """It turns up again: the answers were old, though another was had soon by chance."""
+    """It turns up again: the answers were old, though others were had soon by chance."""
+    show_to_be_fresh(fleet)
     fleet.listed([state(A, Listed.QUEUED)], 20.0)
     fleet.submitted("t2", [B], 25.0)
     for now in (50.0, 85.0):

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,9 +32,18 @@ def tmp_path() -> Iterator[Path]:
         yield Path(folder)
 
 
+class Eager(dict[str, tuple[int, int]]):
+    """Nothing was in vain."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return 0, 0
+
+
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spares, "ALONE_NS", 0)
+    monkeypatch.setattr(spares, "_PAUSE_MOST", 0)
+    monkeypatch.setattr(spares, "_in_vain", Eager())
 
 
 def content(letter: str, size: int = SIZE) -> bytes:
@@ -225,6 +235,24 @@ def test_one_in_use_does_not_hide_one_that_is_free(tmp_path: Path) -> None:
     del views[2]
     assert take(tmp_path) is not None
     assert take(tmp_path) is None
+
+
+def test_where_all_are_in_use_it_is_tried_ever_more_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def own(path: str, access: int) -> None:
+        tried.append(turn)
+
+    number = spare(tmp_path)
+    monkeypatch.setattr(spares, "_in_vain", {})
+    monkeypatch.setattr(spares, "_PAUSE_MOST", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(spares, "_own", own)
+        for turn in range(20):  # noqa: B007 - `own` reads it
+            assert take(tmp_path) is None
+    assert tried == [0, 2, 5, 10, 15]
+    found = [path for path in (take(tmp_path) for _ in range(5)) if path is not None]
+    assert [path.stat().st_ino for path in found] == [number]
 
 
 def test_they_are_few(tmp_path: Path) -> None:

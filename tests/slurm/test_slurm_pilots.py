@@ -96,15 +96,18 @@ def test_the_same_command_takes_over_what_its_earlier_life_left(manager: windlas
         first.wait()
     pilots = {worker["pilot"] for worker in manager.status()["workers"]}
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as second:
-        assert second.stderr is not None
-        assert "was killed, and takes over its pilots" in second.stderr.readline()
-        until(
-            "they are its own, and it has submitted none",
-            lambda: [(pool["pilots"], set(pool["commands"])) for pool in manager.status()["pools"]] == [({"serving": 2}, {"query"})],
-        )
-        assert {worker["pilot"] for worker in manager.status()["workers"]} == pilots
-        second.send_signal(signal.SIGINT)
-        told = second.stderr.read()
+        try:
+            assert second.stderr is not None
+            assert "did not end in order, and takes over its pilots" in second.stderr.readline()
+            until(
+                "they are its own, and it has submitted none",
+                lambda: [(pool["pilots"], set(pool["commands"])) for pool in manager.status()["pools"]] == [({"serving": 2}, {"query"})],
+            )
+            assert {worker["pilot"] for worker in manager.status()["workers"]} == pilots
+            second.send_signal(signal.SIGINT)
+            told = second.stderr.read()
+        finally:
+            second.kill()
     assert second.returncode == 0, told
     until("they are gone", lambda: not manager.status()["workers"])
 

@@ -341,6 +341,29 @@ async def test_a_wrapper_of_what_dispatches_by_type_goes_and_comes(bench: Any) -
     assert back("x") == [["X"]]
 
 
+@pytest.mark.asyncio
+async def test_functions_that_wrap_themselves_go(bench: Any) -> None:
+    """As a decorator makes one that is switched off."""
+
+    def one(value: Any) -> Any:
+        return value
+
+    def other(value: Any) -> Any:
+        return [value]
+
+    wraps(one)(one)
+    one.__wrapped__ = other  # type: ignore[attr-defined]
+    other.__wrapped__ = one  # type: ignore[attr-defined]
+
+    def alone(value: Any) -> Any:
+        return value
+
+    wraps(alone)(alone)
+    await bench.serving(bench.spec())
+    assert await run(bench, one, 1) == 1
+    assert await run(bench, alone, 2) == 2
+
+
 P = ParamSpec("P")
 Ts = TypeVarTuple("Ts")
 Uid = NewType("Uid", int)
