@@ -28,7 +28,7 @@ import time
 from contextlib import suppress
 from typing import Final
 
-from windlass.objects import SPARE_BYTES
+from windlass.objects import LARGE_BYTES, SPARE_BYTES
 from windlass.ownership import is_ours
 
 #: In a store's folder.
@@ -39,14 +39,14 @@ MOST: Final = 64
 SECONDS: Final = 10.0
 #: For so many nanoseconds a spare is left alone: who is opening it has done so by then.
 ALONE_NS: Final = 20_000_000
-#: So many are tried before a new file is made; each that is in use costs 15 us.
+#: So many are tried before a new file is made; each that is in use costs 15 us. Of large objects all, as each is worth milliseconds.
 _TRIES: Final = 5
 #: So many bytes, and the rest of a file, one sweep removes.
 _SWEPT_BYTES: Final = 64 << 20
 #: Whether leases are granted as they should be, by folder.
 _trusted: dict[str, bool] = {}
-#: Of folders where what was tried last was in use: how many times nothing is tried now, and how many after the next time in vain. A program
-#: that keeps all that it reads would else pay for the looks, and have nothing of them.
+#: Of folders where what was tried last was in use: how many times nothing is tried for objects that are not large, and how many after the
+#: next time in vain. A program that keeps all that it reads would else pay for the looks, and have nothing of them.
 _in_vain: dict[str, tuple[int, int]] = {}
 _PAUSE_MOST: Final = 16
 
@@ -83,8 +83,9 @@ def take(folder: str, path: str, size: int, access: int) -> int | None:
     """
     if size < SPARE_BYTES:
         return None
+    large = size >= LARGE_BYTES
     pause, longer = _in_vain.get(folder, (0, 1))
-    if pause:
+    if pause and not large:
         _in_vain[folder] = pause - 1, longer
         return None
     spares = os.path.join(folder, FOLDER)
@@ -95,12 +96,12 @@ def take(folder: str, path: str, size: int, access: int) -> int | None:
     fit = [name for since, each, name in found if since <= until and each // 2 <= size <= 2 * each]
     # The oldest are likely to be free where many are in use at a time, and of few that come and go one by one the newest but one.
     ends = [name for pair in zip(fit, reversed(fit), strict=True) for name in pair]
-    for name in list(dict.fromkeys(ends))[:_TRIES]:
+    for name in list(dict.fromkeys(ends))[: None if large else _TRIES]:
         descriptor = _take(os.path.join(spares, name), path, size, access)
         if descriptor is not None:
             _in_vain.pop(folder, None)
             return descriptor
-    if fit:
+    if fit and not large:
         _in_vain[folder] = longer, min(2 * longer, _PAUSE_MOST)
     return None
 
