@@ -34,8 +34,9 @@ from typing import Any, Final
 
 from windlass import __version__, snapshots
 from windlass.coroutines import is_async
+from windlass.errors import FULL
 from windlass.messages import FunctionDef, FunctionId, HoistedImport, LibrarySpec, ObjectRef
-from windlass.objects import FULL, map_object, open_in
+from windlass.objects import map_object, open_in
 from windlass.ownership import NotOurs, make_ours
 from windlass.worker import importcost, namespaces
 from windlass.worker.slotlink import Setup, Step, bounded

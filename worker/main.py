@@ -171,7 +171,7 @@ class Worker:
         except FileNotFoundError as error:
             raise CannotStart(f"there is no {error.filename}: give the pilot.json in the manager's state folder") from error
         except (OSError, UsageError) as error:
-            from windlass.objects import FULL
+            from windlass.errors import FULL
 
             # Other reasons hold on every node as often as not: a folder that is wrong, or can only be read.
             raise CannotStart(str(error), CANNOT_SERVE if getattr(error, "errno", None) in FULL else CANNOT_START) from error

@@ -111,7 +111,7 @@ def make_scratch(candidates: Iterable[str], announce: Callable[[str], None] | No
 
     `announce` gets each path before it is made, so that whoever removes it after a SIGKILL knows of it however soon that comes.
     """
-    from windlass.objects import FULL
+    from windlass.errors import FULL
     from windlass.ownership import NotOurs, require_ours
     from windlass.store_folders import folder_name
 

@@ -18,11 +18,10 @@ import stat
 from contextlib import suppress
 from typing import Any
 
-from windlass.errors import StoreFull, UsageError
+from windlass.errors import FULL, StoreFull, UsageError
 from windlass.files import local_file
 from windlass.manifests import refuse_links_out, show
 from windlass.messages import CallRun, FileName, FileRef
-from windlass.objects import FULL
 from windlass.worker.guardian import remove_tree
 from windlass.worker.slotlink import kept_folder, room_name
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from windlass import folders
-from windlass.errors import Damaged, StoreFull, UsageError, WindlassError
+from windlass.errors import FULL, Damaged, StoreFull, UsageError, WindlassError
 from windlass.messages import (
     DIED,
     NO_FILE,
@@ -47,7 +47,6 @@ from windlass.messages import (
     Welcome,
 )
 from windlass.object_store import ObjectStore
-from windlass.objects import FULL
 from windlass.ownership import NotOurs, require_ours
 from windlass.store_folders import default_store_folder, default_store_limit, remove_dead_folders
 from windlass.worker.file_locks import keep_from_cleaners

@@ -38,10 +38,13 @@ shows it (``windlass explain``), as a note: texts stay what happened, and an err
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable
 
 #: The page that says of each error what to do.
 PAGE = "docs/troubleshooting.md"
+#: What a file system says that has no room.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Notes:

@@ -29,10 +29,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from windlass import spares
-from windlass.errors import StoreFull
+from windlass.errors import FULL, StoreFull
 from windlass.messages import RESULT, ObjectName, ObjectRef
 from windlass.naming import Naming, Seen
-from windlass.objects import FULL, LARGE_BYTES, content_name, is_object_name, map_object, write
+from windlass.objects import LARGE_BYTES, content_name, is_object_name, map_object, write
 from windlass.ownership import NotOurs, is_ours
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from windlass.errors import FULL
 from windlass.messages import RESULT, ObjectName, ObjectRef
 from windlass.ownership import NotOurs, make_ours, open_ours, require_ours
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _HEX: Final = frozenset("0123456789abcdef")
-#: What a file system says that has no room.
-FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 #: Objects of so many bytes are named while they are written (`windlass.naming`), and written while more of them comes (`windlass.bulk`).
 LARGE_BYTES: Final = 4 << 20
 #: And those of so many are written into the memory of one that went, if there is any (`windlass.spares`).

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from windlass.errors import StoreFull
+from windlass.errors import FULL, StoreFull
 from windlass.messages import ObjectName, ObjectRef
 from windlass.object_store import ObjectStore
-from windlass.objects import FULL, content_name
+from windlass.objects import content_name
 
 if TYPE_CHECKING:
     import os
