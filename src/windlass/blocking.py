@@ -8,6 +8,8 @@ outlives who gave it up for longer than it takes to notice.
 
 `Idle` keeps connections that have served for `KEEP` seconds, since a handshake costs as much as some megabytes.  The other side may end
 such a connection any time, so a request on it that gets no byte does not count.
+
+Workers load this before their hello, for `in_thread` alone: what connections say is imported where it is used.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from contextlib import contextmanager
 from typing import Final, TypeVar
 
 from windlass.errors import WindlassError
-from windlass.filewire import hang_up, hear_bytes, say
 from windlass.framing import MAX_HELLO_BYTES
 from windlass.identity import Address, Identity, peer_of
 from windlass.messages import Hello, Refused, Welcome
@@ -80,6 +81,8 @@ class Call:
 
     def cancel(self) -> None:
         """Have the thread end soon."""
+        from windlass.filewire import hang_up
+
         with self._lock:
             self.cancelled = True
             if self._sock is not None:
@@ -139,6 +142,8 @@ def dial(
         ProtocolError: what it said is no answer.
         OutOfTurn: the attempt was given up.
     """
+    from windlass.filewire import hear_bytes, say
+
     call.check()
     raw = socket.create_connection(address, timeout)
     try:
