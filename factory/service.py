@@ -6,13 +6,14 @@ the signals of a terminal, and ends with the manager.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import logging
 import math
 import shlex
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -55,23 +56,29 @@ def check(words: Sequence[str], options: Mapping[str, object]) -> None:
         backend.close()
 
 
-def dry_run(words: Sequence[str], options: Mapping[str, object]) -> str:
+def dry_run(words: Sequence[str], options: Mapping[str, object], connection: Path = Path("MANAGER/pilot.json")) -> str:
     """What a factory would submit with these options, and the plan that follows from them; nothing is done."""
-    return "\n\n".join(_dry_run(backend, pool) for backend, pool in make_backends(words, {"name": "FACTORY", **options}))
-
-
-def _submits(words: Sequence[str], options: Mapping[str, object], folder: Path) -> str:
-    """All that a factory of the manager of this folder would submit."""
     pools = make_backends(words, {"name": "FACTORY", **options})
-    return "\n".join(_dry_run(backend, pool, folder / "pilot.json") for backend, pool in pools)
+    return "\n\n".join(_dry_run(backend, pool, connection) for backend, pool in pools)
 
 
-def _dry_run(backend: Backend, pool: PoolConfig, connection: Path = Path("MANAGER/pilot.json")) -> str:
+def _dry_run(backend: Backend, pool: PoolConfig, connection: Path) -> str:
     try:
         request = replace(request_of(pool, connection), ticket="TICKET")
         return f"{pool.text()}\n\n{backend.describe(request, min(pool.max_pilots, pool.max_queued))}"
     finally:
         backend.close()
+
+
+@contextlib.contextmanager
+def _ending_signals_go_to(handler_of: Callable[[int], Callable[[int, FrameType | None], None]]) -> Generator[None]:
+    """While the block lasts each signal that asks for the end goes to the handler that this gives for it."""
+    before = {number: signal.signal(number, handler_of(number)) for number in ending_signals()}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def unless_interrupted(wait: Callable[[], T]) -> T | None:
@@ -80,15 +87,12 @@ def unless_interrupted(wait: Callable[[], T]) -> T | None:
     def interrupted(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupted) for number in ending_signals()}
-    try:
-        return wait()
-    except KeyboardInterrupt:
-        Unbuffered(2).write("windlass factory: interrupted while it waited for its manager; nothing had begun\n")
-        return None
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+    with _ending_signals_go_to(lambda number: interrupted):
+        try:
+            return wait()
+        except KeyboardInterrupt:
+            Unbuffered(2).write("windlass factory: interrupted while it waited for its manager; nothing had begun\n")
+            return None
 
 
 def run(connection: str, words: Sequence[str], options: Mapping[str, object]) -> int:
@@ -107,7 +111,7 @@ def run(connection: str, words: Sequence[str], options: Mapping[str, object]) ->
     if given.get("name") is not None:
         return _serve(Factory(connection, list(words), **given))
     folder, told = Path(connection).parent, Unbuffered(2)
-    with steady_name(folder, words[0], _submits(words, options, folder)) as life:
+    with steady_name(folder, words[0], dry_run(words, options, folder / "pilot.json")) as life:
         if life.goes_on:
             told.write(f"windlass factory: goes on as {life.name}, which did not end in order, and takes over its pilots\n")
         for name in left_behind(folder):
@@ -150,14 +154,12 @@ def _serve(factory: Factory) -> int:
         factory.begin_close(math.inf)
         told.write("windlass factory: its terminal was closed: removing queued pilots, the others go when what they run has ended\n")
 
-    before = {number: signal.signal(number, hung_up if number == signal.SIGHUP else interrupted) for number in ending_signals()}
     try:
-        factory.start()
-        hearing_signals(factory.wait)
-        factory.close()
+        with _ending_signals_go_to(lambda number: hung_up if number == signal.SIGHUP else interrupted):
+            factory.start()
+            hearing_signals(factory.wait)
+            factory.close()
     finally:
-        for number, old in before.items():
-            signal.signal(number, old)
         log.removeHandler(handler)
     if factory.lost:
         told.write(f"windlass factory: {factory.lost}\n")

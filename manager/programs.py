@@ -16,8 +16,8 @@ them; when the last of its calls has ended everything that was its is let go, re
 *Calls that were left here* and have a tag are kept, with their results when they have ended, until another program asks for that tag
 (`find`).  One that leaves with `KeepCalls` says so first, is told of no more ends, and gives back those that it has not read.  One that is
 killed cannot: what it was told is kept here until it says that it has read it (`EndsRead`), unless it has a journal, where it is; of what
-programs never read there is a bound (`windlass.manager.unread`).  What is found is
-the finder's own from then on, under numbers above `FOUND`, while the core goes on to know them by the ids that they had.
+programs never read there is a bound (`windlass.manager.unread`).  What is found is the finder's own from then on, under numbers above
+`FOUND`, while the core goes on to know them by the ids that they had.
 
 *A program with a journal* that was killed and is started again submits what it does not find there by the keys that it had given it
 before: what an earlier life left here by such a key goes on, or has returned, and is the new one's under the id by which it submits it

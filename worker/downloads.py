@@ -204,8 +204,7 @@ class Downloader:
             arrival.begin(turn, before.st_size, False)
             while arrival.offset < before.st_size:
                 call.check()
-                with call.waiting():
-                    data = os.read(descriptor, min(CHUNK_BYTES, before.st_size - arrival.offset))
+                data = _read(call, descriptor, min(CHUNK_BYTES, before.st_size - arrival.offset))
                 if not data:
                     break
                 arrival.feed(turn, memoryview(data))
@@ -304,9 +303,9 @@ def _open_file(call: Call, path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not hold us up until we have seen what it is
 
 
-def _read(call: Call, descriptor: int) -> bytes:
+def _read(call: Call, descriptor: int, most: int = CHUNK_BYTES) -> bytes:
     with call.waiting():
-        return os.read(descriptor, CHUNK_BYTES)
+        return os.read(descriptor, most)
 
 
 def _compare(path: str, before: os.stat_result, after: os.stat_result) -> None:

@@ -12,7 +12,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from windlass.objects import create, failed, may_have_room, write_all
+from windlass.objects import create, failed, with_room, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,14 +66,9 @@ class Incoming:
         write_all(self._descriptor, chunk)
 
     def _have_room(self, work: Callable[[], None]) -> None:
-        """Do what needs room, once more if there is room to be made. Raises `StoreFull`, `OSError`."""
+        """Do what needs room. Raises `StoreFull`, `OSError`."""
         try:
-            try:
-                work()
-            except OSError as error:
-                if not may_have_room(os.fspath(self._store.folder), error):
-                    raise
-                work()
+            with_room(os.fspath(self._store.folder), work)
         except OSError as error:
             raise failed(self._path, self.size, error) from error
 

@@ -98,12 +98,7 @@ class ObjectStore:
 
     def put_as(self, name: ObjectName, data: Buffer, *, pin: bool = False) -> ObjectRef:
         """As `put`, for who knows the content's name."""
-        with self._lock:
-            entry = self._find(name)
-            if entry is not None:
-                self._need(name, entry, pin)
-                return ObjectRef(name, entry.size)
-        return self._write_object(lambda: name, data, pin)
+        return self._here(name, pin) or self._write_object(lambda: name, data, pin)
 
     def put_result(self, data: Buffer, *, pin: bool = False) -> ObjectRef:
         """Keep `data` under a random name, without hashing it. Raises `StoreFull`."""
@@ -174,11 +169,8 @@ class ObjectStore:
         """
         if not is_object_name(name):
             raise ValueError(f"{name!r} cannot be an object's name; names are b3- or r- and 32 hexadecimal digits")
-        with self._lock:
-            entry = self._find(name)
-            if entry is not None:
-                self._need(name, entry, pin)
-                return ObjectRef(ObjectName(name), entry.size)
+        if (here := self._here(name, pin)) is not None:
+            return here
         status = os.lstat(path)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{os.fspath(path)} is no regular file, so it cannot become an object; nothing was taken")
@@ -197,11 +189,8 @@ class ObjectStore:
 
     def pin(self, name: str) -> None:
         """Keep the object from eviction until `unpin` is called as often. Raises `KeyError` when it is absent."""
-        with self._lock:
-            entry = self._find(name)
-            if entry is None:
-                raise KeyError(name)
-            self._need(name, entry, True)
+        if self._here(name, True) is None:
+            raise KeyError(name)
 
     def fetched(self, name: str) -> None:
         """This one was fetched from where it is kept, so that it may go like any other when there is no room, a result too."""
@@ -374,6 +363,15 @@ class ObjectStore:
         return not self.limit or size <= self.limit
 
     # ------------------------------------------------ without the lock
+
+    def _here(self, name: str, pin: bool) -> ObjectRef | None:
+        """The object, which somebody needs, if it is here."""
+        with self._lock:
+            entry = self._find(name)
+            if entry is None:
+                return None
+            self._need(name, entry, pin)
+            return ObjectRef(ObjectName(name), entry.size)
 
     def _reserve(self, size: int) -> None:
         with self._lock:

@@ -20,16 +20,18 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from windlass.errors import FULL
 from windlass.messages import RESULT, ObjectName, ObjectRef
 from windlass.ownership import NotOurs, make_ours, open_ours, require_ours
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Buffer
+
+T = TypeVar("T")
 
 _HEX: Final = frozenset("0123456789abcdef")
 #: Objects of so many bytes are named while they are written (`windlass.naming`), and written while more of them comes (`windlass.bulk`).
@@ -146,19 +148,19 @@ def create(folder: str, access: int, size: int, owner: int | None = None) -> tup
 
 def write(folder: str, data: Buffer, owner: int | None = None) -> tuple[str, int]:
     """Write `data` to a temporary file there; returns its path and bytes."""
+    return with_room(folder, lambda: _write(folder, data, owner))
+
+
+def with_room(folder: str, work: Callable[[], T]) -> T:
+    """Do what needs room there, once more if it finds none and spares can be removed for it. Raises what it raises."""
     try:
-        return _write(folder, data, owner)
+        return work()
     except OSError as error:
-        if not may_have_room(folder, error):
+        from windlass import spares
+
+        if error.errno not in FULL or not spares.drop(folder):
             raise
-    return _write(folder, data, owner)
-
-
-def may_have_room(folder: str, error: OSError) -> bool:
-    """Of an error in writing there: whether it says that there is no room, and there is more now, as spares have been removed."""
-    from windlass import spares
-
-    return error.errno in FULL and spares.drop(folder)
+    return work()
 
 
 def _write(folder: str, data: Buffer, owner: int | None) -> tuple[str, int]:

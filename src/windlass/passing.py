@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from windlass.errors import StoreFull
+from windlass.errors import FULL, StoreFull
 
 #: Errors of a machine that is short of processes, memory, descriptors or disk: later it may be well.
-_SHORT: Final = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ETXTBSY)
+_SHORT: Final = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETXTBSY, *FULL)
 #: And of one whose file server is away, is taken over by another one, or has forgotten its clients (Lustre, FUSE).
 _AWAY: Final = (
     errno.ESTALE,

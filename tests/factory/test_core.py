@@ -1224,12 +1224,18 @@ def test_pilots_that_have_vanished_before_they_served_are_looked_for(make_pool: 
     assert sim.core.again_at(sim.now) == math.inf
 
 
-def test_pilots_that_have_vanished_are_ended_when_the_factory_closes(make_pool: MakePool) -> None:
+def with_one_that_vanished(make_pool: MakePool) -> Simulation:
+    """No answer has ever had its pilot, which is in the queue."""
     sim = simulation(make_pool(max_start_failures=1), queue_delay=math.inf)
     sim.words = ""
     answer_from_memory(sim, 1e6)
     sim.calls = 4
     sim.run(400)
+    return sim
+
+
+def test_pilots_that_have_vanished_are_ended_when_the_factory_closes(make_pool: MakePool) -> None:
+    sim = with_one_that_vanished(make_pool)
     assert (sim.core.fleet.live, sim.cluster.alive) == (0, 1)
     sim.core.close(sim.now, 60.0)
     sim.tick()
@@ -1238,11 +1244,7 @@ def test_pilots_that_have_vanished_are_ended_when_the_factory_closes(make_pool: 
 
 def test_a_factory_without_pilots_ends_though_its_batch_system_is_down(make_pool: MakePool) -> None:
     """One that has vanished may turn up again, but nobody waits for three answers that do not come."""
-    sim = simulation(make_pool(max_start_failures=1), queue_delay=math.inf)
-    sim.words = ""
-    answer_from_memory(sim, 1e6)
-    sim.calls = 4
-    sim.run(400)
+    sim = with_one_that_vanished(make_pool)
     assert sim.core.fleet.live == 0
     sim.core.close(sim.now, 60.0)
     assert isinstance(sim.core.step(sim.now), EndAll)
@@ -1251,11 +1253,7 @@ def test_a_factory_without_pilots_ends_though_its_batch_system_is_down(make_pool
 
 
 def test_what_has_vanished_is_looked_for_as_seldom_while_the_manager_is_away(make_pool: MakePool) -> None:
-    sim = simulation(make_pool(max_start_failures=1), queue_delay=math.inf)
-    sim.words = ""
-    answer_from_memory(sim, 1e6)
-    sim.calls = 4
-    sim.run(400)
+    sim = with_one_that_vanished(make_pool)
     assert sim.core.fleet.live == 0
     before = sim.core.budget.sent["query"]
     sim.away = True
