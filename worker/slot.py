@@ -301,7 +301,9 @@ class Slot:
             self.link.results.setblocking(True)  # a function may have set it otherwise
             self.link.results.sendall(memoryview(frame)[sent:])
             self.frame = bytearray(64 << 10)
-        self.spent = None
+        if self.spent is not None:
+            os.sched_yield()  # who has been woken by it may wait for this processor, and it takes the kernel milliseconds to take much back
+            self.spent = None
 
     # ------------------------------------------------ objects
 

@@ -249,15 +249,15 @@ class Transfers:
 
     def _pushed(self, end: CallEnd, tell: Callable[[CallEnd], None], task: asyncio.Task[None]) -> None:
         self._pushes.pop(task, None)
-        for ref in end.spans:
+        spans = end.spans
+        if not task.cancelled():
+            error = task.exception()
+            if error is not None:
+                outcome = error.outcome if isinstance(error, TransferFailed) else BAD_CALL
+                end.outcome, end.payload, end.spans, end.detail = outcome, b"", (), EndDetail(text=str(error) or repr(error))
+            tell(end)
+        for ref in spans:
             self._store.discard(ref.name)
-        if task.cancelled():
-            return
-        error = task.exception()
-        if error is not None:
-            outcome = error.outcome if isinstance(error, TransferFailed) else BAD_CALL
-            end.outcome, end.payload, end.spans, end.detail = outcome, b"", (), EndDetail(text=str(error) or repr(error))
-        tell(end)
 
 
 async def _insist(move: Callable[[], Awaitable[None]]) -> None:

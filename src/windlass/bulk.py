@@ -13,14 +13,14 @@ Nothing depends on it: when no such connection can be had, or one is cut, `Conne
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
-import queue
+import os
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -32,7 +32,6 @@ from windlass.filewire import CHUNK_BYTES, hear, read_into, say
 from windlass.framing import MAX_HELLO_BYTES, ProtocolError
 from windlass.identity import MANAGER, ConnectionFile, Identity
 from windlass.messages import GetObject, Hello, ObjectHead, ObjectMissing, ObjectName, ObjectRef, ObjectStored, PutObject, Refused, ToData
-from windlass.objects import LARGE_BYTES
 from windlass.passing import may_pass
 
 if TYPE_CHECKING:
@@ -44,8 +43,6 @@ log = logging.getLogger("windlass.dataplane")
 
 #: Objects of so many bytes take this way: a thread and its answers cost as much as some hundred kilobytes.
 BULK_BYTES: Final = 512 << 10
-#: What comes of large objects is written on a thread beside the one that reads, by way of so many rooms of `CHUNK_BYTES`.
-ROOMS: Final = 4
 #: Bytes that are encrypted and sent at a time.
 SEND_BYTES: Final = 1 << 20
 #: Seconds without a byte after which a connection counts as cut, and that one address may take to answer.
@@ -94,9 +91,14 @@ class BulkServer:
         if may_have is not None and not self._on_loop(partial(may_have, hello.peer, name)):
             say(sock, ObjectMissing(name, f"worker {hello.peer} was not told of it, or needs it no more"))
             return
-        head, view = data.look_up(name)
-        say(sock, head)
-        send(sock, view)
+        head, descriptor = data.look_up_file(name)
+        try:
+            say(sock, head)
+            if isinstance(head, ObjectHead):
+                send_file(sock, descriptor, head.size)
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
 
     def _take(self, sock: ssl.SSLSocket, hello: Hello, message: PutObject) -> None:
         name, size = message.name, message.size
@@ -135,9 +137,22 @@ class BulkServer:
 
 
 def send(sock: ssl.SSLSocket, view: memoryview) -> None:
-    """All bytes of an object. Raises `OSError`."""
+    """All bytes of an object that is in memory. Raises `OSError`."""
     for start in range(0, len(view), SEND_BYTES):
         sock.sendall(view[start : start + SEND_BYTES])
+
+
+def send_file(sock: ssl.SSLSocket, descriptor: int, size: int) -> None:
+    """All bytes of an object that is in a file. Raises `OSError`."""
+    # Read, not mapped: to touch pages of a mapping for the first time and to give them back in the end takes longer than a copy that stays
+    # in the processor's cache; and a file that somebody has cut off is an error, no signal.
+    room, done = memoryview(bytearray(min(size, CHUNK_BYTES))), 0
+    while done < size:
+        count = os.preadv(descriptor, [room[: size - done]], done)
+        if not count:
+            raise OSError(errno.EIO, f"a file of {size} bytes ends after {done}")
+        sock.sendall(room[:count])
+        done += count
 
 
 def receive(sock: ssl.SSLSocket, incoming: Incoming | None, size: int) -> Exception | None:
@@ -146,91 +161,31 @@ def receive(sock: ssl.SSLSocket, incoming: Incoming | None, size: int) -> Except
     Raises:
         OSError: the connection was cut.
     """
-    sink, left = _Sink(incoming, size), size
+    # Written by who reads: what has just been decrypted is in the processor's cache, while a second thread waits for the interpreter's
+    # lock as often as a record comes.
+    trouble: Exception | None = None
+    room, left = memoryview(bytearray(min(size, CHUNK_BYTES))), size
     try:
         while left:
-            room = sink.room()
-            count = min(left, len(room))
-            if not read_into(sock, room[:count]):
+            chunk = room[: min(left, len(room))]
+            if not read_into(sock, chunk):
                 raise ConnectionResetError(f"the connection was cut {left} bytes before the end of an object")
-            left -= count
-            sink.take(room, count)
-        return sink.commit()
+            left -= len(chunk)
+            if incoming is not None and trouble is None:
+                try:
+                    incoming.write(chunk)
+                except (OSError, ValueError) as error:
+                    trouble = error
+                    incoming.abort()
+        if incoming is not None and trouble is None:
+            try:
+                incoming.commit()
+            except (OSError, ValueError) as error:
+                trouble = error
+        return trouble
     finally:
-        sink.abort()
-
-
-class _Sink:
-    """Writes what comes of an object, if it is to be kept. Of a large one on a thread: to write and hash takes longer than to decrypt."""
-
-    def __init__(self, incoming: Incoming | None, size: int) -> None:
-        self._incoming = incoming
-        self._trouble: Exception | None = None
-        self._defect: BaseException | None = None
-        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
-        self._full: queue.SimpleQueue[tuple[memoryview, int] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        if incoming is not None and size >= LARGE_BYTES:
-            thread = threading.Thread(target=self._run, name="windlass-keep", daemon=True)
-            with suppress(RuntimeError):  # none can be had: the reader writes
-                thread.start()
-                self._thread = thread
-        for _ in range(1 if self._thread is None else ROOMS):
-            self._free.put(memoryview(bytearray(min(size, CHUNK_BYTES))))
-
-    def room(self) -> memoryview:
-        """Where the next bytes are to be read to; waits until there is some."""
-        return self._free.get()
-
-    def take(self, room: memoryview, count: int) -> None:
-        """So many are there."""
-        if self._thread is not None:
-            self._full.put((room, count))
-        else:
-            self._write(room[:count])
-            self._free.put(room)
-
-    def commit(self) -> Exception | None:
-        """All has been read: what kept it from being kept, if anything did."""
-        self._stop()
-        if self._defect is not None:
-            raise self._defect
-        if self._incoming is not None:
-            try:
-                self._incoming.commit()
-            except (OSError, ValueError) as error:
-                self._trouble = error
-        return self._trouble
-
-    def abort(self) -> None:
-        """Keep nothing; after `commit` it does nothing."""
-        self._stop()
-        if self._incoming is not None:
-            self._incoming.abort()
-
-    def _stop(self) -> None:
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            self._full.put(None)
-            thread.join()
-
-    def _run(self) -> None:
-        while (item := self._full.get()) is not None:
-            room, count = item
-            try:
-                self._write(room[:count])
-            except BaseException as error:  # noqa: BLE001 - the reader waits for room, and raises it at the end
-                self._defect = self._defect or error
-            self._free.put(room)
-
-    def _write(self, chunk: memoryview) -> None:
-        incoming = self._incoming
         if incoming is not None:
-            try:
-                incoming.write(chunk)
-            except (OSError, ValueError) as error:
-                self._trouble, self._incoming = error, None
-                incoming.abort()
+            incoming.abort()
 
 
 # ---------------------------------------------------------------- the worker's side
@@ -266,9 +221,12 @@ class BulkClient:
         """
         await self._run(lambda call: self._get(call, way, ref))
 
-    async def put(self, way: Way, head: PutObject, view: memoryview) -> None:
-        """Give the manager this object (bytes, one dimension). Raises `ObjectGone` (`NotNow`), `ConnectionError`."""
-        await self._run(lambda call: self._put(call, way, head, view))
+    async def put(self, way: Way, head: PutObject, send_bytes: Callable[[ssl.SSLSocket], None]) -> None:
+        """Give the manager this object; ``send_bytes`` may be called for two connections, one after the other.
+
+        Raises `ObjectGone` (`NotNow`), `ConnectionError`, which is also what an `OSError` of ``send_bytes`` becomes.
+        """
+        await self._run(lambda call: self._put(call, way, head, send_bytes))
 
     def abort(self) -> None:
         """Connections of before are not to be trusted; what is under way fails."""
@@ -312,7 +270,7 @@ class BulkClient:
             if isinstance(answer, ObjectHead):
                 if answer.name != ref.name or answer.size != ref.size:
                     raise ConnectionError(f"{ref.name} of {ref.size} bytes was asked for; {answer.name} of {answer.size} was sent")
-                incoming = self._store.receive(ref.name, ref.size)
+                incoming = self._store.receive(ref.name, ref.size, believed=True)
                 try:
                     trouble = receive(sock, incoming, ref.size)
                 except OSError as error:
@@ -329,10 +287,10 @@ class BulkClient:
         if trouble is not None:
             raise trouble
 
-    def _put(self, call: Call, way: Way, head: PutObject, view: memoryview) -> None:
+    def _put(self, call: Call, way: Way, head: PutObject, send_bytes: Callable[[ssl.SSLSocket], None]) -> None:
         def give(sock: ssl.SSLSocket) -> None:
             say(sock, head)
-            send(sock, view)
+            send_bytes(sock)
 
         sock, answer = self._ask(call, way, give)
         self._done(call, way, sock, good=True)

@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from windlass.adopting import adopt
-from windlass.bulk import BULK_BYTES, BulkClient, ObjectGone, Way, missing
+from windlass.bulk import BULK_BYTES, BulkClient, ObjectGone, Way, missing, send, send_file
 from windlass.datastream import Outgoing, Stream
+from windlass.descriptors import Held, view_of
 from windlass.errors import ConnectionRefused
 from windlass.filewire import ALPN
 from windlass.framing import ProtocolError, frame, unpacked
@@ -50,7 +51,7 @@ from windlass.messages import (
     ToData,
     Welcome,
 )
-from windlass.objects import map_object
+from windlass.objects import open_object
 from windlass.ownership import same_host
 from windlass.passing import may_pass
 from windlass.session import encode_one
@@ -107,14 +108,28 @@ class DataServer:
 
     def look_up(self, name: ObjectName) -> tuple[ObjectHead | ObjectMissing, memoryview]:
         """What to say to who asks for it, and the bytes that follow. From any thread."""
+        found = self._found(name, lambda: self.store.open(name, briefly=True))
+        if isinstance(found, ObjectMissing):
+            return found, memoryview(b"")
+        self.count(sent=len(found))
+        return ObjectHead(name, len(found)), found
+
+    def look_up_file(self, name: ObjectName) -> tuple[ObjectHead | ObjectMissing, int]:
+        """The same with a descriptor, which the caller closes, of a file that has the bytes; -1: none follow."""
+        found = self._found(name, lambda: self.store.open_file(name))
+        if isinstance(found, ObjectMissing):
+            return found, -1
+        size = os.fstat(found).st_size
+        self.count(sent=size)
+        return ObjectHead(name, size), found
+
+    def _found(self, name: ObjectName, opened: Callable[[], T]) -> T | ObjectMissing:
         try:
-            view = self.store.open(name, briefly=True)
+            return opened()
         except KeyError:
-            return ObjectMissing(name, "the manager does not have it any more"), memoryview(b"")
+            return ObjectMissing(name, "the manager does not have it any more")
         except OSError as error:
-            return ObjectMissing(name, f"the manager cannot read it: {error}", may_pass(error)), memoryview(b"")
-        self.count(sent=len(view))
-        return ObjectHead(name, len(view)), view
+            return ObjectMissing(name, f"the manager cannot read it: {error}", may_pass(error))
 
     def offer(self, message: PutObject) -> tuple[Incoming | None, str, bool]:
         """What takes the bytes in that follow; None: they are to be read away, as the object is here already or, by the text, cannot be
@@ -251,7 +266,7 @@ class _Requests(Stream):
             self._arriving = future
             incoming: Incoming | None = None
             try:
-                incoming = self._store.receive(message.name, message.size)
+                incoming = self._store.receive(message.name, message.size, believed=True)
             except (OSError, ValueError) as error:
                 _fail(future, error)
             self.take_in(incoming, message.size)
@@ -366,23 +381,31 @@ class DataClient:
             ConnectionError: the manager was not reached, or the transfer was cut twice.
             OSError: the file cannot be read.
         """
-        view = map_object(path, briefly=True)
-        size = view.nbytes
+        file = Held(open_object(path))
+        size = os.fstat(file.descriptor).st_size
         if self._folder:
-            head = frame(encode_one(PutObject(name, size, os.path.join(os.getcwd(), path), use)))
+            start = frame(encode_one(PutObject(name, size, os.path.join(os.getcwd(), path), use)))
             try:
-                return await self._ask(name, size, 1, lambda: (head, None))
+                await self._ask(name, size, 1, lambda: (start, None))
+                return
             except ObjectGone as error:
                 log.info("%s; sending its bytes instead", error)
-        return await self.put_bytes(name, view, use)
+        head = PutObject(name, size, use=use)
+        if not await self._put_past_the_loop(head, lambda sock: send_file(sock, file.descriptor, size)):
+            await self._put_on_the_loop(head, view_of(file.descriptor, spare=False))
 
     async def put_bytes(self, name: ObjectName, view: memoryview, use: int = 0) -> None:
         """Give the manager an object that is in memory (bytes, one dimension)."""
         head = PutObject(name, view.nbytes, use=use)
-        if view.nbytes >= self._bulk_bytes and await self._past_the_loop(name, lambda way: self._bulk.put(way, head, view)):
-            return
-        size, start = view.nbytes, frame(encode_one(head))
-        await self._ask(name, size, size, lambda: (start, view if size else None))
+        if not await self._put_past_the_loop(head, lambda sock: send(sock, view)):
+            await self._put_on_the_loop(head, view)
+
+    async def _put_past_the_loop(self, head: PutObject, send_bytes: Callable[[ssl.SSLSocket], None]) -> bool:
+        return head.size >= self._bulk_bytes and await self._past_the_loop(head.name, lambda way: self._bulk.put(way, head, send_bytes))
+
+    async def _put_on_the_loop(self, head: PutObject, view: memoryview) -> None:
+        start = frame(encode_one(head))
+        await self._ask(head.name, head.size, head.size, lambda: (start, view or None))
 
     async def close(self) -> None:
         """End all connections; what is under way fails."""

@@ -100,6 +100,16 @@ def opened(open_one: Callable[[], int]) -> int:
     return open_one()
 
 
+class Held:
+    """A descriptor that is closed when nobody has this any more: a thread may read on after who waited for it has given up."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # by then the interpreter may have taken the module apart
+        close(self.descriptor)
+
+
 def view_of(descriptor: int, *, spare: bool = True) -> memoryview:
     """A private, writable view of a file. A mapping keeps a descriptor for as long as it lives, and there may be tens of thousands of them
     at most: where either runs out the file is read into memory instead. ``spare``: also where they are scarce, as others need them."""

@@ -1,9 +1,10 @@
-"""An object on its way into a store: its bytes are written, and hashed, as they come.
+"""An object on its way into a store: its bytes are written, and hashed where the name is not to be believed, as they come.
 
 Theory of operation
 -------------------
 It stands under a temporary name in the store's folder (`windlass.objects`) until it is whole and is what its name says; then it has that
-name. The room that it needs is reserved before it comes, and until it is there or given up.
+name. Of what the manager sends the name is believed, and nothing hashed: TLS has kept the bytes as they were, and who may say what is run
+here may say what it is given. The room that it needs is reserved before it comes, and until it is there or given up.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
 class Incoming:
     """An object on its way in. Fill `view` or `write` its chunks in order, then `commit` or `abort`."""
 
-    def __init__(self, store: ObjectStore, name: str, size: int) -> None:
+    def __init__(self, store: ObjectStore, name: str, size: int, believed: bool) -> None:
         self.name, self.size = name, size
         self.received = 0
         self._store = store
         self._path, self._descriptor = create(os.fspath(store.folder), os.O_RDWR, size)
         self._view: memoryview | None = None
         self._hasher: Any = None
-        if name.startswith("b3-"):
+        if name.startswith("b3-") and not believed:
             import blake3
 
             self._hasher = blake3.blake3()

@@ -26,13 +26,13 @@ import stat
 import threading
 from collections import OrderedDict
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from windlass import spares
 from windlass.errors import FULL, StoreFull
 from windlass.messages import RESULT, ObjectName, ObjectRef
 from windlass.naming import Naming, Seen
-from windlass.objects import LARGE_BYTES, content_name, is_object_name, map_object, write
+from windlass.objects import LARGE_BYTES, content_name, is_object_name, map_object, open_object, write
 from windlass.ownership import NotOurs, is_ours
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from windlass.incoming import Incoming
+
+T = TypeVar("T")
 
 #: So many bytes stay at most of objects that were needed once and are not any more; of a store with a limit an eighth of that, if less.
 IDLE_BYTES: Final = 512 << 20
@@ -126,11 +128,18 @@ class ObjectStore:
 
     def open(self, name: str, *, briefly: bool = False) -> memoryview:
         """A private, writable mapping of the object, good after its eviction too. Raises `KeyError` when it is absent."""
+        return self._opened(name, lambda path: map_object(path, briefly=briefly))
+
+    def open_file(self, name: str) -> int:
+        """A descriptor for reading the object, good after its eviction too. Raises `KeyError` when it is absent."""
+        return self._opened(name, open_object)
+
+    def _opened(self, name: str, how: Callable[[str], T]) -> T:
         with self._lock:
             if self._find(name) is None:
                 raise KeyError(name)
         try:
-            return map_object(os.path.join(self._text, name), briefly=briefly)
+            return how(os.path.join(self._text, name))
         except (FileNotFoundError, NotOurs):
             with self._lock:
                 self._forget(name)
@@ -148,15 +157,18 @@ class ObjectStore:
             self._remove(name)
         return False
 
-    def receive(self, name: str, size: int) -> Incoming:
-        """Room for an object of `size` bytes that is to arrive. Raises `StoreFull`, and `ValueError` for a name that is none."""
+    def receive(self, name: str, size: int, *, believed: bool = False) -> Incoming:
+        """Room for an object of `size` bytes that is to arrive. Raises `StoreFull`, and `ValueError` for a name that is none.
+
+        ``believed``: its content is what its name says; else that is looked at when all is there.
+        """
         if not is_object_name(name) or size < 0:
             raise ValueError(f"{name!r} of {size} bytes cannot be an object; names are b3- or r- and 32 hexadecimal digits")
         from windlass.incoming import Incoming
 
         self._reserve(size)
         try:
-            return Incoming(self, name, size)
+            return Incoming(self, name, size, believed)
         except BaseException:
             self._unreserve(size)
             raise

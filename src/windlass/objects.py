@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _HEX: Final = frozenset("0123456789abcdef")
-#: Objects of so many bytes are named while they are written (`windlass.naming`), and written while more of them comes (`windlass.bulk`).
+#: Objects of so many bytes are named while they are written (`windlass.naming`).
 LARGE_BYTES: Final = 4 << 20
 #: And those of so many are written into the memory of one that went, if there is any (`windlass.spares`).
 SPARE_BYTES: Final = 256 << 10
@@ -87,6 +87,13 @@ def remove_unfinished(folder: str, owner: int) -> None:
                 os.unlink(os.path.join(folder, name))
 
 
+def open_object(path: str | os.PathLike[str], *, foreign: bool = False) -> int:
+    """A descriptor for reading a file, which must be this user's, or `NotOurs` is raised, if it is not ``foreign``."""
+    from windlass import descriptors
+
+    return descriptors.opened(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC) if foreign else open_ours(path))
+
+
 def map_object(path: str | os.PathLike[str], *, foreign: bool = False, briefly: bool = False) -> memoryview:
     """A private, writable view of a file: writes into it stay in this process. Outlives the file's name.
 
@@ -95,7 +102,7 @@ def map_object(path: str | os.PathLike[str], *, foreign: bool = False, briefly: 
     """
     from windlass import descriptors
 
-    descriptor = descriptors.opened(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC) if foreign else open_ours(path))
+    descriptor = open_object(path, foreign=foreign)
     try:
         return descriptors.view_of(descriptor, spare=not briefly)
     finally:

@@ -63,8 +63,11 @@ class SpoolingStore(ObjectStore):
     def put_result(self, data: Buffer, *, pin: bool = False) -> ObjectRef:
         return self._else_on_disk(lambda: super(SpoolingStore, self).put_result(data, pin=pin), lambda disk: disk.put_result(data, pin=pin))
 
-    def receive(self, name: str, size: int) -> Incoming:
-        return self._else_on_disk(lambda: super(SpoolingStore, self).receive(name, size), lambda disk: disk.receive(name, size))
+    def receive(self, name: str, size: int, *, believed: bool = False) -> Incoming:
+        return self._else_on_disk(
+            lambda: super(SpoolingStore, self).receive(name, size, believed=believed),
+            lambda disk: disk.receive(name, size, believed=believed),
+        )
 
     def adopt(self, name: str, path: str | os.PathLike[str], *, pin: bool = False) -> ObjectRef:
         if (disk := self._on_disk(name)) is not None:
@@ -112,6 +115,10 @@ class SpoolingStore(ObjectStore):
     def open(self, name: str, *, briefly: bool = False) -> memoryview:
         disk = self._on_disk(name)
         return super().open(name, briefly=briefly) if disk is None else disk.open(name, briefly=briefly)
+
+    def open_file(self, name: str) -> int:
+        disk = self._on_disk(name)
+        return super().open_file(name) if disk is None else disk.open_file(name)
 
     def verify(self, name: str) -> bool:
         disk = self._on_disk(name)

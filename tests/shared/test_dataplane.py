@@ -241,6 +241,7 @@ def test_trouble_of_the_manager_that_passes_is_told_from_what_lasts(
             name = content_name(file.read_bytes())
             with monkeypatch.context() as patch:
                 patch.setattr(both.theirs, "open", fail)
+                patch.setattr(both.theirs, "open_file", fail)
                 patch.setattr(both.theirs, "receive", fail)
                 with pytest.raises(ObjectGone, match=os.strerror(number)) as caught:
                     await both.client.get(ref)
@@ -282,8 +283,8 @@ def test_a_cut_is_made_good_where_the_store_was_cleaned_away_meanwhile(
             ref = both.theirs.put(os.urandom(30_000_000))
             receive, begun, gone = both.ours.receive, threading.Event(), threading.Event()
 
-            def waits(name: str, size: int) -> Incoming:
-                incoming = receive(name, size)
+            def waits(name: str, size: int, **how: bool) -> Incoming:
+                incoming = receive(name, size, **how)
                 begun.set()
                 if both.bulk:  # on a thread; on the loop the bytes come in later turns
                     gone.wait(30)

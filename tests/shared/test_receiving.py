@@ -1,4 +1,4 @@
-"""What comes of an object on a blocking connection: kept by who reads it, or, where it is large, on a thread beside."""
+"""What comes of an object on a blocking connection, and what goes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from windlass.bulk import receive
+from windlass.bulk import receive, send_file
 from windlass.incoming import Incoming
 from windlass.object_store import ObjectStore
 from windlass.objects import LARGE_BYTES, content_name
@@ -29,6 +29,17 @@ class Comes:
         count = min(len(room), len(self.rest), 100_000)
         room[:count], self.rest = self.rest[:count], self.rest[count:]
         return count
+
+
+class Goes:
+    """A connection that keeps what is sent over it."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.as_socket: Any = self
+
+    def sendall(self, piece: memoryview) -> None:
+        self.data += piece
 
 
 def come(data: bytes) -> Any:
@@ -93,7 +104,7 @@ def test_a_disk_that_fills_is_told_when_all_was_read(store: ObjectStore, size: i
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_defect_is_raised_and_nobody_waits_for_room(store: ObjectStore, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_is_raised(store: ObjectStore, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Incoming, chunk: Any) -> None:
         raise MemoryError
 
@@ -103,32 +114,29 @@ def test_a_defect_is_raised_and_nobody_waits_for_room(store: ObjectStore, size: 
         receive(come(bytes(size)), incoming, size)
 
 
-def test_without_a_thread_it_comes_all_the_same(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_left(_self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    data = os.urandom(SIZES[-1])
-    monkeypatch.setattr(threading.Thread, "start", none_left)
-    assert receive(come(data), store.receive(content_name(data), len(data)), len(data)) is None
-    assert bytes(store.open(content_name(data))) == data
-
-
-def test_a_large_one_is_written_while_more_of_it_is_read(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first piece is not written before the second has been asked for."""
-    asked, size = threading.Event(), LARGE_BYTES
-    write = Incoming.write
-
-    class Asked(Comes):
-        def recv_into(self, room: memoryview) -> int:
-            if len(self.rest) <= size - (300 << 10):
-                asked.set()
-            return super().recv_into(room)
-
-    def waits(self: Incoming, chunk: Any) -> None:
-        assert asked.wait(30)
-        write(self, chunk)
-
+@pytest.mark.parametrize("size", SIZES)
+def test_what_the_manager_says_of_its_objects_is_believed(store: ObjectStore, size: int) -> None:
+    """Nothing is hashed: the content that comes is kept under the name that was asked for."""
+    name = content_name(b"something else")
     data = os.urandom(size)
-    monkeypatch.setattr(Incoming, "write", waits)
-    sock: Any = Asked(data)
-    assert receive(sock, store.receive(content_name(data), size), size) is None
+    assert receive(come(data), store.receive(name, size, believed=True), size) is None
+    assert bytes(store.open(name)) == data
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_file_is_sent_whole(tmp_path: Path, size: int) -> None:
+    path, data = tmp_path / "file", os.urandom(size)
+    path.write_bytes(data)
+    went = Goes()
+    with open(path, "rb") as file:
+        send_file(went.as_socket, file.fileno(), size)
+    assert went.data == data
+
+
+def test_a_file_that_was_cut_off_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(600_000))
+    went = Goes()
+    with open(path, "rb") as file, pytest.raises(OSError, match="a file of 600001 bytes ends after 600000"):
+        send_file(went.as_socket, file.fileno(), 600_001)
+    assert len(went.data) == 600_000
