@@ -451,9 +451,54 @@ def test_workers_of_several_nodes_are_started_as_no_parallel_program() -> None:
     start = shlex.split(script[script.index("exec srun") : script.index("END OF SCRIPT", 200)])[-1]
     worker = start.replace("exec worker", "env; echo")
     env = {"SLURM_STEP_ID": "0", "SLURM_STEPID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "WINDLASS_PILOT": "17", "SLURM_NODEID": "1"}
+    env |= {"SLURM_OVERLAP": "1", "SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SLURM_MEM_BIND": "none"}
+    env |= {"SLURMD_NODENAME": "n2", "SLURM_CPUS_ON_NODE": "8", "SLURM_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "17"}
     ran = subprocess.run(["/bin/sh", "-c", worker], env=env, capture_output=True, text=True, check=True)
     assert ran.stdout.endswith("a b --pilot 17\n")
-    assert [line for line in ran.stdout.splitlines() if line.startswith("SLURM_")] == ["SLURM_NODEID=1"]
+    told = {line.partition("=")[0]: line.partition("=")[2] for line in ran.stdout.splitlines() if line.startswith("SLURM")}
+    assert told == {
+        "SLURM_JOB_ID": "17",
+        "SLURMD_NODENAME": "n2",
+        "SLURM_NODELIST": "n2",
+        "SLURM_JOB_NODELIST": "n2",
+        "SLURM_NNODES": "1",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_NODEID": "0",
+        "SLURM_TASKS_PER_NODE": "8",
+        "SLURM_CPUS_ON_NODE": "8",
+        "SLURM_JOB_CPUS_PER_NODE": "8",
+    }
+
+
+def test_what_calls_start_by_mpirun_is_told_to_stay_on_its_node() -> None:
+    """A batch job of one task is no place for four ranks, Open MPI says; jobs that a call submits are to find their own nodes all the same.
+    What the node, setup= or env= say of it holds."""
+    request = PilotRequest(
+        ticket="t",
+        pool=PoolName("p"),
+        command=("worker",),
+        resources=Resources(),
+        env=(("I_MPI_PIN", "on"),),
+        setup=("HYDRA_BOOTSTRAP=slurm",),
+    )
+    script = SlurmBackend().describe(request, 1)
+    script = script[script.index("#!/bin/sh") :].replace("exec worker", "env; exit; ").replace("END OF SCRIPT", "")
+    env = {
+        "PATH": os.environ["PATH"],
+        "SLURM_JOB_ID": "17",
+        "SLURM_EXPORT_ENV": "NONE",
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_CPUS_ON_NODE": "6",
+        "PRTE_MCA_hwloc_default_binding_policy": "core",
+    }
+    ran = subprocess.run(["/bin/sh", "-c", script], env=env, capture_output=True, text=True, check=True)
+    told = {line.partition("=")[0]: line.partition("=")[2] for line in ran.stdout.splitlines()}
+    assert (told["SLURM_TASKS_PER_NODE"], told["HYDRA_RMK"], told["I_MPI_HYDRA_BOOTSTRAP"]) == ("6", "user", "fork")
+    assert (told["I_MPI_PIN"], told["HYDRA_BOOTSTRAP"]) == ("on", "slurm")
+    assert (told["OMPI_MCA_hwloc_base_binding_policy"], told["PRTE_MCA_hwloc_default_binding_policy"]) == ("none", "core")
+    assert not [name for name in told if name.endswith(("_plm", "_ras"))]
+    assert "SLURM_EXPORT_ENV" not in told
+    assert "SLURM_NTASKS_PER_NODE" not in told
 
 
 def test_workers_of_several_nodes_have_what_setup_and_env_say(tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import windlass
 from windlass.testing import SlurmCluster
@@ -27,6 +30,26 @@ def of_steps() -> list[str]:
     """Environment variables by which MPI and others know a task of a job's step."""
     names = {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_NPROCS"}
     return sorted(name for name in os.environ if name in names or name.startswith(("SLURM_STEP", "SLURM_MPI", "PMI")))
+
+
+def started(command: str) -> str:
+    """What a program of the shell writes, in a call."""
+    allowed = {f"{of}_ALLOW_RUN_AS_ROOT{also}": "1" for of in ("OMPI", "PRTE") for also in ("", "_CONFIRM")}
+    ran = subprocess.run(command, shell=True, env={**os.environ, **allowed}, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_calls_start_programs_by_srun_and_mpirun(manager: windlass.Manager, start_factory: StartFactory, nodes: int) -> None:
+    """A step has the environment of its call, and does not wait for the worker to end, which has all of the node."""
+    manager.install_library("lib", started)
+    start_factory(max_pilots=1, nodes=nodes, cores=2)
+    commands = ["srun -n 2 sh -c 'echo $HYDRA_RMK'"]
+    if shutil.which("mpirun"):
+        commands.append("mpirun -n 2 sh -c 'echo $HYDRA_RMK'")
+    calls = [manager.submit(windlass.FunctionCall("lib", "started", command)) for command in commands]
+    assert {call.result(timeout=90) for call in calls} == {"user\nuser\n"}
 
 
 def test_calls_run_in_pilots_that_the_factory_submits(manager: windlass.Manager, start_factory: StartFactory) -> None:
