@@ -11,6 +11,9 @@ that worker and slot share, and runs as a task in a context of its own, by which
 One that is claimed waits in its place, not begun, until those under way have ended, and nothing is claimed meanwhile. A plain function then
 runs outside of the loop, as in any slot.
 
+To load a function is to run its user's code, which may hang or end the process. So a call has begun, and is timed and charged, when it is
+claimed; one that must then wait for its turn counts as not begun until that comes.
+
 *Wishes.* The worker writes a wish into the rows and sends a byte, which wakes the loop: to cancel the call in a place, or to leave. A call
 that was cancelled and ends by an exception, whichever, has ended as asked; one that returns nevertheless has returned.
 
@@ -137,6 +140,8 @@ class TaskSlot(Slot):
                 self.end()
                 return
         elif not self.under_way and self.alone is not None:
+            if not self.alone.since:
+                self.start(self.alone)
             if is_async(self.loaded(self.alone)):
                 self.begin(self.alone)
             else:
@@ -184,19 +189,21 @@ class TaskSlot(Slot):
         base = row * ROW_WORDS
         place = Place(run, row, words[base + BEGUN] + 1)
         words[base + CALL], words[base + ATTEMPT] = run.call, run.attempt
-        self.link.rows.doubles[base + SINCE] = 0.0
+        self.start(place)
         words[base + BEGUN] = place.count
         words[self.base + CLAIMING] = 0
         self.count += 1
         self.full = self.count == self.setup.spec.max_calls
-        if run.sandbox is not None or not is_async(self.loaded(place)):
-            self.alone = place
-            self.look()
-        else:
+        if run.sandbox is None and is_async(self.loaded(place)):
             self.begin(place)
             words[self.base + LOAD] = load + 2
             if not self.free or self.full:
                 self.look()
+        else:
+            self.alone = place
+            if self.under_way:
+                self.wait(place)
+            self.look()
 
     def not_read(self, packet: memoryview, error: OSError) -> None:
         """A long call's file cannot be read: as functions leave files open, say. What runs goes on, and another slot comes after it."""
@@ -221,7 +228,6 @@ class TaskSlot(Slot):
 
     def begin(self, place: Place) -> None:
         """Run it as a task."""
-        self.start(place)
         self.under_way[place.row] = place
         context: Context = self.context.copy()
         context.run(_current.set, place)
@@ -229,12 +235,16 @@ class TaskSlot(Slot):
         place.task.add_done_callback(lambda task: self.ended(place, task))
 
     def start(self, place: Place) -> None:
+        """It has begun, from now on."""
         place.started_at = now()
         place.since = self.link.rows.doubles[place.base + SINCE] = monotonic()
 
+    def wait(self, place: Place) -> None:
+        """It has not begun, after all: others run before it."""
+        place.started_at = place.since = self.link.rows.doubles[place.base + SINCE] = 0.0
+
     def run_alone(self, place: Place) -> None:
         """Run a plain function, outside of the loop."""
-        self.start(place)
         self.words[place.base + ALONE] = place.count
         STATE.row = place.row
         self.send(self.answer(place.call, place.started_at, place.since))

@@ -57,6 +57,12 @@ async def begun(*paths: Path) -> None:
             await asyncio.sleep(0.002)
 
 
+def waits_for_its_turn(instance: Any, call: CallRun) -> bool:
+    """Whether a slot has claimed it, and has not begun it."""
+    rows = [row for slot in instance._slots.slots.values() for row in instance._slots._begun(slot)]
+    return any(row.call == call.call and not row.since for row in rows)
+
+
 @pytest.mark.asyncio
 async def test_a_slot_runs_as_many_calls_at_once_as_its_library_says(bench: Any) -> None:
     """One process, never more than that many, and each call's times are its own."""
@@ -291,7 +297,7 @@ async def test_memory_is_the_slots_so_for_want_of_it_all_in_it_end(bench: Any, t
     await begun(tmp_path / "a", tmp_path / "b")
     waits = bench.call(plain, str(tmp_path / "plain"))
     instance.feed([waits])
-    await bench.until(lambda: not instance._queue.peek())
+    await bench.until(lambda: waits_for_its_turn(instance, waits))
     assert instance.kill_call(calls[1].call, 1, OUT_OF_MEMORY, EndDetail(text="too much"))
     for call in calls:
         end = await bench.end(call)
@@ -468,9 +474,8 @@ async def test_a_plain_function_runs_alone_and_in_its_turn(bench: Any, tmp_path:
     instance.feed([first])
     await begun(tmp_path / "go")
     instance.feed([alone])
-    await bench.until(
-        lambda: not instance._queue.peek()
-    )  # a look at several takes them out and puts them back, and what is claimed meanwhile is any
+    await bench.until(lambda: waits_for_its_turn(instance, alone))
+    # A look at several takes them out and puts them back, and what is claimed meanwhile is any: so these come only now.
     instance.feed(after)
     assert len(instance._queue.peek()) == 20
     assert not (tmp_path / "ran").exists()
@@ -500,7 +505,7 @@ async def test_a_plain_one_is_ended_as_in_any_slot_and_forgotten_while_it_waits(
     instance.feed([first])
     await begun(tmp_path / "go")
     instance.feed([waits])
-    await bench.until(lambda: not instance._queue.peek())
+    await bench.until(lambda: waits_for_its_turn(instance, waits))
     assert instance.kill_call(waits.call, 1, CANCELLED)
     assert (await bench.end(waits)).outcome == CANCELLED
     assert not (tmp_path / "one").exists()
@@ -528,7 +533,7 @@ async def test_what_waits_for_its_turn_is_given_back_when_the_slot_dies(bench: A
     instance.feed([first])
     await begun(tmp_path / "go")
     instance.feed([waits])
-    await bench.until(lambda: not instance._queue.peek())
+    await bench.until(lambda: waits_for_its_turn(instance, waits))
     (tmp_path / "go").touch()
     assert (await bench.end(first)).outcome == DIED
     await bench.events.until(lambda: bool(bench.events.given_back))
