@@ -20,7 +20,8 @@ that was cancelled and ends by an exception, whichever, has ended as asked; one 
 *Output.* `sys.stdout` and `sys.stderr` are `Streams`, which give what is written in a call's context to that call. What goes past them
 (C code, child processes, handlers of logging made before) cannot be told apart: the call that ends next has it.
 
-Tasks that a call leaves behind go on, as in any asyncio program: what calls share may need them.
+Tasks that a call leaves behind go on, as in any asyncio program: what calls share may need them. *Tasks of calls* no other call sees
+(`Steps`): many programs cancel, or wait for, all other tasks at their end.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
 from time import monotonic
@@ -74,6 +76,9 @@ if TYPE_CHECKING:
 MANY_MORE = 4
 MOMENT = 0.001
 
+# Documented, for those who make tasks of their own. Bound here, as a function may replace what the module has.
+_list_task, _unlist_task = asyncio._register_task, asyncio._unregister_task
+_current_task: Callable[[], Any] = asyncio.current_task
 _current: ContextVar[CallState | None] = ContextVar("windlass_call", default=None)
 
 
@@ -94,6 +99,48 @@ class Place:
     def clock(self) -> float:
         """The time, as what has passed since it began: the clock may have been set."""
         return self.started_at + (monotonic() - self.since) if self.since else now()
+
+
+class Steps(Coroutine[Any, Any, None]):
+    """What a call's task runs: it is one of `asyncio.all_tasks` in its own steps, and in no others.
+
+    There it must be, since who takes all tasks removes the current one.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, None]) -> None:
+        self.work = work
+
+    def begin(self, loop: asyncio.AbstractEventLoop, context: Context) -> asyncio.Task[None]:
+        """A task, not by `create_task`: a factory that somebody has set on the loop may know no contexts."""
+        task = asyncio.Task(self, loop=loop, context=context)
+        _unlist_task(task)
+        return task
+
+    def send(self, value: Any, /) -> Any:
+        task = _current_task()
+        _list_task(task)
+        try:
+            return self.work.send(value)
+        finally:
+            _unlist_task(task)
+
+    def throw(self, *error: Any) -> Any:
+        task = _current_task()
+        _list_task(task)
+        try:
+            return self.work.throw(*error)
+        finally:
+            _unlist_task(task)
+
+    def close(self) -> None:
+        self.work.close()
+
+    def __await__(self) -> Any:
+        return self.work.__await__()
+
+    def __getattr__(self, name: str) -> Any:
+        """For those who look at the task's stack, or at what it is called."""
+        return getattr(self.work, name)
 
 
 class TaskSlot(Slot):
@@ -231,7 +278,7 @@ class TaskSlot(Slot):
         self.under_way[place.row] = place
         context: Context = self.context.copy()
         context.run(_current.set, place)
-        place.task = self.loop.create_task(self.work(place), context=context)
+        place.task = Steps(self.work(place)).begin(self.loop, context)
         place.task.add_done_callback(lambda task: self.ended(place, task))
 
     def start(self, place: Place) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
-
 from tests.worker.test_slot_tasks import begun, nap, until_there
-from windlass.messages import CANCELLED, DIED, TIMED_OUT, EndDetail, FunctionDef, Sandbox
+
+from windlass.messages import DIED, TIMED_OUT, EndDetail, FunctionDef, Sandbox
 from windlass.worker import slotset
 
 
@@ -72,3 +73,62 @@ async def test_a_call_whose_function_hangs_as_it_is_loaded_runs(
     if not alone:
         await bench.events.until(lambda: bench.events.given_back == [(neighbour.call, 1)])
         assert bench.events.reasons == {neighbour.call: "neighbour"}
+
+
+@pytest.mark.asyncio
+async def test_a_call_that_cancels_all_other_tasks_hits_no_neighbour(bench: Any, tmp_path: Path) -> None:
+    """Neither one that runs nor one that has not had its first step. Those that it has made are there, and itself."""
+
+    async def others_end(path: str) -> int:
+        async def sleeps() -> None:
+            await asyncio.sleep(600)
+
+        made = asyncio.create_task(sleeps())
+        await until_there(path)
+        for _ in range(3):
+            others = asyncio.all_tasks()
+            others.remove(cast("asyncio.Task[Any]", asyncio.current_task()))
+            for task in others:
+                task.cancel()
+            await asyncio.sleep(0)
+        assert made.cancelled()
+        try:
+            await asyncio.wait_for(sleeps(), 0.001)
+        except TimeoutError:  # what is thrown into it, too
+            current = cast("asyncio.Task[Any]", asyncio.current_task())
+            assert current in asyncio.all_tasks()
+            assert "coro=<TaskSlot.work() running" in repr(current)
+        return len(others)
+
+    instance = await bench.serving(bench.spec(until_there, others_end, concurrency=40))
+    ends, runs = bench.call(others_end, str(tmp_path / "go")), bench.call(until_there, str(tmp_path / "later"))
+    instance.feed([ends, runs])
+    await begun(tmp_path / "go", tmp_path / "later")
+    (tmp_path / "go").touch()
+    more = [bench.call(until_there, str(tmp_path / "go")) for _ in range(30)]
+    instance.feed(more)
+    assert bench.value(await bench.end(ends)) == 0
+    (tmp_path / "later").touch()
+    for call in (runs, *more):
+        bench.value(await bench.end(call))
+
+
+@pytest.mark.asyncio
+async def test_calls_run_whatever_makes_tasks_on_their_loop(bench: Any) -> None:
+    """As tracers set it: a factory of the old form knows no contexts, and calls had no task, and no end."""
+
+    async def traces() -> None:
+        def make(loop: Any, coroutine: Any) -> asyncio.Task[Any]:
+            return asyncio.Task(coroutine, loop=loop, name="traced")
+
+        asyncio.get_running_loop().set_task_factory(make)
+
+    async def own() -> str:
+        async def name() -> str:
+            return cast("asyncio.Task[Any]", asyncio.current_task()).get_name()
+
+        return await asyncio.ensure_future(name())
+
+    await bench.serving(bench.spec(own, traces, concurrency=8))
+    bench.value(await bench.run(traces))
+    assert bench.value(await bench.run(own)) == "traced"
