@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from windlass.worker.capture import HEAD, TAIL
+from windlass.worker.slot_api import STATE
 
 
 class Kept:
@@ -47,8 +48,8 @@ class Streams(io.TextIOBase):
         self.buffer = _Bytes(self)
 
     def kept(self) -> Kept | None:
-        """Of the call that asks."""
-        call = self._current.get()
+        """Of the call that asks; what a process writes that a call has forked would be lost with it."""
+        call = None if STATE.forked else self._current.get()
         return None if call is None else getattr(call, self._which)
 
     def write(self, text: str, /) -> int:

@@ -132,3 +132,33 @@ async def test_calls_run_whatever_makes_tasks_on_their_loop(bench: Any) -> None:
     await bench.serving(bench.spec(own, traces, concurrency=8))
     bench.value(await bench.run(traces))
     assert bench.value(await bench.run(own)) == "traced"
+
+
+@pytest.mark.asyncio
+async def test_what_forked_processes_print_is_not_lost(bench: Any) -> None:
+    """The traceback of one that fails, too: no other text says why."""
+
+    def prints() -> None:
+        print("from a child")
+        raise ValueError("why it failed")
+
+    async def forks() -> int:
+        import multiprocessing
+
+        child = multiprocessing.get_context("fork").Process(target=prints)
+        child.start()
+        await asyncio.to_thread(child.join)
+        print("from the call")
+        pid = os.fork()
+        if not pid:
+            print("from another child")
+            raise ValueError("why that failed")
+        os.waitpid(pid, 0)  # noqa: ASYNC222 - it ends in milliseconds
+        return cast("int", child.exitcode)
+
+    await bench.serving(bench.spec(forks, concurrency=8))
+    end = await bench.run(forks)
+    assert bench.value(end) == 1
+    assert end.stdout.decode().splitlines() == ["from the call", "from a child", "from another child"]
+    assert b"ValueError: why it failed" in end.stderr
+    assert b"ValueError: why that failed" in end.stderr
