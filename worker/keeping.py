@@ -32,8 +32,8 @@ def remove_torn(setup: Setup, slot: int) -> None:
 
 
 def open_kept(cache_folder: str, name: str) -> memoryview:
-    """A part of a result that stayed on a worker. Raises `ReplicaMissing`."""
+    """A part of a result that stayed on a worker. Raises `ReplicaMissing`; `OSError` where it is there: it would not be fetched again."""
     try:
         return map_object(os.path.join(cache_folder, name, KEPT_BASE))
-    except OSError as error:
+    except FileNotFoundError as error:
         raise ReplicaMissing(f"result {name} is not in the worker's cache any more") from error

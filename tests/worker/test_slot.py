@@ -15,8 +15,22 @@ import pytest
 
 from windlass import pickling
 from windlass.errors import UsageError
-from windlass.messages import BAD_CALL, CANCELLED, DIED, RAISED, RETURNED, CallRun, FunctionId, ImportSpec
+from windlass.messages import (
+    BAD_CALL,
+    CANCELLED,
+    DIED,
+    KEPT_BASE,
+    NO_FILE,
+    RAISED,
+    RETURNED,
+    CallRun,
+    FunctionId,
+    ImportSpec,
+    ObjectName,
+    ObjectRef,
+)
 from windlass.worker import slot_api
+from windlass.worker.ground import CACHE
 from windlass.worker.slotlink import BEGUN, CALL, FINISHED, SENDING
 from windlass.worker.slotproc import descendants, is_gone, process_state
 
@@ -125,6 +139,25 @@ async def test_arguments_that_cannot_be_read_and_unknown_functions_are_bad_calls
     assert end.outcome == BAD_CALL
     assert end.detail.text.startswith(f"function '{'07' * 16}' of library 'lib' cannot be loaded on the worker: FileNotFoundError")
     assert bench.value(await bench.run(add, 1, 2)) == 3
+
+
+@pytest.mark.asyncio
+async def test_a_kept_result_that_is_there_and_cannot_be_read_is_not_missing(bench: Any) -> None:
+    """What is missing is fetched again, and its call goes back for nothing; this one would, for ever."""
+    instance = await bench.serving(bench.spec(add))
+    part = ObjectRef(ObjectName(f"r-{7:032x}"), 10)
+    folder = bench.folder / CACHE / part.name
+    folder.mkdir(parents=True)
+    missing, unreadable = bench.call(add, 1, 2), bench.call(add, 1, 2)
+    missing.spans = unreadable.spans = (part,)
+    instance.feed([missing])
+    end = await bench.end(missing)
+    assert (end.outcome, end.detail.text) == (NO_FILE, f"result {part.name} is not in the worker's cache any more")
+    (folder / KEPT_BASE).symlink_to("data-of-another")
+    instance.feed([unreadable])
+    end = await bench.end(unreadable)
+    assert end.outcome == DIED
+    assert end.detail.text.startswith("the arguments of 'add' cannot be loaded on the worker: NotOurs")
 
 
 @pytest.mark.asyncio
