@@ -153,6 +153,8 @@ class TaskSlot(Slot):
         self.under_way: dict[int, Place] = {}  # by row
         #: A call that may only run alone, and waits or runs.
         self.alone: Place | None = None
+        #: A plain function runs, outside of the loop.
+        self.outside = False
         self.claims = self.full = self.over = self.holds_back = self.held_back = False
         self.count = 0
         #: Threads that wait for what calls have registered.
@@ -180,6 +182,8 @@ class TaskSlot(Slot):
 
     def look(self) -> None:
         """Something has changed: leave, claim or not, run what waits to be alone."""
+        if self.outside:
+            return  # it may run this very loop, as older programs do, which must not be stopped; `serve` looks when it has returned
         if not self.under_way and self.alone is None:
             left = LEFT_ASKED if self.words[self.base + LEAVE] else LEFT_FULL if self.full else 0
             if left:
@@ -294,7 +298,9 @@ class TaskSlot(Slot):
         """Run a plain function, outside of the loop."""
         self.words[place.base + ALONE] = place.count
         STATE.row = place.row
+        self.outside = True
         self.send(self.answer(place.call, place.started_at, place.since))
+        self.outside = False
         self.finish(place)
 
     # ------------------------------------------------ a call
@@ -433,7 +439,7 @@ class TaskSlot(Slot):
                 place.cancelled = True
                 place.task.cancel()
         waits = self.alone
-        if waits is not None and waits.task is None and self.words[waits.base + CANCEL] == waits.count:
+        if waits is not None and waits.task is None and not self.outside and self.words[waits.base + CANCEL] == waits.count:
             self.reply(waits, self.end_of(waits, CANCELLED))
             self.finish(waits)
         self.look()

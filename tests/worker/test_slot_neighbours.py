@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import pickle
+import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from tests.worker.test_slot_tasks import begun, nap, until_there
+from tests.worker.test_slot_tasks import begun, nap, until_there, waits_for_its_turn
 
 from windlass.messages import DIED, TIMED_OUT, EndDetail, FunctionDef, Sandbox
 from windlass.worker import slotset
@@ -162,3 +165,34 @@ async def test_what_forked_processes_print_is_not_lost(bench: Any) -> None:
     assert end.stdout.decode().splitlines() == ["from the call", "from a child", "from another child"]
     assert b"ValueError: why it failed" in end.stderr
     assert b"ValueError: why that failed" in end.stderr
+
+
+@pytest.mark.asyncio
+async def test_a_plain_function_may_run_the_loop_of_its_slot(bench: Any, tmp_path: Path) -> None:
+    """As older programs do. What the worker says meanwhile does not stop it, nor is a wish that came before it began answered beside it."""
+
+    def older(path: str) -> str:
+        return asyncio.get_event_loop().run_until_complete(until_there(path))
+
+    instance = await bench.serving(bench.spec(until_there, older, concurrency=2))
+    first, plain = bench.call(until_there, str(tmp_path / "first")), bench.call(older, str(tmp_path / "plain"))
+    instance.feed([first])
+    await begun(tmp_path / "first")
+    instance.feed([plain])
+    await bench.until(lambda: waits_for_its_turn(instance, plain))
+    (slot,) = instance._slots.slots.values()
+    (row,) = (number for number in slot.rows if instance._slots._rows.read(number).call == plain.call)
+    instance._slots._rows.ask_to_cancel(row, instance._slots._rows.read(row).begun)  # and the byte that wakes the slot comes later
+    (tmp_path / "first").touch()
+    await begun(tmp_path / "plain")
+    slot.warn()
+    await bench.until(lambda: not bytes_unread(slot))
+    (tmp_path / "plain").touch()
+    assert bench.value(await bench.end(plain)) == str(tmp_path / "plain")
+    assert bench.value(await bench.run(until_there, str(tmp_path / "plain"))) == str(tmp_path / "plain")
+    assert list(instance.slot_pids().values()) == [slot.pid]
+
+
+def bytes_unread(slot: Any) -> int:
+    """Of what the worker has sent, how many the slot has not read."""
+    return int.from_bytes(fcntl.ioctl(slot.results, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
