@@ -86,6 +86,7 @@ async def test_a_call_that_cancels_all_other_tasks_hits_no_neighbour(bench: Any,
         async def sleeps() -> None:
             await asyncio.sleep(600)
 
+        others = set[asyncio.Task[Any]]()
         made = asyncio.create_task(sleeps())
         await until_there(path)
         for _ in range(3):
