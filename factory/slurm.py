@@ -17,6 +17,7 @@ share; Slurm's own last line is in it, too."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -190,7 +191,7 @@ class SlurmBackend:
             return self.submit(request, count)
         if ran.stopped:
             raise OverLimit(f"Slurm has too many jobs: {slurm_words.tidy(ran.stderr)}")
-        if ran.status != 0 and not (ran.timed_out and ran.stdout.strip()):
+        if ran.status != 0 and not slurm_words.names_a_job(ran.stdout):
             refused = slurm_words.refusal("sbatch", ran.status, ran.stderr)
             if excluded and slurm_words.lacks_nodes(ran.stderr) and self._fits_somewhere(request):
                 raise NoNodeLeft(str(refused))
@@ -216,7 +217,9 @@ class SlurmBackend:
                 unraised=True,  # sites hand limits of the submitting process on to jobs, and complain there where nodes allow less
             )
         except OSError as error:
-            raise (Unreachable if error.errno in PASSING else Rejected)(f"cannot start sbatch: {error.strerror or error}") from None
+            # It was there when the factory began: it comes back, as when its packages are replaced, or their folder is mounted again.
+            passes = error.errno in PASSING or error.errno == errno.ENOENT
+            raise (Unreachable if passes else Rejected)(f"cannot start sbatch: {error.strerror or error}") from None
 
     def _fits_somewhere(self, request: PilotRequest) -> bool:
         """Some node has what is asked, where none is to be avoided: Slurm has one text for both, and is asked once."""
@@ -255,6 +258,8 @@ class SlurmBackend:
         except OSError as error:
             if error.errno in PASSING:
                 raise Unreachable(f"cannot start {command[0]}: {error.strerror or error}") from None
+            return ""
+        if ran.status in slurm_words.NOT_EXECUTED:
             return ""
         refused = slurm_words.refusal(command[0], ran.status, ran.stderr) if ran.status != 0 else None
         if isinstance(refused, Unreachable | NotNow):
@@ -362,7 +367,7 @@ class SlurmBackend:
         name = slurm_words.job_name(self._prefix, self._tag, request.ticket)
         ran = self._submit(request, 1, later=True)
         try:
-            if ran.status != 0:
+            if ran.status != 0 and not slurm_words.names_a_job(ran.stdout):
                 raise OverLimit(slurm_words.tidy(ran.stderr)) if ran.stopped else slurm_words.refusal("sbatch", ran.status, ran.stderr)
             self._fits = True
             [job] = slurm_words.task_ids(ran.stdout, 1, False, bool(self._clusters))

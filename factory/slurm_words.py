@@ -18,7 +18,8 @@ nothing; what another cluster of a federation runs, or may run, is *elsewhere*: 
 is one that no waiting mends, or its priority says so.
 
 *Refusals* are told apart by their texts, as all have the exit status 1: no answer (`Unreachable`), a limit on jobs (`OverLimit`), what the
-site does for a while (`NotNow`), and everything else (`Rejected`)."""
+site does for a while (`NotNow`), and everything else (`Rejected`).  A command that was killed, or that could not be started, has said
+nothing of what was asked."""
 
 from __future__ import annotations
 
@@ -86,21 +87,30 @@ def same_tag(tag: Tag) -> Tag:
 _SUBMITTED: Final = re.compile(r"(?:Submitted batch job )?(\d+)(?:;(\S+)| on cluster (\S+))?")
 
 
+def _submitted(answer: str) -> re.Match[str] | None:
+    """The line of sbatch's answer that names the job, maybe after a site's own words."""
+    return next((found for line in reversed(answer.splitlines()) if (found := _SUBMITTED.fullmatch(line.strip()))), None)
+
+
+def names_a_job(answer: str) -> bool:
+    """sbatch has made a job, whatever became of sbatch itself then."""
+    return _submitted(answer) is not None
+
+
 def task_ids(answer: str, count: int, array: bool, clusters: bool) -> list[JobId]:
-    """Ids of the pilots of a submission from what sbatch printed: ``17`` or ``17;cluster``, maybe after a site's own words.
+    """Ids of the pilots of a submission from what sbatch printed: ``17`` or ``17;cluster``.
 
     Raises `Unreachable` when there is no such line, or none with the cluster where ``clusters`` were named: a job may have been made.
     """
-    for line in reversed(answer.splitlines()):
-        found = _SUBMITTED.fullmatch(line.strip())
-        if found:
-            cluster = found[2] or found[3]
-            if clusters and not cluster:  # each has its own job of that number, which may be another one
-                raise Unreachable(f"sbatch did not say which cluster has job {found[1]}; squeue is asked for it by its name")
-            at = f"@{cluster}" if clusters and cluster else ""
-            names = [f"{found[1]}_{index}" for index in range(count)] if array else [found[1]]
-            return [JobId(name + at) for name in names]
-    raise Unreachable(f"sbatch printed no job id but {answer.strip()[:200]!r}")
+    found = _submitted(answer)
+    if found is None:
+        raise Unreachable(f"sbatch printed no job id but {answer.strip()[:200]!r}")
+    cluster = found[2] or found[3]
+    if clusters and not cluster:  # each has its own job of that number, which may be another one
+        raise Unreachable(f"sbatch did not say which cluster has job {found[1]}; squeue is asked for it by its name")
+    at = f"@{cluster}" if clusters and cluster else ""
+    names = [f"{found[1]}_{index}" for index in range(count)] if array else [found[1]]
+    return [JobId(name + at) for name in names]
 
 
 def split_job(job: JobId) -> tuple[str, str]:
@@ -381,6 +391,8 @@ def read_rows(text: str, prefix: str, *, clusters: bool = False) -> list[Row]:
 
 # ---------------------------------------------------------------- refusals
 
+#: Exit statuses of a shell, or of the loader, where a command cannot be started, or is not there: as while its packages are replaced.
+NOT_EXECUTED: Final = (126, 127)
 #: No answer, or one that says nothing of what was asked.
 _UNREACHABLE: Final = re.compile(
     r"Unable to contact slurm controller|Socket timed out|authentication error|Munge (en|de)code failed|Unexpected message received"
@@ -409,11 +421,15 @@ _OF_A_JOB: Final = re.compile(r"\bjob\b", re.IGNORECASE)
 
 
 def refusal(program: str, status: int | None, stderr: str) -> BatchError:
-    """The error that a failed command stands for. ``status`` None: it was killed for its time limit."""
+    """The error that a failed command stands for. ``status``: as of `Ran`; None: it was killed for its time limit."""
     text = tidy(stderr)
     if status is None:
         return Unreachable(f"{program} gave no answer in time" + (f": {text}" if text else ""))
+    if status < 0:
+        return Unreachable(f"{program} was killed by signal {-status}" + (f": {text}" if text else ""))
     text = text or f"{program} ended with exit status {status} and said nothing"
+    if status in NOT_EXECUTED:
+        return Unreachable(f"{program} could not be started: {text}")
     if _NOT_NOW.search(stderr):  # first: it may say as well which connection failed
         return NotNow(text)
     if _UNREACHABLE.search(stderr):

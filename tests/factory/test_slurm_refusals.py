@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from windlass.errors import OverLimit, Rejected
+from windlass.errors import OverLimit, Rejected, Unreachable
 from windlass.factory import slurm, slurm_words
 from windlass.factory.backend import NotNow, PilotRequest, Tag
 from windlass.factory.commands import Ran
@@ -111,6 +113,42 @@ def test_partitions_are_asked_for_in_the_clusters_that_pilots_go_to() -> None:
     assert "--clusters=a,b" in slurm_words.partitions_words("a,b")
     assert not slurm_words.are_open("CLUSTER: a\nlong|drain\n\nCLUSTER: b\nlong|inact\n", "long")
     assert slurm_words.are_open("CLUSTER: a\nlong|drain\n\nCLUSTER: b\nlong|up\n", "long")
+
+
+LOADER = "sbatch: error while loading shared libraries: libslurmfull.so: cannot open shared object file: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("became", "told"),
+    [
+        (Ran(-9, "", ""), "sbatch was killed by signal 9"),
+        (Ran(-7, "", "sbatch: lua: something\n"), "sbatch was killed by signal 7: lua: something"),
+        (Ran(127, "", LOADER), "sbatch could not be started: error while loading shared libraries"),
+        (Ran(126, "", ""), "sbatch could not be started: sbatch ended with exit status 126 and said nothing"),
+        (OSError(errno.ENOENT, os.strerror(errno.ENOENT)), "cannot start sbatch: No such file or directory"),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), "cannot start sbatch: "),
+    ],
+)
+def test_what_befalls_sbatch_itself_is_no_refusal(answering: Callable[..., SlurmBackend], became: Ran | OSError, told: str) -> None:
+    """A pool would be paused for it, and its calls end: when a login node kills what takes memory, or gets another version of Slurm."""
+
+    def answer(command: Sequence[str], text: str) -> Ran:
+        if isinstance(became, OSError):
+            raise became
+        return became
+
+    with pytest.raises(Unreachable, match=told):
+        answering(answer).submit(REQUEST, 1)
+
+
+@pytest.mark.parametrize("status", [-9, None, 1])
+def test_a_job_that_sbatch_has_named_is_there_whatever_becomes_of_sbatch_then(
+    answering: Callable[..., SlurmBackend], status: int | None
+) -> None:
+    """Also where it is a wrapper of the site's that fails at what comes after the submission."""
+    backend = answering(lambda command, text: Ran(status, "17\n", "job_log: cannot write\n") if command[0] == "sbatch" else Ran(0, "", ""))
+    assert backend.submit(REQUEST, 2) == ["17_0", "17_1"]
+    assert backend.probe(REQUEST) == "17"
 
 
 class Arrays:
