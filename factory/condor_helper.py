@@ -16,6 +16,7 @@ expression evaluated, as plain values: what has none (undefined, error) is left 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -85,8 +86,9 @@ class Condor:
             try:
                 schedd.spool(result)
             except Exception:
-                # Without their files the jobs would stay held for ever.
-                self.remove([str(result.cluster())], "Windlass: the upload of its files failed", 1)
+                # Without their files the jobs would stay held for ever. What cannot be removed now goes with the next query.
+                with contextlib.suppress(Exception):
+                    self.remove([str(result.cluster())], "Windlass: the upload of its files failed", 1)
                 raise
         return {"cluster": int(result.cluster()), "first": int(result.first_proc()), "count": int(result.num_procs())}
 

@@ -30,7 +30,7 @@ from typing import Final, cast
 
 from windlass.addresses import is_named
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable, UsageError
-from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, PilotState, Tag
+from windlass.factory.backend import Cause, JobId, Listed, NotNow, PilotRequest, PilotState, Tag
 from windlass.factory.history import NODE_AVOIDED
 
 #: The attributes of a factory's `Tag`.
@@ -473,8 +473,12 @@ def refusal(counts: Mapping[str, object], asked: str) -> str:
 #: Texts of the bindings about a submission that the schedd, or the submit language, refused as it is.
 REFUSED: Final = re.compile(
     r"Failed to create job ad|Failed to create a cluster ad|invalid Queue statement|Unable to commit transaction, SCHEDD:"
-    r"|Schedd says -(5|6|7)\b|Failed to create new cluster\.SCHEDD:|DCSchedd::spoolJobFiles:"
+    r"|Schedd says -(5|6|7)\b|Failed to create new cluster\.SCHEDD:"
 )
+#: An upload that failed, after which its jobs were removed; and what was wrong where it began: a file that is not there, or that the user
+#: may not read. All else passes: a full disk of the schedd's, a connection that was cut.
+UPLOAD_FAILED: Final = "DCSchedd::spoolJobFiles:"
+UNREADABLE: Final = re.compile(r"reading from [^;]*\(errno (2|13|20|21|36|40)\)|File transfer initialization failed")
 #: Limits on jobs: by the name of their setting, or by the number that the schedd gives for it.
 LIMITED: Final = re.compile(r"MAX_JOBS_(SUBMITTED|PER_OWNER|PER_SUBMISSION)|Schedd says -(2|3|4)\b")
 
@@ -486,4 +490,6 @@ def submit_error(text: str) -> BatchError:
         return OverLimit(words)
     if REFUSED.search(words):
         return Rejected(words)
+    if UPLOAD_FAILED in words:
+        return Rejected(words) if UNREADABLE.search(words) else NotNow(words)
     return Unreachable(f"submission: {words}")

@@ -402,10 +402,10 @@ _UNREACHABLE: Final = re.compile(
     r"|Unable to resolve|Temporary failure in name resolution|slurm_persist_conn|shutting down"
 )
 _NO_PARTITION: Final = "Required partition not available"
-#: The site takes no such job for now, whatever it asks for: for maintenance, or as one of its parts is away.
+#: The site takes no such job for now, whatever it asks for: for maintenance, as one of its parts is away, or its controller's disk full.
 _NOT_NOW: Final = re.compile(
     rf"{_NO_PARTITION}|can't be reached now|No clusters can be reached|problem talking to the database"
-    r"|Incompatible versions of client and server"
+    r"|Incompatible versions of client and server|I/O error writing script/environment to file"
 )
 #: Too many jobs for now.
 _OVER_LIMIT: Final = re.compile(

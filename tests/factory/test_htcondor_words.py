@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from windlass.errors import OverLimit, Rejected, Unreachable, UsageError
-from windlass.factory.backend import Cause, JobId, Listed, PilotRequest, Tag
+from windlass.factory.backend import Cause, JobId, Listed, NotNow, PilotRequest, Tag
 from windlass.factory.htcondor_options import OWN_COMMANDS, checked_attributes, checked_directives, doubtful_directives
 from windlass.factory.htcondor_words import (
     Incarnation,
@@ -282,6 +282,9 @@ def test_counts_of_an_action_tell_what_was_not_done(changes: Ad, text: str) -> N
     assert refusal(sample("act Remove with a reason") | changes, "removal") == text
 
 
+UPLOAD = "DCSchedd::spoolJobFiles:7002:File transfer failed for target job 22.0: "
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
@@ -289,7 +292,13 @@ def test_counts_of_an_action_tell_what_was_not_done(changes: Ad, text: str) -> N
         ("Failed to create a cluster ad, errmsg=x", Rejected),
         ("Unable to commit transaction, SCHEDD:1:Submit requirement NeedsAccount is not met", Rejected),
         # The helper has removed what lacks its files.
-        ("DCSchedd::spoolJobFiles:7002:File transfer failed for target job 22.0: TOOL failed to send file(s)", Rejected),
+        (f"{UPLOAD}TOOL at A failed to send file(s) to B: |Error: reading from file /a b: (errno 2) No such file or directory", Rejected),
+        (f"{UPLOAD}TOOL at A failed to send file(s) to B: error reading from /a: (errno 13) Permission denied; SCHEDD ...", Rejected),
+        ("DCSchedd::spoolJobFiles:7001:File transfer initialization failed for target job 22.0", Rejected),
+        (f"{UPLOAD}TOOL at A failed to send file(s) to B: reading from file /a: (errno 116) Stale file handle", NotNow),
+        (f"{UPLOAD}TOOL at A failed to send file(s) to B; SCHEDD at C failed to write to file /a: (errno 28) No space left", NotNow),
+        (UPLOAD, NotNow),
+        ("DCSchedd::spoolJobFiles:6001:Failed to connect to schedd (<127.0.0.1:1>)", NotNow),
         ("Unable to commit transaction, ", Unreachable),
         ("Failed to create new cluster.SCHEDD:22:MAX_JOBS_SUBMITTED exceeded. Current=10, Limit=10", OverLimit),
         ("expected next ProcId to be 3, but Schedd says -3", OverLimit),

@@ -293,6 +293,7 @@ def test_policies_are_limits_unless_no_waiting_mends_them(text: str, kind: type[
         "No clusters can be reached now. Contact your admin to resolve the problem.",
         "There is a problem talking to the database: Connection refused.  Only local cluster communication is available, remove --cluster",
         "Batch job submission failed: Incompatible versions of client and server code",
+        "Batch job submission failed: I/O error writing script/environment to file",
     ],
 )
 def test_what_a_site_does_for_a_while_is_no_refusal_for_good(text: str) -> None:

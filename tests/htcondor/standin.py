@@ -714,6 +714,7 @@ class Schedd:
 
     def __init__(self, location: ClassAd) -> None:
         self.place: str = location["MyAddress"]
+        self.away = False
 
     def query(self, constraint: str = "True", projection: list[str] | None = None) -> list[ClassAd]:
         return [ClassAd(ad) for ad in ask_schedd(self.place, {"do": "query", "constraint": constraint, "projection": projection or []})]
@@ -727,14 +728,19 @@ class Schedd:
         return Result(ask_schedd(self.place, {"do": "submit", "words": words, "count": count or 1}))
 
     def spool(self, result: Result) -> None:
-        upload = os.environ.get("STANDIN_UPLOAD")  # for tests
+        upload = os.environ.get("STANDIN_UPLOAD", "")  # for tests
         if upload == "hangs":
             signal.pause()
         elif upload == "is noted late":
             return
+        elif upload.startswith("fails: "):
+            self.away = "and the schedd is away" in upload
+            raise HTCondorException(upload.removeprefix("fails: "))
         ask_schedd(self.place, {"do": "spool", "cluster": result.cluster()})
 
     def act(self, action: JobAction, which: list[str] | str, reason: tuple[str, int] | str | None = None) -> ClassAd:
+        if self.away:
+            raise HTCondorException("Failed to connect to schedd.")
         # A plain string is dropped, as in 25.14.1.
         if isinstance(which, list) and not all(re.fullmatch(r"\d+\.\d+", one) for one in which):
             which = " || ".join(f"ClusterId == {one}" for one in which)

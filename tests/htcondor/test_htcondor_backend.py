@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -402,6 +403,25 @@ def test_pilots_whose_files_cannot_be_uploaded_do_not_stay(
     with pytest.raises(Rejected, match=r"spoolJobFiles.*absent: "):
         backend.submit(request_of(), 3)
     assert backend.query() == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DCSchedd::spoolJobFiles:7002:File transfer failed for target job 1.0: SCHEDD failed to receive file(s): (errno 28) No space left",
+        "DCSchedd::spoolJobFiles:6001:Failed to connect to schedd (<127.0.0.1:1>), and the schedd is away",
+    ],
+)
+def test_an_upload_that_fails_on_the_way_or_at_the_other_end_is_tried_again(
+    make_backend: MakeBackend, request_of: RequestOf, monkeypatch: pytest.MonkeyPatch, schedd: Any, text: str
+) -> None:
+    """A full disk of the schedd's would pause the pool for good. Pilots that cannot be removed just then go with the next query."""
+    monkeypatch.setenv("STANDIN_UPLOAD", f"fails: {text}")
+    backend = make_backend(spool=True)
+    with pytest.raises(NotNow, match=re.escape(text)):
+        backend.submit(request_of(), 2)
+    assert backend.query() == []
+    assert schedd.tell("query", constraint="true", projection=["ClusterId"]) == []
 
 
 def test_pilots_whose_upload_was_cut_off_are_removed_and_never_counted(
