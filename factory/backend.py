@@ -10,7 +10,7 @@ block, are called by one thread only (the factory's), and bound their own time; 
   `NotNow` where it is not because of what was asked, but of what the site does for a while.
 * `OverLimit`: a limit on jobs is reached; nothing was submitted.
 * `Unreachable`: no answer.  What was asked may or may not have happened; so each submission carries a `ticket` (in the job's name or
-  in an attribute of it), and a later `query` that shows a pilot with the ticket settles it.
+  in an attribute of it), and a later `query` that shows a pilot with the ticket settles it.  `NotSent` where nothing has happened.
 
 Everything of one factory carries its `Tag` in the batch system.  `query` and `cancel_all` go by the tag, not by remembered ids: a
 factory that was restarted finds its pilots again, and one command ends them all.
@@ -30,7 +30,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, NewType, Protocol, cast, runtime_checkable
 
-from windlass.errors import Rejected, UnknownName
+from windlass.errors import Rejected, UnknownName, Unreachable
 from windlass.messages import PilotId, PoolName, Resources
 
 if TYPE_CHECKING:
@@ -66,6 +66,10 @@ class NoNodeLeft(Rejected):
 
 class NotNow(Rejected):
     """The site takes nothing like it for now, as for maintenance: nothing was submitted, and asking again some time later helps."""
+
+
+class NotSent(Unreachable):
+    """No answer, and nothing has happened: what was asked for was not even sent."""
 
 
 class Listed(StrEnum):

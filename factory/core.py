@@ -281,9 +281,11 @@ class FactoryCore:
         self.fleet.not_submitted(ticket)
         self.history.over_limit(text, count, self.fleet.live, now)
 
-    def unreachable(self, text: str, now: float) -> None:
-        """A command got no answer. A submission may have happened: the register keeps it as unsure."""
+    def unreachable(self, text: str, now: float, sent: str = "") -> None:
+        """A command got no answer. ``sent``: the ticket of a submission that may have happened: the register keeps it as unsure."""
         self.history.unreachable(text, now)
+        if sent:
+            self.fleet.unanswered(sent, now)
         # Where no pilot lives, those that have vanished are few, if there are any: a program that ends does not wait for them.
         if self._last_tries >= (LAST_TRIES if self.fleet.live else 1):
             self.finished, self.left_some = True, bool(self.fleet.live)

@@ -42,6 +42,7 @@ from windlass.factory.backend import (
     JobId,
     Listed,
     NoNodeLeft,
+    NotSent,
     PilotRequest,
     PilotState,
     PoolDefaults,
@@ -227,7 +228,7 @@ class FakeCluster:
         if fault is Fault.OVER_LIMIT:
             raise OverLimit(text or "QOSMaxSubmitJobPerUserLimit")
         if fault is Fault.UNREACHABLE:
-            raise Unreachable(text or "Unable to contact the controller (connect failure)")
+            raise NotSent(text or "Unable to contact the controller (connect failure)")
         return fault
 
     def submit(

@@ -47,6 +47,7 @@ from windlass.factory.backend import (
     Listed,
     NoNodeLeft,
     NotNow,
+    NotSent,
     PilotRequest,
     PilotState,
     PoolDefaults,
@@ -178,7 +179,7 @@ class HTCondorBackend:
         except UsageError as error:
             raise Rejected(str(error)) from None
         except OSError as error:
-            raise (Unreachable if error.errno in PASSING else Rejected)(f"cannot write what is to be submitted: {error}") from None
+            raise (NotSent if error.errno in PASSING else Rejected)(f"cannot write what is to be submitted: {error}") from None
         if request.avoid:
             self._require_other_nodes(request)
         size = self._upload_size(request, words) if self._spool else 0

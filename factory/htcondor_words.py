@@ -30,7 +30,7 @@ from typing import Final, cast
 
 from windlass.addresses import is_named
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable, UsageError
-from windlass.factory.backend import Cause, JobId, Listed, NotNow, PilotRequest, PilotState, Tag
+from windlass.factory.backend import Cause, JobId, Listed, NotNow, NotSent, PilotRequest, PilotState, Tag
 from windlass.factory.history import NODE_AVOIDED
 
 #: The attributes of a factory's `Tag`.
@@ -479,6 +479,8 @@ REFUSED: Final = re.compile(
 #: may not read. All else passes: a full disk of the schedd's, a connection that was cut.
 UPLOAD_FAILED: Final = "DCSchedd::spoolJobFiles:"
 UNREADABLE: Final = re.compile(r"reading from [^;]*\(errno (2|13|20|21|36|40)\)|File transfer initialization failed")
+#: Texts of one that was not even sent.
+NOT_SENT: Final = re.compile(r"^(Failed to connect to schedd|Unable to locate local daemon|there is no schedd)")
 #: Limits on jobs: by the name of their setting, or by the number that the schedd gives for it.
 LIMITED: Final = re.compile(r"MAX_JOBS_(SUBMITTED|PER_OWNER|PER_SUBMISSION)|Schedd says -(2|3|4)\b")
 
@@ -492,4 +494,4 @@ def submit_error(text: str) -> BatchError:
         return Rejected(words)
     if UPLOAD_FAILED in words:
         return Rejected(words) if UNREADABLE.search(words) else NotNow(words)
-    return Unreachable(f"submission: {words}")
+    return (NotSent if NOT_SENT.search(words) else Unreachable)(f"submission: {words}")

@@ -31,7 +31,7 @@ from typing import Final, Protocol, cast
 import msgspec
 
 from windlass.errors import BatchError, Closed, OverLimit, Rejected, Unreachable
-from windlass.factory.backend import ASKED_BY_HAND, Backend, Hurries, NoNodeLeft, NotNow, PilotState, SharedQueries
+from windlass.factory.backend import ASKED_BY_HAND, Backend, Hurries, NoNodeLeft, NotNow, NotSent, PilotState, SharedQueries
 from windlass.factory.core import Cancel, FactoryCore, Instruction, Query, Release, Submit
 from windlass.factory.history import LIMITS_TOLD, SHUT_WAIT
 from windlass.factory.ledger import Ledger
@@ -357,8 +357,9 @@ class Keeper:
             # Also a refused query or cancel: nothing is known to have changed.
             # Who asks the same batch system would get the same silence.
             silent = self.kept if isinstance(instruction, Query) else (kept,)
+            sent = instruction.request.ticket if isinstance(instruction, Submit) and not isinstance(error, NotSent) else ""
             for one in silent:
-                one.core.unreachable(text, now)
+                one.core.unreachable(text, now, sent)
             told = [one for one in silent if one.core.history.tell_silence(now)]
             level = logging.WARNING if told or isinstance(error, Rejected) else logging.INFO
             log.log(level, "%s: %s; it is asked again, at growing intervals", kept.name, _silence(core, text, now))

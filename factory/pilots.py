@@ -14,8 +14,8 @@ and late.  The *manager* sees it connected or not, at once.  What each may chang
 * A running pilot that is queued again was preempted: that incarnation has ended, the same job waits for its next start.
 
 A submission that got no answer may have made pilots.  It is kept as `Unsure`, counted as so many queued pilots, until a query shows
-pilots with its ticket, or two queries at least `SETTLE` seconds later have shown none.  What turns up later still is adopted, and so
-is what an earlier life of the factory left.
+pilots with its ticket, or two queries have shown none, the last one as long after it was given up as for a pilot that no answer has listed.
+What turns up later still is adopted, and so is what an earlier life of the factory left.
 
 The register hands each end of an incarnation out once, as an `Ending`.
 """
@@ -44,7 +44,7 @@ UNLISTED: Final = 300.0
 UNLISTED_FRESH: Final = 60.0
 #: So many submissions must have shown that: an answer from a cache is fresh by chance now and then.
 FRESH_OF: Final = 3
-#: Seconds after which a submission without an answer can be judged: a batch system that wakes up may still take it.
+#: Seconds after which a submission that was not even sent is repeated, at the earliest: what kept it may last.
 SETTLE: Final = 30.0
 
 
@@ -273,6 +273,8 @@ class Unsure:
     count: int
     since: float
     looks: int = 0
+    #: When it was given up, though it may be carried out all the same; -inf: it was not even sent.
+    given_up: float = -math.inf
 
 
 @dataclass(slots=True)
@@ -318,6 +320,11 @@ class Fleet:
         self.unsure.pop(ticket, None)
         self.walltimes.pop(ticket, None)
 
+    def unanswered(self, ticket: str, now: float) -> None:
+        """It was sent, and is given up: a batch system that wakes up may still take it, and answers may be older than it for some time."""
+        if ticket in self.unsure:
+            self.unsure[ticket].given_up = now
+
     def asked(self, jobs: Iterable[JobId], event: Event, now: float) -> None:
         """The end of these was asked for, of the manager (RELEASED) or of the batch system (CANCELLED)."""
         for job in jobs:
@@ -358,7 +365,8 @@ class Fleet:
                 self._end(pilot, Event.MISSING, VANISHED, Cause.UNKNOWN, None, now)
         for unsure in list(self.unsure.values()):
             unsure.looks += 1
-            if unsure.ticket in tickets or (unsure.looks >= MISSES and now - unsure.since >= SETTLE):
+            settled = unsure.looks >= MISSES and now - unsure.since >= SETTLE and now - unsure.given_up >= unlisted
+            if unsure.ticket in tickets or settled:
                 del self.unsure[unsure.ticket]
 
     def _first_listed(self, pilot: Pilot, now: float) -> None:

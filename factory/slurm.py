@@ -42,6 +42,7 @@ from windlass.factory.backend import (
     Listed,
     NoNodeLeft,
     NotNow,
+    NotSent,
     PilotRequest,
     PilotState,
     PoolDefaults,
@@ -219,7 +220,7 @@ class SlurmBackend:
         except OSError as error:
             # It was there when the factory began: it comes back, as when its packages are replaced, or their folder is mounted again.
             passes = error.errno in PASSING or error.errno == errno.ENOENT
-            raise (Unreachable if passes else Rejected)(f"cannot start sbatch: {error.strerror or error}") from None
+            raise (NotSent if passes else Rejected)(f"cannot start sbatch: {error.strerror or error}") from None
 
     def _fits_somewhere(self, request: PilotRequest) -> bool:
         """Some node has what is asked, where none is to be avoided: Slurm has one text for both, and is asked once."""
@@ -252,18 +253,18 @@ class SlurmBackend:
         return {name: tuple(sorted(node for node in nodes if is_named(node, name))) for name in names}
 
     def _told(self, command: Sequence[str]) -> str:
-        """What Slurm tells of itself; "": nothing, as there is no such command, or not for this user. Raises `Unreachable`."""
+        """What Slurm tells of itself; "": nothing, as there is no such command, or not for this user. Raises `NotSent`."""
         try:
             ran = self._run(command)
         except OSError as error:
             if error.errno in PASSING:
-                raise Unreachable(f"cannot start {command[0]}: {error.strerror or error}") from None
+                raise NotSent(f"cannot start {command[0]}: {error.strerror or error}") from None
             return ""
         if ran.status in slurm_words.NOT_EXECUTED:
             return ""
         refused = slurm_words.refusal(command[0], ran.status, ran.stderr) if ran.status != 0 else None
         if isinstance(refused, Unreachable | NotNow):
-            raise Unreachable(str(refused))
+            raise NotSent(str(refused))
         return "" if refused else ran.stdout
 
     def query(self) -> Sequence[PilotState]:

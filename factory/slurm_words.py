@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable
-from windlass.factory.backend import Cause, JobId, Listed, NotNow, PilotState, Tag
+from windlass.factory.backend import Cause, JobId, Listed, NotNow, NotSent, PilotState, Tag
 
 #: Of the environment that Slurm's commands are run in. They change answers, and inside a job they change submissions.
 SPOILING: Final = ("SQUEUE_", "SINFO_", "SBATCH_", "SLURM_", "SCANCEL_", "SRUN_", "SALLOC_")
@@ -401,6 +401,10 @@ _UNREACHABLE: Final = re.compile(
     r"|Invalid authentication credential|Header lengths|[Ff]ailed to fetch config|[Bb]roken pipe|Connection reset|Job credential"
     r"|Unable to resolve|Temporary failure in name resolution|slurm_persist_conn|shutting down"
 )
+#: Those of them where it was not even sent.
+_NOT_SENT: Final = re.compile(
+    r"\(connect failure\)|Munge encode failed|Unable to process configuration file|Could not establish a configuration source"
+)
 _NO_PARTITION: Final = "Required partition not available"
 #: The site takes no such job for now, whatever it asks for: for maintenance, as one of its parts is away, or its controller's disk full.
 _NOT_NOW: Final = re.compile(
@@ -433,7 +437,7 @@ def refusal(program: str, status: int | None, stderr: str) -> BatchError:
     if _NOT_NOW.search(stderr):  # first: it may say as well which connection failed
         return NotNow(text)
     if _UNREACHABLE.search(stderr):
-        return Unreachable(f"{program}: {text}")
+        return (NotSent if _NOT_SENT.search(stderr) else Unreachable)(f"{program}: {text}")
     policies = _POLICY.findall(stderr)
     if policies and not any(_OF_MANY.search(policy) for policy in policies):
         return Rejected(text)

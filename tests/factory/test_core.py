@@ -24,6 +24,7 @@ from windlass.factory.backend import (
     Listed,
     NoNodeLeft,
     NotNow,
+    NotSent,
     PilotRequest,
     PilotState,
     Tickets,
@@ -166,7 +167,8 @@ class Simulation:
             assert isinstance(instruction, Submit)
             core.over_limit(instruction.request.ticket, str(error), instruction.count, now)
         except Unreachable as error:
-            core.unreachable(str(error), now)
+            sent = isinstance(instruction, Submit) and not isinstance(error, NotSent)
+            core.unreachable(str(error), now, instruction.request.ticket if sent else "")
 
     def run(self, seconds: float, step: float = 5.0) -> None:
         end = self.now + seconds
@@ -284,7 +286,7 @@ def test_a_submission_that_did_not_happen_is_repeated_when_that_is_known(make_po
     sim.cluster.fail("submit", Fault.UNREACHABLE)
     sim.tick()
     sim.run(25)
-    assert sim.submissions == [10], "it may have happened"
+    assert sim.submissions == [10], "what kept it may last"
     sim.run(200)
     assert (sim.submissions, sim.cluster.alive) == ([10, 10], 10)
 
@@ -1202,6 +1204,17 @@ def test_pilots_that_an_old_answer_cannot_have_are_not_missed(make_pool: MakePoo
     sim.run(1200)
     assert sim.submissions == [3]
     assert not sim.core.history.failure
+    assert sim.core.fleet.counts()[Phase.SERVING] == 3
+
+
+def test_a_submission_that_an_old_answer_cannot_have_is_not_repeated(make_pool: MakePool) -> None:
+    """Two answers from before it would show none of its pilots: as many more would be submitted, which none of the limits allows."""
+    sim = simulation(make_pool(max_pilots=3), queue_delay=600.0)
+    answer_from_memory(sim, 200.0)
+    sim.calls = 12
+    sim.cluster.fail("submit", Fault.AMBIGUOUS)
+    sim.run(1200)
+    assert (sim.submissions, sim.cluster.most_alive) == ([3], 3)
     assert sim.core.fleet.counts()[Phase.SERVING] == 3
 
 

@@ -12,15 +12,17 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 
 from windlass.errors import Rejected, UnknownName, Unreachable, UsageError
-from windlass.factory.backend import JobId, NotNow, PilotRequest
+from windlass.factory.backend import JobId, NotNow, NotSent, PilotRequest
 from windlass.factory.factory import Factory
 from windlass.factory.fake import FakeBackend, FakeCluster, Fault, Todo
 from windlass.factory.local import LocalBackend
+from windlass.factory.pilots import Fleet
 from windlass.factory.service import dry_run
 from windlass.messages import Demand, Goodbye, Leave, PilotId, PilotSeen, PoolName, ReleasePilots, Resources, Shape
 
@@ -310,6 +312,23 @@ def test_the_first_command_without_an_answer_is_told(manager: Any, caplog: pytes
         manager.wait_until(lambda: manager.reports[-1].failures != ())
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == ["mute: no answer: no such cluster; it is asked again, at growing intervals"]
+
+
+@pytest.mark.parametrize("error", [Unreachable, NotSent])
+def test_a_submission_without_an_answer_is_given_up_when_its_command_is(
+    manager: Any, error: type[Unreachable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That may be a minute after it was sent."""
+    given_up = Mock()
+    monkeypatch.setattr(Fleet, "unanswered", given_up)
+
+    class Mute(LocalBackend):
+        def submit(self, request: PilotRequest, count: int) -> Sequence[JobId]:
+            raise error("no answer")
+
+    with Factory(manager, Mute(), min_pilots=1):
+        manager.wait_until(lambda: manager.reports[-1].failures != ())
+    assert given_up.called is (error is Unreachable)
 
 
 def test_a_site_that_takes_nothing_for_now_is_told_and_nothing_is_paused(manager: Any, caplog: pytest.LogCaptureFixture) -> None:

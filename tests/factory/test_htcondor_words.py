@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from windlass.errors import OverLimit, Rejected, Unreachable, UsageError
-from windlass.factory.backend import Cause, JobId, Listed, NotNow, PilotRequest, Tag
+from windlass.factory.backend import Cause, JobId, Listed, NotNow, NotSent, PilotRequest, Tag
 from windlass.factory.htcondor_options import OWN_COMMANDS, checked_attributes, checked_directives, doubtful_directives
 from windlass.factory.htcondor_words import (
     Incarnation,
@@ -306,7 +306,8 @@ UPLOAD = "DCSchedd::spoolJobFiles:7002:File transfer failed for target job 22.0:
         ("expected next ProcId to be 0, but Schedd says -6", Rejected),
         ("expected next ProcId to be 0, but Schedd says -1", Unreachable),
         ("Failed to create new cluster.", Unreachable),
-        ("Failed to connect to schedd, errmsg=CEDAR:6001:Failed to connect to <127.0.0.1:35275>", Unreachable),
+        ("Failed to connect to schedd, errmsg=CEDAR:6001:Failed to connect to <127.0.0.1:35275>", NotSent),
+        ("there is no schedd absent; condor_status -schedd lists those that are there", NotSent),
         ("Failed to send Cluster Ad", Unreachable),
         ("", Unreachable),
     ],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from windlass.factory.backend import Cause, JobId, Listed, PilotState, pilot_word, split_pilot_word
-from windlass.factory.pilots import NEXT, SETTLE, Event, Fleet, Phase, Pilot
+from windlass.factory.pilots import FRESH_OF, NEXT, SETTLE, UNLISTED, UNLISTED_FRESH, Event, Fleet, Phase, Pilot
 from windlass.messages import CANNOT_SERVE, PilotId, PilotSeen
 
 A, B = JobId("a"), JobId("b")
@@ -350,14 +350,30 @@ def test_only_what_serves_can_be_released(fleet: Fleet, seen: MakeSeen) -> None:
     assert not fleet.pilots[A].coming
 
 
-def test_a_submission_without_an_answer_counts_until_queries_have_settled_it(fleet: Fleet) -> None:
+def test_a_submission_that_was_not_sent_counts_for_a_while(fleet: Fleet) -> None:
+    """What kept it may last."""
     fleet.submitting("u", 5, 0.0)
     assert fleet.live == 6
     running = [state(A, Listed.RUNNING)]
     fleet.listed(running, 1.0)
     fleet.listed(running, 2.0)
-    assert fleet.live == 6, "a batch system that wakes up may still take it"
+    assert fleet.live == 6
     fleet.listed(running, SETTLE)
+    assert fleet.live == 1
+
+
+@pytest.mark.parametrize(("fresh", "settled_after"), [(False, UNLISTED), (True, UNLISTED_FRESH)])
+def test_a_submission_without_an_answer_counts_until_queries_have_settled_it(fleet: Fleet, fresh: bool, settled_after: float) -> None:
+    """A batch system that wakes up may still take it; and answers may be older than the moment at which it was given up."""
+    running = [state(A, Listed.RUNNING)]
+    if fresh:
+        fleet.young |= {f"earlier-{index}" for index in range(FRESH_OF)}
+    fleet.submitting("u", 5, 0.0)
+    fleet.unanswered("u", 60.0)
+    for after in (5.0, 35.0, settled_after - 1):
+        fleet.listed(running, 60.0 + after)
+        assert fleet.live == 6
+    fleet.listed(running, 60.0 + settled_after)
     assert fleet.live == 1
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import pytest
 
 from windlass.errors import OverLimit, Rejected, Unreachable
 from windlass.factory import slurm, slurm_words
-from windlass.factory.backend import NotNow, PilotRequest, Tag
+from windlass.factory.backend import NotNow, NotSent, PilotRequest, Tag
 from windlass.factory.commands import Ran
 from windlass.factory.slurm import SlurmBackend
 from windlass.messages import PoolName, Resources
@@ -139,6 +140,17 @@ def test_what_befalls_sbatch_itself_is_no_refusal(answering: Callable[..., Slurm
 
     with pytest.raises(Unreachable, match=told):
         answering(answer).submit(REQUEST, 1)
+
+
+def test_what_is_asked_about_a_refusal_leaves_nothing_unsure(answering: Callable[..., SlurmBackend]) -> None:
+    """It is known that no job was made."""
+
+    def answer(command: Sequence[str], text: str) -> Ran:
+        refused = "sbatch: error: Batch job submission failed: Invalid node name specified\n"
+        return Ran(1, "", refused) if command[0] == "sbatch" else Ran(None, "", "")
+
+    with pytest.raises(NotSent, match="sinfo gave no answer in time"):
+        answering(answer).submit(replace(REQUEST, avoid=("laptop",)), 1)
 
 
 @pytest.mark.parametrize("status", [-9, None, 1])

@@ -15,7 +15,7 @@ import pytest
 
 from windlass.errors import OverLimit, Rejected, Unreachable
 from windlass.factory import slurm_words as words
-from windlass.factory.backend import Cause, JobId, Listed, NotNow, PilotRequest, PilotState, Tag
+from windlass.factory.backend import Cause, JobId, Listed, NotNow, NotSent, PilotRequest, PilotState, Tag
 from windlass.factory.slurm import SlurmBackend
 from windlass.messages import PoolName, Resources
 
@@ -223,23 +223,23 @@ def test_a_word_that_is_not_known_ends_nothing() -> None:
         ("enforce-sbatch-time-over-max", Rejected),
         ("enforce-sbatch-too-many-cpus", Rejected),
         ("maxjobcount-sbatch", OverLimit),
-        ("ctld-down-sbatch", Unreachable),
+        ("ctld-down-sbatch", NotSent),
         ("ctld-hung-sbatch", Unreachable),
-        ("munge-down-sbatch", Unreachable),
-        ("conf-missing-sbatch", Unreachable),
-        ("conf-missing-squeue", Unreachable),
-        ("conf-none-squeue", Unreachable),
-        ("conf-unparsable-squeue", Unreachable),
+        ("munge-down-sbatch", NotSent),
+        ("conf-missing-sbatch", NotSent),
+        ("conf-missing-squeue", NotSent),
+        ("conf-none-squeue", NotSent),
+        ("conf-unparsable-squeue", NotSent),
         ("squeue-hung", Unreachable),
-        ("squeue-down", Unreachable),
-        ("squeue-munge", Unreachable),
-        ("ctld-down-scancel", Unreachable),
+        ("squeue-down", NotSent),
+        ("squeue-munge", NotSent),
+        ("ctld-down-scancel", NotSent),
         ("ctld-hung-scancel", Unreachable),
-        ("munge-down-scancel", Unreachable),
+        ("munge-down-scancel", NotSent),
     ],
 )
 def test_a_failure_is_a_refusal_a_limit_or_silence(name: str, kind: type[Exception]) -> None:
-    """Pause, wait for own pilots, or ask again: each text means one of the three."""
+    """Pause, wait for own pilots, or ask again: each text means one of the three. Of a silence some say that nothing was sent."""
     sample = recorded(name)
     assert sample["exit_code"] != 0
     error = words.refusal("sbatch", sample["exit_code"], sample["stderr"])
