@@ -183,7 +183,7 @@ def submit_words(
     if files:
         words["transfer_input_files"] = ", ".join(files)
     requirements = [f"({options.requirements})"] if options.requirements else []
-    requirements += [_keeps_away(node) for node in request.avoid]
+    requirements += [_keeps_away(node, for_good=node in request.blocked) for node in request.avoid]
     if requirements:
         words["requirements"] = " && ".join(requirements)
     # An end is SIGTERM, the grace, SIGKILL, also when the pilot is removed.
@@ -198,15 +198,18 @@ def submit_words(
     return words
 
 
-def _keeps_away(node: str) -> str:
+def _keeps_away(node: str, *, for_good: bool) -> str:
     """A job that has waited for as long as nodes are avoided takes any: by then it may be the only one, or mended.
+
+    But none that programs have blocked (``for_good``): it would be sent away from there at once, and the next one an hour later.
 
     Names are meant as by `is_named`: users know a host by what it calls itself, and HTCondor may add its domain. ``==`` is blind to case.
     """
     first, dot, _ = node.partition(".")
     other = f"TARGET.Machine == {literal(first)}" if dot else f"substr(TARGET.Machine, 0, {len(first) + 1}) == {literal(f'{first}.')}"
     met = f"(TARGET.Machine == {literal(node)} || {other})"
-    return f"({escaped(met)} =!= true || time() - QDate > {round(NODE_AVOIDED)})"
+    until = "" if for_good else f" || time() - QDate > {round(NODE_AVOIDED)}"
+    return f"({escaped(met)} =!= true{until})"
 
 
 def fitting(request: PilotRequest, options: SubmitOptions) -> str:

@@ -363,6 +363,16 @@ def test_machines_to_avoid_may_be_named_with_their_domain_or_without(standin: An
     assert met is goes
 
 
+@pytest.mark.parametrize(("blocked", "goes"), [((), True), (("n1",), False)])
+def test_what_has_waited_long_takes_a_machine_to_avoid_but_none_that_is_blocked(standin: Any, blocked: tuple[str, ...], goes: bool) -> None:
+    """It would be sent away at once, and the next one an hour later: the pool of a busy site would never serve."""
+    avoid = ("n1", "n2")
+    request = PilotRequest(ticket="t", pool=PoolName("p"), command=(), resources=Resources(), avoid=avoid, blocked=blocked)
+    words = submit_words(request, Tag("f"), "alice", script="/s", folder="/f", inputs=(), options=SubmitOptions())
+    queued = {"QDate": time.time() - 2 * 3600}
+    assert [standin.evaluate(words["requirements"], queued, {"Machine": machine}) for machine in ("n1", "n2")] == [goes, True]
+
+
 def test_pilots_that_no_machine_is_left_for_are_refused(backend: HTCondorBackend, request_of: RequestOf, schedd: Any) -> None:
     """HTCondor would take them, and they would wait for ever."""
     schedd.tell("set", slots_elsewhere=["other"])
