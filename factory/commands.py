@@ -5,7 +5,8 @@ Theory of operation
 Whatever the user's shell says to the batch system's commands (formats, filters, defaults, the variables of a job that this program itself
 runs in) would change their answers, so those variables are taken out.  A command that has not ended in time is killed, with all that it
 has started; its caller then knows nothing, except what was written until then.  ``stop_at`` ends a command as soon as its stderr holds a
-text: some commands say why they cannot go on and then wait for minutes.
+text: some commands say why they cannot go on and then wait for minutes.  One that has ended has answered, also where something that it
+has started still holds its output: a site's wrapper that logs in the background, or the connection that ``ssh`` keeps for the next one.
 
 The caller's thread waits; it is the factory's, never the program's.
 """
@@ -30,6 +31,10 @@ from windlass.memory_files import memory_file
 #: Bytes of stdout and of stderr that are kept: a line per pilot, for a hundred thousand pilots.
 OUTPUT_LIMIT: Final = 32 << 20
 _CHUNK: Final = 1 << 16
+#: Seconds between two looks whether a command has ended that says nothing; and for which nothing may come after its end while its output
+#: is still held, as that may be by a ``tee``.
+_LOOK: Final = 0.2
+_QUIET: Final = 2.0
 #: A shell's exit statuses where a command is there, and cannot be started (its file server is away, memory is short), and where it is not.
 NOT_EXECUTED: Final = {126: errno.EIO, 127: errno.ENOENT}
 
@@ -124,11 +129,17 @@ def _watch(process: subprocess.Popen[bytes], timeout: float, stop_at: bytes, lim
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ, "stdout")
         selector.register(process.stderr, selectors.EVENT_READ, "stderr")
+        heard = now = time.monotonic()
         while selector.get_map():
-            left = end - time.monotonic()
-            ready = selector.select(left) if left > 0 else []
-            if not ready:
+            if now >= end:
                 return ran(None)
+            ended = process.poll() is not None  # before the look for what it wrote until then
+            ready = selector.select(min(_LOOK, end - now))
+            now = time.monotonic()
+            if ready or not ended:
+                heard = now
+            elif now >= heard + _QUIET:
+                break
             for key, _ in ready:
                 data = os.read(key.fd, _CHUNK)
                 if not data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,24 @@ def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path, gon
     assert ran.stdout == "here\n"
     assert time.monotonic() - begun < 50
     gone(int(pid.read_text()))
+
+
+@pytest.mark.parametrize("held", ["", ">/dev/null", "2>/dev/null"])
+def test_a_command_that_has_ended_has_answered_though_its_output_is_held(tmp_path: Path, gone: Callable[[int], None], held: str) -> None:
+    """By what a wrapper has left in the background: each answer would take the whole time, and count as none."""
+    pid = tmp_path / "pid"
+    ran = run_command(["/bin/sh", "-c", f"sleep 600 {held} & echo $! > {pid}; echo here; exit 3"], env=dict(os.environ), timeout=60.0)
+    left = int(pid.read_text())
+    os.kill(left, signal.SIGKILL)
+    gone(left)
+    assert (ran.status, ran.stdout, ran.timed_out) == (3, "here\n", False)
+
+
+def test_what_comes_through_another_program_after_the_end_is_part_of_the_answer() -> None:
+    """As where a wrapper keeps a copy with tee."""
+    script = "{ while kill -0 $$ 2>/dev/null; do :; done; echo rows; echo end >&2; } & exit 0"
+    ran = run_command(["/bin/sh", "-c", script], env=dict(os.environ), timeout=60.0)
+    assert (ran.status, ran.stdout, ran.stderr) == (0, "rows\n", "end\n")
 
 
 def test_a_text_on_stderr_ends_it_at_once() -> None:
