@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import platform
@@ -19,9 +20,10 @@ from rich.console import Console
 
 import windlass
 from windlass.cli import main
-from windlass.cli_factory import TIMES, split_pool_options
+from windlass.cli_factory import TEXTS, TIMES, split_pool_options
 from windlass.cli_words import Parser, manager_name
 from windlass.errors import Closed, ConnectionRefused, UsageError
+from windlass.factory.backend import backend_class
 from windlass.factory.local import LocalBackend
 from windlass.factory.pool import COMMON_OPTIONS, make_pool
 from windlass.managers import choose_manager, known_managers
@@ -97,6 +99,9 @@ def test_words_that_are_not_commands_are_refused(words: list[str], capsys: pytes
     assert "usage: windlass" in capsys.readouterr().err
 
 
+RESERVED = {"reservation": "2026.10", "constraint": "9.10", "partition": "true"}
+
+
 @pytest.mark.parametrize(
     ("words", "rest", "options"),
     [
@@ -112,6 +117,8 @@ def test_words_that_are_not_commands_are_refused(words: list[str], capsys: pytes
         ("slurm --setup a --setup b", "slurm", {"setup": ["a", "b"]}),
         ("slurm --setup 1", "slurm", {"setup": ["1"]}),
         ("slurm --account 007 --qos 1e3", "slurm", {"account": "007", "qos": "1e3"}),
+        ("slurm --reservation 2026.10 --constraint=9.10 --partition true", "slurm", RESERVED),
+        ("slurm --partition 1 --partition 2", "slurm", {"partition": ["1", "2"]}),
         ("slurm --env A=1 --env=B=x=y", "slurm", {"env": {"A": "1", "B": "x=y"}}),
         ("local --pool 7 --python 3", "local", {"pool": "7", "python": "3"}),
         ("slurm --extra-directives --mail-type=FAIL --cores 2", "slurm", {"extra_directives": "--mail-type=FAIL", "cores": 2}),
@@ -124,6 +131,13 @@ def test_words_that_are_not_commands_are_refused(words: list[str], capsys: pytes
 def test_pool_options_are_taken_out_of_the_command_line(words: str, rest: str, options: dict[str, object]) -> None:
     """``--some-option value`` is ``some_option=value`` of `Factory`, wherever it stands."""
     assert split_pool_options(words.split()) == (rest.split(), options)
+
+
+@pytest.mark.parametrize("backend", ["slurm", "htcondor"])
+def test_what_batch_systems_take_as_text_is_never_read_as_a_number(backend: str) -> None:
+    """sbatch would be asked for another reservation, which there may be."""
+    options = inspect.signature(backend_class(backend)).parameters.values()
+    assert {option.name for option in options if option.default == ""} <= TEXTS.keys()
 
 
 def test_a_bare_number_is_refused_for_each_option_that_is_a_time() -> None:

@@ -57,8 +57,19 @@ FACTORY_OPTIONS = (
 FLAGS = frozenset({"--probe", "--remove", "--json"})
 WITH_VALUE = frozenset({"--factory", "--queue-patience", "--start-patience"} | {option.flag for option in FACTORY_OPTIONS})
 
+#: Options of batch systems whose values are never numbers, with what they are: a reservation 2026.10 is another one than 2026.1. As others,
+#: they are lists where they are given several times.
+BATCH_TEXTS = {
+    **dict.fromkeys(("partition", "qos", "reservation", "clusters", "job_name", "schedd", "collector"), "NAME"),
+    "constraint": "FEATURES",
+    "gpu_type": "TYPE",
+    "gres": "RESOURCES",
+    "requirements": "EXPRESSION",
+    "container_image": "IMAGE",
+}
 #: Options of pools whose values are never numbers, with what they are.
 TEXTS = {
+    **BATCH_TEXTS,
     **dict.fromkeys(("name", "pool"), "NAME"),
     **dict.fromkeys(("python", "shell", "config", "environment", "template"), "FILE"),
     "scratch": "FOLDER",
@@ -128,9 +139,9 @@ def pool_option(name: str, values: Sequence[str | bool]) -> object:
         return [str(value) for value in values]
     if name == "container_options":
         return " ".join(map(str, values)) if True not in values else True
-    if name in TEXTS:
+    if name in TEXTS and name not in BATCH_TEXTS:
         return values[-1]
-    read = [value if isinstance(value, bool) else pool_value(value, as_time=name in TIMES) for value in values]
+    read = [value if isinstance(value, bool) or name in TEXTS else pool_value(value, as_time=name in TIMES) for value in values]
     return read[0] if len(read) == 1 else read
 
 
