@@ -233,6 +233,8 @@ def _is_made(path: str) -> bool:
             shutil.copytree(path, copy, symlinks=True)
         else:
             shutil.copyfile(path, copy)
+            # It may lead to a program; and to an input, which is for reading only.
+            os.chmod(copy, os.stat(copy).st_mode & 0o777 | os.stat(path).st_mode & 0o111)
         os.unlink(path)
         os.rename(copy, path)
     return True

@@ -235,6 +235,12 @@ def test_a_link_that_is_an_output_becomes_what_it_leads_to(served: Manager) -> N
     assert run(served, "cat t/e/f w", inputs={"t": command.outputs["tree"], "w": words}).stdout == "x\nwords"
 
 
+def test_a_link_to_a_program_becomes_a_program(served: Manager) -> None:
+    """As what make install leaves: a name with a version, and a link to it. Whoever brings it home has to know."""
+    words = "cp /bin/true t-1.2; chmod 555 t-1.2; ln -s t-1.2 t; echo > f; ln -s f plain"
+    assert run(served, words, outputs=["t", "plain"]).executable == ("t",)
+
+
 def test_what_a_linked_folder_leads_to_is_left_as_it_is(served: Manager, tmp_path: Path) -> None:
     """Outputs below a link that leads out of the call's own directory are refused: nothing there is copied, packed or removed."""
     (tmp_path / "results").mkdir()
