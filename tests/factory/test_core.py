@@ -167,8 +167,8 @@ class Simulation:
             assert isinstance(instruction, Submit)
             core.over_limit(instruction.request.ticket, str(error), instruction.count, now)
         except Unreachable as error:
-            sent = isinstance(instruction, Submit) and not isinstance(error, NotSent)
-            core.unreachable(str(error), now, instruction.request.ticket if sent else "")
+            sent = instruction.request.ticket if isinstance(instruction, Submit) and not isinstance(error, NotSent) else ""
+            core.unreachable(str(error), now, sent)
 
     def run(self, seconds: float, step: float = 5.0) -> None:
         end = self.now + seconds

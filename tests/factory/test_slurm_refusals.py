@@ -158,7 +158,11 @@ def test_a_job_that_sbatch_has_named_is_there_whatever_becomes_of_sbatch_then(
     answering: Callable[..., SlurmBackend], status: int | None
 ) -> None:
     """Also where it is a wrapper of the site's that fails at what comes after the submission."""
-    backend = answering(lambda command, text: Ran(status, "17\n", "job_log: cannot write\n") if command[0] == "sbatch" else Ran(0, "", ""))
+
+    def answer(command: Sequence[str], text: str) -> Ran:
+        return Ran(status, "17\n", "job_log: cannot write\n") if command[0] == "sbatch" else Ran(0, "", "")
+
+    backend = answering(answer)
     assert backend.submit(REQUEST, 2) == ["17_0", "17_1"]
     assert backend.probe(REQUEST) == "17"
 
