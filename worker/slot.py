@@ -67,6 +67,8 @@ from windlass.worker.slotlink import (
     ATTEMPT,
     BEGUN,
     CALL,
+    CANCEL,
+    CHILD,
     FINISHED,
     LEAVE,
     LEFT,
@@ -89,7 +91,7 @@ from windlass.worker.slotlink import (
     bounded,
     read_setup,
 )
-from windlass.worker.slotproc import death
+from windlass.worker.slotproc import death, kill_tree
 
 #: The interpreter adapts a function when it has run eight times.
 REHEARSALS: Final = 16
@@ -422,9 +424,13 @@ class Slot:
             return
         if pid == 0:
             self.be_child(run, started_at, since, count)
+        words[base + CHILD] = pid
+        if words[base + CANCEL] == count:  # in this order: the worker writes the one, and then reads the other
+            kill_tree(pid)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)  # what it left behind; before it is reaped, for then the number may be another's
+        words[base + CHILD] = 0
         _, status, usage = os.wait4(pid, 0)
         if words[base + FINISHED] == count:
             return

@@ -22,15 +22,16 @@ instead.
 `CALL` and `ATTEMPT` of the call it has claimed, `SINCE` when it did (by the node's monotonic clock, which nobody sets and which does not
 count while the node sleeps), and then `BEGUN` (a count). It sends the result and then writes `FINISHED`, the same count. So a call is
 running while the two differ, and when the process dies exactly that call is charged with it, unless its result is found in the
-results. `SENDING` is written before the first byte of a result: in mode ``fork`` it
-tells a child that died without an answer from one that died in the middle of it. `LEAVE` is the worker's wish, read between
-calls; `LEFT` is the slot's reason for going by itself. `WATCHES` is the count again where the running call has registered for its
-pilot's end.
+results. `SENDING` is written before the first byte of a result: in mode ``fork`` it tells a child that died without an answer from one
+that died in the middle of it. There `CHILD` is the child's process id, from its fork until it is about to be reaped. `LEAVE` is the
+worker's wish, read between calls; `LEFT` is the slot's reason for going by itself. `WATCHES` is the count again where the running call
+has registered for its pilot's end.
 
 *A slot that runs many calls at once* (`LibrarySpec.concurrency`) has a row for each of its places, one behind the other; what is said of
 the slot itself (`LEAVE`, `LEFT`) stands in the first of them. `SINCE` is 0 while a call waits in its place until it may run alone, and
-`ALONE` is the count while it does. `CANCEL` is the worker's wish: the count of the call that is to be cancelled. `CLAIMING` is set while
-the slot may have a call that is in no row yet. When the worker has changed a wish, it sends a byte over the results, which wakes the slot.
+`ALONE` is the count while it does. `CANCEL` is the worker's wish: the count of the call that is to be cancelled; or, in mode
+``fork``, ended, which the slot sees to if it finds it there after its fork. `CLAIMING` is set while the slot may have a call that is in
+no row yet. When the worker has changed a wish, it sends a byte over the results, which wakes the slot.
 `LOAD` is one more than the calls that a slot has, while it claims; `SLOTS` in the pilot's row is the number of slots so far.
 
 *The pilot's row* stands after those of the slots. The worker writes there when the pilot will end their calls (`ENDS_AT`, on the node's
@@ -52,7 +53,7 @@ from windlass.messages import RESULT, HoistedImport, InstanceId, LibrarySpec
 
 #: Words of eight bytes in a row: two cache lines, so that slots do not slow each other.
 ROW_WORDS: Final = 16
-CALL, ATTEMPT, SINCE, BEGUN, FINISHED, SENDING, LEAVE, LEFT, WATCHES, ALONE, CANCEL, CLAIMING, LOAD = range(13)
+CALL, ATTEMPT, SINCE, BEGUN, FINISHED, SENDING, LEAVE, LEFT, WATCHES, ALONE, CANCEL, CLAIMING, LOAD, CHILD = range(14)
 #: Words of the pilot's row.
 ENDS_AT, WARNED, SLOTS = range(3)
 
@@ -279,8 +280,13 @@ class Rows:
         self.words[self._pilot + SLOTS] = max(self.words[self._pilot + SLOTS], number + 1)
 
     def ask_to_cancel(self, row: int, begun: int) -> None:
-        """Tell the slot to cancel the call of this count, if it is still there."""
+        """Tell the slot to cancel the call of this count, or to end its child, if it is still there."""
         self.words[row * ROW_WORDS + CANCEL] = begun
+
+    def child(self, row: int, begun: int) -> int:
+        """The process that runs the call of this count, in mode ``fork``; 0: there is none yet, or none any more."""
+        child = self.words[row * ROW_WORDS + CHILD]
+        return child if self.words[row * ROW_WORDS + BEGUN] == begun else 0
 
     def ask_to_leave(self, row: int, wish: bool) -> None:
         """Tell the slot to leave before its next call, or not to."""

@@ -15,8 +15,10 @@ its first call meanwhile. The library cannot run here then; unless other slots s
 are missing are tried again later; and when that goes on, the worker is told: it drains, as calls wait here for slots that do not come.
 
 *A running call is ended* (`kill_calls`) without hitting the next one by mistake: the slot is stopped, and when it stands, its row says
-whether it is still that call. Then it is killed with all its children, else continued. In mode ``fork`` the slot stays, and only what
-is below it is killed. Idle slots that are to leave go the same way; busy ones see `LEAVE` in their row after their call.
+whether it is still that call. Then it is killed with all its children, else continued. In mode ``fork`` the slot stays, with what its
+context has started, which later calls need: only the call's child is killed with all below it, by the worker, or by the slot as soon as
+it has forked it. Where that does not come to pass within `CANCEL_SECONDS`, the slot is killed after all. Idle slots that are to leave go
+the same way; busy ones see `LEAVE` in their row after their call.
 
 *A slot that runs many calls at once* is asked to cancel the one, and killed when that has not ended after `CANCEL_SECONDS`; then its
 neighbours are given back as cut short. When such a slot dies, all calls that have begun in it are charged, for nobody knows whose fault it
@@ -42,7 +44,7 @@ from windlass.worker.gpus import Gpus
 from windlass.worker.ground import Ground, quoted
 from windlass.worker.slothandle import Key, Kill, Owner, RunningCall, SlotHandle, Timers, Watch, during, reaped, unreadable_end
 from windlass.worker.slotlink import LEFT_ASKED, LEFT_TORN, LEFT_UNABLE, LENGTH, NOTE, Row, SlotNote, Step, Unable
-from windlass.worker.slotproc import all_gone, death, ended_how, kill, kill_below, kill_tree, process_state, waits_for_others
+from windlass.worker.slotproc import all_gone, death, ended_how, kill, kill_tree, process_state, waits_for_others
 
 log = logging.getLogger("windlass.worker")
 
@@ -52,7 +54,7 @@ EARLY_DEATHS: Final = 3
 PAUSES: Final = (1.0, 5.0, 30.0)
 #: What calls have started gets so long to go when it was killed: it may hang in the kernel, and the slots' last answers are to be read.
 CHILDREN_SECONDS: Final = 2.0
-#: Seconds that a task has to end when it was cancelled.
+#: Seconds that a task has to end when it was cancelled, and a slot to fork the child of a call that is to be ended.
 CANCEL_SECONDS: Final = 5.0
 #: Seconds until it is looked again whether a slot has a call that is nowhere; they grow, as each look takes all out of the queue.
 AUDIT_SECONDS: Final = 0.005
@@ -78,7 +80,7 @@ class SlotSet:
         #: Set whenever no call is outstanding.
         self.drained = asyncio.Event()
         self.slots: dict[int, SlotHandle] = {}  # by row
-        self._kills: dict[Key, Kill] = {}  # to end in a slot that lives on: killed below it (mode "fork"), or cancelled in it
+        self._kills: dict[Key, Kill] = {}  # to end in a slot that lives on: its child (mode "fork"), or cancelled in it
         #: The rows of slots that have ended before they had run a call, since one has run its first.
         self._early_deaths: list[int] = []
         #: How often in a row slots could not start while others served; how many are not tried while it is waited.
@@ -413,16 +415,19 @@ class SlotSet:
         if slot.doomed:
             return
         wish, slot.kill = slot.kill, None
-        if wish is not None and wish.key in self.outstanding and any((row.call, row.attempt) == wish.key for row in self._begun(slot)):
+        row = next((row for row in self._begun(slot) if wish is not None and (row.call, row.attempt) == wish.key), None)
+        if wish is not None and wish.key in self.outstanding and row is not None:
             if self._spec.mode != "fork":
                 slot.kill = wish  # `_charge` looks at it
                 slot.doomed = True
                 kill_tree(slot.pid)
                 return
             self._kills[wish.key] = wish
-            if not kill_below(slot.pid):  # it has not forked the call's process yet, or has just reaped it
-                del self._kills[wish.key]
-                self._timers.later(0.002, lambda: self.kill_calls([wish.key], wish.outcome, wish.detail) and None)
+            self._rows.ask_to_cancel(slot.row, row.begun)  # first: it may not have stopped, and be about to fork
+            if child := self._rows.child(slot.row, row.begun):
+                kill_tree(child)
+            else:
+                self._timers.later(CANCEL_SECONDS, lambda: self._insist(slot, slot.row, row))
         elif slot.leaving and not self._is_busy(slot):
             slot.doomed = True
             kill_tree(slot.pid)

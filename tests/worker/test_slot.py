@@ -29,9 +29,9 @@ from windlass.messages import (
     ObjectName,
     ObjectRef,
 )
-from windlass.worker import slot_api
+from windlass.worker import slot_api, slotset
 from windlass.worker.ground import CACHE
-from windlass.worker.slotlink import BEGUN, CALL, FINISHED, SENDING
+from windlass.worker.slotlink import BEGUN, CALL, CANCEL, FINISHED, SENDING
 from windlass.worker.slotproc import descendants, is_gone, process_state
 
 
@@ -521,6 +521,79 @@ async def test_in_mode_fork_a_killed_call_ends_as_asked_with_all_below_it(bench:
     assert instance.slot_pids()[0] == slot
     left = bench.value(await bench.run(leave_behind))
     await bench.until(lambda: is_gone(left))
+
+
+@pytest.mark.asyncio
+async def test_in_mode_fork_what_the_context_has_started_outlives_a_killed_call(bench: Any, tmp_path: Path) -> None:
+    """A database, an engine, a manager of `multiprocessing`: it is below the slot as the call's child is, and later calls talk to it."""
+
+    def start() -> dict[str, Any]:
+        import subprocess
+
+        return {"engine": subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)}
+
+    def ask(question: bytes, path: str, *, engine: Any) -> bytes:
+        import time
+
+        if path:
+            Path(path).touch()
+            time.sleep(60)
+        engine.stdin.write(question)
+        return engine.stdout.readline()  # type: ignore[no-any-return]
+
+    instance = await bench.serving(bench.spec(ask, context=(start, (), {}), mode="fork"))
+    slot = instance.slot_pids()[0]
+    call = bench.call(ask, b"one\n", str(tmp_path / "sleeps"))
+    instance.feed([call])
+    await bench.until((tmp_path / "sleeps").exists)
+    assert instance.kill_call(call.call, 1, CANCELLED, None)
+    assert (await bench.end(call)).outcome == CANCELLED
+    assert bench.value(await bench.run(ask, b"two\n", "")) == b"two\n"
+    assert instance.slot_pids()[0] == slot
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("forks", [True, False], ids=["forks", "hangs"])
+async def test_in_mode_fork_a_call_ends_as_asked_before_it_has_a_process(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: bool
+) -> None:
+    """It has begun, and its slot is about to fork: it ends the child itself. One that hangs there ends with the call."""
+
+    def helper() -> int:
+        import subprocess
+
+        os.register_at_fork(before=wait)
+        return subprocess.Popen(["sleep", "60"]).pid
+
+    def wait() -> None:
+        import time
+
+        begun.touch()
+        while not go.exists():
+            time.sleep(0.001)
+
+    def sleep() -> None:
+        import time
+
+        time.sleep(60)
+
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    monkeypatch.setattr(slotset, "CANCEL_SECONDS", 60.0 if forks else 0.1)
+    instance = await bench.serving(bench.spec(sleep, add, context=(helper, (), {}), mode="fork"))
+    slot = instance.slot_pids()[0]
+    (below,) = descendants(slot)
+    call = bench.call(sleep)
+    instance.feed([call])
+    await bench.until(begun.exists)
+    assert instance.kill_call(call.call, 1, CANCELLED, None)
+    await bench.until(lambda: instance._ground.rows.words[CANCEL] == 1)
+    if forks:
+        go.touch()
+    assert (await bench.end(call)).outcome == CANCELLED
+    go.touch()
+    assert bench.value(await bench.run(add, 1, 2)) == 3
+    assert (instance.slot_pids()[0] == slot) == forks
+    assert is_gone(below) != forks
 
 
 @pytest.mark.asyncio
