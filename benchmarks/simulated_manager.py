@@ -127,7 +127,7 @@ class SimulatedManager:
         began = thread_time_ns()
         if type(messages[-1]) is Goodbye:
             core.worker_said(worker.id, messages[:-1], now)
-            self._lost(worker, messages[-1].reason)
+            self._lost(worker, messages[-1].reason, idle=messages[-1].idle)
             spent.workers += thread_time_ns() - began
         else:
             core.worker_said(worker.id, messages, now)
@@ -154,10 +154,10 @@ class SimulatedManager:
         for messages in held[1]:
             self.clock.after(LATENCY, self._arrived, worker, messages)
 
-    def _lost(self, worker: SimulatedWorker, reason: str) -> None:
+    def _lost(self, worker: SimulatedWorker, reason: str, *, idle: bool = False) -> None:
         del self._links[worker.id]
         self._cut.pop(worker.id, None)
-        self.core.worker_lost(worker.id, reason, self.clock.now)
+        self.core.worker_lost(worker.id, reason, self.clock.now, idle=idle)
         self._act()
 
     # ------------------------------------------------------------ factories

@@ -362,7 +362,7 @@ class SimulatedWorker:
             self.backlog.drain()
             self.clock.after(0.0, self._look_now)
         elif decision in (Decision.FINISH, Decision.END):
-            self.say(Goodbye(self.life.reason))
+            self.say(Goodbye(self.life.reason, idle=decision is Decision.FINISH))
             self.around.left(self)
             self.vanish()
 

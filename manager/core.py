@@ -282,8 +282,8 @@ class Core(Starts):
                 self._refresh(instance)
             self._restructured(worker)
 
-    def worker_lost(self, worker_id: WorkerId, reason: str, now: float) -> None:
-        """Its session is over: its calls go back."""
+    def worker_lost(self, worker_id: WorkerId, reason: str, now: float, *, idle: bool = False) -> None:
+        """Its session is over: its calls go back. ``idle``: by its own word it held none, so they were on their way to it."""
         worker = self.workers.pop(worker_id, None)
         if worker is None:
             return
@@ -307,7 +307,7 @@ class Core(Starts):
         instance_of = dict(worker.by_library)
         back: list[Call] = []
         for call in worker.calls.values():
-            instance = instance_of.get(call.spec.library)
+            instance = instance_of.get(call.spec.library) if not idle else None
             if instance is not None and started.get(instance.id, 0) < instance.running_most and instance.phase is Phase.READY:
                 started[instance.id] = started.get(instance.id, 0) + call.weight
                 self._lose(call, worker, reason, ended, now)

@@ -121,7 +121,7 @@ class WorkerSessions:
                     log.warning("worker %s gets no certificate: %s", worker, error)
             elif isinstance(message, Goodbye):
                 self._core.worker_said(worker, batch[: batch.index(message)], self._now())
-                self._lost(worker, link, message.reason)
+                self._lost(worker, link, message.reason, idle=message.idle)
                 link.close()
                 return
         self._core.worker_said(worker, batch, self._now())
@@ -154,11 +154,11 @@ class WorkerSessions:
             self._core.worker_back(worker, self._now())
             self._act()
 
-    def _lost(self, worker: WorkerId, link: Link, reason: str) -> None:
+    def _lost(self, worker: WorkerId, link: Link, reason: str, *, idle: bool = False) -> None:
         if self.links.get(worker) is link:
             log.info("worker %s has left: %s", worker, reason)
             self._forget(worker)
-            self._core.worker_lost(worker, reason, self._now())
+            self._core.worker_lost(worker, reason, self._now(), idle=idle)
             self._act()
 
     def _forget(self, worker: WorkerId) -> None:

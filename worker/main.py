@@ -484,7 +484,7 @@ class Worker:
             if not self._link.closed:
                 if warned:
                     self._outbox.say(CallsReturned(warned, "warned"))
-                self._outbox.say(Goodbye(self._life.reason))
+                self._outbox.say(Goodbye(self._life.reason, idle=decision is Decision.FINISH))
                 self._said_goodbye = True
                 if decision is Decision.FINISH:
                     # Results are worth waiting for a cut connection, but not past the end. Otherwise closing sends what there is.

@@ -714,6 +714,8 @@ class Goodbye(Message, frozen=True):
     """Anyone → manager: an orderly end of the session."""
 
     reason: str
+    #: Worker: it holds no call, so that those on their way to it have not begun.
+    idle: bool = False
 
 
 class CertificateRequest(Message, frozen=True):

@@ -320,6 +320,23 @@ def test_a_call_that_keeps_losing_its_worker_ends_with_the_story(bench: Bench) -
     assert [one.worker for one in bench.done[call].attempts] == ["w0", "w1", "w2"]
 
 
+def test_calls_on_their_way_to_a_worker_that_leaves_idle_are_no_losses(bench: Bench) -> None:
+    """It says that it held none: they cross its goodbye, and what it says of them comes behind that."""
+    library = bench.library()
+    [call] = bench.submit(library, options=CallOptions(max_losses=0))
+    bench.worker("w1")
+    bench.serve("w1")
+    assert len(bench.runs("w1")) == 1
+    bench.core.worker_lost(WorkerId("w1"), "idle for 60 s", bench.now, idle=True)
+    bench.step()
+    bench.worker("w2")
+    bench.serve("w2")
+    [run] = bench.runs("w2")
+    bench.end(run, worker="w2")
+    assert bench.outcome(call) == RETURNED
+    assert len(bench.done[call].attempts) == 0
+
+
 def test_deaths_use_retries_and_exceptions_only_when_named(bench: Bench) -> None:
     library = bench.library()
     bench.worker()

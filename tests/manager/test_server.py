@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from windlass import Closed, Factory, FunctionCall, Manager
+from windlass import Closed, Factory, FunctionCall, Manager, WorkersLost
 from windlass.identity import CLIENT, WORKER, Address, Authority, ConnectionFile, Identity, read_connection_file
 from windlass.manager import addresses, server
 from windlass.messages import (
@@ -28,13 +28,16 @@ from windlass.messages import (
     Demand,
     FileName,
     GetFile,
+    Goodbye,
     Hello,
+    LibraryReady,
     Message,
     PilotId,
     PoolName,
     PoolOffer,
     PoolReport,
     Resources,
+    RunCalls,
     StartLibrary,
     Welcome,
     WorkerDraining,
@@ -132,6 +135,41 @@ def test_a_worker_that_comes_back_after_its_session_was_given_up_begins_anew(man
     peer.heard.clear()
     assert run(peer.welcome()).session not in ("", first)
     run(peer.visit(hear=StartLibrary))
+
+
+async def leave_as_calls_come(peer: Peer, idle: bool) -> None:
+    """Serve the library, and say goodbye when its calls come."""
+    link = connect(peer.connection, lambda: hello(peer.role, peer.name), peer.heard.extend)
+
+    async def heard(kind: type[Any]) -> Any:
+        while not (found := [message for message in peer.heard if isinstance(message, kind)]):
+            await asyncio.sleep(0.002)
+        return found[0]
+
+    try:
+        async with asyncio.timeout(10):
+            link.send(LibraryReady((await heard(StartLibrary)).instance, 1))
+            await heard(RunCalls)
+            link.send(Goodbye("idle for 60 s", idle=idle))
+            assert await link.acknowledged(10)
+    finally:
+        link.close()
+        await link.gone(2)
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_only_a_worker_that_held_calls_may_have_lost_them(manager: Manager, idle: bool) -> None:
+    """One that says goodbye while they are on their way to it has run nothing, if it says so; older ones do not."""
+    future = manager.submit(FunctionCall("lib", "double", 21).with_options(max_losses=0))
+    run(leave_as_calls_come(Peer(credential(manager, WORKER, "w1"), "worker", "w1"), idle))
+    until(lambda: not manager.status()["workers"], "the worker is gone")
+    if idle:
+        run(Peer(credential(manager, WORKER, "w2"), "worker", "w2").visit(hear=StartLibrary))
+        assert not future.done()
+        assert future.cancel()
+    else:
+        with pytest.raises(WorkersLost, match="1 times while it ran"):
+            future.result(20)
 
 
 def test_a_worker_that_was_given_up_may_fetch_no_more_what_it_was_told_to(manager: Manager) -> None:

@@ -757,7 +757,7 @@ async def test_a_second_sigterm_ends_running_calls(manager: Manager, tmp_path: P
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), 0.1)
     assert await status(process) == 0
-    assert (await manager.hear(Goodbye)).reason == "SIGTERM received again"
+    assert await manager.hear(Goodbye) == Goodbye("SIGTERM received again", idle=False)
     assert manager.ends == {}
     assert marked(mark) == []
 
@@ -961,7 +961,7 @@ async def test_an_idle_worker_leaves(manager: Manager) -> None:
     process = await manager.worker("--idle-timeout", "2")
     await manager.library(add)
     assert await status(process) == 0
-    assert (await manager.hear(Goodbye)).reason == "idle for 2 s"
+    assert await manager.hear(Goodbye) == Goodbye("idle for 2 s", idle=True)
 
 
 async def test_a_killed_worker_leaves_no_process_and_no_folder(manager: Manager, tmp_path: Path) -> None:
