@@ -147,7 +147,8 @@ class Lifetime:
         self._deadline = self.hard_end
         self._signalled_at: float | None = None
         self._expected = 0.0
-        self._busy_at = now
+        #: When it became, or will become, idle; it only ever moves on.
+        self._idle_from = now
         self._put_off = 0
         self._run_times: deque[float] = deque(maxlen=REMEMBERED)
 
@@ -213,9 +214,9 @@ class Lifetime:
         if self.phase is Phase.ENDING:
             return Decision.NOTHING
         if held or starting:
-            self._busy_at = now
+            self._idle_from = max(self._idle_from, now)
         if put_off > self._put_off:
-            self._busy_at = now + PUT_OFF_SECONDS
+            self._idle_from = now + PUT_OFF_SECONDS
         self._put_off = put_off
         if now >= self.hard_end - self.grace:
             self.warned = True
@@ -226,7 +227,7 @@ class Lifetime:
             return self._decide(Decision.FINISH, self.reason) if not held else Decision.NOTHING
         if self.hard_end != float("inf") and now >= self.stop_accepting(oldest):
             return self._decide(Decision.DRAIN, "near the end of walltime")
-        if self.idle_timeout and now - self._busy_at >= self.idle_timeout:
+        if self.idle_timeout and now - self._idle_from >= self.idle_timeout:
             return self._decide(Decision.FINISH, f"idle for {self.idle_timeout:g} s")
         return Decision.NOTHING
 
@@ -248,7 +249,7 @@ class Lifetime:
         if self.phase is Phase.SERVING:
             times.append(self.stop_accepting())
             if self.idle_timeout:
-                times.append(self._busy_at + self.idle_timeout)
+                times.append(self._idle_from + self.idle_timeout)
         return min(longest, max(0.01, min(times) - now))
 
     def _decide(self, decision: Decision, reason: str) -> Decision:

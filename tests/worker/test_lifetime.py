@@ -168,6 +168,16 @@ def test_a_worker_whose_calls_went_back_for_their_files_is_there_when_these_come
     assert life.look(110.0 + PUT_OFF_SECONDS + 60.0, held=0, put_off=2) is Decision.FINISH
 
 
+def test_a_worker_waits_for_such_calls_though_it_runs_others_meanwhile() -> None:
+    """What it holds, or a library that it starts, when they go back or later, does not take from that time."""
+    life = Lifetime(0.0, idle_timeout=60.0)
+    assert life.look(100.0, held=1, put_off=2) is Decision.NOTHING
+    assert life.look(101.0, held=1, put_off=2) is Decision.NOTHING
+    assert life.look(110.0, held=0, put_off=2, starting=True) is Decision.NOTHING
+    assert life.look(100.0 + PUT_OFF_SECONDS + 59.0, held=0, put_off=2) is Decision.NOTHING
+    assert life.look(100.0 + PUT_OFF_SECONDS + 60.0, held=0, put_off=2) is Decision.FINISH
+
+
 def test_a_worker_that_starts_a_library_is_not_idle_and_need_not_finish_it() -> None:
     """Its calls come when the imports are done; a drain does not wait for that."""
     life = Lifetime(0.0, idle_timeout=60.0)
