@@ -386,7 +386,7 @@ class Worker:
         if self._look_timer is not None:
             self._look_timer.cancel()
         now = time.monotonic()
-        if node.own_parents(os.environ) != self._parents:
+        if node.is_left(self._parents, node.own_parents(os.environ)):
             self._act(self._life.leave("the pilot's parent process has ended"))
         self._without_image()
         held, oldest, starting = self._backlog.held + self._outbox.untold, 0.0, False

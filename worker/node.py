@@ -264,13 +264,19 @@ def own_gpu_variables(ids: Sequence[str]) -> dict[str, str]:
 def own_parents(environ: Mapping[str, str]) -> tuple[int, ...]:
     """Who started this worker: its parent and, where that is what has started an image for it, the parent of that.
 
-    What starts an image waits for the worker, and stays when the program or batch system that started the pilot is killed.
+    What starts an image waits for the worker, and stays when the program or batch system that started the pilot is killed. 0: it cannot be
+    seen, never (it is outside of this one's namespace of processes) or not now (no descriptor or memory is to be had for a moment).
     """
     parent = os.getppid()
     if not environ.get("WINDLASS_CONTAINER"):
         return (parent,)
     fields = read_text(f"/proc/{parent}/stat").rpartition(") ")[2].split()
     return (parent, int(fields[1]) if fields else 0)
+
+
+def is_left(parents: Sequence[int], now: Sequence[int]) -> bool:
+    """Whether one of those who started this worker (`own_parents`, at its start and now) is seen to have ended: another has its place."""
+    return any(before and after and before != after for before, after in zip(parents, now, strict=True))
 
 
 def share_of(pilot: str) -> float:

@@ -19,7 +19,9 @@ from windlass.worker.node import (
     filesystem_of,
     gpu_ids,
     gpu_variables,
+    is_left,
     make_scratch,
+    own_parents,
     quota_cores,
     scratch_candidates,
     scratch_warning,
@@ -242,6 +244,28 @@ def test_the_end_is_the_sooner_of_what_was_asked_and_what_slurm_says() -> None:
     assert seconds_left(0.0, {"SLURM_JOB_END_TIME": "900"}, 1000.0) == 0.0
     assert seconds_left(60.0, {"SLURM_JOB_END_TIME": "900"}, 1000.0) == 60.0
     assert seconds_left(0.0, {"SLURM_JOB_END_TIME": "Unknown"}, 1000.0) == 0.0
+
+
+def test_a_worker_is_left_when_another_has_the_place_of_who_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when it cannot be seen for a moment, as a node has no descriptor or memory left, or was never to be seen."""
+    inside, text = {"WINDLASS_CONTAINER": "i.sif"}, ["7 (a (b) c) S 5 7 7"]
+
+    def read(_path: str) -> str:
+        return text[0]
+
+    monkeypatch.setattr(node, "read_text", read)
+    parents = own_parents(inside)
+    assert own_parents({}) == (os.getppid(),)
+    assert parents == (os.getppid(), 5)
+    assert not is_left(parents, own_parents(inside))
+    text[0] = ""
+    assert own_parents(inside) == (os.getppid(), 0)
+    assert not is_left(parents, own_parents(inside))
+    assert not is_left(own_parents(inside), parents)
+    assert is_left((7,), (1,))
+    assert is_left((7, 5), (1, 0))
+    assert is_left((7, 5), (7, 1))
+    assert not is_left((0,), (0,))
 
 
 def test_the_share_drawn_for_a_pilot_is_its_own_and_that_of_all_its_nodes() -> None:
