@@ -305,6 +305,11 @@ class FactoryCore:
         deadline = now + seconds
         self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
 
+    def abandon(self, now: float) -> None:
+        """The pilots are another one's now: end, and leave them as they are."""
+        self.close(now, 0.0)
+        self.finished = True
+
     @property
     def closing(self) -> bool:
         return self._deadline is not None

@@ -42,7 +42,7 @@ from windlass.factory.config import GIVEN, Configuration, read_configuration
 from windlass.factory.container import container_of, image_of
 from windlass.factory.core import FactoryCore
 from windlass.factory.environment import read_environment, with_boot
-from windlass.factory.keeper import HURRY, Anew, Change, Close, Cut, Keeper, Kept, Lost, Port, Replan, Resume, Wake
+from windlass.factory.keeper import HURRY, Anew, Change, Close, Cut, Keeper, Kept, Lost, Port, Refused, Replan, Resume, Wake
 from windlass.factory.launch import worker_command
 from windlass.factory.ledger import Ledger
 from windlass.factory.lives import made_up
@@ -58,7 +58,12 @@ class ManagerLike(Protocol):
     """What a factory needs of a manager in the same process."""
 
     def open_port(
-        self, role: str, name: str, on_message: Callable[[Message], None], on_cut: Callable[[str], None] | None = None
+        self,
+        role: str,
+        name: str,
+        on_message: Callable[[Message], None],
+        on_cut: Callable[[str], None] | None = None,
+        on_refused: Callable[[str], None] | None = None,
     ) -> Port: ...
 
     @property
@@ -272,9 +277,12 @@ class Factory:
         def cut(reason: str) -> None:
             kept.put(Cut(reason))
 
+        def refused(text: str) -> None:
+            kept.put(Refused(text))
+
         manager = self._manager()
         if manager is not None:
-            return manager.open_port("factory", kept.name, kept.put, cut)
+            return manager.open_port("factory", kept.name, kept.put, cut, refused)
         from windlass import identity, transport
 
         connection = identity.read_connection_file(self._pilot_file.with_name("client.json"))
@@ -286,6 +294,7 @@ class Factory:
             lambda reason: kept.put(Lost(str(reason))),
             on_cut=cut,
             on_anew=lambda: kept.put(Anew()),
+            on_refused=refused,
         )
 
     def close(self, seconds: float | None = None) -> None:

@@ -88,6 +88,13 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """The manager does not want this factory any more: mostly as another one of its name has taken its place."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """End, with so many seconds for what runs; None: with the pool's grace."""
 
@@ -106,7 +113,7 @@ class Resume:
     """A paused pool goes on."""
 
 
-Event = Message | Wake | Replan | Anew | Cut | Lost | Close | Change | Resume
+Event = Message | Wake | Replan | Anew | Cut | Lost | Refused | Close | Change | Resume
 
 
 @dataclass(slots=True)
@@ -165,7 +172,7 @@ class Keeper:
     def _putter(self, kept: Kept) -> Callable[[Event], None]:
         def put(event: Event) -> None:
             self._events.put((kept, event))
-            if isinstance(event, Close | Leave | Lost) and isinstance(kept.backend, Hurries):
+            if isinstance(event, Close | Leave | Lost | Refused) and isinstance(kept.backend, Hurries):
                 kept.backend.hurry()  # the thread may be busy with what takes an hour
 
         return put
@@ -283,6 +290,11 @@ class Keeper:
             kept.lost = f"the manager is lost: {event.reason}"
             log.warning("%s: %s; its pilots are ended", kept.name, kept.lost)
             core.close(now, 0.0)
+        elif isinstance(event, Refused):
+            kept.manager_gone = True
+            kept.lost = f"the manager refuses this factory now: {event.text}; its pilots are left as they are"
+            log.warning("%s: %s", kept.name, kept.lost)
+            core.abandon(now)
         elif isinstance(event, Change):
             core.change(event.pool)
         elif isinstance(event, Resume) or (isinstance(event, ResumePool) and event.pool in ("", core.pool.name)):

@@ -113,10 +113,21 @@ class AttachedManager(Door):
         self._client.count_in(found)
         return found
 
-    def open_port(self, role: str, name: str, on_message: Callable[[Message], None], on_cut: Callable[[str], None] | None = None) -> Port:
+    def open_port(
+        self,
+        role: str,
+        name: str,
+        on_message: Callable[[Message], None],
+        on_cut: Callable[[str], None] | None = None,
+        on_refused: Callable[[str], None] | None = None,
+    ) -> Port:
         """How a factory in this program reaches the manager: a connection of its own, on whose thread ``on_message`` is called."""
         self._check_open()
-        port = open_port(self._connection, role, name, on_message, lambda reason: on_message(Leave(reason)), on_cut=on_cut)
+
+        def lost(reason: str) -> None:
+            on_message(Leave(reason))
+
+        port = open_port(self._connection, role, name, on_message, lost, on_cut=on_cut, on_refused=on_refused)
         self._ports.append(port)
         return port
 

@@ -5,8 +5,12 @@ Theory of operation
 A factory is known by its name and the function that tells it something. It hears the demand when it comes, and then when that has changed,
 but for long no faster than the `pace` for so many workers. After some quiet `AT_ONCE` messages follow each other sooner: the first
 call of a program comes right behind the factory's own offer, and is not to wait for it. But each waits for `GATHER` seconds, so that calls
-that a program submits in a loop are one demand, and one command to the batch system. A later life of a factory may be here before it is
-known that the earlier one has gone, so whoever leaves says which of the two it was.
+that a program submits in a loop are one demand, and one command to the batch system.
+
+There is one factory of a name at a time, as two would take each other's pilots for their own: who comes second is refused (`refusal`).
+But a later life of a factory takes the place of the earlier one, and may come before it is known that that has gone: one that is cut off
+makes way at once, and of one that may be gone with its host, or is stopped, an answer is asked for, while who comes is to ask again. Who
+has lost its place is refused when it comes back, and leaves the pilots to the other one. Whoever leaves says which of the two it was.
 
 Everything runs on the manager's loop.
 """
@@ -15,11 +19,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
+from windlass.links import Link
 from windlass.manager.core import Core
 from windlass.manager.demand import pace
-from windlass.messages import Leave, Message, PoolName, ResumePool
+from windlass.messages import Leave, Message, PoolName, Refused, ResumePool
 
 Tell = Callable[[Message], object]
 
@@ -27,6 +32,26 @@ Tell = Callable[[Message], object]
 AT_ONCE: Final = 3
 #: Seconds in which a loop submits a thousand calls.
 GATHER: Final = 0.005
+#: Seconds in which a factory that lives acknowledges what it is told: less than who opens a port waits for its welcome.
+ANSWERS_WITHIN: Final = 5.0
+#: Seconds after which an answer that was asked for says nothing any more: whoever came then has given up.
+ASKED_LATELY: Final = 30.0
+
+
+class _Here(NamedTuple):
+    """A factory that is here."""
+
+    tell: Tell
+    #: Its connection; None: it is of this process.
+    link: Link | None
+
+
+class _Asked(NamedTuple):
+    """One whose name another one would like to have was told something, to see whether it lives."""
+
+    link: Link
+    heard: float
+    at: float
 
 
 class Factories:
@@ -34,8 +59,9 @@ class Factories:
 
     def __init__(self, core: Core, now: Callable[[], float]) -> None:
         self._core, self._now = core, now
-        #: By name, what tells each something.
-        self.here: dict[str, Tell] = {}
+        #: By name.
+        self.here: dict[str, _Here] = {}
+        self._asked: dict[str, _Asked] = {}
         #: When all that was told would have been told, had each message kept the pace.
         self._told_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -43,16 +69,43 @@ class Factories:
     def __len__(self) -> int:
         return len(self.here)
 
-    def come(self, name: str, tell: Tell) -> None:
-        """A factory is here."""
-        if name in self.here:
+    def refusal(self, name: str) -> Refused | None:
+        """Why a factory of this name that begins may not come now; None: it may, in the place of one that is gone if there was one."""
+        here, asked, now = self.here.get(name), self._asked.pop(name, None), self._now()
+        if here is None:
+            return None
+        link = here.link
+        if link is not None and not link.connected:
+            return None
+        where = link.where() if link is not None else "in the manager's own program"
+        taken = f"a factory {name!r} is here already{where and ', '}{where}: end that one, or take another name"
+        if link is None:
+            return Refused(taken)
+        if asked is None or asked.link is not link or now - asked.at >= ASKED_LATELY:
+            self._asked[name] = _Asked(link, link.last_heard, now)
+            here.tell(self._core.demand(now))
+        elif link.last_heard > asked.heard:
+            return Refused(taken)
+        elif now - asked.at >= ANSWERS_WITHIN:
+            return None
+        else:
+            self._asked[name] = asked
+        return Refused(f"{taken}; or wait, if it is gone, which is known in a few seconds", retry=True)
+
+    def come(self, name: str, tell: Tell, link: Link | None = None) -> None:
+        """A factory is here; ``link``: its connection, unless it is of this process."""
+        before = self.here.pop(name, None)
+        if before is not None:
             self._core.factory_left(name, self._now())
-        self.here[name] = tell
+            if before.link is not None:
+                before.link.fail("another factory of this name has taken its place")
+        self.here[name] = _Here(tell, link)
         tell(self._core.demand(self._now()))
 
     def left(self, name: str, tell: Tell | None) -> None:
         """The factory that was told by ``tell`` is gone; another one may have its name by now."""
-        if self.here.get(name) == tell:
+        here = self.here.get(name)
+        if here is not None and here.tell == tell:
             del self.here[name]
             self._core.factory_left(name, self._now())
 
@@ -79,5 +132,5 @@ class Factories:
         self._tell_all(Leave(reason))
 
     def _tell_all(self, message: Message) -> None:
-        for tell in list(self.here.values()):
-            tell(message)
+        for here in list(self.here.values()):
+            here.tell(message)

@@ -270,10 +270,15 @@ class Manager(Door):
     # ------------------------------------------------------------ factories
 
     def open_port(
-        self, role: str, name: str, on_message: Callable[[Message], None], on_cut: Callable[[str], None] | None = None
+        self,
+        role: str,
+        name: str,
+        on_message: Callable[[Message], None],
+        on_cut: Callable[[str], None] | None = None,
+        on_refused: Callable[[str], None] | None = None,
     ) -> LocalPort:
         """How a factory in this program reaches the manager; ``on_message`` is called on the manager's thread and must be quick. ``on_cut``
-        is never called: there is no connection."""
+        and ``on_refused`` are never called: there is no connection. Raises `UsageError` for a second factory of a name."""
         self._check_open()
         return self._server.open_port(role, name, on_message)
 

@@ -105,6 +105,7 @@ class LocalPort:
 
     def close(self, timeout: float = 0.0) -> None:
         """Say goodbye; nothing is waited for."""
+        self._server.own_factories.pop(self.name, None)
         self._server.inbox.put((self, Goodbye("closed")))
 
 
@@ -141,6 +142,8 @@ class Server:
         self._listener: Listener | None = None
         self.workers = WorkerSessions(core, authority, self.files, lambda: self.client, self.now, lambda: self._guarded(self._act))
         self.factories = Factories(core, self.now)
+        #: Ports of factories of this process that were opened and not closed, by name.
+        self.own_factories: dict[str, LocalPort] = {}
         #: What it shows of itself to who looks on for longer.
         self.viewing = Viewing(core, self._found)
         self.attachments = Attachments(core, store, self._end, self._status, self.factories.resume, self.files, self.viewing.answer)
@@ -220,8 +223,13 @@ class Server:
             self._listener.leave_to_program()
 
     def open_port(self, role: str, name: str, on_message: Callable[[Message], None]) -> LocalPort:
-        """A port for a part of this process; ``on_message`` is called on the manager's thread and must be quick."""
+        """A port for a part of this process; ``on_message`` is called on the manager's thread and must be quick.
+
+        Raises `UsageError` for a second factory of a name, which would take the pilots of the first for its own.
+        """
         port = LocalPort(self, role, name, on_message)
+        if role == "factory" and self.own_factories.setdefault(name, port) is not port:
+            raise UsageError(f"this program has a factory {name!r} already: close() that one, go on using it, or take another name")
         self.call(lambda: self._port_opened(port))
         return port
 
@@ -507,6 +515,8 @@ class Server:
         if hello.worker is not None and (text := absurd(hello.worker)):
             return Refused(text)
         known = hello.session and hello.session in self._listener.links
+        if hello.role == "factory" and hello.purpose == "control" and not known and (refused := self.factories.refusal(hello.peer)):
+            return refused
         welcome = msgspec.structs.replace(self._welcome, session=hello.session if known else secrets.token_hex(12))
         if hello.role == "client":
             # When its session is over there is nothing to come back for.
@@ -564,7 +574,7 @@ class Server:
 
         link.on_messages, link.on_cut, link.on_resumed, link.on_lost = said, cut, resumed, left
         if role == "factory":
-            self.factories.come(name, tell)
+            self.factories.come(name, tell, link)
 
     def _keeper_for(self, hello: Hello) -> Callable[[ObjectName, int], str] | None:
         """How what comes over this data connection is kept for the program that puts it; None for workers, whose are results."""

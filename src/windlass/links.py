@@ -103,6 +103,15 @@ class Link:
         except OSError:
             return None
 
+    def where(self) -> str:
+        """Where the other end of its connection is, in words; "": that is not to be known."""
+        process = self.process()
+        if process is not None:
+            return f"process {process.pid} of the manager's host"
+        transport = self._connection.transport if self._connection is not None else None
+        address = transport.get_extra_info("peername") if transport is not None else None
+        return f"connected from {address[0]}" if isinstance(address, tuple) else ""
+
     @property
     def mute(self) -> bool:
         """Whether the other side has missed its heartbeats: it may be gone, which a cut connection would tell later."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import socket
 import ssl
@@ -238,6 +239,8 @@ class _Dialler:
         self._credential: tuple[bytes, bytes] | None = None
         self._context: ssl.SSLContext | None = None
         self._good: Address | None = None
+        #: When the manager first said, after the last connection, that it may be asked again: it is there, whoever was away how long.
+        self._put_off = -math.inf
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -269,10 +272,11 @@ class _Dialler:
                 return
             if lived >= GOOD_CONNECTION:
                 pause = FIRST_PAUSE
-            silent = loop.time() - link.last_heard
+            heard = max(link.last_heard, self._put_off)
+            silent = loop.time() - heard
             # Only a round that began at the limit shows that the manager is gone. The end of a connection, or of a round that began before,
             # may come of nothing but this process having stood still for so long (a paused machine, a suspended job, SIGSTOP).
-            if began - link.last_heard >= self._manager_timeout:
+            if began - heard >= self._manager_timeout:
                 link.fail(
                     f"manager {self._connection.manager} was not reached for {silent:.0f} s, and {self._manager_timeout:g} s is the limit; "
                     f"the last try: {reason}"
@@ -306,6 +310,10 @@ class _Dialler:
                 link.close()
                 link.closing = connection
                 self.on_refused(answer)
+            else:
+                self.on_trouble(f"it refused for now: {answer.text}")
+                if self._put_off < link.last_heard:
+                    self._put_off = asyncio.get_running_loop().time()
             return f"refused for now: {answer.text}", 0.0
         if connection.gone.done():
             return connection.gone.result(), 0.0
@@ -343,7 +351,7 @@ class Port:
     ``on_welcome`` is called on the port's thread at each connection, for who must know what the manager says of itself; ``on_cut(reason)``
     when one has ended and is made again. ``on_anew``: the
     manager was started anew and knows nothing of what was said before, which is to be said again; without it such a manager is lost to the
-    port.
+    port. ``on_refused(text)``: it was welcome before, and is so no more; without it that is a loss as well.
     """
 
     def __init__(
@@ -356,11 +364,12 @@ class Port:
         on_welcome: Callable[[Welcome], None] = _ignore,
         on_anew: Callable[[], None] | None = None,
         on_cut: Callable[[str], None] | None = None,
+        on_refused: Callable[[str], None] | None = None,
     ) -> None:
         self._file = connection
         self._role, self._name = role, name
         self._on_message, self._on_lost, self._on_welcome, self._on_anew = on_message, on_lost, on_welcome, on_anew
-        self._on_cut = on_cut
+        self._on_cut, self._on_refused = on_cut, on_refused
         self._lock = threading.Lock()
         self._outbox: list[Message] = []
         self._closed = False
@@ -471,6 +480,10 @@ class Port:
         def refused(answer: Refused) -> None:
             self._refused = True
             ended(answer.text)
+            if self._welcomed and self._on_refused is not None:
+                self._on_refused(answer.text)
+            elif self._welcomed:
+                self._on_lost(f"manager {self._file.manager} refuses this {self._role} now: {answer.text}")
 
         def welcome(answer: Welcome, fresh: bool) -> None:
             if fresh and self._on_anew is not None:
@@ -540,15 +553,16 @@ def open_port(
     on_welcome: Callable[[Welcome], None] = _ignore,
     on_anew: Callable[[], None] | None = None,
     on_cut: Callable[[str], None] | None = None,
+    on_refused: Callable[[str], None] | None = None,
 ) -> Port:
     """A port to the manager of ``connection``, as ``role`` ("client" or "factory"); waits up to ``timeout`` seconds for its Welcome.
 
     ``on_message`` and ``on_lost(reason)`` are called on the port's own thread and must be quick. The port survives cuts; ``on_lost`` says
-    that the manager is gone for good, and is not called after `Port.close`. ``on_anew``, ``on_cut``: see `Port`.
+    that the manager is gone for good, and is not called after `Port.close`. ``on_anew``, ``on_cut``, ``on_refused``: see `Port`.
 
     Raises:
         ConnectionRefused: the manager refused, or was not reached; the text says where and why.
     """
-    port = Port(connection, role, name, on_message, on_lost, on_welcome, on_anew, on_cut)
+    port = Port(connection, role, name, on_message, on_lost, on_welcome, on_anew, on_cut, on_refused)
     port.open(timeout)
     return port

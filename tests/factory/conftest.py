@@ -84,16 +84,22 @@ class FakeManager:
     said: list[Message] = field(default_factory=list[Message])
     closed: bool = False
     on_message: Callable[[Message], None] | None = None
+    on_refused: Callable[[str], None] | None = None
     #: Drains what it is asked to release: this is called with the pilots.
     on_release: Callable[[tuple[PilotId, ...]], None] | None = None
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
     def open_port(
-        self, role: str, name: str, on_message: Callable[[Message], None], on_cut: Callable[[str], None] | None = None
+        self,
+        role: str,
+        name: str,
+        on_message: Callable[[Message], None],
+        on_cut: Callable[[str], None] | None = None,
+        on_refused: Callable[[str], None] | None = None,
     ) -> FakeManager:
         assert role == "factory"
         assert name
-        self.on_message = on_message
+        self.on_message, self.on_refused = on_message, on_refused
         on_message(Demand(()))  # as the manager says at once what it could use: nothing
         return self
 

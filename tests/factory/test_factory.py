@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from windlass.errors import Rejected, UnknownName, Unreachable, UsageError
-from windlass.factory.backend import JobId, NotNow, NotSent, PilotRequest
+from windlass.factory.backend import JobId, Listed, NotNow, NotSent, PilotRequest
 from windlass.factory.factory import Factory
 from windlass.factory.fake import FakeBackend, FakeCluster, Fault, Todo
 from windlass.factory.local import LocalBackend
@@ -215,6 +215,19 @@ def test_the_factory_ends_with_its_manager(manager: Any, stand_in: StandIn, writ
     factory.close()
 
 
+def test_a_factory_whose_place_another_one_has_taken_leaves_the_pilots_to_it(manager: Any) -> None:
+    """They carry the same names in the batch system: an end by name would be that of the other one's pilots."""
+    backend = FakeBackend(processes=False)
+    with Factory(manager, backend, pool="p", name="night") as factory:
+        manager.tell(some(1))
+        manager.wait_until(lambda: sum(manager.counts.values()) == 1)
+        manager.on_refused("a factory 'night' is here already")
+        assert factory.wait(20)
+        assert factory.lost == "the manager refuses this factory now: a factory 'night' is here already; its pilots are left as they are"
+    [job] = backend.cluster.jobs.values()
+    assert job.state is not Listed.ENDED
+
+
 def test_a_backend_that_cannot_be_closed_keeps_no_factory_from_its_end(manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its command would go on for ever, whatever is pressed."""
     backend = FakeBackend(query_interval=0.02)
@@ -372,7 +385,7 @@ from windlass.messages import Demand
 
 class Port:
     pilot_file = Path(sys.argv[1])
-    def open_port(self, role, name, on_message, on_cut):
+    def open_port(self, role, name, on_message, *more):
         on_message(Demand(()))
         return self
     def send(self, *messages): pass

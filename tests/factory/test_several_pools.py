@@ -29,7 +29,12 @@ class Ports:
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
     def open_port(
-        self, role: str, name: str, on_message: Callable[[Message], None], on_cut: Callable[[str], None] | None = None
+        self,
+        role: str,
+        name: str,
+        on_message: Callable[[Message], None],
+        on_cut: Callable[[str], None] | None = None,
+        on_refused: Callable[[str], None] | None = None,
     ) -> OnePort:
         assert role == "factory"
         self._hear[name] = on_message

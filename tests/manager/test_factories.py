@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from windlass.manager.demand import pace
-from windlass.manager.factories import AT_ONCE, GATHER, Factories
+from windlass.manager.factories import ANSWERS_WITHIN, ASKED_LATELY, AT_ONCE, GATHER, Factories
 
 
 class Bench:
@@ -30,9 +30,15 @@ class Bench:
 
         loop = SimpleNamespace(call_later=call_later)
         monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
-        core = SimpleNamespace(workers={}, demand=demand)
+        self.left: list[str] = []
+
+        def factory_left(name: str, now: float) -> None:
+            self.left.append(name)
+
+        core = SimpleNamespace(workers={}, demand=demand, factory_left=factory_left)
         self.factories = Factories(cast(Any, core), lambda: self.now)
-        self.factories.come("night", lambda message: self.heard.append(cast(Any, message)))
+        self.tell = cast(Any, self.heard.append)
+        self.factories.come("night", self.tell)
 
     def change(self, seconds: float, every: float = 0.0005) -> None:
         """For so long the demand changes again and again."""
@@ -80,3 +86,92 @@ def test_after_some_quiet_changes_are_told_soon_again(monkeypatch: pytest.Monkey
     bench.now += 10 * pace(0)
     bench.change((AT_ONCE + 1) * (GATHER + 0.001))
     assert AT_ONCE <= len(bench.heard) - told <= AT_ONCE + 1
+
+
+class StandInLink:
+    """What is looked at of a factory's connection."""
+
+    def __init__(self) -> None:
+        self.connected, self.last_heard = True, 0.0
+        self.failed: list[str] = []
+
+    def where(self) -> str:
+        return "connected from 10.0.0.3"
+
+    def fail(self, reason: str) -> None:
+        self.failed.append(reason)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(monkeypatch)
+
+
+@pytest.fixture
+def link(bench: Bench) -> Any:
+    """The connection of a factory "day"."""
+    link: Any = StandInLink()
+    bench.factories.come("day", bench.tell, link)
+    bench.heard.clear()
+    return link
+
+
+def asks(bench: Bench, name: str = "day") -> tuple[bool, str]:
+    """Whether a factory that would like to have this name is to ask again, and what it is told; "": it may come."""
+    refused = bench.factories.refusal(name)
+    return (refused.retry, refused.text) if refused is not None else (False, "")
+
+
+def test_a_second_factory_of_a_name_is_refused_when_the_first_has_shown_that_it_lives(bench: Bench, link: Any) -> None:
+    """Each would take the other's pilots for its own, and only one would hear of the demand."""
+    again, text = asks(bench)
+    assert again
+    assert "a factory 'day' is here already, connected from 10.0.0.3: end that one, or take another name" in text
+    assert len(bench.heard) == 1, "it is told something, which it acknowledges"
+    bench.now += ANSWERS_WITHIN - 1
+    assert asks(bench)[0], "it has said nothing yet"
+    assert len(bench.heard) == 1
+    link.last_heard = 1.0
+    assert asks(bench) == (False, "a factory 'day' is here already, connected from 10.0.0.3: end that one, or take another name")
+
+
+def test_a_factory_that_is_cut_off_makes_way_at_once(bench: Bench, link: Any) -> None:
+    """As one that was killed and is started again."""
+    link.connected = False
+    assert asks(bench) == (False, "")
+    bench.factories.come("day", lambda message: None, cast(Any, StandInLink()))
+    assert link.failed == ["another factory of this name has taken its place"]
+    assert bench.left == ["day"]
+    bench.factories.left("day", bench.tell)  # the first one is known to be gone only now
+    assert "day" in bench.factories.here
+
+
+def test_a_factory_whose_host_is_gone_makes_way_when_it_has_not_answered(bench: Bench, link: Any) -> None:
+    assert asks(bench)[0]
+    bench.now += ANSWERS_WITHIN
+    assert asks(bench) == (False, "")
+
+
+def test_an_answer_that_was_asked_for_long_ago_tells_nothing(bench: Bench, link: Any) -> None:
+    """It lived then, and its host may be gone now."""
+    assert asks(bench)[0]
+    link.last_heard = 1.0
+    bench.now += ASKED_LATELY
+    assert asks(bench)[0]
+    bench.now += ANSWERS_WITHIN
+    assert asks(bench) == (False, "")
+
+
+def test_another_connection_is_asked_anew(bench: Bench, link: Any) -> None:
+    """Of the one that was asked before and has made way nothing is known for this one."""
+    assert asks(bench)[0]
+    other: Any = StandInLink()
+    bench.factories.come("day", bench.tell, other)
+    other.last_heard = 5.0
+    assert asks(bench)[0]
+
+
+def test_the_programs_own_factory_keeps_its_name(bench: Bench) -> None:
+    text = "a factory 'night' is here already, in the manager's own program: end that one, or take another name"
+    assert asks(bench, "night") == (False, text)
+    assert asks(bench, "day") == (False, "")

@@ -18,7 +18,9 @@ import msgspec
 import pytest
 
 from windlass import Closed, Factory, FunctionCall, Manager, WorkersLost
+from windlass.errors import ConnectionRefused, UsageError
 from windlass.identity import CLIENT, WORKER, Address, Authority, ConnectionFile, Identity, read_connection_file
+from windlass.links import Link
 from windlass.manager import addresses, server
 from windlass.messages import (
     PROTOCOL,
@@ -36,6 +38,7 @@ from windlass.messages import (
     PoolName,
     PoolOffer,
     PoolReport,
+    Refused,
     Resources,
     RunCalls,
     StartLibrary,
@@ -255,6 +258,59 @@ def test_a_factory_that_was_cut_off_is_told_the_demand_again(manager: Manager) -
         link.close()
 
     run(be_cut_off())
+
+
+def test_of_factories_with_one_name_the_second_is_refused_and_one_that_was_killed_is_followed(manager: Manager) -> None:
+    """Each would cancel the other's pilots. The one that comes back when another one has its place is refused, too."""
+    connection = credential(manager, CLIENT, CLIENT)
+
+    async def work() -> None:
+        refused: list[Refused] = []
+        heard: dict[str, list[Message]] = {"first": [], "second": [], "third": []}
+
+        links: list[Link] = []
+
+        def begin(name: str) -> Link:
+            links.append(connect(connection, lambda: hello("factory", "night"), heard[name].extend, on_refused=refused.append))
+            return links[-1]
+
+        async with asyncio.timeout(20):
+            first = begin("first")
+            while not heard["first"]:
+                await asyncio.sleep(0.002)
+            begin("second")
+            while not refused:
+                await asyncio.sleep(0.002)
+            assert refused.pop().text.startswith("a factory 'night' is here already, process ")
+            assert first.connected
+            assert not heard["second"]
+            assert first._connection is not None
+            first._connection.abort("as if its process had ended")
+            await asyncio.sleep(0)
+            third = begin("third")
+            while not heard["third"]:
+                await asyncio.sleep(0.002)
+            assert not refused
+            while not refused:
+                await asyncio.sleep(0.002)
+            assert first.closed
+            assert third.connected
+            for link in links:
+                link.close()
+                await link.gone(2)
+
+    run(work())
+
+
+def test_a_second_factory_of_a_name_in_one_program_is_refused(manager: Manager) -> None:
+    """Also once the first is closed the name is free."""
+    with Factory(manager, "fake", name="night"):
+        with pytest.raises(UsageError, match="this program has a factory 'night' already: close"):
+            Factory(manager, "fake", name="night").start()
+        with pytest.raises(ConnectionRefused, match="a factory 'night' is here already, in the manager's own program: end that one"):
+            Factory(str(manager.connection_file), "fake", name="night").start()
+    with Factory(manager, "fake", name="night"):
+        pass
 
 
 def test_pilots_learn_where_the_manager_listens_when_that_can_be_written(

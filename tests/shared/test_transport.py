@@ -84,13 +84,13 @@ class Shell:
         self.resumed: list[Hello | None] = []
         self.lost: list[str] = []
         self.identities: list[Identity] = []
-        self.refuse = ""
+        self.refuse, self.retry = "", False
         self.answer: Callable[[Link, Message], None] = lambda link, message: None
 
     def hello(self, hello: Hello, identity: Identity) -> Welcome | Refused:
         self.identities.append(identity)
         if self.refuse:
-            return Refused(self.refuse)
+            return Refused(self.refuse, self.retry)
         session = hello.session if hello.session in self.links else f"s-{os.urandom(8).hex()}"
         return Welcome(session=session, received=0, manager="m1", version="0", **self.welcome)
 
@@ -588,6 +588,37 @@ def test_who_stood_still_for_longer_than_the_limit_dials_before_it_gives_up(auth
     run(work)
 
 
+def test_who_stood_still_and_is_to_ask_again_does_so(authority: Authority) -> None:
+    """The manager is there, and has something to find out first: it is not lost."""
+
+    async def work() -> None:
+        shell = Shell(manager_timeout=5.0)
+        async with listening(authority, shell) as listener:
+            peer = Peer(at(authority, listener, WORKER, "w1"), hello(), manager_timeout=5.0)
+            await until(lambda: peer.link.connected)
+            shell.refuse, shell.retry = "not yet", True
+            stand_still(8.0)
+            shell.links.popitem()[1].fail("a newer one is here")
+            await until(lambda: len(peer.troubles) > 1 or peer.lost)
+            assert peer.lost == []
+            shell.refuse = ""
+            await until(lambda: len(peer.welcomes) > 1)
+            await peer.close()
+
+    run(work)
+
+
+def test_who_is_put_off_for_longer_than_the_limit_gives_up(authority: Authority) -> None:
+    async def work() -> None:
+        shell = Shell(manager_timeout=0.5)
+        shell.refuse, shell.retry = "not yet", True
+        async with listening(authority, shell) as listener:
+            peer = Peer(at(authority, listener, WORKER, "w1"), hello(), manager_timeout=0.5)
+            await until(lambda: peer.lost)
+
+    run(work)
+
+
 def test_who_stood_still_and_finds_nobody_gives_up_after_one_round(authority: Authority) -> None:
     async def work() -> None:
         async with listening(authority, Shell(manager_timeout=5.0)) as listener, Proxy(listener.addresses[0][1]) as proxy:
@@ -917,6 +948,9 @@ class Threaded:
         assert self._ready.wait(LIMIT)
         return self
 
+    def end_session(self, reason: str) -> None:
+        self._loop.call_soon_threadsafe(lambda: self._shell.link.fail(reason))  # when it is there, which its peer hears a moment before
+
     def stop(self) -> None:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._over.set)
@@ -969,6 +1003,27 @@ def test_a_port_tells_when_its_manager_is_gone(authority: Authority) -> None:
         port.close()
     assert "manager m1 was not reached" in lost[0]
     assert len(cut) == 1
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_port_tells_that_it_is_welcome_no_more(authority: Authority, own: bool) -> None:
+    """Who is above would wait for ever: with a word for it, or as for a manager that is lost."""
+    shell = Shell()
+    said: list[str] = []
+    told = threading.Event()
+
+    def tell(text: str) -> None:
+        said.append(text)
+        told.set()
+
+    with Threaded(authority, shell) as manager:
+        ways: Any = (said.append, tell) if own else (tell, None)
+        port = open_port(at(authority, manager.listener), "factory", "me", lambda message: None, ways[0], on_refused=ways[1])
+        shell.refuse = "not any more"
+        manager.end_session("another one is here")
+        assert told.wait(LIMIT)
+        port.close()
+    assert said == ["not any more" if own else "manager m1 refuses this factory now: not any more"]
 
 
 def test_a_port_that_is_refused_or_reaches_nobody_says_why(authority: Authority) -> None:

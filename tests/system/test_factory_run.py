@@ -106,3 +106,23 @@ def test_who_is_ended_while_it_waits_for_its_manager_says_so_and_has_done_nothin
         _, told = waits.communicate(timeout=30)
         assert waits.returncode == 0
         assert told == "windlass factory: interrupted while it waited for its manager; nothing had begun\n"
+
+
+def test_of_two_with_one_name_the_second_says_so_and_one_that_was_killed_is_followed_at_once(
+    manager: windlass.Manager, gate: Gate, until: Until
+) -> None:
+    """They would take each other's pilots for their own, and each in turn cancel what the other one has."""
+    words = [sys.executable, "-m", "windlass", "factory", "run", "local", "--port", str(manager.port), "--cores", "1", "--name", "night"]
+    manager.install_library("lib", passes)
+    gate.open()
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as first:
+        until("the first is here", lambda: bool(manager.status()["pools"]))
+        second = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+        assert second.returncode == 1
+        text = f"a factory 'night' is here already, process {first.pid} of the manager's host: end that one, or take another name"
+        assert text in second.stderr
+        first.kill()
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as third:
+        assert manager.submit(windlass.FunctionCall("lib", "passes", gate, "call")).result(30) == "call"
+        third.send_signal(signal.SIGTERM)
+        assert third.wait(30) == 0
