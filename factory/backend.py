@@ -25,7 +25,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, NewType, Protocol, cast, runtime_checkable
@@ -149,6 +149,17 @@ class PilotRequest:
     avoid: tuple[str, ...] = ()
     #: Those of them that programs have blocked.
     blocked: tuple[str, ...] = ()
+
+
+def with_walltime(request: PilotRequest, walltime: float) -> PilotRequest:
+    """The same pilots with another walltime, in seconds, for the batch system and for the worker."""
+    command = list(request.command)
+    for option, value in (("--walltime", f"{walltime:g}"), ("--grace", f"{min(request.grace, walltime / 4):g}")):
+        if option in command:
+            command[command.index(option) + 1] = value
+        else:
+            command += [option, value]
+    return replace(request, command=tuple(command), walltime=walltime, grace=min(request.grace, walltime / 4))
 
 
 @dataclass(frozen=True, slots=True)

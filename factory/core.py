@@ -19,8 +19,8 @@ budget (`CommandBudget.query_pace`), and at once when the backend says that some
 could tell nothing that the connections do not, so it comes ten times more seldom, until a connection is cut or something is asked for; and
 so it does for an hour where pilots have vanished before they served and there are no others, as they may turn up again.
 
-Closing goes through three steps: what is not connected is cancelled; what is connected is released and may finish what runs; when all
-are gone, or the time given is over, `EndAll`; then `finished`."""
+Closing goes through three steps: what is not connected is cancelled; what is connected is released and may finish what runs, also while
+its connection is cut and the manager waits for it; when all are gone, or the time given is over, `EndAll`; then `finished`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from typing import Final
 
 import msgspec
 
-from windlass.factory.backend import CommandLimits, JobId, PilotRequest, PilotState, Tickets, split_pilot_word
+from windlass.factory.backend import CommandLimits, JobId, PilotRequest, PilotState, Tickets, split_pilot_word, with_walltime
 from windlass.factory.history import OWN_START_BACKOFF, START_BACKOFF, TROUBLE_BACKOFF, CommandBudget, History
 from windlass.factory.pilots import NO_LOGS, VANISHED, Ending, Event, Fleet, Phase, Pilot
 from windlass.factory.planner import Actions, Promise, plan
@@ -93,17 +93,6 @@ class EndAll:
 
 
 Instruction = Query | Submit | Cancel | Release | EndAll
-
-
-def with_walltime(request: PilotRequest, walltime: float) -> PilotRequest:
-    """The same pilots with another walltime, in seconds, for the batch system and for the worker."""
-    command = list(request.command)
-    for option, value in (("--walltime", f"{walltime:g}"), ("--grace", f"{min(request.grace, walltime / 4):g}")):
-        if option in command:
-            command[command.index(option) + 1] = value
-        else:
-            command += [option, value]
-    return replace(request, command=tuple(command), walltime=walltime, grace=min(request.grace, walltime / 4))
 
 
 @dataclass(slots=True)
@@ -238,8 +227,9 @@ class FactoryCore:
         self._soonest = self._query_at = now + max(self.budget.query_pace(now, self.query_interval), SLOW_FACTOR * took)
         known = set(self.fleet.pilots)
         self.fleet.listed(states, now)
-        if self.fleet.pilots.keys() - known:
-            # The manager may have spoken of these before they were known, and speaks only when something changes.
+        if self.fleet.pilots.keys() - known or self._answered_before < self.fleet.patient_until <= now:
+            # The manager may have spoken of these before they were known, or before patience with them was over, and speaks only when
+            # something changes.
             self._see(now)
         if self._calm():
             self._query_at = max(self._soonest, now + CALM_FACTOR * self.query_interval)
@@ -494,16 +484,19 @@ class FactoryCore:
     def _step_closing(self, now: float) -> Instruction | None:
         assert self._deadline is not None
         pilots = list(self.fleet.pilots.values())
-        serving = tuple(pilot.job for pilot in pilots if pilot.phase is Phase.SERVING)
+        serving = tuple(pilot.job for pilot in pilots if self._releasable(pilot))
         if serving and not self.away:
             return self._release(serving, "the factory closes", now)
-        if now < self._deadline and self.fleet.live:
+        serve = any(pilot.connected or pilot.is_cut for pilot in pilots)
+        if serve and now < self._deadline:
+            self._last_tries = 0  # the last command was not heard, and one that waited has connected
+        if self.fleet.live and not self._at_the_end(now):
             if self.history.silent_until() > now or self.budget.free_at(now, kept=True) > now:
                 return None
-            unconnected = tuple(pilot.job for pilot in pilots if self._cancellable(pilot, now))
-            if unconnected:
-                return self._cancel(unconnected, "the factory closes", now)
-            if any(pilot.connected for pilot in pilots) or self.query_interval <= PROMPT:
+            useless = tuple(pilot.job for pilot in pilots if self._cancellable(pilot, now))
+            if useless:
+                return self._cancel(useless, "the factory closes", now)
+            if serve or self.query_interval <= PROMPT:
                 return None
         if not self.fleet.live and now >= self._looks_until:
             self.finished = True
@@ -524,9 +517,18 @@ class FactoryCore:
         """When the last command of all may be sent."""
         return max(self._last_try_at, self.budget.free_at(now, kept=True, count=len(END_ALL)))
 
+    @staticmethod
+    def _releasable(pilot: Pilot) -> bool:
+        """It serves; maybe although the batch system was asked to end it, which did not answer."""
+        return pilot.phase is Phase.SERVING or (pilot.phase is Phase.CANCELLING and pilot.connected and not pilot.draining)
+
     def _cancellable(self, pilot: Pilot, now: float) -> bool:
-        if self.away and pilot.phase is Phase.SERVING:
-            return now >= self._last_word_at
+        if pilot.phase in (Phase.CANCELLING, Phase.LEAVING):
+            # Nobody may have heard it. What a pilot runs is not known while the manager is out of reach.
+            known = not self.away or pilot.phase is Phase.CANCELLING
+            return known and not pilot.asked_lately(now) and not pilot.running_calls and not pilot.is_cut
+        if pilot.is_cut or (self.away and pilot.phase is Phase.SERVING):
+            return self.away and now >= self._last_word_at
         return not pilot.connected and pilot.phase in (Phase.QUEUED, Phase.RUNNING, Phase.HELD)
 
     @property

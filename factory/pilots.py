@@ -46,6 +46,8 @@ UNLISTED_FRESH: Final = 60.0
 FRESH_OF: Final = 3
 #: Seconds after which a submission that was not even sent is repeated, at the earliest: what kept it may last.
 SETTLE: Final = 30.0
+#: A pilot that was asked to end and is still there is asked again after this long.
+ASK_AGAIN: Final = 120.0
 
 
 #: Nobody can say where pilots write.
@@ -109,6 +111,7 @@ def _table() -> dict[tuple[Phase, Event], Phase]:
         (p.ENDING, e.DISCONNECTED): p.ENDING,
         (p.SERVING, e.RELEASED): p.LEAVING,
         (p.LEAVING, e.RELEASED): p.LEAVING,
+        (p.CANCELLING, e.RELEASED): p.LEAVING,  # it serves all the same: nobody may have heard that it was to end
         (p.QUEUED, e.CANCELLED): p.CANCELLING,
         (p.RUNNING, e.CANCELLED): p.CANCELLING,
         (p.SERVING, e.CANCELLED): p.CANCELLING,
@@ -202,6 +205,16 @@ class Pilot:
     def coming(self) -> bool:
         """It serves or will: it counts against demand."""
         return self.phase in (Phase.QUEUED, Phase.RUNNING, Phase.SERVING) and not self.draining and not self.forgotten
+
+    @property
+    def is_cut(self) -> bool:
+        """It has lost its connection, and the manager waits for it: what it ran goes on, for all that is known."""
+        runs = self.phase in (Phase.RUNNING, Phase.LEAVING, Phase.CANCELLING)
+        return runs and self.served and not self.connected and not self.forgotten
+
+    def asked_lately(self, now: float) -> bool:
+        """Its end was asked for so lately that it may just be about to come."""
+        return self.asked and now - self.asked_at < ASK_AGAIN
 
     def serves_well(self, now: float) -> bool:
         """It has served for long enough to show that its node can."""

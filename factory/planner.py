@@ -42,8 +42,6 @@ from windlass.factory.pool import PoolConfig
 from windlass.factory.spending import Allowance, allowance
 from windlass.messages import Demand, PilotSeen, PoolName, Resources, Shape
 
-#: A pilot that was asked to end and is still there is asked again after this long.
-ASK_AGAIN: Final = 120.0
 #: Rounding of sums of fractions.
 EPSILON: Final = 1e-9
 
@@ -204,12 +202,12 @@ def _shown_at(pilots: Iterable[Pilot], now: float) -> float:
 
 def _overdue(pilots: Iterable[Pilot], pool: PoolConfig, now: float) -> Iterable[Decision]:
     for pilot in pilots:
-        asked_lately = pilot.asked and now - pilot.asked_at < ASK_AGAIN
+        asked_again = not pilot.asked_lately(now) and not pilot.running_calls and not pilot.is_cut
         if pilot.phase is Phase.HELD:
             yield Decision((pilot.job,), f"held, so it will never start: {pilot.reason or 'no reason given'}")
-        elif pilot.phase is Phase.CANCELLING and not asked_lately and not pilot.running_calls:
+        elif pilot.phase is Phase.CANCELLING and asked_again:
             yield Decision((pilot.job,), "it was asked to end and is still there")
-        elif pilot.phase is Phase.LEAVING and not asked_lately and not pilot.running_calls:
+        elif pilot.phase is Phase.LEAVING and asked_again:
             yield Decision((pilot.job,), "it was let go and is still there")
         elif pilot.phase is Phase.RUNNING and not pilot.served and now - pilot.since >= pool.hello_timeout:
             yield Decision((pilot.job,), f"it runs since {now - pilot.since:.0f} s and has not connected to the manager")

@@ -66,6 +66,9 @@ class Simulation:
     avoid: tuple[str, ...] = ()
     #: The manager is out of reach.
     away: bool = False
+    #: Pilots whose connections are cut, and those that the manager has given up.
+    cut: set[PilotId] = field(default_factory=set[PilotId])
+    given_up: set[PilotId] = field(default_factory=set[PilotId])
     #: Nodes whose pilots connect, and leave soon after as they cannot serve.
     unfit: set[str] = field(default_factory=set[str])
     #: Pilots that started before then are well there.
@@ -79,12 +82,15 @@ class Simulation:
             if job.state is not Listed.RUNNING or self.now - job.started_at < HELLO:
                 continue
             word = pilot_word(job.job, job.restart)
-            running = 0 if word in self.leaving else min(left, int(job.cores))
+            if word in self.given_up:
+                continue
+            # One that leaves when its calls have ended, which is not soon, has these.
+            running = 0 if self.leaving.get(word, math.inf) < math.inf else min(left, int(job.cores))
             left -= running
             if running:
                 self.idle_since.pop(word, None)
             idle = self.now - self.idle_since.setdefault(word, self.now) if not running else 0.0
-            pilots.append(PilotSeen(PoolName("p"), word, True, running, idle, word in self.leaving, Resources(4.0)))
+            pilots.append(PilotSeen(PoolName("p"), word, word not in self.cut, running, idle, word in self.leaving, Resources(4.0)))
         return tuple(pilots)
 
     def demand(self) -> Demand:
@@ -816,6 +822,123 @@ def test_closing_while_the_manager_is_out_of_reach_for_a_moment_is_as_ever(make_
     sim.away = False
     sim.tick(1)
     assert (len(sim.released), len(sim.cancelled)) == (2, 0)
+
+
+def closing(pool: PoolConfig, seconds: float = math.inf) -> Simulation:
+    """Two pilots were let go as the factory closes, and have calls that take long."""
+    sim = simulation(pool, nodes=2)
+    sim.calls = 8
+    sim.run(60)
+    sim.core.close(sim.now, seconds)
+    sim.tick(1)
+    assert len(sim.released) == 2
+    sim.leaving = dict.fromkeys(sim.released, math.inf)
+    return sim
+
+
+def told_to_end(sim: Simulation) -> int:
+    return sum(kind == "cancel" for kind, _ in sim.cluster.commands)
+
+
+def test_what_is_cut_off_while_the_factory_closes_may_finish(make_pool: MakePool) -> None:
+    """All at once, as by a switch: its calls go on, and it comes back."""
+    sim = closing(make_pool())
+    sim.cut = set(sim.released)
+    sim.run(50)
+    assert (told_to_end(sim), sim.core.finished) == (0, False)
+    sim.cut = set()
+    sim.run(300)
+    assert (told_to_end(sim), sim.core.finished) == (0, False)
+
+
+def test_what_is_cut_off_when_the_factory_closes_is_let_go_when_it_is_back(make_pool: MakePool) -> None:
+    sim = simulation(make_pool(), nodes=2)
+    sim.calls = 8
+    sim.run(60)
+    sim.cut = {pilot.pilot for pilot in sim.seen()[:1]}
+    sim.core.close(sim.now, math.inf)
+    sim.run(10)
+    assert (len(sim.released), told_to_end(sim)) == (1, 0)
+    sim.cut = set()
+    sim.tick(1)
+    assert (len(sim.released), told_to_end(sim)) == (2, 0)
+    sim.run(300)
+    assert sim.core.finished
+
+
+def test_what_the_manager_has_given_up_is_ended_while_the_factory_closes(make_pool: MakePool) -> None:
+    sim = closing(make_pool())
+    sim.given_up = set(sim.released)
+    sim.leaving.clear()
+    sim.run(300)
+    assert sim.core.finished
+    assert sim.cluster.alive == 0
+
+
+def test_what_does_not_find_a_manager_that_began_anew_is_ended_while_the_factory_closes(make_pool: MakePool) -> None:
+    """It has its time to do so; the manager, which has never heard of it, says no more of it later."""
+    sim = closing(make_pool())
+    sim.core.told_nothing(sim.now)
+    sim.given_up = set(sim.released)
+    sim.tick(1)
+    sim.away = True  # nothing changes, so nothing more is said
+    sim.run(50)
+    assert (told_to_end(sim), sim.core.finished) == (0, False)
+    sim.run(100)
+    assert sim.core.finished
+
+
+def test_what_waits_is_cancelled_again_where_a_cancel_got_no_answer_while_the_factory_closes(make_pool: MakePool) -> None:
+    """It would start, connect and get calls, one after the other, and the factory would wait for those as well."""
+    sim = simulation(make_pool(), nodes=1)
+    sim.calls = 16
+    sim.run(60)
+    sim.cluster.fail("cancel", Fault.UNREACHABLE)
+    sim.core.close(sim.now, math.inf)
+    sim.tick(1)
+    [word] = sim.released
+    sim.leaving[word] = math.inf
+    assert len(sim.cancelled) == 3
+    sim.run(200)
+    assert [job.job for job in sim.cluster.jobs.values() if job.state is not Listed.ENDED] == [word]
+    assert not sim.core.finished
+
+
+def test_one_that_was_to_end_and_serves_is_let_go_while_the_factory_closes(make_pool: MakePool) -> None:
+    """Nobody has heard the cancel, and it has calls by now: these may finish."""
+    sim = simulation(make_pool(), nodes=2)
+    sim.cluster.down.add("n2")
+    sim.calls = 8
+    sim.run(60)
+    sim.cluster.fail("cancel", Fault.UNREACHABLE)
+    sim.core.close(sim.now, math.inf)
+    sim.tick(1)
+    sim.leaving = dict.fromkeys(sim.released, math.inf)
+    assert len(sim.leaving) == 1
+    sim.cluster.down.clear()
+    sim.run(20)
+    assert len(sim.released) == 2
+    sim.leaving = dict.fromkeys(sim.released, math.inf)
+    sim.run(300)
+    assert sim.cluster.alive == 2
+    assert not sim.core.finished
+    assert len(sim.cancelled) == 1
+
+
+def test_the_last_command_is_tried_again_where_it_got_no_answer(make_pool: MakePool) -> None:
+    """Without turning round and round meanwhile."""
+    sim = simulation(make_pool(), queue_delay=300.0)
+    sim.calls = 4
+    sim.run(10)
+    sim.cluster.fail("cancel", Fault.UNREACHABLE, 2)
+    closed = sim.now
+    sim.core.close(closed, 600.0)
+    sim.tick()
+    while not sim.core.finished:
+        sim.tick(sim.core.again_at(sim.now) - sim.now)
+    assert sim.now <= closed + 60
+    assert not sim.core.left_some
+    assert sim.cluster.alive == 0
 
 
 def test_a_pool_whose_manager_is_out_of_reach_promises_what_it_has(make_pool: MakePool) -> None:

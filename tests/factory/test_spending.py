@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from windlass.factory.backend import CommandLimits, JobId, Listed, PilotRequest, PilotState, Tickets
-from windlass.factory.core import FactoryCore, Submit, with_walltime
+from windlass.factory.backend import CommandLimits, JobId, Listed, PilotRequest, PilotState, Tickets, with_walltime
+from windlass.factory.core import FactoryCore, Submit
 from windlass.factory.pilots import Phase, Pilot
 from windlass.factory.pool import PoolConfig
 from windlass.factory.spending import allowance
