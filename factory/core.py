@@ -142,6 +142,9 @@ class FactoryCore:
     _heard_at: float = -math.inf
     #: Pilots that the manager knows in a pool of another name, which this one had in an earlier life.
     _named_otherwise: dict[PilotId, PoolName] = field(default_factory=dict[PilotId, PoolName])
+    #: Pilots of `demand` in a pool of this one's name that were not in the register then: those of another factory, maybe one that was
+    #: killed.
+    _strangers: frozenset[PilotId] = frozenset()
     #: The most memory, in bytes, that a pilot has turned out to have; 0: none has connected yet. Pools need not state any, and where
     #: one does a machine may have less: what is known by pilots decides, for the manager and for the plan.
     _memory: int = 0
@@ -189,6 +192,7 @@ class FactoryCore:
             self.demand = self._with_those_taken_over(self.demand)
             own = [seen for seen in self.demand.pilots if seen.pool == self.pool.name]
             self.fleet.seen(own, now, self._heard_at)
+            self._strangers = frozenset(seen.pilot for seen in own if split_pilot_word(seen.pilot)[0] not in self.fleet.pilots)
             self._memory = max((self._memory, *(seen.resources.memory for seen in own)))
 
     def _with_those_taken_over(self, demand: Demand) -> Demand:
@@ -443,6 +447,7 @@ class FactoryCore:
             before=self.before,
             spent=self.spent,
             unsure_seconds=self.fleet.unsure_seconds(self.pool.walltime),
+            strangers=self._strangers,
         )
         self.history.note_wanted(actions.wanted, now, self.pool.hold)
         if actions.used_up and not self.history.paused:

@@ -9,7 +9,8 @@ Demand is in calls, by what they need, and where known in expected seconds.  A *
 Worthwhile is a pilot that saves more than it costs to start: so many seconds as a pilot's start takes.  (Calls of a shape take about the
 same time, and what one call takes nothing shortens.)  Calls that must have more time than a pilot lives ask for none.  What pilots of
 *other* pools can take is subtracted first: those that are connected, and those that pools named before this one have promised
-(`Promise`).  The sum of the fractions, rounded up, between ``min_pilots`` and ``max_pilots``, is *wanted*.
+(`Promise`).  Pilots of a pool of the same name that this one does not know are another factory's, and count as such.  The sum of the
+fractions, rounded up, between ``min_pilots`` and ``max_pilots``, is *wanted*.
 
 *Coming* are pilots that are queued, running or serving, and not draining; *live* are all that exist or, after a submission without an
 answer, may exist.
@@ -40,7 +41,7 @@ from windlass.factory.history import PROVEN, History
 from windlass.factory.pilots import Phase, Pilot
 from windlass.factory.pool import PoolConfig
 from windlass.factory.spending import Allowance, allowance
-from windlass.messages import Demand, PilotSeen, PoolName, Resources, Shape
+from windlass.messages import Demand, PilotId, PilotSeen, PoolName, Resources, Shape
 
 #: Rounding of sums of fractions.
 EPSILON: Final = 1e-9
@@ -105,14 +106,17 @@ def plan(
     before: Sequence[Promise] = (),
     spent: float = 0.0,
     unsure_seconds: float = 0.0,
+    strangers: Collection[PilotId] = (),
 ) -> Actions:
     """What to do about a pool now.
 
     ``unsure`` pilots may exist beside ``pilots``; ``demand`` None: not heard yet. ``before``: what pools named before this one promise.
-    ``spent``: core seconds of pilots that have ended. ``unsure_seconds``: what the unsure ones may run, all together.
+    ``spent``: core seconds of pilots that have ended. ``unsure_seconds``: what the unsure ones may run, all together. ``strangers``: pilots
+    of the demand that are another factory's, in a pool of the same name.
     """
-    wanted, why = wanted_pilots(demand, pool, before)
-    keep, less_at = history.keep(max(wanted, _kept_pilots(demand, pool, before)), now, pool.hold)
+    others = () if demand is None else tuple(_others(demand, pool, before, strangers, unsure))
+    wanted, why = _wanted_beside(others, demand, pool)
+    keep, less_at = history.keep(max(wanted, _kept_pilots(others, demand, pool)), now, pool.hold)
     keep = max(min(keep, pool.max_pilots), pool.min_pilots)
     coming = sum(pilot.coming for pilot in pilots) + unsure
     cancel = list(_overdue(pilots, pool, now))
@@ -220,12 +224,17 @@ def _free(pilot: Pilot) -> bool:
 
 
 def wanted_pilots(demand: Demand | None, pool: PoolConfig, before: Sequence[Promise] = ()) -> tuple[int, str]:
-    """Pilots that the demand asks for, within the pool's limits, and how that comes about."""
+    """Pilots that the demand asks for, within the pool's limits, and how that comes about. All of its name count as its own."""
+    return _wanted_beside(() if demand is None else tuple(_others(demand, pool, before)), demand, pool)
+
+
+def _wanted_beside(others: Sequence[_Other], demand: Demand | None, pool: PoolConfig) -> tuple[int, str]:
+    """As `wanted_pilots`, when others have taken what they can."""
     if demand is None:
         return pool.min_pilots, "the manager has not said what it needs"
     asked = [shape for shape in demand.shapes if shape.waiting + shape.running]
     shapes = [shape for shape in asked if unfit(shape, pool) == ""]
-    left = _left_by_others(shapes, _others(demand, pool, before))
+    left = _left_by_others(shapes, others)
     total = math.ceil(sum(share * could_use(shape, pool) for share, shape in zip(left, shapes, strict=True)) - EPSILON)
     waiting, running = sum(shape.waiting for shape in shapes), sum(shape.running for shape in shapes)
     wanted = max(min(total, pool.max_pilots), pool.min_pilots)
@@ -237,7 +246,7 @@ def wanted_pilots(demand: Demand | None, pool: PoolConfig, before: Sequence[Prom
     return wanted, why + (f", at least {pool.min_pilots} are kept" if wanted > total else "")
 
 
-def _kept_pilots(demand: Demand | None, pool: PoolConfig, before: Sequence[Promise]) -> int:
+def _kept_pilots(others: Sequence[_Other], demand: Demand | None, pool: PoolConfig) -> int:
     """Pilots that are not too many: as are wanted, were those calls waiting that cannot run just now."""
     if demand is None or not any(shape.away for shape in demand.shapes):
         return 0
@@ -245,7 +254,7 @@ def _kept_pilots(demand: Demand | None, pool: PoolConfig, before: Sequence[Promi
         msgspec.structs.replace(shape, waiting=shape.waiting + shape.away, seconds=shape.seconds + shape.away * shape.longest, away=0)
         for shape in demand.shapes
     )
-    return wanted_pilots(msgspec.structs.replace(demand, shapes=shapes), pool, before)[0]
+    return _wanted_beside(others, msgspec.structs.replace(demand, shapes=shapes), pool)[0]
 
 
 def unfit(shape: Shape, pool: PoolConfig) -> str:
@@ -290,12 +299,23 @@ def _could_use_more(shape: Shape, pilot: PilotSeen, start_cost: float) -> float:
 _Other = tuple[int, Callable[[Shape], float]]
 
 
-def _others(demand: Demand, own: PoolConfig, before: Iterable[Promise]) -> Iterable[_Other]:
-    """What other pools have, and what those named before this one promise."""
+def _others(
+    demand: Demand, own: PoolConfig, before: Iterable[Promise], strangers: Collection[PilotId] = (), unsure: int = 0
+) -> Iterable[_Other]:
+    """What other pools have, and what those named before this one promise. ``strangers`` are of another factory's pool of the same name,
+    but for so many as may be of submissions without an answer, which count already."""
     alike: dict[tuple[PoolName, Resources], list[PilotSeen]] = {}
+    uncounted = unsure * own.nodes
     for pilot in demand.pilots:
-        if pilot.pool != own.name and pilot.connected and not pilot.draining:
-            alike.setdefault((pilot.pool, pilot.resources), []).append(pilot)
+        if not pilot.connected or pilot.draining:
+            continue
+        if pilot.pool == own.name:
+            if pilot.pilot not in strangers:
+                continue
+            if uncounted:
+                uncounted -= 1
+                continue
+        alike.setdefault((pilot.pool, pilot.resources), []).append(pilot)
     for pilots in alike.values():
         yield len(pilots), partial(_could_use_more, pilot=pilots[0], start_cost=own.start_cost)
     for promise in before:

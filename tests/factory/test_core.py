@@ -692,6 +692,26 @@ def test_pilots_of_an_earlier_life_that_leave_in_order_count_for_nothing(make_po
     assert (sim.core.history.start_failures, sim.core.history.failure) == (0, "")
 
 
+def test_pilots_of_a_killed_factory_with_a_pool_of_the_same_name_are_not_submitted_again(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They run all calls there are, and the batch system tells the next factory, which has another name, nothing of them."""
+    sim = simulation(make_pool(idle_timeout=30.0, hold=30.0))
+    sim.calls = 40
+    theirs = tuple(PilotSeen(PoolName("p"), PilotId(f"x{n}"), True, 4, 0.0, False, Resources(4.0)) for n in range(10))
+    seen = Simulation.seen
+
+    def beside_theirs(self: Simulation) -> tuple[PilotSeen, ...]:
+        return (*theirs, *(msgspec.structs.replace(one, running=0) for one in seen(self)))  # they were there before, and have the calls
+
+    monkeypatch.setattr(Simulation, "seen", beside_theirs)
+    sim.run(600)
+    assert sim.submissions == []
+    sim.calls = 48
+    sim.run(60)
+    assert sim.submissions == [2]
+
+
 def test_pilots_taken_over_from_a_pool_of_another_name_go_on(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
     """They say the name that the pool had in the factory's earlier life, and were ended with their calls, as if they had not connected."""
     sim = simulation(make_pool(hello_timeout=120.0))
@@ -900,7 +920,7 @@ def test_what_waits_is_cancelled_again_where_a_cancel_got_no_answer_while_the_fa
     sim.leaving[word] = math.inf
     assert len(sim.cancelled) == 3
     sim.run(200)
-    assert [job.job for job in sim.cluster.jobs.values() if job.state is not Listed.ENDED] == [word]
+    assert [pilot_word(job.job, 0) for job in sim.cluster.jobs.values() if job.state is not Listed.ENDED] == [word]
     assert not sim.core.finished
 
 

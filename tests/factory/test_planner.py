@@ -99,6 +99,19 @@ def test_what_pilots_of_other_pools_can_take_is_not_asked_for_again(make_pool: M
     assert wanted_pilots(Demand((shape,), (other, other)), make_pool())[0] == 0
 
 
+STRANGERS = tuple(PilotSeen(PoolName("p"), PilotId(f"x{n}"), True, 4, 0.0, False, Resources(4.0)) for n in range(10))
+
+
+@pytest.mark.parametrize(("unsure", "wanted"), [(0, 0), (6, 6)])
+def test_pilots_of_another_factory_count_where_its_pool_has_the_same_name(make_pool: MakePool, unsure: int, wanted: int) -> None:
+    """As many again would be submitted, stand idle, leave, and be followed by the next, for as long as the calls take. Those that may be
+    of a submission without an answer count already."""
+    demand = Demand((Shape(Resources(), 0, 40),), STRANGERS)
+    names = {pilot.pilot for pilot in STRANGERS}
+    assert plan(demand, [], unsure, make_pool(), History(), 1e4, strangers=names).wanted == wanted
+    assert plan(demand, [], unsure, make_pool(), History(), 1e4).wanted == 10, "own ones"
+
+
 @pytest.mark.parametrize(("seconds", "longest"), [(0.0, 0.0), (0.0, 3600.0)])
 def test_calls_that_cannot_run_just_now_keep_pilots_and_ask_for_none(make_pool: MakePool, seconds: float, longest: float) -> None:
     """Those that come meanwhile would leave as idle, and others come for them, again and again."""
