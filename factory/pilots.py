@@ -326,6 +326,10 @@ class Fleet:
         self.unsure.pop(ticket, None)
         walltime = self.walltimes.get(ticket, 0.0)
         for job in jobs:
+            old = self.pilots.get(job)
+            if old is not None and old.ticket != ticket and not old.connected:
+                # The batch system has lost its state, and its ids begin anew: what was called so is over.
+                self._end(old, Event.LISTED_ENDED, VANISHED, Cause.UNKNOWN, None, now)
             self.pilots.setdefault(job, Pilot(job, ticket, since=now, made_at=now, walltime=walltime, log=logs.get(job, "")))
 
     def not_submitted(self, ticket: str) -> None:

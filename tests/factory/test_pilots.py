@@ -8,7 +8,7 @@ import pytest
 
 from windlass.factory.backend import Cause, JobId, Listed, PilotState, pilot_word, split_pilot_word
 from windlass.factory.pilots import FRESH_OF, NEXT, SETTLE, UNLISTED, UNLISTED_FRESH, Event, Fleet, Phase, Pilot
-from windlass.messages import CANNOT_SERVE, PilotId, PilotSeen
+from windlass.messages import CANNOT_SERVE, PilotId, PilotSeen, PoolName, Resources
 
 A, B = JobId("a"), JobId("b")
 MakeSeen = Callable[..., PilotSeen]
@@ -26,6 +26,24 @@ def fleet() -> Iterator[Fleet]:
 
 def state(job: JobId, listed: Listed, **more: object) -> PilotState:
     return PilotState(job=job, listed=listed, **more)  # type: ignore[arg-type]
+
+
+def test_a_job_id_that_comes_again_is_another_pilot(fleet: Fleet) -> None:
+    """After a controller has lost its state: what was asked for the old one, and when that began, says nothing of the new one."""
+    fleet.asked([A], Event.CANCELLED, 1.0)
+    fleet.submitting("t2", 1, 50.0, 60.0)
+    fleet.submitted("t2", [A], 50.0)
+    assert [(ending.job, ending.ticket, ending.failed) for ending in fleet.endings] == [(A, "t", False)]
+    pilot = fleet.pilots[A]
+    assert (pilot.ticket, pilot.phase, pilot.made_at, pilot.walltime, pilot.asked) == ("t2", Phase.QUEUED, 50.0, 60.0, False)
+
+
+def test_one_that_is_connected_is_not_over_as_its_job_id_comes_again(fleet: Fleet) -> None:
+    """The manager knows it by that id, and would end its calls."""
+    fleet.seen([PilotSeen(PoolName("p"), PilotId(A), True, 1, 0.0, False, Resources(1.0))], 1.0)
+    fleet.submitted("t2", [A], 50.0)
+    assert fleet.endings == []
+    assert fleet.pilots[A].phase is Phase.SERVING
 
 
 def test_what_the_table_lacks_is_refused_and_changes_nothing() -> None:
