@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import types
 from abc import ABCMeta
 from collections import ChainMap
 from collections.abc import Callable
@@ -55,6 +56,8 @@ _OF_NAME: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
     ParamSpec: lambda obj: {"bound": obj.__bound__, "covariant": obj.__covariant__, "contravariant": obj.__contravariant__},
     TypeVarTuple: lambda obj: {},
 }
+#: The type of what `lazy import` binds, if this Python has it.
+_LAZY: Final[Any] = getattr(types, "LazyImportType", None)
 #: At the end of a tracker id: its program has the class under its name.
 NAMED: Final = ":named"
 
@@ -158,6 +161,7 @@ class ByValue(_Pickler):
 
     def _dynamic_function_reduce(self, func: FunctionType) -> Any:
         self.functions.append(func)
+        make_lazy_imports(func)
         make, arguments, (_, slots), *rest = _Pickler._dynamic_function_reduce(self, func)
         return make, arguments, (attributes_of(func), slots), *rest
 
@@ -380,6 +384,24 @@ def _number(kind: Any) -> None:
         with _cloudpickle._DYNAMIC_CLASS_TRACKER_LOCK:
             tracker = by_class.setdefault(kind, uuid4().hex + NAMED)
             _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID[tracker] = kind
+
+
+def make_lazy_imports(func: FunctionType) -> None:
+    """Make the imports that ``lazy import`` (Python 3.15) has put off, as a use of these globals would. Raises what they raise."""
+    if _LAZY is None:
+        return
+    for name in global_names(func):
+        value: Any = func.__globals__.get(name)
+        if type(value) is _LAZY:
+            func.__globals__[name] = value = value.resolve()
+        if type(value) is ModuleType:  # of ``lazy import a.b`` it is a; b comes when that is asked for it
+            used, above = set(func.__code__.co_names), f"{value.__name__}."
+            put_off: list[str] = sorted(getattr(sys, "lazy_modules", ()))
+            for parts in (one.removeprefix(above).split(".") for one in put_off if one.startswith(above)):
+                if used.issuperset(parts):
+                    found: Any = value
+                    for part in parts:
+                        found = getattr(found, part, None)
 
 
 def global_names(func: FunctionType) -> list[str]:

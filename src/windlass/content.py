@@ -29,7 +29,7 @@ from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptor
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from windlass import imports, snapshots
-from windlass.byvalue import ByValue, as_class, attributes_of, global_names, is_by_value, is_of_name
+from windlass.byvalue import ByValue, as_class, attributes_of, global_names, is_by_value, is_of_name, make_lazy_imports
 from windlass.homes import INSTALLED, home_of
 from windlass.messages import ObjectRef
 
@@ -128,6 +128,7 @@ class _Content(ByValue):
 
     def _dynamic_function_reduce(self, func: FunctionType) -> Any:
         self.functions.append(func)
+        make_lazy_imports(func)
         found = func.__globals__
         named = {name: found[name] for name in sorted(global_names(func)) if name in found}
         cells = tuple(_cell(cell) for cell in func.__closure__ or ())

@@ -75,6 +75,8 @@ _TRIVIAL: Final = frozenset(
 )
 _EXTENDED_ARG: Final = opcode.opmap["EXTENDED_ARG"]
 _IMPORT_NAME: Final = opcode.opmap["IMPORT_NAME"]
+#: Since Python 3.15 the lowest bits of its argument say whether the import is a lazy one.
+_LAZY_BITS: Final = 2 if sys.version_info >= (3, 15) else 0
 
 
 def find_imports(fn: Callable[..., Any]) -> tuple[ImportSpec, ...]:
@@ -184,12 +186,14 @@ def _import_instructions(code: CodeType) -> Iterator[tuple[int, tuple[str, ...],
         if operation == _IMPORT_NAME:
             if len(loaded) >= 2 and isinstance(loaded[-2], int):
                 names: Any = loaded[-1] or ()
-                yield loaded[-2], tuple(names), code.co_names[argument]
+                yield loaded[-2], tuple(names), code.co_names[argument >> _LAZY_BITS]
             loaded.clear()
         elif opcode.opname[operation] == "LOAD_CONST":
             loaded.append(code.co_consts[argument])
         elif opcode.opname[operation] == "LOAD_SMALL_INT":  # Python 3.14
             loaded.append(argument)
+        elif opcode.opname[operation] == "LOAD_COMMON_CONSTANT":  # Python 3.15: names are a tuple, which is none of them, or None
+            loaded.append(None)
         elif opcode.opname[operation] not in ("NOP", "CACHE", "RESUME"):
             loaded.clear()
 

@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import functools
+import importlib.machinery
 import os
+import pickle
 import sys
 import types
 import xml.dom.minidom as some_dom
@@ -18,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from windlass.errors import UsageError
+from windlass.errors import NotPicklable, UsageError
+from windlass.functions import look_at
 from windlass.imports import explicit_imports, find_imports
 from windlass.messages import ImportSpec
 
@@ -209,3 +212,34 @@ def test_a_function_of_an_installed_module_goes_by_name_and_its_body_is_searched
     from windlass.demo import tile
 
     assert [spec.module for spec in find_imports(tile)] == ["rich.text"]
+
+
+LAZY = """
+lazy import colorsys as colours
+lazy import xml.dom.pulldom
+lazy from textwrap import dedent
+lazy import of_nobody
+
+def uses(x):
+    return colours, xml.dom.pulldom.parse, dedent, helper(x)
+
+def helper(x):
+    lazily = of_nobody if x else None
+    return lazily
+
+def plain(x):
+    return colours, xml.dom.pulldom.parse, dedent
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 15), reason="lazy imports came with Python 3.15")
+def test_lazy_imports_are_made_when_the_function_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its first use would: what travels is the module, with the submodules that are used; one that cannot be had is told."""
+    script = types.ModuleType("script_with_lazy_imports")
+    monkeypatch.setitem(sys.modules, "script_with_lazy_imports", script)
+    script.__spec__ = importlib.machinery.ModuleSpec(script.__name__, importlib.machinery.SourceFileLoader(script.__name__, "script.py"))
+    exec(compile(LAZY, "script.py", "exec"), script.__dict__)
+    assert found(script.plain) >= {"colorsys", "xml.dom.pulldom", "textwrap"}
+    assert pickle.loads(look_at(script.plain).blob)(1)[1].__name__ == "parse"
+    with pytest.raises(NotPicklable, match=r"global 'of_nobody' .*No module named 'of_nobody'"):
+        find_imports(script.uses)

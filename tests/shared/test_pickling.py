@@ -795,7 +795,7 @@ def test_an_exception_that_carries_much_comes_as_itself_without_most_of_it() -> 
     """Those of Python carry the file that is not UTF-8, the text that is no JSON, all that a command has written."""
     failed: Any = sent(thrown(fails(CalledProcessError(3, ["simulate"], b"o" * 300_000, b"cannot open x\n" + b"e" * 300_000))))
     assert (type(failed), failed.returncode, failed.cmd) == (CalledProcessError, 3, ["simulate"])
-    assert str(failed) == "Command '['simulate']' returned non-zero exit status 3."
+    assert str(failed) == str(subprocess.CalledProcessError(3, ["simulate"]))
     assert failed.stderr.startswith(b"cannot open x\neee")
     assert b"\n... " in failed.stderr
     assert len(failed.stderr) < 20_000

@@ -26,10 +26,14 @@ HEAVY = {"argparse", "email", "http", "json", "multiprocessing", "pydoc", "sqlit
 HEAVY_IN_SLOTS = HEAVY | {"asyncio", "concurrent", "ssl", "subprocess", "tempfile", "random", "shutil"}
 
 
+#: Its list of its own modules lacks these; the last since 3.15, where a distribution has one that names its packages.
+_OF_PYTHON = {"__main__", "__mp_main__", "_frozen_importlib", "_frozen_importlib_external", "_missing_stdlib_info"}
+
+
 def strangers(modules: set[str], packages: set[str]) -> set[str]:
     """Top-level modules that are neither of these nor the standard library's."""
     names = {name.partition(".")[0] for name in modules}
-    return names - packages - set(sys.stdlib_module_names) - {"__main__", "__mp_main__", "_frozen_importlib", "_frozen_importlib_external"}
+    return names - packages - set(sys.stdlib_module_names) - _OF_PYTHON
 
 
 def heavy(modules: set[str], names: set[str]) -> set[str]:
