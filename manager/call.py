@@ -350,7 +350,7 @@ class FunctionCall:
                 raise UsageError(f"{what}(..., {path!r}): the call makes that path already; give each output once")
             raise UsageError(
                 f"{what}(..., {path!r}): the call has a file of that path already; what it is to change it copies to another path first"
-                " (cp -L)"
+                " (cat in.txt > work.txt)"
             )
         clash = next((folder for folder in _folders_of(normal) if folder in self._taken.paths), None) or self._taken.within.get(normal)
         if clash is not None and makes and clash not in self.inputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -86,6 +87,7 @@ def test_long_output_is_whole_up_to_its_bound_and_cut_in_the_middle_past_it(serv
 
 
 LEFTOVER = """
+import ctypes
 import os
 from windlass import commands
 from windlass.worker import slotproc
@@ -352,3 +354,45 @@ def test_a_mini_task_of_a_command_makes_one_file(manager: Manager) -> None:
     for wrong in (Command("x"), Command("x", outputs=["a", "b"]), Command("x", outputs=["a"], check=False)):
         with pytest.raises(UsageError, match="as a mini task makes one file"):
             manager.declare_minitask(wrong)
+
+
+CAP_DAC_OVERRIDE = 1
+PR_CAPBSET_DROP = 24
+COPIES = """
+import shutil
+from windlass import Command, Executor, FunctionCall
+
+def annotate(path):
+    {function}
+    with open("work", "a") as file:
+        file.write("3\\n")
+    return open("work").read()
+
+with Executor("local", cores=1) as pool:
+    file = pool.manager.declare_buffer("2\\n1\\n", "in.txt")
+    command = Command("{command} && sort -o work work && cat work", inputs={{"in": file}})
+    print([pool.manager.submit(command).result(60).stdout, pool.submit(annotate, file).result(60)])
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "function", "right"),
+    [("cat in > work", 'shutil.copyfile(path, "work")', True), ("cp -L in work", 'shutil.copy(path, "work")', False)],
+)
+def test_a_copy_as_pages_say_it_can_be_written_to(tmp_path: Path, command: str, function: str, right: bool) -> None:
+    """By who is not root: for root no mode is anything. The modes of inputs, which `cp` copies, are those of files that calls share."""
+    pages = Path(__file__).parents[2] / "docs"
+    assert command in (pages / "commands.md").read_text()
+    assert not right or f"`{function}` or `{command}`" in (pages / "files.md").read_text()
+    program = tmp_path / "program.py"
+    program.write_text(COPIES.format(command=command, function=function))
+    prctl = ctypes.CDLL(None).prctl
+    ended = subprocess.run(
+        [sys.executable, program],
+        preexec_fn=lambda: prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (ended.stdout == "['1\\n2\\n', '2\\n1\\n3\\n']\n") is right, ended.stderr
+    assert right or "Permission denied" in ended.stderr
