@@ -16,7 +16,7 @@ go; results of calls (``r-``) last, as they cost a call to make again, but for t
 bytes of a filling count from its start.
 
 Threads.  All may be called from any thread.  On the worker's event loop use what touches a few names on disk at most: `has`, `path`,
-`facts`, `pin`, `unpin`, `keep`, `discard`, `forget_results`, `names`, `used`.  The others block and are for threads: `fill`, everything of
+`facts`, `is_untouched`, `pin`, `unpin`, `keep`, `discard`, `forget_results`, `names`, `used`.  The others block and are for threads: `fill`, everything of
 a `Filling`, `damaged`, `manifest`, `sweep`, `close`, and making a `Cache`.  What the loop's calls remove is deleted by a thread of the
 cache's own.
 """
@@ -28,6 +28,8 @@ import threading
 from collections import Counter, OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from windlass.folders import remove_tree
 from windlass.messages import LEVELS, RESULT, FileName, longer
@@ -101,6 +103,16 @@ class Cache:
             raise KeyError(name)
         return self.forever.facts(name)
 
+    def is_untouched(self, name: str) -> bool:
+        """False when a file has been written to since it was kept, as far as a look tells: `fill` would make it anew. Raises `KeyError`."""
+        with self._lock:
+            entry = self._find(name)
+        if entry is not None:
+            return entries.is_untouched(self._place(name), entry.facts)
+        if self.forever is None:
+            raise KeyError(name)
+        return self.forever.is_untouched(name)
+
     def pin(self, name: str) -> None:
         """Keep the file from eviction until `unpin` is called as often. Raises `KeyError` when it is absent."""
         with self._lock:
@@ -168,7 +180,7 @@ class Cache:
     def fill(self, name: str, size: int, level: str = "workflow", patience: float = 3600.0, *, on_disk: bool = False) -> Filling | None:
         """Room for a file of `size` bytes (-1: not known; see `Filling.grow`) that is to be made; None when it is here already.
 
-        At level ``forever`` it waits up to `patience` seconds for another worker of this node that fills the same entry, and None may
+        One that was written to since is not. At level ``forever`` it waits up to `patience` seconds for another worker of this node that fills the same entry, and None may
         mean that this one has. What is ``on_disk`` already, beside the cache, asks the limit for room and the disk for nothing. Raises
         `CacheFull`, `CacheBusy`, and `ValueError` for a name or level that is none.
         """
@@ -177,6 +189,9 @@ class Cache:
             raise ValueError(f"{level!r} is no level of the cache; there are {', '.join(LEVELS)}")
         with self._lock:
             entry = self._find(name)
+            if entry is not None and not entries.is_untouched(self._place(name), entry.facts):
+                self._remove(name)
+                entry = None
             if entry is not None:
                 entry.wanted_anew(name)
                 self._raise_level(name, entry, level)
@@ -325,7 +340,7 @@ class Cache:
     def _raise_level(self, name: str, entry: _Entry, level: str) -> None:
         facts = entry.facts
         if longer(facts.level, level) != facts.level:
-            entry.facts = Facts(facts.size, level, facts.base, facts.content, facts.boot)
+            entry.facts = msgspec.structs.replace(facts, level=level)
             try:
                 entries.write_facts(self._place(name), entry.facts)
             except OSError:

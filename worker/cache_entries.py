@@ -12,7 +12,8 @@ is removed is renamed first too (``.dead-...``): the name is gone at once, howev
 
 After a crash of the whole node a file may have a name and not its bytes.  So facts tell during which boot they were written, and an
 entry of an earlier boot is not there until its content has been compared with its name.  Files are made read-only: calls share them.
-(Trees keep their modes; what a call writes into one is found only by `is_good`.)
+For root, as in a container, that is nothing; so the facts tell when a file was written, and one that was written to since is not kept
+(`is_untouched`).  (Trees keep their modes; what a call writes into one is found only by `is_good`.)
 
 Cleaners of old files take a tree apart, file by file, and leave what was used lately.  So an entry has a *mark* that is older than its
 content and that nobody reads or touches: it goes together with the first of the files, and without it the entry is not there.
@@ -57,6 +58,8 @@ class Facts(Record, frozen=True):
     content: str = ""
     #: The boot of this node during which it was written.
     boot: str = ""
+    #: When a file was last written to, as the file system says (`st_mtime_ns`); 0: not known, as of a tree.
+    written: int = 0
 
 
 def boot_id() -> str:
@@ -203,6 +206,26 @@ def is_good(entry: str, name: str, facts: Facts) -> bool:
         return False
 
 
+def is_untouched(entry: str, facts: Facts) -> bool:
+    """False when a file has been written to since it was kept. Looks at its size and time only; a tree is taken for good."""
+    try:
+        status = os.stat(os.path.join(os.fsencode(entry), facts.base))
+    except OSError:
+        return True  # whoever misses it says so
+    return not stat.S_ISREG(status.st_mode) or (status.st_size == facts.size and facts.written in (0, status.st_mtime_ns))
+
+
+def settle_time(path: bytes | Path) -> int:
+    """Have it that the file was last written to a second before it was, and say when that is.
+
+    So each later write is seen, however soon it comes and however coarse the clock of the file system is. And the time is one that was
+    set: of a network's file system the server might else set it later.
+    """
+    status = os.stat(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns - 1_000_000_000))
+    return os.stat(path).st_mtime_ns
+
+
 def content_of(name: str, told: str = "") -> str:
     """The content name that an entry must have; empty: not known."""
     return name if name.startswith(("b3-", "t3-")) else told
@@ -294,15 +317,16 @@ class Filling:
             self._writer.close()
 
     def _commit(self, base: bytes, size: int, content: str, manifest: bytes, pin: bool) -> Path:
-        status = os.lstat(self.path)
+        status, written = os.lstat(self.path), 0
         if stat.S_ISREG(status.st_mode):
             os.chmod(self.path, 0o500)  # whether it is a program, its name does not say
+            written = settle_time(self.path)
         elif not stat.S_ISDIR(status.st_mode):
             raise Damaged(f"what was made for {self.name} is neither file nor folder; it is not kept")
         if size != self.room:
             self._keeper.grow(self, size)
             self.room = size
-        facts = Facts(size, self.level, base, content_of(self.name, content), boot_id())
+        facts = Facts(size, self.level, base, content_of(self.name, content), boot_id(), written)
         write_facts(self.temporary, facts)
         if manifest:
             write_manifest(self.temporary, manifest)

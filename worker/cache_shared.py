@@ -31,6 +31,8 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from windlass.errors import CacheBusy, Closed, Damaged, UsageError
 from windlass.folders import remove_tree
 from windlass.manifests import is_file_name, show
@@ -173,6 +175,10 @@ class SharedCache:
             pass
         return True
 
+    def is_untouched(self, name: str) -> bool:
+        """See `windlass.worker.cache.Cache.is_untouched`."""
+        return entries.is_untouched(self._place(name), self.facts(name))
+
     def manifest(self, name: str) -> Manifest:
         """See `windlass.worker.cache.Cache.manifest`."""
         return entries.manifest_in(self._place(name), self.facts(name))
@@ -258,10 +264,12 @@ class SharedCache:
         if facts is None or not facts.base:
             return False
         if facts.boot == self._boot:
-            return True
+            return entries.is_untouched(place, facts)
         if not entries.content_of(name, facts.content) or not entries.is_good(place, name, facts):
             return False
-        entries.write_facts(place, Facts(facts.size, facts.level, facts.base, facts.content, self._boot))
+        path = os.path.join(os.fsencode(place), facts.base)
+        written = 0 if os.path.isdir(path) else entries.settle_time(path)
+        entries.write_facts(place, msgspec.structs.replace(facts, boot=self._boot, written=written))
         return True
 
     def _remove_unused(self, name: str) -> str:

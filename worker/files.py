@@ -98,6 +98,8 @@ class Files:
         #: Under which names the calls that hold it know it.
         self._bases: dict[FileName, set[str]] = {}
         self._pinned: set[FileName] = set()
+        #: Calls can write to files of the cache, as no mode holds for root: what others hold is looked at when one of them has ended.
+        self._writable = os.geteuid() == 0
         #: What the manager was asked for and has not come.
         self._wanted: set[FileName] = set()
         #: What the manager has been told is here.
@@ -169,6 +171,9 @@ class Files:
             left = self._holds.get(name, 0) - 1
             if left > 0:
                 self._holds[name] = left
+                if self._writable and name in self._pinned and not self._is_untouched(name):
+                    self._pinned.discard(name)
+                    self._remove_touched(ref)
                 continue
             self._holds.pop(name, None)
             self._refs.pop(name, None)
@@ -384,20 +389,27 @@ class Files:
         try:
             for base in self._bases.get(ref.name, ()):
                 self.cache.path(ref.name, base)  # makes it
-            path = self.cache.path(ref.name, ref.base)
-            facts = self.cache.facts(ref.name)
-            if path.is_file() and path.stat().st_size != facts.size:
-                log.error("file %s was cut in the cache; it is removed, and fetched again", ref.name)
-                self.cache.unpin(ref.name)
-                self.cache.discard(ref.name)
-                self._forget([ref.name])
-                return False
+            self.cache.path(ref.name, ref.base)
+            untouched = self.cache.is_untouched(ref.name)
         except KeyError:
             self.cache.unpin(ref.name)
+            return False
+        if not untouched:
+            self._remove_touched(ref)
             return False
         self._keep(ref)
         self._pinned.add(ref.name)
         return True
+
+    def _remove_touched(self, ref: FileRef) -> None:
+        """Take back the pin of a file that was written to, and have it fetched again by who needs it."""
+        log.error(
+            "file %s was changed in the cache, as by a call that has written to its input; it is removed, and fetched again when it is needed",
+            ref.shown,
+        )
+        self.cache.unpin(ref.name)
+        self.cache.discard(ref.name)
+        self._forget([ref.name])
 
     def _keep(self, ref: FileRef) -> None:
         """It came for who wanted it first, perhaps for a shorter time."""
@@ -414,6 +426,12 @@ class Files:
             return self.cache.has(ref.name) and os.path.lexists(self.cache.path(ref.name, ref.base))
         except (KeyError, WindlassError):
             return False
+
+    def _is_untouched(self, name: FileName) -> bool:
+        try:
+            return self.cache.is_untouched(name)
+        except KeyError:
+            return True  # gone: who misses it says so
 
     def _forget(self, names: Sequence[FileName]) -> None:
         told = [name for name in names if name in self._told]

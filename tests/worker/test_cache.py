@@ -436,6 +436,31 @@ def test_a_damaged_entry_is_found_removed_and_filled_again(cache: Cache, tmp_pat
     put(cache, bytes(1000), name=U3)
 
 
+def write_into(path: Path, data: bytes) -> None:
+    """As a call can in a container, where it is root."""
+    path.chmod(0o700)
+    with path.open("r+b") as file:
+        file.write(data)
+    path.chmod(0o500)
+
+
+def test_a_file_that_was_written_to_is_made_anew(cache: Cache) -> None:
+    """Though it has its size, and was written to at once; by who wants it next, also where somebody holds it yet."""
+    name = put(cache, b"content", pin=True)
+    assert cache.is_untouched(name)
+    assert cache.fill(name, 7) is None
+    cache.keep(name, "worker")
+    assert cache.is_untouched(name)
+    write_into(cache.folder / name / "data", b"CONTENT")
+    assert not cache.is_untouched(name)
+    put(cache, b"content")
+    assert cache.is_untouched(name)
+    assert cache.path(name, "data").read_bytes() == b"content"
+    cache.unpin(name)
+    with pytest.raises(KeyError):
+        cache.is_untouched(X3)
+
+
 def test_a_file_missing_from_a_tree_is_damage(cache: Cache, tmp_path: Path) -> None:
     tree = put_tree(cache, some_tree(tmp_path / "tree"))
     (cache.folder / tree / "tree" / "link").unlink()

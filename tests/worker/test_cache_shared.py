@@ -322,6 +322,22 @@ def test_after_a_boot_an_entry_is_compared_with_its_name_before_it_is_used(cache
     assert cache.path(X3, "data").read_bytes() == b"made new"
 
 
+def test_a_file_that_was_written_to_is_made_anew_also_by_a_later_worker(cache: Cache, tmp_path: Path) -> None:
+    """The name says what is in it, and root may write to it whatever its mode."""
+    put(cache)
+    path = cache.path(NAME, "data")
+    path.chmod(0o700)
+    path.write_bytes(DATA[::-1])
+    path.chmod(0o500)
+    later = Cache(tmp_path / "later", 1000, SharedCache(tmp_path / "shared", 1000))
+    assert later.has(NAME)
+    assert not later.is_untouched(NAME)
+    put(later)
+    assert later.is_untouched(NAME)
+    assert path.read_bytes() == DATA
+    later.close()
+
+
 # ---------------------------------------------------------------- several
 
 

@@ -212,6 +212,32 @@ async def test_a_file_that_is_wanted_at_two_levels_stays_as_long_as_the_longer_o
     assert desk.said == []
 
 
+@pytest.mark.parametrize("others", [False, True])
+async def test_a_file_that_a_call_has_written_to_is_fetched_anew_for_the_next(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, others: bool
+) -> None:
+    """Also while others hold it, as there may always be some, where calls are root, for whom no mode is anything."""
+    monkeypatch.setattr(desk.files, "_writable", others)
+    ref = FileRef(FileName("x3-" + "1" * 32), 3, "data", "workflow")
+    desk.files.heard(FetchFile(ref, SOURCE, data=b"old"))
+    assert isinstance(await desk.next_said(), FileHere)
+    holds = [ref] * (1 + others)
+    assert desk.files.hold(holds) == []
+    path = desk.files.cache.path(ref.name, "data")
+    path.chmod(0o700)
+    path.write_bytes(b"bad")
+    desk.files.release([ref])
+    assert desk.said == [FilesGone((ref.name,))] * others
+    assert desk.files.hold([ref]) == [key_of(ref.name)]
+    assert desk.said == [FilesGone((ref.name,)), WantFiles((ref.name,))]
+    assert not desk.files.cache.has(ref.name)
+    desk.said.clear()
+    desk.files.heard(FetchFile(ref, SOURCE, data=b"old"))
+    assert isinstance(await desk.next_said(), FileHere)
+    desk.files.release(holds)
+    assert desk.files.cache.path(ref.name, "data").read_bytes() == b"old"
+
+
 @pytest.mark.parametrize("level", ["worker", "forever"])
 async def test_a_file_that_no_call_here_needs_is_fetched_for_others(desk: Desk, level: str) -> None:
     """Where other workers of the node look for it, if it is to outlive this one."""
