@@ -5,7 +5,8 @@ Theory of operation
 `set_up` makes store and cache, which last as long as the worker; `new_session` makes what knows of holds and of things under way, which
 last as long as the manager knows this worker.  Objects go over data connections that the worker may open at once.  Files need the worker's
 own certificate, since peers must know each other: the first file that is wanted hurries the enrolment (`needed`), and what is to be said
-about files waits until then, so that the manager knows how peers reach this worker before it chooses a source for it.
+about files waits until then, so that the manager knows how peers reach this worker before it chooses a source for it; but for those that
+were here before.
 
 Where the disk takes no object, not even a folder, a link or a lock for a file, or where another user has made one of the folders anew
 (`windlass.ownership`), the worker drains: what needs objects or files goes back, what runs goes on.
@@ -36,6 +37,7 @@ from windlass.messages import (
     FileName,
     FilePushed,
     FileRef,
+    FileHere,
     FilesGone,
     FileSource,
     Hello,
@@ -381,11 +383,14 @@ class Supply:
         return Files(cache, self._fetch, self._say, backlog.arrived, backlog.failed, later, self._share)
 
     def _say(self, message: Message) -> None:
-        """Tell the manager, when it knows how peers reach this worker."""
+        """Tell the manager, in order; what it answers with a source, when it knows how peers reach this worker."""
         if self._enrolled.is_set():
             self._say_now(message)
             return
-        self._unsaid.append(message)
+        if isinstance(message, FileHere) and not self._unsaid:
+            self._say_now(message)  # before its call has ended, or who prunes the file then would leave what nobody knows of
+        else:
+            self._unsaid.append(message)
         self.needed.set()
         if self._certificate is not None and self._opening is None:
             self._opening = self._spawn(self._open())

@@ -19,6 +19,8 @@ from windlass.messages import (
     RETURNED,
     CallEnd,
     CallId,
+    DropFiles,
+    FileHere,
     FileName,
     FilePushed,
     FileRef,
@@ -110,6 +112,22 @@ class Kept:
         return self.told[0]
 
 
+async def test_a_file_that_was_here_before_is_told_before_its_call_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wanted waits until peers can reach this worker. Waiting for that too, it was told of when its program had pruned it."""
+    kept = Kept(tmp_path, monkeypatch)
+    here, gone = FileRef(FileName("x3-" + "1" * 32), 3, "here", "worker"), FileRef(FileName("x3-" + "2" * 32), 3, "gone", "worker")
+    filling = kept.cache.fill(here.name, 3, "worker")
+    assert filling is not None
+    filling.path.write_bytes(b"old")
+    filling.commit("here", 3)
+    kept.supply.hold([gone, here])
+    assert kept.said == [FileHere(here.name, 3)]
+    assert kept.supply.needed.is_set()
+    kept.supply.release([gone, here])
+    kept.supply.heard(DropFiles((here.name,)))
+    assert not kept.cache.has(here.name)
+
+
 async def test_what_lies_on_the_disk_already_asks_it_for_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its bytes were asked for twice: others' results went for nothing, or a call that had run for hours failed."""
 
@@ -170,6 +188,8 @@ async def test_a_result_goes_to_the_manager_from_where_it_lies(tmp_path: Path, m
     kept.supply.store.limit = 500
     monkeypatch.setattr(kept.supply, "_data", wire)
     assert (await kept.keep()).outcome == RETURNED
+    assert kept.said == [FileHere(kept.ref.name, 600)]
+    kept.said.clear()
     if not links:
         monkeypatch.setattr(os, "link", no_link)
     kept.supply.heard(PushFile(kept.ref.name))
