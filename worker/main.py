@@ -526,9 +526,9 @@ class Worker:
         if self._heard is not None:
             self._heard.ignore()  # a signal that comes from now on must not change the exit status
         self._guardian.sweep()
+        remove_tree(self.scratch)
         if self._supply is not None:
             self._supply.remove()
-        remove_tree(self.scratch)
 
     # ------------------------------------------------------------ small things
 

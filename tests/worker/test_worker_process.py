@@ -981,16 +981,29 @@ async def test_a_killed_worker_leaves_no_process_and_no_folder(manager: Manager,
 
 
 async def test_a_worker_leaves_when_its_parent_dies(manager: Manager) -> None:
-    """A local pilot does not outlive the program that started it."""
+    """A local pilot does not outlive the program that started it, and removes what that one, which was killed, has left in memory."""
     await manager.listener.listen(["127.0.0.1"])
     manager.authority.set_addresses(manager.listener.addresses)
-    script = "import subprocess, sys; subprocess.Popen([sys.executable, '-m', 'windlass.worker', *sys.argv[1:]]); sys.stdin.read()"
+    script = """
+import subprocess, sys
+from windlass.store_folders import default_store_folder
+subprocess.Popen([sys.executable, "-m", "windlass.worker", *sys.argv[1:]])
+print(default_store_folder("manager"), flush=True)
+sys.stdin.read()
+"""
     words = ["--connection", str(manager.authority.pilot_file), "--scratch", str(manager.folder / "scratch")]
-    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", script, *words, stdin=asyncio.subprocess.PIPE)
+    pipe = asyncio.subprocess.PIPE
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", script, *words, stdin=pipe, stdout=pipe)
     manager.processes.append(parent)
+    assert parent.stdout is not None
+    left = Path((await parent.stdout.readline()).decode().strip())
     await manager.until(lambda: manager.link is not None)
+    assert left.is_dir()
     parent.kill()
     assert (await manager.hear(Goodbye)).reason == "the pilot's parent process has ended"
+    async with asyncio.timeout(20):
+        while left.exists():
+            await asyncio.sleep(0.005)
 
 
 def calls_until_hello(folder: Path) -> int:
