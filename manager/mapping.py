@@ -7,6 +7,8 @@ be endless and memory stays flat. The window holds what the manager could use no
 the pace at which results have been taken, within `WINDOW_LEAST` and `WINDOW_MOST`; ``buffersize=`` fixes it. It is looked at again
 whenever half of it is used up and, while the consumer waits, a few times a second, because pilots come and go.
 
+Several threads may take from one: each result goes to one of them.
+
 The first error ends it. What has not ended is cancelled when it ends early: by an error, by `MapResults.close`, or when it is
 dropped half-way. One that nobody has looked at is left alone, since programs map for the effect too.
 """
@@ -14,6 +16,7 @@ dropped half-way. One that nobody has looked at is left alone, since programs ma
 from __future__ import annotations
 
 import queue
+import threading
 import time
 import warnings
 from collections import deque
@@ -101,6 +104,8 @@ class MapResults(Iterator[R], Generic[R]):
         if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout != timeout):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"timeout={timeout!r}: give seconds until the last result, or None to wait for ever")
         self._deadline = None if timeout is None else time.monotonic() + timeout
+        #: Of who takes the next result. Not of `close`, which must not wait for that; and inputs may depend on results.
+        self._taking = threading.RLock()
         self._fixed = buffersize
         self._chunksize = chunksize
         #: Calls ahead: in order, or those that have not been taken, with their numbers.
@@ -164,11 +169,12 @@ class MapResults(Iterator[R], Generic[R]):
 
     def _next_ended(self) -> tuple[CallFuture[Any], int]:
         """The next future whose turn it is, ended, and its number. TimeoutError."""
+        row = self._row  # `close` in another thread takes it away, and ends what is in it
         while True:
             patience = self._patience()
             if self._ended is None:
-                if self._row[0].wait(patience):
-                    return self._row.popleft(), self._submitted - len(self._row) - 1
+                if row[0].wait(patience):
+                    return row.popleft(), self._submitted - len(row) - 1
             else:
                 try:
                     future = self._ended.queue.get(timeout=patience)
@@ -195,6 +201,10 @@ class MapResults(Iterator[R], Generic[R]):
         return self
 
     def __next__(self) -> R:
+        with self._taking:
+            return self._take()
+
+    def _take(self) -> R:
         self._started = True
         if self._values:
             return self._give(self._values.popleft())

@@ -722,6 +722,41 @@ class TestMap:
     def test_unordered_results_of_many_calls_are_all_there(self, pool: Executor) -> None:
         assert sorted(pool.map(square, range(500), ordered=False)) == [x * x for x in range(500)]
 
+    @pytest.mark.parametrize("ordered", [True, False])
+    def test_several_threads_may_take_from_one(self, held: Held, ordered: bool) -> None:
+        """Each result goes to one of them, as to threads that do something with it."""
+        results, got, inside, most = Executor(None, manager=held).map(square, range(3), ordered=ordered), list[int](), 0, 0
+        take = results._take
+
+        def taking() -> int:
+            nonlocal inside, most
+            inside += 1
+            most = max(most, inside)
+            try:
+                return take()
+            finally:
+                inside -= 1
+
+        results._take = taking  # type: ignore[method-assign]
+        consumers = [threading.Thread(target=lambda: got.extend(results), daemon=True) for _ in range(3)]
+        for consumer in consumers:
+            consumer.start()
+        until(lambda: inside)
+        for number in range(3):
+            held.end(number)
+        for consumer in consumers:
+            consumer.join(20)
+        assert (sorted(got), most) == ([0, 1, 4], 1)
+
+    def test_who_waits_for_a_result_when_another_thread_closes_hears_that_it_was_cancelled(self, held: Held) -> None:
+        results = Executor(None, manager=held).map(square, range(5))
+        with ThreadPoolExecutor(1) as consumers:
+            waits = consumers.submit(next, results)
+            until(lambda: held.futures[0]._watchers)
+            results.close()
+            with pytest.raises(concurrent.futures.CancelledError):
+                waits.result(20)
+
     def test_an_endless_input_is_read_only_so_far_ahead(self, held: Held) -> None:
         read = itertools.count()
         results = Executor(None, manager=held).map(square, read)
