@@ -16,9 +16,9 @@ go; results of calls (``r-``) last, as they cost a call to make again, but for t
 bytes of a filling count from its start.
 
 Threads.  All may be called from any thread.  On the worker's event loop use what touches a few names on disk at most: `has`, `path`,
-`facts`, `is_untouched`, `pin`, `unpin`, `keep`, `discard`, `forget_results`, `names`, `used`.  The others block and are for threads: `fill`, everything of
-a `Filling`, `damaged`, `manifest`, `sweep`, `close`, and making a `Cache`.  What the loop's calls remove is deleted by a thread of the
-cache's own.
+`facts`, `is_untouched`, `pin`, `unpin`, `keep`, `discard`, `forget_results`, `names`, `used`.  The others block and are for threads:
+`fill`, everything of a `Filling`, `damaged`, `manifest`, `sweep`, `close`, and making a `Cache`.  What the loop's calls remove is deleted
+by a thread of the cache's own.
 """
 
 from __future__ import annotations
@@ -180,9 +180,9 @@ class Cache:
     def fill(self, name: str, size: int, level: str = "workflow", patience: float = 3600.0, *, on_disk: bool = False) -> Filling | None:
         """Room for a file of `size` bytes (-1: not known; see `Filling.grow`) that is to be made; None when it is here already.
 
-        One that was written to since is not. At level ``forever`` it waits up to `patience` seconds for another worker of this node that fills the same entry, and None may
-        mean that this one has. What is ``on_disk`` already, beside the cache, asks the limit for room and the disk for nothing. Raises
-        `CacheFull`, `CacheBusy`, and `ValueError` for a name or level that is none.
+        One that was written to since is made anew. At level ``forever`` it waits up to `patience` seconds for another worker of this node
+        that fills the same entry, and None may mean that this one has. What is ``on_disk`` already, beside the cache, asks the limit for
+        room and the disk for nothing. Raises `CacheFull`, `CacheBusy`, and `ValueError` for a name or level that is none.
         """
         entries.check_name(name)
         if level not in LEVELS:

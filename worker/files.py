@@ -404,7 +404,7 @@ class Files:
     def _remove_touched(self, ref: FileRef) -> None:
         """Take back the pin of a file that was written to, and have it fetched again by who needs it."""
         log.error(
-            "file %s was changed in the cache, as by a call that has written to its input; it is removed, and fetched again when it is needed",
+            "file %s was changed in the cache, as by a call that wrote to its input; it is removed, and fetched again when it is needed",
             ref.shown,
         )
         self.cache.unpin(ref.name)

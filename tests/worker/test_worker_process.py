@@ -326,6 +326,10 @@ def left_for_the_cache(scratch: Path) -> list[list[str]]:
     return [os.listdir(folder) for folder in scratch.glob("windlass-scratch-*/cache-kept")]
 
 
+def is_there(folder: Path) -> bool:
+    return folder.is_dir()
+
+
 def scratch_is_empty(manager: Manager) -> bool:
     """Nor is there a link to what was there."""
     scratch = manager.folder / "scratch"
@@ -998,11 +1002,11 @@ sys.stdin.read()
     assert parent.stdout is not None
     left = Path((await parent.stdout.readline()).decode().strip())
     await manager.until(lambda: manager.link is not None)
-    assert left.is_dir()
+    assert is_there(left)
     parent.kill()
     assert (await manager.hear(Goodbye)).reason == "the pilot's parent process has ended"
     async with asyncio.timeout(20):
-        while left.exists():
+        while is_there(left):
             await asyncio.sleep(0.005)
 
 
