@@ -53,7 +53,7 @@ def failure(done: CallDone) -> BaseException:
         case o if o == NO_FILE:
             error = FileUnavailable(text)
         case o if o == BAD_CALL:
-            error = NotPicklable(text) if "pickle" in text else CallFailed(text)
+            error = NotPicklable(text) if detail.unpicklable else CallFailed(text)
         case o if o == CANCELLED:
             error = CallFailed(text or "the call was cancelled at its worker")
         case _:

@@ -94,7 +94,7 @@ def load(setup: Setup, announce: Callable[[Step], None], *, with_context: bool) 
         add_code(spec.code, setup.store_folder, setup.code_folder, spec.paths)
     except Exception as error:
         kind = "node" if is_the_nodes(error) else "import"  # other workers may do better
-        raise CannotStart(kind, f"the code of library {spec.name!r} cannot be unpacked on the worker: {error!r}\n{_trace()}") from error
+        raise CannotStart(kind, f"the code of library {spec.name!r} cannot be unpacked on the worker: {error!r}{_traced(error)}") from error
     # Objects made while loading live as long as the process: looking for garbage among them is wasted, also afterwards. The first look of
     # a collector that finds them all new takes as long as a tenth of the imports; so they are put out of its sight before it is on again.
     gc.disable()
@@ -149,7 +149,7 @@ def compute_context(library: Library, announce: Callable[[Step], None]) -> None:
         library.context = function(*args, **kwargs)
     except BaseException as error:  # a context that calls sys.exit must not look like a crash
         raise CannotStart(
-            "context", f"the context function of library {library.spec.name!r} failed: {_short(error)}\n{_trace()}"
+            "context", f"the context function of library {library.spec.name!r} failed: {_short(error)}{_traced(error)}"
         ) from error
     library.has_context = True
     library.context_seconds = time.perf_counter() - begin
@@ -205,7 +205,7 @@ def _hoist(library: Library, setup: Setup, announce: Callable[[Step], None]) -> 
             failure = _short(error)
             if item.explicit:
                 raise CannotStart(
-                    "import", f"import of {item.module!r} for library {library.spec.name!r} failed: {failure}\n{_trace()}"
+                    "import", f"import of {item.module!r} for library {library.spec.name!r} failed: {failure}{_traced(error)}"
                 ) from error
         done.append(HoistedImport(item.module, time.perf_counter() - begin, failure))
         now = thread_count()
@@ -232,9 +232,10 @@ def _load_functions(library: Library, setup: Setup, announce: Callable[[Step], N
         except BaseException as error:
             if failed_imports and isinstance(error, ImportError):
                 continue  # the call says so, if one comes
-            raise CannotStart(
-                "function", f"function {definition.name!r} of library {library.spec.name!r} cannot be loaded: {_short(error)}\n{_trace()}"
-            ) from error
+            from windlass.worker.unloadable import reason
+
+            told = f"function {definition.name!r} of library {library.spec.name!r} cannot be loaded: {reason(error)}{_traced(error)}"
+            raise CannotStart("function", told) from error
     if any(map(is_async, library.functions.values())):
         importlib.import_module("windlass.worker.own_loop")
 
@@ -278,5 +279,7 @@ def _short(error: BaseException) -> str:
     return bounded(f"{type(error).__name__}: {error}") if str(error) else type(error).__name__
 
 
-def _trace() -> str:
-    return bounded(traceback.format_exc(), 24 << 10)
+def _traced(error: BaseException) -> str:
+    from windlass.worker.unloadable import traced
+
+    return traced(error)

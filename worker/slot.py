@@ -279,7 +279,7 @@ class Slot:
                 except BaseException as error:  # noqa: BLE001 - pickling runs the user's code
                     # The node's trouble is worth a retry elsewhere.
                     outcome = DIED if type(error).__name__ in ("StoreFull", "NotOurs") else BAD_CALL
-                    detail = EndDetail(text=self.bad_result(run, value, error))
+                    detail = self.bad_result(run, value, error)
         if state.watch is not None:
             end_watch()
         state.run = None
@@ -345,29 +345,29 @@ class Slot:
         if not self.functions.has(run.function):
             if isinstance(error, ImportError):  # what the function's own import statement would have raised
                 return RAISED, *pickling.pack_exception(error)
-            text = f"function {name!r} of library {self.setup.spec.name!r} cannot be loaded on the worker"
+            what = f"function {name!r} of library {self.setup.spec.name!r}"
         else:
-            text = f"the arguments of {name!r} cannot be loaded on the worker"
-        import traceback
+            what = f"the arguments of {name!r}"
+        from windlass.worker.unloadable import detail_of
 
-        told = bounded("".join(traceback.format_exception(error)), 24 << 10)
         outcome = DIED if hoist.is_the_nodes(error) or hoist.is_the_nodes(error.__cause__) else BAD_CALL  # a retry elsewhere may do better
-        return outcome, b"", EndDetail(text=bounded(f"{text}: {type(error).__name__}: {error}", 24 << 10) + f"\n{told}")
+        return outcome, b"", detail_of(what, error)
 
-    def bad_result(self, run: CallRun, value: object, error: BaseException) -> str:
+    def bad_result(self, run: CallRun, value: object, error: BaseException) -> EndDetail:
         """Why a result cannot travel, and what to do."""
         name = self.functions.name(run.function)
         if type(error).__name__ in ("UsageError", "BadTree"):
-            return bounded(f"{name!r}: {error}")
+            return EndDetail(text=bounded(f"{name!r}: {error}"))
         if isinstance(error, OSError):
-            return bounded(f"the result of {name!r} could not be left in the worker's object store: {error}")
+            return EndDetail(text=bounded(f"the result of {name!r} could not be left in the worker's object store: {error}"))
         kind = type(value).__name__
         advice = {
             "generator": f"return list(...) of it, or make {name!r} return a list",
             "coroutine": f"{name!r} is no async function, but gives what one gives: let it be async def, and await there",
             "async_generator": f"{name!r} is an async generator: collect its items in a function with asyncio.run(...) and return a list",
         }.get(kind, "return something that pickle can handle, or write it to a file and return the path")
-        return bounded(f"{name!r} returned a {pickling.type_name(value)}, which cannot be pickled and sent back; {advice} ({error})")
+        text = f"{name!r} returned a {pickling.type_name(value)}, which cannot be pickled and sent back; {advice} ({error})"
+        return EndDetail(text=bounded(text), unpicklable=True)
 
     def written(self) -> tuple[bytes, bytes]:
         """What the call has written, and make room for the next one."""

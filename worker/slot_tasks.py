@@ -354,7 +354,7 @@ class TaskSlot(Slot):
                 except BaseException as error:  # noqa: BLE001 - pickling runs the user's code
                     # The node's trouble is worth a retry elsewhere.
                     outcome = DIED if type(error).__name__ in ("StoreFull", "NotOurs") else BAD_CALL
-                    detail = EndDetail(text=self.bad_result(run, value, error))
+                    detail = self.bad_result(run, value, error)
         await self.end_watch(place)
         if room is not None:
             room.leave()

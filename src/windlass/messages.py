@@ -338,6 +338,8 @@ class EndDetail(Record, frozen=True):
     peak_memory: int = 0
     share: int = 0
     limit: int = 0
+    #: What could not be loaded or sent back cannot be pickled: of `BAD_CALL`.
+    unpicklable: bool = False
 
 
 class CallEnd(msgspec.Struct, array_like=True, gc=False):

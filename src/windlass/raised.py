@@ -91,6 +91,12 @@ def format_exception(exc: BaseException) -> str:
     return _as_text(_tell(exc, lambda one: b""))
 
 
+def summary(exc: BaseException) -> str:
+    """Type and message."""
+    message = _message(exc)
+    return f"{type(exc).__name__}: {message}" if message else type(exc).__name__
+
+
 def _tell(exc: BaseException, states: Callable[[BaseException], bytes]) -> list[_Told]:
     found: list[BaseException] = [exc]
     places = {id(exc): 0}
@@ -310,10 +316,11 @@ def _traceback(exc: BaseException) -> str:
 
     A call that Windlass itself has failed, as it does a command's, has no frames that would tell a user anything.
     """
-    frames = _users_frames(exc.__traceback__)
-    own = isinstance(exc, CallFailed) and frames is not None and _is_own(frames)
+    frames = users_frames(exc)
+    if frames is None and not isinstance(exc, CallFailed):
+        frames = exc.__traceback__
     try:
-        lines = traceback.TracebackException(type(exc), exc, None if own else frames, compact=True).format(chain=False)
+        lines = traceback.TracebackException(type(exc), exc, frames, compact=True).format(chain=False)
         text = "".join(lines)
         if isinstance(exc, WindlassError):  # it is shown at the end of the error itself
             text = text.removesuffix(f"{exc.advice}\n")
@@ -322,17 +329,18 @@ def _traceback(exc: BaseException) -> str:
     return _clipped(_sayable(text), _MAX_TEXT)
 
 
-def _users_frames(frames: TracebackType | None) -> TracebackType | None:
-    """The traceback from the first frame on that is not Windlass's own; all of it if there is none."""
-    here = frames
+def users_frames(exc: BaseException) -> TracebackType | None:
+    """The traceback from the first frame on that is neither Windlass's own nor cloudpickle's; None if there is no such."""
+    here = exc.__traceback__
     while here is not None and _is_own(here):
         here = here.tb_next
-    return here or frames
+    return here
 
 
 def _is_own(frame: TracebackType) -> bool:
     # Ours have whole paths. To make others' whole would ask for the working directory, which may be gone.
-    return frame.tb_frame.f_code.co_filename.startswith(_OWN)
+    code, module = frame.tb_frame.f_code, frame.tb_frame.f_globals.get("__name__")
+    return code.co_filename.startswith(_OWN) or module == "cloudpickle.cloudpickle"
 
 
 # ---------------------------------------------------------------- as text

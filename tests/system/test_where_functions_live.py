@@ -364,6 +364,40 @@ def test_a_module_that_makes_an_executor_when_it_is_imported_makes_none_on_worke
         assert pool.manager.submit(windlass.FunctionCall("lib", "given")).result(30) == "Executor"
 
 
+def test_a_module_that_cannot_be_imported_on_the_worker_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as something that cannot be pickled, and with the module's frames alone; as is one that was edited until it lacks a name."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "table.pickle").write_text("1")
+    reads, edited = tmp_path / "reads_beside_it.py", tmp_path / "edited_away.py"
+    reads.write_text("import pathlib\nONE = pathlib.Path(__file__).with_name('table.pickle').read_text()\ndef one():\n    return ONE\n")
+    edited.write_text("def go():\n    return 1\n")
+    one, go = (getattr(importlib.import_module(file.stem), name) for file, name in ((reads, "one"), (edited, "go")))
+
+    class Given:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return one, ()
+
+    def takes(given: object) -> object:
+        return given
+
+    edited.write_text("def gone():\n    return 1\n")
+    told = r"module 'reads_beside_it' cannot be imported there: FileNotFoundError: .*'; a module beside the script travels alone, a package"
+    with windlass.Executor("local", cores=1) as pool:
+        for what, call in (("function 'one' of", (one,)), ("the arguments of 'takes'", (takes, Given()))):
+            with pytest.raises(windlass.CallFailed, match=f"^{what}.* cannot be loaded on the worker: {told}") as caught:
+                pool.submit(*call).result(30)
+            files = [line.split('"')[1] for line in str(caught.value).splitlines() if line.startswith("  File ")]
+            assert files[0].endswith("/reads_beside_it.py")
+            assert not any("windlass/worker" in file or "cloudpickle" in file for file in files)
+        with pytest.raises(windlass.CallFailed, match=r": module 'edited_away' has no 'go' there: the file was edited since") as lacks:
+            pool.submit(go).result(30)
+        assert "Traceback" not in str(lacks.value)
+        pool.manager.install_library("lib", one)
+        with pytest.raises(windlass.LibraryFailed, match=f"function 'one' of library 'lib' cannot be loaded: {told}") as failed:
+            pool.manager.submit(windlass.FunctionCall("lib", "one")).result(30)
+        assert "hoist.py" not in str(failed.value)
+
+
 NOTEBOOK = """
 import json, sys
 from IPython.core.interactiveshell import InteractiveShell
