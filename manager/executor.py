@@ -10,7 +10,8 @@ have options.
 
 `shutdown` has to wait for calls that it does not keep alive: it holds weak references, swept as their number doubles.
 
-A program that ends without `shutdown` waits for its calls too, as with the executors of `concurrent.futures`; unless it ends by Ctrl-C. So
+A program that ends without `shutdown` waits for its calls too, as with the executors of `concurrent.futures`; unless it ends by Ctrl-C. One
+that is interrupted meanwhile has ended by it as well: its exit status says so, for what a shell would run next counts on the results. So
 pools are held until they are shut down, whoever has their executors still: one that a function made and left may have work under way.
 When that has ended nobody can use it any more, and it goes, as one of `concurrent.futures` does: with its pilots, and with a manager of
 its own. That is seen to when the executor is dropped, and when the next one is made. Whoever has asked for its manager or its factory,
@@ -117,6 +118,8 @@ class Pool:
         self.owns_manager = False
         #: Its manager, its factory or results on its pilots may be in somebody's hands.
         self.lent = False
+        #: Calls that have been cancelled, as somebody did not wait for them.
+        self.cut = 0
         #: Executors and views of it that somebody has.
         self.users: weakref.WeakSet[Submitter] = weakref.WeakSet()
         #: The executor, where it is one's: its views do not hold it.
@@ -166,6 +169,7 @@ class Pool:
 
     def cancel(self) -> None:
         """Cancel all calls that have not ended."""
+        self.cut += len(_living(self._calls[:]))
         # The last first: one that waits for another's result is to be cancelled, not to fail for want of it.
         cancel_all([future for reference in reversed(self._calls[:]) if (future := reference()) is not None])
 
@@ -258,10 +262,30 @@ def _at_exit() -> None:
             if pool.factory is not None:
                 pool.factory.begin_close(_KERNEL_SECONDS)
         return
+    told = interrupted  # with a traceback
     for pool in pools:
         pool.closed = True
-        with contextlib.suppress(KeyboardInterrupt):  # it has cancelled the rest and closed; a traceback from here helps nobody
+        try:
             pool.finish("the program ends without the shutdown", cancel=interrupted)
+        except KeyboardInterrupt:  # it has cancelled the rest and closed; a traceback from here helps nobody
+            interrupted = True
+    count = sum(pool.cut for pool in pools)
+    if count and not told:
+        log.warning("Ctrl-C has cancelled %s not ended", "1 call that had" if count == 1 else f"{count:,} calls that had")
+        # Handlers run from the last to the first: after those of managers and factories.
+        _interrupted.append(os.getpid())
+
+
+def _end_by_interrupt() -> None:
+    """Have the interpreter, when all else is done, end as one does that a Ctrl-C has ended."""
+    if os.getpid() in _interrupted:
+        with contextlib.suppress(KeyboardInterrupt):
+            exec("raise KeyboardInterrupt")  # it remembers that the last text it has run ended so, whoever caught that
+
+
+#: Processes: this one, if a Ctrl-C has cancelled calls as its program ended.
+_interrupted: list[int] = []
+atexit.register(_end_by_interrupt)
 
 
 def _in_kernel() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
 import sys
 import time
@@ -70,6 +71,30 @@ def test_a_program_that_is_interrupted_leaves_at_once(tmp_path: Path) -> None:
     ran = run_script(tmp_path, "import time; pool.submit(time.sleep, 10_000); raise KeyboardInterrupt")
     assert ran.stderr.endswith("KeyboardInterrupt\n")
     assert ran.stderr.count("Traceback") == 1
+
+
+def test_a_program_that_is_interrupted_while_it_waits_at_its_end_says_so_and_has_not_succeeded(tmp_path: Path) -> None:
+    """``python sweep.py && python collect.py`` must not go on without the results."""
+    text = (
+        "import time, windlass\n"
+        "pools = [windlass.Executor('local', cores=1), windlass.Executor(None)]\n"
+        "calls = [pool.submit(time.sleep, 10_000) for pool in pools]\n"
+        "print('it ends', flush=True)\n"
+    )
+    (tmp_path / "sweep.py").write_text(text)
+    words = [sys.executable, "sweep.py"]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        try:
+            assert program.stdout is not None
+            assert program.stderr is not None
+            assert program.stdout.readline() == "it ends\n"
+            assert "waits for 1 call that has not ended: Ctrl-C cancels them" in program.stderr.readline()
+            program.send_signal(signal.SIGINT)
+            _, told = program.communicate(timeout=PATIENCE)
+        finally:
+            program.kill()
+    assert told == "Ctrl-C has cancelled 2 calls that had not ended\n"
+    assert program.returncode == -signal.SIGINT
 
 
 def test_a_manager_without_pilots_says_how_to_get_some(
