@@ -93,6 +93,9 @@ class CallKeywords(TypedDict, total=False):
     keep: str | None
 
 
+OPTIONS: Final = frozenset(CallKeywords.__annotations__)
+
+
 class Named(Protocol):
     """A library object: what counts here is its name."""
 
@@ -151,6 +154,46 @@ def merge_options(base: CallOptions, tag: str | None, given: Mapping[str, Any]) 
     if options.retry_on and not options.retries:
         raise UsageError("retry_on= without retries= retries nothing; write retry_on=..., retries=3")
     return intern_options(options), tag
+
+
+def _as_written(given: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in given.items())
+
+
+def refuse_as_arguments(function: Callable[..., Any], kwargs: Mapping[str, Any], instead: str) -> None:
+    """Raise `UsageError` where options of calls are among the arguments of a function that has no such parameters; write ``instead``."""
+    given = {name: value for name, value in kwargs.items() if name in OPTIONS}
+    if not given:
+        return
+    import inspect
+
+    try:
+        # Its own parameters: a decorator may take what the function that it shows does not have.
+        takes = inspect.signature(function, follow_wrapped=False).parameters.values()
+    except (TypeError, ValueError):
+        return  # written in C, or no function
+    if any(one.kind is one.VAR_KEYWORD for one in takes):
+        return
+    strange = {name: value for name, value in given.items() if not any(name == one.name for one in takes)}
+    if strange:
+        name = getattr(function, "__name__", "the function")
+        raise UsageError(
+            f"{name}() has no parameter {next(iter(strange))!r}, and all keywords here are the function's;"
+            f" options of the call are given by {instead.format(_as_written(strange))}"
+        )
+
+
+def no_call(call: object, more: tuple[object, ...], options: Mapping[str, object]) -> UsageError:
+    """What is raised for what `Manager.submit` was given."""
+    given = [repr(call), *map(repr, more)]
+    if options and not more and isinstance(call, FunctionCall):
+        written = _as_written(options)
+        return UsageError(f"submit({given[0]}, {written}): options are the call's own: write submit(call.with_options({written}))")
+    words = ", ".join([*given, _as_written(options)] if options else given)
+    return UsageError(
+        f"submit({words}): write submit(FunctionCall('library', 'function', arguments...)), or submit(Command('...'));"
+        " of a function that is in no library submit_function(f, (arguments, ...))"
+    )
 
 
 _OPTION_HINT: Final = "(arguments of the function itself go into FunctionCall(library, function, ...) or submit(function, ...))"

@@ -14,7 +14,6 @@ Functions that are submitted without a library (`submit_function`, used by `Exec
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import os
@@ -32,11 +31,21 @@ from windlass.commands import gpus_of, run_command
 from windlass.coroutines import is_async
 from windlass.errors import Closed, FileUnavailable, NotPossible, UnknownName, UsageError, require_flag, stays_here
 from windlass.files import File
-from windlass.manager.call import DEFAULT_OPTIONS, IMPLICIT, FunctionCall, Target, read_seconds, read_tag
+from windlass.manager.call import (
+    DEFAULT_OPTIONS,
+    IMPLICIT,
+    OPTIONS,
+    FunctionCall,
+    no_call,
+    read_seconds,
+    read_tag,
+    refuse_as_arguments,
+)
 from windlass.manager.client import Client
 from windlass.manager.declaring import Declaring
 from windlass.manager.future import CallFuture
 from windlass.manager.implicit import Implicit, SlotShape
+from windlass.manager.installed import Installed
 from windlass.manager.journal import Journal
 from windlass.manager.library import Library
 from windlass.manager.memory import JOURNALED, MEMOIZED, Memory
@@ -95,32 +104,6 @@ class Stats:
     status: Mapping[str, Any] = field(repr=False)
 
 
-class _Installed:
-    """The newest version under a library's name."""
-
-    __slots__ = ("library", "spec", "targets")
-
-    def __init__(self, spec: LibrarySpec, library: Library, remembered: Mapping[str, bytes]) -> None:
-        self.spec = spec
-        self.library = library
-        self.targets = {
-            one.name: Target(
-                spec.id,
-                one.id,
-                (library.name, one.name),
-                _parameters(library.functions[one.name]),
-                spec.code,
-                spec=spec,
-                content=remembered.get(one.name, b""),
-            )
-            for one in spec.functions
-        }
-
-    def has_no(self, function: str) -> UnknownName:
-        """What is raised for a function that it does not have."""
-        return UnknownName("function", function, self.targets, within=f"in library {self.library.name!r}")
-
-
 class Door(Implicit, Declaring):
     """Libraries, calls and futures of one program."""
 
@@ -130,7 +113,7 @@ class Door(Implicit, Declaring):
     def __init__(self) -> None:
         super().__init__()
         self._closed = False
-        self._installed: dict[str, _Installed] = {}
+        self._installed: dict[str, Installed] = {}
         self._environments: dict[str, File] = {}
         self._possible: dict[tuple[LibraryId, int], tuple[CallOptions, int]] = {}
         self._pid = os.getpid()
@@ -327,7 +310,7 @@ class Door(Implicit, Declaring):
         remembered = {name: kind + content for name, content in library.contents(spec).items()} if kind else {}
         with self._lock:
             old = self._installed.get(library.name)
-            self._installed[library.name] = _Installed(spec, library, remembered)
+            self._installed[library.name] = Installed(spec, library, remembered)
             self._client.say(InstallLibrary(spec))
             if old is not None and old.spec.id != spec.id:
                 self._client.say(RemoveLibrary(old.spec.id))
@@ -354,7 +337,7 @@ class Door(Implicit, Declaring):
         """Names of the installed libraries."""
         return tuple(self._installed)
 
-    def _library(self, name: str) -> _Installed:
+    def _library(self, name: str) -> Installed:
         try:
             return self._installed[name]
         except KeyError:
@@ -362,7 +345,7 @@ class Door(Implicit, Declaring):
                 return self._install_commands(name, gpus)
             raise UnknownName("library", name, self._installed, "(install_library makes one callable)") from None
 
-    def _install_commands(self, name: str, gpus: int) -> _Installed:
+    def _install_commands(self, name: str, gpus: int) -> Installed:
         """The library of commands that are given so many GPUs."""
         with self._lock:
             if name not in self._installed:
@@ -375,16 +358,13 @@ class Door(Implicit, Declaring):
     def submit(self, call: Command) -> CallFuture[CommandResult]: ...
     @overload
     def submit(self, call: FunctionCall) -> CallFuture[Any]: ...
-    def submit(self, call: FunctionCall, *more: object) -> CallFuture[Any]:
+    def submit(self, call: FunctionCall, *more: object, **options: object) -> CallFuture[Any]:
         """Queue a call; its future.
 
         Raises `UnknownName` (library or function), `NotPicklable` (an argument), `NotPossible` (no pool can ever run it), `Closed`.
         """
-        if more or (type(call) is not FunctionCall and not isinstance(call, FunctionCall)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise UsageError(
-                f"submit({', '.join(map(repr, (call, *more)))}): write submit(FunctionCall('library', 'function', arguments...)), or "
-                "submit(Command('...')); of a function that is in no library submit_function(f, (arguments, ...))"
-            )
+        if more or options or (type(call) is not FunctionCall and not isinstance(call, FunctionCall)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise no_call(call, more, options)
         if self._client.closed:
             self._check_open()
         if type(call) is not FunctionCall:
@@ -395,6 +375,8 @@ class Door(Implicit, Declaring):
         target = installed.targets.get(call.function)
         if target is None:
             raise installed.has_no(call.function)
+        if call.kwargs and not OPTIONS.isdisjoint(call.kwargs):
+            refuse_as_arguments(installed.library.functions[call.function], call.kwargs, "call.with_options({})")
         if call.options is not DEFAULT_OPTIONS:
             self._check_possible(installed.spec, call.options)
         if call.has_room:
@@ -586,10 +568,3 @@ def _slots_of(worker: Resources, needs: Resources) -> int:
     if needs.memory and worker.memory:
         slots = min(slots, worker.memory // needs.memory)
     return min(slots, worker.gpus // needs.gpus) if needs.gpus else slots
-
-
-def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
-    try:
-        return tuple(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        return ()  # some functions written in C

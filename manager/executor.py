@@ -39,9 +39,9 @@ from concurrent import futures
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
 
-from windlass.errors import Closed, UnknownName, UsageError, require_flag, stays_here
+from windlass.errors import Closed, UnknownName, UsageError, refuse_unknown, require_flag, stays_here
 from windlass.importing import refuse_on_import
-from windlass.manager.call import DEFAULT_OPTIONS, CallKeywords, FunctionCall, merge_options, read_count
+from windlass.manager.call import DEFAULT_OPTIONS, OPTIONS, CallKeywords, FunctionCall, merge_options, read_count, refuse_as_arguments
 from windlass.manager.future import CallFuture
 from windlass.manager.library import read_concurrency
 from windlass.manager.mapping import MapResults, cancel_all, in_chunks
@@ -140,6 +140,8 @@ class Pool:
             raise Closed("cannot submit a call after shutdown of its Executor; submit inside the with block, or make another Executor")
         if isinstance(fn, FunctionCall):
             raise UsageError(f"{fn!r} is no function, but a call: submit it to the executor's manager, as in pool.manager.submit(call)")
+        if kwargs and not OPTIONS.isdisjoint(kwargs):
+            refuse_as_arguments(fn, kwargs, "pool.with_options({}).submit(f, ...)")
         future = self.manager.submit_function(fn, args, kwargs, options, tag, memoize=self.memoize, **self._more)
         future.collect()  # nobody calls wait() on an executor: what its program drops is to go
         self._calls.append(weakref.ref(future))
@@ -374,6 +376,7 @@ class Submitter(futures.Executor):
         ordered: bool = True,
         progress: bool | str | None = None,
         buffersize: int | None = None,
+        **others: object,
     ) -> MapResults[Any]:
         """The results of ``fn`` for each of the inputs, which are read lazily.
 
@@ -384,6 +387,10 @@ class Submitter(futures.Executor):
         The first error ends it, and cancels what has not ended; so does ``close()`` on the results, and dropping them half-way. Raises
         `UsageError` for counts that cannot be; errors of calls are raised where their results are asked for.
         """
+        for name in others:
+            if name in OPTIONS:
+                raise UsageError(f"map(f, ..., {name}=): options of calls are given by pool.with_options({name}=...).map(f, ...)")
+            refuse_unknown("option of map", others, Submitter.map)
         if not read_count("chunksize", chunksize):
             raise UsageError("chunksize=0 makes no calls; it is the number of inputs per call: write chunksize=1 or more")
         if buffersize is not None and not read_count("buffersize", buffersize):

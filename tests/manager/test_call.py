@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from windlass.errors import UnknownName, UsageError
 from windlass.files import File
-from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall, intern_options, merge_options, needs_of
+from windlass.manager.call import DEFAULT_OPTIONS, FunctionCall, intern_options, merge_options, needs_of, refuse_as_arguments
 from windlass.manager.command import Command
 from windlass.messages import CallOptions, Resources
 
@@ -270,3 +271,38 @@ class TestOptions:
 def test_needs_are_read_as_people_write_them() -> None:
     assert needs_of(None, None, None) == Resources()
     assert needs_of(0.5, 4 << 30, 2) == Resources(0.5, 4 << 30, 2)
+
+
+def test_words_of_options_are_arguments_where_a_function_may_take_them() -> None:
+    """A decorator may take what the function that it wraps does not have."""
+
+    class Solver:
+        def __init__(self, timeout: float) -> None:
+            self.timeout = timeout
+
+        def __call__(self, *, memory: int) -> int:
+            return memory
+
+    def limited(function: Callable[[], int]) -> Callable[..., int]:
+        @functools.wraps(function)
+        def inner(*, timeout: float) -> int:
+            return function() + int(timeout)
+
+        return inner
+
+    def plain() -> int:
+        return 1
+
+    takes: list[tuple[Callable[..., Any], str]] = [
+        (lambda **words: words, "tag"),
+        (limited(plain), "timeout"),
+        (Solver, "timeout"),
+        (Solver(1.0), "memory"),
+        (functools.partial(Solver, timeout=2.0), "timeout"),
+        (dict, "cores"),
+    ]
+    for function, word in takes:
+        refuse_as_arguments(function, {word: 1}, "{}")
+    refuse_as_arguments(plain, {"word": 1}, "{}")  # Python says what is wrong with that
+    with pytest.raises(UsageError, match=r"^plain\(\) has no parameter 'timeout', .* are given by with_options\(timeout=1, cores=2\)"):
+        refuse_as_arguments(plain, {"timeout": 1, "word": 1, "cores": 2}, "with_options({})")
