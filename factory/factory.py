@@ -48,6 +48,7 @@ from windlass.factory.ledger import Ledger
 from windlass.factory.lives import made_up
 from windlass.factory.pool import NAME, PoolConfig, make_pool
 from windlass.importing import refuse_on_import
+from windlass.leaving import LeavesInThread
 from windlass.messages import Message, PoolName
 
 #: Seconds that closing may take beyond the time given: the last command, and SIGKILL for what does not listen.
@@ -105,7 +106,7 @@ class KnowsFactories(Protocol):
         ...
 
 
-class Factory:
+class Factory(LeavesInThread):
     """Keeps pilots running for a manager; a context manager.
 
     Args:
@@ -232,8 +233,10 @@ class Factory:
         raise stays_here("a factory")
 
     def __enter__(self) -> Self:
-        self.start()
-        return self
+        return self.start()
+
+    def _hurry(self) -> None:
+        self.begin_close(0.0)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if kind is None:

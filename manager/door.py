@@ -31,6 +31,7 @@ from windlass.commands import gpus_of, run_command
 from windlass.coroutines import is_async
 from windlass.errors import Closed, FileUnavailable, NotPossible, UnknownName, UsageError, require_flag, stays_here
 from windlass.files import File
+from windlass.leaving import LeavesInThread
 from windlass.manager.call import (
     DEFAULT_OPTIONS,
     IMPLICIT,
@@ -104,7 +105,7 @@ class Stats:
     status: Mapping[str, Any] = field(repr=False)
 
 
-class Door(Implicit, Declaring):
+class Door(Implicit, Declaring, LeavesInThread):
     """Libraries, calls and futures of one program."""
 
     name: str

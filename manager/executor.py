@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Protocol, Sel
 
 from windlass.errors import Closed, UnknownName, UsageError, refuse_unknown, require_flag, stays_here
 from windlass.importing import refuse_on_import
+from windlass.leaving import LeavesInThread
 from windlass.manager.call import DEFAULT_OPTIONS, OPTIONS, CallKeywords, FunctionCall, merge_options, read_count, refuse_as_arguments
 from windlass.manager.future import CallFuture
 from windlass.manager.library import read_concurrency
@@ -298,7 +299,7 @@ def _in_kernel() -> bool:
     return in_notebook()
 
 
-class Submitter(futures.Executor):
+class Submitter(futures.Executor, LeavesInThread):
     """Submits calls to a pool, all with the same options."""
 
     def __init__(self, pool: Pool, options: CallOptions = DEFAULT_OPTIONS, tag: str | None = None) -> None:
@@ -570,6 +571,9 @@ class Executor(Submitter):
             self._pool.finish(f"{kind.__name__} has left the with block")
         else:
             self.shutdown(wait=True, cancel_futures=leaving)
+
+    def _hurry(self) -> None:
+        self._pool.cancel()
 
     def __repr__(self) -> str:
         pool = self._pool

@@ -43,7 +43,7 @@ from windlass.manager.facts import CANCELLED, CANCELLED_AND_NOTIFIED, ENDED, FIN
 from windlass.manager.keeping import bring_result, comes_from_afar
 from windlass.manager.reading import READERS
 from windlass.manager.timings import Timings
-from windlass.manager.watchers import Sleeper, TaskWaiting, Watcher
+from windlass.manager.watchers import Sleeper, TaskWaiting, Watcher, told_by
 from windlass.messages import CANCELLED as OUTCOME_CANCELLED
 from windlass.messages import RETURNED, CallDone, CallId, ObjectRef
 
@@ -567,31 +567,32 @@ class CallFuture(CallFacts, Future[T]):
 
     def unwatch(self, watcher: Watcher) -> None:
         """Undo `watch`, if it has not happened yet."""
-        with self._own_lock():
-            if self._watchers is not None and watcher in self._watchers:
-                self._watchers.remove(watcher)
+        if self._watchers:
+            with self._own_lock():
+                if self._watchers is not None and watcher in self._watchers:
+                    self._watchers.remove(watcher)
 
     def __await__(self) -> Generator[Any, None, T]:
         """The result, as from `result`. Cancelling the task cancels the call (`asyncio.shield` keeps it)."""
         if self._state not in ENDED:
-            task = TaskWaiting(asyncio.get_running_loop())
-            self.watch(task)
             try:
-                yield task
+                yield from told_by(self)
             except asyncio.CancelledError:
                 self.cancel()
                 raise
-            finally:
-                if self._watchers:
-                    self.unwatch(task)
         if self.cancelled():
             self.collect()
             raise asyncio.CancelledError
-        if self._to_be_read() and self._record is not None and (self._record.end.kept or comes_from_afar(self.owner, self._record)):
-            yield from READERS.do(self, self._read).__await__()
+        if self.comes_late():
+            yield from READERS.do(self, self.read).__await__()
         return self.result()
 
-    def _read(self) -> None:
+    def comes_late(self) -> bool:
+        """`result` of an ended call would have to wait: see `read`."""
+        record = self._record
+        return self._to_be_read() and record is not None and (record.end.kept or comes_from_afar(self.owner, record))
+
+    def read(self) -> None:
         """Wait for all that `result` would have to wait for."""
         record = self._record
         bring_result(self.owner, record, None)

@@ -20,7 +20,8 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Generic, TypeVar, cast
 
@@ -30,6 +31,8 @@ from windlass.mailbox import Mailbox
 from windlass.manager.callbacks import hand_over
 from windlass.manager.future import CallFuture
 from windlass.manager.progress import TICK, Progress
+from windlass.manager.reading import READERS
+from windlass.manager.watchers import Watched, Watcher, told_by
 
 R = TypeVar("R")
 
@@ -39,6 +42,8 @@ WINDOW_LEAST: Final = 32
 WINDOW_MOST: Final = 16_384
 #: Seconds of work, at the measured pace, to keep ahead.
 AHEAD_SECONDS: Final = 0.5
+#: Seconds for which ``async for`` gives what is there before the loop's other tasks have their turn.
+TURN_SECONDS: Final = 0.01
 
 
 def in_chunks(fn: Callable[..., R]) -> Callable[[Iterable[tuple[Any, ...]]], list[R]]:
@@ -74,15 +79,38 @@ class _Ended:
 
     def __init__(self) -> None:
         self.queue: Mailbox[CallFuture[Any]] = Mailbox()
+        #: Is told of the next one.
+        self._watcher: Watcher | None = None
 
     def add_result(self, future: CallFuture[Any]) -> None:
         self.queue.put(future)
+        watcher = self._watcher
+        if watcher is not None:
+            watcher.add_result(future)
 
     add_exception = add_cancelled = add_result
 
+    def watch(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        if not self.queue.empty():
+            watcher.add_result(None)
 
-class MapResults(Iterator[R], Generic[R]):
-    """The results of a `map`, in order or as they come; `close` cancels what has not ended."""
+    def unwatch(self, watcher: Watcher) -> None:
+        self._watcher = None
+
+
+class _Told:
+    """For ``await``."""
+
+    def __init__(self, source: Watched) -> None:
+        self._source = source
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return told_by(self._source)
+
+
+class MapResults(Iterator[R], AsyncIterator[R], Generic[R]):
+    """The results of a `map`, in order or as they come, for ``for`` and ``async for``; `close` cancels what has not ended."""
 
     def __init__(
         self,
@@ -117,6 +145,8 @@ class MapResults(Iterator[R], Generic[R]):
         self._values: deque[R] = deque()
         self._exhausted = False
         self._started = False
+        #: When other tasks of the loop had their turn.
+        self._turned_at = 0.0
         #: Taken since the window was last filled, and when that was.
         self._taken = 0
         self._filled_at = time.monotonic()
@@ -182,12 +212,14 @@ class MapResults(Iterator[R], Generic[R]):
                     pass
                 else:
                     return future, self._loose.pop(future, 0)
-            self._progress.tick()
-            if self._deadline is not None and time.monotonic() >= self._deadline:
-                raise TimeoutError(
-                    f"map() has not given its last result within timeout={self._timeout} seconds; what was left is cancelled"
-                )
-            self._fill()
+            self._look_around()
+
+    def _look_around(self) -> None:
+        """What is to be done while nothing ends. TimeoutError."""
+        self._progress.tick()
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            raise TimeoutError(f"map() has not given its last result within timeout={self._timeout} seconds; what was left is cancelled")
+        self._fill()
 
     def _patience(self) -> float | None:
         """Seconds to wait before looking around: for the bar, for more slots, for the deadline."""
@@ -236,6 +268,42 @@ class MapResults(Iterator[R], Generic[R]):
         except BaseException:
             self.close()
             raise
+
+    def __aiter__(self) -> MapResults[R]:
+        return self
+
+    async def __anext__(self) -> R:
+        """The same in a task: what `__next__` would wait for, the loop's other tasks do not."""
+        import asyncio
+
+        self._started = True
+        try:
+            while (head := self._head()) is None and not self._values:
+                self._fill()
+                if not self.ahead:
+                    break
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._patience()):
+                        await _Told(self._row[0] if self._ended is None else self._ended)
+                self._turned_at = time.monotonic()
+                self._look_around()
+            if not self._values and head is not None and head.comes_late():
+                await READERS.do(head, head.read)
+            if time.monotonic() - self._turned_at > TURN_SECONDS:
+                await asyncio.sleep(0)
+                self._turned_at = time.monotonic()
+            return next(self)
+        except StopIteration:
+            raise StopAsyncIteration from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _head(self) -> CallFuture[Any] | None:
+        """The ended one whose turn it is; None if that has not ended."""
+        if self._ended is not None:
+            return self._ended.queue.first()
+        return self._row[0] if self._row and self._row[0].done() else None
 
     def _note(self, error: BaseException, number: int) -> None:
         from windlass.raised import add_note

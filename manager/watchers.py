@@ -15,7 +15,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
 from windlass.manager.inbox import Inbox
@@ -47,6 +47,13 @@ class Sleeper:
         self._lock.release()
 
     add_exception = add_cancelled = add_result
+
+
+class Watched(Protocol):
+    """Has watchers."""
+
+    def watch(self, watcher: Watcher) -> None: ...
+    def unwatch(self, watcher: Watcher) -> None: ...
 
 
 class LoopPost:
@@ -186,3 +193,13 @@ class TaskWaiting:
     def result(self) -> None:
         if self._cancelled is not None:
             raise asyncio.CancelledError(*self._cancelled)
+
+
+def told_by(source: Watched) -> Generator[Any, None, None]:
+    """Wait, as a task, until it tells of an end: for an ``__await__``."""
+    task = TaskWaiting(asyncio.get_running_loop())
+    source.watch(task)
+    try:
+        yield task
+    finally:
+        source.unwatch(task)

@@ -43,6 +43,10 @@ class Mailbox(Generic[T]):
         """There is nothing to take now."""
         return not self._items
 
+    def first(self) -> T | None:
+        """What `get` would give now; None: nothing."""
+        return self._items[0] if self._items else None
+
     def get(self, timeout: float | None = None) -> T:
         """The next thing; ``timeout`` in seconds, None: as long as it takes. Raises `queue.Empty`."""
         end = None if timeout is None else time.monotonic() + timeout

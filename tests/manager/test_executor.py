@@ -961,6 +961,137 @@ def raise_timeout(_: int) -> None:
     raise TimeoutError("mine")
 
 
+# ---------------------------------------------------------------- in an event loop
+
+
+class TestAsync:
+    def test_its_block_leaves_the_loop_free_while_it_waits_for_calls(self, held: Held) -> None:
+        """Which may wait for what a task of the loop does."""
+
+        async def main() -> tuple[list[int], int]:
+            async with Direct(held, Factory([])) as pool:
+                futures = [pool.submit(square, number) for number in range(2)]
+                asyncio.get_running_loop().call_soon(held.end, 1)
+                asyncio.get_running_loop().call_later(0.01, held.end, 0)
+            return [future.result(0) for future in futures], held.closed
+
+        assert asyncio.run(main()) == ([0, 1], 1)
+
+    def test_an_error_in_its_block_waits_for_calls_and_a_cancelled_task_cancels_them(self, held: Held) -> None:
+        async def leaves(error: type[BaseException]) -> None:
+            async with Direct(held, Factory([])) as pool:
+                pool.submit(square, 2)
+                raise error
+
+        async def main() -> None:
+            asyncio.get_running_loop().call_later(0.01, held.end, 0)
+            with pytest.raises(ZeroDivisionError):
+                await leaves(ZeroDivisionError)
+            with pytest.raises(asyncio.CancelledError):
+                await leaves(asyncio.CancelledError)
+
+        asyncio.run(main())
+        assert [future.cancelled() for future in held.futures] == [False, True]
+        assert held.closed == 2
+
+    def test_a_task_that_is_cancelled_as_it_leaves_cancels_the_calls_and_closes(self, held: Held) -> None:
+        """As Ctrl-C in that wait does: of an asyncio program it cancels the main task."""
+
+        async def leaves(pool: Executor) -> None:
+            async with pool:
+                pool.submit(square, 2)
+
+        async def main() -> None:
+            task = asyncio.create_task(leaves(Direct(held, Factory([]))))
+            while not any(thread.name == "windlass-leaving" for thread in threading.enumerate()):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        asyncio.run(main())
+        assert held.futures[0].cancelled()
+        assert held.closed == 1
+
+    @pytest.mark.parametrize("options", [{}, {"ordered": False}, {"buffersize": 1}, {"chunksize": 7}])
+    def test_results_of_map_come_to_tasks(self, pool: Executor, options: dict[str, Any]) -> None:
+        async def main() -> list[int]:
+            return [result async for result in pool.map(square, range(100), **options)]
+
+        assert sorted(asyncio.run(main())) == [number * number for number in range(100)]
+
+    @pytest.mark.parametrize("ordered", [True, False])
+    def test_other_tasks_run_while_one_waits_for_results(self, held: Held, ordered: bool) -> None:
+        """Those that are there already are given in turns."""
+
+        async def main() -> list[int]:
+            loop, results = asyncio.get_running_loop(), Executor(None, manager=held).map(square, range(3), ordered=ordered)
+            given: list[int] = []
+            loop.call_later(0.01, held.end, 0)
+            async for result in results:
+                given.append(result)
+                if len(given) < 3:
+                    loop.call_soon(held.end, len(given))
+            return given
+
+        assert asyncio.run(main()) == [0, 1, 4]
+
+    def test_a_task_that_takes_many_results_lets_others_have_their_turn(self, pool: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(mapping, "TURN_SECONDS", 0.0)
+        turns: list[int] = []
+
+        async def main() -> None:
+            results = pool.map(square, range(20), buffersize=20)
+            until(lambda: results._progress.ahead() == 20)  # all are there, so nothing has to be waited for
+            number = 0
+            async for _ in results:
+                asyncio.get_running_loop().call_soon(turns.append, number)
+                number += 1
+
+        asyncio.run(main())
+        assert len(turns) >= 19
+
+    @pytest.mark.parametrize("ordered", [True, False])
+    def test_what_ends_it_in_a_task_cancels_the_rest(self, held: Held, ordered: bool) -> None:
+        """An error, the time, the task's own end, and leaving the loop half-way."""
+
+        async def takes(results: MapResults[int]) -> None:
+            async for _ in results:
+                pass
+
+        async def leaves(results: MapResults[int]) -> None:
+            async for _ in results:
+                break
+
+        async def main() -> None:
+            pool = Executor(None, manager=held)
+            with pytest.raises(TimeoutError, match=r"within timeout=0\.01 seconds"):
+                await takes(pool.map(square, range(2), timeout=0.01, ordered=ordered))
+            task = asyncio.create_task(takes(pool.map(square, range(2), ordered=ordered)))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            half = pool.map(square, range(2), ordered=ordered)
+            held.end(4)
+            await leaves(half)
+            del half
+            gc.collect()
+
+        asyncio.run(main())
+        until(held.futures[5].cancelled)  # by another thread, as it was dropped
+        assert [future.cancelled() for future in held.futures] == [True] * 4 + [False, True]
+
+    def test_an_error_of_a_call_comes_to_the_task_with_its_input(self, pool: Executor) -> None:
+        async def main() -> None:
+            async for _ in pool.map(fail_at, range(9), [3] * 9):
+                pass
+
+        with pytest.raises(ZeroDivisionError) as caught:
+            asyncio.run(main())
+        assert caught.value.__notes__ == ["in map(): input 3 (the first is 0)"]
+
+
 # ---------------------------------------------------------------- the real thing
 
 
@@ -979,6 +1110,9 @@ def test_it_runs_functions_on_a_real_pilot() -> None:
     async def awaited(pool: Executor) -> list[int]:
         return await asyncio.gather(*[pool.submit(square, number) for number in range(5)])
 
+    async def taken(pool: Executor) -> int:
+        return sum([len(result) async for result in pool.map(bytes, [300_000] * 5)])
+
     with Executor("local", cores=2) as pool:
         future = pool.submit(elsewhere, 3, plus=4)
         assert future.result(60) == (7, True)
@@ -989,5 +1123,6 @@ def test_it_runs_functions_on_a_real_pilot() -> None:
         assert sorted(pool.map(up, range(50), ordered=False)) == list(range(1, 51))
         assert list(itertools.islice(pool.map(square, itertools.count()), 5)) == [0, 1, 4, 9, 16]
         assert asyncio.run(awaited(pool)) == [0, 1, 4, 9, 16]
+        assert asyncio.run(taken(pool)) == 5 * 300_000
         last = pool.submit(square, 9)
     assert last.result(0) == 81

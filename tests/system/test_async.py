@@ -5,6 +5,7 @@ from __future__ import annotations
 # ruff: noqa: ASYNC240, ASYNC251 - looking for a file takes these calls microseconds, and one is to hold up its loop
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -154,3 +155,34 @@ def test_one_that_computes_on_when_cancelled_costs_its_neighbours_no_retry(pool:
     (tmp_path / "a").touch()
     assert neighbour.result() == "a"
     assert "its slot was killed for another of its calls" in neighbour.attempts[0].outcome
+
+
+def test_the_blocks_of_a_manager_and_a_factory_leave_the_loop_of_the_program_free(tmp_path: Path, until: Until) -> None:
+    """The factory waits for what runs, which another task lets end. One that is cancelled in that wait ends the pilots at once."""
+
+    async def leaves(name: str) -> tuple[int, str]:
+        async with windlass.Manager() as manager:
+            manager.install_library("lib", wait_for, pow)
+            async with windlass.Factory(manager, "local", cores=1, grace="1h"):
+                number = await manager.submit(FunctionCall("lib", "pow", 2, 3))
+                future = manager.submit(FunctionCall("lib", "wait_for", tmp_path / name))
+                until("it is here", lambda: (tmp_path / f"{name}.here").exists())
+            return number, await future
+
+    async def leaving() -> None:
+        while not any(thread.name == "windlass-leaving" for thread in threading.enumerate()):
+            await asyncio.sleep(0.01)
+
+    async def main() -> tuple[int, str]:
+        first = asyncio.create_task(leaves("a"))
+        await leaving()
+        (tmp_path / "a").touch()
+        result = await first
+        second = asyncio.create_task(leaves("b"))
+        await leaving()
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        return result
+
+    assert asyncio.run(main()) == (8, "a")

@@ -392,9 +392,10 @@ def test_a_module_that_cannot_be_imported_on_the_worker_is_told_as_that(tmp_path
         with pytest.raises(windlass.CallFailed, match=r": module 'edited_away' has no 'go' there: the file was edited since") as lacks:
             pool.submit(go).result(30)
         assert "Traceback" not in str(lacks.value)
-        pool.manager.install_library("lib", one)
+        manager: Any = pool.manager
+        manager.install_library("lib", one)
         with pytest.raises(windlass.LibraryFailed, match=f"function 'one' of library 'lib' cannot be loaded: {told}") as failed:
-            pool.manager.submit(windlass.FunctionCall("lib", "one")).result(30)
+            manager.submit(windlass.FunctionCall("lib", "one")).result(30)
         assert "hoist.py" not in str(failed.value)
 
 

@@ -97,6 +97,11 @@ async def awaited(pool: Executor) -> None:
     assert_type(await future, int)
     assert_type(await asyncio.wrap_future(future), int)
     assert_type(await asyncio.gather(future, future), tuple[int, int])
+    async with Executor("local") as other, Manager() as manager, Factory(manager) as factory:
+        assert_type(other, Executor)
+        assert_type(manager, Manager)
+        assert_type(factory, Factory)
+        assert_type([number async for number in other.map(length, "abc")], list[int])
 
 
 def options(pool: Executor) -> None:
