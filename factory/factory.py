@@ -25,11 +25,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NoReturn, Protocol, Self, cast, runtime_checkable
 
-from windlass import bygone
+from windlass import bygone, unstarted
 from windlass.errors import UnknownName, UsageError, stays_here
 from windlass.factory.backend import (
     Backend,
-    PilotRequest,
     SharedBatch,
     SharedQueries,
     Tag,
@@ -39,11 +38,10 @@ from windlass.factory.backend import (
     known_backends,
 )
 from windlass.factory.config import GIVEN, Configuration, read_configuration
-from windlass.factory.container import container_of, image_of
+from windlass.factory.container import image_of
 from windlass.factory.core import FactoryCore
-from windlass.factory.environment import read_environment, with_boot
 from windlass.factory.keeper import HURRY, Anew, Change, Close, Cut, Keeper, Kept, Lost, Port, Refused, Replan, Resume, Wake
-from windlass.factory.launch import worker_command
+from windlass.factory.launch import request_of
 from windlass.factory.ledger import Ledger
 from windlass.factory.lives import made_up
 from windlass.factory.pool import NAME, PoolConfig, make_pool
@@ -189,6 +187,7 @@ class Factory(LeavesInThread):
         self._limits = threading.Lock()
         #: The process whose threads they are.
         self._pid = 0
+        unstarted.note(self._pilot_file.parent.name, self.name)
 
     def _keep(self, index: int, backend: Backend, pool: PoolConfig, *, several: bool) -> Kept:
         name = f"{self.name}.{pool.name}" if several else self.name
@@ -272,6 +271,7 @@ class Factory(LeavesInThread):
         for keeper in self._keepers:
             keeper.start()
         self._started = True
+        unstarted.forget(self._pilot_file.parent.name)
         self._pid = os.getpid()
         atexit.register(self._at_exit)
         return self
@@ -589,21 +589,3 @@ def make_backend(word: str, options: Mapping[str, object]) -> tuple[Backend, Poo
     """As `make_backends`, for one word."""
     [made] = make_backends([word], options)
     return made
-
-
-def request_of(pool: PoolConfig, pilot_file: Path) -> PilotRequest:
-    """What every submission of a pool has in common. Raises `UsageError` for an environment that cannot be."""
-    return PilotRequest(
-        ticket="",
-        pool=pool.name,
-        command=worker_command(pool, pilot_file),
-        resources=pool.resources,
-        nodes=pool.nodes,
-        walltime=pool.walltime,
-        grace=pool.grace,
-        setup=pool.setup,
-        shell=pool.shell,
-        environment=with_boot(read_environment(pool.environment, pool.scratch), pilot_file.parent) if pool.environment else None,
-        container=container_of(pool, pilot_file),
-        env=pool.env,
-    )

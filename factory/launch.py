@@ -22,6 +22,8 @@ from typing import Final, cast
 
 from windlass.errors import UsageError
 from windlass.factory.backend import PilotRequest
+from windlass.factory.container import container_of
+from windlass.factory.environment import read_environment, with_boot
 from windlass.factory.pool import PoolConfig
 from windlass.messages import PilotId
 
@@ -151,3 +153,21 @@ def _what_is_wrong(error: Exception) -> str:
     if isinstance(error, jinja2.TemplateError | OSError):
         return f": {error}"
     return f": {type(error).__name__}: {error}"
+
+
+def request_of(pool: PoolConfig, pilot_file: Path) -> PilotRequest:
+    """What every submission of a pool has in common. Raises `UsageError` for an environment that cannot be."""
+    return PilotRequest(
+        ticket="",
+        pool=pool.name,
+        command=worker_command(pool, pilot_file),
+        resources=pool.resources,
+        nodes=pool.nodes,
+        walltime=pool.walltime,
+        grace=pool.grace,
+        setup=pool.setup,
+        shell=pool.shell,
+        environment=with_boot(read_environment(pool.environment, pool.scratch), pilot_file.parent) if pool.environment else None,
+        container=container_of(pool, pilot_file),
+        env=pool.env,
+    )

@@ -28,8 +28,8 @@ class Advice:
         """There may soon be something to say."""
         return self._since >= 0 and not self._given
 
-    def look(self, calls: int, workers: int, factories: int, port: int, now: float) -> str:
-        """What to say now; "": nothing. ``calls`` have not ended; ``port`` is where the manager listens."""
+    def look(self, calls: int, workers: int, factories: int, port: int, now: float, unstarted: str = "") -> str:
+        """What to say now; "": nothing. ``calls`` have not ended; ``port`` is where the manager listens; ``unstarted``: a factory."""
         if not calls or workers or factories:
             self._since, self._given = -1.0, False
             return ""
@@ -39,6 +39,11 @@ class Advice:
             return ""
         self._given = True
         waiting = "1 call waits" if calls == 1 else f"{calls:,} calls wait"
+        if unstarted:
+            return (
+                f"{waiting}, and there are no pilots, as factory {unstarted!r} was made and never started:"
+                " write `with windlass.Factory(...):`, or call its start()"
+            )
         return (
             f"{waiting}, and there are neither pilots nor a factory to start some: run `windlass factory run local --port {port}`"
             " in another terminal, or open a windlass.Factory(manager, 'local') in the program"

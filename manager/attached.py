@@ -69,7 +69,7 @@ class AttachedManager(Door):
         self._line = Line(connection, f"program-{host}-{os.getpid()}-{secrets.token_hex(3)}", *told)
         self._client = Client(self._line.store, self._line.inbox, _clock())
         self._client.owner = id(self)
-        self._line.outstanding = self._client.outstanding
+        self._line.outstanding, self._line.title = self._client.outstanding, name
         self._open_traces(traces)
         self._ports: list[Port] = []
         self._keep = keep

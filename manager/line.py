@@ -32,7 +32,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from windlass import __version__
+from windlass import __version__, unstarted
 from windlass.bulk import ObjectGone
 from windlass.dataplane import DataClient
 from windlass.errors import Closed, ConnectionRefused, StoreFull, Unreachable, WindlassError
@@ -115,6 +115,8 @@ class Line:
         self._looks = False
         self._sweeping = False
         self.manager = connection.manager
+        #: What people call that one.
+        self.title = ""
         self._name = name
         self._file = connection
         self._deliver, self._on_lost, self._on_brought = deliver, on_lost, on_brought
@@ -332,7 +334,9 @@ class Line:
     def _look_for_means(self) -> None:
         """Tell the program whose calls wait that nobody is there to run them: its manager's log may be far away."""
         port = self._file.addresses[0][1] if self._file.addresses else 0
-        text = self._advice.look(self.outstanding(), len(self.means.workers), len(self.means.offers), port, time.monotonic())
+        text = self._advice.look(
+            self.outstanding(), len(self.means.workers), len(self.means.offers), port, time.monotonic(), unstarted.of(self.title)
+        )
         if text:
             log.warning("%s", text)
         self._looks = self._advice.due

@@ -28,7 +28,7 @@ from typing import Any, Final
 
 import msgspec
 
-from windlass import loops
+from windlass import loops, unstarted
 from windlass.addresses import is_loopback
 from windlass.blocking import in_thread
 from windlass.bulk import BulkServer
@@ -331,7 +331,9 @@ class Server:
             self._busy_at = now
         elif self._idle_timeout and now - self._busy_at >= self._idle_timeout:
             self._end(f"no calls, programs or factories for {self._idle_timeout:g} s")
-        advice = self._advice.look(len(self.core.calls), len(self.workers.links), len(self.factories), self.addresses[0][1], now)
+        advice = self._advice.look(
+            len(self.core.calls), len(self.workers.links), len(self.factories), self.addresses[0][1], now, unstarted.of(self.name)
+        )
         if not advice and self.client is not None and self.client.memory is not None:
             advice = self.client.memory.advice(self.core.has_waiting, now)
         if advice:

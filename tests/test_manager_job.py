@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from windlass.errors import Rejected, UsageError
-from windlass.factory import factory
+from windlass.factory import launch
 from windlass.factory.backend import PilotRequest
 from windlass.factory.environment import Environment
 from windlass.factory.slurm import SlurmBackend
@@ -41,8 +41,8 @@ def requests(state: Path, monkeypatch: pytest.MonkeyPatch) -> list[PilotRequest]
 
     monkeypatch.setattr(SlurmBackend, "require_commands", staticmethod(lambda: None))
     monkeypatch.setattr(SlurmBackend, "submit", submit)
-    monkeypatch.setattr(factory, "read_environment", read_environment)
-    monkeypatch.setattr(factory, "with_boot", with_boot)
+    monkeypatch.setattr(launch, "read_environment", read_environment)
+    monkeypatch.setattr(launch, "with_boot", with_boot)
     return made
 
 

@@ -23,8 +23,8 @@ import msgspec
 
 from windlass.errors import BatchError, Rejected, Unreachable, UsageError
 from windlass.factory.backend import Backend, JobId, Listed, PilotRequest, PilotState, Tag, known_backends
-from windlass.factory.factory import configuration_of, make_backend, request_of
-from windlass.factory.launch import python_of
+from windlass.factory.factory import configuration_of, make_backend
+from windlass.factory.launch import python_of, request_of
 from windlass.factory.pool import PoolConfig
 from windlass.identity import make_private, manager_folder, read_connection_file
 from windlass.managers import Known

@@ -18,9 +18,9 @@ from windlass.errors import UsageError
 from windlass.factory.backend import PilotRequest
 from windlass.factory.config import read_configuration
 from windlass.factory.container import CHECK, Container, container_of, image_of
-from windlass.factory.factory import make_pools, request_of
+from windlass.factory.factory import make_pools
 from windlass.factory.htcondor import HTCondorBackend
-from windlass.factory.launch import needs_script, pilot_script
+from windlass.factory.launch import needs_script, pilot_script, request_of
 from windlass.factory.pool import PoolConfig
 
 MakePool = Callable[..., PoolConfig]

@@ -23,6 +23,15 @@ def test_a_program_whose_calls_nobody_runs_is_told_what_to_do() -> None:
     assert not advice.due, "there is no need to look again before something else happens"
 
 
+def test_a_factory_that_was_made_and_not_started_is_named() -> None:
+    """To open one would be the wrong advice."""
+    advice = Advice()
+    advice.look(1, 0, 0, 1, 1000.0, "night")
+    said = advice.look(1, 0, 0, 1, LATER, "night")
+    assert said.startswith("1 call waits, and there are no pilots, as factory 'night' was made and never started: write `with windlass.F")
+    assert "factory run" not in said
+
+
 def test_one_call_is_spoken_of_as_one() -> None:
     """Not as "1 calls"."""
     advice = Advice()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import subprocess
@@ -116,3 +117,24 @@ def test_a_manager_without_pilots_says_how_to_get_some(
     [said] = [record.getMessage() for record in caplog.records]
     assert said.startswith("1 call waits, and there are neither pilots nor a factory")
     assert f"`windlass factory run local --port {manager.port}`" in said
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_factory_that_was_made_and_not_started_is_told_of(
+    manager: windlass.Manager, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, attached: bool
+) -> None:
+    """The ``with`` was forgotten: the program has one, and its calls would wait for ever."""
+    monkeypatch.setattr("windlass.manager.advice.PATIENCE_SECONDS", 0.05)
+    with contextlib.ExitStack() as opened:
+        mine = opened.enter_context(windlass.attach(manager.connection_file)) if attached else manager
+        windlass.Factory(mine, "local", name="dropped")
+        factory = windlass.Factory(mine, "local", name="night", cores=1)
+        mine.install_library("lib", len)
+        with caplog.at_level(logging.WARNING):
+            future = mine.submit(windlass.FunctionCall("lib", "len", "abc"))
+            end = time.monotonic() + PATIENCE
+            while not caplog.records and time.monotonic() < end:
+                time.sleep(0.01)
+            with factory:
+                assert future.result(PATIENCE) == 3
+    assert [record.getMessage() for record in caplog.records if "'night' was made and never started" in record.getMessage()]
