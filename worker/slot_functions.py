@@ -25,7 +25,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -151,16 +151,19 @@ class SlotFunctions:
         except (TypeError, ValueError):
             return called, ()
         context: Any = self._library.context
-        variables: dict[Any, Any] = {"context": context}
-        if isinstance(context, dict):
-            variables.update(context)  # pyright: ignore[reportUnknownArgumentType]
+        entries: dict[Any, Any] | None = cast("dict[Any, Any]", context) if isinstance(context, dict) else None
         wants: list[tuple[str, int, Any]] = []
         for position, (name, parameter) in enumerate(parameters.items()):
-            if name in variables:
-                if parameter.kind is parameter.KEYWORD_ONLY:
-                    wants.append((name, sys.maxsize, variables[name]))
-                elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-                    wants.append((name, position, variables[name]))
+            if entries is not None and name in entries:
+                value = entries[name]
+            elif name == "context" and (entries is None or parameter.default is parameter.empty):
+                value = context  # of a dictionary only to who must have it: a default of that name may be meant for something else
+            else:
+                continue
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                wants.append((name, sys.maxsize, value))
+            elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+                wants.append((name, position, value))
         return called, tuple(wants)
 
 

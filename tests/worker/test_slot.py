@@ -352,17 +352,21 @@ async def test_context_reaches_functions_by_name(bench: Any, shared: bool) -> No
     def whole(context: dict[str, int]) -> int:
         return context["made_by"]
 
+    def words(context: str = "near", *, base: int = 0) -> tuple[str, int]:
+        return context, base
+
     def unknown() -> None:
         from windlass.worker.slot_api import load_variable_from_library
 
         load_variable_from_library("bass")
 
-    instance = await bench.serving(bench.spec(use, whole, unknown, context=(context, (), {"base": 7}), share_context=shared), 2)
+    instance = await bench.serving(bench.spec(use, whole, words, unknown, context=(context, (), {"base": 7}), share_context=shared), 2)
     assert bench.value(await bench.run(use, 1)) == (1, 7, 0, 5)
     assert bench.value(await bench.run(use, 1, 2)) == (1, 2, 0, 5)
     assert bench.value(await bench.run(use, 1, base=3, other=4)) == (1, 3, 0, 4)
     maker = bench.value(await bench.run(whole))
     assert maker == instance.zygote_pid if shared else maker in instance.slot_pids().values()
+    assert bench.value(await bench.run(words)) == ("near", 7), "a default of its own, for something else of that name"
     error = pickling.unpack_exception((await bench.run(unknown)).payload)
     assert "there is no variable 'bass'; did you mean 'base'?" in str(error)
 
