@@ -43,6 +43,8 @@ _MAX_BYTES: Final = 256 << 10
 #: Exceptions of one chain or group that are told.
 _MAX_TOLD: Final = 64
 _MAX_TEXT: Final = 32 << 10
+#: What is to be done about a module that is missing on a node, as far as that node knows.
+_MUST_HAVE: Final = ", which must have what calls import; see: windlass explain environments"
 _OWN: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
@@ -308,7 +310,7 @@ def where(error: ImportError) -> str:
     if numpy is not None and str(error.name).startswith(("numpy.core", "numpy._core")):
         version = getattr(numpy, "__version__", "?")
         return f"{told}: NumPy {version} is there, and another version in the program; see: windlass explain environments"
-    return f"{told}, which must have what calls import; see: windlass explain environments"
+    return f"{told}{_MUST_HAVE}"
 
 
 def _traceback(exc: BaseException) -> str:
@@ -467,6 +469,8 @@ def _link(exc: BaseException, record: _Told, whole: list[BaseException]) -> None
     """Give the exception its remote traceback, its notes, and its original cause or context."""
     known = _notes(exc)
     notes = [note for note in record.notes if note not in known]
+    if isinstance(exc, ModuleNotFoundError):
+        notes = [_at_home(exc.name, note) for note in notes]
     if notes:
         exc.__dict__["__notes__"] = [*known, *notes]
     if isinstance(exc, CallFailed) and not record.traceback.startswith("Traceback "):  # no more than the error itself says
@@ -483,6 +487,18 @@ def _link(exc: BaseException, record: _Told, whole: list[BaseException]) -> None
         told.__suppress_context__ = record.suppress
         _set(exc, "__context__", whole[record.context])
     _set(exc, "__cause__", told)
+
+
+def _at_home(name: str | None, note: str) -> str:
+    """What is told of a module that is missing on a node, by a program that has it as its own."""
+    from windlass.homes import LOCAL, home_of
+
+    if not note.endswith(_MUST_HAVE) or not name or "." in name or home_of(name) != LOCAL:
+        return note
+    return (
+        f"{note.removesuffix(_MUST_HAVE)}. It is a module of the program's, and did not travel: what functions and modules import by a"
+        f" statement does, and what they import by a name in a text does not; write `import {name}` in the function"
+    )
 
 
 def add_note(exc: BaseException, note: str) -> None:

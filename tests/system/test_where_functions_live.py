@@ -399,6 +399,33 @@ def test_a_module_that_cannot_be_imported_on_the_worker_is_told_as_that(tmp_path
         assert "hoist.py" not in str(failed.value)
 
 
+def test_a_module_of_the_program_s_that_is_imported_by_a_computed_name_is_told_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has to install it on the node: the function is to import it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "plug_a.py").write_text("def go():\n    return 1\n")
+
+    def by_name(name: str) -> int:
+        return int(importlib.import_module(name).go())
+
+    def by_statement(name: str) -> int:
+        import plug_a  # type: ignore[import-not-found]  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
+
+        return int(importlib.import_module(name).go())
+
+    with windlass.Executor("local", cores=1) as pool:
+        with pytest.raises(ModuleNotFoundError) as caught:
+            pool.submit(by_name, "plug_a").result(30)
+        (note,) = caught.value.__notes__
+        assert "a module of the program's, and did not travel" in note
+        assert note.endswith("write `import plug_a` in the function")
+        with pytest.raises(ModuleNotFoundError) as caught:
+            pool.submit(by_name, "plug_b").result(30)
+        assert caught.value.__notes__[0].endswith("which must have what calls import; see: windlass explain environments")
+        assert pool.submit(by_statement, "plug_a").result(30) == 1
+
+
 NOTEBOOK = """
 import json, sys
 from IPython.core.interactiveshell import InteractiveShell
