@@ -262,6 +262,7 @@ class Slot:
                 if state.forked:
                     forks.end_forked(error)
                 users_part_only(error)
+                self.functions.explain(error)
                 payload, detail = pickling.pack_exception(error)
                 outcome = RAISED
             else:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -79,6 +80,28 @@ class SlotFunctions:
     def has(self, key: FunctionId) -> bool:
         """Whether it is loaded."""
         return key in self._own or key in self._others
+
+    def explain(self, error: BaseException) -> None:
+        """Say what the context has, to who calls a function without an argument that it may have meant to get from there."""
+        context = self._library.context
+        if type(error) is not TypeError or not isinstance(context, dict) or not context:
+            return
+        from windlass.raised import users_frames
+
+        if users_frames(error) is not None:  # it comes from inside of the function, and may have any text
+            return
+        missing = re.findall(r"'(\w+)'", str(error).partition(" missing ")[2])
+        if not missing:
+            return
+        import difflib
+
+        entries = sorted(map(str, cast("dict[Any, Any]", context)))
+        near = [entry for name in missing for entry in difflib.get_close_matches(name, entries, n=1)]
+        shown = ", ".join(map(repr, near or entries[:10]))
+        error.add_note(
+            f"the context of library {self._setup.spec.name!r} has {shown}; a parameter gets the entry of its name"
+            + (": is that what was meant?" if near else "")
+        )
 
     def add(self, key: FunctionId, function: Callable[..., Any], size: int = 0) -> Loaded:
         """One that came later."""

@@ -340,6 +340,7 @@ class TaskSlot(Slot):
                 if place.cancelled:
                     outcome = CANCELLED
                 else:
+                    self.functions.explain(error)
                     payload, detail = pickling.pack_exception(error)
                     outcome = RAISED
             else:

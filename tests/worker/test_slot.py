@@ -372,6 +372,35 @@ async def test_context_reaches_functions_by_name(bench: Any, shared: bool) -> No
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("concurrency", [1, 2])
+async def test_who_misspells_an_entry_of_the_context_is_told_what_there_is(bench: Any, concurrency: int) -> None:
+    """The function lacks an argument, which Python alone would put down to the call."""
+
+    def context() -> dict[str, int]:
+        return {"tabel": 1, "model": 2}
+
+    def length(word: str, table: int) -> int:
+        return len(word) + table
+
+    async def far(word: str, *, unlike: int) -> int:
+        return unlike
+
+    def inside() -> int:
+        return length("word")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+    await bench.serving(bench.spec(length, far, inside, context=(context, (), {}), concurrency=concurrency))
+    told = {
+        length: ["the context of library 'lib' has 'tabel'; a parameter gets the entry of its name: is that what was meant?"],
+        far: ["the context of library 'lib' has 'model', 'tabel'; a parameter gets the entry of its name"],
+        inside: [],
+    }
+    for function, notes in told.items():
+        error = pickling.unpack_exception((await bench.run(function, *(["word"] if notes else []))).payload)
+        assert isinstance(error, TypeError)
+        assert getattr(error, "__notes__", []) == notes
+
+
+@pytest.mark.asyncio
 async def test_a_call_knows_itself(bench: Any) -> None:
     """`current_call` in a slot, and nothing outside of one."""
 
