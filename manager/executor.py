@@ -214,8 +214,8 @@ class Pool:
 
     def _tell(self, why: str) -> None:
         count = len(_living(self._calls[:]))
-        waits = "1 call that has" if count == 1 else f"{count:,} calls that have"
-        log.warning("%s of an Executor, which waits for %s not ended: Ctrl-C cancels them", why, waits)
+        waits, them = ("1 call that has", "it") if count == 1 else (f"{count:,} calls that have", "them")
+        log.warning("%s of an Executor, which waits for %s not ended: Ctrl-C cancels %s", why, waits, them)
 
 
 #: Pools of executors that nobody has shut down yet.

@@ -486,6 +486,12 @@ def _read_context(context: object) -> tuple[AnyFunction, tuple[Any, ...], dict[s
     kwargs: Any = parts[2] if len(parts) > 2 and parts[2] is not None else {}
     if not callable(function) or len(parts) > 3 or not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping):
         raise UsageError(f"context={context!r}; write context=function, or context=(function, [args], {{'name': value}})")
+    inner = _innermost(function)
+    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+        raise UsageError(
+            f"context={_name_of(function, 0)} is a generator function, as fixtures are that clear up at the end: let it return what the"
+            " functions are given; what it opens ends with its slot"
+        )
     return function, tuple(cast("Sequence[Any]", args)), dict(cast("Mapping[str, Any]", kwargs))
 
 

@@ -644,7 +644,7 @@ class TestLife:
             logger.removeHandler(ends)
         assert future.cancelled() is not prompt
         assert held.closed == 1
-        told = "the program ends without the shutdown of an Executor, which waits for 1 call that has not ended: Ctrl-C cancels them"
+        told = "the program ends without the shutdown of an Executor, which waits for 1 call that has not ended: Ctrl-C cancels it"
         assert [record.getMessage() for record in caplog.records] == [told] * prompt
 
     def test_an_executor_that_somebody_has_only_a_view_of_is_open(self, held: Held) -> None:

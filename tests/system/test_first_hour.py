@@ -89,7 +89,7 @@ def test_a_program_that_is_interrupted_while_it_waits_at_its_end_says_so_and_has
             assert program.stdout is not None
             assert program.stderr is not None
             assert program.stdout.readline() == "it ends\n"
-            assert "waits for 1 call that has not ended: Ctrl-C cancels them" in program.stderr.readline()
+            assert "waits for 1 call that has not ended: Ctrl-C cancels it" in program.stderr.readline()
             program.send_signal(signal.SIGINT)
             _, told = program.communicate(timeout=PATIENCE)
         finally:
