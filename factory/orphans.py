@@ -20,7 +20,8 @@ from typing import cast
 from windlass import bygone
 from windlass.errors import UsageError, WindlassError
 from windlass.factory.backend import PROBE, Backend, Listed, PilotState, SharedBatch, Tag, backend_class, backend_options
-from windlass.factory.factory import configuration_of, make_backend, request_of
+from windlass.factory.factory import configuration_of, make_backend
+from windlass.factory.launch import request_of
 from windlass.identity import state_folder
 from windlass.locks import is_free
 from windlass.managers import Presence, choose_manager

@@ -22,8 +22,9 @@ from typing import Any, TypeVar, cast
 from windlass.errors import UsageError
 from windlass.factory.backend import Backend, backend_class, backend_options, known_backends
 from windlass.factory.config import Configuration, backend_source
-from windlass.factory.factory import Factory, configuration_of, make_backends, make_pools, of_pools, request_of
+from windlass.factory.factory import Factory, configuration_of, make_backends, make_pools, of_pools
 from windlass.factory.keeper import log
+from windlass.factory.launch import request_of
 from windlass.factory.lives import left_behind, steady_name
 from windlass.factory.pool import COMMON_OPTIONS, PoolConfig
 from windlass.signals import Unbuffered, ending_signals, hearing_signals

@@ -567,10 +567,10 @@ class CallFuture(CallFacts, Future[T]):
 
     def unwatch(self, watcher: Watcher) -> None:
         """Undo `watch`, if it has not happened yet."""
-        if self._watchers:
+        if watchers := self._watchers:
             with self._own_lock():
-                if self._watchers is not None and watcher in self._watchers:
-                    self._watchers.remove(watcher)
+                if watcher in watchers:
+                    watchers.remove(watcher)
 
     def __await__(self) -> Generator[Any, None, T]:
         """The result, as from `result`. Cancelling the task cancels the call (`asyncio.shield` keeps it)."""

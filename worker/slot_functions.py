@@ -26,7 +26,7 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 
@@ -83,19 +83,19 @@ class SlotFunctions:
 
     def explain(self, error: BaseException) -> None:
         """Say what the context has, to who calls a function without an argument that it may have meant to get from there."""
-        context = self._library.context
-        if type(error) is not TypeError or not isinstance(context, dict) or not context:
+        context = _entries(self._library.context)
+        if type(error) is not TypeError or not context:
             return
         from windlass.raised import users_frames
 
         if users_frames(error) is not None:  # it comes from inside of the function, and may have any text
             return
-        missing = re.findall(r"'(\w+)'", str(error).partition(" missing ")[2])
+        missing: list[str] = re.findall(r"'(\w+)'", str(error).partition(" missing ")[2])
         if not missing:
             return
         import difflib
 
-        entries = sorted(map(str, cast("dict[Any, Any]", context)))
+        entries = sorted(map(str, context))
         near = [entry for name in missing for entry in difflib.get_close_matches(name, entries, n=1)]
         shown = ", ".join(map(repr, near or entries[:10]))
         error.add_note(
@@ -174,7 +174,7 @@ class SlotFunctions:
         except (TypeError, ValueError):
             return called, ()
         context: Any = self._library.context
-        entries: dict[Any, Any] | None = cast("dict[Any, Any]", context) if isinstance(context, dict) else None
+        entries = _entries(context)
         wants: list[tuple[str, int, Any]] = []
         for position, (name, parameter) in enumerate(parameters.items()):
             if entries is not None and name in entries:
@@ -188,6 +188,10 @@ class SlotFunctions:
             elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
                 wants.append((name, position, value))
         return called, tuple(wants)
+
+
+def _entries(context: Any) -> dict[Any, Any] | None:
+    return context if isinstance(context, dict) else None  # pyright: ignore[reportUnknownVariableType]
 
 
 def _give_back() -> None:

@@ -293,8 +293,11 @@ def test_words_of_options_are_arguments_where_a_function_may_take_them() -> None
     def plain() -> int:
         return 1
 
+    def anything(**words: object) -> int:
+        return len(words)
+
     takes: list[tuple[Callable[..., Any], str]] = [
-        (lambda **words: words, "tag"),
+        (anything, "tag"),
         (limited(plain), "timeout"),
         (Solver, "timeout"),
         (Solver(1.0), "memory"),

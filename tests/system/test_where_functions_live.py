@@ -383,7 +383,8 @@ def test_a_module_that_cannot_be_imported_on_the_worker_is_told_as_that(tmp_path
     edited.write_text("def gone():\n    return 1\n")
     told = r"module 'reads_beside_it' cannot be imported there: FileNotFoundError: .*'; a module beside the script travels alone, a package"
     with windlass.Executor("local", cores=1) as pool:
-        for what, call in (("function 'one' of", (one,)), ("the arguments of 'takes'", (takes, Given()))):
+        calls: list[tuple[str, tuple[Any, ...]]] = [("function 'one' of", (one,)), ("the arguments of 'takes'", (takes, Given()))]
+        for what, call in calls:
             with pytest.raises(windlass.CallFailed, match=f"^{what}.* cannot be loaded on the worker: {told}") as caught:
                 pool.submit(*call).result(30)
             files = [line.split('"')[1] for line in str(caught.value).splitlines() if line.startswith("  File ")]
