@@ -16,7 +16,6 @@ expression evaluated, as plain values: what has none (undefined, error) is left 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import importlib
 import json
@@ -35,6 +34,8 @@ WHOLE: Final = {"Cpus": "TotalSlotCpus", "Memory": "TotalSlotMemory", "Disk": "T
 CREDENTIAL_WORDS: Final = ("use_oauth_services", "use_scitokens")
 #: What is said before the address where users have to consent, once, to credentials of their jobs.
 CONSENT: Final = "HTCondor takes jobs with these credentials when you have allowed it at "
+#: Stands between what failed of an upload and why its jobs could not be removed: they may be there.
+NOT_REMOVED: Final = "; and its jobs could not be removed: "
 #: The text of a failed start for lack of the bindings begins so.
 NO_BINDINGS: Final = "no bindings: "
 
@@ -85,10 +86,12 @@ class Condor:
         if spool:
             try:
                 schedd.spool(result)
-            except Exception:
-                # Without their files the jobs would stay held for ever. What cannot be removed now goes with the next query.
-                with contextlib.suppress(Exception):
+            except Exception as error:
+                # Without their files the jobs would stay held for ever.
+                try:
                     self.remove([str(result.cluster())], "Windlass: the upload of its files failed", 1)
+                except Exception as second:  # noqa: BLE001  it is told: whoever hears of no jobs looks for none
+                    raise RuntimeError(f"{error}{NOT_REMOVED}{second}") from None
                 raise
         return {"cluster": int(result.cluster()), "first": int(result.first_proc()), "count": int(result.num_procs())}
 

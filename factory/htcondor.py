@@ -54,7 +54,7 @@ from windlass.factory.backend import (
     Tag,
 )
 from windlass.factory.condor_client import COMMAND, CondorClient, NoBindings, Refused
-from windlass.factory.condor_helper import CONSENT
+from windlass.factory.condor_helper import CONSENT, NOT_REMOVED
 from windlass.factory.htcondor_words import Incarnation, SubmitOptions
 from windlass.factory.launch import own_template, pilot_script, write_script
 from windlass.factory.logs import OWN_LOG, PilotLogs
@@ -490,6 +490,8 @@ def _user() -> str:
 
 
 def _submit_error(text: str) -> BatchError:
+    if NOT_REMOVED in text:  # a query shows them, and whether their files came all the same
+        return Unreachable(" ".join(text.split()))
     return NotNow(text) if text.startswith(CONSENT) else words_of.submit_error(text)
 
 

@@ -25,7 +25,7 @@ import pytest
 import windlass
 from windlass.errors import OverLimit, Rejected, Unreachable, UsageError
 from windlass.factory import logs, shipping
-from windlass.factory.backend import Cause, JobId, Listed, NoNodeLeft, NotNow, PilotRequest, PilotState, Tag, backend_options
+from windlass.factory.backend import Cause, JobId, Listed, NoNodeLeft, NotNow, NotSent, PilotRequest, PilotState, Tag, backend_options
 from windlass.factory.environment import Environment
 from windlass.factory.htcondor import HTCondorBackend
 from windlass.factory.htcondor_words import SubmitOptions, periodic_remove, submit_words
@@ -415,21 +415,30 @@ def test_pilots_whose_files_cannot_be_uploaded_do_not_stay(
     assert backend.query() == []
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "DCSchedd::spoolJobFiles:7002:File transfer failed for target job 1.0: SCHEDD failed to receive file(s): (errno 28) No space left",
-        "DCSchedd::spoolJobFiles:6001:Failed to connect to schedd (<127.0.0.1:1>), and the schedd is away",
-    ],
-)
 def test_an_upload_that_fails_on_the_way_or_at_the_other_end_is_tried_again(
-    make_backend: MakeBackend, request_of: RequestOf, monkeypatch: pytest.MonkeyPatch, schedd: Any, text: str
+    make_backend: MakeBackend, request_of: RequestOf, monkeypatch: pytest.MonkeyPatch, schedd: Any
 ) -> None:
-    """A full disk of the schedd's would pause the pool for good. Pilots that cannot be removed just then go with the next query."""
+    """A full disk of the schedd's would pause the pool for good."""
+    text = "DCSchedd::spoolJobFiles:7002:File transfer failed for target job 1.0: SCHEDD failed to receive file(s): (errno 28) No space"
     monkeypatch.setenv("STANDIN_UPLOAD", f"fails: {text}")
     backend = make_backend(spool=True)
     with pytest.raises(NotNow, match=re.escape(text)):
         backend.submit(request_of(), 2)
+    assert schedd.tell("query", constraint="true", projection=["ClusterId"]) == []
+
+
+def test_pilots_whose_upload_failed_and_that_could_not_be_removed_may_be_there(
+    make_backend: MakeBackend, request_of: RequestOf, monkeypatch: pytest.MonkeyPatch, schedd: Any
+) -> None:
+    """Told as a submission of which nothing is left, nobody would ask for them: they would stay in the queue, and others be submitted."""
+    text = "DCSchedd::spoolJobFiles:6001:Failed to connect to schedd (<127.0.0.1:1>), and the schedd is away"
+    monkeypatch.setenv("STANDIN_UPLOAD", f"fails: {text}")
+    backend = make_backend(spool=True)
+    told = re.escape(f"{text}; and its jobs could not be removed: Failed to connect to schedd.")
+    with pytest.raises(Unreachable, match=f"^{told}") as error:
+        backend.submit(request_of(), 2)
+    assert not isinstance(error.value, NotSent)
+    assert len(schedd.tell("query", constraint="true", projection=["ClusterId"])) == 2
     assert backend.query() == []
     assert schedd.tell("query", constraint="true", projection=["ClusterId"]) == []
 
