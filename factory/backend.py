@@ -170,6 +170,9 @@ class CommandLimits:
     sustained: int = 30
 
 
+#: Seconds after its submission until which a pilot that no answer has had yet is not missed: sites have wrappers that answer for minutes
+#: from what they asked before. By default Slurm remembers for as long what has ended, so that a quick death is told.
+UNLISTED: Final = 300.0
 #: For batch systems that are not shared with anyone.
 OWN_MACHINE: Final = CommandLimits(burst=1_000, sustained=20_000)
 
@@ -196,6 +199,8 @@ class PoolDefaults:
     hold: float = 60.0
     #: A pilot that runs and has not said hello after this long is ended.
     hello_timeout: float = 600.0
+    #: As `UNLISTED`: less where who takes pilots answers of them as well, from what it has.
+    unlisted: float = UNLISTED
 
 
 class Backend(Protocol):

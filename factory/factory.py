@@ -44,6 +44,7 @@ from windlass.factory.keeper import HURRY, Anew, Change, Close, Cut, Keeper, Kep
 from windlass.factory.launch import request_of
 from windlass.factory.ledger import Ledger
 from windlass.factory.lives import made_up
+from windlass.factory.pilots import Fleet
 from windlass.factory.pool import NAME, PoolConfig, make_pool
 from windlass.importing import refuse_on_import
 from windlass.leaving import LeavesInThread
@@ -198,6 +199,7 @@ class Factory(LeavesInThread):
             query_interval=backend.query_interval,
             max_batch=backend.max_batch,
             tickets=Tickets(f"{name}-{secrets.token_hex(2)}"),
+            fleet=Fleet(unlisted=backend.defaults.unlisted),
             epoch=time.time() - time.monotonic(),
         )
         return Kept(name, index, core, backend)

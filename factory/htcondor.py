@@ -93,7 +93,8 @@ class HTCondorBackend:
     """
 
     name: ClassVar[str] = "htcondor"
-    defaults: ClassVar[PoolDefaults] = PoolDefaults()
+    #: The schedd answers from its queue; so long it may take to carry out what it was sent before it was asked.
+    defaults: ClassVar[PoolDefaults] = PoolDefaults(unlisted=30.0)
     limits: ClassVar[CommandLimits] = CommandLimits()
     #: Far below what schedds take in one submission (20,000 by default).
     max_batch: ClassVar[int] = 1000

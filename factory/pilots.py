@@ -9,7 +9,8 @@ and late.  The *manager* sees it connected or not, at once.  What each may chang
 * The batch system is the only witness that it ended.  A pilot that has disconnected is only *running* again.
 * Unknown is not gone: a query without an answer is no event.  A pilot that an answer does not list is *missing*, and only the second
   time in a row, and without a connection, is it over; one that no answer has listed yet, and that has not served, only when it is
-  `UNLISTED` seconds old, as answers may be older than it. Where answers have turned out to be fresh that is `UNLISTED_FRESH`.
+  `UNLISTED` seconds old, as answers may be older than it. Where answers have turned out to be fresh that is `UNLISTED_FRESH`, and less
+  where the batch system cannot have older ones (`PoolDefaults.unlisted`).
 * *Ending* (Slurm's COMPLETING) masks what comes: the end, or the queue again.
 * A running pilot that is queued again was preempted: that incarnation has ended, the same job waits for its next start.
 
@@ -30,15 +31,12 @@ from enum import StrEnum
 from typing import Final
 
 from windlass.addresses import is_named
-from windlass.factory.backend import RESTART_MARK, Cause, JobId, Listed, PilotState, pilot_word, split_pilot_word
+from windlass.factory.backend import RESTART_MARK, UNLISTED, Cause, JobId, Listed, PilotState, pilot_word, split_pilot_word
 from windlass.factory.history import LASTED, PROVEN
 from windlass.messages import CANNOT_SERVE, PilotId, PilotSeen
 
 #: Queries in a row that do not list a pilot before it counts as gone.
 MISSES: Final = 2
-#: Seconds after its submission until which a pilot that no answer has had yet is not missed: sites have wrappers that answer for minutes
-#: from what they asked before. By default Slurm remembers for as long what has ended, so that a quick death is told.
-UNLISTED: Final = 300.0
 #: The same where an answer has had a pilot that was younger, and none has lacked one that a later one had: sites may forget at once what
 #: has ended, and each quick death would be waited for.
 UNLISTED_FRESH: Final = 60.0
@@ -307,6 +305,8 @@ class Fleet:
     blocked: tuple[str, ...] = ()
     #: Until then pilots that the manager does not know may be on their way back to it.
     patient_until: float = -math.inf
+    #: As `UNLISTED`, by what the batch system is.
+    unlisted: float = UNLISTED
     #: Submissions whose pilots an answer had soon after; and whether answers have lacked a pilot that they had later.
     young: set[str] = field(default_factory=set[str])
     old: bool = False
@@ -371,7 +371,7 @@ class Fleet:
             elif not pilot.listed:
                 self._first_listed(pilot, now)
             self._one_listed(pilot, state, now)
-        unlisted = UNLISTED_FRESH if len(self.young) >= FRESH_OF and not self.old else UNLISTED
+        unlisted = self._unlisted
         for pilot in [pilot for job, pilot in self.pilots.items() if job not in seen]:
             pilot.misses += 1
             pilot.missed_alone = 0 if pilot.connected else pilot.missed_alone + 1
@@ -385,6 +385,13 @@ class Fleet:
             settled = unsure.looks >= MISSES and now - unsure.since >= SETTLE and now - unsure.given_up >= unlisted
             if unsure.ticket in tickets or settled:
                 del self.unsure[unsure.ticket]
+
+    @property
+    def _unlisted(self) -> float:
+        """Seconds for which an answer may lack what was submitted, by what is known of such answers."""
+        if self.old:
+            return UNLISTED
+        return min(self.unlisted, UNLISTED_FRESH) if len(self.young) >= FRESH_OF else self.unlisted
 
     def _first_listed(self, pilot: Pilot, now: float) -> None:
         """How old answers may be shows in when they first have a pilot."""

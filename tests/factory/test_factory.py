@@ -21,6 +21,7 @@ from windlass.errors import Rejected, UnknownName, Unreachable, UsageError
 from windlass.factory.backend import JobId, Listed, NotNow, NotSent, PilotRequest
 from windlass.factory.factory import Factory
 from windlass.factory.fake import FakeBackend, FakeCluster, Fault, Todo
+from windlass.factory.htcondor import HTCondorBackend
 from windlass.factory.local import LocalBackend
 from windlass.factory.pilots import Fleet
 from windlass.factory.service import dry_run
@@ -342,6 +343,13 @@ def test_a_submission_without_an_answer_is_given_up_when_its_command_is(
     with Factory(manager, Mute(), min_pilots=1):
         manager.wait_until(lambda: manager.reports[-1].failures != ())
     assert given_up.called is (error is Unreachable)
+
+
+def test_how_old_answers_may_be_is_the_batch_systems(manager: Any) -> None:
+    """The schedd answers from its queue: a submission without an answer need not count for as long as one of Slurm's."""
+    for backend in (HTCondorBackend(), FakeBackend()):
+        factory = Factory(manager, backend)
+        assert factory._kept[0].core.fleet.unlisted == backend.defaults.unlisted  # pyright: ignore[reportPrivateUsage]
 
 
 def test_a_site_that_takes_nothing_for_now_is_told_and_nothing_is_paused(manager: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from windlass.factory.backend import Cause, JobId, Listed, PilotState, pilot_word, split_pilot_word
-from windlass.factory.pilots import FRESH_OF, NEXT, SETTLE, UNLISTED, UNLISTED_FRESH, Event, Fleet, Phase, Pilot
+from windlass.factory.backend import UNLISTED, Cause, JobId, Listed, PilotState, pilot_word, split_pilot_word
+from windlass.factory.htcondor import HTCondorBackend
+from windlass.factory.pilots import FRESH_OF, NEXT, SETTLE, UNLISTED_FRESH, Event, Fleet, Phase, Pilot
 from windlass.messages import CANNOT_SERVE, PilotId, PilotSeen, PoolName, Resources
 
 A, B = JobId("a"), JobId("b")
@@ -380,15 +381,31 @@ def test_a_submission_that_was_not_sent_counts_for_a_while(fleet: Fleet) -> None
     assert fleet.live == 1
 
 
-@pytest.mark.parametrize(("fresh", "settled_after"), [(False, UNLISTED), (True, UNLISTED_FRESH)])
-def test_a_submission_without_an_answer_counts_until_queries_have_settled_it(fleet: Fleet, fresh: bool, settled_after: float) -> None:
-    """A batch system that wakes up may still take it; and answers may be older than the moment at which it was given up."""
+OF_HTCONDOR = HTCondorBackend.defaults.unlisted
+
+
+@pytest.mark.parametrize(
+    ("unlisted", "fresh", "old", "settled_after"),
+    [
+        (UNLISTED, False, False, UNLISTED),
+        (UNLISTED, True, False, UNLISTED_FRESH),
+        (OF_HTCONDOR, False, False, 30.0),
+        (OF_HTCONDOR, True, False, 30.0),
+        (OF_HTCONDOR, True, True, UNLISTED),
+    ],
+)
+def test_a_submission_without_an_answer_counts_until_queries_have_settled_it(
+    fleet: Fleet, unlisted: float, fresh: bool, old: bool, settled_after: float
+) -> None:
+    """A batch system that wakes up may still take it; and answers may be older than the moment at which it was given up, unless they come
+    from who would take it: then each upload that takes too long would be tried again minutes later only."""
     running = [state(A, Listed.RUNNING)]
+    fleet.unlisted, fleet.old = unlisted, old
     if fresh:
         fleet.young |= {f"earlier-{index}" for index in range(FRESH_OF)}
     fleet.submitting("u", 5, 0.0)
     fleet.unanswered("u", 60.0)
-    for after in (5.0, 35.0, settled_after - 1):
+    for after in (5.0, 15.0, settled_after - 1):
         fleet.listed(running, 60.0 + after)
         assert fleet.live == 6
     fleet.listed(running, 60.0 + settled_after)
