@@ -401,10 +401,11 @@ _UNREACHABLE: Final = re.compile(
     r"|Invalid authentication credential|Header lengths|[Ff]ailed to fetch config|[Bb]roken pipe|Connection reset|Job credential"
     r"|Unable to resolve|Temporary failure in name resolution|slurm_persist_conn|shutting down"
 )
-#: Those of them where it was not even sent.
+#: Those of them where it was not even sent; and what is said of one of several clusters, before another one is chosen.
 _NOT_SENT: Final = re.compile(
     r"\(connect failure\)|Munge encode failed|Unable to process configuration file|Could not establish a configuration source"
 )
+_OF_OTHERS: Final = "Problem with submit to cluster"
 _NO_PARTITION: Final = "Required partition not available"
 #: The site takes no such job for now, whatever it asks for: for maintenance, as one of its parts is away, or its controller's disk full.
 _NOT_NOW: Final = re.compile(
@@ -437,7 +438,9 @@ def refusal(program: str, status: int | None, stderr: str) -> BatchError:
     if _NOT_NOW.search(stderr):  # first: it may say as well which connection failed
         return NotNow(text)
     if _UNREACHABLE.search(stderr):
-        return (NotSent if _NOT_SENT.search(stderr) else Unreachable)(f"{program}: {text}")
+        own = "\n".join(line for line in stderr.splitlines() if _OF_OTHERS not in line)
+        sent = _UNREACHABLE.search(own) and not _NOT_SENT.search(own)
+        return (Unreachable if sent else NotSent)(f"{program}: {text}")
     policies = _POLICY.findall(stderr)
     if policies and not any(_OF_MANY.search(policy) for policy in policies):
         return Rejected(text)

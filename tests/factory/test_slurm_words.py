@@ -286,6 +286,20 @@ def test_policies_are_limits_unless_no_waiting_mends_them(text: str, kind: type[
 
 
 @pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Batch job submission failed: Socket timed out on send/recv operation", Unreachable),
+        ("Batch job submission failed: Unable to contact slurm controller (connect failure)", NotSent),
+        ("Can't run on any of the specified clusters", NotSent),
+    ],
+)
+def test_that_one_of_several_clusters_is_down_says_nothing_of_what_another_was_sent(text: str, kind: type[Exception]) -> None:
+    """From Slurm's sources: sbatch asks all of them first. What was sent, and repeated as if it were not, would be there twice."""
+    down = "sbatch: error: Problem with submit to cluster b: Unable to contact slurm controller (connect failure)\n"
+    assert type(words.refusal("sbatch", 1, f"{down}sbatch: error: {text}\n")) is kind
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "Batch job submission failed: Required partition not available (inactive or drain)",
