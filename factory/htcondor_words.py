@@ -74,6 +74,9 @@ SUSPENDED: Final = 7
 
 #: Held while its input is uploaded (``spool=True``): it will start by itself.
 HOLD_SPOOLING: Final = 16
+#: Seconds for which a pilot keeps away from hosts that programs have blocked. From one that still is it is sent away at once, so that with
+#: an hour a busy pool would never serve; and one that is not any more may be all that is free, while the others are taken for days.
+BLOCKED_AVOIDED: Final = 86_400.0
 #: Reason code that our own removals carry.
 REMOVE_CODE: Final = 1
 #: Seconds beyond the walltime until HTCondor removes a pilot that should have left by itself; and one that has never begun, as its input
@@ -183,7 +186,7 @@ def submit_words(
     if files:
         words["transfer_input_files"] = ", ".join(files)
     requirements = [f"({options.requirements})"] if options.requirements else []
-    requirements += [_keeps_away(node, for_good=node in request.blocked) for node in request.avoid]
+    requirements += [_keeps_away(node, BLOCKED_AVOIDED if node in request.blocked else NODE_AVOIDED) for node in request.avoid]
     if requirements:
         words["requirements"] = " && ".join(requirements)
     # An end is SIGTERM, the grace, SIGKILL, also when the pilot is removed.
@@ -198,18 +201,15 @@ def submit_words(
     return words
 
 
-def _keeps_away(node: str, *, for_good: bool) -> str:
-    """A job that has waited for as long as nodes are avoided takes any: by then it may be the only one, or mended.
-
-    But none that programs have blocked (``for_good``): it would be sent away from there at once, and the next one an hour later.
+def _keeps_away(node: str, seconds: float) -> str:
+    """A job that has waited for so many ``seconds`` takes any node: by then it may be the only one, or mended, or not blocked any more.
 
     Names are meant as by `is_named`: users know a host by what it calls itself, and HTCondor may add its domain. ``==`` is blind to case.
     """
     first, dot, _ = node.partition(".")
     other = f"TARGET.Machine == {literal(first)}" if dot else f"substr(TARGET.Machine, 0, {len(first) + 1}) == {literal(f'{first}.')}"
     met = f"(TARGET.Machine == {literal(node)} || {other})"
-    until = "" if for_good else f" || time() - QDate > {round(NODE_AVOIDED)}"
-    return f"({escaped(met)} =!= true{until})"
+    return f"({escaped(met)} =!= true || time() - QDate > {round(seconds)})"
 
 
 def fitting(request: PilotRequest, options: SubmitOptions) -> str:

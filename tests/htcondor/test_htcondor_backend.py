@@ -363,14 +363,19 @@ def test_machines_to_avoid_may_be_named_with_their_domain_or_without(standin: An
     assert met is goes
 
 
-@pytest.mark.parametrize(("blocked", "goes"), [((), True), (("n1",), False)])
-def test_what_has_waited_long_takes_a_machine_to_avoid_but_none_that_is_blocked(standin: Any, blocked: tuple[str, ...], goes: bool) -> None:
-    """It would be sent away at once, and the next one an hour later: the pool of a busy site would never serve."""
+@pytest.mark.parametrize(
+    ("blocked", "hours", "goes"), [((), 0.9, False), ((), 1.1, True), (("n1",), 1.1, False), (("n1",), 23.9, False), (("n1",), 24.1, True)]
+)
+def test_what_has_waited_long_takes_a_machine_to_avoid_and_after_a_day_one_that_was_blocked(
+    standin: Any, blocked: tuple[str, ...], hours: float, goes: bool
+) -> None:
+    """It would be sent away at once, and the next one an hour later: the pool of a busy site would never serve. But a block may have ended
+    long ago, while the other machines are taken."""
     avoid = ("n1", "n2")
     request = PilotRequest(ticket="t", pool=PoolName("p"), command=(), resources=Resources(), avoid=avoid, blocked=blocked)
     words = submit_words(request, Tag("f"), "alice", script="/s", folder="/f", inputs=(), options=SubmitOptions())
-    queued = {"QDate": time.time() - 2 * 3600}
-    assert [standin.evaluate(words["requirements"], queued, {"Machine": machine}) for machine in ("n1", "n2")] == [goes, True]
+    queued = {"QDate": time.time() - hours * 3600}
+    assert [standin.evaluate(words["requirements"], queued, {"Machine": machine}) for machine in ("n1", "n2")] == [goes, hours > 1]
 
 
 def test_pilots_that_no_machine_is_left_for_are_refused(backend: HTCondorBackend, request_of: RequestOf, schedd: Any) -> None:
