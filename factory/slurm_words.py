@@ -406,6 +406,8 @@ _NOT_SENT: Final = re.compile(
     r"\(connect failure\)|Munge encode failed|Unable to process configuration file|Could not establish a configuration source"
 )
 _OF_OTHERS: Final = "Problem with submit to cluster"
+#: What sbatch ends with where Slurm has refused a job.
+_FAILED: Final = "submission failed"
 _NO_PARTITION: Final = "Required partition not available"
 #: The site takes no such job for now, whatever it asks for: for maintenance, as one of its parts is away, or its controller's disk full.
 _NOT_NOW: Final = re.compile(
@@ -433,8 +435,6 @@ def refusal(program: str, status: int | None, stderr: str) -> BatchError:
     if status < 0:
         return Unreachable(f"{program} was killed by signal {-status}" + (f": {text}" if text else ""))
     text = text or f"{program} ended with exit status {status} and said nothing"
-    if status in NOT_EXECUTED:
-        return Unreachable(f"{program} could not be started: {text}")
     if _NOT_NOW.search(stderr):  # first: it may say as well which connection failed
         return NotNow(text)
     if _UNREACHABLE.search(stderr):
@@ -446,6 +446,8 @@ def refusal(program: str, status: int | None, stderr: str) -> BatchError:
         return Rejected(text)
     if _OVER_LIMIT.search(stderr):
         return OverLimit(text)
+    if status in NOT_EXECUTED and _FAILED not in stderr:  # a site's wrapper may end so after what it has wrapped has answered
+        return Unreachable(f"{program} could not be started: {text}")
     return Rejected(text)
 
 

@@ -315,6 +315,21 @@ def test_what_a_site_does_for_a_while_is_no_refusal_for_good(text: str) -> None:
     assert type(words.refusal("sbatch", 1, f"sbatch: error: {text}\n")) is NotNow
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Batch job submission failed: Invalid account or account/partition combination specified", Rejected),
+        ("Batch job submission failed: Required partition not available (inactive or drain)", NotNow),
+        ("Batch job submission failed: Resource temporarily unavailable", OverLimit),
+        ("Batch job submission failed: Unable to contact slurm controller (connect failure)", NotSent),
+        ("error while loading shared libraries: libslurmfull.so: cannot open shared object file", Unreachable),
+    ],
+)
+def test_what_slurm_has_refused_is_refused_though_a_wrapper_ends_in_another_way(text: str, kind: type[Exception]) -> None:
+    """As where a wrapper's last command is not there: the refusal would be taken for an sbatch that could not be started."""
+    assert type(words.refusal("sbatch", 127, f"sbatch: error: {text}\nsbatch: line 3: log_it: command not found\n")) is kind
+
+
 def test_a_refusal_says_what_slurm_said_in_one_line() -> None:
     sample = recorded("sbatch-bad-partition")
     text = str(words.refusal("sbatch", 1, sample["stderr"]))
