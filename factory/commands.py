@@ -31,10 +31,10 @@ from windlass.memory_files import memory_file
 #: Bytes of stdout and of stderr that are kept: a line per pilot, for a hundred thousand pilots.
 OUTPUT_LIMIT: Final = 32 << 20
 _CHUNK: Final = 1 << 16
-#: Seconds between two looks whether a command has ended that says nothing; and for which nothing may come after its end while its output
-#: is still held, as that may be by a ``tee``.
+#: Seconds between two looks whether a command has ended that says nothing; and so many looks in a row may find nothing on stdout after its
+#: end while its output is still held, as that may be by a ``tee``. Looks and no seconds: this thread may have had no turn meanwhile.
 _LOOK: Final = 0.2
-_QUIET: Final = 2.0
+_QUIET: Final = 10
 #: A shell's exit statuses where a command is there, and cannot be started (its file server is away, memory is short), and where it is not.
 NOT_EXECUTED: Final = {126: errno.EIO, 127: errno.ENOENT}
 
@@ -49,7 +49,7 @@ class Ran:
     stderr: str
     #: stderr held the text that it was to be stopped at.
     stopped: bool = False
-    #: There was more output than is kept.
+    #: There was more output than is kept; or there may have been, as it was still coming when the time limit was over, after its end.
     cut: bool = False
 
     @property
@@ -119,6 +119,7 @@ def _watch(process: subprocess.Popen[bytes], timeout: float, stop_at: bytes, lim
     assert process.stdout is not None
     assert process.stderr is not None
     end = time.monotonic() + timeout
+    quiet, enough = 0, max(1, min(_QUIET, int(timeout / 2 / _LOOK)))
     kept = {"stdout": bytearray(), "stderr": bytearray()}
     cut = False
 
@@ -129,16 +130,17 @@ def _watch(process: subprocess.Popen[bytes], timeout: float, stop_at: bytes, lim
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ, "stdout")
         selector.register(process.stderr, selectors.EVENT_READ, "stderr")
-        heard = now = time.monotonic()
         while selector.get_map():
+            now, ended = time.monotonic(), process.poll() is not None  # before the look for what it wrote until then
             if now >= end:
-                return ran(None)
-            ended = process.poll() is not None  # before the look for what it wrote until then
+                cut = cut or ended
+                return ran(process.returncode)
             ready = selector.select(min(_LOOK, end - now))
-            now = time.monotonic()
-            if ready or not ended:
-                heard = now
-            elif now >= heard + _QUIET:
+            if not ended or any(key.data == "stdout" for key, _ in ready):
+                quiet = 0
+            elif not ready:
+                quiet += 1
+            if quiet >= enough:
                 break
             for key, _ in ready:
                 data = os.read(key.fd, _CHUNK)

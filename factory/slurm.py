@@ -306,11 +306,11 @@ class SlurmBackend:
             ran = self._run(slurm_words.query_words(self._clusters))
         except OSError as error:
             raise Unreachable(f"cannot start squeue: {error.strerror or error}") from None
-        if ran.status != 0 or ran.cut:
+        if ran.status != 0:
             raise Unreachable(str(slurm_words.refusal("squeue", ran.status, ran.stderr)))
         complaint = slurm_words.tidy(ran.stderr)
-        if not slurm_words.is_whole(ran.stdout, self._clusters, ran.stderr):
-            raise Unreachable(f"squeue gave no whole answer: {complaint or 'it lacks the header'}")
+        if ran.cut or not slurm_words.is_whole(ran.stdout, self._clusters, ran.stderr):
+            raise Unreachable(f"squeue gave no whole answer: {complaint or ('it has no end' if ran.cut else 'it lacks the header')}")
         if (told := re.sub(r"\d+", "", complaint)) != self._complaint:  # there may be a time in it
             self._complaint = told
             log.info("squeue answers, and says beside it: %s", complaint or "nothing any more")

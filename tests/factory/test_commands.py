@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,6 +52,66 @@ def test_what_comes_through_another_program_after_the_end_is_part_of_the_answer(
     script = "{ while kill -0 $$ 2>/dev/null; do :; done; echo rows; echo end >&2; } & exit 0"
     ran = run_command(["/bin/sh", "-c", script], env=dict(os.environ), timeout=60.0)
     assert (ran.status, ran.stdout, ran.stderr) == (0, "rows\n", "end\n")
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each look for output after the command's end, whether there was any; and no time passes."""
+    looks: list[bool] = []
+    ended = False
+    poll = subprocess.Popen.poll
+
+    def note_end(process: subprocess.Popen[bytes]) -> int | None:
+        nonlocal ended
+        status = poll(process)
+        ended = status is not None
+        return status
+
+    class Noted(selectors.DefaultSelector):
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            ready = super().select(timeout)
+            if ended:
+                looks.append(bool(ready))
+            return ready
+
+    monkeypatch.setattr(subprocess.Popen, "poll", note_end)
+    monkeypatch.setattr(selectors, "DefaultSelector", Noted)
+    monkeypatch.setattr("windlass.factory.commands.time", SimpleNamespace(monotonic=lambda: 0.0))
+    return looks
+
+
+@pytest.mark.parametrize(("timeout", "empty"), [(60.0, 10), (1.0, 2)])
+def test_an_answer_is_over_after_so_many_looks_that_find_nothing(
+    tmp_path: Path, gone: Callable[[int], None], looks: list[bool], timeout: float, empty: int
+) -> None:
+    """Not after seconds: a thread that got no turn for some would take what waits in the pipe for nothing."""
+    pid = tmp_path / "pid"
+    ran = run_command(["/bin/sh", "-c", f"sleep 600 & echo $! > {pid}; echo here; exit 3"], env=dict(os.environ), timeout=timeout)
+    left = int(pid.read_text())
+    os.kill(left, signal.SIGKILL)
+    gone(left)
+    assert (ran.status, ran.stdout, ran.cut) == (3, "here\n", False)
+    assert looks[-empty:] == [False] * empty
+    assert looks.count(False) == empty
+
+
+@pytest.mark.parametrize(
+    ("noise", "timeout", "cut"),
+    [
+        ("while sleep 0.5; do echo x >&2; done", 30.0, False),  # that is no part of the answer
+        ("while sleep 0.05; do echo x; done", 4.0, True),  # nobody knows whether that is
+    ],
+)
+def test_a_command_that_has_ended_has_answered_whatever_is_said_in_its_place(
+    tmp_path: Path, gone: Callable[[int], None], noise: str, timeout: float, cut: bool
+) -> None:
+    """What it has left in the background may speak for ever."""
+    pid = tmp_path / "pid"
+    ran = run_command(["/bin/sh", "-c", f"{{ {noise}; }} & echo $! > {pid}; echo rows; exit 0"], env=dict(os.environ), timeout=timeout)
+    left = int(pid.read_text())
+    os.kill(left, signal.SIGKILL)
+    gone(left)
+    assert (ran.status, ran.stdout.split()[0], ran.cut) == (0, "rows", cut)
 
 
 def test_a_text_on_stderr_ends_it_at_once() -> None:

@@ -264,3 +264,13 @@ def test_what_was_cancelled_or_is_long_past_is_not_ended_once_more(
     backend.cancel([cancelled])
     backend.cancel_all()
     assert ran[-1] == ("scancel", "19")
+
+
+def test_an_answer_of_squeue_that_may_lack_something_is_none(answering: Callable[..., SlurmBackend]) -> None:
+    """Pilots that are not in it would count as gone."""
+
+    def answer(command: Sequence[str], text: str) -> Ran:
+        return Ran(0, "rows", "", cut=True)
+
+    with pytest.raises(Unreachable, match="squeue gave no whole answer: it has no end"):
+        answering(answer).query()
