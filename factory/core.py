@@ -331,7 +331,7 @@ class FactoryCore:
         pilot.charge = pilot.held
         if pilot.served:
             if not pilot.asked:
-                self.history.was_held(pilot.held, _of(pilot.word, pilot.node), pilot.made_at, now, lasted=pilot.lasted(now))
+                self.history.was_held(pilot.held, pilot.whose, pilot.made_at, now, lasted=pilot.lasted(now))
             return
         if pilot.found:  # an earlier life knows whether it had served
             return
@@ -358,11 +358,11 @@ class FactoryCore:
         if ending.failed and ending.reason == VANISHED and self.query_interval > PROMPT:
             self._looks_until = now + LOOKED_FOR
         if ending.failed and not self.closing and not self._without_manager(ending, now) and not self._same_misfortune(ending, last_words):
-            self.history.died_at_start(ending.node, _told(ending, reason), ending.made_at, now)
+            self.history.died_at_start(ending.node, f"{ending.whose}: {reason}", ending.made_at, now)
         elif ending.troubled and not self.closing:
-            self.history.was_in_trouble(ending.node, _told(ending, reason), ending.made_at, now)
+            self.history.was_in_trouble(ending.node, f"{ending.whose}: {reason}", ending.made_at, now)
         elif ending.taken and not self.closing:
-            self.history.was_taken(_told(ending, reason), ending.made_at, now)
+            self.history.was_taken(f"{ending.whose}: {reason}", ending.made_at, now)
         elif self.history.troubles.count and ending.served_at >= self.history.troubled_at and ending.exit_status == 0:
             self.history.serve_well([ending.node])
 
@@ -592,11 +592,3 @@ class FactoryCore:
         """Invariants; raises AssertionError."""
         self.fleet.check()
         assert not self.finished or self.closing
-
-
-def _told(ending: Ending, reason: str) -> str:
-    return f"{_of(ending.pilot, ending.node)}: {reason}"
-
-
-def _of(pilot: PilotId, node: str) -> str:
-    return f"pilot {pilot}{f' on {node}' if node else ''}"

@@ -30,7 +30,6 @@ from windlass.errors import UnknownName, UsageError, stays_here
 from windlass.factory.backend import (
     Backend,
     SharedBatch,
-    SharedQueries,
     Tag,
     Tickets,
     backend_class,
@@ -40,7 +39,7 @@ from windlass.factory.backend import (
 from windlass.factory.config import GIVEN, Configuration, read_configuration
 from windlass.factory.container import image_of
 from windlass.factory.core import FactoryCore
-from windlass.factory.keeper import HURRY, Anew, Change, Close, Cut, Keeper, Kept, Lost, Port, Refused, Replan, Resume, Wake
+from windlass.factory.keeper import HURRY, Anew, Change, Close, Cut, Keeper, Kept, Lost, Port, Refused, Replan, Resume, Wake, by_site
 from windlass.factory.launch import request_of
 from windlass.factory.ledger import Ledger
 from windlass.factory.lives import made_up
@@ -183,7 +182,7 @@ class Factory(LeavesInThread):
         self._kept = [self._keep(index, one, pool, several=len(made) > 1) for index, (one, pool) in enumerate(made)]
         self._folders = [self._folder_of(kept, folder) for kept in self._kept]
         self._ledger = Ledger([kept.core.pool for kept in self._kept], self._replan)
-        self._keepers = [Keeper(self.name, kept, self._ledger, self._ended) for kept in _by_site(self._kept)]
+        self._keepers = [Keeper(self.name, kept, self._ledger, self._ended) for kept in by_site(self._kept)]
         self._started = False
         self._limits = threading.Lock()
         #: The process whose threads they are.
@@ -482,18 +481,6 @@ class Factory(LeavesInThread):
 
 def _waker(kept: Kept) -> Callable[[], None]:
     return lambda: kept.put(Wake())
-
-
-def _by_site(kept: Sequence[Kept]) -> list[list[Kept]]:
-    """Pools of one batch system together; they share one record of commands."""
-    groups: dict[tuple[str, str], list[Kept]] = {}
-    for one in kept:
-        site = one.backend.site if isinstance(one.backend, SharedQueries) else str(one.index)
-        groups.setdefault((one.backend.name, site), []).append(one)
-    for group in groups.values():
-        for one in group:
-            one.core.budget.times = group[0].core.budget.times
-    return list(groups.values())
 
 
 def _pilot_file(manager: str | os.PathLike[str]) -> Path:

@@ -411,6 +411,18 @@ class Keeper:
         kept.takes = history.takes.count
 
 
+def by_site(kept: Sequence[Kept]) -> list[list[Kept]]:
+    """Pools of one batch system together; they share one keeper, and one record of commands."""
+    groups: dict[tuple[str, str], list[Kept]] = {}
+    for one in kept:
+        site = one.backend.site if isinstance(one.backend, SharedQueries) else str(one.index)
+        groups.setdefault((one.backend.name, site), []).append(one)
+    for group in groups.values():
+        for one in group:
+            one.core.budget.times = group[0].core.budget.times
+    return list(groups.values())
+
+
 def _silence(core: FactoryCore, text: str, now: float) -> str:
     """That there is no answer, in words, and since when."""
     history = core.history

@@ -150,6 +150,10 @@ BLOCKED: Final = "it left before it served, as programs have blocked its host"
 BLAMELESS: Final = frozenset({Cause.PREEMPTED, Cause.CANCELLED, Cause.NODE})
 
 
+def _whose(pilot: PilotId, node: str) -> str:
+    return f"pilot {pilot}{f' on {node}' if node else ''}"
+
+
 @dataclass(slots=True)
 class Pilot:
     """One pilot in its current incarnation. Times are the caller's ``now``."""
@@ -198,6 +202,11 @@ class Pilot:
     @property
     def word(self) -> PilotId:
         return pilot_word(self.job, self.restart)
+
+    @property
+    def whose(self) -> str:
+        """Of whom it is told what happens to it."""
+        return _whose(self.word, self.node)
 
     @property
     def coming(self) -> bool:
@@ -269,6 +278,11 @@ class Ending:
     taken: bool = False
     #: When it first served; -inf: it never did.
     served_at: float = -math.inf
+
+    @property
+    def whose(self) -> str:
+        """Of whom it is told how it ended."""
+        return _whose(self.pilot, self.node)
 
     @property
     def telling(self) -> bool:
