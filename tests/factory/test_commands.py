@@ -59,7 +59,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each look for output after the command's end, whether there was any; and no time passes."""
     looks: list[bool] = []
     ended = False
-    poll = subprocess.Popen.poll
+    poll: Callable[[subprocess.Popen[bytes]], int | None] = subprocess.Popen[bytes].poll
 
     def note_end(process: subprocess.Popen[bytes]) -> int | None:
         nonlocal ended
