@@ -1003,7 +1003,7 @@ class TestAsync:
 
         async def main() -> None:
             task = asyncio.create_task(leaves(Direct(held, Factory([]))))
-            while not any(thread.name == "windlass-leaving" for thread in threading.enumerate()):
+            while not held.futures or not any(thread.name == "windlass-leaving" for thread in threading.enumerate()):
                 await asyncio.sleep(0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -991,7 +991,7 @@ async def test_a_worker_leaves_when_its_parent_dies(manager: Manager) -> None:
     script = """
 import subprocess, sys
 from windlass.store_folders import default_store_folder
-subprocess.Popen([sys.executable, "-m", "windlass.worker", *sys.argv[1:]])
+subprocess.Popen([sys.executable, "-m", "windlass.worker", *sys.argv[1:]], stdout=subprocess.DEVNULL)
 print(default_store_folder("manager"), flush=True)
 sys.stdin.read()
 """
@@ -1008,6 +1008,7 @@ sys.stdin.read()
     async with asyncio.timeout(20):
         while is_there(left):
             await asyncio.sleep(0.005)
+        await parent.stdout.read()  # its pipe has an end when nobody has it any more
 
 
 def calls_until_hello(folder: Path) -> int:
