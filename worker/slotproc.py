@@ -60,6 +60,11 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def has_others(pid: int, child: int) -> bool:
+    """Whether a process has living children beside this one."""
+    return any(process_state(other) not in ("Z", "X", "") for other in _children(pid) if other != child)
+
+
 def kill_below(pid: int) -> set[int]:
     """Kill all descendants of a process, also those that start while this happens; returns which."""
     killed: set[int] = set()

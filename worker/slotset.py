@@ -15,10 +15,10 @@ its first call meanwhile. The library cannot run here then; unless other slots s
 are missing are tried again later; and when that goes on, the worker is told: it drains, as calls wait here for slots that do not come.
 
 *A running call is ended* (`kill_calls`) without hitting the next one by mistake: the slot is stopped, and when it stands, its row says
-whether it is still that call. Then it is killed with all its children, else continued. In mode ``fork`` the slot stays, with what its
-context has started, which later calls need: only the call's child is killed with all below it, by the worker, or by the slot as soon as
-it has forked it. Where that does not come to pass within `CANCEL_SECONDS`, the slot is killed after all. Idle slots that are to leave go
-the same way; busy ones see `LEAVE` in their row after their call.
+whether it is still that call. Then it is killed with all its children, else continued. In mode ``fork`` it stays where the call's child
+is its only one: that is killed with all below it, by the worker, or by the slot as soon as it has forked it; and if not so within
+`CANCEL_SECONDS`, the slot after all. What its context has started goes with it: it may be in the middle of the call's request, and answer
+the next one with that. Idle slots that are to leave go the same way; busy ones see `LEAVE` in their row after their call.
 
 *A slot that runs many calls at once* is asked to cancel the one, and killed when that has not ended after `CANCEL_SECONDS`; then its
 neighbours are given back as cut short. When such a slot dies, all calls that have begun in it are charged, for nobody knows whose fault it
@@ -44,7 +44,7 @@ from windlass.worker.gpus import Gpus
 from windlass.worker.ground import Ground, quoted
 from windlass.worker.slothandle import Key, Kill, Owner, RunningCall, SlotHandle, Timers, Watch, during, reaped, unreadable_end
 from windlass.worker.slotlink import LEFT_ASKED, LEFT_TORN, LEFT_UNABLE, LENGTH, NOTE, Row, SlotNote, Step, Unable
-from windlass.worker.slotproc import all_gone, death, ended_how, kill, kill_tree, process_state, waits_for_others
+from windlass.worker.slotproc import all_gone, death, ended_how, has_others, kill, kill_tree, process_state, waits_for_others
 
 log = logging.getLogger("windlass.worker")
 
@@ -417,7 +417,7 @@ class SlotSet:
         wish, slot.kill = slot.kill, None
         row = next((row for row in self._begun(slot) if wish is not None and (row.call, row.attempt) == wish.key), None)
         if wish is not None and wish.key in self.outstanding and row is not None:
-            if self._spec.mode != "fork":
+            if self._spec.mode != "fork" or has_others(slot.pid, self._rows.child(slot.row, row.begun)):
                 slot.kill = wish  # `_charge` looks at it
                 slot.doomed = True
                 kill_tree(slot.pid)

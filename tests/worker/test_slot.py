@@ -544,7 +544,15 @@ async def test_in_mode_fork_a_killed_call_ends_as_asked_with_all_below_it(bench:
 
         return subprocess.Popen(["sleep", "60"]).pid
 
-    instance = await bench.serving(bench.spec(family, add, leave_behind, mode="fork"))
+    def ended() -> object:
+        import os
+        import subprocess
+
+        process = subprocess.Popen(["true"])
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # what nobody has reaped holds no request
+        return process
+
+    instance = await bench.serving(bench.spec(family, add, leave_behind, context=(ended, (), {}), mode="fork"))
     slot = instance.slot_pids()[0]
     call = bench.call(family, str(tmp_path / "pids"))
     instance.feed([call])
@@ -560,8 +568,8 @@ async def test_in_mode_fork_a_killed_call_ends_as_asked_with_all_below_it(bench:
 
 
 @pytest.mark.asyncio
-async def test_in_mode_fork_what_the_context_has_started_outlives_a_killed_call(bench: Any, tmp_path: Path) -> None:
-    """A database, an engine, a manager of `multiprocessing`: it is below the slot as the call's child is, and later calls talk to it."""
+async def test_in_mode_fork_what_the_context_has_started_ends_with_a_killed_call(bench: Any, tmp_path: Path) -> None:
+    """An engine, a manager of `multiprocessing`: it may be at the call's request, and later calls would have its answer as theirs."""
 
     def start() -> dict[str, Any]:
         import subprocess
@@ -571,35 +579,37 @@ async def test_in_mode_fork_what_the_context_has_started_outlives_a_killed_call(
     def ask(question: bytes, path: str, *, engine: Any) -> bytes:
         import time
 
+        engine.stdin.write(question)
         if path:
             Path(path).touch()
             time.sleep(60)
-        engine.stdin.write(question)
         return engine.stdout.readline()  # type: ignore[no-any-return]
 
     instance = await bench.serving(bench.spec(ask, context=(start, (), {}), mode="fork"))
     slot = instance.slot_pids()[0]
-    call = bench.call(ask, b"one\n", str(tmp_path / "sleeps"))
+    (engine,) = descendants(slot)
+    call = bench.call(ask, b"one\n", str(tmp_path / "asked"))
     instance.feed([call])
-    await bench.until((tmp_path / "sleeps").exists)
+    await bench.until((tmp_path / "asked").exists)
     assert instance.kill_call(call.call, 1, CANCELLED, None)
     assert (await bench.end(call)).outcome == CANCELLED
     assert bench.value(await bench.run(ask, b"two\n", "")) == b"two\n"
-    assert instance.slot_pids()[0] == slot
+    assert is_gone(engine)
+    assert instance.slot_pids()[0] != slot
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("forks", [True, False], ids=["forks", "hangs"])
+@pytest.mark.parametrize("case", ["forks", "hangs", "helper"])
 async def test_in_mode_fork_a_call_ends_as_asked_before_it_has_a_process(
-    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: bool
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    """It has begun, and its slot is about to fork: it ends the child itself. One that hangs there ends with the call."""
+    """It has begun, and its slot is about to fork: it ends the child itself. One that hangs there, or has started something, ends."""
 
-    def helper() -> int:
+    def prepare() -> object:
         import subprocess
 
         os.register_at_fork(before=wait)
-        return subprocess.Popen(["sleep", "60"]).pid
+        return subprocess.Popen(["sleep", "60"]) if helper else None
 
     def wait() -> None:
         import time
@@ -613,23 +623,24 @@ async def test_in_mode_fork_a_call_ends_as_asked_before_it_has_a_process(
 
         time.sleep(60)
 
-    begun, go = tmp_path / "begun", tmp_path / "go"
-    monkeypatch.setattr(slotset, "CANCEL_SECONDS", 60.0 if forks else 0.1)
-    instance = await bench.serving(bench.spec(sleep, add, context=(helper, (), {}), mode="fork"))
+    begun, go, helper = tmp_path / "begun", tmp_path / "go", case == "helper"
+    monkeypatch.setattr(slotset, "CANCEL_SECONDS", 0.1 if case == "hangs" else 60.0)
+    instance = await bench.serving(bench.spec(sleep, add, context=(prepare, (), {}), mode="fork"))
     slot = instance.slot_pids()[0]
-    (below,) = descendants(slot)
+    below = descendants(slot)
     call = bench.call(sleep)
     instance.feed([call])
     await bench.until(begun.exists)
     assert instance.kill_call(call.call, 1, CANCELLED, None)
-    await bench.until(lambda: instance._ground.rows.words[CANCEL] == 1)
-    if forks:
+    if case == "forks":
+        await bench.until(lambda: instance._ground.rows.words[CANCEL] == 1)
         go.touch()
     assert (await bench.end(call)).outcome == CANCELLED
     go.touch()
     assert bench.value(await bench.run(add, 1, 2)) == 3
-    assert (instance.slot_pids()[0] == slot) == forks
-    assert is_gone(below) != forks
+    assert (instance.slot_pids()[0] == slot) == (case == "forks")
+    assert len(below) == helper
+    assert all(map(is_gone, below))
 
 
 @pytest.mark.asyncio
