@@ -179,8 +179,8 @@ class SlotFunctions:
         for position, (name, parameter) in enumerate(parameters.items()):
             if entries is not None and name in entries:
                 value = entries[name]
-            elif name == "context" and (entries is None or parameter.default is parameter.empty):
-                value = context  # of a dictionary only to who must have it: a default of that name may be meant for something else
+            elif name == "context" and (entries is None or parameter.default is None or parameter.default is parameter.empty):
+                value = context  # of a dictionary not where there is another default: that is meant for something else of this name
             else:
                 continue
             if parameter.kind is parameter.KEYWORD_ONLY:

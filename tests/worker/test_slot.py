@@ -355,18 +355,23 @@ async def test_context_reaches_functions_by_name(bench: Any, shared: bool) -> No
     def words(context: str = "near", *, base: int = 0) -> tuple[str, int]:
         return context, base
 
+    def at_home(context: dict[str, int] | None = None) -> int | None:
+        return context and context["base"]
+
     def unknown() -> None:
         from windlass.worker.slot_api import load_variable_from_library
 
         load_variable_from_library("bass")
 
-    instance = await bench.serving(bench.spec(use, whole, words, unknown, context=(context, (), {"base": 7}), share_context=shared), 2)
+    spec = bench.spec(use, whole, words, at_home, unknown, context=(context, (), {"base": 7}), share_context=shared)
+    instance = await bench.serving(spec, 2)
     assert bench.value(await bench.run(use, 1)) == (1, 7, 0, 5)
     assert bench.value(await bench.run(use, 1, 2)) == (1, 2, 0, 5)
     assert bench.value(await bench.run(use, 1, base=3, other=4)) == (1, 3, 0, 4)
     maker = bench.value(await bench.run(whole))
     assert maker == instance.zygote_pid if shared else maker in instance.slot_pids().values()
     assert bench.value(await bench.run(words)) == ("near", 7), "a default of its own, for something else of that name"
+    assert bench.value(await bench.run(at_home)) == 7, "one that can be called at home as well"
     error = pickling.unpack_exception((await bench.run(unknown)).payload)
     assert "there is no variable 'bass'; did you mean 'base'?" in str(error)
 
