@@ -7,7 +7,8 @@ be endless and memory stays flat. The window holds what the manager could use no
 the pace at which results have been taken, within `WINDOW_LEAST` and `WINDOW_MOST`; ``buffersize=`` fixes it. It is looked at again
 whenever half of it is used up and, while the consumer waits, a few times a second, because pilots come and go.
 
-Several threads may take from one: each result goes to one of them.
+Several threads or tasks may take from one: each result goes to one of them. A task must not wait in `__next__`, where its loop would
+wait too: it looks again after each ``await``, as another may have taken what was there.
 
 The first error ends it. What has not ended is cancelled when it ends early: by an error, by `MapResults.close`, or when it is
 dropped half-way. One that nobody has looked at is left alone, since programs map for the effect too.
@@ -79,24 +80,23 @@ class _Ended:
 
     def __init__(self) -> None:
         self.queue: Mailbox[CallFuture[Any]] = Mailbox()
-        #: Is told of the next one.
-        self._watcher: Watcher | None = None
+        #: Are told of the next one.
+        self._watchers: list[Watcher] = []
 
     def add_result(self, future: CallFuture[Any]) -> None:
         self.queue.put(future)
-        watcher = self._watcher
-        if watcher is not None:
+        for watcher in [*self._watchers]:  # their threads add and remove
             watcher.add_result(future)
 
     add_exception = add_cancelled = add_result
 
     def watch(self, watcher: Watcher) -> None:
-        self._watcher = watcher
+        self._watchers.append(watcher)
         if not self.queue.empty():
             watcher.add_result(None)
 
     def unwatch(self, watcher: Watcher) -> None:
-        self._watcher = None
+        self._watchers.remove(watcher)
 
 
 class _Told:
@@ -249,8 +249,8 @@ class MapResults(Iterator[R], AsyncIterator[R], Generic[R]):
                 future, number = self._next_ended()
                 try:
                     value = future.result()
-                except StopIteration as error:  # the function's own: whoever iterates would take it for the end
-                    raise RuntimeError(f"a call of map() raised StopIteration; {self._which(number)}") from error
+                except (StopIteration, StopAsyncIteration) as error:  # the function's own: whoever iterates would take it for the end
+                    raise RuntimeError(f"a call of map() raised {type(error).__name__}; {self._which(number)}") from error
                 except BaseException as error:
                     self._note(error, number)
                     raise
@@ -278,20 +278,26 @@ class MapResults(Iterator[R], AsyncIterator[R], Generic[R]):
 
         self._started = True
         try:
-            while (head := self._head()) is None and not self._values:
-                self._fill()
-                if not self.ahead:
-                    break
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._patience()):
-                        await _Told(self._row[0] if self._ended is None else self._ended)
-                self._turned_at = time.monotonic()
-                self._look_around()
-            if not self._values and head is not None and head.comes_late():
-                await READERS.do(head, head.read)
             if time.monotonic() - self._turned_at > TURN_SECONDS:
                 await asyncio.sleep(0)
                 self._turned_at = time.monotonic()
+            while not self._values:
+                self._fill()
+                if not self.ahead:
+                    break
+                head = self._head()
+                if head is None:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._patience()):
+                            await _Told(self._row[0] if self._ended is None else self._ended)
+                    self._turned_at = time.monotonic()
+                    self._look_around()
+                elif head.comes_late():
+                    await READERS.do(head, head.read)
+                    if self._head() is head:
+                        break
+                else:
+                    break
             return next(self)
         except StopIteration:
             raise StopAsyncIteration from None

@@ -1082,6 +1082,48 @@ class TestAsync:
         until(held.futures[5].cancelled)  # by another thread, as it was dropped
         assert [future.cancelled() for future in held.futures] == [True] * 4 + [False, True]
 
+    @pytest.mark.parametrize("ordered", [True, False])
+    def test_several_tasks_may_take_from_one(self, held: Held, monkeypatch: pytest.MonkeyPatch, ordered: bool) -> None:
+        """Each result goes to one of them; the loop goes on where another has taken what was there; and all of them end."""
+        monkeypatch.setattr(mapping, "TURN_SECONDS", 0.0)  # after each result others have their turn
+
+        async def main() -> list[int]:
+            loop, got = asyncio.get_running_loop(), list[int]()
+            results = Executor(None, manager=held).map(square, range(3), ordered=ordered)
+            take = results._take
+
+            def taking() -> int:
+                assert results._values or results._head() or not results.ahead, "it would wait in the loop's thread"
+                return take()
+
+            monkeypatch.setattr(results, "_take", taking)
+
+            async def takes() -> None:
+                async for result in results:
+                    got.append(result)
+                    if len(got) < 3:
+                        loop.call_later(0.01, held.end, len(got))
+
+            held.end(0)
+            async with asyncio.timeout(20):
+                await asyncio.gather(*(takes() for _ in range(3)))
+            return got
+
+        assert asyncio.run(main()) == [0, 1, 4]
+
+    def test_a_call_that_raises_the_end_of_an_async_iteration_does_not_end_the_results(self, pool: Executor) -> None:
+        def ends(number: int) -> int:
+            if number == 2:
+                raise StopAsyncIteration
+            return number
+
+        async def main() -> None:
+            async for _ in pool.map(ends, range(6)):
+                pass
+
+        with pytest.raises(RuntimeError, match=r"^a call of map\(\) raised StopAsyncIteration; in map\(\): input 2 "):
+            asyncio.run(main())
+
     def test_an_error_of_a_call_comes_to_the_task_with_its_input(self, pool: Executor) -> None:
         async def main() -> None:
             async for _ in pool.map(fail_at, range(9), [3] * 9):
