@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 
+from windlass import leaving
 from windlass.errors import Closed, UnknownName, UsageError
 from windlass.functions import define
 from windlass.manager import executor as executors
@@ -1011,6 +1012,69 @@ class TestAsync:
 
         asyncio.run(main())
         assert held.futures[0].cancelled()
+        assert held.closed == 1
+
+    def leaving_without_its_loop(self, held: Held) -> asyncio.Task[None]:
+        """A task that leaves, whose loop does not go on: a Ctrl-C has ended it."""
+
+        async def leaves() -> None:
+            async with Direct(held, Factory([])) as pool:
+                pool.submit(square, 2)
+
+        async def main() -> asyncio.Task[None]:
+            task = asyncio.create_task(leaves())
+            while not leaving._running:
+                await asyncio.sleep(0)
+            return task
+
+        return asyncio.new_event_loop().run_until_complete(main())
+
+    def test_ctrl_c_that_ends_the_loop_and_no_task_cancels_the_calls_of_what_is_being_left(
+        self, held: Held, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        task = self.leaving_without_its_loop(held)
+        monkeypatch.setattr(sys, "last_type", KeyboardInterrupt, raising=False)
+        [thread] = leaving._running
+        assert thread.daemon, "the interpreter would wait for it, without a word, before it asks us"
+        leaving._at_exit()
+        assert held.futures[0].cancelled()
+        assert held.closed == 1
+        task.get_loop().run_until_complete(task)
+        task.get_loop().close()
+
+    def test_the_end_of_the_program_waits_for_what_is_being_left_and_says_so(
+        self, held: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        task = self.leaving_without_its_loop(held)
+        monkeypatch.setattr(leaving, "TELL_AFTER", 0.0)
+        monkeypatch.setattr(sys, "last_type", None, raising=False)
+        warning = leaving.log.warning
+
+        def told(text: str) -> None:
+            warning(text)
+            held.end(0)
+
+        monkeypatch.setattr(leaving.log, "warning", told)
+        leaving._at_exit()
+        assert "Ctrl-C cancels what has not ended" in caplog.text
+        assert held.futures[0].result(0) == 4
+        assert held.closed == 1
+        task.get_loop().run_until_complete(task)
+        task.get_loop().close()
+
+    def test_it_is_left_where_no_thread_can_be_had(self, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A login node allows few."""
+
+        async def main() -> None:
+            async with Direct(held, Factory([])) as pool:
+                pool.submit(square, 2)
+                held.end(0)
+                monkeypatch.setattr(threading.Thread, "start", none_more)
+
+        def none_more(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        asyncio.run(main())
         assert held.closed == 1
 
     @pytest.mark.parametrize("options", [{}, {"ordered": False}, {"buffersize": 1}, {"chunksize": 7}])
