@@ -15,7 +15,8 @@ from __future__ import annotations
 import builtins
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import types
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict, TypeGuard, TypeVar, Unpack, cast
 
 import msgspec
@@ -165,22 +166,29 @@ def refuse_as_arguments(function: Callable[..., Any], kwargs: Mapping[str, Any],
     given = {name: value for name, value in kwargs.items() if name in OPTIONS}
     if not given:
         return
-    import inspect
-
-    try:
-        # Its own parameters: a decorator may take what the function that it shows does not have.
-        takes = inspect.signature(function, follow_wrapped=False).parameters.values()
-    except (TypeError, ValueError):
-        return  # written in C, or no function
-    if any(one.kind is one.VAR_KEYWORD for one in takes):
+    takes = _own_keywords(function)
+    if takes is None:
         return
-    strange = {name: value for name, value in given.items() if not any(name == one.name for one in takes)}
+    strange = {name: value for name, value in given.items() if name not in takes}
     if strange:
         name = getattr(function, "__name__", "the function")
         raise UsageError(
             f"{name}() has no parameter {next(iter(strange))!r}, and all keywords here are the function's;"
             f" options of the call are given by {instead.format(_as_written(strange))}"
         )
+
+
+def _own_keywords(function: Callable[..., Any]) -> Collection[str] | None:
+    """Names of its own parameters, though it shows those of what it wraps: a decorator may take more. None: any, or nobody knows."""
+    import inspect
+
+    if isinstance(function, types.FunctionType | types.MethodType) and isinstance(code := getattr(function, "__code__", None), types.CodeType):
+        return None if code.co_flags & inspect.CO_VARKEYWORDS else code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    try:
+        takes = inspect.signature(function, follow_wrapped=False).parameters
+    except (TypeError, ValueError, NameError):  # written in C, no function, or annotated with a name that only checkers know
+        return None
+    return None if any(one.kind is one.VAR_KEYWORD for one in takes.values()) else takes
 
 
 def no_call(call: object, more: tuple[object, ...], options: Mapping[str, object]) -> UsageError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -290,6 +291,11 @@ def test_words_of_options_are_arguments_where_a_function_may_take_them() -> None
 
         return inner
 
+    def shows_another(*, timeout: float, **words: object) -> int:
+        return int(timeout)
+
+    shows_another.__signature__ = inspect.signature(lambda: None)  # type: ignore[attr-defined]
+
     def plain() -> int:
         return 1
 
@@ -299,6 +305,7 @@ def test_words_of_options_are_arguments_where_a_function_may_take_them() -> None
     takes: list[tuple[Callable[..., Any], str]] = [
         (anything, "tag"),
         (limited(plain), "timeout"),
+        (shows_another, "timeout"),
         (Solver, "timeout"),
         (Solver(1.0), "memory"),
         (functools.partial(Solver, timeout=2.0), "timeout"),
