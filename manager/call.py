@@ -182,7 +182,8 @@ def _own_keywords(function: Callable[..., Any]) -> Collection[str] | None:
     """Names of its own parameters, though it shows those of what it wraps: a decorator may take more. None: any, or nobody knows."""
     import inspect
 
-    if isinstance(function, types.FunctionType | types.MethodType) and isinstance(code := getattr(function, "__code__", None), types.CodeType):
+    code = getattr(function, "__code__", None) if isinstance(function, types.FunctionType | types.MethodType) else None
+    if isinstance(code, types.CodeType):
         return None if code.co_flags & inspect.CO_VARKEYWORDS else code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     try:
         takes = inspect.signature(function, follow_wrapped=False).parameters

@@ -356,7 +356,7 @@ async def test_context_reaches_functions_by_name(bench: Any, shared: bool) -> No
         return context, base
 
     def at_home(context: dict[str, int] | None = None) -> int | None:
-        return context and context["base"]
+        return None if context is None else context["base"]
 
     def unknown() -> None:
         from windlass.worker.slot_api import load_variable_from_library
