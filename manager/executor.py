@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Protocol, Sel
 
 from windlass.errors import Closed, UnknownName, UsageError, refuse_unknown, require_flag, stays_here
 from windlass.importing import refuse_on_import
+from windlass.interrupted import ends_by_interrupt
 from windlass.leaving import LeavesInThread
 from windlass.manager.call import DEFAULT_OPTIONS, OPTIONS, CallKeywords, FunctionCall, merge_options, read_count, refuse_as_arguments
 from windlass.manager.future import CallFuture
@@ -275,20 +276,7 @@ def _at_exit() -> None:
     count = sum(pool.cut for pool in pools)
     if count and not told:
         log.warning("Ctrl-C has cancelled %s not ended", "1 call that had" if count == 1 else f"{count:,} calls that had")
-        # Handlers run from the last to the first: after those of managers and factories.
-        _interrupted.append(os.getpid())
-
-
-def _end_by_interrupt() -> None:
-    """Have the interpreter, when all else is done, end as one does that a Ctrl-C has ended."""
-    if os.getpid() in _interrupted:
-        with contextlib.suppress(KeyboardInterrupt):
-            exec("raise KeyboardInterrupt")  # it remembers that the last text it has run ended so, whoever caught that
-
-
-#: Processes: this one, if a Ctrl-C has cancelled calls as its program ended.
-_interrupted: list[int] = []
-atexit.register(_end_by_interrupt)
+        ends_by_interrupt()
 
 
 def _in_kernel() -> bool:

@@ -26,6 +26,8 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
+from windlass.interrupted import ends_by_interrupt
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -127,6 +129,7 @@ def _at_exit() -> None:
         for thread in running:
             thread.join()
     except KeyboardInterrupt:
+        ends_by_interrupt()
         _hurry(running)
         for thread in running:
             thread.join()

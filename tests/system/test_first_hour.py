@@ -77,7 +77,8 @@ def test_a_program_that_is_interrupted_leaves_at_once(tmp_path: Path) -> None:
 def test_a_program_that_is_interrupted_while_it_waits_at_its_end_says_so_and_has_not_succeeded(tmp_path: Path) -> None:
     """``python sweep.py && python collect.py`` must not go on without the results."""
     text = (
-        "import time, windlass\n"
+        "import atexit, collections, time, windlass\n"
+        "atexit.register(collections.namedtuple, 'Anything', 'that runs a text')\n"
         "pools = [windlass.Executor('local', cores=1), windlass.Executor(None)]\n"
         "calls = [pool.submit(time.sleep, 10_000) for pool in pools]\n"
         "print('it ends', flush=True)\n"
