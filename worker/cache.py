@@ -17,8 +17,8 @@ bytes of a filling count from its start.
 
 Threads.  All may be called from any thread.  On the worker's event loop use what touches a few names on disk at most: `has`, `path`,
 `facts`, `is_untouched`, `pin`, `unpin`, `keep`, `discard`, `forget_results`, `names`, `used`.  The others block and are for threads:
-`fill`, everything of a `Filling`, `damaged`, `manifest`, `sweep`, `close`, and making a `Cache`.  What the loop's calls remove is deleted
-by a thread of the cache's own.
+`fill`, everything of a `Filling`, `damaged`, `settle`, `manifest`, `sweep`, `close`, and making a `Cache`.  What the loop's calls remove
+is deleted by a thread of the cache's own.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Cache:
         return self.forever.facts(name)
 
     def is_untouched(self, name: str) -> bool:
-        """False when a file has been written to since it was kept, as far as a look tells: `fill` would make it anew. Raises `KeyError`."""
+        """False when a file has been touched since it was kept; whether it was changed, `settle` says. Raises `KeyError`."""
         with self._lock:
             entry = self._find(name)
         if entry is not None:
@@ -180,18 +180,15 @@ class Cache:
     def fill(self, name: str, size: int, level: str = "workflow", patience: float = 3600.0, *, on_disk: bool = False) -> Filling | None:
         """Room for a file of `size` bytes (-1: not known; see `Filling.grow`) that is to be made; None when it is here already.
 
-        One that was written to since is made anew. At level ``forever`` it waits up to `patience` seconds for another worker of this node
-        that fills the same entry, and None may mean that this one has. What is ``on_disk`` already, beside the cache, asks the limit for
-        room and the disk for nothing. Raises `CacheFull`, `CacheBusy`, and `ValueError` for a name or level that is none.
+        At level ``forever`` it waits up to `patience` seconds for another worker of this node that fills the same entry, and None may mean
+        that this one has. What is ``on_disk`` already, beside the cache, asks the limit for room and the disk for nothing. Raises
+        `CacheFull`, `CacheBusy`, and `ValueError` for a name or level that is none.
         """
         entries.check_name(name)
         if level not in LEVELS:
             raise ValueError(f"{level!r} is no level of the cache; there are {', '.join(LEVELS)}")
         with self._lock:
             entry = self._find(name)
-            if entry is not None and not entries.is_untouched(self._place(name), entry.facts):
-                self._remove(name)
-                entry = None
             if entry is not None:
                 entry.wanted_anew(name)
                 self._raise_level(name, entry, level)
@@ -223,6 +220,22 @@ class Cache:
             if self._entries.get(name) is entry:  # and not one that was filled meanwhile
                 self._remove(name)
         self.sweep()
+        return True
+
+    def settle(self, name: str) -> bool:
+        """True when a file that was touched has its content as before, which is noted; else nothing is done. Reads it: pin it first."""
+        with self._lock:
+            entry = self._find(name)
+        if entry is None:
+            return self.forever is not None and self.forever.settle(name)
+        written = entries.settle(self._place(name), name, entry.facts)
+        if written is None:
+            return False
+        with self._lock:
+            if self._entries.get(name) is entry:  # and not one that was filled meanwhile
+                entry.facts = msgspec.structs.replace(entry.facts, written=written)
+                with suppress(OSError):  # read by a later worker in this folder only
+                    entries.write_facts(self._place(name), entry.facts)
         return True
 
     def manifest(self, name: str) -> Manifest:

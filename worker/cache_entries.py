@@ -12,8 +12,8 @@ is removed is renamed first too (``.dead-...``): the name is gone at once, howev
 
 After a crash of the whole node a file may have a name and not its bytes.  So facts tell during which boot they were written, and an
 entry of an earlier boot is not there until its content has been compared with its name.  Files are made read-only: calls share them.
-For root, as in a container, that is nothing; so the facts tell when a file was written, and one that was written to since is not kept
-(`is_untouched`).  (Trees keep their modes; what a call writes into one is found only by `is_good`.)
+For root, as in a container, that is nothing; so the facts tell when a file was written, and one that was touched since is compared
+(`is_untouched`, `settle`).  (Trees keep their modes; what a call writes into one is found only by `is_good`.)
 
 Cleaners of old files take a tree apart, file by file, and leave what was used lately.  So an entry has a *mark* that is older than its
 content and that nobody reads or touches: it goes together with the first of the files, and without it the entry is not there.
@@ -207,7 +207,7 @@ def is_good(entry: str, name: str, facts: Facts) -> bool:
 
 
 def is_untouched(entry: str, facts: Facts) -> bool:
-    """False when a file has been written to since it was kept. Looks at its size and time only; a tree is taken for good."""
+    """False when a file has been touched since it was kept. Looks at its size and time only; a tree is taken for good."""
     try:
         status = os.stat(os.path.join(os.fsencode(entry), facts.base))
     except OSError:
@@ -224,6 +224,21 @@ def settle_time(path: bytes | Path) -> int:
     status = os.stat(path)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns - 1_000_000_000))
     return os.stat(path).st_mtime_ns
+
+
+def settle(entry: str, name: str, facts: Facts) -> int | None:
+    """When a touched file was last written to, set anew, if it is good all the same; else None. Reads all of it.
+
+    The time is set first: a write meanwhile is seen by the next look.
+    """
+    path = os.path.join(os.fsencode(entry), facts.base)
+    try:
+        if os.stat(path).st_size != facts.size:
+            return None
+        written = settle_time(path)
+    except OSError:
+        return None
+    return written if is_good(entry, name, facts) else None
 
 
 def content_of(name: str, told: str = "") -> str:

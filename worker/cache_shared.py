@@ -179,6 +179,16 @@ class SharedCache:
         """See `windlass.worker.cache.Cache.is_untouched`."""
         return entries.is_untouched(self._place(name), self.facts(name))
 
+    def settle(self, name: str) -> bool:
+        """See `windlass.worker.cache.Cache.settle`."""
+        facts = self._read(name)
+        written = entries.settle(self._place(name), name, facts) if facts is not None else None
+        if facts is None or written is None:
+            return False
+        with suppress(OSError):  # then it is compared again
+            entries.write_facts(self._place(name), msgspec.structs.replace(facts, written=written))
+        return True
+
     def manifest(self, name: str) -> Manifest:
         """See `windlass.worker.cache.Cache.manifest`."""
         return entries.manifest_in(self._place(name), self.facts(name))
@@ -264,7 +274,7 @@ class SharedCache:
         if facts is None or not facts.base:
             return False
         if facts.boot == self._boot:
-            return entries.is_untouched(place, facts)
+            return entries.is_untouched(place, facts) or self.settle(name)
         if not entries.content_of(name, facts.content) or not entries.is_good(place, name, facts):
             return False
         path = os.path.join(os.fsencode(place), facts.base)

@@ -98,7 +98,7 @@ class Files:
         #: Under which names the calls that hold it know it.
         self._bases: dict[FileName, set[str]] = {}
         self._pinned: set[FileName] = set()
-        #: Calls can write to files of the cache, as no mode holds for root: what others hold is looked at when one of them has ended.
+        #: Calls can write to files of the cache, as no mode holds for root: one that nobody held is looked at before it is held again.
         self._writable = os.geteuid() == 0
         #: What the manager was asked for and has not come.
         self._wanted: set[FileName] = set()
@@ -132,6 +132,9 @@ class Files:
             self._bases.setdefault(name, set()).add(ref.base)
             if ref.level == "forever":
                 self._share()
+            if self._writable and self._is_compared(name):
+                missing.append(key_of(name))
+                continue
             if self._pin(ref):
                 self._tell_here(ref)
                 continue
@@ -171,9 +174,6 @@ class Files:
             left = self._holds.get(name, 0) - 1
             if left > 0:
                 self._holds[name] = left
-                if self._writable and name in self._pinned and not self._is_untouched(name):
-                    self._pinned.discard(name)
-                    self._remove_touched(ref)
                 continue
             self._holds.pop(name, None)
             self._refs.pop(name, None)
@@ -382,6 +382,8 @@ class Files:
                 waiter.set_exception(error) if error is not None else waiter.set_result(None)
 
     def _pin(self, ref: FileRef) -> bool:
+        if ref.name in self._pinned:
+            return True
         try:
             self.cache.pin(ref.name)
         except KeyError:
@@ -390,26 +392,48 @@ class Files:
             for base in self._bases.get(ref.name, ()):
                 self.cache.path(ref.name, base)  # makes it
             self.cache.path(ref.name, ref.base)
-            untouched = self.cache.is_untouched(ref.name)
         except KeyError:
             self.cache.unpin(ref.name)
-            return False
-        if not untouched:
-            self._remove_touched(ref)
             return False
         self._keep(ref)
         self._pinned.add(ref.name)
         return True
 
-    def _remove_touched(self, ref: FileRef) -> None:
-        """Take back the pin of a file that was written to, and have it fetched again by who needs it."""
-        log.error(
-            "file %s was changed in the cache, as by a call that wrote to its input; it is removed, and fetched again when it is needed",
-            ref.shown,
-        )
-        self.cache.unpin(ref.name)
-        self.cache.discard(ref.name)
-        self._forget([ref.name])
+    def _is_compared(self, name: FileName) -> bool:
+        """True when a file was touched, and is compared before a call has it, or comes anew: `_arrived` tells of it."""
+        try:
+            if self.cache.is_untouched(name):
+                return False
+            if name in self._tasks:
+                return name in self._wanted
+            self.cache.pin(name)
+        except KeyError:
+            return False
+        self._wanted.add(name)
+        self._start(name, self._compare(name))
+        return True
+
+    async def _compare(self, name: FileName) -> None:
+        """A touched file, which this has a pin of, is used on if its content is the same, else had anew by who needs it."""
+        try:
+            good = await in_thread(partial(self.cache.settle, name))
+            self._wanted.discard(name)
+            ref = self._refs.get(name)
+            if ref is not None and good and self._pin(ref):  # before the other pin goes, and with it what is of level "call"
+                self._tell_here(ref)
+                self._wake(name)
+                self._arrived(key_of(name))
+                return
+        finally:
+            self.cache.unpin(name)
+        if not good:
+            log.error("file %s was changed in the cache, as by a call that wrote to its input; who needs it has it fetched again", name)
+            self.cache.discard(name)
+        if not good or not self.cache.has(name):
+            self._forget([name])
+        if ref is not None:
+            self._wanted.add(name)
+            self._say_of(WantFiles, [name])
 
     def _keep(self, ref: FileRef) -> None:
         """It came for who wanted it first, perhaps for a shorter time."""
@@ -426,12 +450,6 @@ class Files:
             return self.cache.has(ref.name) and os.path.lexists(self.cache.path(ref.name, ref.base))
         except (KeyError, WindlassError):
             return False
-
-    def _is_untouched(self, name: FileName) -> bool:
-        try:
-            return self.cache.is_untouched(name)
-        except KeyError:
-            return True  # gone: who misses it says so
 
     def _forget(self, names: Sequence[FileName]) -> None:
         told = [name for name in names if name in self._told]

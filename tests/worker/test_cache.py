@@ -444,19 +444,23 @@ def write_into(path: Path, data: bytes) -> None:
     path.chmod(0o500)
 
 
-def test_a_file_that_was_written_to_is_made_anew(cache: Cache) -> None:
-    """Though it has its size, and was written to at once; by who wants it next, also where somebody holds it yet."""
+def test_a_file_that_was_written_to_is_not_settled(cache: Cache) -> None:
+    """Though it has its size, and was written to at once; one that was only touched is."""
     name = put(cache, b"content", pin=True)
     assert cache.is_untouched(name)
     assert cache.fill(name, 7) is None
     cache.keep(name, "worker")
     assert cache.is_untouched(name)
+    (cache.folder / name / "data").touch()
+    assert not cache.is_untouched(name)
+    assert cache.settle(name)
+    assert cache.is_untouched(name)
     write_into(cache.folder / name / "data", b"CONTENT")
     assert not cache.is_untouched(name)
-    put(cache, b"content")
-    assert cache.is_untouched(name)
-    assert cache.path(name, "data").read_bytes() == b"content"
+    assert not cache.settle(name)
+    assert not cache.is_untouched(name)
     cache.unpin(name)
+    assert not cache.settle(X3)
     with pytest.raises(KeyError):
         cache.is_untouched(X3)
 

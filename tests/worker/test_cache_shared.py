@@ -326,6 +326,10 @@ def test_a_file_that_was_written_to_is_made_anew_also_by_a_later_worker(cache: C
     """The name says what is in it, and root may write to it whatever its mode."""
     put(cache)
     path = cache.path(NAME, "data")
+    path.touch()
+    assert not cache.is_untouched(NAME)
+    assert cache.fill(NAME, len(DATA), "forever") is None  # only touched
+    assert cache.is_untouched(NAME)
     path.chmod(0o700)
     path.write_bytes(DATA[::-1])
     path.chmod(0o500)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tarfile
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ from windlass.messages import (
     Message,
     WantFiles,
 )
+from windlass.objects import content_name
 from windlass.session import encode_one
 from windlass.worker.arrivals import Arrival, Arrived
 from windlass.worker.cache import Cache
@@ -212,30 +215,59 @@ async def test_a_file_that_is_wanted_at_two_levels_stays_as_long_as_the_longer_o
     assert desk.said == []
 
 
-@pytest.mark.parametrize("others", [False, True])
-async def test_a_file_that_a_call_has_written_to_is_fetched_anew_for_the_next(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, others: bool
+@pytest.mark.parametrize("data", [b"bad", b"longer"])
+async def test_a_file_that_a_call_has_written_to_is_fetched_anew_once_nobody_holds_it(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
-    """Also while others hold it, as there may always be some, where calls are root, for whom no mode is anything."""
-    monkeypatch.setattr(desk.files, "_writable", others)
-    ref = FileRef(FileName("x3-" + "1" * 32), 3, "data", "workflow")
+    """Where calls are root, for whom no mode is anything; under those that hold it, it stays."""
+    monkeypatch.setattr(desk.files, "_writable", True)
+    ref = FileRef(FileName(content_name(b"old")), 3, "data", "workflow")
     desk.files.heard(FetchFile(ref, SOURCE, data=b"old"))
     assert isinstance(await desk.next_said(), FileHere)
-    holds = [ref] * (1 + others)
-    assert desk.files.hold(holds) == []
+    await asyncio.sleep(0)  # what brought it has ended
+    assert desk.files.hold([ref, ref]) == []
     path = desk.files.cache.path(ref.name, "data")
     path.chmod(0o700)
-    path.write_bytes(b"bad")
+    path.write_bytes(data)
     desk.files.release([ref])
-    assert desk.said == [FilesGone((ref.name,))] * others
-    assert desk.files.hold([ref]) == [key_of(ref.name)]
-    assert desk.said == [FilesGone((ref.name,)), WantFiles((ref.name,))]
+    assert desk.files.hold([ref]) == []
+    assert path.read_bytes() == data
+    desk.files.release([ref, ref])
+    assert desk.said == []
+    assert desk.files.hold([ref]) == desk.files.hold([ref]) == [key_of(ref.name)]
+    assert await desk.next_said() == FilesGone((ref.name,))
+    assert await desk.next_said() == WantFiles((ref.name,))
     assert not desk.files.cache.has(ref.name)
-    desk.said.clear()
     desk.files.heard(FetchFile(ref, SOURCE, data=b"old"))
     assert isinstance(await desk.next_said(), FileHere)
-    desk.files.release(holds)
+    desk.files.release([ref, ref])
     assert desk.files.cache.path(ref.name, "data").read_bytes() == b"old"
+    desk.files.cache.check()
+
+
+@pytest.mark.parametrize("level", ["call", "workflow"])
+async def test_a_file_that_was_only_touched_is_used_on(desk: Desk, monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    """As before an index is made; of a result, which has no name of its content, too: its call is not made again."""
+    monkeypatch.setattr(desk.files, "_writable", True)
+    cache = desk.files.cache
+    for ref in (FileRef(FileName(content_name(b"old")), 3, "data", level), FileRef(FileName("r-" + "1" * 32), 3, "data", level)):
+        filling = cache.fill(ref.name, 3, level)
+        assert filling is not None
+        filling.path.write_bytes(b"old")
+        os.utime(filling.commit("data", 3, pin=True))
+        assert not cache.is_untouched(ref.name)
+        assert desk.files.hold([ref]) == desk.files.hold([ref]) == [key_of(ref.name)]
+        await desk.until(partial(desk.ended.__contains__, key_of(ref.name)))
+        cache.unpin(ref.name)
+        assert desk.ended.pop(key_of(ref.name)) == ""
+        assert desk.said == [FileHere(ref.name, 3)]
+        desk.said.clear()
+        assert desk.files.hold([ref]) == []
+        assert cache.is_untouched(ref.name)
+        desk.files.release([ref] * 3)
+        assert cache.has(ref.name) is (level == "workflow")
+        desk.said.clear()
+        cache.check()
 
 
 @pytest.mark.parametrize("level", ["worker", "forever"])
