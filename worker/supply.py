@@ -101,8 +101,6 @@ class Supply:
         #: Messages about files that wait until this worker can be reached.
         self._unsaid: list[Message] = []
         self._scratch = ""
-        #: Where processes of this user leave folders that nobody needs when they are dead.
-        self._places: tuple[str, ...] = ()
         #: The shared folder cannot be used.
         self._alone = False
         #: Ends of calls whose results are being taken into the cache.
@@ -119,8 +117,7 @@ class Supply:
     def set_up(self, scratch: str, memory_limit: int, guardian: Guardian) -> None:
         """Make the store, and the cache's folder. Raises `OSError`."""
         # A batch system that ends a whole job by SIGKILL ends the guardian too; what that leaves goes with the next worker here.
-        self._places = tuple(dict.fromkeys((os.path.dirname(scratch), *PLACES)))
-        self._spawn(_sweep(*self._places))
+        self._spawn(_sweep(os.path.dirname(scratch), *PLACES))
         folder = default_store_folder("worker", scratch, guardian.folder)
         limit = default_store_limit(folder)
         if str(folder).startswith("/dev/shm"):
@@ -195,14 +192,14 @@ class Supply:
             self._cannot_keep(error)
 
     def remove(self) -> None:
-        """Remove the store's folder and the link; the cache is in the scratch folder. Last of all what dead processes have left: a program
-        that was killed, with which its local pilots leave, has no guardian to clear its memory."""
+        """Remove the store's folder and the link; the cache is in the scratch folder. Last of all what dead processes have left in memory:
+        a program that was killed, with which its local pilots leave, has no guardian to clear it. (Not what is on disks: it may be large,
+        and this node is held meanwhile; it goes with the next worker.)"""
         if hasattr(self, "shortcut"):
             self.shortcut.remove()
         if hasattr(self, "store"):
             remove_tree(str(self.store.folder))
-        for base in self._places:
-            remove_dead_folders(base)
+            remove_dead_folders("/dev/shm")
 
     # ------------------------------------------------------------ objects
 
@@ -458,6 +455,6 @@ async def _sweep(*bases: str) -> None:
     """Remove what others have left, however long that takes: on a thread that the process's end does not wait for."""
     from windlass.blocking import in_thread
 
-    for base in bases:
+    for base in dict.fromkeys(bases):
         with suppress(OSError):
             await in_thread(partial(remove_dead_folders, base))

@@ -218,3 +218,33 @@ async def test_a_large_folder_is_read_before_somebody_waits_for_it(tmp_path: Pat
     else:
         with pytest.raises(BlockingIOError):
             kept.cache.manifest(kept.ref.name)
+
+
+async def test_a_worker_that_leaves_looks_for_what_others_have_left_in_memory_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder on a disk may be large, and its node is held until it is gone."""
+    looked: list[str] = []
+
+    class NoGuardian:
+        def folder(self, path: Path) -> None:
+            pass
+
+    def look(base: str) -> list[str]:
+        looked.append(base)
+        return []
+
+    monkeypatch.setattr(supply, "remove_dead_folders", look)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    leaving = Supply("w", *cast("tuple[Any, Any, Any]", (None, None, None)), unheard, unheard)
+    leaving.remove()
+    leaving.set_up(str(scratch), 0, cast("Any", NoGuardian()))
+    folder = leaving.store.folder
+    async with asyncio.timeout(10):
+        while set(looked) != {str(tmp_path), "/tmp", "/dev/shm"}:
+            await asyncio.sleep(0.001)
+    looked.clear()
+    leaving.remove()
+    assert looked == ["/dev/shm"]
+    assert not folder.exists()
