@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Final
 
 from windlass import raised, snapshots
@@ -66,11 +66,19 @@ def _import_failed(error: BaseException) -> str:
 
 def _lacks(error: BaseException) -> str:
     """That a module lacks a name, if it was that."""
-    found = _LACKS.match(str(error)) if type(error) is AttributeError else None
-    if found is None or found["module"] == "__main__" or raised.users_frames(error) is not None:
+    if type(error) is not AttributeError or raised.users_frames(error) is not None:
         return ""
-    text = f"module {found['module']!r} has no {found['name']!r} there"
-    if _travelled(found["file"] or ""):
+    found = _LACKS.match(str(error))
+    if found is not None:
+        module, name, file = found["module"], found["name"], found["file"]
+    elif isinstance(error.obj, ModuleType):  # since Python 3.15 pickle leaves it to the module to say so
+        module, name, file = error.obj.__name__, error.name, error.obj.__file__
+    else:
+        return ""
+    if module == "__main__":
+        return ""
+    text = f"module {module!r} has no {name!r} there"
+    if _travelled(file or ""):
         return f"{text}: the file was edited since the program imported it, or makes that in the program only; start the program again"
     return f"{text}: another version of it is installed than in the program; see: windlass explain environments"
 

@@ -1,13 +1,18 @@
 """The exit status of a program that a Ctrl-C has ended while it ended already.
 
 What a shell would run next counts on the results, so the status is to say that they are not there. The interpreter has such a status for a
-Ctrl-C that ends the program itself; what comes in a handler of its end is only shown. So it is told again when all else is done: handlers
-run from the last to the first, and this one is registered when `windlass` is imported.
+Ctrl-C that ends the program itself; what comes in a handler of its end is only shown. So the process ends by SIGINT, as that one does, but
+as the very last: when the interpreter lets go of `sys`, all handlers have run and what was written is out. Handlers run from the last to
+the first, and this one is registered when `windlass` is imported; until then another Ctrl-C means what it always does.
 """
 
 from __future__ import annotations
 
 import atexit
+import os
+import signal
+import sys
+from collections.abc import Callable
 
 _interrupted = False
 
@@ -18,12 +23,20 @@ def ends_by_interrupt() -> None:
     _interrupted = True
 
 
+class _Last:
+    """Ends this process as it goes. It has what it needs, for by then modules have lost what they had."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+
+    def __del__(self, kill: Callable[[int, int], None] = os.kill, number: int = int(signal.SIGINT)) -> None:
+        kill(self._process, number)
+
+
 def _end() -> None:
     if _interrupted:
-        try:
-            exec("raise KeyboardInterrupt")  # it remembers that the last text it has run ended so, whoever caught that
-        except KeyboardInterrupt:
-            pass
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        sys.__dict__["_windlass_last"] = _Last()
 
 
 atexit.register(_end)
