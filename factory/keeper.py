@@ -211,6 +211,7 @@ class Keeper:
                         self._bury(kept)
                         kept.tell()
                         kept.send(Goodbye("the factory closed"))
+                    with contextlib.suppress(Exception):  # also where nothing could be told: an open port keeps the factory's name
                         kept.port.close(0.0 if kept.manager_gone or kept.core.away else FAREWELL)
             self.done.set()
             self._ended()

@@ -105,7 +105,8 @@ class LocalPort:
 
     def close(self, timeout: float = 0.0) -> None:
         """Say goodbye; nothing is waited for."""
-        self._server.own_factories.pop(self.name, None)
+        if self._server.own_factories.get(self.name) is self:
+            del self._server.own_factories[self.name]
         self._server.inbox.put((self, Goodbye("closed")))
 
 
@@ -229,7 +230,10 @@ class Server:
         """
         port = LocalPort(self, role, name, on_message)
         if role == "factory" and self.own_factories.setdefault(name, port) is not port:
-            raise UsageError(f"this program has a factory {name!r} already: close() that one, go on using it, or take another name")
+            raise UsageError(
+                f"this program has a factory {name!r} already, or one that has not ended yet: close() that one, and wait() until it has "
+                "ended, go on using it, or take another name"
+            )
         self.call(lambda: self._port_opened(port))
         return port
 

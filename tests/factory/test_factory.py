@@ -229,6 +229,21 @@ def test_a_factory_whose_place_another_one_has_taken_leaves_the_pilots_to_it(man
     assert job.state is not Listed.ENDED
 
 
+def test_a_factory_that_cannot_say_its_last_words_lets_go_of_its_name_all_the_same(manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be taken in its program until the manager's end, though the factory was closed."""
+    send = manager.send
+
+    def broken(*messages: Any) -> None:
+        if isinstance(messages[0], Goodbye):
+            raise RuntimeError("a defect")
+        send(*messages)
+
+    monkeypatch.setattr(manager, "send", broken)
+    with Factory(manager, FakeBackend(processes=False), pool="p"):
+        pass
+    assert manager.closed
+
+
 def test_a_backend_that_cannot_be_closed_keeps_no_factory_from_its_end(manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its command would go on for ever, whatever is pressed."""
     backend = FakeBackend(query_interval=0.02)

@@ -305,12 +305,17 @@ def test_of_factories_with_one_name_the_second_is_refused_and_one_that_was_kille
 def test_a_second_factory_of_a_name_in_one_program_is_refused(manager: Manager) -> None:
     """Also once the first is closed the name is free."""
     with Factory(manager, "fake", name="night"):
-        with pytest.raises(UsageError, match="this program has a factory 'night' already: close"):
+        with pytest.raises(UsageError, match="this program has a factory 'night' already, or one that has not ended yet: close"):
             Factory(manager, "fake", name="night").start()
         with pytest.raises(ConnectionRefused, match="a factory 'night' is here already, in the manager's own program: end that one"):
             Factory(str(manager.connection_file), "fake", name="night").start()
+    with Factory(manager, "fake", name="night") as factory:
+        port = factory._kept[0].port
+        assert port is not None
     with Factory(manager, "fake", name="night"):
-        pass
+        port.close()  # once more, as an end in a hurry may: the name is another one's now
+        with pytest.raises(UsageError, match="this program has a factory"):
+            Factory(manager, "fake", name="night").start()
 
 
 def test_pilots_learn_where_the_manager_listens_when_that_can_be_written(
