@@ -49,6 +49,8 @@ SHUTDOWN_TIMEOUT: Final = 2.0
 #: First and longest pause between two rounds of dialling, in seconds.
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 5.0
+#: As long for a factory that is told to ask again, which is to be welcomed or refused for good before `open_port` gives up.
+PUT_OFF_PAUSE: Final = 1.0
 #: Of a manager of which no address has said anything yet, not even that nobody is there.
 _SILENT: Final = "no answer; is its program stopped (Ctrl-Z) or very busy?"
 #: A connection that lived so many seconds was a good one: the pauses begin anew.
@@ -287,7 +289,9 @@ class _Dialler:
             # The last try is at the limit, not a pause before.
             left = max(0.0, self._manager_timeout - silent)
             await asyncio.sleep(min(left, pause * (0.5 + os.urandom(1)[0] / 255)))
-            pause = min(pause * 2, LONGEST_PAUSE)
+            # Factories are few. The pilots of a manager with a defect, which puts them off as well, are many.
+            put_off = self._role == "factory" and self._put_off > link.last_heard
+            pause = min(pause * 2, PUT_OFF_PAUSE if put_off else LONGEST_PAUSE)
 
     async def _read_afresh(self) -> None:
         fresh = await read_afresh(self._connection, self._dial_timeout)

@@ -608,6 +608,32 @@ def test_who_stood_still_and_is_to_ask_again_does_so(authority: Authority) -> No
     run(work)
 
 
+@pytest.mark.parametrize(("role", "who", "longest"), [("factory", CLIENT, 1.5), ("worker", WORKER, 7.5)])
+def test_a_factory_that_is_to_ask_again_does_so_soon(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch, role: str, who: str, longest: float
+) -> None:
+    """The place of one that is gone is its own after some seconds, and it is given up after ten. Pilots are many, and have time."""
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    async def work() -> None:
+        shell = Shell(manager_timeout=60.0)
+        shell.refuse, shell.retry = "not yet", True
+        async with listening(authority, shell) as listener:
+            peer = Peer(at(authority, listener, who, "w1"), hello("w1", role), manager_timeout=60.0)
+            monkeypatch.setattr(asyncio, "sleep", noted)
+            await until(lambda: len([pause for pause in pauses if pause > 0.3]) > 12)
+            monkeypatch.undo()
+            await peer.close()
+            assert longest / 3 <= max(pauses) <= longest
+
+    run(work)
+
+
 def test_who_is_put_off_for_longer_than_the_limit_gives_up(authority: Authority) -> None:
     async def work() -> None:
         shell = Shell(manager_timeout=0.5)
