@@ -502,6 +502,8 @@ class FakeBackend:
             self._thread.join()
         if self._processes is not None:
             self._processes.close()
+        if self._logs is not None:
+            self._logs.close()
 
     # ---------------------------------------------------------------- a clock by hand
 

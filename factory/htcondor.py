@@ -456,6 +456,8 @@ class HTCondorBackend:
     def close(self) -> None:
         if self._client is not None:
             self._client.close()
+        if self._logs is not None:
+            self._logs.close()
 
     # ---------------------------------------------------------------- the schedd
 

@@ -157,3 +157,5 @@ class LocalBackend:
     def close(self) -> None:
         if self._processes is not None:
             self._processes.close()
+        if self._logs is not None:
+            self._logs.close()

@@ -77,6 +77,12 @@ class PilotLogs:
         self._live: frozenset[str] = frozenset()
         _forget_factories(self.folder)
 
+    def close(self) -> None:
+        """The run is over: without a pilot it leaves no folder, as that of a factory which is refused each time that it is started."""
+        if not self._own:
+            with contextlib.suppress(OSError):  # something is in it, as the script of a submission without an answer
+                self.run.rmdir()
+
     def submitted(self, jobs: Collection[JobId]) -> None:
         """This run has submitted these."""
         self._own.update(map(self._name_of, jobs))

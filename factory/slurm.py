@@ -133,6 +133,8 @@ class SlurmBackend:
         self._env = clean_environment(os.environ, slurm_words.SPOILING, slurm_words.KEPT, LC_ALL="C")
         self._tag = Tag("FACTORY", "MANAGER")
         self._folder = Path("FOLDER")
+        #: Something was submitted, or may have been: Slurm fails a job that finds no folder for its output.
+        self._may_have_sent = False
         self._logs: PilotLogs | None = None
         #: Pilots that were held in the last answer.
         self._doubtful: set[JobId] = set()
@@ -208,6 +210,7 @@ class SlurmBackend:
 
     def _submit(self, request: PilotRequest, count: int, *, later: bool = False) -> Ran:
         script = self._script(request, count, later=later)
+        self._may_have_sent = True
         try:
             return run_command(
                 slurm_words.SUBMIT,
@@ -351,6 +354,8 @@ class SlurmBackend:
 
     def close(self) -> None:
         """Nothing runs here between commands."""
+        if self._logs is not None and not self._may_have_sent:
+            self._logs.close()
 
     # ---------------------------------------------------------------- for the command line
 

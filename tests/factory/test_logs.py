@@ -33,6 +33,16 @@ def test_each_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
     assert write(first, "1").parent == first.run
 
 
+def test_a_run_without_a_pilot_leaves_no_folder(tmp_path: Path) -> None:
+    """A factory whose name is taken may be started again and again. A pilot that waits needs the folder for its log."""
+    refused, submitted, unanswered = (PilotLogs(tmp_path / "f") for _ in range(3))
+    submitted.submitted([JobId("1")])
+    (unanswered.run / "pilot.sh").touch()
+    for run in (refused, submitted, unanswered):
+        run.close()
+    assert sorted((tmp_path / "f").iterdir()) == sorted([submitted.run, unanswered.run])
+
+
 def test_a_pilot_of_an_earlier_run_writes_where_that_one_said(tmp_path: Path) -> None:
     """Adopted pilots are found by looking."""
     first = PilotLogs(tmp_path / "f")

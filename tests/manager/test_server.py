@@ -309,6 +309,7 @@ def test_a_second_factory_of_a_name_in_one_program_is_refused(manager: Manager) 
             Factory(manager, "fake", name="night").start()
         with pytest.raises(ConnectionRefused, match="a factory 'night' is here already, in the manager's own program: end that one"):
             Factory(str(manager.connection_file), "fake", name="night").start()
+        assert len(list((manager.pilot_file.parent / "pilots" / "night").iterdir())) == 1, "those that were refused leave nothing"
     with Factory(manager, "fake", name="night") as factory:
         port = factory._kept[0].port
         assert port is not None
