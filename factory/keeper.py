@@ -293,7 +293,8 @@ class Keeper:
             core.close(now, 0.0)
         elif isinstance(event, Refused):
             kept.manager_gone = True
-            kept.lost = f"the manager refuses this factory now: {event.text}; its pilots are left as they are"
+            left = "are left to it" if core.pool.remote else "are processes of this one, and end with it"
+            kept.lost = f"the manager refuses this factory now: {event.text}; its pilots {left}"
             log.warning("%s: %s", kept.name, kept.lost)
             core.abandon(now)
         elif isinstance(event, Change):

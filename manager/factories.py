@@ -21,6 +21,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from windlass.errors import UsageError
 from windlass.links import Link
 from windlass.manager.core import Core
 from windlass.manager.demand import pace
@@ -36,6 +37,8 @@ GATHER: Final = 0.005
 ANSWERS_WITHIN: Final = 5.0
 #: Seconds after which an answer that was asked for says nothing any more: whoever came then has given up.
 ASKED_LATELY: Final = 30.0
+#: Seconds between two looks whether it has, for one of this process.
+LOOKS_EVERY: Final = 0.05
 
 
 class _Here(NamedTuple):
@@ -91,6 +94,13 @@ class Factories:
         else:
             self._asked[name] = asked
         return Refused(f"{taken}; or wait, if it is gone, which is known in a few seconds", retry=True)
+
+    async def make_room(self, name: str) -> None:
+        """Wait until one elsewhere that has this name has made way for one of this process. Raises `UsageError` if it lives."""
+        while (refused := self.refusal(name)) is not None:
+            if not refused.retry:
+                raise UsageError(refused.text)
+            await asyncio.sleep(LOOKS_EVERY)
 
     def come(self, name: str, tell: Tell, link: Link | None = None) -> None:
         """A factory is here; ``link``: its connection, unless it is of this process."""

@@ -234,7 +234,14 @@ class Server:
                 f"this program has a factory {name!r} already, or one that has not ended yet: close() that one, and wait() until it has "
                 "ended, go on using it, or take another name"
             )
-        self.call(lambda: self._port_opened(port))
+        loop, here = self._loop, self.factories.here.get(name)
+        try:
+            if role == "factory" and loop is not None and here is not None and here.link is not None:
+                asyncio.run_coroutine_threadsafe(self.factories.make_room(name), loop).result()
+            self.call(lambda: self._port_opened(port))
+        except BaseException:
+            port.close()
+            raise
         return port
 
     def call(self, work: Callable[[], object]) -> None:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -216,15 +217,20 @@ def test_the_factory_ends_with_its_manager(manager: Any, stand_in: StandIn, writ
     factory.close()
 
 
-def test_a_factory_whose_place_another_one_has_taken_leaves_the_pilots_to_it(manager: Any) -> None:
+@pytest.mark.parametrize(
+    ("remote", "told"), [(True, "its pilots are left to it"), (False, "its pilots are processes of this one, and end with it")]
+)
+def test_a_factory_whose_place_another_one_has_taken_leaves_the_pilots_to_it(manager: Any, remote: bool, told: str) -> None:
     """They carry the same names in the batch system: an end by name would be that of the other one's pilots."""
     backend = FakeBackend(processes=False)
     with Factory(manager, backend, pool="p", name="night") as factory:
         manager.tell(some(1))
         manager.wait_until(lambda: sum(manager.counts.values()) == 1)
+        core = factory._kept[0].core  # pyright: ignore[reportPrivateUsage]
+        core.change(replace(core.pool, remote=remote))
         manager.on_refused("a factory 'night' is here already")
         assert factory.wait(20)
-        assert factory.lost == "the manager refuses this factory now: a factory 'night' is here already; its pilots are left as they are"
+        assert factory.lost == f"the manager refuses this factory now: a factory 'night' is here already; {told}"
     [job] = backend.cluster.jobs.values()
     assert job.state is not Listed.ENDED
 

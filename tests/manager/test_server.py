@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import sys
 import threading
 import time
@@ -317,6 +318,19 @@ def test_a_second_factory_of_a_name_in_one_program_is_refused(manager: Manager) 
         port.close()  # once more, as an end in a hurry may: the name is another one's now
         with pytest.raises(UsageError, match="this program has a factory"):
             Factory(manager, "fake", name="night").start()
+
+
+def test_a_factory_of_the_managers_own_program_does_not_throw_out_one_that_lives(manager: Manager) -> None:
+    """Its pilots would go on without their factory, or end with it. One that has ended is followed."""
+    with Factory(str(manager.connection_file), "fake", name="night") as elsewhere:
+        for _ in range(2):
+            with pytest.raises(
+                UsageError, match=f"a factory 'night' is here already, process {os.getpid()} of the manager's host: end that"
+            ):
+                Factory(manager, "fake", name="night").start()
+        assert not elsewhere.lost
+    with Factory(manager, "fake", name="night"):
+        pass
 
 
 def test_pilots_learn_where_the_manager_listens_when_that_can_be_written(
