@@ -278,9 +278,13 @@ def test_an_answer_of_squeue_that_may_lack_something_is_none(answering: Callable
 
 def test_the_folder_of_a_run_stays_where_a_submission_may_have_happened(answering: Callable[..., SlurmBackend], tmp_path: Path) -> None:
     """Slurm fails a job that finds no folder for its output. Who has asked for nothing, as one whose name is taken, leaves none."""
-    answering(lambda command, text: SILENCE).close()
+
+    def answer(command: Sequence[str], text: str) -> Ran:
+        return SILENCE
+
+    answering(answer).close()
     assert not list(tmp_path.iterdir())
-    backend = answering(lambda command, text: SILENCE)
+    backend = answering(answer)
     with pytest.raises(Unreachable):
         backend.submit(REQUEST, 1)
     backend.close()
