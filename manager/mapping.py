@@ -7,8 +7,8 @@ be endless and memory stays flat. The window holds what the manager could use no
 the pace at which results have been taken, within `WINDOW_LEAST` and `WINDOW_MOST`; ``buffersize=`` fixes it. It is looked at again
 whenever half of it is used up and, while the consumer waits, a few times a second, because pilots come and go.
 
-Several threads or tasks may take from one: each result goes to one of them. A task must not wait in `__next__`, where its loop would
-wait too: it looks again after each ``await``, as another may have taken what was there.
+Several threads, or several tasks, may take from one: each result goes to one of them. A task must not wait in `__next__`, where its loop
+would wait too: it looks again after each ``await``, as another may have taken what was there.
 
 The first error ends it. What has not ended is cancelled when it ends early: by an error, by `MapResults.close`, or when it is
 dropped half-way. One that nobody has looked at is left alone, since programs map for the effect too.

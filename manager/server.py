@@ -22,6 +22,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -41,7 +42,7 @@ from windlass.manager.advice import Advice
 from windlass.manager.attachments import Attachments
 from windlass.manager.client import Client
 from windlass.manager.core import Core
-from windlass.manager.factories import Factories
+from windlass.manager.factories import ANSWERS_WITHIN, Factories
 from windlass.manager.filedesk import FileDesk
 from windlass.manager.inbox import Inbox, Tidy, joined
 from windlass.manager.sessions import WorkerSessions
@@ -237,7 +238,8 @@ class Server:
         loop, here = self._loop, self.factories.here.get(name)
         try:
             if role == "factory" and loop is not None and here is not None and here.link is not None:
-                asyncio.run_coroutine_threadsafe(self.factories.make_room(name), loop).result()
+                with suppress(CancelledError, TimeoutError):  # the manager is closing, which is told next
+                    asyncio.run_coroutine_threadsafe(self.factories.make_room(name), loop).result(3 * ANSWERS_WITHIN)
             self.call(lambda: self._port_opened(port))
         except BaseException:
             port.close()

@@ -72,7 +72,7 @@ def _lacks(error: BaseException) -> str:
     if found is not None:
         module, name, file = found["module"], found["name"], found["file"]
     elif isinstance(error.obj, ModuleType):  # since Python 3.15 pickle leaves it to the module to say so
-        module, name, file = error.obj.__name__, error.name, error.obj.__file__
+        module, name, file = error.obj.__name__, error.name, getattr(error.obj, "__file__", None)
     else:
         return ""
     if module == "__main__":
