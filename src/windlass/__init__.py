@@ -2,8 +2,8 @@
 
 Theory of operation: this module has the public names and no logic.  A worker imports the package too, and must say hello before
 it loads anything that it does not need, so a name is loaded when it is first asked for (PEP 562); type checkers see
-plain imports.  What it does is to refuse a Python on which nothing was tried (without the interpreter's lock, threads that share books
-would fail now and then, and not at once), and to register the first handler of the program's end, which is to be the last to run.
+plain imports.  The one thing that it does is to refuse a Python on which nothing was tried: without the interpreter's lock, threads
+that share books would fail now and then, and not at once.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ if not getattr(sys, "_is_gil_enabled", lambda: True)() and os.environ.get("WINDL
         f"Windlass is not tried on free-threaded Python, and {sys.executable} runs without the interpreter's lock: use an ordinary build, "
         "or PYTHON_GIL=1 in the environment of the program and of pilots (WINDLASS_FREE_THREADED=1 instead tries it without the lock)"
     )
-
-from windlass import interrupted as _interrupted  # noqa: F401 # pyright: ignore[reportUnusedImport]
 
 TYPE_CHECKING = False  # checkers take it for True; `typing` itself is not needed here
 if TYPE_CHECKING:

@@ -2,8 +2,8 @@
 
 What a shell would run next counts on the results, so the status is to say that they are not there. The interpreter has such a status for a
 Ctrl-C that ends the program itself; what comes in a handler of its end is only shown. So the process ends by SIGINT, as that one does, but
-as the very last: when the interpreter lets go of `sys`, all handlers have run and what was written is out. Handlers run from the last to
-the first, and this one is registered when `windlass` is imported; until then another Ctrl-C means what it always does.
+as the very last: when the interpreter lets go of `sys`, all handlers have run and what was written is out. Until its handler
+has run, another Ctrl-C means what it always does.
 """
 
 from __future__ import annotations
