@@ -157,7 +157,11 @@ async def _say_hello(
         "ssl_shutdown_timeout": SHUTDOWN_TIMEOUT,
     }
     if beside is not None:
-        await loop.create_unix_connection(lambda: connection, sock=beside, **secure)
+        try:
+            await loop.create_unix_connection(lambda: connection, sock=beside, **secure)
+        except BaseException:  # given up before a transport had it, which else closes it
+            beside.close()
+            raise
         return await connection.answer
     connect = partial(loop.create_connection, lambda: connection, port=port, **secure)
     try:
