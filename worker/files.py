@@ -98,8 +98,6 @@ class Files:
         #: Under which names the calls that hold it know it.
         self._bases: dict[FileName, set[str]] = {}
         self._pinned: set[FileName] = set()
-        #: Calls can write to files of the cache, as no mode holds for root: one that nobody held is looked at before it is held again.
-        self._writable = os.geteuid() == 0
         #: What the manager was asked for and has not come.
         self._wanted: set[FileName] = set()
         #: What the manager has been told is here.
@@ -132,7 +130,7 @@ class Files:
             self._bases.setdefault(name, set()).add(ref.base)
             if ref.level == "forever":
                 self._share()
-            if self._writable and self._is_compared(name):
+            if self._is_compared(name):  # no mode holds for root, and others may cut it off
                 missing.append(key_of(name))
                 continue
             if self._pin(ref):

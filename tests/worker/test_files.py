@@ -220,7 +220,6 @@ async def test_a_file_that_a_call_has_written_to_is_fetched_anew_once_nobody_hol
     desk: Desk, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
     """Where calls are root, for whom no mode is anything; under those that hold it, it stays."""
-    monkeypatch.setattr(desk.files, "_writable", True)
     ref = FileRef(FileName(content_name(b"old")), 3, "data", "workflow")
     desk.files.heard(FetchFile(ref, SOURCE, data=b"old"))
     assert isinstance(await desk.next_said(), FileHere)
@@ -248,7 +247,6 @@ async def test_a_file_that_a_call_has_written_to_is_fetched_anew_once_nobody_hol
 @pytest.mark.parametrize("level", ["call", "workflow"])
 async def test_a_file_that_was_only_touched_is_used_on(desk: Desk, monkeypatch: pytest.MonkeyPatch, level: str) -> None:
     """As before an index is made; of a result, which has no name of its content, too: its call is not made again."""
-    monkeypatch.setattr(desk.files, "_writable", True)
     cache = desk.files.cache
     for ref in (FileRef(FileName(content_name(b"old")), 3, "data", level), FileRef(FileName("r-" + "1" * 32), 3, "data", level)):
         filling = cache.fill(ref.name, 3, level)
