@@ -27,6 +27,7 @@ from typing import Final
 
 from windlass import descriptors
 from windlass.memory_files import memory_file
+from windlass.passing import NOT_EXECUTED
 
 #: Bytes of stdout and of stderr that are kept: a line per pilot, for a hundred thousand pilots.
 OUTPUT_LIMIT: Final = 32 << 20
@@ -35,8 +36,6 @@ _CHUNK: Final = 1 << 16
 #: end while its output is still held, as that may be by a ``tee``. Looks and no seconds: this thread may have had no turn meanwhile.
 _LOOK: Final = 0.2
 _QUIET: Final = 10
-#: A shell's exit statuses where a command is there, and cannot be started (its file server is away, memory is short), and where it is not.
-NOT_EXECUTED: Final = {126: errno.EIO, 127: errno.ENOENT}
 
 
 @dataclass(frozen=True, slots=True)

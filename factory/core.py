@@ -531,7 +531,7 @@ class FactoryCore:
         if pilot.phase in (Phase.CANCELLING, Phase.LEAVING):
             # Nobody may have heard it. What a pilot runs is not known while the manager is out of reach.
             known = not self.away or pilot.phase is Phase.CANCELLING
-            return known and not pilot.asked_lately(now) and not pilot.running_calls and not pilot.is_cut
+            return known and pilot.may_be_asked_again(now)
         if pilot.is_cut or (self.away and pilot.phase is Phase.SERVING):
             return self.away and now >= self._last_word_at
         return not pilot.connected and pilot.phase in (Phase.QUEUED, Phase.RUNNING, Phase.HELD)

@@ -219,9 +219,10 @@ class Pilot:
         runs = self.phase in (Phase.RUNNING, Phase.LEAVING, Phase.CANCELLING)
         return runs and self.served and not self.connected and not self.forgotten
 
-    def asked_lately(self, now: float) -> bool:
-        """Its end was asked for so lately that it may just be about to come."""
-        return self.asked and now - self.asked_at < ASK_AGAIN
+    def may_be_asked_again(self, now: float) -> bool:
+        """Its end, if it was asked for, is not just about to come, and costs no call."""
+        asked_lately = self.asked and now - self.asked_at < ASK_AGAIN
+        return not asked_lately and not self.running_calls and not self.is_cut
 
     def serves_well(self, now: float) -> bool:
         """It has served for long enough to show that its node can."""

@@ -206,12 +206,11 @@ def _shown_at(pilots: Iterable[Pilot], now: float) -> float:
 
 def _overdue(pilots: Iterable[Pilot], pool: PoolConfig, now: float) -> Iterable[Decision]:
     for pilot in pilots:
-        asked_again = not pilot.asked_lately(now) and not pilot.running_calls and not pilot.is_cut
         if pilot.phase is Phase.HELD:
             yield Decision((pilot.job,), f"held, so it will never start: {pilot.reason or 'no reason given'}")
-        elif pilot.phase is Phase.CANCELLING and asked_again:
+        elif pilot.phase is Phase.CANCELLING and pilot.may_be_asked_again(now):
             yield Decision((pilot.job,), "it was asked to end and is still there")
-        elif pilot.phase is Phase.LEAVING and asked_again:
+        elif pilot.phase is Phase.LEAVING and pilot.may_be_asked_again(now):
             yield Decision((pilot.job,), "it was let go and is still there")
         elif pilot.phase is Phase.RUNNING and not pilot.served and now - pilot.since >= pool.hello_timeout:
             yield Decision((pilot.job,), f"it runs since {now - pilot.since:.0f} s and has not connected to the manager")

@@ -53,7 +53,7 @@ from windlass.factory.launch import own_template, pilot_script
 from windlass.factory.logs import PilotLogs
 from windlass.factory.pool import NAME
 from windlass.factory.processes import tail_of
-from windlass.passing import PASSING
+from windlass.passing import NOT_EXECUTED, PASSING
 
 log = logging.getLogger("windlass.factory")
 
@@ -263,7 +263,7 @@ class SlurmBackend:
             if error.errno in PASSING:
                 raise NotSent(f"cannot start {command[0]}: {error.strerror or error}") from None
             return ""
-        if ran.status in slurm_words.NOT_EXECUTED:
+        if ran.status in NOT_EXECUTED:
             return ""
         refused = slurm_words.refusal(command[0], ran.status, ran.stderr) if ran.status != 0 else None
         if isinstance(refused, Unreachable | NotNow):

@@ -32,6 +32,7 @@ from typing import Final
 
 from windlass.errors import BatchError, OverLimit, Rejected, Unreachable
 from windlass.factory.backend import Cause, JobId, Listed, NotNow, NotSent, PilotState, Tag
+from windlass.passing import NOT_EXECUTED
 
 #: Of the environment that Slurm's commands are run in. They change answers, and inside a job they change submissions.
 SPOILING: Final = ("SQUEUE_", "SINFO_", "SBATCH_", "SLURM_", "SCANCEL_", "SRUN_", "SALLOC_")
@@ -391,8 +392,6 @@ def read_rows(text: str, prefix: str, *, clusters: bool = False) -> list[Row]:
 
 # ---------------------------------------------------------------- refusals
 
-#: Exit statuses of a shell, or of the loader, where a command cannot be started, or is not there: as while its packages are replaced.
-NOT_EXECUTED: Final = (126, 127)
 #: No answer, or one that says nothing of what was asked.
 _UNREACHABLE: Final = re.compile(
     r"Unable to contact slurm controller|Socket timed out|authentication error|Munge (en|de)code failed|Unexpected message received"

@@ -49,6 +49,7 @@ from windlass.manager.library import read_concurrency
 from windlass.manager.mapping import MapResults, cancel_all, in_chunks
 from windlass.manager.progress import Progress
 from windlass.messages import CallOptions
+from windlass.prompts import ends_by_ctrl_c, in_notebook
 
 if TYPE_CHECKING:
     from windlass.factory.factory import PoolWord
@@ -255,13 +256,12 @@ def _wait_for_leaving() -> None:
 
 def _at_exit() -> None:
     """The program ends: finish the pools that nobody has shut down."""
-    # At a prompt that is what was shown last, perhaps hours ago: the program has not ended by it.
-    interrupted = not hasattr(sys, "ps1") and issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt)
+    interrupted = ends_by_ctrl_c()
     # A forked child has its parent's handlers, but the calls are the parent's.
     pools = [pool for pool in list(_open) if not pool.closed and pool.pid == os.getpid()]
-    if _in_kernel():
-        # Nobody can wait here: it is killed 2.5 s after it was told to end. Managers and factories end after this; but first, and in all
-        # pools at once, goes what is in the queue of a batch system, where it would stay.
+    if in_notebook():
+        # Nobody can wait here. Managers and factories end after this; but first, and in all pools at once, goes what is in the queue of a
+        # batch system, where it would stay.
         for pool in pools:
             if pool.factory is not None:
                 pool.factory.begin_close(_KERNEL_SECONDS)
@@ -277,14 +277,6 @@ def _at_exit() -> None:
     if count and not told:
         log.warning("Ctrl-C has cancelled %s not ended", "1 call that had" if count == 1 else f"{count:,} calls that had")
         ends_by_interrupt()
-
-
-def _in_kernel() -> bool:
-    if "IPython" not in sys.modules:
-        return False
-    from windlass.notebook import in_notebook
-
-    return in_notebook()
 
 
 class Submitter(futures.Executor, LeavesInThread):

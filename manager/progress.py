@@ -23,6 +23,8 @@ from io import StringIO
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
+from windlass.prompts import in_notebook
+
 #: Seconds of work after which a bar appears by itself.
 DELAY: Final = 2.0
 #: Seconds between two drawings.
@@ -86,11 +88,7 @@ class Progress:
         return _is_terminal(self._stream or sys.stderr)
 
     def _in_notebook(self) -> bool:
-        if self._stream is not None or "IPython" not in sys.modules:
-            return False
-        from windlass.notebook import in_notebook
-
-        return in_notebook()
+        return self._stream is None and in_notebook()
 
     @property
     def watching(self) -> bool:

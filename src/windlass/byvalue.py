@@ -29,7 +29,7 @@ import sys
 import types
 from abc import ABCMeta
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache, singledispatch, singledispatchmethod, update_wrapper
 from io import BytesIO
 from pickle import PickleBuffer, PicklingError
@@ -390,18 +390,23 @@ def make_lazy_imports(func: FunctionType) -> None:
     """Make the imports that ``lazy import`` (Python 3.15) has put off, as a use of these globals would. Raises what they raise."""
     if _LAZY is None:
         return
+    put_off: list[str] = sorted(getattr(sys, "lazy_modules", ()))
     for name in global_names(func):
         value: Any = func.__globals__.get(name)
         if type(value) is _LAZY:
             func.__globals__[name] = value = value.resolve()
-        if type(value) is ModuleType:  # of ``lazy import a.b`` it is a; b comes when that is asked for it
-            used, above = set(func.__code__.co_names), f"{value.__name__}."
-            put_off: list[str] = sorted(getattr(sys, "lazy_modules", ()))
-            for parts in (one.removeprefix(above).split(".") for one in put_off if one.startswith(above)):
-                if used.issuperset(parts):
-                    found: Any = value
-                    for part in parts:
-                        found = getattr(found, part, None)
+        if type(value) is ModuleType:
+            _ask_for_submodules(value, set(func.__code__.co_names), put_off)
+
+
+def _ask_for_submodules(module: ModuleType, used: set[str], put_off: Iterable[str]) -> None:
+    """Of ``lazy import a.b`` the global is a; b comes when that is asked for it."""
+    above = f"{module.__name__}."
+    for parts in (one.removeprefix(above).split(".") for one in put_off if one.startswith(above)):
+        if used.issuperset(parts):
+            found: Any = module
+            for part in parts:
+                found = getattr(found, part, None)
 
 
 def global_names(func: FunctionType) -> list[str]:

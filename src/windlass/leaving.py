@@ -18,7 +18,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from windlass.interrupted import ends_by_interrupt
+from windlass.prompts import ends_by_ctrl_c, in_notebook
 
 if TYPE_CHECKING:
     import asyncio
@@ -47,12 +47,12 @@ class LeavesInThread:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         import asyncio
 
-        left = in_thread(partial(cast("Any", self).__exit__, kind, error, traceback), self._hurry)
+        left = leave_in_thread(partial(cast("Any", self).__exit__, kind, error, traceback), self._hurry)
         try:
             await asyncio.shield(left)
         except asyncio.CancelledError:
             if not left.done():
-                await in_thread(self._hurry)
+                await leave_in_thread(self._hurry)
             await left
             raise
 
@@ -60,7 +60,7 @@ class LeavesInThread:
         """The wait for the end was interrupted."""
 
 
-def in_thread(work: Callable[[], object], hurry: Callable[[], object] = lambda: None) -> asyncio.Future[None]:
+def leave_in_thread(work: Callable[[], object], hurry: Callable[[], object] = lambda: None) -> asyncio.Future[None]:
     """Do it in a thread of its own, or here where none can be had; done when it has ended, with its exception if it raised one.
 
     The program's end waits for it, and calls ``hurry`` at a Ctrl-C.
@@ -111,14 +111,10 @@ os.register_at_fork(after_in_child=_running.clear)
 def _at_exit() -> None:
     """The program ends: wait for what is being left."""
     running = dict(_running)
-    if "IPython" in sys.modules:
-        from windlass.notebook import in_notebook
-
-        if in_notebook():  # it is killed 2.5 s after it was told to end, so nobody can wait here
-            _hurry(running)
-            return
-    # At a prompt that is what was shown last, perhaps hours ago.
-    if not hasattr(sys, "ps1") and issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt):
+    if in_notebook():  # nobody can wait here
+        _hurry(running)
+        return
+    if ends_by_ctrl_c():
         _hurry(running)
     try:
         tell_at = time.monotonic() + TELL_AFTER

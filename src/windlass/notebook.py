@@ -13,7 +13,6 @@ A bar in a notebook is an output that is replaced (IPython's display ids).
 from __future__ import annotations
 
 import html
-import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
@@ -115,13 +114,6 @@ def call_card(title: str, state: str, tag: str, record: CallDone | None, times: 
 
 
 # ---------------------------------------------------------------- the bar
-
-
-def in_notebook() -> bool:
-    """A notebook runs this program: what is displayed is HTML."""
-    ipython = sys.modules.get("IPython")
-    shell = cast("Any", ipython).get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
-    return shell is not None and hasattr(shell, "kernel")
 
 
 class NotebookBar:

@@ -23,6 +23,9 @@ _AWAY: Final = (
     errno.EHOSTUNREACH,
     errno.ENETUNREACH,
 )
+#: Exit statuses of a shell, or of the loader, where a command is there and cannot be started (its file server is away, memory is short, its
+#: libraries are being replaced), and where it is not; with the errors that stand for them.
+NOT_EXECUTED: Final = {126: errno.EIO, 127: errno.ENOENT}
 PASSING: Final = frozenset(_SHORT + _AWAY)
 
 
