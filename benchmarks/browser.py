@@ -16,9 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+
+import psutil
 
 #: Puts the pipe's ends to descriptors 3 and 4, and becomes the browser.
 _PLACE: Final = """
@@ -57,7 +60,12 @@ class Browser:
             *("--disable-component-update", "--disable-sync", "--remote-debugging-pipe", f"--user-data-dir={self._folder}", "about:blank"),
         ]
         self._process = subprocess.Popen(
-            words, pass_fds=(commands, answers), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            words,
+            pass_fds=(commands, answers),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": self._folder},  # it leaves directories there
         )
         os.close(commands)
         os.close(answers)
@@ -156,13 +164,15 @@ class Browser:
             self.complaints.append(json.dumps(told["args"]))
 
     def close(self) -> None:
-        """End it."""
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        """End it, and the processes that it has started, which write into its folder for a moment longer than it lives."""
+        with suppress(psutil.NoSuchProcess):
+            family = [(browser := psutil.Process(self._process.pid)), *browser.children(recursive=True)]
+            self._process.terminate()
+            _, stubborn = psutil.wait_procs(family, timeout=10)
+            for process in stubborn:
+                process.kill()
+            psutil.wait_procs(stubborn, timeout=10)
+        self._process.wait()
         os.close(self._read)
         os.close(self._write)
         shutil.rmtree(self._folder, ignore_errors=True)
