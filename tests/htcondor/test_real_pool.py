@@ -127,7 +127,7 @@ def test_calls_run_and_the_factory_takes_its_pilots_away(stage: Stage) -> None:
         futures = [manager.submit(windlass.FunctionCall("lib", "double", number)) for number in range(50)]
         assert [future.result(timeout=PATIENCE) for future in futures] == [2 * number for number in range(50)]
         assert stage.jobs(factory.name)
-    assert stage.jobs(factory.name) == []
+    stage.until("the queue is empty", lambda: not stage.jobs(factory.name))  # a shadow may take longer to report than the factory's grace
 
 
 def test_pilots_need_no_files_of_the_submitter(stage: Stage) -> None:
@@ -210,7 +210,7 @@ def test_clean_removes_what_a_killed_program_left_in_the_queue(stage: Stage) -> 
 
 def test_a_factory_of_the_same_name_adopts_the_pilots_of_one_that_was_killed(stage: Stage) -> None:
     """SIGKILL: no word to anybody. Nothing but the batch system tells the next one of the pilots."""
-    options = ["--name", "night", "--cores", "1", "--max-pilots", "1", "--min-pilots", "1", "--query-interval", "0.5"]
+    options = ["--name", "night", "--cores", "1", "--max-pilots", "1", "--min-pilots", "1", "--query-interval", "0.5s"]
     with windlass.Manager() as manager:
         manager.install_library("lib", double)
         command = [WINDLASS, "factory", "run", str(manager.pilot_file.with_name("client.json")), "htcondor", *options]
@@ -226,7 +226,7 @@ def test_a_factory_of_the_same_name_adopts_the_pilots_of_one_that_was_killed(sta
             assert manager.submit(windlass.FunctionCall("lib", "double", 2)).result(timeout=PATIENCE) == 4
             assert stage.jobs("night") == [job]
             assert "submit" not in cast("dict[str, int]", second.status()["commands"])
-        assert stage.jobs("night") == []
+        stage.until("the queue is empty", lambda: not stage.jobs("night"))
 
 
 # ---------------------------------------------------------------- what pools do

@@ -20,6 +20,7 @@ import contextlib
 import os
 import pwd
 import random
+import re
 import shutil
 import signal
 import socket
@@ -73,6 +74,9 @@ InactiveLimit=0
 ReturnToService=2
 TreeWidth=50
 """
+
+#: The first release whose slurmd wants control groups, unless told otherwise, and can be told.
+WITHOUT_CGROUPS: Final = (23, 11)
 
 #: What ``lines`` may override.
 DEFAULTS: Final[Mapping[str, str]] = {
@@ -199,11 +203,19 @@ class SlurmCluster:
             key.touch(0o600)
             key.write_bytes(os.urandom(1024))
             key.chmod(0o400)
+        cgroups = self.folder / "cgroup.conf"
+        if not cgroups.exists() and self._release() >= WITHOUT_CGROUPS:
+            cgroups.write_text("CgroupPlugin=disabled\n")  # nothing here asks for them, and a slurmd ends where it cannot have them
         self.start_munge()
         self.start_controller()
         for node in self.nodes:
             self.start_node(node)
         self.wait_for_nodes()
+
+    def _release(self) -> tuple[int, ...]:
+        """Slurm's on this machine, as (23, 11)."""
+        found = re.search(r"(\d+)\.(\d+)", self.run("slurmctld", "-V", check=False).stdout)
+        return (int(found[1]), int(found[2])) if found else ()
 
     def wait_for_nodes(self, nodes: Sequence[str] = (), timeout: float = START_SECONDS) -> None:
         """Return when these nodes (none given: all) take work."""
