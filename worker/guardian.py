@@ -20,6 +20,9 @@ What serves the image that the worker runs in is no child of the worker: `windla
 as it lives off it itself.
 
 Processes are looked for again and again until two looks in a row find none, since one may fork while it is being looked at.
+
+Resource trackers, of multiprocessing and of joblib's loky, come last: they take away the semaphores and the shared memory of those that
+used them once all of these have ended, and then end by themselves. A call that has used joblib would leave them on the node for ever.
 """
 
 from __future__ import annotations
@@ -37,6 +40,10 @@ from windlass.worker.image import Servers
 VARIABLE: Final = "WINDLASS_WORKER_ID"
 #: A process in the kernel's hands (disk sleep) may not end: after so many seconds the guardian gives up on it.
 PATIENCE_SECONDS: Final = 10.0
+#: Seconds that resource trackers have for their work.
+TRACKER_SECONDS: Final = 1.0
+#: In the command lines of these.
+_TRACKER: Final = b"resource_tracker"
 
 _IGNORED: Final = (
     signal.SIGTERM,
@@ -107,13 +114,15 @@ class Guardian:
 def end_marked(token: str, sessions: Collection[int], spare: Collection[int]) -> int:
     """SIGKILL every process marked with `token` or in one of `sessions`, but not `spare`; returns how many."""
     killed: set[int] = set()
-    until = time.monotonic() + PATIENCE_SECONDS
+    until, trackers_until = time.monotonic() + PATIENCE_SECONDS, time.monotonic() + TRACKER_SECONDS
     since = _own_start()
     quiet = 0
     while quiet < 2 and time.monotonic() < until:
         found = [pid for pid in marked(token, sessions, since) if pid not in spare]
         quiet = 0 if found else quiet + 1
         for pid in found:
+            if time.monotonic() < trackers_until and is_tracker(pid):
+                continue
             killed.add(pid)
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -148,6 +157,15 @@ def marked(token: str, sessions: Collection[int] = (), since: int = 0) -> list[i
         except (OSError, IndexError, ValueError):
             continue  # gone, or another user's
     return found
+
+
+def is_tracker(pid: int) -> bool:
+    """Whether a process is a resource tracker (see above), by its command line."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
+            return _TRACKER in _read_all(file.fileno())
+    except OSError:
+        return False
 
 
 def _own_start() -> int:

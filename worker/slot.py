@@ -91,7 +91,7 @@ from windlass.worker.slotlink import (
     bounded,
     read_setup,
 )
-from windlass.worker.slotproc import death, kill_tree
+from windlass.worker.slotproc import death, kill_group, kill_tree
 
 #: The interpreter adapts a function when it has run eight times.
 REHEARSALS: Final = 16
@@ -429,10 +429,9 @@ class Slot:
         if words[base + CANCEL] == count:  # in this order: the worker writes the one, and then reads the other
             kill_tree(pid)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)  # what it left behind; before it is reaped, for then the number may be another's
-        words[base + CHILD] = 0
+        words[base + CHILD] = 0  # before it is reaped, for then the number may be another's
         _, status, usage = os.wait4(pid, 0)
+        kill_group(pid)  # what it left behind
         if words[base + FINISHED] == count:
             return
         if words[base + SENDING] == count:

@@ -12,7 +12,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from signal import SIGKILL
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -20,6 +19,7 @@ import msgspec
 from windlass.memory_files import memory_file
 from windlass.messages import BAD_CALL, CallEnd, CallId, EndDetail, HeldCall
 from windlass.worker.slotlink import RESULT_BYTES, Prepared, Step, Unable, socket_pair
+from windlass.worker.slotproc import kill_group
 
 if TYPE_CHECKING:
     from windlass.worker.zygotehandle import ZygoteHandle
@@ -218,9 +218,8 @@ def reap(process: subprocess.Popen[bytes]) -> tuple[int, int] | None:
     try:
         if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return None
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, SIGKILL)
         _, status, usage = os.wait4(process.pid, 0)
+        kill_group(process.pid)
     except ChildProcessError:  # somebody else has reaped it
         process.returncode = 0
         return 0, 0

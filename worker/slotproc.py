@@ -1,6 +1,8 @@
 """Processes of slots, as /proc shows them: are they stopped, gone, whose children are they, and how to end all of them.
 
 Only processes of this user's own instances are asked about, by ids that their zygote or this worker has not yet reaped.
+
+Resource trackers (`windlass.worker.guardian.is_tracker`) are spared, as they are about to end when what uses them has been killed.
 """
 
 from __future__ import annotations
@@ -8,11 +10,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
 from windlass.messages import EndDetail
+from windlass.worker.guardian import is_tracker
 
 #: How often it is looked whether a process has stopped, and the seconds between: a fork of a large process takes some milliseconds.
 STOP_LOOKS: Final = 20
@@ -66,20 +69,43 @@ def has_others(pid: int, child: int) -> bool:
 
 
 def kill_below(pid: int) -> set[int]:
-    """Kill all descendants of a process, also those that start while this happens; returns which."""
-    killed: set[int] = set()
+    """Kill all descendants of a process, also those that start while this happens; returns which, and trackers, which are about to end."""
+    return _kill_all(lambda: descendants(pid))
+
+
+def _kill_all(look: Callable[[], Iterable[int]]) -> set[int]:
+    """Kill what is found, until nothing is found that was not before; returns all that was found."""
+    found: set[int] = set()
     for _ in range(8):
-        fresh = [child for child in descendants(pid) if child not in killed]
+        fresh = [pid for pid in look() if pid not in found]
         if not fresh:
             break
-        for child in fresh:
-            kill(child, signal.SIGKILL)
-        killed.update(fresh)
-    return killed
+        for pid in fresh:
+            if not is_tracker(pid):
+                kill(pid, signal.SIGKILL)
+        found.update(fresh)
+    return found
+
+
+def kill_group(leader: int) -> None:
+    """Kill what is left of the process group of one that has just been reaped: its number is not given away while the group has others."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, 0)
+        _kill_members(leader)
+
+
+def _kill_members(group: int) -> set[int]:
+    """Kill a process group, but its trackers; returns its members where it has any of these."""
+    if any(map(is_tracker, _group(group))):
+        return _kill_all(lambda: _group(group))
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+    return set()
 
 
 def kill_tree(pid: int) -> set[int]:
-    """Kill a process that leads its own process group, its group, and all its descendants; returns which these were."""
+    """Kill a process that leads its own process group, its group, and all its descendants; returns these, and trackers, which are about
+    to end."""
     if pid <= 0:
         return set()  # not known yet: 0 would be this process's own group
     # Stopped first, so that it starts no more of them. One that is in the middle of a fork stops after it, a little later.
@@ -88,11 +114,14 @@ def kill_tree(pid: int) -> set[int]:
         if process_state(pid) in ("T", "t", "Z", "X", ""):
             break
         time.sleep(STOP_PAUSE)
-    killed = kill_below(pid)
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+    found = kill_below(pid)
+    if any(map(is_tracker, found)):
+        found |= _kill_members(pid)
+    else:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
     kill(pid, signal.SIGKILL)
-    return killed
+    return found - {pid}
 
 
 def kill(pid: int, number: int) -> bool:
@@ -163,12 +192,22 @@ def _children(pid: int) -> list[int]:
     return children
 
 
+def _group(leader: int) -> list[int]:
+    """The living members of a process group."""
+    return _scan(lambda fields: int(fields[2]) == leader and fields[0] not in b"ZX")
+
+
 def _children_by_scan(pid: int) -> list[int]:
     """For kernels without CONFIG_PROC_CHILDREN."""
-    children: list[int] = []
+    return _scan(lambda fields: int(fields[1]) == pid)
+
+
+def _scan(wanted: Callable[[list[bytes]], bool]) -> list[int]:
+    """The processes of which this is so, by the words of /proc/PID/stat from the state on."""
+    found: list[int] = []
     for name in os.listdir("/proc"):
         if name.isdigit():
             with suppress(OSError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
-                if int(file.read().rpartition(b") ")[2].split()[1]) == pid:
-                    children.append(int(name))
-    return children
+                if wanted(file.read().rpartition(b") ")[2].split()):
+                    found.append(int(name))
+    return found

@@ -36,6 +36,7 @@ import msgspec
 from windlass.worker import capture, hoist, slot
 from windlass.worker.slot_api import STATE
 from windlass.worker.slotlink import Forked, ForkSlot, NotForked, Prepared, Rows, Setup, SlotExited, Step, Unable, bounded, read_setup
+from windlass.worker.slotproc import kill_group
 
 
 class Zygote:
@@ -137,9 +138,8 @@ class Zygote:
                 self.say(SlotExited(row, pid, 0))
                 continue
             if ended is not None:
-                with suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)
                 _, status, usage = os.wait4(pid, 0)
+                kill_group(pid)
                 del self.slots[pid]
                 self.say(SlotExited(row, pid, status, usage.ru_maxrss * 1024))
 

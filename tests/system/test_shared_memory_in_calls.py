@@ -1,0 +1,83 @@
+"""What functions make by multiprocessing and joblib outlives processes (semaphores, shared memory), and must not stay on the node."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+import windlass
+
+Until = Callable[..., None]
+
+
+def share(note: str = "", seconds: float = 0.0) -> tuple[str, int]:
+    """Make some shared memory and leave it; its file, and the worker's process."""
+    from multiprocessing.shared_memory import SharedMemory
+
+    made = SharedMemory(create=True, size=4096)
+    path = f"/dev/shm/{made.name.lstrip('/')}"
+    if note:
+        Path(note).write_text(path)
+        time.sleep(seconds)
+    worker = next(one for one in psutil.Process().parents() if "windlass.worker" in one.cmdline())
+    return path, worker.pid
+
+
+def roots(count: int) -> tuple[float, int]:
+    """By processes of joblib's own; and of which process these are."""
+    from joblib import Parallel, delayed
+
+    return sum(Parallel(n_jobs=2)(delayed(pow)(number, 2) for number in range(count))), os.getpid()
+
+
+@contextmanager
+def pilot(mode: str) -> Iterator[windlass.Manager]:
+    with windlass.Manager() as manager, windlass.Factory(manager, "local", cores=1):
+        manager.install_library("lib", share, roots, mode=mode)
+        yield manager
+
+
+@pytest.mark.parametrize("mode", ["direct", "fork"])
+def test_it_goes_with_the_pilot(mode: str) -> None:
+    with pilot(mode) as manager:
+        path, _ = manager.submit(windlass.FunctionCall("lib", "share")).result(timeout=60)
+        assert mode == "fork" or Path(path).exists()
+    assert not Path(path).exists()
+
+
+def test_it_goes_with_the_call_in_mode_fork(until: Until) -> None:
+    with pilot("fork") as manager:
+        path, _ = manager.submit(windlass.FunctionCall("lib", "share")).result(timeout=60)
+        until("it is gone", lambda: not Path(path).exists())
+
+
+@pytest.mark.parametrize("mode", ["direct", "fork"])
+def test_it_goes_with_a_call_that_is_ended(mode: str, tmp_path: Path, until: Until) -> None:
+    note = tmp_path / "note"
+    with pilot(mode) as manager:
+        call = manager.submit(windlass.FunctionCall("lib", "share", str(note), 600).with_options(retries=0))
+        until("it runs", lambda: note.exists() and note.read_text())
+        call.cancel()
+        until("it is gone", lambda: not Path(note.read_text()).exists())
+
+
+def test_it_goes_when_the_worker_is_killed(until: Until) -> None:
+    with pilot("direct") as manager:
+        path, worker = manager.submit(windlass.FunctionCall("lib", "share")).result(timeout=60)
+        os.kill(worker, signal.SIGKILL)
+        until("it is gone", lambda: not Path(path).exists())
+
+
+@pytest.mark.parametrize("mode", ["direct", "fork"])
+def test_joblib_leaves_nothing(mode: str) -> None:
+    with pilot(mode) as manager:
+        total, pid = manager.submit(windlass.FunctionCall("lib", "roots", 10)).result(timeout=60)
+    assert total == sum(number * number for number in range(10))
+    assert [name for name in os.listdir("/dev/shm") if f"loky-{pid}-" in name or f"folder_{pid}_" in name] == []
