@@ -15,6 +15,7 @@ Each step is announced before it is done, so that the worker can name the step t
 A fork copies only the thread that forks. Threads of a library that does not expect this leave locks taken and work undone in the child,
 so a process that has such threads must not be forked. Some libraries do expect it: OpenBLAS ends its threads before each fork and
 starts them again when needed. So threads are judged by a trial: fork a child that leaves at once, and see whether they are still there.
+Those of an allocator that takes its locks before a fork, and does without the thread in the child, are known by their name.
 An open device (GPU drivers) and an initialised MPI do not survive a fork either.
 """
 
@@ -28,6 +29,7 @@ import pickle
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -44,6 +46,10 @@ from windlass.worker.slotlink import Setup, Step, bounded
 #: Devices that survive a fork; anything else below /dev belongs to a driver that may not.
 _HARMLESS_DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx", "/dev/console")
 _HARMLESS_FOLDERS: Final = ("/dev/shm/", "/dev/pts/", "/dev/fd/", "/dev/mqueue/", "/dev/hugepages/")
+
+#: Threads that survive a fork, by what their process calls them: jemalloc's tidy up, and its child has new locks and tidies up itself. It
+#: comes with pyarrow, and so with pandas and all that imports that.
+_HARMLESS_THREADS: Final = frozenset(["jemalloc_bg_thd"])
 
 #: A full or broken disk, or a table of the node's that is full.
 _NODES_TROUBLE: Final = (*FULL, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ESTALE)
@@ -163,8 +169,16 @@ def tell_traceback() -> None:
 
 
 def thread_count() -> int:
-    """Threads of this process, Python's and others."""
-    return len(os.listdir("/proc/self/task"))
+    """Threads of this process, Python's and others, but for such as survive a fork."""
+    threads = os.listdir("/proc/self/task")
+    return len(threads) if len(threads) == 1 else len(threads) - sum(map(_is_harmless, threads))
+
+
+def fork_quietly() -> int:
+    """As `os.fork`. Newer Pythons warn of forks with threads, by which those are meant that have been looked at."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return os.fork()
 
 
 def fork_hazards(library: Library) -> list[str]:
@@ -248,12 +262,16 @@ def _unpacked(ref: ObjectRef, store_folder: str, code_folder: str) -> str:
     return folder if os.path.isdir(folder) else snapshots.unpack(map_object(os.path.join(store_folder, ref.name)), folder)
 
 
-def _trial_fork() -> None:
-    import warnings
+def _is_harmless(thread: str) -> bool:
+    try:
+        with open(f"/proc/self/task/{thread}/comm") as file:
+            return file.read().strip() in _HARMLESS_THREADS
+    except OSError:  # it has ended since
+        return True
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # newer Pythons warn of forks with threads: that is what is tried out
-        pid = os.fork()
+
+def _trial_fork() -> None:
+    pid = fork_quietly()
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)

@@ -97,7 +97,7 @@ class Zygote:
             self.leave()
         wish = self.decoder.decode(packet)
         try:
-            pid = os.fork()
+            pid = hoist.fork_quietly()
         except OSError as error:
             self.say(NotForked(wish.row, f"fork failed: {error}"))
         else:

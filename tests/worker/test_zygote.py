@@ -286,6 +286,18 @@ async def test_threads_that_end_at_a_fork_do_no_harm(bench: Any) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(("name", "notes"), [("jemalloc_bg_thd", 0), ("something_else", 1)])
+async def test_an_allocators_threads_do_no_harm(bench: Any, tmp_path: Path, paths: tuple[str, ...], name: str, notes: int) -> None:
+    """The allocator that comes with pyarrow, and so with pandas, has a thread that stays at a fork and is not missed in the child."""
+    begin = f"open(f'/proc/self/task/{{threading.get_native_id()}}/comm', 'w').write({name!r}); begun.set(); time.sleep(3600)"
+    start = "threading.Thread(target=tidy, daemon=True).start()"
+    module(tmp_path, "tidier", f"import threading, time\nbegun = threading.Event()\ndef tidy(): {begin}\n{start}\nbegun.wait()\n")
+    ready = await ready_of(bench, bench.spec(add, imports=(ImportSpec("tidier", True),), paths=paths))
+    assert len(ready.notes) == notes
+    assert bench.value(await bench.run(add, 1, 2)) == 3
+
+
+@pytest.mark.asyncio
 async def test_an_open_device_makes_slots_interpreters_of_their_own(bench: Any, tmp_path: Path, paths: tuple[str, ...]) -> None:
     """A GPU driver's state does not survive a fork."""
     if DEVICE is None:
